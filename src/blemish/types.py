@@ -1,0 +1,183 @@
+"""The values that travel between the rooms of blemish: plain, frozen, typed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+NORMAL, ANOMALOUS = 0, 1
+GOOD = "good"  # the defect type of a normal picture
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One picture of a data set and what is known about it.
+
+    Attributes:
+        path: the picture file.
+        label: 0 normal, 1 anomalous, None unknown.
+        mask: file with the defect's pixels (> half of full scale = anomalous); None where there is none. A normal
+            picture in a set with masks has an all-zero mask and needs no file.
+        split: "train", "test" or "" where the data set does not say.
+        category: what the picture shows (bottle, screw, …); "" where there is one category only.
+        defect: "good" or the kind of defect; "" where unknown.
+    """
+
+    path: Path
+    label: int | None = None
+    mask: Path | None = None
+    split: str = ""
+    category: str = ""
+    defect: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Pictures as a method sees them.
+
+    Attributes:
+        images: float32 B 3 H W, normalised with the backbone's mean and standard deviation.
+        owners: int64 B: which source picture each row came from. Augmented copies share the owner of their original.
+    """
+
+    images: Tensor
+    owners: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What a method says of a batch.
+
+    Attributes:
+        image: float32 B: raw, unbounded, higher = more anomalous.
+        maps: float32 B h w in the same unit, at the method's working resolution.
+    """
+
+    image: Tensor
+    maps: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """Score, verdict and heatmap of one picture.
+
+    Attributes:
+        source: the path, or "array 3" for the fourth array of a call.
+        score: raw, unbounded, higher = more anomalous.
+        threshold: a score above it is an alarm; None where the artifact has none.
+        label: the verdict: 0 normal, 1 anomalous; None without a threshold.
+        size: (H, W) of the original picture in pixels.
+        anomaly_map: float32 h×w, unit of the score, at the method's working resolution.
+        digest: content hash of the decoded pixels (hex).
+        notes: what the decoder did that a person should know ("alpha composed over white").
+        category: the category it was judged as; "" for single-category detectors.
+        adapted: whether test-time adaptation changed the model for this score (which voids the guarantee).
+    """
+
+    source: str
+    score: float
+    threshold: float | None
+    label: int | None
+    size: tuple[int, int]
+    anomaly_map: np.ndarray = field(repr=False, compare=False)
+    digest: str = ""
+    notes: tuple[str, ...] = ()
+    category: str = ""
+    adapted: bool = False
+
+    @cached_property
+    def heatmap(self) -> np.ndarray:
+        """float32 H×W in the unit of the score, at the original size (bilinear)."""
+        import cv2
+        import numpy as np
+
+        height, width = self.size
+        resized = cv2.resize(self.anomaly_map, (width, height), interpolation=cv2.INTER_LINEAR)
+        return np.ascontiguousarray(resized, dtype=np.float32)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready row without the map."""
+        return {
+            "path": self.source,
+            "score": self.score,
+            "threshold": self.threshold,
+            "label": self.label,
+            "height": self.size[0],
+            "width": self.size[1],
+            "digest": self.digest,
+            "category": self.category,
+            "adapted": self.adapted,
+            "notes": list(self.notes),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """A picture that could not be scored, and why."""
+
+    source: str
+    reason: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"path": self.source, "error": self.reason}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """How good a detector is on labelled pictures. Every metric is a fraction between 0 and 1, or None.
+
+    Attributes:
+        image_auroc, image_ap: None unless both classes are present.
+        best_f1: the best F1 over all thresholds (an oracle: it looks at the labels), with its threshold.
+        pixel_auroc, aupro: None where the set has no masks. AUPRO is integrated to a false-positive rate of 0.3.
+        by_defect: per defect type the same metrics, each against all normal pictures, and `count`.
+        by_category: per category the same metrics.
+        confusion: true/false positives/negatives at the stored threshold; None without one.
+        rows: one dict per picture: path, score, truth, label, defect, category.
+        left_out: pictures that the artifact was fitted or calibrated on, not in any metric.
+        failures: pictures that could not be scored.
+    """
+
+    counts: Mapping[str, int]
+    image_auroc: float | None
+    image_ap: float | None
+    best_f1: float | None
+    best_f1_threshold: float | None
+    pixel_auroc: float | None
+    aupro: float | None
+    by_defect: Mapping[str, Mapping[str, float | int | None]]
+    by_category: Mapping[str, Mapping[str, float | int | None]]
+    threshold: float | None
+    confusion: Mapping[str, int] | None
+    rows: tuple[Mapping[str, Any], ...] = field(repr=False)
+    left_out: tuple[str, ...] = ()
+    failures: tuple[Failure, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready document."""
+        keys = [
+            "image_auroc",
+            "image_ap",
+            "best_f1",
+            "best_f1_threshold",
+            "pixel_auroc",
+            "aupro",
+            "threshold",
+        ]
+        return {
+            "counts": dict(self.counts),
+            **{key: getattr(self, key) for key in keys},
+            "confusion": None if self.confusion is None else dict(self.confusion),
+            "by_defect": {name: dict(values) for name, values in self.by_defect.items()},
+            "by_category": {name: dict(values) for name, values in self.by_category.items()},
+            "left_out": list(self.left_out),
+            "failures": [failure.to_dict() for failure in self.failures],
+            "rows": [dict(row) for row in self.rows],
+        }
