@@ -1,0 +1,88 @@
+"""The artifact: one file in safetensors format with a JSON manifest in its header.
+
+Reading never runs code from the file. The header's metadata holds `manifest` (JSON text) and `digest`, the SHA-256
+over the manifest, the table of tensors and their bytes, so that a damaged or altered file is noticed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from torch import Tensor
+
+from blemish.errors import ArtifactError
+from blemish.files import write_whole
+
+FORMAT = 1  # raised when an older blemish could misread the file
+
+
+def write(path: str | Path, tensors: Mapping[str, Tensor], manifest: Mapping[str, Any]) -> Path:
+    """Write an artifact whole or not at all. Raises: OutputError."""
+    text = json.dumps({"format": FORMAT, **manifest}, ensure_ascii=False, allow_nan=False)
+    table, data = _parts(safetensors.torch.save(dict(tensors)), "the artifact")
+    table["__metadata__"] = {"manifest": text, "digest": _digest(text, table, data)}
+    header = json.dumps(table, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    header += b" " * (-len(header) % 8)
+    return write_whole(path, len(header).to_bytes(8, "little") + header + data)
+
+
+def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and the manifest of an artifact.
+
+    Raises: ArtifactError when the file cannot be read, is of another kind, truncated, altered or of a newer format.
+    """
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be read ({error.strerror or error})") from error
+    table, data = _parts(content, path)
+    metadata = table.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or "manifest" not in metadata or "digest" not in metadata:
+        raise ArtifactError(f"{path}: is a safetensors file, but not one that blemish fit has written")
+    try:
+        manifest = json.loads(metadata["manifest"])
+        version = manifest["format"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ArtifactError(f"{path}: the manifest is damaged; fit again or restore a copy") from error
+    if version > FORMAT:
+        raise ArtifactError(
+            f"{path}: has format {version}, written by blemish {manifest.get('blemish', '?')}; this blemish reads "
+            f"formats up to {FORMAT}: pip install --upgrade blemish"
+        )
+    if _digest(metadata["manifest"], table, data) != metadata["digest"]:
+        raise ArtifactError(f"{path}: was altered or damaged after it was written; fit again or restore a copy")
+    return safetensors.torch.load(content), manifest
+
+
+def _parts(content: bytes, path: object) -> tuple[dict[str, Any], bytes]:
+    """The header table and the bytes of the tensors. Raises: ArtifactError."""
+    if content[:2] == b"PK" or content[:1] == b"\x80":
+        raise ArtifactError(f"{path}: is a Python or PyTorch object file, which can run code when loaded; not opened")
+    if len(content) < 8:
+        raise ArtifactError(f"{path}: is not an artifact ({len(content)} bytes)")
+    length = int.from_bytes(content[:8], "little")
+    if length > len(content) - 8:
+        looks = content[8:9] == b"{"
+        raise ArtifactError(f"{path}: is {'cut short' if looks else 'not an artifact that blemish fit has written'}")
+    try:
+        table = json.loads(content[8 : 8 + length].decode("utf-8", "surrogatepass"))
+        ends = [entry["data_offsets"][1] for name, entry in table.items() if name != "__metadata__"]
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+        raise ArtifactError(f"{path}: is not an artifact that blemish fit has written") from error
+    data = content[8 + length :]
+    if max(ends, default=0) != len(data):
+        raise ArtifactError(f"{path}: is cut short or damaged; fit again or restore a copy")
+    return table, data
+
+
+def _digest(manifest: str, table: Mapping[str, Any], data: bytes) -> str:
+    rest = {name: entry for name, entry in table.items() if name != "__metadata__"}
+    digest = hashlib.sha256(manifest.encode("utf-8", "surrogatepass"))
+    digest.update(json.dumps(rest, sort_keys=True).encode())
+    digest.update(data)
+    return digest.hexdigest()

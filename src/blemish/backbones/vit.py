@@ -1,0 +1,158 @@
+"""Vision Transformers over timm (`VisionTransformer` and `Eva`, which DINOv3 is).
+
+timm's own forward pass hands out neither the [CLS] attention row nor a pass in which chosen tokens are absent, so the
+pass is written out here from timm's modules: embed, add positions, gather the kept patches, prefix tokens, blocks.
+Attention is computed from the q and k that `q_norm` and `k_norm` put out (caught by hooks), so that the fused kernel
+stays on inside the blocks; for DINOv3 the rotary embedding, which comes after these norms, is applied here as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from timm.layers import apply_rot_embed_cat
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from blemish.backbones.base import Backbone, Features
+from blemish.backbones.weights import BackboneSpec, WeightsInfo
+from blemish.errors import ConfigError
+
+
+class VitBackbone(Backbone):
+    """A ViT: layer l is the residual stream after block l; `depth` blocks; stride = patch size."""
+
+    def __init__(self, spec: BackboneSpec, model: Any, info: WeightsInfo) -> None:
+        super().__init__(spec, model, info)
+        self.depth = len(model.blocks)
+        self.stride = int(model.patch_embed.patch_size[0])
+        self.dim = int(model.embed_dim)
+        self.prefix = int(model.num_prefix_tokens)
+        self.heads = int(model.blocks[0].attn.num_heads)
+
+    def norm(self, tokens: Tensor) -> Tensor:
+        out: Tensor = self.model.norm(tokens.to(self.dtype))  # type: ignore[operator]
+        return out.float()
+
+    def forward(
+        self,
+        images: Tensor,
+        layers: Sequence[int] = (),
+        *,
+        attention: Sequence[int] = (),
+        full_attention: Sequence[int] = (),
+        keep: Tensor | None = None,
+    ) -> Features:
+        """Tokens and attention of the layers asked for; blocks after the last one asked for are not run.
+
+        Args:
+            images: B 3 H W, normalised; H and W multiples of the stride.
+            layers: blocks (from 1) whose patch tokens are wanted; empty = the backbone's default layers.
+            attention: blocks whose [CLS] attention row is wanted. full_attention: whose whole attention is wanted.
+            keep: int64 B K, indices of the patches to keep, distinct within a row. The others never enter block 1:
+                positions are added first, then the kept tokens are gathered.
+        Raises: ConfigError for a layer that does not exist, a size the stride does not divide, a [CLS] row of a
+            model without [CLS].
+        """
+        self._check_images(images)
+        wanted = self.check_layers(layers)
+        self.check_layers((*attention, *full_attention) or wanted)
+        if attention and self.model.cls_token is None:
+            raise ConfigError(f"{self.spec.name} has no [CLS] token, so it has no [CLS] attention")
+        x, rope, grid = self._embed(images.to(self.dtype), keep)
+        tokens: dict[int, Tensor] = {}
+        caught: dict[int, tuple[Tensor, Tensor]] = {}
+        with self._catch_qk({*attention, *full_attention}, caught):
+            for layer in range(1, max((*wanted, *attention, *full_attention)) + 1):
+                block = self.model.blocks[layer - 1]  # type: ignore[index]
+                x = block(x) if rope is None else block(x, rope=rope)
+                if layer in wanted:
+                    tokens[layer] = x.float()
+        rotated = {layer: self._rotate(q, k, rope) for layer, (q, k) in caught.items()}
+        return Features(
+            tokens=tuple(tokens[layer][:, self.prefix :] for layer in wanted),
+            grids=(grid,) * len(wanted),
+            cls=() if self.model.cls_token is None else tuple(tokens[layer][:, 0] for layer in wanted),
+            attention={layer: _softmax_rows(*rotated[layer], 1)[:, :, 0, self.prefix :] for layer in attention},
+            full_attention={layer: _softmax_rows(*rotated[layer], None) for layer in full_attention},
+            kept=keep,
+        )
+
+    def _embed(self, images: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor | None, tuple[int, int]]:
+        """Tokens B T D as they enter block 1, the rotary embedding (or None), and the grid."""
+        model: Any = self.model
+        patches = model.patch_embed(images)
+        if patches.ndim == 3:  # timm models built without dynamic_img_size flatten
+            raise ConfigError(f"{self.spec.timm_name} was not built for dynamic image sizes")
+        batch, height, width, _ = patches.shape
+        x = patches.flatten(1, 2)
+        prefix = [
+            p.expand(batch, -1, -1) for p in (model.cls_token, getattr(model, "reg_token", None)) if p is not None
+        ]
+        if model.pos_embed is not None:
+            on_prefix = 0 if model.no_embed_class else self.prefix
+            positions = self._positions(model.pos_embed, on_prefix, (height, width))
+            x = x + positions[:, on_prefix:]
+            if on_prefix:
+                prefix = [torch.cat(prefix, dim=1) + positions[:, :on_prefix]]
+        rope = model.rope.get_embed(shape=(height, width)) if getattr(model, "rope", None) is not None else None
+        if keep is not None:
+            x = x.gather(1, keep[:, :, None].expand(-1, -1, x.shape[-1]))
+            if rope is not None:
+                rope = rope[keep][:, None]  # N E -> B 1 K E: one embedding per picture, shared by the heads
+        return model.norm_pre(torch.cat([*prefix, x], dim=1)), rope, (height, width)
+
+    def _positions(self, table: Tensor, prefix: int, grid: tuple[int, int]) -> Tensor:
+        """The learned positions (1 prefix+N D) on another grid, bicubic."""
+        side = round((table.shape[1] - prefix) ** 0.5)
+        if grid == (side, side):
+            return table
+        square = table[:, prefix:].float().transpose(1, 2).unflatten(2, (side, side))
+        resized = F.interpolate(square, size=grid, mode="bicubic", align_corners=False, antialias=self.spec.antialias)
+        return torch.cat([table[:, :prefix], resized.flatten(2).transpose(1, 2).to(table.dtype)], dim=1)
+
+    @contextmanager
+    def _catch_qk(self, layers: set[int], caught: dict[int, tuple[Tensor, Tensor]]) -> Iterator[None]:
+        """While open, `caught[layer]` receives that block's q and k (each B L T d), after their norms."""
+        handles = []
+
+        def catch(layer: int, index: int) -> Callable[[nn.Module, Any, Tensor], None]:
+            def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+                q, k = caught.get(layer, (output, output))
+                caught[layer] = (output, k) if index == 0 else (q, output)
+
+            return hook
+
+        try:
+            for layer in layers:
+                attn: Any = self.model.blocks[layer - 1].attn  # type: ignore[index,union-attr]
+                handles += [
+                    attn.q_norm.register_forward_hook(catch(layer, 0)),
+                    attn.k_norm.register_forward_hook(catch(layer, 1)),
+                ]
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _rotate(self, q: Tensor, k: Tensor, rope: Tensor | None) -> tuple[Tensor, Tensor]:
+        if rope is None:
+            return q, k
+        attn: Any = self.model.blocks[0].attn  # type: ignore[index,union-attr]
+        half = bool(getattr(attn, "rotate_half", False))
+        cut = int(attn.num_prefix_tokens)
+
+        def turn(x: Tensor) -> Tensor:
+            turned = apply_rot_embed_cat(x[:, :, cut:].float(), rope.float(), half=half)
+            return torch.cat([x[:, :, :cut].float(), turned], dim=2)
+
+        return turn(q), turn(k)
+
+
+def _softmax_rows(q: Tensor, k: Tensor, rows: int | None) -> Tensor:
+    """softmax(q kᵀ / √d) of the first `rows` queries (None: all), in float32: B L rows T."""
+    q = q[:, :, :rows].float()
+    return torch.softmax(q @ k.float().transpose(-2, -1) * q.shape[-1] ** -0.5, dim=-1)

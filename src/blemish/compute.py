@@ -1,0 +1,55 @@
+"""Which device and which precision a computation runs in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from blemish.errors import ConfigError
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """The device by name; "auto" is CUDA, else MPS, else the CPU. Raises: ConfigError for one that is not there."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device {name!r} is not available here; choose cpu, or auto") from error
+    return device
+
+
+def pick_precision(name: str, device: torch.device) -> torch.dtype:
+    """The precision by name; "auto" is bf16 where the hardware computes in it, else fp32.
+
+    Raises: ConfigError for an unknown name, or fp16 on a CPU (too narrow and slow there).
+    """
+    if name == "auto":
+        if device.type == "cuda":
+            return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+        fast = device.type == "cpu" and {"amx_bf16", "avx512_bf16"} & cpu_flags()
+        return torch.bfloat16 if fast else torch.float32
+    if name not in PRECISIONS:
+        raise ConfigError(f"unknown precision {name!r}. Known: auto, {', '.join(PRECISIONS)}")
+    if name == "fp16" and device.type == "cpu":
+        raise ConfigError("fp16 is for GPUs; on a CPU choose bf16 or fp32")
+    return PRECISIONS[name]
+
+
+def precision_name(dtype: torch.dtype) -> str:
+    return next(name for name, known in PRECISIONS.items() if known == dtype)
+
+
+def cpu_flags() -> set[str]:
+    """The instruction sets that the system reports; empty where it does not say (then fp32 is used)."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return set()
+    return next((set(line.split(":", 1)[1].split()) for line in lines if line.startswith("flags")), set())

@@ -1,0 +1,61 @@
+"""The demo set: solar cells of the ELPV data set, from the package `elpv-dataset`.
+
+ELPV: 2,624 electroluminescence pictures of solar cells, each with a probability of being defective. Licence: CC
+BY-NC-SA 4.0 (not for commercial use). When you publish results, cite
+
+- Buerhop et al. 2018, A Benchmark for Visual Identification of Defective Solar Cells in Electroluminescence
+  Imagery (EU PVSEC), and
+- Deitsch et al. 2019, Automatic Classification of Defective Photovoltaic Module Cells in Electroluminescence Images
+  (Solar Energy 185).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import replace
+from pathlib import Path
+
+from blemish.data.layouts import write_manifest
+from blemish.data.splits import hold_out
+from blemish.errors import DataError, MissingExtraError
+from blemish.types import ANOMALOUS, GOOD, NORMAL, Sample
+
+TEST_FRACTION = 0.25  # of the functional cells: 377 of 1,508
+CATEGORY, DEFECT = "solar", "defective"
+
+
+def write_elpv_manifest(path: str | Path, seed: int = 0) -> Path:
+    """A manifest of the ELPV solar cells at `path`: functional cells are normal, defective ones anomalous.
+
+    Cells of probability 0 are normal (1,508: 1,131 train and 377 test, drawn by `seed`), those of probability 1
+    anomalous (715, all test); the uncertain ones between are left out. Pictures are named by absolute path.
+
+    Raises: MissingExtraError without the `demo` extra; DataError when the package's table is not as expected;
+        OutputError when the manifest cannot be written.
+    """
+    spec = importlib.util.find_spec("elpv_dataset")  # located, never imported: only its files are of use
+    if spec is None or spec.origin is None:
+        raise MissingExtraError("elpv-dataset", extra="demo", purpose="read the ELPV solar cells")
+    normal, anomalous = _cells(Path(spec.origin).absolute().parent / "data")
+    train, test = hold_out(normal, TEST_FRACTION, seed)
+    rows = [replace(cell, split="train") for cell in train]
+    rows += [replace(cell, split="test") for cell in test + anomalous]
+    return write_manifest(path, rows)
+
+
+def _cells(folder: Path) -> tuple[list[Sample], list[Sample]]:
+    """(normal, anomalous) from the package's table: path, probability and kind of cell, between white space."""
+    table = folder / "labels.csv"
+    normal: list[Sample] = []
+    anomalous: list[Sample] = []
+    try:
+        for line in table.read_text(encoding="utf-8").splitlines():
+            name, probability, _ = line.split()
+            picture = folder / name
+            if float(probability) == 0:
+                normal.append(Sample(path=picture, label=NORMAL, category=CATEGORY, defect=GOOD))
+            elif float(probability) == 1:
+                anomalous.append(Sample(path=picture, label=ANOMALOUS, category=CATEGORY, defect=DEFECT))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{table}: cannot be read as ELPV's labels ({error}); reinstall elpv-dataset") from error
+    return normal, anomalous

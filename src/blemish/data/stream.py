@@ -1,0 +1,107 @@
+"""Pictures decoded and prepared ahead of the computation, in order, with the broken ones set aside."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+
+from blemish.data.transforms import Preprocessing, prepare
+from blemish.errors import BlemishError
+from blemish.images import Picture, decode
+from blemish.types import Batch, Failure
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+WORKERS = min(8, max(2, os.cpu_count() or 1))
+
+
+def map_ahead(function: Callable[[T], R], items: Iterable[T], *, ahead: int) -> Iterator[R]:
+    """`map` in a thread pool, in order, with at most `ahead` results computed in advance."""
+    pool = ThreadPoolExecutor(max_workers=WORKERS, thread_name_prefix="blemish-decode")
+    waiting: deque[Future[R]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+@dataclass
+class PictureStream:
+    """A re-iterable stream of batches over pictures.
+
+    Args:
+        sources: paths, PIL images or arrays.
+        preprocessing: size and normalisation.
+        batch_size: rows a batch.
+        rotations: every picture comes at this many angles, evenly over 360°; the copies share its owner.
+    Attributes:
+        failures: pictures that could not be decoded, found so far, by position in `sources`.
+        digests: content hash by position, of the pictures decoded so far.
+    """
+
+    sources: Sequence[Any]
+    preprocessing: Preprocessing
+    batch_size: int
+    rotations: int = 1
+    failures: dict[int, Failure] = field(default_factory=dict)
+    digests: dict[int, str] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[Batch]:
+        rows: list[torch.Tensor] = []
+        owners: list[int] = []
+        for owner, tensors in map_ahead(self._load, range(len(self.sources)), ahead=2 * self.batch_size):
+            for tensor in tensors:
+                rows.append(tensor)
+                owners.append(owner)
+                if len(rows) == self.batch_size:
+                    yield Batch(torch.stack(rows), torch.tensor(owners))
+                    rows, owners = [], []
+        if rows:
+            yield Batch(torch.stack(rows), torch.tensor(owners))
+
+    @property
+    def batches(self) -> int:
+        """How many batches one pass has when no picture is broken."""
+        return -(-len(self.sources) * self.rotations // self.batch_size)
+
+    def _load(self, index: int) -> tuple[int, list[torch.Tensor]]:
+        if index in self.failures:
+            return index, []
+        source = self.sources[index]
+        try:
+            picture = decode(source, window=self.preprocessing.decode_window(), name=name_of(source, index))
+        except BlemishError as error:
+            reason = getattr(error, "reason", str(error))
+            self.failures[index] = Failure(source=name_of(source, index), reason=reason)
+            return index, []
+        self.digests.setdefault(index, picture.digest)
+        angles = [360.0 * turn / self.rotations for turn in range(self.rotations)]
+        return index, [prepare(picture, self.preprocessing, angle=angle) for angle in angles]
+
+
+def name_of(source: Any, index: int) -> str:
+    """The path as given, or "array 3" for the fourth array or PIL image of a call."""
+    if isinstance(source, (str, os.PathLike)):
+        return os.fspath(source)
+    return f"array {index}"
+
+
+def load_picture(source: Any, index: int, window: tuple[float, float] | None) -> Picture | Failure:
+    """The decoded picture, or why it cannot be."""
+    name = name_of(source, index)
+    try:
+        return decode(source, window=window, name=name)
+    except BlemishError as error:
+        return Failure(source=name, reason=getattr(error, "reason", str(error)))

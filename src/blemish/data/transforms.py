@@ -1,0 +1,61 @@
+"""From decoded pixels to the tensor that a backbone sees."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from blemish.images import Picture
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """How every picture is brought to the backbone, at fit and at prediction alike; stored in the artifact.
+
+    Attributes:
+        height, width: the size it is resized to (the aspect ratio is not kept), in pixels.
+        mean, std: of the normalisation, per channel, for pixels in [0, 1].
+        window: (lo, hi) mapped linearly to 0…1 when decoding; None = 8-bit as it is, 16-bit over its full range.
+    """
+
+    height: int
+    width: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    window: tuple[float, ...] | None = None
+
+    def decode_window(self) -> tuple[float, float] | None:
+        return None if self.window is None else (self.window[0], self.window[1])
+
+
+def prepare(picture: Picture, preprocessing: Preprocessing, *, angle: float = 0.0) -> Tensor:
+    """float32 3 H W, resized (area averaging when shrinking, bilinear when growing), rotated, normalised.
+
+    Args: angle: degrees counter-clockwise about the centre; corners that come into view are filled by mirroring.
+    """
+    pixels = picture.pixels
+    height, width = pixels.shape[:2]
+    target = (preprocessing.width, preprocessing.height)
+    if (width, height) != target:
+        shrinks = width >= target[0] and height >= target[1]
+        pixels = cv2.resize(pixels, target, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    if angle % 360 != 0:
+        pixels = rotate(pixels, angle)
+    scale = 255.0 if pixels.dtype == np.uint8 else 1.0
+    mean = np.asarray(preprocessing.mean, dtype=np.float32) * scale
+    factor = 1.0 / (np.asarray(preprocessing.std, dtype=np.float32) * scale)
+    normalised = (pixels.astype(np.float32) - mean) * factor
+    return torch.from_numpy(np.ascontiguousarray(normalised.transpose(2, 0, 1)))
+
+
+def rotate(pixels: np.ndarray, angle: float) -> np.ndarray:
+    """H W C rotated about its centre by `angle` degrees counter-clockwise, same size, borders mirrored (bilinear)."""
+    if pixels.shape[0] == pixels.shape[1] and angle % 90 == 0:
+        return np.ascontiguousarray(np.rot90(pixels, round(angle / 90) % 4))
+    height, width = pixels.shape[:2]
+    turn = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), angle, 1.0)
+    return cv2.warpAffine(pixels, turn, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)

@@ -1,0 +1,200 @@
+"""How good a detector is on labelled pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from blemish.data import layouts
+from blemish.data.layouts import Dataset
+from blemish.errors import BlemishError, DataError
+from blemish.images import decode_mask
+from blemish.metrics.ranking import auroc, average_precision, best_f1, confusion
+from blemish.metrics.regions import PixelMetrics, PixelResult, StreamingPixelMetrics
+from blemish.predictor import Detector
+from blemish.types import ANOMALOUS, GOOD, NORMAL, Evaluation, Failure, Prediction, Sample
+
+RESOLUTION = 256
+_EXACT_PIXELS = 400_000_000  # beyond this the constant-memory mode is used (exact would need more than 2 GB)
+
+
+def evaluate(
+    detector: Detector,
+    data: str | Path | Dataset,
+    *,
+    resolution: int | None = RESOLUTION,
+    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    on_prediction: Callable[[Sample, Prediction], None] = lambda sample, prediction: None,
+) -> Evaluation:
+    """Image and pixel metrics on the labelled test pictures of a data set.
+
+    Pictures that the detector was fitted or calibrated on are recognised by content and left out.
+
+    Args:
+        data: a path in any layout with labels, or a Dataset. Its test split, or everything where it has none.
+        resolution: side of the square at which maps and masks are compared (masks: nearest); None = each picture's
+            own size.
+        on_prediction: called for every picture scored, in order.
+    Raises: DataError when there is no labelled picture, or only ones the detector already knows.
+    """
+    dataset = data if isinstance(data, Dataset) else layouts.read(data)
+    samples = [s for s in dataset.test() or dataset.samples if s.label is not None]
+    if not samples or (dataset.layout == "flat"):
+        raise DataError(f"{dataset.root}: evaluation needs pictures labelled good and defective; {dataset.description}")
+    known = {*detector.manifest["data"]["fitted"], *detector.manifest["data"]["calibrated"]}
+    masked = any(sample.mask is not None for sample in samples)
+    total = len(samples) * (resolution or 1024) ** 2
+    pixels = _PixelGroups(detector, exact=total <= _EXACT_PIXELS)
+    rows: list[dict[str, Any]] = []
+    failures: list[Failure] = []
+    left_out: list[str] = []
+    unmasked = 0
+    results = detector.predict_many(sample.path for sample in samples)
+    for done, (sample, result) in enumerate(zip(samples, results, strict=True), start=1):
+        progress("scoring", done, len(samples))
+        if isinstance(result, Failure):
+            failures.append(result)
+            continue
+        if result.digest in known:
+            left_out.append(result.source)
+            continue
+        if masked:
+            if sample.label == ANOMALOUS and sample.mask is None:
+                unmasked += 1
+            else:
+                try:
+                    pixels.add(sample, *_compared(sample, result, resolution))
+                except BlemishError as error:
+                    failures.append(Failure(source=str(sample.mask), reason=getattr(error, "reason", str(error))))
+                    unmasked += 1
+        rows.append(_row(sample, result))
+        on_prediction(sample, result)
+    if not rows:
+        raise DataError(f"{dataset.root}: no picture is left to evaluate: all are known to the detector or unreadable")
+    return _summary(detector, rows, pixels if masked else None, failures, left_out, unmasked)
+
+
+def _compared(sample: Sample, result: Prediction, resolution: int | None) -> tuple[np.ndarray, np.ndarray | None]:
+    height, width = result.size if resolution is None else (resolution, resolution)
+    anomaly_map = cv2.resize(result.anomaly_map, (width, height), interpolation=cv2.INTER_LINEAR)
+    if sample.mask is None:
+        return anomaly_map, None
+    mask = decode_mask(sample.mask).astype(np.uint8)
+    return anomaly_map, cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST).astype(bool)
+
+
+class _PixelGroups:
+    """Pixel metrics of everything, of each defect type against all normal pictures, and of each category."""
+
+    def __init__(self, detector: Detector, *, exact: bool) -> None:
+        self._exact = exact
+        low, high = detector.map_scale
+        self._range = (low - (high - low), high + 9 * (high - low))
+        self._normals: list[tuple[np.ndarray, str]] = []
+        self._groups: dict[tuple[str, str], PixelMetrics | StreamingPixelMetrics] = {}
+
+    def add(self, sample: Sample, anomaly_map: np.ndarray, mask: np.ndarray | None) -> None:
+        keys = [("all", ""), ("category", sample.category)]
+        if sample.label == ANOMALOUS:
+            keys.append(("defect", sample.defect))
+        for key in keys:
+            self._group(key).add(anomaly_map, mask)
+        if sample.label == NORMAL and self._exact:
+            self._normals.append((anomaly_map, sample.category))
+
+    def result(self, kind: str, name: str = "") -> PixelResult | None:
+        group = self._groups.get((kind, name))
+        if group is None:
+            return None
+        if kind == "defect":
+            if not self._exact:
+                return None  # would need every normal map once more for each defect type
+            for anomaly_map, _ in self._normals:
+                group.add(anomaly_map, None)
+        return group.compute()
+
+    def _group(self, key: tuple[str, str]) -> PixelMetrics | StreamingPixelMetrics:
+        if key not in self._groups:
+            self._groups[key] = PixelMetrics() if self._exact else StreamingPixelMetrics(*self._range)
+        return self._groups[key]
+
+
+def _row(sample: Sample, result: Prediction) -> dict[str, Any]:
+    return {
+        "path": result.source,
+        "score": result.score,
+        "truth": sample.label,
+        "label": result.label,
+        "defect": sample.defect or (GOOD if sample.label == NORMAL else ""),
+        "category": sample.category,
+    }
+
+
+def _summary(
+    detector: Detector,
+    rows: Sequence[Mapping[str, Any]],
+    pixels: _PixelGroups | None,
+    failures: Sequence[Failure],
+    left_out: Sequence[str],
+    unmasked: int,
+) -> Evaluation:
+    scores = np.array([row["score"] for row in rows])
+    truth = np.array([row["truth"] for row in rows])
+    f1 = best_f1(scores, truth)
+    whole = pixels.result("all") if pixels else None
+    defects = sorted({row["defect"] for row in rows if row["truth"] == ANOMALOUS})
+    categories = sorted({row["category"] for row in rows})
+    limit = None if detector.threshold is None else detector.threshold.value
+    return Evaluation(
+        counts={
+            "pictures": len(rows),
+            "normal": int((truth == NORMAL).sum()),
+            "anomalous": int((truth == ANOMALOUS).sum()),
+            "left_out": len(left_out),
+            "failed": len(failures),
+            "without_mask": unmasked,
+        },
+        image_auroc=auroc(scores, truth),
+        image_ap=average_precision(scores, truth),
+        best_f1=None if f1 is None else f1[0],
+        best_f1_threshold=None if f1 is None else f1[1],
+        pixel_auroc=None if whole is None else whole.pixel_auroc,
+        aupro=None if whole is None else whole.aupro,
+        by_defect={
+            name: _group(rows, lambda r, n=name: r["truth"] == NORMAL or r["defect"] == n, pixels, "defect", name)
+            for name in defects
+        },
+        by_category={
+            name: _group(rows, lambda r, n=name: r["category"] == n, pixels, "category", name) for name in categories
+        },
+        threshold=limit,
+        confusion=None if limit is None else confusion([row["label"] for row in rows], truth),
+        rows=tuple(rows),
+        left_out=tuple(left_out),
+        failures=tuple(failures),
+    )
+
+
+def _group(
+    rows: Sequence[Mapping[str, Any]],
+    belongs: Callable[[Mapping[str, Any]], bool],
+    pixels: _PixelGroups | None,
+    kind: str,
+    name: str,
+) -> dict[str, float | int | None]:
+    chosen = [row for row in rows if belongs(row)]
+    scores = [row["score"] for row in chosen]
+    truth = [row["truth"] for row in chosen]
+    result = pixels.result(kind, name) if pixels else None
+    count = sum(row["truth"] == ANOMALOUS for row in chosen) if kind == "defect" else len(chosen)
+    return {
+        "count": count,
+        "image_auroc": auroc(scores, truth),
+        "image_ap": average_precision(scores, truth),
+        "pixel_auroc": None if result is None else result.pixel_auroc,
+        "aupro": None if result is None else result.aupro,
+    }

@@ -1,0 +1,19 @@
+"""The detection methods, by name."""
+
+from __future__ import annotations
+
+from blemish.errors import unknown_name
+from blemish.methods.base import Method, MethodConfig
+from blemish.methods.memory import Knn, PatchCore
+from blemish.methods.padim import Padim
+
+__all__ = ["METHODS", "Method", "MethodConfig", "method_class"]
+
+METHODS: dict[str, type[Method]] = {"patchcore": PatchCore, "knn": Knn, "padim": Padim}
+
+
+def method_class(name: str) -> type[Method]:
+    """The class of a method. Raises: ConfigError that suggests the nearest name."""
+    if name not in METHODS:
+        raise unknown_name("method", name, METHODS)
+    return METHODS[name]

@@ -1,0 +1,161 @@
+"""What every detection method is: a config, a network with a frozen backbone, `fit`, `score`."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import ClassVar, Protocol, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from blemish.backbones import Backbone
+from blemish.errors import ArtifactError, ConfigError, NotFittedError
+from blemish.types import Batch, Scores
+
+Batches = Callable[[], Iterable[Batch]]
+
+
+class Progress(Protocol):
+    """Called as work goes on: what is being done, how much of it is done, how much there is (0 = unknown)."""
+
+    def __call__(self, stage: str, done: int, total: int) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodConfig:
+    """Settings that every method has.
+
+    Attributes:
+        backbone: an alias of `blemish backbones`, or any timm model name.
+        image_size: one number for a square, or height and width, in pixels; rounded to what the backbone divides.
+        layers: backbone layers whose features are used, from 1; empty = the backbone's default.
+        rotations: every training picture is learned at this many angles, evenly over 360°. 1 = as it is.
+        smoothing: standard deviation of the Gaussian over the anomaly map, as a fraction of the map's longer side.
+        top_fraction: the image score is the mean of this fraction of the map's highest values, in (0, 1]; at least
+            one value counts, so 0 means the maximum.
+        seed: of everything random in the method.
+    """
+
+    backbone: str = "dinov2_vits14"
+    image_size: tuple[int, ...] = (448,)
+    layers: tuple[int, ...] = ()
+    rotations: int = 1
+    smoothing: float = 0.01
+    top_fraction: float = 0.01
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if len(self.image_size) not in (1, 2) or min(self.image_size) < 1:
+            raise ConfigError(f"image_size: one or two positive numbers are needed, got {self.image_size}")
+        if self.rotations < 1:
+            raise ConfigError(f"rotations: at least 1 is needed, got {self.rotations}")
+        if not 0 <= self.smoothing < 0.5:
+            raise ConfigError(f"smoothing: a fraction of the side in [0, 0.5) is needed, got {self.smoothing}")
+        if not 0 <= self.top_fraction <= 1:
+            raise ConfigError(f"top_fraction: a fraction in [0, 1] is needed, got {self.top_fraction}")
+
+    @classmethod
+    def best(cls) -> Self:
+        """The settings that we find to work best: the defaults."""
+        return cls()
+
+    @classmethod
+    def recipes(cls) -> dict[str, Callable[[], Self]]:
+        """Name -> constructor: `best`, and every published setting as `paper…`."""
+        names = [name for name in dir(cls) if name == "best" or name.startswith("paper")]
+        return {name.replace("_", "-"): getattr(cls, name) for name in names}
+
+    @property
+    def height_width(self) -> tuple[int, int]:
+        return self.image_size[0], self.image_size[-1]
+
+
+class Method(nn.Module):
+    """A detection method that has (or gets, by `fit`) what it knows as tensors.
+
+    Attributes:
+        name, summary, source: for `blemish methods`; `source` is the paper.
+        Config: its config class.
+        minimum_images: fewest training pictures that it can be fitted on.
+        leaves_one_out: whether `score_left_out` exists, so that no picture need be held out for calibration.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    source: ClassVar[str]
+    Config: ClassVar[type[MethodConfig]]
+    minimum_images: ClassVar[int] = 1
+    leaves_one_out: ClassVar[bool] = False
+
+    def __init__(self, config: MethodConfig, backbone: Backbone) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = backbone
+
+    @abstractmethod
+    def fit(self, batches: Batches, count: int, progress: Progress) -> None:
+        """Learn what normal looks like.
+
+        Args:
+            batches: each call starts a new pass over the training pictures.
+            count: number of batches in a pass, for progress.
+        """
+
+    @abstractmethod
+    def anomaly_map(self, images: Tensor) -> Tensor:
+        """Raw anomaly per location: float32 B h w on the method's own grid, for images B 3 H W."""
+
+    def score(self, images: Tensor) -> Scores:
+        """Scores and smoothed maps (at a quarter of the input's sides) of a batch B 3 H W."""
+        return self._finish(self.anomaly_map(images), images)
+
+    def score_left_out(self, batch: Batch) -> Scores:
+        """As `score`, each training picture judged without what it itself has taught; see `leaves_one_out`."""
+        raise NotImplementedError(f"{self.name} has no leave-one-out score")
+
+    def _finish(self, raw: Tensor, images: Tensor) -> Scores:
+        size = (images.shape[-2] // 4, images.shape[-1] // 4)
+        maps = smooth(
+            F.interpolate(raw[:, None], size=size, mode="bilinear", align_corners=False), self.config.smoothing
+        )
+        return Scores(top_mean(maps.flatten(1), self.config.top_fraction), maps[:, 0])
+
+    def fitted_state(self) -> dict[str, Tensor]:
+        """Every tensor that an artifact must carry, backbone included."""
+        return {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+
+    def restore_state(self, tensors: dict[str, Tensor]) -> None:
+        """Take back what `fitted_state` gave. Raises: ArtifactError when the tensors do not fit the method."""
+        for name, buffer in list(self.named_buffers(recurse=False)):
+            if name in tensors:  # sizes of what was learned are known only now
+                setattr(self, name, buffer.new_empty(tensors[name].shape, dtype=tensors[name].dtype))
+        try:
+            self.load_state_dict(tensors)
+        except RuntimeError as error:
+            raise ArtifactError(f"the tensors do not fit method {self.name!r}: {error}") from error
+
+    def _require(self, learned: Tensor) -> None:
+        if learned.numel() == 0:
+            raise NotFittedError(f"this {self.name} detector has not been fitted; call fit first")
+
+
+def smooth(maps: Tensor, fraction: float) -> Tensor:
+    """Gaussian smoothing of B 1 h w; standard deviation = `fraction` of the longer side; borders mirrored."""
+    sigma = fraction * max(maps.shape[-2:])
+    radius = min(round(3 * sigma), maps.shape[-2] - 1, maps.shape[-1] - 1)
+    if radius < 1:
+        return maps
+    offsets = torch.arange(-radius, radius + 1, dtype=maps.dtype, device=maps.device)
+    kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
+    kernel = kernel / kernel.sum()
+    maps = F.conv2d(F.pad(maps, (radius, radius, 0, 0), mode="reflect"), kernel[None, None, None, :])
+    return F.conv2d(F.pad(maps, (0, 0, radius, radius), mode="reflect"), kernel[None, None, :, None])
+
+
+def top_mean(values: Tensor, fraction: float) -> Tensor:
+    """Mean of the highest `fraction` of each row of B N (at least one value): B."""
+    count = max(1, round(fraction * values.shape[1]))
+    return values.topk(count, dim=1).values.mean(1)

@@ -1,0 +1,177 @@
+"""Greedy k-centre selection, exact and streaming.
+
+PatchCore (Roth et al. 2022, Algorithm 1) thins its memory bank by greedy k-centre (farthest-point) selection. Done
+plainly that is one pass over all features per selected point. Here the same points are selected in blocks: distances
+to the selection only ever fall, so a stale distance is an upper bound, and as long as the best point of a small
+up-to-date block beats every stale bound outside it, it is the true farthest point. The bulk of the work becomes
+matrix products.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_BLOCK = 1024  # points kept up to date between two refreshes
+_CHUNK = 16384  # rows of one distance product; bounds the scratch memory
+
+
+def farthest_points(features: Tensor, count: int) -> tuple[Tensor, float]:
+    """Indices of a greedy k-centre selection, in the order of selection, and its covering radius.
+
+    The first centre is the point nearest to the mean, so that no random choice is involved; every further one is the
+    point farthest from the centres so far (ties: any of them).
+
+    Args:
+        features: float32 n D.
+        count: how many to select; at least 1. All are returned when count >= n.
+    Returns: int64 indices, and the largest Euclidean distance of any point to its nearest centre (0 if all are kept).
+    """
+    n = len(features)
+    if count >= n:
+        return torch.arange(n), 0.0
+    squares = (features * features).sum(1)
+    mean = features.mean(0)
+    start = int((squares - 2 * features @ mean).argmin())
+    selected: list[int] = [start]
+    pending: list[int] = [start]
+    bound = torch.full((n,), float("inf"))
+    while True:
+        _lower(bound, features, squares, pending)
+        pending = []
+        if len(selected) == count:
+            break
+        top = torch.topk(bound, min(_BLOCK + 1, n))
+        block = top.indices[:_BLOCK]
+        outside = float(top.values[-1]) if len(top.indices) > _BLOCK else -1.0
+        local = bound[block].numpy().copy()
+        gram = _square_distances(features[block], squares[block], features[block], squares[block]).numpy()
+        while len(selected) < count:
+            best = int(local.argmax())
+            if local[best] < outside:
+                break
+            pending.append(int(block[best]))
+            selected.append(pending[-1])
+            np.minimum(local, gram[best], out=local)
+            local[best] = -1.0  # never again, whatever rounding says
+    return torch.tensor(selected), float(bound.max().clamp_min(0).sqrt())
+
+
+def _square_distances(a: Tensor, a_squares: Tensor, b: Tensor, b_squares: Tensor) -> Tensor:
+    return torch.addmm(a_squares[:, None] + b_squares[None], a, b.T, alpha=-2).clamp_min_(0)
+
+
+def _lower(bound: Tensor, features: Tensor, squares: Tensor, centres: list[int]) -> None:
+    """Lower `bound` to the squared distance to the nearest of `centres`, in place; centres themselves to -1."""
+    index = torch.tensor(centres)
+    for start in range(0, len(features), _CHUNK):
+        rows = slice(start, start + _CHUNK)
+        distances = _square_distances(features[rows], squares[rows], features[index], squares[index])
+        torch.minimum(bound[rows], distances.amin(1), out=bound[rows])
+    bound[index] = -1.0
+
+
+class StreamingCoreset:
+    """A coreset of at most `size` points from a stream of any length, in memory that does not grow with the stream.
+
+    Points are collected up to `2 * size`; then a greedy k-centre selection keeps `size` of them and its covering
+    radius r becomes the bar: a later point within r of the kept ones adds nothing and is dropped on arrival. While no
+    more than `2 * size` points have come the result is exactly the offline greedy selection; after that it is a
+    merge-and-reduce of it, whose covering radius is at most the sum of the radii of the reductions.
+
+    Args:
+        size: hard cap on the points kept. dim: D.
+        search_dtype: precision in which arriving points are compared with the kept ones.
+    """
+
+    def __init__(self, size: int, dim: int, *, search_dtype: torch.dtype = torch.float32) -> None:
+        self._size = size
+        self._dtype = search_dtype
+        self._features = torch.empty(2 * size, dim)
+        self._owners = torch.empty(2 * size, dtype=torch.int64)
+        self._filled = 0
+        self._radius = 0.0
+        self.seen = 0
+
+    def add(self, features: Tensor, owners: Tensor) -> None:
+        """Take in n points (float32 n D) and the picture each came from (int64 n)."""
+        self.seen += len(features)
+        for start in range(0, len(features), self._size):
+            self._add(features[start : start + self._size], owners[start : start + self._size])
+
+    def _add(self, features: Tensor, owners: Tensor) -> None:
+        if self._radius > 0:
+            new = nearest(features, self._features[: self._filled].to(self._dtype))[0] > self._radius
+            features, owners = features[new], owners[new]
+        if self._filled + len(features) > len(self._features):
+            self._reduce()
+        end = self._filled + len(features)
+        self._features[self._filled : end] = features
+        self._owners[self._filled : end] = owners
+        self._filled = end
+
+    def _reduce(self) -> None:
+        chosen, radius = farthest_points(self._features[: self._filled], self._size)
+        self._filled = len(chosen)
+        self._features[: self._filled] = self._features[chosen]
+        self._owners[: self._filled] = self._owners[chosen]
+        self._radius = max(self._radius, radius)
+
+    def result(self) -> tuple[Tensor, Tensor]:
+        """The kept points (float32 k D, k <= size) and their owners (int64 k)."""
+        if self._filled > self._size:
+            self._reduce()
+        return self._features[: self._filled].clone(), self._owners[: self._filled].clone()
+
+
+class StreamingSample:
+    """A uniform random sample of at most `size` points from a stream of any length (reservoir by random keys).
+
+    Args: size: hard cap on the points kept. dim: D. seed: of the keys.
+    """
+
+    def __init__(self, size: int, dim: int, *, seed: int = 0) -> None:
+        self._size = size
+        self._features = torch.empty(0, dim)
+        self._owners = torch.empty(0, dtype=torch.int64)
+        self._keys = torch.empty(0, dtype=torch.float64)
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def add(self, features: Tensor, owners: Tensor) -> None:
+        """Take in n points (float32 n D) and the picture each came from (int64 n)."""
+        keys = torch.cat([self._keys, torch.rand(len(features), generator=self._generator, dtype=torch.float64)])
+        kept = keys.topk(min(self._size, len(keys))).indices.sort().values
+        self._features = torch.cat([self._features, features])[kept]
+        self._owners = torch.cat([self._owners, owners])[kept]
+        self._keys = keys[kept]
+
+    def result(self) -> tuple[Tensor, Tensor]:
+        """The kept points (float32 k D, k <= size) and their owners (int64 k)."""
+        return self._features, self._owners
+
+
+def nearest(queries: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
+    """Euclidean distance of each query to its nearest bank point, and that point's index.
+
+    The search runs in the precision of `bank` (bfloat16 is several times faster on hardware that has it); the four
+    best candidates, one from each quarter of the bank, are then measured exactly in float32.
+
+    Args: queries: n D, any floating type. bank: k D.
+    Returns: float32 n, int64 n.
+    """
+    values, indices = [], []
+    half_squares = 0.5 * bank.float().square().sum(1)
+    parts = max(1, min(4, len(bank)))
+    edges = [round(i * len(bank) / parts) for i in range(parts + 1)]
+    cast = queries.to(bank.dtype)
+    for low, high in pairwise(edges):
+        # arg min |q - b|² = arg max q·b - |b|²/2
+        product = torch.addmm(-half_squares[low:high].to(bank.dtype)[None], cast, bank[low:high].T)
+        indices.append(product.argmax(1) + low)
+    candidates = torch.stack(indices, 1)
+    values = (queries.float()[:, None] - bank[candidates].float()).square().sum(2)
+    best = values.argmin(1, keepdim=True)
+    return values.gather(1, best)[:, 0].sqrt(), candidates.gather(1, best)[:, 0]

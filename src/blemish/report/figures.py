@@ -1,0 +1,207 @@
+"""The figures of a report as SVG or PNG files in memory.
+
+Drawn with matplotlib's object-oriented interface, without pyplot and its global list of figures. The same input
+gives the same bytes: no date, no random ids. Colours are Okabe and Ito's (2008), told apart with any colour vision.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import matplotlib
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from blemish.errors import ConfigError, NonFiniteError
+
+Format = Literal["svg", "png"]
+Curve = npt.ArrayLike
+
+NORMAL_COLOUR, ANOMALOUS_COLOUR, UNLABELLED_COLOUR = "#0072b2", "#d55e00", "#56707f"
+_INK, _FAINT = "#1d2733", "#d5dbe1"
+_STYLE: Any = {  # newer matplotlib types the keys one by one; older has no such type
+    "axes.edgecolor": _FAINT,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.labelcolor": _INK,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "font.family": ["sans-serif"],
+    # An SVG names its fonts and the browser takes the first it has; the last is the one that matplotlib brings along.
+    "font.sans-serif": ["system-ui", "Segoe UI", "Helvetica Neue", "Arial", "DejaVu Sans"],
+    "font.size": 10.0,
+    "grid.color": _FAINT,
+    "grid.linewidth": 0.6,
+    "legend.fontsize": 9.5,
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "blemish",
+    "text.color": _INK,
+    "xtick.color": _FAINT,
+    "xtick.labelcolor": _INK,
+    "ytick.color": _FAINT,
+    "ytick.labelcolor": _INK,
+}
+# matplotlib reads its settings from one place in the process; two threads must not swap them at the same time.
+_SETTINGS = threading.Lock()
+
+
+def roc(fpr: Curve, tpr: Curve, auroc: float | None, *, format: Format = "svg") -> bytes:
+    """The receiver operating characteristic: defects found against false alarms, over all thresholds.
+
+    Args:
+        fpr, tpr: K false- and true-positive rates, 0 to 1, in the order of the thresholds.
+        auroc: the area, named in the figure; None where it is not defined.
+
+    Returns: an SVG or PNG file.
+    Raises: ConfigError if the lengths differ; NonFiniteError if a rate is not finite.
+    """
+    x, y = _curve("fpr", fpr, "tpr", tpr)
+    with _sheet(format, width=4.2, height=3.6) as (axes, sheet):
+        axes.plot([0, 1], [0, 1], color=_INK, linewidth=1.0, linestyle=(0, (2, 3)), label="guessing")
+        axes.plot(x, y, color=NORMAL_COLOUR, linewidth=2.0, label=_area("AUROC", auroc), clip_on=False, zorder=3)
+        axes.fill_between(x, y, color=NORMAL_COLOUR, alpha=0.08, linewidth=0)
+        axes.set(xlabel="false alarms / good pictures", ylabel="found / defective pictures")
+        _unit_square(axes)
+    return sheet.getvalue()
+
+
+def precision_recall(precision: Curve, recall: Curve, ap: float | None, *, format: Format = "svg") -> bytes:
+    """Precision against recall over all thresholds, as steps (no interpolation between thresholds).
+
+    Args:
+        precision, recall: K values, 0 to 1, in the order of the thresholds.
+        ap: average precision, named in the figure; None where it is not defined.
+
+    Returns: an SVG or PNG file.
+    Raises: ConfigError if the lengths differ; NonFiniteError if a value is not finite.
+    """
+    y, x = _curve("precision", precision, "recall", recall)
+    if x.size and x[0] > x[-1]:  # from the lowest threshold up
+        x, y = x[::-1], y[::-1]
+    with _sheet(format, width=4.2, height=3.6) as (axes, sheet):
+        axes.step(x, y, where="pre", color=NORMAL_COLOUR, linewidth=2.0, label=_area("AP", ap), clip_on=False, zorder=3)
+        axes.fill_between(x, y, step="pre", color=NORMAL_COLOUR, alpha=0.08, linewidth=0)
+        axes.set(xlabel="recall: found / defective pictures", ylabel="precision: defective / alarms")
+        _unit_square(axes)
+    return sheet.getvalue()
+
+
+def score_histogram(
+    normal: Curve = (),
+    anomalous: Curve | None = None,
+    *,
+    unlabelled: Curve | None = None,
+    threshold: float | None = None,
+    format: Format = "svg",
+) -> bytes:
+    """How the scores are spread, per class, with the threshold as a line.
+
+    Bins are shared by the classes and meet at the threshold, so that no bar stands on both sides of it; a bin holds its
+    upper edge, as a score equal to the threshold is no alarm.
+
+    Args:
+        normal, anomalous, unlabelled: raw scores of the pictures known good, known defective, and of unknown truth.
+        threshold: in the same unit; None where there is none.
+
+    Returns: an SVG or PNG file.
+    Raises: NonFiniteError if a score or the threshold is not finite.
+    """
+    classes = [
+        (name, colour, scores)
+        for name, colour, values in [
+            ("good", NORMAL_COLOUR, normal),
+            ("defective", ANOMALOUS_COLOUR, anomalous),
+            ("scored", UNLABELLED_COLOUR, unlabelled),
+        ]
+        if values is not None and (scores := _finite("scores", values)).size
+    ]
+    if threshold is not None and not math.isfinite(threshold):
+        raise NonFiniteError(f"the threshold {threshold} cannot be drawn; give a finite score or None")
+    with _sheet(format, width=7.6, height=3.0) as (axes, sheet):
+        edges = _edges(np.concatenate([scores for _, _, scores in classes]) if classes else np.zeros(0), threshold)
+        for name, colour, scores in classes:
+            label = f"{name} ({scores.size:,})"
+            counts = np.histogram(-scores, -edges[::-1])[0][::-1]  # negated: (a, b] in place of [a, b)
+            axes.stairs(counts, edges, fill=True, color=colour, alpha=0.35)
+            axes.stairs(counts, edges, color=colour, linewidth=1.4, label=label)
+        if threshold is not None:
+            label = f"threshold {threshold:.4g}"
+            axes.axvline(threshold, color=_INK, linewidth=1.5, linestyle=(0, (4, 2)), label=label)
+        if not classes:
+            axes.text(0.5, 0.5, "no scores", transform=axes.transAxes, ha="center", va="center")
+        axes.set(xlabel="score", ylabel="pictures")
+        axes.set_ylim(bottom=0)
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 5, 10], integer=True))
+        axes.grid(visible=False, axis="x")
+        if classes or threshold is not None:
+            axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=4, borderaxespad=0.2, columnspacing=1.6)
+    return sheet.getvalue()
+
+
+@contextmanager
+def _sheet(format: Format, *, width: float, height: float) -> Iterator[tuple[Axes, io.BytesIO]]:
+    """Axes to draw on, and the file they fill when the block ends. Sizes in inches."""
+    sheet = io.BytesIO()
+    with _SETTINGS, matplotlib.rc_context():
+        matplotlib.rcdefaults()  # the report looks the same whatever the user's matplotlibrc says
+        matplotlib.rcParams.update(_STYLE)
+        figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+        FigureCanvasAgg(figure)
+        yield figure.add_subplot(), sheet
+        metadata = {"Date": None, "Creator": None} if format == "svg" else {"Software": None}
+        figure.savefig(sheet, format=format, dpi=144, metadata=metadata)
+
+
+def _edges(scores: npt.NDArray[np.float64], threshold: float | None) -> npt.NDArray[np.float64]:
+    """Bin edges over all scores; the threshold is one of them."""
+    values = scores if threshold is None else np.append(scores, threshold)
+    if not values.size:
+        return np.array([0.0, 1.0])
+    low, high = float(values.min()), float(values.max())
+    largest = max(abs(low), abs(high))
+    if high - low <= 1e-9 * largest:  # equal scores get a few bins around them, wide enough for readable ticks
+        margin = 0.05 * largest or 0.5
+        low, high = low - margin, high + margin
+    step = (high - low) / min(max(math.ceil(2.0 * math.sqrt(scores.size)), 8), 50)
+    anchor = low if threshold is None else threshold
+    first, last = math.floor((low - anchor) / step), math.ceil((high - anchor) / step)
+    edges = np.array([anchor + step * index for index in range(first, last + 1)])
+    edges[0], edges[-1] = min(edges[0], low), max(edges[-1], high)  # rounding must not push a score out
+    return edges
+
+
+def _finite(name: str, values: Curve) -> npt.NDArray[np.float64]:
+    array = np.asarray(values, dtype=np.float64).ravel()
+    if not np.isfinite(array).all():
+        raise NonFiniteError(f"{name}: NaN or infinite values cannot be drawn")
+    return array
+
+
+def _curve(
+    first_name: str, first: Curve, second_name: str, second: Curve
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    one, other = _finite(first_name, first), _finite(second_name, second)
+    if one.size != other.size:
+        raise ConfigError(f"{first_name} has {one.size} values and {second_name} {other.size}; a curve needs as many")
+    return one, other
+
+
+def _area(name: str, value: float | None) -> str:
+    return f"{name} not defined" if value is None else f"{name} {value:.4f}"
+
+
+def _unit_square(axes: Axes) -> None:
+    axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
+    axes.set_xticks(np.linspace(0, 1, 6))
+    axes.set_yticks(np.linspace(0, 1, 6))
+    axes.legend(loc="lower right")

@@ -1,0 +1,150 @@
+"""Pictures for people: heatmaps laid over pictures on a fixed scale, thumbnails, encoded files.
+
+The scale is an argument everywhere and never taken from the picture at hand: the same tint means the same score in
+every picture of a report, and a faultless part does not show its own largest noise in full colour.
+Legend: H, W = height and width in pixels.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from blemish.errors import ConfigError, NonFiniteError
+from blemish.files import write_whole
+
+Picture = npt.NDArray[np.uint8]
+
+# Plasma (van der Walt and Smith 2015): lightness rises steadily, and so it reads without colour vision and in print.
+# Its dark end is a saturated blue; inferno's is black, which on a photograph looks like a shadow of the part.
+_INDICES = np.arange(256, dtype=np.uint8)[:, None]
+_COLOURS: Picture = cv2.applyColorMap(_INDICES, cv2.COLORMAP_PLASMA).reshape(256, 3)[:, ::-1]  # RGB
+# Share of the opacity at each colour: full from the middle of the scale on, or a faint defect gets too faint a tint.
+_STRENGTHS = np.minimum(np.linspace(0.0, 2.0, 256), 1.0)
+
+
+def overlay(
+    picture: Picture, heatmap: npt.NDArray[np.floating[Any]], scale: tuple[float, float], *, opacity: float = 0.5
+) -> Picture:
+    """The picture tinted where the heatmap is high.
+
+    Args:
+        picture: uint8 H W 3, RGB.
+        heatmap: H W, finite, unit of the score.
+        scale: (low, high) in the unit of the score, low < high. At or below `low` the picture shows unchanged; towards
+            `high` the tint runs from blue through red to yellow, growing more opaque up to the middle of the scale;
+            above `high` nothing changes any more.
+        opacity: of the tint from the middle of the scale on, 0 to 1.
+
+    Returns: uint8 H W 3; the arguments are left alone.
+    Raises: NonFiniteError if the heatmap is not finite; ConfigError if sizes, scale or opacity do not fit.
+
+    Example:
+        >>> grey = np.full((1, 3, 3), 100, np.uint8)
+        >>> overlay(grey, np.array([[0.0, 1.0, 9.0]], np.float32), (1.0, 2.0), opacity=1.0).tolist()
+        [[[100, 100, 100], [100, 100, 100], [240, 249, 33]]]
+    """
+    low, high = _checked_scale(scale)
+    _check_picture(picture)
+    if not 0.0 <= opacity <= 1.0:
+        raise ConfigError(f"opacity {opacity} is out of range; use a number from 0 to 1")
+    if heatmap.shape != picture.shape[:2]:
+        raise ConfigError(
+            f"a heatmap of shape {heatmap.shape} does not fit a picture of shape {picture.shape}; "
+            "resize the heatmap to the picture's height and width first"
+        )
+    if not np.isfinite(heatmap).all():
+        raise NonFiniteError("the heatmap holds NaN or infinite values; it cannot be drawn")
+    # Divided before subtracting, so that a scale near the largest float cannot overflow.
+    level = np.clip(heatmap.astype(np.float64) / (high - low) - low / (high - low), 0.0, 1.0)
+    index = np.rint(level * 255.0).astype(np.uint8)
+    alpha = (opacity * _STRENGTHS)[:, None]
+    kept, tint = (1.0 - alpha).astype(np.float32), (alpha * _COLOURS).astype(np.float32)
+    blended: Picture = np.rint(picture * kept[index] + tint[index]).astype(np.uint8)
+    return blended
+
+
+def colour_bar(scale: tuple[float, float], *, width: int = 256, height: int = 16, opacity: float = 1.0) -> Picture:
+    """The legend of `overlay`: uint8 height width 3, low at the left, drawn by `overlay` itself over light grey.
+
+    Raises: ConfigError as `overlay`.
+
+    Example:
+        >>> colour_bar((0.0, 40.0), width=100, height=8).shape
+        (8, 100, 3)
+    """
+    low, high = _checked_scale(scale)
+    ramp = np.broadcast_to(np.linspace(low, high, width), (height, width))
+    return overlay(np.full((height, width, 3), 224, np.uint8), ramp, scale, opacity=opacity)
+
+
+def thumbnail(picture: Picture, max_side: int) -> Picture:
+    """The picture reduced so that neither side exceeds `max_side` pixels; a smaller one is given back as it is.
+
+    Raises: ConfigError if the picture is not uint8 H W 3 or `max_side` < 1.
+
+    Example:
+        >>> thumbnail(np.zeros((100, 300, 3), np.uint8), 60).shape
+        (20, 60, 3)
+    """
+    _check_picture(picture)
+    if max_side < 1:
+        raise ConfigError(f"a thumbnail of {max_side} pixels is not possible; use at least 1")
+    height, width = picture.shape[:2]
+    factor = max_side / max(height, width)
+    if factor >= 1.0:
+        return picture
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    return np.ascontiguousarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+
+
+def encode_jpeg(picture: Picture, quality: int = 85) -> bytes:
+    """The picture (uint8 H W 3, RGB) as a JPEG file without metadata; `quality` from 1 to 95.
+
+    Raises: ConfigError if the picture is not uint8 H W 3 or the quality is out of range.
+    """
+    if not 1 <= quality <= 95:
+        raise ConfigError(f"JPEG quality {quality} is out of range; use a number from 1 to 95")
+    return _encode(picture, "JPEG", quality=quality)
+
+
+def encode_png(picture: Picture) -> bytes:
+    """The picture (uint8 H W 3, RGB) as a PNG file without metadata.
+
+    Raises: ConfigError if the picture is not uint8 H W 3.
+    """
+    return _encode(picture, "PNG")
+
+
+def save_png(path: str | Path, picture: Picture) -> Path:
+    """Writes the picture (uint8 H W 3, RGB) as a PNG file, whole or not at all.
+
+    Raises: OutputError if it cannot be written; ConfigError if the picture is not uint8 H W 3.
+    """
+    return write_whole(path, encode_png(picture))
+
+
+def _encode(picture: Picture, format: str, **options: int) -> bytes:
+    _check_picture(picture)
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(picture)).save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def _check_picture(picture: Picture) -> None:
+    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or picture.size == 0:
+        raise ConfigError(f"a picture is uint8 H W 3; this array is {picture.dtype} of shape {picture.shape}")
+
+
+def _checked_scale(scale: tuple[float, float]) -> tuple[float, float]:
+    low, high = map(float, scale)
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ConfigError(f"the scale ({low:g}, {high:g}) is empty; give two finite scores, the lower one first")
+    return low, high

@@ -1,0 +1,186 @@
+"""The report: one HTML file that needs nothing else, not even a network.
+
+Pictures and figures are embedded; a content security policy forbids the file to load anything or to run any script but
+its own, so a hostile file name can neither call home nor run. Without JavaScript everything can be read; with it, the
+table sorts and filters and pictures enlarge.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from blemish.errors import NonFiniteError
+from blemish.files import write_whole
+from blemish.metrics.ranking import precision_recall_curve, roc_curve
+from blemish.report import figures
+from blemish.report.heatmap import colour_bar, encode_png
+from blemish.types import ANOMALOUS, NORMAL, Evaluation, Failure
+
+_CARDS = 8  # worst cases shown of each kind
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One scored picture in a report.
+
+    Attributes:
+        source: its path, or "array 3".
+        score: raw, finite, higher = more anomalous.
+        verdict: 0 normal, 1 anomalous; None without a threshold.
+        truth: 0 normal, 1 anomalous; None where unknown.
+        defect: the kind of defect, "good", or "" where unknown.
+        category: what the picture shows; "" where there is one category only.
+        notes: what the decoder did that a person should know.
+        picture, overlay: JPEG files, the picture as it is and with its heatmap; None to keep the report small.
+    """
+
+    source: str
+    score: float
+    verdict: int | None
+    truth: int | None = None
+    defect: str = ""
+    category: str = ""
+    notes: tuple[str, ...] = ()
+    picture: bytes | None = field(default=None, repr=False)
+    overlay: bytes | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Group:
+    """Cases of one kind, in the order in which to look at them."""
+
+    title: str
+    caption: str
+    entries: Sequence[Entry]
+
+
+def write_report(
+    path: str | Path,
+    *,
+    title: str,
+    manifest: Mapping[str, Any],
+    entries: Sequence[Entry],
+    failures: Sequence[Failure] = (),
+    evaluation: Evaluation | None = None,
+    scale: tuple[float, float],
+) -> Path:
+    """Writes the report, whole or not at all, and gives back its path.
+
+    Args:
+        path: the HTML file to write.
+        title: of the page.
+        manifest: of the artifact; `threshold` gets a section of its own, everything else is listed as it is.
+        entries: every scored picture, in any order. Those that carry pictures are shown with them.
+        failures: pictures that could not be scored; those of the evaluation are added.
+        evaluation: adds metrics, curves and tables.
+        scale: (low, high) that the overlays were drawn with; becomes the colour bar.
+
+    Raises: NonFiniteError if a score is not finite; ConfigError if the scale is empty; OutputError if the file cannot
+        be written.
+    """
+    for entry in entries:
+        if not math.isfinite(entry.score):
+            raise NonFiniteError(f"{entry.source}: the score {entry.score} is not finite; a report would hide that")
+    ranked = sorted(entries, key=lambda entry: -entry.score)
+    broken = list(dict.fromkeys([*failures, *(evaluation.failures if evaluation else ())]))
+    threshold = manifest.get("threshold") or {}
+    folder = _shared_folder([*(entry.source for entry in ranked), *(failure.source for failure in broken)])
+    page = _template().render(
+        title=title,
+        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        manifest=manifest,
+        threshold=threshold,
+        ranked=ranked,
+        failures=broken,
+        evaluation=evaluation,
+        alarms=sum(entry.verdict == ANOMALOUS for entry in ranked),
+        judged=sum(entry.verdict is not None for entry in ranked),
+        groups=_worst(ranked),
+        cards=_CARDS,
+        folder=folder,
+        figures=_figures(ranked, threshold.get("value"), evaluation),
+        scale=scale,
+        bar=encode_png(colour_bar(scale, height=1)),
+    )
+    # A name with bytes that are not UTF-8 holds lone surrogates, which no file can: they are written out as \udcXX.
+    return write_whole(path, page.encode("utf-8", "backslashreplace"))
+
+
+def _worst(ranked: Sequence[Entry]) -> list[_Group]:
+    """What to look at first: mistakes where the truth is known, else the highest scores."""
+    defects = [entry for entry in reversed(ranked) if entry.truth == ANOMALOUS]
+    good = [entry for entry in ranked if entry.truth == NORMAL]
+    if not defects and not good:
+        return [_Group(title="Highest scores", caption="Most unlike the good pictures.", entries=ranked)]
+    if all(entry.verdict is None for entry in ranked):
+        low, high = "The first to be missed", "The first false alarms"
+        return [
+            _Group(
+                title="Defects with the lowest scores", caption=f"{low}, wherever a threshold is set.", entries=defects
+            ),
+            _Group(title="Good with the highest scores", caption=f"{high}, wherever a threshold is set.", entries=good),
+        ]
+    missed = [entry for entry in defects if entry.verdict == NORMAL]
+    alarms = [entry for entry in good if entry.verdict == ANOMALOUS]
+    low, high = "Defective without an alarm, lowest score first", "Good with an alarm, highest score first"
+    return [
+        _Group(title="Missed defects", caption=f"{low}: {len(missed) or 'none'} of {len(defects)}.", entries=missed),
+        _Group(title="False alarms", caption=f"{high}: {len(alarms) or 'none'} of {len(good)}.", entries=alarms),
+    ]
+
+
+def _figures(ranked: Sequence[Entry], threshold: float | None, evaluation: Evaluation | None) -> dict[str, bytes]:
+    """SVG files by name; curves only where both classes are present."""
+    if evaluation is None:
+        pairs = [(entry.truth, entry.score) for entry in ranked]
+    else:
+        pairs = [(row["truth"], row["score"]) for row in evaluation.rows]
+    good = [score for truth, score in pairs if truth == NORMAL]
+    defective = [score for truth, score in pairs if truth == ANOMALOUS]
+    unlabelled = [score for truth, score in pairs if truth is None]
+    drawn = {"histogram": figures.score_histogram(good, defective, unlabelled=unlabelled, threshold=threshold)}
+    if evaluation is not None:
+        known = [(truth, score) for truth, score in pairs if truth is not None]
+        labels, scores = [truth for truth, _ in known], [score for _, score in known]
+        if (curve := roc_curve(scores, labels)) is not None:
+            drawn["roc"] = figures.roc(*curve, evaluation.image_auroc)
+        if (curve := precision_recall_curve(scores, labels)) is not None:
+            drawn["precision_recall"] = figures.precision_recall(*curve, evaluation.image_ap)
+    return drawn
+
+
+def _shared_folder(sources: Sequence[str]) -> str:
+    """The leading folders that all sources share, with the closing slash; "" where there are none."""
+    prefix = os.path.commonprefix(list(sources))  # noqa: RUF071 - cut back to a whole folder below; takes any text
+    return prefix[: max(prefix.rfind("/"), prefix.rfind("\\")) + 1]
+
+
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("blemish.report", package_path="."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        number=lambda value: f"{value:.6g}",
+        score=lambda value: f"{value:#.6g}".rstrip("."),  # as many digits in every row of a table
+        metric=lambda value: "–" if value is None else f"{value:.4f}",
+        percent=lambda value: f"{100 * value:.3g} %",
+        base64=lambda content: base64.b64encode(content).decode("ascii"),
+        sha256=lambda text: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii"),
+        words=lambda key: str(key).replace("_", " "),
+    )
+    environment.tests["table"] = lambda value: isinstance(value, Mapping)
+    return environment.get_template("report.html.jinja")

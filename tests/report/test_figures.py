@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+import threading
+from xml.etree import ElementTree
+
+import matplotlib
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from blemish.errors import ConfigError, NonFiniteError
+from blemish.report.figures import _edges, precision_recall, roc, score_histogram
+
+RNG = np.random.default_rng(0)
+GOOD, DEFECTIVE = RNG.normal(1, 0.3, 60), RNG.normal(3, 0.8, 20)
+
+
+def text(svg: bytes) -> str:
+    """All words of an SVG file, which must be well-formed."""
+    return " ".join(ElementTree.fromstring(svg).itertext())
+
+
+def test_curves_name_their_area() -> None:
+    assert "AUROC 0.8750" in text(roc([0, 0, 0.5, 1], [0, 0.5, 1, 1], 0.875))
+    assert "AP 0.8333" in text(precision_recall([1, 1, 0.5, 2 / 3], [0, 0.5, 0.5, 1], 0.83333))
+    assert "AUROC not defined" in text(roc([], [], None))
+    assert "AP not defined" in text(precision_recall([], [], None))
+
+
+def test_a_histogram_names_its_classes_with_counts_and_the_threshold() -> None:
+    words = text(score_histogram(GOOD, DEFECTIVE, threshold=2.125))
+    assert "good (60)" in words
+    assert "defective (20)" in words
+    assert "threshold 2.125" in words
+    words = text(score_histogram(unlabelled=[1.0, 2.0, 3.0]))
+    assert "scored (3)" in words
+    assert not any(word in words for word in ("good", "defective", "threshold"))
+
+
+@pytest.mark.parametrize("threshold", [None, 0.0, 1.0, 50.0])
+@pytest.mark.parametrize(
+    ("good", "defective"),
+    [
+        ([], None),
+        ([], []),
+        ([1.0], []),
+        ([], [1.0]),
+        ([0.0], [0.0]),
+        ([7.5] * 9, [7.5]),
+        ([1e30], [-1e30]),
+        ([1e-30], []),
+    ],
+)
+def test_degenerate_scores_are_drawn(good: list[float], defective: list[float] | None, threshold: float | None) -> None:
+    words = text(score_histogram(good, defective, threshold=threshold))
+    assert ("no scores" in words) == (not good and not defective)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    scores=st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=30),
+    threshold=st.none() | st.floats(-1e6, 1e6),
+    shift=st.sampled_from([0.0, 1e9]),
+)
+def test_bins_hold_every_score_and_meet_at_the_threshold(
+    scores: list[float], threshold: float | None, shift: float
+) -> None:
+    values = np.array(scores) + shift
+    limit = None if threshold is None else threshold + shift
+    edges = _edges(values, limit)
+    assert (np.diff(edges) > 0).all()
+    assert edges[0] <= values.min()
+    assert values.max() <= edges[-1]
+    assert len(edges) <= 60
+    assert limit is None or limit in edges
+
+
+def test_rounding_does_not_push_the_highest_score_out_of_the_bins() -> None:
+    low, high = 0.4, 1.8
+    assert low + 8 * ((high - low) / 8) < high  # the trap
+    assert _edges(np.array([low, high]), None)[-1] == high
+
+
+def test_the_same_input_gives_the_same_bytes_in_another_process() -> None:
+    code = """if True:
+        import sys
+        from blemish.report.figures import roc
+        sys.stdout.buffer.write(roc([0, 1], [0, 1], 0.5))
+        sys.exit("matplotlib.pyplot" in sys.modules)  # its figures would never be freed
+    """
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout
+    assert roc([0, 1], [0, 1], 0.5) == other
+    assert b"<dc:date>" not in other
+
+
+def test_png_is_drawn_without_a_display() -> None:
+    for png in (
+        roc([0, 1], [0, 1], 0.5, format="png"),
+        precision_recall([1, 1], [0, 1], 1.0, format="png"),
+        score_histogram(GOOD, DEFECTIVE, threshold=2.0, format="png"),
+    ):
+        with Image.open(io.BytesIO(png)) as picture:
+            assert picture.format == "PNG"
+            assert picture.getpixel((0, 0))[:3] == (255, 255, 255)
+            assert np.ptp(np.asarray(picture.convert("L"))) > 150
+
+
+def test_settings_of_the_caller_neither_matter_nor_change() -> None:
+    expected = roc([0, 1], [0, 1], 0.5)
+    with matplotlib.rc_context({"axes.facecolor": "black", "font.size": 40.0, "svg.fonttype": "path"}):
+        before = dict(matplotlib.rcParams)
+        assert roc([0, 1], [0, 1], 0.5) == expected
+        assert dict(matplotlib.rcParams) == before
+
+
+def test_threads_do_not_disturb_each_other() -> None:
+    expected = score_histogram(GOOD, DEFECTIVE)
+    drawn: list[bytes] = []
+    threads = [threading.Thread(target=lambda: drawn.append(score_histogram(GOOD, DEFECTIVE))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert drawn == [expected] * 4
+
+
+def test_what_cannot_be_drawn_is_an_error() -> None:
+    with pytest.raises(NonFiniteError, match="scores"):
+        score_histogram([1.0, np.nan])
+    with pytest.raises(NonFiniteError, match="threshold"):
+        score_histogram([1.0], threshold=np.inf)
+    with pytest.raises(NonFiniteError, match="tpr"):
+        roc([0, 1], [0, np.nan], 0.5)
+    with pytest.raises(ConfigError, match="precision has 2 values and recall 3"):
+        precision_recall([1, 1], [0, 0.5, 1], 1.0)

@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import errno
+import io
+import os
+import stat
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matplotlib import colormaps
+from PIL import Image
+
+from blemish.errors import ConfigError, NonFiniteError, OutputError
+from blemish.files import write_whole
+from blemish.report.heatmap import colour_bar, encode_jpeg, encode_png, overlay, save_png, thumbnail
+
+SCALE = (2.0, 6.0)
+
+
+def random_picture(height: int = 5, width: int = 7, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def naive_overlay(picture: np.ndarray, heatmap: np.ndarray, low: float, high: float, opacity: float) -> np.ndarray:
+    """Pixel by pixel, with matplotlib's plasma as the independent table of colours."""
+    result = np.zeros(picture.shape)
+    for row, column in np.ndindex(heatmap.shape):
+        level = min(max((float(heatmap[row, column]) - low) / (high - low), 0.0), 1.0)
+        step = round(level * 255)
+        alpha = opacity * min(2.0 * step / 255, 1.0)
+        for channel in range(3):
+            colour = 255 * colormaps["plasma"](step)[channel]
+            result[row, column, channel] = (1 - alpha) * picture[row, column, channel] + alpha * colour
+    return result
+
+
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(seed=st.integers(0, 1000), opacity=st.floats(0, 1))
+def test_an_overlay_is_the_naive_blend(seed: int, opacity: float) -> None:
+    picture = random_picture(seed=seed)
+    heatmap = np.random.default_rng(seed).uniform(0, 8, picture.shape[:2]).astype(np.float32)
+    expected = naive_overlay(picture, heatmap, *SCALE, opacity)
+    assert np.abs(overlay(picture, heatmap, SCALE, opacity=opacity) - expected).max() <= 1.0
+
+
+def test_normal_areas_show_the_picture_unchanged() -> None:
+    picture = random_picture()
+    assert np.array_equal(overlay(picture, np.full((5, 7), 2.0, np.float32), SCALE, opacity=1.0), picture)
+    assert np.array_equal(overlay(picture, np.full((5, 7), -9.0, np.float32), SCALE, opacity=1.0), picture)
+
+
+def test_the_scale_is_fixed_so_a_value_looks_the_same_beside_any_other() -> None:
+    picture = np.full((1, 2, 3), 100, np.uint8)
+    calm = overlay(picture, np.array([[4.0, 0.0]], np.float32), SCALE)
+    loud = overlay(picture, np.array([[4.0, 900.0]], np.float32), SCALE)
+    assert np.array_equal(calm[0, 0], loud[0, 0])
+    assert not np.array_equal(calm[0, 0], picture[0, 0])
+    assert np.array_equal(loud[0, 1], overlay(picture, np.full((1, 2), 6.0, np.float32), SCALE)[0, 1])
+
+
+def test_an_overlay_leaves_its_arguments_alone() -> None:
+    picture, heatmap = random_picture(), np.full((5, 7), 5.0, np.float32)
+    kept = picture.copy(), heatmap.copy()
+    overlay(picture, heatmap, SCALE)
+    assert np.array_equal(picture, kept[0])
+    assert np.array_equal(heatmap, kept[1])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_map_that_is_not_finite_is_an_error(value: float) -> None:
+    heatmap = np.zeros((5, 7), np.float32)
+    heatmap[3, 3] = value
+    with pytest.raises(NonFiniteError, match="NaN or infinite"):
+        overlay(random_picture(), heatmap, SCALE)
+
+
+@pytest.mark.parametrize("scale", [(1.0, 1.0), (2.0, 1.0), (np.nan, 1.0), (0.0, np.inf)])
+def test_an_empty_scale_is_an_error(scale: tuple[float, float]) -> None:
+    with pytest.raises(ConfigError, match="scale"):
+        overlay(random_picture(), np.zeros((5, 7), np.float32), scale)
+    with pytest.raises(ConfigError, match="scale"):
+        colour_bar(scale)
+
+
+def test_sizes_types_and_opacity_are_checked() -> None:
+    picture, heatmap = random_picture(), np.zeros((5, 7), np.float32)
+    with pytest.raises(ConfigError, match=r"\(7, 5\) does not fit"):
+        overlay(picture, heatmap.T, SCALE)
+    with pytest.raises(ConfigError, match="float64"):
+        overlay(picture.astype(np.float64), heatmap, SCALE)
+    with pytest.raises(ConfigError, match="opacity"):
+        overlay(picture, heatmap, SCALE, opacity=1.5)
+    with pytest.raises(ConfigError, match="uint8 H W 3"):
+        encode_png(picture[..., 0])
+
+
+def test_a_colour_bar_runs_from_no_tint_to_the_full_colour() -> None:
+    bar = colour_bar((-3.0, 9.0), width=64, height=4)
+    assert bar.shape == (4, 64, 3)
+    assert (bar == bar[:1]).all()
+    assert bar[0, 0].tolist() == [224, 224, 224]
+    assert bar[0, -1].tolist() == [round(255 * value) for value in colormaps["plasma"](255)[:3]]
+
+
+def test_a_thumbnail_keeps_the_proportions_and_the_mean_and_never_enlarges() -> None:
+    picture = random_picture(40, 120)
+    small = thumbnail(picture, 30)
+    assert small.shape == (10, 30, 3)
+    assert np.abs(small.reshape(-1, 3).mean(0) - picture.reshape(-1, 3).mean(0)).max() < 0.5
+    assert thumbnail(picture, 120) is picture
+    assert thumbnail(random_picture(1, 500), 10).shape == (1, 10, 3)
+    with pytest.raises(ConfigError, match="thumbnail"):
+        thumbnail(picture, 0)
+
+
+def test_png_is_lossless_and_jpeg_is_near() -> None:
+    picture = np.repeat(np.arange(0, 240, 10, dtype=np.uint8), 72).reshape(24, 24, 3) + np.array([0, 5, 10], np.uint8)
+    with Image.open(io.BytesIO(encode_png(picture))) as decoded:
+        assert decoded.format == "PNG"
+        assert np.array_equal(np.asarray(decoded), picture)
+    with Image.open(io.BytesIO(encode_jpeg(picture, 95))) as decoded:
+        assert decoded.format == "JPEG"
+        assert np.abs(np.asarray(decoded).astype(int) - picture).max() <= 8
+    assert len(encode_jpeg(picture, 20)) < len(encode_jpeg(picture, 95))
+    with pytest.raises(ConfigError, match="quality"):
+        encode_jpeg(picture, 100)
+
+
+def test_a_picture_is_saved_where_asked_with_its_folders(tmp_path: Path) -> None:
+    picture = random_picture()
+    path = save_png(tmp_path / "a" / "b" / "map.png", picture)
+    with Image.open(path) as decoded:
+        assert np.array_equal(np.asarray(decoded), picture)
+    assert [found.name for found in path.parent.iterdir()] == ["map.png"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permission bits")
+def test_a_saved_file_has_the_permissions_that_the_user_gives_new_files(tmp_path: Path) -> None:
+    (tmp_path / "plain").touch()
+    path = write_whole(tmp_path / "whole", b"x")
+    assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
+
+
+def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "report.html"
+    path.write_bytes(b"old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OutputError, match=r"report\.html: cannot be written \(No space left"):
+        write_whole(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_interrupt_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "report.html"
+    path.write_bytes(b"old")
+
+    def interrupt(descriptor: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_whole(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_place_that_cannot_be_written_is_an_output_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="cannot be written"):
+        save_png(tmp_path / "file" / "map.png", random_picture())
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OutputError, match="cannot be written"):
+        save_png(tmp_path / "folder", random_picture())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
