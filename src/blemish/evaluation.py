@@ -165,11 +165,11 @@ def _summary(
         pixel_auroc=None if whole is None else whole.pixel_auroc,
         aupro=None if whole is None else whole.aupro,
         by_defect={
-            name: _group(rows, lambda r, n=name: r["truth"] == NORMAL or r["defect"] == n, pixels, "defect", name)
+            name: _group([r for r in rows if r["truth"] == NORMAL or r["defect"] == name], pixels, "defect", name)
             for name in defects
         },
         by_category={
-            name: _group(rows, lambda r, n=name: r["category"] == n, pixels, "category", name) for name in categories
+            name: _group([r for r in rows if r["category"] == name], pixels, "category", name) for name in categories
         },
         threshold=limit,
         confusion=None if limit is None else confusion([row["label"] for row in rows], truth),
@@ -180,17 +180,12 @@ def _summary(
 
 
 def _group(
-    rows: Sequence[Mapping[str, Any]],
-    belongs: Callable[[Mapping[str, Any]], bool],
-    pixels: _PixelGroups | None,
-    kind: str,
-    name: str,
+    rows: Sequence[Mapping[str, Any]], pixels: _PixelGroups | None, kind: str, name: str
 ) -> dict[str, float | int | None]:
-    chosen = [row for row in rows if belongs(row)]
-    scores = [row["score"] for row in chosen]
-    truth = [row["truth"] for row in chosen]
+    scores = [row["score"] for row in rows]
+    truth = [row["truth"] for row in rows]
     result = pixels.result(kind, name) if pixels else None
-    count = sum(row["truth"] == ANOMALOUS for row in chosen) if kind == "defect" else len(chosen)
+    count = sum(value == ANOMALOUS for value in truth) if kind == "defect" else len(rows)
     return {
         "count": count,
         "image_auroc": auroc(scores, truth),

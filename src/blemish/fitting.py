@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import platform
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -25,6 +25,7 @@ from blemish.data.stream import PictureStream
 from blemish.data.transforms import Preprocessing
 from blemish.errors import CalibrationError, ConfigError, DataError, unknown_name
 from blemish.methods import Method, MethodConfig, method_class
+from blemish.methods.base import Progress
 from blemish.predictor import BATCH_SIZE, Detector, describe, place
 from blemish.thresholds import calibrate, pictures_needed
 from blemish.types import NORMAL, Failure, Sample
@@ -71,7 +72,7 @@ def fit(
     device: str = "auto",
     precision: str = "auto",
     batch_size: int = BATCH_SIZE,
-    progress: Callable[[str, int, int], None] = silent,
+    progress: Progress = silent,
     **settings: Any,
 ) -> Detector:
     """A detector fitted on good pictures.
@@ -175,7 +176,7 @@ def recalibrate(
     good: Any,
     *,
     false_alarm_rate: float | None = None,
-    progress: Callable[[str, int, int], None] = silent,
+    progress: Progress = silent,
 ) -> tuple[Detector, list[Failure], int]:
     """The detector with a threshold from other normal pictures (split conformal).
 
@@ -237,7 +238,7 @@ def _calibration_scores(
     stream: PictureStream,
     held: PictureStream,
     usable: int,
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
 ) -> _Calibration:
     """Scores of the calibration pictures, and the scale of the heatmaps from their maps."""
     one_out = method.leaves_one_out and usable > 1

@@ -21,13 +21,9 @@ from blemish.errors import ConfigError, unknown_name
 __all__ = ["SPECS", "Backbone", "BackboneSpec", "CnnBackbone", "Features", "VitBackbone", "WeightsInfo"]
 __all__ += ["build", "restore", "spec_of"]
 
-_VIT_S_LAYERS = (3, 6, 9, 12)
-
 
 def _vit(name: str, timm_name: str, about: str, licence: str = "Apache-2.0", **more: Any) -> BackboneSpec:
-    return BackboneSpec(
-        name=name, timm_name=timm_name, kind="vit", layers=_VIT_S_LAYERS, licence=licence, about=about, **more
-    )
+    return BackboneSpec(name=name, timm_name=timm_name, kind="vit", layers=(), licence=licence, about=about, **more)
 
 
 def _cnn(name: str, timm_name: str, about: str, licence: str, **more: Any) -> BackboneSpec:
@@ -82,7 +78,7 @@ def spec_of(name: str) -> BackboneSpec:
 
 
 def _family(name: str) -> str:
-    module = timm.model_entrypoint(name.split(".")[0]).__module__
+    module: str = timm.model_entrypoint(name.split(".")[0]).__module__
     return module.rsplit(".", 1)[-1]
 
 

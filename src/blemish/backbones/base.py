@@ -41,7 +41,8 @@ class Features:
         """One B D h w per layer. Raises: ConfigError when patches were dropped."""
         if self.kept is not None:
             raise ConfigError("patches were dropped, so there is no full grid to lay the tokens out on")
-        return tuple(t.transpose(1, 2).unflatten(2, grid) for t, grid in zip(self.tokens, self.grids, strict=True))
+        pairs = zip(self.tokens, self.grids, strict=True)
+        return tuple(tokens.transpose(1, 2).reshape(len(tokens), -1, *grid) for tokens, grid in pairs)
 
 
 class Backbone(nn.Module):
@@ -78,11 +79,16 @@ class Backbone(nn.Module):
 
     def check_layers(self, layers: Sequence[int]) -> tuple[int, ...]:
         """`layers`, or the backbone's default when empty. Raises: ConfigError for one that does not exist."""
-        chosen = tuple(layers) or self.spec.layers
+        chosen = tuple(layers) or self.spec.layers or self.middle_layers
         for layer in chosen:
             if not 1 <= layer <= self.depth:
                 raise ConfigError(f"layer {layer} does not exist: {self.spec.name} has layers 1 to {self.depth}")
         return chosen
+
+    @property
+    def middle_layers(self) -> tuple[int, ...]:
+        """A third, a half and two thirds of the depth: local enough to place a defect, and past raw texture."""
+        return tuple(sorted({max(1, round(self.depth * share)) for share in (1 / 3, 1 / 2, 2 / 3)}))
 
     def norm(self, tokens: Tensor) -> Tensor:
         """The final norm of a ViT applied to B N D tokens; tokens unchanged for a CNN, which has none."""

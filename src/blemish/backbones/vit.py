@@ -25,6 +25,8 @@ from blemish.errors import ConfigError
 class VitBackbone(Backbone):
     """A ViT: layer l is the residual stream after block l; `depth` blocks; stride = patch size."""
 
+    model: Any
+
     def __init__(self, spec: BackboneSpec, model: Any, info: WeightsInfo) -> None:
         super().__init__(spec, model, info)
         self.depth = len(model.blocks)
@@ -34,8 +36,8 @@ class VitBackbone(Backbone):
         self.heads = int(model.blocks[0].attn.num_heads)
 
     def norm(self, tokens: Tensor) -> Tensor:
-        out: Tensor = self.model.norm(tokens.to(self.dtype))  # type: ignore[operator]
-        return out.float()
+        normed: Tensor = self.model.norm(tokens.to(self.dtype))
+        return normed.float()
 
     def forward(
         self,
@@ -67,7 +69,7 @@ class VitBackbone(Backbone):
         caught: dict[int, tuple[Tensor, Tensor]] = {}
         with self._catch_qk({*attention, *full_attention}, caught):
             for layer in range(1, max((*wanted, *attention, *full_attention)) + 1):
-                block = self.model.blocks[layer - 1]  # type: ignore[index]
+                block = self.model.blocks[layer - 1]
                 x = block(x) if rope is None else block(x, rope=rope)
                 if layer in wanted:
                     tokens[layer] = x.float()
@@ -83,7 +85,7 @@ class VitBackbone(Backbone):
 
     def _embed(self, images: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor | None, tuple[int, int]]:
         """Tokens B T D as they enter block 1, the rotary embedding (or None), and the grid."""
-        model: Any = self.model
+        model = self.model
         patches = model.patch_embed(images)
         if patches.ndim == 3:  # timm models built without dynamic_img_size flatten
             raise ConfigError(f"{self.spec.timm_name} was not built for dynamic image sizes")
@@ -110,7 +112,7 @@ class VitBackbone(Backbone):
         side = round((table.shape[1] - prefix) ** 0.5)
         if grid == (side, side):
             return table
-        square = table[:, prefix:].float().transpose(1, 2).unflatten(2, (side, side))
+        square = table[:, prefix:].float().transpose(1, 2).reshape(1, -1, side, side)
         resized = F.interpolate(square, size=grid, mode="bicubic", align_corners=False, antialias=self.spec.antialias)
         return torch.cat([table[:, :prefix], resized.flatten(2).transpose(1, 2).to(table.dtype)], dim=1)
 
@@ -128,7 +130,7 @@ class VitBackbone(Backbone):
 
         try:
             for layer in layers:
-                attn: Any = self.model.blocks[layer - 1].attn  # type: ignore[index,union-attr]
+                attn = self.model.blocks[layer - 1].attn
                 handles += [
                     attn.q_norm.register_forward_hook(catch(layer, 0)),
                     attn.k_norm.register_forward_hook(catch(layer, 1)),
@@ -141,7 +143,7 @@ class VitBackbone(Backbone):
     def _rotate(self, q: Tensor, k: Tensor, rope: Tensor | None) -> tuple[Tensor, Tensor]:
         if rope is None:
             return q, k
-        attn: Any = self.model.blocks[0].attn  # type: ignore[index,union-attr]
+        attn = self.model.blocks[0].attn
         half = bool(getattr(attn, "rotate_half", False))
         cut = int(attn.num_prefix_tokens)
 

