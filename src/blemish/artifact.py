@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from blemish.errors import ArtifactError
@@ -23,7 +24,7 @@ FORMAT = 1  # raised when an older blemish could misread the file
 
 def write(path: str | Path, tensors: Mapping[str, Tensor], manifest: Mapping[str, Any]) -> Path:
     """Write an artifact whole or not at all. Raises: OutputError."""
-    text = json.dumps({"format": FORMAT, **manifest}, ensure_ascii=False, allow_nan=False)
+    text = json.dumps({**manifest, "format": FORMAT}, ensure_ascii=False, allow_nan=False)
     table, data = _parts(safetensors.torch.save(dict(tensors)), "the artifact")
     table["__metadata__"] = {"manifest": text, "digest": _digest(text, table, data)}
     header = json.dumps(table, ensure_ascii=False).encode("utf-8", "surrogatepass")
@@ -47,35 +48,42 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         manifest = json.loads(metadata["manifest"])
         version = manifest["format"]
-    except (ValueError, TypeError, KeyError) as error:
+        newer = version > FORMAT
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ArtifactError(f"{path}: the manifest is damaged; fit again or restore a copy") from error
-    if version > FORMAT:
+    if newer:
         raise ArtifactError(
             f"{path}: has format {version}, written by blemish {manifest.get('blemish', '?')}; this blemish reads "
             f"formats up to {FORMAT}: pip install --upgrade blemish"
         )
     if _digest(metadata["manifest"], table, data) != metadata["digest"]:
         raise ArtifactError(f"{path}: was altered or damaged after it was written; fit again or restore a copy")
-    return safetensors.torch.load(content), manifest
+    try:
+        return safetensors.torch.load(content), manifest
+    except (SafetensorError, ValueError, TypeError, KeyError) as error:
+        raise ArtifactError(f"{path}: the table of tensors is damaged; fit again or restore a copy") from error
 
 
 def _parts(content: bytes, path: object) -> tuple[dict[str, Any], bytes]:
     """The header table and the bytes of the tensors. Raises: ArtifactError."""
-    if content[:2] == b"PK" or content[:1] == b"\x80":
-        raise ArtifactError(f"{path}: is a Python or PyTorch object file, which can run code when loaded; not opened")
     if len(content) < 8:
         raise ArtifactError(f"{path}: is not an artifact ({len(content)} bytes)")
     length = int.from_bytes(content[:8], "little")
     if length > len(content) - 8:
+        # Only here: the length of a good header may begin with the same bytes.
+        if content[:2] == b"PK" or content[:1] == b"\x80":
+            raise ArtifactError(
+                f"{path}: is a Python or PyTorch object file, which can run code when loaded; not opened"
+            )
         looks = content[8:9] == b"{"
         raise ArtifactError(f"{path}: is {'cut short' if looks else 'not an artifact that blemish fit has written'}")
     try:
         table = json.loads(content[8 : 8 + length].decode("utf-8", "surrogatepass"))
-        ends = [entry["data_offsets"][1] for name, entry in table.items() if name != "__metadata__"]
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+        end = max((entry["data_offsets"][1] for name, entry in table.items() if name != "__metadata__"), default=0)
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError) as error:
         raise ArtifactError(f"{path}: is not an artifact that blemish fit has written") from error
     data = content[8 + length :]
-    if max(ends, default=0) != len(data):
+    if end != len(data):
         raise ArtifactError(f"{path}: is cut short or damaged; fit again or restore a copy")
     return table, data
 

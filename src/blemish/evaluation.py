@@ -93,7 +93,7 @@ class _PixelGroups:
     def __init__(self, detector: Detector, *, exact: bool) -> None:
         self._exact = exact
         low, high = detector.map_scale
-        self._range = (low - (high - low), high + 9 * (high - low))
+        self._range = (low - 10 * (high - low), high + 30 * (high - low))
         self._normals: list[tuple[np.ndarray, str]] = []
         self._groups: dict[tuple[str, str], PixelMetrics | StreamingPixelMetrics] = {}
 
@@ -119,7 +119,7 @@ class _PixelGroups:
 
     def _group(self, key: tuple[str, str]) -> PixelMetrics | StreamingPixelMetrics:
         if key not in self._groups:
-            self._groups[key] = PixelMetrics() if self._exact else StreamingPixelMetrics(*self._range)
+            self._groups[key] = PixelMetrics() if self._exact else StreamingPixelMetrics(*self._range, bins=1 << 20)
         return self._groups[key]
 
 
@@ -164,6 +164,8 @@ def _summary(
         best_f1_threshold=None if f1 is None else f1[1],
         pixel_auroc=None if whole is None else whole.pixel_auroc,
         aupro=None if whole is None else whole.aupro,
+        pixel_auroc_error=0.0 if whole is None else whole.auroc_error,
+        aupro_error=0.0 if whole is None else whole.aupro_error,
         by_defect={
             name: _group([r for r in rows if r["truth"] == NORMAL or r["defect"] == name], pixels, "defect", name)
             for name in defects

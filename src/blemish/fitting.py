@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import platform
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -65,7 +66,7 @@ def fit(
     recipe: str = "best",
     config: MethodConfig | None = None,
     weights: str | Path | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     false_alarm_rate: float | None = None,
     calibration_fraction: float | None = None,
     window: tuple[float, float] | None = None,
@@ -102,6 +103,7 @@ def fit(
         raise ConfigError("give either a whole config, or a recipe and single settings, not both")
     chosen = config if config is not None else configure(method, recipe=recipe, values=settings)
     kind = method_class(method)
+    seed = chosen.seed if seed is None else seed
     if not isinstance(chosen, kind.Config):
         raise ConfigError(f"{method} takes a {kind.Config.__name__}, got a {type(chosen).__name__}")
     if calibration_fraction is not None and not 0 <= calibration_fraction < 1:
@@ -133,8 +135,12 @@ def fit(
         )
     stream = PictureStream([sources[i] for i in kept], preprocessing, batch_size, rotations=chosen.rotations)
     held_stream = PictureStream([sources[i] for i in held], preprocessing, batch_size)
-    with torch.inference_mode():
-        fitted.fit(lambda: _on(stream, torch_device), stream.batches, progress)
+    try:
+        with torch.inference_mode():
+            fitted.fit(lambda: _on(stream, torch_device), stream.batches, progress)
+    except ConfigError:
+        if len(stream.sources) - len(stream.failures) >= kind.minimum_images:
+            raise  # else the reason is that pictures are broken: said below, with their names
     usable = len(stream.sources) - len(stream.failures)
     if usable < kind.minimum_images:
         raise DataError(_too_few(method, kind, usable, stream.failures))
@@ -243,7 +249,7 @@ def _calibration_scores(
     """Scores of the calibration pictures, and the scale of the heatmaps from their maps."""
     one_out = method.leaves_one_out and usable > 1
     scored = plan.method is not None
-    if plan.method == "split conformal":
+    if plan.method == "split conformal" and held.sources:
         pictures = held
         one_out = False
     else:
@@ -252,16 +258,19 @@ def _calibration_scores(
     device = next(method.backbone.parameters()).device
     scores: list[float] = []
     samples: list[np.ndarray] = []
+    learned = set(stream.digests.values())
     for done, batch in enumerate(_on(pictures, device), start=1):
         result = method.score_left_out(batch) if one_out else method.score(batch.images)
-        scores += result.image.float().cpu().tolist()
+        for owner, score in zip(batch.owners.tolist(), result.image.float().cpu().tolist(), strict=True):
+            if pictures is not held or held.digests[owner] not in learned:  # a copy of a training picture tells nothing
+                scores.append(score)
         samples.append(result.maps.float().cpu().numpy()[:, ::4, ::4].ravel())
         progress("calibrating", done, pictures.batches)
     if not samples:
         return _Calibration([], [0.0, 1.0])
     low, high = np.quantile(np.concatenate(samples), [0.5, 0.999])
     span = max(float(high - low), 1e-6)
-    meaningful = scored and (plan.method == "split conformal" or one_out)
+    meaningful = pictures is held or (plan.method == "leave-one-out" and one_out)
     return _Calibration(scores if meaningful else [], [float(low), float(low) + 2 * span])
 
 
@@ -295,6 +304,10 @@ def hold_out_sources(sources: Sequence[Any], fraction: float, seed: int) -> tupl
     if fraction == 0:
         return list(range(len(sources))), []
     names = [str(s) if isinstance(s, (str, Path)) else f"{i:09d}" for i, s in enumerate(sources)]
+    seen: Counter[str] = Counter()
+    for i, name in enumerate(names):  # a path given twice is two sources
+        names[i] = f"{name} {seen[name]}" if seen[name] else name
+        seen[name] += 1
     stand_ins = [Sample(path=Path(name)) for name in names]
     position = {sample.path: i for i, sample in enumerate(stand_ins)}
     kept, held = hold_out(stand_ins, fraction, seed)

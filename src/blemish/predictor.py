@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from blemish.compute import pick_device, pick_precision
 from blemish.data.folder import find_pictures
 from blemish.data.stream import load_picture, map_ahead
 from blemish.data.transforms import Preprocessing, prepare
-from blemish.errors import ArtifactError, BlemishError, ImageError, NonFiniteError
+from blemish.errors import ArtifactError, BlemishError, DataError, ImageError, NonFiniteError
 from blemish.images import Picture
 from blemish.methods import Method, method_class
 from blemish.thresholds import Threshold, verdict
@@ -72,7 +71,10 @@ class Detector:
             >>> detector.predict(good[0]).heatmap.shape
             (32, 32)
         """
-        (result,) = self.predict_many([source])
+        found = _expand([source])
+        if len(found) > 1:
+            raise DataError(f"{source}: stands for {len(found)} pictures; predict_many takes more than one")
+        (result,) = self.predict_many(found)
         if isinstance(result, Failure):
             raise ImageError(result.source, result.reason)
         return result
@@ -143,14 +145,15 @@ def load(path: str | Path, *, device: str = "auto", precision: str = "auto") -> 
         preprocessing = config.from_dict(Preprocessing, manifest["preprocessing"])
         threshold = None if manifest["threshold"] is None else Threshold.from_dict(manifest["threshold"])
         method = kind(settings, restore(spec, info))
-    except (KeyError, TypeError, BlemishError) as error:
+        detector = Detector(method, preprocessing, threshold, manifest)
+    except (KeyError, TypeError, ValueError, AttributeError, BlemishError) as error:
         raise ArtifactError(
             f"{path}: the manifest does not describe a detector that this blemish knows ({error})"
         ) from error
     method.restore_state(tensors)
     chosen = pick_device(device)
     place(method, chosen, pick_precision(precision, chosen))
-    return Detector(method, preprocessing, threshold, manifest)
+    return detector
 
 
 def place(method: Method, device: torch.device, dtype: torch.dtype) -> None:
@@ -165,7 +168,7 @@ def describe(method: Method, preprocessing: Preprocessing) -> dict[str, Any]:
         "method": method.name,
         "config": config.to_dict(method.config),
         "preprocessing": config.to_dict(preprocessing),
-        "backbone": {"spec": asdict(method.backbone.spec), "weights": method.backbone.info.to_dict()},
+        "backbone": {"spec": config.to_dict(method.backbone.spec), "weights": method.backbone.info.to_dict()},
     }
 
 
@@ -173,8 +176,14 @@ def _expand(sources: Iterable[Any]) -> list[Any]:
     """Paths opened up to the pictures they stand for; everything else as it is."""
     expanded: list[Any] = []
     for source in sources:
-        expanded.extend(find_pictures(source) if isinstance(source, (str, Path)) else [source])
+        # A link that leads nowhere is a broken picture among others, as in a folder.
+        whole = not isinstance(source, (str, Path)) or _dangles(Path(source))
+        expanded.extend([source] if whole else find_pictures(source))
     return expanded
+
+
+def _dangles(path: Path) -> bool:
+    return path.is_symlink() and not path.exists()
 
 
 def _prediction(threshold: Threshold | None, picture: Picture, score: float, anomaly_map: np.ndarray) -> Prediction:

@@ -44,7 +44,8 @@ class Batch:
 
     Attributes:
         images: float32 B 3 H W, normalised with the backbone's mean and standard deviation.
-        owners: int64 B: which source picture each row came from. Augmented copies share the owner of their original.
+        owners: int64 B: which source picture each row came from. Augmented copies share the owner of their original,
+            and pictures of the same content that of the first.
     """
 
     images: Tensor
@@ -137,6 +138,8 @@ class Evaluation:
         image_auroc, image_ap: None unless both classes are present.
         best_f1: the best F1 over all thresholds (an oracle: it looks at the labels), with its threshold.
         pixel_auroc, aupro: None where the set has no masks. AUPRO is integrated to a false-positive rate of 0.3.
+        pixel_auroc_error, aupro_error: how far off they may be: 0 = exact; a set too large for that is measured in
+            constant memory.
         by_defect: per defect type the same metrics, each against all normal pictures, and `count`.
         by_category: per category the same metrics.
         confusion: true/false positives/negatives at the stored threshold; None without one.
@@ -152,6 +155,8 @@ class Evaluation:
     best_f1_threshold: float | None
     pixel_auroc: float | None
     aupro: float | None
+    pixel_auroc_error: float
+    aupro_error: float
     by_defect: Mapping[str, Mapping[str, float | int | None]]
     by_category: Mapping[str, Mapping[str, float | int | None]]
     threshold: float | None
@@ -169,6 +174,8 @@ class Evaluation:
             "best_f1_threshold",
             "pixel_auroc",
             "aupro",
+            "pixel_auroc_error",
+            "aupro_error",
             "threshold",
         ]
         return {

@@ -93,6 +93,8 @@ def evaluation(**changes: Any) -> Evaluation:
         "best_f1": 0.8,
         "best_f1_threshold": 1.25,
         "pixel_auroc": 0.9012,
+        "pixel_auroc_error": 0.0,
+        "aupro_error": 0.0,
         "aupro": None,
         "by_defect": {"dent": {"image_auroc": 0.6789, "image_ap": None, "count": 2}},
         "by_category": {},

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from torch import nn
 
 from blemish.backbones.base import Backbone, Features
@@ -108,7 +109,8 @@ def _create(spec: BackboneSpec) -> nn.Module:
     if spec.kind == "vit":
         options["dynamic_img_size"] = True
     try:
-        model: nn.Module = timm.create_model(spec.timm_name, pretrained=False, **options)
+        with torch.random.fork_rng(devices=[]):  # timm draws weights that are replaced anyway
+            model: nn.Module = timm.create_model(spec.timm_name, pretrained=False, **options)
     except (RuntimeError, TypeError) as error:
         raise ConfigError(f"timm cannot build {spec.timm_name!r} for blemish: {error}") from error
     return model
@@ -117,7 +119,9 @@ def _create(spec: BackboneSpec) -> nn.Module:
 def _wrap(spec: BackboneSpec, model: nn.Module, info: WeightsInfo) -> Backbone:
     if spec.kind == "vit":
         backbone: Backbone = VitBackbone(spec, model, info)
-    elif hasattr(model, "forward_intermediates") and hasattr(model, "feature_info"):
+    elif (
+        hasattr(model, "forward_intermediates") and hasattr(model, "feature_info") and not hasattr(model, "patch_embed")
+    ):
         backbone = CnnBackbone(spec, model, info)
     else:
         raise ConfigError(f"{spec.name} is neither a ViT nor a CNN with a feature pyramid")

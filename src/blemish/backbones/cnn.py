@@ -18,9 +18,14 @@ class CnnBackbone(Backbone):
 
     def __init__(self, spec: BackboneSpec, model: Any, info: WeightsInfo) -> None:
         super().__init__(spec, model.to(memory_format=torch.channels_last), info)
-        self.depth = len(model.feature_info) - 1  # entry 0 is the stem at stride 2
+        strides = [int(entry["reduction"]) for entry in model.feature_info]
+        last = {stride: index for index, stride in enumerate(strides)}
+        self._indices = [last[stride] for stride in (4, 8, 16, 32, 64) if stride in last]
+        self.depth = len(self._indices)
+        if self.depth == 0 or strides[self._indices[-1]] != 2 ** (self.depth + 1):
+            raise ConfigError(f"{spec.name} has feature maps of strides {strides}, not 4, 8, 16, …")
         self.stride = 32
-        self.dims = tuple(int(entry["num_chs"]) for entry in model.feature_info)[1:]
+        self.dims = tuple(int(model.feature_info[index]["num_chs"]) for index in self._indices)
 
     def forward(
         self,
@@ -46,7 +51,11 @@ class CnnBackbone(Backbone):
             zip(
                 order,
                 self.model.forward_intermediates(  # type: ignore[operator]
-                    images, indices=order, output_fmt="NCHW", intermediates_only=True, stop_early=True
+                    images,
+                    indices=[self._indices[layer - 1] for layer in order],
+                    output_fmt="NCHW",
+                    intermediates_only=True,
+                    stop_early=True,
                 ),
                 strict=True,
             )

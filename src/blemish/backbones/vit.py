@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from timm.layers import apply_rot_embed_cat
+from timm.layers import PatchEmbed, apply_rot_embed_cat
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -29,6 +29,8 @@ class VitBackbone(Backbone):
 
     def __init__(self, spec: BackboneSpec, model: Any, info: WeightsInfo) -> None:
         super().__init__(spec, model, info)
+        if not isinstance(model.patch_embed, PatchEmbed) or getattr(model, "rope_mixed", False):
+            raise ConfigError(f"{spec.name} is a ViT of a kind that blemish does not read: hybrid, or of mixed RoPE")
         self.depth = len(model.blocks)
         self.stride = int(model.patch_embed.patch_size[0])
         self.dim = int(model.embed_dim)
@@ -92,7 +94,9 @@ class VitBackbone(Backbone):
         batch, height, width, _ = patches.shape
         x = patches.flatten(1, 2)
         prefix = [
-            p.expand(batch, -1, -1) for p in (model.cls_token, getattr(model, "reg_token", None)) if p is not None
+            p.expand(batch, -1, -1)
+            for p in (model.cls_token, getattr(model, "dist_token", None), getattr(model, "reg_token", None))
+            if p is not None
         ]
         if model.pos_embed is not None:
             on_prefix = 0 if model.no_embed_class else self.prefix

@@ -12,13 +12,15 @@ from typing import Any, TypeVar
 import torch
 
 from blemish.data.transforms import Preprocessing, prepare
-from blemish.errors import BlemishError
+from blemish.errors import InputError, MissingExtraError, NonFiniteError
 from blemish.images import Picture, decode
 from blemish.types import Batch, Failure
 
 T = TypeVar("T")
 R = TypeVar("R")
 
+# A setting that is wrong (ConfigError) is wrong for every picture, and not set aside.
+_OF_ONE_PICTURE = (InputError, NonFiniteError, MissingExtraError)
 WORKERS = min(8, max(2, os.cpu_count() or 1))
 
 
@@ -61,10 +63,11 @@ class PictureStream:
     def __iter__(self) -> Iterator[Batch]:
         rows: list[torch.Tensor] = []
         owners: list[int] = []
+        first: dict[str, int] = {}  # copies of a picture count as one, or it would be judged by its own twin
         for owner, tensors in map_ahead(self._load, range(len(self.sources)), ahead=2 * self.batch_size):
             for tensor in tensors:
                 rows.append(tensor)
-                owners.append(owner)
+                owners.append(first.setdefault(self.digests[owner], owner))
                 if len(rows) == self.batch_size:
                     yield Batch(torch.stack(rows), torch.tensor(owners))
                     rows, owners = [], []
@@ -82,11 +85,11 @@ class PictureStream:
         source = self.sources[index]
         try:
             picture = decode(source, window=self.preprocessing.decode_window(), name=name_of(source, index))
-        except BlemishError as error:
+        except _OF_ONE_PICTURE as error:
             reason = getattr(error, "reason", str(error))
             self.failures[index] = Failure(source=name_of(source, index), reason=reason)
             return index, []
-        self.digests.setdefault(index, picture.digest)
+        self.digests[index] = picture.digest
         angles = [360.0 * turn / self.rotations for turn in range(self.rotations)]
         return index, [prepare(picture, self.preprocessing, angle=angle) for angle in angles]
 
@@ -103,5 +106,5 @@ def load_picture(source: Any, index: int, window: tuple[float, float] | None) ->
     name = name_of(source, index)
     try:
         return decode(source, window=window, name=name)
-    except BlemishError as error:
+    except _OF_ONE_PICTURE as error:
         return Failure(source=name, reason=getattr(error, "reason", str(error)))

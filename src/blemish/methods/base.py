@@ -43,8 +43,8 @@ class MethodConfig:
     image_size: tuple[int, ...] = (448,)
     layers: tuple[int, ...] = ()
     rotations: int = 1
-    smoothing: float = 0.01
-    top_fraction: float = 0.01
+    smoothing: float = 0.015
+    top_fraction: float = 0.001
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -29,9 +29,15 @@ def embed(
     if backbone.spec.kind == "vit":
         normalised = [F.layer_norm(tokens, tokens.shape[-1:]) for tokens in features.tokens]
         joined = torch.stack(normalised).mean(0).transpose(1, 2).reshape(len(images), -1, *grid)
+        levels = [_local_mean(joined, pooling)]
     else:
-        levels = [F.interpolate(m, size=grid, mode="bilinear", align_corners=False) for m in features.maps()]
-        joined = torch.cat(levels, dim=1)
-    if pooling > 1:
-        joined = F.avg_pool2d(joined, pooling, stride=1, padding=pooling // 2, count_include_pad=False)
-    return joined.flatten(2).transpose(1, 2), grid
+        pooled = [_local_mean(level, pooling) for level in features.maps()]
+        levels = [F.interpolate(level, size=grid, mode="bilinear", align_corners=False) for level in pooled]
+    return torch.cat(levels, dim=1).flatten(2).transpose(1, 2), grid
+
+
+def _local_mean(level: Tensor, side: int) -> Tensor:
+    """Each location of B D h w averaged with its neighbours in a square; at the border, with those that exist."""
+    if side == 1:
+        return level
+    return F.avg_pool2d(level, side, stride=1, padding=side // 2, count_include_pad=False)

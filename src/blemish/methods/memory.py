@@ -36,7 +36,7 @@ class MemoryConfig(MethodConfig):
         pooling: side of the square of neighbouring patches that are averaged into one feature; odd, 1 = none.
     """
 
-    bank_size: int = 10_000
+    bank_size: int = 16_000
     pooling: int = 3
 
     def __post_init__(self) -> None:
@@ -55,13 +55,12 @@ class PatchCoreConfig(MemoryConfig):
     def paper(cls) -> Self:
         """WideResNet-50-2, layers 2 and 3, 224², maximum of the map smoothed with σ = 4 pixels.
 
-        The paper keeps 1 %, 10 % or 25 % of all features; here the cap stands for 10 % of MVTec's 200 pictures.
+        The paper keeps 1 %, 10 % or 25 % of all features; the cap of 16,000 is 10 % of those of 209 pictures at 28×28.
         """
         return cls(
             backbone="wide_resnet50_2",
             image_size=(224,),
             layers=(2, 3),
-            bank_size=16_000,
             smoothing=4 / 224,
             top_fraction=0.0,
         )
@@ -133,6 +132,11 @@ class MemoryBank(Method):
         maps = []
         for one, owner in zip(embedded, batch.owners.to(self.owners.device), strict=True):
             others = self._searched()[self.owners != owner]
+            if not len(others):
+                raise ConfigError(
+                    "the bank holds patches of one training picture only, which leaves none to compare it with; "
+                    f"raise bank_size ({self.config.bank_size})"
+                )
             maps.append(nearest(one, others)[0].reshape(grid))
         return self._finish(torch.stack(maps), batch.images)
 

@@ -9,6 +9,7 @@ maximum. It presumes that every picture shows the object at the same place.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -38,8 +39,8 @@ class PadimConfig(MethodConfig):
         super().__post_init__()
         if self.channels < 1:
             raise ConfigError(f"channels: at least 1 is needed, got {self.channels}")
-        if self.epsilon <= 0:
-            raise ConfigError(f"epsilon: a positive number is needed, got {self.epsilon}")
+        if not 0 < self.epsilon < math.inf:
+            raise ConfigError(f"epsilon: a positive finite number is needed, got {self.epsilon}")
 
     @classmethod
     def paper(cls) -> Self:
@@ -94,7 +95,7 @@ class Padim(Method):
         if bool(failed.any()):
             raise NonFiniteError("padim: a covariance is not positive definite; raise epsilon (--set epsilon=0.1)")
         identity = torch.eye(covariance.shape[-1], device=covariance.device).expand_as(covariance)
-        self.whiteners = torch.linalg.solve_triangular(factor, identity, upper=False)
+        self.whiteners = torch.linalg.solve_triangular(factor, identity, upper=False).contiguous()
         self.means = mean + shift
 
     def anomaly_map(self, images: Tensor) -> Tensor:

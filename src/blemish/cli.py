@@ -1,0 +1,493 @@
+"""The command line: parse, call, print.
+
+Everything heavy is imported inside the commands, so that `blemish --help` is instant.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from blemish import console, wording
+from blemish.errors import BlemishError, ConfigError, OutputError
+from blemish.types import ANOMALOUS
+
+WELL, BROKEN_PICTURES, ERROR, INTERRUPTED, CLOSED_PIPE = 0, 1, 2, 130, 141
+EXIT_STATUS = (
+    "Exit status: 0 all well; 1 done, but some pictures could not be read or are at fault; 2 error or wrong usage; "
+    "130 interrupted."
+)
+
+_UsageError = typer.BadParameter.__mro__[1]  # click's in older releases of typer, its own in newer ones
+
+app = typer.Typer(
+    name="blemish",
+    help="Visual anomaly detection: learn from pictures of good parts, then score, judge and map new ones.",
+    epilog=EXIT_STATUS,
+    add_completion=False,
+    rich_markup_mode=None,  # rich's help takes half a second longer to come
+)
+data_app = typer.Typer(help="Look at data sets, or write the demo set's table.", rich_markup_mode=None)
+app.add_typer(data_app, name="data")
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, nothing else there.")]
+Artifact = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="A file that `blemish fit` has written.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
+Precision = Annotated[str, typer.Option(help="auto (bf16 where the hardware computes in it), fp32, bf16 or fp16.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Pictures at once; changes speed and memory only.")]
+Rate = Annotated[
+    float | None,
+    typer.Option(
+        help="Share of good pictures that may raise an alarm. [default: 0.05, without a threshold where there are too "
+        "few pictures for it]"
+    ),
+]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line (default: the process's) and give its exit status. Never raises, save for SystemExit."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    as_json = "--json" in given[: given.index("--")] if "--" in given else "--json" in given
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError):  # what stands in for a stream in a test or a notebook
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    try:
+        with warnings.catch_warnings():
+            if not _debugging():
+                warnings.simplefilter("ignore")
+            status = _run(given or ["--help"])
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _forget_output()
+        return CLOSED_PIPE
+    except (Exception, KeyboardInterrupt) as error:
+        return _report(error, as_json=as_json)
+    return status
+
+
+def _run(arguments: list[str]) -> int:
+    command = typer.main.get_command(app)
+    try:
+        with command.make_context("blemish", arguments) as context:
+            status: int = command.invoke(context)
+            return status
+    except typer.Exit as end:  # --help, --version
+        return end.exit_code
+
+
+def _report(error: BaseException, *, as_json: bool) -> int:
+    """Say what went wrong, in one message and without a traceback."""
+    kind, message, status = _explained(error)
+    if _debugging():
+        traceback.print_exception(error)
+    if as_json:
+        console.answer({"error": {"kind": kind, "message": message}}, [], as_json=True)
+    else:
+        console.complain(message)
+    return status
+
+
+def _explained(error: BaseException) -> tuple[str, str, int]:
+    """(kind, message, exit status)."""
+    kind = type(error).__name__
+    if isinstance(error, _UsageError):
+        context = getattr(error, "ctx", None)
+        name = context.command_path if context else "blemish"
+        what = error.format_message()  # type: ignore[attr-defined]
+        return "UsageError", f"{name}: {what}\nTry '{name} --help'.", ERROR
+    match error:
+        case KeyboardInterrupt():
+            return "Interrupted", "blemish: interrupted; no file was left half written", INTERRUPTED
+        case BlemishError():
+            return kind, f"blemish: {error}", ERROR
+        case OSError(errno=errno.ENOSPC):
+            place = f" ({error.filename})" if error.filename else ""
+            return OutputError.__name__, f"blemish: the disk is full{place}; make room or choose another place", ERROR
+        case OSError():
+            return kind, f"blemish: {error.filename or 'the system'}: {error.strerror or error}", ERROR
+    if isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error):
+        return "MemoryError", "blemish: out of memory; choose a smaller --batch-size, --image-size or bank_size", ERROR
+    message = f"blemish: this is a bug in blemish ({kind}: {error}); BLEMISH_DEBUG=1 shows where it comes from"
+    return kind, message, ERROR
+
+
+def _debugging() -> bool:
+    return os.environ.get("BLEMISH_DEBUG", "") not in ("", "0")
+
+
+def _forget_output() -> None:
+    """Send what is still to come nowhere: the reader of our output has gone."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"blemish {version('blemish')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and leave.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(epilog=EXIT_STATUS)
+def fit(
+    method: Annotated[str, typer.Argument(metavar="METHOD", help="A method of `blemish methods`.")],
+    good: Annotated[
+        list[Path], typer.Argument(metavar="GOOD", help="Pictures of good parts: folders, data sets, tables, files.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The artifact to write, as in part.blemish.")],
+    backbone: Annotated[str | None, typer.Option(help="One of `blemish backbones`, or any timm model.")] = None,
+    weights: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Weights of the backbone, in place of its own source.")
+    ] = None,
+    image_size: Annotated[str | None, typer.Option(metavar="SIZE", help="448, or height,width as in 224,448.")] = None,
+    layers: Annotated[str | None, typer.Option(metavar="LIST", help="Layers of the backbone, as in 4,8.")] = None,
+    recipe: Annotated[str, typer.Option(help="A recipe of the method, to which other settings are applied.")] = "best",
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting; may be given more than once.")
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Settings as a JSON object. Recipe < file < options of their own < --set, the last wins.",
+        ),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of everything random. [default: 0]")] = None,
+    false_alarm_rate: Rate = None,
+    calibration_fraction: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of the pictures held out for the threshold; 0 = no threshold. [default: none for memory banks, "
+            "which leave out one picture at a time; else 0.2]"
+        ),
+    ] = None,
+    window: Annotated[
+        str | None, typer.Option(metavar="LO,HI", help="Range of the pixel values, for 16-bit and DICOM pictures.")
+    ] = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    batch_size: BatchSize = 8,
+    json: Json = False,
+) -> int:
+    """Learn from pictures of good parts and write an artifact."""
+    from blemish import config as configs
+    from blemish import fitting, outputs
+
+    named = {"backbone": backbone, "image_size": image_size, "layers": layers, "seed": seed}
+    assignments = [f"{key}={value}" for key, value in named.items() if value is not None] + (settings or [])
+    values = configs.read_config_file(config) if config else {}
+    chosen = fitting.configure(method, recipe=recipe, values=values, assignments=assignments)
+    outputs.check_writable(output)
+    with console.progress() as progress:
+        detector = fitting.fit(
+            method,
+            good,
+            recipe=recipe,
+            weights=weights,
+            false_alarm_rate=false_alarm_rate,
+            calibration_fraction=calibration_fraction,
+            window=_interval("--window", window),
+            device=device,
+            precision=precision,
+            batch_size=batch_size,
+            progress=progress,
+            **configs.to_dict(chosen),
+        )
+        detector.save(output)
+    manifest = detector.manifest
+    document = {
+        "artifact": str(output),
+        **{key: manifest[key] for key in ("method", "recipe", "config", "threshold", "seconds")},
+        **{key: manifest["data"][key] for key in ("layout", "count", "failures")},
+    }
+    human = [*wording.fitted(manifest), f"Written: {output} in {manifest['seconds']:.1f} s"]
+    console.answer(document, human, as_json=json)
+    return BROKEN_PICTURES if manifest["data"]["failures"] else WELL
+
+
+@app.command(epilog=EXIT_STATUS)
+def predict(
+    artifact: Artifact,
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH", help="Pictures: files, folders, patterns.")],
+    output: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder for predictions.jsonl, predictions.csv and overlays/.")
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A report as one HTML file, with the highest scores' pictures.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on in a folder that has rows already.")] = False,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    batch_size: BatchSize = 8,
+    json: Json = False,
+) -> int:
+    """Score new pictures: a verdict and a heatmap for each."""
+    from blemish import outputs
+    from blemish.data.folder import find_pictures
+    from blemish.predictor import load
+    from blemish.report.html import write_report
+
+    if resume and output is None:
+        raise ConfigError("--resume goes on in a folder: name it with --output DIR")
+    if report:
+        outputs.check_writable(report)
+    pictures = find_pictures(paths)
+    detector = load(artifact, device=device, precision=precision)
+    gallery = outputs.Gallery(outputs.EMBEDDED)
+    interrupted = False
+    used = outputs.precision_of(detector)
+    with outputs.Journal(output, artifact=artifact, precision=used, resume=resume) as journal:
+        earlier = journal.done
+        todo = [picture for picture in pictures if str(picture) not in earlier]
+        try:
+            with console.progress() as progress:
+                results = detector.predict_many(todo, batch_size=batch_size) if todo else []
+                for done, _ in enumerate(outputs.record(journal, detector, results, gallery), start=1):
+                    progress("scoring", done, len(todo))
+        except KeyboardInterrupt:
+            interrupted = True
+        journal.write_table()
+    if report:
+        write_report(
+            report,
+            title=f"{artifact.stem}: predictions",
+            manifest=detector.manifest,
+            entries=outputs.prediction_entries(journal, detector, gallery),
+            failures=journal.failures,
+            scale=detector.map_scale,
+        )
+    places = _places(output=output, report=report)
+    failures = [failure.to_dict() for failure in journal.failures]
+    document = {
+        "artifact": str(artifact),
+        **places,
+        "threshold": detector.manifest["threshold"],
+        "scored": len(journal.scored),
+        "alarms": sum(row["label"] == ANOMALOUS for row in journal.scored),
+        "failed": len(failures),
+        "interrupted": interrupted,
+        "predictions": journal.rows,
+    }
+    human = [*wording.predictions(journal.scored, failures), *_written(places)]
+    console.answer(document, human, as_json=json)
+    if interrupted:
+        how = "the same command with --resume goes on from here" if output else "with --output DIR it could be resumed"
+        console.complain(f"blemish: interrupted after {len(journal.rows)} of {len(pictures)} pictures; {how}")
+        return INTERRUPTED
+    return BROKEN_PICTURES if failures else WELL
+
+
+@app.command(epilog=EXIT_STATUS)
+def evaluate(
+    artifact: Artifact,
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="Good and defective pictures: a folder or a table.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder for evaluation.json, figures (SVG) and the worst cases' overlays."),
+    ] = None,
+    report: Annotated[Path | None, typer.Option(metavar="FILE", help="A report as one HTML file.")] = None,
+    resolution: Annotated[
+        str, typer.Option(metavar="SIDE", help="Side of the square at which maps meet masks, or `original`.")
+    ] = "256",
+    device: Device = "auto",
+    precision: Precision = "auto",
+    json: Json = False,
+) -> int:
+    """Measure how good an artifact is on labelled pictures."""
+    from blemish import outputs
+    from blemish.evaluation import evaluate as measure
+    from blemish.predictor import load
+    from blemish.report.html import write_report
+
+    side = None if resolution == "original" else _side(resolution)
+    if report:
+        outputs.check_writable(report)
+    if output:
+        outputs.check_writable(output / "evaluation.json")
+        if (output / "evaluation.json").exists():
+            raise OutputError(f"{output}: holds an evaluation already; name another folder")
+    detector = load(artifact, device=device, precision=precision)
+    mistakes = outputs.Mistakes()
+    with console.progress() as progress:
+        result = measure(detector, data, resolution=side, progress=progress, on_prediction=mistakes.add)
+    if output:
+        outputs.write_evaluation(output, result, mistakes, detector)
+    if report:
+        write_report(
+            report,
+            title=f"{artifact.stem}: evaluation",
+            manifest=detector.manifest,
+            entries=mistakes.entries(result, detector),
+            evaluation=result,
+            scale=detector.map_scale,
+        )
+    places = _places(output=output, report=report)
+    document = {"artifact": str(artifact), "data": str(data), **places, **result.to_dict()}
+    console.answer(document, [*wording.evaluation(result), *_written(places)], as_json=json)
+    return BROKEN_PICTURES if result.failures else WELL
+
+
+@app.command(epilog=EXIT_STATUS)
+def calibrate(
+    artifact: Artifact,
+    good: Annotated[
+        list[Path], typer.Argument(metavar="GOOD", help="Pictures of good parts that it was not fitted on.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The artifact to write.")],
+    false_alarm_rate: Rate = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    json: Json = False,
+) -> int:
+    """Set a new threshold from other pictures of good parts."""
+    from blemish import outputs
+    from blemish.fitting import recalibrate
+    from blemish.predictor import load
+
+    outputs.check_writable(output)
+    detector = load(artifact, device=device, precision=precision)
+    with console.progress() as progress:
+        calibrated, failures, left_out = recalibrate(
+            detector, good, false_alarm_rate=false_alarm_rate, progress=progress
+        )
+    calibrated.save(output)
+    threshold = calibrated.manifest["threshold"]
+    broken = [failure.to_dict() for failure in failures]
+    document = {"artifact": str(output), "threshold": threshold, "left_out": left_out, "failures": broken}
+    known = f"{left_out} left out, the artifact was fitted on them; " if left_out else ""
+    human = [
+        f"Pictures: {threshold['n']} used; {known}{len(broken)} broken",
+        *wording.broken(broken),
+        f"Threshold: {wording.threshold(threshold)}",
+        f"Written: {output}",
+    ]
+    console.answer(document, human, as_json=json)
+    return BROKEN_PICTURES if failures else WELL
+
+
+@app.command()
+def inspect(
+    artifact: Artifact,
+    json: Json = False,
+) -> int:
+    """Say what an artifact is, and that it is whole."""
+    from blemish.artifact import read
+
+    _, manifest = read(artifact)
+    size = artifact.stat().st_size
+    document = {"artifact": str(artifact), "bytes": size, "whole": True, "manifest": manifest}
+    heading = f"{artifact}: whole and unaltered, {size / 2**20:.1f} MiB"
+    console.answer(document, [heading, wording.manifest(manifest)], as_json=json)
+    return WELL
+
+
+@app.command()
+def backbones(json: Json = False) -> int:
+    """List the backbones; any other timm model works too."""
+    from dataclasses import asdict
+
+    from blemish.backbones import SPECS
+
+    rows = [
+        (spec.name, spec.about, ", ".join(map(str, spec.layers)) or "the middle", spec.source, spec.licence)
+        for spec in SPECS.values()
+    ]
+    head = ("name", "what it is", "layers", "weights from", "licence")
+    console.answer([asdict(spec) for spec in SPECS.values()], [console.table(head, rows)], as_json=json)
+    return WELL
+
+
+@app.command()
+def methods(json: Json = False) -> int:
+    """List the methods with their settings and recipes."""
+    from blemish.catalogue import describe_methods
+
+    known = describe_methods()
+    console.answer(known, wording.methods(known), as_json=json)
+    return WELL
+
+
+@app.command()
+def doctor(json: Json = False) -> int:
+    """Say what works on this machine, and what is missing."""
+    from blemish.doctor import examine
+
+    found = examine()
+    console.answer(found.to_dict(), wording.machine(found), as_json=json)
+    return ERROR if found.faults else WELL
+
+
+@data_app.command("check", epilog=EXIT_STATUS)
+def data_check(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A folder, a table or a picture.")],
+    json: Json = False,
+) -> int:
+    """Say what a data set is recognised as, and decode every picture to find what is wrong."""
+    from blemish.data.layouts import check
+
+    with console.progress() as progress:
+        found = check(path, progress=lambda done, total: progress("decoding", done, total))
+    console.answer(found.to_dict(), wording.data_set(found), as_json=json)
+    return WELL if found.ok else BROKEN_PICTURES
+
+
+@data_app.command("elpv")
+def data_elpv(
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE.csv", help="The table to write.")],
+    seed: Annotated[int, typer.Option(help="Of the draw of the test cells.")] = 0,
+    json: Json = False,
+) -> int:
+    """Write the table of the demo set: solar cells of ELPV, from the package elpv-dataset (CC BY-NC-SA 4.0)."""
+    from blemish.data.layouts import read
+    from blemish.data.solar import write_elpv_manifest
+
+    written = write_elpv_manifest(output, seed)
+    description = read(written).description
+    document = {"manifest": str(written), "description": description, "seed": seed}
+    console.answer(document, [description, f"Written: {written}"], as_json=json)
+    return WELL
+
+
+def _interval(option: str, text: str | None) -> tuple[float, float] | None:
+    if text is None:
+        return None
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError:
+        low = high = 0.0
+    if not low < high:
+        raise ConfigError(f"{option} {text}: two numbers lo,hi with lo < hi are needed, as in 0,4095")
+    return low, high
+
+
+def _side(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 8192:
+        raise ConfigError(f"--resolution {text}: a side in pixels (256), or the word original, is needed")
+    return int(text)
+
+
+def _places(**paths: Path | None) -> dict[str, str | None]:
+    return {name: None if path is None else str(path) for name, path in paths.items()}
+
+
+def _written(places: Mapping[str, str | None]) -> list[str]:
+    return [f"Written: {place}" for place in places.values() if place]

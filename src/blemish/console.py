@@ -1,0 +1,149 @@
+"""What the command line shows: answers on standard output; progress and messages on standard error.
+
+Nothing heavy is imported here, and rich only where something is drawn with it: `blemish --help` has to be instant.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+class Tick(Protocol):
+    """Called as work goes on: what is being done, how much of it is done, how much there is (0 = unknown)."""
+
+    def __call__(self, stage: str, done: int, total: int) -> None: ...
+
+
+_SECONDS_BETWEEN_LINES = 5.0
+_ENDLESS = 1_000_000  # columns, where the output is no terminal: nothing is folded or cut for a pipe
+_COLOURS = {"alarm": "bold red", "missing": "bold red", "normal": "green"}
+
+
+def answer(document: Mapping[str, Any] | Sequence[Any], human: Iterable[str | Table], *, as_json: bool) -> None:
+    """The result of a command on standard output: the document as JSON, or its human form."""
+    if as_json:
+        print(json.dumps(document, indent=2, allow_nan=False))
+        return
+    for part in human:
+        if isinstance(part, str):
+            print(clean(part))
+        else:
+            print(_drawn(part))
+
+
+def complain(message: str) -> None:
+    """A message on standard error."""
+    print(clean(message), file=sys.stderr)
+
+
+def clean(text: str) -> str:
+    """The text with everything unprintable escaped: a file name must not steer the terminal.
+
+    Example:
+        >>> clean("a\\x1b[2Jb")
+        'a\\\\x1b[2Jb'
+    """
+    return "".join(
+        sign if sign.isprintable() or sign == "\n" else sign.encode("unicode_escape").decode("ascii") for sign in text
+    )
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]], *, right: Sequence[str] = ()) -> Table:
+    """A table of plain cells; the columns named in `right` are numbers."""
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for name in head:
+        drawn.add_column(name, justify="right" if name in right else "left", overflow="fold")
+    for row in rows:
+        cells = [clean(str(cell)) for cell in row]
+        drawn.add_row(*(Text(cell, style=_COLOURS.get(cell, "")) for cell in cells))
+    return drawn
+
+
+def facts(pairs: Iterable[tuple[str, object]]) -> Table:
+    """Names and values in two columns."""
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
+    drawn.add_column(style="bold", no_wrap=True)
+    drawn.add_column(overflow="fold")
+    for name, value in pairs:
+        drawn.add_row(Text(name), Text(clean(str(value))))
+    return drawn
+
+
+def _drawn(part: Table) -> str:
+    from rich.console import Console
+
+    console = Console(file=sys.stdout)
+    if not console.is_terminal:
+        console = Console(file=sys.stdout, width=_ENDLESS)
+    with console.capture() as capture:
+        console.print(part)
+    return "\n".join(line.rstrip() for line in capture.get().rstrip("\n").split("\n"))
+
+
+@contextmanager
+def progress() -> Iterator[Tick]:
+    """A function to call with (stage, done, total): bars on a terminal, else a line now and then."""
+    if not sys.stderr.isatty():
+        yield _Lines()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = [
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    ]
+    with Progress(*columns, console=Console(file=sys.stderr), transient=True) as bars:
+        tasks: dict[str, Any] = {}
+
+        def tick(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                for earlier in tasks.values():
+                    bars.stop_task(earlier)
+                tasks[stage] = bars.add_task(stage, total=total or None, rate="")
+            speed = bars.tasks[tasks[stage]].speed
+            rate = f"{speed:.1f}/s" if speed else ""
+            bars.update(tasks[stage], completed=done, total=total or None, rate=rate)
+
+        yield tick
+
+
+class _Lines:
+    """A line for each stage when it begins, and then one every few seconds."""
+
+    def __init__(self) -> None:
+        self._stage = ""
+        self._began = self._shown = 0.0
+        self._first = 0  # how much was done when the stage's first line was written
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if stage != self._stage:
+            self._stage, self._began, self._first = stage, now, done
+        elif now - self._shown < _SECONDS_BETWEEN_LINES:
+            return
+        self._shown = now
+        line = f"{stage}: {done} of {total}" if total else stage
+        if done > self._first and now > self._began:
+            rate = (done - self._first) / (now - self._began)
+            line += f", {rate:.1f}/s"
+            if total > done:
+                line += f", {(total - done) / rate:.0f} s left"
+        print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,378 @@
+"""What `blemish predict` and `blemish evaluate` leave behind: rows, tables, overlays, figures, report entries.
+
+A folder of predictions holds
+
+    run.json             what the rows were made with
+    predictions.jsonl    a row per picture, in the order in which they were scored; one that is broken has an "error"
+    predictions.csv      the same rows as a table, written at the end
+    overlays/            every picture with its heatmap
+
+A row is written when its overlay is, so that whatever a killed run leaves behind can be gone on from.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import heapq
+import io
+import json
+import os
+import re
+import secrets
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from blemish.compute import precision_name
+from blemish.data.folder import is_file
+from blemish.data.stream import map_ahead
+from blemish.errors import BlemishError, OutputError
+from blemish.files import cannot_write, write_whole
+from blemish.images import decode
+from blemish.metrics.ranking import precision_recall_curve, roc_curve
+from blemish.predictor import Detector
+from blemish.report import figures
+from blemish.report.heatmap import encode_jpeg, overlay, save_png, thumbnail
+from blemish.report.html import Entry
+from blemish.types import ANOMALOUS, NORMAL, Evaluation, Failure, Prediction, Sample
+
+EMBEDDED = 200  # pictures shown in a report: more would make the file unusable
+_THUMBNAIL = 384  # pixels of the longer side of a picture in a report
+_AHEAD = 4  # overlays that may be under way at once
+_WORST = 20  # of each kind of mistake, as files of their own
+_ROWS, _RUN, _TABLE, _OVERLAYS = "predictions.jsonl", "run.json", "predictions.csv", "overlays"
+_COLUMNS = ("path", "score", "label", "threshold", "height", "width", "digest", "notes", "overlay", "error")
+
+Row = dict[str, Any]
+Pixels = npt.NDArray[np.uint8]
+_Pair = tuple[bytes | None, bytes | None]
+_NONE: _Pair = (None, None)
+
+
+def check_writable(path: Path) -> None:
+    """Make sure, before any work, that a file can be written at `path`. Missing folders are made.
+
+    Raises: OutputError.
+    """
+    if path.is_dir():
+        raise OutputError(f"{path}: is a folder; name a file in it")
+    probe = path.parent / f".blemish-{secrets.token_hex(8)}.tmp"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        probe.touch(exist_ok=False)
+        probe.unlink()
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+class Journal:
+    """The rows of one `blemish predict`, in memory and, if there is a folder, on disk as they come.
+
+    Args:
+        folder: where the rows go; None = nowhere.
+        artifact: the artifact's file; rows of another one are never added to.
+        precision: that the scores are computed in.
+        resume: go on in a folder that has rows already.
+    Attributes:
+        rows: those of an earlier run first. A row has "path", and "score" or "error".
+    Raises: OutputError when the folder cannot be written, or has rows and these are not to be or cannot be gone on
+        from.
+    """
+
+    def __init__(self, folder: Path | None, *, artifact: Path, precision: str, resume: bool) -> None:
+        self.folder = folder
+        self.rows: list[Row] = []
+        self._file: io.BufferedWriter | None = None
+        if folder is None:
+            return
+        run = {"artifact": _sha256(artifact), "precision": precision, "folder": str(Path.cwd())}
+        place = folder / _ROWS
+        check_writable(place)
+        if place.exists():
+            if not resume:
+                raise OutputError(
+                    f"{folder}: holds predictions already; go on from them with --resume, or name another folder"
+                )
+            _check_same(folder, run)
+            self.rows, end = _earlier(place)
+            os.truncate(place, end)
+        else:
+            write_whole(folder / _RUN, json.dumps(run, indent=2).encode())
+        try:
+            self._file = place.open("ab")
+        except OSError as error:
+            raise cannot_write(place, error) from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    @property
+    def done(self) -> set[str]:
+        """The paths of the pictures that have a row."""
+        return {row["path"] for row in self.rows}
+
+    @property
+    def failures(self) -> list[Failure]:
+        """The pictures that could not be scored."""
+        return [Failure(source=row["path"], reason=row["error"]) for row in self.rows if "error" in row]
+
+    @property
+    def scored(self) -> list[Row]:
+        """The rows with a score, the highest first."""
+        return sorted((row for row in self.rows if "error" not in row), key=lambda row: -row["score"])
+
+    def add(self, row: Row) -> None:
+        """Keep a row, and have it on its way to the disk when this returns. Raises: OutputError."""
+        if self._file is not None and self.folder is not None:
+            try:
+                self._file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
+                self._file.flush()
+            except OSError as error:
+                raise cannot_write(self.folder / _ROWS, error) from error
+        self.rows.append(row)
+
+    def write_table(self) -> None:
+        """All rows as predictions.csv, if there is a folder. Raises: OutputError."""
+        if self.folder is None:
+            return
+        text = io.StringIO()
+        table = csv.DictWriter(text, _COLUMNS, extrasaction="ignore", lineterminator="\n")
+        table.writeheader()
+        for row in self.rows:
+            table.writerow({**row, "notes": "; ".join(row.get("notes", ()))})
+        write_whole(self.folder / _TABLE, text.getvalue().encode("utf-8", "backslashreplace"))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_same(folder: Path, run: Mapping[str, str]) -> None:
+    try:
+        earlier = json.loads((folder / _RUN).read_text(encoding="utf-8"))
+        other = [key for key, value in run.items() if earlier[key] != value]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise OutputError(f"{folder / _RUN}: does not say what the rows were made with; name another folder") from error
+    if other:
+        differs = {"artifact": "another artifact", "precision": "another precision", "folder": "another working folder"}
+        raise OutputError(
+            f"{folder}: the predictions there were made with {' and '.join(differs[key] for key in other)}; "
+            "resume as they were made, or name another folder"
+        )
+
+
+def _earlier(place: Path) -> tuple[list[Row], int]:
+    """The rows of an earlier run, and where the last whole one ends: a killed run may leave half a line."""
+    rows: list[Row] = []
+    end = 0
+    try:
+        lines = place.read_bytes().splitlines(keepends=True)
+    except OSError as error:
+        raise OutputError(f"{place}: cannot be read ({error.strerror}); name another folder") from error
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            whole = line.endswith(b"\n") and "path" in row and ("error" in row or "score" in row)
+        except (ValueError, TypeError):
+            whole = False
+        if not whole:
+            if number < len(lines):
+                raise OutputError(f"{place}: line {number} is damaged; name another folder")
+            break
+        rows.append(row)
+        end += len(line)
+    return rows, end
+
+
+def record(
+    journal: Journal, detector: Detector, results: Iterable[Prediction | Failure], gallery: Gallery
+) -> Iterator[Row]:
+    """Draws, writes down and gives back what comes, row by row and in order."""
+    folder = journal.folder
+
+    def drawn(result: Prediction | Failure) -> tuple[Prediction | Failure, str]:
+        if folder is None or isinstance(result, Failure):
+            return result, ""
+        name = f"{_OVERLAYS}/{file_name(result.source)}.png"
+        save_png(folder / name, tinted(result, detector))
+        return result, name
+
+    for result, name in map_ahead(drawn, results, ahead=_AHEAD):
+        row = result.to_dict()
+        if name:
+            row["overlay"] = name
+        journal.add(row)
+        if isinstance(result, Prediction):
+            gallery.add(result, rank=result.score)
+        yield row
+
+
+class Gallery:
+    """The predictions of the highest rank, at most `limit`: what a report can show of any number of pictures."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._heap: list[tuple[float, int, Prediction]] = []
+        self._count = 0
+
+    def add(self, prediction: Prediction, *, rank: float) -> None:
+        self._count += 1  # of two with the same rank the earlier one stays, and predictions are never compared
+        if len(self._heap) == self._limit and rank <= self._heap[0][0]:
+            return
+        # The map is a slice of its batch's, which must not be kept alive; nor must a full-size heatmap.
+        kept = replace(prediction, anomaly_map=prediction.anomaly_map.copy())
+        heapq.heappush(self._heap, (rank, -self._count, kept))
+        if len(self._heap) > self._limit:
+            heapq.heappop(self._heap)
+
+    def __iter__(self) -> Iterator[Prediction]:
+        """The highest rank first."""
+        return (prediction for _, _, prediction in sorted(self._heap, key=lambda item: item[:2], reverse=True))
+
+
+def tinted(prediction: Prediction, detector: Detector, max_side: int | None = None) -> Pixels:
+    """The picture with its heatmap, at the original size or reduced. Raises: ImageError if it is gone or changed."""
+    return _tint(_pixels(prediction, detector, max_side), prediction, detector)
+
+
+def _pixels(prediction: Prediction, detector: Detector, max_side: int | None) -> Pixels:
+    pixels: Pixels = decode(prediction.source, window=detector.preprocessing.decode_window()).as_uint8()
+    return pixels if max_side is None else thumbnail(pixels, max_side)
+
+
+def _tint(pixels: Pixels, prediction: Prediction, detector: Detector) -> Pixels:
+    height, width = pixels.shape[:2]
+    heatmap = cv2.resize(prediction.anomaly_map, (width, height), interpolation=cv2.INTER_LINEAR)
+    return overlay(pixels, heatmap, detector.map_scale)
+
+
+def file_name(source: str) -> str:
+    """A file name (without suffix) that is safe everywhere and different for every source.
+
+    Example:
+        >>> file_name("a/b/part no. 3.png")
+        'part_no._3-73a7bd34e2b3'
+    """
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "_", Path(source).stem)[:60].lstrip(".") or "picture"
+    return f"{stem}-{hashlib.sha256(os.fsencode(source)).hexdigest()[:12]}"
+
+
+def prediction_entries(journal: Journal, detector: Detector, gallery: Gallery) -> list[Entry]:
+    """Every scored picture for the report, the highest scores with their pictures.
+
+    Those of an earlier run are scored once more for that: their maps were not kept.
+    """
+    shown = {prediction.source: prediction for prediction in gallery}
+    highest = [row["path"] for row in journal.scored[:EMBEDDED]]
+    again = [path for path in highest if path not in shown and is_file(Path(path))]
+    if again:
+        more = detector.predict_many(again)
+        shown |= {result.source: result for result in more if isinstance(result, Prediction)}
+    thumbnails = _thumbnails([shown[path] for path in highest if path in shown], detector)
+    return [
+        Entry(
+            source=row["path"],
+            score=row["score"],
+            verdict=row["label"],
+            notes=tuple(row["notes"]),
+            picture=thumbnails.get(row["path"], _NONE)[0],
+            overlay=thumbnails.get(row["path"], _NONE)[1],
+        )
+        for row in journal.scored
+    ]
+
+
+def _thumbnails(predictions: Iterable[Prediction], detector: Detector) -> dict[str, _Pair]:
+    """Small JPEG files of the pictures and their overlays, by source; none for a picture that is gone by now."""
+
+    def drawn(prediction: Prediction) -> tuple[str, _Pair]:
+        try:
+            pixels = _pixels(prediction, detector, _THUMBNAIL)
+        except BlemishError:
+            return prediction.source, _NONE
+        tint = _tint(pixels, prediction, detector)
+        return prediction.source, (encode_jpeg(pixels), encode_jpeg(tint))
+
+    return dict(map_ahead(drawn, predictions, ahead=_AHEAD))
+
+
+class Mistakes:
+    """The pictures of an evaluation that a person should look at: low defects, high good ones.
+
+    `add` goes to `blemish.evaluate` as `on_prediction`.
+    """
+
+    def __init__(self) -> None:
+        self._defects, self._good = Gallery(EMBEDDED // 2), Gallery(EMBEDDED // 2)
+        self._notes: dict[str, tuple[str, ...]] = {}
+
+    def add(self, sample: Sample, prediction: Prediction) -> None:
+        if prediction.notes:
+            self._notes[prediction.source] = prediction.notes
+        if sample.label == ANOMALOUS:
+            self._defects.add(prediction, rank=-prediction.score)
+        else:
+            self._good.add(prediction, rank=prediction.score)
+
+    def entries(self, evaluation: Evaluation, detector: Detector) -> list[Entry]:
+        """Every scored picture for the report, the worst of both kinds with their pictures."""
+        thumbnails = _thumbnails([*self._defects, *self._good], detector)
+        return [
+            Entry(
+                source=row["path"],
+                score=row["score"],
+                verdict=row["label"],
+                truth=row["truth"],
+                defect=row["defect"],
+                category=row["category"],
+                notes=self._notes.get(row["path"], ()),
+                picture=thumbnails.get(row["path"], _NONE)[0],
+                overlay=thumbnails.get(row["path"], _NONE)[1],
+            )
+            for row in evaluation.rows
+        ]
+
+    def write(self, folder: Path, detector: Detector) -> None:
+        """Overlays of the defects with the lowest and the good pictures with the highest scores, worst first."""
+        for name, gallery in (("defective", self._defects), ("good", self._good)):
+            for place, prediction in zip(range(1, _WORST + 1), gallery, strict=False):
+                path = folder / f"{name}-{place:02d}-{file_name(prediction.source)}.png"
+                save_png(path, tinted(prediction, detector))
+
+
+def write_evaluation(folder: Path, evaluation: Evaluation, mistakes: Mistakes, detector: Detector) -> None:
+    """evaluation.json, the figures as SVG, and overlays in worst/. Raises: OutputError."""
+    write_whole(folder / "evaluation.json", json.dumps(evaluation.to_dict(), indent=2, allow_nan=False).encode())
+    scores = [row["score"] for row in evaluation.rows]
+    truth = [row["truth"] for row in evaluation.rows]
+    good, defective = (_of(label, scores, truth) for label in (NORMAL, ANOMALOUS))
+    histogram = figures.score_histogram(good, defective, threshold=evaluation.threshold)
+    write_whole(folder / "histogram.svg", histogram)
+    if (curve := roc_curve(scores, truth)) is not None:
+        write_whole(folder / "roc.svg", figures.roc(*curve, evaluation.image_auroc))
+    if (curve := precision_recall_curve(scores, truth)) is not None:
+        write_whole(folder / "pr.svg", figures.precision_recall(*curve, evaluation.image_ap))
+    mistakes.write(folder / "worst", detector)
+
+
+def _of(label: int, scores: Sequence[float], truth: Sequence[int]) -> list[float]:
+    return [score for score, known in zip(scores, truth, strict=True) if known == label]
+
+
+def precision_of(detector: Detector) -> str:
+    """The name of the precision that a detector computes in."""
+    return precision_name(next(detector.method.backbone.parameters()).dtype)

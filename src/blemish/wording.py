@@ -1,0 +1,185 @@
+"""Results in words: the human form of what every command answers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from blemish.console import facts, table
+from blemish.types import ANOMALOUS, NORMAL
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from blemish.data.layouts import Check
+    from blemish.doctor import Report
+    from blemish.types import Evaluation
+
+_SHOWN_WHOLE, _SHOWN_OF_MANY, _FAILURES_SHOWN = 50, 20, 10
+_VERDICTS = {NORMAL: "normal", ANOMALOUS: "alarm", None: "–"}
+
+
+def broken(failures: Sequence[Mapping[str, Any]], what: str = "broken") -> list[str]:
+    """A line for each failure (path, error), the first few of many."""
+    lines = [f"  {what}: {failure['path']}: {failure['error']}" for failure in failures[:_FAILURES_SHOWN]]
+    more = len(failures) - _FAILURES_SHOWN
+    return [*lines, f"  … and {more} more, all of them listed by --json"] if more > 0 else lines
+
+
+def threshold(values: Mapping[str, Any] | None) -> str:
+    """The threshold of a manifest and what it promises, or why there is none."""
+    if values is None:
+        return "none, as no picture was to be held out for it"
+    if values["value"] is None:
+        return f"none: {values['reason']}"
+    return f"{values['value']:.6g}. {values['guarantee']}"
+
+
+def fitted(manifest: Mapping[str, Any]) -> Iterable[str]:
+    """What `blemish fit` has made."""
+    data = manifest["data"]
+    yield f"Recognised: {data['layout']}"
+    yield f"Pictures: {data['count']} used, {len(data['failures'])} broken"
+    yield from broken(data["failures"])
+    yield f"Threshold: {threshold(manifest['threshold'])}"
+
+
+def predictions(scored: Sequence[Mapping[str, Any]], failures: Sequence[Mapping[str, Any]]) -> Iterable[str | Table]:
+    """Scores and verdicts, of many pictures the alarms, and the broken ones. `scored`: the highest score first."""
+    alarms = [row for row in scored if row["label"] == ANOMALOUS]
+    many = len(scored) > _SHOWN_WHOLE
+    shown = (alarms or scored)[:_SHOWN_OF_MANY] if many else scored
+    if shown:
+        rows = [(f"{row['score']:.4f}", _VERDICTS[row["label"]], row["path"]) for row in shown]
+        yield table(("score", "verdict", "path"), rows, right=("score",))
+    if many:
+        yield f"… the highest {len(shown)}{' alarms' if alarms else ''} of {len(scored)} pictures"
+    yield from broken(failures)
+    if not scored:
+        verdicts = "no picture was scored"
+    elif scored[0]["threshold"] is None:
+        verdicts = f"{len(scored)} scored: no verdict, as the artifact has no threshold"
+    else:
+        normal = len(scored) - len(alarms)
+        limit = scored[0]["threshold"]
+        verdicts = f"{len(scored)} scored: {len(alarms)} alarms, {normal} normal at a threshold of {limit:.6g}"
+    yield verdicts + (f"; {len(failures)} could not be read" if failures else "")
+
+
+def evaluation(result: Evaluation) -> Iterable[str | Table]:
+    """Metrics in per cent, per defect type and category, and the confusion."""
+    counts = result.counts
+    yield f"{counts['pictures']} pictures: {counts['normal']} good, {counts['anomalous']} defective"
+    if result.left_out:
+        yield f"{len(result.left_out)} left out of every figure: the artifact was fitted or calibrated on them"
+    if counts["without_mask"]:
+        yield f"{counts['without_mask']} defective without a usable mask: not in the pixel figures"
+    yield from broken([failure.to_dict() for failure in result.failures])
+    columns = {"image_auroc": "image AUROC", "image_ap": "AP", "pixel_auroc": "pixel AUROC", "aupro": "AUPRO@0.3"}
+    groups: list[tuple[str, Mapping[str, Any]]] = [("all", {**vars(result), "count": counts["pictures"]})]
+    groups += result.by_defect.items()
+    if len(result.by_category) > 1:
+        groups += [(f"category {name}", values) for name, values in result.by_category.items()]
+    rows = [(name, values["count"], *(_percent(values[key]) for key in columns)) for name, values in groups]
+    head = ("%", "pictures", *columns.values())
+    yield table(head, rows, right=head[1:])
+    if result.best_f1 is not None:
+        yield f"Best F1: {_percent(result.best_f1)} % at {result.best_f1_threshold:.6g} (found with the labels in hand)"
+    if result.confusion is None:
+        yield "No verdicts: the artifact has no threshold."
+        return
+    cells = result.confusion
+    yield f"At the stored threshold of {result.threshold:.6g}:"
+    verdicts = [
+        ("defective", cells["true_positive"], cells["false_negative"]),
+        ("good", cells["false_positive"], cells["true_negative"]),
+    ]
+    yield table(("", "alarms", "normal"), verdicts, right=("alarms", "normal"))
+
+
+def manifest(values: Mapping[str, Any]) -> Table:
+    """What an artifact says of itself."""
+    data, weights = values["data"], values["backbone"]["weights"]
+    spec, preprocessing = values["backbone"]["spec"], values["preprocessing"]
+    size, window = f"{preprocessing['height']}×{preprocessing['width']}", preprocessing["window"]
+    return facts(
+        [
+            ("method", f"{values['method']}, recipe {values['recipe'] or 'of its own'}"),
+            ("settings", _assignments(values["config"])),
+            ("backbone", f"{spec['name']} ({spec['about']})"),
+            ("weights", f"{weights['source']}, licence {weights['licence']}, SHA-256 {weights['sha256'] or 'none'}"),
+            ("input", f"{size} (height×width)" + (f", pixel values {window[0]:g} to {window[1]:g}" if window else "")),
+            ("threshold", threshold(values["threshold"])),
+            ("pictures", f"{len(data['fitted'])} fitted on, {len(data['calibrated'])} only calibrated on"),
+            ("recognised", data["layout"]),
+            ("broken", f"{len(data['failures'])} pictures left out"),
+            ("fingerprint", data["fingerprint"]),
+            ("made", f"{values['created']} by blemish {values['blemish']}, format {values['format']}"),
+            ("in", f"{values['seconds']:.1f} s on {values['device']} in {values['precision']}, seed {values['seed']}"),
+            ("versions", ", ".join(f"{name} {number}" for name, number in values["versions"].items())),
+        ]
+    )
+
+
+def methods(described: Iterable[Mapping[str, Any]]) -> Iterable[str | Table]:
+    """The methods of `blemish.catalogue.describe_methods`."""
+    for number, method in enumerate(described):
+        if number:
+            yield ""
+        yield f"{method['name']}: {method['summary']} ({method['source']})"
+        rows = [(f"  {it['name']}", json.dumps(it["default"]), it["about"]) for it in method["settings"]]
+        yield table(("  setting", "default", "meaning"), rows)
+        for recipe in method["recipes"]:
+            yield f"  recipe {recipe['name']}: {_assignments(recipe['changes']) or 'the defaults'}"
+
+
+def machine(found: Report) -> Iterable[str | Table]:
+    """What `blemish doctor` has found."""
+    free, total, disk = map(_gib, (found.memory_free, found.memory_total, found.disk_free))
+    yield facts(
+        [
+            ("blemish", f"{found.blemish}, Python {found.python}, {found.system}"),
+            (
+                "packages",
+                ", ".join(f"{package.name} {package.version}" for package in found.packages if package.version),
+            ),
+            ("processor", f"{found.cpu}, {found.cores} cores, {' '.join(found.cpu_flags) or 'no AVX2'}"),
+            ("GPU", ", ".join(found.gpus) or "none"),
+            ("computes", f"on {found.device} in {found.precision}" if found.device else "not at all"),
+            ("memory", f"{free} free of {total}"),
+            ("disk", f"{disk} free in this folder"),
+            ("hub cache", found.hub_cache + (" (the hub is switched off)" if found.offline else "")),
+            ("variables", " ".join(f"{name}={value}" for name, value in found.variables.items()) or "none"),
+            ("weights here", ", ".join(weights.backbone for weights in found.weights if weights.here) or "none"),
+        ]
+    )
+    yield from (f"not here: weights of {it.backbone}: {it.remedy}" for it in found.weights if not it.here)
+    yield from (f"advice: {advice}" for advice in found.advice)
+    yield from (f"fault: {fault}" for fault in found.faults)
+    yield "blemish cannot work here until the faults are mended." if found.faults else "blemish can work here."
+
+
+def data_set(found: Check) -> Iterable[str]:
+    """What `blemish data check` has found."""
+    yield found.dataset.description
+    sizes = [f"{number} of {height}×{width}" for (height, width), number in found.sizes.items()]
+    yield f"Sizes (height×width): {', '.join(sizes[:5]) or 'none'}{', …' if len(sizes) > 5 else ''}"
+    yield from (f"  notice: {problem}" for problem in found.dataset.problems)
+    yield from (f"  same pixels: {', '.join(group)}" for group in found.duplicates)
+    yield from (f"  leak, same pixels in train and test: {', '.join(group)}" for group in found.leaks)
+    yield from broken([failure.to_dict() for failure in found.broken])
+    yield from broken([failure.to_dict() for failure in found.mask_faults], "mask at fault")
+    yield "Nothing is wrong." if found.ok else "Something is wrong."
+
+
+def _assignments(values: Mapping[str, Any]) -> str:
+    return " ".join(f"{key}={json.dumps(value)}" for key, value in values.items())
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.2f}"
+
+
+def _gib(value: float | None) -> str:
+    return "an unknown amount" if value is None else f"{value:.1f} GiB"

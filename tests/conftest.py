@@ -1,0 +1,112 @@
+"""Pictures, data sets and small fitted detectors that many tests share: tiny, on the CPU, without a network."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+import blemish
+from blemish.predictor import Detector
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+torch.set_num_threads(1)
+
+SIDE = 64
+# Nothing here may depend on what the machine has, and the defaults of a method are for real backbones.
+SMALL: dict[str, Any] = {
+    "backbone": "test_vit",
+    "weights": "random",
+    "image_size": SIDE,
+    "layers": (2, 4),
+    "device": "cpu",
+    "precision": "fp32",
+}
+
+
+def part(seed: int, *, defect: bool = False, height: int = SIDE, width: int = SIDE) -> np.ndarray:
+    """A striped part with some noise, uint8 H W 3; with a defect: the same picture with a bright square in it."""
+    random = np.random.default_rng(seed)
+    rows, columns = np.mgrid[:height, :width] / SIDE
+    stripes = 90 + 40 * np.sin(2 * np.pi * 3 * columns + random.uniform(0, 0.2)) + 20 * rows
+    pixels = stripes[..., None] + random.normal(0, 4, (height, width, 3))
+    if defect:
+        top, left = height * 5 // 8, width // 8
+        pixels[top : top + height // 5, left : left + width // 5] = 250
+    return np.asarray(np.clip(pixels, 0, 255), dtype=np.uint8)
+
+
+def write_picture(path: Path, pixels: np.ndarray) -> Path:
+    """The pixels (RGB or grey) in the lossless format that the suffix names."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), pixels if pixels.ndim == 2 else np.ascontiguousarray(pixels[..., ::-1]))
+    return path
+
+
+@cache
+def _fitted(method: str, count: int) -> Detector:
+    return blemish.fit(method, [part(seed) for seed in range(count)], **SMALL)
+
+
+@pytest.fixture(scope="session")
+def small() -> dict[str, Any]:
+    """Arguments of `blemish.fit` for a detector that fits in milliseconds."""
+    return dict(SMALL)
+
+
+@pytest.fixture(scope="session")
+def picture() -> Callable[..., np.ndarray]:
+    return part
+
+
+@pytest.fixture(scope="session")
+def write() -> Callable[[Path, np.ndarray], Path]:
+    return write_picture
+
+
+@pytest.fixture(scope="session")
+def fitted() -> Callable[..., Detector]:
+    """`fitted("knn")`: a detector of that method on `count` parts, the same object each time: do not change it."""
+
+    def get(method: str = "knn", count: int = 24) -> Detector:
+        return _fitted(method, count)
+
+    return get
+
+
+@pytest.fixture
+def good_folder(tmp_path: Path) -> Path:
+    """A flat folder of 24 good parts, the ones that `fitted` knows."""
+    for seed in range(24):
+        write_picture(tmp_path / "good" / f"{seed:03d}.png", part(seed))
+    return tmp_path / "good"
+
+
+@pytest.fixture
+def mvtec(tmp_path: Path) -> Path:
+    """A data set in the MVTec layout: 24 train, 6 good, 4 with a square (with masks), 3 that are dark (with masks)."""
+    root = tmp_path / "part"
+    for seed in range(24):
+        write_picture(root / "train" / "good" / f"{seed:03d}.png", part(seed))
+    for seed in range(6):
+        write_picture(root / "test" / "good" / f"{seed:03d}.png", part(100 + seed))
+    for seed in range(4):
+        write_picture(root / "test" / "square" / f"{seed:03d}.png", part(200 + seed, defect=True))
+        marked = (part(200 + seed, defect=True) != part(200 + seed)).any(axis=2)
+        write_picture(root / "ground_truth" / "square" / f"{seed:03d}_mask.png", marked.astype(np.uint8) * 255)
+    for seed in range(3):
+        dark = part(300 + seed)
+        mask = np.zeros(dark.shape[:2], np.uint8)
+        mask[8 : 24 + 8 * seed, 30:50] = 255
+        mask[50:60, 4:20] = 255
+        dark[mask > 0] //= 3
+        write_picture(root / "test" / "dark" / f"{seed:03d}.png", dark)
+        write_picture(root / "ground_truth" / "dark" / f"{seed:03d}_mask.png", mask)
+    return root

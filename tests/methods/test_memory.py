@@ -1,0 +1,216 @@
+"""Memory banks: features against a loop, scores against the nearest patch by hand, leave-one-out against refitting."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from blemish.backbones import Backbone, build
+from blemish.errors import NotFittedError
+from blemish.methods.embedding import embed
+from blemish.methods.memory import Knn, KnnConfig, MemoryBank, PatchCore, PatchCoreConfig
+from blemish.types import Batch
+
+Floats = NDArray[np.float64]
+
+
+def images(count: int = 6, height: int = 64, width: int = 64, seed: int = 0) -> Tensor:
+    return torch.randn(count, 3, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+def backbone_of(name: str) -> Backbone:
+    return build(name, weights="random", seed=3)
+
+
+def layers_of(name: str) -> tuple[int, ...]:
+    return (2, 4) if name == "test_vit" else (2, 3)
+
+
+def pooled(level: Floats, side: int) -> Floats:
+    """h w D: the mean of the side × side square around each location, as far as it lies inside."""
+    out, reach = np.empty_like(level), side // 2
+    for y in range(level.shape[0]):
+        for x in range(level.shape[1]):
+            square = level[max(0, y - reach) : y + reach + 1, max(0, x - reach) : x + reach + 1]
+            out[y, x] = square.reshape(-1, level.shape[2]).mean(0)
+    return out
+
+
+def enlarged(level: Floats, height: int, width: int) -> Floats:
+    """h w D bilinearly on a finer grid, centres of the cells aligned, clamped at the border."""
+    out = np.empty((height, width, level.shape[2]))
+    for y in range(height):
+        for x in range(width):
+            at_y = min(max((y + 0.5) * level.shape[0] / height - 0.5, 0), level.shape[0] - 1)
+            at_x = min(max((x + 0.5) * level.shape[1] / width - 0.5, 0), level.shape[1] - 1)
+            top, left = int(at_y), int(at_x)
+            bottom, right = min(top + 1, level.shape[0] - 1), min(left + 1, level.shape[1] - 1)
+            down, over = at_y - top, at_x - left
+            upper = level[top, left] * (1 - over) + level[top, right] * over
+            lower = level[bottom, left] * (1 - over) + level[bottom, right] * over
+            out[y, x] = upper * (1 - down) + lower * down
+    return out
+
+
+def embed_loop(backbone: Backbone, batch: Tensor, layers: tuple[int, ...], pooling: int) -> Floats:
+    """B N D by the description in `embed`, location by location in float64."""
+    features = backbone(batch, layers)
+    height, width = features.grids[0]  # the finest
+    rows = []
+    for picture in range(len(batch)):
+        levels = []
+        for tokens, grid in zip(features.tokens, features.grids, strict=True):
+            level = tokens[picture].double().numpy().reshape(*grid, -1)
+            if backbone.spec.kind == "vit":
+                level = np.array([[(t - t.mean()) / np.sqrt(t.var() + 1e-5) for t in row] for row in level])
+            levels.append(level if grid == (height, width) else enlarged(level, height, width))
+        joined = np.mean(levels, axis=0) if backbone.spec.kind == "vit" else np.concatenate(levels, axis=2)
+        rows.append(pooled(joined, pooling).reshape(height * width, -1))
+    return np.stack(rows)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (96, 64)])
+@pytest.mark.parametrize("pooling", [1, 3, 5])
+@pytest.mark.parametrize("name", ["test_vit", "test_resnet"])
+def test_embed_is_the_loop(name: str, pooling: int, size: tuple[int, int]) -> None:
+    backbone, batch = backbone_of(name), images(2, *size)
+    got, grid = embed(backbone, batch, layers_of(name), pooling=pooling)
+    stride = 16 if name == "test_vit" else 8
+    assert grid == (size[0] // stride, size[1] // stride)
+    expected = embed_loop(backbone, batch, layers_of(name), pooling)
+    assert got.shape == expected.shape
+    assert got.dtype == torch.float32
+    np.testing.assert_allclose(got.numpy(), expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
+
+
+def batches(all_images: Tensor, size: int) -> Iterator[Batch]:
+    owners = torch.arange(len(all_images))
+    for start in range(0, len(all_images), size):
+        yield Batch(all_images[start : start + size], owners[start : start + size])
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    pass
+
+
+def bank_of(kind: type[MemoryBank], name: str = "test_vit", *, bank_size: int = 10_000, batch: int = 4) -> MemoryBank:
+    config = kind.Config(
+        backbone=name,
+        image_size=(64,),
+        layers=layers_of(name),
+        bank_size=bank_size,  # type: ignore[call-arg]
+    )
+    method = kind(config, backbone_of(name)).eval()  # type: ignore[arg-type]
+    with torch.inference_mode():
+        method.fit(lambda: batches(images(), batch), 2, silent)
+    return method
+
+
+def unit(rows: Floats) -> Floats:
+    return np.asarray(rows / np.linalg.norm(rows, axis=-1, keepdims=True))
+
+
+def distances(queries: Floats, bank: Floats) -> Floats:
+    return np.array([np.linalg.norm(bank - query, axis=1).min() for query in queries])
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_resnet"])
+@pytest.mark.parametrize("kind", [Knn, PatchCore])
+def test_scores_are_distances_to_the_nearest_normal_patch(kind: type[MemoryBank], name: str) -> None:
+    method = bank_of(kind, name)
+    pooling = 1 if kind is Knn else 3
+    backbone, layers = method.backbone, layers_of(name)
+    bank = unit(embed_loop(backbone, images(), layers, pooling)).reshape(-1, method.bank.shape[1])
+    assert len(method.bank) == len(bank)  # all of it is under the cap
+    assert method.bank.dtype == torch.float32
+    queries = images(2, seed=9)
+    expected = distances(unit(embed_loop(backbone, queries, layers, pooling)).reshape(-1, bank.shape[1]), bank)
+    got = method.anomaly_map(queries)
+    assert got.shape == (2, 4, 4) if name == "test_vit" else (2, 8, 8)
+    np.testing.assert_allclose(got.numpy().ravel(), expected, rtol=2e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize("kind", [Knn, PatchCore])
+def test_the_bank_keeps_to_its_cap_and_its_owners(kind: type[MemoryBank]) -> None:
+    method = bank_of(kind, bank_size=20)
+    assert method.bank.shape[0] == len(method.owners) == 20
+    whole = bank_of(kind)
+    places = (method.bank[:, None] - whole.bank[None]).norm(dim=2).argmin(1)
+    assert torch.equal(whole.bank[places], method.bank)
+    assert torch.equal(whole.owners[places], method.owners)
+    assert torch.bincount(whole.owners).tolist() == [16] * 6
+
+
+@pytest.mark.parametrize("kind", [Knn, PatchCore])
+def test_what_was_learned_does_not_depend_on_the_batches(kind: type[MemoryBank]) -> None:
+    one, other = bank_of(kind, bank_size=50, batch=6), bank_of(kind, bank_size=50, batch=1)
+    assert torch.equal(one.owners, other.owners)
+    torch.testing.assert_close(one.bank, other.bank, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("bank_size", [10_000, 40])
+@pytest.mark.parametrize("kind", [Knn, PatchCore])
+def test_left_out_is_the_search_without_the_pictures_own_patches(kind: type[MemoryBank], bank_size: int) -> None:
+    method = bank_of(kind, bank_size=bank_size)
+    left_out = method.score_left_out(Batch(images(), torch.arange(6)))
+    without = kind(method.config, method.backbone)
+    for owner in range(6):
+        without.bank, without.owners = method.bank[method.owners != owner], method.owners[method.owners != owner]
+        alone = without.score(images()[[owner]])
+        torch.testing.assert_close(left_out.maps[[owner]], alone.maps, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(left_out.image[[owner]], alone.image, rtol=1e-4, atol=1e-5)
+    plain = method.score(images())
+    assert (left_out.image >= plain.image - 1e-6).all()
+    if bank_size > 96:  # then its own patches are in it, and nearest to a training picture
+        assert (left_out.image > plain.image + 0.01).all()
+
+
+def test_a_whole_bank_left_out_is_refitting_without_the_picture() -> None:
+    method = bank_of(Knn)
+    left_out = method.score_left_out(Batch(images(), torch.arange(6)))
+    for owner in range(6):
+        others = [index for index in range(6) if index != owner]
+        refitted = Knn(method.config, method.backbone)
+        batch = Batch(images()[others], torch.tensor(others))
+        refitted.fit(lambda batch=batch: [batch], 1, silent)  # type: ignore[misc]
+        alone = refitted.score(images()[[owner]])
+        torch.testing.assert_close(left_out.maps[[owner]], alone.maps, rtol=1e-4, atol=1e-5)
+
+
+def test_owners_may_come_in_any_order_and_more_than_once() -> None:
+    method = bank_of(Knn)
+    mixed = torch.tensor([4, 0, 4, 2])
+    got = method.score_left_out(Batch(images()[mixed], mixed))
+    straight = method.score_left_out(Batch(images(), torch.arange(6)))
+    torch.testing.assert_close(got.image, straight.image[mixed], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [Knn, PatchCore])
+def test_bfloat16_scores_are_close(kind: type[MemoryBank]) -> None:
+    method = bank_of(kind)
+    exact = method.score(images(2, seed=9))
+    method.backbone.to(torch.bfloat16)
+    rough = method.score(images(2, seed=9))
+    assert method.bank.dtype == torch.float32
+    assert rough.maps.dtype == torch.float32
+    torch.testing.assert_close(rough.maps, exact.maps, rtol=0.05, atol=0.02)
+
+
+@pytest.mark.parametrize("kind", [Knn, PatchCore])
+def test_before_fit(kind: type[MemoryBank]) -> None:
+    method = kind(kind.Config(backbone="test_vit", image_size=(64,), layers=(2,)), backbone_of("test_vit"))  # type: ignore[arg-type]
+    with pytest.raises(NotFittedError, match=f"this {kind.name} detector has not been fitted"):
+        method.score(images(1))
+    with pytest.raises(NotFittedError):
+        method.score_left_out(Batch(images(1), torch.tensor([0])))
+
+
+def test_defaults() -> None:
+    assert (KnnConfig().pooling, PatchCoreConfig().pooling) == (1, 3)
+    assert Knn.leaves_one_out
+    assert PatchCore.leaves_one_out

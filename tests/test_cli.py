@@ -1,0 +1,505 @@
+"""The commands, run in this process; start-up and closed pipes in processes of their own."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import typer
+
+import blemish
+from blemish import cli, config, outputs
+from blemish.artifact import read
+from blemish.images import decode
+from blemish.methods import METHODS
+
+Run = Callable[..., tuple[int, str, str]]
+FIT = ("--backbone", "test_vit", "--weights", "random", "--image-size", "64", "--layers", "2,4", "--precision", "fp32")
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """`run("fit", …)`: (exit status, standard output, standard error)."""
+
+    def execute(*arguments: str | Path) -> tuple[int, str, str]:
+        capsys.readouterr()
+        status = cli.main([str(argument) for argument in arguments])
+        return status, *capsys.readouterr()
+
+    return execute
+
+
+@pytest.fixture
+def part(tmp_path: Path, fitted: Callable[..., blemish.Detector]) -> Path:
+    return fitted().save(tmp_path / "part.blemish")
+
+
+@pytest.fixture
+def new(tmp_path: Path, picture: Callable[..., np.ndarray], write: Callable[..., Path]) -> Path:
+    """Eight new pictures, every second one with a defect, in two folders that use the same names."""
+    for seed in range(8):
+        folder = tmp_path / "new" / ("a" if seed < 4 else "b")
+        write(folder / f"{seed % 4}.png", picture(500 + seed, defect=seed % 2 == 1, height=40 + seed))
+    return tmp_path / "new"
+
+
+def document(answer: tuple[int, str, str]) -> Any:
+    """The one JSON document of an answer."""
+    return json.loads(answer[1])
+
+
+def leaves(command: Any, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
+    if hasattr(command, "commands"):
+        return [leaf for name, one in command.commands.items() for leaf in leaves(one, (*path, name))]
+    return [(path, command)]
+
+
+def test_help_imports_nothing_heavy() -> None:
+    heavy = {"torch", "numpy", "timm", "cv2", "matplotlib", "PIL", "scipy", "sklearn", "safetensors", "jinja2", "rich"}
+    code = (
+        f"import sys; from blemish import cli; s = cli.main(['--help']); print(sorted({heavy} & set(sys.modules)), s)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[] 0"
+
+
+def test_every_command_has_help_and_json() -> None:
+    commands = leaves(typer.main.get_command(cli.app))
+    assert len(commands) == 10
+    for path, command in commands:
+        options = {option for parameter in command.params for option in parameter.opts}
+        assert "--json" in options, path
+        assert command.help, path
+
+
+def test_no_arguments_show_the_help_and_the_exit_statuses(run: Run) -> None:
+    status, out, err = run()
+    assert status == 0
+    assert "Exit status: 0 all well; 1 done" in " ".join(out.split())
+    assert err == ""
+
+
+def test_version(run: Run) -> None:
+    assert run("--version")[:2] == (0, "blemish 0.1.0\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["fitt"], "Did you mean 'fit'?"),
+        (["fit", "knn"], "Missing argument"),
+        (["predict", "x.blemish", "y", "--otput", "z"], "--otput"),
+        (["predict", "x.blemish", "y", "--batch-size", "0"], "--batch-size"),
+        (["predict", "x.blemish", "y", "--resume"], "--output DIR"),
+        (["evaluate", "x.blemish", "y", "--resolution", "big"], "original"),
+        (["data", "chek"], "Did you mean 'check'?"),
+    ],
+)
+def test_wrong_usage(run: Run, arguments: list[str], said: str) -> None:
+    status, out, err = run(*arguments)
+    assert (status, out) == (2, "")
+    assert said in err
+    assert "Traceback" not in err
+    status, out, err = run(*arguments, "--json")
+    assert status == 2
+    assert err == ""
+    assert said in json.loads(out)["error"]["message"]
+
+
+def test_fit(run: Run, good_folder: Path, tmp_path: Path) -> None:
+    (good_folder / "empty.png").touch()
+    artifact = tmp_path / "made" / "part.blemish"
+    status, out, err = run("fit", "knn", good_folder, "-o", artifact, *FIT)
+    assert status == 1  # done, but a picture was broken
+    assert "flat layout: 25 pictures" in out
+    assert "24 used, 1 broken" in out
+    assert "empty.png: is empty" in out
+    assert "About 5 % of new normal pictures" in out
+    assert f"Written: {artifact} in " in out
+    assert "remembering: 1 of 4" in err
+    assert blemish.load(artifact).predict(good_folder / "000.png").score > 0
+
+
+def test_fit_as_json(run: Run, good_folder: Path, tmp_path: Path) -> None:
+    answer = run("fit", "knn", good_folder, "-o", tmp_path / "part.blemish", *FIT, "--json")
+    assert answer[0] == 0
+    made = document(answer)
+    _, manifest = read(tmp_path / "part.blemish")
+    assert made["threshold"] == manifest["threshold"]
+    assert made["config"] == manifest["config"]
+    assert (made["count"], made["failures"], made["recipe"]) == (24, [], "best")
+
+
+def test_the_last_of_recipe_file_option_and_set_wins(run: Run, good_folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "settings.json"
+    file.write_text('{"bank_size": 40, "pooling": 5, "image_size": [32], "backbone": "test_resnet", "seed": 3}')
+    options = [
+        "--config",
+        file,
+        "--image-size",
+        "32,64",
+        "--layers",
+        "2",
+        "--backbone",
+        "test_vit",
+        "--set",
+        "layers=4",
+    ]
+    answer = run("fit", "knn", good_folder, "-o", tmp_path / "a", "--weights", "random", *options, "--json")
+    expected = {"bank_size": 40, "pooling": 5, "image_size": [32, 64], "layers": [4], "backbone": "test_vit", "seed": 3}
+    chosen = document(answer)["config"]
+    assert {key: chosen[key] for key in expected} == expected
+    assert chosen["top_fraction"] == 0.01  # of the recipe
+    answer = run("fit", "knn", good_folder, "-o", tmp_path / "a", *FIT, "--config", file, "--seed", "4", "--json")
+    assert document(answer)["config"]["seed"] == 4
+    assert read(tmp_path / "a")[1]["seed"] == 4
+
+
+def test_recipes_are_taken_and_recorded(run: Run, good_folder: Path, tmp_path: Path) -> None:
+    answer = run("fit", "padim", good_folder, "-o", tmp_path / "a", "--recipe", "paper", *FIT, "--json")
+    made = document(answer)
+    assert (made["recipe"], made["config"]["channels"]) == ("paper", 550)
+
+
+def test_fit_takes_the_options_of_the_threshold_and_window(run: Run, good_folder: Path, tmp_path: Path) -> None:
+    options = ["--calibration-fraction", "0.5", "--false-alarm-rate", "0.1", "--window", "10,200"]
+    answer = run("fit", "knn", good_folder, "-o", tmp_path / "a", *FIT, *options, "--json")
+    threshold = document(answer)["threshold"]
+    assert (threshold["method"], threshold["n"], threshold["rate"]) == ("split conformal", 12, 0.1)
+    assert read(tmp_path / "a")[1]["preprocessing"]["window"] == [10, 200]
+    status, _, err = run("fit", "knn", good_folder, "-o", tmp_path / "b", *FIT, "--window", "200,10")
+    assert status == 2
+    assert "--window 200,10: two numbers" in err
+
+
+def test_predict_prints_the_highest_score_first(run: Run, part: Path, new: Path) -> None:
+    status, out, _ = run("predict", part, new)
+    lines = out.splitlines()
+    assert status == 0
+    assert lines[0].split() == ["score", "verdict", "path"]
+    scores = [float(line.split()[0]) for line in lines[1:9]]
+    assert scores == sorted(scores, reverse=True)
+    assert {line.split()[2] for line in lines[1:5]} == {str(new / f"{at}.png") for at in ("a/1", "a/3", "b/1", "b/3")}
+    assert all("alarm" in line for line in lines[1:5])
+    assert "8 scored: 4 alarms, 4 normal" in lines[9]
+
+
+def test_predict_of_many_pictures_prints_the_alarms(run: Run, part: Path, new: Path) -> None:
+    for copy in range(7):
+        shutil.copytree(new / "a", new / f"copy{copy}")
+        shutil.copytree(new / "b", new / f"other{copy}")
+    _, out, _ = run("predict", part, new, "--batch-size", "16")
+    assert out.count("alarm ") == 20
+    assert "the highest 20 alarms of 64 pictures" in out
+
+
+def test_predict_as_json_equals_python(run: Run, part: Path, new: Path) -> None:
+    answer = run("predict", part, new / "*" / "[12].png", "--json", "--precision", "fp32")
+    made = document(answer)
+    detector = blemish.load(part, precision="fp32")
+    assert [row["path"] for row in made["predictions"]] == [
+        str(new / at) for at in ("a/1.png", "a/2.png", "b/1.png", "b/2.png")
+    ]
+    for row in made["predictions"]:
+        assert row["score"] == pytest.approx(detector.predict(row["path"]).score, rel=1e-5)
+    assert (made["scored"], made["alarms"], made["failed"], made["interrupted"]) == (4, 2, 0, False)
+
+
+def test_predict_output(run: Run, part: Path, new: Path, tmp_path: Path) -> None:
+    (new / "broken.png").write_bytes(b"not a picture")
+    out, report = tmp_path / "out", tmp_path / "report.html"
+    assert run("predict", part, new, "--output", out, "--report", report)[0] == 1
+    rows = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
+    assert len(rows) == 9
+    assert [row["path"] for row in rows if "error" in row] == [str(new / "broken.png")]
+    overlays = {row["overlay"] for row in rows if "overlay" in row}
+    assert len(overlays) == 8  # though the same names occur in two folders
+    for row in rows:
+        if "overlay" in row:
+            assert decode(out / row["overlay"]).size == (row["height"], row["width"])
+            changed = (decode(out / row["overlay"]).pixels != decode(row["path"]).pixels).any()
+            assert changed or row["label"] == 0
+    with (out / "predictions.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [line["path"] for line in table] == [row["path"] for row in rows]
+    assert [float(line["score"] or "nan") for line in table] == pytest.approx(
+        [row.get("score", float("nan")) for row in rows], nan_ok=True
+    )
+    page = report.read_text()
+    assert page.count("data:image/jpeg") >= 16
+    assert "broken.png" in page
+
+
+def test_a_report_embeds_a_bounded_number_of_pictures(
+    run: Run, part: Path, new: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def embedded(limit: int) -> int:
+        monkeypatch.setattr(outputs, "EMBEDDED", limit)
+        run("predict", part, new, "--report", tmp_path / "report.html")
+        page = (tmp_path / "report.html").read_text()
+        return len({piece.partition('"')[0] for piece in page.split("data:image/jpeg;base64,")[1:]})
+
+    assert (embedded(2), embedded(8)) == (4, 16)
+
+
+def test_an_output_folder_is_never_added_to_by_accident(run: Run, part: Path, new: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert run("predict", part, new / "a", "--output", out)[0] == 0
+    before = (out / "predictions.jsonl").read_bytes()
+    status, _, err = run("predict", part, new, "--output", out)
+    assert status == 2
+    assert "holds predictions already" in err
+    assert "--resume" in err
+    assert (out / "predictions.jsonl").read_bytes() == before
+
+
+def test_resume_goes_on_where_a_killed_run_stopped(run: Run, part: Path, new: Path, tmp_path: Path) -> None:
+    whole, out, report = tmp_path / "whole", tmp_path / "out", tmp_path / "report.html"
+    (new / "a" / "2.png").write_bytes(b"")
+    run("predict", part, new, "--output", whole)
+    run("predict", part, new, "--output", out)
+    lines = (out / "predictions.jsonl").read_bytes().splitlines(keepends=True)
+    (out / "predictions.jsonl").write_bytes(b"".join(lines[:4]) + lines[4][:30])  # the last row was half written
+    (out / "predictions.csv").unlink()
+    status, _, err = run("predict", part, new, "--output", out, "--resume", "--report", report)
+    assert status == 1
+    assert "scoring: 1 of 4" in err
+    same(out, whole)
+    assert len(set(report.read_text().split("data:image/jpeg;base64,")[1:])) >= 14  # of the earlier run as well
+    status, _, err = run("predict", part, new, "--output", out, "--resume")  # nothing is left to do
+    assert (status, "scoring" in err) == (1, False)
+    same(out, whole)
+
+
+def same(one: Path, other: Path) -> None:
+    """Two output folders hold the same; scores up to the arithmetic of batches of another size."""
+
+    def rows(folder: Path) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+
+    for first, second in zip(rows(one), rows(other), strict=True):
+        assert first.get("score", 0) == pytest.approx(second.get("score", 0), rel=1e-4)
+        assert {**first, "score": 0} == {**second, "score": 0}
+    tables = [(folder / "predictions.csv").read_text().splitlines() for folder in (one, other)]
+    assert [line.split(",")[0] for line in tables[0]] == [line.split(",")[0] for line in tables[1]]
+    assert {path.name for path in (one / "overlays").iterdir()} == {
+        path.name for path in (other / "overlays").iterdir()
+    }
+
+
+def test_resume_refuses_rows_that_were_made_otherwise(
+    run: Run,
+    part: Path,
+    new: Path,
+    tmp_path: Path,
+    fitted: Callable[..., blemish.Detector],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = tmp_path / "out"
+    run("predict", part, new, "--output", out, "--precision", "fp32")
+    other = fitted("padim").save(tmp_path / "other.blemish")
+    status, _, err = run("predict", other, new, "--output", out, "--resume", "--precision", "fp32")
+    assert (status, "made with another artifact;" in err) == (2, True)
+    status, _, err = run("predict", part, new, "--output", out, "--resume", "--precision", "bf16")
+    assert (status, "made with another precision;" in err) == (2, True)
+    lines = (out / "predictions.jsonl").read_bytes().splitlines(keepends=True)
+    (out / "predictions.jsonl").write_bytes(b"".join([lines[0], b"{}\n", *lines[2:]]))
+    status, _, err = run("predict", part, new, "--output", out, "--resume", "--precision", "fp32")
+    assert (status, "line 2 is damaged" in err) == (2, True)
+    (out / "run.json").write_text("[]")
+    status, _, err = run("predict", part, new, "--output", out, "--resume", "--precision", "fp32")
+    assert (status, "does not say what the rows were made with" in err) == (2, True)
+
+
+def test_an_interrupted_predict_keeps_what_is_done(
+    run: Run, part: Path, new: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, whole, report = tmp_path / "out", tmp_path / "whole", tmp_path / "report.html"
+    add = outputs.Journal.add
+
+    def interrupted(journal: outputs.Journal, row: dict[str, Any]) -> None:
+        if len(journal.rows) == 3:
+            raise KeyboardInterrupt
+        add(journal, row)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(outputs.Journal, "add", interrupted)
+        status, answer, err = run("predict", part, new, "--output", out, "--report", report, "--json")
+    assert status == 130
+    assert "after 3 of 8 pictures; the same command with --resume" in err
+    made = json.loads(answer)
+    assert (made["interrupted"], len(made["predictions"])) == (True, 3)
+    assert len((out / "predictions.csv").read_text().splitlines()) == 4
+    assert report.exists()
+    assert run("predict", part, new, "--output", out, "--resume")[0] == 0
+    run("predict", part, new, "--output", whole)
+    same(out, whole)
+
+
+def test_file_names_cannot_steer_the_terminal_or_escape_the_folder(
+    run: Run, part: Path, new: Path, tmp_path: Path
+) -> None:
+    odd = new / "\x1b[2J ..,[red]\udcff.png"
+    (new / "a" / "0.png").rename(odd)
+    status, out, _ = run("predict", part, odd, "--output", tmp_path / "out")
+    assert status == 0
+    assert "\x1b" not in out
+    assert "\\x1b[2J ..,[red]\\udcff.png" in out
+    (overlay,) = (tmp_path / "out" / "overlays").iterdir()
+    assert overlay.name.isascii()
+    row = json.loads((tmp_path / "out" / "predictions.jsonl").read_text())
+    assert row["path"] == str(odd)
+
+
+def test_evaluate(
+    run: Run, part: Path, mvtec: Path, tmp_path: Path, picture: Callable[..., np.ndarray], write: Any
+) -> None:
+    write(mvtec / "test" / "good" / "known.png", picture(3))
+    out, report = tmp_path / "out", tmp_path / "report.html"
+    status, said, _ = run("evaluate", part, mvtec, "--output", out, "--report", report)
+    assert status == 0
+    assert "13 pictures: 6 good, 7 defective" in said
+    assert "1 left out of every figure" in said
+    rows = {line.split()[0]: line.split()[1:] for line in said.splitlines() if line[:4] in ("all ", "dark", "squa")}
+    result = blemish.evaluate(blemish.load(part), mvtec)
+    assert rows["all"][0] == "13"
+    assert float(rows["all"][1]) == pytest.approx(100 * (result.image_auroc or 0), abs=0.01)
+    assert float(rows["square"][4]) == pytest.approx(100 * float(result.by_defect["square"]["aupro"] or 0), abs=0.01)
+    cells = [line.split() for line in said.splitlines() if line.startswith(("defective ", "good "))]
+    confusion = result.confusion or {}
+    assert cells[0] == ["defective", str(confusion["true_positive"]), str(confusion["false_negative"])]
+    assert cells[1] == ["good", str(confusion["false_positive"]), str(confusion["true_negative"])]
+    assert {path.name for path in out.iterdir()} == {"evaluation.json", "histogram.svg", "pr.svg", "roc.svg", "worst"}
+    assert len(list((out / "worst").glob("defective-*.png"))) == 7
+    lowest = min((row for row in result.rows if row["truth"] == 1), key=lambda row: row["score"])
+    assert next((out / "worst").glob("defective-01-*")).name[13:16] == Path(lowest["path"]).stem
+    assert json.loads((out / "evaluation.json").read_text())["counts"] == dict(result.counts)
+    assert report.read_text().count("data:image/jpeg") >= 26
+    status, _, err = run("evaluate", part, mvtec, "--output", out)
+    assert (status, "holds an evaluation already" in err) == (2, True)
+
+
+def test_evaluate_as_json(run: Run, part: Path, mvtec: Path) -> None:
+    (mvtec / "test" / "good" / "empty.png").touch()
+    answer = run("evaluate", part, mvtec, "--resolution", "original", "--json")
+    made = document(answer)
+    assert answer[0] == 1
+    assert made["counts"]["failed"] == 1
+    assert made["image_auroc"] == 1.0
+    result = blemish.evaluate(blemish.load(part), mvtec, resolution=None)
+    assert made["aupro"] == pytest.approx(result.aupro)
+
+
+def test_calibrate(run: Run, part: Path, good_folder: Path, tmp_path: Path, picture: Any, write: Any) -> None:
+    for seed in range(20):
+        write(tmp_path / "more" / f"{seed}.png", picture(700 + seed))
+    shutil.copy(good_folder / "000.png", tmp_path / "more" / "known.png")
+    (tmp_path / "more" / "empty.png").touch()
+    artifact = tmp_path / "new.blemish"
+    status, out, _ = run("calibrate", part, tmp_path / "more", "-o", artifact, "--false-alarm-rate", "0.1")
+    assert status == 1
+    assert "20 used; 1 left out, the artifact was fitted on them; 1 broken" in out
+    assert "probability at most 10 %" in out
+    threshold = read(artifact)[1]["threshold"]
+    assert (threshold["n"], threshold["rate"]) == (20, 0.1)
+    answer = run("calibrate", part, tmp_path / "more", "-o", artifact, "--false-alarm-rate", "0.01", "--json")
+    assert answer[0] == 2
+    assert document(answer)["error"]["kind"] == "CalibrationError"
+
+
+def test_inspect(run: Run, part: Path) -> None:
+    status, out, _ = run("inspect", part)
+    assert status == 0
+    for said in ("whole and unaltered", "knn", "test_vit", "random", "64×64", "24 fitted on", "bank_size=10000"):
+        assert said in out
+    manifest = document(run("inspect", part, "--json"))["manifest"]
+    assert manifest == read(part)[1]
+
+
+def test_data_check(run: Run, mvtec: Path) -> None:
+    status, out, _ = run("data", "check", mvtec)
+    assert status == 0
+    assert "MVTec layout: 24 train good, 13 test (6 good, 7 in 2 defect types)" in out
+    assert "Nothing is wrong." in out
+    shutil.copy(mvtec / "train" / "good" / "000.png", mvtec / "test" / "good" / "copy.png")
+    (mvtec / "test" / "good" / "empty.png").touch()
+    status, out, _ = run("data", "check", mvtec)
+    assert status == 1
+    assert "leak, same pixels in train and test" in out
+    assert "empty.png: is empty" in out
+    made = document(run("data", "check", mvtec, "--json"))
+    assert (made["ok"], len(made["leaks"]), len(made["broken"])) == (False, 1, 1)
+
+
+def test_data_elpv(run: Run, tmp_path: Path) -> None:
+    pytest.importorskip("elpv_dataset")
+    made = document(run("data", "elpv", "-o", tmp_path / "cells.csv", "--json"))
+    assert "1131 train good" in made["description"]
+    assert len((tmp_path / "cells.csv").read_text().splitlines()) == 1 + 1131 + 377 + 715
+
+
+def test_backbones(run: Run) -> None:
+    assert {row["name"] for row in document(run("backbones", "--json"))} == set(blemish.BACKBONES)
+    assert "focus_vits14" in run("backbones")[1]
+
+
+def test_methods_are_described_whole(run: Run) -> None:
+    made = document(run("methods", "--json"))
+    assert {method["name"] for method in made} == set(METHODS)
+    for method in made:
+        defaults = {setting["name"]: setting["default"] for setting in method["settings"]}
+        assert defaults == config.to_dict(METHODS[method["name"]].Config())
+        assert all(setting["about"] for setting in method["settings"]), method["name"]
+    out = run("methods")[1]
+    assert "recipe paper" in out
+    assert "hard cap on the number of patch features" in out
+
+
+def test_doctor(run: Run) -> None:
+    status, out, _ = run("doctor")
+    assert status == 0
+    assert "blemish can work here." in out
+    assert document(run("doctor", "--json"))["faults"] == []
+
+
+def test_a_bug_is_called_one(run: Run, part: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(path: Path) -> None:
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr("blemish.artifact.read", broken)
+    status, out, err = run("inspect", part)
+    assert (status, out) == (2, "")
+    assert "this is a bug in blemish (ZeroDivisionError: division by zero)" in err
+    assert "Traceback" not in err
+    assert document(run("inspect", part, "--json"))["error"]["kind"] == "ZeroDivisionError"
+    monkeypatch.setenv("BLEMISH_DEBUG", "1")
+    assert "Traceback" in run("inspect", part)[2]
+
+
+def test_running_out_of_memory_is_no_bug(run: Run, part: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    monkeypatch.setattr("blemish.artifact.read", full)
+    status, _, err = run("inspect", part)
+    assert status == 2
+    assert "out of memory; choose a smaller --batch-size" in err
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes of POSIX")
+def test_a_closed_pipe_is_no_error_to_talk_about() -> None:
+    code = "import sys; from blemish.cli import main; sys.exit(main(['--help']))"
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")

@@ -1,0 +1,85 @@
+"""Devices and precisions by name, with a machine that has whatever the test says it has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from blemish import compute
+from blemish.compute import pick_device, pick_precision, precision_name
+from blemish.errors import ConfigError
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("cuda", "mps", "expected"),
+    [(True, True, "cuda"), (True, False, "cuda"), (False, True, "mps"), (False, False, "cpu")],
+)
+def test_auto_takes_the_fastest_device(cuda: bool, mps: bool, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    assert pick_device() == pick_device("auto") == torch.device(expected)
+
+
+def test_the_cpu_is_always_there() -> None:
+    assert pick_device("cpu") == CPU
+
+
+@pytest.mark.parametrize("name", ["nowhere", "", "cpu:x", "cuda:99", "tpu"])
+def test_a_device_that_is_not_there(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"device '{name}' is not available here"):
+        pick_device(name)
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ({"avx2"}, torch.float32),
+        (set(), torch.float32),
+        ({"avx2", "avx512_bf16"}, torch.bfloat16),
+        ({"amx_bf16", "amx_tile"}, torch.bfloat16),
+    ],
+)
+def test_auto_is_bf16_where_the_cpu_computes_in_it(
+    flags: set[str], expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compute, "cpu_flags", lambda: flags)
+    assert pick_precision("auto", CPU) == expected
+
+
+@pytest.mark.parametrize("supported", [True, False])
+def test_auto_on_a_gpu(supported: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: supported)
+    assert pick_precision("auto", CUDA) == (torch.bfloat16 if supported else torch.float32)
+    assert pick_precision("auto", torch.device("mps")) == torch.float32
+
+
+def test_precisions_by_name() -> None:
+    assert pick_precision("fp32", CPU) == torch.float32
+    assert pick_precision("bf16", CPU) == torch.bfloat16
+    assert pick_precision("fp16", CUDA) == torch.float16
+    for name in ("fp32", "bf16", "fp16"):
+        assert precision_name(pick_precision(name, CUDA)) == name
+
+
+@pytest.mark.parametrize(("name", "says"), [("fp16", "for GPUs"), ("fp8", "unknown precision 'fp8'"), ("", "unknown")])
+def test_a_precision_that_does_not_go(name: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        pick_precision(name, CPU)
+
+
+def test_the_flags_of_this_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert all(" " not in flag for flag in compute.cpu_flags())
+
+    def unreadable(*_arguments: object) -> str:
+        raise PermissionError("no")
+
+    monkeypatch.setattr(Path, "read_text", unreadable)
+    assert compute.cpu_flags() == set()
+    monkeypatch.setattr(Path, "read_text", lambda *_arguments: "processor : 0\nflags\t\t: fpu amx_bf16\n")
+    assert compute.cpu_flags() == {"fpu", "amx_bf16"}
+    monkeypatch.setattr(Path, "read_text", lambda *_arguments: "processor : 0\nFeatures : neon\n")
+    assert compute.cpu_flags() == set()

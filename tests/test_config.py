@@ -1,0 +1,170 @@
+"""Configs to JSON and back; what a user types, checked name by name and type by type."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from blemish import config
+from blemish.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo:
+    flag: bool = False
+    count: int = 3
+    rate: float = 0.5
+    name: str = "a"
+    kind: Literal["x", "y"] = "x"
+    layers: tuple[int, ...] = (1, 2)
+    shares: tuple[float, ...] = ()
+    words: tuple[str, ...] = ()
+    limit: float | None = None
+    window: tuple[float, ...] | None = None
+    mode: Literal["fast", "slow"] | None = None
+
+    def __post_init__(self) -> None:
+        if self.count < 0:
+            raise ConfigError(f"count: at least 0 is needed, got {self.count}")
+
+
+def test_to_dict_is_json() -> None:
+    values = config.to_dict(Demo(layers=(4,), window=(0, 1)))
+    assert values["layers"] == [4]
+    assert values["window"] == [0, 1]
+    assert config.from_dict(Demo, json.loads(json.dumps(values))) == Demo(layers=(4,), window=(0, 1))
+
+
+@given(
+    st.builds(
+        Demo,
+        flag=st.booleans(),
+        count=st.integers(0, 10**12),
+        rate=st.floats(allow_nan=False),
+        name=st.text(),
+        kind=st.sampled_from(["x", "y"]),
+        layers=st.lists(st.integers()).map(tuple),
+        shares=st.lists(st.floats(allow_nan=False)).map(tuple),
+        words=st.lists(st.text()).map(tuple),
+        limit=st.none() | st.floats(allow_nan=False),
+        window=st.none() | st.lists(st.floats(allow_nan=False)).map(tuple),
+        mode=st.sampled_from(["fast", "slow", None]),
+    )
+)
+@settings(max_examples=25, deadline=None, derandomize=True)
+def test_json_and_back_changes_nothing(demo: Demo) -> None:
+    assert config.from_dict(Demo, json.loads(json.dumps(config.to_dict(demo)))) == demo
+
+
+@pytest.mark.parametrize(
+    ("assignment", "expected"),
+    [
+        ("flag=true", {"flag": True}),
+        ("flag=True", {"flag": True}),
+        ("flag=False", {"flag": False}),
+        ("count=7", {"count": 7}),
+        ("count=7.0", {"count": 7}),
+        ("count=1e3", {"count": 1000}),
+        ("rate=1", {"rate": 1.0}),
+        ("rate=1e-3", {"rate": 0.001}),
+        ("name=b", {"name": "b"}),
+        ("name=12", {"name": "12"}),
+        ('name="quoted"', {"name": "quoted"}),
+        ("name=a=b", {"name": "a=b"}),
+        ("name=", {"name": ""}),
+        (" name = spaced ", {"name": "spaced"}),
+        ("kind=y", {"kind": "y"}),
+        ("layers=4,8", {"layers": (4, 8)}),
+        ("layers=4, 8 ,12", {"layers": (4, 8, 12)}),
+        ("layers=[4, 8]", {"layers": (4, 8)}),
+        ("layers=4", {"layers": (4,)}),
+        ("layers=[]", {"layers": ()}),
+        ("shares=0.5,1", {"shares": (0.5, 1.0)}),
+        ("words=a,b", {"words": ("a", "b")}),
+        ("limit=null", {"limit": None}),
+        ("limit=None", {"limit": None}),
+        ("limit=2", {"limit": 2.0}),
+        ("window=-1000,400", {"window": (-1000.0, 400.0)}),
+        ("mode=fast", {"mode": "fast"}),
+        ("mode=null", {"mode": None}),
+    ],
+)
+def test_assignments(assignment: str, expected: dict[str, Any]) -> None:
+    found = config.override(Demo(), [assignment])
+    assert found == Demo(**expected)
+    for key, value in expected.items():
+        assert type(getattr(found, key)) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "says"),
+    [
+        ("count", "not of the form key=value"),
+        ("=3", "not of the form key=value"),
+        ("counts=3", "unknown setting 'counts'; did you mean 'count'"),
+        ("zzz=3", "unknown setting 'zzz'. Known: count"),
+        ("count=many", "count: 'many' is not of type int"),
+        ("count=1.5", "count: 1.5 is not of type int"),
+        ("count=true", "count: True is not of type int"),
+        ("count=null", "count: None is not of type int"),
+        ("count=-1", "count: at least 0"),
+        ("rate=true", "rate: True is not of type float"),
+        ("rate=x", "rate: 'x' is not of type float"),
+        ("flag=1", "flag: 1 is not of type bool"),
+        ("name=[1]", "name: .* is not of type str"),
+        ("kind=z", "kind: 'z' is not one of x, y"),
+        ("mode=medium", "mode: 'medium' is not of type"),
+        ("layers=a", "layers: 'a' is not of type int"),
+        ("layers=1,x", "layers: 'x' is not of type int"),
+        ("layers=", "layers"),
+        ("limit=x", "limit: 'x' is not of type float or null"),
+    ],
+)
+def test_assignments_that_are_wrong(assignment: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        config.override(Demo(), [assignment])
+
+
+def test_later_assignments_win_and_the_rest_stays() -> None:
+    base = Demo(name="kept", count=9)
+    assert config.override(base, ["rate=0.1", "rate=0.2"]) == Demo(name="kept", count=9, rate=0.2)
+    assert config.override(base, []) == base
+    assert config.from_dict(Demo, {"rate": 1}, base=base) == Demo(name="kept", count=9, rate=1.0)
+    assert config.from_dict(Demo, {}) == Demo()
+
+
+def test_a_config_file(tmp_path: Path) -> None:
+    path = tmp_path / "settings.json"
+    path.write_text('{"count": 4, "name": "Prüfling"}', encoding="utf-8")
+    assert config.read_config_file(path) == {"count": 4, "name": "Prüfling"}
+    assert config.read_config_file(str(path)) == {"count": 4, "name": "Prüfling"}
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"[1]", "list"),
+        (b"{", "not valid JSON"),
+        (b"", "not valid JSON"),
+        (b"\xff\xfe", "not valid JSON"),
+        (b"7", "int"),
+    ],
+)
+def test_a_config_file_that_is_none(content: bytes, says: str, tmp_path: Path) -> None:
+    path = tmp_path / "settings.json"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=says) as caught:
+        config.read_config_file(path)
+    assert str(caught.value).startswith(str(path))
+
+
+def test_a_config_file_that_cannot_be_read(tmp_path: Path) -> None:
+    for path in (tmp_path / "nowhere.json", tmp_path):
+        with pytest.raises(ConfigError, match="cannot be read"):
+            config.read_config_file(path)

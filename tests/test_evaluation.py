@@ -1,0 +1,350 @@
+"""Metrics of a detector on a data set, against the same numbers computed by hand from its predictions."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from sklearn.metrics import average_precision_score, confusion_matrix, f1_score, roc_auc_score
+
+import blemish
+from blemish import evaluation
+from blemish.data import layouts
+from blemish.errors import DataError
+from blemish.predictor import Detector
+from blemish.thresholds import Threshold
+from blemish.types import Evaluation, Prediction, Sample
+
+Part = Callable[..., np.ndarray]
+Write = Callable[..., Path]
+RESOLUTION = 64
+Maps = dict[str, tuple[NDArray[np.float32], NDArray[np.bool_]]]
+
+
+def drawn_mask(path: Path) -> NDArray[np.uint8]:
+    return np.asarray(cv2.imread(str(path), cv2.IMREAD_GRAYSCALE), dtype=np.uint8)
+
+
+def maps_by_hand(detector: Detector, root: Path, resolution: int = RESOLUTION) -> Maps:
+    """Path -> map and mask at resolution², of all test pictures of a data set in the MVTec layout."""
+    found: Maps = {}
+    for path in sorted((root / "test").rglob("*.png")):
+        small = detector.predict(path).anomaly_map
+        anomaly_map = cv2.resize(small, (resolution, resolution), interpolation=cv2.INTER_LINEAR)
+        mask = np.zeros((resolution, resolution), bool)
+        if path.parent.name != "good":
+            drawn = drawn_mask(root / "ground_truth" / path.parent.name / f"{path.stem}_mask.png")
+            rows = (np.arange(resolution) * drawn.shape[0]) // resolution
+            columns = (np.arange(resolution) * drawn.shape[1]) // resolution
+            mask = drawn[rows][:, columns] > 127
+        found[str(path)] = anomaly_map, mask
+    return found
+
+
+def aupro_by_hand(maps: Maps, limit: float = 0.3) -> float:
+    """Mean overlap of the regions against false positives, one point per distinct score, straight lines between."""
+    regions, normal = [], []
+    for anomaly_map, mask in maps.values():
+        count, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
+        regions += [np.sort(anomaly_map[labels == label]) for label in range(1, count)]
+        normal.append(anomaly_map[~mask])
+    background = np.sort(np.concatenate(normal))
+    levels = np.unique(np.concatenate([*regions, background]))[::-1]
+
+    def share(values: NDArray[np.float32]) -> NDArray[np.float64]:
+        return np.append(0.0, (len(values) - np.searchsorted(values, levels)) / len(values))
+
+    x, y = share(background), np.mean([share(region) for region in regions], axis=0)
+    inside = x <= limit
+    x, y = np.append(x[inside], limit), np.append(y[inside], np.interp(limit, x, y))
+    return float(np.sum(np.diff(x) * (y[1:] + y[:-1]) / 2) / limit)
+
+
+def pixel_auroc_by_hand(maps: Maps) -> float:
+    scores = np.concatenate([anomaly_map.ravel() for anomaly_map, _ in maps.values()])
+    truth = np.concatenate([mask.ravel() for _, mask in maps.values()])
+    return float(roc_auc_score(truth, scores))
+
+
+def rows_of(result: Evaluation, keep: Callable[[Mapping[str, Any]], bool]) -> tuple[list[int], list[float]]:
+    chosen = [row for row in result.rows if keep(row)]
+    return [row["truth"] for row in chosen], [row["score"] for row in chosen]
+
+
+@pytest.mark.parametrize("method", ["knn", "padim"])
+def test_the_numbers_are_those_computed_by_hand(method: str, mvtec: Path, fitted: Callable[..., Detector]) -> None:
+    # A threshold among the scores, so that every cell of the confusion is used.
+    plain = fitted(method)
+    middle = float(np.median([plain.predict(p).score for p in (mvtec / "test").rglob("*.png")]))
+    chosen = Threshold(value=middle, rate=0.05, n=24, method="split conformal", guarantee="", reason="")
+    detector = plain.with_threshold(chosen)
+    result = blemish.evaluate(detector, mvtec, resolution=RESOLUTION)
+
+    assert dict(result.counts) == {
+        "pictures": 13, "normal": 6, "anomalous": 7, "left_out": 0, "failed": 0, "without_mask": 0,
+    }  # fmt: skip
+    assert len(result.rows) == 13
+    for row in result.rows:
+        prediction = detector.predict(row["path"])
+        assert row["score"] == pytest.approx(prediction.score, rel=1e-4)
+        assert row["truth"] == int(row["defect"] != "good")
+        assert row["defect"] == Path(row["path"]).parent.name
+        assert row["label"] == int(row["score"] > middle)
+        assert row["category"] == "part"
+
+    truth, scores = rows_of(result, lambda _row: True)
+    assert result.image_auroc == pytest.approx(roc_auc_score(truth, scores))
+    assert result.image_ap == pytest.approx(average_precision_score(truth, scores))
+    best = max(float(f1_score(truth, [score >= level for score in scores])) for level in scores)
+    assert result.best_f1 == pytest.approx(best)
+    assert result.best_f1_threshold is not None
+    assert f1_score(truth, [score > result.best_f1_threshold for score in scores]) == pytest.approx(best)
+    assert result.threshold == middle
+    assert result.confusion is not None
+    (tn, fp), (fn, tp) = confusion_matrix(truth, [score > middle for score in scores]).tolist()
+    assert dict(result.confusion) == {
+        "true_positive": tp, "false_positive": fp, "true_negative": tn, "false_negative": fn,
+    }  # fmt: skip
+
+    maps = maps_by_hand(detector, mvtec)
+    assert result.pixel_auroc == pytest.approx(pixel_auroc_by_hand(maps), abs=1e-5)
+    assert result.aupro == pytest.approx(aupro_by_hand(maps), abs=1e-5)
+
+    assert set(result.by_defect) == {"square", "dark"}
+    for defect, values in result.by_defect.items():
+        truth, scores = rows_of(result, lambda row, defect=defect: row["defect"] in ("good", defect))  # type: ignore[misc]
+        some = {path: pair for path, pair in maps.items() if Path(path).parent.name in ("good", defect)}
+        assert values["count"] == sum(truth) == {"square": 4, "dark": 3}[defect]
+        assert values["image_auroc"] == pytest.approx(roc_auc_score(truth, scores))
+        assert values["image_ap"] == pytest.approx(average_precision_score(truth, scores))
+        assert values["pixel_auroc"] == pytest.approx(pixel_auroc_by_hand(some), abs=1e-5)
+        assert values["aupro"] == pytest.approx(aupro_by_hand(some), abs=1e-5)
+
+    document = result.to_dict()
+    assert json.loads(json.dumps(document, allow_nan=False)) == document
+
+
+def test_a_good_detector_scores_well(mvtec: Path, fitted: Callable[..., Detector]) -> None:
+    result = blemish.evaluate(fitted("knn"), mvtec)
+    assert result.by_defect["square"]["image_auroc"] == 1.0
+    assert result.pixel_auroc is not None
+    assert 0.6 < result.pixel_auroc <= 1
+
+
+def test_every_category_by_itself(mvtec: Path, tmp_path: Path, fitted: Callable[..., Detector]) -> None:
+    root = tmp_path / "set"
+    mvtec.rename(root.parent / "moved")
+    root.mkdir()
+    (root.parent / "moved").rename(root / "nut")
+    shutil.copytree(root / "nut", root / "bolt")
+    for path in [root / "bolt/test/good/000.png", root / "bolt/test/dark/001.png", root / "bolt/test/square/000.png"]:
+        path.unlink()
+    detector = fitted("knn")
+    whole = blemish.evaluate(detector, root, resolution=RESOLUTION)
+    assert set(whole.by_category) == {"bolt", "nut"}
+    assert whole.counts["pictures"] == 23
+    for category, count in (("bolt", 10), ("nut", 13)):
+        alone = blemish.evaluate(detector, root / category, resolution=RESOLUTION)
+        values = whole.by_category[category]
+        assert values["count"] == count == alone.counts["pictures"]
+        for metric in ("image_auroc", "image_ap", "pixel_auroc", "aupro"):
+            assert values[metric] == pytest.approx(getattr(alone, metric), rel=1e-4)
+        assert alone.by_category[category] == pytest.approx(dict(values), rel=1e-4)
+
+
+def test_known_pictures_are_left_out_by_content(
+    mvtec: Path, picture: Part, write: Write, fitted: Callable[..., Detector], small: dict[str, Any]
+) -> None:
+    before = blemish.evaluate(fitted("knn"), mvtec, resolution=RESOLUTION)
+    renamed = shutil.copy(mvtec / "train" / "good" / "003.png", mvtec / "test" / "good" / "another.png")
+    others = [write(mvtec / "test" / "good" / f"again{suffix}", picture(5)) for suffix in (".bmp", ".tiff")]
+    result = blemish.evaluate(fitted("knn"), mvtec, resolution=RESOLUTION)
+    assert set(result.left_out) == {str(renamed), *map(str, others)}
+    assert result.counts["left_out"] == 3
+    assert [row["path"] for row in result.rows] == [row["path"] for row in before.rows]
+    for metric in ("image_auroc", "image_ap", "best_f1", "pixel_auroc", "aupro"):
+        assert getattr(result, metric) == pytest.approx(getattr(before, metric), rel=1e-4)
+    # Those that it was only calibrated on are known to it too.
+    padim = fitted("padim")
+    for seed in range(24):
+        write(mvtec / "test" / "good" / f"train{seed}.png", picture(seed))
+    assert len(padim.manifest["data"]["calibrated"]) == 5
+    assert blemish.evaluate(padim, mvtec).counts["left_out"] == 24 + 3
+
+
+def test_masks_of_another_size_are_brought_to_the_map(mvtec: Path, fitted: Callable[..., Detector]) -> None:
+    before = blemish.evaluate(fitted("knn"), mvtec, resolution=RESOLUTION)
+    for path in (mvtec / "ground_truth").rglob("*.png"):
+        cv2.imwrite(str(path), drawn_mask(path).repeat(3, axis=0).repeat(2, axis=1))
+    after = blemish.evaluate(fitted("knn"), mvtec, resolution=RESOLUTION)
+    assert (after.pixel_auroc, after.aupro) == (before.pixel_auroc, before.aupro)
+
+
+def test_masks_may_be_zero_and_one(mvtec: Path, fitted: Callable[..., Detector]) -> None:
+    before = blemish.evaluate(fitted("knn"), mvtec, resolution=RESOLUTION)
+    for path in (mvtec / "ground_truth").rglob("*.png"):
+        cv2.imwrite(str(path), drawn_mask(path) // 255)
+    after = blemish.evaluate(fitted("knn"), mvtec, resolution=RESOLUTION)
+    assert (after.pixel_auroc, after.aupro) == (before.pixel_auroc, before.aupro)
+
+
+@pytest.mark.parametrize("how", ["missing", "text", "unclear"])
+def test_a_mask_that_cannot_be_used(how: str, mvtec: Path, fitted: Callable[..., Detector]) -> None:
+    before = blemish.evaluate(fitted("knn"), mvtec, resolution=RESOLUTION)
+    maps = maps_by_hand(fitted("knn"), mvtec)
+    mask = mvtec / "ground_truth" / "square" / "002_mask.png"
+    if how == "missing":
+        mask.unlink()
+    elif how == "text":
+        mask.write_text("not a picture")
+    else:
+        cv2.imwrite(str(mask), drawn_mask(mask) // 63)  # classes 0 and 4
+    result = blemish.evaluate(fitted("knn"), mvtec, resolution=RESOLUTION)
+    assert result.counts["without_mask"] == 1
+    assert [failure.source for failure in result.failures] == ([] if how == "missing" else [str(mask)])
+    assert (result.image_auroc, result.image_ap) == (
+        before.image_auroc,
+        before.image_ap,
+    )  # it still counts as a picture
+    without = {path: pair for path, pair in maps.items() if not path.endswith("square/002.png")}
+    assert result.pixel_auroc == pytest.approx(pixel_auroc_by_hand(without), abs=1e-5)
+    assert result.aupro == pytest.approx(aupro_by_hand(without), abs=1e-5)
+    assert result.by_defect["square"]["count"] == 4
+
+
+def test_without_any_mask(mvtec: Path, fitted: Callable[..., Detector]) -> None:
+    shutil.rmtree(mvtec / "ground_truth")
+    result = blemish.evaluate(fitted("knn"), mvtec)
+    assert (result.pixel_auroc, result.aupro) == (None, None)
+    assert all(values["aupro"] is None for values in result.by_defect.values())
+    assert result.image_auroc is not None
+    assert result.counts["without_mask"] == 0
+
+
+def test_pictures_that_cannot_be_read(mvtec: Path, fitted: Callable[..., Detector]) -> None:
+    (mvtec / "test" / "good" / "004.png").write_text("not a picture")
+    whole = (mvtec / "test" / "dark" / "001.png").read_bytes()
+    (mvtec / "test" / "dark" / "001.png").write_bytes(whole[:-30])
+    result = blemish.evaluate(fitted("knn"), mvtec, resolution=RESOLUTION)
+    assert {Path(failure.source).name for failure in result.failures} == {"004.png", "001.png"}
+    assert (result.counts["failed"], result.counts["pictures"]) == (2, 11)
+    maps = maps_by_hand_of(fitted("knn"), result, mvtec)
+    assert result.aupro == pytest.approx(aupro_by_hand(maps), abs=1e-5)
+
+
+def maps_by_hand_of(detector: Detector, result: Evaluation, root: Path) -> Maps:
+    for failure in result.failures:
+        Path(failure.source).unlink()
+    maps = maps_by_hand(detector, root)
+    assert set(maps) == {row["path"] for row in result.rows}
+    return maps
+
+
+def test_a_link_that_leads_nowhere(mvtec: Path, fitted: Callable[..., Detector]) -> None:
+    (mvtec / "test" / "good" / "gone.png").symlink_to(mvtec / "nowhere.png")
+    result = blemish.evaluate(fitted("knn"), mvtec)
+    assert [Path(failure.source).name for failure in result.failures] == ["gone.png"]
+    assert result.counts["pictures"] == 13
+
+
+def test_a_flat_folder_has_nothing_to_evaluate(good_folder: Path, fitted: Callable[..., Detector]) -> None:
+    with pytest.raises(DataError, match="labelled good and defective"):
+        blemish.evaluate(fitted("knn"), good_folder)
+
+
+def test_nothing_but_known_pictures(mvtec: Path, fitted: Callable[..., Detector]) -> None:
+    shutil.rmtree(mvtec / "test")
+    shutil.rmtree(mvtec / "ground_truth")
+    shutil.copytree(mvtec / "train" / "good", mvtec / "test" / "good")
+    with pytest.raises(DataError, match="no picture is left"):
+        blemish.evaluate(fitted("knn"), mvtec)
+
+
+def test_one_class_alone_has_no_ranking(mvtec: Path, fitted: Callable[..., Detector]) -> None:
+    shutil.rmtree(mvtec / "test" / "square")
+    shutil.rmtree(mvtec / "test" / "dark")
+    result = blemish.evaluate(fitted("knn"), mvtec)
+    assert (result.image_auroc, result.image_ap, result.best_f1, result.aupro) == (None, None, None, None)
+    assert result.counts["normal"] == 6
+    assert result.confusion is not None  # false alarms can be counted all the same
+    assert dict(result.by_defect) == {}
+
+
+def test_without_a_threshold_there_is_no_confusion(mvtec: Path, fitted: Callable[..., Detector]) -> None:
+    result = blemish.evaluate(fitted("padim"), mvtec)
+    assert (result.threshold, result.confusion) == (None, None)
+    assert {row["label"] for row in result.rows} == {None}
+    assert blemish.evaluate(fitted("knn").with_threshold(None), mvtec).confusion is None
+
+
+def test_a_folder_without_splits(tmp_path: Path, picture: Part, write: Write, fitted: Callable[..., Detector]) -> None:
+    for seed in range(3):
+        write(tmp_path / "ok" / f"{seed}.png", picture(500 + seed))
+        write(tmp_path / "dent" / f"{seed}.png", picture(600 + seed, defect=True))
+    result = blemish.evaluate(fitted("knn"), tmp_path)
+    assert (result.counts["normal"], result.counts["anomalous"]) == (3, 3)
+    assert result.image_auroc == 1.0
+    assert result.pixel_auroc is None
+
+
+def test_a_table_and_a_dataset(mvtec: Path, fitted: Callable[..., Detector]) -> None:
+    dataset = layouts.read(mvtec)
+    table = layouts.write_manifest(mvtec / "table.csv", dataset.samples)
+    results = [blemish.evaluate(fitted("knn"), data) for data in (mvtec, str(mvtec), dataset, table)]
+    assert results[0] == results[1] == results[2]
+    assert (results[3].aupro, results[3].rows) == (results[0].aupro, results[0].rows)
+
+
+def test_pictures_of_unknown_label_are_not_used(mvtec: Path, fitted: Callable[..., Detector]) -> None:
+    rows = ["path,label", "test/good/000.png,0", "test/good/001.png,", "test/dark/000.png,1"]
+    (mvtec / "table.csv").write_text("\n".join(rows))
+    result = blemish.evaluate(fitted("knn"), mvtec / "table.csv")
+    assert [Path(row["path"]).name for row in result.rows] == ["000.png", "000.png"]
+
+
+def test_the_resolution_of_each_picture(
+    mvtec: Path, picture: Part, write: Write, fitted: Callable[..., Detector]
+) -> None:
+    same = blemish.evaluate(fitted("knn"), mvtec, resolution=None)
+    assert same.aupro == blemish.evaluate(fitted("knn"), mvtec, resolution=64).aupro  # all are 64 × 64
+    wide = picture(210, defect=True, height=48, width=100)
+    write(mvtec / "test" / "square" / "wide.png", wide)
+    mask = (wide != picture(210, height=48, width=100)).any(axis=2)
+    write(mvtec / "ground_truth" / "square" / "wide_mask.png", mask.astype(np.uint8) * 255)
+    mixed = blemish.evaluate(fitted("knn"), mvtec, resolution=None)
+    assert mixed.counts["without_mask"] == 0
+    assert mixed.aupro != same.aupro
+
+
+def test_huge_sets_are_measured_in_constant_memory(
+    mvtec: Path, fitted: Callable[..., Detector], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exact = blemish.evaluate(fitted("knn"), mvtec, resolution=RESOLUTION)
+    monkeypatch.setattr(evaluation, "_EXACT_PIXELS", 0)
+    streamed = blemish.evaluate(fitted("knn"), mvtec, resolution=RESOLUTION)
+    assert streamed.pixel_auroc == pytest.approx(exact.pixel_auroc, abs=1e-3)
+    assert streamed.aupro == pytest.approx(exact.aupro, abs=1e-3)
+    assert streamed.image_auroc == exact.image_auroc
+
+
+def test_the_caller_sees_every_prediction(mvtec: Path, fitted: Callable[..., Detector]) -> None:
+    shutil.copy(mvtec / "train" / "good" / "000.png", mvtec / "test" / "good" / "known.png")
+    (mvtec / "test" / "good" / "broken.png").write_text("")
+    seen: list[tuple[Sample, Prediction]] = []
+    told: list[tuple[str, int, int]] = []
+    result = blemish.evaluate(
+        fitted("knn"),
+        mvtec,
+        on_prediction=lambda sample, prediction: seen.append((sample, prediction)),
+        progress=lambda *call: told.append(call),
+    )
+    assert [prediction.source for _, prediction in seen] == [row["path"] for row in result.rows]
+    assert all(str(sample.path) == prediction.source for sample, prediction in seen)
+    assert told == [("scoring", done, 15) for done in range(1, 16)]

@@ -1,0 +1,482 @@
+"""From good pictures to a detector: who is held out, when there is a threshold, and what the manifest keeps."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import blemish
+from blemish.backbones import build
+from blemish.data.transforms import prepare
+from blemish.errors import BlemishError, CalibrationError, ConfigError, DataError
+from blemish.fitting import hold_out_sources
+from blemish.images import decode
+from blemish.methods.memory import KnnConfig, PatchCoreConfig
+from blemish.predictor import Detector
+from blemish.types import Batch, Failure, Prediction, Sample
+
+Part = Callable[..., np.ndarray]
+Write = Callable[..., Path]
+
+
+def parts(picture: Part, count: int, first: int = 0) -> list[np.ndarray]:
+    return [picture(first + index) for index in range(count)]
+
+
+def digests(sources: list[Any]) -> list[str]:
+    return [decode(source).digest for source in sources]
+
+
+def quantile(scores: list[float], rate: float) -> float:
+    """The k-th smallest, k = ceil((n + 1)(1 - rate)), by hand."""
+    return sorted(scores)[math.ceil(round((len(scores) + 1) * (1 - rate), 9)) - 1]
+
+
+# --- Configuration ---------------------------------------------------------------------------------------------------
+
+
+def test_configure_takes_the_recipe_then_values_then_assignments() -> None:
+    config = blemish.configure("patchcore", recipe="paper", values={"pooling": 5, "seed": None}, assignments=["seed=7"])
+    assert isinstance(config, PatchCoreConfig)
+    assert (config.backbone, config.pooling, config.seed) == ("wide_resnet50_2", 5, 7)
+    assert blemish.configure("knn") == KnnConfig()
+    assert blemish.configure("knn", values={"pooling": 3}, assignments=["pooling=5"]) == KnnConfig(pooling=5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"method": "pachcore"}, "did you mean 'patchcore'"),
+        ({"method": "knn", "recipe": "paper"}, "unknown recipe of knn 'paper'"),
+        ({"method": "patchcore", "recipe": "papers"}, "did you mean 'paper'"),
+        ({"method": "knn", "values": {"bank_sise": 3}}, "did you mean 'bank_size'"),
+        ({"method": "knn", "values": {"bank_size": "many"}}, "bank_size"),
+        ({"method": "knn", "assignments": ["bank_size=0"]}, "bank_size"),
+        ({"method": "knn", "assignments": ["bank_size"]}, "key=value"),
+    ],
+)
+def test_configure_says_what_is_wrong(arguments: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        blemish.configure(**arguments)
+
+
+@pytest.mark.parametrize("clash", [{"pooling": 3}, {"recipe": "paper"}, {"backbone": "test_vit"}])
+def test_a_whole_config_and_single_settings_clash(clash: dict[str, Any], picture: Part) -> None:
+    with pytest.raises(ConfigError, match="not both"):
+        blemish.fit("patchcore", [picture(0)], config=PatchCoreConfig(), **clash)
+
+
+def test_an_unknown_setting_is_an_error_before_any_work(picture: Part) -> None:
+    with pytest.raises(ConfigError, match="unknown setting 'image_sise'; did you mean 'image_size'"):
+        blemish.fit("knn", [picture(0)], image_sise=32)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"calibration_fraction": 1.0}, "calibration_fraction"),
+        ({"calibration_fraction": -0.1}, "calibration_fraction"),
+        ({"false_alarm_rate": 0.0}, "false-alarm rate"),
+        ({"false_alarm_rate": 1.0}, "false-alarm rate"),
+        ({"calibration_fraction": 0, "false_alarm_rate": 0.1}, "needs calibration pictures"),
+        ({"device": "nowhere"}, "device"),
+        ({"precision": "fp7"}, "precision"),
+        ({"layers": (99,)}, "layer 99 does not exist"),
+        ({"backbone": "test_vitt"}, "unknown backbone"),
+        ({"window": (5.0, 1.0)}, "window"),
+    ],
+)
+def test_an_option_out_of_range(options: dict[str, Any], says: str, picture: Part, small: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=says):
+        blemish.fit("knn", parts(picture, 3), **{**small, **options})
+
+
+def test_sizes_are_rounded_to_what_the_backbone_divides(picture: Part, small: dict[str, Any]) -> None:
+    detector = blemish.fit("knn", parts(picture, 3), **{**small, "image_size": (60, 100)})
+    assert detector.method.config.image_size == (64, 96)
+    assert (detector.preprocessing.height, detector.preprocessing.width) == (64, 96)
+    assert detector.predict(picture(1)).anomaly_map.shape == (16, 24)
+
+
+def test_layers_that_are_not_named_are_written_down(picture: Part, small: dict[str, Any]) -> None:
+    detector = blemish.fit("knn", parts(picture, 3), **{**small, "layers": None})
+    layers = build("test_vit", weights="random").check_layers(())
+    assert detector.method.config.layers == layers
+    assert detector.manifest["config"]["layers"] == list(layers)
+
+
+@pytest.mark.parametrize("method", list(blemish.METHODS))
+def test_the_seed_is_the_one_that_was_given(method: str, picture: Part, small: dict[str, Any]) -> None:
+    named = {key: small[key] for key in ("device", "precision", "weights")}
+    config = blemish.METHODS[method].Config(backbone="test_vit", image_size=(64,), layers=(2, 4), seed=5)
+    for detector in (
+        blemish.fit(method, parts(picture, 6), seed=5, **small),
+        blemish.fit(method, parts(picture, 6), config=config, **named),
+    ):
+        assert detector.method.config.seed == detector.manifest["seed"] == detector.manifest["config"]["seed"] == 5
+
+
+# --- Which pictures --------------------------------------------------------------------------------------------------
+
+
+def test_good_in_every_form(mvtec: Path, good_folder: Path, picture: Part, small: dict[str, Any]) -> None:
+    folder = sorted((mvtec / "train" / "good").iterdir())
+    expected = digests(folder)
+    for good in (
+        mvtec,  # of a data set the good training pictures
+        mvtec / "train" / "good",
+        str(good_folder),
+        folder,
+        [Sample(path=path, label=0) for path in folder],
+        parts(picture, 24),
+        [Image.fromarray(pixels) for pixels in parts(picture, 24)],
+        [good_folder],
+        iter(folder),
+        [*folder[:3], *parts(picture, 21, first=3)],
+    ):
+        assert blemish.fit("knn", good, **small).manifest["data"]["fitted"] == expected
+    assert blemish.fit("knn", folder[0], **small).manifest["data"]["fitted"] == expected[:1]
+
+
+def test_good_beside_defects(tmp_path: Path, picture: Part, write: Write, small: dict[str, Any]) -> None:
+    for seed in range(4):
+        write(tmp_path / "good" / f"{seed}.png", picture(seed))
+        write(tmp_path / "dent" / f"{seed}.png", picture(seed, defect=True))
+    detector = blemish.fit("knn", tmp_path, **small)
+    assert detector.manifest["data"]["fitted"] == digests(parts(picture, 4))
+    assert "good" in detector.manifest["data"]["layout"]
+
+
+@pytest.mark.parametrize(
+    ("good", "says"),
+    [([], "no picture"), (np.zeros((8, 8), np.uint8), "a list"), (7, "a list"), ("/nowhere", "no such")],
+)
+def test_good_that_is_none(good: object, says: str, small: dict[str, Any]) -> None:
+    with pytest.raises(DataError, match=says):
+        blemish.fit("knn", good, **small)
+
+
+def test_an_empty_folder(tmp_path: Path, small: dict[str, Any]) -> None:
+    with pytest.raises(DataError, match="no pictures found"):
+        blemish.fit("knn", tmp_path, **small)
+
+
+def test_no_good_picture_in_a_data_set(tmp_path: Path, picture: Part, write: Write, small: dict[str, Any]) -> None:
+    write(tmp_path / "a.png", picture(0))
+    (tmp_path / "table.csv").write_text("path,label\na.png,1\n")
+    with pytest.raises(DataError, match="known to be good"):
+        blemish.fit("knn", tmp_path / "table.csv", **small)
+
+
+def test_broken_pictures_are_left_out_and_named(good_folder: Path, small: dict[str, Any]) -> None:
+    (good_folder / "005.png").write_text("not a picture")
+    whole = (good_folder / "011.png").read_bytes()
+    (good_folder / "011.png").write_bytes(whole[:-20])
+    (good_folder / "024.png").symlink_to(good_folder / "nowhere.png")
+    detector = blemish.fit("knn", good_folder, **small)
+    data = detector.manifest["data"]
+    assert data["count"] == len(data["fitted"]) == 22
+    assert {Path(failure["path"]).name for failure in data["failures"]} == {"005.png", "011.png", "024.png"}
+    assert all(failure["error"] for failure in data["failures"])
+    assert len(detector.manifest["calibration_scores"]) == 22
+
+
+def test_broken_pictures_that_were_held_out(good_folder: Path, picture: Part, small: dict[str, Any]) -> None:
+    whole = blemish.fit("padim", good_folder, **small)
+    held = next(p for p in sorted(good_folder.iterdir()) if decode(p).digest in whole.manifest["data"]["calibrated"])
+    held.write_text("not a picture")
+    detector = blemish.fit("padim", good_folder, **small)
+    assert detector.manifest["data"]["fitted"] == whole.manifest["data"]["fitted"]
+    assert [failure["path"] for failure in detector.manifest["data"]["failures"]] == [str(held)]
+    assert detector.threshold is not None
+    assert detector.threshold.n == 4
+
+
+def test_the_window_is_stored_and_used(tmp_path: Path, picture: Part, small: dict[str, Any]) -> None:
+    for seed in range(4):
+        dim = picture(seed)[..., 0].astype(np.uint16) * 4  # 0…1000 of 65535
+        cv2.imwrite(str(tmp_path / f"{seed}.png"), dim)
+    detector = blemish.fit("knn", tmp_path, window=(0, 1020), **small)
+    assert detector.manifest["preprocessing"]["window"] == [0, 1020]
+    loaded = blemish.load(detector.save(tmp_path / "x.blemish"), device="cpu", precision="fp32")
+    assert loaded.preprocessing.decode_window() == (0, 1020)
+    expected = decode(tmp_path / "0.png", window=(0, 1020))
+    assert loaded.predict(tmp_path / "0.png").digest == expected.digest == detector.manifest["data"]["fitted"][0]
+    assert loaded.predict(expected.pixels * 1020).score == pytest.approx(loaded.predict(tmp_path / "0.png").score)
+    plain = blemish.fit("knn", tmp_path, **small)
+    assert plain.preprocessing.window is None
+    assert plain.predict(tmp_path / "0.png").digest != expected.digest
+
+
+def test_the_fingerprint_is_of_the_content(good_folder: Path, picture: Part, small: dict[str, Any]) -> None:
+    data = blemish.fit("knn", good_folder, **small).manifest["data"]
+    joined = "".join(sorted(digests(parts(picture, 24))))
+    assert data["fingerprint"] == hashlib.sha256(joined.encode()).hexdigest()
+    (good_folder / "000.png").rename(good_folder / "zzz.png")
+    assert blemish.fit("padim", good_folder, **small).manifest["data"]["fingerprint"] == data["fingerprint"]
+    (good_folder / "zzz.png").unlink()
+    assert blemish.fit("knn", good_folder, **small).manifest["data"]["fingerprint"] != data["fingerprint"]
+
+
+# --- The threshold ---------------------------------------------------------------------------------------------------
+
+
+def test_leave_one_out_holds_nothing_out(picture: Part, fitted: Callable[..., Detector]) -> None:
+    detector = fitted("knn")
+    data, threshold = detector.manifest["data"], detector.threshold
+    assert (len(data["fitted"]), data["calibrated"]) == (24, [])
+    assert threshold is not None
+    assert (threshold.method, threshold.n, threshold.rate) == ("leave-one-out", 24, 0.05)
+    scores = detector.manifest["calibration_scores"]
+    for index in range(24):
+        batch = Batch(prepare(decode(picture(index)), detector.preprocessing)[None], torch.tensor([index]))
+        assert scores[index] == pytest.approx(detector.method.score_left_out(batch).image.item(), rel=1e-4)
+    assert threshold.value == quantile(scores, 0.05) == max(scores)
+    assert "jackknife" in threshold.guarantee
+
+
+def test_held_out_pictures_calibrate(picture: Part, fitted: Callable[..., Detector]) -> None:
+    detector = fitted("padim")
+    data, scores = detector.manifest["data"], detector.manifest["calibration_scores"]
+    assert (len(data["fitted"]), len(data["calibrated"])) == (19, 5)  # a fifth of 24
+    assert set(data["fitted"]).isdisjoint(data["calibrated"])
+    assert {*data["fitted"], *data["calibrated"]} == set(digests(parts(picture, 24)))
+    by_digest = dict(zip(digests(parts(picture, 24)), parts(picture, 24), strict=True))
+    expected = [detector.predict(by_digest[digest]).score for digest in data["calibrated"]]
+    assert scores == pytest.approx(expected, rel=1e-4)
+    threshold = detector.threshold
+    assert threshold is not None
+    assert (threshold.value, threshold.n, threshold.guarantee) == (None, 5, "")
+    assert "5 % needs at least 19 normal pictures" in threshold.reason
+    assert detector.predict(picture(0)).label is None
+    assert detector.manifest["threshold"] == threshold.to_dict()
+
+
+@pytest.mark.parametrize("method", ["knn", "patchcore", "padim"])
+@pytest.mark.parametrize(("fraction", "rate", "n"), [(0.5, 0.25, 12), (0.2, 0.2, 5), (0.9, 0.05, 22)])
+def test_a_fraction_and_a_rate_by_name(
+    method: str, fraction: float, rate: float, n: int, picture: Part, small: dict[str, Any]
+) -> None:
+    detector = blemish.fit(method, parts(picture, 24), calibration_fraction=fraction, false_alarm_rate=rate, **small)
+    threshold = detector.threshold
+    assert threshold is not None
+    assert (threshold.method, threshold.n, threshold.rate) == ("split conformal", n, rate)
+    assert threshold.value == quantile(detector.manifest["calibration_scores"], rate)
+    alarms = sum(score > threshold.value for score in detector.manifest["calibration_scores"])
+    assert alarms <= rate * n
+
+
+@pytest.mark.parametrize("method", ["knn", "padim"])
+def test_a_rate_by_name_that_the_pictures_cannot_support(method: str, picture: Part, small: dict[str, Any]) -> None:
+    with pytest.raises(CalibrationError, match="1 % needs at least 99 normal pictures"):
+        blemish.fit(method, parts(picture, 24), false_alarm_rate=0.01, **small)
+
+
+@pytest.mark.parametrize("method", ["knn", "patchcore", "padim"])
+def test_too_few_for_the_default_rate_leaves_no_threshold(method: str, picture: Part, small: dict[str, Any]) -> None:
+    detector = blemish.fit(method, parts(picture, 8), **small)
+    assert detector.threshold is not None
+    assert detector.threshold.value is None
+    assert "needs at least 19" in detector.threshold.reason
+    assert detector.predict(picture(1)).label is None
+
+
+@pytest.mark.parametrize("method", ["knn", "padim"])
+def test_no_calibration_at_all(method: str, picture: Part, small: dict[str, Any]) -> None:
+    detector = blemish.fit(method, parts(picture, 24), calibration_fraction=0, **small)
+    assert detector.threshold is None
+    assert detector.manifest["threshold"] is None
+    assert detector.manifest["calibration_scores"] == []
+    assert (len(detector.manifest["data"]["fitted"]), detector.manifest["data"]["calibrated"]) == (24, [])
+    prediction = detector.predict(picture(1))
+    assert (prediction.label, prediction.threshold) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("method", "count", "options"),
+    [
+        *[(method, count, {}) for method in ("knn", "patchcore") for count in (2, 3, 24)],
+        *[(method, 24, {"calibration_fraction": fraction}) for method in ("knn", "patchcore") for fraction in (0, 0.2)],
+        ("padim", 24, {}),
+    ],
+)
+def test_the_heatmap_scale_fits_the_maps_of_normal_pictures(
+    method: str, count: int, options: dict[str, Any], picture: Part, small: dict[str, Any]
+) -> None:
+    # Whether or not there is a threshold: a heatmap without a sensible scale is one colour.
+    detector = blemish.fit(method, parts(picture, count), **options, **small)
+    low, high = detector.map_scale
+    results = [result for result in detector.predict_many(parts(picture, 8, 600)) if isinstance(result, Prediction)]
+    maps = np.stack([result.anomaly_map for result in results])
+    assert low < high
+    assert low <= np.quantile(maps, 0.999)
+    assert high >= np.quantile(maps, 0.5)
+    assert high - low < 20 * (maps.max() - maps.min())
+
+
+@pytest.mark.parametrize("options", [{}, {"calibration_fraction": 0}])
+def test_the_heatmap_scale_is_measured_even_when_nothing_is_held_out(
+    options: dict[str, Any], picture: Part, small: dict[str, Any]
+) -> None:
+    detector = blemish.fit("padim", parts(picture, 2), **options, **small)
+    low, high = detector.map_scale
+    assert (low, high) != (0.0, 1.0)  # what stands for "nothing was measured"
+    middle = np.median(detector.predict(picture(0)).anomaly_map)
+    assert low / 3 <= middle <= high * 3
+
+
+@pytest.mark.parametrize("bank_size", [1, 2, 5])
+@pytest.mark.parametrize("method", ["knn", "patchcore"])
+def test_a_bank_that_holds_one_picture_only(method: str, bank_size: int, picture: Part, small: dict[str, Any]) -> None:
+    # Then that picture has nothing to be compared with; it must not end in an error of another kind.
+    try:
+        detector = blemish.fit(method, parts(picture, 4), bank_size=bank_size, **small)
+    except BlemishError:
+        return
+    assert np.isfinite(detector.manifest["calibration_scores"]).all()
+    assert np.isfinite(detector.predict(picture(9)).score)
+
+
+def test_one_picture_has_no_leave_one_out(picture: Part, small: dict[str, Any]) -> None:
+    detector = blemish.fit("knn", parts(picture, 1), **small)
+    assert detector.manifest["calibration_scores"] == []
+    assert detector.threshold is not None
+    assert (detector.threshold.value, detector.threshold.n) == (None, 0)
+    assert detector.predict(picture(0)).score == pytest.approx(0.0, abs=1e-3)
+
+
+# --- Who is held out -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.2, 0.5, 0.9])
+def test_holding_out_is_a_partition(fraction: float) -> None:
+    for sources in (
+        [f"{index}.png" for index in range(20)],
+        [np.zeros((2, 2), np.uint8)] * 20,
+        [Path("a.png"), np.zeros((2, 2), np.uint8), "b.png", *[f"{index}.png" for index in range(17)]],
+        ["same.png"] * 20,
+    ):
+        kept, held = hold_out_sources(sources, fraction, seed=1)
+        assert sorted([*kept, *held]) == list(range(20))
+        assert len(held) == round(fraction * 20)
+
+
+def test_holding_out_goes_by_path_and_seed() -> None:
+    names = [f"{index:02d}.png" for index in range(20)]
+
+    def held(sources: list[str], seed: int) -> set[str]:
+        return {sources[index] for index in hold_out_sources(sources, 0.3, seed)[1]}
+
+    assert held(names, 1) == held(names[::-1], 1) != held(names, 2)
+
+
+# --- Calibrating again -----------------------------------------------------------------------------------------------
+
+
+def test_recalibrate(tmp_path: Path, picture: Part, write: Write, fitted: Callable[..., Detector]) -> None:
+    detector = fitted("knn")
+    before = detector.manifest
+    for seed in range(20):
+        write(tmp_path / "new" / f"{seed:02d}.png", picture(700 + seed))
+    write(tmp_path / "new" / "known.bmp", picture(3))  # fitted on, under another name and format
+    (tmp_path / "new" / "zz.png").write_text("not a picture")
+    again, failures, left_out = blemish.recalibrate(detector, tmp_path / "new")
+    assert [Path(failure.source).name for failure in failures] == ["zz.png"]
+    assert left_out == 1
+    scores = again.manifest["calibration_scores"]
+    assert scores == pytest.approx([detector.predict(picture(700 + seed)).score for seed in range(20)], rel=1e-4)
+    threshold = again.threshold
+    assert threshold is not None
+    assert (threshold.method, threshold.n, threshold.rate) == ("split conformal", 20, 0.05)
+    assert threshold.value == quantile(scores, 0.05)
+    assert again.manifest["threshold"] == threshold.to_dict()
+    assert again.manifest["data"]["calibrated"] == digests([picture(700 + seed) for seed in range(20)])
+    assert again.manifest["data"]["fitted"] == before["data"]["fitted"]
+    assert detector.manifest is before  # the old one is as it was
+    assert detector.threshold is not None
+    assert detector.threshold.method == "leave-one-out"
+    assert again.predict(picture(1)).threshold == threshold.value
+
+
+def test_recalibrate_with_too_few(picture: Part, fitted: Callable[..., Detector]) -> None:
+    again, _, _ = blemish.recalibrate(fitted("knn"), parts(picture, 4, first=700))
+    assert again.threshold is not None
+    assert again.threshold.value is None
+    assert "needs at least 19" in again.threshold.reason
+    with pytest.raises(CalibrationError, match="needs at least 19"):
+        blemish.recalibrate(fitted("knn"), parts(picture, 4, first=700), false_alarm_rate=0.05)
+    again, _, _ = blemish.recalibrate(fitted("knn"), parts(picture, 4, first=700), false_alarm_rate=0.2)
+    assert again.threshold is not None
+    assert again.threshold.value == max(again.manifest["calibration_scores"])
+
+
+def test_recalibrate_on_what_it_knows(picture: Part, fitted: Callable[..., Detector]) -> None:
+    with pytest.raises(DataError, match="no picture is left to calibrate on"):
+        blemish.recalibrate(fitted("knn"), parts(picture, 24))
+    # What a detector was only calibrated on, it may be calibrated on again.
+    calibrated = fitted("padim").manifest["data"]["calibrated"]
+    held = [pixels for pixels in parts(picture, 24) if decode(pixels).digest in calibrated]
+    again, _, left_out = blemish.recalibrate(fitted("padim"), held, false_alarm_rate=0.2)
+    assert left_out == 0
+    assert again.threshold is not None
+    assert again.threshold.n == 5
+
+
+def test_recalibrate_with_a_picture_that_is_gone(
+    tmp_path: Path, picture: Part, write: Write, fitted: Callable[..., Detector]
+) -> None:
+    for seed in range(3):
+        write(tmp_path / f"{seed}.png", picture(700 + seed))
+    (tmp_path / "3.png").symlink_to(tmp_path / "nowhere.png")
+    again, failures, _ = blemish.recalibrate(fitted("knn"), tmp_path)
+    assert len(again.manifest["calibration_scores"]) == 3
+    assert [Path(failure.source).name for failure in failures] == ["3.png"]
+
+
+# --- On the way ------------------------------------------------------------------------------------------------------
+
+
+def test_progress_is_told(picture: Part, small: dict[str, Any]) -> None:
+    told: list[tuple[str, int, int]] = []
+    blemish.fit("knn", parts(picture, 20), batch_size=8, progress=lambda *call: told.append(call), **small)
+    stages = list(dict.fromkeys(stage for stage, _, _ in told))
+    assert stages == ["loading the backbone", "remembering", "selecting", "calibrating"]
+    assert [call for call in told if call[0] == "remembering"] == [("remembering", i, 3) for i in (1, 2, 3)]
+    assert [call for call in told if call[0] == "calibrating"] == [("calibrating", i, 3) for i in (1, 2, 3)]
+
+
+@pytest.mark.parametrize("stage", ["loading the backbone", "remembering", "calibrating"])
+def test_an_interruption_leaves_no_thread_behind(stage: str, picture: Part, small: dict[str, Any]) -> None:
+    def interrupt(now: str, done: int, total: int) -> None:
+        if now == stage:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        blemish.fit("knn", parts(picture, 40), batch_size=4, progress=interrupt, **small)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("blemish-decode")]
+
+
+def test_the_global_random_state_is_left_alone(picture: Part, small: dict[str, Any]) -> None:
+    torch.manual_seed(5)
+    np.random.seed(5)
+    before = torch.random.get_rng_state(), str(np.random.get_state())
+    for method in blemish.METHODS:
+        blemish.fit(method, parts(picture, 4), seed=3, **small)
+    assert torch.equal(torch.random.get_rng_state(), before[0])
+    assert str(np.random.get_state()) == before[1]
+
+
+def test_predictions_of_a_fitted_detector_are_plain(picture: Part, fitted: Callable[..., Detector]) -> None:
+    results = list(fitted("knn").predict_many(parts(picture, 3)))
+    assert not any(isinstance(result, Failure) for result in results)
+    assert all(isinstance(result, Prediction) and result.label == 0 for result in results)
