@@ -1,6 +1,6 @@
 """Speed and memory of blemish on this machine: one JSON line per measurement.
 
-    python benchmarks/speed.py backbone predict fit memory help --output benchmarks/results/speed.jsonl
+    python benchmarks/speed.py backbone predict fit memory help --output results/speed.jsonl
 
 `backbone`: images/s of the bare backbone up to the last layer that detectors use, and to its end. `predict`: images/s of
 `Detector.predict_many` with heatmaps at the original size, decoding included. `fit`: seconds for PatchCore on the 209
@@ -57,9 +57,12 @@ def cases(what: str) -> list[dict[str, Any]]:
 
 
 def conditions() -> dict[str, Any]:
+    import torch
+
     from blemish import benchmark
 
-    return {**benchmark.commit_of_package(), **benchmark.machine()}
+    commit, dirty = benchmark.checkout()
+    return {"commit": commit, "dirty": dirty, "device": benchmark.hardware(torch.device("cpu"))}
 
 
 def bottle() -> list[Path]:

@@ -126,6 +126,7 @@ def spoil(folder: Path, pixels: np.ndarray) -> dict[str, str]:
     image.save(folder / "animated.png", save_all=True, append_images=[second])
     image.save(folder / "pages.tif", save_all=True, append_images=[second])
     (folder / "empty.bmp").touch()
+    (folder / "dangling.png").symlink_to(folder / "nowhere.png")
     return {
         "text.png": "",
         "truncated.jpg": "truncated|ends",
@@ -134,6 +135,7 @@ def spoil(folder: Path, pixels: np.ndarray) -> dict[str, str]:
         "animated.png": "2 frames",
         "pages.tif": "2 pages",
         "empty.bmp": "0 bytes",
+        "dangling.png": "does not exist",
     }
 
 
@@ -262,7 +264,9 @@ def flipped_bit(path: Path) -> None:
 
 def newer_format(path: Path) -> None:
     tensors, manifest = read(path)
-    artifacts.write(path, tensors, {**manifest, "format": FORMAT + 1})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(artifacts, "FORMAT", FORMAT + 1)
+        artifacts.write(path, tensors, manifest)
 
 
 def foreign_safetensors(path: Path) -> None:

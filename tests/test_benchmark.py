@@ -146,8 +146,8 @@ def test_the_same_run_gives_the_same_metrics(mvtec: Path) -> None:
 
 def test_memory_and_time_are_those_of_scoring(mvtec: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[str] = []
-    peak, compared = benchmark._peak_memory_mib, benchmark.evaluate.__globals__["_compared"]
-    monkeypatch.setattr(benchmark, "_peak_memory_mib", lambda: events.append("peak") or peak())
+    peak, compared = benchmark.peak_memory_mib, benchmark.evaluate.__globals__["_compared"]
+    monkeypatch.setattr(benchmark, "peak_memory_mib", lambda: events.append("peak") or peak())
     monkeypatch.setitem(benchmark.evaluate.__globals__, "_compared", lambda *a: events.append("metric") or compared(*a))
     measure(a_run(mvtec), **HERE)
     assert events == ["peak"] + ["metric"] * 13
@@ -322,12 +322,12 @@ def test_a_row_with_odd_characters_is_one_line(tmp_path: Path) -> None:
 
 
 def test_the_commit_is_of_the_checkout_that_blemish_runs_from(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    commit, dirty = benchmark._commit()
+    commit, dirty = benchmark.checkout()
     assert (commit is None) == (dirty is None)
     monkeypatch.setattr(benchmark, "__file__", str(tmp_path / "benchmark.py"))
-    assert benchmark._commit() == (None, None)
+    assert benchmark.checkout() == (None, None)
     monkeypatch.setenv("PATH", os.devnull)
-    assert benchmark._commit() == (None, None)
+    assert benchmark.checkout() == (None, None)
 
 
 # The table

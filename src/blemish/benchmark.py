@@ -285,7 +285,7 @@ def measure(one: Run, *, device: str = "auto", precision: str = "auto", threads:
         "cores_used": round(scorer.cores_used, 2),
         "peak_memory_mib": scorer.peak_memory_mib,
         "peak_gpu_memory_mib": scorer.peak_gpu_memory_mib,
-        "device": _device(detector.device),
+        "device": hardware(detector.device),
         "precision": manifest["precision"],
         "torch": manifest["versions"]["torch"],
         "python": manifest["versions"]["python"],
@@ -308,14 +308,14 @@ class _Stopwatch(Detector):
         self.seconds = time.perf_counter() - started
         self.cores_used = (time.process_time() - worked) / self.seconds
         self.scored = sum(isinstance(result, Prediction) for result in results)
-        self.peak_memory_mib = _peak_memory_mib()
+        self.peak_memory_mib = peak_memory_mib()
         self.peak_gpu_memory_mib = (
             round(torch.cuda.max_memory_allocated(self.device) / 2**20, 1) if self.device.type == "cuda" else None
         )
         return iter(results)
 
 
-def _peak_memory_mib() -> float | None:
+def peak_memory_mib() -> float | None:
     """The most main memory this process has held, in MiB; None where the system does not tell."""
     with suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
@@ -330,7 +330,7 @@ def _peak_memory_mib() -> float | None:
     return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
 
 
-def _device(device: torch.device) -> dict[str, Any]:
+def hardware(device: torch.device) -> dict[str, Any]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     cpu = _cpu_model()
     return {
@@ -352,7 +352,7 @@ def _cpu_model() -> str:
 
 def _heading(one: Run, status: str) -> Row:
     """What every row has, of a failed run too."""
-    commit, dirty = _commit()
+    commit, dirty = checkout()
     return {
         "schema": SCHEMA,
         "status": status,
@@ -369,7 +369,7 @@ def _heading(one: Run, status: str) -> Row:
     }
 
 
-def _commit() -> tuple[str | None, bool | None]:
+def checkout() -> tuple[str | None, bool | None]:
     """The commit of the checkout that blemish runs from, and whether the package differs from it; None outside one."""
     package = Path(__file__).parent
 

@@ -467,6 +467,101 @@ def data_elpv(
     return WELL
 
 
+bench_app = typer.Typer(help="Measure methods on data sets, or show what was measured.", rich_markup_mode=None)
+app.add_typer(bench_app, name="bench")
+
+
+@bench_app.callback(invoke_without_command=True, epilog=EXIT_STATUS)
+def bench(
+    context: typer.Context,
+    methods: Annotated[str, typer.Option(metavar="LIST", help="Methods, as in patchcore,knn.")] = "",
+    data: Annotated[
+        str,
+        typer.Option(metavar="LIST", help="Data sets: bottle, screw, magnetic_tile, brain_mri, elpv, or their paths."),
+    ] = "",
+    seeds: Annotated[str, typer.Option(metavar="LIST", help="Seeds, as in 0,1,2.")] = "0",
+    results: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="JSONL file that gets a row a run; runs it holds are skipped.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting; may be given more than once.")
+    ] = None,
+    recipe: Annotated[str, typer.Option(help="A recipe of the methods, to which other settings are applied.")] = "best",
+    backbone: Annotated[str | None, typer.Option(help="One of `blemish backbones`, or any timm model.")] = None,
+    weights: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Weights of the backbone, in place of its own source.")
+    ] = None,
+    image_size: Annotated[str | None, typer.Option(metavar="SIZE", help="448, or height,width as in 224,448.")] = None,
+    label: Annotated[str, typer.Option(help="Name of this setting in the table.")] = "",
+    root: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of the named data sets. [default: $BLEMISH_DATA]")
+    ] = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    threads: Annotated[int | None, typer.Option(min=1, help="Of torch on the CPU. [default: torch's choice]")] = None,
+    json: Json = False,
+) -> int:
+    """Measure methods on data sets, each run in a process of its own; `bench table` shows what was measured."""
+    if context.invoked_subcommand is not None:
+        return WELL
+    if not methods or not data or results is None:
+        raise ConfigError("a bench needs --methods, --data and --results")
+    from blemish import benchmark
+
+    named = {"backbone": backbone, "image_size": image_size}
+    assignments = [f"{key}={value}" for key, value in named.items() if value is not None] + (settings or [])
+    try:
+        rows = benchmark.bench(
+            _parts(methods),
+            _parts(data),
+            _seeds(seeds),
+            results,
+            recipe=recipe,
+            assignments=assignments,
+            weights=weights,
+            label=label,
+            root=root,
+            device=device,
+            precision=precision,
+            threads=threads,
+            progress=lambda what, done, total: console.complain(f"{done} of {total}: {what}"),
+        )
+    except KeyboardInterrupt:
+        console.complain(f"blemish: interrupted; the same command goes on from the rows in {results}")
+        return INTERRUPTED
+    console.answer(rows, [benchmark.table(rows)], as_json=json)
+    return ERROR if any(row["status"] != benchmark.OK for row in rows) else WELL
+
+
+@bench_app.command("table")
+def bench_table(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Results of `blemish bench`.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE.md", help="Markdown to write.")] = None,
+    json: Json = False,
+) -> int:
+    """Show results as Markdown tables."""
+    from blemish import benchmark
+    from blemish.files import write_whole
+
+    rows = [row for file in files for row in benchmark.read_rows(file)]
+    text = benchmark.table(rows)
+    if output:
+        write_whole(output, text.encode())
+    console.answer(rows, [f"Written: {output}" if output else text], as_json=json)
+    return WELL
+
+
+def _parts(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        return [int(part) for part in _parts(text)]
+    except ValueError as error:
+        raise ConfigError(f"--seeds {text}: whole numbers are needed, as in 0,1,2") from error
+
+
 def _interval(option: str, text: str | None) -> tuple[float, float] | None:
     if text is None:
         return None

@@ -265,7 +265,7 @@ def file_name(source: str) -> str:
 
     Example:
         >>> file_name("a/b/part no. 3.png")
-        'part_no._3-73a7bd34e2b3'
+        'part_no._3-1fa41ab7440a'
     """
     stem = re.sub(r"[^A-Za-z0-9._-]+", "_", Path(source).stem)[:60].lstrip(".") or "picture"
     return f"{stem}-{hashlib.sha256(os.fsencode(source)).hexdigest()[:12]}"
