@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -40,10 +40,10 @@ from blemish.data.solar import write_elpv_manifest
 from blemish.errors import BlemishError, ConfigError, DataError
 from blemish.evaluation import evaluate
 from blemish.files import cannot_write
-from blemish.fitting import configure, fit, silent
+from blemish.fitting import configure, fit
 from blemish.methods import MethodConfig
 from blemish.predictor import BATCH_SIZE, Detector
-from blemish.types import ANOMALOUS, NORMAL, Failure, Prediction
+from blemish.types import ANOMALOUS, NORMAL, Failure, Prediction, Progress, silent
 
 SCHEMA = 1  # of a row; raised when an older blemish could misread it
 OK, FAILED = "ok", "failed"
@@ -59,7 +59,6 @@ FOLDERS: Mapping[str, str] = {
 ELPV = "elpv"  # comes from a PyPI package instead of a folder
 
 Row = dict[str, Any]
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,16 +10,12 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
+
+from blemish.types import Progress
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-
-class Tick(Protocol):
-    """Called as work goes on: what is being done, how much of it is done, how much there is (0 = unknown)."""
-
-    def __call__(self, stage: str, done: int, total: int) -> None: ...
 
 
 _SECONDS_BETWEEN_LINES = 5.0
@@ -95,13 +91,14 @@ def _drawn(part: Table) -> str:
 
 
 @contextmanager
-def progress() -> Iterator[Tick]:
+def progress() -> Iterator[Progress]:
     """A function to call with (stage, done, total): bars on a terminal, else a line now and then."""
     if not sys.stderr.isatty():
         yield _Lines()
         return
+    from rich import progress as bar
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
     columns = [
         TextColumn("{task.description}"),
@@ -110,7 +107,7 @@ def progress() -> Iterator[Tick]:
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
     ]
-    with Progress(*columns, console=Console(file=sys.stderr), transient=True) as bars:
+    with bar.Progress(*columns, console=Console(file=sys.stderr), transient=True) as bars:
         tasks: dict[str, Any] = {}
 
         def tick(stage: str, done: int, total: int) -> None:

@@ -16,7 +16,7 @@ from blemish.images import decode_mask
 from blemish.metrics.ranking import auroc, average_precision, best_f1, confusion
 from blemish.metrics.regions import PixelMetrics, PixelResult, StreamingPixelMetrics
 from blemish.predictor import Detector
-from blemish.types import ANOMALOUS, GOOD, NORMAL, Evaluation, Failure, Prediction, Sample
+from blemish.types import ANOMALOUS, GOOD, NORMAL, Evaluation, Failure, Prediction, Progress, Sample, silent
 
 RESOLUTION = 256
 _EXACT_PIXELS = 400_000_000  # beyond this the constant-memory mode is used (exact would need more than 2 GB)
@@ -27,7 +27,7 @@ def evaluate(
     data: str | Path | Dataset,
     *,
     resolution: int | None = RESOLUTION,
-    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    progress: Progress = silent,
     on_prediction: Callable[[Sample, Prediction], None] = lambda sample, prediction: None,
 ) -> Evaluation:
     """Image and pixel metrics on the labelled test pictures of a data set.

@@ -26,18 +26,13 @@ from blemish.data.stream import PictureStream
 from blemish.data.transforms import Preprocessing
 from blemish.errors import CalibrationError, ConfigError, DataError, unknown_name
 from blemish.methods import Method, MethodConfig, method_class
-from blemish.methods.base import Progress
 from blemish.predictor import BATCH_SIZE, Detector, describe, place
 from blemish.thresholds import calibrate, pictures_needed
-from blemish.types import NORMAL, Failure, Sample
+from blemish.types import NORMAL, Failure, Progress, Sample, silent
 
 DEFAULT_RATE = 0.05
 HELD_OUT = 0.2
 _SCALE_PICTURES = 16  # how many training pictures set the heatmaps' scale where none is scored for the threshold
-
-
-def silent(stage: str, done: int, total: int) -> None:
-    """Progress that says nothing."""
 
 
 def configure(
@@ -112,6 +107,8 @@ def fit(
         raise ConfigError("a false-alarm rate needs calibration pictures, and calibration_fraction is 0")
     rate = DEFAULT_RATE if false_alarm_rate is None else false_alarm_rate
     pictures_needed(rate)  # refuses a rate outside (0, 1) before any work
+    if window is not None and not window[0] < window[1]:
+        raise ConfigError(f"window: two numbers (lo, hi) with lo < hi are needed, got {window}")
     sources, layout = _good_sources(good)
 
     torch_device = pick_device(device)
@@ -189,7 +186,7 @@ def recalibrate(
     Pictures that it was fitted on are recognised by content and left out.
 
     Returns: the detector, the pictures that could not be decoded, and how many were left out.
-    Raises: DataError when none is left; CalibrationError as `fit`.
+    Raises: DataError when none is left; CalibrationError when they are too few for the rate.
     """
     sources, _ = _good_sources(good)
     known = set(detector.manifest["data"]["fitted"])
@@ -209,7 +206,7 @@ def recalibrate(
     if not scores:
         raise DataError("no picture is left to calibrate on: all were used for fitting or could not be read")
     rate = DEFAULT_RATE if false_alarm_rate is None else false_alarm_rate
-    threshold = calibrate(scores, rate, method="split conformal", required=false_alarm_rate is not None)
+    threshold = calibrate(scores, rate, method="split conformal", required=True)
     data = {**detector.manifest["data"], "calibrated": digests}
     manifest = {**detector.manifest, "data": data, "calibration_scores": scores}
     return Detector(detector.method, detector.preprocessing, threshold, manifest), failures, left_out

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
@@ -14,6 +14,16 @@ if TYPE_CHECKING:
 
 NORMAL, ANOMALOUS = 0, 1
 GOOD = "good"  # the defect type of a normal picture
+
+
+class Progress(Protocol):
+    """Called as work goes on: what is being done, how much of it is done, how much there is (0 = unknown)."""
+
+    def __call__(self, stage: str, done: int, total: int) -> None: ...
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    """Progress that says nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

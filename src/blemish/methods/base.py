@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -13,15 +13,9 @@ from torch.nn import functional as F
 
 from blemish.backbones import Backbone
 from blemish.errors import ArtifactError, ConfigError, NotFittedError
-from blemish.types import Batch, Scores
+from blemish.types import Batch, Progress, Scores
 
 Batches = Callable[[], Iterable[Batch]]
-
-
-class Progress(Protocol):
-    """Called as work goes on: what is being done, how much of it is done, how much there is (0 = unknown)."""
-
-    def __call__(self, stage: str, done: int, total: int) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)

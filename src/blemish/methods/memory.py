@@ -21,10 +21,10 @@ from torch.nn import functional as F
 
 from blemish.backbones import Backbone
 from blemish.errors import ConfigError
-from blemish.methods.base import Batches, Method, MethodConfig, Progress
+from blemish.methods.base import Batches, Method, MethodConfig
 from blemish.methods.coreset import StreamingCoreset, StreamingSample, nearest
 from blemish.methods.embedding import embed
-from blemish.types import Batch, Scores
+from blemish.types import Batch, Progress, Scores
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from blemish.backbones import Backbone
 from blemish.errors import ConfigError, NonFiniteError
-from blemish.methods.base import Batches, Method, MethodConfig, Progress
+from blemish.methods.base import Batches, Method, MethodConfig
 from blemish.methods.embedding import embed
+from blemish.types import Progress
 
 
 @dataclass(frozen=True, kw_only=True)
