@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_BLOCK = 1024  # points kept up to date between two refreshes
+_BLOCK = 512  # points kept up to date between two refreshes
 _CHUNK = 16384  # rows of one distance product; bounds the scratch memory
 
 
@@ -69,8 +69,9 @@ def _lower(bound: Tensor, features: Tensor, squares: Tensor, centres: list[int])
     index = torch.tensor(centres)
     for start in range(0, len(features), _CHUNK):
         rows = slice(start, start + _CHUNK)
-        distances = _square_distances(features[rows], squares[rows], features[index], squares[index])
-        torch.minimum(bound[rows], distances.amin(1), out=bound[rows])
+        # |a - b|² = |a|² + (|b|² - 2 a·b); |a|² is added once the centre is found, which spares a pass over the matrix
+        partial = torch.addmm(squares[index][None], features[rows], features[index].T, alpha=-2).amin(1)
+        torch.minimum(bound[rows], (partial + squares[rows]).clamp_min_(0), out=bound[rows])
     bound[index] = -1.0
 
 
