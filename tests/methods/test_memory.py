@@ -68,9 +68,10 @@ def embed_loop(backbone: Backbone, batch: Tensor, layers: tuple[int, ...], pooli
             level = tokens[picture].double().numpy().reshape(*grid, -1)
             if backbone.spec.kind == "vit":
                 level = np.array([[(t - t.mean()) / np.sqrt(t.var() + 1e-5) for t in row] for row in level])
+            level = pooled(level, pooling)
             levels.append(level if grid == (height, width) else enlarged(level, height, width))
         joined = np.mean(levels, axis=0) if backbone.spec.kind == "vit" else np.concatenate(levels, axis=2)
-        rows.append(pooled(joined, pooling).reshape(height * width, -1))
+        rows.append(joined.reshape(height * width, -1))
     return np.stack(rows)
 
 
