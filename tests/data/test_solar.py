@@ -81,5 +81,5 @@ def test_a_strange_package_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path
 @installed
 def test_a_manifest_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(OutputError, match="solar.csv: cannot be written"):
+    with pytest.raises(OutputError, match=r"solar\.csv: cannot be written"):
         write_elpv_manifest(tmp_path / "file" / "solar.csv")
