@@ -4,8 +4,8 @@
 
 `backbone`: images/s of the bare backbone up to the last layer that detectors use, and to its end. `predict`: images/s
 of `Detector.predict_many` with heatmaps at the original size, decoding included. `fit`: seconds for PatchCore on the
-209 pictures of bottle. `memory`: peak memory of a fit on 200 and on 2,000 pictures. `help`: seconds of `blemish --help`.
-Every measurement runs in a process of its own. Needs BLEMISH_DATA (bottle) and the offline extra.
+209 pictures of bottle. `memory`: peak memory of a fit on 200 and on 2,000 pictures. `help`: seconds of `blemish
+--help`. Every measurement runs in a process of its own. Needs BLEMISH_DATA (bottle) and the offline extra.
 """
 
 from __future__ import annotations
