@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from blemish.errors import ArtifactError
@@ -25,7 +26,7 @@ FORMAT = 1  # raised when an older blemish could misread the file
 def write(path: str | Path, tensors: Mapping[str, Tensor], manifest: Mapping[str, Any]) -> Path:
     """Write an artifact whole or not at all. Raises: OutputError."""
     text = json.dumps({**manifest, "format": FORMAT}, ensure_ascii=False, allow_nan=False)
-    table, data = _parts(safetensors.torch.save(dict(tensors)), "the artifact")
+    table, data = _parts(save_tensors(dict(tensors)), "the artifact")
     table["__metadata__"] = {"manifest": text, "digest": _digest(text, table, data)}
     header = json.dumps(table, ensure_ascii=False).encode("utf-8", "surrogatepass")
     header += b" " * (-len(header) % 8)
@@ -59,7 +60,7 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if _digest(metadata["manifest"], table, data) != metadata["digest"]:
         raise ArtifactError(f"{path}: was altered or damaged after it was written; fit again or restore a copy")
     try:
-        return safetensors.torch.load(content), manifest
+        return load_tensors(content), manifest
     except (SafetensorError, ValueError, TypeError, KeyError) as error:
         raise ArtifactError(f"{path}: the table of tensors is damaged; fit again or restore a copy") from error
 
