@@ -95,6 +95,7 @@ class StreamingCoreset:
         self._owners = torch.empty(2 * size, dtype=torch.int64)
         self._filled = 0
         self._radius = 0.0
+        self._kept = self._features[:0].to(search_dtype)
 
     def add(self, features: Tensor, owners: Tensor) -> None:
         """Take in n points of unit length (float32 n D) and the picture each came from (int64 n)."""
@@ -103,7 +104,9 @@ class StreamingCoreset:
 
     def _add(self, features: Tensor, owners: Tensor) -> None:
         if self._radius > 0:
-            new = nearest(features, self._features[: self._filled].to(self._dtype))[0] > self._radius
+            # Only against what the last reduction kept: a bank of one size. Matrix products of ever new shapes would
+            # each leave a compiled kernel in memory.
+            new = nearest(features, self._kept)[0] > self._radius
             features, owners = features[new], owners[new]
         if self._filled + len(features) > len(self._features):
             self._reduce()
@@ -118,6 +121,7 @@ class StreamingCoreset:
         self._features[: self._filled] = self._features[chosen]
         self._owners[: self._filled] = self._owners[chosen]
         self._radius = max(self._radius, radius)
+        self._kept = self._features[: self._filled].to(self._dtype)
 
     def result(self) -> tuple[Tensor, Tensor]:
         """The kept points (float32 k D, k <= size) and their owners (int64 k)."""
@@ -152,21 +156,31 @@ class StreamingSample:
         return self._features, self._owners
 
 
-def nearest(queries: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
+def nearest(queries: Tensor, bank: Tensor, *, excluded: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Euclidean distance of each query to its nearest bank point, and that point's index; all of unit length.
 
     The search (the highest cosine) runs in the precision of `bank`: bfloat16 is faster on hardware that has it. The
     best candidate of each quarter of the bank is then measured exactly in float32, so that only near-ties can be
     confused.
 
-    Args: queries: n D, any floating type. bank: k D, k >= 1.
+    Args:
+        queries: n D, any floating type. bank: k D, k >= 1.
+        excluded: bool k, True for bank points that do not count; not all of them.
     Returns: float32 n, int64 n.
     """
     cast = queries.to(bank.dtype)
     edges = [round(part * len(bank) / 4) for part in range(5)]
-    best = [(cast @ bank[low:high].T).max(1).indices + low for low, high in pairwise(edges) if high > low]
+    best = []
+    for low, high in pairwise(edges):
+        if high > low:
+            cosines = cast @ bank[low:high].T
+            if excluded is not None:
+                cosines.masked_fill_(excluded[low:high], -torch.inf)
+            best.append(cosines.max(1).indices + low)
     candidates = torch.stack(best, 1)
     distances = (queries.float()[:, None] - bank[candidates].float()).square().sum(2)
+    if excluded is not None:  # a whole quarter may be
+        distances.masked_fill_(excluded[candidates], torch.inf)
     nearest_one = distances.min(1)
     index = candidates.gather(1, nearest_one.indices[:, None])[:, 0]
     return nearest_one.values.sqrt(), index

@@ -129,15 +129,16 @@ class MemoryBank(Method):
         """
         self._require(self.bank)
         embedded, grid = self.embed(batch.images)
+        bank = self._searched()
         maps = []
         for one, owner in zip(embedded, batch.owners.to(self.owners.device), strict=True):
-            others = self._searched()[self.owners != owner]
-            if not len(others):
+            own = self.owners == owner
+            if bool(own.all()):
                 raise ConfigError(
                     "the bank holds patches of one training picture only, which leaves none to compare it with; "
                     f"raise bank_size ({self.config.bank_size})"
                 )
-            maps.append(nearest(one, others)[0].reshape(grid))
+            maps.append(nearest(one, bank, excluded=own)[0].reshape(grid))
         return self._finish(torch.stack(maps), batch.images)
 
     def _searched(self) -> Tensor:
