@@ -24,7 +24,7 @@ from blemish.data import layouts
 from blemish.data.splits import hold_out
 from blemish.data.stream import PictureStream
 from blemish.data.transforms import Preprocessing
-from blemish.errors import CalibrationError, ConfigError, DataError, unknown_name
+from blemish.errors import ConfigError, DataError, unknown_name
 from blemish.methods import Method, MethodConfig, method_class
 from blemish.predictor import BATCH_SIZE, Detector, describe, place
 from blemish.thresholds import calibrate, pictures_needed
@@ -335,4 +335,4 @@ def _version(name: str) -> str:
         return "unknown"
 
 
-__all__ = ["CalibrationError", "configure", "fit", "recalibrate", "versions"]
+__all__ = ["configure", "fit", "recalibrate", "versions"]
