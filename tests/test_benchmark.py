@@ -4,6 +4,8 @@ import importlib.util
 import io
 import json
 import os
+import shutil
+import statistics
 import sys
 from contextlib import redirect_stdout
 from dataclasses import replace
@@ -12,17 +14,35 @@ from typing import Any
 
 import pytest
 
+import blemish
 from blemish import benchmark
-from blemish.benchmark import METRICS, Row, Run, bench, data_sets, measure, read_rows, run, table
+from blemish.benchmark import METRICS, Run, data_sets, measure, plan, run
 from blemish.errors import ConfigError, DataError, OutputError
+from blemish.methods import METHODS
+from blemish.methods.trained import TrainedConfig, TrainedMethod
+from blemish.predictor import Detector
+from blemish.results import Row, read_rows
+from blemish.suites import Entry
 
 TINY = {"backbone": "test_vit", "image_size": 32, "layers": [2, 4], "bank_size": 50}
 HERE = {"device": "cpu", "precision": "fp32"}
+OLD_KEYS = {"patchcore": "e8d4b1c5e99916eb", "knn": "f1385710f3442134"}  # of rows in benchmarks/results
 
 
 def a_run(path: Path, **changes: Any) -> Run:
     one = Run(method="knn", data="part", path=path, settings=TINY, weights="random", label="tiny")
     return replace(one, **changes)
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A method "trained" beside the others, known by its class only."""
+
+    class Trained(TrainedMethod):
+        name = "trained"
+        Config = TrainedConfig
+
+    monkeypatch.setitem(METHODS, "trained", Trained)
 
 
 @pytest.fixture
@@ -42,43 +62,10 @@ def here(monkeypatch: pytest.MonkeyPatch) -> list[Run]:
     return launched
 
 
-def a_row(**changes: Any) -> Row:
-    row = {
-        "schema": 1,
-        "status": "ok",
-        "key": "k0",
-        "date": "2026-01-01T00:00:00+00:00",
-        "commit": "0123456789abcdef",
-        "dirty": False,
-        "method": "knn",
-        "recipe": "best",
-        "label": "",
-        "settings": {"backbone": "test_vit", "image_size": [32, 48], "seed": 0},
-        "data": "widget",
-        "seed": 0,
-        "backbone": "test_vit",
-        "weights": {"source": "pip:x 1", "sha256": "feedbeef00", "licence": "MIT"},
-        "resolution": [32, 48],
-        "schedule": "",
-        "image_auroc": 0.9,
-        "image_ap": 0.8,
-        "best_f1": 0.7,
-        "pixel_auroc": 0.95,
-        "aupro": 0.5,
-        "seconds_to_fit": 2.0,
-        "images_per_second": 10.0,
-        "peak_memory_mib": 512.4,
-        "peak_gpu_memory_mib": None,
-        "device": {"type": "cpu", "name": "CPU X", "cpu": "CPU X", "cores": 2, "threads": 2},
-        "precision": "fp32",
-    }
-    return {**row, **changes}
-
-
-def body(markdown: str) -> list[list[str]]:
-    """The cells of the table's rows, without the header."""
-    lines = [line for line in markdown.splitlines() if line.startswith("|")]
-    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines[2:]]
+def a_row(one: Run) -> Row:
+    """What a run in another process would have answered, without the measurements."""
+    heading = benchmark._heading(one, "ok")
+    return {**heading, "device": {"type": "cpu"}, "precision": "fp32"}
 
 
 def test_a_run_in_its_own_process_leaves_a_whole_row(mvtec: Path, tmp_path: Path) -> None:
@@ -95,6 +82,10 @@ def test_a_run_in_its_own_process_leaves_a_whole_row(mvtec: Path, tmp_path: Path
     assert row["backbone"] == "test_vit"
     assert row["weights"] == {"source": "random", "sha256": "", "licence": "none"}
     assert row["schedule"] == ""
+    assert (row["training"], row["shots"], row["time_budget"]) == (None, None, None)
+    assert row["changed"] == TINY
+    assert (row["categories"], row["multi_class"]) == (["part"], False)
+    assert row["by_category"]["part"]["image_auroc"] == row["image_auroc"]
     assert row["device"]["type"] == "cpu"
     assert row["device"]["threads"] == 1
     assert row["device"]["name"]
@@ -131,7 +122,8 @@ def test_a_failed_run_does_not_stop_the_others_and_is_tried_again(mvtec: Path, t
     first = run([bad, good], results, **HERE, progress=lambda *step: steps.append(step))
     assert [row["status"] for row in first] == ["failed", "ok"]
     assert "layer 99 does not exist" in first[0]["error"]
-    assert steps == [("knn on part, seed 0", 0, 2), ("knn on part, seed 0", 1, 2), ("done", 2, 2)]
+    what = "knn on part, seed 0 · tiny"
+    assert steps == [(what, 0, 2), (what, 1, 2), ("done", 2, 2)]
     second = run([bad, good], results, **HERE)
     assert here == [bad, good, bad]
     assert second[1] == first[1]
@@ -142,6 +134,44 @@ def test_the_same_run_gives_the_same_metrics(mvtec: Path) -> None:
     first, second = (measure(a_run(mvtec), **HERE) for _ in range(2))
     for name in (*METRICS, "by_defect", "fingerprint", "key", "counts"):
         assert first[name] == second[name], name
+
+
+def test_a_trained_method_says_its_schedule(mvtec: Path, trained: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    training = {"epochs": 30, "steps": 1234, "seconds": 738.0, "pictures_per_second": 9.5, "loss": 0.1}
+    given: dict[str, Any] = {}
+
+    def fit(method: str, good: Path, **arguments: Any) -> Detector:
+        given.update(arguments)
+        detector = blemish.fit("knn", good, **{**TINY, **HERE}, weights="random", calibration_fraction=0)
+        detector.manifest["training"] = training
+        return detector
+
+    monkeypatch.setattr(benchmark, "fit", fit)
+    row = measure(Run(method="trained", data="part", path=mvtec, shots=4, time_budget=15.0), **HERE)
+    assert row["schedule"] == "30 epochs, 1,234 steps in 12.3 min"
+    assert row["training"] == training
+    assert (row["shots"], row["time_budget"]) == (4, 15.0)
+    assert (given["shots"], given["time_budget"]) == (4, 15.0)
+
+
+def test_few_shots_are_drawn_by_the_seed(mvtec: Path) -> None:
+    rows = [measure(a_run(mvtec, shots=2, seed=seed), **HERE) for seed in (0, 0, 1)]
+    assert [row["counts"]["fitted"] for row in rows] == [2, 2, 2]
+    assert rows[0]["split"]["train"] == 24
+    assert rows[0]["fingerprint"] == rows[1]["fingerprint"] != rows[2]["fingerprint"]
+
+
+def test_several_categories_are_measured_each_by_itself(mvtec: Path) -> None:
+    shutil.copytree(mvtec, mvtec.parent / "parts" / "left")
+    shutil.copytree(mvtec, mvtec.parent / "parts" / "right")
+    shutil.rmtree(mvtec.parent / "parts" / "right" / "test" / "square")
+    row = measure(a_run(mvtec.parent / "parts"), **HERE)
+    assert row["multi_class"]
+    assert row["categories"] == ["left", "right"]
+    for name in ("image_auroc", "image_ap", "pixel_auroc", "aupro"):
+        assert row[name] == pytest.approx(
+            statistics.fmean(row["by_category"][side][name] for side in ("left", "right"))
+        )
 
 
 def test_memory_and_time_are_those_of_scoring(mvtec: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,7 +196,10 @@ def test_resume_skips_what_is_done_and_repeats_what_another_precision_needs(
     assert rows == read_rows(results)
     run([one], results, device="cpu", precision="bf16")
     assert here == [one, two, one]
-    assert len(body(table(read_rows(results)))) == 2
+    assert [row["precision"] for row in read_rows(results)] == ["fp32", "fp32", "bf16"]
+    assert benchmark.missing([one, two], results, device="cpu", precision="bf16") == [two]
+    assert benchmark.missing([one, two], results, **HERE) == []
+    assert benchmark.missing([one], tmp_path / "none.jsonl", **HERE) == [one]
 
 
 def test_a_last_line_cut_short_is_run_again(mvtec: Path, tmp_path: Path, here: list[Run]) -> None:
@@ -188,7 +221,7 @@ def test_ctrl_c_keeps_the_rows_so_far(mvtec: Path, tmp_path: Path, monkeypatch: 
     def launch(one: Run, *_: object) -> Row:
         if one.seed == 1:
             raise KeyboardInterrupt
-        return a_row(key=one.key, seed=one.seed)
+        return a_row(one)
 
     monkeypatch.setattr(benchmark, "_launch", launch)
     results = tmp_path / "rows.jsonl"
@@ -219,45 +252,69 @@ def test_the_key_is_what_is_measured(mvtec: Path, tmp_path: Path) -> None:
         a_run(mvtec, weights=None),
         a_run(mvtec, weights=str(first)),
         a_run(mvtec, weights=str(third)),
+        a_run(mvtec, shots=1),
+        a_run(mvtec, shots=2),
+        a_run(mvtec, time_budget=1.0),
+        a_run(mvtec, time_budget=2.0),
+        a_run(mvtec, shots=1, time_budget=1.0),
     ]
     assert len({one.key, *(other.key for other in others)}) == 1 + len(others)
     assert a_run(mvtec, weights=str(first)).key == a_run(mvtec, weights=str(second)).key
+    assert a_run(mvtec, time_budget=1).key == a_run(mvtec, time_budget=1.0).key
 
 
-def test_bench_is_the_product(mvtec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(benchmark, "_launch", lambda one, *_: a_row(key=one.key, label=one.label, seed=one.seed))
-    rows = bench(
-        ["knn", "patchcore"],
-        [mvtec],
-        [0, 1],
-        tmp_path / "rows.jsonl",
-        settings={"image_size": 64},
-        assignments=["bank_size=7", "layers=2,3"],
-        device="cpu",
-    )
-    assert len({row["key"] for row in rows}) == 4
-    assert {row["label"] for row in rows} == {"layers=2,3 bank_size=7"}
-    run_again = bench(["knn"], [mvtec], [1], tmp_path / "rows.jsonl", assignments=["layers=2,3", "bank_size=7"])
-    assert run_again[0]["key"] not in {row["key"] for row in rows}  # another image size
+@pytest.mark.parametrize("method", OLD_KEYS)
+def test_rows_measured_by_an_older_blemish_are_recognised(method: str, tmp_path: Path) -> None:
+    one = Run(method=method, data="bottle", path=tmp_path, settings={"backbone": "focus_vits14"})
+    assert one.key == OLD_KEYS[method]
+    assert replace(one, settings={**one.settings, "flips": True}).key != one.key
+
+
+def test_a_plan_is_the_product(mvtec: Path) -> None:
+    entries = [Entry(method="knn", settings={"layers": [2, 3]}), Entry(method="patchcore", recipe="paper")]
+    runs = plan(entries, {"a": mvtec, "b": mvtec}, [0, 1], assignments=["bank_size=7", "layers=4"], shots=2)
+    found = [(one.data, one.method, one.recipe, one.seed, one.settings["layers"]) for one in runs]
+    assert found == [
+        (data, *entry, seed, layers)
+        for data in "ab"
+        for entry, layers in [(("knn", "best"), [2, 3]), (("patchcore", "paper"), [4])]
+        for seed in (0, 1)
+    ]
+    assert {one.label for one in runs} == {"layers=2,3 bank_size=7", "layers=4 bank_size=7"}
+    assert {one.shots for one in runs} == {2}
+    assert plan(entries[:1] * 2, {"a": mvtec}, [0], assignments=["layers=2,3"], label="x")[0].label == "x"
+    assert len(plan(entries[:1] * 2, {"a": mvtec}, [0])) == 1
+
+
+def test_a_time_budget_is_for_what_is_trained(mvtec: Path, trained: None) -> None:
+    runs = plan([Entry(method="knn"), Entry(method="trained")], {"a": mvtec}, [0], time_budget=3)
+    assert [one.time_budget for one in runs] == [None, 3]
+    assert str(runs[1]) == "trained on a, seed 0 · budget 3 min"
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("entry", "assignments", "message"),
     [
-        ({"methods": ["pachcore"]}, "did you mean 'patchcore'"),
-        ({"assignments": ["bank_sise=3"]}, "bank_size"),
-        ({"assignments": ["seed=3"]}, "--seeds"),
-        ({"recipe": "bst"}, "best"),
-        ({"device": "abacus"}, "abacus"),
+        (Entry(method="pachcore"), [], "did you mean 'patchcore'"),
+        (Entry(method="knn"), ["bank_sise=3"], "bank_size"),
+        (Entry(method="knn", settings={"bank_sise": 3}), [], "bank_size"),
+        (Entry(method="knn"), ["seed=3"], "--seeds"),
+        (Entry(method="knn", recipe="bst"), [], "best"),
     ],
 )
-def test_wrong_arguments_are_said_before_any_run(
-    mvtec: Path, tmp_path: Path, arguments: dict[str, Any], message: str
-) -> None:
-    results = tmp_path / "rows.jsonl"
+def test_a_wrong_plan_is_said(mvtec: Path, entry: Entry, assignments: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        bench(**{"methods": ["knn"], "data": [mvtec], "seeds": [0], "results": results, **arguments})
+        plan([entry], {"a": mvtec}, [0], assignments=assignments)
+
+
+def test_a_wrong_device_or_config_is_said_before_any_run(mvtec: Path, tmp_path: Path, here: list[Run]) -> None:
+    results = tmp_path / "rows.jsonl"
+    with pytest.raises(ConfigError, match="abacus"):
+        run([a_run(mvtec)], results, device="abacus")
+    with pytest.raises(ConfigError, match="bank_size"):
+        run([a_run(mvtec), a_run(mvtec, settings={"bank_sise": 1})], results, **HERE)
     assert not results.exists()
+    assert here == []
 
 
 def test_data_sets_by_name_and_by_path(mvtec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,7 +324,7 @@ def test_data_sets_by_name_and_by_path(mvtec: Path, tmp_path: Path, monkeypatch:
     found = data_sets(["bottle", mvtec, other], root=tmp_path, scratch=tmp_path)
     assert found == {"bottle": tmp_path / "mvtec" / "bottle", "part": mvtec, "gadget": other}
     monkeypatch.setenv("BLEMISH_DATA", str(tmp_path))
-    assert data_sets(["bottle"], root=None, scratch=tmp_path).keys() == {"bottle"}
+    assert data_sets(["bottle", "mvtec"], root=None, scratch=tmp_path)["mvtec"] == tmp_path / "mvtec"
     with pytest.raises(DataError, match=r"screw.*BLEMISH_DATA.*--data"):
         data_sets(["screw"], root=None, scratch=tmp_path)
     monkeypatch.delenv("BLEMISH_DATA")
@@ -292,33 +349,11 @@ def test_a_set_without_splits_is_refused(mvtec: Path) -> None:
         measure(a_run(mvtec / "train" / "good"), **HERE)
 
 
-def test_damaged_and_newer_rows_are_refused(tmp_path: Path) -> None:
-    results = tmp_path / "rows.jsonl"
-    whole = json.dumps(a_row())
-    results.write_text(f"{whole}\nnot a row\n{whole}\n")
-    with pytest.raises(DataError, match="line 2"):
-        read_rows(results)
-    results.write_text(json.dumps(a_row(schema=99)) + "\n")
-    with pytest.raises(DataError, match="newer blemish"):
-        read_rows(results)
-    with pytest.raises(DataError, match="cannot be read"):
-        read_rows(tmp_path / "none.jsonl")
-
-
 def test_a_place_that_cannot_be_written_is_said_before_any_run(mvtec: Path, tmp_path: Path, here: list[Run]) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="cannot be written"):
         run([a_run(mvtec)], tmp_path / "file" / "rows.jsonl", **HERE)
     assert here == []
-
-
-def test_a_row_with_odd_characters_is_one_line(tmp_path: Path) -> None:
-    path = tmp_path / "rows.jsonl"
-    row = a_row(status="failed", error="line\nseparator\u2028 next\x85 half \udcff")
-    benchmark._append(path, row)
-    benchmark._append(path, a_row())
-    assert len(path.read_bytes().splitlines()) == 2
-    assert read_rows(path)[1] == a_row()
 
 
 def test_the_commit_is_of_the_checkout_that_blemish_runs_from(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -328,62 +363,3 @@ def test_the_commit_is_of_the_checkout_that_blemish_runs_from(monkeypatch: pytes
     assert benchmark.checkout() == (None, None)
     monkeypatch.setenv("PATH", os.devnull)
     assert benchmark.checkout() == (None, None)
-
-
-# The table
-
-
-def test_the_table_has_means_and_deviations_over_seeds() -> None:
-    rows = [
-        a_row(key=f"k{seed}", seed=seed, settings={"seed": seed}, image_auroc=value, seconds_to_fit=seconds)
-        for seed, value, seconds in [(0, 0.9, 1.0), (1, 0.92, 2.0), (2, 0.94, 3.0)]
-    ]
-    (line,) = body(table(rows))
-    assert line == [
-        *("knn", "best", "92.0 ± 2.0", "95.0 ± 0.0", "50.0 ± 0.0", "2.0 ± 1.0", "10.0 ± 0.0", "512 ± 0"),
-        *("3", "32×48", "test_vit (feedbeef)", "fp32", "01234567", "CPU X, threads: 2"),
-    ]
-    (line,) = body(table(rows[:1]))
-    assert line[2] == "90.0"
-
-
-def test_the_table_counts_the_newest_good_row_once() -> None:
-    old = a_row(image_auroc=0.1)
-    new = a_row(image_auroc=0.8, date="2026-02-01T00:00:00+00:00", commit="fedcba9876", dirty=True)
-    broken = {**a_row(date="2026-03-01T00:00:00+00:00"), "status": "failed", "error": "out of luck"}
-    markdown = table([new, old, broken])
-    (line,) = body(markdown)
-    assert line[2] == "80.0"
-    assert line[8] == "1"
-    assert line[12] == "fedcba98+"
-    assert "out of luck" not in markdown  # the run has a good row
-
-
-def test_the_table_keeps_unlike_runs_apart_and_names_what_failed() -> None:
-    other = {"type": "cuda", "name": "GPU Y", "cpu": "CPU X", "cores": 2, "threads": 2}
-    rows = [
-        a_row(),
-        a_row(key="k1", device=other, peak_gpu_memory_mib=100.0),
-        a_row(key="k2", settings={"bank_size": 7}, label="bank_size=7"),
-        a_row(key="k3", recipe="paper", schedule="2 epochs"),
-        a_row(key="k4", data="gadget", pixel_auroc=None, aupro=None, commit=None, dirty=None),
-        {**a_row(key="k5", seed=4), "status": "failed", "error": "no\nluck"},
-    ]
-    markdown = table(rows)
-    assert markdown.index("## gadget") < markdown.index("## widget")
-    lines = body(markdown.split("## widget")[1])
-    assert sorted(line[1] for line in lines) == ["bank_size=7", "best", "best", "paper · 2 epochs"]
-    assert sorted((line[7], line[13]) for line in lines)[0] == ("100", "GPU Y")
-    (gadget,) = body(markdown.split("## widget")[0])
-    assert gadget[2:5] == ["90.0", "–", "–"]
-    assert gadget[12] == "–"
-    assert "- knn on widget, seed 4: no luck" in markdown
-
-
-def test_published_figures_stand_beside_the_rows() -> None:
-    markdown = table([a_row(label="a|b")], published={"widget": {"A paper": (0.981, None, 0.5)}, "other": {}})
-    ours, theirs = body(markdown)
-    assert ours[1] == "a\\|b"
-    assert theirs[:5] == ["A paper", "published", "98.1", "–", "50.0"]
-    assert len(ours) == len(theirs) == 14
-    assert table([]) == "No rows.\n"

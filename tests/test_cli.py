@@ -416,6 +416,80 @@ def test_calibrate(run: Run, part: Path, good_folder: Path, tmp_path: Path, pict
     assert document(answer)["error"]["kind"] == "CalibrationError"
 
 
+@pytest.fixture
+def two(run: Run, good_folder: Path, tmp_path: Path, picture: Any, write: Any) -> Path:
+    """An artifact of 24 parts ("part") and 6 of their negatives ("Negative")."""
+    for seed in range(6):
+        write(tmp_path / "Negative" / "train" / "good" / f"{seed}.png", 255 - picture(50 + seed))
+    part = good_folder.rename(tmp_path / "part")
+    artifact = tmp_path / "two.blemish"
+    assert run("fit", "knn", part, tmp_path / "Negative" / "train" / "good", "-o", artifact, *FIT)[0] == 0
+    return artifact
+
+
+def test_fit_of_several_folders(run: Run, two: Path, tmp_path: Path) -> None:
+    again = ("fit", "knn", tmp_path / "part", tmp_path / "Negative" / "train" / "good", "-o", tmp_path / "b", *FIT)
+    _, out, _ = run(*again)
+    _, inspected, _ = run("inspect", two)
+    for said in ("Negative, part", "of part: ", "from its 24 pictures", "of Negative: none of its own: "):
+        assert said in out
+        assert said in inspected
+    made = document(run(*again, "--json"))
+    manifest = read(two)[1]
+    assert made["categories"] == manifest["categories"] == ["Negative", "part"]
+    assert made["thresholds"] == manifest["thresholds"]
+
+
+def test_predict_of_a_category(run: Run, two: Path, new: Path, tmp_path: Path) -> None:
+    out, report = tmp_path / "out", tmp_path / "report.html"
+    made = document(run("predict", two, new, "--category", "part", "--output", out, "--report", report, "--json"))
+    threshold = read(two)[1]["thresholds"]["part"]
+    assert (made["category"], made["threshold"]) == ("part", threshold)
+    assert {(row["category"], row["threshold"]) for row in made["predictions"]} == {("part", threshold["value"])}
+    with (out / "predictions.csv").open(newline="") as file:
+        assert {line["category"] for line in csv.DictReader(file)} == {"part"}
+    assert threshold["guarantee"].split(",")[0] in report.read_text()
+    assert document(run("predict", two, new, "--json"))["threshold"] == read(two)[1]["threshold"]
+    status, _, err = run("predict", two, new, "--output", out, "--resume")
+    assert (status, "made with another category;" in err) == (2, True)
+    status, _, err = run("predict", two, new, "--category", "parts")
+    assert (status, "did you mean 'part'?" in err) == (2, True)
+
+
+def test_calibrate_by_category(run: Run, two: Path, tmp_path: Path, picture: Any, write: Any) -> None:
+    for seed in range(20):
+        write(tmp_path / "new" / "part" / f"{seed}.png", picture(700 + seed))
+        write(tmp_path / "new" / "Negative" / f"{seed}.png", 255 - picture(800 + seed))
+    status, out, _ = run("calibrate", two, tmp_path / "new" / "part", tmp_path / "new" / "Negative", "-o", two)
+    assert status == 0
+    assert "Pictures: 40 used" in out
+    assert "of Negative: " in out
+    assert {values["n"] for values in read(two)[1]["thresholds"].values()} == {20}
+
+
+def test_fit_of_few_shots(run: Run, good_folder: Path, tmp_path: Path) -> None:
+    few = ("fit", "knn", good_folder, "-o", tmp_path / "a", *FIT, "--shots", "2", "--seed", "5")
+    assert "Pictures: 2 used (2 shots by seed 5)" in run(*few)[1]
+    made = document(run(*few, "--json"))
+    assert (made["shots"], made["count"]) == (2, 2)
+    assert (made["config"]["rotations"], made["config"]["flips"]) == (16, True)
+    assert document(run(*few, "--set", "rotations=1", "--json"))["config"]["rotations"] == 1
+    assert "2 shots by seed 5" in run("inspect", tmp_path / "a")[1]
+    status, _, err = run("fit", "knn", good_folder, "-o", tmp_path / "a", *FIT, "--shots", "0")
+    assert (status, "at least 1" in err) == (2, True)
+
+
+def test_evaluate_tells_the_mean_of_the_categories(run: Run, part: Path, mvtec: Path, tmp_path: Path) -> None:
+    shutil.copytree(mvtec, tmp_path / "set" / "nut")
+    shutil.copytree(mvtec, tmp_path / "set" / "bolt")
+    report = tmp_path / "report.html"
+    _, said, _ = run("evaluate", part, tmp_path / "set", "--report", report)
+    result = blemish.evaluate(blemish.load(part), tmp_path / "set")
+    (line,) = [line for line in said.splitlines() if line.startswith("mean of categories")]
+    assert line.split()[3:] == [f"{100 * float(value or 0):.2f}" for value in result.category_mean.values()]
+    assert "Each category by itself" in report.read_text()
+
+
 def test_inspect(run: Run, part: Path) -> None:
     status, out, _ = run("inspect", part)
     assert status == 0

@@ -28,9 +28,44 @@ def test_lines_come_at_the_start_of_a_stage_and_then_now_and_then(
     assert capsys.readouterr().err.splitlines() == [
         "loading",
         "scoring: 1 of 30",
-        "scoring: 6 of 30, 1.0/s, 24 s left",
-        "scoring: 11 of 30, 1.0/s, 19 s left",
+        "scoring: 6 of 30 · 1.0/s · 24 s left",
+        "scoring: 11 of 30 · 1.0/s · 19 s left",
     ]
+
+
+def test_lines_of_a_stage_that_tells_its_details(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = 100.0
+    monkeypatch.setattr("blemish.console.time.monotonic", lambda: now)
+    with console.progress() as tick:
+        tick("training", 0, 30)
+        for done in range(1, 8):
+            now += 1.0
+            tick(f"training · loss {1 / done:.2f} · {30 - done} s left", done, 30)
+        tick("calibrating", 1, 2)
+    assert capsys.readouterr().err.splitlines() == [
+        "training: 0 of 30",
+        "training: 5 of 30 · loss 0.20 · 25 s left",
+        "calibrating: 1 of 2",
+    ]
+
+
+def test_one_bar_for_a_stage_whose_details_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "200")
+    with console.progress() as tick:
+        tick("training [a]", 0, 3)
+        tick("training [a] · loss 0.5 · 3 s left", 1, 3)
+        tick("training [a] · loss 0.25 · 2 s left", 2, 3)
+    last = terminal.getvalue().split("training [a]")[-1]
+    assert "loss 0.25 · 2 s left" in last
+    assert "2/3" in last
+    assert "/s" not in last
+    frames = terminal.getvalue().split("\x1b[2K")
+    assert max(frame.count("training [a]") for frame in frames) == 1
 
 
 def test_bars_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, confusion_matrix, f1_score, roc_auc_score
 
 import blemish
-from blemish import evaluation
+from blemish import evaluation, wording
 from blemish.data import layouts
 from blemish.errors import DataError
 from blemish.predictor import Detector
@@ -157,6 +157,40 @@ def test_every_category_by_itself(mvtec: Path, tmp_path: Path, fitted: Callable[
         for metric in ("image_auroc", "image_ap", "pixel_auroc", "aupro"):
             assert values[metric] == pytest.approx(getattr(alone, metric), rel=1e-4)
         assert alone.by_category[category] == pytest.approx(dict(values), rel=1e-4)
+
+    for metric, mean in whole.category_mean.items():
+        values = [whole.by_category[category][metric] for category in ("bolt", "nut")]
+        assert mean == pytest.approx(sum(float(value or 0) for value in values) / 2)
+    assert set(whole.category_mean) == {"image_auroc", "image_ap", "pixel_auroc", "aupro"}
+    assert alone.category_mean == {}
+    assert whole.to_dict()["category_mean"] == dict(whole.category_mean)
+    shutil.rmtree(root / "nut" / "ground_truth")
+    shutil.rmtree(root / "bolt" / "test" / "good")
+    shutil.rmtree(root / "bolt" / "ground_truth")
+    bare = blemish.evaluate(detector, root)
+    assert bare.category_mean["aupro"] is None
+    assert bare.category_mean["image_auroc"] == bare.by_category["nut"]["image_auroc"]  # bolt has no ranking
+
+
+def test_each_picture_is_judged_by_its_category(mvtec: Path, fitted: Callable[..., Detector]) -> None:
+    plain = fitted("knn")
+    assert plain.threshold is not None
+    shutil.copytree(mvtec, mvtec.parent / "set" / "nut")
+    shutil.copytree(mvtec, mvtec.parent / "set" / "bolt")
+    own = {**plain.threshold.to_dict(), "value": -1.0}
+    manifest = {**plain.manifest, "categories": ["bolt", "nut"], "thresholds": {"bolt": own}}
+    detector = Detector(plain.method, plain.preprocessing, plain.threshold, manifest)
+    result = blemish.evaluate(detector, mvtec.parent / "set")
+    common = plain.threshold.value
+    assert result.threshold == common
+    assert {(row["category"], row["threshold"]) for row in result.rows} == {("bolt", -1.0), ("nut", common)}
+    assert all(row["label"] == 1 for row in result.rows if row["category"] == "bolt")
+    nut = [row for row in blemish.evaluate(plain, mvtec.parent / "set").rows if row["category"] == "nut"]
+    assert [row["label"] for row in result.rows if row["category"] == "nut"] == [row["label"] for row in nut]
+    assert result.confusion is not None
+    assert result.confusion["false_positive"] == 6 + sum(row["label"] == 1 and row["truth"] == 0 for row in nut)
+    said = "\n".join(part for part in wording.evaluation(result) if isinstance(part, str))
+    assert "At the stored thresholds:" in said
 
 
 def test_known_pictures_are_left_out_by_content(

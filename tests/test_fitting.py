@@ -17,6 +17,7 @@ from PIL import Image
 
 import blemish
 from blemish.backbones import build
+from blemish.data.splits import few_shot
 from blemish.data.transforms import prepare
 from blemish.errors import BlemishError, CalibrationError, ConfigError, DataError
 from blemish.fitting import hold_out_sources
@@ -380,6 +381,20 @@ def test_holding_out_goes_by_path_and_seed() -> None:
     assert held(names, 1) == held(names[::-1], 1) != held(names, 2)
 
 
+def test_holding_out_is_by_category() -> None:
+    names = [f"{index:02d}.png" for index in range(30)]
+    categories = ["nut"] * 10 + ["bolt"] * 15 + ["nut"] * 4 + ["pin"]
+    kept, held = hold_out_sources(names, 0.4, 1, categories=categories)
+    assert sorted([*kept, *held]) == list(range(30))
+    assert [categories[index] for index in held] == ["bolt"] * 6 + ["nut"] * 6
+    for category in ("bolt", "nut"):  # each as if it were alone
+        own = [name for name, its in zip(names, categories, strict=True) if its == category]
+        assert [names[i] for i in held if categories[i] == category] == [
+            own[i] for i in hold_out_sources(own, 0.4, 1)[1]
+        ]
+    assert hold_out_sources(names, 0.4, 1, categories=[""] * 30) == hold_out_sources(names, 0.4, 1)
+
+
 # --- Calibrating again -----------------------------------------------------------------------------------------------
 
 
@@ -438,6 +453,173 @@ def test_recalibrate_with_a_picture_that_is_gone(
     again, failures, _ = blemish.recalibrate(fitted("knn"), tmp_path, false_alarm_rate=0.3)
     assert len(again.manifest["calibration_scores"]) == 3
     assert [Path(failure.source).name for failure in failures] == ["3.png"]
+
+
+# --- Several categories ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two(tmp_path: Path, picture: Part, write: Write) -> Path:
+    """A data-set root with 24 nuts and 20 bolts, which are negatives."""
+    root = tmp_path / "two"
+    for seed in range(24):
+        write(root / "nut" / "train" / "good" / f"{seed:03d}.png", picture(seed))
+    for seed in range(20):
+        write(root / "bolt" / "train" / "good" / f"{seed:03d}.png", 255 - picture(50 + seed))
+    return root
+
+
+def test_categories_in_every_form(two: Path, picture: Part, write: Write, small: dict[str, Any]) -> None:
+    expected = blemish.fit("knn", two, **small).manifest
+    assert expected["categories"] == ["bolt", "nut"]
+    samples = [Sample(path=path, label=0, category=path.parents[2].name) for path in sorted(two.rglob("*.png"))]
+    (two / "table.csv").write_text(
+        "path,label,category\n" + "".join(f"{s.path.relative_to(two)},0,{s.category}\n" for s in samples)
+    )
+    for good in (
+        [two / "nut", two / "bolt"],
+        [two / "nut" / "train" / "good", two / "bolt" / "train" / "good"],
+        samples,
+        two / "table.csv",
+        [two],
+    ):
+        manifest = blemish.fit("knn", good, **small).manifest
+        assert manifest["categories"] == ["bolt", "nut"]
+        assert manifest["data"]["fingerprint"] == expected["data"]["fingerprint"]
+        for category, scores in expected["calibration_scores_by_category"].items():
+            same = manifest["calibration_scores_by_category"][category]
+            assert sorted(same) == pytest.approx(sorted(scores), rel=1e-4)
+
+
+def test_one_category_is_none(two: Path, picture: Part, write: Write, small: dict[str, Any]) -> None:
+    for seed in range(3):
+        write(two / "more" / "nut" / "ok" / "images" / f"{seed}.png", picture(400 + seed))
+    nut = two / "nut" / "train" / "good"
+    for good in (two / "nut", nut, [nut], [nut, picture(9)], [nut, two / "more" / "nut" / "ok" / "images"]):
+        manifest = blemish.fit("knn", good, **small).manifest
+        assert (manifest["categories"], manifest["thresholds"]) == ([], {})
+        assert manifest["calibration_scores_by_category"] == {}
+
+
+def test_every_category_has_its_threshold(two: Path, small: dict[str, Any]) -> None:
+    for method, options, counts in [("knn", {}, (20, 24)), ("padim", {"calibration_fraction": 0.25}, (5, 6))]:
+        detector = blemish.fit(method, two, false_alarm_rate=0.2, **options, **small)
+        scores = detector.manifest["calibration_scores_by_category"]
+        assert (len(scores["bolt"]), len(scores["nut"])) == counts
+        assert sorted(scores["bolt"] + scores["nut"]) == sorted(detector.manifest["calibration_scores"])
+        for category, own in detector.thresholds.items():
+            assert own.value == quantile(scores[category], 0.2)
+            assert detector.manifest["thresholds"][category] == own.to_dict()
+        assert detector.threshold is not None
+        assert detector.threshold.value == quantile(detector.manifest["calibration_scores"], 0.2)
+        if held := set(detector.manifest["data"]["calibrated"]):
+            for category, count in zip(("bolt", "nut"), counts, strict=True):
+                assert len(held & set(digests(list((two / category).rglob("*.png"))))) == count
+
+
+def test_a_category_with_too_few_falls_back(two: Path, small: dict[str, Any]) -> None:
+    (two / "bolt" / "train" / "good" / "000.png").unlink()
+    (two / "bolt" / "train" / "good" / "001.png").unlink()
+    detector = blemish.fit("knn", two, false_alarm_rate=0.05, **small)  # by name: bolt has 18, 19 are needed
+    assert detector.thresholds["nut"].value is not None
+    assert detector.thresholds["bolt"].value is None
+    assert "there are 18; the common threshold is used" in detector.thresholds["bolt"].reason
+    assert detector.threshold_for("bolt") == detector.threshold
+    with pytest.raises(CalibrationError):
+        blemish.fit("knn", two, false_alarm_rate=0.01, **small)
+
+
+def test_recalibrate_by_category(two: Path, tmp_path: Path, picture: Part, write: Write, small: dict[str, Any]) -> None:
+    detector = blemish.fit("knn", two, **small)
+    for seed in range(6):
+        write(tmp_path / "new" / "nut" / "good" / f"{seed}.png", picture(700 + seed))
+        write(tmp_path / "new" / "bolt" / "good" / f"{seed}.png", 255 - picture(800 + seed))
+        write(tmp_path / "new" / "pin" / "good" / f"{seed}.png", picture(900 + seed))
+    folders = [tmp_path / "new" / name / "good" for name in ("nut", "bolt", "pin")]
+    again, _, _ = blemish.recalibrate(detector, folders, false_alarm_rate=0.2)
+    scores = again.manifest["calibration_scores_by_category"]
+    expected = [detector.predict(255 - picture(800 + seed)).score for seed in range(6)]
+    assert scores["bolt"] == pytest.approx(expected, rel=1e-4)
+    assert set(scores) == set(again.thresholds) == {"bolt", "nut"}
+    assert again.thresholds["bolt"].value == quantile(scores["bolt"], 0.2)
+    assert again.thresholds["bolt"].method == "split conformal"
+    assert again.threshold is not None
+    assert again.threshold.n == 18  # what it does not know counts for the common one
+    with pytest.raises(DataError, match="no picture of nut is among"):
+        blemish.recalibrate(detector, folders[1:], false_alarm_rate=0.2)
+    plain, _, _ = blemish.recalibrate(detector, parts(picture, 6, 700), false_alarm_rate=0.2)
+    assert plain.threshold is not None
+    assert [(own.value, own.n) for own in plain.thresholds.values()] == [(None, 0)] * 2
+    assert plain.threshold_for("nut") == plain.threshold
+
+
+def test_the_heatmap_scale_is_of_all_categories(two: Path, small: dict[str, Any]) -> None:
+    detector = blemish.fit("knn", two, calibration_fraction=0, **small)
+    only = blemish.fit("knn", two / "bolt", calibration_fraction=0, **small)
+    assert detector.map_scale != pytest.approx(only.map_scale, rel=1e-3)
+    assert detector.thresholds == {}
+
+
+# --- Few shots -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["knn", "patchcore", "padim"])
+def test_shots_are_drawn_by_the_seed(method: str, good_folder: Path, small: dict[str, Any]) -> None:
+    expected = few_shot([Sample(path=path) for path in good_folder.iterdir()], 4, 3)
+    detector = blemish.fit(method, good_folder, shots=4, seed=3, **small)
+    assert detector.manifest["shots"] == 4
+    assert detector.manifest["data"]["fitted"] == digests([sample.path for sample in expected])
+    assert detector.manifest["data"]["calibrated"] == []
+    assert (detector.method.config.rotations, detector.method.config.flips) == (16, True)
+    other = blemish.fit(method, good_folder, shots=4, seed=4, **small)
+    assert other.manifest["data"]["fitted"] != detector.manifest["data"]["fitted"]
+    held = blemish.fit(method, good_folder, shots=4, seed=3, calibration_fraction=0.5, **small).manifest["data"]
+    assert (len(held["fitted"]), len(held["calibrated"])) == (2, 2)
+    assert set(held["fitted"] + held["calibrated"]) == set(detector.manifest["data"]["fitted"])
+
+
+def test_one_shot_knows_every_side_of_it(picture: Part, small: dict[str, Any]) -> None:
+    detector = blemish.fit("knn", parts(picture, 1), shots=1, **small)
+    plain = blemish.fit("knn", parts(picture, 1), **small)
+    for turned in (np.rot90(picture(0)), picture(0)[:, ::-1], np.rot90(picture(0)[:, ::-1], 3)):
+        assert detector.predict(turned.copy()).score == pytest.approx(0, abs=1e-3)
+        assert plain.predict(turned.copy()).score > 0.01
+    assert detector.threshold is not None
+    assert (detector.threshold.value, detector.threshold.n) == (None, 0)
+
+
+@pytest.mark.parametrize(("given", "kept"), [({"rotations": 2}, (2, True)), ({"flips": False}, (16, False))])
+def test_the_callers_own_augmentation_wins(
+    given: dict[str, Any], kept: tuple[int, bool], picture: Part, small: dict[str, Any]
+) -> None:
+    config = blemish.fit("knn", parts(picture, 3), shots=2, **given, **small).method.config
+    assert (config.rotations, config.flips) == kept
+    named = [f"{key}={value}" for key, value in given.items()]
+    config = blemish.configure("knn", assignments=named, shots=2)
+    assert (config.rotations, config.flips) == kept
+    whole = KnnConfig(backbone="test_vit", image_size=(64,), layers=(2,))
+    config = blemish.fit("knn", parts(picture, 3), shots=2, config=whole, weights="random").method.config
+    assert (config.rotations, config.flips) == (1, False)
+
+
+def test_shots_of_each_category(two: Path, small: dict[str, Any]) -> None:
+    detector = blemish.fit("knn", two, shots=2, rotations=1, false_alarm_rate=0.2, **small)
+    assert detector.manifest["data"]["count"] == 4
+    assert [len(scores) for scores in detector.manifest["calibration_scores_by_category"].values()] == [2, 2]
+    assert [own.value for own in detector.thresholds.values()] == [None, None]
+    one = blemish.fit("knn", two, shots=1, rotations=1, **small)
+    # The only nut, left out, would be judged by bolts.
+    assert one.manifest["calibration_scores"] == []
+    with pytest.raises(DataError, match="bolt: 21 shots were asked for, but there are only 20"):
+        blemish.fit("knn", two, shots=21, **small)
+
+
+def test_a_number_of_shots_that_cannot_be_drawn(picture: Part, small: dict[str, Any]) -> None:
+    for shots in (0, -1):
+        with pytest.raises(ConfigError, match="at least 1"):
+            blemish.fit("knn", parts(picture, 3), shots=shots, **small)
+    with pytest.raises(DataError, match="4 shots were asked for, but there are only 3"):
+        blemish.fit("knn", parts(picture, 3), shots=4, **small)
 
 
 # --- On the way ------------------------------------------------------------------------------------------------------

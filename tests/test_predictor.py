@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,12 @@ import torch
 from PIL import Image
 
 import blemish
-from blemish import artifact
+from blemish import artifact, wording
 from blemish.backbones import build
 from blemish.errors import ArtifactError, BlemishError, ConfigError, DataError, ImageError, NonFiniteError
 from blemish.methods import Method
 from blemish.predictor import Detector
-from blemish.types import Failure, Prediction, Scores
+from blemish.types import Failure, Prediction, Sample, Scores
 
 Part = Callable[..., np.ndarray]
 
@@ -214,6 +215,9 @@ def changed(path: Path, change: Callable[[dict[str, Any]], object]) -> Path:
         lambda m: m["preprocessing"].pop("height"),
         lambda m: m["threshold"].pop("rate"),
         lambda m: m["threshold"].update(rate=2.0),
+        lambda m: m.update(thresholds=[1]),
+        lambda m: m.update(thresholds={"nut": {}}),
+        lambda m: m.update(categories=7),
         lambda m: m.update(config=7),
         lambda m: m.pop("config"),
         lambda m: m.pop("threshold"),
@@ -245,6 +249,71 @@ def test_tensors_that_do_not_fit(change: str, fitted: Callable[..., Detector], t
     artifact.write(path, tensors, manifest)
     with pytest.raises(ArtifactError, match="do not fit method 'knn'"):
         blemish.load(path, device="cpu")
+
+
+# --- Several categories ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two(fitted: Callable[..., Detector]) -> Detector:
+    """A detector that says it knows nuts and bolts: bolts have a threshold of their own, nuts had too few pictures."""
+    plain = fitted()
+    assert plain.threshold is not None
+    strict = replace(plain.threshold, value=-1.0)
+    none = replace(plain.threshold, value=None, reason="too few")
+    thresholds = {"bolt": strict.to_dict(), "nut": none.to_dict()}
+    manifest = {**plain.manifest, "categories": ["bolt", "nut"], "thresholds": thresholds}
+    return Detector(plain.method, plain.preprocessing, plain.threshold, manifest)
+
+
+def test_the_category_decides_the_threshold(two: Detector, picture: Part, tmp_path: Path) -> None:
+    common = two.threshold.value if two.threshold else None
+    expected = {"": (common, 0), "bolt": (-1.0, 1), "nut": (common, 0)}
+    for detector in (two, blemish.load(two.save(tmp_path / "x.blemish"), device="cpu", precision="fp32")):
+        assert detector.categories == ("bolt", "nut")
+        for category, (threshold, label) in expected.items():
+            for prediction in (
+                detector.predict(picture(1), category),
+                *detector.predict_many([picture(1)], category=category),
+            ):
+                assert isinstance(prediction, Prediction)
+                assert (prediction.threshold, prediction.label, prediction.category) == (threshold, label, category)
+    assert two.with_threshold(two.threshold).predict(picture(1), "bolt").threshold == common
+    assert two.with_threshold(None).predict(picture(1), "bolt").label is None
+
+
+def test_a_sample_says_its_category_itself(
+    two: Detector, picture: Part, write: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = write(tmp_path / "0.png", picture(1))
+    samples = [Sample(path=path, category=category) for category in ("bolt", "nut", "pin", "")]
+    results = list(two.predict_many([*samples, path, picture(1), Sample(path=tmp_path, category="bolt")]))
+    assert [result.category for result in results] == ["bolt", "nut", "", "", "", "", "bolt"]  # type: ignore[union-attr]
+    assert [result.label for result in results] == [1, 0, 0, 0, 0, 0, 1]  # type: ignore[union-attr]
+    assert [result.source for result in results] == [*[str(path)] * 5, "array 5", str(path)]
+    results = list(two.predict_many([*samples, path], category="bolt"))
+    assert [result.category for result in results] == ["bolt", "nut", "", "bolt", "bolt"]  # type: ignore[union-attr]
+
+
+def test_a_category_that_it_does_not_know(two: Detector, picture: Part, fitted: Callable[..., Detector]) -> None:
+    for ask in (two.predict, two.threshold_for):
+        with pytest.raises(ConfigError, match="unknown category 'bold'; did you mean 'bolt'"):
+            ask(*([picture(1), "bold"] if ask == two.predict else ["bold"]))
+    with pytest.raises(ConfigError, match="knows no categories"):
+        fitted().predict(picture(1), "bolt")
+    with pytest.raises(ConfigError, match="unknown category"):
+        list(two.predict_many([], category="bold"))
+
+
+def test_an_artifact_from_before_there_were_categories(
+    fitted: Callable[..., Detector], tmp_path: Path, picture: Part
+) -> None:
+    path = fitted().save(tmp_path / "x.blemish")
+    changed(path, lambda m: [m.pop(key) for key in ("categories", "thresholds", "shots")])
+    detector = blemish.load(path, device="cpu", precision="fp32")
+    assert (detector.categories, detector.thresholds) == ((), {})
+    assert detector.predict(picture(1)) == fitted().predict(picture(1))
+    assert list(wording.manifest(artifact.read(path)[1]).columns)
 
 
 def test_a_detector_without_a_learned_state_is_not_scored(fitted: Callable[..., Detector], picture: Part) -> None:

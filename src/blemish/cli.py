@@ -11,7 +11,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -19,7 +19,7 @@ import typer
 
 from blemish import console, wording
 from blemish.errors import BlemishError, ConfigError, OutputError
-from blemish.types import ANOMALOUS
+from blemish.types import ANOMALOUS, silent
 
 WELL, BROKEN_PICTURES, ERROR, INTERRUPTED, CLOSED_PIPE = 0, 1, 2, 130, 141
 EXIT_STATUS = (
@@ -106,7 +106,8 @@ def _explained(error: BaseException) -> tuple[str, str, int]:
         return "UsageError", f"{name}: {what}\nTry '{name} --help'.", ERROR
     match error:
         case KeyboardInterrupt():
-            return "Interrupted", "blemish: interrupted; no file was left half written", INTERRUPTED
+            what = str(error) or "no file was left half written"
+            return "Interrupted", f"blemish: interrupted; {what}", INTERRUPTED
         case BlemishError():
             return kind, f"blemish: {error}", ERROR
         case OSError(errno=errno.ENOSPC):
@@ -151,7 +152,11 @@ def _root(
 def fit(
     method: Annotated[str, typer.Argument(metavar="METHOD", help="A method of `blemish methods`.")],
     good: Annotated[
-        list[Path], typer.Argument(metavar="GOOD", help="Pictures of good parts: folders, data sets, tables, files.")
+        list[Path],
+        typer.Argument(
+            metavar="GOOD",
+            help="Pictures of good parts: folders, data sets, tables, files. Several folders are several categories.",
+        ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The artifact to write, as in part.blemish.")],
     backbone: Annotated[str | None, typer.Option(help="One of `blemish backbones`, or any timm model.")] = None,
@@ -172,17 +177,30 @@ def fit(
         ),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything random. [default: 0]")] = None,
+    shots: Annotated[
+        int | None,
+        typer.Option(
+            metavar="K",
+            help="Learn from K pictures of each category, drawn by the seed, each at 16 angles, plain and mirrored "
+            "(unless --set rotations=… or flips=… says otherwise).",
+        ),
+    ] = None,
     false_alarm_rate: Rate = None,
     calibration_fraction: Annotated[
         float | None,
         typer.Option(
             help="Share of the pictures held out for the threshold; 0 = no threshold. [default: none for memory banks, "
-            "which leave out one picture at a time; else 0.2]"
+            "which leave out one picture at a time, and with --shots; else 0.2]"
         ),
     ] = None,
     window: Annotated[
         str | None, typer.Option(metavar="LO,HI", help="Range of the pixel values, for 16-bit and DICOM pictures.")
     ] = None,
+    time_budget: Annotated[
+        float | None,
+        typer.Option(metavar="MINUTES", help="How long training may take; its schedules are shaped to end there."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a training that was interrupted.")] = False,
     device: Device = "auto",
     precision: Precision = "auto",
     batch_size: BatchSize = 8,
@@ -191,37 +209,60 @@ def fit(
     """Learn from pictures of good parts and write an artifact."""
     from blemish import config as configs
     from blemish import fitting, outputs
+    from blemish.methods import method_class
+    from blemish.methods.trained import TrainedMethod
+    from blemish.training.distributed import rank
 
     named = {"backbone": backbone, "image_size": image_size, "layers": layers, "seed": seed}
     assignments = [f"{key}={value}" for key, value in named.items() if value is not None] + (settings or [])
     values = configs.read_config_file(config) if config else {}
-    chosen = fitting.configure(method, recipe=recipe, values=values, assignments=assignments)
+    chosen = fitting.configure(method, recipe=recipe, values=values, assignments=assignments, shots=shots)
     outputs.check_writable(output)
-    with console.progress() as progress:
-        detector = fitting.fit(
-            method,
-            good,
-            recipe=recipe,
-            weights=weights,
-            false_alarm_rate=false_alarm_rate,
-            calibration_fraction=calibration_fraction,
-            window=_interval("--window", window),
-            device=device,
-            precision=precision,
-            batch_size=batch_size,
-            progress=progress,
-            **configs.to_dict(chosen),
-        )
-        detector.save(output)
+    trained = issubclass(method_class(method), TrainedMethod)
+    checkpoint = output.with_name(f"{output.name}.training") if trained else None
+    first = rank() == 0  # of the processes that torchrun has started, all of which fit
+    try:
+        with console.progress() if first else nullcontext(silent) as progress:
+            detector = fitting.fit(
+                method,
+                good,
+                recipe=recipe,
+                weights=weights,
+                shots=shots,
+                false_alarm_rate=false_alarm_rate,
+                calibration_fraction=calibration_fraction,
+                window=_interval("--window", window),
+                device=device,
+                precision=precision,
+                batch_size=batch_size,
+                time_budget=time_budget,
+                checkpoint=checkpoint,
+                resume=resume,
+                progress=progress,
+                **configs.to_dict(chosen),
+            )
+            if first:
+                detector.save(output)
+    except KeyboardInterrupt:
+        if checkpoint is None or not checkpoint.exists():
+            raise
+        raise KeyboardInterrupt("the same command with --resume goes on from here") from None
     manifest = detector.manifest
+    status = BROKEN_PICTURES if manifest["data"]["failures"] else WELL
+    if not first:
+        return status
+    if checkpoint is not None:
+        checkpoint.unlink(missing_ok=True)
+    told = ("method", "recipe", "config", "categories", "shots", "threshold", "thresholds", "seconds")
     document = {
         "artifact": str(output),
-        **{key: manifest[key] for key in ("method", "recipe", "config", "threshold", "seconds")},
+        **{key: manifest[key] for key in told},
+        **({"training": manifest["training"]} if trained else {}),
         **{key: manifest["data"][key] for key in ("layout", "count", "failures")},
     }
     human = [*wording.fitted(manifest), f"Written: {output} in {manifest['seconds']:.1f} s"]
     console.answer(document, human, as_json=json)
-    return BROKEN_PICTURES if manifest["data"]["failures"] else WELL
+    return status
 
 
 @app.command(epilog=EXIT_STATUS)
@@ -234,6 +275,9 @@ def predict(
     report: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A report as one HTML file, with the highest scores' pictures.")
     ] = None,
+    category: Annotated[
+        str, typer.Option(metavar="NAME", help="What the pictures show, for an artifact that knows several categories.")
+    ] = "",
     resume: Annotated[bool, typer.Option("--resume", help="Go on in a folder that has rows already.")] = False,
     device: Device = "auto",
     precision: Precision = "auto",
@@ -252,15 +296,17 @@ def predict(
         outputs.check_writable(report)
     pictures = find_pictures(paths)
     detector = load(artifact, device=device, precision=precision)
+    threshold = detector.threshold_for(category)
+    manifest = {**detector.manifest, "threshold": None if threshold is None else threshold.to_dict()}
     gallery = outputs.Gallery(outputs.EMBEDDED)
     interrupted = False
     used = outputs.precision_of(detector)
-    with outputs.Journal(output, artifact=artifact, precision=used, resume=resume) as journal:
+    with outputs.Journal(output, artifact=artifact, precision=used, category=category, resume=resume) as journal:
         earlier = journal.done
         todo = [picture for picture in pictures if str(picture) not in earlier]
         try:
             with console.progress() as progress:
-                results = detector.predict_many(todo, batch_size=batch_size) if todo else []
+                results = detector.predict_many(todo, category=category, batch_size=batch_size) if todo else []
                 for done, _ in enumerate(outputs.record(journal, detector, results, gallery), start=1):
                     progress("scoring", done, len(todo))
         except KeyboardInterrupt:
@@ -270,7 +316,7 @@ def predict(
         write_report(
             report,
             title=f"{artifact.stem}: predictions",
-            manifest=detector.manifest,
+            manifest=manifest,
             entries=outputs.prediction_entries(journal, detector, gallery),
             failures=journal.failures,
             scale=detector.map_scale,
@@ -280,7 +326,8 @@ def predict(
     document = {
         "artifact": str(artifact),
         **places,
-        "threshold": detector.manifest["threshold"],
+        "category": category,
+        "threshold": manifest["threshold"],
         "scored": len(journal.scored),
         "alarms": sum(row["label"] == ANOMALOUS for row in journal.scored),
         "failed": len(failures),
@@ -370,14 +417,22 @@ def calibrate(
             detector, good, false_alarm_rate=false_alarm_rate, progress=progress
         )
     calibrated.save(output)
-    threshold = calibrated.manifest["threshold"]
+    manifest = calibrated.manifest
     broken = [failure.to_dict() for failure in failures]
-    document = {"artifact": str(output), "threshold": threshold, "left_out": left_out, "failures": broken}
+    document = {
+        "artifact": str(output),
+        "threshold": manifest["threshold"],
+        "thresholds": manifest["thresholds"],
+        "left_out": left_out,
+        "failures": broken,
+    }
+    common, *others = wording.thresholds(manifest)
     known = f"{left_out} left out, the artifact was fitted on them; " if left_out else ""
     human = [
-        f"Pictures: {threshold['n']} used; {known}{len(broken)} broken",
+        f"Pictures: {manifest['threshold']['n']} used; {known}{len(broken)} broken",
         *wording.broken(broken),
-        f"Threshold: {wording.threshold(threshold)}",
+        f"Threshold: {common}",
+        *(f"  of {other}" for other in others),
         f"Written: {output}",
     ]
     console.answer(document, human, as_json=json)
@@ -475,76 +530,144 @@ app.add_typer(bench_app, name="bench")
 def bench(
     context: typer.Context,
     methods: Annotated[str, typer.Option(metavar="LIST", help="Methods, as in patchcore,knn.")] = "",
+    suite: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="In place of methods: the tables of a suite of --list, or of a TOML file."),
+    ] = "",
+    only: Annotated[str, typer.Option(metavar="LIST", help="Tables of the suite. [default: all]")] = "",
     data: Annotated[
         str,
-        typer.Option(metavar="LIST", help="Data sets: bottle, screw, magnetic_tile, brain_mri, elpv, or their paths."),
+        typer.Option(
+            metavar="LIST",
+            help="Data sets: bottle, screw, mvtec (both at once), magnetic_tile, brain_mri, elpv, or their paths.",
+        ),
     ] = "",
     seeds: Annotated[str, typer.Option(metavar="LIST", help="Seeds, as in 0,1,2.")] = "0",
     results: Annotated[
         Path | None, typer.Option(metavar="FILE", help="JSONL file that gets a row a run; runs it holds are skipped.")
     ] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting; may be given more than once.")
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Any setting; may be given more than once. What a suite varies stays."
+        ),
     ] = None,
-    recipe: Annotated[str, typer.Option(help="A recipe of the methods, to which other settings are applied.")] = "best",
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help="A recipe of the methods, to which other settings are applied. [default: best, or the suite's]"
+        ),
+    ] = None,
     backbone: Annotated[str | None, typer.Option(help="One of `blemish backbones`, or any timm model.")] = None,
     weights: Annotated[
         str | None, typer.Option(metavar="FILE", help="Weights of the backbone, in place of its own source.")
     ] = None,
     image_size: Annotated[str | None, typer.Option(metavar="SIZE", help="448, or height,width as in 224,448.")] = None,
-    label: Annotated[str, typer.Option(help="Name of this setting in the table.")] = "",
+    shots: Annotated[
+        int | None, typer.Option(min=1, metavar="K", help="Learn from K pictures a category, drawn by the seed.")
+    ] = None,
+    time_budget: Annotated[
+        float | None, typer.Option(metavar="MINUTES", help="Of each training; methods that do not train ignore it.")
+    ] = None,
+    label: Annotated[
+        str | None, typer.Option(help="Name of this setting in the table. [default: the settings]")
+    ] = None,
     root: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder of the named data sets. [default: $BLEMISH_DATA]")
     ] = None,
     device: Device = "auto",
     precision: Precision = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="Of torch on the CPU. [default: torch's choice]")] = None,
+    list_suites: Annotated[bool, typer.Option("--list", help="List the suites and their tables, and leave.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs to be made, and leave.")] = False,
     json: Json = False,
 ) -> int:
     """Measure methods on data sets, each run in a process of its own; `bench table` shows what was measured."""
     if context.invoked_subcommand is not None:
         return WELL
-    if not methods or not data or results is None:
-        raise ConfigError("a bench needs --methods, --data and --results")
-    from blemish import benchmark
+    if list_suites:
+        return _list_suites(as_json=json)
+    if bool(methods) == bool(suite) or not data or (results is None and not dry_run):
+        raise ConfigError("a bench needs --methods or --suite (one of them), --data and --results")
+    if only and not suite:
+        raise ConfigError(f"--only {only}: names tables of a suite, and there is no --suite")
+    from tempfile import TemporaryDirectory
 
+    from blemish import benchmark, suites
+    from blemish import results as measured
+
+    chosen = suites.read(suite) if suite else None
+    if chosen:
+        chosen = chosen.only(_parts(only)) if only else chosen
+        entries = chosen.entries(recipe)
+    else:
+        entries = [suites.Entry(method=method, recipe=recipe or "best") for method in _parts(methods)]
     named = {"backbone": backbone, "image_size": image_size}
     assignments = [f"{key}={value}" for key, value in named.items() if value is not None] + (settings or [])
-    try:
-        rows = benchmark.bench(
-            _parts(methods),
-            _parts(data),
+    with TemporaryDirectory(prefix="blemish-bench-") as scratch:
+        runs = benchmark.plan(
+            entries,
+            benchmark.data_sets(_parts(data), root=root, scratch=Path(scratch)),
             _seeds(seeds),
-            results,
-            recipe=recipe,
             assignments=assignments,
             weights=weights,
+            shots=shots,
+            time_budget=time_budget,
             label=label,
-            root=root,
-            device=device,
-            precision=precision,
-            threads=threads,
-            progress=lambda what, done, total: console.complain(f"{done} of {total}: {what}"),
         )
-    except KeyboardInterrupt:
-        console.complain(f"blemish: interrupted; the same command goes on from the rows in {results}")
-        return INTERRUPTED
-    console.answer(rows, [benchmark.table(rows)], as_json=json)
-    return ERROR if any(row["status"] != benchmark.OK for row in rows) else WELL
+        if dry_run or results is None:
+            left = benchmark.missing(runs, results, device=device, precision=precision) if results else runs
+            human = [*map(str, left), f"{len(left)} runs to make, {len(runs) - len(left)} made already"]
+            console.answer([one.to_dict() for one in left], human, as_json=json)
+            return WELL
+        try:
+            rows = benchmark.run(
+                runs,
+                results,
+                device=device,
+                precision=precision,
+                threads=threads,
+                progress=lambda what, done, total: console.complain(f"{done} of {total}: {what}"),
+            )
+        except KeyboardInterrupt:
+            console.complain(f"blemish: interrupted; the same command goes on from the rows in {results}")
+            return INTERRUPTED
+    text = measured.suite_table(rows, chosen) if chosen else measured.table(rows)
+    console.answer(rows, [text], as_json=json)
+    return ERROR if any(row["status"] != measured.OK for row in rows) else WELL
+
+
+def _list_suites(*, as_json: bool) -> int:
+    from dataclasses import asdict
+
+    from blemish import suites
+
+    known = [suites.read(name) for name in suites.names()]
+    rows = [
+        (suite.name, table.name, table.title, table.source, len(table.rows))
+        for suite in known
+        for table in suite.tables
+    ]
+    head = ("suite", "table", "what it varies", "published in", "lines")
+    console.answer([asdict(suite) for suite in known], [console.table(head, rows, right=("lines",))], as_json=as_json)
+    return WELL
 
 
 @bench_app.command("table")
 def bench_table(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Results of `blemish bench`.")],
+    suite: Annotated[
+        str, typer.Option(metavar="NAME", help="Show the tables of this suite, with their published figures.")
+    ] = "",
     output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE.md", help="Markdown to write.")] = None,
     json: Json = False,
 ) -> int:
     """Show results as Markdown tables."""
-    from blemish import benchmark
+    from blemish import results, suites
     from blemish.files import write_whole
 
-    rows = [row for file in files for row in benchmark.read_rows(file)]
-    text = benchmark.table(rows)
+    rows = [row for file in files for row in results.read_rows(file)]
+    text = results.suite_table(rows, suites.read(suite)) if suite else results.table(rows)
     if output:
         write_whole(output, text.encode())
     console.answer(rows, [f"Written: {output}" if output else text], as_json=json)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 
 _SECONDS_BETWEEN_LINES = 5.0
+_DETAILS = " · "  # between the name of a stage and what is to be said of it
 _ENDLESS = 1_000_000  # columns, where the output is no terminal: nothing is folded or cut for a pipe
 _COLOURS = {"alarm": "bold red", "missing": "bold red", "normal": "green"}
 
@@ -92,32 +93,37 @@ def _drawn(part: Table) -> str:
 
 @contextmanager
 def progress() -> Iterator[Progress]:
-    """A function to call with (stage, done, total): bars on a terminal, else a line now and then."""
+    """A function to call with (stage, done, total): bars on a terminal, else a line now and then.
+
+    A stage is known by what stands before its first " · "; what follows may change from call to call, and stands in for
+    the rate and the remaining time that are else worked out here.
+    """
     if not sys.stderr.isatty():
         yield _Lines()
         return
     from rich import progress as bar
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+    from rich.table import Column
 
     columns = [
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),  # where it is narrow, the bar gives way
+        TextColumn("{task.fields[details]}", markup=False),
     ]
     with bar.Progress(*columns, console=Console(file=sys.stderr), transient=True) as bars:
         tasks: dict[str, Any] = {}
 
         def tick(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
+            name, _, details = stage.partition(_DETAILS)
+            if name not in tasks:
                 for earlier in tasks.values():
                     bars.stop_task(earlier)
-                tasks[stage] = bars.add_task(stage, total=total or None, rate="")
-            speed = bars.tasks[tasks[stage]].speed
-            rate = f"{speed:.1f}/s" if speed else ""
-            bars.update(tasks[stage], completed=done, total=total or None, rate=rate)
+                tasks[name] = bars.add_task(name, total=total or None, details="")
+            task = tasks[name]
+            details = details or _pace(bars.tasks[task].speed, total - done)
+            bars.update(task, completed=done, total=total or None, details=details)
 
         yield tick
 
@@ -131,16 +137,20 @@ class _Lines:
         self._first = 0  # how much was done when the stage's first line was written
 
     def __call__(self, stage: str, done: int, total: int) -> None:
+        name, _, details = stage.partition(_DETAILS)
         now = time.monotonic()
-        if stage != self._stage:
-            self._stage, self._began, self._first = stage, now, done
+        if name != self._stage:
+            self._stage, self._began, self._first = name, now, done
         elif now - self._shown < _SECONDS_BETWEEN_LINES:
             return
         self._shown = now
-        line = f"{stage}: {done} of {total}" if total else stage
-        if done > self._first and now > self._began:
-            rate = (done - self._first) / (now - self._began)
-            line += f", {rate:.1f}/s"
-            if total > done:
-                line += f", {(total - done) / rate:.0f} s left"
-        print(line, file=sys.stderr, flush=True)
+        rate = (done - self._first) / (now - self._began) if now > self._began else None
+        parts = [f"{name}: {done} of {total}" if total else name, details or _pace(rate, total - done)]
+        print(_DETAILS.join(part for part in parts if part), file=sys.stderr, flush=True)
+
+
+def _pace(rate: float | None, left: int) -> str:
+    """ "1.0/s · 24 s left"; empty where nothing is known of it."""
+    if not rate:
+        return ""
+    return f"{rate:.1f}/s" + (f"{_DETAILS}{left / rate:.0f} s left" if left > 0 else "")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,8 @@ def evaluate(
 ) -> Evaluation:
     """Image and pixel metrics on the labelled test pictures of a data set.
 
-    Pictures that the detector was fitted or calibrated on are recognised by content and left out.
+    Pictures that the detector was fitted or calibrated on are recognised by content and left out. Each is judged by the
+    threshold of its category where the detector has one.
 
     Args:
         data: a path in any layout with labels, or a Dataset. Its test split, or everything where it has none.
@@ -53,7 +54,7 @@ def evaluate(
     failures: list[Failure] = []
     left_out: list[str] = []
     unmasked = 0
-    results = detector.predict_many(sample.path for sample in samples)
+    results = detector.predict_many(samples)
     for done, (sample, result) in enumerate(zip(samples, results, strict=True), start=1):
         progress("scoring", done, len(samples))
         if isinstance(result, Failure):
@@ -127,6 +128,7 @@ def _row(sample: Sample, result: Prediction) -> dict[str, Any]:
     return {
         "path": result.source,
         "score": result.score,
+        "threshold": result.threshold,
         "truth": sample.label,
         "label": result.label,
         "defect": sample.defect or (GOOD if sample.label == NORMAL else ""),
@@ -148,6 +150,9 @@ def _summary(
     whole = pixels.result("all") if pixels else None
     defects = sorted({row["defect"] for row in rows if row["truth"] == ANOMALOUS})
     categories = sorted({row["category"] for row in rows})
+    by_category = {
+        name: _group([r for r in rows if r["category"] == name], pixels, "category", name) for name in categories
+    }
     limit = None if detector.threshold is None else detector.threshold.value
     return Evaluation(
         counts={
@@ -170,9 +175,8 @@ def _summary(
             name: _group([r for r in rows if r["truth"] == NORMAL or r["defect"] == name], pixels, "defect", name)
             for name in defects
         },
-        by_category={
-            name: _group([r for r in rows if r["category"] == name], pixels, "category", name) for name in categories
-        },
+        by_category=by_category,
+        category_mean=_means(by_category.values()) if len(by_category) > 1 else {},
         threshold=limit,
         confusion=None if limit is None else confusion([row["label"] for row in rows], truth),
         rows=tuple(rows),
@@ -195,3 +199,12 @@ def _group(
         "pixel_auroc": None if result is None else result.pixel_auroc,
         "aupro": None if result is None else result.aupro,
     }
+
+
+def _means(groups: Collection[Mapping[str, float | int | None]]) -> dict[str, float | None]:
+    """The mean of each metric over the groups that have it."""
+    means: dict[str, float | None] = {}
+    for metric in ("image_auroc", "image_ap", "pixel_auroc", "aupro"):
+        values = [value for group in groups if (value := group[metric]) is not None]
+        means[metric] = sum(values) / len(values) if values else None
+    return means

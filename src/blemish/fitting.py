@@ -1,9 +1,10 @@
-"""From good pictures to a detector: configuration, features, memory, threshold, manifest."""
+"""From good pictures to a detector: configuration, which pictures, what is learned of them, thresholds, manifest."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import platform
 import time
 from collections import Counter
@@ -21,18 +22,23 @@ from blemish import config as configs
 from blemish.backbones import build
 from blemish.compute import pick_device, pick_precision, precision_name
 from blemish.data import layouts
-from blemish.data.splits import hold_out
+from blemish.data.splits import few_shot, hold_out
 from blemish.data.stream import PictureStream
 from blemish.data.transforms import Preprocessing
 from blemish.errors import ConfigError, DataError, unknown_name
 from blemish.methods import Method, MethodConfig, method_class
+from blemish.methods.trained import TrainedMethod
 from blemish.predictor import BATCH_SIZE, Detector, describe, place
-from blemish.thresholds import calibrate, pictures_needed
-from blemish.types import NORMAL, Failure, Progress, Sample, silent
+from blemish.thresholds import Threshold, calibrate, pictures_needed
+from blemish.training import distributed, train
+from blemish.types import NORMAL, Batch, Failure, Progress, Sample, silent
 
 DEFAULT_RATE = 0.05
 HELD_OUT = 0.2
+FEW_SHOT_ROTATIONS = 16  # each of them also mirrored: 32 copies of every shot
 _SCALE_PICTURES = 16  # how many training pictures set the heatmaps' scale where none is scored for the threshold
+# Folders that say what the pictures in them are for, not what they show.
+_PLAIN_NAMES = frozenset({"good", "ok", "normal", "train", "images"})
 
 
 def configure(
@@ -41,8 +47,11 @@ def configure(
     recipe: str = "best",
     values: Mapping[str, Any] | None = None,
     assignments: Iterable[str] = (),
+    shots: int | None = None,
 ) -> MethodConfig:
     """The config of a method: a recipe, then `values` (None entries are skipped), then key=value `assignments`.
+
+    With `shots` the recipe is the one for few pictures: each learned at 16 angles, plain and mirrored.
 
     Raises: ConfigError for an unknown method, recipe or key (the nearest name is suggested) or a bad value.
     """
@@ -50,8 +59,11 @@ def configure(
     recipes = kind.Config.recipes()
     if recipe not in recipes:
         raise unknown_name(f"recipe of {method}", recipe, recipes)
+    base = recipes[recipe]()
+    if shots is not None:
+        base = dataclasses.replace(base, rotations=FEW_SHOT_ROTATIONS, flips=True)
     given = {key: value for key, value in (values or {}).items() if value is not None}
-    return configs.override(configs.from_dict(kind.Config, given, base=recipes[recipe]()), assignments)
+    return configs.override(configs.from_dict(kind.Config, given, base=base), assignments)
 
 
 def fit(
@@ -62,41 +74,54 @@ def fit(
     config: MethodConfig | None = None,
     weights: str | Path | None = None,
     seed: int | None = None,
+    shots: int | None = None,
     false_alarm_rate: float | None = None,
     calibration_fraction: float | None = None,
     window: tuple[float, float] | None = None,
     device: str = "auto",
     precision: str = "auto",
     batch_size: int = BATCH_SIZE,
+    time_budget: float | None = None,
+    checkpoint: str | Path | None = None,
+    resume: bool = False,
     progress: Progress = silent,
     **settings: Any,
 ) -> Detector:
-    """A detector fitted on good pictures.
+    """A detector fitted on good pictures, of one kind of part or of several.
 
     Args:
         method: a name of `blemish.METHODS`.
         good: a path (a flat folder, a data set of any known layout, of which the good training pictures are taken, a
-            picture), or a list of paths, PIL images or arrays.
+            picture), or a list of paths, PIL images, arrays or `Sample`s. Two or more categories, as those of a data
+            set that names them or as several folders (bottle/train/good is "bottle"), give one detector for all of
+            them, with a threshold for each and a common one.
         recipe, settings: the recipe and single settings of it, as `backbone="focus_vits14"`, `image_size=224`; or
             `config`, a whole config object.
         weights: a local weights file instead of the backbone's own source; "random" only where that is meant.
-        seed: of everything random: split, sampling.
+        seed: of everything random: shots, split, sampling, training.
+        shots: learn from this many pictures of each category, drawn by the seed; none of them is held out unless
+            `calibration_fraction` is given. Every one is learned at 16 angles, plain and mirrored, unless `rotations`
+            or `flips` are given.
         false_alarm_rate: share of normal pictures that may raise an alarm; None = 0.05, without a threshold where the
-            pictures are too few for it.
-        calibration_fraction: share of the pictures held out for the threshold. None = what the method does best:
-            leave-one-out (nothing held out) for memory banks, else 0.2. 0 = no threshold.
+            pictures are too few for it. A category with too few is judged by the common threshold.
+        calibration_fraction: share of the pictures held out for the threshold, of each category. None = what the
+            method does best: leave-one-out (nothing held out) for memory banks, else 0.2. 0 = no threshold.
         window: (lo, hi) of the pixel values, for 16-bit and DICOM pictures; stored and used at prediction.
         device, precision: see `blemish.load`.
+        time_budget: minutes that training may take; its schedules are shaped to end there. Trained methods only.
+        checkpoint: file in which training is kept so that it can be gone on from; None = nowhere. Trained methods
+            only. It stays when the training is done: whoever has saved the detector removes it.
+        resume: go on from the checkpoint.
         progress: called with (stage, done, total).
-    Raises: ConfigError, WeightsError; DataError when there is no usable picture or fewer than the method needs;
-        CalibrationError when a rate given by name is beyond what the pictures support.
+    Raises: ConfigError, WeightsError; DataError when there is no usable picture, fewer than the method needs or than
+        the shots; CalibrationError when a rate given by name is beyond what the pictures support.
 
     Pictures that cannot be decoded are left out and named in `detector.manifest["data"]["failures"]`.
     """
     started = time.perf_counter()
     if config is not None and (settings or recipe != "best"):
         raise ConfigError("give either a whole config, or a recipe and single settings, not both")
-    chosen = config if config is not None else configure(method, recipe=recipe, values=settings)
+    chosen = config if config is not None else configure(method, recipe=recipe, values=settings, shots=shots)
     kind = method_class(method)
     seed = chosen.seed if seed is None else seed
     if not isinstance(chosen, kind.Config):
@@ -109,9 +134,12 @@ def fit(
     pictures_needed(rate)  # refuses a rate outside (0, 1) before any work
     if window is not None and not window[0] < window[1]:
         raise ConfigError(f"window: two numbers (lo, hi) with lo < hi are needed, got {window}")
-    sources, layout = _good_sources(good)
+    _check_training(kind, time_budget, checkpoint, resume)
+    pictures = _good_pictures(good).of_one_or_several()
+    if shots is not None:
+        pictures = pictures.only(draw_shots(pictures.sources, shots, seed, pictures.categories))
 
-    torch_device = pick_device(device)
+    torch_device = distributed.own_device(pick_device(device))
     dtype = pick_precision(precision, torch_device)
     progress("loading the backbone", 0, 0)
     backbone = build(chosen.backbone, weights=weights, seed=seed)
@@ -123,30 +151,36 @@ def fit(
     place(fitted, torch_device, dtype)
     preprocessing = Preprocessing(height=height, width=width, mean=backbone.mean, std=backbone.std, window=window)
 
-    plan = _plan(kind, len(sources), calibration_fraction)
-    kept, held = hold_out_sources(sources, plan.fraction, seed)
-    if len(kept) < kind.minimum_images:
+    plan = _plan(kind, len(pictures.sources), calibration_fraction, shots)
+    kept, held = map(
+        pictures.only, hold_out_sources(pictures.sources, plan.fraction, seed, categories=pictures.categories)
+    )
+    if len(kept.sources) < kind.minimum_images:
         raise DataError(
-            f"{method} needs at least {kind.minimum_images} training pictures, got {len(kept)}"
-            + (f" ({len(held)} held out for the threshold)" if held else "")
+            f"{method} needs at least {kind.minimum_images} training pictures, got {len(kept.sources)}"
+            + (f" ({len(held.sources)} held out for the threshold)" if held.sources else "")
         )
-    stream = PictureStream([sources[i] for i in kept], preprocessing, batch_size, rotations=chosen.rotations)
-    held_stream = PictureStream([sources[i] for i in held], preprocessing, batch_size)
-    try:
-        with torch.inference_mode():
-            fitted.fit(lambda: _on(stream, torch_device), stream.batches, progress)
-    except ConfigError:
-        if len(stream.sources) - len(stream.failures) >= kind.minimum_images:
-            raise  # else the reason is that pictures are broken: said below, with their names
-    usable = len(stream.sources) - len(stream.failures)
-    if usable < kind.minimum_images:
-        raise DataError(_too_few(method, kind, usable, stream.failures))
-
+    if plan.method is not None and false_alarm_rate is not None:  # said now, not after the work
+        most = len(held.sources if plan.method == "split conformal" else kept.sources)
+        calibrate(np.zeros(most), rate, method=plan.method, required=True)
+    stream = PictureStream(kept.sources, preprocessing, batch_size, rotations=chosen.rotations, flips=chosen.flips)
+    held_stream = PictureStream(held.sources, preprocessing, batch_size)
+    training = _learn(
+        fitted,
+        stream,
+        minutes=time_budget,
+        checkpoint=None if checkpoint is None else Path(checkpoint),
+        resume=resume,
+        progress=progress,
+    )
     with torch.inference_mode():
-        calibration = _calibration_scores(fitted, plan, stream, held_stream, usable, progress)
-    threshold = None
+        calibration = _calibration_scores(fitted, plan, stream, held_stream, kept.categories, held.categories, progress)
+    threshold: Threshold | None = None
+    thresholds: dict[str, Threshold] = {}
     if plan.method is not None:
-        threshold = calibrate(calibration.scores, rate, method=plan.method, required=false_alarm_rate is not None)
+        required = false_alarm_rate is not None
+        threshold = calibrate(calibration.scores, rate, method=plan.method, required=required)
+        thresholds = _of_categories(calibration.by_category(pictures.names), threshold)
     failures = [*stream.failures.values(), *held_stream.failures.values()]
     fitted_digests = [stream.digests[i] for i in sorted(stream.digests)]
     held_digests = [held_stream.digests[i] for i in sorted(held_stream.digests)]
@@ -155,16 +189,21 @@ def fit(
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         **describe(fitted, preprocessing),
         "recipe": recipe if config is None else None,
+        "categories": pictures.names,
+        "shots": shots,
         "seed": seed,
         "precision": precision_name(dtype),
         "device": torch_device.type,
         "seconds": round(time.perf_counter() - started, 3),
+        **({} if training is None else {"training": training}),
         "map_scale": calibration.scale,
+        "thresholds": {name: own.to_dict() for name, own in thresholds.items()},
         "calibration_scores": calibration.scores,
+        "calibration_scores_by_category": calibration.by_category(pictures.names),
         "data": {
-            "layout": layout,
+            "layout": pictures.note,
             "count": len(fitted_digests) + len(held_digests),
-            "fingerprint": hashlib.sha256("".join(sorted(fitted_digests + held_digests)).encode()).hexdigest(),
+            "fingerprint": _fingerprint(sorted(fitted_digests + held_digests)),
             "fitted": fitted_digests,
             "calibrated": held_digests,
             "failures": [failure.to_dict() for failure in failures],
@@ -181,35 +220,115 @@ def recalibrate(
     false_alarm_rate: float | None = None,
     progress: Progress = silent,
 ) -> tuple[Detector, list[Failure], int]:
-    """The detector with a threshold from other normal pictures (split conformal).
+    """The detector with thresholds from other normal pictures (split conformal).
 
-    Pictures that it was fitted on are recognised by content and left out.
+    Pictures that it was fitted on are recognised by content and left out. A detector for several categories gets a
+    new threshold for each of them and a new common one; pictures whose category is not known to it, or not given,
+    count for the common one only.
 
     Returns: the detector, the pictures that could not be decoded, and how many were left out.
-    Raises: DataError when none is left; CalibrationError when they are too few for the rate.
+    Raises: DataError when no picture is left, or of some of the categories none is given; CalibrationError when they
+        are too few for the rate.
     """
-    sources, _ = _good_sources(good)
+    pictures = _good_pictures(good)
+    categories = [name if name in detector.categories else "" for name in pictures.categories]
+    missing = sorted(set(detector.categories) - set(categories))
+    if missing and any(categories):
+        raise DataError(
+            f"no picture of {', '.join(missing)} is among those to calibrate on, and the common threshold is of all "
+            "categories together; give pictures of every category"
+        )
     known = set(detector.manifest["data"]["fitted"])
-    scores: list[float] = []
+    calibration = _Calibration([], [], list(detector.map_scale))
     digests: list[str] = []
     failures: list[Failure] = []
     left_out = 0
-    for done, result in enumerate(detector.predict_many(sources), start=1):
-        progress("scoring", done, len(sources))
+    results = zip(categories, detector.predict_many(pictures.sources), strict=True)
+    for done, (category, result) in enumerate(results, start=1):
+        progress("scoring", done, len(pictures.sources))
         if isinstance(result, Failure):
             failures.append(result)
         elif result.digest in known:
             left_out += 1
         else:
-            scores.append(result.score)
+            calibration.scores.append(result.score)
+            calibration.categories.append(category)
             digests.append(result.digest)
-    if not scores:
+    if not calibration.scores:
         raise DataError("no picture is left to calibrate on: all were used for fitting or could not be read")
     rate = DEFAULT_RATE if false_alarm_rate is None else false_alarm_rate
-    threshold = calibrate(scores, rate, method="split conformal", required=True)
-    data = {**detector.manifest["data"], "calibrated": digests}
-    manifest = {**detector.manifest, "data": data, "calibration_scores": scores}
+    threshold = calibrate(calibration.scores, rate, method="split conformal", required=True)
+    by_category = calibration.by_category(detector.categories)
+    thresholds = _of_categories(by_category, threshold)
+    manifest = {
+        **detector.manifest,
+        "data": {**detector.manifest["data"], "calibrated": digests},
+        "thresholds": {name: own.to_dict() for name, own in thresholds.items()},
+        "calibration_scores": calibration.scores,
+        "calibration_scores_by_category": by_category,
+    }
     return Detector(detector.method, detector.preprocessing, threshold, manifest), failures, left_out
+
+
+def _check_training(kind: type[Method], time_budget: float | None, checkpoint: str | Path | None, resume: bool) -> None:
+    given = {"time_budget": time_budget is not None, "checkpoint": checkpoint is not None, "resume": resume}
+    if not issubclass(kind, TrainedMethod) and any(given.values()):
+        names = " and ".join(name for name, is_given in given.items() if is_given)
+        raise ConfigError(f"{names}: {kind.name} is not trained step by step; leave it out")
+    if time_budget is not None and not 0 < time_budget < math.inf:
+        raise ConfigError(f"time_budget: a positive number of minutes is needed, got {time_budget}")
+    if resume and checkpoint is None:
+        raise ConfigError("resume: name the checkpoint to go on from")
+
+
+def _learn(
+    method: Method,
+    stream: PictureStream,
+    *,
+    minutes: float | None,
+    checkpoint: Path | None,
+    resume: bool,
+    progress: Progress,
+) -> dict[str, Any] | None:
+    """Teach the method what the stream holds. Gives what a training says of itself; None where nothing is trained."""
+    device = next(method.backbone.parameters()).device
+    if isinstance(method, TrainedMethod):
+        identity = {
+            "method": method.name,
+            "config": configs.to_dict(method.config),
+            "preprocessing": configs.to_dict(stream.preprocessing),
+            "weights": method.backbone.info.sha256,
+            "precision": precision_name(method.backbone.dtype),
+        }
+        training = train(
+            method,
+            stream,
+            seed=method.config.seed,
+            minutes=minutes,
+            checkpoint=checkpoint,
+            resume=resume,
+            identity=identity,
+            progress=progress,
+        )
+        _check_usable(method, stream)
+        return training.to_dict()
+    try:
+        with torch.inference_mode():
+            method.fit(lambda: _on(stream, device), stream.batches, progress)
+    except ConfigError:
+        _check_usable(method, stream)  # where too few can be read that is the reason, and it names them
+        raise
+    _check_usable(method, stream)
+    return None
+
+
+def _check_usable(method: Method, stream: PictureStream) -> None:
+    """Raises: DataError where too few of the pictures could be decoded."""
+    usable = len(stream.sources) - len(stream.failures)
+    if usable < method.minimum_images:
+        lines = [f"{method.name} needs at least {method.minimum_images} readable training pictures, got {usable}"]
+        lines += [f"{failure.source}: {failure.reason}" for failure in list(stream.failures.values())[:5]]
+        raise DataError("\n  ".join(lines))
 
 
 @dataclass(frozen=True)
@@ -220,19 +339,26 @@ class _Plan:
     method: Any
 
 
-def _plan(kind: type[Method], count: int, fraction: float | None) -> _Plan:
+def _plan(kind: type[Method], count: int, fraction: float | None, shots: int | None) -> _Plan:
     if fraction == 0:
         return _Plan(0.0, None)
     if fraction is None and kind.leaves_one_out:
         return _Plan(0.0, "leave-one-out")
-    share = HELD_OUT if fraction is None else fraction
+    share = (HELD_OUT if shots is None else 0.0) if fraction is None else fraction
     return _Plan(share if count > 1 else 0.0, "split conformal")
 
 
 @dataclass(frozen=True)
 class _Calibration:
+    """Scores of the calibration pictures, the category of each, and the scale of the heatmaps from their maps."""
+
     scores: list[float]
+    categories: list[str]
     scale: list[float]
+
+    def by_category(self, names: Iterable[str]) -> dict[str, list[float]]:
+        pairs = list(zip(self.categories, self.scores, strict=True))
+        return {name: [score for category, score in pairs if category == name] for name in names}
 
 
 def _calibration_scores(
@@ -240,86 +366,171 @@ def _calibration_scores(
     plan: _Plan,
     stream: PictureStream,
     held: PictureStream,
-    usable: int,
+    kept_categories: Sequence[str],
+    held_categories: Sequence[str],
     progress: Progress,
 ) -> _Calibration:
-    """Scores of the calibration pictures, and the scale of the heatmaps from their maps."""
-    one_out = method.leaves_one_out and usable > 1
+    one_out = method.leaves_one_out and len(stream.sources) - len(stream.failures) > 1
     scored = plan.method is not None
     if plan.method == "split conformal" and held.sources:
-        pictures = held
+        pictures, categories = held, held_categories
+        positions = torch.arange(len(held.sources))
         one_out = False
     else:
-        count = len(stream.sources) if scored else min(_SCALE_PICTURES, len(stream.sources))
-        pictures = dataclasses.replace(stream, sources=stream.sources[:count], rotations=1)
+        count = len(stream.sources)
+        # Where the pictures only set the scale, some evenly from all: they may be sorted by category.
+        positions = torch.arange(0, count, 1 if scored else -(-count // _SCALE_PICTURES))
+        chosen = [stream.sources[i] for i in positions.tolist()]
+        pictures, categories = PictureStream(chosen, stream.preprocessing, stream.batch_size), kept_categories
     device = next(method.backbone.parameters()).device
     scores: list[float] = []
+    scored_as: list[str] = []
     samples: list[np.ndarray] = []
     learned = set(stream.digests.values())
+    learned_of = Counter(kept_categories[position] for position in stream.digests)
     for done, batch in enumerate(_on(pictures, device), start=1):
+        batch = dataclasses.replace(batch, owners=positions[batch.owners])
         result = method.score_left_out(batch) if one_out else method.score(batch.images)
         for owner, score in zip(batch.owners.tolist(), result.image.float().cpu().tolist(), strict=True):
-            if pictures is not held or held.digests[owner] not in learned:  # a copy of a training picture tells nothing
+            # A copy of a training picture tells nothing; nor does the only one of its category, when that is left out.
+            told = held.digests[owner] not in learned if pictures is held else learned_of[categories[owner]] > 1
+            if told:
                 scores.append(score)
+                scored_as.append(categories[owner])
         samples.append(result.maps.float().cpu().numpy()[:, ::4, ::4].ravel())
         progress("calibrating", done, pictures.batches)
     if not samples:
-        return _Calibration([], [0.0, 1.0])
+        return _Calibration([], [], [0.0, 1.0])
     low, high = np.quantile(np.concatenate(samples), [0.5, 0.999])
-    span = max(float(high - low), 1e-6)
+    scale = [float(low), float(low) + 2 * max(float(high - low), 1e-6)]
     meaningful = pictures is held or (plan.method == "leave-one-out" and one_out)
-    return _Calibration(scores if meaningful else [], [float(low), float(low) + 2 * span])
+    return _Calibration(scores, scored_as, scale) if meaningful else _Calibration([], [], scale)
 
 
-def _good_sources(good: Any) -> tuple[list[Any], str]:
-    """The normal training pictures that `good` names, and how it was recognised."""
+def _of_categories(scores: Mapping[str, Sequence[float]], common: Threshold) -> dict[str, Threshold]:
+    """A threshold for each category, like the common one; without a value where its pictures are too few for that."""
+    thresholds = {}
+    for name, own in scores.items():
+        threshold = calibrate(own, common.rate, method=common.method, required=False)
+        if threshold.value is None and common.value is not None:
+            threshold = dataclasses.replace(threshold, reason=f"{threshold.reason}; the common threshold is used")
+        thresholds[name] = threshold
+    return thresholds
+
+
+@dataclass(frozen=True)
+class _Pictures:
+    """Normal pictures, the category of each ("" = none), and how what named them was recognised."""
+
+    sources: list[Any]
+    categories: list[str]
+    note: str
+
+    @property
+    def names(self) -> list[str]:
+        """The categories, sorted."""
+        return sorted(set(self.categories) - {""})
+
+    def only(self, positions: Iterable[int]) -> _Pictures:
+        positions = list(positions)
+        return _Pictures([self.sources[i] for i in positions], [self.categories[i] for i in positions], self.note)
+
+    def of_one_or_several(self) -> _Pictures:
+        """The same; a single category is none."""
+        return self if len(self.names) > 1 else dataclasses.replace(self, categories=[""] * len(self.sources))
+
+
+def _good_pictures(good: Any) -> _Pictures:
+    """The normal training pictures that `good` names."""
     if isinstance(good, (str, Path)):
-        dataset = layouts.read(good)
-        train = dataset.train() or dataset.normals()
-        normal = [sample for sample in train if sample.label == NORMAL]
-        if not normal:
-            raise DataError(f"{good}: holds no picture that is known to be good; {dataset.description}")
-        return [sample.path for sample in normal], dataset.description
+        return _read_good(good)
     if isinstance(good, np.ndarray) or not isinstance(good, Iterable):
         raise DataError("good: a path, or a list of paths, PIL images or arrays is needed")
     sources: list[Any] = []
+    categories: list[str] = []
     notes: list[str] = []
     for item in good:
         if isinstance(item, (str, Path)):
-            paths, note = _good_sources(item)
-            sources += paths
-            notes.append(note)
+            found = _read_good(item)
+            sources += found.sources
+            categories += found.categories
+            notes.append(found.note)
         else:
             sources.append(item.path if isinstance(item, Sample) else item)
+            categories.append(item.category if isinstance(item, Sample) else "")
     if not sources:
         raise DataError("good: there is no picture in the list")
-    return sources, "; ".join(notes) or f"{len(sources)} pictures given one by one"
+    return _Pictures(sources, categories, "; ".join(notes) or f"{len(sources)} pictures given one by one")
 
 
-def hold_out_sources(sources: Sequence[Any], fraction: float, seed: int) -> tuple[list[int], list[int]]:
-    """Positions kept and held out: by path where all are paths, by position otherwise."""
+def _read_good(path: str | Path) -> _Pictures:
+    dataset = layouts.read(path)
+    normal = [sample for sample in dataset.train() or dataset.normals() if sample.label == NORMAL]
+    if not normal:
+        raise DataError(f"{path}: holds no picture that is known to be good; {dataset.description}")
+    name = "" if dataset.categories else _category_of(dataset)
+    return _Pictures([s.path for s in normal], [s.category or name for s in normal], dataset.description)
+
+
+def _category_of(dataset: layouts.Dataset) -> str:
+    """What the name of a folder or table says that its pictures show; "" for a single picture."""
+    place = dataset.root.resolve()
+    if dataset.layout == "manifest":
+        return place.stem
+    if dataset.layout == "flat" and place.is_file():
+        return ""
+    names = [place.name, *(folder.name for folder in place.parents)]
+    return next((name for name in names if name and name.lower() not in _PLAIN_NAMES), place.name)
+
+
+def hold_out_sources(
+    sources: Sequence[Any], fraction: float, seed: int, *, categories: Sequence[str] | None = None
+) -> tuple[list[int], list[int]]:
+    """Positions kept and held out, of each category by itself: by path where it is one, by position otherwise."""
     if fraction == 0:
         return list(range(len(sources))), []
+    kept: list[int] = []
+    held: list[int] = []
+    for stand_ins in _by_category(sources, categories):
+        share = fraction if len(stand_ins) > 1 else 0.0
+        for positions, drawn in zip((kept, held), hold_out(stand_ins, share, seed), strict=True):
+            positions += [stand_ins[sample] for sample in drawn]
+    return kept, held
+
+
+def draw_shots(sources: Sequence[Any], shots: int, seed: int, categories: Sequence[str] | None = None) -> list[int]:
+    """Positions of the few pictures drawn of each category. Raises: as `blemish.data.splits.few_shot`."""
+    drawn: list[int] = []
+    for stand_ins in _by_category(sources, categories):
+        try:
+            drawn += [stand_ins[sample] for sample in few_shot(stand_ins, shots, seed)]
+        except DataError as error:
+            category = next(iter(stand_ins)).category
+            raise DataError(f"{category}: {error}" if category else str(error)) from error
+    return drawn
+
+
+def _by_category(sources: Sequence[Any], categories: Sequence[str] | None) -> list[dict[Sample, int]]:
+    """For each category, sorted by name, samples that stand for the sources when drawing, with their positions."""
     names = [str(s) if isinstance(s, (str, Path)) else f"{i:09d}" for i, s in enumerate(sources)]
+    of = [""] * len(sources) if categories is None else categories
     seen: Counter[str] = Counter()
-    for i, name in enumerate(names):  # a path given twice is two sources
-        names[i] = f"{name} {seen[name]}" if seen[name] else name
+    groups: dict[str, dict[Sample, int]] = {category: {} for category in sorted(set(of))}
+    for position, (name, category) in enumerate(zip(names, of, strict=True)):
+        again = seen[name]  # a path given twice is two sources
         seen[name] += 1
-    stand_ins = [Sample(path=Path(name)) for name in names]
-    position = {sample.path: i for i, sample in enumerate(stand_ins)}
-    kept, held = hold_out(stand_ins, fraction, seed)
-    return [position[s.path] for s in kept], [position[s.path] for s in held]
+        sample = Sample(path=Path(f"{name} {again}" if again else name), category=category)
+        groups[category][sample] = position
+    return list(groups.values())
 
 
-def _on(stream: PictureStream, device: torch.device) -> Iterable[Any]:
+def _on(stream: PictureStream, device: torch.device) -> Iterable[Batch]:
     for batch in stream:
         yield dataclasses.replace(batch, images=batch.images.to(device))
 
 
-def _too_few(method: str, kind: type[Method], usable: int, failures: Mapping[int, Failure]) -> str:
-    lines = [f"{method} needs at least {kind.minimum_images} readable training pictures, got {usable}"]
-    lines += [f"{failure.source}: {failure.reason}" for failure in list(failures.values())[:5]]
-    return "\n  ".join(lines)
+def _fingerprint(digests: Iterable[str]) -> str:
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def versions() -> dict[str, str]:

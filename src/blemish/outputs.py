@@ -48,7 +48,7 @@ _THUMBNAIL = 384  # pixels of the longer side of a picture in a report
 _AHEAD = 4  # overlays that may be under way at once
 _WORST = 20  # of each kind of mistake, as files of their own
 _ROWS, _RUN, _TABLE, _OVERLAYS = "predictions.jsonl", "run.json", "predictions.csv", "overlays"
-_COLUMNS = ("path", "score", "label", "threshold", "height", "width", "digest", "notes", "overlay", "error")
+_COLUMNS = ("path", "score", "label", "threshold", "category", "height", "width", "digest", "notes", "overlay", "error")
 
 Row = dict[str, Any]
 Pixels = npt.NDArray[np.uint8]
@@ -79,6 +79,7 @@ class Journal:
         folder: where the rows go; None = nowhere.
         artifact: the artifact's file; rows of another one are never added to.
         precision: that the scores are computed in.
+        category: as which the pictures are judged.
         resume: go on in a folder that has rows already.
     Attributes:
         rows: those of an earlier run first. A row has "path", and "score" or "error".
@@ -86,13 +87,20 @@ class Journal:
         from.
     """
 
-    def __init__(self, folder: Path | None, *, artifact: Path, precision: str, resume: bool) -> None:
+    def __init__(
+        self, folder: Path | None, *, artifact: Path, precision: str, category: str = "", resume: bool
+    ) -> None:
         self.folder = folder
         self.rows: list[Row] = []
         self._file: io.BufferedWriter | None = None
         if folder is None:
             return
-        run = {"artifact": _sha256(artifact), "precision": precision, "folder": str(Path.cwd())}
+        run = {
+            "artifact": _sha256(artifact),
+            "precision": precision,
+            "category": category,
+            "folder": str(Path.cwd()),
+        }
         place = folder / _ROWS
         check_writable(place)
         if place.exists():
@@ -163,12 +171,17 @@ def _sha256(path: Path) -> str:
 
 def _check_same(folder: Path, run: Mapping[str, str]) -> None:
     try:
-        earlier = json.loads((folder / _RUN).read_text(encoding="utf-8"))
+        earlier = {"category": "", **json.loads((folder / _RUN).read_text(encoding="utf-8"))}
         other = [key for key, value in run.items() if earlier[key] != value]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise OutputError(f"{folder / _RUN}: does not say what the rows were made with; name another folder") from error
     if other:
-        differs = {"artifact": "another artifact", "precision": "another precision", "folder": "another working folder"}
+        differs = {
+            "artifact": "another artifact",
+            "precision": "another precision",
+            "category": "another category",
+            "folder": "another working folder",
+        }
         raise OutputError(
             f"{folder}: the predictions there were made with {' and '.join(differs[key] for key in other)}; "
             "resume as they were made, or name another folder"
@@ -288,6 +301,7 @@ def prediction_entries(journal: Journal, detector: Detector, gallery: Gallery) -
             source=row["path"],
             score=row["score"],
             verdict=row["label"],
+            category=row["category"],
             notes=tuple(row["notes"]),
             picture=thumbnails.get(row["path"], _NONE)[0],
             overlay=thumbnails.get(row["path"], _NONE)[1],

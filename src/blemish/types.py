@@ -88,7 +88,7 @@ class Prediction:
         anomaly_map: float32 h×w, unit of the score, at the method's working resolution.
         digest: content hash of the decoded pixels (hex).
         notes: what the decoder did that a person should know ("alpha composed over white").
-        category: the category it was judged as; "" for single-category detectors.
+        category: the category it was judged as; "" where that was not given or the artifact does not know it.
         adapted: whether test-time adaptation changed the model for this score (which voids the guarantee).
     """
 
@@ -152,8 +152,11 @@ class Evaluation:
             constant memory.
         by_defect: per defect type the same metrics, each against all normal pictures, and `count`.
         by_category: per category the same metrics.
-        confusion: true/false positives/negatives at the stored threshold; None without one.
-        rows: one dict per picture: path, score, truth, label, defect, category.
+        category_mean: image_auroc, image_ap, pixel_auroc and aupro, each the mean over the categories that have it
+            (None where none has); empty for fewer than two categories.
+        threshold: the stored one; pictures of a category that has one of its own are judged by that.
+        confusion: true/false positives/negatives of the verdicts; None without a threshold.
+        rows: one dict per picture: path, score, threshold, truth, label, defect, category.
         left_out: pictures that the artifact was fitted or calibrated on, not in any metric.
         failures: pictures that could not be scored.
     """
@@ -172,6 +175,7 @@ class Evaluation:
     threshold: float | None
     confusion: Mapping[str, int] | None
     rows: tuple[Mapping[str, Any], ...] = field(repr=False)
+    category_mean: Mapping[str, float | None] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
     failures: tuple[Failure, ...] = ()
 
@@ -194,6 +198,7 @@ class Evaluation:
             "confusion": None if self.confusion is None else dict(self.confusion),
             "by_defect": {name: dict(values) for name, values in self.by_defect.items()},
             "by_category": {name: dict(values) for name, values in self.by_category.items()},
+            "category_mean": dict(self.category_mean),
             "left_out": list(self.left_out),
             "failures": [failure.to_dict() for failure in self.failures],
             "rows": [dict(row) for row in self.rows],

@@ -36,13 +36,30 @@ def threshold(values: Mapping[str, Any] | None) -> str:
     return f"{values['value']:.6g}. {values['guarantee']}"
 
 
+def thresholds(manifest: Mapping[str, Any]) -> list[str]:
+    """The common threshold of a manifest, and those of its categories."""
+    lines = [threshold(manifest["threshold"])]
+    for name, values in manifest.get("thresholds", {}).items():
+        own = values["value"]
+        ground = (
+            f"none of its own: {values['reason']}" if own is None else f"{own:.6g}, from its {values['n']} pictures"
+        )
+        lines.append(f"{name}: {ground}")
+    return lines
+
+
 def fitted(manifest: Mapping[str, Any]) -> Iterable[str]:
     """What `blemish fit` has made."""
     data = manifest["data"]
     yield f"Recognised: {data['layout']}"
-    yield f"Pictures: {data['count']} used, {len(data['failures'])} broken"
+    if manifest["categories"]:
+        yield f"Categories: {', '.join(manifest['categories'])}"
+    drawn = f" ({_shots(manifest)})" if manifest["shots"] else ""
+    yield f"Pictures: {data['count']} used{drawn}, {len(data['failures'])} broken"
     yield from broken(data["failures"])
-    yield f"Threshold: {threshold(manifest['threshold'])}"
+    common, *others = thresholds(manifest)
+    yield f"Threshold: {common}"
+    yield from (f"  of {other}" for other in others)
 
 
 def predictions(scored: Sequence[Mapping[str, Any]], failures: Sequence[Mapping[str, Any]]) -> Iterable[str | Table]:
@@ -81,6 +98,7 @@ def evaluation(result: Evaluation) -> Iterable[str | Table]:
     groups += result.by_defect.items()
     if len(result.by_category) > 1:
         groups += [(f"category {name}", values) for name, values in result.by_category.items()]
+        groups.append(("mean of categories", {**result.category_mean, "count": ""}))
     rows = [(name, values["count"], *(_percent(values[key]) for key in columns)) for name, values in groups]
     head = ("%", "pictures", *columns.values())
     yield table(head, rows, right=head[1:])
@@ -90,7 +108,8 @@ def evaluation(result: Evaluation) -> Iterable[str | Table]:
         yield "No verdicts: the artifact has no threshold."
         return
     cells = result.confusion
-    yield f"At the stored threshold of {result.threshold:.6g}:"
+    limits = {row["threshold"] for row in result.rows}
+    yield f"At the stored threshold of {result.threshold:.6g}:" if len(limits) == 1 else "At the stored thresholds:"
     verdicts = [
         ("defective", cells["true_positive"], cells["false_negative"]),
         ("good", cells["false_positive"], cells["true_negative"]),
@@ -102,6 +121,7 @@ def manifest(values: Mapping[str, Any]) -> Table:
     """What an artifact says of itself."""
     data, weights = values["data"], values["backbone"]["weights"]
     spec, preprocessing = values["backbone"]["spec"], values["preprocessing"]
+    common, *others = thresholds(values)
     size, window = f"{preprocessing['height']}×{preprocessing['width']}", preprocessing["window"]
     return facts(
         [
@@ -110,8 +130,12 @@ def manifest(values: Mapping[str, Any]) -> Table:
             ("backbone", f"{spec['name']} ({spec['about']})"),
             ("weights", f"{weights['source']}, licence {weights['licence']}, SHA-256 {weights['sha256'] or 'none'}"),
             ("input", f"{size} (height×width)" + (f", pixel values {window[0]:g} to {window[1]:g}" if window else "")),
-            ("threshold", threshold(values["threshold"])),
+            *([("categories", ", ".join(values["categories"]))] if values.get("categories") else []),
+            ("threshold", common),
+            *(("", f"of {other}") for other in others),
             ("pictures", f"{len(data['fitted'])} fitted on, {len(data['calibrated'])} only calibrated on"),
+            *([("drawn", _shots(values))] if values.get("shots") else []),
+            *([("training", _assignments(values["training"]))] if "training" in values else []),
             ("recognised", data["layout"]),
             ("broken", f"{len(data['failures'])} pictures left out"),
             ("fingerprint", data["fingerprint"]),
@@ -171,6 +195,11 @@ def data_set(found: Check) -> Iterable[str]:
     yield from broken([failure.to_dict() for failure in found.broken])
     yield from broken([failure.to_dict() for failure in found.mask_faults], "mask at fault")
     yield "Nothing is wrong." if found.ok else "Something is wrong."
+
+
+def _shots(manifest: Mapping[str, Any]) -> str:
+    each = " of each category" if manifest["categories"] else ""
+    return f"{manifest['shots']} shots{each} by seed {manifest['seed']}"
 
 
 def _assignments(values: Mapping[str, Any]) -> str:

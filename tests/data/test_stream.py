@@ -111,6 +111,24 @@ def test_turned_copies_share_their_owner(rotations: int, picture: Part) -> None:
     assert len(stream.digests) == 3  # of the pictures, not of their copies
 
 
+@pytest.mark.parametrize("rotations", [1, 3])
+def test_mirrored_copies_follow_their_plain_ones(rotations: int, picture: Part) -> None:
+    sources = [picture(seed) for seed in range(2)]
+    stream = PictureStream(sources, PLAIN, batch_size=5, rotations=rotations, flips=True)
+    batches = list(stream)
+    assert len(batches) == stream.batches
+    owners = torch.cat([batch.owners for batch in batches]).tolist()
+    assert owners == [owner for owner in range(2) for _ in range(2 * rotations)]
+    expected = [
+        prepare(decode(source), PLAIN, angle=360 * turn / rotations, flip=flip)
+        for source in sources
+        for turn in range(rotations)
+        for flip in (False, True)
+    ]
+    assert torch.equal(torch.cat([batch.images for batch in batches]), torch.stack(expected))
+    assert not torch.equal(expected[0], expected[1])
+
+
 def test_broken_pictures_are_set_aside(tmp_path: Path, picture: Part) -> None:
     (tmp_path / "text.png").write_text("not a picture")
     sources = [picture(0), tmp_path / "text.png", picture(1), np.zeros((2, 2, 9), np.uint8), picture(2), "nowhere.png"]

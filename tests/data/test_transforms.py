@@ -121,6 +121,16 @@ def test_any_angle_turns_counter_clockwise_about_the_centre(angle: float) -> Non
     assert turned.sum() == pytest.approx(image[..., 0].sum(), rel=0.05)
 
 
+@pytest.mark.parametrize("angle", [0.0, 90.0, 30.0])
+def test_what_was_turned_is_mirrored_left_to_right(angle: float) -> None:
+    image = decode(pixels(16, 20))
+    plain = prepare(image, preprocessing(16, 20), angle=angle)
+    flipped = prepare(image, preprocessing(16, 20), angle=angle, flip=True)
+    assert flipped.is_contiguous()
+    assert not torch.equal(flipped, plain)
+    torch.testing.assert_close(flipped, plain.flip(2), rtol=0, atol=0)
+
+
 def test_corners_are_filled_by_mirroring() -> None:
     grey = np.full((40, 40, 3), 90, np.uint8)
     assert np.array_equal(rotate(grey, 45), grey)  # nothing black comes in

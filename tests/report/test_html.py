@@ -300,3 +300,20 @@ def test_a_full_disk_is_an_output_error_and_keeps_the_last_report(
         write(tmp_path, title="Newer")
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == before
     assert list(tmp_path.iterdir()) == [tmp_path / "report.html"]
+
+
+def test_several_categories(tmp_path: Path) -> None:
+    own = {"value": 1.75, "rate": 0.05, "n": 21, "method": "split conformal", "guarantee": "", "reason": ""}
+    none = {**own, "value": None, "n": 3, "reason": "too few <pictures>"}
+    values = {"image_auroc": 0.5, "image_ap": 0.5, "pixel_auroc": None, "aupro": None, "count": 2}
+    mean = {"image_auroc": 0.4321, "image_ap": 0.5, "pixel_auroc": None, "aupro": None}
+    page = write(
+        tmp_path,
+        manifest={**MANIFEST, "categories": ["bolt", "nut"], "thresholds": {"bolt": own, "nut": none}},
+        evaluation=evaluation(by_category={"bolt": values, "nut": values}, category_mean=mean),
+    )
+    assert "bolt 1.75 21 nut none of its own 3" in page.text
+    assert "too few &lt;pictures&gt;" in page.source
+    assert "Mean 0.4321 0.5000 – –" in page.text
+    assert "Pictures at the stored thresholds " in page.text
+    assert "Thresholds of the categories" not in write(tmp_path).text

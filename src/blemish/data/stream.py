@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any, TypeVar
 
 import torch
@@ -48,6 +49,7 @@ class PictureStream:
         preprocessing: size and normalisation.
         batch_size: rows a batch.
         rotations: every picture comes at this many angles, evenly over 360°; the copies share its owner.
+        flips: every picture, at each angle, comes also mirrored left to right: angle by angle, the plain one first.
     Attributes:
         failures: pictures that could not be decoded, found so far, by position in `sources`.
         digests: content hash by position, of the pictures decoded so far.
@@ -57,6 +59,7 @@ class PictureStream:
     preprocessing: Preprocessing
     batch_size: int
     rotations: int = 1
+    flips: bool = False
     failures: dict[int, Failure] = field(default_factory=dict)
     digests: dict[int, str] = field(default_factory=dict)
 
@@ -77,7 +80,7 @@ class PictureStream:
     @property
     def batches(self) -> int:
         """How many batches one pass has when no picture is broken."""
-        return -(-len(self.sources) * self.rotations // self.batch_size)
+        return -(-len(self.sources) * self.rotations * (1 + self.flips) // self.batch_size)
 
     def _load(self, index: int) -> tuple[int, list[torch.Tensor]]:
         if index in self.failures:
@@ -91,7 +94,8 @@ class PictureStream:
             return index, []
         self.digests[index] = picture.digest
         angles = [360.0 * turn / self.rotations for turn in range(self.rotations)]
-        return index, [prepare(picture, self.preprocessing, angle=angle) for angle in angles]
+        copies = product(angles, (False, True) if self.flips else (False,))
+        return index, [prepare(picture, self.preprocessing, angle=angle, flip=flip) for angle, flip in copies]
 
 
 def name_of(source: Any, index: int) -> str:

@@ -32,10 +32,12 @@ class Preprocessing:
         return None if self.window is None else (self.window[0], self.window[1])
 
 
-def prepare(picture: Picture, preprocessing: Preprocessing, *, angle: float = 0.0) -> Tensor:
-    """float32 3 H W, resized (area averaging when shrinking, bilinear when growing), rotated, normalised.
+def prepare(picture: Picture, preprocessing: Preprocessing, *, angle: float = 0.0, flip: bool = False) -> Tensor:
+    """float32 3 H W, resized (area averaging when shrinking, bilinear when growing), rotated, mirrored, normalised.
 
-    Args: angle: degrees counter-clockwise about the centre; corners that come into view are filled by mirroring.
+    Args:
+        angle: degrees counter-clockwise about the centre; corners that come into view are filled by mirroring.
+        flip: whether what was rotated is then mirrored left to right.
     """
     pixels = picture.pixels
     height, width = pixels.shape[:2]
@@ -45,6 +47,8 @@ def prepare(picture: Picture, preprocessing: Preprocessing, *, angle: float = 0.
         pixels = cv2.resize(pixels, target, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
     if angle % 360 != 0:
         pixels = rotate(pixels, angle)
+    if flip:
+        pixels = pixels[:, ::-1]
     scale = 255.0 if pixels.dtype == np.uint8 else 1.0
     mean = np.asarray(preprocessing.mean, dtype=np.float32) * scale
     factor = 1.0 / (np.asarray(preprocessing.std, dtype=np.float32) * scale)

@@ -27,6 +27,7 @@ class MethodConfig:
         image_size: one number for a square, or height and width, in pixels; rounded to what the backbone divides.
         layers: backbone layers whose features are used, from 1; empty = the backbone's default.
         rotations: every training picture is learned at this many angles, evenly over 360°. 1 = as it is.
+        flips: every training picture, at each angle, is also learned mirrored left to right.
         smoothing: standard deviation of the Gaussian over the anomaly map, as a fraction of the map's longer side.
         top_fraction: the image score is the mean of this fraction of the map's highest values, in (0, 1]; at least
             one value counts, so 0 means the maximum.
@@ -37,6 +38,7 @@ class MethodConfig:
     image_size: tuple[int, ...] = (448,)
     layers: tuple[int, ...] = ()
     rotations: int = 1
+    flips: bool = False
     smoothing: float = 0.015
     top_fraction: float = 0.001
     seed: int = 0

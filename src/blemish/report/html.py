@@ -79,7 +79,8 @@ def write_report(
     Args:
         path: the HTML file to write.
         title: of the page.
-        manifest: of the artifact; `threshold` gets a section of its own, everything else is listed as it is.
+        manifest: of the artifact; `threshold` and `thresholds` get a section of their own, everything else is listed as
+            it is.
         entries: every scored picture, in any order. Those that carry pictures are shown with them.
         failures: pictures that could not be scored; those of the evaluation are added.
         evaluation: adds metrics, curves and tables.

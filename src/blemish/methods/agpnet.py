@@ -1,0 +1,483 @@
+"""AGPNet: reconstruct normal features that were perturbed where attention looks.
+
+"Attention-Guided Perturbation for Unsupervised Image Anomaly Detection". A frozen encoder gives features F (eq. 1); a
+light decoder learns to give F back from F with noise added (eq. 4-5), the more so the more attended a location is
+(eq. 2-3); what it cannot give back at prediction is the anomaly map (eq. 8).
+
+The paper does not say, and here: F is the sum of layers 3, 6, 9 and 12; the decoder has width 256, feed-forward 1024
+and two self-attentions a layer (by arithmetic: that gives its parameters and multiply-adds); the prior is the [CLS]
+row; the learned attention is attention received, mean over queries, from a teacher that sees the clean F; noise is in
+units of F's standard deviation in the picture; image noise has σ = 1 in normalised pixels; learning rate 1e-4 and
+weight decay 1e-4; the image score averages over 16×16 pixels at 224². A CNN has no attention: its levels are
+layer-normalised, brought to the coarsest grid and joined, and the prior is the channel mean of squared activations.
+
+`best` goes beyond the paper, by the published evidence for plain-ViT reconstruction (Guo et al. 2025, "Dinomaly"):
+a dropout bottleneck, decoder attention without softmax, two groups of layers as targets, cosine loss that spares what
+is reconstructed already. What each is worth here stands in docs/log.md.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Self, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from blemish.backbones import Backbone
+from blemish.errors import ConfigError
+from blemish.methods.base import smooth, top_mean
+from blemish.methods.trained import TrainedConfig, TrainedMethod, TrainingBatch
+from blemish.types import Scores
+
+Noise = Literal["none", "random", "attention", "shuffled"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AGPNetConfig(TrainedConfig):
+    """Settings of AGPNet; the defaults are `best`.
+
+    Attributes:
+        groups: the layers, in their order, are summed to this many targets (eq. 1 has one). A CNN has one.
+        width, depth, heads, attentions: of the decoder; `attentions` self-attentions a layer.
+        start: the decoder's weights before training: "random", or "linear": as the linear autoencoder of this width that
+            reconstructs the first pictures best, so that what training adds is what a linear map cannot say.
+        softmax: whether the decoder's attention has a softmax; without, it is linear in the number of patches.
+        dropout: of the features before the decoder, in [0, 1); the paper has none.
+        loss: "l2" (eq. 7) or "cosine"; the anomaly map is the same distance.
+        spared: with the cosine loss, this share of the best reconstructed locations weighs a tenth.
+        feature_noise, image_noise: where noise goes: "none"; "random" (alike everywhere); "attention"; "shuffled"
+            (attention at the wrong places: the control).
+        noise_low, noise_high: intensity of feature noise, in standard deviations of F, at the start and from
+            `noise_until` of the run on, rising linearly between (eq. 5).
+        noise_floor: least weight of feature noise at unattended places, in [0, 1].
+        image_share: share of the pixels that image noise covers, until `image_from` of the run; then it rises to 1 at
+            `noise_until`.
+        attention: what guides the noise: the encoder's attention ("prior"), the decoder's ("learned") or "both".
+        mean_teacher: whether the learned attention comes from an average of the decoder over time (eq. 3), or the
+            decoder itself.
+        ema_decay, ema_every: of that average, and the steps between updates. None = it spans a twentieth of the run.
+        schedule: of the learning rate: "step" (a tenth after 2/5 of the run) or "cosine" (to a tenth, after a warm-up).
+        score_window: the image score is the maximum of the map averaged over a square of this fraction of the side;
+            0 = the mean of the `top_fraction`.
+    """
+
+    layers: tuple[int, ...] = ()
+    epochs: int = 60
+    min_steps: int = 600
+    pictures_per_step: int = 16
+    learning_rate: float = 2e-3
+    groups: int = 2
+    width: int = 256
+    depth: int = 4
+    heads: int = 8
+    attentions: int = 1
+    start: Literal["random", "linear"] = "linear"
+    softmax: bool = False
+    dropout: float = 0.2
+    loss: Literal["l2", "cosine"] = "cosine"
+    spared: float = 0.9
+    feature_noise: Noise = "attention"
+    image_noise: Noise = "none"
+    noise_low: float = 0.0
+    noise_high: float = 1.0
+    noise_until: float = 0.8
+    noise_floor: float = 0.0
+    image_share: float = 0.6
+    image_from: float = 0.2
+    attention: Literal["prior", "learned", "both"] = "both"
+    mean_teacher: bool = True
+    ema_decay: float | None = None
+    ema_every: int = 10
+    schedule: Literal["step", "cosine"] = "cosine"
+    score_window: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("groups", "width", "depth", "heads", "attentions", "ema_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: at least 1 is needed, got {getattr(self, name)}")
+        if self.width % (2 * self.heads):
+            raise ConfigError(f"width: a multiple of 2 × heads ({2 * self.heads}) is needed, got {self.width}")
+        for name in ("dropout", "spared", "score_window"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name}: a fraction in [0, 1) is needed, got {getattr(self, name)}")
+        for name in ("noise_floor", "image_share", "image_from", "noise_until"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name}: a fraction in [0, 1] is needed, got {getattr(self, name)}")
+        if not 0 <= self.noise_low <= self.noise_high < math.inf:
+            raise ConfigError(f"noise_low and noise_high: 0 <= low <= high, got {self.noise_low} and {self.noise_high}")
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise ConfigError(f"ema_decay: null or a number in [0, 1) is needed, got {self.ema_decay}")
+
+    @classmethod
+    def paper(cls) -> Self:
+        """The published setting: DINO ViT-S/16, 224², 500 epochs of batches of 32, noise on images and features."""
+        return cls(
+            backbone="dino_vits16",
+            image_size=(224,),
+            layers=(3, 6, 9, 12),
+            smoothing=0.0,
+            epochs=500,
+            min_steps=0,
+            pictures_per_step=32,
+            learning_rate=1e-4,
+            groups=1,
+            attentions=2,
+            start="random",
+            softmax=True,
+            dropout=0.0,
+            loss="l2",
+            spared=0.0,
+            image_noise="attention",
+            ema_decay=0.9999,
+            schedule="step",
+            score_window=16 / 224,
+        )
+
+
+class AGPNet(TrainedMethod):
+    """Encoder, decoder and, while training, the teacher."""
+
+    name = "agpnet"
+    summary = "reconstruction of features perturbed where attention looks"
+    source = "Attention-Guided Perturbation for Unsupervised Image Anomaly Detection (AGPNet)"
+    Config = AGPNetConfig
+    steps: Tensor
+
+    def __init__(self, config: AGPNetConfig, backbone: Backbone) -> None:
+        super().__init__(config, backbone)
+        self.config: AGPNetConfig = config
+        self.register_buffer("steps", torch.empty(0, dtype=torch.int64))
+        with torch.no_grad():
+            probe = backbone(torch.zeros(1, 3, *backbone.round_size(*config.height_width)), config.layers)
+        self.grid: tuple[int, int] = min(probe.grids)
+        widths = [tokens.shape[2] for tokens in probe.tokens]
+        self.groups = 1 if backbone.spec.kind == "cnn" else min(config.groups, len(widths))
+        dim = sum(widths) if backbone.spec.kind == "cnn" else widths[0]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self.decoder = Decoder(config, dim, self.groups, self.grid)
+        self.teacher: Decoder | None = None
+
+    # What the encoder gives
+
+    def targets(self, tokens: Sequence[Tensor], grids: Sequence[tuple[int, int]]) -> Tensor:
+        """Eq. 1 of layers B N D each, by groups: float32 B G N D."""
+        normed = [F.layer_norm(layer, layer.shape[-1:]) for layer in tokens]
+        if self.backbone.spec.kind == "cnn":
+            return torch.cat([self._on_grid(layer, grid) for layer, grid in zip(normed, grids, strict=True)], 2)[:, None]
+        split = torch.tensor_split(torch.stack(normed, 1), self.groups, dim=1)
+        return torch.stack([group.sum(1) for group in split], 1)
+
+    def encode(self, images: Tensor) -> dict[str, Tensor]:
+        """`targets` B G N D in the backbone's precision, and `prior` B N: the attention of the frozen encoder."""
+        rows = self.config.layers if self._guided and self.backbone.spec.kind == "vit" else ()
+        features = self.backbone(images, self.config.layers, attention=rows)
+        targets = self.targets(features.tokens, features.grids)
+        encoded = {"targets": targets.to(self.backbone.dtype)}
+        if rows:
+            encoded["prior"] = torch.stack([features.attention[layer].mean(1) for layer in rows]).mean(0)
+        elif self._guided:
+            squared = [layer.square().mean(2, keepdim=True) for layer in features.tokens]
+            onto = [self._on_grid(layer, grid) for layer, grid in zip(squared, features.grids, strict=True)]
+            encoded["prior"] = torch.stack([normalise(layer[:, :, 0]) for layer in onto]).mean(0)
+        return encoded
+
+    def _on_grid(self, layer: Tensor, grid: tuple[int, int]) -> Tensor:
+        if grid == self.grid:
+            return layer
+        square = layer.transpose(1, 2).reshape(len(layer), -1, *grid)
+        return F.interpolate(square, size=self.grid, mode="bilinear", antialias=True).flatten(2).transpose(1, 2)
+
+    # Training
+
+    @property
+    def _guided(self) -> bool:
+        return {"attention", "shuffled"} & {self.config.feature_noise, self.config.image_noise} != set()
+
+    @property
+    def needs_images(self) -> bool:
+        return self.config.image_noise != "none"
+
+    def start_training(self, sample: TrainingBatch) -> None:
+        if self.config.start == "linear":
+            self.decoder.start_linear(sample.features["targets"].float())
+        if self._guided and self.config.attention != "prior" and self.config.mean_teacher:
+            self.teacher = copy.deepcopy(self.decoder).requires_grad_(False)
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        settings = self.config
+        return torch.optim.AdamW(
+            self.decoder.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+        )
+
+    def learning_rate_factor(self, progress: float) -> float:
+        if self.config.schedule == "step":
+            return 1.0 if progress < 0.4 else 0.1
+        warm = min(1.0, (progress + 1e-3) / 0.03)
+        return warm * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+    def training_step(self, batch: TrainingBatch, progress: float) -> Tensor:
+        """Eq. 6: half the error from perturbed features, half that from features of the perturbed picture."""
+        targets = batch.features["targets"].float()
+        guide = self._guide(targets, batch.features.get("prior")) if self._guided else targets.new_zeros(targets.shape[0], targets.shape[2])
+        loss = self.loss(self.decoder(self._perturbed(targets.sum(1), guide, progress)), targets, progress)
+        if self.config.image_noise == "none":
+            return loss
+        assert batch.images is not None
+        with torch.no_grad():
+            seen = self.backbone(self._noisy_images(batch.images, guide, progress), self.config.layers)
+            noisy = self.targets(seen.tokens, seen.grids).sum(1)
+        return (loss + self.loss(self.decoder(self._perturbed(noisy, guide, progress)), targets, progress)) / 2
+
+    def after_step(self, step: int, steps: int) -> None:
+        """Eq. 3: the teacher follows the decoder."""
+        if self.teacher is None or step % self.config.ema_every:
+            return
+        decay = self.config.ema_decay
+        if decay is None:
+            decay = max(0.0, 1 - 20 * self.config.ema_every / steps)
+        with torch.no_grad():
+            for slow, fast in zip(self.teacher.parameters(), self.decoder.parameters(), strict=True):
+                slow.lerp_(fast, 1 - decay)
+
+    def end_training(self, steps: int) -> None:
+        self.teacher = None
+        self.steps = torch.tensor([steps])
+
+    def _guide(self, targets: Tensor, prior: Tensor | None) -> Tensor:
+        """Eq. 2, the mask that guides the noise: B N in [0, 1]."""
+        parts: list[Tensor] = []
+        if self.config.attention != "learned":
+            assert prior is not None
+            parts.append(normalise(prior.float()))
+        if self.config.attention != "prior":
+            looking = self.decoder if self.teacher is None else self.teacher
+            training = looking.training
+            looking.eval()
+            with torch.no_grad():
+                parts.append(normalise(looking.attention_received(targets.sum(1)).float()))
+            looking.train(training)
+        return normalise(torch.stack(parts).sum(0))
+
+    def intensity(self, progress: float) -> float:
+        """Eq. 5: α(t), in standard deviations of F."""
+        rise = min(1.0, progress / self.config.noise_until) if self.config.noise_until else 1.0
+        return self.config.noise_low + (self.config.noise_high - self.config.noise_low) * rise
+
+    def covered(self, progress: float) -> float:
+        """The share of the pixels that image noise covers."""
+        start, end = self.config.image_from, self.config.noise_until
+        rise = min(1.0, max(0.0, (progress - start) / (end - start))) if end > start else float(progress >= start)
+        return self.config.image_share + (1 - self.config.image_share) * rise
+
+    def _perturbed(self, features: Tensor, guide: Tensor, progress: float) -> Tensor:
+        """Eq. 4: features B N D with noise where the guide B N says."""
+        kind = self.config.feature_noise
+        if kind == "none":
+            return features
+        weights = torch.ones_like(guide)
+        if kind != "random":
+            floor = self.config.noise_floor
+            weights = floor + (1 - floor) * (shuffled(guide) if kind == "shuffled" else guide)
+        unit = features.std(dim=(1, 2), keepdim=True)
+        return features + self.intensity(progress) * weights[:, :, None] * unit * torch.randn_like(features)
+
+    def _noisy_images(self, images: Tensor, guide: Tensor, progress: float) -> Tensor:
+        """Pictures B 3 H W with Gaussian noise in the most attended share of their pixels."""
+        kind = self.config.image_noise
+        if kind != "attention":
+            guide = torch.rand_like(guide) if kind == "random" else shuffled(guide)
+        size = (images.shape[-2], images.shape[-1])
+        upsampled = F.interpolate(
+            guide.reshape(len(guide), 1, *self.grid), size=size, mode="bilinear", align_corners=False
+        )
+        order = upsampled.flatten(1).argsort(1, descending=True)
+        count = round(self.covered(progress) * order.shape[1])
+        inside = torch.zeros_like(upsampled.flatten(1)).scatter_(1, order[:, :count], 1.0).reshape(upsampled.shape)
+        return images + inside * torch.randn_like(images)
+
+    def loss(self, given: Tensor, targets: Tensor, progress: float) -> Tensor:
+        """Eq. 7 for reconstructions B G N D: the mean square, or the cosine distance that spares easy locations."""
+        if self.config.loss == "l2":
+            return F.mse_loss(given.float(), targets)
+        # In the precision of the decoder: float32 would take a third of the step.
+        pairs = F.normalize(given, dim=-1) * F.normalize(targets.to(given.dtype), dim=-1)
+        distance = 1 - pairs.sum(-1, dtype=torch.float32)
+        easy = self.config.spared * min(1.0, 10 * progress)  # everything counts at first
+        if easy == 0:
+            return distance.mean()
+        known = distance.detach().flatten()
+        limit = known.kthvalue(max(1, math.ceil(easy * known.numel()))).values
+        return (distance * torch.where(distance.detach() < limit, 0.1, 1.0)).mean()
+
+    # Scoring
+
+    def anomaly_map(self, images: Tensor) -> Tensor:
+        """Eq. 8: the distance between what goes into the decoder and what comes out."""
+        self._require(self.steps)
+        features = self.backbone(images, self.config.layers)
+        targets = self.targets(features.tokens, features.grids)
+        precision = self.backbone.dtype
+        with torch.autocast(images.device.type, dtype=precision, enabled=precision != torch.float32):
+            given: Tensor = self.decoder(targets.sum(1)).float()
+        if self.config.loss == "l2":
+            distance: Tensor = (targets - given).square().sum(-1).sqrt()
+        else:
+            distance = 1 - F.cosine_similarity(given, targets, dim=-1)
+        return distance.mean(1).reshape(len(images), *self.grid)
+
+    def _finish(self, raw: Tensor, images: Tensor) -> Scores:
+        if self.config.score_window == 0:
+            return super()._finish(raw, images)
+        size = (images.shape[-2] // 4, images.shape[-1] // 4)
+        maps = F.interpolate(raw[:, None], size=size, mode="bilinear", align_corners=False)
+        window = max(1, round(self.config.score_window * max(size)))
+        pooled = F.avg_pool2d(maps, (min(window, size[0]), min(window, size[1])), stride=1)
+        return Scores(pooled.flatten(1).amax(1), smooth(maps, self.config.smoothing)[:, 0])
+
+
+class Decoder(nn.Module):
+    """A plain transformer from features B N D to reconstructions B G N D; nothing goes around it."""
+
+    def __init__(self, config: AGPNetConfig, dim: int, groups: int, grid: tuple[int, int]) -> None:
+        super().__init__()
+        width = config.width
+        self.groups = groups
+        self.dropout = Dropout(config.dropout)
+        self.inward = nn.Linear(dim, width)
+        self.rows = nn.Parameter(0.02 * torch.randn(grid[0], width // 2))
+        self.columns = nn.Parameter(0.02 * torch.randn(grid[1], width // 2))
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(width)
+        self.outward = nn.Linear(width, groups * dim)
+
+    def forward(self, features: Tensor) -> Tensor:
+        x = self._enter(features)
+        for layer in self.layers:
+            x, _ = layer(x)
+        given = self.outward(self.norm(x))
+        return cast(Tensor, given.unflatten(-1, (self.groups, -1)).transpose(1, 2))
+
+    @torch.no_grad()
+    def start_linear(self, targets: Tensor) -> None:
+        """Set the weights so that the decoder is a linear autoencoder, the best of this width on targets B G N D.
+
+        In: the principal directions of their sum. Out: least squares, from behind the norm. The layers add nothing yet.
+        """
+        features = targets.sum(1).flatten(0, 1).double()
+        power, directions = torch.linalg.eigh(features.T @ features / len(features))
+        kept = min(self.inward.out_features, features.shape[1])
+        scale = (power[-kept:].sum() / kept).rsqrt()
+        self.inward.weight.zero_()[:kept] = (directions[:, -kept:] * scale).T.to(self.inward.weight)
+        self.inward.bias.zero_()
+        for module in self.layers.modules():
+            if isinstance(module, (DecoderLayer, SelfAttention)):
+                module.out.weight.zero_()
+                module.out.bias.zero_()
+        inner = self.norm(self.inward(features.float())).double()
+        inner = torch.cat([inner, torch.ones_like(inner[:, :1])], 1)
+        wanted = targets.transpose(1, 2).flatten(2).flatten(0, 1).double()
+        gram = inner.T @ inner
+        gram.diagonal().add_(1e-6 * gram.diagonal().mean())
+        solution = torch.linalg.solve(gram, inner.T @ wanted)
+        self.outward.weight.copy_(solution[:-1].T)
+        self.outward.bias.copy_(solution[-1])
+
+    def attention_received(self, features: Tensor) -> Tensor:
+        """How much each location is looked at: B N, mean over queries, heads, attentions and layers."""
+        x = self._enter(features)
+        received: list[Tensor] = []
+        for layer in self.layers:
+            x, looked = layer(x, watch=True)
+            received += looked
+        return torch.stack(received).mean(0)
+
+    def _enter(self, features: Tensor) -> Tensor:
+        height, width = len(self.rows), len(self.columns)
+        places = torch.cat(
+            [self.rows[:, None].expand(-1, width, -1), self.columns[None].expand(height, -1, -1)], dim=2
+        )
+        return cast(Tensor, self.inward(self.dropout(features)) + places.flatten(0, 1))
+
+
+class DecoderLayer(nn.Module):
+    """Self-attentions, then a feed-forward part, each behind a norm and beside a residual."""
+
+    def __init__(self, config: AGPNetConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(config.attentions + 1))
+        self.attentions = nn.ModuleList(
+            SelfAttention(width, config.heads, softmax=config.softmax) for _ in range(config.attentions)
+        )
+        self.hidden = nn.Linear(width, 4 * width)
+        self.out = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor, *, watch: bool = False) -> tuple[Tensor, list[Tensor]]:
+        received: list[Tensor] = []
+        for norm, attention in zip(self.norms, self.attentions, strict=False):
+            given, looked = attention(norm(x), watch=watch)
+            x = x + given
+            received += looked
+        return x + self.out(F.relu(self.hidden(self.norms[-1](x)))), received
+
+
+class SelfAttention(nn.Module):
+    """Attention of B N W, with softmax or linear (Katharopoulos et al. 2020, with φ = relu + 0.01)."""
+
+    def __init__(self, width: int, heads: int, *, softmax: bool) -> None:
+        super().__init__()
+        self.heads = heads
+        self.softmax = softmax
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, *, watch: bool = False) -> tuple[Tensor, list[Tensor]]:
+        """The result, and with `watch` the attention that each location receives (B N), mean over queries and heads."""
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each B L N d
+        if self.softmax:
+            mixed = F.scaled_dot_product_attention(q, k, v)
+            received = [_received(q.float(), k.float())] if watch else []
+        else:
+            q, k = F.relu(q) + 0.01, F.relu(k) + 0.01
+            total = q @ k.sum(2)[..., None]  # B L N 1
+            mixed = (q @ (k.transpose(2, 3) @ v)) / total
+            received = [(k @ (q / total).mean(2)[..., None]).mean(1)[..., 0].float()] if watch else []
+        return self.out(mixed.transpose(1, 2).flatten(2)), received
+
+
+class Dropout(nn.Module):
+    """Dropout from one random byte an element (rates in 1/256): torch's own takes a third of a step on a CPU."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.dropped = round(256 * rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.dropped == 0:
+            return x
+        words = torch.empty((x.numel() + 7) // 8, dtype=torch.int64, device=x.device).random_(-(2**63), 2**63 - 1)
+        kept = words.view(torch.uint8)[: x.numel()].view(x.shape) >= self.dropped
+        return x * (kept.to(x.dtype) * (256 / (256 - self.dropped)))
+
+
+def _received(q: Tensor, k: Tensor) -> Tensor:
+    attention: Tensor = (q @ k.transpose(2, 3) * q.shape[-1] ** -0.5).softmax(-1)
+    return attention.mean(dim=(1, 2))
+
+
+def normalise(values: Tensor) -> Tensor:
+    """N of eq. 2 and 4: each row of B N brought to [0, 1]; a constant row to 0."""
+    low, high = values.amin(1, keepdim=True), values.amax(1, keepdim=True)
+    return (values - low) / (high - low).clamp_min(1e-12)
+
+
+def shuffled(guide: Tensor) -> Tensor:
+    """Each row of B N in an order of its own."""
+    return guide.gather(1, torch.rand_like(guide).argsort(1))

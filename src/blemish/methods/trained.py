@@ -1,0 +1,125 @@
+"""What a method that learns by gradient is: it answers batches with a loss; `blemish.training` feeds it."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+from blemish.errors import ConfigError, NonFiniteError
+from blemish.methods.base import Batches, Method, MethodConfig
+from blemish.types import Progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedConfig(MethodConfig):
+    """Settings that every trained method has. Schedules are fractions of the run, so a shorter run has the same shape.
+
+    Attributes:
+        epochs: passes over the training pictures (each rotation and flip of one counts as a picture).
+        min_steps: a small set is passed over more often, until this many steps have been made.
+        pictures_per_step: pictures of one optimiser step, over all processes.
+        learning_rate, weight_decay: of AdamW; the learning rate is that before its schedule.
+        cache_gib: the most main memory, in GiB, in which what the frozen part gives is kept between epochs. What does
+            not fit is computed anew in every epoch.
+    """
+
+    epochs: int = 100
+    min_steps: int = 0
+    pictures_per_step: int = 32
+    learning_rate: float = 1e-4
+    weight_decay: float = 1e-4
+    cache_gib: float = 4.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.epochs < 1 or self.min_steps < 0:
+            raise ConfigError(f"epochs: at least 1, and min_steps: at least 0, got {self.epochs} and {self.min_steps}")
+        if self.pictures_per_step < 1:
+            raise ConfigError(f"pictures_per_step: at least 1 is needed, got {self.pictures_per_step}")
+        if not 0 < self.learning_rate < math.inf:
+            raise ConfigError(f"learning_rate: a positive finite number is needed, got {self.learning_rate}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ConfigError(f"weight_decay: a finite number from 0 is needed, got {self.weight_decay}")
+        if not 0 <= self.cache_gib < math.inf:
+            raise ConfigError(f"cache_gib: a finite number from 0 is needed, got {self.cache_gib}")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingBatch:
+    """Pictures as a training step sees them.
+
+    Attributes:
+        images: float32 B 3 H W, normalised; None where the method does not ask for them (`needs_images`).
+        features: what `TrainedMethod.encode` gave of them; each tensor has B rows.
+    """
+
+    images: Tensor | None
+    features: Mapping[str, Tensor]
+
+
+class TrainedMethod(Method):
+    """A method that learns by gradient.
+
+    The order of a step, which the engine follows: the learning rate is set to the optimiser's own times
+    `learning_rate_factor(progress)`; `training_step` gives the loss; backward, clip, optimiser step; `after_step`.
+    All randomness comes from torch's global generators, which the engine seeds anew for every step, so that a step's
+    draws depend on the seed and its number only.
+    """
+
+    config: TrainedConfig
+    clip_norm: float = 1.0  # the largest norm of all gradients together
+
+    @property
+    def needs_images(self) -> bool:
+        """Whether `training_step` reads `TrainingBatch.images`."""
+        return False
+
+    def encode(self, images: Tensor) -> dict[str, Tensor]:
+        """What the frozen part gives of clean pictures B 3 H W: tensors of B rows, without gradient, small enough to
+        keep. The same pictures always give the same."""
+        return {}
+
+    @abstractmethod
+    def start_training(self, sample: TrainingBatch) -> None:
+        """Make what is needed while training only (a teacher), and the start from a sample of the training pictures.
+
+        Called once, before the optimiser is asked for.
+        """
+
+    @abstractmethod
+    def optimizer(self) -> torch.optim.Optimizer:
+        """A fresh optimiser over what is learned."""
+
+    def learning_rate_factor(self, progress: float) -> float:
+        """What the learning rates are multiplied by, at `progress` in [0, 1) of the run."""
+        return 1.0
+
+    @abstractmethod
+    def training_step(self, batch: TrainingBatch, progress: float) -> Tensor:
+        """The loss (a scalar) of a batch, at `progress` in [0, 1) of the run."""
+
+    def after_step(self, step: int, steps: int) -> None:
+        """Called after the optimiser's step number `step` (from 1) of `steps`."""
+
+    @abstractmethod
+    def end_training(self, steps: int) -> None:
+        """Drop what was needed while training only; the method can score from here on."""
+
+    def fit(self, batches: Batches, count: int, progress: Progress) -> NoReturn:
+        raise NotImplementedError(f"{self.name} is trained by blemish.training.train")
+
+
+def finite(loss: Tensor, step: int) -> Tensor:
+    """The loss as it is. Raises: NonFiniteError when it is NaN or infinite."""
+    if not bool(torch.isfinite(loss)):
+        raise NonFiniteError(
+            f"the loss of step {step} is {loss.item()}; a lower learning rate (--set learning_rate=…) or "
+            "--precision fp32 may help"
+        )
+    return loss

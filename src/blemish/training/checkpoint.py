@@ -1,0 +1,168 @@
+"""The state of an interrupted training: one file like an artifact, written whole, read without running anything.
+
+It holds what is learned, the optimiser's state and, in the header, how far the training has come and what it is the
+training of. A frozen backbone is left out: the one who resumes has it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from blemish import artifact
+from blemish.data.stream import PictureStream
+from blemish.errors import ArtifactError, ConfigError, OutputError
+from blemish.methods.trained import TrainedMethod
+
+_KEY = "checkpoint"  # of the manifest
+_LEARNED, _OPTIMIZER = "method.", "optimizer."  # what the names of tensors begin with
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A training that can be resumed.
+
+    Attributes:
+        path: the file. step, steps: steps made, and of how many.
+        loss: smoothed. seconds: so far, over all its runs.
+        identity: what it is the training of, JSON-ready. pictures: fingerprint of the training pictures.
+        tensors, scalars: the state of the method and of the optimiser, by name.
+    """
+
+    path: Path
+    step: int
+    steps: int
+    loss: float
+    seconds: float
+    identity: Mapping[str, Any]
+    pictures: str
+    tensors: Mapping[str, Tensor] = field(repr=False)
+    scalars: Mapping[str, Any] = field(repr=False)
+
+    def restore(self, method: TrainedMethod, optimizer: torch.optim.Optimizer) -> None:
+        """Put the method and a fresh optimiser where they were. Raises: ArtifactError where they do not fit."""
+        learned: dict[str, Tensor] = {}
+        state: dict[int, dict[str, Any]] = {}
+        for name, value in (*self.tensors.items(), *self.scalars.items()):
+            if name.startswith(_LEARNED):
+                learned[name.removeprefix(_LEARNED)] = value
+            else:
+                number, _, key = name.removeprefix(_OPTIMIZER).partition(".")
+                state.setdefault(int(number), {})[key] = value
+        try:
+            put_back(method, learned)
+            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise ArtifactError(
+                f"{self.path}: does not fit this {method.name} ({error}); remove it to start anew"
+            ) from error
+
+
+def save(
+    path: Path,
+    method: TrainedMethod,
+    optimizer: torch.optim.Optimizer,
+    *,
+    step: int,
+    steps: int,
+    loss: float,
+    seconds: float,
+    identity: Mapping[str, Any],
+    pictures: str,
+) -> None:
+    """Write a checkpoint, whole or not at all; the arguments are those of `Checkpoint`. Raises: OutputError."""
+    tensors = {_LEARNED + name: tensor for name, tensor in learned_state(method).items()}
+    scalars: dict[str, Any] = {}
+    for number, values in optimizer.state_dict()["state"].items():
+        for key, value in values.items():
+            (tensors if isinstance(value, Tensor) else scalars)[f"{_OPTIMIZER}{number}.{key}"] = value
+    header = {
+        "step": step,
+        "steps": steps,
+        "loss": loss,
+        "seconds": seconds,
+        "identity": dict(identity),
+        "pictures": pictures,
+        "scalars": scalars,
+    }
+    # Copies, as safetensors refuses tensors that share memory.
+    content = {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+    artifact.write(path, content, {_KEY: header})
+
+
+def learned_state(method: TrainedMethod) -> dict[str, Tensor]:
+    """The method's state, without its backbone where that is frozen."""
+    left_out = "backbone." if is_frozen(method.backbone) else "\0"
+    return {name: tensor for name, tensor in method.state_dict().items() if not name.startswith(left_out)}
+
+
+def put_back(method: TrainedMethod, state: Mapping[str, Tensor]) -> None:
+    """Take back what `learned_state` gave. Raises: ValueError, RuntimeError where the tensors do not fit."""
+    differing = sorted(state.keys() ^ learned_state(method).keys())
+    if differing:
+        raise ValueError(f"other tensors: {', '.join(differing[:3])}{' …' if len(differing) > 3 else ''}")
+    method.load_state_dict(state, strict=False)  # without the frozen backbone
+
+
+def is_frozen(module: torch.nn.Module) -> bool:
+    return not any(parameter.requires_grad for parameter in module.parameters())
+
+
+def find(path: Path | None, identity: Mapping[str, Any], *, resume: bool) -> Checkpoint | None:
+    """The checkpoint to go on from; None where the training starts from the beginning.
+
+    Raises: OutputError where there is one and `resume` is False; ConfigError where it is of another training, or where
+        `resume` is asked for without a path; ArtifactError where it is damaged.
+    """
+    if path is None:
+        if resume:
+            raise ConfigError("resume: the path of a checkpoint is needed")
+        return None
+    if not path.exists():
+        return None
+    if not resume:
+        raise OutputError(
+            f"{path}: an interrupted training lies there; --resume goes on with it, or remove the file to start anew"
+        )
+    found = _read(path)
+    differing = list(_differences(found.identity, json.loads(json.dumps(identity))))
+    if differing:
+        raise ConfigError(
+            f"{path}: is the checkpoint of another training, it differs in {', '.join(differing)}; train as before, or "
+            "remove the file to start anew"
+        )
+    return found
+
+
+def fingerprint(stream: PictureStream) -> str:
+    """Of the pictures by position, the broken ones too. The whole stream must have been read."""
+    return hashlib.sha256(json.dumps([sorted(stream.digests.items()), sorted(stream.failures)]).encode()).hexdigest()
+
+
+def _read(path: Path) -> Checkpoint:
+    try:
+        tensors, manifest = artifact.read(path)
+        if _KEY not in manifest:
+            raise ConfigError(f"{path}: is a detector, not the checkpoint of a training; choose another place")
+        # Copies: those read lie anywhere in the bytes of the file, fresh ones where vector instructions like them.
+        return Checkpoint(path=path, tensors={name: part.clone() for name, part in tensors.items()}, **manifest[_KEY])
+    except (ArtifactError, TypeError) as error:
+        reason = str(error).removeprefix(f"{path}: ")
+        raise ArtifactError(f"{path}: nothing can be resumed from it; remove it to start anew ({reason})") from error
+
+
+def _differences(there: Any, now: Any, name: str = "") -> Iterator[str]:
+    """The names (a.b for b in a) of what differs between two JSON values, with the values where they are short."""
+    if isinstance(there, dict) and isinstance(now, dict):
+        for key in sorted(there.keys() | now.keys()):
+            yield from _differences(there.get(key), now.get(key), f"{name}.{key}" if name else key)
+    elif there != now:
+        values = f"{json.dumps(there)} there, {json.dumps(now)} now"
+        yield f"{name} ({values})" if len(values) <= 60 else name

@@ -1,0 +1,154 @@
+"""What the training steps are fed with: the frozen part's answers, kept in memory or computed anew in every epoch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from blemish.data.stream import PictureStream, map_ahead, name_of
+from blemish.data.transforms import prepare
+from blemish.images import decode
+from blemish.methods.trained import TrainedMethod, TrainingBatch
+from blemish.types import Progress
+
+READING = "reading the pictures"
+
+
+def seed_of(*parts: object) -> int:
+    """A seed for torch that differs wherever one of the parts does."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:7])
+
+
+@dataclass(frozen=True)
+class Feed:
+    """The rows of this process: every copy (angle, mirror image) of every picture that can be read.
+
+    Attributes:
+        usable: positions in the stream of the pictures that can be read.
+        kept: row by row what a step needs; None where it does not fit in memory.
+    """
+
+    method: TrainedMethod
+    stream: PictureStream
+    usable: list[int]
+    kept: TrainingBatch | None
+
+    @property
+    def rows(self) -> int:
+        return len(self.usable) * _copies(self.stream)
+
+    def batches(self, size: int, *, seed: int, skip: int) -> Generator[TrainingBatch]:
+        """Batches without end of `size` rows, from the one after the first `skip`, on the backbone's device.
+
+        They are cut from one shuffled epoch after the other, so every one of them is full.
+        """
+        order = _endless(self.rows, seed, skip * size)
+        return self._computed(order, size) if self.kept is None else self._remembered(self.kept, order, size)
+
+    def _remembered(self, kept: TrainingBatch, order: Iterator[int], size: int) -> Generator[TrainingBatch]:
+        device = _device(self.method)
+        on_gpu = device.type == "cuda"
+        gather = partial(_gathered, kept, pinned=on_gpu)
+        chunks = iter(lambda: list(islice(order, size)), [])
+        # A GPU is not to wait for the gathering; where the CPU trains there is nothing else to gather with.
+        for batch in map_ahead(gather, chunks, ahead=2) if on_gpu else map(gather, chunks):
+            yield _each(batch, lambda part: part.to(device, non_blocking=True))
+
+    def _computed(self, order: Iterator[int], size: int) -> Generator[TrainingBatch]:
+        pictures = map_ahead(self._picture, order, ahead=2 * size)
+        while True:
+            images = torch.stack(list(islice(pictures, size))).to(_device(self.method))
+            parts = [
+                _encoded(self.method, part, self.stream.batch_size)
+                for part in torch.split(images, self.stream.batch_size)
+            ]
+            features = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+            yield TrainingBatch(images if self.method.needs_images else None, features)
+
+    def _picture(self, row: int) -> Tensor:
+        """Row `row` as the stream would give it: 3 H W. Raises: ImageError where it has become unreadable."""
+        stream = self.stream
+        position, copy = divmod(row, _copies(stream))
+        index = self.usable[position]
+        turn, flip = divmod(copy, 1 + stream.flips)
+        source, window = stream.sources[index], stream.preprocessing.decode_window()
+        picture = decode(source, window=window, name=name_of(source, index))
+        return prepare(picture, stream.preprocessing, angle=360.0 * turn / stream.rotations, flip=bool(flip))
+
+
+def read(method: TrainedMethod, stream: PictureStream, *, limit: float, progress: Progress) -> Feed:
+    """One pass over the stream: finds its broken pictures and digests, and keeps what the method's frozen part gives.
+
+    Args: limit: the most bytes to keep; where all of it would be more, nothing is kept.
+    """
+    total, done = len(stream.sources) * _copies(stream), 0
+    kept: TrainingBatch | None = None
+    progress(READING, 0, total)
+    for batch in stream:
+        count = len(batch.images)
+        if done == 0 or kept is not None:
+            features = _encoded(method, batch.images.to(_device(method)), stream.batch_size)
+            rows = TrainingBatch(batch.images if method.needs_images else None, features)
+            if done == 0 and total * sum(part[0].nbytes for part in _parts(rows)) <= limit:
+                kept = _each(rows, lambda part: torch.empty((total, *part.shape[1:]), dtype=part.dtype))
+            if kept is not None:
+                for into, part in zip(_parts(kept), _parts(rows), strict=True):
+                    into[done : done + count] = part
+        done += count
+        progress(READING, done, total)
+    usable = [index for index in range(len(stream.sources)) if index not in stream.failures]
+    return Feed(method, stream, usable, kept)
+
+
+def _encoded(method: TrainedMethod, images: Tensor, rows: int) -> dict[str, Tensor]:
+    """`method.encode` of at most `rows` images, always on as many.
+
+    The kernels are chosen by shape: in equal shapes a picture gets the same features to the bit in any company.
+    """
+    count = len(images)
+    if count < rows:
+        images = torch.cat([images, images[-1:].expand(rows - count, -1, -1, -1)])
+    with torch.no_grad():
+        return {name: part[:count] for name, part in method.encode(images).items()}
+
+
+def _endless(rows: int, seed: int, position: int) -> Iterator[int]:
+    """The rows of epoch after epoch, each epoch in an order of its own, from `position` in the whole sequence on."""
+    while True:
+        epoch, offset = divmod(position, rows)
+        order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed_of("epoch", seed, epoch)))
+        yield from order[offset:].tolist()
+        position += rows - offset
+
+
+def _copies(stream: PictureStream) -> int:
+    return stream.rotations * (1 + stream.flips)
+
+
+def _device(method: TrainedMethod) -> torch.device:
+    return next(method.backbone.parameters()).device
+
+
+def _parts(batch: TrainingBatch) -> list[Tensor]:
+    return [*([] if batch.images is None else [batch.images]), *batch.features.values()]
+
+
+def _each(batch: TrainingBatch, change: Callable[[Tensor], Tensor]) -> TrainingBatch:
+    images = None if batch.images is None else change(batch.images)
+    return TrainingBatch(images, {name: change(part) for name, part in batch.features.items()})
+
+
+def _gathered(kept: TrainingBatch, rows: list[int], *, pinned: bool) -> TrainingBatch:
+    wanted = torch.tensor(rows)
+
+    def take(part: Tensor) -> Tensor:
+        into = torch.empty((len(rows), *part.shape[1:]), dtype=part.dtype, pin_memory=pinned)
+        return torch.index_select(part, 0, wanted, out=into)
+
+    return _each(kept, take)

@@ -1,0 +1,329 @@
+"""The loop of everything that learns by gradient."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import signal
+import statistics
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from blemish.data.stream import PictureStream, name_of
+from blemish.errors import ConfigError, DataError
+from blemish.methods.trained import TrainedMethod, TrainingBatch, finite
+from blemish.training import checkpoint as checkpoints
+from blemish.training import distributed, feed
+from blemish.training.feed import Feed, seed_of
+from blemish.types import Failure, Progress, silent
+
+BETWEEN_CHECKPOINTS = 60.0  # seconds
+SAMPLE = 64  # pictures, or all of them where they are fewer, that a method may start from
+STAGE = "training"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """What a training was.
+
+    Attributes:
+        steps: optimiser steps, over all runs of a resumed training; epochs: passes over the pictures that they make.
+        seconds: from the call to the end, over all runs.
+        pictures_per_second: in the steps of this run, over all processes; 0 where there was none left to take.
+        loss: the last one, smoothed: the mean of the first 50, then each new one counts 2 %. In several processes that
+            of each one's own pictures.
+        cached: whether what the frozen part gives was kept in memory.
+        processes: how many have trained together.
+        resumed_at: how many steps had been made when this run began; 0 = it began from the start.
+    """
+
+    steps: int
+    epochs: float
+    seconds: float
+    pictures_per_second: float
+    loss: float
+    cached: bool
+    processes: int
+    resumed_at: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return dataclasses.asdict(self)
+
+
+def train(
+    method: TrainedMethod,
+    stream: PictureStream,
+    *,
+    seed: int,
+    identity: Mapping[str, Any],
+    minutes: float | None = None,
+    checkpoint: Path | None = None,
+    resume: bool = False,
+    progress: Progress = silent,
+) -> Training:
+    """Train a method on the pictures of a stream; the method can score afterwards.
+
+    The same seed, pictures, config and number of threads give the same weights, also when the training is interrupted
+    and resumed, and whether or not the frozen part's answers fit in memory. torch's own random state is left as it was.
+
+    Under `torchrun` the processes share the pictures and each step; all of them end with the same weights, and with the
+    failures and digests of all pictures in `stream`. Only rank 0 writes the checkpoint, which all of them must see, and
+    reports progress. A CUDA method must be on `distributed.own_device`.
+
+    Args:
+        method: on the device and with the backbone in the precision (bf16 or fp32) that it is trained in.
+        stream: the pictures; `batch_size` is that of the frozen part.
+        seed: of the order of the pictures and of everything random in a step.
+        identity: what decides the outcome besides pictures, seed and time budget (config, hash of the weights,
+            precision, …), JSON-ready: a checkpoint is resumed only by the training with the same identity.
+        minutes: a time budget, from the call of this function on: a few steps are tried, then as many are made as fit
+            in (one at least), whatever `epochs` and `min_steps` of the config say.
+        checkpoint: where the state is kept, about once a minute and when interrupted (Ctrl-C); the caller removes it
+            once the result is safe.
+        resume: go on from the checkpoint where there is one; else none must be there.
+        progress: called with "reading the pictures", then with "training · loss … · … pictures/s · … left".
+    Raises: ConfigError for what cannot be trained so, or a checkpoint of another training; OutputError where a
+        checkpoint lies in the way or cannot be written; ArtifactError where it is damaged; DataError where no picture
+        can be read; NonFiniteError when the loss is no longer finite.
+    """
+    started = time.perf_counter()
+    config, backbone = method.config, method.backbone
+    device, precision = next(backbone.parameters()).device, backbone.dtype
+    rank, processes = distributed.rank(), distributed.processes()
+    if rank != 0:
+        progress = silent
+    if precision not in (torch.float32, torch.bfloat16):
+        raise ConfigError("training runs in bf16 or fp32: choose one of them as the precision")
+    if minutes is not None and not 0 < minutes < math.inf:
+        raise ConfigError(f"the time budget must be a positive number of minutes, got {minutes}")
+    if config.pictures_per_step % processes:
+        raise ConfigError(
+            f"pictures_per_step: {config.pictures_per_step} cannot be shared evenly by {processes} processes"
+        )
+    size = config.pictures_per_step // processes
+    identity = {**identity, "seed": seed, "time budget": minutes, "processes": processes}
+    found = checkpoints.find(checkpoint, identity, resume=resume)
+
+    with distributed.joined(device), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        # The frozen part first, once.
+        method.eval()
+        rows = _read(method, stream, progress, size=size, first=0 if found is None else found.step)
+        total = sum(distributed.exchange(rows.rows))
+        pictures = checkpoints.fingerprint(stream)
+        if found is not None and found.pictures != pictures:
+            raise ConfigError(f"{checkpoint}: was made with other training pictures; remove it to start anew")
+
+        # Everything that changes, at its start or where the checkpoint has it.
+        with closing(rows.batches(min(SAMPLE, rows.rows), seed=seed_of("sample", seed), skip=0)) as batches:
+            sample = next(batches)
+        _set_seed(seed_of("start", seed), device)
+        method.start_training(sample)
+        method.train()
+        if checkpoints.is_frozen(backbone):
+            backbone.eval()
+        optimizer = _optimizer(method)
+        steps = max(config.min_steps, math.ceil(config.epochs * total / config.pictures_per_step))
+        first, loss, earlier = 0, 0.0, 0.0
+        if found is not None:
+            found.restore(method, optimizer)
+            first, steps, loss, earlier = found.step, found.steps, found.loss, found.seconds
+        take = _Step(method, distributed.training_step(method), device, precision, seed_of("step", seed, rank))
+        if minutes is not None and found is None:
+            optimizer, steps = _fit_to(started + 60 * minutes, take, rows, size, seed, optimizer, progress)
+
+        # The loop.
+        begun, saved = time.perf_counter(), time.monotonic()
+        progress(STAGE, first, steps)
+        with (
+            closing(rows.batches(size, seed=seed, skip=first)) as batches,
+            _interrupts_wait(checkpoint is not None) as interrupted,
+        ):
+            for step, batch in zip(range(first, steps), batches, strict=False):
+                latest = take(optimizer, batch, step, steps)
+                loss += (latest - loss) * max(1 / (step + 1), 0.02)
+                stop = interrupted.is_set() and rank == 0
+                if checkpoint is not None and rank == 0 and (stop or time.monotonic() - saved >= BETWEEN_CHECKPOINTS):
+                    checkpoints.save(
+                        checkpoint,
+                        method,
+                        optimizer,
+                        step=step + 1,
+                        steps=steps,
+                        loss=loss,
+                        seconds=earlier + time.perf_counter() - started,
+                        identity=identity,
+                        pictures=pictures,
+                    )
+                    saved = time.monotonic()
+                if stop:
+                    raise KeyboardInterrupt
+                each = (time.perf_counter() - begun) / (step + 1 - first)
+                rate, left = config.pictures_per_step / each, _duration(each * (steps - step - 1))
+                progress(f"{STAGE} · loss {loss:.3g} · {rate:.3g} pictures/s · {left} left", step + 1, steps)
+
+        spent = time.perf_counter() - begun
+        optimizer.zero_grad(set_to_none=True)
+        method.end_training(steps)
+        method.eval()
+    return Training(
+        steps=steps,
+        epochs=steps * config.pictures_per_step / total,
+        seconds=earlier + time.perf_counter() - started,
+        pictures_per_second=(steps - first) * config.pictures_per_step / spent,
+        loss=loss,
+        cached=rows.kept is not None,
+        processes=processes,
+        resumed_at=first,
+    )
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One step of the optimiser."""
+
+    method: TrainedMethod
+    training_step: distributed.TrainingStep
+    device: torch.device
+    precision: torch.dtype
+    seed: int
+
+    def __call__(self, optimizer: torch.optim.Optimizer, batch: TrainingBatch, step: int, steps: int) -> float:
+        """The loss of step number `step` (from 0) of `steps`. Raises: NonFiniteError."""
+        factor = self.method.learning_rate_factor(step / steps)
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+        _set_seed(seed_of(self.seed, step), self.device)  # no state of a generator need be kept to resume
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == torch.bfloat16):
+            loss = self.training_step(batch, step / steps)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        learned = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        torch.nn.utils.clip_grad_norm_(learned, self.method.clip_norm)
+        optimizer.step()
+        self.method.after_step(step + 1, steps)
+        return finite(loss.detach(), step + 1).item()  # last, for a GPU is waited for here
+
+
+def _set_seed(seed: int, device: torch.device) -> None:
+    """Seed the generators that a step on the device draws from: in a hundredth of the time of `torch.manual_seed`."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index].manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
+
+
+def _optimizer(method: TrainedMethod) -> torch.optim.Optimizer:
+    optimizer = method.optimizer()
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+    return optimizer
+
+
+def _read(method: TrainedMethod, stream: PictureStream, progress: Progress, *, size: int, first: int) -> Feed:
+    """This process's share of the stream, read; what all processes have found is then noted in `stream`.
+
+    Raises: DataError when there is nothing to train on; ConfigError when the processes begin at different steps.
+    """
+    processes = distributed.processes()
+    own = dataclasses.replace(
+        stream,
+        sources=distributed.share(stream.sources),
+        batch_size=min(stream.batch_size, size),  # as a step must not have to pay for more where nothing is kept
+        failures={},
+        digests={},
+    )
+    rows = feed.read(method, own, limit=method.config.cache_gib * 2**30 / processes, progress=progress)
+    broken = [(position, failure.reason) for position, failure in sorted(own.failures.items())]
+    told = distributed.exchange([first, len(rows.usable), sorted(own.digests.items()), broken])
+    for number, (_, _, digests, failures) in enumerate(told):
+        for position, digest in digests:
+            stream.digests[number + processes * position] = digest
+        for position, reason in failures:
+            index = number + processes * position
+            stream.failures[index] = Failure(source=name_of(stream.sources[index], index), reason=reason)
+    if len({begin for begin, *_ in told}) > 1:
+        raise ConfigError("the processes do not see the same checkpoint: put it where all of them can read it")
+    if not all(usable for _, usable, *_ in told):
+        lines = [
+            "no training picture can be read" if processes == 1 else "there is not a readable picture for each process"
+        ]
+        lines += [f"{failure.source}: {failure.reason}" for _, failure in sorted(stream.failures.items())[:5]]
+        raise DataError("\n  ".join(lines))
+    return rows
+
+
+def _fit_to(
+    deadline: float,
+    take: _Step,
+    rows: Feed,
+    size: int,
+    seed: int,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+) -> tuple[torch.optim.Optimizer, int]:
+    """A fresh optimiser, and how many steps end at the deadline: some are timed, and undone."""
+    before = {name: tensor.clone() for name, tensor in checkpoints.learned_state(take.method).items()}
+    seconds: list[float] = []
+    with closing(rows.batches(size, seed=seed, skip=0)) as batches:
+        enough = False
+        while not enough:
+            progress("trying a few steps", len(seconds), 0)
+            begun = time.perf_counter()
+            take(optimizer, next(batches), len(seconds), 100)
+            seconds.append(time.perf_counter() - begun)
+            # Few of them where they are slow; the first is slower than the others.
+            enough = len(seconds) >= 20 or (len(seconds) >= 3 and sum(seconds) > 0.02 * (deadline - begun))
+            enough = distributed.exchange(enough)[0]
+    checkpoints.put_back(take.method, before)
+    left = deadline - time.perf_counter()
+    if left <= 0:
+        progress("reading the pictures has used up the time budget: one step is made", 0, 0)
+    steps = max(1, int(left / statistics.median(seconds[1:])))
+    return _optimizer(take.method), distributed.exchange(steps)[0]
+
+
+@contextmanager
+def _interrupts_wait(wanted: bool) -> Iterator[threading.Event]:
+    """While open, the first Ctrl-C only sets the event, as a step must not be left half made; the second interrupts.
+
+    Without `wanted`, outside the main thread and where the caller has a handler of its own, nothing is changed.
+    """
+    came = threading.Event()
+
+    def note(_number: int, _frame: object) -> None:
+        if came.is_set():
+            raise KeyboardInterrupt
+        came.set()
+
+    main = threading.current_thread() is threading.main_thread()
+    if not (wanted and main and signal.getsignal(signal.SIGINT) is signal.default_int_handler):
+        yield came
+        return
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield came
+    except RuntimeError as error:  # the other processes lose rank 0, which stops first
+        if came.is_set() and distributed.rank() != 0:
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if came.is_set():  # after the last step
+        raise KeyboardInterrupt
+
+
+def _duration(seconds: float) -> str:
+    """ "40 s", "4 min", "2 h 5 min": as exact as one wants to know it."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -1,0 +1,278 @@
+"""The loop: order of the pictures, order of a step, memory or none, precision, time budget."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from toy import Toy, ToyConfig, learned, pictures, run, stream_of
+
+from blemish.errors import ConfigError, DataError, NonFiniteError
+from blemish.methods.trained import TrainingBatch
+from blemish.training import train
+from blemish.training.feed import seed_of
+from blemish.training.loop import _duration
+
+
+class Watched(Toy):
+    """Notes what it is given."""
+
+    def __init__(self, config: ToyConfig) -> None:
+        super().__init__(config)
+        self.seen: list[list[float]] = []
+        self.rates: list[float] = []
+        self.notes: list[Any] = []
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        self.watched = super().optimizer()
+        return self.watched
+
+    def training_step(self, batch: TrainingBatch, progress: float) -> Tensor:
+        self.seen.append(batch.features["brightness"].tolist())
+        self.rates.append(self.watched.param_groups[0]["lr"])
+        self.notes.append((self.training, self.backbone.training, torch.is_autocast_enabled("cpu")))
+        return super().training_step(batch, progress)
+
+
+def watch(config: ToyConfig, count: int = 10, **options: Any) -> Watched:
+    toy = Watched(config)
+    stream = options.pop("stream", None) or stream_of(pictures(count))
+    train(toy, stream, **{"seed": 7, "identity": {}, **options})
+    return toy
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_every_epoch_holds_every_picture_once_and_every_step_is_full() -> None:
+    toy = watch(ToyConfig(epochs=3, pictures_per_step=4))  # 30 rows: 7.5 steps
+    assert [len(step) for step in toy.seen] == [4] * 8
+    order = [value for step in toy.seen for value in step]
+    epochs = [order[start : start + 10] for start in (0, 10, 20)]
+    assert len(set(epochs[0])) == 10
+    assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(epochs[2])
+    assert epochs[0] != epochs[1] != epochs[2]
+    assert watch(ToyConfig(epochs=3)).seen == toy.seen
+    assert watch(ToyConfig(epochs=3), seed=8).seen != toy.seen
+
+
+def test_rows_repeat_where_they_are_fewer_than_a_step_takes() -> None:
+    toy = watch(ToyConfig(epochs=1, pictures_per_step=5), 2)
+    assert [len(step) for step in toy.seen] == [5]
+    assert len(set(toy.seen[0][:4])) == 2
+    assert toy.seen[0][:2] != toy.seen[0][1:3]
+
+
+@pytest.mark.parametrize(
+    ("epochs", "min_steps", "count", "copies", "steps"), [(3, 0, 10, 1, 8), (1, 9, 10, 1, 9), (1, 2, 5, 6, 8)]
+)
+def test_number_of_steps(epochs: int, min_steps: int, count: int, copies: int, steps: int) -> None:
+    toy = Toy(ToyConfig(epochs=epochs, min_steps=min_steps))
+    stream = stream_of(pictures(count), rotations=3 if copies == 6 else 1, flips=copies == 6)
+    done = train(toy, stream, seed=7, identity={})
+    assert done.steps == toy.made.item() == steps
+    assert done.epochs == pytest.approx(steps * 4 / (count * copies))
+    assert (done.cached, done.processes, done.resumed_at) == (True, 1, 0)
+    assert done.to_dict()["steps"] == steps
+    assert done.pictures_per_second > 0
+
+
+def test_a_step_is_what_one_writes_by_hand() -> None:
+    config = ToyConfig(epochs=5, pictures_per_step=4)
+    result, done = run(config)
+    hand = Toy(config).eval()
+    images = torch.cat([batch.images for batch in stream_of(pictures(10))])
+    with torch.no_grad():
+        means = torch.cat([hand.encode(part)["mean"] for part in images.split(1)])
+    order: list[int] = []
+    for epoch in range(6):
+        order += torch.randperm(10, generator=torch.Generator().manual_seed(seed_of("epoch", 7, epoch))).tolist()
+    weight, bias = (parameter.detach().clone().requires_grad_() for parameter in hand.learned.parameters())
+    followers = [weight.detach().clone(), bias.detach().clone()]
+    optimizer = torch.optim.AdamW([weight, bias], lr=1e-2)
+    losses: list[float] = []
+    for step in range(13):
+        optimizer.param_groups[0]["lr"] = 1e-2 * (1 - step / 26)
+        mean = means[order[4 * step : 4 * step + 4]]
+        torch.manual_seed(seed_of(seed_of("step", 7, 0), step))
+        noisy = mean + 0.1 * (1 + step / 13) * torch.randn_like(mean)
+        loss = (F.linear(noisy, weight, bias) - mean).square().mean()
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = math.sqrt(sum(float(one.grad.square().sum()) for one in (weight, bias) if one.grad is not None))
+        for one in (weight, bias):
+            assert one.grad is not None
+            one.grad *= min(1.0, 1.0 / norm)
+        optimizer.step()
+        for slow, fast in zip(followers, (weight, bias), strict=True):
+            slow += 0.1 * (fast.detach() - slow)
+        losses.append(loss.item())
+    torch.testing.assert_close(result["learned.weight"], followers[0], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(result["learned.bias"], followers[1], rtol=1e-4, atol=1e-6)
+    assert done.loss == pytest.approx(sum(losses) / 13, rel=1e-4)
+
+
+def test_a_method_starts_from_a_sample_of_its_pictures() -> None:
+    brightness = torch.cat([batch.images for batch in stream_of(pictures(10))]).mean((1, 2, 3))
+    toy = watch(ToyConfig(), 10)
+    assert toy.sample[0] == 10  # all of them, where they are few
+    assert toy.sample[1].item() == pytest.approx(brightness.double().mean().item(), rel=1e-6)
+    assert watch(ToyConfig(epochs=1), stream=stream_of(pictures(10), rotations=4, flips=True)).sample[0] == 64
+
+
+def test_gradients_are_clipped() -> None:
+    toy = Toy(ToyConfig(epochs=1, pictures_per_step=10, rule="sgd", learning_rate=1.0))
+    before = learned(toy)
+    toy.clip_norm = 0.01
+    train(toy, stream_of(pictures(10)), seed=7, identity={})
+    moved = [learned(toy)[name] - before[name] for name in ("learned.weight", "learned.bias")]
+    assert math.sqrt(sum(float(part.square().sum()) for part in moved)) == pytest.approx(
+        0.001, rel=1e-3
+    )  # teacher: 10 %
+
+
+@pytest.mark.parametrize("looks", [False, True])
+def test_what_does_not_fit_in_memory_is_computed_anew_to_the_same_weights(tmp_path: Path, looks: bool) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_text("x")
+    sources = [*pictures(5), broken, *pictures(7)[5:]]
+    results, stages = [], []
+    for gib in (1.0, 0.0):
+        toy = Toy(ToyConfig(epochs=2, pictures_per_step=5, looks=looks, cache_gib=gib))
+        stream = stream_of(sources, rotations=2, flips=True)
+        stages.append([])
+        done = train(toy, stream, seed=7, identity={}, progress=lambda *told: stages[-1].append(told))
+        assert done.cached == (gib > 0)
+        assert set(stream.failures) == {5}
+        assert set(stream.digests) == {0, 1, 2, 3, 4, 6, 7}
+        results.append(learned(toy))
+    assert same(*results)
+    for told in stages:
+        assert told[0] == ("reading the pictures", 0, 32)
+        assert ("reading the pictures", 28, 32) in told
+
+
+def test_the_memory_asked_for_is_the_limit() -> None:
+    row = 64 * 4 + 4  # the mean token and the brightness of a picture
+    exactly = 10 * row / 2**30
+    assert run(ToyConfig(cache_gib=exactly))[1].cached
+    assert not run(ToyConfig(cache_gib=exactly * 0.99))[1].cached
+    assert not run(ToyConfig(cache_gib=exactly, looks=True))[1].cached
+
+
+def test_the_callers_random_state_is_left_alone() -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    first, _ = run(ToyConfig())
+    assert torch.equal(torch.rand(1), expected)
+    assert same(first, run(ToyConfig())[0])  # nor does it matter
+    assert not same(first, run(ToyConfig(), seed=8)[0])
+
+
+def test_modes_and_rates() -> None:
+    toy = watch(ToyConfig(epochs=2))
+    assert toy.notes == [(True, False, False)] * 5
+    assert toy.rates == pytest.approx([1e-2 * (1 - step / 10) for step in range(5)])
+    assert not toy.training
+    moving = Watched(ToyConfig(epochs=1))
+    moving.backbone.requires_grad_(True)
+    train(moving, stream_of(pictures(4)), seed=7, identity={})
+    assert moving.notes == [(True, True, False)]
+
+
+def test_bf16_runs_under_autocast_and_fp16_not_at_all() -> None:
+    toy = Watched(ToyConfig(epochs=1))
+    toy.backbone.to(torch.bfloat16)
+    train(toy, stream_of(pictures(4)), seed=7, identity={})
+    assert toy.notes == [(True, False, True)]
+    assert toy.learned.weight.dtype == torch.float32
+    toy.backbone.to(torch.float16)
+    with pytest.raises(ConfigError, match="training runs in bf16 or fp32"):
+        train(toy, stream_of(pictures(4)), seed=7, identity={})
+
+
+class Sick(Toy):
+    def training_step(self, batch: TrainingBatch, progress: float) -> Tensor:
+        return super().training_step(batch, progress) * (math.nan if progress >= 0.4 else 1.0)
+
+
+def test_a_loss_that_is_not_finite_ends_it() -> None:
+    with pytest.raises(NonFiniteError, match="the loss of step 3 is nan"):
+        train(Sick(ToyConfig(epochs=2)), stream_of(pictures(10)), seed=7, identity={})
+
+
+def test_nothing_to_train_on(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no training picture can be read\n  nowhere\.png: does not exist"):
+        train(Toy(ToyConfig()), stream_of(["nowhere.png"]), seed=7, identity={})
+
+
+def test_progress() -> None:
+    told: list[tuple[str, int, int]] = []
+    run(ToyConfig(epochs=1), progress=lambda *one: told.append(one))
+    assert told[:5] == [("reading the pictures", done, 10) for done in (0, 3, 6, 9, 10)]
+    assert told[5] == ("training", 0, 3)
+    assert [(done, total) for _, done, total in told[6:]] == [(1, 3), (2, 3), (3, 3)]
+    for stage, _, _ in told[6:]:
+        name, loss, speed, left = stage.split(" · ")
+        assert (name, loss[:5], speed[-11:], left[-5:]) == ("training", "loss ", " pictures/s", " left")
+
+
+class Clockwork(Toy):
+    """A picture takes a second to encode, a step two (the first one ten)."""
+
+    now = 0.0
+    slow = 10.0
+
+    def encode(self, images: Tensor) -> dict[str, Tensor]:
+        self.now += len(images)
+        return super().encode(images)
+
+    def training_step(self, batch: TrainingBatch, progress: float) -> Tensor:
+        self.now += self.slow
+        self.slow = 2.0
+        return super().training_step(batch, progress)
+
+
+def test_a_time_budget_sets_the_number_of_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    toy = Clockwork(ToyConfig(epochs=1000))
+    with monkeypatch.context() as patched:
+        patched.setattr("blemish.training.loop.time.perf_counter", lambda: toy.now)
+        done = train(toy, stream_of(pictures(9)), seed=7, identity={}, minutes=2)
+    # 9 s of encoding; a slow step and two others say that a step takes 2 s; 97 s are left then.
+    assert done.steps == toy.made.item() == (120 - 9 - 14) // 2
+    assert done.seconds <= 120
+    without, plain = run(ToyConfig(epochs=1, min_steps=done.steps), 9)
+    assert plain.steps == done.steps
+    assert same(learned(toy), without)  # trying steps has left no trace
+
+
+def test_a_time_budget_that_reading_has_used_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    toy = Clockwork(ToyConfig())
+    monkeypatch.setattr("blemish.training.loop.time.perf_counter", lambda: toy.now)
+    told: list[str] = []
+    done = train(
+        toy, stream_of(pictures(9)), seed=7, identity={}, minutes=0.1, progress=lambda stage, *_: told.append(stage)
+    )
+    assert done.steps == 1
+    assert "reading the pictures has used up the time budget: one step is made" in told
+
+
+@pytest.mark.parametrize("minutes", [0, -1, math.nan, math.inf])
+def test_a_time_budget_is_positive(minutes: float) -> None:
+    with pytest.raises(ConfigError, match="time budget must be a positive number"):
+        run(ToyConfig(), minutes=minutes)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.4, "0 s"), (89, "89 s"), (91, "2 min"), (3500, "58 min"), (3590, "1 h 0 min"), (7500, "2 h 5 min")],
+)
+def test_durations(seconds: float, words: str) -> None:
+    assert _duration(seconds) == words

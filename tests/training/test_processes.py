@@ -1,0 +1,168 @@
+"""Trainings in processes of their own: one that is killed, and two that train together."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import time
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from test_loop import same
+from test_resume import step_of
+from torch import Tensor
+from toy import Toy, ToyConfig, learned, pictures, run, stream_of, train_apart
+
+from blemish.errors import ConfigError
+from blemish.training import distributed, train
+
+# Importing torch takes longer than all that is tested here: done once, in a process that the others are forked from.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["blemish.training"])
+
+
+def start(
+    result: Path, config: ToyConfig, *, environment: dict[str, str] | None = None, pause: float = 0.0, **options: Any
+) -> ForkServerProcess:
+    process = PROCESSES.Process(target=train_apart, args=(result, config, environment or {}, pause, options))
+    process.start()
+    return process
+
+
+def together(
+    results: list[Path], config: ToyConfig, *, interrupt_at: int | None = None, **options: Any
+) -> list[int | None]:
+    """The exit statuses of processes that train together, as torchrun would start (and interrupt) them."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+    common = {"WORLD_SIZE": str(len(results)), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    started = [
+        start(result, config, environment={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}, **options)
+        for rank, result in enumerate(results)
+    ]
+    if interrupt_at is not None:
+        while step_of(options["checkpoint"]) < interrupt_at:
+            time.sleep(0.001)
+        for process in reversed(started):
+            os.kill(process.pid or 0, signal.SIGINT)
+    for process in started:
+        process.join(120)
+    return [process.exitcode for process in started]
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["told"])  # noqa: SIM118
+
+
+def test_killed_at_several_moments(tmp_path: Path) -> None:
+    path, result, config = tmp_path / "toy.checkpoint", tmp_path / "result", ToyConfig(epochs=1, min_steps=60)
+    for moment in (1, 20, 40):
+        process = start(result, config, pause=0.02, checkpoint=path, resume=True)
+        while step_of(path) < moment:
+            assert process.is_alive()
+            time.sleep(0.001)
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        assert moment <= step_of(path) < 60
+    killed_at = step_of(path)
+    process = start(result, config, checkpoint=path, resume=True)
+    process.join()
+    assert process.exitcode == 0
+    tensors, told = read(result)
+    whole, plain = run(config)
+    assert same(tensors, whole)
+    assert told["training"]["resumed_at"] == killed_at
+    assert told["training"]["loss"] == plain.loss
+    assert told["training"]["epochs"] == plain.epochs == 24
+
+
+def test_two_processes_end_where_one_does(tmp_path: Path) -> None:
+    # Ten readable pictures, five of each process, and all of them in every step.
+    config, results = ToyConfig(noise=0.0, pictures_per_step=10, epochs=6), [tmp_path / "0", tmp_path / "1"]
+    assert together(results, config) == [0, 0]
+    (first, told), (second, told_too) = (read(result) for result in results)
+    assert same(first, second)
+    alone = Toy(config)
+    stream = stream_of([*pictures(2), "nowhere.png", *pictures(10)[2:]])
+    training = train(alone, stream, seed=7, identity={})
+    assert first["sample"][0] == 5  # rank 0's own pictures, for both
+    for name, tensor in learned(alone).items():
+        if name == "sample":
+            continue
+        torch.testing.assert_close(first[name], tensor, rtol=1e-5, atol=1e-5)
+    for one in (told, told_too):  # each knows all pictures by their place in the whole
+        assert one["digests"] == json.loads(json.dumps(sorted(stream.digests.items())))
+        assert one["failures"] == [[2, "nowhere.png", "does not exist"]]
+        assert one["training"]["processes"] == 2
+        assert one["training"]["steps"] == training.steps == 6
+        assert one["training"]["epochs"] == 6
+
+
+def test_two_processes_resume_and_keep_a_time_budget(tmp_path: Path) -> None:
+    path, config = tmp_path / "toy.checkpoint", ToyConfig(epochs=1, min_steps=6)
+    whole, again = [tmp_path / "0", tmp_path / "1"], [tmp_path / "2", tmp_path / "3"]
+    for results in (whole, again):
+        assert together(results, config, checkpoint=path, resume=results is again, minutes=0.002) == [0, 0]
+    first, told = read(whole[0])
+    tensors, told_again = read(again[1])
+    assert told_again["training"]["resumed_at"] == told["training"]["steps"] == read(whole[1])[1]["training"]["steps"]
+    assert same(tensors, first)
+
+
+def test_two_processes_are_interrupted_between_steps(tmp_path: Path) -> None:
+    path, config = tmp_path / "toy.checkpoint", ToyConfig(epochs=1, min_steps=30)
+    results = [tmp_path / "0", tmp_path / "1"]
+    assert together(results, config, checkpoint=path, pause=0.02, interrupt_at=5) == [130, 130]
+    assert together(results, config, checkpoint=path, resume=True) == [0, 0]
+    path.unlink()
+    (tensors, told), whole = read(results[1]), [tmp_path / "2", tmp_path / "3"]
+    assert 5 <= told["training"]["resumed_at"] < 30
+    assert together(whole, config) == [0, 0]
+    assert same(tensors, read(whole[0])[0])
+
+
+@pytest.fixture
+def _no_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("RANK", "WORLD_SIZE", "MASTER_ADDR"):
+        monkeypatch.delenv(variable, raising=False)
+
+
+@pytest.mark.usefixtures("_no_rank")
+def test_one_process_is_rank_0_of_1() -> None:
+    assert (distributed.rank(), distributed.processes()) == (0, 1)
+    assert distributed.share([1, 2, 3]) == [1, 2, 3]
+    assert distributed.exchange({"a": 1}) == [{"a": 1}]
+    assert distributed.own_device(torch.device("cuda")) == torch.device("cuda")
+
+
+@pytest.mark.usefixtures("_no_rank")
+def test_the_environment_of_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert (distributed.rank(), distributed.processes()) == (1, 2)
+    assert distributed.share("abcde") == ["b", "d"]
+    assert distributed.own_device(torch.device("cpu")) == torch.device("cpu")
+    assert distributed.own_device(torch.device("cuda", 0)) == torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert distributed.own_device(torch.device("cuda")) == torch.device("cuda", 1)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ConfigError, match="more processes than GPUs"):
+        distributed.own_device(torch.device("cuda"))
+    with pytest.raises(ConfigError, match="5 cannot be shared evenly by 2 processes"):
+        train(Toy(ToyConfig(pictures_per_step=5)), stream_of(pictures(4)), seed=7, identity={})
+    with pytest.raises(ConfigError, match="start them with torchrun"):
+        train(Toy(ToyConfig()), stream_of(pictures(4)), seed=7, identity={})
+    monkeypatch.setenv("RANK", "first")
+    with pytest.raises(ConfigError, match="RANK is 'first'"):
+        distributed.rank()

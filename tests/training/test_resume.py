@@ -1,0 +1,227 @@
+"""Interrupted trainings: resumed to the same weights; and the checkpoints that must be refused."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_loop import same
+from torch import Tensor
+from toy import Toy, ToyConfig, learned, pictures, run, stream_of
+
+from blemish import artifact
+from blemish.config import to_dict
+from blemish.errors import ArtifactError, BlemishError, ConfigError, OutputError
+from blemish.methods.trained import TrainingBatch
+from blemish.training import checkpoint, loop, train
+
+
+def step_of(path: Path) -> int:
+    return int(artifact.read(path)[1]["checkpoint"]["step"]) if path.exists() else 0
+
+
+class Stopped(Toy):
+    """Calls `when` in the middle of step number `at`."""
+
+    def __init__(self, config: ToyConfig, at: int, when: Callable[[], None]) -> None:
+        super().__init__(config)
+        self.at, self.when, self.made_here = at, when, 0
+
+    def training_step(self, batch: TrainingBatch, progress: float) -> Tensor:
+        self.made_here += 1
+        if self.made_here == self.at:
+            self.when()
+        return super().training_step(batch, progress)
+
+
+@pytest.fixture
+def interrupted(tmp_path: Path) -> Path:
+    """A checkpoint after the third of five steps."""
+    path = tmp_path / "toy.checkpoint"
+    toy = Stopped(ToyConfig(), 3, lambda: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        train(toy, stream_of(pictures(10)), seed=7, identity=to_dict(toy.config), checkpoint=path)
+    assert step_of(path) == 3
+    assert list(tmp_path.iterdir()) == [path]
+    return path
+
+
+@pytest.mark.parametrize("config", [ToyConfig(), ToyConfig(rule="sgd", noise=0.0), ToyConfig(looks=True, cache_gib=0)])
+@pytest.mark.parametrize("at", [1, 4, 5])
+def test_ctrl_c_saves_and_resuming_ends_with_the_same_weights(tmp_path: Path, config: ToyConfig, at: int) -> None:
+    path = tmp_path / "toy.checkpoint"
+    toy = Stopped(config, at, lambda: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        train(toy, stream_of(pictures(10)), seed=7, identity=to_dict(config), checkpoint=path)
+    assert step_of(path) == toy.made_here == at  # the step was finished first
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    again, done = run(config, checkpoint=path, resume=True)
+    whole, plain = run(config)
+    assert same(again, whole)
+    assert (done.resumed_at, done.steps, done.loss) == (at, 5, plain.loss)
+    assert path.exists()  # the caller removes it once the result is safe
+
+
+def test_a_second_ctrl_c_does_not_wait(tmp_path: Path) -> None:
+    def twice() -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    path = tmp_path / "toy.checkpoint"
+    with pytest.raises(KeyboardInterrupt):
+        train(Stopped(ToyConfig(), 2, twice), stream_of(pictures(10)), seed=7, identity={}, checkpoint=path)
+    assert not path.exists()
+
+
+def test_saved_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, steps = tmp_path / "toy.checkpoint", []
+
+    def note(stage: str, done: int, _total: int) -> None:
+        if stage.startswith("training"):
+            now[0] += 25.0
+            steps.append((done, step_of(path)))
+
+    now = [0.0]
+    monkeypatch.setattr("blemish.training.loop.time.monotonic", lambda: now[0])
+    run(ToyConfig(epochs=1, min_steps=7), checkpoint=path, progress=note)
+    assert steps == [(0, 0), (1, 0), (2, 0), (3, 3), (4, 3), (5, 3), (6, 6), (7, 6)]
+    assert loop.BETWEEN_CHECKPOINTS == 60
+
+
+def test_it_holds_no_frozen_backbone_but_one_that_is_learned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "BETWEEN_CHECKPOINTS", 0.0)
+    for frozen in (True, False):
+        path = tmp_path / f"{frozen}.checkpoint"
+        toy = Toy(ToyConfig())
+        toy.backbone.requires_grad_(not frozen)
+        train(toy, stream_of(pictures(4)), seed=7, identity={}, checkpoint=path)
+        names = artifact.read(path)[0].keys()
+        assert {"method.learned.weight", "method.teacher.bias", "optimizer.0.exp_avg", "optimizer.1.step"} <= names
+        assert any(name.startswith("method.backbone.") for name in names) != frozen
+
+
+def test_nothing_to_resume_is_a_start(tmp_path: Path) -> None:
+    result, done = run(ToyConfig(), checkpoint=tmp_path / "none", resume=True)
+    assert done.resumed_at == 0
+    assert same(result, run(ToyConfig())[0])
+    with pytest.raises(ConfigError, match="the path of a checkpoint is needed"):
+        run(ToyConfig(), resume=True)
+
+
+def test_a_checkpoint_is_not_written_over(interrupted: Path) -> None:
+    content = interrupted.read_bytes()
+    with pytest.raises(OutputError, match="an interrupted training lies there; --resume goes on with it"):
+        run(ToyConfig(), checkpoint=interrupted)
+    assert interrupted.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"config": ToyConfig(noise=0.25)}, r"differs in noise \(0\.1 there, 0\.25 now\);"),
+        ({"seed": 8}, r"differs in seed \(7 there, 8 now\)"),
+        ({"minutes": 3.0}, r"differs in time budget \(null there, 3\.0 now\)"),
+        ({"identity": {}}, r"differs in backbone \(\"test_vit\" there, null now\), cache_gib"),
+        ({"count": 9}, "was made with other training pictures"),
+    ],
+)
+def test_a_checkpoint_of_another_training(interrupted: Path, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run(**{"config": ToyConfig(), "checkpoint": interrupted, "resume": True, **change})
+
+
+def test_differences_are_named_within_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "BETWEEN_CHECKPOINTS", 0.0)
+    path = tmp_path / "toy.checkpoint"
+    there = {"config": {"width": (1, 2), "name": "x" * 99}, "precision": "fp32"}
+    run(ToyConfig(), identity=there, checkpoint=path)
+    run(ToyConfig(), identity=there, checkpoint=path, resume=True)  # a tuple comes back as a list: the same
+    now = {"config": {"width": (1, 3), "name": "y"}, "precision": "fp32"}
+    with pytest.raises(ConfigError, match=r"config\.name, config\.width \(\[1, 2\] there, \[1, 3\] now\); train"):
+        run(ToyConfig(), identity=now, checkpoint=path, resume=True)
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "foreign", "unfit"])
+def test_damaged_checkpoints(interrupted: Path, damage: str) -> None:
+    content = bytearray(interrupted.read_bytes())
+    if damage == "cut":
+        interrupted.write_bytes(content[:-100])
+    elif damage == "flipped":
+        content[-1000] ^= 1
+        interrupted.write_bytes(content)
+    elif damage == "empty":
+        interrupted.write_bytes(b"")
+    elif damage == "foreign":
+        interrupted.write_bytes(b"PK\x03\x04" + b"0" * 200)
+    else:
+        tensors, manifest = artifact.read(interrupted)
+        del tensors["method.learned.bias"]
+        artifact.write(interrupted, tensors, manifest)
+    with pytest.raises(ArtifactError, match=r"toy\.checkpoint: .*; remove it to start anew") as caught:
+        run(ToyConfig(), checkpoint=interrupted, resume=True)
+    assert str(caught.value).count("toy.checkpoint") == 1
+
+
+def test_a_detector_is_no_checkpoint(tmp_path: Path, fitted: Callable[..., Any]) -> None:
+    path = fitted().save(tmp_path / "part.blemish")
+    with pytest.raises(ConfigError, match="is a detector, not the checkpoint of a training"):
+        run(ToyConfig(), checkpoint=path, resume=True)
+
+
+def test_a_checkpoint_is_no_detector(interrupted: Path) -> None:
+    import blemish
+
+    with pytest.raises(ArtifactError):
+        blemish.load(interrupted)
+
+
+def test_a_resumed_training_keeps_the_steps_of_its_time_budget(tmp_path: Path) -> None:
+    path = tmp_path / "toy.checkpoint"
+    toy = Stopped(ToyConfig(), 25, lambda: signal.raise_signal(signal.SIGINT))  # at most 20 are tried
+    with pytest.raises(KeyboardInterrupt):
+        train(toy, stream_of(pictures(10)), seed=7, identity={}, minutes=0.01, checkpoint=path)
+    header = artifact.read(path)[1]["checkpoint"]
+    assert header["step"] < header["steps"]
+    again, done = run(ToyConfig(), identity={}, minutes=0.01, checkpoint=path, resume=True)
+    assert (done.resumed_at, done.steps) == (header["step"], header["steps"])
+    assert same(again, run(ToyConfig(epochs=1, min_steps=done.steps))[0])
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "BETWEEN_CHECKPOINTS", 0.0)
+    (tmp_path / "file").touch()
+    with pytest.raises(BlemishError, match="cannot be written"):
+        run(ToyConfig(), checkpoint=tmp_path / "file" / "toy.checkpoint")
+
+
+def test_the_state_of_any_optimiser_comes_back(tmp_path: Path) -> None:
+    class Counting(torch.optim.SGD):
+        """Has a number among its state."""
+
+        def step(self, closure: Any = None) -> Any:  # type: ignore[override]
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    self.state[parameter]["count"] = self.state[parameter].get("count", 0) + 1
+            return super().step(closure)
+
+    toy = Toy(ToyConfig())
+    toy.start_training(TrainingBatch(None, {"brightness": torch.zeros(1)}))
+    optimizer = Counting(toy.learned.parameters(), lr=0.1, momentum=0.9)
+    toy.learned(torch.ones(1, 64)).sum().backward()
+    optimizer.step()
+    path = tmp_path / "x"
+    checkpoint.save(path, toy, optimizer, step=1, steps=2, loss=0.5, seconds=1.0, identity={"a": 1}, pictures="p")
+    before, momentum = learned(toy), optimizer.state[toy.learned.weight]["momentum_buffer"].clone()
+    optimizer.step()
+    found = checkpoint.find(path, {"a": 1}, resume=True)
+    assert found is not None
+    assert (found.step, found.steps, found.loss, found.seconds, found.pictures) == (1, 2, 0.5, 1.0, "p")
+    fresh = Counting(toy.learned.parameters(), lr=0.1, momentum=0.9)
+    found.restore(toy, fresh)
+    assert same(learned(toy), before)
+    assert fresh.state[toy.learned.weight]["count"] == 1
+    assert torch.equal(fresh.state[toy.learned.weight]["momentum_buffer"], momentum)

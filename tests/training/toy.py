@@ -1,0 +1,155 @@
+"""A method that trains in milliseconds, here or in a process of its own."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from blemish.backbones import Backbone, build
+from blemish.config import to_dict
+from blemish.data.stream import PictureStream
+from blemish.data.transforms import Preprocessing
+from blemish.methods.trained import TrainedConfig, TrainedMethod, TrainingBatch
+from blemish.training import Training, checkpoint, loop, train
+
+SIDE = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToyConfig(TrainedConfig):
+    """`noise` is all that is random; `looks` reads the images too; `rule` is adamw or sgd."""
+
+    backbone: str = "test_vit"
+    image_size: tuple[int, ...] = (SIDE,)
+    epochs: int = 2
+    pictures_per_step: int = 4
+    learning_rate: float = 1e-2
+    noise: float = 0.1
+    looks: bool = False
+    rule: str = "adamw"
+
+
+@cache
+def _backbone() -> Backbone:
+    return build("test_vit", weights="random")
+
+
+class Toy(TrainedMethod):
+    """Learns to give back the mean patch token; a teacher follows what is learned."""
+
+    name, summary, source, Config = "toy", "", "", ToyConfig
+
+    def __init__(self, config: ToyConfig) -> None:
+        super().__init__(config, copy.deepcopy(_backbone()))
+        self.config: ToyConfig = config
+        self.register_buffer("made", torch.empty(0, dtype=torch.int64))
+        self.register_buffer("sample", torch.zeros(2))  # size and mean brightness of what it started from
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self.learned = nn.Linear(64, 64)
+        self.teacher: nn.Linear | None = None
+
+    @property
+    def needs_images(self) -> bool:
+        return self.config.looks
+
+    def encode(self, images: Tensor) -> dict[str, Tensor]:
+        tokens = self.backbone(images, (2,)).tokens[0]
+        return {"mean": tokens.mean(1), "brightness": images.mean((1, 2, 3))}
+
+    def start_training(self, sample: TrainingBatch) -> None:
+        brightness = sample.features["brightness"]
+        self.sample = torch.tensor([len(brightness), brightness.double().mean()])
+        self.teacher = copy.deepcopy(self.learned).requires_grad_(False)
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        if self.config.rule == "sgd":
+            return torch.optim.SGD(self.learned.parameters(), lr=self.config.learning_rate)
+        return torch.optim.AdamW(self.learned.parameters(), lr=self.config.learning_rate)
+
+    def learning_rate_factor(self, progress: float) -> float:
+        return 1 - progress / 2
+
+    def training_step(self, batch: TrainingBatch, progress: float) -> Tensor:
+        mean = batch.features["mean"].float()
+        noisy = mean + self.config.noise * (1 + progress) * torch.randn_like(mean) if self.config.noise else mean
+        loss = F.mse_loss(self.learned(noisy).float(), mean)
+        if batch.images is not None:
+            loss = loss + (self.learned.bias.mean() - batch.images.mean((1, 2, 3))).square().mean()
+        return loss
+
+    def after_step(self, step: int, steps: int) -> None:
+        assert self.teacher is not None
+        with torch.no_grad():
+            for slow, fast in zip(self.teacher.parameters(), self.learned.parameters(), strict=True):
+                slow.lerp_(fast, 0.1)
+
+    def end_training(self, steps: int) -> None:
+        assert self.teacher is not None
+        self.learned, self.teacher = self.teacher, None  # what it scores with has both histories in it
+        self.made = torch.tensor([steps])
+
+    def anomaly_map(self, images: Tensor) -> Tensor:
+        mean = self.encode(images)["mean"]
+        return (self.learned(mean) - mean).norm(dim=1)[:, None, None].expand(-1, 2, 2)
+
+
+def pictures(count: int) -> list[np.ndarray]:
+    return [np.random.default_rng(seed).integers(0, 256, (40, 40, 3), dtype=np.uint8) for seed in range(count)]
+
+
+def stream_of(sources: Sequence[Any], **settings: Any) -> PictureStream:
+    plain = Preprocessing(height=SIDE, width=SIDE, mean=(0.5,) * 3, std=(0.25,) * 3)
+    return PictureStream(sources, plain, **{"batch_size": 3, **settings})
+
+
+def run(config: ToyConfig, count: int = 10, **options: Any) -> tuple[dict[str, Tensor], Training]:
+    """What a toy has learned from `count` pictures, and its training."""
+    toy = Toy(config)
+    done = train(toy, stream_of(pictures(count)), **{"seed": 7, "identity": to_dict(config), **options})
+    return learned(toy), done
+
+
+def learned(toy: Toy) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in checkpoint.learned_state(toy).items()}
+
+
+def train_apart(
+    result: Path, config: ToyConfig, environment: Mapping[str, str], pause: float, options: Mapping[str, Any]
+) -> None:
+    """Train in a process of its own, with a checkpoint after every step, on ten pictures and a broken one."""
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    loop.BETWEEN_CHECKPOINTS = 0.0
+    toy = Toy(config)
+    follow = toy.after_step
+
+    def slowly(step: int, steps: int) -> None:
+        follow(step, steps)
+        time.sleep(pause)
+
+    toy.after_step = slowly  # type: ignore[method-assign]
+    stream = stream_of([*pictures(2), "nowhere.png", *pictures(10)[2:]])
+    try:
+        done = train(toy, stream, seed=7, identity=to_dict(config), **options)
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    told = {
+        "training": done.to_dict(),
+        "digests": sorted(stream.digests.items()),
+        "failures": [(position, failure.source, failure.reason) for position, failure in stream.failures.items()],
+    }
+    save_file(learned(toy), result, metadata={"told": json.dumps(told)})
