@@ -14,6 +14,8 @@ import pytest
 import torch
 
 import blemish
+from blemish.methods import METHODS
+from blemish.methods.trained import TrainedMethod
 from blemish.predictor import Detector
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -29,6 +31,15 @@ SMALL: dict[str, Any] = {
     "device": "cpu",
     "precision": "fp32",
 }
+
+
+# A short training; those of methods that are not trained have no such settings.
+BRIEF: dict[str, Any] = {"epochs": 1, "min_steps": 12, "pictures_per_step": 8, "width": 32, "heads": 4, "depth": 1}
+
+
+def settings_of(method: str) -> dict[str, Any]:
+    """Arguments of `blemish.fit` for this method, to fit it in milliseconds."""
+    return {**SMALL, **(BRIEF if issubclass(METHODS[method], TrainedMethod) else {})}
 
 
 def part(seed: int, *, defect: bool = False, height: int = SIDE, width: int = SIDE) -> np.ndarray:
@@ -52,13 +63,14 @@ def write_picture(path: Path, pixels: np.ndarray) -> Path:
 
 @cache
 def _fitted(method: str, count: int) -> Detector:
-    return blemish.fit(method, [part(seed) for seed in range(count)], **SMALL)
+    return blemish.fit(method, [part(seed) for seed in range(count)], **settings_of(method))
 
 
-@pytest.fixture(scope="session")
-def small() -> dict[str, Any]:
-    """Arguments of `blemish.fit` for a detector that fits in milliseconds."""
-    return dict(SMALL)
+@pytest.fixture
+def small(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Arguments of `blemish.fit` for a detector that fits in milliseconds: of the test's `method`, or of any other."""
+    callspec = getattr(request.node, "callspec", None)
+    return settings_of(callspec.params.get("method", "knn") if callspec else "knn")
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ import blemish
 from blemish.backbones import build
 from blemish.data.splits import hold_out
 from blemish.errors import ConfigError, DataError, NotFittedError
+from blemish.fitting import configure
 from blemish.methods import METHODS, MethodConfig
 from blemish.metrics.ranking import auroc
 from blemish.predictor import Detector
@@ -229,7 +230,8 @@ def test_a_config_of_another_method(method: str, picture: Part) -> None:
 def test_a_whole_config_is_the_same_as_its_settings(method: str, picture: Part, small: dict[str, Any]) -> None:
     good = [picture(seed) for seed in range(6)]
     named = {key: small[key] for key in ("device", "precision", "weights")}
-    config = METHODS[method].Config(backbone="test_vit", image_size=(64,), layers=(2, 4))
+    settings = {key: value for key, value in small.items() if key not in named}
+    config = configure(method, values=settings)
     one, other = blemish.fit(method, good, config=config, **named), blemish.fit(method, good, **small)
     assert one.method.config == other.method.config
     assert one.predict(picture(50)).score == other.predict(picture(50)).score

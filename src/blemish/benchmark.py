@@ -103,7 +103,8 @@ class Run:
     @cached_property
     def config(self) -> MethodConfig:
         """The whole config. Raises: ConfigError for an unknown method, recipe or key, or a bad value."""
-        return dataclasses.replace(configure(self.method, recipe=self.recipe, values=self.settings), seed=self.seed)
+        chosen = configure(self.method, recipe=self.recipe, values=self.settings, shots=self.shots)
+        return dataclasses.replace(chosen, seed=self.seed)
 
     @cached_property
     def key(self) -> str:

@@ -199,7 +199,8 @@ def data_set(found: Check) -> Iterable[str]:
 
 def _shots(manifest: Mapping[str, Any]) -> str:
     each = " of each category" if manifest["categories"] else ""
-    return f"{manifest['shots']} shots{each} by seed {manifest['seed']}"
+    shots = "1 shot" if manifest["shots"] == 1 else f"{manifest['shots']} shots"
+    return f"{shots}{each} by seed {manifest['seed']}"
 
 
 def _assignments(values: Mapping[str, Any]) -> str:

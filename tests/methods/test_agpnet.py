@@ -303,6 +303,19 @@ def test_the_decoder_and_its_attention(softmax: bool, attentions: int, dropout: 
     np.testing.assert_allclose(f64(method.decoder.attention_received(features)), looked, rtol=1e-4)
 
 
+def test_dropout_is_on_what_enters_the_decoder_while_training() -> None:
+    decoder = agpnet(dropout=0.4).decoder
+    features = torch.randn(2, 12, 64)
+    decoder.train()
+    torch.manual_seed(1)
+    given = decoder(features)
+    torch.manual_seed(1)
+    dropped = decoder.dropout(features)
+    assert 0.3 < float((dropped == 0).float().mean()) < 0.5
+    assert torch.equal(decoder.eval()(dropped), given)
+    assert not torch.equal(decoder(features), given)
+
+
 def test_nothing_goes_around_the_decoder() -> None:
     decoder = agpnet().decoder
     with torch.no_grad():
@@ -369,7 +382,7 @@ def test_the_guide(attention: str, softmax: bool) -> None:
         if attention != "prior":
             expected[picture] += min_max(looked[picture])
         expected[picture] = min_max(expected[picture])
-    guide = method._guide(targets, encoded["prior"])
+    guide = method._guide(targets, encoded.get("prior"))
     np.testing.assert_allclose(f64(guide), expected, atol=2e-3)
     assert guide.amin(1).tolist() == [0, 0, 0]
     assert guide.amax(1).tolist() == [1, 1, 1]
@@ -547,7 +560,7 @@ def test_the_perturbation_lands_where_attention_is(kind: str) -> None:
     method = agpnet(feature_noise=kind, image_size=(128, 128))
     start(method)
     encoded = method.encode(pictures(16, height=128, width=128))
-    guide = method._guide(encoded["targets"], encoded["prior"])
+    guide = method._guide(encoded["targets"], encoded.get("prior"))
     assert guide.std(1).min() > 0.1  # nearly uniform guidance would be a bug
     features = encoded["targets"].sum(1)
     moved = (method._perturbed(features, guide, 0.9) - features).abs().mean(2)

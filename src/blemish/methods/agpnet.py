@@ -22,7 +22,7 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Self, cast
+from typing import Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ from torch.nn import functional as F
 
 from blemish.backbones import Backbone
 from blemish.errors import ConfigError
-from blemish.methods.base import smooth, top_mean
+from blemish.methods.base import smooth
 from blemish.methods.trained import TrainedConfig, TrainedMethod, TrainingBatch
 from blemish.types import Scores
 
@@ -44,19 +44,19 @@ class AGPNetConfig(TrainedConfig):
     Attributes:
         groups: the layers, in their order, are summed to this many targets (eq. 1 has one). A CNN has one.
         width, depth, heads, attentions: of the decoder; `attentions` self-attentions a layer.
-        start: the decoder's weights before training: "random", or "linear": as the linear autoencoder of this width that
-            reconstructs the first pictures best, so that what training adds is what a linear map cannot say.
+        start: the decoder's weights before training: "random", or "linear": as the linear autoencoder of this width
+            that reconstructs some of the pictures best, so that training only adds what a linear map cannot say.
         softmax: whether the decoder's attention has a softmax; without, it is linear in the number of patches.
         dropout: of the features before the decoder, in [0, 1); the paper has none.
         loss: "l2" (eq. 7) or "cosine"; the anomaly map is the same distance.
         spared: with the cosine loss, this share of the best reconstructed locations weighs a tenth.
         feature_noise, image_noise: where noise goes: "none"; "random" (alike everywhere); "attention"; "shuffled"
             (attention at the wrong places: the control).
-        noise_low, noise_high: intensity of feature noise, in standard deviations of F, at the start and from
-            `noise_until` of the run on, rising linearly between (eq. 5).
+        noise_low, noise_high, noise_until: intensity of feature noise, in standard deviations of F: at the start, and
+            from this fraction of the run on; it rises linearly between (eq. 5).
         noise_floor: least weight of feature noise at unattended places, in [0, 1].
-        image_share: share of the pixels that image noise covers, until `image_from` of the run; then it rises to 1 at
-            `noise_until`.
+        image_share, image_from: share of the pixels that image noise covers, until this fraction of the run; then it
+            rises to 1 at `noise_until`.
         attention: what guides the noise: the encoder's attention ("prior"), the decoder's ("learned") or "both".
         mean_teacher: whether the learned attention comes from an average of the decoder over time (eq. 3), or the
             decoder itself.
@@ -153,8 +153,9 @@ class AGPNet(TrainedMethod):
         super().__init__(config, backbone)
         self.config: AGPNetConfig = config
         self.register_buffer("steps", torch.empty(0, dtype=torch.int64))
+        self.layers = backbone.check_layers(config.layers)
         with torch.no_grad():
-            probe = backbone(torch.zeros(1, 3, *backbone.round_size(*config.height_width)), config.layers)
+            probe = backbone(torch.zeros(1, 3, *backbone.round_size(*config.height_width)), self.layers)
         self.grid: tuple[int, int] = min(probe.grids)
         widths = [tokens.shape[2] for tokens in probe.tokens]
         self.groups = 1 if backbone.spec.kind == "cnn" else min(config.groups, len(widths))
@@ -170,19 +171,22 @@ class AGPNet(TrainedMethod):
         """Eq. 1 of layers B N D each, by groups: float32 B G N D."""
         normed = [F.layer_norm(layer, layer.shape[-1:]) for layer in tokens]
         if self.backbone.spec.kind == "cnn":
-            return torch.cat([self._on_grid(layer, grid) for layer, grid in zip(normed, grids, strict=True)], 2)[:, None]
+            return torch.cat([self._on_grid(layer, grid) for layer, grid in zip(normed, grids, strict=True)], 2)[
+                :, None
+            ]
         split = torch.tensor_split(torch.stack(normed, 1), self.groups, dim=1)
         return torch.stack([group.sum(1) for group in split], 1)
 
     def encode(self, images: Tensor) -> dict[str, Tensor]:
         """`targets` B G N D in the backbone's precision, and `prior` B N: the attention of the frozen encoder."""
-        rows = self.config.layers if self._guided and self.backbone.spec.kind == "vit" else ()
-        features = self.backbone(images, self.config.layers, attention=rows)
+        wanted = self._guided and self.config.attention != "learned"
+        rows = self.layers if wanted and self.backbone.spec.kind == "vit" else ()
+        features = self.backbone(images, self.layers, attention=rows)
         targets = self.targets(features.tokens, features.grids)
         encoded = {"targets": targets.to(self.backbone.dtype)}
         if rows:
             encoded["prior"] = torch.stack([features.attention[layer].mean(1) for layer in rows]).mean(0)
-        elif self._guided:
+        elif wanted:
             squared = [layer.square().mean(2, keepdim=True) for layer in features.tokens]
             onto = [self._on_grid(layer, grid) for layer, grid in zip(squared, features.grids, strict=True)]
             encoded["prior"] = torch.stack([normalise(layer[:, :, 0]) for layer in onto]).mean(0)
@@ -225,13 +229,15 @@ class AGPNet(TrainedMethod):
     def training_step(self, batch: TrainingBatch, progress: float) -> Tensor:
         """Eq. 6: half the error from perturbed features, half that from features of the perturbed picture."""
         targets = batch.features["targets"].float()
-        guide = self._guide(targets, batch.features.get("prior")) if self._guided else targets.new_zeros(targets.shape[0], targets.shape[2])
+        guide = targets.new_zeros(targets.shape[0], targets.shape[2])
+        if self._guided:
+            guide = self._guide(targets, batch.features.get("prior"))
         loss = self.loss(self.decoder(self._perturbed(targets.sum(1), guide, progress)), targets, progress)
         if self.config.image_noise == "none":
             return loss
         assert batch.images is not None
         with torch.no_grad():
-            seen = self.backbone(self._noisy_images(batch.images, guide, progress), self.config.layers)
+            seen = self.backbone(self._noisy_images(batch.images, guide, progress), self.layers)
             noisy = self.targets(seen.tokens, seen.grids).sum(1)
         return (loss + self.loss(self.decoder(self._perturbed(noisy, guide, progress)), targets, progress)) / 2
 
@@ -313,7 +319,7 @@ class AGPNet(TrainedMethod):
         if easy == 0:
             return distance.mean()
         known = distance.detach().flatten()
-        limit = known.kthvalue(max(1, math.ceil(easy * known.numel()))).values
+        limit = known.kthvalue(math.floor(easy * known.numel()) + 1).values
         return (distance * torch.where(distance.detach() < limit, 0.1, 1.0)).mean()
 
     # Scoring
@@ -321,7 +327,7 @@ class AGPNet(TrainedMethod):
     def anomaly_map(self, images: Tensor) -> Tensor:
         """Eq. 8: the distance between what goes into the decoder and what comes out."""
         self._require(self.steps)
-        features = self.backbone(images, self.config.layers)
+        features = self.backbone(images, self.layers)
         targets = self.targets(features.tokens, features.grids)
         precision = self.backbone.dtype
         with torch.autocast(images.device.type, dtype=precision, enabled=precision != torch.float32):
@@ -400,9 +406,7 @@ class Decoder(nn.Module):
 
     def _enter(self, features: Tensor) -> Tensor:
         height, width = len(self.rows), len(self.columns)
-        places = torch.cat(
-            [self.rows[:, None].expand(-1, width, -1), self.columns[None].expand(height, -1, -1)], dim=2
-        )
+        places = torch.cat([self.rows[:, None].expand(-1, width, -1), self.columns[None].expand(height, -1, -1)], dim=2)
         return cast(Tensor, self.inward(self.dropout(features)) + places.flatten(0, 1))
 
 
@@ -457,7 +461,7 @@ class Dropout(nn.Module):
 
     def __init__(self, rate: float) -> None:
         super().__init__()
-        self.dropped = round(256 * rate)
+        self.dropped = min(255, round(256 * rate))
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.dropped == 0:
