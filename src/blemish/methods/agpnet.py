@@ -67,9 +67,9 @@ class AGPNetConfig(TrainedConfig):
     """
 
     layers: tuple[int, ...] = ()
-    epochs: int = 60
-    min_steps: int = 600
-    pictures_per_step: int = 16
+    epochs: int = 20
+    min_steps: int = 2500
+    pictures_per_step: int = 2
     learning_rate: float = 2e-3
     groups: int = 2
     width: int = 256
@@ -89,7 +89,7 @@ class AGPNetConfig(TrainedConfig):
     noise_floor: float = 0.0
     image_share: float = 0.6
     image_from: float = 0.2
-    attention: Literal["prior", "learned", "both"] = "both"
+    attention: Literal["prior", "learned", "both"] = "prior"
     mean_teacher: bool = True
     ema_decay: float | None = None
     ema_every: int = 10
@@ -134,6 +134,7 @@ class AGPNetConfig(TrainedConfig):
             loss="l2",
             spared=0.0,
             image_noise="attention",
+            attention="both",
             ema_decay=0.9999,
             schedule="step",
             score_window=16 / 224,
