@@ -987,3 +987,26 @@ def test_positions_follow_the_rows_of_the_grid() -> None:
     for place in range(12):
         torch.testing.assert_close(placed[0, place, :16], torch.full((16,), float(place // 3)))
         torch.testing.assert_close(placed[0, place, 16:], torch.full((16,), 10.0 * (place % 3)))
+
+
+# What it says of its guidance
+
+
+def test_findings_of_flat_and_of_peaked_guidance() -> None:
+    method = agpnet(attention="prior")
+    targets = method.encode(pictures())["targets"]
+    flat = torch.full((2, targets.shape[2]), 0.3)
+    peaked = flat.clone()
+    peaked[:, 5] = 1.0
+    found = method.findings(TrainingBatch(None, {"targets": targets, "prior": flat}))
+    assert found == pytest.approx({"guidance_entropy": 1.0, "guidance_peak_to_mean": 1.0})
+    found = method.findings(TrainingBatch(None, {"targets": targets, "prior": peaked}))
+    assert found["guidance_entropy"] == pytest.approx(0.0, abs=1e-5)
+    assert found["guidance_peak_to_mean"] == pytest.approx(targets.shape[2], rel=1e-3)
+    half = torch.cat(
+        [torch.zeros(2, targets.shape[2] // 2), torch.ones(2, targets.shape[2] - targets.shape[2] // 2)], 1
+    )
+    found = method.findings(TrainingBatch(None, {"targets": targets, "prior": half}))
+    known = math.log(targets.shape[2] - targets.shape[2] // 2) / math.log(targets.shape[2])
+    assert found["guidance_entropy"] == pytest.approx(known, abs=1e-5)
+    assert agpnet(feature_noise="none", image_noise="none").findings(TrainingBatch(None, {"targets": targets})) == {}

@@ -253,6 +253,16 @@ class AGPNet(TrainedMethod):
             for slow, fast in zip(self.teacher.parameters(), self.decoder.parameters(), strict=True):
                 slow.lerp_(fast, 1 - decay)
 
+    def findings(self, sample: TrainingBatch) -> dict[str, float]:
+        """Entropy of the guidance (1 = it is flat, and guides nothing) and its peak as a multiple of its mean."""
+        if not self._guided:
+            return {}
+        guide = self._guide(sample.features["targets"].float(), sample.features.get("prior")) + 1e-9  # all 0 is flat
+        share = guide / guide.sum(1, keepdim=True)
+        entropy = -(share * share.log()).sum(1) / math.log(guide.shape[1])
+        peak = guide.amax(1) / guide.mean(1)
+        return {"guidance_entropy": float(entropy.mean()), "guidance_peak_to_mean": float(peak.mean())}
+
     def end_training(self, steps: int) -> None:
         self.teacher = None
         self.steps = torch.tensor([steps])

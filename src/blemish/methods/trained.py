@@ -107,6 +107,10 @@ class TrainedMethod(Method):
     def after_step(self, step: int, steps: int) -> None:
         """Called after the optimiser's step number `step` (from 1) of `steps`."""
 
+    def findings(self, sample: TrainingBatch) -> dict[str, float]:
+        """Figures by name that show whether training did what it should. Called before `end_training`."""
+        return {}
+
     @abstractmethod
     def end_training(self, steps: int) -> None:
         """Drop what was needed while training only; the method can score from here on."""

@@ -42,6 +42,7 @@ class Training:
         cached: whether what the frozen part gives was kept in memory.
         processes: how many have trained together.
         resumed_at: how many steps had been made when this run began; 0 = it began from the start.
+        findings: what the method found to say of it, by name; see `TrainedMethod.findings`.
     """
 
     steps: int
@@ -52,6 +53,7 @@ class Training:
     cached: bool
     processes: int
     resumed_at: int
+    findings: Mapping[str, float]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -171,6 +173,8 @@ def train(
 
         spent = time.perf_counter() - begun
         optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            findings = method.findings(sample)
         method.end_training(steps)
         method.eval()
     return Training(
@@ -182,6 +186,7 @@ def train(
         cached=rows.kept is not None,
         processes=processes,
         resumed_at=first,
+        findings=findings,
     )
 
 
