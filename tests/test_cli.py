@@ -92,6 +92,12 @@ def test_version(run: Run) -> None:
     assert run("--version")[:2] == (0, "blemish 0.1.0\n")
 
 
+def test_as_a_module() -> None:
+    done = subprocess.run([sys.executable, "-m", "blemish", "fit"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "blemish fit: Missing argument" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
