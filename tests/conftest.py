@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable
 from functools import cache
@@ -15,7 +16,6 @@ import torch
 
 import blemish
 from blemish.methods import METHODS
-from blemish.methods.trained import TrainedMethod
 from blemish.predictor import Detector
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -39,7 +39,8 @@ BRIEF: dict[str, Any] = {"epochs": 1, "min_steps": 12, "pictures_per_step": 8, "
 
 def settings_of(method: str) -> dict[str, Any]:
     """Arguments of `blemish.fit` for this method, to fit it in milliseconds."""
-    return {**SMALL, **(BRIEF if issubclass(METHODS[method], TrainedMethod) else {})}
+    names = {field.name for field in dataclasses.fields(METHODS[method].Config)} if method in METHODS else set()
+    return {**SMALL, **{name: value for name, value in BRIEF.items() if name in names}}
 
 
 def part(seed: int, *, defect: bool = False, height: int = SIDE, width: int = SIDE) -> np.ndarray:

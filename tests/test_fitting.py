@@ -119,7 +119,8 @@ def test_layers_that_are_not_named_are_written_down(picture: Part, small: dict[s
 @pytest.mark.parametrize("method", list(blemish.METHODS))
 def test_the_seed_is_the_one_that_was_given(method: str, picture: Part, small: dict[str, Any]) -> None:
     named = {key: small[key] for key in ("device", "precision", "weights")}
-    config = blemish.METHODS[method].Config(backbone="test_vit", image_size=(64,), layers=(2, 4), seed=5)
+    values = {key: value for key, value in small.items() if key not in named}
+    config = blemish.configure(method, values={**values, "seed": 5})
     for detector in (
         blemish.fit(method, parts(picture, 6), seed=5, **small),
         blemish.fit(method, parts(picture, 6), config=config, **named),
@@ -645,12 +646,12 @@ def test_an_interruption_leaves_no_thread_behind(stage: str, picture: Part, smal
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("blemish-decode")]
 
 
-def test_the_global_random_state_is_left_alone(picture: Part, small: dict[str, Any]) -> None:
+@pytest.mark.parametrize("method", list(blemish.METHODS))
+def test_the_global_random_state_is_left_alone(method: str, picture: Part, small: dict[str, Any]) -> None:
     torch.manual_seed(5)
     np.random.seed(5)
     before = torch.random.get_rng_state(), str(np.random.get_state())
-    for method in blemish.METHODS:
-        blemish.fit(method, parts(picture, 4), seed=3, **small)
+    blemish.fit(method, parts(picture, 4), seed=3, **small)
     assert torch.equal(torch.random.get_rng_state(), before[0])
     assert str(np.random.get_state()) == before[1]
 

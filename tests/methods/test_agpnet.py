@@ -810,9 +810,10 @@ def test_before_training() -> None:
 def test_the_published_size() -> None:
     config = replace(AGPNetConfig.paper(), backbone="vit_small_patch16_224")
     method = AGPNet(config, build("vit_small_patch16_224", weights="random")).eval()
-    method.end_training(1)
     learned = sum(parameter.numel() for parameter in method.parameters() if parameter.requires_grad)
     assert learned == pytest.approx(4.42e6, rel=0.005)
+    method.end_training(1)
+    assert not any(parameter.requires_grad for parameter in method.parameters())
     # The plain kernel: what fused attention multiplies is not counted on every device.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
         method.anomaly_map(torch.zeros(1, 3, 224, 224))

@@ -265,6 +265,7 @@ class AGPNet(TrainedMethod):
 
     def end_training(self, steps: int) -> None:
         self.teacher = None
+        self.decoder.requires_grad_(False)
         self.steps = torch.tensor([steps])
 
     def _guide(self, targets: Tensor, prior: Tensor | None) -> Tensor:
