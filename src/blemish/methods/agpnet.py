@@ -86,7 +86,7 @@ class AGPNetConfig(TrainedConfig):
     noise_low: float = 0.0
     noise_high: float = 1.0
     noise_until: float = 0.8
-    noise_floor: float = 0.0
+    noise_floor: float = 0.5
     image_share: float = 0.6
     image_from: float = 0.2
     attention: Literal["prior", "learned", "both"] = "prior"
@@ -134,6 +134,7 @@ class AGPNetConfig(TrainedConfig):
             loss="l2",
             spared=0.0,
             image_noise="attention",
+            noise_floor=0.0,
             attention="both",
             ema_decay=0.9999,
             schedule="step",
