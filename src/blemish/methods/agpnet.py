@@ -8,12 +8,14 @@ The paper does not say, and here: F is the sum of layers 3, 6, 9 and 12; the dec
 and two self-attentions a layer (by arithmetic: that gives its parameters and multiply-adds); the prior is the [CLS]
 row; the learned attention is attention received, mean over queries, from a teacher that sees the clean F; noise is in
 units of F's standard deviation in the picture; image noise has σ = 1 in normalised pixels; learning rate 1e-4 and
-weight decay 1e-4; the image score averages over 16×16 pixels at 224². A CNN has no attention: its levels are
-layer-normalised, brought to the coarsest grid and joined, and the prior is the channel mean of squared activations.
+weight decay 1e-4; the base factor of eq. 5 is 1; the image score averages over 16×16 pixels at 224². A CNN has no
+attention: its levels are layer-normalised, brought to the coarsest grid and joined, and the prior is the channel mean
+of squared activations.
 
-`best` goes beyond the paper, by the published evidence for plain-ViT reconstruction (Guo et al. 2025, "Dinomaly"):
-a dropout bottleneck, decoder attention without softmax, two groups of layers as targets, cosine loss that spares what
-is reconstructed already. What each is worth here stands in docs/log.md.
+`best` goes beyond the paper. By the published evidence for plain-ViT reconstruction (Guo et al. 2025, "Dinomaly"):
+dropout before the decoder, decoder attention without softmax, two groups of layers as targets, cosine loss that spares
+what is reconstructed already. By our own (docs/log.md): a decoder that starts as a linear autoencoder, many small
+steps, and noise everywhere, though more of it where the encoder looks.
 """
 
 from __future__ import annotations
