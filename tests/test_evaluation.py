@@ -157,6 +157,9 @@ def test_every_category_by_itself(mvtec: Path, tmp_path: Path, fitted: Callable[
         for metric in ("image_auroc", "image_ap", "pixel_auroc", "aupro"):
             assert values[metric] == pytest.approx(getattr(alone, metric), rel=1e-4)
         assert alone.by_category[category] == pytest.approx(dict(values), rel=1e-4)
+        for defect, found in alone.by_defect.items():  # against the good pictures of its own part
+            assert whole.by_defect[f"{category}/{defect}"] == pytest.approx(dict(found), rel=1e-4)
+    assert set(whole.by_defect) == {"bolt/dark", "bolt/square", "nut/dark", "nut/square"}
 
     for metric, mean in whole.category_mean.items():
         values = [whole.by_category[category][metric] for category in ("bolt", "nut")]

@@ -96,29 +96,30 @@ class _PixelGroups:
         low, high = detector.map_scale
         self._range = (low - 10 * (high - low), high + 30 * (high - low))
         self._normals: list[tuple[np.ndarray, str]] = []
-        self._groups: dict[tuple[str, str], PixelMetrics | StreamingPixelMetrics] = {}
+        self._groups: dict[tuple[str, str, str], PixelMetrics | StreamingPixelMetrics] = {}
 
     def add(self, sample: Sample, anomaly_map: np.ndarray, mask: np.ndarray | None) -> None:
-        keys = [("all", ""), ("category", sample.category)]
+        keys = [("all", "", ""), ("category", sample.category, "")]
         if sample.label == ANOMALOUS:
-            keys.append(("defect", sample.defect))
+            keys.append(("defect", sample.category, sample.defect))
         for key in keys:
             self._group(key).add(anomaly_map, mask)
         if sample.label == NORMAL and self._exact:
             self._normals.append((anomaly_map, sample.category))
 
-    def result(self, kind: str, name: str = "") -> PixelResult | None:
-        group = self._groups.get((kind, name))
+    def result(self, kind: str, category: str = "", defect: str = "") -> PixelResult | None:
+        group = self._groups.get((kind, category, defect))
         if group is None:
             return None
         if kind == "defect":
             if not self._exact:
                 return None  # would need every normal map once more for each defect type
-            for anomaly_map, _ in self._normals:
-                group.add(anomaly_map, None)
+            for anomaly_map, shown in self._normals:
+                if shown == category:
+                    group.add(anomaly_map, None)
         return group.compute()
 
-    def _group(self, key: tuple[str, str]) -> PixelMetrics | StreamingPixelMetrics:
+    def _group(self, key: tuple[str, str, str]) -> PixelMetrics | StreamingPixelMetrics:
         if key not in self._groups:
             self._groups[key] = PixelMetrics() if self._exact else StreamingPixelMetrics(*self._range, bins=1 << 20)
         return self._groups[key]
@@ -148,11 +149,9 @@ def _summary(
     truth = np.array([row["truth"] for row in rows])
     f1 = best_f1(scores, truth)
     whole = pixels.result("all") if pixels else None
-    defects = sorted({row["defect"] for row in rows if row["truth"] == ANOMALOUS})
-    categories = sorted({row["category"] for row in rows})
-    by_category = {
-        name: _group([r for r in rows if r["category"] == name], pixels, "category", name) for name in categories
-    }
+    defects = sorted({(row["category"], row["defect"]) for row in rows if row["truth"] == ANOMALOUS})
+    of = {name: [row for row in rows if row["category"] == name] for name in sorted({row["category"] for row in rows})}
+    by_category = {name: _group(own, pixels, "category", name) for name, own in of.items()}
     limit = None if detector.threshold is None else detector.threshold.value
     return Evaluation(
         counts={
@@ -172,8 +171,14 @@ def _summary(
         pixel_auroc_error=0.0 if whole is None else whole.auroc_error,
         aupro_error=0.0 if whole is None else whole.aupro_error,
         by_defect={
-            name: _group([r for r in rows if r["truth"] == NORMAL or r["defect"] == name], pixels, "defect", name)
-            for name in defects
+            defect if len(of) == 1 else f"{category}/{defect}": _group(
+                [row for row in of[category] if row["truth"] == NORMAL or row["defect"] == defect],
+                pixels,
+                "defect",
+                category,
+                defect,
+            )
+            for category, defect in defects
         },
         by_category=by_category,
         category_mean=_means(by_category.values()) if len(by_category) > 1 else {},
@@ -186,11 +191,11 @@ def _summary(
 
 
 def _group(
-    rows: Sequence[Mapping[str, Any]], pixels: _PixelGroups | None, kind: str, name: str
+    rows: Sequence[Mapping[str, Any]], pixels: _PixelGroups | None, kind: str, category: str, defect: str = ""
 ) -> dict[str, float | int | None]:
     scores = [row["score"] for row in rows]
     truth = [row["truth"] for row in rows]
-    result = pixels.result(kind, name) if pixels else None
+    result = pixels.result(kind, category, defect) if pixels else None
     count = sum(value == ANOMALOUS for value in truth) if kind == "defect" else len(rows)
     return {
         "count": count,

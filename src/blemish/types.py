@@ -150,7 +150,8 @@ class Evaluation:
         pixel_auroc, aupro: None where the set has no masks. AUPRO is integrated to a false-positive rate of 0.3.
         pixel_auroc_error, aupro_error: how far off they may be: 0 = exact; a set too large for that is measured in
             constant memory.
-        by_defect: per defect type the same metrics, each against all normal pictures, and `count`.
+        by_defect: per defect type the same metrics, each against all normal pictures of its category, and `count`;
+            with several categories it is called category/defect.
         by_category: per category the same metrics.
         category_mean: image_auroc, image_ap, pixel_auroc and aupro, each the mean over the categories that have it
             (None where none has); empty for fewer than two categories.
