@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -20,6 +21,8 @@ from blemish.predictor import Detector
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 torch.set_num_threads(1)
+# Where the tests run in the background Ctrl-C is ignored, and would be in every process that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SIDE = 64
 # Nothing here may depend on what the machine has, and the defaults of a method are for real backbones.
