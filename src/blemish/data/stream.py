@@ -80,7 +80,13 @@ class PictureStream:
     @property
     def batches(self) -> int:
         """How many batches one pass has when no picture is broken."""
-        return -(-len(self.sources) * self.rotations * (1 + self.flips) // self.batch_size)
+        return -(-len(self.sources) * len(self.copies) // self.batch_size)
+
+    @property
+    def copies(self) -> list[tuple[float, bool]]:
+        """How every picture comes, in this order: (angle in degrees, whether mirrored)."""
+        angles = [360.0 * turn / self.rotations for turn in range(self.rotations)]
+        return list(product(angles, (False, True) if self.flips else (False,)))
 
     def _load(self, index: int) -> tuple[int, list[torch.Tensor]]:
         if index in self.failures:
@@ -93,9 +99,7 @@ class PictureStream:
             self.failures[index] = Failure(source=name_of(source, index), reason=reason)
             return index, []
         self.digests[index] = picture.digest
-        angles = [360.0 * turn / self.rotations for turn in range(self.rotations)]
-        copies = product(angles, (False, True) if self.flips else (False,))
-        return index, [prepare(picture, self.preprocessing, angle=angle, flip=flip) for angle, flip in copies]
+        return index, [prepare(picture, self.preprocessing, angle=angle, flip=flip) for angle, flip in self.copies]
 
 
 def name_of(source: Any, index: int) -> str:

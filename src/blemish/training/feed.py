@@ -41,7 +41,7 @@ class Feed:
 
     @property
     def rows(self) -> int:
-        return len(self.usable) * _copies(self.stream)
+        return len(self.usable) * len(self.stream.copies)
 
     def batches(self, size: int, *, seed: int, skip: int) -> Generator[TrainingBatch]:
         """Batches without end of `size` rows, from the one after the first `skip`, on the backbone's device.
@@ -74,12 +74,12 @@ class Feed:
     def _picture(self, row: int) -> Tensor:
         """Row `row` as the stream would give it: 3 H W. Raises: ImageError where it has become unreadable."""
         stream = self.stream
-        position, copy = divmod(row, _copies(stream))
+        position, copy = divmod(row, len(stream.copies))
         index = self.usable[position]
-        turn, flip = divmod(copy, 1 + stream.flips)
+        angle, flip = stream.copies[copy]
         source, window = stream.sources[index], stream.preprocessing.decode_window()
         picture = decode(source, window=window, name=name_of(source, index))
-        return prepare(picture, stream.preprocessing, angle=360.0 * turn / stream.rotations, flip=bool(flip))
+        return prepare(picture, stream.preprocessing, angle=angle, flip=flip)
 
 
 def read(method: TrainedMethod, stream: PictureStream, *, limit: float, progress: Progress) -> Feed:
@@ -87,7 +87,7 @@ def read(method: TrainedMethod, stream: PictureStream, *, limit: float, progress
 
     Args: limit: the most bytes to keep; where all of it would be more, nothing is kept.
     """
-    total, done = len(stream.sources) * _copies(stream), 0
+    total, done = len(stream.sources) * len(stream.copies), 0
     kept: TrainingBatch | None = None
     progress(READING, 0, total)
     for batch in stream:
@@ -125,10 +125,6 @@ def _endless(rows: int, seed: int, position: int) -> Iterator[int]:
         order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed_of("epoch", seed, epoch)))
         yield from order[offset:].tolist()
         position += rows - offset
-
-
-def _copies(stream: PictureStream) -> int:
-    return stream.rotations * (1 + stream.flips)
 
 
 def _device(method: TrainedMethod) -> torch.device:
