@@ -7,25 +7,35 @@ import os
 import shutil
 import statistics
 import sys
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 import blemish
 from blemish import benchmark
-from blemish.benchmark import METRICS, Run, data_sets, measure, plan, run
+from blemish.benchmark import METRICS, SHIFTED_METRICS, Run, data_sets, measure, plan, run
+from blemish.data.shifts import SHIFTS
 from blemish.errors import ConfigError, DataError, OutputError
+from blemish.images import decode
 from blemish.methods import METHODS
 from blemish.methods.trained import TrainedConfig, TrainedMethod
 from blemish.predictor import Detector
 from blemish.results import Row, read_rows
 from blemish.suites import Entry
+from blemish.types import Failure
 
 TINY = {"backbone": "test_vit", "image_size": 32, "layers": [2, 4], "bank_size": 50}
 HERE = {"device": "cpu", "precision": "fp32"}
+GUIDED = {
+    "method": "guided",
+    "settings": {"backbone": "test_vit", "image_size": [32], "epochs": 1, "min_steps": 12, "pictures_per_step": 8},
+}
 OLD_KEYS = {"patchcore": "e8d4b1c5e99916eb", "knn": "f1385710f3442134"}  # of rows in benchmarks/results
 
 
@@ -174,6 +184,82 @@ def test_several_categories_are_measured_each_by_itself(mvtec: Path) -> None:
         )
 
 
+def test_shifted_pictures_are_judged_as_if_they_had_been_stored_so(mvtec: Path, write: Callable[..., Path]) -> None:
+    row = measure(a_run(mvtec, shifts=["noise", "blur"]), **HERE)
+    assert (row["shifts"], row["adapt"]) == (["blur", "noise"], [])
+    assert list(row["shifted"]) == ["none", "blur", "noise"]
+    assert row["shifted"]["none"] == {"none": {**{name: row[name] for name in SHIFTED_METRICS}, "adapted": 0.0}}
+    for name in ("blur", "noise"):
+        shutil.copytree(mvtec, mvtec.parent / name / "part")
+        for path in (mvtec.parent / name / "part" / "test").rglob("*.png"):
+            write(path, SHIFTS[name](decode(path).pixels))
+        stored = measure(a_run(mvtec.parent / name / "part"), **HERE)
+        assert row["shifted"][name]["none"] == {**{key: stored[key] for key in SHIFTED_METRICS}, "adapted": 0.0}
+    assert row["shifted"]["noise"] != row["shifted"]["none"]
+    assert "shifted" not in stored
+
+
+def test_a_shifted_picture_is_known_by_its_original(fitted: Callable[..., Detector], picture: Any) -> None:
+    plain = fitted("knn")
+    shifted = benchmark._Shifted(plain, SHIFTS["brightness"])
+    before, after, broken = (
+        plain.predict(picture(900)),
+        *shifted.predict_many([picture(900), np.zeros((0, 0, 3), np.uint8)]),
+    )
+    assert (before.digest, before.size) == (after.digest, after.size)
+    assert before.score != after.score
+    assert after.score == plain.predict(SHIFTS["brightness"](picture(900))).score
+    assert isinstance(broken, Failure)
+
+
+def test_every_shift_is_judged_in_every_mode(mvtec: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[str, str | None]] = []
+    evaluate = benchmark.evaluate
+
+    def recorded(detector: Detector, *arguments: Any, **named: Any) -> Any:
+        calls.append((type(detector).__name__, named.get("adapt")))
+        return evaluate(detector, *arguments, **named)
+
+    monkeypatch.setattr(benchmark, "evaluate", recorded)
+    row = measure(a_run(mvtec, **GUIDED, shifts=["contrast"], adapt=["episodic", "online"]), **HERE)
+    modes = (None, "online", "episodic")
+    assert calls[0] == ("_Stopwatch", None)
+    assert calls[1:] == [(name, mode) for name in ("Detector", "_Shifted") for mode in modes]
+    assert row["adapt"] == ["online", "episodic"]
+    for by_mode in row["shifted"].values():
+        assert list(by_mode) == ["none", "online", "episodic"]
+        assert by_mode["none"]["adapted"] == 0
+        assert all(0 <= metrics["adapted"] <= 1 for metrics in by_mode.values())
+    assert row["shifted"]["none"]["none"]["image_auroc"] == row["image_auroc"]
+    assert str(a_run(mvtec, **GUIDED, shifts=["contrast"], adapt=["online"])).endswith(
+        "also shifted: contrast · also adapting: online"
+    )
+
+
+def test_the_share_of_adapted_pictures_and_the_means_of_categories_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def evaluate(*_: object, on_prediction: Callable[..., None], **__: object) -> SimpleNamespace:
+        for adapted in (True, False, False, True, True):
+            on_prediction(None, SimpleNamespace(adapted=adapted))
+        return SimpleNamespace(image_auroc=0.5, pixel_auroc=None, aupro=0.75, category_mean={"aupro": 0.25})
+
+    monkeypatch.setattr(benchmark, "evaluate", evaluate)
+    metrics = benchmark._shifted_metrics(None, None, "online")
+    assert metrics == {"image_auroc": 0.5, "pixel_auroc": None, "aupro": 0.25, "adapted": 0.6}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"shifts": ["blurr"]}, "did you mean 'blur'"),
+        ({"adapt": ["onlin"]}, "unknown mode of adaptation 'onlin'; did you mean 'online'"),
+        ({"adapt": ["online"]}, "knn cannot adapt"),
+    ],
+)
+def test_a_wrong_shift_or_mode_is_said(mvtec: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        plan([Entry(method="knn")], {"a": mvtec}, [0], **changes)
+
+
 def test_memory_and_time_are_those_of_scoring(mvtec: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[str] = []
     peak, compared = benchmark.peak_memory_mib, benchmark.evaluate.__globals__["_compared"]
@@ -257,10 +343,18 @@ def test_the_key_is_what_is_measured(mvtec: Path, tmp_path: Path) -> None:
         a_run(mvtec, time_budget=1.0),
         a_run(mvtec, time_budget=2.0),
         a_run(mvtec, shots=1, time_budget=1.0),
+        a_run(mvtec, shifts=["blur"]),
+        a_run(mvtec, shifts=["blur", "noise"]),
+        a_run(mvtec, **GUIDED),
+        a_run(mvtec, **GUIDED, adapt=["online"]),
+        a_run(mvtec, **GUIDED, adapt=["online"], shifts=["blur"]),
     ]
     assert len({one.key, *(other.key for other in others)}) == 1 + len(others)
     assert a_run(mvtec, weights=str(first)).key == a_run(mvtec, weights=str(second)).key
     assert a_run(mvtec, time_budget=1).key == a_run(mvtec, time_budget=1.0).key
+    assert a_run(mvtec, shifts=["noise", "blur", "noise"]).key == a_run(mvtec, shifts=["blur", "noise"]).key
+    asked = a_run(mvtec, **GUIDED, adapt=["episodic", "online"], shifts=["noise", "blur"])
+    assert Run.from_dict(json.loads(json.dumps(asked.to_dict()))) == asked
 
 
 @pytest.mark.parametrize("method", OLD_KEYS)

@@ -18,7 +18,9 @@ import typer
 
 import blemish
 from blemish import cli, config, outputs
+from blemish.anomalies import SIMULATORS
 from blemish.artifact import read
+from blemish.data.shifts import SHIFTS
 from blemish.images import decode
 from blemish.methods import METHODS
 
@@ -74,7 +76,7 @@ def test_help_imports_nothing_heavy() -> None:
 
 def test_every_command_has_help_and_json() -> None:
     commands = leaves(typer.main.get_command(cli.app))
-    assert len(commands) == 11  # bench without a command of its own is not a leaf
+    assert len(commands) == 12  # bench without a command of its own is not a leaf
     for path, command in commands:
         options = {option for parameter in command.params for option in parameter.opts}
         assert "--json" in options, path
@@ -108,6 +110,8 @@ def test_as_a_module() -> None:
         (["predict", "x.blemish", "y", "--resume"], "--output DIR"),
         (["evaluate", "x.blemish", "y", "--resolution", "big"], "original"),
         (["data", "chek"], "Did you mean 'check'?"),
+        (["simulate", "x"], "--output DIR"),
+        (["simulate", "x", "-o", "y", "--image-size", "big"], "--image-size big: whole numbers"),
     ],
 )
 def test_wrong_usage(run: Run, arguments: list[str], said: str) -> None:
@@ -549,6 +553,45 @@ def test_doctor(run: Run) -> None:
     assert status == 0
     assert "blemish can work here." in out
     assert document(run("doctor", "--json"))["faults"] == []
+
+
+def test_simulate(run: Run, good_folder: Path, tmp_path: Path) -> None:
+    (good_folder / "broken.png").touch()
+    tiny = ("--backbone", "test_vit", "--weights", "random", "--image-size", "32,64", "--guide-layers", "2,4")
+    status, out, err = run("simulate", good_folder, "-o", tmp_path / "out", *tiny, "--count", "25")
+    assert status == 1  # done, but a picture was broken
+    assert "24 pictures with an anomaly by guided, 1 broken" in out
+    assert "broken.png: is empty" in out
+    assert "log N" in out
+    assert "warning: the attention is nearly flat" in out  # of an untrained backbone
+    assert out.count(f"Written: {tmp_path / 'out' / 'contact-sheet'}") == 3
+    assert "simulating: 1 of 25" in err
+    assert run("simulate", good_folder, "-o", tmp_path / "out")[0] == 2
+
+
+def test_simulate_as_json(run: Run, good_folder: Path, tmp_path: Path) -> None:
+    answer = run(
+        *("simulate", good_folder, "-o", tmp_path / "out", "--simulator", "nsa"),
+        *("--count", "2", "--image-size", "32", "--json"),
+    )
+    made = document(answer)
+    assert (answer[0], made["simulator"], made["entropy"], made["failures"]) == (0, "nsa", None, [])
+    assert {Path(file) for file in made["files"]} == set((tmp_path / "out").iterdir())
+    assert len(made["files"]) == 5
+
+
+def test_simulators_are_listed(run: Run) -> None:
+    assert [one["name"] for one in document(run("simulate", "--list", "--json"))] == list(SIMULATORS)
+    assert "guided-poisson" in run("simulate", "--list")[1]
+
+
+def test_bench_names_its_shifts(run: Run, mvtec: Path) -> None:
+    help_text = " ".join(run("bench", "--help")[1].split())
+    assert all(name in help_text for name in SHIFTS)
+    asked = ("bench", "--methods", "knn", "--data", mvtec, "--dry-run", "--json")
+    assert document(run(*asked, "--shifts", "all"))[0]["shifts"] == list(SHIFTS)
+    assert document(run(*asked, "--shifts", "noise,blur"))[0]["shifts"] == ["blur", "noise"]
+    assert "knn cannot adapt" in run(*asked, "--adapt", "online")[1]
 
 
 def test_a_bug_is_called_one(run: Run, part: Path, monkeypatch: pytest.MonkeyPatch) -> None:

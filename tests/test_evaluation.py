@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -116,6 +117,9 @@ def test_the_numbers_are_those_computed_by_hand(method: str, mvtec: Path, fitted
     maps = maps_by_hand(detector, mvtec)
     assert result.pixel_auroc == pytest.approx(pixel_auroc_by_hand(maps), abs=1e-5)
     assert result.aupro == pytest.approx(aupro_by_hand(maps), abs=1e-5)
+    anomalous = {path: pair for path, pair in maps.items() if Path(path).parent.name != "good"}
+    assert result.pixel_auroc_anomalous == pytest.approx(pixel_auroc_by_hand(anomalous), abs=1e-5)
+    assert dict(result.by_group) == {}
 
     assert set(result.by_defect) == {"square", "dark"}
     for defect, values in result.by_defect.items():
@@ -259,7 +263,7 @@ def test_a_mask_that_cannot_be_used(how: str, mvtec: Path, fitted: Callable[...,
 def test_without_any_mask(mvtec: Path, fitted: Callable[..., Detector]) -> None:
     shutil.rmtree(mvtec / "ground_truth")
     result = blemish.evaluate(fitted("knn"), mvtec)
-    assert (result.pixel_auroc, result.aupro) == (None, None)
+    assert (result.pixel_auroc, result.pixel_auroc_anomalous, result.aupro) == (None, None, None)
     assert all(values["aupro"] is None for values in result.by_defect.values())
     assert result.image_auroc is not None
     assert result.counts["without_mask"] == 0
@@ -368,7 +372,130 @@ def test_huge_sets_are_measured_in_constant_memory(
     streamed = blemish.evaluate(fitted("knn"), mvtec, resolution=RESOLUTION)
     assert streamed.pixel_auroc == pytest.approx(exact.pixel_auroc, abs=1e-3)
     assert streamed.aupro == pytest.approx(exact.aupro, abs=1e-3)
+    assert streamed.pixel_auroc_anomalous == pytest.approx(exact.pixel_auroc_anomalous, abs=1e-3)
     assert streamed.image_auroc == exact.image_auroc
+
+
+# Boxes in pixels of 1024², with the rows and columns of the 64² map that have their centres in them.
+BOXES = {
+    "00000101_000.png": [((128, 640, 192, 192), slice(40, 52), slice(8, 20))],
+    "00000102_000.png": [
+        ((128, 640, 192, 192), slice(40, 52), slice(8, 20)),
+        ((7, 9, 17, 16), slice(1, 2), slice(0, 1)),
+    ],
+    "00000103_000.png": [
+        ((1020, 8, 90, 1), slice(0, 1), slice(63, 64)),
+        ((-9, 600, 200, 900), slice(37, 64), slice(0, 12)),
+    ],
+}
+
+
+@pytest.fixture
+def chest(tmp_path: Path, picture: Part, write: Write) -> Path:
+    """In the NIH layout: 24 train normals and 6 in the test, of which 4 are of men; 3 with boxes, of which 2 are."""
+    names = {f"{seed:08d}_000.png": picture(seed) for seed in (*range(24), *range(50, 56))}
+    names |= {name: picture(int(name[5:8]), defect=True) for name in BOXES}
+    rows = []
+    for number, (name, pixels) in enumerate(names.items()):
+        write(tmp_path / "images" / name, pixels)
+        rows.append(f"{name},{'Mass' if name in BOXES else 'No Finding'},{'FMM'[number % 3]}")
+    boxes = [f"{name},Mass,{','.join(map(str, box))}" for name, own in BOXES.items() for box, _, _ in own]
+    (tmp_path / "labels.csv").write_text("\n".join(["Image Index,Finding Labels,Patient Gender", *rows]))
+    (tmp_path / "BBox_List_2017.csv").write_text("\n".join(["Image Index,Finding Label,Bbox [x,y,w,h],,,", *boxes]))
+    return tmp_path
+
+
+def test_boxes_are_masks_and_every_group_has_its_figures(
+    chest: Path, fitted: Callable[..., Detector], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    detector = fitted("knn")
+    result = blemish.evaluate(detector, chest, resolution=RESOLUTION)
+    assert dict(result.counts) == {
+        "pictures": 9, "normal": 6, "anomalous": 3, "left_out": 0, "failed": 0, "without_mask": 0,
+    }  # fmt: skip
+    maps: Maps = {}
+    for row in result.rows:
+        small = detector.predict(row["path"]).anomaly_map
+        mask = np.zeros((RESOLUTION, RESOLUTION), bool)
+        for _, rows, columns in BOXES.get(Path(row["path"]).name, []):
+            mask[rows, columns] = True
+        maps[row["path"]] = cv2.resize(small, mask.shape, interpolation=cv2.INTER_LINEAR), mask
+    boxed = {path: pair for path, pair in maps.items() if Path(path).name in BOXES}
+    assert result.pixel_auroc == pytest.approx(pixel_auroc_by_hand(maps), abs=1e-5)
+    assert result.aupro == pytest.approx(aupro_by_hand(maps), abs=1e-5)
+    assert result.pixel_auroc_anomalous == pytest.approx(pixel_auroc_by_hand(boxed), abs=1e-5)
+    assert result.pixel_auroc_anomalous != result.pixel_auroc
+
+    assert {name: values["count"] for name, values in result.by_group.items()} == {"female": 3, "male": 6}
+    for group, values in result.by_group.items():
+        own = {row["path"] for row in result.rows if row["group"] == group}
+        truth, scores = rows_of(result, lambda row, own=own: row["path"] in own)  # type: ignore[misc]
+        some = {path: pair for path, pair in maps.items() if path in own}
+        assert sum(truth) == {"female": 1, "male": 2}[group]
+        assert values["image_auroc"] == pytest.approx(roc_auc_score(truth, scores))
+        assert values["image_ap"] == pytest.approx(average_precision_score(truth, scores))
+        assert values["pixel_auroc"] == pytest.approx(pixel_auroc_by_hand(some), abs=1e-5)
+        assert values["aupro"] == pytest.approx(aupro_by_hand(some), abs=1e-5)
+        some = {path: pair for path, pair in some.items() if path in boxed}
+        assert values["pixel_auroc_anomalous"] == pytest.approx(pixel_auroc_by_hand(some), abs=1e-5)
+
+    document = result.to_dict()
+    assert json.loads(json.dumps(document, allow_nan=False)) == document
+    assert document["by_group"]["male"]["pixel_auroc_anomalous"] == result.by_group["male"]["pixel_auroc_anomalous"]
+    said = next(part for part in wording.evaluation(result) if "defective pictures alone" in str(part))
+    numbers = [result.pixel_auroc_anomalous, *(it["pixel_auroc_anomalous"] for it in result.by_group.values())]
+    whole, female, male = (f"{100 * float(number or 0):.2f} %" for number in numbers)
+    assert str(said).endswith(f": {whole} (female {female}, male {male})")
+
+    monkeypatch.setattr(evaluation, "_EXACT_PIXELS", 0)
+    streamed = blemish.evaluate(detector, chest, resolution=RESOLUTION)
+    for name, values in streamed.by_group.items():
+        assert dict(values) == pytest.approx(dict(result.by_group[name]), abs=1e-3)
+
+
+def test_pictures_without_a_group_are_in_none(chest: Path, fitted: Callable[..., Detector]) -> None:
+    text = (chest / "labels.csv").read_text()
+    (chest / "labels.csv").write_text(text.replace(",F\n", ",\n"))
+    result = blemish.evaluate(fitted("knn"), chest, resolution=RESOLUTION)
+    assert {name: values["count"] for name, values in result.by_group.items()} == {"male": 6}
+    assert result.pixel_auroc_anomalous is not None
+
+
+def test_an_anomalous_picture_without_box_and_mask_has_no_place(chest: Path, fitted: Callable[..., Detector]) -> None:
+    dataset = layouts.read(chest)
+    samples = [dataclasses.replace(s, boxes=()) if s.path.stem.startswith("00000103") else s for s in dataset.samples]
+    result = blemish.evaluate(fitted("knn"), dataclasses.replace(dataset, samples=tuple(samples)))
+    assert result.counts["without_mask"] == 1
+
+
+def test_fitting_takes_the_normals_of_the_train_split(chest: Path, small: dict[str, Any]) -> None:
+    detector = blemish.fit("knn", chest, **small)
+    assert detector.manifest["data"]["count"] == 24
+    assert detector.manifest["data"]["layout"].startswith(
+        "NIH ChestX-ray14 layout: 24 train good, 9 test (6 good, 3 in"
+    )
+    assert blemish.evaluate(detector, chest, resolution=RESOLUTION).counts["left_out"] == 0
+
+
+@pytest.mark.parametrize(
+    ("start", "length", "pixels", "covered"),
+    [
+        (0.25, 0.5, 4, [1, 2]),
+        (0.24, 0.5, 4, [1, 2]),
+        (0.125, 0.25, 4, [0]),  # from centre to centre: the first is in, the last is not
+        (0.0, 1.0, 4, [0, 1, 2, 3]),
+        (-1.0, 3.0, 4, [0, 1, 2, 3]),
+        (0.4, 0.01, 4, [2]),  # holds no centre
+        (0.99, 0.005, 4, [3]),
+        (0.999, 5.0, 4, [3]),
+        (-3.0, 3.0, 4, [0]),
+    ],
+)
+def test_the_pixels_of_a_box(start: float, length: float, pixels: int, covered: list[int]) -> None:
+    across = evaluation._filled([(start, 0.0, length, 1.0)], 3, pixels)
+    down = evaluation._filled([(0.0, start, 1.0, length)], pixels, 3)
+    assert [list(np.flatnonzero(row)) for row in across] == [covered] * 3
+    assert np.array_equal(across.T, down)
 
 
 def test_the_caller_sees_every_prediction(mvtec: Path, fitted: Callable[..., Detector]) -> None:

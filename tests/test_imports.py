@@ -36,6 +36,7 @@ RANKS = {
     "report": 4,
     "outputs": 4,
     "results": 4,
+    "simulation": 4,
     "benchmark": 5,
     "doctor": 5,
     "console": 6,

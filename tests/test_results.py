@@ -86,6 +86,41 @@ def test_the_table_has_means_and_deviations_over_seeds() -> None:
     assert line[2] == "90.0"
 
 
+def test_shifted_pictures_have_a_table_of_their_own() -> None:
+    def shifted(**image_aurocs: tuple[float | None, float | None]) -> dict[str, Any]:
+        modes = ("none", "online")
+        return {
+            shift: {mode: {"image_auroc": value} for mode, value in zip(modes, values, strict=True)}
+            for shift, values in image_aurocs.items()
+        }
+
+    asked = {"shifts": ["blur", "noise"], "adapt": ["online"]}
+    rows = [
+        a_row(key="k0", **asked, shifted=shifted(none=(0.9, 0.9), blur=(0.5, 0.6), noise=(0.7, 0.8))),
+        a_row(key="k1", **asked, shifted=shifted(none=(0.8, 0.9), blur=(0.7, 0.8), noise=(0.7, 1.0)), seed=1),
+        a_row(key="k2", method="agpnet", shifts=["blur"], shifted={"none": {"none": {"image_auroc": 0.6}}}),
+        a_row(key="k3"),
+    ]
+    assert "shifted" not in table(rows[3:])
+    text = table(rows)
+    main, further = text.split("## widget: shifted test pictures\n")
+    assert [line[:2] for line in body(main)] == [
+        ["agpnet", "also shifted: blur"],
+        ["knn", "also shifted: blur, noise · also adapting: online"],
+        ["knn", "best"],
+    ]
+    assert "| Method | Settings | Shift | not adapting | online | Seeds |" in further
+    assert body(further) == [
+        ["agpnet", "best", "none", "60.0", "–", "1"],
+        ["knn", "best", "none", "85.0 ± 7.1", "90.0 ± 0.0", "2"],
+        ["knn", "best", "blur", "60.0 ± 14.1", "70.0 ± 14.1", "2"],
+        ["knn", "best", "noise", "70.0 ± 0.0", "90.0 ± 14.1", "2"],
+        ["knn", "best", "mean", "65.0 ± 7.1", "80.0 ± 14.1", "2"],
+    ]
+    rows[1]["shifted"]["blur"]["online"]["image_auroc"] = None
+    assert ["knn", "best", "mean", "65.0 ± 7.1", "–", "2"] in body(table(rows).split("shifted test pictures\n")[1])
+
+
 def test_the_table_counts_the_newest_good_row_once() -> None:
     old = a_row(image_auroc=0.1)
     new = a_row(image_auroc=0.8, date="2026-02-01T00:00:00+00:00", commit="fedcba9876", dirty=True)

@@ -10,6 +10,10 @@ processor time by wall time of that pass, and shows whether the machine was shar
 up to the last prediction; metrics, which need more on large sets, are excluded here too. On data with several
 categories one detector learns them all, and the row's metrics are the means over the categories, each measured by
 itself; only the best F1 is that of all pictures together, at one threshold.
+
+Where shifts or adaptation are asked for, the same detector then judges the test pictures once more under every shift
+(`blemish.data.shifts`) and as they are, without adapting and in every mode. The row's `shifted` holds shift -> mode ->
+metrics, each "none" first, and `adapted`: the share of the pictures that were scored by adapted weights.
 """
 
 from __future__ import annotations
@@ -22,29 +26,34 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
 
 from blemish import config as configs
 from blemish.compute import pick_device, pick_precision, precision_name
 from blemish.data import layouts
+from blemish.data.shifts import SHIFTS
 from blemish.data.solar import write_elpv_manifest
-from blemish.errors import BlemishError, ConfigError, DataError
+from blemish.data.transforms import prepare
+from blemish.errors import BlemishError, ConfigError, DataError, unknown_name
 from blemish.evaluation import evaluate
 from blemish.fitting import configure, fit
-from blemish.methods import MethodConfig, method_class
+from blemish.methods import Method, MethodConfig, method_class
+from blemish.methods.adaptation import MODES, Mode
 from blemish.methods.trained import TrainedMethod
-from blemish.predictor import BATCH_SIZE, Detector
+from blemish.predictor import Detector
 from blemish.results import (
     FAILED,
+    NEITHER,
     OK,
     SCHEMA,
     Row,
@@ -61,6 +70,7 @@ from blemish.suites import Entry
 from blemish.types import ANOMALOUS, NORMAL, Failure, Prediction, Progress, silent
 
 METRICS = ("image_auroc", "image_ap", "best_f1", "pixel_auroc", "aupro")
+SHIFTED_METRICS = ("image_auroc", "pixel_auroc", "aupro")
 
 ROOT_VARIABLE = "BLEMISH_DATA"
 FOLDERS: Mapping[str, str] = {
@@ -86,6 +96,8 @@ class Run:
         recipe: a recipe of the method.
         weights, shots: as of `blemish.fit`.
         time_budget: as of `blemish.fit`; None for a method that is not trained.
+        shifts: names of `blemish.data.shifts.SHIFTS`; each once, in the order there.
+        adapt: modes of `blemish.methods.adaptation`, in the order there.
         label: how tables call these settings; not part of the run's identity.
     """
 
@@ -98,7 +110,20 @@ class Run:
     weights: str | None = None
     shots: int | None = None
     time_budget: float | None = None
+    shifts: Sequence[str] = ()
+    adapt: Sequence[str] = ()
     label: str = ""
+
+    def __post_init__(self) -> None:
+        """Raises: ConfigError for an unknown shift or mode, or a method that cannot adapt."""
+        for field_name, kind, known in (("shifts", "shift", tuple(SHIFTS)), ("adapt", "mode of adaptation", MODES)):
+            asked = getattr(self, field_name)
+            for name in asked:
+                if name not in known:
+                    raise unknown_name(kind, name, known)
+            object.__setattr__(self, field_name, tuple(name for name in known if name in asked))
+        if self.adapt and method_class(self.method).adapter is Method.adapter:
+            raise ConfigError(f"{self.method} cannot adapt to the pictures that it scores; bench it without --adapt")
 
     @cached_property
     def config(self) -> MethodConfig:
@@ -109,7 +134,7 @@ class Run:
     @cached_property
     def key(self) -> str:
         """Identity of what is measured: method, data set, seed, recipe, whole config (backbone included), weights,
-        shots, time budget.
+        shots, time budget, shifts and modes of adaptation.
 
         Weights count by their content. Raises: ConfigError as `config`.
         """
@@ -120,6 +145,8 @@ class Run:
         parts = [self.method, self.data, self.seed, self.recipe, as_ever(configs.to_dict(self.config)), weights]
         if self.shots is not None or self.time_budget is not None:  # rows older than these keep their keys
             parts.append([self.shots, None if self.time_budget is None else float(self.time_budget)])
+        if self.shifts or self.adapt:
+            parts.append({"shifts": self.shifts, "adapt": self.adapt})
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
     def __str__(self) -> str:
@@ -144,6 +171,8 @@ def plan(
     weights: str | None = None,
     shots: int | None = None,
     time_budget: float | None = None,
+    shifts: Sequence[str] = (),
+    adapt: Sequence[str] = (),
     label: str | None = None,
 ) -> list[Run]:
     """The runs of every entry on every data set with every seed, each once.
@@ -153,8 +182,9 @@ def plan(
         data: name -> path, as `data_sets` gives them.
         assignments: "key=value", what differs from the recipes.
         time_budget: of trained methods; the others do without.
+        shifts, adapt: as of `Run`.
         label: how tables call these settings; None = the settings themselves.
-    Raises: ConfigError for an unknown method, recipe or key, or a bad value.
+    Raises: ConfigError for an unknown method, recipe, key, shift or mode, a bad value, or a method that cannot adapt.
     """
     runs: dict[str, Run] = {}
     for (name, path), entry in product(data.items(), entries):
@@ -171,6 +201,8 @@ def plan(
                 weights=weights,
                 shots=shots,
                 time_budget=time_budget if trained else None,
+                shifts=shifts,
+                adapt=adapt,
                 label=words(changed) if label is None else label,
             )
             runs.setdefault(one.key, one)
@@ -318,6 +350,8 @@ def measure(one: Run, *, device: str = "auto", precision: str = "auto", threads:
         **{name: getattr(evaluation, name) for name in METRICS},
         **evaluation.category_mean,
         "by_defect": {name: dict(values) for name, values in evaluation.by_defect.items()},
+        "pixel_auroc_anomalous": evaluation.pixel_auroc_anomalous,
+        "by_group": {name: dict(values) for name, values in evaluation.by_group.items()},
         "by_category": {name: dict(values) for name, values in evaluation.by_category.items()},
         "seconds_to_fit": manifest["seconds"],
         "images_per_second": round(scorer.scored / scorer.seconds, 3),
@@ -328,7 +362,26 @@ def measure(one: Run, *, device: str = "auto", precision: str = "auto", threads:
         "precision": manifest["precision"],
         "torch": manifest["versions"]["torch"],
         "python": manifest["versions"]["python"],
+        **({"shifted": _under_shifts(one, detector, dataset)} if one.shifts or one.adapt else {}),
     }
+
+
+def _under_shifts(one: Run, detector: Detector, dataset: layouts.Dataset) -> dict[str, dict[str, dict[str, Any]]]:
+    """Shift -> mode -> metrics."""
+    modes = [None, *(cast("Mode", mode) for mode in one.adapt)]
+    return {
+        shift: {mode or NEITHER: _shifted_metrics(seen, dataset, mode) for mode in modes}
+        for shift, seen in [(NEITHER, detector), *((name, _Shifted(detector, SHIFTS[name])) for name in one.shifts)]
+    }
+
+
+def _shifted_metrics(detector: Detector, dataset: layouts.Dataset, mode: Mode | None) -> dict[str, Any]:
+    adapted: list[bool] = []
+    evaluation = evaluate(
+        detector, dataset, adapt=mode, on_prediction=lambda _, prediction: adapted.append(prediction.adapted)
+    )
+    metrics = {name: evaluation.category_mean.get(name, getattr(evaluation, name)) for name in SHIFTED_METRICS}
+    return {**metrics, "adapted": sum(adapted) / len(adapted)}
 
 
 def _schedule(training: Mapping[str, Any]) -> str:
@@ -346,10 +399,10 @@ class _Stopwatch(Detector):
         super().__init__(detector.method, detector.preprocessing, detector.threshold, detector.manifest)
 
     def predict_many(
-        self, sources: Iterable[Any], *, category: str = "", batch_size: int = BATCH_SIZE
+        self, sources: Iterable[Any], *, category: str = "", batch_size: int | None = None, adapt: Mode | None = None
     ) -> Iterator[Prediction | Failure]:
         started, worked = time.perf_counter(), time.process_time()
-        results = list(super().predict_many(sources, category=category, batch_size=batch_size))
+        results = list(super().predict_many(sources, category=category, batch_size=batch_size, adapt=adapt))
         self.seconds = time.perf_counter() - started
         self.cores_used = (time.process_time() - worked) / self.seconds
         self.scored = sum(isinstance(result, Prediction) for result in results)
@@ -358,6 +411,21 @@ class _Stopwatch(Detector):
             round(torch.cuda.max_memory_allocated(self.device) / 2**20, 1) if self.device.type == "cuda" else None
         )
         return iter(results)
+
+
+class _Shifted(Detector):
+    """The same detector; it sees every picture shifted, and knows it by the original's content."""
+
+    def __init__(self, detector: Detector, shift: Callable[[np.ndarray], np.ndarray]) -> None:
+        super().__init__(detector.method, detector.preprocessing, detector.threshold, detector.manifest)
+        self._shift = shift
+
+    def _load(self, item: tuple[int, Any, str]) -> Any:
+        loaded = super()._load(item)
+        if isinstance(loaded, Failure):
+            return loaded
+        shifted = dataclasses.replace(loaded.picture, pixels=self._shift(loaded.picture.pixels))
+        return dataclasses.replace(loaded, tensor=prepare(shifted, self.preprocessing))
 
 
 def peak_memory_mib() -> float | None:
@@ -412,6 +480,8 @@ def _heading(one: Run, status: str) -> Row:
         "changed": dict(one.settings),
         "shots": one.shots,
         "time_budget": one.time_budget,
+        "shifts": list(one.shifts),
+        "adapt": list(one.adapt),
         "data": one.data,
         "seed": one.seed,
     }

@@ -13,13 +13,17 @@ import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from blemish import console, wording
-from blemish.errors import BlemishError, ConfigError, OutputError
+from blemish.errors import BlemishError, ConfigError, OutputError, unknown_name
 from blemish.types import ANOMALOUS, silent
+
+if TYPE_CHECKING:
+    from blemish.methods.adaptation import Mode
+    from blemish.predictor import Detector
 
 WELL, BROKEN_PICTURES, ERROR, INTERRUPTED, CLOSED_PIPE = 0, 1, 2, 130, 141
 EXIT_STATUS = (
@@ -44,6 +48,22 @@ Artifact = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="A file that 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
 Precision = Annotated[str, typer.Option(help="auto (bf16 where the hardware computes in it), fp32, bf16 or fp16.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Pictures at once; changes speed and memory only.")]
+Scales = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LIST",
+        help="Sides of the squares that `guided` looks at a picture in, as in 224,320. The time grows with the sum of "
+        "their areas: the six of the papers cost 19 times 224 alone. [default: those of the artifact]",
+    ),
+]
+Adapt = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODE",
+        help="Follow the pictures, where the method can (guided): online, on from batch to batch, or episodic, each "
+        "batch by itself. The threshold then guarantees nothing.",
+    ),
+]
 Rate = Annotated[
     float | None,
     typer.Option(
@@ -165,6 +185,7 @@ def fit(
     ] = None,
     image_size: Annotated[str | None, typer.Option(metavar="SIZE", help="448, or height,width as in 224,448.")] = None,
     layers: Annotated[str | None, typer.Option(metavar="LIST", help="Layers of the backbone, as in 4,8.")] = None,
+    scales: Scales = None,
     recipe: Annotated[str, typer.Option(help="A recipe of the method, to which other settings are applied.")] = "best",
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting; may be given more than once.")
@@ -213,7 +234,7 @@ def fit(
     from blemish.methods.trained import TrainedMethod
     from blemish.training.distributed import rank
 
-    named = {"backbone": backbone, "image_size": image_size, "layers": layers, "seed": seed}
+    named = {"backbone": backbone, "image_size": image_size, "layers": layers, "scales": scales, "seed": seed}
     assignments = [f"{key}={value}" for key, value in named.items() if value is not None] + (settings or [])
     values = configs.read_config_file(config) if config else {}
     chosen = fitting.configure(method, recipe=recipe, values=values, assignments=assignments, shots=shots)
@@ -278,10 +299,14 @@ def predict(
     category: Annotated[
         str, typer.Option(metavar="NAME", help="What the pictures show, for an artifact that knows several categories.")
     ] = "",
+    scales: Scales = None,
+    adapt: Adapt = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on in a folder that has rows already.")] = False,
     device: Device = "auto",
     precision: Precision = "auto",
-    batch_size: BatchSize = 8,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Pictures at once. [default: 8, or 32 with --adapt]")
+    ] = None,
     json: Json = False,
 ) -> int:
     """Score new pictures: a verdict and a heatmap for each."""
@@ -295,18 +320,22 @@ def predict(
     if report:
         outputs.check_writable(report)
     pictures = find_pictures(paths)
-    detector = load(artifact, device=device, precision=precision)
+    detector = _looking_at(scales, load(artifact, device=device, precision=precision))
+    mode = _mode(adapt)
     threshold = detector.threshold_for(category)
     manifest = {**detector.manifest, "threshold": None if threshold is None else threshold.to_dict()}
     gallery = outputs.Gallery(outputs.EMBEDDED)
     interrupted = False
     used = outputs.precision_of(detector)
-    with outputs.Journal(output, artifact=artifact, precision=used, category=category, resume=resume) as journal:
+    ways = {"category": category, "adapt": mode or "", "scales": scales or ""}
+    with outputs.Journal(output, artifact=artifact, precision=used, ways=ways, resume=resume) as journal:
         earlier = journal.done
         todo = [picture for picture in pictures if str(picture) not in earlier]
         try:
             with console.progress() as progress:
-                results = detector.predict_many(todo, category=category, batch_size=batch_size) if todo else []
+                results = (
+                    detector.predict_many(todo, category=category, batch_size=batch_size, adapt=mode) if todo else []
+                )
                 for done, _ in enumerate(outputs.record(journal, detector, results, gallery), start=1):
                     progress("scoring", done, len(todo))
         except KeyboardInterrupt:
@@ -355,6 +384,8 @@ def evaluate(
     resolution: Annotated[
         str, typer.Option(metavar="SIDE", help="Side of the square at which maps meet masks, or `original`.")
     ] = "256",
+    scales: Scales = None,
+    adapt: Adapt = None,
     device: Device = "auto",
     precision: Precision = "auto",
     json: Json = False,
@@ -372,10 +403,11 @@ def evaluate(
         outputs.check_writable(output / "evaluation.json")
         if (output / "evaluation.json").exists():
             raise OutputError(f"{output}: holds an evaluation already; name another folder")
-    detector = load(artifact, device=device, precision=precision)
+    detector = _looking_at(scales, load(artifact, device=device, precision=precision))
+    mode = _mode(adapt)
     mistakes = outputs.Mistakes()
     with console.progress() as progress:
-        result = measure(detector, data, resolution=side, progress=progress, on_prediction=mistakes.add)
+        result = measure(detector, data, resolution=side, adapt=mode, progress=progress, on_prediction=mistakes.add)
     if output:
         outputs.write_evaluation(output, result, mistakes, detector)
     if report:
@@ -401,6 +433,7 @@ def calibrate(
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The artifact to write.")],
     false_alarm_rate: Rate = None,
+    scales: Scales = None,
     device: Device = "auto",
     precision: Precision = "auto",
     json: Json = False,
@@ -411,7 +444,7 @@ def calibrate(
     from blemish.predictor import load
 
     outputs.check_writable(output)
-    detector = load(artifact, device=device, precision=precision)
+    detector = _looking_at(scales, load(artifact, device=device, precision=precision))
     with console.progress() as progress:
         calibrated, failures, left_out = recalibrate(
             detector, good, false_alarm_rate=false_alarm_rate, progress=progress
@@ -437,6 +470,71 @@ def calibrate(
     ]
     console.answer(document, human, as_json=json)
     return BROKEN_PICTURES if failures else WELL
+
+
+@app.command(epilog=EXIT_STATUS)
+def simulate(
+    good: Annotated[
+        list[Path] | None, typer.Argument(metavar="GOOD", help="Pictures of good parts, as `blemish fit` takes them.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="DIR", help="Folder for what is made.")
+    ] = None,
+    simulator: Annotated[str, typer.Option(metavar="NAME", help="A simulator of --list.")] = "guided",
+    count: Annotated[int, typer.Option(min=1, help="Pictures to draw.")] = 16,
+    seed: Annotated[int, typer.Option(min=0, help="Of the draw and the anomalies.")] = 0,
+    backbone: Annotated[
+        str, typer.Option(help="Whose attention guides: a ViT of `blemish backbones`, or of timm.")
+    ] = "dinov2_vits14",
+    weights: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Weights of the backbone, in place of its own source.")
+    ] = None,
+    image_size: Annotated[str, typer.Option(metavar="SIZE", help="448, or height,width as in 224,448.")] = "448",
+    guide_layers: Annotated[
+        str, typer.Option(metavar="LIST", help="Layers whose attention guides, as in 9,12. [default: the last]")
+    ] = "",
+    window: Annotated[
+        str | None, typer.Option(metavar="LO,HI", help="Range of the pixel values, for 16-bit and DICOM pictures.")
+    ] = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    list_simulators: Annotated[bool, typer.Option("--list", help="List the simulators, and leave.")] = False,
+    json: Json = False,
+) -> int:
+    """Make synthetic anomalies in pictures of good parts, to judge them by eye on a contact sheet."""
+    if list_simulators:
+        return _list_simulators(as_json=json)
+    if not good or output is None:
+        raise ConfigError("simulate needs pictures of good parts, and --output DIR; --list lists the simulators")
+    from blemish import simulation
+
+    with console.progress() as progress:
+        made = simulation.simulate(
+            good,
+            output,
+            name=simulator,
+            count=count,
+            seed=seed,
+            backbone=backbone,
+            weights=weights,
+            image_size=_integers("--image-size", image_size, "224,448"),
+            guide_layers=_integers("--guide-layers", guide_layers, "9,12"),
+            window=_interval("--window", window),
+            device=device,
+            precision=precision,
+            progress=progress,
+        )
+    console.answer(made.to_dict(), wording.simulation(made), as_json=json)
+    return BROKEN_PICTURES if made.failures else WELL
+
+
+def _list_simulators(*, as_json: bool) -> int:
+    from blemish.anomalies import SIMULATORS
+
+    rows = [(kind.name, kind.summary, kind.source) for kind in SIMULATORS.values()]
+    head = ("name", "summary", "source")
+    console.answer([dict(zip(head, row, strict=True)) for row in rows], [console.table(head, rows)], as_json=as_json)
+    return WELL
 
 
 @app.command()
@@ -569,6 +667,20 @@ def bench(
     time_budget: Annotated[
         float | None, typer.Option(metavar="MINUTES", help="Of each training; methods that do not train ignore it.")
     ] = None,
+    shifts: Annotated[
+        str,
+        typer.Option(
+            metavar="LIST",
+            help="Judge the test pictures also shifted: any of brightness, brighter, contrast, blur, noise, jpeg, or "
+            "all.",
+        ),
+    ] = "",
+    adapt: Annotated[
+        str,
+        typer.Option(
+            metavar="LIST", help="Judge them also while adapting to them, where the method can: online, episodic."
+        ),
+    ] = "",
     label: Annotated[
         str | None, typer.Option(help="Name of this setting in the table. [default: the settings]")
     ] = None,
@@ -595,6 +707,7 @@ def bench(
 
     from blemish import benchmark, suites
     from blemish import results as measured
+    from blemish.data.shifts import SHIFTS
 
     chosen = suites.read(suite) if suite else None
     if chosen:
@@ -608,11 +721,13 @@ def bench(
         runs = benchmark.plan(
             entries,
             benchmark.data_sets(_parts(data), root=root, scratch=Path(scratch)),
-            _seeds(seeds),
+            _integers("--seeds", seeds, "0,1,2"),
             assignments=assignments,
             weights=weights,
             shots=shots,
             time_budget=time_budget,
+            shifts=list(SHIFTS) if shifts == "all" else _parts(shifts),
+            adapt=_parts(adapt),
             label=label,
         )
         if dry_run or results is None:
@@ -678,11 +793,30 @@ def _parts(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def _seeds(text: str) -> list[int]:
+def _integers(option: str, text: str, such_as: str) -> list[int]:
     try:
         return [int(part) for part in _parts(text)]
     except ValueError as error:
-        raise ConfigError(f"--seeds {text}: whole numbers are needed, as in 0,1,2") from error
+        raise ConfigError(f"{option} {text}: whole numbers are needed, as in {such_as}") from error
+
+
+def _looking_at(scales: str | None, detector: Detector) -> Detector:
+    if scales is None:
+        return detector
+    sides = scales.split(",")
+    if not all(side.strip().isdecimal() and 1 <= int(side) <= 8192 for side in sides):
+        raise ConfigError(f"--scales {scales}: sides in pixels are needed, as in 224,320")
+    return detector.with_scales([int(side) for side in sides])
+
+
+def _mode(adapt: str | None) -> Mode | None:
+    from blemish.methods.adaptation import MODES
+
+    if adapt is None:
+        return None
+    if adapt not in MODES:
+        raise unknown_name("mode of --adapt", adapt, MODES)
+    return cast("Mode", adapt)
 
 
 def _interval(option: str, text: str | None) -> tuple[float, float] | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from blemish.data import layouts
 from blemish.data.layouts import Dataset
 from blemish.errors import BlemishError, DataError
 from blemish.images import decode_mask
+from blemish.methods.adaptation import Mode
 from blemish.metrics.ranking import auroc, average_precision, best_f1, confusion
 from blemish.metrics.regions import PixelMetrics, PixelResult, StreamingPixelMetrics
 from blemish.predictor import Detector
@@ -27,6 +29,7 @@ def evaluate(
     data: str | Path | Dataset,
     *,
     resolution: int | None = RESOLUTION,
+    adapt: Mode | None = None,
     progress: Progress = silent,
     on_prediction: Callable[[Sample, Prediction], None] = lambda sample, prediction: None,
 ) -> Evaluation:
@@ -38,7 +41,8 @@ def evaluate(
     Args:
         data: a path in any layout with labels, or a Dataset. Its test split, or everything where it has none.
         resolution: side of the square at which maps and masks are compared (masks: nearest); None = each picture's
-            own size.
+            own size. A box is drawn there as a mask: the pixels whose centres lie in it, and one at least.
+        adapt: as of `Detector.predict_many`; the batches are those of the data set's order.
         on_prediction: called for every picture scored, in order.
     Raises: DataError when there is no labelled picture, or only ones the detector already knows.
     """
@@ -47,14 +51,14 @@ def evaluate(
     if not samples or (dataset.layout == "flat"):
         raise DataError(f"{dataset.root}: evaluation needs pictures labelled good and defective; {dataset.description}")
     known = {*detector.manifest["data"]["fitted"], *detector.manifest["data"]["calibrated"]}
-    masked = any(sample.mask is not None for sample in samples)
+    placed = any(_is_placed(sample) for sample in samples)
     total = len(samples) * (resolution or 1024) ** 2
     pixels = _PixelGroups(detector, exact=total <= _EXACT_PIXELS)
     rows: list[dict[str, Any]] = []
     failures: list[Failure] = []
     left_out: list[str] = []
     unmasked = 0
-    results = detector.predict_many(samples)
+    results = detector.predict_many(samples, adapt=adapt)
     for done, (sample, result) in enumerate(zip(samples, results, strict=True), start=1):
         progress("scoring", done, len(samples))
         if isinstance(result, Failure):
@@ -63,33 +67,60 @@ def evaluate(
         if result.digest in known:
             left_out.append(result.source)
             continue
-        if masked:
-            if sample.label == ANOMALOUS and sample.mask is None:
+        if placed:
+            if sample.label == ANOMALOUS and not _is_placed(sample):
                 unmasked += 1
             else:
                 try:
                     pixels.add(sample, *_compared(sample, result, resolution))
                 except BlemishError as error:
-                    failures.append(Failure(source=str(sample.mask), reason=getattr(error, "reason", str(error))))
+                    source = str(sample.mask or sample.path)
+                    failures.append(Failure(source=source, reason=getattr(error, "reason", str(error))))
                     unmasked += 1
         rows.append(_row(sample, result))
         on_prediction(sample, result)
     if not rows:
         raise DataError(f"{dataset.root}: no picture is left to evaluate: all are known to the detector or unreadable")
-    return _summary(detector, rows, pixels if masked else None, failures, left_out, unmasked)
+    return _summary(detector, rows, pixels if placed else None, failures, left_out, unmasked)
+
+
+def _is_placed(sample: Sample) -> bool:
+    """Whether it is known where in the picture its defects are."""
+    return sample.mask is not None or bool(sample.boxes)
 
 
 def _compared(sample: Sample, result: Prediction, resolution: int | None) -> tuple[np.ndarray, np.ndarray | None]:
     height, width = result.size if resolution is None else (resolution, resolution)
     anomaly_map = cv2.resize(result.anomaly_map, (width, height), interpolation=cv2.INTER_LINEAR)
     if sample.mask is None:
-        return anomaly_map, None
+        return anomaly_map, _filled(sample.boxes, height, width) if sample.boxes else None
     mask = decode_mask(sample.mask).astype(np.uint8)
     return anomaly_map, cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST).astype(bool)
 
 
+def _filled(boxes: Iterable[tuple[float, float, float, float]], height: int, width: int) -> np.ndarray:
+    """A bool mask H×W, True in any of the boxes."""
+    mask = np.zeros((height, width), dtype=bool)
+    for x, y, across, down in boxes:
+        mask[_span(y, down, height), _span(x, across, width)] = True
+    return mask
+
+
+def _span(start: float, length: float, pixels: int) -> slice:
+    """The pixels whose centres lie in [start, start + length), fractions of a side of so many pixels; one at least.
+
+    Which is to say that either end goes to the nearest edge of a pixel, and from a centre to the edge before it.
+    """
+    first = min(max(math.ceil(start * pixels - 0.5), 0), pixels - 1)
+    return slice(first, max(math.ceil((start + length) * pixels - 0.5), first + 1))
+
+
 class _PixelGroups:
-    """Pixel metrics of everything, of each defect type against all normal pictures, and of each category."""
+    """Pixel metrics by (kind, name, defect):
+
+    all: of everything. category and group: of what has that name. defect: of one type against all normal pictures of
+    the category. anomalous: of the anomalous pictures alone, of the group of that name or, where it is "", of all.
+    """
 
     def __init__(self, detector: Detector, *, exact: bool) -> None:
         self._exact = exact
@@ -99,25 +130,32 @@ class _PixelGroups:
         self._groups: dict[tuple[str, str, str], PixelMetrics | StreamingPixelMetrics] = {}
 
     def add(self, sample: Sample, anomaly_map: np.ndarray, mask: np.ndarray | None) -> None:
-        keys = [("all", "", ""), ("category", sample.category, "")]
+        keys = {("all", "", ""), ("category", sample.category, "")}
+        if sample.group:
+            keys.add(("group", sample.group, ""))
         if sample.label == ANOMALOUS:
-            keys.append(("defect", sample.category, sample.defect))
+            keys.add(("defect", sample.category, sample.defect))
+            keys |= {("anomalous", "", ""), ("anomalous", sample.group, "")}
         for key in keys:
             self._group(key).add(anomaly_map, mask)
         if sample.label == NORMAL and self._exact:
             self._normals.append((anomaly_map, sample.category))
 
-    def result(self, kind: str, category: str = "", defect: str = "") -> PixelResult | None:
-        group = self._groups.get((kind, category, defect))
+    def result(self, kind: str, name: str = "", defect: str = "") -> PixelResult | None:
+        group = self._groups.get((kind, name, defect))
         if group is None:
             return None
         if kind == "defect":
             if not self._exact:
                 return None  # would need every normal map once more for each defect type
             for anomaly_map, shown in self._normals:
-                if shown == category:
+                if shown == name:
                     group.add(anomaly_map, None)
         return group.compute()
+
+    def auroc_of_anomalous(self, group: str = "") -> float | None:
+        result = self.result("anomalous", group)
+        return None if result is None else result.pixel_auroc
 
     def _group(self, key: tuple[str, str, str]) -> PixelMetrics | StreamingPixelMetrics:
         if key not in self._groups:
@@ -134,6 +172,7 @@ def _row(sample: Sample, result: Prediction) -> dict[str, Any]:
         "label": result.label,
         "defect": sample.defect or (GOOD if sample.label == NORMAL else ""),
         "category": sample.category,
+        "group": sample.group,
     }
 
 
@@ -152,6 +191,13 @@ def _summary(
     defects = sorted({(row["category"], row["defect"]) for row in rows if row["truth"] == ANOMALOUS})
     of = {name: [row for row in rows if row["category"] == name] for name in sorted({row["category"] for row in rows})}
     by_category = {name: _group(own, pixels, "category", name) for name, own in of.items()}
+    by_group = {
+        name: {
+            **_group([row for row in rows if row["group"] == name], pixels, "group", name),
+            "pixel_auroc_anomalous": pixels.auroc_of_anomalous(name) if pixels else None,
+        }
+        for name in sorted({row["group"] for row in rows} - {""})
+    }
     limit = None if detector.threshold is None else detector.threshold.value
     return Evaluation(
         counts={
@@ -182,6 +228,8 @@ def _summary(
         },
         by_category=by_category,
         category_mean=_means(by_category.values()) if len(by_category) > 1 else {},
+        pixel_auroc_anomalous=pixels.auroc_of_anomalous() if pixels else None,
+        by_group=by_group,
         threshold=limit,
         confusion=None if limit is None else confusion([row["label"] for row in rows], truth),
         rows=tuple(rows),
@@ -191,11 +239,11 @@ def _summary(
 
 
 def _group(
-    rows: Sequence[Mapping[str, Any]], pixels: _PixelGroups | None, kind: str, category: str, defect: str = ""
+    rows: Sequence[Mapping[str, Any]], pixels: _PixelGroups | None, kind: str, name: str, defect: str = ""
 ) -> dict[str, float | int | None]:
     scores = [row["score"] for row in rows]
     truth = [row["truth"] for row in rows]
-    result = pixels.result(kind, category, defect) if pixels else None
+    result = pixels.result(kind, name, defect) if pixels else None
     count = sum(value == ANOMALOUS for value in truth) if kind == "defect" else len(rows)
     return {
         "count": count,

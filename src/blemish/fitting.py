@@ -135,10 +135,11 @@ def fit(
     if window is not None and not window[0] < window[1]:
         raise ConfigError(f"window: two numbers (lo, hi) with lo < hi are needed, got {window}")
     _check_training(kind, time_budget, checkpoint, resume)
-    pictures = _good_pictures(good).of_one_or_several()
+    pictures = good_pictures(good).of_one_or_several()
     if shots is not None:
         pictures = pictures.only(draw_shots(pictures.sources, shots, seed, pictures.categories))
 
+    chosen = chosen.for_layout(pictures.layout)
     torch_device = distributed.own_device(pick_device(device))
     dtype = pick_precision(precision, torch_device)
     progress("loading the backbone", 0, 0)
@@ -164,7 +165,9 @@ def fit(
         most = len(held.sources if plan.method == "split conformal" else kept.sources)
         calibrate(np.zeros(most), rate, method=plan.method, required=True)
     stream = PictureStream(kept.sources, preprocessing, batch_size, rotations=chosen.rotations, flips=chosen.flips)
-    held_stream = PictureStream(held.sources, preprocessing, batch_size)
+    height, width = fitted.scoring_size
+    scoring = dataclasses.replace(preprocessing, height=height, width=width)
+    held_stream = PictureStream(held.sources, scoring, batch_size)
     training = _learn(
         fitted,
         stream,
@@ -173,8 +176,18 @@ def fit(
         resume=resume,
         progress=progress,
     )
+    scored = PictureStream(kept.sources, scoring, batch_size)
+    fitted.summarise(lambda: _on(scored, torch_device), scored.batches, progress)
     with torch.inference_mode():
-        calibration = _calibration_scores(fitted, plan, stream, held_stream, kept.categories, held.categories, progress)
+        calibration = _calibration_scores(
+            fitted,
+            plan,
+            dataclasses.replace(stream, preprocessing=scoring),
+            held_stream,
+            kept.categories,
+            held.categories,
+            progress,
+        )
     threshold: Threshold | None = None
     thresholds: dict[str, Threshold] = {}
     if plan.method is not None:
@@ -187,7 +200,7 @@ def fit(
     manifest = {
         "blemish": _version("blemish"),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        **describe(fitted, preprocessing),
+        **describe(fitted, scoring),
         "recipe": recipe if config is None else None,
         "categories": pictures.names,
         "shots": shots,
@@ -210,7 +223,7 @@ def fit(
         },
         "versions": versions(),
     }
-    return Detector(fitted, preprocessing, threshold, manifest)
+    return Detector(fitted, scoring, threshold, manifest)
 
 
 def recalibrate(
@@ -230,7 +243,7 @@ def recalibrate(
     Raises: DataError when no picture is left, or of some of the categories none is given; CalibrationError when they
         are too few for the rate.
     """
-    pictures = _good_pictures(good)
+    pictures = good_pictures(good)
     categories = [name if name in detector.categories else "" for name in pictures.categories]
     missing = sorted(set(detector.categories) - set(categories))
     if missing and any(categories):
@@ -298,7 +311,7 @@ def _learn(
             "config": configs.to_dict(method.config),
             "preprocessing": configs.to_dict(stream.preprocessing),
             "weights": method.backbone.info.sha256,
-            "precision": precision_name(method.backbone.dtype),
+            "precision": precision_name(method.precision),
         }
         training = train(
             method,
@@ -419,29 +432,32 @@ def _of_categories(scores: Mapping[str, Sequence[float]], common: Threshold) -> 
 
 
 @dataclass(frozen=True)
-class _Pictures:
-    """Normal pictures, the category of each ("" = none), and how what named them was recognised."""
+class GoodPictures:
+    """Normal pictures, the category of each ("" = none), how what named them was recognised, and the layout ("" where
+    several have none in common)."""
 
     sources: list[Any]
     categories: list[str]
     note: str
+    layout: str = ""
 
     @property
     def names(self) -> list[str]:
         """The categories, sorted."""
         return sorted(set(self.categories) - {""})
 
-    def only(self, positions: Iterable[int]) -> _Pictures:
+    def only(self, positions: Iterable[int]) -> GoodPictures:
         positions = list(positions)
-        return _Pictures([self.sources[i] for i in positions], [self.categories[i] for i in positions], self.note)
+        sources, categories = [self.sources[i] for i in positions], [self.categories[i] for i in positions]
+        return dataclasses.replace(self, sources=sources, categories=categories)
 
-    def of_one_or_several(self) -> _Pictures:
+    def of_one_or_several(self) -> GoodPictures:
         """The same; a single category is none."""
         return self if len(self.names) > 1 else dataclasses.replace(self, categories=[""] * len(self.sources))
 
 
-def _good_pictures(good: Any) -> _Pictures:
-    """The normal training pictures that `good` names."""
+def good_pictures(good: Any) -> GoodPictures:
+    """The normal training pictures that `good` names, as of `fit`. Raises: DataError where there is none."""
     if isinstance(good, (str, Path)):
         return _read_good(good)
     if isinstance(good, np.ndarray) or not isinstance(good, Iterable):
@@ -449,27 +465,31 @@ def _good_pictures(good: Any) -> _Pictures:
     sources: list[Any] = []
     categories: list[str] = []
     notes: list[str] = []
+    layouts_found: set[str] = set()
     for item in good:
         if isinstance(item, (str, Path)):
             found = _read_good(item)
             sources += found.sources
             categories += found.categories
             notes.append(found.note)
+            layouts_found.add(found.layout)
         else:
             sources.append(item.path if isinstance(item, Sample) else item)
             categories.append(item.category if isinstance(item, Sample) else "")
     if not sources:
         raise DataError("good: there is no picture in the list")
-    return _Pictures(sources, categories, "; ".join(notes) or f"{len(sources)} pictures given one by one")
+    note = "; ".join(notes) or f"{len(sources)} pictures given one by one"
+    return GoodPictures(sources, categories, note, layouts_found.pop() if len(layouts_found) == 1 else "")
 
 
-def _read_good(path: str | Path) -> _Pictures:
+def _read_good(path: str | Path) -> GoodPictures:
     dataset = layouts.read(path)
     normal = [sample for sample in dataset.train() or dataset.normals() if sample.label == NORMAL]
     if not normal:
         raise DataError(f"{path}: holds no picture that is known to be good; {dataset.description}")
     name = "" if dataset.categories else _category_of(dataset)
-    return _Pictures([s.path for s in normal], [s.category or name for s in normal], dataset.description)
+    categories = [s.category or name for s in normal]
+    return GoodPictures([s.path for s in normal], categories, dataset.description, dataset.layout)
 
 
 def _category_of(dataset: layouts.Dataset) -> str:
@@ -546,4 +566,4 @@ def _version(name: str) -> str:
         return "unknown"
 
 
-__all__ = ["configure", "fit", "recalibrate", "versions"]
+__all__ = ["configure", "fit", "good_pictures", "recalibrate", "versions"]

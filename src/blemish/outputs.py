@@ -48,7 +48,21 @@ _THUMBNAIL = 384  # pixels of the longer side of a picture in a report
 _AHEAD = 4  # overlays that may be under way at once
 _WORST = 20  # of each kind of mistake, as files of their own
 _ROWS, _RUN, _TABLE, _OVERLAYS = "predictions.jsonl", "run.json", "predictions.csv", "overlays"
-_COLUMNS = ("path", "score", "label", "threshold", "category", "height", "width", "digest", "notes", "overlay", "error")
+_COLUMNS = (
+    "path",
+    "score",
+    "label",
+    "threshold",
+    "votes",
+    "adapted",
+    "category",
+    "height",
+    "width",
+    "digest",
+    "notes",
+    "overlay",
+    "error",
+)
 
 Row = dict[str, Any]
 Pixels = npt.NDArray[np.uint8]
@@ -79,7 +93,7 @@ class Journal:
         folder: where the rows go; None = nowhere.
         artifact: the artifact's file; rows of another one are never added to.
         precision: that the scores are computed in.
-        category: as which the pictures are judged.
+        ways: how the pictures are judged, by name: rows made in another way are never added to.
         resume: go on in a folder that has rows already.
     Attributes:
         rows: those of an earlier run first. A row has "path", and "score" or "error".
@@ -88,7 +102,7 @@ class Journal:
     """
 
     def __init__(
-        self, folder: Path | None, *, artifact: Path, precision: str, category: str = "", resume: bool
+        self, folder: Path | None, *, artifact: Path, precision: str, ways: Mapping[str, str], resume: bool
     ) -> None:
         self.folder = folder
         self.rows: list[Row] = []
@@ -98,7 +112,7 @@ class Journal:
         run = {
             "artifact": _sha256(artifact),
             "precision": precision,
-            "category": category,
+            **ways,
             "folder": str(Path.cwd()),
         }
         place = folder / _ROWS
@@ -171,7 +185,7 @@ def _sha256(path: Path) -> str:
 
 def _check_same(folder: Path, run: Mapping[str, str]) -> None:
     try:
-        earlier = {"category": "", **json.loads((folder / _RUN).read_text(encoding="utf-8"))}
+        earlier = {"category": "", "adapt": "", "scales": "", **json.loads((folder / _RUN).read_text(encoding="utf-8"))}
         other = [key for key, value in run.items() if earlier[key] != value]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise OutputError(f"{folder / _RUN}: does not say what the rows were made with; name another folder") from error
@@ -180,6 +194,8 @@ def _check_same(folder: Path, run: Mapping[str, str]) -> None:
             "artifact": "another artifact",
             "precision": "another precision",
             "category": "another category",
+            "adapt": "another --adapt",
+            "scales": "other --scales",
             "folder": "another working folder",
         }
         raise OutputError(
@@ -280,8 +296,12 @@ def file_name(source: str) -> str:
         >>> file_name("a/b/part no. 3.png")
         'part_no._3-1fa41ab7440a'
     """
-    stem = re.sub(r"[^A-Za-z0-9._-]+", "_", Path(source).stem)[:60].lstrip(".") or "picture"
-    return f"{stem}-{hashlib.sha256(os.fsencode(source)).hexdigest()[:12]}"
+    return f"{safe_stem(source)}-{hashlib.sha256(os.fsencode(source)).hexdigest()[:12]}"
+
+
+def safe_stem(source: str) -> str:
+    """The source's own name without folder and suffix, as far as it is safe everywhere; others may have the same."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", Path(source).stem)[:60].lstrip(".") or "picture"
 
 
 def prediction_entries(journal: Journal, detector: Detector, gallery: Gallery) -> list[Entry]:
@@ -389,4 +409,4 @@ def _of(label: int, scores: Sequence[float], truth: Sequence[int]) -> list[float
 
 def precision_of(detector: Detector) -> str:
     """The name of the precision that a detector computes in."""
-    return precision_name(next(detector.method.backbone.parameters()).dtype)
+    return precision_name(detector.method.precision)

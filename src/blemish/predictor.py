@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,13 @@ from blemish.errors import (
     unknown_name,
 )
 from blemish.images import Picture
-from blemish.methods import Method, method_class
+from blemish.methods import Guided, Method, method_class
+from blemish.methods.adaptation import Adapted, Adapter, Mode
 from blemish.thresholds import Threshold, verdict
 from blemish.types import Failure, Prediction, Sample
 
 BATCH_SIZE = 8
+ADAPTED_BATCH_SIZE = 32  # moments of fewer pictures say less
 
 
 class Detector:
@@ -106,7 +109,7 @@ class Detector:
         return result
 
     def predict_many(
-        self, sources: Iterable[Any], *, category: str = "", batch_size: int = BATCH_SIZE
+        self, sources: Iterable[Any], *, category: str = "", batch_size: int | None = None, adapt: Mode | None = None
     ) -> Iterator[Prediction | Failure]:
         """Predictions in the order of `sources`, computed as they are asked for; a Failure for each broken picture.
 
@@ -114,20 +117,28 @@ class Detector:
             sources: paths (files, folders, globs), PIL images, arrays, `Sample`s, in any mixture.
             category: of all of them, one of `categories`: its threshold judges. "" = not known: the common threshold
                 does. A `Sample` that says its own category is judged as that, where it is known here.
-            batch_size: pictures at once.
-        Raises: ConfigError for an unknown category; DataError for a path that does not exist; NonFiniteError when a
-            score is not finite.
+            batch_size: pictures at once; None = 8, or 32 where the detector adapts to them.
+            adapt: "online" or "episodic": follow the pictures, batch by batch, where the method can; see
+                `blemish.methods.adaptation`. The scores then depend on the batch, and the threshold's guarantee is
+                void: such predictions say `adapted`. Afterwards the detector is as before.
+        Raises: ConfigError for an unknown category, or a method that cannot adapt; DataError for a path that does not
+            exist; NonFiniteError when a score is not finite.
         """
         self.threshold_for(category)  # refuses an unknown one before any work
+        adapter = None if adapt is None else self.method.adapter(adapt)
+        size = batch_size or (BATCH_SIZE if adapter is None else ADAPTED_BATCH_SIZE)
         items = [(index, source, category) for index, source in enumerate(_expand(sources))]
-        loaded = map_ahead(self._load, items, ahead=2 * batch_size)
         chunk: list[_Loaded | Failure] = []
-        for one in loaded:
-            chunk.append(one)
-            if len(chunk) == batch_size:
-                yield from self._score(chunk)
-                chunk = []
-        yield from self._score(chunk)
+        try:
+            for one in map_ahead(self._load, items, ahead=2 * size):
+                chunk.append(one)
+                if sum(isinstance(each, _Loaded) for each in chunk) == size:
+                    yield from self._score(chunk, adapter)
+                    chunk = []
+            yield from self._score(chunk, adapter)
+        finally:
+            if adapter is not None:
+                adapter.restore()
 
     def _load(self, item: tuple[int, Any, str]) -> _Loaded | Failure:
         index, source, category = item
@@ -141,22 +152,30 @@ class Detector:
         picture.digest  # noqa: B018 — computed here, in the pool, instead of on the main thread
         return _Loaded(picture, prepare(picture, self.preprocessing), category)
 
-    def _score(self, chunk: Sequence[_Loaded | Failure]) -> Iterator[Prediction | Failure]:
-        loaded = [one for one in chunk if not isinstance(one, Failure)]
+    def _score(self, chunk: Sequence[_Loaded | Failure], adapter: Adapter | None) -> Iterator[Prediction | Failure]:
+        loaded = [one for one in chunk if isinstance(one, _Loaded)]
         results: Iterator[Prediction] = iter(())
         if loaded:
-            with torch.inference_mode():
-                scores = self.method.score(torch.stack([one.tensor for one in loaded]).to(self.device))
+            images = torch.stack([one.tensor for one in loaded]).to(self.device)
+            if adapter is None:
+                with torch.inference_mode():
+                    found = Adapted(self.method.score(images), adapted=False)
+            else:
+                found = adapter.score(images)
+            scores = found.scores
             results = map(
-                self._prediction,
+                partial(self._prediction, found=found),
                 loaded,
                 scores.image.float().cpu().tolist(),
                 scores.maps.float().cpu().numpy(),
+                [None] * len(loaded) if scores.votes is None else scores.votes.cpu().tolist(),
             )
         for one in chunk:
             yield one if isinstance(one, Failure) else next(results)
 
-    def _prediction(self, one: _Loaded, score: float, anomaly_map: np.ndarray) -> Prediction:
+    def _prediction(
+        self, one: _Loaded, score: float, anomaly_map: np.ndarray, votes: float | None, *, found: Adapted
+    ) -> Prediction:
         picture = one.picture
         if not (np.isfinite(score) and np.isfinite(anomaly_map).all()):
             raise NonFiniteError(f"{picture.source}: the score is not finite; the detector or the picture is damaged")
@@ -170,8 +189,10 @@ class Detector:
             size=picture.size,
             anomaly_map=anomaly_map,
             digest=picture.digest,
-            notes=picture.notes,
+            notes=(*picture.notes, found.note) if found.note else picture.notes,
             category=one.category,
+            adapted=found.adapted,
+            votes=votes,
         )
 
     def save(self, path: str | Path) -> Path:
@@ -182,6 +203,27 @@ class Detector:
     def with_threshold(self, threshold: Threshold | None) -> Detector:
         """The same detector with another threshold, for every category."""
         return Detector(self.method, self.preprocessing, threshold, {**self.manifest, "thresholds": {}})
+
+    def with_scales(self, scales: Sequence[int]) -> Detector:
+        """The same detector, looking at pictures in other sizes, each the side of a square in pixels.
+
+        Scores of other sizes are other scores: it has no threshold until it is calibrated anew.
+
+        Raises: ConfigError for a method that looks at one size only.
+        """
+        if not isinstance(self.method, Guided):
+            raise ConfigError(f"scales: {self.method.name} looks at pictures in one size only; guided in several")
+        method = self.method.with_scales(scales)
+        if method.scales == self.method.scales:
+            return self
+        height, width = method.scoring_size
+        preprocessing = replace(self.preprocessing, height=height, width=width)
+        threshold = self.threshold
+        if threshold is not None:
+            reason = "calibrated at other sizes; `blemish calibrate --scales` sets a threshold for these"
+            threshold = replace(threshold, value=None, guarantee="", reason=reason)
+        manifest = {**self.manifest, **describe(method, preprocessing), "thresholds": {}}
+        return Detector(method, preprocessing, threshold, manifest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,9 +264,9 @@ def load(path: str | Path, *, device: str = "auto", precision: str = "auto") -> 
 
 
 def place(method: Method, device: torch.device, dtype: torch.dtype) -> None:
-    """Move a method to a device, its backbone in `dtype` (what it has learned keeps its own precision)."""
+    """Move a method to a device, to compute in `dtype` there."""
     method.to(device).eval()
-    method.backbone.to(dtype)
+    method.set_precision(dtype)
 
 
 def describe(method: Method, preprocessing: Preprocessing) -> dict[str, Any]:

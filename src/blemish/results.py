@@ -17,6 +17,7 @@ from blemish.suites import Suite, Table
 
 SCHEMA = 1  # of a row; raised when an older blemish could misread it
 OK, FAILED = "ok", "failed"
+NEITHER = "none"  # in a row's `shifted`: pictures as they are; a detector that does not adapt
 
 Row = dict[str, Any]
 # Settings that methods got after rows had been measured, and the value at which all is as it was before.
@@ -91,13 +92,17 @@ def identity(row: Mapping[str, Any]) -> tuple[str, str, str]:
 
 
 def asked_for(row: Mapping[str, Any]) -> list[str]:
-    """Recipe, settings, shots and time budget of a row, in words, where they are not the usual ones."""
+    """Recipe, settings, shots, time budget, and what else was measured, of a row, in words, where they are not the
+    usual ones."""
     recipe, shots, budget = row["recipe"], row.get("shots"), row.get("time_budget")
+    shifts, modes = row.get("shifts"), row.get("adapt")
     return [
         *([recipe] if recipe != "best" else []),
         *([row["label"]] if row["label"] else []),
         *([f"{shots}-shot"] if shots is not None else []),
         *([f"budget {budget:g} min"] if budget is not None else []),
+        *([f"also shifted: {', '.join(shifts)}"] if shifts else []),
+        *([f"also adapting: {', '.join(modes)}"] if modes else []),
     ]
 
 
@@ -126,7 +131,8 @@ Published = Mapping[str, Mapping[str, Sequence[float | None]]]
 
 
 def table(rows: Iterable[Row], *, published: Published | None = None) -> str:
-    """The rows as Markdown: a table for each data set, a line for each method with its settings.
+    """The rows as Markdown: a table for each data set, a line for each method with its settings; where rows tell of
+    shifted pictures, a further one of these.
 
     Of rows with the same identity the newest good one counts. Runs on different devices are never averaged; runs that
     have only failed are listed below.
@@ -145,9 +151,36 @@ def table(rows: Iterable[Row], *, published: Published | None = None) -> str:
             figures = [_figure([value], 100) for value in (image, pixel, regions)]
             lines.append(_line([source, "published", *figures, *[_NONE] * (len(_COLUMNS) - 5)]))
         parts.append("\n".join(lines))
+        if shifted := [members for members in group.values() if "shifted" in members[-1]]:
+            parts.append("\n".join([f"## {data}: shifted test pictures", "", *_shifted(shifted)]))
     if parts:
         parts.append(f"{_LEGEND}\n{_MEASURED}")
     return "\n\n".join([*parts, *failed] or ["No rows."]) + "\n"
+
+
+def _shifted(lines: Iterable[Sequence[Row]]) -> Iterator[str]:
+    """Image AUROC by shift and adaptation. `lines`: the rows of each method with its settings."""
+    lines = sorted(lines, key=lambda rows: (rows[-1]["method"], _asked(rows[-1])))
+    modes = list(dict.fromkeys(mode for rows in lines for by_mode in rows[-1]["shifted"].values() for mode in by_mode))
+    adaptation = ["not adapting" if mode == NEITHER else mode for mode in modes]
+    yield "Image AUROC in %, of the detector as it is, and adapting to the pictures."
+    yield ""
+    yield from _head(["Method", "Settings", "Shift", *adaptation, "Seeds"])
+    for rows in lines:
+        newest = {**rows[-1], "shifts": (), "adapt": ()}  # the table tells them
+        shifts = [name for name in newest["shifted"] if name != NEITHER]
+        shown = {NEITHER: [NEITHER], **{name: [name] for name in shifts}, **({"mean": shifts} if shifts else {})}
+        for name, averaged in shown.items():
+            figures = [_figure([_image_auroc(row, averaged, mode) for row in rows], 100) for mode in modes]
+            yield _line([newest["method"], _asked(newest), name, *figures, str(len(rows))])
+    yield ""
+    yield "mean: over the shifts, without the pictures as they are (none)."
+
+
+def _image_auroc(row: Row, shifts: Iterable[str], mode: str) -> float | None:
+    """Mean over the shifts; None where that of one is missing."""
+    values = [row["shifted"][shift].get(mode, {}).get("image_auroc") for shift in shifts]
+    return None if None in values else statistics.fmean(values)
 
 
 def suite_table(rows: Iterable[Row], suite: Suite) -> str:
@@ -229,7 +262,8 @@ def _group(row: Mapping[str, Any], factors: Collection[str] = ()) -> str:
         settings["image_size"] = row.get("changed", {}).get("image_size")
     else:
         names += ["resolution", "weights"]
-    return json.dumps([settings, *map(row.get, [*names, "shots", "time_budget"])], sort_keys=True)
+    also = [list(row.get(name, ())) for name in ("shifts", "adapt")]
+    return json.dumps([settings, *map(row.get, [*names, "shots", "time_budget"]), *also], sort_keys=True)
 
 
 def _common(rows: Sequence[Row], factors: Collection[str]) -> str:
@@ -268,7 +302,7 @@ def _cells(rows: Sequence[Row]) -> list[str]:
 
     return [
         newest["method"],
-        " · ".join(filter(None, [*asked_for(newest), newest["schedule"]])) or "best",
+        _asked(newest),
         *(figure(name, 100) for name in _SCORES.values()),
         figure("seconds_to_fit"),
         figure("images_per_second"),
@@ -280,6 +314,10 @@ def _cells(rows: Sequence[Row]) -> list[str]:
         _commits(rows),
         _device(newest),
     ]
+
+
+def _asked(row: Row) -> str:
+    return " · ".join(filter(None, [*asked_for(row), row["schedule"]])) or "best"
 
 
 def _backbone(row: Row) -> str:

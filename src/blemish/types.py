@@ -38,6 +38,10 @@ class Sample:
         split: "train", "test" or "" where the data set does not say.
         category: what the picture shows (bottle, screw, …); "" where there is one category only.
         defect: "good" or the kind of defect; "" where unknown.
+        boxes: rectangles around the defects, each (x, y, width, height) with x and y its upper left corner, all as
+            fractions of the picture's width and height; () where there are none.
+        group: whom or what the picture is of, to compare how well a detector does on each ("male", "female"); "" where
+            the data set does not say.
     """
 
     path: Path
@@ -46,6 +50,8 @@ class Sample:
     split: str = ""
     category: str = ""
     defect: str = ""
+    boxes: tuple[tuple[float, float, float, float], ...] = ()
+    group: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +75,13 @@ class Scores:
     Attributes:
         image: float32 B: raw, unbounded, higher = more anomalous.
         maps: float32 B h w in the same unit, at the method's working resolution.
+        votes: float32 B: the share of the sizes looked at in which a picture is called anomalous; None for methods
+            that do not vote.
     """
 
     image: Tensor
     maps: Tensor
+    votes: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +99,7 @@ class Prediction:
         notes: what the decoder did that a person should know ("alpha composed over white").
         category: the category it was judged as; "" where that was not given or the artifact does not know it.
         adapted: whether test-time adaptation changed the model for this score (which voids the guarantee).
+        votes: the share of the sizes looked at that call it anomalous, in [0, 1]; None for methods that do not vote.
     """
 
     source: str
@@ -102,6 +112,7 @@ class Prediction:
     notes: tuple[str, ...] = ()
     category: str = ""
     adapted: bool = False
+    votes: float | None = None
 
     @cached_property
     def heatmap(self) -> np.ndarray:
@@ -125,6 +136,7 @@ class Prediction:
             "digest": self.digest,
             "category": self.category,
             "adapted": self.adapted,
+            "votes": self.votes,
             "notes": list(self.notes),
         }
 
@@ -147,17 +159,22 @@ class Evaluation:
     Attributes:
         image_auroc, image_ap: None unless both classes are present.
         best_f1: the best F1 over all thresholds (an oracle: it looks at the labels), with its threshold.
-        pixel_auroc, aupro: None where the set has no masks. AUPRO is integrated to a false-positive rate of 0.3.
+        pixel_auroc, aupro: None where the set has no masks and no boxes. AUPRO is integrated to a false-positive rate
+            of 0.3.
         pixel_auroc_error, aupro_error: how far off they may be: 0 = exact; a set too large for that is measured in
             constant memory.
+        pixel_auroc_anomalous: pixel AUROC over the anomalous pictures alone, as published for sets with boxes: it asks
+            for the place only, as no normal picture helps or harms.
         by_defect: per defect type the same metrics, each against all normal pictures of its category, and `count`;
             with several categories it is called category/defect.
         by_category: per category the same metrics.
+        by_group: per group the same metrics of its normal and anomalous pictures, and `pixel_auroc_anomalous`; empty
+            where no picture has a group.
         category_mean: image_auroc, image_ap, pixel_auroc and aupro, each the mean over the categories that have it
             (None where none has); empty for fewer than two categories.
         threshold: the stored one; pictures of a category that has one of its own are judged by that.
         confusion: true/false positives/negatives of the verdicts; None without a threshold.
-        rows: one dict per picture: path, score, threshold, truth, label, defect, category.
+        rows: one dict per picture: path, score, threshold, truth, label, defect, category, group.
         left_out: pictures that the artifact was fitted or calibrated on, not in any metric.
         failures: pictures that could not be scored.
     """
@@ -177,6 +194,8 @@ class Evaluation:
     confusion: Mapping[str, int] | None
     rows: tuple[Mapping[str, Any], ...] = field(repr=False)
     category_mean: Mapping[str, float | None] = field(default_factory=dict)
+    pixel_auroc_anomalous: float | None = None
+    by_group: Mapping[str, Mapping[str, float | int | None]] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
     failures: tuple[Failure, ...] = ()
 
@@ -191,6 +210,7 @@ class Evaluation:
             "aupro",
             "pixel_auroc_error",
             "aupro_error",
+            "pixel_auroc_anomalous",
             "threshold",
         ]
         return {
@@ -200,6 +220,7 @@ class Evaluation:
             "by_defect": {name: dict(values) for name, values in self.by_defect.items()},
             "by_category": {name: dict(values) for name, values in self.by_category.items()},
             "category_mean": dict(self.category_mean),
+            "by_group": {name: dict(values) for name, values in self.by_group.items()},
             "left_out": list(self.left_out),
             "failures": [failure.to_dict() for failure in self.failures],
             "rows": [dict(row) for row in self.rows],

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from blemish.data.layouts import Check
     from blemish.doctor import Report
+    from blemish.simulation import Simulation
     from blemish.types import Evaluation
 
 _SHOWN_WHOLE, _SHOWN_OF_MANY, _FAILURES_SHOWN = 50, 20, 10
@@ -85,13 +86,13 @@ def predictions(scored: Sequence[Mapping[str, Any]], failures: Sequence[Mapping[
 
 
 def evaluation(result: Evaluation) -> Iterable[str | Table]:
-    """Metrics in per cent, per defect type and category, and the confusion."""
+    """Metrics in per cent, per defect type, category and group, and the confusion."""
     counts = result.counts
     yield f"{counts['pictures']} pictures: {counts['normal']} good, {counts['anomalous']} defective"
     if result.left_out:
         yield f"{len(result.left_out)} left out of every figure: the artifact was fitted or calibrated on them"
     if counts["without_mask"]:
-        yield f"{counts['without_mask']} defective without a usable mask: not in the pixel figures"
+        yield f"{counts['without_mask']} defective without a usable mask or a box: not in the pixel figures"
     yield from broken([failure.to_dict() for failure in result.failures])
     columns = {"image_auroc": "image AUROC", "image_ap": "AP", "pixel_auroc": "pixel AUROC", "aupro": "AUPRO@0.3"}
     groups: list[tuple[str, Mapping[str, Any]]] = [("all", {**vars(result), "count": counts["pictures"]})]
@@ -99,9 +100,14 @@ def evaluation(result: Evaluation) -> Iterable[str | Table]:
     if len(result.by_category) > 1:
         groups += [(f"category {name}", values) for name, values in result.by_category.items()]
         groups.append(("mean of categories", {**result.category_mean, "count": ""}))
+    groups += [(f"group {name}", values) for name, values in result.by_group.items()]
     rows = [(name, values["count"], *(_percent(values[key]) for key in columns)) for name, values in groups]
     head = ("%", "pictures", *columns.values())
     yield table(head, rows, right=head[1:])
+    if result.pixel_auroc_anomalous is not None:
+        each = [f"{name} {_percent(values['pixel_auroc_anomalous'])} %" for name, values in result.by_group.items()]
+        alone = f"{_percent(result.pixel_auroc_anomalous)} %" + (f" ({', '.join(each)})" if each else "")
+        yield f"Pixel AUROC over the defective pictures alone: {alone}"
     if result.best_f1 is not None:
         yield f"Best F1: {_percent(result.best_f1)} % at {result.best_f1_threshold:.6g} (found with the labels in hand)"
     if result.confusion is None:
@@ -195,6 +201,19 @@ def data_set(found: Check) -> Iterable[str]:
     yield from broken([failure.to_dict() for failure in found.broken])
     yield from broken([failure.to_dict() for failure in found.mask_faults], "mask at fault")
     yield "Nothing is wrong." if found.ok else "Something is wrong."
+
+
+def simulation(made: Simulation) -> Iterable[str]:
+    """What `blemish simulate` has made."""
+    sheets = [str(file) for file in made.files if file.name.startswith("contact-sheet")]
+    pictures = (len(made.files) - len(sheets)) // 2
+    yield f"{pictures} pictures with an anomaly by {made.simulator}, {len(made.failures)} broken"
+    yield from broken([failure.to_dict() for failure in made.failures])
+    if made.entropy is not None:
+        yield f"Entropy of the attention that guides: {made.entropy:.4f} log N (1 = it looks everywhere alike)"
+    if made.guides_nothing:
+        yield "warning: the attention is nearly flat and guides nothing; try other --guide-layers or another --backbone"
+    yield from (f"Written: {sheet}" for sheet in sheets)
 
 
 def _shots(manifest: Mapping[str, Any]) -> str:

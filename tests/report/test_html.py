@@ -317,3 +317,14 @@ def test_several_categories(tmp_path: Path) -> None:
     assert "Mean 0.4321 0.5000 – –" in page.text
     assert "Pictures at the stored thresholds " in page.text
     assert "Thresholds of the categories" not in write(tmp_path).text
+
+
+def test_groups_have_a_table_with_the_figure_over_the_defective_pictures_alone(tmp_path: Path) -> None:
+    values = {"image_auroc": 0.5, "image_ap": 0.25, "pixel_auroc": 0.7654, "aupro": None, "count": 2}
+    groups = {"female": {**values, "pixel_auroc_anomalous": 0.7271}, "male": {**values, "pixel_auroc_anomalous": None}}
+    page = write(tmp_path, evaluation=evaluation(by_group=groups, pixel_auroc_anomalous=0.7239))
+    assert "0.7239 Pixel AUROC, defective pictures alone" in page.text
+    assert "AUPRO Pixel AUROC, defective alone female 2 0.5000 0.2500 0.7654 – 0.7271 male 2" in page.text
+    plain = write(tmp_path, evaluation=evaluation())
+    assert "Each group" not in plain.text
+    assert "defective pictures alone" not in plain.text

@@ -17,6 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from blemish.data.folder import SUFFIXES, is_file, is_folder, scan
+from blemish.data.nih import is_nih, read_nih
+from blemish.data.phrases import counted, listed
+from blemish.data.tables import read_rows, refuse
 from blemish.errors import DataError, ImageError
 from blemish.files import write_whole
 from blemish.images import decode, decode_mask
@@ -27,8 +30,11 @@ TREES = """\
                         masks: FOLDER/ground_truth/<defect>/<stem>_mask.png (or <stem>.png)
     mvtec-root          FOLDER/<category>/ in the layout above, once or more
     good-and-defects    FOLDER/good/**   FOLDER/<defect>/**   masks: FOLDER/ground_truth/<defect>/** as above
+    nih                 FOLDER/images/* (or images_001/images/* …)   FOLDER/BBox_List_2017.csv
+                        FOLDER/Data_Entry_2017_v2020.csv (or Data_Entry_2017.csv, or labels.csv with those columns)
+                        the splits: FOLDER/train_val_list.txt   FOLDER/test_list.txt (both or neither)
     flat                FOLDER/**, all of them good
-    manifest            TABLE.csv with the columns path and, where known, label, mask, split, category, defect
+    manifest            TABLE.csv with the columns path and, where known, label, mask, split, category, defect, group
 
     ok/ and normal/ stand for good/ too; upper or lower case makes no difference."""
 GOOD_NAMES = frozenset({"good", "ok", "normal"})
@@ -36,7 +42,7 @@ MASKS = "ground_truth"
 # A folder of this name says that what lies around it is not simply a heap of good pictures.
 TELLING_NAMES = frozenset({"train", "test", MASKS, "bad", "nok", "ng", "defect", "defects", "defective", "anomalous"})
 TABLES = frozenset({".csv", ".tsv"})
-COLUMNS = ("path", "label", "mask", "split", "category", "defect")
+COLUMNS = ("path", "label", "mask", "split", "category", "defect", "group")
 SPLITS = ("train", "test", "")
 LABELS: Mapping[str, int | None] = {
     "": None,
@@ -55,7 +61,7 @@ class Dataset:
 
     Attributes:
         root: the folder or file that was read.
-        layout: "mvtec", "mvtec-root", "good-and-defects", "flat" or "manifest".
+        layout: "mvtec", "mvtec-root", "good-and-defects", "nih", "flat" or "manifest".
         description: one sentence for the user: what was recognised and how many of what there are.
         samples: in path order; those of a manifest in its order.
         problems: what a person should look at, one sentence each; nothing here keeps the data from being used.
@@ -99,14 +105,17 @@ def read(path: str | Path) -> Dataset:
 
     `path` is a folder, a table (.csv or .tsv) or one picture. Pictures are listed, not decoded: see `check`.
 
-    Raises: DataError when there is nothing at `path`, no picture in it, no telling which are good, or for rows of a
-        table that cannot be used (listed together with their line numbers).
+    Raises: DataError when there is nothing at `path`, no picture in it, no telling which are good, for a piece of a
+        layout that is missing, or for rows of a table that cannot be used (listed together with their line numbers).
     """
     root = Path(path)
     if is_file(root):
         return _read_manifest(root) if root.suffix.lower() in TABLES else _flat(root, [root])
     if not is_folder(root):
         raise DataError(f"{root}: no such file or folder")
+    if is_nih(root):
+        held = read_nih(root)
+        return _dataset(root, "nih", "NIH ChestX-ray14 layout", list(held.samples), list(held.problems), held.notes)
     tree = scan(root)
     if not tree.pictures:
         raise DataError(f"{root}: no pictures found; files with these suffixes are looked for: {SUFFIXES}")
@@ -125,7 +134,7 @@ def read(path: str | Path) -> Dataset:
         return _dataset(root, "good-and-defects", "good/ beside defect folders", samples, problems + found)
     if categories := sorted(name for name in {names[0] for names in folders} if _is_mvtec(_below(name, folders))):
         samples, found = _read_categories(entries, folders, categories)
-        title = f"MVTec layout in {_count(len(categories), 'category', 'categories')}"
+        title = f"MVTec layout in {counted(len(categories), 'category', 'categories')}"
         return _dataset(root, "mvtec-root", title, samples, problems + found)
     for names in folders:
         if names[-1].lower() in TELLING_NAMES or _has_siblings(names, folders):
@@ -161,13 +170,14 @@ class Check:
 
     @property
     def counts(self) -> dict[str, dict[str, int]]:
-        """Pictures by "split", "label", "defect" and "category"; "" is what the data set does not say."""
+        """Pictures by "split", "label", "defect", "category", "group"; "" is what the data set does not say."""
         samples = self.dataset.samples
         return {
             "split": _tally(sample.split for sample in samples),
             "label": _tally(LABEL_NAMES[sample.label] for sample in samples),
             "defect": _tally(sample.defect for sample in samples),
             "category": _tally(sample.category for sample in samples),
+            "group": _tally(sample.group for sample in samples),
         }
 
     def to_dict(self) -> dict[str, Any]:
@@ -181,6 +191,7 @@ class Check:
             "ok": self.ok,
             "pictures": len(self.dataset.samples),
             "masks": sum(sample.mask is not None for sample in self.dataset.samples),
+            "boxes": sum(len(sample.boxes) for sample in self.dataset.samples),
             "counts": self.counts,
             "height": _range(heights),
             "width": _range(widths),
@@ -281,7 +292,8 @@ def _range(lengths: list[int]) -> dict[str, float] | None:
 def write_manifest(path: str | Path, samples: Iterable[Sample]) -> Path:
     """A manifest table of the samples at `path`, in their order; an existing file is replaced at once or not at all.
 
-    Paths are written as they are in the samples: relative ones are later read from the table's folder.
+    Paths are written as they are in the samples: relative ones are later read from the table's folder. Boxes are not
+    written: a row has no place for any number of them.
 
     Raises: OutputError when it cannot be written.
     """
@@ -290,7 +302,8 @@ def write_manifest(path: str | Path, samples: Iterable[Sample]) -> Path:
     table.writerow(COLUMNS)
     for sample in samples:
         label = "" if sample.label is None else sample.label
-        table.writerow([sample.path, label, sample.mask or "", sample.split, sample.category, sample.defect])
+        known = [sample.split, sample.category, sample.defect, sample.group]
+        table.writerow([sample.path, label, sample.mask or "", *known])
     return write_whole(path, text.getvalue().encode("utf-8", "surrogateescape"))
 
 
@@ -313,7 +326,7 @@ def _has_siblings(names: Names, folders: Iterable[Names]) -> bool:
 
 def _flat(root: Path, pictures: Iterable[Path], problems: Iterable[str] = ()) -> Dataset:
     samples = tuple(Sample(path=picture, label=NORMAL, defect=GOOD) for picture in pictures)
-    description = f"flat layout: {_count(len(samples), 'picture')}, all taken as good"
+    description = f"flat layout: {counted(len(samples), 'picture')}, all taken as good"
     return Dataset(root=root, layout="flat", description=description, samples=samples, problems=tuple(problems))
 
 
@@ -362,7 +375,7 @@ def _read_labelled(
         if found and len(found[1]) == 2 and names[0].lower() != MASKS and names not in filled:
             problems.append(f"{'/'.join(names)}/ holds no pictures")
     if strays:
-        problems.append(f"{_count(len(strays), 'picture')} outside of the layout's folders ignored: {_list(strays)}")
+        problems.append(f"{counted(len(strays), 'picture')} outside of the layout's folders ignored: {listed(strays)}")
 
     samples: list[Sample] = []
     for key, sample in placed:
@@ -372,7 +385,7 @@ def _read_labelled(
         samples.append(replace(sample, mask=mask))
     unused = [mask for key, mask in masks.items() if key[0].lower() not in GOOD_NAMES]
     if unused:
-        problems.append(f"{_count(len(unused), 'mask')} without a picture: {_list(unused)}")
+        problems.append(f"{counted(len(unused), 'mask')} without a picture: {listed(unused)}")
     return samples, problems
 
 
@@ -393,44 +406,30 @@ def _read_categories(
         samples += more
         problems += [f"{category}: {problem}" for problem in found]
     if strays:
-        problems.append(f"{_count(len(strays), 'picture')} outside of the MVTec folders ignored: {_list(strays)}")
+        problems.append(f"{counted(len(strays), 'picture')} outside of the MVTec folders ignored: {listed(strays)}")
     return samples, problems
 
 
 def _read_manifest(path: Path) -> Dataset:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: is not UTF-8 text; save the table as CSV in UTF-8") from error
-    header = text.partition("\n")[0]
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=header.count))
+    rows = read_rows(path)
+    columns = [cell.lower() for cell in next(rows, (1, []))[1]]
+    if "path" not in columns or len(set(columns)) < len(columns):
+        named = ", ".join(columns) or "nothing"
+        raise DataError(f"{path}: the first line must name a column path, and no column twice; it has {named}")
     samples: list[Sample] = []
     faults: list[str] = []
     lines: dict[Path, int] = {}  # picture -> the line that names it
-    try:
-        columns = [cell.strip().lower() for cell in next(rows, [])]
-        if "path" not in columns or len(set(columns)) < len(columns):
-            raise DataError(f"{path}: the first line must name a column path, and no column twice; it is {header!r}")
-        for cells in rows:
-            if not any(cell.strip() for cell in cells):
-                continue
-            try:
-                sample = _read_row(columns, [cell.strip() for cell in cells], path.parent)
-                if sample.path in lines:
-                    raise ValueError(f"{sample.path} is listed already on line {lines[sample.path]}")
-            except ValueError as error:
-                faults.append(f"line {rows.line_num}: {error}")
-            else:
-                lines[sample.path] = rows.line_num
-                samples.append(sample)
-    except csv.Error as error:
-        raise DataError(f"{path}: line {rows.line_num} is not CSV ({error})") from error
-    if faults:
-        more = [f"and {len(faults) - 10} more"] if len(faults) > 10 else []
-        listed = "\n  ".join([f"{path}: {_count(len(faults), 'row')} cannot be used:", *faults[:10], *more])
-        raise DataError(listed)
+    for line, cells in rows:
+        try:
+            sample = _read_row(columns, cells, path.parent)
+            if sample.path in lines:
+                raise ValueError(f"{sample.path} is listed already on line {lines[sample.path]}")
+        except ValueError as error:
+            faults.append(f"line {line}: {error}")
+        else:
+            lines[sample.path] = line
+            samples.append(sample)
+    refuse(path, faults)
     unknown = sorted(set(columns) - set(COLUMNS) - {""})
     problems = [f"columns not known and not read: {', '.join(unknown)}"] if unknown else []
     return _dataset(path, "manifest", "manifest", samples, problems)
@@ -460,24 +459,33 @@ def _read_row(columns: list[str], cells: list[str], folder: Path) -> Sample:
     if label is not None and (label == NORMAL) != (defect == GOOD):
         raise ValueError(f"label {row['label']!r} and defect {row['defect']!r} contradict each other")
     return Sample(
-        path=picture, label=label, mask=mask, split=row["split"].lower(), category=row["category"], defect=defect
+        path=picture,
+        label=label,
+        mask=mask,
+        split=row["split"].lower(),
+        category=row["category"],
+        defect=defect,
+        group=row["group"],
     )
 
 
-def _dataset(root: Path, layout: str, title: str, samples: list[Sample], problems: list[str]) -> Dataset:
+def _dataset(
+    root: Path, layout: str, title: str, samples: list[Sample], problems: list[str], notes: Iterable[str] = ()
+) -> Dataset:
     """The data set with its description; the problems that show in any layout are added."""
     if not samples:
         raise DataError(f"{root}: read as {title}, but it names no picture where that layout has them\n\n{TREES}")
-    bare = [sample.path for sample in samples if sample.label == ANOMALOUS and sample.mask is None]
-    masked = any(sample.mask for sample in samples)
+    masked, boxed = any(sample.mask for sample in samples), any(sample.boxes for sample in samples)
+    bare = [s.path for s in samples if s.label == ANOMALOUS and s.mask is None and not s.boxes]
     if masked and bare:
-        problems = [*problems, f"{_count(len(bare), 'anomalous picture')} without a mask: {_list(bare)}"]
+        problems = [*problems, f"{counted(len(bare), 'anomalous picture')} without a mask: {listed(bare)}"]
     parts = [_describe([sample for sample in samples if sample.split == split], split) for split in SPLITS]
-    masks = ["masks" if masked else "no masks"] if masked or bare else []
+    places = {"masks": masked, "boxes": boxed, "no masks": bare and not masked and not boxed}
+    described = ", ".join([*filter(None, parts), *(name for name, there in places.items() if there)])
     return Dataset(
         root=root,
         layout=layout,
-        description=f"{title}: {', '.join([*filter(None, parts), *masks])}",
+        description="; ".join([f"{title}: {described}", *notes]),
         samples=tuple(samples),
         problems=tuple(problems),
     )
@@ -490,34 +498,24 @@ def _describe(samples: list[Sample], split: str) -> str:
     labels = Counter(sample.label for sample in samples)
     kinds = {sample.defect for sample in samples if sample.label == ANOMALOUS} - {""}
     anomalous = (
-        f"{labels[ANOMALOUS]} in {_count(len(kinds), 'defect type')}" if kinds else f"{labels[ANOMALOUS]} anomalous"
+        f"{labels[ANOMALOUS]} in {counted(len(kinds), 'defect type')}" if kinds else f"{labels[ANOMALOUS]} anomalous"
     )
     words = {NORMAL: f"{labels[NORMAL]} good", ANOMALOUS: anomalous, None: f"{labels[None]} of unknown label"}
     present = [words[label] for label in (NORMAL, ANOMALOUS, None) if labels[label]]
     if set(labels) == {NORMAL}:
         return " ".join(filter(None, [str(len(samples)), split, "good"]))
-    total = f"{len(samples)} {split}" if split else _count(len(samples), "picture")
+    total = f"{len(samples)} {split}" if split else counted(len(samples), "picture")
     return f"{total} ({', '.join(present)})"
 
 
 def _ignored(others: Iterable[Path]) -> list[str]:
     others = list(others)
-    problems = [f"{_count(len(others), 'file')} with other suffixes ignored: {_list(others)}"] if others else []
+    problems = [f"{counted(len(others), 'file')} with other suffixes ignored: {listed(others)}"] if others else []
     tables = [path for path in others if path.suffix.lower() in TABLES]
     if tables:
-        problems.append(f"a table is read as a manifest only when it is named itself: {_list(tables)}")
+        problems.append(f"a table is read as a manifest only when it is named itself: {listed(tables)}")
     return problems
 
 
 def _unclear(root: Path, reason: str) -> DataError:
     return DataError(f"{root}: no telling which pictures are good ({reason}). Layouts that can be read:\n\n{TREES}")
-
-
-def _count(number: int, one: str, many: str = "") -> str:
-    return f"{number} {one}" if number == 1 else f"{number} {many or one + 's'}"
-
-
-def _list(paths: Iterable[Path]) -> str:
-    """The first few paths."""
-    names = [str(path) for path in paths]
-    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")

@@ -5,12 +5,19 @@ from __future__ import annotations
 from blemish.errors import unknown_name
 from blemish.methods.agpnet import AGPNet
 from blemish.methods.base import Method, MethodConfig
+from blemish.methods.guided import Guided
 from blemish.methods.memory import Knn, PatchCore
 from blemish.methods.padim import Padim
 
-__all__ = ["METHODS", "Method", "MethodConfig", "method_class"]
+__all__ = ["METHODS", "Guided", "Method", "MethodConfig", "method_class"]
 
-METHODS: dict[str, type[Method]] = {"agpnet": AGPNet, "patchcore": PatchCore, "knn": Knn, "padim": Padim}
+METHODS: dict[str, type[Method]] = {
+    "agpnet": AGPNet,
+    "guided": Guided,
+    "patchcore": PatchCore,
+    "knn": Knn,
+    "padim": Padim,
+}
 
 
 def method_class(name: str) -> type[Method]:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from blemish.backbones import Backbone
 from blemish.errors import ArtifactError, ConfigError, NotFittedError
+from blemish.methods.adaptation import Adapter, Mode
 from blemish.types import Batch, Progress, Scores
 
 Batches = Callable[[], Iterable[Batch]]
@@ -58,6 +59,10 @@ class MethodConfig:
         """The settings that we find to work best: the defaults."""
         return cls()
 
+    def for_layout(self, layout: str) -> Self:
+        """These settings as they suit a data set of that layout, where they depend on it."""
+        return self
+
     @classmethod
     def recipes(cls) -> dict[str, Callable[[], Self]]:
         """Name -> constructor: `best`, and every published setting as `paper…`."""
@@ -91,6 +96,20 @@ class Method(nn.Module):
         self.config = config
         self.backbone = backbone
 
+    @property
+    def precision(self) -> torch.dtype:
+        """What it computes in."""
+        return self.backbone.dtype
+
+    def set_precision(self, dtype: torch.dtype) -> None:
+        """Compute in `dtype` from now on. What it has learned keeps its own precision."""
+        self.backbone.to(dtype)
+
+    @property
+    def scoring_size(self) -> tuple[int, int]:
+        """(H, W) of the pictures that `score` takes; those that it learns from have the config's size."""
+        return self.config.height_width
+
     @abstractmethod
     def fit(self, batches: Batches, count: int, progress: Progress) -> None:
         """Learn what normal looks like.
@@ -107,6 +126,14 @@ class Method(nn.Module):
     def score(self, images: Tensor) -> Scores:
         """Scores and smoothed maps (at a quarter of the input's sides) of a batch B 3 H W."""
         return self._finish(self.anomaly_map(images), images)
+
+    def summarise(self, batches: Batches, count: int, progress: Progress) -> None:
+        """Keep what is needed at prediction of the training pictures, which come as they are scored. Called once, after
+        learning; arguments as of `fit`."""
+
+    def adapter(self, mode: Mode) -> Adapter:
+        """What scores batches while adapting to them; see `adapts`. Raises: ConfigError where it cannot."""
+        raise ConfigError(f"{self.name} cannot adapt to the pictures that it scores; guided can")
 
     def score_left_out(self, batch: Batch) -> Scores:
         """As `score`, each training picture judged without what it itself has taught; see `leaves_one_out`."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from blemish.backbones import Backbone
+from blemish.backbones import Backbone, Features
 
 
 def embed(
@@ -24,11 +24,16 @@ def embed(
         images: B 3 H W. layers: backbone layers.
         pooling: side of the square of neighbouring locations that are averaged first; odd, 1 = none.
     """
-    features = backbone(images, layers)
+    return join(backbone(images, layers), backbone.spec.kind, pooling=pooling)
+
+
+def join(features: Features, kind: str, *, pooling: int = 1) -> tuple[Tensor, tuple[int, int]]:
+    """As `embed`, of features that are there already; `kind`: "vit" or "cnn"."""
     grid = max(features.grids)
-    if backbone.spec.kind == "vit":
+    if kind == "vit":
         normalised = [F.layer_norm(tokens, tokens.shape[-1:]) for tokens in features.tokens]
-        joined = torch.stack(normalised).mean(0).transpose(1, 2).reshape(len(images), -1, *grid)
+        joined = torch.stack(normalised).mean(0).transpose(1, 2)
+        joined = joined.reshape(len(joined), -1, *grid)
         levels = [_local_mean(joined, pooling)]
     else:
         pooled = [_local_mean(level, pooling) for level in features.maps()]

@@ -81,7 +81,7 @@ def train(
     reports progress. A CUDA method must be on `distributed.own_device`.
 
     Args:
-        method: on the device and with the backbone in the precision (bf16 or fp32) that it is trained in.
+        method: on the device and in the precision (bf16 or fp32) that it is trained in.
         stream: the pictures; `batch_size` is that of the frozen part.
         seed: of the order of the pictures and of everything random in a step.
         identity: what decides the outcome besides pictures, seed and time budget (config, hash of the weights,
@@ -98,7 +98,7 @@ def train(
     """
     started = time.perf_counter()
     config, backbone = method.config, method.backbone
-    device, precision = next(backbone.parameters()).device, backbone.dtype
+    device, precision = next(backbone.parameters()).device, method.precision
     rank, processes = distributed.rank(), distributed.processes()
     if rank != 0:
         progress = silent

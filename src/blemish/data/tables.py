@@ -1,0 +1,50 @@
+"""Tables in CSV -> their rows, and one error for all rows that cannot be used."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from blemish.data.phrases import counted
+from blemish.errors import DataError
+
+_FAULTS_SHOWN = 10
+
+
+def read_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """(line number, cells without the space around them): the first line whatever it holds, then rows that hold some.
+
+    Cells are divided by whichever of comma, semicolon and tab the first line has most of.
+
+    Raises: DataError when the file cannot be read or is no CSV in UTF-8.
+    """
+    text = read_text(path)
+    header = text.partition("\n")[0]
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=header.count))
+    try:
+        for cells in rows:
+            cells = [cell.strip() for cell in cells]
+            if rows.line_num == 1 or any(cells):
+                yield rows.line_num, cells
+    except csv.Error as error:
+        raise DataError(f"{path}: line {rows.line_num} is not CSV ({error})") from error
+
+
+def read_text(path: Path) -> str:
+    """The text of a file in UTF-8, with or without a byte-order mark. Raises: DataError."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is not UTF-8 text; save the table as CSV in UTF-8") from error
+
+
+def refuse(path: Path, faults: Sequence[str]) -> None:
+    """Raises: DataError that lists the first of the faults ("line 3: …"), where there are any."""
+    if faults:
+        more = [f"and {len(faults) - _FAULTS_SHOWN} more"] if len(faults) > _FAULTS_SHOWN else []
+        head = f"{path}: {counted(len(faults), 'row')} cannot be used:"
+        raise DataError("\n  ".join([head, *faults[:_FAULTS_SHOWN], *more]))

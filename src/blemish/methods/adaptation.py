@@ -1,0 +1,220 @@
+"""Test-time adaptation: bring the attention entropies of new pictures back to those of the training pictures.
+
+Stages II and III of "Anomaly Detection and Localization Using Attention-Guided Synthetic Anomaly and Test-Time
+Adaptation" (the poster). A picture is described by the entropy of every attention head of the last block's [CLS] token.
+After training, the mean and the second central moment of these are kept for normal pictures and for their synthetic
+twins. At prediction a batch is classified, the same moments are taken of either class as predicted, and their distance
+from the kept ones is made smaller by a step of gradient descent; the scores are those after the step.
+
+The poster gives neither parameters, step size nor number of steps, and here: the norms' weights and biases are adapted
+(as is common where moments are matched), by SGD with momentum; distances are in units of the spread over the training
+pictures. Added for safety: a batch whose predicted normals lie where training pictures do by chance is not adapted to,
+nor is a step kept that does not bring the moments nearer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from blemish.errors import ConfigError
+from blemish.types import Scores
+
+Mode = Literal["online", "episodic"]
+MODES = ("online", "episodic")
+LEAST = 8  # pictures; fewer say too little of their distribution
+MOMENTUM, LARGEST_GRADIENT = 0.9, 1.0
+_DRAWS, _DRAWN, _CHANCE = 400, 16, 0.99  # batches of training pictures that show how far chance goes
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a model sees in a batch, at T sizes with L attention heads.
+
+    Attributes:
+        odds: log-odds of being anomalous, T B. maps: B 1 h w, mean over the sizes.
+        entropies: of the heads, T B L, in units of log N: 1 = the head looks everywhere alike.
+    """
+
+    odds: Tensor
+    maps: Tensor
+    entropies: Tensor
+
+
+class Adaptable(Protocol):
+    """What can be adapted."""
+
+    statistics: Tensor
+    drift_limit: Tensor
+
+    @property
+    def backbone(self) -> nn.Module: ...
+
+    def examine(self, images: Tensor) -> Look: ...
+    def combine(self, look: Look) -> Scores: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Adapted:
+    """Scores of a batch; `adapted`: whether weights other than the artifact's gave them; `note`: why not, or ""."""
+
+    scores: Scores
+    adapted: bool
+    note: str = ""
+
+
+def attention_entropy(attention: Tensor) -> Tensor:
+    """Entropy of each row of B L N (rows sum to 1) in units of log N: B L in [0, 1]."""
+    entropy = -(attention * attention.clamp_min(1e-12).log()).sum(-1)
+    in_units: Tensor = entropy / math.log(attention.shape[-1])
+    return in_units
+
+
+def summary(entropies: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """What is kept of the training pictures.
+
+    Args:
+        entropies: of normal pictures and of synthetic ones, each T B L with B of at least 2.
+    Returns: statistics 2 4 T L (class; mean, second central moment, the spread of each over pictures), and how far, as
+        `drift` measures it, batches of normal training pictures lie from their own mean by chance.
+    """
+    rows = []
+    for each in entropies:
+        values = each.double()
+        mean = values.mean(1)
+        squares = (values - mean[:, None]).square()
+        floor = 1e-4  # a head that never moves must not count without bound
+        spreads = values.std(1).clamp_min(floor), squares.std(1).clamp_min(floor**2)
+        rows.append(torch.stack([mean, squares.mean(1), *spreads]))
+    statistics = torch.stack(rows)
+    normal = entropies[0].double()
+    generator = torch.Generator().manual_seed(0)
+    drifts = []
+    for _ in range(_DRAWS):
+        chosen = torch.randint(normal.shape[1], (_DRAWN,), generator=generator).to(normal.device)
+        drifts.append(drift(normal[:, chosen], statistics))
+    return statistics.float(), torch.stack(drifts).quantile(_CHANCE).float()
+
+
+def drift(entropies: Tensor, statistics: Tensor) -> Tensor:
+    """How far pictures taken for normal (T B L) lie from the normal training pictures: the squared distance of the
+    means in units of its standard error, mean over sizes and heads; about 1 without any shift."""
+    mean, _, spread, _ = statistics[0].to(entropies)
+    standard_errors: Tensor = (entropies.mean(1) - mean) / spread * entropies.shape[1] ** 0.5
+    return standard_errors.square().mean()
+
+
+def discrepancy(entropies: Tensor, anomalous: Tensor, statistics: Tensor) -> Tensor:
+    """Σ over the classes present of ‖(μ̂ − μ)/σ‖² + ‖(m̂ − m)/σ_m‖², mean over the sizes.
+
+    Args:
+        entropies: T B L. anomalous: bool B, the predicted classes.
+        statistics: of `summary`. A class with fewer than 2 pictures has no second moment.
+    """
+    total = entropies.new_zeros(())
+    for kind, chosen in enumerate((~anomalous, anomalous)):
+        of_class = entropies[:, chosen]
+        count = of_class.shape[1]
+        if count == 0:
+            continue
+        mean, moment, mean_spread, moment_spread = statistics[kind].to(entropies)
+        found = of_class.mean(1)
+        total = total + ((found - mean) / mean_spread).square().sum(-1).mean()
+        if count > 1:
+            squares = (of_class - found[:, None]).square().mean(1)
+            total = total + ((squares - moment) / moment_spread).square().sum(-1).mean()
+    return total
+
+
+class Adapter:
+    """Scores batches with a model that follows them.
+
+    Args:
+        model: a fitted method that `adapts`.
+        mode: "online": what was learned of a batch is kept for the next; "episodic": every batch starts from the
+            artifact's weights.
+        rate, steps: of SGD, and how many of its steps a batch is worth.
+    Raises: ConfigError for another mode, or a model without statistics.
+    """
+
+    def __init__(self, model: Adaptable, mode: Mode, *, rate: float, steps: int) -> None:
+        if mode not in MODES:
+            raise ConfigError(f"adaptation: {' or '.join(MODES)}, got {mode!r}")
+        if model.statistics.numel() == 0:
+            raise ConfigError(
+                "the artifact holds no statistics to adapt to, as it was fitted on a single picture or at other sizes; "
+                "fit it on more, with these sizes as --scales"
+            )
+        self.model = model
+        self.mode = mode
+        self._rate, self._steps = rate, steps
+        norms = [module for module in model.backbone.modules() if isinstance(module, nn.LayerNorm)]
+        self._weights = [parameter for norm in norms for parameter in norm.parameters()]
+        self._source = [weight.detach().clone() for weight in self._weights]
+        self._current = self._source
+        self._optimizer = self._fresh_optimizer()
+
+    @torch.no_grad()
+    def score(self, images: Tensor) -> Adapted:
+        """Scores of a batch B 3 H W, after adapting to it."""
+        count = len(images)
+        if count < LEAST:
+            self._put(self._source)
+            scores = self.model.combine(self.model.examine(images))
+            self._put(self._current)
+            return Adapted(scores, False, f"not adapted: {count} pictures at once, {LEAST} are needed")
+        if self.mode == "episodic":
+            self.restore()
+        look = self.model.examine(images)
+        anomalous = look.odds.mean(0) > 0
+        normal = ~anomalous if int((~anomalous).sum()) > 1 else torch.ones_like(anomalous)
+        if drift(look.entropies[:, normal], self.model.statistics) <= self.model.drift_limit:
+            return self._result(look, "not adapted: as the training pictures")
+        before = discrepancy(look.entropies, anomalous, self.model.statistics)
+        self._learn(images, anomalous)
+        look = self.model.examine(images)
+        after = discrepancy(look.entropies, anomalous, self.model.statistics)
+        if not bool(torch.isfinite(after)) or not bool(torch.isfinite(look.odds).all()):
+            self.restore()
+            return self._result(self.model.examine(images), "not adapted: the step was not finite")
+        if after >= before:
+            self._put(self._current)
+            self._optimizer = self._fresh_optimizer()
+            return self._result(self.model.examine(images), "not adapted: the step did not help")
+        self._current = [weight.detach().clone() for weight in self._weights]
+        return self._result(look)
+
+    def _result(self, look: Look, note: str = "") -> Adapted:
+        return Adapted(self.model.combine(look), self._current is not self._source, note)
+
+    def _learn(self, images: Tensor, anomalous: Tensor) -> None:
+        for weight in self._weights:
+            weight.requires_grad_(True)
+        with torch.enable_grad():
+            for _ in range(self._steps):
+                loss = discrepancy(self.model.examine(images).entropies, anomalous, self.model.statistics)
+                self._optimizer.zero_grad(set_to_none=True)
+                loss.backward()  # type: ignore[no-untyped-call]
+                torch.nn.utils.clip_grad_norm_(self._weights, LARGEST_GRADIENT)
+                self._optimizer.step()
+        for weight in self._weights:
+            weight.requires_grad_(False)
+
+    def restore(self) -> None:
+        """The artifact's weights again, bit for bit."""
+        self._current = self._source
+        self._put(self._source)
+        self._optimizer = self._fresh_optimizer()
+
+    @torch.no_grad()
+    def _put(self, values: Sequence[Tensor]) -> None:
+        for weight, value in zip(self._weights, values, strict=True):
+            weight.copy_(value)
+
+    def _fresh_optimizer(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self._weights, lr=self._rate, momentum=MOMENTUM)

@@ -1,0 +1,568 @@
+"""Guided synthetic anomalies: learn to find pieces that were cut out and pasted where attention looks.
+
+"Anomaly Detection and Localization Using Attention-Guided Synthetic Anomaly and Test-Time Adaptation" (the poster), and
+the fine-tuning part of the APMask paper, which repeats it with more detail. From every normal picture a twin is made
+with a synthetic anomaly, placed where the [CLS] attention of the pre-trained encoder looks (`blemish.anomalies`). The
+encoder, trained end to end, a head on its final [CLS] token and a mix of the last block's attention heads learn to tell
+the twins apart and to mark the pasted pixels: L = 0.95 · cross-entropy + 0.05 · Dice. At prediction several sizes of a
+picture are looked at and their maps averaged. `adaptation.py` is the other half of the poster.
+
+The papers do not say, and here: the map's logit is Σ_l w_l · N · a_l + b for the last block's attention a_l (sum 1) of
+head l; every batch holds normal pictures and their twins, as many of each; the Dice loss is taken of the twins only;
+augmentation is a crop of at least four fifths of the picture and some brightness and contrast, and the guidance is
+computed once, of the picture before it, and cropped along; the image score is the mean of the log-odds over the sizes.
+
+The paper's map cannot be finer than the grid of patches and comes from one weight a head. `best` adds a head that reads
+every patch's features in the middle of the depth, where defects are still local, and trains it on every patch.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, Self, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from blemish.anomalies import simulate_batch, simulator
+from blemish.backbones import Backbone
+from blemish.backbones.vit import VitBackbone
+from blemish.errors import ConfigError
+from blemish.methods.adaptation import Adapter, Look, Mode, attention_entropy, summary
+from blemish.methods.base import Batches, smooth, top_mean
+from blemish.methods.coreset import StreamingCoreset, nearest
+from blemish.methods.embedding import embed
+from blemish.methods.trained import TrainedConfig, TrainedMethod, TrainingBatch
+from blemish.types import Progress, Scores
+
+SIX_SCALES = (224, 320, 384, 416, 448, 512)
+SUMMARISED = 256  # training pictures, at least, whose attention entropies and maps are summarised
+LEFT_OUT = 32  # training pictures, at least, by which the bank is judged, each without its own features
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuidedConfig(TrainedConfig):
+    """Settings of `guided`; the defaults are `best`.
+
+    Attributes:
+        simulators: names of `blemish.anomalies`; one of them, drawn evenly, makes each twin. Empty = guided
+            cut-and-paste: hard, but blended on chest X-rays.
+        guidance: where guided simulators cut and paste: "attention", or as controls "uniform" and "shuffled" (attention
+            at the wrong places).
+        guide_layers: the layers whose [CLS] attention guides, averaged; empty = `layers`. The papers: the last one.
+        augment: whether normal pictures are cropped and their brightness and contrast changed first.
+        map_head: what the map is made of: "attention" (a mix of the last block's heads) or "features" (also the
+            features of every patch in `layers`).
+        tuned: how many of the encoder's last blocks learn; 0 = none, None = all and the patch embedding.
+        layer_decay: each block learns slower by this factor than the next one.
+        detection, segmentation, marking: weights of the losses: cross-entropy of the picture's class, Dice of the map,
+            and binary cross-entropy of every location of the map (the paper has none).
+        score: the image score: "class" (log-odds of the picture's class), "map" (mean of the map's `top_fraction`)
+            or "both" (their sum).
+        bank_size: how many features of normal patches are kept once the encoder has learned. The distance to the
+            nearest, and the learned map, each in units of their spread over normal pictures, are summed to the map.
+            0 = none, the map is the learned one.
+        pooling: side of the square of neighbouring patches that are averaged to a feature of the bank; odd.
+        learning_rate_start, warmup: the learning rate rises from here during this fraction of the run; then it falls
+            as a cosine to nearly 0.
+        ema: whether the average of the weights over the last tenth of the run is kept, in place of the last ones.
+        adaptation_rate, adaptation_steps: of SGD at test-time adaptation, and its steps a batch.
+        scales: sides of the squares that a picture is looked at in when it is scored; empty = `image_size` alone. The
+            time grows with the sum of their areas: the six of the paper cost 19 times 224² alone.
+    """
+
+    image_size: tuple[int, ...] = (224,)
+    epochs: int = 20
+    min_steps: int = 400
+    pictures_per_step: int = 8
+    learning_rate: float = 5e-4
+    learning_rate_start: float = 1e-5
+    warmup: float = 0.1
+    weight_decay: float = 0.05
+    smoothing: float = 0.015
+    simulators: tuple[str, ...] = ()
+    guidance: Literal["attention", "uniform", "shuffled"] = "attention"
+    guide_layers: tuple[int, ...] = ()
+    augment: bool = True
+    map_head: Literal["attention", "features"] = "features"
+    tuned: int | None = None
+    layer_decay: float = 0.75
+    detection: float = 0.95
+    segmentation: float = 0.05
+    marking: float = 1.0
+    score: Literal["class", "map", "both"] = "map"
+    bank_size: int = 16_000
+    pooling: int = 3
+    ema: bool = True
+    adaptation_rate: float = 1e-3
+    adaptation_steps: int = 1
+    scales: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in self.simulators:
+            simulator(name)  # refuses an unknown one
+        for name in ("detection", "segmentation", "marking", "learning_rate_start"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"{name}: a finite number from 0 is needed, got {getattr(self, name)}")
+        if not self.detection + self.segmentation + self.marking:
+            raise ConfigError("detection, segmentation, marking: one of them must be above 0")
+        if not 0 < self.layer_decay <= 1:
+            raise ConfigError(f"layer_decay: a fraction in (0, 1] is needed, got {self.layer_decay}")
+        if not 0 <= self.warmup < 1:
+            raise ConfigError(f"warmup: a fraction in [0, 1) is needed, got {self.warmup}")
+        if self.tuned is not None and self.tuned < 0:
+            raise ConfigError(f"tuned: null or a number of blocks from 0 is needed, got {self.tuned}")
+        if self.bank_size < 0:
+            raise ConfigError(f"bank_size: a number from 0 is needed, got {self.bank_size}")
+        if self.pooling < 1 or self.pooling % 2 == 0:
+            raise ConfigError(f"pooling: an odd number from 1 is needed, got {self.pooling}")
+        if any(side < 1 for side in self.scales):
+            raise ConfigError(f"scales: positive numbers are needed, got {self.scales}")
+        if self.scales and self.height_width[0] != self.height_width[1]:
+            raise ConfigError("scales: are sides of squares; choose a square image_size, or no scales")
+
+    @classmethod
+    def paper_bmvc(cls) -> Self:
+        """The poster's setting: hard pasting, one size; adaptation is chosen at prediction."""
+        return cls(
+            backbone="dino_vits16",
+            epochs=100,
+            min_steps=0,
+            pictures_per_step=16,
+            smoothing=0.0,
+            guide_layers=(12,),
+            map_head="attention",
+            layer_decay=1.0,
+            marking=0.0,
+            score="class",
+            bank_size=0,
+            ema=False,
+        )
+
+    @classmethod
+    def paper_aaai(cls) -> Self:
+        """The second paper's fine-tuning: as the first, with six sizes. Its encoder comes from `blemish pretrain`."""
+        return replace(cls.paper_bmvc(), scales=SIX_SCALES)
+
+    def for_layout(self, layout: str) -> Self:
+        """Chest X-rays are blended, as in the second paper."""
+        if self.simulators:
+            return self
+        return replace(self, simulators=("guided-poisson" if layout == "nih" else "guided",))
+
+
+class Guided(TrainedMethod):
+    """Encoder, classifier of pictures, and map."""
+
+    name = "guided"
+    summary = "finding pieces pasted where attention looks; adapts to shifted pictures"
+    source = "Bozorgtabar et al. 2022, Anomaly Detection and Localization Using Attention-Guided Synthetic Anomaly"
+    Config = GuidedConfig
+    backbone: VitBackbone
+    bank: Tensor
+    pictured: Tensor  # (H, W) of the pictures that the bank is of
+    normal: Tensor  # over normal pictures, the means (first row) and spreads of the learned map and the distance
+    statistics: Tensor
+    drift_limit: Tensor
+
+    def __init__(self, config: GuidedConfig, backbone: Backbone) -> None:
+        super().__init__(config, backbone)
+        self.config: GuidedConfig = config
+        if not isinstance(backbone, VitBackbone) or backbone.model.cls_token is None:
+            raise ConfigError(f"guided needs a ViT with a [CLS] token, which {backbone.spec.name} is not")
+        self.layers = backbone.check_layers(config.layers)
+        self.guides = backbone.check_layers(config.guide_layers or self.layers)
+        self.simulators = [simulator(name) for name in config.simulators or ("guided",)]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self.head = ClassHead(backbone.dim, 1 + max(each.kinds for each in self.simulators))
+            self.mix = AttentionMix(backbone.heads)
+            self.marker = PatchHead(backbone.dim, len(self.layers)) if config.map_head == "features" else None
+        self.register_buffer("bank", torch.empty(0, backbone.dim))
+        self.register_buffer("pictured", torch.tensor(self.scoring_size))
+        self.register_buffer("normal", torch.zeros(2, 2))
+        self.register_buffer("statistics", torch.empty(0))
+        self.register_buffer("drift_limit", torch.zeros(()))
+        self.average: nn.Module | None = None
+        self._computes_in = torch.float32
+        self._reference: list[Backbone] = []  # the pre-trained encoder, whose attention guides; not a submodule
+
+    # It keeps its weights in float32, as it learns all of them, and computes in what it is told.
+
+    @property
+    def precision(self) -> torch.dtype:
+        return self._computes_in
+
+    def set_precision(self, dtype: torch.dtype) -> None:
+        self._computes_in = dtype
+
+    @property
+    def scoring_size(self) -> tuple[int, int]:
+        return max(self.scales)
+
+    def look(self, images: Tensor) -> Seen:
+        """What the network makes of pictures B 3 H W, in one size."""
+        depth = self.backbone.depth
+        seen = self.backbone(images, (*self.layers, depth), attention=(depth,))
+        attention = seen.attention[depth] / seen.attention[depth].sum(-1, keepdim=True)
+        marks = self.mix(attention)
+        if self.marker is not None:
+            marks = marks + self.marker(seen.tokens[:-1])
+        logits = self.head(self.backbone.norm(seen.cls[-1]))
+        return Seen(logits.float(), marks.reshape(len(images), *seen.grids[0]), attention)
+
+    # Training
+
+    @property
+    def needs_images(self) -> bool:
+        return True
+
+    def encode(self, images: Tensor) -> dict[str, Tensor]:
+        """The guidance: what the pre-trained encoder's [CLS] token looks at, mean over the heads: B h w, sum 1."""
+        if not self._reference:
+            reference = copy.deepcopy(self.backbone).requires_grad_(False).eval()
+            self._reference.append(reference.to(self._computes_in))
+        seen = self._reference[0](images, self.guides[:1], attention=self.guides)
+        guide = torch.stack([seen.attention[layer].float().mean(1) for layer in self.guides]).mean(0)
+        return {"guide": (guide / guide.sum(1, keepdim=True)).reshape(len(images), *seen.grids[0])}
+
+    def start_training(self, sample: TrainingBatch) -> None:
+        blocks = self.backbone.model.blocks
+        tuned = self.config.tuned
+        if tuned is None:
+            self.backbone.requires_grad_(True)
+        elif tuned:
+            for module in (*blocks[max(0, len(blocks) - tuned) :], self.backbone.model.norm):
+                module.requires_grad_(True)
+        if self.config.ema:
+            self.average = copy.deepcopy(self._learning()).requires_grad_(False)
+
+    def _learning(self) -> nn.ModuleDict:
+        parts = {"backbone": self.backbone, "head": self.head, "mix": self.mix, "marker": self.marker}
+        return nn.ModuleDict({name: part for name, part in parts.items() if part is not None})
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """AdamW; blocks learn the slower the further they are from the end."""
+        settings, depth = self.config, self.backbone.depth
+        groups = []
+        for name, parameter in self.named_parameters():
+            if not parameter.requires_grad or name.startswith("average."):
+                continue
+            distance = 0
+            if name.startswith("backbone.model.blocks."):
+                distance = depth - int(name.split(".")[3])
+            elif name.startswith("backbone.") and not name.startswith("backbone.model.norm."):
+                distance = depth + 1
+            groups.append(
+                {
+                    "params": [parameter],
+                    "lr": settings.learning_rate * settings.layer_decay**distance,
+                    "weight_decay": settings.weight_decay if parameter.ndim > 1 else 0.0,
+                }
+            )
+        return torch.optim.AdamW(groups)
+
+    def learning_rate_factor(self, progress: float) -> float:
+        settings = self.config
+        low = settings.learning_rate_start / settings.learning_rate
+        if progress < settings.warmup:
+            return low + (1 - low) * progress / settings.warmup
+        return 0.5 * (1 + math.cos(math.pi * (progress - settings.warmup) / (1 - settings.warmup)))
+
+    def training_step(self, batch: TrainingBatch, progress: float) -> Tensor:
+        assert batch.images is not None
+        images, guide = batch.images, batch.features["guide"]
+        if self.config.augment:
+            images, guide = augmented(images, guide)
+        twins, labels, kinds = self._simulated(images, guide)
+        seen = self.look(torch.cat([images, twins]))
+        classes = torch.cat([torch.zeros_like(kinds), kinds])
+        loss = self.config.detection * F.cross_entropy(seen.logits, classes)
+        marks = F.interpolate(seen.marks[:, None], size=labels.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
+        if self.config.segmentation:
+            loss = loss + self.config.segmentation * dice_loss(marks[len(images) :].sigmoid(), labels)
+        if self.config.marking:
+            wanted = torch.cat([torch.zeros_like(labels), labels])
+            loss = loss + self.config.marking * F.binary_cross_entropy_with_logits(marks, wanted)
+        return loss
+
+    def _simulated(self, images: Tensor, guide: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Twins B 3 H W, soft labels B H W and classes B (from 1) of pictures B 3 H W with guidance B h w."""
+        mean, std = (images.new_tensor(values)[:, None, None] for values in (self.backbone.mean, self.backbone.std))
+        pixels = (images * std + mean).clamp(0, 1)
+        if self.config.guidance == "uniform":
+            guide = torch.ones_like(guide)
+        elif self.config.guidance == "shuffled":
+            flat = guide.flatten(1)
+            guide = flat.gather(1, torch.rand_like(flat).argsort(1)).reshape(guide.shape)
+        seeds = torch.randint(2**62, (len(images),)).tolist()
+        made = simulate_batch(
+            self.simulators,
+            np.ascontiguousarray(pixels.permute(0, 2, 3, 1).float().cpu().numpy()),
+            guide.float().cpu().numpy(),
+            seeds,
+        )
+        twins = torch.from_numpy(np.stack([one.image for one in made])).to(images.device).permute(0, 3, 1, 2)
+        labels = torch.from_numpy(np.stack([one.label for one in made])).to(images.device)
+        kinds = torch.tensor([one.kind for one in made], device=images.device)
+        return (twins - mean) / std, labels, kinds
+
+    def after_step(self, step: int, steps: int) -> None:
+        """The average spans about the last tenth of the run."""
+        if self.average is None:
+            return
+        decay = max(0.0, 1 - 20 / steps)
+        with torch.no_grad():
+            pairs = zip(self.average.parameters(), self._learning().parameters(), strict=True)
+            for slow, fast in pairs:
+                slow.lerp_(fast, 1 - decay)
+
+    def findings(self, sample: TrainingBatch) -> dict[str, float]:
+        """Entropy of the guidance in units of log N (1 = flat: it guides nothing), and its peak over its mean."""
+        guide = sample.features["guide"].flatten(1).float()
+        entropy = -(guide * guide.clamp_min(1e-12).log()).sum(1) / math.log(guide.shape[1])
+        peak = guide.amax(1) / guide.mean(1)
+        return {"guidance_entropy": float(entropy.mean()), "guidance_peak_to_mean": float(peak.mean())}
+
+    def end_training(self, steps: int) -> None:
+        if self.average is not None:
+            self._learning().load_state_dict(self.average.state_dict())
+            self.average = None
+        self.requires_grad_(False)
+
+    # Scoring
+
+    @property
+    def scales(self) -> tuple[tuple[int, int], ...]:
+        """(H, W) of the sizes that a picture is scored in, each what the backbone divides."""
+        sides = self.config.scales
+        sizes = [(side, side) for side in sides] or [self.config.height_width]
+        return tuple(dict.fromkeys(self.backbone.round_size(*size) for size in sizes))
+
+    def anomaly_map(self, images: Tensor) -> Tensor:
+        raise NotImplementedError("guided averages its maps over sizes: see `score`")
+
+    def score(self, images: Tensor) -> Scores:
+        """Scores, maps and votes, from every one of `scales`."""
+        return self.combine(self.examine(images))
+
+    def examine(self, images: Tensor) -> Look:
+        """What is seen in pictures B 3 H W at every one of `scales`."""
+        look = self._look(images)
+        if self.config.bank_size == 0:
+            return look
+        distance = enlarged(self._distance(self._described(images)), look.maps.shape[-2:])
+        (learned, far), (spread, wide) = self.normal
+        return replace(look, maps=(look.maps - learned) / spread + (distance - far) / wide)
+
+    def _look(self, images: Tensor) -> Look:
+        """As `examine`, the map as it is learned."""
+        size = (images.shape[-2] // 4, images.shape[-1] // 4)
+        odds, maps, entropies = [], [], []
+        for scale in self.scales:
+            with self._autocast(images):
+                seen = self.look(resized(images, scale))
+            odds.append(log_odds(seen.logits))
+            maps.append(enlarged(seen.marks, size))
+            entropies.append(attention_entropy(seen.attention.float()))
+        return Look(torch.stack(odds), torch.stack(maps).mean(0), torch.stack(entropies))
+
+    def _autocast(self, images: Tensor) -> torch.autocast:
+        precision = self._computes_in
+        return torch.autocast(images.device.type, dtype=precision, enabled=precision != torch.float32)
+
+    def _described(self, images: Tensor) -> Tensor:
+        """A unit-length feature for every patch of pictures B 3 H W, B h w D, in the size that the bank is of."""
+        height, width = self.pictured.tolist()
+        with torch.no_grad(), self._autocast(images):
+            images = resized(images, (height, width))
+            described, grid = embed(self.backbone, images, self.layers, pooling=self.config.pooling)
+        return F.normalize(described, dim=-1).reshape(len(images), *grid, -1)
+
+    def _distance(self, described: Tensor, left_out: Tensor | None = None) -> Tensor:
+        """Distance of B h w D to the bank, without the entries `left_out` (bool K): B h w."""
+        bank = self.bank.to(self._computes_in)
+        distance, _ = nearest(described.flatten(0, 2), bank, excluded=left_out)
+        return distance.reshape(described.shape[:3])
+
+    def combine(self, look: Look) -> Scores:
+        """One score, map and vote for each picture."""
+        maps = smooth(look.maps, self.config.smoothing)[:, 0]
+        parts = []
+        if self.config.score != "map":
+            parts.append(look.odds.mean(0))
+        if self.config.score != "class":
+            parts.append(top_mean(maps.flatten(1), self.config.top_fraction))
+        return Scores(torch.stack(parts).sum(0), maps, votes=(look.odds > 0).float().mean(0))
+
+    @torch.no_grad()
+    def summarise(self, batches: Batches, count: int, progress: Progress) -> None:
+        """Stage II: the moments of the attention entropies of training pictures and of their twins. And the bank."""
+        size = self.config.bank_size
+        bank = StreamingCoreset(size, self.backbone.dim, search_dtype=self._computes_in) if size else None
+        some: list[tuple[Tensor, Tensor]] = []  # pictures by which the bank is judged, with their owners
+        maps: list[Tensor] = []
+        entropies: tuple[list[Tensor], list[Tensor]] = ([], [])
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.config.seed)
+            for done, batch in enumerate(batches(), start=1):
+                if sum(map(len, maps)) < SUMMARISED:
+                    guide = self.encode(resized(batch.images, self.config.height_width))["guide"]
+                    twins, _, _ = self._simulated(batch.images, guide)
+                    look = self._look(batch.images)
+                    maps.append(look.maps)
+                    entropies[0].append(look.entropies)
+                    entropies[1].append(self._look(twins).entropies)
+                if bank is not None:
+                    described = self._described(batch.images)
+                    bank.add(
+                        described.flatten(0, 2).cpu(), batch.owners.repeat_interleave(described[0, ..., 0].numel())
+                    )
+                    if sum(len(owners) for _, owners in some) < LEFT_OUT:
+                        some.append((described, batch.owners))
+                progress("remembering", done, count)
+        self._reference.clear()
+        if sum(map(len, maps)) > 1:
+            self.statistics, self.drift_limit = summary([torch.cat(rows, dim=1) for rows in entropies])
+        if bank is None:
+            return
+        features, owners = bank.result()
+        self.bank = features.to(self.bank.device)
+        alone = bool((owners == owners[0]).all())  # a bank of one picture can be left out of nothing
+        distances = [
+            self._distance(one[None], None if alone else (owners == owner).to(self.bank.device))
+            for described, named in some
+            for one, owner in zip(described, named, strict=True)
+        ]
+        parts = torch.cat([each.flatten() for each in maps]), torch.cat([each.flatten() for each in distances])
+        self.normal = torch.stack(
+            [torch.stack([part.mean() for part in parts]), torch.stack([part.std().clamp_min(1e-6) for part in parts])]
+        )
+
+    def with_scales(self, scales: Sequence[int]) -> Guided:
+        """The same weights, looking at squares of these sides. Statistics to adapt to are kept where it has them.
+
+        Raises: ConfigError for a side below 1.
+        """
+        other = copy.copy(self)  # the weights are shared
+        other.config = replace(self.config, scales=tuple(scales))
+        known = [self.scales.index(scale) for scale in other.scales if scale in self.scales]
+        complete = self.statistics.numel() > 0 and len(known) == len(other.scales)
+        # Buffers live in a dict that the copy shares.
+        other._buffers = {**self._buffers, "statistics": self.statistics[:, :, known] if complete else torch.empty(0)}
+        return other
+
+    def adapter(self, mode: Mode) -> Adapter:
+        """What scores batches while adapting to them."""
+        return Adapter(self, mode, rate=self.config.adaptation_rate, steps=self.config.adaptation_steps)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What the network makes of pictures in one size.
+
+    Attributes:
+        logits: of the classes, float32 B K, class 0 = normal. marks: logits of the map, float32 B h w.
+        attention: of the last block's [CLS] token, B L N, rows sum to 1.
+    """
+
+    logits: Tensor
+    marks: Tensor
+    attention: Tensor
+
+
+class ClassHead(nn.Module):
+    """DINO's projection head (Caron et al. 2021) with classes for prototypes: B D to B K."""
+
+    def __init__(self, dim: int, classes: int, hidden: int = 2048, bottleneck: int = 256) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, bottleneck)
+        )
+        self.last = nn.Linear(bottleneck, classes)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, cls: Tensor) -> Tensor:
+        return cast(Tensor, self.last(F.normalize(self.layers(cls).float(), dim=-1)))
+
+
+class AttentionMix(nn.Module):
+    """One learned weight a head: attention B L N (rows sum to 1) to logits B N, alike at any resolution."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.weights = nn.Parameter(torch.full((heads,), 1 / heads))
+        self.bias = nn.Parameter(torch.tensor(-2.0))
+
+    def forward(self, attention: Tensor) -> Tensor:
+        return torch.einsum("l,bln->bn", self.weights, attention.float() * attention.shape[-1]) + self.bias
+
+
+class PatchHead(nn.Module):
+    """Logits B N of every patch from its normalised features in several layers, each B N D."""
+
+    def __init__(self, dim: int, layers: int, hidden: int = 256) -> None:
+        super().__init__()
+        self.inward = nn.Linear(layers * dim, hidden)
+        self.outward = nn.Linear(hidden, 1)
+        nn.init.zeros_(self.outward.weight)
+        nn.init.zeros_(self.outward.bias)
+
+    def forward(self, tokens: Iterable[Tensor]) -> Tensor:
+        features = torch.cat([F.layer_norm(each, each.shape[-1:]) for each in tokens], dim=-1)
+        return cast(Tensor, self.outward(F.gelu(self.inward(features))))[..., 0].float()
+
+
+def log_odds(logits: Tensor) -> Tensor:
+    """Of any anomalous class against the normal one (class 0): B K to B."""
+    logits = logits.float()
+    return logits[:, 1:].logsumexp(1) - logits[:, 0]
+
+
+def dice_loss(given: Tensor, wanted: Tensor) -> Tensor:
+    """1 − Dice of soft masks B H W in [0, 1], mean over the pictures (Milletari et al. 2016, without squares)."""
+    both = (given * wanted).sum(dim=(1, 2))
+    return (1 - (2 * both + 1) / (given.sum(dim=(1, 2)) + wanted.sum(dim=(1, 2)) + 1)).mean()
+
+
+def enlarged(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """B h w as float32 B 1 H W, bilinear."""
+    return F.interpolate(maps[:, None].float(), size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """B 3 H W at another size, antialiased where it shrinks."""
+    if tuple(images.shape[-2:]) == size:
+        return images
+    return F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
+
+
+def augmented(images: Tensor, guide: Tensor) -> tuple[Tensor, Tensor]:
+    """Pictures B 3 H W, each cropped to at least 4/5 of its area and resized back, its contrast changed by
+    up to a tenth and its brightness by up to 0.1 (normalised); and their guidance B h w, cropped along, with sum 1."""
+    count, device = len(images), images.device
+    draw = torch.rand(count, 5)  # on the host, so that every device draws the same
+    side = (0.8 + 0.2 * draw[:, 0]).sqrt()
+    shift = (2 * draw[:, 1:3] - 1) * (1 - side)[:, None]
+    theta = torch.zeros(count, 2, 3)
+    theta[:, 0, 0] = theta[:, 1, 1] = side
+    theta[:, :, 2] = shift
+    theta = theta.to(device)
+
+    def crop(maps: Tensor) -> Tensor:
+        grid = F.affine_grid(theta, list(maps.shape), align_corners=False)
+        return F.grid_sample(maps, grid.to(maps.dtype), mode="bilinear", padding_mode="reflection", align_corners=False)
+
+    contrast = (1 + 0.1 * (2 * draw[:, 3] - 1)).to(device)[:, None, None, None]
+    brightness = (0.1 * (2 * draw[:, 4] - 1)).to(device)[:, None, None, None]
+    cropped = crop(guide[:, None].float())[:, 0].clamp_min(0)
+    return crop(images) * contrast + brightness, cropped / cropped.sum(dim=(1, 2), keepdim=True)

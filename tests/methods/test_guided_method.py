@@ -1,0 +1,916 @@
+"""The guided method: its parts against naive loops in float64, its guidance, its sizes, and its training end to end."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+import blemish
+from blemish.anomalies import Synthetic
+from blemish.backbones import Backbone, build
+from blemish.errors import ConfigError
+from blemish.fitting import configure
+from blemish.methods import Guided
+from blemish.methods.guided import SIX_SCALES, ClassHead, GuidedConfig, augmented, dice_loss, log_odds
+from blemish.methods.trained import TrainingBatch
+from blemish.types import Batch, Progress
+
+Part = Callable[..., np.ndarray]
+SIDE = 32
+MEAN, STD = (torch.full((3, 1, 1), 0.5), torch.full((3, 1, 1), 0.5))  # of the test backbone, see the first test
+SMALL: dict[str, Any] = {"backbone": "test_vit", "image_size": (SIDE,), "layers": (2, 4), "pictures_per_step": 4}
+TINY = {**SMALL, "guide_layers": (6,), "bank_size": 0}
+FIT: dict[str, Any] = {
+    **SMALL,
+    "weights": "random",
+    "device": "cpu",
+    "precision": "fp32",
+    "epochs": 1,
+    "min_steps": 6,
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _small_head() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("blemish.methods.guided.ClassHead", partial(ClassHead, hidden=32, bottleneck=16))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _own_randomness() -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
+def sharp(name: str = "test_vit", **options: Any) -> Backbone:
+    """A backbone whose [CLS] token looks at some patches more than at others: with random weights it hardly does."""
+    backbone = build(name, **{"weights": "random", "seed": 3, **options})
+    with torch.no_grad():
+        for block in backbone.model.blocks:  # type: ignore[union-attr]
+            block.attn.qkv.weight[:128] *= 12  # type: ignore[union-attr,index,operator]
+    return backbone
+
+
+def guided(base: GuidedConfig | None = None, **settings: Any) -> Guided:
+    """A small one, with heads that say something."""
+    method = Guided(replace(base or GuidedConfig(), **(TINY | settings)), sharp()).eval()
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for name, parameter in method.named_parameters():
+            if not name.startswith("backbone."):
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    return method
+
+
+def pictures(count: int = 2, seed: int = 0, side: int = SIDE) -> Tensor:
+    """Normalised noise, dark to bright."""
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.rand(count, 3, side, side, generator=generator) * torch.linspace(0.3, 1, count)[:, None, None, None]
+    return (pixels - MEAN) / STD
+
+
+def batch_of(method: Guided, images: Tensor) -> TrainingBatch:
+    return TrainingBatch(images, method.encode(images))
+
+
+def train(method: Guided, batch: TrainingBatch, steps: int) -> list[float]:
+    """What the engine does, without anything around it and with the same draws in every step: the losses."""
+    method.start_training(batch)
+    optimizer = method.optimizer()
+    rates = [group["lr"] for group in optimizer.param_groups]
+    method.train()
+    losses = []
+    for step in range(steps):
+        torch.manual_seed(0)
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * method.learning_rate_factor(step / steps)
+        loss = method.training_step(batch, step / steps)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        method.after_step(step + 1, steps)
+        losses.append(loss.item())
+    method.eval()
+    method.end_training(steps)
+    return losses
+
+
+# Oracles: float64, one picture, location and head at a time
+
+
+def f64(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().double().numpy()
+
+
+def layer_normed(row: np.ndarray, weight: Any = 1.0, bias: Any = 0.0, epsilon: float = 1e-5) -> np.ndarray:
+    mean = sum(row) / len(row)
+    variance = sum((value - mean) ** 2 for value in row) / len(row)
+    return np.asarray((row - mean) / math.sqrt(variance + epsilon) * weight + bias)
+
+
+def gelu(values: np.ndarray) -> np.ndarray:
+    return np.array([0.5 * value * (1 + math.erf(value / math.sqrt(2))) for value in values])
+
+
+def sigmoid(value: float) -> float:
+    return 1 / (1 + math.exp(-value))
+
+
+def upsampled(values: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Bilinear, pixels being areas: h w -> height width."""
+
+    def neighbours(place: int, new: int, old: int) -> tuple[int, int, float]:
+        centre = min(max((place + 0.5) * old / new - 0.5, 0), old - 1)
+        return int(centre), min(int(centre) + 1, old - 1), centre - int(centre)
+
+    result = np.empty((height, width))
+    for y, x in np.ndindex(height, width):
+        top, bottom, down = neighbours(y, height, values.shape[0])
+        left, right, across = neighbours(x, width, values.shape[1])
+        above = values[top, left] * (1 - across) + values[top, right] * across
+        below = values[bottom, left] * (1 - across) + values[bottom, right] * across
+        result[y, x] = above * (1 - down) + below * down
+    return result
+
+
+def attention_of(backbone: Backbone, images: Tensor, layer: int) -> np.ndarray:
+    """B L N: the [CLS] row of each head, renormalised over the patches."""
+    full = f64(backbone(images, (layer,), full_attention=(layer,)).full_attention[layer])
+    rows = np.empty((*full.shape[:2], full.shape[2] - 1))
+    for picture, head in np.ndindex(*full.shape[:2]):
+        row = full[picture, head, 0, 1:]
+        rows[picture, head] = row / sum(row)
+    return rows
+
+
+def looked(method: Guided, images: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Class logits B K and map logits B h w."""
+    depth, norm = method.backbone.depth, method.backbone.model.norm
+    seen = method.backbone(images, (*method.layers, depth))
+    state = {name: f64(tensor) for name, tensor in method.state_dict().items()}
+
+    def linear(name: str, x: np.ndarray) -> np.ndarray:
+        return np.asarray(state[f"{name}.weight"] @ x + state[f"{name}.bias"])
+
+    logits, maps = [], []
+    attention = attention_of(method.backbone, images, depth)
+    for picture, heads in enumerate(attention):
+        x = layer_normed(f64(seen.cls[-1][picture]), f64(norm.weight), f64(norm.bias), norm.eps)
+        x = linear("head.layers.4", gelu(linear("head.layers.2", gelu(linear("head.layers.0", x)))))
+        logits.append(linear("head.last", x / math.sqrt(x @ x)))
+        marks = np.zeros(heads.shape[1])
+        for place in range(len(marks)):
+            marks[place] = state["mix.bias"]
+            for head, row in enumerate(heads):
+                marks[place] += state["mix.weights"][head] * len(marks) * row[place]
+            if method.marker is not None:
+                features = [layer_normed(f64(tokens[picture, place])) for tokens in seen.tokens[:-1]]
+                hidden = gelu(linear("marker.inward", np.concatenate(features)))
+                marks[place] += linear("marker.outward", hidden)[0]
+        maps.append(marks.reshape(seen.grids[0]))
+    return np.stack(logits), np.stack(maps)
+
+
+# The parts
+
+
+def test_what_the_tests_take_for_granted() -> None:
+    backbone = sharp()
+    assert torch.tensor(backbone.mean).tolist() == MEAN.flatten().tolist()
+    assert torch.tensor(backbone.std).tolist() == STD.flatten().tolist()
+    peaks = attention_of(backbone, pictures(4), 6).max(-1)
+    assert peaks.mean() > 0.35  # of 4 patches, where 0.25 would be flat
+
+
+@pytest.mark.parametrize("map_head", ["attention", "features"])
+@pytest.mark.parametrize(("simulators", "classes"), [((), 2), (("cutpaste",), 2), (("guided", "cutpaste-3way"), 3)])
+def test_logits_of_pictures_and_of_places(map_head: str, simulators: tuple[str, ...], classes: int) -> None:
+    method = guided(map_head=map_head, simulators=simulators)
+    images = pictures(3, side=48)
+    seen = method.look(images)
+    expected_logits, expected_marks = looked(method, images)
+    assert seen.logits.shape == (3, classes)
+    assert seen.marks.shape == (3, 3, 3)
+    np.testing.assert_allclose(f64(seen.logits), expected_logits, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(f64(seen.marks), expected_marks, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(f64(seen.attention), attention_of(method.backbone, images, 6), rtol=1e-4, atol=1e-6)
+    assert np.ptp(expected_marks, axis=(1, 2)).min() > 0.05
+
+
+def test_the_head_is_that_of_dino() -> None:
+    shapes = [tuple(parameter.shape) for parameter in ClassHead(384, 2).parameters() if parameter.ndim == 2]
+    assert shapes == [(2048, 384), (2048, 2048), (256, 2048), (2, 256)]
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_log_odds(classes: int) -> None:
+    logits = torch.randn(5, classes) * 4
+    for row, got in zip(f64(logits), log_odds(logits), strict=True):
+        shares = [math.exp(value) / sum(map(math.exp, row)) for value in row]
+        assert got.item() == pytest.approx(math.log(sum(shares[1:]) / shares[0]), rel=1e-5)
+
+
+def test_dice() -> None:
+    given, wanted = torch.rand(3, 4, 5), (torch.rand(3, 4, 5) > 0.6).float()
+    wanted[2] = 0
+    losses = []
+    for marks, label in zip(f64(given), f64(wanted), strict=True):
+        both = sum(p * y for p, y in zip(marks.ravel(), label.ravel(), strict=True))
+        losses.append(1 - (2 * both + 1) / (sum(marks.ravel()) + sum(label.ravel()) + 1))
+    assert dice_loss(given, wanted).item() == pytest.approx(sum(losses) / 3, rel=1e-5)
+    assert dice_loss(wanted, wanted).item() == pytest.approx(0, abs=1e-6)
+
+
+# The loss
+
+
+@pytest.mark.parametrize(
+    ("base", "settings", "kinds"),
+    [
+        (GuidedConfig.paper_bmvc(), {}, [1, 1]),
+        (GuidedConfig(), {"segmentation": 0.3, "marking": 0.7, "simulators": ("cutpaste-3way",)}, [2, 1]),
+        (GuidedConfig(), {"segmentation": 0.0, "detection": 0.2, "simulators": ("cutpaste-3way",)}, [1, 2]),
+    ],
+)
+def test_the_loss_of_a_step(
+    base: GuidedConfig, settings: dict[str, Any], kinds: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = guided(base, augment=False, **settings)
+    images = pictures(2)
+    batch = batch_of(method, images)
+    labels = np.random.default_rng(0).random((2, SIDE, SIDE), dtype=np.float32)
+    asked: list[Any] = []
+
+    def simulate(*given: Any) -> list[Synthetic]:
+        asked.extend(given)
+        return [
+            Synthetic(1 - picture, label > 0, label, kind)
+            for picture, label, kind in zip(given[1], labels, kinds, strict=True)
+        ]
+
+    monkeypatch.setattr("blemish.methods.guided.simulate_batch", simulate)
+    loss = method.training_step(batch, 0.4)
+    simulators, pixels, guide, seeds = asked
+    assert [each.name for each in simulators] == list(method.config.simulators or ("guided",))
+    np.testing.assert_allclose(pixels, f64((images * STD + MEAN).permute(0, 2, 3, 1)), atol=1e-6)
+    np.testing.assert_array_equal(guide, batch.features["guide"].numpy())
+    assert len(set(seeds)) == 2
+
+    twins = ((1 - (images * STD + MEAN)) - MEAN) / STD
+    logits, marks = (np.concatenate(pair) for pair in zip(looked(method, images), looked(method, twins), strict=True))
+    crosses = []
+    for row, kind in zip(logits, [0, 0, *kinds], strict=True):
+        crosses.append(math.log(sum(map(math.exp, row))) - row[kind])
+    maps = [upsampled(each, SIDE, SIDE) for each in marks]
+    dices, places = [], []
+    for each, label in zip(maps[2:], labels.astype(float), strict=True):
+        shares = np.array([sigmoid(value) for value in each.ravel()])
+        dices.append(1 - (2 * (shares @ label.ravel()) + 1) / (shares.sum() + label.sum() + 1))
+    for each, label in zip(maps, [0 * labels[0], 0 * labels[0], *labels.astype(float)], strict=True):
+        for value, wanted in zip(each.ravel(), label.ravel(), strict=True):
+            share = sigmoid(value)
+            places.append(-wanted * math.log(share) - (1 - wanted) * math.log(1 - share))
+    config = method.config
+    expected = config.detection * sum(crosses) / 4 + config.segmentation * sum(dices) / 2
+    expected += config.marking * sum(places) / len(places)
+    assert loss.item() == pytest.approx(expected, rel=1e-4)
+    if base == GuidedConfig.paper_bmvc():
+        assert expected == pytest.approx(0.95 * np.mean(crosses) + 0.05 * np.mean(dices))
+
+
+@pytest.mark.xfail(reason="normal pictures are not clipped to [0, 1] after augmentation, their twins are")
+def test_a_normal_picture_and_its_twin_differ_only_where_something_was_pasted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or the two could be told apart without any anomaly, as by values beyond white in one of them only."""
+    method = guided(augment=True)
+    images = pictures(8)
+    images[::2] = images[::2] * 0.1 + 0.9  # close to white, which augmentation makes brighter still
+    batch = batch_of(method, images)
+    looks: list[Tensor] = []
+    labels: list[Tensor] = []
+    look, simulated = method.look, method._simulated
+
+    def simulate(*given: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        made = simulated(*given)
+        labels.append(made[1])
+        return made
+
+    monkeypatch.setattr(method, "look", lambda given: looks.append(given) or look(given))  # type: ignore[func-returns-value]
+    monkeypatch.setattr(method, "_simulated", simulate)
+    method.training_step(batch, 0.5)
+    normal, twins = looks[0].chunk(2)
+    changed = (normal - twins).abs().amax(1)
+    assert changed[labels[0] > 0].max() > 0.1
+    assert changed[labels[0] == 0].max() < 1e-5
+
+
+# Guidance
+
+
+@pytest.mark.parametrize("layers", [(), (6,), (2, 5)])
+def test_the_guide_is_where_the_encoder_as_it_came_looks(layers: tuple[int, ...]) -> None:
+    method = guided(guide_layers=layers)
+    images = pictures(3, side=48)
+    guide = method.encode(images)["guide"]
+    assert guide.shape == (3, 3, 3)
+    expected = np.zeros((3, 9))
+    for layer in layers or (2, 4):
+        full = f64(method.backbone(images, (layer,), full_attention=(layer,)).full_attention[layer])
+        for picture, head in np.ndindex(3, 2):
+            expected[picture] += full[picture, head, 0, 1:]
+    expected /= expected.sum(1, keepdims=True)
+    np.testing.assert_allclose(f64(guide).reshape(3, 9), expected, rtol=1e-4)
+    assert np.ptp(expected, axis=1).min() > 0.02
+
+
+def test_the_guide_stays_while_the_encoder_learns() -> None:
+    method = guided(learning_rate_start=5e-4)
+    images = pictures(4)
+    batch = batch_of(method, images)
+    before = attention_of(method.backbone, images, 6)
+    train(method, batch, 3)
+    assert torch.equal(method.encode(images)["guide"], batch.features["guide"])
+    assert np.abs(attention_of(method.backbone, images, 6) - before).max() > 1e-4  # which by now looks elsewhere
+
+
+@pytest.mark.parametrize("guidance", ["attention", "uniform", "shuffled"])
+def test_where_the_anomalies_lie(guidance: str) -> None:
+    method = guided(guidance=guidance)
+    guide = torch.zeros(48, 4, 4)
+    guide[:, 0, 0] = 1
+    _, labels, _ = method._simulated(pictures(48, side=64), guide)
+    share = float(labels[:, :32, :32].sum() / labels.sum())
+    assert share > 0.6 if guidance == "attention" else share < 0.45
+
+
+def test_shuffled_guidance_is_the_same_at_other_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    method = guided(guidance="shuffled")
+    given: list[np.ndarray] = []
+
+    def simulate(_simulators: Any, images: np.ndarray, guide: np.ndarray, _seeds: Any) -> list[Synthetic]:
+        given.append(guide)
+        mask = np.ones(images.shape[1:3], bool)
+        return [Synthetic(image, mask, mask.astype(np.float32)) for image in images]
+
+    monkeypatch.setattr("blemish.methods.guided.simulate_batch", simulate)
+    guide = torch.rand(6, 4, 4)
+    method._simulated(pictures(6), guide)
+    got, original = given[0].reshape(6, 16), guide.reshape(6, 16).numpy()
+    np.testing.assert_array_equal(np.sort(got), np.sort(original))
+    orders = {tuple(row.argsort().argsort()[before.argsort()]) for row, before in zip(got, original, strict=True)}
+    assert len(orders) == 6
+    assert tuple(range(16)) not in orders
+
+
+def test_findings_of_flat_and_of_peaked_guidance() -> None:
+    method = guided()
+    flat, peaked = torch.full((2, 4, 4), 1 / 16), torch.zeros(2, 4, 4)
+    peaked[:, 1, 2] = 1
+    found = method.findings(TrainingBatch(None, {"guide": flat}))
+    assert found == pytest.approx({"guidance_entropy": 1.0, "guidance_peak_to_mean": 1.0})
+    found = method.findings(TrainingBatch(None, {"guide": peaked}))
+    assert found == pytest.approx({"guidance_entropy": 0.0, "guidance_peak_to_mean": 16.0}, abs=1e-6)
+
+
+# Augmentation
+
+
+def centres(maps: np.ndarray) -> np.ndarray:
+    """Of mass, of each of B h w, as fractions of the sides: B 2."""
+    found = []
+    for values in maps:
+        rows, columns = ((np.arange(side) + 0.5) / side for side in values.shape)
+        found.append((values.sum(1) @ rows / values.sum(), values.sum(0) @ columns / values.sum()))
+    return np.array(found)
+
+
+def test_the_guide_is_cropped_along_with_the_picture() -> None:
+    images, guide = torch.full((16, 3, 64, 64), -1.0), torch.full((16, 16, 16), 0.0)
+    images[:, :, 12:24, 40:52] = 1
+    guide[:, 3:6, 10:13] = 1
+    cropped, along = augmented(images, guide)
+    assert along.shape == guide.shape
+    np.testing.assert_allclose(f64(along.sum((1, 2))), 1, rtol=1e-5)
+    shown = f64(cropped).mean(1)
+    shown -= shown.min((1, 2), keepdims=True)
+    moved, followed = centres(shown), centres(f64(along))
+    assert np.abs(moved - followed).max() < 1 / 200
+    assert moved.std(0).min() > 1 / 128  # half a pixel
+
+
+def test_crops_brightness_and_contrast_stay_within_their_bounds() -> None:
+    ramp = torch.linspace(-1, 1, 64).expand(64, 3, 64, 64).clone()
+    ramp[:, 1] = ramp[:, 0].transpose(1, 2)
+    given = []
+    for images in (torch.zeros_like(ramp), torch.ones_like(ramp), ramp):
+        torch.manual_seed(1)
+        given.append(f64(augmented(images, torch.ones(64, 4, 4))[0]))
+    brightness = given[0][:, 0, 0, 0]
+    contrast = given[1][:, 0, 0, 0] - brightness
+    shown = (given[2] - brightness[:, None, None, None]) / contrast[:, None, None, None]
+    across = (shown[:, 0, 32, 40] - shown[:, 0, 32, 24]) / (16 * 2 / 63)
+    down = (shown[:, 1, 40, 32] - shown[:, 1, 24, 32]) / (16 * 2 / 63)
+    np.testing.assert_allclose(across, down, atol=1e-4)  # the aspect ratio stays
+    areas = across**2
+    assert 0.8 - 1e-3 < areas.min() < 0.83
+    assert 0.97 < areas.max() < 1 + 1e-3
+    assert np.abs(shown).max() < 1 + 1e-4  # nothing from beyond the border
+    for values, middle in ((contrast, 1.0), (brightness, 0.0)):
+        assert middle - 0.1 - 1e-5 < values.min() < middle - 0.08
+        assert middle + 0.08 < values.max() < middle + 0.1 + 1e-5
+    places = shown[:, :2, 31:33, 31:33].mean((2, 3))
+    assert places.std(0).min() > 0.01  # crops lie anywhere
+    assert len(np.unique(areas)) == 64  # each picture has its own
+
+
+@pytest.mark.xfail(reason="affine_grid runs in bf16 under autocast")
+def test_crops_are_as_fine_in_low_precision() -> None:
+    images, guide = pictures(4, side=64), torch.rand(4, 4, 4)
+    torch.manual_seed(1)
+    expected = augmented(images, guide)
+    torch.manual_seed(1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = augmented(images, guide)
+    for one, other in zip(got, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+# What learns, and how fast
+
+
+def test_the_learning_rate_rises_and_falls_as_published() -> None:
+    config = replace(GuidedConfig.paper_bmvc(), **TINY)
+    method = Guided(config, sharp())
+    rates = [config.learning_rate * method.learning_rate_factor(progress) for progress in np.linspace(0, 0.1, 11)]
+    np.testing.assert_allclose(rates, np.linspace(1e-5, 5e-4, 11), rtol=1e-6)
+    for progress in np.linspace(0.1, 0.999, 7):
+        expected = 5e-4 * (1 + math.cos(math.pi * (progress - 0.1) / 0.9)) / 2
+        assert config.learning_rate * method.learning_rate_factor(progress) == pytest.approx(expected)
+    assert guided(warmup=0.0).learning_rate_factor(0.0) == 1
+
+
+def rates_of(method: Guided) -> dict[str, float]:
+    names = {id(parameter): name for name, parameter in method.named_parameters()}
+    groups = method.optimizer().param_groups
+    for group in groups:
+        for parameter in group["params"]:
+            assert group["weight_decay"] == (0.05 if parameter.ndim > 1 else 0)
+    pairs = [(names[id(parameter)], group["lr"]) for group in groups for parameter in group["params"]]
+    assert len(dict(pairs)) == len(pairs)
+    return dict(pairs)
+
+
+def test_blocks_learn_the_slower_the_further_they_are_from_the_end() -> None:
+    method = guided(learning_rate=1e-3, layer_decay=0.5, ema=True)
+    method.start_training(batch_of(method, pictures()))
+    rates = rates_of(method)
+    assert set(rates) == {name for name, _ in method.named_parameters() if not name.startswith("average.")}
+    for name, rate in rates.items():
+        if name.startswith("backbone.model.blocks."):
+            expected = 1e-3 * 0.5 ** (6 - int(name.split(".")[3]))
+        elif name.startswith("backbone.") and ".norm." not in name:
+            expected = 1e-3 * 0.5**7
+        else:
+            expected = 1e-3
+        assert rate == pytest.approx(expected), name
+    alike = guided(GuidedConfig.paper_bmvc())
+    alike.start_training(batch_of(alike, pictures()))
+    assert set(rates_of(alike).values()) == {5e-4}
+
+
+@pytest.mark.parametrize("ema", [False, True])
+@pytest.mark.parametrize("tuned", [0, 1, 2, 9, None])
+def test_what_learns(tuned: int | None, ema: bool) -> None:
+    method = guided(tuned=tuned, ema=ema)
+    before = {name: tensor.clone() for name, tensor in method.state_dict().items()}
+    train(method, batch_of(method, pictures(4)), 3)
+    after = method.state_dict()
+    assert before.keys() == after.keys()
+    changed = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
+    parts = {".".join(name.split(".")[:4]) if ".blocks." in name else name.split(".")[0] for name in changed}
+    first = 6 if tuned == 0 else 0 if tuned is None else max(0, 6 - tuned)
+    blocks = {f"backbone.model.blocks.{index}" for index in range(first, 6)}
+    encoder = {"backbone"} if tuned != 0 else set()  # the last norm, and with None what comes before the blocks
+    assert parts == {"head", "mix", "marker", *blocks, *encoder}
+    before_blocks = {
+        name for name in changed if any(part in name for part in ("patch_embed", "pos_embed", "cls_token"))
+    }
+    assert bool(before_blocks) == (tuned is None)
+    assert not any(parameter.requires_grad for parameter in method.parameters())
+
+
+def test_the_average_over_the_last_tenth_is_what_is_kept() -> None:
+    method = guided(ema=True)
+    method.start_training(batch_of(method, pictures()))
+    learned = {name: value for name, value in method.named_parameters() if not name.startswith("average.")}
+    expected = {name: f64(value) for name, value in learned.items()}
+    for step in range(1, 6):
+        with torch.no_grad():
+            for value in learned.values():
+                value.add_(torch.randn_like(value) * 0.1)
+        method.after_step(step, 100)
+        for name, value in learned.items():
+            expected[name] = 0.8 * expected[name] + 0.2 * f64(value)
+    assert any(name.startswith("average.") for name in method.state_dict())  # a checkpoint needs it
+    method.end_training(100)
+    for name, value in learned.items():
+        np.testing.assert_allclose(f64(value), expected[name], atol=1e-5)
+    assert not any(name.startswith("average.") for name in method.fitted_state())
+
+
+@pytest.mark.parametrize(("ema", "steps"), [(False, 100), (True, 20)])
+def test_without_an_average_or_over_a_short_run_the_last_weights_are_kept(ema: bool, steps: int) -> None:
+    method = guided(ema=ema)
+    method.start_training(batch_of(method, pictures()))
+    assert (method.average is None) != ema
+    with torch.no_grad():
+        method.mix.weights.add_(1)
+    last = method.mix.weights.clone()
+    method.after_step(1, steps)
+    method.end_training(steps)
+    torch.testing.assert_close(method.mix.weights, last)
+
+
+def test_training_lowers_the_loss() -> None:
+    method = guided(ema=False, augment=False)
+    batch = batch_of(method, pictures(4))
+    losses = train(method, batch, 30)
+    assert losses[-1] < 0.7 * losses[0]
+
+
+# Sizes
+
+
+def summarised(images: Tensor, **settings: Any) -> Guided:
+    method = guided(**settings)
+    method.summarise(lambda: batches(images))
+    return method
+
+
+def batches(images: Tensor) -> list[Batch]:
+    """Of five pictures at most, each its own."""
+    return [Batch(*parts) for parts in zip(images.split(5), torch.arange(len(images)).split(5), strict=True)]
+
+
+def naive_odds(logits: np.ndarray) -> np.ndarray:
+    return np.array([math.log(sum(map(math.exp, row[1:]))) - row[0] for row in logits])
+
+
+@pytest.mark.parametrize("score", ["class", "map", "both"])
+def test_what_is_seen_at_several_sizes_is_averaged(score: str) -> None:
+    method = guided(scales=(32, 48), score=score, smoothing=0.0, top_fraction=0.1)
+    assert method.scales == ((32, 32), (48, 48))
+    assert method.scoring_size == (48, 48)
+    images = pictures(6, side=48)
+    with torch.no_grad():
+        ordered = method.examine(images).odds.flatten().sort().values
+        method.head.last.bias[0] += (ordered[5] + ordered[6]) / 2  # half of the votes each way
+        got = method.score(images)
+    small = F.interpolate(images, size=(32, 32), mode="bilinear", align_corners=False, antialias=True)
+    seen = [looked(method, each) for each in (small, images)]
+    odds = np.stack([naive_odds(logits) for logits, _ in seen])
+    maps = np.mean([[upsampled(each, 12, 12) for each in marks] for _, marks in seen], axis=0)
+    highest = np.array([np.mean(sorted(each.ravel())[-14:]) for each in maps])
+    parts = {"class": odds.mean(0), "map": highest, "both": odds.mean(0) + highest}
+    np.testing.assert_allclose(f64(got.image), parts[score], rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(f64(got.maps), maps, rtol=1e-3, atol=1e-4)
+    assert got.votes is not None
+    np.testing.assert_array_equal(f64(got.votes), (odds > 0).mean(0))
+    assert f64(got.votes).mean() == 0.5
+
+
+def test_without_sizes_there_is_one() -> None:
+    method = guided()
+    assert method.scales == ((SIDE, SIDE),)
+    votes = method.score(pictures(3)).votes
+    assert votes is not None
+    assert set(votes.tolist()) <= {0.0, 1.0}
+    oblong = guided(image_size=(32, 64))
+    assert oblong.scales == ((32, 64),)
+    assert oblong.score(torch.zeros(1, 3, 32, 64)).maps.shape == (1, 8, 16)
+
+
+def test_sizes_are_rounded_to_the_patches_and_count_once() -> None:
+    method, rounded = guided(scales=(32, 48)), guided(scales=(30, 33, 47, 32))
+    assert rounded.scales == method.scales
+    images = pictures(3, side=48)
+    one, other = method.score(images), rounded.score(images)
+    assert torch.equal(one.image, other.image)
+    assert torch.equal(one.maps, other.maps)
+
+
+def test_other_sizes_with_the_same_weights() -> None:
+    method = summarised(pictures(12, side=48), scales=(32, 48))
+    other = method.with_scales((48,))
+    for (name, one), (same, two) in zip(method.named_parameters(), other.named_parameters(), strict=True):
+        assert (name, one is two) == (same, True)
+    assert (other.scales, method.scales) == (((48, 48),), ((32, 32), (48, 48)))
+    assert (other.scoring_size, method.with_scales((32,)).scoring_size) == ((48, 48), (32, 32))
+    images = pictures(4, 5, side=48)
+    np.testing.assert_allclose(f64(other.examine(images).odds), f64(method.examine(images).odds[1:]), rtol=1e-4)
+    assert not torch.equal(other.score(images).image, method.score(images).image)
+    back = other.with_scales((32, 48))
+    for field in ("image", "maps", "votes"):
+        assert torch.equal(getattr(back.score(images), field), getattr(method.score(images), field))
+
+
+def test_statistics_are_kept_for_the_sizes_that_have_them() -> None:
+    method = summarised(pictures(12, side=48), scales=(32, 48))
+    assert method.statistics.shape == (2, 4, 2, 2)
+    for scales, known in [((48,), [1]), ((32,), [0]), ((48, 32), [1, 0]), ((30, 48), [0, 1])]:
+        other = method.with_scales(scales)
+        assert torch.equal(other.statistics, method.statistics[:, :, known])
+        assert torch.equal(other.drift_limit, method.drift_limit)
+        other.adapter("online")
+    assert method.statistics.shape == (2, 4, 2, 2)
+    for scales in ((64,), (32, 48, 64)):
+        with pytest.raises(ConfigError, match=r"no statistics to adapt to.*at other sizes"):
+            method.with_scales(scales).adapter("online")
+    with pytest.raises(ConfigError, match="scales: positive numbers"):
+        method.with_scales((0,))
+    with pytest.raises(ConfigError, match="square"):
+        guided(image_size=(32, 64)).with_scales((32,))
+
+
+def test_the_statistics_are_those_of_pictures_and_twins_at_every_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    method = guided(scales=(32, 48))
+    images, twins = pictures(7, side=48), pictures(7, 9, side=48)
+    given: list[tuple[Tensor, Tensor]] = []
+
+    def simulated(some: Tensor, guide: Tensor) -> tuple[Tensor, None, None]:
+        given.append((some, guide))
+        return twins[sum(len(earlier) for earlier, _ in given[:-1]) :][: len(some)], None, None
+
+    monkeypatch.setattr(method, "_simulated", simulated)
+    guide = method.encode(F.interpolate(images, (SIDE, SIDE), mode="bilinear", align_corners=False, antialias=True))
+    method.summarise(lambda: batches(images))
+    torch.testing.assert_close(torch.cat([each for _, each in given]), guide["guide"], rtol=1e-4, atol=1e-6)
+    for kind, seen in enumerate((images, twins)):
+        entropies = f64(method.examine(seen).entropies)
+        np.testing.assert_allclose(f64(method.statistics[kind, 0]), entropies.mean(1), rtol=1e-4)
+        np.testing.assert_allclose(f64(method.statistics[kind, 1]), entropies.var(1), rtol=1e-3, atol=1e-7)
+    assert method.drift_limit > 0
+
+
+def test_summarising_draws_the_same_each_time_and_leaves_the_generator() -> None:
+    one, other = summarised(pictures(12)), guided()
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    other.summarise(lambda: batches(pictures(12)))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(one.statistics, other.statistics)
+    again = summarised(pictures(12), seed=1)
+    assert torch.equal(again.statistics[0], one.statistics[0])
+    assert not torch.equal(again.statistics[1], one.statistics[1])
+
+
+def test_a_single_picture_says_nothing_of_its_kind() -> None:
+    method = summarised(pictures(1))
+    assert method.statistics.numel() == 0
+    with pytest.raises(ConfigError, match="fitted on a single picture"):
+        method.adapter("online")
+
+
+# The bank
+
+
+def described(method: Guided, images: Tensor) -> np.ndarray:
+    """B N D: the mean of the layers, each normalised, then of the neighbours that there are; of unit length."""
+    seen = method.backbone(images, method.layers)
+    grid = seen.grids[0]
+    result = np.zeros((len(images), *grid, 64))
+    for picture, row, column in np.ndindex(*result.shape[:3]):
+        near = [
+            layer_normed(f64(tokens[picture, y * grid[1] + x]))
+            for y, x in np.ndindex(*grid)
+            if abs(y - row) <= 1 and abs(x - column) <= 1
+            for tokens in seen.tokens
+        ]
+        result[picture, row, column] = sum(near) / len(near)
+        result[picture, row, column] /= math.sqrt(sum(result[picture, row, column] ** 2))
+    return result.reshape(len(images), -1, 64)
+
+
+def test_the_distance_to_the_bank_is_added_to_the_learned_map_each_in_its_own_unit() -> None:
+    settings: dict[str, Any] = {"image_size": (48,), "smoothing": 0.0}
+    images = pictures(5, side=48)
+    method = summarised(images, bank_size=1000, **settings)
+    features = described(method, images)
+    np.testing.assert_allclose(f64(method.bank), features.reshape(-1, 64), atol=1e-5)
+    learned = np.stack([upsampled(each, 12, 12) for each in looked(method, images)[1]])
+    left_out = []
+    for picture, place in np.ndindex(5, 9):
+        others = np.delete(features, picture, axis=0).reshape(-1, 64)
+        left_out.append(min(math.dist(features[picture, place], other) for other in others))
+
+    new = pictures(3, 9, side=48) * 0.5
+    maps = looked(method, new)[1]
+    got = method.examine(new).maps
+    for picture, rows in enumerate(described(method, new)):
+        distances = [min(math.dist(row, other) for other in features.reshape(-1, 64)) for row in rows]
+        expected = (upsampled(maps[picture], 12, 12) - learned.mean()) / learned.std(ddof=1)
+        expected += (upsampled(np.reshape(distances, (3, 3)), 12, 12) - np.mean(left_out)) / np.std(left_out, ddof=1)
+        np.testing.assert_allclose(f64(got[picture, 0]), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_the_bank_has_a_size() -> None:
+    method = summarised(pictures(12), bank_size=10)
+    assert method.bank.shape == (10, 64)
+    assert np.isfinite(f64(method.score(pictures(3)).image)).all()
+    assert summarised(pictures(12)).bank.numel() == 0
+
+
+@pytest.mark.xfail(reason="a bank that is judged by its own picture has no spread, and every distance counts 1e6 times")
+def test_a_bank_of_one_picture_does_not_drown_the_learned_map() -> None:
+    method = summarised(pictures(1), bank_size=100)
+    assert method.score(pictures(3, 5)).maps.abs().max() < 1000
+
+
+# End to end
+
+
+def good(picture: Part, count: int) -> list[np.ndarray]:
+    return [picture(seed) for seed in range(count)]
+
+
+def same_weights(one: blemish.Detector, other: blemish.Detector) -> bool:
+    states = [detector.method.fitted_state() for detector in (one, other)]
+    assert states[0].keys() == states[1].keys()
+    return all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
+
+
+def interrupt_after(step: int) -> Progress:
+    """Ctrl-C once that many steps are made."""
+
+    def told(stage: str, done: int, total: int) -> None:
+        if stage.startswith("training") and done == step:
+            raise KeyboardInterrupt
+
+    return told
+
+
+@pytest.fixture(scope="module")
+def whole(picture: Part) -> blemish.Detector:
+    return blemish.fit("guided", good(picture, 10), calibration_fraction=0.2, scales=(32, 48), **FIT)
+
+
+def test_it_is_fitted_saved_and_loaded(whole: blemish.Detector, picture: Part, tmp_path: Path) -> None:
+    assert whole.manifest["config"]["simulators"] == ["guided"]
+    assert whole.manifest["training"]["steps"] == 6
+    assert set(whole.manifest["training"]["findings"]) == {"guidance_entropy", "guidance_peak_to_mean"}
+    assert (whole.preprocessing.height, whole.preprocessing.width) == (48, 48)
+    path = whole.save(tmp_path / "part.blemish")
+    loaded = blemish.load(path, device="cpu", precision="fp32")
+    assert same_weights(loaded, whole)
+    for seed in range(50, 53):
+        one, other = whole.predict(picture(seed)), loaded.predict(picture(seed))
+        assert one == other
+        assert np.array_equal(one.anomaly_map, other.anomaly_map)
+        assert one.votes in (0.0, 0.5, 1.0)
+    loaded.method.adapter("episodic")  # its statistics came along
+
+
+def test_it_computes_in_bf16_and_keeps_its_weights_in_float32(
+    whole: blemish.Detector, picture: Part, tmp_path: Path
+) -> None:
+    path = whole.save(tmp_path / "part.blemish")
+    coarse = blemish.load(path, device="cpu", precision="bf16")
+    assert coarse.method.precision == torch.bfloat16
+    assert coarse.predict(picture(50)).score != whole.predict(picture(50)).score
+    assert coarse.save(tmp_path / "again.blemish").read_bytes() == path.read_bytes()
+
+
+def test_trained_in_bf16_its_weights_are_float32(picture: Part, tmp_path: Path) -> None:
+    options: dict[str, Any] = {**FIT, "precision": "bf16", "bank_size": 0, "score": "both"}
+    detector = blemish.fit("guided", good(picture, 6), calibration_fraction=0, **options)
+    assert detector.manifest["precision"] == "bf16"
+    state = detector.method.fitted_state()
+    learned = [tensor for name, tensor in state.items() if name.startswith(("backbone.", "head."))]
+    assert {tensor.dtype for tensor in learned} == {torch.float32}
+    assert any(not torch.equal(tensor, tensor.bfloat16().float()) for tensor in learned)
+    fine = blemish.load(detector.save(tmp_path / "part.blemish"), device="cpu", precision="fp32")
+    assert fine.predict(picture(50)).score == pytest.approx(detector.predict(picture(50)).score, abs=0.1)
+
+
+@pytest.mark.xfail(reason="the last layer and the mix of the heads run in bf16 under autocast")
+def test_scores_are_finer_than_the_precision_that_they_are_computed_in() -> None:
+    """Or many pictures would tie: bf16 knows 128 numbers between 1 and 2."""
+    method = guided(map_head="attention")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        seen = method.look(pictures(8))
+    exact = method.look(pictures(8))
+    for given, wanted in ((seen.logits, exact.logits), (seen.marks, exact.marks)):
+        torch.testing.assert_close(given, wanted, rtol=0.1, atol=0.05)
+        assert given.dtype == torch.float32
+        assert not torch.equal(given, given.bfloat16().float())
+
+
+def test_resumed_it_ends_with_the_same_bits(
+    whole: blemish.Detector, picture: Part, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("blemish.training.loop.BETWEEN_CHECKPOINTS", 0.0)
+    options: dict[str, Any] = {**FIT, "calibration_fraction": 0.2, "scales": (32, 48)}
+    place = tmp_path / "x.training"
+    with pytest.raises(KeyboardInterrupt):
+        blemish.fit("guided", good(picture, 10), checkpoint=place, progress=interrupt_after(4), **options)
+    resumed = blemish.fit("guided", good(picture, 10), checkpoint=place, resume=True, **options)
+    assert resumed.manifest["training"]["resumed_at"] == 4
+    assert same_weights(resumed, whole)
+    assert resumed.predict(picture(50)) == whole.predict(picture(50))
+
+
+def test_what_does_not_fit_in_memory_is_guided_alike(whole: blemish.Detector, picture: Part) -> None:
+    """The guidance is then computed anew in every epoch, while the encoder learns."""
+    options: dict[str, Any] = {**FIT, "calibration_fraction": 0.2, "scales": (32, 48), "cache_gib": 0.0}
+    detector = blemish.fit("guided", good(picture, 10), **options)
+    assert (detector.manifest["training"]["cached"], whole.manifest["training"]["cached"]) == (False, True)
+    assert same_weights(detector, whole)
+
+
+# Settings
+
+UNCHECKED = pytest.mark.xfail(reason="GuidedConfig does not look at them")
+
+
+def test_the_poster_and_its_successor() -> None:
+    first, second = (configure("guided", recipe=name) for name in ("paper-bmvc", "paper-aaai"))
+    assert isinstance(first, GuidedConfig)
+    assert (first.backbone, first.height_width, first.scales) == ("dino_vits16", (224, 224), ())
+    assert (first.epochs, first.min_steps, first.pictures_per_step) == (100, 0, 16)
+    assert (first.learning_rate_start, first.learning_rate, first.warmup) == (1e-5, 5e-4, 0.1)
+    assert (first.detection, first.segmentation, first.marking) == (0.95, 0.05, 0.0)
+    assert (first.map_head, first.tuned, first.layer_decay, first.score) == ("attention", None, 1.0, "class")
+    assert (first.guidance, first.guide_layers, first.ema, first.smoothing) == ("attention", (12,), False, 0.0)
+    assert first.bank_size == 0
+    assert SIX_SCALES == (224, 320, 384, 416, 448, 512)
+    assert second == replace(first, scales=SIX_SCALES)
+    assert set(GuidedConfig.recipes()) == {"best", "paper-bmvc", "paper-aaai"}
+    assert configure("guided") == GuidedConfig()
+
+
+def test_chest_x_rays_are_blended() -> None:
+    config = GuidedConfig.paper_aaai()
+    assert config.for_layout("nih").simulators == ("guided-poisson",)
+    assert config.for_layout("mvtec").simulators == config.for_layout("").simulators == ("guided",)
+    for chosen, layout in itertools.product([("guided",), ("nsa", "fpi")], ["nih", "mvtec"]):
+        assert replace(config, simulators=chosen).for_layout(layout).simulators == chosen
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"simulators": ("gided",)}, "did you mean 'guided'"),
+        ({"detection": -0.1}, "detection: a finite number from 0"),
+        ({"segmentation": math.inf}, "segmentation: a finite number from 0"),
+        ({"marking": math.nan}, "marking: a finite number from 0"),
+        ({"learning_rate_start": -1e-5}, "learning_rate_start: a finite number from 0"),
+        ({"detection": 0, "segmentation": 0, "marking": 0}, "one of them must be above 0"),
+        ({"layer_decay": 0.0}, r"layer_decay: a fraction in \(0, 1\]"),
+        ({"layer_decay": 1.1}, r"layer_decay: a fraction in \(0, 1\]"),
+        ({"warmup": 1.0}, r"warmup: a fraction in \[0, 1\)"),
+        ({"warmup": -0.1}, r"warmup: a fraction in \[0, 1\)"),
+        ({"tuned": -1}, "tuned: null or a number of blocks from 0"),
+        ({"bank_size": -1}, "bank_size: a number from 0"),
+        ({"pooling": 0}, "pooling: an odd number from 1"),
+        ({"pooling": 2}, "pooling: an odd number from 1"),
+        ({"scales": (224, 0)}, "scales: positive numbers"),
+        ({"scales": (224,), "image_size": (224, 448)}, "choose a square image_size"),
+        pytest.param({"adaptation_rate": 0.0}, "adaptation_rate", marks=UNCHECKED),
+        pytest.param({"adaptation_rate": math.inf}, "adaptation_rate", marks=UNCHECKED),
+        pytest.param({"adaptation_steps": 0}, "adaptation_steps", marks=UNCHECKED),
+    ],
+)
+def test_settings_out_of_range(settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        GuidedConfig(**settings)
+
+
+@pytest.mark.parametrize("assignment", ["guidance=nowhere", "map_head=patches", "score=sum", "tuned=some", "scales=a"])
+def test_words_that_are_no_choice(assignment: str) -> None:
+    with pytest.raises(ConfigError, match=assignment.partition("=")[0]):
+        configure("guided", assignments=[assignment])
+
+
+def test_layers_that_do_not_exist() -> None:
+    for settings in ({"guide_layers": (7,)}, {"layers": (2, 9)}):
+        with pytest.raises(ConfigError, match="does not exist: test_vit has layers 1 to 6"):
+            guided(**settings)
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit2"])
+def test_a_backbone_without_a_cls_token_is_refused(name: str, picture: Part) -> None:
+    settings = {**FIT, "backbone": name, "layers": (1, 2)}
+    with pytest.raises(ConfigError, match=rf"guided needs a ViT with a \[CLS\] token, which {name} is not"):
+        blemish.fit("guided", good(picture, 3), **settings)
