@@ -322,6 +322,8 @@ def predict(
     pictures = find_pictures(paths)
     detector = _looking_at(scales, load(artifact, device=device, precision=precision))
     mode = _mode(adapt)
+    if mode is not None:
+        detector.method.adapter(mode)  # refuses before anything is written
     threshold = detector.threshold_for(category)
     manifest = {**detector.manifest, "threshold": None if threshold is None else threshold.to_dict()}
     gallery = outputs.Gallery(outputs.EMBEDDED)

@@ -176,8 +176,10 @@ def fit(
         resume=resume,
         progress=progress,
     )
-    scored = PictureStream(kept.sources, scoring, batch_size)
-    fitted.summarise(lambda: _on(scored, torch_device), scored.batches, progress)
+    if (wanted := fitted.summarised) != 0:
+        every = 1 if wanted is None else -(-len(kept.sources) // wanted)
+        scored = PictureStream(kept.sources[::every], scoring, batch_size)
+        fitted.summarise(lambda: _on(scored, torch_device), scored.batches, progress)
     with torch.inference_mode():
         calibration = _calibration_scores(
             fitted,

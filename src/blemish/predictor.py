@@ -129,16 +129,14 @@ class Detector:
         size = batch_size or (BATCH_SIZE if adapter is None else ADAPTED_BATCH_SIZE)
         items = [(index, source, category) for index, source in enumerate(_expand(sources))]
         chunk: list[_Loaded | Failure] = []
-        try:
-            for one in map_ahead(self._load, items, ahead=2 * size):
-                chunk.append(one)
-                if sum(isinstance(each, _Loaded) for each in chunk) == size:
-                    yield from self._score(chunk, adapter)
-                    chunk = []
-            yield from self._score(chunk, adapter)
-        finally:
-            if adapter is not None:
-                adapter.restore()
+        readable = 0
+        for one in map_ahead(self._load, items, ahead=2 * size):
+            chunk.append(one)
+            readable += isinstance(one, _Loaded)
+            if readable == size:
+                yield from self._score(chunk, adapter)
+                chunk, readable = [], 0
+        yield from self._score(chunk, adapter)
 
     def _load(self, item: tuple[int, Any, str]) -> _Loaded | Failure:
         index, source, category = item

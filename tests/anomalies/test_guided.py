@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import chisquare
 
 from blemish.anomalies.base import draw_places, place_probability
-from blemish.anomalies.guided import GuidedCutPaste, GuidedPoisson
+from blemish.anomalies.guided import GuidedCutPaste, GuidedFine, GuidedPoisson
 from blemish.errors import ConfigError
 
 SIDE = 32
@@ -129,6 +129,25 @@ def test_the_number_of_patches() -> None:
     counts = [int(tiny(image, np.random.default_rng(seed), attention=attention).mask.sum()) for seed in range(300)]
     assert set(counts) == {1, 2, 3}
     assert min(counts.count(number) for number in (1, 2, 3)) > 70
+
+
+def test_fine_pieces_are_small_and_up_to_four() -> None:
+    image = np.random.default_rng(0).random((100, 100, 1), dtype=np.float32)
+    single = {"angle": 0.0, "patches": (1, 1)}
+    heights = []
+    for seed in range(150):
+        mask = GuidedFine(**single)(image, np.random.default_rng(seed), attention=middle(100)).mask  # type: ignore[arg-type]
+        heights.append(int(mask.any(1).sum()))
+    assert 1 <= min(heights) <= 3  # from 0.02 · 0.7 of the side
+    assert 13 <= max(heights) <= 18  # to 0.12 · 1.4
+    coarse = GuidedCutPaste()(image, np.random.default_rng(0), attention=middle(100)).mask
+    shares, counts = [], []
+    dots = GuidedFine(sides=(0.01, 0.01), angle=0.0, resize=(1.0, 1.0))
+    for seed in range(100):
+        shares.append(GuidedFine()(image, np.random.default_rng(seed), attention=np.ones((4, 4))).mask.mean())
+        counts.append(int(dots(image, np.random.default_rng(seed), attention=np.ones((100, 100))).mask.sum()))
+    assert np.median(shares) < 0.02 < coarse.mean()
+    assert set(counts) == {1, 2, 3, 4}
 
 
 def test_the_mask_is_the_turned_patch_not_its_box() -> None:

@@ -11,7 +11,7 @@ from blemish.anomalies import SIMULATORS, Simulator, Synthetic, simulate_batch, 
 from blemish.anomalies.base import VISIBLE
 from blemish.errors import ConfigError
 
-HARD = ["guided", "cutpaste", "cutpaste-scar", "cutpaste-3way", "fpi"]
+HARD = ["guided", "guided-fine", "cutpaste", "cutpaste-scar", "cutpaste-3way", "fpi"]
 every = pytest.mark.parametrize("name", SIMULATORS)
 
 
@@ -141,7 +141,7 @@ def test_a_second_picture_is_needed_of_the_same_shape(name: str) -> None:
         (np.array([[1.0, np.inf]]), "finite"),
     ],
 )
-@pytest.mark.parametrize("name", ["guided", "guided-poisson"])
+@pytest.mark.parametrize("name", ["guided", "guided-fine", "guided-poisson"])
 def test_attention_that_cannot_guide(name: str, attention: np.ndarray | None, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         simulator(name)(picture(0), np.random.default_rng(0), attention=attention)

@@ -19,12 +19,23 @@ from torch.nn import functional as F
 import blemish
 from blemish.anomalies import Synthetic
 from blemish.backbones import Backbone, build
-from blemish.errors import ConfigError
+from blemish.data.transforms import prepare
+from blemish.errors import ConfigError, NotFittedError
 from blemish.fitting import configure
-from blemish.methods import Guided
-from blemish.methods.guided import SIX_SCALES, ClassHead, GuidedConfig, augmented, dice_loss, log_odds
+from blemish.images import decode
+from blemish.methods import METHODS, Guided, Method
+from blemish.methods.guided import (
+    SIX_SCALES,
+    SUMMARISED,
+    ClassHead,
+    GuidedConfig,
+    augmented,
+    dice_loss,
+    log_odds,
+    spread,
+)
 from blemish.methods.trained import TrainingBatch
-from blemish.types import Batch, Progress
+from blemish.types import Batch, Progress, silent
 
 Part = Callable[..., np.ndarray]
 SIDE = 32
@@ -60,13 +71,14 @@ def sharp(name: str = "test_vit", **options: Any) -> Backbone:
     backbone = build(name, **{"weights": "random", "seed": 3, **options})
     with torch.no_grad():
         for block in backbone.model.blocks:  # type: ignore[union-attr]
-            block.attn.qkv.weight[:128] *= 12  # type: ignore[union-attr,index,operator]
+            block.attn.qkv.weight[:128] *= 12
     return backbone
 
 
 def guided(base: GuidedConfig | None = None, **settings: Any) -> Guided:
-    """A small one, with heads that say something."""
+    """A small one, with heads that say something, and as if it had been fitted without a bank."""
     method = Guided(replace(base or GuidedConfig(), **(TINY | settings)), sharp()).eval()
+    method.normal = torch.tensor([[0.0], [1.0]])
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for name, parameter in method.named_parameters():
@@ -234,6 +246,14 @@ def test_dice() -> None:
     assert dice_loss(wanted, wanted).item() == pytest.approx(0, abs=1e-6)
 
 
+def test_spread() -> None:
+    values = torch.randn(50) * 3 + 5
+    mean = sum(f64(values)) / 50
+    deviation = math.sqrt(sum((value - mean) ** 2 for value in f64(values)) / 49)
+    np.testing.assert_allclose(f64(spread(values)), [mean, deviation], rtol=1e-5)
+    assert spread(torch.full((5,), 2.0)).tolist() == [2, 1]
+
+
 # The loss
 
 
@@ -291,7 +311,6 @@ def test_the_loss_of_a_step(
         assert expected == pytest.approx(0.95 * np.mean(crosses) + 0.05 * np.mean(dices))
 
 
-@pytest.mark.xfail(reason="normal pictures are not clipped to [0, 1] after augmentation, their twins are")
 def test_a_normal_picture_and_its_twin_differ_only_where_something_was_pasted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Or the two could be told apart without any anomaly, as by values beyond white in one of them only."""
     method = guided(augment=True)
@@ -435,7 +454,6 @@ def test_crops_brightness_and_contrast_stay_within_their_bounds() -> None:
     assert len(np.unique(areas)) == 64  # each picture has its own
 
 
-@pytest.mark.xfail(reason="affine_grid runs in bf16 under autocast")
 def test_crops_are_as_fine_in_low_precision() -> None:
     images, guide = pictures(4, side=64), torch.rand(4, 4, 4)
     torch.manual_seed(1)
@@ -555,13 +573,14 @@ def test_training_lowers_the_loss() -> None:
 
 def summarised(images: Tensor, **settings: Any) -> Guided:
     method = guided(**settings)
-    method.summarise(lambda: batches(images))
+    method.summarise(lambda: batches(images), 0, silent)
     return method
 
 
-def batches(images: Tensor) -> list[Batch]:
-    """Of five pictures at most, each its own."""
-    return [Batch(*parts) for parts in zip(images.split(5), torch.arange(len(images)).split(5), strict=True)]
+def batches(images: Tensor, size: int = 5) -> list[Batch]:
+    """Of `size` pictures at most, each its own."""
+    parts = torch.split(images, size), torch.split(torch.arange(len(images)), size)
+    return [Batch(*pair) for pair in zip(*parts, strict=True)]
 
 
 def naive_odds(logits: np.ndarray) -> np.ndarray:
@@ -632,7 +651,7 @@ def test_statistics_are_kept_for_the_sizes_that_have_them() -> None:
     for scales, known in [((48,), [1]), ((32,), [0]), ((48, 32), [1, 0]), ((30, 48), [0, 1])]:
         other = method.with_scales(scales)
         assert torch.equal(other.statistics, method.statistics[:, :, known])
-        assert torch.equal(other.drift_limit, method.drift_limit)
+        assert torch.equal(other.chance, method.chance)
         other.adapter("online")
     assert method.statistics.shape == (2, 4, 2, 2)
     for scales in ((64,), (32, 48, 64)):
@@ -655,20 +674,86 @@ def test_the_statistics_are_those_of_pictures_and_twins_at_every_size(monkeypatc
 
     monkeypatch.setattr(method, "_simulated", simulated)
     guide = method.encode(F.interpolate(images, (SIDE, SIDE), mode="bilinear", align_corners=False, antialias=True))
-    method.summarise(lambda: batches(images))
+    method.summarise(lambda: batches(images), 0, silent)
     torch.testing.assert_close(torch.cat([each for _, each in given]), guide["guide"], rtol=1e-4, atol=1e-6)
     for kind, seen in enumerate((images, twins)):
         entropies = f64(method.examine(seen).entropies)
         np.testing.assert_allclose(f64(method.statistics[kind, 0]), entropies.mean(1), rtol=1e-4)
         np.testing.assert_allclose(f64(method.statistics[kind, 1]), entropies.var(1), rtol=1e-3, atol=1e-7)
-    assert method.drift_limit > 0
+    limit, known = method.chance.tolist()
+    assert limit > 0
+    assert known == 7
+
+
+def taken(few: list[Tensor], images: Tensor) -> list[int]:
+    """Which of `images` are among `few`."""
+    return [next(i for i, one in enumerate(images) if torch.equal(one, each)) for part in few for each in part]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_the_statistics_are_of_some_pictures_evenly_from_all(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may be sorted, as these are, by brightness."""
+    monkeypatch.setattr("blemish.methods.guided.SUMMARISED", 12)
+    method, images = guided(), pictures(60)
+    given: list[Tensor] = []
+    simulated = method._simulated
+
+    def watched(some: Tensor, guide: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        given.append(some)
+        return simulated(some, guide)
+
+    monkeypatch.setattr(method, "_simulated", watched)
+    listed = batches(images, size)
+    method.summarise(lambda: listed, len(listed), silent)
+    chosen = taken(given, images)
+    assert 12 <= len(chosen) <= 24
+    assert max(np.diff([-1, *chosen, 60])) <= 5 * size  # whole batches
+    entropies = f64(method.examine(images).entropies)
+    np.testing.assert_allclose(f64(method.statistics[0, 0]), entropies[:, chosen].mean(1), rtol=1e-4)
+    np.testing.assert_allclose(f64(method.statistics[0, 0]), entropies.mean(1), atol=entropies.std() / 2)
+    assert method.chance[1] == len(chosen)
+
+
+@pytest.mark.parametrize("size", [1, 5, 12, 60])
+def test_the_bank_is_judged_by_some_pictures_evenly_from_all(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("blemish.methods.guided.LEFT_OUT", 12)
+    method, images = guided(bank_size=1000), pictures(60)
+    judged: list[int] = []
+    distance = method._distance
+
+    def watched(described: Tensor, left_out: Tensor) -> Tensor:
+        (entries,) = torch.nonzero(left_out, as_tuple=True)
+        judged.append(int(entries[0]) // 4)
+        assert entries.tolist() == list(range(4 * judged[-1], 4 * judged[-1] + 4))  # its own, and no others
+        return distance(described, left_out)
+
+    monkeypatch.setattr(method, "_distance", watched)
+    listed = batches(images, size)
+    method.summarise(lambda: listed, len(listed), silent)
+    assert len(method.bank) == 60 * 4
+    assert judged == list(range(0, 60, 5))
+
+
+@pytest.mark.parametrize("size", [64, 300, 600])
+def test_batches_of_any_size_are_summarised(size: int) -> None:
+    """Also ones of more pictures than are wanted, and fewer batches than announced, as where pictures are broken."""
+    method, images = guided(bank_size=20), pictures(size)
+    method.summarise(lambda: batches(images, size), 2, silent)
+    assert method.statistics.numel() > 0
+    assert torch.isfinite(method.normal).all()
+
+
+def test_how_many_pictures_are_wanted() -> None:
+    assert guided().summarised == SUMMARISED == 256
+    assert guided(bank_size=10).summarised is None  # a bank is of all
+    assert {name for name, kind in METHODS.items() if kind.summarised is not Method.summarised} == {"guided"}
 
 
 def test_summarising_draws_the_same_each_time_and_leaves_the_generator() -> None:
     one, other = summarised(pictures(12)), guided()
     torch.manual_seed(5)
     state = torch.get_rng_state()
-    other.summarise(lambda: batches(pictures(12)))
+    other.summarise(lambda: batches(pictures(12)), 0, silent)
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(one.statistics, other.statistics)
     again = summarised(pictures(12), seed=1)
@@ -703,8 +788,13 @@ def described(method: Guided, images: Tensor) -> np.ndarray:
     return result.reshape(len(images), -1, 64)
 
 
-def test_the_distance_to_the_bank_is_added_to_the_learned_map_each_in_its_own_unit() -> None:
+@pytest.mark.parametrize("learned_weight", [None, 0.0, 2.0])
+def test_the_learned_map_is_weighed_beside_the_distance_to_the_bank_each_in_its_own_unit(
+    learned_weight: float | None,
+) -> None:
     settings: dict[str, Any] = {"image_size": (48,), "smoothing": 0.0}
+    if learned_weight is not None:
+        settings["learned"] = learned_weight
     images = pictures(5, side=48)
     method = summarised(images, bank_size=1000, **settings)
     features = described(method, images)
@@ -721,6 +811,7 @@ def test_the_distance_to_the_bank_is_added_to_the_learned_map_each_in_its_own_un
     for picture, rows in enumerate(described(method, new)):
         distances = [min(math.dist(row, other) for other in features.reshape(-1, 64)) for row in rows]
         expected = (upsampled(maps[picture], 12, 12) - learned.mean()) / learned.std(ddof=1)
+        expected *= 0.5 if learned_weight is None else learned_weight
         expected += (upsampled(np.reshape(distances, (3, 3)), 12, 12) - np.mean(left_out)) / np.std(left_out, ddof=1)
         np.testing.assert_allclose(f64(got[picture, 0]), expected, rtol=1e-3, atol=1e-3)
 
@@ -732,10 +823,17 @@ def test_the_bank_has_a_size() -> None:
     assert summarised(pictures(12)).bank.numel() == 0
 
 
-@pytest.mark.xfail(reason="a bank that is judged by its own picture has no spread, and every distance counts 1e6 times")
 def test_a_bank_of_one_picture_does_not_drown_the_learned_map() -> None:
     method = summarised(pictures(1), bank_size=100)
     assert method.score(pictures(3, 5)).maps.abs().max() < 1000
+
+
+@pytest.mark.parametrize("bank_size", [0, 10])
+def test_before_it_is_fitted_it_scores_nothing(bank_size: int) -> None:
+    method = Guided(GuidedConfig(**(TINY | {"bank_size": bank_size})), sharp()).eval()
+    for ask in (method.score, method.examine):
+        with pytest.raises(NotFittedError, match="this guided detector has not been fitted"):
+            ask(pictures())
 
 
 # End to end
@@ -782,6 +880,38 @@ def test_it_is_fitted_saved_and_loaded(whole: blemish.Detector, picture: Part, t
     loaded.method.adapter("episodic")  # its statistics came along
 
 
+@pytest.mark.parametrize(
+    ("bank_size", "expected"), [(0, [0, 3, 6, 9]), (50, list(range(11)))], ids=["some", "all, for the bank"]
+)
+def test_it_is_given_the_pictures_that_it_wants(
+    bank_size: int, expected: list[int], picture: Part, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("blemish.methods.guided.SUMMARISED", 4)
+    given: list[Tensor] = []
+    told: list[tuple[str, int, int]] = []
+    summarise = Guided.summarise
+
+    def watched(method: Guided, stream: Callable[[], Any], count: int, progress: Progress) -> None:
+        given.extend(batch.images for batch in stream())
+        assert count == len(given)
+        summarise(method, stream, count, progress)
+
+    monkeypatch.setattr(Guided, "summarise", watched)
+    detector = blemish.fit(
+        "guided",
+        good(picture, 11),
+        calibration_fraction=0,
+        batch_size=3,
+        progress=lambda *call: told.append(call),
+        **(FIT | {"bank_size": bank_size, "min_steps": 1}),
+    )
+    everything = torch.stack([prepare(decode(each), detector.preprocessing) for each in good(picture, 11)])
+    assert taken(given, everything) == expected
+    assert [call for call in told if call[0] == "remembering"] == [
+        ("remembering", done, len(given)) for done in range(1, len(given) + 1)
+    ]
+
+
 def test_it_computes_in_bf16_and_keeps_its_weights_in_float32(
     whole: blemish.Detector, picture: Part, tmp_path: Path
 ) -> None:
@@ -804,7 +934,6 @@ def test_trained_in_bf16_its_weights_are_float32(picture: Part, tmp_path: Path) 
     assert fine.predict(picture(50)).score == pytest.approx(detector.predict(picture(50)).score, abs=0.1)
 
 
-@pytest.mark.xfail(reason="the last layer and the mix of the heads run in bf16 under autocast")
 def test_scores_are_finer_than_the_precision_that_they_are_computed_in() -> None:
     """Or many pictures would tie: bf16 knows 128 numbers between 1 and 2."""
     method = guided(map_head="attention")
@@ -812,7 +941,7 @@ def test_scores_are_finer_than_the_precision_that_they_are_computed_in() -> None
         seen = method.look(pictures(8))
     exact = method.look(pictures(8))
     for given, wanted in ((seen.logits, exact.logits), (seen.marks, exact.marks)):
-        torch.testing.assert_close(given, wanted, rtol=0.1, atol=0.05)
+        torch.testing.assert_close(given, wanted, rtol=0.1, atol=0.2)  # the attention itself is of bf16
         assert given.dtype == torch.float32
         assert not torch.equal(given, given.bfloat16().float())
 
@@ -840,8 +969,6 @@ def test_what_does_not_fit_in_memory_is_guided_alike(whole: blemish.Detector, pi
 
 
 # Settings
-
-UNCHECKED = pytest.mark.xfail(reason="GuidedConfig does not look at them")
 
 
 def test_the_poster_and_its_successor() -> None:
@@ -875,6 +1002,8 @@ def test_chest_x_rays_are_blended() -> None:
         ({"detection": -0.1}, "detection: a finite number from 0"),
         ({"segmentation": math.inf}, "segmentation: a finite number from 0"),
         ({"marking": math.nan}, "marking: a finite number from 0"),
+        ({"learned": -0.5}, "learned: a finite number from 0"),
+        ({"learned": math.inf}, "learned: a finite number from 0"),
         ({"learning_rate_start": -1e-5}, "learning_rate_start: a finite number from 0"),
         ({"detection": 0, "segmentation": 0, "marking": 0}, "one of them must be above 0"),
         ({"layer_decay": 0.0}, r"layer_decay: a fraction in \(0, 1\]"),
@@ -887,9 +1016,9 @@ def test_chest_x_rays_are_blended() -> None:
         ({"pooling": 2}, "pooling: an odd number from 1"),
         ({"scales": (224, 0)}, "scales: positive numbers"),
         ({"scales": (224,), "image_size": (224, 448)}, "choose a square image_size"),
-        pytest.param({"adaptation_rate": 0.0}, "adaptation_rate", marks=UNCHECKED),
-        pytest.param({"adaptation_rate": math.inf}, "adaptation_rate", marks=UNCHECKED),
-        pytest.param({"adaptation_steps": 0}, "adaptation_steps", marks=UNCHECKED),
+        ({"adaptation_rate": 0.0}, "adaptation_rate: a positive finite number"),
+        ({"adaptation_rate": math.inf}, "adaptation_rate: a positive finite number"),
+        ({"adaptation_steps": 0}, "adaptation_steps: at least 1, got 0.001 and 0"),
     ],
 )
 def test_settings_out_of_range(settings: dict[str, Any], says: str) -> None:

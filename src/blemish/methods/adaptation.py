@@ -50,7 +50,7 @@ class Adaptable(Protocol):
     """What can be adapted."""
 
     statistics: Tensor
-    drift_limit: Tensor
+    chance: Tensor
 
     @property
     def backbone(self) -> nn.Module: ...
@@ -80,8 +80,9 @@ def summary(entropies: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
     Args:
         entropies: of normal pictures and of synthetic ones, each T B L with B of at least 2.
-    Returns: statistics 2 4 T L (class; mean, second central moment, the spread of each over pictures), and how far, as
-        `drift` measures it, batches of normal training pictures lie from their own mean by chance.
+    Returns: statistics 2 4 T L (class; mean, second central moment, the spread of each over pictures); and two numbers:
+        how far, as `drift` measures it, batches of normal training pictures lie from their own mean by chance, and how
+        many normal pictures there are.
     """
     rows = []
     for each in entropies:
@@ -98,15 +99,20 @@ def summary(entropies: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     for _ in range(_DRAWS):
         chosen = torch.randint(normal.shape[1], (_DRAWN,), generator=generator).to(normal.device)
         drifts.append(drift(normal[:, chosen], statistics))
-    return statistics.float(), torch.stack(drifts).quantile(_CHANCE).float()
+    limit = torch.stack(drifts).quantile(_CHANCE)
+    return statistics.float(), torch.stack([limit, limit.new_tensor(normal.shape[1])]).float()
 
 
-def drift(entropies: Tensor, statistics: Tensor) -> Tensor:
+def drift(entropies: Tensor, statistics: Tensor, known: float = math.inf) -> Tensor:
     """How far pictures taken for normal (T B L) lie from the normal training pictures: the squared distance of the
-    means in units of its standard error, mean over sizes and heads; about 1 without any shift."""
+    means in units of its standard error, mean over sizes and heads; about 1 without any shift.
+
+    Args: known: the number of training pictures, of whose mean the error counts too; infinite where B are of them.
+    """
     mean, _, spread, _ = statistics[0].to(entropies)
-    standard_errors: Tensor = (entropies.mean(1) - mean) / spread * entropies.shape[1] ** 0.5
-    return standard_errors.square().mean()
+    error = spread * (1 / entropies.shape[1] + 1 / known) ** 0.5
+    squares: Tensor = ((entropies.mean(1) - mean) / error).square()
+    return squares.mean()
 
 
 def discrepancy(entropies: Tensor, anomalous: Tensor, statistics: Tensor) -> Tensor:
@@ -161,19 +167,25 @@ class Adapter:
 
     @torch.no_grad()
     def score(self, images: Tensor) -> Adapted:
-        """Scores of a batch B 3 H W, after adapting to it."""
+        """Scores of a batch B 3 H W, after adapting to it. Before and after, the model has the artifact's weights."""
         count = len(images)
         if count < LEAST:
-            self._put(self._source)
             scores = self.model.combine(self.model.examine(images))
-            self._put(self._current)
             return Adapted(scores, False, f"not adapted: {count} pictures at once, {LEAST} are needed")
         if self.mode == "episodic":
             self.restore()
+        self._put(self._current)
+        try:
+            return self._follow(images)
+        finally:
+            self._put(self._source)
+
+    def _follow(self, images: Tensor) -> Adapted:
         look = self.model.examine(images)
         anomalous = look.odds.mean(0) > 0
         normal = ~anomalous if int((~anomalous).sum()) > 1 else torch.ones_like(anomalous)
-        if drift(look.entropies[:, normal], self.model.statistics) <= self.model.drift_limit:
+        limit, known = self.model.chance.tolist()
+        if drift(look.entropies[:, normal], self.model.statistics, known) <= limit:
             return self._result(look, "not adapted: as the training pictures")
         before = discrepancy(look.entropies, anomalous, self.model.statistics)
         self._learn(images, anomalous)
@@ -181,6 +193,7 @@ class Adapter:
         after = discrepancy(look.entropies, anomalous, self.model.statistics)
         if not bool(torch.isfinite(after)) or not bool(torch.isfinite(look.odds).all()):
             self.restore()
+            self._put(self._source)
             return self._result(self.model.examine(images), "not adapted: the step was not finite")
         if after >= before:
             self._put(self._current)
@@ -195,20 +208,21 @@ class Adapter:
     def _learn(self, images: Tensor, anomalous: Tensor) -> None:
         for weight in self._weights:
             weight.requires_grad_(True)
-        with torch.enable_grad():
-            for _ in range(self._steps):
-                loss = discrepancy(self.model.examine(images).entropies, anomalous, self.model.statistics)
-                self._optimizer.zero_grad(set_to_none=True)
-                loss.backward()  # type: ignore[no-untyped-call]
-                torch.nn.utils.clip_grad_norm_(self._weights, LARGEST_GRADIENT)
-                self._optimizer.step()
-        for weight in self._weights:
-            weight.requires_grad_(False)
+        try:
+            with torch.enable_grad():
+                for _ in range(self._steps):
+                    loss = discrepancy(self.model.examine(images).entropies, anomalous, self.model.statistics)
+                    self._optimizer.zero_grad(set_to_none=True)
+                    loss.backward()  # type: ignore[no-untyped-call]
+                    torch.nn.utils.clip_grad_norm_(self._weights, LARGEST_GRADIENT)
+                    self._optimizer.step()
+        finally:
+            for weight in self._weights:
+                weight.requires_grad_(False).grad = None
 
     def restore(self) -> None:
-        """The artifact's weights again, bit for bit."""
+        """Forget what was adapted to."""
         self._current = self._source
-        self._put(self._source)
         self._optimizer = self._fresh_optimizer()
 
     @torch.no_grad()

@@ -127,6 +127,11 @@ class Method(nn.Module):
         """Scores and smoothed maps (at a quarter of the input's sides) of a batch B 3 H W."""
         return self._finish(self.anomaly_map(images), images)
 
+    @property
+    def summarised(self) -> int | None:
+        """How many training pictures `summarise` wants, evenly from all; None = all."""
+        return 0
+
     def summarise(self, batches: Batches, count: int, progress: Progress) -> None:
         """Keep what is needed at prediction of the training pictures, which come as they are scored. Called once, after
         learning; arguments as of `fit`."""

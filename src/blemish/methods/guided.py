@@ -30,19 +30,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from blemish.anomalies import simulate_batch, simulator
-from blemish.backbones import Backbone
+from blemish.backbones import Backbone, Features
 from blemish.backbones.vit import VitBackbone
 from blemish.errors import ConfigError
 from blemish.methods.adaptation import Adapter, Look, Mode, attention_entropy, summary
 from blemish.methods.base import Batches, smooth, top_mean
 from blemish.methods.coreset import StreamingCoreset, nearest
-from blemish.methods.embedding import embed
+from blemish.methods.embedding import join
 from blemish.methods.trained import TrainedConfig, TrainedMethod, TrainingBatch
 from blemish.types import Progress, Scores
 
 SIX_SCALES = (224, 320, 384, 416, 448, 512)
-SUMMARISED = 256  # training pictures, at least, whose attention entropies and maps are summarised
-LEFT_OUT = 32  # training pictures, at least, by which the bank is judged, each without its own features
+SUMMARISED = 256  # training pictures, about, whose attention entropies and maps are summarised
+LEFT_OUT = 32  # training pictures, about, by which the bank is judged, each without its own features
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +52,7 @@ class GuidedConfig(TrainedConfig):
     Attributes:
         simulators: names of `blemish.anomalies`; one of them, drawn evenly, makes each twin. Empty = guided
             cut-and-paste: hard, but blended on chest X-rays.
+        small_pieces: where `simulators` is empty, whether half of the twins get small pieces in place of large ones.
         guidance: where guided simulators cut and paste: "attention", or as controls "uniform" and "shuffled" (attention
             at the wrong places).
         guide_layers: the layers whose [CLS] attention guides, averaged; empty = `layers`. The papers: the last one.
@@ -65,15 +66,16 @@ class GuidedConfig(TrainedConfig):
         score: the image score: "class" (log-odds of the picture's class), "map" (mean of the map's `top_fraction`)
             or "both" (their sum).
         bank_size: how many features of normal patches are kept once the encoder has learned. The distance to the
-            nearest, and the learned map, each in units of their spread over normal pictures, are summed to the map.
-            0 = none, the map is the learned one.
+            nearest is then part of the map. 0 = none, the map is the learned one.
+        learned: weight of the learned map beside that distance, both in units of their spread over normal pictures.
         pooling: side of the square of neighbouring patches that are averaged to a feature of the bank; odd.
         learning_rate_start, warmup: the learning rate rises from here during this fraction of the run; then it falls
             as a cosine to nearly 0.
         ema: whether the average of the weights over the last tenth of the run is kept, in place of the last ones.
         adaptation_rate, adaptation_steps: of SGD at test-time adaptation, and its steps a batch.
-        scales: sides of the squares that a picture is looked at in when it is scored; empty = `image_size` alone. The
-            time grows with the sum of their areas: the six of the paper cost 19 times 224² alone.
+        scales: sides of the squares that a picture is looked at in when it is scored. The time grows with the sum of
+            their areas: the six of the paper cost 19 times 224² alone.
+        zoom: where there are no `scales`, a picture is scored in this multiple of `image_size`, in which it is trained.
     """
 
     image_size: tuple[int, ...] = (224,)
@@ -86,6 +88,7 @@ class GuidedConfig(TrainedConfig):
     weight_decay: float = 0.05
     smoothing: float = 0.015
     simulators: tuple[str, ...] = ()
+    small_pieces: bool = True
     guidance: Literal["attention", "uniform", "shuffled"] = "attention"
     guide_layers: tuple[int, ...] = ()
     augment: bool = True
@@ -97,17 +100,19 @@ class GuidedConfig(TrainedConfig):
     marking: float = 1.0
     score: Literal["class", "map", "both"] = "map"
     bank_size: int = 16_000
+    learned: float = 0.25
     pooling: int = 3
     ema: bool = True
     adaptation_rate: float = 1e-3
     adaptation_steps: int = 1
     scales: tuple[int, ...] = ()
+    zoom: float = 2.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in self.simulators:
             simulator(name)  # refuses an unknown one
-        for name in ("detection", "segmentation", "marking", "learning_rate_start"):
+        for name in ("detection", "segmentation", "marking", "learned", "learning_rate_start"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"{name}: a finite number from 0 is needed, got {getattr(self, name)}")
         if not self.detection + self.segmentation + self.marking:
@@ -122,8 +127,15 @@ class GuidedConfig(TrainedConfig):
             raise ConfigError(f"bank_size: a number from 0 is needed, got {self.bank_size}")
         if self.pooling < 1 or self.pooling % 2 == 0:
             raise ConfigError(f"pooling: an odd number from 1 is needed, got {self.pooling}")
+        if not 0 < self.adaptation_rate < math.inf or self.adaptation_steps < 1:
+            raise ConfigError(
+                "adaptation_rate: a positive finite number is needed, and adaptation_steps: at least 1, got "
+                f"{self.adaptation_rate} and {self.adaptation_steps}"
+            )
         if any(side < 1 for side in self.scales):
             raise ConfigError(f"scales: positive numbers are needed, got {self.scales}")
+        if not 0.25 <= self.zoom <= 8:
+            raise ConfigError(f"zoom: a factor from 0.25 to 8 is needed, got {self.zoom}")
         if self.scales and self.height_width[0] != self.height_width[1]:
             raise ConfigError("scales: are sides of squares; choose a square image_size, or no scales")
 
@@ -136,6 +148,7 @@ class GuidedConfig(TrainedConfig):
             min_steps=0,
             pictures_per_step=16,
             smoothing=0.0,
+            small_pieces=False,
             guide_layers=(12,),
             map_head="attention",
             layer_decay=1.0,
@@ -143,6 +156,7 @@ class GuidedConfig(TrainedConfig):
             score="class",
             bank_size=0,
             ema=False,
+            zoom=1.0,
         )
 
     @classmethod
@@ -154,7 +168,9 @@ class GuidedConfig(TrainedConfig):
         """Chest X-rays are blended, as in the second paper."""
         if self.simulators:
             return self
-        return replace(self, simulators=("guided-poisson" if layout == "nih" else "guided",))
+        if layout == "nih":
+            return replace(self, simulators=("guided-poisson",))
+        return replace(self, simulators=("guided", "guided-fine") if self.small_pieces else ("guided",))
 
 
 class Guided(TrainedMethod):
@@ -169,7 +185,7 @@ class Guided(TrainedMethod):
     pictured: Tensor  # (H, W) of the pictures that the bank is of
     normal: Tensor  # over normal pictures, the means (first row) and spreads of the learned map and the distance
     statistics: Tensor
-    drift_limit: Tensor
+    chance: Tensor
 
     def __init__(self, config: GuidedConfig, backbone: Backbone) -> None:
         super().__init__(config, backbone)
@@ -186,9 +202,9 @@ class Guided(TrainedMethod):
             self.marker = PatchHead(backbone.dim, len(self.layers)) if config.map_head == "features" else None
         self.register_buffer("bank", torch.empty(0, backbone.dim))
         self.register_buffer("pictured", torch.tensor(self.scoring_size))
-        self.register_buffer("normal", torch.zeros(2, 2))
+        self.register_buffer("normal", torch.empty(0))
         self.register_buffer("statistics", torch.empty(0))
-        self.register_buffer("drift_limit", torch.zeros(()))
+        self.register_buffer("chance", torch.zeros(2))
         self.average: nn.Module | None = None
         self._computes_in = torch.float32
         self._reference: list[Backbone] = []  # the pre-trained encoder, whose attention guides; not a submodule
@@ -211,11 +227,12 @@ class Guided(TrainedMethod):
         depth = self.backbone.depth
         seen = self.backbone(images, (*self.layers, depth), attention=(depth,))
         attention = seen.attention[depth] / seen.attention[depth].sum(-1, keepdim=True)
+        features = replace(seen, tokens=seen.tokens[:-1], grids=seen.grids[:-1])
         marks = self.mix(attention)
         if self.marker is not None:
-            marks = marks + self.marker(seen.tokens[:-1])
+            marks = marks + self.marker(features.tokens)
         logits = self.head(self.backbone.norm(seen.cls[-1]))
-        return Seen(logits.float(), marks.reshape(len(images), *seen.grids[0]), attention)
+        return Seen(logits.float(), marks.reshape(len(images), *seen.grids[0]), attention, features)
 
     # Training
 
@@ -280,6 +297,9 @@ class Guided(TrainedMethod):
         images, guide = batch.images, batch.features["guide"]
         if self.config.augment:
             images, guide = augmented(images, guide)
+        # Within the range of pixels, as the twins are: they must not be told apart by that.
+        mean, std = self._colours(images)
+        images = ((images * std + mean).clamp(0, 1) - mean) / std
         twins, labels, kinds = self._simulated(images, guide)
         seen = self.look(torch.cat([images, twins]))
         classes = torch.cat([torch.zeros_like(kinds), kinds])
@@ -294,7 +314,7 @@ class Guided(TrainedMethod):
 
     def _simulated(self, images: Tensor, guide: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Twins B 3 H W, soft labels B H W and classes B (from 1) of pictures B 3 H W with guidance B h w."""
-        mean, std = (images.new_tensor(values)[:, None, None] for values in (self.backbone.mean, self.backbone.std))
+        mean, std = self._colours(images)
         pixels = (images * std + mean).clamp(0, 1)
         if self.config.guidance == "uniform":
             guide = torch.ones_like(guide)
@@ -312,6 +332,11 @@ class Guided(TrainedMethod):
         labels = torch.from_numpy(np.stack([one.label for one in made])).to(images.device)
         kinds = torch.tensor([one.kind for one in made], device=images.device)
         return (twins - mean) / std, labels, kinds
+
+    def _colours(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation by which pictures are normalised, each 3 1 1."""
+        mean, std = (images.new_tensor(each)[:, None, None] for each in (self.backbone.mean, self.backbone.std))
+        return mean, std
 
     def after_step(self, step: int, steps: int) -> None:
         """The average spans about the last tenth of the run."""
@@ -342,7 +367,8 @@ class Guided(TrainedMethod):
     def scales(self) -> tuple[tuple[int, int], ...]:
         """(H, W) of the sizes that a picture is scored in, each what the backbone divides."""
         sides = self.config.scales
-        sizes = [(side, side) for side in sides] or [self.config.height_width]
+        height, width = (round(self.config.zoom * side) for side in self.config.height_width)
+        sizes = [(side, side) for side in sides] or [(height, width)]
         return tuple(dict.fromkeys(self.backbone.round_size(*size) for size in sizes))
 
     def anomaly_map(self, images: Tensor) -> Tensor:
@@ -354,35 +380,41 @@ class Guided(TrainedMethod):
 
     def examine(self, images: Tensor) -> Look:
         """What is seen in pictures B 3 H W at every one of `scales`."""
-        look = self._look(images)
+        self._require(self.normal)
+        look, features = self._look(images)
         if self.config.bank_size == 0:
             return look
-        distance = enlarged(self._distance(self._described(images)), look.maps.shape[-2:])
-        (learned, far), (spread, wide) = self.normal
-        return replace(look, maps=(look.maps - learned) / spread + (distance - far) / wide)
+        distance = enlarged(self._distance(self._described(images, features)), look.maps.shape[-2:])
+        (usual, far), (unit, width) = self.normal
+        return replace(look, maps=self.config.learned * (look.maps - usual) / unit + (distance - far) / width)
 
-    def _look(self, images: Tensor) -> Look:
-        """As `examine`, the map as it is learned."""
+    def _look(self, images: Tensor) -> tuple[Look, Features | None]:
+        """As `examine`, the map as it is learned; and the features from which the bank is made, if they came along."""
         size = (images.shape[-2] // 4, images.shape[-1] // 4)
         odds, maps, entropies = [], [], []
+        features: Features | None = None
         for scale in self.scales:
             with self._autocast(images):
                 seen = self.look(resized(images, scale))
+            if list(scale) == self.pictured.tolist():
+                features = seen.features
             odds.append(log_odds(seen.logits))
             maps.append(enlarged(seen.marks, size))
             entropies.append(attention_entropy(seen.attention.float()))
-        return Look(torch.stack(odds), torch.stack(maps).mean(0), torch.stack(entropies))
+        return Look(torch.stack(odds), torch.stack(maps).mean(0), torch.stack(entropies)), features
 
     def _autocast(self, images: Tensor) -> torch.autocast:
         precision = self._computes_in
         return torch.autocast(images.device.type, dtype=precision, enabled=precision != torch.float32)
 
-    def _described(self, images: Tensor) -> Tensor:
+    def _described(self, images: Tensor, features: Features | None = None) -> Tensor:
         """A unit-length feature for every patch of pictures B 3 H W, B h w D, in the size that the bank is of."""
-        height, width = self.pictured.tolist()
-        with torch.no_grad(), self._autocast(images):
-            images = resized(images, (height, width))
-            described, grid = embed(self.backbone, images, self.layers, pooling=self.config.pooling)
+        with torch.no_grad():
+            if features is None:
+                height, width = self.pictured.tolist()
+                with self._autocast(images):
+                    features = self.backbone(resized(images, (height, width)), self.layers)
+            described, grid = join(features, "vit", pooling=self.config.pooling)
         return F.normalize(described, dim=-1).reshape(len(images), *grid, -1)
 
     def _distance(self, described: Tensor, left_out: Tensor | None = None) -> Tensor:
@@ -401,6 +433,10 @@ class Guided(TrainedMethod):
             parts.append(top_mean(maps.flatten(1), self.config.top_fraction))
         return Scores(torch.stack(parts).sum(0), maps, votes=(look.odds > 0).float().mean(0))
 
+    @property
+    def summarised(self) -> int | None:
+        return None if self.config.bank_size else SUMMARISED
+
     @torch.no_grad()
     def summarise(self, batches: Batches, count: int, progress: Progress) -> None:
         """Stage II: the moments of the attention entropies of training pictures and of their twins. And the bank."""
@@ -412,38 +448,45 @@ class Guided(TrainedMethod):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.seed)
             for done, batch in enumerate(batches(), start=1):
-                if sum(map(len, maps)) < SUMMARISED:
+                pictures, features = len(batch.images), None
+                # Evenly from all, as they may be sorted, and the first batch always.
+                if (done - 1) % max(1, count * pictures // SUMMARISED) == 0:
                     guide = self.encode(resized(batch.images, self.config.height_width))["guide"]
                     twins, _, _ = self._simulated(batch.images, guide)
-                    look = self._look(batch.images)
+                    look, features = self._look(batch.images)
                     maps.append(look.maps)
                     entropies[0].append(look.entropies)
-                    entropies[1].append(self._look(twins).entropies)
+                    entropies[1].append(self._look(twins)[0].entropies)
                 if bank is not None:
-                    described = self._described(batch.images)
+                    described = self._described(batch.images, features)
                     bank.add(
                         described.flatten(0, 2).cpu(), batch.owners.repeat_interleave(described[0, ..., 0].numel())
                     )
-                    if sum(len(owners) for _, owners in some) < LEFT_OUT:
-                        some.append((described, batch.owners))
+                    every = max(1, count * pictures // LEFT_OUT)
+                    few = slice(-(done - 1) * pictures % every, None, every)
+                    some.append((described[few].clone(), batch.owners[few]))
                 progress("remembering", done, count)
         self._reference.clear()
         if sum(map(len, maps)) > 1:
-            self.statistics, self.drift_limit = summary([torch.cat(rows, dim=1) for rows in entropies])
-        if bank is None:
-            return
-        features, owners = bank.result()
-        self.bank = features.to(self.bank.device)
-        alone = bool((owners == owners[0]).all())  # a bank of one picture can be left out of nothing
+            self.statistics, self.chance = summary([torch.cat(rows, dim=1) for rows in entropies])
+        spreads = [spread(torch.cat([each.flatten() for each in maps]))]
+        if bank is not None:
+            progress("selecting", 0, 0)
+            kept, owners = bank.result()
+            self.bank = kept.to(self.bank.device)
+            spreads.append(self._spread_of_distance(some, owners))
+        self.normal = torch.stack(spreads, dim=1)
+
+    def _spread_of_distance(self, some: Sequence[tuple[Tensor, Tensor]], owners: Tensor) -> Tensor:
+        """Mean and spread of the distance of normal pictures, each without its own entries of the bank."""
+        if bool((owners == owners[0]).all()):  # a bank of one picture, which nothing is known to be far from
+            return self.bank.new_tensor([0.0, 1.0])
         distances = [
-            self._distance(one[None], None if alone else (owners == owner).to(self.bank.device))
+            self._distance(one[None], (owners == owner).to(self.bank.device)).flatten()
             for described, named in some
             for one, owner in zip(described, named, strict=True)
         ]
-        parts = torch.cat([each.flatten() for each in maps]), torch.cat([each.flatten() for each in distances])
-        self.normal = torch.stack(
-            [torch.stack([part.mean() for part in parts]), torch.stack([part.std().clamp_min(1e-6) for part in parts])]
-        )
+        return spread(torch.cat(distances))
 
     def with_scales(self, scales: Sequence[int]) -> Guided:
         """The same weights, looking at squares of these sides. Statistics to adapt to are kept where it has them.
@@ -469,12 +512,13 @@ class Seen:
 
     Attributes:
         logits: of the classes, float32 B K, class 0 = normal. marks: logits of the map, float32 B h w.
-        attention: of the last block's [CLS] token, B L N, rows sum to 1.
+        attention: of the last block's [CLS] token, B L N, rows sum to 1. features: of the configured layers.
     """
 
     logits: Tensor
     marks: Tensor
     attention: Tensor
+    features: Features
 
 
 class ClassHead(nn.Module):
@@ -492,7 +536,7 @@ class ClassHead(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, cls: Tensor) -> Tensor:
-        return cast(Tensor, self.last(F.normalize(self.layers(cls).float(), dim=-1)))
+        return _in_float32(self.last, F.normalize(self.layers(cls).float(), dim=-1))
 
 
 class AttentionMix(nn.Module):
@@ -504,7 +548,7 @@ class AttentionMix(nn.Module):
         self.bias = nn.Parameter(torch.tensor(-2.0))
 
     def forward(self, attention: Tensor) -> Tensor:
-        return torch.einsum("l,bln->bn", self.weights, attention.float() * attention.shape[-1]) + self.bias
+        return (self.weights[:, None] * attention.float() * attention.shape[-1]).sum(1) + self.bias
 
 
 class PatchHead(nn.Module):
@@ -519,7 +563,13 @@ class PatchHead(nn.Module):
 
     def forward(self, tokens: Iterable[Tensor]) -> Tensor:
         features = torch.cat([F.layer_norm(each, each.shape[-1:]) for each in tokens], dim=-1)
-        return cast(Tensor, self.outward(F.gelu(self.inward(features))))[..., 0].float()
+        return _in_float32(self.outward, F.gelu(self.inward(features)))[..., 0]
+
+
+def _in_float32(last: nn.Linear, features: Tensor) -> Tensor:
+    """Logits that are not rounded to bf16, in which scores would tie."""
+    with torch.autocast(features.device.type, enabled=False):
+        return cast(Tensor, last(features.float()))
 
 
 def log_odds(logits: Tensor) -> Tensor:
@@ -532,6 +582,12 @@ def dice_loss(given: Tensor, wanted: Tensor) -> Tensor:
     """1 − Dice of soft masks B H W in [0, 1], mean over the pictures (Milletari et al. 2016, without squares)."""
     both = (given * wanted).sum(dim=(1, 2))
     return (1 - (2 * both + 1) / (given.sum(dim=(1, 2)) + wanted.sum(dim=(1, 2)) + 1)).mean()
+
+
+def spread(values: Tensor) -> Tensor:
+    """Mean and standard deviation, the latter 1 where there is none."""
+    deviation = values.std()
+    return torch.stack([values.mean(), torch.where(deviation > 1e-6, deviation, 1.0)])
 
 
 def enlarged(maps: Tensor, size: Sequence[int]) -> Tensor:
@@ -559,8 +615,9 @@ def augmented(images: Tensor, guide: Tensor) -> tuple[Tensor, Tensor]:
     theta = theta.to(device)
 
     def crop(maps: Tensor) -> Tensor:
-        grid = F.affine_grid(theta, list(maps.shape), align_corners=False)
-        return F.grid_sample(maps, grid.to(maps.dtype), mode="bilinear", padding_mode="reflection", align_corners=False)
+        with torch.autocast(device.type, enabled=False):  # bf16 places a crop to a fifth of a pixel
+            grid = F.affine_grid(theta, list(maps.shape), align_corners=False)
+            return F.grid_sample(maps.float(), grid, padding_mode="reflection", align_corners=False)
 
     contrast = (1 + 0.1 * (2 * draw[:, 3] - 1)).to(device)[:, None, None, None]
     brightness = (0.1 * (2 * draw[:, 4] - 1)).to(device)[:, None, None, None]
