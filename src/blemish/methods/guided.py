@@ -55,7 +55,7 @@ class GuidedConfig(TrainedConfig):
         small_pieces: where `simulators` is empty, whether half of the twins get small pieces in place of large ones.
         guidance: where guided simulators cut and paste: "attention", or as controls "uniform" and "shuffled" (attention
             at the wrong places).
-        guide_layers: the layers whose [CLS] attention guides, averaged; empty = `layers`. The papers: the last one.
+        guide_layers: the layers whose [CLS] attention guides, averaged; -1 = the last one, empty = `layers`.
         augment: whether normal pictures are cropped and their brightness and contrast changed first.
         map_head: what the map is made of: "attention" (a mix of the last block's heads) or "features" (also the
             features of every patch in `layers`).
@@ -149,7 +149,7 @@ class GuidedConfig(TrainedConfig):
             pictures_per_step=16,
             smoothing=0.0,
             small_pieces=False,
-            guide_layers=(12,),
+            guide_layers=(-1,),
             map_head="attention",
             layer_decay=1.0,
             marking=0.0,
@@ -193,7 +193,8 @@ class Guided(TrainedMethod):
         if not isinstance(backbone, VitBackbone) or backbone.model.cls_token is None:
             raise ConfigError(f"guided needs a ViT with a [CLS] token, which {backbone.spec.name} is not")
         self.layers = backbone.check_layers(config.layers)
-        self.guides = backbone.check_layers(config.guide_layers or self.layers)
+        guides = tuple(layer if layer > 0 else backbone.depth + 1 + layer for layer in config.guide_layers)
+        self.guides = backbone.check_layers(guides or self.layers)
         self.simulators = [simulator(name) for name in config.simulators or ("guided",)]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
