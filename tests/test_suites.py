@@ -48,7 +48,8 @@ def test_every_line_of_every_suite_can_be_measured(name: str, recipe: str | None
         configure(entry.method, recipe=entry.recipe, values=entry.settings)
         assert entry.published.keys() <= set(METRICS)
         assert all(50 < figure <= 100 for figure in entry.published.values())  # per cent, not fractions
-    assert all(table.source for table in suite.tables)
+    for table in suite.tables:
+        assert table.source or not any(row.published for row in table.rows), table.name
 
 
 def test_the_ablations_are_those_of_the_paper() -> None:

@@ -177,8 +177,10 @@ def fit(
         progress=progress,
     )
     if (wanted := fitted.summarised) != 0:
-        every = 1 if wanted is None else -(-len(kept.sources) // wanted)
-        scored = PictureStream(kept.sources[::every], scoring, batch_size)
+        every = 1 if wanted is None else -(-len(kept.sources) * len(stream.copies) // wanted)
+        scored = dataclasses.replace(
+            stream, sources=kept.sources[::every], preprocessing=scoring, failures={}, digests={}
+        )
         fitted.summarise(lambda: _on(scored, torch_device), scored.batches, progress)
     with torch.inference_mode():
         calibration = _calibration_scores(

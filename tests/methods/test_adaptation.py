@@ -373,7 +373,7 @@ def test_the_guard_looks_at_what_is_taken_for_normal() -> None:
 
 
 @pytest.mark.parametrize("look", [0, 1, 2, 3], ids=["before", "the first step", "the second step", "after"])
-def test_an_exception_leaves_neither_gradients_nor_half_a_step(look: int) -> None:
+def test_an_exception_leaves_neither_gradients_nor_half_a_step(look: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model, other = fitted(), fitted()
     adapter, undisturbed = (Adapter(each, "online", rate=0.02, steps=2) for each in (model, other))
     for each in (adapter, undisturbed):
@@ -386,10 +386,10 @@ def test_an_exception_leaves_neither_gradients_nor_half_a_step(look: int) -> Non
             raise KeyboardInterrupt
         return examine(images)
 
-    model.examine = interrupted  # type: ignore[method-assign]
-    with pytest.raises(KeyboardInterrupt):
-        adapter.score(batch(seed=3))
-    model.examine = examine  # type: ignore[method-assign]
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "examine", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            adapter.score(batch(seed=3))
     assert torch.equal(model.bias, torch.zeros(HEADS))
     assert not any(weight.requires_grad or weight.grad is not None for weight in model.backbone.parameters())
     few = batch(normal=4, anomalous=1)  # and what was learned of the first batch is still there

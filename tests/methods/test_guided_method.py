@@ -41,7 +41,7 @@ Part = Callable[..., np.ndarray]
 SIDE = 32
 MEAN, STD = (torch.full((3, 1, 1), 0.5), torch.full((3, 1, 1), 0.5))  # of the test backbone, see the first test
 SMALL: dict[str, Any] = {"backbone": "test_vit", "image_size": (SIDE,), "layers": (2, 4), "pictures_per_step": 4}
-TINY = {**SMALL, "guide_layers": (6,), "bank_size": 0}
+TINY = {**SMALL, "guide_layers": (6,), "bank_size": 0, "zoom": 1.0}
 FIT: dict[str, Any] = {
     **SMALL,
     "weights": "random",
@@ -49,6 +49,7 @@ FIT: dict[str, Any] = {
     "precision": "fp32",
     "epochs": 1,
     "min_steps": 6,
+    "zoom": 1.0,
 }
 
 
@@ -338,14 +339,16 @@ def test_a_normal_picture_and_its_twin_differ_only_where_something_was_pasted(mo
 # Guidance
 
 
-@pytest.mark.parametrize("layers", [(), (6,), (2, 5)])
-def test_the_guide_is_where_the_encoder_as_it_came_looks(layers: tuple[int, ...]) -> None:
-    method = guided(guide_layers=layers)
+@pytest.mark.parametrize(
+    ("given", "layers"), [((), (2, 4)), ((6,), (6,)), ((2, 5), (2, 5)), ((-1,), (6,)), ((-6, 3), (1, 3))]
+)
+def test_the_guide_is_where_the_encoder_as_it_came_looks(given: tuple[int, ...], layers: tuple[int, ...]) -> None:
+    method = guided(guide_layers=given)
     images = pictures(3, side=48)
     guide = method.encode(images)["guide"]
     assert guide.shape == (3, 3, 3)
     expected = np.zeros((3, 9))
-    for layer in layers or (2, 4):
+    for layer in layers:
         full = f64(method.backbone(images, (layer,), full_attention=(layer,)).full_attention[layer])
         for picture, head in np.ndindex(3, 2):
             expected[picture] += full[picture, head, 0, 1:]
@@ -621,6 +624,22 @@ def test_without_sizes_there_is_one() -> None:
     assert oblong.score(torch.zeros(1, 3, 32, 64)).maps.shape == (1, 8, 16)
 
 
+@pytest.mark.parametrize(
+    ("image_size", "zoom", "expected"),
+    [((32,), 1.0, (32, 32)), ((32,), 2.0, (64, 64)), ((32, 64), 1.5, (48, 96)), ((48,), 0.7, (32, 32))],
+)
+def test_pictures_are_scored_larger_than_they_are_learned(
+    image_size: tuple[int, ...], zoom: float, expected: tuple[int, int]
+) -> None:
+    method = guided(image_size=image_size, zoom=zoom)
+    assert method.scales == (expected,)
+    assert method.scoring_size == expected
+    images = torch.zeros(2, 3, *expected)
+    assert method.score(images).maps.shape == (2, expected[0] // 4, expected[1] // 4)
+    if len(image_size) == 1:
+        assert guided(image_size=image_size, zoom=zoom, scales=(48,)).scales == ((48, 48),)  # which say it all
+
+
 def test_sizes_are_rounded_to_the_patches_and_count_once() -> None:
     method, rounded = guided(scales=(32, 48)), guided(scales=(30, 33, 47, 32))
     assert rounded.scales == method.scales
@@ -734,7 +753,7 @@ def test_the_bank_is_judged_by_some_pictures_evenly_from_all(size: int, monkeypa
     assert judged == list(range(0, 60, 5))
 
 
-@pytest.mark.parametrize("size", [64, 300, 600])
+@pytest.mark.parametrize("size", [64, 300])
 def test_batches_of_any_size_are_summarised(size: int) -> None:
     """Also ones of more pictures than are wanted, and fewer batches than announced, as where pictures are broken."""
     method, images = guided(bank_size=20), pictures(size)
@@ -788,13 +807,11 @@ def described(method: Guided, images: Tensor) -> np.ndarray:
     return result.reshape(len(images), -1, 64)
 
 
-@pytest.mark.parametrize("learned_weight", [None, 0.0, 2.0])
+@pytest.mark.parametrize("weight", [0.0, 0.5, 2.0])
 def test_the_learned_map_is_weighed_beside_the_distance_to_the_bank_each_in_its_own_unit(
-    learned_weight: float | None,
+    weight: float,
 ) -> None:
-    settings: dict[str, Any] = {"image_size": (48,), "smoothing": 0.0}
-    if learned_weight is not None:
-        settings["learned"] = learned_weight
+    settings: dict[str, Any] = {"image_size": (48,), "smoothing": 0.0, "learned": weight}
     images = pictures(5, side=48)
     method = summarised(images, bank_size=1000, **settings)
     features = described(method, images)
@@ -811,9 +828,21 @@ def test_the_learned_map_is_weighed_beside_the_distance_to_the_bank_each_in_its_
     for picture, rows in enumerate(described(method, new)):
         distances = [min(math.dist(row, other) for other in features.reshape(-1, 64)) for row in rows]
         expected = (upsampled(maps[picture], 12, 12) - learned.mean()) / learned.std(ddof=1)
-        expected *= 0.5 if learned_weight is None else learned_weight
+        expected *= weight
         expected += (upsampled(np.reshape(distances, (3, 3)), 12, 12) - np.mean(left_out)) / np.std(left_out, ddof=1)
         np.testing.assert_allclose(f64(got[picture, 0]), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_the_bank_is_asked_in_the_size_that_it_is_of() -> None:
+    """Whether or not that is one of those that are looked at, whose features then serve twice."""
+    images = pictures(6, side=48)
+    method = summarised(images, scales=(32, 48), bank_size=1000)
+    other = method.with_scales((32,))
+    new = pictures(3, 9, side=48)
+    looked_at, not_looked_at = method._look(new)[1], other._look(new)[1]
+    assert (looked_at is None, not_looked_at is None) == (False, True)
+    for one in (method._described(new, looked_at), other._described(new, not_looked_at)):
+        np.testing.assert_allclose(f64(one).reshape(3, -1, 64), described(method, new), atol=1e-5)
 
 
 def test_the_bank_has_a_size() -> None:
@@ -865,7 +894,7 @@ def whole(picture: Part) -> blemish.Detector:
 
 
 def test_it_is_fitted_saved_and_loaded(whole: blemish.Detector, picture: Part, tmp_path: Path) -> None:
-    assert whole.manifest["config"]["simulators"] == ["guided"]
+    assert whole.manifest["config"]["simulators"] == ["guided", "guided-fine"]
     assert whole.manifest["training"]["steps"] == 6
     assert set(whole.manifest["training"]["findings"]) == {"guidance_entropy", "guidance_peak_to_mean"}
     assert (whole.preprocessing.height, whole.preprocessing.width) == (48, 48)
@@ -910,6 +939,39 @@ def test_it_is_given_the_pictures_that_it_wants(
     assert [call for call in told if call[0] == "remembering"] == [
         ("remembering", done, len(given)) for done in range(1, len(given) + 1)
     ]
+
+
+def test_it_learns_in_one_size_and_scores_in_another(picture: Part, monkeypatch: pytest.MonkeyPatch) -> None:
+    sides: dict[str, set[int]] = {"learning": set(), "kept": set()}
+    step, look = Guided.training_step, Guided._look
+
+    def learning(method: Guided, batch: TrainingBatch, progress: float) -> Tensor:
+        assert batch.images is not None
+        sides["learning"].add(batch.images.shape[-1])
+        return step(method, batch, progress)
+
+    def kept(method: Guided, images: Tensor) -> Any:
+        sides["kept"].add(images.shape[-1])
+        return look(method, images)
+
+    monkeypatch.setattr(Guided, "training_step", learning)
+    monkeypatch.setattr(Guided, "_look", kept)
+    options: dict[str, Any] = {**FIT, "min_steps": 1, "zoom": 2.0}
+    detector = blemish.fit("guided", good(picture, 5), calibration_fraction=0, **options)
+    assert sides == {"learning": {SIDE}, "kept": {2 * SIDE}}
+    assert detector.method.config.image_size == (SIDE, SIDE)
+    assert (detector.preprocessing.height, detector.preprocessing.width) == (2 * SIDE, 2 * SIDE)
+    assert detector.predict(picture(50)).anomaly_map.shape == (SIDE // 2, SIDE // 2)
+    assert detector.method.bank.shape == (5 * 16, 64)
+
+
+def test_turned_pictures_are_in_the_bank(picture: Part) -> None:
+    """As every training picture is learned at every angle; or turned ones are far from all that is known."""
+    options: dict[str, Any] = {**FIT, "min_steps": 1, "rotations": 4, "learned": 0.0, "pooling": 1}
+    detector = blemish.fit("guided", good(picture, 5), calibration_fraction=0, **options)
+    assert detector.method.bank.shape == (5 * 4 * 4, 64)
+    upright, sideways = (detector.predict(np.rot90(picture(3), turns).copy()).score for turns in (0, 1))
+    assert sideways == pytest.approx(upright, abs=0.05)
 
 
 def test_it_computes_in_bf16_and_keeps_its_weights_in_float32(
@@ -979,8 +1041,8 @@ def test_the_poster_and_its_successor() -> None:
     assert (first.learning_rate_start, first.learning_rate, first.warmup) == (1e-5, 5e-4, 0.1)
     assert (first.detection, first.segmentation, first.marking) == (0.95, 0.05, 0.0)
     assert (first.map_head, first.tuned, first.layer_decay, first.score) == ("attention", None, 1.0, "class")
-    assert (first.guidance, first.guide_layers, first.ema, first.smoothing) == ("attention", (12,), False, 0.0)
-    assert first.bank_size == 0
+    assert (first.guidance, first.guide_layers, first.ema, first.smoothing) == ("attention", (-1,), False, 0.0)
+    assert (first.bank_size, first.zoom, first.small_pieces) == (0, 1.0, False)
     assert SIX_SCALES == (224, 320, 384, 416, 448, 512)
     assert second == replace(first, scales=SIX_SCALES)
     assert set(GuidedConfig.recipes()) == {"best", "paper-bmvc", "paper-aaai"}
@@ -991,8 +1053,11 @@ def test_chest_x_rays_are_blended() -> None:
     config = GuidedConfig.paper_aaai()
     assert config.for_layout("nih").simulators == ("guided-poisson",)
     assert config.for_layout("mvtec").simulators == config.for_layout("").simulators == ("guided",)
+    for best in (GuidedConfig(), replace(config, small_pieces=True)):
+        assert best.for_layout("nih").simulators == ("guided-poisson",)
+        assert best.for_layout("mvtec").simulators == best.for_layout("").simulators == ("guided", "guided-fine")
     for chosen, layout in itertools.product([("guided",), ("nsa", "fpi")], ["nih", "mvtec"]):
-        assert replace(config, simulators=chosen).for_layout(layout).simulators == chosen
+        assert replace(GuidedConfig(), simulators=chosen).for_layout(layout).simulators == chosen
 
 
 @pytest.mark.parametrize(
@@ -1015,6 +1080,9 @@ def test_chest_x_rays_are_blended() -> None:
         ({"pooling": 0}, "pooling: an odd number from 1"),
         ({"pooling": 2}, "pooling: an odd number from 1"),
         ({"scales": (224, 0)}, "scales: positive numbers"),
+        ({"zoom": 0.2}, "zoom: a factor from 0.25 to 8"),
+        ({"zoom": 8.5}, "zoom: a factor from 0.25 to 8"),
+        ({"zoom": math.nan}, "zoom: a factor from 0.25 to 8"),
         ({"scales": (224,), "image_size": (224, 448)}, "choose a square image_size"),
         ({"adaptation_rate": 0.0}, "adaptation_rate: a positive finite number"),
         ({"adaptation_rate": math.inf}, "adaptation_rate: a positive finite number"),
@@ -1033,7 +1101,7 @@ def test_words_that_are_no_choice(assignment: str) -> None:
 
 
 def test_layers_that_do_not_exist() -> None:
-    for settings in ({"guide_layers": (7,)}, {"layers": (2, 9)}):
+    for settings in ({"guide_layers": (7,)}, {"guide_layers": (0,)}, {"guide_layers": (-7,)}, {"layers": (2, 9)}):
         with pytest.raises(ConfigError, match="does not exist: test_vit has layers 1 to 6"):
             guided(**settings)
 

@@ -193,7 +193,7 @@ class Guided(TrainedMethod):
         if not isinstance(backbone, VitBackbone) or backbone.model.cls_token is None:
             raise ConfigError(f"guided needs a ViT with a [CLS] token, which {backbone.spec.name} is not")
         self.layers = backbone.check_layers(config.layers)
-        guides = tuple(layer if layer > 0 else backbone.depth + 1 + layer for layer in config.guide_layers)
+        guides = tuple(backbone.depth + 1 + layer if layer < 0 else layer for layer in config.guide_layers)
         self.guides = backbone.check_layers(guides or self.layers)
         self.simulators = [simulator(name) for name in config.simulators or ("guided",)]
         with torch.random.fork_rng(devices=[]):

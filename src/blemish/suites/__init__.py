@@ -89,7 +89,7 @@ def names() -> list[str]:
 
     Example:
         >>> names()
-        ['agpnet-ablations']
+        ['agpnet-ablations', 'guided-ablations']
     """
     files = (file.name for file in resources.files(__name__).iterdir())
     return sorted(file.removesuffix(SUFFIX) for file in files if file.endswith(SUFFIX))
