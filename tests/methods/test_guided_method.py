@@ -1086,7 +1086,7 @@ def test_chest_x_rays_are_blended() -> None:
         ({"scales": (224,), "image_size": (224, 448)}, "choose a square image_size"),
         ({"adaptation_rate": 0.0}, "adaptation_rate: a positive finite number"),
         ({"adaptation_rate": math.inf}, "adaptation_rate: a positive finite number"),
-        ({"adaptation_steps": 0}, "adaptation_steps: at least 1, got 0.001 and 0"),
+        ({"adaptation_steps": 0}, "adaptation_steps: at least 1, got 0.1 and 0"),
     ],
 )
 def test_settings_out_of_range(settings: dict[str, Any], says: str) -> None:

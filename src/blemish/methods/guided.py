@@ -103,7 +103,7 @@ class GuidedConfig(TrainedConfig):
     learned: float = 0.25
     pooling: int = 3
     ema: bool = True
-    adaptation_rate: float = 1e-3
+    adaptation_rate: float = 0.1
     adaptation_steps: int = 1
     scales: tuple[int, ...] = ()
     zoom: float = 2.0
