@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import blemish
+from blemish import cli
 from blemish.methods import METHODS
 from blemish.predictor import Detector
 
@@ -129,3 +130,15 @@ def mvtec(tmp_path: Path) -> Path:
         write_picture(root / "test" / "dark" / f"{seed:03d}.png", dark)
         write_picture(root / "ground_truth" / "dark" / f"{seed:03d}_mask.png", mask)
     return root
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """`run("fit", …)`: (exit status, standard output, standard error)."""
+
+    def execute(*arguments: str | Path) -> tuple[int, str, str]:
+        capsys.readouterr()
+        status = cli.main([str(argument) for argument in arguments])
+        return status, *capsys.readouterr()
+
+    return execute

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 import blemish
-from blemish import cli
 from blemish.artifact import read
 from blemish.backbones import Backbone, build
 from blemish.data.transforms import prepare
@@ -393,18 +392,6 @@ def test_one_size_only(fitted: Callable[..., Detector], detector: Detector) -> N
 
 
 # The command line
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """`run("fit", …)`: (exit status, standard output, standard error)."""
-
-    def execute(*arguments: str | Path) -> tuple[int, str, str]:
-        capsys.readouterr()
-        status = cli.main([str(argument) for argument in arguments])
-        return status, *capsys.readouterr()
-
-    return execute
 
 
 @dataclass(frozen=True)

@@ -29,18 +29,6 @@ FIT = ("--backbone", "test_vit", "--weights", "random", "--image-size", "64", "-
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """`run("fit", …)`: (exit status, standard output, standard error)."""
-
-    def execute(*arguments: str | Path) -> tuple[int, str, str]:
-        capsys.readouterr()
-        status = cli.main([str(argument) for argument in arguments])
-        return status, *capsys.readouterr()
-
-    return execute
-
-
-@pytest.fixture
 def part(tmp_path: Path, fitted: Callable[..., blemish.Detector]) -> Path:
     return fitted().save(tmp_path / "part.blemish")
 

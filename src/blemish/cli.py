@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -818,7 +818,7 @@ def _mode(adapt: str | None) -> Mode | None:
         return None
     if adapt not in MODES:
         raise unknown_name("mode of --adapt", adapt, MODES)
-    return cast("Mode", adapt)
+    return adapt
 
 
 def _interval(option: str, text: str | None) -> tuple[float, float] | None:

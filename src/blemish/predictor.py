@@ -27,7 +27,7 @@ from blemish.errors import (
     unknown_name,
 )
 from blemish.images import Picture
-from blemish.methods import Guided, Method, method_class
+from blemish.methods import Method, method_class
 from blemish.methods.adaptation import Adapted, Adapter, Mode
 from blemish.thresholds import Threshold, verdict
 from blemish.types import Failure, Prediction, Sample
@@ -209,10 +209,8 @@ class Detector:
 
         Raises: ConfigError for a method that looks at one size only.
         """
-        if not isinstance(self.method, Guided):
-            raise ConfigError(f"scales: {self.method.name} looks at pictures in one size only; guided in several")
         method = self.method.with_scales(scales)
-        if method.scales == self.method.scales:
+        if method is self.method:
             return self
         height, width = method.scoring_size
         preprocessing = replace(self.preprocessing, height=height, width=width)

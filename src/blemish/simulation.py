@@ -195,9 +195,7 @@ class _Guide:
     def __call__(self, images: Tensor) -> Tensor:
         """Of pictures B 3 H W in [0, 1]: B h w, sum 1, on the CPU."""
         mean, std = (torch.tensor(values)[:, None, None] for values in (self.backbone.mean, self.backbone.std))
-        seen = self.backbone(((images - mean) / std).to(self._device), self.layers[:1], attention=self.layers)
-        guide = torch.stack([seen.attention[layer].float().mean(1) for layer in self.layers]).mean(0)
-        return (guide / guide.sum(1, keepdim=True)).reshape(len(images), *seen.grids[0]).cpu()
+        return self.backbone.guidance(((images - mean) / std).to(self._device), self.layers).cpu()
 
 
 def _write(

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from naive import upsampled
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -179,24 +180,6 @@ def distances(given: np.ndarray, targets: np.ndarray, loss: str) -> np.ndarray:
             result[place] = math.sqrt(sum((p - q) ** 2 for p, q in zip(a, b, strict=True)))
         else:
             result[place] = 1 - a @ b / math.sqrt(a @ a) / math.sqrt(b @ b)
-    return result
-
-
-def upsampled(values: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Bilinear, pixels being areas: h w -> height width."""
-
-    def neighbours(place: int, new: int, old: int) -> tuple[int, int, float]:
-        centre = min(max((place + 0.5) * old / new - 0.5, 0), old - 1)
-        low = int(centre)
-        return low, min(low + 1, old - 1), centre - low
-
-    result = np.empty((height, width))
-    for y, x in np.ndindex(height, width):
-        top, bottom, down = neighbours(y, height, values.shape[0])
-        left, right, across = neighbours(x, width, values.shape[1])
-        above = values[top, left] * (1 - across) + values[top, right] * across
-        below = values[bottom, left] * (1 - across) + values[bottom, right] * across
-        result[y, x] = above * (1 - down) + below * down
     return result
 
 

@@ -13,8 +13,9 @@ from scipy import ndimage
 
 from blemish.backbones import build
 from blemish.errors import ArtifactError, ConfigError
-from blemish.methods import METHODS, Guided, Method, MethodConfig, method_class
+from blemish.methods import METHODS, Method, MethodConfig, method_class
 from blemish.methods.base import smooth, top_mean
+from blemish.methods.guided import Guided
 from blemish.methods.memory import KnnConfig, MemoryConfig, PatchCoreConfig
 from blemish.methods.padim import PadimConfig
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from naive import upsampled
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -140,23 +141,6 @@ def gelu(values: np.ndarray) -> np.ndarray:
 
 def sigmoid(value: float) -> float:
     return 1 / (1 + math.exp(-value))
-
-
-def upsampled(values: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Bilinear, pixels being areas: h w -> height width."""
-
-    def neighbours(place: int, new: int, old: int) -> tuple[int, int, float]:
-        centre = min(max((place + 0.5) * old / new - 0.5, 0), old - 1)
-        return int(centre), min(int(centre) + 1, old - 1), centre - int(centre)
-
-    result = np.empty((height, width))
-    for y, x in np.ndindex(height, width):
-        top, bottom, down = neighbours(y, height, values.shape[0])
-        left, right, across = neighbours(x, width, values.shape[1])
-        above = values[top, left] * (1 - across) + values[top, right] * across
-        below = values[bottom, left] * (1 - across) + values[bottom, right] * across
-        result[y, x] = above * (1 - down) + below * down
-    return result
 
 
 def attention_of(backbone: Backbone, images: Tensor, layer: int) -> np.ndarray:

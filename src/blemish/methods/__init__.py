@@ -9,7 +9,7 @@ from blemish.methods.guided import Guided
 from blemish.methods.memory import Knn, PatchCore
 from blemish.methods.padim import Padim
 
-__all__ = ["METHODS", "Guided", "Method", "MethodConfig", "method_class"]
+__all__ = ["METHODS", "Method", "MethodConfig", "method_class"]
 
 METHODS: dict[str, type[Method]] = {
     "agpnet": AGPNet,

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ from blemish.errors import ConfigError
 from blemish.types import Scores
 
 Mode = Literal["online", "episodic"]
-MODES = ("online", "episodic")
+MODES: tuple[Mode, ...] = get_args(Mode)
 LEAST = 8  # pictures; fewer say too little of their distribution
 MOMENTUM, LARGEST_GRADIENT = 0.9, 1.0
 _DRAWS, _DRAWN, _CHANCE = 400, 16, 0.99  # batches of training pictures that show how far chance goes

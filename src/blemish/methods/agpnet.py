@@ -33,6 +33,7 @@ from torch.nn import functional as F
 from blemish.backbones import Backbone
 from blemish.errors import ConfigError
 from blemish.methods.base import smooth
+from blemish.methods.guidance import sharpness, shuffled
 from blemish.methods.trained import TrainedConfig, TrainedMethod, TrainingBatch
 from blemish.types import Scores
 
@@ -257,14 +258,10 @@ class AGPNet(TrainedMethod):
                 slow.lerp_(fast, 1 - decay)
 
     def findings(self, sample: TrainingBatch) -> dict[str, float]:
-        """Entropy of the guidance (1 = it is flat, and guides nothing) and its peak as a multiple of its mean."""
+        """How sharp the guidance is."""
         if not self._guided:
             return {}
-        guide = self._guide(sample.features["targets"].float(), sample.features.get("prior")) + 1e-9  # all 0 is flat
-        share = guide / guide.sum(1, keepdim=True)
-        entropy = -(share * share.log()).sum(1) / math.log(guide.shape[1])
-        peak = guide.amax(1) / guide.mean(1)
-        return {"guidance_entropy": float(entropy.mean()), "guidance_peak_to_mean": float(peak.mean())}
+        return sharpness(self._guide(sample.features["targets"].float(), sample.features.get("prior")))
 
     def end_training(self, steps: int) -> None:
         self.teacher = None
@@ -495,8 +492,3 @@ def normalise(values: Tensor) -> Tensor:
     """N of eq. 2 and 4: each row of B N brought to [0, 1]; a constant row to 0."""
     low, high = values.amin(1, keepdim=True), values.amax(1, keepdim=True)
     return (values - low) / (high - low).clamp_min(1e-12)
-
-
-def shuffled(guide: Tensor) -> Tensor:
-    """Each row of B N in an order of its own."""
-    return guide.gather(1, torch.rand_like(guide).argsort(1))

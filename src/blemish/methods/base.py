@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -136,8 +136,12 @@ class Method(nn.Module):
         """Keep what is needed at prediction of the training pictures, which come as they are scored. Called once, after
         learning; arguments as of `fit`."""
 
+    def with_scales(self, scales: Sequence[int]) -> Method:
+        """The same weights, looking at squares of these sides (pixels). Raises: ConfigError where it cannot."""
+        raise ConfigError(f"scales: {self.name} looks at pictures in one size only; guided in several")
+
     def adapter(self, mode: Mode) -> Adapter:
-        """What scores batches while adapting to them; see `adapts`. Raises: ConfigError where it cannot."""
+        """What scores batches while adapting to them; see `adaptation`. Raises: ConfigError where it cannot."""
         raise ConfigError(f"{self.name} cannot adapt to the pictures that it scores; guided can")
 
     def score_left_out(self, batch: Batch) -> Scores:

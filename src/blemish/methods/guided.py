@@ -37,6 +37,7 @@ from blemish.methods.adaptation import Adapter, Look, Mode, attention_entropy, s
 from blemish.methods.base import Batches, smooth, top_mean
 from blemish.methods.coreset import StreamingCoreset, nearest
 from blemish.methods.embedding import join
+from blemish.methods.guidance import sharpness, shuffled
 from blemish.methods.trained import TrainedConfig, TrainedMethod, TrainingBatch
 from blemish.types import Progress, Scores
 
@@ -208,7 +209,7 @@ class Guided(TrainedMethod):
         self.register_buffer("chance", torch.zeros(2))
         self.average: nn.Module | None = None
         self._computes_in = torch.float32
-        self._reference: list[Backbone] = []  # the pre-trained encoder, whose attention guides; not a submodule
+        self._reference: list[VitBackbone] = []  # the pre-trained encoder, whose attention guides; not a submodule
 
     # It keeps its weights in float32, as it learns all of them, and computes in what it is told.
 
@@ -246,9 +247,7 @@ class Guided(TrainedMethod):
         if not self._reference:
             reference = copy.deepcopy(self.backbone).requires_grad_(False).eval()
             self._reference.append(reference.to(self._computes_in))
-        seen = self._reference[0](images, self.guides[:1], attention=self.guides)
-        guide = torch.stack([seen.attention[layer].float().mean(1) for layer in self.guides]).mean(0)
-        return {"guide": (guide / guide.sum(1, keepdim=True)).reshape(len(images), *seen.grids[0])}
+        return {"guide": self._reference[0].guidance(images, self.guides)}
 
     def start_training(self, sample: TrainingBatch) -> None:
         blocks = self.backbone.model.blocks
@@ -316,12 +315,11 @@ class Guided(TrainedMethod):
     def _simulated(self, images: Tensor, guide: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Twins B 3 H W, soft labels B H W and classes B (from 1) of pictures B 3 H W with guidance B h w."""
         mean, std = self._colours(images)
-        pixels = (images * std + mean).clamp(0, 1)
+        pixels = images * std + mean
         if self.config.guidance == "uniform":
             guide = torch.ones_like(guide)
         elif self.config.guidance == "shuffled":
-            flat = guide.flatten(1)
-            guide = flat.gather(1, torch.rand_like(flat).argsort(1)).reshape(guide.shape)
+            guide = shuffled(guide.flatten(1)).reshape(guide.shape)
         seeds = torch.randint(2**62, (len(images),)).tolist()
         made = simulate_batch(
             self.simulators,
@@ -350,11 +348,8 @@ class Guided(TrainedMethod):
                 slow.lerp_(fast, 1 - decay)
 
     def findings(self, sample: TrainingBatch) -> dict[str, float]:
-        """Entropy of the guidance in units of log N (1 = flat: it guides nothing), and its peak over its mean."""
-        guide = sample.features["guide"].flatten(1).float()
-        entropy = -(guide * guide.clamp_min(1e-12).log()).sum(1) / math.log(guide.shape[1])
-        peak = guide.amax(1) / guide.mean(1)
-        return {"guidance_entropy": float(entropy.mean()), "guidance_peak_to_mean": float(peak.mean())}
+        """How sharp the guidance is."""
+        return sharpness(sample.features["guide"].flatten(1).float())
 
     def end_training(self, steps: int) -> None:
         if self.average is not None:
@@ -373,7 +368,7 @@ class Guided(TrainedMethod):
         return tuple(dict.fromkeys(self.backbone.round_size(*size) for size in sizes))
 
     def anomaly_map(self, images: Tensor) -> Tensor:
-        raise NotImplementedError("guided averages its maps over sizes: see `score`")
+        return self.examine(images).maps[:, 0]
 
     def score(self, images: Tensor) -> Scores:
         """Scores, maps and votes, from every one of `scales`."""
@@ -496,6 +491,8 @@ class Guided(TrainedMethod):
         """
         other = copy.copy(self)  # the weights are shared
         other.config = replace(self.config, scales=tuple(scales))
+        if other.scales == self.scales:
+            return self
         known = [self.scales.index(scale) for scale in other.scales if scale in self.scales]
         complete = self.statistics.numel() > 0 and len(known) == len(other.scales)
         # Buffers live in a dict that the copy shares.
