@@ -1,4 +1,4 @@
-"""What a method that learns by gradient is: it answers batches with a loss; `blemish.training` feeds it."""
+"""What learns by gradient: it answers batches with a loss; `blemish.training` feeds it."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import ClassVar, NoReturn
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from blemish.backbones import Backbone
 from blemish.errors import ConfigError, NonFiniteError
 from blemish.methods.base import Batches, Method, MethodConfig
 from blemish.types import Progress
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainedConfig(MethodConfig):
-    """Settings that every trained method has. Schedules are fractions of the run, so a shorter run has the same shape.
+class Schedule:
+    """Settings of everything that is trained. Schedules are fractions of the run: a shorter run has the same shape.
 
     Attributes:
         epochs: passes over the training pictures (each rotation and flip of one counts as a picture).
@@ -37,7 +38,6 @@ class TrainedConfig(MethodConfig):
     cache_gib: float = 4.0
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if self.epochs < 1 or self.min_steps < 0:
             raise ConfigError(f"epochs: at least 1, and min_steps: at least 0, got {self.epochs} and {self.min_steps}")
         if self.pictures_per_step < 1:
@@ -50,30 +50,51 @@ class TrainedConfig(MethodConfig):
             raise ConfigError(f"cache_gib: a finite number from 0 is needed, got {self.cache_gib}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrainedConfig(MethodConfig, Schedule):
+    """Settings that every trained method has."""
+
+    def __post_init__(self) -> None:
+        MethodConfig.__post_init__(self)
+        Schedule.__post_init__(self)
+
+
 @dataclass(frozen=True, slots=True)
 class TrainingBatch:
     """Pictures as a training step sees them.
 
     Attributes:
         images: float32 B 3 H W, normalised; None where the method does not ask for them (`needs_images`).
-        features: what `TrainedMethod.encode` gave of them; each tensor has B rows.
+        features: what `Learner.encode` gave of them; each tensor has B rows.
     """
 
     images: Tensor | None
     features: Mapping[str, Tensor]
 
 
-class TrainedMethod(Method):
-    """A method that learns by gradient.
+class Learner(nn.Module):
+    """What learns by gradient: a detection method, or an encoder's pre-training.
 
     The order of a step, which the engine follows: the learning rate is set to the optimiser's own times
     `learning_rate_factor(progress)`; `training_step` gives the loss; backward, clip, optimiser step; `after_step`.
     All randomness comes from torch's global generators, which the engine seeds anew for every step, so that a step's
     draws depend on the seed and its number only.
+
+    Attributes:
+        name: what it is called in messages.
+        backbone: the encoder; where nothing of it is learned, checkpoints leave it out.
+        clip_norm: the largest norm of all gradients together.
     """
 
-    config: TrainedConfig
-    clip_norm: float = 1.0  # the largest norm of all gradients together
+    name: ClassVar[str]
+    config: Schedule
+    backbone: Backbone
+    clip_norm: float = 1.0
+
+    @property
+    @abstractmethod
+    def precision(self) -> torch.dtype:
+        """What it computes in."""
 
     @property
     def needs_images(self) -> bool:
@@ -113,7 +134,13 @@ class TrainedMethod(Method):
 
     @abstractmethod
     def end_training(self, steps: int) -> None:
-        """Drop what was needed while training only; the method can score from here on."""
+        """Drop what was needed while training only; what was learned can be used from here on."""
+
+
+class TrainedMethod(Method, Learner):
+    """A detection method that learns by gradient."""
+
+    config: TrainedConfig
 
     def fit(self, batches: Batches, count: int, progress: Progress) -> NoReturn:
         raise NotImplementedError(f"{self.name} is trained by blemish.training.train")

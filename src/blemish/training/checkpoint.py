@@ -19,7 +19,7 @@ from torch import Tensor
 from blemish import artifact
 from blemish.data.stream import PictureStream
 from blemish.errors import ArtifactError, ConfigError, OutputError
-from blemish.methods.trained import TrainedMethod
+from blemish.methods.trained import Learner
 
 _KEY = "checkpoint"  # of the manifest
 _LEARNED, _OPTIMIZER = "method.", "optimizer."  # what the names of tensors begin with
@@ -46,7 +46,7 @@ class Checkpoint:
     tensors: Mapping[str, Tensor] = field(repr=False)
     scalars: Mapping[str, Any] = field(repr=False)
 
-    def restore(self, method: TrainedMethod, optimizer: torch.optim.Optimizer) -> None:
+    def restore(self, method: Learner, optimizer: torch.optim.Optimizer) -> None:
         """Put the method and a fresh optimiser where they were. Raises: ArtifactError where they do not fit."""
         learned: dict[str, Tensor] = {}
         state: dict[int, dict[str, Any]] = {}
@@ -67,7 +67,7 @@ class Checkpoint:
 
 def save(
     path: Path,
-    method: TrainedMethod,
+    method: Learner,
     optimizer: torch.optim.Optimizer,
     *,
     step: int,
@@ -97,13 +97,13 @@ def save(
     artifact.write(path, content, {_KEY: header})
 
 
-def learned_state(method: TrainedMethod) -> dict[str, Tensor]:
+def learned_state(method: Learner) -> dict[str, Tensor]:
     """The method's state, without its backbone where that is frozen."""
     left_out = "backbone." if is_frozen(method.backbone) else "\0"
     return {name: tensor for name, tensor in method.state_dict().items() if not name.startswith(left_out)}
 
 
-def put_back(method: TrainedMethod, state: Mapping[str, Tensor]) -> None:
+def put_back(method: Learner, state: Mapping[str, Tensor]) -> None:
     """Take back what `learned_state` gave. Raises: ValueError, RuntimeError where the tensors do not fit."""
     differing = sorted(state.keys() ^ learned_state(method).keys())
     if differing:

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from blemish.errors import ConfigError
-from blemish.methods.trained import TrainedMethod, TrainingBatch
+from blemish.methods.trained import Learner, TrainingBatch
 
 TrainingStep = Callable[[TrainingBatch, float], Tensor]
 
@@ -89,7 +89,7 @@ def share(items: Sequence[Any]) -> list[Any]:
     return list(items[rank() :: processes()])
 
 
-def training_step(method: TrainedMethod) -> TrainingStep:
+def training_step(method: Learner) -> TrainingStep:
     """`method.training_step`, the gradients of which are the mean over the processes.
 
     Every process starts with the parameters and buffers of rank 0, whatever sample it has started from itself; every
@@ -108,7 +108,7 @@ def training_step(method: TrainedMethod) -> TrainingStep:
 class _Step(nn.Module):
     """A training step as the forward pass of a module: that is where DDP comes in."""
 
-    def __init__(self, method: TrainedMethod) -> None:
+    def __init__(self, method: Learner) -> None:
         super().__init__()
         self.method = method
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from blemish.data.stream import PictureStream, map_ahead, name_of
 from blemish.data.transforms import prepare
 from blemish.images import decode
-from blemish.methods.trained import TrainedMethod, TrainingBatch
+from blemish.methods.trained import Learner, TrainingBatch
 from blemish.types import Progress
 
 READING = "reading the pictures"
@@ -34,7 +34,7 @@ class Feed:
         kept: row by row what a step needs; None where it does not fit in memory.
     """
 
-    method: TrainedMethod
+    method: Learner
     stream: PictureStream
     usable: list[int]
     kept: TrainingBatch | None
@@ -82,7 +82,7 @@ class Feed:
         return prepare(picture, stream.preprocessing, angle=angle, flip=flip)
 
 
-def read(method: TrainedMethod, stream: PictureStream, *, limit: float, progress: Progress) -> Feed:
+def read(method: Learner, stream: PictureStream, *, limit: float, progress: Progress) -> Feed:
     """One pass over the stream: finds its broken pictures and digests, and keeps what the method's frozen part gives.
 
     Args: limit: the most bytes to keep; where all of it would be more, nothing is kept.
@@ -106,7 +106,7 @@ def read(method: TrainedMethod, stream: PictureStream, *, limit: float, progress
     return Feed(method, stream, usable, kept)
 
 
-def _encoded(method: TrainedMethod, images: Tensor, rows: int) -> dict[str, Tensor]:
+def _encoded(method: Learner, images: Tensor, rows: int) -> dict[str, Tensor]:
     """`method.encode` of at most `rows` images, always on as many.
 
     The kernels are chosen by shape: in equal shapes a picture gets the same features to the bit in any company.
@@ -127,7 +127,7 @@ def _endless(rows: int, seed: int, position: int) -> Iterator[int]:
         position += rows - offset
 
 
-def _device(method: TrainedMethod) -> torch.device:
+def _device(method: Learner) -> torch.device:
     return next(method.backbone.parameters()).device
 
 

@@ -8,7 +8,7 @@ import signal
 import statistics
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ import torch
 
 from blemish.data.stream import PictureStream, name_of
 from blemish.errors import ConfigError, DataError
-from blemish.methods.trained import TrainedMethod, TrainingBatch, finite
+from blemish.methods.trained import Learner, TrainingBatch, finite
 from blemish.training import checkpoint as checkpoints
 from blemish.training import distributed, feed
 from blemish.training.feed import Feed, seed_of
@@ -42,7 +42,7 @@ class Training:
         cached: whether what the frozen part gives was kept in memory.
         processes: how many have trained together.
         resumed_at: how many steps had been made when this run began; 0 = it began from the start.
-        findings: what the method found to say of it, by name; see `TrainedMethod.findings`.
+        findings: what the method found to say of it, by name; see `Learner.findings`.
     """
 
     steps: int
@@ -61,7 +61,7 @@ class Training:
 
 
 def train(
-    method: TrainedMethod,
+    method: Learner,
     stream: PictureStream,
     *,
     seed: int,
@@ -70,8 +70,9 @@ def train(
     checkpoint: Path | None = None,
     resume: bool = False,
     progress: Progress = silent,
+    watch: Callable[[int, int, float], None] | None = None,
 ) -> Training:
-    """Train a method on the pictures of a stream; the method can score afterwards.
+    """Train a method (or another learner) on the pictures of a stream; the method can score afterwards.
 
     The same seed, pictures, config and number of threads give the same weights, also when the training is interrupted
     and resumed, and whether or not the frozen part's answers fit in memory. torch's own random state is left as it was.
@@ -92,6 +93,8 @@ def train(
             once the result is safe.
         resume: go on from the checkpoint where there is one; else none must be there.
         progress: called with "reading the pictures", then with "training · loss … · … pictures/s · … left".
+        watch: called in rank 0 after every step with its number (from 1), how many there are, and its loss. It draws
+            nothing from torch's generators.
     Raises: ConfigError for what cannot be trained so, or a checkpoint of another training; OutputError where a
         checkpoint lies in the way or cannot be written; ArtifactError where it is damaged; DataError where no picture
         can be read; NonFiniteError when the loss is no longer finite.
@@ -151,6 +154,8 @@ def train(
             for step, batch in zip(range(first, steps), batches, strict=False):
                 latest = take(optimizer, batch, step, steps)
                 loss += (latest - loss) * max(1 / (step + 1), 0.02)
+                if watch is not None and rank == 0:
+                    watch(step + 1, steps, latest)
                 stop = interrupted.is_set() and rank == 0
                 if checkpoint is not None and rank == 0 and (stop or time.monotonic() - saved >= BETWEEN_CHECKPOINTS):
                     checkpoints.save(
@@ -194,7 +199,7 @@ def train(
 class _Step:
     """One step of the optimiser."""
 
-    method: TrainedMethod
+    method: Learner
     training_step: distributed.TrainingStep
     device: torch.device
     precision: torch.dtype
@@ -226,14 +231,14 @@ def _set_seed(seed: int, device: torch.device) -> None:
         torch.mps.manual_seed(seed)
 
 
-def _optimizer(method: TrainedMethod) -> torch.optim.Optimizer:
+def _optimizer(method: Learner) -> torch.optim.Optimizer:
     optimizer = method.optimizer()
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     return optimizer
 
 
-def _read(method: TrainedMethod, stream: PictureStream, progress: Progress, *, size: int, first: int) -> Feed:
+def _read(method: Learner, stream: PictureStream, progress: Progress, *, size: int, first: int) -> Feed:
     """This process's share of the stream, read; what all processes have found is then noted in `stream`.
 
     Raises: DataError when there is nothing to train on; ConfigError when the processes begin at different steps.
