@@ -21,6 +21,7 @@ NAMES = [
     "evaluate",
     "fit",
     "load",
+    "pretrain",
     "recalibrate",
 ]
 HEAVY = ("torch", "timm", "numpy", "cv2", "PIL", "scipy", "sklearn", "matplotlib", "safetensors", "jinja2", "rich")

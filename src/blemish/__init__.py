@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from blemish.fitting import configure, fit, recalibrate
     from blemish.methods import METHODS
     from blemish.predictor import Detector, load
+    from blemish.pretraining import pretrain
     from blemish.types import Evaluation, Failure, Prediction
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "evaluate",
     "fit",
     "load",
+    "pretrain",
     "recalibrate",
 ]
 
@@ -49,6 +51,7 @@ _HOMES = {
     "evaluate": ("blemish.evaluation", "evaluate"),
     "fit": ("blemish.fitting", "fit"),
     "load": ("blemish.predictor", "load"),
+    "pretrain": ("blemish.pretraining", "pretrain"),
     "recalibrate": ("blemish.fitting", "recalibrate"),
 }
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from blemish import console, wording
-from blemish.errors import BlemishError, ConfigError, OutputError, unknown_name
+from blemish.errors import BlemishError, CollapseError, ConfigError, OutputError, unknown_name
 from blemish.types import ANOMALOUS, silent
 
 if TYPE_CHECKING:
@@ -48,6 +48,13 @@ Artifact = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="A file that 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
 Precision = Annotated[str, typer.Option(help="auto (bf16 where the hardware computes in it), fp32, bf16 or fp16.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Pictures at once; changes speed and memory only.")]
+Window = Annotated[
+    str | None, typer.Option(metavar="LO,HI", help="Range of the pixel values, for 16-bit and DICOM pictures.")
+]
+TimeBudget = Annotated[
+    float | None,
+    typer.Option(metavar="MINUTES", help="How long training may take; its schedules are shaped to end there."),
+]
 Scales = Annotated[
     str | None,
     typer.Option(
@@ -136,7 +143,8 @@ def _explained(error: BaseException) -> tuple[str, str, int]:
         case OSError():
             return kind, f"blemish: {error.filename or 'the system'}: {error.strerror or error}", ERROR
     if isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error):
-        return "MemoryError", "blemish: out of memory; choose a smaller --batch-size, --image-size or bank_size", ERROR
+        smaller = "--batch-size, --image-size, bank_size or pictures_per_step"
+        return "MemoryError", f"blemish: out of memory; choose a smaller {smaller}", ERROR
     message = f"blemish: this is a bug in blemish ({kind}: {error}); BLEMISH_DEBUG=1 shows where it comes from"
     return kind, message, ERROR
 
@@ -214,13 +222,8 @@ def fit(
             "which leave out one picture at a time, and with --shots; else 0.2]"
         ),
     ] = None,
-    window: Annotated[
-        str | None, typer.Option(metavar="LO,HI", help="Range of the pixel values, for 16-bit and DICOM pictures.")
-    ] = None,
-    time_budget: Annotated[
-        float | None,
-        typer.Option(metavar="MINUTES", help="How long training may take; its schedules are shaped to end there."),
-    ] = None,
+    window: Window = None,
+    time_budget: TimeBudget = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a training that was interrupted.")] = False,
     device: Device = "auto",
     precision: Precision = "auto",
@@ -268,10 +271,9 @@ def fit(
         if checkpoint is None or not checkpoint.exists():
             raise
         raise KeyboardInterrupt("the same command with --resume goes on from here") from None
-    manifest = detector.manifest
-    status = BROKEN_PICTURES if manifest["data"]["failures"] else WELL
     if not first:
-        return status
+        return WELL  # whatever else it says, torchrun would end the first process for it
+    manifest = detector.manifest
     if checkpoint is not None:
         checkpoint.unlink(missing_ok=True)
     told = ("method", "recipe", "config", "categories", "shots", "threshold", "thresholds", "seconds")
@@ -283,7 +285,89 @@ def fit(
     }
     human = [*wording.fitted(manifest), f"Written: {output} in {manifest['seconds']:.1f} s"]
     console.answer(document, human, as_json=json)
-    return status
+    return BROKEN_PICTURES if manifest["data"]["failures"] else WELL
+
+
+@app.command(epilog=EXIT_STATUS)
+def pretrain(
+    good: Annotated[
+        list[Path], typer.Argument(metavar="GOOD", help="Pictures of good parts: folders, data sets, tables, files.")
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="The encoder to write, as in encoder.safetensors.")
+    ],
+    backbone: Annotated[str | None, typer.Option(help="A ViT of `blemish backbones`, or of timm.")] = None,
+    weights: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Weights to start from, in place of the backbone's own source.")
+    ] = None,
+    masking: Annotated[
+        str | None,
+        typer.Option(help="Which patches the student does not see: attention, random, block or none of them."),
+    ] = None,
+    recipe: Annotated[str, typer.Option(help="A recipe of apmask: best, or paper.")] = "best",
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting; may be given more than once.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of everything random. [default: 0]")] = None,
+    window: Window = None,
+    time_budget: TimeBudget = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a training that was interrupted.")] = False,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    json: Json = False,
+) -> int:
+    """Train an encoder further on pictures of good parts (APMask), for `blemish fit --weights`."""
+    from blemish import config as configs
+    from blemish import outputs, pretraining
+    from blemish.training.distributed import rank
+
+    named = {"backbone": backbone, "masking": masking, "seed": seed}
+    assignments = [f"{key}={value}" for key, value in named.items() if value is not None] + (settings or [])
+    chosen = pretraining.configure(recipe=recipe, assignments=assignments)
+    checkpoint, log = output.with_name(f"{output.name}.training"), _beside(output, ".log.jsonl")
+    written = [output, log, pretraining.figure_of(log)]
+    for path in written:
+        outputs.check_writable(path)
+    first = rank() == 0  # of the processes that torchrun has started
+    try:
+        with console.progress() if first else nullcontext(silent) as progress:
+            encoder = pretraining.pretrain(
+                good,
+                recipe=recipe,
+                weights=weights,
+                window=_interval("--window", window),
+                device=device,
+                precision=precision,
+                time_budget=time_budget,
+                checkpoint=checkpoint,
+                resume=resume,
+                log=log,
+                progress=progress,
+                **configs.to_dict(chosen),
+            )
+            if first:
+                encoder.save(output)
+    except CollapseError:  # which all processes see at once
+        if not first:
+            return WELL
+        checkpoint.unlink(missing_ok=True)  # what goes on from it collapses again
+        raise
+    except KeyboardInterrupt:
+        if not checkpoint.exists():
+            raise
+        raise KeyboardInterrupt("the same command with --resume goes on from here") from None
+    if not first:
+        return WELL  # whatever else it says, torchrun would end the first process for it
+    checkpoint.unlink(missing_ok=True)
+    manifest = encoder.manifest
+    document = {
+        **dict(zip(("encoder", "log", "figure"), map(str, written), strict=True)),
+        **{key: manifest[key] for key in ("recipe", "config", "backbone", "seconds", "training")},
+        **{key: manifest["data"][key] for key in ("layout", "count", "failures")},
+    }
+    human = [*wording.pretrained(manifest), *(f"Written: {path}" for path in written)]
+    console.answer(document, human, as_json=json)
+    return BROKEN_PICTURES if manifest["data"]["failures"] else WELL
 
 
 @app.command(epilog=EXIT_STATUS)
@@ -495,9 +579,7 @@ def simulate(
     guide_layers: Annotated[
         str, typer.Option(metavar="LIST", help="Layers whose attention guides, as in 9,12. [default: the last]")
     ] = "",
-    window: Annotated[
-        str | None, typer.Option(metavar="LO,HI", help="Range of the pixel values, for 16-bit and DICOM pictures.")
-    ] = None,
+    window: Window = None,
     device: Device = "auto",
     precision: Precision = "auto",
     list_simulators: Annotated[bool, typer.Option("--list", help="List the simulators, and leave.")] = False,
@@ -544,14 +626,15 @@ def inspect(
     artifact: Artifact,
     json: Json = False,
 ) -> int:
-    """Say what an artifact is, and that it is whole."""
+    """Say what an artifact or a pre-trained encoder is, and that it is whole."""
     from blemish.artifact import read
 
     _, manifest = read(artifact)
     size = artifact.stat().st_size
     document = {"artifact": str(artifact), "bytes": size, "whole": True, "manifest": manifest}
     heading = f"{artifact}: whole and unaltered, {size / 2**20:.1f} MiB"
-    console.answer(document, [heading, wording.manifest(manifest)], as_json=json)
+    described = wording.encoder(manifest) if "pretraining" in manifest else wording.manifest(manifest)
+    console.answer(document, [heading, described], as_json=json)
     return WELL
 
 
@@ -837,6 +920,11 @@ def _side(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= 8192:
         raise ConfigError(f"--resolution {text}: a side in pixels (256), or the word original, is needed")
     return int(text)
+
+
+def _beside(output: Path, ending: str) -> Path:
+    """encoder.log.jsonl for encoder.safetensors."""
+    return output.with_name(output.name.removesuffix(".safetensors") + ending)
 
 
 def _places(**paths: Path | None) -> dict[str, str | None]:

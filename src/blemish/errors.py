@@ -10,6 +10,7 @@
     ├── NotFittedError        a detector is used before it was fitted
     ├── CalibrationError      a false-alarm rate that the calibration pictures cannot support
     ├── NonFiniteError        a pixel, weight or score is NaN or infinite
+    ├── CollapseError         a pre-training has come to tell nothing apart
     ├── OutputError           a result cannot be written
     └── MissingExtraError     an optional dependency is not installed
 
@@ -70,6 +71,10 @@ class CalibrationError(BlemishError):
 
 class NonFiniteError(BlemishError):
     """A pixel, weight or score is NaN or infinite."""
+
+
+class CollapseError(BlemishError):
+    """A pre-training has come to tell nothing apart: every picture looks the same to it."""
 
 
 class OutputError(BlemishError):

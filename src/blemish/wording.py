@@ -63,6 +63,18 @@ def fitted(manifest: Mapping[str, Any]) -> Iterable[str]:
     yield from (f"  of {other}" for other in others)
 
 
+def pretrained(manifest: Mapping[str, Any]) -> Iterable[str]:
+    """What `blemish pretrain` has learned."""
+    data, training, weights = manifest["data"], manifest["training"], manifest["backbone"]["weights"]
+    yield f"Recognised: {data['layout']}"
+    yield f"Pictures: {data['count']} used, {len(data['failures'])} broken"
+    yield from broken(data["failures"])
+    yield f"Started from: {manifest['backbone']['spec']['name']}, {weights['source']}, licence {weights['licence']}"
+    yield f"Trained: {training['steps']:,} steps, {training['epochs']:.3g} epochs, loss {training['loss']:.4g}"
+    readings = (f"{name.replace('_', ' ')} {value:.3g}" for name, value in training["findings"].items())
+    yield f"Health: {', '.join(readings)}"
+
+
 def predictions(scored: Sequence[Mapping[str, Any]], failures: Sequence[Mapping[str, Any]]) -> Iterable[str | Table]:
     """Scores and verdicts, of many pictures the alarms, and the broken ones. `scored`: the highest score first."""
     alarms = [row for row in scored if row["label"] == ANOMALOUS]
@@ -145,9 +157,26 @@ def manifest(values: Mapping[str, Any]) -> Table:
             ("recognised", data["layout"]),
             ("broken", f"{len(data['failures'])} pictures left out"),
             ("fingerprint", data["fingerprint"]),
-            ("made", f"{values['created']} by blemish {values['blemish']}, format {values['format']}"),
-            ("in", f"{values['seconds']:.1f} s on {values['device']} in {values['precision']}, seed {values['seed']}"),
-            ("versions", ", ".join(f"{name} {number}" for name, number in values["versions"].items())),
+            *_origin(values),
+        ]
+    )
+
+
+def encoder(values: Mapping[str, Any]) -> Table:
+    """What the file of a pre-trained encoder says of itself."""
+    data, spec, weights = values["data"], values["backbone"]["spec"], values["backbone"]["weights"]
+    return facts(
+        [
+            ("encoder", f"pre-trained by {values['pretraining']}, recipe {values['recipe'] or 'of its own'}"),
+            ("settings", _assignments(values["config"])),
+            ("backbone", f"{spec['name']} ({spec['about']})"),
+            ("started from", f"{weights['source']}, SHA-256 {weights['sha256'] or 'none'}"),
+            ("licence", weights["licence"]),
+            ("pictures", f"{data['count']} learned from, {len(data['failures'])} broken ones left out"),
+            ("training", _assignments(values["training"])),
+            ("recognised", data["layout"]),
+            ("fingerprint", data["fingerprint"]),
+            *_origin(values),
         ]
     )
 
@@ -214,6 +243,15 @@ def simulation(made: Simulation) -> Iterable[str]:
     if made.guides_nothing:
         yield "warning: the attention is nearly flat and guides nothing; try other --guide-layers or another --backbone"
     yield from (f"Written: {sheet}" for sheet in sheets)
+
+
+def _origin(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    made_in = f"{values['seconds']:.1f} s on {values['device']} in {values['precision']}, seed {values['seed']}"
+    return [
+        ("made", f"{values['created']} by blemish {values['blemish']}, format {values['format']}"),
+        ("in", made_in),
+        ("versions", ", ".join(f"{name} {number}" for name, number in values["versions"].items())),
+    ]
 
 
 def _shots(manifest: Mapping[str, Any]) -> str:

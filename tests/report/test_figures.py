@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from blemish.errors import ConfigError, NonFiniteError
-from blemish.report.figures import _edges, precision_recall, roc, score_histogram
+from blemish.report.figures import _edges, health, precision_recall, roc, score_histogram
 
 RNG = np.random.default_rng(0)
 GOOD, DEFECTIVE = RNG.normal(1, 0.3, 60), RNG.normal(3, 0.8, 20)
@@ -138,3 +138,20 @@ def test_what_cannot_be_drawn_is_an_error() -> None:
         roc([0, 1], [0, np.nan], 0.5)
     with pytest.raises(ConfigError, match="precision has 2 values and recall 3"):
         precision_recall([1, 1], [0, 0.5, 1], 1.0)
+
+
+def test_the_health_of_a_training() -> None:
+    steps = np.arange(1, 5001)
+    tile = np.full((8, 8, 3), 90, np.uint8)
+    curves = {"loss": 3 / steps, "usage": RNG.uniform(1, 20, len(steps))}
+    drawn = health(steps, curves, [("the picture", tile), ("step 1", tile)], format="svg")
+    words = text(drawn)
+    for said in ("loss", "usage", "steps", "the picture", "step 1"):
+        assert said in words
+    assert len(drawn) < 100_000  # however many steps there were
+    png = np.asarray(Image.open(io.BytesIO(health([1], {"loss": [0.5]}, [("the picture", tile)]))).convert("L"))
+    assert png.std() > 5
+    with pytest.raises(ConfigError, match="5000 values and loss 2"):
+        health(steps, {"loss": [1.0, 2.0]}, [("", tile)])
+    with pytest.raises(NonFiniteError, match="loss"):
+        health([1, 2], {"loss": [1.0, np.nan]}, [("", tile)])

@@ -8,6 +8,7 @@ import hashlib
 import importlib.metadata
 import inspect
 import io
+import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from blemish import config
@@ -60,9 +62,10 @@ class WeightsInfo:
     """Where the weights of a backbone came from.
 
     Attributes:
-        source: "hub:REPOSITORY", "pip:PACKAGE VERSION", "file:NAME" or "random".
-        sha256: of the file's bytes (hex); "" for random weights.
-        licence: "unknown" for a local file, "none" for random weights.
+        source: "hub:REPOSITORY", "pip:PACKAGE VERSION", "file:NAME" or "random"; where an encoder has been pre-trained
+            further, "file:NAME (apmask on hub:REPOSITORY)", or "pretrained:apmask on …" before it is saved.
+        sha256: of the file's bytes (hex), or where there is none yet, of the tensors'; "" for random weights.
+        licence: "unknown" for a local file that does not say it, "none" for random weights.
     """
 
     source: str
@@ -88,7 +91,8 @@ def resolve(spec: BackboneSpec, weights: str | Path | None, *, model: nn.Module,
         spec: the backbone that `model` was made for.
         weights: None for the spec's own source, "random", or a file (safetensors, or a PyTorch state dict in timm's
             layout or one that timm converts: the original DINO, DINOv2, DINOv3 and CLIP files among them; position
-            embeddings of another grid are resized). Heads in the file are ignored.
+            embeddings of another grid are resized). Heads in the file are ignored. A file of `blemish pretrain` says
+            which backbone it is for, and its licence.
         model: filled in place; left as it was if anything fails.
         seed: of random weights. The global random state is not touched.
 
@@ -104,6 +108,13 @@ def resolve(spec: BackboneSpec, weights: str | Path | None, *, model: nn.Module,
     if weights is not None:
         path, licence = Path(weights).expanduser(), "unknown"
         state, source = read_tensors(path), f"file:{path.name}"
+        if (origin := _origin(path)) is not None:
+            if origin.backbone != spec.name:
+                raise WeightsError(
+                    f"{path}: is an encoder that was pre-trained as {origin.backbone}, not {spec.name}: "
+                    f"choose --backbone {origin.backbone}, or other weights"
+                )
+            source, licence = f"{source} ({origin.pretraining} on {origin.before.source})", origin.before.licence
     elif spec.source == "hub":
         path, repository = _hub_file(spec, model)
         state, source = read_tensors(path), f"hub:{repository}"
@@ -114,6 +125,30 @@ def resolve(spec: BackboneSpec, weights: str | Path | None, *, model: nn.Module,
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return WeightsInfo(source=source, sha256=digest, licence=licence)
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """What `blemish pretrain` says of a file that it has written: by what, of which backbone, with what before."""
+
+    pretraining: str
+    backbone: str
+    before: WeightsInfo
+
+
+def _origin(path: Path) -> _Origin | None:
+    """None for any other file. Raises: WeightsError."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            manifest = json.loads((file.metadata() or {})["manifest"])
+        pretraining = manifest["pretraining"]
+    except (SafetensorError, ValueError, TypeError, KeyError, RecursionError):
+        return None
+    try:
+        backbone = manifest["backbone"]
+        return _Origin(str(pretraining), str(backbone["spec"]["name"]), WeightsInfo.from_dict(backbone["weights"]))
+    except (TypeError, KeyError, ConfigError) as error:
+        raise WeightsError(f"{path}: what it says of itself is damaged ({error}); pre-train it again") from error
 
 
 def _initialise(model: nn.Module, seed: int) -> None:

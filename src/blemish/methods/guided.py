@@ -38,6 +38,7 @@ from blemish.methods.base import Batches, smooth, top_mean
 from blemish.methods.coreset import StreamingCoreset, nearest
 from blemish.methods.embedding import join
 from blemish.methods.guidance import sharpness, shuffled
+from blemish.methods.heads import initialise, projection
 from blemish.methods.trained import TrainedConfig, TrainedMethod, TrainingBatch
 from blemish.types import Progress, Scores
 
@@ -524,14 +525,9 @@ class ClassHead(nn.Module):
 
     def __init__(self, dim: int, classes: int, hidden: int = 2048, bottleneck: int = 256) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, bottleneck)
-        )
+        self.layers = projection(dim, hidden, bottleneck)
         self.last = nn.Linear(bottleneck, classes)
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
+        initialise(self)
 
     def forward(self, cls: Tensor) -> Tensor:
         return _in_float32(self.last, F.normalize(self.layers(cls).float(), dim=-1))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -25,6 +25,7 @@ from blemish.errors import ConfigError, NonFiniteError
 
 Format = Literal["svg", "png"]
 Curve = npt.ArrayLike
+Picture = npt.NDArray[np.uint8]
 
 NORMAL_COLOUR, ANOMALOUS_COLOUR, UNLABELLED_COLOUR = "#0072b2", "#d55e00", "#56707f"
 _INK, _FAINT = "#1d2733", "#d5dbe1"
@@ -51,6 +52,7 @@ _STYLE: Any = {  # newer matplotlib types the keys one by one; older has no such
     "ytick.color": _FAINT,
     "ytick.labelcolor": _INK,
 }
+_BINS = 150  # points of a line over the steps of a training
 # matplotlib reads its settings from one place in the process; two threads must not swap them at the same time.
 _SETTINGS = threading.Lock()
 
@@ -148,16 +150,60 @@ def score_histogram(
     return sheet.getvalue()
 
 
+def health(
+    steps: Curve, curves: Mapping[str, Curve], tiles: Sequence[tuple[str, Picture]], *, format: Format = "png"
+) -> bytes:
+    """How a training went: small plots side by side, and below them pictures in a row.
+
+    Of many steps a plot shows the mean of a few at a time as a line, and behind it their range as a band.
+
+    Args:
+        steps: N numbers of steps, rising.
+        curves: title -> N values, at least one.
+        tiles: (caption, uint8 H W 3), at least one.
+
+    Returns: an SVG or PNG file.
+    Raises: ConfigError if the lengths differ; NonFiniteError if a value is not finite.
+    """
+    with _figure(format, width=12.0, height=4.4) as (figure, sheet):
+        above, below = figure.subfigures(2, 1, height_ratios=(3, 2), squeeze=False)[:, 0]
+        plots = above.subplots(1, len(curves), squeeze=False)[0]
+        for axes, (title, values) in zip(plots, curves.items(), strict=True):
+            x, y = _curve("steps", steps, title, values)
+            starts = np.unique(np.linspace(0, x.size, min(x.size, _BINS), endpoint=False).astype(np.int64))
+            each = np.diff(np.append(starts, x.size))
+            middle = np.add.reduceat(x, starts) / each
+            low, high = np.minimum.reduceat(y, starts), np.maximum.reduceat(y, starts)
+            axes.fill_between(middle, low, high, color=NORMAL_COLOUR, alpha=0.2, linewidth=0)
+            mean = np.add.reduceat(y, starts) / each
+            axes.plot(middle, mean, color=NORMAL_COLOUR, linewidth=1.6, marker="." if x.size == 1 else "")
+            axes.set_title(title, fontsize=9.5)
+            axes.set_xlabel("steps")
+            axes.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
+        for axes, (caption, picture) in zip(below.subplots(1, len(tiles), squeeze=False)[0], tiles, strict=True):
+            axes.imshow(picture)
+            axes.set_title(caption, fontsize=9.5)
+            axes.axis("off")
+    return sheet.getvalue()
+
+
 @contextmanager
 def _sheet(format: Format, *, width: float, height: float) -> Iterator[tuple[Axes, io.BytesIO]]:
     """Axes to draw on, and the file they fill when the block ends. Sizes in inches."""
+    with _figure(format, width=width, height=height) as (figure, sheet):
+        yield figure.add_subplot(), sheet
+
+
+@contextmanager
+def _figure(format: Format, *, width: float, height: float) -> Iterator[tuple[Figure, io.BytesIO]]:
+    """A figure, and the file that it fills when the block ends. Sizes in inches."""
     sheet = io.BytesIO()
     with _SETTINGS, matplotlib.rc_context():
         matplotlib.rcdefaults()  # the report looks the same whatever the user's matplotlibrc says
         matplotlib.rcParams.update(_STYLE)
         figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
         FigureCanvasAgg(figure)
-        yield figure.add_subplot(), sheet
+        yield figure, sheet
         metadata = {"Date": None, "Creator": None} if format == "svg" else {"Software": None}
         figure.savefig(sheet, format=format, dpi=144, metadata=metadata)
 

@@ -1,0 +1,518 @@
+"""APMask: pre-train an encoder on good pictures, hiding from the student what the teacher does not look at.
+
+"Attention-Conditioned Augmentations for Self-Supervised Anomaly Detection and Localization" (the APMask paper). A
+student sees one global and several local views of a picture, each without the ⌊rN⌋ patches that the [CLS] token attends
+to least (eq. 2-4); a teacher, the student's average over time, sees another global view whole. Of the teacher's
+features a balanced soft clustering is made, which the student has to predict from each of its views (eq. 1). The
+patches are not blanked but absent: they never enter block 1.
+
+The paper does not say, and here: the attention is the teacher's, in its last block, of the very view that is masked;
+the targets are balanced in 3 iterations with ε = 0.05, by the student's own prototypes; weight decay is DINO's first
+value, 0.04, throughout. What is kept in the end is the teacher, as DINO does.
+
+The views are DINO's, drawn for a whole batch at once. So a picture's colours are changed by one affine map: in it
+brightness, contrast, saturation and hue (turned in the plane of the chrominances, YIQ) commute, and there is no order
+to draw; a crop that would stick out is narrowed instead of drawn again; and crops are read bilinearly.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from blemish.backbones import Backbone
+from blemish.backbones.vit import VitBackbone
+from blemish.errors import CollapseError, ConfigError
+from blemish.losses.clustering import centred, mean_over_processes, multi_view, sinkhorn
+from blemish.methods.heads import initialise, projection
+from blemish.methods.trained import Learner, Schedule, TrainingBatch
+
+Masking = Literal["none", "random", "block", "attention"]
+SETTLED = 50  # steps, over about which the prototypes' usage is averaged; from then on it is judged
+LEAST_USAGE = 2.0  # prototypes
+LEAST_SPREAD = 1e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class APMaskConfig(Schedule):
+    """Settings of APMask; the defaults are `best`.
+
+    Attributes:
+        backbone: an alias of `blemish backbones`, or any timm model name: a ViT with a [CLS] token.
+        image_size: side of the global views, in pixels; `local_size`: of the local ones. Rounded to what the backbone
+            divides.
+        local_views: how many local views of a picture the student sees, beside the global one.
+        picture_size: side of the square that a picture is decoded to, out of which its views are cropped.
+        masking: which patches the student's views lose: "none"; "random"; "block" (they lie together); "attention"
+            (those that the teacher attends to least).
+        mask_ratio: the share of the patches that a view loses, in [0, 1).
+        objective: "clusters" (balanced, the paper's) or "dino" (the teacher's own scores, centred and sharpened).
+        prototypes: how many clusters there are.
+        hidden, bottleneck: widths of the projection head.
+        temperature: of the student's predictions.
+        epsilon, iterations: of the balancing, for "clusters"; see `losses.clustering.sinkhorn`.
+        target_temperature, centre_momentum: of the targets, for "dino".
+        momentum: how much of the teacher stays in a step at the start; it rises to 1 as a cosine. None = DINO's 0.996,
+            or 1 − 20/steps where that is less: with 0.996 the teacher would hardly follow in a few hundred steps.
+        learning_rate_start, warmup: the learning rate rises from here during this fraction of the run; then it falls
+            as a cosine to nearly 0.
+        layer_decay: each block learns slower by this factor than the next one.
+        seed: of the head's and the prototypes' first weights, and of the run.
+    """
+
+    epochs: int = 100
+    min_steps: int = 500
+    pictures_per_step: int = 16
+    learning_rate: float = 1e-4
+    weight_decay: float = 0.04
+    backbone: str = "dinov2_vits14"
+    image_size: int = 224
+    local_size: int = 96
+    local_views: int = 8
+    picture_size: int = 256
+    masking: Masking = "attention"
+    mask_ratio: float = 0.3
+    objective: Literal["clusters", "dino"] = "clusters"
+    prototypes: int = 20
+    hidden: int = 2048
+    bottleneck: int = 256
+    temperature: float = 0.1
+    epsilon: float = 0.05
+    iterations: int = 3
+    target_temperature: float = 0.04
+    centre_momentum: float = 0.9
+    momentum: float | None = None
+    learning_rate_start: float = 1e-6
+    warmup: float = 0.1
+    layer_decay: float = 0.75
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("image_size", "local_size", "picture_size", "hidden", "bottleneck", "iterations"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: at least 1 is needed, got {getattr(self, name)}")
+        for name in ("temperature", "epsilon", "target_temperature"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"{name}: a positive finite number is needed, got {getattr(self, name)}")
+        for name in ("mask_ratio", "centre_momentum", "warmup"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name}: a fraction in [0, 1) is needed, got {getattr(self, name)}")
+        if self.local_views < 0:
+            raise ConfigError(f"local_views: a number from 0 is needed, got {self.local_views}")
+        if self.prototypes < 3:
+            raise ConfigError(f"prototypes: at least 3 are needed, got {self.prototypes}")
+        if self.pictures_per_step < 2:
+            raise ConfigError(f"pictures_per_step: at least 2 are needed to tell apart, got {self.pictures_per_step}")
+        if self.momentum is not None and not 0 <= self.momentum <= 1:
+            raise ConfigError(f"momentum: null or a number in [0, 1] is needed, got {self.momentum}")
+        if not 0 <= self.learning_rate_start < math.inf:
+            raise ConfigError(f"learning_rate_start: a finite number from 0 is needed, got {self.learning_rate_start}")
+        if not 0 < self.layer_decay <= 1:
+            raise ConfigError(f"layer_decay: a fraction in (0, 1] is needed, got {self.layer_decay}")
+
+    @classmethod
+    def best(cls) -> Self:
+        """Ours, for short runs from a good encoder, which is to be refined and not undone: a lower learning rate, the
+        lower the earlier the block; and a teacher that follows in the steps that there are."""
+        return cls()
+
+    @classmethod
+    def paper(cls) -> Self:
+        """The published setting: DINO ViT-S/16, 300 epochs of batches of 16."""
+        return cls(
+            backbone="dino_vits16",
+            epochs=300,
+            min_steps=0,
+            learning_rate=5e-4,
+            learning_rate_start=1e-5,
+            warmup=10 / 300,
+            layer_decay=1.0,
+            momentum=0.996,
+        )
+
+    @classmethod
+    def recipes(cls) -> dict[str, Callable[[], Self]]:
+        """Name -> constructor."""
+        return {"best": cls.best, "paper": cls.paper}
+
+
+class APMask(Learner):
+    """Student and, while training, its teacher."""
+
+    name = "apmask"
+    backbone: VitBackbone
+    centre: Tensor  # K, for "dino"
+    predicted: Tensor  # K, the mean prediction over recent steps
+    latest: Tensor  # the readings
+    _noted: Tensor  # what they are made of
+
+    def __init__(self, config: APMaskConfig, backbone: Backbone) -> None:
+        super().__init__()
+        if not isinstance(backbone, VitBackbone) or backbone.model.cls_token is None:
+            raise ConfigError(f"apmask needs a ViT with a [CLS] token, which {backbone.spec.name} is not")
+        self.config: APMaskConfig = config
+        self.backbone = backbone
+        self.global_size = backbone.round_size(config.image_size, config.image_size)
+        self.local_size = backbone.round_size(config.local_size, config.local_size)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self.head = Head(backbone.dim, config.prototypes, config.hidden, config.bottleneck)
+        self.register_buffer("centre", torch.zeros(config.prototypes))
+        self.register_buffer("predicted", torch.zeros(config.prototypes))
+        self.register_buffer("latest", torch.zeros(4))
+        self.teacher: Teacher | None = None
+        self._computes_in = torch.float32
+
+    # It keeps its weights in float32, as it learns all of them, and computes in what it is told.
+
+    @property
+    def precision(self) -> torch.dtype:
+        return self._computes_in
+
+    def set_precision(self, dtype: torch.dtype) -> None:
+        """Compute in `dtype` from now on."""
+        self._computes_in = dtype
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        if self.teacher is not None:
+            self.teacher.eval()
+        return self
+
+    # Training
+
+    @property
+    def needs_images(self) -> bool:
+        return True
+
+    def start_training(self, sample: TrainingBatch) -> None:
+        self.teacher = Teacher(self.backbone, self.head)
+        self.backbone.requires_grad_(True)
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """AdamW; blocks learn the slower the further they are from the end."""
+        settings, depth = self.config, self.backbone.depth
+        groups = []
+        for name, parameter in self.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            distance = 0
+            if name.startswith("backbone.model.blocks."):
+                distance = depth - int(name.split(".")[3])
+            elif name.startswith("backbone.") and not name.startswith("backbone.model.norm."):
+                distance = depth + 1
+            groups.append(
+                {
+                    "params": [parameter],
+                    "lr": settings.learning_rate * settings.layer_decay**distance,
+                    "weight_decay": settings.weight_decay if parameter.ndim > 1 else 0.0,
+                }
+            )
+        return torch.optim.AdamW(groups)
+
+    def learning_rate_factor(self, progress: float) -> float:
+        settings = self.config
+        low = settings.learning_rate_start / settings.learning_rate
+        if progress < settings.warmup:
+            return low + (1 - low) * progress / settings.warmup
+        return 0.5 * (1 + math.cos(math.pi * (progress - settings.warmup) / (1 - settings.warmup)))
+
+    def training_step(self, batch: TrainingBatch, progress: float) -> Tensor:
+        assert batch.images is not None
+        assert self.teacher is not None
+        whole, wide, narrow = self.views(batch.images)
+        with torch.no_grad():
+            seen, shown = look(self.teacher.backbone, self.teacher.head, whole)
+            targets = self._targets(shown)
+        features = [look(self.backbone, self.head, wide, self.kept(wide))[1]]
+        if len(narrow):
+            features += torch.split(look(self.backbone, self.head, narrow, self.kept(narrow))[1], len(wide))
+        predictions = [(self.head.scores(each) / self.config.temperature).log_softmax(1) for each in features]
+        self._note(targets, predictions[0], (shown * features[0]).sum(1), seen)
+        return multi_view(targets, predictions)
+
+    def views(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of normalised pictures B 3 H W, normalised: the teacher's global view B 3 h w, the student's, and its local
+        views V·B 3 h w, view by view."""
+        mean, std = (images.new_tensor(each)[:, None, None] for each in (self.backbone.mean, self.backbone.std))
+        with torch.autocast(images.device.type, enabled=False):  # bf16 places a crop to a fifth of a pixel
+            pixels = (images.float() * std + mean).clamp(0, 1)
+            made = [
+                view(pixels, self.global_size, area=(0.4, 1.0), blur=1.0),
+                view(pixels, self.global_size, area=(0.4, 1.0), blur=0.1, solarise=0.2),
+                *(view(pixels, self.local_size, area=(0.05, 0.4), blur=0.5) for _ in range(self.config.local_views)),
+            ]
+            whole, wide, *narrow = ((each - mean) / std for each in made)
+        return whole, wide, torch.cat(narrow) if narrow else wide[:0]
+
+    def kept(self, views: Tensor) -> Tensor | None:
+        """Which patches of views B 3 H W the student is shown: int64 B K, ascending; None = all of them."""
+        masking, ratio = self.config.masking, self.config.mask_ratio
+        if masking == "none" or ratio == 0:
+            return None
+        count, grid = len(views), (views.shape[2] // self.backbone.stride, views.shape[3] // self.backbone.stride)
+        if masking == "attention":
+            worth = self._watched(views).flatten(1)
+        else:  # drawn on the host, so that every device draws the same
+            worth = far_from_a_place(count, grid) if masking == "block" else torch.rand(count, grid[0] * grid[1])
+        return most(worth, ratio).to(views.device)
+
+    def _targets(self, shown: Tensor) -> Tensor:
+        """What the student should predict, B K, from the teacher's features B D of length 1."""
+        config = self.config
+        if config.objective == "clusters":
+            return sinkhorn(self.head.scores(shown), epsilon=config.epsilon, iterations=config.iterations)
+        assert self.teacher is not None
+        scores = self.teacher.head.scores(shown)
+        targets = centred(scores, self.centre, temperature=config.target_temperature)
+        self.centre.lerp_(mean_over_processes(scores.mean(0)), 1 - config.centre_momentum)
+        return targets
+
+    @torch.no_grad()
+    def _note(self, targets: Tensor, predictions: Tensor, agreements: Tensor, seen: Tensor) -> None:
+        """Keep what `after_step` judges by, over all processes.
+
+        Args: targets, log-predictions of the global view: B K. agreements: B. seen: the teacher's [CLS], B D.
+        """
+        uncertainty = torch.special.entr(targets).sum(1) / math.log(self.config.prototypes)
+        directions = F.normalize(seen, dim=1)
+        middle = mean_over_processes(directions.mean(0))
+        distances = (directions - middle).square().sum(1)
+        rows = torch.stack([uncertainty, agreements, distances], dim=1).mean(0)
+        self._noted = mean_over_processes(torch.cat([rows, predictions.exp().mean(0)]))
+
+    def after_step(self, step: int, steps: int) -> None:
+        """The prototypes get length 1 again, and the teacher follows. Raises: CollapseError."""
+        assert self.teacher is not None
+        self.head.normalise()
+        self.teacher.follow(self.backbone, self.head, self.momentum(step, steps))
+        with torch.no_grad():
+            uncertainty, agreement, distance = self._noted[:3]
+            self.predicted.lerp_(self._noted[3:], max(1 / step, 1 / SETTLED))
+            usage = torch.special.entr(self.predicted).sum().exp()
+            self.latest.copy_(torch.stack([uncertainty, usage, agreement, distance.sqrt()]))
+        self._check(step)
+
+    def momentum(self, step: int, steps: int) -> float:
+        """How much of the teacher stays in step number `step` (from 1)."""
+        start = self.config.momentum
+        if start is None:
+            start = max(0.0, min(0.996, 1 - 20 / steps))
+        return 1 - (1 - start) * 0.5 * (1 + math.cos(math.pi * (step - 1) / steps))
+
+    @property
+    def readings(self) -> dict[str, float]:
+        """The signs of health of the last step, over all processes.
+
+        assignment_entropy: of the targets, in units of log K; 1 = no cluster is told from another. prototype_usage: exp
+        of the entropy of the mean prediction for global views over the last 50 steps or so: how many prototypes are in
+        use, 1 to K. agreement: mean cosine of the teacher's and the student's features of a picture. feature_spread:
+        standard deviation of the teacher's [CLS] tokens, of length 1, about their mean, in [0, 1].
+        """
+        names = ("assignment_entropy", "prototype_usage", "agreement", "feature_spread")
+        return dict(zip(names, self.latest.tolist(), strict=True))
+
+    def _check(self, step: int) -> None:
+        readings = self.readings
+        usage, spread = readings["prototype_usage"], readings["feature_spread"]
+        if step >= SETTLED and usage < LEAST_USAGE:
+            seen = f"all pictures fall on {usage:.2f} of {self.config.prototypes} prototypes (over {SETTLED} steps)"
+        elif spread < LEAST_SPREAD:
+            seen = f"the encoder's features of all pictures are the same (they spread by {spread:.1g})"
+        else:
+            return
+        raise CollapseError(
+            f"the pre-training collapsed at step {step}: {seen}; a lower learning rate (--set learning_rate=…), more "
+            "pictures a step (--set pictures_per_step=…) or another masking (--masking none) may help"
+        )
+
+    def findings(self, sample: TrainingBatch) -> dict[str, float]:
+        """The last readings."""
+        return self.readings
+
+    def end_training(self, steps: int) -> None:
+        """The encoder is the teacher's from here on, which is the better one (Caron et al. 2021)."""
+        assert self.teacher is not None
+        self.backbone.load_state_dict(self.teacher.backbone.state_dict())
+        self.head.load_state_dict(self.teacher.head.state_dict())
+        self.teacher = None
+        self.requires_grad_(False)
+
+    # What it gives
+
+    @torch.no_grad()
+    def attention(self, images: Tensor) -> Tensor:
+        """Where the teacher looks in normalised pictures B 3 H W, at `image_size`: float32 B h w, sum 1."""
+        if tuple(images.shape[-2:]) != self.global_size:
+            images = F.interpolate(images, self.global_size, mode="bilinear", align_corners=False, antialias=True)
+        return self._watched(images)
+
+    @torch.no_grad()
+    def _watched(self, images: Tensor) -> Tensor:
+        backbone = self.backbone if self.teacher is None else self.teacher.backbone
+        return backbone.guidance(images, (backbone.depth,))
+
+    def encoder_state(self) -> dict[str, Tensor]:
+        """The encoder's weights by timm's names: copies, float32, on the CPU."""
+        state: dict[str, Tensor] = self.backbone.model.state_dict()
+        return {
+            name: tensor.detach().to("cpu", torch.float32, copy=True).contiguous() for name, tensor in state.items()
+        }
+
+
+class Head(nn.Module):
+    """DINO's projection head, and prototypes of length 1."""
+
+    def __init__(self, dim: int, prototypes: int, hidden: int, bottleneck: int) -> None:
+        super().__init__()
+        self.layers = projection(dim, hidden, bottleneck)
+        initialise(self)
+        self.prototypes = nn.Parameter(torch.randn(prototypes, bottleneck))
+        self.normalise()
+
+    def forward(self, cls: Tensor) -> Tensor:
+        """Features of length 1, float32 B bottleneck, of [CLS] tokens B D."""
+        return F.normalize(self.layers(cls).float(), dim=-1)
+
+    def scores(self, features: Tensor) -> Tensor:
+        """Cosines B K of features with the prototypes, not rounded to bf16."""
+        with torch.autocast(features.device.type, enabled=False):
+            return features @ self.prototypes.T
+
+    @torch.no_grad()
+    def normalise(self) -> None:
+        """Give the prototypes length 1."""
+        self.prototypes.copy_(F.normalize(self.prototypes, dim=1))
+
+
+class Teacher(nn.Module):
+    """The average of a student over time."""
+
+    def __init__(self, backbone: VitBackbone, head: Head) -> None:
+        super().__init__()
+        self.backbone = copy.deepcopy(backbone)
+        self.head = copy.deepcopy(head)
+        self.requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def follow(self, backbone: VitBackbone, head: Head, momentum: float) -> None:
+        """θ ← momentum · θ + (1 − momentum) · the student's."""
+        for own, learned in ((self.backbone, backbone), (self.head, head)):
+            for slow, fast in zip(own.parameters(), learned.parameters(), strict=True):
+                slow.lerp_(fast, 1 - momentum)
+        self.head.normalise()
+
+
+def look(backbone: VitBackbone, head: Head, views: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The final [CLS] tokens B D of views B 3 H W of which the patches `keep` are shown, and their features."""
+    cls = backbone.norm(backbone(views, (backbone.depth,), keep=keep).cls[-1])
+    features: Tensor = head(cls)
+    return cls, features
+
+
+# Masks
+
+
+def most(worth: Tensor, ratio: float) -> Tensor:
+    """The N − ⌊ratio·N⌋ worthiest of each row of B N: int64 B K, ascending.
+
+    Example:
+        >>> most(torch.tensor([[0.1, 0.4, 0.2, 0.3]]), 0.5)
+        tensor([[1, 3]])
+    """
+    patches = worth.shape[1]
+    dropped = math.floor(ratio * patches + 1e-9)  # 0.29 · 100 is 28.999…
+    return worth.topk(patches - dropped, dim=1).indices.sort(dim=1).values
+
+
+def far_from_a_place(count: int, grid: tuple[int, int]) -> Tensor:
+    """How far each patch is from a random place of the picture, B N: the nearest form a block of random shape."""
+    draws = torch.rand(count, 3)
+    stretch = (10 / 3) ** (draws[:, :1] - 0.5)  # its aspect ratio is between 0.3 and 1/0.3, as in BEiT
+    rows, columns = torch.meshgrid(torch.arange(grid[0]) + 0.5, torch.arange(grid[1]) + 0.5, indexing="ij")
+    down = (rows.flatten() - draws[:, 1:2] * grid[0]).abs() * stretch
+    across = (columns.flatten() - draws[:, 2:] * grid[1]).abs() / stretch
+    return torch.maximum(down, across) + 1e-3 * torch.minimum(down, across)  # a side is filled from its middle
+
+
+# Views
+
+JITTER, GREY, SOLARISED = 0.8, 0.2, 0.5  # how likely colours change, and turn grey; from where on solarised
+BRIGHTNESS, CONTRAST, SATURATION, HUE = 0.4, 0.4, 0.2, 0.1  # at most by so much; hue in turns
+SIGMA = (0.1, 2.0)  # of the blur, in pixels
+YIQ = ((0.299, 0.587, 0.114), (0.596, -0.274, -0.322), (0.211, -0.523, 0.312))  # its first row is the luminance
+
+
+def view(
+    pixels: Tensor, size: tuple[int, int], *, area: tuple[float, float], blur: float, solarise: float = 0.0
+) -> Tensor:
+    """A random view of each picture B 3 H W with values in [0, 1], as DINO makes them: B 3 h w, in [0, 1] too.
+
+    Args:
+        size: (h, w). area: least and greatest share of the picture that is cropped; its aspect ratio is between 3/4 and
+            4/3.
+        blur, solarise: how likely it is blurred, and solarised.
+    """
+    draws = torch.rand(14, len(pixels))  # on the host, so that every device draws the same
+    made = recoloured(cropped(pixels, size, area, draws[:5]), draws[5:11])
+    some = (draws[11] < blur).nonzero()[:, 0]
+    if len(some):
+        made[some] = blurred(made[some], SIGMA[0] + (SIGMA[1] - SIGMA[0]) * draws[12, some])
+    some = (draws[13] < solarise).nonzero()[:, 0]
+    made[some] = torch.where(made[some] < SOLARISED, made[some], 1 - made[some])
+    return made
+
+
+def cropped(pixels: Tensor, size: tuple[int, int], area: tuple[float, float], draws: Tensor) -> Tensor:
+    """A crop of each, resized, half of them mirrored. Draws 5 B: area, aspect ratio, place (across, down), mirrored."""
+    share = area[0] + (area[1] - area[0]) * draws[0]
+    ratio = (4 / 3) ** (2 * draws[1] - 1)
+    width, height = (share * ratio).sqrt().clamp(max=1), (share / ratio).sqrt().clamp(max=1)
+    theta = torch.zeros(len(share), 2, 3)
+    theta[:, 0, 0] = torch.where(draws[4] < 0.5, -width, width)
+    theta[:, 1, 1] = height
+    theta[:, 0, 2] = (2 * draws[2] - 1) * (1 - width)
+    theta[:, 1, 2] = (2 * draws[3] - 1) * (1 - height)
+    places = F.affine_grid(theta.to(pixels.device), [len(pixels), 3, *size], align_corners=False)
+    return F.grid_sample(pixels, places, padding_mode="border", align_corners=False)
+
+
+def recoloured(pixels: Tensor, draws: Tensor) -> Tensor:
+    """Each with other brightness, contrast, saturation and hue, some grey. Draws 6 B: whether, these four, grey."""
+    device = pixels.device
+    change = torch.where(draws[0] < JITTER, 2 * draws[1:5] - 1, 0.0)
+    brightness, contrast = 1 + BRIGHTNESS * change[0], 1 + CONTRAST * change[1]
+    saturation = torch.where(draws[5] < GREY, 0.0, 1 + SATURATION * change[2])
+    angle = 2 * math.pi * HUE * change[3]
+    turn = torch.zeros(len(pixels), 3, 3)
+    turn[:, 0, 0] = 1
+    turn[:, 1, 1] = turn[:, 2, 2] = saturation * angle.cos()
+    turn[:, 2, 1] = saturation * angle.sin()
+    turn[:, 1, 2] = -turn[:, 2, 1]
+    yiq = torch.tensor(YIQ)
+    colours: Tensor = (brightness * contrast)[:, None, None] * (torch.linalg.inv(yiq) @ turn @ yiq)
+    luminance = (pixels * yiq[0].to(device)[:, None, None]).sum(1).mean((1, 2))
+    lifted = (brightness * (1 - contrast)).to(device) * luminance
+    made = colours.to(device) @ pixels.flatten(2) + lifted[:, None, None]
+    return made.clamp(0, 1).reshape(pixels.shape)
+
+
+def blurred(pixels: Tensor, sigma: Tensor) -> Tensor:
+    """Each B 3 H W with a Gaussian of its own; sigma: B, above 0, in pixels. Borders are mirrored."""
+    count, channels, height, width = pixels.shape
+    radius = math.ceil(3 * SIGMA[1])
+    offsets = torch.arange(-radius, radius + 1)
+    kernels = torch.exp(-0.5 * (offsets / sigma[:, None]) ** 2)
+    kernels = (kernels / kernels.sum(1, keepdim=True)).repeat_interleave(channels, 0).to(pixels.device)
+    stack: Tensor = F.pad(pixels.reshape(1, -1, height, width), (radius, radius, radius, radius), mode="reflect")
+    for kernel in (kernels[:, None, None, :], kernels[:, None, :, None]):
+        stack = F.conv2d(stack, kernel, groups=count * channels)
+    return stack.reshape(pixels.shape)

@@ -1,0 +1,165 @@
+"""Clustering losses against naive loops in float64, alone and in several processes."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from blemish.errors import ConfigError
+from blemish.losses import centred, clustering, mean_over_processes, multi_view, sinkhorn
+
+
+@pytest.fixture(autouse=True)
+def _own_randomness() -> Any:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
+def balanced(scores: Tensor, epsilon: float, iterations: int) -> np.ndarray:
+    """SwAV's algorithm as it is published: scale the sum of each prototype to 1/K, then of each picture to 1/B."""
+    shares = np.exp(scores.double().numpy() / epsilon)
+    count, prototypes = shares.shape
+    shares /= shares.sum()
+    for _ in range(iterations):
+        for column in range(prototypes):
+            shares[:, column] /= sum(shares[:, column]) * prototypes
+        for row in range(count):
+            shares[row] /= sum(shares[row]) * count
+    return shares * count
+
+
+@pytest.mark.parametrize(("epsilon", "iterations"), [(0.05, 3), (0.05, 1), (0.3, 10)])
+@pytest.mark.parametrize("shape", [(16, 20), (6, 3), (2, 5)])
+def test_sinkhorn_against_loops(shape: tuple[int, int], epsilon: float, iterations: int) -> None:
+    scores = torch.rand(shape) * 2 - 1
+    found = sinkhorn(scores, epsilon=epsilon, iterations=iterations)
+    np.testing.assert_allclose(found.numpy(), balanced(scores, epsilon, iterations), rtol=2e-4, atol=1e-7)
+    assert found.std(1).min() > 0.05  # the pictures do prefer some prototypes
+
+
+def test_rows_sum_to_one_and_columns_to_the_share_of_each_prototype() -> None:
+    scores = torch.rand(16, 20) * 0.6
+    few, many = sinkhorn(scores), sinkhorn(scores, iterations=300)
+    for found in (few, many):
+        torch.testing.assert_close(found.sum(1), torch.ones(16))
+    uneven = (few.sum(0) - 16 / 20).abs().max()
+    assert 1e-3 < uneven < 0.25
+    torch.testing.assert_close(many.sum(0), torch.full((20,), 16 / 20), rtol=1e-3, atol=1e-3)
+    assert (torch.softmax(scores / 0.05, 1).sum(0) - 16 / 20).abs().max() > 2 * uneven
+
+
+def test_sinkhorn_takes_scores_of_any_size() -> None:
+    scores = torch.rand(8, 5) * 2e4 - 1e4
+    found = sinkhorn(scores)
+    assert found.isfinite().all()
+    torch.testing.assert_close(found.sum(1), torch.ones(8))
+    torch.testing.assert_close(sinkhorn(scores / 1e4 + 1e3), sinkhorn(scores / 1e4), rtol=0.05, atol=0.02)
+
+
+@pytest.mark.parametrize("changes", [{"epsilon": 0.0}, {"epsilon": math.nan}, {"iterations": 0}])
+def test_sinkhorn_refuses(changes: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="epsilon above 0 and at least 1 iteration"):
+        sinkhorn(torch.zeros(2, 2), **changes)
+
+
+def test_targets_are_float32_and_carry_no_gradient() -> None:
+    scores = torch.rand(4, 6, dtype=torch.bfloat16).requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for targets in (sinkhorn(scores), centred(scores, torch.zeros(6))):
+            assert targets.dtype == torch.float32
+            assert not targets.requires_grad
+
+
+def test_centred_against_loops() -> None:
+    scores, centre = torch.rand(5, 7), torch.rand(7)
+    found = centred(scores, centre, temperature=0.2)
+    for row, got in zip(scores.double().numpy(), found, strict=True):
+        powers = [math.exp((value - middle) / 0.2) for value, middle in zip(row, centre.tolist(), strict=True)]
+        np.testing.assert_allclose(got.numpy(), np.array(powers) / sum(powers), rtol=1e-4)
+
+
+def test_multi_view_and_its_gradient_against_loops() -> None:
+    targets = torch.rand(4, 5).softmax(1)
+    logits = torch.randn(3, 4, 5, requires_grad=True)
+    loss = multi_view(targets, [each.log_softmax(1) for each in logits])
+    loss.backward()  # type: ignore[no-untyped-call]
+    total, slopes = 0.0, np.empty((3, 4, 5))
+    for view, picture in np.ndindex(3, 4):
+        powers = np.exp(logits[view, picture].detach().double().numpy())
+        wanted = targets[picture].double().numpy()
+        for prototype in range(5):
+            share = powers[prototype] / sum(powers)
+            total -= wanted[prototype] * math.log(share) / 12
+            slopes[view, picture, prototype] = (share - wanted[prototype]) / 12
+    assert loss.item() == pytest.approx(total, rel=1e-5)
+    np.testing.assert_allclose(logits.grad, slopes, rtol=1e-4, atol=1e-7)
+
+
+# Several processes, which threads stand for: each has to ask as often as the others, in the same order
+
+
+class Group:
+    """What `torch.distributed` is to the functions: sums and maxima over threads."""
+
+    ReduceOp = torch.distributed.ReduceOp
+
+    def __init__(self, processes: int) -> None:
+        self.barrier, self.given = threading.Barrier(processes, timeout=20), [torch.empty(0)] * processes
+        self.rank = threading.local()
+
+    def is_available(self) -> bool:
+        return True
+
+    def is_initialized(self) -> bool:
+        return True
+
+    def get_world_size(self) -> int:
+        return len(self.given)
+
+    def all_reduce(self, tensor: Tensor, op: Any = ReduceOp.SUM) -> None:
+        self.given[self.rank.number] = tensor.clone()
+        self.barrier.wait()
+        stack = torch.stack(self.given)
+        tensor.copy_(stack.sum(0) if op == self.ReduceOp.SUM else stack.amax(0))
+        self.barrier.wait()
+
+
+def together(work: Callable[[Tensor], Tensor], shares: tuple[Tensor, ...], patch: pytest.MonkeyPatch) -> list[Tensor]:
+    """What each process gets of its own share."""
+    group = Group(len(shares))
+    patch.setattr(clustering, "dist", group)
+
+    def one(number: int) -> Tensor:
+        group.rank.number = number
+        return work(shares[number])
+
+    with ThreadPoolExecutor(len(shares)) as pool:
+        return list(pool.map(one, range(len(shares))))
+
+
+def test_sinkhorn_balances_over_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = torch.rand(12, 5) * 2 - 1
+    expected = sinkhorn(scores)
+    found = torch.cat(together(sinkhorn, scores.split(4), monkeypatch))  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    monkeypatch.undo()
+    alone = torch.cat([sinkhorn(part) for part in scores.split(4)])  # type: ignore[no-untyped-call]
+    assert (alone - expected).abs().max() > 0.05
+
+
+def test_the_mean_over_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    shares = (torch.tensor([1.0, 2.0]), torch.tensor([3.0, 8.0]))
+    for mean in together(mean_over_processes, shares, monkeypatch):
+        assert mean.tolist() == [2, 5]
+    assert [share.tolist() for share in shares] == [[1, 2], [3, 8]]  # as they were
+    monkeypatch.undo()
+    assert mean_over_processes(shares[1]).tolist() == [3, 8]
