@@ -1,11 +1,13 @@
 """Speed and memory of blemish on this machine: one JSON line per measurement.
 
-    python benchmarks/speed.py backbone predict fit memory help --output speed.jsonl
+    python benchmarks/speed.py backbone predict fit memory help dropping --output speed.jsonl
 
 `backbone`: images/s of the bare backbone up to the last layer that detectors use, and to its end. `predict`: images/s
 of `Detector.predict_many` with heatmaps at the original size, decoding included. `fit`: seconds for PatchCore on the
 209 pictures of bottle. `memory`: peak memory of a fit on 200 and on 2,000 pictures. `help`: seconds of `blemish
---help`. Every measurement runs in a process of its own. Needs BLEMISH_DATA (bottle) and the offline extra.
+--help`. `dropping`: what APMask's student costs forward and backward, with patches dropped and without, for one view of
+16 pictures; on a GPU where there is one (the others run on the CPU). Every measurement runs in a process of its own.
+Needs the offline extra, and BLEMISH_DATA (bottle) except for `backbone`, `help` and `dropping`.
 """
 
 from __future__ import annotations
@@ -13,21 +15,28 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BACKBONE = "focus_vits14"
 SIZES = (224, 448)
 PRECISIONS = ("fp32", "bf16")
+MASK_RATIOS = (0.15, 0.3, 0.5)
+PAIRS, LEAST_SECONDS = 7, 10.0  # of `dropping`: it goes on until it has as many, and has taken as long
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="+", choices=["backbone", "predict", "fit", "memory", "help"])
+    parser.add_argument("what", nargs="+", choices=list(CASES))
     parser.add_argument("--output", type=Path)
     parser.add_argument("--case", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -38,7 +47,7 @@ def main() -> None:
         for case in cases(what):
             command = [sys.executable, __file__, what, "--case", json.dumps(case)]
             answer = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
-            row = {"what": what, **case, **json.loads(answer), **conditions()}
+            row = {"what": what, **case, **json.loads(answer), **conditions(what)}
             print(json.dumps(row), flush=True)
             if options.output:
                 options.output.parent.mkdir(parents=True, exist_ok=True)
@@ -53,16 +62,21 @@ def cases(what: str) -> list[dict[str, Any]]:
         return [{"size": size, "calibrate": calibrate} for size in SIZES for calibrate in (False, True)]
     if what == "memory":
         return [{"count": 200}, {"count": 2000}]
+    if what == "dropping":
+        return [
+            {"view": view, "precision": precision, "mask_ratio": ratio}
+            for view, precision, ratio in product(("global", "local"), PRECISIONS, MASK_RATIOS)
+        ]
     return [{}]
 
 
-def conditions() -> dict[str, Any]:
-    import torch
-
+def conditions(what: str) -> dict[str, Any]:
     from blemish import benchmark
+    from blemish.compute import pick_device
 
     commit, dirty = benchmark.checkout()
-    return {"commit": commit, "dirty": dirty, "device": benchmark.hardware(torch.device("cpu"))}
+    device = pick_device("auto" if what == "dropping" else "cpu")
+    return {"commit": commit, "dirty": dirty, "device": benchmark.hardware(device)}
 
 
 def bottle() -> list[Path]:
@@ -149,7 +163,108 @@ def help_() -> dict[str, Any]:
     return {"seconds": round(sorted(times)[2], 3)}
 
 
-CASES = {"backbone": backbone, "predict": predict, "fit": fit, "memory": memory, "help": help_}
+def dropping(view: str, precision: str, mask_ratio: float) -> dict[str, Any]:
+    """The student's forward and backward pass, through the head to the loss, with patches dropped and with all.
+
+    The local views of a picture go through together, as they do in pre-training; seconds and bytes are by view. The two
+    kinds of pass alternate, and the ratios of time are medians over the pairs, so that a machine that slows down
+    cancels out. `cores_used` below `threads` shows that it was shared: then `processor_ratio`, of the processor's time
+    (on the CPU only), tells more than `seconds_ratio`, of the clock's. `bytes` is what a pass needs beyond the weights
+    and the views: on CUDA its peak, elsewhere what is kept for the backward pass, which is what dropping saves.
+    """
+    import torch
+
+    from blemish.backbones import build
+    from blemish.compute import PRECISIONS as TYPES
+    from blemish.compute import pick_device
+    from blemish.losses.clustering import multi_view
+    from blemish.methods.apmask import APMask, APMaskConfig, look
+
+    device = pick_device("auto")
+    config = APMaskConfig(backbone=BACKBONE, masking="random", mask_ratio=mask_ratio)
+    student = APMask(config, build(BACKBONE)).to(device).train()
+    student.backbone.requires_grad_(True)
+    views, size = (1, student.global_size) if view == "global" else (config.local_views, student.local_size)
+    images = torch.randn(views * config.pictures_per_step, 3, *size, device=device)
+    targets = torch.randn(config.pictures_per_step, config.prototypes, device=device).softmax(1)
+    there = {each.untyped_storage().data_ptr() for each in (images, targets, *student.parameters())}
+
+    def loss(keep: Tensor | None) -> Tensor:
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=TYPES[precision] == torch.bfloat16):
+            features = look(student.backbone, student.head, images, keep)[1]
+            predictions = (student.head.scores(features) / config.temperature).log_softmax(1)
+            return multi_view(targets, predictions.split(len(targets)))
+
+    def seconds(keep: Tensor | None) -> tuple[float, float]:
+        """By the clock, and of the processor."""
+        student.zero_grad(set_to_none=True)
+        getattr(torch, device.type).synchronize()
+        start, worked = time.perf_counter(), time.process_time()
+        loss(keep).backward()
+        getattr(torch, device.type).synchronize()
+        return time.perf_counter() - start, time.process_time() - worked
+
+    def needed(keep: Tensor | None) -> int:
+        if device.type == "cuda":
+            student.zero_grad(set_to_none=True)
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            seconds(keep)
+            return torch.cuda.max_memory_allocated() - before
+        kept: dict[int, int] = {}
+
+        def note(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            reached = loss(keep)  # holds what was noted, so that no address is used twice
+        del reached
+        return sum(size for address, size in kept.items() if address not in there)
+
+    keep = student.kept(images)
+    assert keep is not None
+    seconds(None), seconds(keep)  # warm-up
+    unmasked: list[tuple[float, float]] = []
+    masked: list[tuple[float, float]] = []
+    started = time.perf_counter()
+    while len(masked) < PAIRS or time.perf_counter() - started < LEAST_SECONDS:
+        keep = student.kept(images)
+        unmasked.append(seconds(None))
+        masked.append(seconds(keep))
+    whole, fewer = (statistics.median(clock for clock, _ in times) / views for times in (unmasked, masked))
+    by_clock, by_processor = (
+        statistics.median(after[which] / before[which] for before, after in zip(unmasked, masked, strict=True))
+        for which in (0, 1)
+    )
+    passed, worked = (sum(times) for times in zip(*unmasked, *masked, strict=True))
+    all_bytes, fewer_bytes = needed(None) / views, needed(keep) / views
+    return {
+        "pictures": len(targets),
+        "views": views,
+        "patches": images.shape[-2] * images.shape[-1] // student.backbone.stride**2,
+        "kept": keep.shape[1],
+        "seconds_unmasked": round(whole, 5),
+        "seconds": round(fewer, 5),
+        "seconds_ratio": round(by_clock, 4),
+        "processor_ratio": round(by_processor, 4) if device.type == "cpu" else None,
+        "bytes_unmasked": round(all_bytes),
+        "bytes": round(fewer_bytes),
+        "bytes_ratio": round(fewer_bytes / all_bytes, 4),
+        "pairs": len(masked),
+        "cores_used": round(worked / passed, 2),
+    }
+
+
+CASES = {
+    "backbone": backbone,
+    "predict": predict,
+    "fit": fit,
+    "memory": memory,
+    "help": help_,
+    "dropping": dropping,
+}
 
 if __name__ == "__main__":
     main()

@@ -6,7 +6,7 @@ import csv
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +21,8 @@ from blemish.backbones import Backbone, build
 from blemish.data.transforms import prepare
 from blemish.errors import ConfigError
 from blemish.images import decode
-from blemish.methods.adaptation import Adapter, Look, discrepancy
+from blemish.methods import adaptation, alignment
+from blemish.methods.adaptation import EntropyAdapter, Look, discrepancy
 from blemish.methods.guided import ClassHead, Guided
 from blemish.predictor import ADAPTED_BATCH_SIZE, Detector
 from blemish.types import Failure, Prediction, Scores
@@ -43,6 +44,8 @@ GUIDED: dict[str, Any] = {
     "precision": "fp32",
 }
 TOLD = ("--device", "cpu", "--precision", "fp32")
+of_either_kind = pytest.mark.parametrize("kind", ["features", "entropies"], indirect=True)
+of_features = pytest.mark.parametrize("kind", ["features"], indirect=True)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -60,26 +63,46 @@ def sharp(name: str, **options: Any) -> Backbone:
     return backbone
 
 
+@dataclass(frozen=True)
+class Made:
+    detector: Detector
+    artifact: Path
+
+
 @pytest.fixture(scope="module")
-def _whole(picture: Part) -> Detector:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("blemish.fitting.build", sharp)
+def _made(picture: Part, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Made]:
+    @cache
+    def made(kind: str) -> Made:
         good = [picture(seed) for seed in range(100)]
-        return blemish.fit("guided", good, calibration_fraction=0.3, false_alarm_rate=0.05, **GUIDED)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("blemish.fitting.build", sharp)
+            detector = blemish.fit(
+                "guided", good, calibration_fraction=0.3, false_alarm_rate=0.05, adaptation=kind, **GUIDED
+            )
+        return Made(detector, detector.save(tmp_path_factory.mktemp("artifact") / "part.blemish"))
+
+    return made
 
 
 @pytest.fixture
-def detector(_whole: Detector) -> Iterator[Detector]:
+def kind(request: pytest.FixtureRequest) -> str:
+    """What is adapted; unless a test asks for another kind, that of the papers."""
+    return str(getattr(request, "param", "entropies"))
+
+
+@pytest.fixture
+def detector(kind: str, _made: Callable[[str], Made]) -> Iterator[Detector]:
     """The same for all tests, each of which must leave it as it was."""
-    before = state_of(_whole)
-    yield _whole
-    _whole.method.requires_grad_(False)
-    assert unchanged(_whole, before)
+    whole = _made(kind).detector
+    before = state_of(whole)
+    yield whole
+    whole.method.requires_grad_(False)
+    assert unchanged(whole, before)
 
 
-@pytest.fixture(scope="module")
-def artifact(_whole: Detector, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return _whole.save(tmp_path_factory.mktemp("artifact") / "part.blemish")
+@pytest.fixture
+def artifact(kind: str, _made: Callable[[str], Made]) -> Path:
+    return _made(kind).artifact
 
 
 def state_of(detector: Detector) -> dict[str, Tensor]:
@@ -120,6 +143,7 @@ def tensors(detector: Detector, sources: list[np.ndarray]) -> Tensor:
 # Adapting
 
 
+@of_either_kind
 @pytest.mark.parametrize("mode", ["online", "episodic"])
 def test_shifted_pictures_are_adapted_to(mode: Mode, detector: Detector, picture: Part) -> None:
     sources = dark(picture, 24)
@@ -181,13 +205,42 @@ def test_more_and_longer_steps_bring_the_moments_nearer_still(
 
     monkeypatch.setattr(method, "combine", watched)
     for rate, steps in ((1e-3, 1), (1e-3, 5), (1e-2, 15)):
-        adapter = Adapter(method, "episodic", rate=rate, steps=steps)
+        adapter = EntropyAdapter(method, "episodic", rate=rate, steps=steps)
         assert adapter.score(images).adapted
         distances.append(float(discrepancy(reached[-1].entropies, anomalous, method.statistics)))
     assert distances == sorted(distances, reverse=True)
     assert distances[-1] < 0.9 * distances[0]
 
 
+@of_features
+def test_features_come_nearer_to_those_of_training_pictures_and_scores_to_those_of_light_ones(
+    detector: Detector, picture: Part, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = guided(detector)
+    seen: list[dict[int, list[Tensor]]] = []
+    score = method.score
+
+    def watched(given: Tensor) -> Scores:
+        seen.append({})
+        with alignment.recorded(method.backbone, seen[-1]):
+            return score(given)
+
+    monkeypatch.setattr(method, "score", watched)
+    light, shifted = ([picture(200 + i) for i in range(16)], dark(picture, 16))
+    with torch.no_grad():
+        wanted, plain = (method.score(tensors(detector, sources)).image for sources in (light, shifted))
+    result = method.adapter("episodic").score(tensors(detector, shifted))
+    assert (result.adapted, result.note) == (True, "")
+    for size, tokens in enumerate(method.tokens.tolist()):
+        before, after = (
+            alignment.drift(each[tokens][0].mean(0), method.usual[size], 1 / 16 + 1 / method.known) for each in seen[1:]
+        )
+        assert (before > method.limits[size]).all()
+        assert (after < 0.5 * before).all()
+    assert (result.scores.image.mean() - wanted.mean()).abs() < 0.5 * (plain.mean() - wanted.mean()).abs()
+
+
+@of_either_kind
 def test_unshifted_pictures_are_not_adapted_to(detector: Detector, picture: Part) -> None:
     sources = [picture(seed) for seed in range(300, 316)]
     adapted = predicted(detector, sources, batch_size=16, adapt="online")
@@ -197,6 +250,7 @@ def test_unshifted_pictures_are_not_adapted_to(detector: Detector, picture: Part
     assert equal(adapted, predicted(detector, sources, batch_size=16))
 
 
+@of_either_kind
 def test_episodes_do_not_depend_on_earlier_batches_and_online_ones_do(detector: Detector, picture: Part) -> None:
     first, second = dark(picture, 10), dark(picture, 10, 400)
     alone = predicted(detector, second, batch_size=10, adapt="episodic")
@@ -208,6 +262,7 @@ def test_episodes_do_not_depend_on_earlier_batches_and_online_ones_do(detector: 
     assert all(result.adapted for result in online + episodic + alone)
 
 
+@of_either_kind
 @pytest.mark.parametrize("mode", ["online", "episodic"])
 def test_few_pictures_at_the_end_are_not_adapted_to(mode: Mode, detector: Detector, picture: Part) -> None:
     sources = dark(picture, 14)
@@ -219,6 +274,7 @@ def test_few_pictures_at_the_end_are_not_adapted_to(mode: Mode, detector: Detect
     assert (one[0].adapted, len(one[0].notes)) == (False, 1)
 
 
+@of_either_kind
 def test_as_many_as_are_needed_come_at_once_by_themselves(detector: Detector, picture: Part) -> None:
     assert ADAPTED_BATCH_SIZE == 32
     results = predicted(detector, dark(picture, 34), adapt="episodic")
@@ -226,6 +282,7 @@ def test_as_many_as_are_needed_come_at_once_by_themselves(detector: Detector, pi
     assert equal(results[:32], predicted(detector, dark(picture, 32), batch_size=32, adapt="episodic"))
 
 
+@of_either_kind
 def test_a_broken_picture_does_not_make_the_batch_small(detector: Detector, picture: Part, tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_text("not a picture")
     sources: list[Any] = dark(picture, 8)
@@ -238,9 +295,10 @@ def test_a_broken_picture_does_not_make_the_batch_small(detector: Detector, pict
     assert equal(whole, expected)
 
 
+@of_either_kind
 @pytest.mark.parametrize("how", ["closed", "raised", "interrupted"])
 def test_left_early_the_detector_is_as_before(
-    how: str, detector: Detector, picture: Part, monkeypatch: pytest.MonkeyPatch
+    how: str, kind: str, detector: Detector, picture: Part, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sources = dark(picture, 24)
     plain, before = predicted(detector, sources), state_of(detector)
@@ -249,19 +307,22 @@ def test_left_early_the_detector_is_as_before(
     if how == "closed":
         results.close()  # type: ignore[attr-defined]
     else:
-        calls = iter(range(2))
+        # The first call is before anything is learned, or of the first block.
+        of = {"entropies": (adaptation, "discrepancy"), "features": (alignment, "drift")}[kind]
+        distance, calls = getattr(*of), iter(range(2))
 
-        def in_the_second_call(*given: Any) -> Tensor:  # which is the one that learns
+        def in_the_second_call(*given: Any) -> Tensor:
             if next(calls) == 1:
                 raise KeyboardInterrupt
-            return discrepancy(*given)
+            found: Tensor = distance(*given)
+            return found
 
         def at_once(*_given: Any) -> None:
             raise RuntimeError("no memory")
 
         with monkeypatch.context() as patch:
             if how == "interrupted":
-                patch.setattr("blemish.methods.adaptation.discrepancy", in_the_second_call)
+                patch.setattr(*of, in_the_second_call)
             else:
                 patch.setattr(Guided, "combine", at_once)
             with pytest.raises(KeyboardInterrupt if how == "interrupted" else RuntimeError):
@@ -270,6 +331,7 @@ def test_left_early_the_detector_is_as_before(
     assert equal(predicted(detector, sources), plain)
 
 
+@of_either_kind
 def test_what_is_asked_between_batches_is_not_adapted(detector: Detector, picture: Part) -> None:
     sources = dark(picture, 16)
     alone = detector.predict(sources[0])
@@ -282,6 +344,7 @@ def test_what_is_asked_between_batches_is_not_adapted(detector: Detector, pictur
     assert (between.score, between.adapted) == (alone.score, False)
 
 
+@of_either_kind
 def test_what_cannot_be_adapted(detector: Detector, picture: Part, fitted: Callable[..., Detector]) -> None:
     with pytest.raises(ConfigError, match="knn cannot adapt to the pictures that it scores"):
         list(fitted("knn").predict_many([picture(1)], adapt="online"))
@@ -291,6 +354,7 @@ def test_what_cannot_be_adapted(detector: Detector, picture: Part, fitted: Calla
         list(detector.with_scales((64,)).predict_many([picture(1)], adapt="online"))
 
 
+@of_either_kind
 def test_a_loaded_detector_adapts_alike(detector: Detector, artifact: Path, picture: Part) -> None:
     loaded = blemish.load(artifact, device="cpu", precision="fp32")
     asked: dict[str, Any] = {"batch_size": 10, "adapt": "online"}
@@ -299,14 +363,16 @@ def test_a_loaded_detector_adapts_alike(detector: Detector, artifact: Path, pict
     assert all(result.adapted for result in results)
 
 
+@of_either_kind
 def test_in_bf16_it_adapts_as_well(artifact: Path, picture: Part) -> None:
     coarse = blemish.load(artifact, device="cpu", precision="bf16")
     before = state_of(coarse)
     results = predicted(coarse, dark(picture, 10), batch_size=10, adapt="online")
-    assert not any("not finite" in note for result in results for note in result.notes)
+    assert {(result.adapted, result.notes) for result in results} == {(True, ())}
     assert unchanged(coarse, before)
 
 
+@of_either_kind
 @pytest.mark.parametrize("mode", ["online", "episodic"])
 def test_evaluated_while_adapting(mode: Mode, detector: Detector, mvtec: Path, write: Callable[..., Path]) -> None:
     for path in (mvtec / "test").rglob("*.png"):
@@ -368,10 +434,12 @@ def test_the_score_is_the_mean_over_the_sizes(detector: Detector, picture: Part)
     assert scores.votes.tolist() == (odds > 0).float().mean(0).tolist()
 
 
+@of_either_kind
 def test_sizes_that_have_statistics_can_be_adapted(detector: Detector, picture: Part) -> None:
     small = detector.with_scales((32,))
     results = predicted(small, dark(picture, 10), batch_size=10, adapt="episodic")
     assert all(result.adapted for result in results)
+    assert not equal(results, predicted(small, dark(picture, 10), batch_size=10))
     assert {result.votes for result in results} <= {0.0, 1.0}
 
 
@@ -409,6 +477,7 @@ def folders(picture: Part, write: Callable[..., Path], tmp_path_factory: pytest.
     return Folders(root / "good", root / "dark")
 
 
+@of_either_kind
 def test_predict_adapt(run: Run, detector: Detector, artifact: Path, folders: Folders, tmp_path: Path) -> None:
     status, answer, _ = run(
         "predict", artifact, folders.dark, "--adapt", "online", "--output", tmp_path / "out", "--json", *TOLD
@@ -473,6 +542,7 @@ def test_predict_at_other_sizes(run: Run, detector: Detector, artifact: Path, fo
     assert {row["label"] for row in made["predictions"]} == {None}
 
 
+@of_either_kind
 def test_evaluate_adapt_and_scales(run: Run, detector: Detector, artifact: Path, mvtec: Path) -> None:
     status, answer, _ = run("evaluate", artifact, mvtec, "--adapt", "episodic", "--scales", "32", "--json", *TOLD)
     assert status == 0
@@ -480,6 +550,7 @@ def test_evaluate_adapt_and_scales(run: Run, detector: Detector, artifact: Path,
     assert [row["score"] for row in json.loads(answer)["rows"]] == [row["score"] for row in expected.rows]
 
 
+@of_either_kind
 def test_calibrate_at_other_sizes(run: Run, artifact: Path, folders: Folders, tmp_path: Path) -> None:
     made = tmp_path / "small.blemish"
     status, _, _ = run(

@@ -7,8 +7,11 @@ over the manifest, the table of tensors and their bytes, so that a damaged or al
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
+import platform
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,14 @@ from blemish.errors import ArtifactError
 from blemish.files import write_whole
 
 FORMAT = 1  # raised when an older blemish could misread the file
+_LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow", "opencv-python-headless")
+
+
+def provenance() -> dict[str, Any]:
+    """What every manifest says of how it came about: which blemish made it, when, and with what."""
+    versions = {"python": platform.python_version(), **{name: _version(name) for name in _LIBRARIES}}
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"blemish": _version("blemish"), "created": created, "versions": versions}
 
 
 def write(path: str | Path, tensors: Mapping[str, Tensor], manifest: Mapping[str, Any]) -> Path:
@@ -95,3 +106,10 @@ def _digest(manifest: str, table: Mapping[str, Any], data: bytes) -> str:
     digest.update(json.dumps(rest, sort_keys=True).encode())
     digest.update(data)
     return digest.hexdigest()
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"

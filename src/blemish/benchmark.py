@@ -327,7 +327,7 @@ def measure(one: Run, *, device: str = "auto", precision: str = "auto", threads:
     scorer = _Stopwatch(detector)
     evaluation = evaluate(scorer, dataset)
     manifest = detector.manifest
-    training = manifest.get("training")
+    pretraining, training = manifest.get("pretraining"), manifest.get("training")
     return {
         **heading,
         "blemish": manifest["blemish"],
@@ -343,9 +343,10 @@ def measure(one: Run, *, device: str = "auto", precision: str = "auto", threads:
         "counts": {"fitted": len(manifest["data"]["fitted"]), **evaluation.counts},
         "fingerprint": manifest["data"]["fingerprint"],
         "backbone": manifest["config"]["backbone"],
-        "weights": manifest["backbone"]["weights"],
+        "weights": (pretraining or manifest["backbone"])["weights"],  # what was there before; each seed makes others
         "resolution": [detector.preprocessing.height, detector.preprocessing.width],
-        "schedule": "" if training is None else _schedule(training),
+        "schedule": _schedule(pretraining, training),
+        **({} if pretraining is None else {"pretraining": pretraining}),
         "training": training,
         **{name: getattr(evaluation, name) for name in METRICS},
         **evaluation.category_mean,
@@ -384,8 +385,15 @@ def _shifted_metrics(detector: Detector, dataset: layouts.Dataset, mode: Mode | 
     return {**metrics, "adapted": sum(adapted) / len(adapted)}
 
 
-def _schedule(training: Mapping[str, Any]) -> str:
-    return f"{training['epochs']:.4g} epochs, {training['steps']:,} steps in {training['seconds'] / 60:.1f} min"
+def _schedule(pretraining: Mapping[str, Any] | None, training: Mapping[str, Any] | None) -> str:
+    parts = [
+        *([] if pretraining is None else [("pre-training: ", pretraining["training"])]),
+        *([] if training is None else [("", training)]),
+    ]
+    return "; ".join(
+        f"{name}{made['epochs']:.4g} epochs, {made['steps']:,} steps in {made['seconds'] / 60:.1f} min"
+        for name, made in parts
+    )
 
 
 class _Stopwatch(Detector):

@@ -10,8 +10,8 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -232,7 +232,7 @@ def fit(
 ) -> int:
     """Learn from pictures of good parts and write an artifact."""
     from blemish import config as configs
-    from blemish import fitting, outputs
+    from blemish import fitting, outputs, pretraining
     from blemish.methods import method_class
     from blemish.methods.trained import TrainedMethod
     from blemish.training.distributed import rank
@@ -241,49 +241,51 @@ def fit(
     assignments = [f"{key}={value}" for key, value in named.items() if value is not None] + (settings or [])
     values = configs.read_config_file(config) if config else {}
     chosen = fitting.configure(method, recipe=recipe, values=values, assignments=assignments, shots=shots)
-    outputs.check_writable(output)
+    checkpoint = output.with_name(f"{output.name}.training")
     trained = issubclass(method_class(method), TrainedMethod)
-    checkpoint = output.with_name(f"{output.name}.training") if trained else None
+    log = _beside(output, ".log.jsonl")  # of a pre-training
+    more = {"log": log, "figure": pretraining.figure_of(log)} if chosen.pretraining_config else {}
+    for path in (output, *more.values()):
+        outputs.check_writable(path)
     first = rank() == 0  # of the processes that torchrun has started, all of which fit
-    try:
-        with console.progress() if first else nullcontext(silent) as progress:
-            detector = fitting.fit(
-                method,
-                good,
-                recipe=recipe,
-                weights=weights,
-                shots=shots,
-                false_alarm_rate=false_alarm_rate,
-                calibration_fraction=calibration_fraction,
-                window=_interval("--window", window),
-                device=device,
-                precision=precision,
-                batch_size=batch_size,
-                time_budget=time_budget,
-                checkpoint=checkpoint,
-                resume=resume,
-                progress=progress,
-                **configs.to_dict(chosen),
-            )
-            if first:
-                detector.save(output)
-    except KeyboardInterrupt:
-        if checkpoint is None or not checkpoint.exists():
-            raise
-        raise KeyboardInterrupt("the same command with --resume goes on from here") from None
+    with (
+        _goes_on_from(*fitting.checkpoints(checkpoint) if trained else ()),
+        console.progress() if first else nullcontext(silent) as progress,
+    ):
+        detector = fitting.fit(
+            method,
+            good,
+            recipe=recipe,
+            weights=weights,
+            shots=shots,
+            false_alarm_rate=false_alarm_rate,
+            calibration_fraction=calibration_fraction,
+            window=_interval("--window", window),
+            device=device,
+            precision=precision,
+            batch_size=batch_size,
+            time_budget=time_budget,
+            checkpoint=checkpoint if trained else None,
+            resume=resume,
+            log=more.get("log"),
+            progress=progress,
+            **configs.to_dict(chosen),
+        )
+        if first:
+            detector.save(output)
     if not first:
         return WELL  # whatever else it says, torchrun would end the first process for it
     manifest = detector.manifest
-    if checkpoint is not None:
-        checkpoint.unlink(missing_ok=True)
-    told = ("method", "recipe", "config", "categories", "shots", "threshold", "thresholds", "seconds")
+    told = ["method", "recipe", "config", "categories", "shots", "threshold", "thresholds", "seconds"]
+    told += [name for name in ("pretraining", "training") if name in manifest]
+    places = _places(**more) if "pretraining" in manifest else {}
     document = {
         "artifact": str(output),
+        **places,
         **{key: manifest[key] for key in told},
-        **({"training": manifest["training"]} if trained else {}),
         **{key: manifest["data"][key] for key in ("layout", "count", "failures")},
     }
-    human = [*wording.fitted(manifest), f"Written: {output} in {manifest['seconds']:.1f} s"]
+    human = [*wording.fitted(manifest), *_written(places), f"Written: {output} in {manifest['seconds']:.1f} s"]
     console.answer(document, human, as_json=json)
     return BROKEN_PICTURES if manifest["data"]["failures"] else WELL
 
@@ -329,36 +331,25 @@ def pretrain(
     for path in written:
         outputs.check_writable(path)
     first = rank() == 0  # of the processes that torchrun has started
-    try:
-        with console.progress() if first else nullcontext(silent) as progress:
-            encoder = pretraining.pretrain(
-                good,
-                recipe=recipe,
-                weights=weights,
-                window=_interval("--window", window),
-                device=device,
-                precision=precision,
-                time_budget=time_budget,
-                checkpoint=checkpoint,
-                resume=resume,
-                log=log,
-                progress=progress,
-                **configs.to_dict(chosen),
-            )
-            if first:
-                encoder.save(output)
-    except CollapseError:  # which all processes see at once
-        if not first:
-            return WELL
-        checkpoint.unlink(missing_ok=True)  # what goes on from it collapses again
-        raise
-    except KeyboardInterrupt:
-        if not checkpoint.exists():
-            raise
-        raise KeyboardInterrupt("the same command with --resume goes on from here") from None
+    with _goes_on_from(checkpoint), console.progress() if first else nullcontext(silent) as progress:
+        encoder = pretraining.pretrain(
+            good,
+            recipe=recipe,
+            weights=weights,
+            window=_interval("--window", window),
+            device=device,
+            precision=precision,
+            time_budget=time_budget,
+            checkpoint=checkpoint,
+            resume=resume,
+            log=log,
+            progress=progress,
+            **configs.to_dict(chosen),
+        )
+        if first:
+            encoder.save(output)
     if not first:
         return WELL  # whatever else it says, torchrun would end the first process for it
-    checkpoint.unlink(missing_ok=True)
     manifest = encoder.manifest
     document = {
         **dict(zip(("encoder", "log", "figure"), map(str, written), strict=True)),
@@ -626,14 +617,19 @@ def inspect(
     artifact: Artifact,
     json: Json = False,
 ) -> int:
-    """Say what an artifact or a pre-trained encoder is, and that it is whole."""
+    """Say what an artifact, a pre-trained encoder or an interrupted training is, and that it is whole."""
     from blemish.artifact import read
 
     _, manifest = read(artifact)
     size = artifact.stat().st_size
     document = {"artifact": str(artifact), "bytes": size, "whole": True, "manifest": manifest}
     heading = f"{artifact}: whole and unaltered, {size / 2**20:.1f} MiB"
-    described = wording.encoder(manifest) if "pretraining" in manifest else wording.manifest(manifest)
+    if "method" in manifest:
+        described = wording.manifest(manifest)
+    elif "pretraining" in manifest:
+        described = wording.encoder(manifest)
+    else:
+        described = wording.checkpoint(manifest["checkpoint"])
     console.answer(document, [heading, described], as_json=json)
     return WELL
 
@@ -923,8 +919,34 @@ def _side(text: str) -> int:
 
 
 def _beside(output: Path, ending: str) -> Path:
-    """encoder.log.jsonl for encoder.safetensors."""
-    return output.with_name(output.name.removesuffix(".safetensors") + ending)
+    """encoder.log.jsonl for encoder.safetensors, part.log.jsonl for part.blemish."""
+    return output.with_name(output.name.removesuffix(".safetensors").removesuffix(".blemish") + ending)
+
+
+@contextmanager
+def _goes_on_from(*checkpoints: Path) -> Iterator[None]:
+    """Around what is kept in checkpoints until its result is saved, and then no longer.
+
+    In other processes than the first a collapse is passed over: all see it at once, and torchrun would end the first,
+    which explains it, for their exit status.
+    """
+    from blemish.training.distributed import rank
+
+    try:
+        yield
+    except CollapseError:
+        if rank() != 0:
+            return
+        for checkpoint in checkpoints:
+            checkpoint.unlink(missing_ok=True)  # what goes on from it collapses again
+        raise
+    except KeyboardInterrupt:
+        if not any(checkpoint.exists() for checkpoint in checkpoints):
+            raise
+        raise KeyboardInterrupt("the same command with --resume goes on from here") from None
+    if rank() == 0:
+        for checkpoint in checkpoints:
+            checkpoint.unlink(missing_ok=True)
 
 
 def _places(**paths: Path | None) -> dict[str, str | None]:

@@ -5,40 +5,38 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-import platform
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from blemish import artifact
 from blemish import config as configs
 from blemish.backbones import build
 from blemish.compute import pick_device, pick_precision, precision_name
-from blemish.data import layouts
-from blemish.data.splits import few_shot, hold_out
+from blemish.data.good import draw_shots, good_pictures, hold_out_sources
 from blemish.data.stream import PictureStream
 from blemish.data.transforms import Preprocessing
 from blemish.errors import ConfigError, DataError, unknown_name
 from blemish.methods import Method, MethodConfig, method_class
 from blemish.methods.trained import TrainedMethod
 from blemish.predictor import BATCH_SIZE, Detector, describe, place
+from blemish.pretraining import pretrained
 from blemish.thresholds import Threshold, calibrate, pictures_needed
 from blemish.training import distributed, train
-from blemish.types import NORMAL, Batch, Failure, Progress, Sample, silent
+from blemish.training.checkpoint import check_free
+from blemish.types import Batch, Failure, Progress, silent
 
 DEFAULT_RATE = 0.05
 HELD_OUT = 0.2
 FEW_SHOT_ROTATIONS = 16  # each of them also mirrored: 32 copies of every shot
 _SCALE_PICTURES = 16  # how many training pictures set the heatmaps' scale where none is scored for the threshold
-# Folders that say what the pictures in them are for, not what they show.
-_PLAIN_NAMES = frozenset({"good", "ok", "normal", "train", "images"})
 
 
 def configure(
@@ -84,6 +82,7 @@ def fit(
     time_budget: float | None = None,
     checkpoint: str | Path | None = None,
     resume: bool = False,
+    log: str | Path | None = None,
     progress: Progress = silent,
     **settings: Any,
 ) -> Detector:
@@ -108,13 +107,17 @@ def fit(
             method does best: leave-one-out (nothing held out) for memory banks, else 0.2. 0 = no threshold.
         window: (lo, hi) of the pixel values, for 16-bit and DICOM pictures; stored and used at prediction.
         device, precision: see `blemish.load`.
-        time_budget: minutes that training may take; its schedules are shaped to end there. Trained methods only.
-        checkpoint: file in which training is kept so that it can be gone on from; None = nowhere. Trained methods
-            only. It stays when the training is done: whoever has saved the detector removes it.
-        resume: go on from the checkpoint.
+        time_budget: minutes that training may take; its schedules are shaped to end there. Where the backbone is
+            pre-trained first (`pretraining` of `guided`) each of the two gets half of them. Trained methods only.
+        checkpoint: file in which training is kept so that it can be gone on from, a pre-training in a second one beside
+            it; None = nowhere. Trained methods only. Both stay when the training is done: whoever has saved the
+            detector removes them, see `checkpoints`.
+        resume: go on from there. A pre-training that had ended is not repeated.
+        log: as of `blemish.pretrain`, of a pre-training where there is one.
         progress: called with (stage, done, total).
     Raises: ConfigError, WeightsError; DataError when there is no usable picture, fewer than the method needs or than
-        the shots; CalibrationError when a rate given by name is beyond what the pictures support.
+        the shots; CalibrationError when a rate given by name is beyond what the pictures support; CollapseError by a
+        pre-training.
 
     Pictures that cannot be decoded are left out and named in `detector.manifest["data"]["failures"]`.
     """
@@ -148,8 +151,7 @@ def fit(
     chosen = dataclasses.replace(
         chosen, image_size=(height, width), layers=backbone.check_layers(chosen.layers), seed=seed
     )
-    fitted: Method = kind(chosen, backbone)
-    place(fitted, torch_device, dtype)
+    fitted: Method = kind(chosen, backbone)  # refuses what it cannot work with, before any work
     preprocessing = Preprocessing(height=height, width=width, mean=backbone.mean, std=backbone.std, window=window)
 
     plan = _plan(kind, len(pictures.sources), calibration_fraction, shots)
@@ -168,14 +170,29 @@ def fit(
     height, width = fitted.scoring_size
     scoring = dataclasses.replace(preprocessing, height=height, width=width)
     held_stream = PictureStream(held.sources, scoring, batch_size)
-    training = _learn(
-        fitted,
-        stream,
-        minutes=time_budget,
-        checkpoint=None if checkpoint is None else Path(checkpoint),
-        resume=resume,
-        progress=progress,
-    )
+    place_kept, place_before = (None, None) if checkpoint is None else checkpoints(checkpoint)
+    minutes, pretraining = time_budget, None
+    before = chosen.pretraining_config
+    # Joined once for both: the processes do not find each other again by the addresses of a group that has parted.
+    with nullcontext() if before is None else distributed.joined(torch_device):
+        if before is not None:
+            if place_kept is not None and not resume:
+                check_free(place_kept)
+            minutes = None if time_budget is None else time_budget / 2
+            backbone, pretraining = pretrained(
+                backbone.to(torch_device),
+                stream,
+                before,
+                precision=dtype,
+                minutes=minutes,
+                checkpoint=place_before,
+                resume=resume,
+                log=None if log is None else Path(log),
+                progress=lambda stage, done, total: progress(f"encoder: {stage}", done, total),
+            )
+            fitted = kind(chosen, backbone)
+        place(fitted, torch_device, dtype)
+        training = _learn(fitted, stream, minutes=minutes, checkpoint=place_kept, resume=resume, progress=progress)
     if (wanted := fitted.summarised) != 0:
         every = 1 if wanted is None else -(-len(kept.sources) * len(stream.copies) // wanted)
         scored = dataclasses.replace(
@@ -202,8 +219,7 @@ def fit(
     fitted_digests = [stream.digests[i] for i in sorted(stream.digests)]
     held_digests = [held_stream.digests[i] for i in sorted(held_stream.digests)]
     manifest = {
-        "blemish": _version("blemish"),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        **artifact.provenance(),
         **describe(fitted, scoring),
         "recipe": recipe if config is None else None,
         "categories": pictures.names,
@@ -212,6 +228,7 @@ def fit(
         "precision": precision_name(dtype),
         "device": torch_device.type,
         "seconds": round(time.perf_counter() - started, 3),
+        **({} if pretraining is None else {"pretraining": pretraining}),
         **({} if training is None else {"training": training}),
         "map_scale": calibration.scale,
         "thresholds": {name: own.to_dict() for name, own in thresholds.items()},
@@ -225,9 +242,18 @@ def fit(
             "calibrated": held_digests,
             "failures": [failure.to_dict() for failure in failures],
         },
-        "versions": versions(),
     }
     return Detector(fitted, scoring, threshold, manifest)
+
+
+def checkpoints(path: str | Path) -> tuple[Path, Path]:
+    """Where `fit` keeps a training whose `checkpoint` is `path`, and the pre-training before it.
+
+    Example:
+        >>> [place.name for place in checkpoints("part.blemish.training")]
+        ['part.blemish.training', 'part.blemish.training.pretraining']
+    """
+    return Path(path), Path(f"{path}.pretraining")
 
 
 def recalibrate(
@@ -435,119 +461,6 @@ def _of_categories(scores: Mapping[str, Sequence[float]], common: Threshold) -> 
     return thresholds
 
 
-@dataclass(frozen=True)
-class GoodPictures:
-    """Normal pictures, the category of each ("" = none), how what named them was recognised, and the layout ("" where
-    several have none in common)."""
-
-    sources: list[Any]
-    categories: list[str]
-    note: str
-    layout: str = ""
-
-    @property
-    def names(self) -> list[str]:
-        """The categories, sorted."""
-        return sorted(set(self.categories) - {""})
-
-    def only(self, positions: Iterable[int]) -> GoodPictures:
-        positions = list(positions)
-        sources, categories = [self.sources[i] for i in positions], [self.categories[i] for i in positions]
-        return dataclasses.replace(self, sources=sources, categories=categories)
-
-    def of_one_or_several(self) -> GoodPictures:
-        """The same; a single category is none."""
-        return self if len(self.names) > 1 else dataclasses.replace(self, categories=[""] * len(self.sources))
-
-
-def good_pictures(good: Any) -> GoodPictures:
-    """The normal training pictures that `good` names, as of `fit`. Raises: DataError where there is none."""
-    if isinstance(good, (str, Path)):
-        return _read_good(good)
-    if isinstance(good, np.ndarray) or not isinstance(good, Iterable):
-        raise DataError("good: a path, or a list of paths, PIL images or arrays is needed")
-    sources: list[Any] = []
-    categories: list[str] = []
-    notes: list[str] = []
-    layouts_found: set[str] = set()
-    for item in good:
-        if isinstance(item, (str, Path)):
-            found = _read_good(item)
-            sources += found.sources
-            categories += found.categories
-            notes.append(found.note)
-            layouts_found.add(found.layout)
-        else:
-            sources.append(item.path if isinstance(item, Sample) else item)
-            categories.append(item.category if isinstance(item, Sample) else "")
-    if not sources:
-        raise DataError("good: there is no picture in the list")
-    note = "; ".join(notes) or f"{len(sources)} pictures given one by one"
-    return GoodPictures(sources, categories, note, layouts_found.pop() if len(layouts_found) == 1 else "")
-
-
-def _read_good(path: str | Path) -> GoodPictures:
-    dataset = layouts.read(path)
-    normal = [sample for sample in dataset.train() or dataset.normals() if sample.label == NORMAL]
-    if not normal:
-        raise DataError(f"{path}: holds no picture that is known to be good; {dataset.description}")
-    name = "" if dataset.categories else _category_of(dataset)
-    categories = [s.category or name for s in normal]
-    return GoodPictures([s.path for s in normal], categories, dataset.description, dataset.layout)
-
-
-def _category_of(dataset: layouts.Dataset) -> str:
-    """What the name of a folder or table says that its pictures show; "" for a single picture."""
-    place = dataset.root.resolve()
-    if dataset.layout == "manifest":
-        return place.stem
-    if dataset.layout == "flat" and place.is_file():
-        return ""
-    names = [place.name, *(folder.name for folder in place.parents)]
-    return next((name for name in names if name and name.lower() not in _PLAIN_NAMES), place.name)
-
-
-def hold_out_sources(
-    sources: Sequence[Any], fraction: float, seed: int, *, categories: Sequence[str] | None = None
-) -> tuple[list[int], list[int]]:
-    """Positions kept and held out, of each category by itself: by path where it is one, by position otherwise."""
-    if fraction == 0:
-        return list(range(len(sources))), []
-    kept: list[int] = []
-    held: list[int] = []
-    for stand_ins in _by_category(sources, categories):
-        share = fraction if len(stand_ins) > 1 else 0.0
-        for positions, drawn in zip((kept, held), hold_out(stand_ins, share, seed), strict=True):
-            positions += [stand_ins[sample] for sample in drawn]
-    return kept, held
-
-
-def draw_shots(sources: Sequence[Any], shots: int, seed: int, categories: Sequence[str] | None = None) -> list[int]:
-    """Positions of the few pictures drawn of each category. Raises: as `blemish.data.splits.few_shot`."""
-    drawn: list[int] = []
-    for stand_ins in _by_category(sources, categories):
-        try:
-            drawn += [stand_ins[sample] for sample in few_shot(stand_ins, shots, seed)]
-        except DataError as error:
-            category = next(iter(stand_ins)).category
-            raise DataError(f"{category}: {error}" if category else str(error)) from error
-    return drawn
-
-
-def _by_category(sources: Sequence[Any], categories: Sequence[str] | None) -> list[dict[Sample, int]]:
-    """For each category, sorted by name, samples that stand for the sources when drawing, with their positions."""
-    names = [str(s) if isinstance(s, (str, Path)) else f"{i:09d}" for i, s in enumerate(sources)]
-    of = [""] * len(sources) if categories is None else categories
-    seen: Counter[str] = Counter()
-    groups: dict[str, dict[Sample, int]] = {category: {} for category in sorted(set(of))}
-    for position, (name, category) in enumerate(zip(names, of, strict=True)):
-        again = seen[name]  # a path given twice is two sources
-        seen[name] += 1
-        sample = Sample(path=Path(f"{name} {again}" if again else name), category=category)
-        groups[category][sample] = position
-    return list(groups.values())
-
-
 def _on(stream: PictureStream, device: torch.device) -> Iterable[Batch]:
     for batch in stream:
         yield dataclasses.replace(batch, images=batch.images.to(device))
@@ -557,17 +470,4 @@ def _fingerprint(digests: Iterable[str]) -> str:
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def versions() -> dict[str, str]:
-    """What the result was made with."""
-    names = ("torch", "torchvision", "timm", "numpy", "pillow", "opencv-python-headless")
-    return {"python": platform.python_version(), **{name: _version(name) for name in names}}
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "unknown"
-
-
-__all__ = ["configure", "fit", "good_pictures", "recalibrate", "versions"]
+__all__ = ["configure", "fit", "recalibrate"]

@@ -18,7 +18,6 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import cached_property
 from io import BufferedRandom
 from pathlib import Path
@@ -31,29 +30,26 @@ from torch import Tensor
 
 from blemish import artifact
 from blemish import config as configs
-from blemish.anomalies.base import place_probability
 from blemish.backbones import Backbone, WeightsInfo, build
 from blemish.compute import pick_device, pick_precision, precision_name
+from blemish.data.good import good_pictures
 from blemish.data.stream import PictureStream, load_picture
 from blemish.data.transforms import Preprocessing, prepare
 from blemish.errors import CollapseError, ConfigError, DataError, NonFiniteError, unknown_name
 from blemish.files import cannot_write, write_whole
-from blemish.fitting import _version, good_pictures, versions
 from blemish.methods.apmask import APMask, APMaskConfig
-from blemish.report import figures
-from blemish.report.heatmap import overlay
+from blemish.report.heatmap import attention_overlay
 from blemish.training import distributed, train
 from blemish.types import Failure, Progress, silent
 
-KIND = "pretraining"  # of the manifest: by what the encoder was pre-trained; no detector has it
 _LOOKS = 8  # how often the fixed picture's attention is logged, after the first step
-_ATTENTION = (1.0, 8.0)  # the heat map's colours, in multiples of the attention's mean: where it is flat, nothing shows
 _TITLES = {
     "loss": "loss",
     "assignment_entropy": "entropy of the targets / log K",
     "prototype_usage": "prototypes in use",
     "agreement": "agreement of teacher and student",
     "feature_spread": "spread of the features",
+    "projection_spread": "spread of the head's features",
 }
 
 
@@ -169,9 +165,8 @@ def pretrain(
         progress=progress,
     )
     manifest = {
-        "blemish": _version("blemish"),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        KIND: told["method"],
+        **artifact.provenance(),
+        "pretraining": told["method"],
         "recipe": recipe if config is None else None,
         "config": told["config"],
         "preprocessing": told["preprocessing"],
@@ -187,7 +182,6 @@ def pretrain(
             "fingerprint": hashlib.sha256("".join(sorted(stream.digests.values())).encode()).hexdigest(),
             "failures": [failure.to_dict() for _, failure in sorted(stream.failures.items())],
         },
-        "versions": versions(),
     }
     return Encoder(backbone=backbone, manifest=manifest)
 
@@ -317,6 +311,8 @@ class _Log:
 
     def draw(self) -> None:
         """The figure of all steps in the file."""
+        from blemish.report import figures  # not for every fit: matplotlib takes time and memory
+
         if not self._path.exists():  # removed by the user, and a resumed training had no step left to take
             return
         curves, attention = read_log(self._path)
@@ -324,7 +320,7 @@ class _Log:
         colours = self._picture.permute(1, 2, 0).numpy() * std + mean
         picture = np.rint(np.clip(colours, 0, 1) * 255).astype(np.uint8)
         tiles = [("the picture", picture)]
-        tiles += [(f"step {step:,}", _looked_at(picture, seen)) for step, seen in attention.items()]
+        tiles += [(f"step {step:,}", attention_overlay(picture, seen)) for step, seen in attention.items()]
         shown = {title: curves[name] for name, title in _TITLES.items() if name in curves}
         write_whole(figure_of(self._path), figures.health(curves["step"], shown, tiles))
 
@@ -363,11 +359,6 @@ def _from_step(path: Path, step: int) -> BufferedRandom:
         kept += len(line)
     file.truncate(kept)
     return file
-
-
-def _looked_at(picture: npt.NDArray[np.uint8], attention: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
-    height, width = picture.shape[:2]
-    return overlay(picture, place_probability(attention, (height, width)) * (height * width), _ATTENTION)
 
 
 def _tensors(backbone: Backbone) -> dict[str, Tensor]:

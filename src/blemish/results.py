@@ -21,7 +21,15 @@ NEITHER = "none"  # in a row's `shifted`: pictures as they are; a detector that 
 
 Row = dict[str, Any]
 # Settings that methods got after rows had been measured, and the value at which all is as it was before.
-_JOINED = {"flips": False}
+_JOINED = {
+    "flips": False,
+    "pretraining": "none",
+    "pretraining_recipe": "best",
+    "pretraining_epochs": 300,
+    "masking": "attention",
+    "mask_ratio": 0.3,
+}
+_OF_PRETRAINING = frozenset({"pretraining_recipe", "pretraining_epochs", "masking", "mask_ratio"})
 
 
 def read_rows(path: str | Path) -> list[Row]:
@@ -82,8 +90,11 @@ def parse(line: str) -> Row | None:
 
 
 def as_ever(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as rows had them before newer ones joined, where these change nothing."""
-    return {key: value for key, value in settings.items() if key not in _JOINED or value != _JOINED[key]}
+    """Settings as rows had them before newer ones joined, where these change nothing; without those of a pre-training
+    where there is none."""
+    idle = _OF_PRETRAINING if settings.get("pretraining") == "none" else ()
+    usual = {key for key, value in settings.items() if key in idle or (key in _JOINED and value == _JOINED[key])}
+    return {key: value for key, value in settings.items() if key not in usual}
 
 
 def identity(row: Mapping[str, Any]) -> tuple[str, str, str]:
@@ -195,7 +206,8 @@ def suite_table(rows: Iterable[Row], suite: Suite) -> str:
         found: dict[tuple[str, str], dict[str, list[Row]]] = {}
         for entry, row in product(part.rows, latest):
             settings = row["settings"]
-            if row["method"] == entry.method and all(settings.get(key) == it for key, it in entry.settings.items()):
+            alike = all(settings.get(key) == it for key, it in entry.settings.items())
+            if entry.settings and row["method"] == entry.method and alike:
                 lines = found.setdefault((row["data"], _group(row, part.factors)), {})
                 lines.setdefault(entry.label, []).append(row)
         parts += [
@@ -216,9 +228,11 @@ def _compared(part: Table, measured: Mapping[str, Sequence[Row]], published_on: 
     columns = {"": [entry.label for entry in part.rows]}
     columns |= {head: _marked([[row[name] for row in rows] for rows in lines]) for head, name in _SCORES.items()}
     columns["Seeds"] = [str(len(rows)) for rows in lines]
+    before = [[row["pretraining"]["training"]["steps"] for row in rows if row.get("pretraining")] for rows in lines]
     steps = [[row["training"]["steps"] for row in rows if row.get("training")] for rows in lines]
-    if any(steps):
-        columns["Steps"] = [_figure(counts, digits=0) for counts in steps]
+    for head, made in {"Pre-training steps": before, "Steps": steps}.items():
+        if any(made):
+            columns[head] = [_figure(counts, digits=0) for counts in made]
     published = {name for entry in part.rows for name in entry.published}
     for head, name in _SCORES.items():
         if name in published:

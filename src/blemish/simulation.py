@@ -22,23 +22,21 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from blemish.anomalies import Synthetic, simulate_batch, simulator
-from blemish.anomalies.base import place_probability
 from blemish.backbones import VitBackbone, build
 from blemish.compute import pick_device, pick_precision
+from blemish.data.good import draw_shots, good_pictures
 from blemish.data.stream import load_picture, map_ahead
 from blemish.data.transforms import Preprocessing, prepare
 from blemish.errors import ConfigError, DataError, OutputError
 from blemish.files import write_whole
-from blemish.fitting import draw_shots, good_pictures
 from blemish.methods.adaptation import attention_entropy
 from blemish.outputs import check_writable, safe_stem
-from blemish.report.heatmap import overlay, save_png
+from blemish.report.heatmap import ATTENTION_SCALE, attention_overlay, save_png
 from blemish.types import Failure, Progress, silent
 
 FLAT = 0.99  # an entropy above this guides nothing
 ROWS = 8  # of a contact sheet
 _SHEET = "contact-sheet"
-_ATTENTION = (1.0, 8.0)  # the heat map's colours, in multiples of the attention's mean: where it is flat, nothing shows
 _PAPER = "#e6e6e6"  # pictures are often white at their edges
 _TILE, _GAP, _TEXT = 320, 12, 18  # pixels: the longer side of a picture on the sheet, what is left free, the letters
 
@@ -210,17 +208,12 @@ def _write(
         stem = f"{one.number}_{safe_stem(one.source)}"
         files.append(save_png(folder / f"{stem}.png", result))
         files.append(write_whole(folder / f"{stem}_mask.png", cv2.imencode(".png", mask)[1].tobytes()))
-        looked_at = [] if maps is None else [_looked_at(original, maps[index])]
+        looked_at = [] if maps is None else [attention_overlay(original, maps[index])]
         rows.append([original, *looked_at, result, np.repeat(mask[..., None], 3, axis=2)])
-    low, high = _ATTENTION
+    low, high = ATTENTION_SCALE
     seen = [] if maps is None else [f"attention, {low:g} to {high:g} times its mean"]  # the font has no ×
     columns = ["original", *seen, "with anomaly", "mask"]
     return [*files, save_png(sheet, _contact_sheet(columns, [one.number for one in page], rows))]
-
-
-def _looked_at(picture: Pixels, attention: np.ndarray) -> Pixels:
-    height, width = picture.shape[:2]
-    return overlay(picture, place_probability(attention, (height, width)) * (height * width), _ATTENTION)
 
 
 def _as_uint8(image: np.ndarray) -> Pixels:

@@ -61,18 +61,18 @@ def fitted(manifest: Mapping[str, Any]) -> Iterable[str]:
     common, *others = thresholds(manifest)
     yield f"Threshold: {common}"
     yield from (f"  of {other}" for other in others)
+    if "pretraining" in manifest:
+        yield from _pretraining(manifest["pretraining"])
 
 
 def pretrained(manifest: Mapping[str, Any]) -> Iterable[str]:
     """What `blemish pretrain` has learned."""
-    data, training, weights = manifest["data"], manifest["training"], manifest["backbone"]["weights"]
+    data, weights = manifest["data"], manifest["backbone"]["weights"]
     yield f"Recognised: {data['layout']}"
     yield f"Pictures: {data['count']} used, {len(data['failures'])} broken"
     yield from broken(data["failures"])
     yield f"Started from: {manifest['backbone']['spec']['name']}, {weights['source']}, licence {weights['licence']}"
-    yield f"Trained: {training['steps']:,} steps, {training['epochs']:.3g} epochs, loss {training['loss']:.4g}"
-    readings = (f"{name.replace('_', ' ')} {value:.3g}" for name, value in training["findings"].items())
-    yield f"Health: {', '.join(readings)}"
+    yield from _pretraining(manifest)
 
 
 def predictions(scored: Sequence[Mapping[str, Any]], failures: Sequence[Mapping[str, Any]]) -> Iterable[str | Table]:
@@ -153,6 +153,7 @@ def manifest(values: Mapping[str, Any]) -> Table:
             *(("", f"of {other}") for other in others),
             ("pictures", f"{len(data['fitted'])} fitted on, {len(data['calibrated'])} only calibrated on"),
             *([("drawn", _shots(values))] if values.get("shots") else []),
+            *([("pre-training", _pretrained(values["pretraining"]))] if "pretraining" in values else []),
             *([("training", _assignments(values["training"]))] if "training" in values else []),
             ("recognised", data["layout"]),
             ("broken", f"{len(data['failures'])} pictures left out"),
@@ -177,6 +178,19 @@ def encoder(values: Mapping[str, Any]) -> Table:
             ("recognised", data["layout"]),
             ("fingerprint", data["fingerprint"]),
             *_origin(values),
+        ]
+    )
+
+
+def checkpoint(values: Mapping[str, Any]) -> Table:
+    """What the checkpoint of a training says of itself."""
+    identity = values["identity"]
+    return facts(
+        [
+            ("training", f"of {identity['method']}, {values['step']:,} of {values['steps']:,} steps made"),
+            ("settings", _assignments(identity["config"])),
+            ("so far", f"{values['seconds']:.0f} s, loss {values['loss']:.4g}"),
+            ("next", "the command that began it goes on from here with --resume"),
         ]
     )
 
@@ -243,6 +257,17 @@ def simulation(made: Simulation) -> Iterable[str]:
     if made.guides_nothing:
         yield "warning: the attention is nearly flat and guides nothing; try other --guide-layers or another --backbone"
     yield from (f"Written: {sheet}" for sheet in sheets)
+
+
+def _pretraining(told: Mapping[str, Any]) -> Iterable[str]:
+    training = told["training"]
+    yield f"Pre-trained: {training['steps']:,} steps, {training['epochs']:.3g} epochs, loss {training['loss']:.4g}"
+    readings = (f"{name.replace('_', ' ')} {value:.3g}" for name, value in training["findings"].items())
+    yield f"Health: {', '.join(readings)}"
+
+
+def _pretrained(told: Mapping[str, Any]) -> str:
+    return f"{told['method']} on {told['weights']['source']}: {_assignments({**told['config'], **told['training']})}"
 
 
 def _origin(values: Mapping[str, Any]) -> list[tuple[str, str]]:

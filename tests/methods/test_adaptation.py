@@ -12,7 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from blemish.errors import ConfigError
-from blemish.methods.adaptation import LEAST, Adapted, Adapter, Look, attention_entropy, discrepancy, drift, summary
+from blemish.methods.adaptation import (
+    LEAST,
+    Adapted,
+    EntropyAdapter,
+    Look,
+    attention_entropy,
+    discrepancy,
+    drift,
+    summary,
+)
 from blemish.methods.base import Method
 from blemish.methods.memory import Knn
 from blemish.types import Scores
@@ -204,7 +213,7 @@ def test_one_picture_of_a_class_has_a_gradient_that_is_finite() -> None:
 @pytest.mark.parametrize(("steps", "batches"), [(1, 1), (3, 1), (1, 2)])
 def test_the_steps_by_hand(steps: int, batches: int) -> None:
     model = fitted()
-    adapter = Adapter(model, "online", rate=0.05, steps=steps)
+    adapter = EntropyAdapter(model, "online", rate=0.05, steps=steps)
     statistics = f64(model.statistics)
     bias, momentum = np.zeros(HEADS), np.zeros(HEADS)
     for number in range(batches):
@@ -233,7 +242,7 @@ def test_a_small_gradient_is_not_stretched() -> None:
     model.statistics[:, 2:] = 10.0  # wide spreads: a flat discrepancy
     images = batch(0.5)
     start = model.combine(model.examine(images)).image
-    moved = Adapter(model, "online", rate=0.05, steps=1).score(images).scores.image - start
+    moved = EntropyAdapter(model, "online", rate=0.05, steps=1).score(images).scores.image - start
     assert 0 < float(moved.abs().max()) < 0.01
 
 
@@ -246,7 +255,7 @@ def test_between_batches_the_weights_are_the_artifacts_bit_for_bit(mode: Any) ->
     before = {name: tensor.clone() for name, tensor in model.backbone.state_dict().items()}
     images = batch()
     start = model.combine(model.examine(images))
-    adapter = Adapter(model, mode, rate=0.0137, steps=2)
+    adapter = EntropyAdapter(model, mode, rate=0.0137, steps=2)
     for seed in range(3):
         assert adapter.score(batch(seed=seed)).adapted
         assert all(torch.equal(tensor, before[name]) for name, tensor in model.backbone.state_dict().items())
@@ -257,10 +266,10 @@ def test_between_batches_the_weights_are_the_artifacts_bit_for_bit(mode: Any) ->
 def test_after_a_restoration_it_starts_anew() -> None:
     """Without the momentum of what was before."""
     first, again = fitted(), fitted()
-    adapter = Adapter(first, "online", rate=0.02, steps=1)
+    adapter = EntropyAdapter(first, "online", rate=0.02, steps=1)
     adapter.score(batch(seed=3))
     adapter.restore()
-    fresh = Adapter(again, "online", rate=0.02, steps=1)
+    fresh = EntropyAdapter(again, "online", rate=0.02, steps=1)
     for seed in (4, 5):
         assert same(adapter.score(batch(seed=seed)).scores, fresh.score(batch(seed=seed)).scores)
 
@@ -268,7 +277,7 @@ def test_after_a_restoration_it_starts_anew() -> None:
 def test_episodic_results_depend_on_their_own_batch_only() -> None:
     results: dict[str, list[Adapted]] = {}
     for mode in ("online", "episodic"):
-        adapter = Adapter(fitted(), mode, rate=0.02, steps=1)
+        adapter = EntropyAdapter(fitted(), mode, rate=0.02, steps=1)
         results[mode] = [adapter.score(batch(seed=seed)) for seed in (2, 3, 2)]
     assert all(result.adapted for each in results.values() for result in each)
     assert same(results["episodic"][0].scores, results["episodic"][2].scores)
@@ -279,7 +288,7 @@ def test_episodic_results_depend_on_their_own_batch_only() -> None:
 @pytest.mark.parametrize("mode", ["online", "episodic"])
 def test_few_pictures_are_scored_by_the_artifacts_own_weights(mode: Any) -> None:
     model, other = fitted(), fitted()
-    adapter, undisturbed = (Adapter(each, mode, rate=0.02, steps=1) for each in (model, other))
+    adapter, undisturbed = (EntropyAdapter(each, mode, rate=0.02, steps=1) for each in (model, other))
     few = batch(normal=4, anomalous=LEAST - 5)
     unadapted = fitted()
     expected = unadapted.combine(unadapted.examine(few))
@@ -297,20 +306,20 @@ def test_few_pictures_are_scored_by_the_artifacts_own_weights(mode: Any) -> None
 @pytest.mark.parametrize("mode", ["online", "episodic"])
 def test_a_step_that_is_not_finite_restores_the_source(mode: Any) -> None:
     model = fitted()
-    adapter = Adapter(model, mode, rate=0.02, steps=1)
+    adapter = EntropyAdapter(model, mode, rate=0.02, steps=1)
     assert adapter.score(batch()).adapted
     endless = batch(seed=3)
     endless[0, 0, 0, 0] = math.inf
     result = adapter.score(endless)
     assert (result.adapted, result.note) == (False, "not adapted: the step was not finite")
     assert torch.equal(model.bias, torch.zeros(HEADS))
-    fresh = Adapter(fitted(), mode, rate=0.02, steps=1)
+    fresh = EntropyAdapter(fitted(), mode, rate=0.02, steps=1)
     assert same(adapter.score(batch(seed=4)).scores, fresh.score(batch(seed=4)).scores)
 
 
 def test_weights_that_overflow_are_not_kept() -> None:
     model = fitted()
-    result = Adapter(model, "online", rate=math.inf, steps=1).score(batch())
+    result = EntropyAdapter(model, "online", rate=math.inf, steps=1).score(batch())
     assert (result.adapted, result.note) == (False, "not adapted: the step was not finite")
     assert torch.equal(model.bias, torch.zeros(HEADS))
     assert same(result.scores, model.combine(model.examine(batch())))
@@ -320,7 +329,7 @@ def test_a_step_that_brings_the_moments_no_nearer_is_not_kept() -> None:
     model = fitted()
     images = batch()
     start = model.combine(model.examine(images))
-    result = Adapter(model, "online", rate=100.0, steps=1).score(images)
+    result = EntropyAdapter(model, "online", rate=100.0, steps=1).score(images)
     assert (result.adapted, result.note) == (False, "not adapted: the step did not help")
     assert same(result.scores, start)
     assert torch.equal(model.bias, torch.zeros(HEADS))
@@ -328,7 +337,7 @@ def test_a_step_that_brings_the_moments_no_nearer_is_not_kept() -> None:
 
 def test_what_was_learned_before_such_a_step_is_kept() -> None:
     model = fitted()
-    adapter = Adapter(model, "online", rate=0.02, steps=1)
+    adapter = EntropyAdapter(model, "online", rate=0.02, steps=1)
     adapter.score(batch())
     adapter._optimizer.param_groups[0]["lr"] = 100.0
     images = batch(seed=3)
@@ -336,7 +345,7 @@ def test_what_was_learned_before_such_a_step_is_kept() -> None:
     assert result.note == "not adapted: the step did not help"
     assert result.adapted  # by the first batch
     expected = fitted()
-    first = Adapter(expected, "online", rate=0.02, steps=1)
+    first = EntropyAdapter(expected, "online", rate=0.02, steps=1)
     first.score(batch())
     with torch.no_grad():
         expected.bias.copy_(first._current[1])
@@ -348,7 +357,7 @@ def test_what_was_learned_before_such_a_step_is_kept() -> None:
 
 def test_pictures_like_those_of_the_training_are_not_adapted_to() -> None:
     model = fitted()
-    adapter = Adapter(model, "online", rate=0.02, steps=1)
+    adapter = EntropyAdapter(model, "online", rate=0.02, steps=1)
     images = batch(0.0)
     limit, known = model.chance.tolist()
     assert drift(model.examine(images[:6]).entropies, model.statistics, known) < limit
@@ -365,17 +374,20 @@ def test_the_guard_looks_at_what_is_taken_for_normal() -> None:
     model = fitted()
     odd = batch(0.0)
     odd[6:, 0, 0, :HEADS] += 5  # anomalies may be anywhere
-    assert Adapter(model, "online", rate=0.02, steps=1).score(odd).note == "not adapted: as the training pictures"
+    assert (
+        EntropyAdapter(model, "online", rate=0.02, steps=1).score(odd).note == "not adapted: as the training pictures"
+    )
     nearly_all = batch(0.0, normal=1, anomalous=11)  # one normal picture says too little: then all of them
     assert (
-        Adapter(model, "online", rate=0.02, steps=1).score(nearly_all).note != "not adapted: as the training pictures"
+        EntropyAdapter(model, "online", rate=0.02, steps=1).score(nearly_all).note
+        != "not adapted: as the training pictures"
     )
 
 
 @pytest.mark.parametrize("look", [0, 1, 2, 3], ids=["before", "the first step", "the second step", "after"])
 def test_an_exception_leaves_neither_gradients_nor_half_a_step(look: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model, other = fitted(), fitted()
-    adapter, undisturbed = (Adapter(each, "online", rate=0.02, steps=2) for each in (model, other))
+    adapter, undisturbed = (EntropyAdapter(each, "online", rate=0.02, steps=2) for each in (model, other))
     for each in (adapter, undisturbed):
         assert each.score(batch()).adapted
     examine: Callable[[Tensor], Look] = model.examine
@@ -402,10 +414,10 @@ def test_an_exception_leaves_neither_gradients_nor_half_a_step(look: int, monkey
 
 def test_modes_and_models_that_cannot_adapt() -> None:
     with pytest.raises(ConfigError, match="adaptation: online or episodic, got 'sometimes'"):
-        Adapter(fitted(), "sometimes", rate=0.1, steps=1)  # type: ignore[arg-type]
+        EntropyAdapter(fitted(), "sometimes", rate=0.1, steps=1)  # type: ignore[arg-type]
     bare = fitted()
     bare.statistics = torch.empty(0)
     with pytest.raises(ConfigError, match="holds no statistics to adapt to"):
-        Adapter(bare, "online", rate=0.1, steps=1)
+        EntropyAdapter(bare, "online", rate=0.1, steps=1)
     with pytest.raises(ConfigError, match="knn cannot adapt to the pictures that it scores; guided can"):
         Method.adapter(Knn.__new__(Knn), "online")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cache
 from typing import Any, cast
 
 import numpy as np
@@ -46,13 +48,18 @@ def _own_randomness() -> Iterator[None]:
         yield
 
 
-def sharp() -> VitBackbone:
-    """A backbone whose [CLS] token looks at some patches more than at others: with random weights it hardly does."""
+@cache
+def _sharp() -> VitBackbone:
     backbone = cast(VitBackbone, build("test_vit", weights="random", seed=3))
     with torch.no_grad():
         for block in backbone.model.blocks:
             block.attn.qkv.weight[:128] *= 12
     return backbone
+
+
+def sharp() -> VitBackbone:
+    """A backbone whose [CLS] token looks at some patches more than at others: with random weights it hardly does."""
+    return copy.deepcopy(_sharp())
 
 
 def learner(**settings: Any) -> APMask:
@@ -193,7 +200,7 @@ def sinkhorn(scores: np.ndarray) -> np.ndarray:
 def expected_loss(
     student: Weights, teacher: Weights, views: tuple[Tensor, Tensor, Tensor], config: APMaskConfig, centre: np.ndarray
 ) -> tuple[Tensor, dict[str, float]]:
-    """Eq. 1, and the readings but for the usage."""
+    """Eq. 1, and the readings but for the usage, of the first step."""
     whole, wide, narrow = views
     count = len(whole)
     seen = [encoded(teacher, picture)[0] for picture in whole]
@@ -216,16 +223,19 @@ def expected_loss(
             agreement += float(z.detach() @ shown[number]) / count
     entropies = [-sum(share * math.log(share) for share in row if share > 0) for row in targets]
     directions = np.array([unit(cls).tolist() for cls in seen])
-    distances = [sum((row - directions.mean(0)) ** 2) for row in directions]
+    features = np.array([z.tolist() for z in shown])
     return total, {
         "assignment_entropy": sum(entropies) / count / math.log(config.prototypes),
         "agreement": agreement,
-        "feature_spread": math.sqrt(sum(distances) / count),
+        "feature_spread": math.sqrt(sum(sum((row - directions.mean(0)) ** 2) for row in directions) / count),
+        "projection_spread": math.sqrt(sum(sum((row - features.mean(0)) ** 2) for row in features) / count),
     }
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"masking": "none"}, {"objective": "dino"}], ids=["clusters", "unmasked", "dino"]
+    "settings",
+    [{}, {"masking": "none", "local_views": 0}, {"objective": "dino", "local_views": 0}],
+    ids=["clusters", "unmasked", "dino"],
 )
 def test_a_whole_step_against_loops(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     method = started(learning_rate=0.01, layer_decay=0.5, momentum=0.9, **settings)
@@ -233,7 +243,7 @@ def test_a_whole_step_against_loops(settings: dict[str, Any], monkeypatch: pytes
     with torch.no_grad():
         method.centre.copy_(torch.linspace(-0.1, 0.1, 5))
     centre = method.centre.double().numpy().copy()
-    views = (pictures(2, 48), pictures(2, 48), pictures(4, 32))
+    views = (pictures(2, 48), pictures(2, 48), pictures(4, 32)[: 2 * method.config.local_views])
     monkeypatch.setattr(method, "views", lambda images: views)
     student = {
         name: tensor.requires_grad_() for name, tensor in weights_of(method).items() if name in dict(names(method))
@@ -522,14 +532,10 @@ def test_in_the_end_the_encoder_is_the_teacher() -> None:
     method.end_training(1)
     assert method.teacher is None
     assert not any(parameter.requires_grad for parameter in method.parameters())
-    state = method.encoder_state()
+    state = method.backbone.model.state_dict()
     assert state.keys() == kept.keys()
-    other = cast(VitBackbone, build("test_vit", weights="random", seed=9))
-    other.model.load_state_dict(state)
-    for name, tensor in other.model.state_dict().items():
+    for name, tensor in state.items():
         assert torch.equal(tensor, kept[name])
-    next(iter(state.values())).zero_()  # a copy
-    assert torch.equal(next(iter(method.encoder_state().values())), next(iter(kept.values())))
 
 
 def test_the_attention_of_a_picture() -> None:
@@ -552,20 +558,23 @@ def test_the_attention_of_a_picture() -> None:
 # Signs of health
 
 
-def noted(uncertainty: float, agreement: float, distance: float, predictions: list[float]) -> Tensor:
-    return torch.tensor([uncertainty, agreement, distance, *predictions])
+def noted(predictions: list[float], *, apart: float = 0.5) -> Tensor:
+    """Of a step; `apart`: the spread of the head's features."""
+    return torch.tensor([0.5, 0.5, 0.5, apart, *predictions])
 
 
 def test_usage_is_that_of_the_mean_prediction_of_recent_steps() -> None:
     method = started(prototypes=4)
-    shares = torch.rand(60, 4).softmax(1)
-    mean = np.zeros(4)
+    shares, spreads = torch.rand(60, 4).softmax(1), torch.rand(60).tolist()
+    mean, spread = np.zeros(4), 0.0
     for number, row in enumerate(shares.tolist(), start=1):
-        method._noted = noted(0.5, 0.5, 0.25, row)
+        method._noted = noted(row, apart=spreads[number - 1])
         method.after_step(number, 60)
         mean = np.mean(shares[:number].double().numpy(), 0) if number <= 50 else 0.98 * mean + 0.02 * np.array(row)
+        spread = sum(spreads[:number]) / number if number <= 50 else 0.98 * spread + 0.02 * spreads[number - 1]
     usage = math.exp(-sum(share * math.log(share) for share in mean))
     readings = {"assignment_entropy": 0.5, "prototype_usage": usage, "agreement": 0.5, "feature_spread": 0.5}
+    readings["projection_spread"] = spread
     assert method.readings == pytest.approx(readings, rel=1e-4)
     assert list(method.findings(batch_of(pictures())).items()) == list(method.readings.items())
 
@@ -580,13 +589,13 @@ def test_the_mean_prediction_is_that_for_global_views(monkeypatch: pytest.Monkey
     rows = [
         log_shares(weights["head.prototypes"] @ projected(weights, encoded(weights, each)[0]), 0.1) for each in views[1]
     ]
-    np.testing.assert_allclose(method.predicted, torch.stack(rows).exp().mean(0), rtol=1e-4)
+    np.testing.assert_allclose(method.recent[1:], torch.stack(rows).exp().mean(0), rtol=1e-4)
 
 
 def test_few_prototypes_in_use_are_a_collapse_once_they_can_be_judged() -> None:
     method = started()
     for number in range(1, 50):
-        method._noted = noted(0.5, 0.5, 0.25, [0.9, 0.1, 0, 0, 0])
+        method._noted = noted([0.9, 0.1, 0, 0, 0])
         method.after_step(number, 100)
     with pytest.raises(CollapseError, match=r"at step 50: all pictures fall on 1\.38 of 5 prototypes .*learning_rate"):
         method.after_step(50, 100)
@@ -600,17 +609,39 @@ def test_pictures_that_all_look_the_same_are_a_collapse() -> None:
         step(method, black, method.optimizer())
 
 
+def test_a_head_that_tells_no_picture_apart_is_a_collapse() -> None:
+    """The encoder's features and the usage look well: its weights have died, and the biases speak."""
+    method = started(masking="none", learning_rate=1e-5)
+    assert method.teacher is not None
+    optimizer = method.optimizer()
+    step(method, pictures(), optimizer)
+    assert method.readings["projection_spread"] > 3 * apmask.LEAST_TOLD_APART
+    method.recent.zero_()  # what it was before would count for long
+    with torch.no_grad():
+        for head in (method.head, method.teacher.head):
+            for layer in head.layers:
+                if isinstance(layer, torch.nn.Linear):
+                    layer.weight.mul_(0.1)
+                    layer.bias.fill_(0.1)
+    for number in range(2, apmask.SETTLED):  # what one batch says is not believed
+        method._noted = noted([0.2] * 5, apart=0.0)
+        method.after_step(number, 100)
+    with pytest.raises(CollapseError, match="at step 50: the head's features of all pictures are the same") as caught:
+        step(method, pictures(), optimizer, apmask.SETTLED, 100)
+    assert "learning_rate" in str(caught.value)
+
+
 # Training
 
 
 def test_it_learns_and_the_seed_decides(picture: Callable[..., np.ndarray]) -> None:
     def run(seed: int, masking: str = "attention") -> tuple[float, dict[str, Tensor]]:
-        method = learner(epochs=1, min_steps=5, learning_rate=1e-3, masking=masking, seed=seed)
+        method = learner(epochs=1, min_steps=3, local_views=1, learning_rate=1e-3, masking=masking, seed=seed)
         stream = PictureStream([picture(each) for each in range(8)], SQUARE, batch_size=4)
         training = train(method, stream, seed=seed, identity={})
         assert training.findings == method.readings
         assert all(math.isfinite(value) for value in training.findings.values())
-        return training.loss, method.encoder_state()
+        return training.loss, method.backbone.model.state_dict()
 
     loss, state = run(0)
     again, same = run(0)
@@ -623,7 +654,7 @@ def test_it_learns_and_the_seed_decides(picture: Callable[..., np.ndarray]) -> N
 
 
 def test_the_loss_falls() -> None:
-    method = started(learning_rate=3e-3, momentum=0.9)
+    method = started(learning_rate=3e-3, momentum=0.9, local_views=0, masking="random")
     optimizer = method.optimizer()
     images = pictures(6)
     losses = [step(method, images, optimizer, number, 20) for number in range(1, 21)]

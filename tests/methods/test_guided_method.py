@@ -25,6 +25,9 @@ from blemish.errors import ConfigError, NotFittedError
 from blemish.fitting import configure
 from blemish.images import decode
 from blemish.methods import METHODS, Guided, Method
+from blemish.methods.adaptation import EntropyAdapter
+from blemish.methods.alignment import Aligner
+from blemish.methods.apmask import APMaskConfig
 from blemish.methods.guided import (
     SIX_SCALES,
     SUMMARISED,
@@ -648,14 +651,16 @@ def test_other_sizes_with_the_same_weights() -> None:
         assert torch.equal(getattr(back.score(images), field), getattr(method.score(images), field))
 
 
-def test_statistics_are_kept_for_the_sizes_that_have_them() -> None:
-    method = summarised(pictures(12, side=48), scales=(32, 48))
+@pytest.mark.parametrize(("adaptation", "kind"), [("features", Aligner), ("entropies", EntropyAdapter)])
+def test_statistics_are_kept_for_the_sizes_that_have_them(adaptation: str, kind: type) -> None:
+    method = summarised(pictures(12, side=48), scales=(32, 48), adaptation=adaptation)
     assert method.statistics.shape == (2, 4, 2, 2)
     for scales, known in [((48,), [1]), ((32,), [0]), ((48, 32), [1, 0]), ((30, 48), [0, 1])]:
         other = method.with_scales(scales)
         assert torch.equal(other.statistics, method.statistics[:, :, known])
-        assert torch.equal(other.chance, method.chance)
-        other.adapter("online")
+        for name in ("chance", "usual", "limits", "tokens"):  # by the number of patches, so all of them may stay
+            assert torch.equal(getattr(other, name), getattr(method, name))
+        assert isinstance(other.adapter("online"), kind)
     assert method.statistics.shape == (2, 4, 2, 2)
     for scales in ((64,), (32, 48, 64)):
         with pytest.raises(ConfigError, match=r"no statistics to adapt to.*at other sizes"):
@@ -686,6 +691,30 @@ def test_the_statistics_are_those_of_pictures_and_twins_at_every_size(monkeypatc
     limit, known = method.chance.tolist()
     assert limit > 0
     assert known == 7
+
+
+@pytest.mark.parametrize("bank_size", [0, 10])
+def test_the_moments_are_those_of_pictures_and_not_of_twins_at_every_size(bank_size: int) -> None:
+    images = pictures(7, side=48)
+    method = summarised(images, scales=(32, 48), bank_size=bank_size)
+    assert method.tokens.tolist() == [4, 9]
+    assert method.known == 7
+    small = F.interpolate(images, size=(32, 32), mode="bilinear", align_corners=False, antialias=True)
+    for size, each in enumerate((small, images)):
+        tokens = method.backbone(each, (1, 2, 3, 4, 5, 6)).tokens
+        seen = np.stack([[f64(kept).mean(1), np.log(f64(kept).std(1))] for kept in tokens]).transpose(2, 0, 1, 3)
+        np.testing.assert_allclose(f64(method.usual[size, :, 0]), seen.mean(0), rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(f64(method.usual[size, :, 1]), seen.std(0, ddof=1), rtol=1e-3, atol=1e-4)
+    assert method.limits.shape == (2, 6)
+    assert (method.limits > 0).all()
+
+
+def test_oblong_pictures_are_adapted_to() -> None:
+    images = torch.randn(16, 3, 32, 64)
+    method = summarised(images, image_size=(32, 64))
+    adapter = method.adapter("online")
+    assert (method.tokens.tolist(), adapter.score(images).adapted) == ([8], False)
+    assert adapter.score(images * 3 + 5).adapted
 
 
 def taken(few: list[Tensor], images: Tensor) -> list[int]:
@@ -766,7 +795,7 @@ def test_summarising_draws_the_same_each_time_and_leaves_the_generator() -> None
 
 def test_a_single_picture_says_nothing_of_its_kind() -> None:
     method = summarised(pictures(1))
-    assert method.statistics.numel() == 0
+    assert method.statistics.numel() == method.usual.numel() == method.tokens.numel() == 0
     with pytest.raises(ConfigError, match="fitted on a single picture"):
         method.adapter("online")
 
@@ -1028,9 +1057,34 @@ def test_the_poster_and_its_successor() -> None:
     assert (first.guidance, first.guide_layers, first.ema, first.smoothing) == ("attention", (-1,), False, 0.0)
     assert (first.bank_size, first.zoom, first.small_pieces) == (0, 1.0, False)
     assert SIX_SCALES == (224, 320, 384, 416, 448, 512)
-    assert second == replace(first, scales=SIX_SCALES)
+    assert second == replace(first, scales=SIX_SCALES, pretraining="published", pretraining_recipe="paper")
     assert set(GuidedConfig.recipes()) == {"best", "paper-bmvc", "paper-aaai"}
     assert configure("guided") == GuidedConfig()
+
+
+def test_the_pre_training_that_belongs_to_the_settings() -> None:
+    assert GuidedConfig().pretraining_config is None
+    assert GuidedConfig.paper_bmvc().pretraining_config is None
+    paper = replace(GuidedConfig.paper_aaai(), seed=3, backbone="focus_vits14", cache_gib=1.0)
+    published = replace(APMaskConfig.paper(), seed=3, backbone="focus_vits14", cache_gib=1.0)
+    assert paper.pretraining_config == published
+    assert published.epochs == 300
+    ours = GuidedConfig(
+        pretraining="apmask", pretraining_epochs=7, masking="random", mask_ratio=0.5, image_size=(224, 448)
+    )
+    sizes = {"image_size": 317, "local_size": 136, "picture_size": 362}  # by √2, as the area is twice 224²
+    assert ours.pretraining_config == replace(APMaskConfig.best(), epochs=7, masking="random", mask_ratio=0.5, **sizes)
+    dino = replace(GuidedConfig(), pretraining="dino").pretraining_config
+    assert dino == APMaskConfig(objective="dino", epochs=300)
+
+
+def test_the_published_pre_training_is_none_on_chest_x_rays() -> None:
+    paper = GuidedConfig.paper_aaai()
+    assert paper.for_layout("nih").pretraining_config is None
+    assert paper.for_layout("mvtec").pretraining == paper.for_layout("").pretraining == "apmask"
+    assert replace(paper, simulators=("nsa",)).for_layout("nih").pretraining == "none"
+    for asked in ("apmask", "dino", "none"):  # whoever asks for it by name gets it
+        assert replace(paper, pretraining=asked).for_layout("nih").pretraining == asked
 
 
 def test_chest_x_rays_are_blended() -> None:
@@ -1071,6 +1125,8 @@ def test_chest_x_rays_are_blended() -> None:
         ({"adaptation_rate": 0.0}, "adaptation_rate: a positive finite number"),
         ({"adaptation_rate": math.inf}, "adaptation_rate: a positive finite number"),
         ({"adaptation_steps": 0}, "adaptation_steps: at least 1, got 0.1 and 0"),
+        ({"pretraining_epochs": 0}, "pretraining_epochs: at least 1"),
+        ({"mask_ratio": 1.0}, r"mask_ratio: a fraction in \[0, 1\)"),
     ],
 )
 def test_settings_out_of_range(settings: dict[str, Any], says: str) -> None:
@@ -1078,7 +1134,9 @@ def test_settings_out_of_range(settings: dict[str, Any], says: str) -> None:
         GuidedConfig(**settings)
 
 
-@pytest.mark.parametrize("assignment", ["guidance=nowhere", "map_head=patches", "score=sum", "tuned=some", "scales=a"])
+@pytest.mark.parametrize(
+    "assignment", ["guidance=nowhere", "map_head=patches", "score=sum", "tuned=some", "scales=a", "pretraining=msn"]
+)
 def test_words_that_are_no_choice(assignment: str) -> None:
     with pytest.raises(ConfigError, match=assignment.partition("=")[0]):
         configure("guided", assignments=[assignment])

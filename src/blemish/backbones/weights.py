@@ -144,9 +144,11 @@ def _origin(path: Path) -> _Origin | None:
         pretraining = manifest["pretraining"]
     except (SafetensorError, ValueError, TypeError, KeyError, RecursionError):
         return None
+    if not isinstance(pretraining, str):  # the artifact of a detector that was pre-trained first
+        return None
     try:
         backbone = manifest["backbone"]
-        return _Origin(str(pretraining), str(backbone["spec"]["name"]), WeightsInfo.from_dict(backbone["weights"]))
+        return _Origin(pretraining, str(backbone["spec"]["name"]), WeightsInfo.from_dict(backbone["weights"]))
     except (TypeError, KeyError, ConfigError) as error:
         raise WeightsError(f"{path}: what it says of itself is damaged ({error}); pre-train it again") from error
 

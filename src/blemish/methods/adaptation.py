@@ -1,4 +1,4 @@
-"""Test-time adaptation: bring the attention entropies of new pictures back to those of the training pictures.
+"""Test-time adaptation as published: bring the attention entropies of new pictures back to the training pictures'.
 
 Stages II and III of "Anomaly Detection and Localization Using Attention-Guided Synthetic Anomaly and Test-Time
 Adaptation" (the poster). A picture is described by the entropy of every attention head of the last block's [CLS] token.
@@ -29,7 +29,9 @@ Mode = Literal["online", "episodic"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 LEAST = 8  # pictures; fewer say too little of their distribution
 MOMENTUM, LARGEST_GRADIENT = 0.9, 1.0
-_DRAWS, _DRAWN, _CHANCE = 400, 16, 0.99  # batches of training pictures that show how far chance goes
+DRAWS, DRAWN, CHANCE = 400, 16, 0.99  # batches of training pictures that show how far chance goes
+AS_USUAL = "not adapted: as the training pictures"
+TOO_FEW = f"not adapted: {{}} pictures at once, {LEAST} are needed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +98,10 @@ def summary(entropies: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     normal = entropies[0].double()
     generator = torch.Generator().manual_seed(0)
     drifts = []
-    for _ in range(_DRAWS):
-        chosen = torch.randint(normal.shape[1], (_DRAWN,), generator=generator).to(normal.device)
+    for _ in range(DRAWS):
+        chosen = torch.randint(normal.shape[1], (DRAWN,), generator=generator).to(normal.device)
         drifts.append(drift(normal[:, chosen], statistics))
-    limit = torch.stack(drifts).quantile(_CHANCE)
+    limit = torch.stack(drifts).quantile(CHANCE)
     return statistics.float(), torch.stack([limit, limit.new_tensor(normal.shape[1])]).float()
 
 
@@ -137,8 +139,31 @@ def discrepancy(entropies: Tensor, anomalous: Tensor, statistics: Tensor) -> Ten
     return total
 
 
-class Adapter:
-    """Scores batches with a model that follows them.
+class Adapter(Protocol):
+    """Scores batches with a model that follows them: `EntropyAdapter`, or `alignment.Aligner`."""
+
+    def score(self, images: Tensor) -> Adapted:
+        """Scores of a batch B 3 H W, after adapting to it. Before and after, the model has the artifact's weights."""
+        ...
+
+    def restore(self) -> None:
+        """Forget what was adapted to."""
+        ...
+
+
+def check_adaptable(mode: str, *, known: bool) -> None:
+    """Raises: ConfigError for another mode, or where it is not `known` what to adapt to."""
+    if mode not in MODES:
+        raise ConfigError(f"adaptation: {' or '.join(MODES)}, got {mode!r}")
+    if not known:
+        raise ConfigError(
+            "the artifact holds no statistics to adapt to, as it was fitted on a single picture or at other sizes; "
+            "fit it on more, with these sizes as --scales"
+        )
+
+
+class EntropyAdapter:
+    """Brings the attention entropies of batches nearer to those of the training pictures.
 
     Args:
         model: a fitted method that `adapts`.
@@ -149,13 +174,7 @@ class Adapter:
     """
 
     def __init__(self, model: Adaptable, mode: Mode, *, rate: float, steps: int) -> None:
-        if mode not in MODES:
-            raise ConfigError(f"adaptation: {' or '.join(MODES)}, got {mode!r}")
-        if model.statistics.numel() == 0:
-            raise ConfigError(
-                "the artifact holds no statistics to adapt to, as it was fitted on a single picture or at other sizes; "
-                "fit it on more, with these sizes as --scales"
-            )
+        check_adaptable(mode, known=model.statistics.numel() > 0)
         self.model = model
         self.mode = mode
         self._rate, self._steps = rate, steps
@@ -171,7 +190,7 @@ class Adapter:
         count = len(images)
         if count < LEAST:
             scores = self.model.combine(self.model.examine(images))
-            return Adapted(scores, False, f"not adapted: {count} pictures at once, {LEAST} are needed")
+            return Adapted(scores, False, TOO_FEW.format(count))
         if self.mode == "episodic":
             self.restore()
         self._put(self._current)
@@ -186,7 +205,7 @@ class Adapter:
         normal = ~anomalous if int((~anomalous).sum()) > 1 else torch.ones_like(anomalous)
         limit, known = self.model.chance.tolist()
         if drift(look.entropies[:, normal], self.model.statistics, known) <= limit:
-            return self._result(look, "not adapted: as the training pictures")
+            return self._result(look, AS_USUAL)
         before = discrepancy(look.entropies, anomalous, self.model.statistics)
         self._learn(images, anomalous)
         look = self.model.examine(images)

@@ -32,12 +32,13 @@ from blemish.backbones.vit import VitBackbone
 from blemish.errors import CollapseError, ConfigError
 from blemish.losses.clustering import centred, mean_over_processes, multi_view, sinkhorn
 from blemish.methods.heads import initialise, projection
-from blemish.methods.trained import Learner, Schedule, TrainingBatch
+from blemish.methods.trained import Learner, Schedule, TrainingBatch, layerwise_adamw, warm_up_then_cosine
 
 Masking = Literal["none", "random", "block", "attention"]
-SETTLED = 50  # steps, over about which the prototypes' usage is averaged; from then on it is judged
+SETTLED = 50  # steps, over about which a reading is averaged that one batch says little of; from then on it is judged
 LEAST_USAGE = 2.0  # prototypes
-LEAST_SPREAD = 1e-3
+LEAST_SPREAD = 1e-3  # of the encoder's features
+LEAST_TOLD_APART = 1e-2  # spread of the head's, below which ε = 0.05 balances all pictures to the same targets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +151,7 @@ class APMask(Learner):
     name = "apmask"
     backbone: VitBackbone
     centre: Tensor  # K, for "dino"
-    predicted: Tensor  # K, the mean prediction over recent steps
+    recent: Tensor  # 1 + K, means over recent steps: the spread of the head's features, and the prediction
     latest: Tensor  # the readings
     _noted: Tensor  # what they are made of
 
@@ -166,8 +167,8 @@ class APMask(Learner):
             torch.manual_seed(config.seed)
             self.head = Head(backbone.dim, config.prototypes, config.hidden, config.bottleneck)
         self.register_buffer("centre", torch.zeros(config.prototypes))
-        self.register_buffer("predicted", torch.zeros(config.prototypes))
-        self.register_buffer("latest", torch.zeros(4))
+        self.register_buffer("recent", torch.zeros(1 + config.prototypes))
+        self.register_buffer("latest", torch.zeros(5))
         self.teacher: Teacher | None = None
         self._computes_in = torch.float32
 
@@ -199,31 +200,13 @@ class APMask(Learner):
 
     def optimizer(self) -> torch.optim.Optimizer:
         """AdamW; blocks learn the slower the further they are from the end."""
-        settings, depth = self.config, self.backbone.depth
-        groups = []
-        for name, parameter in self.named_parameters():
-            if not parameter.requires_grad:
-                continue
-            distance = 0
-            if name.startswith("backbone.model.blocks."):
-                distance = depth - int(name.split(".")[3])
-            elif name.startswith("backbone.") and not name.startswith("backbone.model.norm."):
-                distance = depth + 1
-            groups.append(
-                {
-                    "params": [parameter],
-                    "lr": settings.learning_rate * settings.layer_decay**distance,
-                    "weight_decay": settings.weight_decay if parameter.ndim > 1 else 0.0,
-                }
-            )
-        return torch.optim.AdamW(groups)
+        return layerwise_adamw(self, self.config.layer_decay)
 
     def learning_rate_factor(self, progress: float) -> float:
         settings = self.config
-        low = settings.learning_rate_start / settings.learning_rate
-        if progress < settings.warmup:
-            return low + (1 - low) * progress / settings.warmup
-        return 0.5 * (1 + math.cos(math.pi * (progress - settings.warmup) / (1 - settings.warmup)))
+        return warm_up_then_cosine(
+            progress, start=settings.learning_rate_start / settings.learning_rate, warmup=settings.warmup
+        )
 
     def training_step(self, batch: TrainingBatch, progress: float) -> Tensor:
         assert batch.images is not None
@@ -236,7 +219,7 @@ class APMask(Learner):
         if len(narrow):
             features += torch.split(look(self.backbone, self.head, narrow, self.kept(narrow))[1], len(wide))
         predictions = [(self.head.scores(each) / self.config.temperature).log_softmax(1) for each in features]
-        self._note(targets, predictions[0], (shown * features[0]).sum(1), seen)
+        self._note(targets, predictions[0], (shown * features[0]).sum(1), seen, shown)
         return multi_view(targets, predictions)
 
     def views(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -277,17 +260,18 @@ class APMask(Learner):
         return targets
 
     @torch.no_grad()
-    def _note(self, targets: Tensor, predictions: Tensor, agreements: Tensor, seen: Tensor) -> None:
+    def _note(self, targets: Tensor, predictions: Tensor, agreements: Tensor, seen: Tensor, shown: Tensor) -> None:
         """Keep what `after_step` judges by, over all processes.
 
-        Args: targets, log-predictions of the global view: B K. agreements: B. seen: the teacher's [CLS], B D.
+        Args: targets, log-predictions of the global view: B K. agreements: B. seen: the teacher's [CLS], B D. shown:
+            what its head makes of them, of length 1.
         """
         uncertainty = torch.special.entr(targets).sum(1) / math.log(self.config.prototypes)
-        directions = F.normalize(seen, dim=1)
-        middle = mean_over_processes(directions.mean(0))
-        distances = (directions - middle).square().sum(1)
-        rows = torch.stack([uncertainty, agreements, distances], dim=1).mean(0)
-        self._noted = mean_over_processes(torch.cat([rows, predictions.exp().mean(0)]))
+        apart = [scattered(F.normalize(seen, dim=1)), scattered(shown)]
+        rows = torch.stack([uncertainty, agreements, *apart], dim=1).mean(0)
+        noted = mean_over_processes(torch.cat([rows, predictions.exp().mean(0)]))
+        noted[2:4].sqrt_()
+        self._noted = noted
 
     def after_step(self, step: int, steps: int) -> None:
         """The prototypes get length 1 again, and the teacher follows. Raises: CollapseError."""
@@ -295,10 +279,10 @@ class APMask(Learner):
         self.head.normalise()
         self.teacher.follow(self.backbone, self.head, self.momentum(step, steps))
         with torch.no_grad():
-            uncertainty, agreement, distance = self._noted[:3]
-            self.predicted.lerp_(self._noted[3:], max(1 / step, 1 / SETTLED))
-            usage = torch.special.entr(self.predicted).sum().exp()
-            self.latest.copy_(torch.stack([uncertainty, usage, agreement, distance.sqrt()]))
+            uncertainty, agreement, spread = self._noted[:3]
+            self.recent.lerp_(self._noted[3:], max(1 / step, 1 / SETTLED))
+            usage = torch.special.entr(self.recent[1:]).sum().exp()
+            self.latest.copy_(torch.stack([uncertainty, usage, agreement, spread, self.recent[0]]))
         self._check(step)
 
     def momentum(self, step: int, steps: int) -> float:
@@ -315,18 +299,22 @@ class APMask(Learner):
         assignment_entropy: of the targets, in units of log K; 1 = no cluster is told from another. prototype_usage: exp
         of the entropy of the mean prediction for global views over the last 50 steps or so: how many prototypes are in
         use, 1 to K. agreement: mean cosine of the teacher's and the student's features of a picture. feature_spread:
-        standard deviation of the teacher's [CLS] tokens, of length 1, about their mean, in [0, 1].
+        standard deviation of the teacher's [CLS] tokens, of length 1, about their mean, in [0, 1]. projection_spread:
+        the same of what its head makes of them, over recent steps like the usage.
         """
-        names = ("assignment_entropy", "prototype_usage", "agreement", "feature_spread")
+        names = ("assignment_entropy", "prototype_usage", "agreement", "feature_spread", "projection_spread")
         return dict(zip(names, self.latest.tolist(), strict=True))
 
     def _check(self, step: int) -> None:
         readings = self.readings
         usage, spread = readings["prototype_usage"], readings["feature_spread"]
+        told_apart = readings["projection_spread"]
         if step >= SETTLED and usage < LEAST_USAGE:
             seen = f"all pictures fall on {usage:.2f} of {self.config.prototypes} prototypes (over {SETTLED} steps)"
         elif spread < LEAST_SPREAD:
             seen = f"the encoder's features of all pictures are the same (they spread by {spread:.1g})"
+        elif step >= SETTLED and told_apart < LEAST_TOLD_APART:
+            seen = f"the head's features of all pictures are the same (they spread by {told_apart:.1g})"
         else:
             return
         raise CollapseError(
@@ -359,13 +347,6 @@ class APMask(Learner):
     def _watched(self, images: Tensor) -> Tensor:
         backbone = self.backbone if self.teacher is None else self.teacher.backbone
         return backbone.guidance(images, (backbone.depth,))
-
-    def encoder_state(self) -> dict[str, Tensor]:
-        """The encoder's weights by timm's names: copies, float32, on the CPU."""
-        state: dict[str, Tensor] = self.backbone.model.state_dict()
-        return {
-            name: tensor.detach().to("cpu", torch.float32, copy=True).contiguous() for name, tensor in state.items()
-        }
 
 
 class Head(nn.Module):
@@ -416,6 +397,11 @@ def look(backbone: VitBackbone, head: Head, views: Tensor, keep: Tensor | None =
     cls = backbone.norm(backbone(views, (backbone.depth,), keep=keep).cls[-1])
     features: Tensor = head(cls)
     return cls, features
+
+
+def scattered(rows: Tensor) -> Tensor:
+    """Squared distances B of rows B D from their mean, which is that over all processes."""
+    return (rows - mean_over_processes(rows.mean(0))).square().sum(1)
 
 
 # Masks

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,9 @@ from blemish.backbones import Backbone
 from blemish.errors import ArtifactError, ConfigError, NotFittedError
 from blemish.methods.adaptation import Adapter, Mode
 from blemish.types import Batch, Progress, Scores
+
+if TYPE_CHECKING:
+    from blemish.methods.apmask import APMaskConfig
 
 Batches = Callable[[], Iterable[Batch]]
 
@@ -62,6 +65,11 @@ class MethodConfig:
     def for_layout(self, layout: str) -> Self:
         """These settings as they suit a data set of that layout, where they depend on it."""
         return self
+
+    @property
+    def pretraining_config(self) -> APMaskConfig | None:
+        """How the backbone is to be trained further, on the same pictures, before the method is built; None = not."""
+        return None
 
     @classmethod
     def recipes(cls) -> dict[str, Callable[[], Self]]:

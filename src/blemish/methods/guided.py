@@ -33,13 +33,21 @@ from blemish.anomalies import simulate_batch, simulator
 from blemish.backbones import Backbone, Features
 from blemish.backbones.vit import VitBackbone
 from blemish.errors import ConfigError
-from blemish.methods.adaptation import Adapter, Look, Mode, attention_entropy, summary
+from blemish.methods import alignment
+from blemish.methods.adaptation import Adapter, EntropyAdapter, Look, Mode, attention_entropy, summary
+from blemish.methods.apmask import APMaskConfig, Masking
 from blemish.methods.base import Batches, smooth, top_mean
 from blemish.methods.coreset import StreamingCoreset, nearest
 from blemish.methods.embedding import join
 from blemish.methods.guidance import sharpness, shuffled
 from blemish.methods.heads import initialise, projection
-from blemish.methods.trained import TrainedConfig, TrainedMethod, TrainingBatch
+from blemish.methods.trained import (
+    TrainedConfig,
+    TrainedMethod,
+    TrainingBatch,
+    layerwise_adamw,
+    warm_up_then_cosine,
+)
 from blemish.types import Progress, Scores
 
 SIX_SCALES = (224, 320, 384, 416, 448, 512)
@@ -74,10 +82,18 @@ class GuidedConfig(TrainedConfig):
         learning_rate_start, warmup: the learning rate rises from here during this fraction of the run; then it falls
             as a cosine to nearly 0.
         ema: whether the average of the weights over the last tenth of the run is kept, in place of the last ones.
-        adaptation_rate, adaptation_steps: of SGD at test-time adaptation, and its steps a batch.
+        adaptation: what is brought back to the training pictures' at test time: "features" (their moments, in closed
+            form) or "entropies" (of the last block's attention, as published).
+        adaptation_rate, adaptation_steps: of SGD, and its steps a batch, for "entropies".
         scales: sides of the squares that a picture is looked at in when it is scored. The time grows with the sum of
             their areas: the six of the paper cost 19 times 224² alone.
         zoom: where there are no `scales`, a picture is scored in this multiple of `image_size`, in which it is trained.
+        pretraining: how the encoder is trained further on the same pictures before all this: "none"; "apmask"; "dino"
+            (APMask's views with DINO's own objective); or "published": "apmask", but "none" on chest X-rays, as in the
+            second paper.
+        pretraining_recipe, pretraining_epochs: the recipe of `APMaskConfig` that it follows, and its length, on which a
+            time budget decides instead.
+        masking, mask_ratio: which patches its student does not see, and what share of them; see `APMaskConfig`.
     """
 
     image_size: tuple[int, ...] = (224,)
@@ -105,10 +121,16 @@ class GuidedConfig(TrainedConfig):
     learned: float = 0.25
     pooling: int = 3
     ema: bool = True
+    adaptation: Literal["features", "entropies"] = "features"
     adaptation_rate: float = 0.1
     adaptation_steps: int = 1
     scales: tuple[int, ...] = ()
     zoom: float = 2.0
+    pretraining: Literal["none", "apmask", "dino", "published"] = "none"
+    pretraining_recipe: Literal["best", "paper"] = "best"
+    pretraining_epochs: int = 300
+    masking: Masking = "attention"
+    mask_ratio: float = 0.3
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -140,6 +162,10 @@ class GuidedConfig(TrainedConfig):
             raise ConfigError(f"zoom: a factor from 0.25 to 8 is needed, got {self.zoom}")
         if self.scales and self.height_width[0] != self.height_width[1]:
             raise ConfigError("scales: are sides of squares; choose a square image_size, or no scales")
+        if self.pretraining_epochs < 1:
+            raise ConfigError(f"pretraining_epochs: at least 1 is needed, got {self.pretraining_epochs}")
+        if not 0 <= self.mask_ratio < 1:
+            raise ConfigError(f"mask_ratio: a fraction in [0, 1) is needed, got {self.mask_ratio}")
 
     @classmethod
     def paper_bmvc(cls) -> Self:
@@ -158,21 +184,49 @@ class GuidedConfig(TrainedConfig):
             score="class",
             bank_size=0,
             ema=False,
+            adaptation="entropies",
             zoom=1.0,
         )
 
     @classmethod
     def paper_aaai(cls) -> Self:
-        """The second paper's fine-tuning: as the first, with six sizes. Its encoder comes from `blemish pretrain`."""
-        return replace(cls.paper_bmvc(), scales=SIX_SCALES)
+        """The second paper's setting: 300 epochs of APMask, then as the first, with six sizes."""
+        return replace(cls.paper_bmvc(), scales=SIX_SCALES, pretraining="published", pretraining_recipe="paper")
 
     def for_layout(self, layout: str) -> Self:
-        """Chest X-rays are blended, as in the second paper."""
-        if self.simulators:
-            return self
-        if layout == "nih":
-            return replace(self, simulators=("guided-poisson",))
-        return replace(self, simulators=("guided", "guided-fine") if self.small_pieces else ("guided",))
+        """Chest X-rays are blended, as in the second paper, and "published" is no pre-training on them: its row for NIH
+        is without."""
+        x_rays = layout == "nih"
+        simulators, pretraining = self.simulators, self.pretraining
+        if not simulators and x_rays:
+            simulators = ("guided-poisson",)
+        elif not simulators:
+            simulators = ("guided", "guided-fine") if self.small_pieces else ("guided",)
+        if pretraining == "published":
+            pretraining = "none" if x_rays else "apmask"
+        return replace(self, simulators=simulators, pretraining=pretraining)
+
+    @property
+    def pretraining_config(self) -> APMaskConfig | None:
+        """The recipe's views are for pictures of 224²; these are in proportion to `image_size`."""
+        if self.pretraining == "none":
+            return None
+        recipe = APMaskConfig.recipes()[self.pretraining_recipe]()
+        height, width = self.height_width
+        enlarged = math.sqrt(height * width) / recipe.image_size
+        return replace(
+            recipe,
+            backbone=self.backbone,
+            seed=self.seed,
+            epochs=self.pretraining_epochs,
+            cache_gib=self.cache_gib,
+            image_size=round(enlarged * recipe.image_size),
+            local_size=round(enlarged * recipe.local_size),
+            picture_size=round(enlarged * recipe.picture_size),
+            masking=self.masking,
+            mask_ratio=self.mask_ratio,
+            objective="dino" if self.pretraining == "dino" else "clusters",
+        )
 
 
 class Guided(TrainedMethod):
@@ -188,6 +242,9 @@ class Guided(TrainedMethod):
     normal: Tensor  # over normal pictures, the means (first row) and spreads of the learned map and the distance
     statistics: Tensor
     chance: Tensor
+    usual: Tensor
+    limits: Tensor
+    tokens: Tensor
 
     def __init__(self, config: GuidedConfig, backbone: Backbone) -> None:
         super().__init__(config, backbone)
@@ -208,6 +265,9 @@ class Guided(TrainedMethod):
         self.register_buffer("normal", torch.empty(0))
         self.register_buffer("statistics", torch.empty(0))
         self.register_buffer("chance", torch.zeros(2))
+        self.register_buffer("usual", torch.empty(0))
+        self.register_buffer("limits", torch.empty(0))
+        self.register_buffer("tokens", torch.empty(0, dtype=torch.int64))
         self.average: nn.Module | None = None
         self._computes_in = torch.float32
         self._reference: list[VitBackbone] = []  # the pre-trained encoder, whose attention guides; not a submodule
@@ -267,31 +327,13 @@ class Guided(TrainedMethod):
 
     def optimizer(self) -> torch.optim.Optimizer:
         """AdamW; blocks learn the slower the further they are from the end."""
-        settings, depth = self.config, self.backbone.depth
-        groups = []
-        for name, parameter in self.named_parameters():
-            if not parameter.requires_grad or name.startswith("average."):
-                continue
-            distance = 0
-            if name.startswith("backbone.model.blocks."):
-                distance = depth - int(name.split(".")[3])
-            elif name.startswith("backbone.") and not name.startswith("backbone.model.norm."):
-                distance = depth + 1
-            groups.append(
-                {
-                    "params": [parameter],
-                    "lr": settings.learning_rate * settings.layer_decay**distance,
-                    "weight_decay": settings.weight_decay if parameter.ndim > 1 else 0.0,
-                }
-            )
-        return torch.optim.AdamW(groups)
+        return layerwise_adamw(self, self.config.layer_decay)
 
     def learning_rate_factor(self, progress: float) -> float:
         settings = self.config
-        low = settings.learning_rate_start / settings.learning_rate
-        if progress < settings.warmup:
-            return low + (1 - low) * progress / settings.warmup
-        return 0.5 * (1 + math.cos(math.pi * (progress - settings.warmup) / (1 - settings.warmup)))
+        return warm_up_then_cosine(
+            progress, start=settings.learning_rate_start / settings.learning_rate, warmup=settings.warmup
+        )
 
     def training_step(self, batch: TrainingBatch, progress: float) -> Tensor:
         assert batch.images is not None
@@ -436,12 +478,14 @@ class Guided(TrainedMethod):
 
     @torch.no_grad()
     def summarise(self, batches: Batches, count: int, progress: Progress) -> None:
-        """Stage II: the moments of the attention entropies of training pictures and of their twins. And the bank."""
+        """Stage II: the moments of the attention entropies of training pictures and of their twins; the moments of
+        the former's features; and the bank."""
         size = self.config.bank_size
         bank = StreamingCoreset(size, self.backbone.dim, search_dtype=self._computes_in) if size else None
         some: list[tuple[Tensor, Tensor]] = []  # pictures by which the bank is judged, with their owners
         maps: list[Tensor] = []
         entropies: tuple[list[Tensor], list[Tensor]] = ([], [])
+        moments: dict[int, list[Tensor]] = {}  # by how many patches there are
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.seed)
             for done, batch in enumerate(batches(), start=1):
@@ -450,7 +494,8 @@ class Guided(TrainedMethod):
                 if (done - 1) % max(1, count * pictures // SUMMARISED) == 0:
                     guide = self.encode(resized(batch.images, self.config.height_width))["guide"]
                     twins, _, _ = self._simulated(batch.images, guide)
-                    look, features = self._look(batch.images)
+                    with alignment.recorded(self.backbone, moments):
+                        look, features = self._look(batch.images)
                     maps.append(look.maps)
                     entropies[0].append(look.entropies)
                     entropies[1].append(self._look(twins)[0].entropies)
@@ -466,6 +511,9 @@ class Guided(TrainedMethod):
         self._reference.clear()
         if sum(map(len, maps)) > 1:
             self.statistics, self.chance = summary([torch.cat(rows, dim=1) for rows in entropies])
+            aims = [alignment.summary(torch.cat(seen)) for seen in moments.values()]
+            self.usual, self.limits = (torch.stack(parts) for parts in zip(*aims, strict=True))
+            self.tokens = torch.tensor(list(moments), device=self.usual.device)
         spreads = [spread(torch.cat([each.flatten() for each in maps]))]
         if bank is not None:
             progress("selecting", 0, 0)
@@ -502,7 +550,16 @@ class Guided(TrainedMethod):
 
     def adapter(self, mode: Mode) -> Adapter:
         """What scores batches while adapting to them."""
-        return Adapter(self, mode, rate=self.config.adaptation_rate, steps=self.config.adaptation_steps)
+        settings, stride = self.config, self.backbone.stride
+        if settings.adaptation == "entropies":
+            return EntropyAdapter(self, mode, rate=settings.adaptation_rate, steps=settings.adaptation_steps)
+        sizes = {(height // stride) * (width // stride) for height, width in self.scales}
+        return alignment.Aligner(self, mode, sizes)
+
+    @property
+    def known(self) -> float:
+        """Of how many training pictures the moments are."""
+        return float(self.chance[1])
 
 
 @dataclass(frozen=True, slots=True)

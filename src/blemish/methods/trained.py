@@ -146,6 +146,44 @@ class TrainedMethod(Method, Learner):
         raise NotImplementedError(f"{self.name} is trained by blemish.training.train")
 
 
+def layerwise_adamw(learner: Learner, decay: float) -> torch.optim.AdamW:
+    """AdamW over what a ViT and its heads learn, each block slower by the factor `decay` than the next one.
+
+    As BEiT fine-tunes (Bao et al. 2022): the heads and the final norm at the config's learning rate, the embedding
+    slowest; what has one dimension (biases, norms) is not decayed.
+    """
+    settings, depth = learner.config, learner.backbone.depth
+    groups = []
+    for name, parameter in learner.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        distance = 0
+        if name.startswith("backbone.model.blocks."):
+            distance = depth - int(name.split(".")[3])
+        elif name.startswith("backbone.") and not name.startswith("backbone.model.norm."):
+            distance = depth + 1
+        groups.append(
+            {
+                "params": [parameter],
+                "lr": settings.learning_rate * decay**distance,
+                "weight_decay": settings.weight_decay if parameter.ndim > 1 else 0.0,
+            }
+        )
+    return torch.optim.AdamW(groups)
+
+
+def warm_up_then_cosine(progress: float, *, start: float, warmup: float) -> float:
+    """A factor of learning rates at `progress` in [0, 1]: a line from `start` to 1 until `warmup`, then a cosine to 0.
+
+    Example:
+        >>> [round(warm_up_then_cosine(share, start=0.1, warmup=0.2), 3) for share in (0, 0.1, 0.2, 0.6, 1)]
+        [0.1, 0.55, 1.0, 0.5, 0.0]
+    """
+    if progress < warmup:
+        return start + (1 - start) * progress / warmup
+    return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
+
+
 def finite(loss: Tensor, step: int) -> Tensor:
     """The loss as it is. Raises: NonFiniteError when it is NaN or infinite."""
     if not bool(torch.isfinite(loss)):

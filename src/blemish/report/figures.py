@@ -165,7 +165,7 @@ def health(
     Returns: an SVG or PNG file.
     Raises: ConfigError if the lengths differ; NonFiniteError if a value is not finite.
     """
-    with _figure(format, width=12.0, height=4.4) as (figure, sheet):
+    with _figure(format, width=2.4 * max(5, len(curves)), height=4.4) as (figure, sheet):
         above, below = figure.subfigures(2, 1, height_ratios=(3, 2), squeeze=False)[:, 0]
         plots = above.subplots(1, len(curves), squeeze=False)[0]
         for axes, (title, values) in zip(plots, curves.items(), strict=True):

@@ -17,10 +17,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from blemish.anomalies.base import place_probability
 from blemish.errors import ConfigError, NonFiniteError
 from blemish.files import write_whole
 
 Picture = npt.NDArray[np.uint8]
+
+ATTENTION_SCALE = (1.0, 8.0)  # in multiples of the attention's mean: where it is flat, nothing shows
 
 # Plasma (van der Walt and Smith 2015): lightness rises steadily, and so it reads without colour vision and in print.
 # Its dark end is a saturated blue; inferno's is black, which on a photograph looks like a shadow of the part.
@@ -69,6 +72,18 @@ def overlay(
     kept, tint = (1.0 - alpha).astype(np.float32), (alpha * _COLOURS).astype(np.float32)
     blended: Picture = np.rint(picture * kept[index] + tint[index]).astype(np.uint8)
     return blended
+
+
+def attention_overlay(picture: Picture, attention: npt.NDArray[np.floating[Any]]) -> Picture:
+    """The picture tinted where attention (h w, sum 1) is high, on `ATTENTION_SCALE`. Raises: as `overlay`.
+
+    Example:
+        >>> grey, flat = np.full((32, 32, 3), 100, np.uint8), np.full((2, 2), 0.25)
+        >>> bool((attention_overlay(grey, flat) == grey).all())
+        True
+    """
+    height, width = picture.shape[:2]
+    return overlay(picture, place_probability(attention, (height, width)) * (height * width), ATTENTION_SCALE)
 
 
 def colour_bar(scale: tuple[float, float], *, width: int = 256, height: int = 16, opacity: float = 1.0) -> Picture:

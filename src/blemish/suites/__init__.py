@@ -3,7 +3,7 @@
 A file has a `title`, a `method`, a `recipe`, `published_on` (what the published figures were measured on) and
 `[[table]]` entries: `name`, `title`, perhaps a `source` and a `note`, and `rows`, each with a `label`, `settings`, and
 perhaps `published`: metric -> figure in %, as printed. All rows of a table name the same settings, its factors;
-whatever they do not name is common to the whole table.
+whatever they do not name is common to the whole table. A row without settings is only shown, as it was published.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ class Entry:
 
     Attributes:
         method, recipe: names, as of `blemish.fit`.
-        settings: what the table varies, as this line has it; anything else is up to the recipe and the user.
+        settings: what the table varies, as this line has it; anything else is up to the recipe and the user. Empty in a
+            line of a suite = published only, it cannot be measured.
         label: how the table calls the line.
         published: metric of a result row -> the figure in % that the source gives.
     """
@@ -58,7 +59,7 @@ class Table:
     @property
     def factors(self) -> frozenset[str]:
         """The settings that its rows vary."""
-        return frozenset(self.rows[0].settings)
+        return frozenset(key for row in self.rows for key in row.settings)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +80,8 @@ class Suite:
         return dataclasses.replace(self, tables=tuple(table for table in self.tables if table.name in names))
 
     def entries(self, recipe: str | None = None) -> list[Entry]:
-        """The lines of all tables, with the recipe of the suite or another."""
-        rows = (row for table in self.tables for row in table.rows)
+        """What can be measured of all tables, with the recipe of the suite or another."""
+        rows = (row for table in self.tables for row in table.rows if row.settings)
         return [row if recipe is None else dataclasses.replace(row, recipe=recipe) for row in rows]
 
 
@@ -89,7 +90,7 @@ def names() -> list[str]:
 
     Example:
         >>> names()
-        ['agpnet-ablations', 'guided-ablations']
+        ['agpnet-ablations', 'apmask-ablations', 'guided-ablations']
     """
     files = (file.name for file in resources.files(__name__).iterdir())
     return sorted(file.removesuffix(SUFFIX) for file in files if file.endswith(SUFFIX))
@@ -125,8 +126,10 @@ def _suite(name: str, values: dict[str, Any]) -> Suite:
 def _table(values: dict[str, Any], method: str, recipe: str) -> Table:
     rows = tuple(Entry(method=method, recipe=recipe, **row) for row in values.pop("rows"))
     table = Table(rows=rows, **values)
-    if not rows or any(row.settings.keys() != table.factors for row in rows):
+    if not table.factors or any(row.settings and row.settings.keys() != table.factors for row in rows):
         raise ValueError(f"table {table.name}: it needs rows, all of which name the same settings")
+    if not all(row.settings or row.published for row in rows):
+        raise ValueError(f"table {table.name}: a row has neither settings nor published figures")
     if len({row.label for row in rows}) < len(rows):
         raise ValueError(f"table {table.name}: two rows have the same label")
     return table

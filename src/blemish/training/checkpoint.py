@@ -125,12 +125,10 @@ def find(path: Path | None, identity: Mapping[str, Any], *, resume: bool) -> Che
         if resume:
             raise ConfigError("resume: the path of a checkpoint is needed")
         return None
+    if not resume:
+        check_free(path)
     if not path.exists():
         return None
-    if not resume:
-        raise OutputError(
-            f"{path}: an interrupted training lies there; --resume goes on with it, or remove the file to start anew"
-        )
     found = _read(path)
     differing = list(_differences(found.identity, json.loads(json.dumps(identity))))
     if differing:
@@ -139,6 +137,14 @@ def find(path: Path | None, identity: Mapping[str, Any], *, resume: bool) -> Che
             "remove the file to start anew"
         )
     return found
+
+
+def check_free(path: Path) -> None:
+    """Raises: OutputError where a checkpoint lies."""
+    if path.exists():
+        raise OutputError(
+            f"{path}: an interrupted training lies there; --resume goes on with it, or remove the file to start anew"
+        )
 
 
 def fingerprint(stream: PictureStream) -> str:

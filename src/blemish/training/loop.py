@@ -89,8 +89,8 @@ def train(
             precision, …), JSON-ready: a checkpoint is resumed only by the training with the same identity.
         minutes: a time budget, from the call of this function on: a few steps are tried, then as many are made as fit
             in (one at least), whatever `epochs` and `min_steps` of the config say.
-        checkpoint: where the state is kept, about once a minute and when interrupted (Ctrl-C); the caller removes it
-            once the result is safe.
+        checkpoint: where the state is kept, about once a minute, when interrupted (Ctrl-C) and at the end, from where a
+            resumed training takes no step; the caller removes it once the result is safe.
         resume: go on from the checkpoint where there is one; else none must be there.
         progress: called with "reading the pictures", then with "training · loss … · … pictures/s · … left".
         watch: called in rank 0 after every step with its number (from 1), how many there are, and its loss. It draws
@@ -157,7 +157,8 @@ def train(
                 if watch is not None and rank == 0:
                     watch(step + 1, steps, latest)
                 stop = interrupted.is_set() and rank == 0
-                if checkpoint is not None and rank == 0 and (stop or time.monotonic() - saved >= BETWEEN_CHECKPOINTS):
+                due = stop or step + 1 == steps or time.monotonic() - saved >= BETWEEN_CHECKPOINTS
+                if checkpoint is not None and rank == 0 and due:
                     checkpoints.save(
                         checkpoint,
                         method,
