@@ -550,7 +550,6 @@ def test_evaluate_adapt_and_scales(run: Run, detector: Detector, artifact: Path,
     assert [row["score"] for row in json.loads(answer)["rows"]] == [row["score"] for row in expected.rows]
 
 
-@of_either_kind
 def test_calibrate_at_other_sizes(run: Run, artifact: Path, folders: Folders, tmp_path: Path) -> None:
     made = tmp_path / "small.blemish"
     status, _, _ = run(

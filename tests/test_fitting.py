@@ -20,7 +20,6 @@ from blemish.backbones import build
 from blemish.data.splits import few_shot
 from blemish.data.transforms import prepare
 from blemish.errors import BlemishError, CalibrationError, ConfigError, DataError
-from blemish.fitting import hold_out_sources
 from blemish.images import decode
 from blemish.methods.memory import KnnConfig, PatchCoreConfig
 from blemish.predictor import Detector
@@ -355,45 +354,6 @@ def test_one_picture_has_no_leave_one_out(picture: Part, small: dict[str, Any]) 
     assert detector.threshold is not None
     assert (detector.threshold.value, detector.threshold.n) == (None, 0)
     assert detector.predict(picture(0)).score == pytest.approx(0.0, abs=1e-3)
-
-
-# --- Who is held out -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("fraction", [0.0, 0.2, 0.5, 0.9])
-def test_holding_out_is_a_partition(fraction: float) -> None:
-    for sources in (
-        [f"{index}.png" for index in range(20)],
-        [np.zeros((2, 2), np.uint8)] * 20,
-        [Path("a.png"), np.zeros((2, 2), np.uint8), "b.png", *[f"{index}.png" for index in range(17)]],
-        ["same.png"] * 20,
-    ):
-        kept, held = hold_out_sources(sources, fraction, seed=1)
-        assert sorted([*kept, *held]) == list(range(20))
-        assert len(held) == round(fraction * 20)
-
-
-def test_holding_out_goes_by_path_and_seed() -> None:
-    names = [f"{index:02d}.png" for index in range(20)]
-
-    def held(sources: list[str], seed: int) -> set[str]:
-        return {sources[index] for index in hold_out_sources(sources, 0.3, seed)[1]}
-
-    assert held(names, 1) == held(names[::-1], 1) != held(names, 2)
-
-
-def test_holding_out_is_by_category() -> None:
-    names = [f"{index:02d}.png" for index in range(30)]
-    categories = ["nut"] * 10 + ["bolt"] * 15 + ["nut"] * 4 + ["pin"]
-    kept, held = hold_out_sources(names, 0.4, 1, categories=categories)
-    assert sorted([*kept, *held]) == list(range(30))
-    assert [categories[index] for index in held] == ["bolt"] * 6 + ["nut"] * 6
-    for category in ("bolt", "nut"):  # each as if it were alone
-        own = [name for name, its in zip(names, categories, strict=True) if its == category]
-        assert [names[i] for i in held if categories[i] == category] == [
-            own[i] for i in hold_out_sources(own, 0.4, 1)[1]
-        ]
-    assert hold_out_sources(names, 0.4, 1, categories=[""] * 30) == hold_out_sources(names, 0.4, 1)
 
 
 # --- Calibrating again -----------------------------------------------------------------------------------------------

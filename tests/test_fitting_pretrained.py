@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import blemish
-from blemish import benchmark, cli, fitting
+from blemish import benchmark, cli, fitting, wording
 from blemish.artifact import read
 from blemish.backbones import build
 from blemish.errors import CollapseError, ConfigError, OutputError
@@ -22,6 +22,7 @@ from blemish.methods.apmask import APMaskConfig
 from blemish.methods.guided import GuidedConfig
 from blemish.predictor import Detector
 from blemish.report import figures
+from blemish.training import train
 from blemish.types import Progress
 
 Part = Callable[..., np.ndarray]
@@ -66,6 +67,13 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def _every_step_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("blemish.training.loop.BETWEEN_CHECKPOINTS", 0.0)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, picture: Part, write: Callable[[Path, np.ndarray], Path]) -> Path:
+    for seed in range(6):
+        write(tmp_path / "good" / f"{seed}.png", picture(seed))
+    return tmp_path / "good"
 
 
 def parts(picture: Part) -> list[np.ndarray]:
@@ -177,24 +185,21 @@ def test_what_lies_in_the_way_of_the_second_stage_is_said_before_the_first(pictu
 def test_each_stage_gets_half_of_the_time(picture: Part, monkeypatch: pytest.MonkeyPatch) -> None:
     budgets: list[float] = []
 
-    def noting(train: Callable[..., Any]) -> Callable[..., Any]:
-        def noted(*arguments: Any, minutes: float, **options: Any) -> Any:
-            budgets.append(minutes)
-            return train(*arguments, minutes=None, **options)
-
-        return noted
+    def noted(*arguments: Any, minutes: float, **options: Any) -> Any:
+        budgets.append(minutes)
+        return train(*arguments, minutes=None, **options)
 
     for module in ("fitting", "pretraining"):
-        monkeypatch.setattr(f"blemish.{module}.train", noting(fitting.train))
+        monkeypatch.setattr(f"blemish.{module}.train", noted)
     fit(parts(picture)[:4], time_budget=3.0)
     assert budgets == [1.5, 1.5]
 
 
 @pytest.mark.usefixtures("_every_step_is_kept")
-def test_on_the_command_line(run: Run, good_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_the_command_line(run: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output, checkpoint = tmp_path / "part.blemish", tmp_path / "part.blemish.training"
     first = tmp_path / "part.blemish.training.pretraining"
-    command = ("fit", "guided", good_folder, "-o", output, *OPTIONS)
+    command = ("fit", "guided", folder, "-o", output, *OPTIONS)
     with monkeypatch.context() as patch:
         step = apmask.APMask.after_step
 
@@ -225,27 +230,25 @@ def test_on_the_command_line(run: Run, good_folder: Path, tmp_path: Path, monkey
     assert status == cli.WELL
     for said in ("guided, recipe", "apmask on random", "pretrained:apmask on random"):
         assert said in out
-    status, _, err = run("fit", "knn", good_folder, "-o", tmp_path / "y", "--backbone", "test_vit", "--weights", output)
+    status, _, err = run("fit", "knn", folder, "-o", tmp_path / "y", "--backbone", "test_vit", "--weights", output)
     assert status == cli.ERROR  # a detector, not an encoder
     assert "does not fit the architecture" in err
 
 
-def test_the_human_answer_names_all(run: Run, good_folder: Path, tmp_path: Path) -> None:
-    status, out, _ = run("fit", "guided", good_folder, "-o", tmp_path / "part.blemish", *OPTIONS)
-    assert status == cli.WELL
-    for said in ("Pre-trained: 5 steps", "projection spread", f"Written: {tmp_path / 'part.health.png'}"):
-        assert said in out
-    plain = ("-o", tmp_path / "x", *OPTIONS, "--set", "pretraining=none")
-    assert "Pre-trained" not in run("fit", "guided", good_folder, *plain)[1]
-    assert not (tmp_path / "x.log.jsonl").exists()
+def test_what_is_said_of_it(whole: Detector) -> None:
+    said = "\n".join(wording.fitted(whole.manifest))
+    assert "Pre-trained: 5 steps" in said
+    assert "projection spread" in said
+    plain = {key: value for key, value in whole.manifest.items() if key != "pretraining"}
+    assert "Pre-trained" not in "\n".join(wording.fitted(plain))
 
 
 def test_a_collapse_on_the_command_line(
-    run: Run, good_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(apmask, "SETTLED", 2)
     monkeypatch.setattr(apmask, "LEAST_USAGE", 100.0)
-    command = ("fit", "guided", good_folder, "-o", tmp_path / "part.blemish", *OPTIONS)
+    command = ("fit", "guided", folder, "-o", tmp_path / "part.blemish", *OPTIONS)
     status, out, err = run(*command)
     assert (status, out) == (cli.ERROR, "")
     assert "collapsed at step 2" in err
@@ -254,7 +257,7 @@ def test_a_collapse_on_the_command_line(
     monkeypatch.setenv("RANK", "1")
     assert run(*command) == (cli.WELL, "", "")  # the first process tells
     with pytest.raises(CollapseError):
-        fit([good_folder])
+        fit([folder])
 
 
 def test_a_row_of_the_benchmark(mvtec: Path) -> None:

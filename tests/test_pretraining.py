@@ -179,7 +179,8 @@ def test_what_another_file_says_of_itself(manifest: str, licence: str | None, en
 
 
 def test_the_log_and_its_figure(parts: list[np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(figures, "health", HEALTH)
+    drawn: list[Any] = []
+    monkeypatch.setattr(figures, "health", lambda *given: drawn.append(given) or b"drawn")  # type: ignore[func-returns-value]
     log = tmp_path / "new" / "encoder.log.jsonl"
     (tmp_path / "broken.png").touch()
     encoder = blemish.pretrain(
@@ -200,7 +201,12 @@ def test_the_log_and_its_figure(parts: list[np.ndarray], tmp_path: Path, monkeyp
     curves, attention = read_log(log)
     assert list(curves["loss"]) == [row["loss"] for row in steps]
     assert np.array_equal(attention[20], seen[-1])
-    assert not_blank(tmp_path / "new" / "encoder.health.png")
+    assert (tmp_path / "new" / "encoder.health.png").read_bytes() == b"drawn"
+    ((steps_drawn, shown, tiles),) = drawn
+    assert list(steps_drawn) == list(range(1, 21))
+    assert [list(values) for values in shown.values()] == [list(curves[name]) for name in ("loss", *readings)]
+    assert [caption for caption, _ in tiles] == ["the picture", *(f"step {row['step']}" for row in looks)]
+    assert {pixels.shape for _, pixels in tiles} == {(64, 64, 3)}
 
 
 def test_a_new_run_starts_a_new_log_which_changes_nothing(
@@ -354,6 +360,7 @@ def test_interrupted_on_the_command_line(
 
 
 def test_a_collapse_is_explained(run: Run, good_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figures, "health", HEALTH)
     monkeypatch.setattr("blemish.training.loop.BETWEEN_CHECKPOINTS", 0.0)
     collapse_at(3, monkeypatch)
     status, out, err = run("pretrain", good_folder, "-o", tmp_path / "encoder.safetensors", *OPTIONS)
@@ -362,7 +369,7 @@ def test_a_collapse_is_explained(run: Run, good_folder: Path, tmp_path: Path, mo
     assert "learning_rate" in err
     assert f"how it came about: {tmp_path / 'encoder.health.png'}" in err
     assert "Traceback" not in err
-    assert (tmp_path / "encoder.health.png").exists()
+    assert not_blank(tmp_path / "encoder.health.png")
     assert [row["step"] for row in rows(tmp_path / "encoder.log.jsonl") if "loss" in row] == [1, 2]
     assert not (tmp_path / "encoder.safetensors.training").exists()  # gone on from it would collapse again
     assert not (tmp_path / "encoder.safetensors").exists()

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from blemish.errors import DataError
-from blemish.results import Row, append, read_rows, suite_table, table
+from blemish.results import Row, append, as_ever, read_rows, suite_table, table
 from blemish.suites import Entry, Suite, Table
 
 
@@ -288,6 +288,27 @@ def test_backbones_stand_in_one_table_though_each_has_its_own_weights_and_resolu
     markdown = suite_table(rows, SUITE)
     assert "knn · 32×48 · 64×64 · fp32" in markdown
     assert [line[0] for line in body(markdown)] == ["test_vit", "test_cnn"]
+
+
+def test_settings_that_joined_later_do_not_part_rows() -> None:
+    old = {"bank_size": 7, "image_size": [224]}
+    joined = {"pretraining": "none", "pretraining_recipe": "best", "pretraining_epochs": 300}
+    joined |= {"masking": "attention", "mask_ratio": 0.3, "flips": False}
+    assert as_ever({**old, **joined}) == old
+    for idle in ({"pretraining_recipe": "paper"}, {"pretraining_epochs": 9}, {"masking": "none"}, {"mask_ratio": 0.5}):
+        assert as_ever({**old, **joined, **idle}) == old  # nothing is pre-trained
+        asked = {"pretraining": "apmask", **idle}
+        assert as_ever({**old, **joined, **asked}) == {**old, **asked}
+    assert as_ever({**old, **joined, "pretraining": "apmask"}) == {**old, "pretraining": "apmask"}
+    assert as_ever({**old, "flips": True}) == {**old, "flips": True}
+
+
+def test_the_steps_of_a_pre_training_stand_before_those_of_the_training() -> None:
+    made = {"training": {"steps": 7}, "pretraining": {"training": {"steps": 500}}}
+    rows = [noisy("none", 0, 0.9, training={"steps": 7}), noisy("guided", 0, 0.9, **made)]
+    markdown = suite_table(rows, SUITE)
+    assert "| Seeds | Pre-training steps | Steps | I, published |" in markdown
+    assert [line[5:7] for line in body(markdown)] == [["–", "7"], ["500", "7"], ["–", "–"]]
 
 
 def test_the_steps_of_a_training_are_shown_as_a_budget_may_make_them_unequal() -> None:

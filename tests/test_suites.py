@@ -46,9 +46,10 @@ def test_every_line_of_every_suite_can_be_measured(name: str, recipe: str | None
     suite = suites.read(name)
     for entry in suite.entries(recipe):
         configure(entry.method, recipe=entry.recipe, values=entry.settings)
-        assert entry.published.keys() <= set(METRICS)
-        assert all(50 < figure <= 100 for figure in entry.published.values())  # per cent, not fractions
     for table in suite.tables:
+        for row in table.rows:
+            assert row.published.keys() <= set(METRICS)
+            assert all(50 < figure <= 100 for figure in row.published.values())  # per cent, not fractions
         assert table.source or not any(row.published for row in table.rows), table.name
 
 
@@ -62,6 +63,33 @@ def test_the_ablations_are_those_of_the_paper() -> None:
         "none / shuffled",
         "shuffled / shuffled",
     ]
+
+
+def test_the_ablations_of_pre_training_are_those_of_the_paper() -> None:
+    suite = suites.read("apmask-ablations")
+    masking, ratio, objective = suite.tables
+    assert [table.name for table in suite.tables] == ["masking", "ratio", "objective"]
+    figures = {row.label: (row.published.get("image_auroc"), row.published.get("pixel_auroc")) for row in masking.rows}
+    assert figures == {
+        "without pre-training": (None, None),
+        "none": (95.1, 96.2),
+        "random": (96.6, 97.1),
+        "block": (None, None),
+        "attention": (98.3, 98.2),
+    }
+    assert [row.settings["masking"] for row in masking.rows[1:]] == ["none", "random", "block", "attention"]
+    assert {(row.settings["masking"], row.settings["mask_ratio"]) for row in ratio.rows} == {
+        (masking, share) for masking in ("attention", "random", "block") for share in (0.15, 0.3, 0.5)
+    }
+    published = {row.label: row.published["image_auroc"] for row in objective.rows if row.published}
+    assert published == {"DINO": 97.0, "iBOT": 97.1, "MSN": 97.9, "APMask": 98.3}
+    assert [row.label for row in objective.rows if not row.settings] == ["iBOT", "MSN"]
+    assert {entry.label for entry in suite.entries()}.isdisjoint({"iBOT", "MSN"})
+    runs = benchmark.plan(suite.entries(), {"part": Path("part")}, [0])
+    assert len(runs) == 13  # lines that several tables have are measured once
+    asked = [one.config.pretraining_config for one in runs]
+    assert [config.objective for config in asked if config] == ["clusters"] * 10 + ["dino"] * 2
+    assert asked.count(None) == 1
 
 
 def test_a_file_of_ones_own(own: Path) -> None:
@@ -85,6 +113,14 @@ def test_a_file_of_ones_own(own: Path) -> None:
         (OWN.replace('"layers"', '"size"'), "the same name"),
         (OWN.replace('"large"', '"small"'), "the same label"),
         (OWN.replace("bank_size = 20", "bank = 20"), "table size: .* the same settings"),
+        (OWN.replace("settings = { bank_size = 10 }", "note = 'x'"), "note"),
+        (OWN.replace(", settings = { bank_size = 10 }", ""), "table size: a row has neither settings nor published"),
+        (
+            OWN.replace("settings = { layers = [4] }", "settings = {}").replace(
+                "settings = { layers = [2, 4] }", "settings = {}"
+            ),
+            "table layers: .* the same settings",
+        ),
         (OWN.replace("table", "tables"), "'table' is missing"),
     ],
 )
@@ -149,6 +185,14 @@ def test_a_suite_is_measured_and_shown(bench: Bench, own: Path, mvtec: Path, tmp
     assert {one.config.backbone for one in bench.made} == {"test_vit"}
     assert bench("table", tmp_path / "rows.jsonl", "--suite", own)[1] == out
     assert "| knn | bank_size=10 · 2-shot |" in bench("table", tmp_path / "rows.jsonl")[1]
+
+
+def test_a_line_that_is_only_published_is_only_shown(bench: Bench, own: Path, mvtec: Path, tmp_path: Path) -> None:
+    line = '  { label = "elsewhere", published = { image_auroc = 97.5 } },\n'
+    own.write_text(OWN.replace('  { label = "large"', f'{line}  {{ label = "large"'))
+    status, out, _ = bench(*of(own, mvtec, tmp_path), "--only", "size")
+    assert (status, len(bench.made)) == (0, 2)
+    assert "| elsewhere | – | – | – | 0 | 97.5 |" in out
 
 
 def test_a_dry_run_lists_what_is_left(bench: Bench, own: Path, mvtec: Path, tmp_path: Path) -> None:

@@ -15,7 +15,15 @@ from PIL import Image
 
 from blemish.errors import ConfigError, NonFiniteError, OutputError
 from blemish.files import write_whole
-from blemish.report.heatmap import colour_bar, encode_jpeg, encode_png, overlay, save_png, thumbnail
+from blemish.report.heatmap import (
+    attention_overlay,
+    colour_bar,
+    encode_jpeg,
+    encode_png,
+    overlay,
+    save_png,
+    thumbnail,
+)
 
 SCALE = (2.0, 6.0)
 
@@ -44,6 +52,16 @@ def test_an_overlay_is_the_naive_blend(seed: int, opacity: float) -> None:
     heatmap = np.random.default_rng(seed).uniform(0, 8, picture.shape[:2]).astype(np.float32)
     expected = naive_overlay(picture, heatmap, *SCALE, opacity)
     assert np.abs(overlay(picture, heatmap, SCALE, opacity=opacity) - expected).max() <= 1.0
+
+
+def test_attention_is_shown_in_multiples_of_its_mean() -> None:
+    picture = random_picture(8, 8)
+    assert np.array_equal(attention_overlay(picture, np.full((2, 4), 0.125)), picture)
+    peak = np.zeros((8, 8))
+    peak[3, 5] = 1.0  # 64 times the mean
+    shown = attention_overlay(picture, peak)
+    assert np.array_equal(shown, overlay(picture, 64 * peak, (1.0, 8.0)))
+    assert np.argwhere((shown != picture).any(2)).tolist() == [[3, 5]]
 
 
 def test_normal_areas_show_the_picture_unchanged() -> None:

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Callable
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -15,30 +16,37 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file as read_tensors
 from test_loop import same
 from test_resume import step_of
 from torch import Tensor
-from toy import Toy, ToyConfig, learned, pictures, run, stream_of, train_apart
+from toy import Toy, ToyConfig, fit_apart, learned, pictures, run, stream_of, train_apart
 
+from blemish import artifact
 from blemish.errors import ConfigError
+from blemish.losses.clustering import sinkhorn
 from blemish.training import distributed, train
 
 # Importing torch takes longer than all that is tested here: done once, in a process that the others are forked from.
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["blemish.training"])
+PROCESSES.set_forkserver_preload(["blemish.fitting"])
 
 
 def start(
-    result: Path, config: ToyConfig, *, environment: dict[str, str] | None = None, pause: float = 0.0, **options: Any
+    result: Path,
+    config: Any,
+    *,
+    environment: dict[str, str] | None = None,
+    pause: float = 0.0,
+    target: Callable[..., None] = train_apart,
+    **options: Any,
 ) -> ForkServerProcess:
-    process = PROCESSES.Process(target=train_apart, args=(result, config, environment or {}, pause, options))
+    process = PROCESSES.Process(target=target, args=(result, config, environment or {}, pause, options))
     process.start()
     return process
 
 
-def together(
-    results: list[Path], config: ToyConfig, *, interrupt_at: int | None = None, **options: Any
-) -> list[int | None]:
+def together(results: list[Path], config: Any, *, interrupt_at: int | None = None, **options: Any) -> list[int | None]:
     """The exit statuses of processes that train together, as torchrun would start (and interrupt) them."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
@@ -129,6 +137,25 @@ def test_two_processes_are_interrupted_between_steps(tmp_path: Path) -> None:
     assert 5 <= told["training"]["resumed_at"] < 30
     assert together(whole, config) == [0, 0]
     assert same(tensors, read(whole[0])[0])
+
+
+def test_two_processes_pre_train_and_then_fit(tmp_path: Path) -> None:
+    results, steps = [tmp_path / "0", tmp_path / "1"], 3
+    assert together(results, {"pretraining": "apmask"}, target=fit_apart, steps=steps) == [0, 0]
+    (first, told), (second, told_too) = (artifact.read(result) for result in results)
+    assert same(first, second)
+    for one in (told, told_too):
+        assert (one["pretraining"]["training"]["processes"], one["training"]["processes"]) == (2, 2)
+        assert one["pretraining"]["training"]["steps"] == steps
+        assert one["pretraining"]["training"]["findings"] == told["pretraining"]["training"]["findings"]
+        assert len(one["data"]["fitted"]) == 8
+    # The targets are those of both processes' pictures together.
+    own = [read_tensors(f"{result}.balanced") for result in results]
+    for step in range(steps):
+        scores, targets = (torch.cat([each[name][step] for each in own]) for name in ("scores", "targets"))
+        assert scores.shape == (4, 4)  # two pictures of each
+        torch.testing.assert_close(targets, sinkhorn(scores), rtol=1e-4, atol=1e-6)
+        assert not torch.allclose(targets[:2], sinkhorn(scores[:2]), atol=1e-3)
 
 
 @pytest.fixture

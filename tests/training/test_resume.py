@@ -66,6 +66,16 @@ def test_ctrl_c_saves_and_resuming_ends_with_the_same_weights(tmp_path: Path, co
     assert path.exists()  # the caller removes it once the result is safe
 
 
+def test_the_end_is_kept_too_and_resuming_takes_no_step(tmp_path: Path) -> None:
+    path = tmp_path / "toy.checkpoint"
+    whole, plain = run(ToyConfig(), checkpoint=path)
+    assert step_of(path) == plain.steps
+    again, done = run(ToyConfig(), checkpoint=path, resume=True)
+    assert same(again, whole)
+    assert (done.resumed_at, done.loss, done.pictures_per_second) == (plain.steps, plain.loss, 0.0)
+    assert done.findings == plain.findings
+
+
 def test_a_second_ctrl_c_does_not_wait(tmp_path: Path) -> None:
     def twice() -> None:
         signal.raise_signal(signal.SIGINT)
@@ -88,7 +98,7 @@ def test_saved_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     now = [0.0]
     monkeypatch.setattr("blemish.training.loop.time.monotonic", lambda: now[0])
     run(ToyConfig(epochs=1, min_steps=7), checkpoint=path, progress=note)
-    assert steps == [(0, 0), (1, 0), (2, 0), (3, 3), (4, 3), (5, 3), (6, 6), (7, 6)]
+    assert steps == [(0, 0), (1, 0), (2, 0), (3, 3), (4, 3), (5, 3), (6, 6), (7, 7)]  # and at the end
     assert loop.BETWEEN_CHECKPOINTS == 60
 
 

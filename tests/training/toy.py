@@ -7,7 +7,7 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import blemish
 from blemish.backbones import Backbone, build
 from blemish.config import to_dict
 from blemish.data.stream import PictureStream
 from blemish.data.transforms import Preprocessing
+from blemish.methods import apmask
+from blemish.methods.apmask import APMaskConfig
+from blemish.methods.guided import GuidedConfig
 from blemish.methods.trained import TrainedConfig, TrainedMethod, TrainingBatch
 from blemish.training import Training, checkpoint, loop, train
 
@@ -153,3 +157,36 @@ def train_apart(
         "failures": [(position, failure.source, failure.reason) for position, failure in stream.failures.items()],
     }
     save_file(learned(toy), result, metadata={"told": json.dumps(told)})
+
+
+def fit_apart(
+    result: Path, settings: Mapping[str, Any], environment: Mapping[str, str], pause: float, options: Mapping[str, Any]
+) -> None:
+    """Fit `guided` in a process of its own on eight pictures, and note what balances its pre-training's targets."""
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    balance, seen = apmask.sinkhorn, []
+
+    def noted(scores: Tensor, **how: Any) -> Tensor:
+        targets = balance(scores, **how)
+        seen.append((scores, targets))
+        return targets
+
+    apmask.sinkhorn = noted
+    brief = {"hidden": 16, "bottleneck": 8, "prototypes": 4, "local_views": 1, "pictures_per_step": 4, "epochs": 1}
+    whole = GuidedConfig.pretraining_config.fget
+    assert whole is not None
+
+    def small(config: GuidedConfig) -> APMaskConfig | None:
+        made = whole(config)
+        return None if made is None else replace(made, **brief, min_steps=options["steps"])
+
+    GuidedConfig.pretraining_config = property(small)  # type: ignore[assignment,method-assign]
+    tiny = {"backbone": "test_vit", "weights": "random", "image_size": SIDE, "layers": (2, 4), "zoom": 1.0}
+    quick = {"epochs": 1, "min_steps": 2, "pictures_per_step": 4, "bank_size": 20, "device": "cpu", "precision": "fp32"}
+    detector = blemish.fit("guided", pictures(8), calibration_fraction=0, **{**tiny, **quick, **settings})
+    detector.save(result)
+    save_file(
+        {name: torch.stack(parts) for name, parts in zip(("scores", "targets"), zip(*seen, strict=True), strict=True)},
+        f"{result}.balanced",
+    )

@@ -7,9 +7,9 @@ are moved and scaled back to them, before the next block, as batch normalisation
 does (Li et al. 2018, AdaBN). Beyond the papers: nothing is learned, no class is predicted, no weight changes.
 
 How far they are brought back is James and Stein's shrinkage: a block whose moments lie where those of training pictures
-do by chance is left as it is, bit for bit; one that lies far off is brought back nearly all the way. And only if one of
-the first third of the blocks is off: that is where light, sensor and codec show, while what later blocks hold also moves
-with what is in the pictures.
+do by chance is left as it is, bit for bit; one that lies far off is brought back nearly all the way. And only if one
+of the first third of the blocks is off: that is where light, sensor and codec show, while what later blocks hold also
+moves with what is in the pictures.
 """
 
 from __future__ import annotations
@@ -136,14 +136,16 @@ class Aligner:
             return Adapted(self.model.score(images), False, TOO_FEW.format(len(images)))
         if self.mode == "episodic":
             self.restore()
-        depth, aligned = self.model.backbone.depth, False
+        depth, shifted, aligned = self.model.backbone.depth, False, False
 
         def align(block: int, patches: Tensor) -> Tensor | None:
-            nonlocal aligned
-            if 3 * block >= depth and not aligned:
+            nonlocal shifted, aligned
+            shifted = shifted and block > 0  # each size for itself
+            if 3 * block >= depth and not shifted:
                 return None
             changed = self._align(block, patches)
-            aligned = aligned or changed is not None
+            shifted = shifted or changed is not None
+            aligned = aligned or shifted
             return changed
 
         with between_blocks(self.model.backbone, align):
