@@ -23,6 +23,7 @@ Row = dict[str, Any]
 # Settings that methods got after rows had been measured, and the value at which all is as it was before.
 _JOINED = {
     "flips": False,
+    "adaptation": "entropies",
     "pretraining": "none",
     "pretraining_recipe": "best",
     "pretraining_epochs": 300,
