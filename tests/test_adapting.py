@@ -384,7 +384,12 @@ def test_evaluated_while_adapting(mode: Mode, detector: Detector, mvtec: Path, w
     expected = predicted(detector, [row["path"] for row in result.rows], adapt=mode)
     assert [row["score"] for row in result.rows] == [prediction.score for prediction in expected]
     plain = blemish.evaluate(detector, mvtec)
-    assert [row["score"] for row in plain.rows] != [row["score"] for row in result.rows]
+    assert {row["path"] for row in plain.rows} == {row["path"] for row in result.rows}
+    assert [row["path"] for row in plain.rows] != [row["path"] for row in result.rows]  # mixed, the same each time
+    again = blemish.evaluate(detector, mvtec, adapt=mode)
+    assert [row["score"] for row in again.rows] == [row["score"] for row in result.rows]
+    unadapted = {row["path"]: row["score"] for row in plain.rows}
+    assert [unadapted[row["path"]] for row in result.rows] != [row["score"] for row in result.rows]
 
 
 # Sizes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,8 @@ def evaluate(
         data: a path in any layout with labels, or a Dataset. Its test split, or everything where it has none.
         resolution: side of the square at which maps and masks are compared (masks: nearest); None = each picture's
             own size. A box is drawn there as a mask: the pixels whose centres lie in it, and one at least.
-        adapt: as of `Detector.predict_many`; the batches are those of the data set's order.
+        adapt: as of `Detector.predict_many`. The pictures of a category then come in an order drawn once and for all:
+            in that of the files whole batches are of one kind of defect, and what they are adapted to tells the label.
         on_prediction: called for every picture scored, in order.
     Raises: DataError when there is no labelled picture, or only ones the detector already knows.
     """
@@ -50,6 +52,9 @@ def evaluate(
     samples = [s for s in dataset.test() or dataset.samples if s.label is not None]
     if not samples or (dataset.layout == "flat"):
         raise DataError(f"{dataset.root}: evaluation needs pictures labelled good and defective; {dataset.description}")
+    if adapt is not None:
+        random.Random(0).shuffle(samples)
+        samples.sort(key=lambda sample: sample.category)
     known = {*detector.manifest["data"]["fitted"], *detector.manifest["data"]["calibrated"]}
     placed = any(_is_placed(sample) for sample in samples)
     total = len(samples) * (resolution or 1024) ** 2
