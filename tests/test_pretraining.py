@@ -267,7 +267,10 @@ def test_on_the_pictures_of_a_stream(parts: list[np.ndarray], encoder_file: Path
 
 def test_settings(parts: list[np.ndarray]) -> None:
     assert configure(recipe="paper").epochs == 300
-    assert configure(values={"masking": None}, assignments=["masking=random"]).masking == "random"
+    assert configure(values={"masking": "none"}, assignments=["masking=random"]).masking == "random"
+    # null is a value: it is not the recipe's.
+    assert configure(recipe="paper", values={"momentum": None}).momentum is None
+    assert configure(recipe="paper").momentum == 0.996
     with pytest.raises(ConfigError, match="unknown recipe of apmask 'papre'; did you mean 'paper'"):
         configure(recipe="papre")
     for masking in ("none", "random", "block"):

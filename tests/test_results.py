@@ -322,3 +322,16 @@ def test_the_steps_of_a_training_are_shown_as_a_budget_may_make_them_unequal() -
 def test_a_suite_names_the_runs_that_failed() -> None:
     failed = {**noisy("odd", 0, None), "status": "failed", "error": "no luck", "label": "noise=odd", "shots": 2}
     assert "- knn on widget, seed 0 · noise=odd · 2-shot: no luck" in suite_table([failed], SUITE)
+
+
+def test_without_pre_training_is_a_line_beside_those_with_one() -> None:
+    """Also where a recipe says how the encoder is pre-trained, which counts for nothing where it is not."""
+    base = {"backbone": "test_vit", "image_size": [64, 64], "seed": 0, "pretraining_recipe": "paper"}
+    base |= {"pretraining_epochs": 300, "masking": "attention", "mask_ratio": 0.3}
+    entries = [Entry(method="knn", label=kind, settings={"pretraining": kind}) for kind in ("none", "apmask")]
+    suite = Suite(name="s", title="S", published_on="-", tables=(Table(name="t", title="T", rows=tuple(entries)),))
+    rows = [
+        a_row(key=kind, settings={**base, "pretraining": kind}, changed={"pretraining": kind})
+        for kind in ("none", "apmask")
+    ]
+    assert [line[0] for line in body(suite_table(rows, suite))] == ["none", "apmask"]

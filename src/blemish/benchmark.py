@@ -13,7 +13,7 @@ itself; only the best F1 is that of all pictures together, at one threshold.
 
 Where shifts or adaptation are asked for, the same detector then judges the test pictures once more under every shift
 (`blemish.data.shifts`) and as they are, without adapting and in every mode. The row's `shifted` holds shift -> mode ->
-metrics, each "none" first, and `adapted`: the share of the pictures that were scored by adapted weights.
+metrics, each "none" first, and `adapted`: the share of the pictures in whose scores adaptation took part.
 """
 
 from __future__ import annotations

@@ -173,11 +173,12 @@ def fit(
     place_kept, place_before = (None, None) if checkpoint is None else checkpoints(checkpoint)
     minutes, pretraining = time_budget, None
     before = chosen.pretraining_config
+    for file in (place_kept, place_before):
+        if file is not None and not resume:
+            check_free(file)
     # Joined once for both: the processes do not find each other again by the addresses of a group that has parted.
     with nullcontext() if before is None else distributed.joined(torch_device):
         if before is not None:
-            if place_kept is not None and not resume:
-                check_free(place_kept)
             minutes = None if time_budget is None else time_budget / 2
             backbone, pretraining = pretrained(
                 backbone.to(torch_device),

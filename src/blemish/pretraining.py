@@ -77,7 +77,7 @@ class Encoder:
 def configure(
     *, recipe: str = "best", values: Mapping[str, Any] | None = None, assignments: Iterable[str] = ()
 ) -> APMaskConfig:
-    """The config of a pre-training: a recipe, then `values` (None entries are skipped), then key=value `assignments`.
+    """The config of a pre-training: a recipe, then `values`, then key=value `assignments`.
 
     Raises: ConfigError for an unknown recipe or key (the nearest name is suggested) or a bad value.
 
@@ -88,8 +88,7 @@ def configure(
     recipes = APMaskConfig.recipes()
     if recipe not in recipes:
         raise unknown_name(f"recipe of {APMask.name}", recipe, recipes)
-    given = {key: value for key, value in (values or {}).items() if value is not None}
-    return configs.override(configs.from_dict(APMaskConfig, given, base=recipes[recipe]()), assignments)
+    return configs.override(configs.from_dict(APMaskConfig, values or {}, base=recipes[recipe]()), assignments)
 
 
 def pretrain(

@@ -271,7 +271,9 @@ def _newest(rows: Iterable[Row]) -> tuple[list[Row], list[str]]:
 
 def _group(row: Mapping[str, Any], factors: Collection[str] = ()) -> str:
     """Rows that differ only in seed, date, commit and in the settings called `factors` have the same."""
-    settings = {key: value for key, value in as_ever(row["settings"]).items() if key not in {"seed", *factors}}
+    idle = _OF_PRETRAINING if "pretraining" in factors else ()  # that of "none" has none
+    left_out = {"seed", *factors, *idle}
+    settings = {key: value for key, value in as_ever(row["settings"]).items() if key not in left_out}
     names = ["method", "recipe", "precision", "device"]
     if "backbone" in factors:  # each rounds the size asked for to what it divides
         settings["image_size"] = row.get("changed", {}).get("image_size")

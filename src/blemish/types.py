@@ -98,7 +98,7 @@ class Prediction:
         digest: content hash of the decoded pixels (hex).
         notes: what the decoder did that a person should know ("alpha composed over white").
         category: the category it was judged as; "" where that was not given or the artifact does not know it.
-        adapted: whether test-time adaptation changed the model for this score (which voids the guarantee).
+        adapted: whether test-time adaptation took part in this score (which voids the guarantee).
         votes: the share of the sizes looked at that call it anomalous, in [0, 1]; None for methods that do not vote.
     """
 

@@ -63,7 +63,7 @@ class Adaptable(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Adapted:
-    """Scores of a batch; `adapted`: whether weights other than the artifact's gave them; `note`: why not, or ""."""
+    """Scores of a batch; `adapted`: whether adaptation took part in them; `note`: why not, or ""."""
 
     scores: Scores
     adapted: bool
@@ -166,7 +166,7 @@ class EntropyAdapter:
     """Brings the attention entropies of batches nearer to those of the training pictures.
 
     Args:
-        model: a fitted method that `adapts`.
+        model: a fitted method.
         mode: "online": what was learned of a batch is kept for the next; "episodic": every batch starts from the
             artifact's weights.
         rate, steps: of SGD, and how many of its steps a batch is worth.

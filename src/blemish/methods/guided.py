@@ -91,8 +91,8 @@ class GuidedConfig(TrainedConfig):
         pretraining: how the encoder is trained further on the same pictures before all this: "none"; "apmask"; "dino"
             (APMask's views with DINO's own objective); or "published": "apmask", but "none" on chest X-rays, as in the
             second paper.
-        pretraining_recipe, pretraining_epochs: the recipe of `APMaskConfig` that it follows, and its length, on which a
-            time budget decides instead.
+        pretraining_recipe, pretraining_epochs: the recipe of `APMaskConfig` that it follows, and its length, though not
+            below the recipe's `min_steps`; a time budget decides instead of both.
         masking, mask_ratio: which patches its student does not see, and what share of them; see `APMaskConfig`.
     """
 
@@ -486,6 +486,7 @@ class Guided(TrainedMethod):
         maps: list[Tensor] = []
         entropies: tuple[list[Tensor], list[Tensor]] = ([], [])
         moments: dict[int, list[Tensor]] = {}  # by how many patches there are
+        owners_seen: set[int] = set()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.seed)
             for done, batch in enumerate(batches(), start=1):
@@ -497,6 +498,7 @@ class Guided(TrainedMethod):
                     with alignment.recorded(self.backbone, moments):
                         look, features = self._look(batch.images)
                     maps.append(look.maps)
+                    owners_seen.update(batch.owners.tolist())
                     entropies[0].append(look.entropies)
                     entropies[1].append(self._look(twins)[0].entropies)
                 if bank is not None:
@@ -509,8 +511,9 @@ class Guided(TrainedMethod):
                     some.append((described[few].clone(), batch.owners[few]))
                 progress("remembering", done, count)
         self._reference.clear()
-        if sum(map(len, maps)) > 1:
+        if len(owners_seen) > 1:  # copies of one picture, turned and mirrored, do not tell what is usual
             self.statistics, self.chance = summary([torch.cat(rows, dim=1) for rows in entropies])
+            self.chance[1] = len(owners_seen)
             aims = [alignment.summary(torch.cat(seen)) for seen in moments.values()]
             self.usual, self.limits = (torch.stack(parts) for parts in zip(*aims, strict=True))
             self.tokens = torch.tensor(list(moments), device=self.usual.device)
