@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import torch
 
 import blemish
 from blemish import cli
-from blemish.methods import METHODS
+from blemish.methods import METHODS, apmask
 from blemish.predictor import Detector
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -142,3 +143,23 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str
         return status, *capsys.readouterr()
 
     return execute
+
+
+@pytest.fixture
+def interrupted_pretraining() -> Callable[[], AbstractContextManager[None]]:
+    """`with interrupted_pretraining():` Ctrl-C comes at the end of a pre-training's fourth step."""
+
+    @contextmanager
+    def interruption() -> Iterator[None]:
+        step = apmask.APMask.after_step
+
+        def interrupted(self: apmask.APMask, number: int, steps: int) -> None:
+            if number == 4:
+                raise KeyboardInterrupt
+            step(self, number, steps)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(apmask.APMask, "after_step", interrupted)
+            yield
+
+    return interruption

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -196,19 +197,16 @@ def test_each_stage_gets_half_of_the_time(picture: Part, monkeypatch: pytest.Mon
 
 
 @pytest.mark.usefixtures("_every_step_is_kept")
-def test_on_the_command_line(run: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_the_command_line(
+    run: Run,
+    folder: Path,
+    tmp_path: Path,
+    interrupted_pretraining: Callable[[], AbstractContextManager[None]],
+) -> None:
     output, checkpoint = tmp_path / "part.blemish", tmp_path / "part.blemish.training"
     first = tmp_path / "part.blemish.training.pretraining"
     command = ("fit", "guided", folder, "-o", output, *OPTIONS)
-    with monkeypatch.context() as patch:
-        step = apmask.APMask.after_step
-
-        def interrupted(self: apmask.APMask, number: int, steps: int) -> None:
-            if number == 4:
-                raise KeyboardInterrupt
-            step(self, number, steps)
-
-        patch.setattr(apmask.APMask, "after_step", interrupted)
+    with interrupted_pretraining():
         status, _, err = run(*command)
     assert status == cli.INTERRUPTED
     assert "the same command with --resume goes on" in err

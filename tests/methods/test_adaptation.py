@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -27,13 +27,6 @@ from blemish.methods.memory import Knn
 from blemish.types import Scores
 
 HEADS = 2
-
-
-@pytest.fixture(autouse=True)
-def _own_randomness() -> Iterator[None]:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        yield
 
 
 class Bias:

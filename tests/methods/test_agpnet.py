@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -32,13 +32,6 @@ TINY: dict[str, Any] = {
     "depth": 2,
     "heads": 2,
 }
-
-
-@pytest.fixture(autouse=True)
-def _own_randomness() -> Iterator[None]:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        yield
 
 
 @cache

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -22,13 +22,6 @@ from blemish.types import Scores
 Mode = Literal["online", "episodic"]
 SIDE, PATCH, DIM, DEPTH, PREFIX = 16, 4, 8, 3, 3  # [CLS] and two registers
 KNOWN = 40
-
-
-@pytest.fixture(autouse=True)
-def _own_randomness() -> Iterator[None]:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        yield
 
 
 def tiny() -> VitBackbone:

@@ -64,13 +64,6 @@ def _small_head() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(autouse=True)
-def _own_randomness() -> Iterator[None]:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        yield
-
-
 def sharp(name: str = "test_vit", **options: Any) -> Backbone:
     """A backbone whose [CLS] token looks at some patches more than at others: with random weights it hardly does."""
     backbone = build(name, **{"weights": "random", "seed": 3, **options})

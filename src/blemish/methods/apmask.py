@@ -32,7 +32,7 @@ from blemish.backbones.vit import VitBackbone
 from blemish.errors import CollapseError, ConfigError
 from blemish.losses.clustering import centred, mean_over_processes, multi_view, sinkhorn
 from blemish.methods.heads import initialise, projection
-from blemish.methods.trained import Learner, Schedule, TrainingBatch, layerwise_adamw, warm_up_then_cosine
+from blemish.methods.trained import FineTuned, FineTuning, TrainingBatch
 
 Masking = Literal["none", "random", "block", "attention"]
 SETTLED = 50  # steps, over about which a reading is averaged that one batch says little of; from then on it is judged
@@ -42,7 +42,7 @@ LEAST_TOLD_APART = 1e-2  # spread of the head's, below which ε = 0.05 balances 
 
 
 @dataclass(frozen=True, kw_only=True)
-class APMaskConfig(Schedule):
+class APMaskConfig(FineTuning):
     """Settings of APMask; the defaults are `best`.
 
     Attributes:
@@ -60,11 +60,10 @@ class APMaskConfig(Schedule):
         temperature: of the student's predictions.
         epsilon, iterations: of the balancing, for "clusters"; see `losses.clustering.sinkhorn`.
         target_temperature, centre_momentum: of the targets, for "dino".
-        momentum: how much of the teacher stays in a step at the start; it rises to 1 as a cosine. None = DINO's 0.996,
-            or 1 − 20/steps where that is less: with 0.996 the teacher would hardly follow in a few hundred steps.
-        learning_rate_start, warmup: the learning rate rises from here during this fraction of the run; then it falls
-            as a cosine to nearly 0.
-        layer_decay: each block learns slower by this factor than the next one.
+        momentum: how much of the teacher stays in a step at the start; it rises to 1 as a cosine. DINO's; a teacher
+            that follows sooner makes short runs collapse.
+        centred: whether the head's first layer starts from [CLS] tokens of mean 0 and variance 1 over some of the
+            pictures. Those of good parts differ little, and a head drawn at random tells them apart hardly at all.
         seed: of the head's and the prototypes' first weights, and of the run.
     """
 
@@ -89,10 +88,9 @@ class APMaskConfig(Schedule):
     iterations: int = 3
     target_temperature: float = 0.04
     centre_momentum: float = 0.9
-    momentum: float | None = None
+    momentum: float = 0.996
+    centred: bool = True
     learning_rate_start: float = 1e-6
-    warmup: float = 0.1
-    layer_decay: float = 0.75
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -103,7 +101,7 @@ class APMaskConfig(Schedule):
         for name in ("temperature", "epsilon", "target_temperature"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{name}: a positive finite number is needed, got {getattr(self, name)}")
-        for name in ("mask_ratio", "centre_momentum", "warmup"):
+        for name in ("mask_ratio", "centre_momentum"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name}: a fraction in [0, 1) is needed, got {getattr(self, name)}")
         if self.local_views < 0:
@@ -112,17 +110,13 @@ class APMaskConfig(Schedule):
             raise ConfigError(f"prototypes: at least 3 are needed, got {self.prototypes}")
         if self.pictures_per_step < 2:
             raise ConfigError(f"pictures_per_step: at least 2 are needed to tell apart, got {self.pictures_per_step}")
-        if self.momentum is not None and not 0 <= self.momentum <= 1:
-            raise ConfigError(f"momentum: null or a number in [0, 1] is needed, got {self.momentum}")
-        if not 0 <= self.learning_rate_start < math.inf:
-            raise ConfigError(f"learning_rate_start: a finite number from 0 is needed, got {self.learning_rate_start}")
-        if not 0 < self.layer_decay <= 1:
-            raise ConfigError(f"layer_decay: a fraction in (0, 1] is needed, got {self.layer_decay}")
+        if not 0 <= self.momentum <= 1:
+            raise ConfigError(f"momentum: a number in [0, 1] is needed, got {self.momentum}")
 
     @classmethod
     def best(cls) -> Self:
         """Ours, for short runs from a good encoder, which is to be refined and not undone: a lower learning rate, the
-        lower the earlier the block; and a teacher that follows in the steps that there are."""
+        lower the earlier the block."""
         return cls()
 
     @classmethod
@@ -136,7 +130,7 @@ class APMaskConfig(Schedule):
             learning_rate_start=1e-5,
             warmup=10 / 300,
             layer_decay=1.0,
-            momentum=0.996,
+            centred=False,
         )
 
     @classmethod
@@ -145,7 +139,7 @@ class APMaskConfig(Schedule):
         return {"best": cls.best, "paper": cls.paper}
 
 
-class APMask(Learner):
+class APMask(FineTuned):
     """Student and, while training, its teacher."""
 
     name = "apmask"
@@ -170,17 +164,6 @@ class APMask(Learner):
         self.register_buffer("recent", torch.zeros(1 + config.prototypes))
         self.register_buffer("latest", torch.zeros(5))
         self.teacher: Teacher | None = None
-        self._computes_in = torch.float32
-
-    # It keeps its weights in float32, as it learns all of them, and computes in what it is told.
-
-    @property
-    def precision(self) -> torch.dtype:
-        return self._computes_in
-
-    def set_precision(self, dtype: torch.dtype) -> None:
-        """Compute in `dtype` from now on."""
-        self._computes_in = dtype
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
@@ -195,18 +178,12 @@ class APMask(Learner):
         return True
 
     def start_training(self, sample: TrainingBatch) -> None:
+        if self.config.centred:
+            assert sample.images is not None
+            with torch.no_grad():
+                self.head.centre(look(self.backbone, self.head, self.views(sample.images)[0])[0])
         self.teacher = Teacher(self.backbone, self.head)
         self.backbone.requires_grad_(True)
-
-    def optimizer(self) -> torch.optim.Optimizer:
-        """AdamW; blocks learn the slower the further they are from the end."""
-        return layerwise_adamw(self, self.config.layer_decay)
-
-    def learning_rate_factor(self, progress: float) -> float:
-        settings = self.config
-        return warm_up_then_cosine(
-            progress, start=settings.learning_rate_start / settings.learning_rate, warmup=settings.warmup
-        )
 
     def training_step(self, batch: TrainingBatch, progress: float) -> Tensor:
         assert batch.images is not None
@@ -287,10 +264,7 @@ class APMask(Learner):
 
     def momentum(self, step: int, steps: int) -> float:
         """How much of the teacher stays in step number `step` (from 1)."""
-        start = self.config.momentum
-        if start is None:
-            start = max(0.0, min(0.996, 1 - 20 / steps))
-        return 1 - (1 - start) * 0.5 * (1 + math.cos(math.pi * (step - 1) / steps))
+        return 1 - (1 - self.config.momentum) * 0.5 * (1 + math.cos(math.pi * (step - 1) / steps))
 
     @property
     def readings(self) -> dict[str, float]:
@@ -367,6 +341,15 @@ class Head(nn.Module):
         """Cosines B K of features with the prototypes, not rounded to bf16."""
         with torch.autocast(features.device.type, enabled=False):
             return features @ self.prototypes.T
+
+    @torch.no_grad()
+    def centre(self, cls: Tensor) -> None:
+        """Let the first layer see [CLS] tokens that are spread as these, B D, with mean 0 and variance 1."""
+        first = self.layers[0]
+        assert isinstance(first, nn.Linear)
+        std, mean = torch.std_mean(cls.float(), dim=0, correction=0)
+        first.weight.div_(std.clamp(min=1e-6))
+        first.bias.sub_(first.weight @ mean)
 
     @torch.no_grad()
     def normalise(self) -> None:

@@ -41,13 +41,7 @@ from blemish.methods.coreset import StreamingCoreset, nearest
 from blemish.methods.embedding import join
 from blemish.methods.guidance import sharpness, shuffled
 from blemish.methods.heads import initialise, projection
-from blemish.methods.trained import (
-    TrainedConfig,
-    TrainedMethod,
-    TrainingBatch,
-    layerwise_adamw,
-    warm_up_then_cosine,
-)
+from blemish.methods.trained import FineTuned, FineTuning, TrainedConfig, TrainedMethod, TrainingBatch
 from blemish.types import Progress, Scores
 
 SIX_SCALES = (224, 320, 384, 416, 448, 512)
@@ -56,7 +50,7 @@ LEFT_OUT = 32  # training pictures, about, by which the bank is judged, each wit
 
 
 @dataclass(frozen=True, kw_only=True)
-class GuidedConfig(TrainedConfig):
+class GuidedConfig(TrainedConfig, FineTuning):
     """Settings of `guided`; the defaults are `best`.
 
     Attributes:
@@ -70,7 +64,6 @@ class GuidedConfig(TrainedConfig):
         map_head: what the map is made of: "attention" (a mix of the last block's heads) or "features" (also the
             features of every patch in `layers`).
         tuned: how many of the encoder's last blocks learn; 0 = none, None = all and the patch embedding.
-        layer_decay: each block learns slower by this factor than the next one.
         detection, segmentation, marking: weights of the losses: cross-entropy of the picture's class, Dice of the map,
             and binary cross-entropy of every location of the map (the paper has none).
         score: the image score: "class" (log-odds of the picture's class), "map" (mean of the map's `top_fraction`)
@@ -79,8 +72,6 @@ class GuidedConfig(TrainedConfig):
             nearest is then part of the map. 0 = none, the map is the learned one.
         learned: weight of the learned map beside that distance, both in units of their spread over normal pictures.
         pooling: side of the square of neighbouring patches that are averaged to a feature of the bank; odd.
-        learning_rate_start, warmup: the learning rate rises from here during this fraction of the run; then it falls
-            as a cosine to nearly 0.
         ema: whether the average of the weights over the last tenth of the run is kept, in place of the last ones.
         adaptation: what is brought back to the training pictures' at test time: "features" (their moments, in closed
             form) or "entropies" (of the last block's attention, as published).
@@ -101,8 +92,6 @@ class GuidedConfig(TrainedConfig):
     min_steps: int = 400
     pictures_per_step: int = 8
     learning_rate: float = 5e-4
-    learning_rate_start: float = 1e-5
-    warmup: float = 0.1
     weight_decay: float = 0.05
     smoothing: float = 0.015
     simulators: tuple[str, ...] = ()
@@ -112,7 +101,6 @@ class GuidedConfig(TrainedConfig):
     augment: bool = True
     map_head: Literal["attention", "features"] = "features"
     tuned: int | None = None
-    layer_decay: float = 0.75
     detection: float = 0.95
     segmentation: float = 0.05
     marking: float = 1.0
@@ -134,17 +122,14 @@ class GuidedConfig(TrainedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        FineTuning.__post_init__(self)
         for name in self.simulators:
             simulator(name)  # refuses an unknown one
-        for name in ("detection", "segmentation", "marking", "learned", "learning_rate_start"):
+        for name in ("detection", "segmentation", "marking", "learned"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"{name}: a finite number from 0 is needed, got {getattr(self, name)}")
         if not self.detection + self.segmentation + self.marking:
             raise ConfigError("detection, segmentation, marking: one of them must be above 0")
-        if not 0 < self.layer_decay <= 1:
-            raise ConfigError(f"layer_decay: a fraction in (0, 1] is needed, got {self.layer_decay}")
-        if not 0 <= self.warmup < 1:
-            raise ConfigError(f"warmup: a fraction in [0, 1) is needed, got {self.warmup}")
         if self.tuned is not None and self.tuned < 0:
             raise ConfigError(f"tuned: null or a number of blocks from 0 is needed, got {self.tuned}")
         if self.bank_size < 0:
@@ -229,13 +214,14 @@ class GuidedConfig(TrainedConfig):
         )
 
 
-class Guided(TrainedMethod):
+class Guided(FineTuned, TrainedMethod):
     """Encoder, classifier of pictures, and map."""
 
     name = "guided"
     summary = "finding pieces pasted where attention looks; adapts to shifted pictures"
     source = "Bozorgtabar et al. 2022, Anomaly Detection and Localization Using Attention-Guided Synthetic Anomaly"
     Config = GuidedConfig
+    config: GuidedConfig
     backbone: VitBackbone
     bank: Tensor
     pictured: Tensor  # (H, W) of the pictures that the bank is of
@@ -248,7 +234,7 @@ class Guided(TrainedMethod):
 
     def __init__(self, config: GuidedConfig, backbone: Backbone) -> None:
         super().__init__(config, backbone)
-        self.config: GuidedConfig = config
+        self.config = config
         if not isinstance(backbone, VitBackbone) or backbone.model.cls_token is None:
             raise ConfigError(f"guided needs a ViT with a [CLS] token, which {backbone.spec.name} is not")
         self.layers = backbone.check_layers(config.layers)
@@ -269,17 +255,7 @@ class Guided(TrainedMethod):
         self.register_buffer("limits", torch.empty(0))
         self.register_buffer("tokens", torch.empty(0, dtype=torch.int64))
         self.average: nn.Module | None = None
-        self._computes_in = torch.float32
         self._reference: list[VitBackbone] = []  # the pre-trained encoder, whose attention guides; not a submodule
-
-    # It keeps its weights in float32, as it learns all of them, and computes in what it is told.
-
-    @property
-    def precision(self) -> torch.dtype:
-        return self._computes_in
-
-    def set_precision(self, dtype: torch.dtype) -> None:
-        self._computes_in = dtype
 
     @property
     def scoring_size(self) -> tuple[int, int]:
@@ -324,16 +300,6 @@ class Guided(TrainedMethod):
     def _learning(self) -> nn.ModuleDict:
         parts = {"backbone": self.backbone, "head": self.head, "mix": self.mix, "marker": self.marker}
         return nn.ModuleDict({name: part for name, part in parts.items() if part is not None})
-
-    def optimizer(self) -> torch.optim.Optimizer:
-        """AdamW; blocks learn the slower the further they are from the end."""
-        return layerwise_adamw(self, self.config.layer_decay)
-
-    def learning_rate_factor(self, progress: float) -> float:
-        settings = self.config
-        return warm_up_then_cosine(
-            progress, start=settings.learning_rate_start / settings.learning_rate, warmup=settings.warmup
-        )
 
     def training_step(self, batch: TrainingBatch, progress: float) -> Tensor:
         assert batch.images is not None

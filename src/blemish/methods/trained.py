@@ -51,6 +51,30 @@ class Schedule:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FineTuning(Schedule):
+    """Settings of what learns its encoder as well.
+
+    Attributes:
+        learning_rate_start, warmup: the learning rate rises from here during this fraction of the run; then it falls
+            as a cosine to nearly 0.
+        layer_decay: each block learns slower by this factor than the next one.
+    """
+
+    learning_rate_start: float = 1e-5
+    warmup: float = 0.1
+    layer_decay: float = 0.75
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.learning_rate_start < math.inf:
+            raise ConfigError(f"learning_rate_start: a finite number from 0 is needed, got {self.learning_rate_start}")
+        if not 0 <= self.warmup < 1:
+            raise ConfigError(f"warmup: a fraction in [0, 1) is needed, got {self.warmup}")
+        if not 0 < self.layer_decay <= 1:
+            raise ConfigError(f"layer_decay: a fraction in (0, 1] is needed, got {self.layer_decay}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainedConfig(MethodConfig, Schedule):
     """Settings that every trained method has."""
 
@@ -144,6 +168,31 @@ class TrainedMethod(Method, Learner):
 
     def fit(self, batches: Batches, count: int, progress: Progress) -> NoReturn:
         raise NotImplementedError(f"{self.name} is trained by blemish.training.train")
+
+
+class FineTuned(Learner):
+    """A learner whose ViT learns as well: its weights are float32, and it computes in what it is told."""
+
+    config: FineTuning
+    _computes_in: torch.dtype = torch.float32
+
+    @property
+    def precision(self) -> torch.dtype:
+        return self._computes_in
+
+    def set_precision(self, dtype: torch.dtype) -> None:
+        """Compute in `dtype` from now on."""
+        self._computes_in = dtype
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """AdamW; blocks learn the slower the further they are from the end."""
+        return layerwise_adamw(self, self.config.layer_decay)
+
+    def learning_rate_factor(self, progress: float) -> float:
+        settings = self.config
+        return warm_up_then_cosine(
+            progress, start=settings.learning_rate_start / settings.learning_rate, warmup=settings.warmup
+        )
 
 
 def layerwise_adamw(learner: Learner, decay: float) -> torch.optim.AdamW:
