@@ -42,7 +42,10 @@ SMALL: dict[str, Any] = {
 BRIEF: dict[str, Any] = {"epochs": 1, "min_steps": 12, "pictures_per_step": 8, "width": 32, "heads": 4, "depth": 1}
 # A step through the head of guided, which is DINO's and 2048 wide, takes as long as many of the others. And it scores
 # pictures larger than it learns from, unless told otherwise.
-BRIEFER: dict[str, dict[str, Any]] = {"guided": {"min_steps": 2, "zoom": 1.0}}
+BRIEFER: dict[str, dict[str, Any]] = {
+    "guided": {"min_steps": 2, "zoom": 1.0},
+    "atacnet-paper": {"min_steps": 40, "learning_rate": 3e-4},
+}
 
 
 def settings_of(method: str) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from blemish.images import decode
 from blemish.methods import METHODS
 from blemish.methods.trained import TrainedConfig, TrainedMethod
 from blemish.predictor import Detector
-from blemish.results import Row, read_rows
+from blemish.results import Row, read_rows, table
 from blemish.suites import Entry
 from blemish.types import Failure
 
@@ -35,6 +35,10 @@ HERE = {"device": "cpu", "precision": "fp32"}
 GUIDED = {
     "method": "guided",
     "settings": {"backbone": "test_vit", "image_size": [32], "epochs": 1, "min_steps": 12, "pictures_per_step": 8},
+}
+TAUGHT = {
+    "method": "atacnet",
+    "settings": {"backbone": "test_vit", "image_size": [32], "layers": [2, 4], "normality": "knn"},
 }
 OLD_KEYS = {"patchcore": "e8d4b1c5e99916eb", "knn": "f1385710f3442134"}  # of rows in benchmarks/results
 
@@ -169,6 +173,37 @@ def test_few_shots_are_drawn_by_the_seed(mvtec: Path) -> None:
     assert [row["counts"]["fitted"] for row in rows] == [2, 2, 2]
     assert rows[0]["split"]["train"] == 24
     assert rows[0]["fingerprint"] == rows[1]["fingerprint"] != rows[2]["fingerprint"]
+
+
+def test_the_defects_that_were_learned_from_do_not_test(mvtec: Path) -> None:
+    rows = {
+        (count, kind, seed): measure(a_run(mvtec, **TAUGHT, anomaly_count=count, anomaly_type=kind, seed=seed), **HERE)
+        for count, kind, seed in [(None, None, 0), (0, None, 0), (2, None, 0), (2, None, 1), (3, "square", 0)]
+    }
+    for (count, kind, _), row in rows.items():
+        assert (row["status"], row["anomaly_count"], row["anomaly_type"]) == ("ok", count, kind)
+        assert row["split"]["test_anomalous"] == 7
+        assert (row["counts"]["left_out"], row["counts"]["anomalous"]) == (count or 0, 7 - (count or 0))
+        assert row["counts"]["fitted"] == 24
+    assert len({row["key"] for row in rows.values()}) == 5
+    assert rows[None, None, 0]["image_auroc"] == rows[0, None, 0]["image_auroc"]
+    assert rows[3, "square", 0]["by_defect"]["square"]["count"] == 1
+    assert rows[3, "square", 0]["by_defect"]["dark"]["count"] == 3
+    counts = [{name: one["count"] for name, one in row["by_defect"].items()} for row in rows.values()]
+    assert counts[0] == counts[1] == {"square": 4, "dark": 3}
+
+
+def test_rows_of_other_numbers_of_defects_are_apart_in_tables(mvtec: Path, tmp_path: Path, here: list[Run]) -> None:
+    results = tmp_path / "rows.jsonl"
+    runs = [a_run(mvtec, **TAUGHT, anomaly_count=count, seed=seed) for count in (None, 1, 2) for seed in (0, 1)]
+    rows = run(runs, results, **HERE)
+    assert [row["status"] for row in rows] == ["ok"] * 6
+    lines = [line for line in table(rows).splitlines() if "atacnet" in line]
+    assert len(lines) == 3  # one of two seeds each
+    assert ["1 defect" in line for line in lines].count(True) == 1
+    assert ["2 defects" in line for line in lines].count(True) == 1
+    run(runs, results, **HERE)
+    assert len(here) == 6  # known by their keys
 
 
 def test_several_categories_are_measured_each_by_itself(mvtec: Path) -> None:
@@ -348,12 +383,18 @@ def test_the_key_is_what_is_measured(mvtec: Path, tmp_path: Path) -> None:
         a_run(mvtec, **GUIDED),
         a_run(mvtec, **GUIDED, adapt=["online"]),
         a_run(mvtec, **GUIDED, adapt=["online"], shifts=["blur"]),
+        a_run(mvtec, **TAUGHT),
+        *(a_run(mvtec, **TAUGHT, anomaly_count=count) for count in (0, 1, 2)),
+        *(a_run(mvtec, **TAUGHT, anomaly_count=1, anomaly_type=kind) for kind in ("square", "dark")),
+        a_run(mvtec, **TAUGHT, anomaly_count=1, shots=2),
     ]
     assert len({one.key, *(other.key for other in others)}) == 1 + len(others)
     assert a_run(mvtec, weights=str(first)).key == a_run(mvtec, weights=str(second)).key
     assert a_run(mvtec, time_budget=1).key == a_run(mvtec, time_budget=1.0).key
     assert a_run(mvtec, shifts=["noise", "blur", "noise"]).key == a_run(mvtec, shifts=["blur", "noise"]).key
     asked = a_run(mvtec, **GUIDED, adapt=["episodic", "online"], shifts=["noise", "blur"])
+    assert Run.from_dict(json.loads(json.dumps(asked.to_dict()))) == asked
+    asked = a_run(mvtec, **TAUGHT, anomaly_count=2, anomaly_type="square")
     assert Run.from_dict(json.loads(json.dumps(asked.to_dict()))) == asked
 
 
@@ -384,6 +425,28 @@ def test_a_time_budget_is_for_what_is_trained(mvtec: Path, trained: None) -> Non
     runs = plan([Entry(method="knn"), Entry(method="trained")], {"a": mvtec}, [0], time_budget=3)
     assert [one.time_budget for one in runs] == [None, 3]
     assert str(runs[1]) == "trained on a, seed 0 · budget 3 min"
+
+
+def test_defects_are_for_what_learns_from_them(mvtec: Path, trained: None) -> None:
+    entries = [
+        Entry(method="knn"),
+        Entry(method="atacnet"),
+        Entry(method="atacnet", recipe="paper"),
+        Entry(method="atacnet-paper", recipe="paper-devnet"),
+        Entry(method="trained"),
+    ]
+    runs = plan(entries, {"a": mvtec}, [0], anomaly_count=1, anomaly_type="square", time_budget=3)
+    assert [(one.anomaly_count, one.anomaly_type) for one in runs] == [(None, None), *[(1, "square")] * 3, (None, None)]
+    assert [one.time_budget for one in runs] == [None, None, 3, 3, 3]
+    assert [str(one) for one in runs[:3]] == [
+        "knn on a, seed 0",
+        "atacnet on a, seed 0 · 1 defect of type square",
+        "atacnet on a, seed 0 · paper · 1 defect of type square · budget 3 min",
+    ]
+    (learner,) = plan([Entry(method="atacnet", settings={"normality": "agpnet"})], {"a": mvtec}, [0], time_budget=3)
+    assert learner.time_budget == 3
+    with pytest.raises(ConfigError, match="say how many of that type"):
+        plan(entries, {"a": mvtec}, [0], anomaly_type="square")
 
 
 @pytest.mark.parametrize(

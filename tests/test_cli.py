@@ -64,7 +64,7 @@ def test_help_imports_nothing_heavy() -> None:
 
 def test_every_command_has_help_and_json() -> None:
     commands = leaves(typer.main.get_command(cli.app))
-    assert len(commands) == 13  # bench without a command of its own is not a leaf
+    assert len(commands) == 14  # bench without a command of its own is not a leaf
     for path, command in commands:
         options = {option for parameter in command.params for option in parameter.opts}
         assert "--json" in options, path
@@ -177,6 +177,84 @@ def test_fit_takes_the_options_of_the_threshold_and_window(run: Run, good_folder
     status, _, err = run("fit", "knn", good_folder, "-o", tmp_path / "b", *FIT, "--window", "200,10")
     assert status == 2
     assert "--window 200,10: two numbers" in err
+
+
+def test_fit_with_known_defects(run: Run, good_folder: Path, mvtec: Path, tmp_path: Path) -> None:
+    defects = mvtec / "test" / "square"
+    teach = ("--anomalies", defects, "--anomaly-count", "2", "--set", "normality=knn", *FIT)
+    artifact = tmp_path / "part.blemish"
+    status, out, _ = run("fit", "atacnet", good_folder, "-o", artifact, *teach)
+    assert status == 0
+    assert "Pictures: 24 used, 0 broken" in out
+    assert "Defects learned from: 2; flat layout: 4 pictures" in out
+    assert "About 5 % of new normal pictures" in out
+    learned = read(artifact)[1]["data"]["defects"]
+    assert len(learned) == 2
+    judged = document(run("evaluate", artifact, mvtec, "--json"))
+    left_out = [path for path in judged["left_out"] if "good" not in path]
+    assert sorted(decode(path).digest for path in left_out) == sorted(learned)
+    assert judged["counts"]["anomalous"] == 5
+
+    answer = run("fit", "atacnet", good_folder, "-o", tmp_path / "again", *teach, "--json")
+    assert (answer[0], answer[2]) == (0, answer[2])
+    made = document(answer)
+    assert (made["method"], made["recipe"], made["count"], made["failures"]) == ("atacnet", "best", 24, [])
+    assert (made["config"]["normality"], made["config"]["backbone"]) == ("knn", "test_vit")
+    assert made["defects"] == learned
+
+
+def test_fit_with_several_kinds_of_defects_some_of_them_broken(
+    run: Run, good_folder: Path, mvtec: Path, tmp_path: Path
+) -> None:
+    (mvtec / "test" / "dark" / "000.png").write_text("not a picture")
+    kinds = [option for kind in ("square", "dark") for option in ("--anomalies", mvtec / "test" / kind)]
+    command = ("fit", "atacnet", good_folder, "-o", tmp_path / "a", "--set", "normality=knn", *FIT)
+    status, out, _ = run(*command, *kinds)
+    assert status == cli.BROKEN_PICTURES
+    assert "24 used, 1 broken" in out
+    assert "000.png: is not a picture (looks like text)" in out
+    assert "Defects learned from: 6; flat layout: 4 pictures" in out
+    status, out, _ = run(*command, "--anomalies", mvtec, "--anomaly-type", "square")
+    assert status == 0
+    assert "Defects learned from: 4; MVTec layout" in out
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "said"),
+    [
+        ("knn", ["--anomalies", "DEFECTS"], "knn does not learn from labelled defects"),
+        ("atacnet", ["--anomaly-count", "2"], "name those too"),
+        ("atacnet", ["--anomalies", "DEFECTS", "--anomaly-count", "5"], "5 anomalies were asked for"),
+        ("atacnet", ["--anomalies", "DEFECTS", "--anomaly-type", "dent"], "no defect is of type 'dent'"),
+        ("atacnet", ["--anomalies", "nowhere"], "nowhere: no such file or folder"),
+        ("atacnet", ["--set", "normality=atacnet"], "learns from labelled defects itself"),
+        ("atacnet", ["--set", "normality=pachcore"], "did you mean 'patchcore'"),
+    ],
+)
+def test_fit_says_which_defects_it_cannot_learn_from(
+    method: str, options: list[str], said: str, run: Run, good_folder: Path, mvtec: Path, tmp_path: Path
+) -> None:
+    given = [str(mvtec / "test" / "square") if option == "DEFECTS" else option for option in options]
+    status, out, err = run("fit", method, good_folder, "-o", tmp_path / "a", *FIT, *given)
+    assert (status, out) == (cli.ERROR, "")
+    assert said in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "a").exists()
+    answer = run("fit", method, good_folder, "-o", tmp_path / "a", *FIT, *given, "--json")
+    assert said in document(answer)["error"]["message"]
+
+
+def test_fit_of_the_published_method(run: Run, good_folder: Path, mvtec: Path, tmp_path: Path) -> None:
+    quick = [f"--set={setting}" for setting in ("epochs=1", "min_steps=2", "pictures_per_step=4", "attention_dim=8")]
+    command = ("fit", "atacnet", good_folder, "-o", tmp_path / "a", "--recipe", "paper", *FIT, *quick)
+    made = document(run(*command, "--anomalies", mvtec, "--anomaly-count", "3", "--json"))
+    assert (made["method"], made["recipe"], made["training"]["steps"]) == ("atacnet-paper", "paper", 2)
+    assert len(made["defects"]) == 3
+    assert not (tmp_path / "a.training").exists()
+    status, _, err = run("fit", "atacnet", good_folder, "-o", tmp_path / "b", *FIT, "--time-budget", "1")
+    assert status == cli.ERROR
+    assert "time_budget and checkpoint" not in err
+    assert "is not trained step by step" in err
 
 
 def test_predict_prints_the_highest_score_first(run: Run, part: Path, new: Path) -> None:
@@ -580,6 +658,19 @@ def test_bench_names_its_shifts(run: Run, mvtec: Path) -> None:
     assert document(run(*asked, "--shifts", "all"))[0]["shifts"] == list(SHIFTS)
     assert document(run(*asked, "--shifts", "noise,blur"))[0]["shifts"] == ["blur", "noise"]
     assert "knn cannot adapt" in run(*asked, "--adapt", "online")[1]
+
+
+def test_bench_with_known_defects(run: Run, mvtec: Path) -> None:
+    asked = ("bench", "--methods", "knn,atacnet", "--data", mvtec, "--dry-run", "--anomaly-count", "2")
+    told = [(one["method"], one["anomaly_count"], one["anomaly_type"]) for one in document(run(*asked, "--json"))]
+    assert told == [("knn", None, None), ("atacnet", 2, None)]
+    assert "atacnet on part, seed 0 · 2 defects\n" in run(*asked)[1]
+    kind = run(*asked, "--anomaly-type", "square")[1]
+    assert "atacnet on part, seed 0 · 2 defects of type square" in kind
+    status, _, err = run(*asked[:-2], "--anomaly-type", "square")
+    assert status == cli.ERROR
+    assert "say how many of that type" in err
+    assert run(*asked[:-1], "-1")[0] == cli.ERROR
 
 
 def test_a_bug_is_called_one(run: Run, part: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -477,27 +477,6 @@ def test_fitting_takes_the_normals_of_the_train_split(chest: Path, small: dict[s
     assert blemish.evaluate(detector, chest, resolution=RESOLUTION).counts["left_out"] == 0
 
 
-@pytest.mark.parametrize(
-    ("start", "length", "pixels", "covered"),
-    [
-        (0.25, 0.5, 4, [1, 2]),
-        (0.24, 0.5, 4, [1, 2]),
-        (0.125, 0.25, 4, [0]),  # from centre to centre: the first is in, the last is not
-        (0.0, 1.0, 4, [0, 1, 2, 3]),
-        (-1.0, 3.0, 4, [0, 1, 2, 3]),
-        (0.4, 0.01, 4, [2]),  # holds no centre
-        (0.99, 0.005, 4, [3]),
-        (0.999, 5.0, 4, [3]),
-        (-3.0, 3.0, 4, [0]),
-    ],
-)
-def test_the_pixels_of_a_box(start: float, length: float, pixels: int, covered: list[int]) -> None:
-    across = evaluation._filled([(start, 0.0, length, 1.0)], 3, pixels)
-    down = evaluation._filled([(0.0, start, 1.0, length)], pixels, 3)
-    assert [list(np.flatnonzero(row)) for row in across] == [covered] * 3
-    assert np.array_equal(across.T, down)
-
-
 def test_the_caller_sees_every_prediction(mvtec: Path, fitted: Callable[..., Detector]) -> None:
     shutil.copy(mvtec / "train" / "good" / "000.png", mvtec / "test" / "good" / "known.png")
     (mvtec / "test" / "good" / "broken.png").write_text("")
@@ -512,3 +491,26 @@ def test_the_caller_sees_every_prediction(mvtec: Path, fitted: Callable[..., Det
     assert [prediction.source for _, prediction in seen] == [row["path"] for row in result.rows]
     assert all(str(sample.path) == prediction.source for sample, prediction in seen)
     assert told == [("scoring", done, 15) for done in range(1, 16)]
+
+
+def test_the_defects_that_it_learned_from_are_left_out(mvtec: Path, fitted: Callable[..., Detector]) -> None:
+    plain = fitted("knn")
+    known = [mvtec / "test" / "square" / "001.png", mvtec / "test" / "dark" / "002.png"]
+    data = {**plain.manifest["data"], "defects": [plain.predict(path).digest for path in known]}
+    detector = Detector(plain.method, plain.preprocessing, plain.threshold, {**plain.manifest, "data": data})
+    result = blemish.evaluate(detector, mvtec)
+    assert sorted(result.left_out) == sorted(map(str, known))
+    assert {name: values["count"] for name, values in result.by_defect.items()} == {"square": 3, "dark": 2}
+    assert (result.counts["left_out"], result.counts["anomalous"]) == (2, 5)
+    older = {key: value for key, value in data.items() if key != "defects"}  # as artifacts had it before
+    before = Detector(plain.method, plain.preprocessing, plain.threshold, {**plain.manifest, "data": older})
+    assert blemish.evaluate(before, mvtec).counts["left_out"] == 0
+
+
+def test_labelled_pictures_are_those_of_the_test_split(mvtec: Path, tmp_path: Path) -> None:
+    dataset, samples = evaluation.labelled(mvtec)
+    assert samples == list(dataset.test())
+    assert evaluation.labelled(dataset) == (dataset, samples)
+    table = mvtec / "table.csv"
+    table.write_text("path,label\ntest/good/000.png,0\ntest/square/000.png,1\ntest/dark/000.png,\n")
+    assert [sample.label for sample in evaluation.labelled(table)[1]] == [0, 1]  # no splits: all whose label is known

@@ -38,6 +38,7 @@ RANKS = {
     "outputs": 4,
     "results": 4,
     "simulation": 4,
+    "illustration": 4,
     "benchmark": 5,
     "doctor": 5,
     "console": 6,

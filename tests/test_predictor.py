@@ -134,7 +134,33 @@ def test_an_interruption_ends_the_decoding(picture: Part, fitted: Callable[..., 
     assert decoder_threads() == []
 
 
-@pytest.mark.parametrize("where", ["score", "map"])
+def test_where_it_looked_comes_with_the_prediction(picture: Part, fitted: Callable[..., Detector]) -> None:
+    detector = fitted()
+    score = detector.method.score
+    boxes = torch.tensor([[0.25, 0.5, 0.125, 0.375], [0.0, 0.0, 1.0, 1.0], [0.5, 0.25, 0.5, 0.75]])
+
+    def looking(images: torch.Tensor) -> Scores:
+        scores = score(images)
+        saliency = torch.arange(len(images)).reshape(-1, 1, 1).expand(-1, 3, 5) / 10
+        return Scores(scores.image, scores.maps, saliency=saliency.bfloat16(), boxes=boxes[: len(images)])
+
+    pictures = [picture(1), np.zeros((4, 4, 7), np.uint8), picture(2), picture(3)]
+    plain = [result for result in detector.predict_many(pictures) if isinstance(result, Prediction)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(detector.method, "score", looking)
+        results = list(detector.predict_many(pictures))
+    assert isinstance(results.pop(1), Failure)
+    for index, (result, before) in enumerate(zip(results, plain, strict=True)):
+        assert isinstance(result, Prediction)
+        assert result.saliency is not None
+        assert result.saliency.dtype == np.float32
+        assert np.allclose(result.saliency, np.full((3, 5), index / 10), atol=1e-3)
+        assert result.box == tuple(boxes[index].tolist())
+        assert result.to_dict() == {**before.to_dict(), "box": boxes[index].tolist()}
+        assert (before.saliency, before.box, before.to_dict()["box"]) == (None, None, None)
+
+
+@pytest.mark.parametrize("where", ["score", "map", "saliency", "crop"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_a_score_that_is_not_finite_is_an_error(
     where: str, value: float, picture: Part, fitted: Callable[..., Detector]
@@ -147,13 +173,18 @@ def test_a_score_that_is_not_finite_is_an_error(
         image, maps = scores.image.clone(), scores.maps.clone()
         if where == "score":
             image[1] = value
-        else:
+        elif where == "map":
             maps[1, 3, 3] = value
-        return Scores(image, maps)
+        saliency, boxes = torch.zeros(len(images), 2, 2), torch.zeros(len(images), 4)
+        if where == "saliency":
+            saliency[1, 0, 1] = value
+        elif where == "crop":
+            boxes[1, 2] = value
+        return Scores(image, maps, saliency=saliency, boxes=boxes)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(detector.method, "score", damaged)
-        with pytest.raises(NonFiniteError, match="array 1"):
+        with pytest.raises(NonFiniteError, match=f"array 1: the {where} is not finite"):
             list(detector.predict_many([picture(1), picture(2), picture(3)]))
 
 

@@ -47,9 +47,8 @@ from blemish.data.transforms import prepare
 from blemish.errors import BlemishError, ConfigError, DataError, unknown_name
 from blemish.evaluation import evaluate
 from blemish.fitting import configure, fit
-from blemish.methods import Method, MethodConfig, method_class
+from blemish.methods import Method, MethodConfig, method_class, method_of_config
 from blemish.methods.adaptation import MODES, Mode
-from blemish.methods.trained import TrainedMethod
 from blemish.predictor import Detector
 from blemish.results import (
     FAILED,
@@ -95,6 +94,8 @@ class Run:
         settings: what differs from the recipe.
         recipe: a recipe of the method.
         weights, shots: as of `blemish.fit`.
+        anomaly_count, anomaly_type: as of `blemish.fit`, of the data set's own defects, which then do not test; None =
+            no defect is learned from.
         time_budget: as of `blemish.fit`; None for a method that is not trained.
         shifts: names of `blemish.data.shifts.SHIFTS`; each once, in the order there.
         adapt: modes of `blemish.methods.adaptation`, in the order there.
@@ -109,13 +110,17 @@ class Run:
     recipe: str = "best"
     weights: str | None = None
     shots: int | None = None
+    anomaly_count: int | None = None
+    anomaly_type: str | None = None
     time_budget: float | None = None
     shifts: Sequence[str] = ()
     adapt: Sequence[str] = ()
     label: str = ""
 
     def __post_init__(self) -> None:
-        """Raises: ConfigError for an unknown shift or mode, or a method that cannot adapt."""
+        """Raises: ConfigError for an unknown shift or mode, a method that cannot adapt, or a type without a count."""
+        if self.anomaly_type is not None and self.anomaly_count is None:
+            raise ConfigError("anomaly_type: say how many of that type to learn from, too (anomaly_count)")
         for field_name, kind, known in (("shifts", "shift", tuple(SHIFTS)), ("adapt", "mode of adaptation", MODES)):
             asked = getattr(self, field_name)
             for name in asked:
@@ -134,7 +139,7 @@ class Run:
     @cached_property
     def key(self) -> str:
         """Identity of what is measured: method, data set, seed, recipe, whole config (backbone included), weights,
-        shots, time budget, shifts and modes of adaptation.
+        shots, anomalies, time budget, shifts and modes of adaptation.
 
         Weights count by their content. Raises: ConfigError as `config`.
         """
@@ -145,6 +150,8 @@ class Run:
         parts = [self.method, self.data, self.seed, self.recipe, as_ever(configs.to_dict(self.config)), weights]
         if self.shots is not None or self.time_budget is not None:  # rows older than these keep their keys
             parts.append([self.shots, None if self.time_budget is None else float(self.time_budget)])
+        if self.anomaly_count is not None:
+            parts.append({"anomalies": [self.anomaly_count, self.anomaly_type]})
         if self.shifts or self.adapt:
             parts.append({"shifts": self.shifts, "adapt": self.adapt})
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
@@ -170,6 +177,8 @@ def plan(
     assignments: Sequence[str] = (),
     weights: str | None = None,
     shots: int | None = None,
+    anomaly_count: int | None = None,
+    anomaly_type: str | None = None,
     time_budget: float | None = None,
     shifts: Sequence[str] = (),
     adapt: Sequence[str] = (),
@@ -181,6 +190,7 @@ def plan(
         entries: methods, or the lines of a suite's tables: a line's own settings win over `assignments`.
         data: name -> path, as `data_sets` gives them.
         assignments: "key=value", what differs from the recipes.
+        anomaly_count, anomaly_type: of methods that learn from defects; the others do without.
         time_budget: of trained methods; the others do without.
         shifts, adapt: as of `Run`.
         label: how tables call these settings; None = the settings themselves.
@@ -189,7 +199,8 @@ def plan(
     runs: dict[str, Run] = {}
     for (name, path), entry in product(data.items(), entries):
         changed = _changed(entry, assignments)
-        trained = issubclass(method_class(entry.method), TrainedMethod)
+        config = configure(entry.method, recipe=entry.recipe, values=changed)
+        taught = method_of_config(entry.method, config).takes_defects
         for seed in seeds:
             one = Run(
                 method=entry.method,
@@ -200,7 +211,9 @@ def plan(
                 recipe=entry.recipe,
                 weights=weights,
                 shots=shots,
-                time_budget=time_budget if trained else None,
+                anomaly_count=anomaly_count if taught else None,
+                anomaly_type=anomaly_type if taught else None,
+                time_budget=time_budget if config.learns_by_gradient else None,
                 shifts=shifts,
                 adapt=adapt,
                 label=words(changed) if label is None else label,
@@ -318,6 +331,9 @@ def measure(one: Run, *, device: str = "auto", precision: str = "auto", threads:
         config=one.config,
         weights=one.weights,
         shots=one.shots,
+        anomalies=None if one.anomaly_count is None else one.path,
+        anomaly_count=one.anomaly_count,
+        anomaly_type=one.anomaly_type,
         time_budget=one.time_budget,
         seed=one.seed,
         calibration_fraction=0,
@@ -487,6 +503,8 @@ def _heading(one: Run, status: str) -> Row:
         "settings": configs.to_dict(one.config),
         "changed": dict(one.settings),
         "shots": one.shots,
+        "anomaly_count": one.anomaly_count,
+        "anomaly_type": one.anomaly_type,
         "time_budget": one.time_budget,
         "shifts": list(one.shifts),
         "adapt": list(one.adapt),

@@ -71,6 +71,10 @@ Adapt = Annotated[
         "batch by itself. The threshold then guarantees nothing.",
     ),
 ]
+AnomalyCount = Annotated[
+    int | None, typer.Option(min=0, metavar="M", help="Learn from M of the labelled defects, drawn by the seed.")
+]
+AnomalyType = Annotated[str | None, typer.Option(metavar="NAME", help="Learn from defects of this type only.")]
 Rate = Annotated[
     float | None,
     typer.Option(
@@ -187,6 +191,16 @@ def fit(
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The artifact to write, as in part.blemish.")],
+    anomalies: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="DEFECTS",
+            help="Pictures of known defects to learn from (atacnet): folders, data sets, files; repeatable. Evaluation "
+            "leaves out those that were learned from.",
+        ),
+    ] = None,
+    anomaly_count: AnomalyCount = None,
+    anomaly_type: AnomalyType = None,
     backbone: Annotated[str | None, typer.Option(help="One of `blemish backbones`, or any timm model.")] = None,
     weights: Annotated[
         str | None, typer.Option(metavar="FILE", help="Weights of the backbone, in place of its own source.")
@@ -233,8 +247,6 @@ def fit(
     """Learn from pictures of good parts and write an artifact."""
     from blemish import config as configs
     from blemish import fitting, outputs, pretraining
-    from blemish.methods import method_class
-    from blemish.methods.trained import TrainedMethod
     from blemish.training.distributed import rank
 
     named = {"backbone": backbone, "image_size": image_size, "layers": layers, "scales": scales, "seed": seed}
@@ -242,7 +254,7 @@ def fit(
     values = configs.read_config_file(config) if config else {}
     chosen = fitting.configure(method, recipe=recipe, values=values, assignments=assignments, shots=shots)
     checkpoint = output.with_name(f"{output.name}.training")
-    trained = issubclass(method_class(method), TrainedMethod)
+    trained = chosen.learns_by_gradient
     log = _beside(output, ".log.jsonl")  # of a pre-training
     more = {"log": log, "figure": pretraining.figure_of(log)} if chosen.pretraining_config else {}
     for path in (output, *more.values()):
@@ -255,6 +267,9 @@ def fit(
         detector = fitting.fit(
             method,
             good,
+            anomalies=anomalies,
+            anomaly_count=anomaly_count,
+            anomaly_type=anomaly_type,
             recipe=recipe,
             weights=weights,
             shots=shots,
@@ -503,6 +518,47 @@ def evaluate(
 
 
 @app.command(epilog=EXIT_STATUS)
+def figures(
+    artifact: Artifact,
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="Good and defective pictures: a folder or a table.")],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", metavar="DIR", help="Folder for histogram.png, embedding.png, gallery.png."),
+    ],
+    count: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=50,
+            help="Pictures of each kind in the gallery: defects with the highest and the lowest scores, good with the "
+            "highest.",
+        ),
+    ] = 4,
+    scales: Scales = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    json: Json = False,
+) -> int:
+    """Draw how an artifact sees labelled pictures: scores, features (t-SNE), and where it looks."""
+    from blemish.illustration import illustrate
+    from blemish.predictor import load
+
+    detector = _looking_at(scales, load(artifact, device=device, precision=precision))
+    with console.progress() as progress:
+        made = illustrate(detector, data, output, count=count, progress=progress)
+    document = {"artifact": str(artifact), "data": str(data), **made.to_dict()}
+    failures = document["failures"]
+    known = f"; {len(made.left_out)} left out, the artifact was fitted or calibrated on them" if made.left_out else ""
+    human = [
+        f"Pictures: {made.normal} good, {made.anomalous} defective{known}; {len(failures)} broken",
+        *wording.broken(failures),
+        *(f"Written: {file}" for file in made.files),
+    ]
+    console.answer(document, human, as_json=json)
+    return BROKEN_PICTURES if failures else WELL
+
+
+@app.command(epilog=EXIT_STATUS)
 def calibrate(
     artifact: Artifact,
     good: Annotated[
@@ -745,6 +801,8 @@ def bench(
     shots: Annotated[
         int | None, typer.Option(min=1, metavar="K", help="Learn from K pictures a category, drawn by the seed.")
     ] = None,
+    anomaly_count: AnomalyCount = None,
+    anomaly_type: AnomalyType = None,
     time_budget: Annotated[
         float | None, typer.Option(metavar="MINUTES", help="Of each training; methods that do not train ignore it.")
     ] = None,
@@ -806,6 +864,8 @@ def bench(
             assignments=assignments,
             weights=weights,
             shots=shots,
+            anomaly_count=anomaly_count,
+            anomaly_type=anomaly_type,
             time_budget=time_budget,
             shifts=list(SHIFTS) if shifts == "all" else _parts(shifts),
             adapt=_parts(adapt),

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import random
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,8 @@ import numpy as np
 
 from blemish.data import layouts
 from blemish.data.layouts import Dataset
+from blemish.data.marks import is_placed, marked
 from blemish.errors import BlemishError, DataError
-from blemish.images import decode_mask
 from blemish.methods.adaptation import Mode
 from blemish.metrics.ranking import auroc, average_precision, best_f1, confusion
 from blemish.metrics.regions import PixelMetrics, PixelResult, StreamingPixelMetrics
@@ -48,15 +47,12 @@ def evaluate(
         on_prediction: called for every picture scored, in order.
     Raises: DataError when there is no labelled picture, or only ones the detector already knows.
     """
-    dataset = data if isinstance(data, Dataset) else layouts.read(data)
-    samples = [s for s in dataset.test() or dataset.samples if s.label is not None]
-    if not samples or (dataset.layout == "flat"):
-        raise DataError(f"{dataset.root}: evaluation needs pictures labelled good and defective; {dataset.description}")
+    dataset, samples = labelled(data)
     if adapt is not None:
         random.Random(0).shuffle(samples)
         samples.sort(key=lambda sample: sample.category)
-    known = {*detector.manifest["data"]["fitted"], *detector.manifest["data"]["calibrated"]}
-    placed = any(_is_placed(sample) for sample in samples)
+    known = known_pictures(detector)
+    placed = any(is_placed(sample) for sample in samples)
     total = len(samples) * (resolution or 1024) ** 2
     pixels = _PixelGroups(detector, exact=total <= _EXACT_PIXELS)
     rows: list[dict[str, Any]] = []
@@ -73,7 +69,7 @@ def evaluate(
             left_out.append(result.source)
             continue
         if placed:
-            if sample.label == ANOMALOUS and not _is_placed(sample):
+            if sample.label == ANOMALOUS and not is_placed(sample):
                 unmasked += 1
             else:
                 try:
@@ -89,35 +85,28 @@ def evaluate(
     return _summary(detector, rows, pixels if placed else None, failures, left_out, unmasked)
 
 
-def _is_placed(sample: Sample) -> bool:
-    """Whether it is known where in the picture its defects are."""
-    return sample.mask is not None or bool(sample.boxes)
+def labelled(data: str | Path | Dataset) -> tuple[Dataset, list[Sample]]:
+    """A data set, and the pictures of its test split (of everything where it has none) whose label is known.
+
+    Raises: DataError when there is none.
+    """
+    dataset = data if isinstance(data, Dataset) else layouts.read(data)
+    samples = [s for s in dataset.test() or dataset.samples if s.label is not None]
+    if not samples or (dataset.layout == "flat"):
+        raise DataError(f"{dataset.root}: evaluation needs pictures labelled good and defective; {dataset.description}")
+    return dataset, samples
+
+
+def known_pictures(detector: Detector) -> set[str]:
+    """The digests of the pictures that it learned from or was calibrated on, which say nothing of how good it is."""
+    data = detector.manifest["data"]
+    return {*data["fitted"], *data["calibrated"], *data.get("defects", ())}
 
 
 def _compared(sample: Sample, result: Prediction, resolution: int | None) -> tuple[np.ndarray, np.ndarray | None]:
     height, width = result.size if resolution is None else (resolution, resolution)
     anomaly_map = cv2.resize(result.anomaly_map, (width, height), interpolation=cv2.INTER_LINEAR)
-    if sample.mask is None:
-        return anomaly_map, _filled(sample.boxes, height, width) if sample.boxes else None
-    mask = decode_mask(sample.mask).astype(np.uint8)
-    return anomaly_map, cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST).astype(bool)
-
-
-def _filled(boxes: Iterable[tuple[float, float, float, float]], height: int, width: int) -> np.ndarray:
-    """A bool mask H×W, True in any of the boxes."""
-    mask = np.zeros((height, width), dtype=bool)
-    for x, y, across, down in boxes:
-        mask[_span(y, down, height), _span(x, across, width)] = True
-    return mask
-
-
-def _span(start: float, length: float, pixels: int) -> slice:
-    """The pixels whose centres lie in [start, start + length), fractions of a side of so many pixels; one at least.
-
-    Which is to say that either end goes to the nearest edge of a pixel, and from a centre to the edge before it.
-    """
-    first = min(max(math.ceil(start * pixels - 0.5), 0), pixels - 1)
-    return slice(first, max(math.ceil((start + length) * pixels - 0.5), first + 1))
+    return anomaly_map, marked(sample, height, width)
 
 
 class _PixelGroups:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +21,19 @@ from blemish import artifact
 from blemish import config as configs
 from blemish.backbones import build
 from blemish.compute import pick_device, pick_precision, precision_name
+from blemish.data.defects import NONE, labelled_defects
 from blemish.data.good import draw_shots, good_pictures, hold_out_sources
 from blemish.data.stream import PictureStream
 from blemish.data.transforms import Preprocessing
 from blemish.errors import ConfigError, DataError, unknown_name
-from blemish.methods import Method, MethodConfig, method_class
+from blemish.methods import Method, MethodConfig, method_of_config, method_of_recipe
 from blemish.methods.trained import TrainedMethod
 from blemish.predictor import BATCH_SIZE, Detector, describe, place
 from blemish.pretraining import pretrained
 from blemish.thresholds import Threshold, calibrate, pictures_needed
 from blemish.training import distributed, train
 from blemish.training.checkpoint import check_free
-from blemish.types import Batch, Failure, Progress, silent
+from blemish.types import ANOMALOUS, NORMAL, Batch, Failure, Progress, silent
 
 DEFAULT_RATE = 0.05
 HELD_OUT = 0.2
@@ -53,7 +55,7 @@ def configure(
 
     Raises: ConfigError for an unknown method, recipe or key (the nearest name is suggested) or a bad value.
     """
-    kind = method_class(method)
+    kind = method_of_recipe(method, recipe)
     recipes = kind.Config.recipes()
     if recipe not in recipes:
         raise unknown_name(f"recipe of {method}", recipe, recipes)
@@ -68,6 +70,9 @@ def fit(
     method: str,
     good: Any,
     *,
+    anomalies: Any = None,
+    anomaly_count: int | None = None,
+    anomaly_type: str | None = None,
     recipe: str = "best",
     config: MethodConfig | None = None,
     weights: str | Path | None = None,
@@ -94,6 +99,11 @@ def fit(
             picture), or a list of paths, PIL images, arrays or `Sample`s. Two or more categories, as those of a data
             set that names them or as several folders (bottle/train/good is "bottle"), give one detector for all of
             them, with a threshold for each and a common one.
+        anomalies: pictures of known defects, named as `good` is, for methods that learn from them: all pictures of a
+            flat folder, the defective ones of a data set. Masks are used where they are known and the method can.
+        anomaly_count: learn from so many of them, drawn by the seed; `evaluate` then leaves these out, and the others
+            of the same folder test it. None = from all.
+        anomaly_type: only from defects of this type.
         recipe, settings: the recipe and single settings of it, as `backbone="focus_vits14"`, `image_size=224`; or
             `config`, a whole config object.
         weights: a local weights file instead of the backbone's own source; "random" only where that is meant.
@@ -125,10 +135,8 @@ def fit(
     if config is not None and (settings or recipe != "best"):
         raise ConfigError("give either a whole config, or a recipe and single settings, not both")
     chosen = config if config is not None else configure(method, recipe=recipe, values=settings, shots=shots)
-    kind = method_class(method)
+    kind = method_of_config(method, chosen)
     seed = chosen.seed if seed is None else seed
-    if not isinstance(chosen, kind.Config):
-        raise ConfigError(f"{method} takes a {kind.Config.__name__}, got a {type(chosen).__name__}")
     if calibration_fraction is not None and not 0 <= calibration_fraction < 1:
         raise ConfigError(f"calibration_fraction: a fraction in [0, 1) is needed, got {calibration_fraction}")
     if calibration_fraction == 0 and false_alarm_rate is not None:
@@ -137,7 +145,17 @@ def fit(
     pictures_needed(rate)  # refuses a rate outside (0, 1) before any work
     if window is not None and not window[0] < window[1]:
         raise ConfigError(f"window: two numbers (lo, hi) with lo < hi are needed, got {window}")
-    _check_training(kind, time_budget, checkpoint, resume)
+    _check_training(kind, chosen, time_budget, checkpoint, resume)
+    if not kind.takes_defects and any(given is not None for given in (anomalies, anomaly_count, anomaly_type)):
+        raise ConfigError(
+            f"{method} does not learn from labelled defects; atacnet does, with any method to know what is normal "
+            f"(--set normality={kind.name})"
+        )
+    if anomalies is None and (anomaly_count or anomaly_type):
+        raise ConfigError("anomaly_count and anomaly_type say which of the anomalies to learn from; name those too")
+    defects = NONE
+    if anomalies is not None:
+        defects = labelled_defects(anomalies, count=anomaly_count, kind=anomaly_type, seed=seed)
     pictures = good_pictures(good).of_one_or_several()
     if shots is not None:
         pictures = pictures.only(draw_shots(pictures.sources, shots, seed, pictures.categories))
@@ -154,13 +172,13 @@ def fit(
     fitted: Method = kind(chosen, backbone)  # refuses what it cannot work with, before any work
     preprocessing = Preprocessing(height=height, width=width, mean=backbone.mean, std=backbone.std, window=window)
 
-    plan = _plan(kind, len(pictures.sources), calibration_fraction, shots)
+    plan = _plan(fitted, len(pictures.sources), calibration_fraction, shots)
     kept, held = map(
         pictures.only, hold_out_sources(pictures.sources, plan.fraction, seed, categories=pictures.categories)
     )
-    if len(kept.sources) < kind.minimum_images:
+    if len(kept.sources) < fitted.minimum_images:
         raise DataError(
-            f"{method} needs at least {kind.minimum_images} training pictures, got {len(kept.sources)}"
+            f"{method} needs at least {fitted.minimum_images} training pictures, got {len(kept.sources)}"
             + (f" ({len(held.sources)} held out for the threshold)" if held.sources else "")
         )
     if plan.method is not None and false_alarm_rate is not None:  # said now, not after the work
@@ -193,13 +211,20 @@ def fit(
             )
             fitted = kind(chosen, backbone)
         place(fitted, torch_device, dtype)
-        training = _learn(fitted, stream, minutes=minutes, checkpoint=place_kept, resume=resume, progress=progress)
-    if (wanted := fitted.summarised) != 0:
-        every = 1 if wanted is None else -(-len(kept.sources) * len(stream.copies) // wanted)
-        scored = dataclasses.replace(
-            stream, sources=kept.sources[::every], preprocessing=scoring, failures={}, digests={}
+        shown = PictureStream(defects.sources, preprocessing, batch_size)
+        training = _learn(
+            fitted, stream, shown, minutes=minutes, checkpoint=place_kept, resume=resume, progress=progress
         )
-        fitted.summarise(lambda: _on(scored, torch_device), scored.batches, progress)
+    for part in (fitted,) if fitted.learner is fitted else (fitted.learner, fitted):
+        if (wanted := part.summarised) != 0:
+            every = 1 if wanted is None else -(-len(kept.sources) * len(stream.copies) // wanted)
+            scored = dataclasses.replace(
+                stream, sources=kept.sources[::every], preprocessing=scoring, failures={}, digests={}
+            )
+            part.summarise(partial(_on, scored, torch_device), scored.batches, progress)
+    if defects.sources and not isinstance(fitted, TrainedMethod):
+        shown = PictureStream(defects.sources, scoring, batch_size, marks=defects.samples)
+        fitted.learn_defects(partial(_on, shown, torch_device), shown.batches, progress)
     with torch.inference_mode():
         calibration = _calibration_scores(
             fitted,
@@ -216,7 +241,7 @@ def fit(
         required = false_alarm_rate is not None
         threshold = calibrate(calibration.scores, rate, method=plan.method, required=required)
         thresholds = _of_categories(calibration.by_category(pictures.names), threshold)
-    failures = [*stream.failures.values(), *held_stream.failures.values()]
+    failures = [*stream.failures.values(), *held_stream.failures.values(), *shown.failures.values()]
     fitted_digests = [stream.digests[i] for i in sorted(stream.digests)]
     held_digests = [held_stream.digests[i] for i in sorted(held_stream.digests)]
     manifest = {
@@ -241,6 +266,8 @@ def fit(
             "fingerprint": _fingerprint(sorted(fitted_digests + held_digests)),
             "fitted": fitted_digests,
             "calibrated": held_digests,
+            "defects": [shown.digests[i] for i in sorted(shown.digests)],
+            "defects_layout": defects.note,
             "failures": [failure.to_dict() for failure in failures],
         },
     }
@@ -282,7 +309,7 @@ def recalibrate(
             f"no picture of {', '.join(missing)} is among those to calibrate on, and the common threshold is of all "
             "categories together; give pictures of every category"
         )
-    known = set(detector.manifest["data"]["fitted"])
+    known = {*detector.manifest["data"]["fitted"], *detector.manifest["data"].get("defects", ())}
     calibration = _Calibration([], [], list(detector.map_scale))
     digests: list[str] = []
     failures: list[Failure] = []
@@ -314,9 +341,11 @@ def recalibrate(
     return Detector(detector.method, detector.preprocessing, threshold, manifest), failures, left_out
 
 
-def _check_training(kind: type[Method], time_budget: float | None, checkpoint: str | Path | None, resume: bool) -> None:
+def _check_training(
+    kind: type[Method], config: MethodConfig, time_budget: float | None, checkpoint: str | Path | None, resume: bool
+) -> None:
     given = {"time_budget": time_budget is not None, "checkpoint": checkpoint is not None, "resume": resume}
-    if not issubclass(kind, TrainedMethod) and any(given.values()):
+    if not config.learns_by_gradient and any(given.values()):
         names = " and ".join(name for name, is_given in given.items() if is_given)
         raise ConfigError(f"{names}: {kind.name} is not trained step by step; leave it out")
     if time_budget is not None and not 0 < time_budget < math.inf:
@@ -326,15 +355,20 @@ def _check_training(kind: type[Method], time_budget: float | None, checkpoint: s
 
 
 def _learn(
-    method: Method,
+    fitted: Method,
     stream: PictureStream,
+    defects: PictureStream,
     *,
     minutes: float | None,
     checkpoint: Path | None,
     resume: bool,
     progress: Progress,
 ) -> dict[str, Any] | None:
-    """Teach the method what the stream holds. Gives what a training says of itself; None where nothing is trained."""
+    """Teach the method what the stream holds; training, where it takes them, also with the defects.
+
+    Returns: what a training says of itself; None where nothing is trained.
+    """
+    method = fitted.learner
     device = next(method.backbone.parameters()).device
     if isinstance(method, TrainedMethod):
         identity = {
@@ -344,9 +378,13 @@ def _learn(
             "weights": method.backbone.info.sha256,
             "precision": precision_name(method.precision),
         }
+        both = stream
+        if defects.sources and method.takes_defects:
+            labels = [NORMAL] * len(stream.sources) + [ANOMALOUS] * len(defects.sources)
+            both = dataclasses.replace(stream, sources=[*stream.sources, *defects.sources], labels=labels)
         training = train(
             method,
-            stream,
+            both,
             seed=method.config.seed,
             minutes=minutes,
             checkpoint=checkpoint,
@@ -354,6 +392,8 @@ def _learn(
             identity=identity,
             progress=progress,
         )
+        if both is not stream:
+            _share_out(both, stream, defects)
         _check_usable(method, stream)
         return training.to_dict()
     try:
@@ -364,6 +404,16 @@ def _learn(
         raise
     _check_usable(method, stream)
     return None
+
+
+def _share_out(both: PictureStream, *parts: PictureStream) -> None:
+    """Tell the streams that one was made of, in this order, what came to be known of their pictures."""
+    first = 0
+    for part in parts:
+        last = first + len(part.sources)
+        part.digests |= {index - first: each for index, each in both.digests.items() if first <= index < last}
+        part.failures |= {index - first: each for index, each in both.failures.items() if first <= index < last}
+        first = last
 
 
 def _check_usable(method: Method, stream: PictureStream) -> None:
@@ -383,10 +433,10 @@ class _Plan:
     method: Any
 
 
-def _plan(kind: type[Method], count: int, fraction: float | None, shots: int | None) -> _Plan:
+def _plan(method: Method, count: int, fraction: float | None, shots: int | None) -> _Plan:
     if fraction == 0:
         return _Plan(0.0, None)
-    if fraction is None and kind.leaves_one_out:
+    if fraction is None and method.leaves_one_out:
         return _Plan(0.0, "leave-one-out")
     share = (HELD_OUT if shots is None else 0.0) if fraction is None else fraction
     return _Plan(share if count > 1 else 0.0, "split conformal")

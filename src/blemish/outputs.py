@@ -5,7 +5,8 @@ A folder of predictions holds
     run.json             what the rows were made with
     predictions.jsonl    a row per picture, in the order in which they were scored; one that is broken has an "error"
     predictions.csv      the same rows as a table, written at the end
-    overlays/            every picture with its heatmap
+    overlays/            every picture with its heatmap, and the crop that was looked at again as a rectangle; where
+                         the method tells where it looked, beside it a file `.saliency.png` that shows that
 
 A row is written when its overlay is, so that whatever a killed run leaves behind can be gone on from.
 """
@@ -21,7 +22,7 @@ import os
 import re
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -39,7 +40,7 @@ from blemish.images import decode
 from blemish.metrics.ranking import precision_recall_curve, roc_curve
 from blemish.predictor import Detector
 from blemish.report import figures
-from blemish.report.heatmap import encode_jpeg, overlay, save_png, thumbnail
+from blemish.report.heatmap import SALIENCY_SCALE, encode_jpeg, outline, overlay, save_png, thumbnail
 from blemish.report.html import Entry
 from blemish.types import ANOMALOUS, NORMAL, Evaluation, Failure, Prediction, Sample
 
@@ -48,12 +49,14 @@ _THUMBNAIL = 384  # pixels of the longer side of a picture in a report
 _AHEAD = 4  # overlays that may be under way at once
 _WORST = 20  # of each kind of mistake, as files of their own
 _ROWS, _RUN, _TABLE, _OVERLAYS = "predictions.jsonl", "run.json", "predictions.csv", "overlays"
+_BOX = ("box_x", "box_y", "box_width", "box_height")  # of the crop, as fractions of the picture's width and height
 _COLUMNS = (
     "path",
     "score",
     "label",
     "threshold",
     "votes",
+    *_BOX,
     "adapted",
     "category",
     "height",
@@ -61,13 +64,12 @@ _COLUMNS = (
     "digest",
     "notes",
     "overlay",
+    "saliency",
     "error",
 )
 
 Row = dict[str, Any]
 Pixels = npt.NDArray[np.uint8]
-_Pair = tuple[bytes | None, bytes | None]
-_NONE: _Pair = (None, None)
 
 
 def check_writable(path: Path) -> None:
@@ -174,7 +176,8 @@ class Journal:
         table = csv.DictWriter(text, _COLUMNS, extrasaction="ignore", lineterminator="\n")
         table.writeheader()
         for row in self.rows:
-            table.writerow({**row, "notes": "; ".join(row.get("notes", ()))})
+            box = dict(zip(_BOX, row.get("box") or (), strict=False))
+            table.writerow({**row, **box, "notes": "; ".join(row.get("notes", ()))})
         write_whole(self.folder / _TABLE, text.getvalue().encode("utf-8", "backslashreplace"))
 
 
@@ -233,17 +236,20 @@ def record(
     """Draws, writes down and gives back what comes, row by row and in order."""
     folder = journal.folder
 
-    def drawn(result: Prediction | Failure) -> tuple[Prediction | Failure, str]:
+    def drawn(result: Prediction | Failure) -> tuple[Prediction | Failure, dict[str, str]]:
         if folder is None or isinstance(result, Failure):
-            return result, ""
-        name = f"{_OVERLAYS}/{file_name(result.source)}.png"
-        save_png(folder / name, tinted(result, detector))
-        return result, name
+            return result, {}
+        view = View.of(result, detector)
+        stem = f"{_OVERLAYS}/{file_name(result.source)}"
+        files = {"overlay": f"{stem}.png"}
+        save_png(folder / files["overlay"], view.heatmap)
+        if view.saliency is not None:
+            files["saliency"] = f"{stem}.saliency.png"
+            save_png(folder / files["saliency"], view.saliency)
+        return result, files
 
-    for result, name in map_ahead(drawn, results, ahead=_AHEAD):
-        row = result.to_dict()
-        if name:
-            row["overlay"] = name
+    for result, files in map_ahead(drawn, results, ahead=_AHEAD):
+        row = {**result.to_dict(), **files}
         journal.add(row)
         if isinstance(result, Prediction):
             gallery.add(result, rank=result.score)
@@ -262,8 +268,9 @@ class Gallery:
         self._count += 1  # of two with the same rank the earlier one stays, and predictions are never compared
         if len(self._heap) == self._limit and rank <= self._heap[0][0]:
             return
-        # The map is a slice of its batch's, which must not be kept alive; nor must a full-size heatmap.
-        kept = replace(prediction, anomaly_map=prediction.anomaly_map.copy())
+        # The maps are slices of their batch's, which must not be kept alive; nor must a full-size heatmap.
+        saliency = None if prediction.saliency is None else prediction.saliency.copy()
+        kept = replace(prediction, anomaly_map=prediction.anomaly_map.copy(), saliency=saliency)
         heapq.heappush(self._heap, (rank, -self._count, kept))
         if len(self._heap) > self._limit:
             heapq.heappop(self._heap)
@@ -273,20 +280,39 @@ class Gallery:
         return (prediction for _, _, prediction in sorted(self._heap, key=lambda item: item[:2], reverse=True))
 
 
-def tinted(prediction: Prediction, detector: Detector, max_side: int | None = None) -> Pixels:
-    """The picture with its heatmap, at the original size or reduced. Raises: ImageError if it is gone or changed."""
-    return _tint(_pixels(prediction, detector, max_side), prediction, detector)
+@dataclass(frozen=True, slots=True)
+class View:
+    """A picture as a person sees it, each uint8 H W 3.
 
+    Attributes:
+        picture: as it is. heatmap: tinted by what was found in it, with the crop's rectangle where there is one.
+        saliency: the same for where the method looked; None for methods that do not tell.
+    """
 
-def _pixels(prediction: Prediction, detector: Detector, max_side: int | None) -> Pixels:
-    pixels: Pixels = decode(prediction.source, window=detector.preprocessing.decode_window()).as_uint8()
-    return pixels if max_side is None else thumbnail(pixels, max_side)
+    picture: Pixels
+    heatmap: Pixels
+    saliency: Pixels | None
 
+    @classmethod
+    def of(cls, prediction: Prediction, detector: Detector, max_side: int | None = None) -> Self:
+        """At the original size, or reduced to a longer side of `max_side` pixels.
 
-def _tint(pixels: Pixels, prediction: Prediction, detector: Detector) -> Pixels:
-    height, width = pixels.shape[:2]
-    heatmap = cv2.resize(prediction.anomaly_map, (width, height), interpolation=cv2.INTER_LINEAR)
-    return overlay(pixels, heatmap, detector.map_scale)
+        Raises: ImageError if the picture is gone or broken by now.
+        """
+        picture: Pixels = decode(prediction.source, window=detector.preprocessing.decode_window()).as_uint8()
+        if max_side is not None:
+            picture = thumbnail(picture, max_side)
+        height, width = picture.shape[:2]
+
+        def tinted(values: np.ndarray, scale: tuple[float, float]) -> Pixels:
+            tint = overlay(picture, cv2.resize(values, (width, height), interpolation=cv2.INTER_LINEAR), scale)
+            return tint if prediction.box is None else outline(tint, prediction.box)
+
+        return cls(
+            picture,
+            tinted(prediction.anomaly_map, detector.map_scale),
+            None if prediction.saliency is None else tinted(prediction.saliency, SALIENCY_SCALE),
+        )
 
 
 def file_name(source: str) -> str:
@@ -323,23 +349,23 @@ def prediction_entries(journal: Journal, detector: Detector, gallery: Gallery) -
             verdict=row["label"],
             category=row["category"],
             notes=tuple(row["notes"]),
-            picture=thumbnails.get(row["path"], _NONE)[0],
-            overlay=thumbnails.get(row["path"], _NONE)[1],
+            **thumbnails.get(row["path"], {}),
         )
         for row in journal.scored
     ]
 
 
-def _thumbnails(predictions: Iterable[Prediction], detector: Detector) -> dict[str, _Pair]:
-    """Small JPEG files of the pictures and their overlays, by source; none for a picture that is gone by now."""
+def _thumbnails(predictions: Iterable[Prediction], detector: Detector) -> dict[str, dict[str, Any]]:
+    """By source, the `picture` and `overlay` of its entry, small JPEG files, and the `box` drawn there; nothing for a
+    picture that is gone by now."""
 
-    def drawn(prediction: Prediction) -> tuple[str, _Pair]:
+    def drawn(prediction: Prediction) -> tuple[str, dict[str, Any]]:
         try:
-            pixels = _pixels(prediction, detector, _THUMBNAIL)
+            view = View.of(prediction, detector, _THUMBNAIL)
         except BlemishError:
-            return prediction.source, _NONE
-        tint = _tint(pixels, prediction, detector)
-        return prediction.source, (encode_jpeg(pixels), encode_jpeg(tint))
+            return prediction.source, {}
+        shown = {"picture": encode_jpeg(view.picture), "overlay": encode_jpeg(view.heatmap), "box": prediction.box}
+        return prediction.source, shown
 
     return dict(map_ahead(drawn, predictions, ahead=_AHEAD))
 
@@ -374,8 +400,7 @@ class Mistakes:
                 defect=row["defect"],
                 category=row["category"],
                 notes=self._notes.get(row["path"], ()),
-                picture=thumbnails.get(row["path"], _NONE)[0],
-                overlay=thumbnails.get(row["path"], _NONE)[1],
+                **thumbnails.get(row["path"], {}),
             )
             for row in evaluation.rows
         ]
@@ -385,7 +410,7 @@ class Mistakes:
         for name, gallery in (("defective", self._defects), ("good", self._good)):
             for place, prediction in zip(range(1, _WORST + 1), gallery, strict=False):
                 path = folder / f"{name}-{place:02d}-{file_name(prediction.source)}.png"
-                save_png(path, tinted(prediction, detector))
+                save_png(path, View.of(prediction, detector).heatmap)
 
 
 def write_evaluation(folder: Path, evaluation: Evaluation, mistakes: Mistakes, detector: Detector) -> None:

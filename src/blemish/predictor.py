@@ -161,22 +161,37 @@ class Detector:
             else:
                 found = adapter.score(images)
             scores = found.scores
+            without = [None] * len(loaded)  # of what a method does not tell
             results = map(
                 partial(self._prediction, found=found),
                 loaded,
                 scores.image.float().cpu().tolist(),
                 scores.maps.float().cpu().numpy(),
-                [None] * len(loaded) if scores.votes is None else scores.votes.cpu().tolist(),
+                without if scores.votes is None else scores.votes.cpu().tolist(),
+                without if scores.saliency is None else scores.saliency.float().cpu().numpy(),
+                without if scores.boxes is None else map(tuple, scores.boxes.float().cpu().tolist()),
             )
         for one in chunk:
             yield one if isinstance(one, Failure) else next(results)
 
     def _prediction(
-        self, one: _Loaded, score: float, anomaly_map: np.ndarray, votes: float | None, *, found: Adapted
+        self,
+        one: _Loaded,
+        score: float,
+        anomaly_map: np.ndarray,
+        votes: float | None,
+        saliency: np.ndarray | None,
+        box: tuple[float, float, float, float] | None,
+        *,
+        found: Adapted,
     ) -> Prediction:
         picture = one.picture
-        if not (np.isfinite(score) and np.isfinite(anomaly_map).all()):
-            raise NonFiniteError(f"{picture.source}: the score is not finite; the detector or the picture is damaged")
+        found_in_it: dict[str, Any] = {"score": score, "map": anomaly_map, "saliency": saliency, "crop": box}
+        for what, value in found_in_it.items():
+            if value is not None and not np.isfinite(value).all():
+                raise NonFiniteError(
+                    f"{picture.source}: the {what} is not finite; the detector or the picture is damaged"
+                )
         threshold = self.threshold_for(one.category)
         limit = None if threshold is None else threshold.value
         return Prediction(
@@ -191,6 +206,8 @@ class Detector:
             category=one.category,
             adapted=found.adapted,
             votes=votes,
+            saliency=saliency,
+            box=box,
         )
 
     def save(self, path: str | Path) -> Path:

@@ -107,11 +107,13 @@ def asked_for(row: Mapping[str, Any]) -> list[str]:
     """Recipe, settings, shots, time budget, and what else was measured, of a row, in words, where they are not the
     usual ones."""
     recipe, shots, budget = row["recipe"], row.get("shots"), row.get("time_budget")
+    defects, kind = row.get("anomaly_count"), row.get("anomaly_type")
     shifts, modes = row.get("shifts"), row.get("adapt")
     return [
         *([recipe] if recipe != "best" else []),
         *([row["label"]] if row["label"] else []),
         *([f"{shots}-shot"] if shots is not None else []),
+        *([f"{defects} defects" + (f" of type {kind}" if kind else "")] if defects is not None else []),
         *([f"budget {budget:g} min"] if budget is not None else []),
         *([f"also shifted: {', '.join(shifts)}"] if shifts else []),
         *([f"also adapting: {', '.join(modes)}"] if modes else []),
@@ -280,7 +282,10 @@ def _group(row: Mapping[str, Any], factors: Collection[str] = ()) -> str:
     else:
         names += ["resolution", "weights"]
     also = [list(row.get(name, ())) for name in ("shifts", "adapt")]
-    return json.dumps([settings, *map(row.get, [*names, "shots", "time_budget"]), *also], sort_keys=True)
+    return json.dumps(
+        [settings, *map(row.get, [*names, "shots", "anomaly_count", "anomaly_type", "time_budget"]), *also],
+        sort_keys=True,
+    )
 
 
 def _common(rows: Sequence[Row], factors: Collection[str]) -> str:

@@ -62,10 +62,13 @@ class Batch:
         images: float32 B 3 H W, normalised with the backbone's mean and standard deviation.
         owners: int64 B: which source picture each row came from. Augmented copies share the owner of their original,
             and pictures of the same content that of the first.
+        masks: float32 B h w at a quarter of the images' sides, of labelled defects: the share of each place that is
+            marked, NaN where no mask is known; None for other pictures.
     """
 
     images: Tensor
     owners: Tensor
+    masks: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +80,16 @@ class Scores:
         maps: float32 B h w in the same unit, at the method's working resolution.
         votes: float32 B: the share of the sizes looked at in which a picture is called anomalous; None for methods
             that do not vote.
+        saliency: float32 B h w in [0, 1]: where the method looked, beside what it found; None for methods without.
+        boxes: float32 B 4: x, y, width, height of the crop that was looked at again, as fractions of the picture's
+            width and height, the upper left corner first; None for methods that do not crop.
     """
 
     image: Tensor
     maps: Tensor
     votes: Tensor | None = None
+    saliency: Tensor | None = None
+    boxes: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +108,9 @@ class Prediction:
         category: the category it was judged as; "" where that was not given or the artifact does not know it.
         adapted: whether test-time adaptation took part in this score (which voids the guarantee).
         votes: the share of the sizes looked at that call it anomalous, in [0, 1]; None for methods that do not vote.
+        saliency: float32 h×w in [0, 1], where the method looked, at its working resolution; None for methods without.
+        box: x, y, width, height of the crop that was looked at again, as fractions of the picture's width and height;
+            None for methods that do not crop.
     """
 
     source: str
@@ -113,6 +124,8 @@ class Prediction:
     category: str = ""
     adapted: bool = False
     votes: float | None = None
+    saliency: np.ndarray | None = field(default=None, repr=False, compare=False)
+    box: tuple[float, float, float, float] | None = None
 
     @cached_property
     def heatmap(self) -> np.ndarray:
@@ -137,6 +150,7 @@ class Prediction:
             "category": self.category,
             "adapted": self.adapted,
             "votes": self.votes,
+            "box": None if self.box is None else list(self.box),
             "notes": list(self.notes),
         }
 

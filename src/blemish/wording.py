@@ -57,6 +57,8 @@ def fitted(manifest: Mapping[str, Any]) -> Iterable[str]:
         yield f"Categories: {', '.join(manifest['categories'])}"
     drawn = f" ({_shots(manifest)})" if manifest["shots"] else ""
     yield f"Pictures: {data['count']} used{drawn}, {len(data['failures'])} broken"
+    if data["defects"]:
+        yield f"Defects learned from: {len(data['defects'])}; {data['defects_layout']}"
     yield from broken(data["failures"])
     common, *others = thresholds(manifest)
     yield f"Threshold: {common}"

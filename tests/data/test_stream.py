@@ -15,7 +15,7 @@ from PIL import Image
 from blemish.data.stream import PictureStream, load_picture, map_ahead, name_of
 from blemish.data.transforms import Preprocessing, prepare
 from blemish.images import Picture, decode
-from blemish.types import Failure
+from blemish.types import Failure, Sample
 
 Part = Callable[..., np.ndarray]
 PLAIN = Preprocessing(height=32, width=32, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
@@ -182,3 +182,55 @@ def test_a_stream_that_is_left_early_leaves_no_thread(picture: Part) -> None:
     next(batches)
     batches.close()  # type: ignore[attr-defined]
     assert decoder_threads() == []
+
+
+def test_batches_have_no_masks_unless_marks_are_given(picture: Part) -> None:
+    assert all(batch.masks is None for batch in PictureStream([picture(0), picture(1)], PLAIN, batch_size=1))
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_masks_are_the_marked_share_at_a_quarter_of_the_sides(
+    batch_size: int, tmp_path: Path, picture: Part, write: Callable[..., Path]
+) -> None:
+    drawn = np.zeros((64, 64), np.uint8)  # twice as large as the pictures are looked at
+    drawn[8:24, 16:] = 255
+    drawn[40:44, 0:8] = 255
+    marks = [
+        Sample(path=Path("a"), mask=write(tmp_path / "mask.png", drawn)),
+        Sample(path=Path("b")),
+        Sample(path=Path("c"), boxes=((0.25, 0.0, 0.375, 0.5),)),
+    ]
+    stream = PictureStream([picture(seed) for seed in range(3)], PLAIN, batch_size, marks=marks)
+    batches = list(stream)
+    assert all(batch.masks is not None and len(batch.masks) == len(batch.images) for batch in batches)
+    masks = torch.cat([batch.masks for batch in batches if batch.masks is not None])
+    assert (masks.dtype, masks.shape) == (torch.float32, (3, 8, 8))
+    seen = drawn[::2, ::2] > 0
+    for y, x in np.ndindex(8, 8):
+        assert masks[0, y, x] == seen[4 * y : 4 * y + 4, 4 * x : 4 * x + 4].mean()
+    assert masks[1].isnan().all()  # not known is not the same as nowhere
+    boxed = torch.zeros(8, 8)
+    boxed[:4, 2:5] = 1
+    assert torch.equal(masks[2], boxed)
+
+
+def test_masks_stay_with_their_pictures(tmp_path: Path, picture: Part, write: Callable[..., Path]) -> None:
+    masks = [write(tmp_path / f"{shade}.png", np.full((8, 8), shade, np.uint8)) for shade in (255, 0)]
+    marks = [
+        Sample(path=Path(name), mask=mask) for name, mask in zip("abcd", [masks[0], *masks, masks[1]], strict=True)
+    ]
+    sources = [picture(0), "nowhere.png", picture(1), picture(2)]
+    (batch,) = PictureStream(sources, PLAIN, batch_size=8, marks=marks)
+    assert batch.owners.tolist() == [0, 2, 3]
+    assert batch.masks is not None
+    assert batch.masks.mean((1, 2)).tolist() == [1, 0, 0]
+
+
+def test_a_mask_that_cannot_be_read_is_named(tmp_path: Path, picture: Part, write: Callable[..., Path]) -> None:
+    (tmp_path / "mask.png").write_text("not a picture")
+    path = write(tmp_path / "part.png", picture(0))
+    marks = [Sample(path=path, mask=tmp_path / "mask.png"), Sample(path=path, mask=tmp_path / "nowhere.png")]
+    stream = PictureStream([path, path], PLAIN, batch_size=2, marks=marks)
+    assert list(stream) == []
+    reasons = {Path(failure.source).name: failure.reason for failure in stream.failures.values()}
+    assert reasons == {"mask.png": "is not a picture (looks like text)", "nowhere.png": "does not exist"}

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from blemish.errors import ConfigError, NonFiniteError
-from blemish.report.figures import _edges, health, precision_recall, roc, score_histogram
+from blemish.report.figures import _edges, _tsne, embedding, gallery, health, precision_recall, roc, score_histogram
 
 RNG = np.random.default_rng(0)
 GOOD, DEFECTIVE = RNG.normal(1, 0.3, 60), RNG.normal(3, 0.8, 20)
@@ -155,3 +155,65 @@ def test_the_health_of_a_training() -> None:
         health(steps, {"loss": [1.0, 2.0]}, [("", tile)])
     with pytest.raises(NonFiniteError, match="loss"):
         health([1, 2], {"loss": [1.0, np.nan]}, [("", tile)])
+
+
+def test_an_embedding_names_good_pictures_and_kinds_of_defects_with_counts() -> None:
+    points = np.concatenate([RNG.normal(0, 1, (9, 5)), RNG.normal(20, 1, (6, 5))])
+    labels = [0] * 9 + [1] * 6
+    kinds = [*["ignored"] * 9, "dent", "_cut $x^{", "dent", "dent", "\x1b", ""]
+    words = text(embedding(points, labels, kinds))
+    for said in ("9 good", "3 dent", "1 _cut $x^{", r"1 \x1b", "1 other defects", "15 pictures", "perplexity 4.67"):
+        assert said in words
+    assert "ignored" not in words
+    words = text(embedding(points, labels))
+    assert "6 defective" in words
+    assert embedding(points, labels, kinds) == embedding(points, labels, kinds)
+    many = text(embedding(RNG.normal(0, 1, (40, 3)), [1] * 40, [f"kind {n:02}" for n in range(20)] * 2))
+    assert ("2 kind 10" in many, "2 kind 11" in many, "18 other defects" in many) == (True, False, True)
+    assert "good" not in many
+
+
+def test_what_is_alike_lies_close_together() -> None:
+    points = np.concatenate([RNG.normal(0, 1, (30, 8)), RNG.normal(12, 1, (30, 8))]).astype(np.float32)
+    places = _tsne(points, perplexity=10.0)
+    nearest = np.linalg.norm(places[:, None] - places[None], axis=2) + np.diag(np.full(60, np.inf))
+    assert ((nearest.argmin(1) < 30) == (np.arange(60) < 30)).all()
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+@pytest.mark.parametrize("count", [3, 4])
+def test_few_points_and_those_that_coincide_are_drawn(count: int, scale: float) -> None:
+    assert f"{count} good" in text(embedding(scale * RNG.normal(0, 1, (count, 2)), [0] * count))
+    assert f"{count} good" in text(embedding(np.full((count, 4), scale), [0] * count))
+
+
+def test_an_embedding_that_cannot_be_drawn_is_an_error() -> None:
+    for shape in ((2, 5), (0, 5), (9, 1), (9,)):
+        with pytest.raises(ConfigError, match="3 or more points of 2 or more features"):
+            embedding(np.zeros(shape), [0] * shape[0])
+    with pytest.raises(ConfigError, match="4 points, 3 labels and 4 names"):
+        embedding(np.zeros((4, 2)), [0] * 3)
+    with pytest.raises(ConfigError, match="4 points, 4 labels and 1 names"):
+        embedding(np.zeros((4, 2)), [0] * 4, ["dent"])
+    with pytest.raises(NonFiniteError, match="features"):
+        embedding([[0.0, 1.0], [np.inf, 0.0], [1.0, 1.0]], [0, 0, 1])
+
+
+def test_a_gallery_shows_what_each_row_has_under_its_columns() -> None:
+    red, green, blue = (np.tile(np.array(colour, np.uint8), (6, 9, 1)) for colour in np.eye(3) * 250)
+    rows = [("first\nscore 1", {"picture": red}), ("no. $2_{\x07" + "x" * 40, {"picture": green, "mask": blue})]
+    words = text(gallery(rows, note="a rectangle", format="svg"))
+    for said in ("picture", "mask", "first", "score 1", r"no. $2_{\x07", "07…x", "a rectangle"):
+        assert said in words
+    drawn = np.asarray(Image.open(io.BytesIO(gallery(rows))).convert("RGB")).astype(int)
+    places = {}
+    for channel, name in enumerate(("red", "green", "blue")):
+        seen = np.argwhere((drawn[..., channel] == 250) & (drawn.sum(2) == 250))
+        assert len(seen) > 1000, name
+        places[name] = seen.mean(0)
+    assert places["red"][0] < places["green"][0] == pytest.approx(places["blue"][0], abs=2)
+    assert places["red"][1] == pytest.approx(places["green"][1], abs=2)
+    assert places["green"][1] < places["blue"][1]
+    for nothing in ([], [("caption", {})]):
+        with pytest.raises(ConfigError, match="at least one picture"):
+            gallery(nothing)

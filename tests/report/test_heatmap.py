@@ -20,6 +20,7 @@ from blemish.report.heatmap import (
     colour_bar,
     encode_jpeg,
     encode_png,
+    outline,
     overlay,
     save_png,
     thumbnail,
@@ -121,6 +122,45 @@ def test_a_colour_bar_runs_from_no_tint_to_the_full_colour() -> None:
     assert (bar == bar[:1]).all()
     assert bar[0, 0].tolist() == [224, 224, 224]
     assert bar[0, -1].tolist() == [round(255 * value) for value in colormaps["plasma"](255)[:3]]
+
+
+def naive_outline(picture: np.ndarray, sides: tuple[int, int, int, int], line: int) -> np.ndarray:
+    """Pixel by pixel, by how deep a pixel lies in the rectangle of these outer sides (left, top, right, bottom)."""
+    left, top, right, bottom = sides
+    result = picture.copy()
+    for row, column in np.ndindex(picture.shape[:2]):
+        depth = min(column - left, right - 1 - column, row - top, bottom - 1 - row)
+        if 0 <= depth < 2 * line:
+            result[row, column] = 0 if depth < line else 255
+    return result
+
+
+@pytest.mark.parametrize(
+    ("size", "box", "sides", "line"),
+    [
+        ((20, 40), (0.25, 0.2, 0.5, 0.6), (9, 3, 31, 17), 1),
+        ((20, 40), (0.0, 0.0, 1.0, 1.0), (0, 0, 40, 20), 1),  # where all is active
+        ((20, 40), (0.5, 0.5, 0.0, 0.0), (19, 9, 22, 12), 1),  # a single pixel
+        ((20, 40), (0.975, 0.95, 0.025, 0.05), (38, 18, 40, 20), 1),  # in the corner
+        ((20, 40), (0.75, -0.5, 0.75, 1.0), (29, 0, 40, 11), 1),  # partly outside
+        ((300, 600), (0.1, 0.1, 0.5, 0.5), (57, 27, 363, 183), 3),
+        ((1, 1), (0.0, 0.0, 1.0, 1.0), (0, 0, 1, 1), 1),
+    ],
+)
+def test_a_rectangle_is_a_light_line_in_a_dark_one(
+    size: tuple[int, int], box: tuple[float, float, float, float], sides: tuple[int, int, int, int], line: int
+) -> None:
+    picture = random_picture(*size)
+    kept = picture.copy()
+    assert np.array_equal(outline(picture, box), naive_outline(picture, sides, line))
+    assert np.array_equal(picture, kept)
+
+
+def test_a_box_that_is_not_finite_is_an_error() -> None:
+    with pytest.raises(NonFiniteError, match="box"):
+        outline(random_picture(), (0.0, 0.0, np.nan, 1.0))
+    with pytest.raises(ConfigError, match="uint8 H W 3"):
+        outline(random_picture()[..., 0], (0.0, 0.0, 1.0, 1.0))
 
 
 def test_a_thumbnail_keeps_the_proportions_and_the_mean_and_never_enlarges() -> None:

@@ -247,6 +247,14 @@ def test_the_colour_bar_carries_the_scale_and_the_threshold(tmp_path: Path) -> N
     assert "left:" not in write(tmp_path, scale=(2.5, 5.0)).section("worst")
 
 
+def test_the_legend_explains_the_rectangle_where_there_is_one(tmp_path: Path) -> None:
+    plain = entries()
+    assert "rectangle" not in write(tmp_path).text
+    boxed = [*plain[:-1], dataclasses.replace(plain[-1], box=(0.1, 0.2, 0.3, 0.4))]
+    page = write(tmp_path, entries=boxed)
+    assert "The rectangle is the crop that the method looked at again" in " ".join(page.section("worst").split())
+
+
 def test_the_table_ranks_all_pictures_by_score(tmp_path: Path) -> None:
     section = write(tmp_path).section("pictures")
     assert re.findall(r'class="f">([^<]*)<', section) == ["dent/c.png", "good/b.png", "dent/d.png", "good/a.png"]

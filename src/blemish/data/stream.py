@@ -10,12 +10,15 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
+from torch.nn import functional as F
 
+from blemish.data.marks import marked
 from blemish.data.transforms import Preprocessing, prepare
 from blemish.errors import InputError, MissingExtraError, NonFiniteError
 from blemish.images import Picture, decode
-from blemish.types import Batch, Failure
+from blemish.types import Batch, Failure, Sample
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -50,6 +53,9 @@ class PictureStream:
         batch_size: rows a batch.
         rotations: every picture comes at this many angles, evenly over 360°; the copies share its owner.
         flips: every picture, at each angle, comes also mirrored left to right: angle by angle, the plain one first.
+        labels: 0 or 1 of each source; empty = all are normal.
+        marks: of labelled defects, a sample each that may say where the defect is: batches then have masks. Not with
+            rotations or flips.
     Attributes:
         failures: pictures that could not be decoded, found so far, by position in `sources`.
         digests: content hash by position, of the pictures decoded so far.
@@ -60,22 +66,26 @@ class PictureStream:
     batch_size: int
     rotations: int = 1
     flips: bool = False
+    labels: Sequence[int] = ()
+    marks: Sequence[Sample] = ()
     failures: dict[int, Failure] = field(default_factory=dict)
     digests: dict[int, str] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[Batch]:
         rows: list[torch.Tensor] = []
         owners: list[int] = []
+        masks: list[torch.Tensor] = []
         first: dict[str, int] = {}  # copies of a picture count as one, or it would be judged by its own twin
-        for owner, tensors in map_ahead(self._load, range(len(self.sources)), ahead=2 * self.batch_size):
+        for owner, tensors, mask in map_ahead(self._load, range(len(self.sources)), ahead=2 * self.batch_size):
             for tensor in tensors:
                 rows.append(tensor)
                 owners.append(first.setdefault(self.digests[owner], owner))
+                masks += [] if mask is None else [mask]
                 if len(rows) == self.batch_size:
-                    yield Batch(torch.stack(rows), torch.tensor(owners))
-                    rows, owners = [], []
+                    yield _batch(rows, owners, masks)
+                    rows, owners, masks = [], [], []
         if rows:
-            yield Batch(torch.stack(rows), torch.tensor(owners))
+            yield _batch(rows, owners, masks)
 
     @property
     def batches(self) -> int:
@@ -88,18 +98,33 @@ class PictureStream:
         angles = [360.0 * turn / self.rotations for turn in range(self.rotations)]
         return list(product(angles, (False, True) if self.flips else (False,)))
 
-    def _load(self, index: int) -> tuple[int, list[torch.Tensor]]:
+    def _load(self, index: int) -> tuple[int, list[torch.Tensor], torch.Tensor | None]:
         if index in self.failures:
-            return index, []
+            return index, [], None
         source = self.sources[index]
         try:
             picture = decode(source, window=self.preprocessing.decode_window(), name=name_of(source, index))
+            mask = self._mask(self.marks[index]) if self.marks else None
         except _OF_ONE_PICTURE as error:
             reason = getattr(error, "reason", str(error))
             self.failures[index] = Failure(source=name_of(source, index), reason=reason)
-            return index, []
+            return index, [], None
         self.digests[index] = picture.digest
-        return index, [prepare(picture, self.preprocessing, angle=angle, flip=flip) for angle, flip in self.copies]
+        copies = [prepare(picture, self.preprocessing, angle=angle, flip=flip) for angle, flip in self.copies]
+        return index, copies, mask
+
+    def _mask(self, sample: Sample) -> torch.Tensor:
+        """As in `Batch.masks`: h w."""
+        height, width = self.preprocessing.height, self.preprocessing.width
+        mask = marked(sample, height, width)
+        if mask is None:
+            return torch.full((height // 4, width // 4), torch.nan)
+        share = torch.from_numpy(mask.astype(np.float32))[None]
+        return F.adaptive_avg_pool2d(share, (height // 4, width // 4))[0]
+
+
+def _batch(rows: list[torch.Tensor], owners: list[int], masks: list[torch.Tensor]) -> Batch:
+    return Batch(torch.stack(rows), torch.tensor(owners), torch.stack(masks) if masks else None)
 
 
 def name_of(source: Any, index: int) -> str:

@@ -71,6 +71,11 @@ class MethodConfig:
         """How the backbone is to be trained further, on the same pictures, before the method is built; None = not."""
         return None
 
+    @property
+    def learns_by_gradient(self) -> bool:
+        """Whether the method is trained step by step, for which time budgets and checkpoints are."""
+        return False
+
     @classmethod
     def recipes(cls) -> dict[str, Callable[[], Self]]:
         """Name -> constructor: `best`, and every published setting as `paper…`."""
@@ -88,6 +93,8 @@ class Method(nn.Module):
     Attributes:
         name, summary, source: for `blemish methods`; `source` is the paper.
         Config: its config class.
+        published: the method that its recipes called paper… configure, where that is another.
+        takes_defects: whether labelled defects can be learned from.
         minimum_images: fewest training pictures that it can be fitted on.
         leaves_one_out: whether `score_left_out` exists, so that no picture need be held out for calibration.
     """
@@ -96,8 +103,10 @@ class Method(nn.Module):
     summary: ClassVar[str]
     source: ClassVar[str]
     Config: ClassVar[type[MethodConfig]]
-    minimum_images: ClassVar[int] = 1
-    leaves_one_out: ClassVar[bool] = False
+    published: ClassVar[str] = ""
+    takes_defects: ClassVar[bool] = False
+    minimum_images: int = 1
+    leaves_one_out: bool = False
 
     def __init__(self, config: MethodConfig, backbone: Backbone) -> None:
         super().__init__()
@@ -117,6 +126,11 @@ class Method(nn.Module):
     def scoring_size(self) -> tuple[int, int]:
         """(H, W) of the pictures that `score` takes; those that it learns from have the config's size."""
         return self.config.height_width
+
+    @property
+    def learner(self) -> Method:
+        """The part of it that learns from the good pictures batch by batch: itself, where it is not made of others."""
+        return self
 
     @abstractmethod
     def fit(self, batches: Batches, count: int, progress: Progress) -> None:
@@ -143,6 +157,18 @@ class Method(nn.Module):
     def summarise(self, batches: Batches, count: int, progress: Progress) -> None:
         """Keep what is needed at prediction of the training pictures, which come as they are scored. Called once, after
         learning; arguments as of `fit`."""
+
+    def learn_defects(self, batches: Batches, count: int, progress: Progress) -> None:
+        """Learn from labelled defects, which come as they are scored, with `Batch.masks`. Called last.
+
+        Only where `takes_defects` and the method is not trained step by step: training brings them itself.
+        """
+        raise NotImplementedError(f"{self.name} does not learn from labelled defects")
+
+    def embedding(self, images: Tensor) -> Tensor:
+        """One vector for each of B 3 H W, to see how pictures lie: float32 B D, the mean feature of the last layer."""
+        features: Tensor = self.backbone(images, self.config.layers).tokens[-1]
+        return features.float().mean(1)
 
     def with_scales(self, scales: Sequence[int]) -> Method:
         """The same weights, looking at squares of these sides (pixels). Raises: ConfigError where it cannot."""

@@ -13,7 +13,7 @@ a uniform random sample under a hard cap; several layers may be joined.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, Self
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -81,7 +81,7 @@ class _Collector(Protocol):
 class MemoryBank(Method):
     """A bank of patch features (float32 K D), each with the training picture it came from."""
 
-    leaves_one_out: ClassVar[bool] = True
+    leaves_one_out = True
     bank: Tensor
     owners: Tensor
 
@@ -109,6 +109,11 @@ class MemoryBank(Method):
         bank, owners = collector.result()
         device = next(self.backbone.parameters()).device
         self.bank, self.owners = bank.to(device), owners.to(device)
+
+    @property
+    def knows_several(self) -> bool:
+        """Whether it remembers more than one picture, so that `score_left_out` has something to compare with."""
+        return bool((self.owners != self.owners[:1]).any())
 
     def embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """One unit-length feature per location: float32 B N D, and the grid (h, w)."""

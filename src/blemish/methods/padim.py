@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -56,7 +56,7 @@ class Padim(Method):
     summary = "one Gaussian per location over a random subset of feature channels"
     source = "Defard et al. 2021, PaDiM"
     Config = PadimConfig
-    minimum_images: ClassVar[int] = 2
+    minimum_images = 2
     means: Tensor
     whiteners: Tensor
     subset: Tensor

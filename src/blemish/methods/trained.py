@@ -82,6 +82,10 @@ class TrainedConfig(MethodConfig, Schedule):
         MethodConfig.__post_init__(self)
         Schedule.__post_init__(self)
 
+    @property
+    def learns_by_gradient(self) -> bool:
+        return True
+
 
 @dataclass(frozen=True, slots=True)
 class TrainingBatch:
@@ -90,10 +94,12 @@ class TrainingBatch:
     Attributes:
         images: float32 B 3 H W, normalised; None where the method does not ask for them (`needs_images`).
         features: what `Learner.encode` gave of them; each tensor has B rows.
+        labels: int64 B, 0 normal, 1 a labelled defect; None where all are normal.
     """
 
     images: Tensor | None
     features: Mapping[str, Tensor]
+    labels: Tensor | None = None
 
 
 class Learner(nn.Module):

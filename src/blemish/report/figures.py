@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import math
 import threading
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -22,12 +23,17 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from blemish.errors import ConfigError, NonFiniteError
+from blemish.types import ANOMALOUS, NORMAL
 
 Format = Literal["svg", "png"]
 Curve = npt.ArrayLike
 Picture = npt.NDArray[np.uint8]
 
 NORMAL_COLOUR, ANOMALOUS_COLOUR, UNLABELLED_COLOUR = "#0072b2", "#d55e00", "#56707f"
+# Of the kinds of defects, the most frequent first; the colours and the shapes of the marks repeat at different lengths.
+_KINDS = (ANOMALOUS_COLOUR, "#009e73", "#cc79a7", "#e69f00", "#000000")
+_MARKS = ("^", "s", "D", "v")
+_NAMED = 11  # kinds of defects with a mark of their own; the others share one
 _INK, _FAINT = "#1d2733", "#d5dbe1"
 _STYLE: Any = {  # newer matplotlib types the keys one by one; older has no such type
     "axes.edgecolor": _FAINT,
@@ -52,6 +58,8 @@ _STYLE: Any = {  # newer matplotlib types the keys one by one; older has no such
     "ytick.color": _FAINT,
     "ytick.labelcolor": _INK,
 }
+_PERPLEXITY = 30.0  # of t-SNE, as van der Maaten and Hinton (2008) use it; of few points a third of their number
+_NAME_LENGTH = 26  # signs of a line beside a row of pictures
 _BINS = 150  # points of a line over the steps of a training
 # matplotlib reads its settings from one place in the process; two threads must not swap them at the same time.
 _SETTINGS = threading.Lock()
@@ -187,6 +195,99 @@ def health(
     return sheet.getvalue()
 
 
+def embedding(
+    points: npt.ArrayLike, labels: Sequence[int], names: Sequence[str] | None = None, *, format: Format = "svg"
+) -> bytes:
+    """Features in the plane: what lies close together there is alike; far apart says little.
+
+    t-SNE (van der Maaten and Hinton 2008) from the first two principal components, with one and the same seed.
+
+    Args:
+        points: N D, a feature vector per picture, N >= 3, D >= 2.
+        labels: N, 0 normal or 1 anomalous.
+        names: N kinds of defects, told apart by mark and colour; those of normal pictures are ignored, and "" is of no
+            known kind. None: of no known kind, all of them.
+
+    Returns: an SVG or PNG file.
+    Raises: ConfigError for fewer than 3 points or 2 features, or lengths that differ; NonFiniteError if a feature is
+        not finite.
+    """
+    features = np.asarray(points, dtype=np.float32)
+    if features.ndim != 2 or features.shape[0] < 3 or features.shape[1] < 2:
+        raise ConfigError(f"t-SNE needs 3 or more points of 2 or more features; these are of shape {features.shape}")
+    _finite("features", features)
+    truth = np.asarray(labels)
+    known = np.asarray(["" for _ in features] if names is None else names, dtype=object)
+    if not len(features) == len(truth) == len(known):
+        raise ConfigError(f"{len(features)} points, {len(truth)} labels and {len(known)} names; as many are needed")
+    perplexity = min(_PERPLEXITY, (len(features) - 1) / 3)
+    places = _tsne(features, perplexity)
+    groups = [("good", truth == NORMAL, NORMAL_COLOUR, "o")]
+    frequent = [name for name, _ in Counter(known[(truth == ANOMALOUS) & (known != "")]).most_common(_NAMED)]
+    for place, name in enumerate(frequent):
+        looks = _KINDS[place % len(_KINDS)], _MARKS[place % len(_MARKS)]
+        groups.append((_printable(name), (truth == ANOMALOUS) & (known == name), *looks))
+    others = (truth == ANOMALOUS) & ~np.isin(known, frequent)
+    rest = ("other defects", UNLABELLED_COLOUR) if frequent else ("defective", ANOMALOUS_COLOUR)
+    groups.append((rest[0], others, rest[1], "X"))
+    with _sheet(format, width=6.4, height=4.4) as (axes, sheet):
+        drawn = [(name, chosen, colour, mark) for name, chosen, colour, mark in groups if chosen.any()]
+        handles = [
+            axes.scatter(
+                places[chosen, 0], places[chosen, 1], s=26, color=colour, marker=mark, alpha=0.75, linewidths=0
+            )
+            for _, chosen, colour, mark in drawn
+        ]
+        # The number stands first: matplotlib leaves out a label that begins with an underscore.
+        legend = axes.legend(
+            handles,
+            [f"{int(chosen.sum()):,} {name}" for name, chosen, _, _ in drawn],
+            loc="upper left",
+            bbox_to_anchor=(1.0, 1.0),
+        )
+        for text in legend.get_texts():
+            text.set_parse_math(False)
+        axes.set(xticks=[], yticks=[], xlabel=f"t-SNE of {len(features):,} pictures, perplexity {perplexity:.3g}")
+    return sheet.getvalue()
+
+
+def gallery(rows: Sequence[tuple[str, Mapping[str, Picture]]], *, note: str = "", format: Format = "png") -> bytes:
+    """Pictures in rows: under each column's title what each row has of it.
+
+    Args:
+        rows: (caption of a few lines, title -> uint8 H W 3), at least one; columns in the order in which their titles
+            first come. Where a row lacks one, its place stays empty.
+        note: a line below all of them.
+
+    Returns: an SVG or PNG file.
+    Raises: ConfigError without a picture.
+    """
+    columns = list(dict.fromkeys(title for _, tiles in rows for title in tiles))
+    if not columns:
+        raise ConfigError("a gallery needs at least one picture")
+    wide, high, head = 1.9, 1.7, 0.3  # inches: of a place, and of the line of titles
+    size = wide * (1 + len(columns)), head + high * len(rows) + (head if note else 0.0)
+    # All in one plot, in inches: one for each picture would take seconds to lay out.
+    with _sheet(format, width=size[0], height=size[1]) as (axes, sheet):
+        for column, title in enumerate(columns, start=1):
+            axes.text(wide * (column + 0.5), head / 2, title, fontsize=9.5, ha="center", va="center")
+        for row, (caption, tiles) in enumerate(rows):
+            middle = head + high * (row + 0.5)
+            lines = "\n".join(map(_shortened, caption.splitlines()))
+            axes.text(0.0, middle, lines, fontsize=8.5, va="center", parse_math=False)
+            for column, title in enumerate(columns, start=1):
+                if title in tiles:
+                    tall, across = tiles[title].shape[:2]
+                    inch = 0.5 * min((wide - 0.1) / across, (high - 0.1) / tall)  # half a pixel's side
+                    centre = wide * (column + 0.5)
+                    sides = (centre - inch * across, centre + inch * across, middle + inch * tall, middle - inch * tall)
+                    axes.imshow(tiles[title], extent=sides)
+        axes.text(size[0] / 2, size[1] - head / 2, note, fontsize=9.5, ha="center", va="center")
+        axes.set(xlim=(0.0, size[0]), ylim=(size[1], 0.0), aspect="equal")
+        axes.axis("off")
+    return sheet.getvalue()
+
+
 @contextmanager
 def _sheet(format: Format, *, width: float, height: float) -> Iterator[tuple[Axes, io.BytesIO]]:
     """Axes to draw on, and the file they fill when the block ends. Sizes in inches."""
@@ -206,6 +307,31 @@ def _figure(format: Format, *, width: float, height: float) -> Iterator[tuple[Fi
         yield figure, sheet
         metadata = {"Date": None, "Creator": None} if format == "svg" else {"Software": None}
         figure.savefig(sheet, format=format, dpi=144, metadata=metadata)
+
+
+def _tsne(features: npt.NDArray[np.float32], perplexity: float) -> npt.NDArray[np.float32]:
+    """N D in the plane: N 2."""
+    from sklearn.manifold import TSNE  # takes a second to come, and this figure alone needs it
+
+    spread = features.astype(np.float64) - features[0]
+    if not spread.any():  # alike to the last bit: there are no neighbours to keep
+        return np.zeros((len(features), 2), np.float32)
+    placed = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(
+        (spread / np.abs(spread).max()).astype(np.float32)
+    )
+    return np.asarray(placed, dtype=np.float32)
+
+
+def _printable(text: str) -> str:
+    """With everything else escaped: an SVG file cannot hold it, and no font has it."""
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode("ascii") for sign in text)
+
+
+def _shortened(line: str) -> str:
+    """Its beginning and its end where it is too long."""
+    line = _printable(line)
+    half = (_NAME_LENGTH - 1) // 2
+    return line if len(line) <= _NAME_LENGTH else f"{line[:half]}…{line[-half:]}"
 
 
 def _edges(scores: npt.NDArray[np.float64], threshold: float | None) -> npt.NDArray[np.float64]:

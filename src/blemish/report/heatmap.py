@@ -24,6 +24,8 @@ from blemish.files import write_whole
 Picture = npt.NDArray[np.uint8]
 
 ATTENTION_SCALE = (1.0, 8.0)  # in multiples of the attention's mean: where it is flat, nothing shows
+SALIENCY_SCALE = (0.0, 1.0)  # the range that methods give it in
+_LIGHT, _DARK = 255, 0  # of a rectangle's two lines: one of them is seen on any ground
 
 # Plasma (van der Walt and Smith 2015): lightness rises steadily, and so it reads without colour vision and in print.
 # Its dark end is a saturated blue; inferno's is black, which on a photograph looks like a shadow of the part.
@@ -84,6 +86,39 @@ def attention_overlay(picture: Picture, attention: npt.NDArray[np.floating[Any]]
     """
     height, width = picture.shape[:2]
     return overlay(picture, place_probability(attention, (height, width)) * (height * width), ATTENTION_SCALE)
+
+
+def outline(picture: Picture, box: tuple[float, float, float, float]) -> Picture:
+    """The picture with a rectangle around a part of it: a light line along the part's inner edge, a dark one around it.
+
+    At the picture's border, where there is no room for the dark line, both move inwards.
+
+    Args:
+        picture: uint8 H W 3, RGB.
+        box: x, y, width, height as fractions of the picture's width and height, the upper left corner first. What lies
+            outside of the picture is left out.
+
+    Returns: uint8 H W 3; the argument is left alone.
+    Raises: NonFiniteError if the box is not finite; ConfigError if the picture is no picture.
+
+    Example:
+        >>> outline(np.full((6, 6, 3), 90, np.uint8), (0.25, 0.25, 0.5, 0.5))[2, :, 0].tolist()
+        [90, 0, 255, 255, 0, 90]
+    """
+    _check_picture(picture)
+    if not np.isfinite(box).all():
+        raise NonFiniteError(f"the box {box} holds NaN or infinite values; it cannot be drawn")
+    height, width = picture.shape[:2]
+    line = max(1, round(max(height, width) / 200))
+    x, y, across, down = box
+    drawn = picture.copy()
+    part = drawn[_within(y, down, height, line), _within(x, across, width, line)]
+    inner = slice(2 * line, -2 * line)
+    kept = part[inner, inner].copy()
+    part[:] = _DARK
+    part[line:-line, line:-line] = _LIGHT
+    part[inner, inner] = kept
+    return drawn
 
 
 def colour_bar(scale: tuple[float, float], *, width: int = 256, height: int = 16, opacity: float = 1.0) -> Picture:
@@ -151,6 +186,13 @@ def _encode(picture: Picture, format: str, **options: int) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(picture)).save(buffer, format, **options)
     return buffer.getvalue()
+
+
+def _within(start: float, length: float, pixels: int, margin: int) -> slice:
+    """The pixels of [start, start + length], fractions of a side of so many pixels, one at least, and a margin."""
+    first = min(max(round(start * pixels), 0), pixels - 1)
+    last = min(max(round((start + length) * pixels), first + 1), pixels)
+    return slice(max(first - margin, 0), min(last + margin, pixels))
 
 
 def _check_picture(picture: Picture) -> None:

@@ -42,6 +42,8 @@ class Entry:
         category: what the picture shows; "" where there is one category only.
         notes: what the decoder did that a person should know.
         picture, overlay: JPEG files, the picture as it is and with its heatmap; None to keep the report small.
+        box: x, y, width, height of the rectangle in the overlay, as fractions of the picture's width and height: the
+            crop that was looked at again; None where none is drawn.
     """
 
     source: str
@@ -53,6 +55,7 @@ class Entry:
     notes: tuple[str, ...] = ()
     picture: bytes | None = field(default=None, repr=False)
     overlay: bytes | None = field(default=None, repr=False)
+    box: tuple[float, float, float, float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +115,7 @@ def write_report(
         figures=_figures(ranked, threshold.get("value"), evaluation),
         scale=scale,
         bar=encode_png(colour_bar(scale, height=1)),
+        boxed=any(entry.box is not None for entry in ranked),
     )
     # A name with bytes that are not UTF-8 holds lone surrogates, which no file can: they are written out as \udcXX.
     return write_whole(path, page.encode("utf-8", "backslashreplace"))

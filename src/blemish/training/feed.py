@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import chain, islice, tee
 
 import torch
 from torch import Tensor
@@ -32,6 +33,8 @@ class Feed:
     Attributes:
         usable: positions in the stream of the pictures that can be read.
         kept: row by row what a step needs; None where it does not fit in memory.
+
+    Where some of the pictures are labelled defects, half of every batch is drawn from them, as often as that takes.
     """
 
     method: Learner
@@ -46,30 +49,54 @@ class Feed:
     def batches(self, size: int, *, seed: int, skip: int) -> Generator[TrainingBatch]:
         """Batches without end of `size` rows, from the one after the first `skip`, on the backbone's device.
 
-        They are cut from one shuffled epoch after the other, so every one of them is full.
+        They are cut from one shuffled epoch after the other (of the normal pictures and of the defects, each), so every
+        one of them is full.
         """
-        order = _endless(self.rows, seed, skip * size)
-        return self._computed(order, size) if self.kept is None else self._remembered(self.kept, order, size)
+        chunks = self._chunks(size, seed, skip)
+        return self._computed(chunks, size) if self.kept is None else self._remembered(self.kept, chunks)
 
-    def _remembered(self, kept: TrainingBatch, order: Iterator[int], size: int) -> Generator[TrainingBatch]:
+    def _chunks(self, size: int, seed: int, skip: int) -> Iterator[list[int]]:
+        """The rows of batch after batch."""
+        labels = self.labels
+        parts = [torch.arange(self.rows)] if labels is None else [(labels == label).nonzero()[:, 0] for label in (0, 1)]
+        if not all(len(part) for part in parts):
+            parts = [torch.arange(self.rows)]
+        counts = [size] if len(parts) == 1 else [size - size // 2, size // 2]
+        orders = [
+            _endless(part, (seed, number) if number else seed, skip * count)
+            for number, (part, count) in enumerate(zip(parts, counts, strict=True))
+        ]
+        while True:
+            yield [row for order, count in zip(orders, counts, strict=True) for row in islice(order, count)]
+
+    @property
+    def labels(self) -> Tensor | None:
+        """int64, of each row; None where all are normal."""
+        given = self.stream.labels
+        if not any(given):
+            return None
+        return torch.tensor([given[index] for index in self.usable]).repeat_interleave(len(self.stream.copies))
+
+    def _remembered(self, kept: TrainingBatch, chunks: Iterator[list[int]]) -> Generator[TrainingBatch]:
         device = _device(self.method)
         on_gpu = device.type == "cuda"
-        gather = partial(_gathered, kept, pinned=on_gpu)
-        chunks = iter(lambda: list(islice(order, size)), [])
+        gather = partial(_gathered, dataclasses.replace(kept, labels=self.labels), pinned=on_gpu)
         # A GPU is not to wait for the gathering; where the CPU trains there is nothing else to gather with.
         for batch in map_ahead(gather, chunks, ahead=2) if on_gpu else map(gather, chunks):
             yield _each(batch, lambda part: part.to(device, non_blocking=True))
 
-    def _computed(self, order: Iterator[int], size: int) -> Generator[TrainingBatch]:
-        pictures = map_ahead(self._picture, order, ahead=2 * size)
-        while True:
+    def _computed(self, chunks: Iterator[list[int]], size: int) -> Generator[TrainingBatch]:
+        labels, (chunks, again) = self.labels, tee(chunks)
+        pictures = map_ahead(self._picture, chain.from_iterable(chunks), ahead=2 * size)
+        for rows in again:
             images = torch.stack(list(islice(pictures, size))).to(_device(self.method))
             parts = [
                 _encoded(self.method, part, self.stream.batch_size)
                 for part in torch.split(images, self.stream.batch_size)
             ]
             features = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-            yield TrainingBatch(images if self.method.needs_images else None, features)
+            shown = images if self.method.needs_images else None
+            yield TrainingBatch(shown, features, None if labels is None else labels[rows].to(images.device))
 
     def _picture(self, row: int) -> Tensor:
         """Row `row` as the stream would give it: 3 H W. Raises: ImageError where it has become unreadable."""
@@ -118,13 +145,14 @@ def _encoded(method: Learner, images: Tensor, rows: int) -> dict[str, Tensor]:
         return {name: part[:count] for name, part in method.encode(images).items()}
 
 
-def _endless(rows: int, seed: int, position: int) -> Iterator[int]:
+def _endless(rows: Tensor, seed: object, position: int) -> Iterator[int]:
     """The rows of epoch after epoch, each epoch in an order of its own, from `position` in the whole sequence on."""
+    count = len(rows)
     while True:
-        epoch, offset = divmod(position, rows)
-        order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed_of("epoch", seed, epoch)))
-        yield from order[offset:].tolist()
-        position += rows - offset
+        epoch, offset = divmod(position, count)
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed_of("epoch", seed, epoch)))
+        yield from rows[order[offset:]].tolist()
+        position += count - offset
 
 
 def _device(method: Learner) -> torch.device:
@@ -132,12 +160,12 @@ def _device(method: Learner) -> torch.device:
 
 
 def _parts(batch: TrainingBatch) -> list[Tensor]:
-    return [*([] if batch.images is None else [batch.images]), *batch.features.values()]
+    return [*(part for part in (batch.images, batch.labels) if part is not None), *batch.features.values()]
 
 
 def _each(batch: TrainingBatch, change: Callable[[Tensor], Tensor]) -> TrainingBatch:
-    images = None if batch.images is None else change(batch.images)
-    return TrainingBatch(images, {name: change(part) for name, part in batch.features.items()})
+    images, labels = (None if part is None else change(part) for part in (batch.images, batch.labels))
+    return TrainingBatch(images, {name: change(part) for name, part in batch.features.items()}, labels)
 
 
 def _gathered(kept: TrainingBatch, rows: list[int], *, pinned: bool) -> TrainingBatch:

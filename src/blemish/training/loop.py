@@ -248,6 +248,7 @@ def _read(method: Learner, stream: PictureStream, progress: Progress, *, size: i
     own = dataclasses.replace(
         stream,
         sources=distributed.share(stream.sources),
+        labels=distributed.share(stream.labels),
         batch_size=min(stream.batch_size, size),  # as a step must not have to pay for more where nothing is kept
         failures={},
         digests={},

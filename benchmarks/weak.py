@@ -1,0 +1,157 @@
+"""Learning from M labelled defects (`atacnet`): draws of M by seed, all other defects tested, one row a draw.
+
+    python benchmarks/weak.py elpv brain_mri --backbone focus_vits14 --image-size 224 --results benchmarks/results/weak.jsonl
+
+What does not depend on the draw is computed once: the normality detector is fitted once (seed 0) on all good training
+pictures, and each test picture is looked at once. A draw then takes seconds, and its row says what
+`blemish bench --methods atacnet --anomaly-count M` would say of it with the normality part of seed 0. Rows that the file
+holds already are not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, cast
+
+import torch
+
+import blemish
+from blemish.backbones.base import Features
+from blemish.benchmark import checkout, data_sets, hardware
+from blemish.console import complain
+from blemish.data import layouts
+from blemish.data.defects import labelled_defects
+from blemish.data.stream import PictureStream
+from blemish.evaluation import evaluate
+from blemish.methods.taught import Taught
+from blemish.predictor import Detector
+from blemish.types import Failure, Prediction, Scores, silent
+
+METRICS = ("image_auroc", "image_ap", "best_f1", "pixel_auroc", "aupro")
+
+
+class Remembering(Detector):
+    """The same detector; it looks at every picture once, and finishes the scores of it as often as it is asked."""
+
+    def __init__(self, detector: Detector, seen: dict[str, tuple[Scores, Features]]) -> None:
+        super().__init__(detector.method, detector.preprocessing, detector.threshold, detector.manifest)
+        self._seen = seen
+
+    def _score(self, chunk: Sequence[Any], adapter: Any) -> Iterator[Prediction | Failure]:
+        method = cast(Taught, self.method)
+        for one in chunk:
+            if isinstance(one, Failure):
+                yield one
+                continue
+            with torch.inference_mode():
+                if one.picture.digest not in self._seen:
+                    self._seen[one.picture.digest] = method.look(one.tensor[None].to(self.device))
+                found = method.finished(*self._seen[one.picture.digest])
+            yield Prediction(
+                source=one.picture.source,
+                score=float(found.image[0]),
+                threshold=None,
+                label=None,
+                size=one.picture.size,
+                anomaly_map=found.maps[0].float().cpu().numpy(),
+                digest=one.picture.digest,
+                category=one.category,
+            )
+
+
+def rows(name: str, path: Path, options: argparse.Namespace, done: set[str]) -> Iterator[dict[str, Any]]:
+    """The rows of a data set that `done` does not hold."""
+    settings = {key: value for key, _, value in (each.partition("=") for each in options.set)}
+    wanted = [(count, draw) for count in options.counts for draw in range(options.draws if count else 1)]
+    keys = {each: key_of(name, each, options, settings) for each in wanted}
+    if all(key in done for key in keys.values()):
+        return
+    began = time.perf_counter()
+    config = blemish.configure(
+        "atacnet",
+        values={"backbone": options.backbone, "image_size": options.image_size},
+        assignments=options.set,
+    )
+    detector = blemish.fit("atacnet", path, config=config, calibration_fraction=0)
+    method = cast(Taught, detector.method)
+    fitted = time.perf_counter() - began
+    complain(f"{name}: fitted in {fitted:.0f} s")
+    dataset = layouts.read(path)
+    seen: dict[str, tuple[Scores, Features]] = {}
+    commit, dirty = checkout()
+    for (count, draw), key in keys.items():
+        if key in done:
+            continue
+        began = time.perf_counter()
+        method.forget_defects()
+        drawn = labelled_defects(path, count=count, kind=options.type, seed=draw)
+        samples = drawn.samples if options.masks else [dataclasses.replace(each, mask=None) for each in drawn.samples]
+        stream = PictureStream(drawn.sources, detector.preprocessing, 8, marks=samples)
+        method.learn_defects(lambda stream=stream: iter(stream), stream.batches, silent)
+        known = {**detector.manifest["data"], "defects": sorted(stream.digests.values())}
+        taught = Detector(method, detector.preprocessing, None, {**detector.manifest, "data": known})
+        found = evaluate(Remembering(taught, seen), dataset)
+        yield {
+            "key": key,
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "commit": commit,
+            "dirty": dirty,
+            "data": name,
+            "anomaly_count": count,
+            "anomaly_type": options.type,
+            "draw": draw,
+            "masks": options.masks,
+            "settings": detector.manifest["config"],
+            "resolution": [detector.preprocessing.height, detector.preprocessing.width],
+            "weights": detector.manifest["backbone"]["weights"],
+            "precision": detector.manifest["precision"],
+            "hardware": hardware(detector.device),
+            "counts": dict(found.counts),
+            "left_out": len(found.left_out),
+            **{metric: getattr(found, metric) for metric in METRICS},
+            "seconds_to_fit": round(fitted, 1),
+            "seconds_of_draw": round(time.perf_counter() - began, 1),
+        }
+
+
+def key_of(name: str, each: tuple[int, int], options: argparse.Namespace, settings: dict[str, str]) -> str:
+    """What a row is recognised by."""
+    given = [name, each, options.backbone, options.image_size, sorted(settings.items()), options.type, options.masks]
+    return json.dumps(given)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", nargs="+", help="as of `blemish bench --data`")
+    parser.add_argument("--counts", type=lambda text: [int(each) for each in text.split(",")], default=[0, 1, 10])
+    parser.add_argument("--draws", type=int, default=3)
+    parser.add_argument("--type", help="learn from defects of this type only")
+    parser.add_argument("--masks", action="store_true", help="use the masks of the drawn defects")
+    parser.add_argument("--backbone", default="focus_vits14")
+    parser.add_argument("--image-size", type=int, default=448)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--results", type=Path, required=True)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    lines = options.results.read_text().splitlines() if options.results.exists() else []
+    done = {json.loads(line)["key"] for line in lines}
+    with TemporaryDirectory() as scratch:
+        for name, path in data_sets(options.data, root=None, scratch=Path(scratch)).items():
+            for row in rows(name, path, options, done):
+                with options.results.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+                figures = "  ".join(f"{100 * row[each]:.1f}" for each in METRICS if row[each] is not None)
+                complain(f"{name}: M = {row['anomaly_count']}, draw {row['draw']}: {figures}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""CutMix: a rectangle of one picture pasted into another; a whole batch at once, on its device, for a training step.
+
+Yun et al. 2019, "CutMix: Regularization Strategy to Train Strong Classifiers with Localizable Features", as methods use
+it that learn from a few known anomalies: the result is anomalous altogether, and no soft label says how much of each
+picture it holds. Deviates accordingly. There the area is drawn from all, and the rectangle keeps its place: between
+normal pictures of aligned parts that would change nothing that can be seen, or give another normal picture. Here it is
+a small piece, of the area and the aspect ratio of CutPaste, and goes to another place.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from blemish.errors import ConfigError
+
+AREA = (0.02, 0.15)  # share of the picture, drawn evenly
+ASPECT = (0.3, 3.3)  # width over height: evenly from below or from above 1, then evenly between 1 and that end
+
+
+def cut_mix(images: Tensor, donors: Tensor) -> Tensor:
+    """Pictures B C H W, each with a rectangle cut anywhere out of its donor and pasted anywhere.
+
+    Args:
+        images, donors: float B C H W; they are not changed.
+    Returns: B C H W. All that is random is drawn from torch's global generator on the CPU, so that every device gets
+        the same.
+    Raises: ConfigError where the shapes differ.
+
+    Example:
+        >>> made = cut_mix(torch.zeros(1, 3, 100, 100), torch.ones(1, 3, 100, 100))
+        >>> 0.015 < float(made.mean()) < 0.16  # the share of the picture that was pasted
+        True
+    """
+    if images.ndim != 4 or images.shape != donors.shape:
+        raise ConfigError(
+            f"cut_mix: pictures and donors of one shape B C H W are needed, got {tuple(images.shape)} and "
+            f"{tuple(donors.shape)}"
+        )
+    count, channels, height, width = images.shape
+    area, end, between, *places = torch.rand(7, count, dtype=torch.float64)
+    area = (AREA[0] + (AREA[1] - AREA[0]) * area) * height * width
+    aspect = 1 + (torch.where(end < 0.5, *ASPECT) - 1) * between
+    tall = (area / aspect).sqrt().round().clamp(1, height)
+    wide = (area * aspect).sqrt().round().clamp(1, width)
+    inside_rows, rows = _along(height, tall, places[0], places[1])
+    inside_columns, columns = _along(width, wide, places[2], places[3])
+    inside = inside_rows[:, :, None] & inside_columns[:, None, :]
+    rows, columns, inside = (part.to(images.device, non_blocking=True) for part in (rows, columns, inside))
+    pieces = donors.gather(2, rows[:, None, :, None].expand(-1, channels, -1, width))
+    pieces = pieces.gather(3, columns[:, None, None, :].expand(-1, channels, height, -1))
+    return torch.where(inside[:, None], pieces, images)
+
+
+def _along(side: int, extent: Tensor, cut: Tensor, paste: Tensor) -> tuple[Tensor, Tensor]:
+    """Along one side: which positions are pasted over (bool B side), and which of the donor's goes to each (int64).
+
+    Args: extent: pixels of each rectangle, B. cut, paste: where it lies, in [0, 1) of the places where it fits, B.
+    """
+    from_there, to_here = ((draw * (side - extent + 1)).floor()[:, None] for draw in (cut, paste))
+    position = torch.arange(side) - to_here
+    inside = (position >= 0) & (position < extent[:, None])
+    return inside, (from_there + position).clamp(0, side - 1).long()

@@ -1,0 +1,422 @@
+"""ATAC-Net: learn from a few known defects, and look twice: at the picture, then closer at where attention was.
+
+"ATAC-Net: Zoomed View Works Better for Anomaly Detection". A feature extractor φ, trained end to end, an
+attention-augmentation module σ and a score mapper τ give attention features and a score for each location:
+a₁ = τ(σ(φ(x))). The channel mean of the attention features, brought to [0, 1], is the saliency; where it exceeds w lies
+the crop x_c (eq. 4-6), which the same weights look at again: a₂ = τ(σ(φ(x_c))) (eq. 7). The score of a map is the mean
+of its top K values, that of a picture the mean of the two (eq. 8-10). The deviation loss (eq. 11-12) draws the scores
+of normal pictures to 0 and pushes those of anomalous ones above k; labels are of whole pictures. Two baselines of the
+paper are other settings of `network`: DevNet (the extractor, the mapper and the loss: one look), and a classifier (one
+logit of the mean feature, weighted cross-entropy).
+
+Deviates: eq. 12 is printed without a lower bound, y·(k − |dev|); here it is DevNet's y·max(0, k − dev).
+
+The paper does not say, and here: φ ends with the last stage of a CNN (7×7 for ResNet-50 at 224²), or the last block of
+a ViT, its tokens layer-normalised. σ is two 3×3 convolutions, each with batch norm and ReLU, and a self-attention as in
+SAGAN (Zhang et al. 2019): queries and keys of an eighth of the width, not scaled, beside a residual, with a learned
+weight that starts at 0. The crop is the bounding box of the active cells, with a margin of a tenth of its own sides on
+every side, cut at the border of the picture. It carries no gradient; both looks do. Where nothing stands out it is the
+whole picture. Batches are halves, normal and anomalous; a part of the anomalous half is made by CutMix: a piece of a
+labelled defect, or of a normal picture where there are none, pasted into a normal one. So the weights of the
+cross-entropy are nearly alike. Batch norm's statistics are those of pictures and crops alike. The heatmap is a₁,
+averaged with a₂ where the crop is; the paper reports no pixel metric for it. That of the classifier is its Grad-CAM,
+times the number of locations to be in the unit of the logit; for a mean followed by a linear layer it has a closed
+form: ReLU of the weighted channels.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, Self, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from blemish.anomalies.cutmix import cut_mix
+from blemish.backbones import Backbone
+from blemish.errors import ConfigError
+from blemish.losses import mean_over_processes
+from blemish.losses.deviation import deviation_loss
+from blemish.methods.agpnet import normalise
+from blemish.methods.base import smooth, top_mean
+from blemish.methods.embedding import embed
+from blemish.methods.trained import TrainedConfig, TrainedMethod, TrainingBatch
+from blemish.types import ANOMALOUS, NORMAL, Scores
+
+
+@dataclass(frozen=True, kw_only=True)
+class AtacNetConfig(TrainedConfig):
+    """Settings of ATAC-Net; the defaults are the paper's.
+
+    Attributes:
+        layers: layers whose features are used, joined as for the memory banks; empty = the last one.
+        top_fraction: K, as a share of the locations.
+        weight_decay: 0: the optimiser is Adam; with weight decay it is AdamW.
+        network: "atacnet"; "devnet", which looks once and has no attention module; or "classifier".
+        active: w, the saliency above which a location is active, in [0, 1).
+        padding: margin of the crop on every side, as a share of the side of the active region.
+        margin: k, the deviation that anomalous pictures are to have at least.
+        draws: R, from N(0, 1), of which the deviation is, drawn anew in every step.
+        attention_dim: channels of the attention-augmentation module.
+        pseudo: share of the anomalous half of a batch that is made by CutMix; all of it where no defects are labelled.
+        drop_every, drop: the learning rate is multiplied by `drop` whenever this fraction of the run is over.
+    """
+
+    backbone: str = "resnet50"
+    image_size: tuple[int, ...] = (224,)
+    smoothing: float = 0.0
+    top_fraction: float = 0.1
+    epochs: int = 30
+    pictures_per_step: int = 16
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    network: Literal["atacnet", "devnet", "classifier"] = "atacnet"
+    active: float = 0.4
+    padding: float = 0.1
+    margin: float = 10.0
+    draws: int = 5000
+    attention_dim: int = 64
+    pseudo: float = 0.5
+    drop_every: float = 1 / 3
+    drop: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.pictures_per_step < 2:
+            raise ConfigError(f"pictures_per_step: 2 at least, for both classes, got {self.pictures_per_step}")
+        if not 0 <= self.active < 1:
+            raise ConfigError(f"active: a fraction in [0, 1) is needed, got {self.active}")
+        if not 0 <= self.padding < math.inf:
+            raise ConfigError(f"padding: a finite number from 0 is needed, got {self.padding}")
+        if not 0 < self.margin < math.inf:
+            raise ConfigError(f"margin: a positive finite number is needed, got {self.margin}")
+        if self.draws < 2:
+            raise ConfigError(f"draws: at least 2 are needed, got {self.draws}")
+        if self.attention_dim < 1:
+            raise ConfigError(f"attention_dim: at least 1 is needed, got {self.attention_dim}")
+        if not 0 <= self.pseudo <= 1:
+            raise ConfigError(f"pseudo: a fraction in [0, 1] is needed, got {self.pseudo}")
+        for name in ("drop_every", "drop"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ConfigError(f"{name}: a fraction in (0, 1] is needed, got {getattr(self, name)}")
+
+    @classmethod
+    def paper(cls) -> Self:
+        """The published setting: ResNet-50, 224², 30 epochs of batches of 16, k = 10, w = 0.4."""
+        return cls()
+
+    @classmethod
+    def paper_devnet(cls) -> Self:
+        """The same without the attention module and the closer look: DevNet (Pang et al. 2019, 2021)."""
+        return cls(network="devnet")
+
+    @classmethod
+    def paper_classifier(cls) -> Self:
+        """The same extractor as a classifier: CutMix and weighted cross-entropy."""
+        return cls(network="classifier")
+
+
+class AtacNet(TrainedMethod):
+    """Extractor, attention-augmentation module and score mapper."""
+
+    name = "atacnet-paper"
+    summary = "learning from a few known defects, with a closer look where attention is"
+    source = "Gupta et al. 2024, ATAC-Net: Zoomed View Works Better for Anomaly Detection"
+    Config = AtacNetConfig
+    config: AtacNetConfig
+    steps: Tensor
+    _computes_in: torch.dtype = torch.float32
+
+    def __init__(self, config: AtacNetConfig, backbone: Backbone) -> None:
+        super().__init__(config, backbone)
+        self.register_buffer("steps", torch.empty(0, dtype=torch.int64))
+        self.layers = backbone.check_layers(config.layers or (backbone.depth,))
+        dim = self._extracted(torch.zeros(1, 3, backbone.stride, backbone.stride)).shape[1]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self.attention = AttentionAugmentation(dim, config.attention_dim) if config.network == "atacnet" else None
+            self.mapper = nn.Conv2d(config.attention_dim if self.attention is not None else dim, 1, kernel_size=1)
+
+    # Its weights are float32, as all of them learn, and it computes in what it is told.
+
+    @property
+    def precision(self) -> torch.dtype:
+        return self._computes_in
+
+    def set_precision(self, dtype: torch.dtype) -> None:
+        """Compute in `dtype` from now on."""
+        self._computes_in = dtype
+
+    def _autocast(self, images: Tensor) -> torch.autocast:
+        precision = self._computes_in
+        return torch.autocast(images.device.type, dtype=precision, enabled=precision != torch.float32)
+
+    # The network
+
+    def look(self, images: Tensor) -> Look:
+        """All that it makes of pictures B 3 H W."""
+        features, first = self.glance(images)
+        if self.config.network == "classifier":
+            return Look(first.mean(dim=(1, 2)), features, first)
+        score = top_mean(first.flatten(1), self.config.top_fraction)
+        if self.config.network == "devnet":
+            return Look(score, features, first)
+        saliency = normalise(features.detach().mean(1).flatten(1)).reshape(first.shape)
+        boxes = crop_boxes(saliency, active=self.config.active, padding=self.config.padding)
+        _, second = self.glance(cropped(images, boxes))
+        score = (score + top_mean(second.flatten(1), self.config.top_fraction)) / 2
+        return Look(score, features, first, second, saliency, boxes)
+
+    def glance(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """One pass over B 3 H W: the features that are mapped, float32 B C h w, and the scores they get, B h w.
+
+        The features are the attention features, or the extractor's where there is no attention module.
+        """
+        features = self._extracted(images)
+        if self.attention is not None:
+            features = self.attention(features)
+        with torch.autocast(images.device.type, enabled=False):  # in bf16 scores would tie
+            features = features.float()
+            return features, self.mapper(features)[:, 0]
+
+    def _extracted(self, images: Tensor) -> Tensor:
+        tokens, grid = embed(self.backbone, images, self.layers)
+        return tokens.transpose(1, 2).reshape(len(images), -1, *grid)
+
+    # Training
+
+    @property
+    def needs_images(self) -> bool:
+        return True
+
+    def start_training(self, sample: TrainingBatch) -> None:
+        """What the features depend on learns; a norm or a convolution after them stays as it is, as where several
+        processes train together everything that learns has to take part."""
+        backbone = self.backbone.eval().requires_grad_(True)
+        probe = sample.images
+        assert probe is not None
+        parameters = list(backbone.parameters())
+        with torch.enable_grad():
+            total = self._extracted(probe[:1, :, : backbone.stride, : backbone.stride]).sum()
+        gradients = torch.autograd.grad(total, parameters, allow_unused=True)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.requires_grad_(gradient is not None)
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        learned = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        return torch.optim.Adam(
+            learned,
+            lr=self.config.learning_rate,
+            weight_decay=self.config.weight_decay,
+            decoupled_weight_decay=True,  # as everywhere, where there is one
+        )
+
+    def learning_rate_factor(self, progress: float) -> float:
+        """Steps down; in the paper after 10 and 20 of 30 epochs."""
+        return self.config.drop ** math.floor(progress / self.config.drop_every + 1e-9)
+
+    def training_step(self, batch: TrainingBatch, progress: float) -> Tensor:
+        """Eq. 12, or the cross-entropy."""
+        images, labels = self.balanced(batch)
+        score = self.look(images).score
+        if self.config.network == "classifier":
+            anomalous = (labels == ANOMALOUS).sum()
+            weight = (len(labels) - anomalous) / anomalous
+            return F.binary_cross_entropy_with_logits(score, labels.float(), pos_weight=weight)
+        return deviation_loss(score, labels, margin=self.config.margin, draws=self.config.draws)
+
+    def balanced(self, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
+        """Pictures B 3 H W and labels B, of which the last B//2 are anomalous: CutMix has made `pseudo` of them.
+
+        Args: batch: B//2 of its rows are labelled defects, or none is.
+        Raises: ConfigError for fewer than two rows.
+        """
+        images, labels = batch.images, batch.labels
+        assert images is not None
+        count = len(images)
+        half = count // 2
+        if half == 0:
+            raise ConfigError("pictures_per_step: 2 at least for each process, for both classes")
+        made = half
+        if labels is None:
+            labels = torch.full((count,), NORMAL, device=images.device)
+        else:
+            made = round(self.config.pseudo * half)
+            # The normal ones first, each class in an order of its own; no device is asked where they are.
+            order = (labels + torch.rand(count).to(images.device, non_blocking=True)).argsort()
+            images, labels = images[order], labels[order]
+        normal, other = images[: count - half], images[count - half :]
+        pseudo = cut_mix(normal[:made], other[:made])
+        found = torch.cat([labels[: count - half], labels[count - half + made :]])
+        return torch.cat([normal, other[made:], pseudo]), torch.cat([found, found.new_full((made,), ANOMALOUS)])
+
+    @torch.no_grad()
+    def after_step(self, step: int, steps: int) -> None:
+        """Batch norm's statistics are of the pictures of all processes."""
+        norms = [module for module in self.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+        kept = [each for norm in norms for each in (norm.running_mean, norm.running_var) if each is not None]
+        if kept:
+            agreed = mean_over_processes(torch.cat(kept)).split([len(each) for each in kept])  # type: ignore[no-untyped-call]
+            for statistic, mean in zip(kept, agreed, strict=True):
+                statistic.copy_(mean)
+
+    def findings(self, sample: TrainingBatch) -> dict[str, float]:
+        """The mean scores of both classes, and the share of the picture that crops cover."""
+        images = sample.images
+        if images is None or len(images) < 2:
+            return {}
+        training = self.training
+        self.eval()
+        images, labels = self.balanced(sample)
+        with self._autocast(images):
+            look = self.look(images)
+        self.train(training)
+        figures = {
+            "normal_score": float(look.score[labels == NORMAL].mean()),
+            "anomalous_score": float(look.score[labels == ANOMALOUS].mean()),
+        }
+        if look.boxes is not None:
+            figures["crop_share"] = float(look.boxes[:, 2:].prod(1).mean())
+        return figures
+
+    def end_training(self, steps: int) -> None:
+        self.requires_grad_(False)
+        self.steps = torch.tensor([steps])
+
+    # Scoring
+
+    def score(self, images: Tensor) -> Scores:
+        """Scores, maps and saliency (at a quarter of the input's sides) and crops of a batch B 3 H W."""
+        self._require(self.steps)
+        with self._autocast(images):
+            look = self.look(images)
+        size = (images.shape[-2] // 4, images.shape[-1] // 4)
+        saliency = None if look.saliency is None else enlarged(look.saliency, size)
+        maps = smooth(self._map(look, size)[:, None], self.config.smoothing)[:, 0]
+        return Scores(look.score, maps, saliency=saliency, boxes=look.boxes)
+
+    def anomaly_map(self, images: Tensor) -> Tensor:
+        return self.score(images).maps
+
+    def _map(self, look: Look, size: tuple[int, int]) -> Tensor:
+        """The heatmap B H W, before it is smoothed."""
+        if look.second is not None and look.boxes is not None:
+            return merged(look.first, look.second, look.boxes, size)
+        if self.config.network == "classifier":
+            assert self.mapper.bias is not None
+            return enlarged(F.relu(look.first - self.mapper.bias), size)
+        return enlarged(look.first, size)
+
+    @torch.no_grad()
+    def embedding(self, images: Tensor) -> Tensor:
+        """One vector for each of B 3 H W, to see how the classes lie: float32 B D.
+
+        The mean over the locations of the attention features of the first look, or of the extractor's features where
+        there is no attention module.
+        """
+        self._require(self.steps)
+        with self._autocast(images):
+            features, _ = self.glance(images)
+        return features.mean(dim=(2, 3))
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What the network makes of B pictures.
+
+    Attributes:
+        score: float32 B. features: those that are mapped, float32 B C h w, of the first pass.
+        first, second: scores of the locations of the picture and of its crop, float32 B h w.
+        saliency: B h w in [0, 1]. boxes: the crops, B 4; see `crop_boxes`.
+    """
+
+    score: Tensor
+    features: Tensor
+    first: Tensor
+    second: Tensor | None = None
+    saliency: Tensor | None = None
+    boxes: Tensor | None = None
+
+
+class AttentionAugmentation(nn.Module):
+    """σ: convolutions of features B D h w to C channels, then self-attention beside a residual."""
+
+    def __init__(self, dim: int, width: int) -> None:
+        super().__init__()
+        self.convolutions = nn.Sequential(
+            nn.Conv2d(dim, width, kernel_size=3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            nn.Conv2d(width, width, kernel_size=3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+        )
+        self.query = nn.Conv2d(width, max(1, width // 8), kernel_size=1)
+        self.key = nn.Conv2d(width, max(1, width // 8), kernel_size=1)
+        self.value = nn.Conv2d(width, width, kernel_size=1)
+        self.gain = nn.Parameter(torch.zeros(()))
+
+    def forward(self, features: Tensor) -> Tensor:
+        x = self.convolutions(features)
+        q, k, v = (part(x).flatten(2).transpose(1, 2) for part in (self.query, self.key, self.value))  # each B N d
+        mixed = F.scaled_dot_product_attention(q, k, v, scale=1.0)
+        return cast(Tensor, x + self.gain * mixed.transpose(1, 2).reshape(x.shape))
+
+
+def crop_boxes(saliency: Tensor, *, active: float = 0.4, padding: float = 0.1) -> Tensor:
+    """Eq. 4-6: the box around the cells of B h w above `active`: float32 B 4: x, y, width, height as fractions.
+
+    It reaches from the first cell's edge to the last one's, and on every side further by `padding` times its own
+    extent, as far as there is picture. Where no cell is active, it is the whole picture.
+
+    Example:
+        >>> crop_boxes(torch.tensor([[[0.0, 0.2, 0.0, 0.1], [0.0, 1.0, 0.5, 0.0]]]), padding=0.0)
+        tensor([[0.2500, 0.5000, 0.5000, 0.5000]])
+    """
+    above = saliency > active
+    (left, wide), (top, tall) = (_span(above.any(dim), padding) for dim in (1, 2))
+    return torch.stack([left, top, wide, tall], dim=1)
+
+
+def _span(marks: Tensor, padding: float) -> tuple[Tensor, Tensor]:
+    """Start and extent, as fractions, of what is marked in B n; of everything where nothing is."""
+    marks = marks.int()  # of several maxima, argmax gives the first
+    start = marks.argmax(1) / marks.shape[1]
+    end = 1 - marks.flip(1).argmax(1) / marks.shape[1]
+    margin = padding * (end - start)
+    start = (start - margin).clamp_min(0)
+    return start, (end + margin).clamp_max(1) - start
+
+
+def cropped(images: Tensor, boxes: Tensor) -> Tensor:
+    """The boxes B 4 of pictures B C H W, resized to the pictures' size, bilinear: B C H W."""
+    grid = _grid(boxes[:, :2], boxes[:, 2:], images.shape[-2:])
+    return F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
+
+
+def merged(first: Tensor, second: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Maps B h w of pictures and of their crops as one, B H W: their mean inside the boxes B 4, the first outside."""
+    whole = enlarged(first, size)
+    grid = _grid(-boxes[:, :2] / boxes[:, 2:], 1 / boxes[:, 2:], size)
+    closer = F.grid_sample(second[:, None], grid, padding_mode="border", align_corners=False)[:, 0]
+    return torch.where((grid.abs() <= 1).all(-1), (whole + closer) / 2, whole)
+
+
+def enlarged(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """B h w as B H W, bilinear."""
+    return F.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+
+
+def _grid(offset: Tensor, scale: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Where `grid_sample` is to read for each of H W pixels: B H W 2.
+
+    A pixel whose centre lies at the fractions f (x and y) of the sides reads at offset + scale · f, each B 2. Not by
+    `affine_grid`, which multiplies matrices, and in lower precision that misplaces a crop.
+    """
+    down, across = ((torch.arange(side, device=offset.device) + 0.5) / side for side in size)
+    columns = offset[:, 0, None] + scale[:, 0, None] * across
+    rows = offset[:, 1, None] + scale[:, 1, None] * down
+    shape = (len(offset), *size)
+    return 2 * torch.stack([columns[:, None, :].expand(shape), rows[:, :, None].expand(shape)], dim=-1) - 1

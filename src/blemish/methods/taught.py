@@ -1,0 +1,365 @@
+"""A normality detector that is taught by a few known defects. Ours: it goes beyond ATAC-Net, whose task it has.
+
+Any unsupervised detector says where a picture differs from the good ones. Here that is where to look: its map, as
+attention, pools the patch features of a picture to one descriptor, and Fisher's discriminant (Fisher 1936) between the
+descriptors of the good pictures and those of the labelled defects says how much a picture resembles the defects.
+
+    α = softmax(sharpness · standardised map)      x = Σ α_p f_p
+    w = ((1 − s) Σ + s (tr Σ / D) I)⁻¹ (mean of the defects − μ)      μ, Σ: of the good pictures; s: `shrinkage`
+    score = normality + weight · √M · σ · (w·x − m) / v
+
+where m and v are the mean and deviation of w·x over the good pictures, σ that of their normality's score. M labelled
+defects know their mean √M times better than one of them, and count so much more; without any the score is that of the
+normality detector, to the bit. Nothing is learned by gradient: a defect is taught in the time that it takes to look at
+it. Where the mask of a labelled defect is known, only the patches in it count.
+
+The features are asked of the backbone while the normality detector looks: no second pass is needed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from blemish import config as configs
+from blemish.backbones import Backbone
+from blemish.backbones.base import Features
+from blemish.errors import ArtifactError, ConfigError, DataError
+from blemish.methods.base import Batches, Method, MethodConfig
+from blemish.methods.memory import MemoryBank
+from blemish.types import Batch, Progress, Scores
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaughtConfig(MethodConfig):
+    """Settings; those that every method has are the normality detector's too.
+
+    Attributes:
+        normality: the method that knows what is normal: any but those that take labelled defects themselves.
+        normality_settings: of that method, as "bank_size=8000", in place of its recipe `best`.
+        described: layers of the backbone whose features describe a picture; empty = the one five sixths of the way.
+        sharpness: of the attention: 0 = all patches count the same.
+        shrinkage: how far the covariance of the good pictures is drawn towards a sphere, in (0, 1].
+        weight: of what one labelled defect teaches, in standard deviations of the normality's score.
+    """
+
+    normality: str = "patchcore"
+    normality_settings: tuple[str, ...] = ()
+    described: tuple[int, ...] = ()
+    sharpness: float = 1.0
+    shrinkage: float = 0.95
+    weight: float = 0.4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.sharpness < math.inf:
+            raise ConfigError(f"sharpness: a finite number from 0 is needed, got {self.sharpness}")
+        if not 0 < self.shrinkage <= 1:
+            raise ConfigError(f"shrinkage: a fraction in (0, 1] is needed, got {self.shrinkage}")
+        if not 0 <= self.weight < math.inf:
+            raise ConfigError(f"weight: a finite number from 0 is needed, got {self.weight}")
+
+    @property
+    def normality_class(self) -> type[Method]:
+        """Raises: ConfigError for an unknown method, or one that takes labelled defects itself."""
+        from blemish.methods import method_class  # which lists this one too
+
+        kind = method_class(self.normality)
+        if kind.takes_defects:
+            raise ConfigError(f"normality: {self.normality} learns from labelled defects itself; name another method")
+        return kind
+
+    @property
+    def normality_config(self) -> MethodConfig:
+        """Raises: ConfigError as `normality_class`, or for a wrong setting."""
+        shared = {field.name: getattr(self, field.name) for field in fields(MethodConfig)}
+        best = self.normality_class.Config.best()
+        return configs.override(configs.from_dict(type(best), shared, base=best), self.normality_settings)
+
+    @property
+    def learns_by_gradient(self) -> bool:
+        return self.normality_config.learns_by_gradient
+
+
+class Taught(Method):
+    """A normality detector and what some defects have taught it."""
+
+    name = "atacnet"
+    summary = "any other detector, taught by a few known defects (ours, beyond ATAC-Net; --recipe paper is that)"
+    source = "ours; the task and --recipe paper: ATAC-Net"
+    Config = TaughtConfig
+    published = "atacnet-paper"
+    takes_defects = True
+    descriptors: Tensor  # n D, of the good pictures
+    owners: Tensor  # int64 n, the picture that each is of
+    usual: Tensor  # n, the normality's scores of them
+    defects: Tensor  # M D, of the labelled defects
+
+    def __init__(self, config: TaughtConfig, backbone: Backbone) -> None:
+        super().__init__(config, backbone)
+        self.config: TaughtConfig = config
+        self.normality: Method = config.normality_class(config.normality_config, backbone)
+        self.described = backbone.check_layers(config.described or (max(1, round(backbone.depth * 5 / 6)),))
+        self.leaves_one_out = self.normality.leaves_one_out
+        self.minimum_images = self.normality.minimum_images
+        self.register_buffer("descriptors", torch.empty(0, 0))
+        self.register_buffer("owners", torch.empty(0, dtype=torch.int64))
+        self.register_buffer("usual", torch.empty(0))
+        self.register_buffer("defects", torch.empty(0, 0))
+        self._lesson: Lesson | None = None
+
+    @property
+    def precision(self) -> torch.dtype:
+        return self.normality.precision
+
+    def set_precision(self, dtype: torch.dtype) -> None:
+        self.normality.set_precision(dtype)
+
+    @property
+    def scoring_size(self) -> tuple[int, int]:
+        return self.normality.scoring_size
+
+    @property
+    def learner(self) -> Method:
+        return self.normality
+
+    # Learning
+
+    def fit(self, batches: Batches, count: int, progress: Progress) -> None:
+        self.normality.fit(batches, count, progress)
+
+    @property
+    def summarised(self) -> int | None:
+        return None
+
+    @torch.no_grad()
+    def summarise(self, batches: Batches, count: int, progress: Progress) -> None:
+        """Describe the good pictures, each judged without what it itself has taught where the normality part can."""
+        found = [self._described(batch) for batch in _told(batches(), count, progress, "describing")]
+        self.descriptors = torch.cat([descriptors for descriptors, _, _ in found])
+        self.usual = torch.cat([scores for _, scores, _ in found])
+        self.owners = torch.cat([owners for _, _, owners in found])
+
+    @torch.no_grad()
+    def learn_defects(self, batches: Batches, count: int, progress: Progress) -> None:
+        """Describe the labelled defects, and remember them beside those that are known."""
+        found = []
+        for batch in _told(batches(), count, progress, "learning the defects"):
+            scores, features = self.look(batch.images)
+            found.append(self._pooled(features, scores.maps, batch.masks))
+        if found:
+            known = [self.defects] if len(self.defects) else []
+            self.defects = torch.cat([*known, *found])
+            self._lesson = None
+
+    def forget_defects(self) -> None:
+        """Be the normality detector again."""
+        self.defects = self.defects[:0]
+        self._lesson = None
+
+    def _described(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        with self._overheard() as heard:
+            if isinstance(self.normality, MemoryBank) and self.normality.knows_several:
+                scores = self.normality.score_left_out(batch)
+            else:
+                scores = self.normality.score(batch.images)
+        return self._pooled(heard[-1], scores.maps, None), scores.image.float(), batch.owners.to(scores.image.device)
+
+    @contextmanager
+    def _overheard(self) -> Iterator[list[Features]]:
+        """The layers to describe, whenever the normality part asks the backbone meanwhile; it gets its own."""
+        heard: list[Features] = []
+        asked: list[int] = []
+
+        def ask(_backbone: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
+            images, layers, *rest = given
+            asked[:] = self.backbone.check_layers(layers)
+            return images, (*asked, *self.described), *rest
+
+        def hear(_backbone: nn.Module, _given: tuple[Any, ...], found: Features) -> Features:
+            own = len(asked)
+            heard.append(replace(found, tokens=found.tokens[own:], grids=found.grids[own:], cls=found.cls[own:]))
+            return replace(found, tokens=found.tokens[:own], grids=found.grids[:own], cls=found.cls[:own])
+
+        handles = [self.backbone.register_forward_pre_hook(ask), self.backbone.register_forward_hook(hear)]
+        try:
+            yield heard
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _pooled(self, features: Features, maps: Tensor, masks: Tensor | None) -> Tensor:
+        """Descriptors, float32 B D, of what maps B h w and masks B h w (NaN = not known) attend to."""
+        parts = []
+        for tokens, grid in _levels(features):
+            share = self._attention(maps, grid)
+            if masks is not None:
+                inside = share * F.adaptive_avg_pool2d(masks.to(share.device)[:, None], grid).flatten(1)
+                known = inside.sum(1, keepdim=True) > 0  # false for NaN and for an empty mask
+                share = torch.where(known, inside / inside.sum(1, keepdim=True), share)
+            parts.append(torch.einsum("bn,bnd->bd", share, tokens))
+        return torch.cat(parts, dim=1)
+
+    def _attention(self, maps: Tensor, grid: tuple[int, int]) -> Tensor:
+        """How much each place of the grid counts: B N, rows sum to 1."""
+        own = F.adaptive_avg_pool2d(maps.float()[:, None], grid).flatten(1)
+        std, mean = torch.std_mean(own, dim=1, keepdim=True, correction=0)
+        return (self.config.sharpness * (own - mean) / std.clamp(min=1e-12)).softmax(1)
+
+    # Scoring
+
+    def anomaly_map(self, images: Tensor) -> Tensor:
+        return self.normality.anomaly_map(images)
+
+    def score(self, images: Tensor) -> Scores:
+        return self.finished(*self.look(images))
+
+    def look(self, images: Tensor) -> tuple[Scores, Features]:
+        """What the normality part finds in B 3 H W, and the features that it has looked at."""
+        self._require(self.usual)
+        with self._overheard() as heard:
+            found = self.normality.score(images)
+        return found, heard[-1]
+
+    def score_left_out(self, batch: Batch) -> Scores:
+        self._require(self.usual)
+        with self._overheard() as heard:
+            found = self.normality.score_left_out(batch)
+        return self.finished(found, heard[-1], batch.owners.tolist())
+
+    def finished(self, found: Scores, features: Features, owners: list[int] | None = None) -> Scores:
+        """What the normality part found, with what was taught; owners: of good pictures that count as not learned."""
+        if not len(self.defects):
+            return found
+        lesson = self.lesson
+        pooled = self._pooled(features, found.maps, None)
+        likeness = lesson.likeness(pooled) if owners is None else lesson.likeness_left_out(pooled, owners)
+        shown = lesson.unit * self._likeness_map(features, found.maps)
+        return Scores(found.image + lesson.unit * likeness, found.maps + shown, found.votes)
+
+    def _likeness_map(self, features: Features, maps: Tensor) -> Tensor:
+        """The likeness of each place, B h w like the maps, the less the less it is attended to."""
+        size = maps.shape[1:]
+        directions = self.lesson.split([tokens.shape[2] for tokens, _ in _levels(features)])
+        alike = torch.zeros_like(maps, dtype=torch.float32)
+        for (tokens, grid), direction in zip(_levels(features), directions, strict=True):
+            level = (tokens @ direction).reshape(len(tokens), 1, *grid)
+            alike += F.interpolate(level, size, mode="bilinear", align_corners=False)[:, 0]
+        grid = max(features.grids)
+        share = self._attention(maps, grid)
+        share = (share / share.amax(1, keepdim=True)).reshape(len(maps), 1, *grid)
+        return self.lesson.scaled(alike) * F.interpolate(share, size, mode="bilinear", align_corners=False)[:, 0]
+
+    @property
+    def lesson(self) -> Lesson:
+        """What the labelled defects teach. Raises: DataError where there is a single good picture."""
+        if self._lesson is None:
+            self._lesson = Lesson(self)
+        return self._lesson
+
+    # The artifact
+
+    def fitted_state(self) -> dict[str, Tensor]:
+        """As of every method; the backbone, which both have, once."""
+        return {name: tensor for name, tensor in super().fitted_state().items() if not _is_shared(name)}
+
+    def restore_state(self, tensors: dict[str, Tensor]) -> None:
+        own = {name for name, _ in self.named_buffers(recurse=False)}
+        rest = {name.removeprefix("normality."): each for name, each in tensors.items() if name not in own}
+        try:
+            self.normality.restore_state(rest)
+            for name in own:
+                setattr(self, name, tensors[name].to(getattr(self, name).device))
+        except (ArtifactError, KeyError) as error:
+            raise ArtifactError(f"the tensors do not fit method {self.name!r}: {error}") from error
+        self._lesson = None
+
+
+class Lesson:
+    """Fisher's discriminant between good pictures and labelled defects, and its scale.
+
+    Attributes:
+        unit: what one deviation of the likeness adds to a score.
+    """
+
+    def __init__(self, method: Taught) -> None:
+        config, device = method.config, method.usual.device
+        self._good = method.descriptors.double().cpu()
+        self._owners = method.owners.cpu()
+        owners = set(self._owners.tolist())
+        if len(owners) < 2:
+            raise DataError("labelled defects can be learned from beside two good pictures at least, got one")
+        defects = method.defects.double().cpu()
+        count, dim = self._good.shape
+        self._mean, self._towards = self._good.mean(0), defects.mean(0)
+        centred = self._good - self._mean
+        scatter = centred.T @ centred
+        sphere = config.shrinkage * scatter.diagonal().sum().clamp(min=1e-12) / (count * dim)
+        self._share = (1 - config.shrinkage) / count
+        self._inverse = torch.linalg.inv(self._share * scatter + sphere * torch.eye(dim, dtype=torch.float64))
+        self._direction = self._inverse @ (self._towards - self._mean)
+        # Each good picture as it would be judged had it not been there: the others' scale is not to flatter it.
+        directions = {owner: self._without(self._owners == owner) for owner in owners}
+        along = torch.stack([self._good[row] @ directions[int(own)] for row, own in enumerate(self._owners)])
+        self._directions = directions
+        self._deviation, self._middle = torch.std_mean(along, correction=0)
+        self._deviation.clamp_(min=1e-12)
+        spread = method.usual.double().std(correction=0).item()
+        self.unit = config.weight * math.sqrt(len(defects)) * spread
+        self._plain = (self._direction.float().to(device), float(self._middle), float(self._deviation))
+
+    def _without(self, rows: Tensor) -> Tensor:
+        """The discriminant that the good pictures give without some of them (Woodbury's identity)."""
+        gone, count = self._good[rows], len(self._good)
+        left = count - len(gone)
+        mean = (count * self._mean - gone.sum(0)) / left
+        apart = gone - self._mean
+        lost = torch.cat([apart, len(gone) / math.sqrt(left) * apart.mean(0, keepdim=True)]).T
+        wanted = self._inverse @ (self._towards - mean)
+        side = self._inverse @ lost
+        small = torch.eye(lost.shape[1], dtype=torch.float64) - self._share * lost.T @ side
+        found: Tensor = wanted + self._share * side @ torch.linalg.solve(small, lost.T @ wanted)
+        return found
+
+    def likeness(self, features: Tensor) -> Tensor:
+        """How much features … D resemble the defects, in deviations of the good pictures: …."""
+        return self.scaled(features @ self._plain[0])
+
+    def scaled(self, along: Tensor) -> Tensor:
+        """In deviations of the good pictures, from their mean."""
+        _, middle, deviation = self._plain
+        return (along - middle) / deviation
+
+    def split(self, sizes: list[int]) -> tuple[Tensor, ...]:
+        """The direction, layer by layer of so many channels."""
+        parts: tuple[Tensor, ...] = self._plain[0].split(sizes)
+        return parts
+
+    def likeness_left_out(self, descriptors: Tensor, owners: list[int]) -> Tensor:
+        """The same of good pictures B D, each as if it had not been learned."""
+        directions = torch.stack([self._directions[owner] for owner in owners])
+        along: Tensor = (descriptors.double().cpu() * directions).sum(1)
+        return ((along - self._middle) / self._deviation).float().to(descriptors.device)
+
+
+def _levels(features: Features) -> Iterator[tuple[Tensor, tuple[int, int]]]:
+    """The patch features of each layer, of length 1, float32 B N D, and their grid."""
+    for tokens, grid in zip(features.tokens, features.grids, strict=True):
+        yield F.normalize(tokens.float(), dim=-1), grid
+
+
+def _is_shared(name: str) -> bool:
+    return name.startswith("normality.backbone.")
+
+
+def _told(batches: Iterable[Batch], count: int, progress: Progress, stage: str) -> Iterator[Batch]:
+    for done, batch in enumerate(batches, start=1):
+        yield batch
+        progress(stage, done, count)

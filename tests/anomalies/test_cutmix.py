@@ -1,0 +1,100 @@
+"""CutMix against loops, and what the pieces are like."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from blemish.anomalies.cutmix import AREA, ASPECT, cut_mix
+from blemish.errors import ConfigError
+
+
+@pytest.fixture(autouse=True)
+def _own_randomness() -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
+def numbered(count: int, height: int, width: int) -> Tensor:
+    """Pictures of which every pixel says where it is from: picture, row and column, all from 1."""
+    parts = torch.meshgrid(torch.arange(count), torch.arange(height), torch.arange(width), indexing="ij")
+    return torch.stack(parts, dim=1).float() + 1
+
+
+def pasted(images: Tensor, donors: Tensor) -> np.ndarray:
+    """What `cut_mix` gives from the generator's present state, pixel by pixel."""
+    count, _, height, width = images.shape
+    draws = torch.rand(7, count, dtype=torch.float64).tolist()
+    result = images.numpy().copy()
+    for picture in range(count):
+        area, end, between, cut_y, paste_y, cut_x, paste_x = (draw[picture] for draw in draws)
+        pixels = (AREA[0] + (AREA[1] - AREA[0]) * area) * height * width
+        aspect = 1 + ((ASPECT[0] if end < 0.5 else ASPECT[1]) - 1) * between
+        tall = min(max(round(math.sqrt(pixels / aspect)), 1), height)
+        wide = min(max(round(math.sqrt(pixels * aspect)), 1), width)
+        there = (int(cut_y * (height - tall + 1)), int(cut_x * (width - wide + 1)))
+        here = (int(paste_y * (height - tall + 1)), int(paste_x * (width - wide + 1)))
+        for y, x in np.ndindex(tall, wide):
+            result[picture, :, here[0] + y, here[1] + x] = donors[picture, :, there[0] + y, there[1] + x]
+    return result
+
+
+@pytest.mark.parametrize("shape", [(12, 24, 24), (12, 40, 16), (6, 3, 50), (3, 1, 1)])
+def test_against_loops(shape: tuple[int, int, int]) -> None:
+    donors = numbered(*shape)
+    images, before = -donors, donors.clone()
+    torch.manual_seed(4)
+    made = cut_mix(images, donors)
+    torch.manual_seed(4)
+    np.testing.assert_array_equal(made.numpy(), pasted(images, donors))
+    assert torch.equal(donors, before)
+    assert torch.equal(images, -before)
+
+
+def test_the_pieces() -> None:
+    count, height, width = 400, 100, 80
+    made = cut_mix(torch.zeros(count, 3, height, width), numbered(count, height, width)).numpy()
+    areas, aspects, moves, tops = [], [], [], []
+    for picture in range(count):
+        rows, columns = np.nonzero(made[picture, 0])
+        tall, wide = np.ptp(rows) + 1, np.ptp(columns) + 1
+        assert len(rows) == tall * wide  # a rectangle, whole
+        assert (made[picture, 0][rows, columns] == picture + 1).all()  # out of its own donor
+        shifts = made[picture, 1:][:, rows, columns] - np.stack([rows, columns])
+        assert (shifts == shifts[:, :1]).all()  # in one piece
+        areas.append(len(rows) / height / width)
+        aspects.append(wide / tall)
+        moves.append((shifts[:, 0] != 1).any())
+        tops.append(rows.min() / (height - tall))
+    assert 0.018 < min(areas) < 0.03
+    assert 0.14 < max(areas) < 0.155
+    assert np.mean(areas) == pytest.approx(0.085, abs=0.01)
+    assert 0.28 < min(aspects) < 0.4
+    assert 2.9 < max(aspects) < 3.5
+    assert np.mean(np.array(aspects) < 1) == pytest.approx(0.5, abs=0.1)
+    assert np.mean(moves) > 0.99  # it does not keep its place
+    assert min(tops) < 0.02
+    assert max(tops) > 0.98
+    assert np.mean(tops) == pytest.approx(0.5, abs=0.06)
+
+
+def test_the_seed_decides() -> None:
+    images, donors = torch.zeros(4, 3, 20, 20), numbered(4, 20, 20)
+    torch.manual_seed(9)
+    one, other = cut_mix(images, donors), cut_mix(images, donors)
+    torch.manual_seed(9)
+    assert torch.equal(cut_mix(images, donors), one)
+    assert not torch.equal(one, other)
+
+
+def test_no_pictures_and_wrong_shapes() -> None:
+    assert cut_mix(torch.zeros(0, 3, 8, 8), torch.zeros(0, 3, 8, 8)).shape == (0, 3, 8, 8)
+    for donors in (torch.zeros(2, 3, 8, 9), torch.zeros(1, 3, 8, 8), torch.zeros(3, 8, 8)):
+        with pytest.raises(ConfigError, match=r"one shape B C H W are needed, got \(2, 3, 8, 8\)"):
+            cut_mix(torch.zeros(2, 3, 8, 8), donors)

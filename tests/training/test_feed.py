@@ -1,0 +1,203 @@
+"""What training is fed with where some of the pictures are labelled defects: half of every batch."""
+
+from __future__ import annotations
+
+import signal
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from toy import Toy, ToyConfig, pictures, stream_of
+
+from blemish.data.stream import PictureStream
+from blemish.methods.trained import TrainingBatch
+from blemish.training import train
+from blemish.training.feed import Feed, read, seed_of
+from blemish.types import silent
+
+PLENTY = float("inf")
+
+
+def feed_of(labels: list[int], *, limit: float = PLENTY, looks: bool = False, **settings: Any) -> Feed:
+    """A feed of as many pictures as there are labels."""
+    stream = stream_of(settings.pop("sources", None) or pictures(len(labels)), labels=labels, **settings)
+    return read(Toy(ToyConfig(looks=looks)), stream, limit=limit, progress=silent)
+
+
+def brightness_of(stream: PictureStream) -> list[float]:
+    """Of every row; it tells the pictures apart."""
+    return [float(image.mean()) for batch in stream for image in batch.images]
+
+
+def seen(feed: Feed, size: int, count: int, *, seed: int = 7, skip: int = 0) -> list[TrainingBatch]:
+    return list(islice(feed.batches(size, seed=seed, skip=skip), count))
+
+
+def rows_of(batch: TrainingBatch, known: list[float]) -> list[int]:
+    """Which rows of the feed a batch holds."""
+    near = (batch.features["brightness"][:, None] - torch.tensor(known)).abs()
+    assert (near.amin(1) < 1e-5).all()
+    return near.argmin(1).tolist()
+
+
+@pytest.mark.parametrize("limit", [PLENTY, 0])
+@pytest.mark.parametrize(("size", "marked"), [(8, 4), (7, 3), (2, 1), (3, 1)])
+def test_half_of_every_batch_are_defects(size: int, marked: int, limit: float) -> None:
+    labels = [0, 0, 1, 0, 0, 0, 1, 0, 1, 0]
+    feed = feed_of(labels, limit=limit)
+    assert (feed.kept is None) == (limit == 0)
+    known = brightness_of(feed.stream)
+    for batch in seen(feed, size, 12):
+        assert batch.labels is not None
+        assert (batch.labels.dtype, len(batch.labels)) == (torch.int64, size)
+        assert batch.labels.sum() == marked
+        assert batch.labels.tolist() == [labels[row] for row in rows_of(batch, known)]
+
+
+def test_each_class_goes_through_epochs_of_its_own() -> None:
+    labels = [0] * 6 + [1] * 3
+    feed = feed_of(labels)
+    known = brightness_of(feed.stream)
+    batches = seen(feed, 4, 9)  # 18 rows of either class: three epochs of the normal ones and six of the defects
+    drawn = [row for batch in batches for row in rows_of(batch, known)]
+    for kind, count in ((0, 6), (1, 3)):
+        own = [row for row in drawn if labels[row] == kind]
+        epochs = [own[start : start + count] for start in range(0, 18, count)]
+        assert all(sorted(epoch) == sorted(epochs[0]) and len(set(epoch)) == count for epoch in epochs)
+        assert len({tuple(epoch) for epoch in epochs}) > 1
+    assert [rows_of(batch, known) for batch in seen(feed, 4, 9)] == [rows_of(batch, known) for batch in batches]
+    assert [rows_of(batch, known) for batch in seen(feed, 4, 9, seed=8)] != [rows_of(batch, known) for batch in batches]
+
+
+def test_few_defects_repeat_within_a_batch() -> None:
+    for batch in seen(feed_of([0, 0, 0, 1]), 10, 3):
+        assert batch.labels is not None
+        assert batch.labels.sum() == 5
+        marked = batch.features["mean"][batch.labels == 1]
+        assert torch.equal(marked, marked[:1].expand_as(marked))
+
+
+@pytest.mark.parametrize("limit", [PLENTY, 0])
+def test_one_can_go_on_after_any_batch(limit: float) -> None:
+    feed = feed_of([0] * 5 + [1] * 3, limit=limit, looks=True)
+    whole = seen(feed, 5, 8)
+    for skip in (1, 4, 7):
+        for one, other in zip(seen(feed, 5, 8 - skip, skip=skip), whole[skip:], strict=True):
+            assert one.labels is not None
+            assert other.labels is not None
+            assert torch.equal(one.labels, other.labels)
+            assert one.images is not None
+            assert other.images is not None
+            assert torch.equal(one.images, other.images)
+
+
+def test_what_is_kept_and_what_is_computed_anew_are_the_same() -> None:
+    labels = [0, 1, 0, 0, 1, 0]
+    kept, anew = (feed_of(labels, limit=limit, looks=True, rotations=2) for limit in (PLENTY, 0))
+    for one, other in zip(seen(kept, 5, 6), seen(anew, 5, 6), strict=True):
+        assert one.labels is not None
+        assert other.labels is not None
+        assert one.images is not None
+        assert other.images is not None
+        assert torch.equal(one.labels, other.labels)
+        assert torch.equal(one.images, other.images)
+        assert all(torch.equal(one.features[name], other.features[name]) for name in ("mean", "brightness"))
+
+
+def test_copies_have_the_label_of_their_picture_and_broken_ones_none() -> None:
+    sources = pictures(6)
+    feed = feed_of([1, 0, 0, 1, 1, 0], sources=["nowhere.png", *sources[1:4], "gone.png", sources[5]], rotations=2)
+    assert feed.usable == [1, 2, 3, 5]
+    assert feed.labels is not None
+    assert feed.labels.tolist() == [0, 0, 0, 0, 1, 1, 0, 0]
+    known = brightness_of(feed.stream)
+    for batch in seen(feed, 6, 5):
+        assert batch.labels is not None
+        assert batch.labels.tolist() == feed.labels[rows_of(batch, known)].tolist()
+        assert batch.labels.sum() == 3
+
+
+@pytest.mark.parametrize("limit", [PLENTY, 0])
+@pytest.mark.parametrize("labels", [[], [0] * 7])
+def test_without_defects_all_is_as_ever(labels: list[int], limit: float) -> None:
+    feed = feed_of(labels, sources=pictures(7), limit=limit)
+    assert feed.labels is None
+    known = brightness_of(feed.stream)
+    batches = seen(feed, 3, 7)
+    assert all(batch.labels is None for batch in batches)
+    order = [
+        torch.randperm(7, generator=torch.Generator().manual_seed(seed_of("epoch", 7, epoch))).tolist()
+        for epoch in range(3)
+    ]
+    assert [row for batch in batches for row in rows_of(batch, known)] == [row for epoch in order for row in epoch]
+
+
+def test_where_no_defect_can_be_read_all_are_normal() -> None:
+    feed = feed_of([0, 0, 1], sources=[*pictures(2), "nowhere.png"])
+    assert feed.labels is None
+    assert all(batch.labels is None for batch in seen(feed, 4, 3))
+
+
+def test_a_process_that_has_defects_only_still_gets_full_batches() -> None:
+    feed = feed_of([1, 1, 1])
+    for batch in seen(feed, 4, 3):
+        assert batch.labels is not None
+        assert batch.labels.tolist() == [1] * 4
+
+
+class Noting(Toy):
+    """Notes the labels that it is given."""
+
+    def __init__(self, config: ToyConfig) -> None:
+        super().__init__(config)
+        self.start: list[int] | None = None
+        self.labels: list[list[int] | None] = []
+        self.rows: list[list[float]] = []
+
+    def start_training(self, sample: TrainingBatch) -> None:
+        super().start_training(sample)
+        self.start = None if sample.labels is None else sample.labels.tolist()
+
+    def training_step(self, batch: TrainingBatch, progress: float) -> Tensor:
+        self.labels.append(None if batch.labels is None else batch.labels.tolist())
+        self.rows.append(batch.features["brightness"].tolist())
+        return super().training_step(batch, progress)
+
+
+def test_training_gets_both_classes_in_every_step_and_in_its_sample() -> None:
+    toy = Noting(ToyConfig(epochs=2, pictures_per_step=4))
+    done = train(toy, stream_of(pictures(10), labels=[0] * 8 + [1] * 2), seed=7, identity={})
+    assert done.steps == len(toy.labels) == 5
+    assert [sorted(labels or ()) for labels in toy.labels] == [[0, 0, 1, 1]] * 5
+    assert toy.start is not None
+    assert (len(toy.start), sum(toy.start)) == (10, 5)
+    plain = Noting(ToyConfig(epochs=2, pictures_per_step=4))
+    train(plain, stream_of(pictures(10)), seed=7, identity={})
+    assert plain.labels == [None] * 5
+    assert plain.start is None
+
+
+def test_an_interrupted_training_goes_on_with_the_same_rows(tmp_path: Path) -> None:
+    labels = [0] * 7 + [1] * 3
+
+    def trained(toy: Noting, **options: Any) -> Noting:
+        train(toy, stream_of(pictures(10), labels=labels), seed=7, identity={}, **options)
+        return toy
+
+    class Stopped(Noting):
+        def training_step(self, batch: TrainingBatch, progress: float) -> Tensor:
+            if len(self.labels) == 2:
+                signal.raise_signal(signal.SIGINT)
+            return super().training_step(batch, progress)
+
+    config, path = ToyConfig(epochs=2, pictures_per_step=4), tmp_path / "toy.checkpoint"
+    whole, stopped = trained(Noting(config)), Stopped(config)
+    with pytest.raises(KeyboardInterrupt):
+        trained(stopped, checkpoint=path)
+    rest = trained(Noting(config), checkpoint=path, resume=True)
+    assert stopped.rows + rest.rows == whole.rows
+    assert stopped.labels + rest.labels == whole.labels
+    assert torch.equal(rest.learned.weight, whole.learned.weight)
