@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from blemish.methods import METHODS
     from blemish.predictor import Detector, load
     from blemish.pretraining import pretrain
+    from blemish.refining import refine
     from blemish.types import Evaluation, Failure, Prediction
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "load",
     "pretrain",
     "recalibrate",
+    "refine",
 ]
 
 _HOMES = {
@@ -53,6 +55,7 @@ _HOMES = {
     "load": ("blemish.predictor", "load"),
     "pretrain": ("blemish.pretraining", "pretrain"),
     "recalibrate": ("blemish.fitting", "recalibrate"),
+    "refine": ("blemish.refining", "refine"),
 }
 
 

@@ -606,6 +606,40 @@ def calibrate(
 
 
 @app.command(epilog=EXIT_STATUS)
+def refine(
+    artifact: Artifact,
+    good: Annotated[
+        list[Path] | None, typer.Option(metavar="GOOD", help="Newly confirmed pictures of good parts; repeatable.")
+    ] = None,
+    anomalies: Annotated[
+        list[Path] | None, typer.Option(metavar="DEFECTS", help="Newly confirmed pictures of defects; repeatable.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The artifact to write. [default: the same one]")
+    ] = None,
+    false_alarm_rate: Rate = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    json: Json = False,
+) -> int:
+    """Add newly confirmed good pictures and defects to an artifact of atacnet, and set its threshold anew."""
+    from blemish import outputs, refining
+    from blemish.predictor import load
+
+    output = output or artifact
+    outputs.check_writable(output)
+    detector = load(artifact, device=device, precision=precision)
+    with console.progress() as progress:
+        refined = refining.refine(
+            detector, good=good, anomalies=anomalies, false_alarm_rate=false_alarm_rate, progress=progress
+        )
+    refined.detector.save(output)
+    document = {"artifact": str(output), "threshold": refined.detector.manifest["threshold"], **refined.to_dict()}
+    console.answer(document, [*wording.refined(refined), f"Written: {output}"], as_json=json)
+    return BROKEN_PICTURES if refined.failures else WELL
+
+
+@app.command(epilog=EXIT_STATUS)
 def simulate(
     good: Annotated[
         list[Path] | None, typer.Argument(metavar="GOOD", help="Pictures of good parts, as `blemish fit` takes them.")

@@ -33,7 +33,7 @@ from blemish.pretraining import pretrained
 from blemish.thresholds import Threshold, calibrate, pictures_needed
 from blemish.training import distributed, train
 from blemish.training.checkpoint import check_free
-from blemish.types import ANOMALOUS, NORMAL, Batch, Failure, Progress, silent
+from blemish.types import ANOMALOUS, NORMAL, Failure, Progress, silent
 
 DEFAULT_RATE = 0.05
 HELD_OUT = 0.2
@@ -167,7 +167,7 @@ def fit(
     backbone = build(chosen.backbone, weights=weights, seed=seed)
     height, width = backbone.round_size(*chosen.height_width)
     chosen = dataclasses.replace(
-        chosen, image_size=(height, width), layers=backbone.check_layers(chosen.layers), seed=seed
+        chosen, image_size=(height, width), layers=backbone.check_layers(chosen.layers or kind.usual_layers(backbone)), seed=seed
     )
     fitted: Method = kind(chosen, backbone)  # refuses what it cannot work with, before any work
     preprocessing = Preprocessing(height=height, width=width, mean=backbone.mean, std=backbone.std, window=window)
@@ -221,10 +221,10 @@ def fit(
             scored = dataclasses.replace(
                 stream, sources=kept.sources[::every], preprocessing=scoring, failures={}, digests={}
             )
-            part.summarise(partial(_on, scored, torch_device), scored.batches, progress)
+            part.summarise(partial(scored.on, torch_device), scored.batches, progress)
     if defects.sources and not isinstance(fitted, TrainedMethod):
         shown = PictureStream(defects.sources, scoring, batch_size, marks=defects.samples)
-        fitted.learn_defects(partial(_on, shown, torch_device), shown.batches, progress)
+        fitted.learn_defects(partial(shown.on, torch_device), shown.batches, progress)
     with torch.inference_mode():
         calibration = _calibration_scores(
             fitted,
@@ -381,7 +381,8 @@ def _learn(
         both = stream
         if defects.sources and method.takes_defects:
             labels = [NORMAL] * len(stream.sources) + [ANOMALOUS] * len(defects.sources)
-            both = dataclasses.replace(stream, sources=[*stream.sources, *defects.sources], labels=labels)
+            sources = [*stream.sources, *defects.sources]
+            both = dataclasses.replace(stream, sources=sources, labels=labels, failures={}, digests={})
         training = train(
             method,
             both,
@@ -398,7 +399,7 @@ def _learn(
         return training.to_dict()
     try:
         with torch.inference_mode():
-            method.fit(lambda: _on(stream, device), stream.batches, progress)
+            method.fit(partial(stream.on, device), stream.batches, progress)
     except ConfigError:
         _check_usable(method, stream)  # where too few can be read that is the reason, and it names them
         raise
@@ -482,7 +483,7 @@ def _calibration_scores(
     samples: list[np.ndarray] = []
     learned = set(stream.digests.values())
     learned_of = Counter(kept_categories[position] for position in stream.digests)
-    for done, batch in enumerate(_on(pictures, device), start=1):
+    for done, batch in enumerate(pictures.on(device), start=1):
         batch = dataclasses.replace(batch, owners=positions[batch.owners])
         result = method.score_left_out(batch) if one_out else method.score(batch.images)
         for owner, score in zip(batch.owners.tolist(), result.image.float().cpu().tolist(), strict=True):
@@ -510,11 +511,6 @@ def _of_categories(scores: Mapping[str, Sequence[float]], common: Threshold) -> 
             threshold = dataclasses.replace(threshold, reason=f"{threshold.reason}; the common threshold is used")
         thresholds[name] = threshold
     return thresholds
-
-
-def _on(stream: PictureStream, device: torch.device) -> Iterable[Batch]:
-    for batch in stream:
-        yield dataclasses.replace(batch, images=batch.images.to(device))
 
 
 def _fingerprint(digests: Iterable[str]) -> str:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from blemish.data.layouts import Check
     from blemish.doctor import Report
+    from blemish.refining import Refined
     from blemish.simulation import Simulation
     from blemish.types import Evaluation
 
@@ -65,6 +66,25 @@ def fitted(manifest: Mapping[str, Any]) -> Iterable[str]:
     yield from (f"  of {other}" for other in others)
     if "pretraining" in manifest:
         yield from _pretraining(manifest["pretraining"])
+
+
+def refined(change: Refined) -> Iterable[str]:
+    """What `blemish refine` has changed."""
+    known = f", {change.known} known already" if change.known else ""
+    yield f"Added: {change.good} good pictures, {change.defects} defects{known}; {len(change.failures)} broken"
+    yield from broken([failure.to_dict() for failure in change.failures])
+    yield f"Threshold: {_figure(change.before)} before, {_figure(change.after)} now"
+    if change.alarms_before is not None and change.alarms_after is not None:
+        yield (
+            f"Of the {change.calibrated} good pictures it knew, {change.alarms_before} were above the threshold before "
+            f"and {change.alarms_after} are now; their scores changed by {change.mean_change:+.4g} on average"
+        )
+    if change.found_before is not None and change.found_after is not None and change.defects:
+        yield f"Of the added defects {change.found_before} were found before, {change.found_after} are now, learned"
+
+
+def _figure(value: float | None) -> str:
+    return "none" if value is None else f"{value:.4g}"
 
 
 def pretrained(manifest: Mapping[str, Any]) -> Iterable[str]:

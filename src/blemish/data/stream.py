@@ -6,7 +6,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any, TypeVar
 
@@ -86,6 +86,11 @@ class PictureStream:
                     rows, owners, masks = [], [], []
         if rows:
             yield _batch(rows, owners, masks)
+
+    def on(self, device: torch.device) -> Iterator[Batch]:
+        """A pass over it, the images on a device."""
+        for batch in self:
+            yield replace(batch, images=batch.images.to(device))
 
     @property
     def batches(self) -> int:

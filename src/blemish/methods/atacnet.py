@@ -125,14 +125,19 @@ class AtacNet(TrainedMethod):
     summary = "learning from a few known defects, with a closer look where attention is"
     source = "Gupta et al. 2024, ATAC-Net: Zoomed View Works Better for Anomaly Detection"
     Config = AtacNetConfig
+    takes_defects = True
     config: AtacNetConfig
     steps: Tensor
     _computes_in: torch.dtype = torch.float32
 
+    @classmethod
+    def usual_layers(cls, backbone: Backbone) -> tuple[int, ...]:
+        return (backbone.depth,)
+
     def __init__(self, config: AtacNetConfig, backbone: Backbone) -> None:
         super().__init__(config, backbone)
         self.register_buffer("steps", torch.empty(0, dtype=torch.int64))
-        self.layers = backbone.check_layers(config.layers or (backbone.depth,))
+        self.layers = backbone.check_layers(config.layers or self.usual_layers(backbone))
         dim = self._extracted(torch.zeros(1, 3, backbone.stride, backbone.stride)).shape[1]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)

@@ -127,6 +127,11 @@ class Method(nn.Module):
         """(H, W) of the pictures that `score` takes; those that it learns from have the config's size."""
         return self.config.height_width
 
+    @classmethod
+    def usual_layers(cls, backbone: Backbone) -> tuple[int, ...]:
+        """The layers that are used where the config names none."""
+        return backbone.check_layers(())
+
     @property
     def learner(self) -> Method:
         """The part of it that learns from the good pictures batch by batch: itself, where it is not made of others."""

@@ -95,7 +95,20 @@ class MemoryBank(Method):
         raise NotImplementedError
 
     def fit(self, batches: Batches, count: int, progress: Progress) -> None:
-        collector: _Collector | None = None
+        self._remember(batches, count, progress)
+
+    @torch.no_grad()
+    def extend(self, batches: Batches, count: int, progress: Progress) -> None:
+        """Remember more pictures beside those of the bank, whose owners' numbers must be others. Arguments as of `fit`.
+
+        The bank does not grow beyond its size: the old patches and the new ones are selected from together.
+        """
+        self._require(self.bank)
+        collector = self._collector(self.bank.shape[1])
+        collector.add(self.bank.float().cpu(), self.owners.cpu())
+        self._remember(batches, count, progress, collector)
+
+    def _remember(self, batches: Batches, count: int, progress: Progress, collector: _Collector | None = None) -> None:
         for done, batch in enumerate(batches(), start=1):
             embedded, _ = self.embed(batch.images)
             flat = embedded.flatten(0, 1).cpu()

@@ -141,11 +141,13 @@ class Taught(Method):
 
     @torch.no_grad()
     def summarise(self, batches: Batches, count: int, progress: Progress) -> None:
-        """Describe the good pictures, each judged without what it itself has taught where the normality part can."""
+        """Describe the good pictures, each judged without what it itself has taught where the normality part can, and
+        remember them beside those that are known."""
         found = [self._described(batch) for batch in _told(batches(), count, progress, "describing")]
-        self.descriptors = torch.cat([descriptors for descriptors, _, _ in found])
-        self.usual = torch.cat([scores for _, scores, _ in found])
-        self.owners = torch.cat([owners for _, _, owners in found])
+        if len(self.usual):
+            found.insert(0, (self.descriptors, self.usual, self.owners))
+        self.descriptors, self.usual, self.owners = map(torch.cat, zip(*found, strict=True))
+        self._lesson = None
 
     @torch.no_grad()
     def learn_defects(self, batches: Batches, count: int, progress: Progress) -> None:
@@ -263,6 +265,16 @@ class Taught(Method):
         if self._lesson is None:
             self._lesson = Lesson(self)
         return self._lesson
+
+    def good_scores(self) -> dict[int, float]:
+        """What each good picture scores as if it had not been learned, by owner, as it was first seen."""
+        owners = self.owners.tolist()
+        first = [owners.index(owner) for owner in dict.fromkeys(owners)]
+        scores = self.usual[first]
+        if len(self.defects):
+            likeness = self.lesson.likeness_left_out(self.descriptors[first], [owners[row] for row in first])
+            scores = scores + self.lesson.unit * likeness
+        return {owners[row]: score for row, score in zip(first, scores.tolist(), strict=True)}
 
     # The artifact
 
