@@ -1,11 +1,11 @@
 """Learning from M labelled defects (`atacnet`): draws of M by seed, all other defects tested, one row a draw.
 
-    python benchmarks/weak.py elpv brain_mri --backbone focus_vits14 --image-size 224 --results benchmarks/results/weak.jsonl
+    python benchmarks/weak.py elpv brain_mri --image-size 224 --results benchmarks/results/weak.jsonl
 
 What does not depend on the draw is computed once: the normality detector is fitted once (seed 0) on all good training
 pictures, and each test picture is looked at once. A draw then takes seconds, and its row says what
-`blemish bench --methods atacnet --anomaly-count M` would say of it with the normality part of seed 0. Rows that the file
-holds already are not made again.
+`blemish bench --methods atacnet --anomaly-count M` would say of it with the normality part of seed 0. Rows that the
+file holds already are not made again.
 """
 
 from __future__ import annotations

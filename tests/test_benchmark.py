@@ -195,15 +195,15 @@ def test_the_defects_that_were_learned_from_do_not_test(mvtec: Path) -> None:
 
 def test_rows_of_other_numbers_of_defects_are_apart_in_tables(mvtec: Path, tmp_path: Path, here: list[Run]) -> None:
     results = tmp_path / "rows.jsonl"
-    runs = [a_run(mvtec, **TAUGHT, anomaly_count=count, seed=seed) for count in (None, 1, 2) for seed in (0, 1)]
+    runs = [a_run(mvtec, **TAUGHT, anomaly_count=count) for count in (None, 1, 2)]
     rows = run(runs, results, **HERE)
-    assert [row["status"] for row in rows] == ["ok"] * 6
+    assert [row["status"] for row in rows] == ["ok"] * 3
     lines = [line for line in table(rows).splitlines() if "atacnet" in line]
-    assert len(lines) == 3  # one of two seeds each
+    assert len(lines) == 3
     assert ["1 defect" in line for line in lines].count(True) == 1
     assert ["2 defects" in line for line in lines].count(True) == 1
     run(runs, results, **HERE)
-    assert len(here) == 6  # known by their keys
+    assert len(here) == 3  # known by their keys
 
 
 def test_several_categories_are_measured_each_by_itself(mvtec: Path) -> None:

@@ -32,6 +32,7 @@ RANKS = {
     "training": 4,
     "predictor": 4,
     "fitting": 4,
+    "refining": 4,
     "pretraining": 4,
     "evaluation": 4,
     "report": 4,

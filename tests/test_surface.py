@@ -23,6 +23,7 @@ NAMES = [
     "load",
     "pretrain",
     "recalibrate",
+    "refine",
 ]
 HEAVY = ("torch", "timm", "numpy", "cv2", "PIL", "scipy", "sklearn", "matplotlib", "safetensors", "jinja2", "rich")
 

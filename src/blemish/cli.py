@@ -298,7 +298,7 @@ def fit(
         "artifact": str(output),
         **places,
         **{key: manifest[key] for key in told},
-        **{key: manifest["data"][key] for key in ("layout", "count", "failures")},
+        **{key: manifest["data"][key] for key in ("layout", "count", "defects", "defects_layout", "failures")},
     }
     human = [*wording.fitted(manifest), *_written(places), f"Written: {output} in {manifest['seconds']:.1f} s"]
     console.answer(document, human, as_json=json)

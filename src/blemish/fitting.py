@@ -58,7 +58,8 @@ def configure(
     kind = method_of_recipe(method, recipe)
     recipes = kind.Config.recipes()
     if recipe not in recipes:
-        raise unknown_name(f"recipe of {method}", recipe, recipes)
+        known = {*recipes, *method_of_recipe(method, "paper").Config.recipes()}
+        raise unknown_name(f"recipe of {method}", recipe, known)
     base = recipes[recipe]()
     if shots is not None:
         base = dataclasses.replace(base, rotations=FEW_SHOT_ROTATIONS, flips=True)
@@ -166,9 +167,8 @@ def fit(
     progress("loading the backbone", 0, 0)
     backbone = build(chosen.backbone, weights=weights, seed=seed)
     height, width = backbone.round_size(*chosen.height_width)
-    chosen = dataclasses.replace(
-        chosen, image_size=(height, width), layers=backbone.check_layers(chosen.layers or kind.usual_layers(backbone)), seed=seed
-    )
+    layers = backbone.check_layers(chosen.layers or kind.usual_layers(backbone))
+    chosen = dataclasses.replace(chosen, image_size=(height, width), layers=layers, seed=seed)
     fitted: Method = kind(chosen, backbone)  # refuses what it cannot work with, before any work
     preprocessing = Preprocessing(height=height, width=width, mean=backbone.mean, std=backbone.std, window=window)
 
@@ -377,6 +377,7 @@ def _learn(
             "preprocessing": configs.to_dict(stream.preprocessing),
             "weights": method.backbone.info.sha256,
             "precision": precision_name(method.precision),
+            "defects": len(defects.sources) if method.takes_defects else 0,
         }
         both = stream
         if defects.sources and method.takes_defects:
@@ -482,10 +483,17 @@ def _calibration_scores(
     scored_as: list[str] = []
     samples: list[np.ndarray] = []
     learned = set(stream.digests.values())
+    first = {digest: position for position, digest in sorted(stream.digests.items(), reverse=True)}
     learned_of = Counter(kept_categories[position] for position in stream.digests)
     for done, batch in enumerate(pictures.on(device), start=1):
         batch = dataclasses.replace(batch, owners=positions[batch.owners])
-        result = method.score_left_out(batch) if one_out else method.score(batch.images)
+        if one_out:  # a copy counts as the first of its kind, which need not be among these
+            learned_as = torch.tensor(
+                [first.get(stream.digests.get(owner, ""), owner) for owner in batch.owners.tolist()]
+            )
+            result = method.score_left_out(dataclasses.replace(batch, owners=learned_as))
+        else:
+            result = method.score(batch.images)
         for owner, score in zip(batch.owners.tolist(), result.image.float().cpu().tolist(), strict=True):
             # A copy of a training picture tells nothing; nor does the only one of its category, when that is left out.
             told = held.digests[owner] not in learned if pictures is held else learned_of[categories[owner]] > 1

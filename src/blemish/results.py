@@ -11,6 +11,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+from blemish.data.phrases import counted
 from blemish.errors import DataError
 from blemish.files import cannot_write
 from blemish.suites import Suite, Table
@@ -113,7 +114,7 @@ def asked_for(row: Mapping[str, Any]) -> list[str]:
         *([recipe] if recipe != "best" else []),
         *([row["label"]] if row["label"] else []),
         *([f"{shots}-shot"] if shots is not None else []),
-        *([f"{defects} defects" + (f" of type {kind}" if kind else "")] if defects is not None else []),
+        *([counted(defects, "defect") + (f" of type {kind}" if kind else "")] if defects is not None else []),
         *([f"budget {budget:g} min"] if budget is not None else []),
         *([f"also shifted: {', '.join(shifts)}"] if shifts else []),
         *([f"also adapting: {', '.join(modes)}"] if modes else []),

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from blemish.backbones import Backbone, build
 from blemish.errors import NotFittedError
+from blemish.methods.coreset import farthest_points
 from blemish.methods.embedding import embed
 from blemish.methods.memory import Knn, KnnConfig, MemoryBank, PatchCore, PatchCoreConfig
 from blemish.types import Batch
@@ -89,8 +90,8 @@ def test_embed_is_the_loop(name: str, pooling: int, size: tuple[int, int]) -> No
     np.testing.assert_allclose(got.numpy(), expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
 
 
-def batches(all_images: Tensor, size: int) -> Iterator[Batch]:
-    owners = torch.arange(len(all_images))
+def batches(all_images: Tensor, size: int, first: int = 0) -> Iterator[Batch]:
+    owners = torch.arange(first, first + len(all_images))
     for start in range(0, len(all_images), size):
         yield Batch(all_images[start : start + size], owners[start : start + size])
 
@@ -99,7 +100,9 @@ def silent(stage: str, done: int, total: int) -> None:
     pass
 
 
-def bank_of(kind: type[MemoryBank], name: str = "test_vit", *, bank_size: int = 10_000, batch: int = 4) -> MemoryBank:
+def bank_of(
+    kind: type[MemoryBank], name: str = "test_vit", *, bank_size: int = 10_000, batch: int = 4, count: int = 6
+) -> MemoryBank:
     config = kind.Config(
         backbone=name,
         image_size=(64,),
@@ -108,7 +111,13 @@ def bank_of(kind: type[MemoryBank], name: str = "test_vit", *, bank_size: int = 
     )
     method = kind(config, backbone_of(name)).eval()  # type: ignore[arg-type]
     with torch.inference_mode():
-        method.fit(lambda: batches(images(), batch), 2, silent)
+        method.fit(lambda: batches(images()[:count], batch), 2, silent)
+    return method
+
+
+def extended(method: MemoryBank, *, first: int, last: int = 6, batch: int = 4) -> MemoryBank:
+    """The same, remembering more of `images()`."""
+    method.extend(lambda: batches(images()[first:last], batch, first), 1, silent)
     return method
 
 
@@ -192,6 +201,60 @@ def test_owners_may_come_in_any_order_and_more_than_once() -> None:
 
 
 @pytest.mark.parametrize("kind", [Knn, PatchCore])
+def test_a_whole_bank_extended_is_that_of_all_pictures(kind: type[MemoryBank]) -> None:
+    whole, method = bank_of(kind), bank_of(kind, count=2)
+    for first, last in ((2, 3), (3, 6)):
+        extended(method, first=first, last=last)
+        assert torch.bincount(method.owners).tolist() == [16] * last
+    assert torch.equal(method.owners, whole.owners)
+    torch.testing.assert_close(method.bank, whole.bank, rtol=1e-4, atol=1e-5)
+    for found, expected in (
+        (method.score(images(2, seed=9)), whole.score(images(2, seed=9))),
+        (
+            method.score_left_out(Batch(images(), torch.arange(6))),
+            whole.score_left_out(Batch(images(), torch.arange(6))),
+        ),
+    ):
+        torch.testing.assert_close(found.image, expected.image, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found.maps, expected.maps, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [Knn, PatchCore])
+def test_an_extended_bank_keeps_to_its_cap_and_its_owners(kind: type[MemoryBank]) -> None:
+    method = extended(bank_of(kind, bank_size=40, count=4), first=4)
+    whole = bank_of(kind)
+    assert method.bank.shape[0] == len(method.owners) == 40
+    places = (method.bank[:, None] - whole.bank[None]).norm(dim=2).argmin(1)
+    torch.testing.assert_close(whole.bank[places], method.bank, rtol=1e-4, atol=1e-5)
+    assert len(set(places.tolist())) == 40
+    assert torch.equal(whole.owners[places], method.owners)
+    assert {owner >= 4 for owner in method.owners.tolist()} == {False, True}  # of the old and the new
+    again = extended(bank_of(kind, bank_size=40, count=4), first=4, batch=1)
+    assert torch.equal(again.owners, method.owners)
+    torch.testing.assert_close(again.bank, method.bank, rtol=1e-4, atol=1e-5)
+
+
+def test_an_extended_coreset_is_selected_from_the_old_one_and_the_new_patches() -> None:
+    method = bank_of(PatchCore, bank_size=30, count=5)
+    bank, owners = method.bank.clone(), method.owners.clone()
+    new = unit(embed_loop(method.backbone, images()[5:], layers_of("test_vit"), 3)).reshape(-1, bank.shape[1])
+    both = torch.cat([bank, torch.from_numpy(new).float()])
+    chosen, _ = farthest_points(both, 30)
+    extended(method, first=5)
+    torch.testing.assert_close(method.bank, both[chosen], rtol=1e-3, atol=1e-4)
+    assert torch.equal(method.owners, torch.cat([owners, torch.full((16,), 5)])[chosen])
+
+
+@pytest.mark.parametrize("kind", [Knn, PatchCore])
+def test_a_bank_knows_whether_it_knows_several(kind: type[MemoryBank]) -> None:
+    method = bank_of(kind, count=1)
+    assert not method.knows_several
+    assert extended(method, first=1, last=2).knows_several
+    assert not method.bank.requires_grad
+    assert not bank_of(kind, bank_size=1).knows_several
+
+
+@pytest.mark.parametrize("kind", [Knn, PatchCore])
 def test_bfloat16_scores_are_close(kind: type[MemoryBank]) -> None:
     method = bank_of(kind)
     exact = method.score(images(2, seed=9))
@@ -209,6 +272,9 @@ def test_before_fit(kind: type[MemoryBank]) -> None:
         method.score(images(1))
     with pytest.raises(NotFittedError):
         method.score_left_out(Batch(images(1), torch.tensor([0])))
+    with pytest.raises(NotFittedError):
+        extended(method, first=0)
+    assert not method.knows_several
 
 
 def test_defaults() -> None:

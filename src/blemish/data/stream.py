@@ -112,7 +112,8 @@ class PictureStream:
             mask = self._mask(self.marks[index]) if self.marks else None
         except _OF_ONE_PICTURE as error:
             reason = getattr(error, "reason", str(error))
-            self.failures[index] = Failure(source=name_of(source, index), reason=reason)
+            named = getattr(error, "source", name_of(source, index))  # a mask may be what is broken
+            self.failures[index] = Failure(source=named, reason=reason)
             return index, [], None
         self.digests[index] = picture.digest
         copies = [prepare(picture, self.preprocessing, angle=angle, flip=flip) for angle, flip in self.copies]

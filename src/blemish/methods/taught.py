@@ -18,11 +18,12 @@ The features are asked of the backbone while the normality detector looks: no se
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,9 @@ from blemish.methods.base import Batches, Method, MethodConfig
 from blemish.methods.memory import MemoryBank
 from blemish.types import Batch, Progress, Scores
 
+if TYPE_CHECKING:
+    from blemish.methods.apmask import APMaskConfig
+
 
 @dataclass(frozen=True, kw_only=True)
 class TaughtConfig(MethodConfig):
@@ -44,7 +48,8 @@ class TaughtConfig(MethodConfig):
     Attributes:
         normality: the method that knows what is normal: any but those that take labelled defects themselves.
         normality_settings: of that method, as "bank_size=8000", in place of its recipe `best`.
-        described: layers of the backbone whose features describe a picture; empty = the one five sixths of the way.
+        described: layers of the backbone whose features describe a picture; empty = those two thirds and five sixths of
+            the way.
         sharpness: of the attention: 0 = all patches count the same.
         shrinkage: how far the covariance of the good pictures is drawn towards a sphere, in (0, 1].
         weight: of what one labelled defect teaches, in standard deviations of the normality's score.
@@ -80,8 +85,26 @@ class TaughtConfig(MethodConfig):
     def normality_config(self) -> MethodConfig:
         """Raises: ConfigError as `normality_class`, or for a wrong setting."""
         shared = {field.name: getattr(self, field.name) for field in fields(MethodConfig)}
+        for assignment in self.normality_settings:
+            if (key := assignment.partition("=")[0].strip()) in shared:
+                raise ConfigError(f"normality_settings: {key} is the detector's own; set it there")
         best = self.normality_class.Config.best()
         return configs.override(configs.from_dict(type(best), shared, base=best), self.normality_settings)
+
+    def for_layout(self, layout: str) -> Self:
+        """What the layout changes in the normality part's settings."""
+        plain = self.normality_config
+        suited = plain.for_layout(layout)
+        changed = [
+            f"{key}={json.dumps(value)}"
+            for key, value in configs.to_dict(suited).items()
+            if value != configs.to_dict(plain)[key]
+        ]
+        return replace(self, normality_settings=(*self.normality_settings, *changed))
+
+    @property
+    def pretraining_config(self) -> APMaskConfig | None:
+        return self.normality_config.pretraining_config
 
     @property
     def learns_by_gradient(self) -> bool:
@@ -106,7 +129,8 @@ class Taught(Method):
         super().__init__(config, backbone)
         self.config: TaughtConfig = config
         self.normality: Method = config.normality_class(config.normality_config, backbone)
-        self.described = backbone.check_layers(config.described or (max(1, round(backbone.depth * 5 / 6)),))
+        usual = sorted({max(1, round(share * backbone.depth)) for share in (2 / 3, 5 / 6)})
+        self.described = backbone.check_layers(config.described or usual)
         self.leaves_one_out = self.normality.leaves_one_out
         self.minimum_images = self.normality.minimum_images
         self.register_buffer("descriptors", torch.empty(0, 0))
@@ -268,13 +292,14 @@ class Taught(Method):
 
     def good_scores(self) -> dict[int, float]:
         """What each good picture scores as if it had not been learned, by owner, as it was first seen."""
-        owners = self.owners.tolist()
-        first = [owners.index(owner) for owner in dict.fromkeys(owners)]
-        scores = self.usual[first]
+        first: dict[int, int] = {}
+        for row, owner in enumerate(self.owners.tolist()):
+            first.setdefault(owner, row)
+        rows = list(first.values())
+        scores = self.usual[rows]
         if len(self.defects):
-            likeness = self.lesson.likeness_left_out(self.descriptors[first], [owners[row] for row in first])
-            scores = scores + self.lesson.unit * likeness
-        return {owners[row]: score for row, score in zip(first, scores.tolist(), strict=True)}
+            scores = scores + self.lesson.unit * self.lesson.likeness_left_out(self.descriptors[rows], list(first))
+        return dict(zip(first, scores.tolist(), strict=True))
 
     # The artifact
 
@@ -356,7 +381,8 @@ class Lesson:
 
     def likeness_left_out(self, descriptors: Tensor, owners: list[int]) -> Tensor:
         """The same of good pictures B D, each as if it had not been learned."""
-        directions = torch.stack([self._directions[owner] for owner in owners])
+        # A copy of one that is known by another number was not learned under its own.
+        directions = torch.stack([self._directions.get(owner, self._direction) for owner in owners])
         along: Tensor = (descriptors.double().cpu() * directions).sum(1)
         return ((along - self._middle) / self._deviation).float().to(descriptors.device)
 

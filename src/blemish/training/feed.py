@@ -73,9 +73,10 @@ class Feed:
     def labels(self) -> Tensor | None:
         """int64, of each row; None where all are normal."""
         given = self.stream.labels
-        if not any(given):
+        own = [given[index] for index in self.usable] if given else []
+        if not any(own):
             return None
-        return torch.tensor([given[index] for index in self.usable]).repeat_interleave(len(self.stream.copies))
+        return torch.tensor(own).repeat_interleave(len(self.stream.copies))
 
     def _remembered(self, kept: TrainingBatch, chunks: Iterator[list[int]]) -> Generator[TrainingBatch]:
         device = _device(self.method)
