@@ -225,6 +225,9 @@ def fit(
     if defects.sources and not isinstance(fitted, TrainedMethod):
         shown = PictureStream(defects.sources, scoring, batch_size, marks=defects.samples)
         fitted.learn_defects(partial(shown.on, torch_device), shown.batches, progress)
+    if defects.sources and not shown.digests:
+        lines = [f"{failure.source}: {failure.reason}" for failure in list(shown.failures.values())[:5]]
+        raise DataError("\n  ".join(["none of the labelled defects can be read", *lines]))
     with torch.inference_mode():
         calibration = _calibration_scores(
             fitted,

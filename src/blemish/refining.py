@@ -34,7 +34,7 @@ class Refined:
         known: how many of those given it had learned from before, or came twice; they are not added.
         failures: pictures that could not be read.
         before, after: the threshold; None where there is none.
-        alarms_before, alarms_after: how many of the pictures that it was calibrated on before score above it.
+        alarms_before, alarms_after: how many of the good pictures that it knew, each left out, score above it.
         calibrated: how many those are.
         mean_change: of their scores, in their unit.
         found_before, found_after: how many of the added defects score above the threshold before and after learning
@@ -75,8 +75,8 @@ def refine(
 
     The bank takes the new good pictures in, within its size; the defects join those it knows. The threshold comes from
     all good pictures, old and new, each left out in turn; what an old one scores for its normality stays as it was
-    measured, which is at most too high, for a bank with more in it finds patches only nearer. The detector given is
-    changed by this and is not to be used any more.
+    measured: at most too high while the bank has room, and a little too low where a full one lets old patches go. The
+    detector given is changed by this and is not to be used any more.
 
     Args:
         detector: of `atacnet`, the normality part of which is a memory bank (patchcore, knn), of one category.
@@ -97,7 +97,7 @@ def refine(
     if false_alarm_rate is not None:
         pictures_needed(false_alarm_rate)  # refuses a rate outside (0, 1) before any work
     data = detector.manifest["data"]
-    known = {*data["fitted"], *data["calibrated"], *data["defects"]}
+    known = {*data["fitted"], *data["defects"]}
     skipped: list[str] = []
     window = detector.preprocessing.decode_window()
     failures: list[Failure] = []
@@ -121,6 +121,8 @@ def refine(
     if not new and not chosen:
         raise DataError("nothing is new: all pictures given are known to the detector or cannot be read")
 
+    if new and not method.normality.knows_several:
+        raise ConfigError("the detector was fitted on a single picture; fit it again together with the new ones")
     settings, preprocessing = method.config, detector.preprocessing
     old, unseen = method.good_scores(), [defects.sources[position] for position in chosen]
     before = detector.threshold.value if detector.threshold else None
@@ -130,7 +132,7 @@ def refine(
     shown = PictureStream(unseen, preprocessing, BATCH_SIZE, marks=[defects.samples[position] for position in chosen])
     if new:
         passes = partial(_numbered, stream, detector.device, offset)
-        method.normality.extend(passes, stream.batches, progress)
+        method.normality.extend(passes, stream.batches, progress, rows=len(method.usual))
         method.summarise(passes, stream.batches, progress)
     if unseen:
         method.learn_defects(partial(shown.on, detector.device), shown.batches, progress)
@@ -141,6 +143,7 @@ def refine(
         rate = false_alarm_rate or (detector.threshold.rate if detector.threshold else DEFAULT_RATE)
         required = false_alarm_rate is not None
         threshold = calibrate(list(scores.values()), rate, method="leave-one-out", required=required)
+    calibrated = [digest for digest in data["calibrated"] if digest not in stream.digests.values()]
     fitted = [*data["fitted"], *(stream.digests[i] for i in sorted(stream.digests))]
     manifest = {
         **detector.manifest,
@@ -149,9 +152,10 @@ def refine(
         "calibration_scores": list(scores.values()),
         "data": {
             **data,
-            "count": data["count"] + len(stream.digests),
-            "fingerprint": hashlib.sha256("".join(sorted([*fitted, *data["calibrated"]])).encode()).hexdigest(),
+            "count": len(fitted) + len(calibrated),
+            "fingerprint": hashlib.sha256("".join(sorted([*fitted, *calibrated])).encode()).hexdigest(),
             "fitted": fitted,
+            "calibrated": calibrated,
             "defects": [*data["defects"], *(shown.digests[i] for i in sorted(shown.digests))],
             "defects_layout": "; ".join(filter(None, [data["defects_layout"], defects.note])),
             "failures": [*data["failures"], *(failure.to_dict() for failure in failures)],

@@ -73,7 +73,9 @@ def refined(change: Refined) -> Iterable[str]:
     known = f", {change.known} known already" if change.known else ""
     yield f"Added: {change.good} good pictures, {change.defects} defects{known}; {len(change.failures)} broken"
     yield from broken([failure.to_dict() for failure in change.failures])
-    yield f"Threshold: {_figure(change.before)} before, {_figure(change.after)} now"
+    threshold = change.detector.threshold
+    reason = f" ({threshold.reason})" if threshold is not None and threshold.value is None else ""
+    yield f"Threshold: {_figure(change.before)} before, {_figure(change.after)} now{reason}"
     if change.alarms_before is not None and change.alarms_after is not None:
         yield (
             f"Of the {change.calibrated} good pictures it knew, {change.alarms_before} were above the threshold before "

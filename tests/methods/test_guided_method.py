@@ -771,7 +771,7 @@ def test_batches_of_any_size_are_summarised(size: int) -> None:
 def test_how_many_pictures_are_wanted() -> None:
     assert guided().summarised == SUMMARISED == 256
     assert guided(bank_size=10).summarised is None  # a bank is of all
-    assert {name for name, kind in METHODS.items() if kind.summarised is not Method.summarised} == {"guided"}
+    assert {name for name, kind in METHODS.items() if kind.summarised is not Method.summarised} == {"guided", "atacnet"}
 
 
 def test_summarising_draws_the_same_each_time_and_leaves_the_generator() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from blemish.backbones import Backbone, build
 from blemish.errors import NotFittedError
-from blemish.methods.coreset import farthest_points
+from blemish.methods.coreset import StreamingSample, farthest_points
 from blemish.methods.embedding import embed
 from blemish.methods.memory import Knn, KnnConfig, MemoryBank, PatchCore, PatchCoreConfig
 from blemish.types import Batch
@@ -117,7 +117,7 @@ def bank_of(
 
 def extended(method: MemoryBank, *, first: int, last: int = 6, batch: int = 4) -> MemoryBank:
     """The same, remembering more of `images()`."""
-    method.extend(lambda: batches(images()[first:last], batch, first), 1, silent)
+    method.extend(lambda: batches(images()[first:last], batch, first), 1, silent, rows=first)
     return method
 
 
@@ -281,3 +281,16 @@ def test_defaults() -> None:
     assert (KnnConfig().pooling, PatchCoreConfig().pooling) == (1, 3)
     assert Knn.leaves_one_out
     assert PatchCore.leaves_one_out
+
+
+def test_a_full_sample_goes_on_as_one_of_all_that_was_seen() -> None:
+    shares = []
+    for seed in range(40):
+        sample = StreamingSample(50, 1, seed=seed)
+        sample.resume(torch.zeros(50, 1), torch.zeros(50, dtype=torch.int64), seen=800)
+        sample.add(torch.ones(200, 1), torch.ones(200, dtype=torch.int64))
+        features, owners = sample.result()
+        assert len(features) == 50
+        assert torch.equal(features[:, 0].long(), owners)
+        shares.append(float(features.mean()))
+    assert np.mean(shares) == pytest.approx(0.2, abs=0.03)  # the share of the new ones among all 1,000

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from blemish.errors import DataError
 from blemish.types import ANOMALOUS, Sample
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Defects:
     """Pictures of defects, what is known of each, and how what named them was recognised."""
 
@@ -48,7 +48,7 @@ def labelled_defects(given: Any, *, count: int | None = None, kind: str | None =
             notes.append(note)
         elif isinstance(item, Sample):
             sources.append(item.path)
-            samples.append(dataclasses.replace(item, label=ANOMALOUS))
+            samples.append(replace(item, label=ANOMALOUS))
         else:  # drawn by its place in the list
             sources.append(item)
             samples.append(Sample(path=Path(f"{len(samples):09d}"), label=ANOMALOUS))
@@ -70,7 +70,7 @@ def labelled_defects(given: Any, *, count: int | None = None, kind: str | None =
 def _read(path: str | Path) -> tuple[list[Sample], str]:
     dataset = layouts.read(path)
     if dataset.layout == "flat":
-        found = [dataclasses.replace(sample, label=ANOMALOUS, defect=Path(path).name) for sample in dataset.samples]
+        found = [replace(sample, label=ANOMALOUS, defect=sample.path.parent.name) for sample in dataset.samples]
     else:
         found = [sample for sample in dataset.samples if sample.label == ANOMALOUS]
     if not found:

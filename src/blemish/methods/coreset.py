@@ -102,6 +102,10 @@ class StreamingCoreset:
         for start in range(0, len(features), self._size):
             self._add(features[start : start + self._size], owners[start : start + self._size])
 
+    def resume(self, features: Tensor, owners: Tensor, *, seen: int) -> None:
+        """Start from what was kept of `seen` points."""
+        self.add(features, owners)
+
     def _add(self, features: Tensor, owners: Tensor) -> None:
         if self._radius > 0:
             # Only against what the last reduction kept: a bank of one size. Matrix products of ever new shapes would
@@ -150,6 +154,12 @@ class StreamingSample:
         self._features = torch.cat([self._features, features])[kept]
         self._owners = torch.cat([self._owners, owners])[kept]
         self._keys = keys[kept]
+
+    def resume(self, features: Tensor, owners: Tensor, *, seen: int) -> None:
+        """Start from what was kept of `seen` points: their keys are drawn again, as the highest of so many."""
+        share = min(1.0, len(features) / seen)
+        self._features, self._owners = features, owners
+        self._keys = 1 - share * torch.rand(len(features), generator=self._generator, dtype=torch.float64)
 
     def result(self) -> tuple[Tensor, Tensor]:
         """The kept points (float32 k D, k <= size) and their owners (int64 k)."""

@@ -75,6 +75,7 @@ class KnnConfig(MemoryConfig):
 
 class _Collector(Protocol):
     def add(self, features: Tensor, owners: Tensor) -> None: ...
+    def resume(self, features: Tensor, owners: Tensor, *, seen: int) -> None: ...
     def result(self) -> tuple[Tensor, Tensor]: ...
 
 
@@ -98,22 +99,25 @@ class MemoryBank(Method):
         self._remember(batches, count, progress)
 
     @torch.no_grad()
-    def extend(self, batches: Batches, count: int, progress: Progress) -> None:
+    def extend(self, batches: Batches, count: int, progress: Progress, *, rows: int) -> None:
         """Remember more pictures beside those of the bank, whose owners' numbers must be others. Arguments as of `fit`.
 
         The bank does not grow beyond its size: the old patches and the new ones are selected from together.
+
+        Args: rows: how many pictures (each copy counts) the bank was selected from.
         """
         self._require(self.bank)
-        collector = self._collector(self.bank.shape[1])
-        collector.add(self.bank.float().cpu(), self.owners.cpu())
-        self._remember(batches, count, progress, collector)
+        self._remember(batches, count, progress, rows)
 
-    def _remember(self, batches: Batches, count: int, progress: Progress, collector: _Collector | None = None) -> None:
+    def _remember(self, batches: Batches, count: int, progress: Progress, rows: int = 0) -> None:
+        collector: _Collector | None = None
         for done, batch in enumerate(batches(), start=1):
             embedded, _ = self.embed(batch.images)
             flat = embedded.flatten(0, 1).cpu()
             if collector is None:
                 collector = self._collector(flat.shape[1])
+                if rows:
+                    collector.resume(self.bank.float().cpu(), self.owners.cpu(), seen=rows * embedded.shape[1])
             collector.add(flat, batch.owners.repeat_interleave(embedded.shape[1]))
             progress("remembering", done, count)
         if collector is None:

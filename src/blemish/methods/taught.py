@@ -175,7 +175,12 @@ class Taught(Method):
 
     @torch.no_grad()
     def learn_defects(self, batches: Batches, count: int, progress: Progress) -> None:
-        """Describe the labelled defects, and remember them beside those that are known."""
+        """Describe the labelled defects, and remember them beside those that are known.
+
+        Raises: DataError where there is a single good picture.
+        """
+        if len(self.owners) and bool((self.owners == self.owners[0]).all()):
+            raise DataError("labelled defects can be learned from beside two good pictures at least, got one")
         found = []
         for batch in _told(batches(), count, progress, "learning the defects"):
             scores, features = self.look(batch.images)
@@ -285,7 +290,7 @@ class Taught(Method):
 
     @property
     def lesson(self) -> Lesson:
-        """What the labelled defects teach. Raises: DataError where there is a single good picture."""
+        """What the labelled defects teach."""
         if self._lesson is None:
             self._lesson = Lesson(self)
         return self._lesson
@@ -331,8 +336,6 @@ class Lesson:
         self._good = method.descriptors.double().cpu()
         self._owners = method.owners.cpu()
         owners = set(self._owners.tolist())
-        if len(owners) < 2:
-            raise DataError("labelled defects can be learned from beside two good pictures at least, got one")
         defects = method.defects.double().cpu()
         count, dim = self._good.shape
         self._mean, self._towards = self._good.mean(0), defects.mean(0)
@@ -353,7 +356,10 @@ class Lesson:
         self._plain = (self._direction.float().to(device), float(self._middle), float(self._deviation))
 
     def _without(self, rows: Tensor) -> Tensor:
-        """The discriminant that the good pictures give without some of them (Woodbury's identity)."""
+        """The discriminant that the good pictures give without some of them (Woodbury's identity).
+
+        Mean and scatter are the others'; the sphere and the count that the scatter is divided by stay those of all.
+        """
         gone, count = self._good[rows], len(self._good)
         left = count - len(gone)
         mean = (count * self._mean - gone.sum(0)) / left
