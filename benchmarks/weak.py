@@ -31,6 +31,7 @@ from blemish.data import layouts
 from blemish.data.defects import labelled_defects
 from blemish.data.stream import PictureStream
 from blemish.evaluation import evaluate
+from blemish.methods.adaptation import Adapted
 from blemish.methods.taught import Taught
 from blemish.predictor import Detector
 from blemish.types import Failure, Prediction, Scores, silent
@@ -55,16 +56,8 @@ class Remembering(Detector):
                 if one.picture.digest not in self._seen:
                     self._seen[one.picture.digest] = method.look(one.tensor[None].to(self.device))
                 found = method.finished(*self._seen[one.picture.digest])
-            yield Prediction(
-                source=one.picture.source,
-                score=float(found.image[0]),
-                threshold=None,
-                label=None,
-                size=one.picture.size,
-                anomaly_map=found.maps[0].float().cpu().numpy(),
-                digest=one.picture.digest,
-                category=one.category,
-            )
+            score, anomaly_map = float(found.image[0]), found.maps[0].float().cpu().numpy()
+            yield self._prediction(one, score, anomaly_map, None, None, None, found=Adapted(found, adapted=False))
 
 
 def rows(name: str, path: Path, options: argparse.Namespace, done: set[str]) -> Iterator[dict[str, Any]]:

@@ -99,8 +99,7 @@ def labelled(data: str | Path | Dataset) -> tuple[Dataset, list[Sample]]:
 
 def known_pictures(detector: Detector) -> set[str]:
     """The digests of the pictures that it learned from or was calibrated on, which say nothing of how good it is."""
-    data = detector.manifest["data"]
-    return {*data["fitted"], *data["calibrated"], *data.get("defects", ())}
+    return {*detector.learned, *detector.manifest["data"]["calibrated"]}
 
 
 def _compared(sample: Sample, result: Prediction, resolution: int | None) -> tuple[np.ndarray, np.ndarray | None]:

@@ -211,7 +211,9 @@ def fit(
             )
             fitted = kind(chosen, backbone)
         place(fitted, torch_device, dtype)
-        shown = PictureStream(defects.sources, preprocessing, batch_size)
+        # Training takes them as it takes the good ones; what is taught by them afterwards, as they are scored.
+        trained = isinstance(fitted, TrainedMethod)
+        shown = PictureStream(defects.sources, preprocessing if trained else scoring, batch_size)
         training = _learn(
             fitted, stream, shown, minutes=minutes, checkpoint=place_kept, resume=resume, progress=progress
         )
@@ -222,8 +224,8 @@ def fit(
                 stream, sources=kept.sources[::every], preprocessing=scoring, failures={}, digests={}
             )
             part.summarise(partial(scored.on, torch_device), scored.batches, progress)
-    if defects.sources and not isinstance(fitted, TrainedMethod):
-        shown = PictureStream(defects.sources, scoring, batch_size, marks=defects.samples)
+    if defects.sources and not trained:
+        shown = dataclasses.replace(shown, marks=defects.samples)
         fitted.learn_defects(partial(shown.on, torch_device), shown.batches, progress)
     if defects.sources and not shown.digests:
         lines = [f"{failure.source}: {failure.reason}" for failure in list(shown.failures.values())[:5]]
@@ -312,7 +314,7 @@ def recalibrate(
             f"no picture of {', '.join(missing)} is among those to calibrate on, and the common threshold is of all "
             "categories together; give pictures of every category"
         )
-    known = {*detector.manifest["data"]["fitted"], *detector.manifest["data"].get("defects", ())}
+    known = detector.learned
     calibration = _Calibration([], [], list(detector.map_scale))
     digests: list[str] = []
     failures: list[Failure] = []
@@ -470,6 +472,7 @@ def _calibration_scores(
     progress: Progress,
 ) -> _Calibration:
     one_out = method.leaves_one_out and len(stream.sources) - len(stream.failures) > 1
+    known = method.good_scores() if one_out and plan.method == "leave-one-out" else None
     scored = plan.method is not None
     if plan.method == "split conformal" and held.sources:
         pictures, categories = held, held_categories
@@ -478,7 +481,7 @@ def _calibration_scores(
     else:
         count = len(stream.sources)
         # Where the pictures only set the scale, some evenly from all: they may be sorted by category.
-        positions = torch.arange(0, count, 1 if scored else -(-count // _SCALE_PICTURES))
+        positions = torch.arange(0, count, 1 if scored and known is None else -(-count // _SCALE_PICTURES))
         chosen = [stream.sources[i] for i in positions.tolist()]
         pictures, categories = PictureStream(chosen, stream.preprocessing, stream.batch_size), kept_categories
     device = next(method.backbone.parameters()).device
@@ -505,6 +508,10 @@ def _calibration_scores(
                 scored_as.append(categories[owner])
         samples.append(result.maps.float().cpu().numpy()[:, ::4, ::4].ravel())
         progress("calibrating", done, pictures.batches)
+    if known is not None:
+        told_of = [position for position in sorted(stream.digests) if learned_of[kept_categories[position]] > 1]
+        scores = [known[first[stream.digests[position]]] for position in told_of]
+        scored_as = [kept_categories[position] for position in told_of]
     if not samples:
         return _Calibration([], [], [0.0, 1.0])
     low, high = np.quantile(np.concatenate(samples), [0.5, 0.999])

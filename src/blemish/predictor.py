@@ -84,6 +84,12 @@ class Detector:
         own = self.thresholds.get(category)
         return self.threshold if own is None or own.value is None else own
 
+    @property
+    def learned(self) -> set[str]:
+        """The digests of the pictures that it has learned from, good ones and labelled defects."""
+        data = self.manifest["data"]
+        return {*data["fitted"], *data.get("defects", ())}
+
     def predict(self, source: Any, category: str = "") -> Prediction:
         """Score, verdict and heatmap of one picture.
 

@@ -15,7 +15,7 @@ import torch
 from blemish import artifact
 from blemish.data.defects import NONE, labelled_defects
 from blemish.data.good import good_pictures
-from blemish.data.stream import PictureStream, load_picture
+from blemish.data.stream import PictureStream, load_picture, map_ahead
 from blemish.errors import ConfigError, DataError
 from blemish.fitting import DEFAULT_RATE
 from blemish.methods.memory import MemoryBank
@@ -97,21 +97,26 @@ def refine(
     if false_alarm_rate is not None:
         pictures_needed(false_alarm_rate)  # refuses a rate outside (0, 1) before any work
     data = detector.manifest["data"]
-    known = {*data["fitted"], *data["defects"]}
+    known = detector.learned
     skipped: list[str] = []
     window = detector.preprocessing.decode_window()
     failures: list[Failure] = []
 
     def unknown(sources: list[Any]) -> Iterator[int]:
-        for position, source in enumerate(sources):
+        def look(numbered: tuple[int, Any]) -> Failure | tuple[str, str]:
+            picture = load_picture(numbered[1], numbered[0], window)
+            return picture if isinstance(picture, Failure) else (picture.source, picture.digest)
+
+        for position, seen in enumerate(map_ahead(look, enumerate(sources), ahead=2 * BATCH_SIZE)):
             progress("looking for what is new", position, len(sources))
-            picture = load_picture(source, position, window)
-            if isinstance(picture, Failure):
-                failures.append(picture)
-            elif picture.digest in known:
-                skipped.append(picture.source)
+            if isinstance(seen, Failure):
+                failures.append(seen)
+                continue
+            source, digest = seen
+            if digest in known:
+                skipped.append(source)
             else:
-                known.add(picture.digest)
+                known.add(digest)
                 yield position
 
     new = [] if good is None else good_pictures(good).sources

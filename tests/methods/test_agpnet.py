@@ -19,7 +19,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from blemish.backbones import Backbone, build
 from blemish.errors import ConfigError, NotFittedError
-from blemish.methods.agpnet import AGPNet, AGPNetConfig, Decoder, Dropout, normalise
+from blemish.methods.agpnet import AGPNet, AGPNetConfig, Decoder, Dropout
+from blemish.methods.guidance import normalise
 from blemish.methods.trained import TrainingBatch
 
 HEIGHT, WIDTH = 64, 48

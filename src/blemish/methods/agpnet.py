@@ -33,7 +33,7 @@ from torch.nn import functional as F
 from blemish.backbones import Backbone
 from blemish.errors import ConfigError
 from blemish.methods.base import smooth
-from blemish.methods.guidance import sharpness, shuffled
+from blemish.methods.guidance import normalise, sharpness, shuffled
 from blemish.methods.trained import TrainedConfig, TrainedMethod, TrainingBatch
 from blemish.types import Scores
 
@@ -486,9 +486,3 @@ class Dropout(nn.Module):
 def _received(q: Tensor, k: Tensor) -> Tensor:
     attention: Tensor = (q @ k.transpose(2, 3) * q.shape[-1] ** -0.5).softmax(-1)
     return attention.mean(dim=(1, 2))
-
-
-def normalise(values: Tensor) -> Tensor:
-    """N of eq. 2 and 4: each row of B N brought to [0, 1]; a constant row to 0."""
-    low, high = values.amin(1, keepdim=True), values.amax(1, keepdim=True)
-    return (values - low) / (high - low).clamp_min(1e-12)

@@ -39,10 +39,10 @@ from blemish.backbones import Backbone
 from blemish.errors import ConfigError
 from blemish.losses import mean_over_processes
 from blemish.losses.deviation import deviation_loss
-from blemish.methods.agpnet import normalise
 from blemish.methods.base import smooth, top_mean
 from blemish.methods.embedding import embed
-from blemish.methods.trained import TrainedConfig, TrainedMethod, TrainingBatch
+from blemish.methods.guidance import normalise
+from blemish.methods.trained import EndToEnd, TrainedConfig, TrainedMethod, TrainingBatch
 from blemish.types import ANOMALOUS, NORMAL, Scores
 
 
@@ -118,7 +118,7 @@ class AtacNetConfig(TrainedConfig):
         return cls(network="classifier")
 
 
-class AtacNet(TrainedMethod):
+class AtacNet(EndToEnd, TrainedMethod):
     """Extractor, attention-augmentation module and score mapper."""
 
     name = "atacnet-paper"
@@ -128,7 +128,6 @@ class AtacNet(TrainedMethod):
     takes_defects = True
     config: AtacNetConfig
     steps: Tensor
-    _computes_in: torch.dtype = torch.float32
 
     @classmethod
     def usual_layers(cls, backbone: Backbone) -> tuple[int, ...]:
@@ -143,20 +142,6 @@ class AtacNet(TrainedMethod):
             torch.manual_seed(config.seed)
             self.attention = AttentionAugmentation(dim, config.attention_dim) if config.network == "atacnet" else None
             self.mapper = nn.Conv2d(config.attention_dim if self.attention is not None else dim, 1, kernel_size=1)
-
-    # Its weights are float32, as all of them learn, and it computes in what it is told.
-
-    @property
-    def precision(self) -> torch.dtype:
-        return self._computes_in
-
-    def set_precision(self, dtype: torch.dtype) -> None:
-        """Compute in `dtype` from now on."""
-        self._computes_in = dtype
-
-    def _autocast(self, images: Tensor) -> torch.autocast:
-        precision = self._computes_in
-        return torch.autocast(images.device.type, dtype=precision, enabled=precision != torch.float32)
 
     # The network
 

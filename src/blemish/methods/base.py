@@ -187,6 +187,10 @@ class Method(nn.Module):
         """As `score`, each training picture judged without what it itself has taught; see `leaves_one_out`."""
         raise NotImplementedError(f"{self.name} has no leave-one-out score")
 
+    def good_scores(self) -> dict[int, float] | None:
+        """What each picture that it learned from scores as by `score_left_out`, by owner; None where it is not kept."""
+        return None
+
     def _finish(self, raw: Tensor, images: Tensor) -> Scores:
         size = (images.shape[-2] // 4, images.shape[-1] // 4)
         maps = smooth(

@@ -1,4 +1,4 @@
-"""What methods that are guided by attention share: how sharp the guidance is, and its control."""
+"""What methods that are guided by attention share: bringing it to [0, 1], how sharp it is, and its control."""
 
 from __future__ import annotations
 
@@ -21,3 +21,9 @@ def sharpness(guide: Tensor) -> dict[str, float]:
 def shuffled(guide: Tensor) -> Tensor:
     """Each row of B N in an order of its own."""
     return guide.gather(1, torch.rand_like(guide).argsort(1))
+
+
+def normalise(values: Tensor) -> Tensor:
+    """Each row of B N brought to [0, 1]; a constant row to 0."""
+    low, high = values.amin(1, keepdim=True), values.amax(1, keepdim=True)
+    return (values - low) / (high - low).clamp_min(1e-12)

@@ -408,10 +408,6 @@ class Guided(FineTuned, TrainedMethod):
             entropies.append(attention_entropy(seen.attention.float()))
         return Look(torch.stack(odds), torch.stack(maps).mean(0), torch.stack(entropies)), features
 
-    def _autocast(self, images: Tensor) -> torch.autocast:
-        precision = self._computes_in
-        return torch.autocast(images.device.type, dtype=precision, enabled=precision != torch.float32)
-
     def _described(self, images: Tensor, features: Features | None = None) -> Tensor:
         """A unit-length feature for every patch of pictures B 3 H W, B h w D, in the size that the bank is of."""
         with torch.no_grad():

@@ -118,6 +118,7 @@ class Taught(Method):
     summary = "any other detector, taught by a few known defects (ours, beyond ATAC-Net; --recipe paper is that)"
     source = "ours; the task and --recipe paper: ATAC-Net"
     Config = TaughtConfig
+    config: TaughtConfig
     published = "atacnet-paper"
     takes_defects = True
     descriptors: Tensor  # n D, of the good pictures
@@ -127,10 +128,9 @@ class Taught(Method):
 
     def __init__(self, config: TaughtConfig, backbone: Backbone) -> None:
         super().__init__(config, backbone)
-        self.config: TaughtConfig = config
         self.normality: Method = config.normality_class(config.normality_config, backbone)
         usual = sorted({max(1, round(share * backbone.depth)) for share in (2 / 3, 5 / 6)})
-        self.described = backbone.check_layers(config.described or usual)
+        self.config = replace(config, described=backbone.check_layers(config.described or usual))
         self.leaves_one_out = self.normality.leaves_one_out
         self.minimum_images = self.normality.minimum_images
         self.register_buffer("descriptors", torch.empty(0, 0))
@@ -212,7 +212,7 @@ class Taught(Method):
         def ask(_backbone: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
             images, layers, *rest = given
             asked[:] = self.backbone.check_layers(layers)
-            return images, (*asked, *self.described), *rest
+            return images, (*asked, *self.config.described), *rest
 
         def hear(_backbone: nn.Module, _given: tuple[Any, ...], found: Features) -> Features:
             own = len(asked)
@@ -278,7 +278,7 @@ class Taught(Method):
     def _likeness_map(self, features: Features, maps: Tensor) -> Tensor:
         """The likeness of each place, B h w like the maps, the less the less it is attended to."""
         size = maps.shape[1:]
-        directions = self.lesson.split([tokens.shape[2] for tokens, _ in _levels(features)])
+        directions = self.lesson.split([tokens.shape[2] for tokens in features.tokens])
         alike = torch.zeros_like(maps, dtype=torch.float32)
         for (tokens, grid), direction in zip(_levels(features), directions, strict=True):
             level = (tokens @ direction).reshape(len(tokens), 1, *grid)
@@ -296,7 +296,6 @@ class Taught(Method):
         return self._lesson
 
     def good_scores(self) -> dict[int, float]:
-        """What each good picture scores as if it had not been learned, by owner, as it was first seen."""
         first: dict[int, int] = {}
         for row, owner in enumerate(self.owners.tolist()):
             first.setdefault(owner, row)
@@ -333,42 +332,41 @@ class Lesson:
 
     def __init__(self, method: Taught) -> None:
         config, device = method.config, method.usual.device
-        self._good = method.descriptors.double().cpu()
-        self._owners = method.owners.cpu()
-        owners = set(self._owners.tolist())
-        defects = method.defects.double().cpu()
-        count, dim = self._good.shape
-        self._mean, self._towards = self._good.mean(0), defects.mean(0)
-        centred = self._good - self._mean
-        scatter = centred.T @ centred
-        sphere = config.shrinkage * scatter.diagonal().sum().clamp(min=1e-12) / (count * dim)
-        self._share = (1 - config.shrinkage) / count
-        self._inverse = torch.linalg.inv(self._share * scatter + sphere * torch.eye(dim, dtype=torch.float64))
-        self._direction = self._inverse @ (self._towards - self._mean)
+        good, towards = method.descriptors.double().cpu(), method.defects.double().cpu().mean(0)
+        self._count, dim = good.shape
+        mean = good.mean(0)
+        self._apart = good - mean
+        scatter = self._apart.T @ self._apart
+        sphere = config.shrinkage * scatter.diagonal().sum().clamp(min=1e-12) / (self._count * dim)
+        self._share = (1 - config.shrinkage) / self._count
+        inverse = torch.linalg.inv(self._share * scatter + sphere * torch.eye(dim, dtype=torch.float64))
+        self._sides = self._apart @ inverse
+        self._direction = inverse @ (towards - mean)
         # Each good picture as it would be judged had it not been there: the others' scale is not to flatter it.
-        directions = {owner: self._without(self._owners == owner) for owner in owners}
-        along = torch.stack([self._good[row] @ directions[int(own)] for row, own in enumerate(self._owners)])
-        self._directions = directions
+        rows: dict[int, list[int]] = {}
+        for row, owner in enumerate(method.owners.tolist()):
+            rows.setdefault(owner, []).append(row)
+        self._directions = {owner: self._without(own) for owner, own in rows.items()}
+        along = torch.cat([good[own] @ self._directions[owner] for owner, own in rows.items()])
         self._deviation, self._middle = torch.std_mean(along, correction=0)
         self._deviation.clamp_(min=1e-12)
         spread = method.usual.double().std(correction=0).item()
-        self.unit = config.weight * math.sqrt(len(defects)) * spread
+        self.unit = config.weight * math.sqrt(len(method.defects)) * spread
         self._plain = (self._direction.float().to(device), float(self._middle), float(self._deviation))
 
-    def _without(self, rows: Tensor) -> Tensor:
+    def _without(self, rows: list[int]) -> Tensor:
         """The discriminant that the good pictures give without some of them (Woodbury's identity).
 
         Mean and scatter are the others'; the sphere and the count that the scatter is divided by stay those of all.
         """
-        gone, count = self._good[rows], len(self._good)
-        left = count - len(gone)
-        mean = (count * self._mean - gone.sum(0)) / left
-        apart = gone - self._mean
-        lost = torch.cat([apart, len(gone) / math.sqrt(left) * apart.mean(0, keepdim=True)]).T
-        wanted = self._inverse @ (self._towards - mean)
-        side = self._inverse @ lost
-        small = torch.eye(lost.shape[1], dtype=torch.float64) - self._share * lost.T @ side
-        found: Tensor = wanted + self._share * side @ torch.linalg.solve(small, lost.T @ wanted)
+        left = self._count - len(rows)
+        lost, side = (
+            torch.cat([part, len(rows) / math.sqrt(left) * part.mean(0, keepdim=True)])
+            for part in (self._apart[rows], self._sides[rows])
+        )
+        wanted = self._direction + self._sides[rows].sum(0) / left
+        small = torch.eye(len(lost), dtype=torch.float64) - self._share * lost @ side.T
+        found: Tensor = wanted + self._share * side.T @ torch.linalg.solve(small, lost @ wanted)
         return found
 
     def likeness(self, features: Tensor) -> Tensor:
@@ -387,8 +385,7 @@ class Lesson:
 
     def likeness_left_out(self, descriptors: Tensor, owners: list[int]) -> Tensor:
         """The same of good pictures B D, each as if it had not been learned."""
-        # A copy of one that is known by another number was not learned under its own.
-        directions = torch.stack([self._directions.get(owner, self._direction) for owner in owners])
+        directions = torch.stack([self._directions[owner] for owner in owners])
         along: Tensor = (descriptors.double().cpu() * directions).sum(1)
         return ((along - self._middle) / self._deviation).float().to(descriptors.device)
 

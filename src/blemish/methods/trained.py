@@ -176,10 +176,9 @@ class TrainedMethod(Method, Learner):
         raise NotImplementedError(f"{self.name} is trained by blemish.training.train")
 
 
-class FineTuned(Learner):
-    """A learner whose ViT learns as well: its weights are float32, and it computes in what it is told."""
+class EndToEnd(Learner):
+    """A learner whose encoder learns as well: its weights are float32, and it computes in what it is told."""
 
-    config: FineTuning
     _computes_in: torch.dtype = torch.float32
 
     @property
@@ -189,6 +188,16 @@ class FineTuned(Learner):
     def set_precision(self, dtype: torch.dtype) -> None:
         """Compute in `dtype` from now on."""
         self._computes_in = dtype
+
+    def _autocast(self, images: Tensor) -> torch.autocast:
+        precision = self._computes_in
+        return torch.autocast(images.device.type, dtype=precision, enabled=precision != torch.float32)
+
+
+class FineTuned(EndToEnd):
+    """A ViT and its heads, from a good encoder: blocks learn the slower the earlier they are."""
+
+    config: FineTuning
 
     def optimizer(self) -> torch.optim.Optimizer:
         """AdamW; blocks learn the slower the further they are from the end."""
