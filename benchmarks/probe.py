@@ -40,7 +40,7 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler, normalize
 
-from blemish import benchmark
+from blemish import benchmark, planning
 from blemish.backbones import build
 from blemish.backbones.vit import VitBackbone
 from blemish.compute import pick_device
@@ -71,7 +71,7 @@ def main() -> None:
     if not isinstance(backbone, VitBackbone) or backbone.model.cls_token is None:
         raise ConfigError(f"--backbone: a ViT with a [CLS] token is needed, which {backbone.spec.name} is not")
     with tempfile.TemporaryDirectory() as scratch:
-        for name, path in benchmark.data_sets(options.data, root=None, scratch=Path(scratch)).items():
+        for name, path in planning.data_sets(options.data, root=None, scratch=Path(scratch)).items():
             row = {"what": "probe", "data": name, **probe(path, backbone, range(options.seeds))}
             print(json.dumps(row), flush=True)
             if options.output:

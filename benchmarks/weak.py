@@ -25,7 +25,7 @@ import torch
 
 import blemish
 from blemish.backbones.base import Features
-from blemish.benchmark import checkout, data_sets, hardware
+from blemish.benchmark import checkout, hardware
 from blemish.console import complain
 from blemish.data import layouts
 from blemish.data.defects import labelled_defects
@@ -33,6 +33,7 @@ from blemish.data.stream import PictureStream
 from blemish.evaluation import evaluate
 from blemish.methods.adaptation import Adapted
 from blemish.methods.taught import Taught
+from blemish.planning import data_sets
 from blemish.predictor import Detector
 from blemish.types import Failure, Prediction, Scores, silent
 

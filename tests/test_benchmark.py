@@ -1,12 +1,13 @@
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 import os
 import shutil
 import statistics
 import sys
+import threading
+import time
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import replace
@@ -16,18 +17,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import blemish
 from blemish import benchmark
-from blemish.benchmark import METRICS, SHIFTED_METRICS, Run, data_sets, measure, plan, run
+from blemish.benchmark import METRICS, SHIFTED_METRICS, measure, run
 from blemish.data.shifts import SHIFTS
 from blemish.errors import ConfigError, DataError, OutputError
 from blemish.images import decode
-from blemish.methods import METHODS
-from blemish.methods.trained import TrainedConfig, TrainedMethod
+from blemish.planning import Run, cores
 from blemish.predictor import Detector
 from blemish.results import Row, read_rows, table
-from blemish.suites import Entry
 from blemish.types import Failure
 
 TINY = {"backbone": "test_vit", "image_size": 32, "layers": [2, 4], "bank_size": 50}
@@ -40,7 +40,6 @@ TAUGHT = {
     "method": "atacnet",
     "settings": {"backbone": "test_vit", "image_size": [32], "layers": [2, 4], "normality": "knn"},
 }
-OLD_KEYS = {"patchcore": "e8d4b1c5e99916eb", "knn": "f1385710f3442134"}  # of rows in benchmarks/results
 
 
 def a_run(path: Path, **changes: Any) -> Run:
@@ -49,26 +48,14 @@ def a_run(path: Path, **changes: Any) -> Run:
 
 
 @pytest.fixture
-def trained(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A method "trained" beside the others, known by its class only."""
-
-    class Trained(TrainedMethod):
-        name = "trained"
-        Config = TrainedConfig
-
-    monkeypatch.setitem(METHODS, "trained", Trained)
-
-
-@pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> list[Run]:
     """Workers work in this process, which is quicker; gives the list of the runs that they were given."""
     launched: list[Run] = []
 
-    def launch(one: Run, device: str, precision: str, threads: int | None) -> Row:
+    def launch(one: Run, order: dict[str, Any], *_: object) -> Row:
         launched.append(one)
-        order = {"run": one.to_dict(), "device": device, "precision": precision, "threads": threads}
         with redirect_stdout(io.StringIO()) as printed:
-            benchmark._worker(["--run", json.dumps(order)])
+            benchmark._worker(["--run", json.dumps({"run": one.to_dict(), **order})])
         row: Row = json.loads(printed.getvalue())
         return row
 
@@ -110,6 +97,9 @@ def test_a_run_in_its_own_process_leaves_a_whole_row(mvtec: Path, tmp_path: Path
     assert row["images_per_second"] > 0
     assert row["cores_used"] > 0
     assert 50 < row["peak_memory_mib"] < 20_000
+    assert row["efficiency"]["latency_p95_ms"] >= row["efficiency"]["latency_p50_ms"] > 0
+    assert row["efficiency"]["learnable_parameters"] == 0
+    assert row["differs"] == []
     assert row["peak_gpu_memory_mib"] is None
     assert len(row["fingerprint"]) == 64
     assert {"blemish", "torch", "python", "date", "commit", "dirty", "schema"} <= row.keys()
@@ -119,7 +109,7 @@ def test_a_run_in_its_own_process_leaves_a_whole_row(mvtec: Path, tmp_path: Path
 def test_a_process_that_dies_leaves_a_failed_row(mvtec: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def dies_by(code: str) -> str:
         monkeypatch.setattr(benchmark, "_command", lambda order: [sys.executable, "-S", "-c", code])
-        row = benchmark._launch(a_run(mvtec), "cpu", "fp32", None)
+        row = benchmark._launch(a_run(mvtec), HERE, None, set())
         assert row["status"] == "failed"
         assert row["key"] == a_run(mvtec).key
         return row["error"]
@@ -127,6 +117,9 @@ def test_a_process_that_dies_leaves_a_failed_row(mvtec: Path, monkeypatch: pytes
     assert "out of memory?" in dies_by("import os; os.kill(os.getpid(), 9)")
     assert "status 3: last words" in dies_by("import os; os.write(2, b'noise\\nlast words\\n'); os._exit(3)")
     assert "said nothing" in dies_by("print(5)")
+    monkeypatch.setattr(benchmark, "_command", lambda order: [str(mvtec / "nothing")])
+    row = benchmark._launch(a_run(mvtec), HERE, None, set())
+    assert (row["status"], row["error"]) == ("failed", "its process could not be started (No such file or directory)")
 
 
 def test_a_failed_run_does_not_stop_the_others_and_is_tried_again(mvtec: Path, tmp_path: Path, here: list[Run]) -> None:
@@ -150,7 +143,7 @@ def test_the_same_run_gives_the_same_metrics(mvtec: Path) -> None:
         assert first[name] == second[name], name
 
 
-def test_a_trained_method_says_its_schedule(mvtec: Path, trained: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trained_method_says_its_schedule(mvtec: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     training = {"epochs": 30, "steps": 1234, "seconds": 738.0, "pictures_per_second": 9.5, "loss": 0.1}
     given: dict[str, Any] = {}
 
@@ -161,7 +154,7 @@ def test_a_trained_method_says_its_schedule(mvtec: Path, trained: None, monkeypa
         return detector
 
     monkeypatch.setattr(benchmark, "fit", fit)
-    row = measure(Run(method="trained", data="part", path=mvtec, shots=4, time_budget=15.0), **HERE)
+    row = measure(Run(method="agpnet", data="part", path=mvtec, shots=4, time_budget=15.0), **HERE)
     assert row["schedule"] == "30 epochs, 1,234 steps in 12.3 min"
     assert row["training"] == training
     assert (row["shots"], row["time_budget"]) == (4, 15.0)
@@ -223,13 +216,14 @@ def test_shifted_pictures_are_judged_as_if_they_had_been_stored_so(mvtec: Path, 
     row = measure(a_run(mvtec, shifts=["noise", "blur"]), **HERE)
     assert (row["shifts"], row["adapt"]) == (["blur", "noise"], [])
     assert list(row["shifted"]) == ["none", "blur", "noise"]
-    assert row["shifted"]["none"] == {"none": {**{name: row[name] for name in SHIFTED_METRICS}, "adapted": 0.0}}
+    told = (*SHIFTED_METRICS, "by_group")
+    assert row["shifted"]["none"] == {"none": {**{name: row[name] for name in told}, "adapted": 0.0}}
     for name in ("blur", "noise"):
         shutil.copytree(mvtec, mvtec.parent / name / "part")
         for path in (mvtec.parent / name / "part" / "test").rglob("*.png"):
             write(path, SHIFTS[name](decode(path).pixels))
         stored = measure(a_run(mvtec.parent / name / "part"), **HERE)
-        assert row["shifted"][name]["none"] == {**{key: stored[key] for key in SHIFTED_METRICS}, "adapted": 0.0}
+        assert row["shifted"][name]["none"] == {**{key: stored[key] for key in told}, "adapted": 0.0}
     assert row["shifted"]["noise"] != row["shifted"]["none"]
     assert "shifted" not in stored
 
@@ -275,24 +269,15 @@ def test_the_share_of_adapted_pictures_and_the_means_of_categories_are_told(monk
     def evaluate(*_: object, on_prediction: Callable[..., None], **__: object) -> SimpleNamespace:
         for adapted in (True, False, False, True, True):
             on_prediction(None, SimpleNamespace(adapted=adapted))
-        return SimpleNamespace(image_auroc=0.5, pixel_auroc=None, aupro=0.75, category_mean={"aupro": 0.25})
+        by_group = {"male": {"pixel_auroc_anomalous": 0.7}}
+        return SimpleNamespace(
+            image_auroc=0.5, pixel_auroc=None, aupro=0.75, category_mean={"aupro": 0.25}, by_group=by_group
+        )
 
     monkeypatch.setattr(benchmark, "evaluate", evaluate)
     metrics = benchmark._shifted_metrics(None, None, "online")
-    assert metrics == {"image_auroc": 0.5, "pixel_auroc": None, "aupro": 0.25, "adapted": 0.6}
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"shifts": ["blurr"]}, "did you mean 'blur'"),
-        ({"adapt": ["onlin"]}, "unknown mode of adaptation 'onlin'; did you mean 'online'"),
-        ({"adapt": ["online"]}, "knn cannot adapt"),
-    ],
-)
-def test_a_wrong_shift_or_mode_is_said(mvtec: Path, changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        plan([Entry(method="knn")], {"a": mvtec}, [0], **changes)
+    means = {"image_auroc": 0.5, "pixel_auroc": None, "aupro": 0.25}
+    assert metrics == {**means, "adapted": 0.6, "by_group": {"male": {"pixel_auroc_anomalous": 0.7}}}
 
 
 def test_memory_and_time_are_those_of_scoring(mvtec: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -323,6 +308,46 @@ def test_resume_skips_what_is_done_and_repeats_what_another_precision_needs(
     assert benchmark.missing([one], tmp_path / "none.jsonl", **HERE) == [one]
 
 
+def test_artifacts_are_kept_where_they_are_asked_for(mvtec: Path, tmp_path: Path, here: list[Run]) -> None:
+    folder, one = tmp_path / "new" / "kept", a_run(mvtec)
+    (row,) = run([one], tmp_path / "rows.jsonl", **HERE, keep=folder)
+    (file,) = folder.iterdir()
+    assert file.name == f"knn-part-{one.key}.blemish"
+    assert blemish.load(file, device="cpu").manifest["data"]["fingerprint"] == row["fingerprint"]
+    with pytest.raises(OutputError, match=r"rows\.jsonl: cannot be written"):
+        run([a_run(mvtec, seed=1)], tmp_path / "rows.jsonl", **HERE, keep=tmp_path / "rows.jsonl")
+    assert here == [one]  # told before the work
+
+
+def test_one_model_of_a_part_of_a_set_does_not_stand_for_one_of_more_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def launch(one: Run, *_: object) -> Row:
+        return {**a_row(one), "categories": sorted(path.name for path in one.path.iterdir())}
+
+    monkeypatch.setattr(benchmark, "_launch", launch)
+    root, results = tmp_path / "mvtec", tmp_path / "rows.jsonl"
+    one = a_run(root, data="mvtec")
+    for category in ("bottle", "screw"):
+        (root / category / "train" / "good").mkdir(parents=True)
+        assert benchmark.missing([one], results, **HERE) == [one]
+        run([one], results, **HERE)
+        assert benchmark.missing([one], results, **HERE) == []
+        run([one], results, **HERE)
+    assert [row["categories"] for row in read_rows(results)] == [["bottle"], ["bottle", "screw"]]
+
+
+def test_costs_that_cannot_be_measured_lose_nothing_else(mvtec: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def measure_costs(*_: object) -> dict[str, float]:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(benchmark.efficiency, "measure", measure_costs)
+    row = measure(a_run(mvtec), **HERE)
+    assert row["efficiency"] == {"error": "RuntimeError: out of memory"}
+    assert row["status"] == "ok"
+    assert row["image_auroc"] is not None
+
+
 def test_a_last_line_cut_short_is_run_again(mvtec: Path, tmp_path: Path, here: list[Run]) -> None:
     results = tmp_path / "rows.jsonl"
     runs = [a_run(mvtec), a_run(mvtec, seed=1)]
@@ -351,119 +376,6 @@ def test_ctrl_c_keeps_the_rows_so_far(mvtec: Path, tmp_path: Path, monkeypatch: 
     assert [row["seed"] for row in read_rows(results)] == [0]
 
 
-def test_the_key_is_what_is_measured(mvtec: Path, tmp_path: Path) -> None:
-    one = a_run(mvtec)
-    assert len(one.key) == 16
-    same = [
-        a_run(tmp_path, label="other"),
-        Run.from_dict(json.loads(json.dumps(one.to_dict()))),
-        a_run(mvtec, settings={**TINY, "image_size": [32]}),
-    ]
-    assert {other.key for other in same} == {one.key}
-    first, second, third = (tmp_path / name for name in "abc")
-    first.write_bytes(b"1")
-    second.write_bytes(b"1")
-    third.write_bytes(b"2")
-    others = [
-        a_run(mvtec, method="patchcore"),
-        a_run(mvtec, data="gadget"),
-        a_run(mvtec, seed=1),
-        a_run(mvtec, settings={**TINY, "bank_size": 60}),
-        a_run(mvtec, settings={**TINY, "backbone": "test_resnet"}),
-        a_run(mvtec, weights=None),
-        a_run(mvtec, weights=str(first)),
-        a_run(mvtec, weights=str(third)),
-        a_run(mvtec, shots=1),
-        a_run(mvtec, shots=2),
-        a_run(mvtec, time_budget=1.0),
-        a_run(mvtec, time_budget=2.0),
-        a_run(mvtec, shots=1, time_budget=1.0),
-        a_run(mvtec, shifts=["blur"]),
-        a_run(mvtec, shifts=["blur", "noise"]),
-        a_run(mvtec, **GUIDED),
-        a_run(mvtec, **GUIDED, adapt=["online"]),
-        a_run(mvtec, **GUIDED, adapt=["online"], shifts=["blur"]),
-        a_run(mvtec, **TAUGHT),
-        *(a_run(mvtec, **TAUGHT, anomaly_count=count) for count in (0, 1, 2)),
-        *(a_run(mvtec, **TAUGHT, anomaly_count=1, anomaly_type=kind) for kind in ("square", "dark")),
-        a_run(mvtec, **TAUGHT, anomaly_count=1, shots=2),
-    ]
-    assert len({one.key, *(other.key for other in others)}) == 1 + len(others)
-    assert a_run(mvtec, weights=str(first)).key == a_run(mvtec, weights=str(second)).key
-    assert a_run(mvtec, time_budget=1).key == a_run(mvtec, time_budget=1.0).key
-    assert a_run(mvtec, shifts=["noise", "blur", "noise"]).key == a_run(mvtec, shifts=["blur", "noise"]).key
-    asked = a_run(mvtec, **GUIDED, adapt=["episodic", "online"], shifts=["noise", "blur"])
-    assert Run.from_dict(json.loads(json.dumps(asked.to_dict()))) == asked
-    asked = a_run(mvtec, **TAUGHT, anomaly_count=2, anomaly_type="square")
-    assert Run.from_dict(json.loads(json.dumps(asked.to_dict()))) == asked
-
-
-@pytest.mark.parametrize("method", OLD_KEYS)
-def test_rows_measured_by_an_older_blemish_are_recognised(method: str, tmp_path: Path) -> None:
-    one = Run(method=method, data="bottle", path=tmp_path, settings={"backbone": "focus_vits14"})
-    assert one.key == OLD_KEYS[method]
-    assert replace(one, settings={**one.settings, "flips": True}).key != one.key
-
-
-def test_a_plan_is_the_product(mvtec: Path) -> None:
-    entries = [Entry(method="knn", settings={"layers": [2, 3]}), Entry(method="patchcore", recipe="paper")]
-    runs = plan(entries, {"a": mvtec, "b": mvtec}, [0, 1], assignments=["bank_size=7", "layers=4"], shots=2)
-    found = [(one.data, one.method, one.recipe, one.seed, one.settings["layers"]) for one in runs]
-    assert found == [
-        (data, *entry, seed, layers)
-        for data in "ab"
-        for entry, layers in [(("knn", "best"), [2, 3]), (("patchcore", "paper"), [4])]
-        for seed in (0, 1)
-    ]
-    assert {one.label for one in runs} == {"layers=2,3 bank_size=7", "layers=4 bank_size=7"}
-    assert {one.shots for one in runs} == {2}
-    assert plan(entries[:1] * 2, {"a": mvtec}, [0], assignments=["layers=2,3"], label="x")[0].label == "x"
-    assert len(plan(entries[:1] * 2, {"a": mvtec}, [0])) == 1
-
-
-def test_a_time_budget_is_for_what_is_trained(mvtec: Path, trained: None) -> None:
-    runs = plan([Entry(method="knn"), Entry(method="trained")], {"a": mvtec}, [0], time_budget=3)
-    assert [one.time_budget for one in runs] == [None, 3]
-    assert str(runs[1]) == "trained on a, seed 0 · budget 3 min"
-
-
-def test_defects_are_for_what_learns_from_them(mvtec: Path, trained: None) -> None:
-    entries = [
-        Entry(method="knn"),
-        Entry(method="atacnet"),
-        Entry(method="atacnet", recipe="paper"),
-        Entry(method="atacnet-paper", recipe="paper-devnet"),
-        Entry(method="trained"),
-    ]
-    runs = plan(entries, {"a": mvtec}, [0], anomaly_count=1, anomaly_type="square", time_budget=3)
-    assert [(one.anomaly_count, one.anomaly_type) for one in runs] == [(None, None), *[(1, "square")] * 3, (None, None)]
-    assert [one.time_budget for one in runs] == [None, None, 3, 3, 3]
-    assert [str(one) for one in runs[:3]] == [
-        "knn on a, seed 0",
-        "atacnet on a, seed 0 · 1 defect of type square",
-        "atacnet on a, seed 0 · paper · 1 defect of type square · budget 3 min",
-    ]
-    (learner,) = plan([Entry(method="atacnet", settings={"normality": "agpnet"})], {"a": mvtec}, [0], time_budget=3)
-    assert learner.time_budget == 3
-    with pytest.raises(ConfigError, match="say how many of that type"):
-        plan(entries, {"a": mvtec}, [0], anomaly_type="square")
-
-
-@pytest.mark.parametrize(
-    ("entry", "assignments", "message"),
-    [
-        (Entry(method="pachcore"), [], "did you mean 'patchcore'"),
-        (Entry(method="knn"), ["bank_sise=3"], "bank_size"),
-        (Entry(method="knn", settings={"bank_sise": 3}), [], "bank_size"),
-        (Entry(method="knn"), ["seed=3"], "--seeds"),
-        (Entry(method="knn", recipe="bst"), [], "best"),
-    ],
-)
-def test_a_wrong_plan_is_said(mvtec: Path, entry: Entry, assignments: list[str], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        plan([entry], {"a": mvtec}, [0], assignments=assignments)
-
-
 def test_a_wrong_device_or_config_is_said_before_any_run(mvtec: Path, tmp_path: Path, here: list[Run]) -> None:
     results = tmp_path / "rows.jsonl"
     with pytest.raises(ConfigError, match="abacus"):
@@ -472,33 +384,6 @@ def test_a_wrong_device_or_config_is_said_before_any_run(mvtec: Path, tmp_path: 
         run([a_run(mvtec), a_run(mvtec, settings={"bank_sise": 1})], results, **HERE)
     assert not results.exists()
     assert here == []
-
-
-def test_data_sets_by_name_and_by_path(mvtec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "mvtec" / "bottle").mkdir(parents=True)
-    other = tmp_path / "gadget.csv"
-    other.touch()
-    found = data_sets(["bottle", mvtec, other], root=tmp_path, scratch=tmp_path)
-    assert found == {"bottle": tmp_path / "mvtec" / "bottle", "part": mvtec, "gadget": other}
-    monkeypatch.setenv("BLEMISH_DATA", str(tmp_path))
-    assert data_sets(["bottle", "mvtec"], root=None, scratch=tmp_path)["mvtec"] == tmp_path / "mvtec"
-    with pytest.raises(DataError, match=r"screw.*BLEMISH_DATA.*--data"):
-        data_sets(["screw"], root=None, scratch=tmp_path)
-    monkeypatch.delenv("BLEMISH_DATA")
-    with pytest.raises(DataError, match="BLEMISH_DATA"):
-        data_sets(["bottle"], root=None, scratch=tmp_path)
-    with pytest.raises(DataError, match="magnetic_tile"):
-        data_sets(["botle"], root=tmp_path, scratch=tmp_path)
-    (tmp_path / "mvtec" / "part").mkdir()
-    with pytest.raises(DataError, match="two data sets are called 'part'"):
-        data_sets([mvtec, tmp_path / "mvtec" / "part"], root=None, scratch=tmp_path)
-
-
-@pytest.mark.skipif(importlib.util.find_spec("elpv_dataset") is None, reason="needs pip install 'blemish[demo]'")
-def test_elpv_comes_from_its_package(tmp_path: Path) -> None:
-    path = data_sets(["elpv"], root=None, scratch=tmp_path)["elpv"]
-    dataset = benchmark.layouts.read(path)
-    assert (len(dataset.train()), len(dataset.test())) == (1131, 377 + 715)
 
 
 def test_a_set_without_splits_is_refused(mvtec: Path) -> None:
@@ -520,3 +405,101 @@ def test_the_commit_is_of_the_checkout_that_blemish_runs_from(monkeypatch: pytes
     assert benchmark.checkout() == (None, None)
     monkeypatch.setenv("PATH", os.devnull)
     assert benchmark.checkout() == (None, None)
+
+
+def test_pictures_that_are_not_all_of_a_public_set_are_said(mvtec: Path) -> None:
+    row = measure(a_run(mvtec.rename(mvtec.parent / "bottle")), **HERE)
+    assert row["differs"] == [
+        "bottle: 24 of 209 training pictures",
+        "bottle: 6 of 20 good test pictures",
+        "bottle: 7 of 63 anomalous test pictures",
+    ]
+
+
+# Several at once
+
+
+def test_half_of_the_rows_made_again_have_the_same_metrics(mvtec: Path, tmp_path: Path) -> None:
+    results = tmp_path / "rows.jsonl"
+    runs = [a_run(mvtec, seed=seed, shots=3) for seed in range(2)]
+    begun: list[tuple[int, int]] = []
+    together = run(runs, results, **HERE, jobs=2, progress=lambda _, *counts: begun.append(counts))
+    assert begun == [(0, 2), (0, 2), (2, 2)]
+    assert [row["seed"] for row in together] == [0, 1]
+    assert {row["device"]["threads"] for row in together} == {max(1, cores() // 2)}
+    kept = [row for row in read_rows(results) if row["seed"] == 1]
+    results.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    again = run(runs, results, **HERE, jobs=2)
+    assert again[1] == together[1]
+    assert again[0]["date"] != together[0]["date"] or again[0] != together[0]  # measured anew
+    for name in (*METRICS, "by_defect", "fingerprint", "key", "counts"):
+        assert again[0][name] == together[0][name], name
+
+
+def test_jobs_are_at_work_at_once_and_rows_come_as_they_are_done(
+    mvtec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    third = threading.Event()
+    at_work: list[int] = []
+    most: list[int] = []
+    slots: list[object] = []
+
+    def launch(one: Run, order: dict[str, Any], gpu: str | None, _: object) -> Row:
+        at_work.append(one.seed)
+        most.append(len(at_work))
+        slots.append((order["threads"], gpu))
+        assert third.wait(20) if one.seed == 0 else True
+        if one.seed == 2:
+            third.set()
+        at_work.remove(one.seed)
+        return {**a_row(one), "status": "failed", "error": "x"} if one.seed == 1 else a_row(one)
+
+    monkeypatch.setattr(benchmark, "_launch", launch)
+    monkeypatch.setattr(benchmark, "_gpus", lambda device: ["4", "7"])
+    results = tmp_path / "rows.jsonl"
+    rows = run([a_run(mvtec, seed=seed) for seed in range(4)], results, **HERE, jobs=2, threads=3)
+    assert max(most) == 2
+    assert [row["seed"] for row in rows] == [0, 1, 2, 3]
+    assert [row["status"] for row in rows] == ["ok", "failed", "ok", "ok"]
+    written = [row["seed"] for row in read_rows(results)]
+    assert written[0] == 1
+    assert sorted(written) == [0, 1, 2, 3]
+    assert set(slots) == {(3, "4"), (3, "7")}
+
+
+def test_what_interrupts_ends_the_processes(mvtec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        benchmark, "_command", lambda order: [sys.executable, "-S", "-c", "import time; time.sleep(60)"]
+    )
+
+    def interrupt(what: str, done: int, total: int) -> None:
+        if "seed 1" in what:
+            raise KeyboardInterrupt
+
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run([a_run(mvtec, seed=seed) for seed in range(3)], tmp_path / "rows", **HERE, jobs=2, progress=interrupt)
+    assert time.monotonic() - began < 30
+    assert read_rows(tmp_path / "rows") == []
+
+
+def test_a_job_sees_its_own_gpu_only(mvtec: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "import json, os; print(json.dumps(dict(schema=1, status='x', key=os.environ['CUDA_VISIBLE_DEVICES'])))"
+    monkeypatch.setattr(benchmark, "_command", lambda order: [sys.executable, "-S", "-c", code])
+    assert benchmark._launch(a_run(mvtec), {"device": "cuda"}, "5", set())["key"] == "5"
+
+
+def test_several_gpus_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark, "pick_device", lambda name: torch.device("cuda" if name == "auto" else name))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert [benchmark._gpus(name) for name in ("auto", "cuda", "cuda:1", "cpu")] == [["0", "1"], ["0", "1"], [], []]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,6")
+    assert benchmark._gpus("cuda") == ["3", "6"]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert benchmark._gpus("cuda") == []
+
+
+def test_no_jobs_are_refused(mvtec: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="jobs: at least 1"):
+        run([a_run(mvtec)], tmp_path / "rows.jsonl", **HERE, jobs=0)

@@ -20,6 +20,7 @@ import blemish
 from blemish import cli, config, outputs
 from blemish.anomalies import SIMULATORS
 from blemish.artifact import read
+from blemish.data.official import OFFICIAL
 from blemish.data.shifts import SHIFTS
 from blemish.images import decode
 from blemish.methods import METHODS
@@ -40,6 +41,12 @@ def new(tmp_path: Path, picture: Callable[..., np.ndarray], write: Callable[...,
         folder = tmp_path / "new" / ("a" if seed < 4 else "b")
         write(folder / f"{seed % 4}.png", picture(500 + seed, defect=seed % 2 == 1, height=40 + seed))
     return tmp_path / "new"
+
+
+@pytest.fixture(autouse=True)
+def forward(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No forward pass is tried for the estimate of a bench."""
+    monkeypatch.setattr("blemish.estimates._forward_seconds", lambda *_: 0.5)
 
 
 def document(answer: tuple[int, str, str]) -> Any:
@@ -64,7 +71,7 @@ def test_help_imports_nothing_heavy() -> None:
 
 def test_every_command_has_help_and_json() -> None:
     commands = leaves(typer.main.get_command(cli.app))
-    assert len(commands) == 15  # bench without a command of its own is not a leaf
+    assert len(commands) == 16  # bench without a command of its own is not a leaf
     for path, command in commands:
         options = {option for parameter in command.params for option in parameter.opts}
         assert "--json" in options, path
@@ -589,6 +596,16 @@ def test_data_check(run: Run, mvtec: Path) -> None:
     assert (made["ok"], len(made["leaks"]), len(made["broken"])) == (False, 1, 1)
 
 
+def test_data_layouts(run: Run) -> None:
+    status, out, _ = run("data", "layouts")
+    assert status == 0
+    for said in ("MVTec AD (mvtec)", "CC BY-NC-SA 4.0", "split_csv/1cls.csv", "pcb3 905/101/100", "manifest  "):
+        assert said in out
+    rows = document(run("data", "layouts", "--json"))
+    assert [row["name"] for row in rows] == list(OFFICIAL)
+    assert rows[0]["categories"]["bottle"] == {"train": 209, "test_normal": 20, "test_anomalous": 63}
+
+
 def test_data_elpv(run: Run, tmp_path: Path) -> None:
     pytest.importorskip("elpv_dataset")
     made = document(run("data", "elpv", "-o", tmp_path / "cells.csv", "--json"))
@@ -654,22 +671,94 @@ def test_bench_names_its_shifts(run: Run, mvtec: Path) -> None:
     help_text = " ".join(run("bench", "--help")[1].split())
     assert all(name in help_text for name in SHIFTS)
     asked = ("bench", "--methods", "knn", "--data", mvtec, "--dry-run", "--json")
-    assert document(run(*asked, "--shifts", "all"))[0]["shifts"] == list(SHIFTS)
-    assert document(run(*asked, "--shifts", "noise,blur"))[0]["shifts"] == ["blur", "noise"]
+    assert document(run(*asked, "--shifts", "all"))["runs"][0]["shifts"] == list(SHIFTS)
+    assert document(run(*asked, "--shifts", "noise,blur"))["runs"][0]["shifts"] == ["blur", "noise"]
     assert "knn cannot adapt" in run(*asked, "--adapt", "online")[1]
 
 
 def test_bench_with_known_defects(run: Run, mvtec: Path) -> None:
     asked = ("bench", "--methods", "knn,atacnet", "--data", mvtec, "--dry-run", "--anomaly-count", "2")
-    told = [(one["method"], one["anomaly_count"], one["anomaly_type"]) for one in document(run(*asked, "--json"))]
+    runs = document(run(*asked, "--json"))["runs"]
+    told = [(one["method"], one["anomaly_count"], one["anomaly_type"]) for one in runs]
     assert told == [("knn", None, None), ("atacnet", 2, None)]
-    assert "atacnet on part, seed 0 · 2 defects\n" in run(*asked)[1]
+    assert "atacnet on part, seed 0 · 2 defects: about " in run(*asked)[1]
     kind = run(*asked, "--anomaly-type", "square")[1]
     assert "atacnet on part, seed 0 · 2 defects of type square" in kind
     status, _, err = run(*asked[:-2], "--anomaly-type", "square")
     assert status == cli.ERROR
     assert "say how many of that type" in err
     assert run(*asked[:-1], "-1")[0] == cli.ERROR
+
+
+@pytest.mark.parametrize(
+    ("given", "seeds"),
+    [
+        ((), [0]),
+        (("--seeds", "1"), [0]),
+        (("--seeds", "3"), [0, 1, 2]),
+        (("--seeds", "3,"), [3]),
+        (("--seeds", "0,4"), [0, 4]),
+    ],
+)
+def test_bench_counts_or_lists_its_seeds(run: Run, mvtec: Path, given: tuple[str, ...], seeds: list[int]) -> None:
+    asked = ("bench", "--methods", "knn", "--data", mvtec, "--dry-run", "--json", *given)
+    assert [one["seed"] for one in document(run(*asked))["runs"]] == seeds
+
+
+@pytest.mark.parametrize(
+    ("given", "budget"),
+    [
+        ((), None),
+        (("--schedule", "full"), None),
+        (("--schedule", "reduced"), 15),
+        (("--schedule", "reduced", "--time-budget", "4"), 4),
+        (("--time-budget", "4"), 4),
+    ],
+)
+def test_bench_has_full_and_reduced_schedules(
+    run: Run, mvtec: Path, given: tuple[str, ...], budget: float | None
+) -> None:
+    asked = ("bench", "--methods", "agpnet,knn", "--data", mvtec, "--dry-run", "--json", *given)
+    assert [one["time_budget"] for one in document(run(*asked))["runs"]] == [budget, None]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("--schedule", "full", "--time-budget", "4"), "leave one of them out"),
+        (("--schedule", "reducd"), "did you mean 'reduced'"),
+        (("--seeds", "0"), "how many is needed, at least 1"),
+        (("--seeds", "-2"), "how many is needed, at least 1"),
+        (("--seeds", ","), "how many is needed"),
+        (("--seeds", "two"), "whole numbers are needed"),
+        (("--jobs", "0"), "--jobs"),
+    ],
+)
+def test_bench_says_what_contradicts(run: Run, mvtec: Path, given: tuple[str, ...], said: str) -> None:
+    status, out, err = run("bench", "--methods", "agpnet", "--data", mvtec, "--dry-run", *given)
+    assert (status, out) == (cli.ERROR, "")
+    assert said in err
+
+
+def test_a_bench_is_told_its_suite_first_or_among_the_options(
+    run: Run, mvtec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(mvtec, tmp_path / "root" / "mvtec" / "bottle")
+    asked = ("--only", "noise", "--data", tmp_path / "root", "--dry-run", "--json")
+    first = run("bench", "agpnet-ablations", *asked)
+    assert first == run("bench", "--suite", "agpnet-ablations", *asked) == run("bench", *asked, "agpnet-ablations")
+    found = document(first)
+    assert len(found["runs"]) == 11
+    assert (found["made"], found["jobs"]) == (0, 1)
+    assert found["seconds"] == pytest.approx(sum(one["seconds"] for one in found["runs"]), abs=0.1)
+    assert "MVTec AD (cable, " in found["notes"][0]
+    told = run("bench", "agpnet-ablations", *asked[:-1], "--jobs", "2")[1].splitlines()
+    assert told[-2] == found["notes"][-1] == "Rows are kept in agpnet-ablations.jsonl."
+    assert told[-1].startswith("11 runs to make, 0 made already: about ")
+    assert told[-1].endswith("; rough")
+    assert "[SUITE] [OPTIONS]" in run("bench", "--help")[1]
+    assert "unknown suite 'agpnets'; did you mean 'agpnet'" in run("bench", "agpnets", *asked[:-1])[2]
 
 
 def test_a_bug_is_called_one(run: Run, part: Path, monkeypatch: pytest.MonkeyPatch) -> None:

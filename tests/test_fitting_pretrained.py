@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import blemish
-from blemish import benchmark, cli, fitting, wording
+from blemish import benchmark, cli, fitting, planning, wording
 from blemish.artifact import read
 from blemish.backbones import build
 from blemish.errors import CollapseError, ConfigError, OutputError
@@ -259,7 +259,7 @@ def test_a_collapse_on_the_command_line(
 
 
 def test_a_row_of_the_benchmark(mvtec: Path) -> None:
-    one = benchmark.Run(method="guided", data="part", path=mvtec, settings=SETTINGS, weights="random")
+    one = planning.Run(method="guided", data="part", path=mvtec, settings=SETTINGS, weights="random")
     row = benchmark.measure(one, device="cpu", precision="fp32")
     assert row["weights"]["source"] == "random"  # so that seeds stand in one line of a table
     assert row["pretraining"]["training"]["steps"] == 6

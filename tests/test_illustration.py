@@ -15,10 +15,11 @@ from PIL import Image
 
 import blemish
 from blemish import illustration
-from blemish.errors import DataError, OutputError
+from blemish.errors import ConfigError, DataError, OutputError
+from blemish.evaluation import labelled
 from blemish.predictor import Detector
 from blemish.report import figures
-from blemish.types import Scores
+from blemish.types import Scores, silent
 
 Run = Callable[..., tuple[int, str, str]]
 FILES = ["histogram.png", "embedding.png", "gallery.png"]
@@ -31,20 +32,21 @@ def part(tmp_path: Path, fitted: Callable[..., Detector]) -> Path:
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[Any, ...]]:
-    """The arguments that each figure was drawn from, by its name."""
+    """The arguments that each figure was drawn from, by its name; of several "embedding", "embedding 2", …"""
     calls: dict[str, tuple[Any, ...]] = {}
 
     def watch(name: str) -> None:
         draw = getattr(figures, name)
 
         def watched(*arguments: Any, **options: Any) -> bytes:
-            calls[name] = (*arguments, options)
+            number = sum(key.split()[0] == name for key in calls) + 1
+            calls[name if number == 1 else f"{name} {number}"] = (*arguments, options)
             picture: bytes = draw(*arguments, **options)
             return picture
 
         monkeypatch.setattr(figures, name, watched)
 
-    for name in ("score_histogram", "embedding", "gallery"):
+    for name in ("score_histogram", "score_histograms", "embedding", "embeddings", "gallery"):
         watch(name)
     return calls
 
@@ -157,7 +159,7 @@ def test_saliency_and_crop_are_in_the_gallery(
 
 
 def test_several_categories_are_named(
-    fitted: Callable[..., Detector], mvtec: Path, tmp_path: Path, drawn: dict[str, Any]
+    fitted: Callable[..., Detector], mvtec: Path, tmp_path: Path, drawn: dict[str, Any], picture: Any, write: Any
 ) -> None:
     root = tmp_path / "set"
     root.mkdir()
@@ -166,9 +168,38 @@ def test_several_categories_are_named(
         copy = root / "nut" / file.relative_to(root / "bolt")
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(file.read_bytes())
+    few = root / "nut.v2"
+    write(few / "train" / "good" / "000.png", picture(0))
+    for seed in range(2):  # too few for an embedding of their own
+        write(few / "test" / "dent" / f"{seed:03d}.png", picture(400 + seed, defect=True))
     made = illustration.illustrate(fitted(), root, tmp_path / "out", count=1)
-    assert (made.normal, made.anomalous) == (12, 14)
-    assert set(drawn["embedding"][2]) == {"", "bolt/square", "bolt/dark", "nut/square", "nut/dark"}
+    assert (made.normal, made.anomalous) == (12, 16)
+    assert set(drawn["embedding"][2]) == {"", "bolt/square", "bolt/dark", "nut/square", "nut/dark", "nut.v2/dent"}
+    names = ["histogram", "embedding", "embedding-bolt", "embedding-nut", "gallery"]
+    assert made.files == tuple(tmp_path / "out" / f"{name}.png" for name in names)
+    for key, start in (("embedding 2", 0), ("embedding 3", 13)):
+        points, labels, kinds, _ = drawn[key]
+        assert np.array_equal(points, drawn["embedding"][0][start : start + 13])
+        assert (sum(labels), set(kinds)) == (7, {"", "square", "dark"})
+
+
+@pytest.mark.parametrize(("method", "passes"), [("knn", 2), ("atacnet", 2), ("atacnet-paper", 6)])
+def test_one_pass_scores_and_describes(fitted: Callable[..., Detector], mvtec: Path, method: str, passes: int) -> None:
+    """13 pictures are two batches. ATAC-Net looks twice, and is asked once more for an embedding of its own."""
+    detector = fitted(method)
+    _, samples = labelled(mvtec)
+    looks: list[int] = []
+    count = detector.method.backbone.register_forward_hook(lambda *_: looks.append(1))
+    try:
+        seen = illustration._see(detector, samples, (), lambda *_: None, silent, "scoring")
+    finally:
+        count.remove()
+    assert len(looks) == passes
+    assert not detector.method.backbone._forward_hooks
+    prepared = [detector._load((0, sample.path, "")).tensor for sample in samples]  # type: ignore[union-attr]
+    with torch.inference_mode():
+        asked = detector.method.embedding(torch.stack(prepared))
+    assert np.allclose(np.stack(list(seen.features.values())), asked, atol=1e-4)
 
 
 def test_data_that_cannot_be_drawn(
@@ -200,3 +231,134 @@ def test_pictures_that_have_gone_meanwhile_are_listed(
     assert [Path(failure.source).name for failure in made.failures] == ["001.png"]
     assert len(drawn["gallery"][0]) == 6 + 6
     assert Image.open(io.BytesIO(made.files[2].read_bytes())).format == "PNG"
+
+
+def test_several_detectors_are_compared_on_the_same_pictures(
+    run: Run, part: Path, fitted: Callable[..., Detector], mvtec: Path, tmp_path: Path, drawn: dict[str, Any]
+) -> None:
+    other = fitted("padim").save(tmp_path / "padim $x$.blemish")
+    out = tmp_path / "out"
+    status, said, err = run("figures", part, other, mvtec, "-o", out, "--precision", "fp32", "--json")
+    assert status == 0, err
+    made = json.loads(said)
+    names = ["histograms.png", "embeddings.png", "comparison.png"]
+    assert made["artifacts"] == [str(part), str(other)]
+    assert made["files"] == [str(out / name) for name in names]
+    assert {path.name for path in out.iterdir()} == set(names)
+    assert (made["normal"], made["anomalous"], made["failures"]) == (6, 7, [])
+    assert "scoring with part: 1 of 13" in err
+    assert "scoring with padim $x$: 1 of 13" in err
+    rows = {
+        name: blemish.evaluate(blemish.load(path, precision="fp32"), mvtec).rows
+        for name, path in zip(["part", "padim $x$"], [part, other], strict=True)
+    }
+    panels, _ = drawn["score_histograms"]
+    assert list(panels) == list(rows)
+    for name, (good, defective, limit) in panels.items():
+        assert good == pytest.approx([row["score"] for row in rows[name] if row["truth"] == 0], rel=1e-4)
+        assert defective == pytest.approx([row["score"] for row in rows[name] if row["truth"] == 1], rel=1e-4)
+        assert limit == rows[name][0]["threshold"]
+    points, labels, kinds, _ = drawn["embeddings"]
+    assert labels == [row["truth"] for row in rows["part"]]
+    assert kinds == [row["defect"] if row["truth"] else "" for row in rows["part"]]
+    assert [each.shape[0] for each in points.values()] == [13, 13]
+    shown, options = drawn["gallery"]
+    ranked = sorted(rows["part"], key=lambda row: -row["score"])
+    of = {
+        kind: [Path(row["path"]).name for row in ranked if row["defect"] == kind] for kind in ("dark", "square", "good")
+    }
+    assert titles(shown) == [
+        ("defect, high score", of["dark"][0]),
+        ("defect, low score", of["dark"][-1]),
+        ("defect, high score", of["square"][0]),
+        ("defect, low score", of["square"][-1]),
+        ("good, high score", of["good"][0]),
+    ]
+    assert options["columns"] == ["picture", "mask", "by part", "by padim $x$"]
+    assert [len(tiles) for _, tiles in shown] == [4, 4, 4, 4, 3]
+    scores = {(name, row["path"]): row for name, own in rows.items() for row in own}
+    for (caption, tiles), words in zip(shown, options["labels"], strict=True):
+        kind = next((kind for kind in ("dark", "square") if kind in caption.split("\n")), "good")
+        file = next(line for line in caption.split("\n") if ".png" in line)
+        assert (tiles["by part"] != tiles["by padim $x$"]).any()
+        for name in rows:
+            row = scores[name, str(mvtec / "test" / kind / file)]
+            score, _, alarm = words[f"by {name}"].partition(", ")
+            assert float(score) == pytest.approx(row["score"], rel=2e-3)
+            assert alarm == ("alarm" if row["label"] else "")
+    assert options["note"] == "High and low are the scores by part."
+    status, _, err = run("figures", part, other, mvtec, "-o", out)
+    assert (status, "holds figures already" in err) == (2, True)
+    status, _, err = run("figures", part, part, mvtec, "-o", tmp_path / "twice")
+    assert (status, "named twice" in err) == (2, True)
+
+
+def test_artifacts_of_one_name_are_called_by_their_paths(
+    run: Run, part: Path, fitted: Callable[..., Detector], mvtec: Path, tmp_path: Path, drawn: dict[str, Any]
+) -> None:
+    (tmp_path / "more").mkdir()
+    other = fitted("padim").save(tmp_path / "more" / "part.blemish")
+    assert run("figures", part, other, mvtec, "-o", tmp_path / "out", "--count", "2")[0] == 0
+    assert list(drawn["score_histograms"][0]) == [str(part), str(other)]
+    assert len(drawn["gallery"][0]) == 3 + 4 + 2  # of three dark ones none is shown twice
+
+
+def test_what_any_detector_knows_is_in_no_comparison(
+    fitted: Callable[..., Detector],
+    mvtec: Path,
+    tmp_path: Path,
+    drawn: dict[str, Any],
+    picture: Any,
+    write: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Several categories have a comparison each; what cannot be read or is known to one is left out for all."""
+    root = tmp_path / "set"
+    root.mkdir()
+    mvtec.rename(root / "bolt")
+    for seed in range(2):
+        write(root / "nut" / "train" / "good" / f"{seed:03d}.png", picture(seed))
+        write(root / "nut" / "test" / "good" / f"{seed:03d}.png", picture(500 + seed))
+    write(root / "nut" / "test" / "good" / "known.png", picture(23))
+    (root / "nut" / "test" / "good" / "empty.png").touch()
+    write(root / "nut" / "test" / "dent" / "000.png", picture(600, defect=True))
+    write(root / "clip" / "train" / "good" / "000.png", picture(0))
+    write(root / "clip" / "test" / "good" / "known.png", picture(22))
+    few, many = fitted("knn", count=4), fitted("padim")
+    made = illustration.compare({"few": few, "many": many}, root, tmp_path / "out")
+    assert [Path(source).parent.parent.parent.name for source in made.left_out] == ["clip", "nut"]
+    assert [Path(failure.source).name for failure in made.failures] == ["empty.png"]
+    assert (made.normal, made.anomalous) == (8, 8)
+    stems = ["histograms", "embeddings", "embeddings-bolt", "embeddings-nut", "comparison-bolt", "comparison-nut"]
+    assert [file.stem for file in made.files] == stems
+    assert all(file.exists() for file in made.files)
+    assert set(drawn["embeddings"][2]) == {"", "bolt/square", "bolt/dark", "nut/dent"}
+    assert set(drawn["embeddings 3"][2]) == {"", "dent"}
+    rows, options = drawn["gallery 2"]
+    assert titles(rows) == [("defect, high score", "000.png"), ("good, high score", rows[1][0].split("\n")[-1])]
+    assert options["columns"] == ["picture", "by few", "by many"]  # no mask is known
+    monkeypatch.setattr(illustration, "_MOST_ROWS", 8)  # of bolt 3 dark, 4 with a square, 2 good
+    with pytest.raises(ConfigError, match="comparison of 9 rows, and 8 fit"):
+        illustration.compare({"few": few, "many": many}, root, tmp_path / "long", count=2)
+    with pytest.raises(ConfigError, match="two detectors"):
+        illustration.compare({"few": few}, root, tmp_path / "alone")
+
+
+def test_a_picture_that_goes_before_it_is_drawn_is_in_no_comparison(
+    fitted: Callable[..., Detector], mvtec: Path, tmp_path: Path, drawn: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = figures.embeddings
+
+    def slow(*arguments: Any, **options: Any) -> bytes:
+        for file in (mvtec / "test" / "square").iterdir():
+            file.unlink()
+        return draw(*arguments, **options)
+
+    monkeypatch.setattr(figures, "embeddings", slow)
+    made = illustration.compare({"a": fitted("knn"), "b": fitted("padim")}, mvtec, tmp_path / "out")
+    assert len(made.failures) == 2
+    assert [title for title, _ in titles(drawn["gallery"][0])] == [
+        "defect, high score",
+        "defect, low score",
+        "good, high score",
+    ]

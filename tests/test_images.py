@@ -529,9 +529,15 @@ def test_mask_of_zeros_and_ones():
     assert decode_mask(np.array([[0, 1, 255]], np.uint8)).tolist() == [[False, False, True]]
 
 
+def test_mask_of_class_numbers():
+    for largest in (2, 63):
+        assert decode_mask(np.array([[0, 1, largest]], np.uint8)).tolist() == [[False, True, True]]
+    assert decode_mask(np.array([[0, 1, 200]], np.uint8)).tolist() == [[False, False, True]]
+
+
 def test_mask_that_would_be_silently_empty():
-    with pytest.raises(ImageError, match=r"m\.png: is no clear mask: its largest value is 3 of 255"):
-        decode_mask(np.array([[0, 1, 3]], np.uint8), name="m.png")
+    with pytest.raises(ImageError, match=r"m\.png: is no clear mask: its largest value is 64 of 255"):
+        decode_mask(np.array([[0, 1, 64]], np.uint8), name="m.png")
 
 
 def test_mask_has_the_same_limits_and_errors(tmp_path):

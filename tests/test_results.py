@@ -6,9 +6,21 @@ from typing import Any
 
 import pytest
 
+from blemish import cli
 from blemish.errors import DataError
-from blemish.results import Row, append, as_ever, read_rows, suite_table, table
-from blemish.suites import Entry, Suite, Table
+from blemish.results import (
+    Row,
+    append,
+    as_ever,
+    efficiency_page,
+    html,
+    markdown,
+    read_rows,
+    suite_page,
+    suite_table,
+    table,
+)
+from blemish.suites import Comparison, Cost, Efficiency, Entry, Figure, Published, Suite, Table
 
 
 def a_row(**changes: Any) -> Row:
@@ -183,7 +195,7 @@ def test_few_shots_and_budgets_are_lines_of_their_own() -> None:
     lines = body(table(rows))
     assert [(line[0], line[1], line[8]) for line in lines] == [
         ("agpnet", "30 epochs, 1,234 steps in 12.3 min", "1"),
-        ("agpnet", "budget 15 min · 31 epochs, 1,240 steps in 12.4 min", "2"),
+        ("agpnet", "budget 15 min · 31 epochs, 1,240 steps in 12.4 min †", "2"),
         ("knn", "1-shot", "1"),
         ("knn", "best", "1"),
         ("knn", "x=1 · 2-shot", "2"),
@@ -281,6 +293,58 @@ def test_only_what_is_alike_stands_in_one_table_of_a_suite() -> None:
     assert [line[1] for line in body(markdown)] == ["80.0", "90.0", "–"]
 
 
+def test_one_model_of_other_categories_is_another() -> None:
+    """Though its run has the same identity but for the seed: half of a set may have been there when it was made."""
+    rows = [
+        a_row(key=f"k{seed}", data="mvtec", seed=seed, multi_class=True, categories=names)
+        for seed, names in enumerate([["bottle", "screw"], ["screw", "bottle"], ["bottle", "cable", "screw"]])
+    ]
+    assert sorted(line[8] for line in body(table(rows))) == ["1", "2"]
+
+
+def test_reduced_schedules_and_parts_of_a_set_are_flagged() -> None:
+    rows = [
+        noisy("none", 0, 0.90, time_budget=3.0),
+        noisy("guided", 0, 0.95, time_budget=3.0, differs=["widget: 1 of 2 training pictures"]),
+    ]
+    markdown = suite_table(rows, SUITE)
+    assert [line[0] for line in body(markdown)] == ["none †", "guided † ‡", "odd"]
+    assert "† another schedule than the recipe's" in markdown
+    assert "‡ not all of the official pictures" in markdown
+    fewer = a_row(changed={"epochs": 2}, differs=[])
+    assert "† another" in table([fewer])
+    assert "‡" not in table([fewer])
+    assert "†" not in table([a_row()])
+
+
+def test_models_of_categories_are_shown_by_their_means() -> None:
+    """Over the categories that all lines have, and the seeds that have them all."""
+    part = Table(
+        name="noise",
+        title="Noise",
+        data="mvtec",
+        rows=tuple(Entry(method="knn", label=it, settings={"noise": it}) for it in ("none", "guided")),
+    )
+    suite = Suite(name="s", title="S", tables=(part,))
+
+    def of(noise: str, data: str, seed: int, value: float) -> Row:
+        made = {"training": {"steps": 10 if data == "bottle" else 30}}
+        return noisy(noise, seed, value, data=data, **made) | {"key": f"{noise}{data}{seed}"}
+
+    rows = [of("none", "bottle", 0, 0.8), of("none", "screw", 0, 0.6), of("none", "cable", 0, 0.1)]
+    rows += [of("guided", "bottle", 0, 0.9), of("guided", "screw", 0, 0.7)]
+    rows += [of("guided", "bottle", 1, 0.9), of("guided", "screw", 1, 0.8), of("guided", "bottle", 2, 0.1)]
+    markdown = suite_table(rows, suite)
+    assert markdown.startswith("## Noise: MVTec AD, mean of 2 of 15 categories\n")
+    assert [(line[1], line[4], line[5]) for line in body(markdown)] == [
+        ("70.0", "1", "20"),
+        ("82.5 ± 3.5", "2", "20 ± 0"),
+    ]
+    assert markdown.count("## ") == 1
+    alone = suite_table([of("none", "bottle", 0, 0.8), of("guided", "bottle", 0, 0.9)], suite)
+    assert alone.startswith("## Noise: bottle\n")
+
+
 def test_backbones_stand_in_one_table_though_each_has_its_own_weights_and_resolution() -> None:
     weights = {"source": "random", "sha256": "", "licence": "none"}
     settings = {"backbone": "test_cnn", "image_size": [64, 64], "seed": 0}
@@ -335,3 +399,263 @@ def test_without_pre_training_is_a_line_beside_those_with_one() -> None:
         for kind in ("none", "apmask")
     ]
     assert [line[0] for line in body(suite_table(rows, suite))] == ["none", "apmask"]
+
+
+# Main tables of papers, methods compared, costs, HTML
+
+
+def published(source: str, mean: float | None, **figures: float | None) -> Published:
+    return Published(
+        source=source,
+        figures={line: {} if it is None else {"image_auroc": Figure(it)} for line, it in figures.items()},
+        mean={} if mean is None else {"image_auroc": Figure(mean)},
+    )
+
+
+def suite_of(**changes: Any) -> Suite:
+    values: dict[str, Any] = {
+        "name": "main",
+        "title": "Main table",
+        "source": "Table 1",
+        "note": "Noted.",
+        "data": "mvtec",
+        "lines": ("bottle", "cable", "screw"),
+        "metrics": ("image_auroc",),
+        "published": (published("Theirs", 90.1, bottle=90.0, cable=80.0, screw=None),),
+        "entries": (Entry(method="knn", label="ours"),),
+    }
+    return Suite(name="demo", title="Demo", tables=(Comparison(**{**values, **changes}),))
+
+
+def of(data: str, value: float | None, seed: int = 0, **changes: Any) -> Row:
+    row = a_row(data=data, seed=seed, image_auroc=value, changed={}, **changes)
+    settings = {**row["settings"], **row["changed"], "seed": seed}
+    return {**row, "settings": settings, "key": "-".join(map(str, [data, seed, *changes.values()]))}
+
+
+def test_categories_are_lines_and_systems_are_columns() -> None:
+    rows = [of("bottle", 0.95), of("bottle", 0.97, 1), of("screw", 0.8), of("screw", 0.9, 1), of("gadget", 0.1)]
+    text = suite_table(rows, suite_of())
+    assert text.startswith("## Main table\n\nI. Published: Table 1.\n\n|  | Theirs | ours [1] | Status |")
+    assert body(text) == [
+        ["bottle", "90.0", "**96.0 ± 1.4**", "measured"],
+        ["cable", "80.0", "–", "published"],
+        ["screw", "–", "85.0 ± 7.1", "measured"],
+        ["Mean", "90.1", "–", "published"],
+        ["Mean of the 2 measured", "–", "90.5 ± 4.2", "measured"],
+    ]
+    assert "\n\nNoted.\n\n- [1] knn · recipe best · test_vit (feedbeef) · 32×48 · fp32 · CPU X · commit" in text
+    assert "01234567 · seed 0, 1\n" in text
+    assert "Out of reach: in no row" in text
+    whole = body(suite_table([*rows, of("cable", 0.7)], suite_of()))
+    assert whole[-1] == ["Mean", "90.1", "81.7", "measured"]  # of the seed that has all
+
+
+def test_what_nobody_has_is_out_of_reach() -> None:
+    lines = body(suite_table([], suite_of()))
+    assert [line[0] for line in lines if line[-1] == "out of reach"] == ["screw"]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "theirs", "bold"),
+    [
+        ([0.95, 0.97], None, Figure(90.0), [False, True]),  # leads by 6, its spread is 1.4
+        ([0.90, 0.92], None, Figure(90.0), [False, False]),
+        ([0.96], None, Figure(90.0), [False, False]),  # one seed
+        ([0.80, 0.80], None, Figure(90.0), [True, False]),
+        ([0.95, 0.97], None, Figure(90.0, 7.0), [False, False]),  # less than the published spread
+        ([0.95, 0.97], [0.99, 0.99], Figure(90.0), [False, False, True]),
+        ([0.95, 0.97], [0.99], Figure(90.0), [False, False, False]),
+        (None, None, Figure(90.0), [False]),
+    ],
+)
+def test_the_best_is_marked_only_beyond_what_is_known_of_the_spread(
+    first: list[float] | None, second: list[float] | None, theirs: Figure, bold: list[bool]
+) -> None:
+    suite = suite_of(
+        lines=("bottle",),
+        published=(Published(source="Theirs", figures={"bottle": {"image_auroc": theirs}}, mean={}),),
+        entries=(Entry(method="knn", label="a"), Entry(method="knn", label="b", recipe="paper")),
+    )
+    rows = [of("bottle", value, seed) for seed, value in enumerate(first or [])]
+    rows += [of("bottle", value, seed, recipe="paper") for seed, value in enumerate(second or [])]
+    (line,) = body(suite_table(rows, suite))
+    assert [cell.startswith("**") for cell in line[1:-1]] == bold
+
+
+def test_what_is_unlike_stands_in_columns_of_its_own() -> None:
+    other = {"type": "cuda", "name": "GPU Y", "cpu": "CPU X", "cores": 2, "threads": 2}
+    threads = {"type": "cpu", "name": "CPU X", "cpu": "CPU X", "cores": 2, "threads": 1}
+    rows = [
+        of("bottle", 0.90),
+        of("screw", 0.91, device=threads),  # the same but for its threads
+        of("bottle", 0.92, device=other),
+        of("bottle", 0.93, precision="bf16"),
+        {**of("bottle", 0.94), "key": "size", "resolution": [64, 64], "changed": {"image_size": [64]}},
+        {**of("bottle", 0.95), "key": "budget", "time_budget": 3.0},
+        {**of("bottle", 0.96), "key": "part", "differs": ["bottle: 1 of 209 training pictures"], "precision": "bf16"},
+        {**of("bottle", 0.1), "key": "ablated", "changed": {"pooling": 1}},
+        {**of("bottle", 0.1), "key": "few", "shots": 1},
+        {**of("bottle", 0.1), "key": "taught", "anomaly_count": 1},
+        {**of("bottle", 0.1), "key": "layers", "changed": {"layers": [2]}},
+        of("bottle", 0.1, method="padim"),
+        of("bottle", 0.1, recipe="paper"),
+    ]
+    text = suite_table(rows, suite_of())
+    heads = text.splitlines()[4]
+    assert heads == "|  | Theirs | ours [1] | ours [2] | ours [3] | ours [4] | ours [5] † | Status |"
+    bottle, _, screw, *_ = body(text)
+    assert bottle == ["bottle", "90.0", "90.0", "92.0", "96.0 ‡", "94.0", "95.0", "measured"]
+    assert screw[2:-1] == ["91.0", "–", "–", "–", "–"]
+    assert "- [4] knn · recipe best · test_vit (feedbeef) · 64×64 · fp32" in text
+    assert "- [5] knn · recipe best · budget 3 min ·" in text
+    layers = {**of("bottle", 0.5), "changed": {"backbone": "test_cnn", "layers": [1]}}
+    assert body(suite_table([layers], suite_of()))[0][2] == "50.0"  # those of another backbone are no ablation
+
+
+def test_a_row_belongs_to_the_entry_that_names_most_of_it() -> None:
+    entries = (Entry(method="knn", label="plain"), Entry(method="knn", label="large", settings={"bank_size": 9}))
+    settings = {"backbone": "test_vit", "bank_size": 9, "seed": 0}
+    row = {**of("bottle", 0.9), "settings": settings, "changed": {"bank_size": 9}}
+    text = suite_table([row], suite_of(entries=entries))
+    assert "| Theirs | large [1] | Status |" in text
+
+
+def test_one_model_of_all_categories_tells_of_each() -> None:
+    each = {"bottle": {"image_auroc": 0.9}, "screw": {"image_auroc": 0.7}}
+    made = {"multi_class": True, "categories": ["bottle", "screw"], "by_category": each}
+    rows = [{**of("mvtec", 0.8), **made, "differs": ["cable is missing"]}, of("bottle", 0.1)]
+    lines = body(suite_table(rows, suite_of(multi_class=True)))
+    assert [line[2] for line in lines] == ["90.0 ‡", "–", "70.0 ‡", "–", "80.0 ‡"]
+    assert "one model of 2 categories" in suite_table(rows, suite_of(multi_class=True))
+
+
+def test_adapting_has_a_column_of_its_own_from_the_same_run() -> None:
+    shifted = {"none": {"none": {"image_auroc": 0.9}, "episodic": {"image_auroc": 0.95}}}
+    suite = suite_of(entries=(Entry(method="knn", label="ours", adapt=("episodic",)),))
+    adapted = {**of("bottle", 0.9), "adapt": ["episodic"], "shifted": shifted}
+    later = {**of("bottle", 0.92), "key": "later", "date": "2026-02-01T00:00:00+00:00"}
+    text = suite_table([adapted, later], suite)
+    assert "| Theirs | ours [1] | ours [1], adapting: episodic | Status |" in text
+    assert body(text)[0] == ["bottle", "90.0", "92.0", "95.0", "measured"]
+    assert text.count("- [1]") == 1
+    assert "adapting" not in suite_table([later], suite)
+
+
+def test_sexes_are_lines_of_chest_x_rays() -> None:
+    theirs = {sex: {"pixel_auroc_anomalous": Figure(70.0, 0.5)} for sex in ("male", "female")}
+    suite = suite_of(
+        data="nih",
+        by="group",
+        lines=("male", "female"),
+        metrics=("pixel_auroc_anomalous",),
+        published=(Published(source="Theirs", figures=theirs, mean={}),),
+        entries=(Entry(method="knn", label="ours", adapt=("episodic",)),),
+    )
+    groups = {"male": {"pixel_auroc_anomalous": 0.71, "pixel_auroc": 0.1}}
+    better = {"male": {"pixel_auroc_anomalous": 0.72}}
+    row = {**of("nih", 0.1), "by_group": groups, "shifted": {"none": {"episodic": {"by_group": better}}}}
+    text = suite_table([row], suite)
+    assert "\n\nP. Published: Table 1." in text
+    assert body(text) == [
+        ["male", "70.0 ± 0.5", "71.0", "72.0", "measured"],
+        ["female", "70.0 ± 0.5", "–", "–", "published"],
+    ]
+
+
+def test_latency_stands_beside_the_published_one() -> None:
+    theirs = Published(source="Theirs", figures={"bottle": {}, "cable": {}, "screw": {}}, mean={}, latency_ms=480)
+    rows = [of("bottle", 0.9), {**of("screw", 0.9), "efficiency": {"latency_p50_ms": 12.34}}]
+    assert body(suite_table(rows[1:], suite_of(published=(theirs,))))[-1] == ["Latency (ms)", "480", "12.3", "measured"]
+    assert body(suite_table(rows, suite_of(published=(theirs,))))[-1][2] == "–"  # not all tell
+
+
+FEW = Table(
+    name="few",
+    title="Few pictures",
+    source="Table 10",
+    data="mvtec",
+    rows=(
+        Entry(method="", label="Theirs, 1-shot", published={"image_auroc": 91.5}),
+        Entry(method="knn", label="ours, 1-shot", shots=1, published={"image_auroc": 92.5}),
+        Entry(method="padim", label="padim, 1-shot", shots=1),
+    ),
+)
+
+
+def test_methods_are_lines_with_their_means_over_categories() -> None:
+    suite = Suite(name="demo", title="Demo", tables=(FEW,))
+    rows = [of("bottle", 0.9, shots=1), of("cable", 0.8, shots=1), of("screw", 0.1, shots=1), of("bottle", 0.1)]
+    rows += [of("bottle", 0.7, shots=1, method="padim"), of("cable", 0.8, shots=1, method="padim", time_budget=1.0)]
+    rows += [of("cable", 0.6, shots=1, method="padim")]
+    text = suite_table(rows[:-2], suite)
+    assert text.startswith("## Few pictures: bottle alone\n\n|  | I | P | PRO | Seeds | I, published | Status |")
+    assert [line[:2] + line[4:] for line in body(text)] == [
+        ["Theirs, 1-shot", "–", "0", "91.5", "published"],
+        ["ours, 1-shot [1]", "90.0", "1", "92.5", "measured"],
+        ["padim, 1-shot [2]", "70.0", "1", "–", "measured"],
+    ]
+    text = suite_table([*rows[:-2], rows[-1]], suite)
+    assert text.startswith("## Few pictures: mean of 2 of 15 categories\n")
+    assert [line[1] for line in body(text)] == ["–", "85.0", "65.0"]
+    assert [line[0] for line in body(suite_table(rows[:-1], suite))][-1] == "padim, 1-shot [3] †"
+    bare = suite_table([], suite)
+    assert bare.startswith("## Few pictures\n\n|  | Seeds | I, published | Status |")
+    assert [line[-1] for line in body(bare)] == ["published", "published", "out of reach"]
+
+
+COSTS = {"learnable_parameters": 4_420_000, "parameters": 26_100_000, "flops": 11_260_000_000}
+COSTS |= {"latency_p50_ms": 12.0, "latency_p95_ms": 15.5, "artifact_mib": 88.88}
+
+
+def test_costs_have_a_table_of_their_own() -> None:
+    costs = Efficiency(
+        source="Table 9",
+        note="On a GPU.",
+        rows=(Cost(label="Theirs", learnable_parameters=7.48, flops=6.46, images_per_second=286.92),),
+    )
+    rows = [of("bottle", 0.9), {**of("screw", 0.9), "efficiency": COSTS}]
+    text = markdown(efficiency_page(rows, published=costs))
+    gaps = ["–"] * 3
+    assert [line[:13] for line in body(text)] == [
+        ["knn", "best", "bottle", *gaps, "10.0", "–", "–", "512", "2.0", "–", "1"],
+        ["knn", "best", "screw", "4.42", "26.10", "11.26", "10.0", "12.0", "15.5", "512", "2.0", "88.9", "1"],
+        ["Theirs", "published", "–", "7.48", "–", "6.46", "286.92", "–", "–", "–", "–", "–", "–"],
+    ]
+    assert "Published: Table 9. On a GPU." in text
+    assert markdown(efficiency_page([])) == "No rows.\n"
+
+
+def test_html_has_all_that_markdown_has_and_nothing_from_elsewhere() -> None:
+    rows = [of("bottle", 0.95, label="x"), of("bottle", 0.97, 1, label="x")]
+    failed = {**of("screw", None), "status": "failed", "error": "<script>alert(1)</script>"}
+    rows[0]["weights"] = rows[1]["weights"] = {"source": "pip:x 1", "sha256": "<b>&c", "licence": "MIT"}
+    page = html(suite_page([*rows, failed], suite_of()), title="A <title>")
+    assert "<title>A &lt;title&gt;</title>" in page
+    assert (
+        '<th scope="row">bottle</th><td class="n">90.0</td><td class="n"><b>96.0 ± 1.4</b></td><td>measured</td>'
+        in page
+    )
+    assert "test_vit (&lt;b&gt;&amp;c)" in page
+    assert '<p class="quiet">Noted.</p>' in page
+    assert "knn on screw, seed 0: &lt;script&gt;" in page
+    assert "<script" not in page
+    assert "http" not in page.replace("http-equiv", "")
+    assert "No rows of demo" in html(suite_page([], Suite(name="demo", title="Demo", tables=())), title="x")
+
+
+def test_the_suffix_says_what_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results = tmp_path / "rows.jsonl"
+    results.write_text(json.dumps({**of("bottle", 0.9), "efficiency": COSTS}) + "\n")
+
+    def made(name: str, *options: str) -> str:
+        assert cli.main(["bench", "table", str(results), "-o", str(tmp_path / name), *options]) == 0
+        assert f"Written: {tmp_path / name}" in capsys.readouterr().out
+        return (tmp_path / name).read_text()
+
+    assert made("a.md").startswith("## bottle\n")
+    assert "<h1>Results of blemish bench</h1>" in made("a.html")
+    assert "<h1>AGPNet: attention-guided perturbation</h1>" in made("b.HTM", "--suite", "agpnet")
+    costs = made("c.md", "--suite", "agpnet", "--efficiency")
+    assert [line[0] for line in body(costs)] == ["knn", "DRAEM", "UniAD", "DeSTSeg", "SimpleNet", "AGPNet"]
+    assert len(body(made("d.md", "--efficiency"))) == 1

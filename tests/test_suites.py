@@ -3,15 +3,18 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
 from blemish import benchmark, cli, suites
-from blemish.benchmark import METRICS, Run
+from blemish.benchmark import METRICS
+from blemish.data.official import OFFICIAL
 from blemish.errors import ConfigError
 from blemish.fitting import configure
+from blemish.planning import Run, plan
 from blemish.results import Row
-from blemish.suites import Entry
+from blemish.suites import Comparison, Entry, Figure, Table
 
 OWN = """
 title = "Neighbours"
@@ -47,10 +50,148 @@ def test_every_line_of_every_suite_can_be_measured(name: str, recipe: str | None
     for entry in suite.entries(recipe):
         configure(entry.method, recipe=entry.recipe, values=entry.settings)
     for table in suite.tables:
+        assert table.data in OFFICIAL
+        if isinstance(table, Comparison):
+            continue
         for row in table.rows:
             assert row.published.keys() <= set(METRICS)
             assert all(50 < figure <= 100 for figure in row.published.values())  # per cent, not fractions
         assert table.source or not any(row.published for row in table.rows), table.name
+
+
+COMPARISONS = {
+    f"{name} {table.name}": table
+    for name in suites.names()
+    for table in suites.read(name).tables
+    if isinstance(table, Comparison)
+}
+
+
+@pytest.mark.parametrize("comparison", COMPARISONS.values(), ids=list(COMPARISONS))
+def test_published_means_are_those_of_the_published_figures(comparison: Comparison) -> None:
+    """Or the note says that they are not: a slip in a figure shows."""
+    assert comparison.source
+    said = comparison.note.partition("The printed mean")[2]
+    official = OFFICIAL[comparison.data].categories
+    assert comparison.by == "group" or set(comparison.lines) == set(official)
+    for system in comparison.published:
+        for metric in comparison.metrics:
+            given = [system.figures[line].get(metric) for line in comparison.lines]
+            known = [figure.value for figure in given if figure]
+            assert all(20 < value <= 100 for value in known)
+            if len(known) == len(comparison.lines) and metric in system.mean:
+                close = abs(fmean(known) - system.mean[metric].value) <= 0.06
+                assert close or system.source in said, (system.source, metric, fmean(known))
+
+
+@pytest.mark.parametrize(
+    ("comparison", "source", "line", "figures"),
+    [
+        ("guided mvtec", "Guided, adapting", "screw", {"image_auroc": 96.5, "pixel_auroc": 99.3}),
+        ("guided mvtec", "FPI", "carpet", {"image_auroc": 56.0, "pixel_auroc": 70.8}),
+        ("guided nih", "Guided, adapting", "female", {"pixel_auroc_anomalous": (72.7, 0.7)}),
+        ("apmask mvtec", "APMask", "zipper", {"image_auroc": 99.7, "pixel_auroc": 98.9}),
+        ("apmask mvtec", "RIAD", "cable", {"pixel_auroc": 84.2}),
+        ("apmask nih", "PII", "male", {"pixel_auroc_anomalous": (65.2, 0.9)}),
+        ("agpnet mvtec-multi", "AGPNet", "tile", {"image_auroc": 100.0, "pixel_auroc": 97.4, "aupro": 90.2}),
+        ("agpnet mvtec-multi", "DiAD", "bottle", {"image_auroc": 99.7, "pixel_auroc": 98.4}),
+        ("agpnet mvtec", "DeSTSeg", "wood", {"pixel_auroc": 97.7}),
+        ("agpnet mvtec", "AGPNet", "bottle", {"image_auroc": 100.0, "pixel_auroc": 99.1, "aupro": 94.6}),
+        ("agpnet visa-multi", "UniAD", "pipe_fryum", {"image_auroc": 94.7, "pixel_auroc": 98.9, "aupro": 91.5}),
+        ("agpnet mvtec3d-multi", "UniAD", "bagel", {}),
+        ("atacnet mvtec-10", "ATAC-Net", "metal_nut", {"image_auroc": 100.0}),
+        ("atacnet mvtec-1", "DevNet", "screw", {"image_auroc": 39.9}),
+        ("atacnet mvtec-unsupervised", "PatchCore", "screw", {"image_auroc": 96.0}),
+    ],
+)
+def test_figures_stand_in_their_columns(
+    comparison: str, source: str, line: str, figures: dict[str, float | tuple[float, float]]
+) -> None:
+    (system,) = (system for system in COMPARISONS[comparison].published if system.source == source)
+    wanted = {name: it if isinstance(it, tuple) else (it, None) for name, it in figures.items()}
+    assert {name: (it.value, it.spread) for name, it in system.figures[line].items()} == wanted
+
+
+def test_the_tables_of_the_papers() -> None:
+    assert list(COMPARISONS) == [
+        *("agpnet mvtec-multi", "agpnet mvtec", "agpnet visa-multi", "agpnet mvtec3d-multi"),
+        *("apmask mvtec", "apmask nih", "atacnet mvtec-10", "atacnet mvtec-1", "atacnet mvtec-unsupervised"),
+        *("guided mvtec", "guided nih"),
+    ]
+    assert [name for name, it in COMPARISONS.items() if it.multi_class] == [
+        *("agpnet mvtec-multi", "agpnet visa-multi", "agpnet mvtec3d-multi")
+    ]
+    assert COMPARISONS["guided mvtec"].entries[0].adapt == ("episodic",)
+    assert {entry.anomaly_count for entry in COMPARISONS["atacnet mvtec-1"].entries} == {1}
+    assert {system.source: system.latency_ms for system in COMPARISONS["atacnet mvtec-unsupervised"].published} == {
+        **{"Patch-SVDD": 480, "SPADE": 339, "PaDiM": 319},
+        **{"PatchCore": 225, "MemSeg": 32, "ATAC-Net": 29},
+    }
+    few = suites.read("agpnet").only(["few-shot"]).tables[0]
+    assert isinstance(few, Table)
+    assert [entry.shots for entry in few.entries] == [1] * 3 + [2] * 3 + [4] * 3
+    published = {row.label: row.published for row in few.rows}
+    assert published["AGPNet, 4-shot"] == {"image_auroc": 95.2, "pixel_auroc": 97.3}
+    assert published["PatchCore, 1-shot"] == {"image_auroc": 83.4, "pixel_auroc": 92.0}
+    brain, head = suites.read("atacnet").only(["brain-mri", "head-ct"]).tables
+    assert isinstance(brain, Table)
+    assert isinstance(head, Table)
+    assert (brain.data, head.data) == ("brain_mri", "head_ct")
+    assert brain.rows[4].published == {"image_auroc": 97.9}
+    assert head.rows[-2].published == {"image_auroc": 86.4}
+    costs = suites.read("agpnet").efficiency
+    assert costs is not None
+    assert [(it.label, it.learnable_parameters, it.flops, it.images_per_second) for it in costs.rows][::4] == [
+        ("DRAEM", 97.42, 198.15, 95.17),
+        ("AGPNet", 4.42, 5.63, 326.65),
+    ]
+
+
+MAIN = """
+title = "Main"
+data = "mvtec"
+
+[[comparison]]
+name = "main"
+title = "Main table"
+metrics = ["image_auroc"]
+lines = ["bottle", "screw"]
+entries = [{ label = "ours", method = "knn", shots = 2 }]
+
+[[comparison.published]]
+source = "Theirs"
+image_auroc = [nan, [91.5, 0.5]]
+mean = { image_auroc = 91.0 }
+"""
+
+
+def test_a_main_table_of_ones_own(tmp_path: Path) -> None:
+    path = tmp_path / "main.toml"
+    path.write_text(MAIN)
+    (table,) = suites.read(path).tables
+    assert isinstance(table, Comparison)
+    (theirs,) = table.published
+    assert theirs.figures == {"bottle": {}, "screw": {"image_auroc": Figure(91.5, 0.5)}}
+    assert theirs.mean == {"image_auroc": Figure(91.0)}
+    assert (table.data, table.multi_class, table.entries[0].shots) == ("mvtec", False, 2)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("[nan, [91.5, 0.5]]", "[91.5]", "Theirs, image_auroc: 1 figures for 2 lines"),
+        (', method = "knn", shots = 2', "", "needs entries that can be measured"),
+        ('title = "Main table"', 'title = "Main table"\nby = "sex"', "by is category or group"),
+        ("lines =", "rows =", "'lines' is missing"),
+        ("image_auroc = [", "aupro = [", "aupro"),
+        ('source = "Theirs"', 'source = "Theirs"\ncolour = 1', "colour"),
+    ],
+)
+def test_a_main_table_of_another_form_is_said(tmp_path: Path, old: str, new: str, message: str) -> None:
+    path = tmp_path / "main.toml"
+    path.write_text(MAIN.replace(old, new))
+    with pytest.raises(ConfigError, match=message):
+        suites.read(path)
 
 
 def test_the_ablations_are_those_of_the_paper() -> None:
@@ -85,7 +226,7 @@ def test_the_ablations_of_pre_training_are_those_of_the_paper() -> None:
     assert published == {"DINO": 97.0, "iBOT": 97.1, "MSN": 97.9, "APMask": 98.3}
     assert [row.label for row in objective.rows if not row.settings] == ["iBOT", "MSN"]
     assert {entry.label for entry in suite.entries()}.isdisjoint({"iBOT", "MSN"})
-    runs = benchmark.plan(suite.entries(), {"part": Path("part")}, [0])
+    runs = plan(suite.entries(), {"part": Path("part")}, [0])
     assert len(runs) == 13  # lines that several tables have are measured once
     asked = [one.config.pretraining_config for one in runs]
     assert [config.objective for config in asked if config] == ["clusters"] * 10 + ["dino"] * 2
@@ -108,7 +249,8 @@ def test_a_file_of_ones_own(own: Path) -> None:
     ("text", "message"),
     [
         ("title = ", "is not a suite"),
-        ("title = 'x'", "'method' is missing"),
+        ("title = 'x'", "'table' is missing"),
+        (OWN.replace('method = "knn"', ""), "'method'"),
         (OWN.replace("label", "lable"), "lable"),
         (OWN.replace('"layers"', '"size"'), "the same name"),
         (OWN.replace('"large"', '"small"'), "the same label"),
@@ -119,7 +261,7 @@ def test_a_file_of_ones_own(own: Path) -> None:
             OWN.replace("settings = { layers = [4] }", "settings = {}").replace(
                 "settings = { layers = [2, 4] }", "settings = {}"
             ),
-            "table layers: .* the same settings",
+            "table layers: rows without settings need data",
         ),
         (OWN.replace("table", "tables"), "'table' is missing"),
     ],
@@ -159,7 +301,8 @@ class Bench:
         }
         row |= {"resolution": [32, 32], "backbone": one.config.backbone, "weights": {"source": "x", "sha256": ""}}
         row |= {"device": {"type": "cpu", "name": "CPU X", "threads": 2}, "schedule": "", "peak_gpu_memory_mib": None}
-        return {**row, "seconds_to_fit": 1.0, "images_per_second": 1.0, "peak_memory_mib": 1.0}
+        row |= {"seconds_to_fit": 1.0, "images_per_second": 1.0, "peak_memory_mib": 1.0}
+        return {**row, "counts": {"fitted": 24, "pictures": 13}}
 
     def __call__(self, *arguments: object) -> tuple[int, str, str]:
         status = cli.main(["bench", *map(str, arguments)])
@@ -193,6 +336,8 @@ def test_a_line_that_is_only_published_is_only_shown(bench: Bench, own: Path, mv
     status, out, _ = bench(*of(own, mvtec, tmp_path), "--only", "size")
     assert (status, len(bench.made)) == (0, 2)
     assert "| elsewhere | – | – | – | 0 | 97.5 |" in out
+    assert bench("table", tmp_path / "rows.jsonl", "--suite", own, "--only", "size")[1] == out
+    assert "there is no --suite" in bench("table", tmp_path / "rows.jsonl", "--only", "size")[2]
 
 
 def test_a_dry_run_lists_what_is_left(bench: Bench, own: Path, mvtec: Path, tmp_path: Path) -> None:
@@ -201,13 +346,14 @@ def test_a_dry_run_lists_what_is_left(bench: Bench, own: Path, mvtec: Path, tmp_
     status, out, _ = bench(*of(own, mvtec, tmp_path), "--set", "bank_size=10", "--dry-run")
     assert (status, len(bench.made)) == (0, 2)  # the line's own setting wins where a table varies it
     assert out.splitlines() == [
-        "knn on part, seed 0 · layers=4 bank_size=10",
-        "knn on part, seed 0 · layers=2,4 bank_size=10",
-        "2 runs to make, 2 made already",
+        "knn on part, seed 0 · layers=4 bank_size=10: about 24 s (2 earlier rows)",
+        "knn on part, seed 0 · layers=2,4 bank_size=10: about 24 s (2 earlier rows)",
+        "2 runs to make, 2 made already: about 48 s; rough",
     ]
-    status, out, _ = bench("--suite", own, "--data", mvtec, "--dry-run", "--json")
-    assert [values["settings"] for values in json.loads(out)][:2] == [{"bank_size": 10}, {"bank_size": 20}]
-    assert len(json.loads(out)) == 4
+    status, out, _ = bench("--suite", own, "--data", mvtec, "--backbone", "test_vit", "--dry-run", "--json")
+    settings = [values["settings"] for values in json.loads(out)["runs"]]
+    assert [values["bank_size"] for values in settings[:2]] == [10, 20]
+    assert len(settings) == 4
 
 
 def test_the_suites_are_listed(bench: Bench) -> None:
@@ -215,7 +361,7 @@ def test_the_suites_are_listed(bench: Bench) -> None:
     assert status == 0
     assert "agpnet-ablations" in out
     assert "AGPNet, Table 5" in out
-    assert json.loads(bench("--list", "--json")[1])[0]["name"] == "agpnet-ablations"
+    assert [suite["name"] for suite in json.loads(bench("--list", "--json")[1])] == suites.names()
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """Methods × data sets × seeds -> one row of measurements a run, appended to a JSONL file.
 
 Each run has a Python process of its own (`python -m blemish.benchmark --run JSON`), so that its peak memory is its own
-and a crash ends only it. A row is written as soon as its run is done; a bench that was stopped goes on from there.
+and a crash ends only it; several may be at work at once. A row is written as soon as its run is done, by this process
+alone; a bench that was stopped goes on from there.
 
 How it is measured: a detector is fitted on all normal training pictures (no threshold, so nothing is held out) and
 judged on the test split; maps and masks are compared at 256×256. `seconds_to_fit` includes loading the backbone.
@@ -9,7 +10,8 @@ judged on the test split; maps and masks are compared at 256×256. `seconds_to_f
 processor time by wall time of that pass, and shows whether the machine was shared. Peak memory is that of the process
 up to the last prediction; metrics, which need more on large sets, are excluded here too. On data with several
 categories one detector learns them all, and the row's metrics are the means over the categories, each measured by
-itself; only the best F1 is that of all pictures together, at one threshold.
+itself; only the best F1 is that of all pictures together, at one threshold. `efficiency` (see `blemish.efficiency`) is
+taken after all that; `differs` says where the pictures are not those of the published data set.
 
 Where shifts or adaptation are asked for, the same detector then judges the test pictures once more under every shift
 (`blemish.data.shifts`) and as they are, without adapting and in every mode. The row's `shifted` holds shift -> mode ->
@@ -19,19 +21,18 @@ metrics, each "none" first, and `adapted`: the share of the pictures in whose sc
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import closing, suppress
 from datetime import UTC, datetime
-from functools import cached_property
-from itertools import product
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -39,220 +40,25 @@ import numpy as np
 import torch
 
 from blemish import config as configs
+from blemish import efficiency
 from blemish.compute import pick_device, pick_precision, precision_name
-from blemish.data import layouts
+from blemish.data import layouts, official
 from blemish.data.shifts import SHIFTS
-from blemish.data.solar import write_elpv_manifest
+from blemish.data.stream import load_picture
 from blemish.data.transforms import prepare
-from blemish.errors import BlemishError, ConfigError, DataError, unknown_name
+from blemish.errors import BlemishError, ConfigError, DataError
 from blemish.evaluation import evaluate
-from blemish.fitting import configure, fit
-from blemish.methods import Method, MethodConfig, method_class, method_of_config
-from blemish.methods.adaptation import MODES, Mode
+from blemish.files import cannot_write
+from blemish.fitting import fit
+from blemish.images import Picture
+from blemish.methods.adaptation import Mode
+from blemish.planning import Run, categories, cores, shared_threads
 from blemish.predictor import Detector
-from blemish.results import (
-    FAILED,
-    NEITHER,
-    OK,
-    SCHEMA,
-    Row,
-    append,
-    as_ever,
-    asked_for,
-    identity,
-    parse,
-    read_rows,
-    ready,
-    words,
-)
-from blemish.suites import Entry
-from blemish.types import ANOMALOUS, NORMAL, Failure, Prediction, Progress, silent
+from blemish.results import FAILED, NEITHER, OK, SCHEMA, Row, append, identity, parse, read_rows, ready
+from blemish.types import ANOMALOUS, NORMAL, Failure, Prediction, Progress, Sample, silent
 
 METRICS = ("image_auroc", "image_ap", "best_f1", "pixel_auroc", "aupro")
 SHIFTED_METRICS = ("image_auroc", "pixel_auroc", "aupro")
-
-ROOT_VARIABLE = "BLEMISH_DATA"
-FOLDERS: Mapping[str, str] = {
-    "bottle": "mvtec/bottle",
-    "screw": "mvtec/screw",
-    "mvtec": "mvtec",  # both at once
-    "magnetic_tile": "magnetic_tile",
-    "brain_mri": "brain_mri",
-}
-ELPV = "elpv"  # comes from a PyPI package instead of a folder
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """One thing to measure.
-
-    Attributes:
-        method: a name of `blemish.METHODS`.
-        data: name of the data set, as rows and tables call it.
-        path: where it is; not part of the run's identity.
-        seed: of everything random in the fit.
-        settings: what differs from the recipe.
-        recipe: a recipe of the method.
-        weights, shots: as of `blemish.fit`.
-        anomaly_count, anomaly_type: as of `blemish.fit`, of the data set's own defects, which then do not test; None =
-            no defect is learned from.
-        time_budget: as of `blemish.fit`; None for a method that is not trained.
-        shifts: names of `blemish.data.shifts.SHIFTS`; each once, in the order there.
-        adapt: modes of `blemish.methods.adaptation`, in the order there.
-        label: how tables call these settings; not part of the run's identity.
-    """
-
-    method: str
-    data: str
-    path: Path
-    seed: int = 0
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    recipe: str = "best"
-    weights: str | None = None
-    shots: int | None = None
-    anomaly_count: int | None = None
-    anomaly_type: str | None = None
-    time_budget: float | None = None
-    shifts: Sequence[str] = ()
-    adapt: Sequence[str] = ()
-    label: str = ""
-
-    def __post_init__(self) -> None:
-        """Raises: ConfigError for an unknown shift or mode, a method that cannot adapt, or a type without a count."""
-        if self.anomaly_type is not None and self.anomaly_count is None:
-            raise ConfigError("anomaly_type: say how many of that type to learn from, too (anomaly_count)")
-        for field_name, kind, known in (("shifts", "shift", tuple(SHIFTS)), ("adapt", "mode of adaptation", MODES)):
-            asked = getattr(self, field_name)
-            for name in asked:
-                if name not in known:
-                    raise unknown_name(kind, name, known)
-            object.__setattr__(self, field_name, tuple(name for name in known if name in asked))
-        if self.adapt and method_class(self.method).adapter is Method.adapter:
-            raise ConfigError(f"{self.method} cannot adapt to the pictures that it scores; bench it without --adapt")
-
-    @cached_property
-    def config(self) -> MethodConfig:
-        """The whole config. Raises: ConfigError for an unknown method, recipe or key, or a bad value."""
-        chosen = configure(self.method, recipe=self.recipe, values=self.settings, shots=self.shots)
-        return dataclasses.replace(chosen, seed=self.seed)
-
-    @cached_property
-    def key(self) -> str:
-        """Identity of what is measured: method, data set, seed, recipe, whole config (backbone included), weights,
-        shots, anomalies, time budget, shifts and modes of adaptation.
-
-        Weights count by their content. Raises: ConfigError as `config`.
-        """
-        weights = self.weights
-        if weights is not None and Path(weights).is_file():
-            with Path(weights).open("rb") as file:
-                weights = hashlib.file_digest(file, "sha256").hexdigest()
-        parts = [self.method, self.data, self.seed, self.recipe, as_ever(configs.to_dict(self.config)), weights]
-        if self.shots is not None or self.time_budget is not None:  # rows older than these keep their keys
-            parts.append([self.shots, None if self.time_budget is None else float(self.time_budget)])
-        if self.anomaly_count is not None:
-            parts.append({"anomalies": [self.anomaly_count, self.anomaly_type]})
-        if self.shifts or self.adapt:
-            parts.append({"shifts": self.shifts, "adapt": self.adapt})
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
-
-    def __str__(self) -> str:
-        return " · ".join([f"{self.method} on {self.data}, seed {self.seed}", *asked_for(self.to_dict())])
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return {**dataclasses.asdict(self), "path": str(self.path)}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Run:
-        """The inverse of `to_dict`."""
-        return cls(**{**values, "path": Path(values["path"])})
-
-
-def plan(
-    entries: Iterable[Entry],
-    data: Mapping[str, Path],
-    seeds: Sequence[int],
-    *,
-    assignments: Sequence[str] = (),
-    weights: str | None = None,
-    shots: int | None = None,
-    anomaly_count: int | None = None,
-    anomaly_type: str | None = None,
-    time_budget: float | None = None,
-    shifts: Sequence[str] = (),
-    adapt: Sequence[str] = (),
-    label: str | None = None,
-) -> list[Run]:
-    """The runs of every entry on every data set with every seed, each once.
-
-    Args:
-        entries: methods, or the lines of a suite's tables: a line's own settings win over `assignments`.
-        data: name -> path, as `data_sets` gives them.
-        assignments: "key=value", what differs from the recipes.
-        anomaly_count, anomaly_type: of methods that learn from defects; the others do without.
-        time_budget: of trained methods; the others do without.
-        shifts, adapt: as of `Run`.
-        label: how tables call these settings; None = the settings themselves.
-    Raises: ConfigError for an unknown method, recipe, key, shift or mode, a bad value, or a method that cannot adapt.
-    """
-    runs: dict[str, Run] = {}
-    for (name, path), entry in product(data.items(), entries):
-        changed = _changed(entry, assignments)
-        config = configure(entry.method, recipe=entry.recipe, values=changed)
-        taught = method_of_config(entry.method, config).takes_defects
-        for seed in seeds:
-            one = Run(
-                method=entry.method,
-                data=name,
-                path=path,
-                seed=seed,
-                settings=changed,
-                recipe=entry.recipe,
-                weights=weights,
-                shots=shots,
-                anomaly_count=anomaly_count if taught else None,
-                anomaly_type=anomaly_type if taught else None,
-                time_budget=time_budget if config.learns_by_gradient else None,
-                shifts=shifts,
-                adapt=adapt,
-                label=words(changed) if label is None else label,
-            )
-            runs.setdefault(one.key, one)
-    return list(runs.values())
-
-
-def data_sets(names: Iterable[str | Path], *, root: str | Path | None, scratch: Path) -> dict[str, Path]:
-    """Name -> path of data sets given by name or by path; one given by path is called as its folder.
-
-    ELPV comes from its package: 1,131 normal cells to train on, 377 normal and 715 defective ones to test on, drawn by
-    seed 0 whatever the seed of a run; its table is written to `scratch`.
-
-    Args: root: the folder of the sets known by name; None = the environment variable BLEMISH_DATA.
-    Raises: DataError when one is not there or two have the same name; MissingExtraError for elpv without `demo`.
-    """
-    folder = root or os.environ.get(ROOT_VARIABLE)
-    found: dict[str, Path] = {}
-    for given in map(str, names):
-        if given == ELPV:
-            name, path = ELPV, write_elpv_manifest(scratch / "elpv.csv", seed=0)
-        elif given in FOLDERS:
-            name, path = given, Path(folder or "", FOLDERS[given])
-            if not folder or not path.is_dir():
-                where = f"no {FOLDERS[given]} in {folder}" if folder else "no folder to look in"
-                raise DataError(
-                    f"data set {given!r}: {where}; set {ROOT_VARIABLE} (or --root) to the folder with the data sets, "
-                    "or name the data set's own path with --data"
-                )
-        else:
-            path = Path(given)
-            name = path.stem if path.is_file() else path.resolve().name
-            if not path.exists():
-                known = ", ".join(sorted([*FOLDERS, ELPV]))
-                raise DataError(f"data set {given!r}: no such path, and not one of the names {known}; mend --data")
-        if found.setdefault(name, path) != path:
-            raise DataError(f"two data sets are called {name!r}: {found[name]} and {path}; rename a folder")
-    return found
 
 
 def run(
@@ -262,45 +68,109 @@ def run(
     device: str = "auto",
     precision: str = "auto",
     threads: int | None = None,
+    jobs: int = 1,
+    keep: str | Path | None = None,
     progress: Progress = silent,
 ) -> list[Row]:
     """Measure what `results` does not hold yet, on this kind of device in this precision; one row a run is appended.
 
     A run that fails leaves a row with `status` "failed" and its `error`, does not keep the others from running, and is
-    tried again next time. After Ctrl-C the rows so far are there.
+    tried again next time. After Ctrl-C the rows so far are there, and no run is at work any more.
 
     Args:
         results: a JSONL file; made, with its folder, where there is none.
-        threads: of torch on the CPU; None = torch's choice.
-        progress: called with (what runs, runs done, runs in all).
+        threads: of torch on the CPU; None = torch's choice, or an even share of the cores where there are several
+            jobs. On a CPU they change scores in the last digits; the same number gives the same metrics again.
+        jobs: how many runs are at work at once. Several GPUs are shared out among them where `device` does not name
+            one by number.
+        keep: a folder that gets the artifact of each run that is made now, called METHOD-DATA-KEY.blemish; made where
+            there is none; None = they are thrown away.
+        progress: called with (what begins, runs done, runs in all).
     Returns: a row for each run, new or from the file, in their order.
-    Raises: ConfigError for a run whose config is wrong, before any run; DataError as `read_rows`; OutputError when
-        the file cannot be written.
+    Raises: ConfigError for a run whose config is wrong, before any run, or for less than one job; DataError as
+        `read_rows`; OutputError when the file or the folder cannot be written.
     """
     runs, results = list(runs), Path(results)
+    if jobs < 1:
+        raise ConfigError(f"jobs: at least 1 is needed, got {jobs}")
     machine = _machine(device, precision)
-    keys = [one.key for one in runs]  # a wrong config ends the bench here, not after hours
+    wanted = {one.key: one for one in runs}  # a wrong config ends the bench here, not after hours
     ready(results)
-    done = _done(results)
-    rows: list[Row] = []
-    for number, (one, key) in enumerate(zip(runs, keys, strict=True)):
-        progress(str(one), number, len(runs))
-        row = done.get((key, *machine))
-        if row is None:
-            row = _launch(one, device, precision, threads)
+    if keep is not None:
+        try:
+            Path(keep).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise cannot_write(keep, error) from error
+    rows = {key: row for key, row in _done(results, machine).items() if key in wanted and _of(wanted[key], row)}
+    todo = [one for key, one in wanted.items() if key not in rows]
+    threads = shared_threads(threads, jobs)
+    gpus = _gpus(device) if jobs > 1 else []
+
+    def launch(one: Run, slot: int, children: set[subprocess.Popen[str]]) -> Row:
+        order = {"device": device, "precision": precision, "threads": threads, "artifact": _artifact(one, keep)}
+        return _launch(one, order, gpus[slot % len(gpus)] if gpus else None, children)
+
+    def begin(one: Run) -> None:
+        progress(str(one), len(rows), len(wanted))
+
+    with closing(_at_once(todo, jobs, launch, begin)) as measured:
+        for one, row in measured:
             append(results, row)
-            if row["status"] == OK:
-                done[identity(row)] = row
-        rows.append(row)
-    progress("done", len(runs), len(runs))
-    return rows
+            rows[one.key] = row
+    progress("done", len(wanted), len(wanted))
+    return [rows[one.key] for one in runs]
+
+
+def _artifact(one: Run, keep: str | Path | None) -> str | None:
+    return None if keep is None else str(Path(keep) / f"{one.method}-{one.data}-{one.key}.blemish")
+
+
+def _at_once(
+    todo: Iterable[Run],
+    jobs: int,
+    launch: Callable[[Run, int, set[subprocess.Popen[str]]], Row],
+    begin: Callable[[Run], None],
+) -> Generator[tuple[Run, Row], None, None]:
+    """The runs with their rows as they come, `jobs` at a time; when it is closed, the processes at work are ended.
+
+    Args:
+        launch: gives the row of a run in one of the slots 0 … jobs - 1, and keeps its process among those given.
+        begin: called before a run is launched.
+    """
+    waiting, free = deque(todo), list(reversed(range(jobs)))
+    working: dict[Future[Row], tuple[Run, int]] = {}
+    children: set[subprocess.Popen[str]] = set()
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            while waiting or working:
+                while waiting and free:
+                    one, slot = waiting.popleft(), free.pop()
+                    begin(one)
+                    working[pool.submit(launch, one, slot, children)] = one, slot
+                for future in wait(working, return_when=FIRST_COMPLETED).done:
+                    one, slot = working.pop(future)
+                    free.append(slot)
+                    yield one, future.result()
+        finally:
+            while working and wait(working, timeout=0.05).not_done:  # again: a process may just be starting
+                for child in list(children):
+                    child.kill()
+
+
+def _gpus(device: str) -> list[str]:
+    """What CUDA_VISIBLE_DEVICES calls the GPUs that jobs are shared out to; empty where there is nothing to share."""
+    count = torch.cuda.device_count()
+    if str(pick_device(device)) != "cuda" or count < 2:
+        return []
+    named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    return (named or list(map(str, range(count))))[:count]
 
 
 def missing(runs: Iterable[Run], results: str | Path, *, device: str = "auto", precision: str = "auto") -> list[Run]:
     """Those that `run` would measure, as `results` (which need not exist) does not hold them. Raises: as `run`."""
     machine = _machine(device, precision)
-    done = _done(Path(results)) if Path(results).exists() else {}
-    return [one for one in runs if (one.key, *machine) not in done]
+    done = _done(Path(results), machine) if Path(results).exists() else {}
+    return [one for one in runs if one.key not in done or not _of(one, done[one.key])]
 
 
 def _machine(device: str, precision: str) -> tuple[str, str]:
@@ -308,13 +178,29 @@ def _machine(device: str, precision: str) -> tuple[str, str]:
     return torch_device.type, precision_name(pick_precision(precision, torch_device))
 
 
-def _done(results: Path) -> dict[tuple[str, str, str], Row]:
-    return {identity(row): row for row in read_rows(results) if row["status"] == OK}
+def _done(results: Path, machine: tuple[str, str]) -> dict[str, Row]:
+    """Key -> the newest good row that was measured on such a machine."""
+    good = [row for row in read_rows(results) if row["status"] == OK]
+    return {row["key"]: row for row in good if identity(row)[1:] == machine}
 
 
-def measure(one: Run, *, device: str = "auto", precision: str = "auto", threads: int | None = None) -> Row:
+def _of(one: Run, row: Row) -> bool:
+    """Whether the row is of the categories that are there now: one model of some of a set is not one of all."""
+    there = categories(one)
+    return not there or sorted(row.get("categories", there)) == sorted(there)
+
+
+def measure(
+    one: Run,
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    threads: int | None = None,
+    artifact: str | Path | None = None,
+) -> Row:
     """The row of a run, made in this process. Metrics are fractions between 0 and 1.
 
+    Args: artifact: where the detector is kept; None = nowhere.
     Raises: DataError for a data set without both splits; whatever `blemish.fit` and `blemish.evaluate` raise.
     """
     heading = _heading(one, OK)  # before the work, during which the checkout may move on
@@ -340,8 +226,11 @@ def measure(one: Run, *, device: str = "auto", precision: str = "auto", threads:
         device=device,
         precision=precision,
     )
+    if artifact is not None:
+        detector.save(artifact)
     scorer = _Stopwatch(detector)
     evaluation = evaluate(scorer, dataset)
+    costs = _efficiency(detector, test)
     manifest = detector.manifest
     pretraining, training = manifest.get("pretraining"), manifest.get("training")
     return {
@@ -357,6 +246,7 @@ def measure(one: Run, *, device: str = "auto", precision: str = "auto", threads:
             "test_anomalous": sum(sample.label == ANOMALOUS for sample in test),
         },
         "counts": {"fitted": len(manifest["data"]["fitted"]), **evaluation.counts},
+        "differs": list(official.differences(dataset)),
         "fingerprint": manifest["data"]["fingerprint"],
         "backbone": manifest["config"]["backbone"],
         "weights": (pretraining or manifest["backbone"])["weights"],  # what was there before; each seed makes others
@@ -375,12 +265,26 @@ def measure(one: Run, *, device: str = "auto", precision: str = "auto", threads:
         "cores_used": round(scorer.cores_used, 2),
         "peak_memory_mib": scorer.peak_memory_mib,
         "peak_gpu_memory_mib": scorer.peak_gpu_memory_mib,
+        "efficiency": costs,
         "device": hardware(detector.device),
         "precision": manifest["precision"],
         "torch": manifest["versions"]["torch"],
         "python": manifest["versions"]["python"],
         **({"shifted": _under_shifts(one, detector, dataset)} if one.shifts or one.adapt else {}),
     }
+
+
+def _efficiency(detector: Detector, samples: Iterable[Sample]) -> dict[str, Any]:
+    """Of the first picture that can be read. Where it cannot be measured the row says why, and loses nothing else."""
+    window = detector.preprocessing.decode_window()
+    pictures = (load_picture(sample.path, index, window) for index, sample in enumerate(samples))
+    picture = next((picture for picture in pictures if isinstance(picture, Picture)), None)
+    if picture is None:
+        return {"error": "none of the test pictures can be read"}
+    try:
+        return dict(efficiency.measure(detector, picture))
+    except (BlemishError, RuntimeError) as error:  # the latter: out of memory, an operation that is not supported
+        return {"error": f"{type(error).__name__}: {error}"}
 
 
 def _under_shifts(one: Run, detector: Detector, dataset: layouts.Dataset) -> dict[str, dict[str, dict[str, Any]]]:
@@ -398,7 +302,8 @@ def _shifted_metrics(detector: Detector, dataset: layouts.Dataset, mode: Mode | 
         detector, dataset, adapt=mode, on_prediction=lambda _, prediction: adapted.append(prediction.adapted)
     )
     metrics = {name: evaluation.category_mean.get(name, getattr(evaluation, name)) for name in SHIFTED_METRICS}
-    return {**metrics, "adapted": sum(adapted) / len(adapted)}
+    by_group = {name: dict(values) for name, values in evaluation.by_group.items()}
+    return {**metrics, "by_group": by_group, "adapted": sum(adapted) / len(adapted)}
 
 
 def _schedule(pretraining: Mapping[str, Any] | None, training: Mapping[str, Any] | None) -> str:
@@ -468,13 +373,12 @@ def peak_memory_mib() -> float | None:
 
 
 def hardware(device: torch.device) -> dict[str, Any]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     cpu = _cpu_model()
     return {
         "type": device.type,
         "name": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
         "cpu": cpu,
-        "cores": cores,
+        "cores": cores(),
         "threads": torch.get_num_threads(),
     }
 
@@ -528,13 +432,33 @@ def checkout() -> tuple[str | None, bool | None]:
         return None, None
 
 
-def _launch(one: Run, device: str, precision: str, threads: int | None) -> Row:
-    """The row of a run in a process of its own, whatever becomes of that."""
-    order = {"run": one.to_dict(), "device": device, "precision": precision, "threads": threads}
-    done = subprocess.run(_command(json.dumps(order)), capture_output=True, text=True, errors="replace")
-    printed = done.stdout.splitlines() or [""]
-    row = parse(printed[-1])  # libraries may have printed before it
-    return row or {**_heading(one, FAILED), "error": _lastwords(done.returncode, done.stderr)}
+def _launch(
+    one: Run,
+    order: Mapping[str, Any],
+    gpu: str | None,
+    children: set[subprocess.Popen[str]],
+) -> Row:
+    """The row of a run in a process of its own, whatever becomes of that.
+
+    Args:
+        order: what `measure` gets besides.
+        gpu: the only one that it may see; None = all.
+        children: holds the process as long as it is at work.
+    """
+    order = {"run": one.to_dict(), **order}
+    environment = {**os.environ, **({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})}
+    start = partial(subprocess.Popen, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace")
+    try:
+        with start(_command(json.dumps(order)), env=environment) as child:
+            children.add(child)
+            try:
+                printed, said = child.communicate()
+            finally:
+                children.remove(child)
+    except OSError as error:
+        return {**_heading(one, FAILED), "error": f"its process could not be started ({error.strerror or error})"}
+    row = parse((printed.splitlines() or [""])[-1])  # libraries may have printed before it
+    return row or {**_heading(one, FAILED), "error": _lastwords(child.returncode, said)}
 
 
 def _command(order: str) -> list[str]:
@@ -559,17 +483,6 @@ def _worker(arguments: Sequence[str]) -> None:
     except Exception as error:
         row = {**_heading(one, FAILED), "error": f"{type(error).__name__}: {error}"}
     print(json.dumps(row, allow_nan=False))
-
-
-def _changed(entry: Entry, assignments: Sequence[str]) -> dict[str, Any]:
-    """What differs from the recipe, once all is checked and applied. Raises: ConfigError."""
-    plain = configs.to_dict(configure(entry.method, recipe=entry.recipe))
-    asked = configure(entry.method, recipe=entry.recipe, assignments=assignments)
-    wanted = configs.to_dict(configs.from_dict(type(asked), entry.settings, base=asked))
-    changed = {key: value for key, value in wanted.items() if value != plain[key]}
-    if "seed" in changed:
-        raise ConfigError("seed: a bench takes its seeds apart from the settings; name them with --seeds")
-    return changed
 
 
 if __name__ == "__main__":

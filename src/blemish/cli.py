@@ -13,9 +13,10 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from blemish import console, wording
 from blemish.errors import BlemishError, CollapseError, ConfigError, OutputError, unknown_name
@@ -23,13 +24,18 @@ from blemish.types import ANOMALOUS, silent
 
 if TYPE_CHECKING:
     from blemish.methods.adaptation import Mode
+    from blemish.planning import Run
     from blemish.predictor import Detector
+    from blemish.suites import Suite
 
 WELL, BROKEN_PICTURES, ERROR, INTERRUPTED, CLOSED_PIPE = 0, 1, 2, 130, 141
 EXIT_STATUS = (
     "Exit status: 0 all well; 1 done, but some pictures could not be read or are at fault; 2 error or wrong usage; "
     "130 interrupted."
 )
+
+FULL, REDUCED = SCHEDULES = ("full", "reduced")  # of a bench
+REDUCED_MINUTES = 15.0
 
 _UsageError = typer.BadParameter.__mro__[1]  # click's in older releases of typer, its own in newer ones
 
@@ -519,36 +525,57 @@ def evaluate(
 
 @app.command(epilog=EXIT_STATUS)
 def figures(
-    artifact: Artifact,
+    artifacts: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="ARTIFACT",
+            help="Files that `blemish fit` has written; several are compared, on the same pictures.",
+        ),
+    ],
     data: Annotated[Path, typer.Argument(metavar="DATA", help="Good and defective pictures: a folder or a table.")],
     output: Annotated[
         Path,
-        typer.Option("--output", "-o", metavar="DIR", help="Folder for histogram.png, embedding.png, gallery.png."),
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="DIR",
+            help="Folder for histogram.png, embedding.png and gallery.png; of several artifacts for histograms.png, "
+            "embeddings.png and comparison.png. Of several categories there is an embedding and a comparison of each.",
+        ),
     ],
     count: Annotated[
-        int,
+        int | None,
         typer.Option(
             min=1,
             max=50,
-            help="Pictures of each kind in the gallery: defects with the highest and the lowest scores, good with the "
-            "highest.",
+            help="Pictures of each kind: in the gallery defects with the highest and the lowest scores, good with the "
+            "highest; in a comparison the same for each kind of defect and each category, by the scores of the first "
+            "artifact. [default: 4, in a comparison 1]",
         ),
-    ] = 4,
+    ] = None,
     scales: Scales = None,
     device: Device = "auto",
     precision: Precision = "auto",
     json: Json = False,
 ) -> int:
-    """Draw how an artifact sees labelled pictures: scores, features (t-SNE), and where it looks."""
-    from blemish.illustration import illustrate
+    """Draw how artifacts see labelled pictures: scores, features (t-SNE), and where they look."""
+    from blemish.illustration import compare, illustrate
     from blemish.predictor import load
 
-    detector = _looking_at(scales, load(artifact, device=device, precision=precision))
+    names = _told_apart(artifacts)
+    detectors = {
+        name: _looking_at(scales, load(artifact, device=device, precision=precision))
+        for name, artifact in zip(names, artifacts, strict=True)
+    }
     with console.progress() as progress:
-        made = illustrate(detector, data, output, count=count, progress=progress)
-    document = {"artifact": str(artifact), "data": str(data), **made.to_dict()}
+        if len(detectors) == 1:
+            made = illustrate(detectors[names[0]], data, output, count=count or 4, progress=progress)
+        else:
+            made = compare(detectors, data, output, count=count or 1, progress=progress)
+    document = {"artifacts": [str(artifact) for artifact in artifacts], "data": str(data), **made.to_dict()}
     failures = document["failures"]
-    known = f"; {len(made.left_out)} left out, the artifact was fitted or calibrated on them" if made.left_out else ""
+    whose = "the artifact" if len(artifacts) == 1 else "an artifact"
+    known = f"; {len(made.left_out)} left out, {whose} was fitted or calibrated on them" if made.left_out else ""
     human = [
         f"Pictures: {made.normal} good, {made.anomalous} defective{known}; {len(failures)} broken",
         *wording.broken(failures),
@@ -774,6 +801,20 @@ def data_check(
     return WELL if found.ok else BROKEN_PICTURES
 
 
+@data_app.command("layouts")
+def data_layouts(json: Json = False) -> int:
+    """Say of each public data set where to get it, its licence, its split, and the folders it is expected in."""
+    from dataclasses import asdict
+
+    from blemish.data.layouts import TREES
+    from blemish.data.official import OFFICIAL
+
+    sets = list(OFFICIAL.values())
+    described = [*wording.public_sets(sets), f"Every layout that is read, for pictures of your own too:\n\n{TREES}"]
+    console.answer([asdict(one) for one in sets], described, as_json=json)
+    return WELL
+
+
 @data_app.command("elpv")
 def data_elpv(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE.csv", help="The table to write.")],
@@ -791,7 +832,22 @@ def data_elpv(
     return WELL
 
 
-bench_app = typer.Typer(help="Measure methods on data sets, or show what was measured.", rich_markup_mode=None)
+class _BenchGroup(TyperGroup):
+    """What stands first, where it is no command, is the suite: `bench agpnet …` is `bench --suite agpnet …`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        _, rest, _ = self.make_parser(ctx).parse_args(args=list(args))
+        if rest and rest[0] not in self.commands:
+            args = [*args[: len(args) - len(rest)], "--suite", *rest]
+        return super().parse_args(ctx, args)
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        return ["[SUITE] [OPTIONS]", "[COMMAND [ARGS]...]"]
+
+
+bench_app = typer.Typer(
+    cls=_BenchGroup, help="Measure methods on data sets, or show what was measured.", rich_markup_mode=None
+)
 app.add_typer(bench_app, name="bench")
 
 
@@ -801,19 +857,31 @@ def bench(
     methods: Annotated[str, typer.Option(metavar="LIST", help="Methods, as in patchcore,knn.")] = "",
     suite: Annotated[
         str,
-        typer.Option(metavar="NAME", help="In place of methods: the tables of a suite of --list, or of a TOML file."),
+        typer.Option(
+            metavar="NAME",
+            help="In place of methods: the tables of a suite of --list, or of a TOML file. Its name may also stand "
+            "first, as in `blemish bench agpnet`.",
+        ),
     ] = "",
     only: Annotated[str, typer.Option(metavar="LIST", help="Tables of the suite. [default: all]")] = "",
     data: Annotated[
         str,
         typer.Option(
             metavar="LIST",
-            help="Data sets: bottle, screw, mvtec (both at once), magnetic_tile, brain_mri, elpv, or their paths.",
+            help="Data sets: names of `blemish data layouts` (mvtec: all categories at once; bottle: one of them), or "
+            "paths. With a suite: the folder that holds the data sets of its tables, as --root, or others to measure "
+            "in their place.",
         ),
     ] = "",
-    seeds: Annotated[str, typer.Option(metavar="LIST", help="Seeds, as in 0,1,2.")] = "0",
+    seeds: Annotated[
+        str, typer.Option(metavar="N", help="How many seeds: 3 = 0, 1 and 2. Or which, with a comma: 0,1,2.")
+    ] = "1",
     results: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="JSONL file that gets a row a run; runs it holds are skipped.")
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="JSONL file that gets a row a run; runs it holds are skipped. [default with a suite: SUITE.jsonl]",
+        ),
     ] = None,
     settings: Annotated[
         list[str] | None,
@@ -837,6 +905,14 @@ def bench(
     ] = None,
     anomaly_count: AnomalyCount = None,
     anomaly_type: AnomalyType = None,
+    schedule: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="full, as the recipe has it; or reduced to --time-budget, else to 15 minutes. [default: full, without "
+            "--time-budget]",
+        ),
+    ] = None,
     time_budget: Annotated[
         float | None, typer.Option(metavar="MINUTES", help="Of each training; methods that do not train ignore it.")
     ] = None,
@@ -862,9 +938,21 @@ def bench(
     ] = None,
     device: Device = "auto",
     precision: Precision = "auto",
-    threads: Annotated[int | None, typer.Option(min=1, help="Of torch on the CPU. [default: torch's choice]")] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of torch on the CPU, in each run. [default: torch's choice; cores by --jobs]"),
+    ] = None,
+    jobs: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Runs at once; several GPUs are shared out among them.")
+    ] = 1,
+    keep: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Keep the artifacts of the runs made now, as for `blemish figures`."),
+    ] = None,
     list_suites: Annotated[bool, typer.Option("--list", help="List the suites and their tables, and leave.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs to be made, and leave.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the runs to be made and what time they may take, and leave.")
+    ] = False,
     json: Json = False,
 ) -> int:
     """Measure methods on data sets, each run in a process of its own; `bench table` shows what was measured."""
@@ -872,52 +960,56 @@ def bench(
         return WELL
     if list_suites:
         return _list_suites(as_json=json)
-    if bool(methods) == bool(suite) or not data or (results is None and not dry_run):
-        raise ConfigError("a bench needs --methods or --suite (one of them), --data and --results")
-    if only and not suite:
-        raise ConfigError(f"--only {only}: names tables of a suite, and there is no --suite")
+    if bool(methods) == bool(suite) or (methods and (not data or (results is None and not dry_run))):
+        raise ConfigError("a bench needs a suite, or --methods (one of them), --data and --results")
+    time_budget = _budget(schedule, time_budget)
+    from functools import partial
     from tempfile import TemporaryDirectory
 
-    from blemish import benchmark, suites
+    from blemish import benchmark, planning, suites
     from blemish import results as measured
     from blemish.data.shifts import SHIFTS
 
-    chosen = suites.read(suite) if suite else None
-    if chosen:
-        chosen = chosen.only(_parts(only)) if only else chosen
-        entries = chosen.entries(recipe)
-    else:
-        entries = [suites.Entry(method=method, recipe=recipe or "best") for method in _parts(methods)]
+    chosen = _suite(suite, only)
     named = {"backbone": backbone, "image_size": image_size}
-    assignments = [f"{key}={value}" for key, value in named.items() if value is not None] + (settings or [])
+    planned = partial(
+        planning.plan,
+        seeds=_seeds(seeds),
+        assignments=[f"{key}={value}" for key, value in named.items() if value is not None] + (settings or []),
+        weights=weights,
+        shots=shots,
+        anomaly_count=anomaly_count,
+        anomaly_type=anomaly_type,
+        time_budget=time_budget,
+        shifts=list(SHIFTS) if shifts == "all" else _parts(shifts),
+        adapt=_parts(adapt),
+        label=label,
+    )
+    where = {"device": device, "precision": precision}
     with TemporaryDirectory(prefix="blemish-bench-") as scratch:
-        runs = benchmark.plan(
-            entries,
-            benchmark.data_sets(_parts(data), root=root, scratch=Path(scratch)),
-            _integers("--seeds", seeds, "0,1,2"),
-            assignments=assignments,
-            weights=weights,
-            shots=shots,
-            anomaly_count=anomaly_count,
-            anomaly_type=anomaly_type,
-            time_budget=time_budget,
-            shifts=list(SHIFTS) if shifts == "all" else _parts(shifts),
-            adapt=_parts(adapt),
-            label=label,
-        )
+        notes: list[str] = []
+        if chosen:
+            parts, notes = planning.places(chosen, _parts(data), root=root, scratch=Path(scratch))
+            if results is None:
+                results = Path(f"{chosen.name}.jsonl")
+                notes.append(f"Rows are kept in {results}.")
+            runs = planning.once(one for part, sets in parts for one in planned(part.entries(recipe), sets))
+        else:
+            entries = [suites.Entry(method=method, recipe=recipe or "best") for method in _parts(methods)]
+            runs = planned(entries, planning.data_sets(_parts(data), root=root, scratch=Path(scratch)))
         if dry_run or results is None:
-            left = benchmark.missing(runs, results, device=device, precision=precision) if results else runs
-            human = [*map(str, left), f"{len(left)} runs to make, {len(runs) - len(left)} made already"]
-            console.answer([one.to_dict() for one in left], human, as_json=json)
-            return WELL
+            return _estimate(runs, results, notes, threads=threads, jobs=jobs, as_json=json, **where)
+        for note in notes:
+            console.complain(note)
         try:
             rows = benchmark.run(
                 runs,
                 results,
-                device=device,
-                precision=precision,
                 threads=threads,
+                jobs=jobs,
+                keep=keep,
                 progress=lambda what, done, total: console.complain(f"{done} of {total}: {what}"),
+                **where,
             )
         except KeyboardInterrupt:
             console.complain(f"blemish: interrupted; the same command goes on from the rows in {results}")
@@ -927,6 +1019,39 @@ def bench(
     return ERROR if any(row["status"] != measured.OK for row in rows) else WELL
 
 
+def _estimate(
+    runs: Sequence[Run],
+    results: Path | None,
+    notes: Sequence[str],
+    *,
+    device: str,
+    precision: str,
+    threads: int | None,
+    jobs: int,
+    as_json: bool,
+) -> int:
+    """What is left to be measured, and how long it may take."""
+    from blemish import benchmark, estimates
+    from blemish.results import read_rows
+
+    rows = read_rows(results) if results and results.exists() else []
+    left = benchmark.missing(runs, results, device=device, precision=precision) if results else list(runs)
+    found = estimates.estimate(left, rows, device=device, precision=precision, threads=threads, jobs=jobs)
+    seconds, made = estimates.total(found, jobs), len(runs) - len(left)
+    document = {
+        "runs": [each.to_dict() for each in found],
+        "made": made,
+        "jobs": jobs,
+        "seconds": round(seconds, 1),
+        "notes": list(notes),
+    }
+    untold = sum(each.seconds is None for each in found)
+    told = f"about {estimates.duration(seconds)}; rough" + (f", without {untold} of them" if untold else "")
+    human = [*map(str, found), *notes, f"{len(left)} runs to make, {made} made already: {told}"]
+    console.answer(document, human, as_json=as_json)
+    return WELL
+
+
 def _list_suites(*, as_json: bool) -> int:
     from dataclasses import asdict
 
@@ -934,11 +1059,18 @@ def _list_suites(*, as_json: bool) -> int:
 
     known = [suites.read(name) for name in suites.names()]
     rows = [
-        (suite.name, table.name, table.title, table.source, len(table.rows))
+        (
+            suite.name,
+            table.name,
+            table.title,
+            table.source,
+            table.data or "any",
+            len(table.rows if isinstance(table, suites.Table) else table.lines),
+        )
         for suite in known
         for table in suite.tables
     ]
-    head = ("suite", "table", "what it varies", "published in", "lines")
+    head = ("suite", "table", "what it compares", "published in", "data", "lines")
     console.answer([asdict(suite) for suite in known], [console.table(head, rows, right=("lines",))], as_json=as_json)
     return WELL
 
@@ -949,19 +1081,43 @@ def bench_table(
     suite: Annotated[
         str, typer.Option(metavar="NAME", help="Show the tables of this suite, with their published figures.")
     ] = "",
-    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE.md", help="Markdown to write.")] = None,
+    only: Annotated[str, typer.Option(metavar="LIST", help="Tables of the suite. [default: all]")] = "",
+    efficiency: Annotated[
+        bool, typer.Option("--efficiency", help="Show what the methods cost instead: parameters, FLOPs, times, memory.")
+    ] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE.md|FILE.html", help="Markdown or, by its suffix, HTML to write."),
+    ] = None,
     json: Json = False,
 ) -> int:
-    """Show results as Markdown tables."""
-    from blemish import results, suites
+    """Show results as Markdown or HTML tables."""
+    from blemish import results
     from blemish.files import write_whole
 
+    chosen = _suite(suite, only)
     rows = [row for file in files for row in results.read_rows(file)]
-    text = results.suite_table(rows, suites.read(suite)) if suite else results.table(rows)
+    if efficiency:
+        page = results.efficiency_page(rows, published=chosen.efficiency if chosen else None)
+    else:
+        page = results.suite_page(rows, chosen) if chosen else results.page(rows)
+    text = results.markdown(page)
     if output:
-        write_whole(output, text.encode())
+        title = chosen.title if chosen else "Results of blemish bench"
+        as_html = output.suffix.lower() in {".html", ".htm"}
+        write_whole(output, (results.html(page, title=title) if as_html else text).encode("utf-8", "backslashreplace"))
     console.answer(rows, [f"Written: {output}" if output else text], as_json=json)
     return WELL
+
+
+def _suite(name: str, only: str) -> Suite | None:
+    """Raises: ConfigError for an unknown suite or table, or for tables without a suite."""
+    from blemish import suites
+
+    if only and not name:
+        raise ConfigError(f"--only {only}: names tables of a suite, and there is no --suite")
+    chosen = suites.read(name) if name else None
+    return chosen.only(_parts(only)) if chosen and only else chosen
 
 
 def _parts(text: str) -> list[str]:
@@ -973,6 +1129,33 @@ def _integers(option: str, text: str, such_as: str) -> list[int]:
         return [int(part) for part in _parts(text)]
     except ValueError as error:
         raise ConfigError(f"{option} {text}: whole numbers are needed, as in {such_as}") from error
+
+
+def _seeds(text: str) -> list[int]:
+    """3 = 0, 1 and 2; 3,4 and 3, are lists."""
+    given = _integers("--seeds", text, "3, or 0,1,2")
+    if "," in text and given:
+        return given
+    if len(given) != 1 or given[0] < 1:
+        raise ConfigError(f"--seeds {text}: how many is needed, at least 1; which, with a comma, as in 0,1,2 or 4,")
+    return list(range(given[0]))
+
+
+def _budget(schedule: str | None, minutes: float | None) -> float | None:
+    """The time budget of a schedule by name. Raises: ConfigError for one that is unknown, or contradicts the budget."""
+    if schedule is not None and schedule not in SCHEDULES:
+        raise unknown_name("--schedule", schedule, SCHEDULES)
+    if schedule == FULL and minutes is not None:
+        raise ConfigError(f"--schedule full --time-budget {minutes:g}: a time budget reduces it; leave one of them out")
+    return REDUCED_MINUTES if schedule == REDUCED and minutes is None else minutes
+
+
+def _told_apart(artifacts: Sequence[Path]) -> list[str]:
+    """What figures call them: their names without folder and suffix or, where two have the same, their paths."""
+    if len(set(artifacts)) < len(artifacts):
+        raise ConfigError("an artifact is named twice; a comparison is between different ones")
+    names = [artifact.stem for artifact in artifacts]
+    return names if len(set(names)) == len(names) else [str(artifact) for artifact in artifacts]
 
 
 def _looking_at(scales: str | None, detector: Detector) -> Detector:

@@ -147,12 +147,15 @@ def decode(
     return Picture(np.ascontiguousarray(colour), label, notes)
 
 
+_MAX_CLASS = 63  # in masks of class numbers; a quarter of full scale in 8 bits
+
+
 def decode_mask(source: Source, *, limits: Limits = LIMITS, name: str | None = None) -> npt.NDArray[np.bool_]:
     """The marked pixels of a mask, bool (H, W): True where any colour channel is above half of full scale.
 
-    Full scale is 255 for 8 bits, 65535 for 16, 1 for float; alpha is ignored. A mask whose largest value is 1 is taken
-    as 0/1-valued and is True at its ones: common data sets store masks so, and a 0/255 mask has no reason to peak at 1.
-    A mask that has values above 0 but none above half (class numbers, say) would be silently empty: it is an error.
+    Full scale is 255 for 8 bits, 65535 for 16, 1 for float; alpha is ignored. A mask of whole numbers up to 63 holds
+    class numbers (VisA) or 0 and 1, and is True above 0: a 0/255 mask has no reason to peak there. Any other that has
+    values above 0 but none above half would be silently empty: it is an error.
 
     Raises: as `decode`.
 
@@ -163,8 +166,8 @@ def decode_mask(source: Source, *, limits: Limits = LIMITS, name: str | None = N
     label = name or _label(source)
     raw = _read(source, label, limits)
     stored = _split(raw.values)[0]
-    if stored.dtype.kind in "iu" and stored.max() == 1 and not raw.inverted and raw.rendered is None:
-        marked: npt.NDArray[np.bool_] = stored == 1
+    if stored.dtype.kind in "iu" and stored.max() <= _MAX_CLASS and not raw.inverted and raw.rendered is None:
+        marked: npt.NDArray[np.bool_] = stored > 0
     else:
         colour, _ = _scaled(raw, None, label)
         marked = colour > _full_scale(colour) / 2

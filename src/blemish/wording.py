@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from blemish.data.layouts import Check
+    from blemish.data.official import Official
     from blemish.doctor import Report
     from blemish.refining import Refined
     from blemish.simulation import Simulation
@@ -268,6 +269,32 @@ def data_set(found: Check) -> Iterable[str]:
     yield from broken([failure.to_dict() for failure in found.broken])
     yield from broken([failure.to_dict() for failure in found.mask_faults], "mask at fault")
     yield "Nothing is wrong." if found.ok else "Something is wrong."
+
+
+def public_sets(sets: Iterable[Official]) -> Iterable[str | Table]:
+    """Where to get each public data set, what is in it, and the folders it is expected in."""
+    for one in sets:
+        yield f"{one.title} ({one.name})"
+        each = [
+            f"{category} {counts.train}/{counts.test_normal}/{counts.test_anomalous}"
+            for category, counts in one.categories.items()
+        ]
+        all_of = one.total
+        yield facts(
+            [
+                ("  by", one.reference),
+                ("  from", one.source),
+                ("  licence", one.licence),
+                ("  split", one.split),
+                (
+                    "  pictures",
+                    f"{all_of.train} train, test {all_of.test_normal} good and {all_of.test_anomalous} defective",
+                ),
+                *([("  categories", ", ".join(each))] if len(each) > 1 else []),
+                ("  folders", one.tree),
+                ("  found as", ", ".join(f"{folder}/" for folder in one.folders)),
+            ]
+        )
 
 
 def simulation(made: Simulation) -> Iterable[str]:

@@ -116,9 +116,19 @@ def test_mvtec_problems(tmp_path: Path) -> None:
 
 
 def test_mvtec_with_pictures_a_level_too_deep_is_an_error(tmp_path: Path) -> None:
-    """As in MVTec 3D: rgb/ and xyz/ in each folder, of which only one holds pictures."""
     with pytest.raises(DataError, match="names no picture"):
-        read(lay_out(tmp_path, "train/good/rgb/0.png", "train/good/xyz/0.tiff"))
+        read(lay_out(tmp_path, "train/good/left/0.png", "train/good/right/0.png"))
+
+
+def test_a_public_set_is_told_by_its_name_and_compared(tmp_path: Path) -> None:
+    dataset = read(lay_out(tmp_path / "bottle", *GOOD_AND_BAD, "test/scratch/notes.txt"))
+    assert dataset.problems[0].startswith("1 file with other suffixes ignored: ")
+    assert dataset.problems[1:] == (
+        "bottle: 2 of 209 training pictures",
+        "bottle: 1 of 20 good test pictures",
+        "bottle: 2 of 63 anomalous test pictures",
+        "bottle: no masks",
+    )
 
 
 def test_mvtec_root(tmp_path: Path) -> None:

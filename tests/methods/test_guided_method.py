@@ -474,7 +474,7 @@ def rates_of(method: Guided) -> dict[str, float]:
 
 
 def test_blocks_learn_the_slower_the_further_they_are_from_the_end() -> None:
-    method = guided(learning_rate=1e-3, layer_decay=0.5, ema=True)
+    method = guided(learning_rate=1e-3, layer_decay=0.5, ema=True, tuned=None)
     method.start_training(batch_of(method, pictures()))
     rates = rates_of(method)
     assert set(rates) == {name for name, _ in method.named_parameters() if not name.startswith("average.")}
@@ -1046,6 +1046,7 @@ def test_the_poster_and_its_successor() -> None:
     assert (first.epochs, first.min_steps, first.pictures_per_step) == (100, 0, 16)
     assert (first.learning_rate_start, first.learning_rate, first.warmup) == (1e-5, 5e-4, 0.1)
     assert (first.detection, first.segmentation, first.marking) == (0.95, 0.05, 0.0)
+    assert GuidedConfig.best().tuned == 4
     assert (first.map_head, first.tuned, first.layer_decay, first.score) == ("attention", None, 1.0, "class")
     assert (first.guidance, first.guide_layers, first.ema, first.smoothing) == ("attention", (-1,), False, 0.0)
     assert (first.bank_size, first.zoom, first.small_pieces) == (0, 1.0, False)

@@ -14,7 +14,18 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from blemish.errors import ConfigError, NonFiniteError
-from blemish.report.figures import _edges, _tsne, embedding, gallery, health, precision_recall, roc, score_histogram
+from blemish.report.figures import (
+    _edges,
+    _tsne,
+    embedding,
+    embeddings,
+    gallery,
+    health,
+    precision_recall,
+    roc,
+    score_histogram,
+    score_histograms,
+)
 
 RNG = np.random.default_rng(0)
 GOOD, DEFECTIVE = RNG.normal(1, 0.3, 60), RNG.normal(3, 0.8, 20)
@@ -191,7 +202,7 @@ def test_an_embedding_that_cannot_be_drawn_is_an_error() -> None:
     for shape in ((2, 5), (0, 5), (9, 1), (9,)):
         with pytest.raises(ConfigError, match="3 or more points of 2 or more features"):
             embedding(np.zeros(shape), [0] * shape[0])
-    with pytest.raises(ConfigError, match="4 points, 3 labels and 4 names"):
+    with pytest.raises(ConfigError, match="4 points, 3 labels and 3 names"):
         embedding(np.zeros((4, 2)), [0] * 3)
     with pytest.raises(ConfigError, match="4 points, 4 labels and 1 names"):
         embedding(np.zeros((4, 2)), [0] * 4, ["dent"])
@@ -217,3 +228,38 @@ def test_a_gallery_shows_what_each_row_has_under_its_columns() -> None:
     for nothing in ([], [("caption", {})]):
         with pytest.raises(ConfigError, match="at least one picture"):
             gallery(nothing)
+
+
+def test_the_columns_and_labels_of_a_gallery() -> None:
+    red, blue = (np.tile(np.array(colour, np.uint8), (6, 9, 1)) for colour in ([250, 0, 0], [0, 0, 250]))
+    rows = [("first", {"b $_{": red}), ("second", {"a": blue, "b $_{": red})]
+    words = text(gallery(rows, columns=("a", "b $_{", "c"), labels=[{"b $_{": "0.25 $_{"}, {}], format="svg"))
+    for said in ("a", "b $_{", "c", "0.25 $_{"):
+        assert said in words
+    drawn = np.asarray(Image.open(io.BytesIO(gallery(rows, columns=("a", "b $_{")))).convert("RGB")).astype(int)
+    left, right = (np.argwhere(drawn[..., channel] - drawn[..., 1] == 250)[:, 1].mean() for channel in (2, 0))
+    assert left < right
+    plain, labelled = (gallery(rows, labels=labels) for labels in (None, [{}, {"a": "x"}]))
+    assert plain != labelled
+    with pytest.raises(ConfigError, match="2 rows and labels of 1"):
+        gallery(rows, labels=[{}])
+    with pytest.raises(ConfigError, match="at least one picture"):
+        gallery(rows, columns=("c",))
+
+
+def test_histograms_side_by_side_name_detectors_and_keep_their_own_scores() -> None:
+    words = text(score_histograms({"one $_{": (GOOD, DEFECTIVE, 2.125), "two": (GOOD[:7] * 1e3, [], None)}))
+    for said in ("one $_{", "two", "good (60)", "defective (20)", "threshold 2.125", "good (7)"):
+        assert said in words
+    assert words.count("threshold") == 1
+    with pytest.raises(NonFiniteError, match="threshold"):
+        score_histograms({"one": (GOOD, DEFECTIVE, np.nan)})
+
+
+def test_embeddings_side_by_side_share_one_legend() -> None:
+    points = {"one $_{": RNG.normal(size=(9, 4)), "two": RNG.normal(size=(9, 7))}
+    words = text(embeddings(points, [0] * 5 + [1] * 4, [""] * 5 + ["dent"] * 4))
+    assert (words.count("t-SNE of 9 pictures"), words.count("5 good"), words.count("4 dent")) == (2, 1, 1)
+    assert all(title in words for title in points)
+    with pytest.raises(ConfigError, match="8 points, 9 labels"):
+        embeddings({**points, "three": np.zeros((8, 2))}, [0] * 9)

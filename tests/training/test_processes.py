@@ -20,10 +20,11 @@ from safetensors.torch import load_file as read_tensors
 from test_loop import same
 from test_resume import step_of
 from torch import Tensor
-from toy import Toy, ToyConfig, fit_apart, learned, pictures, run, stream_of, train_apart
+from toy import Toy, ToyConfig, fit_apart, fit_defects_apart, learned, pictures, run, stream_of, train_apart
 
 from blemish import artifact
 from blemish.errors import ConfigError
+from blemish.images import decode
 from blemish.losses.clustering import sinkhorn
 from blemish.training import distributed, train
 
@@ -156,6 +157,51 @@ def test_two_processes_pre_train_and_then_fit(tmp_path: Path) -> None:
         assert scores.shape == (4, 4)  # two pictures of each
         torch.testing.assert_close(targets, sinkhorn(scores), rtol=1e-4, atol=1e-6)
         assert not torch.allclose(targets[:2], sinkhorn(scores[:2]), atol=1e-3)
+
+
+def digests_of(count: int) -> list[str]:
+    return [decode(picture).digest for picture in pictures(count)]
+
+
+def halves(labels: Tensor) -> list[list[int]]:
+    """The labels of step after step, sorted."""
+    return labels.sort(dim=1).values.tolist()
+
+
+def test_two_processes_learn_from_defects_and_resume(tmp_path: Path) -> None:
+    steps, path = 8, tmp_path / "x.training"
+    whole, again = [tmp_path / "0", tmp_path / "1"], [tmp_path / "2", tmp_path / "3"]
+    common: dict[str, Any] = {"target": fit_defects_apart, "min_steps": steps}
+    assert together(whole, 3, **common) == [0, 0]
+    assert together(again, 3, checkpoint=path, pause=0.02, interrupt_at=3, **common) == [130, 130]
+    assert together(again, 3, checkpoint=path, resume=True, **common) == [0, 0]
+    fits, digests = [artifact.read(result) for result in (*whole, *again)], digests_of(12)
+    for tensors, told in fits:
+        assert same(tensors, fits[0][0])
+        assert told["training"]["processes"] == 2
+        assert (told["data"]["fitted"], told["data"]["defects"]) == (digests[:9], digests[9:])
+    begun = fits[2][1]["training"]["resumed_at"]
+    assert 3 <= begun < steps
+    for rank, defects in enumerate((1, 2)):  # how many of the three are this process's
+        first, rest = (read_tensors(f"{results[rank]}.steps") for results in (whole, again))
+        assert halves(first["given"]) == halves(first["learned"]) == [[0, 0, 1, 1]] * steps
+        assert len(first["brightness"][first["given"] == 1].unique()) == defects
+        assert all(torch.equal(tensor[begun:], rest[name]) for name, tensor in first.items() if name != "learned")
+
+
+@pytest.mark.parametrize("network", ["atacnet", "classifier"])
+def test_two_processes_learn_from_one_defect(network: str, tmp_path: Path) -> None:
+    results, steps = [tmp_path / "0", tmp_path / "1"], 4
+    # Of an early layer: what comes after it takes no part in the loss, and must not be waited for.
+    settings: dict[str, Any] = {"network": network, "layers": (3,), "min_steps": steps}
+    assert together(results, 1, target=fit_defects_apart, **settings) == [0, 0]
+    (first, told), (second, told_too) = (artifact.read(result) for result in results)
+    assert same(first, second)
+    assert told["data"]["defects"] == told_too["data"]["defects"] == digests_of(10)[9:]
+    without, having = (read_tensors(f"{result}.steps") for result in results)
+    assert halves(without["given"]) == [[-1] * 4] * steps  # it makes its anomalous half of normal pictures
+    assert halves(having["given"]) == [[0, 0, 1, 1]] * steps
+    assert halves(without["learned"]) == halves(having["learned"]) == [[0, 0, 1, 1]] * steps
 
 
 @pytest.fixture

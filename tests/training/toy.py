@@ -25,6 +25,7 @@ from blemish.data.stream import PictureStream
 from blemish.data.transforms import Preprocessing
 from blemish.methods import apmask
 from blemish.methods.apmask import APMaskConfig
+from blemish.methods.atacnet import AtacNet
 from blemish.methods.guided import GuidedConfig
 from blemish.methods.trained import TrainedConfig, TrainedMethod, TrainingBatch
 from blemish.training import Training, checkpoint, loop, train
@@ -190,3 +191,38 @@ def fit_apart(
         {name: torch.stack(parts) for name, parts in zip(("scores", "targets"), zip(*seen, strict=True), strict=True)},
         f"{result}.balanced",
     )
+
+
+def fit_defects_apart(
+    result: Path, defects: int, environment: Mapping[str, str], pause: float, options: Mapping[str, Any]
+) -> None:
+    """Fit `atacnet`, as published, in a process of its own on nine good pictures and some defects, the pictures after
+    them, with a checkpoint after every step; note the labels that a step is given (−1: none) and those it learns from.
+    """
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    loop.BETWEEN_CHECKPOINTS = 0.0
+    balance, seen = AtacNet.balanced, []
+
+    def noted(self: AtacNet, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
+        assert batch.images is not None
+        brightness = batch.images.mean((1, 2, 3))
+        images, labels = balance(self, batch)
+        if self.training:  # a step, and not the findings
+            given = torch.full_like(labels, -1) if batch.labels is None else batch.labels
+            seen.append((brightness, given, labels))
+            time.sleep(pause)
+        return images, labels
+
+    AtacNet.balanced = noted  # type: ignore[method-assign]
+    shown = pictures(9 + defects)
+    tiny = {"backbone": "test_resnet", "weights": "random", "image_size": 2 * SIDE, "attention_dim": 8, "draws": 50}
+    quick = {"epochs": 1, "pictures_per_step": 8, "calibration_fraction": 0, "device": "cpu", "precision": "fp32"}
+    whole = {"recipe": "paper", **tiny, **quick, **options}
+    try:
+        detector = blemish.fit("atacnet", shown[:9], anomalies=shown[9:], **whole)
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    detector.save(result)
+    names, steps = ("brightness", "given", "learned"), zip(*seen, strict=True)
+    save_file({name: torch.stack(parts) for name, parts in zip(names, steps, strict=True)}, f"{result}.steps")

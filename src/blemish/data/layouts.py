@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from blemish.data.folder import SUFFIXES, is_file, is_folder, scan
-from blemish.data.nih import is_nih, read_nih
+from blemish.data.official import OFFICIAL, READERS, differences
 from blemish.data.phrases import counted, listed
 from blemish.data.tables import read_rows, refuse
 from blemish.errors import DataError, ImageError
@@ -33,6 +33,15 @@ TREES = """\
     nih                 FOLDER/images/* (or images_001/images/* …)   FOLDER/BBox_List_2017.csv
                         FOLDER/Data_Entry_2017_v2020.csv (or Data_Entry_2017.csv, or labels.csv with those columns)
                         the splits: FOLDER/train_val_list.txt   FOLDER/test_list.txt (both or neither)
+    visa                FOLDER/Data/Images/{Normal,Anomaly}/*   FOLDER/Data/Masks/Anomaly/*
+                        the splits: FOLDER/../split_csv/1cls.csv   or all in FOLDER/<category>/ and FOLDER/split_csv/
+    mvtec3d             FOLDER/train/good/rgb/*   FOLDER/test/good/rgb/*   FOLDER/test/<defect>/{rgb,gt}/*
+                        or FOLDER/<category>/ of these
+    head_ct             FOLDER/labels.csv with the columns id, hemorrhage   FOLDER/**/000.png
+    brain_mri           FOLDER/no/*   FOLDER/yes/*
+    elpv                FOLDER/labels.csv   FOLDER/images/*
+    kolektor_sdd        FOLDER/kos01/Part0.jpg   FOLDER/kos01/Part0_label.bmp …
+    magnetic_tile       FOLDER/MT_Free/Imgs/*.jpg   FOLDER/MT_<Defect>/Imgs/*.jpg, masks beside them as .png
     flat                FOLDER/**, all of them good
     manifest            TABLE.csv with the columns path and, where known, label, mask, split, category, defect, group
 
@@ -61,7 +70,7 @@ class Dataset:
 
     Attributes:
         root: the folder or file that was read.
-        layout: "mvtec", "mvtec-root", "good-and-defects", "nih", "flat" or "manifest".
+        layout: one of those in `TREES`.
         description: one sentence for the user: what was recognised and how many of what there are.
         samples: in path order; those of a manifest in its order.
         problems: what a person should look at, one sentence each; nothing here keeps the data from being used.
@@ -103,19 +112,26 @@ class Dataset:
 def read(path: str | Path) -> Dataset:
     """The data set at `path`, its layout recognised: the most specific one that fits.
 
-    `path` is a folder, a table (.csv or .tsv) or one picture. Pictures are listed, not decoded: see `check`.
+    `path` is a folder, a table (.csv or .tsv) or one picture. Pictures are listed, not decoded: see `check`. Where a
+    public set is recognised, its problems say what differs from the official counts.
 
     Raises: DataError when there is nothing at `path`, no picture in it, no telling which are good, for a piece of a
-        layout that is missing, or for rows of a table that cannot be used (listed together with their line numbers).
+        layout that is missing, or for rows of a table that cannot be used (listed together with their line numbers);
+        ImageError for a mask that must be looked at (KolektorSDD) and cannot be decoded.
     """
-    root = Path(path)
+    dataset = _read(Path(path))
+    return replace(dataset, problems=(*dataset.problems, *differences(dataset)))
+
+
+def _read(root: Path) -> Dataset:
     if is_file(root):
         return _read_manifest(root) if root.suffix.lower() in TABLES else _flat(root, [root])
     if not is_folder(root):
         raise DataError(f"{root}: no such file or folder")
-    if is_nih(root):
-        held = read_nih(root)
-        return _dataset(root, "nih", "NIH ChestX-ray14 layout", list(held.samples), list(held.problems), held.notes)
+    if name := next((name for name, reader in READERS.items() if reader.fits(root)), None):
+        held = READERS[name].read(root)
+        title = f"{OFFICIAL[name].title} layout"
+        return _dataset(root, name, title, list(held.samples), list(held.problems), held.notes)
     tree = scan(root)
     if not tree.pictures:
         raise DataError(f"{root}: no pictures found; files with these suffixes are looked for: {SUFFIXES}")

@@ -13,9 +13,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from blemish.data.contents import Contents
 from blemish.data.folder import is_file, is_folder, scan
 from blemish.data.phrases import counted, listed
-from blemish.data.tables import read_rows, read_text, refuse
+from blemish.data.tables import first_line, read_rows, read_text, refuse
 from blemish.errors import DataError
 from blemish.types import ANOMALOUS, GOOD, NORMAL, Sample
 
@@ -33,21 +34,6 @@ _NO_FINDING = "No Finding"
 _Box = tuple[float, float, float, float]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Contents:
-    """What the layout holds.
-
-    Attributes:
-        samples: in path order, with their splits.
-        notes: what the description should add, of how the pictures were split and what is in no split.
-        problems: what a person should look at, one sentence each.
-    """
-
-    samples: tuple[Sample, ...]
-    notes: tuple[str, ...]
-    problems: tuple[str, ...]
-
-
 @dataclass(frozen=True, slots=True)
 class _Label:
     findings: tuple[str, ...]
@@ -58,14 +44,7 @@ def is_nih(folder: Path) -> bool:
     """Whether the folder has one of the official tables, or a labels.csv with their columns."""
     if any(is_file(folder / name) for name in (*OFFICIAL_TABLES, BOXES)):
         return True
-    table = folder / OWN_TABLE
-    if not is_file(table):
-        return False
-    try:
-        with table.open("rb") as file:
-            header = file.readline(4096).decode("utf-8", "replace").lower()
-    except OSError:
-        return False
+    header = first_line(folder / OWN_TABLE)
     return _PICTURE in header and _FINDINGS in header
 
 

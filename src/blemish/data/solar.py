@@ -17,11 +17,9 @@ from pathlib import Path
 
 from blemish.data.layouts import write_manifest
 from blemish.data.splits import hold_out
-from blemish.errors import DataError, MissingExtraError
-from blemish.types import ANOMALOUS, GOOD, NORMAL, Sample
-
-TEST_FRACTION = 0.25  # of the functional cells: 377 of 1,508
-CATEGORY, DEFECT = "solar", "defective"
+from blemish.data.unsplit import TEST_FRACTION, elpv_cells
+from blemish.errors import MissingExtraError
+from blemish.types import ANOMALOUS, NORMAL
 
 
 def write_elpv_manifest(path: str | Path, seed: int = 0) -> Path:
@@ -36,26 +34,8 @@ def write_elpv_manifest(path: str | Path, seed: int = 0) -> Path:
     spec = importlib.util.find_spec("elpv_dataset")  # located, never imported: only its files are of use
     if spec is None or spec.origin is None:
         raise MissingExtraError("elpv-dataset", extra="demo", purpose="read the ELPV solar cells")
-    normal, anomalous = _cells(Path(spec.origin).absolute().parent / "data")
-    train, test = hold_out(normal, TEST_FRACTION, seed)
+    cells = elpv_cells(Path(spec.origin).absolute().parent / "data")
+    train, test = hold_out([cell for cell in cells if cell.label == NORMAL], TEST_FRACTION, seed)
     rows = [replace(cell, split="train") for cell in train]
-    rows += [replace(cell, split="test") for cell in test + anomalous]
+    rows += [replace(cell, split="test") for cell in test + [cell for cell in cells if cell.label == ANOMALOUS]]
     return write_manifest(path, rows)
-
-
-def _cells(folder: Path) -> tuple[list[Sample], list[Sample]]:
-    """(normal, anomalous) from the package's table: path, probability and kind of cell, between white space."""
-    table = folder / "labels.csv"
-    normal: list[Sample] = []
-    anomalous: list[Sample] = []
-    try:
-        for line in table.read_text(encoding="utf-8").splitlines():
-            name, probability, _ = line.split()
-            picture = folder / name
-            if float(probability) == 0:
-                normal.append(Sample(path=picture, label=NORMAL, category=CATEGORY, defect=GOOD))
-            elif float(probability) == 1:
-                anomalous.append(Sample(path=picture, label=ANOMALOUS, category=CATEGORY, defect=DEFECT))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{table}: cannot be read as ELPV's labels ({error}); reinstall elpv-dataset") from error
-    return normal, anomalous

@@ -32,6 +32,17 @@ def read_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
         raise DataError(f"{path}: line {rows.line_num} is not CSV ({error})") from error
 
 
+def first_line(path: Path) -> str:
+    """The first line of a file in lower case, to tell by it what the file is; "" where it cannot be read."""
+    try:
+        if not path.is_file():  # a pipe would wait for a writer
+            return ""
+        with path.open("rb") as file:
+            return file.readline(4096).decode("utf-8", "replace").lower()
+    except OSError:
+        return ""
+
+
 def read_text(path: Path) -> str:
     """The text of a file in UTF-8, with or without a byte-order mark. Raises: DataError."""
     try:

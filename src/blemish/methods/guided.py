@@ -100,7 +100,7 @@ class GuidedConfig(TrainedConfig, FineTuning):
     guide_layers: tuple[int, ...] = ()
     augment: bool = True
     map_head: Literal["attention", "features"] = "features"
-    tuned: int | None = None
+    tuned: int | None = 4
     detection: float = 0.95
     segmentation: float = 0.05
     marking: float = 1.0
@@ -164,6 +164,7 @@ class GuidedConfig(TrainedConfig, FineTuning):
             small_pieces=False,
             guide_layers=(-1,),
             map_head="attention",
+            tuned=None,
             layer_decay=1.0,
             marking=0.0,
             score="class",

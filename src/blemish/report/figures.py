@@ -30,6 +30,7 @@ Curve = npt.ArrayLike
 Picture = npt.NDArray[np.uint8]
 
 NORMAL_COLOUR, ANOMALOUS_COLOUR, UNLABELLED_COLOUR = "#0072b2", "#d55e00", "#56707f"
+_COLOURS = {"good": NORMAL_COLOUR, "defective": ANOMALOUS_COLOUR, "scored": UNLABELLED_COLOUR}
 # Of the kinds of defects, the most frequent first; the colours and the shapes of the marks repeat at different lengths.
 _KINDS = (ANOMALOUS_COLOUR, "#009e73", "#cc79a7", "#e69f00", "#000000")
 _MARKS = ("^", "s", "D", "v")
@@ -60,6 +61,7 @@ _STYLE: Any = {  # newer matplotlib types the keys one by one; older has no such
 }
 _PERPLEXITY = 30.0  # of t-SNE, as van der Maaten and Hinton (2008) use it; of few points a third of their number
 _NAME_LENGTH = 26  # signs of a line beside a row of pictures
+_LABEL: Any = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.5}  # behind words on a picture
 _BINS = 150  # points of a line over the steps of a training
 # matplotlib reads its settings from one place in the process; two threads must not swap them at the same time.
 _SETTINGS = threading.Lock()
@@ -126,36 +128,65 @@ def score_histogram(
     Returns: an SVG or PNG file.
     Raises: NonFiniteError if a score or the threshold is not finite.
     """
-    classes = [
-        (name, colour, scores)
-        for name, colour, values in [
-            ("good", NORMAL_COLOUR, normal),
-            ("defective", ANOMALOUS_COLOUR, anomalous),
-            ("scored", UNLABELLED_COLOUR, unlabelled),
-        ]
-        if values is not None and (scores := _finite("scores", values)).size
+    with _sheet(format, width=7.6, height=3.0) as (axes, sheet):
+        _histogram(axes, [("good", normal), ("defective", anomalous), ("scored", unlabelled)], threshold)
+    return sheet.getvalue()
+
+
+def score_histograms(panels: Mapping[str, tuple[Curve, Curve, float | None]], *, format: Format = "svg") -> bytes:
+    """How the scores of several detectors are spread, side by side, each on an axis of its own.
+
+    Scores of different detectors are of different units; what can be compared is how far the classes lie apart.
+
+    Args:
+        panels: name of a detector -> scores of the good pictures, of the defective ones, and the threshold or None; at
+            least one.
+
+    Returns: an SVG or PNG file.
+    Raises: NonFiniteError if a score or a threshold is not finite.
+    """
+    with _figure(format, width=5.2 * len(panels), height=3.2) as (figure, sheet):
+        plots = figure.subplots(1, len(panels), squeeze=False)[0]
+        for axes, (name, (normal, anomalous, threshold)) in zip(plots, panels.items(), strict=True):
+            _histogram(axes, [("good", normal), ("defective", anomalous)], threshold, title=name)
+    return sheet.getvalue()
+
+
+def _histogram(
+    axes: Axes, classes: Sequence[tuple[str, Curve | None]], threshold: float | None, *, title: str = ""
+) -> None:
+    """Scores by the name of their class (None: there is no such class) in bins that meet at the threshold."""
+    found = [
+        (name, scores) for name, values in classes if values is not None and (scores := _finite("scores", values)).size
     ]
     if threshold is not None and not math.isfinite(threshold):
         raise NonFiniteError(f"the threshold {threshold} cannot be drawn; give a finite score or None")
-    with _sheet(format, width=7.6, height=3.0) as (axes, sheet):
-        edges = _edges(np.concatenate([scores for _, _, scores in classes]) if classes else np.zeros(0), threshold)
-        for name, colour, scores in classes:
-            label = f"{name} ({scores.size:,})"
-            counts = np.histogram(-scores, -edges[::-1])[0][::-1]  # negated: (a, b] in place of [a, b)
-            axes.stairs(counts, edges, fill=True, color=colour, alpha=0.35)
-            axes.stairs(counts, edges, color=colour, linewidth=1.4, label=label)
-        if threshold is not None:
-            label = f"threshold {threshold:.4g}"
-            axes.axvline(threshold, color=_INK, linewidth=1.5, linestyle=(0, (4, 2)), label=label)
-        if not classes:
-            axes.text(0.5, 0.5, "no scores", transform=axes.transAxes, ha="center", va="center")
-        axes.set(xlabel="score", ylabel="pictures")
-        axes.set_ylim(bottom=0)
-        axes.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 5, 10], integer=True))
-        axes.grid(visible=False, axis="x")
-        if classes or threshold is not None:
-            axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=4, borderaxespad=0.2, columnspacing=1.6)
-    return sheet.getvalue()
+    edges = _edges(np.concatenate([scores for _, scores in found]) if found else np.zeros(0), threshold)
+    for name, scores in found:
+        label, colour = f"{name} ({scores.size:,})", _COLOURS[name]
+        counts = np.histogram(-scores, -edges[::-1])[0][::-1]  # negated: (a, b] in place of [a, b)
+        axes.stairs(counts, edges, fill=True, color=colour, alpha=0.35)
+        axes.stairs(counts, edges, color=colour, linewidth=1.4, label=label)
+    if threshold is not None:
+        label = f"threshold {threshold:.4g}"
+        axes.axvline(threshold, color=_INK, linewidth=1.5, linestyle=(0, (4, 2)), label=label)
+    if not found:
+        axes.text(0.5, 0.5, "no scores", transform=axes.transAxes, ha="center", va="center")
+    axes.set(xlabel="score", ylabel="pictures")
+    axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 5, 10], integer=True))
+    axes.grid(visible=False, axis="x")
+    if found or threshold is not None:
+        legend = axes.legend(
+            loc="lower left",
+            bbox_to_anchor=(0.0, 1.0),
+            ncols=4,
+            borderaxespad=0.2,
+            columnspacing=1.6,
+            title=_shortened(title) or None,
+            alignment="left",
+        )
+        legend.get_title().set_parse_math(False)
 
 
 def health(
@@ -212,16 +243,28 @@ def embedding(
     Raises: ConfigError for fewer than 3 points or 2 features, or lengths that differ; NonFiniteError if a feature is
         not finite.
     """
-    features = np.asarray(points, dtype=np.float32)
-    if features.ndim != 2 or features.shape[0] < 3 or features.shape[1] < 2:
-        raise ConfigError(f"t-SNE needs 3 or more points of 2 or more features; these are of shape {features.shape}")
-    _finite("features", features)
+    return embeddings({"": points}, labels, names, format=format)
+
+
+def embeddings(
+    points: Mapping[str, npt.ArrayLike],
+    labels: Sequence[int],
+    names: Sequence[str] | None = None,
+    *,
+    format: Format = "svg",
+) -> bytes:
+    """The same pictures in the features of several detectors, side by side; otherwise as `embedding`.
+
+    Args:
+        points: name of a detector -> N D, at least one; D may differ.
+        labels, names: as of `embedding`, of all of them.
+
+    Returns: an SVG or PNG file.
+    Raises: as `embedding`.
+    """
     truth = np.asarray(labels)
-    known = np.asarray(["" for _ in features] if names is None else names, dtype=object)
-    if not len(features) == len(truth) == len(known):
-        raise ConfigError(f"{len(features)} points, {len(truth)} labels and {len(known)} names; as many are needed")
-    perplexity = min(_PERPLEXITY, (len(features) - 1) / 3)
-    places = _tsne(features, perplexity)
+    known = np.asarray(["" for _ in truth] if names is None else names, dtype=object)
+    placed = {title: _placed(features, truth, known) for title, features in points.items()}
     groups = [("good", truth == NORMAL, NORMAL_COLOUR, "o")]
     frequent = [name for name, _ in Counter(known[(truth == ANOMALOUS) & (known != "")]).most_common(_NAMED)]
     for place, name in enumerate(frequent):
@@ -230,14 +273,18 @@ def embedding(
     others = (truth == ANOMALOUS) & ~np.isin(known, frequent)
     rest = ("other defects", UNLABELLED_COLOUR) if frequent else ("defective", ANOMALOUS_COLOUR)
     groups.append((rest[0], others, rest[1], "X"))
-    with _sheet(format, width=6.4, height=4.4) as (axes, sheet):
-        drawn = [(name, chosen, colour, mark) for name, chosen, colour, mark in groups if chosen.any()]
-        handles = [
-            axes.scatter(
-                places[chosen, 0], places[chosen, 1], s=26, color=colour, marker=mark, alpha=0.75, linewidths=0
-            )
-            for _, chosen, colour, mark in drawn
-        ]
+    drawn = [group for group in groups if group[1].any()]
+    with _figure(format, width=2.2 + 4.2 * len(placed), height=4.4) as (figure, sheet):
+        plots = figure.subplots(1, len(placed), squeeze=False)[0]
+        for axes, (title, (places, perplexity)) in zip(plots, placed.items(), strict=True):
+            handles = [
+                axes.scatter(
+                    places[chosen, 0], places[chosen, 1], s=26, color=colour, marker=mark, alpha=0.75, linewidths=0
+                )
+                for _, chosen, colour, mark in drawn
+            ]
+            axes.set_title(_shortened(title), fontsize=9.5, parse_math=False)
+            axes.set(xticks=[], yticks=[], xlabel=f"t-SNE of {len(places):,} pictures, perplexity {perplexity:.3g}")
         # The number stands first: matplotlib leaves out a label that begins with an underscore.
         legend = axes.legend(
             handles,
@@ -247,42 +294,70 @@ def embedding(
         )
         for text in legend.get_texts():
             text.set_parse_math(False)
-        axes.set(xticks=[], yticks=[], xlabel=f"t-SNE of {len(features):,} pictures, perplexity {perplexity:.3g}")
     return sheet.getvalue()
 
 
-def gallery(rows: Sequence[tuple[str, Mapping[str, Picture]]], *, note: str = "", format: Format = "png") -> bytes:
+def _placed(
+    points: npt.ArrayLike, truth: npt.NDArray[Any], known: npt.NDArray[Any]
+) -> tuple[npt.NDArray[np.float32], float]:
+    """Where points N D lie in the plane, N 2, and the perplexity of that. Raises: as `embedding`."""
+    features = np.asarray(points, dtype=np.float32)
+    if features.ndim != 2 or features.shape[0] < 3 or features.shape[1] < 2:
+        raise ConfigError(f"t-SNE needs 3 or more points of 2 or more features; these are of shape {features.shape}")
+    _finite("features", features)
+    if not len(features) == len(truth) == len(known):
+        raise ConfigError(f"{len(features)} points, {len(truth)} labels and {len(known)} names; as many are needed")
+    perplexity = min(_PERPLEXITY, (len(features) - 1) / 3)
+    return _tsne(features, perplexity), perplexity
+
+
+def gallery(
+    rows: Sequence[tuple[str, Mapping[str, Picture]]],
+    *,
+    columns: Sequence[str] = (),
+    labels: Sequence[Mapping[str, str]] | None = None,
+    note: str = "",
+    format: Format = "png",
+) -> bytes:
     """Pictures in rows: under each column's title what each row has of it.
 
     Args:
-        rows: (caption of a few lines, title -> uint8 H W 3), at least one; columns in the order in which their titles
-            first come. Where a row lacks one, its place stays empty.
+        rows: (caption of a few lines, title -> uint8 H W 3), at least one. Where a row lacks one, its place stays
+            empty.
+        columns: the titles in their order; empty = in the order in which they first come.
+        labels: for each row title -> words in the corner of that picture; None = no words.
         note: a line below all of them.
 
     Returns: an SVG or PNG file.
-    Raises: ConfigError without a picture.
+    Raises: ConfigError without a picture, or for labels of more or fewer rows.
     """
-    columns = list(dict.fromkeys(title for _, tiles in rows for title in tiles))
-    if not columns:
+    titles = list(columns) or list(dict.fromkeys(title for _, tiles in rows for title in tiles))
+    if not any(title in tiles for title in titles for _, tiles in rows):
         raise ConfigError("a gallery needs at least one picture")
+    if labels is not None and len(labels) != len(rows):
+        raise ConfigError(f"{len(rows)} rows and labels of {len(labels)}; as many are needed")
     wide, high, head = 1.9, 1.7, 0.3  # inches: of a place, and of the line of titles
-    size = wide * (1 + len(columns)), head + high * len(rows) + (head if note else 0.0)
+    size = wide * (1 + len(titles)), head + high * len(rows) + (head if note else 0.0)
     # All in one plot, in inches: one for each picture would take seconds to lay out.
     with _sheet(format, width=size[0], height=size[1]) as (axes, sheet):
-        for column, title in enumerate(columns, start=1):
-            axes.text(wide * (column + 0.5), head / 2, title, fontsize=9.5, ha="center", va="center")
+        for column, title in enumerate(titles, start=1):
+            middle = wide * (column + 0.5)
+            axes.text(middle, head / 2, _shortened(title), fontsize=9.5, ha="center", va="center", parse_math=False)
         for row, (caption, tiles) in enumerate(rows):
             middle = head + high * (row + 0.5)
             lines = "\n".join(map(_shortened, caption.splitlines()))
             axes.text(0.0, middle, lines, fontsize=8.5, va="center", parse_math=False)
-            for column, title in enumerate(columns, start=1):
+            for column, title in enumerate(titles, start=1):
                 if title in tiles:
                     tall, across = tiles[title].shape[:2]
                     inch = 0.5 * min((wide - 0.1) / across, (high - 0.1) / tall)  # half a pixel's side
                     centre = wide * (column + 0.5)
                     sides = (centre - inch * across, centre + inch * across, middle + inch * tall, middle - inch * tall)
                     axes.imshow(tiles[title], extent=sides)
-        axes.text(size[0] / 2, size[1] - head / 2, note, fontsize=9.5, ha="center", va="center")
+                    if labels is not None and title in labels[row]:
+                        corner = sides[0] + 0.04, sides[3] + 0.04
+                        axes.text(*corner, labels[row][title], fontsize=8, va="top", parse_math=False, bbox=_LABEL)
+        axes.text(size[0] / 2, size[1] - head / 2, note, fontsize=9.5, ha="center", va="center", parse_math=False)
         axes.set(xlim=(0.0, size[0]), ylim=(size[1], 0.0), aspect="equal")
         axes.axis("off")
     return sheet.getvalue()

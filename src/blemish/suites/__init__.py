@@ -1,35 +1,50 @@
-"""Suites: tables of runs that belong together, as the ablations of a paper, each a TOML file beside this one.
+"""Suites: tables of runs that belong together, as those of a paper, each a TOML file beside this one.
 
-A file has a `title`, a `method`, a `recipe`, `published_on` (what the published figures were measured on) and
-`[[table]]` entries: `name`, `title`, perhaps a `source` and a `note`, and `rows`, each with a `label`, `settings`, and
-perhaps `published`: metric -> figure in %, as printed. All rows of a table name the same settings, its factors;
-whatever they do not name is common to the whole table. A row without settings is only shown, as it was published.
+A file has a `title`, and of these what its tables share: `method`, `recipe`, `data`, `multi_class` (as of `Table`) and
+`published_on` (what the published figures were measured on, where that is not `data`). It holds, in any number:
+
+`[[comparison]]`, a main table, of `name`, `title`, `source`, `note`, `data`, `multi_class`, `metrics`, `lines`,
+perhaps `by`, and `entries`, what is measured for it; then a `[[comparison.published]]` for each published system, of
+`source`, for each metric a figure for each line (nan where there is none, [figure, spread] where a spread is
+published), and perhaps `mean` and `latency_ms`.
+
+`[[table]]`, settings or methods compared with each other, of `name`, `title`, perhaps a `source` and a `note`, and
+`rows`, each with a `label`, perhaps `published`, and what an `Entry` has. Either all rows that can be measured name the
+same `settings`, the table's factors, and whatever they do not name is common to the whole table; or they are of
+methods, recipes, shots or counts of defects, with `data`. A row of a label and `published` alone is only shown.
+
+`[efficiency]`, of `source`, `note` and `rows`, each a `Cost`.
+
+All figures are in %, as printed.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from blemish.errors import ConfigError, unknown_name
 
 SUFFIX = ".toml"
+_OF_ENTRIES = ("method", "recipe", "settings", "shots", "anomaly_count", "adapt")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A line of a table.
+    """What is measured, or was published, as a line or a column of a table.
 
     Attributes:
-        method, recipe: names, as of `blemish.fit`.
-        settings: what the table varies, as this line has it; anything else is up to the recipe and the user. Empty in a
-            line of a suite = published only, it cannot be measured.
-        label: how the table calls the line.
+        method, recipe: names, as of `blemish.fit`. No method = published only, it cannot be measured.
+        settings: what the table varies, as this entry has it; anything else is up to the recipe and the user.
+        shots, anomaly_count: as of `blemish.fit`; None = all normal pictures, and no defect.
+        adapt: modes of `blemish.methods.adaptation` in which the same detector is judged, too.
+        label: how the table calls it.
         published: metric of a result row -> the figure in % that the source gives.
     """
 
@@ -38,6 +53,9 @@ class Entry:
     settings: Mapping[str, Any] = field(default_factory=dict)
     label: str = ""
     published: Mapping[str, float] = field(default_factory=dict)
+    shots: int | None = None
+    anomaly_count: int | None = None
+    adapt: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +64,11 @@ class Table:
 
     Attributes:
         name: for `--only`.
+        rows: its lines, in order.
         source: where it was published, as "Table 5".
         note: what a reader of the table must know.
+        data: the official data set that it is of, a name of `blemish.data.official.OFFICIAL`; "" = any.
+        multi_class: whether one model learns all categories; otherwise each has its own, and the table shows the means.
     """
 
     name: str
@@ -55,21 +76,100 @@ class Table:
     rows: tuple[Entry, ...]
     source: str = ""
     note: str = ""
+    data: str = ""
+    multi_class: bool = False
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """The lines that can be measured."""
+        return tuple(row for row in self.rows if row.method)
 
     @property
     def factors(self) -> frozenset[str]:
-        """The settings that its rows vary."""
+        """The settings that its rows vary; none where it compares methods, recipes, shots or counts of defects."""
         return frozenset(key for row in self.rows for key in row.settings)
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A published figure in %, and its spread over seeds where that is published."""
+
+    value: float
+    spread: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """A system as a paper gives it.
+
+    Attributes:
+        source: its name.
+        figures: line -> metric of a result row -> figure.
+        mean: metric -> the mean over the lines, as printed.
+        latency_ms: milliseconds a picture, as printed; None where not.
+    """
+
+    source: str
+    figures: Mapping[str, Mapping[str, Figure]]
+    mean: Mapping[str, Figure]
+    latency_ms: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """A paper's main table: categories as lines, and as columns what was published and what is measured.
+
+    Attributes:
+        name, title, source, note, data, multi_class: as of `Table`.
+        metrics: of a result row, in the order in which a cell gives them.
+        lines: names of the categories, as rows have them, or of the groups.
+        by: whether the lines are categories of the data set or groups in it (sexes, in NIH).
+        published: the columns that were published, in order.
+        entries: those to be measured; one that adapts has a column as it is, and one for every mode.
+    """
+
+    name: str
+    title: str
+    lines: tuple[str, ...]
+    metrics: tuple[str, ...]
+    published: tuple[Published, ...]
+    entries: tuple[Entry, ...]
+    data: str
+    source: str = ""
+    note: str = ""
+    multi_class: bool = False
+    by: Literal["category", "group"] = "category"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a system costs, as a paper gives it: learnable parameters in millions, FLOPs in billions, pictures/s."""
+
+    label: str
+    learnable_parameters: float
+    flops: float
+    images_per_second: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Efficiency:
+    """A paper's table of costs."""
+
+    source: str
+    rows: tuple[Cost, ...]
+    note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Suite:
-    """Tables that are measured together; `published_on` names what their published figures were measured on."""
+    """Tables that are measured together; `published_on` names what their published figures were measured on, where
+    their `data` does not."""
 
     name: str
     title: str
-    tables: tuple[Table, ...]
+    tables: tuple[Table | Comparison, ...]
     published_on: str = ""
+    efficiency: Efficiency | None = None
 
     def only(self, names: Sequence[str]) -> Suite:
         """The suite with only the tables of these names. Raises: ConfigError that suggests the nearest name."""
@@ -80,9 +180,9 @@ class Suite:
         return dataclasses.replace(self, tables=tuple(table for table in self.tables if table.name in names))
 
     def entries(self, recipe: str | None = None) -> list[Entry]:
-        """What can be measured of all tables, with the recipe of the suite or another."""
-        rows = (row for table in self.tables for row in table.rows if row.settings)
-        return [row if recipe is None else dataclasses.replace(row, recipe=recipe) for row in rows]
+        """What can be measured of all tables, with the recipes of the suite or another."""
+        entries = (entry for table in self.tables for entry in table.entries)
+        return [entry if recipe is None else dataclasses.replace(entry, recipe=recipe) for entry in entries]
 
 
 def names() -> list[str]:
@@ -90,7 +190,7 @@ def names() -> list[str]:
 
     Example:
         >>> names()
-        ['agpnet-ablations', 'apmask-ablations', 'guided-ablations']
+        ['agpnet', 'agpnet-ablations', 'apmask', 'apmask-ablations', 'atacnet', 'guided', 'guided-ablations']
     """
     files = (file.name for file in resources.files(__name__).iterdir())
     return sorted(file.removesuffix(SUFFIX) for file in files if file.endswith(SUFFIX))
@@ -116,20 +216,66 @@ def read(name: str | Path) -> Suite:
 
 
 def _suite(name: str, values: dict[str, Any]) -> Suite:
-    method, recipe = values.pop("method"), values.pop("recipe")
-    tables = tuple(_table(table, method, recipe) for table in values.pop("table"))
+    usual: dict[str, Any] = {key: values.pop(key) for key in ("method", "recipe") if key in values}
+    on: dict[str, Any] = {key: values.pop(key) for key in ("data", "multi_class") if key in values}
+    comparisons = [_comparison({**on, **each}, usual) for each in values.pop("comparison", ())]
+    ours = values.pop("table") if not comparisons else values.pop("table", ())
+    tables: tuple[Table | Comparison, ...] = (*comparisons, *(_table({**on, **each}, usual) for each in ours))
     if len({table.name for table in tables}) < len(tables):
         raise ValueError("two tables have the same name")
-    return Suite(name=name, tables=tables, **values)
+    costs = values.pop("efficiency", None)
+    if costs is not None:
+        costs = Efficiency(rows=tuple(Cost(**row) for row in costs.pop("rows")), **costs)
+    return Suite(name=name, tables=tables, efficiency=costs, **values)
 
 
-def _table(values: dict[str, Any], method: str, recipe: str) -> Table:
-    rows = tuple(Entry(method=method, recipe=recipe, **row) for row in values.pop("rows"))
+def _entry(values: Mapping[str, Any], usual: Mapping[str, Any]) -> Entry:
+    values = {**values, **({"adapt": tuple(values["adapt"])} if "adapt" in values else {})}
+    if not any(key in values for key in _OF_ENTRIES):
+        return Entry(method="", **values)
+    return Entry(**{**usual, **values})
+
+
+def _table(values: dict[str, Any], usual: Mapping[str, Any]) -> Table:
+    rows = tuple(_entry(row, usual) for row in values.pop("rows"))
     table = Table(rows=rows, **values)
-    if not table.factors or any(row.settings and row.settings.keys() != table.factors for row in rows):
+    if not table.entries or any(row.settings.keys() != table.factors for row in table.entries):
         raise ValueError(f"table {table.name}: it needs rows, all of which name the same settings")
-    if not all(row.settings or row.published for row in rows):
+    if not table.factors and not table.data:
+        raise ValueError(f"table {table.name}: rows without settings need data")
+    if not all(row.method or row.published for row in rows):
         raise ValueError(f"table {table.name}: a row has neither settings nor published figures")
     if len({row.label for row in rows}) < len(rows):
         raise ValueError(f"table {table.name}: two rows have the same label")
     return table
+
+
+def _comparison(values: dict[str, Any], usual: Mapping[str, Any]) -> Comparison:
+    name, lines, metrics = values["name"], tuple(values.pop("lines")), tuple(values.pop("metrics"))
+    published = tuple(_published(system, lines, metrics) for system in values.pop("published", ()))
+    entries = tuple(_entry(row, usual) for row in values.pop("entries"))
+    if not entries or not all(entry.method for entry in entries):
+        raise ValueError(f"comparison {name}: it needs entries that can be measured")
+    if values.get("by", "category") not in ("category", "group"):
+        raise ValueError(f"comparison {name}: by is category or group")
+    if len({entry.label for entry in entries}) < len(entries) or len({it.source for it in published}) < len(published):
+        raise ValueError(f"comparison {name}: two columns have the same name")
+    return Comparison(lines=lines, metrics=metrics, published=published, entries=entries, **values)
+
+
+def _published(values: dict[str, Any], lines: Sequence[str], metrics: Sequence[str]) -> Published:
+    source = values.pop("source")
+    figures: dict[str, dict[str, Figure]] = {line: {} for line in lines}
+    for metric in [metric for metric in metrics if metric in values]:
+        given = values.pop(metric)
+        if len(given) != len(lines):
+            raise ValueError(f"{source}, {metric}: {len(given)} figures for {len(lines)} lines")
+        for line, figure in zip(lines, given, strict=True):
+            if isinstance(figure, list) or not math.isnan(figure):
+                figures[line][metric] = _figure(figure)
+    mean = {metric: _figure(figure) for metric, figure in values.pop("mean", {}).items()}
+    return Published(source=source, figures=figures, mean=mean, **values)
+
+
+def _figure(given: Any) -> Figure:
+    return Figure(*map(float, given)) if isinstance(given, list) else Figure(float(given))

