@@ -23,6 +23,7 @@ from typing import Any
 from blemish import results, suites
 from blemish.results import Page, Row, Sheet
 from blemish.results.pages import NONE, figure
+from blemish.results.recipes import departures
 from blemish.results.tables import SIGNS, asked, backbone, commits, device, flags, likeness, newest, size
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -263,7 +264,7 @@ def covered(rows: Sequence[Row]) -> Cells:
 
     def rank(group: Sequence[Row]) -> tuple[Any, ...]:
         row = group[-1]
-        changes = len(set(row.get("changed", {})) - {"backbone", "image_size", "pretraining", "network"})
+        changes = len(departures(row, row["recipe"]).keys() - {"backbone", "image_size", "pretraining", "network"})
         wishes = sum([row["recipe"] != "best", row.get("shots") is not None, row.get("anomaly_type") is not None])
         height, width = row["resolution"]
         steps = (row.get("training") or {}).get("steps", 0)

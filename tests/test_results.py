@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from blemish import cli
+from blemish import config as configs
 from blemish.errors import DataError
+from blemish.fitting import configure
 from blemish.results import (
     Row,
     append,
@@ -150,7 +152,7 @@ def test_the_table_keeps_unlike_runs_apart_and_names_what_failed() -> None:
     rows = [
         a_row(),
         a_row(key="k1", device=other, peak_gpu_memory_mib=100.0),
-        a_row(key="k2", settings={"bank_size": 7}, label="bank_size=7"),
+        a_row(key="k2", settings={"bank_size": 7}, changed={"bank_size": 7}, label="bank_size=7"),
         a_row(key="k3", recipe="paper", schedule="2 epochs"),
         a_row(key="k4", data="gadget", pixel_auroc=None, aupro=None, commit=None, dirty=None),
         {**a_row(key="k5", seed=4), "status": "failed", "error": "no\nluck"},
@@ -179,9 +181,9 @@ def test_few_shots_and_budgets_are_lines_of_their_own() -> None:
     trained = {"schedule": "30 epochs, 1,234 steps in 12.3 min", "shots": None, "time_budget": None}
     rows = [
         a_row(),
-        a_row(key="k1", shots=1),
-        a_row(key="k2", shots=2, label="x=1"),
-        a_row(key="k3", shots=2, label="x=1", seed=1),
+        a_row(key="k1", shots=1, settings={"flips": True}),
+        a_row(key="k2", shots=2, settings={"flips": True}, label="x=1"),
+        a_row(key="k3", shots=2, settings={"flips": True}, label="x=1", seed=1),
         a_row(**trained, key="k4", method="agpnet"),
         a_row(**{**trained, "time_budget": 15.0}, key="k5", method="agpnet"),
         a_row(
@@ -428,8 +430,9 @@ def suite_of(**changes: Any) -> Suite:
 
 
 def of(data: str, value: float | None, seed: int = 0, **changes: Any) -> Row:
-    row = a_row(data=data, seed=seed, image_auroc=value, changed={}, **changes)
-    settings = {**row["settings"], **row["changed"], "seed": seed}
+    row = a_row(data=data, seed=seed, image_auroc=value, **{"changed": {}, **changes})
+    recipe = configs.to_dict(configure(row["method"], recipe=row["recipe"], shots=row.get("shots")))
+    settings = {**recipe, **row["settings"], **row["changed"], "seed": seed}
     return {**row, "settings": settings, "key": "-".join(map(str, [data, seed, *changes.values()]))}
 
 
@@ -475,10 +478,10 @@ def test_the_best_is_marked_only_beyond_what_is_known_of_the_spread(
     suite = suite_of(
         lines=("bottle",),
         published=(Published(source="Theirs", figures={"bottle": {"image_auroc": theirs}}, mean={}),),
-        entries=(Entry(method="knn", label="a"), Entry(method="knn", label="b", recipe="paper")),
+        entries=(Entry(method="knn", label="a"), Entry(method="padim", label="b")),
     )
     rows = [of("bottle", value, seed) for seed, value in enumerate(first or [])]
-    rows += [of("bottle", value, seed, recipe="paper") for seed, value in enumerate(second or [])]
+    rows += [of("bottle", value, seed, method="padim") for seed, value in enumerate(second or [])]
     (line,) = body(suite_table(rows, suite))
     assert [cell.startswith("**") for cell in line[1:-1]] == bold
 
@@ -494,12 +497,12 @@ def test_what_is_unlike_stands_in_columns_of_its_own() -> None:
         {**of("bottle", 0.94), "key": "size", "resolution": [64, 64], "changed": {"image_size": [64]}},
         {**of("bottle", 0.95), "key": "budget", "time_budget": 3.0},
         {**of("bottle", 0.96), "key": "part", "differs": ["bottle: 1 of 209 training pictures"], "precision": "bf16"},
-        {**of("bottle", 0.1), "key": "ablated", "changed": {"pooling": 1}},
+        {**of("bottle", 0.1), "key": "ablated", "changed": {"pooling": 5}},
         {**of("bottle", 0.1), "key": "few", "shots": 1},
         {**of("bottle", 0.1), "key": "taught", "anomaly_count": 1},
         {**of("bottle", 0.1), "key": "layers", "changed": {"layers": [2]}},
         of("bottle", 0.1, method="padim"),
-        of("bottle", 0.1, recipe="paper"),
+        {**of("bottle", 0.1), "key": "paper", "recipe": "paper", "changed": {"pooling": 5}},
     ]
     text = suite_table(rows, suite_of())
     heads = text.splitlines()[4]

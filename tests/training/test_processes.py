@@ -169,24 +169,23 @@ def halves(labels: Tensor) -> list[list[int]]:
 
 
 def test_two_processes_learn_from_defects_and_resume(tmp_path: Path) -> None:
-    steps, path = 8, tmp_path / "x.training"
+    defects, steps, stop_at, path = {"defects": 3}, 5, 2, tmp_path / "x.training"
     whole, again = [tmp_path / "0", tmp_path / "1"], [tmp_path / "2", tmp_path / "3"]
     common: dict[str, Any] = {"target": fit_defects_apart, "min_steps": steps}
-    assert together(whole, 3, **common) == [0, 0]
-    assert together(again, 3, checkpoint=path, pause=0.02, interrupt_at=3, **common) == [130, 130]
-    assert together(again, 3, checkpoint=path, resume=True, **common) == [0, 0]
+    assert together(whole, defects, **common) == [0, 0]
+    assert together(again, defects | {"stop_at": stop_at}, checkpoint=path, **common) == [130, 130]
+    assert together(again, defects, checkpoint=path, resume=True, **common) == [0, 0]
     fits, digests = [artifact.read(result) for result in (*whole, *again)], digests_of(12)
     for tensors, told in fits:
         assert same(tensors, fits[0][0])
         assert told["training"]["processes"] == 2
         assert (told["data"]["fitted"], told["data"]["defects"]) == (digests[:9], digests[9:])
-    begun = fits[2][1]["training"]["resumed_at"]
-    assert 3 <= begun < steps
-    for rank, defects in enumerate((1, 2)):  # how many of the three are this process's
+    assert [told["training"]["resumed_at"] for _, told in fits] == [0, 0, stop_at, stop_at]
+    for rank, own in enumerate((1, 2)):  # how many of the three are this process's
         first, rest = (read_tensors(f"{results[rank]}.steps") for results in (whole, again))
         assert halves(first["given"]) == halves(first["learned"]) == [[0, 0, 1, 1]] * steps
-        assert len(first["brightness"][first["given"] == 1].unique()) == defects
-        assert all(torch.equal(tensor[begun:], rest[name]) for name, tensor in first.items() if name != "learned")
+        assert len(set(first["brightness"][first["given"] == 1].tolist())) == own
+        assert all(torch.equal(first[name][stop_at:], rest[name]) for name in ("brightness", "given", "learned"))
 
 
 @pytest.mark.parametrize("network", ["atacnet", "classifier"])
@@ -194,7 +193,7 @@ def test_two_processes_learn_from_one_defect(network: str, tmp_path: Path) -> No
     results, steps = [tmp_path / "0", tmp_path / "1"], 4
     # Of an early layer: what comes after it takes no part in the loss, and must not be waited for.
     settings: dict[str, Any] = {"network": network, "layers": (3,), "min_steps": steps}
-    assert together(results, 1, target=fit_defects_apart, **settings) == [0, 0]
+    assert together(results, {"defects": 1}, target=fit_defects_apart, **settings) == [0, 0]
     (first, told), (second, told_too) = (artifact.read(result) for result in results)
     assert same(first, second)
     assert told["data"]["defects"] == told_too["data"]["defects"] == digests_of(10)[9:]

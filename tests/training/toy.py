@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import signal
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -194,14 +195,15 @@ def fit_apart(
 
 
 def fit_defects_apart(
-    result: Path, defects: int, environment: Mapping[str, str], pause: float, options: Mapping[str, Any]
+    result: Path, told: Mapping[str, int], environment: Mapping[str, str], pause: float, options: Mapping[str, Any]
 ) -> None:
-    """Fit `atacnet`, as published, in a process of its own on nine good pictures and some defects, the pictures after
-    them, with a checkpoint after every step; note the labels that a step is given (−1: none) and those it learns from.
+    """Fit `atacnet`, as published, in a process of its own, and note the labels that a step is given (−1: none) and
+    those that it learns from.
+
+    Args: told: "defects": how many pictures after the nine good ones are; "stop_at": Ctrl-C comes during this step.
     """
     os.environ.update(environment)
     torch.set_num_threads(1)
-    loop.BETWEEN_CHECKPOINTS = 0.0
     balance, seen = AtacNet.balanced, []
 
     def noted(self: AtacNet, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
@@ -211,11 +213,12 @@ def fit_defects_apart(
         if self.training:  # a step, and not the findings
             given = torch.full_like(labels, -1) if batch.labels is None else batch.labels
             seen.append((brightness, given, labels))
-            time.sleep(pause)
+            if len(seen) == told.get("stop_at"):
+                signal.raise_signal(signal.SIGINT)
         return images, labels
 
     AtacNet.balanced = noted  # type: ignore[method-assign]
-    shown = pictures(9 + defects)
+    shown = pictures(9 + told["defects"])
     tiny = {"backbone": "test_resnet", "weights": "random", "image_size": 2 * SIDE, "attention_dim": 8, "draws": 50}
     quick = {"epochs": 1, "pictures_per_step": 8, "calibration_fraction": 0, "device": "cpu", "precision": "fp32"}
     whole = {"recipe": "paper", **tiny, **quick, **options}

@@ -95,6 +95,11 @@ def as_ever(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key not in usual}
 
 
+def as_it_was(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with those that joined after the row had been measured, as they were then."""
+    return {**_JOINED, **settings}
+
+
 def identity(row: Mapping[str, Any]) -> tuple[str, str, str]:
     """What counts once: a run on a kind of device in a precision (both change scores and times)."""
     return row["key"], row["device"]["type"], row["precision"]

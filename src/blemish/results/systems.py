@@ -12,6 +12,7 @@ from typing import Any
 from blemish.data.official import OFFICIAL
 from blemish.data.phrases import counted
 from blemish.results.pages import NONE, Page, Quantity, Sheet, figure, leader, markdown, quantity
+from blemish.results.recipes import departures
 from blemish.results.rows import NEITHER, Row, as_ever, asked_for, words
 from blemish.results.tables import (
     LEGEND,
@@ -164,15 +165,12 @@ def _data_names(part: Table | Comparison) -> Collection[str]:
 
 
 def _belongs(row: Row, entry: Entry) -> bool:
-    changed = row.get("changed", {})
-    free = _CHOSEN | entry.settings.keys() | ({"layers"} if "backbone" in changed else set())
-    return (
-        (row["method"], row["recipe"]) == (entry.method, entry.recipe)
-        and (row.get("shots"), row.get("anomaly_count")) == (entry.shots, entry.anomaly_count)
-        and row.get("anomaly_type") is None
-        and changed.keys() <= free
-        and all(row["settings"].get(key) == value for key, value in entry.settings.items())
-    )
+    if (row["method"], row.get("shots")) != (entry.method, entry.shots):
+        return False
+    if (row.get("anomaly_count"), row.get("anomaly_type")) != (entry.anomaly_count, None):
+        return False
+    free = _CHOSEN | ({"layers"} if "backbone" in row.get("changed", {}) else set())
+    return departures(row, entry.recipe, entry.settings).keys() <= free
 
 
 def _conditions(row: Row) -> str:

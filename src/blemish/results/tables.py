@@ -9,7 +9,8 @@ from operator import itemgetter
 from typing import Any
 
 from blemish.results.pages import NONE, Page, Sheet, figure, markdown
-from blemish.results.rows import NEITHER, OF_PRETRAINING, OK, Row, as_ever, asked_for, identity
+from blemish.results.recipes import departures
+from blemish.results.rows import NEITHER, OF_PRETRAINING, OK, Row, as_ever, asked_for, identity, words
 
 LEGEND = """\
 I, P, PRO: image AUROC, pixel AUROC and AUPRO up to a false-positive rate of 0.3, in %, maps and masks at 256×256; mean
@@ -124,7 +125,6 @@ def likeness(row: Mapping[str, Any], factors: Collection[str] = ()) -> str:
             settings,
             *map(row.get, [*names, "shots", "anomaly_count", "anomaly_type", "time_budget"]),
             *also,
-            together(row),
         ],
         sort_keys=True,
     )
@@ -159,8 +159,10 @@ def _cells(rows: Sequence[Row]) -> tuple[str, ...]:
 
 
 def asked(row: Row) -> str:
-    """What was asked for, and the schedule that came of it."""
-    return " · ".join(filter(None, [*asked_for(row), row["schedule"]])) or "best"
+    """What was asked for, what the recipe was then, and the schedule that came of it."""
+    changed = row.get("changed", {}).keys()
+    before = {key: value for key, value in departures(row, row["recipe"]).items() if key not in changed}
+    return " · ".join(filter(None, [*asked_for(row), words(before), row["schedule"]])) or "best"
 
 
 def flags(rows: Iterable[Row]) -> list[str]:
