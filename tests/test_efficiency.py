@@ -58,11 +58,11 @@ def test_what_is_learned_is_counted_by_what_trains(fitted: Callable[..., Detecto
     assert efficiency._learnable(fitted("agpnet").method, images) == decoder
     guided = fitted("guided").method
     assert not any(parameter.requires_grad for parameter in guided.parameters())
-    assert efficiency._learnable(guided, images) == sum(each.numel() for each in guided.parameters())
     assert isinstance(guided, Guided)
     assert guided.marker is not None
-    few = copy.copy(guided)
-    few.config = GuidedConfig(tuned=1)
+    whole, few = copy.copy(guided), copy.copy(guided)
+    whole.config, few.config = GuidedConfig(tuned=None), GuidedConfig(tuned=1)
+    assert efficiency._learnable(whole, images) == sum(each.numel() for each in guided.parameters())
     encoder: Any = guided.backbone.model
     parts: list[nn.Module] = [encoder.blocks[-1], encoder.norm, guided.head, guided.mix, guided.marker]
     assert efficiency._learnable(few, images) == sum(each.numel() for part in parts for each in part.parameters())

@@ -246,7 +246,7 @@ def test_a_mask_that_cannot_be_used(how: str, mvtec: Path, fitted: Callable[...,
     elif how == "text":
         mask.write_text("not a picture")
     else:
-        cv2.imwrite(str(mask), drawn_mask(mask) // 63)  # classes 0 and 4
+        cv2.imwrite(str(mask), drawn_mask(mask) // 3)  # grey: neither class numbers nor marked
     result = blemish.evaluate(fitted("knn"), mvtec, resolution=RESOLUTION)
     assert result.counts["without_mask"] == 1
     assert [failure.source for failure in result.failures] == ([] if how == "missing" else [str(mask)])

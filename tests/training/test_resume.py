@@ -193,10 +193,10 @@ def test_a_resumed_training_keeps_the_steps_of_its_time_budget(tmp_path: Path) -
     path = tmp_path / "toy.checkpoint"
     toy = Stopped(ToyConfig(), 25, lambda: signal.raise_signal(signal.SIGINT))  # at most 20 are tried
     with pytest.raises(KeyboardInterrupt):
-        train(toy, stream_of(pictures(10)), seed=7, identity={}, minutes=0.01, checkpoint=path)
+        train(toy, stream_of(pictures(10)), seed=7, identity={}, minutes=0.03, checkpoint=path)
     header = artifact.read(path)[1]["checkpoint"]
     assert header["step"] < header["steps"]
-    again, done = run(ToyConfig(), identity={}, minutes=0.01, checkpoint=path, resume=True)
+    again, done = run(ToyConfig(), identity={}, minutes=0.03, checkpoint=path, resume=True)
     assert (done.resumed_at, done.steps) == (header["step"], header["steps"])
     assert same(again, run(ToyConfig(epochs=1, min_steps=done.steps))[0])
 
