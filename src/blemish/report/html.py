@@ -24,6 +24,7 @@ from blemish.files import write_whole
 from blemish.metrics.ranking import precision_recall_curve, roc_curve
 from blemish.report import figures
 from blemish.report.heatmap import colour_bar, encode_png
+from blemish.report.templates import environment
 from blemish.types import ANOMALOUS, NORMAL, Evaluation, Failure
 
 _CARDS = 8  # worst cases shown of each kind
@@ -171,14 +172,8 @@ def _shared_folder(sources: Sequence[str]) -> str:
 
 
 def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("blemish.report", package_path="."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
+    templates = environment()
+    templates.filters.update(
         number=lambda value: f"{value:.6g}",
         score=lambda value: f"{value:#.6g}".rstrip("."),  # as many digits in every row of a table
         metric=lambda value: "–" if value is None else f"{value:.4f}",
@@ -187,5 +182,5 @@ def _template() -> jinja2.Template:
         sha256=lambda text: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii"),
         words=lambda key: str(key).replace("_", " "),
     )
-    environment.tests["table"] = lambda value: isinstance(value, Mapping)
-    return environment.get_template("report.html.jinja")
+    templates.tests["table"] = lambda value: isinstance(value, Mapping)
+    return templates.get_template("report.html.jinja")

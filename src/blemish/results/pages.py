@@ -113,16 +113,11 @@ def _line(cells: Iterable[str]) -> str:
 
 def html(page: Page, *, title: str) -> str:
     """The page as one HTML document that loads nothing: what rows hold is text in it, whatever they hold."""
-    import jinja2
     from markupsafe import Markup, escape
 
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("blemish.report", package_path="."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["bold"] = lambda cell: Markup(_BOLD.sub(r"<b>\1</b>", str(escape(cell))))
-    environment.tests["figure"] = lambda cell: _NUMBER.match(cell) is not None
-    return environment.get_template("tables.html.jinja").render(page=page, title=title)
+    from blemish.report.templates import environment
+
+    templates = environment()
+    templates.filters["bold"] = lambda cell: Markup(_BOLD.sub(r"<b>\1</b>", str(escape(cell))))
+    templates.tests["figure"] = lambda cell: _NUMBER.match(cell) is not None
+    return templates.get_template("tables.html.jinja").render(page=page, title=title)

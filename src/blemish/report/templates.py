@@ -1,0 +1,16 @@
+"""The pages that blemish writes: templates beside this file, filled in without running or loading anything."""
+
+from __future__ import annotations
+
+import jinja2
+
+
+def environment() -> jinja2.Environment:
+    """For the templates in this folder: what is filled in is text, and a name that is not given is an error."""
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader("blemish.report", package_path="."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
