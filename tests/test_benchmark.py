@@ -212,6 +212,13 @@ def test_several_categories_are_measured_each_by_itself(mvtec: Path) -> None:
         )
 
 
+def test_a_model_of_a_public_set_learns_nothing_else(mvtec: Path) -> None:
+    for name in ("bottle", "own"):
+        shutil.copytree(mvtec, mvtec.parent / "parts" / name)
+    with pytest.raises(DataError, match="holds bottle of mvtec, but is read as bottle, own"):
+        measure(a_run(mvtec.parent / "parts", data="mvtec"), **HERE)
+
+
 def test_shifted_pictures_are_judged_as_if_they_had_been_stored_so(mvtec: Path, write: Callable[..., Path]) -> None:
     row = measure(a_run(mvtec, shifts=["noise", "blur"]), **HERE)
     assert (row["shifts"], row["adapt"]) == (["blur", "noise"], [])
@@ -312,7 +319,7 @@ def test_artifacts_are_kept_where_they_are_asked_for(mvtec: Path, tmp_path: Path
     folder, one = tmp_path / "new" / "kept", a_run(mvtec)
     (row,) = run([one], tmp_path / "rows.jsonl", **HERE, keep=folder)
     (file,) = folder.iterdir()
-    assert file.name == f"knn-part-{one.key}.blemish"
+    assert file.name == f"knn-part-{one.key[:8]}.blemish"
     assert blemish.load(file, device="cpu").manifest["data"]["fingerprint"] == row["fingerprint"]
     with pytest.raises(OutputError, match=r"rows\.jsonl: cannot be written"):
         run([a_run(mvtec, seed=1)], tmp_path / "rows.jsonl", **HERE, keep=tmp_path / "rows.jsonl")
@@ -335,15 +342,20 @@ def test_one_model_of_a_part_of_a_set_does_not_stand_for_one_of_more_of_it(
         assert benchmark.missing([one], results, **HERE) == []
         run([one], results, **HERE)
     assert [row["categories"] for row in read_rows(results)] == [["bottle"], ["bottle", "screw"]]
+    shutil.rmtree(root / "screw")
+    assert benchmark.missing([one], results, **HERE) == []  # the older of the two rows
 
 
-def test_costs_that_cannot_be_measured_lose_nothing_else(mvtec: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", [RuntimeError, AssertionError])
+def test_costs_that_cannot_be_measured_lose_nothing_else(
+    mvtec: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
+) -> None:
     def measure_costs(*_: object) -> dict[str, float]:
-        raise RuntimeError("out of memory")
+        raise kind("out of memory")
 
     monkeypatch.setattr(benchmark.efficiency, "measure", measure_costs)
     row = measure(a_run(mvtec), **HERE)
-    assert row["efficiency"] == {"error": "RuntimeError: out of memory"}
+    assert row["efficiency"] == {"error": f"{kind.__name__}: out of memory"}
     assert row["status"] == "ok"
     assert row["image_auroc"] is not None
 
@@ -384,6 +396,14 @@ def test_a_wrong_device_or_config_is_said_before_any_run(mvtec: Path, tmp_path: 
         run([a_run(mvtec), a_run(mvtec, settings={"bank_sise": 1})], results, **HERE)
     assert not results.exists()
     assert here == []
+
+
+def test_another_file_than_one_of_results_stays_as_it_is(mvtec: Path, tmp_path: Path, here: list[Run]) -> None:
+    notes = tmp_path / "notes.txt"
+    notes.write_text("to do\nbench")
+    with pytest.raises(DataError, match="line 1: is not a row"):
+        run([a_run(mvtec)], notes, **HERE)
+    assert (notes.read_text(), here) == ("to do\nbench", [])
 
 
 def test_a_set_without_splits_is_refused(mvtec: Path) -> None:

@@ -141,6 +141,9 @@ def test_defects_are_for_what_learns_from_them(mvtec: Path, trained: None) -> No
     assert learner.time_budget == 3
     with pytest.raises(ConfigError, match="say how many of that type"):
         plan(entries, {"a": mvtec}, [0], anomaly_type="square")
+    for minutes in (0, -1, float("nan")):
+        with pytest.raises(ConfigError, match="time_budget: a positive number of minutes"):
+            plan(entries, {"a": mvtec}, [0], time_budget=minutes)
 
 
 @pytest.mark.parametrize(

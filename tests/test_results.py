@@ -302,6 +302,8 @@ def test_one_model_of_other_categories_is_another() -> None:
         for seed, names in enumerate([["bottle", "screw"], ["screw", "bottle"], ["bottle", "cable", "screw"]])
     ]
     assert sorted(line[8] for line in body(table(rows))) == ["1", "2"]
+    later = {**rows[2], "key": rows[0]["key"], "seed": 0, "date": "2026-02-01T00:00:00+00:00"}
+    assert [line[8] for line in body(table([rows[0], later]))] == ["1", "1"]
 
 
 def test_reduced_schedules_and_parts_of_a_set_are_flagged() -> None:
@@ -401,6 +403,12 @@ def test_without_pre_training_is_a_line_beside_those_with_one() -> None:
         for kind in ("none", "apmask")
     ]
     assert [line[0] for line in body(suite_table(rows, suite))] == ["none", "apmask"]
+    longer = {**rows[1], "key": "longer", "image_auroc": 0.8, "settings": {**rows[1]["settings"], "mask_ratio": 0.5}}
+    each = suite_table([*rows, longer], suite).split("## ")[1:]  # another pre-training is no further seed
+    assert [[line[:2] for line in body(text)] for text in each] == [
+        [["none", "90.0"], ["apmask", "90.0"]],
+        [["none", "90.0"], ["apmask", "80.0"]],
+    ]
 
 
 # Main tables of papers, methods compared, costs, HTML
@@ -605,6 +613,15 @@ def test_methods_are_lines_with_their_means_over_categories() -> None:
     bare = suite_table([], suite)
     assert bare.startswith("## Few pictures\n\n|  | Seeds | I, published | Status |")
     assert [line[-1] for line in body(bare)] == ["published", "published", "out of reach"]
+
+
+def test_tables_of_ones_own_need_no_source() -> None:
+    main = suite_page([of("bottle", 0.9)], suite_of(source="", note="", metrics=("image_ap",), published=())).sheets[0]
+    assert (main.above, main.notes) == ("image_ap.", ())
+    assert main.lines[0] == ("bottle", "80.0", "measured")
+    own = Table(name="own", title="Own", data="mvtec", rows=(Entry(method="knn", label="ours"),))
+    (few,) = suite_page([of("bottle", 0.9)], Suite(name="s", title="S", tables=(own,))).sheets
+    assert few.notes == ()
 
 
 COSTS = {"learnable_parameters": 4_420_000, "parameters": 26_100_000, "flops": 11_260_000_000}

@@ -185,6 +185,7 @@ def test_a_main_table_of_ones_own(tmp_path: Path) -> None:
         ("lines =", "rows =", "'lines' is missing"),
         ("image_auroc = [", "aupro = [", "aupro"),
         ('source = "Theirs"', 'source = "Theirs"\ncolour = 1', "colour"),
+        ('"mvtec"', '"mvtek"', "data set of table main 'mvtek'; did you mean 'mvtec'"),
     ],
 )
 def test_a_main_table_of_another_form_is_said(tmp_path: Path, old: str, new: str, message: str) -> None:

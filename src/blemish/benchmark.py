@@ -43,6 +43,7 @@ from blemish import config as configs
 from blemish import efficiency
 from blemish.compute import pick_device, pick_precision, precision_name
 from blemish.data import layouts, official
+from blemish.data.folder import is_file
 from blemish.data.shifts import SHIFTS
 from blemish.data.stream import load_picture
 from blemish.data.transforms import prepare
@@ -83,8 +84,8 @@ def run(
             jobs. On a CPU they change scores in the last digits; the same number gives the same metrics again.
         jobs: how many runs are at work at once. Several GPUs are shared out among them where `device` does not name
             one by number.
-        keep: a folder that gets the artifact of each run that is made now, called METHOD-DATA-KEY.blemish; made where
-            there is none; None = they are thrown away.
+        keep: a folder that gets the artifact of each run that is made now, called METHOD-DATA-KEY.blemish (eight signs
+            of its key); made where there is none; None = they are thrown away.
         progress: called with (what begins, runs done, runs in all).
     Returns: a row for each run, new or from the file, in their order.
     Raises: ConfigError for a run whose config is wrong, before any run, or for less than one job; DataError as
@@ -95,13 +96,13 @@ def run(
         raise ConfigError(f"jobs: at least 1 is needed, got {jobs}")
     machine = _machine(device, precision)
     wanted = {one.key: one for one in runs}  # a wrong config ends the bench here, not after hours
-    ready(results)
+    rows = _done(wanted, results, machine)
+    ready(results)  # only now: another file than one of results stays as it is
     if keep is not None:
         try:
             Path(keep).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise cannot_write(keep, error) from error
-    rows = {key: row for key, row in _done(results, machine).items() if key in wanted and _of(wanted[key], row)}
     todo = [one for key, one in wanted.items() if key not in rows]
     threads = shared_threads(threads, jobs)
     gpus = _gpus(device) if jobs > 1 else []
@@ -122,7 +123,7 @@ def run(
 
 
 def _artifact(one: Run, keep: str | Path | None) -> str | None:
-    return None if keep is None else str(Path(keep) / f"{one.method}-{one.data}-{one.key}.blemish")
+    return None if keep is None else str(Path(keep) / f"{one.method}-{one.data}-{one.key[:8]}.blemish")
 
 
 def _at_once(
@@ -168,9 +169,9 @@ def _gpus(device: str) -> list[str]:
 
 def missing(runs: Iterable[Run], results: str | Path, *, device: str = "auto", precision: str = "auto") -> list[Run]:
     """Those that `run` would measure, as `results` (which need not exist) does not hold them. Raises: as `run`."""
-    machine = _machine(device, precision)
-    done = _done(Path(results), machine) if Path(results).exists() else {}
-    return [one for one in runs if one.key not in done or not _of(one, done[one.key])]
+    wanted = {one.key: one for one in runs}
+    done = _done(wanted, Path(results), _machine(device, precision))
+    return [one for key, one in wanted.items() if key not in done]
 
 
 def _machine(device: str, precision: str) -> tuple[str, str]:
@@ -178,10 +179,11 @@ def _machine(device: str, precision: str) -> tuple[str, str]:
     return torch_device.type, precision_name(pick_precision(precision, torch_device))
 
 
-def _done(results: Path, machine: tuple[str, str]) -> dict[str, Row]:
-    """Key -> the newest good row that was measured on such a machine."""
-    good = [row for row in read_rows(results) if row["status"] == OK]
-    return {row["key"]: row for row in good if identity(row)[1:] == machine}
+def _done(wanted: Mapping[str, Run], results: Path, machine: tuple[str, str]) -> dict[str, Row]:
+    """Key -> the newest good row of the run that was measured on such a machine."""
+    rows = read_rows(results) if is_file(results) else []
+    good = [row for row in rows if row["status"] == OK and row["key"] in wanted]
+    return {row["key"]: row for row in good if identity(row)[1:] == machine and _of(wanted[row["key"]], row)}
 
 
 def _of(one: Run, row: Row) -> bool:
@@ -201,7 +203,8 @@ def measure(
     """The row of a run, made in this process. Metrics are fractions between 0 and 1.
 
     Args: artifact: where the detector is kept; None = nowhere.
-    Raises: DataError for a data set without both splits; whatever `blemish.fit` and `blemish.evaluate` raise.
+    Raises: DataError for a data set without both splits, or a public one with others in its folder; whatever
+        `blemish.fit` and `blemish.evaluate` raise.
     """
     heading = _heading(one, OK)  # before the work, during which the checkout may move on
     if threads is not None:
@@ -211,6 +214,11 @@ def measure(
     test = dataset.test()
     if not train or not test:
         raise DataError(f"{one.path}: a benchmark needs a train and a test split; {dataset.description}")
+    if (there := categories(one)) and set(dataset.categories) != set(there):
+        raise DataError(
+            f"{one.path}: holds {', '.join(there)} of {one.data}, but is read as {', '.join(dataset.categories)}; "
+            "let that set alone lie there, each category as `blemish data layouts` shows it"
+        )
     detector = fit(
         one.method,
         one.path,
@@ -283,7 +291,7 @@ def _efficiency(detector: Detector, samples: Iterable[Sample]) -> dict[str, Any]
         return {"error": "none of the test pictures can be read"}
     try:
         return dict(efficiency.measure(detector, picture))
-    except (BlemishError, RuntimeError) as error:  # the latter: out of memory, an operation that is not supported
+    except Exception as error:  # out of memory, an operation that is not supported, whatever counters fail on
         return {"error": f"{type(error).__name__}: {error}"}
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import importlib.util
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -66,9 +67,12 @@ class Run:
     label: str = ""
 
     def __post_init__(self) -> None:
-        """Raises: ConfigError for an unknown shift or mode, a method that cannot adapt, or a type without a count."""
+        """Raises: ConfigError for an unknown shift or mode, a method that cannot adapt, a type without a count, or a
+        time budget that is none."""
         if self.anomaly_type is not None and self.anomaly_count is None:
             raise ConfigError("anomaly_type: say how many of that type to learn from, too (anomaly_count)")
+        if self.time_budget is not None and not 0 < self.time_budget < math.inf:
+            raise ConfigError(f"time_budget: a positive number of minutes is needed, got {self.time_budget:g}")
         for field_name, kind, known in (("shifts", "shift", tuple(SHIFTS)), ("adapt", "mode of adaptation", MODES)):
             asked = getattr(self, field_name)
             for name in asked:

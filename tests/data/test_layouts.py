@@ -193,6 +193,8 @@ def test_one_picture(tmp_path: Path) -> None:
         ["ground_truth/scratch/0.png", "0.png"],
         ["0.png", "Defective/0.png"],
         ["monday/bad/0.png", "monday/0.png"],
+        ["yes/0.png", "no/0.png"],
+        ["NO/0.png", "perhaps/0.png"],
         ["bolt/good/0.png", "bolt/scratch/0.png"],
         ["sets/bolt/train/good/0.png"],
     ],

@@ -69,9 +69,31 @@ def test_find_by_name(tmp_path: Path, folder: str) -> None:
 
 
 def test_find_by_what_is_there(tmp_path: Path) -> None:
-    root = touch(tmp_path / "x", "bagel/train/good/rgb/0.png", "kos01/Part0.jpg", "MT_Free/Imgs/0.jpg", "yes/0.jpg")
-    found = {name for name, official in OFFICIAL.items() if find(official, root) == root}
-    assert found == {"mvtec3d", "kolektor_sdd", "magnetic_tile", "brain_mri"}
+    for name, there in [
+        ("mvtec3d", "bagel/train/good/rgb/0.png"),
+        ("kolektor_sdd", "kos01/Part0.jpg"),
+        ("magnetic_tile", "MT_Free/Imgs/0.jpg"),
+        ("brain_mri", "yes/Y1.jpg"),
+    ]:
+        root = touch(tmp_path / name[:3], there)
+        assert [each for each, official in OFFICIAL.items() if find(official, root) == root] == [name]
+
+
+def test_what_would_be_read_as_another_set_is_not_found(tmp_path: Path) -> None:
+    touch(tmp_path, "kos01/Part0.jpg", "yes/Y1.jpg", "no/0.jpg", "bottle/train/good/0.png")
+    assert find(OFFICIAL["kolektor_sdd"], tmp_path) == tmp_path
+    assert find(OFFICIAL["brain_mri"], tmp_path) is None
+    assert find(OFFICIAL["mvtec"], tmp_path) == tmp_path  # its categories are read one by one
+
+
+def test_a_download_from_github_is_found_by_its_name(tmp_path: Path) -> None:
+    folder = touch(tmp_path / "Magnetic-tile-defect-datasets.-master", "MT_Free/Imgs/0.jpg")
+    assert find(OFFICIAL["magnetic_tile"], tmp_path) == folder
+
+
+def test_own_pictures_in_the_folders_of_a_public_set(tmp_path: Path) -> None:
+    dataset = read(touch(tmp_path / "own", "train/good/rgb/0.png", "test/good/rgb/0.png"))
+    assert (dataset.layout, differences(dataset)) == ("mvtec3d", ())
 
 
 def test_what_holds_a_set_goes_before_what_is_only_called_so(tmp_path: Path) -> None:

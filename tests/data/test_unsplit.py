@@ -64,12 +64,20 @@ def test_head_ct(tmp_path: Path, inner: str) -> None:
     assert dataset.problems[0] == "Head-CT: 3 of 75 training pictures"
 
 
+def test_head_ct_beside_other_sets_takes_its_own_pictures(tmp_path: Path) -> None:
+    root = touch(head_ct(tmp_path), "000.png", "mvtec/bottle/train/good/003.png")
+    assert {sample.path.parent for sample in read(root).samples} == {root / "head_ct/head_ct"}
+    own = touch(tmp_path / "own", "000.png")
+    (own / "labels.csv").write_text("image,hemorrhage\n000,1\n")
+    assert read(own).layout == "flat"
+
+
 def test_head_ct_with_pieces_missing(tmp_path: Path) -> None:
     root = head_ct(tmp_path / "Head-CT")
     (root / "head_ct/head_ct/007.png").unlink()
     assert read(root).problems[0] == "1 picture that labels.csv names not here: 007.png"
-    (root / "labels.csv").write_text("id, hemorrhage\n0,2\none,1\n")
-    with pytest.raises(DataError, match=r"2 rows cannot be used:\n  line 2: .*\n  line 3: "):
+    (root / "labels.csv").write_text("id, hemorrhage\n0,2\none,1\n4,0\n04,1\n")
+    with pytest.raises(DataError, match=r"3 rows cannot be used:\n  line 2: .*\n  line 3: .*\n  line 5: 004\.png is "):
         read(root)
     (root / "labels.csv").write_text("number, hemorrhage\n0,1\n")
     with pytest.raises(DataError, match="the columns id and hemorrhage"):
@@ -87,15 +95,23 @@ def test_brain_mri(tmp_path: Path, inner: str) -> None:
     assert {sample.defect for sample in dataset.anomalies()} == {"tumour"}
 
 
+def test_the_yes_and_no_of_other_people_are_no_brain_mri(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no telling which pictures are good"):
+        read(touch(tmp_path / "sharp", "yes/1.jpg", "no/1.jpg"))
+    dataset = read(touch(tmp_path / "line", "ok/1.jpg", "no/1.jpg"))
+    assert {sample.path.parent.name: sample.label for sample in dataset.samples} == {"ok": NORMAL, "no": ANOMALOUS}
+    assert read(touch(tmp_path / "Brain MRI", "yes/1.jpg", "no/1.jpg")).layout == "brain_mri"
+
+
 def test_the_second_copy_in_the_archive_of_brain_mri_is_not_read(tmp_path: Path) -> None:
-    touch(tmp_path, "no/1.jpg", "yes/1.jpg", "brain_tumor_dataset/no/1.jpg", "brain_tumor_dataset/yes/1.jpg")
-    assert [str(sample.path.relative_to(tmp_path)) for sample in read(tmp_path).samples] == ["no/1.jpg", "yes/1.jpg"]
+    touch(tmp_path, "no/1.jpg", "yes/Y1.jpg", "brain_tumor_dataset/no/1.jpg", "brain_tumor_dataset/yes/Y1.jpg")
+    assert [str(sample.path.relative_to(tmp_path)) for sample in read(tmp_path).samples] == ["no/1.jpg", "yes/Y1.jpg"]
 
 
 @pytest.mark.parametrize(("there", "missing"), [("yes", "no"), ("no", "yes")])
 def test_brain_mri_with_one_folder_only(tmp_path: Path, there: str, missing: str) -> None:
     with pytest.raises(DataError, match=f"there is no {missing}/; copy it here"):
-        read(touch(tmp_path, f"{there}/1.jpg"))
+        read(touch(tmp_path / "Brain-MRI", f"{there}/1.jpg"))
 
 
 def elpv(folder: Path) -> None:
@@ -140,6 +156,10 @@ def test_kolektor_sdd_goes_by_what_the_masks_mark(tmp_path: Path) -> None:
     assert [sample.mask for sample in dataset.anomalies()] == sorted(tmp_path.glob("*/Part1_label.bmp"))
     assert [sample.path for sample in dataset.anomalies()] == sorted(tmp_path.glob("*/Part1.jpg"))
     assert not any(sample.mask for sample in dataset.normals())
+
+
+def test_a_folder_that_is_only_called_as_those_of_kolektor_sdd(tmp_path: Path) -> None:
+    assert read(touch(tmp_path, "kos01/monday.jpg")).layout == "flat"
 
 
 def test_kolektor_sdd_without_a_mask_or_with_a_broken_one(tmp_path: Path) -> None:

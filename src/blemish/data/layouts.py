@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from blemish.data.folder import SUFFIXES, is_file, is_folder, scan
-from blemish.data.official import OFFICIAL, READERS, differences
+from blemish.data.official import OFFICIAL, READERS, differences, reader_of
 from blemish.data.phrases import counted, listed
 from blemish.data.tables import read_rows, refuse
 from blemish.errors import DataError, ImageError
@@ -37,8 +37,8 @@ TREES = """\
                         the splits: FOLDER/../split_csv/1cls.csv   or all in FOLDER/<category>/ and FOLDER/split_csv/
     mvtec3d             FOLDER/train/good/rgb/*   FOLDER/test/good/rgb/*   FOLDER/test/<defect>/{rgb,gt}/*
                         or FOLDER/<category>/ of these
-    head_ct             FOLDER/labels.csv with the columns id, hemorrhage   FOLDER/**/000.png
-    brain_mri           FOLDER/no/*   FOLDER/yes/*
+    head_ct             FOLDER/labels.csv with the columns id, hemorrhage   FOLDER/head_ct/head_ct/000.png …
+    brain_mri           FOLDER/no/*   FOLDER/yes/*, where FOLDER is called brain_mri, or there is FOLDER/yes/Y1.jpg
     elpv                FOLDER/labels.csv   FOLDER/images/*
     kolektor_sdd        FOLDER/kos01/Part0.jpg   FOLDER/kos01/Part0_label.bmp …
     magnetic_tile       FOLDER/MT_Free/Imgs/*.jpg   FOLDER/MT_<Defect>/Imgs/*.jpg, masks beside them as .png
@@ -49,7 +49,9 @@ TREES = """\
 GOOD_NAMES = frozenset({"good", "ok", "normal"})
 MASKS = "ground_truth"
 # A folder of this name says that what lies around it is not simply a heap of good pictures.
-TELLING_NAMES = frozenset({"train", "test", MASKS, "bad", "nok", "ng", "defect", "defects", "defective", "anomalous"})
+TELLING_NAMES = frozenset(
+    {"train", "test", MASKS, "bad", "nok", "ng", "defect", "defects", "defective", "anomalous", "yes", "no"}
+)
 TABLES = frozenset({".csv", ".tsv"})
 COLUMNS = ("path", "label", "mask", "split", "category", "defect", "group")
 SPLITS = ("train", "test", "")
@@ -128,7 +130,7 @@ def _read(root: Path) -> Dataset:
         return _read_manifest(root) if root.suffix.lower() in TABLES else _flat(root, [root])
     if not is_folder(root):
         raise DataError(f"{root}: no such file or folder")
-    if name := next((name for name, reader in READERS.items() if reader.fits(root)), None):
+    if name := reader_of(root):
         held = READERS[name].read(root)
         title = f"{OFFICIAL[name].title} layout"
         return _dataset(root, name, title, list(held.samples), list(held.problems), held.notes)

@@ -237,7 +237,7 @@ or the folders of MVTec AD: FOLDER/train/good and so on""",
         licence="as stated at the source",
         tree="""\
 FOLDER/no/*.jpg (or FOLDER/brain_tumor_dataset/no/*.jpg)
-FOLDER/yes/*.jpg (beside no/)
+FOLDER/yes/*.jpg (beside no/; FOLDER is called as below, or has yes/Y1.jpg)
 or the folders of MVTec AD: FOLDER/train/good and so on""",
         folders=("brain_mri", "brain_tumor_dataset", "brain_mri_images_for_brain_tumor_detection"),
         categories=_categories("brain_mri 73 25 155"),
@@ -252,7 +252,7 @@ or the folders of MVTec AD: FOLDER/train/good and so on""",
         tree="""\
 FOLDER/labels.csv (path, probability, type; or in src/elpv_dataset/data/)
 FOLDER/images/*.png (beside labels.csv)""",
-        folders=("elpv", "elpv_dataset"),
+        folders=("elpv", "elpv_dataset", "elpv_dataset_master"),
         categories=_categories("elpv 1131 377 715"),
         split=f"{_QUARTER} Good are cells of probability 0, defective those of 1; the others are left out.",
     ),
@@ -280,13 +280,18 @@ FOLDER/kos01/Part0_label.bmp (and so on, to kos50)""",
 FOLDER/MT_Free/Imgs/*.jpg
 FOLDER/MT_<Defect>/Imgs/*.jpg (the mask beside it, as .png)
 or the folders of MVTec AD: FOLDER/train/good and so on""",
-        folders=("magnetic_tile", "magnetic_tile_defect_datasets"),
+        folders=("magnetic_tile", "magnetic_tile_defect_datasets", "magnetic_tile_defect_datasets_master"),
         categories=_categories("magnetic_tile 762 190 392"),
         split="No official one: a fifth of the good pictures, drawn by seed 0, and all defects are for the test.",
         masks=True,
     ),
 )
 OFFICIAL: Mapping[str, Official] = {official.name: official for official in _SETS}
+
+
+def reader_of(folder: Path) -> str | None:
+    """The key of `READERS` that a folder is read by: the first that fits; None where none does."""
+    return next((name for name, reader in READERS.items() if reader.fits(folder)), None)
 
 
 def find(official: Official, root: Path) -> Path | None:
@@ -333,6 +338,8 @@ def differences(dataset: Dataset) -> tuple[str, ...]:
         (counts,) = official.categories.values()
         return tuple(_compared(official.title, dataset.samples, counts, masks=official.masks))
     here = [category for category in official.categories if category in dataset.categories]
+    if not here:  # somebody's own pictures, in the folders of that set
+        return ()
     found: list[str] = []
     if len(here) < len(official.categories) and here != [dataset.root.resolve().name]:
         found.append(f"{official.title}: {len(here)} of {len(official.categories)} categories")
@@ -343,10 +350,10 @@ def differences(dataset: Dataset) -> tuple[str, ...]:
 
 
 def _holds(official: Official, folder: Path) -> bool:
-    """Whether the set, or a part of it, lies in this very folder."""
+    """Whether the set, or a part of it, lies in this very folder; of one category, so that it is read as that set."""
     if len(official.categories) > 1:
         return bool(category_paths(official, folder))
-    return READERS[official.name].fits(folder)
+    return reader_of(folder) == official.name
 
 
 def _official(dataset: Dataset) -> Official | None:

@@ -29,10 +29,9 @@ TABLE = "labels.csv"  # of Head-CT and of ELPV
 
 def is_head_ct(folder: Path) -> bool:
     """Whether there is the table of Head-CT, or its first picture in a folder of that name."""
-    if "hemorrhage" in first_line(folder / TABLE):
+    if {"id", "hemorrhage"} <= set(re.findall(r"\w+", first_line(folder / TABLE))):
         return True
-    inner = (folder, folder / "head_ct", folder / "head_ct" / "head_ct")
-    return _is_called(folder, "headct", "headcthemorrhage") and any(is_file(place / "000.png") for place in inner)
+    return _is_called(folder, "headct", "headcthemorrhage") and 0 in _slices(folder)
 
 
 def read_head_ct(folder: Path) -> Contents:
@@ -42,8 +41,9 @@ def read_head_ct(folder: Path) -> Contents:
     columns = [cell.lower() for cell in next(rows, (1, []))[1]]
     if not {"id", "hemorrhage"} <= set(columns):
         raise DataError(f"{table}: the first line must name the columns id and hemorrhage; get the table again")
-    pictures = {int(path.stem): path for path in scan(folder).pictures if path.stem.isdecimal()}
+    pictures = _slices(folder)
     samples: list[Sample] = []
+    seen: set[int] = set()
     absent: list[str] = []
     faults: list[str] = []
     for line, cells in rows:
@@ -51,16 +51,31 @@ def read_head_ct(folder: Path) -> Contents:
         number, label = row.get("id", ""), row.get("hemorrhage")
         if not number.isdecimal() or label not in ("0", "1"):
             faults.append(f"line {line}: is not the number of a picture, and 0 or 1")
+            continue
+        if int(number) in seen:
+            faults.append(f"line {line}: {int(number):03d}.png is there already")
         elif int(number) in pictures:
             samples.append(_sample(pictures[int(number)], "" if label == "0" else "hemorrhage"))
         else:
             absent.append(f"{int(number):03d}.png")
+        seen.add(int(number))
     refuse(table, faults)
     return _divided(samples, TEST_FRACTION, _absent(table, absent))
 
 
+def _slices(folder: Path) -> dict[int, Path]:
+    """Number -> picture, in the first place that has some: other sets may lie in the same folder."""
+    for place in (folder / "head_ct/head_ct", folder / "head_ct", folder):
+        if found := {int(path.stem): path for path in sorted(place.glob("*.png")) if path.stem.isdecimal()}:
+            return found
+    return {}
+
+
 def is_brain_mri(folder: Path) -> bool:
-    """Whether there is a yes/ or a no/, in the folder or in the brain_tumor_dataset/ in it."""
+    """Whether there is a yes/ or a no/ in a folder of its name, or a yes/ with the set's first picture.
+
+    Other people's yes/ may hold the good ones.
+    """
     return bool(_yes_and_no(folder))
 
 
@@ -77,8 +92,10 @@ def read_brain_mri(folder: Path) -> Contents:
 
 def _yes_and_no(folder: Path) -> dict[str, Path]:
     """The folders of these names that are there, of which the archive has a second copy below."""
+    called = ("brainmri", "braintumordataset", "brainmriimagesforbraintumordetection")
     for place in (folder, folder / "brain_tumor_dataset"):
-        if found := {name: place / name for name in ("yes", "no") if is_folder(place / name)}:
+        found = {name: place / name for name in ("yes", "no") if is_folder(place / name)}
+        if found and (_is_called(place, *called) or is_file(place / "yes/Y1.jpg")):
             return found
     return {}
 
@@ -126,8 +143,8 @@ def _elpv_place(folder: Path) -> Path:
 
 
 def is_kolektor_sdd(folder: Path) -> bool:
-    """Whether there are folders kos01, kos02, …"""
-    return bool(_items(folder))
+    """Whether there are folders kos01, kos02, … with pictures Part0, Part1, …"""
+    return any(any(item.glob("Part*")) for item in _items(folder))
 
 
 def read_kolektor_sdd(folder: Path) -> Contents:

@@ -46,7 +46,8 @@ class TaughtConfig(MethodConfig):
     """Settings; those that every method has are the normality detector's too.
 
     Attributes:
-        normality: the method that knows what is normal: any but those that take labelled defects themselves.
+        normality: the method that knows what is normal: any but those that take labelled defects themselves. One that
+            trains its encoder (`guided`) leaves features that tell the kinds of defect less well.
         normality_settings: of that method, as "bank_size=8000", in place of its recipe `best`.
         described: layers of the backbone whose features describe a picture; empty = those two thirds and five sixths of
             the way.

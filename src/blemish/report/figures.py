@@ -61,6 +61,7 @@ _STYLE: Any = {  # newer matplotlib types the keys one by one; older has no such
 }
 _PERPLEXITY = 30.0  # of t-SNE, as van der Maaten and Hinton (2008) use it; of few points a third of their number
 _NAME_LENGTH = 26  # signs of a line beside a row of pictures
+_HEAD_LENGTH = 20  # of one above a picture
 _LABEL: Any = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.5}  # behind words on a picture
 _BINS = 150  # points of a line over the steps of a training
 # matplotlib reads its settings from one place in the process; two threads must not swap them at the same time.
@@ -342,7 +343,15 @@ def gallery(
     with _sheet(format, width=size[0], height=size[1]) as (axes, sheet):
         for column, title in enumerate(titles, start=1):
             middle = wide * (column + 0.5)
-            axes.text(middle, head / 2, _shortened(title), fontsize=9.5, ha="center", va="center", parse_math=False)
+            axes.text(
+                middle,
+                head / 2,
+                _shortened(title, _HEAD_LENGTH),
+                fontsize=9.5,
+                ha="center",
+                va="center",
+                parse_math=False,
+            )
         for row, (caption, tiles) in enumerate(rows):
             middle = head + high * (row + 0.5)
             lines = "\n".join(map(_shortened, caption.splitlines()))
@@ -402,11 +411,11 @@ def _printable(text: str) -> str:
     return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode("ascii") for sign in text)
 
 
-def _shortened(line: str) -> str:
+def _shortened(line: str, length: int = _NAME_LENGTH) -> str:
     """Its beginning and its end where it is too long."""
     line = _printable(line)
-    half = (_NAME_LENGTH - 1) // 2
-    return line if len(line) <= _NAME_LENGTH else f"{line[:half]}…{line[-half:]}"
+    half = (length - 1) // 2
+    return line if len(line) <= length else f"{line[:half]}…{line[-half:]}"
 
 
 def _edges(scores: npt.NDArray[np.float64], threshold: float | None) -> npt.NDArray[np.float64]:

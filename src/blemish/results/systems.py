@@ -13,7 +13,7 @@ from blemish.data.official import OFFICIAL
 from blemish.data.phrases import counted
 from blemish.results.pages import NONE, Page, Quantity, Sheet, figure, leader, markdown, quantity
 from blemish.results.recipes import departures
-from blemish.results.rows import NEITHER, Row, as_ever, asked_for, words
+from blemish.results.rows import NEITHER, OF_PRETRAINING, Row, as_ever, as_it_was, asked_for, words
 from blemish.results.tables import (
     LEGEND,
     PARTLY,
@@ -258,7 +258,8 @@ def _comparison(part: Comparison, systems: Sequence[_System]) -> Sheet:
         lines.append(("Latency (ms)", *theirs, *ours, _status(ours, theirs)))
     return Sheet(
         title=part.title,
-        above=f"{' / '.join(_HEADS[metric] for metric in part.metrics)}. Published: {part.source}.",
+        above=" / ".join(_HEADS.get(metric, metric) for metric in part.metrics)
+        + (f". Published: {part.source}." if part.source else "."),
         columns=("", *columns, "Status"),
         lines=tuple(lines),
         notes=(part.note,) if part.note else (),
@@ -295,11 +296,12 @@ def _methods(part: Table, systems: Sequence[_System]) -> Sheet:
     ]
     columns = {"": names, **ours, "Seeds": list(map(str, seeds)), **theirs, "Status": status}
     where = f"mean of {len(shared)} of {len(categories)} categories" if len(shared) > 1 else f"{''.join(shared)} alone"
+    note = " ".join(filter(None, [f"Published: {part.source}." if theirs and part.source else "", part.note]))
     return Sheet(
         title=f"{part.title}: {where}" if shared and len(categories) > 1 else part.title,
         columns=tuple(columns),
         lines=tuple(zip(*columns.values(), strict=True)),
-        notes=(" ".join(filter(None, [f"Published: {part.source}." if theirs else "", part.note])),),
+        notes=(note,) if note else (),
         footnotes=_footnotes(systems),
     )
 
@@ -341,16 +343,29 @@ def _status(measured: Iterable[str], published: Iterable[str]) -> str:
 
 
 def _settings(part: Table, rows: Iterable[Row], published_on: str) -> list[Sheet]:
-    found: dict[str, dict[str, list[Row]]] = {}
+    found: dict[str, dict[str, dict[str, list[Row]]]] = {}
     for entry, row in product(part.entries, rows):
         if _varies(row, entry):
-            found.setdefault(likeness(row, part.factors), {}).setdefault(entry.label, []).append(row)
-    parts = [(data, group, lines) for group, of in found.items() for data, lines in _by_data(part, of)]
+            alike = found.setdefault(likeness(row, part.factors), {})
+            alike.setdefault(_before(row, part.factors), {}).setdefault(entry.label, []).append(row)
+    parts: list[tuple[str, str, dict[str, list[Row]]]] = []
+    for group, alike in found.items():
+        without = alike.pop("", {})  # stands beside every pre-training
+        for before, of in alike.items() or [("", {})]:
+            parts += [(data, group + before, lines) for data, lines in _by_data(part, without | of)]
     return [
         _varied(part, data, lines, published_on)
         for data, _, lines in sorted(parts, key=lambda it: it[:2])
         if len(lines) > 1
     ]
+
+
+def _before(row: Row, factors: Collection[str]) -> str:
+    """How a row was pre-trained, as far as a table that varies the pre-training does not vary that, too; "" = not."""
+    settings = as_it_was(row["settings"])
+    if "pretraining" not in factors or settings["pretraining"] == "none":
+        return ""
+    return json.dumps({key: settings[key] for key in OF_PRETRAINING.difference(factors)}, sort_keys=True)
 
 
 def _varies(row: Row, entry: Entry) -> bool:

@@ -91,16 +91,18 @@ def _image_auroc(row: Row, shifts: Iterable[str], mode: str) -> float | None:
 
 
 def newest(rows: Iterable[Row]) -> tuple[list[Row], tuple[str, ...]]:
-    """The newest good row of every identity, oldest first; and the runs that have only failed, a sentence each."""
-    latest: dict[tuple[str, str, str], Row] = {}
+    """The newest good row of every identity and, of one model of several categories, of each choice of these, oldest
+    first; and the runs that have only failed, a sentence each."""
+    latest: dict[tuple[str, ...], Row] = {}
     failed: dict[str, Row] = {}
     for row in sorted(rows, key=itemgetter("date")):
         if row["status"] == OK:
-            latest.pop(identity(row), None)
-            latest[identity(row)] = row
+            which = (*identity(row), *together(row))  # of other categories it is another model
+            latest.pop(which, None)
+            latest[which] = row
         else:
             failed[row["key"]] = row
-    good = {key for key, _, _ in latest}
+    good = {key for key, *_ in latest}
     return list(latest.values()), tuple(
         f"{row['method']} on {row['data']}, seed {row['seed']}"
         f"{''.join(f' · {wish}' for wish in asked_for(row))}: {' '.join(row['error'].split())}"

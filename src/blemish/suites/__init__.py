@@ -29,6 +29,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
+from blemish.data.official import OFFICIAL
 from blemish.errors import ConfigError, unknown_name
 
 SUFFIX = ".toml"
@@ -223,6 +224,9 @@ def _suite(name: str, values: dict[str, Any]) -> Suite:
     tables: tuple[Table | Comparison, ...] = (*comparisons, *(_table({**on, **each}, usual) for each in ours))
     if len({table.name for table in tables}) < len(tables):
         raise ValueError("two tables have the same name")
+    for table in tables:
+        if table.data and table.data not in OFFICIAL:
+            raise unknown_name(f"data set of table {table.name}", table.data, OFFICIAL)
     costs = values.pop("efficiency", None)
     if costs is not None:
         costs = Efficiency(rows=tuple(Cost(**row) for row in costs.pop("rows")), **costs)
