@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -285,6 +286,7 @@ def test_each_table_of_a_suite_is_measured_on_its_own_data(
 
 def test_other_data_stand_in_for_those_of_a_suite(root: Path, mvtec: Path, tmp_path: Path) -> None:
     suite = a_suite(a_table("each", "mvtec"), a_table("any"))
+    shutil.copytree(mvtec, root / "mvtec" / "bottle", dirs_exist_ok=True)
     for given, name, path in [
         ("screw", "screw", root / "mvtec" / "screw"),
         (str(mvtec), "part", mvtec),
@@ -296,6 +298,9 @@ def test_other_data_stand_in_for_those_of_a_suite(root: Path, mvtec: Path, tmp_p
 def test_nothing_to_measure_on_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("BLEMISH_DATA", raising=False)
     suite = a_suite(a_table("each", "mvtec"), a_table("scans", "brain_mri"))
+    (tmp_path / "elsewhere").mkdir()
+    with pytest.raises(DataError, match=r"elsewhere: there is none of MVTec AD, Brain-MRI in it"):
+        places(suite, [str(tmp_path / "elsewhere")], root=None, scratch=tmp_path)
     with pytest.raises(DataError, match=r"MVTec AD; Brain-MRI\. There is nothing to measure"):
         places(suite, [], root=tmp_path, scratch=tmp_path)
     with pytest.raises(DataError, match="no folder to look in for MVTec AD, Brain-MRI"):

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from blemish import config as configs
+from blemish.data import layouts
 from blemish.data.official import OFFICIAL, Official, category_paths, find
 from blemish.data.phrases import counted
 from blemish.data.shifts import SHIFTS
@@ -233,6 +234,12 @@ def places(
     wanted = {table.data: OFFICIAL[table.data] for table in suite.tables if table.data}
     root_named = len(data) == 1 and Path(data[0]).is_dir()
     holds = root_named and any(find(official, Path(data[0])) for official in wanted.values())
+    if root_named and wanted and not holds and not _has_splits(Path(data[0])):
+        titles = ", ".join(official.title for official in wanted.values())
+        raise DataError(
+            f"{data[0]}: there is none of {titles} in it (`blemish data layouts` tells which folders are looked for), "
+            "and it is no data set with a train and a test split itself; mend --data"
+        )
     if data and not holds:
         return [(suite, data_sets(data, root=root, scratch=scratch))], []
     if not wanted:
@@ -278,6 +285,14 @@ def cores() -> int:
 def shared_threads(threads: int | None, jobs: int) -> int | None:
     """The threads of each of `jobs` runs at once: `threads`, or their share of the cores; None = torch's choice."""
     return max(1, cores() // jobs) if threads is None and jobs > 1 else threads
+
+
+def _has_splits(path: Path) -> bool:
+    try:
+        dataset = layouts.read(path)
+    except DataError:
+        return False
+    return bool(dataset.train() and dataset.test())
 
 
 def _root(given: str | Path | None) -> Path | None:
