@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import redirect_stdout
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from runs import GUIDED, TAUGHT, TINY, a_run
 
 import blemish
 from blemish import benchmark
@@ -30,21 +30,7 @@ from blemish.predictor import Detector
 from blemish.results import Row, read_rows, table
 from blemish.types import Failure
 
-TINY = {"backbone": "test_vit", "image_size": 32, "layers": [2, 4], "bank_size": 50}
 HERE = {"device": "cpu", "precision": "fp32"}
-GUIDED = {
-    "method": "guided",
-    "settings": {"backbone": "test_vit", "image_size": [32], "epochs": 1, "min_steps": 12, "pictures_per_step": 8},
-}
-TAUGHT = {
-    "method": "atacnet",
-    "settings": {"backbone": "test_vit", "image_size": [32], "layers": [2, 4], "normality": "knn"},
-}
-
-
-def a_run(path: Path, **changes: Any) -> Run:
-    one = Run(method="knn", data="part", path=path, settings=TINY, weights="random", label="tiny")
-    return replace(one, **changes)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from runs import GUIDED, TAUGHT, TINY, a_run
 
 from blemish import planning
 from blemish.data import layouts
@@ -18,21 +19,7 @@ from blemish.methods.trained import TrainedConfig, TrainedMethod
 from blemish.planning import Run, data_sets, once, places, plan, shared_threads
 from blemish.suites import Entry, Suite, Table
 
-TINY = {"backbone": "test_vit", "image_size": 32, "layers": [2, 4], "bank_size": 50}
-GUIDED = {
-    "method": "guided",
-    "settings": {"backbone": "test_vit", "image_size": [32], "epochs": 1, "min_steps": 12, "pictures_per_step": 8},
-}
-TAUGHT = {
-    "method": "atacnet",
-    "settings": {"backbone": "test_vit", "image_size": [32], "layers": [2, 4], "normality": "knn"},
-}
 OLD_KEYS = {"patchcore": "e8d4b1c5e99916eb", "knn": "f1385710f3442134"}  # of rows in benchmarks/results
-
-
-def a_run(path: Path, **changes: Any) -> Run:
-    one = Run(method="knn", data="part", path=path, settings=TINY, weights="random", label="tiny")
-    return replace(one, **changes)
 
 
 @pytest.fixture
