@@ -21,7 +21,7 @@ from blemish.errors import ArtifactError, ConfigError, DataError, NotFittedError
 from blemish.fitting import configure
 from blemish.methods import METHODS
 from blemish.methods.memory import KnnConfig
-from blemish.methods.taught import Taught, TaughtConfig
+from blemish.methods.taught import Taught, TaughtConfig, _unscattered
 from blemish.predictor import Detector
 from blemish.types import Batch, Scores, silent
 
@@ -109,11 +109,12 @@ def levels(method: Taught, shown: Tensor) -> list[list[Floats]]:
 def descriptor(method: Taught, own: list[Floats], anomaly_map: Floats, mask: Floats | None = None) -> Floats:
     parts = []
     for features, grid in zip(own, GRID[method.config.backbone], strict=True):
-        weights = attention(anomaly_map, grid, method.config.sharpness)
-        if mask is not None and not np.isnan(mask).any() and mask.any():
-            weights = weights * pooled(mask, grid).ravel()
-            weights = weights / weights.sum()
-        parts.append(sum(weight * patch for weight, patch in zip(weights, features, strict=True)))
+        for look in (0, 1, 3):
+            weights = attention(anomaly_map, grid, look * method.config.sharpness)
+            if mask is not None and not np.isnan(mask).any() and mask.any():
+                weights = weights * pooled(mask, grid).ravel()
+                weights = weights / weights.sum()
+            parts.append(sum(weight * patch for weight, patch in zip(weights, features, strict=True)))
     return np.concatenate(parts)
 
 
@@ -198,9 +199,10 @@ def test_scores_and_maps_are_the_formulas(case: dict[str, Any]) -> None:
         assert float(found.image[row]) == pytest.approx(expected, rel=2e-3, abs=2e-3 * oracle.unit)
         along, first = np.zeros((16, 16)), 0
         for features, grid in zip(own, GRID[method.config.backbone], strict=True):
-            part = direction[first : first + features.shape[1]]
-            along += upsampled(np.array([patch @ part for patch in features]).reshape(grid), 16, 16)
-            first += features.shape[1]
+            for _ in range(3):  # a look after the other
+                part = direction[first : first + features.shape[1]]
+                along += upsampled(np.array([patch @ part for patch in features]).reshape(grid), 16, 16)
+                first += features.shape[1]
         weights = attention(maps[row], GRID[method.config.backbone][0], method.config.sharpness)
         weights = (weights / weights.max()).reshape(GRID[method.config.backbone][0])
         shares = (along - oracle.middle) / oracle.deviation * upsampled(weights, 16, 16)
@@ -224,6 +226,14 @@ def test_leaving_out_is_the_discriminant_of_the_others(normality: str, copies: i
     np.testing.assert_allclose(found.image.numpy(), expected, rtol=2e-3, atol=2e-3 * oracle.unit)
     plain = method.finished(*method.look(good.images)).image[mixed]
     assert not torch.allclose(found.image, plain, rtol=1e-2)
+
+
+@pytest.mark.parametrize("shape", [(5, 12), (12, 5), (7, 7), (1, 3)])
+def test_both_ways_to_the_inverse_are_the_same(shape: tuple[int, int]) -> None:
+    rows = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    inverse = np.linalg.inv(0.3 * rows.numpy().T @ rows.numpy() + 0.7 * np.eye(shape[1]))
+    found = _unscattered(rows, 0.3, torch.tensor(0.7, dtype=torch.float64))
+    np.testing.assert_allclose(found.numpy(), rows.numpy() @ inverse, rtol=1e-9, atol=1e-12)
 
 
 def test_with_many_pictures_leaving_out_is_nearly_to_learn_anew_without() -> None:
@@ -326,7 +336,7 @@ def test_where_the_mask_is_known_only_marked_patches_count() -> None:
         method.forget_defects()
         teach(method, shown, mask)
         found[name] = method.defects.numpy()
-    patch = np.concatenate([features[4 + 2] for features in levels(method, shown)[0]])
+    patch = np.concatenate([features[4 + 2] for features in levels(method, shown)[0] for _look in range(3)])
     np.testing.assert_allclose(found["one patch"][0], patch, rtol=1e-5, atol=1e-6)
     for name in ("all", "unknown", "nowhere"):
         np.testing.assert_allclose(found[name], plain, **CLOSE)

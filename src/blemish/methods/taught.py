@@ -1,10 +1,11 @@
 """A normality detector that is taught by a few known defects. Ours: it goes beyond ATAC-Net, whose task it has.
 
-Any unsupervised detector says where a picture differs from the good ones. Here that is where to look: its map, as
-attention, pools the patch features of a picture to one descriptor, and Fisher's discriminant (Fisher 1936) between the
-descriptors of the good pictures and those of the labelled defects says how much a picture resembles the defects.
+Any unsupervised detector says where a picture differs from the good ones. Here that is where to look, three times: at
+the whole picture, around what differs, and closely at it. Its map, as attention of three sharpnesses, pools the patch
+features of a picture to one descriptor, and Fisher's discriminant (Fisher 1936) between the descriptors of the good
+pictures and those of the labelled defects says how much a picture resembles the defects.
 
-    α = softmax(sharpness · standardised map)      x = Σ α_p f_p
+    α(t) = softmax(t · standardised map)      x = joined over t = 0, sharpness, 3 · sharpness: Σ α_p(t) f_p
     w = ((1 − s) Σ + s (tr Σ / D) I)⁻¹ (mean of the defects − μ)      μ, Σ: of the good pictures; s: `shrinkage`
     score = normality + weight · √M · σ · (w·x − m) / v
 
@@ -40,6 +41,8 @@ from blemish.types import Batch, Progress, Scores
 if TYPE_CHECKING:
     from blemish.methods.apmask import APMaskConfig
 
+LOOKS = (0.0, 1.0, 3.0)  # at the whole picture, around what differs, closely at it; in units of the sharpness
+
 
 @dataclass(frozen=True, kw_only=True)
 class TaughtConfig(MethodConfig):
@@ -49,9 +52,8 @@ class TaughtConfig(MethodConfig):
         normality: the method that knows what is normal: any but those that take labelled defects themselves. One that
             trains its encoder (`guided`) leaves features that tell the kinds of defect less well.
         normality_settings: of that method, as "bank_size=8000", in place of its recipe `best`.
-        described: layers of the backbone whose features describe a picture; empty = those two thirds and five sixths of
-            the way.
-        sharpness: of the attention: 0 = all patches count the same.
+        described: layers of the backbone whose features describe a picture; empty = the one two thirds of the way.
+        sharpness: of the attention: 0 = all patches count the same, however often it is looked.
         shrinkage: how far the covariance of the good pictures is drawn towards a sphere, in (0, 1].
         weight: of what one labelled defect teaches, in standard deviations of the normality's score.
     """
@@ -60,8 +62,8 @@ class TaughtConfig(MethodConfig):
     normality_settings: tuple[str, ...] = ()
     described: tuple[int, ...] = ()
     sharpness: float = 1.0
-    shrinkage: float = 0.95
-    weight: float = 0.4
+    shrinkage: float = 0.9
+    weight: float = 0.5
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -130,8 +132,8 @@ class Taught(Method):
     def __init__(self, config: TaughtConfig, backbone: Backbone) -> None:
         super().__init__(config, backbone)
         self.normality: Method = config.normality_class(config.normality_config, backbone)
-        usual = sorted({max(1, round(share * backbone.depth)) for share in (2 / 3, 5 / 6)})
-        self.config = replace(config, described=backbone.check_layers(config.described or usual))
+        usual = max(1, round(2 / 3 * backbone.depth))
+        self.config = replace(config, described=backbone.check_layers(config.described or (usual,)))
         self.leaves_one_out = self.normality.leaves_one_out
         self.minimum_images = self.normality.minimum_images
         self.register_buffer("descriptors", torch.empty(0, 0))
@@ -233,17 +235,19 @@ class Taught(Method):
         for tokens, grid in _levels(features):
             share = self._attention(maps, grid)
             if masks is not None:
-                inside = share * F.adaptive_avg_pool2d(masks.to(share.device)[:, None], grid).flatten(1)
-                known = inside.sum(1, keepdim=True) > 0  # false for NaN and for an empty mask
-                share = torch.where(known, inside / inside.sum(1, keepdim=True), share)
-            parts.append(torch.einsum("bn,bnd->bd", share, tokens))
+                marked = F.adaptive_avg_pool2d(masks.to(share.device)[:, None], grid).flatten(2)
+                inside = share * marked
+                known = inside.sum(2, keepdim=True) > 0  # false for NaN and for an empty mask
+                share = torch.where(known, inside / inside.sum(2, keepdim=True), share)
+            parts.append((share @ tokens).flatten(1))
         return torch.cat(parts, dim=1)
 
     def _attention(self, maps: Tensor, grid: tuple[int, int]) -> Tensor:
-        """How much each place of the grid counts: B N, rows sum to 1."""
-        own = F.adaptive_avg_pool2d(maps.float()[:, None], grid).flatten(1)
-        std, mean = torch.std_mean(own, dim=1, keepdim=True, correction=0)
-        return (self.config.sharpness * (own - mean) / std.clamp(min=1e-12)).softmax(1)
+        """How much each place of the grid counts in each look: B 3 N, rows sum to 1."""
+        own = F.adaptive_avg_pool2d(maps.float()[:, None], grid).flatten(2)
+        std, mean = torch.std_mean(own, dim=2, keepdim=True, correction=0)
+        looks = self.config.sharpness * torch.tensor(LOOKS, device=own.device)
+        return (looks[:, None] * (own - mean) / std.clamp(min=1e-12)).softmax(2)
 
     # Scoring
 
@@ -277,15 +281,17 @@ class Taught(Method):
         return Scores(found.image + lesson.unit * likeness, found.maps + shown, found.votes)
 
     def _likeness_map(self, features: Features, maps: Tensor) -> Tensor:
-        """The likeness of each place, B h w like the maps, the less the less it is attended to."""
+        """The likeness of a picture that were all like each place, B h w as the maps are, the less the less the second
+        look attends to the place."""
         size = maps.shape[1:]
-        directions = self.lesson.split([tokens.shape[2] for tokens in features.tokens])
+        directions = self.lesson.split([len(LOOKS) * tokens.shape[2] for tokens in features.tokens])
         alike = torch.zeros_like(maps, dtype=torch.float32)
         for (tokens, grid), direction in zip(_levels(features), directions, strict=True):
-            level = (tokens @ direction).reshape(len(tokens), 1, *grid)
+            of_all_looks = direction.reshape(len(LOOKS), -1).sum(0)
+            level = (tokens @ of_all_looks).reshape(len(tokens), 1, *grid)
             alike += F.interpolate(level, size, mode="bilinear", align_corners=False)[:, 0]
         grid = max(features.grids)
-        share = self._attention(maps, grid)
+        share = self._attention(maps, grid)[:, 1]
         share = (share / share.amax(1, keepdim=True)).reshape(len(maps), 1, *grid)
         return self.lesson.scaled(alike) * F.interpolate(share, size, mode="bilinear", align_corners=False)[:, 0]
 
@@ -337,12 +343,10 @@ class Lesson:
         self._count, dim = good.shape
         mean = good.mean(0)
         self._apart = good - mean
-        scatter = self._apart.T @ self._apart
-        sphere = config.shrinkage * scatter.diagonal().sum().clamp(min=1e-12) / (self._count * dim)
+        sphere = config.shrinkage * self._apart.square().sum().clamp(min=1e-12) / (self._count * dim)
         self._share = (1 - config.shrinkage) / self._count
-        inverse = torch.linalg.inv(self._share * scatter + sphere * torch.eye(dim, dtype=torch.float64))
-        self._sides = self._apart @ inverse
-        self._direction = inverse @ (towards - mean)
+        self._sides = _unscattered(self._apart, self._share, sphere)
+        self._direction = (towards - mean - self._share * self._sides.T @ (self._apart @ (towards - mean))) / sphere
         # Each good picture as it would be judged had it not been there: the others' scale is not to flatter it.
         rows: dict[int, list[int]] = {}
         for row, owner in enumerate(method.owners.tolist()):
@@ -380,7 +384,7 @@ class Lesson:
         return (along - middle) / deviation
 
     def split(self, sizes: list[int]) -> tuple[Tensor, ...]:
-        """The direction, layer by layer of so many channels."""
+        """The direction, layer by layer of so many figures."""
         parts: tuple[Tensor, ...] = self._plain[0].split(sizes)
         return parts
 
@@ -389,6 +393,14 @@ class Lesson:
         directions = torch.stack([self._directions[owner] for owner in owners])
         along: Tensor = (descriptors.double().cpu() * directions).sum(1)
         return ((along - self._middle) / self._deviation).float().to(descriptors.device)
+
+
+def _unscattered(rows: Tensor, share: float, sphere: Tensor) -> Tensor:
+    """A (share · AᵀA + sphere · I)⁻¹ for the rows A, n D, by way of the smaller of AAᵀ and AᵀA."""
+    few = len(rows) < rows.shape[1]
+    square = share * (rows @ rows.T if few else rows.T @ rows)
+    square.diagonal().add_(sphere)
+    return torch.linalg.solve(square, rows) if few else torch.linalg.solve(square, rows, left=False)
 
 
 def _levels(features: Features) -> Iterator[tuple[Tensor, tuple[int, int]]]:
