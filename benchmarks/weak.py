@@ -2,6 +2,9 @@
 
     python benchmarks/weak.py elpv brain_mri --image-size 224 --results benchmarks/results/weak.jsonl
 
+With `--type`, once or several times, the defects are drawn from one type at a time, and those of all others are tested:
+the hard setting. `--type any` draws from all, as without it.
+
 What does not depend on the draw is computed once: the normality detector is fitted once (seed 0) on all good training
 pictures, and each test picture is looked at once. A draw then takes seconds, and its row says what
 `blemish bench --methods atacnet --anomaly-count M` would say of it with the normality part of seed 0. Rows that the
@@ -64,7 +67,12 @@ class Remembering(Detector):
 def rows(name: str, path: Path, options: argparse.Namespace, done: set[str]) -> Iterator[dict[str, Any]]:
     """The rows of a data set that `done` does not hold."""
     settings = {key: value for key, _, value in (each.partition("=") for each in options.set)}
-    wanted = [(count, draw) for count in options.counts for draw in range(options.draws if count else 1)]
+    wanted = [
+        (count, draw, kind)
+        for kind in (None if kind == "any" else kind for kind in options.type or ["any"])
+        for count in options.counts
+        for draw in range(options.draws if count else 1)
+    ]
     keys = {each: key_of(name, each, options, settings) for each in wanted}
     if all(key in done for key in keys.values()):
         return
@@ -81,18 +89,19 @@ def rows(name: str, path: Path, options: argparse.Namespace, done: set[str]) -> 
     dataset = layouts.read(path)
     seen: dict[str, tuple[Scores, Features]] = {}
     commit, dirty = checkout()
-    for (count, draw), key in keys.items():
+    for (count, draw, kind), key in keys.items():
         if key in done:
             continue
         began = time.perf_counter()
         method.forget_defects()
-        drawn = labelled_defects(path, count=count, kind=options.type, seed=draw)
+        drawn = labelled_defects(path, count=count, kind=kind, seed=draw)
         samples = drawn.samples if options.masks else [dataclasses.replace(each, mask=None) for each in drawn.samples]
         stream = PictureStream(drawn.sources, detector.preprocessing, 8, marks=samples)
         method.learn_defects(lambda stream=stream: iter(stream), stream.batches, silent)
         known = {**detector.manifest["data"], "defects": sorted(stream.digests.values())}
         taught = Detector(method, detector.preprocessing, None, {**detector.manifest, "data": known})
-        found = evaluate(Remembering(taught, seen), dataset)
+        tested = tuple(sample for sample in dataset.samples if kind is None or sample.defect != kind)
+        found = evaluate(Remembering(taught, seen), dataclasses.replace(dataset, samples=tested))
         yield {
             "key": key,
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -100,7 +109,7 @@ def rows(name: str, path: Path, options: argparse.Namespace, done: set[str]) -> 
             "dirty": dirty,
             "data": name,
             "anomaly_count": count,
-            "anomaly_type": options.type,
+            "anomaly_type": kind,
             "draw": draw,
             "masks": options.masks,
             "settings": detector.manifest["config"],
@@ -116,9 +125,12 @@ def rows(name: str, path: Path, options: argparse.Namespace, done: set[str]) -> 
         }
 
 
-def key_of(name: str, each: tuple[int, int], options: argparse.Namespace, settings: dict[str, str]) -> str:
+def key_of(
+    name: str, each: tuple[int, int, str | None], options: argparse.Namespace, settings: dict[str, str]
+) -> str:
     """What a row is recognised by."""
-    given = [name, each, options.backbone, options.image_size, sorted(settings.items()), options.type, options.masks]
+    *draw, kind = each
+    given = [name, draw, options.backbone, options.image_size, sorted(settings.items()), kind, options.masks]
     return json.dumps(given)
 
 
@@ -127,7 +139,7 @@ def main() -> None:
     parser.add_argument("data", nargs="+", help="as of `blemish bench --data`")
     parser.add_argument("--counts", type=lambda text: [int(each) for each in text.split(",")], default=[0, 1, 10])
     parser.add_argument("--draws", type=int, default=3)
-    parser.add_argument("--type", help="learn from defects of this type only")
+    parser.add_argument("--type", action="append", help="learn from defects of this type only, and test the others")
     parser.add_argument("--masks", action="store_true", help="use the masks of the drawn defects")
     parser.add_argument("--backbone", default="focus_vits14")
     parser.add_argument("--image-size", type=int, default=448)
@@ -144,7 +156,8 @@ def main() -> None:
                 with options.results.open("a") as file:
                     file.write(json.dumps(row) + "\n")
                 figures = "  ".join(f"{100 * row[each]:.1f}" for each in METRICS if row[each] is not None)
-                complain(f"{name}: M = {row['anomaly_count']}, draw {row['draw']}: {figures}")
+                kind = f" of {row['anomaly_type']}" if row["anomaly_type"] else ""
+                complain(f"{name}: M = {row['anomaly_count']}{kind}, draw {row['draw']}: {figures}")
 
 
 if __name__ == "__main__":

@@ -7,12 +7,13 @@ pictures and those of the labelled defects says how much a picture resembles the
 
     α(t) = softmax(t · standardised map)      x = joined over t = 0, sharpness, 3 · sharpness: Σ α_p(t) f_p
     w = ((1 − s) Σ + s (tr Σ / D) I)⁻¹ (mean of the defects − μ)      μ, Σ: of the good pictures; s: `shrinkage`
-    score = normality + weight · √M · σ · (w·x − m) / v
+    score = normality + weight · √M · σ · max(0, (w·x − m) / v)
 
-where m and v are the mean and deviation of w·x over the good pictures, σ that of their normality's score. M labelled
-defects know their mean √M times better than one of them, and count so much more; without any the score is that of the
-normality detector, to the bit. Nothing is learned by gradient: a defect is taught in the time that it takes to look at
-it. Where the mask of a labelled defect is known, only the patches in it count.
+where m and v are the mean and deviation of w·x over the good pictures, σ that of their normality's score. To resemble
+the known defects adds to a score; not to resemble them takes nothing away, as a defect of another kind does not. M
+labelled defects know their mean √M times better than one of them, and count so much more; without any the score is
+that of the normality detector, to the bit. Nothing is learned by gradient: a defect is taught in the time that it takes
+to look at it. Where the mask of a labelled defect is known, only the patches in it count.
 
 The features are asked of the backbone while the normality detector looks: no second pass is needed.
 """
@@ -63,7 +64,7 @@ class TaughtConfig(MethodConfig):
     described: tuple[int, ...] = ()
     sharpness: float = 1.0
     shrinkage: float = 0.9
-    weight: float = 0.5
+    weight: float = 0.6
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -379,9 +380,9 @@ class Lesson:
         return self.scaled(features @ self._plain[0])
 
     def scaled(self, along: Tensor) -> Tensor:
-        """In deviations of the good pictures, from their mean."""
+        """In deviations of the good pictures, from their mean; 0 below it."""
         _, middle, deviation = self._plain
-        return (along - middle) / deviation
+        return ((along - middle) / deviation).clamp(min=0)
 
     def split(self, sizes: list[int]) -> tuple[Tensor, ...]:
         """The direction, layer by layer of so many figures."""
@@ -392,7 +393,7 @@ class Lesson:
         """The same of good pictures B D, each as if it had not been learned."""
         directions = torch.stack([self._directions[owner] for owner in owners])
         along: Tensor = (descriptors.double().cpu() * directions).sum(1)
-        return ((along - self._middle) / self._deviation).float().to(descriptors.device)
+        return ((along - self._middle) / self._deviation).clamp(min=0).float().to(descriptors.device)
 
 
 def _unscattered(rows: Tensor, share: float, sphere: Tensor) -> Tensor:
