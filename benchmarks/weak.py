@@ -125,9 +125,7 @@ def rows(name: str, path: Path, options: argparse.Namespace, done: set[str]) -> 
         }
 
 
-def key_of(
-    name: str, each: tuple[int, int, str | None], options: argparse.Namespace, settings: dict[str, str]
-) -> str:
+def key_of(name: str, each: tuple[int, int, str | None], options: argparse.Namespace, settings: dict[str, str]) -> str:
     """What a row is recognised by."""
     *draw, kind = each
     given = [name, draw, options.backbone, options.image_size, sorted(settings.items()), kind, options.masks]

@@ -354,11 +354,10 @@ class Lesson:
             rows.setdefault(owner, []).append(row)
         self._directions = {owner: self._without(own) for owner, own in rows.items()}
         along = torch.cat([good[own] @ self._directions[owner] for owner, own in rows.items()])
-        self._deviation, self._middle = torch.std_mean(along, correction=0)
-        self._deviation.clamp_(min=1e-12)
+        deviation, middle = torch.std_mean(along, correction=0)
         spread = method.usual.double().std(correction=0).item()
         self.unit = config.weight * math.sqrt(len(method.defects)) * spread
-        self._plain = (self._direction.float().to(device), float(self._middle), float(self._deviation))
+        self._plain = (self._direction.float().to(device), float(middle), max(float(deviation), 1e-12))
 
     def _without(self, rows: list[int]) -> Tensor:
         """The discriminant that the good pictures give without some of them (Woodbury's identity).
@@ -386,14 +385,12 @@ class Lesson:
 
     def split(self, sizes: list[int]) -> tuple[Tensor, ...]:
         """The direction, layer by layer of so many figures."""
-        parts: tuple[Tensor, ...] = self._plain[0].split(sizes)
-        return parts
+        return torch.split(self._plain[0], sizes)
 
     def likeness_left_out(self, descriptors: Tensor, owners: list[int]) -> Tensor:
         """The same of good pictures B D, each as if it had not been learned."""
         directions = torch.stack([self._directions[owner] for owner in owners])
-        along: Tensor = (descriptors.double().cpu() * directions).sum(1)
-        return ((along - self._middle) / self._deviation).clamp(min=0).float().to(descriptors.device)
+        return self.scaled((descriptors.double().cpu() * directions).sum(1)).float().to(descriptors.device)
 
 
 def _unscattered(rows: Tensor, share: float, sphere: Tensor) -> Tensor:
@@ -401,7 +398,8 @@ def _unscattered(rows: Tensor, share: float, sphere: Tensor) -> Tensor:
     few = len(rows) < rows.shape[1]
     square = share * (rows @ rows.T if few else rows.T @ rows)
     square.diagonal().add_(sphere)
-    return torch.linalg.solve(square, rows) if few else torch.linalg.solve(square, rows, left=False)
+    found: Tensor = torch.linalg.solve(square, rows, left=few)
+    return found
 
 
 def _levels(features: Features) -> Iterator[tuple[Tensor, tuple[int, int]]]:
