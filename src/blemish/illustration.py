@@ -22,7 +22,6 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -31,9 +30,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
 
-from blemish.backbones import Features
 from blemish.data.layouts import Dataset
 from blemish.data.marks import marked
 from blemish.errors import BlemishError, ConfigError, DataError, OutputError
@@ -215,36 +212,16 @@ class _Embedding(Detector):
         tensors = [one.tensor for one in chunk if not isinstance(one, Failure)]
         if not tensors:
             return super()._score(chunk, adapter)
-        with self._overheard((len(tensors), *tensors[0].shape)) as heard:
-            results = list(super()._score(chunk, adapter))
-        if not heard:
-            with torch.inference_mode():
-                heard.append(self.method.embedding(torch.stack(tensors).to(self.device)))
-        self.features.extend(heard[0].float().cpu().numpy())
-        return iter(results)
-
-    @contextmanager
-    def _overheard(self, shape: tuple[int, ...]) -> Iterator[list[Tensor]]:
-        """What `Method.embedding` would give, once the backbone is asked for pictures of this shape, B 3 H W; nothing
-        where the method has an embedding of its own, or never asks so."""
+        shape = (len(tensors), *tensors[0].shape)
         backbone = self.method.backbone
-        wanted = backbone.check_layers(self.method.config.layers)[-1]
-        heard: list[Tensor] = []
-
-        def hear(_backbone: nn.Module, given: tuple[Any, ...], found: Features) -> None:
-            images, layers, *_ = given
-            asked = backbone.check_layers(layers)
-            if not heard and wanted in asked and tuple(images.shape) == shape:
-                heard.append(found.tokens[asked.index(wanted)].float().mean(1))
-
-        if type(self.method).embedding is not Method.embedding:
-            yield heard
-            return
-        handle = backbone.register_forward_hook(hear)
-        try:
-            yield heard
-        finally:
-            handle.remove()
+        with backbone.overheard(backbone.check_layers(self.method.config.layers)[-1:]) as heard:
+            results = list(super()._score(chunk, adapter))
+        found = [features.tokens[-1].float().mean(1) for seen, features in heard if seen == shape]
+        if not found or type(self.method).embedding is not Method.embedding:
+            with torch.inference_mode():
+                found = [self.method.embedding(torch.stack(tensors).to(self.device))]
+        self.features.extend(found[0].float().cpu().numpy())
+        return iter(results)
 
 
 class _Cases:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +45,10 @@ class Features:
             raise ConfigError("patches were dropped, so there is no full grid to lay the tokens out on")
         pairs = zip(self.tokens, self.grids, strict=True)
         return tuple(tokens.transpose(1, 2).reshape(len(tokens), -1, *grid) for tokens, grid in pairs)
+
+    def layers(self, which: slice) -> Features:
+        """The same for some of the layers that were asked for."""
+        return replace(self, tokens=self.tokens[which], grids=self.grids[which], cls=self.cls[which])
 
 
 class Backbone(nn.Module):
@@ -89,6 +95,32 @@ class Backbone(nn.Module):
     def middle_layers(self) -> tuple[int, ...]:
         """A third, a half and two thirds of the depth: local enough to place a defect, and past raw texture."""
         return tuple(sorted({max(1, round(self.depth * share)) for share in (1 / 3, 1 / 2, 2 / 3)}))
+
+    @contextmanager
+    def overheard(self, layers: Sequence[int]) -> Iterator[list[tuple[tuple[int, ...], Features]]]:
+        """Of all pictures that come through meanwhile their shape, B 3 H W, and these layers, without a second pass.
+
+        Who has the backbone look at them gets the layers that they ask for. One inside another, both hear.
+        """
+        wanted = self.check_layers(layers)
+        heard: list[tuple[tuple[int, ...], Features]] = []
+        asked: list[int] = []
+
+        def ask(_backbone: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
+            images, theirs, *rest = given
+            asked[:] = self.check_layers(theirs)
+            return images, (*asked, *wanted), *rest
+
+        def hear(_backbone: nn.Module, given: tuple[Any, ...], found: Features) -> Features:
+            heard.append((tuple(given[0].shape), found.layers(slice(len(asked), None))))
+            return found.layers(slice(len(asked)))
+
+        handles = [self.register_forward_pre_hook(ask), self.register_forward_hook(hear, prepend=True)]
+        try:
+            yield heard
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def norm(self, tokens: Tensor) -> Tensor:
         """The final norm of a ViT applied to B N D tokens; tokens unchanged for a CNN, which has none."""

@@ -23,12 +23,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from blemish import config as configs
@@ -200,35 +199,13 @@ class Taught(Method):
         self._lesson = None
 
     def _described(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        with self._overheard() as heard:
+        with self.backbone.overheard(self.config.described) as heard:
             if isinstance(self.normality, MemoryBank) and self.normality.knows_several:
                 scores = self.normality.score_left_out(batch)
             else:
                 scores = self.normality.score(batch.images)
-        return self._pooled(heard[-1], scores.maps, None), scores.image.float(), batch.owners.to(scores.image.device)
-
-    @contextmanager
-    def _overheard(self) -> Iterator[list[Features]]:
-        """The layers to describe, whenever the normality part asks the backbone meanwhile; it gets its own."""
-        heard: list[Features] = []
-        asked: list[int] = []
-
-        def ask(_backbone: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
-            images, layers, *rest = given
-            asked[:] = self.backbone.check_layers(layers)
-            return images, (*asked, *self.config.described), *rest
-
-        def hear(_backbone: nn.Module, _given: tuple[Any, ...], found: Features) -> Features:
-            own = len(asked)
-            heard.append(replace(found, tokens=found.tokens[own:], grids=found.grids[own:], cls=found.cls[own:]))
-            return replace(found, tokens=found.tokens[:own], grids=found.grids[:own], cls=found.cls[:own])
-
-        handles = [self.backbone.register_forward_pre_hook(ask), self.backbone.register_forward_hook(hear)]
-        try:
-            yield heard
-        finally:
-            for handle in handles:
-                handle.remove()
+        _, features = heard[-1]
+        return self._pooled(features, scores.maps, None), scores.image.float(), batch.owners.to(scores.image.device)
 
     def _pooled(self, features: Features, maps: Tensor, masks: Tensor | None) -> Tensor:
         """Descriptors, float32 B D, of what maps B h w and masks B h w (NaN = not known) attend to."""
@@ -261,15 +238,15 @@ class Taught(Method):
     def look(self, images: Tensor) -> tuple[Scores, Features]:
         """What the normality part finds in B 3 H W, and the features that it has looked at."""
         self._require(self.usual)
-        with self._overheard() as heard:
+        with self.backbone.overheard(self.config.described) as heard:
             found = self.normality.score(images)
-        return found, heard[-1]
+        return found, heard[-1][1]
 
     def score_left_out(self, batch: Batch) -> Scores:
         self._require(self.usual)
-        with self._overheard() as heard:
+        with self.backbone.overheard(self.config.described) as heard:
             found = self.normality.score_left_out(batch)
-        return self.finished(found, heard[-1], batch.owners.tolist())
+        return self.finished(found, heard[-1][1], batch.owners.tolist())
 
     def finished(self, found: Scores, features: Features, owners: list[int] | None = None) -> Scores:
         """What the normality part found, with what was taught; owners: of good pictures that count as not learned."""
