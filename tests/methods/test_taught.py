@@ -111,7 +111,7 @@ def descriptor(method: Taught, own: list[Floats], anomaly_map: Floats, mask: Flo
     for features, grid in zip(own, GRID[method.config.backbone], strict=True):
         for look in (0, 1, 3):
             weights = attention(anomaly_map, grid, look * method.config.sharpness)
-            if mask is not None and not np.isnan(mask).any() and mask.any():
+            if look == 3 and mask is not None and not np.isnan(mask).any() and mask.any():
                 weights = weights * pooled(mask, grid).ravel()
                 weights = weights / weights.sum()
             parts.append(sum(weight * patch for weight, patch in zip(weights, features, strict=True)))
@@ -327,7 +327,7 @@ def test_untaught_it_fits_as_the_normality_detector_does(normality: str, picture
 # Masks
 
 
-def test_where_the_mask_is_known_only_marked_patches_count() -> None:
+def test_where_the_mask_is_known_the_closest_look_is_at_marked_patches_only() -> None:
     shown = images(1, seed=5)
     method = taught()
     plain = described(method, shown, method.normality.score(shown))
@@ -343,8 +343,14 @@ def test_where_the_mask_is_known_only_marked_patches_count() -> None:
         method.forget_defects()
         teach(method, shown, mask)
         found[name] = method.defects.numpy()
-    patch = np.concatenate([features[4 + 2] for features in levels(method, shown)[0] for _look in range(3)])
-    np.testing.assert_allclose(found["one patch"][0], patch, rtol=1e-5, atol=1e-6)
+    wide, patch = [], []
+    for layer, features in enumerate(levels(method, shown)[0]):
+        first = 3 * layer * 64  # three looks of 64 channels a layer, the closest one last
+        wide.append(np.arange(first, first + 128))
+        patch.append((slice(first + 128, first + 192), features[4 + 2]))
+    for place, expected in patch:
+        np.testing.assert_allclose(found["one patch"][0, place], expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found["one patch"][0, np.concatenate(wide)], plain[0, np.concatenate(wide)], **CLOSE)
     for name in ("all", "unknown", "nowhere"):
         np.testing.assert_allclose(found[name], plain, **CLOSE)
     assert bool(torch.isfinite(method.score(shown).image).all())

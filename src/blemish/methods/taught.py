@@ -13,7 +13,8 @@ where m and v are the mean and deviation of w·x over the good pictures, σ that
 the known defects adds to a score; not to resemble them takes nothing away, as a defect of another kind does not. M
 labelled defects know their mean √M times better than one of them, and count so much more; without any the score is
 that of the normality detector, to the bit. Nothing is learned by gradient: a defect is taught in the time that it takes
-to look at it. Where the mask of a labelled defect is known, only the patches in it count.
+to look at it. Where the mask of a labelled defect is known, the closest look is at the patches in it only; in the wider
+ones the good pictures, which have no masks, would be compared with something else.
 
 The features are asked of the backbone while the normality detector looks: no second pass is needed.
 """
@@ -213,10 +214,11 @@ class Taught(Method):
         for tokens, grid in _levels(features):
             share = self._attention(maps, grid)
             if masks is not None:
-                marked = F.adaptive_avg_pool2d(masks.to(share.device)[:, None], grid).flatten(2)
-                inside = share * marked
-                known = inside.sum(2, keepdim=True) > 0  # false for NaN and for an empty mask
-                share = torch.where(known, inside / inside.sum(2, keepdim=True), share)
+                marked = F.adaptive_avg_pool2d(masks.to(share.device)[:, None], grid).flatten(1)
+                inside = share[:, -1] * marked
+                known = inside.sum(1, keepdim=True) > 0  # false for NaN and for an empty mask
+                closest = torch.where(known, inside / inside.sum(1, keepdim=True), share[:, -1])
+                share = torch.cat([share[:, :-1], closest[:, None]], dim=1)
             parts.append((share @ tokens).flatten(1))
         return torch.cat(parts, dim=1)
 
