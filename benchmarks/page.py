@@ -71,7 +71,8 @@ others are further down. Resolutions, budgets and threads differ between cells: 
 ranking."""
 WEAK = """\
 `atacnet`, recipe `best`, over `patchcore` of seed 0. M defects are drawn by seed and learned from, all others are
-tested; M = 0 is `patchcore` itself. Least I: that of the worst draw."""
+tested; M = 0 is `patchcore` itself. With `anomaly_type` they are drawn from that type and all other types are tested.
+Least I: that of the worst draw."""
 PROBES = """\
 What a frozen encoder knows of defects, in %. kNN: image AUROC of the distance to the nearest good picture. Linear:
 AUROC of a logistic regression on test pictures, out of fold. Kinds: balanced accuracy of one that tells the kinds of
