@@ -120,7 +120,8 @@ def test_draws_of_defects_are_a_line_of_the_matrix_and_a_table(script: ModuleTyp
     text = script.page({"weak.jsonl": [{**draw, "image_auroc": 0.9}, other]})
     column = list(script.COLUMNS).index("brain MRI")
     assert cells(text, "`atacnet`, M = 10")[column] == "70.0 ± 28.3 (2)"
-    assert cells(text, "brain_mri")[:9] == ["224×224", "10", "best", "2", "70.0 ± 28.3", "–", "–", "50.0", draw["commit"][:8]]
+    commit = draw["commit"][:8]
+    assert cells(text, "brain_mri")[:9] == ["224×224", "10", "best", "2", "70.0 ± 28.3", "–", "–", "50.0", commit]
 
 
 def test_every_table_of_every_suite_has_its_command_and_its_hours() -> None:
