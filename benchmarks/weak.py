@@ -3,7 +3,7 @@
     python benchmarks/weak.py elpv brain_mri --image-size 224 --results benchmarks/results/weak.jsonl
 
 With `--type`, once or several times, the defects are drawn from one type at a time, and those of all others are tested:
-the hard setting. `--type any` draws from all, as without it.
+the hard setting. (`bench --anomaly-type` tests the rest of that type, too.) `--type any` draws from all, as without it.
 
 What does not depend on the draw is computed once: the normality detector is fitted once (seed 0) on all good training
 pictures, and each test picture is looked at once. A draw then takes seconds, and its row says what

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Self
 
@@ -42,6 +42,7 @@ from blemish.types import Batch, Progress, Scores
 if TYPE_CHECKING:
     from blemish.methods.apmask import APMaskConfig
 
+Level = tuple[Tensor, tuple[int, int]]  # patch features B N D, and their grid
 LOOKS = (0.0, 1.0, 3.0)  # at the whole picture, around what differs, closely at it; in units of the sharpness
 
 
@@ -188,7 +189,7 @@ class Taught(Method):
         found = []
         for batch in _told(batches(), count, progress, "learning the defects"):
             scores, features = self.look(batch.images)
-            found.append(self._pooled(features, scores.maps, batch.masks))
+            found.append(self._pooled(_levels(features), scores.maps, batch.masks))
         if found:
             known = [self.defects] if len(self.defects) else []
             self.defects = torch.cat([*known, *found])
@@ -206,12 +207,16 @@ class Taught(Method):
             else:
                 scores = self.normality.score(batch.images)
         _, features = heard[-1]
-        return self._pooled(features, scores.maps, None), scores.image.float(), batch.owners.to(scores.image.device)
+        return (
+            self._pooled(_levels(features), scores.maps, None),
+            scores.image.float(),
+            batch.owners.to(scores.image.device),
+        )
 
-    def _pooled(self, features: Features, maps: Tensor, masks: Tensor | None) -> Tensor:
+    def _pooled(self, levels: Sequence[Level], maps: Tensor, masks: Tensor | None) -> Tensor:
         """Descriptors, float32 B D, of what maps B h w and masks B h w (NaN = not known) attend to."""
         parts = []
-        for tokens, grid in _levels(features):
+        for tokens, grid in levels:
             share = self._attention(maps, grid)
             if masks is not None:
                 marked = F.adaptive_avg_pool2d(masks.to(share.device)[:, None], grid).flatten(1)
@@ -226,8 +231,8 @@ class Taught(Method):
         """How much each place of the grid counts in each look: B 3 N, rows sum to 1."""
         own = F.adaptive_avg_pool2d(maps.float()[:, None], grid).flatten(2)
         std, mean = torch.std_mean(own, dim=2, keepdim=True, correction=0)
-        looks = self.config.sharpness * torch.tensor(LOOKS, device=own.device)
-        return (looks[:, None] * (own - mean) / std.clamp(min=1e-12)).softmax(2)
+        apart = self.config.sharpness * (own - mean) / std.clamp(min=1e-12)
+        return torch.cat([look * apart for look in LOOKS], dim=1).softmax(2)
 
     # Scoring
 
@@ -254,23 +259,23 @@ class Taught(Method):
         """What the normality part found, with what was taught; owners: of good pictures that count as not learned."""
         if not len(self.defects):
             return found
-        lesson = self.lesson
-        pooled = self._pooled(features, found.maps, None)
+        lesson, levels = self.lesson, _levels(features)
+        pooled = self._pooled(levels, found.maps, None)
         likeness = lesson.likeness(pooled) if owners is None else lesson.likeness_left_out(pooled, owners)
-        shown = lesson.unit * self._likeness_map(features, found.maps)
+        shown = lesson.unit * self._likeness_map(levels, found.maps)
         return Scores(found.image + lesson.unit * likeness, found.maps + shown, found.votes)
 
-    def _likeness_map(self, features: Features, maps: Tensor) -> Tensor:
+    def _likeness_map(self, levels: Sequence[Level], maps: Tensor) -> Tensor:
         """The likeness of a picture that were all like each place, B h w as the maps are, the less the less the second
         look attends to the place."""
         size = maps.shape[1:]
-        directions = self.lesson.split([len(LOOKS) * tokens.shape[2] for tokens in features.tokens])
+        directions = self.lesson.split([len(LOOKS) * tokens.shape[2] for tokens, _ in levels])
         alike = torch.zeros_like(maps, dtype=torch.float32)
-        for (tokens, grid), direction in zip(_levels(features), directions, strict=True):
+        for (tokens, grid), direction in zip(levels, directions, strict=True):
             of_all_looks = direction.reshape(len(LOOKS), -1).sum(0)
             level = (tokens @ of_all_looks).reshape(len(tokens), 1, *grid)
             alike += F.interpolate(level, size, mode="bilinear", align_corners=False)[:, 0]
-        grid = max(features.grids)
+        grid = max(grid for _, grid in levels)
         share = self._attention(maps, grid)[:, 1]
         share = (share / share.amax(1, keepdim=True)).reshape(len(maps), 1, *grid)
         return self.lesson.scaled(alike) * F.interpolate(share, size, mode="bilinear", align_corners=False)[:, 0]
@@ -381,10 +386,10 @@ def _unscattered(rows: Tensor, share: float, sphere: Tensor) -> Tensor:
     return found
 
 
-def _levels(features: Features) -> Iterator[tuple[Tensor, tuple[int, int]]]:
+def _levels(features: Features) -> list[Level]:
     """The patch features of each layer, of length 1, float32 B N D, and their grid."""
-    for tokens, grid in zip(features.tokens, features.grids, strict=True):
-        yield F.normalize(tokens.float(), dim=-1), grid
+    pairs = zip(features.tokens, features.grids, strict=True)
+    return [(F.normalize(tokens.float(), dim=-1), grid) for tokens, grid in pairs]
 
 
 def _is_shared(name: str) -> bool:
