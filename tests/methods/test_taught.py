@@ -108,8 +108,8 @@ def levels(method: Taught, shown: Tensor) -> list[list[Floats]]:
 
 def descriptor(method: Taught, own: list[Floats], anomaly_map: Floats, mask: Floats | None = None) -> Floats:
     parts = []
-    for features, grid in zip(own, GRID[method.config.backbone], strict=True):
-        for look in (0, 1, 3):
+    for look in (0, 1, 3):
+        for features, grid in zip(own, GRID[method.config.backbone], strict=True):
             weights = attention(anomaly_map, grid, look * method.config.sharpness)
             if look == 3 and mask is not None and not np.isnan(mask).any() and mask.any():
                 weights = weights * pooled(mask, grid).ravel()
@@ -126,17 +126,27 @@ class Oracle:
     owners: list[int]
     usual: Floats
     defects: Floats
+    unusual: Floats
     config: TaughtConfig
+
+    def worth(self) -> Floats:
+        """Of each figure of a descriptor: 1 in the wide looks, 2 AUROC − 1 of the normality's scores in the closest."""
+        won = sum((a > b) + (a == b) / 2 for a in self.unusual for b in self.usual)
+        closest = max(0.0, 2 * won / (len(self.unusual) * len(self.usual)) - 1)
+        third = self.good.shape[1] // 3
+        return np.array([1.0] * 2 * third + [closest] * third)
 
     def direction(self, without: int | None = None) -> Floats:
         """Mean and scatter are of the others; the sphere and the count are of all."""
-        rows = self.good[[owner != without for owner in self.owners]]
+        worth = self.worth()
+        good = self.good * worth
+        rows = good[[owner != without for owner in self.owners]]
         centre = sum(rows) / len(rows)
         scatter = sum(np.outer(row - centre, row - centre) for row in rows)
-        whole = sum(np.outer(row, row) for row in self.good - self.good.mean(0)) / len(self.good)
-        shrinkage, dim = self.config.shrinkage, self.good.shape[1]
-        matrix = (1 - shrinkage) * scatter / len(self.good) + shrinkage * np.trace(whole) / dim * np.eye(dim)
-        return np.asarray(np.linalg.solve(matrix, self.defects.mean(0) - centre))
+        whole = sum(np.outer(row, row) for row in good - good.mean(0)) / len(good)
+        shrinkage, dim = self.config.shrinkage, good.shape[1]
+        matrix = (1 - shrinkage) * scatter / len(good) + shrinkage * np.trace(whole) / dim * np.eye(dim)
+        return np.asarray(worth * np.linalg.solve(matrix, worth * self.defects.mean(0) - centre))
 
     def __post_init__(self) -> None:
         along = np.array([row @ self.direction(own) for row, own in zip(self.good, self.owners, strict=True)])
@@ -163,10 +173,11 @@ def left_out(method: Taught, good: Batch) -> Scores:
 
 def oracle_of(method: Taught, good: Batch, known: int, marked: bool) -> Oracle:
     found, shown = left_out(method, good), images(known, seed=5)
-    given = masks(known) if marked else None
-    defects = described(method, shown, method.normality.score(shown), given)
-    usual = found.image.double().numpy()
-    return Oracle(described(method, good.images, found), good.owners.tolist(), usual, defects, method.config)
+    seen, given = method.normality.score(shown), masks(known) if marked else None
+    defects = described(method, shown, seen, given)
+    usual, unusual = found.image.double().numpy(), seen.image.double().numpy()
+    learned = described(method, good.images, found)
+    return Oracle(learned, good.owners.tolist(), usual, defects, unusual, method.config)
 
 
 CASES = [
@@ -188,6 +199,7 @@ def test_scores_and_maps_are_the_formulas(case: dict[str, Any]) -> None:
     np.testing.assert_allclose(method.descriptors.numpy(), oracle.good, **CLOSE)
     np.testing.assert_allclose(method.defects.numpy(), oracle.defects, **CLOSE)
     np.testing.assert_allclose(method.usual.numpy(), oracle.usual, **CLOSE)
+    np.testing.assert_allclose(method.unusual.numpy(), oracle.unusual, **CLOSE)
     assert method.owners.tolist() == oracle.owners
     shown = images(3, seed=9)
     plain, found = method.normality.score(shown), method.score(shown)
@@ -198,8 +210,8 @@ def test_scores_and_maps_are_the_formulas(case: dict[str, Any]) -> None:
         expected = float(plain.image[row]) + oracle.unit * likeness
         assert float(found.image[row]) == pytest.approx(expected, rel=2e-3, abs=2e-3 * oracle.unit)
         along, first = np.zeros((16, 16)), 0
-        for features, grid in zip(own, GRID[method.config.backbone], strict=True):
-            for _ in range(3):  # a look after the other
+        for _ in range(3):  # a look after the other
+            for features, grid in zip(own, GRID[method.config.backbone], strict=True):
                 part = direction[first : first + features.shape[1]]
                 along += upsampled(np.array([patch @ part for patch in features]).reshape(grid), 16, 16)
                 first += features.shape[1]
@@ -244,6 +256,7 @@ def test_with_many_pictures_leaving_out_is_nearly_to_learn_anew_without() -> Non
         list(range(1, 24)),
         method.usual[1:].double().numpy(),
         method.defects.double().numpy(),
+        method.unusual.double().numpy(),
         method.config,
     )
     direction = method.lesson._directions[0].numpy()
@@ -271,6 +284,17 @@ def test_not_to_resemble_the_known_defects_takes_nothing_away() -> None:
     assert (found.image >= plain.image).all()
     assert (found.maps >= plain.maps).all()
     assert 0 < (found.image > plain.image).sum() < 24
+
+
+@pytest.mark.parametrize(("rank", "worth"), [(0, 0.0), (6, 0.0), (12, 0.0), (18, 0.5), (24, 1.0)])
+def test_the_closest_look_counts_as_much_as_the_normality_tells_defects_apart(rank: int, worth: float) -> None:
+    """rank: how many of the 24 good pictures the labelled defects score above."""
+    method = taught(count=24, known=3)
+    ordered = method.usual.sort().values
+    outside = {0: ordered[0] - 1, 24: ordered[-1] + 1}
+    method.unusual = outside.get(rank, ordered[rank - 1 : rank + 1].mean()).expand(3)
+    assert method.lesson._worth.reshape(3, 128).mean(1).tolist() == pytest.approx([1, 1, worth])
+    assert bool(method.lesson.direction[2 * 128 :].any()) == (worth > 0)
 
 
 # Without defects
@@ -345,9 +369,9 @@ def test_where_the_mask_is_known_the_closest_look_is_at_marked_patches_only() ->
         found[name] = method.defects.numpy()
     wide, patch = [], []
     for layer, features in enumerate(levels(method, shown)[0]):
-        first = 3 * layer * 64  # three looks of 64 channels a layer, the closest one last
-        wide.append(np.arange(first, first + 128))
-        patch.append((slice(first + 128, first + 192), features[4 + 2]))
+        first = layer * 64  # three looks, the closest one last, of two layers of 64 channels
+        wide += [np.arange(first, first + 64), np.arange(first + 128, first + 192)]
+        patch.append((slice(first + 256, first + 320), features[4 + 2]))
     for place, expected in patch:
         np.testing.assert_allclose(found["one patch"][0, place], expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(found["one patch"][0, np.concatenate(wide)], plain[0, np.concatenate(wide)], **CLOSE)
@@ -457,7 +481,7 @@ def test_saved_and_loaded_it_knows_its_defects(learned: Detector, picture: Part,
 def test_the_backbone_is_stored_once(learned: Detector) -> None:
     names = learned.method.fitted_state().keys()
     assert {name for name in names if not name.startswith("backbone.")} == {
-        "descriptors", "owners", "usual", "defects", "normality.bank", "normality.owners",
+        "descriptors", "owners", "usual", "defects", "unusual", "normality.bank", "normality.owners",
     }  # fmt: skip
     assert not any(name.startswith("normality.backbone") for name in names)
     assert isinstance(learned.method, Taught)

@@ -9,12 +9,14 @@ pictures and those of the labelled defects says how much a picture resembles the
     w = ((1 − s) Σ + s (tr Σ / D) I)⁻¹ (mean of the defects − μ)      μ, Σ: of the good pictures; s: `shrinkage`
     score = normality + weight · √M · σ · max(0, (w·x − m) / v)
 
-where m and v are the mean and deviation of w·x over the good pictures, σ that of their normality's score. To resemble
-the known defects adds to a score; not to resemble them takes nothing away, as a defect of another kind does not. M
-labelled defects know their mean √M times better than one of them, and count so much more; without any the score is
-that of the normality detector, to the bit. Nothing is learned by gradient: a defect is taught in the time that it takes
-to look at it. Where the mask of a labelled defect is known, the closest look is at the patches in it only; in the wider
-ones the good pictures, which have no masks, would be compared with something else.
+where m and v are the mean and deviation of w·x over the good pictures, σ that of their normality's score. The closest
+look is worth what the normality detector is: its part of x is multiplied by 2 A − 1, at least 0, where A is the AUROC
+of the normality's score between the labelled defects and the good pictures. To resemble the known defects adds to a
+score; not to resemble them takes nothing away, as a defect of another kind does not. M labelled defects know their mean
+√M times better than one of them, and count so much more; without any the score is that of the normality detector, to
+the bit. Nothing is learned by gradient: a defect is taught in the time that it takes to look at it. Where the mask of a
+labelled defect is known, the closest look is at the patches in it only; in the wider ones the good pictures, which have
+no masks, would be compared with something else.
 
 The features are asked of the backbone while the normality detector looks: no second pass is needed.
 """
@@ -130,6 +132,7 @@ class Taught(Method):
     owners: Tensor  # int64 n, the picture that each is of
     usual: Tensor  # n, the normality's scores of them
     defects: Tensor  # M D, of the labelled defects
+    unusual: Tensor  # M, the normality's scores of them
 
     def __init__(self, config: TaughtConfig, backbone: Backbone) -> None:
         super().__init__(config, backbone)
@@ -142,6 +145,7 @@ class Taught(Method):
         self.register_buffer("owners", torch.empty(0, dtype=torch.int64))
         self.register_buffer("usual", torch.empty(0))
         self.register_buffer("defects", torch.empty(0, 0))
+        self.register_buffer("unusual", torch.empty(0))
         self._lesson: Lesson | None = None
 
     @property
@@ -189,15 +193,16 @@ class Taught(Method):
         found = []
         for batch in _told(batches(), count, progress, "learning the defects"):
             scores, features = self.look(batch.images)
-            found.append(self._pooled(_levels(features), scores.maps, batch.masks))
+            found.append((self._pooled(_levels(features), scores.maps, batch.masks), scores.image.float()))
         if found:
-            known = [self.defects] if len(self.defects) else []
-            self.defects = torch.cat([*known, *found])
+            if len(self.defects):
+                found.insert(0, (self.defects, self.unusual))
+            self.defects, self.unusual = map(torch.cat, zip(*found, strict=True))
             self._lesson = None
 
     def forget_defects(self) -> None:
         """Be the normality detector again."""
-        self.defects = self.defects[:0]
+        self.defects, self.unusual = self.defects[:0], self.unusual[:0]
         self._lesson = None
 
     def _described(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
@@ -214,7 +219,8 @@ class Taught(Method):
         )
 
     def _pooled(self, levels: Sequence[Level], maps: Tensor, masks: Tensor | None) -> Tensor:
-        """Descriptors, float32 B D, of what maps B h w and masks B h w (NaN = not known) attend to."""
+        """Descriptors, float32 B D, of what maps B h w and masks B h w (NaN = not known) attend to: look by look, and
+        in each layer by layer."""
         parts = []
         for tokens, grid in levels:
             share = self._attention(maps, grid)
@@ -224,8 +230,8 @@ class Taught(Method):
                 known = inside.sum(1, keepdim=True) > 0  # false for NaN and for an empty mask
                 closest = torch.where(known, inside / inside.sum(1, keepdim=True), share[:, -1])
                 share = torch.cat([share[:, :-1], closest[:, None]], dim=1)
-            parts.append((share @ tokens).flatten(1))
-        return torch.cat(parts, dim=1)
+            parts.append(share @ tokens)
+        return torch.cat(parts, dim=2).flatten(1)
 
     def _attention(self, maps: Tensor, grid: tuple[int, int]) -> Tensor:
         """How much each place of the grid counts in each look: B 3 N, rows sum to 1."""
@@ -269,11 +275,11 @@ class Taught(Method):
         """The likeness of a picture that were all like each place, B h w as the maps are, the less the less the second
         look attends to the place."""
         size = maps.shape[1:]
-        directions = self.lesson.split([len(LOOKS) * tokens.shape[2] for tokens, _ in levels])
+        of_all_looks = self.lesson.direction.reshape(len(LOOKS), -1).sum(0)
+        directions = torch.split(of_all_looks, [tokens.shape[2] for tokens, _ in levels])
         alike = torch.zeros_like(maps, dtype=torch.float32)
         for (tokens, grid), direction in zip(levels, directions, strict=True):
-            of_all_looks = direction.reshape(len(LOOKS), -1).sum(0)
-            level = (tokens @ of_all_looks).reshape(len(tokens), 1, *grid)
+            level = (tokens @ direction).reshape(len(tokens), 1, *grid)
             alike += F.interpolate(level, size, mode="bilinear", align_corners=False)[:, 0]
         grid = max(grid for _, grid in levels)
         share = self._attention(maps, grid)[:, 1]
@@ -319,13 +325,19 @@ class Lesson:
     """Fisher's discriminant between good pictures and labelled defects, and its scale.
 
     Attributes:
+        direction: D, along which descriptors tell defects from good pictures.
         unit: what one deviation of the likeness adds to a score.
     """
 
     def __init__(self, method: Taught) -> None:
         config, device = method.config, method.usual.device
-        good, towards = method.descriptors.double().cpu(), method.defects.double().cpu().mean(0)
-        self._count, dim = good.shape
+        descriptors = method.descriptors.double().cpu()
+        self._count, dim = descriptors.shape
+        told_apart = torch.sign(method.unusual[:, None] - method.usual).mean().item()  # 2 AUROC − 1
+        looks = torch.ones(len(LOOKS), dtype=torch.float64)
+        looks[-1] = max(0.0, told_apart)
+        self._worth = looks.repeat_interleave(dim // len(LOOKS))
+        good, towards = self._worth * descriptors, self._worth * method.defects.double().cpu().mean(0)
         mean = good.mean(0)
         self._apart = good - mean
         sphere = config.shrinkage * self._apart.square().sum().clamp(min=1e-12) / (self._count * dim)
@@ -337,11 +349,12 @@ class Lesson:
         for row, owner in enumerate(method.owners.tolist()):
             rows.setdefault(owner, []).append(row)
         self._directions = {owner: self._without(own) for owner, own in rows.items()}
-        along = torch.cat([good[own] @ self._directions[owner] for owner, own in rows.items()])
+        along = torch.cat([descriptors[own] @ self._directions[owner] for owner, own in rows.items()])
         deviation, middle = torch.std_mean(along, correction=0)
         spread = method.usual.double().std(correction=0).item()
         self.unit = config.weight * math.sqrt(len(method.defects)) * spread
-        self._plain = (self._direction.float().to(device), float(middle), max(float(deviation), 1e-12))
+        self.direction = (self._worth * self._direction).float().to(device)
+        self._middle, self._deviation = float(middle), max(float(deviation), 1e-12)
 
     def _without(self, rows: list[int]) -> Tensor:
         """The discriminant that the good pictures give without some of them (Woodbury's identity).
@@ -356,20 +369,15 @@ class Lesson:
         wanted = self._direction + self._sides[rows].sum(0) / left
         small = torch.eye(len(lost), dtype=torch.float64) - self._share * lost @ side.T
         found: Tensor = wanted + self._share * side.T @ torch.linalg.solve(small, lost @ wanted)
-        return found
+        return self._worth * found
 
     def likeness(self, features: Tensor) -> Tensor:
         """How much features … D resemble the defects, in deviations of the good pictures: …."""
-        return self.scaled(features @ self._plain[0])
+        return self.scaled(features @ self.direction)
 
     def scaled(self, along: Tensor) -> Tensor:
         """In deviations of the good pictures, from their mean; 0 below it."""
-        _, middle, deviation = self._plain
-        return ((along - middle) / deviation).clamp(min=0)
-
-    def split(self, sizes: list[int]) -> tuple[Tensor, ...]:
-        """The direction, layer by layer of so many figures."""
-        return torch.split(self._plain[0], sizes)
+        return ((along - self._middle) / self._deviation).clamp(min=0)
 
     def likeness_left_out(self, descriptors: Tensor, owners: list[int]) -> Tensor:
         """The same of good pictures B D, each as if it had not been learned."""
