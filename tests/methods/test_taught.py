@@ -129,16 +129,14 @@ class Oracle:
     unusual: Floats
     config: TaughtConfig
 
-    def worth(self) -> Floats:
-        """Of each figure of a descriptor: 1 in the wide looks, 2 AUROC − 1 of the normality's scores in the closest."""
+    def trust(self) -> float:
         won = sum((a > b) + (a == b) / 2 for a in self.unusual for b in self.usual)
-        closest = max(0.0, 2 * won / (len(self.unusual) * len(self.usual)) - 1)
-        third = self.good.shape[1] // 3
-        return np.array([1.0] * 2 * third + [closest] * third)
+        return max(0.0, float(2 * won / (len(self.unusual) * len(self.usual)) - 1))
 
     def direction(self, without: int | None = None) -> Floats:
         """Mean and scatter are of the others; the sphere and the count are of all."""
-        worth = self.worth()
+        third = self.good.shape[1] // 3
+        worth = np.array([1.0] * 2 * third + [self.trust()] * third)
         good = self.good * worth
         rows = good[[owner != without for owner in self.owners]]
         centre = sum(rows) / len(rows)
@@ -216,7 +214,7 @@ def test_scores_and_maps_are_the_formulas(case: dict[str, Any]) -> None:
                 along += upsampled(np.array([patch @ part for patch in features]).reshape(grid), 16, 16)
                 first += features.shape[1]
         weights = attention(maps[row], GRID[method.config.backbone][0], method.config.sharpness)
-        weights = (weights / weights.max()).reshape(GRID[method.config.backbone][0])
+        weights = ((weights / weights.max()) ** oracle.trust()).reshape(GRID[method.config.backbone][0])
         shares = np.maximum(0, (along - oracle.middle) / oracle.deviation) * upsampled(weights, 16, 16)
         tolerance = 2e-3 * oracle.unit * np.abs(shares).max()
         np.testing.assert_allclose(found.maps[row].numpy(), maps[row] + oracle.unit * shares, rtol=2e-3, atol=tolerance)
@@ -286,15 +284,15 @@ def test_not_to_resemble_the_known_defects_takes_nothing_away() -> None:
     assert 0 < (found.image > plain.image).sum() < 24
 
 
-@pytest.mark.parametrize(("rank", "worth"), [(0, 0.0), (6, 0.0), (12, 0.0), (18, 0.5), (24, 1.0)])
-def test_the_closest_look_counts_as_much_as_the_normality_tells_defects_apart(rank: int, worth: float) -> None:
+@pytest.mark.parametrize(("rank", "trust"), [(0, 0.0), (6, 0.0), (12, 0.0), (18, 0.5), (24, 1.0)])
+def test_the_closest_look_counts_as_much_as_the_normality_tells_defects_apart(rank: int, trust: float) -> None:
     """rank: how many of the 24 good pictures the labelled defects score above."""
     method = taught(count=24, known=3)
     ordered = method.usual.sort().values
     outside = {0: ordered[0] - 1, 24: ordered[-1] + 1}
     method.unusual = outside.get(rank, ordered[rank - 1 : rank + 1].mean()).expand(3)
-    assert method.lesson._worth.reshape(3, 128).mean(1).tolist() == pytest.approx([1, 1, worth])
-    assert bool(method.lesson.direction[2 * 128 :].any()) == (worth > 0)
+    assert method.lesson.trust == pytest.approx(trust)
+    assert bool(method.lesson.direction[2 * 128 :].any()) == (trust > 0)
 
 
 # Without defects

@@ -18,6 +18,8 @@ the bit. Nothing is learned by gradient: a defect is taught in the time that it 
 labelled defect is known, the closest look is at the patches in it only; in the wider ones the good pictures, which have
 no masks, would be compared with something else.
 
+A place of the heatmap adds what a picture that were all like it would, times (α_p(sharpness) / max α)^(2 A − 1).
+
 The features are asked of the backbone while the normality detector looks: no second pass is needed.
 """
 
@@ -273,7 +275,7 @@ class Taught(Method):
 
     def _likeness_map(self, levels: Sequence[Level], maps: Tensor) -> Tensor:
         """The likeness of a picture that were all like each place, B h w as the maps are, the less the less the second
-        look attends to the place."""
+        look attends to the place, as far as the normality detector is to be trusted."""
         size = maps.shape[1:]
         of_all_looks = self.lesson.direction.reshape(len(LOOKS), -1).sum(0)
         directions = torch.split(of_all_looks, [tokens.shape[2] for tokens, _ in levels])
@@ -283,7 +285,7 @@ class Taught(Method):
             alike += F.interpolate(level, size, mode="bilinear", align_corners=False)[:, 0]
         grid = max(grid for _, grid in levels)
         share = self._attention(maps, grid)[:, 1]
-        share = (share / share.amax(1, keepdim=True)).reshape(len(maps), 1, *grid)
+        share = (share / share.amax(1, keepdim=True)).pow(self.lesson.trust).reshape(len(maps), 1, *grid)
         return self.lesson.scaled(alike) * F.interpolate(share, size, mode="bilinear", align_corners=False)[:, 0]
 
     @property
@@ -327,15 +329,17 @@ class Lesson:
     Attributes:
         direction: D, along which descriptors tell defects from good pictures.
         unit: what one deviation of the likeness adds to a score.
+        trust: in the normality detector, [0, 1]: 2 AUROC − 1, at least 0, of its scores between the labelled defects
+            and the good pictures.
     """
 
     def __init__(self, method: Taught) -> None:
         config, device = method.config, method.usual.device
         descriptors = method.descriptors.double().cpu()
         self._count, dim = descriptors.shape
-        told_apart = torch.sign(method.unusual[:, None] - method.usual).mean().item()  # 2 AUROC − 1
+        self.trust = max(0.0, torch.sign(method.unusual[:, None] - method.usual).mean().item())
         looks = torch.ones(len(LOOKS), dtype=torch.float64)
-        looks[-1] = max(0.0, told_apart)
+        looks[-1] = self.trust
         self._worth = looks.repeat_interleave(dim // len(LOOKS))
         good, towards = self._worth * descriptors, self._worth * method.defects.double().cpu().mean(0)
         mean = good.mean(0)
