@@ -60,7 +60,7 @@ What was chosen while looking at test pictures ([log.md](log.md) says how). Thes
 | `agpnet`, recipe `best` | bottle, screw; the noise floor: magnetic tile |
 | `guided`, recipe `best` | magnetic tile, screw |
 | adaptation by features | bottle; magnetic tile as it is and darker |
-| `atacnet`, recipe `best`: sharpness, shrinkage, weight, layers; what the closest look is worth | brain MRI, ELPV, screw, magnetic tile; these and NIH (part) |
+| `atacnet`, recipe `best` | brain MRI, ELPV, screw, magnetic tile; for the closest look's worth NIH (part), too |
 
 `patchcore` was chosen without looking at ELPV."""
 
