@@ -276,7 +276,10 @@ def load(path: str | Path, *, device: str = "auto", precision: str = "auto") -> 
         raise ArtifactError(
             f"{path}: the manifest does not describe a detector that this blemish knows ({error})"
         ) from error
-    method.restore_state(tensors)
+    try:
+        method.restore_state(tensors)
+    except ArtifactError as error:
+        raise ArtifactError(f"{path}: {error}; another state of blemish has written it: fit it again") from error
     chosen = pick_device(device)
     place(method, chosen, pick_precision(precision, chosen))
     return detector

@@ -210,7 +210,8 @@ class Method(nn.Module):
         try:
             self.load_state_dict(tensors)
         except RuntimeError as error:
-            raise ArtifactError(f"the tensors do not fit method {self.name!r}: {error}") from error
+            reason = " ".join(str(error).split())  # torch's has several lines
+            raise ArtifactError(f"the tensors do not fit method {self.name!r}: {reason}") from error
 
     def _require(self, learned: Tensor) -> None:
         if learned.numel() == 0:
