@@ -330,7 +330,7 @@ class Lesson:
         direction: D, along which descriptors tell defects from good pictures.
         unit: what one deviation of the likeness adds to a score.
         trust: in the normality detector, [0, 1]: 2 AUROC − 1, at least 0, of its scores between the labelled defects
-            and the good pictures.
+            and the good pictures. Too high where it has to judge these by what they have taught it.
     """
 
     def __init__(self, method: Taught) -> None:
