@@ -179,9 +179,7 @@ class Taught(Method):
         """Describe the good pictures, each judged without what it itself has taught where the normality part can, and
         remember them beside those that are known."""
         found = [self._described(batch) for batch in _told(batches(), count, progress, "describing")]
-        if len(self.usual):
-            found.insert(0, (self.descriptors, self.usual, self.owners))
-        self.descriptors, self.usual, self.owners = map(torch.cat, zip(*found, strict=True))
+        self.descriptors, self.usual, self.owners = _joined((self.descriptors, self.usual, self.owners), found)
         self._lesson = None
 
     @torch.no_grad()
@@ -197,9 +195,7 @@ class Taught(Method):
             scores, features = self.look(batch.images)
             found.append((self._pooled(_levels(features), scores.maps, batch.masks), scores.image.float()))
         if found:
-            if len(self.defects):
-                found.insert(0, (self.defects, self.unusual))
-            self.defects, self.unusual = map(torch.cat, zip(*found, strict=True))
+            self.defects, self.unusual = _joined((self.defects, self.unusual), found)
             self._lesson = None
 
     def forget_defects(self) -> None:
@@ -402,6 +398,11 @@ def _levels(features: Features) -> list[Level]:
     """The patch features of each layer, of length 1, float32 B N D, and their grid."""
     pairs = zip(features.tokens, features.grids, strict=True)
     return [(F.normalize(tokens.float(), dim=-1), grid) for tokens, grid in pairs]
+
+
+def _joined(known: tuple[Tensor, ...], found: Sequence[tuple[Tensor, ...]]) -> Iterator[Tensor]:
+    """Each of the known tensors, then what every batch adds to it; with nothing known they have no width yet."""
+    return map(torch.cat, zip(*((known, *found) if len(known[0]) else found), strict=True))
 
 
 def _is_shared(name: str) -> bool:
