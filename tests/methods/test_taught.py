@@ -139,20 +139,22 @@ class Oracle:
         worth = np.array([1.0] * 2 * third + [self.trust()] * third)
         good = self.good * worth
         rows = good[[owner != without for owner in self.owners]]
-        centre = sum(rows) / len(rows)
-        scatter = sum(np.outer(row - centre, row - centre) for row in rows)
-        whole = sum(np.outer(row, row) for row in good - good.mean(0)) / len(good)
+        centre = rows.mean(0)
+        scatter = (rows - centre).T @ (rows - centre)
+        trace = np.square(good - good.mean(0)).sum() / len(good)
         shrinkage, dim = self.config.shrinkage, good.shape[1]
-        matrix = (1 - shrinkage) * scatter / len(good) + shrinkage * np.trace(whole) / dim * np.eye(dim)
+        matrix = (1 - shrinkage) * scatter / len(good) + shrinkage * trace / dim * np.eye(dim)
         return np.asarray(worth * np.linalg.solve(matrix, worth * self.defects.mean(0) - centre))
 
     def __post_init__(self) -> None:
-        along = np.array([row @ self.direction(own) for row, own in zip(self.good, self.owners, strict=True)])
+        self.without = {owner: self.direction(owner) for owner in set(self.owners)}
+        along = np.array([row @ self.without[own] for row, own in zip(self.good, self.owners, strict=True)])
         self.middle, self.deviation = along.mean(), along.std()
         self.unit = self.config.weight * math.sqrt(len(self.defects)) * self.usual.std()
 
     def likeness(self, features: Floats, without: int | None = None) -> float:
-        return max(0.0, float((features @ self.direction(without) - self.middle) / self.deviation))
+        direction = self.direction() if without is None else self.without[without]
+        return max(0.0, float((features @ direction - self.middle) / self.deviation))
 
 
 def described(method: Taught, shown: Tensor, found: Scores, given: Tensor | None = None) -> Floats:
