@@ -4,14 +4,31 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 DEMO = build/demo
 
-.PHONY: install test check demo clean
+.PHONY: install install-newest lock test check demo clean
 
+# The versions that were tried, file by file, as requirements.lock names them.
 install: $(VENV)/installed
 
-$(VENV)/installed: pyproject.toml
+$(VENV)/installed: requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[offline,demo,medical,dev]'
+	$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
+
+# Instead of them the newest that pyproject.toml allows, tried or not.
+install-newest:
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[offline,demo,medical,dev]'
+	touch $(VENV)/installed
+
+# Writes requirements.lock for every system and Python. It keeps the versions that are there, as far
+# as pyproject.toml allows them; `make lock UPGRADE=--upgrade` takes the newest. Then `make check`.
+lock:
+	$(PYTHON) -m venv build/lock
+	build/lock/bin/python -m pip install --quiet uv
+	build/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest \
+		--all-extras --generate-hashes --no-annotate --custom-compile-command 'make lock' \
+		--output-file requirements.lock $(UPGRADE) pyproject.toml > /dev/null
 
 # The default suite: no network, no data set, no GPU.
 test: install
