@@ -34,11 +34,19 @@ lock:
 test: install
 	$(BIN)/python -m pytest
 
+# What computes, and the kernels of other processors and thread counts to compute it with.
+NUMERIC = tests/anomalies tests/backbones tests/losses tests/methods tests/metrics tests/training \
+	tests/test_detector_contract.py tests/test_efficiency.py tests/test_fitting.py
+AVX2 = ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
+PLAIN = ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 OMP_NUM_THREADS=2
+
 check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+	env $(AVX2) $(BIN)/python -m pytest $(NUMERIC)
+	env $(PLAIN) $(BIN)/python -m pytest $(NUMERIC)
 
 # The main job on real pictures: solar cells and a backbone that both come from PyPI.
 demo: install

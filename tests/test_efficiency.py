@@ -86,9 +86,7 @@ def test_a_cnn_and_a_product_with_a_vector(small: dict[str, Any], picture: Any) 
     convolutions: list[int] = []
     for each in model.modules():
         if isinstance(each, nn.Conv2d):
-            each.register_forward_hook(
-                lambda conv, _, maps: convolutions.append(maps.numel() * conv.weight[0].numel())
-            )
+            each.register_forward_hook(lambda conv, _, maps: convolutions.append(maps.numel() * conv.weight[0].numel()))
     with torch.inference_mode():
         _, (height, width) = plain.method.embed(torch.zeros(1, 3, 64, 64))
     search = height * width * bank.numel()
