@@ -82,6 +82,7 @@ def test_json_and_back_changes_nothing(demo: Demo) -> None:
         ("kind=y", {"kind": "y"}),
         ("layers=4,8", {"layers": (4, 8)}),
         ("layers=4, 8 ,12", {"layers": (4, 8, 12)}),
+        ("layers=4,", {"layers": (4,)}),
         ("layers=[4, 8]", {"layers": (4, 8)}),
         ("layers=4", {"layers": (4,)}),
         ("layers=[]", {"layers": ()}),

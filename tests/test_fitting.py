@@ -246,6 +246,25 @@ def test_leave_one_out_holds_nothing_out(picture: Part, fitted: Callable[..., De
     assert "jackknife" in threshold.guarantee
 
 
+@pytest.mark.parametrize("method", ["knn", "patchcore"])
+@pytest.mark.parametrize("batch_size", [3, 50])
+def test_a_picture_that_is_left_out_is_not_judged_by_its_twin(
+    method: str, batch_size: int, picture: Part, write: Write, tmp_path: Path, small: dict[str, Any]
+) -> None:
+    """Copies tell nothing of a new picture: whatever a twin scores, one of the different pictures scores so too."""
+    good = parts(picture, 8)
+    alone = blemish.fit(method, good, batch_size=batch_size, **small).manifest["calibration_scores"]
+    copy = write(tmp_path / "copy.bmp", picture(2))
+    twins = [copy, *good, picture(5), picture(5)]
+    scores = blemish.fit(method, twins, batch_size=batch_size, **small).manifest["calibration_scores"]
+    assert min(alone) > 0.01
+    assert len(scores) >= len(alone)
+    for score in scores:
+        assert min(abs(score - other) for other in alone) < 1e-3 * score
+    for other in alone:
+        assert min(abs(score - other) for score in scores) < 1e-3 * other
+
+
 def test_held_out_pictures_calibrate(picture: Part, fitted: Callable[..., Detector]) -> None:
     detector = fitted("padim")
     data, scores = detector.manifest["data"], detector.manifest["calibration_scores"]

@@ -111,6 +111,21 @@ def test_turned_copies_share_their_owner(rotations: int, picture: Part) -> None:
     assert len(stream.digests) == 3  # of the pictures, not of their copies
 
 
+@pytest.mark.parametrize("rotations", [1, 2])
+@pytest.mark.parametrize("batch_size", [1, 2, 50])
+def test_pictures_of_the_same_content_share_the_owner_of_the_first(
+    batch_size: int, rotations: int, picture: Part, write: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Or a picture that is left out would be judged by its own twin; the name and the file format do not matter."""
+    twin, other = write(tmp_path / "twin.bmp", picture(1)), write(tmp_path / "other.png", picture(1))
+    sources = [picture(0), picture(1), twin, "nowhere.png", picture(2), picture(0), other]
+    stream = PictureStream(sources, PLAIN, batch_size, rotations=rotations)
+    for _ in range(2):
+        owners = torch.cat([batch.owners for batch in stream]).tolist()
+        assert owners == [owner for owner in (0, 1, 1, 4, 0, 1) for _ in range(rotations)]
+    assert len(set(stream.digests.values())) == 3
+
+
 @pytest.mark.parametrize("rotations", [1, 3])
 def test_mirrored_copies_follow_their_plain_ones(rotations: int, picture: Part) -> None:
     sources = [picture(seed) for seed in range(2)]

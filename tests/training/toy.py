@@ -138,7 +138,7 @@ def train_apart(
 ) -> None:
     """Train in a process of its own, with a checkpoint after every step, on ten pictures and a broken one."""
     os.environ.update(environment)
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     loop.BETWEEN_CHECKPOINTS = 0.0
     toy = Toy(config)
     follow = toy.after_step
@@ -166,7 +166,7 @@ def fit_apart(
 ) -> None:
     """Fit `guided` in a process of its own on eight pictures, and note what balances its pre-training's targets."""
     os.environ.update(environment)
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     balance, seen = apmask.sinkhorn, []
 
     def noted(scores: Tensor, **how: Any) -> Tensor:
@@ -203,7 +203,7 @@ def fit_defects_apart(
     Args: told: "defects": how many pictures after the nine good ones are; "stop_at": Ctrl-C comes during this step.
     """
     os.environ.update(environment)
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     balance, seen = AtacNet.balanced, []
 
     def noted(self: AtacNet, batch: TrainingBatch) -> tuple[Tensor, Tensor]:

@@ -74,10 +74,12 @@ def train(
 ) -> Training:
     """Train a method (or another learner) on the pictures of a stream; the method can score afterwards.
 
-    The same seed, pictures, config and number of threads give the same weights, also when the training is interrupted
-    and resumed, and whether or not the frozen part's answers fit in memory. torch's own random state is left as it was.
+    On a CPU the same seed, pictures, config, number of threads and kernels (of one torch on one kind of processor) give
+    the same weights, also when the training is interrupted and resumed, and whether or not the frozen part's answers
+    fit in memory. On a GPU the weights are close, not the same: for some gradients, as those of resizing, torch has no
+    kernel there that sums in a fixed order. torch's own random state is left as it was.
 
-    Under `torchrun` the processes share the pictures and each step; all of them end with the same weights, and with the
+    Under `torchrun` the processes share the pictures and each step; all end with each other's weights, and with the
     failures and digests of all pictures in `stream`. Only rank 0 writes the checkpoint, which all of them must see, and
     reports progress. A CUDA method must be on `distributed.own_device`.
 
