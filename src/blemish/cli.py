@@ -600,7 +600,7 @@ def calibrate(
 ) -> int:
     """Set a new threshold from other pictures of good parts."""
     from blemish import outputs
-    from blemish.fitting import recalibrate
+    from blemish.calibration import recalibrate
     from blemish.predictor import load
 
     outputs.check_writable(output)

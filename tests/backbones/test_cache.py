@@ -151,8 +151,13 @@ class Full:
 def test_an_interruption_leaves_nothing_behind(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache, "IN_MEMORY", 0)
     backbone = build("test_vit", weights="random", seed=1).eval()
-    with pytest.raises(KeyboardInterrupt), torch.no_grad(), features_kept(backbone):
-        backbone(images(2), (2,))
-        raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        with torch.no_grad(), features_kept(backbone):
+            backbone(images(2), (2,))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert list(folder.iterdir()) == []
     assert "forward" not in vars(backbone)

@@ -40,7 +40,7 @@ def features_kept(backbone: Backbone) -> Iterator[None]:
 
     def forward(images: Tensor, layers: Sequence[int] = (), **more: Any) -> Features:
         if more or torch.is_grad_enabled():
-            return encode(images, layers, **more)
+            return cast(Features, encode(images, layers, **more))
         wanted = backbone.check_layers(layers)
         names = [_name_of(image) for image in images]
         # A batch that is not known as a whole is encoded as a whole: kernels are chosen by shape,
@@ -50,14 +50,14 @@ def features_kept(backbone: Backbone) -> Iterator[None]:
                 return _joined([[store.get((name, layer)) for name in names] for layer in wanted])
             except OSError:  # the file cannot be read back
                 store.close()
-        features = encode(images, layers)
+        features: Features = encode(images, layers)
         for index, layer in enumerate(wanted):
             for row, name in enumerate(names):
                 if not store.knows((name, layer)):
                     store.put((name, layer), _Kept.of(features, index, row, backbone.dtype))
         return features
 
-    backbone.forward = forward  # type: ignore[method-assign]  # below the hooks of who listens
+    backbone.forward = forward  # below the hooks of who listens
     try:
         yield
     finally:
@@ -102,7 +102,7 @@ def _name_of(image: Tensor) -> bytes:
 
 def _bytes_of(tensor: Tensor) -> memoryview:
     """Its memory, where it is contiguous; a copy of it otherwise."""
-    return memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy())
+    return tensor.contiguous().view(-1).view(torch.uint8).numpy().data
 
 
 class _Store:
@@ -141,7 +141,7 @@ class _Store:
         try:
             if self._file is None and not self._full:
                 self._limit = shutil.disk_usage(tempfile.gettempdir()).free // 2
-                self._file = cast(FileIO, tempfile.TemporaryFile(prefix="blemish-", buffering=0))
+                self._file = tempfile.TemporaryFile(prefix="blemish-", buffering=0)  # noqa: SIM115 — see close
             self._full = self._full or self._end + size > self._limit
             if self._full or self._file is None:
                 return
