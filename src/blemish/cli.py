@@ -304,7 +304,10 @@ def fit(
         "artifact": str(output),
         **places,
         **{key: manifest[key] for key in told},
-        **{key: manifest["data"][key] for key in ("layout", "count", "defects", "defects_layout", "failures")},
+        **{
+            key: manifest["data"][key]
+            for key in ("layout", "count", "copies", "nearly_same", "defects", "defects_layout", "failures")
+        },
     }
     human = [*wording.fitted(manifest), *_written(places), f"Written: {output} in {manifest['seconds']:.1f} s"]
     console.answer(document, human, as_json=json)
@@ -617,12 +620,15 @@ def calibrate(
         "threshold": manifest["threshold"],
         "thresholds": manifest["thresholds"],
         "left_out": left_out,
+        "copies": manifest["data"]["copies"],
         "failures": broken,
     }
     common, *others = wording.thresholds(manifest)
     known = f"{left_out} left out, the artifact was fitted on them; " if left_out else ""
+    copies = manifest["data"]["copies"]
+    twice = f"{copies} {'copy' if copies == 1 else 'copies'} of these; " if copies else ""
     human = [
-        f"Pictures: {manifest['threshold']['n']} used; {known}{len(broken)} broken",
+        f"Pictures: {manifest['threshold']['n']} used; {known}{twice}{len(broken)} broken",
         *wording.broken(broken),
         f"Threshold: {common}",
         *(f"  of {other}" for other in others),
