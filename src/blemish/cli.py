@@ -825,16 +825,30 @@ def data_layouts(json: Json = False) -> int:
 def data_elpv(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE.csv", help="The table to write.")],
     seed: Annotated[int, typer.Option(help="Of the draw of the test cells.")] = 0,
+    cells: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Only N cells to learn from and N to test on, half of them defective. [default: 1,131 and 1,092]",
+        ),
+    ] = None,
     json: Json = False,
 ) -> int:
     """Write the table of the demo set: solar cells of ELPV, from the package elpv-dataset (CC BY-NC-SA 4.0)."""
     from blemish.data.layouts import read
     from blemish.data.solar import write_elpv_manifest
 
-    written = write_elpv_manifest(output, seed)
+    written = write_elpv_manifest(output, seed, cells)
     description = read(written).description
-    document = {"manifest": str(written), "description": description, "seed": seed}
-    console.answer(document, [description, f"Written: {written}"], as_json=json)
+    document = {"manifest": str(written), "description": description, "seed": seed, "cells": cells}
+    human = [description]
+    if cells is not None:
+        times = (1131 + 1092) / (2 * cells)
+        human.append(
+            f"These are {cells} of the 1,131 cells to learn from and {cells} of the 1,092 to test on; with all of them "
+            f"(leave --cells out) whatever follows takes about {times:.2g} times as long"
+        )
+    console.answer(document, [*human, f"Written: {written}"], as_json=json)
     return WELL
 
 
