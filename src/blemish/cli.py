@@ -238,8 +238,8 @@ def fit(
     calibration_fraction: Annotated[
         float | None,
         typer.Option(
-            help="Share of the pictures held out for the threshold; 0 = no threshold. [default: none for memory banks, "
-            "which leave out one picture at a time, and with --shots; else 0.2]"
+            help="Share of the pictures held out for the threshold; 0 = no threshold. [default: none for memory banks "
+            "and padim, which leave out one picture at a time, and with --shots; else 0.2]"
         ),
     ] = None,
     window: Window = None,

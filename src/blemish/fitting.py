@@ -112,7 +112,7 @@ def fit(
         false_alarm_rate: share of normal pictures that may raise an alarm; None = 0.05, without a threshold where the
             pictures are too few for it. A category with too few is judged by the common threshold.
         calibration_fraction: share of the pictures held out for the threshold, of each category. None = what the
-            method does best: leave-one-out (nothing held out) for memory banks, else 0.2. 0 = no threshold.
+            method does best: leave-one-out (nothing held out) for memory banks and padim, else 0.2. 0 = no threshold.
         window: (lo, hi) of the pixel values, for 16-bit and DICOM pictures; stored and used at prediction.
         device, precision: see `blemish.load`.
         time_budget: minutes that training may take; its schedules are shaped to end there. Where the backbone is
@@ -127,7 +127,9 @@ def fit(
         the shots; CalibrationError when a rate given by name is beyond what the pictures support; CollapseError by a
         pre-training.
 
-    Pictures that cannot be decoded are left out and named in `detector.manifest["data"]["failures"]`.
+    Pictures that cannot be decoded are left out and named in `detector.manifest["data"]["failures"]`. Copies of a
+    picture are learned from, but count once for the threshold (`data.copies`); how many look nearly the same as
+    another is told as well (`data.nearly_same`).
     """
     started = time.perf_counter()
     if config is not None and (settings or recipe != "best"):
@@ -216,8 +218,9 @@ def fit(
             training = _train(
                 fitted.learner, stream, shown, minutes=minutes, checkpoint=place_kept, resume=resume, progress=progress
             )
-    # What is not trained looks at the pictures more than once, and each of them is encoded once.
-    with features_kept(fitted.backbone) if training is None else nullcontext():
+    # What is not trained may look at the pictures more than once: each of them is encoded once.
+    again = training is None and (plan.method == "leave-one-out" or fitted.learner is not fitted)
+    with features_kept(fitted.backbone) if again else nullcontext():
         if training is None:
             _learn(fitted, stream, progress)
         _summarise(fitted, stream, scoring, progress)
