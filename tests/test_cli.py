@@ -130,7 +130,8 @@ def test_fit(run: Run, good_folder: Path, tmp_path: Path) -> None:
     assert "empty.png: is empty" in out
     assert "About 5 % of new normal pictures" in out
     assert f"Written: {artifact} in " in out
-    assert "remembering: 1 of 4" in err
+    assert "remembering: 8 of 25" in err
+    assert "remembering: 24 of 24" in err
     assert blemish.load(artifact).predict(good_folder / "000.png").score > 0
 
 
