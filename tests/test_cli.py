@@ -130,7 +130,8 @@ def test_fit(run: Run, good_folder: Path, tmp_path: Path) -> None:
     assert "empty.png: is empty" in out
     assert "About 5 % of new normal pictures" in out
     assert f"Written: {artifact} in " in out
-    assert "remembering: 1 of 4" in err
+    assert "remembering: 8 of 25" in err
+    assert "remembering: 24 of 24" in err
     assert blemish.load(artifact).predict(good_folder / "000.png").score > 0
 
 
@@ -611,6 +612,12 @@ def test_data_elpv(run: Run, tmp_path: Path) -> None:
     made = document(run("data", "elpv", "-o", tmp_path / "cells.csv", "--json"))
     assert "1131 train good" in made["description"]
     assert len((tmp_path / "cells.csv").read_text().splitlines()) == 1 + 1131 + 377 + 715
+    status, out, _ = run("data", "elpv", "-o", tmp_path / "few.csv", "--cells", "200")
+    assert status == 0
+    assert "manifest: 200 train good, 200 test (100 good, 100 in 1 defect type)" in out
+    assert "200 of the 1,131 cells to learn from and 200 of the 1,092 to test on" in out
+    assert "about 5.6 times as long" in out
+    assert run("data", "elpv", "-o", tmp_path / "no.csv", "--cells", "5000")[0] == 2
 
 
 def test_backbones(run: Run) -> None:

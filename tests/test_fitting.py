@@ -193,6 +193,7 @@ def test_broken_pictures_are_left_out_and_named(good_folder: Path, small: dict[s
 
 
 def test_broken_pictures_that_were_held_out(good_folder: Path, picture: Part, small: dict[str, Any]) -> None:
+    small["calibration_fraction"] = 0.2
     whole = blemish.fit("padim", good_folder, **small)
     held = next(p for p in sorted(good_folder.iterdir()) if decode(p).digest in whole.manifest["data"]["calibrated"])
     held.write_text("not a picture")
@@ -265,8 +266,8 @@ def test_a_picture_that_is_left_out_is_not_judged_by_its_twin(
         assert min(abs(score - other) for score in scores) < 1e-3 * other
 
 
-def test_held_out_pictures_calibrate(picture: Part, fitted: Callable[..., Detector]) -> None:
-    detector = fitted("padim")
+def test_held_out_pictures_calibrate(picture: Part, small: dict[str, Any]) -> None:
+    detector = blemish.fit("padim", parts(picture, 24), calibration_fraction=0.2, **small)
     data, scores = detector.manifest["data"], detector.manifest["calibration_scores"]
     assert (len(data["fitted"]), len(data["calibrated"])) == (19, 5)  # a fifth of 24
     assert set(data["fitted"]).isdisjoint(data["calibrated"])
@@ -412,13 +413,14 @@ def test_recalibrate_with_too_few(picture: Part, fitted: Callable[..., Detector]
     assert again.threshold.value == max(again.manifest["calibration_scores"])
 
 
-def test_recalibrate_on_what_it_knows(picture: Part, fitted: Callable[..., Detector]) -> None:
+def test_recalibrate_on_what_it_knows(picture: Part, fitted: Callable[..., Detector], small: dict[str, Any]) -> None:
     with pytest.raises(DataError, match="no picture is left to calibrate on"):
         blemish.recalibrate(fitted("knn"), parts(picture, 24))
     # What a detector was only calibrated on, it may be calibrated on again.
-    calibrated = fitted("padim").manifest["data"]["calibrated"]
+    detector = blemish.fit("padim", parts(picture, 24), calibration_fraction=0.2, **small)
+    calibrated = detector.manifest["data"]["calibrated"]
     held = [pixels for pixels in parts(picture, 24) if decode(pixels).digest in calibrated]
-    again, _, left_out = blemish.recalibrate(fitted("padim"), held, false_alarm_rate=0.2)
+    again, _, left_out = blemish.recalibrate(detector, held, false_alarm_rate=0.2)
     assert left_out == 0
     assert again.threshold is not None
     assert again.threshold.n == 5
@@ -610,8 +612,26 @@ def test_progress_is_told(picture: Part, small: dict[str, Any]) -> None:
     blemish.fit("knn", parts(picture, 20), batch_size=8, progress=lambda *call: told.append(call), **small)
     stages = list(dict.fromkeys(stage for stage, _, _ in told))
     assert stages == ["loading the backbone", "remembering", "selecting", "calibrating"]
-    assert [call for call in told if call[0] == "remembering"] == [("remembering", i, 3) for i in (1, 2, 3)]
-    assert [call for call in told if call[0] == "calibrating"] == [("calibrating", i, 3) for i in (1, 2, 3)]
+    for stage in ("remembering", "calibrating"):  # in pictures
+        assert [call for call in told if call[0] == stage] == [(stage, done, 20) for done in (8, 16, 20)]
+
+
+@pytest.mark.parametrize("method", ["knn", "padim", "atacnet"])
+def test_progress_ends_with_the_pictures_that_could_be_read(
+    method: str, good_folder: Path, small: dict[str, Any]
+) -> None:
+    (good_folder / "005.png").write_text("not a picture")
+    told: dict[str, tuple[int, int]] = {}
+    progress = lambda stage, *numbers: told.update({stage: numbers})  # noqa: E731
+    blemish.fit(method, good_folder, batch_size=5, rotations=2, progress=progress, **small)
+    counted = {stage: numbers for stage, numbers in told.items() if numbers != (0, 0)}
+    if method == "padim":  # which holds out a fifth of what is turned
+        assert counted["measuring"][0] // 2 + counted["calibrating"][0] == 23
+    else:
+        assert counted["remembering"] == (46, 46)
+        assert counted["calibrating"][0] == (23 if method == "knn" else 12)
+    assert all(done == total for done, total in counted.values())
+    assert counted.get("describing", (46, 46)) == (46, 46)
 
 
 @pytest.mark.parametrize("stage", ["loading the backbone", "remembering", "calibrating"])

@@ -31,6 +31,7 @@ RANKS = {
     "catalogue": 4,
     "training": 4,
     "predictor": 4,
+    "calibration": 4,
     "fitting": 4,
     "refining": 4,
     "pretraining": 4,

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 import blemish
+from blemish.calibration import DEFAULT_RATE
 from blemish.data import layouts
 from blemish.errors import CalibrationError, ConfigError, DataError
-from blemish.fitting import DEFAULT_RATE
 from blemish.images import Picture, decode
 from blemish.methods.memory import MemoryBank
 from blemish.methods.taught import Taught

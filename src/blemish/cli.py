@@ -238,8 +238,8 @@ def fit(
     calibration_fraction: Annotated[
         float | None,
         typer.Option(
-            help="Share of the pictures held out for the threshold; 0 = no threshold. [default: none for memory banks, "
-            "which leave out one picture at a time, and with --shots; else 0.2]"
+            help="Share of the pictures held out for the threshold; 0 = no threshold. [default: none for memory banks "
+            "and padim, which leave out one picture at a time, and with --shots; else 0.2]"
         ),
     ] = None,
     window: Window = None,
@@ -304,7 +304,10 @@ def fit(
         "artifact": str(output),
         **places,
         **{key: manifest[key] for key in told},
-        **{key: manifest["data"][key] for key in ("layout", "count", "defects", "defects_layout", "failures")},
+        **{
+            key: manifest["data"][key]
+            for key in ("layout", "count", "copies", "nearly_same", "defects", "defects_layout", "failures")
+        },
     }
     human = [*wording.fitted(manifest), *_written(places), f"Written: {output} in {manifest['seconds']:.1f} s"]
     console.answer(document, human, as_json=json)
@@ -600,7 +603,7 @@ def calibrate(
 ) -> int:
     """Set a new threshold from other pictures of good parts."""
     from blemish import outputs
-    from blemish.fitting import recalibrate
+    from blemish.calibration import recalibrate
     from blemish.predictor import load
 
     outputs.check_writable(output)
@@ -617,12 +620,15 @@ def calibrate(
         "threshold": manifest["threshold"],
         "thresholds": manifest["thresholds"],
         "left_out": left_out,
+        "copies": manifest["data"]["copies"],
         "failures": broken,
     }
     common, *others = wording.thresholds(manifest)
     known = f"{left_out} left out, the artifact was fitted on them; " if left_out else ""
+    copies = manifest["data"]["copies"]
+    twice = f"{copies} {'copy' if copies == 1 else 'copies'} of these; " if copies else ""
     human = [
-        f"Pictures: {manifest['threshold']['n']} used; {known}{len(broken)} broken",
+        f"Pictures: {manifest['threshold']['n']} used; {known}{twice}{len(broken)} broken",
         *wording.broken(broken),
         f"Threshold: {common}",
         *(f"  of {other}" for other in others),
@@ -819,16 +825,30 @@ def data_layouts(json: Json = False) -> int:
 def data_elpv(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE.csv", help="The table to write.")],
     seed: Annotated[int, typer.Option(help="Of the draw of the test cells.")] = 0,
+    cells: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Only N cells to learn from and N to test on, half of them defective. [default: 1,131 and 1,092]",
+        ),
+    ] = None,
     json: Json = False,
 ) -> int:
     """Write the table of the demo set: solar cells of ELPV, from the package elpv-dataset (CC BY-NC-SA 4.0)."""
     from blemish.data.layouts import read
     from blemish.data.solar import write_elpv_manifest
 
-    written = write_elpv_manifest(output, seed)
+    written = write_elpv_manifest(output, seed, cells)
     description = read(written).description
-    document = {"manifest": str(written), "description": description, "seed": seed}
-    console.answer(document, [description, f"Written: {written}"], as_json=json)
+    document = {"manifest": str(written), "description": description, "seed": seed, "cells": cells}
+    human = [description]
+    if cells is not None:
+        times = (1131 + 1092) / (2 * cells)
+        human.append(
+            f"These are {cells} of the 1,131 cells to learn from and {cells} of the 1,092 to test on; with all of them "
+            f"(leave --cells out) whatever follows takes about {times:.2g} times as long"
+        )
+    console.answer(document, [*human, f"Written: {written}"], as_json=json)
     return WELL
 
 

@@ -5,8 +5,8 @@ pictures, the threshold is the k-th smallest, k = ceil((n + 1)(1 - rate)). A new
 them, is equally likely to take each of the n + 1 ranks, so it scores above the threshold with probability at most
 1 - k / (n + 1) <= rate, whatever the distribution and the detector.
 
-Leave-one-out, for memory banks: each training picture is scored against the bank without its own patches, so that no
-picture is held out. That is the jackknife: in the worst case it promises nothing; jackknife+ (Barber et al. 2021,
+Leave-one-out, for memory banks and PaDiM: each training picture is scored against what the others have taught, so that
+no picture is held out. That is the jackknife: in the worst case it promises nothing; jackknife+ (Barber et al. 2021,
 "Predictive inference with the jackknife+") promises 2 × rate. For a bank that keeps every patch, where more patches
 can only lower a score, their argument carries over and gives 2 × rate here too; a coreset breaks it, hence it is not
 claimed.
@@ -83,13 +83,14 @@ def pictures_needed(rate: float) -> int:
     return math.ceil(1 / _exact(rate)) - 1
 
 
-def calibrate(scores: ArrayLike, rate: float, *, method: Method, required: bool) -> Threshold:
+def calibrate(scores: ArrayLike, rate: float, *, method: Method, required: bool, remark: str = "") -> Threshold:
     """The lowest of the scores that keeps the false-alarm rate.
 
     Args:
         scores: n raw scores of normal pictures, held out ("split conformal") or left out in turn ("leave-one-out").
         rate: false alarms among normal pictures, in (0, 1), taken as the decimal number that it prints as.
         required: whether too few scores are an error; otherwise the value is None.
+        remark: what is to be said beside how few there are.
     Raises: ConfigError for a rate or method out of range or scores that are not one list; NonFiniteError for a score
         that is not finite; CalibrationError when required and there are too few.
 
@@ -118,7 +119,7 @@ def calibrate(scores: ArrayLike, rate: float, *, method: Method, required: bool)
         )
     reason = (
         f"a false-alarm rate of {100 * rate:.4g} % needs at least {pictures_needed(rate)} normal pictures "
-        f"to calibrate on, and there are {n}"
+        f"to calibrate on, and there are {n}" + (f"; {remark}" if remark else "")
     )
     if required:
         lowest = -(-1000 // (n + 1)) / 10  # per cent, rounded up so that it is enough
@@ -157,7 +158,7 @@ def _guarantee(method: Method, rate: float, n: int, k: int) -> str:
     if method == "leave-one-out":
         return (
             f"About {percent} of new normal pictures, usually fewer, raise a false alarm: the threshold is the "
-            f"jackknife's, from {n} training pictures each scored against the bank without its own patches, which is "
+            f"jackknife's, from {n} training pictures each scored as if it had not been learned from, which is "
             "approximate and has no distribution-free bound in the worst case (even jackknife+ promises only twice the "
             "rate; Barber et al. 2021)."
         )

@@ -61,12 +61,22 @@ def fitted(manifest: Mapping[str, Any]) -> Iterable[str]:
     yield f"Pictures: {data['count']} used{drawn}, {len(data['failures'])} broken"
     if data["defects"]:
         yield f"Defects learned from: {len(data['defects'])}; {data['defects_layout']}"
+    yield from (f"  {line}" for line in _alike(data))
     yield from broken(data["failures"])
     common, *others = thresholds(manifest)
     yield f"Threshold: {common}"
     yield from (f"  of {other}" for other in others)
     if "pretraining" in manifest:
         yield from _pretraining(manifest["pretraining"])
+
+
+def _alike(data: Mapping[str, Any]) -> Iterable[str]:
+    """What a manifest says of pictures that are, or may be, the same; older ones do not."""
+    if copies := data.get("copies", 0):
+        yield f"{copies} {'is a copy' if copies == 1 else 'are copies'} of others, which count once for the threshold"
+    if near := data.get("nearly_same", 0):
+        looks, show = ("looks", "it shows") if near == 1 else ("look", "they show")
+        yield f"{near} {looks} nearly the same as another: if {show} the same part, the threshold is less sure"
 
 
 def refined(change: Refined) -> Iterable[str]:
@@ -180,6 +190,7 @@ def manifest(values: Mapping[str, Any]) -> Table:
             *([("drawn", _shots(values))] if values.get("shots") else []),
             *([("pre-training", _pretrained(values["pretraining"]))] if "pretraining" in values else []),
             *([("training", _assignments(values["training"]))] if "training" in values else []),
+            *(("", line) for line in _alike(data)),
             ("recognised", data["layout"]),
             ("broken", f"{len(data['failures'])} pictures left out"),
             ("fingerprint", data["fingerprint"]),

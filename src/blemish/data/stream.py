@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from blemish.data.copies import thumbnail
 from blemish.data.marks import marked
 from blemish.data.transforms import Preprocessing, prepare
 from blemish.errors import InputError, MissingExtraError, NonFiniteError
@@ -59,6 +60,7 @@ class PictureStream:
     Attributes:
         failures: pictures that could not be decoded, found so far, by position in `sources`.
         digests: content hash by position, of the pictures decoded so far.
+        thumbnails: of the same, to tell pictures that are nearly alike; see `copies.thumbnail`.
     """
 
     sources: Sequence[Any]
@@ -70,6 +72,7 @@ class PictureStream:
     marks: Sequence[Sample] = ()
     failures: dict[int, Failure] = field(default_factory=dict)
     digests: dict[int, str] = field(default_factory=dict)
+    thumbnails: dict[int, np.ndarray] = field(default_factory=dict, init=False)
 
     def __iter__(self) -> Iterator[Batch]:
         rows: list[torch.Tensor] = []
@@ -93,9 +96,15 @@ class PictureStream:
             yield replace(batch, images=batch.images.to(device))
 
     @property
-    def batches(self) -> int:
-        """How many batches one pass has when no picture is broken."""
-        return -(-len(self.sources) * len(self.copies) // self.batch_size)
+    def rows(self) -> int:
+        """How many pictures, each copy counted, one pass has when none is broken."""
+        return len(self.sources) * len(self.copies)
+
+    @property
+    def originals(self) -> dict[int, int]:
+        """Of each picture decoded so far the position of the first one of the same content, which may be itself."""
+        first: dict[str, int] = {}
+        return {index: first.setdefault(self.digests[index], index) for index in sorted(self.digests)}
 
     @property
     def copies(self) -> list[tuple[float, bool]]:
@@ -116,6 +125,7 @@ class PictureStream:
             self.failures[index] = Failure(source=named, reason=reason)
             return index, [], None
         self.digests[index] = picture.digest
+        self.thumbnails[index] = thumbnail(picture.pixels)
         copies = [prepare(picture, self.preprocessing, angle=angle, flip=flip) for angle, flip in self.copies]
         return index, copies, mask
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Self
 
@@ -96,7 +96,8 @@ class Method(nn.Module):
         published: the method that its recipes called paper… configure, where that is another.
         takes_defects: whether labelled defects can be learned from.
         minimum_images: fewest training pictures that it can be fitted on.
-        leaves_one_out: whether `score_left_out` exists, so that no picture need be held out for calibration.
+        leaves_one_out: whether `score_left_out` exists, so that no picture need be held out for calibration. It needs
+            one picture more than `minimum_images`.
     """
 
     name: ClassVar[str]
@@ -143,7 +144,7 @@ class Method(nn.Module):
 
         Args:
             batches: each call starts a new pass over the training pictures.
-            count: number of batches in a pass, for progress.
+            count: number of pictures in a pass (each copy counts), for progress.
         """
 
     @abstractmethod
@@ -187,6 +188,14 @@ class Method(nn.Module):
         """As `score`, each training picture judged without what it itself has taught; see `leaves_one_out`."""
         raise NotImplementedError(f"{self.name} has no leave-one-out score")
 
+    @property
+    def knows_several(self) -> bool:
+        """Whether `score_left_out` has something to compare a picture with, now."""
+        return False
+
+    def end_leaving_out(self) -> None:
+        """Drop what only `score_left_out` needs. Called once, when all that is to be scored so has been."""
+
     def good_scores(self) -> dict[int, float] | None:
         """What each picture that it learned from scores as by `score_left_out`, by owner; None where it is not kept."""
         return None
@@ -216,6 +225,20 @@ class Method(nn.Module):
     def _require(self, learned: Tensor) -> None:
         if learned.numel() == 0:
             raise NotFittedError(f"this {self.name} detector has not been fitted; call fit first")
+
+
+def reported(batches: Iterable[Batch], stage: str, count: int, progress: Progress) -> Iterator[Batch]:
+    """The batches; after each of them it is told how many pictures of `count` are done.
+
+    Broken pictures never come: then the number that did is told as the last one.
+    """
+    done = 0
+    for batch in batches:
+        yield batch
+        done += len(batch.images)
+        progress(stage, done, max(done, count))
+    if 0 < done < count:
+        progress(stage, done, done)
 
 
 def smooth(maps: Tensor, fraction: float) -> Tensor:

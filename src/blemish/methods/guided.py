@@ -36,7 +36,7 @@ from blemish.errors import ConfigError
 from blemish.methods import alignment
 from blemish.methods.adaptation import Adapter, EntropyAdapter, Look, Mode, attention_entropy, summary
 from blemish.methods.apmask import APMaskConfig, Masking
-from blemish.methods.base import Batches, smooth, top_mean
+from blemish.methods.base import Batches, reported, smooth, top_mean
 from blemish.methods.coreset import StreamingCoreset, nearest
 from blemish.methods.embedding import join
 from blemish.methods.guidance import sharpness, shuffled
@@ -452,10 +452,10 @@ class Guided(FineTuned, TrainedMethod):
         owners_seen: set[int] = set()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.seed)
-            for done, batch in enumerate(batches(), start=1):
+            for done, batch in enumerate(reported(batches(), "remembering", count, progress), start=1):
                 pictures, features = len(batch.images), None
                 # Evenly from all, as they may be sorted, and the first batch always.
-                if (done - 1) % max(1, count * pictures // SUMMARISED) == 0:
+                if (done - 1) % max(1, count // SUMMARISED) == 0:
                     guide = self.encode(resized(batch.images, self.config.height_width))["guide"]
                     twins, _, _ = self._simulated(batch.images, guide)
                     with alignment.recorded(self.backbone, moments):
@@ -469,10 +469,9 @@ class Guided(FineTuned, TrainedMethod):
                     bank.add(
                         described.flatten(0, 2).cpu(), batch.owners.repeat_interleave(described[0, ..., 0].numel())
                     )
-                    every = max(1, count * pictures // LEFT_OUT)
+                    every = max(1, count // LEFT_OUT)
                     few = slice(-(done - 1) * pictures % every, None, every)
                     some.append((described[few].clone(), batch.owners[few]))
-                progress("remembering", done, count)
         self._reference.clear()
         if len(owners_seen) > 1:  # copies of one picture, turned and mirrored, do not tell what is usual
             self.statistics, self.chance = summary([torch.cat(rows, dim=1) for rows in entropies])

@@ -27,8 +27,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import TYPE_CHECKING, Self
 
 import torch
@@ -39,7 +40,7 @@ from blemish import config as configs
 from blemish.backbones import Backbone
 from blemish.backbones.base import Features
 from blemish.errors import ArtifactError, ConfigError, DataError
-from blemish.methods.base import Batches, Method, MethodConfig
+from blemish.methods.base import Batches, Method, MethodConfig, reported
 from blemish.methods.memory import MemoryBank
 from blemish.types import Batch, Progress, Scores
 
@@ -168,7 +169,19 @@ class Taught(Method):
     # Learning
 
     def fit(self, batches: Batches, count: int, progress: Progress) -> None:
-        self.normality.fit(batches, count, progress)
+        self.normality.fit(partial(self._listening, batches), count, progress)
+
+    def extend(self, batches: Batches, count: int, progress: Progress) -> None:
+        """Have the memory bank that knows what is normal remember more pictures; see `MemoryBank.extend`."""
+        assert isinstance(self.normality, MemoryBank)
+        self.normality.extend(partial(self._listening, batches), count, progress, rows=len(self.usual))
+
+    def _listening(self, batches: Batches) -> Iterator[Batch]:
+        """A pass. Who keeps features (`backbones.cache`) keeps those that `summarise` is to describe as well."""
+        with self.backbone.overheard(self.config.described) as heard:
+            for batch in batches():
+                yield batch
+                heard.clear()
 
     @property
     def summarised(self) -> int | None:
@@ -178,7 +191,7 @@ class Taught(Method):
     def summarise(self, batches: Batches, count: int, progress: Progress) -> None:
         """Describe the good pictures, each judged without what it itself has taught where the normality part can, and
         remember them beside those that are known."""
-        found = [self._described(batch) for batch in _told(batches(), count, progress, "describing")]
+        found = [self._described(batch) for batch in reported(batches(), "describing", count, progress)]
         self.descriptors, self.usual, self.owners = _joined((self.descriptors, self.usual, self.owners), found)
         self._lesson = None
 
@@ -191,7 +204,7 @@ class Taught(Method):
         if len(self.owners) and bool((self.owners == self.owners[0]).all()):
             raise DataError("labelled defects can be learned from beside two good pictures at least, got one")
         found = []
-        for batch in _told(batches(), count, progress, "learning the defects"):
+        for batch in reported(batches(), "learning the defects", count, progress):
             scores, features = self.look(batch.images)
             found.append((self._pooled(_levels(features), scores.maps, batch.masks), scores.image.float()))
         if found:
@@ -205,7 +218,7 @@ class Taught(Method):
 
     def _described(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         with self.backbone.overheard(self.config.described) as heard:
-            if isinstance(self.normality, MemoryBank) and self.normality.knows_several:
+            if self.normality.knows_several:
                 scores = self.normality.score_left_out(batch)
             else:
                 scores = self.normality.score(batch.images)
@@ -252,6 +265,13 @@ class Taught(Method):
         with self.backbone.overheard(self.config.described) as heard:
             found = self.normality.score(images)
         return found, heard[-1][1]
+
+    @property
+    def knows_several(self) -> bool:
+        return self.normality.knows_several
+
+    def end_leaving_out(self) -> None:
+        self.normality.end_leaving_out()
 
     def score_left_out(self, batch: Batch) -> Scores:
         self._require(self.usual)
@@ -407,9 +427,3 @@ def _joined(known: tuple[Tensor, ...], found: Sequence[tuple[Tensor, ...]]) -> I
 
 def _is_shared(name: str) -> bool:
     return name.startswith("normality.backbone.")
-
-
-def _told(batches: Iterable[Batch], count: int, progress: Progress, stage: str) -> Iterator[Batch]:
-    for done, batch in enumerate(batches, start=1):
-        yield batch
-        progress(stage, done, count)
