@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -119,6 +120,97 @@ def test_predictions_come_as_they_are_asked_for(picture: Part, fitted: Callable[
         assert isinstance(results, Iterator)
         results.close()  # type: ignore[attr-defined] # what Ctrl-C in a loop over it comes to
     assert decoder_threads() == []
+
+
+class Camera:
+    """Frames without an end; `taken`: how many were asked for, `closed`: whether its generator has ended."""
+
+    def __init__(self, picture: Part, broken: bool = False) -> None:
+        self.taken, self.closed, self._picture, self._broken = 0, False, picture, broken
+
+    def frames(self) -> Iterator[Any]:
+        try:
+            while True:
+                self.taken += 1
+                yield np.zeros((4, 4, 7), np.uint8) if self._broken else self._picture(self.taken)
+        finally:
+            self.closed = True
+
+
+@pytest.mark.parametrize(("batch_size", "most"), [(1, 1), (2, 3), (None, 15)])
+def test_an_endless_source_is_consumed_as_far_as_needed(
+    picture: Part, fitted: Callable[..., Detector], batch_size: int | None, most: int
+) -> None:
+    camera, detector = Camera(picture), fitted()
+    frames = camera.frames()
+    results = detector.predict_many(frames, batch_size=batch_size)
+    assert camera.taken == 0
+    first = next(results)
+    assert isinstance(first, Prediction)
+    assert (first.source, first.digest) == ("array 0", detector.predict(picture(1)).digest)
+    assert camera.taken <= most
+    for _ in range(20):
+        next(results)
+    assert camera.taken <= 21 + most + (batch_size or 8)
+    results.close()  # type: ignore[attr-defined]
+    assert camera.closed
+    assert decoder_threads() == []
+    with pytest.raises(StopIteration):
+        next(frames)
+
+
+def test_a_camera_whose_frames_are_all_broken_is_told_at_once(picture: Part, fitted: Callable[..., Detector]) -> None:
+    camera = Camera(picture, broken=True)
+    assert isinstance(next(fitted().predict_many(camera.frames())), Failure)
+    assert camera.taken <= 8
+
+
+def test_what_came_before_a_failing_source_is_not_lost(picture: Part, fitted: Callable[..., Detector]) -> None:
+    def frames() -> Iterator[np.ndarray]:
+        yield picture(1)
+        yield picture(2)
+        raise ConnectionError("the camera is gone")
+
+    results = fitted().predict_many(frames())
+    assert [next(results).source, next(results).source] == ["array 0", "array 1"]
+    with pytest.raises(ConnectionError, match="the camera is gone"):
+        next(results)
+
+
+def test_a_path_that_is_gone_fails_a_list_before_work_and_a_stream_in_its_place(
+    folder: Path, picture: Part, fitted: Callable[..., Detector]
+) -> None:
+    sources = [picture(1), folder / "nowhere.png", str(folder / "x*.png"), folder / "0.png"]
+    with pytest.raises(DataError, match=r"nowhere\.png: no such file"):
+        next(fitted().predict_many(sources))
+    results = list(fitted().predict_many(iter(sources)))
+    assert [type(result) for result in results] == [Prediction, Failure, Failure, Prediction]
+    assert results[1] == Failure(source=str(folder / "nowhere.png"), reason="no such file or folder")
+    assert results[2].source == str(folder / "x*.png")
+
+
+def test_a_single_picture_is_a_list_of_one(folder: Path, picture: Part, fitted: Callable[..., Detector]) -> None:
+    one = folder / "0.png"
+    expected = fitted().predict(one).score
+    tensor = torch.from_numpy(np.array(Image.open(one).convert("RGB")))
+    content = one.read_bytes()
+    files = [one, str(one), content, io.BytesIO(content), Image.open(one), Sample(path=one)]
+    for source in (*files, tensor.numpy(), tensor, tensor.permute(2, 0, 1)):
+        (result,) = fitted().predict_many(source)
+        assert isinstance(result, Prediction)
+        assert result.score == pytest.approx(expected, rel=1e-4)
+    stack = torch.stack([tensor, tensor])
+    for several in (stack, stack.numpy(), stack.permute(0, 3, 1, 2)):
+        assert [type(result) for result in fitted().predict_many(several)] == [Prediction] * 2
+
+
+def test_the_look_ahead_holds_no_pixels(picture: Part, fitted: Callable[..., Detector]) -> None:
+    loaded = fitted()._load((0, picture(1, height=500, width=700), ""))
+    assert not isinstance(loaded, Failure)
+    assert loaded.size == (500, 700)
+    arrays = [getattr(loaded, name) for name in type(loaded).__slots__]
+    assert not any(isinstance(value, np.ndarray) and value.size > 500 for value in arrays)
+    assert loaded.tensor.shape == (3, 64, 64)
 
 
 def test_an_interruption_ends_the_decoding(picture: Part, fitted: Callable[..., Detector]) -> None:

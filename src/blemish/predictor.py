@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -10,12 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from blemish import artifact, config
 from blemish.backbones import BackboneSpec, WeightsInfo, restore
 from blemish.compute import pick_device, pick_precision
 from blemish.data.folder import find_pictures
-from blemish.data.stream import load_picture, map_ahead
+from blemish.data.stream import load_picture, map_ahead, name_of
 from blemish.data.transforms import Preprocessing, prepare
 from blemish.errors import (
     ArtifactError,
@@ -106,10 +108,10 @@ class Detector:
             >>> detector.predict(good[0]).heatmap.shape
             (32, 32)
         """
-        found = _expand([source])
+        found = _opened(source)
         if len(found) > 1:
             raise DataError(f"{source}: stands for {len(found)} pictures; predict_many takes more than one")
-        (result,) = self.predict_many(found, category=category)
+        (result,) = self.predict_many([*found], category=category)
         if isinstance(result, Failure):
             raise ImageError(result.source, result.reason)
         return result
@@ -119,33 +121,40 @@ class Detector:
     ) -> Iterator[Prediction | Failure]:
         """Predictions in the order of `sources`, computed as they are asked for; a Failure for each broken picture.
 
+        An iterator, as one over the frames of a camera, is consumed only as far as needed: the first prediction has
+        taken at most 2 × `batch_size` - 1 pictures from it, so one with a `batch_size` of 1, and no prediction waits
+        for more than `batch_size` - 1 pictures beyond its batch. Of a list up to 2 × `batch_size` pictures are decoded
+        ahead. No more than that is ever held. Ended early (`close`), it closes a generator that it was given.
+
         Args:
-            sources: paths (files, folders, globs), PIL images, arrays, `Sample`s, in any mixture.
+            sources: what `predict` takes, and folders and globs, in any mixture. Of a list every path is looked up
+                before any work; of an iterator when it is reached.
             category: of all of them, one of `categories`: its threshold judges. "" = not known: the common threshold
                 does. A `Sample` that says its own category is judged as that, where it is known here.
             batch_size: pictures at once; None = 8, or 32 where the detector adapts to them.
             adapt: "online" or "episodic": follow the pictures, batch by batch, where the method can; see
                 `blemish.methods.adaptation`. The scores then depend on the batch, and the threshold's guarantee is
                 void: such predictions say `adapted`. Afterwards the detector is as before.
-        Raises: ConfigError for an unknown category, or a method that cannot adapt; DataError for a path that does not
-            exist; NonFiniteError when a score is not finite.
+        Raises: ConfigError for an unknown category, or a method that cannot adapt; DataError for a path in a list that
+            does not exist (from an iterator it is a Failure, for those before it are not to be lost); NonFiniteError
+            when a score is not finite.
         """
         self.threshold_for(category)  # refuses an unknown one before any work
         adapter = None if adapt is None else self.method.adapter(adapt)
         size = batch_size or (BATCH_SIZE if adapter is None else ADAPTED_BATCH_SIZE)
-        items = [(index, source, category) for index, source in enumerate(_expand(sources))]
-        chunk: list[_Loaded | Failure] = []
-        readable = 0
-        for one in map_ahead(self._load, items, ahead=2 * size):
-            chunk.append(one)
-            readable += isinstance(one, _Loaded)
-            if readable == size:
+        given = _several(sources)
+        listed = isinstance(given, (list, tuple))
+        found = [one for source in given for one in _opened(source)] if listed else _expanded(given)
+        items = ((index, source, category) for index, source in enumerate(found))
+        loads = map_ahead(self._load, items, ahead=2 * size if listed else size - 1)
+        with closing(given) if isinstance(given, Generator) else nullcontext(), closing(loads):
+            for chunk in _chunks(loads, size):
                 yield from self._score(chunk, adapter)
-                chunk, readable = [], 0
-        yield from self._score(chunk, adapter)
 
     def _load(self, item: tuple[int, Any, str]) -> _Loaded | Failure:
         index, source, category = item
+        if isinstance(source, Failure):
+            return source
         if isinstance(source, Sample):
             if source.category:
                 category = source.category if source.category in self.categories else ""
@@ -153,8 +162,14 @@ class Detector:
         picture = load_picture(source, index, self.preprocessing.decode_window())
         if isinstance(picture, Failure):
             return picture
-        picture.digest  # noqa: B018 — computed here, in the pool, instead of on the main thread
-        return _Loaded(picture, prepare(picture, self.preprocessing), category)
+        # All that is needed of it, computed here, in the pool: its pixels would fill the memory.
+        return _Loaded(
+            picture.source, picture.size, picture.digest, picture.notes, self._prepare(picture), category
+        )
+
+    def _prepare(self, picture: Picture) -> torch.Tensor:
+        """The picture as the method takes it: 3 H W."""
+        return prepare(picture, self.preprocessing)
 
     def _score(self, chunk: Sequence[_Loaded | Failure], adapter: Adapter | None) -> Iterator[Prediction | Failure]:
         loaded = [one for one in chunk if isinstance(one, _Loaded)]
@@ -191,24 +206,23 @@ class Detector:
         *,
         found: Adapted,
     ) -> Prediction:
-        picture = one.picture
         found_in_it: dict[str, Any] = {"score": score, "map": anomaly_map, "saliency": saliency, "crop": box}
         for what, value in found_in_it.items():
             if value is not None and not np.isfinite(value).all():
                 raise NonFiniteError(
-                    f"{picture.source}: the {what} is not finite; the detector or the picture is damaged"
+                    f"{one.source}: the {what} is not finite; the detector or the picture is damaged"
                 )
         threshold = self.threshold_for(one.category)
         limit = None if threshold is None else threshold.value
         return Prediction(
-            source=picture.source,
+            source=one.source,
             score=score,
             threshold=limit,
             label=verdict(score, limit),
-            size=picture.size,
+            size=one.size,
             anomaly_map=anomaly_map,
-            digest=picture.digest,
-            notes=(*picture.notes, found.note) if found.note else picture.notes,
+            digest=one.digest,
+            notes=(*one.notes, found.note) if found.note else one.notes,
             category=one.category,
             adapted=found.adapted,
             votes=votes,
@@ -247,9 +261,12 @@ class Detector:
 
 @dataclass(frozen=True, slots=True)
 class _Loaded:
-    """A decoded picture, as the method takes it (3 H W), and the category it is to be judged as."""
+    """What is kept of a decoded picture: as the method takes it (3 H W), and the category it is to be judged as."""
 
-    picture: Picture
+    source: str
+    size: tuple[int, int]
+    digest: str
+    notes: tuple[str, ...]
     tensor: torch.Tensor
     category: str
 
@@ -301,19 +318,54 @@ def describe(method: Method, preprocessing: Preprocessing) -> dict[str, Any]:
     }
 
 
-def _expand(sources: Iterable[Any]) -> list[Any]:
-    """Paths opened up to the pictures they stand for; everything else as it is."""
-    expanded: list[Any] = []
-    for source in sources:
-        # A link that leads nowhere is a broken picture among others, as in a folder.
-        path = source.path if isinstance(source, Sample) else source
-        if not isinstance(path, (str, Path)) or _dangles(Path(path)):
-            expanded.append(source)
-        elif isinstance(source, Sample):
-            expanded.extend(replace(source, path=found) for found in find_pictures(source.path))
-        else:
-            expanded.extend(find_pictures(source))
-    return expanded
+def _several(sources: Any) -> Iterable[Any]:
+    """What `predict_many` was given as what to go through: a single picture is a list of one."""
+    shape = tuple(getattr(sources, "shape", ()))
+    channels = (shape[:1] if isinstance(sources, torch.Tensor) else ()) + shape[2:]
+    one = isinstance(sources, (str, Path, bytes, Sample, Image.Image)) or hasattr(sources, "read")
+    if one or len(shape) == 2 or (len(shape) == 3 and not {1, 3, 4}.isdisjoint(channels)):
+        return [sources]
+    given: Iterable[Any] = sources
+    return given
+
+
+def _expanded(sources: Iterable[Any]) -> Iterator[Any]:
+    """What the sources stand for, as it is asked for; a Failure in the place of a path that leads nowhere."""
+    for index, source in enumerate(sources):
+        try:
+            found = _opened(source)
+        except DataError as error:
+            name = name_of(source.path if isinstance(source, Sample) else source, index)
+            found = [Failure(source=name, reason=str(error).removeprefix(f"{name}: "))]
+        yield from found
+
+
+def _opened(source: Any) -> Sequence[Any]:
+    """The pictures that a source stands for: itself, where it is no path. Raises: DataError."""
+    path = source.path if isinstance(source, Sample) else source
+    # A link that leads nowhere is a broken picture among others, as in a folder.
+    if not isinstance(path, (str, Path)) or _dangles(Path(path)):
+        return [source]
+    if isinstance(source, Sample):
+        return [replace(source, path=found) for found in find_pictures(source.path)]
+    return find_pictures(source)
+
+
+def _chunks(loads: Iterable[_Loaded | Failure], size: int) -> Iterator[list[_Loaded | Failure]]:
+    """In order, `size` pictures at a time with the broken ones among them; a broken one waits for no good one."""
+    chunk: list[_Loaded | Failure] = []
+    readable = 0
+    try:
+        for one in loads:
+            chunk.append(one)
+            readable += isinstance(one, _Loaded)
+            if readable in (0, size) or len(chunk) == 4 * size:
+                yield chunk
+                chunk, readable = [], 0
+    except Exception:  # of the iterator that they come from: what it gave before is not lost
+        yield chunk
+        raise
+    yield chunk
 
 
 def _dangles(path: Path) -> bool:

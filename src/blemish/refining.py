@@ -194,7 +194,7 @@ def _alarms(detector: Detector, sources: list[Any]) -> int | None:
     """How many of the pictures are called anomalous; None without a threshold."""
     if detector.threshold is None or detector.threshold.value is None:
         return None
-    results = list(detector.predict_many(sources))
+    results = detector.predict_many(sources)
     return sum(result.label == 1 for result in results if isinstance(result, Prediction))
 
 
