@@ -428,6 +428,83 @@ def test_a_category_that_it_does_not_know(two: Detector, picture: Part, fitted: 
         list(two.predict_many([], category="bold"))
 
 
+def test_a_threshold_by_hand_judges_every_category(two: Detector, picture: Part, tmp_path: Path) -> None:
+    strict = two.with_threshold(-2)
+    path = strict.save(tmp_path / "x.blemish")
+    for detector in (strict, blemish.load(path, device="cpu", precision="fp32")):
+        for category in ("", "bolt", "nut"):
+            prediction = detector.predict(picture(1), category)
+            assert (prediction.threshold, prediction.label) == (-2.0, 1)
+        assert detector.threshold is not None
+        assert detector.threshold.method == "by hand"
+        assert "Set by hand" in detector.manifest["threshold"]["guarantee"]
+    with pytest.raises(NonFiniteError, match="the threshold is nan"):
+        two.with_threshold(float("nan"))
+    with pytest.raises(ConfigError, match="a number is needed"):
+        two.with_threshold("high")  # type: ignore[arg-type]
+
+
+def test_an_artifact_that_cannot_tell_categories_says_so(two: Detector, picture: Part) -> None:
+    prediction = two.predict(picture(1))
+    assert (prediction.category, prediction.category_assigned) == ("", False)
+    assert prediction.notes == ("category not known: judged by the common threshold of all categories",)
+    assert two.predict(picture(1), "bolt").notes == ()
+    with pytest.raises(ConfigError, match="from before categories were told; name one of bolt, nut"):
+        two.predict(picture(1), "auto")
+
+
+@pytest.fixture
+def mixed(small: dict[str, Any], tmp_path: Path, write: Callable[..., Path]) -> Detector:
+    """A detector of dark and of light pictures."""
+    kinds = {"dark": 40, "light": 200}
+    rng = np.random.default_rng(0)
+
+    def shown(level: int) -> np.ndarray:
+        return np.clip(rng.normal(level, 8, (64, 64, 3)), 0, 255).astype(np.uint8)
+
+    for name, level in kinds.items():
+        for index in range(22):
+            write(tmp_path / name / f"{index}.png", shown(level))
+    return blemish.fit("knn", [tmp_path / name for name in kinds], **small)
+
+
+@pytest.mark.parametrize("category", ["", "auto"])
+def test_a_category_that_nobody_gave_is_told_by_the_features(
+    mixed: Detector, category: str, tmp_path: Path, write: Callable[..., Path]
+) -> None:
+    rng = np.random.default_rng(1)
+    levels = [200, 40, 40, 200, 40]
+    pictures = [np.clip(rng.normal(level, 8, (50, 70, 3)), 0, 255).astype(np.uint8) for level in levels]
+    expected = ["light" if level == 200 else "dark" for level in levels]
+    path = mixed.save(tmp_path / "x.blemish")
+    for detector in (mixed, blemish.load(path, device="cpu", precision="fp32"), mixed.with_threshold(mixed.threshold)):
+        found = list(detector.predict_many(pictures, category=category, batch_size=2))
+        assert [prediction.category for prediction in found] == expected  # type: ignore[union-attr]
+        assert all(prediction.category_assigned for prediction in found)  # type: ignore[union-attr]
+        assert [p.threshold for p in found] == [  # type: ignore[union-attr]
+            detector.threshold_for(name).value for name in expected  # type: ignore[union-attr]
+        ]
+        assert found[0].to_dict()["category_assigned"] is True
+    file = write(tmp_path / "0.png", pictures[0])
+    said = [Sample(path=file, category=name) for name in ("dark", "pin", "")]
+    results = list(mixed.predict_many([*said, file], category=category))
+    assert [(r.category, r.category_assigned) for r in results] == [  # type: ignore[union-attr]
+        ("dark", False), ("", False), ("light", True), ("light", True)
+    ]  # fmt: skip
+    named = mixed.predict(pictures[0], "dark")
+    assert (named.category, named.category_assigned) == ("dark", False)
+    assert named.score == pytest.approx(found[0].score, rel=1e-4)  # type: ignore[union-attr]
+
+
+def test_one_kind_of_part_has_no_category_to_tell(fitted: Callable[..., Detector], picture: Part) -> None:
+    assert "category_features" not in fitted().manifest
+    assert fitted().nearest is None
+    prediction = fitted().predict(picture(1))
+    assert (prediction.category, prediction.category_assigned, prediction.notes) == ("", False, ())
+    with pytest.raises(ConfigError, match="knows no categories"):
+        fitted().predict(picture(1), "auto")
+
+
 def test_an_artifact_from_before_there_were_categories(
     fitted: Callable[..., Detector], tmp_path: Path, picture: Part
 ) -> None:

@@ -20,9 +20,10 @@ import torch
 from blemish import artifact
 from blemish import config as configs
 from blemish.backbones import build
+from blemish.categories import PICTURES_OF_EACH, NearestCategory, features
 from blemish.compute import pick_device, pick_precision, precision_name
 from blemish.data.defects import NONE, labelled_defects
-from blemish.data.good import draw_shots, good_pictures, hold_out_sources
+from blemish.data.good import GoodPictures, draw_shots, good_pictures, hold_out_sources
 from blemish.data.stream import PictureStream
 from blemish.data.transforms import Preprocessing
 from blemish.errors import ConfigError, DataError, unknown_name
@@ -249,6 +250,7 @@ def fit(
     failures = [*stream.failures.values(), *held_stream.failures.values(), *shown.failures.values()]
     fitted_digests = [stream.digests[i] for i in sorted(stream.digests)]
     held_digests = [held_stream.digests[i] for i in sorted(held_stream.digests)]
+    notes = {**stream.notes, **held_stream.notes, **shown.notes}.values()
     manifest = {
         **artifact.provenance(),
         **describe(fitted, scoring),
@@ -262,6 +264,7 @@ def fit(
         **({} if pretraining is None else {"pretraining": pretraining}),
         **({} if training is None else {"training": training}),
         "map_scale": calibration.scale,
+        **_category_features(fitted, kept, scoring, batch_size),
         "thresholds": {name: own.to_dict() for name, own in thresholds.items()},
         "calibration_scores": calibration.scores,
         "calibration_scores_by_category": calibration.by_category(pictures.names),
@@ -274,6 +277,7 @@ def fit(
             "defects": [shown.digests[i] for i in sorted(shown.digests)],
             "defects_layout": defects.note,
             "failures": [failure.to_dict() for failure in failures],
+            "notes": dict(Counter(note for of_one in notes for note in of_one)),
         },
     }
     return Detector(fitted, scoring, threshold, manifest)
@@ -411,6 +415,26 @@ def _learn(
         raise
     _check_usable(method, stream)
     return None
+
+
+def _category_features(
+    method: Method, pictures: GoodPictures, preprocessing: Preprocessing, batch_size: int
+) -> dict[str, Any]:
+    """How categories are told apart at prediction, from some pictures of each, evenly; nothing for one kind of part."""
+    found: dict[str, torch.Tensor] = {}
+    device = next(method.backbone.parameters()).device
+    for name in pictures.names:
+        own = [
+            source for source, category in zip(pictures.sources, pictures.categories, strict=True) if category == name
+        ]
+        some = PictureStream(own[:: -(-len(own) // PICTURES_OF_EACH)], preprocessing, batch_size)
+        with torch.inference_mode():
+            seen = [features(method.backbone, method.config.layers, batch.images) for batch in some.on(device)]
+        if seen:
+            found[name] = torch.cat(seen).cpu()
+    if len(found) < max(len(pictures.names), 2):
+        return {}
+    return {"category_features": NearestCategory.learned(found).to_dict()}
 
 
 def _share_out(both: PictureStream, *parts: PictureStream) -> None:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from blemish import artifact, config
 from blemish.backbones import BackboneSpec, WeightsInfo, restore
+from blemish.categories import NearestCategory, features
 from blemish.compute import pick_device, pick_precision
 from blemish.data.folder import find_pictures
 from blemish.data.stream import load_picture, map_ahead, name_of
@@ -31,10 +32,12 @@ from blemish.errors import (
 from blemish.images import Picture
 from blemish.methods import Method, method_class
 from blemish.methods.adaptation import Adapted, Adapter, Mode
-from blemish.thresholds import Threshold, verdict
+from blemish.thresholds import Threshold, by_hand, verdict
 from blemish.types import Failure, Prediction, Sample
 
 BATCH_SIZE = 8
+AUTO = "auto"  # in place of a category's name
+COMMON = "category not known: judged by the common threshold of all categories"
 ADAPTED_BATCH_SIZE = 32  # moments of fewer pictures say less
 
 
@@ -49,6 +52,8 @@ class Detector:
             rate; None altogether where nothing was held out for it.
         categories: the names of what it was fitted on; empty for one kind of part.
         thresholds: of each category, its own; without a value where its pictures were too few.
+        nearest: tells the categories apart where nobody says which it is; None for one kind of part, and in artifacts
+            from before there was this.
         manifest: everything that the artifact says of itself (JSON-ready).
         map_scale: (low, high) of the heatmaps' colours: the median of normal maps, and twice their 99.9 % point
             above it.
@@ -67,6 +72,8 @@ class Detector:
         self.manifest = {**manifest, "threshold": None if threshold is None else threshold.to_dict()}
         self.categories = tuple(manifest.get("categories", ()))
         self.thresholds = {name: Threshold.from_dict(values) for name, values in manifest.get("thresholds", {}).items()}
+        told = manifest.get("category_features")
+        self.nearest = None if told is None else NearestCategory.from_dict(told)
         low, high = manifest["map_scale"]
         self.map_scale = (float(low), float(high))
 
@@ -75,10 +82,19 @@ class Detector:
         return next(self.method.backbone.parameters()).device
 
     def threshold_for(self, category: str = "") -> Threshold | None:
-        """The threshold by which a picture of this category is judged: its own, or else the common one.
+        """The threshold by which a picture of this category is judged: its own, or else the common one, as where it is
+        not known yet ("" or "auto").
 
-        Raises: ConfigError for a category that it was not fitted on, with the nearest name.
+        Raises: ConfigError for a category that it was not fitted on, with the nearest name; and for "auto" where it
+            cannot tell categories apart.
         """
+        if category == AUTO and self.categories and AUTO not in self.categories:
+            if self.nearest is None:
+                raise ConfigError(
+                    f"category {AUTO!r}: the artifact is from before categories were told; name one of "
+                    f"{', '.join(self.categories)}, or fit it again"
+                )
+            return self.threshold
         if category and category not in self.categories:
             if not self.categories:
                 raise ConfigError(f"category {category!r}: the artifact knows no categories; leave it out")
@@ -129,8 +145,10 @@ class Detector:
         Args:
             sources: what `predict` takes, and folders and globs, in any mixture. Of a list every path is looked up
                 before any work; of an iterator when it is reached.
-            category: of all of them, one of `categories`: its threshold judges. "" = not known: the common threshold
-                does. A `Sample` that says its own category is judged as that, where it is known here.
+            category: of all of them, one of `categories`: its threshold judges. "" = not known: where there are several
+                each picture is assigned to the nearest by its features, which the prediction says, or in artifacts
+                from before there was this judged by the common threshold, with a note; "auto" = the same, or an error
+                there. A `Sample` that says its own category is judged as that, where it is known here.
             batch_size: pictures at once; None = 8, or 32 where the detector adapts to them.
             adapt: "online" or "episodic": follow the pictures, batch by batch, where the method can; see
                 `blemish.methods.adaptation`. The scores then depend on the batch, and the threshold's guarantee is
@@ -155,17 +173,18 @@ class Detector:
         index, source, category = item
         if isinstance(source, Failure):
             return source
+        known: str | None = category
+        if category in ("", AUTO) and category not in self.categories:
+            known = None if self.categories else ""
         if isinstance(source, Sample):
             if source.category:
-                category = source.category if source.category in self.categories else ""
+                known = source.category if source.category in self.categories else ""
             source = source.path
         picture = load_picture(source, index, self.preprocessing.decode_window())
         if isinstance(picture, Failure):
             return picture
         # All that is needed of it, computed here, in the pool: its pixels would fill the memory.
-        return _Loaded(
-            picture.source, picture.size, picture.digest, picture.notes, self._prepare(picture), category
-        )
+        return _Loaded(picture.source, picture.size, picture.digest, picture.notes, self._prepare(picture), known)
 
     def _prepare(self, picture: Picture) -> torch.Tensor:
         """The picture as the method takes it: 3 H W."""
@@ -181,6 +200,7 @@ class Detector:
                     found = Adapted(self.method.score(images), adapted=False)
             else:
                 found = adapter.score(images)
+            loaded = self._assigned(loaded, images)
             scores = found.scores
             without = [None] * len(loaded)  # of what a method does not tell
             results = map(
@@ -194,6 +214,19 @@ class Detector:
             )
         for one in chunk:
             yield one if isinstance(one, Failure) else next(results)
+
+    def _assigned(self, loaded: list[_Loaded], images: torch.Tensor) -> list[_Loaded]:
+        """The same, each with the category that it is judged as. `images`: theirs, B 3 H W."""
+        unsaid = [place for place, one in enumerate(loaded) if one.category is None]
+        if self.nearest is None:
+            for place in unsaid:
+                loaded[place] = replace(loaded[place], category="", notes=(*loaded[place].notes, COMMON))
+        elif unsaid:
+            with torch.inference_mode():
+                found = features(self.method.backbone, self.method.config.layers, images[unsaid])
+            for place, name in zip(unsaid, self.nearest.of(found), strict=True):
+                loaded[place] = replace(loaded[place], category=name, assigned=True)
+        return loaded
 
     def _prediction(
         self,
@@ -209,10 +242,8 @@ class Detector:
         found_in_it: dict[str, Any] = {"score": score, "map": anomaly_map, "saliency": saliency, "crop": box}
         for what, value in found_in_it.items():
             if value is not None and not np.isfinite(value).all():
-                raise NonFiniteError(
-                    f"{one.source}: the {what} is not finite; the detector or the picture is damaged"
-                )
-        threshold = self.threshold_for(one.category)
+                raise NonFiniteError(f"{one.source}: the {what} is not finite; the detector or the picture is damaged")
+        threshold = self.threshold_for(one.category or "")
         limit = None if threshold is None else threshold.value
         return Prediction(
             source=one.source,
@@ -223,7 +254,8 @@ class Detector:
             anomaly_map=anomaly_map,
             digest=one.digest,
             notes=(*one.notes, found.note) if found.note else one.notes,
-            category=one.category,
+            category=one.category or "",
+            category_assigned=one.assigned,
             adapted=found.adapted,
             votes=votes,
             saliency=saliency,
@@ -235,8 +267,13 @@ class Detector:
         state = {name: tensor.detach().cpu() for name, tensor in self.method.fitted_state().items()}
         return artifact.write(path, state, self.manifest)
 
-    def with_threshold(self, threshold: Threshold | None) -> Detector:
-        """The same detector with another threshold, for every category."""
+    def with_threshold(self, threshold: Threshold | float | None) -> Detector:
+        """The same detector with another threshold, for every category: a number is one that was set by hand.
+
+        Raises: NonFiniteError for a number that is NaN or infinite; ConfigError for what is no threshold.
+        """
+        if threshold is not None and not isinstance(threshold, Threshold):
+            threshold = by_hand(threshold)
         return Detector(self.method, self.preprocessing, threshold, {**self.manifest, "thresholds": {}})
 
     def with_scales(self, scales: Sequence[int]) -> Detector:
@@ -261,14 +298,16 @@ class Detector:
 
 @dataclass(frozen=True, slots=True)
 class _Loaded:
-    """What is kept of a decoded picture: as the method takes it (3 H W), and the category it is to be judged as."""
+    """What is kept of a decoded picture: as the method takes it (3 H W), and the category it is to be judged as: None =
+    still to be assigned, which `assigned` then says."""
 
     source: str
     size: tuple[int, int]
     digest: str
     notes: tuple[str, ...]
     tensor: torch.Tensor
-    category: str
+    category: str | None
+    assigned: bool = False
 
 
 def load(path: str | Path, *, device: str = "auto", precision: str = "auto") -> Detector:

@@ -145,7 +145,7 @@ def refine(
     scores = method.good_scores()
     threshold = None
     if detector.threshold is not None or false_alarm_rate is not None:
-        rate = false_alarm_rate or (detector.threshold.rate if detector.threshold else DEFAULT_RATE)
+        rate = false_alarm_rate or (detector.threshold and detector.threshold.rate) or DEFAULT_RATE
         required = false_alarm_rate is not None
         threshold = calibrate(list(scores.values()), rate, method="leave-one-out", required=required)
     calibrated = [digest for digest in data["calibrated"] if digest not in stream.digests.values()]

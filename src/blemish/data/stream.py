@@ -69,7 +69,7 @@ class PictureStream:
     Attributes:
         failures: pictures that could not be decoded, found so far, by position in `sources`.
         digests: content hash by position, of the pictures decoded so far.
-        notes: by position what the decoder did that a person should know, of those where there is something.
+        notes: by content hash what the decoder did that a person should know, of those where there is something.
     """
 
     sources: Sequence[Any]
@@ -81,7 +81,7 @@ class PictureStream:
     marks: Sequence[Sample] = ()
     failures: dict[int, Failure] = field(default_factory=dict)
     digests: dict[int, str] = field(default_factory=dict)
-    notes: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    notes: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[Batch]:
         rows: list[torch.Tensor] = []
@@ -129,7 +129,7 @@ class PictureStream:
             return index, [], None
         self.digests[index] = picture.digest
         if picture.notes:
-            self.notes[index] = picture.notes
+            self.notes[picture.digest] = picture.notes
         copies = [prepare(picture, self.preprocessing, angle=angle, flip=flip) for angle, flip in self.copies]
         return index, copies, mask
 
