@@ -482,7 +482,8 @@ def test_a_category_that_nobody_gave_is_told_by_the_features(
         assert [prediction.category for prediction in found] == expected  # type: ignore[union-attr]
         assert all(prediction.category_assigned for prediction in found)  # type: ignore[union-attr]
         assert [p.threshold for p in found] == [  # type: ignore[union-attr]
-            detector.threshold_for(name).value for name in expected  # type: ignore[union-attr]
+            detector.threshold_for(name).value
+            for name in expected  # type: ignore[union-attr]
         ]
         assert found[0].to_dict()["category_assigned"] is True
     file = write(tmp_path / "0.png", pictures[0])

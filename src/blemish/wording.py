@@ -110,8 +110,8 @@ def pretrained(manifest: Mapping[str, Any]) -> Iterable[str]:
 
 
 def categories_told(rows: Iterable[Mapping[str, Any]], categories: Sequence[str]) -> str:
-    """What to be warned of where an artifact of several categories judged pictures and nobody said what they show; ""
-    where there is nothing. `rows`: scored ones, of predictions or of an evaluation."""
+    """What to be warned of where an artifact of several categories judged pictures and none of them was named; "" where
+    there is nothing. `rows`: scored ones, of predictions or of an evaluation."""
     judged = [(row.get("judged_as", row["category"]), row.get("category_assigned", False)) for row in rows]
     unsaid = [name for name, assigned in judged if assigned or not name]
     if not categories or not unsaid:
@@ -123,8 +123,8 @@ def categories_told(rows: Iterable[Mapping[str, Any]], categories: Sequence[str]
         if "" not in counts
         else "the common threshold of all categories misses defects of those that score low"
     )
-    which = "the pictures show" if len(unsaid) == len(judged) else f"{len(unsaid)} of the pictures show"
-    return f"nobody said what {which}: judged {', '.join(told)}; {reason}"
+    which = "the pictures" if len(unsaid) == len(judged) else f"{len(unsaid)} of the pictures"
+    return f"no category of the artifact was named for {which}: judged {', '.join(told)}; {reason}"
 
 
 def predictions(

@@ -290,7 +290,11 @@ def lightning(model: nn.Module, path: Path, prefixes: list[str], **more: Any) ->
     return states
 
 
-OTHERS = {"criterion.weight": torch.ones(3), "model.head.weight": torch.ones(2, 2), "student_head.0.bias": torch.ones(2)}
+OTHERS = {
+    "criterion.weight": torch.ones(3),
+    "model.head.weight": torch.ones(2, 2),
+    "student_head.0.bias": torch.ones(2),
+}
 
 
 @pytest.mark.parametrize("architecture", ["test_vit", "test_resnet"])
