@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import pytest
 import typer
 
 import blemish
-from blemish import cli, config, outputs
+from blemish import artifact, cli, config, outputs
 from blemish.anomalies import SIMULATORS
 from blemish.artifact import read
 from blemish.data.official import OFFICIAL
@@ -537,6 +538,172 @@ def test_predict_of_a_category(run: Run, two: Path, new: Path, tmp_path: Path) -
     assert (status, "made with another category;" in err) == (2, True)
     status, _, err = run("predict", two, new, "--category", "parts")
     assert (status, "did you mean 'part'?" in err) == (2, True)
+
+
+def test_predict_of_categories_that_nobody_named(run: Run, two: Path, tmp_path: Path, picture: Any, write: Any) -> None:
+    for seed in range(3):
+        write(tmp_path / "mixed" / f"p{seed}.png", picture(900 + seed))
+    write(tmp_path / "mixed" / "n.png", 255 - picture(950))
+    out, report = tmp_path / "out", tmp_path / "report.html"
+    told = ("predict", two, tmp_path / "mixed", "--output", out, "--report", report)
+    status, said, err = run(*told)
+    assert status == 0
+    warning = "no category of the artifact was named for the pictures: judged 1 as Negative, 3 as part; each picture"
+    assert err.count(warning) == 1
+    assert "--category NAME says it" in err
+    assert re.search(r"score +verdict +category +path", said)
+    assert re.search(r" Negative +\S*n\.png", said)
+    assert warning[1:] in report.read_text().replace("&#39;", "'")
+    made = document(run("predict", two, tmp_path / "mixed", "--category", "auto", "--json"))
+    assert made["warning"].startswith(warning)
+    limits = {name: values["value"] for name, values in read(two)[1]["thresholds"].items()}
+    common = read(two)[1]["threshold"]["value"]
+    for row in made["predictions"]:
+        assert row["category"] == ("Negative" if "n.png" in row["path"] else "part")
+        assert row["category_assigned"] is True
+        assert row["threshold"] == (limits[row["category"]] if limits[row["category"]] is not None else common)
+    with (out / "predictions.csv").open(newline="") as file:
+        assert {line["category_assigned"] for line in csv.DictReader(file)} == {"True"}
+    named = document(run("predict", two, tmp_path / "mixed", "--category", "part", "--json"))
+    assert named["warning"] == ""
+    assert "category_features" not in json.dumps(made)
+
+
+def test_an_artifact_that_cannot_tell_its_categories_warns(run: Run, two: Path, new: Path, tmp_path: Path) -> None:
+    tensors, manifest = read(two)
+    del manifest["category_features"]
+    old = artifact.write(tmp_path / "old.blemish", tensors, manifest)
+    status, out, err = run("predict", old, new, "--report", tmp_path / "report.html")
+    assert status in (0, 1)
+    assert err.count("by the common threshold: the common threshold") == 0
+    assert err.count("by the common threshold; the common threshold of all categories misses defects") == 1
+    assert "judged by the common threshold of all categories" in out
+    assert "misses defects of those that score low" in (tmp_path / "report.html").read_text()
+    status, _, err = run("predict", old, new, "--category", "auto")
+    assert (status, "name one of Negative, part, or fit it again" in err) == (2, True)
+    status, _, err = run("evaluate", two, tmp_path / "part", "--json")
+    assert status == 2  # nothing that is labelled
+
+
+def test_evaluate_warns_of_categories_that_nobody_named(run: Run, two: Path, mvtec: Path, tmp_path: Path) -> None:
+    shutil.copytree(mvtec / "test", tmp_path / "new" / "parts")
+    status, out, err = run("evaluate", two, tmp_path / "new" / "parts", "--json")
+    made = json.loads(out)
+    assert status == 0
+    assert "no category of the artifact was named" in made["warning"]
+    assert made["warning"] in err
+    assert {row["judged_as"] for row in made["rows"]} <= {"Negative", "part"}
+
+
+def test_a_threshold_by_hand(run: Run, part: Path, new: Path, tmp_path: Path) -> None:
+    own, report = tmp_path / "own.blemish", tmp_path / "report.html"
+    status, out, _ = run("calibrate", part, "--threshold", "-2", "-o", own)
+    assert (status, "Threshold: -2. Set by hand: nothing is known" in out) == (0, True)
+    assert read(own)[1]["threshold"] == {
+        "value": -2.0,
+        "rate": None,
+        "n": 0,
+        "method": "by hand",
+        "guarantee": "Set by hand: nothing is known of how many normal pictures raise a false alarm.",
+        "reason": "",
+    }
+    assert (
+        document(run("calibrate", part, "--threshold", "-2", "-o", own, "--json"))["threshold"]["method"] == "by hand"
+    )
+    assert "-2. Set by hand" in run("inspect", own)[1]
+    _, out, _ = run("predict", own, new, "--report", report)
+    assert "0 normal at a threshold of -2 set by hand" in out
+    assert "Set by hand: nothing is known" in report.read_text()
+    assert "by hand" in report.read_text()
+    made = document(run("predict", part, new, "--threshold", "1e9", "--json"))
+    assert (made["alarms"], made["threshold"]["value"], made["threshold"]["method"]) == (0, 1e9, "by hand")
+    assert {row["threshold"] for row in made["predictions"] if "error" not in row} == {1e9}
+    out_folder = tmp_path / "out"
+    run("predict", part, new, "--output", out_folder, "--threshold", "0.5")
+    status, _, err = run("predict", part, new, "--output", out_folder, "--resume")
+    assert (status, "made with another --threshold" in err) == (2, True)
+    assert run("predict", part, new, "--output", out_folder, "--threshold", "0.5", "--resume")[0] in (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("command", "more", "said"),
+    [
+        ("predict", ("--threshold", "nan"), "the threshold is nan; a finite number"),
+        ("calibrate", ("--threshold", "nan"), "the threshold is nan; a finite number"),
+        ("calibrate", ("--threshold", "inf"), "the threshold is inf; a finite number"),
+        ("calibrate", ("--threshold", "high"), "Invalid value for '--threshold'"),
+        ("calibrate", (), "needs pictures of good parts, or the threshold itself"),
+        ("calibrate", ("good", "--threshold", "3"), "needs pictures of good parts, or the threshold itself"),
+        ("calibrate", ("--threshold", "3", "--false-alarm-rate", "0.1"), "or the threshold itself"),
+    ],
+)
+def test_what_is_no_threshold(
+    run: Run, part: Path, new: Path, tmp_path: Path, command: str, more: tuple[str, ...], said: str
+) -> None:
+    place = (new,) if command == "predict" else ("-o", tmp_path / "x.blemish")
+    status, _, err = run(command, part, *place, *more)
+    assert (status, said in err) == (2, True), err
+    assert not (tmp_path / "x.blemish").exists()
+
+
+@pytest.mark.parametrize(("given", "longer"), [((), 1600), (("--overlay-size", "100"), 100), (("full",), 2000)])
+def test_overlays_have_a_bounded_size(
+    run: Run, part: Path, tmp_path: Path, picture: Any, write: Any, given: tuple[str, ...], longer: int
+) -> None:
+    write(tmp_path / "large" / "a.png", picture(1, height=500, width=2000))
+    write(tmp_path / "large" / "b.png", picture(2, height=60, width=70))
+    options = ("--overlay-size", "full") if given == ("full",) else given
+    assert run("predict", part, tmp_path / "large", "--output", tmp_path / "out", *options)[0] == 0
+    sizes = {decode(file).size for file in (tmp_path / "out" / "overlays").iterdir()}
+    assert sizes == {(longer // 4, longer), (60, 70)}
+
+
+def test_no_overlays(run: Run, part: Path, new: Path, mvtec: Path, tmp_path: Path) -> None:
+    run("predict", part, new, "--output", tmp_path / "out", "--overlay-size", "none")
+    assert not (tmp_path / "out" / "overlays").exists()
+    rows = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
+    assert rows
+    assert not any("overlay" in row for row in rows)
+    assert run("evaluate", part, mvtec, "--output", tmp_path / "e", "--overlay-size", "none")[0] == 0
+    assert not (tmp_path / "e" / "worst").exists()
+    for given, said in (("0", "longer side"), ("big", "longer side")):
+        status, _, err = run("predict", part, new, "--output", tmp_path / "x", "--overlay-size", given)
+        assert (status, said in err) == (2, True)
+    status, _, err = run("predict", part, new, "--overlay-size", "full")
+    assert (status, "name it with --output DIR" in err) == (2, True)
+
+
+@pytest.mark.parametrize("size", ["32x64", "32,64"])
+def test_a_size_is_height_and_width(run: Run, good_folder: Path, tmp_path: Path, size: str) -> None:
+    made = ("-o", tmp_path / "a", "--backbone", "test_vit", "--weights", "random", "--device", "cpu", "--json")
+    fitted = document(run("fit", "knn", good_folder, "--image-size", size, *made))
+    assert fitted["config"]["image_size"] == [32, 64]
+    assert document(run("fit", "knn", good_folder, "--set", f"image_size={size}", *made))["config"]["image_size"] == [
+        32,
+        64,
+    ]
+    sheet = ("-o", tmp_path / f"s{len(size)}", "--simulator", "cutpaste", "--count", "2", "--image-size", size)
+    assert run("simulate", good_folder, *sheet)[0] == 0
+    for command in (("fit", "knn", good_folder, *made[:2]), ("simulate", good_folder, "-o", tmp_path / "n")):
+        status, _, err = run(*command, "--image-size", "32x64x3")
+        assert status == 2
+        assert "224x448" in err
+
+
+def test_what_was_done_to_pictures_is_told(run: Run, tmp_path: Path, write: Any) -> None:
+    rng = np.random.default_rng(0)
+    for number in range(3):
+        frame = rng.integers(0, 4096, (40, 40), dtype=np.uint16)
+        frame[0, 0] = 4095
+        write(tmp_path / "good" / f"{number}.png", frame)
+    _, out, _ = run("fit", "knn", tmp_path / "good", "-o", tmp_path / "a", *FIT)
+    note = "16-bit values no higher than 4095, read as 0 to 65535: for 12-bit data fit with --window 0,4095"
+    assert f"note on 3 of them: {note}" in out
+    assert document(run("fit", "knn", tmp_path / "good", "-o", tmp_path / "a", *FIT, "--json"))["notes"] == {note: 3}
+    assert f"note on 3 of them: {note}" in run("predict", tmp_path / "a", tmp_path / "good")[1]
+    _, out, _ = run("fit", "knn", tmp_path / "good", "-o", tmp_path / "a", *FIT, "--window", "0,4095")
+    assert "note on" not in out
+    assert "note on" not in run("predict", tmp_path / "a", tmp_path / "good")[1]
 
 
 def test_calibrate_by_category(run: Run, two: Path, tmp_path: Path, picture: Any, write: Any) -> None:

@@ -26,6 +26,7 @@ RANKS = {
     "metrics": 2,
     "thresholds": 2,
     "artifact": 2,
+    "categories": 3,
     "methods": 3,
     "suites": 3,
     "catalogue": 4,

@@ -46,7 +46,6 @@ from blemish.data import layouts, official
 from blemish.data.folder import is_file
 from blemish.data.shifts import SHIFTS
 from blemish.data.stream import load_picture
-from blemish.data.transforms import prepare
 from blemish.errors import BlemishError, ConfigError, DataError
 from blemish.evaluation import evaluate
 from blemish.files import cannot_write
@@ -357,12 +356,8 @@ class _Shifted(Detector):
         super().__init__(detector.method, detector.preprocessing, detector.threshold, detector.manifest)
         self._shift = shift
 
-    def _load(self, item: tuple[int, Any, str]) -> Any:
-        loaded = super()._load(item)
-        if isinstance(loaded, Failure):
-            return loaded
-        shifted = dataclasses.replace(loaded.picture, pixels=self._shift(loaded.picture.pixels))
-        return dataclasses.replace(loaded, tensor=prepare(shifted, self.preprocessing))
+    def _prepare(self, picture: Picture) -> torch.Tensor:
+        return super()._prepare(dataclasses.replace(picture, pixels=self._shift(picture.pixels)))
 
 
 def peak_memory_mib() -> float | None:

@@ -165,6 +165,8 @@ def _row(sample: Sample, result: Prediction) -> dict[str, Any]:
         "label": result.label,
         "defect": sample.defect or (GOOD if sample.label == NORMAL else ""),
         "category": sample.category,
+        "judged_as": result.category,
+        "category_assigned": result.category_assigned,
         "group": sample.group,
     }
 

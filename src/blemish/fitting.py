@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import math
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from functools import partial
@@ -20,9 +21,10 @@ from blemish import config as configs
 from blemish.backbones import build
 from blemish.backbones.cache import features_kept
 from blemish.calibration import DEFAULT_RATE, calibration_scores, planned
+from blemish.categories import PICTURES_OF_EACH, NearestCategory, features
 from blemish.compute import pick_device, pick_precision, precision_name
 from blemish.data.defects import NONE, labelled_defects
-from blemish.data.good import draw_shots, good_pictures, hold_out_sources
+from blemish.data.good import GoodPictures, draw_shots, good_pictures, hold_out_sources
 from blemish.data.stream import PictureStream
 from blemish.data.transforms import Preprocessing
 from blemish.errors import ConfigError, DataError, unknown_name
@@ -238,6 +240,7 @@ def fit(
     failures = [*stream.failures.values(), *held_stream.failures.values(), *shown.failures.values()]
     fitted_digests = [stream.digests[i] for i in sorted(stream.digests)]
     held_digests = [held_stream.digests[i] for i in sorted(held_stream.digests)]
+    notes = {**stream.notes, **held_stream.notes, **shown.notes}.values()
     manifest = {
         **artifact.provenance(),
         **describe(fitted, scoring),
@@ -251,6 +254,7 @@ def fit(
         **({} if pretraining is None else {"pretraining": pretraining}),
         **({} if training is None else {"training": training}),
         "map_scale": calibration.scale,
+        **_category_features(fitted, kept, scoring, batch_size),
         "thresholds": {name: own.to_dict() for name, own in thresholds.items()},
         "calibration_scores": calibration.scores,
         "calibration_scores_by_category": calibration.by_category(pictures.names),
@@ -265,6 +269,7 @@ def fit(
             "copies": calibration.copies,
             "nearly_same": calibration.nearly_same,
             "failures": [failure.to_dict() for failure in failures],
+            "notes": dict(Counter(note for of_one in notes for note in of_one)),
         },
     }
     return Detector(fitted, scoring, threshold, manifest)
@@ -357,6 +362,26 @@ def _summarise(fitted: Method, stream: PictureStream, scoring: Preprocessing, pr
             sources = stream.sources[::every]
             scored = dataclasses.replace(stream, sources=sources, preprocessing=scoring, failures={}, digests={})
             part.summarise(partial(scored.on, device), scored.rows, progress)
+
+
+def _category_features(
+    method: Method, pictures: GoodPictures, preprocessing: Preprocessing, batch_size: int
+) -> dict[str, Any]:
+    """How categories are told apart at prediction, from some pictures of each, evenly; nothing for one kind of part."""
+    found: dict[str, torch.Tensor] = {}
+    device = next(method.backbone.parameters()).device
+    for name in pictures.names:
+        own = [
+            source for source, category in zip(pictures.sources, pictures.categories, strict=True) if category == name
+        ]
+        some = PictureStream(own[:: -(-len(own) // PICTURES_OF_EACH)], preprocessing, batch_size)
+        with torch.inference_mode():
+            seen = [features(method.backbone, method.config.layers, batch.images) for batch in some.on(device)]
+        if seen:
+            found[name] = torch.cat(seen).cpu()
+    if len(found) < max(len(pictures.names), 2):
+        return {}
+    return {"category_features": NearestCategory.learned(found).to_dict()}
 
 
 def _share_out(both: PictureStream, *parts: PictureStream) -> None:

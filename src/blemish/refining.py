@@ -166,7 +166,7 @@ def _taught(
     scores = method.good_scores()
     threshold = None
     if detector.threshold is not None or false_alarm_rate is not None:
-        rate = false_alarm_rate or (detector.threshold.rate if detector.threshold else DEFAULT_RATE)
+        rate = false_alarm_rate or (detector.threshold and detector.threshold.rate) or DEFAULT_RATE
         required = false_alarm_rate is not None
         threshold = calibrate(list(scores.values()), rate, method="leave-one-out", required=required)
     calibrated = [digest for digest in data["calibrated"] if digest not in stream.digests.values()]
@@ -215,7 +215,7 @@ def _alarms(detector: Detector, sources: list[Any]) -> int | None:
     """How many of the pictures are called anomalous; None without a threshold."""
     if detector.threshold is None or detector.threshold.value is None:
         return None
-    results = list(detector.predict_many(sources))
+    results = detector.predict_many(sources)
     return sum(result.label == 1 for result in results if isinstance(result, Prediction))
 
 

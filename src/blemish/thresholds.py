@@ -28,7 +28,7 @@ from blemish import config
 from blemish.errors import CalibrationError, ConfigError, NonFiniteError, unknown_name
 from blemish.types import ANOMALOUS, NORMAL
 
-Method = Literal["split conformal", "leave-one-out"]
+Method = Literal["split conformal", "leave-one-out", "by hand"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,22 +37,25 @@ class Threshold:
 
     Attributes:
         value: in the unit of the score: a score above it is an alarm. None where n is too small for the rate.
-        rate: the false-alarm rate asked for, in (0, 1).
-        n: normal pictures it was calibrated on.
-        method: "split conformal" or "leave-one-out".
+        rate: the false-alarm rate asked for, in (0, 1); None where it was set by hand.
+        n: normal pictures it was calibrated on; 0 where it was set by hand.
+        method: "split conformal", "leave-one-out", or "by hand": the user's own.
         guarantee: one sentence: what it promises; "" without a value.
         reason: why there is no value, and how many pictures are needed; "" with one.
     """
 
     value: float | None
-    rate: float
+    rate: float | None
     n: int
     method: Method
     guarantee: str
     reason: str
 
     def __post_init__(self) -> None:
-        _exact(self.rate)
+        if (self.rate is None) != (self.method == "by hand"):
+            raise ConfigError(f"a threshold {self.method} with a false-alarm rate of {self.rate}")
+        if self.rate is not None:
+            _exact(self.rate)
         if self.value is not None and not math.isfinite(self.value):
             raise NonFiniteError(f"the threshold is {self.value}; a finite number, or none, is needed")
 
@@ -71,6 +74,21 @@ class Threshold:
         if missing:
             raise ConfigError(f"a threshold lacks {', '.join(missing)}")
         return config.from_dict(cls, values)
+
+
+def by_hand(value: float) -> Threshold:
+    """A threshold that a person has chosen. Raises: ConfigError for what is no number; NonFiniteError for NaN.
+
+    Example:
+        >>> by_hand(30).guarantee
+        'Set by hand: nothing is known of how many normal pictures raise a false alarm.'
+    """
+    try:
+        number = float(value)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"threshold: a number is needed, got {value!r}") from error
+    guarantee = "Set by hand: nothing is known of how many normal pictures raise a false alarm."
+    return Threshold(value=number, rate=None, n=0, method="by hand", guarantee=guarantee, reason="")
 
 
 def pictures_needed(rate: float) -> int:
@@ -100,8 +118,9 @@ def calibrate(scores: ArrayLike, rate: float, *, method: Method, required: bool,
         >>> calibrate([0.3, 0.4], 0.05, method="split conformal", required=False).reason
         'a false-alarm rate of 5 % needs at least 19 normal pictures to calibrate on, and there are 2'
     """
-    if method not in get_args(Method):
-        raise unknown_name("calibration method", method, get_args(Method))
+    known = get_args(Method)[:2]
+    if method not in known:
+        raise unknown_name("calibration method", method, known)
     exact = _exact(rate)
     values = np.asarray(scores, dtype=np.float64)
     if values.ndim != 1:

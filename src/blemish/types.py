@@ -106,6 +106,7 @@ class Prediction:
         digest: content hash of the decoded pixels (hex).
         notes: what the decoder did that a person should know ("alpha composed over white").
         category: the category it was judged as; "" where that was not given or the artifact does not know it.
+        category_assigned: whether nobody gave it, and it is the nearest by the picture's features.
         adapted: whether test-time adaptation took part in this score (which voids the guarantee).
         votes: the share of the sizes looked at that call it anomalous, in [0, 1]; None for methods that do not vote.
         saliency: float32 h×w in [0, 1], where the method looked, at its working resolution; None for methods without.
@@ -122,6 +123,7 @@ class Prediction:
     digest: str = ""
     notes: tuple[str, ...] = ()
     category: str = ""
+    category_assigned: bool = False
     adapted: bool = False
     votes: float | None = None
     saliency: np.ndarray | None = field(default=None, repr=False, compare=False)
@@ -148,6 +150,7 @@ class Prediction:
             "width": self.size[1],
             "digest": self.digest,
             "category": self.category,
+            "category_assigned": self.category_assigned,
             "adapted": self.adapted,
             "votes": self.votes,
             "box": None if self.box is None else list(self.box),
@@ -188,7 +191,8 @@ class Evaluation:
             (None where none has); empty for fewer than two categories.
         threshold: the stored one; pictures of a category that has one of its own are judged by that.
         confusion: true/false positives/negatives of the verdicts; None without a threshold.
-        rows: one dict per picture: path, score, threshold, truth, label, defect, category, group.
+        rows: one dict per picture: path, score, threshold, truth, label, defect, category, group; and the category that
+            it was judged as, whether that was assigned by its features.
         left_out: pictures that the artifact was fitted or calibrated on, not in any metric.
         failures: pictures that could not be scored.
     """

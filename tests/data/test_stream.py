@@ -250,3 +250,22 @@ def test_a_mask_that_cannot_be_read_is_named(tmp_path: Path, picture: Part, writ
     assert list(stream) == []
     reasons = {Path(failure.source).name: failure.reason for failure in stream.failures.values()}
     assert reasons == {"mask.png": "is not a picture (looks like text)", "nowhere.png": "does not exist"}
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 3])
+def test_map_ahead_takes_no_more_than_it_says_and_loses_nothing(ahead: int) -> None:
+    taken: list[int] = []
+
+    def items() -> Iterator[int]:
+        for number in range(7):
+            taken.append(number)
+            yield number
+        raise OSError("unplugged")
+
+    results = map_ahead(lambda number: number * 10, items(), ahead=ahead)
+    for place in range(7):
+        assert next(results) == place * 10
+        assert len(taken) <= place + 1 + ahead
+    with pytest.raises(OSError, match="unplugged"):
+        next(results)
+    assert decoder_threads() == []

@@ -190,9 +190,7 @@ def test_a_checkpoint_is_no_detector(interrupted: Path) -> None:
         blemish.load(interrupted)
 
 
-def test_a_resumed_training_keeps_the_steps_of_its_time_budget(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_resumed_training_keeps_the_steps_of_its_time_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = itertools.count()  # a millisecond each: the number of steps depends on no machine
     clock = "blemish.training.loop.time.perf_counter"
     monkeypatch.setattr(clock, lambda: next(ticks) / 1000)
