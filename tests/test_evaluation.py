@@ -18,6 +18,7 @@ from sklearn.metrics import average_precision_score, confusion_matrix, f1_score,
 import blemish
 from blemish import evaluation, wording
 from blemish.data import layouts
+from blemish.data.manifest import write_manifest
 from blemish.errors import DataError
 from blemish.predictor import Detector
 from blemish.thresholds import Threshold
@@ -337,7 +338,7 @@ def test_a_folder_without_splits(tmp_path: Path, picture: Part, write: Write, fi
 
 def test_a_table_and_a_dataset(mvtec: Path, fitted: Callable[..., Detector]) -> None:
     dataset = layouts.read(mvtec)
-    table = layouts.write_manifest(mvtec / "table.csv", dataset.samples)
+    table = write_manifest(mvtec / "table.csv", dataset.samples)
     results = [blemish.evaluate(fitted("knn"), data) for data in (mvtec, str(mvtec), dataset, table)]
     assert results[0] == results[1] == results[2]
     assert (results[3].aupro, results[3].rows) == (results[0].aupro, results[0].rows)

@@ -407,7 +407,7 @@ def predict(
 ) -> int:
     """Score new pictures: a verdict and a heatmap for each."""
     from blemish import outputs
-    from blemish.data.folder import find_pictures
+    from blemish.data.folder import search
     from blemish.predictor import load
     from blemish.report.html import write_report
 
@@ -415,7 +415,8 @@ def predict(
         raise ConfigError("--resume goes on in a folder: name it with --output DIR")
     if report:
         outputs.check_writable(report)
-    pictures = find_pictures(paths)
+    found = search(paths)
+    pictures = found.pictures
     detector = _looking_at(scales, load(artifact, device=device, precision=precision))
     mode = _mode(adapt)
     if mode is not None:
@@ -459,9 +460,10 @@ def predict(
         "alarms": sum(row["label"] == ANOMALOUS for row in journal.scored),
         "failed": len(failures),
         "interrupted": interrupted,
+        "left_out": list(found.left_out),
         "predictions": journal.rows,
     }
-    human = [*wording.predictions(journal.scored, failures), *_written(places)]
+    human = [*wording.notices(found.left_out), *wording.predictions(journal.scored, failures), *_written(places)]
     console.answer(document, human, as_json=json)
     if interrupted:
         how = "the same command with --resume goes on from here" if output else "with --output DIR it could be resumed"
@@ -520,7 +522,7 @@ def evaluate(
     places = _places(output=output, report=report)
     document = {"artifact": str(artifact), "data": str(data), **places, **result.to_dict()}
     console.answer(document, [*wording.evaluation(result), *_written(places)], as_json=json)
-    return BROKEN_PICTURES if result.failures else WELL
+    return BROKEN_PICTURES if result.failures or result.mask_faults else WELL
 
 
 @app.command(epilog=EXIT_STATUS)
@@ -793,7 +795,7 @@ def data_check(
     json: Json = False,
 ) -> int:
     """Say what a data set is recognised as, and decode every picture to find what is wrong."""
-    from blemish.data.layouts import check
+    from blemish.data.checking import check
 
     with console.progress() as progress:
         found = check(path, progress=lambda done, total: progress("decoding", done, total))

@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from blemish.data.layouts import Dataset, check, read, write_manifest
+from blemish.data.checking import check
+from blemish.data.layouts import Dataset, read
+from blemish.data.manifest import write_manifest
 from blemish.errors import DataError, ImageError, OutputError
 from blemish.types import ANOMALOUS, NORMAL, Sample
 
@@ -460,7 +462,7 @@ def test_check_decodes_nothing_more_once_it_is_interrupted(tmp_path: Path, monke
     def interrupt(done: int, of: int) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("blemish.data.layouts.decode", decode_slowly)
+    monkeypatch.setattr("blemish.data.checking.decode", decode_slowly)
     with pytest.raises(KeyboardInterrupt):
         check(tmp_path, progress=interrupt)
     assert 0 < len(decoded) < 150
