@@ -13,8 +13,8 @@ import numpy as np
 
 from blemish.data import layouts
 from blemish.data.layouts import Dataset
-from blemish.data.marks import fault_of, fits, is_placed, marked, read_mask
-from blemish.errors import BlemishError, DataError, ImageError
+from blemish.data.marks import fault_of, is_placed, marked, read_mask
+from blemish.errors import BlemishError, DataError
 from blemish.methods.adaptation import Mode
 from blemish.metrics.ranking import auroc, average_precision, best_f1, confusion
 from blemish.metrics.regions import PixelMetrics, PixelResult, StreamingPixelMetrics
@@ -111,10 +111,8 @@ def _compared(
     sample: Sample, result: Prediction, resolution: int | None, mask_faults: list[Failure]
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Map and mask at one size. Raises: ImageError for a mask that is broken or has another shape than its picture."""
-    mask = None if sample.mask is None else read_mask(sample)
+    mask = None if sample.mask is None else read_mask(sample, result.size)
     if mask is not None and (fault := fault_of(mask, sample.label, result.size)):
-        if not fits(mask, result.size):
-            raise ImageError(sample.mask, fault)
         mask_faults.append(Failure(source=str(sample.mask), reason=fault))
     height, width = result.size if resolution is None else (resolution, resolution)
     anomaly_map = cv2.resize(result.anomaly_map, (width, height), interpolation=cv2.INTER_LINEAR)

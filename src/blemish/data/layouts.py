@@ -198,7 +198,10 @@ def _contradiction(root: Path, divided: Divided, unlabelled: int) -> str:
         for name, what in said.items():
             bad = unlabelled == NORMAL and not is_label(name) and says_bad(name)
             if bad or what in telling or (what == "good" and set(said.values()) - {"good", "images"}):
-                return f"{'/'.join((*above, name))}/ says that not every picture is a good one"
+                reason = "says that not every picture is a good one; call the folder of the good ones good/"
+                if what == "unclear":
+                    reason = "may be the good ones or the others; call them good/ and bad/"
+                return f"{'/'.join((*above, name))}/ {reason}"
         own = [name for name, what in said.items() if not what]
         if unlabelled == NORMAL and len(own) > 1 and not is_series(own) and meaning(root.resolve().name) != "good":
             return (
@@ -206,7 +209,10 @@ def _contradiction(root: Path, divided: Divided, unlabelled: int) -> str:
                 "are good, move these folders into one called good/, or name each of them: then they are categories"
             )
     if unlabelled == NORMAL and divided.masks:
-        return f"{listed(divided.masks)} holds masks, so that some pictures show defects"
+        return (
+            f"there are masks in {listed(divided.masks)}, so that some pictures show defects; put those, with their "
+            "masks, into a folder beside good/"
+        )
     return ""
 
 

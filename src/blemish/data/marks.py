@@ -26,41 +26,46 @@ def marked(sample: Sample, height: int, width: int, *, mask: np.ndarray | None =
     return np.asarray(cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST), dtype=bool)
 
 
-def read_mask(sample: Sample) -> np.ndarray:
+def read_mask(sample: Sample, size: tuple[int, int] | None = None) -> np.ndarray:
     """What any of its masks marks: bool H×W, at the masks' own size.
 
-    Raises: ImageError for one that cannot be read, or has another size than the others.
+    Args:
+        size: (H, W) of the picture, of which a mask must have the shape, if not the size.
+    Raises: ImageError for one that cannot be read, or that has another size than the others or
+        another shape than the picture.
     """
     first, *others = sample.masks
     whole = decode_mask(first)
+    height, width = whole.shape
     for path in others:
         mask = decode_mask(path)
         if mask.shape != whole.shape:
-            (height, width), (high, wide) = mask.shape, whole.shape
-            raise ImageError(path, f"is {height}×{width} pixels, and {first.name} of the same picture {high}×{wide}")
+            own = f"is {mask.shape[0]}×{mask.shape[1]} pixels"
+            raise ImageError(path, f"{own}, and {first.name} of the same picture {height}×{width}")
         whole = whole | mask
+    if size is not None:
+        scale = max(height / size[0], width / size[1])
+        short = max((size[0] * scale - height) / height, (size[1] * scale - width) / width)
+        if short * min(height, width) >= 1 and short > 0.01:
+            sizes = f"is {height}×{width} pixels, its picture {size[0]}×{size[1]}"
+            raise ImageError(first, f"{sizes}: of another shape, it cannot be laid over it")
     return whole
 
 
 def fault_of(mask: np.ndarray, label: int | None, size: tuple[int, int]) -> str:
-    """What is wrong with a mask (bool H×W) of a picture of this label and size (H, W); "" where nothing is."""
+    """What is wrong with a mask (bool H×W) that can be laid over its picture; "" where nothing is.
+
+    Args:
+        label, size: of the picture, (H, W).
+    """
     height, width = mask.shape
     if (height, width) != size:
-        stretched = "" if fits(mask, size) else ": of another shape, it cannot be laid over it"
-        return f"is {height}×{width} pixels, its picture {size[0]}×{size[1]}{stretched}"
+        return f"is {height}×{width} pixels, its picture {size[0]}×{size[1]}"
     if label == ANOMALOUS and not mask.any():
         return "is empty, but its picture is anomalous"
     if label == NORMAL and mask.any():
         return "marks something, but its picture is normal"
     return ""
-
-
-def fits(mask: np.ndarray, size: tuple[int, int]) -> bool:
-    """Whether a mask has the shape of its picture, (H, W), or that of a larger or smaller copy of it."""
-    height, width = mask.shape
-    scale = max(height / size[0], width / size[1])
-    off = (abs(size[0] * scale - height), abs(size[1] * scale - width))
-    return bool(off[0] < 1 + 0.01 * height and off[1] < 1 + 0.01 * width)
 
 
 def is_placed(sample: Sample) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -165,39 +165,38 @@ def _pictures_of(names: Names, index: Mapping[str, list[tuple[Names, Sample]]]) 
     """The pictures that a mask of these names may belong to, of the likeliest kind."""
     above = _above(names)
     tries = [(stem, above) for stem in _stems(Path(names[-1]).stem.lower())]
-    tries += [(above[-1], above[:-1])] if above else []  # ground_truth/dent/000/001.png of test/dent/000.png
+    tries += [(above[-1].lower(), above[:-1])] if above else []  # ground_truth/dent/000/001.png of test/dent/000.png
     for stem, folders in tries:
         held = index.get(stem, [])
-        agree: Callable[[Names], bool]
-        for agree in (
-            folders.__eq__,
-            lambda other: _loose(folders) == _loose(other),  # noqa: B023 - called at once
-            lambda other: _is_part(folders, other),  # noqa: B023
-        ):
-            if found := [sample for other, sample in held if agree(other)]:
+        for agree in (_are_the_same, _are_alike, _are_part):
+            if found := [sample for other, sample in held if agree(folders, other)]:
                 return found
     return []
 
 
 def _above(names: Names) -> Names:
-    """The folders above a file that say something of what it shows: NG for NG/masks/0.png and for NG_mask/0.png."""
-    told: list[str] = []
-    for name in names[:-1]:
-        owner = mask_owner(name)
-        told.append(compact(name) if owner is None else owner)
-    kept = [name for name, said in zip(told, names, strict=False) if name and meaning(said) not in ("images", "split")]
-    return tuple(kept)
+    """The folders above a file that say what it shows: NG for NG/masks/0.png and NG_mask/0.png."""
+    told = [name if (owner := mask_owner(name)) is None else owner for name in names[:-1]]
+    return tuple(name for name in told if name and meaning(name) not in ("images", "split"))
 
 
-def _loose(folders: Names) -> Names:
+def _are_the_same(folders: Names, others: Names) -> bool:
+    return list(map(compact, folders)) == list(map(compact, others))
+
+
+def _are_alike(folders: Names, others: Names) -> bool:
     """With one name for the good ones, and one for bad ones: masks/bad/0.png is of NG/0.png."""
-    return tuple(said if (said := meaning(name)) in ("good", "bad") else name for name in folders)
+    return _general(folders) == _general(others)
 
 
-def _is_part(some: Names, of: Names) -> bool:
+def _are_part(folders: Names, others: Names) -> bool:
     """Whether they are some of the others, in their order."""
-    rest = iter(_loose(of))
-    return all(name in rest for name in _loose(some))
+    rest = iter(_general(others))
+    return all(name in rest for name in _general(folders))
+
+
+def _general(folders: Names) -> list[str]:
+    return [said if (said := meaning(name)) in ("good", "bad") else compact(name) for name in folders]
 
 
 def _stems(stem: str) -> list[str]:

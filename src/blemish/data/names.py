@@ -26,6 +26,10 @@ BAD_NAMES = _set(
     "outliers nonconforming schlecht schlechte schlechten defekt defekte fehler fehlerhaft ausschuss kaputt "
     "krank"
 )
+_KINDS = _set(
+    "scratch scratches scratched crack cracks cracked dent dents dented contamination contaminations corrosion rust "
+    "tumor tumors tumour tumours lesion lesions kratzer riss risse delle dellen"
+)
 SURE_MASKS = frozenset({"groundtruth", "groundtruths"})  # of MVTec AD: nothing else is called so
 LABEL_MASKS = frozenset({"label", "labels"})  # a label may be what is defective
 MASK_NAMES = _set(
@@ -112,13 +116,13 @@ def says_bad(name: str) -> bool:
     """Whether any word of a name speaks of defects or masks, and none of their absence.
 
     Example:
-        >>> [says_bad(name) for name in ("test_bad", "ng2024", "no_defects", "badge")]
-        [True, True, False, False]
+        >>> [says_bad(name) for name in ("test_bad", "ng2024", "scratch", "no_defects", "badge")]
+        [True, True, True, False, False]
     """
     if (said := meaning(name)) in ("good", "bad"):
         return said == "bad"
     words = set(_words(name))
-    return (bool(words & BAD_NAMES) or mask_owner(name) is not None) and not words & _NEGATIONS
+    return (bool(words & (BAD_NAMES | _KINDS)) or mask_owner(name) is not None) and not words & _NEGATIONS
 
 
 def is_series(names: Iterable[str]) -> bool:
