@@ -43,7 +43,7 @@ def evaluate(
         data: a path in any layout with labels, or a Dataset. Its test split, or everything where it has none.
         resolution: side of the square at which maps and masks are compared (masks: nearest); None = each picture's
             own size. A box is drawn there as a mask: the pixels whose centres lie in it, and one at least. A mask of
-            another size than its picture is told; of another shape, it takes no part.
+            another size or shape than its picture is stretched over it, and told (`Evaluation.mask_faults`).
         adapt: as of `Detector.predict_many`. The pictures of a category then come in an order drawn once and for all:
             in that of the files whole batches are of one kind of defect, and what they are adapted to tells the label.
         on_prediction: called for every picture scored, in order.
@@ -110,8 +110,11 @@ def known_pictures(detector: Detector) -> set[str]:
 def _compared(
     sample: Sample, result: Prediction, resolution: int | None, mask_faults: list[Failure]
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Map and mask at one size. Raises: ImageError for a mask that is broken or has another shape than its picture."""
-    mask = None if sample.mask is None else read_mask(sample, result.size)
+    """Map and mask at one size; what is wrong with the mask goes into `mask_faults`.
+
+    Raises: ImageError for a mask that cannot be read.
+    """
+    mask = None if sample.mask is None else read_mask(sample)
     if mask is not None and (fault := fault_of(mask, sample.label, result.size)):
         mask_faults.append(Failure(source=str(sample.mask), reason=fault))
     height, width = result.size if resolution is None else (resolution, resolution)

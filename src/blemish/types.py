@@ -197,7 +197,7 @@ class Evaluation:
         confusion: true/false positives/negatives of the verdicts; None without a threshold.
         rows: one dict per picture: path, score, threshold, truth, label, defect, category, group.
         left_out: pictures that the artifact was fitted or calibrated on, not in any metric.
-        failures: pictures that could not be scored, and masks that could not be laid over theirs.
+        failures: pictures that could not be scored, and masks that could not be read.
         mask_faults: masks that took part and that a person should look at, as `blemish data check` finds them.
         problems: what the data set says of its masks and of files that are not in it, one sentence each.
     """

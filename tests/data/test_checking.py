@@ -140,7 +140,7 @@ def test_check_finds_faulty_masks(tmp_path: Path) -> None:
     reasons = {Path(failure.source).stem.removesuffix("_mask"): failure.reason for failure in report.mask_faults}
     assert reasons.pop("spoilt")
     assert reasons == {
-        "wide": "is 6×10 pixels, its picture 6×8: of another shape, it cannot be laid over it",
+        "wide": "is 6×10 pixels, its picture 6×8; in another shape, it is stretched over it",
         "large": "is 12×16 pixels, its picture 6×8",
         "void": "is empty, but its picture is anomalous",
         "marked": "marks something, but its picture is normal",

@@ -151,7 +151,7 @@ def _look(sample: Sample) -> _Look:
     mask_fault = ""
     if sample.mask is not None:
         try:
-            mask_fault = fault_of(read_mask(sample, picture.size), sample.label, picture.size)
+            mask_fault = fault_of(read_mask(sample), sample.label, picture.size)
         except ImageError as error:
             mask_fault = error.reason
     return _Look(size=picture.size, digest=picture.digest, mask_fault=mask_fault)

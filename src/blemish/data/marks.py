@@ -26,41 +26,35 @@ def marked(sample: Sample, height: int, width: int, *, mask: np.ndarray | None =
     return np.asarray(cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST), dtype=bool)
 
 
-def read_mask(sample: Sample, size: tuple[int, int] | None = None) -> np.ndarray:
+def read_mask(sample: Sample) -> np.ndarray:
     """What any of its masks marks: bool H×W, at the masks' own size.
 
-    Args:
-        size: (H, W) of the picture, of which a mask must have the shape, if not the size.
-    Raises: ImageError for one that cannot be read, or that has another size than the others or
-        another shape than the picture.
+    Raises: ImageError for one that cannot be read, or has another size than the others.
     """
     first, *others = sample.masks
     whole = decode_mask(first)
-    height, width = whole.shape
     for path in others:
         mask = decode_mask(path)
         if mask.shape != whole.shape:
-            own = f"is {mask.shape[0]}×{mask.shape[1]} pixels"
-            raise ImageError(path, f"{own}, and {first.name} of the same picture {height}×{width}")
+            (height, width), (high, wide) = mask.shape, whole.shape
+            same = f"{first.name} of the same picture {high}×{wide}"
+            raise ImageError(path, f"is {height}×{width} pixels, and {same}")
         whole = whole | mask
-    if size is not None:
-        scale = max(height / size[0], width / size[1])
-        short = max((size[0] * scale - height) / height, (size[1] * scale - width) / width)
-        if short * min(height, width) >= 1 and short > 0.01:
-            sizes = f"is {height}×{width} pixels, its picture {size[0]}×{size[1]}"
-            raise ImageError(first, f"{sizes}: of another shape, it cannot be laid over it")
     return whole
 
 
 def fault_of(mask: np.ndarray, label: int | None, size: tuple[int, int]) -> str:
-    """What is wrong with a mask (bool H×W) that can be laid over its picture; "" where nothing is.
+    """What is wrong with a mask (bool H×W) that can be read; "" where nothing is.
 
     Args:
-        label, size: of the picture, (H, W).
+        label, size: of its picture, (H, W).
     """
     height, width = mask.shape
     if (height, width) != size:
-        return f"is {height}×{width} pixels, its picture {size[0]}×{size[1]}"
+        # Other than by the rounding of a side to whole pixels.
+        stretched = abs(height * size[1] - width * size[0]) > max(*size, height, width)
+        how = "; in another shape, it is stretched over it" if stretched else ""
+        return f"is {height}×{width} pixels, its picture {size[0]}×{size[1]}{how}"
     if label == ANOMALOUS and not mask.any():
         return "is empty, but its picture is anomalous"
     if label == NORMAL and mask.any():

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from blemish.data.marks import marked, read_mask
+from blemish.data.marks import marked
 from blemish.data.transforms import Preprocessing, prepare
 from blemish.errors import InputError, MissingExtraError, NonFiniteError
 from blemish.images import Picture, decode
@@ -109,7 +109,7 @@ class PictureStream:
         source = self.sources[index]
         try:
             picture = decode(source, window=self.preprocessing.decode_window(), name=name_of(source, index))
-            mask = self._mask(self.marks[index], picture.size) if self.marks else None
+            mask = self._mask(self.marks[index]) if self.marks else None
         except _OF_ONE_PICTURE as error:
             reason = getattr(error, "reason", str(error))
             named = getattr(error, "source", name_of(source, index))  # a mask may be what is broken
@@ -119,11 +119,10 @@ class PictureStream:
         copies = [prepare(picture, self.preprocessing, angle=angle, flip=flip) for angle, flip in self.copies]
         return index, copies, mask
 
-    def _mask(self, sample: Sample, size: tuple[int, int]) -> torch.Tensor:
-        """As in `Batch.masks`: h w, of a picture of this size (H, W)."""
+    def _mask(self, sample: Sample) -> torch.Tensor:
+        """As in `Batch.masks`: h w."""
         height, width = self.preprocessing.height, self.preprocessing.width
-        whole = None if sample.mask is None else read_mask(sample, size)
-        mask = marked(sample, height, width, mask=whole)
+        mask = marked(sample, height, width)
         if mask is None:
             return torch.full((height // 4, width // 4), torch.nan)
         share = torch.from_numpy(mask.astype(np.float32))[None]
