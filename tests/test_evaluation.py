@@ -18,6 +18,8 @@ from sklearn.metrics import average_precision_score, confusion_matrix, f1_score,
 import blemish
 from blemish import evaluation, wording
 from blemish.data import layouts
+from blemish.data.checking import check
+from blemish.data.manifest import write_manifest
 from blemish.errors import DataError
 from blemish.predictor import Detector
 from blemish.thresholds import Threshold
@@ -226,6 +228,34 @@ def test_masks_of_another_size_are_brought_to_the_map(mvtec: Path, fitted: Calla
         cv2.imwrite(str(path), drawn_mask(path).repeat(3, axis=0).repeat(2, axis=1))
     after = blemish.evaluate(fitted("knn"), mvtec, resolution=RESOLUTION)
     assert (after.pixel_auroc, after.aupro) == (before.pixel_auroc, before.aupro)
+    assert not before.mask_faults
+    assert {fault.reason for fault in after.mask_faults} == {
+        "is 192×128 pixels, its picture 64×64; in another shape, it is stretched over it"
+    }
+    assert after.mask_faults == check(mvtec).mask_faults
+    assert wording.broken([fault.to_dict() for fault in after.mask_faults], "mask at fault")[0] in "\n".join(
+        str(line) for line in wording.evaluation(after)
+    )
+    assert len(after.to_dict()["mask_faults"]) == 7
+
+
+def test_what_the_data_check_says_of_masks_is_said_here_too(mvtec: Path, fitted: Callable[..., Detector]) -> None:
+    truth = mvtec / "ground_truth" / "square"
+    (truth / "002_mask.png").rename(truth / "other.png")
+    cv2.imwrite(str(truth / "001_mask.png"), np.zeros((64, 64), np.uint8))
+    (mvtec / "test" / "good" / "more.gif").touch()
+    result = blemish.evaluate(fitted("knn"), mvtec, resolution=RESOLUTION)
+    found = check(mvtec)
+    unread, unused, bare = result.problems
+    assert unread.startswith("1 file in formats that are not read left out (1 .gif)")
+    assert unused == f"1 mask without a picture: {truth / 'other.png'}"
+    assert bare == f"1 anomalous picture without a mask: {mvtec / 'test/square/002.png'}"
+    assert set(result.problems) <= set(found.dataset.problems)
+    assert [fault.reason for fault in result.mask_faults] == ["is empty, but its picture is anomalous"]
+    assert result.mask_faults == found.mask_faults
+    lines = [str(line) for line in wording.evaluation(result)]
+    assert all(f"  notice: {problem}" in lines for problem in result.problems)
+    assert result.to_dict()["problems"] == list(result.problems)
 
 
 def test_masks_may_be_zero_and_one(mvtec: Path, fitted: Callable[..., Detector]) -> None:
@@ -337,7 +367,7 @@ def test_a_folder_without_splits(tmp_path: Path, picture: Part, write: Write, fi
 
 def test_a_table_and_a_dataset(mvtec: Path, fitted: Callable[..., Detector]) -> None:
     dataset = layouts.read(mvtec)
-    table = layouts.write_manifest(mvtec / "table.csv", dataset.samples)
+    table = write_manifest(mvtec / "table.csv", dataset.samples)
     results = [blemish.evaluate(fitted("knn"), data) for data in (mvtec, str(mvtec), dataset, table)]
     assert results[0] == results[1] == results[2]
     assert (results[3].aupro, results[3].rows) == (results[0].aupro, results[0].rows)

@@ -114,6 +114,54 @@ def pixels(source: object, **options: object) -> np.ndarray:
     return decode(source, **options).pixels
 
 
+# --- PGM and PPM -----------------------------------------------------------------------------------------------------
+
+
+def pnm(values: np.ndarray, top: int, *, head: bytes = b"") -> bytes:
+    """A PGM or PPM in binary, written from the specification; `head` stands after the magic number."""
+    height, width = values.shape[:2]
+    kind = b"P6" if values.ndim == 3 else b"P5"
+    body = values.astype(">u2" if top > 255 else np.uint8).tobytes()
+    return kind + b"\n" + head + f"{width} {height}\n{top}\n".encode() + body
+
+
+@pytest.mark.parametrize("values", [RGB, RGB[..., 0]])
+def test_pgm_and_ppm_are_exact(values):
+    as_rgb = values if values.ndim == 3 else np.repeat(values[..., None], 3, axis=2)
+    for data in (saved(values, "PPM"), pnm(values, 255), pnm(values, 255, head=b"# by hand\n# twice\n")):
+        assert sniff(data) == "pnm"
+        assert np.array_equal(pixels(data), as_rgb)
+
+
+def test_pgm_of_other_depths():
+    assert np.array_equal(pixels(pnm(GREY16, 65535)), pixels(png(GREY16, 0)))
+    assert np.array_equal(pixels(pnm(RGB16, 65535)), pixels(png(RGB16, 2)))
+    twelve = GREY16 // 16
+    assert np.allclose(pixels(pnm(twelve, 4095))[..., 0], twelve / 4095)
+    assert np.array_equal(pixels(pnm(twelve, 4095), window=(0, 1000))[..., 0], np.clip(twelve / np.float32(1000), 0, 1))
+    assert np.array_equal(decode_mask(pnm(RGB[..., 0] % 2, 1)), RGB[..., 0] % 2 == 1)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (pnm(RGB, 255)[:-1], "is truncated"),
+        (pnm(RGB, 255) + pnm(RGB, 255), "holds more than one picture"),
+        (b"P5\n5", "without a whole header"),
+        (b"P5\n0 7\n255\n", "has no pixels"),
+        (b"P6 99999 99999 255\n", "9,999,800,001 pixels"),
+        (b"P5 1 1 65536\n\0\0", "65536 as its largest value"),
+        (pnm(RGB[..., 0] | 128, 100), "a value above 100"),
+    ],
+)
+def test_pgm_and_ppm_that_cannot_be_read(data, words):
+    assert words in reason(data)
+
+
+def test_what_follows_a_pgm_is_left_alone():
+    assert np.array_equal(pixels(pnm(RGB, 255) + b"\n"), RGB)
+
+
 # --- Formats ---------------------------------------------------------------------------------------------------------
 
 
@@ -805,9 +853,10 @@ def test_one_frame_of_an_animated_format_is_a_picture():
         (b"GIF89a" + bytes(20), "GIF is not supported; convert to PNG"),
         (b"\0\0\0\x20ftypavif" + bytes(20), "AVIF is not supported; convert to PNG"),
         (b"\0\0\0\x20ftypheic" + bytes(20), "HEIC or video is not supported; convert to PNG"),
+        (b"P2\n1 1\n255\n7\n", "PGM as text is not supported; convert to PNG"),
         (b"%PDF-1.7", "PDF is not supported; convert to PNG"),
-        (bytes(300), "is not a picture that is supported: PNG, JPEG, BMP, TIFF, WebP, DICOM"),
-        (b"\x89PNG", "is not a picture that is supported: PNG, JPEG, BMP, TIFF, WebP, DICOM"),
+        (bytes(300), "is not a picture that is supported: PNG, JPEG, BMP, TIFF, WebP, PGM, PPM, DICOM"),
+        (b"\x89PNG", "is not a picture that is supported: PNG, JPEG, BMP, TIFF, WebP, PGM, PPM, DICOM"),
     ],
 )
 def test_files_that_are_no_picture(content, words, tmp_path):

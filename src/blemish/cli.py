@@ -429,7 +429,7 @@ def predict(
 ) -> int:
     """Score new pictures: a verdict and a heatmap for each."""
     from blemish import outputs
-    from blemish.data.folder import find_pictures
+    from blemish.data.folder import search
     from blemish.predictor import load
     from blemish.report.html import write_report
 
@@ -438,7 +438,8 @@ def predict(
     side = _overlay_side(overlay_size, output)
     if report:
         outputs.check_writable(report)
-    pictures = find_pictures(paths)
+    found = search(paths)
+    pictures = found.pictures
     detector = _looking_at(scales, load(artifact, device=device, precision=precision))
     mode = _mode(adapt)
     if mode is not None:
@@ -492,10 +493,15 @@ def predict(
         "alarms": sum(row["label"] == ANOMALOUS for row in journal.scored),
         "failed": len(failures),
         "interrupted": interrupted,
+        "left_out": list(found.left_out),
         "predictions": journal.rows,
     }
     by_hand = threshold is not None or (limit is not None and limit.method == "by hand")
-    human = [*wording.predictions(journal.scored, failures, limited_by_hand=by_hand), *_written(places)]
+    human = [
+        *wording.notices(found.left_out),
+        *wording.predictions(journal.scored, failures, limited_by_hand=by_hand),
+        *_written(places),
+    ]
     console.answer(document, human, as_json=json)
     if warning:
         console.complain(f"blemish: warning: {warning}; --category NAME says it")
@@ -562,7 +568,7 @@ def evaluate(
     console.answer(document, [*wording.evaluation(result), *_written(places)], as_json=json)
     if warning:
         console.complain(f"blemish: warning: {warning}")
-    return BROKEN_PICTURES if result.failures else WELL
+    return BROKEN_PICTURES if result.failures or result.mask_faults else WELL
 
 
 @app.command(epilog=EXIT_STATUS)
@@ -854,7 +860,7 @@ def data_check(
     json: Json = False,
 ) -> int:
     """Say what a data set is recognised as, and decode every picture to find what is wrong."""
-    from blemish.data.layouts import check
+    from blemish.data.checking import check
 
     with console.progress() as progress:
         found = check(path, progress=lambda done, total: progress("decoding", done, total))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from blemish.data import layouts
 from blemish.data.layouts import Dataset
-from blemish.data.marks import is_placed, marked
+from blemish.data.marks import fault_of, is_placed, marked, read_mask
 from blemish.errors import BlemishError, DataError
 from blemish.methods.adaptation import Mode
 from blemish.metrics.ranking import auroc, average_precision, best_f1, confusion
@@ -41,7 +42,8 @@ def evaluate(
     Args:
         data: a path in any layout with labels, or a Dataset. Its test split, or everything where it has none.
         resolution: side of the square at which maps and masks are compared (masks: nearest); None = each picture's
-            own size. A box is drawn there as a mask: the pixels whose centres lie in it, and one at least.
+            own size. A box is drawn there as a mask: the pixels whose centres lie in it, and one at least. A mask of
+            another size or shape than its picture is stretched over it, and told (`Evaluation.mask_faults`).
         adapt: as of `Detector.predict_many`. The pictures of a category then come in an order drawn once and for all:
             in that of the files whole batches are of one kind of defect, and what they are adapted to tells the label.
         on_prediction: called for every picture scored, in order.
@@ -58,6 +60,7 @@ def evaluate(
     rows: list[dict[str, Any]] = []
     failures: list[Failure] = []
     left_out: list[str] = []
+    mask_faults: list[Failure] = []
     unmasked = 0
     results = detector.predict_many(samples, adapt=adapt)
     for done, (sample, result) in enumerate(zip(samples, results, strict=True), start=1):
@@ -73,7 +76,7 @@ def evaluate(
                 unmasked += 1
             else:
                 try:
-                    pixels.add(sample, *_compared(sample, result, resolution))
+                    pixels.add(sample, *_compared(sample, result, resolution, mask_faults))
                 except BlemishError as error:
                     source = str(sample.mask or sample.path)
                     failures.append(Failure(source=source, reason=getattr(error, "reason", str(error))))
@@ -82,7 +85,9 @@ def evaluate(
         on_prediction(sample, result)
     if not rows:
         raise DataError(f"{dataset.root}: no picture is left to evaluate: all are known to the detector or unreadable")
-    return _summary(detector, rows, pixels if placed else None, failures, left_out, unmasked)
+    summary = _summary(detector, rows, pixels if placed else None, failures, left_out, unmasked)
+    problems = (*dataset.left_out, *dataset.mask_problems)
+    return replace(summary, mask_faults=tuple(mask_faults), problems=problems)
 
 
 def labelled(data: str | Path | Dataset) -> tuple[Dataset, list[Sample]]:
@@ -102,10 +107,19 @@ def known_pictures(detector: Detector) -> set[str]:
     return {*detector.learned, *detector.manifest["data"]["calibrated"]}
 
 
-def _compared(sample: Sample, result: Prediction, resolution: int | None) -> tuple[np.ndarray, np.ndarray | None]:
+def _compared(
+    sample: Sample, result: Prediction, resolution: int | None, mask_faults: list[Failure]
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Map and mask at one size; what is wrong with the mask goes into `mask_faults`.
+
+    Raises: ImageError for a mask that cannot be read.
+    """
+    mask = None if sample.mask is None else read_mask(sample)
+    if mask is not None and (fault := fault_of(mask, sample.label, result.size)):
+        mask_faults.append(Failure(source=str(sample.mask), reason=fault))
     height, width = result.size if resolution is None else (resolution, resolution)
     anomaly_map = cv2.resize(result.anomaly_map, (width, height), interpolation=cv2.INTER_LINEAR)
-    return anomaly_map, marked(sample, height, width)
+    return anomaly_map, marked(sample, height, width, mask=mask)
 
 
 class _PixelGroups:

@@ -1,9 +1,10 @@
 """The one decoder of blemish: a file, bytes, a PIL image, an array or a tensor in; RGB pixels of a stated range out.
 
-PNG, JPEG, BMP, TIFF, WebP and DICOM are recognised by content, never by file name. A small strict reader per format
-looks at the container first: size, number of frames and completeness are known before a pixel is decoded, so that a
-bomb fails fast and a truncated file is an error rather than half a picture, whatever Pillow's global switches say.
-Metadata stays behind: Pillow and OpenCV are handed what makes pixels, and corrupt EXIF cannot break a good picture.
+PNG, JPEG, BMP, TIFF, WebP, PGM, PPM and DICOM are recognised by content, never by file name. A
+small strict reader per format looks at the container first: size, number of frames and completeness
+are known before a pixel is decoded, so that a bomb fails fast and a truncated file is an error
+rather than half a picture, whatever Pillow's global switches say. Metadata stays behind: Pillow and
+OpenCV are handed what makes pixels, and corrupt EXIF cannot break a good picture.
 """
 
 from __future__ import annotations
@@ -40,7 +41,12 @@ if TYPE_CHECKING:
 Array: TypeAlias = npt.NDArray[Any]
 Source: TypeAlias = Union[str, Path, bytes, BinaryIO, Image.Image, Array, "Tensor"]
 
-EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".dcm"})
+EXTENSIONS = frozenset(
+    {
+        *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".tif", ".tiff", ".webp"),
+        *(".pgm", ".ppm", ".pnm", ".dcm", ".dicom"),
+    }
+)
 """Lower-case suffixes that a folder scan considers; the content of the file still decides its format."""
 
 
@@ -188,7 +194,7 @@ def decode_mask(source: Source, *, limits: Limits = LIMITS, name: str | None = N
 
 
 def sniff(head: bytes) -> str | None:
-    """The format that a file's first bytes (132 or more) show: png, jpeg, webp, dicom, tiff, bmp; None for any other.
+    """The format that a file's first bytes (132 or more) show, a key of the readers; None for any other.
 
     Example:
         >>> sniff(b"\\x89PNG\\r\\n\\x1a\\n"), sniff(b"GIF89a"), sniff(b"path,label")
@@ -206,6 +212,8 @@ def sniff(head: bytes) -> str | None:
         return "tiff"
     if head[:2] == b"BM" and int.from_bytes(head[14:18], "little") in (12, 16, 40, 52, 56, 64, 108, 124):
         return "bmp"
+    if re.match(rb"P[56]\s", head):
+        return "pnm"
     return None
 
 
@@ -272,7 +280,7 @@ def _read(source: Source, label: str, limits: Limits) -> _Raw:
         kind = sniff(source[:132])
         if kind is None:
             raise _Unusable(_not_a_picture(source[:512]))
-        what = {"webp": "WebP"}.get(kind, kind.upper())
+        what = {"webp": "WebP", "pnm": "PGM or PPM"}.get(kind, kind.upper())
         return _READERS[kind](source, limits)
     except _Unusable as refusal:
         reason = str(refusal)
@@ -351,6 +359,10 @@ _FOREIGN = {
     b"8BPS": "Photoshop",
     b"v/1\x01": "OpenEXR",
     b"%PDF": "PDF",
+    b"P1\n": "PBM",
+    b"P2\n": "PGM as text",
+    b"P3\n": "PPM as text",
+    b"P4\n": "PBM",
 }
 
 
@@ -365,7 +377,7 @@ def _not_a_picture(head: bytes) -> str:
         return f"{foreign} is not supported; convert to PNG"
     if head.startswith((b"\xff\xfe", b"\xfe\xff")) or _is_text(head):
         return "is not a picture (looks like text)"
-    return "is not a picture that is supported: PNG, JPEG, BMP, TIFF, WebP, DICOM"
+    return "is not a picture that is supported: PNG, JPEG, BMP, TIFF, WebP, PGM, PPM, DICOM"
 
 
 def _is_text(head: bytes) -> bool:
@@ -711,6 +723,31 @@ def _bmp(data: bytes, limits: Limits) -> _Raw:
     if tile.offset + size > len(data):
         raise _Unusable(_TRUNCATED)
     return _load(image)
+
+
+_PNM_HEAD = re.compile(rb"P([56])" + rb"(?:\s|#[^\n\r]*[\n\r])+(\d{1,9})" * 3 + rb"\s")
+
+
+def _pnm(data: bytes, limits: Limits) -> _Raw:
+    """PGM and PPM as they are kept in binary (Netpbm): 8 bits a sample, or 16 with the higher byte first."""
+    head = _PNM_HEAD.match(data)
+    if head is None:
+        raise _Unusable("is damaged: a PGM or PPM without a whole header")
+    channels, (width, height, top) = 3 if head[1] == b"6" else 1, map(int, head.groups()[1:])
+    _check_size(width, height, limits)
+    if not 0 < top < 65536:
+        raise _Unusable(f"is damaged: a PGM or PPM with {top} as its largest value")
+    kind = np.dtype(np.uint8 if top < 256 else ">u2")
+    count = width * height * channels
+    if len(data) - head.end() < count * kind.itemsize:
+        raise _Unusable(_TRUNCATED)
+    if len(data) - head.end() >= 2 * count * kind.itemsize:
+        raise _Unusable("holds more than one picture; one picture per file is needed: save each on its own")
+    values = _native(np.frombuffer(data, kind, count, head.end()))
+    if values.max() > top:
+        raise _Unusable(f"is damaged: a value above {top}, the largest that it announces")
+    shaped = values.reshape((height, width, channels)[: 3 if channels > 1 else 2]).copy()
+    return _Raw(shaped, black_white=None if top in (255, 65535) else (0.0, float(top)))
 
 
 # --- TIFF ------------------------------------------------------------------------------------------------------------
@@ -1065,6 +1102,7 @@ _READERS: dict[str, Callable[[bytes, Limits], _Raw]] = {
     "jpeg": _jpeg,
     "webp": _webp,
     "bmp": _bmp,
+    "pnm": _pnm,
     "tiff": _tiff,
     "dicom": _dicom,
 }

@@ -35,6 +35,7 @@ class Sample:
         label: 0 normal, 1 anomalous, None unknown.
         mask: file with the defect's pixels (> half of full scale = anomalous); None where there is none. A normal
             picture in a set with masks has an all-zero mask and needs no file.
+        more_masks: further files of the same kind, where a picture has one for each of its defects.
         split: "train", "test" or "" where the data set does not say.
         category: what the picture shows (bottle, screw, …); "" where there is one category only.
         defect: "good" or the kind of defect; "" where unknown.
@@ -52,6 +53,12 @@ class Sample:
     defect: str = ""
     boxes: tuple[tuple[float, float, float, float], ...] = ()
     group: str = ""
+    more_masks: tuple[Path, ...] = ()
+
+    @property
+    def masks(self) -> tuple[Path, ...]:
+        """All files that mark its defects."""
+        return () if self.mask is None else (self.mask, *self.more_masks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +201,9 @@ class Evaluation:
         rows: one dict per picture: path, score, threshold, truth, label, defect, category, group; and the category that
             it was judged as, whether that was assigned by its features.
         left_out: pictures that the artifact was fitted or calibrated on, not in any metric.
-        failures: pictures that could not be scored.
+        failures: pictures that could not be scored, and masks that could not be read.
+        mask_faults: masks that took part and that a person should look at, as `blemish data check` finds them.
+        problems: what the data set says of its masks and of files that are not in it, one sentence each.
     """
 
     counts: Mapping[str, int]
@@ -216,6 +225,8 @@ class Evaluation:
     by_group: Mapping[str, Mapping[str, float | int | None]] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
     failures: tuple[Failure, ...] = ()
+    mask_faults: tuple[Failure, ...] = ()
+    problems: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready document."""
@@ -241,5 +252,7 @@ class Evaluation:
             "by_group": {name: dict(values) for name, values in self.by_group.items()},
             "left_out": list(self.left_out),
             "failures": [failure.to_dict() for failure in self.failures],
+            "mask_faults": [failure.to_dict() for failure in self.mask_faults],
+            "problems": list(self.problems),
             "rows": [dict(row) for row in self.rows],
         }

@@ -13,7 +13,7 @@ from blemish.types import ANOMALOUS, NORMAL
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from blemish.data.layouts import Check
+    from blemish.data.checking import Check
     from blemish.data.official import Official
     from blemish.doctor import Report
     from blemish.refining import Refined
@@ -36,6 +36,11 @@ def notes(counts: Mapping[str, int]) -> list[str]:
     most = sorted(counts.items(), key=lambda item: -item[1])
     lines = [f"  note on {count} of them: {note}" for note, count in most[:_NOTES_SHOWN]]
     return [*lines, f"  … and {len(most) - _NOTES_SHOWN} other notes"] if len(most) > _NOTES_SHOWN else lines
+
+
+def notices(sentences: Iterable[str]) -> list[str]:
+    """A line for each thing that a person should know of."""
+    return [f"  notice: {sentence}" for sentence in sentences]
 
 
 def threshold(values: Mapping[str, Any] | None) -> str:
@@ -179,7 +184,9 @@ def evaluation(result: Evaluation) -> Iterable[str | Table]:
         yield f"{len(result.left_out)} left out of every figure: the artifact was fitted or calibrated on them"
     if counts["without_mask"]:
         yield f"{counts['without_mask']} defective without a usable mask or a box: not in the pixel figures"
+    yield from notices(result.problems)
     yield from broken([failure.to_dict() for failure in result.failures])
+    yield from broken([failure.to_dict() for failure in result.mask_faults], "mask at fault")
     columns = {"image_auroc": "image AUROC", "image_ap": "AP", "pixel_auroc": "pixel AUROC", "aupro": "AUPRO@0.3"}
     groups: list[tuple[str, Mapping[str, Any]]] = [("all", {**vars(result), "count": counts["pictures"]})]
     groups += result.by_defect.items()
@@ -313,8 +320,13 @@ def data_set(found: Check) -> Iterable[str]:
     yield found.dataset.description
     sizes = [f"{number} of {height}×{width}" for (height, width), number in found.sizes.items()]
     yield f"Sizes (height×width): {', '.join(sizes[:5]) or 'none'}{', …' if len(sizes) > 5 else ''}"
-    yield from (f"  notice: {problem}" for problem in found.dataset.problems)
+    for place in found.dataset.mask_places:
+        others = {" of good ones": place.of_good, " without a picture": len(place.unpaired)}
+        more = "".join(f", {number}{what}" for what, number in others.items() if number)
+        yield f"Masks in {place.place}: {place.paired} of defective pictures{more}"
+    yield from notices(found.dataset.problems)
     yield from (f"  same pixels: {', '.join(group)}" for group in found.duplicates)
+    yield from (f"  same pixels, called good and defective: {', '.join(group)}" for group in found.contradictions)
     yield from (f"  leak, same pixels in train and test: {', '.join(group)}" for group in found.leaks)
     yield from broken([failure.to_dict() for failure in found.broken])
     yield from broken([failure.to_dict() for failure in found.mask_faults], "mask at fault")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from blemish.data.folder import find_pictures, scan
+from blemish.data.folder import find_pictures, scan, search
 from blemish.errors import DataError
 
 
@@ -17,6 +17,36 @@ def touch(root: Path, *names: str) -> list[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     return paths
+
+
+def test_what_could_be_taken_for_pictures_and_is_not_read_is_told(tmp_path: Path) -> None:
+    names = ["a.png", "b.gif", "c.GIF", "sub/d.jp2", "e.heic", "notes.txt", "Thumbs.db", "LICENSE"]
+    touch(tmp_path, *names)
+    (tmp_path / "IM0001").write_bytes(bytes(128) + b"DICM")
+    (tmp_path / "1.2.840.7").write_bytes(bytes(128) + b"DICM")
+    found = search(tmp_path)
+    assert found.pictures == [tmp_path / "a.png"]
+    foreign, unnamed = found.left_out
+    assert foreign == (
+        "4 files in formats that are not read left out (2 .gif, 1 .heic, 1 .jp2); convert pictures to PNG"
+    )
+    assert unnamed.startswith("2 pictures without a suffix left out: ")
+    assert unnamed.endswith("IM0001; add .dcm, .png or its own")
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(DataError, match=r"no pictures found.*; 4 files in formats that are not read"):
+        search(tmp_path)
+
+
+def test_formats_by_other_suffixes_are_found(tmp_path: Path) -> None:
+    names = ["a.jfif", "b.JPE", "c.dib", "d.pgm", "e.ppm", "f.pnm", "g.dicom"]
+    touch(tmp_path, *names)
+    assert find_pictures(tmp_path) == [tmp_path / name for name in names]
+
+
+def test_thumbnails_and_what_was_thrown_away_are_no_pictures(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png", "@eaDir/a.png/SYNO.jpg", "__MACOSX/._a.png", "__MACOSX/a.png", "$RECYCLE.BIN/b.png")
+    assert find_pictures(tmp_path) == [tmp_path / "a.png"]
+    assert scan(tmp_path).folders == ()
 
 
 def test_a_folder_is_searched_to_any_depth_in_path_order(tmp_path: Path) -> None:

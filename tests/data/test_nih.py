@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from blemish.data.layouts import Dataset, check, read, write_manifest
+from blemish.data.checking import check
+from blemish.data.layouts import Dataset, read
+from blemish.data.manifest import write_manifest
 from blemish.data.nih import is_nih
 from blemish.data.official import differences
 from blemish.errors import DataError

@@ -8,7 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
-from blemish.data.layouts import check, read
+from blemish.data.checking import check
+from blemish.data.layouts import read
 from blemish.data.visa import is_visa
 from blemish.errors import DataError
 from blemish.types import ANOMALOUS, NORMAL

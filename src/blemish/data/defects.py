@@ -68,13 +68,8 @@ def labelled_defects(given: Any, *, count: int | None = None, kind: str | None =
 
 
 def _read(path: str | Path) -> tuple[list[Sample], str]:
-    dataset = layouts.read(path)
-    note = dataset.description
-    if dataset.layout == "flat":
-        found = [replace(sample, label=ANOMALOUS, defect=sample.path.parent.name) for sample in dataset.samples]
-        note = f"flat layout: {len(found)} pictures, all taken as defective"
-    else:
-        found = [sample for sample in dataset.samples if sample.label == ANOMALOUS]
+    dataset = layouts.read(path, unlabelled=ANOMALOUS)
+    found = [sample for sample in dataset.samples if sample.label == ANOMALOUS]
     if not found:
         raise DataError(f"{path}: holds no picture that is known to be defective; {dataset.description}")
-    return found, note
+    return found, "; ".join([dataset.description, *dataset.left_out])

@@ -78,7 +78,8 @@ def _read_good(path: str | Path) -> GoodPictures:
         raise DataError(f"{path}: holds no picture that is known to be good; {dataset.description}")
     name = "" if dataset.categories else _category_of(dataset)
     categories = [s.category or name for s in normal]
-    return GoodPictures([s.path for s in normal], categories, dataset.description, dataset.layout)
+    note = "; ".join([dataset.description, *dataset.left_out])
+    return GoodPictures([s.path for s in normal], categories, note, dataset.layout)
 
 
 def _category_of(dataset: layouts.Dataset) -> str:

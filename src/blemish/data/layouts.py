@@ -1,35 +1,28 @@
-"""A folder or a table -> labelled samples: which layout it is, what is in it, and what is wrong with it.
+"""A folder or a table -> labelled samples: which layout it is, and what is in it.
 
-`TREES` shows the layouts. `read` lists the pictures and `check` also decodes them.
+`TREES` shows the layouts. `read` lists the pictures; `blemish.data.checking` also decodes them.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import os
-import statistics
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-from blemish.data.folder import SUFFIXES, is_file, is_folder, scan
+from blemish.data.folder import Tree, is_file, is_folder, no_pictures, scan
+from blemish.data.manifest import SPLITS, TABLES, read_manifest
+from blemish.data.masks import Divided, Entry, MaskPlace, Names, divide, pair
+from blemish.data.names import is_label, is_series, meaning, says_bad
 from blemish.data.official import OFFICIAL, READERS, differences, reader_of
 from blemish.data.phrases import counted, listed
-from blemish.data.tables import read_rows, refuse
-from blemish.errors import DataError, ImageError
-from blemish.files import write_whole
-from blemish.images import decode, decode_mask
-from blemish.types import ANOMALOUS, GOOD, NORMAL, Failure, Sample
+from blemish.errors import DataError
+from blemish.types import ANOMALOUS, GOOD, NORMAL, Sample
 
 TREES = """\
-    mvtec               FOLDER/train/good/*   FOLDER/test/good/*   FOLDER/test/<defect>/*
-                        masks: FOLDER/ground_truth/<defect>/<stem>_mask.png (or <stem>.png)
+    mvtec               FOLDER/train/good/**   FOLDER/test/good/**   FOLDER/test/<defect>/**
     mvtec-root          FOLDER/<category>/ in the layout above, once or more
-    good-and-defects    FOLDER/good/**   FOLDER/<defect>/**   masks: FOLDER/ground_truth/<defect>/** as above
+    good-and-defects    FOLDER/good/**   FOLDER/<defect>/**
     nih                 FOLDER/images/* (or images_001/images/* …)   FOLDER/BBox_List_2017.csv
                         FOLDER/Data_Entry_2017_v2020.csv (or Data_Entry_2017.csv, or labels.csv with those columns)
                         the splits: FOLDER/train_val_list.txt   FOLDER/test_list.txt (both or neither)
@@ -42,28 +35,13 @@ TREES = """\
     elpv                FOLDER/labels.csv   FOLDER/images/*
     kolektor_sdd        FOLDER/kos01/Part0.jpg   FOLDER/kos01/Part0_label.bmp …
     magnetic_tile       FOLDER/MT_Free/Imgs/*.jpg   FOLDER/MT_<Defect>/Imgs/*.jpg, masks beside them as .png
-    flat                FOLDER/**, all of them good
+    flat                FOLDER/**, all of them good, where no name of a folder says otherwise
     manifest            TABLE.csv with the columns path and, where known, label, mask, split, category, defect, group
 
-    ok/ and normal/ stand for good/ too; upper or lower case makes no difference."""
-GOOD_NAMES = frozenset({"good", "ok", "normal"})
-MASKS = "ground_truth"
-# A folder of this name says that what lies around it is not simply a heap of good pictures.
-TELLING_NAMES = frozenset(
-    {"train", "test", MASKS, "bad", "nok", "ng", "defect", "defects", "defective", "anomalous", "yes", "no"}
-)
-TABLES = frozenset({".csv", ".tsv"})
-COLUMNS = ("path", "label", "mask", "split", "category", "defect", "group")
-SPLITS = ("train", "test", "")
-LABELS: Mapping[str, int | None] = {
-    "": None,
-    **dict.fromkeys(["0", "0.0", "normal", "good", "ok"], NORMAL),  # a table with gaps turns 0 and 1 into 0.0 and 1.0
-    **dict.fromkeys(["1", "1.0", "anomalous", "bad", "defective", "nok"], ANOMALOUS),
-}
-LABEL_NAMES: Mapping[int | None, str] = {NORMAL: "normal", ANOMALOUS: "anomalous", None: "unknown"}
-
-Names = tuple[str, ...]  # of folders, and last of the file, from the layout's root down
-Entry = tuple[Names, Path]  # a picture: its names, and the whole path
+    ok/, normal/, pass/, healthy/ and the like stand for good/ too; upper or lower case makes no difference.
+    Masks of the first three: FOLDER/ground_truth/<defect>/<stem>_mask.png (or <stem>.png, or several with a number
+    behind). masks/, labels/, gt/ and the like stand for ground_truth/ too, and may lie in the folder of the defect;
+    or <stem>_mask.png lies beside <stem>.png."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +54,9 @@ class Dataset:
         description: one sentence for the user: what was recognised and how many of what there are.
         samples: in path order; those of a manifest in its order.
         problems: what a person should look at, one sentence each; nothing here keeps the data from being used.
+        left_out: those of the problems that name pictures, or what one could take for such, that are not in it.
+        mask_problems: those of the problems that are about masks.
+        mask_places: where masks were found, except in the layouts of public sets and tables.
     """
 
     root: Path
@@ -83,6 +64,9 @@ class Dataset:
     description: str
     samples: tuple[Sample, ...] = field(repr=False)
     problems: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    mask_problems: tuple[str, ...] = ()
+    mask_places: tuple[MaskPlace, ...] = ()
 
     def train(self) -> tuple[Sample, ...]:
         """The samples that the data set itself gives to training; none where it has no splits."""
@@ -111,305 +95,233 @@ class Dataset:
         return any(sample.mask is not None for sample in self.samples)
 
 
-def read(path: str | Path) -> Dataset:
+def read(path: str | Path, *, unlabelled: int = NORMAL) -> Dataset:
     """The data set at `path`, its layout recognised: the most specific one that fits.
 
-    `path` is a folder, a table (.csv or .tsv) or one picture. Pictures are listed, not decoded: see `check`. Where a
-    public set is recognised, its problems say what differs from the official counts.
+    `path` is a folder, a table (.csv or .tsv) or one picture. Pictures are listed, not decoded (except a few of what
+    may be masks): see `blemish.data.checking`. Where a public set is recognised, its problems say what differs from
+    the official counts.
 
+    Args:
+        unlabelled: NORMAL, or ANOMALOUS where the caller knows it: what the pictures are where no name of a folder
+            tells good ones from defective ones.
     Raises: DataError when there is nothing at `path`, no picture in it, no telling which are good, for a piece of a
-        layout that is missing, or for rows of a table that cannot be used (listed together with their line numbers);
-        ImageError for a mask that must be looked at (KolektorSDD) and cannot be decoded.
+        layout that is missing, for masks that cannot be told from pictures or from each other, or for rows of a table
+        that cannot be used (listed together with their line numbers); ImageError for a mask that must be looked at
+        (KolektorSDD) and cannot be decoded.
     """
-    dataset = _read(Path(path))
+    dataset = _read(Path(path), unlabelled)
     return replace(dataset, problems=(*dataset.problems, *differences(dataset)))
 
 
-def _read(root: Path) -> Dataset:
+def _read(root: Path, unlabelled: int) -> Dataset:
+    if is_file(root) and root.suffix.lower() in TABLES:
+        table = read_manifest(root)
+        return _dataset(root, "manifest", "manifest", _Found(list(table.samples), problems=list(table.problems)))
     if is_file(root):
-        return _read_manifest(root) if root.suffix.lower() in TABLES else _flat(root, [root])
+        return _flat(root, Divided(pictures=[((root.name,), root)], masks={}, problems=[]), unlabelled)
     if not is_folder(root):
         raise DataError(f"{root}: no such file or folder")
     if name := reader_of(root):
         held = READERS[name].read(root)
-        title = f"{OFFICIAL[name].title} layout"
-        return _dataset(root, name, title, list(held.samples), list(held.problems), held.notes)
+        found = _Found(list(held.samples), problems=list(held.problems))
+        return _dataset(root, name, f"{OFFICIAL[name].title} layout", found, held.notes)
     tree = scan(root)
     if not tree.pictures:
-        raise DataError(f"{root}: no pictures found; files with these suffixes are looked for: {SUFFIXES}")
+        raise DataError(no_pictures(root, tree.left_out))
+    dataset = _read_tree(root, tree, unlabelled)
+    problems = (*_ignored(tree), *tree.left_out, *dataset.problems)
+    return replace(dataset, problems=problems, left_out=(*tree.left_out, *dataset.left_out))
+
+
+def _read_tree(root: Path, tree: Tree, unlabelled: int) -> Dataset:
     entries = [(picture.relative_to(root).parts, picture) for picture in tree.pictures]
     folders = [folder.relative_to(root).parts for folder in tree.folders]
-    problems = _ignored(tree.others)
-    top = {names[0].lower() for names in folders}
-
-    if _is_mvtec(folders):
-        samples, found = _read_labelled(entries, folders, _place_mvtec, category=root.resolve().name)
-        return _dataset(root, "mvtec", "MVTec layout", samples, problems + found)
-    if top & {"train", "test"}:
-        raise _unclear(root, "train/ or test/ without a good/ in it")
-    if top & GOOD_NAMES:
-        samples, found = _read_labelled(entries, folders, _place_beside)
-        return _dataset(root, "good-and-defects", "good/ beside defect folders", samples, problems + found)
-    if categories := sorted(name for name in {names[0] for names in folders} if _is_mvtec(_below(name, folders))):
-        samples, found = _read_categories(entries, folders, categories)
+    shown = [_shown(names) for names in folders]
+    top = {names[0] for names in shown if names}
+    if _is_mvtec(shown):
+        found = _read_labelled(root, entries, folders, _place_mvtec, category=root.resolve().name)
+        return _dataset(root, "mvtec", "MVTec layout", found)
+    if splits := sorted(name for name in top if name.lower() in ("train", "test")):
+        inside = sorted({names[1] for names in shown if len(names) > 1 and names[0] in splits})
+        there = f"; there is {listed(f'{name}/' for name in inside)}" if inside else ""
+        raise _unclear(root, f"train/ or test/ without a good/ in it{there}")
+    if any(meaning(name) == "good" for name in top):
+        found = _read_labelled(root, entries, folders, _place_beside)
+        return _dataset(root, "good-and-defects", "good/ beside defect folders", found)
+    if categories := sorted({names[0] for names in folders if _is_mvtec(_below(names[0], folders))}):
+        found = _read_categories(root, entries, folders, categories)
         title = f"MVTec layout in {counted(len(categories), 'category', 'categories')}"
-        return _dataset(root, "mvtec-root", title, samples, problems + found)
-    for names in folders:
-        if names[-1].lower() in TELLING_NAMES or _has_siblings(names, folders):
-            raise _unclear(root, f"{'/'.join(names)}/ says that not every picture is a good one")
-    return _flat(root, tree.pictures, problems)
+        return _dataset(root, "mvtec-root", title, found)
+    divided = divide(root, entries)
+    if reason := _contradiction(root, divided, unlabelled):
+        raise _unclear(root, reason)
+    return _flat(root, divided, unlabelled)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Check:
-    """What a data set holds and what is wrong with it, with every picture and mask decoded.
+@dataclass(frozen=True)
+class _Found:
+    """Samples, and what there is to say of them; see `Dataset`."""
 
-    Attributes:
-        dataset: as it was recognised.
-        sizes: (H, W) in pixels -> number of pictures, the most frequent first; broken ones are in none.
-        broken: pictures that cannot be decoded.
-        mask_faults: masks that cannot be decoded, differ in size from their picture, are empty for an anomalous
-            picture or mark something in a normal one.
-        duplicates: groups of pictures with the same pixels, except:
-        leaks: groups of pictures with the same pixels in both train and test: what was trained on would be tested on.
-    """
-
-    dataset: Dataset
-    sizes: Mapping[tuple[int, int], int]
-    broken: tuple[Failure, ...] = ()
-    mask_faults: tuple[Failure, ...] = ()
-    duplicates: tuple[tuple[str, ...], ...] = ()
-    leaks: tuple[tuple[str, ...], ...] = ()
-
-    @property
-    def ok(self) -> bool:
-        """Whether nothing is broken, faulty or leaked. Duplicates and the data set's problems are only for notice."""
-        return not (self.broken or self.mask_faults or self.leaks)
-
-    @property
-    def counts(self) -> dict[str, dict[str, int]]:
-        """Pictures by "split", "label", "defect", "category", "group"; "" is what the data set does not say."""
-        samples = self.dataset.samples
-        return {
-            "split": _tally(sample.split for sample in samples),
-            "label": _tally(LABEL_NAMES[sample.label] for sample in samples),
-            "defect": _tally(sample.defect for sample in samples),
-            "category": _tally(sample.category for sample in samples),
-            "group": _tally(sample.group for sample in samples),
-        }
-
-    def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready document."""
-        heights = [height for (height, _), number in self.sizes.items() for _ in range(number)]
-        widths = [width for (_, width), number in self.sizes.items() for _ in range(number)]
-        return {
-            "path": str(self.dataset.root),
-            "layout": self.dataset.layout,
-            "description": self.dataset.description,
-            "ok": self.ok,
-            "pictures": len(self.dataset.samples),
-            "masks": sum(sample.mask is not None for sample in self.dataset.samples),
-            "boxes": sum(len(sample.boxes) for sample in self.dataset.samples),
-            "counts": self.counts,
-            "height": _range(heights),
-            "width": _range(widths),
-            "sizes": [{"height": h, "width": w, "count": number} for (h, w), number in self.sizes.items()],
-            "broken": [failure.to_dict() for failure in self.broken],
-            "mask_faults": [failure.to_dict() for failure in self.mask_faults],
-            "duplicates": [list(group) for group in self.duplicates],
-            "leaks": [list(group) for group in self.leaks],
-            "problems": list(self.dataset.problems),
-        }
+    samples: list[Sample]
+    problems: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    mask_problems: list[str] = field(default_factory=list)
+    mask_places: list[MaskPlace] = field(default_factory=list)
 
 
-def check(path: str | Path, *, progress: Callable[[int, int], None] | None = None) -> Check:
-    """The data set at `path` with every picture and mask decoded. `progress` is called with (done, of).
-
-    Raises: DataError as `read`; MissingExtraError when a picture needs a decoder that is not installed.
-    """
-    dataset = read(path)
-    sizes: Counter[tuple[int, int]] = Counter()
-    broken: list[Failure] = []
-    mask_faults: list[Failure] = []
-    twins: dict[str, list[Sample]] = {}
-    pool = ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1), thread_name_prefix="check")
-    try:
-        for done, (sample, look) in enumerate(zip(dataset.samples, pool.map(_look, dataset.samples), strict=True), 1):
-            if look.fault:
-                broken.append(Failure(source=str(sample.path), reason=look.fault))
-            else:
-                sizes[look.size] += 1
-                twins.setdefault(look.digest, []).append(sample)
-            if look.mask_fault:
-                mask_faults.append(Failure(source=str(sample.mask), reason=look.mask_fault))
-            if progress:
-                progress(done, len(dataset.samples))
-    finally:
-        pool.shutdown(cancel_futures=True)  # after Ctrl-C nothing more is decoded
-    duplicates: list[tuple[str, ...]] = []
-    leaks: list[tuple[str, ...]] = []
-    for group in twins.values():
-        if len(group) > 1:
-            leaked = {"train", "test"} <= {sample.split for sample in group}
-            (leaks if leaked else duplicates).append(tuple(str(sample.path) for sample in group))
-    return Check(
-        dataset=dataset,
-        sizes=dict(sizes.most_common()),
-        broken=tuple(broken),
-        mask_faults=tuple(mask_faults),
-        duplicates=tuple(duplicates),
-        leaks=tuple(leaks),
-    )
+def _shown(names: Names) -> Names:
+    """Folders without those that say only that pictures are in them: good for good/images/."""
+    return tuple(name for name in names if meaning(name) != "images")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Look:
-    """What decoding one sample showed; without a fault there are a size and a digest."""
-
-    size: tuple[int, int] = (0, 0)
-    digest: str = ""
-    fault: str = ""
-    mask_fault: str = ""
-
-
-def _look(sample: Sample) -> _Look:
-    try:
-        picture = decode(sample.path)
-    except ImageError as error:
-        return _Look(fault=error.reason)
-    mask_fault = "" if sample.mask is None else _mask_fault(sample.mask, sample.label, picture.size)
-    return _Look(size=picture.size, digest=picture.digest, mask_fault=mask_fault)
-
-
-def _mask_fault(path: Path, label: int | None, size: tuple[int, int]) -> str:
-    try:
-        mask = decode_mask(path)
-    except ImageError as error:
-        return error.reason
-    height, width = mask.shape
-    if (height, width) != size:
-        return f"is {height}×{width} pixels, its picture {size[0]}×{size[1]}"
-    if label == ANOMALOUS and not mask.any():
-        return "is empty, but its picture is anomalous"
-    if label == NORMAL and mask.any():
-        return "marks something, but its picture is normal"
-    return ""
-
-
-def _tally(values: Iterable[str]) -> dict[str, int]:
-    return dict(sorted(Counter(values).items()))
-
-
-def _range(lengths: list[int]) -> dict[str, float] | None:
-    """Minimum, median and maximum; None where no picture could be decoded."""
-    if not lengths:
-        return None
-    return {"min": min(lengths), "median": statistics.median(lengths), "max": max(lengths)}
-
-
-def write_manifest(path: str | Path, samples: Iterable[Sample]) -> Path:
-    """A manifest table of the samples at `path`, in their order; an existing file is replaced at once or not at all.
-
-    Paths are written as they are in the samples: relative ones are later read from the table's folder. Boxes are not
-    written: a row has no place for any number of them.
-
-    Raises: OutputError when it cannot be written.
-    """
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(COLUMNS)
-    for sample in samples:
-        label = "" if sample.label is None else sample.label
-        known = [sample.split, sample.category, sample.defect, sample.group]
-        table.writerow([sample.path, label, sample.mask or "", *known])
-    return write_whole(path, text.getvalue().encode("utf-8", "surrogateescape"))
-
-
-def _is_mvtec(folders: Iterable[Names]) -> bool:
+def _is_mvtec(shown: Iterable[Names]) -> bool:
     """Whether there is train/good, or a test/good without any train/."""
-    pairs = {(names[0].lower(), names[1].lower()) for names in folders if len(names) == 2}
-    splits = {split for split, name in pairs if name in GOOD_NAMES}
+    pairs = {(names[0].lower(), meaning(names[1])) for names in shown if len(names) == 2}
+    splits = {split for split, said in pairs if said == "good"}
     return "train" in splits or ("test" in splits and all(split != "train" for split, _ in pairs))
 
 
 def _below(name: str, folders: Iterable[Names]) -> list[Names]:
-    return [names[1:] for names in folders if names[0] == name and len(names) > 1]
+    return [_shown(names[1:]) for names in folders if names[0] == name and len(names) > 1]
 
 
-def _has_siblings(names: Names, folders: Iterable[Names]) -> bool:
-    """Whether this is a good/ with other folders beside it."""
-    beside = (other[-1].lower() for other in folders if other[:-1] == names[:-1])
-    return names[-1].lower() in GOOD_NAMES and any(name not in GOOD_NAMES for name in beside)
+def _contradiction(root: Path, divided: Divided, unlabelled: int) -> str:
+    """Which name says that the pictures are not all of one kind; "" where none does."""
+    beside: dict[Names, set[str]] = defaultdict(set)  # folder -> those with pictures in it
+    for names, _ in divided.pictures:
+        for depth, name in enumerate(names[:-1]):
+            beside[names[:depth]].add(name)
+    for above, held in sorted(beside.items()):
+        said = {name: "" if is_label(name) else meaning(name) for name in sorted(held)}
+        telling = ["split"] if unlabelled == ANOMALOUS else ["split", "unclear"]
+        for name, what in said.items():
+            bad = unlabelled == NORMAL and not is_label(name) and says_bad(name)
+            if bad or what in telling or (what == "good" and set(said.values()) - {"good", "images"}):
+                reason = "says that not every picture is a good one; call the folder of the good ones good/"
+                if what == "unclear":
+                    reason = "may be the good ones or the others; call them good/ and bad/"
+                return f"{'/'.join((*above, name))}/ {reason}"
+        own = [name for name, what in said.items() if not what]
+        if unlabelled == NORMAL and len(own) > 1 and not is_series(own) and meaning(root.resolve().name) != "good":
+            return (
+                f"{listed(f'{name}/' for name in own)} beside each other may be kinds of defects; where all pictures "
+                "are good, move these folders into one called good/, or name each of them: then they are categories"
+            )
+    if unlabelled == NORMAL and divided.masks:
+        return (
+            f"there are masks in {listed(divided.masks)}, so that some pictures show defects; put those, with their "
+            "masks, into a folder beside good/"
+        )
+    return ""
 
 
-def _flat(root: Path, pictures: Iterable[Path], problems: Iterable[str] = ()) -> Dataset:
-    samples = tuple(Sample(path=picture, label=NORMAL, defect=GOOD) for picture in pictures)
-    description = f"flat layout: {counted(len(samples), 'picture')}, all taken as good"
-    return Dataset(root=root, layout="flat", description=description, samples=samples, problems=tuple(problems))
+def _flat(root: Path, divided: Divided, unlabelled: int) -> Dataset:
+    found = _Found([], problems=divided.problems)
+    number = counted(len(divided.pictures), "picture")
+    if unlabelled == NORMAL:
+        samples = [Sample(path=path, label=NORMAL, defect=GOOD) for _, path in divided.pictures]
+        called = root.resolve().name
+        although = f", although the folder is called {called}" if not is_file(root) and says_bad(called) else ""
+        description = f"flat layout: {number}, all taken as good{although}"
+    else:
+        above = root.resolve().parts if is_folder(root) else root.resolve().parent.parts
+        placed = [
+            (names, Sample(path=path, label=ANOMALOUS, defect=_kind((*above, *names[:-1]))))
+            for names, path in divided.pictures
+        ]
+        samples = _with_masks(found, divided, placed)
+        masks = ", masks" if any(sample.mask for sample in samples) else ""
+        description = f"flat layout: {number}, all taken as defective{masks}"
+    return Dataset(
+        root=root,
+        layout="flat",
+        description=description,
+        samples=tuple(samples),
+        problems=(*found.problems, *found.mask_problems),
+        mask_problems=tuple(found.mask_problems),
+        mask_places=tuple(found.mask_places),
+    )
+
+
+def _kind(folders: Sequence[str]) -> str:
+    """The name of a kind of defect: that of the folder, or of one above it where it says only that images are in it."""
+    return next((name for name in reversed(folders) if meaning(name) != "images"), folders[-1])
 
 
 def _place_mvtec(names: Names) -> tuple[str, Names] | None:
     """(split, names from good/ or the defect folder down) of a picture in the MVTec layout; None if it is outside."""
-    match tuple(name.lower() for name in names):
-        case ("test", _, _):
-            return "test", names[1:]
-        case ("train", good, _) if good in GOOD_NAMES:
-            return "train", names[1:]
+    shown = (*_shown(names[:-1]), names[-1])
+    if len(shown) > 2 and shown[0].lower() in ("train", "test"):
+        split = shown[0].lower()
+        if split == "test" or meaning(shown[1]) == "good":
+            return split, shown[1:]
     return None
 
 
 def _place_beside(names: Names) -> tuple[str, Names] | None:
-    """The same for good/ beside defect folders, which have no splits and are read to any depth."""
-    return ("", names) if len(names) > 1 else None
+    """The same for good/ beside defect folders, which have no splits."""
+    shown = (*_shown(names[:-1]), names[-1])
+    return ("", shown) if len(shown) > 1 else None
 
 
 def _read_labelled(
-    entries: Iterable[Entry],
+    root: Path,
+    entries: Sequence[Entry],
     folders: Iterable[Names],
     place: Callable[[Names], tuple[str, Names] | None],
     category: str = "",
-) -> tuple[list[Sample], list[str]]:
+) -> _Found:
     """Samples with their labels by folder and their masks, and the problems met."""
-    placed: list[tuple[Names, Sample]] = []
-    masks: dict[Names, Path] = {}
-    strays: list[Path] = []
-    filled: set[Names] = set()
-    for names, path in entries:
-        filled.update(names[:depth] for depth in range(1, len(names)))
-        if names[0].lower() == MASKS:
-            masks[(*names[1:-1], path.stem)] = path
-        elif (found := place(names)) is None:
-            strays.append(path)
-        else:
-            split, inside = found
-            good = inside[0].lower() in GOOD_NAMES
-            label, defect = (NORMAL, GOOD) if good else (ANOMALOUS, inside[0])
-            sample = Sample(path=path, label=label, split=split, category=category, defect=defect)
-            placed.append(((*inside[:-1], path.stem), sample))
-
-    problems: list[str] = []
+    divided = divide(root, entries)
+    found = _Found([], problems=divided.problems)
+    filled = {names[:depth] for names, _ in entries for depth in range(1, len(names))}
     for names in folders:
-        found = place((*names, "picture"))
-        if found and len(found[1]) == 2 and names[0].lower() != MASKS and names not in filled:
-            problems.append(f"{'/'.join(names)}/ holds no pictures")
+        placed_at = place((*names, "picture"))
+        called = {meaning(name) for name in names}
+        if placed_at and len(placed_at[1]) == 2 and not called & {"mask", "images"} and names not in filled:
+            found.problems.append(f"{'/'.join(names)}/ holds no pictures")
+    placed: list[tuple[Names, Sample]] = []
+    strays: list[Path] = []
+    for names, path in divided.pictures:
+        at = place(names)
+        if at is None:
+            strays.append(path)
+            continue
+        split, inside = at
+        said = meaning(inside[0])
+        if said == "split" or (said == "good" and any(says_bad(name) for name in inside[1:-1])):
+            what = "is neither good nor a kind of defect" if said == "split" else "is called good and bad"
+            raise _unclear(root, f"{'/'.join(names[:-1])}/ {what}; move it away")
+        label, defect = (NORMAL, GOOD) if said == "good" else (ANOMALOUS, inside[0])
+        placed.append((names, Sample(path=path, label=label, split=split, category=category, defect=defect)))
+    loose = [path for path in strays if path.relative_to(root).parts[0].lower() == "train"]
+    if loose and not any(sample.split == "train" for _, sample in placed):
+        raise _unclear(
+            root, f"train/ holds {counted(len(loose), 'picture')}, but no good/; where all are good, move them there"
+        )
     if strays:
-        problems.append(f"{counted(len(strays), 'picture')} outside of the layout's folders ignored: {listed(strays)}")
+        found.left_out.append(
+            f"{counted(len(strays), 'picture')} outside of the layout's folders ignored: {listed(strays)}"
+        )
+    return replace(found, samples=_with_masks(found, divided, placed))
 
-    samples: list[Sample] = []
-    for key, sample in placed:
-        mask = None
-        if sample.label == ANOMALOUS:  # a normal picture's mask is all zero and needs no file
-            mask = masks.pop((*key[:-1], f"{key[-1]}_mask"), None) or masks.pop(key, None)
-        samples.append(replace(sample, mask=mask))
-    unused = [mask for key, mask in masks.items() if key[0].lower() not in GOOD_NAMES]
-    if unused:
-        problems.append(f"{counted(len(unused), 'mask')} without a picture: {listed(unused)}")
-    return samples, problems
+
+def _with_masks(found: _Found, divided: Divided, placed: Sequence[tuple[Names, Sample]]) -> list[Sample]:
+    """The samples with their masks; what there is to say of these goes into `found`."""
+    masks, places = pair(divided.masks, placed)
+    found.mask_places.extend(places)
+    if unused := [path for place in places for path in place.unpaired]:
+        found.mask_problems.append(f"{counted(len(unused), 'mask')} without a picture: {listed(unused)}")
+    return [
+        replace(sample, mask=own[0], more_masks=own[1:]) if (own := masks.get(sample.path)) else sample
+        for _, sample in placed
+    ]
 
 
 def _read_categories(
-    entries: Iterable[Entry], folders: Iterable[Names], categories: Iterable[str]
-) -> tuple[list[Sample], list[str]]:
+    root: Path, entries: Iterable[Entry], folders: Sequence[Names], categories: Iterable[str]
+) -> _Found:
     inside: dict[str, list[Entry]] = {category: [] for category in categories}
     strays: list[Path] = []
     for names, path in entries:
@@ -417,86 +329,31 @@ def _read_categories(
             inside[names[0]].append((names[1:], path))
         else:
             strays.append(path)
-    samples: list[Sample] = []
-    problems: list[str] = []
+    found = _Found([])
     for category, below in inside.items():
-        more, found = _read_labelled(below, _below(category, folders), _place_mvtec, category)
-        samples += more
-        problems += [f"{category}: {problem}" for problem in found]
+        own = [names[1:] for names in folders if names[0] == category and len(names) > 1]
+        more = _read_labelled(root / category, below, own, _place_mvtec, category)
+        found.samples.extend(more.samples)
+        for kind in ("problems", "left_out", "mask_problems"):
+            getattr(found, kind).extend(f"{category}: {problem}" for problem in getattr(more, kind))
+        found.mask_places.extend(replace(each, place=f"{category}/{each.place}") for each in more.mask_places)
     if strays:
-        problems.append(f"{counted(len(strays), 'picture')} outside of the MVTec folders ignored: {listed(strays)}")
-    return samples, problems
+        found.left_out.append(
+            f"{counted(len(strays), 'picture')} outside of the MVTec folders ignored: {listed(strays)}"
+        )
+    return found
 
 
-def _read_manifest(path: Path) -> Dataset:
-    rows = read_rows(path)
-    columns = [cell.lower() for cell in next(rows, (1, []))[1]]
-    if "path" not in columns or len(set(columns)) < len(columns):
-        named = ", ".join(columns) or "nothing"
-        raise DataError(f"{path}: the first line must name a column path, and no column twice; it has {named}")
-    samples: list[Sample] = []
-    faults: list[str] = []
-    lines: dict[Path, int] = {}  # picture -> the line that names it
-    for line, cells in rows:
-        try:
-            sample = _read_row(columns, cells, path.parent)
-            if sample.path in lines:
-                raise ValueError(f"{sample.path} is listed already on line {lines[sample.path]}")
-        except ValueError as error:
-            faults.append(f"line {line}: {error}")
-        else:
-            lines[sample.path] = line
-            samples.append(sample)
-    refuse(path, faults)
-    unknown = sorted(set(columns) - set(COLUMNS) - {""})
-    problems = [f"columns not known and not read: {', '.join(unknown)}"] if unknown else []
-    return _dataset(path, "manifest", "manifest", samples, problems)
-
-
-def _read_row(columns: list[str], cells: list[str], folder: Path) -> Sample:
-    """The sample of one row. Raises ValueError that says what is wrong with it."""
-    if len(cells) > len(columns) and any(cells[len(columns) :]):
-        raise ValueError(f"{len(cells)} cells under {len(columns)} columns")
-    row = {**dict.fromkeys(COLUMNS, ""), **dict(zip(columns, cells, strict=False))}
-    if not row["path"]:
-        raise ValueError("the path is empty")
-    picture = folder / row["path"]
-    mask = folder / row["mask"] if row["mask"] else None
-    if not is_file(picture):
-        raise ValueError(f"there is no file {picture}")
-    if mask and not is_file(mask):
-        raise ValueError(f"there is no mask file {mask}")
-    if row["label"].lower() not in LABELS:
-        raise ValueError(f"label {row['label']!r} is none of {', '.join(filter(None, LABELS))} or empty")
-    label = LABELS[row["label"].lower()]
-    if row["split"].lower() not in SPLITS:
-        raise ValueError(f"split {row['split']!r} is neither train nor test nor empty")
-    defect = row["defect"]
-    if defect.lower() in GOOD_NAMES or (label == NORMAL and not defect):
-        defect = GOOD
-    if label is not None and (label == NORMAL) != (defect == GOOD):
-        raise ValueError(f"label {row['label']!r} and defect {row['defect']!r} contradict each other")
-    return Sample(
-        path=picture,
-        label=label,
-        mask=mask,
-        split=row["split"].lower(),
-        category=row["category"],
-        defect=defect,
-        group=row["group"],
-    )
-
-
-def _dataset(
-    root: Path, layout: str, title: str, samples: list[Sample], problems: list[str], notes: Iterable[str] = ()
-) -> Dataset:
+def _dataset(root: Path, layout: str, title: str, found: _Found, notes: Iterable[str] = ()) -> Dataset:
     """The data set with its description; the problems that show in any layout are added."""
+    samples = found.samples
     if not samples:
         raise DataError(f"{root}: read as {title}, but it names no picture where that layout has them\n\n{TREES}")
     masked, boxed = any(sample.mask for sample in samples), any(sample.boxes for sample in samples)
     bare = [s.path for s in samples if s.label == ANOMALOUS and s.mask is None and not s.boxes]
+    mask_problems = list(found.mask_problems)
     if masked and bare:
-        problems = [*problems, f"{counted(len(bare), 'anomalous picture')} without a mask: {listed(bare)}"]
+        mask_problems.append(f"{counted(len(bare), 'anomalous picture')} without a mask: {listed(bare)}")
     parts = [_describe([sample for sample in samples if sample.split == split], split) for split in SPLITS]
     places = {"masks": masked, "boxes": boxed, "no masks": bare and not masked and not boxed}
     described = ", ".join([*filter(None, parts), *(name for name, there in places.items() if there)])
@@ -505,7 +362,10 @@ def _dataset(
         layout=layout,
         description="; ".join([f"{title}: {described}", *notes]),
         samples=tuple(samples),
-        problems=tuple(problems),
+        problems=(*found.problems, *found.left_out, *mask_problems),
+        left_out=tuple(found.left_out),
+        mask_problems=tuple(mask_problems),
+        mask_places=tuple(found.mask_places),
     )
 
 
@@ -526,8 +386,8 @@ def _describe(samples: list[Sample], split: str) -> str:
     return f"{total} ({', '.join(present)})"
 
 
-def _ignored(others: Iterable[Path]) -> list[str]:
-    others = list(others)
+def _ignored(tree: Tree) -> list[str]:
+    others = list(tree.others)
     problems = [f"{counted(len(others), 'file')} with other suffixes ignored: {listed(others)}"] if others else []
     tables = [path for path in others if path.suffix.lower() in TABLES]
     if tables:

@@ -8,19 +8,58 @@ from collections.abc import Iterable
 import cv2
 import numpy as np
 
+from blemish.errors import ImageError
 from blemish.images import decode_mask
-from blemish.types import Sample
+from blemish.types import ANOMALOUS, NORMAL, Sample
 
 
-def marked(sample: Sample, height: int, width: int) -> np.ndarray | None:
+def marked(sample: Sample, height: int, width: int, *, mask: np.ndarray | None = None) -> np.ndarray | None:
     """Where its defects are: bool H×W by its mask (nearest) or else its boxes; None where neither is known.
 
+    Args:
+        mask: as of `read_mask`, where it has been read already.
     Raises: ImageError for a mask that cannot be read.
     """
     if sample.mask is None:
         return _filled(sample.boxes, height, width) if sample.boxes else None
-    mask = decode_mask(sample.mask).astype(np.uint8)
+    mask = (read_mask(sample) if mask is None else mask).astype(np.uint8)
     return np.asarray(cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST), dtype=bool)
+
+
+def read_mask(sample: Sample) -> np.ndarray:
+    """What any of its masks marks: bool H×W, at the masks' own size.
+
+    Raises: ImageError for one that cannot be read, or has another size than the others.
+    """
+    first, *others = sample.masks
+    whole = decode_mask(first)
+    for path in others:
+        mask = decode_mask(path)
+        if mask.shape != whole.shape:
+            (height, width), (high, wide) = mask.shape, whole.shape
+            same = f"{first.name} of the same picture {high}×{wide}"
+            raise ImageError(path, f"is {height}×{width} pixels, and {same}")
+        whole = whole | mask
+    return whole
+
+
+def fault_of(mask: np.ndarray, label: int | None, size: tuple[int, int]) -> str:
+    """What is wrong with a mask (bool H×W) that can be read; "" where nothing is.
+
+    Args:
+        label, size: of its picture, (H, W).
+    """
+    height, width = mask.shape
+    if (height, width) != size:
+        # Other than by the rounding of a side to whole pixels.
+        stretched = abs(height * size[1] - width * size[0]) > max(*size, height, width)
+        how = "; in another shape, it is stretched over it" if stretched else ""
+        return f"is {height}×{width} pixels, its picture {size[0]}×{size[1]}{how}"
+    if label == ANOMALOUS and not mask.any():
+        return "is empty, but its picture is anomalous"
+    if label == NORMAL and mask.any():
+        return "marks something, but its picture is normal"
+    return ""
 
 
 def is_placed(sample: Sample) -> bool:

@@ -15,7 +15,7 @@ import importlib.util
 from dataclasses import replace
 from pathlib import Path
 
-from blemish.data.layouts import write_manifest
+from blemish.data.manifest import write_manifest
 from blemish.data.splits import few_shot, hold_out
 from blemish.data.unsplit import TEST_FRACTION, elpv_cells
 from blemish.errors import ConfigError, MissingExtraError

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -16,20 +17,24 @@ _FAULTS_SHOWN = 10
 def read_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     """(line number, cells without the space around them): the first line whatever it holds, then rows that hold some.
 
-    Cells are divided by whichever of comma, semicolon and tab the first line has most of.
+    Cells are divided by whichever of comma, semicolon and tab the first line has most of. A line "sep=;" before it,
+    which Excel writes and reads, says so itself.
 
     Raises: DataError when the file cannot be read or is no CSV in UTF-8.
     """
     text = read_text(path)
+    skipped = 0
+    if told := re.match(r"sep=([,;\t])\r?\n", text, re.IGNORECASE):
+        text, skipped = text[told.end() :], 1
     header = text.partition("\n")[0]
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=header.count))
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=told[1] if told else max(",;\t", key=header.count))
     try:
         for cells in rows:
             cells = [cell.strip() for cell in cells]
             if rows.line_num == 1 or any(cells):
-                yield rows.line_num, cells
+                yield rows.line_num + skipped, cells
     except csv.Error as error:
-        raise DataError(f"{path}: line {rows.line_num} is not CSV ({error})") from error
+        raise DataError(f"{path}: line {rows.line_num + skipped} is not CSV ({error})") from error
 
 
 def first_line(path: Path) -> str:

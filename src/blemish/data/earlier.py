@@ -1,0 +1,59 @@
+"""What blemish has written itself: pictures that are results of an earlier run, none of parts."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Collection
+from pathlib import Path
+
+# Folders of a result, by the files beside them of which one is enough to know them.
+_FOLDERS = {"overlays": ("predictions.jsonl", "run.json"), "worst": ("evaluation.json",)}
+_FIGURES = (("histogram", "embedding", "gallery"), ("histograms", "embeddings", "comparison"))
+_SHEET = "contact-sheet.png"
+
+
+def is_result_folder(folder: Path, name: str, beside: Collection[str]) -> bool:
+    """Whether all pictures in `folder`/`name`, with these names beside it, were written by an earlier run."""
+    if name not in _FOLDERS:
+        return _holds_simulated(folder / name)
+    signs = [sign for sign in _FOLDERS[name] if sign in beside]
+    return any(_is_ours(folder / sign) for sign in signs)
+
+
+def is_result(name: str, beside: Collection[str]) -> bool:
+    """Whether the picture of this name, with these names beside it, was written by an earlier run.
+
+    Example:
+        >>> is_result("part.health.png", ["part.blemish", "part.log.jsonl"]), is_result("gallery.png", ["001.png"])
+        (True, False)
+    """
+    if not name.endswith(".png"):
+        return False
+    stem = name.removesuffix(".png")
+    if stem.startswith("contact-sheet"):
+        return _SHEET in beside and any(other.endswith("_mask.png") for other in beside)
+    if stem.endswith(".health"):
+        return f"{stem.removesuffix('.health')}.log.jsonl" in beside
+    return any(
+        stem.partition("-")[0] in figures and all(f"{figure}.png" in beside for figure in figures[:2])
+        for figures in _FIGURES
+    )
+
+
+def _holds_simulated(folder: Path) -> bool:
+    """Whether these are synthetic anomalies of `blemish simulate`."""
+    if not os.path.lexists(folder / _SHEET):
+        return False
+    return any(folder.glob("1_*_mask.png"))
+
+
+def _is_ours(sign: Path) -> bool:
+    """Whether a file is one of blemish's; predictions.jsonl is by its name alone, and may be of any length."""
+    if sign.suffix == ".jsonl":
+        return True
+    try:
+        told = json.loads(sign.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(told, dict) and ({"artifact", "precision"} <= told.keys() or {"counts", "rows"} <= told.keys())

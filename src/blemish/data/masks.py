@@ -1,0 +1,301 @@
+"""Which files of a data set are masks, and which pictures they belong to.
+
+A mask lies in a folder that is called as masks are (ground_truth/, masks/, NG_mask/, …), anywhere in the tree, or
+beside its picture (000_mask.png beside 000.png, 000.png beside 000.jpg). Names alone do not decide: except in
+ground_truth/, a few of the files are looked at, as a defect may be called "label", too.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from blemish.data.names import SURE_MASKS, compact, is_label, mask_owner, meaning
+from blemish.data.phrases import listed
+from blemish.errors import BlemishError, DataError
+from blemish.images import decode
+from blemish.types import ANOMALOUS, Sample
+
+Names = tuple[str, ...]  # of folders, and last of the file, from the layout's root down
+Entry = tuple[Names, Path]  # a picture: its names, and the whole path
+Look = Literal["mask", "picture", "either", "broken"]
+
+_LOOKED_AT = 4  # files of each place
+_MASK = "masks?|gts?|ground[ _-]?truths?|seg(?:mentation)?s?|anno(?:t|tation)?s?"
+_NUMBER = r"(?:[ _.-]*\(?\d+\)?)?"  # of several masks of a picture
+_SHOWN = "(?:image|img|rgb|photo|pic|picture|input|orig|original)s?"
+_BY_WORD = {
+    "mask": re.compile(rf"(?P<stem>.+?)[ _.-]+(?:{_MASK}){_NUMBER}|(?:{_MASK})[ _.-]+(?P<after>.+)"),
+    "label": re.compile(rf"(?P<stem>.+?)[ _.-]+labels?{_NUMBER}|labels?[ _.-]+(?P<after>.+)"),
+}
+_NUMBERED = re.compile(r"(?P<stem>.+?)[ _.-]+\(?\d+\)?")
+_BARE = re.compile(rf"^{_SHOWN}[ _.-]+|[ _.-]+{_SHOWN}$")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskPlace:
+    """Where masks were found.
+
+    Attributes:
+        place: a folder ("MASK/"), or what they are called beside their pictures ("bad/*_mask").
+        masks: how many there are.
+        paired: how many of them belong to an anomalous picture.
+        of_good: how many belong to a good picture, which needs none.
+        unpaired: those that belong to no picture.
+    """
+
+    place: str
+    masks: int
+    paired: int
+    of_good: int
+    unpaired: tuple[Path, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready document."""
+        return {**vars(self), "unpaired": [str(path) for path in self.unpaired]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Divided:
+    """What was found in a folder.
+
+    Attributes:
+        pictures: in path order.
+        masks: by the place where they lie, as in `MaskPlace`.
+        problems: what a person should look at, one sentence each.
+    """
+
+    pictures: list[Entry]
+    masks: Mapping[str, list[Entry]]
+    problems: list[str]
+
+
+def divide(root: Path, entries: Iterable[Entry]) -> Divided:
+    """Pictures and masks apart.
+
+    Raises: DataError for a folder that is called as masks are and holds pictures, or where nothing tells which.
+    """
+    pictures: list[Entry] = []
+    in_folders: dict[Names, list[Entry]] = defaultdict(list)
+    entries = list(entries)
+    owners = _owners(entries)
+    for entry in entries:
+        (in_folders[found] if (found := _mask_folder(entry[0], owners)) else pictures).append(entry)
+    pictures, masks = _beside(pictures)
+    problems: list[str] = []
+    for names, held in sorted(in_folders.items()):
+        place = f"{'/'.join(names)}/"
+        look = "mask" if compact(names[-1]) in SURE_MASKS else look_of(held, pictures)
+        called_label = is_label(names[-1])
+        if called_label and look in ("picture", "broken"):
+            problems.append(f"{place} holds pictures, not masks: taken for a kind of defect")
+            pictures += held
+        elif look == "picture" or (called_label and look == "either"):
+            are = "pictures" if look == "picture" else "either masks or black and white pictures"
+            raise DataError(
+                f"{root / place}: its name says masks, but it holds {are} (as {held[0][1].name}); "
+                "where they are masks, save them with 0 and 255 in a folder called masks/; where they are pictures "
+                "of a kind of defect, rename the folder; else move it away"
+            )
+        else:
+            masks[place] = held
+    return Divided(pictures=sorted(pictures, key=lambda entry: entry[1]), masks=masks, problems=problems)
+
+
+def look_of(entries: Sequence[Entry], pictures: Sequence[Entry]) -> Look:
+    """What a few of the files look like; "either" where the pictures beside them look like masks, too."""
+    looks = _looks(entries)
+    if "picture" in looks:
+        return "picture"
+    if "mask" not in looks:
+        return "broken"
+    return "either" if _looks(pictures) - {"broken"} == {"mask"} else "mask"
+
+
+def pair(
+    masks: Mapping[str, list[Entry]], placed: Sequence[tuple[Names, Sample]]
+) -> tuple[dict[Path, tuple[Path, ...]], list[MaskPlace]]:
+    """The masks of each anomalous picture, by its path, and how many of each place found one.
+
+    A mask is its picture's by stem, and by the folders above: theirs are the same ones, whatever says only that masks
+    or images are in it left out; or else the mask's are some of the picture's (MASK/000.png of NG/000.png).
+
+    Args:
+        placed: the pictures with their names from the root down.
+    Raises: DataError where a mask may belong to several anomalous pictures.
+    """
+    index: dict[str, list[tuple[Names, Sample]]] = defaultdict(list)
+    for names, sample in placed:
+        stem = Path(names[-1]).stem.lower()
+        for key in {stem, _BARE.sub("", stem)}:
+            index[key].append((_above(names), sample))
+    of: dict[Path, list[Path]] = defaultdict(list)
+    places: list[MaskPlace] = []
+    for place, found in masks.items():
+        unpaired: list[Path] = []
+        of_good = 0
+        for names, path in found:
+            owners = _pictures_of(names, index)
+            defective = [sample.path for sample in owners if sample.label == ANOMALOUS]
+            if len(defective) > 1:
+                raise DataError(
+                    f"{path}: may be the mask of {listed(defective)}; put the masks of each kind of defect into a "
+                    "folder of its name, as in masks/scratch/"
+                )
+            if defective:
+                of[defective[0]].append(path)
+            elif owners or any(meaning(name) == "good" for name in names[:-1]):
+                of_good += 1
+            else:
+                unpaired.append(path)
+        paired = len(found) - of_good - len(unpaired)
+        places.append(
+            MaskPlace(place=place, masks=len(found), paired=paired, of_good=of_good, unpaired=tuple(unpaired))
+        )
+    return {picture: tuple(sorted(paths)) for picture, paths in of.items()}, places
+
+
+def _pictures_of(names: Names, index: Mapping[str, list[tuple[Names, Sample]]]) -> list[Sample]:
+    """The pictures that a mask of these names may belong to, of the likeliest kind."""
+    above = _above(names)
+    tries = [(stem, above) for stem in _stems(Path(names[-1]).stem.lower())]
+    tries += [(above[-1].lower(), above[:-1])] if above else []  # ground_truth/dent/000/001.png of test/dent/000.png
+    for stem, folders in tries:
+        held = index.get(stem, [])
+        for agree in (_are_the_same, _are_alike, _are_part):
+            if found := [sample for other, sample in held if agree(folders, other)]:
+                return found
+    return []
+
+
+def _above(names: Names) -> Names:
+    """The folders above a file that say what it shows: NG for NG/masks/0.png and NG_mask/0.png."""
+    told = [name if (owner := mask_owner(name)) is None else owner for name in names[:-1]]
+    return tuple(name for name in told if name and meaning(name) not in ("images", "split"))
+
+
+def _are_the_same(folders: Names, others: Names) -> bool:
+    return list(map(compact, folders)) == list(map(compact, others))
+
+
+def _are_alike(folders: Names, others: Names) -> bool:
+    """With one name for the good ones, and one for bad ones: masks/bad/0.png is of NG/0.png."""
+    return _general(folders) == _general(others)
+
+
+def _are_part(folders: Names, others: Names) -> bool:
+    """Whether they are some of the others, in their order."""
+    rest = iter(_general(others))
+    return all(name in rest for name in _general(folders))
+
+
+def _general(folders: Names) -> list[str]:
+    return [said if (said := meaning(name)) in ("good", "bad") else compact(name) for name in folders]
+
+
+def _stems(stem: str) -> list[str]:
+    """The stems that the picture of a mask may have, the likeliest first."""
+    named = [_base(stem, word) for word in _BY_WORD]
+    numbered = _NUMBERED.fullmatch(stem)
+    return [each for each in (*named, stem, numbered and numbered["stem"]) if each]
+
+
+def _base(stem: str, word: str) -> str:
+    """000 for 000_mask, mask_000 and 000_mask_2; "" where a stem does not speak of masks."""
+    found = _BY_WORD[word].fullmatch(stem)
+    return (found["stem"] or found["after"]) if found else ""
+
+
+def _owners(entries: Iterable[Entry]) -> dict[Names, set[str]]:
+    """By folder, the names of those in it: scratch_mask/ holds masks where there is a scratch/ beside it."""
+    inside: dict[Names, set[str]] = defaultdict(set)
+    for names, _ in entries:
+        for depth, name in enumerate(names[:-1]):
+            inside[names[:depth]].add(compact(name))
+    return inside
+
+
+def _mask_folder(names: Names, beside: Mapping[Names, set[str]]) -> Names:
+    """The folder of masks that a file lies in; () where it does not."""
+    for depth, name in enumerate(names[:-1]):
+        owner = mask_owner(name)
+        if meaning(name) == "mask" or (owner and owner in beside[names[:depth]]):
+            return names[: depth + 1]
+    return ()
+
+
+def _beside(entries: Iterable[Entry]) -> tuple[list[Entry], dict[str, list[Entry]]]:
+    """The pictures, and the masks that lie beside them, by the place that they lie in."""
+    by_folder: dict[Names, list[Entry]] = defaultdict(list)
+    for entry in entries:
+        by_folder[entry[0][:-1]].append(entry)
+    pictures: list[Entry] = []
+    masks: dict[str, list[Entry]] = {}
+    for folder, held in by_folder.items():
+        here = "".join(f"{name}/" for name in folder)
+        for word in _BY_WORD:
+            held, found = _named_beside(held, word)
+            masks |= {f"{here}*_{word}": found} if found else {}
+        for suffix in sorted({path.suffix for _, path in held}):
+            held, found = _of_the_same_stem(held, suffix)
+            masks |= {f"{here}*{suffix}": found} if found else {}
+        pictures += held
+    return pictures, masks
+
+
+def _named_beside(held: list[Entry], word: str) -> tuple[list[Entry], list[Entry]]:
+    """Pictures and masks of a folder where these are called after their pictures, with the word."""
+    called = [entry for entry in held if _base(entry[1].stem.lower(), word)]
+    if not called:
+        return held, []
+    names = {path for _, path in called}
+    others = [entry for entry in held if entry[1] not in names]
+    stems = {key for _, path in others for key in (path.stem.lower(), _BARE.sub("", path.stem.lower()))}
+    owned = [entry for entry in called if _base(entry[1].stem.lower(), word) in stems]
+    if word == "label" and not owned:
+        return held, []
+    look = look_of(called, others)
+    # A broken file is a mask only by its name; what looks like one and belongs to no picture is one, too.
+    if look == "mask" or (word == "mask" and owned and look != "picture"):
+        return others, called
+    return held, []
+
+
+def _of_the_same_stem(held: list[Entry], suffix: str) -> tuple[list[Entry], list[Entry]]:
+    """Pictures and masks of a folder where these differ from their pictures by the suffix alone."""
+    others = {path.stem for _, path in held if path.suffix != suffix}
+    called = [entry for entry in held if entry[1].suffix == suffix and entry[1].stem in others]
+    if not called:
+        return held, []
+    taken = {path for _, path in called}
+    stems = {path.stem for path in taken}
+    twins = [entry for entry in held if entry[1].suffix != suffix and entry[1].stem in stems]
+    if look_of(called, twins) != "mask":
+        return held, []
+    return [entry for entry in held if entry[1] not in taken], called
+
+
+def _looks(entries: Sequence[Entry]) -> set[Look]:
+    """Of a few of the files, evenly spread."""
+    step = max(1, len(entries) // _LOOKED_AT)
+    return {_look(path) for _, path in entries[::step][:_LOOKED_AT]}
+
+
+def _look(path: Path) -> Look:
+    """A mask has few values; one that was saved as JPEG has few that are frequent."""
+    try:
+        pixels = decode(path).as_uint8()
+    except BlemishError:
+        return "broken"
+    height, width = pixels.shape[:2]
+    some = pixels[:: max(1, height // 256), :: max(1, width // 256)].reshape(-1, 3).astype(np.uint32)
+    _, counts = np.unique(some @ np.array([1, 256, 65536], np.uint32), return_counts=True)
+    few = len(counts) <= min(32, max(2, len(some) // 8))
+    frequent = np.sort(counts)[::-1][:8].sum() >= 0.95 * len(some)
+    return "mask" if few or (frequent and len(some) > 64) else "picture"

@@ -1,0 +1,223 @@
+"""Tables of pictures: what is read from them, under which names of columns, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from blemish.data.layouts import read
+from blemish.data.manifest import write_manifest
+from blemish.data.names import meaning
+from blemish.errors import DataError, OutputError
+from blemish.types import ANOMALOUS, NORMAL, Sample
+
+
+def lay_out(root: Path, *names: str) -> Path:
+    """Empty files: reading a layout decodes nothing."""
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return root
+
+
+def manifest(folder: Path, text: str, encoding: str = "utf-8") -> Path:
+    path = lay_out(folder, "a.png", "b.png", "c.png", "sub/d.png", "m.png") / "set.csv"
+    path.write_bytes(text.encode(encoding))
+    return path
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_manifest(tmp_path: Path, delimiter: str, newline: str, encoding: str) -> None:
+    rows = [
+        "Path, label ,mask,split,category,defect",
+        "a.png,0,,train,bolt,",
+        "b.png,Good,,TEST,bolt,good",
+        "c.png,nok,m.png,test,bolt,Kratzer-ß",
+        ",,,,,",
+        "",
+        '"sub/d.png",,,,nut,',
+    ]
+    path = manifest(tmp_path, newline.join(rows).replace(",", delimiter), encoding)
+    dataset = read(path)
+    assert dataset.layout == "manifest"
+    assert dataset.samples == (
+        Sample(path=tmp_path / "a.png", label=0, split="train", category="bolt", defect="good"),
+        Sample(path=tmp_path / "b.png", label=0, split="test", category="bolt", defect="good"),
+        Sample(
+            path=tmp_path / "c.png",
+            label=1,
+            mask=tmp_path / "m.png",
+            split="test",
+            category="bolt",
+            defect="Kratzer-ß",
+        ),
+        Sample(path=tmp_path / "sub/d.png", category="nut"),
+    )
+    assert dataset.description == (
+        "manifest: 1 train good, 2 test (1 good, 1 in 1 defect type), 1 picture (1 of unknown label), masks"
+    )
+    assert dataset.problems == ()
+
+
+@pytest.mark.parametrize(
+    ("words", "label"),
+    [
+        (["0", "0.0", "false", "normal", "good", "OK", "i.O.", "pass", "healthy"], NORMAL),
+        (["1", "1.0", "TRUE", "Anomalous", "bad", "defective", "NOK", "NG", "abnormal", "fail"], ANOMALOUS),
+        (["", " "], None),
+    ],
+)
+def test_manifest_labels(tmp_path: Path, words: list[str], label: int | None) -> None:
+    for word in words:
+        (sample,) = read(manifest(tmp_path, f"path,label\na.png,{word}\n")).samples
+        assert sample.label == label
+
+
+def test_manifest_with_paths_only_and_unknown_columns(tmp_path: Path) -> None:
+    dataset = read(manifest(tmp_path, f"path,camera\n{tmp_path / 'a.png'},3\nb.png\n"))
+    assert [sample.path for sample in dataset.samples] == [tmp_path / "a.png", tmp_path / "b.png"]
+    assert dataset.problems == ("columns not known and not read: camera",)
+
+
+@pytest.mark.parametrize(
+    "column",
+    ["image_path", "filename", "File", "image", "Image Path", "img-path", "file_name", "filepath"],
+)
+def test_manifest_columns_by_other_names(tmp_path: Path, column: str) -> None:
+    dataset = read(manifest(tmp_path, f"{column};is_anomaly;mask_path;camera\na.png;1;m.png;3\nb.png;0;;3\n"))
+    first, second = dataset.samples
+    assert (first.path, first.label, first.mask) == (tmp_path / "a.png", ANOMALOUS, tmp_path / "m.png")
+    assert (second.label, second.mask) == (NORMAL, None)
+    assert dataset.problems == ("columns not known and not read: camera",)
+
+
+def test_a_column_of_our_own_name_goes_before_others(tmp_path: Path) -> None:
+    dataset = read(manifest(tmp_path, "image,path\nnowhere.png,a.png\n"))
+    assert [sample.path.name for sample in dataset.samples] == ["a.png"]
+    assert dataset.problems == ("columns not known and not read: image",)
+    dataset = read(manifest(tmp_path, "file,image_path\n7,a.png\n"))
+    assert [sample.path.name for sample in dataset.samples] == ["a.png"]
+
+
+def test_manifest_of_windows(tmp_path: Path) -> None:
+    text = "sep=;\r\npath;label;mask\r\nsub\\d.png;NG;.\\m.png\r\na.png;OK;\r\nnowhere.png;OK;\r\n"
+    with pytest.raises(DataError, match=r"1 row cannot be used:\n  line 5: there is no file .*nowhere"):
+        read(manifest(tmp_path, text, "utf-8-sig"))
+    dataset = read(manifest(tmp_path, text.replace("nowhere", "b"), "utf-8-sig"))
+    assert [sample.path for sample in dataset.samples] == [tmp_path / name for name in ("sub/d.png", "a.png", "b.png")]
+    assert dataset.samples[0].mask is not None
+    assert dataset.samples[0].mask.samefile(tmp_path / "m.png")
+
+
+def test_a_file_with_a_backslash_in_its_name_is_found(tmp_path: Path) -> None:
+    lay_out(tmp_path, "sub\\d.png")
+    (sample,) = read(manifest(tmp_path, "path\nsub\\d.png\n")).samples
+    assert sample.path == tmp_path / "sub\\d.png"
+
+
+def test_several_masks_of_a_picture(tmp_path: Path) -> None:
+    (sample,) = read(manifest(tmp_path, "path,label,mask\na.png,1,m.png|b.png\n")).samples
+    assert sample.masks == (tmp_path / "m.png", tmp_path / "b.png")
+    assert read(write_manifest(tmp_path / "again.csv", [sample])).samples == (sample,)
+    with pytest.raises(DataError, match=r"no mask file .*nowhere"):
+        read(manifest(tmp_path, "path,label,mask\na.png,1,m.png|nowhere.png\n"))
+
+
+def test_manifest_problem_of_missing_masks(tmp_path: Path) -> None:
+    dataset = read(manifest(tmp_path, "path,label,mask\na.png,1,m.png\nb.png,1,\n"))
+    assert dataset.problems == (f"1 anomalous picture without a mask: {tmp_path / 'b.png'}",)
+
+
+def test_manifest_rows_that_cannot_be_used_are_listed_together(tmp_path: Path) -> None:
+    rows = [
+        "a.png,0,,,",
+        "absent.png,0,,,",
+        "b.png,maybe,,,",
+        "c.png,1,absent_mask.png,,",
+        "m.png,1,,validation,",
+        ",1,,,",
+        "a.png,0,,,",
+        "b.png,0,,,scratch",
+        "c.png,1,,,good",
+        "b.png,0,,,good,too much",
+    ]
+    with pytest.raises(DataError) as caught:
+        read(manifest(tmp_path, "\n".join(["path,label,mask,split,defect", *rows])))
+    head, *lines = str(caught.value).split("\n  ")
+    assert head == f"{tmp_path / 'set.csv'}: 9 rows cannot be used:"
+    assert [line.split(":")[0] for line in lines] == [f"line {number}" for number in range(3, 12)]
+    words = ["no file", "'maybe'", "no mask file", "'validation'", "path is empty", "already on line 2"]
+    words += ["contradict", "contradict", "6 cells under 5 columns"]
+    assert all(word in line for word, line in zip(words, lines, strict=True))
+
+
+def test_manifest_lists_ten_bad_rows_and_counts_the_others(tmp_path: Path) -> None:
+    rows = "".join(f"absent{index}.png\n" for index in range(13))
+    with pytest.raises(DataError, match=r"13 rows(?s:.*)absent9\.png\n  and 3 more$"):
+        read(manifest(tmp_path, f"path\n{rows}"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "column path"),
+        (b"name,label\na.png,0\n", "column path"),
+        (b"path,path\na.png,a.png\n", "no column twice"),
+        (b"path\n", "names no picture"),
+        (b"path\n\xff\xfe.png\n", "UTF-8"),
+        (b"path\n" + b"x" * 200_000, "line 2 is not CSV"),
+    ],
+)
+def test_tables_that_are_no_manifest(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "set.csv"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=message) as caught:
+        read(path)
+    assert "set.csv" in str(caught.value)
+
+
+cells = st.text(st.characters(exclude_categories=["Cc", "Cs"]), max_size=8).map(str.strip)
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(
+    rows=st.lists(
+        st.builds(
+            Sample,
+            path=st.just(Path("a.png")),
+            label=st.sampled_from([ANOMALOUS, None]),
+            mask=st.sampled_from([None, Path("m.png")]),
+            split=st.sampled_from(["train", "test", ""]),
+            category=cells,
+            defect=cells.filter(lambda text: meaning(text) != "good"),
+            group=cells,
+        ),
+        min_size=1,
+        max_size=3,
+    )
+)
+def test_a_manifest_is_read_as_it_was_written(tmp_path_factory: pytest.TempPathFactory, rows: list[Sample]) -> None:
+    folder = lay_out(tmp_path_factory.mktemp("set"), *(f"{index}, a;b.png" for index in range(len(rows))), "m.png")
+    samples = [
+        dataclasses.replace(row, path=folder / f"{index}, a;b.png", mask=row.mask and folder / row.mask)
+        for index, row in enumerate(rows)
+    ]
+    assert read(write_manifest(folder / "set.csv", samples)).samples == tuple(samples)
+
+
+def test_a_manifest_replaces_the_old_one_or_leaves_it(tmp_path: Path) -> None:
+    path = manifest(tmp_path, "path\nb.png\n")
+    write_manifest(path, [Sample(path=Path("a.png"), label=NORMAL)])
+    assert [sample.path.name for sample in read(path).samples] == ["a.png"]
+    assert not [entry for entry in tmp_path.iterdir() if entry.name.startswith(".")]
+    (tmp_path / "folder.csv").mkdir()
+    with pytest.raises(OutputError, match=r"folder\.csv"):
+        write_manifest(tmp_path / "folder.csv", [])
+    assert not [entry for entry in tmp_path.iterdir() if entry.name.startswith(".")]

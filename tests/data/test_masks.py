@@ -1,0 +1,242 @@
+"""Masks wherever people keep them: found, paired with their pictures, and never scored as pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from blemish.data.checking import check
+from blemish.data.defects import labelled_defects
+from blemish.data.layouts import Dataset, read
+from blemish.data.marks import marked, read_mask
+from blemish.errors import DataError, ImageError
+from blemish.types import Sample
+
+Draw = Callable[..., np.ndarray]
+Write = Callable[[Path, np.ndarray], Path]
+Run = Callable[..., tuple[int, str, str]]
+FIT = ("--backbone", "test_vit", "--weights", "random", "--image-size", "64", "--layers", "2,4")
+GOOD, BAD = 3, 4  # pictures of each in a small tree
+
+# (good pictures, defective ones, masks): a name for each, of the number {}
+KEPT = {
+    "beside": ("OK/{}.png", "NG/{}.png", "MASK/{}.png"),
+    "inside": ("good/{}.png", "bad/{}.png", "bad/masks/{}.png"),
+    "two inside": ("good/{}.png", "bad/images/{}.jpg", "bad/masks/{}.png"),
+    "by suffix": ("good/{}.png", "bad/{}.png", "bad/{}_mask.png"),
+    "by suffix of labels": ("good/{}.png", "bad/{}.jpg", "bad/{}-label.bmp"),
+    "by prefix": ("good/{}.png", "bad/{}.png", "bad/mask_{}.png"),
+    "both by suffix": ("good/{}.png", "bad/{}_img.png", "bad/{}.gt.png"),
+    "by extension": ("good/{}.jpg", "bad/{}.jpg", "bad/{}.png"),
+    "mirrored": ("good/{}.png", "scratch/{}.png", "masks/scratch/{}.png"),
+    "mirrored with images": ("images/good/{}.png", "images/bad/{}.png", "labels/bad/{}.tif"),
+    "ground truth": ("good/{}.png", "scratch/{}.png", "ground_truth/scratch/{}_mask.png"),
+    "in upper case": ("GOOD/{}.png", "Scratch/P{}.PNG", "GT/SCRATCH/p{}_Mask.PNG"),
+    "called after the defects": ("ok/{}.png", "NG/{}.png", "NG_mask/{}.png"),
+    "called after a kind": ("ok/{}.png", "scratch/{}.png", "scratch masks/{}.png"),
+    "of another word for bad": ("normal_dir/{}.png", "abnormal_dir/{}.png", "mask_dir/bad/{}.png"),
+    "numbered": ("good/{}.png", "bad/{}.png", "masks/bad/{}_1.png"),
+    "in a folder of the picture's": ("good/{}.png", "bad/{}.png", "ground_truth/bad/{}/000.png"),
+    "deeper": ("good/a/{}.png", "bad/b/{}.png", "bad/masks/b/{}.png"),
+    "mvtec": ("train/good/{}.png", "test/bad/{}.png", "ground_truth/bad/{}_mask.png"),
+    "mvtec in the test": ("train/good/{}.png", "test/bad/{}.png", "test/ground_truth/bad/{}.png"),
+    "mvtec inside": ("train/good/{}.png", "test/bad/images/{}.png", "test/bad/masks/{}.png"),
+}
+
+
+@pytest.fixture
+def tree(tmp_path: Path, picture: Draw, write: Write) -> Callable[..., Path]:
+    """`tree(good, bad, mask)`: pictures and masks under names such as OK/{}.png; None = none of these."""
+
+    def make(good: str | None, bad: str | None, mask: str | None, *, root: Path | None = None) -> Path:
+        root = root or tmp_path / "part"
+        for number in range(GOOD if good else 0):
+            write(root / str(good).format(number), picture(number))
+        for number in range(BAD):
+            if bad:
+                write(root / bad.format(number), picture(100 + number, defect=True))
+            if mask:
+                write(root / mask.format(number), square(number))
+        return root
+
+    return make
+
+
+def square(number: int) -> np.ndarray:
+    """A mask of the size of a part, another one for each number."""
+    mask = np.zeros((64, 64), np.uint8)
+    mask[40 : 45 + number, 8:20] = 255
+    return mask
+
+
+def masks_of(dataset: Dataset) -> dict[str, int]:
+    """Of each anomalous picture, by its stem, how many pixels its mask marks."""
+    return {s.path.stem.lower(): int(read_mask(s).sum()) for s in dataset.anomalies() if s.mask is not None}
+
+
+@pytest.mark.parametrize("names", KEPT.values(), ids=KEPT)
+def test_masks_are_found_and_are_no_pictures(names: tuple[str, str, str], tree: Callable[..., Path]) -> None:
+    dataset = read(tree(*names))
+    assert (len(dataset.normals()), len(dataset.anomalies())) == (GOOD, BAD)
+    assert len({sample.defect for sample in dataset.anomalies()}) == 1
+    assert list(masks_of(dataset).values()) == [int((square(number) > 0).sum()) for number in range(BAD)]
+    assert dataset.problems == ()
+    (place,) = dataset.mask_places
+    assert (place.masks, place.paired, place.unpaired) == (BAD, BAD, ())
+
+
+@pytest.mark.parametrize("names", [KEPT["beside"], KEPT["two inside"], KEPT["by suffix"]])
+def test_the_command_line_measures_defects_only(
+    names: tuple[str, str, str], tree: Callable[..., Path], run: Run, tmp_path: Path, picture: Draw, write: Write
+) -> None:
+    root, artifact = tree(*names), tmp_path / "part.blemish"
+    status, out, _ = run("data", "check", root)
+    assert status == 0
+    assert f"{GOOD + BAD} pictures ({GOOD} good, {BAD} in 1 defect type), masks" in out
+    assert f": {BAD} of defective pictures\n" in out
+    assert run("fit", "knn", root, "-o", artifact, *FIT)[0] == 0
+    for number in range(50, 53):
+        write(root / names[0].format(number), picture(number))
+    status, out, _ = run("evaluate", artifact, root)
+    assert status == 0
+    assert f"{3 + BAD} pictures: 3 good, {BAD} defective" in out
+    (row,) = [line.split() for line in out.splitlines() if line.startswith("all ")]
+    assert float(row[2]) == 100.0  # image AUROC
+    assert float(row[4]) > 80  # pixel AUROC
+
+
+def test_masks_of_good_pictures_are_not_asked_for(tree: Callable[..., Path], write: Write) -> None:
+    root = tree("OK/{}.png", "NG/{}.png", "MASK/NG/{}.png")
+    for number in range(GOOD):
+        write(root / f"MASK/OK/{number}.png", np.zeros((64, 64), np.uint8))
+    dataset = read(root)
+    (place,) = dataset.mask_places
+    assert (place.place, place.masks, place.paired, place.of_good) == ("MASK/", BAD + GOOD, BAD, GOOD)
+    assert len(dataset.samples) == GOOD + BAD
+    assert dataset.problems == ()
+
+
+def test_several_masks_of_a_picture_count_together(tree: Callable[..., Path], write: Write) -> None:
+    root = tree("good/{}.png", "bad/{}.png", "masks/{}_mask_1.png")
+    more = np.zeros((64, 64), np.uint8)
+    more[:2, :3] = 255
+    for number in range(BAD):
+        write(root / f"masks/{number}_mask_2.png", more)
+    dataset = read(root)
+    assert {len(sample.masks) for sample in dataset.anomalies()} == {2}
+    assert list(masks_of(dataset).values()) == [int((square(number) > 0).sum()) + 6 for number in range(BAD)]
+    sample = dataset.anomalies()[0]
+    whole = marked(sample, 64, 64)
+    assert whole is not None
+    assert whole.sum() == (square(0) > 0).sum() + 6
+    write(root / "masks/0_mask_2.png", np.zeros((32, 32), np.uint8))
+    with pytest.raises(
+        ImageError, match=r"0_mask_2\.png: is 32×32 pixels, and 0_mask_1\.png of the same picture 64×64"
+    ):
+        read_mask(sample)
+    (fault,) = check(root).mask_faults
+    assert fault.reason.startswith("is 32×32 pixels, and 0_mask_1.png")
+
+
+def test_masks_saved_as_jpeg_or_with_soft_edges_are_masks(tree: Callable[..., Path], write: Write) -> None:
+    root = tree("good/{}.png", "bad/{}.png", "bad/masks/{}.jpg")
+    write(root / "bad/masks/0.jpg", cv2.GaussianBlur(square(0), (3, 3), 0))
+    assert len(masks_of(read(root))) == BAD
+
+
+def test_a_defect_that_is_called_label_stays_one(tree: Callable[..., Path]) -> None:
+    root = tree("good/{}.png", "scratch/{}.png", None)
+    tree(None, "label/{}.png", None, root=root)
+    dataset = read(root)
+    assert {sample.defect for sample in dataset.anomalies()} == {"scratch", "label"}
+    assert dataset.problems == ("label/ holds pictures, not masks: taken for a kind of defect",)
+    assert not dataset.has_masks
+
+
+def test_pictures_of_a_label_beside_those_of_the_part_stay_pictures(tree: Callable[..., Path]) -> None:
+    root = tree("good/{}.png", "bad/{}.png", None)
+    tree(None, "bad/{}_label.png", None, root=root)
+    tree(None, "bad/{}_mask.png", None, root=root)
+    assert len(read(root).anomalies()) == 3 * BAD
+
+
+def test_a_folder_of_pictures_that_is_called_mask_is_refused(tree: Callable[..., Path]) -> None:
+    root = tree("good/{}.png", "scratch/{}.png", None)
+    tree(None, "mask/{}.png", None, root=root)
+    with pytest.raises(DataError, match=r"mask: its name says masks, but it holds pictures \(as 0\.png\); .*rename"):
+        read(root)
+
+
+def test_black_and_white_pictures_and_a_folder_of_labels_are_refused(tmp_path: Path, write: Write) -> None:
+    for number in range(3):
+        write(tmp_path / f"good/{number}.png", square(number))
+        write(tmp_path / f"bad/{number}.png", square(number + 3))
+        write(tmp_path / f"labels/{number}.png", square(number + 6))
+    with pytest.raises(DataError, match=r"labels: .* either masks or black and white pictures .* called masks/"):
+        read(tmp_path)
+    (tmp_path / "labels").rename(tmp_path / "masks")
+    dataset = read(tmp_path)
+    assert [len(sample.masks) for sample in dataset.anomalies()] == [1, 1, 1]
+
+
+def test_a_mask_that_may_be_of_two_pictures_is_refused(tree: Callable[..., Path]) -> None:
+    root = tree("good/{}.png", "scratch/{}.png", "masks/{}.png")
+    tree(None, "dent/{}.png", None, root=root)
+    with pytest.raises(DataError, match=r"masks/0\.png: may be the mask of .*dent/0\.png, .*scratch/0\.png; put"):
+        read(root)
+
+
+def test_masks_without_a_picture_are_told_and_never_scored(tree: Callable[..., Path], run: Run, tmp_path: Path) -> None:
+    root = tree("good/{}.png", "bad/{}.png", "MASK/seg{}.png")
+    dataset = read(root)
+    assert len(dataset.samples) == GOOD + BAD
+    assert dataset.mask_problems == dataset.problems
+    assert dataset.problems[0].startswith(f"{BAD} masks without a picture: ")
+    assert run("fit", "knn", root / "good", "-o", tmp_path / "a", *FIT)[0] == 0
+    status, out, _ = run("evaluate", tmp_path / "a", root)
+    assert status == 0
+    assert f"  notice: {BAD} masks without a picture: " in out
+    assert f"  notice: {BAD} masks without a picture: " in run("data", "check", root)[1]
+
+
+def test_a_lone_mask_beside_pictures_is_none_of_them(tree: Callable[..., Path], write: Write) -> None:
+    root = tree("good/{}.png", "bad/{}.png", None)
+    write(root / "bad/of_all_mask.png", square(0))
+    dataset = read(root)
+    assert len(dataset.anomalies()) == BAD
+    assert dataset.problems == (f"1 mask without a picture: {root / 'bad/of_all_mask.png'}",)
+
+
+def test_a_broken_mask_is_a_mask_by_its_name(tree: Callable[..., Path]) -> None:
+    root = tree("good/{}.png", "bad/{}.png", None)
+    for number in range(BAD):
+        (root / "masks").mkdir(exist_ok=True)
+        (root / f"masks/{number}.png").touch()
+        (root / f"bad/{number}_mask.png").touch()
+    dataset = read(root)
+    assert {len(sample.masks) for sample in dataset.anomalies()} == {2}
+    assert len(check(root).mask_faults) == BAD
+
+
+def test_masks_say_that_not_all_are_good(tree: Callable[..., Path]) -> None:
+    for mask in ("{}_mask.png", "masks/{}.png"):
+        root = tree(None, "{}.png", mask)
+        with pytest.raises(DataError, match=r"which pictures are good \((there are masks in \*_mask|masks/ says)"):
+            read(root)
+
+
+def test_known_defects_come_with_their_masks(tree: Callable[..., Path]) -> None:
+    root = tree(None, "known/scratch/images/{}.png", "known/scratch/masks/{}.png")
+    tree(None, "known/dent/{}.png", "known/dent/{}_mask.png", root=root)
+    defects = labelled_defects(root / "known")
+    assert [sample.defect for sample in defects.samples] == ["dent"] * BAD + ["scratch"] * BAD
+    assert all(sample.mask is not None for sample in defects.samples)
+    assert defects.note == f"flat layout: {2 * BAD} pictures, all taken as defective, masks"
+    alone = labelled_defects(root / "known/scratch")
+    assert [sample.defect for sample in alone.samples] == ["scratch"] * BAD
+    (single,) = labelled_defects(root / "known/dent/0.png").samples
+    assert single == Sample(path=root / "known/dent/0.png", label=1, defect="dent")

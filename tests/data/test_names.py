@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import pytest
+
+from blemish.data.names import is_series, mask_owner, meaning, says_bad
+
+
+@pytest.mark.parametrize(
+    ("said", "names"),
+    [
+        ("good", ["good", "GOODS", "OK", "normal_dir", "Normal images", "i.O.", "pass", "good_parts_2", "defect-free"]),
+        ("bad", ["bad", "NG", "n_ok", "not ok", "abnormal_dir", "anomalous", "N.i.O.", "fail", "broken", "bad 2"]),
+        ("mask", ["mask", "Masks", "GT", "ground_truth", "GroundTruth", "labels", "mask_dir", "NG_mask", "good-masks"]),
+        ("split", ["train", "Validation", "test_images"]),
+        ("images", ["images", "Imgs", "RGB", "data"]),
+        ("unclear", ["yes", "no", "positive", "Negatives"]),
+        ("", ["scratch", "missing_label", "color", "Monday", "001", "goodyear", "masking", "scratch_mask", "okra"]),
+    ],
+)
+def test_meaning(said: str, names: list[str]) -> None:
+    assert {name: meaning(name) for name in names} == dict.fromkeys(names, said)
+
+
+def test_whose_masks_a_folder_holds() -> None:
+    owners = {"masks": "", "scratch_mask": "scratch", "mask-scratch": "scratch", "ground_truth_dent": "dent"}
+    assert {name: mask_owner(name) for name in owners} == owners
+    assert [mask_owner(name) for name in ("scratch", "label_dent", "masked")] == [None] * 3
+
+
+def test_what_says_bad() -> None:
+    for name in ("test_bad", "NG2024", "not_ok", "masks", "scratches", "defects_left"):
+        assert says_bad(name), name
+    for name in ("no_defects", "good", "not_bad", "monday", "badge", "ungood"):
+        assert not says_bad(name), name
+
+
+def test_parts_of_one_collection() -> None:
+    for names in (["cam1", "cam2"], ["CamA", "CamB"], ["2024-05-01", "2024-06"], ["mon", "fri"], ["batch_3", "4"]):
+        assert is_series(names), names
+    for names in (["scratch", "dent"], ["cam1", "lens1"], ["monday", "alpha"]):
+        assert not is_series(names), names
