@@ -231,10 +231,12 @@ def test_targets_and_prior_of_a_cnn() -> None:
     assert encoded["targets"].shape == (2, 1, 24, 32 + 48 + 192)
     for picture in range(2):
         levels, squares = [], []
-        for tokens, grid in zip(features.tokens, features.grids, strict=True):
+        for tokens, grid, offset in zip(features.tokens, features.grids, features.offsets, strict=True):
             rows = f64(tokens[picture])
             normed = np.stack([layer_normed(row) for row in rows]).reshape(*grid, -1)
             squared = np.array([sum(value * value for value in row) / len(row) for row in rows]).reshape(*grid, 1)
+            at_its_places = grid[0] / 4 * features.offsets[2]  # in its own cells
+            normed, squared = (upsampled(each, *grid, offset, at_its_places) for each in (normed, squared))
             levels.append(shrunk(normed, 4, 6).reshape(24, -1))
             squares.append(min_max(shrunk(squared, 4, 6).reshape(24)))
         np.testing.assert_allclose(f64(encoded["targets"][picture, 0]), np.concatenate(levels, axis=1), atol=2e-5)

@@ -124,7 +124,7 @@ def min_max(values: np.ndarray) -> np.ndarray:
     return np.zeros_like(values) if high == low else (values - low) / (high - low)
 
 
-def box_of(saliency: np.ndarray, active: float, padding: float) -> list[float]:
+def box_of(saliency: np.ndarray, active: float, padding: float, offset: float = 0.0) -> list[float]:
     """x, y, width, height of the crop in one picture, cell by cell."""
     height, width = saliency.shape
     cells = [(y, x) for y in range(height) for x in range(width) if saliency[y, x] > active]
@@ -132,8 +132,9 @@ def box_of(saliency: np.ndarray, active: float, padding: float) -> list[float]:
         return [0.0, 0.0, 1.0, 1.0]
     sides = []
     for axis, count in ((1, width), (0, height)):
-        start = min(cell[axis] for cell in cells) / count
-        end = (max(cell[axis] for cell in cells) + 1) / count
+        first, last = min(cell[axis] for cell in cells), max(cell[axis] for cell in cells)
+        start = 0.0 if first == 0 else (first + offset) / count
+        end = 1.0 if last == count - 1 else (last + 1 + offset) / count
         margin = padding * (end - start)
         start, end = max(0.0, start - margin), min(1.0, end + margin)
         sides.append((start, end - start))
@@ -172,13 +173,14 @@ def saliencies() -> Tensor:
     return torch.stack([*rows, torch.zeros(5, 7), torch.ones(5, 7), torch.full((5, 7), 0.4)])
 
 
+@pytest.mark.parametrize("offset", [0.0, -0.48, 0.3])
 @pytest.mark.parametrize("padding", [0.0, 0.1, 0.5])
 @pytest.mark.parametrize("active", [0.0, 0.4, 0.95])
-def test_the_crop_against_loops(active: float, padding: float) -> None:
+def test_the_crop_against_loops(active: float, padding: float, offset: float) -> None:
     saliency = saliencies()
-    found = crop_boxes(saliency, active=active, padding=padding)
+    found = crop_boxes(saliency, active=active, padding=padding, offset=offset)
     limit = float(np.float32(active))  # the saliency's own precision
-    expected = np.array([box_of(each, limit, padding) for each in f64(saliency)])
+    expected = np.array([box_of(each, limit, padding, offset) for each in f64(saliency)])
     np.testing.assert_allclose(f64(found), expected, atol=1e-6)
     assert found.dtype == torch.float32
     assert (found[:, :2] >= 0).all()
@@ -212,19 +214,21 @@ def test_cropping_against_loops() -> None:
         assert torch.equal(cropped(images, boxes), found)
 
 
-def test_a_crop_is_put_back_where_it_was() -> None:
+@pytest.mark.parametrize("offset", [0.0, -0.48, 0.3])
+def test_a_crop_is_put_back_where_it_was(offset: float) -> None:
     first, second = torch.rand(3, 3, 4), torch.rand(3, 3, 4)
     boxes = torch.tensor([[0.25, 0.125, 0.5, 0.375], [0.9, 0.7, 0.1, 0.3], [0.0, 0.0, 1.0, 1.0]])
-    found = f64(merged(first, second, boxes, (16, 24)))
+    found = f64(merged(first, second, boxes, (16, 24), offset))
     for picture in range(3):
         x, y, width, height = f64(boxes[picture])
-        expected = upsampled(f64(first[picture]), 16, 24)
+        expected = upsampled(f64(first[picture]), 16, 24, offset)
         inside = 0
         for row, column in np.ndindex(16, 24):
             down, across = ((row + 0.5) / 16 - y) / height, ((column + 0.5) / 24 - x) / width
             if 0 <= down <= 1 and 0 <= across <= 1:
                 inside += 1
-                expected[row, column] = (expected[row, column] + read(f64(second[picture]), down, across)) / 2
+                closer = read(f64(second[picture]), down - offset / 3, across - offset / 4)
+                expected[row, column] = (expected[row, column] + closer) / 2
         assert inside >= 10
         np.testing.assert_allclose(found[picture], expected, atol=1e-5)
 
@@ -297,13 +301,14 @@ def test_the_score_against_loops(settings: dict[str, Any], grid: tuple[int, int]
     assert look.first.shape == (4, *grid)
     assert method.mapper.bias is not None
     weight, bias = f64(method.mapper.weight)[0, :, 0, 0], f64(method.mapper.bias)[0]
-    smaller = 0
+    smaller, offset = 0, method.backbone.offset(grid, images)
+    assert (offset != 0) == (method.config.backbone == "test_resnet")
     for picture in range(4):
         features, _ = method.glance(images[picture : picture + 1])
         attended = f64(features[0])
         first = np.array([[attended[:, y, x] @ weight + bias for x in range(grid[1])] for y in range(grid[0])])
         saliency = min_max(sum(attended) / len(attended))
-        box = box_of(saliency, config.active, config.padding)
+        box = box_of(saliency, config.active, config.padding, offset)
         smaller += box[2] * box[3] < 0.9
         crop = cropped(images[picture : picture + 1], torch.tensor([box]))
         closer, _ = method.glance(crop)
@@ -315,9 +320,9 @@ def test_the_score_against_loops(settings: dict[str, Any], grid: tuple[int, int]
         np.testing.assert_allclose(f64(scores.boxes[picture]), np.array(box), atol=1e-6)
         assert scores.image[picture].item() == pytest.approx(expected, rel=1e-3, abs=1e-3)
         shown = f64(scores.saliency[picture])
-        np.testing.assert_allclose(shown, upsampled(saliency, HEIGHT // 4, WIDTH // 4), atol=1e-3)
+        np.testing.assert_allclose(shown, upsampled(saliency, HEIGHT // 4, WIDTH // 4, offset), atol=1e-3)
         assert look.second is not None
-        map_ = merged(look.first, look.second, torch.tensor([box] * 4), (HEIGHT // 4, WIDTH // 4))[picture]
+        map_ = merged(look.first, look.second, torch.tensor([box] * 4), (HEIGHT // 4, WIDTH // 4), offset)[picture]
         np.testing.assert_allclose(f64(scores.maps[picture]), f64(map_), atol=1e-3)
     assert smaller > 0  # something is cropped, or one look would do
     assert scores.image.dtype == scores.maps.dtype == torch.float32
@@ -352,7 +357,8 @@ def test_the_baselines_look_once() -> None:
         expected = [top(each, 0.1) if network == "devnet" else float(each.mean()) for each in first]
         np.testing.assert_allclose(f64(scores.image), np.array(expected), rtol=1e-4, atol=1e-5)
         if network == "devnet":
-            np.testing.assert_allclose(f64(scores.maps[1]), upsampled(first[1], HEIGHT // 4, WIDTH // 4), atol=1e-4)
+            shown = upsampled(first[1], HEIGHT // 4, WIDTH // 4, method.backbone.offset(first.shape[1:], pictures()))
+            np.testing.assert_allclose(f64(scores.maps[1]), shown, atol=1e-4)
 
 
 @pytest.mark.parametrize("backbone", ["test_resnet", "test_vit"])
@@ -375,7 +381,8 @@ def test_the_heatmap_of_the_classifier_is_its_grad_cam(backbone: str) -> None:
         scores = method.score(images)
     torch.testing.assert_close(scores.image, logits[:, 0].detach(), rtol=1e-4, atol=1e-4)
     for picture in range(3):
-        shown = upsampled(f64(expected[picture]), HEIGHT // 4, WIDTH // 4)
+        offset = method.backbone.offset((features.shape[2], features.shape[3]), images)
+        shown = upsampled(f64(expected[picture]), HEIGHT // 4, WIDTH // 4, offset)
         np.testing.assert_allclose(f64(scores.maps[picture]), shown, atol=1e-4)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+from naive import upsampled
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -42,22 +43,6 @@ def pooled(level: Floats, side: int) -> Floats:
     return out
 
 
-def enlarged(level: Floats, height: int, width: int) -> Floats:
-    """h w D bilinearly on a finer grid, centres of the cells aligned, clamped at the border."""
-    out = np.empty((height, width, level.shape[2]))
-    for y in range(height):
-        for x in range(width):
-            at_y = min(max((y + 0.5) * level.shape[0] / height - 0.5, 0), level.shape[0] - 1)
-            at_x = min(max((x + 0.5) * level.shape[1] / width - 0.5, 0), level.shape[1] - 1)
-            top, left = int(at_y), int(at_x)
-            bottom, right = min(top + 1, level.shape[0] - 1), min(left + 1, level.shape[1] - 1)
-            down, over = at_y - top, at_x - left
-            upper = level[top, left] * (1 - over) + level[top, right] * over
-            lower = level[bottom, left] * (1 - over) + level[bottom, right] * over
-            out[y, x] = upper * (1 - down) + lower * down
-    return out
-
-
 def embed_loop(backbone: Backbone, batch: Tensor, layers: tuple[int, ...], pooling: int) -> Floats:
     """B N D by the description in `embed`, location by location in float64."""
     features = backbone(batch, layers)
@@ -65,12 +50,12 @@ def embed_loop(backbone: Backbone, batch: Tensor, layers: tuple[int, ...], pooli
     rows = []
     for picture in range(len(batch)):
         levels = []
-        for tokens, grid in zip(features.tokens, features.grids, strict=True):
+        for tokens, grid, offset in zip(features.tokens, features.grids, features.offsets, strict=True):
             level = tokens[picture].double().numpy().reshape(*grid, -1)
             if backbone.spec.kind == "vit":
                 level = np.array([[(t - t.mean()) / np.sqrt(t.var() + 1e-5) for t in row] for row in level])
             level = pooled(level, pooling)
-            levels.append(level if grid == (height, width) else enlarged(level, height, width))
+            levels.append(upsampled(level, height, width, offset, features.offsets[0]))
         joined = np.mean(levels, axis=0) if backbone.spec.kind == "vit" else np.concatenate(levels, axis=2)
         rows.append(joined.reshape(height * width, -1))
     return np.stack(rows)

