@@ -67,10 +67,11 @@ def features_kept(backbone: Backbone) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
-    """One layer of one picture: [CLS] where there is one, then the patches, T D; and their grid."""
+    """One layer of one picture: [CLS] where there is one, then the patches, T D; and where they lie."""
 
     tokens: Tensor
     grid: tuple[int, int]
+    offset: float
     cls: bool
 
     @classmethod
@@ -79,7 +80,7 @@ class _Kept:
         tokens = torch.cat([*parts, features.tokens[index][row]])
         narrow = tokens.to(dtype)  # what was computed in half precision takes half the room
         exact = dtype != tokens.dtype and torch.equal(narrow.to(tokens.dtype), tokens)
-        return cls(narrow if exact else tokens, features.grids[index], bool(parts))
+        return cls(narrow if exact else tokens, features.grids[index], features.offsets[index], bool(parts))
 
 
 def _joined(layers: Sequence[Sequence[_Kept]]) -> Features:
@@ -89,6 +90,7 @@ def _joined(layers: Sequence[Sequence[_Kept]]) -> Features:
     return Features(
         tokens=tuple(each[:, int(head) :] for each, head in zip(whole, heads, strict=True)),
         grids=tuple(rows[0].grid for rows in layers),
+        offsets=tuple(rows[0].offset for rows in layers),
         cls=tuple(each[:, 0] for each, head in zip(whole, heads, strict=True) if head),
     )
 
