@@ -22,9 +22,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Self, cast
+from typing import Any, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -55,9 +55,11 @@ class AGPNetConfig(TrainedConfig):
         spared: with the cosine loss, this share of the best reconstructed locations weighs a tenth.
         feature_noise, image_noise: where noise goes: "none"; "random" (alike everywhere); "attention"; "shuffled"
             (attention at the wrong places: the control).
-        noise_low, noise_high, noise_until: intensity of feature noise, in standard deviations of F: at the start, and
-            from this fraction of the run on; it rises linearly between (eq. 5).
-        noise_floor: least weight of feature noise at unattended places, in [0, 1].
+        noise_low, noise_high, noise_until: α(t) of eq. 4 and 5, the intensity of feature noise where attention is
+            highest: at the start, and from this fraction of the run on; it rises linearly between.
+        beta: β of eq. 4, the intensity that every place gets besides, attended or not, from the start; from 0. Of
+            "random" noise, too, for which N(A) is 1 everywhere.
+        noise_unit: of these intensities: "std", the standard deviation of F in the picture; or "absolute", 1.
         image_share, image_from: share of the pixels that image noise covers, until this fraction of the run; then it
             rises to 1 at `noise_until`.
         attention: what guides the noise: the encoder's attention ("prior"), the decoder's ("learned") or "both".
@@ -89,7 +91,8 @@ class AGPNetConfig(TrainedConfig):
     noise_low: float = 0.0
     noise_high: float = 1.0
     noise_until: float = 0.8
-    noise_floor: float = 0.5
+    beta: float = 0.5
+    noise_unit: Literal["std", "absolute"] = "std"
     image_share: float = 0.6
     image_from: float = 0.2
     attention: Literal["prior", "learned", "both"] = "prior"
@@ -109,13 +112,26 @@ class AGPNetConfig(TrainedConfig):
         for name in ("dropout", "spared", "score_window"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name}: a fraction in [0, 1) is needed, got {getattr(self, name)}")
-        for name in ("noise_floor", "image_share", "image_from", "noise_until"):
+        for name in ("image_share", "image_from", "noise_until"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name}: a fraction in [0, 1] is needed, got {getattr(self, name)}")
         if not 0 <= self.noise_low <= self.noise_high < math.inf:
             raise ConfigError(f"noise_low and noise_high: 0 <= low <= high, got {self.noise_low} and {self.noise_high}")
+        if not 0 <= self.beta < math.inf:
+            raise ConfigError(f"beta: a finite number from 0 is needed, got {self.beta}")
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise ConfigError(f"ema_decay: null or a number in [0, 1) is needed, got {self.ema_decay}")
+
+    @classmethod
+    def migrate(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Up to 0.1.0 noise was α(t) · (floor + (1 - floor) · N(A)) in standard deviations of F, and `noise_floor`
+        stood where `beta` does. What it becomes has the same noise from `noise_until` on."""
+        values = dict(values)
+        if (floor := values.pop("noise_floor", None)) is not None:
+            low, high = values.get("noise_low", 0.0), values.get("noise_high", 1.0)
+            values |= {"noise_low": (1 - floor) * low, "noise_high": (1 - floor) * high, "beta": floor * high}
+            values["noise_unit"] = "std"
+        return values
 
     @classmethod
     def paper(cls) -> Self:
@@ -137,7 +153,7 @@ class AGPNetConfig(TrainedConfig):
             loss="l2",
             spared=0.0,
             image_noise="attention",
-            noise_floor=0.0,
+            beta=0.0,
             attention="both",
             ema_decay=0.9999,
             schedule="step",
@@ -168,6 +184,9 @@ class AGPNet(TrainedMethod):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.decoder = Decoder(config, dim, self.groups, self.grid)
+        if config.loss == "l2":
+            # The loss adds up the channels: clipped at 1 its gradients would be cut in every step.
+            self.clip_norm = float(dim)
         self.teacher: Decoder | None = None
 
     # What the encoder gives
@@ -284,7 +303,7 @@ class AGPNet(TrainedMethod):
         return normalise(torch.stack(parts).sum(0))
 
     def intensity(self, progress: float) -> float:
-        """Eq. 5: α(t), in standard deviations of F."""
+        """Eq. 5: α(t), in units of `noise_unit`."""
         rise = min(1.0, progress / self.config.noise_until) if self.config.noise_until else 1.0
         return self.config.noise_low + (self.config.noise_high - self.config.noise_low) * rise
 
@@ -295,16 +314,18 @@ class AGPNet(TrainedMethod):
         return self.config.image_share + (1 - self.config.image_share) * rise
 
     def _perturbed(self, features: Tensor, guide: Tensor, progress: float) -> Tensor:
-        """Eq. 4: features B N D with noise where the guide B N says."""
+        """Eq. 4: F' = F + E ⊙ (α(t) · N(A) + β), for features B N D and N(A), the guide, B N."""
         kind = self.config.feature_noise
         if kind == "none":
             return features
-        weights = torch.ones_like(guide)
-        if kind != "random":
-            floor = self.config.noise_floor
-            weights = floor + (1 - floor) * (shuffled(guide) if kind == "shuffled" else guide)
-        unit = features.std(dim=(1, 2), keepdim=True)
-        return features + self.intensity(progress) * weights[:, :, None] * unit * torch.randn_like(features)
+        if kind == "random":
+            guide = torch.ones_like(guide)
+        elif kind == "shuffled":
+            guide = shuffled(guide)
+        strength = (self.intensity(progress) * guide + self.config.beta)[:, :, None]
+        if self.config.noise_unit == "std":
+            strength = strength * features.std(dim=(1, 2), keepdim=True)
+        return features + strength * torch.randn_like(features)
 
     def _noisy_images(self, images: Tensor, guide: Tensor, progress: float) -> Tensor:
         """Pictures B 3 H W with Gaussian noise in the most attended share of their pixels."""
@@ -321,9 +342,10 @@ class AGPNet(TrainedMethod):
         return images + inside * torch.randn_like(images)
 
     def loss(self, given: Tensor, targets: Tensor, progress: float) -> Tensor:
-        """Eq. 7 for reconstructions B G N D: the mean square, or the cosine distance that spares easy locations."""
+        """Eq. 7 for reconstructions B G N D, a mean over pictures, groups and places: of the squared l2 distance of
+        the D channels, or of the cosine distance, which spares easy places."""
         if self.config.loss == "l2":
-            return F.mse_loss(given.float(), targets)
+            return (given.float() - targets).square().sum(-1).mean()
         # In the precision of the decoder: float32 would take a third of the step.
         pairs = F.normalize(given, dim=-1) * F.normalize(targets.to(given.dtype), dim=-1)
         distance = 1 - pairs.sum(-1, dtype=torch.float32)
