@@ -209,7 +209,7 @@ class AGPNet(TrainedMethod):
         targets = self.targets(features.tokens, features.grids)
         encoded = {"targets": targets.to(self.backbone.dtype)}
         if rows:
-            encoded["prior"] = torch.stack([features.attention[layer].mean(1) for layer in rows]).mean(0)
+            encoded["prior"] = features.looked_at()
         elif wanted:
             squared = [layer.square().mean(2, keepdim=True) for layer in features.tokens]
             onto = [self._on_grid(layer, grid) for layer, grid in zip(squared, features.grids, strict=True)]
