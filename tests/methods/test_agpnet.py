@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,10 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+import blemish
+from blemish import artifact
 from blemish.backbones import Backbone, build
+from blemish.config import from_dict, to_dict
 from blemish.errors import ConfigError, NotFittedError
 from blemish.methods.agpnet import AGPNet, AGPNetConfig, Decoder, Dropout
 from blemish.methods.guidance import normalise
@@ -517,9 +521,7 @@ def test_features_as_they_are_without_noise() -> None:
     features = torch.randn(2, 12, 64)
     assert torch.equal(agpnet(feature_noise="none")._perturbed(features, torch.ones(2, 12), 0.9), features)
     assert torch.equal(agpnet()._perturbed(features, torch.ones(2, 12), 0.0), features)
-    assert torch.equal(
-        agpnet(feature_noise="none", beta=0.5)._perturbed(features, torch.ones(2, 12), 0.9), features
-    )
+    assert torch.equal(agpnet(feature_noise="none", beta=0.5)._perturbed(features, torch.ones(2, 12), 0.9), features)
 
 
 def test_the_noise_is_gaussian_and_anew_each_time() -> None:
@@ -981,6 +983,56 @@ def test_recipes() -> None:
 def test_settings_that_cannot_be(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         AGPNetConfig(**settings)
+
+
+# A config as artifacts and rows of blemish 0.1.0 carry it, all its keys
+OLD: dict[str, Any] = {
+    **{"backbone": "test_vit", "image_size": [64, 48], "layers": [2, 4], "rotations": 1, "flips": False},
+    **{"smoothing": 0.015, "top_fraction": 0.001, "seed": 0, "epochs": 20, "min_steps": 2500},
+    **{"pictures_per_step": 2, "learning_rate": 0.002, "weight_decay": 0.0001, "cache_gib": 4.0, "groups": 2},
+    **{"width": 32, "depth": 2, "heads": 2, "attentions": 1, "start": "linear", "softmax": False},
+    **{"dropout": 0.2, "loss": "cosine", "spared": 0.9, "feature_noise": "attention", "image_noise": "none"},
+    **{"noise_low": 0.0, "noise_high": 1.0, "noise_until": 0.8, "noise_floor": 0.5, "image_share": 0.6},
+    **{"image_from": 0.2, "attention": "prior", "mean_teacher": True, "ema_decay": None, "ema_every": 10},
+    **{"schedule": "cosine", "score_window": 0.0},
+}
+
+
+@pytest.mark.parametrize("kind", ["random", "attention"])
+@pytest.mark.parametrize("floor", [0.0, 0.3, 1.0])
+def test_old_settings_become_those_with_the_same_noise_at_the_end(floor: float, kind: str) -> None:
+    old = {**OLD, "noise_low": 0.2, "noise_high": 1.5, "noise_floor": floor, "feature_noise": kind}
+    config = from_dict(AGPNetConfig, AGPNetConfig.migrate(old))
+    assert old["noise_floor"] == floor  # what was given is left alone
+    features, guide = torch.randn(2, 12, 64), normalise(torch.rand(2, 12))
+    unit = features.std(dim=(1, 2), keepdim=True)[:, :, 0]
+    shape = torch.ones_like(guide) if kind == "random" else guide
+    got = weights_of(AGPNet(config, backbone_of("test_vit")), features, guide, 0.8)
+    np.testing.assert_allclose(got, f64(1.5 * (floor + (1 - floor) * shape) * unit), rtol=1e-4, atol=1e-5)
+    # Every other setting is as it was, and settings of today stay what they are.
+    new = to_dict(config)
+    noise = {"noise_floor", "noise_low", "noise_high", "beta", "noise_unit"}
+    assert {key: new[key] for key in new if key not in noise} == {key: old[key] for key in old if key not in noise}
+    assert AGPNetConfig.migrate(new) == new
+
+
+def test_an_artifact_of_the_old_form_scores_as_it_did(picture: Callable[..., np.ndarray], tmp_path: Path) -> None:
+    parts = [picture(seed) for seed in range(4)]
+    brief: dict[str, Any] = {**TINY, "image_size": 64, "epochs": 1, "min_steps": 2}
+    detector = blemish.fit("agpnet", parts, weights="random", device="cpu", precision="fp32", **brief)
+    tensors, manifest = artifact.read(detector.save(tmp_path / "new.blemish"))
+    manifest["config"] = {**OLD, "image_size": [64], "min_steps": 2}
+    artifact.write(tmp_path / "old.blemish", tensors, manifest)
+    old = blemish.load(tmp_path / "old.blemish", device="cpu", precision="fp32")
+    assert isinstance(old.method.config, AGPNetConfig)
+    assert (old.method.config.beta, old.method.config.noise_high) == (0.5, 0.5)
+    for part in (*parts, picture(9, defect=True)):
+        was, now = detector.predict(part), old.predict(part)
+        assert (now.score, now.label) == (was.score, was.label)
+        np.testing.assert_array_equal(now.anomaly_map, was.anomaly_map)
+    again = blemish.load(old.save(tmp_path / "again.blemish"), device="cpu", precision="fp32")
+    assert again.method.config == old.method.config
+    assert again.manifest["config"] == manifest["config"]  # the file still says what was asked for
 
 
 def test_layers_that_do_not_exist() -> None:
