@@ -23,7 +23,8 @@ from blemish import artifact
 from blemish.backbones import Backbone, build
 from blemish.config import from_dict, to_dict
 from blemish.errors import ConfigError, NotFittedError
-from blemish.methods.agpnet import AGPNet, AGPNetConfig, Decoder, Dropout
+from blemish.methods.agpnet import AGPNet, AGPNetConfig
+from blemish.methods.decoder import Decoder, Dropout
 from blemish.methods.guidance import normalise
 from blemish.methods.trained import TrainingBatch
 
