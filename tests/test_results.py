@@ -524,6 +524,21 @@ def test_what_is_unlike_stands_in_columns_of_its_own() -> None:
     assert body(suite_table([layers], suite_of()))[0][2] == "50.0"  # those of another backbone are no ablation
 
 
+def test_a_row_with_a_setting_of_earlier_is_told_by_what_it_means_today() -> None:
+    """Up to 0.1.0 agpnet had `noise_floor`: with 0 its noise was that of a beta of 0, else there is none like it."""
+    entries = (Entry(method="agpnet", label="none", settings={"beta": 0.0}),)
+    today = configs.to_dict(configure("agpnet", values={"beta": 0.0}))
+    earlier = {key: value for key, value in today.items() if key not in ("beta", "noise_unit")}
+
+    def row(floor: float) -> Row:
+        values: dict[str, Any] = {"method": "agpnet", "recipe": "best", "label": "", "changed": {}}
+        changed = {"noise_floor": floor}
+        return {**of("bottle", 0.9), **values, "settings": {**earlier, **changed}, "changed": changed}
+
+    assert "none [1]" in suite_table([row(0.0)], suite_of(entries=entries))
+    assert "none [1]" not in suite_table([row(0.5)], suite_of(entries=entries))
+
+
 def test_a_row_belongs_to_the_entry_that_names_most_of_it() -> None:
     entries = (Entry(method="knn", label="plain"), Entry(method="knn", label="large", settings={"bank_size": 9}))
     settings = {"backbone": "test_vit", "bank_size": 9, "seed": 0}

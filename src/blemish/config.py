@@ -53,13 +53,18 @@ def override(config: C, assignments: Iterable[str]) -> C:
         >>> override(Demo(), ["layers=4,8", "name=b"])
         Demo(layers=(4, 8), name='b')
     """
+    return from_dict(type(config), assigned(assignments), base=config)
+
+
+def assigned(assignments: Iterable[str]) -> dict[str, Any]:
+    """The values of `key=value` assignments, unchecked. Raises: ConfigError for one of another form."""
     values: dict[str, Any] = {}
     for assignment in assignments:
         key, sign, text = assignment.partition("=")
         if not sign or not key.strip():
             raise ConfigError(f"{assignment!r} is not of the form key=value")
         values[key.strip()] = _parse(text.strip())
-    return from_dict(type(config), values, base=config)
+    return values
 
 
 def read_config_file(path: str | Path) -> dict[str, Any]:

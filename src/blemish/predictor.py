@@ -321,7 +321,7 @@ def load(path: str | Path, *, device: str = "auto", precision: str = "auto") -> 
     tensors, manifest = artifact.read(path)
     try:
         kind = method_class(manifest["method"])
-        settings = config.from_dict(kind.Config, manifest["config"])
+        settings = config.from_dict(kind.Config, kind.Config.migrate(manifest["config"]))
         spec = config.from_dict(BackboneSpec, manifest["backbone"]["spec"])
         info = WeightsInfo.from_dict(manifest["backbone"]["weights"])
         preprocessing = config.from_dict(Preprocessing, manifest["preprocessing"])

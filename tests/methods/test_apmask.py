@@ -119,7 +119,8 @@ def unit(x: Tensor) -> Tensor:
 
 
 def encoded(weights: Weights, picture: Tensor, kept: list[int] | None = None) -> tuple[Tensor, list[float]]:
-    """The final [CLS] token D of a picture 3 H W, and the last block's attention to each patch, mean over 2 heads."""
+    """The final [CLS] token D of a picture 3 H W, and the last block's attention to each patch, of sum 1 in each of 2
+    heads, whose mean it is."""
     side, name = picture.shape[1] // PATCH, "backbone.model"
     table = weights[f"{name}.pos_embed"][0]
     square = table[1:].T.reshape(1, -1, 10, 10)
@@ -161,8 +162,8 @@ def encoded(weights: Weights, picture: Tensor, kept: list[int] | None = None) ->
             )
             for token in x
         ]
-    mean = (looked[0] + looked[1]).detach() / 2
-    return normed(x[0], weights, f"{name}.norm"), (mean / mean.sum()).tolist()
+    over_patches = [row.detach() / row.sum().detach() for row in looked]  # each head counts alike
+    return normed(x[0], weights, f"{name}.norm"), (sum(over_patches) / 2).tolist()
 
 
 def projected(weights: Weights, cls: Tensor) -> Tensor:

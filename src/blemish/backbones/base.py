@@ -49,6 +49,15 @@ class Features:
         pairs = zip(self.tokens, self.grids, strict=True)
         return tuple(tokens.transpose(1, 2).reshape(len(tokens), -1, *grid) for tokens, grid in pairs)
 
+    def looked_at(self) -> Tensor:
+        """Where [CLS] looks, all heads and all layers of `attention` counting alike: float32 B N, rows of sum 1.
+
+        What a head gives to [CLS] and the registers is left out first: else those that look at the patches least
+        would count least.
+        """
+        rows = torch.stack(tuple(self.attention.values()))
+        return (rows / rows.sum(-1, keepdim=True)).mean(dim=(0, 2))
+
     def layers(self, which: slice) -> Features:
         """The same for some of the layers that were asked for."""
         return replace(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -76,6 +76,11 @@ class MethodConfig:
     def learns_by_gradient(self) -> bool:
         """Whether the method is trained step by step, for which time budgets and checkpoints are."""
         return False
+
+    @classmethod
+    def migrate(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The settings that an artifact of an older version carries, under their names and in the meaning of today."""
+        return dict(values)
 
     @classmethod
     def recipes(cls) -> dict[str, Callable[[], Self]]:

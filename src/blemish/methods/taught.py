@@ -27,10 +27,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
@@ -82,12 +82,20 @@ class TaughtConfig(MethodConfig):
         if not 0 <= self.weight < math.inf:
             raise ConfigError(f"weight: a finite number from 0 is needed, got {self.weight}")
 
+    @classmethod
+    def migrate(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """As of the normality method's own settings."""
+        values = dict(values)
+        if earlier := configs.assigned(values.get("normality_settings", ())):
+            kind = _class_of(values.get("normality", cls.normality))
+            if (today := kind.Config.migrate(earlier)) != earlier:
+                values["normality_settings"] = [f"{key}={json.dumps(it)}" for key, it in today.items()]
+        return values
+
     @property
     def normality_class(self) -> type[Method]:
         """Raises: ConfigError for an unknown method, or one that takes labelled defects itself."""
-        from blemish.methods import method_class  # which lists this one too
-
-        kind = method_class(self.normality)
+        kind = _class_of(self.normality)
         if kind.takes_defects:
             raise ConfigError(f"normality: {self.normality} learns from labelled defects itself; name another method")
         return kind
@@ -404,6 +412,13 @@ class Lesson:
         """The same of good pictures B D, each as if it had not been learned."""
         directions = torch.stack([self._directions[owner] for owner in owners])
         return self.scaled((descriptors.double().cpu() * directions).sum(1)).float().to(descriptors.device)
+
+
+def _class_of(normality: str) -> type[Method]:
+    """Raises: ConfigError for an unknown method."""
+    from blemish.methods import method_class  # which lists this one too
+
+    return method_class(normality)
 
 
 def _unscattered(rows: Tensor, share: float, sphere: Tensor) -> Tensor:

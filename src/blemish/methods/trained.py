@@ -113,7 +113,7 @@ class Learner(nn.Module):
     Attributes:
         name: what it is called in messages.
         backbone: the encoder; where nothing of it is learned, checkpoints leave it out.
-        clip_norm: the largest norm of all gradients together.
+        clip_norm: the largest norm of all gradients together; in proportion to the scale of the loss.
     """
 
     name: ClassVar[str]
