@@ -23,7 +23,8 @@ from blemish.errors import ConfigError
 from blemish.images import decode
 from blemish.methods import adaptation, alignment
 from blemish.methods.adaptation import EntropyAdapter, Look, discrepancy
-from blemish.methods.guided import ClassHead, Guided
+from blemish.methods.guided import Guided
+from blemish.methods.heads import ClassHead
 from blemish.predictor import ADAPTED_BATCH_SIZE, Detector
 from blemish.types import Failure, Prediction, Scores
 

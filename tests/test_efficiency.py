@@ -20,7 +20,8 @@ from blemish import efficiency
 from blemish.efficiency import measure
 from blemish.errors import ConfigError, ImageError
 from blemish.images import decode
-from blemish.methods.guided import Guided, GuidedConfig
+from blemish.methods.guided import Guided
+from blemish.methods.guided_config import GuidedConfig
 from blemish.methods.memory import Knn
 from blemish.predictor import Detector
 
@@ -64,7 +65,7 @@ def test_what_is_learned_is_counted_by_what_trains(fitted: Callable[..., Detecto
     whole.config, few.config = GuidedConfig(tuned=None), GuidedConfig(tuned=1)
     assert efficiency._learnable(whole, images) == sum(each.numel() for each in guided.parameters())
     encoder: Any = guided.backbone.model
-    parts: list[nn.Module] = [encoder.blocks[-1], encoder.norm, guided.head, guided.mix, guided.marker]
+    parts: list[nn.Module] = [encoder.blocks[guided.deepest - 1], guided.marker]
     assert efficiency._learnable(few, images) == sum(each.numel() for part in parts for each in part.parameters())
 
 

@@ -22,7 +22,7 @@ from blemish.data.transforms import Preprocessing
 from blemish.errors import CollapseError, ConfigError
 from blemish.methods import METHODS, apmask
 from blemish.methods.apmask import APMask, APMaskConfig, blurred, cropped, far_from_a_place, most, recoloured, view
-from blemish.methods.guided import ClassHead
+from blemish.methods.heads import ClassHead
 from blemish.methods.trained import TrainingBatch
 from blemish.training import train
 

@@ -143,6 +143,7 @@ class APMask(FineTuned):
     """Student and, while training, its teacher."""
 
     name = "apmask"
+    training_only = ("head.",)
     backbone: VitBackbone
     centre: Tensor  # K, for "dino"
     recent: Tensor  # 1 + K, means over recent steps: the spread of the head's features, and the prediction
