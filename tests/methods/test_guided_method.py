@@ -814,6 +814,41 @@ def test_a_single_picture_says_nothing_of_its_kind() -> None:
         method.adapter("online")
 
 
+# What figures show of it
+
+
+@pytest.mark.parametrize("score", ["class", "both"])
+def test_where_the_class_is_read_figures_show_what_the_projection_head_takes(score: str) -> None:
+    """The final [CLS] token of the encoder as it was trained, not features that training left alone."""
+    method = guided(scales=(32, 48), score=score)
+    images = pictures(3, side=48)
+    norm = method.backbone.model.norm
+    small = F.interpolate(images, size=(32, 32), mode="bilinear", align_corners=False, antialias=True)
+    tokens = [f64(method.backbone(each, (6,)).cls[0]) for each in (small, images)]
+    rows = [[layer_normed(row, f64(norm.weight), f64(norm.bias), norm.eps) for row in each] for each in tokens]
+    shown = f64(method.embedding(images))
+    np.testing.assert_allclose(shown, np.mean(rows, axis=0), rtol=1e-4, atol=1e-5)
+    taken: list[Tensor] = []
+    assert method.head is not None
+    method.head.register_forward_pre_hook(lambda _, given: taken.append(given[0].detach()))
+    method.score(images)
+    np.testing.assert_allclose(f64(torch.stack(taken).mean(0)), shown, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("bank_size", [0, 50])
+def test_where_the_map_is_the_score_figures_show_the_features_where_it_is_high(bank_size: int) -> None:
+    method = summarised(pictures(5, side=48), image_size=(48,), score="map", bank_size=bank_size)
+    images = pictures(3, 9, side=48)
+    features = described(method, images)
+    maps = f64(method.examine(images).maps)[:, 0]
+    expected = np.zeros((3, 64))
+    for picture in range(3):
+        places = maps[picture].reshape(3, 4, 3, 4).mean((1, 3)).ravel()
+        weights = np.exp(places - places.max())
+        expected[picture] = weights @ features[picture] / weights.sum()
+    np.testing.assert_allclose(f64(method.embedding(images)), expected, rtol=1e-3, atol=1e-5)
+
+
 # The bank
 
 
@@ -1102,7 +1137,7 @@ def test_the_pre_training_that_belongs_to_the_settings() -> None:
     ours = GuidedConfig(
         pretraining="apmask", pretraining_epochs=7, masking="random", mask_ratio=0.5, image_size=(224, 448)
     )
-    sizes = {"image_size": 317, "local_size": 136, "picture_size": 362}  # by √2, as the area is twice 224²
+    sizes = {"image_size": 317, "local_size": 136, "picture_size": 724}  # by √2, as the area is twice 224²
     assert ours.pretraining_config == replace(APMaskConfig.best(), epochs=7, masking="random", mask_ratio=0.5, **sizes)
     dino = replace(GuidedConfig(), pretraining="dino").pretraining_config
     assert dino == APMaskConfig(objective="dino", epochs=300)

@@ -303,10 +303,13 @@ class Guided(FineTuned, TrainedMethod):
 
     def embedding(self, images: Tensor) -> Tensor:
         """What pictures are scored by: float32 B D. Where the score reads the class, the final [CLS]
-        token, which the projection head takes (as the papers show it), mean over `scales`; otherwise the
-        mean of the patches' features in the size and the form in which the bank holds them."""
+        token, which the projection head takes (as the papers show it), mean over `scales`. Otherwise the
+        features that the bank holds, mean over the places, each weighted by the softmax of the map."""
         if self.config.score == "map":
-            return self._described(images).flatten(1, 2).mean(1)
+            described = self._described(images)
+            grid = (described.shape[1], described.shape[2])
+            maps = F.adaptive_avg_pool2d(self.examine(images).maps, grid)
+            return (maps.flatten(1).softmax(1)[..., None] * described.flatten(1, 2)).sum(1)
         depth, tokens = self.backbone.depth, []
         with torch.no_grad(), self._autocast(images):
             for scale in self.scales:
