@@ -605,6 +605,23 @@ def test_what_is_seen_at_several_sizes_is_averaged(score: str) -> None:
     assert f64(got.votes).mean() == 0.5
 
 
+@pytest.mark.parametrize("stride", [1, 2, 4])
+def test_maps_are_averaged_at_a_size_of_ones_own(stride: int) -> None:
+    """The papers average them at that of the picture: from a size in between they are not the same."""
+    method = guided(scales=(32, 48), map_stride=stride, smoothing=0.0)
+    images = pictures(3, side=48)
+    small = F.interpolate(images, size=(32, 32), mode="bilinear", align_corners=False, antialias=True)
+    marks = [looked(method, each)[1] for each in (small, images)]
+    side = 48 // stride
+    expected = np.mean([[upsampled(each, side, side) for each in scale] for scale in marks], axis=0)
+    np.testing.assert_allclose(f64(method.score(images).maps), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_the_papers_six_maps_are_averaged_as_fine_as_the_largest_picture() -> None:
+    method = guided(GuidedConfig.paper_aaai(), map_stride=GuidedConfig.paper_aaai().map_stride, scales=(32, 48))
+    assert method.score(pictures(2, side=48)).maps.shape == (2, 48, 48)
+
+
 def test_without_sizes_there_is_one() -> None:
     method = guided()
     assert method.scales == ((SIDE, SIDE),)
@@ -969,6 +986,20 @@ def test_it_is_fitted_saved_and_loaded(whole: blemish.Detector, picture: Part, t
         assert np.array_equal(one.anomaly_map, other.anomaly_map)
         assert one.votes is None  # its score is the map's
     loaded.method.adapter("episodic")  # its statistics came along
+
+
+def test_artifacts_of_before_hold_a_class_head_that_nothing_reads() -> None:
+    """`best` of 0.1.0 had one, and trained the last four blocks for the mix of attention in its map."""
+    earlier: dict[str, Any] = {"map_head": "features", "tuned": 4, "bank_size": 20}
+    images = pictures(6)
+    with_head = summarised(images, score="both", **earlier)
+    assert any(name.startswith("head.") for name in with_head.fitted_state())
+    loaded = Guided(replace(WHOLE, **(TINY | earlier | {"score": "map"})), sharp()).eval()
+    loaded.restore_state(with_head.fitted_state())
+    assert not any(name.startswith("head.") for name in loaded.fitted_state())
+    for image, other in zip(loaded.examine(images).maps, with_head.examine(images).maps, strict=True):
+        assert torch.equal(image, other)
+    assert loaded.score(images).votes is None
 
 
 @pytest.mark.parametrize(
