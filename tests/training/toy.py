@@ -27,7 +27,7 @@ from blemish.data.transforms import Preprocessing
 from blemish.methods import apmask
 from blemish.methods.apmask import APMaskConfig
 from blemish.methods.atacnet import AtacNet
-from blemish.methods.guided import GuidedConfig
+from blemish.methods.guided_config import GuidedConfig
 from blemish.methods.trained import TrainedConfig, TrainedMethod, TrainingBatch
 from blemish.training import Training, checkpoint, loop, train
 

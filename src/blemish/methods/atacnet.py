@@ -127,6 +127,7 @@ class AtacNet(EndToEnd, TrainedMethod):
     source = "Gupta et al. 2024, ATAC-Net: Zoomed View Works Better for Anomaly Detection"
     Config = AtacNetConfig
     takes_defects = True
+    training_only = ("attention.key.bias",)  # the same for all keys of a query, so no softmax sees it
     config: AtacNetConfig
     steps: Tensor
 

@@ -114,9 +114,12 @@ class Learner(nn.Module):
         name: what it is called in messages.
         backbone: the encoder; where nothing of it is learned, checkpoints leave it out.
         clip_norm: the largest norm of all gradients together; in proportion to the scale of the loss.
+        training_only: how the names of trained tensors begin that serve training alone, as a projection
+            head that is thrown away; a change of any other trained tensor changes what is given.
     """
 
     name: ClassVar[str]
+    training_only: ClassVar[tuple[str, ...]] = ()
     config: Schedule
     backbone: Backbone
     clip_norm: float = 1.0
