@@ -34,7 +34,8 @@ class Training:
     """What a training was.
 
     Attributes:
-        steps: optimiser steps, over all runs of a resumed training; epochs: passes over the pictures that they make.
+        steps: optimiser steps, over all runs of a resumed training.
+        epochs: passes over the pictures that they make: over the normal ones, where defects fill half of every batch.
         seconds: from the call to the end, over all runs.
         pictures_per_second: in the steps of this run, over all processes; 0 where there was none left to take.
         loss: the last one, smoothed: the mean of the first 50, then each new one counts 2 %. In several processes that
@@ -121,7 +122,9 @@ def train(
         # The frozen part first, once.
         method.eval()
         rows = _read(method, stream, progress, size=size, first=0 if found is None else found.step)
-        total = sum(distributed.exchange(rows.rows))
+        told = distributed.exchange([*rows.of_an_epoch(size), *rows.class_counts])
+        epoch, of_it, *counts = (sum(column) for column in zip(*told, strict=True))
+        method.class_counts = (counts[0], counts[1])
         pictures = checkpoints.fingerprint(stream)
         if found is not None and found.pictures != pictures:
             raise ConfigError(f"{checkpoint}: was made with other training pictures; remove it to start anew")
@@ -135,7 +138,7 @@ def train(
         if checkpoints.is_frozen(backbone):
             backbone.eval()
         optimizer = _optimizer(method)
-        steps = max(config.min_steps, math.ceil(config.epochs * total / config.pictures_per_step))
+        steps = max(config.min_steps, math.ceil(config.epochs * epoch / of_it))
         first, loss, earlier = 0, 0.0, 0.0
         if found is not None:
             found.restore(method, optimizer)
@@ -185,7 +188,7 @@ def train(
         method.eval()
     return Training(
         steps=steps,
-        epochs=steps * config.pictures_per_step / total,
+        epochs=steps * of_it / epoch,
         seconds=earlier + time.perf_counter() - started,
         pictures_per_second=(steps - first) * config.pictures_per_step / spent,
         loss=loss,
