@@ -16,6 +16,7 @@ from naive import upsampled
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import blemish
 from blemish.backbones import Backbone, build
 from blemish.errors import ArtifactError, ConfigError, NotFittedError
 from blemish.losses.deviation import deviation_loss
@@ -599,9 +600,33 @@ def test_the_schedule_of_the_paper() -> None:
 
 def test_the_optimiser_is_adam() -> None:
     method = atacnet(fitted=False)
+    method.start_training(batch_of())
     optimizer = method.optimizer()
     assert type(optimizer) is torch.optim.Adam
-    assert [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups] == [(1e-3, 0)]
+    assert [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups] == [(1e-3, 0)] * 2
+
+
+def test_the_extractor_has_a_learning_rate_of_its_own() -> None:
+    method = atacnet(fitted=False, extractor_rate=0.1)
+    method.start_training(batch_of())
+    own, slow = method.optimizer().param_groups
+    assert (own["lr"], slow["lr"]) == (1e-3, pytest.approx(1e-4))
+    extractor = {id(each) for each in method.backbone.parameters()}
+    assert {id(each) for each in slow["params"]} == extractor
+    assert {id(each) for each in own["params"]} == {id(each) for each in method.parameters()} - extractor
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_an_extractor_that_does_not_learn_stays_as_it_is(network: str) -> None:
+    pixels = [np.random.default_rng(seed).integers(0, 256, (64, 64, 3), dtype=np.uint8) for seed in range(6)]
+    quick: dict[str, Any] = {"weights": "random", "device": "cpu", "precision": "fp32", "calibration_fraction": 0}
+    settings = {**TINY, "image_size": 64, "network": network, "pictures_per_step": 4, "epochs": 1, "extractor_rate": 0}
+    detector = blemish.fit("atacnet", pixels[:4], recipe="paper", anomalies=pixels[4:], **settings, **quick)
+    start = AtacNet(detector.method.config, build("test_resnet", weights="random")).state_dict()  # type: ignore[arg-type]
+    after = detector.method.state_dict()
+    changed = {name.split(".")[0] for name in after if not torch.equal(after[name], start[name])}
+    # Nor do the statistics of its batch norms change.
+    assert changed == {"mapper", "steps", *(["attention"] if network == "atacnet" else [])}
 
 
 def test_processes_agree_on_batch_norms_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -709,6 +734,8 @@ def test_recipes() -> None:
         ("margin", 0.0),
         ("draws", 1),
         ("attention_dim", 0),
+        ("extractor_rate", -0.1),
+        ("extractor_rate", math.inf),
         ("pseudo", 1.1),
         ("drop_every", 0.0),
         ("drop", 1.5),

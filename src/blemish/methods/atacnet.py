@@ -59,7 +59,9 @@ class AtacNetConfig(TrainedConfig):
         padding: margin of the crop on every side, as a share of the side of the active region.
         margin: k, the deviation that anomalous pictures are to have at least.
         draws: R, from N(0, 1), of which the deviation is, drawn anew in every step.
-        attention_dim: channels of the attention-augmentation module.
+        attention_dim: channels of the attention-augmentation module, and the hidden width of the classifier.
+        extractor_rate: the extractor's learning rate, as a share of the other parts'; 1 in the paper. With 0 it stays
+            as it is, its batch norms too, and only what follows it learns.
         pseudo: share of the anomalous half of a batch that is made by CutMix; all of it where no defects are labelled.
         drop_every, drop: the learning rate is multiplied by `drop` whenever this fraction of the run is over.
     """
@@ -78,6 +80,7 @@ class AtacNetConfig(TrainedConfig):
     margin: float = 10.0
     draws: int = 5000
     attention_dim: int = 64
+    extractor_rate: float = 1.0
     pseudo: float = 0.5
     drop_every: float = 1 / 3
     drop: float = 0.1
@@ -96,6 +99,8 @@ class AtacNetConfig(TrainedConfig):
             raise ConfigError(f"draws: at least 2 are needed, got {self.draws}")
         if self.attention_dim < 1:
             raise ConfigError(f"attention_dim: at least 1 is needed, got {self.attention_dim}")
+        if not 0 <= self.extractor_rate < math.inf:
+            raise ConfigError(f"extractor_rate: a finite number from 0 is needed, got {self.extractor_rate}")
         if not 0 <= self.pseudo <= 1:
             raise ConfigError(f"pseudo: a fraction in [0, 1] is needed, got {self.pseudo}")
         for name in ("drop_every", "drop"):
@@ -197,9 +202,11 @@ class AtacNet(EndToEnd, TrainedMethod):
         return True
 
     def start_training(self, sample: TrainingBatch) -> None:
-        """What the features depend on learns; a norm or a convolution after them stays as it is, as where several
-        processes train together everything that learns has to take part."""
-        backbone = self.backbone.eval().requires_grad_(True)
+        """What the features depend on learns, unless `extractor_rate` is 0; a norm or a convolution after them stays as
+        it is, as where several processes train together everything that learns has to take part."""
+        backbone = self.backbone.eval().requires_grad_(self.config.extractor_rate > 0)
+        if self.config.extractor_rate == 0:
+            return
         probe = sample.images
         assert probe is not None
         parameters = list(backbone.parameters())
@@ -210,10 +217,15 @@ class AtacNet(EndToEnd, TrainedMethod):
             parameter.requires_grad_(gradient is not None)
 
     def optimizer(self) -> torch.optim.Optimizer:
-        learned = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        parts: dict[bool, list[nn.Parameter]] = {False: [], True: []}
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                parts[name.startswith("backbone.")].append(parameter)
+        rate = self.config.learning_rate
+        groups = [{"params": parts[False]}, {"params": parts[True], "lr": rate * self.config.extractor_rate}]
         return torch.optim.Adam(
-            learned,
-            lr=self.config.learning_rate,
+            [group for group in groups if group["params"]],
+            lr=rate,
             weight_decay=self.config.weight_decay,
             decoupled_weight_decay=True,  # as everywhere, where there is one
         )

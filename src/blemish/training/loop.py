@@ -25,6 +25,7 @@ from blemish.training.feed import Feed, seed_of
 from blemish.types import Failure, Progress, silent
 
 BETWEEN_CHECKPOINTS = 60.0  # seconds
+CURVE = 20  # points of the curve that is kept of the loss, or one a step where there are fewer
 SAMPLE = 64  # pictures, or all of them where they are fewer, that a method may start from
 STAGE = "training"
 
@@ -40,6 +41,8 @@ class Training:
         pictures_per_second: in the steps of this run, over all processes; 0 where there was none left to take.
         loss: the last one, smoothed: the mean of the first 50, then each new one counts 2 %. In several processes that
             of each one's own pictures.
+        curve: how the loss fell: pairs of a step's number and the mean loss of the steps since the pair before, at most
+            `CURVE` of them. In several processes that of rank 0's own pictures.
         cached: whether what the frozen part gives was kept in memory.
         processes: how many have trained together.
         resumed_at: how many steps had been made when this run began; 0 = it began from the start.
@@ -51,6 +54,7 @@ class Training:
     seconds: float
     pictures_per_second: float
     loss: float
+    curve: list[list[float]]
     cached: bool
     processes: int
     resumed_at: int
@@ -139,10 +143,11 @@ def train(
             backbone.eval()
         optimizer = _optimizer(method)
         steps = max(config.min_steps, math.ceil(config.epochs * epoch / of_it))
-        first, loss, earlier = 0, 0.0, 0.0
+        first, loss, earlier, curve = 0, 0.0, 0.0, _Curve([])
         if found is not None:
             found.restore(method, optimizer)
             first, steps, loss, earlier = found.step, found.steps, found.loss, found.seconds
+            curve = _Curve([list(part) for part in found.curve])
         take = _Step(method, distributed.training_step(method), device, precision, seed_of("step", seed, rank))
         if minutes is not None and found is None:
             optimizer, steps = _fit_to(started + 60 * minutes, take, rows, size, seed, optimizer, progress)
@@ -157,6 +162,7 @@ def train(
             for step, batch in zip(range(first, steps), batches, strict=False):
                 latest = take(optimizer, batch, step, steps)
                 loss += (latest - loss) * max(1 / (step + 1), 0.02)
+                curve.add(step, steps, latest)
                 if watch is not None and rank == 0:
                     watch(step + 1, steps, latest)
                 stop = interrupted.is_set() and rank == 0
@@ -169,6 +175,7 @@ def train(
                         step=step + 1,
                         steps=steps,
                         loss=loss,
+                        curve=curve.parts,
                         seconds=earlier + time.perf_counter() - started,
                         identity=identity,
                         pictures=pictures,
@@ -192,11 +199,31 @@ def train(
         seconds=earlier + time.perf_counter() - started,
         pictures_per_second=(steps - first) * config.pictures_per_step / spent,
         loss=loss,
+        curve=curve.points(),
         cached=rows.kept is not None,
         processes=processes,
         resumed_at=first,
         findings=findings,
     )
+
+
+@dataclass(frozen=True)
+class _Curve:
+    """The loss of a run in equal parts: the number of the last step, how many steps, and the mean of their losses."""
+
+    parts: list[list[float]]
+
+    def add(self, step: int, steps: int, loss: float) -> None:
+        """Note the loss of step number `step` (from 0) of `steps`."""
+        part = step * min(CURVE, steps) // steps
+        while len(self.parts) <= part:
+            self.parts.append([0, 0, 0.0])
+        own = self.parts[part]
+        own[0], own[1] = step + 1, own[1] + 1
+        own[2] += (loss - own[2]) / own[1]
+
+    def points(self) -> list[list[float]]:
+        return [[last, loss] for last, count, loss in self.parts if count]
 
 
 @dataclass(frozen=True)
