@@ -257,8 +257,11 @@ def test_fit_of_the_published_method(run: Run, good_folder: Path, mvtec: Path, t
     quick = [f"--set={setting}" for setting in ("epochs=1", "pictures_per_step=4", "attention_dim=8")]
     command = ("fit", "atacnet", good_folder, "-o", tmp_path / "a", "--recipe", "paper", *FIT, *quick)
     made = document(run(*command, "--anomalies", mvtec, "--anomaly-count", "3", "--json"))
-    assert (made["method"], made["recipe"], made["training"]["steps"]) == ("atacnet-paper", "paper", 6)
-    assert len(made["defects"]) == 3  # beside 19 good ones: 22 pictures, 4 a step
+    assert (made["method"], made["recipe"], made["training"]["steps"]) == ("atacnet-paper", "paper", 10)
+    assert len(made["defects"]) == 3  # beside 19 good ones, 2 a step
+    (shown,) = [line for line in run("inspect", tmp_path / "a")[1].splitlines() if line.lstrip().startswith("loss")]
+    assert shown.count(" by step ") == 10
+    assert "by step 10" in shown
     assert not (tmp_path / "a.training").exists()
     status, _, err = run("fit", "atacnet", good_folder, "-o", tmp_path / "b", *FIT, "--time-budget", "1")
     assert status == cli.ERROR

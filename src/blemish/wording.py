@@ -235,7 +235,7 @@ def manifest(values: Mapping[str, Any]) -> Table:
             ("pictures", f"{len(data['fitted'])} fitted on, {len(data['calibrated'])} only calibrated on"),
             *([("drawn", _shots(values))] if values.get("shots") else []),
             *([("pre-training", _pretrained(values["pretraining"]))] if "pretraining" in values else []),
-            *([("training", _assignments(values["training"]))] if "training" in values else []),
+            *(_training(values["training"]) if "training" in values else []),
             *(("", line) for line in _alike(data)),
             ("recognised", data["layout"]),
             ("broken", f"{len(data['failures'])} pictures left out"),
@@ -256,7 +256,7 @@ def encoder(values: Mapping[str, Any]) -> Table:
             ("started from", f"{weights['source']}, SHA-256 {weights['sha256'] or 'none'}"),
             ("licence", weights["licence"]),
             ("pictures", f"{data['count']} learned from, {len(data['failures'])} broken ones left out"),
-            ("training", _assignments(values["training"])),
+            *_training(values["training"]),
             ("recognised", data["layout"]),
             ("fingerprint", data["fingerprint"]),
             *_origin(values),
@@ -379,8 +379,19 @@ def _pretraining(told: Mapping[str, Any]) -> Iterable[str]:
     yield f"Health: {', '.join(readings)}"
 
 
+def _training(made: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What a training was, and how its loss fell."""
+    points = [f"{loss:.3g} by step {step:,}" for step, loss in made.get("curve", [])]
+    return [("training", _without_curve(made)), *([("loss", ", ".join(points))] if points else [])]
+
+
+def _without_curve(made: Mapping[str, Any]) -> str:
+    return _assignments({name: value for name, value in made.items() if name != "curve"})
+
+
 def _pretrained(told: Mapping[str, Any]) -> str:
-    return f"{told['method']} on {told['weights']['source']}: {_assignments({**told['config'], **told['training']})}"
+    made = _without_curve({**told["config"], **told["training"]})
+    return f"{told['method']} on {told['weights']['source']}: {made}"
 
 
 def _origin(values: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -204,12 +204,12 @@ def fit_defects_apart(
     """
     os.environ.update(environment)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    balance, seen = AtacNet.balanced, []
+    mix, seen = AtacNet.mixed, []
 
     def noted(self: AtacNet, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
         assert batch.images is not None
         brightness = batch.images.mean((1, 2, 3))
-        images, labels = balance(self, batch)
+        images, labels = mix(self, batch)
         if self.training:  # a step, and not the findings
             given = torch.full_like(labels, -1) if batch.labels is None else batch.labels
             seen.append((brightness, given, labels))
@@ -217,7 +217,7 @@ def fit_defects_apart(
                 signal.raise_signal(signal.SIGINT)
         return images, labels
 
-    AtacNet.balanced = noted  # type: ignore[method-assign]
+    AtacNet.mixed = noted  # type: ignore[method-assign]
     shown = pictures(9 + told["defects"])
     tiny = {"backbone": "test_resnet", "weights": "random", "image_size": 2 * SIDE, "attention_dim": 8, "draws": 50}
     quick = {"epochs": 1, "pictures_per_step": 8, "calibration_fraction": 0, "device": "cpu", "precision": "fp32"}

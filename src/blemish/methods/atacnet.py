@@ -60,7 +60,9 @@ class AtacNetConfig(TrainedConfig):
         padding: margin of the crop on every side, as a share of the side of the active region.
         margin: k, the deviation that anomalous pictures are to have at least.
         draws: R, from N(0, 1), of which the deviation is, drawn anew in every step.
-        attention_dim: channels of the attention-augmentation module.
+        attention_dim: channels of the attention-augmentation module, and the hidden width of the classifier.
+        extractor_rate: the extractor's learning rate, as a share of the other parts'; 1 in the paper. With 0 it stays
+            as it is, its batch norms too, and only what follows it learns.
         pseudo: share of the anomalous half of a batch that is made by CutMix; all of it where no defects are labelled.
         drop_every, drop: the learning rate is multiplied by `drop` whenever this fraction of the run is over.
     """
@@ -79,6 +81,7 @@ class AtacNetConfig(TrainedConfig):
     margin: float = 10.0
     draws: int = 5000
     attention_dim: int = 64
+    extractor_rate: float = 1.0
     pseudo: float = 0.5
     drop_every: float = 1 / 3
     drop: float = 0.1
@@ -97,11 +100,17 @@ class AtacNetConfig(TrainedConfig):
             raise ConfigError(f"draws: at least 2 are needed, got {self.draws}")
         if self.attention_dim < 1:
             raise ConfigError(f"attention_dim: at least 1 is needed, got {self.attention_dim}")
+        if not 0 <= self.extractor_rate < math.inf:
+            raise ConfigError(f"extractor_rate: a finite number from 0 is needed, got {self.extractor_rate}")
         if not 0 <= self.pseudo <= 1:
             raise ConfigError(f"pseudo: a fraction in [0, 1] is needed, got {self.pseudo}")
         for name in ("drop_every", "drop"):
             if not 0 < getattr(self, name) <= 1:
                 raise ConfigError(f"{name}: a fraction in (0, 1] is needed, got {getattr(self, name)}")
+
+    @property
+    def balanced_batches(self) -> bool:
+        return self.network != "classifier"
 
     @classmethod
     def paper(cls) -> Self:
@@ -143,7 +152,14 @@ class AtacNet(EndToEnd, TrainedMethod):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.attention = AttentionAugmentation(dim, config.attention_dim) if config.network == "atacnet" else None
-            self.mapper = nn.Conv2d(config.attention_dim if self.attention is not None else dim, 1, kernel_size=1)
+            self.mapper = self._new_mapper(dim)
+
+    def _new_mapper(self, dim: int) -> nn.Module:
+        """τ, or the classifier's perceptron, which one vector a picture goes through."""
+        width = self.config.attention_dim
+        if self.config.network == "classifier":
+            return nn.Sequential(nn.Linear(dim, width), nn.ReLU(), nn.Linear(width, 1))
+        return nn.Conv2d(dim if self.attention is None else width, 1, kernel_size=1)
 
     # The network
 
@@ -151,7 +167,8 @@ class AtacNet(EndToEnd, TrainedMethod):
         """All that it makes of pictures B 3 H W."""
         features, first = self.glance(images)
         if self.config.network == "classifier":
-            return Look(first.mean(dim=(1, 2)), features, first)
+            with torch.autocast(images.device.type, enabled=False):
+                return Look(self.mapper(features.mean(dim=(2, 3)))[:, 0], features, first)
         score = top_mean(first.flatten(1), self.config.top_fraction)
         if self.config.network == "devnet":
             return Look(score, features, first)
@@ -163,15 +180,18 @@ class AtacNet(EndToEnd, TrainedMethod):
         return Look(score, features, first, second, saliency, boxes)
 
     def glance(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """One pass over B 3 H W: the features that are mapped, float32 B C h w, and the scores they get, B h w.
+        """One pass over B 3 H W: the features, float32 B C h w, and what is shown of each location, B h w.
 
-        The features are the attention features, or the extractor's where there is no attention module.
+        The features are the attention features, or the extractor's where there is no attention module. What is shown is
+        the score of the location, and of the classifier, which gives it none, the Grad-CAM.
         """
         features = self._extracted(images)
         if self.attention is not None:
             features = self.attention(features)
         with torch.autocast(images.device.type, enabled=False):  # in bf16 scores would tie
             features = features.float()
+            if self.config.network == "classifier":
+                return features, grad_cam(self.mapper, features)
             return features, self.mapper(features)[:, 0]
 
     def _offset(self, maps: Tensor, images: Tensor) -> float:
@@ -189,9 +209,11 @@ class AtacNet(EndToEnd, TrainedMethod):
         return True
 
     def start_training(self, sample: TrainingBatch) -> None:
-        """What the features depend on learns; a norm or a convolution after them stays as it is, as where several
-        processes train together everything that learns has to take part."""
-        backbone = self.backbone.eval().requires_grad_(True)
+        """What the features depend on learns, unless `extractor_rate` is 0; a norm or a convolution after them stays as
+        it is, as where several processes train together everything that learns has to take part."""
+        backbone = self.backbone.eval().requires_grad_(self.config.extractor_rate > 0)
+        if self.config.extractor_rate == 0:
+            return
         probe = sample.images
         assert probe is not None
         parameters = list(backbone.parameters())
@@ -202,10 +224,15 @@ class AtacNet(EndToEnd, TrainedMethod):
             parameter.requires_grad_(gradient is not None)
 
     def optimizer(self) -> torch.optim.Optimizer:
-        learned = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        parts: dict[bool, list[nn.Parameter]] = {False: [], True: []}
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                parts[name.startswith("backbone.")].append(parameter)
+        rate = self.config.learning_rate
+        groups = [{"params": parts[False]}, {"params": parts[True], "lr": rate * self.config.extractor_rate}]
         return torch.optim.Adam(
-            learned,
-            lr=self.config.learning_rate,
+            [group for group in groups if group["params"]],
+            lr=rate,
             weight_decay=self.config.weight_decay,
             decoupled_weight_decay=True,  # as everywhere, where there is one
         )
@@ -215,19 +242,19 @@ class AtacNet(EndToEnd, TrainedMethod):
         return self.config.drop ** math.floor(progress / self.config.drop_every + 1e-9)
 
     def training_step(self, batch: TrainingBatch, progress: float) -> Tensor:
-        """Eq. 12, or the cross-entropy."""
-        images, labels = self.balanced(batch)
+        """Eq. 12, or the weighted cross-entropy."""
+        images, labels = self.mixed(batch)
         score = self.look(images).score
         if self.config.network == "classifier":
-            anomalous = (labels == ANOMALOUS).sum()
-            weight = (len(labels) - anomalous) / anomalous
-            return F.binary_cross_entropy_with_logits(score, labels.float(), pos_weight=weight)
+            weight = torch.tensor(class_weights(self.class_counts), device=score.device)[labels]
+            return F.binary_cross_entropy_with_logits(score, labels.float(), weight=weight)
         return deviation_loss(score, labels, margin=self.config.margin, draws=self.config.draws)
 
-    def balanced(self, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
-        """Pictures B 3 H W and labels B, of which the last B//2 are anomalous: CutMix has made `pseudo` of them.
+    def mixed(self, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
+        """Pictures B 3 H W and labels B, the normal ones first: CutMix has made `pseudo` of the anomalous ones.
 
-        Args: batch: B//2 of its rows are labelled defects, or none is.
+        Args: batch: where half of a batch is to be anomalous (`balanced_batches`), B//2 of its rows are labelled
+            defects, or none is: then these rows are normal pictures that CutMix takes pieces from.
         Raises: ConfigError for fewer than two rows.
         """
         images, labels = batch.images, batch.labels
@@ -236,17 +263,22 @@ class AtacNet(EndToEnd, TrainedMethod):
         half = count // 2
         if half == 0:
             raise ConfigError("pictures_per_step: 2 at least for each process, for both classes")
-        made = half
+        anomalous = made = half
         if labels is None:
+            if not self.config.balanced_batches and self.class_counts[1]:  # other processes have the defects
+                anomalous = made = 0
             labels = torch.full((count,), NORMAL, device=images.device)
         else:
-            made = round(self.config.pseudo * half)
+            if not self.config.balanced_batches:
+                anomalous = int((labels == ANOMALOUS).sum())
+            made = int(self.config.pseudo * anomalous + float(torch.rand(())))  # on average that share
             # The normal ones first, each class in an order of its own; no device is asked where they are.
             order = (labels + torch.rand(count).to(images.device, non_blocking=True)).argsort()
             images, labels = images[order], labels[order]
-        normal, other = images[: count - half], images[count - half :]
+        normal, other = images[: count - anomalous], images[count - anomalous :]
+        made = min(made, len(normal))
         pseudo = cut_mix(normal[:made], other[:made])
-        found = torch.cat([labels[: count - half], labels[count - half + made :]])
+        found = torch.cat([labels[: count - anomalous], labels[count - anomalous + made :]])
         return torch.cat([normal, other[made:], pseudo]), torch.cat([found, found.new_full((made,), ANOMALOUS)])
 
     @torch.no_grad()
@@ -266,14 +298,12 @@ class AtacNet(EndToEnd, TrainedMethod):
             return {}
         training = self.training
         self.eval()
-        images, labels = self.balanced(sample)
+        images, labels = self.mixed(sample)
         with self._autocast(images):
             look = self.look(images)
         self.train(training)
-        figures = {
-            "normal_score": float(look.score[labels == NORMAL].mean()),
-            "anomalous_score": float(look.score[labels == ANOMALOUS].mean()),
-        }
+        named = {"normal_score": look.score[labels == NORMAL], "anomalous_score": look.score[labels == ANOMALOUS]}
+        figures = {name: float(scores.mean()) for name, scores in named.items() if len(scores)}
         if look.boxes is not None:
             figures["crop_share"] = float(look.boxes[:, 2:].prod(1).mean())
         return figures
@@ -302,9 +332,6 @@ class AtacNet(EndToEnd, TrainedMethod):
         """The heatmap B H W, before it is smoothed."""
         if look.second is not None and look.boxes is not None:
             return merged(look.first, look.second, look.boxes, size, offset)
-        if self.config.network == "classifier":
-            assert self.mapper.bias is not None
-            return enlarged(F.relu(look.first - self.mapper.bias), size, offset)
         return enlarged(look.first, size, offset)
 
     @torch.no_grad()
@@ -361,6 +388,34 @@ class AttentionAugmentation(nn.Module):
         q, k, v = (part(x).flatten(2).transpose(1, 2) for part in (self.query, self.key, self.value))  # each B N d
         mixed = F.scaled_dot_product_attention(q, k, v, scale=1.0)
         return cast(Tensor, x + self.gain * mixed.transpose(1, 2).reshape(x.shape))
+
+
+@torch.no_grad()
+def grad_cam(perceptron: nn.Module, features: Tensor) -> Tensor:
+    """Grad-CAM of a perceptron's logit on the mean of features B C h w: B h w, in the unit of the logit.
+
+    Selvaraju et al. 2017: ReLU of the channels, weighted by the mean gradient of the logit, here times the number of
+    locations; for one hidden layer with a ReLU that gradient has a closed form.
+    """
+    hidden, _, last = cast(nn.Sequential, perceptron)
+    open_ = (hidden(features.mean(dim=(2, 3))) > 0).float()
+    weights = (open_ * last.weight) @ hidden.weight
+    return F.relu(torch.einsum("bc,bchw->bhw", weights, features))
+
+
+def class_weights(counts: tuple[int, int]) -> tuple[float, float]:
+    """What a normal picture and a defect count, so that both classes count alike; 1 on average over `counts` pictures.
+
+    Where there is no defect CutMix makes half of every batch, and both count 1.
+
+    Example:
+        >>> class_weights((30, 10))
+        (0.6666666666666666, 2.0)
+    """
+    normal, defects = counts
+    if not normal or not defects:
+        return 1.0, 1.0
+    return (normal + defects) / (2 * normal), (normal + defects) / (2 * defects)
 
 
 def crop_boxes(saliency: Tensor, *, active: float = 0.4, padding: float = 0.1, offset: float = 0.0) -> Tensor:
