@@ -57,7 +57,7 @@ What was chosen while looking at test pictures ([log.md](log.md) says how). Thes
 | what | chosen while looking at |
 |---|---|
 | `patchcore`, `knn`: layers, size of the bank, top fraction | bottle, screw, magnetic tile |
-| `agpnet`, recipe `best` | bottle, screw; the noise floor: magnetic tile |
+| `agpnet`, recipe `best` | bottle, screw; how noise is shared out: magnetic tile |
 | `guided`, recipe `best` | magnetic tile, screw |
 | adaptation by features | bottle; magnetic tile as it is and darker |
 | `atacnet`, recipe `best` | brain MRI, ELPV, screw, magnetic tile; for the closest look's worth NIH (part), too |
