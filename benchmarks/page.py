@@ -57,7 +57,7 @@ What was chosen while looking at test pictures ([log.md](log.md) says how). Thes
 | what | chosen while looking at |
 |---|---|
 | `patchcore`, `knn`: layers, size of the bank, top fraction | bottle, screw, magnetic tile |
-| `agpnet`, recipe `best` | bottle, screw; the noise floor: magnetic tile |
+| `agpnet`, recipe `best` | bottle, screw; how noise is shared out: magnetic tile |
 | `guided`, recipe `best` | magnetic tile, screw; that its encoder is not trained: bottle, too |
 | adaptation by entropies, its rate of 0.1 (not in the papers' recipes) | magnetic tile |
 | adaptation by features | bottle; magnetic tile as it is and darker |

@@ -524,19 +524,24 @@ def test_what_is_unlike_stands_in_columns_of_its_own() -> None:
     assert body(suite_table([layers], suite_of()))[0][2] == "50.0"  # those of another backbone are no ablation
 
 
-def test_a_row_with_a_setting_of_earlier_is_told_by_what_it_means_today() -> None:
-    """Up to 0.1.0 agpnet had `noise_floor`: with 0 its noise was that of a beta of 0, else there is none like it."""
-    entries = (Entry(method="agpnet", label="none", settings={"beta": 0.0}),)
-    today = configs.to_dict(configure("agpnet", values={"beta": 0.0}))
+@pytest.mark.parametrize("asked", [True, False])
+@pytest.mark.parametrize(("floor", "head"), [(0.0, "attended only"), (0.4, "both"), (0.7, None)])
+def test_a_row_with_a_setting_of_earlier_is_told_by_what_it_means_today(
+    floor: float, head: str | None, asked: bool
+) -> None:
+    """Up to 0.1.0 agpnet had `noise_floor`, the share of the noise that every place had."""
+    meant: dict[str, dict[str, Any]] = {
+        "attended only": {"beta": 0.0, "noise_high": 1.0},
+        "both": {"beta": 0.4, "noise_high": 0.6},
+    }
+    entries = tuple(Entry(method="agpnet", label=label, settings=it) for label, it in meant.items())
+    today = configs.to_dict(configure("agpnet"))
     earlier = {key: value for key, value in today.items() if key not in ("beta", "noise_unit")}
-
-    def row(floor: float) -> Row:
-        values: dict[str, Any] = {"method": "agpnet", "recipe": "best", "label": "", "changed": {}}
-        changed = {"noise_floor": floor}
-        return {**of("bottle", 0.9), **values, "settings": {**earlier, **changed}, "changed": changed}
-
-    assert "none [1]" in suite_table([row(0.0)], suite_of(entries=entries))
-    assert "none [1]" not in suite_table([row(0.5)], suite_of(entries=entries))
+    row = of("bottle", 0.9) | {"method": "agpnet", "recipe": "best", "label": ""}
+    row["settings"] = {**earlier, "noise_high": 1.0, "noise_floor": floor}
+    row["changed"] = {"noise_floor": floor} if asked else {}
+    text = suite_table([row], suite_of(entries=entries))
+    assert [label for label in meant if f"| {label} [1] |" in text] == ([] if head is None else [head])
 
 
 def test_a_row_belongs_to_the_entry_that_names_most_of_it() -> None:

@@ -957,6 +957,7 @@ def test_recipes() -> None:
     assert (paper.backbone, paper.image_size, paper.epochs, paper.pictures_per_step) == ("dino_vits16", (224,), 500, 32)
     assert (paper.groups, paper.depth, paper.loss, paper.dropout) == (1, 4, "l2", 0.0)
     assert (paper.feature_noise, paper.image_noise, paper.attention) == ("attention", "attention", "both")
+    assert (paper.noise_low, paper.noise_high, paper.beta, paper.noise_unit) == (0.0, 1.0, 0.5, "std")
     assert (paper.mean_teacher, paper.ema_decay, paper.ema_every) == (True, 0.9999, 10)
     assert round(paper.score_window * 224) == 16
 

@@ -6,21 +6,22 @@ more so the more attended a location is (eq. 2-3); what it cannot give back at p
 anomaly map (eq. 8). Eq. 4 is F' = F + E ⊙ (α(t) · N(A) + β), and the loss (eq. 7) the squared
 distance, mean over the places, as later versions of the paper have them.
 
-The paper does not say, and here: the value of β (BETA_OF_THE_PAPER); F is the sum of layers 3, 6, 9
-and 12; the decoder has width 256, feed-forward 1024 and two self-attentions a layer (by arithmetic:
-that gives its parameters and multiply-adds); the prior is the [CLS] row over the patches, brought to
-sum 1 in each head before heads and layers are averaged; the learned attention is attention received,
-mean over queries, from a teacher that sees the clean F; noise is in units of F's standard deviation
-in the picture; image noise has σ = 1 in normalised pixels; learning rate 1e-4 and weight decay 1e-4;
-gradients are clipped at norm 1 of the loss averaged over the channels, too; the base factor of eq. 5
-is 1; the image score averages over 16×16 pixels at 224². A CNN has no attention: its levels are
-layer-normalised, brought to the coarsest grid and joined, and the prior is the channel mean of
-squared activations.
+The paper does not say, and here: β is 0.5 (docs/log.md says how it was chosen); F is the sum of
+layers 3, 6, 9 and 12; the decoder has width 256, feed-forward 1024 and two self-attentions a layer
+(by arithmetic: that gives its parameters and multiply-adds); the prior is the [CLS] row over the
+patches, brought to sum 1 in each head before heads and layers are averaged; the learned attention
+is attention received, mean over queries, from a teacher that sees the clean F; noise is in units of
+F's standard deviation in the picture; image noise has σ = 1 in normalised pixels; learning rate
+1e-4 and weight decay 1e-4; gradients are clipped at norm 1 of the loss averaged over the channels,
+too; the base factor of eq. 5 is 1; the image score averages over 16×16 pixels at 224². A CNN has no
+attention: its levels are layer-normalised, brought to the coarsest grid and joined, and the prior
+is the channel mean of squared activations.
 
-`best` goes beyond the paper. By the published evidence for plain-ViT reconstruction (Guo et al. 2025, "Dinomaly"):
-dropout before the decoder, decoder attention without softmax, two groups of layers as targets, cosine loss that spares
-what is reconstructed already. By our own (docs/log.md): a decoder that starts as a linear autoencoder, many small
-steps, and noise everywhere, though more of it where the encoder looks.
+`best` goes beyond the paper. By the published evidence for plain-ViT reconstruction (Guo et al.
+2025, "Dinomaly"): dropout before the decoder, decoder attention without softmax, two groups of
+layers as targets, cosine loss that spares what is reconstructed already. By our own (docs/log.md):
+a decoder that starts as a linear autoencoder, many small steps, and noise everywhere, though more
+of it where the encoder looks.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ class AGPNetConfig(TrainedConfig):
     feature_noise: Noise = "attention"
     image_noise: Noise = "none"
     noise_low: float = 0.0
-    noise_high: float = 1.0
+    noise_high: float = 0.5
     noise_until: float = 0.8
     beta: float = 0.5
     noise_unit: Literal["std", "absolute"] = "std"
@@ -160,7 +161,7 @@ class AGPNetConfig(TrainedConfig):
             loss="l2",
             spared=0.0,
             image_noise="attention",
-            beta=0.0,
+            noise_high=1.0,
             attention="both",
             ema_decay=0.9999,
             schedule="step",
