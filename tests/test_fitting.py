@@ -283,6 +283,19 @@ def test_held_out_pictures_calibrate(picture: Part, small: dict[str, Any]) -> No
     assert detector.manifest["threshold"] == threshold.to_dict()
 
 
+@pytest.mark.parametrize("method", ["knn", "padim"])
+def test_a_copy_of_a_training_picture_does_not_calibrate(method: str, picture: Part, small: dict[str, Any]) -> None:
+    """Held out or not, it was learned: only what was not is a new normal picture's equal."""
+    twice = [each for each in parts(picture, 12) for _ in range(2)]
+    detector = blemish.fit(method, twice, calibration_fraction=0.4, **small)
+    data = detector.manifest["data"]
+    by_digest = dict(zip(digests(twice), twice, strict=True))
+    new = {digest for digest in data["calibrated"] if digest not in data["fitted"]}
+    expected = sorted(detector.predict(by_digest[digest]).score for digest in new)
+    scores = detector.manifest["calibration_scores"]
+    assert sorted({round(score, 5) for score in scores}) == pytest.approx(expected, rel=1e-3, abs=2e-5)
+
+
 @pytest.mark.parametrize("method", ["knn", "patchcore", "padim"])
 @pytest.mark.parametrize(("fraction", "rate", "n"), [(0.5, 0.25, 12), (0.2, 0.2, 5), (0.9, 0.05, 22)])
 def test_a_fraction_and_a_rate_by_name(
@@ -374,6 +387,8 @@ def test_one_picture_has_no_leave_one_out(picture: Part, small: dict[str, Any]) 
     assert detector.threshold is not None
     assert (detector.threshold.value, detector.threshold.n) == (None, 0)
     assert detector.predict(picture(0)).score == pytest.approx(0.0, abs=1e-3)
+    asked = blemish.fit("knn", parts(picture, 1), calibration_fraction=0.6, **small)
+    assert (len(asked.manifest["data"]["fitted"]), asked.manifest["data"]["calibrated"]) == (1, [])
 
 
 # --- Calibrating again -----------------------------------------------------------------------------------------------

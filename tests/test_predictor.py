@@ -20,6 +20,7 @@ from blemish.backbones import build
 from blemish.errors import ArtifactError, BlemishError, ConfigError, DataError, ImageError, NonFiniteError
 from blemish.methods import Method
 from blemish.predictor import Detector
+from blemish.thresholds import Threshold
 from blemish.types import Failure, Prediction, Sample, Scores
 
 Part = Callable[..., np.ndarray]
@@ -531,3 +532,35 @@ def test_save_makes_folders_and_refuses_a_bad_place(fitted: Callable[..., Detect
     assert [file.name for file in path.parent.iterdir()] == ["x.blemish"]
     with pytest.raises(BlemishError, match="cannot be written"):
         fitted().save(path / "y.blemish")
+
+
+def test_broken_pictures_take_no_place_in_a_batch(
+    picture: Callable[..., np.ndarray], fitted: Callable[..., Detector], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What adapts to a batch is to see a whole one; and each failure stays in its place."""
+    detector = fitted("knn")
+    whole, sizes = detector.method.score, []
+
+    def noted(images: torch.Tensor) -> Any:
+        sizes.append(len(images))
+        return whole(images)
+
+    monkeypatch.setattr(detector.method, "score", noted)
+    sources = [np.zeros((0, 3)), picture(1), np.zeros((0, 3)), picture(2), picture(3), np.zeros((0, 3)), picture(4)]
+    results = list(detector.predict_many(sources, batch_size=2))
+    assert sizes == [2, 2]
+    assert [isinstance(each, Failure) for each in results] == [True, False, True, False, False, True, False]
+
+
+def test_other_sizes_have_no_threshold_of_any_category(fitted: Callable[..., Detector]) -> None:
+    one = fitted("guided")
+    limit = Threshold(value=1.0, rate=0.05, n=19, method="split conformal", guarantee="-", reason="")
+    manifest = {**one.manifest, "categories": ["bolt"], "thresholds": {"bolt": limit.to_dict()}}
+    detector = Detector(one.method, one.preprocessing, limit, manifest)
+    assert detector.threshold_for("bolt") == limit
+    larger = detector.with_scales((96,))
+    for category in ("", "bolt"):
+        threshold = larger.threshold_for(category)
+        assert threshold is not None
+        assert threshold.value is None
+        assert "other sizes" in threshold.reason

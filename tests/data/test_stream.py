@@ -160,6 +160,17 @@ def test_broken_pictures_are_set_aside(tmp_path: Path, picture: Part) -> None:
     assert set(stream.digests) == {0, 2, 4}
 
 
+def test_a_picture_that_was_broken_once_stays_out(picture: Part, write: Callable[..., Path], tmp_path: Path) -> None:
+    """Every pass is over the same pictures, whatever comes to lie there in between."""
+    stream = PictureStream([tmp_path / "late.png", picture(1)], PLAIN, batch_size=2)
+    for _ in range(2):
+        (batch,) = stream
+        assert batch.owners.tolist() == [1]
+        assert set(stream.digests) == {1}
+        write(tmp_path / "late.png", picture(0))
+    assert set(stream.failures) == {0}
+
+
 def test_nothing_but_broken_pictures(tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes(b"")
     stream = PictureStream([tmp_path / "x.png"], PLAIN, batch_size=2)
