@@ -139,7 +139,7 @@ class Padim(Method):
         seen = learned.rows.total()
         taken = torch.tensor([learned.rows[owner] for owner in batch.owners.tolist()], device=centred.device)
         squares = centred.new_empty(centred.shape[:2])
-        for rows in taken.unique().tolist():
+        for rows in sorted(set(taken.tolist())):
             if learned.without[0] != rows:
                 learned.without = rows, self._whitened(learned.scatter / (seen - rows - 1))
             own = taken == rows
