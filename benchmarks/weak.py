@@ -97,7 +97,7 @@ def rows(name: str, path: Path, options: argparse.Namespace, done: set[str]) -> 
         drawn = labelled_defects(path, count=count, kind=kind, seed=draw)
         samples = drawn.samples if options.masks else [dataclasses.replace(each, mask=None) for each in drawn.samples]
         stream = PictureStream(drawn.sources, detector.preprocessing, 8, marks=samples)
-        method.learn_defects(lambda stream=stream: iter(stream), stream.batches, silent)
+        method.learn_defects(lambda stream=stream: iter(stream), stream.rows, silent)
         known = {**detector.manifest["data"], "defects": sorted(stream.digests.values())}
         taught = Detector(method, detector.preprocessing, None, {**detector.manifest, "data": known})
         tested = tuple(sample for sample in dataset.samples if kind is None or sample.defect != kind)

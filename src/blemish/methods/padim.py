@@ -104,7 +104,7 @@ class Padim(Method):
             raise ConfigError(f"padim needs at least {self.minimum_images} training pictures, got {seen}")
         progress("inverting", 0, 0)
         mean = sums / seen
-        scatter = products - seen * mean[:, :, None] * mean[:, None, :]
+        scatter = products.sub_(seen * mean[:, :, None] * mean[:, None, :])
         self.whiteners = self._whitened(scatter / (seen - 1))
         self.means = mean + shift
         if self.leaves_one_out:
@@ -137,15 +137,16 @@ class Padim(Method):
             )
         centred, grid = self._centred(batch.images)
         seen = learned.rows.total()
-        squares = []
-        for row, owner in zip(centred, batch.owners.tolist(), strict=True):
-            own = learned.rows[owner]
-            if learned.without[0] != own:
-                learned.without = own, self._whitened(learned.scatter / (seen - own - 1))
-            square = _squares(row[None], learned.without[1])
-            taken = own * seen / ((seen - own) * (seen - own - 1))
-            squares.append((seen / (seen - own)) ** 2 * square / (1 - taken * square).clamp(min=1e-6))
-        return self._finish(torch.cat(squares).sqrt().reshape(len(centred), *grid), batch.images)
+        taken = torch.tensor([learned.rows[owner] for owner in batch.owners.tolist()], device=centred.device)
+        squares = centred.new_empty(centred.shape[:2])
+        for rows in sorted(set(taken.tolist())):
+            if learned.without[0] != rows:
+                learned.without = rows, self._whitened(learned.scatter / (seen - rows - 1))
+            own = taken == rows
+            square = _squares(centred[own], learned.without[1])
+            share = rows * seen / ((seen - rows) * (seen - rows - 1))
+            squares[own] = (seen / (seen - rows)) ** 2 * square / (1 - share * square).clamp(min=1e-6)
+        return self._finish(squares.sqrt().reshape(len(centred), *grid), batch.images)
 
     @property
     def knows_several(self) -> bool:
@@ -171,7 +172,7 @@ class _Learned:
 
     scatter: Tensor
     rows: Counter[int]
-    without: tuple[int, Tensor] = (0, torch.empty(0))
+    without: tuple[int, Tensor] = (-1, torch.empty(0))
 
 
 def _squares(centred: Tensor, whiteners: Tensor) -> Tensor:
