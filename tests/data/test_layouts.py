@@ -176,6 +176,7 @@ def test_usual_names_of_good_and_bad(tmp_path: Path, good: str, bad: str) -> Non
         ["LineA/0.png", "LineB/1.png"],
         ["images/0.png", "1.png"],
         ["left/0.png", "right/1.png"],
+        ["bottle/good/0.png", "screw/good/1.png"],
         ["SN-12AB7/0.png", "SN-99XY1/0.png"],
         ["ok/monday/0.png", "ok/alpha/1.png", "ok/beta/1.png"],
     ],
@@ -210,7 +211,7 @@ def test_names_of_splits_and_of_good_ones_in_one(tmp_path: Path) -> None:
 
 
 def test_categories_of_good_beside_defects_are_to_be_named_each(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"bolt/bad/ is beside good ones, but not at the top; name bolt/ itself"):
+    with pytest.raises(DataError, match=r"bolt/bad/ is beside others, but not at the top; name bolt/ itself"):
         read(lay_out(tmp_path, "bolt/good/0.png", "bolt/bad/0.png", "nut/good/0.png", "nut/bad/1.png"))
 
 

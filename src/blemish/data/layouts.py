@@ -190,34 +190,45 @@ def _below(name: str, folders: Iterable[Names]) -> list[Names]:
 
 def _contradiction(root: Path, divided: Divided, unlabelled: int) -> str:
     """Which name says that the pictures are not all of one kind; "" where none does."""
-    beside: dict[Names, set[str]] = defaultdict(set)  # folder -> those with pictures in it
-    for names, _ in divided.pictures:
-        for depth, name in enumerate(names[:-1]):
-            beside[names[:depth]].add(name)
-    for above, held in sorted(beside.items()):
-        said = {name: "" if is_label(name) else meaning(name) for name in sorted(held)}
-        telling = ["split"] if unlabelled == ANOMALOUS else ["split", "unclear"]
+    above = [names[:-1] for names, _ in divided.pictures]
+    telling = ["split"] if unlabelled == ANOMALOUS else ["split", "unclear"]
+    for place, held in _beside(above):
+        said = {name: "" if is_label(name) else meaning(name) for name in held}
         for name, what in said.items():
             bad = unlabelled == NORMAL and not is_label(name) and says_bad(name)
             if bad or what in telling or (what == "good" and set(said.values()) - {"good", "images"}):
                 reason = "says that not every picture is a good one; call the folder of the good ones good/"
-                if above and "good" in said.values():
-                    reason = f"is beside good ones, but not at the top; name {'/'.join(above)}/ itself"
+                if place and "good" in said.values():
+                    reason = f"is beside others, but not at the top; name {'/'.join(place)}/ itself"
                 elif what == "unclear":
                     reason = "may be the good ones or the others; call them good/ and bad/"
-                return f"{'/'.join((*above, name))}/ {reason}"
-        own = [name for name, what in said.items() if not what]
-        if unlabelled == NORMAL and len(own) > 1 and not is_series(own) and meaning(root.resolve().name) != "good":
+                return f"{'/'.join((*place, name))}/ {reason}"
+    if unlabelled == ANOMALOUS:
+        return ""
+    called_good = meaning(root.resolve().name) == "good"
+    unsaid = [] if called_good else [names for names in above if not any(meaning(name) == "good" for name in names)]
+    for _, held in _beside(unsaid):
+        own = [name for name in held if is_label(name) or not meaning(name)]
+        if len(own) > 1 and not is_series(own):
             return (
                 f"{listed(f'{name}/' for name in own)} beside each other may be kinds of defects; where all pictures "
                 "are good, move these folders into one called good/, or name each of them: then they are categories"
             )
-    if unlabelled == NORMAL and divided.masks:
+    if divided.masks:
         return (
             f"there are masks in {listed(divided.masks)}, so that some pictures show defects; put those, with their "
             "masks, into a folder beside good/"
         )
     return ""
+
+
+def _beside(folders: Iterable[Names]) -> list[tuple[Names, list[str]]]:
+    """Each folder with the names of those in it that hold pictures, at any depth."""
+    inside: dict[Names, set[str]] = defaultdict(set)
+    for names in folders:
+        for depth, name in enumerate(names):
+            inside[names[:depth]].add(name)
+    return [(place, sorted(held)) for place, held in sorted(inside.items())]
 
 
 def _flat(root: Path, divided: Divided, unlabelled: int) -> Dataset:
