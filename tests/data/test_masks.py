@@ -157,6 +157,7 @@ def test_several_masks_of_a_picture_count_together(tree: Callable[..., Path], wr
     ):
         read_mask(sample)
     (fault,) = check(root).mask_faults
+    assert fault.source == str(root / "masks/0_mask_2.png")
     assert fault.reason.startswith("is 32×32 pixels, and 0_mask_1.png")
 
 
