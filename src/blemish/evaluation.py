@@ -43,7 +43,7 @@ def evaluate(
         data: a path in any layout with labels, or a Dataset. Its test split, or everything where it has none.
         resolution: side of the square at which maps and masks are compared (masks: nearest); None = each picture's
             own size. A box is drawn there as a mask: the pixels whose centres lie in it, and one at least. A mask of
-            another size or shape than its picture is stretched over it, and told (`Evaluation.mask_faults`).
+            another shape than its picture is stretched over it, and told (`Evaluation.mask_faults`).
         adapt: as of `Detector.predict_many`. The pictures of a category then come in an order drawn once and for all:
             in that of the files whole batches are of one kind of defect, and what they are adapted to tells the label.
         on_prediction: called for every picture scored, in order.
@@ -78,16 +78,15 @@ def evaluate(
                 try:
                     pixels.add(sample, *_compared(sample, result, resolution, mask_faults))
                 except BlemishError as error:
-                    source = str(sample.mask or sample.path)
+                    source = getattr(error, "source", str(sample.mask or sample.path))
                     failures.append(Failure(source=source, reason=getattr(error, "reason", str(error))))
                     unmasked += 1
         rows.append(_row(sample, result))
         on_prediction(sample, result)
     if not rows:
         raise DataError(f"{dataset.root}: no picture is left to evaluate: all are known to the detector or unreadable")
-    summary = _summary(detector, rows, pixels if placed else None, failures, left_out, unmasked)
-    problems = (*dataset.left_out, *dataset.mask_problems)
-    return replace(summary, mask_faults=tuple(mask_faults), problems=problems)
+    found = _summary(detector, rows, pixels if placed else None, failures, left_out, unmasked)
+    return replace(found, mask_faults=tuple(mask_faults), problems=(*dataset.left_out, *dataset.mask_problems))
 
 
 def labelled(data: str | Path | Dataset) -> tuple[Dataset, list[Sample]]:

@@ -176,6 +176,8 @@ def test_usual_names_of_good_and_bad(tmp_path: Path, good: str, bad: str) -> Non
         ["LineA/0.png", "LineB/1.png"],
         ["images/0.png", "1.png"],
         ["left/0.png", "right/1.png"],
+        ["bottle/good/0.png", "screw/good/1.png"],
+        ["SN-12AB7/0.png", "SN-99XY1/0.png"],
         ["ok/monday/0.png", "ok/alpha/1.png", "ok/beta/1.png"],
     ],
 )
@@ -199,6 +201,18 @@ def test_a_flat_folder_that_is_called_bad_says_so(tmp_path: Path) -> None:
 def test_a_split_beside_good_is_no_kind_of_defect(tmp_path: Path, split: str) -> None:
     with pytest.raises(DataError, match=f"{split}/ is neither good nor a kind of defect"):
         read(lay_out(tmp_path, "good/0.png", f"{split}/1.png"))
+
+
+def test_names_of_splits_and_of_good_ones_in_one(tmp_path: Path) -> None:
+    dataset = read(lay_out(tmp_path, "normal/0.png", "normal_test/1.png", "abnormal_test/2.png"))
+    assert labels(dataset) == {"normal/0.png": 0, "normal_test/1.png": 0, "abnormal_test/2.png": 1}
+    with pytest.raises(DataError, match=r"good_rotated/ may hold good ones or a kind of defect; rename"):
+        read(lay_out(tmp_path, "good_rotated/3.png"))
+
+
+def test_categories_of_good_beside_defects_are_to_be_named_each(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"bolt/bad/ is beside others, but not at the top; name bolt/ itself"):
+        read(lay_out(tmp_path, "bolt/good/0.png", "bolt/bad/0.png", "nut/good/0.png", "nut/bad/1.png"))
 
 
 @pytest.mark.parametrize("good", ["good", "OK", "Normal"])

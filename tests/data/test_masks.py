@@ -14,6 +14,7 @@ from blemish.data.defects import labelled_defects
 from blemish.data.layouts import Dataset, read
 from blemish.data.marks import marked, read_mask
 from blemish.errors import DataError, ImageError
+from blemish.predictor import Detector
 from blemish.types import Sample
 
 Draw = Callable[..., np.ndarray]
@@ -109,6 +110,23 @@ def test_the_command_line_measures_defects_only(
     assert float(row[4]) > 80  # pixel AUROC
 
 
+def test_masks_are_not_scored_as_new_pictures(
+    tree: Callable[..., Path], run: Run, tmp_path: Path, fitted: Callable[..., Detector]
+) -> None:
+    root = tree("good/{}.png", "bad/{}.png", "bad/{}_mask.png")
+    tree(None, None, "ground_truth/bad/{}.png", root=root)
+    artifact = fitted().save(tmp_path / "part.blemish")
+    status, out, _ = run("predict", artifact, root)
+    assert status == 0
+    assert f"{GOOD + BAD} scored: " in out
+    assert f"  notice: {2 * BAD} masks left out: {root / 'bad/0_mask.png'}, " in out
+    named = (root / "bad").glob("*_mask.png")
+    assert f"{BAD} scored: " in run("predict", artifact, *named)[1]
+    for mask in (root / "ground_truth/bad").iterdir():
+        mask.rename(root / "bad" / f"label_{mask.name}")
+    assert f"{GOOD + BAD} scored: " in run("predict", artifact, root)[1]
+
+
 def test_masks_of_good_pictures_are_not_asked_for(tree: Callable[..., Path], write: Write) -> None:
     root = tree("OK/{}.png", "NG/{}.png", "MASK/NG/{}.png")
     for number in range(GOOD):
@@ -139,6 +157,7 @@ def test_several_masks_of_a_picture_count_together(tree: Callable[..., Path], wr
     ):
         read_mask(sample)
     (fault,) = check(root).mask_faults
+    assert fault.source == str(root / "masks/0_mask_2.png")
     assert fault.reason.startswith("is 32×32 pixels, and 0_mask_1.png")
 
 
@@ -161,7 +180,9 @@ def test_pictures_of_a_label_beside_those_of_the_part_stay_pictures(tree: Callab
     root = tree("good/{}.png", "bad/{}.png", None)
     tree(None, "bad/{}_label.png", None, root=root)
     tree(None, "bad/{}_mask.png", None, root=root)
-    assert len(read(root).anomalies()) == 3 * BAD
+    tree("good/label/{}.png", None, None, root=root)
+    dataset = read(root)
+    assert (len(dataset.normals()), len(dataset.anomalies())) == (2 * GOOD, 3 * BAD)
 
 
 def test_a_folder_of_pictures_that_is_called_mask_is_refused(tree: Callable[..., Path]) -> None:
@@ -188,6 +209,14 @@ def test_a_mask_that_may_be_of_two_pictures_is_refused(tree: Callable[..., Path]
     tree(None, "dent/{}.png", None, root=root)
     with pytest.raises(DataError, match=r"masks/0\.png: may be the mask of .*dent/0\.png, .*scratch/0\.png; put"):
         read(root)
+
+
+def test_a_picture_in_two_formats_has_one_mask(tree: Callable[..., Path]) -> None:
+    root = tree("good/{}.png", "bad/{}.png", "masks/bad/{}.png")
+    tree(None, "bad/{}.jpg", None, root=root)
+    dataset = read(root)
+    assert [sample.mask for sample in dataset.anomalies()[:2]] == [root / "masks/bad/0.png"] * 2
+    assert dataset.mask_places[0].paired == BAD
 
 
 def test_masks_without_a_picture_are_told_and_never_scored(tree: Callable[..., Path], run: Run, tmp_path: Path) -> None:

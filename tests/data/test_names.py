@@ -2,15 +2,28 @@ from __future__ import annotations
 
 import pytest
 
-from blemish.data.names import is_series, mask_owner, meaning, says_bad
+from blemish.data.names import is_series, mask_owner, may_be_good, meaning, says_bad
 
 
 @pytest.mark.parametrize(
     ("said", "names"),
     [
-        ("good", ["good", "GOODS", "OK", "normal_dir", "Normal images", "i.O.", "pass", "good_parts_2", "defect-free"]),
-        ("bad", ["bad", "NG", "n_ok", "not ok", "abnormal_dir", "anomalous", "N.i.O.", "fail", "broken", "bad 2"]),
-        ("mask", ["mask", "Masks", "GT", "ground_truth", "GroundTruth", "labels", "mask_dir", "NG_mask", "good-masks"]),
+        ("good", ["good", "GOODS", "OK", "normal_dir", "Normal images", "i.O.", "pass", "test_good", "defect-free"]),
+        ("bad", ["bad", "NG", "n_ok", "not ok", "abnormal_dir", "anomalous", "N.i.O.", "fail", "broken", "bad_test 2"]),
+        (
+            "mask",
+            [
+                "mask",
+                "Masks",
+                "GT",
+                "ground_truth",
+                "GroundTruth",
+                "labels",
+                "mask_dir",
+                "NG_mask",
+                "SegmentationClass",
+            ],
+        ),
         ("split", ["train", "Validation", "test_images"]),
         ("images", ["images", "Imgs", "RGB", "data"]),
         ("unclear", ["yes", "no", "positive", "Negatives"]),
@@ -35,7 +48,19 @@ def test_what_says_bad() -> None:
 
 
 def test_parts_of_one_collection() -> None:
-    for names in (["cam1", "cam2"], ["CamA", "CamB"], ["2024-05-01", "2024-06"], ["mon", "fri"], ["batch_3", "4"]):
+    for names in (
+        ["cam1", "cam2"],
+        ["CamA", "CamB"],
+        ["2024-05-01", "2024-06"],
+        ["mon", "fri"],
+        ["batch_3", "4"],
+        ["SN-12AB7", "SN-99XY1"],
+    ):
         assert is_series(names), names
-    for names in (["scratch", "dent"], ["cam1", "lens1"], ["monday", "alpha"]):
+    for names in (["scratch", "dent"], ["cam1", "lens1"], ["monday", "alpha"], ["smear_2024", "hair_2024"]):
         assert not is_series(names), names
+
+
+def test_what_may_be_good() -> None:
+    assert [may_be_good(name) for name in ("good_rotated", "ok left")] == [True, True]
+    assert not any(may_be_good(name) for name in ("good", "not_ok_left", "abnormal_x", "scratch"))

@@ -106,7 +106,7 @@ def check(path: str | Path, *, progress: Callable[[int, int], None] | None = Non
                 sizes[look.size] += 1
                 twins.setdefault(look.digest, []).append(sample)
             if look.mask_fault:
-                mask_faults.append(Failure(source=str(sample.mask), reason=look.mask_fault))
+                mask_faults.append(Failure(source=look.mask or str(sample.mask), reason=look.mask_fault))
             if progress:
                 progress(done, len(dataset.samples))
     finally:
@@ -133,12 +133,16 @@ def check(path: str | Path, *, progress: Callable[[int, int], None] | None = Non
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Look:
-    """What decoding one sample showed; without a fault there are a size and a digest."""
+    """What decoding one sample showed; without a fault there are a size and a digest.
+
+    A broken mask is named in `mask`, as a picture may have several.
+    """
 
     size: tuple[int, int] = (0, 0)
     digest: str = ""
     fault: str = ""
     mask_fault: str = ""
+    mask: str = ""
 
 
 def _look(sample: Sample) -> _Look:
@@ -148,13 +152,13 @@ def _look(sample: Sample) -> _Look:
         return _Look(fault=error.reason)
     except NonFiniteError as error:
         return _Look(fault=str(error).removeprefix(f"{sample.path}: "))
-    mask_fault = ""
+    mask_fault = mask = ""
     if sample.mask is not None:
         try:
             mask_fault = fault_of(read_mask(sample), sample.label, picture.size)
         except ImageError as error:
-            mask_fault = error.reason
-    return _Look(size=picture.size, digest=picture.digest, mask_fault=mask_fault)
+            mask_fault, mask = error.reason, error.source
+    return _Look(size=picture.size, digest=picture.digest, mask_fault=mask_fault, mask=mask)
 
 
 def _tally(values: Iterable[str]) -> dict[str, int]:

@@ -6,10 +6,11 @@ import glob
 import os
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from blemish.data.earlier import is_result, is_result_folder
+from blemish.data.masks import masks_among
 from blemish.data.phrases import counted, listed
 from blemish.errors import DataError
 from blemish.images import EXTENSIONS, sniff
@@ -34,13 +35,17 @@ class Tree:
         pictures: files with a picture's suffix, at any depth.
         folders: the folders below it, at any depth.
         others: files with another suffix, at any depth.
-        results: pictures that an earlier run of blemish has written there, which are in none of the others.
+        results: pictures that an earlier run of blemish has written there, which are in none of the
+            others.
+        masks: those of the pictures that mark what is wrong with others; () where nobody has looked
+            for them.
     """
 
     pictures: tuple[Path, ...]
     folders: tuple[Path, ...]
     others: tuple[Path, ...]
     results: tuple[Path, ...] = ()
+    masks: tuple[Path, ...] = ()
 
     @property
     def left_out(self) -> tuple[str, ...]:
@@ -49,6 +54,8 @@ class Tree:
         if self.results:
             places = listed(dict.fromkeys(f"{path.parent}/" for path in self.results))
             told.append(f"{counted(len(self.results), 'picture')} of earlier results left out: {places}")
+        if self.masks:
+            told.append(f"{counted(len(self.masks), 'mask')} left out: {listed(self.masks)}")
         suffixes = Counter(path.suffix.lower() for path in self.others if path.suffix.lower() in UNREAD)
         if suffixes:
             each = listed(f"{number} {suffix}" for suffix, number in suffixes.most_common())
@@ -63,8 +70,9 @@ class Tree:
 def scan(folder: str | Path) -> Tree:
     """Everything below `folder`. Links are followed; a link to a folder that it lies in is not.
 
-    A link with a picture's suffix that leads nowhere counts as a picture: decoding it tells the user. Overlays and
-    figures of an earlier run are told apart by the files beside them; see `blemish.data.earlier`.
+    A link with a picture's suffix that leads nowhere counts as a picture: decoding it tells the
+    user. Overlays and figures of an earlier run are told apart by the files beside them; see
+    `blemish.data.earlier`.
 
     Raises: DataError when a folder cannot be listed.
     """
@@ -119,14 +127,17 @@ def find_pictures(paths: str | Path | Iterable[str | Path]) -> list[Path]:
 
 
 def search(paths: str | Path | Iterable[str | Path]) -> Found:
-    """The picture files behind files, folders and patterns: argument by argument, each in path order, none twice.
+    """The picture files behind files, folders and patterns: argument by argument, each in path
+    order, none twice.
 
-    A folder is searched to any depth for files with a picture's suffix in upper or lower case; hidden files and
-    folders are skipped, and so are the results of an earlier run. A file that is named is taken whatever its suffix:
-    the decoder goes by content. A name that does not exist and has one of `*?[` in it is a pattern (`**` is any depth);
+    A folder is searched to any depth for files with a picture's suffix in upper or lower case;
+    hidden files and folders are skipped, and so are the results of an earlier run and masks of
+    other pictures there. A file that is named is taken whatever its suffix: the decoder goes by
+    content. A name that does not exist and has one of `*?[` in it is a pattern (`**` is any depth);
     its hits need a picture's suffix.
 
-    Raises: DataError for a path that does not exist, a pattern without a hit, or when there is no picture at all.
+    Raises: DataError for a path that does not exist, a pattern without a hit, or when there is no
+    picture at all.
     """
     arguments = [paths] if isinstance(paths, (str, Path)) else list(paths)
     found: dict[str, Path] = {}  # by absolute path: a file reached twice is one picture
@@ -166,7 +177,10 @@ def is_folder(path: Path) -> bool:
 
 def _expand(path: Path) -> Tree:
     if is_folder(path):
-        return scan(path)
+        tree = scan(path)
+        masks = masks_among(path, tree.pictures)
+        shown = tuple(picture for picture in tree.pictures if picture not in masks)
+        return replace(tree, pictures=shown, masks=tuple(sorted(masks)))
     if is_file(path):
         return Tree(pictures=(path,), folders=(), others=())
     if not any(sign in str(path) for sign in "*?["):
@@ -181,8 +195,8 @@ def _expand(path: Path) -> Tree:
     others: list[Path] = []
     for hit in hits:
         ours = _is_result(hit, fixed, listings)
-        tree = scan(hit) if is_folder(hit) else None
-        if tree is not None:
+        if is_folder(hit):
+            tree = scan(hit)
             (results if ours else pictures).extend(tree.pictures)
             results += tree.results
             others += tree.others

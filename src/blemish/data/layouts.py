@@ -13,7 +13,7 @@ from pathlib import Path
 from blemish.data.folder import Tree, is_file, is_folder, no_pictures, scan
 from blemish.data.manifest import SPLITS, TABLES, read_manifest
 from blemish.data.masks import Divided, Entry, MaskPlace, Names, divide, pair
-from blemish.data.names import is_label, is_series, meaning, says_bad
+from blemish.data.names import is_label, is_series, may_be_good, meaning, says_bad
 from blemish.data.official import OFFICIAL, READERS, differences, reader_of
 from blemish.data.phrases import counted, listed
 from blemish.errors import DataError
@@ -53,8 +53,10 @@ class Dataset:
         layout: one of those in `TREES`.
         description: one sentence for the user: what was recognised and how many of what there are.
         samples: in path order; those of a manifest in its order.
-        problems: what a person should look at, one sentence each; nothing here keeps the data from being used.
-        left_out: those of the problems that name pictures, or what one could take for such, that are not in it.
+        problems: what a person should look at, one sentence each; nothing here keeps the data from
+            being used.
+        left_out: those of the problems that name pictures, or what one could take for such, that
+            are not in it.
         mask_problems: those of the problems that are about masks.
         mask_places: where masks were found, except in the layouts of public sets and tables.
     """
@@ -98,17 +100,17 @@ class Dataset:
 def read(path: str | Path, *, unlabelled: int = NORMAL) -> Dataset:
     """The data set at `path`, its layout recognised: the most specific one that fits.
 
-    `path` is a folder, a table (.csv or .tsv) or one picture. Pictures are listed, not decoded (except a few of what
-    may be masks): see `blemish.data.checking`. Where a public set is recognised, its problems say what differs from
-    the official counts.
+    `path` is a folder, a table (.csv or .tsv) or one picture. Pictures are listed, not decoded
+    (except a few of what may be masks): see `blemish.data.checking`. Where a public set is
+    recognised, its problems say what differs from the official counts.
 
     Args:
-        unlabelled: NORMAL, or ANOMALOUS where the caller knows it: what the pictures are where no name of a folder
-            tells good ones from defective ones.
-    Raises: DataError when there is nothing at `path`, no picture in it, no telling which are good, for a piece of a
-        layout that is missing, for masks that cannot be told from pictures or from each other, or for rows of a table
-        that cannot be used (listed together with their line numbers); ImageError for a mask that must be looked at
-        (KolektorSDD) and cannot be decoded.
+        unlabelled: NORMAL, or ANOMALOUS where the caller knows it: what the pictures are where no
+            name of a folder tells good ones from defective ones.
+    Raises: DataError when there is nothing at `path`, no picture in it, no telling which are good,
+        for a piece of a layout that is missing, for masks that cannot be told from pictures or from
+        each other, or for rows of a table that cannot be used (listed together with their line
+        numbers); ImageError for a mask that must be looked at (KolektorSDD) and cannot be decoded.
     """
     dataset = _read(Path(path), unlabelled)
     return replace(dataset, problems=(*dataset.problems, *differences(dataset)))
@@ -188,32 +190,45 @@ def _below(name: str, folders: Iterable[Names]) -> list[Names]:
 
 def _contradiction(root: Path, divided: Divided, unlabelled: int) -> str:
     """Which name says that the pictures are not all of one kind; "" where none does."""
-    beside: dict[Names, set[str]] = defaultdict(set)  # folder -> those with pictures in it
-    for names, _ in divided.pictures:
-        for depth, name in enumerate(names[:-1]):
-            beside[names[:depth]].add(name)
-    for above, held in sorted(beside.items()):
-        said = {name: "" if is_label(name) else meaning(name) for name in sorted(held)}
-        telling = ["split"] if unlabelled == ANOMALOUS else ["split", "unclear"]
+    above = [names[:-1] for names, _ in divided.pictures]
+    telling = ["split"] if unlabelled == ANOMALOUS else ["split", "unclear"]
+    for place, held in _beside(above):
+        said = {name: "" if is_label(name) else meaning(name) for name in held}
         for name, what in said.items():
             bad = unlabelled == NORMAL and not is_label(name) and says_bad(name)
             if bad or what in telling or (what == "good" and set(said.values()) - {"good", "images"}):
                 reason = "says that not every picture is a good one; call the folder of the good ones good/"
-                if what == "unclear":
+                if place and "good" in said.values():
+                    reason = f"is beside others, but not at the top; name {'/'.join(place)}/ itself"
+                elif what == "unclear":
                     reason = "may be the good ones or the others; call them good/ and bad/"
-                return f"{'/'.join((*above, name))}/ {reason}"
-        own = [name for name, what in said.items() if not what]
-        if unlabelled == NORMAL and len(own) > 1 and not is_series(own) and meaning(root.resolve().name) != "good":
+                return f"{'/'.join((*place, name))}/ {reason}"
+    if unlabelled == ANOMALOUS:
+        return ""
+    called_good = meaning(root.resolve().name) == "good"
+    unsaid = [] if called_good else [names for names in above if not any(meaning(name) == "good" for name in names)]
+    for _, held in _beside(unsaid):
+        own = [name for name in held if is_label(name) or not meaning(name)]
+        if len(own) > 1 and not is_series(own):
             return (
                 f"{listed(f'{name}/' for name in own)} beside each other may be kinds of defects; where all pictures "
                 "are good, move these folders into one called good/, or name each of them: then they are categories"
             )
-    if unlabelled == NORMAL and divided.masks:
+    if divided.masks:
         return (
             f"there are masks in {listed(divided.masks)}, so that some pictures show defects; put those, with their "
             "masks, into a folder beside good/"
         )
     return ""
+
+
+def _beside(folders: Iterable[Names]) -> list[tuple[Names, list[str]]]:
+    """Each folder with the names of those in it that hold pictures, at any depth."""
+    inside: dict[Names, set[str]] = defaultdict(set)
+    for names in folders:
+        for depth, name in enumerate(names):
+            inside[names[:depth]].add(name)
+    return [(place, sorted(held)) for place, held in sorted(inside.items())]
 
 
 def _flat(root: Path, divided: Divided, unlabelled: int) -> Dataset:
@@ -290,9 +305,15 @@ def _read_labelled(
             continue
         split, inside = at
         said = meaning(inside[0])
-        if said == "split" or (said == "good" and any(says_bad(name) for name in inside[1:-1])):
-            what = "is neither good nor a kind of defect" if said == "split" else "is called good and bad"
-            raise _unclear(root, f"{'/'.join(names[:-1])}/ {what}; move it away")
+        what = ""
+        if said == "split":
+            what = "is neither good nor a kind of defect; move it away"
+        elif said == "good" and any(says_bad(name) and not is_label(name) for name in inside[1:-1]):
+            what = "is called good and bad; move it away"
+        elif may_be_good(inside[0]):
+            what = "may hold good ones or a kind of defect; rename it to good/, or move it away"
+        if what:
+            raise _unclear(root, f"{'/'.join(names[:-1])}/ {what}")
         label, defect = (NORMAL, GOOD) if said == "good" else (ANOMALOUS, inside[0])
         placed.append((names, Sample(path=path, label=label, split=split, category=category, defect=defect)))
     loose = [path for path in strays if path.relative_to(root).parts[0].lower() == "train"]

@@ -42,7 +42,8 @@ _BETWEEN = "|"  # several masks of a picture
 def read_manifest(path: Path) -> Contents:
     """The pictures of a table, in its order.
 
-    Raises: DataError where no column names the pictures, or for rows that cannot be used, listed together.
+    Raises: DataError where no column names the pictures, or for rows that cannot be used, listed
+    together.
     """
     rows = read_rows(path)
     columns = _columns(path, next(rows, (1, []))[1])
@@ -142,10 +143,12 @@ def _inside(folder: Path, name: str) -> Path:
 
 
 def write_manifest(path: str | Path, samples: Iterable[Sample]) -> Path:
-    """A manifest table of the samples at `path`, in their order; an existing file is replaced at once or not at all.
+    """A manifest table of the samples at `path`, in their order; an existing file is replaced at
+    once or not at all.
 
-    Paths are written as they are in the samples: relative ones are later read from the table's folder; several masks
-    of a picture stand in one cell with | between. Boxes are not written: a row has no place for any number of them.
+    Paths are written as they are in the samples: relative ones are later read from the table's
+    folder; several masks of a picture stand in one cell with | between. Boxes are not written: a
+    row has no place for any number of them.
 
     Raises: OutputError when it cannot be written.
     """

@@ -1,8 +1,9 @@
 """Which files of a data set are masks, and which pictures they belong to.
 
-A mask lies in a folder that is called as masks are (ground_truth/, masks/, NG_mask/, …), anywhere in the tree, or
-beside its picture (000_mask.png beside 000.png, 000.png beside 000.jpg). Names alone do not decide: except in
-ground_truth/, a few of the files are looked at, as a defect may be called "label", too.
+A mask lies in a folder that is called as masks are (ground_truth/, masks/, NG_mask/, …), anywhere
+in the tree, or beside its picture (000_mask.png beside 000.png, 000.png beside 000.jpg). Names
+alone do not decide: except in ground_truth/, a few of the files are looked at, as a defect may be
+called "label", too.
 """
 
 from __future__ import annotations
@@ -79,7 +80,8 @@ class Divided:
 def divide(root: Path, entries: Iterable[Entry]) -> Divided:
     """Pictures and masks apart.
 
-    Raises: DataError for a folder that is called as masks are and holds pictures, or where nothing tells which.
+    Raises: DataError for a folder that is called as masks are and holds pictures, or where nothing
+    tells which.
     """
     pictures: list[Entry] = []
     in_folders: dict[Names, list[Entry]] = defaultdict(list)
@@ -108,6 +110,15 @@ def divide(root: Path, entries: Iterable[Entry]) -> Divided:
     return Divided(pictures=sorted(pictures, key=lambda entry: entry[1]), masks=masks, problems=problems)
 
 
+def masks_among(root: Path, pictures: Iterable[Path]) -> frozenset[Path]:
+    """Those of the pictures below `root` that are masks of others; none where names and contents do not tell."""
+    try:
+        divided = divide(root, [(path.relative_to(root).parts, path) for path in pictures])
+    except DataError:
+        return frozenset()
+    return frozenset(path for held in divided.masks.values() for _, path in held)
+
+
 def look_of(entries: Sequence[Entry], pictures: Sequence[Entry]) -> Look:
     """What a few of the files look like; "either" where the pictures beside them look like masks, too."""
     looks = _looks(entries)
@@ -123,8 +134,9 @@ def pair(
 ) -> tuple[dict[Path, tuple[Path, ...]], list[MaskPlace]]:
     """The masks of each anomalous picture, by its path, and how many of each place found one.
 
-    A mask is its picture's by stem, and by the folders above: theirs are the same ones, whatever says only that masks
-    or images are in it left out; or else the mask's are some of the picture's (MASK/000.png of NG/000.png).
+    A mask is its picture's by stem, and by the folders above: theirs are the same ones, whatever
+    says only that masks or images are in it left out; or else the mask's are some of the picture's
+    (MASK/000.png of NG/000.png).
 
     Args:
         placed: the pictures with their names from the root down.
@@ -143,14 +155,16 @@ def pair(
         for names, path in found:
             owners = _pictures_of(names, index)
             defective = [sample.path for sample in owners if sample.label == ANOMALOUS]
-            if len(defective) > 1:
+            if len({picture.with_suffix("") for picture in defective}) > 1:
                 raise DataError(
                     f"{path}: may be the mask of {listed(defective)}; put the masks of each kind of defect into a "
                     "folder of its name, as in masks/scratch/"
                 )
+            for picture in defective:  # several are one in several formats
+                of[picture].append(path)
             if defective:
-                of[defective[0]].append(path)
-            elif owners or any(meaning(name) == "good" for name in names[:-1]):
+                continue
+            if owners or any(meaning(name) == "good" for name in names[:-1]):
                 of_good += 1
             else:
                 unpaired.append(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Literal
 
 Meaning = Literal["good", "bad", "mask", "split", "images", "unclear", ""]
@@ -20,7 +21,7 @@ GOOD_NAMES = _set(
     "nonanomalous nofinding nofindings nofault faultfree notbroken notbad ohnedefekt ohnefehler"
 )
 BAD_NAMES = _set(
-    "bad bads ng ngs nok noks notok nogood notgood nio defect defects defective defectives anomaly anomalies "
+    "bad bads ng ngs nok noks ko notok nogood notgood nio defect defects defective defectives anomaly anomalies "
     "anomalous abnormal abnormals abnormality abnormalities fault faults faulty broken damage damages damaged fail "
     "fails failed failure failures reject rejects rejected scrap flawed diseased disease unhealthy sick outlier "
     "outliers nonconforming schlecht schlechte schlechten defekt defekte fehler fehlerhaft ausschuss kaputt "
@@ -67,11 +68,13 @@ _MEANINGS: tuple[tuple[Meaning, frozenset[str]], ...] = (
 )
 
 
+@lru_cache(4096)  # asked of every picture for each folder above it
 def meaning(name: str) -> Meaning:
     """What the name of a folder says of its pictures; "" = it is a name of the user's own.
 
-    Upper and lower case, punctuation, numbers and words such as "images" or "dir" make no difference. "images" says
-    that pictures are in it, and nothing else. "unclear" are names by which some mean the good ones, some the others.
+    Upper and lower case, punctuation, numbers and words such as "images" or "dir" make no
+    difference. "images" says that pictures are in it, and nothing else. "unclear" are names by
+    which some mean the good ones, some the others.
 
     Example:
         >>> [meaning(name) for name in ("OK", "abnormal_dir", "Ground Truth", "NG_masks", "images", "scratch")]
@@ -82,11 +85,21 @@ def meaning(name: str) -> Meaning:
     if compact(name) in _IMAGES:
         return "images"
     found = {word: said for said, words in _MEANINGS for word in words}
-    return next((found[word] for words in (_words(name), _telling(name)) if (word := "".join(words)) in found), "")
+    telling = _telling(name)
+    readings = (_words(name), telling, [word for word in telling if word not in _SPLITS])  # test_good
+    return next((found[word] for words in readings if (word := "".join(words)) in found), "")
 
 
+def may_be_good(name: str) -> bool:
+    """Whether a name of the user's own speaks of good ones, and not of their absence: good_rotated."""
+    words = set(_words(name))
+    return not meaning(name) and bool(words & {"good", "ok", "normal"}) and not words & _NEGATIONS
+
+
+@lru_cache(4096)
 def mask_owner(name: str) -> str | None:
-    """What else the name of a folder of masks says: "ng" for NG_mask, "" for masks; None where it speaks of none.
+    """What else the name of a folder of masks says: "ng" for NG_mask, "" for masks; None where it
+    speaks of none.
 
     A label is a mask only where the name says nothing else: missing_label is a defect.
 
@@ -126,7 +139,8 @@ def says_bad(name: str) -> bool:
 
 
 def is_series(names: Iterable[str]) -> bool:
-    """Whether folders of these names, side by side, may be parts of one collection: cam1 and cam2, days, dates.
+    """Whether folders of these names, side by side, may be parts of one collection: cam1 and cam2,
+    days, dates.
 
     Example:
         >>> is_series(["2024-05-01", "2024-05-02"]), is_series(["monday", "friday"]), is_series(["scratch", "dent"])
@@ -134,13 +148,16 @@ def is_series(names: Iterable[str]) -> bool:
     """
     kinds = set()
     for name in names:
-        split = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name)
-        kinds.add("".join(word for word in _telling(split) if len(word) > 1 and word not in _SERIES))
+        # One letter is a number, too, and two are part of one: LineA, SN-12AB7.
+        shortest = 3 if re.search(r"\d", name) else 2
+        telling = (word for word in _telling(name) if len(word) >= shortest)
+        kinds.add("".join(word for word in telling if word not in _SERIES))
     return len(kinds) < 2
 
 
 def _words(name: str) -> list[str]:
-    return [word for word in re.split(r"[\W_\d]+", name.lower()) if word]
+    split = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name)
+    return [word for word in re.split(r"[\W_\d]+", split.lower()) if word]
 
 
 def _telling(name: str) -> list[str]:
