@@ -15,12 +15,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import typer
 
 import blemish
 from blemish import artifact, cli, config, outputs
 from blemish.anomalies import SIMULATORS
 from blemish.artifact import read
+from blemish.backbones import build
 from blemish.data.official import OFFICIAL
 from blemish.data.shifts import SHIFTS
 from blemish.images import decode
@@ -536,7 +538,9 @@ def test_predict_of_a_category(run: Run, two: Path, new: Path, tmp_path: Path) -
     with (out / "predictions.csv").open(newline="") as file:
         assert {line["category"] for line in csv.DictReader(file)} == {"part"}
     assert threshold["guarantee"].split(",")[0] in report.read_text()
-    assert document(run("predict", two, new, "--json"))["threshold"] == read(two)[1]["threshold"]
+    told = document(run("predict", two, new, "--json"))
+    assert {row["category"] for row in told["predictions"]} == {"part"}
+    assert told["threshold"] == threshold
     status, _, err = run("predict", two, new, "--output", out, "--resume")
     assert (status, "made with another category;" in err) == (2, True)
     status, _, err = run("predict", two, new, "--category", "parts")
@@ -691,6 +695,15 @@ def test_a_size_is_height_and_width(run: Run, good_folder: Path, tmp_path: Path,
         status, _, err = run(*command, "--image-size", "32x64x3")
         assert status == 2
         assert "224x448" in err
+
+
+def test_weights_under_a_prefix_are_named(run: Run, good_folder: Path, tmp_path: Path) -> None:
+    model = build("test_vit", weights="random").model
+    state = {f"student.backbone.{name}": tensor for name, tensor in model.state_dict().items()}
+    torch.save({"state_dict": {**state, "loss.centre": torch.ones(3)}, "epoch": 2}, tmp_path / "last.ckpt")
+    made = ("-o", tmp_path / "a", "--backbone", "test_vit", "--image-size", "64", "--weights", tmp_path / "last.ckpt")
+    assert run("fit", "knn", good_folder, *made)[0] == 0
+    assert "file:last.ckpt (names that begin with student.backbone.)" in run("inspect", tmp_path / "a")[1]
 
 
 def test_what_was_done_to_pictures_is_told(run: Run, tmp_path: Path, write: Any) -> None:

@@ -471,6 +471,10 @@ def predict(
             interrupted = True
         journal.write_table()
     warning = wording.categories_told(journal.scored, detector.categories)
+    judged_as = {row["category"] for row in journal.scored}
+    if len(judged_as) == 1:  # which nobody need have said
+        limit = detector.threshold_for(*judged_as)
+        manifest["threshold"] = None if limit is None else limit.to_dict()
     if report:
         write_report(
             report,
