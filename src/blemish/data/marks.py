@@ -13,14 +13,17 @@ from blemish.types import Sample
 
 
 def marked(sample: Sample, height: int, width: int) -> np.ndarray | None:
-    """Where its defects are: bool H×W by its mask (nearest) or else its boxes; None where neither is known.
+    """Where its defects are: bool H×W by its mask or else its boxes; None where neither is known.
+
+    A pixel is what lies under its centre, as everywhere maps are resized: plain nearest sampling takes what lies under
+    its upper left corner, which puts a mask half a pixel down and right of its map.
 
     Raises: ImageError for a mask that cannot be read.
     """
     if sample.mask is None:
         return _filled(sample.boxes, height, width) if sample.boxes else None
     mask = decode_mask(sample.mask).astype(np.uint8)
-    return np.asarray(cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST), dtype=bool)
+    return np.asarray(cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST_EXACT), dtype=bool)
 
 
 def is_placed(sample: Sample) -> bool:
