@@ -105,6 +105,17 @@ def identity(row: Mapping[str, Any]) -> tuple[str, str, str]:
     return row["key"], row["device"]["type"], row["precision"]
 
 
+def compared_at(row: Mapping[str, Any]) -> int | str | None:
+    """Where maps and masks were compared: side of a square in pixels, or ORIGINAL; None where they were not.
+
+    Rows that do not say it were compared at 256×256 when masks still lay half a pixel off the maps: 0 for these.
+    """
+    if all(row.get(name) is None for name in ("pixel_auroc", "aupro", "pixel_auroc_anomalous")):
+        return None
+    given: int | str = row.get("compared_at", 0)
+    return given
+
+
 def asked_for(row: Mapping[str, Any]) -> list[str]:
     """Recipe, settings, shots, time budget, and what else was measured, of a row, in words, where they are not the
     usual ones."""
