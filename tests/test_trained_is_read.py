@@ -135,7 +135,7 @@ def test_every_trained_tensor_changes_the_score_or_the_map(
 
 @pytest.mark.parametrize("map_head", ["attention", "patches", "features"])
 @pytest.mark.parametrize("score", ["class", "map", "both"])
-@pytest.mark.parametrize(("tuned", "bank_size"), [(2, 20), (None, 0)])
+@pytest.mark.parametrize(("tuned", "bank_size"), [(0, 20), (2, 20), (None, 0)])
 def test_whatever_of_guided_is_read_nothing_else_is_trained(
     map_head: str, score: str, tuned: int | None, bank_size: int, learned: list[str], picture: Part
 ) -> None:

@@ -132,7 +132,7 @@ class Guided(FineTuned, TrainedMethod):
 
     @torch.enable_grad()
     def start_training(self, sample: TrainingBatch) -> None:
-        """Lets the last `tuned` blocks before the deepest layer that is read learn, or all; and of these
+        """Lets the last `tuned` blocks up to the deepest layer that is read learn, or all; and of these
         no tensor that reaches neither the map nor the class nor the bank, as the last norm where the
         score is the map's."""
         assert sample.images is not None
@@ -153,8 +153,12 @@ class Guided(FineTuned, TrainedMethod):
             self.average = copy.deepcopy(self._learning()).requires_grad_(False)
 
     def _learning(self) -> nn.ModuleDict:
+        """The parts of which anything learns."""
         parts = {"backbone": self.backbone, "head": self.head, "mix": self.mix, "marker": self.marker}
-        return nn.ModuleDict({name: part for name, part in parts.items() if part is not None})
+        there = {name: part for name, part in parts.items() if part is not None}
+        return nn.ModuleDict(
+            {name: part for name, part in there.items() if any(each.requires_grad for each in part.parameters())}
+        )
 
     def training_step(self, batch: TrainingBatch, progress: float) -> Tensor:
         assert batch.images is not None
