@@ -454,9 +454,7 @@ def test_batches_are_balanced(count: int, share: float) -> None:
     labels = torch.tensor([0] * (count - half) + [1] * half)[torch.randperm(count)]
     # Every picture is one number: normal ones below 100, defects from 100 on.
     values = torch.where(labels == 1, 100.0, 0.0) + torch.arange(count)
-    images, found = method.mixed(
-        TrainingBatch(values[:, None, None, None].expand(-1, 3, 32, 32).clone(), {}, labels)
-    )
+    images, found = method.mixed(TrainingBatch(values[:, None, None, None].expand(-1, 3, 32, 32).clone(), {}, labels))
     assert images.shape == (count, 3, 32, 32)
     assert found.tolist() == [0] * (count - half) + [1] * half
     kinds = [sorted(set(image.flatten().tolist())) for image in images]
