@@ -361,7 +361,7 @@ def test_backbones_stand_in_one_table_though_each_has_its_own_weights_and_resolu
 def test_settings_that_joined_later_do_not_part_rows() -> None:
     old = {"bank_size": 7, "image_size": [224]}
     joined = {"pretraining": "none", "pretraining_recipe": "best", "pretraining_epochs": 300}
-    joined |= {"masking": "attention", "mask_ratio": 0.3, "flips": False}
+    joined |= {"masking": "attention", "mask_ratio": 0.3, "flips": False, "extractor_rate": 1.0}
     assert as_ever({**old, **joined}) == old
     for idle in ({"pretraining_recipe": "paper"}, {"pretraining_epochs": 9}, {"masking": "none"}, {"mask_ratio": 0.5}):
         assert as_ever({**old, **joined, **idle}) == old  # nothing is pre-trained

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import blemish
+from blemish import artifact, wording
 from blemish.backbones import Backbone, build
 from blemish.errors import ArtifactError, ConfigError, NotFittedError
 from blemish.losses.deviation import deviation_loss
@@ -714,6 +716,30 @@ def test_what_is_fitted_can_be_restored(network: str) -> None:
     if network != "atacnet":
         with pytest.raises(ArtifactError, match="do not fit method 'atacnet-paper'"):
             atacnet(image_size=(64,)).restore_state(state)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_artifacts_of_earlier_versions_load_or_say_to_fit_again(network: str, tmp_path: Path) -> None:
+    """They had no `extractor_rate`, and a classifier of one linear logit for each location."""
+    pixels = [np.random.default_rng(seed).integers(0, 256, (64, 64, 3), dtype=np.uint8) for seed in range(6)]
+    quick: dict[str, Any] = {"weights": "random", "device": "cpu", "precision": "fp32", "calibration_fraction": 0}
+    settings = {**TINY, "image_size": 64, "network": network, "pictures_per_step": 4, "epochs": 1}
+    detector = blemish.fit("atacnet", pixels[:4], recipe="paper", anomalies=pixels[4:], **settings, **quick)
+    tensors, manifest = artifact.read(detector.save(tmp_path / "new.blemish"))
+    del manifest["config"]["extractor_rate"], manifest["training"]["curve"]
+    if network == "classifier":
+        dim = tensors["mapper.0.weight"].shape[1]
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("mapper.")}
+        tensors |= {"mapper.weight": torch.zeros(1, dim, 1, 1), "mapper.bias": torch.zeros(1)}
+    old = tmp_path / "old.blemish"
+    artifact.write(old, tensors, manifest)
+    if network == "classifier":
+        with pytest.raises(ArtifactError, match=r"old\.blemish: the tensors do not fit .*: fit it again"):
+            blemish.load(old, device="cpu", precision="fp32")
+    else:
+        loaded = blemish.load(old, device="cpu", precision="fp32")
+        assert loaded.predict(pixels[5]).score == detector.predict(pixels[5]).score
+        assert "loss" not in str(wording.manifest(loaded.manifest))  # and what has no curve shows none
 
 
 # Settings

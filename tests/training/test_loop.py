@@ -124,9 +124,8 @@ def test_the_curve_is_the_mean_loss_of_the_steps_since_the_point_before(steps: i
     _, done = run(ToyConfig(epochs=1, min_steps=steps), watch=lambda _step, _steps, loss: losses.append(loss))
     assert len(losses) == steps
     ends = [int(end) for end, _ in done.curve]
-    assert ends == (
-        [int(math.ceil(steps * part / 20)) for part in range(1, 21)] if steps > 20 else [*range(1, steps + 1)]
-    )
+    points = min(20, steps)
+    assert ends == [math.ceil(steps * part / points) for part in range(1, points + 1)]
     for start, (end, mean) in zip([0, *ends], done.curve, strict=False):
         own = losses[start : int(end)]
         assert mean == pytest.approx(sum(own) / len(own))

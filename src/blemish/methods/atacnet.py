@@ -6,8 +6,8 @@ a₁ = τ(σ(φ(x))). The channel mean of the attention features, brought to [0,
 the crop x_c (eq. 4-6), which the same weights look at again: a₂ = τ(σ(φ(x_c))) (eq. 7). The score of a map is the mean
 of its top K values, that of a picture the mean of the two (eq. 8-10). The deviation loss (eq. 11-12) draws the scores
 of normal pictures to 0 and pushes those of anomalous ones above k; labels are of whole pictures. Two baselines of the
-paper are other settings of `network`: DevNet (the extractor, the mapper and the loss: one look), and a classifier (one
-logit of the mean feature, weighted cross-entropy).
+paper are other settings of `network`: DevNet (the extractor, the mapper and the loss: one look), and a classifier (a
+perceptron on the mean feature instead of a score map, weighted cross-entropy).
 
 Deviates: eq. 12 is printed without a lower bound, y·(k − |dev|); here it is DevNet's y·max(0, k − dev).
 
@@ -16,19 +16,23 @@ a ViT, its tokens layer-normalised. σ is two 3×3 convolutions, each with batch
 SAGAN (Zhang et al. 2019): queries and keys of an eighth of the width, not scaled, beside a residual, with a learned
 weight that starts at 0. The crop is the bounding box of the active cells, with a margin of a tenth of its own sides on
 every side, cut at the border of the picture. It carries no gradient; both looks do. Where nothing stands out it is the
-whole picture. Batches are halves, normal and anomalous; a part of the anomalous half is made by CutMix: a piece of a
-labelled defect, or of a normal picture where there are none, pasted into a normal one. So the weights of the
-cross-entropy are nearly alike. Batch norm's statistics are those of pictures and crops alike. The heatmap is a₁,
-averaged with a₂ where the crop is; the paper reports no pixel metric for it. That of the classifier is its Grad-CAM,
-times the number of locations to be in the unit of the logit; for a mean followed by a linear layer it has a closed
-form: ReLU of the weighted channels.
+whole picture. Batches of ATAC-Net and DevNet are halves, normal and anomalous, and an epoch shows every normal picture
+once. Of the anomalous pictures CutMix makes a part: a piece of a labelled defect, or of a normal picture where there
+are none, pasted into a normal one. The classifier takes pictures as they come, normal ones and few defects; the weights
+of its cross-entropy, which are the inverse shares of the classes, make up for that (balanced batches would leave them
+nothing to weigh). Its perceptron has one hidden layer with a ReLU, as wide as σ. Batch norm's statistics are those of
+pictures and crops alike. The heatmap is a₁, averaged with a₂ where the crop is; the paper reports no pixel metric for
+it. That of the classifier is its Grad-CAM, times the number of locations to be in the unit of the logit.
+
+On few pictures the extractor, trained end to end at the paper's rate, learns them by heart (`docs/findings.md`);
+`extractor_rate` lets it learn slower, or not at all. That is not in the paper, and no recipe of the paper sets it.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, Self, cast
+from typing import Any, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -229,7 +233,10 @@ class AtacNet(EndToEnd, TrainedMethod):
             if parameter.requires_grad:
                 parts[name.startswith("backbone.")].append(parameter)
         rate = self.config.learning_rate
-        groups = [{"params": parts[False]}, {"params": parts[True], "lr": rate * self.config.extractor_rate}]
+        groups: list[dict[str, Any]] = [
+            {"params": parts[False]},
+            {"params": parts[True], "lr": rate * self.config.extractor_rate},
+        ]
         return torch.optim.Adam(
             [group for group in groups if group["params"]],
             lr=rate,

@@ -26,6 +26,7 @@ _JOINED = {
     "pretraining_epochs": 300,
     "masking": "attention",
     "mask_ratio": 0.3,
+    "extractor_rate": 1.0,
 }
 OF_PRETRAINING = frozenset({"pretraining_recipe", "pretraining_epochs", "masking", "mask_ratio"})
 
