@@ -45,7 +45,7 @@ def features_kept(backbone: Backbone) -> Iterator[None]:
         names = [_name_of(image) for image in images]
         # A batch that is not known as a whole is encoded as a whole: kernels are chosen by shape,
         # and in a smaller batch a picture might get other last bits.
-        if all(store.knows((name, layer)) for name in names for layer in wanted):
+        if names and all(store.knows((name, layer)) for name in names for layer in wanted):
             try:
                 return _joined([[store.get((name, layer)) for name in names] for layer in wanted])
             except OSError:  # the file cannot be read back
