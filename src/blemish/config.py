@@ -136,7 +136,7 @@ def _coerce(key: str, value: Any, hint: Any) -> Any:
         elif option is str and isinstance(value, (str, int, float)) and not isinstance(value, bool):
             return str(value)
     if size:
-        raise ConfigError(f"{key}: {value} is a height and a width; one number is needed here, for both or of a count")
+        raise ConfigError(f"{key}: {value} is a height and a width; one number is needed")
     if key == "image_size":
         raise ConfigError(f"{key}: {value!r} is no size; 448, or height and width as in 224x448, is needed")
     names = " or ".join("null" if o is type(None) else getattr(o, "__name__", str(o)) for o in options)

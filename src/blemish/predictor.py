@@ -112,8 +112,9 @@ class Detector:
         """Score, verdict and heatmap of one picture.
 
         Args:
-            source: a path, a PIL image, a `Sample`, or an array (H W, H W 1, H W 3 or H W 4; uint8, uint16, bool, or
-                float in [0, 1]).
+            source: a path, a file opened in binary mode or the bytes of one, a PIL image, a `Sample`, an array (H W,
+                H W 1, H W 3 or H W 4; uint8, uint16, bool, or float in [0, 1]), or a tensor on any device (the same,
+                or 1 H W, 3 H W or 4 H W; where both could be meant, the channels come first).
             category: as of `predict_many`.
         Raises: ImageError when it cannot be decoded; ConfigError for an unknown category.
 

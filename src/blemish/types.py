@@ -106,7 +106,7 @@ class Prediction:
     """Score, verdict and heatmap of one picture.
 
     Attributes:
-        source: the path, or "array 3" for the fourth array of a call.
+        source: the path or the file's name; "array 3" or "file 3" for the fourth of a call, where it has none.
         score: raw, unbounded, higher = more anomalous.
         threshold: a score above it is an alarm; None where the artifact has none.
         label: the verdict: 0 normal, 1 anomalous; None without a threshold.
