@@ -4,28 +4,55 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 DEMO = build/demo
 
-.PHONY: install test check demo clean
+.PHONY: install install-newest lock test check demo clean
 
+# The versions that were tried, file by file, as requirements.lock names them.
 install: $(VENV)/installed
 
-$(VENV)/installed: pyproject.toml
+$(VENV)/installed: requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[offline,demo,medical,dev]'
+	$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
+
+# Instead of them the newest that pyproject.toml allows, tried or not.
+install-newest:
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[offline,demo,medical,dev]'
+	touch $(VENV)/installed
+
+# Writes requirements.lock for every system and Python. It keeps the versions that are there, as far
+# as pyproject.toml allows them; `make lock UPGRADE=--upgrade` takes the newest. Then `make check`.
+lock:
+	$(PYTHON) -m venv build/lock
+	build/lock/bin/python -m pip install --quiet uv
+	build/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest \
+		--all-extras --generate-hashes --no-annotate --custom-compile-command 'make lock' \
+		--output-file requirements.lock $(UPGRADE) pyproject.toml > /dev/null
 
 # The default suite: no network, no data set, no GPU.
 test: install
 	$(BIN)/python -m pytest
+
+# What computes, and the kernels of other processors and thread counts to compute it with.
+NUMERIC = tests/anomalies tests/backbones tests/losses tests/methods tests/metrics tests/training \
+	tests/test_detector_contract.py tests/test_efficiency.py tests/test_fitting.py
+AVX2 = ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
+PLAIN = ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 OMP_NUM_THREADS=2
 
 check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+	env $(AVX2) $(BIN)/python -m pytest $(NUMERIC)
+	env $(PLAIN) $(BIN)/python -m pytest $(NUMERIC)
 
-# The main job on real pictures: solar cells and a backbone that both come from PyPI.
+# The main job on real pictures: solar cells and a backbone that both come from PyPI. A part of the
+# cells, to be done within minutes on two slow cores; DEMO_CELLS= (empty) takes all of them.
+DEMO_CELLS ?= 200
 demo: install
-	$(BIN)/blemish data elpv -o $(DEMO)/solar.csv
+	$(BIN)/blemish data elpv -o $(DEMO)/solar.csv $(if $(DEMO_CELLS),--cells $(DEMO_CELLS))
 	$(BIN)/blemish fit patchcore $(DEMO)/solar.csv -o $(DEMO)/solar.blemish --backbone focus_vits14 --image-size 224
 	$(BIN)/blemish evaluate $(DEMO)/solar.blemish $(DEMO)/solar.csv --report $(DEMO)/report.html
 

@@ -43,7 +43,7 @@ miss, and the commands that redo them: [findings.md](findings.md). How to redo t
 ## How to read it
 
 - I, P, PRO: image AUROC, pixel AUROC and AUPRO up to a false-positive rate of 0.3, in %. Maps and masks are compared
-  at 256×256. Mean ± standard deviation over the seeds (for `weak.py`: over the draws of the defects).
+  at 256×256 unless said. Mean ± standard deviation over the seeds (for `weak.py`: over the draws of the defects).
 - {" ".join(f"{sign} {meaning}" for sign, meaning in SIGNS.items())}
   Figures under a † do not belong beside published ones.
 - Detectors are fitted on all good training pictures, without a threshold. The last state of a training counts; none is
@@ -57,8 +57,9 @@ What was chosen while looking at test pictures ([log.md](log.md) says how). Thes
 | what | chosen while looking at |
 |---|---|
 | `patchcore`, `knn`: layers, size of the bank, top fraction | bottle, screw, magnetic tile |
-| `agpnet`, recipe `best` | bottle, screw; the noise floor: magnetic tile |
-| `guided`, recipe `best` | magnetic tile, screw |
+| `agpnet`, recipe `best` | bottle, screw; how noise is shared out: magnetic tile |
+| `guided`, recipe `best` | magnetic tile, screw; that its encoder is not trained: bottle, too |
+| adaptation by entropies, its rate of 0.1 (not in the papers' recipes) | magnetic tile |
 | adaptation by features | bottle; magnetic tile as it is and darker |
 | `atacnet`, recipe `best` | brain MRI, ELPV, screw, magnetic tile; for the closest look's worth NIH (part), too |
 
@@ -349,7 +350,7 @@ def labelled(rows: Sequence[Row]) -> str:
                     found[-1]["data"],
                     size(found[-1]),
                     str(found[-1]["anomaly_count"]),
-                    found[-1]["label"] or "best",
+                    " ".join([found[-1]["label"] or "best", *flags(found)]),
                     str(len(found)),
                     *(percent([row[name] for row in found]) for name in ("image_auroc", "pixel_auroc", "aupro")),
                     percent([min(row["image_auroc"] for row in found)]),

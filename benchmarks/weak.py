@@ -38,7 +38,7 @@ from blemish.methods.adaptation import Adapted
 from blemish.methods.taught import Taught
 from blemish.planning import data_sets
 from blemish.predictor import Detector
-from blemish.types import Failure, Prediction, Scores, silent
+from blemish.types import RESOLUTION, Failure, Prediction, Scores, silent
 
 METRICS = ("image_auroc", "image_ap", "best_f1", "pixel_auroc", "aupro")
 
@@ -97,7 +97,7 @@ def rows(name: str, path: Path, options: argparse.Namespace, done: set[str]) -> 
         drawn = labelled_defects(path, count=count, kind=kind, seed=draw)
         samples = drawn.samples if options.masks else [dataclasses.replace(each, mask=None) for each in drawn.samples]
         stream = PictureStream(drawn.sources, detector.preprocessing, 8, marks=samples)
-        method.learn_defects(lambda stream=stream: iter(stream), stream.batches, silent)
+        method.learn_defects(lambda stream=stream: iter(stream), stream.rows, silent)
         known = {**detector.manifest["data"], "defects": sorted(stream.digests.values())}
         taught = Detector(method, detector.preprocessing, None, {**detector.manifest, "data": known})
         tested = tuple(sample for sample in dataset.samples if kind is None or sample.defect != kind)
@@ -119,6 +119,7 @@ def rows(name: str, path: Path, options: argparse.Namespace, done: set[str]) -> 
             "hardware": hardware(detector.device),
             "counts": dict(found.counts),
             "left_out": len(found.left_out),
+            "compared_at": RESOLUTION,
             **{metric: getattr(found, metric) for metric in METRICS},
             "seconds_to_fit": round(fitted, 1),
             "seconds_of_draw": round(time.perf_counter() - began, 1),

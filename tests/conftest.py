@@ -22,7 +22,7 @@ from blemish.methods import METHODS, apmask
 from blemish.predictor import Detector
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 # Where the tests run in the background Ctrl-C is ignored, and would be in every process that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

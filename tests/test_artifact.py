@@ -177,13 +177,33 @@ def test_swapped_tensors(written: Path) -> None:
     assert "altered" in refused(written, with_header(table, data))
 
 
-def test_a_newer_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("later", [1, 6])
+def test_a_newer_format(later: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = artifact.FORMAT
     with monkeypatch.context() as newer:
-        newer.setattr(artifact, "FORMAT", 7)
+        newer.setattr(artifact, "FORMAT", ours + later)
         path = artifact.write(tmp_path / "new", tensors(), {"blemish": "9.9"})
     message = refused(path)
-    for part in ("format 7", "blemish 9.9", "up to 1", "pip install --upgrade blemish"):
+    update = "pip install --upgrade blemish"
+    for part in (f"format {ours + later},", "blemish 9.9", f"up to {ours}:", update):
         assert part in message
+
+
+@pytest.mark.parametrize("width", range(1, 10))
+def test_the_tensors_are_aligned_as_safetensors_asks(width: int, tmp_path: Path) -> None:
+    path = artifact.write(tmp_path / "part.blemish", tensors(), {"note": "x" * width})
+    assert int.from_bytes(path.read_bytes()[:8], "little") % 8 == 0
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_manifest_that_json_cannot_say_is_not_written(value: float, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="JSON compliant"):
+        artifact.write(tmp_path / "part.blemish", tensors(), {"scale": [value, 1.0]})
+    assert not list(tmp_path.iterdir())
+
+
+def test_bytes_behind_the_last_tensor_are_noticed(written: Path) -> None:
+    assert "cut short or damaged" in refused(written, written.read_bytes() + b"x")
 
 
 class Bomb:

@@ -313,7 +313,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("work was begun")
 
-    for work in ("blemish.fitting.build", "blemish.predictor.Detector.predict_many", "blemish.fitting.recalibrate"):
+    for work in ("blemish.fitting.build", "blemish.predictor.Detector.predict_many", "blemish.calibration.recalibrate"):
         monkeypatch.setattr(work, never)
     (tmp_path / "file").touch()
     inside = tmp_path / "file" / "x"  # a folder cannot be made where a file is

@@ -33,10 +33,8 @@ from blemish.types import Failure
 HERE = {"device": "cpu", "precision": "fp32"}
 
 
-@pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch) -> list[Run]:
-    """Workers work in this process, which is quicker; gives the list of the runs that they were given."""
-    launched: list[Run] = []
+def in_this_process(launched: list[Run]) -> Callable[..., Row]:
+    """What works as a run's own process does, here, which is quicker; notes the runs that it is given."""
 
     def launch(one: Run, order: dict[str, Any], *_: object) -> Row:
         launched.append(one)
@@ -45,7 +43,14 @@ def here(monkeypatch: pytest.MonkeyPatch) -> list[Run]:
         row: Row = json.loads(printed.getvalue())
         return row
 
-    monkeypatch.setattr(benchmark, "_launch", launch)
+    return launch
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> list[Run]:
+    """Workers work in this process; gives the list of the runs that they were given."""
+    launched: list[Run] = []
+    monkeypatch.setattr(benchmark, "_launch", in_this_process(launched))
     return launched
 
 
@@ -53,43 +58,6 @@ def a_row(one: Run) -> Row:
     """What a run in another process would have answered, without the measurements."""
     heading = benchmark._heading(one, "ok")
     return {**heading, "device": {"type": "cpu"}, "precision": "fp32"}
-
-
-def test_a_run_in_its_own_process_leaves_a_whole_row(mvtec: Path, tmp_path: Path) -> None:
-    results = tmp_path / "new" / "rows.jsonl"
-    (row,) = run([a_run(mvtec)], results, **HERE, threads=1)
-    assert read_rows(results) == [row]
-    assert row["status"] == "ok", row
-    assert row["split"] == {"train": 24, "test_normal": 6, "test_anomalous": 7}
-    assert row["counts"]["fitted"] == 24
-    assert row["counts"]["pictures"] == 13
-    assert row["category"] == "part"
-    assert row["resolution"] == [32, 32]
-    assert row["settings"]["layers"] == [2, 4]
-    assert row["backbone"] == "test_vit"
-    assert row["weights"] == {"source": "random", "sha256": "", "licence": "none"}
-    assert row["schedule"] == ""
-    assert (row["training"], row["shots"], row["time_budget"]) == (None, None, None)
-    assert row["changed"] == TINY
-    assert (row["categories"], row["multi_class"]) == (["part"], False)
-    assert row["by_category"]["part"]["image_auroc"] == row["image_auroc"]
-    assert row["device"]["type"] == "cpu"
-    assert row["device"]["threads"] == 1
-    assert row["device"]["name"]
-    assert row["precision"] == "fp32"
-    assert all(0 <= row[name] <= 1 for name in METRICS)
-    assert row["by_defect"].keys() == {"square", "dark"}
-    assert row["seconds_to_fit"] > 0
-    assert row["images_per_second"] > 0
-    assert row["cores_used"] > 0
-    assert 50 < row["peak_memory_mib"] < 20_000
-    assert row["efficiency"]["latency_p95_ms"] >= row["efficiency"]["latency_p50_ms"] > 0
-    assert row["efficiency"]["learnable_parameters"] == 0
-    assert row["differs"] == []
-    assert row["peak_gpu_memory_mib"] is None
-    assert len(row["fingerprint"]) == 64
-    assert {"blemish", "torch", "python", "date", "commit", "dirty", "schema"} <= row.keys()
-    assert str(mvtec) not in json.dumps(row)
 
 
 def test_a_process_that_dies_leaves_a_failed_row(mvtec: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -425,21 +393,64 @@ def test_pictures_that_are_not_all_of_a_public_set_are_said(mvtec: Path) -> None
 # Several at once
 
 
-def test_half_of_the_rows_made_again_have_the_same_metrics(mvtec: Path, tmp_path: Path) -> None:
-    results = tmp_path / "rows.jsonl"
-    runs = [a_run(mvtec, seed=seed, shots=3) for seed in range(2)]
+def test_runs_in_processes_of_their_own_leave_whole_rows_and_half_of_them_can_be_made_again(
+    mvtec: Path, tmp_path: Path
+) -> None:
+    results = tmp_path / "new" / "rows.jsonl"
+    runs = [a_run(mvtec, seed=seed) for seed in range(2)]
     begun: list[tuple[int, int]] = []
     together = run(runs, results, **HERE, jobs=2, progress=lambda _, *counts: begun.append(counts))
     assert begun == [(0, 2), (0, 2), (2, 2)]
     assert [row["seed"] for row in together] == [0, 1]
-    assert {row["device"]["threads"] for row in together} == {max(1, cores() // 2)}
-    kept = [row for row in read_rows(results) if row["seed"] == 1]
-    results.write_text("".join(json.dumps(row) + "\n" for row in kept))
-    again = run(runs, results, **HERE, jobs=2)
+    written = read_rows(results)  # in the order in which they were done
+    assert sorted(written, key=lambda row: row["seed"]) == together
+    check_whole(together[0], mvtec)
+
+    results.write_text("".join(json.dumps(row) + "\n" for row in written if row["seed"] == 1))
+    launched: list[Run] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(benchmark, "_launch", in_this_process(launched))
+        again = run(runs, results, **HERE)
+    assert launched == runs[:1]
     assert again[1] == together[1]
-    assert again[0]["date"] != together[0]["date"] or again[0] != together[0]  # measured anew
+    assert again[0] != together[0]  # measured anew
     for name in (*METRICS, "by_defect", "fingerprint", "key", "counts"):
         assert again[0][name] == together[0][name], name
+
+
+def check_whole(row: Row, data: Path) -> None:
+    """Everything that a row of `a_run(data)` has to say."""
+    assert row["status"] == "ok", row
+    assert row["split"] == {"train": 24, "test_normal": 6, "test_anomalous": 7}
+    assert row["counts"]["fitted"] == 24
+    assert row["counts"]["pictures"] == 13
+    assert row["category"] == "part"
+    assert row["resolution"] == [32, 32]
+    assert row["settings"]["layers"] == [2, 4]
+    assert row["backbone"] == "test_vit"
+    assert row["weights"] == {"source": "random", "sha256": "", "licence": "none"}
+    assert row["schedule"] == ""
+    assert (row["training"], row["shots"], row["time_budget"]) == (None, None, None)
+    assert row["changed"] == TINY
+    assert (row["categories"], row["multi_class"]) == (["part"], False)
+    assert row["by_category"]["part"]["image_auroc"] == row["image_auroc"]
+    assert row["device"]["type"] == "cpu"
+    assert row["device"]["threads"] == max(1, cores() // 2)
+    assert row["device"]["name"]
+    assert row["precision"] == "fp32"
+    assert all(0 <= row[name] <= 1 for name in METRICS)
+    assert row["by_defect"].keys() == {"square", "dark"}
+    assert row["seconds_to_fit"] > 0
+    assert row["images_per_second"] > 0
+    assert row["cores_used"] > 0
+    assert 50 < row["peak_memory_mib"] < 20_000
+    assert row["efficiency"]["latency_p95_ms"] >= row["efficiency"]["latency_p50_ms"] > 0
+    assert row["efficiency"]["learnable_parameters"] == 0
+    assert row["differs"] == []
+    assert row["peak_gpu_memory_mib"] is None
+    assert len(row["fingerprint"]) == 64
+    assert {"blemish", "torch", "python", "date", "commit", "dirty", "schema"} <= row.keys()
+    assert str(data) not in json.dumps(row)
 
 
 def test_jobs_are_at_work_at_once_and_rows_come_as_they_are_done(

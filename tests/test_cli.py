@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,12 +15,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import typer
 
 import blemish
-from blemish import cli, config, outputs
+from blemish import artifact, cli, config, outputs
 from blemish.anomalies import SIMULATORS
 from blemish.artifact import read
+from blemish.backbones import build
 from blemish.data.official import OFFICIAL
 from blemish.data.shifts import SHIFTS
 from blemish.images import decode
@@ -130,7 +133,8 @@ def test_fit(run: Run, good_folder: Path, tmp_path: Path) -> None:
     assert "empty.png: is empty" in out
     assert "About 5 % of new normal pictures" in out
     assert f"Written: {artifact} in " in out
-    assert "remembering: 1 of 4" in err
+    assert "remembering: 8 of 25" in err
+    assert "remembering: 24 of 24" in err
     assert blemish.load(artifact).predict(good_folder / "000.png").score > 0
 
 
@@ -255,8 +259,11 @@ def test_fit_of_the_published_method(run: Run, good_folder: Path, mvtec: Path, t
     quick = [f"--set={setting}" for setting in ("epochs=1", "pictures_per_step=4", "attention_dim=8")]
     command = ("fit", "atacnet", good_folder, "-o", tmp_path / "a", "--recipe", "paper", *FIT, *quick)
     made = document(run(*command, "--anomalies", mvtec, "--anomaly-count", "3", "--json"))
-    assert (made["method"], made["recipe"], made["training"]["steps"]) == ("atacnet-paper", "paper", 6)
-    assert len(made["defects"]) == 3  # beside 19 good ones: 22 pictures, 4 a step
+    assert (made["method"], made["recipe"], made["training"]["steps"]) == ("atacnet-paper", "paper", 10)
+    assert len(made["defects"]) == 3  # beside 19 good ones, 2 a step
+    (shown,) = [line for line in run("inspect", tmp_path / "a")[1].splitlines() if line.lstrip().startswith("loss")]
+    assert shown.count(" by step ") == 10
+    assert "by step 10" in shown
     assert not (tmp_path / "a.training").exists()
     status, _, err = run("fit", "atacnet", good_folder, "-o", tmp_path / "b", *FIT, "--time-budget", "1")
     assert status == cli.ERROR
@@ -531,11 +538,188 @@ def test_predict_of_a_category(run: Run, two: Path, new: Path, tmp_path: Path) -
     with (out / "predictions.csv").open(newline="") as file:
         assert {line["category"] for line in csv.DictReader(file)} == {"part"}
     assert threshold["guarantee"].split(",")[0] in report.read_text()
-    assert document(run("predict", two, new, "--json"))["threshold"] == read(two)[1]["threshold"]
+    told = document(run("predict", two, new, "--json"))
+    assert {row["category"] for row in told["predictions"]} == {"part"}
+    assert told["threshold"] == threshold
     status, _, err = run("predict", two, new, "--output", out, "--resume")
     assert (status, "made with another category;" in err) == (2, True)
     status, _, err = run("predict", two, new, "--category", "parts")
     assert (status, "did you mean 'part'?" in err) == (2, True)
+
+
+def test_predict_of_categories_that_nobody_named(run: Run, two: Path, tmp_path: Path, picture: Any, write: Any) -> None:
+    for seed in range(3):
+        write(tmp_path / "mixed" / f"p{seed}.png", picture(900 + seed))
+    write(tmp_path / "mixed" / "n.png", 255 - picture(950))
+    out, report = tmp_path / "out", tmp_path / "report.html"
+    told = ("predict", two, tmp_path / "mixed", "--output", out, "--report", report)
+    status, said, err = run(*told)
+    assert status == 0
+    warning = "no category of the artifact was named for the pictures: judged 1 as Negative, 3 as part; each picture"
+    assert err.count(warning) == 1
+    assert "--category NAME says it" in err
+    assert re.search(r"score +verdict +category +path", said)
+    assert re.search(r" Negative +\S*n\.png", said)
+    assert warning[1:] in report.read_text().replace("&#39;", "'")
+    made = document(run("predict", two, tmp_path / "mixed", "--category", "auto", "--json"))
+    assert made["warning"].startswith(warning)
+    limits = {name: values["value"] for name, values in read(two)[1]["thresholds"].items()}
+    common = read(two)[1]["threshold"]["value"]
+    for row in made["predictions"]:
+        assert row["category"] == ("Negative" if "n.png" in row["path"] else "part")
+        assert row["category_assigned"] is True
+        assert row["threshold"] == (limits[row["category"]] if limits[row["category"]] is not None else common)
+    with (out / "predictions.csv").open(newline="") as file:
+        assert {line["category_assigned"] for line in csv.DictReader(file)} == {"True"}
+    named = document(run("predict", two, tmp_path / "mixed", "--category", "part", "--json"))
+    assert named["warning"] == ""
+    assert "category_features" not in json.dumps(made)
+
+
+def test_an_artifact_that_cannot_tell_its_categories_warns(run: Run, two: Path, new: Path, tmp_path: Path) -> None:
+    tensors, manifest = read(two)
+    del manifest["category_features"]
+    old = artifact.write(tmp_path / "old.blemish", tensors, manifest)
+    status, out, err = run("predict", old, new, "--report", tmp_path / "report.html")
+    assert status in (0, 1)
+    assert err.count("by the common threshold: the common threshold") == 0
+    assert err.count("by the common threshold; the common threshold of all categories misses defects") == 1
+    assert "judged by the common threshold of all categories" in out
+    assert "misses defects of those that score low" in (tmp_path / "report.html").read_text()
+    status, _, err = run("predict", old, new, "--category", "auto")
+    assert (status, "name one of Negative, part, or fit it again" in err) == (2, True)
+    status, _, err = run("evaluate", two, tmp_path / "part", "--json")
+    assert status == 2  # nothing that is labelled
+
+
+def test_evaluate_warns_of_categories_that_nobody_named(run: Run, two: Path, mvtec: Path, tmp_path: Path) -> None:
+    shutil.copytree(mvtec / "test", tmp_path / "new" / "parts")
+    status, out, err = run("evaluate", two, tmp_path / "new" / "parts", "--json")
+    made = json.loads(out)
+    assert status == 0
+    assert "no category of the artifact was named" in made["warning"]
+    assert made["warning"] in err
+    assert {row["judged_as"] for row in made["rows"]} <= {"Negative", "part"}
+
+
+def test_a_threshold_by_hand(run: Run, part: Path, new: Path, tmp_path: Path) -> None:
+    own, report = tmp_path / "own.blemish", tmp_path / "report.html"
+    status, out, _ = run("calibrate", part, "--threshold", "-2", "-o", own)
+    assert (status, "Threshold: -2. Set by hand: nothing is known" in out) == (0, True)
+    assert read(own)[1]["threshold"] == {
+        "value": -2.0,
+        "rate": None,
+        "n": 0,
+        "method": "by hand",
+        "guarantee": "Set by hand: nothing is known of how many normal pictures raise a false alarm.",
+        "reason": "",
+    }
+    assert (
+        document(run("calibrate", part, "--threshold", "-2", "-o", own, "--json"))["threshold"]["method"] == "by hand"
+    )
+    assert "-2. Set by hand" in run("inspect", own)[1]
+    _, out, _ = run("predict", own, new, "--report", report)
+    assert "0 normal at a threshold of -2 set by hand" in out
+    assert "Set by hand: nothing is known" in report.read_text()
+    assert "by hand" in report.read_text()
+    made = document(run("predict", part, new, "--threshold", "1e9", "--json"))
+    assert (made["alarms"], made["threshold"]["value"], made["threshold"]["method"]) == (0, 1e9, "by hand")
+    assert {row["threshold"] for row in made["predictions"] if "error" not in row} == {1e9}
+    out_folder = tmp_path / "out"
+    run("predict", part, new, "--output", out_folder, "--threshold", "0.5")
+    status, _, err = run("predict", part, new, "--output", out_folder, "--resume")
+    assert (status, "made with another --threshold" in err) == (2, True)
+    assert run("predict", part, new, "--output", out_folder, "--threshold", "0.5", "--resume")[0] in (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("command", "more", "said"),
+    [
+        ("predict", ("--threshold", "nan"), "the threshold is nan; a finite number"),
+        ("calibrate", ("--threshold", "nan"), "the threshold is nan; a finite number"),
+        ("calibrate", ("--threshold", "inf"), "the threshold is inf; a finite number"),
+        ("calibrate", ("--threshold", "high"), "Invalid value for '--threshold'"),
+        ("calibrate", (), "needs pictures of good parts, or the threshold itself"),
+        ("calibrate", ("good", "--threshold", "3"), "needs pictures of good parts, or the threshold itself"),
+        ("calibrate", ("--threshold", "3", "--false-alarm-rate", "0.1"), "or the threshold itself"),
+    ],
+)
+def test_what_is_no_threshold(
+    run: Run, part: Path, new: Path, tmp_path: Path, command: str, more: tuple[str, ...], said: str
+) -> None:
+    place = (new,) if command == "predict" else ("-o", tmp_path / "x.blemish")
+    status, _, err = run(command, part, *place, *more)
+    assert (status, said in err) == (2, True), err
+    assert not (tmp_path / "x.blemish").exists()
+
+
+@pytest.mark.parametrize(("given", "longer"), [((), 1600), (("--overlay-size", "100"), 100), (("full",), 2000)])
+def test_overlays_have_a_bounded_size(
+    run: Run, part: Path, tmp_path: Path, picture: Any, write: Any, given: tuple[str, ...], longer: int
+) -> None:
+    write(tmp_path / "large" / "a.png", picture(1, height=500, width=2000))
+    write(tmp_path / "large" / "b.png", picture(2, height=60, width=70))
+    options = ("--overlay-size", "full") if given == ("full",) else given
+    assert run("predict", part, tmp_path / "large", "--output", tmp_path / "out", *options)[0] == 0
+    sizes = {decode(file).size for file in (tmp_path / "out" / "overlays").iterdir()}
+    assert sizes == {(longer // 4, longer), (60, 70)}
+
+
+def test_no_overlays(run: Run, part: Path, new: Path, mvtec: Path, tmp_path: Path) -> None:
+    run("predict", part, new, "--output", tmp_path / "out", "--overlay-size", "none")
+    assert not (tmp_path / "out" / "overlays").exists()
+    rows = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
+    assert rows
+    assert not any("overlay" in row for row in rows)
+    assert run("evaluate", part, mvtec, "--output", tmp_path / "e", "--overlay-size", "none")[0] == 0
+    assert not (tmp_path / "e" / "worst").exists()
+    for given, said in (("0", "longer side"), ("big", "longer side")):
+        status, _, err = run("predict", part, new, "--output", tmp_path / "x", "--overlay-size", given)
+        assert (status, said in err) == (2, True)
+    status, _, err = run("predict", part, new, "--overlay-size", "full")
+    assert (status, "name it with --output DIR" in err) == (2, True)
+
+
+@pytest.mark.parametrize("size", ["32x64", "32,64"])
+def test_a_size_is_height_and_width(run: Run, good_folder: Path, tmp_path: Path, size: str) -> None:
+    made = ("-o", tmp_path / "a", "--backbone", "test_vit", "--weights", "random", "--device", "cpu", "--json")
+    fitted = document(run("fit", "knn", good_folder, "--image-size", size, *made))
+    assert fitted["config"]["image_size"] == [32, 64]
+    assert document(run("fit", "knn", good_folder, "--set", f"image_size={size}", *made))["config"]["image_size"] == [
+        32,
+        64,
+    ]
+    sheet = ("-o", tmp_path / f"s{len(size)}", "--simulator", "cutpaste", "--count", "2", "--image-size", size)
+    assert run("simulate", good_folder, *sheet)[0] == 0
+    for command in (("fit", "knn", good_folder, *made[:2]), ("simulate", good_folder, "-o", tmp_path / "n")):
+        status, _, err = run(*command, "--image-size", "32x64x3")
+        assert status == 2
+        assert "224x448" in err
+
+
+def test_weights_under_a_prefix_are_named(run: Run, good_folder: Path, tmp_path: Path) -> None:
+    model = build("test_vit", weights="random").model
+    state = {f"student.backbone.{name}": tensor for name, tensor in model.state_dict().items()}
+    torch.save({"state_dict": {**state, "loss.centre": torch.ones(3)}, "epoch": 2}, tmp_path / "last.ckpt")
+    made = ("-o", tmp_path / "a", "--backbone", "test_vit", "--image-size", "64", "--weights", tmp_path / "last.ckpt")
+    assert run("fit", "knn", good_folder, *made)[0] == 0
+    assert "file:last.ckpt (names that begin with student.backbone.)" in run("inspect", tmp_path / "a")[1]
+
+
+def test_what_was_done_to_pictures_is_told(run: Run, tmp_path: Path, write: Any) -> None:
+    rng = np.random.default_rng(0)
+    for number in range(3):
+        frame = rng.integers(0, 4096, (40, 40), dtype=np.uint16)
+        frame[0, 0] = 4095
+        write(tmp_path / "good" / f"{number}.png", frame)
+    _, out, _ = run("fit", "knn", tmp_path / "good", "-o", tmp_path / "a", *FIT)
+    note = "16-bit values no higher than 4095, read as 0 to 65535: for 12-bit data fit with --window 0,4095"
+    assert f"note on 3 of them: {note}" in out
+    assert document(run("fit", "knn", tmp_path / "good", "-o", tmp_path / "a", *FIT, "--json"))["notes"] == {note: 3}
+    assert f"note on 3 of them: {note}" in run("predict", tmp_path / "a", tmp_path / "good")[1]
+    _, out, _ = run("fit", "knn", tmp_path / "good", "-o", tmp_path / "a", *FIT, "--window", "0,4095")
+    assert "note on" not in out
+    assert "note on" not in run("predict", tmp_path / "a", tmp_path / "good")[1]
 
 
 def test_calibrate_by_category(run: Run, two: Path, tmp_path: Path, picture: Any, write: Any) -> None:
@@ -611,6 +795,12 @@ def test_data_elpv(run: Run, tmp_path: Path) -> None:
     made = document(run("data", "elpv", "-o", tmp_path / "cells.csv", "--json"))
     assert "1131 train good" in made["description"]
     assert len((tmp_path / "cells.csv").read_text().splitlines()) == 1 + 1131 + 377 + 715
+    status, out, _ = run("data", "elpv", "-o", tmp_path / "few.csv", "--cells", "200")
+    assert status == 0
+    assert "manifest: 200 train good, 200 test (100 good, 100 in 1 defect type)" in out
+    assert "200 of the 1,131 cells to learn from and 200 of the 1,092 to test on" in out
+    assert "about 5.6 times as long" in out
+    assert run("data", "elpv", "-o", tmp_path / "no.csv", "--cells", "5000")[0] == 2
 
 
 def test_backbones(run: Run) -> None:

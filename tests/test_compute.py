@@ -47,12 +47,46 @@ def test_auto_is_bf16_where_the_cpu_computes_in_it(
     flags: set[str], expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compute, "cpu_flags", lambda: flags)
+    for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
+        monkeypatch.delenv(name, raising=False)
     assert pick_precision("auto", CPU) == expected
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [
+        ("AVX2", torch.float32),
+        ("avx512_core_vnni", torch.float32),
+        ("AVX512_CORE_BF16", torch.bfloat16),
+        ("AVX512_CORE_AMX", torch.bfloat16),
+        ("DEFAULT", torch.bfloat16),
+    ],
+)
+@pytest.mark.parametrize("name", ["ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"])
+def test_auto_is_fp32_where_onednn_may_not_use_what_the_cpu_has(
+    name: str, limit: str, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compute, "cpu_flags", lambda: {"avx512_bf16", "amx_bf16"})
+    for each in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
+        monkeypatch.delenv(each, raising=False)
+    monkeypatch.setenv(name, limit)
+    assert pick_precision("auto", CPU) == expected
+
+
+def test_auto_is_fp32_in_a_torch_without_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compute, "cpu_flags", lambda: {"amx_bf16"})
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert pick_precision("auto", CPU) == torch.float32
 
 
 @pytest.mark.parametrize("supported", [True, False])
 def test_auto_on_a_gpu(supported: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: supported)
+    """A GPU that only emulates bf16, as torch counts by default, is slower in it than in fp32."""
+
+    def answer(including_emulation: bool = True) -> bool:
+        return including_emulation or supported
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", answer)
     assert pick_precision("auto", CUDA) == (torch.bfloat16 if supported else torch.float32)
     assert pick_precision("auto", torch.device("mps")) == torch.float32
 

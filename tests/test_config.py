@@ -82,6 +82,7 @@ def test_json_and_back_changes_nothing(demo: Demo) -> None:
         ("kind=y", {"kind": "y"}),
         ("layers=4,8", {"layers": (4, 8)}),
         ("layers=4, 8 ,12", {"layers": (4, 8, 12)}),
+        ("layers=4,", {"layers": (4,)}),
         ("layers=[4, 8]", {"layers": (4, 8)}),
         ("layers=4", {"layers": (4,)}),
         ("layers=[]", {"layers": ()}),
@@ -168,3 +169,31 @@ def test_a_config_file_that_cannot_be_read(tmp_path: Path) -> None:
     for path in (tmp_path / "nowhere.json", tmp_path):
         with pytest.raises(ConfigError, match="cannot be read"):
             config.read_config_file(path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sized:
+    image_size: tuple[int, ...] = (448,)
+    picture_size: int = 256
+    layers: tuple[int, ...] = ()
+
+
+@pytest.mark.parametrize("text", ["112x224", "112×224", "112X224", "112 x 224", "112,224", "[112, 224]"])
+def test_a_size_is_a_height_and_a_width(text: str) -> None:
+    assert config.override(Sized(), [f"image_size={text}"]).image_size == (112, 224)
+    assert config.from_dict(Sized, {"image_size": "112x224"}).image_size == (112, 224)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "said"),
+    [
+        ("image_size=big", r"image_size: 'big' is no size; 448, or height and width as in 224x448, is needed"),
+        ("image_size=112x", "'112x' is no size"),
+        ("image_size=1x2x3", "'1x2x3' is no size"),
+        ("picture_size=112x224", "picture_size: 112x224 is a height and a width; one number is needed"),
+        ("layers=4x8", "layers: '4x8' is not of type int"),
+    ],
+)
+def test_what_is_no_size(assignment: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        config.override(Sized(), [assignment])

@@ -15,40 +15,82 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_lines_come_at_the_start_of_a_stage_and_then_now_and_then(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+class Clock:
+    """A clock that goes on when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("blemish.console.time.monotonic", clock)
+    return clock
+
+
+def test_lines_come_at_the_start_of_a_stage_now_and_then_and_at_its_end(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    now = 100.0
-    monkeypatch.setattr("blemish.console.time.monotonic", lambda: now)
     with console.progress() as tick:
         tick("loading", 0, 0)
-        for done in range(1, 12):
-            tick("scoring", done, 30)
-            now += 1.0
+        for done in range(1, 13):
+            tick("scoring", done, 12)
+            clock.now += 1.0
+        tick("scoring", 12, 12)
     assert capsys.readouterr().err.splitlines() == [
         "loading",
-        "scoring: 1 of 30",
-        "scoring: 6 of 30 · 1.0/s · 24 s left",
-        "scoring: 11 of 30 · 1.0/s · 19 s left",
+        "scoring: 1 of 12",
+        "scoring: 6 of 12 · 1.0/s · 6 s left",
+        "scoring: 11 of 12 · 1.0/s · 1 s left",
+        "scoring: 12 of 12 · 1.0/s",
     ]
 
 
-def test_lines_of_a_stage_that_tells_its_details(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    now = 100.0
-    monkeypatch.setattr("blemish.console.time.monotonic", lambda: now)
+def test_lines_of_a_stage_that_tells_its_details(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     with console.progress() as tick:
         tick("training", 0, 30)
         for done in range(1, 8):
-            now += 1.0
+            clock.now += 1.0
             tick(f"training · loss {1 / done:.2f} · {30 - done} s left", done, 30)
         tick("calibrating", 1, 2)
+        tick("calibrating", 2, 2)
     assert capsys.readouterr().err.splitlines() == [
         "training: 0 of 30",
         "training: 5 of 30 · loss 0.20 · 25 s left",
         "calibrating: 1 of 2",
+        "calibrating: 2 of 2",
     ]
+
+
+@pytest.mark.parametrize("seconds", [0.001, 1.0, 60.0, 3600.0, 36_000.0])
+@pytest.mark.parametrize("ticks", [1, 2, 30, 5000])
+def test_a_stage_is_some_twenty_lines_however_long_it_takes(
+    seconds: float, ticks: int, clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with console.progress() as tick:
+        for done in range(1, ticks + 1):
+            clock.now += seconds / ticks
+            tick("scoring", done, ticks)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) <= 22
+    assert lines[0] == f"scoring: 1 of {ticks}"
+    assert lines[-1].startswith(f"scoring: {ticks} of {ticks}")
+    if ticks == 5000 and seconds >= 3600:
+        assert len(lines) >= 20
+    if seconds <= 1:
+        assert len(lines) <= 2
+
+
+def test_a_stage_of_unknown_length_is_a_few_lines_too(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with console.progress() as tick:
+        for done in range(36_000):
+            clock.now += 0.1
+            tick("trying", done, 0)
+    assert 10 <= len(capsys.readouterr().err.splitlines()) <= 22
 
 
 def test_one_bar_for_a_stage_whose_details_change(monkeypatch: pytest.MonkeyPatch) -> None:

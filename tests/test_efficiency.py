@@ -10,17 +10,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules import module as modules
-from torch.utils.flop_counter import FlopCounterMode
 
 import blemish
 from blemish import efficiency
 from blemish.efficiency import measure
 from blemish.errors import ConfigError, ImageError
 from blemish.images import decode
-from blemish.methods.guided import Guided, GuidedConfig
+from blemish.methods.guided import Guided
+from blemish.methods.guided_config import GuidedConfig
 from blemish.methods.memory import Knn
 from blemish.predictor import Detector
 
@@ -62,9 +64,11 @@ def test_what_is_learned_is_counted_by_what_trains(fitted: Callable[..., Detecto
     assert guided.marker is not None
     whole, few = copy.copy(guided), copy.copy(guided)
     whole.config, few.config = GuidedConfig(tuned=None), GuidedConfig(tuned=1)
-    assert efficiency._learnable(whole, images) == sum(each.numel() for each in guided.parameters())
     encoder: Any = guided.backbone.model
-    parts: list[nn.Module] = [encoder.blocks[-1], encoder.norm, guided.head, guided.mix, guided.marker]
+    unread: list[nn.Module] = [*encoder.blocks[guided.deepest :], encoder.norm]  # by the map of layers 2 and 4
+    rest = sum(each.numel() for part in unread for each in part.parameters())
+    assert efficiency._learnable(whole, images) == sum(each.numel() for each in guided.parameters()) - rest
+    parts: list[nn.Module] = [encoder.blocks[guided.deepest - 1], guided.marker]
     assert efficiency._learnable(few, images) == sum(each.numel() for part in parts for each in part.parameters())
 
 
@@ -80,11 +84,49 @@ def test_a_cnn_and_a_product_with_a_vector(small: dict[str, Any], picture: Any) 
     statistics = [each for name, each in model.named_buffers() if not name.startswith(("layer3", "layer4"))]
     floating = [each for each in statistics if each.is_floating_point()]
     wanted = sum(each.numel() for each in (*used, *floating, bank))
-    assert measure(plain, picture(9), repeats=1)["parameters"] == wanted
+    costs = measure(plain, picture(9), repeats=1)
+    assert costs["parameters"] == wanted
+    convolutions: list[int] = []
+    for each in model.modules():
+        if isinstance(each, nn.Conv2d):
+            each.register_forward_hook(lambda conv, _, maps: convolutions.append(maps.numel() * conv.weight[0].numel()))
+    with torch.inference_mode():
+        _, (height, width) = plain.method.embed(torch.zeros(1, 3, 64, 64))
+    search = height * width * bank.numel()
+    smoothing = 2 * 3 * 16 * 16
+    assert len(convolutions) == sum(each.ndim == 4 for each in used)
+    assert costs["flops"] == 2 * (sum(convolutions) + search + smoothing)
 
-    with FlopCounterMode(display=False, custom_mapping=efficiency._FORMULAS) as counter:
+    with efficiency._counting() as counter:
         torch.zeros(5, 7) @ torch.zeros(7)
     assert counter.get_total_flops() == 2 * 5 * 7
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("kernel", [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH])
+def test_counts_do_not_depend_on_the_kernel_of_attention(
+    kernel: SDPBackend,
+    precision: str,
+    fused: bool,
+    fitted: Callable[..., Detector],
+    picture: Any,
+    tmp_path: Path,
+) -> None:
+    """As by hand above, whichever kernel the machine chooses, and where timm does without one."""
+    path = fitted("knn").save(tmp_path / "part.blemish")
+    timm.layers.set_fused_attn(fused)
+    try:
+        detector = blemish.load(path, device="cpu", precision=precision)
+    finally:
+        timm.layers.set_fused_attn(True)
+    model: Any = detector.method.backbone.model
+    assert model.blocks[0].attn.fused_attn == fused
+    with sdpa_kernel(kernel):
+        flops = measure(detector, picture(7), repeats=1)["flops"]
+    blocks = 4 * (17 * LINEAR + 2 * 17 * 17 * 64)
+    search_and_smoothing = 16 * 384 * 64 + 2 * 3 * 16 * 16
+    assert flops == 2 * (16 * (3 * 16 * 16) * 64 + blocks + search_and_smoothing)
 
 
 @pytest.mark.parametrize("method", ["knn", "agpnet", "atacnet-paper"])

@@ -215,7 +215,7 @@ def test_known_pictures_are_left_out_by_content(
     for metric in ("image_auroc", "image_ap", "best_f1", "pixel_auroc", "aupro"):
         assert getattr(result, metric) == pytest.approx(getattr(before, metric), rel=1e-4)
     # Those that it was only calibrated on are known to it too.
-    padim = fitted("padim")
+    padim = blemish.fit("padim", [picture(seed) for seed in range(24)], calibration_fraction=0.2, **small)
     for seed in range(24):
         write(mvtec / "test" / "good" / f"train{seed}.png", picture(seed))
     assert len(padim.manifest["data"]["calibrated"]) == 5
@@ -349,7 +349,7 @@ def test_one_class_alone_has_no_ranking(mvtec: Path, fitted: Callable[..., Detec
 
 
 def test_without_a_threshold_there_is_no_confusion(mvtec: Path, fitted: Callable[..., Detector]) -> None:
-    result = blemish.evaluate(fitted("padim"), mvtec)
+    result = blemish.evaluate(fitted("padim", 18), mvtec)  # too few for one
     assert (result.threshold, result.confusion) == (None, None)
     assert {row["label"] for row in result.rows} == {None}
     assert blemish.evaluate(fitted("knn").with_threshold(None), mvtec).confusion is None

@@ -193,6 +193,7 @@ def test_broken_pictures_are_left_out_and_named(good_folder: Path, small: dict[s
 
 
 def test_broken_pictures_that_were_held_out(good_folder: Path, picture: Part, small: dict[str, Any]) -> None:
+    small["calibration_fraction"] = 0.2
     whole = blemish.fit("padim", good_folder, **small)
     held = next(p for p in sorted(good_folder.iterdir()) if decode(p).digest in whole.manifest["data"]["calibrated"])
     held.write_text("not a picture")
@@ -246,8 +247,27 @@ def test_leave_one_out_holds_nothing_out(picture: Part, fitted: Callable[..., De
     assert "jackknife" in threshold.guarantee
 
 
-def test_held_out_pictures_calibrate(picture: Part, fitted: Callable[..., Detector]) -> None:
-    detector = fitted("padim")
+@pytest.mark.parametrize("method", ["knn", "patchcore"])
+@pytest.mark.parametrize("batch_size", [3, 50])
+def test_a_picture_that_is_left_out_is_not_judged_by_its_twin(
+    method: str, batch_size: int, picture: Part, write: Write, tmp_path: Path, small: dict[str, Any]
+) -> None:
+    """Copies tell nothing of a new picture: whatever a twin scores, one of the different pictures scores so too."""
+    good = parts(picture, 8)
+    alone = blemish.fit(method, good, batch_size=batch_size, **small).manifest["calibration_scores"]
+    copy = write(tmp_path / "copy.bmp", picture(2))
+    twins = [copy, *good, picture(5), picture(5)]
+    scores = blemish.fit(method, twins, batch_size=batch_size, **small).manifest["calibration_scores"]
+    assert min(alone) > 0.01
+    assert len(scores) >= len(alone)
+    for score in scores:
+        assert min(abs(score - other) for other in alone) < 1e-3 * score
+    for other in alone:
+        assert min(abs(score - other) for score in scores) < 1e-3 * other
+
+
+def test_held_out_pictures_calibrate(picture: Part, small: dict[str, Any]) -> None:
+    detector = blemish.fit("padim", parts(picture, 24), calibration_fraction=0.2, **small)
     data, scores = detector.manifest["data"], detector.manifest["calibration_scores"]
     assert (len(data["fitted"]), len(data["calibrated"])) == (19, 5)  # a fifth of 24
     assert set(data["fitted"]).isdisjoint(data["calibrated"])
@@ -261,6 +281,19 @@ def test_held_out_pictures_calibrate(picture: Part, fitted: Callable[..., Detect
     assert "5 % needs at least 19 normal pictures" in threshold.reason
     assert detector.predict(picture(0)).label is None
     assert detector.manifest["threshold"] == threshold.to_dict()
+
+
+@pytest.mark.parametrize("method", ["knn", "padim"])
+def test_a_copy_of_a_training_picture_does_not_calibrate(method: str, picture: Part, small: dict[str, Any]) -> None:
+    """Held out or not, it was learned: only what was not is a new normal picture's equal."""
+    twice = [each for each in parts(picture, 12) for _ in range(2)]
+    detector = blemish.fit(method, twice, calibration_fraction=0.4, **small)
+    data = detector.manifest["data"]
+    by_digest = dict(zip(digests(twice), twice, strict=True))
+    new = {digest for digest in data["calibrated"] if digest not in data["fitted"]}
+    expected = sorted(detector.predict(by_digest[digest]).score for digest in new)
+    scores = detector.manifest["calibration_scores"]
+    assert sorted({round(score, 5) for score in scores}) == pytest.approx(expected, rel=1e-3, abs=2e-5)
 
 
 @pytest.mark.parametrize("method", ["knn", "patchcore", "padim"])
@@ -354,6 +387,8 @@ def test_one_picture_has_no_leave_one_out(picture: Part, small: dict[str, Any]) 
     assert detector.threshold is not None
     assert (detector.threshold.value, detector.threshold.n) == (None, 0)
     assert detector.predict(picture(0)).score == pytest.approx(0.0, abs=1e-3)
+    asked = blemish.fit("knn", parts(picture, 1), calibration_fraction=0.6, **small)
+    assert (len(asked.manifest["data"]["fitted"]), asked.manifest["data"]["calibrated"]) == (1, [])
 
 
 # --- Calibrating again -----------------------------------------------------------------------------------------------
@@ -393,13 +428,14 @@ def test_recalibrate_with_too_few(picture: Part, fitted: Callable[..., Detector]
     assert again.threshold.value == max(again.manifest["calibration_scores"])
 
 
-def test_recalibrate_on_what_it_knows(picture: Part, fitted: Callable[..., Detector]) -> None:
+def test_recalibrate_on_what_it_knows(picture: Part, fitted: Callable[..., Detector], small: dict[str, Any]) -> None:
     with pytest.raises(DataError, match="no picture is left to calibrate on"):
         blemish.recalibrate(fitted("knn"), parts(picture, 24))
     # What a detector was only calibrated on, it may be calibrated on again.
-    calibrated = fitted("padim").manifest["data"]["calibrated"]
+    detector = blemish.fit("padim", parts(picture, 24), calibration_fraction=0.2, **small)
+    calibrated = detector.manifest["data"]["calibrated"]
     held = [pixels for pixels in parts(picture, 24) if decode(pixels).digest in calibrated]
-    again, _, left_out = blemish.recalibrate(fitted("padim"), held, false_alarm_rate=0.2)
+    again, _, left_out = blemish.recalibrate(detector, held, false_alarm_rate=0.2)
     assert left_out == 0
     assert again.threshold is not None
     assert again.threshold.n == 5
@@ -591,8 +627,26 @@ def test_progress_is_told(picture: Part, small: dict[str, Any]) -> None:
     blemish.fit("knn", parts(picture, 20), batch_size=8, progress=lambda *call: told.append(call), **small)
     stages = list(dict.fromkeys(stage for stage, _, _ in told))
     assert stages == ["loading the backbone", "remembering", "selecting", "calibrating"]
-    assert [call for call in told if call[0] == "remembering"] == [("remembering", i, 3) for i in (1, 2, 3)]
-    assert [call for call in told if call[0] == "calibrating"] == [("calibrating", i, 3) for i in (1, 2, 3)]
+    for stage in ("remembering", "calibrating"):  # in pictures
+        assert [call for call in told if call[0] == stage] == [(stage, done, 20) for done in (8, 16, 20)]
+
+
+@pytest.mark.parametrize("method", ["knn", "padim", "atacnet"])
+def test_progress_ends_with_the_pictures_that_could_be_read(
+    method: str, good_folder: Path, small: dict[str, Any]
+) -> None:
+    (good_folder / "005.png").write_text("not a picture")
+    told: dict[str, tuple[int, int]] = {}
+    progress = lambda stage, *numbers: told.update({stage: numbers})  # noqa: E731
+    blemish.fit(method, good_folder, batch_size=5, rotations=2, progress=progress, **small)
+    counted = {stage: numbers for stage, numbers in told.items() if numbers != (0, 0)}
+    if method == "padim":  # which holds out a fifth of what is turned
+        assert counted["measuring"][0] // 2 + counted["calibrating"][0] == 23
+    else:
+        assert counted["remembering"] == (46, 46)
+        assert counted["calibrating"][0] == (23 if method == "knn" else 12)
+    assert all(done == total for done, total in counted.values())
+    assert counted.get("describing", (46, 46)) == (46, 46)
 
 
 @pytest.mark.parametrize("stage", ["loading the backbone", "remembering", "calibrating"])

@@ -169,14 +169,15 @@ def test_copies_among_the_good_pictures_do_no_harm(
     fraction: float | None, picture: Part, quick: dict[str, Any]
 ) -> None:
     good = parts(picture, 20)
-    good[2] = good[1].copy()  # of a picture that is not among those that set the heatmaps' scale
+    good[2] = good[1].copy()
     detector = blemish.fit("atacnet", good, anomalies=squares(picture), calibration_fraction=fraction, **quick)
     assert np.isfinite(detector.map_scale).all()
-    assert len(detector.manifest["calibration_scores"]) == (20 if fraction is None else 0)
+    assert len(detector.manifest["calibration_scores"]) == (19 if fraction is None else 0)
 
 
-def test_a_copy_is_scored_without_its_twin(
-    picture: Part, small: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("fraction", "scored"), [(None, [0, 1, *range(3, 20)]), (0, [0, *range(3, 20, 2)])])
+def test_a_copy_is_scored_with_its_twin_left_out(
+    fraction: float | None, scored: list[int], picture: Part, small: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from blemish.methods.memory import Knn
 
@@ -190,8 +191,10 @@ def test_a_copy_is_scored_without_its_twin(
     monkeypatch.setattr(Knn, "score_left_out", noted)
     good = parts(picture, 20)
     good[2] = good[1].copy()
-    blemish.fit("knn", good, calibration_fraction=0, **small)
-    assert asked == [0, 1, *range(4, 20, 2)]  # every second one, and the third as the second, whose copy it is
+    detector = blemish.fit("knn", good, calibration_fraction=fraction, **small)
+    assert asked == scored  # the third is a copy of the second, and stands for nothing by itself
+    assert detector.method.owners.unique().tolist() == [0, 1, *range(3, 20)]
+    assert (detector.method.owners == 1).sum() == 2 * (detector.method.owners == 0).sum()
 
 
 @pytest.mark.parametrize(

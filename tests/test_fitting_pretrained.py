@@ -20,7 +20,7 @@ from blemish.backbones import build
 from blemish.errors import CollapseError, ConfigError, OutputError
 from blemish.methods import apmask
 from blemish.methods.apmask import APMaskConfig
-from blemish.methods.guided import GuidedConfig
+from blemish.methods.guided_config import GuidedConfig
 from blemish.predictor import Detector
 from blemish.report import figures
 from blemish.training import train

@@ -19,6 +19,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
@@ -329,6 +330,149 @@ def test_tiff_alpha_straight_and_multiplied():
     assert np.allclose(pixels(multiplied), expected, atol=5e-5)
 
 
+def bands(count, depth, extra, *, kind="rgb", planar=False, values=None):
+    """A TIFF of so many bands, and the bands in [0, 1]; `extra`: its ExtraSamples, None = it has no such tag."""
+    full = np.dtype(depth).type(np.iinfo(depth).max)
+    if values is None:
+        values = np.random.default_rng(0).integers(40, 255, (6, 7, count)).astype(np.uint8)
+        values = values.astype(depth) * depth(full // 255)
+    stored = np.ascontiguousarray(values.transpose(2, 0, 1)) if planar else values
+    options = {"photometric": kind, "planarconfig": "separate" if planar else "contig"}
+    data = tiff(stored, extrasamples=extra or ["unspecified"] * (count - (3 if kind == "rgb" else 1)), **options)
+    if extra is None:  # the tag becomes a private one
+        order, (tags,) = "<", struct.unpack_from("<H", data, 8)
+        for at in range(10, 10 + 12 * tags, 12):
+            if struct.unpack_from(order + "H", data, at) == (338,):
+                data = data[:at] + struct.pack("<H", 65000) + data[at + 2 :]
+    return data, values / float(full)
+
+
+@pytest.mark.parametrize("depth", [np.uint8, np.uint16])
+@pytest.mark.parametrize("planar", [False, True])
+@pytest.mark.parametrize("extra", [None, ["unspecified"], ["assocalpha"], ["unassalpha"]])
+def test_a_fourth_band_is_transparency_only_where_the_file_says_so(depth, planar, extra):
+    data, values = bands(4, depth, extra, planar=planar)
+    colour, alpha = values[..., :3], values[..., 3:]
+    if extra == ["assocalpha"]:
+        data, values = bands(4, depth, extra, planar=planar, values=np.rint(
+            np.concatenate([colour * alpha, alpha], axis=-1) * np.iinfo(depth).max
+        ).astype(depth))  # fmt: skip
+    picture = decode(data)
+    if extra in (None, ["unspecified"]):
+        expected, note = colour, "band 4 left out: beyond the colours, and not said to be transparency (ExtraSamples)"
+    else:
+        expected, note = colour * alpha + 1 - alpha, "transparency composed over white"
+    assert picture.notes == (note,)
+    assert np.allclose(picture.as_float(), expected, atol=2.1 / 255 if extra == ["assocalpha"] else 0.6 / 255)
+
+
+@pytest.mark.parametrize("depth", [np.uint8, np.uint16])
+@pytest.mark.parametrize(
+    ("count", "kind", "extra", "used", "alpha", "note"),
+    [
+        (5, "rgb", ["unspecified", "unspecified"], [0, 1, 2], None, "bands 4, 5 left out"),
+        (5, "rgb", ["unspecified", "unassalpha"], [0, 1, 2], 4, "band 4 left out"),
+        (5, "rgb", ["unassalpha", "unspecified"], [0, 1, 2], 3, "band 5 left out"),
+        (2, "minisblack", ["unspecified"], [0, 0, 0], None, "band 2 left out"),
+        (2, "minisblack", None, [0, 0, 0], None, "band 2 left out"),
+        (2, "minisblack", ["unassalpha"], [0, 0, 0], 1, "transparency"),
+        (3, "minisblack", None, [0, 1, 2], None, "taken as red, green and blue"),
+        (4, "minisblack", None, [0, 1, 2], None, "band 4 left out"),
+        (3, "minisblack", ["unassalpha", "unspecified"], [0, 0, 0], 1, "band 3 left out"),
+    ],
+)
+def test_other_bands_are_left_out_at_every_depth_and_said(depth, count, kind, extra, used, alpha, note):
+    data, values = bands(count, depth, extra, kind=kind)
+    picture = decode(data)
+    expected = values[..., used]
+    if alpha is not None:
+        expected = expected * values[..., [alpha]] + 1 - values[..., [alpha]]
+    assert np.allclose(picture.as_float(), expected, atol=0.6 / 255)
+    assert any(note in said for said in picture.notes)
+
+
+@pytest.mark.parametrize("depth", [np.uint8, np.uint16])
+def test_inks_are_no_transparency_at_any_depth(depth):
+    full = np.iinfo(depth).max
+    inks = np.random.default_rng(1).integers(0, full, (6, 7, 4), dtype=depth, endpoint=True)
+    picture = decode(tiff(inks, photometric="separated"))
+    expected = (1 - inks[..., :3] / full) * (1 - inks[..., 3:] / full)
+    assert np.allclose(picture.as_float(), expected, atol=1 / 255)
+    assert picture.notes == ("CMYK converted to RGB without a colour profile",)
+
+
+def test_values_of_fewer_bits_than_the_file_are_told_and_left_alone():
+    twelve = (GREY16 >> 4).astype(np.uint16)
+    twelve[0, 0] = 3071
+    note = "16-bit values no higher than 4095, read as 0 to 65535: for 12-bit data fit with --window 0,4095"
+    for source in (png(twelve, 0), tiff(twelve), twelve, torch.from_numpy(twelve), png(np.dstack([twelve] * 3), 2)):
+        picture = decode(source)
+        assert picture.notes == (note,)
+        assert np.array_equal(picture.pixels[..., 0], twelve / np.float32(65535))
+        assert decode(source, window=(0, 4095)).notes == ()
+    assert decode(png(np.dstack([twelve] * 3 + [twelve * 0 + 65535]), 6)).notes == (note,)  # alpha has its own range
+    assert "0,255" in decode(np.full((2, 2), 255, np.uint16)).notes[0]
+    for plain in (GREY16, np.full((2, 2), 4096, np.uint16), np.zeros((2, 2), np.uint16), RGB):
+        assert decode(plain).notes == ()
+    fourteen = (GREY16 >> 2).astype(np.uint16)
+    fourteen[0, 0] = 16383
+    told = png(fourteen, 0, before=chunk(b"sBIT", bytes([14])))
+    assert decode(told).notes == (note.replace("4095", "16383").replace("12-bit", "14-bit"),)
+    assert decode(png(GREY16, 0, before=chunk(b"sBIT", bytes([12])))).notes == ()
+    told = tiff(fourteen, extratags=[(281, 3, 1, 16383, True)])
+    assert decode(told).notes[0].endswith("for 14-bit data fit with --window 0,16383")
+
+
+def test_files_are_read_from_where_they_stand(tmp_path):
+    path = tmp_path / "part.png"
+    path.write_bytes(b"left out" + png(RGB, 2))
+    with path.open("rb") as file:
+        file.seek(8)
+        picture = decode(file)
+    assert np.array_equal(picture.pixels, RGB)
+    assert picture.source == str(path)
+    assert "closed" in reason(file)
+    assert np.array_equal(pixels(io.BytesIO(png(RGB, 2))), RGB)
+    with path.open(encoding="latin-1") as text:
+        assert "opened as text" in reason(text)
+    assert "empty" in reason(io.BytesIO())
+    large = reason(io.BytesIO(bytes(200)), limits=Limits(max_bytes=100))
+    assert "limit is 100" in large
+
+    class Socket:
+        """Gives a few bytes at a time, as what is not on a disk may."""
+
+        def __init__(self) -> None:
+            self.rest = png(RGB, 2)
+
+        def read(self, count: int) -> bytes:
+            part, self.rest = self.rest[: min(count, 7)], self.rest[min(count, 7) :]
+            return part
+
+    assert np.array_equal(pixels(Socket()), RGB)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_tensors(dtype):
+    whole = torch.from_numpy(RGB.copy())
+    values = whole if dtype == torch.uint8 else (whole.double() / 255).to(dtype)
+    expected = values.numpy() if dtype == torch.uint8 else values.float().numpy()
+    for tensor in (values, values.permute(2, 0, 1)):
+        assert np.array_equal(pixels(tensor), expected)
+    assert np.array_equal(pixels(values[..., 0]), np.stack([expected[..., 0]] * 3, axis=-1))
+    if dtype == torch.float32:
+        assert np.array_equal(pixels(values.requires_grad_()), expected)
+
+
+def test_which_side_of_a_tensor_the_channels_are():
+    stack = torch.arange(27, dtype=torch.uint8).reshape(3, 3, 3)
+    assert np.array_equal(pixels(stack), stack.permute(1, 2, 0).numpy())  # both could be: the first counts
+    assert np.array_equal(pixels(stack.numpy()), stack.numpy())  # in an array the last does
+    assert "shape (1, 3, 4, 4)" in reason(torch.zeros(1, 3, 4, 4))
+    assert "dtype int64" in reason(torch.zeros(3, 4, 4, dtype=torch.int64))
+    assert "--window" in reason(torch.full((3, 4, 4), -2.0))
+
+
 def test_tiff_with_an_odd_number_of_channels_goes_through_tifffile(monkeypatch):
     grey_alpha = np.ascontiguousarray(RGBA16[..., [0, 3]])  # OpenCV would cut it to 8 bits and drop the alpha
     data = tiff(grey_alpha, photometric="minisblack", planarconfig="contig", extrasamples=["unassalpha"])
@@ -543,7 +687,7 @@ def test_pil_image_from_a_file_is_named_by_it(tmp_path):
         decode(image)
 
 
-@pytest.mark.parametrize("source", [None, 3, [1, 2], io.BytesIO(b"x"), bytearray(b"x")])
+@pytest.mark.parametrize("source", [None, 3, [1, 2], {"a": 1}, bytearray(b"x")])
 def test_other_sources_are_refused(source):
     assert "is not a path" in reason(source)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -19,6 +20,7 @@ from blemish.backbones import build
 from blemish.errors import ArtifactError, BlemishError, ConfigError, DataError, ImageError, NonFiniteError
 from blemish.methods import Method
 from blemish.predictor import Detector
+from blemish.thresholds import Threshold
 from blemish.types import Failure, Prediction, Sample, Scores
 
 Part = Callable[..., np.ndarray]
@@ -119,6 +121,97 @@ def test_predictions_come_as_they_are_asked_for(picture: Part, fitted: Callable[
         assert isinstance(results, Iterator)
         results.close()  # type: ignore[attr-defined] # what Ctrl-C in a loop over it comes to
     assert decoder_threads() == []
+
+
+class Camera:
+    """Frames without an end; `taken`: how many were asked for, `closed`: whether its generator has ended."""
+
+    def __init__(self, picture: Part, broken: bool = False) -> None:
+        self.taken, self.closed, self._picture, self._broken = 0, False, picture, broken
+
+    def frames(self) -> Iterator[Any]:
+        try:
+            while True:
+                self.taken += 1
+                yield np.zeros((4, 4, 7), np.uint8) if self._broken else self._picture(self.taken)
+        finally:
+            self.closed = True
+
+
+@pytest.mark.parametrize(("batch_size", "most"), [(1, 1), (2, 3), (None, 15)])
+def test_an_endless_source_is_consumed_as_far_as_needed(
+    picture: Part, fitted: Callable[..., Detector], batch_size: int | None, most: int
+) -> None:
+    camera, detector = Camera(picture), fitted()
+    frames = camera.frames()
+    results = detector.predict_many(frames, batch_size=batch_size)
+    assert camera.taken == 0
+    first = next(results)
+    assert isinstance(first, Prediction)
+    assert (first.source, first.digest) == ("array 0", detector.predict(picture(1)).digest)
+    assert camera.taken <= most
+    for _ in range(20):
+        next(results)
+    assert camera.taken <= 21 + most + (batch_size or 8)
+    results.close()  # type: ignore[attr-defined]
+    assert camera.closed
+    assert decoder_threads() == []
+    with pytest.raises(StopIteration):
+        next(frames)
+
+
+def test_a_camera_whose_frames_are_all_broken_is_told_at_once(picture: Part, fitted: Callable[..., Detector]) -> None:
+    camera = Camera(picture, broken=True)
+    assert isinstance(next(fitted().predict_many(camera.frames())), Failure)
+    assert camera.taken <= 8
+
+
+def test_what_came_before_a_failing_source_is_not_lost(picture: Part, fitted: Callable[..., Detector]) -> None:
+    def frames() -> Iterator[np.ndarray]:
+        yield picture(1)
+        yield picture(2)
+        raise ConnectionError("the camera is gone")
+
+    results = fitted().predict_many(frames())
+    assert [next(results).source, next(results).source] == ["array 0", "array 1"]
+    with pytest.raises(ConnectionError, match="the camera is gone"):
+        next(results)
+
+
+def test_a_path_that_is_gone_fails_a_list_before_work_and_a_stream_in_its_place(
+    folder: Path, picture: Part, fitted: Callable[..., Detector]
+) -> None:
+    sources = [picture(1), folder / "nowhere.png", str(folder / "x*.png"), folder / "0.png"]
+    with pytest.raises(DataError, match=r"nowhere\.png: no such file"):
+        next(fitted().predict_many(sources))
+    results = list(fitted().predict_many(iter(sources)))
+    assert [type(result) for result in results] == [Prediction, Failure, Failure, Prediction]
+    assert results[1] == Failure(source=str(folder / "nowhere.png"), reason="no such file or folder")
+    assert results[2].source == str(folder / "x*.png")
+
+
+def test_a_single_picture_is_a_list_of_one(folder: Path, picture: Part, fitted: Callable[..., Detector]) -> None:
+    one = folder / "0.png"
+    expected = fitted().predict(one).score
+    tensor = torch.from_numpy(np.array(Image.open(one).convert("RGB")))
+    content = one.read_bytes()
+    files = [one, str(one), content, io.BytesIO(content), Image.open(one), Sample(path=one)]
+    for source in (*files, tensor.numpy(), tensor, tensor.permute(2, 0, 1)):
+        (result,) = fitted().predict_many(source)
+        assert isinstance(result, Prediction)
+        assert result.score == pytest.approx(expected, rel=1e-4)
+    stack = torch.stack([tensor, tensor])
+    for several in (stack, stack.numpy(), stack.permute(0, 3, 1, 2)):
+        assert [type(result) for result in fitted().predict_many(several)] == [Prediction] * 2
+
+
+def test_the_look_ahead_holds_no_pixels(picture: Part, fitted: Callable[..., Detector]) -> None:
+    loaded = fitted()._load((0, picture(1, height=500, width=700), ""))
+    assert not isinstance(loaded, Failure)
+    assert loaded.size == (500, 700)
+    arrays = [getattr(loaded, name) for name in type(loaded).__slots__]
+    assert not any(isinstance(value, np.ndarray) and value.size > 500 for value in arrays)
+    assert loaded.tensor.shape == (3, 64, 64)
 
 
 def test_an_interruption_ends_the_decoding(picture: Part, fitted: Callable[..., Detector]) -> None:
@@ -336,6 +429,84 @@ def test_a_category_that_it_does_not_know(two: Detector, picture: Part, fitted: 
         list(two.predict_many([], category="bold"))
 
 
+def test_a_threshold_by_hand_judges_every_category(two: Detector, picture: Part, tmp_path: Path) -> None:
+    strict = two.with_threshold(-2)
+    path = strict.save(tmp_path / "x.blemish")
+    for detector in (strict, blemish.load(path, device="cpu", precision="fp32")):
+        for category in ("", "bolt", "nut"):
+            prediction = detector.predict(picture(1), category)
+            assert (prediction.threshold, prediction.label) == (-2.0, 1)
+        assert detector.threshold is not None
+        assert detector.threshold.method == "by hand"
+        assert "Set by hand" in detector.manifest["threshold"]["guarantee"]
+    with pytest.raises(NonFiniteError, match="the threshold is nan"):
+        two.with_threshold(float("nan"))
+    with pytest.raises(ConfigError, match="a number is needed"):
+        two.with_threshold("high")  # type: ignore[arg-type]
+
+
+def test_an_artifact_that_cannot_tell_categories_says_so(two: Detector, picture: Part) -> None:
+    prediction = two.predict(picture(1))
+    assert (prediction.category, prediction.category_assigned) == ("", False)
+    assert prediction.notes == ("category not known: judged by the common threshold of all categories",)
+    assert two.predict(picture(1), "bolt").notes == ()
+    with pytest.raises(ConfigError, match="from before categories were told; name one of bolt, nut"):
+        two.predict(picture(1), "auto")
+
+
+@pytest.fixture
+def mixed(small: dict[str, Any], tmp_path: Path, write: Callable[..., Path]) -> Detector:
+    """A detector of dark and of light pictures."""
+    kinds = {"dark": 40, "light": 200}
+    rng = np.random.default_rng(0)
+
+    def shown(level: int) -> np.ndarray:
+        return np.clip(rng.normal(level, 8, (64, 64, 3)), 0, 255).astype(np.uint8)
+
+    for name, level in kinds.items():
+        for index in range(22):
+            write(tmp_path / name / f"{index}.png", shown(level))
+    return blemish.fit("knn", [tmp_path / name for name in kinds], **small)
+
+
+@pytest.mark.parametrize("category", ["", "auto"])
+def test_a_category_that_nobody_gave_is_told_by_the_features(
+    mixed: Detector, category: str, tmp_path: Path, write: Callable[..., Path]
+) -> None:
+    rng = np.random.default_rng(1)
+    levels = [200, 40, 40, 200, 40]
+    pictures = [np.clip(rng.normal(level, 8, (50, 70, 3)), 0, 255).astype(np.uint8) for level in levels]
+    expected = ["light" if level == 200 else "dark" for level in levels]
+    path = mixed.save(tmp_path / "x.blemish")
+    for detector in (mixed, blemish.load(path, device="cpu", precision="fp32"), mixed.with_threshold(mixed.threshold)):
+        found = list(detector.predict_many(pictures, category=category, batch_size=2))
+        assert [prediction.category for prediction in found] == expected  # type: ignore[union-attr]
+        assert all(prediction.category_assigned for prediction in found)  # type: ignore[union-attr]
+        assert [p.threshold for p in found] == [  # type: ignore[union-attr]
+            detector.threshold_for(name).value
+            for name in expected  # type: ignore[union-attr]
+        ]
+        assert found[0].to_dict()["category_assigned"] is True
+    file = write(tmp_path / "0.png", pictures[0])
+    said = [Sample(path=file, category=name) for name in ("dark", "pin", "")]
+    results = list(mixed.predict_many([*said, file], category=category))
+    assert [(r.category, r.category_assigned) for r in results] == [  # type: ignore[union-attr]
+        ("dark", False), ("", False), ("light", True), ("light", True)
+    ]  # fmt: skip
+    named = mixed.predict(pictures[0], "dark")
+    assert (named.category, named.category_assigned) == ("dark", False)
+    assert named.score == pytest.approx(found[0].score, rel=1e-4)  # type: ignore[union-attr]
+
+
+def test_one_kind_of_part_has_no_category_to_tell(fitted: Callable[..., Detector], picture: Part) -> None:
+    assert "category_features" not in fitted().manifest
+    assert fitted().nearest is None
+    prediction = fitted().predict(picture(1))
+    assert (prediction.category, prediction.category_assigned, prediction.notes) == ("", False, ())
+    with pytest.raises(ConfigError, match="knows no categories"):
+        fitted().predict(picture(1), "auto")
+
+
 def test_an_artifact_from_before_there_were_categories(
     fitted: Callable[..., Detector], tmp_path: Path, picture: Part
 ) -> None:
@@ -361,3 +532,35 @@ def test_save_makes_folders_and_refuses_a_bad_place(fitted: Callable[..., Detect
     assert [file.name for file in path.parent.iterdir()] == ["x.blemish"]
     with pytest.raises(BlemishError, match="cannot be written"):
         fitted().save(path / "y.blemish")
+
+
+def test_broken_pictures_take_no_place_in_a_batch(
+    picture: Callable[..., np.ndarray], fitted: Callable[..., Detector], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What adapts to a batch is to see a whole one; and each failure stays in its place."""
+    detector = fitted("knn")
+    whole, sizes = detector.method.score, []
+
+    def noted(images: torch.Tensor) -> Any:
+        sizes.append(len(images))
+        return whole(images)
+
+    monkeypatch.setattr(detector.method, "score", noted)
+    sources = [np.zeros((0, 3)), picture(1), np.zeros((0, 3)), picture(2), picture(3), np.zeros((0, 3)), picture(4)]
+    results = list(detector.predict_many(sources, batch_size=2))
+    assert sizes == [2, 2]
+    assert [isinstance(each, Failure) for each in results] == [True, False, True, False, False, True, False]
+
+
+def test_other_sizes_have_no_threshold_of_any_category(fitted: Callable[..., Detector]) -> None:
+    one = fitted("guided")
+    limit = Threshold(value=1.0, rate=0.05, n=19, method="split conformal", guarantee="-", reason="")
+    manifest = {**one.manifest, "categories": ["bolt"], "thresholds": {"bolt": limit.to_dict()}}
+    detector = Detector(one.method, one.preprocessing, limit, manifest)
+    assert detector.threshold_for("bolt") == limit
+    larger = detector.with_scales((96,))
+    for category in ("", "bolt"):
+        threshold = larger.threshold_for(category)
+        assert threshold is not None
+        assert threshold.value is None
+        assert "other sizes" in threshold.reason

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 import blemish
+from blemish.calibration import DEFAULT_RATE
 from blemish.data import layouts
 from blemish.errors import CalibrationError, ConfigError, DataError
-from blemish.fitting import DEFAULT_RATE
 from blemish.images import Picture, decode
 from blemish.methods.memory import MemoryBank
 from blemish.methods.taught import Taught
@@ -496,3 +496,12 @@ def test_something_must_be_given(fit: Fit, good: Any) -> None:
         blemish.refine(detector, good=[])
     with pytest.raises(DataError, match="anomalies: there is no picture of a defect"):
         blemish.refine(detector, anomalies=[])
+
+
+def test_a_threshold_by_hand_gives_way_to_a_calibrated_one(fit: Fit, good: Any, bad: Any) -> None:
+    detector = fit(good(24)).with_threshold(0.3)
+    refined = blemish.refine(detector, anomalies=bad(3))
+    assert refined.before == 0.3
+    threshold = refined.detector.threshold
+    assert threshold is not None
+    assert (threshold.method, threshold.rate) == ("leave-one-out", 0.05)

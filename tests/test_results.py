@@ -361,7 +361,7 @@ def test_backbones_stand_in_one_table_though_each_has_its_own_weights_and_resolu
 def test_settings_that_joined_later_do_not_part_rows() -> None:
     old = {"bank_size": 7, "image_size": [224]}
     joined = {"pretraining": "none", "pretraining_recipe": "best", "pretraining_epochs": 300}
-    joined |= {"masking": "attention", "mask_ratio": 0.3, "flips": False}
+    joined |= {"masking": "attention", "mask_ratio": 0.3, "flips": False, "extractor_rate": 1.0}
     assert as_ever({**old, **joined}) == old
     for idle in ({"pretraining_recipe": "paper"}, {"pretraining_epochs": 9}, {"masking": "none"}, {"mask_ratio": 0.5}):
         assert as_ever({**old, **joined, **idle}) == old  # nothing is pre-trained
@@ -522,6 +522,26 @@ def test_what_is_unlike_stands_in_columns_of_its_own() -> None:
     assert "- [5] knn · recipe best · budget 3 min ·" in text
     layers = {**of("bottle", 0.5), "changed": {"backbone": "test_cnn", "layers": [1]}}
     assert body(suite_table([layers], suite_of()))[0][2] == "50.0"  # those of another backbone are no ablation
+
+
+@pytest.mark.parametrize("asked", [True, False])
+@pytest.mark.parametrize(("floor", "head"), [(0.0, "attended only"), (0.4, "both"), (0.7, None)])
+def test_a_row_with_a_setting_of_earlier_is_told_by_what_it_means_today(
+    floor: float, head: str | None, asked: bool
+) -> None:
+    """Up to 0.1.0 agpnet had `noise_floor`, the share of the noise that every place had."""
+    meant: dict[str, dict[str, Any]] = {
+        "attended only": {"beta": 0.0, "noise_high": 1.0},
+        "both": {"beta": 0.4, "noise_high": 0.6},
+    }
+    entries = tuple(Entry(method="agpnet", label=label, settings=it) for label, it in meant.items())
+    today = configs.to_dict(configure("agpnet"))
+    earlier = {key: value for key, value in today.items() if key not in ("beta", "noise_unit")}
+    row = of("bottle", 0.9) | {"method": "agpnet", "recipe": "best", "label": ""}
+    row["settings"] = {**earlier, "noise_high": 1.0, "noise_floor": floor}
+    row["changed"] = {"noise_floor": floor} if asked else {}
+    text = suite_table([row], suite_of(entries=entries))
+    assert [label for label in meant if f"| {label} [1] |" in text] == ([] if head is None else [head])
 
 
 def test_a_row_belongs_to_the_entry_that_names_most_of_it() -> None:

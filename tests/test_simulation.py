@@ -13,7 +13,8 @@ from blemish import simulation
 from blemish.backbones import build
 from blemish.errors import ConfigError, DataError, OutputError
 from blemish.images import decode
-from blemish.methods.guided import Guided, GuidedConfig
+from blemish.methods.guided import Guided
+from blemish.methods.guided_config import GuidedConfig
 from blemish.simulation import Simulation, simulate
 
 TINY: dict[str, Any] = {

@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from scipy import stats
 
 from blemish.errors import CalibrationError, ConfigError, NonFiniteError
-from blemish.thresholds import Threshold, calibrate, pictures_needed, verdict
+from blemish.thresholds import Threshold, by_hand, calibrate, pictures_needed, verdict
 
 RATES = [hundredths / 100 for hundredths in range(1, 51)]
 
@@ -188,3 +189,26 @@ def test_no_verdict_on_a_score_that_is_not_finite(score: float, threshold: float
 def test_no_verdict_with_a_threshold_that_is_not_finite() -> None:
     with pytest.raises(NonFiniteError, match="no verdict"):
         verdict(1.0, math.nan)
+
+
+def test_a_threshold_by_hand() -> None:
+    own = by_hand(30)
+    assert (own.value, own.rate, own.n, own.method, own.reason) == (30.0, None, 0, "by hand", "")
+    assert "Set by hand" in own.guarantee
+    assert Threshold.from_dict(json.loads(json.dumps(own.to_dict()))) == own
+    assert by_hand(np.float32(0.5)).value == 0.5
+    for value in (math.nan, math.inf):
+        with pytest.raises(NonFiniteError, match="finite"):
+            by_hand(value)
+    for value in ("high", None, [1.0]):
+        with pytest.raises(ConfigError, match="a number is needed"):
+            by_hand(value)  # type: ignore[arg-type]
+
+
+def test_only_a_threshold_by_hand_has_no_rate() -> None:
+    with pytest.raises(ConfigError):
+        replace(by_hand(1.0), rate=0.05)
+    with pytest.raises(ConfigError):
+        replace(calibrate(range(100), 0.05, method="leave-one-out", required=True), rate=None)
+    with pytest.raises(ConfigError, match="calibration method"):
+        calibrate(range(100), 0.05, method="by hand", required=True)

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from blemish.backbones import SPECS as BACKBONES
+    from blemish.calibration import recalibrate
     from blemish.errors import BlemishError
     from blemish.evaluation import evaluate
-    from blemish.fitting import configure, fit, recalibrate
+    from blemish.fitting import configure, fit
     from blemish.methods import METHODS
     from blemish.predictor import Detector, load
     from blemish.pretraining import pretrain
@@ -54,7 +55,7 @@ _HOMES = {
     "fit": ("blemish.fitting", "fit"),
     "load": ("blemish.predictor", "load"),
     "pretrain": ("blemish.pretraining", "pretrain"),
-    "recalibrate": ("blemish.fitting", "recalibrate"),
+    "recalibrate": ("blemish.calibration", "recalibrate"),
     "refine": ("blemish.refining", "refine"),
 }
 

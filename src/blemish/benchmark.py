@@ -5,7 +5,8 @@ and a crash ends only it; several may be at work at once. A row is written as so
 alone; a bench that was stopped goes on from there.
 
 How it is measured: a detector is fitted on all normal training pictures (no threshold, so nothing is held out) and
-judged on the test split; maps and masks are compared at 256×256. `seconds_to_fit` includes loading the backbone.
+judged on the test split; maps and masks are compared at 256×256, or at the pictures' own size where a suite says so of
+its paper (`compared_at`). `seconds_to_fit` includes loading the backbone.
 `images_per_second` is over one pass of all test pictures, decoding included and metrics excluded; `cores_used` is
 processor time by wall time of that pass, and shows whether the machine was shared. Peak memory is that of the process
 up to the last prediction; metrics, which need more on large sets, are excluded here too. On data with several
@@ -46,7 +47,6 @@ from blemish.data import layouts, official
 from blemish.data.folder import is_file
 from blemish.data.shifts import SHIFTS
 from blemish.data.stream import load_picture
-from blemish.data.transforms import prepare
 from blemish.errors import BlemishError, ConfigError, DataError
 from blemish.evaluation import evaluate
 from blemish.files import cannot_write
@@ -56,7 +56,7 @@ from blemish.methods.adaptation import Mode
 from blemish.planning import Run, categories, cores, shared_threads
 from blemish.predictor import Detector
 from blemish.results import FAILED, NEITHER, OK, SCHEMA, Row, append, identity, parse, read_rows, ready
-from blemish.types import ANOMALOUS, NORMAL, Failure, Prediction, Progress, Sample, silent
+from blemish.types import ANOMALOUS, NORMAL, ORIGINAL, Failure, Prediction, Progress, Sample, silent
 
 METRICS = ("image_auroc", "image_ap", "best_f1", "pixel_auroc", "aupro")
 SHIFTED_METRICS = ("image_auroc", "pixel_auroc", "aupro")
@@ -237,7 +237,7 @@ def measure(
     if artifact is not None:
         detector.save(artifact)
     scorer = _Stopwatch(detector)
-    evaluation = evaluate(scorer, dataset)
+    evaluation = evaluate(scorer, dataset, resolution=one.compared_at)
     costs = _efficiency(detector, test)
     manifest = detector.manifest
     pretraining, training = manifest.get("pretraining"), manifest.get("training")
@@ -248,6 +248,7 @@ def measure(
         "category": ", ".join(dataset.categories),
         "categories": list(dataset.categories),
         "multi_class": bool(evaluation.category_mean),
+        "compared_at": one.compared_at or ORIGINAL,
         "split": {
             "train": len(train),
             "test_normal": sum(sample.label == NORMAL for sample in test),
@@ -264,6 +265,7 @@ def measure(
         "training": training,
         **{name: getattr(evaluation, name) for name in METRICS},
         **evaluation.category_mean,
+        "votes": evaluation.votes,
         "by_defect": {name: dict(values) for name, values in evaluation.by_defect.items()},
         "pixel_auroc_anomalous": evaluation.pixel_auroc_anomalous,
         "by_group": {name: dict(values) for name, values in evaluation.by_group.items()},
@@ -299,15 +301,21 @@ def _under_shifts(one: Run, detector: Detector, dataset: layouts.Dataset) -> dic
     """Shift -> mode -> metrics."""
     modes = [None, *(cast("Mode", mode) for mode in one.adapt)]
     return {
-        shift: {mode or NEITHER: _shifted_metrics(seen, dataset, mode) for mode in modes}
+        shift: {mode or NEITHER: _shifted_metrics(seen, dataset, mode, one.compared_at) for mode in modes}
         for shift, seen in [(NEITHER, detector), *((name, _Shifted(detector, SHIFTS[name])) for name in one.shifts)]
     }
 
 
-def _shifted_metrics(detector: Detector, dataset: layouts.Dataset, mode: Mode | None) -> dict[str, Any]:
+def _shifted_metrics(
+    detector: Detector, dataset: layouts.Dataset, mode: Mode | None, compared_at: int | None
+) -> dict[str, Any]:
     adapted: list[bool] = []
     evaluation = evaluate(
-        detector, dataset, adapt=mode, on_prediction=lambda _, prediction: adapted.append(prediction.adapted)
+        detector,
+        dataset,
+        resolution=compared_at,
+        adapt=mode,
+        on_prediction=lambda _, prediction: adapted.append(prediction.adapted),
     )
     metrics = {name: evaluation.category_mean.get(name, getattr(evaluation, name)) for name in SHIFTED_METRICS}
     by_group = {name: dict(values) for name, values in evaluation.by_group.items()}
@@ -357,12 +365,8 @@ class _Shifted(Detector):
         super().__init__(detector.method, detector.preprocessing, detector.threshold, detector.manifest)
         self._shift = shift
 
-    def _load(self, item: tuple[int, Any, str]) -> Any:
-        loaded = super()._load(item)
-        if isinstance(loaded, Failure):
-            return loaded
-        shifted = dataclasses.replace(loaded.picture, pixels=self._shift(loaded.picture.pixels))
-        return dataclasses.replace(loaded, tensor=prepare(shifted, self.preprocessing))
+    def _prepare(self, picture: Picture) -> torch.Tensor:
+        return super()._prepare(dataclasses.replace(picture, pixels=self._shift(picture.pixels)))
 
 
 def peak_memory_mib() -> float | None:

@@ -69,6 +69,17 @@ Scales = Annotated[
         "their areas: the six of the papers cost 19 times 224 alone. [default: those of the artifact]",
     ),
 ]
+ImageSize = Annotated[
+    str | None, typer.Option(metavar="SIZE", help="448, or height x width as in 224x448: the height comes first.")
+]
+OverlaySize = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="Pixels of the longer side of the overlays in --output; or full, as large as the pictures; or none. "
+        "[default: 1600]",
+    ),
+]
 Adapt = Annotated[
     str | None,
     typer.Option(
@@ -211,7 +222,7 @@ def fit(
     weights: Annotated[
         str | None, typer.Option(metavar="FILE", help="Weights of the backbone, in place of its own source.")
     ] = None,
-    image_size: Annotated[str | None, typer.Option(metavar="SIZE", help="448, or height,width as in 224,448.")] = None,
+    image_size: ImageSize = None,
     layers: Annotated[str | None, typer.Option(metavar="LIST", help="Layers of the backbone, as in 4,8.")] = None,
     scales: Scales = None,
     recipe: Annotated[str, typer.Option(help="A recipe of the method, to which other settings are applied.")] = "best",
@@ -238,8 +249,8 @@ def fit(
     calibration_fraction: Annotated[
         float | None,
         typer.Option(
-            help="Share of the pictures held out for the threshold; 0 = no threshold. [default: none for memory banks, "
-            "which leave out one picture at a time, and with --shots; else 0.2]"
+            help="Share of the pictures held out for the threshold; 0 = no threshold. [default: none for memory banks "
+            "and padim, which leave out one picture at a time, and with --shots; else 0.2]"
         ),
     ] = None,
     window: Window = None,
@@ -299,12 +310,13 @@ def fit(
     manifest = detector.manifest
     told = ["method", "recipe", "config", "categories", "shots", "threshold", "thresholds", "seconds"]
     told += [name for name in ("pretraining", "training") if name in manifest]
+    told_of_data = ["layout", "count", "copies", "nearly_same", "defects", "defects_layout", "failures", "notes"]
     places = _places(**more) if "pretraining" in manifest else {}
     document = {
         "artifact": str(output),
         **places,
         **{key: manifest[key] for key in told},
-        **{key: manifest["data"][key] for key in ("layout", "count", "defects", "defects_layout", "failures")},
+        **{key: manifest["data"][key] for key in told_of_data},
     }
     human = [*wording.fitted(manifest), *_written(places), f"Written: {output} in {manifest['seconds']:.1f} s"]
     console.answer(document, human, as_json=json)
@@ -393,10 +405,20 @@ def predict(
         Path | None, typer.Option(metavar="FILE", help="A report as one HTML file, with the highest scores' pictures.")
     ] = None,
     category: Annotated[
-        str, typer.Option(metavar="NAME", help="What the pictures show, for an artifact that knows several categories.")
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="What the pictures show, for an artifact that knows several categories. auto = each is told by its "
+            "features, which is also done where nothing is said and the artifact can.",
+        ),
     ] = "",
     scales: Scales = None,
     adapt: Adapt = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(metavar="SCORE", help="Judge by this threshold, set by hand, in place of the artifact's."),
+    ] = None,
+    overlay_size: OverlaySize = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on in a folder that has rows already.")] = False,
     device: Device = "auto",
     precision: Precision = "auto",
@@ -413,6 +435,7 @@ def predict(
 
     if resume and output is None:
         raise ConfigError("--resume goes on in a folder: name it with --output DIR")
+    side = _overlay_side(overlay_size, output)
     if report:
         outputs.check_writable(report)
     found = search(paths)
@@ -421,12 +444,19 @@ def predict(
     mode = _mode(adapt)
     if mode is not None:
         detector.method.adapter(mode)  # refuses before anything is written
-    threshold = detector.threshold_for(category)
-    manifest = {**detector.manifest, "threshold": None if threshold is None else threshold.to_dict()}
+    if threshold is not None:
+        detector = detector.with_threshold(threshold)
+    limit = detector.threshold_for(category)
+    manifest = {**detector.manifest, "threshold": None if limit is None else limit.to_dict()}
     gallery = outputs.Gallery(outputs.EMBEDDED)
     interrupted = False
     used = outputs.precision_of(detector)
-    ways = {"category": category, "adapt": mode or "", "scales": scales or ""}
+    ways = {
+        "category": category,
+        "adapt": mode or "",
+        "scales": scales or "",
+        "threshold": "" if threshold is None else str(threshold),
+    }
     with outputs.Journal(output, artifact=artifact, precision=used, ways=ways, resume=resume) as journal:
         earlier = journal.done
         todo = [picture for picture in pictures if str(picture) not in earlier]
@@ -435,16 +465,22 @@ def predict(
                 results = (
                     detector.predict_many(todo, category=category, batch_size=batch_size, adapt=mode) if todo else []
                 )
-                for done, _ in enumerate(outputs.record(journal, detector, results, gallery), start=1):
+                for done, _ in enumerate(outputs.record(journal, detector, results, gallery, side=side), start=1):
                     progress("scoring", done, len(todo))
         except KeyboardInterrupt:
             interrupted = True
         journal.write_table()
+    warning = wording.categories_told(journal.scored, detector.categories)
+    judged_as = {row["category"] for row in journal.scored}
+    if len(judged_as) == 1:  # which nobody need have said
+        limit = detector.threshold_for(*judged_as)
+        manifest["threshold"] = None if limit is None else limit.to_dict()
     if report:
         write_report(
             report,
             title=f"{artifact.stem}: predictions",
             manifest=manifest,
+            warning=warning,
             entries=outputs.prediction_entries(journal, detector, gallery),
             failures=journal.failures,
             scale=detector.map_scale,
@@ -455,6 +491,7 @@ def predict(
         "artifact": str(artifact),
         **places,
         "category": category,
+        "warning": warning,
         "threshold": manifest["threshold"],
         "scored": len(journal.scored),
         "alarms": sum(row["label"] == ANOMALOUS for row in journal.scored),
@@ -463,8 +500,15 @@ def predict(
         "left_out": list(found.left_out),
         "predictions": journal.rows,
     }
-    human = [*wording.notices(found.left_out), *wording.predictions(journal.scored, failures), *_written(places)]
+    by_hand = threshold is not None or (limit is not None and limit.method == "by hand")
+    human = [
+        *wording.notices(found.left_out),
+        *wording.predictions(journal.scored, failures, limited_by_hand=by_hand),
+        *_written(places),
+    ]
     console.answer(document, human, as_json=json)
+    if warning:
+        console.complain(f"blemish: warning: {warning}; --category NAME says it")
     if interrupted:
         how = "the same command with --resume goes on from here" if output else "with --output DIR it could be resumed"
         console.complain(f"blemish: interrupted after {len(journal.rows)} of {len(pictures)} pictures; {how}")
@@ -486,6 +530,7 @@ def evaluate(
     ] = "256",
     scales: Scales = None,
     adapt: Adapt = None,
+    overlay_size: OverlaySize = None,
     device: Device = "auto",
     precision: Precision = "auto",
     json: Json = False,
@@ -497,6 +542,7 @@ def evaluate(
     from blemish.report.html import write_report
 
     side = None if resolution == "original" else _side(resolution)
+    drawn = _overlay_side(overlay_size, output)
     if report:
         outputs.check_writable(report)
     if output:
@@ -508,20 +554,24 @@ def evaluate(
     mistakes = outputs.Mistakes()
     with console.progress() as progress:
         result = measure(detector, data, resolution=side, adapt=mode, progress=progress, on_prediction=mistakes.add)
+    warning = wording.categories_told(result.rows, detector.categories)
     if output:
-        outputs.write_evaluation(output, result, mistakes, detector)
+        outputs.write_evaluation(output, result, mistakes, detector, side=drawn)
     if report:
         write_report(
             report,
             title=f"{artifact.stem}: evaluation",
             manifest=detector.manifest,
+            warning=warning,
             entries=mistakes.entries(result, detector),
             evaluation=result,
             scale=detector.map_scale,
         )
     places = _places(output=output, report=report)
-    document = {"artifact": str(artifact), "data": str(data), **places, **result.to_dict()}
+    document = {"artifact": str(artifact), "data": str(data), **places, "warning": warning, **result.to_dict()}
     console.answer(document, [*wording.evaluation(result), *_written(places)], as_json=json)
+    if warning:
+        console.complain(f"blemish: warning: {warning}")
     return BROKEN_PICTURES if result.failures or result.mask_faults else WELL
 
 
@@ -590,23 +640,39 @@ def figures(
 @app.command(epilog=EXIT_STATUS)
 def calibrate(
     artifact: Artifact,
-    good: Annotated[
-        list[Path], typer.Argument(metavar="GOOD", help="Pictures of good parts that it was not fitted on.")
-    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The artifact to write.")],
+    good: Annotated[
+        list[Path] | None, typer.Argument(metavar="GOOD", help="Pictures of good parts that it was not fitted on.")
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SCORE",
+            help="Set this threshold by hand, for every category, in place of one from pictures: it promises nothing.",
+        ),
+    ] = None,
     false_alarm_rate: Rate = None,
     scales: Scales = None,
     device: Device = "auto",
     precision: Precision = "auto",
     json: Json = False,
 ) -> int:
-    """Set a new threshold from other pictures of good parts."""
+    """Set a new threshold: from other pictures of good parts, or by hand."""
     from blemish import outputs
-    from blemish.fitting import recalibrate
+    from blemish.calibration import recalibrate
     from blemish.predictor import load
 
+    if (threshold is None) == (not good) or (threshold is not None and false_alarm_rate is not None):
+        raise ConfigError("calibrate needs pictures of good parts, or the threshold itself: --threshold SCORE")
     outputs.check_writable(output)
     detector = _looking_at(scales, load(artifact, device=device, precision=precision))
+    if threshold is not None:
+        detector = detector.with_threshold(threshold)
+        detector.save(output)
+        document = {"artifact": str(output), "threshold": detector.manifest["threshold"], "thresholds": {}}
+        human = [f"Threshold: {wording.threshold(detector.manifest['threshold'])}", f"Written: {output}"]
+        console.answer(document, human, as_json=json)
+        return WELL
     with console.progress() as progress:
         calibrated, failures, left_out = recalibrate(
             detector, good, false_alarm_rate=false_alarm_rate, progress=progress
@@ -619,12 +685,15 @@ def calibrate(
         "threshold": manifest["threshold"],
         "thresholds": manifest["thresholds"],
         "left_out": left_out,
+        "copies": manifest["data"]["copies"],
         "failures": broken,
     }
     common, *others = wording.thresholds(manifest)
     known = f"{left_out} left out, the artifact was fitted on them; " if left_out else ""
+    copies = manifest["data"]["copies"]
+    twice = f"{copies} {'copy' if copies == 1 else 'copies'} of these; " if copies else ""
     human = [
-        f"Pictures: {manifest['threshold']['n']} used; {known}{len(broken)} broken",
+        f"Pictures: {manifest['threshold']['n']} used; {known}{twice}{len(broken)} broken",
         *wording.broken(broken),
         f"Threshold: {common}",
         *(f"  of {other}" for other in others),
@@ -685,7 +754,7 @@ def simulate(
     weights: Annotated[
         str | None, typer.Option(metavar="FILE", help="Weights of the backbone, in place of its own source.")
     ] = None,
-    image_size: Annotated[str, typer.Option(metavar="SIZE", help="448, or height,width as in 224,448.")] = "448",
+    image_size: ImageSize = None,
     guide_layers: Annotated[
         str, typer.Option(metavar="LIST", help="Layers whose attention guides, as in 9,12. [default: the last]")
     ] = "",
@@ -711,7 +780,7 @@ def simulate(
             seed=seed,
             backbone=backbone,
             weights=weights,
-            image_size=_integers("--image-size", image_size, "224,448"),
+            image_size=_size(image_size or "448"),
             guide_layers=_integers("--guide-layers", guide_layers, "9,12"),
             window=_interval("--window", window),
             device=device,
@@ -821,16 +890,30 @@ def data_layouts(json: Json = False) -> int:
 def data_elpv(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE.csv", help="The table to write.")],
     seed: Annotated[int, typer.Option(help="Of the draw of the test cells.")] = 0,
+    cells: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Only N cells to learn from and N to test on, half of them defective. [default: 1,131 and 1,092]",
+        ),
+    ] = None,
     json: Json = False,
 ) -> int:
     """Write the table of the demo set: solar cells of ELPV, from the package elpv-dataset (CC BY-NC-SA 4.0)."""
     from blemish.data.layouts import read
     from blemish.data.solar import write_elpv_manifest
 
-    written = write_elpv_manifest(output, seed)
+    written = write_elpv_manifest(output, seed, cells)
     description = read(written).description
-    document = {"manifest": str(written), "description": description, "seed": seed}
-    console.answer(document, [description, f"Written: {written}"], as_json=json)
+    document = {"manifest": str(written), "description": description, "seed": seed, "cells": cells}
+    human = [description]
+    if cells is not None:
+        times = (1131 + 1092) / (2 * cells)
+        human.append(
+            f"These are {cells} of the 1,131 cells to learn from and {cells} of the 1,092 to test on; with all of them "
+            f"(leave --cells out) whatever follows takes about {times:.2g} times as long"
+        )
+    console.answer(document, [*human, f"Written: {written}"], as_json=json)
     return WELL
 
 
@@ -901,7 +984,7 @@ def bench(
     weights: Annotated[
         str | None, typer.Option(metavar="FILE", help="Weights of the backbone, in place of its own source.")
     ] = None,
-    image_size: Annotated[str | None, typer.Option(metavar="SIZE", help="448, or height,width as in 224,448.")] = None,
+    image_size: ImageSize = None,
     shots: Annotated[
         int | None, typer.Option(min=1, metavar="K", help="Learn from K pictures a category, drawn by the seed.")
     ] = None,
@@ -1133,6 +1216,12 @@ def _integers(option: str, text: str, such_as: str) -> list[int]:
         raise ConfigError(f"{option} {text}: whole numbers are needed, as in {such_as}") from error
 
 
+def _size(text: str) -> list[int]:
+    from blemish.config import height_width
+
+    return [*(height_width(text) or _integers("--image-size", text, "448, or height x width as in 224x448"))]
+
+
 def _seeds(text: str) -> list[int]:
     """3 = 0, 1 and 2; 3,4 and 3, are lists."""
     given = _integers("--seeds", text, "3, or 0,1,2")
@@ -1194,6 +1283,21 @@ def _interval(option: str, text: str | None) -> tuple[float, float] | None:
 def _side(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= 8192:
         raise ConfigError(f"--resolution {text}: a side in pixels (256), or the word original, is needed")
+    return int(text)
+
+
+def _overlay_side(text: str | None, output: Path | None) -> int | None:
+    """As `outputs.record` takes it. Raises: ConfigError for what is no size, or where nothing is to be drawn."""
+    from blemish.outputs import OVERLAY_SIDE
+
+    if text is None:
+        return OVERLAY_SIDE
+    if output is None:
+        raise ConfigError("--overlay-size: overlays are drawn into a folder; name it with --output DIR")
+    if text in ("full", "none"):
+        return None if text == "full" else 0
+    if not text.isdecimal() or int(text) < 1:
+        raise ConfigError(f"--overlay-size {text}: pixels of the longer side (1600), full or none is needed")
     return int(text)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -17,6 +18,7 @@ from typing import Any, TypeVar
 from blemish.errors import ConfigError, unknown_name
 
 C = TypeVar("C")
+_SIZE = re.compile(r"(\d+) ?[x×X] ?(\d+)")  # height × width
 
 
 def to_dict(config: object) -> dict[str, Any]:
@@ -51,13 +53,18 @@ def override(config: C, assignments: Iterable[str]) -> C:
         >>> override(Demo(), ["layers=4,8", "name=b"])
         Demo(layers=(4, 8), name='b')
     """
+    return from_dict(type(config), assigned(assignments), base=config)
+
+
+def assigned(assignments: Iterable[str]) -> dict[str, Any]:
+    """The values of `key=value` assignments, unchecked. Raises: ConfigError for one of another form."""
     values: dict[str, Any] = {}
     for assignment in assignments:
         key, sign, text = assignment.partition("=")
         if not sign or not key.strip():
             raise ConfigError(f"{assignment!r} is not of the form key=value")
         values[key.strip()] = _parse(text.strip())
-    return from_dict(type(config), values, base=config)
+    return values
 
 
 def read_config_file(path: str | Path) -> dict[str, Any]:
@@ -76,6 +83,17 @@ def read_config_file(path: str | Path) -> dict[str, Any]:
     return document
 
 
+def height_width(text: str) -> tuple[int, int] | None:
+    """The numbers of a size that is written as height x width; None for any other text.
+
+    Example:
+        >>> height_width("224x448"), height_width("448")
+        ((224, 448), None)
+    """
+    written = _SIZE.fullmatch(text.strip())
+    return (int(written[1]), int(written[2])) if written else None
+
+
 def _parse(text: str) -> Any:
     try:
         return json.loads(text)
@@ -88,6 +106,7 @@ def _parse(text: str) -> Any:
 
 def _coerce(key: str, value: Any, hint: Any) -> Any:
     """`value` as the type `hint` asks for, or a ConfigError that says what was expected."""
+    size = height_width(value) if key.endswith("size") and isinstance(value, str) else None
     options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
     for option in options:
         if option is type(None):
@@ -99,7 +118,7 @@ def _coerce(key: str, value: Any, hint: Any) -> Any:
             if type(None) not in options:
                 raise ConfigError(f"{key}: {value!r} is not one of {', '.join(map(str, typing.get_args(option)))}")
         elif typing.get_origin(option) is tuple:
-            items = [value] if isinstance(value, (int, float, str)) else value
+            items = size or ([value] if isinstance(value, (int, float, str)) else value)
             if isinstance(items, (list, tuple)):
                 kinds = typing.get_args(option)
                 return tuple(_coerce(key, item, kinds[0]) for item in items)
@@ -116,5 +135,9 @@ def _coerce(key: str, value: Any, hint: Any) -> Any:
                 return float(value)
         elif option is str and isinstance(value, (str, int, float)) and not isinstance(value, bool):
             return str(value)
+    if size:
+        raise ConfigError(f"{key}: {value} is a height and a width; one number is needed here, for both or of a count")
+    if key == "image_size":
+        raise ConfigError(f"{key}: {value!r} is no size; 448, or height and width as in 224x448, is needed")
     names = " or ".join("null" if o is type(None) else getattr(o, "__name__", str(o)) for o in options)
     raise ConfigError(f"{key}: {value!r} is not of type {names}")

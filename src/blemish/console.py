@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 
 _SECONDS_BETWEEN_LINES = 5.0
+_LINES_OF_A_STAGE = 20  # about; a log is to be read
 _DETAILS = " · "  # between the name of a stage and what is to be said of it
 _ENDLESS = 1_000_000  # columns, where the output is no terminal: nothing is folded or cut for a pipe
 _COLOURS = {"alarm": "bold red", "missing": "bold red", "normal": "green"}
@@ -129,24 +130,34 @@ def progress() -> Iterator[Progress]:
 
 
 class _Lines:
-    """A line for each stage when it begins, and then one every few seconds."""
+    """A line for each stage when it begins, one at each twentieth of it that took five seconds or more, and the last.
+
+    Where it is not known how much there is: one each time that the stage has lasted half as long again.
+    """
 
     def __init__(self) -> None:
         self._stage = ""
         self._began = self._shown = 0.0
-        self._first = 0  # how much was done when the stage's first line was written
+        self._first = self._told = 0  # how much was done at the stage's first line, and at its latest
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         name, _, details = stage.partition(_DETAILS)
         now = time.monotonic()
         if name != self._stage:
             self._stage, self._began, self._first = name, now, done
-        elif now - self._shown < _SECONDS_BETWEEN_LINES:
+        elif done == total == self._told or (done != total and not self._due(now, done, total)):
             return
-        self._shown = now
+        self._shown, self._told = now, done
         rate = (done - self._first) / (now - self._began) if now > self._began else None
         parts = [f"{name}: {done} of {total}" if total else name, details or _pace(rate, total - done)]
         print(_DETAILS.join(part for part in parts if part), file=sys.stderr, flush=True)
+
+    def _due(self, now: float, done: int, total: int) -> bool:
+        if now - self._shown < _SECONDS_BETWEEN_LINES:
+            return False
+        if total:
+            return (done - self._told) * _LINES_OF_A_STAGE >= total
+        return now - self._began >= 1.5 * (self._shown - self._began)
 
 
 def _pace(rate: float | None, left: int) -> str:

@@ -19,9 +19,8 @@ from blemish.methods.adaptation import Mode
 from blemish.metrics.ranking import auroc, average_precision, best_f1, confusion
 from blemish.metrics.regions import PixelMetrics, PixelResult, StreamingPixelMetrics
 from blemish.predictor import Detector
-from blemish.types import ANOMALOUS, GOOD, NORMAL, Evaluation, Failure, Prediction, Progress, Sample, silent
+from blemish.types import ANOMALOUS, GOOD, NORMAL, RESOLUTION, Evaluation, Failure, Prediction, Progress, Sample, silent
 
-RESOLUTION = 256
 _EXACT_PIXELS = 400_000_000  # beyond this the constant-memory mode is used (exact would need more than 2 GB)
 
 
@@ -41,9 +40,10 @@ def evaluate(
 
     Args:
         data: a path in any layout with labels, or a Dataset. Its test split, or everything where it has none.
-        resolution: side of the square at which maps and masks are compared (masks: nearest); None = each picture's
-            own size. A box is drawn there as a mask: the pixels whose centres lie in it, and one at least. A mask of
-            another shape than its picture is stretched over it, and told (`Evaluation.mask_faults`).
+        resolution: side of the square at which maps and masks are compared (a pixel of a mask is what
+            lies under its centre); None = each picture's own size. A box is drawn there as a mask: the
+            pixels whose centres lie in it, and one at least. A mask of another shape than its picture
+            is stretched over it, and told (`Evaluation.mask_faults`).
         adapt: as of `Detector.predict_many`. The pictures of a category then come in an order drawn once and for all:
             in that of the files whole batches are of one kind of defect, and what they are adapted to tells the label.
         on_prediction: called for every picture scored, in order.
@@ -178,7 +178,10 @@ def _row(sample: Sample, result: Prediction) -> dict[str, Any]:
         "label": result.label,
         "defect": sample.defect or (GOOD if sample.label == NORMAL else ""),
         "category": sample.category,
+        "judged_as": result.category,
+        "category_assigned": result.category_assigned,
         "group": sample.group,
+        "votes": result.votes,
     }
 
 
@@ -236,12 +239,26 @@ def _summary(
         category_mean=_means(by_category.values()) if len(by_category) > 1 else {},
         pixel_auroc_anomalous=pixels.auroc_of_anomalous() if pixels else None,
         by_group=by_group,
+        votes=_votes(rows, truth),
         threshold=limit,
         confusion=None if limit is None else confusion([row["label"] for row in rows], truth),
         rows=tuple(rows),
         left_out=tuple(left_out),
         failures=tuple(failures),
     )
+
+
+def _votes(rows: Sequence[Mapping[str, Any]], truth: np.ndarray) -> dict[str, float] | None:
+    """As `Evaluation.votes`."""
+    if any(row["votes"] is None for row in rows):
+        return None
+    share = np.array([row["votes"] for row in rows])
+    ranked = auroc(share, truth)
+    if ranked is None:
+        return None
+    right = (share > 0.5) == (truth == ANOMALOUS)
+    balanced = (right[truth == NORMAL].mean() + right[truth == ANOMALOUS].mean()) / 2
+    return {"image_auroc": ranked, "balanced_accuracy": float(balanced)}
 
 
 def _group(

@@ -7,9 +7,8 @@ import hashlib
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,12 @@ import torch
 from blemish import artifact
 from blemish import config as configs
 from blemish.backbones import build
+from blemish.backbones.cache import features_kept
+from blemish.calibration import DEFAULT_RATE, calibration_scores, planned
+from blemish.categories import PICTURES_OF_EACH, NearestCategory, features
 from blemish.compute import pick_device, pick_precision, precision_name
 from blemish.data.defects import NONE, labelled_defects
-from blemish.data.good import draw_shots, good_pictures, hold_out_sources
+from blemish.data.good import GoodPictures, draw_shots, good_pictures, hold_out_sources
 from blemish.data.stream import PictureStream
 from blemish.data.transforms import Preprocessing
 from blemish.errors import ConfigError, DataError, unknown_name
@@ -30,15 +32,12 @@ from blemish.methods import Method, MethodConfig, method_of_config, method_of_re
 from blemish.methods.trained import TrainedMethod
 from blemish.predictor import BATCH_SIZE, Detector, describe, place
 from blemish.pretraining import pretrained
-from blemish.thresholds import Threshold, calibrate, pictures_needed
+from blemish.thresholds import calibrate, pictures_needed
 from blemish.training import distributed, train
 from blemish.training.checkpoint import check_free
-from blemish.types import ANOMALOUS, NORMAL, Failure, Progress, silent
+from blemish.types import ANOMALOUS, NORMAL, Progress, silent
 
-DEFAULT_RATE = 0.05
-HELD_OUT = 0.2
 FEW_SHOT_ROTATIONS = 16  # each of them also mirrored: 32 copies of every shot
-_SCALE_PICTURES = 16  # how many training pictures set the heatmaps' scale where none is scored for the threshold
 
 
 def configure(
@@ -115,7 +114,7 @@ def fit(
         false_alarm_rate: share of normal pictures that may raise an alarm; None = 0.05, without a threshold where the
             pictures are too few for it. A category with too few is judged by the common threshold.
         calibration_fraction: share of the pictures held out for the threshold, of each category. None = what the
-            method does best: leave-one-out (nothing held out) for memory banks, else 0.2. 0 = no threshold.
+            method does best: leave-one-out (nothing held out) for memory banks and padim, else 0.2. 0 = no threshold.
         window: (lo, hi) of the pixel values, for 16-bit and DICOM pictures; stored and used at prediction.
         device, precision: see `blemish.load`.
         time_budget: minutes that training may take; its schedules are shaped to end there. Where the backbone is
@@ -130,7 +129,9 @@ def fit(
         the shots; CalibrationError when a rate given by name is beyond what the pictures support; CollapseError by a
         pre-training.
 
-    Pictures that cannot be decoded are left out and named in `detector.manifest["data"]["failures"]`.
+    Pictures that cannot be decoded are left out and named in `detector.manifest["data"]["failures"]`. Copies of a
+    picture are learned from, but count once for the threshold (`data.copies`); how many look nearly the same as
+    another is told as well (`data.nearly_same`).
     """
     started = time.perf_counter()
     if config is not None and (settings or recipe != "best"):
@@ -172,7 +173,7 @@ def fit(
     fitted: Method = kind(chosen, backbone)  # refuses what it cannot work with, before any work
     preprocessing = Preprocessing(height=height, width=width, mean=backbone.mean, std=backbone.std, window=window)
 
-    plan = _plan(fitted, len(pictures.sources), calibration_fraction, shots)
+    plan = planned(fitted, len(pictures.sources), calibration_fraction, shots)
     kept, held = map(
         pictures.only, hold_out_sources(pictures.sources, plan.fraction, seed, categories=pictures.categories)
     )
@@ -214,41 +215,32 @@ def fit(
         # Training takes them as it takes the good ones; what is taught by them afterwards, as they are scored.
         trained = isinstance(fitted, TrainedMethod)
         shown = PictureStream(defects.sources, preprocessing if trained else scoring, batch_size)
-        training = _learn(
-            fitted, stream, shown, minutes=minutes, checkpoint=place_kept, resume=resume, progress=progress
-        )
-    for part in (fitted,) if fitted.learner is fitted else (fitted.learner, fitted):
-        if (wanted := part.summarised) != 0:
-            every = 1 if wanted is None else -(-len(kept.sources) * len(stream.copies) // wanted)
-            scored = dataclasses.replace(
-                stream, sources=kept.sources[::every], preprocessing=scoring, failures={}, digests={}
+        training = None
+        if isinstance(fitted.learner, TrainedMethod):
+            training = _train(
+                fitted.learner, stream, shown, minutes=minutes, checkpoint=place_kept, resume=resume, progress=progress
             )
-            part.summarise(partial(scored.on, torch_device), scored.batches, progress)
-    if defects.sources and not trained:
-        shown = dataclasses.replace(shown, marks=defects.samples)
-        fitted.learn_defects(partial(shown.on, torch_device), shown.batches, progress)
-    if defects.sources and not shown.digests:
-        lines = [f"{failure.source}: {failure.reason}" for failure in list(shown.failures.values())[:5]]
-        raise DataError("\n  ".join(["none of the labelled defects can be read", *lines]))
-    with torch.inference_mode():
-        calibration = _calibration_scores(
-            fitted,
-            plan,
-            dataclasses.replace(stream, preprocessing=scoring),
-            held_stream,
-            kept.categories,
-            held.categories,
-            progress,
+    # What is not trained may look at the pictures more than once: each of them is encoded once.
+    again = training is None and (plan.method == "leave-one-out" or fitted.learner is not fitted)
+    with features_kept(fitted.backbone) if again else nullcontext():
+        if training is None:
+            _learn(fitted, stream, progress)
+        _summarise(fitted, stream, scoring, progress)
+        if defects.sources and not trained:
+            shown = dataclasses.replace(shown, marks=defects.samples)
+            fitted.learn_defects(partial(shown.on, torch_device), shown.rows, progress)
+        if defects.sources and not shown.digests:
+            lines = [f"{failure.source}: {failure.reason}" for failure in list(shown.failures.values())[:5]]
+            raise DataError("\n  ".join(["none of the labelled defects can be read", *lines]))
+        calibration = calibration_scores(
+            fitted, plan, scoring, stream, held_stream, kept.categories, held.categories, progress
         )
-    threshold: Threshold | None = None
-    thresholds: dict[str, Threshold] = {}
-    if plan.method is not None:
-        required = false_alarm_rate is not None
-        threshold = calibrate(calibration.scores, rate, method=plan.method, required=required)
-        thresholds = _of_categories(calibration.by_category(pictures.names), threshold)
+    fitted.end_leaving_out()
+    threshold, thresholds = calibration.thresholds(plan, rate, pictures.names, required=false_alarm_rate is not None)
     failures = [*stream.failures.values(), *held_stream.failures.values(), *shown.failures.values()]
     fitted_digests = [stream.digests[i] for i in sorted(stream.digests)]
     held_digests = [held_stream.digests[i] for i in sorted(held_stream.digests)]
+    notes = {**stream.notes, **held_stream.notes, **shown.notes}.values()
     manifest = {
         **artifact.provenance(),
         **describe(fitted, scoring),
@@ -262,6 +254,7 @@ def fit(
         **({} if pretraining is None else {"pretraining": pretraining}),
         **({} if training is None else {"training": training}),
         "map_scale": calibration.scale,
+        **_category_features(fitted, kept, scoring, batch_size),
         "thresholds": {name: own.to_dict() for name, own in thresholds.items()},
         "calibration_scores": calibration.scores,
         "calibration_scores_by_category": calibration.by_category(pictures.names),
@@ -273,7 +266,10 @@ def fit(
             "calibrated": held_digests,
             "defects": [shown.digests[i] for i in sorted(shown.digests)],
             "defects_layout": defects.note,
+            "copies": calibration.copies,
+            "nearly_same": calibration.nearly_same,
             "failures": [failure.to_dict() for failure in failures],
+            "notes": dict(Counter(note for of_one in notes for note in of_one)),
         },
     }
     return Detector(fitted, scoring, threshold, manifest)
@@ -289,63 +285,6 @@ def checkpoints(path: str | Path) -> tuple[Path, Path]:
     return Path(path), Path(f"{path}.pretraining")
 
 
-def recalibrate(
-    detector: Detector,
-    good: Any,
-    *,
-    false_alarm_rate: float | None = None,
-    progress: Progress = silent,
-) -> tuple[Detector, list[Failure], int]:
-    """The detector with thresholds from other normal pictures (split conformal).
-
-    Pictures that it was fitted on are recognised by content and left out. A detector for several categories gets a
-    new threshold for each of them and a new common one; pictures whose category is not known to it, or not given,
-    count for the common one only.
-
-    Returns: the detector, the pictures that could not be decoded, and how many were left out.
-    Raises: DataError when no picture is left, or of some of the categories none is given; CalibrationError when they
-        are too few for the rate.
-    """
-    pictures = good_pictures(good)
-    categories = [name if name in detector.categories else "" for name in pictures.categories]
-    missing = sorted(set(detector.categories) - set(categories))
-    if missing and any(categories):
-        raise DataError(
-            f"no picture of {', '.join(missing)} is among those to calibrate on, and the common threshold is of all "
-            "categories together; give pictures of every category"
-        )
-    known = detector.learned
-    calibration = _Calibration([], [], list(detector.map_scale))
-    digests: list[str] = []
-    failures: list[Failure] = []
-    left_out = 0
-    results = zip(categories, detector.predict_many(pictures.sources), strict=True)
-    for done, (category, result) in enumerate(results, start=1):
-        progress("scoring", done, len(pictures.sources))
-        if isinstance(result, Failure):
-            failures.append(result)
-        elif result.digest in known:
-            left_out += 1
-        else:
-            calibration.scores.append(result.score)
-            calibration.categories.append(category)
-            digests.append(result.digest)
-    if not calibration.scores:
-        raise DataError("no picture is left to calibrate on: all were used for fitting or could not be read")
-    rate = DEFAULT_RATE if false_alarm_rate is None else false_alarm_rate
-    threshold = calibrate(calibration.scores, rate, method="split conformal", required=True)
-    by_category = calibration.by_category(detector.categories)
-    thresholds = _of_categories(by_category, threshold)
-    manifest = {
-        **detector.manifest,
-        "data": {**detector.manifest["data"], "calibrated": digests},
-        "thresholds": {name: own.to_dict() for name, own in thresholds.items()},
-        "calibration_scores": calibration.scores,
-        "calibration_scores_by_category": by_category,
-    }
-    return Detector(detector.method, detector.preprocessing, threshold, manifest), failures, left_out
-
-
 def _check_training(
     kind: type[Method], config: MethodConfig, time_budget: float | None, checkpoint: str | Path | None, resume: bool
 ) -> None:
@@ -359,8 +298,8 @@ def _check_training(
         raise ConfigError("resume: name the checkpoint to go on from")
 
 
-def _learn(
-    fitted: Method,
+def _train(
+    method: TrainedMethod,
     stream: PictureStream,
     defects: PictureStream,
     *,
@@ -368,49 +307,81 @@ def _learn(
     checkpoint: Path | None,
     resume: bool,
     progress: Progress,
-) -> dict[str, Any] | None:
-    """Teach the method what the stream holds; training, where it takes them, also with the defects.
+) -> dict[str, Any]:
+    """Train the method on what the stream holds and, where it takes them, on the defects.
 
-    Returns: what a training says of itself; None where nothing is trained.
+    Returns: what the training says of itself.
     """
-    method = fitted.learner
+    identity = {
+        "method": method.name,
+        "config": configs.to_dict(method.config),
+        "preprocessing": configs.to_dict(stream.preprocessing),
+        "weights": method.backbone.info.sha256,
+        "precision": precision_name(method.precision),
+        "defects": len(defects.sources) if method.takes_defects else 0,
+    }
+    both = stream
+    if defects.sources and method.takes_defects:
+        labels = [NORMAL] * len(stream.sources) + [ANOMALOUS] * len(defects.sources)
+        sources = [*stream.sources, *defects.sources]
+        both = dataclasses.replace(stream, sources=sources, labels=labels, failures={}, digests={})
+    training = train(
+        method,
+        both,
+        seed=method.config.seed,
+        minutes=minutes,
+        checkpoint=checkpoint,
+        resume=resume,
+        identity=identity,
+        progress=progress,
+    )
+    if both is not stream:
+        _share_out(both, stream, defects)
+    _check_usable(method, stream)
+    return training.to_dict()
+
+
+def _learn(method: Method, stream: PictureStream, progress: Progress) -> None:
+    """Teach a method that is not trained what the stream holds."""
     device = next(method.backbone.parameters()).device
-    if isinstance(method, TrainedMethod):
-        identity = {
-            "method": method.name,
-            "config": configs.to_dict(method.config),
-            "preprocessing": configs.to_dict(stream.preprocessing),
-            "weights": method.backbone.info.sha256,
-            "precision": precision_name(method.precision),
-            "defects": len(defects.sources) if method.takes_defects else 0,
-        }
-        both = stream
-        if defects.sources and method.takes_defects:
-            labels = [NORMAL] * len(stream.sources) + [ANOMALOUS] * len(defects.sources)
-            sources = [*stream.sources, *defects.sources]
-            both = dataclasses.replace(stream, sources=sources, labels=labels, failures={}, digests={})
-        training = train(
-            method,
-            both,
-            seed=method.config.seed,
-            minutes=minutes,
-            checkpoint=checkpoint,
-            resume=resume,
-            identity=identity,
-            progress=progress,
-        )
-        if both is not stream:
-            _share_out(both, stream, defects)
-        _check_usable(method, stream)
-        return training.to_dict()
     try:
         with torch.inference_mode():
-            method.fit(partial(stream.on, device), stream.batches, progress)
+            method.fit(partial(stream.on, device), stream.rows, progress)
     except ConfigError:
         _check_usable(method, stream)  # where too few can be read that is the reason, and it names them
         raise
     _check_usable(method, stream)
-    return None
+
+
+def _summarise(fitted: Method, stream: PictureStream, scoring: Preprocessing, progress: Progress) -> None:
+    """Show the method, and the one that it is made of, the training pictures as they will be scored."""
+    device = next(fitted.backbone.parameters()).device
+    for part in (fitted,) if fitted.learner is fitted else (fitted.learner, fitted):
+        if (wanted := part.summarised) != 0:
+            every = 1 if wanted is None else -(-stream.rows // wanted)
+            sources = stream.sources[::every]
+            scored = dataclasses.replace(stream, sources=sources, preprocessing=scoring, failures={}, digests={})
+            part.summarise(partial(scored.on, device), scored.rows, progress)
+
+
+def _category_features(
+    method: Method, pictures: GoodPictures, preprocessing: Preprocessing, batch_size: int
+) -> dict[str, Any]:
+    """How categories are told apart at prediction, from some pictures of each, evenly; nothing for one kind of part."""
+    found: dict[str, torch.Tensor] = {}
+    device = next(method.backbone.parameters()).device
+    for name in pictures.names:
+        own = [
+            source for source, category in zip(pictures.sources, pictures.categories, strict=True) if category == name
+        ]
+        some = PictureStream(own[:: -(-len(own) // PICTURES_OF_EACH)], preprocessing, batch_size)
+        with torch.inference_mode():
+            seen = [features(method.backbone, method.config.layers, batch.images) for batch in some.on(device)]
+        if seen:
+            found[name] = torch.cat(seen).cpu()
+    if len(found) < max(len(pictures.names), 2):
+        return {}
+    return {"category_features": NearestCategory.learned(found).to_dict()}
 
 
 def _share_out(both: PictureStream, *parts: PictureStream) -> None:
@@ -424,115 +395,18 @@ def _share_out(both: PictureStream, *parts: PictureStream) -> None:
 
 
 def _check_usable(method: Method, stream: PictureStream) -> None:
-    """Raises: DataError where too few of the pictures could be decoded."""
-    usable = len(stream.sources) - len(stream.failures)
-    if usable < method.minimum_images:
+    """Raises: DataError where too few of the pictures could be decoded, or they are all the same."""
+    usable, different = len(stream.digests), len(set(stream.digests.values()))
+    if different < method.minimum_images:
         lines = [f"{method.name} needs at least {method.minimum_images} readable training pictures, got {usable}"]
+        if different < usable:
+            lines[0] += ", all of the same content"
         lines += [f"{failure.source}: {failure.reason}" for failure in list(stream.failures.values())[:5]]
         raise DataError("\n  ".join(lines))
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """How the threshold comes about: the share held out, and the method's name (None: no threshold)."""
-
-    fraction: float
-    method: Any
-
-
-def _plan(method: Method, count: int, fraction: float | None, shots: int | None) -> _Plan:
-    if fraction == 0:
-        return _Plan(0.0, None)
-    if fraction is None and method.leaves_one_out:
-        return _Plan(0.0, "leave-one-out")
-    share = (HELD_OUT if shots is None else 0.0) if fraction is None else fraction
-    return _Plan(share if count > 1 else 0.0, "split conformal")
-
-
-@dataclass(frozen=True)
-class _Calibration:
-    """Scores of the calibration pictures, the category of each, and the scale of the heatmaps from their maps."""
-
-    scores: list[float]
-    categories: list[str]
-    scale: list[float]
-
-    def by_category(self, names: Iterable[str]) -> dict[str, list[float]]:
-        pairs = list(zip(self.categories, self.scores, strict=True))
-        return {name: [score for category, score in pairs if category == name] for name in names}
-
-
-def _calibration_scores(
-    method: Method,
-    plan: _Plan,
-    stream: PictureStream,
-    held: PictureStream,
-    kept_categories: Sequence[str],
-    held_categories: Sequence[str],
-    progress: Progress,
-) -> _Calibration:
-    one_out = method.leaves_one_out and len(stream.sources) - len(stream.failures) > 1
-    known = method.good_scores() if one_out and plan.method == "leave-one-out" else None
-    scored = plan.method is not None
-    if plan.method == "split conformal" and held.sources:
-        pictures, categories = held, held_categories
-        positions = torch.arange(len(held.sources))
-        one_out = False
-    else:
-        count = len(stream.sources)
-        # Where the pictures only set the scale, some evenly from all: they may be sorted by category.
-        positions = torch.arange(0, count, 1 if scored and known is None else -(-count // _SCALE_PICTURES))
-        chosen = [stream.sources[i] for i in positions.tolist()]
-        pictures, categories = PictureStream(chosen, stream.preprocessing, stream.batch_size), kept_categories
-    device = next(method.backbone.parameters()).device
-    scores: list[float] = []
-    scored_as: list[str] = []
-    samples: list[np.ndarray] = []
-    learned = set(stream.digests.values())
-    first = {digest: position for position, digest in sorted(stream.digests.items(), reverse=True)}
-    learned_of = Counter(kept_categories[position] for position in stream.digests)
-    for done, batch in enumerate(pictures.on(device), start=1):
-        batch = dataclasses.replace(batch, owners=positions[batch.owners])
-        if one_out:  # a copy counts as the first of its kind, which need not be among these
-            learned_as = torch.tensor(
-                [first.get(stream.digests.get(owner, ""), owner) for owner in batch.owners.tolist()]
-            )
-            result = method.score_left_out(dataclasses.replace(batch, owners=learned_as))
-        else:
-            result = method.score(batch.images)
-        for owner, score in zip(batch.owners.tolist(), result.image.float().cpu().tolist(), strict=True):
-            # A copy of a training picture tells nothing; nor does the only one of its category, when that is left out.
-            told = held.digests[owner] not in learned if pictures is held else learned_of[categories[owner]] > 1
-            if told:
-                scores.append(score)
-                scored_as.append(categories[owner])
-        samples.append(result.maps.float().cpu().numpy()[:, ::4, ::4].ravel())
-        progress("calibrating", done, pictures.batches)
-    if known is not None:
-        told_of = [position for position in sorted(stream.digests) if learned_of[kept_categories[position]] > 1]
-        scores = [known[first[stream.digests[position]]] for position in told_of]
-        scored_as = [kept_categories[position] for position in told_of]
-    if not samples:
-        return _Calibration([], [], [0.0, 1.0])
-    low, high = np.quantile(np.concatenate(samples), [0.5, 0.999])
-    scale = [float(low), float(low) + 2 * max(float(high - low), 1e-6)]
-    meaningful = pictures is held or (plan.method == "leave-one-out" and one_out)
-    return _Calibration(scores, scored_as, scale) if meaningful else _Calibration([], [], scale)
-
-
-def _of_categories(scores: Mapping[str, Sequence[float]], common: Threshold) -> dict[str, Threshold]:
-    """A threshold for each category, like the common one; without a value where its pictures are too few for that."""
-    thresholds = {}
-    for name, own in scores.items():
-        threshold = calibrate(own, common.rate, method=common.method, required=False)
-        if threshold.value is None and common.value is not None:
-            threshold = dataclasses.replace(threshold, reason=f"{threshold.reason}; the common threshold is used")
-        thresholds[name] = threshold
-    return thresholds
 
 
 def _fingerprint(digests: Iterable[str]) -> str:
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-__all__ = ["configure", "fit", "recalibrate"]
+__all__ = ["checkpoints", "configure", "fit"]

@@ -1,4 +1,4 @@
-"""The one decoder of blemish: a file, bytes, a PIL image or an array in; RGB pixels of a stated range out.
+"""The one decoder of blemish: a file, bytes, a PIL image, an array or a tensor in; RGB pixels of a stated range out.
 
 PNG, JPEG, BMP, TIFF, WebP, PGM, PPM and DICOM are recognised by content, never by file name. A
 small strict reader per format looks at the container first: size, number of frames and completeness
@@ -18,15 +18,16 @@ import os
 import re
 import stat
 import struct
+import sys
 import threading
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from io import BytesIO
+from io import BytesIO, TextIOBase
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, Union
 
 import numpy as np
 import numpy.typing as npt
@@ -34,8 +35,11 @@ from PIL import BmpImagePlugin, Image, JpegImagePlugin, PngImagePlugin, TiffImag
 
 from blemish.errors import BlemishError, ConfigError, ImageError, MissingExtraError, NonFiniteError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 Array: TypeAlias = npt.NDArray[Any]
-Source: TypeAlias = str | Path | bytes | Image.Image | Array
+Source: TypeAlias = Union[str, Path, bytes, BinaryIO, Image.Image, Array, "Tensor"]
 
 EXTENSIONS = frozenset(
     {
@@ -111,19 +115,23 @@ class Picture:
 def decode(
     source: Source, *, window: tuple[float, float] | None = None, limits: Limits = LIMITS, name: str | None = None
 ) -> Picture:
-    """The picture behind a path, the bytes of a file, a PIL image or an array.
+    """The picture behind a path, a file, the bytes of one, a PIL image, an array or a tensor.
 
     EXIF orientation is applied; grey becomes three equal channels; palettes and CMYK become RGB; transparency is
     composed over white (and noted). 8-bit pictures stay uint8 and exact. 16-bit pictures become float32, 0..65535 to
-    0..1, nothing clipped. Colour profiles are ignored.
+    0..1, nothing clipped; where none of their values is above 4095 that is noted, as they may hold 12 bits. Bands of a
+    TIFF beyond its colours are transparency where it says so (ExtraSamples), and else left out and noted. Colour
+    profiles are ignored.
 
     DICOM (extra `medical`): the modality rescale or table is applied, then the file's own window or table, else the
     full stored range; MONOCHROME1 is inverted, so that higher is brighter. Patient attributes are never read; what is
     burnt into the pixels stays there.
 
     Args:
-        source: see above. Arrays: (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) as RGB(A); bool, uint8, uint16, or
-            float32/float64 in [0, 1]. PIL images: any mode; a 16-bit RGB file opened by Pillow was already cut to 8.
+        source: see above. Files: opened in binary mode, read from where they stand to their end. Arrays: (H, W),
+            (H, W, 1), (H, W, 3) or (H, W, 4) as RGB(A); bool, uint8, uint16, or float32/float64 in [0, 1]. Tensors: on
+            any device, the same and float16 and bfloat16, and (C, H, W) where the first of three sides is 1, 3 or 4,
+            whatever the last is. PIL images: any mode; a 16-bit RGB file opened by Pillow was already cut to 8.
         window: (lo, hi), lo < hi: values mapped linearly to [0, 1] and clipped, as float32. In the picture's own units:
             0..255 for 8 bits, 0..65535 for 16, modality units (such as Hounsfield) for DICOM. Needed for float pixels
             outside [0, 1] and for integers of other depths. Alpha is never windowed.
@@ -142,7 +150,7 @@ def decode(
     label = name or _label(source)
     raw = _read(source, label, limits)
     colour, alpha = _scaled(raw, window, label)
-    notes = raw.notes
+    notes = raw.notes if window else (*raw.notes, *_depth_note(raw))
     if alpha is not None and alpha.min() < _full_scale(alpha):
         colour = _over_white(colour, alpha)
         notes = (*notes, "transparency composed over white")
@@ -221,6 +229,7 @@ class _Raw:
         black_white: the values that map to 0 and 1 without an explicit window; None: by the dtype.
         inverted: low values are bright.
         rendered: grey in [0, 1] by the file's own curve, which stands unless a window is given.
+        top: the largest value that its samples can take, where the file says so.
         notes: what a user should know.
     """
 
@@ -228,6 +237,7 @@ class _Raw:
     black_white: tuple[float, float] | None = None
     inverted: bool = False
     rendered: Array | None = None
+    top: int | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -236,6 +246,7 @@ class _Unusable(ValueError):
 
 
 _TRUNCATED = "is truncated: its end is missing"
+_CMYK_NOTE = "CMYK converted to RGB without a colour profile"
 
 
 def _label(source: object) -> str:
@@ -243,6 +254,8 @@ def _label(source: object) -> str:
         return os.fspath(source)
     if isinstance(source, Image.Image):
         return str(getattr(source, "filename", "") or "PIL image")
+    if isinstance(name := getattr(source, "name", None), str):  # of an open file
+        return name
     return "array" if isinstance(source, np.ndarray) else type(source).__name__
 
 
@@ -254,10 +267,14 @@ def _read(source: Source, label: str, limits: Limits) -> _Raw:
             return _from_array(source, limits)
         if isinstance(source, Image.Image):
             return _from_image(source, limits)
+        if (torch := sys.modules.get("torch")) is not None and isinstance(source, torch.Tensor):
+            return _from_array(_tensor_values(source), limits)
         if isinstance(source, (str, os.PathLike)):
             source = _file_bytes(Path(source), limits)
+        elif hasattr(source, "read"):
+            source = _rest_of(source, limits)
         if not isinstance(source, bytes):
-            raise _Unusable("is not a path, the bytes of a file, a PIL image or a numpy array")
+            raise _Unusable("is not a path, a file, the bytes of one, a PIL image, a numpy array or a torch tensor")
         if len(source) > limits.max_bytes:
             raise _Unusable(_too_large(len(source), limits))
         kind = sniff(source[:132])
@@ -297,6 +314,21 @@ def _file_bytes(path: Path, limits: Limits) -> bytes:
         if isinstance(error, _Unusable):
             raise
         raise _Unusable("is not a valid path") from None  # a null byte inside
+
+
+def _rest_of(file: Any, limits: Limits) -> bytes:
+    """What an open file still holds."""
+    if isinstance(file, TextIOBase):
+        raise _Unusable("is a file opened as text; open it in binary mode ('rb')")
+    content = bytearray()
+    try:
+        while len(content) <= limits.max_bytes and (part := file.read(limits.max_bytes + 1 - len(content))):
+            content += part
+    except OSError as error:
+        raise _Unusable(f"cannot be read: {error.strerror or error}") from None
+    except (TypeError, ValueError) as error:  # of a closed file, or of one that gives text
+        raise _Unusable(f"cannot be read: {error}") from None
+    return bytes(content)
 
 
 def _too_large(size: int, limits: Limits) -> str:
@@ -369,6 +401,17 @@ def _from_array(values: Array, limits: Limits) -> _Raw:
     return _Raw(_native(np.asarray(values)))
 
 
+def _tensor_values(tensor: Any) -> Array:
+    """A tensor as an array with its channels last."""
+    values = tensor.detach().cpu()
+    if values.is_floating_point() and values.element_size() == 2:  # numpy has no bfloat16
+        values = values.float()
+    if values.ndim == 3 and values.shape[0] in (1, 3, 4):
+        values = values.permute(1, 2, 0)
+    array: Array = values.contiguous().numpy()
+    return array
+
+
 def _from_image(image: Image.Image, limits: Limits) -> _Raw:
     _check_size(*image.size, limits)
     with _quiet:
@@ -395,7 +438,7 @@ def _image_values(image: Image.Image) -> tuple[Array, tuple[str, ...]]:
     elif image.mode == "1":
         image = image.convert("L")
     elif image.mode == "CMYK":
-        image, notes = image.convert("RGB"), ("CMYK converted to RGB without a colour profile",)
+        image, notes = image.convert("RGB"), (_CMYK_NOTE,)
     elif image.mode not in ("L", "RGB") and not deep:
         image = image.convert("RGB")
     return _native(np.array(image)), notes
@@ -482,6 +525,18 @@ def _unit(values: Array, lo: float, hi: float) -> Array:
     return np.clip(out, 0, 1, out=out)
 
 
+def _depth_note(raw: _Raw) -> tuple[str, ...]:
+    """That 16-bit values may be of fewer bits, where they do not go beyond those: read so they are nearly black."""
+    if raw.values.dtype != np.uint16 or raw.black_white or raw.rendered is not None:
+        return ()
+    largest = int(_split(raw.values)[0].max())
+    top = next((top for top in (raw.top or 0, 255, 4095) if 0 < largest <= top < 65535), None)
+    if top is None:
+        return ()
+    bits = f"{top.bit_length()}-bit data" if top & (top + 1) == 0 else "that range"
+    return (f"16-bit values no higher than {top}, read as 0 to 65535: for {bits} fit with --window 0,{top}",)
+
+
 def _over_white(colour: Array, alpha: Array) -> Array:
     """colour·alpha + white·(1 − alpha), rounded to the nearest for uint8; grey stays (H, W)."""
     if colour.ndim == 3:
@@ -515,7 +570,7 @@ def _png(data: bytes, limits: Limits) -> _Raw:
     """Walks the chunks and hands on only those that make pixels."""
     kept: list[bytes] = [data[:8]]
     transparent, orientation, complete, position = b"", 1, False, 8
-    depth = 0
+    depth, top = 0, None
     while not complete:
         end = position + 12 + int.from_bytes(data[position : position + 4])
         if end > len(data):
@@ -539,12 +594,14 @@ def _png(data: bytes, limits: Limits) -> _Raw:
             raise _Unusable("is damaged: a PNG with an unknown critical chunk")
         elif kind == b"eXIf":
             orientation = _exif_orientation(body)
+        elif kind == b"sBIT" and body:
+            top = 2 ** max(body) - 1
         complete, position = kind == b"IEND", end
     if not any(part[4:8] == b"IDAT" for part in kept):
         raise _Unusable("is damaged: a PNG without pixels")
     pixels = b"".join(kept)
     if depth == 16:
-        return _Raw(_upright(_png_deep(pixels, transparent), orientation))
+        return _Raw(_upright(_png_deep(pixels, transparent), orientation), top=top)
     return _load(PngImagePlugin.PngImageFile(BytesIO(pixels)), orientation)
 
 
@@ -696,7 +753,7 @@ def _pnm(data: bytes, limits: Limits) -> _Raw:
 # --- TIFF ------------------------------------------------------------------------------------------------------------
 
 _TIFF_TYPES = {1: "B", 3: "H", 4: "I", 7: "B", 16: "Q"}  # the integer types, and opaque bytes
-_TIFF_TAGS = {256, 257, 258, 259, 262, 273, 274, 277, 278, 279, 284, 317, 320, 322, 323, 324, 325, 338, 339, 347}
+_TIFF_TAGS = {256, 257, 258, 259, 262, 273, 274, 277, 278, 279, 281, 284, 317, 320, 322, 323, 324, 325, 338, 339, 347}
 
 
 def _directories(data: bytes) -> Iterator[dict[int, tuple[int, ...]]]:
@@ -773,8 +830,10 @@ def _tiff(data: bytes, limits: Limits) -> _Raw:
     readers: list[Callable[[], Array]] = [by_tifffile]
     with _quiet:
         if not deep:
-            with contextlib.suppress(SyntaxError):  # a layout that Pillow does not know
-                return _load(TiffImagePlugin.TiffImageFile(BytesIO(data)))  # turns it upright as well
+            # A layout that Pillow does not know, or planes of one that it does.
+            with contextlib.suppress(SyntaxError, ValueError if planar else SyntaxError):
+                loaded = _load(TiffImagePlugin.TiffImageFile(BytesIO(data)))  # turns it upright as well
+                return replace(loaded, **_shown_by_pillow(loaded, _Bands.of(channels, photometric, tags.get(338, ()))))
         elif photometric in (0, 1, 2) and not (planar and channels > 1):  # OpenCV leaves planes in part undecoded
             readers.insert(0, lambda: _native(_opencv(data)))  # turns it upright as well
             if channels == 1:
@@ -788,17 +847,82 @@ def _tiff(data: bytes, limits: Limits) -> _Raw:
                 continue
             found = values.shape[2] if values.ndim == 3 else 1
             depth = (values.dtype.kind, values.dtype.itemsize * 8)
-            if found == channels <= 4 and depth == (sample_kind, _stored(bits)):
+            if found == channels and depth == (sample_kind, _stored(bits)):
                 break  # neither cut to 8 bits nor short of a channel
         else:
             kind = f"{bits} bits × {channels} channels"
             raise _Unusable(f"cannot be decoded: a damaged or unsupported TIFF ({kind}); save it with 8 or 16 bits")
-    if channels == 4 and tags.get(338) == (1,) and values.dtype == np.uint16:  # colour already multiplied by alpha
-        alpha = values[..., 3:].astype(np.uint64)
-        colour = (values[..., :3] * np.uint64(65535) + alpha // 2) // np.maximum(alpha, 1)
-        values = np.concatenate([np.minimum(colour, 65535), alpha], axis=-1).astype(np.uint16)
+    top = min(tags.get(281, (65535,)))
     black_white = (0.0, 2.0**bits - 1) if sample_kind == "u" and bits < 16 else None
-    return _Raw(values, black_white=black_white, inverted=photometric == 0)
+    bands = _Bands.of(channels, photometric, tags.get(338, ()))
+    values = bands.chosen(values, 2**bits - 1 if sample_kind == "u" else 1)
+    return _Raw(values, black_white=black_white, inverted=photometric == 0, top=top, notes=bands.notes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Bands:
+    """What the bands of a TIFF are.
+
+    Attributes:
+        kind: of the first ones: "grey", "RGB" or "CMYK".
+        alpha: the position of the band with transparency; None without.
+        multiplied: whether the colours are multiplied by it.
+        notes: which bands are left out, and what the others are taken for.
+    """
+
+    kind: str
+    alpha: int | None
+    multiplied: bool
+    notes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, channels: int, photometric: int, extra: tuple[int, ...]) -> _Bands:
+        """Args: extra: ExtraSamples: of each band beyond the colours 1 (transparency that the colours are multiplied
+        by), 2 (transparency) or 0 (unspecified, as where it is not said)."""
+        notes = []
+        kind, own = {0: ("grey", 1), 1: ("grey", 1), 3: ("grey", 1), 5: ("CMYK", 4)}.get(photometric, ("RGB", 3))
+        kinds = (*extra, *[0] * channels)[: max(channels - own, 0)]
+        if photometric in (0, 1) and kinds[:2] == (0, 0):
+            kind, own, kinds = "RGB", 3, kinds[2:]
+            notes.append("bands 1 to 3 taken as red, green and blue, which the file does not say")
+        found = {own + place: each for place, each in enumerate(kinds)}
+        alpha = next((band for band, each in found.items() if each in (1, 2, 999)), None)  # 999: Corel's
+        others = [str(band + 1) for band in found if band != alpha]
+        if others:
+            which = f"band {others[0]}" if len(others) == 1 else f"bands {', '.join(others)}"
+            notes.append(f"{which} left out: beyond the colours, and not said to be transparency (ExtraSamples)")
+        if kind == "CMYK":
+            notes.append(_CMYK_NOTE)
+        return cls(kind, alpha, alpha is not None and found[alpha] == 1, tuple(notes))
+
+    def chosen(self, values: Array, top: int) -> Array:
+        """Of all bands as stored (H W, or H W C) grey or RGB, with alpha where there is any. `top`: full scale."""
+        if values.ndim == 2:
+            return values
+        colour = values[..., : {"grey": 1, "RGB": 3, "CMYK": 4}[self.kind]]
+        floats = values.dtype.kind == "f"
+        exact = np.float64 if floats else np.uint64
+        if self.kind == "CMYK":
+            ink = top - colour.astype(np.int64).clip(0, top)
+            colour = ((ink[..., :3] * ink[..., 3:] + top // 2) // top).astype(values.dtype)
+        if self.alpha is None:
+            return np.ascontiguousarray(colour[..., 0] if self.kind == "grey" else colour)
+        alpha = values[..., self.alpha, None].astype(exact)
+        if self.multiplied:
+            colour = colour.astype(exact) * exact(top)
+            colour = colour / np.where(alpha > 0, alpha, 1) if floats else (colour + alpha // 2) // np.maximum(alpha, 1)
+            colour = np.minimum(colour, top)
+        if (full := _full_scale(values)) > 1 and full != top:
+            alpha = (alpha * full + top // 2) // top
+        return np.concatenate([colour.astype(values.dtype), alpha.astype(values.dtype)], axis=-1)
+
+
+def _shown_by_pillow(loaded: _Raw, bands: _Bands) -> dict[str, Any]:
+    """Without the band that Pillow takes for transparency though the file does not say it; with the notes."""
+    values = loaded.values
+    if bands.alpha is None and values.ndim == 3:
+        values = values[..., :3]
+    return {"values": values, "notes": tuple(dict.fromkeys(loaded.notes + bands.notes))}
 
 
 def _stored(bits: int) -> int:

@@ -6,7 +6,8 @@ A folder of predictions holds
     predictions.jsonl    a row per picture, in the order in which they were scored; one that is broken has an "error"
     predictions.csv      the same rows as a table, written at the end
     overlays/            every picture with its heatmap, and the crop that was looked at again as a rectangle; where
-                         the method tells where it looked, beside it a file `.saliency.png` that shows that
+                         the method tells where it looked, beside it a file `.saliency.png` that shows that. The longer
+                         side is at most 1,600 pixels, unless another size is asked for
 
 A row is written when its overlay is, so that whatever a killed run leaves behind can be gone on from.
 """
@@ -45,6 +46,7 @@ from blemish.report.html import Entry
 from blemish.types import ANOMALOUS, NORMAL, Evaluation, Failure, Prediction, Sample
 
 EMBEDDED = 200  # pictures shown in a report: more would make the file unusable
+OVERLAY_SIDE = 1600  # pixels of the longer side of an overlay: drawn at 5,000² they take longer than the scores
 _THUMBNAIL = 384  # pixels of the longer side of a picture in a report
 _AHEAD = 4  # overlays that may be under way at once
 _WORST = 20  # of each kind of mistake, as files of their own
@@ -59,6 +61,7 @@ _COLUMNS = (
     *_BOX,
     "adapted",
     "category",
+    "category_assigned",
     "height",
     "width",
     "digest",
@@ -188,7 +191,13 @@ def _sha256(path: Path) -> str:
 
 def _check_same(folder: Path, run: Mapping[str, str]) -> None:
     try:
-        earlier = {"category": "", "adapt": "", "scales": "", **json.loads((folder / _RUN).read_text(encoding="utf-8"))}
+        earlier = {
+            "category": "",
+            "adapt": "",
+            "scales": "",
+            "threshold": "",
+            **json.loads((folder / _RUN).read_text(encoding="utf-8")),
+        }
         other = [key for key, value in run.items() if earlier[key] != value]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise OutputError(f"{folder / _RUN}: does not say what the rows were made with; name another folder") from error
@@ -199,6 +208,7 @@ def _check_same(folder: Path, run: Mapping[str, str]) -> None:
             "category": "another category",
             "adapt": "another --adapt",
             "scales": "other --scales",
+            "threshold": "another --threshold",
             "folder": "another working folder",
         }
         raise OutputError(
@@ -231,15 +241,23 @@ def _earlier(place: Path) -> tuple[list[Row], int]:
 
 
 def record(
-    journal: Journal, detector: Detector, results: Iterable[Prediction | Failure], gallery: Gallery
+    journal: Journal,
+    detector: Detector,
+    results: Iterable[Prediction | Failure],
+    gallery: Gallery,
+    *,
+    side: int | None = OVERLAY_SIDE,
 ) -> Iterator[Row]:
-    """Draws, writes down and gives back what comes, row by row and in order."""
-    folder = journal.folder
+    """Draws, writes down and gives back what comes, row by row and in order.
+
+    Args: side: pixels of the longer side of the overlays; None = as large as the pictures, 0 = no overlays.
+    """
+    folder = None if side == 0 else journal.folder
 
     def drawn(result: Prediction | Failure) -> tuple[Prediction | Failure, dict[str, str]]:
         if folder is None or isinstance(result, Failure):
             return result, {}
-        view = View.of(result, detector)
+        view = View.of(result, detector, side)
         stem = f"{_OVERLAYS}/{file_name(result.source)}"
         files = {"overlay": f"{stem}.png"}
         save_png(folder / files["overlay"], view.heatmap)
@@ -405,16 +423,23 @@ class Mistakes:
             for row in evaluation.rows
         ]
 
-    def write(self, folder: Path, detector: Detector) -> None:
+    def write(self, folder: Path, detector: Detector, *, side: int | None = OVERLAY_SIDE) -> None:
         """Overlays of the defects with the lowest and the good pictures with the highest scores, worst first."""
         for name, gallery in (("defective", self._defects), ("good", self._good)):
             for place, prediction in zip(range(1, _WORST + 1), gallery, strict=False):
                 path = folder / f"{name}-{place:02d}-{file_name(prediction.source)}.png"
-                save_png(path, View.of(prediction, detector).heatmap)
+                save_png(path, View.of(prediction, detector, side).heatmap)
 
 
-def write_evaluation(folder: Path, evaluation: Evaluation, mistakes: Mistakes, detector: Detector) -> None:
-    """evaluation.json, the figures as SVG, and overlays in worst/. Raises: OutputError."""
+def write_evaluation(
+    folder: Path,
+    evaluation: Evaluation,
+    mistakes: Mistakes,
+    detector: Detector,
+    *,
+    side: int | None = OVERLAY_SIDE,
+) -> None:
+    """evaluation.json, the figures as SVG, and overlays in worst/ (`side`: as of `record`). Raises: OutputError."""
     write_whole(folder / "evaluation.json", json.dumps(evaluation.to_dict(), indent=2, allow_nan=False).encode())
     scores = [row["score"] for row in evaluation.rows]
     truth = [row["truth"] for row in evaluation.rows]
@@ -425,7 +450,8 @@ def write_evaluation(folder: Path, evaluation: Evaluation, mistakes: Mistakes, d
         write_whole(folder / "roc.svg", figures.roc(*curve, evaluation.image_auroc))
     if (curve := precision_recall_curve(scores, truth)) is not None:
         write_whole(folder / "pr.svg", figures.precision_recall(*curve, evaluation.image_ap))
-    mistakes.write(folder / "worst", detector)
+    if side != 0:
+        mistakes.write(folder / "worst", detector, side=side)
 
 
 def _of(label: int, scores: Sequence[float], truth: Sequence[int]) -> list[float]:

@@ -27,6 +27,7 @@ from blemish.methods import Method, MethodConfig, method_class, method_of_config
 from blemish.methods.adaptation import MODES
 from blemish.results import as_ever, asked_for, words
 from blemish.suites import Entry, Suite
+from blemish.types import RESOLUTION
 
 ROOT_VARIABLE = "BLEMISH_DATA"
 ELPV = "elpv"  # where its folder is not there, it comes from a PyPI package
@@ -49,6 +50,7 @@ class Run:
         time_budget: as of `blemish.fit`; None for a method that is not trained.
         shifts: names of `blemish.data.shifts.SHIFTS`; each once, in the order there.
         adapt: modes of `blemish.methods.adaptation`, in the order there.
+        compared_at: side of the square at which maps and masks are compared; None = each picture's own size.
         label: how tables call these settings; not part of the run's identity.
     """
 
@@ -65,6 +67,7 @@ class Run:
     time_budget: float | None = None
     shifts: Sequence[str] = ()
     adapt: Sequence[str] = ()
+    compared_at: int | None = RESOLUTION
     label: str = ""
 
     def __post_init__(self) -> None:
@@ -92,7 +95,7 @@ class Run:
     @cached_property
     def key(self) -> str:
         """Identity of what is measured: method, data set, seed, recipe, whole config (backbone included), weights,
-        shots, anomalies, time budget, shifts and modes of adaptation.
+        shots, anomalies, time budget, shifts, modes of adaptation, and the size at which maps and masks are compared.
 
         Weights count by their content. Raises: ConfigError as `config`.
         """
@@ -107,6 +110,8 @@ class Run:
             parts.append({"anomalies": [self.anomaly_count, self.anomaly_type]})
         if self.shifts or self.adapt:
             parts.append({"shifts": self.shifts, "adapt": self.adapt})
+        if self.compared_at != RESOLUTION:
+            parts.append({"compared_at": self.compared_at})
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
     def __str__(self) -> str:
@@ -171,6 +176,7 @@ def plan(
                 time_budget=time_budget if config.learns_by_gradient else None,
                 shifts=shifts,
                 adapt=(*entry.adapt, *adapt),
+                compared_at=entry.compared_at,
                 label=words(changed) if label is None else label,
             )
             for seed in seeds

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -10,12 +11,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from blemish import artifact, config
 from blemish.backbones import BackboneSpec, WeightsInfo, restore
+from blemish.categories import NearestCategory, features
 from blemish.compute import pick_device, pick_precision
 from blemish.data.folder import find_pictures
-from blemish.data.stream import load_picture, map_ahead
+from blemish.data.stream import load_picture, map_ahead, name_of
 from blemish.data.transforms import Preprocessing, prepare
 from blemish.errors import (
     ArtifactError,
@@ -29,10 +32,12 @@ from blemish.errors import (
 from blemish.images import Picture
 from blemish.methods import Method, method_class
 from blemish.methods.adaptation import Adapted, Adapter, Mode
-from blemish.thresholds import Threshold, verdict
+from blemish.thresholds import Threshold, by_hand, verdict
 from blemish.types import Failure, Prediction, Sample
 
 BATCH_SIZE = 8
+AUTO = "auto"  # in place of a category's name
+COMMON = "category not known: judged by the common threshold of all categories"
 ADAPTED_BATCH_SIZE = 32  # moments of fewer pictures say less
 
 
@@ -47,6 +52,8 @@ class Detector:
             rate; None altogether where nothing was held out for it.
         categories: the names of what it was fitted on; empty for one kind of part.
         thresholds: of each category, its own; without a value where its pictures were too few.
+        nearest: tells the categories apart where nobody says which it is; None for one kind of part, and in artifacts
+            from before there was this.
         manifest: everything that the artifact says of itself (JSON-ready).
         map_scale: (low, high) of the heatmaps' colours: the median of normal maps, and twice their 99.9 % point
             above it.
@@ -65,6 +72,8 @@ class Detector:
         self.manifest = {**manifest, "threshold": None if threshold is None else threshold.to_dict()}
         self.categories = tuple(manifest.get("categories", ()))
         self.thresholds = {name: Threshold.from_dict(values) for name, values in manifest.get("thresholds", {}).items()}
+        told = manifest.get("category_features")
+        self.nearest = None if told is None else NearestCategory.from_dict(told)
         low, high = manifest["map_scale"]
         self.map_scale = (float(low), float(high))
 
@@ -73,10 +82,19 @@ class Detector:
         return next(self.method.backbone.parameters()).device
 
     def threshold_for(self, category: str = "") -> Threshold | None:
-        """The threshold by which a picture of this category is judged: its own, or else the common one.
+        """The threshold by which a picture of this category is judged: its own, or else the common one, as where it is
+        not known yet ("" or "auto").
 
-        Raises: ConfigError for a category that it was not fitted on, with the nearest name.
+        Raises: ConfigError for a category that it was not fitted on, with the nearest name; and for "auto" where it
+            cannot tell categories apart.
         """
+        if category == AUTO and self.categories and AUTO not in self.categories:
+            if self.nearest is None:
+                raise ConfigError(
+                    f"category {AUTO!r}: the artifact is from before categories were told; name one of "
+                    f"{', '.join(self.categories)}, or fit it again"
+                )
+            return self.threshold
         if category and category not in self.categories:
             if not self.categories:
                 raise ConfigError(f"category {category!r}: the artifact knows no categories; leave it out")
@@ -106,10 +124,10 @@ class Detector:
             >>> detector.predict(good[0]).heatmap.shape
             (32, 32)
         """
-        found = _expand([source])
+        found = _opened(source)
         if len(found) > 1:
             raise DataError(f"{source}: stands for {len(found)} pictures; predict_many takes more than one")
-        (result,) = self.predict_many(found, category=category)
+        (result,) = self.predict_many([*found], category=category)
         if isinstance(result, Failure):
             raise ImageError(result.source, result.reason)
         return result
@@ -119,42 +137,58 @@ class Detector:
     ) -> Iterator[Prediction | Failure]:
         """Predictions in the order of `sources`, computed as they are asked for; a Failure for each broken picture.
 
+        An iterator, as one over the frames of a camera, is consumed only as far as needed: the first prediction has
+        taken at most 2 × `batch_size` - 1 pictures from it, so one with a `batch_size` of 1, and no prediction waits
+        for more than `batch_size` - 1 pictures beyond its batch. Of a list up to 2 × `batch_size` pictures are decoded
+        ahead. No more than that is ever held. Ended early (`close`), it closes a generator that it was given.
+
         Args:
-            sources: paths (files, folders, globs), PIL images, arrays, `Sample`s, in any mixture.
-            category: of all of them, one of `categories`: its threshold judges. "" = not known: the common threshold
-                does. A `Sample` that says its own category is judged as that, where it is known here.
+            sources: what `predict` takes, and folders and globs, in any mixture. Of a list every path is looked up
+                before any work; of an iterator when it is reached.
+            category: of all of them, one of `categories`: its threshold judges. "" = not known: where there are several
+                each picture is assigned to the nearest by its features, which the prediction says, or in artifacts
+                from before there was this judged by the common threshold, with a note; "auto" = the same, or an error
+                there. A `Sample` that says its own category is judged as that, where it is known here.
             batch_size: pictures at once; None = 8, or 32 where the detector adapts to them.
             adapt: "online" or "episodic": follow the pictures, batch by batch, where the method can; see
                 `blemish.methods.adaptation`. The scores then depend on the batch, and the threshold's guarantee is
                 void: such predictions say `adapted`. Afterwards the detector is as before.
-        Raises: ConfigError for an unknown category, or a method that cannot adapt; DataError for a path that does not
-            exist; NonFiniteError when a score is not finite.
+        Raises: ConfigError for an unknown category, or a method that cannot adapt; DataError for a path in a list that
+            does not exist (from an iterator it is a Failure, for those before it are not to be lost); NonFiniteError
+            when a score is not finite.
         """
         self.threshold_for(category)  # refuses an unknown one before any work
         adapter = None if adapt is None else self.method.adapter(adapt)
         size = batch_size or (BATCH_SIZE if adapter is None else ADAPTED_BATCH_SIZE)
-        items = [(index, source, category) for index, source in enumerate(_expand(sources))]
-        chunk: list[_Loaded | Failure] = []
-        readable = 0
-        for one in map_ahead(self._load, items, ahead=2 * size):
-            chunk.append(one)
-            readable += isinstance(one, _Loaded)
-            if readable == size:
+        given = _several(sources)
+        listed = isinstance(given, (list, tuple))
+        found = [one for source in given for one in _opened(source)] if listed else _expanded(given)
+        items = ((index, source, category) for index, source in enumerate(found))
+        loads = map_ahead(self._load, items, ahead=2 * size if listed else size - 1)
+        with closing(given) if isinstance(given, Generator) else nullcontext(), closing(loads):
+            for chunk in _chunks(loads, size):
                 yield from self._score(chunk, adapter)
-                chunk, readable = [], 0
-        yield from self._score(chunk, adapter)
 
     def _load(self, item: tuple[int, Any, str]) -> _Loaded | Failure:
         index, source, category = item
+        if isinstance(source, Failure):
+            return source
+        known: str | None = category
+        if category in ("", AUTO) and category not in self.categories:
+            known = None if self.categories else ""
         if isinstance(source, Sample):
             if source.category:
-                category = source.category if source.category in self.categories else ""
+                known = source.category if source.category in self.categories else ""
             source = source.path
         picture = load_picture(source, index, self.preprocessing.decode_window())
         if isinstance(picture, Failure):
             return picture
-        picture.digest  # noqa: B018 — computed here, in the pool, instead of on the main thread
-        return _Loaded(picture, prepare(picture, self.preprocessing), category)
+        # All that is needed of it, computed here, in the pool: its pixels would fill the memory.
+        return _Loaded(picture.source, picture.size, picture.digest, picture.notes, self._prepare(picture), known)
+
+    def _prepare(self, picture: Picture) -> torch.Tensor:
+        """The picture as the method takes it: 3 H W."""
+        return prepare(picture, self.preprocessing)
 
     def _score(self, chunk: Sequence[_Loaded | Failure], adapter: Adapter | None) -> Iterator[Prediction | Failure]:
         loaded = [one for one in chunk if isinstance(one, _Loaded)]
@@ -166,6 +200,7 @@ class Detector:
                     found = Adapted(self.method.score(images), adapted=False)
             else:
                 found = adapter.score(images)
+            loaded = self._assigned(loaded, images)
             scores = found.scores
             without = [None] * len(loaded)  # of what a method does not tell
             results = map(
@@ -180,6 +215,19 @@ class Detector:
         for one in chunk:
             yield one if isinstance(one, Failure) else next(results)
 
+    def _assigned(self, loaded: list[_Loaded], images: torch.Tensor) -> list[_Loaded]:
+        """The same, each with the category that it is judged as. `images`: theirs, B 3 H W."""
+        unsaid = [place for place, one in enumerate(loaded) if one.category is None]
+        if self.nearest is None:
+            for place in unsaid:
+                loaded[place] = replace(loaded[place], category="", notes=(*loaded[place].notes, COMMON))
+        elif unsaid:
+            with torch.inference_mode():
+                found = features(self.method.backbone, self.method.config.layers, images[unsaid])
+            for place, name in zip(unsaid, self.nearest.of(found), strict=True):
+                loaded[place] = replace(loaded[place], category=name, assigned=True)
+        return loaded
+
     def _prediction(
         self,
         one: _Loaded,
@@ -191,25 +239,23 @@ class Detector:
         *,
         found: Adapted,
     ) -> Prediction:
-        picture = one.picture
         found_in_it: dict[str, Any] = {"score": score, "map": anomaly_map, "saliency": saliency, "crop": box}
         for what, value in found_in_it.items():
             if value is not None and not np.isfinite(value).all():
-                raise NonFiniteError(
-                    f"{picture.source}: the {what} is not finite; the detector or the picture is damaged"
-                )
-        threshold = self.threshold_for(one.category)
+                raise NonFiniteError(f"{one.source}: the {what} is not finite; the detector or the picture is damaged")
+        threshold = self.threshold_for(one.category or "")
         limit = None if threshold is None else threshold.value
         return Prediction(
-            source=picture.source,
+            source=one.source,
             score=score,
             threshold=limit,
             label=verdict(score, limit),
-            size=picture.size,
+            size=one.size,
             anomaly_map=anomaly_map,
-            digest=picture.digest,
-            notes=(*picture.notes, found.note) if found.note else picture.notes,
-            category=one.category,
+            digest=one.digest,
+            notes=(*one.notes, found.note) if found.note else one.notes,
+            category=one.category or "",
+            category_assigned=one.assigned,
             adapted=found.adapted,
             votes=votes,
             saliency=saliency,
@@ -221,8 +267,13 @@ class Detector:
         state = {name: tensor.detach().cpu() for name, tensor in self.method.fitted_state().items()}
         return artifact.write(path, state, self.manifest)
 
-    def with_threshold(self, threshold: Threshold | None) -> Detector:
-        """The same detector with another threshold, for every category."""
+    def with_threshold(self, threshold: Threshold | float | None) -> Detector:
+        """The same detector with another threshold, for every category: a number is one that was set by hand.
+
+        Raises: NonFiniteError for a number that is NaN or infinite; ConfigError for what is no threshold.
+        """
+        if threshold is not None and not isinstance(threshold, Threshold):
+            threshold = by_hand(threshold)
         return Detector(self.method, self.preprocessing, threshold, {**self.manifest, "thresholds": {}})
 
     def with_scales(self, scales: Sequence[int]) -> Detector:
@@ -247,11 +298,16 @@ class Detector:
 
 @dataclass(frozen=True, slots=True)
 class _Loaded:
-    """A decoded picture, as the method takes it (3 H W), and the category it is to be judged as."""
+    """What is kept of a decoded picture: as the method takes it (3 H W), and the category it is to be judged as: None =
+    still to be assigned, which `assigned` then says."""
 
-    picture: Picture
+    source: str
+    size: tuple[int, int]
+    digest: str
+    notes: tuple[str, ...]
     tensor: torch.Tensor
-    category: str
+    category: str | None
+    assigned: bool = False
 
 
 def load(path: str | Path, *, device: str = "auto", precision: str = "auto") -> Detector:
@@ -265,7 +321,7 @@ def load(path: str | Path, *, device: str = "auto", precision: str = "auto") -> 
     tensors, manifest = artifact.read(path)
     try:
         kind = method_class(manifest["method"])
-        settings = config.from_dict(kind.Config, manifest["config"])
+        settings = config.from_dict(kind.Config, kind.Config.migrate(manifest["config"]))
         spec = config.from_dict(BackboneSpec, manifest["backbone"]["spec"])
         info = WeightsInfo.from_dict(manifest["backbone"]["weights"])
         preprocessing = config.from_dict(Preprocessing, manifest["preprocessing"])
@@ -301,19 +357,54 @@ def describe(method: Method, preprocessing: Preprocessing) -> dict[str, Any]:
     }
 
 
-def _expand(sources: Iterable[Any]) -> list[Any]:
-    """Paths opened up to the pictures they stand for; everything else as it is."""
-    expanded: list[Any] = []
-    for source in sources:
-        # A link that leads nowhere is a broken picture among others, as in a folder.
-        path = source.path if isinstance(source, Sample) else source
-        if not isinstance(path, (str, Path)) or _dangles(Path(path)):
-            expanded.append(source)
-        elif isinstance(source, Sample):
-            expanded.extend(replace(source, path=found) for found in find_pictures(source.path))
-        else:
-            expanded.extend(find_pictures(source))
-    return expanded
+def _several(sources: Any) -> Iterable[Any]:
+    """What `predict_many` was given as what to go through: a single picture is a list of one."""
+    shape = tuple(getattr(sources, "shape", ()))
+    channels = (shape[:1] if isinstance(sources, torch.Tensor) else ()) + shape[2:]
+    one = isinstance(sources, (str, Path, bytes, Sample, Image.Image)) or hasattr(sources, "read")
+    if one or len(shape) == 2 or (len(shape) == 3 and not {1, 3, 4}.isdisjoint(channels)):
+        return [sources]
+    given: Iterable[Any] = sources
+    return given
+
+
+def _expanded(sources: Iterable[Any]) -> Iterator[Any]:
+    """What the sources stand for, as it is asked for; a Failure in the place of a path that leads nowhere."""
+    for index, source in enumerate(sources):
+        try:
+            found = _opened(source)
+        except DataError as error:
+            name = name_of(source.path if isinstance(source, Sample) else source, index)
+            found = [Failure(source=name, reason=str(error).removeprefix(f"{name}: "))]
+        yield from found
+
+
+def _opened(source: Any) -> Sequence[Any]:
+    """The pictures that a source stands for: itself, where it is no path. Raises: DataError."""
+    path = source.path if isinstance(source, Sample) else source
+    # A link that leads nowhere is a broken picture among others, as in a folder.
+    if not isinstance(path, (str, Path)) or _dangles(Path(path)):
+        return [source]
+    if isinstance(source, Sample):
+        return [replace(source, path=found) for found in find_pictures(source.path)]
+    return find_pictures(source)
+
+
+def _chunks(loads: Iterable[_Loaded | Failure], size: int) -> Iterator[list[_Loaded | Failure]]:
+    """In order, `size` pictures at a time with the broken ones among them; a broken one waits for no good one."""
+    chunk: list[_Loaded | Failure] = []
+    readable = 0
+    try:
+        for one in loads:
+            chunk.append(one)
+            readable += isinstance(one, _Loaded)
+            if readable in (0, size) or len(chunk) == 4 * size:
+                yield chunk
+                chunk, readable = [], 0
+    except Exception:  # of the iterator that they come from: what it gave before is not lost
+        yield chunk
+        raise
+    yield chunk
 
 
 def _dangles(path: Path) -> bool:

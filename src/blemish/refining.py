@@ -7,17 +7,18 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 
 from blemish import artifact
-from blemish.data.defects import NONE, labelled_defects
+from blemish.backbones.cache import features_kept
+from blemish.calibration import DEFAULT_RATE
+from blemish.data.defects import NONE, Defects, labelled_defects
 from blemish.data.good import good_pictures
 from blemish.data.stream import PictureStream, load_picture, map_ahead
 from blemish.errors import ConfigError, DataError
-from blemish.fitting import DEFAULT_RATE
 from blemish.methods.memory import MemoryBank
 from blemish.methods.taught import Taught
 from blemish.predictor import BATCH_SIZE, Detector
@@ -96,7 +97,6 @@ def refine(
         raise ConfigError("refine: name good pictures, defects or both")
     if false_alarm_rate is not None:
         pictures_needed(false_alarm_rate)  # refuses a rate outside (0, 1) before any work
-    data = detector.manifest["data"]
     known = detector.learned
     skipped: list[str] = []
     window = detector.preprocessing.decode_window()
@@ -108,7 +108,7 @@ def refine(
             return picture if isinstance(picture, Failure) else (picture.source, picture.digest)
 
         for position, seen in enumerate(map_ahead(look, enumerate(sources), ahead=2 * BATCH_SIZE)):
-            progress("looking for what is new", position, len(sources))
+            progress("looking for what is new", position + 1, len(sources))
             if isinstance(seen, Failure):
                 failures.append(seen)
                 continue
@@ -128,24 +128,45 @@ def refine(
 
     if new and not method.normality.knows_several:
         raise ConfigError("the detector was fitted on a single picture; fit it again together with the new ones")
+    with features_kept(method.backbone):  # of the defects, which are looked at three times, too
+        defects = Defects(
+            [defects.sources[position] for position in chosen],
+            [defects.samples[position] for position in chosen],
+            defects.note,
+        )
+        return _taught(detector, method, new, defects, failures, len(skipped), false_alarm_rate, progress)
+
+
+def _taught(
+    detector: Detector,
+    method: Taught,
+    new: list[Any],
+    defects: Defects,
+    failures: list[Failure],
+    skipped: int,
+    false_alarm_rate: float | None,
+    progress: Progress,
+) -> Refined:
+    """The detector, whose method is `method`, having learned from the new good pictures and defects."""
+    data = detector.manifest["data"]
     settings, preprocessing = method.config, detector.preprocessing
-    old, unseen = method.good_scores(), [defects.sources[position] for position in chosen]
+    old, unseen = method.good_scores(), defects.sources
     before = detector.threshold.value if detector.threshold else None
     found_before = _alarms(detector, unseen)
-    offset = int(max(method.owners.max(), method.normality.owners.max())) + 1
+    offset = int(max(method.owners.max(), cast(MemoryBank, method.normality).owners.max())) + 1
     stream = PictureStream(new, preprocessing, BATCH_SIZE, rotations=settings.rotations, flips=settings.flips)
-    shown = PictureStream(unseen, preprocessing, BATCH_SIZE, marks=[defects.samples[position] for position in chosen])
+    shown = PictureStream(unseen, preprocessing, BATCH_SIZE, marks=defects.samples)
     if new:
         passes = partial(_numbered, stream, detector.device, offset)
-        method.normality.extend(passes, stream.batches, progress, rows=len(method.usual))
-        method.summarise(passes, stream.batches, progress)
+        method.extend(passes, stream.rows, progress)
+        method.summarise(passes, stream.rows, progress)
     if unseen:
-        method.learn_defects(partial(shown.on, detector.device), shown.batches, progress)
+        method.learn_defects(partial(shown.on, detector.device), shown.rows, progress)
     failures += [*stream.failures.values(), *shown.failures.values()]  # of masks
     scores = method.good_scores()
     threshold = None
     if detector.threshold is not None or false_alarm_rate is not None:
-        rate = false_alarm_rate or (detector.threshold.rate if detector.threshold else DEFAULT_RATE)
+        rate = false_alarm_rate or (detector.threshold and detector.threshold.rate) or DEFAULT_RATE
         required = false_alarm_rate is not None
         threshold = calibrate(list(scores.values()), rate, method="leave-one-out", required=required)
     calibrated = [digest for digest in data["calibrated"] if digest not in stream.digests.values()]
@@ -177,7 +198,7 @@ def refine(
         detector=refined,
         good=len(stream.digests),
         defects=len(shown.digests),
-        known=len(skipped),
+        known=skipped,
         failures=tuple(failures),
         before=before,
         after=after,
@@ -194,7 +215,7 @@ def _alarms(detector: Detector, sources: list[Any]) -> int | None:
     """How many of the pictures are called anomalous; None without a threshold."""
     if detector.threshold is None or detector.threshold.value is None:
         return None
-    results = list(detector.predict_many(sources))
+    results = detector.predict_many(sources)
     return sum(result.label == 1 for result in results if isinstance(result, Prediction))
 
 

@@ -226,7 +226,7 @@ def _contact_sheet(columns: Sequence[str], numbers: Sequence[int], rows: Sequenc
     height, width = rows[0][0].shape[:2]
     factor = _TILE / max(height, width)
     size = (max(1, round(width * factor)), max(1, round(height * factor)))
-    interpolation = cv2.INTER_AREA if factor < 1 else cv2.INTER_NEAREST
+    interpolation = cv2.INTER_AREA if factor < 1 else cv2.INTER_NEAREST_EXACT
     font = ImageFont.load_default(_TEXT)
     cell = max([size[0], *(round(font.getlength(name)) for name in columns)]) + _GAP
     left = round(font.getlength(str(numbers[-1]))) + 2 * _GAP

@@ -5,8 +5,8 @@ pictures, the threshold is the k-th smallest, k = ceil((n + 1)(1 - rate)). A new
 them, is equally likely to take each of the n + 1 ranks, so it scores above the threshold with probability at most
 1 - k / (n + 1) <= rate, whatever the distribution and the detector.
 
-Leave-one-out, for memory banks: each training picture is scored against the bank without its own patches, so that no
-picture is held out. That is the jackknife: in the worst case it promises nothing; jackknife+ (Barber et al. 2021,
+Leave-one-out, for memory banks and PaDiM: each training picture is scored against what the others have taught, so that
+no picture is held out. That is the jackknife: in the worst case it promises nothing; jackknife+ (Barber et al. 2021,
 "Predictive inference with the jackknife+") promises 2 × rate. For a bank that keeps every patch, where more patches
 can only lower a score, their argument carries over and gives 2 × rate here too; a coreset breaks it, hence it is not
 claimed.
@@ -28,7 +28,7 @@ from blemish import config
 from blemish.errors import CalibrationError, ConfigError, NonFiniteError, unknown_name
 from blemish.types import ANOMALOUS, NORMAL
 
-Method = Literal["split conformal", "leave-one-out"]
+Method = Literal["split conformal", "leave-one-out", "by hand"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,22 +37,25 @@ class Threshold:
 
     Attributes:
         value: in the unit of the score: a score above it is an alarm. None where n is too small for the rate.
-        rate: the false-alarm rate asked for, in (0, 1).
-        n: normal pictures it was calibrated on.
-        method: "split conformal" or "leave-one-out".
+        rate: the false-alarm rate asked for, in (0, 1); None where it was set by hand.
+        n: normal pictures it was calibrated on; 0 where it was set by hand.
+        method: "split conformal", "leave-one-out", or "by hand": the user's own.
         guarantee: one sentence: what it promises; "" without a value.
         reason: why there is no value, and how many pictures are needed; "" with one.
     """
 
     value: float | None
-    rate: float
+    rate: float | None
     n: int
     method: Method
     guarantee: str
     reason: str
 
     def __post_init__(self) -> None:
-        _exact(self.rate)
+        if (self.rate is None) != (self.method == "by hand"):
+            raise ConfigError(f"a threshold {self.method} with a false-alarm rate of {self.rate}")
+        if self.rate is not None:
+            _exact(self.rate)
         if self.value is not None and not math.isfinite(self.value):
             raise NonFiniteError(f"the threshold is {self.value}; a finite number, or none, is needed")
 
@@ -73,6 +76,21 @@ class Threshold:
         return config.from_dict(cls, values)
 
 
+def by_hand(value: float) -> Threshold:
+    """A threshold that a person has chosen. Raises: ConfigError for what is no number; NonFiniteError for NaN.
+
+    Example:
+        >>> by_hand(30).guarantee
+        'Set by hand: nothing is known of how many normal pictures raise a false alarm.'
+    """
+    try:
+        number = float(value)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"threshold: a number is needed, got {value!r}") from error
+    guarantee = "Set by hand: nothing is known of how many normal pictures raise a false alarm."
+    return Threshold(value=number, rate=None, n=0, method="by hand", guarantee=guarantee, reason="")
+
+
 def pictures_needed(rate: float) -> int:
     """The fewest normal pictures that support a false-alarm rate.
 
@@ -83,13 +101,14 @@ def pictures_needed(rate: float) -> int:
     return math.ceil(1 / _exact(rate)) - 1
 
 
-def calibrate(scores: ArrayLike, rate: float, *, method: Method, required: bool) -> Threshold:
+def calibrate(scores: ArrayLike, rate: float, *, method: Method, required: bool, remark: str = "") -> Threshold:
     """The lowest of the scores that keeps the false-alarm rate.
 
     Args:
         scores: n raw scores of normal pictures, held out ("split conformal") or left out in turn ("leave-one-out").
         rate: false alarms among normal pictures, in (0, 1), taken as the decimal number that it prints as.
         required: whether too few scores are an error; otherwise the value is None.
+        remark: what is to be said beside how few there are.
     Raises: ConfigError for a rate or method out of range or scores that are not one list; NonFiniteError for a score
         that is not finite; CalibrationError when required and there are too few.
 
@@ -99,8 +118,9 @@ def calibrate(scores: ArrayLike, rate: float, *, method: Method, required: bool)
         >>> calibrate([0.3, 0.4], 0.05, method="split conformal", required=False).reason
         'a false-alarm rate of 5 % needs at least 19 normal pictures to calibrate on, and there are 2'
     """
-    if method not in get_args(Method):
-        raise unknown_name("calibration method", method, get_args(Method))
+    known = get_args(Method)[:2]
+    if method not in known:
+        raise unknown_name("calibration method", method, known)
     exact = _exact(rate)
     values = np.asarray(scores, dtype=np.float64)
     if values.ndim != 1:
@@ -118,7 +138,7 @@ def calibrate(scores: ArrayLike, rate: float, *, method: Method, required: bool)
         )
     reason = (
         f"a false-alarm rate of {100 * rate:.4g} % needs at least {pictures_needed(rate)} normal pictures "
-        f"to calibrate on, and there are {n}"
+        f"to calibrate on, and there are {n}" + (f"; {remark}" if remark else "")
     )
     if required:
         lowest = -(-1000 // (n + 1)) / 10  # per cent, rounded up so that it is enough
@@ -157,7 +177,7 @@ def _guarantee(method: Method, rate: float, n: int, k: int) -> str:
     if method == "leave-one-out":
         return (
             f"About {percent} of new normal pictures, usually fewer, raise a false alarm: the threshold is the "
-            f"jackknife's, from {n} training pictures each scored against the bank without its own patches, which is "
+            f"jackknife's, from {n} training pictures each scored as if it had not been learned from, which is "
             "approximate and has no distribution-free bound in the worst case (even jackknife+ promises only twice the "
             "rate; Barber et al. 2021)."
         )

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 NORMAL, ANOMALOUS = 0, 1
 GOOD = "good"  # the defect type of a normal picture
+RESOLUTION = 256  # side of the square at which maps and masks are compared, where nothing else is said
+ORIGINAL = "original"  # at the pictures' own size instead
 
 
 class Progress(Protocol):
@@ -113,6 +115,7 @@ class Prediction:
         digest: content hash of the decoded pixels (hex).
         notes: what the decoder did that a person should know ("alpha composed over white").
         category: the category it was judged as; "" where that was not given or the artifact does not know it.
+        category_assigned: whether nobody gave it, and it is the nearest by the picture's features.
         adapted: whether test-time adaptation took part in this score (which voids the guarantee).
         votes: the share of the sizes looked at that call it anomalous, in [0, 1]; None for methods that do not vote.
         saliency: float32 h×w in [0, 1], where the method looked, at its working resolution; None for methods without.
@@ -129,6 +132,7 @@ class Prediction:
     digest: str = ""
     notes: tuple[str, ...] = ()
     category: str = ""
+    category_assigned: bool = False
     adapted: bool = False
     votes: float | None = None
     saliency: np.ndarray | None = field(default=None, repr=False, compare=False)
@@ -155,6 +159,7 @@ class Prediction:
             "width": self.size[1],
             "digest": self.digest,
             "category": self.category,
+            "category_assigned": self.category_assigned,
             "adapted": self.adapted,
             "votes": self.votes,
             "box": None if self.box is None else list(self.box),
@@ -195,7 +200,11 @@ class Evaluation:
             (None where none has); empty for fewer than two categories.
         threshold: the stored one; pictures of a category that has one of its own are judged by that.
         confusion: true/false positives/negatives of the verdicts; None without a threshold.
-        rows: one dict per picture: path, score, threshold, truth, label, defect, category, group.
+        votes: of a method that votes, with both classes present: `image_auroc` of the share of the votes for a defect,
+            and `balanced_accuracy` of the majority verdict (more than half), the mean of how much of either class it
+            gets right; otherwise None.
+        rows: one dict per picture: path, score, threshold, truth, label, defect, category, group, votes;
+            and the category that it was judged as, whether that was assigned by its features.
         left_out: pictures that the artifact was fitted or calibrated on, not in any metric.
         failures: pictures that could not be scored, and masks that could not be read.
         mask_faults: masks that took part and that a person should look at, as `blemish data check` finds them.
@@ -219,6 +228,7 @@ class Evaluation:
     category_mean: Mapping[str, float | None] = field(default_factory=dict)
     pixel_auroc_anomalous: float | None = None
     by_group: Mapping[str, Mapping[str, float | int | None]] = field(default_factory=dict)
+    votes: Mapping[str, float] | None = None
     left_out: tuple[str, ...] = ()
     failures: tuple[Failure, ...] = ()
     mask_faults: tuple[Failure, ...] = ()
@@ -242,6 +252,7 @@ class Evaluation:
             "counts": dict(self.counts),
             **{key: getattr(self, key) for key in keys},
             "confusion": None if self.confusion is None else dict(self.confusion),
+            "votes": None if self.votes is None else dict(self.votes),
             "by_defect": {name: dict(values) for name, values in self.by_defect.items()},
             "by_category": {name: dict(values) for name, values in self.by_category.items()},
             "category_mean": dict(self.category_mean),

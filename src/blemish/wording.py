@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from blemish.simulation import Simulation
     from blemish.types import Evaluation
 
-_SHOWN_WHOLE, _SHOWN_OF_MANY, _FAILURES_SHOWN = 50, 20, 10
+_SHOWN_WHOLE, _SHOWN_OF_MANY, _FAILURES_SHOWN, _NOTES_SHOWN = 50, 20, 10, 5
 _VERDICTS = {NORMAL: "normal", ANOMALOUS: "alarm", None: "–"}
 
 
@@ -28,6 +29,13 @@ def broken(failures: Sequence[Mapping[str, Any]], what: str = "broken") -> list[
     lines = [f"  {what}: {failure['path']}: {failure['error']}" for failure in failures[:_FAILURES_SHOWN]]
     more = len(failures) - _FAILURES_SHOWN
     return [*lines, f"  … and {more} more, all of them listed by --json"] if more > 0 else lines
+
+
+def notes(counts: Mapping[str, int]) -> list[str]:
+    """A line for each thing that was done to pictures when they were read, the most frequent first."""
+    most = sorted(counts.items(), key=lambda item: -item[1])
+    lines = [f"  note on {count} of them: {note}" for note, count in most[:_NOTES_SHOWN]]
+    return [*lines, f"  … and {len(most) - _NOTES_SHOWN} other notes"] if len(most) > _NOTES_SHOWN else lines
 
 
 def notices(sentences: Iterable[str]) -> list[str]:
@@ -66,12 +74,23 @@ def fitted(manifest: Mapping[str, Any]) -> Iterable[str]:
     yield f"Pictures: {data['count']} used{drawn}, {len(data['failures'])} broken"
     if data["defects"]:
         yield f"Defects learned from: {len(data['defects'])}; {data['defects_layout']}"
+    yield from (f"  {line}" for line in _alike(data))
     yield from broken(data["failures"])
+    yield from notes(data.get("notes", {}))
     common, *others = thresholds(manifest)
     yield f"Threshold: {common}"
     yield from (f"  of {other}" for other in others)
     if "pretraining" in manifest:
         yield from _pretraining(manifest["pretraining"])
+
+
+def _alike(data: Mapping[str, Any]) -> Iterable[str]:
+    """What a manifest says of pictures that are, or may be, the same; older ones do not."""
+    if copies := data.get("copies", 0):
+        yield f"{copies} {'is a copy' if copies == 1 else 'are copies'} of others, which count once for the threshold"
+    if near := data.get("nearly_same", 0):
+        looks, show = ("looks", "it shows") if near == 1 else ("look", "they show")
+        yield f"{near} {looks} nearly the same as another: if {show} the same part, the threshold is less sure"
 
 
 def refined(change: Refined) -> Iterable[str]:
@@ -105,14 +124,35 @@ def pretrained(manifest: Mapping[str, Any]) -> Iterable[str]:
     yield from _pretraining(manifest)
 
 
-def predictions(scored: Sequence[Mapping[str, Any]], failures: Sequence[Mapping[str, Any]]) -> Iterable[str | Table]:
+def categories_told(rows: Iterable[Mapping[str, Any]], categories: Sequence[str]) -> str:
+    """What to be warned of where an artifact of several categories judged pictures and none of them was named; "" where
+    there is nothing. `rows`: scored ones, of predictions or of an evaluation."""
+    judged = [(row.get("judged_as", row["category"]), row.get("category_assigned", False)) for row in rows]
+    unsaid = [name for name, assigned in judged if assigned or not name]
+    if not categories or not unsaid:
+        return ""
+    counts = {name: unsaid.count(name) for name in [*categories, ""] if name in unsaid}
+    told = [f"{count} as {name}" if name else f"{count} by the common threshold" for name, count in counts.items()]
+    reason = (
+        "each picture's category was assigned by its features"
+        if "" not in counts
+        else "the common threshold of all categories misses defects of those that score low"
+    )
+    which = "the pictures" if len(unsaid) == len(judged) else f"{len(unsaid)} of the pictures"
+    return f"no category of the artifact was named for {which}: judged {', '.join(told)}; {reason}"
+
+
+def predictions(
+    scored: Sequence[Mapping[str, Any]], failures: Sequence[Mapping[str, Any]], *, limited_by_hand: bool = False
+) -> Iterable[str | Table]:
     """Scores and verdicts, of many pictures the alarms, and the broken ones. `scored`: the highest score first."""
     alarms = [row for row in scored if row["label"] == ANOMALOUS]
     many = len(scored) > _SHOWN_WHOLE
     shown = (alarms or scored)[:_SHOWN_OF_MANY] if many else scored
     if shown:
-        rows = [(f"{row['score']:.4f}", _VERDICTS[row["label"]], row["path"]) for row in shown]
-        yield table(("score", "verdict", "path"), rows, right=("score",))
+        head = ("score", "verdict", *(["category"] if any(row["category"] for row in shown) else []), "path")
+        rows = [[_cell(row, column) for column in head] for row in shown]
+        yield table(head, rows, right=("score",))
     if many:
         yield f"… the highest {len(shown)}{' alarms' if alarms else ''} of {len(scored)} pictures"
     yield from broken(failures)
@@ -122,9 +162,18 @@ def predictions(scored: Sequence[Mapping[str, Any]], failures: Sequence[Mapping[
         verdicts = f"{len(scored)} scored: no verdict, as the artifact has no threshold"
     else:
         normal = len(scored) - len(alarms)
-        limit = scored[0]["threshold"]
-        verdicts = f"{len(scored)} scored: {len(alarms)} alarms, {normal} normal at a threshold of {limit:.6g}"
+        limits = {row["threshold"] for row in scored}
+        limit = f"a threshold of {limits.pop():.6g}" if len(limits) == 1 else "the thresholds of their categories"
+        by_hand = " set by hand" if limited_by_hand else ""
+        verdicts = f"{len(scored)} scored: {len(alarms)} alarms, {normal} normal at {limit}{by_hand}"
+    yield from notes(Counter(note for row in scored for note in row.get("notes", ())))
     yield verdicts + (f"; {len(failures)} could not be read" if failures else "")
+
+
+def _cell(row: Mapping[str, Any], column: str) -> str:
+    if column == "score":
+        return f"{row['score']:.4f}"
+    return _VERDICTS[row["label"]] if column == "verdict" else str(row[column])
 
 
 def evaluation(result: Evaluation) -> Iterable[str | Table]:
@@ -186,7 +235,8 @@ def manifest(values: Mapping[str, Any]) -> Table:
             ("pictures", f"{len(data['fitted'])} fitted on, {len(data['calibrated'])} only calibrated on"),
             *([("drawn", _shots(values))] if values.get("shots") else []),
             *([("pre-training", _pretrained(values["pretraining"]))] if "pretraining" in values else []),
-            *([("training", _assignments(values["training"]))] if "training" in values else []),
+            *(_training(values["training"]) if "training" in values else []),
+            *(("", line) for line in _alike(data)),
             ("recognised", data["layout"]),
             ("broken", f"{len(data['failures'])} pictures left out"),
             ("fingerprint", data["fingerprint"]),
@@ -206,7 +256,7 @@ def encoder(values: Mapping[str, Any]) -> Table:
             ("started from", f"{weights['source']}, SHA-256 {weights['sha256'] or 'none'}"),
             ("licence", weights["licence"]),
             ("pictures", f"{data['count']} learned from, {len(data['failures'])} broken ones left out"),
-            ("training", _assignments(values["training"])),
+            *_training(values["training"]),
             ("recognised", data["layout"]),
             ("fingerprint", data["fingerprint"]),
             *_origin(values),
@@ -329,8 +379,19 @@ def _pretraining(told: Mapping[str, Any]) -> Iterable[str]:
     yield f"Health: {', '.join(readings)}"
 
 
+def _training(made: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What a training was, and how its loss fell."""
+    points = [f"{loss:.3g} by step {step:,}" for step, loss in made.get("curve", [])]
+    return [("training", _without_curve(made)), *([("loss", ", ".join(points))] if points else [])]
+
+
+def _without_curve(made: Mapping[str, Any]) -> str:
+    return _assignments({name: value for name, value in made.items() if name != "curve"})
+
+
 def _pretrained(told: Mapping[str, Any]) -> str:
-    return f"{told['method']} on {told['weights']['source']}: {_assignments({**told['config'], **told['training']})}"
+    made = _without_curve({**told["config"], **told["training"]})
+    return f"{told['method']} on {told['weights']['source']}: {made}"
 
 
 def _origin(values: Mapping[str, Any]) -> list[tuple[str, str]]:

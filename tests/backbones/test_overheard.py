@@ -38,3 +38,46 @@ def test_a_layer_that_does_not_exist_is_refused_before_anything_is_asked() -> No
     backbone = build("test_vit", weights="random", seed=1)
     with pytest.raises(ConfigError, match="layer 9 does not exist"), backbone.overheard((9,)):
         pass
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_resnet"])
+def test_however_it_is_called(name: str) -> None:
+    """Without layers, with keywords alone, in any order: the caller gets what it would, the listener its layer."""
+    backbone = build(name, weights="random", seed=1)
+    images = torch.randn(2, 3, 32, 64)
+    calls = [
+        lambda: backbone(images),
+        lambda: backbone(images=images),
+        lambda: backbone(layers=(2, 4), images=images),
+        lambda: backbone(images, layers=[1]),
+        lambda: backbone(images, (1,), attention=(), keep=None),
+    ]
+    with torch.no_grad():
+        alone, third = [call() for call in calls], backbone(images, (3,))
+        with backbone.overheard((3,)) as heard:
+            found = [call() for call in calls]
+    assert all(same(one, other) for one, other in zip(found, alone, strict=True))
+    assert [shape for shape, _ in heard] == [(2, 3, 32, 64)] * len(calls)
+    assert all(same(features, third) for _, features in heard)
+
+
+def test_attention_asked_for_meanwhile_comes_too() -> None:
+    backbone = build("test_vit", weights="random", seed=1)
+    images = torch.randn(1, 3, 32, 64)
+    with torch.no_grad():
+        alone = backbone(images=images, attention=(4,))
+        with backbone.overheard((3,)):
+            found = backbone(images=images, attention=(4,))
+    assert same(found, alone)
+    assert torch.equal(found.attention[4], alone.attention[4])
+
+
+def test_a_wrong_call_is_as_wrong_as_without_a_listener() -> None:
+    backbone = build("test_vit", weights="random", seed=1)
+    with backbone.overheard((3,)) as heard:
+        with pytest.raises(TypeError, match="images"):
+            backbone(layers=(2,))
+        with pytest.raises(ConfigError, match="layer 9 does not exist"):
+            backbone(images=torch.randn(1, 3, 32, 64), layers=(9,))
+        backbone(torch.randn(1, 3, 32, 64))
+    assert len(heard) == 1

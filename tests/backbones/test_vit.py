@@ -180,6 +180,27 @@ def test_the_cls_row_is_the_softmax(kind: str, size: tuple[int, int]) -> None:
         torch.testing.assert_close(full[layer][:, :, 0, backbone.prefix :], got[layer], rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("layers", [(3,), (1, 2, 3)])
+@pytest.mark.parametrize("kind", WITH_CLS)
+def test_every_head_and_layer_guides_alike(kind: str, layers: tuple[int, ...]) -> None:
+    """However much of its attention a head gives to [CLS] and the registers."""
+    backbone, batch = backbone_of(kind), images(40, 24)
+    full = backbone(batch, LAYERS, full_attention=LAYERS).full_attention
+    expected = torch.zeros(2, 15, dtype=torch.float64)
+    shares = []
+    for picture in range(2):
+        for layer in layers:
+            for head in full[layer][picture].double():
+                row = head[0, backbone.prefix :]
+                shares.append(float(row.sum()))
+                expected[picture] += row / row.sum() / HEADS / len(layers)
+    assert max(shares) > 1.002 * min(shares)  # or raw rows would do as well
+    got = backbone.guidance(batch, layers)
+    assert got.shape == (2, 5, 3)
+    torch.testing.assert_close(got.flatten(1).double(), expected, rtol=1e-5, atol=1e-8)
+    torch.testing.assert_close(backbone(batch, attention=layers).looked_at(), got.flatten(1))
+
+
 @pytest.mark.parametrize("size", [(32, 32), (16, 16), (40, 24), (64, 48)])
 @pytest.mark.parametrize("kind", MODELS)
 def test_tokens_are_timms(kind: str, size: tuple[int, int]) -> None:

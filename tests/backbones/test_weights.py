@@ -277,3 +277,59 @@ def test_a_package_is_named_with_its_version() -> None:
 def test_a_strange_description_is_an_error(values: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         WeightsInfo.from_dict(values)
+
+
+def lightning(model: nn.Module, path: Path, prefixes: list[str], **more: Any) -> list[dict[str, Tensor]]:
+    """A checkpoint of PyTorch Lightning: the model's state under each prefix, the later the larger; gives them."""
+    states = []
+    for number, _ in enumerate(prefixes):
+        states.append({name: tensor + number for name, tensor in model.state_dict().items()})
+    named = {p + name: tensor for p, state in zip(prefixes, states, strict=True) for name, tensor in state.items()}
+    content = {"epoch": 3, "pytorch-lightning_version": "2.4.0", "optimizer_states": [{"lr": 0.1}]}
+    torch.save({**content, "state_dict": {**named, **more}}, path)
+    return states
+
+
+OTHERS = {
+    "criterion.weight": torch.ones(3),
+    "model.head.weight": torch.ones(2, 2),
+    "student_head.0.bias": torch.ones(2),
+}
+
+
+@pytest.mark.parametrize("architecture", ["test_vit", "test_resnet"])
+@pytest.mark.parametrize("prefix", ["model.", "net.", "student.backbone.", "encoder.model.", "module.model.encoder."])
+@pytest.mark.parametrize("others", [{}, OTHERS])
+def test_what_a_wrapper_puts_before_the_names_is_found_and_told(
+    architecture: str, prefix: str, others: dict[str, Tensor], tmp_path: Path
+) -> None:
+    (state,) = lightning(create(architecture), tmp_path / "last.ckpt", [prefix], **others)
+    model = create(architecture)
+    info = resolve(spec_for(architecture), tmp_path / "last.ckpt", model=model, seed=0)
+    assert_holds(model, state)
+    told = info.source.removeprefix("file:last.ckpt")
+    if others:
+        assert told == f" (names that begin with {prefix})"
+    assert WeightsInfo.from_dict(info.to_dict()) == info
+
+
+def test_a_teacher_goes_before_its_student(vit: nn.Module, tmp_path: Path) -> None:
+    prefixes = ["student.backbone.", "teacher.backbone."]
+    _, teacher = lightning(create("test_vit"), tmp_path / "last.ckpt", prefixes, **OTHERS)
+    info = resolve(spec_for("test_vit"), tmp_path / "last.ckpt", model=vit, seed=0)
+    assert_holds(vit, teacher)
+    assert info.source == "file:last.ckpt (names that begin with teacher.backbone.)"
+
+
+def test_a_prefix_is_found_where_timm_has_to_convert(tmp_path: Path) -> None:
+    source, model = create("test_vit", img_size=160), create("test_vit", img_size=96)  # another grid of positions
+    lightning(source, tmp_path / "last.ckpt", ["model."], **OTHERS)
+    info = resolve(spec_for("test_vit"), tmp_path / "last.ckpt", model=model, seed=0)
+    assert info.source.endswith("(names that begin with model.)")
+    assert torch.equal(model.patch_embed.proj.weight, source.patch_embed.proj.weight)  # type: ignore[union-attr]
+
+
+def test_another_architecture_under_a_prefix_is_refused(vit: nn.Module, tmp_path: Path) -> None:
+    lightning(create("test_resnet"), tmp_path / "last.ckpt", ["model."], **OTHERS)
+    with pytest.raises(WeightsError, match=r"last\.ckpt: does not fit the architecture test_vit"):
+        resolve(spec_for("test_vit"), tmp_path / "last.ckpt", model=vit, seed=0)

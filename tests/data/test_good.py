@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from blemish.data.good import hold_out_sources
+from blemish.data.good import good_pictures, hold_out_sources
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.2, 0.5, 0.9])
@@ -44,3 +45,10 @@ def test_holding_out_is_by_category() -> None:
             own[i] for i in hold_out_sources(own, 0.4, 1)[1]
         ]
     assert hold_out_sources(names, 0.4, 1, categories=[""] * 30) == hold_out_sources(names, 0.4, 1)
+
+
+def test_open_files_are_read_once_and_for_all(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"content")
+    with (tmp_path / "a").open("rb") as file:
+        found = good_pictures([file, io.BytesIO(b"more")])
+    assert found.sources == [b"content", b"more"]

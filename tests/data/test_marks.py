@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -16,15 +19,50 @@ from blemish.types import Sample
 Write = Callable[..., Path]
 
 
-@pytest.mark.parametrize("size", [(6, 4), (12, 8), (3, 2), (5, 7)])
-def test_a_mask_is_brought_to_size_by_the_nearest_pixel(size: tuple[int, int], write: Write, tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [(6, 4), (12, 8), (3, 2), (4, 7), (2, 1)])
+def test_a_pixel_is_what_lies_under_its_centre(size: tuple[int, int], write: Write, tmp_path: Path) -> None:
     drawn = (np.random.default_rng(0).random((6, 4)) < 0.5).astype(np.uint8) * 255
     sample = Sample(path=Path("a.png"), mask=write(tmp_path / "mask.png", drawn))
     found = marked(sample, *size)
     assert found is not None
     assert (found.dtype, found.shape) == (np.bool_, size)
     for y, x in np.ndindex(*size):
-        assert found[y, x] == (drawn[y * 6 // size[0], x * 4 // size[1]] > 127)
+        row, column = (y + 0.5) * 6 / size[0], (x + 0.5) * 4 / size[1]
+        near = {int(row), math.ceil(row) - 1}, {int(column), math.ceil(column) - 1}  # two where it lies between two
+        assert found[y, x] in {bool(drawn[place] > 127) for place in product(*near)}
+
+
+@pytest.mark.parametrize("sides", [(1024, 256), (700, 256), (100, 256), (1024, 448), (300, 299), (113, 256), (64, 64)])
+@pytest.mark.parametrize("boxed", [False, True])
+def test_masks_and_maps_stay_in_one_place(sides: tuple[int, int], boxed: bool, write: Write, tmp_path: Path) -> None:
+    """The middle of discs and boxes, of masks and of the same drawn as maps, before and after both are resized."""
+    side, new = sides
+    random, missed = np.random.default_rng(0), []
+    for number in range(12):
+        x, y = random.uniform(0.3, 0.6, 2)
+        width, height = random.uniform(0.06, 0.2, 2)
+        rows, columns = (np.mgrid[:side, :side] + 0.5) / side
+        if boxed:
+            shape = (abs(rows - y - height / 2) < height / 2) & (abs(columns - x - width / 2) < width / 2)
+            sample = Sample(path=Path("a.png"), boxes=((x, y, width, height),))
+        else:
+            shape = (rows - y) ** 2 + (columns - x) ** 2 < width**2
+            mask = write(tmp_path / f"{number}.png", shape.astype(np.uint8) * 255)
+            sample = Sample(path=Path("a.png"), mask=mask)
+        found = marked(sample, new, new)
+        assert found is not None
+        resized = cv2.resize(shape.astype(np.float32), (new, new), interpolation=cv2.INTER_LINEAR)
+        missed.append([a - b for a, b in zip(middle(found), middle(resized), strict=True)])
+    # Where a centre lies between two pixels of the mask, the further one counts: half a pixel of the mask.
+    between = new / side / 2 if side % (2 * new) == 0 and not boxed else 0
+    assert np.abs(np.mean(missed, axis=0) * new).max() < between + 0.1 + 0.2 * boxed * new / side
+
+
+def middle(shape: np.ndarray) -> tuple[float, float]:
+    """Down and across, as fractions of the sides."""
+    weights = shape / shape.sum()
+    down, across = ((np.arange(side) + 0.5) / side for side in shape.shape)
+    return float(weights.sum(1) @ down), float(weights.sum(0) @ across)
 
 
 def test_boxes_are_joined_and_a_mask_goes_before_them(write: Write, tmp_path: Path) -> None:

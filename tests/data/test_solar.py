@@ -8,7 +8,7 @@ import pytest
 
 from blemish.data import layouts
 from blemish.data.solar import write_elpv_manifest
-from blemish.errors import DataError, MissingExtraError, OutputError
+from blemish.errors import ConfigError, DataError, MissingExtraError, OutputError
 from blemish.types import ANOMALOUS, NORMAL
 
 installed = pytest.mark.skipif(
@@ -39,6 +39,22 @@ def test_the_split_goes_by_seed(tmp_path: Path) -> None:
         write_elpv_manifest(tmp_path / name, seed).read_text() for name, seed in [("a", 0), ("b", 0), ("c", 1)]
     )
     assert first == again != other
+
+
+@installed
+def test_a_part_of_the_cells_is_drawn_by_the_seed(tmp_path: Path) -> None:
+    whole = {sample.path: sample for sample in layouts.read(write_elpv_manifest(tmp_path / "all.csv")).samples}
+    few, more, odd = (layouts.read(write_elpv_manifest(tmp_path / f"{n}.csv", cells=n)) for n in (20, 200, 7))
+    assert (len(more.train()), len(more.normals()), len(more.anomalies())) == (200, 300, 100)
+    assert (len(odd.train()), len(odd.normals()), len(odd.anomalies())) == (7, 11, 3)
+    assert all(whole[sample.path] == sample for sample in more.samples)  # in the same split
+    assert {sample.path for sample in few.samples} < {sample.path for sample in more.samples}
+    other = layouts.read(write_elpv_manifest(tmp_path / "other.csv", seed=1, cells=20))
+    assert {sample.path for sample in other.samples} != {sample.path for sample in few.samples}
+    for cells in (1, 755, -3):
+        with pytest.raises(ConfigError, match=f"cells: 2 to 754 can be drawn, got {cells}"):
+            write_elpv_manifest(tmp_path / "no.csv", cells=cells)
+    assert not (tmp_path / "no.csv").exists()
 
 
 def pretend_installed(monkeypatch: pytest.MonkeyPatch, folder: Path | None) -> None:

@@ -86,7 +86,8 @@ def test_batches_hold_every_picture_once_in_order(batch_size: int, picture: Part
     stream = PictureStream(sources, PLAIN, batch_size)
     for _ in range(2):  # it starts anew each time
         batches = list(stream)
-        assert len(batches) == stream.batches == -(-7 // batch_size)
+        assert len(batches) == -(-7 // batch_size)
+        assert stream.rows == 7
         assert torch.cat([batch.owners for batch in batches]).tolist() == list(range(7))
         assert all(len(batch.images) == len(batch.owners) == batch_size for batch in batches[:-1])
         images = torch.cat([batch.images for batch in batches])
@@ -100,8 +101,8 @@ def test_turned_copies_share_their_owner(rotations: int, picture: Part) -> None:
     sources = [picture(seed) for seed in range(3)]
     stream = PictureStream(sources, PLAIN, batch_size=4, rotations=rotations)
     batches = list(stream)
-    assert len(batches) == stream.batches
     owners = torch.cat([batch.owners for batch in batches]).tolist()
+    assert len(owners) == stream.rows
     assert owners == [owner for owner in range(3) for _ in range(rotations)]
     images = torch.cat([batch.images for batch in batches])
     expected = [
@@ -111,13 +112,28 @@ def test_turned_copies_share_their_owner(rotations: int, picture: Part) -> None:
     assert len(stream.digests) == 3  # of the pictures, not of their copies
 
 
+@pytest.mark.parametrize("rotations", [1, 2])
+@pytest.mark.parametrize("batch_size", [1, 2, 50])
+def test_pictures_of_the_same_content_share_the_owner_of_the_first(
+    batch_size: int, rotations: int, picture: Part, write: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Or a picture that is left out would be judged by its own twin; the name and the file format do not matter."""
+    twin, other = write(tmp_path / "twin.bmp", picture(1)), write(tmp_path / "other.png", picture(1))
+    sources = [picture(0), picture(1), twin, "nowhere.png", picture(2), picture(0), other]
+    stream = PictureStream(sources, PLAIN, batch_size, rotations=rotations)
+    for _ in range(2):
+        owners = torch.cat([batch.owners for batch in stream]).tolist()
+        assert owners == [owner for owner in (0, 1, 1, 4, 0, 1) for _ in range(rotations)]
+    assert len(set(stream.digests.values())) == 3
+
+
 @pytest.mark.parametrize("rotations", [1, 3])
 def test_mirrored_copies_follow_their_plain_ones(rotations: int, picture: Part) -> None:
     sources = [picture(seed) for seed in range(2)]
     stream = PictureStream(sources, PLAIN, batch_size=5, rotations=rotations, flips=True)
     batches = list(stream)
-    assert len(batches) == stream.batches
     owners = torch.cat([batch.owners for batch in batches]).tolist()
+    assert len(owners) == stream.rows
     assert owners == [owner for owner in range(2) for _ in range(2 * rotations)]
     expected = [
         prepare(decode(source), PLAIN, angle=360 * turn / rotations, flip=flip)
@@ -142,6 +158,17 @@ def test_broken_pictures_are_set_aside(tmp_path: Path, picture: Part) -> None:
     assert stream.failures[3].source == "array 3"
     assert stream.failures[5] == Failure(source="nowhere.png", reason="does not exist")
     assert set(stream.digests) == {0, 2, 4}
+
+
+def test_a_picture_that_was_broken_once_stays_out(picture: Part, write: Callable[..., Path], tmp_path: Path) -> None:
+    """Every pass is over the same pictures, whatever comes to lie there in between."""
+    stream = PictureStream([tmp_path / "late.png", picture(1)], PLAIN, batch_size=2)
+    for _ in range(2):
+        (batch,) = stream
+        assert batch.owners.tolist() == [1]
+        assert set(stream.digests) == {1}
+        write(tmp_path / "late.png", picture(0))
+    assert set(stream.failures) == {0}
 
 
 def test_nothing_but_broken_pictures(tmp_path: Path) -> None:
@@ -234,3 +261,22 @@ def test_a_mask_that_cannot_be_read_is_named(tmp_path: Path, picture: Part, writ
     assert list(stream) == []
     reasons = {Path(failure.source).name: failure.reason for failure in stream.failures.values()}
     assert reasons == {"mask.png": "is not a picture (looks like text)", "nowhere.png": "does not exist"}
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 3])
+def test_map_ahead_takes_no_more_than_it_says_and_loses_nothing(ahead: int) -> None:
+    taken: list[int] = []
+
+    def items() -> Iterator[int]:
+        for number in range(7):
+            taken.append(number)
+            yield number
+        raise OSError("unplugged")
+
+    results = map_ahead(lambda number: number * 10, items(), ahead=ahead)
+    for place in range(7):
+        assert next(results) == place * 10
+        assert len(taken) <= place + 1 + ahead
+    with pytest.raises(OSError, match="unplugged"):
+        next(results)
+    assert decoder_threads() == []

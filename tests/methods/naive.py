@@ -5,14 +5,17 @@ from __future__ import annotations
 import numpy as np
 
 
-def upsampled(values: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Bilinear, pixels being areas: h w -> height width."""
+def upsampled(values: np.ndarray, height: int, width: int, offset: float = 0.0, onto: float = 0.0) -> np.ndarray:
+    """Bilinear, pixels being areas: h w … -> height width ….
+
+    The values lie `offset` of their cells right of and below the middle of these, the result `onto` of its own.
+    """
 
     def neighbours(place: int, new: int, old: int) -> tuple[int, int, float]:
-        centre = min(max((place + 0.5) * old / new - 0.5, 0), old - 1)
+        centre = min(max((place + 0.5 + onto) * old / new - 0.5 - offset, 0), old - 1)
         return int(centre), min(int(centre) + 1, old - 1), centre - int(centre)
 
-    result = np.empty((height, width))
+    result = np.empty((height, width, *values.shape[2:]))
     for y, x in np.ndindex(height, width):
         top, bottom, down = neighbours(y, height, values.shape[0])
         left, right, across = neighbours(x, width, values.shape[1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from blemish.methods.memory import Knn
 from blemish.types import Scores
 
 HEADS = 2
+guarded = partial(EntropyAdapter, guarded=True)
 
 
 class Bias:
@@ -46,9 +48,11 @@ class Bias:
         self.looks += 1
         odds = images[:, 0, 0, HEADS][None]
         entropies = (images[:, 0, 0, :HEADS] + self.bias)[None]
-        return Look(odds, torch.zeros(len(images), 1, 2, 2), entropies)
+        return Look(torch.zeros(len(images), 1, 2, 2), odds, entropies)
 
     def combine(self, look: Look) -> Scores:
+        assert look.odds is not None
+        assert look.entropies is not None
         return Scores(look.odds.mean(0) + look.entropies.sum((0, 2)), look.maps[:, 0])
 
 
@@ -66,7 +70,8 @@ def noise(count: int, seed: int, scale: float = 0.1) -> Tensor:
 
 def fitted() -> Bias:
     """Normal pictures lie around 0, synthetic ones around 1."""
-    return Bias(*summary([noise(40, 0)[None], 1 + noise(40, 1)[None]]))
+    statistics, limit = summary([noise(40, 0)[None], 1 + noise(40, 1)[None]])
+    return Bias(statistics, torch.stack([limit, torch.tensor(40.0)]))
 
 
 def batch(shift: float = 0.5, *, seed: int = 2, normal: int = 6, anomalous: int = 6) -> Tensor:
@@ -142,13 +147,11 @@ def test_drift(known: float) -> None:
 
 def test_the_limit_is_seldom_passed_by_training_pictures() -> None:
     normal = torch.rand(2, 50, 3)
-    statistics, chance = summary([normal, torch.rand(2, 30, 3)])
-    limit, known = chance.tolist()
+    statistics, limit = summary([normal, torch.rand(2, 30, 3)])
     rng = np.random.default_rng(0)
     drifts = np.array([float(drift(normal[:, rng.integers(50, size=16)], statistics)) for _ in range(1500)])
-    assert 0.001 < (drifts > limit).mean() < 0.03
-    assert known == 50
-    assert drift(normal + 0.3, statistics, known) > limit
+    assert 0.001 < (drifts > float(limit)).mean() < 0.03
+    assert drift(normal + 0.3, statistics, 50) > limit
 
 
 def test_the_limit_is_seldom_passed_by_new_pictures_of_the_same_kind() -> None:
@@ -156,11 +159,10 @@ def test_the_limit_is_seldom_passed_by_new_pictures_of_the_same_kind() -> None:
     passed = []
     for _ in range(10):
         normal = torch.randn(1, 20, 6, generator=generator) * 0.01 + 0.8
-        statistics, chance = summary([normal, normal])
-        limit, known = chance.tolist()
+        statistics, limit = summary([normal, normal])
         for _ in range(20):
             new = torch.randn(1, 32, 6, generator=generator) * 0.01 + 0.8
-            passed.append(bool(drift(new, statistics, known) > limit))
+            passed.append(bool(drift(new, statistics, 20) > limit))
     assert np.mean(passed) < 0.1
 
 
@@ -206,7 +208,7 @@ def test_one_picture_of_a_class_has_a_gradient_that_is_finite() -> None:
 @pytest.mark.parametrize(("steps", "batches"), [(1, 1), (3, 1), (1, 2)])
 def test_the_steps_by_hand(steps: int, batches: int) -> None:
     model = fitted()
-    adapter = EntropyAdapter(model, "online", rate=0.05, steps=steps)
+    adapter = guarded(model, "online", rate=0.05, steps=steps)
     statistics = f64(model.statistics)
     bias, momentum = np.zeros(HEADS), np.zeros(HEADS)
     for number in range(batches):
@@ -235,7 +237,7 @@ def test_a_small_gradient_is_not_stretched() -> None:
     model.statistics[:, 2:] = 10.0  # wide spreads: a flat discrepancy
     images = batch(0.5)
     start = model.combine(model.examine(images)).image
-    moved = EntropyAdapter(model, "online", rate=0.05, steps=1).score(images).scores.image - start
+    moved = guarded(model, "online", rate=0.05, steps=1).score(images).scores.image - start
     assert 0 < float(moved.abs().max()) < 0.01
 
 
@@ -248,7 +250,7 @@ def test_between_batches_the_weights_are_the_artifacts_bit_for_bit(mode: Any) ->
     before = {name: tensor.clone() for name, tensor in model.backbone.state_dict().items()}
     images = batch()
     start = model.combine(model.examine(images))
-    adapter = EntropyAdapter(model, mode, rate=0.0137, steps=2)
+    adapter = guarded(model, mode, rate=0.0137, steps=2)
     for seed in range(3):
         assert adapter.score(batch(seed=seed)).adapted
         assert all(torch.equal(tensor, before[name]) for name, tensor in model.backbone.state_dict().items())
@@ -259,10 +261,10 @@ def test_between_batches_the_weights_are_the_artifacts_bit_for_bit(mode: Any) ->
 def test_after_a_restoration_it_starts_anew() -> None:
     """Without the momentum of what was before."""
     first, again = fitted(), fitted()
-    adapter = EntropyAdapter(first, "online", rate=0.02, steps=1)
+    adapter = guarded(first, "online", rate=0.02, steps=1)
     adapter.score(batch(seed=3))
     adapter.restore()
-    fresh = EntropyAdapter(again, "online", rate=0.02, steps=1)
+    fresh = guarded(again, "online", rate=0.02, steps=1)
     for seed in (4, 5):
         assert same(adapter.score(batch(seed=seed)).scores, fresh.score(batch(seed=seed)).scores)
 
@@ -270,7 +272,7 @@ def test_after_a_restoration_it_starts_anew() -> None:
 def test_episodic_results_depend_on_their_own_batch_only() -> None:
     results: dict[str, list[Adapted]] = {}
     for mode in ("online", "episodic"):
-        adapter = EntropyAdapter(fitted(), mode, rate=0.02, steps=1)
+        adapter = guarded(fitted(), mode, rate=0.02, steps=1)
         results[mode] = [adapter.score(batch(seed=seed)) for seed in (2, 3, 2)]
     assert all(result.adapted for each in results.values() for result in each)
     assert same(results["episodic"][0].scores, results["episodic"][2].scores)
@@ -281,7 +283,7 @@ def test_episodic_results_depend_on_their_own_batch_only() -> None:
 @pytest.mark.parametrize("mode", ["online", "episodic"])
 def test_few_pictures_are_scored_by_the_artifacts_own_weights(mode: Any) -> None:
     model, other = fitted(), fitted()
-    adapter, undisturbed = (EntropyAdapter(each, mode, rate=0.02, steps=1) for each in (model, other))
+    adapter, undisturbed = (guarded(each, mode, rate=0.02, steps=1) for each in (model, other))
     few = batch(normal=4, anomalous=LEAST - 5)
     unadapted = fitted()
     expected = unadapted.combine(unadapted.examine(few))
@@ -299,20 +301,20 @@ def test_few_pictures_are_scored_by_the_artifacts_own_weights(mode: Any) -> None
 @pytest.mark.parametrize("mode", ["online", "episodic"])
 def test_a_step_that_is_not_finite_restores_the_source(mode: Any) -> None:
     model = fitted()
-    adapter = EntropyAdapter(model, mode, rate=0.02, steps=1)
+    adapter = guarded(model, mode, rate=0.02, steps=1)
     assert adapter.score(batch()).adapted
     endless = batch(seed=3)
     endless[0, 0, 0, 0] = math.inf
     result = adapter.score(endless)
     assert (result.adapted, result.note) == (False, "not adapted: the step was not finite")
     assert torch.equal(model.bias, torch.zeros(HEADS))
-    fresh = EntropyAdapter(fitted(), mode, rate=0.02, steps=1)
+    fresh = guarded(fitted(), mode, rate=0.02, steps=1)
     assert same(adapter.score(batch(seed=4)).scores, fresh.score(batch(seed=4)).scores)
 
 
 def test_weights_that_overflow_are_not_kept() -> None:
     model = fitted()
-    result = EntropyAdapter(model, "online", rate=math.inf, steps=1).score(batch())
+    result = guarded(model, "online", rate=math.inf, steps=1).score(batch())
     assert (result.adapted, result.note) == (False, "not adapted: the step was not finite")
     assert torch.equal(model.bias, torch.zeros(HEADS))
     assert same(result.scores, model.combine(model.examine(batch())))
@@ -322,7 +324,7 @@ def test_a_step_that_brings_the_moments_no_nearer_is_not_kept() -> None:
     model = fitted()
     images = batch()
     start = model.combine(model.examine(images))
-    result = EntropyAdapter(model, "online", rate=100.0, steps=1).score(images)
+    result = guarded(model, "online", rate=100.0, steps=1).score(images)
     assert (result.adapted, result.note) == (False, "not adapted: the step did not help")
     assert same(result.scores, start)
     assert torch.equal(model.bias, torch.zeros(HEADS))
@@ -330,7 +332,7 @@ def test_a_step_that_brings_the_moments_no_nearer_is_not_kept() -> None:
 
 def test_what_was_learned_before_such_a_step_is_kept() -> None:
     model = fitted()
-    adapter = EntropyAdapter(model, "online", rate=0.02, steps=1)
+    adapter = guarded(model, "online", rate=0.02, steps=1)
     adapter.score(batch())
     adapter._optimizer.param_groups[0]["lr"] = 100.0
     images = batch(seed=3)
@@ -338,7 +340,7 @@ def test_what_was_learned_before_such_a_step_is_kept() -> None:
     assert result.note == "not adapted: the step did not help"
     assert result.adapted  # by the first batch
     expected = fitted()
-    first = EntropyAdapter(expected, "online", rate=0.02, steps=1)
+    first = guarded(expected, "online", rate=0.02, steps=1)
     first.score(batch())
     with torch.no_grad():
         expected.bias.copy_(first._current[1])
@@ -350,10 +352,12 @@ def test_what_was_learned_before_such_a_step_is_kept() -> None:
 
 def test_pictures_like_those_of_the_training_are_not_adapted_to() -> None:
     model = fitted()
-    adapter = EntropyAdapter(model, "online", rate=0.02, steps=1)
+    adapter = guarded(model, "online", rate=0.02, steps=1)
     images = batch(0.0)
     limit, known = model.chance.tolist()
-    assert drift(model.examine(images[:6]).entropies, model.statistics, known) < limit
+    entropies = model.examine(images[:6]).entropies
+    assert entropies is not None
+    assert drift(entropies, model.statistics, known) < limit
     result = adapter.score(images)
     assert (result.adapted, result.note) == (False, "not adapted: as the training pictures")
     assert same(result.scores, model.combine(model.examine(images)))
@@ -367,20 +371,42 @@ def test_the_guard_looks_at_what_is_taken_for_normal() -> None:
     model = fitted()
     odd = batch(0.0)
     odd[6:, 0, 0, :HEADS] += 5  # anomalies may be anywhere
-    assert (
-        EntropyAdapter(model, "online", rate=0.02, steps=1).score(odd).note == "not adapted: as the training pictures"
-    )
+    assert guarded(model, "online", rate=0.02, steps=1).score(odd).note == "not adapted: as the training pictures"
     nearly_all = batch(0.0, normal=1, anomalous=11)  # one normal picture says too little: then all of them
     assert (
-        EntropyAdapter(model, "online", rate=0.02, steps=1).score(nearly_all).note
-        != "not adapted: as the training pictures"
+        guarded(model, "online", rate=0.02, steps=1).score(nearly_all).note != "not adapted: as the training pictures"
     )
+
+
+def test_without_the_guard_it_always_adapts() -> None:
+    """As published: to pictures like those of the training as well, and whether or not a step helps."""
+    images = batch(0.0)
+    steps = {}
+    for guard in (True, False):
+        model = fitted()
+        adapter = EntropyAdapter(model, "online", rate=0.02, steps=1, guarded=guard)
+        steps[guard] = (adapter.score(images), model.combine(model.examine(images)))
+    assert (steps[True][0].adapted, steps[False][0].adapted) == (False, True)
+    assert steps[False][0].note == ""
+    assert not same(steps[False][0].scores, steps[False][1])
+    model = fitted()
+    overshot = EntropyAdapter(model, "online", rate=100.0, steps=1, guarded=False).score(batch())
+    assert (overshot.adapted, overshot.note) == (True, "")
+    assert float((overshot.scores.image - model.combine(model.examine(batch())).image).abs().max()) > 1
+    assert torch.equal(model.bias, torch.zeros(HEADS))  # between batches it is the artifact's
+
+
+def test_without_the_guard_few_pictures_and_endless_steps_are_still_not_adapted_to() -> None:
+    few = EntropyAdapter(fitted(), "online", rate=0.02, steps=1, guarded=False).score(batch(normal=4, anomalous=3))
+    assert not few.adapted
+    endless = EntropyAdapter(fitted(), "online", rate=math.inf, steps=1, guarded=False).score(batch())
+    assert (endless.adapted, endless.note) == (False, "not adapted: the step was not finite")
 
 
 @pytest.mark.parametrize("look", [0, 1, 2, 3], ids=["before", "the first step", "the second step", "after"])
 def test_an_exception_leaves_neither_gradients_nor_half_a_step(look: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model, other = fitted(), fitted()
-    adapter, undisturbed = (EntropyAdapter(each, "online", rate=0.02, steps=2) for each in (model, other))
+    adapter, undisturbed = (guarded(each, "online", rate=0.02, steps=2) for each in (model, other))
     for each in (adapter, undisturbed):
         assert each.score(batch()).adapted
     examine: Callable[[Tensor], Look] = model.examine
@@ -407,10 +433,10 @@ def test_an_exception_leaves_neither_gradients_nor_half_a_step(look: int, monkey
 
 def test_modes_and_models_that_cannot_adapt() -> None:
     with pytest.raises(ConfigError, match="adaptation: online or episodic, got 'sometimes'"):
-        EntropyAdapter(fitted(), "sometimes", rate=0.1, steps=1)  # type: ignore[arg-type]
+        guarded(fitted(), "sometimes", rate=0.1, steps=1)  # type: ignore[arg-type]
     bare = fitted()
     bare.statistics = torch.empty(0)
     with pytest.raises(ConfigError, match="holds no statistics to adapt to"):
-        EntropyAdapter(bare, "online", rate=0.1, steps=1)
+        guarded(bare, "online", rate=0.1, steps=1)
     with pytest.raises(ConfigError, match="knn cannot adapt to the pictures that it scores; guided can"):
         Method.adapter(Knn.__new__(Knn), "online")

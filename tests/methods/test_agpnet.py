@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,15 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+import blemish
+from blemish import artifact
 from blemish.backbones import Backbone, build
+from blemish.config import from_dict, to_dict
 from blemish.errors import ConfigError, NotFittedError
-from blemish.methods.agpnet import AGPNet, AGPNetConfig, Decoder, Dropout
+from blemish.methods.agpnet import AGPNet, AGPNetConfig
+from blemish.methods.decoder import Decoder, Dropout
 from blemish.methods.guidance import normalise
+from blemish.methods.taught import TaughtConfig
 from blemish.methods.trained import TrainingBatch
 
 HEIGHT, WIDTH = 64, 48
@@ -32,6 +38,7 @@ TINY: dict[str, Any] = {
     "width": 32,
     "depth": 2,
     "heads": 2,
+    "beta": 0.0,
 }
 
 
@@ -231,10 +238,12 @@ def test_targets_and_prior_of_a_cnn() -> None:
     assert encoded["targets"].shape == (2, 1, 24, 32 + 48 + 192)
     for picture in range(2):
         levels, squares = [], []
-        for tokens, grid in zip(features.tokens, features.grids, strict=True):
+        for tokens, grid, offset in zip(features.tokens, features.grids, features.offsets, strict=True):
             rows = f64(tokens[picture])
             normed = np.stack([layer_normed(row) for row in rows]).reshape(*grid, -1)
             squared = np.array([sum(value * value for value in row) / len(row) for row in rows]).reshape(*grid, 1)
+            at_its_places = grid[0] / 4 * features.offsets[2]  # in its own cells
+            normed, squared = (upsampled(each, *grid, offset, at_its_places) for each in (normed, squared))
             levels.append(shrunk(normed, 4, 6).reshape(24, -1))
             squares.append(min_max(shrunk(squared, 4, 6).reshape(24)))
         np.testing.assert_allclose(f64(encoded["targets"][picture, 0]), np.concatenate(levels, axis=1), atol=2e-5)
@@ -249,7 +258,8 @@ def test_the_prior_is_the_cls_row_averaged_over_heads_and_layers() -> None:
         for layer in (2, 4, 5):
             heads = f64(full[layer][picture])
             for head in heads:
-                expected[picture] += head[0, 1:] / len(heads) / 3
+                row = head[0, 1:]  # without [CLS] itself
+                expected[picture] += row / sum(row) / len(heads) / 3
     np.testing.assert_allclose(f64(method.encode(pictures(3))["prior"]), expected, rtol=1e-5)
     assert np.ptp(expected, axis=1).min() > 1e-3 * expected.mean()  # or any constant would do
     assert "prior" not in agpnet(feature_noise="random", image_noise="random").encode(pictures())
@@ -487,18 +497,19 @@ def weights_of(method: AGPNet, features: Tensor, guide: Tensor, progress: float)
     return np.asarray(added.mean(axis=2))
 
 
-@pytest.mark.parametrize("floor", [0.0, 0.25])
+@pytest.mark.parametrize("noise_unit", ["std", "absolute"])
+@pytest.mark.parametrize("beta", [0.0, 0.25])
 @pytest.mark.parametrize("kind", ["random", "attention", "shuffled"])
-def test_where_the_noise_goes(kind: str, floor: float) -> None:
-    method = agpnet(feature_noise=kind, noise_floor=floor)
+def test_where_the_noise_goes(kind: str, beta: float, noise_unit: str) -> None:
+    method = agpnet(feature_noise=kind, beta=beta, noise_unit=noise_unit)
     features = torch.randn(4, 12, 64) * torch.tensor([0.5, 1, 2, 4])[:, None, None] + 1
     guide = normalise(torch.rand(4, 12))
     got = weights_of(method, features, guide, 0.6)
     for picture in range(4):
-        unit = statistics.stdev(f64(features[picture]).ravel())
-        expected = [0.75 * unit * (floor + (1 - floor) * float(weight)) for weight in guide[picture]]
+        unit = 1.0 if noise_unit == "absolute" else statistics.stdev(f64(features[picture]).ravel())
+        expected = [unit * (0.75 * float(weight) + beta) for weight in guide[picture]]
         if kind == "random":
-            expected = [0.75 * unit] * 12
+            expected = [unit * (0.75 + beta)] * 12
         if kind == "shuffled":
             assert not np.allclose(got[picture], expected, rtol=1e-3)
             np.testing.assert_allclose(np.sort(got[picture]), np.sort(expected), rtol=1e-4, atol=1e-5)
@@ -514,6 +525,7 @@ def test_features_as_they_are_without_noise() -> None:
     features = torch.randn(2, 12, 64)
     assert torch.equal(agpnet(feature_noise="none")._perturbed(features, torch.ones(2, 12), 0.9), features)
     assert torch.equal(agpnet()._perturbed(features, torch.ones(2, 12), 0.0), features)
+    assert torch.equal(agpnet(feature_noise="none", beta=0.5)._perturbed(features, torch.ones(2, 12), 0.9), features)
 
 
 def test_the_noise_is_gaussian_and_anew_each_time() -> None:
@@ -633,7 +645,7 @@ def test_the_loss_is_the_mean_of_its_two_terms(monkeypatch: pytest.MonkeyPatch) 
         for b, n in np.ndindex(2, 12):
             perturbed[b, n] += 0.5 * guide[b, n] * statistics.stdev(seen[b].ravel()) * noise[b, n]
         given = decoded(method, perturbed)[0][:, 0]
-        terms.append(sum((given[place] - clean[place]) ** 2 for place in np.ndindex(clean.shape)) / clean.size)
+        terms.append(sum(np.square(given[b, n] - clean[b, n]).sum() for b, n in np.ndindex(2, 12)) / 24)
     assert abs(terms[0] - terms[1]) > 1e-3 * terms[0]  # so that either alone would be seen
     assert loss.item() == pytest.approx((terms[0] + terms[1]) / 2, rel=1e-4)
     (given_images, given_guide, given_progress) = asked[0]
@@ -651,7 +663,7 @@ def test_single_terms(feature_noise: str, image_noise: str, monkeypatch: pytest.
     assert set(batch.features) == {"targets"}
     start(method)
     clean = f64(batch.features["targets"])
-    expected = float(np.mean((decoded(method, clean[:, 0])[0] - clean) ** 2))
+    expected = float(np.mean(np.sum((decoded(method, clean[:, 0])[0] - clean) ** 2, axis=-1)))
     assert method.training_step(batch, 0.9).item() == pytest.approx(expected, rel=1e-4)
 
 
@@ -670,8 +682,8 @@ def test_the_losses_and_their_gradients(loss: str, spared: float, progress: floa
     for place in np.ndindex(2, 2, 12):
         g, t = f64(given)[place], f64(targets)[place]
         if loss == "l2":
-            expected += apart[place] ** 2 / 48 / 16
-            gradient[place] = 2 * (g - t) / 48 / 16
+            expected += apart[place] ** 2 / 48  # over the places, not the channels
+            gradient[place] = 2 * (g - t) / 48
         else:
             weight = 0.1 if easy and apart[place] <= ordered[easy - 1] else 1.0
             expected += weight * apart[place] / 48
@@ -691,7 +703,7 @@ def test_the_parameters_after_one_step() -> None:
     weight, bias = f64(method.decoder.outward.weight), f64(method.decoder.outward.bias)
     by_weight, by_bias = np.zeros_like(weight), np.zeros_like(bias)
     for b, n in np.ndindex(2, 12):
-        error = 2 * (given[b, 0, n] - targets[b, n]) / targets.size
+        error = 2 * (given[b, 0, n] - targets[b, n]) / 24
         by_weight += np.outer(error, hidden[b, n])
         by_bias += error
     optimizer = method.optimizer()
@@ -707,10 +719,35 @@ def test_the_parameters_after_one_step() -> None:
         (method.decoder.outward.bias, bias, by_bias),
     ):
         assert got.grad is not None
-        np.testing.assert_allclose(f64(got.grad), gradient, rtol=1e-3, atol=1e-5)
-        certain = np.abs(gradient) > 1e-4  # the step is its sign: not to be told in float32 where it is about 0
+        np.testing.assert_allclose(f64(got.grad), gradient, rtol=1e-3, atol=1e-3)
+        certain = np.abs(gradient) > 1e-2  # the step is its sign: not to be told in float32 where it is about 0
         assert certain.mean() > 0.9
         np.testing.assert_allclose(f64(got)[certain], stepped(value, gradient)[certain], atol=1e-6)
+
+
+@pytest.mark.parametrize("backbone", ["test_vit", "test_resnet"])
+def test_the_limit_of_the_gradients_grows_with_the_loss(backbone: str) -> None:
+    """A loss that adds up the channels has gradients as many times as large as one that averages them."""
+    size: dict[str, Any] = {"backbone": backbone, "image_size": (64, 96), "layers": (2, 3)}
+    quiet: dict[str, Any] = {"feature_noise": "none", "image_noise": "none"}
+    method, cosine = agpnet(**size, **quiet), agpnet(**size, **quiet, loss="cosine")
+    batch = batch_of(method, pictures(2, height=64, width=96))
+    targets = batch.features["targets"]
+    method.training_step(batch, 0.0).backward()
+    added = [parameter.grad for parameter in method.decoder.parameters()]
+    method.decoder.zero_grad(set_to_none=True)
+    torch.nn.functional.mse_loss(method.decoder(targets.sum(1)), targets).backward()
+    averaged = [parameter.grad for parameter in method.decoder.parameters()]
+
+    def clipped(gradients: list[Tensor | None], limit: float) -> Tensor:
+        found = torch.cat([g.flatten() for g in gradients if g is not None])
+        assert float(found.norm()) > limit  # or the limit would not be seen
+        return found * limit / found.norm()
+
+    many = targets.shape[-1]
+    torch.testing.assert_close(
+        clipped(added, method.clip_norm), many * clipped(averaged, cosine.clip_norm), rtol=1e-3, atol=1e-4
+    )
 
 
 # Eq. 8: the map and the score
@@ -920,6 +957,7 @@ def test_recipes() -> None:
     assert (paper.backbone, paper.image_size, paper.epochs, paper.pictures_per_step) == ("dino_vits16", (224,), 500, 32)
     assert (paper.groups, paper.depth, paper.loss, paper.dropout) == (1, 4, "l2", 0.0)
     assert (paper.feature_noise, paper.image_noise, paper.attention) == ("attention", "attention", "both")
+    assert (paper.noise_low, paper.noise_high, paper.beta, paper.noise_unit) == (0.0, 1.0, 0.5, "std")
     assert (paper.mean_teacher, paper.ema_decay, paper.ema_every) == (True, 0.9999, 10)
     assert round(paper.score_window * 224) == 16
 
@@ -935,7 +973,8 @@ def test_recipes() -> None:
         ({"dropout": 1.0}, "dropout: a fraction in"),
         ({"spared": -0.1}, "spared: a fraction in"),
         ({"score_window": 1.0}, "score_window: a fraction in"),
-        ({"noise_floor": 1.1}, "noise_floor: a fraction in"),
+        ({"beta": -0.1}, "beta: a finite number from 0"),
+        ({"beta": math.nan}, "beta: a finite number from 0"),
         ({"noise_until": math.nan}, "noise_until: a fraction in"),
         ({"image_share": -1.0}, "image_share: a fraction in"),
         ({"noise_low": 2.0, "noise_high": 1.0}, "0 <= low <= high, got 2.0 and 1.0"),
@@ -949,6 +988,66 @@ def test_recipes() -> None:
 def test_settings_that_cannot_be(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         AGPNetConfig(**settings)
+
+
+# A config as artifacts and rows of blemish 0.1.0 carry it, all its keys
+OLD: dict[str, Any] = {
+    **{"backbone": "test_vit", "image_size": [64, 48], "layers": [2, 4], "rotations": 1, "flips": False},
+    **{"smoothing": 0.015, "top_fraction": 0.001, "seed": 0, "epochs": 20, "min_steps": 2500},
+    **{"pictures_per_step": 2, "learning_rate": 0.002, "weight_decay": 0.0001, "cache_gib": 4.0, "groups": 2},
+    **{"width": 32, "depth": 2, "heads": 2, "attentions": 1, "start": "linear", "softmax": False},
+    **{"dropout": 0.2, "loss": "cosine", "spared": 0.9, "feature_noise": "attention", "image_noise": "none"},
+    **{"noise_low": 0.0, "noise_high": 1.0, "noise_until": 0.8, "noise_floor": 0.5, "image_share": 0.6},
+    **{"image_from": 0.2, "attention": "prior", "mean_teacher": True, "ema_decay": None, "ema_every": 10},
+    **{"schedule": "cosine", "score_window": 0.0},
+}
+
+
+@pytest.mark.parametrize("kind", ["random", "attention"])
+@pytest.mark.parametrize("floor", [0.0, 0.3, 1.0])
+def test_old_settings_become_those_with_the_same_noise_at_the_end(floor: float, kind: str) -> None:
+    old = {**OLD, "noise_low": 0.2, "noise_high": 1.5, "noise_floor": floor, "feature_noise": kind}
+    config = from_dict(AGPNetConfig, AGPNetConfig.migrate(old))
+    assert old["noise_floor"] == floor  # what was given is left alone
+    features, guide = torch.randn(2, 12, 64), normalise(torch.rand(2, 12))
+    unit = features.std(dim=(1, 2), keepdim=True)[:, :, 0]
+    shape = torch.ones_like(guide) if kind == "random" else guide
+    got = weights_of(AGPNet(config, backbone_of("test_vit")), features, guide, 0.8)
+    np.testing.assert_allclose(got, f64(1.5 * (floor + (1 - floor) * shape) * unit), rtol=1e-4, atol=1e-5)
+    # Every other setting is as it was, and settings of today stay what they are.
+    new = to_dict(config)
+    noise = {"noise_floor", "noise_low", "noise_high", "beta", "noise_unit"}
+    assert {key: new[key] for key in new if key not in noise} == {key: old[key] for key in old if key not in noise}
+    assert AGPNetConfig.migrate(new) == new
+
+
+def test_old_settings_of_a_normality_part_are_read() -> None:
+    old = {"normality": "agpnet", "normality_settings": ["noise_floor=0.25", "width=64"]}
+    config = from_dict(TaughtConfig, TaughtConfig.migrate(old))
+    normality = config.normality_config
+    assert isinstance(normality, AGPNetConfig)
+    assert (normality.beta, normality.noise_high, normality.width) == (0.25, 0.75, 64)
+    for today in ({"normality_settings": ["bank_size=9", "backbone=test_vit"]}, {"sharpness": 2.0}):
+        assert TaughtConfig.migrate(today) == today
+
+
+def test_an_artifact_of_the_old_form_scores_as_it_did(picture: Callable[..., np.ndarray], tmp_path: Path) -> None:
+    parts = [picture(seed) for seed in range(4)]
+    brief: dict[str, Any] = {**TINY, "image_size": 64, "epochs": 1, "min_steps": 2}
+    detector = blemish.fit("agpnet", parts, weights="random", device="cpu", precision="fp32", **brief)
+    tensors, manifest = artifact.read(detector.save(tmp_path / "new.blemish"))
+    manifest["config"] = {**OLD, "image_size": [64], "min_steps": 2}
+    artifact.write(tmp_path / "old.blemish", tensors, manifest)
+    old = blemish.load(tmp_path / "old.blemish", device="cpu", precision="fp32")
+    assert isinstance(old.method.config, AGPNetConfig)
+    assert (old.method.config.beta, old.method.config.noise_high) == (0.5, 0.5)
+    for part in (*parts, picture(9, defect=True)):
+        was, now = detector.predict(part), old.predict(part)
+        assert (now.score, now.label) == (was.score, was.label)
+        np.testing.assert_array_equal(now.anomaly_map, was.anomaly_map)
+    again = blemish.load(old.save(tmp_path / "again.blemish"), device="cpu", precision="fp32")
+    assert again.method.config == old.method.config
+    assert again.manifest["config"] == manifest["config"]  # the file still says what was asked for
 
 
 def test_layers_that_do_not_exist() -> None:

@@ -22,7 +22,7 @@ from blemish.data.transforms import Preprocessing
 from blemish.errors import CollapseError, ConfigError
 from blemish.methods import METHODS, apmask
 from blemish.methods.apmask import APMask, APMaskConfig, blurred, cropped, far_from_a_place, most, recoloured, view
-from blemish.methods.guided import ClassHead
+from blemish.methods.heads import ClassHead
 from blemish.methods.trained import TrainingBatch
 from blemish.training import train
 
@@ -119,7 +119,8 @@ def unit(x: Tensor) -> Tensor:
 
 
 def encoded(weights: Weights, picture: Tensor, kept: list[int] | None = None) -> tuple[Tensor, list[float]]:
-    """The final [CLS] token D of a picture 3 H W, and the last block's attention to each patch, mean over 2 heads."""
+    """The final [CLS] token D of a picture 3 H W, and the last block's attention to each patch, of sum 1 in each of 2
+    heads, whose mean it is."""
     side, name = picture.shape[1] // PATCH, "backbone.model"
     table = weights[f"{name}.pos_embed"][0]
     square = table[1:].T.reshape(1, -1, 10, 10)
@@ -161,8 +162,8 @@ def encoded(weights: Weights, picture: Tensor, kept: list[int] | None = None) ->
             )
             for token in x
         ]
-    mean = (looked[0] + looked[1]).detach() / 2
-    return normed(x[0], weights, f"{name}.norm"), (mean / mean.sum()).tolist()
+    over_patches = [row.detach() / row.sum().detach() for row in looked]  # each head counts alike
+    return normed(x[0], weights, f"{name}.norm"), (sum(over_patches) / 2).tolist()
 
 
 def projected(weights: Weights, cls: Tensor) -> Tensor:
@@ -374,27 +375,53 @@ def test_a_block_lies_together(grid: tuple[int, int]) -> None:
 # Views
 
 
-def test_a_crop_against_loops() -> None:
+@pytest.mark.parametrize(("size", "fine"), [((7, 9), 3), ((12, 14), 2), ((20, 24), 1), ((30, 40), 1)])
+def test_a_crop_against_loops(size: tuple[int, int], fine: int) -> None:
+    """The mean of as many points of a pixel, along each side, as it covers pixels of the picture at most."""
     pixels = torch.rand(3, 3, 20, 24)
     draws = torch.rand(5, 3)
     draws[4] = torch.tensor([0.2, 0.8, 0.4])
     draws[0, 2] = draws[1, 2] = 0.99  # would stick out
-    found = cropped(pixels, (7, 9), (0.3, 1.0), draws)
+    found = cropped(pixels, size, (0.3, 1.0), draws)
     for index, (area, aspect, across, down, mirrored) in enumerate(draws.T.double().tolist()):
         share, ratio = 0.3 + 0.7 * area, math.exp(math.log(4 / 3) * (2 * aspect - 1))
         width, height = 24 * min(1.0, math.sqrt(share * ratio)), 20 * min(1.0, math.sqrt(share / ratio))
         left, top = across * (24 - width), down * (20 - height)
-        for y, x in np.ndindex(7, 9):
-            column = 8 - x if mirrored < 0.5 else x
-            at_y = min(max(top + (y + 0.5) / 7 * height - 0.5, 0), 19)
-            at_x = min(max(left + (column + 0.5) / 9 * width - 0.5, 0), 23)
-            (y0, x0), (wy, wx) = (int(at_y), int(at_x)), (at_y % 1, at_x % 1)
-            y1, x1 = min(y0 + 1, 19), min(x0 + 1, 23)
-            part = pixels[index].double()
-            above = part[:, y0, x0] * (1 - wx) + part[:, y0, x1] * wx
-            below = part[:, y1, x0] * (1 - wx) + part[:, y1, x1] * wx
-            expected = above * (1 - wy) + below * wy
+        part = pixels[index].double()
+        for y, x in np.ndindex(*size):
+            column = size[1] - 1 - x if mirrored < 0.5 else x
+            expected = torch.zeros(3, dtype=torch.float64)
+            for below, beside in np.ndindex(fine, fine):
+                at_y = top + (y + (below + 0.5) / fine) / size[0] * height - 0.5
+                at_x = left + (column + (beside + 0.5) / fine) / size[1] * width - 0.5
+                expected += bilinear(part, at_y, at_x) / fine**2
             np.testing.assert_allclose(found[index, :, y, x], expected, atol=2e-4)
+
+
+def bilinear(part: Tensor, y: float, x: float) -> Tensor:
+    """The colour of 3 H W at a place, (0, 0) being the centre of the first pixel."""
+    y, x = min(max(y, 0), part.shape[1] - 1), min(max(x, 0), part.shape[2] - 1)
+    (y0, x0), (wy, wx) = (int(y), int(x)), (y % 1, x % 1)
+    y1, x1 = min(y0 + 1, part.shape[1] - 1), min(x0 + 1, part.shape[2] - 1)
+    above = part[:, y0, x0] * (1 - wx) + part[:, y0, x1] * wx
+    below = part[:, y1, x0] * (1 - wx) + part[:, y1, x1] * wx
+    return above * (1 - wy) + below * wy
+
+
+def test_a_fine_pattern_does_not_alias_in_a_small_crop() -> None:
+    """Stripes of one pixel are grey when shrunk; read at single points they would be black and white bands."""
+    stripes = (torch.arange(512) % 2).float().expand(4, 3, 512, 512).contiguous()
+    for size in ((224, 224), (96, 96)):
+        made = cropped(stripes, size, (1.0, 1.0), torch.rand(5, 4))
+        assert float(made.std()) < 0.1
+
+
+@pytest.mark.parametrize("recipe", APMaskConfig.recipes())
+def test_no_view_is_enlarged(recipe: str) -> None:
+    """What is decoded is as large as the smallest crop needs (the papers crop from 700 to 1,024 pixels)."""
+    config = APMaskConfig.recipes()[recipe]()
+    for size, least in ((config.image_size, 0.4), (config.local_size, 0.05)):
+        assert config.picture_size * math.sqrt(least * 3 / 4) >= size
 
 
 def test_colours_against_loops() -> None:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from naive import upsampled
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import blemish
+from blemish import artifact, wording
 from blemish.backbones import Backbone, build
 from blemish.errors import ArtifactError, ConfigError, NotFittedError
 from blemish.losses.deviation import deviation_loss
@@ -124,7 +127,7 @@ def min_max(values: np.ndarray) -> np.ndarray:
     return np.zeros_like(values) if high == low else (values - low) / (high - low)
 
 
-def box_of(saliency: np.ndarray, active: float, padding: float) -> list[float]:
+def box_of(saliency: np.ndarray, active: float, padding: float, offset: float = 0.0) -> list[float]:
     """x, y, width, height of the crop in one picture, cell by cell."""
     height, width = saliency.shape
     cells = [(y, x) for y in range(height) for x in range(width) if saliency[y, x] > active]
@@ -132,8 +135,9 @@ def box_of(saliency: np.ndarray, active: float, padding: float) -> list[float]:
         return [0.0, 0.0, 1.0, 1.0]
     sides = []
     for axis, count in ((1, width), (0, height)):
-        start = min(cell[axis] for cell in cells) / count
-        end = (max(cell[axis] for cell in cells) + 1) / count
+        first, last = min(cell[axis] for cell in cells), max(cell[axis] for cell in cells)
+        start = 0.0 if first == 0 else (first + offset) / count
+        end = 1.0 if last == count - 1 else (last + 1 + offset) / count
         margin = padding * (end - start)
         start, end = max(0.0, start - margin), min(1.0, end + margin)
         sides.append((start, end - start))
@@ -172,13 +176,14 @@ def saliencies() -> Tensor:
     return torch.stack([*rows, torch.zeros(5, 7), torch.ones(5, 7), torch.full((5, 7), 0.4)])
 
 
+@pytest.mark.parametrize("offset", [0.0, -0.48, 0.3])
 @pytest.mark.parametrize("padding", [0.0, 0.1, 0.5])
 @pytest.mark.parametrize("active", [0.0, 0.4, 0.95])
-def test_the_crop_against_loops(active: float, padding: float) -> None:
+def test_the_crop_against_loops(active: float, padding: float, offset: float) -> None:
     saliency = saliencies()
-    found = crop_boxes(saliency, active=active, padding=padding)
+    found = crop_boxes(saliency, active=active, padding=padding, offset=offset)
     limit = float(np.float32(active))  # the saliency's own precision
-    expected = np.array([box_of(each, limit, padding) for each in f64(saliency)])
+    expected = np.array([box_of(each, limit, padding, offset) for each in f64(saliency)])
     np.testing.assert_allclose(f64(found), expected, atol=1e-6)
     assert found.dtype == torch.float32
     assert (found[:, :2] >= 0).all()
@@ -212,19 +217,21 @@ def test_cropping_against_loops() -> None:
         assert torch.equal(cropped(images, boxes), found)
 
 
-def test_a_crop_is_put_back_where_it_was() -> None:
+@pytest.mark.parametrize("offset", [0.0, -0.48, 0.3])
+def test_a_crop_is_put_back_where_it_was(offset: float) -> None:
     first, second = torch.rand(3, 3, 4), torch.rand(3, 3, 4)
     boxes = torch.tensor([[0.25, 0.125, 0.5, 0.375], [0.9, 0.7, 0.1, 0.3], [0.0, 0.0, 1.0, 1.0]])
-    found = f64(merged(first, second, boxes, (16, 24)))
+    found = f64(merged(first, second, boxes, (16, 24), offset))
     for picture in range(3):
         x, y, width, height = f64(boxes[picture])
-        expected = upsampled(f64(first[picture]), 16, 24)
+        expected = upsampled(f64(first[picture]), 16, 24, offset)
         inside = 0
         for row, column in np.ndindex(16, 24):
             down, across = ((row + 0.5) / 16 - y) / height, ((column + 0.5) / 24 - x) / width
             if 0 <= down <= 1 and 0 <= across <= 1:
                 inside += 1
-                expected[row, column] = (expected[row, column] + read(f64(second[picture]), down, across)) / 2
+                closer = read(f64(second[picture]), down - offset / 3, across - offset / 4)
+                expected[row, column] = (expected[row, column] + closer) / 2
         assert inside >= 10
         np.testing.assert_allclose(found[picture], expected, atol=1e-5)
 
@@ -297,13 +304,14 @@ def test_the_score_against_loops(settings: dict[str, Any], grid: tuple[int, int]
     assert look.first.shape == (4, *grid)
     assert method.mapper.bias is not None
     weight, bias = f64(method.mapper.weight)[0, :, 0, 0], f64(method.mapper.bias)[0]
-    smaller = 0
+    smaller, offset = 0, method.backbone.offset(grid, images)
+    assert (offset != 0) == (method.config.backbone == "test_resnet")
     for picture in range(4):
         features, _ = method.glance(images[picture : picture + 1])
         attended = f64(features[0])
         first = np.array([[attended[:, y, x] @ weight + bias for x in range(grid[1])] for y in range(grid[0])])
         saliency = min_max(sum(attended) / len(attended))
-        box = box_of(saliency, config.active, config.padding)
+        box = box_of(saliency, config.active, config.padding, offset)
         smaller += box[2] * box[3] < 0.9
         crop = cropped(images[picture : picture + 1], torch.tensor([box]))
         closer, _ = method.glance(crop)
@@ -315,9 +323,9 @@ def test_the_score_against_loops(settings: dict[str, Any], grid: tuple[int, int]
         np.testing.assert_allclose(f64(scores.boxes[picture]), np.array(box), atol=1e-6)
         assert scores.image[picture].item() == pytest.approx(expected, rel=1e-3, abs=1e-3)
         shown = f64(scores.saliency[picture])
-        np.testing.assert_allclose(shown, upsampled(saliency, HEIGHT // 4, WIDTH // 4), atol=1e-3)
+        np.testing.assert_allclose(shown, upsampled(saliency, HEIGHT // 4, WIDTH // 4, offset), atol=1e-3)
         assert look.second is not None
-        map_ = merged(look.first, look.second, torch.tensor([box] * 4), (HEIGHT // 4, WIDTH // 4))[picture]
+        map_ = merged(look.first, look.second, torch.tensor([box] * 4), (HEIGHT // 4, WIDTH // 4), offset)[picture]
         np.testing.assert_allclose(f64(scores.maps[picture]), f64(map_), atol=1e-3)
     assert smaller > 0  # something is cropped, or one look would do
     assert scores.image.dtype == scores.maps.dtype == torch.float32
@@ -349,10 +357,40 @@ def test_the_baselines_look_once() -> None:
         assert scores.saliency is None
         assert scores.boxes is None
         first = f64(method.look(pictures()).first)
-        expected = [top(each, 0.1) if network == "devnet" else float(each.mean()) for each in first]
-        np.testing.assert_allclose(f64(scores.image), np.array(expected), rtol=1e-4, atol=1e-5)
         if network == "devnet":
-            np.testing.assert_allclose(f64(scores.maps[1]), upsampled(first[1], HEIGHT // 4, WIDTH // 4), atol=1e-4)
+            expected = [top(each, 0.1) for each in first]
+            np.testing.assert_allclose(f64(scores.image), np.array(expected), rtol=1e-4, atol=1e-5)
+        offset = method.backbone.offset(first.shape[1:], pictures())
+        shown = upsampled(first[1], HEIGHT // 4, WIDTH // 4, offset)
+        np.testing.assert_allclose(f64(scores.maps[1]), shown, atol=1e-4)
+
+
+def perceptron(method: AtacNet) -> tuple[nn.Linear, nn.Linear]:
+    """The layers of the classifier."""
+    assert isinstance(method.mapper, nn.Sequential)
+    hidden, between, last = method.mapper
+    assert isinstance(hidden, nn.Linear)
+    assert isinstance(between, nn.ReLU)
+    assert isinstance(last, nn.Linear)
+    return hidden, last
+
+
+def test_the_classifier_is_a_perceptron_on_the_mean_feature() -> None:
+    method = atacnet(network="classifier", attention_dim=12)
+    hidden, last = perceptron(method)
+    images = pictures(3)
+    features = f64(method._extracted(images))
+    assert (hidden.in_features, hidden.out_features, last.out_features) == (features.shape[1], 12, 1)
+    scores, off = f64(method.score(images).image), 0
+    for picture in range(3):
+        mean = [float(channel.mean()) for channel in features[picture]]
+        logit = float(f64(last.bias)[0])
+        for unit in range(12):
+            found = float(f64(hidden.weight)[unit] @ mean + f64(hidden.bias)[unit])
+            off += found <= 0
+            logit += float(f64(last.weight)[0, unit]) * max(0.0, found)
+        assert scores[picture] == pytest.approx(logit, rel=1e-4, abs=1e-5)
+    assert 0 < off < 36  # a linear layer would not do
 
 
 @pytest.mark.parametrize("backbone", ["test_resnet", "test_vit"])
@@ -362,10 +400,8 @@ def test_the_heatmap_of_the_classifier_is_its_grad_cam(backbone: str) -> None:
     with torch.no_grad():
         features = method._extracted(images)
     features.requires_grad_(True)
-    assert method.mapper.bias is not None
-    logits = F.linear(
-        F.adaptive_avg_pool2d(features, 1).flatten(1), method.mapper.weight[:, :, 0, 0], method.mapper.bias
-    )
+    hidden, last = perceptron(method)
+    logits = last(F.relu(hidden(F.adaptive_avg_pool2d(features, 1).flatten(1))))
     (gradient,) = torch.autograd.grad(logits.sum(), features)
     weights = gradient.mean(dim=(2, 3), keepdim=True)
     locations = features.shape[2] * features.shape[3]
@@ -375,7 +411,8 @@ def test_the_heatmap_of_the_classifier_is_its_grad_cam(backbone: str) -> None:
         scores = method.score(images)
     torch.testing.assert_close(scores.image, logits[:, 0].detach(), rtol=1e-4, atol=1e-4)
     for picture in range(3):
-        shown = upsampled(f64(expected[picture]), HEIGHT // 4, WIDTH // 4)
+        offset = method.backbone.offset((features.shape[2], features.shape[3]), images)
+        shown = upsampled(f64(expected[picture]), HEIGHT // 4, WIDTH // 4, offset)
         np.testing.assert_allclose(f64(scores.maps[picture]), shown, atol=1e-4)
 
 
@@ -427,16 +464,14 @@ def test_batches_are_balanced(count: int, share: float) -> None:
     labels = torch.tensor([0] * (count - half) + [1] * half)[torch.randperm(count)]
     # Every picture is one number: normal ones below 100, defects from 100 on.
     values = torch.where(labels == 1, 100.0, 0.0) + torch.arange(count)
-    images, found = method.balanced(
-        TrainingBatch(values[:, None, None, None].expand(-1, 3, 32, 32).clone(), {}, labels)
-    )
+    images, found = method.mixed(TrainingBatch(values[:, None, None, None].expand(-1, 3, 32, 32).clone(), {}, labels))
     assert images.shape == (count, 3, 32, 32)
     assert found.tolist() == [0] * (count - half) + [1] * half
     kinds = [sorted(set(image.flatten().tolist())) for image in images]
     normal, anomalous = kinds[: count - half], kinds[count - half :]
     assert sorted(value for (value,) in normal) == sorted(values[labels == 0].tolist())
     made = [kind for kind in anomalous if len(kind) == 2]
-    assert len(made) == round(share * half)
+    assert len(made) in {math.floor(share * half), math.ceil(share * half)}
     assert all(low < 100 <= high for low, high in made)  # a piece of a defect in a normal picture
     assert all(len(kind) == 1 and kind[0] >= 100 for kind in anomalous if kind not in made)
 
@@ -444,33 +479,75 @@ def test_batches_are_balanced(count: int, share: float) -> None:
 def test_without_labelled_defects_half_of_a_batch_is_made() -> None:
     method = atacnet(pseudo=0.5)
     values = torch.arange(7.0)
-    images, labels = method.balanced(TrainingBatch(values[:, None, None, None].expand(-1, 3, 32, 32).clone(), {}))
+    images, labels = method.mixed(TrainingBatch(values[:, None, None, None].expand(-1, 3, 32, 32).clone(), {}))
     assert labels.tolist() == [0] * 4 + [1] * 3
     for index, image in enumerate(images):
         expected = {float(index)} if index < 4 else {float(index - 4), float(index)}
         assert set(image.flatten().tolist()) == expected
     with pytest.raises(ConfigError, match="2 at least for each process"):
-        method.balanced(TrainingBatch(torch.zeros(1, 3, 32, 32), {}))
+        method.mixed(TrainingBatch(torch.zeros(1, 3, 32, 32), {}))
 
 
-def test_the_loss() -> None:
-    batch = batch_of(7)
-    for network in NETWORKS:
-        method = atacnet(network=network, image_size=(64,), margin=6.0)
-        torch.manual_seed(11)
-        loss = method.training_step(batch, 0.0)
-        torch.manual_seed(11)
-        images, labels = method.balanced(batch)
-        scores = method.look(images).score
-        if network == "classifier":
-            weight = 4 / 3  # normal over anomalous
-            terms = [
-                math.log1p(math.exp(-score)) * weight if label else math.log1p(math.exp(score))
-                for score, label in zip(f64(scores).tolist(), labels.tolist(), strict=True)
-            ]
-            assert loss.item() == pytest.approx(sum(terms) / 7, rel=1e-4)
-        else:
-            assert loss.item() == pytest.approx(deviation_loss(scores, labels, margin=6.0).item(), rel=1e-5)
+def loss_of(method: AtacNet, batch: TrainingBatch) -> tuple[float, Tensor, Tensor]:
+    """The loss of a step, and the scores and labels that it is of."""
+    torch.manual_seed(11)
+    loss = method.training_step(batch, 0.0)
+    torch.manual_seed(11)
+    images, labels = method.mixed(batch)
+    return loss.item(), method.look(images).score, labels
+
+
+@pytest.mark.parametrize("network", ["atacnet", "devnet"])
+def test_the_deviation_loss_is_taken(network: str) -> None:
+    loss, scores, labels = loss_of(atacnet(network=network, image_size=(64,), margin=6.0), batch_of(7))
+    assert loss == pytest.approx(deviation_loss(scores, labels, margin=6.0).item(), rel=1e-5)
+
+
+def cross_entropy(scores: Tensor, labels: Tensor, weights: dict[int, float]) -> float:
+    """The mean of −w log p over pictures."""
+    terms = [
+        weights[label] * math.log1p(math.exp(-score if label else score))
+        for score, label in zip(f64(scores).tolist(), labels.tolist(), strict=True)
+    ]
+    return sum(terms) / len(terms)
+
+
+@pytest.mark.parametrize(("normal", "defects"), [(73, 10), (73, 1), (5, 20)])
+def test_the_cross_entropy_weighs_both_classes_by_how_many_there_are(normal: int, defects: int) -> None:
+    method = atacnet(network="classifier", image_size=(64,))
+    method.class_counts = (normal, defects)
+    every = normal + defects
+    weights = {0: every / (2 * normal), 1: every / (2 * defects)}
+    assert weights[0] * normal == pytest.approx(weights[1] * defects)
+    loss, scores, labels = loss_of(method, batch_of(8))
+    assert loss == pytest.approx(cross_entropy(scores, labels, weights), rel=1e-4)
+    assert abs(loss - cross_entropy(scores, labels, {0: 1.0, 1: 1.0})) > 0.05 * loss  # nor is it without effect
+
+
+def test_the_cross_entropy_where_no_defects_are_labelled() -> None:
+    method = atacnet(network="classifier", image_size=(64,))
+    method.class_counts = (73, 0)  # half of every batch is made
+    loss, scores, labels = loss_of(method, batch_of(8, labelled=False))
+    assert labels.sum() == 4
+    assert loss == pytest.approx(cross_entropy(scores, labels, {0: 1.0, 1: 1.0}), rel=1e-4)
+
+
+@pytest.mark.parametrize("defects", [0, 1, 3, 8])
+def test_the_classifier_takes_pictures_as_they_come(defects: int) -> None:
+    method = atacnet(network="classifier", pseudo=0.5)
+    labels = (torch.arange(8) < defects).long()[torch.randperm(8)]
+    values = torch.where(labels == 1, 100.0, 0.0) + torch.arange(8)
+    batch = TrainingBatch(values[:, None, None, None].expand(-1, 3, 32, 32).clone(), {}, labels)
+    made = []
+    for _ in range(40):
+        images, found = method.mixed(batch)
+        assert images.shape == (8, 3, 32, 32)
+        assert found.tolist() == [0] * (8 - defects) + [1] * defects
+        kinds = [sorted(set(image.flatten().tolist())) for image in images]
+        assert sorted(kinds[: 8 - defects]) == [[value] for value in sorted(values[labels == 0].tolist())]
+        assert all(kind[-1] >= 100 for kind in kinds[8 - defects :])
+        made.append(sum(len(kind) == 2 for kind in kinds))
+    assert 0.3 < np.mean(made) / defects < 0.7 if 0 < defects < 8 else not any(made)
 
 
 @pytest.mark.parametrize("backbone", ["test_resnet", "test_efficientnet", "test_vit"])
@@ -531,9 +608,33 @@ def test_the_schedule_of_the_paper() -> None:
 
 def test_the_optimiser_is_adam() -> None:
     method = atacnet(fitted=False)
+    method.start_training(batch_of())
     optimizer = method.optimizer()
     assert type(optimizer) is torch.optim.Adam
-    assert [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups] == [(1e-3, 0)]
+    assert [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups] == [(1e-3, 0)] * 2
+
+
+def test_the_extractor_has_a_learning_rate_of_its_own() -> None:
+    method = atacnet(fitted=False, extractor_rate=0.1)
+    method.start_training(batch_of())
+    own, slow = method.optimizer().param_groups
+    assert (own["lr"], slow["lr"]) == (1e-3, pytest.approx(1e-4))
+    extractor = {id(each) for each in method.backbone.parameters()}
+    assert {id(each) for each in slow["params"]} == extractor
+    assert {id(each) for each in own["params"]} == {id(each) for each in method.parameters()} - extractor
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_an_extractor_that_does_not_learn_stays_as_it_is(network: str) -> None:
+    pixels = [np.random.default_rng(seed).integers(0, 256, (64, 64, 3), dtype=np.uint8) for seed in range(6)]
+    quick: dict[str, Any] = {"weights": "random", "device": "cpu", "precision": "fp32", "calibration_fraction": 0}
+    settings = {**TINY, "image_size": 64, "network": network, "pictures_per_step": 4, "epochs": 1, "extractor_rate": 0}
+    detector = blemish.fit("atacnet", pixels[:4], recipe="paper", anomalies=pixels[4:], **settings, **quick)
+    start = AtacNet(detector.method.config, build("test_resnet", weights="random")).state_dict()  # type: ignore[arg-type]
+    after = detector.method.state_dict()
+    changed = {name.split(".")[0] for name in after if not torch.equal(after[name], start[name])}
+    # Nor do the statistics of its batch norms change.
+    assert changed == {"mapper", "steps", *(["attention"] if network == "atacnet" else [])}
 
 
 def test_processes_agree_on_batch_norms_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -572,7 +673,8 @@ def test_findings_change_nothing() -> None:
 def test_it_learns_what_a_defect_looks_like(network: str) -> None:
     settings: dict[str, Any] = {**TINY, "image_size": (64,), "layers": (2,), "learning_rate": 1e-2, "network": network}
     method = AtacNet(AtacNetConfig(**settings), copy.deepcopy(backbone_of("test_resnet")))
-    losses = train(method, 20, lambda step: batch_of(seed=step))
+    # The classifier has a layer more that starts at random.
+    losses = train(method, 40 if network == "classifier" else 20, lambda step: batch_of(seed=step))
     assert np.mean(losses[-5:]) < 0.6 * np.mean(losses[:5])
     test = batch_of(20, seed=999)
     assert test.images is not None
@@ -616,6 +718,30 @@ def test_what_is_fitted_can_be_restored(network: str) -> None:
             atacnet(image_size=(64,)).restore_state(state)
 
 
+@pytest.mark.parametrize("network", NETWORKS)
+def test_artifacts_of_earlier_versions_load_or_say_to_fit_again(network: str, tmp_path: Path) -> None:
+    """They had no `extractor_rate`, and a classifier of one linear logit for each location."""
+    pixels = [np.random.default_rng(seed).integers(0, 256, (64, 64, 3), dtype=np.uint8) for seed in range(6)]
+    quick: dict[str, Any] = {"weights": "random", "device": "cpu", "precision": "fp32", "calibration_fraction": 0}
+    settings = {**TINY, "image_size": 64, "network": network, "pictures_per_step": 4, "epochs": 1}
+    detector = blemish.fit("atacnet", pixels[:4], recipe="paper", anomalies=pixels[4:], **settings, **quick)
+    tensors, manifest = artifact.read(detector.save(tmp_path / "new.blemish"))
+    del manifest["config"]["extractor_rate"], manifest["training"]["curve"]
+    if network == "classifier":
+        dim = tensors["mapper.0.weight"].shape[1]
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("mapper.")}
+        tensors |= {"mapper.weight": torch.zeros(1, dim, 1, 1), "mapper.bias": torch.zeros(1)}
+    old = tmp_path / "old.blemish"
+    artifact.write(old, tensors, manifest)
+    if network == "classifier":
+        with pytest.raises(ArtifactError, match=r"old\.blemish: the tensors do not fit .*: fit it again"):
+            blemish.load(old, device="cpu", precision="fp32")
+    else:
+        loaded = blemish.load(old, device="cpu", precision="fp32")
+        assert loaded.predict(pixels[5]).score == detector.predict(pixels[5]).score
+        assert "loss" not in str(wording.manifest(loaded.manifest))  # and what has no curve shows none
+
+
 # Settings
 
 
@@ -640,6 +766,8 @@ def test_recipes() -> None:
         ("margin", 0.0),
         ("draws", 1),
         ("attention_dim", 0),
+        ("extractor_rate", -0.1),
+        ("extractor_rate", math.inf),
         ("pseudo", 1.1),
         ("drop_every", 0.0),
         ("drop", 1.5),

@@ -292,3 +292,25 @@ def test_nearest_in_bfloat16_is_close() -> None:
     np.testing.assert_allclose(distance.numpy(), expected, rtol=0.01)
     rounded = (queries - bank.bfloat16().float()[index]).norm(dim=1)  # what it found is measured in float32
     torch.testing.assert_close(distance, rounded, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_excluded_points_are_never_the_nearest(seed: int, share: float) -> None:
+    """Also where they are the nearest of all: every query lies beside a point that does not count."""
+    bank = unit_points(41, 6, seed)
+    excluded = torch.rand(41, generator=torch.Generator().manual_seed(seed)) < share
+    excluded[0], excluded[40] = True, False
+    queries = torch.nn.functional.normalize(bank[excluded] + 0.01 * random_points(int(excluded.sum()), 6, 9), dim=1)
+    found, index = nearest(queries, bank, excluded=excluded)
+    allowed = torch.cdist(queries.double(), bank.double()).masked_fill(excluded, torch.inf)
+    assert torch.equal(index, allowed.argmin(1))
+    torch.testing.assert_close(found.double(), allowed.amin(1), atol=1e-5, rtol=0)
+
+
+def test_a_whole_quarter_may_be_excluded() -> None:
+    bank = unit_points(16, 4)
+    for kept in range(16):
+        excluded = torch.arange(16) != kept
+        _, index = nearest(bank, bank, excluded=excluded)
+        assert index.tolist() == [kept] * 16

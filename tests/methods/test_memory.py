@@ -7,11 +7,12 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+from naive import upsampled
 from numpy.typing import NDArray
 from torch import Tensor
 
 from blemish.backbones import Backbone, build
-from blemish.errors import NotFittedError
+from blemish.errors import ConfigError, NotFittedError
 from blemish.methods.coreset import StreamingSample, farthest_points
 from blemish.methods.embedding import embed
 from blemish.methods.memory import Knn, KnnConfig, MemoryBank, PatchCore, PatchCoreConfig
@@ -42,22 +43,6 @@ def pooled(level: Floats, side: int) -> Floats:
     return out
 
 
-def enlarged(level: Floats, height: int, width: int) -> Floats:
-    """h w D bilinearly on a finer grid, centres of the cells aligned, clamped at the border."""
-    out = np.empty((height, width, level.shape[2]))
-    for y in range(height):
-        for x in range(width):
-            at_y = min(max((y + 0.5) * level.shape[0] / height - 0.5, 0), level.shape[0] - 1)
-            at_x = min(max((x + 0.5) * level.shape[1] / width - 0.5, 0), level.shape[1] - 1)
-            top, left = int(at_y), int(at_x)
-            bottom, right = min(top + 1, level.shape[0] - 1), min(left + 1, level.shape[1] - 1)
-            down, over = at_y - top, at_x - left
-            upper = level[top, left] * (1 - over) + level[top, right] * over
-            lower = level[bottom, left] * (1 - over) + level[bottom, right] * over
-            out[y, x] = upper * (1 - down) + lower * down
-    return out
-
-
 def embed_loop(backbone: Backbone, batch: Tensor, layers: tuple[int, ...], pooling: int) -> Floats:
     """B N D by the description in `embed`, location by location in float64."""
     features = backbone(batch, layers)
@@ -65,12 +50,12 @@ def embed_loop(backbone: Backbone, batch: Tensor, layers: tuple[int, ...], pooli
     rows = []
     for picture in range(len(batch)):
         levels = []
-        for tokens, grid in zip(features.tokens, features.grids, strict=True):
+        for tokens, grid, offset in zip(features.tokens, features.grids, features.offsets, strict=True):
             level = tokens[picture].double().numpy().reshape(*grid, -1)
             if backbone.spec.kind == "vit":
                 level = np.array([[(t - t.mean()) / np.sqrt(t.var() + 1e-5) for t in row] for row in level])
             level = pooled(level, pooling)
-            levels.append(level if grid == (height, width) else enlarged(level, height, width))
+            levels.append(upsampled(level, height, width, offset, features.offsets[0]))
         joined = np.mean(levels, axis=0) if backbone.spec.kind == "vit" else np.concatenate(levels, axis=2)
         rows.append(joined.reshape(height * width, -1))
     return np.stack(rows)
@@ -277,10 +262,39 @@ def test_before_fit(kind: type[MemoryBank]) -> None:
     assert not method.knows_several
 
 
+@pytest.mark.parametrize(
+    "setting", [{"bank_size": 0}, {"bank_size": -1}, {"pooling": 0}, {"pooling": 2}, {"pooling": -1}]
+)
+@pytest.mark.parametrize("config", [PatchCoreConfig, KnnConfig])
+def test_settings_out_of_range(config: type[KnnConfig], setting: dict[str, int]) -> None:
+    (name,) = setting
+    with pytest.raises(ConfigError, match=f"{name}: .* is needed, got {setting[name]}"):
+        config(**setting)  # type: ignore[arg-type]
+
+
 def test_defaults() -> None:
     assert (KnnConfig().pooling, PatchCoreConfig().pooling) == (1, 3)
     assert Knn.leaves_one_out
     assert PatchCore.leaves_one_out
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_an_extended_sample_holds_old_patches_by_how_many_were_seen(seed: int) -> None:
+    """A bank of 64 of 30 pictures' 480 patches, and 6 more pictures: a sixth of it is new, 10.7 ± 3."""
+    method = Knn(KnnConfig(backbone="test_vit", layers=(2, 4), bank_size=64, seed=seed), backbone_of("test_vit"))
+    everything = images(36, seed=seed)
+    method.fit(lambda: batches(everything[:30], 8), 4, silent)
+    method.extend(lambda: batches(everything[30:], 6, 30), 1, silent, rows=30)
+    assert len(method.owners) == 64
+    assert 2 <= int((method.owners >= 30).sum()) <= 20
+
+
+@pytest.mark.parametrize("kind", [PatchCore, Knn])
+def test_the_only_picture_of_a_bank_cannot_be_left_out(kind: type[MemoryBank]) -> None:
+    method = bank_of(kind, bank_size=40, count=1)
+    assert not method.knows_several
+    with pytest.raises(ConfigError, match=r"one training picture only.*raise bank_size \(40\)"):
+        method.score_left_out(next(batches(images(1), 1)))
 
 
 def test_a_full_sample_goes_on_as_one_of_all_that_was_seen() -> None:

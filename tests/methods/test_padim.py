@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -20,8 +20,8 @@ def images(count: int, seed: int = 0) -> Tensor:
     return torch.randn(count, 3, 64, 48, generator=torch.Generator().manual_seed(seed))
 
 
-def batches(all_images: Tensor, size: int) -> Iterator[Batch]:
-    owners = torch.arange(len(all_images))
+def batches(all_images: Tensor, size: int, owners: Tensor | None = None) -> Iterator[Batch]:
+    owners = torch.arange(len(all_images)) if owners is None else owners
     for start in range(0, len(all_images), size):
         yield Batch(all_images[start : start + size], owners[start : start + size])
 
@@ -30,11 +30,19 @@ def silent(stage: str, done: int, total: int) -> None:
     pass
 
 
-def padim(count: int = 12, batch: int = 5, name: str = "test_vit", channels: int = 20, **settings: float) -> Padim:
+def padim(
+    count: int = 12,
+    batch: int = 5,
+    name: str = "test_vit",
+    channels: int = 20,
+    owners: Tensor | None = None,
+    **settings: float,
+) -> Padim:
     layers = (2, 4) if name == "test_vit" else (2, 3)
     config = PadimConfig(backbone=name, image_size=(64, 48), layers=layers, channels=channels, seed=4, **settings)  # type: ignore[arg-type]
     method = Padim(config, build(name, weights="random", seed=3)).eval()
-    method.fit(lambda: batches(images(count), batch), 3, silent)
+    learned = images(count) if owners is None else images(count)[owners]
+    method.fit(lambda: batches(learned, batch, owners), count, silent)
     return method
 
 
@@ -103,11 +111,55 @@ def test_it_needs_two_pictures() -> None:
     assert padim(count=2).anomaly_map(images(1)).shape == (1, 4, 3)
 
 
-def test_it_has_no_leave_one_out() -> None:
+@pytest.mark.parametrize("channels", [20, 6])  # more, and fewer, than there are pictures
+@pytest.mark.parametrize("owners", [range(12), [0, 1, 2, 1, 4, 5, 1, 7, 8, 5, 10, 11], [0] * 9 + [9, 10, 11]])
+def test_leaving_out_is_the_distance_to_the_gaussians_of_the_others(owners: Sequence[int], channels: int) -> None:
+    owned = torch.tensor(owners)
+    shown = images(12)[owned]  # copies are of the same content as the picture that owns them
+    method = padim(channels=channels, epsilon=0.05, owners=owned)
+    found = method.score_left_out(Batch(shown, owned))
+    features, _ = embed(method.backbone, shown, (2, 4))
+    normal = features.double().numpy()[:, :, method.subset.numpy()]
+    expected = np.empty((12, 12))
+    for picture, location in np.ndindex(12, 12):
+        others = normal[[row for row in range(12) if owners[row] != owners[picture]], location]
+        mean = others.mean(0)
+        covariance = (others - mean).T @ (others - mean) / (len(others) - 1) + 0.05 * np.eye(channels)
+        off = normal[picture, location] - mean
+        expected[picture, location] = np.sqrt(off @ np.linalg.inv(covariance) @ off)
+    raw = torch.from_numpy(expected.reshape(12, 4, 3)).float()
+    wanted = method._finish(raw, shown)
+    torch.testing.assert_close(found.maps, wanted.maps, rtol=2e-3, atol=1e-3)
+    torch.testing.assert_close(found.image, wanted.image, rtol=2e-3, atol=1e-3)
+    assert (found.image > method.score(shown).image).all()
+
+
+def test_leaving_out_is_fitting_without_the_picture() -> None:
+    method, left = padim(count=12), []
+    for index in range(12):
+        rest = torch.tensor([other for other in range(12) if other != index])
+        without = Padim(method.config, method.backbone)
+        without.fit(lambda rest=rest: [Batch(images(12)[rest], rest)], 11, silent)  # type: ignore[misc]
+        left.append(without.score(images(12)[[index]]).maps)
+    found = method.score_left_out(Batch(images(12), torch.arange(12)))
+    torch.testing.assert_close(found.maps, torch.cat(left), rtol=2e-3, atol=1e-3)
+
+
+def test_leaving_out_takes_three_pictures_and_ends() -> None:
+    batch = Batch(images(1), torch.tensor([0]))
+    assert padim(count=3).knows_several
+    for method in (padim(count=2), padim(count=4, owners=torch.tensor([0, 0, 0, 3])), padim(rotations=2)):
+        assert not method.knows_several
+        with pytest.raises(ConfigError, match="at least 3 pictures without rotations or flips"):
+            method.score_left_out(batch)
+    assert not padim(flips=True).leaves_one_out
     method = padim()
-    assert not Padim.leaves_one_out
-    with pytest.raises(NotImplementedError, match="padim has no leave-one-out"):
-        method.score_left_out(Batch(images(1), torch.tensor([0])))
+    before = method.score_left_out(batch).image
+    assert torch.equal(method.score_left_out(batch).image, before)
+    method.end_leaving_out()
+    assert not method.knows_several
+    with pytest.raises(ConfigError, match="just fitted"):
+        method.score_left_out(batch)
 
 
 def test_before_fit() -> None:

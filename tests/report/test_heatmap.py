@@ -238,3 +238,11 @@ def test_a_place_that_cannot_be_written_is_an_output_error(tmp_path: Path) -> No
     with pytest.raises(OutputError, match="cannot be written"):
         save_png(tmp_path / "folder", random_picture())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_a_large_picture_is_drawn_as_its_parts_are() -> None:
+    rng = np.random.default_rng(0)
+    picture, heat = rng.integers(0, 256, (700, 40, 3), dtype=np.uint8), rng.normal(size=(700, 40)).astype(np.float32)
+    whole = overlay(picture, heat, (0.0, 1.0))
+    rows = [overlay(picture[row : row + 1], heat[row : row + 1], (0.0, 1.0)) for row in range(700)]
+    assert np.array_equal(whole, np.concatenate(rows))

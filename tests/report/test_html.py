@@ -336,3 +336,10 @@ def test_groups_have_a_table_with_the_figure_over_the_defective_pictures_alone(t
     plain = write(tmp_path, evaluation=evaluation())
     assert "Each group" not in plain.text
     assert "defective pictures alone" not in plain.text
+
+
+def test_a_warning_stands_above_everything(tmp_path: Path) -> None:
+    text = " ".join(write(tmp_path, warning="nobody said <what> it shows").text.split())
+    assert "Take care. Nobody said <what> it shows." in text
+    assert text.index("Take care.") < text.index("pictures scored")
+    assert "Take care." not in write(tmp_path).text

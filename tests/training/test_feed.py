@@ -72,6 +72,47 @@ def test_each_class_goes_through_epochs_of_its_own() -> None:
     assert [rows_of(batch, known) for batch in seen(feed, 4, 9, seed=8)] != [rows_of(batch, known) for batch in batches]
 
 
+@pytest.mark.parametrize(
+    ("normal", "defects", "size", "balanced", "steps"),
+    [
+        (11, 3, 8, True, 6),  # two passes over 11 by fours: 5.5
+        (11, 3, 7, True, 6),  # by fours, too
+        (11, 3, 8, False, 4),  # two passes over 14 by eights: 3.5
+        (11, 0, 8, True, 3),
+        (11, 0, 8, False, 3),
+        (1, 5, 4, True, 1),
+    ],
+)
+def test_an_epoch_shows_every_normal_picture_once(
+    normal: int, defects: int, size: int, balanced: bool, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What has been drawn is counted, picture by picture, in a training of two epochs."""
+    monkeypatch.setattr(ToyConfig, "balanced_batches", balanced)
+
+    class Noting(Toy):
+        shown: list[float]
+
+        def training_step(self, batch: TrainingBatch, progress: float) -> Tensor:
+            self.shown += batch.features["brightness"].tolist()
+            return super().training_step(batch, progress)
+
+    toy = Noting(ToyConfig(epochs=2, pictures_per_step=size))
+    toy.shown = []
+    stream = stream_of(pictures(normal + defects), labels=[0] * normal + [1] * defects)
+    done = train(toy, stream, seed=7, identity={})
+    assert done.steps == steps
+    assert toy.class_counts == (normal, defects)
+    near = (torch.tensor(toy.shown)[:, None] - torch.tensor(brightness_of(stream))).abs()
+    counts = near.argmin(1).bincount(minlength=normal + defects)
+    of_an_epoch = counts[:normal] if balanced else counts
+    per_step = size - size // 2 if balanced and defects else size
+    assert of_an_epoch.sum() == steps * per_step
+    # Twice each, and those of the third pass that fill up the last batch.
+    assert of_an_epoch.min() == 2
+    assert of_an_epoch.max() - of_an_epoch.min() <= (steps * per_step > 2 * len(of_an_epoch))
+    assert done.epochs == pytest.approx(steps * per_step / len(of_an_epoch))
+
+
 def test_few_defects_repeat_within_a_batch() -> None:
     for batch in seen(feed_of([0, 0, 0, 1]), 10, 3):
         assert batch.labels is not None
@@ -170,8 +211,8 @@ class Noting(Toy):
 def test_training_gets_both_classes_in_every_step_and_in_its_sample() -> None:
     toy = Noting(ToyConfig(epochs=2, pictures_per_step=4))
     done = train(toy, stream_of(pictures(10), labels=[0] * 8 + [1] * 2), seed=7, identity={})
-    assert done.steps == len(toy.labels) == 5
-    assert [sorted(labels or ()) for labels in toy.labels] == [[0, 0, 1, 1]] * 5
+    assert done.steps == len(toy.labels) == 8  # two passes over the eight normal ones
+    assert [sorted(labels or ()) for labels in toy.labels] == [[0, 0, 1, 1]] * 8
     assert toy.start is not None
     assert (len(toy.start), sum(toy.start)) == (10, 5)
     plain = Noting(ToyConfig(epochs=2, pictures_per_step=4))

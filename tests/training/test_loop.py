@@ -118,6 +118,20 @@ def test_a_step_is_what_one_writes_by_hand() -> None:
     assert done.loss == pytest.approx(sum(losses) / 13, rel=1e-4)
 
 
+@pytest.mark.parametrize("steps", [7, 20, 53])
+def test_the_curve_is_the_mean_loss_of_the_steps_since_the_point_before(steps: int) -> None:
+    losses: list[float] = []
+    _, done = run(ToyConfig(epochs=1, min_steps=steps), watch=lambda _step, _steps, loss: losses.append(loss))
+    assert len(losses) == steps
+    ends = [int(end) for end, _ in done.curve]
+    points = min(20, steps)
+    assert ends == [math.ceil(steps * part / points) for part in range(1, points + 1)]
+    for start, (end, mean) in zip([0, *ends], done.curve, strict=False):
+        own = losses[start : int(end)]
+        assert mean == pytest.approx(sum(own) / len(own))
+    assert done.to_dict()["curve"] == done.curve
+
+
 def test_a_method_starts_from_a_sample_of_its_pictures() -> None:
     brightness = torch.cat([batch.images for batch in stream_of(pictures(10))]).mean((1, 2, 3))
     toy = watch(ToyConfig(), 10)

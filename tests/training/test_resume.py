@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -62,7 +63,7 @@ def test_ctrl_c_saves_and_resuming_ends_with_the_same_weights(tmp_path: Path, co
     again, done = run(config, checkpoint=path, resume=True)
     whole, plain = run(config)
     assert same(again, whole)
-    assert (done.resumed_at, done.steps, done.loss) == (at, 5, plain.loss)
+    assert (done.resumed_at, done.steps, done.loss, done.curve) == (at, 5, plain.loss, plain.curve)
     assert path.exists()  # the caller removes it once the result is safe
 
 
@@ -73,7 +74,18 @@ def test_the_end_is_kept_too_and_resuming_takes_no_step(tmp_path: Path) -> None:
     again, done = run(ToyConfig(), checkpoint=path, resume=True)
     assert same(again, whole)
     assert (done.resumed_at, done.loss, done.pictures_per_second) == (plain.steps, plain.loss, 0.0)
-    assert done.findings == plain.findings
+    assert (done.findings, done.curve) == (plain.findings, plain.curve)
+
+
+def test_a_checkpoint_of_an_earlier_version_has_no_curve(interrupted: Path) -> None:
+    tensors, manifest = artifact.read(interrupted)
+    del manifest["checkpoint"]["curve"]
+    interrupted.unlink()
+    artifact.write(interrupted, tensors, {"checkpoint": manifest["checkpoint"]})
+    result, done = run(ToyConfig(), checkpoint=interrupted, resume=True)
+    whole, plain = run(ToyConfig())
+    assert same(result, whole)
+    assert done.curve == plain.curve[3:]  # of the steps that are known
 
 
 def test_a_second_ctrl_c_does_not_wait(tmp_path: Path) -> None:
@@ -189,14 +201,17 @@ def test_a_checkpoint_is_no_detector(interrupted: Path) -> None:
         blemish.load(interrupted)
 
 
-def test_a_resumed_training_keeps_the_steps_of_its_time_budget(tmp_path: Path) -> None:
+def test_a_resumed_training_keeps_the_steps_of_its_time_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = itertools.count()  # a millisecond each: the number of steps depends on no machine
+    clock = "blemish.training.loop.time.perf_counter"
+    monkeypatch.setattr(clock, lambda: next(ticks) / 1000)
     path = tmp_path / "toy.checkpoint"
     toy = Stopped(ToyConfig(), 25, lambda: signal.raise_signal(signal.SIGINT))  # at most 20 are tried
     with pytest.raises(KeyboardInterrupt):
-        train(toy, stream_of(pictures(10)), seed=7, identity={}, minutes=0.03, checkpoint=path)
+        train(toy, stream_of(pictures(10)), seed=7, identity={}, minutes=0.0015, checkpoint=path)
     header = artifact.read(path)[1]["checkpoint"]
-    assert header["step"] < header["steps"]
-    again, done = run(ToyConfig(), identity={}, minutes=0.03, checkpoint=path, resume=True)
+    assert 20 < header["step"] < header["steps"] < 100
+    again, done = run(ToyConfig(), identity={}, minutes=0.0015, checkpoint=path, resume=True)
     assert (done.resumed_at, done.steps) == (header["step"], header["steps"])
     assert same(again, run(ToyConfig(epochs=1, min_steps=done.steps))[0])
 
@@ -224,7 +239,8 @@ def test_the_state_of_any_optimiser_comes_back(tmp_path: Path) -> None:
     toy.learned(torch.ones(1, 64)).sum().backward()
     optimizer.step()
     path = tmp_path / "x"
-    checkpoint.save(path, toy, optimizer, step=1, steps=2, loss=0.5, seconds=1.0, identity={"a": 1}, pictures="p")
+    numbers: dict[str, Any] = {"step": 1, "steps": 2, "loss": 0.5, "curve": [], "seconds": 1.0}
+    checkpoint.save(path, toy, optimizer, **numbers, identity={"a": 1}, pictures="p")
     before, momentum = learned(toy), optimizer.state[toy.learned.weight]["momentum_buffer"].clone()
     optimizer.step()
     found = checkpoint.find(path, {"a": 1}, resume=True)

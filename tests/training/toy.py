@@ -27,7 +27,7 @@ from blemish.data.transforms import Preprocessing
 from blemish.methods import apmask
 from blemish.methods.apmask import APMaskConfig
 from blemish.methods.atacnet import AtacNet
-from blemish.methods.guided import GuidedConfig
+from blemish.methods.guided_config import GuidedConfig
 from blemish.methods.trained import TrainedConfig, TrainedMethod, TrainingBatch
 from blemish.training import Training, checkpoint, loop, train
 
@@ -138,7 +138,7 @@ def train_apart(
 ) -> None:
     """Train in a process of its own, with a checkpoint after every step, on ten pictures and a broken one."""
     os.environ.update(environment)
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     loop.BETWEEN_CHECKPOINTS = 0.0
     toy = Toy(config)
     follow = toy.after_step
@@ -166,7 +166,7 @@ def fit_apart(
 ) -> None:
     """Fit `guided` in a process of its own on eight pictures, and note what balances its pre-training's targets."""
     os.environ.update(environment)
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     balance, seen = apmask.sinkhorn, []
 
     def noted(scores: Tensor, **how: Any) -> Tensor:
@@ -203,13 +203,13 @@ def fit_defects_apart(
     Args: told: "defects": how many pictures after the nine good ones are; "stop_at": Ctrl-C comes during this step.
     """
     os.environ.update(environment)
-    torch.set_num_threads(1)
-    balance, seen = AtacNet.balanced, []
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    mix, seen = AtacNet.mixed, []
 
     def noted(self: AtacNet, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
         assert batch.images is not None
         brightness = batch.images.mean((1, 2, 3))
-        images, labels = balance(self, batch)
+        images, labels = mix(self, batch)
         if self.training:  # a step, and not the findings
             given = torch.full_like(labels, -1) if batch.labels is None else batch.labels
             seen.append((brightness, given, labels))
@@ -217,7 +217,7 @@ def fit_defects_apart(
                 signal.raise_signal(signal.SIGINT)
         return images, labels
 
-    AtacNet.balanced = noted  # type: ignore[method-assign]
+    AtacNet.mixed = noted  # type: ignore[method-assign]
     shown = pictures(9 + told["defects"])
     tiny = {"backbone": "test_resnet", "weights": "random", "image_size": 2 * SIDE, "attention_dim": 8, "draws": 50}
     quick = {"epochs": 1, "pictures_per_step": 8, "calibration_fraction": 0, "device": "cpu", "precision": "fp32"}

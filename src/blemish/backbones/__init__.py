@@ -6,6 +6,7 @@ Nothing is fetched at import. `build` resolves weights (hub, local file or pip p
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,10 @@ def build(name: str, *, weights: str | Path | None = None, seed: int = 0) -> Bac
     spec = spec_of(name)
     model = _create(spec)
     info = resolve(spec, weights, model=model, seed=seed)
-    return _wrap(spec, model, info)
+    backbone = _wrap(spec, model, info)
+    if isinstance(backbone, CnnBackbone):
+        backbone.spec = replace(spec, offsets=backbone.measured_offsets())
+    return backbone
 
 
 def restore(spec: BackboneSpec, info: WeightsInfo) -> Backbone:

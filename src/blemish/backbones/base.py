@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -25,6 +26,7 @@ class Features:
         tokens: one float32 B N D per layer asked for, row by row (N may differ between the layers of a CNN). The raw
             residual stream of a ViT: the final norm is not applied (see `Backbone.norm`).
         grids: (h, w) of each entry of `tokens`; where patches were dropped, N < h·w and the kept ones are `kept`.
+        offsets: of each entry of `tokens`, as `Backbone.offset` gives it.
         cls: one float32 B D per layer, the [CLS] token; empty for a CNN or a ViT without one.
         attention: layer -> float32 B L N, softmax attention of the [CLS] query over the N patches in that layer: the
             full softmax with the [CLS] and register columns cut off, so a row sums to less than 1.
@@ -34,6 +36,7 @@ class Features:
 
     tokens: tuple[Tensor, ...]
     grids: tuple[tuple[int, int], ...]
+    offsets: tuple[float, ...]
     cls: tuple[Tensor, ...] = ()
     attention: Mapping[int, Tensor] = field(default_factory=dict)
     full_attention: Mapping[int, Tensor] = field(default_factory=dict)
@@ -46,9 +49,24 @@ class Features:
         pairs = zip(self.tokens, self.grids, strict=True)
         return tuple(tokens.transpose(1, 2).reshape(len(tokens), -1, *grid) for tokens, grid in pairs)
 
+    def looked_at(self) -> Tensor:
+        """Where [CLS] looks, all heads and all layers of `attention` counting alike: float32 B N, rows of sum 1.
+
+        What a head gives to [CLS] and the registers is left out first: else those that look at the patches least
+        would count least.
+        """
+        rows = torch.stack(tuple(self.attention.values()))
+        return (rows / rows.sum(-1, keepdim=True)).mean(dim=(0, 2))
+
     def layers(self, which: slice) -> Features:
         """The same for some of the layers that were asked for."""
-        return replace(self, tokens=self.tokens[which], grids=self.grids[which], cls=self.cls[which])
+        return replace(
+            self,
+            tokens=self.tokens[which],
+            grids=self.grids[which],
+            offsets=self.offsets[which],
+            cls=self.cls[which],
+        )
 
 
 class Backbone(nn.Module):
@@ -105,22 +123,36 @@ class Backbone(nn.Module):
         wanted = self.check_layers(layers)
         heard: list[tuple[tuple[int, ...], Features]] = []
         asked: list[int] = []
+        signature = inspect.signature(self.forward)
 
-        def ask(_backbone: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
-            images, theirs, *rest = given
-            asked[:] = self.check_layers(theirs)
-            return images, (*asked, *wanted), *rest
+        def ask(
+            _backbone: nn.Module, given: tuple[Any, ...], named: dict[str, Any]
+        ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            call = signature.bind(*given, **named)
+            call.apply_defaults()
+            asked[:] = self.check_layers(call.arguments["layers"])
+            call.arguments["layers"] = (*asked, *wanted)
+            return call.args, call.kwargs
 
-        def hear(_backbone: nn.Module, given: tuple[Any, ...], found: Features) -> Features:
-            heard.append((tuple(given[0].shape), found.layers(slice(len(asked), None))))
+        def hear(_backbone: nn.Module, given: tuple[Any, ...], _named: dict[str, Any], found: Features) -> Features:
+            images: Tensor = given[0]  # `ask` has put it there
+            heard.append((tuple(images.shape), found.layers(slice(len(asked), None))))
             return found.layers(slice(len(asked)))
 
-        handles = [self.register_forward_pre_hook(ask), self.register_forward_hook(hear, prepend=True)]
+        handles = [
+            self.register_forward_pre_hook(ask, with_kwargs=True),
+            self.register_forward_hook(hear, prepend=True, with_kwargs=True),
+        ]
         try:
             yield heard
         finally:
             for handle in handles:
                 handle.remove()
+
+    def offset(self, grid: tuple[int, int], images: Tensor) -> float:
+        """How far right of and below the middle of its cell lies what a location of h×w, the grid of a layer, sees of
+        B 3 H W, in cells; 0 for a ViT. `cells.resampled` takes it."""
+        return 0.0
 
     def norm(self, tokens: Tensor) -> Tensor:
         """The final norm of a ViT applied to B N D tokens; tokens unchanged for a CNN, which has none."""

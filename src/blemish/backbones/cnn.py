@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from blemish.backbones.base import Backbone, Features
+from blemish.backbones.cells import cell_offsets
 from blemish.backbones.weights import BackboneSpec, WeightsInfo
 from blemish.errors import ConfigError
 
@@ -60,7 +61,22 @@ class CnnBackbone(Backbone):
                 strict=True,
             )
         )
+        grids = tuple((maps[layer].shape[2], maps[layer].shape[3]) for layer in wanted)
         return Features(
             tokens=tuple(maps[layer].float().flatten(2).transpose(1, 2) for layer in wanted),
-            grids=tuple((maps[layer].shape[2], maps[layer].shape[3]) for layer in wanted),
+            grids=grids,
+            offsets=tuple(self.offset(grid, images) for grid in grids),
         )
+
+    def offset(self, grid: tuple[int, int], images: Tensor) -> float:
+        known = {2 ** (layer + 1): offset for layer, offset in enumerate(self.spec.offsets, start=1)}
+        return known.get(images.shape[-2] // grid[0], 0.0)
+
+    @torch.no_grad()
+    def measured_offsets(self) -> tuple[float, ...]:
+        """What `BackboneSpec.offsets` holds, as the weights are now."""
+        self.eval()
+        cfg: dict[str, Any] = self.model.pretrained_cfg  # type: ignore[assignment]
+        strides = [2 ** (layer + 1) for layer in range(1, self.depth + 1)]
+        side = cfg["input_size"][-1] if cfg.get("fixed_input_size") else 2 * strides[-1]
+        return tuple(cell_offsets(self.model, lambda images: self(images, (self.depth,)), side, strides))

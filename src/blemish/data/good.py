@@ -63,7 +63,8 @@ def good_pictures(good: Any) -> GoodPictures:
             notes.append(found.note)
             layouts_found.add(found.layout)
         else:
-            sources.append(item.path if isinstance(item, Sample) else item)
+            # A file gives what it holds only once, and pictures are looked at more often.
+            sources.append(item.path if isinstance(item, Sample) else item.read() if hasattr(item, "read") else item)
             categories.append(item.category if isinstance(item, Sample) else "")
     if not sources:
         raise DataError("good: there is no picture in the list")

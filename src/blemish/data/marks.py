@@ -14,7 +14,10 @@ from blemish.types import ANOMALOUS, NORMAL, Sample
 
 
 def marked(sample: Sample, height: int, width: int, *, mask: np.ndarray | None = None) -> np.ndarray | None:
-    """Where its defects are: bool H×W by its mask (nearest) or else its boxes; None where neither is known.
+    """Where its defects are: bool H×W by its mask or else its boxes; None where neither is known.
+
+    A pixel is what lies under its centre, as everywhere maps are resized: plain nearest sampling takes what lies under
+    its upper left corner, which puts a mask half a pixel down and right of its map.
 
     Args:
         mask: as of `read_mask`, where it has been read already.
@@ -23,7 +26,7 @@ def marked(sample: Sample, height: int, width: int, *, mask: np.ndarray | None =
     if sample.mask is None:
         return _filled(sample.boxes, height, width) if sample.boxes else None
     mask = (read_mask(sample) if mask is None else mask).astype(np.uint8)
-    return np.asarray(cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST), dtype=bool)
+    return np.asarray(cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST_EXACT), dtype=bool)
 
 
 def read_mask(sample: Sample) -> np.ndarray:

@@ -16,26 +16,35 @@ from dataclasses import replace
 from pathlib import Path
 
 from blemish.data.manifest import write_manifest
-from blemish.data.splits import hold_out
+from blemish.data.splits import few_shot, hold_out
 from blemish.data.unsplit import TEST_FRACTION, elpv_cells
-from blemish.errors import MissingExtraError
+from blemish.errors import ConfigError, MissingExtraError
 from blemish.types import ANOMALOUS, NORMAL
 
 
-def write_elpv_manifest(path: str | Path, seed: int = 0) -> Path:
+def write_elpv_manifest(path: str | Path, seed: int = 0, cells: int | None = None) -> Path:
     """A manifest of the ELPV solar cells at `path`: functional cells are normal, defective ones anomalous.
 
     Cells of probability 0 are normal (1,508: 1,131 train and 377 test, drawn by `seed`), those of probability 1
     anomalous (715, all test); the uncertain ones between are left out. Pictures are named by absolute path.
 
+    Args:
+        cells: only so many train cells and as many test cells, half of these anomalous, drawn by `seed`; None = all.
     Raises: MissingExtraError without the `demo` extra; DataError when the package's table is not as expected;
-        OutputError when the manifest cannot be written.
+        ConfigError for a number of cells that cannot be drawn; OutputError when the manifest cannot be written.
     """
     spec = importlib.util.find_spec("elpv_dataset")  # located, never imported: only its files are of use
     if spec is None or spec.origin is None:
         raise MissingExtraError("elpv-dataset", extra="demo", purpose="read the ELPV solar cells")
-    cells = elpv_cells(Path(spec.origin).absolute().parent / "data")
-    train, test = hold_out([cell for cell in cells if cell.label == NORMAL], TEST_FRACTION, seed)
+    known = elpv_cells(Path(spec.origin).absolute().parent / "data")
+    train, good = hold_out([cell for cell in known if cell.label == NORMAL], TEST_FRACTION, seed)
+    defective = [cell for cell in known if cell.label == ANOMALOUS]
+    if cells is not None:
+        most = min(len(train), 2 * len(good), 2 * len(defective))
+        if not 2 <= cells <= most:
+            raise ConfigError(f"cells: 2 to {most} can be drawn, got {cells}; leave it out for all of them")
+        train, good = few_shot(train, cells, seed), few_shot(good, cells - cells // 2, seed)
+        defective = few_shot(defective, cells // 2, seed)
     rows = [replace(cell, split="train") for cell in train]
-    rows += [replace(cell, split="test") for cell in test + [cell for cell in cells if cell.label == ANOMALOUS]]
+    rows += [replace(cell, split="test") for cell in good + defective]
     return write_manifest(path, rows)

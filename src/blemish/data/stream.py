@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from blemish.data.copies import thumbnail
 from blemish.data.marks import marked
 from blemish.data.transforms import Preprocessing, prepare
 from blemish.errors import InputError, MissingExtraError, NonFiniteError
@@ -28,17 +29,27 @@ _OF_ONE_PICTURE = (InputError, NonFiniteError, MissingExtraError)
 WORKERS = min(8, max(2, os.cpu_count() or 1))
 
 
-def map_ahead(function: Callable[[T], R], items: Iterable[T], *, ahead: int) -> Iterator[R]:
-    """`map` in a thread pool, in order, with at most `ahead` results computed in advance."""
+def map_ahead(function: Callable[[T], R], items: Iterable[T], *, ahead: int) -> Generator[R]:
+    """`map` in a thread pool, in order, with at most `ahead` results computed in advance.
+
+    No more items are taken than that and the one whose result is next. Where taking one raises, what came before is
+    given first.
+    """
     pool = ThreadPoolExecutor(max_workers=WORKERS, thread_name_prefix="blemish-decode")
     waiting: deque[Future[R]] = deque()
+    coming = iter(items)
+    ended: Exception | None = None
     try:
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) > ahead:
+        while ended is None or waiting:
+            if ended is None:
+                try:
+                    waiting.append(pool.submit(function, next(coming)))
+                except Exception as error:  # StopIteration, as a rule
+                    ended = error
+            if waiting and (ended or len(waiting) > ahead):
                 yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        if not isinstance(ended, StopIteration):
+            raise ended
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -59,6 +70,8 @@ class PictureStream:
     Attributes:
         failures: pictures that could not be decoded, found so far, by position in `sources`.
         digests: content hash by position, of the pictures decoded so far.
+        thumbnails: of the same, to tell pictures that are nearly alike; see `copies.thumbnail`.
+        notes: by content hash what the decoder did that a person should know, of those where there is something.
     """
 
     sources: Sequence[Any]
@@ -70,6 +83,8 @@ class PictureStream:
     marks: Sequence[Sample] = ()
     failures: dict[int, Failure] = field(default_factory=dict)
     digests: dict[int, str] = field(default_factory=dict)
+    thumbnails: dict[int, np.ndarray] = field(default_factory=dict, init=False)
+    notes: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[Batch]:
         rows: list[torch.Tensor] = []
@@ -93,9 +108,15 @@ class PictureStream:
             yield replace(batch, images=batch.images.to(device))
 
     @property
-    def batches(self) -> int:
-        """How many batches one pass has when no picture is broken."""
-        return -(-len(self.sources) * len(self.copies) // self.batch_size)
+    def rows(self) -> int:
+        """How many pictures, each copy counted, one pass has when none is broken."""
+        return len(self.sources) * len(self.copies)
+
+    @property
+    def originals(self) -> dict[int, int]:
+        """Of each picture decoded so far the position of the first one of the same content, which may be itself."""
+        first: dict[str, int] = {}
+        return {index: first.setdefault(self.digests[index], index) for index in sorted(self.digests)}
 
     @property
     def copies(self) -> list[tuple[float, bool]]:
@@ -116,6 +137,9 @@ class PictureStream:
             self.failures[index] = Failure(source=named, reason=reason)
             return index, [], None
         self.digests[index] = picture.digest
+        self.thumbnails[index] = thumbnail(picture.pixels)
+        if picture.notes:
+            self.notes[picture.digest] = picture.notes
         copies = [prepare(picture, self.preprocessing, angle=angle, flip=flip) for angle, flip in self.copies]
         return index, copies, mask
 
@@ -134,9 +158,13 @@ def _batch(rows: list[torch.Tensor], owners: list[int], masks: list[torch.Tensor
 
 
 def name_of(source: Any, index: int) -> str:
-    """The path as given, or "array 3" for the fourth array or PIL image of a call."""
+    """The path as given (or the name of an open file); "array 3" for the fourth source of a call where it is an array,
+    a tensor or a PIL image, "file 3" where it is a file without a name, or the bytes of one."""
     if isinstance(source, (str, os.PathLike)):
         return os.fspath(source)
+    if isinstance(source, bytes) or hasattr(source, "read"):
+        name = getattr(source, "name", None)
+        return name if isinstance(name, str) else f"file {index}"
     return f"array {index}"
 
 

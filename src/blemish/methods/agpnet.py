@@ -1,38 +1,46 @@
 """AGPNet: reconstruct normal features that were perturbed where attention looks.
 
-"Attention-Guided Perturbation for Unsupervised Image Anomaly Detection". A frozen encoder gives features F (eq. 1); a
-light decoder learns to give F back from F with noise added (eq. 4-5), the more so the more attended a location is
-(eq. 2-3); what it cannot give back at prediction is the anomaly map (eq. 8).
+"Attention-Guided Perturbation for Unsupervised Image Anomaly Detection". A frozen encoder gives
+features F (eq. 1); a light decoder learns to give F back from F with noise added (eq. 4-5), the
+more so the more attended a location is (eq. 2-3); what it cannot give back at prediction is the
+anomaly map (eq. 8). Eq. 4 is F' = F + E ⊙ (α(t) · N(A) + β), and the loss (eq. 7) the squared
+distance, mean over the places, as later versions of the paper have them.
 
-The paper does not say, and here: F is the sum of layers 3, 6, 9 and 12; the decoder has width 256, feed-forward 1024
-and two self-attentions a layer (by arithmetic: that gives its parameters and multiply-adds); the prior is the [CLS]
-row; the learned attention is attention received, mean over queries, from a teacher that sees the clean F; noise is in
-units of F's standard deviation in the picture; image noise has σ = 1 in normalised pixels; learning rate 1e-4 and
-weight decay 1e-4; the base factor of eq. 5 is 1; the image score averages over 16×16 pixels at 224². A CNN has no
-attention: its levels are layer-normalised, brought to the coarsest grid and joined, and the prior is the channel mean
-of squared activations.
+The paper does not say, and here: β is 0.5 (docs/log.md says how it was chosen); F is the sum of
+layers 3, 6, 9 and 12; the decoder has width 256, feed-forward 1024 and two self-attentions a layer
+(by arithmetic: that gives its parameters and multiply-adds); the prior is the [CLS] row over the
+patches, brought to sum 1 in each head before heads and layers are averaged; the learned attention
+is attention received, mean over queries, from a teacher that sees the clean F; noise is in units of
+F's standard deviation in the picture; image noise has σ = 1 in normalised pixels; learning rate
+1e-4 and weight decay 1e-4; gradients are clipped at norm 1 of the loss averaged over the channels,
+too; the base factor of eq. 5 is 1; the image score averages over 16×16 pixels at 224². A CNN has no
+attention: its levels are layer-normalised, brought to the coarsest grid and joined, and the prior
+is the channel mean of squared activations.
 
-`best` goes beyond the paper. By the published evidence for plain-ViT reconstruction (Guo et al. 2025, "Dinomaly"):
-dropout before the decoder, decoder attention without softmax, two groups of layers as targets, cosine loss that spares
-what is reconstructed already. By our own (docs/log.md): a decoder that starts as a linear autoencoder, many small
-steps, and noise everywhere, though more of it where the encoder looks.
+`best` goes beyond the paper. By the published evidence for plain-ViT reconstruction (Guo et al.
+2025, "Dinomaly"): dropout before the decoder, decoder attention without softmax, two groups of
+layers as targets, cosine loss that spares what is reconstructed already. By our own (docs/log.md):
+a decoder that starts as a linear autoencoder, many small steps, and noise everywhere, though more
+of it where the encoder looks.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Self, cast
+from typing import Any, Literal, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from blemish.backbones import Backbone
+from blemish.backbones.cells import resampled
 from blemish.errors import ConfigError
 from blemish.methods.base import smooth
+from blemish.methods.decoder import Decoder
 from blemish.methods.guidance import normalise, sharpness, shuffled
 from blemish.methods.trained import TrainedConfig, TrainedMethod, TrainingBatch
 from blemish.types import Scores
@@ -55,9 +63,11 @@ class AGPNetConfig(TrainedConfig):
         spared: with the cosine loss, this share of the best reconstructed locations weighs a tenth.
         feature_noise, image_noise: where noise goes: "none"; "random" (alike everywhere); "attention"; "shuffled"
             (attention at the wrong places: the control).
-        noise_low, noise_high, noise_until: intensity of feature noise, in standard deviations of F: at the start, and
-            from this fraction of the run on; it rises linearly between (eq. 5).
-        noise_floor: least weight of feature noise at unattended places, in [0, 1].
+        noise_low, noise_high, noise_until: α(t) of eq. 4 and 5, the intensity of feature noise where attention is
+            highest: at the start, and from this fraction of the run on; it rises linearly between.
+        beta: β of eq. 4, the intensity that every place gets besides, attended or not, from the start; from 0. Of
+            "random" noise, too, for which N(A) is 1 everywhere.
+        noise_unit: of these intensities: "std", the standard deviation of F in the picture; or "absolute", 1.
         image_share, image_from: share of the pixels that image noise covers, until this fraction of the run; then it
             rises to 1 at `noise_until`.
         attention: what guides the noise: the encoder's attention ("prior"), the decoder's ("learned") or "both".
@@ -87,9 +97,10 @@ class AGPNetConfig(TrainedConfig):
     feature_noise: Noise = "attention"
     image_noise: Noise = "none"
     noise_low: float = 0.0
-    noise_high: float = 1.0
+    noise_high: float = 0.5
     noise_until: float = 0.8
-    noise_floor: float = 0.5
+    beta: float = 0.5
+    noise_unit: Literal["std", "absolute"] = "std"
     image_share: float = 0.6
     image_from: float = 0.2
     attention: Literal["prior", "learned", "both"] = "prior"
@@ -109,13 +120,26 @@ class AGPNetConfig(TrainedConfig):
         for name in ("dropout", "spared", "score_window"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name}: a fraction in [0, 1) is needed, got {getattr(self, name)}")
-        for name in ("noise_floor", "image_share", "image_from", "noise_until"):
+        for name in ("image_share", "image_from", "noise_until"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name}: a fraction in [0, 1] is needed, got {getattr(self, name)}")
         if not 0 <= self.noise_low <= self.noise_high < math.inf:
             raise ConfigError(f"noise_low and noise_high: 0 <= low <= high, got {self.noise_low} and {self.noise_high}")
+        if not 0 <= self.beta < math.inf:
+            raise ConfigError(f"beta: a finite number from 0 is needed, got {self.beta}")
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise ConfigError(f"ema_decay: null or a number in [0, 1) is needed, got {self.ema_decay}")
+
+    @classmethod
+    def migrate(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Up to 0.1.0 noise was α(t) · (floor + (1 - floor) · N(A)) in standard deviations of F, and `noise_floor`
+        stood where `beta` does. What it becomes has the same noise from `noise_until` on."""
+        values = dict(values)
+        if (floor := values.pop("noise_floor", None)) is not None:
+            low, high = values.get("noise_low", 0.0), values.get("noise_high", 1.0)
+            values |= {"noise_low": (1 - floor) * low, "noise_high": (1 - floor) * high, "beta": floor * high}
+            values["noise_unit"] = "std"
+        return values
 
     @classmethod
     def paper(cls) -> Self:
@@ -137,7 +161,7 @@ class AGPNetConfig(TrainedConfig):
             loss="l2",
             spared=0.0,
             image_noise="attention",
-            noise_floor=0.0,
+            noise_high=1.0,
             attention="both",
             ema_decay=0.9999,
             schedule="step",
@@ -162,12 +186,16 @@ class AGPNet(TrainedMethod):
         with torch.no_grad():
             probe = backbone(torch.zeros(1, 3, *backbone.round_size(*config.height_width)), self.layers)
         self.grid: tuple[int, int] = min(probe.grids)
+        self._offsets = dict(zip(probe.grids, probe.offsets, strict=True))
         widths = [tokens.shape[2] for tokens in probe.tokens]
         self.groups = 1 if backbone.spec.kind == "cnn" else min(config.groups, len(widths))
         dim = sum(widths) if backbone.spec.kind == "cnn" else widths[0]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.decoder = Decoder(config, dim, self.groups, self.grid)
+        if config.loss == "l2":
+            # The loss adds up the channels: at a limit of 1 the gradients of every step would be cut.
+            self.clip_norm = float(dim)
         self.teacher: Decoder | None = None
 
     # What the encoder gives
@@ -190,7 +218,7 @@ class AGPNet(TrainedMethod):
         targets = self.targets(features.tokens, features.grids)
         encoded = {"targets": targets.to(self.backbone.dtype)}
         if rows:
-            encoded["prior"] = torch.stack([features.attention[layer].mean(1) for layer in rows]).mean(0)
+            encoded["prior"] = features.looked_at()
         elif wanted:
             squared = [layer.square().mean(2, keepdim=True) for layer in features.tokens]
             onto = [self._on_grid(layer, grid) for layer, grid in zip(squared, features.grids, strict=True)]
@@ -201,7 +229,9 @@ class AGPNet(TrainedMethod):
         if grid == self.grid:
             return layer
         square = layer.transpose(1, 2).reshape(len(layer), -1, *grid)
-        return F.interpolate(square, size=self.grid, mode="bilinear", antialias=True).flatten(2).transpose(1, 2)
+        onto = self._offsets[self.grid]
+        evened = resampled(square, self.grid, offset=self._offsets[grid], onto=onto, antialias=True)
+        return evened.flatten(2).transpose(1, 2)
 
     # Training
 
@@ -284,7 +314,7 @@ class AGPNet(TrainedMethod):
         return normalise(torch.stack(parts).sum(0))
 
     def intensity(self, progress: float) -> float:
-        """Eq. 5: α(t), in standard deviations of F."""
+        """Eq. 5: α(t), in units of `noise_unit`."""
         rise = min(1.0, progress / self.config.noise_until) if self.config.noise_until else 1.0
         return self.config.noise_low + (self.config.noise_high - self.config.noise_low) * rise
 
@@ -295,16 +325,18 @@ class AGPNet(TrainedMethod):
         return self.config.image_share + (1 - self.config.image_share) * rise
 
     def _perturbed(self, features: Tensor, guide: Tensor, progress: float) -> Tensor:
-        """Eq. 4: features B N D with noise where the guide B N says."""
+        """Eq. 4: F' = F + E ⊙ (α(t) · N(A) + β), for features B N D and N(A), the guide, B N."""
         kind = self.config.feature_noise
         if kind == "none":
             return features
-        weights = torch.ones_like(guide)
-        if kind != "random":
-            floor = self.config.noise_floor
-            weights = floor + (1 - floor) * (shuffled(guide) if kind == "shuffled" else guide)
-        unit = features.std(dim=(1, 2), keepdim=True)
-        return features + self.intensity(progress) * weights[:, :, None] * unit * torch.randn_like(features)
+        if kind == "random":
+            guide = torch.ones_like(guide)
+        elif kind == "shuffled":
+            guide = shuffled(guide)
+        strength = (self.intensity(progress) * guide + self.config.beta)[:, :, None]
+        if self.config.noise_unit == "std":
+            strength = strength * features.std(dim=(1, 2), keepdim=True)
+        return features + strength * torch.randn_like(features)
 
     def _noisy_images(self, images: Tensor, guide: Tensor, progress: float) -> Tensor:
         """Pictures B 3 H W with Gaussian noise in the most attended share of their pixels."""
@@ -312,18 +344,17 @@ class AGPNet(TrainedMethod):
         if kind != "attention":
             guide = torch.rand_like(guide) if kind == "random" else shuffled(guide)
         size = (images.shape[-2], images.shape[-1])
-        upsampled = F.interpolate(
-            guide.reshape(len(guide), 1, *self.grid), size=size, mode="bilinear", align_corners=False
-        )
+        upsampled = self._spread(guide.reshape(len(guide), *self.grid), images, size)
         order = upsampled.flatten(1).argsort(1, descending=True)
         count = round(self.covered(progress) * order.shape[1])
         inside = torch.zeros_like(upsampled.flatten(1)).scatter_(1, order[:, :count], 1.0).reshape(upsampled.shape)
         return images + inside * torch.randn_like(images)
 
     def loss(self, given: Tensor, targets: Tensor, progress: float) -> Tensor:
-        """Eq. 7 for reconstructions B G N D: the mean square, or the cosine distance that spares easy locations."""
+        """Eq. 7 for reconstructions B G N D, a mean over pictures, groups and places: of the squared l2 distance of
+        the D channels, or of the cosine distance, which spares easy places."""
         if self.config.loss == "l2":
-            return F.mse_loss(given.float(), targets)
+            return (given.float() - targets).square().sum(-1).mean()
         # In the precision of the decoder: float32 would take a third of the step.
         pairs = F.normalize(given, dim=-1) * F.normalize(targets.to(given.dtype), dim=-1)
         distance = 1 - pairs.sum(-1, dtype=torch.float32)
@@ -354,135 +385,7 @@ class AGPNet(TrainedMethod):
         if self.config.score_window == 0:
             return super()._finish(raw, images)
         size = (images.shape[-2] // 4, images.shape[-1] // 4)
-        maps = F.interpolate(raw[:, None], size=size, mode="bilinear", align_corners=False)
+        maps = self._spread(raw, images, size)
         window = max(1, round(self.config.score_window * max(size)))
         pooled = F.avg_pool2d(maps, (min(window, size[0]), min(window, size[1])), stride=1)
         return Scores(pooled.flatten(1).amax(1), smooth(maps, self.config.smoothing)[:, 0])
-
-
-class Decoder(nn.Module):
-    """A plain transformer from features B N D to reconstructions B G N D; nothing goes around it."""
-
-    def __init__(self, config: AGPNetConfig, dim: int, groups: int, grid: tuple[int, int]) -> None:
-        super().__init__()
-        width = config.width
-        self.groups = groups
-        self.dropout = Dropout(config.dropout)
-        self.inward = nn.Linear(dim, width)
-        self.rows = nn.Parameter(0.02 * torch.randn(grid[0], width // 2))
-        self.columns = nn.Parameter(0.02 * torch.randn(grid[1], width // 2))
-        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.depth))
-        self.norm = nn.LayerNorm(width)
-        self.outward = nn.Linear(width, groups * dim)
-
-    def forward(self, features: Tensor) -> Tensor:
-        x = self._enter(features)
-        for layer in self.layers:
-            x, _ = layer(x)
-        given = self.outward(self.norm(x))
-        return cast(Tensor, given.unflatten(-1, (self.groups, -1)).transpose(1, 2))
-
-    @torch.no_grad()
-    def start_linear(self, targets: Tensor) -> None:
-        """Set the weights so that the decoder is a linear autoencoder, the best of this width on targets B G N D.
-
-        In: the principal directions of their sum. Out: least squares, from behind the norm. The layers add nothing yet.
-        """
-        features = targets.sum(1).flatten(0, 1).double()
-        power, directions = torch.linalg.eigh(features.T @ features / len(features))
-        kept = min(self.inward.out_features, features.shape[1])
-        scale = (power[-kept:].sum() / kept).rsqrt()
-        self.inward.weight.zero_()[:kept] = (directions[:, -kept:] * scale).T.to(self.inward.weight)
-        self.inward.bias.zero_()
-        for module in self.layers.modules():
-            if isinstance(module, (DecoderLayer, SelfAttention)):
-                module.out.weight.zero_()
-                module.out.bias.zero_()
-        inner = self.norm(self.inward(features.float())).double()
-        inner = torch.cat([inner, torch.ones_like(inner[:, :1])], 1)
-        wanted = targets.transpose(1, 2).flatten(2).flatten(0, 1).double()
-        gram = inner.T @ inner
-        gram.diagonal().add_(1e-6 * gram.diagonal().mean())
-        solution = torch.linalg.solve(gram, inner.T @ wanted)
-        self.outward.weight.copy_(solution[:-1].T)
-        self.outward.bias.copy_(solution[-1])
-
-    def attention_received(self, features: Tensor) -> Tensor:
-        """How much each location is looked at: B N, mean over queries, heads, attentions and layers."""
-        x = self._enter(features)
-        received: list[Tensor] = []
-        for layer in self.layers:
-            x, looked = layer(x, watch=True)
-            received += looked
-        return torch.stack(received).mean(0)
-
-    def _enter(self, features: Tensor) -> Tensor:
-        height, width = len(self.rows), len(self.columns)
-        places = torch.cat([self.rows[:, None].expand(-1, width, -1), self.columns[None].expand(height, -1, -1)], dim=2)
-        return cast(Tensor, self.inward(self.dropout(features)) + places.flatten(0, 1))
-
-
-class DecoderLayer(nn.Module):
-    """Self-attentions, then a feed-forward part, each behind a norm and beside a residual."""
-
-    def __init__(self, config: AGPNetConfig) -> None:
-        super().__init__()
-        width = config.width
-        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(config.attentions + 1))
-        self.attentions = nn.ModuleList(
-            SelfAttention(width, config.heads, softmax=config.softmax) for _ in range(config.attentions)
-        )
-        self.hidden = nn.Linear(width, 4 * width)
-        self.out = nn.Linear(4 * width, width)
-
-    def forward(self, x: Tensor, *, watch: bool = False) -> tuple[Tensor, list[Tensor]]:
-        received: list[Tensor] = []
-        for norm, attention in zip(self.norms, self.attentions, strict=False):
-            given, looked = attention(norm(x), watch=watch)
-            x = x + given
-            received += looked
-        return x + self.out(F.relu(self.hidden(self.norms[-1](x)))), received
-
-
-class SelfAttention(nn.Module):
-    """Attention of B N W, with softmax or linear (Katharopoulos et al. 2020, with φ = relu + 0.01)."""
-
-    def __init__(self, width: int, heads: int, *, softmax: bool) -> None:
-        super().__init__()
-        self.heads = heads
-        self.softmax = softmax
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
-
-    def forward(self, x: Tensor, *, watch: bool = False) -> tuple[Tensor, list[Tensor]]:
-        """The result, and with `watch` the attention that each location receives (B N), mean over queries and heads."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each B L N d
-        if self.softmax:
-            mixed = F.scaled_dot_product_attention(q, k, v)
-            received = [_received(q.float(), k.float())] if watch else []
-        else:
-            q, k = F.relu(q) + 0.01, F.relu(k) + 0.01
-            total = q @ k.sum(2)[..., None]  # B L N 1
-            mixed = (q @ (k.transpose(2, 3) @ v)) / total
-            received = [(k @ (q / total).mean(2)[..., None]).mean(1)[..., 0].float()] if watch else []
-        return self.out(mixed.transpose(1, 2).flatten(2)), received
-
-
-class Dropout(nn.Module):
-    """Dropout from one random byte an element (rates in 1/256): torch's own takes a third of a step on a CPU."""
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.dropped = min(255, round(256 * rate))
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.dropped == 0:
-            return x
-        words = torch.empty((x.numel() + 7) // 8, dtype=torch.int64, device=x.device).random_(-(2**63), 2**63 - 1)
-        kept = words.view(torch.uint8)[: x.numel()].view(x.shape) >= self.dropped
-        return x * (kept.to(x.dtype) * (256 / (256 - self.dropped)))
-
-
-def _received(q: Tensor, k: Tensor) -> Tensor:
-    attention: Tensor = (q @ k.transpose(2, 3) * q.shape[-1] ** -0.5).softmax(-1)
-    return attention.mean(dim=(1, 2))

@@ -69,14 +69,14 @@ def between_blocks(backbone: VitBackbone, change: Callable[[int, Tensor], Tensor
 
 
 @contextmanager
-def recorded(backbone: VitBackbone, into: dict[int, list[Tensor]]) -> Iterator[None]:
-    """While open, every forward pass adds to `into`, by the number of its patches, the `moments` of B pictures after
-    each of L blocks: B L 2 D."""
+def recorded(backbone: VitBackbone, into: dict[int, list[Tensor]], *, blocks: int | None = None) -> Iterator[None]:
+    """While open, every forward pass adds to `into`, by the number of its patches, the `moments` of B
+    pictures after each of L blocks: B L 2 D. `blocks`: how many are run; None = all."""
     seen: list[Tensor] = []
 
     def note(block: int, patches: Tensor) -> None:
         seen.append(moments(patches))
-        if len(seen) == backbone.depth:
+        if len(seen) == (blocks or backbone.depth):
             into.setdefault(patches.shape[1], []).append(torch.stack(seen, dim=1))
             seen.clear()
 

@@ -12,7 +12,8 @@ value, 0.04, throughout. What is kept in the end is the teacher, as DINO does.
 
 The views are DINO's, drawn for a whole batch at once. So a picture's colours are changed by one affine map: in it
 brightness, contrast, saturation and hue (turned in the plane of the chrominances, YIQ) commute, and there is no order
-to draw; a crop that would stick out is narrowed instead of drawn again; and crops are read bilinearly.
+to draw; a crop that would stick out is narrowed instead of drawn again; and crops are read bilinearly, at as many
+points of each pixel as it covers pixels of the picture, about, whose mean it is.
 """
 
 from __future__ import annotations
@@ -51,6 +52,9 @@ class APMaskConfig(FineTuning):
             divides.
         local_views: how many local views of a picture the student sees, beside the global one.
         picture_size: side of the square that a picture is decoded to, out of which its views are cropped.
+            The smallest crops are 0.55 (global) and 0.19 (local) of its side: from 512 no view of 224² or
+            96² is enlarged, from 256 most are. Kept between epochs it takes 3 MiB a picture, see
+            `cache_gib`, four times what 256 takes.
         masking: which patches the student's views lose: "none"; "random"; "block" (they lie together); "attention"
             (those that the teacher attends to least).
         mask_ratio: the share of the patches that a view loses, in [0, 1).
@@ -76,7 +80,7 @@ class APMaskConfig(FineTuning):
     image_size: int = 224
     local_size: int = 96
     local_views: int = 8
-    picture_size: int = 256
+    picture_size: int = 512
     masking: Masking = "attention"
     mask_ratio: float = 0.3
     objective: Literal["clusters", "dino"] = "clusters"
@@ -143,6 +147,7 @@ class APMask(FineTuned):
     """Student and, while training, its teacher."""
 
     name = "apmask"
+    training_only = ("head.",)
     backbone: VitBackbone
     centre: Tensor  # K, for "dino"
     recent: Tensor  # 1 + K, means over recent steps: the spread of the head's features, and the prediction
@@ -441,7 +446,10 @@ def view(
 
 
 def cropped(pixels: Tensor, size: tuple[int, int], area: tuple[float, float], draws: Tensor) -> Tensor:
-    """A crop of each, resized, half of them mirrored. Draws 5 B: area, aspect ratio, place (across, down), mirrored."""
+    """A crop of each of B 3 H W, resized with antialiasing, half of them mirrored: B 3 h w.
+
+    Draws 5 B: area, aspect ratio, place (across, down), mirrored.
+    """
     share = area[0] + (area[1] - area[0]) * draws[0]
     ratio = (4 / 3) ** (2 * draws[1] - 1)
     width, height = (share * ratio).sqrt().clamp(max=1), (share / ratio).sqrt().clamp(max=1)
@@ -450,8 +458,10 @@ def cropped(pixels: Tensor, size: tuple[int, int], area: tuple[float, float], dr
     theta[:, 1, 1] = height
     theta[:, 0, 2] = (2 * draws[2] - 1) * (1 - width)
     theta[:, 1, 2] = (2 * draws[3] - 1) * (1 - height)
-    places = F.affine_grid(theta.to(pixels.device), [len(pixels), 3, *size], align_corners=False)
-    return F.grid_sample(pixels, places, padding_mode="border", align_corners=False)
+    fine = max(1, round(math.sqrt(area[1]) * max(pixels.shape[2] / size[0], pixels.shape[3] / size[1])))
+    sampled = [len(pixels), 3, fine * size[0], fine * size[1]]
+    places = F.affine_grid(theta.to(pixels.device), sampled, align_corners=False)
+    return F.avg_pool2d(F.grid_sample(pixels, places, padding_mode="border", align_corners=False), fine)
 
 
 def recoloured(pixels: Tensor, draws: Tensor) -> Tensor:

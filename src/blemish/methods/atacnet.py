@@ -6,8 +6,8 @@ a₁ = τ(σ(φ(x))). The channel mean of the attention features, brought to [0,
 the crop x_c (eq. 4-6), which the same weights look at again: a₂ = τ(σ(φ(x_c))) (eq. 7). The score of a map is the mean
 of its top K values, that of a picture the mean of the two (eq. 8-10). The deviation loss (eq. 11-12) draws the scores
 of normal pictures to 0 and pushes those of anomalous ones above k; labels are of whole pictures. Two baselines of the
-paper are other settings of `network`: DevNet (the extractor, the mapper and the loss: one look), and a classifier (one
-logit of the mean feature, weighted cross-entropy).
+paper are other settings of `network`: DevNet (the extractor, the mapper and the loss: one look), and a classifier (a
+perceptron on the mean feature instead of a score map, weighted cross-entropy).
 
 Deviates: eq. 12 is printed without a lower bound, y·(k − |dev|); here it is DevNet's y·max(0, k − dev).
 
@@ -16,19 +16,23 @@ a ViT, its tokens layer-normalised. σ is two 3×3 convolutions, each with batch
 SAGAN (Zhang et al. 2019): queries and keys of an eighth of the width, not scaled, beside a residual, with a learned
 weight that starts at 0. The crop is the bounding box of the active cells, with a margin of a tenth of its own sides on
 every side, cut at the border of the picture. It carries no gradient; both looks do. Where nothing stands out it is the
-whole picture. Batches are halves, normal and anomalous; a part of the anomalous half is made by CutMix: a piece of a
-labelled defect, or of a normal picture where there are none, pasted into a normal one. So the weights of the
-cross-entropy are nearly alike. Batch norm's statistics are those of pictures and crops alike. The heatmap is a₁,
-averaged with a₂ where the crop is; the paper reports no pixel metric for it. That of the classifier is its Grad-CAM,
-times the number of locations to be in the unit of the logit; for a mean followed by a linear layer it has a closed
-form: ReLU of the weighted channels.
+whole picture. Batches of ATAC-Net and DevNet are halves, normal and anomalous, and an epoch shows every normal picture
+once. Of the anomalous pictures CutMix makes a part: a piece of a labelled defect, or of a normal picture where there
+are none, pasted into a normal one. The classifier takes pictures as they come, normal ones and few defects; the weights
+of its cross-entropy, which are the inverse shares of the classes, make up for that (balanced batches would leave them
+nothing to weigh). Its perceptron has one hidden layer with a ReLU, as wide as σ. Batch norm's statistics are those of
+pictures and crops alike. The heatmap is a₁, averaged with a₂ where the crop is; the paper reports no pixel metric for
+it. That of the classifier is its Grad-CAM, times the number of locations to be in the unit of the logit.
+
+On few pictures the extractor, trained end to end at the paper's rate, learns them by heart (`docs/findings.md`);
+`extractor_rate` lets it learn slower, or not at all. That is not in the paper, and no recipe of the paper sets it.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, Self, cast
+from typing import Any, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +40,7 @@ from torch.nn import functional as F
 
 from blemish.anomalies.cutmix import cut_mix
 from blemish.backbones import Backbone
+from blemish.backbones.cells import resampled
 from blemish.errors import ConfigError
 from blemish.losses import mean_over_processes
 from blemish.losses.deviation import deviation_loss
@@ -59,7 +64,9 @@ class AtacNetConfig(TrainedConfig):
         padding: margin of the crop on every side, as a share of the side of the active region.
         margin: k, the deviation that anomalous pictures are to have at least.
         draws: R, from N(0, 1), of which the deviation is, drawn anew in every step.
-        attention_dim: channels of the attention-augmentation module.
+        attention_dim: channels of the attention-augmentation module, and the hidden width of the classifier.
+        extractor_rate: the extractor's learning rate, as a share of the other parts'; 1 in the paper. With 0 it stays
+            as it is, its batch norms too, and only what follows it learns.
         pseudo: share of the anomalous half of a batch that is made by CutMix; all of it where no defects are labelled.
         drop_every, drop: the learning rate is multiplied by `drop` whenever this fraction of the run is over.
     """
@@ -78,6 +85,7 @@ class AtacNetConfig(TrainedConfig):
     margin: float = 10.0
     draws: int = 5000
     attention_dim: int = 64
+    extractor_rate: float = 1.0
     pseudo: float = 0.5
     drop_every: float = 1 / 3
     drop: float = 0.1
@@ -96,11 +104,17 @@ class AtacNetConfig(TrainedConfig):
             raise ConfigError(f"draws: at least 2 are needed, got {self.draws}")
         if self.attention_dim < 1:
             raise ConfigError(f"attention_dim: at least 1 is needed, got {self.attention_dim}")
+        if not 0 <= self.extractor_rate < math.inf:
+            raise ConfigError(f"extractor_rate: a finite number from 0 is needed, got {self.extractor_rate}")
         if not 0 <= self.pseudo <= 1:
             raise ConfigError(f"pseudo: a fraction in [0, 1] is needed, got {self.pseudo}")
         for name in ("drop_every", "drop"):
             if not 0 < getattr(self, name) <= 1:
                 raise ConfigError(f"{name}: a fraction in (0, 1] is needed, got {getattr(self, name)}")
+
+    @property
+    def balanced_batches(self) -> bool:
+        return self.network != "classifier"
 
     @classmethod
     def paper(cls) -> Self:
@@ -126,6 +140,7 @@ class AtacNet(EndToEnd, TrainedMethod):
     source = "Gupta et al. 2024, ATAC-Net: Zoomed View Works Better for Anomaly Detection"
     Config = AtacNetConfig
     takes_defects = True
+    training_only = ("attention.key.bias",)  # the same for all keys of a query, so no softmax sees it
     config: AtacNetConfig
     steps: Tensor
 
@@ -141,7 +156,14 @@ class AtacNet(EndToEnd, TrainedMethod):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.attention = AttentionAugmentation(dim, config.attention_dim) if config.network == "atacnet" else None
-            self.mapper = nn.Conv2d(config.attention_dim if self.attention is not None else dim, 1, kernel_size=1)
+            self.mapper = self._new_mapper(dim)
+
+    def _new_mapper(self, dim: int) -> nn.Module:
+        """τ, or the classifier's perceptron, which one vector a picture goes through."""
+        width = self.config.attention_dim
+        if self.config.network == "classifier":
+            return nn.Sequential(nn.Linear(dim, width), nn.ReLU(), nn.Linear(width, 1))
+        return nn.Conv2d(dim if self.attention is None else width, 1, kernel_size=1)
 
     # The network
 
@@ -149,27 +171,36 @@ class AtacNet(EndToEnd, TrainedMethod):
         """All that it makes of pictures B 3 H W."""
         features, first = self.glance(images)
         if self.config.network == "classifier":
-            return Look(first.mean(dim=(1, 2)), features, first)
+            with torch.autocast(images.device.type, enabled=False):
+                return Look(self.mapper(features.mean(dim=(2, 3)))[:, 0], features, first)
         score = top_mean(first.flatten(1), self.config.top_fraction)
         if self.config.network == "devnet":
             return Look(score, features, first)
         saliency = normalise(features.detach().mean(1).flatten(1)).reshape(first.shape)
-        boxes = crop_boxes(saliency, active=self.config.active, padding=self.config.padding)
+        offset = self._offset(first, images)
+        boxes = crop_boxes(saliency, active=self.config.active, padding=self.config.padding, offset=offset)
         _, second = self.glance(cropped(images, boxes))
         score = (score + top_mean(second.flatten(1), self.config.top_fraction)) / 2
         return Look(score, features, first, second, saliency, boxes)
 
     def glance(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """One pass over B 3 H W: the features that are mapped, float32 B C h w, and the scores they get, B h w.
+        """One pass over B 3 H W: the features, float32 B C h w, and what is shown of each location, B h w.
 
-        The features are the attention features, or the extractor's where there is no attention module.
+        The features are the attention features, or the extractor's where there is no attention module. What is shown is
+        the score of the location, and of the classifier, which gives it none, the Grad-CAM.
         """
         features = self._extracted(images)
         if self.attention is not None:
             features = self.attention(features)
         with torch.autocast(images.device.type, enabled=False):  # in bf16 scores would tie
             features = features.float()
+            if self.config.network == "classifier":
+                return features, grad_cam(self.mapper, features)
             return features, self.mapper(features)[:, 0]
+
+    def _offset(self, maps: Tensor, images: Tensor) -> float:
+        """Where the locations of B h w lie in B 3 H W, as `resampled` takes it."""
+        return self.backbone.offset((maps.shape[1], maps.shape[2]), images)
 
     def _extracted(self, images: Tensor) -> Tensor:
         tokens, grid = embed(self.backbone, images, self.layers)
@@ -182,9 +213,11 @@ class AtacNet(EndToEnd, TrainedMethod):
         return True
 
     def start_training(self, sample: TrainingBatch) -> None:
-        """What the features depend on learns; a norm or a convolution after them stays as it is, as where several
-        processes train together everything that learns has to take part."""
-        backbone = self.backbone.eval().requires_grad_(True)
+        """What the features depend on learns, unless `extractor_rate` is 0; a norm or a convolution after them stays as
+        it is, as where several processes train together everything that learns has to take part."""
+        backbone = self.backbone.eval().requires_grad_(self.config.extractor_rate > 0)
+        if self.config.extractor_rate == 0:
+            return
         probe = sample.images
         assert probe is not None
         parameters = list(backbone.parameters())
@@ -195,10 +228,18 @@ class AtacNet(EndToEnd, TrainedMethod):
             parameter.requires_grad_(gradient is not None)
 
     def optimizer(self) -> torch.optim.Optimizer:
-        learned = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        parts: dict[bool, list[nn.Parameter]] = {False: [], True: []}
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                parts[name.startswith("backbone.")].append(parameter)
+        rate = self.config.learning_rate
+        groups: list[dict[str, Any]] = [
+            {"params": parts[False]},
+            {"params": parts[True], "lr": rate * self.config.extractor_rate},
+        ]
         return torch.optim.Adam(
-            learned,
-            lr=self.config.learning_rate,
+            [group for group in groups if group["params"]],
+            lr=rate,
             weight_decay=self.config.weight_decay,
             decoupled_weight_decay=True,  # as everywhere, where there is one
         )
@@ -208,19 +249,19 @@ class AtacNet(EndToEnd, TrainedMethod):
         return self.config.drop ** math.floor(progress / self.config.drop_every + 1e-9)
 
     def training_step(self, batch: TrainingBatch, progress: float) -> Tensor:
-        """Eq. 12, or the cross-entropy."""
-        images, labels = self.balanced(batch)
+        """Eq. 12, or the weighted cross-entropy."""
+        images, labels = self.mixed(batch)
         score = self.look(images).score
         if self.config.network == "classifier":
-            anomalous = (labels == ANOMALOUS).sum()
-            weight = (len(labels) - anomalous) / anomalous
-            return F.binary_cross_entropy_with_logits(score, labels.float(), pos_weight=weight)
+            weight = torch.tensor(class_weights(self.class_counts), device=score.device)[labels]
+            return F.binary_cross_entropy_with_logits(score, labels.float(), weight=weight)
         return deviation_loss(score, labels, margin=self.config.margin, draws=self.config.draws)
 
-    def balanced(self, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
-        """Pictures B 3 H W and labels B, of which the last B//2 are anomalous: CutMix has made `pseudo` of them.
+    def mixed(self, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
+        """Pictures B 3 H W and labels B, the normal ones first: CutMix has made `pseudo` of the anomalous ones.
 
-        Args: batch: B//2 of its rows are labelled defects, or none is.
+        Args: batch: where half of a batch is to be anomalous (`balanced_batches`), B//2 of its rows are labelled
+            defects, or none is: then these rows are normal pictures that CutMix takes pieces from.
         Raises: ConfigError for fewer than two rows.
         """
         images, labels = batch.images, batch.labels
@@ -229,17 +270,22 @@ class AtacNet(EndToEnd, TrainedMethod):
         half = count // 2
         if half == 0:
             raise ConfigError("pictures_per_step: 2 at least for each process, for both classes")
-        made = half
+        anomalous = made = half
         if labels is None:
+            if not self.config.balanced_batches and self.class_counts[1]:  # other processes have the defects
+                anomalous = made = 0
             labels = torch.full((count,), NORMAL, device=images.device)
         else:
-            made = round(self.config.pseudo * half)
+            if not self.config.balanced_batches:
+                anomalous = int((labels == ANOMALOUS).sum())
+            made = int(self.config.pseudo * anomalous + float(torch.rand(())))  # on average that share
             # The normal ones first, each class in an order of its own; no device is asked where they are.
             order = (labels + torch.rand(count).to(images.device, non_blocking=True)).argsort()
             images, labels = images[order], labels[order]
-        normal, other = images[: count - half], images[count - half :]
+        normal, other = images[: count - anomalous], images[count - anomalous :]
+        made = min(made, len(normal))
         pseudo = cut_mix(normal[:made], other[:made])
-        found = torch.cat([labels[: count - half], labels[count - half + made :]])
+        found = torch.cat([labels[: count - anomalous], labels[count - anomalous + made :]])
         return torch.cat([normal, other[made:], pseudo]), torch.cat([found, found.new_full((made,), ANOMALOUS)])
 
     @torch.no_grad()
@@ -259,14 +305,12 @@ class AtacNet(EndToEnd, TrainedMethod):
             return {}
         training = self.training
         self.eval()
-        images, labels = self.balanced(sample)
+        images, labels = self.mixed(sample)
         with self._autocast(images):
             look = self.look(images)
         self.train(training)
-        figures = {
-            "normal_score": float(look.score[labels == NORMAL].mean()),
-            "anomalous_score": float(look.score[labels == ANOMALOUS].mean()),
-        }
+        named = {"normal_score": look.score[labels == NORMAL], "anomalous_score": look.score[labels == ANOMALOUS]}
+        figures = {name: float(scores.mean()) for name, scores in named.items() if len(scores)}
         if look.boxes is not None:
             figures["crop_share"] = float(look.boxes[:, 2:].prod(1).mean())
         return figures
@@ -283,21 +327,19 @@ class AtacNet(EndToEnd, TrainedMethod):
         with self._autocast(images):
             look = self.look(images)
         size = (images.shape[-2] // 4, images.shape[-1] // 4)
-        saliency = None if look.saliency is None else enlarged(look.saliency, size)
-        maps = smooth(self._map(look, size)[:, None], self.config.smoothing)[:, 0]
+        offset = self._offset(look.first, images)
+        saliency = None if look.saliency is None else enlarged(look.saliency, size, offset)
+        maps = smooth(self._map(look, size, offset)[:, None], self.config.smoothing)[:, 0]
         return Scores(look.score, maps, saliency=saliency, boxes=look.boxes)
 
     def anomaly_map(self, images: Tensor) -> Tensor:
         return self.score(images).maps
 
-    def _map(self, look: Look, size: tuple[int, int]) -> Tensor:
+    def _map(self, look: Look, size: tuple[int, int], offset: float) -> Tensor:
         """The heatmap B H W, before it is smoothed."""
         if look.second is not None and look.boxes is not None:
-            return merged(look.first, look.second, look.boxes, size)
-        if self.config.network == "classifier":
-            assert self.mapper.bias is not None
-            return enlarged(F.relu(look.first - self.mapper.bias), size)
-        return enlarged(look.first, size)
+            return merged(look.first, look.second, look.boxes, size, offset)
+        return enlarged(look.first, size, offset)
 
     @torch.no_grad()
     def embedding(self, images: Tensor) -> Tensor:
@@ -355,26 +397,56 @@ class AttentionAugmentation(nn.Module):
         return cast(Tensor, x + self.gain * mixed.transpose(1, 2).reshape(x.shape))
 
 
-def crop_boxes(saliency: Tensor, *, active: float = 0.4, padding: float = 0.1) -> Tensor:
+@torch.no_grad()
+def grad_cam(perceptron: nn.Module, features: Tensor) -> Tensor:
+    """Grad-CAM of a perceptron's logit on the mean of features B C h w: B h w, in the unit of the logit.
+
+    Selvaraju et al. 2017: ReLU of the channels, weighted by the mean gradient of the logit, here times the number of
+    locations; for one hidden layer with a ReLU that gradient has a closed form.
+    """
+    hidden, _, last = cast(nn.Sequential, perceptron)
+    open_ = (hidden(features.mean(dim=(2, 3))) > 0).float()
+    weights = (open_ * last.weight) @ hidden.weight
+    return F.relu(torch.einsum("bc,bchw->bhw", weights, features))
+
+
+def class_weights(counts: tuple[int, int]) -> tuple[float, float]:
+    """What a normal picture and a defect count, so that both classes count alike; 1 on average over `counts` pictures.
+
+    Where there is no defect CutMix makes half of every batch, and both count 1.
+
+    Example:
+        >>> class_weights((30, 10))
+        (0.6666666666666666, 2.0)
+    """
+    normal, defects = counts
+    if not normal or not defects:
+        return 1.0, 1.0
+    return (normal + defects) / (2 * normal), (normal + defects) / (2 * defects)
+
+
+def crop_boxes(saliency: Tensor, *, active: float = 0.4, padding: float = 0.1, offset: float = 0.0) -> Tensor:
     """Eq. 4-6: the box around the cells of B h w above `active`: float32 B 4: x, y, width, height as fractions.
 
     It reaches from the first cell's edge to the last one's, and on every side further by `padding` times its own
-    extent, as far as there is picture. Where no cell is active, it is the whole picture.
+    extent, as far as there is picture. Where no cell is active, it is the whole picture. Cells look `offset` cells
+    further right and down than an even grid has them (`Backbone.offset`); those at the border, up to the border.
 
     Example:
         >>> crop_boxes(torch.tensor([[[0.0, 0.2, 0.0, 0.1], [0.0, 1.0, 0.5, 0.0]]]), padding=0.0)
         tensor([[0.2500, 0.5000, 0.5000, 0.5000]])
     """
     above = saliency > active
-    (left, wide), (top, tall) = (_span(above.any(dim), padding) for dim in (1, 2))
+    (left, wide), (top, tall) = (_span(above.any(dim), padding, offset) for dim in (1, 2))
     return torch.stack([left, top, wide, tall], dim=1)
 
 
-def _span(marks: Tensor, padding: float) -> tuple[Tensor, Tensor]:
+def _span(marks: Tensor, padding: float, offset: float) -> tuple[Tensor, Tensor]:
     """Start and extent, as fractions, of what is marked in B n; of everything where nothing is."""
     marks = marks.int()  # of several maxima, argmax gives the first
-    start = marks.argmax(1) / marks.shape[1]
-    end = 1 - marks.flip(1).argmax(1) / marks.shape[1]
+    before, behind = marks.argmax(1), marks.flip(1).argmax(1)
+    start = (before > 0) * (before + offset) / marks.shape[1]
+    end = 1 - (behind > 0) * (behind - offset) / marks.shape[1]
     margin = padding * (end - start)
     start = (start - margin).clamp_min(0)
     return start, (end + margin).clamp_max(1) - start
@@ -386,17 +458,21 @@ def cropped(images: Tensor, boxes: Tensor) -> Tensor:
     return F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
 
 
-def merged(first: Tensor, second: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Maps B h w of pictures and of their crops as one, B H W: their mean inside the boxes B 4, the first outside."""
-    whole = enlarged(first, size)
+def merged(first: Tensor, second: Tensor, boxes: Tensor, size: tuple[int, int], offset: float = 0.0) -> Tensor:
+    """Maps B h w of pictures and of their crops as one, B H W: their mean inside the boxes B 4, the first outside.
+
+    Args: offset: where the locations of both lie in what they are of, as of `crop_boxes`.
+    """
+    whole = enlarged(first, size, offset)
     grid = _grid(-boxes[:, :2] / boxes[:, 2:], 1 / boxes[:, 2:], size)
-    closer = F.grid_sample(second[:, None], grid, padding_mode="border", align_corners=False)[:, 0]
+    lag = 2 * offset / torch.tensor([second.shape[2], second.shape[1]], device=grid.device)
+    closer = F.grid_sample(second[:, None], grid - lag, padding_mode="border", align_corners=False)[:, 0]
     return torch.where((grid.abs() <= 1).all(-1), (whole + closer) / 2, whole)
 
 
-def enlarged(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """B h w as B H W, bilinear."""
-    return F.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+def enlarged(maps: Tensor, size: tuple[int, int], offset: float = 0.0) -> Tensor:
+    """B h w as B H W, bilinear; offset: as of `resampled`."""
+    return resampled(maps[:, None], size, offset=offset)[:, 0]
 
 
 def _grid(offset: Tensor, scale: Tensor, size: tuple[int, ...]) -> Tensor:

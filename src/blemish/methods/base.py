@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from blemish.backbones import Backbone
+from blemish.backbones.cells import resampled
 from blemish.errors import ArtifactError, ConfigError, NotFittedError
 from blemish.methods.adaptation import Adapter, Mode
 from blemish.types import Batch, Progress, Scores
@@ -77,6 +78,11 @@ class MethodConfig:
         return False
 
     @classmethod
+    def migrate(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The settings that an artifact of an older version carries, under their names and in the meaning of today."""
+        return dict(values)
+
+    @classmethod
     def recipes(cls) -> dict[str, Callable[[], Self]]:
         """Name -> constructor: `best`, and every published setting as `paper…`."""
         names = [name for name in dir(cls) if name == "best" or name.startswith("paper")]
@@ -96,7 +102,8 @@ class Method(nn.Module):
         published: the method that its recipes called paper… configure, where that is another.
         takes_defects: whether labelled defects can be learned from.
         minimum_images: fewest training pictures that it can be fitted on.
-        leaves_one_out: whether `score_left_out` exists, so that no picture need be held out for calibration.
+        leaves_one_out: whether `score_left_out` exists, so that no picture need be held out for calibration. It needs
+            one picture more than `minimum_images`.
     """
 
     name: ClassVar[str]
@@ -143,7 +150,7 @@ class Method(nn.Module):
 
         Args:
             batches: each call starts a new pass over the training pictures.
-            count: number of batches in a pass, for progress.
+            count: number of pictures in a pass (each copy counts), for progress.
         """
 
     @abstractmethod
@@ -187,16 +194,27 @@ class Method(nn.Module):
         """As `score`, each training picture judged without what it itself has taught; see `leaves_one_out`."""
         raise NotImplementedError(f"{self.name} has no leave-one-out score")
 
+    @property
+    def knows_several(self) -> bool:
+        """Whether `score_left_out` has something to compare a picture with, now."""
+        return False
+
+    def end_leaving_out(self) -> None:
+        """Drop what only `score_left_out` needs. Called once, when all that is to be scored so has been."""
+
     def good_scores(self) -> dict[int, float] | None:
         """What each picture that it learned from scores as by `score_left_out`, by owner; None where it is not kept."""
         return None
 
     def _finish(self, raw: Tensor, images: Tensor) -> Scores:
         size = (images.shape[-2] // 4, images.shape[-1] // 4)
-        maps = smooth(
-            F.interpolate(raw[:, None], size=size, mode="bilinear", align_corners=False), self.config.smoothing
-        )
+        maps = smooth(self._spread(raw, images, size), self.config.smoothing)
         return Scores(top_mean(maps.flatten(1), self.config.top_fraction), maps[:, 0])
+
+    def _spread(self, raw: Tensor, images: Tensor, size: tuple[int, int]) -> Tensor:
+        """Values B h w at the places of the backbone's grid, for B 3 H W, as B 1 H W of another size: evenly."""
+        offset = self.backbone.offset((raw.shape[-2], raw.shape[-1]), images)
+        return resampled(raw[:, None], size, offset=offset)
 
     def fitted_state(self) -> dict[str, Tensor]:
         """Every tensor that an artifact must carry, backbone included."""
@@ -216,6 +234,20 @@ class Method(nn.Module):
     def _require(self, learned: Tensor) -> None:
         if learned.numel() == 0:
             raise NotFittedError(f"this {self.name} detector has not been fitted; call fit first")
+
+
+def reported(batches: Iterable[Batch], stage: str, count: int, progress: Progress) -> Iterator[Batch]:
+    """The batches; after each of them it is told how many pictures of `count` are done.
+
+    Broken pictures never come: then the number that did is told as the last one.
+    """
+    done = 0
+    for batch in batches:
+        yield batch
+        done += len(batch.images)
+        progress(stage, done, max(done, count))
+    if 0 < done < count:
+        progress(stage, done, done)
 
 
 def smooth(maps: Tensor, fraction: float) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from blemish.backbones import Backbone, Features
+from blemish.backbones.cells import resampled
 
 
 def embed(
@@ -18,7 +19,7 @@ def embed(
 
     The layers of a ViT, all of one width and written to one residual stream, are layer-normalised (without weights)
     and averaged: as accurate as joining them end to end, and the search costs a fraction (docs/log.md). The levels of
-    a CNN are brought to the finest grid bilinearly and joined end to end, as they are.
+    a CNN are brought to the places of the finest bilinearly and joined end to end, as they are.
 
     Args:
         images: B 3 H W. layers: backbone layers.
@@ -36,8 +37,11 @@ def join(features: Features, kind: str, *, pooling: int = 1) -> tuple[Tensor, tu
         joined = joined.reshape(len(joined), -1, *grid)
         levels = [_local_mean(joined, pooling)]
     else:
-        pooled = [_local_mean(level, pooling) for level in features.maps()]
-        levels = [F.interpolate(level, size=grid, mode="bilinear", align_corners=False) for level in pooled]
+        onto = features.offsets[features.grids.index(grid)]
+        levels = [
+            resampled(_local_mean(level, pooling), grid, offset=offset, onto=onto)
+            for level, offset in zip(features.maps(), features.offsets, strict=True)
+        ]
     return torch.cat(levels, dim=1).flatten(2).transpose(1, 2), grid
 
 

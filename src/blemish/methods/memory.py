@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from blemish.backbones import Backbone
 from blemish.errors import ConfigError
-from blemish.methods.base import Batches, Method, MethodConfig
+from blemish.methods.base import Batches, Method, MethodConfig, reported
 from blemish.methods.coreset import StreamingCoreset, StreamingSample, nearest
 from blemish.methods.embedding import embed
 from blemish.types import Batch, Progress, Scores
@@ -111,7 +111,7 @@ class MemoryBank(Method):
 
     def _remember(self, batches: Batches, count: int, progress: Progress, rows: int = 0) -> None:
         collector: _Collector | None = None
-        for done, batch in enumerate(batches(), start=1):
+        for batch in reported(batches(), "remembering", count, progress):
             embedded, _ = self.embed(batch.images)
             flat = embedded.flatten(0, 1).cpu()
             if collector is None:
@@ -119,7 +119,6 @@ class MemoryBank(Method):
                 if rows:
                     collector.resume(self.bank.float().cpu(), self.owners.cpu(), seen=rows * embedded.shape[1])
             collector.add(flat, batch.owners.repeat_interleave(embedded.shape[1]))
-            progress("remembering", done, count)
         if collector is None:
             raise ConfigError("there is no training picture")
         progress("selecting", 0, 0)
@@ -129,7 +128,7 @@ class MemoryBank(Method):
 
     @property
     def knows_several(self) -> bool:
-        """Whether it remembers more than one picture, so that `score_left_out` has something to compare with."""
+        """Whether it remembers more than one picture."""
         return bool((self.owners != self.owners[:1]).any())
 
     def embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:

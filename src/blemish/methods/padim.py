@@ -5,11 +5,21 @@ of several layers joined on the finest grid, a random subset of channels (sectio
 location with εI added (eq. 1, ε = 0.01), Mahalanobis distance as anomaly (eq. 2). Deviates: the layers of a ViT are
 normalised and averaged (`embedding.py`); the image score is the mean of the top fraction of the map instead of its
 maximum. It presumes that every picture shows the object at the same place.
+
+Leave-one-out is exact, and costs what scoring does. Without the k rows x of one picture (itself and its copies), of n
+with mean μ and scatter S, the others have
+
+    mean μ − k (x − μ) / (n − k)      covariance C_k − q (x − μ)(x − μ)ᵀ      C_k = S / (n − k − 1) + εI
+    q = k n / ((n − k)(n − k − 1))
+
+so that, with h = (x − μ)ᵀ C_k⁻¹ (x − μ), the squared distance of x is (n / (n − k))² h / (1 − q h) (Sherman & Morrison
+1950).
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 from typing import Self
 
@@ -18,9 +28,9 @@ from torch import Tensor
 
 from blemish.backbones import Backbone
 from blemish.errors import ConfigError, NonFiniteError
-from blemish.methods.base import Batches, Method, MethodConfig
+from blemish.methods.base import Batches, Method, MethodConfig, reported
 from blemish.methods.embedding import embed
-from blemish.types import Progress
+from blemish.types import Batch, Progress, Scores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,11 +77,15 @@ class Padim(Method):
         self.register_buffer("means", torch.empty(0, 0))
         self.register_buffer("whiteners", torch.empty(0, 0, 0))
         self.register_buffer("subset", torch.empty(0, dtype=torch.int64))
+        # Turned and mirrored copies of a picture would each have to be left out with it.
+        self.leaves_one_out = config.rotations == 1 and not config.flips
+        self._learned: _Learned | None = None
 
     def fit(self, batches: Batches, count: int, progress: Progress) -> None:
+        rows: Counter[int] = Counter()
         seen = 0
         sums = products = shift = torch.empty(0)
-        for done, batch in enumerate(batches(), start=1):
+        for batch in reported(batches(), "measuring", count, progress):
             features, _ = embed(self.backbone, batch.images, self.config.layers)
             if seen == 0:
                 width = min(self.config.channels, features.shape[2])
@@ -82,26 +96,85 @@ class Padim(Method):
                 products = shift.new_zeros(len(shift), width, width)
             centred = features[:, :, self.subset] - shift
             seen += len(centred)
+            rows.update(batch.owners.tolist())
             sums += centred.sum(0)
             by_location = centred.transpose(0, 1)  # N B d
             products += by_location.transpose(1, 2) @ by_location
-            progress("measuring", done, count)
         if seen < self.minimum_images:
             raise ConfigError(f"padim needs at least {self.minimum_images} training pictures, got {seen}")
         progress("inverting", 0, 0)
         mean = sums / seen
-        covariance = (products - seen * mean[:, :, None] * mean[:, None, :]) / (seen - 1)
+        scatter = products.sub_(seen * mean[:, :, None] * mean[:, None, :])
+        self.whiteners = self._whitened(scatter / (seen - 1))
+        self.means = mean + shift
+        if self.leaves_one_out:
+            self._learned = _Learned(scatter, rows)
+
+    def _whitened(self, covariance: Tensor) -> Tensor:
+        """Inverse Cholesky factors of N covariances d d with εI added, in place."""
         covariance.diagonal(dim1=1, dim2=2).add_(self.config.epsilon)
         factor, failed = torch.linalg.cholesky_ex(covariance)
         if bool(failed.any()):
             raise NonFiniteError("padim: a covariance is not positive definite; raise epsilon (--set epsilon=0.1)")
         identity = torch.eye(covariance.shape[-1], device=covariance.device).expand_as(covariance)
-        self.whiteners = torch.linalg.solve_triangular(factor, identity, upper=False).contiguous()
-        self.means = mean + shift
+        inverse: Tensor = torch.linalg.solve_triangular(factor, identity, upper=False)
+        return inverse.contiguous()
 
     def anomaly_map(self, images: Tensor) -> Tensor:
         self._require(self.means)
+        centred, grid = self._centred(images)
+        return _squares(centred, self.whiteners).sqrt().reshape(len(images), *grid)
+
+    def score_left_out(self, batch: Batch) -> Scores:
+        """Each training picture against the Gaussians of the others; until `end_leaving_out`.
+
+        Raises: ConfigError unless it was fitted on three pictures at least, without rotations or flips.
+        """
+        learned = self._learned
+        if learned is None or not self.knows_several:
+            raise ConfigError(
+                "padim: leave-one-out is for a detector just fitted, on at least 3 pictures without rotations or flips"
+            )
+        centred, grid = self._centred(batch.images)
+        seen = learned.rows.total()
+        taken = torch.tensor([learned.rows[owner] for owner in batch.owners.tolist()], device=centred.device)
+        squares = centred.new_empty(centred.shape[:2])
+        for rows in sorted(set(taken.tolist())):
+            if learned.without[0] != rows:
+                learned.without = rows, self._whitened(learned.scatter / (seen - rows - 1))
+            own = taken == rows
+            square = _squares(centred[own], learned.without[1])
+            share = rows * seen / ((seen - rows) * (seen - rows - 1))
+            squares[own] = (seen / (seen - rows)) ** 2 * square / (1 - share * square).clamp(min=1e-6)
+        return self._finish(squares.sqrt().reshape(len(centred), *grid), batch.images)
+
+    @property
+    def knows_several(self) -> bool:
+        return self._learned is not None and len(self._learned.rows) > self.minimum_images
+
+    def end_leaving_out(self) -> None:
+        self._learned = None
+
+    def _centred(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Features about the means, B N d, and their grid."""
         features, grid = embed(self.backbone, images, self.config.layers)
-        centred = (features[:, :, self.subset] - self.means).transpose(0, 1)  # N B d
-        whitened = centred @ self.whiteners.transpose(1, 2)
-        return whitened.square().sum(2).sqrt().T.reshape(len(images), *grid)
+        return features[:, :, self.subset] - self.means, grid
+
+
+@dataclass
+class _Learned:
+    """What leaving a picture out takes.
+
+    Attributes:
+        scatter: N d d, about the mean. rows: how many each picture has, by owner.
+        without: for how many rows there are whiteners, and these, N d d: of the covariance C_k.
+    """
+
+    scatter: Tensor
+    rows: Counter[int]
+    without: tuple[int, Tensor] = (-1, torch.empty(0))
+
+
+def _squares(centred: Tensor, whiteners: Tensor) -> Tensor:
+    """Squared Mahalanobis distances B N of B N d."""
+    return (centred.transpose(0, 1) @ whiteners.transpose(1, 2)).square().sum(2).T

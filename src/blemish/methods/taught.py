@@ -27,9 +27,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Self
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
@@ -38,15 +39,16 @@ from torch.nn import functional as F
 from blemish import config as configs
 from blemish.backbones import Backbone
 from blemish.backbones.base import Features
+from blemish.backbones.cells import resampled
 from blemish.errors import ArtifactError, ConfigError, DataError
-from blemish.methods.base import Batches, Method, MethodConfig
+from blemish.methods.base import Batches, Method, MethodConfig, reported
 from blemish.methods.memory import MemoryBank
 from blemish.types import Batch, Progress, Scores
 
 if TYPE_CHECKING:
     from blemish.methods.apmask import APMaskConfig
 
-Level = tuple[Tensor, tuple[int, int]]  # patch features B N D, and their grid
+Level = tuple[Tensor, tuple[int, int], float]  # patch features B N D, their grid, its offset (`Backbone.offset`)
 LOOKS = (0.0, 1.0, 3.0)  # at the whole picture, around what differs, closely at it; in units of the sharpness
 
 
@@ -80,12 +82,20 @@ class TaughtConfig(MethodConfig):
         if not 0 <= self.weight < math.inf:
             raise ConfigError(f"weight: a finite number from 0 is needed, got {self.weight}")
 
+    @classmethod
+    def migrate(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """As of the normality method's own settings."""
+        values = dict(values)
+        if earlier := configs.assigned(values.get("normality_settings", ())):
+            kind = _class_of(values.get("normality", cls.normality))
+            if (today := kind.Config.migrate(earlier)) != earlier:
+                values["normality_settings"] = [f"{key}={json.dumps(it)}" for key, it in today.items()]
+        return values
+
     @property
     def normality_class(self) -> type[Method]:
         """Raises: ConfigError for an unknown method, or one that takes labelled defects itself."""
-        from blemish.methods import method_class  # which lists this one too
-
-        kind = method_class(self.normality)
+        kind = _class_of(self.normality)
         if kind.takes_defects:
             raise ConfigError(f"normality: {self.normality} learns from labelled defects itself; name another method")
         return kind
@@ -168,7 +178,19 @@ class Taught(Method):
     # Learning
 
     def fit(self, batches: Batches, count: int, progress: Progress) -> None:
-        self.normality.fit(batches, count, progress)
+        self.normality.fit(partial(self._listening, batches), count, progress)
+
+    def extend(self, batches: Batches, count: int, progress: Progress) -> None:
+        """Have the memory bank that knows what is normal remember more pictures; see `MemoryBank.extend`."""
+        assert isinstance(self.normality, MemoryBank)
+        self.normality.extend(partial(self._listening, batches), count, progress, rows=len(self.usual))
+
+    def _listening(self, batches: Batches) -> Iterator[Batch]:
+        """A pass. Who keeps features (`backbones.cache`) keeps those that `summarise` is to describe as well."""
+        with self.backbone.overheard(self.config.described) as heard:
+            for batch in batches():
+                yield batch
+                heard.clear()
 
     @property
     def summarised(self) -> int | None:
@@ -178,7 +200,7 @@ class Taught(Method):
     def summarise(self, batches: Batches, count: int, progress: Progress) -> None:
         """Describe the good pictures, each judged without what it itself has taught where the normality part can, and
         remember them beside those that are known."""
-        found = [self._described(batch) for batch in _told(batches(), count, progress, "describing")]
+        found = [self._described(batch) for batch in reported(batches(), "describing", count, progress)]
         self.descriptors, self.usual, self.owners = _joined((self.descriptors, self.usual, self.owners), found)
         self._lesson = None
 
@@ -191,7 +213,7 @@ class Taught(Method):
         if len(self.owners) and bool((self.owners == self.owners[0]).all()):
             raise DataError("labelled defects can be learned from beside two good pictures at least, got one")
         found = []
-        for batch in _told(batches(), count, progress, "learning the defects"):
+        for batch in reported(batches(), "learning the defects", count, progress):
             scores, features = self.look(batch.images)
             found.append((self._pooled(_levels(features), scores.maps, batch.masks), scores.image.float()))
         if found:
@@ -205,7 +227,7 @@ class Taught(Method):
 
     def _described(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         with self.backbone.overheard(self.config.described) as heard:
-            if isinstance(self.normality, MemoryBank) and self.normality.knows_several:
+            if self.normality.knows_several:
                 scores = self.normality.score_left_out(batch)
             else:
                 scores = self.normality.score(batch.images)
@@ -220,10 +242,10 @@ class Taught(Method):
         """Descriptors, float32 B D, of what maps B h w and masks B h w (NaN = not known) attend to: look by look, and
         in each layer by layer."""
         parts = []
-        for tokens, grid in levels:
-            share = self._attention(maps, grid)
+        for tokens, grid, offset in levels:
+            share = self._attention(maps, grid, offset)
             if masks is not None:
-                marked = F.adaptive_avg_pool2d(masks.to(share.device)[:, None], grid).flatten(1)
+                marked = _gathered(masks.to(share.device), grid, offset)
                 inside = share[:, -1] * marked
                 known = inside.sum(1, keepdim=True) > 0  # false for NaN and for an empty mask
                 closest = torch.where(known, inside / inside.sum(1, keepdim=True), share[:, -1])
@@ -231,9 +253,9 @@ class Taught(Method):
             parts.append(share @ tokens)
         return torch.cat(parts, dim=2).flatten(1)
 
-    def _attention(self, maps: Tensor, grid: tuple[int, int]) -> Tensor:
+    def _attention(self, maps: Tensor, grid: tuple[int, int], offset: float) -> Tensor:
         """How much each place of the grid counts in each look: B 3 N, rows sum to 1."""
-        own = F.adaptive_avg_pool2d(maps.float()[:, None], grid).flatten(2)
+        own = _gathered(maps.float(), grid, offset)[:, None]
         std, mean = torch.std_mean(own, dim=2, keepdim=True, correction=0)
         apart = self.config.sharpness * (own - mean) / std.clamp(min=1e-12)
         return torch.cat([look * apart for look in LOOKS], dim=1).softmax(2)
@@ -252,6 +274,13 @@ class Taught(Method):
         with self.backbone.overheard(self.config.described) as heard:
             found = self.normality.score(images)
         return found, heard[-1][1]
+
+    @property
+    def knows_several(self) -> bool:
+        return self.normality.knows_several
+
+    def end_leaving_out(self) -> None:
+        self.normality.end_leaving_out()
 
     def score_left_out(self, batch: Batch) -> Scores:
         self._require(self.usual)
@@ -272,17 +301,17 @@ class Taught(Method):
     def _likeness_map(self, levels: Sequence[Level], maps: Tensor) -> Tensor:
         """The likeness of a picture that were all like each place, B h w as the maps are, the less the less the second
         look attends to the place, as far as the normality detector is to be trusted."""
-        size = maps.shape[1:]
+        size = (maps.shape[1], maps.shape[2])
         of_all_looks = self.lesson.direction.reshape(len(LOOKS), -1).sum(0)
-        directions = torch.split(of_all_looks, [tokens.shape[2] for tokens, _ in levels])
+        directions = torch.split(of_all_looks, [tokens.shape[2] for tokens, *_ in levels])
         alike = torch.zeros_like(maps, dtype=torch.float32)
-        for (tokens, grid), direction in zip(levels, directions, strict=True):
+        for (tokens, grid, offset), direction in zip(levels, directions, strict=True):
             level = (tokens @ direction).reshape(len(tokens), 1, *grid)
-            alike += F.interpolate(level, size, mode="bilinear", align_corners=False)[:, 0]
-        grid = max(grid for _, grid in levels)
-        share = self._attention(maps, grid)[:, 1]
+            alike += resampled(level, size, offset=offset)[:, 0]
+        grid, offset = max((grid, offset) for _, grid, offset in levels)
+        share = self._attention(maps, grid, offset)[:, 1]
         share = (share / share.amax(1, keepdim=True)).pow(self.lesson.trust).reshape(len(maps), 1, *grid)
-        return self.lesson.scaled(alike) * F.interpolate(share, size, mode="bilinear", align_corners=False)[:, 0]
+        return self.lesson.scaled(alike) * resampled(share, size, offset=offset)[:, 0]
 
     @property
     def lesson(self) -> Lesson:
@@ -385,6 +414,13 @@ class Lesson:
         return self.scaled((descriptors.double().cpu() * directions).sum(1)).float().to(descriptors.device)
 
 
+def _class_of(normality: str) -> type[Method]:
+    """Raises: ConfigError for an unknown method."""
+    from blemish.methods import method_class  # which lists this one too
+
+    return method_class(normality)
+
+
 def _unscattered(rows: Tensor, share: float, sphere: Tensor) -> Tensor:
     """A (share · AᵀA + sphere · I)⁻¹ for the rows A, n D, by way of the smaller of AAᵀ and AᵀA."""
     few = len(rows) < rows.shape[1]
@@ -395,9 +431,16 @@ def _unscattered(rows: Tensor, share: float, sphere: Tensor) -> Tensor:
 
 
 def _levels(features: Features) -> list[Level]:
-    """The patch features of each layer, of length 1, float32 B N D, and their grid."""
-    pairs = zip(features.tokens, features.grids, strict=True)
-    return [(F.normalize(tokens.float(), dim=-1), grid) for tokens, grid in pairs]
+    """The patch features of each layer, of length 1, float32 B N D, and where they lie."""
+    each = zip(features.tokens, features.grids, features.offsets, strict=True)
+    return [(F.normalize(tokens.float(), dim=-1), grid, offset) for tokens, grid, offset in each]
+
+
+def _gathered(maps: Tensor, grid: tuple[int, int], offset: float) -> Tensor:
+    """The mean of maps B H W around each place of a grid: B N."""
+    cell = maps.shape[1] / grid[0]
+    moved = resampled(maps[:, None], (maps.shape[1], maps.shape[2]), onto=offset * cell)
+    return F.adaptive_avg_pool2d(moved, grid).flatten(1)
 
 
 def _joined(known: tuple[Tensor, ...], found: Sequence[tuple[Tensor, ...]]) -> Iterator[Tensor]:
@@ -407,9 +450,3 @@ def _joined(known: tuple[Tensor, ...], found: Sequence[tuple[Tensor, ...]]) -> I
 
 def _is_shared(name: str) -> bool:
     return name.startswith("normality.backbone.")
-
-
-def _told(batches: Iterable[Batch], count: int, progress: Progress, stage: str) -> Iterator[Batch]:
-    for done, batch in enumerate(batches, start=1):
-        yield batch
-        progress(stage, done, count)

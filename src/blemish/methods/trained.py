@@ -22,7 +22,8 @@ class Schedule:
     """Settings of everything that is trained. Schedules are fractions of the run: a shorter run has the same shape.
 
     Attributes:
-        epochs: passes over the training pictures (each rotation and flip of one counts as a picture).
+        epochs: passes over the training pictures (each rotation and flip of one counts as a picture); over the normal
+            ones where labelled defects fill half of every batch.
         min_steps: a small set is passed over more often, until this many steps have been made.
         pictures_per_step: pictures of one optimiser step, over all processes.
         learning_rate, weight_decay: of AdamW; the learning rate is that before its schedule.
@@ -48,6 +49,12 @@ class Schedule:
             raise ConfigError(f"weight_decay: a finite number from 0 is needed, got {self.weight_decay}")
         if not 0 <= self.cache_gib < math.inf:
             raise ConfigError(f"cache_gib: a finite number from 0 is needed, got {self.cache_gib}")
+
+    @property
+    def balanced_batches(self) -> bool:
+        """Whether labelled defects, where there are any, fill half of every batch. Else they come as often as the
+        other pictures do."""
+        return True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,13 +120,19 @@ class Learner(nn.Module):
     Attributes:
         name: what it is called in messages.
         backbone: the encoder; where nothing of it is learned, checkpoints leave it out.
-        clip_norm: the largest norm of all gradients together.
+        clip_norm: the largest norm of all gradients together; in proportion to the scale of the loss.
+        training_only: how the names of trained tensors begin that serve training alone, as a projection
+            head that is thrown away; a change of any other trained tensor changes what is given.
+        class_counts: how many normal rows and how many labelled defects it is trained on, over all processes; the
+            engine sets them before `start_training`.
     """
 
     name: ClassVar[str]
+    training_only: ClassVar[tuple[str, ...]] = ()
     config: Schedule
     backbone: Backbone
     clip_norm: float = 1.0
+    class_counts: tuple[int, int] = (0, 0)
 
     @property
     @abstractmethod

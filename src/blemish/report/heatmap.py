@@ -25,6 +25,7 @@ Picture = npt.NDArray[np.uint8]
 
 ATTENTION_SCALE = (1.0, 8.0)  # in multiples of the attention's mean: where it is flat, nothing shows
 SALIENCY_SCALE = (0.0, 1.0)  # the range that methods give it in
+_ROWS = 256  # drawn at a time
 _LIGHT, _DARK = 255, 0  # of a rectangle's two lines: one of them is seen on any ground
 
 # Plasma (van der Walt and Smith 2015): lightness rises steadily, and so it reads without colour vision and in print.
@@ -67,12 +68,15 @@ def overlay(
         )
     if not np.isfinite(heatmap).all():
         raise NonFiniteError("the heatmap holds NaN or infinite values; it cannot be drawn")
-    # Divided before subtracting, so that a scale near the largest float cannot overflow.
-    level = np.clip(heatmap.astype(np.float64) / (high - low) - low / (high - low), 0.0, 1.0)
-    index = np.rint(level * 255.0).astype(np.uint8)
     alpha = (opacity * _STRENGTHS)[:, None]
     kept, tint = (1.0 - alpha).astype(np.float32), (alpha * _COLOURS).astype(np.float32)
-    blended: Picture = np.rint(picture * kept[index] + tint[index]).astype(np.uint8)
+    blended = np.empty_like(picture)
+    for first in range(0, len(picture), _ROWS):  # a large picture whole would take thirty times its own memory
+        rows = slice(first, first + _ROWS)
+        # Divided before subtracting, so that a scale near the largest float cannot overflow.
+        level = np.clip(heatmap[rows].astype(np.float64) / (high - low) - low / (high - low), 0.0, 1.0)
+        index = np.rint(level * 255.0).astype(np.uint8)
+        blended[rows] = np.rint(picture[rows] * kept[index] + tint[index]).astype(np.uint8)
     return blended
 
 

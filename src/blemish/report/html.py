@@ -76,6 +76,7 @@ def write_report(
     entries: Sequence[Entry],
     failures: Sequence[Failure] = (),
     evaluation: Evaluation | None = None,
+    warning: str = "",
     scale: tuple[float, float],
 ) -> Path:
     """Writes the report, whole or not at all, and gives back its path.
@@ -88,6 +89,7 @@ def write_report(
         entries: every scored picture, in any order. Those that carry pictures are shown with them.
         failures: pictures that could not be scored; those of the evaluation are added.
         evaluation: adds metrics, curves and tables.
+        warning: what a reader is to know before anything else.
         scale: (low, high) that the overlays were drawn with; becomes the colour bar.
 
     Raises: NonFiniteError if a score is not finite; ConfigError if the scale is empty; OutputError if the file cannot
@@ -108,6 +110,7 @@ def write_report(
         ranked=ranked,
         failures=broken,
         evaluation=evaluation,
+        warning=warning,
         alarms=sum(entry.verdict == ANOMALOUS for entry in ranked),
         judged=sum(entry.verdict is not None for entry in ranked),
         groups=_worst(ranked),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
@@ -55,11 +56,13 @@ class Quantity:
         return f"{self.mean:.1f}" if self.spread is None else f"{self.mean:.1f} ± {self.spread:.1f}"
 
 
-def quantity(values: Sequence[float]) -> Quantity | None:
-    """Mean and sample standard deviation of one figure a seed; None of none."""
+def quantity(values: Sequence[float], *, standard_error: bool = False) -> Quantity | None:
+    """Mean of one figure a seed, and their sample standard deviation or the mean's standard error; None of none."""
     if not values:
         return None
     spread = statistics.stdev(values) if len(values) > 1 else None
+    if spread is not None and standard_error:
+        spread /= math.sqrt(len(values))
     return Quantity(statistics.fmean(values), spread, len(values))
 
 

@@ -25,8 +25,8 @@ def departures(row: Mapping[str, Any], recipe: str, settings: Mapping[str, Any] 
         asked = configure(row["method"], recipe=recipe, values=settings, shots=row.get("shots"))
     except ConfigError:
         return dict(changed)
-    wanted = configs.to_dict(asked)
-    held = {**as_it_was(row["settings"]), **changed}
+    wanted, changed = configs.to_dict(asked), asked.migrate(changed)
+    held = {**asked.migrate(as_it_was(row["settings"])), **changed}
     found = {
         key: held[key]
         for key, value in wanted.items()

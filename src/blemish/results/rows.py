@@ -26,6 +26,7 @@ _JOINED = {
     "pretraining_epochs": 300,
     "masking": "attention",
     "mask_ratio": 0.3,
+    "extractor_rate": 1.0,
 }
 OF_PRETRAINING = frozenset({"pretraining_recipe", "pretraining_epochs", "masking", "mask_ratio"})
 
@@ -103,6 +104,17 @@ def as_it_was(settings: Mapping[str, Any]) -> dict[str, Any]:
 def identity(row: Mapping[str, Any]) -> tuple[str, str, str]:
     """What counts once: a run on a kind of device in a precision (both change scores and times)."""
     return row["key"], row["device"]["type"], row["precision"]
+
+
+def compared_at(row: Mapping[str, Any]) -> int | str | None:
+    """Where maps and masks were compared: side of a square in pixels, or ORIGINAL; None where they were not.
+
+    Rows that do not say it were compared at 256×256 when masks still lay half a pixel off the maps: 0 for these.
+    """
+    if all(row.get(name) is None for name in ("pixel_auroc", "aupro", "pixel_auroc_anomalous")):
+        return None
+    given: int | str = row.get("compared_at", 0)
+    return given
 
 
 def asked_for(row: Mapping[str, Any]) -> list[str]:

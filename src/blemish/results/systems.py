@@ -13,12 +13,14 @@ from blemish.data.official import OFFICIAL
 from blemish.data.phrases import counted
 from blemish.results.pages import NONE, Page, Quantity, Sheet, figure, leader, markdown, quantity
 from blemish.results.recipes import departures
-from blemish.results.rows import NEITHER, OF_PRETRAINING, Row, as_ever, as_it_was, asked_for, words
+from blemish.results.rows import NEITHER, OF_PRETRAINING, Row, as_ever, as_it_was, asked_for, compared_at, words
 from blemish.results.tables import (
+    ELSEWHERE,
     LEGEND,
     PARTLY,
     SCHEDULE,
     SCORES,
+    at,
     backbone,
     commits,
     device,
@@ -30,13 +32,14 @@ from blemish.results.tables import (
     together,
 )
 from blemish.suites import Comparison, Entry, Published, Suite, Table
+from blemish.types import ORIGINAL, RESOLUTION
 
 _BOLD = """\
-Bold: the best, where it leads the second by more than the larger standard deviation of the two; never with one seed."""
+Bold: the best, where it leads the second by more than the larger spread of the two; never with one seed."""
 _STEPS = "Steps: of training; under a time budget a costlier line makes fewer of them."
 _STATUS = """\
 Measured: by a row of ours; a number in brackets says under what conditions. Published: in no row, there are the paper's
-figures alone, at its own resolution. Out of reach: in no row, and without a published figure."""
+figures alone. Out of reach: in no row, and without a published figure."""
 _HEADS = {**{name: head for head, name in SCORES.items()}, "pixel_auroc_anomalous": "P"}
 # What the user chooses, and a paper's table does not vary: other values stand in a column of their own.
 _CHOSEN = SCHEDULE | {"backbone", "image_size", "cache_gib"}
@@ -116,7 +119,7 @@ class _System:
         """Over the lines, then over the seeds that have them all; None where there is no such seed."""
         each = [self.figures(part, line, metric) for line in lines]
         seeds = sorted(set.intersection(*map(set, each))) if each else []
-        return quantity([statistics.fmean(of[seed] for of in each) for seed in seeds])
+        return _over_seeds(part, [statistics.fmean(of[seed] for of in each) for seed in seeds])
 
     def lines(self, part: Table | Comparison, lines: Iterable[str], metrics: Iterable[str]) -> list[str]:
         """Those of which it has figures."""
@@ -144,7 +147,7 @@ def _systems(part: Table | Comparison, rows: Iterable[Row]) -> list[_System]:
         for alike in found[entry.label].values():
             number += 1
             one = tuple(alike.values())
-            head = " ".join([f"{entry.label} [{number}]", *(sign for sign in flags(one) if sign != PARTLY)])
+            head = " ".join([f"{entry.label} [{number}]", *(sign for sign in _flags(part, one) if sign != PARTLY)])
             plain = _System(one, head, entry.label, f"[{number}] {_described(one)}")
             adapted = [
                 replace(plain, head=f"{head}, adapting: {mode}", mode=mode)
@@ -153,6 +156,17 @@ def _systems(part: Table | Comparison, rows: Iterable[Row]) -> list[_System]:
             ]
             systems += [plain, *adapted]
     return systems
+
+
+def _flags(part: Table | Comparison, rows: Sequence[Row]) -> list[str]:
+    """As `flags`, and whether maps and masks were compared elsewhere than the part says of its paper."""
+    places = {compared_at(row) or RESOLUTION for row in rows if compared_at(row) is not None}
+    return flags(rows) + [ELSEWHERE] * (not places <= {part.compared_at or ORIGINAL})
+
+
+def _over_seeds(part: Table | Comparison, values: Sequence[float]) -> Quantity | None:
+    """With the spread that the paper gives."""
+    return quantity(values, standard_error=isinstance(part, Comparison) and part.spread == "standard error")
 
 
 def _data_names(part: Table | Comparison) -> Collection[str]:
@@ -177,7 +191,14 @@ def _conditions(row: Row) -> str:
     """Rows that differ only in data set, seed, date, commit, threads and in what adapts have the same."""
     settings = {key: value for key, value in as_ever(row["settings"]).items() if key not in ("seed", "cache_gib")}
     kind = row["device"]["type"], row["device"]["name"]
-    also = [row["resolution"], row["weights"], row["precision"], row.get("time_budget"), together(row)]
+    also = [
+        row["resolution"],
+        row["weights"],
+        row["precision"],
+        row.get("time_budget"),
+        together(row),
+        compared_at(row),
+    ]
     return json.dumps([settings, kind, *also], sort_keys=True)
 
 
@@ -194,13 +215,24 @@ def _described(rows: Sequence[Row]) -> str:
         *([f"one model of {counted(len(several), 'category', 'categories')}"] if several else []),
         backbone(last),
         size(last),
+        *filter(None, [at(last)]),
         last["precision"],
         last["device"]["name"],
         *([f"{' to '.join(f'{count:,}' for count in (steps[0], steps[-1])[: len(steps)])} steps"] if steps else []),
         f"commit {commits(rows)}",
         f"seed {', '.join(map(str, sorted({row['seed'] for row in rows})))}",
+        *_votes(rows),
     ]
     return " · ".join(said)
+
+
+def _votes(rows: Sequence[Row]) -> list[str]:
+    """What the majority of the sizes looked at is right in, the mean over the rows, in words."""
+    votes = [row["votes"] for row in rows if row.get("votes")]
+    if not votes or len(votes) < len(rows):
+        return []
+    ranked, balanced = (100 * statistics.fmean(of[name] for of in votes) for name in votes[0])
+    return [f"by majority vote: image AUROC {ranked:.1f}, balanced accuracy {balanced:.1f}"]
 
 
 def _comparison(part: Comparison, systems: Sequence[_System]) -> Sheet:
@@ -226,7 +258,7 @@ def _comparison(part: Comparison, systems: Sequence[_System]) -> Sheet:
         quantities = {
             metric: [
                 *(_quantity(system.figures[line].get(metric)) for system in part.published),
-                *(quantity(list(system.figures(part, line, metric).values())) for system in systems),
+                *(_over_seeds(part, list(system.figures(part, line, metric).values())) for system in systems),
             ]
             for metric in part.metrics
         }
@@ -258,8 +290,13 @@ def _comparison(part: Comparison, systems: Sequence[_System]) -> Sheet:
         lines.append(("Latency (ms)", *theirs, *ours, _status(ours, theirs)))
     return Sheet(
         title=part.title,
-        above=" / ".join(_HEADS.get(metric, metric) for metric in part.metrics)
-        + (f". Published: {part.source}." if part.source else "."),
+        above=" ".join(
+            [
+                f"{' / '.join(_HEADS.get(metric, metric) for metric in part.metrics)}.",
+                *([f"Published: {part.source}."] if part.source else []),
+                *_differently(part),
+            ]
+        ),
         columns=("", *columns, "Status"),
         lines=tuple(lines),
         notes=(part.note,) if part.note else (),
@@ -296,7 +333,8 @@ def _methods(part: Table, systems: Sequence[_System]) -> Sheet:
     ]
     columns = {"": names, **ours, "Seeds": list(map(str, seeds)), **theirs, "Status": status}
     where = f"mean of {len(shared)} of {len(categories)} categories" if len(shared) > 1 else f"{''.join(shared)} alone"
-    note = " ".join(filter(None, [f"Published: {part.source}." if theirs and part.source else "", part.note]))
+    said = [f"Published: {part.source}." if theirs and part.source else "", *_differently(part), part.note]
+    note = " ".join(filter(None, said))
     return Sheet(
         title=f"{part.title}: {where}" if shared and len(categories) > 1 else part.title,
         columns=tuple(columns),
@@ -304,6 +342,17 @@ def _methods(part: Table, systems: Sequence[_System]) -> Sheet:
         notes=(note,) if note else (),
         footnotes=_footnotes(systems),
     )
+
+
+def _differently(part: Table | Comparison) -> list[str]:
+    """What of the legend is otherwise in a table, in sentences."""
+    said = []
+    if part.compared_at != RESOLUTION:
+        size_ = "the pictures' own size" if part.compared_at is None else f"{part.compared_at}×{part.compared_at}"
+        said.append(f"Maps and masks are compared at {size_}.")
+    if isinstance(part, Comparison) and part.spread != "standard deviation":
+        said.append(f"±: the {part.spread} over the seeds.")
+    return said
 
 
 def _shared(lines: Sequence[str], held: Iterable[Collection[str]]) -> list[str]:
@@ -430,7 +479,7 @@ def _earlier_steps(row: Row) -> float:
 def _varied(part: Table, data: str, measured: Mapping[str, Sequence[Row]], published_on: str) -> Sheet:
     """The lines of a table that varies settings. `measured`: label -> rows."""
     lines = [measured.get(row.label, []) for row in part.rows]
-    names = [" ".join([row.label, *flags(rows)]) for row, rows in zip(part.rows, lines, strict=True)]
+    names = [" ".join([row.label, *_flags(part, rows)]) for row, rows in zip(part.rows, lines, strict=True)]
     columns = {"": names}
     columns |= {head: _marked([[row[name] for row in rows] for rows in lines]) for head, name in SCORES.items()}
     columns["Seeds"] = [str(len(rows)) for rows in lines]
@@ -445,7 +494,7 @@ def _varied(part: Table, data: str, measured: Mapping[str, Sequence[Row]], publi
             given = [row.published.get(name) for row in part.rows]
             columns[f"{head}, published"] = [NONE if value is None else f"{value:.1f}" for value in given]
     source = f"Published: {part.source}{f', on {published_on}; no measure for other data' if published_on else ''}."
-    note = " ".join(filter(None, [source if published else "", part.note]))
+    note = " ".join(filter(None, [source if published else "", *_differently(part), part.note]))
     return Sheet(
         title=f"{part.title}: {data}",
         above=_common([row for rows in measured.values() for row in rows], part.factors),
@@ -461,6 +510,7 @@ def _common(rows: Sequence[Row], factors: Collection[str]) -> str:
     settings = {key: value for key, value in row.get("changed", {}).items() if key not in factors}
     said = [row["method"], *asked_for({**row, "label": words(settings)})]
     said += sorted({size(row) for row in rows})
+    said += filter(None, [at(row)])
     said += [] if "backbone" in factors else [backbone(row)]
     return " · ".join([*said, row["precision"], device(row), f"commit {commits(rows)}"])
 

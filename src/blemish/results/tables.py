@@ -10,18 +10,21 @@ from typing import Any
 
 from blemish.results.pages import NONE, Page, Sheet, figure, markdown
 from blemish.results.recipes import departures
-from blemish.results.rows import NEITHER, OF_PRETRAINING, OK, Row, as_ever, asked_for, identity, words
+from blemish.results.rows import NEITHER, OF_PRETRAINING, OK, Row, as_ever, asked_for, compared_at, identity, words
+from blemish.types import ORIGINAL, RESOLUTION
 
 LEGEND = """\
-I, P, PRO: image AUROC, pixel AUROC and AUPRO up to a false-positive rate of 0.3, in %, maps and masks at 256×256; mean
-± standard deviation over the seeds. With several categories in one model: the mean over the categories."""
+I, P, PRO: image AUROC, pixel AUROC and AUPRO up to a false-positive rate of 0.3, in %; mean ± standard deviation over
+the seeds; maps and masks at 256×256; unless said. With several categories in one model: the mean over these."""
 _MEASURED = """\
 Fit: seconds, loading the backbone included. Images/s: scoring, decoding included. Memory: peak of the process (on a
 GPU: of the GPU's memory) up to the last prediction. Commit: + marks local changes."""
-REDUCED, PARTLY = "†", "‡"
+REDUCED, PARTLY, OFF, ELSEWHERE = "†", "‡", "§", "¶"
 SIGNS = {
     REDUCED: "another schedule than the recipe's, under a time budget or of other epochs.",
     PARTLY: "not all of the official pictures, or others: no like for a published figure.",
+    OFF: "measured while masks lay half a pixel off the maps: P and PRO a little too low.",
+    ELSEWHERE: "maps and masks compared at another size than the paper's.",
 }
 SCORES = {"I": "image_auroc", "P": "pixel_auroc", "PRO": "aupro"}
 SCHEDULE = frozenset({"epochs", "min_steps", "pretraining_epochs"})
@@ -127,6 +130,7 @@ def likeness(row: Mapping[str, Any], factors: Collection[str] = ()) -> str:
             settings,
             *map(row.get, [*names, "shots", "anomaly_count", "anomaly_type", "time_budget"]),
             *also,
+            compared_at(row),
         ],
         sort_keys=True,
     )
@@ -164,20 +168,29 @@ def asked(row: Row) -> str:
     """What was asked for, what the recipe was then, and the schedule that came of it."""
     changed = row.get("changed", {}).keys()
     before = {key: value for key, value in departures(row, row["recipe"]).items() if key not in changed}
-    return " · ".join(filter(None, [*asked_for(row), words(before), row["schedule"]])) or "best"
+    return " · ".join(filter(None, [*asked_for(row), words(before), row["schedule"], at(row)])) or "best"
 
 
 def flags(rows: Iterable[Row]) -> list[str]:
     """The signs that rows carry. Rows of before `differs` was looked at carry none for it."""
     rows = list(rows)
     reduced = any(row.get("time_budget") is not None or SCHEDULE & row.get("changed", {}).keys() for row in rows)
-    return [REDUCED] * reduced + [PARTLY] * any(row.get("differs") for row in rows)
+    partly, off = any(row.get("differs") for row in rows), any(compared_at(row) == 0 for row in rows)
+    return [REDUCED] * reduced + [PARTLY] * partly + [OFF] * off
 
 
 def signs(sheets: Iterable[Sheet]) -> list[str]:
     """What the signs mean that stand in these tables."""
     shown = "".join(cell for sheet in sheets for cells in (sheet.columns, *sheet.lines) for cell in cells)
     return [f"{sign} {meaning}" for sign, meaning in SIGNS.items() if sign in shown]
+
+
+def at(row: Row) -> str:
+    """Where maps and masks were compared, in words, where not at 256×256."""
+    given = compared_at(row)
+    if given in (None, 0, RESOLUTION):
+        return ""
+    return "compared at the pictures' own size" if given == ORIGINAL else f"compared at {given}×{given}"
 
 
 def size(row: Row) -> str:

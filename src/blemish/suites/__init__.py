@@ -1,12 +1,14 @@
 """Suites: tables of runs that belong together, as those of a paper, each a TOML file beside this one.
 
 A file has a `title`, and of these what its tables share: `method`, `recipe`, `data`, `multi_class` (as of `Table`) and
-`published_on` (what the published figures were measured on, where that is not `data`). It holds, in any number:
+`published_on` (what the published figures were measured on, where that is not `data`), and `compared_at` (the side of
+the square at which maps and masks are compared, or "original" for the pictures' own size, as in the paper; 256 where
+that does not say it). It holds, in any number:
 
 `[[comparison]]`, a main table, of `name`, `title`, `source`, `note`, `data`, `multi_class`, `metrics`, `lines`,
-perhaps `by`, and `entries`, what is measured for it; then a `[[comparison.published]]` for each published system, of
-`source`, for each metric a figure for each line (nan where there is none, [figure, spread] where a spread is
-published), and perhaps `mean` and `latency_ms`.
+perhaps `by`, `spread` and `compared_at`, and `entries`, what is measured for it; then a `[[comparison.published]]`
+for each published system, of `source`, for each metric a figure for each line (nan where there is none, [figure,
+spread] where a spread is published), and perhaps `mean` and `latency_ms`.
 
 `[[table]]`, settings or methods compared with each other, of `name`, `title`, perhaps a `source` and a `note`, and
 `rows`, each with a `label`, perhaps `published`, and what an `Entry` has. Either all rows that can be measured name the
@@ -27,12 +29,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from blemish.data.official import OFFICIAL
 from blemish.errors import ConfigError, unknown_name
+from blemish.types import ORIGINAL, RESOLUTION
 
 SUFFIX = ".toml"
+Spread = Literal["standard deviation", "standard error"]
 _OF_ENTRIES = ("method", "recipe", "settings", "shots", "anomaly_count", "adapt")
 
 
@@ -45,6 +49,7 @@ class Entry:
         settings: what the table varies, as this entry has it; anything else is up to the recipe and the user.
         shots, anomaly_count: as of `blemish.fit`; None = all normal pictures, and no defect.
         adapt: modes of `blemish.methods.adaptation` in which the same detector is judged, too.
+        compared_at: as of its table.
         label: how the table calls it.
         published: metric of a result row -> the figure in % that the source gives.
     """
@@ -57,6 +62,7 @@ class Entry:
     shots: int | None = None
     anomaly_count: int | None = None
     adapt: tuple[str, ...] = ()
+    compared_at: int | None = RESOLUTION
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +76,7 @@ class Table:
         note: what a reader of the table must know.
         data: the official data set that it is of, a name of `blemish.data.official.OFFICIAL`; "" = any.
         multi_class: whether one model learns all categories; otherwise each has its own, and the table shows the means.
+        compared_at: side of the square at which maps and masks are compared; None = the pictures' own size.
     """
 
     name: str
@@ -79,6 +86,7 @@ class Table:
     note: str = ""
     data: str = ""
     multi_class: bool = False
+    compared_at: int | None = RESOLUTION
 
     @property
     def entries(self) -> tuple[Entry, ...]:
@@ -121,10 +129,11 @@ class Comparison:
     """A paper's main table: categories as lines, and as columns what was published and what is measured.
 
     Attributes:
-        name, title, source, note, data, multi_class: as of `Table`.
+        name, title, source, note, data, multi_class, compared_at: as of `Table`.
         metrics: of a result row, in the order in which a cell gives them.
         lines: names of the categories, as rows have them, or of the groups.
         by: whether the lines are categories of the data set or groups in it (sexes, in NIH).
+        spread: what stands after ± where there are several seeds, as in the paper.
         published: the columns that were published, in order.
         entries: those to be measured; one that adapts has a column as it is, and one for every mode.
     """
@@ -140,6 +149,8 @@ class Comparison:
     note: str = ""
     multi_class: bool = False
     by: Literal["category", "group"] = "category"
+    spread: Spread = "standard deviation"
+    compared_at: int | None = RESOLUTION
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,7 +229,7 @@ def read(name: str | Path) -> Suite:
 
 def _suite(name: str, values: dict[str, Any]) -> Suite:
     usual: dict[str, Any] = {key: values.pop(key) for key in ("method", "recipe") if key in values}
-    on: dict[str, Any] = {key: values.pop(key) for key in ("data", "multi_class") if key in values}
+    on: dict[str, Any] = {key: values.pop(key) for key in ("data", "multi_class", "compared_at") if key in values}
     comparisons = [_comparison({**on, **each}, usual) for each in values.pop("comparison", ())]
     ours = values.pop("table") if not comparisons else values.pop("table", ())
     tables: tuple[Table | Comparison, ...] = (*comparisons, *(_table({**on, **each}, usual) for each in ours))
@@ -233,6 +244,15 @@ def _suite(name: str, values: dict[str, Any]) -> Suite:
     return Suite(name=name, tables=tables, efficiency=costs, **values)
 
 
+def _compared_at(given: Any) -> int | None:
+    """Raises: ValueError."""
+    if given == ORIGINAL:
+        return None
+    if not isinstance(given, int) or given < 1:
+        raise ValueError(f'compared_at is a side in pixels (256) or "{ORIGINAL}", not {given!r}')
+    return given
+
+
 def _entry(values: Mapping[str, Any], usual: Mapping[str, Any]) -> Entry:
     values = {**values, **({"adapt": tuple(values["adapt"])} if "adapt" in values else {})}
     if not any(key in values for key in _OF_ENTRIES):
@@ -241,8 +261,10 @@ def _entry(values: Mapping[str, Any], usual: Mapping[str, Any]) -> Entry:
 
 
 def _table(values: dict[str, Any], usual: Mapping[str, Any]) -> Table:
+    compared_at = _compared_at(values.pop("compared_at", RESOLUTION))
+    usual = {**usual, "compared_at": compared_at}
     rows = tuple(_entry(row, usual) for row in values.pop("rows"))
-    table = Table(rows=rows, **values)
+    table = Table(rows=rows, compared_at=compared_at, **values)
     if not table.entries or any(row.settings.keys() != table.factors for row in table.entries):
         raise ValueError(f"table {table.name}: it needs rows, all of which name the same settings")
     if not table.factors and not table.data:
@@ -257,14 +279,20 @@ def _table(values: dict[str, Any], usual: Mapping[str, Any]) -> Table:
 def _comparison(values: dict[str, Any], usual: Mapping[str, Any]) -> Comparison:
     name, lines, metrics = values["name"], tuple(values.pop("lines")), tuple(values.pop("metrics"))
     published = tuple(_published(system, lines, metrics) for system in values.pop("published", ()))
+    compared_at = _compared_at(values.pop("compared_at", RESOLUTION))
+    usual = {**usual, "compared_at": compared_at}
     entries = tuple(_entry(row, usual) for row in values.pop("entries"))
     if not entries or not all(entry.method for entry in entries):
         raise ValueError(f"comparison {name}: it needs entries that can be measured")
     if values.get("by", "category") not in ("category", "group"):
         raise ValueError(f"comparison {name}: by is category or group")
+    if values.get("spread", "standard error") not in get_args(Spread):
+        raise ValueError(f"comparison {name}: spread is {' or '.join(get_args(Spread))}")
     if len({entry.label for entry in entries}) < len(entries) or len({it.source for it in published}) < len(published):
         raise ValueError(f"comparison {name}: two columns have the same name")
-    return Comparison(lines=lines, metrics=metrics, published=published, entries=entries, **values)
+    return Comparison(
+        lines=lines, metrics=metrics, published=published, entries=entries, compared_at=compared_at, **values
+    )
 
 
 def _published(values: dict[str, Any], lines: Sequence[str], metrics: Sequence[str]) -> Published:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ class Checkpoint:
     Attributes:
         path: the file. step, steps: steps made, and of how many.
         loss: smoothed. seconds: so far, over all its runs.
+        curve: what is kept of the loss so far, part by part; nothing in files of earlier versions.
         identity: what it is the training of, JSON-ready. pictures: fingerprint of the training pictures.
         tensors, scalars: the state of the method and of the optimiser, by name.
     """
@@ -45,6 +46,7 @@ class Checkpoint:
     pictures: str
     tensors: Mapping[str, Tensor] = field(repr=False)
     scalars: Mapping[str, Any] = field(repr=False)
+    curve: Sequence[Sequence[float]] = ()
 
     def restore(self, method: Learner, optimizer: torch.optim.Optimizer) -> None:
         """Put the method and a fresh optimiser where they were. Raises: ArtifactError where they do not fit."""
@@ -73,6 +75,7 @@ def save(
     step: int,
     steps: int,
     loss: float,
+    curve: Sequence[Sequence[float]],
     seconds: float,
     identity: Mapping[str, Any],
     pictures: str,
@@ -87,6 +90,7 @@ def save(
         "step": step,
         "steps": steps,
         "loss": loss,
+        "curve": curve,
         "seconds": seconds,
         "identity": dict(identity),
         "pictures": pictures,

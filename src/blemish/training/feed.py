@@ -16,7 +16,7 @@ from blemish.data.stream import PictureStream, map_ahead, name_of
 from blemish.data.transforms import prepare
 from blemish.images import decode
 from blemish.methods.trained import Learner, TrainingBatch
-from blemish.types import Progress
+from blemish.types import ANOMALOUS, NORMAL, Progress
 
 READING = "reading the pictures"
 
@@ -34,7 +34,8 @@ class Feed:
         usable: positions in the stream of the pictures that can be read.
         kept: row by row what a step needs; None where it does not fit in memory.
 
-    Where some of the pictures are labelled defects, half of every batch is drawn from them, as often as that takes.
+    Where some of the pictures are labelled defects, half of every batch is drawn from them, as often as that takes,
+    unless the method wants them as often as the other pictures (`Schedule.balanced_batches`).
     """
 
     method: Learner
@@ -45,6 +46,21 @@ class Feed:
     @property
     def rows(self) -> int:
         return len(self.usable) * len(self.stream.copies)
+
+    @property
+    def class_counts(self) -> tuple[int, int]:
+        """How many of the rows are normal, and how many are labelled defects."""
+        labels = self.labels
+        defects = 0 if labels is None else int(labels.sum())
+        return self.rows - defects, defects
+
+    def of_an_epoch(self, size: int) -> tuple[int, int]:
+        """How many rows make an epoch, and how many of them come with every batch of `size` rows.
+
+        Where defects fill half of every batch the normal rows make it, each drawn once; else all rows do.
+        """
+        rows, count = self._parts(size)[0]
+        return len(rows), count
 
     def batches(self, size: int, *, seed: int, skip: int) -> Generator[TrainingBatch]:
         """Batches without end of `size` rows, from the one after the first `skip`, on the backbone's device.
@@ -57,17 +73,21 @@ class Feed:
 
     def _chunks(self, size: int, seed: int, skip: int) -> Iterator[list[int]]:
         """The rows of batch after batch."""
-        labels = self.labels
-        parts = [torch.arange(self.rows)] if labels is None else [(labels == label).nonzero()[:, 0] for label in (0, 1)]
-        if not all(len(part) for part in parts):
-            parts = [torch.arange(self.rows)]
-        counts = [size] if len(parts) == 1 else [size - size // 2, size // 2]
+        parts = self._parts(size)
         orders = [
             _endless(part, (seed, number) if number else seed, skip * count)
-            for number, (part, count) in enumerate(zip(parts, counts, strict=True))
+            for number, (part, count) in enumerate(parts)
         ]
         while True:
-            yield [row for order, count in zip(orders, counts, strict=True) for row in islice(order, count)]
+            yield [row for order, (_, count) in zip(orders, parts, strict=True) for row in islice(order, count)]
+
+    def _parts(self, size: int) -> list[tuple[Tensor, int]]:
+        """What a batch of `size` rows is drawn from: the rows of each part, and how many it gives."""
+        labels = self.labels
+        if labels is not None and self.method.config.balanced_batches and not labels.all():
+            normal, defects = ((labels == label).nonzero()[:, 0] for label in (NORMAL, ANOMALOUS))
+            return [(normal, size - size // 2), (defects, size // 2)]
+        return [(torch.arange(self.rows), size)]
 
     @property
     def labels(self) -> Tensor | None:

@@ -25,6 +25,7 @@ from blemish.training.feed import Feed, seed_of
 from blemish.types import Failure, Progress, silent
 
 BETWEEN_CHECKPOINTS = 60.0  # seconds
+CURVE = 20  # points of the curve that is kept of the loss, or one a step where there are fewer
 SAMPLE = 64  # pictures, or all of them where they are fewer, that a method may start from
 STAGE = "training"
 
@@ -34,11 +35,14 @@ class Training:
     """What a training was.
 
     Attributes:
-        steps: optimiser steps, over all runs of a resumed training; epochs: passes over the pictures that they make.
+        steps: optimiser steps, over all runs of a resumed training.
+        epochs: passes over the pictures that they make: over the normal ones, where defects fill half of every batch.
         seconds: from the call to the end, over all runs.
         pictures_per_second: in the steps of this run, over all processes; 0 where there was none left to take.
         loss: the last one, smoothed: the mean of the first 50, then each new one counts 2 %. In several processes that
             of each one's own pictures.
+        curve: how the loss fell: pairs of a step's number and the mean loss of the steps since the pair before, at most
+            `CURVE` of them. In several processes that of rank 0's own pictures.
         cached: whether what the frozen part gives was kept in memory.
         processes: how many have trained together.
         resumed_at: how many steps had been made when this run began; 0 = it began from the start.
@@ -50,6 +54,7 @@ class Training:
     seconds: float
     pictures_per_second: float
     loss: float
+    curve: list[list[float]]
     cached: bool
     processes: int
     resumed_at: int
@@ -74,10 +79,12 @@ def train(
 ) -> Training:
     """Train a method (or another learner) on the pictures of a stream; the method can score afterwards.
 
-    The same seed, pictures, config and number of threads give the same weights, also when the training is interrupted
-    and resumed, and whether or not the frozen part's answers fit in memory. torch's own random state is left as it was.
+    On a CPU the same seed, pictures, config, number of threads and kernels (of one torch on one kind of processor) give
+    the same weights, also when the training is interrupted and resumed, and whether or not the frozen part's answers
+    fit in memory. On a GPU the weights are close, not the same: for some gradients, as those of resizing, torch has no
+    kernel there that sums in a fixed order. torch's own random state is left as it was.
 
-    Under `torchrun` the processes share the pictures and each step; all of them end with the same weights, and with the
+    Under `torchrun` the processes share the pictures and each step; all end with each other's weights, and with the
     failures and digests of all pictures in `stream`. Only rank 0 writes the checkpoint, which all of them must see, and
     reports progress. A CUDA method must be on `distributed.own_device`.
 
@@ -121,7 +128,9 @@ def train(
         # The frozen part first, once.
         method.eval()
         rows = _read(method, stream, progress, size=size, first=0 if found is None else found.step)
-        total = sum(distributed.exchange(rows.rows))
+        told = distributed.exchange([*rows.of_an_epoch(size), *rows.class_counts])
+        epoch, of_it, *counts = (sum(column) for column in zip(*told, strict=True))
+        method.class_counts = (counts[0], counts[1])
         pictures = checkpoints.fingerprint(stream)
         if found is not None and found.pictures != pictures:
             raise ConfigError(f"{checkpoint}: was made with other training pictures; remove it to start anew")
@@ -135,11 +144,12 @@ def train(
         if checkpoints.is_frozen(backbone):
             backbone.eval()
         optimizer = _optimizer(method)
-        steps = max(config.min_steps, math.ceil(config.epochs * total / config.pictures_per_step))
-        first, loss, earlier = 0, 0.0, 0.0
+        steps = max(config.min_steps, math.ceil(config.epochs * epoch / of_it))
+        first, loss, earlier, curve = 0, 0.0, 0.0, _Curve([])
         if found is not None:
             found.restore(method, optimizer)
             first, steps, loss, earlier = found.step, found.steps, found.loss, found.seconds
+            curve = _Curve([list(part) for part in found.curve])
         take = _Step(method, distributed.training_step(method), device, precision, seed_of("step", seed, rank))
         if minutes is not None and found is None:
             optimizer, steps = _fit_to(started + 60 * minutes, take, rows, size, seed, optimizer, progress)
@@ -154,6 +164,7 @@ def train(
             for step, batch in zip(range(first, steps), batches, strict=False):
                 latest = take(optimizer, batch, step, steps)
                 loss += (latest - loss) * max(1 / (step + 1), 0.02)
+                curve.add(step, steps, latest)
                 if watch is not None and rank == 0:
                     watch(step + 1, steps, latest)
                 stop = interrupted.is_set() and rank == 0
@@ -166,6 +177,7 @@ def train(
                         step=step + 1,
                         steps=steps,
                         loss=loss,
+                        curve=curve.parts,
                         seconds=earlier + time.perf_counter() - started,
                         identity=identity,
                         pictures=pictures,
@@ -185,15 +197,35 @@ def train(
         method.eval()
     return Training(
         steps=steps,
-        epochs=steps * config.pictures_per_step / total,
+        epochs=steps * of_it / epoch,
         seconds=earlier + time.perf_counter() - started,
         pictures_per_second=(steps - first) * config.pictures_per_step / spent,
         loss=loss,
+        curve=curve.points(),
         cached=rows.kept is not None,
         processes=processes,
         resumed_at=first,
         findings=findings,
     )
+
+
+@dataclass(frozen=True)
+class _Curve:
+    """The loss of a run in equal parts: the number of the last step, how many steps, and the mean of their losses."""
+
+    parts: list[list[float]]
+
+    def add(self, step: int, steps: int, loss: float) -> None:
+        """Note the loss of step number `step` (from 0) of `steps`."""
+        part = step * min(CURVE, steps) // steps
+        while len(self.parts) <= part:
+            self.parts.append([0, 0, 0.0])
+        own = self.parts[part]
+        own[0], own[1] = step + 1, own[1] + 1
+        own[2] += (loss - own[2]) / own[1]
+
+    def points(self) -> list[list[float]]:
+        return [[last, loss] for last, count, loss in self.parts if count]
 
 
 @dataclass(frozen=True)

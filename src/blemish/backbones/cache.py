@@ -1,0 +1,162 @@
+"""What a backbone has given of a picture, kept, so that no picture is encoded twice."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from io import FileIO
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from blemish.backbones.base import Backbone, Features
+
+IN_MEMORY = 2 * 2**30  # bytes of features that stay in main memory; a file takes the others
+
+
+@contextmanager
+def features_kept(backbone: Backbone) -> Iterator[None]:
+    """While open, a picture that comes again gets the features of the first time, to the bit.
+
+    A picture is known by its content. Features stay in main memory up to `IN_MEMORY` bytes; beyond
+    them a file in the folder for temporary files takes them, up to half of what is free there. What
+    fits in neither is encoded again, as where that folder cannot be written. The file has no name,
+    so nothing of it is left, however the process ends.
+
+    Only plain calls are kept, of pictures and layers without gradient. The backbone's weights and
+    precision must not change meanwhile. On a GPU nothing is kept: a picture is encoded there in
+    about the time that its features take to come back.
+    """
+    if next(backbone.parameters()).device.type != "cpu":
+        yield
+        return
+    store = _Store(IN_MEMORY)
+    encode = backbone.forward
+
+    def forward(images: Tensor, layers: Sequence[int] = (), **more: Any) -> Features:
+        if more or torch.is_grad_enabled():
+            return cast(Features, encode(images, layers, **more))
+        wanted = backbone.check_layers(layers)
+        names = [_name_of(image) for image in images]
+        # A batch that is not known as a whole is encoded as a whole: kernels are chosen by shape,
+        # and in a smaller batch a picture might get other last bits.
+        if all(store.knows((name, layer)) for name in names for layer in wanted):
+            try:
+                return _joined([[store.get((name, layer)) for name in names] for layer in wanted])
+            except OSError:  # the file cannot be read back
+                store.close()
+        features: Features = encode(images, layers)
+        for index, layer in enumerate(wanted):
+            for row, name in enumerate(names):
+                if not store.knows((name, layer)):
+                    store.put((name, layer), _Kept.of(features, index, row, backbone.dtype))
+        return features
+
+    backbone.forward = forward  # below the hooks of who listens
+    try:
+        yield
+    finally:
+        del backbone.forward
+        store.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """One layer of one picture: [CLS] where there is one, then the patches, T D; and where they lie."""
+
+    tokens: Tensor
+    grid: tuple[int, int]
+    offset: float
+    cls: bool
+
+    @classmethod
+    def of(cls, features: Features, index: int, row: int, dtype: torch.dtype) -> _Kept:
+        parts = [features.cls[index][row][None]] if features.cls else []
+        tokens = torch.cat([*parts, features.tokens[index][row]])
+        narrow = tokens.to(dtype)  # what was computed in half precision takes half the room
+        exact = dtype != tokens.dtype and torch.equal(narrow.to(tokens.dtype), tokens)
+        return cls(narrow if exact else tokens, features.grids[index], features.offsets[index], bool(parts))
+
+
+def _joined(layers: Sequence[Sequence[_Kept]]) -> Features:
+    """The features of a batch, of all its pictures in every layer."""
+    whole = [torch.stack([one.tokens.float() for one in rows]) for rows in layers]
+    heads = [rows[0].cls for rows in layers]
+    return Features(
+        tokens=tuple(each[:, int(head) :] for each, head in zip(whole, heads, strict=True)),
+        grids=tuple(rows[0].grid for rows in layers),
+        offsets=tuple(rows[0].offset for rows in layers),
+        cls=tuple(each[:, 0] for each, head in zip(whole, heads, strict=True) if head),
+    )
+
+
+def _name_of(image: Tensor) -> bytes:
+    """By which a picture 3 H W is known: its content."""
+    content = hashlib.blake2b(_bytes_of(image), digest_size=16)
+    content.update(repr((image.dtype, tuple(image.shape))).encode())
+    return content.digest()
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    """Its memory, where it is contiguous; a copy of it otherwise."""
+    return tensor.contiguous().view(-1).view(torch.uint8).numpy().data
+
+
+class _Store:
+    """Features by picture and layer: the first in main memory, the next in a file, then none."""
+
+    def __init__(self, in_memory: int) -> None:
+        self._room = in_memory
+        self._near: dict[tuple[bytes, int], _Kept] = {}
+        self._far: dict[tuple[bytes, int], tuple[int, _Kept]] = {}  # place in the file; no content
+        self._file: FileIO | None = None
+        self._end = self._limit = 0
+        self._full = False
+
+    def knows(self, key: tuple[bytes, int]) -> bool:
+        return key in self._near or key in self._far
+
+    def get(self, key: tuple[bytes, int]) -> _Kept:
+        """Raises: OSError where the file cannot be read back."""
+        if key in self._near:
+            return self._near[key]
+        place, empty = self._far[key]
+        kept = replace(empty, tokens=torch.empty_like(empty.tokens, device="cpu"))
+        assert self._file is not None
+        self._file.seek(place)
+        if self._file.readinto(_bytes_of(kept.tokens)) != kept.tokens.nbytes:
+            raise OSError("the file of features has been cut")
+        return kept
+
+    def put(self, key: tuple[bytes, int], kept: _Kept) -> None:
+        size = kept.tokens.nbytes
+        if size <= self._room:
+            self._room -= size
+            self._near[key] = kept
+            return
+        self._room = 0
+        try:
+            if self._file is None and not self._full:
+                self._limit = shutil.disk_usage(tempfile.gettempdir()).free // 2
+                self._file = tempfile.TemporaryFile(prefix="blemish-", buffering=0)  # noqa: SIM115 — see close
+            self._full = self._full or self._end + size > self._limit
+            if self._full or self._file is None:
+                return
+            self._file.seek(self._end)
+            self._full = self._file.write(_bytes_of(kept.tokens)) != size
+        except OSError:  # no such folder, no right to write there, no room
+            self._full = True
+        if not self._full:
+            self._far[key] = self._end, replace(kept, tokens=kept.tokens.to("meta"))
+            self._end += size
+
+    def close(self) -> None:
+        """Forget all of it, and keep nothing more."""
+        if self._file is not None:
+            self._file.close()
+        self._near, self._far, self._room, self._full = {}, {}, 0, True

@@ -1,0 +1,140 @@
+"""What AGPNet reconstructs features with: a plain transformer, light, and with nothing around it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from blemish.methods.agpnet import AGPNetConfig
+
+
+class Decoder(nn.Module):
+    """A plain transformer from features B N D to reconstructions B G N D; nothing goes around it."""
+
+    def __init__(self, config: AGPNetConfig, dim: int, groups: int, grid: tuple[int, int]) -> None:
+        super().__init__()
+        width = config.width
+        self.groups = groups
+        self.dropout = Dropout(config.dropout)
+        self.inward = nn.Linear(dim, width)
+        self.rows = nn.Parameter(0.02 * torch.randn(grid[0], width // 2))
+        self.columns = nn.Parameter(0.02 * torch.randn(grid[1], width // 2))
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(width)
+        self.outward = nn.Linear(width, groups * dim)
+
+    def forward(self, features: Tensor) -> Tensor:
+        x = self._enter(features)
+        for layer in self.layers:
+            x, _ = layer(x)
+        given = self.outward(self.norm(x))
+        return cast(Tensor, given.unflatten(-1, (self.groups, -1)).transpose(1, 2))
+
+    @torch.no_grad()
+    def start_linear(self, targets: Tensor) -> None:
+        """Set the weights so that the decoder is a linear autoencoder, the best of this width on targets B G N D.
+
+        In: the principal directions of their sum. Out: least squares, from behind the norm. The layers add nothing yet.
+        """
+        features = targets.sum(1).flatten(0, 1).double()
+        power, directions = torch.linalg.eigh(features.T @ features / len(features))
+        kept = min(self.inward.out_features, features.shape[1])
+        scale = (power[-kept:].sum() / kept).rsqrt()
+        self.inward.weight.zero_()[:kept] = (directions[:, -kept:] * scale).T.to(self.inward.weight)
+        self.inward.bias.zero_()
+        for module in self.layers.modules():
+            if isinstance(module, (DecoderLayer, SelfAttention)):
+                module.out.weight.zero_()
+                module.out.bias.zero_()
+        inner = self.norm(self.inward(features.float())).double()
+        inner = torch.cat([inner, torch.ones_like(inner[:, :1])], 1)
+        wanted = targets.transpose(1, 2).flatten(2).flatten(0, 1).double()
+        gram = inner.T @ inner
+        gram.diagonal().add_(1e-6 * gram.diagonal().mean())
+        solution = torch.linalg.solve(gram, inner.T @ wanted)
+        self.outward.weight.copy_(solution[:-1].T)
+        self.outward.bias.copy_(solution[-1])
+
+    def attention_received(self, features: Tensor) -> Tensor:
+        """How much each location is looked at: B N, mean over queries, heads, attentions and layers."""
+        x = self._enter(features)
+        received: list[Tensor] = []
+        for layer in self.layers:
+            x, looked = layer(x, watch=True)
+            received += looked
+        return torch.stack(received).mean(0)
+
+    def _enter(self, features: Tensor) -> Tensor:
+        height, width = len(self.rows), len(self.columns)
+        places = torch.cat([self.rows[:, None].expand(-1, width, -1), self.columns[None].expand(height, -1, -1)], dim=2)
+        return cast(Tensor, self.inward(self.dropout(features)) + places.flatten(0, 1))
+
+
+class DecoderLayer(nn.Module):
+    """Self-attentions, then a feed-forward part, each behind a norm and beside a residual."""
+
+    def __init__(self, config: AGPNetConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(config.attentions + 1))
+        self.attentions = nn.ModuleList(
+            SelfAttention(width, config.heads, softmax=config.softmax) for _ in range(config.attentions)
+        )
+        self.hidden = nn.Linear(width, 4 * width)
+        self.out = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor, *, watch: bool = False) -> tuple[Tensor, list[Tensor]]:
+        received: list[Tensor] = []
+        for norm, attention in zip(self.norms, self.attentions, strict=False):
+            given, looked = attention(norm(x), watch=watch)
+            x = x + given
+            received += looked
+        return x + self.out(F.relu(self.hidden(self.norms[-1](x)))), received
+
+
+class SelfAttention(nn.Module):
+    """Attention of B N W, with softmax or linear (Katharopoulos et al. 2020, with φ = relu + 0.01)."""
+
+    def __init__(self, width: int, heads: int, *, softmax: bool) -> None:
+        super().__init__()
+        self.heads = heads
+        self.softmax = softmax
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, *, watch: bool = False) -> tuple[Tensor, list[Tensor]]:
+        """The result, and with `watch` the attention that each location receives (B N), mean over queries and heads."""
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each B L N d
+        if self.softmax:
+            mixed = F.scaled_dot_product_attention(q, k, v)
+            received = [_received(q.float(), k.float())] if watch else []
+        else:
+            q, k = F.relu(q) + 0.01, F.relu(k) + 0.01
+            total = q @ k.sum(2)[..., None]  # B L N 1
+            mixed = (q @ (k.transpose(2, 3) @ v)) / total
+            received = [(k @ (q / total).mean(2)[..., None]).mean(1)[..., 0].float()] if watch else []
+        return self.out(mixed.transpose(1, 2).flatten(2)), received
+
+
+class Dropout(nn.Module):
+    """Dropout from one random byte an element (rates in 1/256): torch's own takes a third of a step on a CPU."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.dropped = min(255, round(256 * rate))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.dropped == 0:
+            return x
+        words = torch.empty((x.numel() + 7) // 8, dtype=torch.int64, device=x.device).random_(-(2**63), 2**63 - 1)
+        kept = words.view(torch.uint8)[: x.numel()].view(x.shape) >= self.dropped
+        return x * (kept.to(x.dtype) * (256 / (256 - self.dropped)))
+
+
+def _received(q: Tensor, k: Tensor) -> Tensor:
+    attention: Tensor = (q @ k.transpose(2, 3) * q.shape[-1] ** -0.5).softmax(-1)
+    return attention.mean(dim=(1, 2))
