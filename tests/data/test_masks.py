@@ -176,6 +176,17 @@ def test_a_defect_that_is_called_label_stays_one(tree: Callable[..., Path]) -> N
     assert not dataset.has_masks
 
 
+def test_pictures_before_a_black_background_are_no_masks(
+    tree: Callable[..., Path], picture: Draw, write: Write
+) -> None:
+    root = tree("good/{}.png", "scratch/{}.png", None)
+    for number in range(BAD):
+        pixels = picture(number)
+        pixels[:45] = 0  # 70 % of it
+        write(root / f"label/{number}.png", pixels)
+    assert {sample.defect for sample in read(root).anomalies()} == {"scratch", "label"}
+
+
 def test_pictures_of_a_label_beside_those_of_the_part_stay_pictures(tree: Callable[..., Path]) -> None:
     root = tree("good/{}.png", "bad/{}.png", None)
     tree(None, "bad/{}_label.png", None, root=root)
