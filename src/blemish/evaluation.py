@@ -40,7 +40,8 @@ def evaluate(
     Args:
         data: a path in any layout with labels, or a Dataset. Its test split, or everything where it has none.
         resolution: side of the square at which maps and masks are compared (a pixel of a mask is what lies under its
-            centre); None = each picture's own size. A box is drawn there as a mask: the pixels whose centres lie in it, and one at least.
+            centre); None = each picture's own size. A box is drawn there as a mask: the pixels whose centres lie in
+            it, and one at least.
         adapt: as of `Detector.predict_many`. The pictures of a category then come in an order drawn once and for all:
             in that of the files whole batches are of one kind of defect, and what they are adapted to tells the label.
         on_prediction: called for every picture scored, in order.
