@@ -60,6 +60,23 @@ def a_row(one: Run) -> Row:
     return {**heading, "device": {"type": "cpu"}, "precision": "fp32"}
 
 
+def test_maps_are_compared_where_the_run_says(mvtec: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int | None] = []
+    real = benchmark.evaluate
+
+    def evaluate(*given: Any, resolution: int | None, **named: Any) -> Any:
+        asked.append(resolution)
+        return real(*given, resolution=resolution, **named)
+
+    monkeypatch.setattr(benchmark, "evaluate", evaluate)
+    rows = [measure(a_run(mvtec, compared_at=it, shifts=["contrast"]), **HERE) for it in (None, 256)]
+    assert asked == [None] * 3 + [256] * 3  # the shifted pictures, too
+    assert [row["compared_at"] for row in rows] == ["original", 256]
+    assert rows[0]["key"] != rows[1]["key"]
+    assert rows[0]["aupro"] != rows[1]["aupro"]
+    assert rows[0]["image_auroc"] == rows[1]["image_auroc"]
+
+
 def test_a_process_that_dies_leaves_a_failed_row(mvtec: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def dies_by(code: str) -> str:
         monkeypatch.setattr(benchmark, "_command", lambda order: [sys.executable, "-S", "-c", code])
@@ -236,7 +253,7 @@ def test_the_share_of_adapted_pictures_and_the_means_of_categories_are_told(monk
         )
 
     monkeypatch.setattr(benchmark, "evaluate", evaluate)
-    metrics = benchmark._shifted_metrics(None, None, "online")
+    metrics = benchmark._shifted_metrics(None, None, "online", 256)
     means = {"image_auroc": 0.5, "pixel_auroc": None, "aupro": 0.25}
     assert metrics == {**means, "adapted": 0.6, "by_group": {"male": {"pixel_auroc_anomalous": 0.7}}}
 

@@ -338,6 +338,28 @@ def test_nothing_but_known_pictures(mvtec: Path, fitted: Callable[..., Detector]
         blemish.evaluate(fitted("knn"), mvtec)
 
 
+def test_the_majority_vote_is_judged_too(mvtec: Path, fitted: Callable[..., Detector]) -> None:
+    """By hand, where three sizes vote: the share of the votes ranks (ties count half), more than half is a verdict."""
+    given = iter([0, 1 / 3, 2 / 3, 0, 1 / 3, 0, 1, 2 / 3, 1 / 3, 1, 2 / 3, 0, 1])
+    plain = fitted("knn")
+    assert blemish.evaluate(plain, mvtec, resolution=RESOLUTION).votes is None
+
+    class Voting(Detector):
+        def predict_many(self, *given_: Any, **named: Any) -> Any:
+            for one in super().predict_many(*given_, **named):
+                yield dataclasses.replace(one, votes=next(given))
+
+    detector = Voting(plain.method, plain.preprocessing, plain.threshold, plain.manifest)
+    result = blemish.evaluate(detector, mvtec, resolution=RESOLUTION)
+    normal = [row["votes"] for row in result.rows if row["truth"] == 0]
+    bad = [row["votes"] for row in result.rows if row["truth"] == 1]
+    assert (len(normal), len(bad)) == (6, 7)
+    pairs = [(b > n) + (b == n) / 2 for b in bad for n in normal]
+    rates = [sum(n <= 0.5 for n in normal) / 6, sum(b > 0.5 for b in bad) / 7]
+    assert result.votes == pytest.approx({"image_auroc": sum(pairs) / 42, "balanced_accuracy": sum(rates) / 2})
+    assert result.to_dict()["votes"] == dict(result.votes or {})
+
+
 def test_one_class_alone_has_no_ranking(mvtec: Path, fitted: Callable[..., Detector]) -> None:
     shutil.rmtree(mvtec / "test" / "square")
     shutil.rmtree(mvtec / "test" / "dark")

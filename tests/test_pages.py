@@ -49,13 +49,19 @@ def draw(script: ModuleType) -> dict[str, Any]:
 
 
 def like(row: dict[str, Any], key: str, **changes: Any) -> dict[str, Any]:
-    return {**row, "key": key, "pixel_auroc": None, **changes}
+    return {**row, "key": key, "pixel_auroc": None, "compared_at": 256, **changes}
 
 
 def cells(text: str, line: str) -> list[str]:
     """Of the first table line that starts so, the others."""
     found = next(each for each in text.splitlines() if each.startswith(f"| {line} |"))
     return [cell.strip() for cell in found.split("|")[2:-1]]
+
+
+def test_figures_of_masks_half_a_pixel_off_are_marked(script: ModuleType, row: dict[str, Any]) -> None:
+    old = {key: value for key, value in row.items() if key != "compared_at"}
+    assert cells(script.page({"rows.jsonl": [old]}), "`knn`")[0].endswith("(1)§")
+    assert cells(script.page({"rows.jsonl": [like(row, "1")]}), "`knn`")[0].endswith("(1)")
 
 
 def test_the_page_is_what_the_rows_make(script: ModuleType) -> None:

@@ -48,6 +48,7 @@ def a_row(**changes: Any) -> Row:
         "best_f1": 0.7,
         "pixel_auroc": 0.95,
         "aupro": 0.5,
+        "compared_at": 256,
         "seconds_to_fit": 2.0,
         "images_per_second": 10.0,
         "peak_memory_mib": 512.4,
@@ -592,6 +593,45 @@ def test_sexes_are_lines_of_chest_x_rays() -> None:
         ["male", "70.0 ± 0.5", "71.0", "72.0", "measured"],
         ["female", "70.0 ± 0.5", "–", "–", "published"],
     ]
+
+
+def test_the_spread_over_seeds_is_the_papers() -> None:
+    """Of 90, 92 and 94 %: a standard deviation of 2, a standard error of 2 / √3."""
+    rows = [of("bottle", value, seed) for seed, value in enumerate((0.90, 0.92, 0.94))]
+    deviation, error = (suite_table(rows, suite_of(spread=it)) for it in ("standard deviation", "standard error"))
+    assert "| 92.0 ± 2.0 | measured |" in deviation
+    assert "| **92.0 ± 1.2** | measured |" in error  # leads 90.0 by more than that
+    assert "±: the standard error over the seeds." in error
+    assert "standard error" not in deviation
+
+
+def test_rows_compared_elsewhere_than_in_the_paper_say_so() -> None:
+    """Each in a column of its own; those of before masks were read by pixel centres, too."""
+    pixels = suite_of(metrics=("image_auroc", "pixel_auroc"), compared_at=None)
+    old = {key: value for key, value in of("bottle", 0.9).items() if key != "compared_at"}
+    rows = [
+        {**of("bottle", 0.8, key="a"), "compared_at": "original"},
+        {**of("bottle", 0.7, key="b"), "compared_at": 256},
+        {**old, "key": "c"},
+    ]
+    text = suite_table(rows, pixels)
+    assert "| ours [1] | ours [2] ¶ | ours [3] § ¶ | Status |" in text
+    assert "Maps and masks are compared at the pictures' own size." in text
+    assert text.count("compared at the pictures' own size") == 2  # of the table, and of its one row
+    assert "\n¶ maps and masks compared at another size than the paper's.\n" in text
+    of_ours = suite_table(rows, suite_of(metrics=("image_auroc", "pixel_auroc")))
+    assert "| ours [1] ¶ | ours [2] | ours [3] § | Status |" in of_ours
+    assert "§" not in suite_table(rows, suite_of(metrics=("image_auroc",)))
+    lines = [line[1] for line in body(table(rows))]
+    assert sorted(lines) == ["best", "best §", "compared at the pictures' own size"]
+
+
+def test_what_a_majority_votes_is_told_beside_the_conditions() -> None:
+    votes = {"image_auroc": 0.875, "balanced_accuracy": 0.75}
+    assert "by majority vote: image AUROC 87.5, balanced accuracy 75.0" in suite_table(
+        [{**of("bottle", 0.9), "votes": votes}], suite_of()
+    )
+    assert "vote" not in suite_table([of("bottle", 0.9)], suite_of())
 
 
 def test_latency_stands_beside_the_published_one() -> None:

@@ -59,6 +59,22 @@ def test_every_line_of_every_suite_can_be_measured(name: str, recipe: str | None
         assert table.source or not any(row.published for row in table.rows), table.name
 
 
+def test_maps_and_masks_are_compared_where_the_paper_does(mvtec: Path) -> None:
+    """APMask's paper averages maps "resized to the original test image resolution"; AGPNet's does not say."""
+    for name in suites.names():
+        suite = suites.read(name)
+        expected = None if name.startswith(("apmask", "guided")) else 256
+        assert {table.compared_at for table in suite.tables} == {expected}, name
+        assert {entry.compared_at for entry in suite.entries()} == {expected}, name
+    (nih,) = (table for table in suites.read("apmask").tables if table.name == "nih")
+    assert isinstance(nih, Comparison)
+    assert nih.spread == "standard error"
+    entries = [Entry(method="knn", compared_at=None), Entry(method="knn")]
+    original, usual = plan(entries, {"part": mvtec}, [0])
+    assert (original.compared_at, usual.compared_at) == (None, 256)
+    assert original.key != usual.key
+
+
 COMPARISONS = {
     f"{name} {table.name}": table
     for name in suites.names()
@@ -182,6 +198,8 @@ def test_a_main_table_of_ones_own(tmp_path: Path) -> None:
         ("[nan, [91.5, 0.5]]", "[91.5]", "Theirs, image_auroc: 1 figures for 2 lines"),
         (', method = "knn", shots = 2', "", "needs entries that can be measured"),
         ('title = "Main table"', 'title = "Main table"\nby = "sex"', "by is category or group"),
+        ('title = "Main table"', 'title = "Main table"\nspread = "range"', "spread is standard deviation or standard"),
+        ('title = "Main table"', 'title = "Main table"\ncompared_at = "small"', 'side in pixels .256. or "original"'),
         ("lines =", "rows =", "'lines' is missing"),
         ("image_auroc = [", "aupro = [", "aupro"),
         ('source = "Theirs"', 'source = "Theirs"\ncolour = 1', "colour"),

@@ -248,7 +248,6 @@ def measure(
         "category": ", ".join(dataset.categories),
         "categories": list(dataset.categories),
         "multi_class": bool(evaluation.category_mean),
-        "compared_at": one.compared_at or ORIGINAL,
         "split": {
             "train": len(train),
             "test_normal": sum(sample.label == NORMAL for sample in test),
@@ -424,6 +423,7 @@ def _heading(one: Run, status: str) -> Row:
         "time_budget": one.time_budget,
         "shifts": list(one.shifts),
         "adapt": list(one.adapt),
+        "compared_at": one.compared_at or ORIGINAL,
         "data": one.data,
         "seed": one.seed,
     }

@@ -201,6 +201,9 @@ def evaluation(result: Evaluation) -> Iterable[str | Table]:
         each = [f"{name} {_percent(values['pixel_auroc_anomalous'])} %" for name, values in result.by_group.items()]
         alone = f"{_percent(result.pixel_auroc_anomalous)} %" + (f" ({', '.join(each)})" if each else "")
         yield f"Pixel AUROC over the defective pictures alone: {alone}"
+    if result.votes is not None:
+        ranked, right = (_percent(result.votes[name]) for name in ("image_auroc", "balanced_accuracy"))
+        yield f"Majority vote of the sizes looked at: image AUROC {ranked} %, balanced accuracy {right} %"
     if result.best_f1 is not None:
         yield f"Best F1: {_percent(result.best_f1)} % at {result.best_f1_threshold:.6g} (found with the labels in hand)"
     if result.confusion is None:

@@ -17,6 +17,7 @@ from blemish.results.rows import NEITHER, OF_PRETRAINING, Row, as_ever, as_it_wa
 from blemish.results.tables import (
     ELSEWHERE,
     LEGEND,
+    OFF,
     PARTLY,
     SCHEDULE,
     SCORES,
@@ -159,7 +160,10 @@ def _systems(part: Table | Comparison, rows: Iterable[Row]) -> list[_System]:
 
 
 def _flags(part: Table | Comparison, rows: Sequence[Row]) -> list[str]:
-    """As `flags`, and whether maps and masks were compared elsewhere than the part says of its paper."""
+    """As `flags`, and whether maps and masks were compared elsewhere than the part says of its paper; where it shows
+    nothing of maps, nothing of that."""
+    if isinstance(part, Comparison) and set(part.metrics) == {"image_auroc"}:
+        return [sign for sign in flags(rows) if sign != OFF]
     places = {compared_at(row) or RESOLUTION for row in rows if compared_at(row) is not None}
     return flags(rows) + [ELSEWHERE] * (not places <= {part.compared_at or ORIGINAL})
 
