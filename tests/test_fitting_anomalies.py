@@ -268,7 +268,7 @@ def test_training_gets_both_classes_in_every_batch(
 ) -> None:
     options = {**small, **PAPER, "cache_gib": cache_gib}
     detector = blemish.fit("atacnet", parts(picture, 20), anomalies=mvtec, anomaly_count=2, seed=1, **options)
-    assert noted == [[0, 0, 1, 1]] * 6
+    assert noted == [[0, 0, 1, 1]] * 8  # 16 good ones, two a step
     manifest = detector.manifest
     assert (manifest["method"], manifest["recipe"]) == ("atacnet-paper", "paper")
     drawn = labelled_defects(mvtec, count=2, seed=1)
@@ -277,6 +277,16 @@ def test_training_gets_both_classes_in_every_batch(
     assert (len(manifest["data"]["fitted"]), len(manifest["data"]["calibrated"])) == (16, 4)
     assert set(manifest["data"]["fitted"] + manifest["data"]["calibrated"]) == set(digests_of(parts(picture, 20)))
     assert sorted(blemish.evaluate(detector, mvtec).left_out) == sorted(map(str, drawn.sources))
+
+
+def test_the_published_classifier_gets_pictures_as_they_come(
+    mvtec: Path, picture: Part, small: dict[str, Any], noted: list[list[int] | None]
+) -> None:
+    options = {**small, **PAPER, "recipe": "paper-classifier", "pictures_per_step": 6, "calibration_fraction": 0}
+    blemish.fit("atacnet", parts(picture, 10), anomalies=mvtec, anomaly_count=2, **options)
+    assert len(noted) == 6  # three passes over twelve pictures, two of which are defects
+    passes = [[*(first or ()), *(second or ())] for first, second in zip(noted[::2], noted[1::2], strict=True)]
+    assert [(len(labels), sum(labels)) for labels in passes] == [(12, 2)] * 3
 
 
 def test_without_defects_all_of_a_batch_are_normal(
