@@ -230,7 +230,7 @@ def test_on_the_command_line(
         assert said in out
     status, _, err = run("fit", "knn", folder, "-o", tmp_path / "y", "--backbone", "test_vit", "--weights", output)
     assert status == cli.ERROR  # a detector, not an encoder
-    assert "does not fit the architecture" in err
+    assert "is a fitted detector (guided), not an encoder" in err
 
 
 def test_what_is_said_of_it(whole: Detector) -> None:

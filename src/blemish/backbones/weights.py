@@ -148,10 +148,15 @@ def _origin(path: Path) -> _Origin | None:
     try:
         with safe_open(path, framework="pt") as file:
             manifest = json.loads((file.metadata() or {})["manifest"])
-        pretraining = manifest["pretraining"]
-    except (SafetensorError, ValueError, TypeError, KeyError, RecursionError):
+        method, pretraining = manifest.get("method"), manifest.get("pretraining")
+    except (SafetensorError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
-    if not isinstance(pretraining, str):  # the artifact of a detector that was pre-trained first
+    if isinstance(method, str):
+        raise WeightsError(
+            f"{path}: is a fitted detector ({method}), not an encoder; name the weights that it was "
+            "fitted with, or a file of `blemish pretrain`"
+        )
+    if not isinstance(pretraining, str):
         return None
     try:
         backbone = manifest["backbone"]
