@@ -105,6 +105,8 @@ def test_passes_of_a_recipe_are_counted(mvtec: Path) -> None:
     assert forwards(shifts=["blur", "noise"]) == 2 * TRAIN + 4 * TEST
     epochs = {"epochs": 10, "min_steps": 0, "pictures_per_step": 8}
     assert forwards(method="agpnet", **of(**epochs)) == FROZEN * 10 * TRAIN + TEST
+    assert forwards(method="guided", **of(**epochs)) == FROZEN * 10 * TRAIN + TEST
+    epochs["tuned"] = 4  # its encoder learns as well
     assert forwards(method="guided", **of(**epochs)) == LEARNED * 10 * TRAIN + TEST
     assert forwards(method="guided", **of(**{**epochs, "min_steps": 50})) == LEARNED * 50 * 8 + TEST
     assert forwards(method="guided", adapt=["online"], **of(**epochs)) == LEARNED * 10 * TRAIN + 3 * TEST

@@ -177,7 +177,8 @@ def _forwards(one: Run) -> float:
         kind, learner = config.normality_class, config.normality_config
     worth = float(test * _passes(one.to_dict()))
     if isinstance(learner, Schedule):
-        worth += (LEARNED if EndToEnd in kind.__mro__ else FROZEN) * _visits(learner, copies)
+        frozen = EndToEnd not in kind.__mro__ or getattr(learner, "tuned", None) == 0
+        worth += (FROZEN if frozen else LEARNED) * _visits(learner, copies)
     else:
         worth += BY_HEART * copies
     return worth + _before(config, copies)
