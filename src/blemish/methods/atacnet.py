@@ -17,8 +17,9 @@ SAGAN (Zhang et al. 2019): queries and keys of an eighth of the width, not scale
 weight that starts at 0. The crop is the bounding box of the active cells, with a margin of a tenth of its own sides on
 every side, cut at the border of the picture. It carries no gradient; both looks do. Where nothing stands out it is the
 whole picture. Batches of ATAC-Net and DevNet are halves, normal and anomalous, and an epoch shows every normal picture
-once. Of the anomalous pictures CutMix makes a part: a piece of a labelled defect, or of a normal picture where there
-are none, pasted into a normal one. The classifier takes pictures as they come, normal ones and few defects; the weights
+once (where no defects are labelled, half of them only as what CutMix takes pieces from). Of the anomalous pictures
+CutMix makes a part: a piece of a labelled defect, or of a normal picture where there are none, pasted into a normal
+one. The classifier takes pictures as they come, normal ones and few defects; the weights
 of its cross-entropy, which are the inverse shares of the classes, make up for that (balanced batches would leave them
 nothing to weigh). Its perceptron has one hidden layer with a ReLU, as wide as σ. Batch norm's statistics are those of
 pictures and crops alike. The heatmap is a₁, averaged with a₂ where the crop is; the paper reports no pixel metric for
