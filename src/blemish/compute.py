@@ -62,7 +62,7 @@ def precision_name(dtype: torch.dtype) -> str:
 
 
 def _cpu_computes_in_bf16() -> bool:
-    if not torch.backends.mkldnn.is_available():
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     names = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
     limit = next((os.environ[name] for name in names if name in os.environ), "")
