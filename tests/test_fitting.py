@@ -312,8 +312,11 @@ def test_a_fraction_and_a_rate_by_name(
 
 @pytest.mark.parametrize("method", ["knn", "padim"])
 def test_a_rate_by_name_that_the_pictures_cannot_support(method: str, picture: Part, small: dict[str, Any]) -> None:
+    stages: list[str] = []
+    options = {**small, "progress": lambda stage, done, total: stages.append(stage)}
     with pytest.raises(CalibrationError, match="1 % needs at least 99 normal pictures"):
-        blemish.fit(method, parts(picture, 24), false_alarm_rate=0.01, **small)
+        blemish.fit(method, parts(picture, 24), false_alarm_rate=0.01, **options)
+    assert set(stages) == {"loading the backbone"}  # it is said before the work, not after it
 
 
 @pytest.mark.parametrize("method", ["knn", "patchcore", "padim"])

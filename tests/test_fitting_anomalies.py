@@ -175,6 +175,20 @@ def test_copies_among_the_good_pictures_do_no_harm(
     assert len(detector.manifest["calibration_scores"]) == (19 if fraction is None else 0)
 
 
+def test_the_only_picture_of_a_category_does_not_calibrate(
+    picture: Part, write: Callable[..., Path], quick: dict[str, Any], tmp_path: Path
+) -> None:
+    """Left out, it would be judged by pictures of another kind of part."""
+    for seed in range(6):
+        write(tmp_path / "nut" / "good" / f"{seed}.png", picture(seed))
+    write(tmp_path / "bolt" / "good" / "0.png", 255 - picture(9))
+    folders = [tmp_path / name / "good" for name in ("nut", "bolt")]
+    detector = blemish.fit("atacnet", folders, anomalies=squares(picture), **quick)
+    scores = detector.manifest["calibration_scores_by_category"]
+    assert {category: len(own) for category, own in scores.items()} == {"bolt": 0, "nut": 6}
+    assert sorted(scores["nut"]) == sorted(detector.manifest["calibration_scores"])
+
+
 @pytest.mark.parametrize(("fraction", "scored"), [(None, [0, 1, *range(3, 20)]), (0, [0, *range(3, 20, 2)])])
 def test_a_copy_is_scored_with_its_twin_left_out(
     fraction: float | None, scored: list[int], picture: Part, small: dict[str, Any], monkeypatch: pytest.MonkeyPatch

@@ -229,6 +229,18 @@ def test_scores_and_maps_are_the_formulas(case: dict[str, Any]) -> None:
         np.testing.assert_allclose(found.maps[row].numpy(), maps[row] + oracle.unit * shares, rtol=2e-3, atol=tolerance)
 
 
+@pytest.mark.parametrize("known", [0, 3])
+def test_a_good_picture_scores_as_it_came_and_not_as_it_was_turned(known: int) -> None:
+    """Of the copies of a picture the first is the plain one: that is what a new picture is to be compared with."""
+    method = taught(copies=3, known=known)
+    plain = Batch(images(6 * 3)[::3], torch.arange(6))
+    with torch.inference_mode():
+        expected = method.score_left_out(plain).image
+    found = method.good_scores()
+    assert list(found) == list(range(6))
+    torch.testing.assert_close(torch.tensor(list(found.values())), expected, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("normality", ["knn", "patchcore"])
 @pytest.mark.parametrize("copies", [1, 4])
 @pytest.mark.parametrize("shrinkage", [0.2, 0.95])
