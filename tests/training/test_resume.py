@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +191,9 @@ def test_a_checkpoint_is_no_detector(interrupted: Path) -> None:
         blemish.load(interrupted)
 
 
-def test_a_resumed_training_keeps_the_steps_of_its_time_budget(tmp_path: Path) -> None:
+def test_a_resumed_training_keeps_the_steps_of_its_time_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = count()  # of its own: on a busy machine the budget would be used up before
+    monkeypatch.setattr(time, "perf_counter", lambda: 0.01 * next(clock))
     path = tmp_path / "toy.checkpoint"
     toy = Stopped(ToyConfig(), 25, lambda: signal.raise_signal(signal.SIGINT))  # at most 20 are tried
     with pytest.raises(KeyboardInterrupt):
