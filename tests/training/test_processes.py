@@ -63,7 +63,7 @@ def together(results: list[Path], config: Any, *, interrupt_at: int | None = Non
         for process in reversed(started):
             os.kill(process.pid or 0, signal.SIGINT)
     for process in started:
-        process.join(120)
+        process.join(600)  # a busy machine takes minutes to start them
     return [process.exitcode for process in started]
 
 
