@@ -530,7 +530,7 @@ def test_what_is_unlike_stands_in_columns_of_its_own() -> None:
 def test_a_row_with_a_setting_of_earlier_is_told_by_what_it_means_today(
     floor: float, head: str | None, asked: bool
 ) -> None:
-    """Up to 0.1.0 agpnet had `noise_floor`, the share of the noise that every place had."""
+    """Before b96f3b2 agpnet had `noise_floor`, the share of the noise that every place had."""
     meant: dict[str, dict[str, Any]] = {
         "attended only": {"beta": 0.0, "noise_high": 1.0},
         "both": {"beta": 0.4, "noise_high": 0.6},

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 WELL, BROKEN_PICTURES, ERROR, INTERRUPTED, CLOSED_PIPE = 0, 1, 2, 130, 141
 EXIT_STATUS = (
-    "Exit status: 0 all well; 1 done, but some pictures could not be read or are at fault; 2 error or wrong usage; "
-    "130 interrupted."
+    "Exit status: 0 all well; 1 done, but some pictures or masks could not be read or are at fault; "
+    "2 error or wrong usage; 130 interrupted."
 )
 
 FULL, REDUCED = SCHEDULES = ("full", "reduced")  # of a bench

@@ -10,12 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from trees import GOOD_AND_BAD, lay_out
 
 from blemish import wording
 from blemish.data.checking import check
 from blemish.errors import ImageError
-
-GOOD_AND_BAD = ("train/good/0.png", "train/good/1.png", "test/good/0.png", "test/scratch/0.png", "test/scratch/1.png")
 
 
 def write(path: Path, *, size: tuple[int, int] = (6, 8), seed: int | None = None) -> Path:
@@ -32,15 +31,6 @@ def write_mask(path: Path, *, size: tuple[int, int] = (6, 8), marked: int = 4) -
     mask.flat[:marked] = 255
     Image.fromarray(mask).save(path)
     return path
-
-
-def lay_out(root: Path, *names: str) -> Path:
-    """Empty files: reading a layout decodes nothing."""
-    for name in names:
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    return root
 
 
 def test_check_of_a_sound_set(tmp_path: Path) -> None:

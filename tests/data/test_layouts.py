@@ -3,20 +3,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from trees import GOOD_AND_BAD, lay_out
 
 from blemish.data.layouts import Dataset, read
 from blemish.errors import DataError
-
-GOOD_AND_BAD = ("train/good/0.png", "train/good/1.png", "test/good/0.png", "test/scratch/0.png", "test/scratch/1.png")
-
-
-def lay_out(root: Path, *names: str) -> Path:
-    """Empty files: reading a layout decodes nothing."""
-    for name in names:
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    return root
 
 
 def labels(dataset: Dataset) -> dict[str, int | None]:

