@@ -17,9 +17,9 @@ from blemish.compute import PRECISIONS, pick_device, pick_precision, precision_n
 from blemish.data import layouts
 from blemish.data.phrases import counted
 from blemish.errors import BlemishError, DataError
-from blemish.methods import MethodConfig, method_of_config
+from blemish.methods import MethodConfig
 from blemish.methods.taught import TaughtConfig
-from blemish.methods.trained import EndToEnd, Schedule
+from blemish.methods.trained import Schedule
 from blemish.planning import Run, shared_threads
 from blemish.results import OK, Row
 from blemish.types import NORMAL
@@ -172,13 +172,10 @@ def _forwards(one: Run) -> float:
     config = one.config
     fitted, test = _pictures(one)
     copies = fitted * config.rotations * (1 + config.flips)
-    kind, learner = method_of_config(one.method, config), config
-    if isinstance(config, TaughtConfig):
-        kind, learner = config.normality_class, config.normality_config
+    learner = config.normality_config if isinstance(config, TaughtConfig) else config
     worth = float(test * _passes(one.to_dict()))
     if isinstance(learner, Schedule):
-        frozen = EndToEnd not in kind.__mro__ or getattr(learner, "tuned", None) == 0
-        worth += (FROZEN if frozen else LEARNED) * _visits(learner, copies)
+        worth += (LEARNED if learner.encoder_learns else FROZEN) * _visits(learner, copies)
     else:
         worth += BY_HEART * copies
     return worth + _before(config, copies)

@@ -114,6 +114,10 @@ class AtacNetConfig(TrainedConfig):
                 raise ConfigError(f"{name}: a fraction in (0, 1] is needed, got {getattr(self, name)}")
 
     @property
+    def encoder_learns(self) -> bool:
+        return self.extractor_rate > 0
+
+    @property
     def balanced_batches(self) -> bool:
         return self.network != "classifier"
 
@@ -216,8 +220,8 @@ class AtacNet(EndToEnd, TrainedMethod):
     def start_training(self, sample: TrainingBatch) -> None:
         """What the features depend on learns, unless `extractor_rate` is 0; a norm or a convolution after them stays as
         it is, as where several processes train together everything that learns has to take part."""
-        backbone = self.backbone.eval().requires_grad_(self.config.extractor_rate > 0)
-        if self.config.extractor_rate == 0:
+        backbone = self.backbone.eval().requires_grad_(self.config.encoder_learns)
+        if not self.config.encoder_learns:
             return
         probe = sample.images
         assert probe is not None

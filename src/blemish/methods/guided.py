@@ -14,8 +14,9 @@ computed once, of the picture before it, and cropped along; the image score is t
 
 The paper's map cannot be finer than the grid of patches and comes from one weight a head. `best` has
 a head that reads every patch's features in the middle of the depth instead, where defects are still
-local, trains it on every patch, and puts the distance to a bank of the same features beside it. Its
-score is that map's, so it has no class head, and blocks after the deepest layer that is read are not run.
+local, trains it on every patch, and puts the distance to a bank of the same features beside it. The
+encoder stays as it was. The score is that map's, so there is no class head, and blocks after the
+deepest layer that is read are not run.
 """
 
 from __future__ import annotations

@@ -189,6 +189,10 @@ class GuidedConfig(TrainedConfig, FineTuning):
         return replace(self, simulators=simulators, pretraining=pretraining)
 
     @property
+    def encoder_learns(self) -> bool:
+        return self.tuned != 0
+
+    @property
     def reads_class(self) -> bool:
         """Whether the class of a picture is read: by the score, or by the adaptation of entropies, which
         goes by the class that it predicts. Otherwise there is no class head."""

@@ -51,6 +51,11 @@ class Schedule:
             raise ConfigError(f"cache_gib: a finite number from 0 is needed, got {self.cache_gib}")
 
     @property
+    def encoder_learns(self) -> bool:
+        """Whether anything of the encoder is trained."""
+        return False
+
+    @property
     def balanced_batches(self) -> bool:
         """Whether labelled defects, where there are any, fill half of every batch. Else they come as often as the
         other pictures do."""
@@ -59,7 +64,7 @@ class Schedule:
 
 @dataclass(frozen=True, kw_only=True)
 class FineTuning(Schedule):
-    """Settings of what learns its encoder as well.
+    """Settings of what may learn its encoder as well.
 
     Attributes:
         learning_rate_start, warmup: the learning rate rises from here during this fraction of the run; then it falls
@@ -79,6 +84,10 @@ class FineTuning(Schedule):
             raise ConfigError(f"warmup: a fraction in [0, 1) is needed, got {self.warmup}")
         if not 0 < self.layer_decay <= 1:
             raise ConfigError(f"layer_decay: a fraction in (0, 1] is needed, got {self.layer_decay}")
+
+    @property
+    def encoder_learns(self) -> bool:
+        return True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,7 +199,7 @@ class TrainedMethod(Method, Learner):
 
 
 class EndToEnd(Learner):
-    """A learner whose encoder learns as well: its weights are float32, and it computes in what it is told."""
+    """A learner whose encoder may learn as well: its weights are float32, and it computes in what it is told."""
 
     _computes_in: torch.dtype = torch.float32
 
