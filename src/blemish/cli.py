@@ -66,7 +66,7 @@ Scales = Annotated[
     typer.Option(
         metavar="LIST",
         help="Sides of the squares that `guided` looks at a picture in, as in 224,320. The time grows with the sum of "
-        "their areas: the six of the papers cost 19 times 224 alone. [default: those of the artifact]",
+        "their areas: the six of the APMask paper cost 19 times 224 alone. [default: those of the artifact]",
     ),
 ]
 ImageSize = Annotated[
@@ -889,7 +889,7 @@ def data_layouts(json: Json = False) -> int:
 @data_app.command("elpv")
 def data_elpv(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE.csv", help="The table to write.")],
-    seed: Annotated[int, typer.Option(help="Of the draw of the test cells.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the draw of the cells.")] = 0,
     cells: Annotated[
         int | None,
         typer.Option(

@@ -34,11 +34,11 @@ class GuidedConfig(TrainedConfig, FineTuning):
         tuned: how many blocks of the encoder learn, counted back from the deepest one that is read; 0 =
             none, None = all and the patch embedding. What nothing reads does not learn.
         detection, segmentation, marking: weights of the losses: cross-entropy of the picture's class
-            (where there is a class head, see `reads_class`), Dice of the map, and binary cross-entropy
-            of every location of the map (the paper has none).
+            (only where the score, or the adaptation by entropies, reads the class), Dice of the map,
+            and binary cross-entropy of every location of the map (the paper has none).
         score: the image score: "class" (log-odds of the picture's class), "map" (mean of the map's `top_fraction`)
             or "both" (their sum).
-        bank_size: how many features of normal patches are kept once the encoder has learned. The distance to the
+        bank_size: how many features of normal patches are kept once training has ended. The distance to the
             nearest is then part of the map. 0 = none, the map is the learned one.
         learned: weight of the learned map beside that distance, both in units of their spread over normal pictures.
         pooling: side of the square of neighbouring patches that are averaged to a feature of the bank; odd.

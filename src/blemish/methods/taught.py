@@ -58,7 +58,7 @@ class TaughtConfig(MethodConfig):
 
     Attributes:
         normality: the method that knows what is normal: any but those that take labelled defects themselves. One that
-            trains its encoder (`guided`) leaves features that tell the kinds of defect less well.
+            trains its encoder (`guided` with `tuned`) may leave features that tell the kinds of defect less well.
         normality_settings: of that method, as "bank_size=8000", in place of its recipe `best`.
         described: layers of the backbone whose features describe a picture; empty = the one two thirds of the way.
         sharpness: of the attention: 0 = all patches count the same, however often it is looked.

@@ -135,7 +135,7 @@ def read(method: Learner, stream: PictureStream, *, limit: float, progress: Prog
 
     Args: limit: the most bytes to keep; where all of it would be more, nothing is kept.
     """
-    total, done = len(stream.sources) * len(stream.copies), 0
+    total, done = stream.rows, 0
     kept: TrainingBatch | None = None
     progress(READING, 0, total)
     for batch in stream:
