@@ -8,8 +8,9 @@ import cv2
 import numpy as np
 
 SIDE = 32
-# Of 255. Stored again as JPEG (quality 50), in half the size or with noise of 2 grey levels, a
-# thumbnail differs by 0.2 to 0.9; two bottles, screws, tiles, cells by 1.9 at least (docs/log.md).
+# Of 255. Stored again as JPEG (quality 50) or with noise of 2 grey levels, a thumbnail differs by
+# 0.5 to 0.9, in half the size by 0.3 to 2; two bottles, screws, tiles, cells by 1.9 at least
+# (docs/log.md).
 NEAR = 1.5
 _FAINT = 0.1  # of a thumbnail's own contrast: two pictures of an even surface are not the same one
 _BLOCK = 1024
