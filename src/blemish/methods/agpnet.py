@@ -132,8 +132,9 @@ class AGPNetConfig(TrainedConfig):
 
     @classmethod
     def migrate(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        """In earlier, unreleased states noise was α(t) · (floor + (1 - floor) · N(A)) in standard deviations of F,
-        and `noise_floor` stood where `beta` does. What it becomes has the same noise from `noise_until` on."""
+        """In earlier, unreleased states noise was α(t) · (floor + (1 - floor) · N(A)), in standard
+        deviations of F, and `noise_floor` stood where `beta` does. What it becomes has the same
+        noise from `noise_until` on."""
         values = dict(values)
         if (floor := values.pop("noise_floor", None)) is not None:
             low, high = values.get("noise_low", 0.0), values.get("noise_high", 1.0)

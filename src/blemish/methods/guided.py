@@ -412,7 +412,8 @@ class Guided(FineTuned, TrainedMethod):
         return other
 
     def restore_state(self, tensors: dict[str, Tensor]) -> None:
-        """As of every method. Artifacts of earlier, unreleased states hold a class head also where nothing reads it."""
+        """As of every method. Artifacts of earlier, unreleased states hold a class head where nothing
+        reads it, too."""
         if self.head is None:
             tensors = {name: each for name, each in tensors.items() if not name.startswith("head.")}
         super().restore_state(tensors)
