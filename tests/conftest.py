@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -56,6 +57,11 @@ def settings_of(method: str) -> dict[str, Any]:
 
 def part(seed: int, *, defect: bool = False, height: int = SIDE, width: int = SIDE) -> np.ndarray:
     """A striped part with some noise, uint8 H W 3; with a defect: the same picture with a bright square in it."""
+    return _drawn(seed, defect, height, width).copy()
+
+
+@cache
+def _drawn(seed: int, defect: bool, height: int, width: int) -> np.ndarray:
     random = np.random.default_rng(seed)
     rows, columns = np.mgrid[:height, :width] / SIDE
     stripes = 90 + 40 * np.sin(2 * np.pi * 3 * columns + random.uniform(0, 0.2)) + 20 * rows
@@ -105,18 +111,13 @@ def fitted() -> Callable[..., Detector]:
     return get
 
 
-@pytest.fixture
-def good_folder(tmp_path: Path) -> Path:
-    """A flat folder of 24 good parts, the ones that `fitted` knows."""
+@pytest.fixture(scope="session")
+def kept_sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `good` and `part`, of which the next two fixtures give copies: to copy is quicker than to draw."""
+    kept = tmp_path_factory.mktemp("kept")
     for seed in range(24):
-        write_picture(tmp_path / "good" / f"{seed:03d}.png", part(seed))
-    return tmp_path / "good"
-
-
-@pytest.fixture
-def mvtec(tmp_path: Path) -> Path:
-    """A data set in the MVTec layout: 24 train, 6 good, 4 with a square (with masks), 3 that are dark (with masks)."""
-    root = tmp_path / "part"
+        write_picture(kept / "good" / f"{seed:03d}.png", part(seed))
+    root = kept / "part"
     for seed in range(24):
         write_picture(root / "train" / "good" / f"{seed:03d}.png", part(seed))
     for seed in range(6):
@@ -133,7 +134,19 @@ def mvtec(tmp_path: Path) -> Path:
         dark[mask > 0] //= 3
         write_picture(root / "test" / "dark" / f"{seed:03d}.png", dark)
         write_picture(root / "ground_truth" / "dark" / f"{seed:03d}_mask.png", mask)
-    return root
+    return kept
+
+
+@pytest.fixture
+def good_folder(kept_sets: Path, tmp_path: Path) -> Path:
+    """A flat folder of 24 good parts, the ones that `fitted` knows."""
+    return Path(shutil.copytree(kept_sets / "good", tmp_path / "good", dirs_exist_ok=True))
+
+
+@pytest.fixture
+def mvtec(kept_sets: Path, tmp_path: Path) -> Path:
+    """A data set in the MVTec layout: 24 train, 6 good, 4 with a square (with masks), 3 that are dark (with masks)."""
+    return Path(shutil.copytree(kept_sets / "part", tmp_path / "part", dirs_exist_ok=True))
 
 
 @pytest.fixture

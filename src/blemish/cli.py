@@ -12,6 +12,7 @@ import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -122,8 +123,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status
 
 
+@cache
+def _command() -> Any:
+    """The whole tree of commands, which takes a tenth of a second to build: once a process."""
+    return typer.main.get_command(app)
+
+
 def _run(arguments: list[str]) -> int:
-    command = typer.main.get_command(app)
+    command = _command()
     try:
         with command.make_context("blemish", arguments) as context:
             status: int = command.invoke(context)

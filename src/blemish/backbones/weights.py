@@ -151,7 +151,7 @@ def _origin(path: Path) -> _Origin | None:
         method, pretraining = manifest.get("method"), manifest.get("pretraining")
     except (SafetensorError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
-    if isinstance(method, str):
+    if isinstance(method, str) and "format" in manifest:  # as every artifact of ours says
         raise WeightsError(
             f"{path}: is a fitted detector ({method}), not an encoder; name the weights that it was "
             "fitted with, or a file of `blemish pretrain`"
