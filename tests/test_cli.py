@@ -488,6 +488,15 @@ def test_evaluate_as_json(run: Run, part: Path, mvtec: Path) -> None:
     assert made["aupro"] == pytest.approx(result.aupro)
 
 
+def test_masks_at_fault_end_an_evaluation_with_status_1(run: Run, part: Path, mvtec: Path, write: Any) -> None:
+    assert run("evaluate", part, mvtec, "--json")[0] == 0
+    write(mvtec / "ground_truth" / "square" / "001_mask.png", np.zeros((64, 64), np.uint8))
+    answer = run("evaluate", part, mvtec, "--json")
+    assert answer[0] == 1
+    assert [fault["reason"] for fault in document(answer)["mask_faults"]] == ["is empty, but its picture is anomalous"]
+    assert run("data", "check", mvtec)[0] == 1
+
+
 def test_calibrate(run: Run, part: Path, good_folder: Path, tmp_path: Path, picture: Any, write: Any) -> None:
     for seed in range(20):
         write(tmp_path / "more" / f"{seed}.png", picture(700 + seed))
