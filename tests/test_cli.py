@@ -493,7 +493,7 @@ def test_masks_at_fault_end_an_evaluation_with_status_1(run: Run, part: Path, mv
     write(mvtec / "ground_truth" / "square" / "001_mask.png", np.zeros((64, 64), np.uint8))
     answer = run("evaluate", part, mvtec, "--json")
     assert answer[0] == 1
-    assert [fault["reason"] for fault in document(answer)["mask_faults"]] == ["is empty, but its picture is anomalous"]
+    assert [fault["error"] for fault in document(answer)["mask_faults"]] == ["is empty, but its picture is anomalous"]
     assert run("data", "check", mvtec)[0] == 1
 
 
