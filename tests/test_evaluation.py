@@ -339,8 +339,8 @@ def test_nothing_but_known_pictures(mvtec: Path, fitted: Callable[..., Detector]
 
 
 def test_the_majority_vote_is_judged_too(mvtec: Path, fitted: Callable[..., Detector]) -> None:
-    """By hand, where three sizes vote: the share of the votes ranks (ties count half), more than half is a verdict."""
-    given = iter([0, 1 / 3, 2 / 3, 0, 1 / 3, 0, 1, 2 / 3, 1 / 3, 1, 2 / 3, 0, 1])
+    """By hand, where six sizes vote: the share of the votes ranks (ties count half), more than half is a verdict."""
+    given = iter([0, 1 / 3, 2 / 3, 0, 1 / 2, 0, 1, 2 / 3, 1 / 2, 1, 2 / 3, 1 / 2, 1])
     plain = fitted("knn")
     assert blemish.evaluate(plain, mvtec, resolution=RESOLUTION).votes is None
 
