@@ -175,6 +175,11 @@ def is_folder(path: Path) -> bool:
         return False
 
 
+def is_pattern(path: Path) -> bool:
+    """Whether a path stands for all that match it: there is nothing of this name, and it has one of `*?[` in it."""
+    return any(sign in str(path) for sign in "*?[") and not is_file(path) and not is_folder(path)
+
+
 def _expand(path: Path) -> Tree:
     if is_folder(path):
         tree = scan(path)
@@ -183,7 +188,7 @@ def _expand(path: Path) -> Tree:
         return replace(tree, pictures=shown, masks=tuple(sorted(masks)))
     if is_file(path):
         return Tree(pictures=(path,), folders=(), others=())
-    if not any(sign in str(path) for sign in "*?["):
+    if not is_pattern(path):
         raise DataError(f"{path}: no such file or folder")
     hits = [Path(hit) for hit in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207 - skips hidden files
     if not hits:
