@@ -70,8 +70,8 @@ _SERIES = _set(
 # nothing else, as small_smear and large_smear are kinds of defects.
 _VARIANTS = _set(
     "red green blue yellow orange brown grey gray black white silver small medium large light lighting led on off "
-    "bright dark color colour rot grün gruen blau gelb braun grau schwarz weiß weiss silber klein mittel groß gross licht "
-    "an aus hell dunkel farbe"
+    "bright dark color colour rot grün gruen blau gelb braun grau schwarz weiß weiss silber klein mittel groß gross "
+    "licht an aus hell dunkel farbe"
 )
 _NEGATIONS = _set("no not non un without free ohne kein keine frei")
 
