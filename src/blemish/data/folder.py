@@ -132,7 +132,7 @@ def search(paths: str | Path | Iterable[str | Path]) -> Found:
 
     A folder is searched to any depth for files with a picture's suffix in upper or lower case;
     hidden files and folders are skipped, and so are the results of an earlier run and masks of
-    other pictures there. A file that is named is taken whatever its suffix: the decoder goes by
+    other pictures there, also where a folder of results is named among others of one place. A file that is named is taken whatever its suffix: the decoder goes by
     content. A name that does not exist and has one of `*?[` in it is a pattern (`**` is any depth);
     its hits need a picture's suffix.
 
@@ -142,14 +142,17 @@ def search(paths: str | Path | Iterable[str | Path]) -> Found:
     arguments = [paths] if isinstance(paths, (str, Path)) else list(paths)
     found: dict[str, Path] = {}  # by absolute path: a file reached twice is one picture
     left_out: list[str] = []
+    places = Counter(Path(argument).parent for argument in arguments)
     for argument in arguments:
-        tree = _expand(Path(argument))
+        # Among others beside it, a shell has named it: `parts/*`.
+        among = places[Path(argument).parent] > 1
+        tree = _expand(Path(argument), among_others=among)
         left_out += tree.left_out
         for picture in tree.pictures:
             found.setdefault(os.path.abspath(picture), picture)  # noqa: PTH100 - resolve() would merge links by target
     if not found:
-        places = ", ".join(map(str, arguments)) or "no path was given"
-        raise DataError(no_pictures(places, left_out))
+        where = ", ".join(map(str, arguments)) or "no path was given"
+        raise DataError(no_pictures(where, left_out))
     return Found(list(found.values()), tuple(left_out))
 
 
@@ -180,9 +183,11 @@ def is_pattern(path: Path) -> bool:
     return any(sign in str(path) for sign in "*?[") and not is_file(path) and not is_folder(path)
 
 
-def _expand(path: Path) -> Tree:
+def _expand(path: Path, *, among_others: bool = False) -> Tree:
     if is_folder(path):
         tree = scan(path)
+        if among_others and is_result_folder(path.parent, path.name, set(os.listdir(path.parent))):  # noqa: PTH208
+            return Tree(pictures=(), folders=(), others=(), results=tree.pictures)
         masks = masks_among(path, tree.pictures)
         shown = tuple(picture for picture in tree.pictures if picture not in masks)
         return replace(tree, pictures=shown, masks=tuple(sorted(masks)))
