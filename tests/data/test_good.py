@@ -82,3 +82,10 @@ def test_named_pictures_that_are_called_as_defects_are(tmp_path: Path, bad: str)
         with pytest.raises(DataError, match=f"{bad.split('/')[0]}.*: called as defects or masks are"):
             good_pictures(named)
     assert good_pictures([other]).sources == [other]  # no name says otherwise
+
+
+@pytest.mark.parametrize("folder", ["test/good", "Validation/OK", "Gutteile", "i.O./Bilder", "normal_dir"])
+def test_a_category_is_not_called_after_what_its_pictures_are_for(tmp_path: Path, folder: str) -> None:
+    _pictures(tmp_path, f"bottle/{folder}/0.png", f"screw/{folder}/0.png")
+    found = good_pictures([tmp_path / "bottle" / folder, tmp_path / "screw" / folder])
+    assert found.categories == ["bottle", "screw"]

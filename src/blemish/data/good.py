@@ -21,7 +21,7 @@ from blemish.errors import DataError
 from blemish.types import NORMAL, Sample
 
 # Folders that say what the pictures in them are for, not what they show.
-_PLAIN_NAMES = frozenset({"good", "ok", "normal", "train", "images"})
+_PLAIN_NAMES = frozenset({"good", "split", "images"})
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def _category_of(dataset: layouts.Dataset) -> str:
     if dataset.layout == "flat" and place.is_file():
         return ""
     names = [place.name, *(folder.name for folder in place.parents)]
-    return next((name for name in names if name and name.lower() not in _PLAIN_NAMES), place.name)
+    return next((name for name in names if name and meaning(name) not in _PLAIN_NAMES), place.name)
 
 
 def hold_out_sources(
