@@ -133,8 +133,9 @@ def search(paths: str | Path | Iterable[str | Path]) -> Found:
     A folder is searched to any depth for files with a picture's suffix in upper or lower case;
     hidden files and folders are skipped, and so are the results of an earlier run and masks of
     other pictures there, also where a folder of results is named among others of one place. A file
-    that is named is taken whatever its suffix: the decoder goes by content. A name that does not exist and has one of `*?[` in it is a pattern (`**` is any depth);
-    its hits need a picture's suffix.
+    that is named is taken whatever its suffix: the decoder goes by content. A name that does not
+    exist and has one of `*?[` in it is a pattern (`**` is any depth); its hits need a picture's
+    suffix.
 
     Raises: DataError for a path that does not exist, a pattern without a hit, or when there is no
     picture at all.
