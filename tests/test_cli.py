@@ -974,9 +974,18 @@ def test_a_bug_is_called_one(run: Run, part: Path, monkeypatch: pytest.MonkeyPat
     assert "Traceback" in run("inspect", part)[2]
 
 
-def test_running_out_of_memory_is_no_bug(run: Run, part: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+        RuntimeError("OpenCV: error: (-4:Insufficient memory) Failed to allocate 9 bytes"),
+    ],
+)
+def test_running_out_of_memory_is_no_bug(
+    run: Run, part: Path, monkeypatch: pytest.MonkeyPatch, error: RuntimeError
+) -> None:
     def full(path: Path) -> None:
-        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+        raise error
 
     monkeypatch.setattr("blemish.artifact.read", full)
     status, _, err = run("inspect", part)

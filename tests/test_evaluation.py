@@ -200,6 +200,9 @@ def test_each_picture_is_judged_by_its_category(mvtec: Path, fitted: Callable[..
     assert result.confusion["false_positive"] == 6 + sum(row["label"] == 1 and row["truth"] == 0 for row in nut)
     said = "\n".join(part for part in wording.evaluation(result) if isinstance(part, str))
     assert "At the stored thresholds:" in said
+    bolt = blemish.evaluate(detector, mvtec.parent / "set" / "bolt")
+    assert bolt.threshold == -1.0  # the one that judged
+    assert any("At the stored threshold of -1:" in str(part) for part in wording.evaluation(bolt))
 
 
 def test_known_pictures_are_left_out_by_content(

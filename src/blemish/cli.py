@@ -170,7 +170,8 @@ def _explained(error: BaseException) -> tuple[str, str, int]:
             return OutputError.__name__, f"blemish: the disk is full{place}; make room or choose another place", ERROR
         case OSError():
             return kind, f"blemish: {error.filename or 'the system'}: {error.strerror or error}", ERROR
-    if isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error):
+    signs = ("out of memory", "can't allocate memory", "Insufficient memory")  # of CUDA, torch on a CPU, OpenCV
+    if isinstance(error, MemoryError) or any(sign in str(error) for sign in signs):
         smaller = "--batch-size, --image-size, bank_size or pictures_per_step"
         return "MemoryError", f"blemish: out of memory; choose a smaller {smaller}", ERROR
     message = f"blemish: this is a bug in blemish ({kind}: {error}); BLEMISH_DEBUG=1 shows where it comes from"
@@ -211,7 +212,8 @@ def fit(
         list[Path],
         typer.Argument(
             metavar="GOOD",
-            help="Pictures of good parts: folders, data sets, tables, files. Several folders are several categories.",
+            help="Pictures of good parts: folders, data sets, tables, files, patterns. Several folders are several "
+            "categories.",
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The artifact to write, as in part.blemish.")],

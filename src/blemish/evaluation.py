@@ -207,7 +207,9 @@ def _summary(
         }
         for name in sorted({row["group"] for row in rows} - {""})
     }
-    limit = None if detector.threshold is None else detector.threshold.value
+    limits = {row["threshold"] for row in rows}  # of one category alone it is that category's own
+    common = None if detector.threshold is None else detector.threshold.value
+    limit = limits.pop() if len(limits) == 1 else common
     return Evaluation(
         counts={
             "pictures": len(rows),

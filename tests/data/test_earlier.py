@@ -64,6 +64,24 @@ def test_a_pattern_finds_no_earlier_results(run: Run, part: Path, good_folder: P
     assert len(find_pictures(good_folder / "results" / "overlays" / "*.png")) == 24
 
 
+def test_a_shell_that_names_the_overlays_among_the_pictures(run: Run, part: Path, good_folder: Path) -> None:
+    before = sorted(good_folder.iterdir())
+    assert run("predict", part, *before, "--output", good_folder)[0] == 0
+    found = search([*before, good_folder / "overlays"])
+    assert found.pictures == before
+    assert found.left_out == (f"24 pictures of earlier results left out: {good_folder / 'overlays'}/",)
+
+
+def test_overlays_are_known_by_their_names_alone(run: Run, part: Path, good_folder: Path) -> None:
+    assert run("predict", part, good_folder, "--output", good_folder / "results")[0] == 0
+    for name in ("run.json", "predictions.jsonl", "predictions.csv"):
+        (good_folder / "results" / name).unlink()
+    assert len(find_pictures(good_folder)) == 24
+    own = good_folder / "results" / "overlays" / "mine.png"
+    own.write_bytes(next(good_folder.glob("*.png")).read_bytes())
+    assert len(find_pictures(good_folder)) == 49  # a folder of somebody's own pictures
+
+
 def test_what_evaluate_figures_and_simulate_write(run: Run, part: Path, mvtec: Path) -> None:
     before = read(mvtec).samples
     good = mvtec / "train" / "good"

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from blemish.data.good import good_pictures, hold_out_sources
+from blemish.errors import DataError
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.2, 0.5, 0.9])
@@ -52,3 +54,38 @@ def test_open_files_are_read_once_and_for_all(tmp_path: Path) -> None:
     with (tmp_path / "a").open("rb") as file:
         found = good_pictures([file, io.BytesIO(b"more")])
     assert found.sources == [b"content", b"more"]
+
+
+def _pictures(root: Path, *names: str) -> list[Path]:
+    paths = [root / name for name in names]
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (4, 4)).save(path)
+    return paths
+
+
+def test_pictures_named_one_by_one_or_by_a_pattern(tmp_path: Path) -> None:
+    paths = _pictures(tmp_path, *(f"{place}/{index}.png" for place in ("Bosch", "Conti") for index in range(9)))
+    for named in (paths, str(tmp_path / "*" / "*.png"), [tmp_path / "**"], [paths[0], tmp_path / "*" / "[1-8].png"]):
+        found = good_pictures(named)
+        number = 17 if isinstance(named, list) and len(named) == 2 else 18
+        assert (len(found.sources), found.names) == (number, [])
+        assert found.note == f"{number} pictures named one by one or by a pattern, all taken as good"
+    with pytest.raises(DataError, match="nothing matches this pattern"):
+        good_pictures(tmp_path / "*.jpg")
+
+
+@pytest.mark.parametrize("bad", ["NG/0.png", "NG/images/0.png", "masks/0.png", "a/0_ng.png", "a/0_mask.png"])
+def test_named_pictures_that_are_called_as_defects_are(tmp_path: Path, bad: str) -> None:
+    good, other = _pictures(tmp_path, "a/0.png", bad)
+    for named in ([good, other], str(tmp_path / "**")):
+        with pytest.raises(DataError, match=f"{bad.split('/')[0]}.*: called as defects or masks are"):
+            good_pictures(named)
+    assert good_pictures([other]).sources == [other]  # no name says otherwise
+
+
+@pytest.mark.parametrize("folder", ["test/good", "Validation/OK", "Gutteile", "i.O./Bilder", "normal_dir"])
+def test_a_category_is_not_called_after_what_its_pictures_are_for(tmp_path: Path, folder: str) -> None:
+    _pictures(tmp_path, f"bottle/{folder}/0.png", f"screw/{folder}/0.png")
+    found = good_pictures([tmp_path / "bottle" / folder, tmp_path / "screw" / folder])
+    assert found.categories == ["bottle", "screw"]

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from trees import GOOD_AND_BAD, lay_out
 
+from blemish.data.good import good_pictures
 from blemish.data.layouts import Dataset, read
 from blemish.errors import DataError
 
@@ -265,11 +266,34 @@ def test_one_picture(tmp_path: Path) -> None:
         ["positive/0.png", "negative/0.png"],
         ["valid/0.png", "0.png"],
         ["bads/0.png", "abnormal_dir/0.png"],
+        ["0/0.png", "1/0.png"],
+        ["class_0/0.png", "class_1/0.png"],
+        ["0_ok.png", "0_ng.png"],
+        ["cam1/0.png", "cam1/1_scratch.png"],
     ],
 )
 def test_pictures_that_may_not_all_be_good_are_never_taken_as_good(tmp_path: Path, names: list[str]) -> None:
     with pytest.raises(DataError, match=r"which pictures are good(?s:.*)good-and-defects(?s:.*)TABLE\.csv"):
         read(lay_out(tmp_path, *names))
+
+
+def test_the_way_out_for_folders_of_unknown_names_works(tmp_path: Path) -> None:
+    root = lay_out(tmp_path / "all of it", "steel/0.png", "copper/0.png", "copper/1.png")
+    with pytest.raises(DataError, match=r'name them by a pattern, in quotes, as in "[^"]*/\*/\*\.png"') as refused:
+        read(root)
+    pattern = str(refused.value).split('"')[1]
+    found = good_pictures(pattern)
+    assert [path.name for path in found.sources] == ["0.png", "1.png", "0.png"]
+    assert (found.names, found.layout) == ([], "flat")  # of one kind, not categories
+    lay_out(root, "copper/deep/2.jpg")
+    with pytest.raises(DataError) as refused:
+        read(root)
+    assert len(good_pictures(str(refused.value).split('"')[1]).sources) == 4
+
+
+def test_below_a_folder_called_good_any_file_is_good(tmp_path: Path) -> None:
+    assert len(read(lay_out(tmp_path / "good", "0.png", "1_ng.png")).normals()) == 2
+    assert len(read(lay_out(tmp_path / "parts", "good/0.png", "good/1_scratch.png")).normals()) == 2
 
 
 def test_nothing_to_read(tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ KEPT = {
     "of another word for bad": ("normal_dir/{}.png", "abnormal_dir/{}.png", "mask_dir/bad/{}.png"),
     "numbered": ("good/{}.png", "bad/{}.png", "masks/bad/{}_1.png"),
     "in a folder of the picture's": ("good/{}.png", "bad/{}.png", "ground_truth/bad/{}/000.png"),
+    "in another language": ("Gutteile/{}.png", "Schlechtteile/{}.png", "Masken/{}.png"),
     "deeper": ("good/a/{}.png", "bad/b/{}.png", "bad/masks/b/{}.png"),
     "mvtec": ("train/good/{}.png", "test/bad/{}.png", "ground_truth/bad/{}_mask.png"),
     "mvtec in the test": ("train/good/{}.png", "test/bad/{}.png", "test/ground_truth/bad/{}.png"),
@@ -165,6 +166,27 @@ def test_masks_saved_as_jpeg_or_with_soft_edges_are_masks(tree: Callable[..., Pa
     root = tree("good/{}.png", "bad/{}.png", "bad/masks/{}.jpg")
     write(root / "bad/masks/0.jpg", cv2.GaussianBlur(square(0), (3, 3), 0))
     assert len(masks_of(read(root))) == BAD
+
+
+@pytest.mark.parametrize("masks", ["defect_map", "binary_masks", "bad/pixel labels", "target/bad", "test/target"])
+def test_masks_under_any_name_are_told_by_their_looks(masks: str, tree: Callable[..., Path]) -> None:
+    good, bad = ("train/good", "test/bad") if masks.startswith("test/") else ("good", "bad")
+    dataset = read(tree(f"{good}/{{}}.png", f"{bad}/{{}}.png", f"{masks}/{{}}.png"))
+    assert len(masks_of(dataset)) == len(dataset.anomalies()) == BAD
+    (place,) = dataset.mask_places
+    assert (place.masks, place.paired) == (BAD, BAD)
+    assert f"{place.place} holds black and white" in dataset.problems[0]
+
+
+def test_defects_that_look_like_masks_stay_pictures(tree: Callable[..., Path], write: Write) -> None:
+    root = tree("good/{}.png", "bad/{}.png", None)
+    for number in range(BAD):
+        write(root / f"covered/{number}.png", np.zeros((32, 32, 3), np.uint8))  # a lens cap
+        write(root / f"overexposed/{number}.png", np.pad(np.full((16, 16), 255, np.uint8), 8, constant_values=9))
+        write(root / f"test chart/x{number}.png", np.pad(np.full((16, 16), 255, np.uint8), 8))
+    dataset = read(root)
+    assert {sample.defect for sample in dataset.anomalies()} == {"bad", "covered", "overexposed", "test chart"}
+    assert not dataset.has_masks
 
 
 def test_a_defect_that_is_called_label_stays_one(tree: Callable[..., Path]) -> None:

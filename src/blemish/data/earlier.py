@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Collection
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from pathlib import Path
 _FOLDERS = {"overlays": ("predictions.jsonl", "run.json"), "worst": ("evaluation.json",)}
 _FIGURES = (("histogram", "embedding", "gallery"), ("histograms", "embeddings", "comparison"))
 _SHEET = "contact-sheet.png"
+_OVERLAY = re.compile(r".+-[0-9a-f]{12}\.png")
 
 
 def is_result_folder(folder: Path, name: str, beside: Collection[str]) -> bool:
@@ -18,7 +20,7 @@ def is_result_folder(folder: Path, name: str, beside: Collection[str]) -> bool:
     if name not in _FOLDERS:
         return _holds_simulated(folder / name)
     signs = [sign for sign in _FOLDERS[name] if sign in beside]
-    return any(_is_ours(folder / sign) for sign in signs)
+    return any(_is_ours(folder / sign) for sign in signs) or (name == "overlays" and _are_overlays(folder / name))
 
 
 def is_result(name: str, beside: Collection[str]) -> bool:
@@ -39,6 +41,15 @@ def is_result(name: str, beside: Collection[str]) -> bool:
         stem.partition("-")[0] in figures and all(f"{figure}.png" in beside for figure in figures[:2])
         for figures in _FIGURES
     )
+
+
+def _are_overlays(folder: Path) -> bool:
+    """Whether all files in a folder are called as overlays are: those beside it may have been moved away."""
+    try:
+        names = [entry.name for entry in os.scandir(folder) if not entry.name.startswith(".")]
+    except OSError:
+        return False
+    return bool(names) and all(_OVERLAY.fullmatch(name) for name in names)
 
 
 def _holds_simulated(folder: Path) -> bool:

@@ -132,9 +132,10 @@ def search(paths: str | Path | Iterable[str | Path]) -> Found:
 
     A folder is searched to any depth for files with a picture's suffix in upper or lower case;
     hidden files and folders are skipped, and so are the results of an earlier run and masks of
-    other pictures there. A file that is named is taken whatever its suffix: the decoder goes by
-    content. A name that does not exist and has one of `*?[` in it is a pattern (`**` is any depth);
-    its hits need a picture's suffix.
+    other pictures there, also where a folder of results is named among others of one place. A file
+    that is named is taken whatever its suffix: the decoder goes by content. A name that does not
+    exist and has one of `*?[` in it is a pattern (`**` is any depth); its hits need a picture's
+    suffix.
 
     Raises: DataError for a path that does not exist, a pattern without a hit, or when there is no
     picture at all.
@@ -142,14 +143,17 @@ def search(paths: str | Path | Iterable[str | Path]) -> Found:
     arguments = [paths] if isinstance(paths, (str, Path)) else list(paths)
     found: dict[str, Path] = {}  # by absolute path: a file reached twice is one picture
     left_out: list[str] = []
+    places = Counter(Path(argument).parent for argument in arguments)
     for argument in arguments:
-        tree = _expand(Path(argument))
+        # Among others beside it, a shell has named it: `parts/*`.
+        among = places[Path(argument).parent] > 1
+        tree = _expand(Path(argument), among_others=among)
         left_out += tree.left_out
         for picture in tree.pictures:
             found.setdefault(os.path.abspath(picture), picture)  # noqa: PTH100 - resolve() would merge links by target
     if not found:
-        places = ", ".join(map(str, arguments)) or "no path was given"
-        raise DataError(no_pictures(places, left_out))
+        where = ", ".join(map(str, arguments)) or "no path was given"
+        raise DataError(no_pictures(where, left_out))
     return Found(list(found.values()), tuple(left_out))
 
 
@@ -175,15 +179,22 @@ def is_folder(path: Path) -> bool:
         return False
 
 
-def _expand(path: Path) -> Tree:
+def is_pattern(path: Path) -> bool:
+    """Whether a path stands for all that match it: there is nothing of this name, and it has one of `*?[` in it."""
+    return any(sign in str(path) for sign in "*?[") and not is_file(path) and not is_folder(path)
+
+
+def _expand(path: Path, *, among_others: bool = False) -> Tree:
     if is_folder(path):
         tree = scan(path)
+        if among_others and is_result_folder(path.parent, path.name, set(os.listdir(path.parent))):  # noqa: PTH208
+            return Tree(pictures=(), folders=(), others=(), results=tree.pictures)
         masks = masks_among(path, tree.pictures)
         shown = tuple(picture for picture in tree.pictures if picture not in masks)
         return replace(tree, pictures=shown, masks=tuple(sorted(masks)))
     if is_file(path):
         return Tree(pictures=(path,), folders=(), others=())
-    if not any(sign in str(path) for sign in "*?["):
+    if not is_pattern(path):
         raise DataError(f"{path}: no such file or folder")
     hits = [Path(hit) for hit in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207 - skips hidden files
     if not hits:

@@ -12,12 +12,16 @@ from typing import Any
 import numpy as np
 
 from blemish.data import layouts
+from blemish.data.folder import is_file, is_pattern, search
+from blemish.data.manifest import TABLES
+from blemish.data.names import file_says_bad, meaning, says_bad
+from blemish.data.phrases import counted, listed
 from blemish.data.splits import few_shot, hold_out
 from blemish.errors import DataError
 from blemish.types import NORMAL, Sample
 
 # Folders that say what the pictures in them are for, not what they show.
-_PLAIN_NAMES = frozenset({"good", "ok", "normal", "train", "images"})
+_PLAIN_NAMES = frozenset({"good", "split", "images"})
 
 
 @dataclass(frozen=True)
@@ -46,33 +50,65 @@ class GoodPictures:
 
 
 def good_pictures(good: Any) -> GoodPictures:
-    """The normal training pictures that `good` names, as of `fit`. Raises: DataError where there is none."""
-    if isinstance(good, (str, Path)):
-        return _read_good(good)
-    if isinstance(good, np.ndarray) or not isinstance(good, Iterable):
+    """The normal training pictures that `good` names, as of `fit`.
+
+    Pictures named one by one or by a pattern are good whatever their folders are called, except where some of these
+    are called as defects are and others are not.
+
+    Raises: DataError where there is none, or where names contradict each other.
+    """
+    if isinstance(good, np.ndarray) or not isinstance(good, (str, Path, Iterable)):
         raise DataError("good: a path, or a list of paths, PIL images or arrays is needed")
     sources: list[Any] = []
     categories: list[str] = []
     notes: list[str] = []
     layouts_found: set[str] = set()
-    for item in good:
-        if isinstance(item, (str, Path)):
-            found = _read_good(item)
-            sources += found.sources
-            categories += found.categories
-            notes.append(found.note)
-            layouts_found.add(found.layout)
-        else:
+    named: list[Path] = []
+    for item in [good] if isinstance(good, (str, Path)) else good:
+        if not isinstance(item, (str, Path)):
             # A file gives what it holds only once, and pictures are looked at more often.
             sources.append(item.path if isinstance(item, Sample) else item.read() if hasattr(item, "read") else item)
             categories.append(item.category if isinstance(item, Sample) else "")
+            continue
+        path = Path(item)
+        if is_pattern(path) or (is_file(path) and path.suffix.lower() not in TABLES):
+            hits = search(path)
+            named += hits.pictures
+            found = GoodPictures(list(hits.pictures), [""] * len(hits.pictures), "; ".join(hits.left_out), "flat")
+        else:
+            found = _read_good(path)
+        sources += found.sources
+        categories += found.categories
+        notes += [found.note] if found.note else []
+        layouts_found.add(found.layout)
     if not sources:
         raise DataError("good: there is no picture in the list")
+    if named:
+        _refuse_contradictions(named)
+        notes.insert(0, f"{counted(len(named), 'picture')} named one by one or by a pattern, all taken as good")
     note = "; ".join(notes) or f"{len(sources)} pictures given one by one"
     return GoodPictures(sources, categories, note, layouts_found.pop() if len(layouts_found) == 1 else "")
 
 
-def _read_good(path: str | Path) -> GoodPictures:
+def _refuse_contradictions(pictures: Sequence[Path]) -> None:
+    """Raises: DataError where some of the pictures, or the folders that they lie in, are called as defects are, and
+    others are not."""
+    folders = sorted({picture.parent for picture in pictures})
+    called = {
+        folder: next((name for name in reversed(folder.parts) if meaning(name) != "images"), "") for folder in folders
+    }
+    bad_folders = [f"{folder}/" for folder, name in called.items() if says_bad(name)]
+    bad_files = [picture for picture in pictures if file_says_bad(picture.stem)]
+    found: list[tuple[Sequence[object], int]] = [(bad_folders, len(folders)), (bad_files, len(pictures))]
+    for bad, of in found:
+        if 0 < len(bad) < of:
+            raise DataError(
+                f"{listed(bad)}: called as defects or masks are, and others that were named with it are not; "
+                "leave it out, or rename it where it is good"
+            )
+
+
+def _read_good(path: Path) -> GoodPictures:
     dataset = layouts.read(path)
     normal = [sample for sample in dataset.train() or dataset.normals() if sample.label == NORMAL]
     if not normal:
@@ -91,7 +127,7 @@ def _category_of(dataset: layouts.Dataset) -> str:
     if dataset.layout == "flat" and place.is_file():
         return ""
     names = [place.name, *(folder.name for folder in place.parents)]
-    return next((name for name in names if name and name.lower() not in _PLAIN_NAMES), place.name)
+    return next((name for name in names if name and meaning(name) not in _PLAIN_NAMES), place.name)
 
 
 def hold_out_sources(

@@ -13,7 +13,7 @@ from pathlib import Path
 from blemish.data.folder import Tree, is_file, is_folder, no_pictures, scan
 from blemish.data.manifest import SPLITS, TABLES, read_manifest
 from blemish.data.masks import Divided, Entry, MaskPlace, Names, divide, pair
-from blemish.data.names import is_label, is_series, may_be_good, meaning, says_bad
+from blemish.data.names import file_says_bad, is_binary, is_label, is_series, may_be_good, meaning, says_bad
 from blemish.data.official import OFFICIAL, READERS, differences, reader_of
 from blemish.data.phrases import counted, listed
 from blemish.errors import DataError
@@ -206,20 +206,34 @@ def _contradiction(root: Path, divided: Divided, unlabelled: int) -> str:
     if unlabelled == ANOMALOUS:
         return ""
     called_good = meaning(root.resolve().name) == "good"
-    unsaid = [] if called_good else [names for names in above if not any(meaning(name) == "good" for name in names)]
-    for _, held in _beside(unsaid):
+    unsaid = [] if called_good else [e for e in divided.pictures if not any(meaning(n) == "good" for n in e[0][:-1])]
+    for _, held in _beside(names[:-1] for names, _ in unsaid):
         own = [name for name in held if is_label(name) or not meaning(name)]
-        if len(own) > 1 and not is_series(own):
+        if len(own) > 1 and (is_binary(own) or not is_series(own)):
+            kinds = "good ones and others" if is_binary(own) else "kinds of defects"
             return (
-                f"{listed(f'{name}/' for name in own)} beside each other may be kinds of defects; where all pictures "
-                "are good, move these folders into one called good/, or name each of them: then they are categories"
+                f"{listed(f'{name}/' for name in own)} beside each other may be {kinds}; where all pictures are good, "
+                f'name them by a pattern, in quotes, as in "{_pattern(root, unsaid)}", or move the folders into one '
+                "called good/; where these are categories, name each folder; else call that of the good ones good/"
             )
+    defective = [path for names, path in unsaid if file_says_bad(Path(names[-1]).stem)]
+    if 0 < len(defective) < len(unsaid):
+        which = f"{counted(len(defective), 'picture')} called as defects are beside others that are not"
+        return f"{which}: {listed(defective)}; put the good ones into a folder called good/"
     if divided.masks:
         return (
             f"there are masks in {listed(divided.masks)}, so that some pictures show defects; put those, with their "
             "masks, into a folder beside good/"
         )
     return ""
+
+
+def _pattern(root: Path, entries: Sequence[Entry]) -> Path:
+    """A pattern that stands for all of the pictures, as far as they lie equally deep and have one suffix."""
+    depths = {len(names) for names, _ in entries}
+    suffixes = {path.suffix for _, path in entries}
+    folders = ["*"] * (depths.pop() - 1) if len(depths) == 1 else ["**"]
+    return root.joinpath(*folders, f"*{suffixes.pop()}" if len(suffixes) == 1 else "*")
 
 
 def _beside(folders: Iterable[Names]) -> list[tuple[Names, list[str]]]:

@@ -107,6 +107,11 @@ def divide(root: Path, entries: Iterable[Entry]) -> Divided:
             )
         else:
             masks[place] = held
+    for depth, place, held in _unnamed(pictures):
+        taken = {path for _, path in held}
+        pictures = [entry for entry in pictures if entry[1] not in taken]
+        masks[place] = [((*names[:depth], "masks", *names[depth + 1 :]), path) for names, path in held]
+        problems.append(f"{place} holds black and white pictures, called as the others are: taken for masks of these")
     return Divided(pictures=sorted(pictures, key=lambda entry: entry[1]), masks=masks, problems=problems)
 
 
@@ -244,6 +249,53 @@ def _mask_folder(names: Names, beside: Mapping[Names, set[str]]) -> Names:
     return ()
 
 
+def _unnamed(pictures: Sequence[Entry]) -> list[tuple[int, str, list[Entry]]]:
+    """Folders of masks that are called otherwise (defect_map/, binary_masks/), where good and defective pictures lie
+    apart: the depth of each, its place and the masks in it.
+
+    All of the files have the stems of others outside, and those that are looked at are black and white, as pictures of
+    a camera are not; where the name speaks of masks, looking like masks is enough.
+    """
+    if not any(meaning(name) == "good" for names, _ in pictures for name in names[:-1]):
+        return []
+    folders: dict[Names, list[Entry]] = defaultdict(list)
+    for entry in pictures:
+        above = entry[0][:-1]
+        if not any(meaning(name) == "good" for name in above):
+            for depth, name in enumerate(above):
+                if not meaning(name):
+                    folders[above[: depth + 1]].append(entry)
+    found: list[tuple[int, str, list[Entry]]] = []
+    taken: set[Path] = set()
+    for folder, held in sorted(folders.items(), key=lambda item: (len(item[0]), item[0])):
+        inside = {path for _, path in held}
+        rest = [entry for entry in pictures if entry[1] not in inside | taken]
+        bad = [entry for entry in rest if not any(meaning(name) == "good" for name in entry[0][:-1])]
+        stems = {path.stem.lower() for _, path in bad}
+        if inside & taken or not all(stems & set(_stems(path.stem.lower())) for path in inside):
+            continue
+        named = mask_owner(folder[-1]) is not None
+        if (named or _are_black_and_white(held)) and look_of(held, rest) == "mask":
+            found.append((len(folder) - 1, f"{'/'.join(folder)}/", held))
+            taken |= inside
+    return found
+
+
+def _are_black_and_white(entries: Sequence[Entry]) -> bool:
+    """Whether a few of the files have two colours at most, one of them black, and one file has both."""
+    most = 0
+    for _, path in _some(entries):
+        try:
+            pixels = decode(path).as_uint8()
+        except BlemishError:
+            return False
+        colours = np.unique(pixels.reshape(-1, pixels.shape[-1]), axis=0)
+        if len(colours) > 2 or colours[0].any():
+            return False
+        most = max(most, len(colours))
+    return most == 2
+
+
 def _beside(entries: Iterable[Entry]) -> tuple[list[Entry], dict[str, list[Entry]]]:
     """The pictures, and the masks that lie beside them, by the place that they lie in."""
     by_folder: dict[Names, list[Entry]] = defaultdict(list)
@@ -296,9 +348,12 @@ def _of_the_same_stem(held: list[Entry], suffix: str) -> tuple[list[Entry], list
 
 
 def _looks(entries: Sequence[Entry]) -> set[Look]:
-    """Of a few of the files, evenly spread."""
-    step = max(1, len(entries) // _LOOKED_AT)
-    return {_look(path) for _, path in entries[::step][:_LOOKED_AT]}
+    return {_look(path) for _, path in _some(entries)}
+
+
+def _some(entries: Sequence[Entry]) -> Sequence[Entry]:
+    """A few of the files, evenly spread."""
+    return entries[:: max(1, len(entries) // _LOOKED_AT)][:_LOOKED_AT]
 
 
 def _look(path: Path) -> Look:

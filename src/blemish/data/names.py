@@ -18,14 +18,18 @@ GOOD_NAMES = _set(
     "good goods okay ok oks normal normals pass passed passes healthy intact clean perfect accept accepted accepts "
     "undamaged unbroken faultless flawless conforming io gut gute guten fehlerfrei gesund nodefect nodefects "
     "defectfree nondefect nondefective notdefective withoutdefect withoutdefects noanomaly noanomalies anomalyfree "
-    "nonanomalous nofinding nofindings nofault faultfree notbroken notbad ohnedefekt ohnefehler"
+    "nonanomalous nofinding nofindings nofault faultfree notbroken notbad ohnedefekt ohnefehler "
+    "gutteil gutteile correct bueno buenos buena buenas bon bons bonne bonnes buono buoni buona buone bom bons "
+    "conforme conformes 良品 合格 正常 良好"
 )
 BAD_NAMES = _set(
     "bad bads ng ngs nok noks ko notok nogood notgood nio defect defects defective defectives anomaly anomalies "
     "anomalous abnormal abnormals abnormality abnormalities fault faults faulty broken damage damages damaged fail "
     "fails failed failure failures reject rejects rejected scrap flawed diseased disease unhealthy sick outlier "
     "outliers nonconforming schlecht schlechte schlechten defekt defekte fehler fehlerhaft ausschuss kaputt "
-    "krank"
+    "krank schlechtteil schlechtteile ausschussteil ausschussteile incorrect malo malos mala malas mauvais mauvaise "
+    "mauvaises defaut defauts défaut défauts nonconforme nonconformes noconforme noconformes difettoso difettosi "
+    "difetto difetti defecto defectos defectuoso defectuosos ruim ruins 不良 不良品 不合格 异常 異常 缺陷 欠陥"
 )
 _KINDS = _set(
     "scratch scratches scratched crack cracks cracked dent dents dented contamination contaminations corrosion rust "
@@ -34,7 +38,8 @@ _KINDS = _set(
 SURE_MASKS = frozenset({"groundtruth", "groundtruths"})  # of MVTec AD: nothing else is called so
 LABEL_MASKS = frozenset({"label", "labels"})  # a label may be what is defective
 MASK_NAMES = _set(
-    "mask masks gt gts segmentation segmentations seg segs annotation annotations annot annots anno annos"
+    "mask masks gt gts segmentation segmentations seg segs annotation annotations annot annots anno annos "
+    "maske masken masque masques máscara máscaras mascara mascaras maschera maschere"
 )
 _ALL_MASKS = MASK_NAMES | SURE_MASKS | LABEL_MASKS
 _SPLITS = frozenset({"train", "training", "test", "testing", "val", "valid", "validation", "eval", "dev"})
@@ -55,7 +60,18 @@ _SERIES = _set(
     "donnerstag freitag samstag sonntag january february march april may june july august september october november "
     "december jan feb mar apr jun jul aug sep oct nov dec morning noon evening night day early late left right top "
     "bottom front back upper lower middle center centre north south east west camera cam line shift batch lot series "
-    "station machine week month year am pm"
+    "station machine week month year am pm side view inside outside inner outer first second third old new horizontal "
+    "vertical wide tele januar februar märz mai juni juli oktober dezember früh frueh spät spaet nacht tag schicht "
+    "frühschicht fruehschicht spätschicht spaetschicht nachtschicht tagschicht links rechts oben unten mitte vorne "
+    "hinten vorn innen außen aussen seite ansicht vorderseite rückseite rueckseite oberseite unterseite kamera linie "
+    "los charge serie woche monat jahr alt neu"
+)
+# Variants of a part, and how it is lit: beside each other they are one collection too, but only where the names say
+# nothing else, as small_smear and large_smear are kinds of defects.
+_VARIANTS = _set(
+    "red green blue yellow orange brown grey gray black white silver small medium large light lighting led on off "
+    "bright dark color colour rot grün gruen blau gelb braun grau schwarz weiß weiss silber klein mittel groß gross "
+    "licht an aus hell dunkel farbe"
 )
 _NEGATIONS = _set("no not non un without free ohne kein keine frei")
 
@@ -84,6 +100,8 @@ def meaning(name: str) -> Meaning:
         return "mask"
     if compact(name) in _IMAGES:
         return "images"
+    if re.fullmatch(r"(pos|neg|dev)[\W_]*\d+", name.lower()):
+        return ""  # a position or a device, more often than a positive or a split
     found = {word: said for said, words in _MEANINGS for word in words}
     telling = _telling(name)
     readings = (_words(name), telling, [word for word in telling if word not in _SPLITS])  # test_good
@@ -146,6 +164,9 @@ def is_series(names: Iterable[str]) -> bool:
         >>> is_series(["2024-05-01", "2024-05-02"]), is_series(["monday", "friday"]), is_series(["scratch", "dent"])
         (True, True, False)
     """
+    names = list(names)
+    if all(set(_words(name)) <= _SERIES | _VARIANTS | _FILLERS for name in names):
+        return True
     kinds = set()
     for name in names:
         # One letter is a number, too, and two are part of one: LineA, SN-12AB7.
@@ -153,6 +174,30 @@ def is_series(names: Iterable[str]) -> bool:
         telling = (word for word in _telling(name) if len(word) >= shortest)
         kinds.add("".join(word for word in telling if word not in _SERIES))
     return len(kinds) < 2
+
+
+def is_binary(names: Iterable[str]) -> bool:
+    """Whether folders side by side are called 0 and 1, as the classes good and bad are, whichever is which.
+
+    Example:
+        >>> is_binary(["0", "1"]), is_binary(["class_0", "class_1"]), is_binary(["1", "2"]), is_binary(["cam0", "cam1"])
+        (True, True, False, False)
+    """
+    names = list(names)
+    return {re.sub(r"\D", "", name) for name in names} == {"0", "1"} and not any(
+        set(_words(name)) - {"class", "label", "klasse"} for name in names
+    )
+
+
+def file_says_bad(stem: str) -> bool:
+    """Whether the name of a file speaks of defects: a word of it, between underscores and the like, and no negation.
+
+    Example:
+        >>> [file_says_bad(stem) for stem in ("000_NG", "scratch-12", "000", "SN12NG7", "no_defect_3")]
+        [True, True, False, False, False]
+    """
+    words = set(re.split(r"[\W_]+", stem.lower()))
+    return bool(words & (BAD_NAMES | _KINDS | {"mask", "masks"})) and not words & _NEGATIONS
 
 
 def _words(name: str) -> list[str]:
