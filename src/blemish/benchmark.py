@@ -6,10 +6,10 @@ alone; a bench that was stopped goes on from there.
 
 How it is measured: a detector is fitted on all normal training pictures (no threshold, so nothing is held out) and
 judged on the test split; maps and masks are compared at 256×256, or at the pictures' own size where a suite says so of
-its paper (`compared_at`). `seconds_to_fit` includes loading the backbone.
-`images_per_second` is over one pass of all test pictures, decoding included and metrics excluded; `cores_used` is
-processor time by wall time of that pass, and shows whether the machine was shared. Peak memory is that of the process
-up to the last prediction; metrics, which need more on large sets, are excluded here too. On data with several
+its paper (`compared_at`). `seconds_to_fit` includes loading the backbone. `images_per_second` is over one pass of all
+test pictures, decoding included and metrics excluded; `cores_used` is processor time by wall time of that pass, and
+shows whether the machine was shared. Peak memory is that of the process up to the last prediction; metrics, which
+need more on large sets, are excluded here too. On data with several
 categories one detector learns them all, and the row's metrics are the means over the categories, each measured by
 itself; only the best F1 is that of all pictures together, at one threshold. `efficiency` (see `blemish.efficiency`) is
 taken after all that; `differs` says where the pictures are not those of the published data set.
