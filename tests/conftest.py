@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import os
 import shutil
 import signal
@@ -26,6 +27,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 # Where the tests run in the background Ctrl-C is ignored, and would be in every process that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+gc.freeze()  # what torch and timm have made lives as long as the tests: no collection need look at it again
 
 SIDE = 64
 # Nothing here may depend on what the machine has, and the defaults of a method are for real backbones.
@@ -89,6 +92,12 @@ def small(request: pytest.FixtureRequest) -> dict[str, Any]:
     """Arguments of `blemish.fit` for a detector that fits in milliseconds: of the test's `method`, or of any other."""
     callspec = getattr(request.node, "callspec", None)
     return settings_of(callspec.params.get("method", "knn") if callspec else "knn")
+
+
+@pytest.fixture
+def brief(small: dict[str, Any]) -> dict[str, Any]:
+    """As `small`, but training takes three steps: for tests of anything but what is learned."""
+    return {**small, "min_steps": 3} if "min_steps" in small else small
 
 
 @pytest.fixture(scope="session")

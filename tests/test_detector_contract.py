@@ -28,12 +28,6 @@ Part = Callable[..., np.ndarray]
 pytestmark = pytest.mark.parametrize("method", list(METHODS))
 
 
-@pytest.fixture
-def brief(small: dict[str, Any]) -> dict[str, Any]:
-    """As `small`, but training takes three steps: for tests of anything but what is learned."""
-    return {**small, "min_steps": 3} if "min_steps" in small else small
-
-
 def scores_of(detector: Detector, sources: list[Any], **options: Any) -> list[float]:
     results = list(detector.predict_many(sources, **options))
     assert all(isinstance(result, Prediction) for result in results)

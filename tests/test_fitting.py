@@ -116,12 +116,12 @@ def test_layers_that_are_not_named_are_written_down(picture: Part, small: dict[s
 
 
 @pytest.mark.parametrize("method", list(blemish.METHODS))
-def test_the_seed_is_the_one_that_was_given(method: str, picture: Part, small: dict[str, Any]) -> None:
-    named = {key: small[key] for key in ("device", "precision", "weights")}
-    values = {key: value for key, value in small.items() if key not in named}
+def test_the_seed_is_the_one_that_was_given(method: str, picture: Part, brief: dict[str, Any]) -> None:
+    named = {key: brief[key] for key in ("device", "precision", "weights")}
+    values = {key: value for key, value in brief.items() if key not in named}
     config = blemish.configure(method, values={**values, "seed": 5})
     for detector in (
-        blemish.fit(method, parts(picture, 6), seed=5, **small),
+        blemish.fit(method, parts(picture, 6), seed=5, **brief),
         blemish.fit(method, parts(picture, 6), config=config, **named),
     ):
         assert detector.method.config.seed == detector.manifest["seed"] == detector.manifest["config"]["seed"] == 5
@@ -664,11 +664,11 @@ def test_an_interruption_leaves_no_thread_behind(stage: str, picture: Part, smal
 
 
 @pytest.mark.parametrize("method", list(blemish.METHODS))
-def test_the_global_random_state_is_left_alone(method: str, picture: Part, small: dict[str, Any]) -> None:
+def test_the_global_random_state_is_left_alone(method: str, picture: Part, brief: dict[str, Any]) -> None:
     torch.manual_seed(5)
     np.random.seed(5)
     before = torch.random.get_rng_state(), str(np.random.get_state())
-    blemish.fit(method, parts(picture, 4), seed=3, **small)
+    blemish.fit(method, parts(picture, 4), seed=3, **brief)
     assert torch.equal(torch.random.get_rng_state(), before[0])
     assert str(np.random.get_state()) == before[1]
 
