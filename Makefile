@@ -30,7 +30,8 @@ lock:
 		--all-extras --generate-hashes --no-annotate --custom-compile-command 'make lock' \
 		--output-file requirements.lock $(UPGRADE) pyproject.toml > /dev/null
 
-# The default suite: no network, no data set, no GPU.
+# The default suite: no network, no data set, no GPU. A process for every core, each with one thread.
+test check: export OMP_NUM_THREADS ?= 1
 test: install
 	$(BIN)/python -m pytest
 
