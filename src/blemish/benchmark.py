@@ -9,15 +9,14 @@ judged on the test split; maps and masks are compared at 256×256, or at the pic
 its paper (`compared_at`). `seconds_to_fit` includes loading the backbone. `images_per_second` is over one pass of all
 test pictures, decoding included and metrics excluded; `cores_used` is processor time by wall time of that pass, and
 shows whether the machine was shared. Peak memory is that of the process up to the last prediction; metrics, which
-need more on large sets, are excluded here too. On data with several
-categories one detector learns them all, and the row's metrics are the means over the categories, each measured by
-itself; only the best F1 is that of all pictures together, at one threshold. `efficiency` (see `blemish.efficiency`) is
-taken after all that; `differs` says where the pictures are not those of the published data set.
+need more on large sets, are excluded here too. On data with several categories one detector learns them all, and the
+row's metrics are the means over the categories, each measured by itself; only the best F1 is that of all pictures
+together, at one threshold. `efficiency` (see `blemish.efficiency`) is taken after all that;
+`differs` says where the pictures are not those of the published data set.
 
-Where shifts or adaptation are asked for, the same detector then judges the test pictures once more under every shift
-(`blemish.data.shifts`) and as they are, without adapting and in every mode. The row's `shifted` holds shift -> mode ->
-metrics, each "none" first, and `adapted`: the share of the pictures in whose scores adaptation took part.
-"""
+Where shifts or adaptation are asked for, the same detector then judges the test pictures once more under every
+shift (`blemish.data.shifts`) and as they are, without adapting and in every mode. The row's `shifted` holds shift
+-> mode -> metrics, each "none" first, and `adapted`: the share of pictures in whose scores adaptation took part."""
 
 from __future__ import annotations
 
