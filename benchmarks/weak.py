@@ -57,9 +57,9 @@ class Remembering(Detector):
                 yield one
                 continue
             with torch.inference_mode():
-                if one.picture.digest not in self._seen:
-                    self._seen[one.picture.digest] = method.look(one.tensor[None].to(self.device))
-                found = method.finished(*self._seen[one.picture.digest])
+                if one.digest not in self._seen:
+                    self._seen[one.digest] = method.look(one.tensor[None].to(self.device))
+                found = method.finished(*self._seen[one.digest])
             score, anomaly_map = float(found.image[0]), found.maps[0].float().cpu().numpy()
             yield self._prediction(one, score, anomaly_map, None, None, None, found=Adapted(found, adapted=False))
 
