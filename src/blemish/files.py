@@ -20,11 +20,11 @@ TABLE_BYTES = GIB
 DOCUMENT_BYTES = 16 * 2**20  # of settings, of a suite, of what a run says of itself
 
 _KINDS = (
-    (stat.S_ISDIR, "is a folder, not a file; name the file"),
-    (stat.S_ISFIFO, "is a pipe, not a file; copy what it gives to a file, and name that"),
-    (stat.S_ISSOCK, "is a socket, not a file; name a file"),
-    (stat.S_ISCHR, "is a device, not a file; name a file"),
-    (stat.S_ISBLK, "is a device, not a file; name a file"),
+    (stat.S_ISDIR, "a folder; name the file in it"),
+    (stat.S_ISFIFO, "a pipe; copy what it gives to a file, and name that"),
+    (stat.S_ISSOCK, "a socket; name a file"),
+    (stat.S_ISCHR, "a device; name a file"),
+    (stat.S_ISBLK, "a device; name a file"),
 )
 
 
@@ -70,8 +70,8 @@ def read_whole(path: str | Path, *, limit: int, error: type[BlemishError]) -> by
 
 def _check_regular(path: str | Path, status: os.stat_result, error: type[BlemishError]) -> None:
     if not stat.S_ISREG(status.st_mode):
-        what = next((what for is_kind, what in _KINDS if is_kind(status.st_mode)), "is not a regular file")
-        raise error(f"{path}: {what}")
+        what = next((what for is_kind, what in _KINDS if is_kind(status.st_mode)), "no regular file; name one")
+        raise error(f"{path}: cannot be read, it is {what}")
 
 
 def write_whole(path: str | Path, content: bytes) -> Path:

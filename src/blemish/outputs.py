@@ -35,8 +35,16 @@ import numpy.typing as npt
 from blemish.compute import precision_name
 from blemish.data.folder import is_file
 from blemish.data.stream import map_ahead
-from blemish.errors import BlemishError, OutputError
-from blemish.files import cannot_write, write_whole
+from blemish.errors import ArtifactError, BlemishError, OutputError
+from blemish.files import (
+    ARTIFACT_BYTES,
+    DOCUMENT_BYTES,
+    ROWS_BYTES,
+    cannot_write,
+    open_regular,
+    read_whole,
+    write_whole,
+)
 from blemish.images import decode
 from blemish.metrics.ranking import precision_recall_curve, roc_curve
 from blemish.predictor import Detector
@@ -185,7 +193,7 @@ class Journal:
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
+    with open_regular(path, limit=ARTIFACT_BYTES, error=ArtifactError) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -196,10 +204,10 @@ def _check_same(folder: Path, run: Mapping[str, str]) -> None:
             "adapt": "",
             "scales": "",
             "threshold": "",
-            **json.loads((folder / _RUN).read_text(encoding="utf-8")),
+            **json.loads(read_whole(folder / _RUN, limit=DOCUMENT_BYTES, error=OutputError)),
         }
         other = [key for key, value in run.items() if earlier[key] != value]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OutputError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise OutputError(f"{folder / _RUN}: does not say what the rows were made with; name another folder") from error
     if other:
         differs = {
@@ -221,15 +229,12 @@ def _earlier(place: Path) -> tuple[list[Row], int]:
     """The rows of an earlier run, and where the last whole one ends: a killed run may leave half a line."""
     rows: list[Row] = []
     end = 0
-    try:
-        lines = place.read_bytes().splitlines(keepends=True)
-    except OSError as error:
-        raise OutputError(f"{place}: cannot be read ({error.strerror}); name another folder") from error
+    lines = read_whole(place, limit=ROWS_BYTES, error=OutputError).splitlines(keepends=True)
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
             whole = line.endswith(b"\n") and "path" in row and ("error" in row or "score" in row)
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             whole = False
         if not whole:
             if number < len(lines):
