@@ -18,6 +18,7 @@ RANKS = {
     "config": 1,
     "images": 1,
     "files": 0,
+    "interrupts": 0,
     "compute": 1,
     "data": 2,
     "backbones": 2,

@@ -21,8 +21,8 @@ import io
 import json
 import os
 import re
-import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -41,6 +41,8 @@ from blemish.files import (
     DOCUMENT_BYTES,
     ROWS_BYTES,
     cannot_write,
+    check_writable,
+    locked,
     open_regular,
     read_whole,
     write_whole,
@@ -59,6 +61,7 @@ _THUMBNAIL = 384  # pixels of the longer side of a picture in a report
 _AHEAD = 4  # overlays that may be under way at once
 _WORST = 20  # of each kind of mistake, as files of their own
 _ROWS, _RUN, _TABLE, _OVERLAYS = "predictions.jsonl", "run.json", "predictions.csv", "overlays"
+_BREAKS = frozenset("\x7f\x85\u2028\u2029")  # what else some programs take for the end of a line
 _BOX = ("box_x", "box_y", "box_width", "box_height")  # of the crop, as fractions of the picture's width and height
 _COLUMNS = (
     "path",
@@ -83,22 +86,6 @@ Row = dict[str, Any]
 Pixels = npt.NDArray[np.uint8]
 
 
-def check_writable(path: Path) -> None:
-    """Make sure, before any work, that a file can be written at `path`. Missing folders are made.
-
-    Raises: OutputError.
-    """
-    if path.is_dir():
-        raise OutputError(f"{path}: is a folder; name a file in it")
-    probe = path.parent / f".blemish-{secrets.token_hex(8)}.tmp"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        probe.touch(exist_ok=False)
-        probe.unlink()
-    except OSError as error:
-        raise cannot_write(path, error) from error
-
-
 class Journal:
     """The rows of one `blemish predict`, in memory and, if there is a folder, on disk as they come.
 
@@ -120,6 +107,7 @@ class Journal:
         self.folder = folder
         self.rows: list[Row] = []
         self._file: io.BufferedWriter | None = None
+        self._open = ExitStack()
         if folder is None:
             return
         run = {
@@ -130,6 +118,13 @@ class Journal:
         }
         place = folder / _ROWS
         check_writable(place)
+        self._open.enter_context(locked(place))
+        with self._open as started:
+            self._begin(place, run, resume=resume)
+            self._open = started.pop_all()
+
+    def _begin(self, place: Path, run: Mapping[str, str], *, resume: bool) -> None:
+        folder = place.parent
         if place.exists():
             if not resume:
                 raise OutputError(
@@ -141,7 +136,7 @@ class Journal:
         else:
             write_whole(folder / _RUN, json.dumps(run, indent=2).encode())
         try:
-            self._file = place.open("ab")
+            self._file = self._open.enter_context(place.open("ab"))
         except OSError as error:
             raise cannot_write(place, error) from error
 
@@ -151,8 +146,7 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._file is not None:
-            self._file.close()
+        self._open.close()
 
     @property
     def done(self) -> set[str]:
@@ -188,8 +182,24 @@ class Journal:
         table.writeheader()
         for row in self.rows:
             box = dict(zip(_BOX, row.get("box") or (), strict=False))
-            table.writerow({**row, **box, "notes": "; ".join(row.get("notes", ()))})
+            cells = {**row, **box, "notes": "; ".join(row.get("notes", ()))}
+            table.writerow({name: _cell(cells[name]) for name in _COLUMNS if name in cells})
         write_whole(self.folder / _TABLE, text.getvalue().encode("utf-8", "backslashreplace"))
+
+
+def _cell(value: Any) -> Any:
+    """A value as a cell that is one line, and that no spreadsheet takes for a formula: predictions.jsonl has it as is.
+
+    Example:
+        >>> _cell("=1+1"), _cell("a\\rb"), _cell(-0.5)
+        ("'=1+1", 'a\\\\rb', -0.5)
+    """
+    if not isinstance(value, str):
+        return value
+    guarded = f"'{value}" if value.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else value
+    return "".join(
+        sign if sign not in _BREAKS and ord(sign) >= 32 else sign.encode("unicode_escape").decode() for sign in guarded
+    )
 
 
 def _sha256(path: Path) -> str:
