@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from blemish.errors import ConfigError, unknown_name
+from blemish.files import DOCUMENT_BYTES, read_whole
 
 C = TypeVar("C")
 _SIZE = re.compile(r"(\d+) ?[x×X] ?(\d+)")  # height × width
@@ -73,9 +74,7 @@ def read_config_file(path: str | Path) -> dict[str, Any]:
     Raises: ConfigError when the file cannot be read or is not a JSON object.
     """
     try:
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+        document = json.loads(read_whole(path, limit=DOCUMENT_BYTES, error=ConfigError))
     except ValueError as error:
         raise ConfigError(f"{path}: is not valid JSON ({error})") from error
     if not isinstance(document, dict):

@@ -21,8 +21,8 @@ import io
 import json
 import os
 import re
-import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -33,13 +33,23 @@ import numpy as np
 import numpy.typing as npt
 
 from blemish.compute import precision_name
-from blemish.data.folder import is_file
+from blemish.data.folder import is_file, place_of
 from blemish.data.stream import map_ahead
-from blemish.errors import BlemishError, OutputError
-from blemish.files import cannot_write, write_whole
+from blemish.errors import ArtifactError, BlemishError, OutputError
+from blemish.files import (
+    ARTIFACT_BYTES,
+    DOCUMENT_BYTES,
+    ROWS_BYTES,
+    cannot_write,
+    check_writable,
+    locked,
+    open_regular,
+    read_whole,
+    write_whole,
+)
 from blemish.images import decode
 from blemish.metrics.ranking import precision_recall_curve, roc_curve
-from blemish.predictor import Detector
+from blemish.predictor import Detector, batch_begun
 from blemish.report import figures
 from blemish.report.heatmap import SALIENCY_SCALE, encode_jpeg, outline, overlay, save_png, thumbnail
 from blemish.report.html import Entry
@@ -51,6 +61,7 @@ _THUMBNAIL = 384  # pixels of the longer side of a picture in a report
 _AHEAD = 4  # overlays that may be under way at once
 _WORST = 20  # of each kind of mistake, as files of their own
 _ROWS, _RUN, _TABLE, _OVERLAYS = "predictions.jsonl", "run.json", "predictions.csv", "overlays"
+_BREAKS = frozenset("\x7f\x85\u2028\u2029")  # what else some programs take for the end of a line
 _BOX = ("box_x", "box_y", "box_width", "box_height")  # of the crop, as fractions of the picture's width and height
 _COLUMNS = (
     "path",
@@ -75,22 +86,6 @@ Row = dict[str, Any]
 Pixels = npt.NDArray[np.uint8]
 
 
-def check_writable(path: Path) -> None:
-    """Make sure, before any work, that a file can be written at `path`. Missing folders are made.
-
-    Raises: OutputError.
-    """
-    if path.is_dir():
-        raise OutputError(f"{path}: is a folder; name a file in it")
-    probe = path.parent / f".blemish-{secrets.token_hex(8)}.tmp"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        probe.touch(exist_ok=False)
-        probe.unlink()
-    except OSError as error:
-        raise cannot_write(path, error) from error
-
-
 class Journal:
     """The rows of one `blemish predict`, in memory and, if there is a folder, on disk as they come.
 
@@ -112,6 +107,7 @@ class Journal:
         self.folder = folder
         self.rows: list[Row] = []
         self._file: io.BufferedWriter | None = None
+        self._open = ExitStack()
         if folder is None:
             return
         run = {
@@ -122,6 +118,13 @@ class Journal:
         }
         place = folder / _ROWS
         check_writable(place)
+        self._open.enter_context(locked(place))
+        with self._open as started:
+            self._begin(place, run, resume=resume)
+            self._open = started.pop_all()
+
+    def _begin(self, place: Path, run: Mapping[str, str], *, resume: bool) -> None:
+        folder = place.parent
         if place.exists():
             if not resume:
                 raise OutputError(
@@ -133,7 +136,7 @@ class Journal:
         else:
             write_whole(folder / _RUN, json.dumps(run, indent=2).encode())
         try:
-            self._file = place.open("ab")
+            self._file = self._open.enter_context(place.open("ab"))
         except OSError as error:
             raise cannot_write(place, error) from error
 
@@ -143,13 +146,27 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._file is not None:
-            self._file.close()
+        self._open.close()
 
     @property
     def done(self) -> set[str]:
         """The paths of the pictures that have a row."""
         return {row["path"] for row in self.rows}
+
+    def remaining(self, pictures: Sequence[Path], batch_size: int) -> tuple[list[Path], int]:
+        """The pictures to go on with, and how many of the first of them have a row already.
+
+        These make up the batch that was interrupted, so that the scores of the others are to the bit what they would
+        have been. Where the pictures are not those of the earlier run in its order, they are those without a row.
+        """
+        earlier = {place_of(Path(row["path"])): "error" not in row for row in self.rows}
+        places = [place_of(picture) for picture in pictures]
+        todo = [picture for picture, place in zip(pictures, places, strict=True) if place not in earlier]
+        done = len(pictures) - len(todo)
+        if not todo or list(earlier) != places[:done]:
+            return todo, 0
+        again = batch_begun(earlier.values(), batch_size)
+        return [*pictures[done - again : done], *todo], again
 
     @property
     def failures(self) -> list[Failure]:
@@ -180,12 +197,28 @@ class Journal:
         table.writeheader()
         for row in self.rows:
             box = dict(zip(_BOX, row.get("box") or (), strict=False))
-            table.writerow({**row, **box, "notes": "; ".join(row.get("notes", ()))})
+            cells = {**row, **box, "notes": "; ".join(row.get("notes", ()))}
+            table.writerow({name: _cell(cells[name]) for name in _COLUMNS if name in cells})
         write_whole(self.folder / _TABLE, text.getvalue().encode("utf-8", "backslashreplace"))
 
 
+def _cell(value: Any) -> Any:
+    """A value as a cell that is one line, and that no spreadsheet takes for a formula: predictions.jsonl has it as is.
+
+    Example:
+        >>> _cell("=1+1"), _cell("a\\rb"), _cell(-0.5)
+        ("'=1+1", 'a\\\\rb', -0.5)
+    """
+    if not isinstance(value, str):
+        return value
+    guarded = f"'{value}" if value.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else value
+    return "".join(
+        sign if sign not in _BREAKS and ord(sign) >= 32 else sign.encode("unicode_escape").decode() for sign in guarded
+    )
+
+
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
+    with open_regular(path, limit=ARTIFACT_BYTES, error=ArtifactError) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -196,10 +229,10 @@ def _check_same(folder: Path, run: Mapping[str, str]) -> None:
             "adapt": "",
             "scales": "",
             "threshold": "",
-            **json.loads((folder / _RUN).read_text(encoding="utf-8")),
+            **json.loads(read_whole(folder / _RUN, limit=DOCUMENT_BYTES, error=OutputError)),
         }
         other = [key for key, value in run.items() if earlier[key] != value]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OutputError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise OutputError(f"{folder / _RUN}: does not say what the rows were made with; name another folder") from error
     if other:
         differs = {
@@ -221,15 +254,12 @@ def _earlier(place: Path) -> tuple[list[Row], int]:
     """The rows of an earlier run, and where the last whole one ends: a killed run may leave half a line."""
     rows: list[Row] = []
     end = 0
-    try:
-        lines = place.read_bytes().splitlines(keepends=True)
-    except OSError as error:
-        raise OutputError(f"{place}: cannot be read ({error.strerror}); name another folder") from error
+    lines = read_whole(place, limit=ROWS_BYTES, error=OutputError).splitlines(keepends=True)
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
             whole = line.endswith(b"\n") and "path" in row and ("error" in row or "score" in row)
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             whole = False
         if not whole:
             if number < len(lines):

@@ -6,6 +6,7 @@ import glob
 import os
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -141,7 +142,7 @@ def search(paths: str | Path | Iterable[str | Path]) -> Found:
     picture at all.
     """
     arguments = [paths] if isinstance(paths, (str, Path)) else list(paths)
-    found: dict[str, Path] = {}  # by absolute path: a file reached twice is one picture
+    found: dict[str, Path] = {}  # by its place: a file reached twice is one picture
     left_out: list[str] = []
     places = Counter(Path(argument).parent for argument in arguments)
     for argument in arguments:
@@ -150,7 +151,7 @@ def search(paths: str | Path | Iterable[str | Path]) -> Found:
         tree = _expand(Path(argument), among_others=among)
         left_out += tree.left_out
         for picture in tree.pictures:
-            found.setdefault(os.path.abspath(picture), picture)  # noqa: PTH100 - resolve() would merge links by target
+            found.setdefault(place_of(picture), picture)
     if not found:
         where = ", ".join(map(str, arguments)) or "no path was given"
         raise DataError(no_pictures(where, left_out))
@@ -161,6 +162,18 @@ def no_pictures(where: str | Path, left_out: Iterable[str]) -> str:
     """What to say where nothing is found."""
     found = [f"{where}: no pictures found; files with these suffixes are looked for: {SUFFIXES}", *left_out]
     return "; ".join(found)
+
+
+def place_of(path: Path) -> str:
+    """Where a file lies, the same however it is named, as by `pics/../pics/00.jpg`.
+
+    Links are not followed, as what is reached by two of them is two pictures; except where `..` follows one.
+    """
+    place = os.path.abspath(path)  # noqa: PTH100 - resolve() would merge links by target
+    if ".." in path.parts:
+        with suppress(OSError):
+            return place if os.path.samefile(place, path) else os.path.realpath(path)  # noqa: PTH121
+    return place
 
 
 def is_file(path: Path) -> bool:
