@@ -27,6 +27,7 @@ RANKS = {
     "thresholds": 2,
     "artifact": 2,
     "categories": 3,
+    "manifest": 3,
     "methods": 3,
     "suites": 3,
     "catalogue": 4,

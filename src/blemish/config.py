@@ -21,6 +21,7 @@ from typing import Annotated, Any, TypeVar
 from blemish.errors import ConfigError, NonFiniteError, unknown_name
 
 C = TypeVar("C")
+LARGEST = 4096 * 4096  # pixels of a picture as a backbone sees it
 DEEPEST = 64  # levels of JSON values within each other; ours have seven
 _SIZE = re.compile(r"(\d+) ?[x×X] ?(\d+)")  # height × width
 

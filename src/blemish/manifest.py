@@ -6,13 +6,13 @@ what does not hold which field it is. `blemish fit`, `calibrate` and `refine` bu
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from blemish import config
 from blemish.backbones import BackboneSpec, WeightsInfo
+from blemish.compute import Precision
 from blemish.config import Count, Finite, Length, Matching, NotNegative, Range, Seed
 from blemish.data.transforms import Preprocessing
 from blemish.errors import ArtifactError, BlemishError, ConfigError
@@ -22,7 +22,6 @@ Digest = Annotated[str, Matching("[0-9a-f]{16,128}", "a hash in hexadecimal")]
 Fingerprint = Annotated[str, Matching("[0-9a-f]{64}", "a SHA-256 in hexadecimal")]
 Score = Annotated[float, Range(-3.4e38, 3.4e38)]
 Few = Annotated[int, Range(1, 2**31)]
-Precision = Literal["fp32", "bf16", "fp16"]
 CHECKPOINT = "checkpoint"  # where the header of a training's checkpoint has its own
 _LEFT_OUT = {"pretraining", "training", "category_features", "refined"}  # where there is nothing to say
 

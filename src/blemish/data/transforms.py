@@ -10,11 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from blemish.config import Finite, Length, Range, Side, check
+from blemish.config import LARGEST, Finite, Length, Range, Side, check
 from blemish.errors import ConfigError
 from blemish.images import Picture
 
-LARGEST = 4096 * 4096  # pixels of a picture as a backbone sees it
 Colours = Annotated[tuple[Annotated[float, Range(0, 1)], ...], Length(3, 3)]
 Spreads = Annotated[tuple[Annotated[float, Range(1e-3, 1)], ...], Length(3, 3)]
 

@@ -43,6 +43,7 @@ from blemish.errors import ConfigError
 from blemish.methods.base import smooth
 from blemish.methods.decoder import Decoder
 from blemish.methods.guidance import normalise, sharpness, shuffled
+from blemish.methods.stored import Stored, numbers
 from blemish.methods.trained import TrainedConfig, TrainedMethod, TrainingBatch
 from blemish.types import Scores
 
@@ -123,7 +124,7 @@ class AGPNetConfig(TrainedConfig):
         """In earlier, unreleased states noise was α(t) · (floor + (1 - floor) · N(A)), in standard
         deviations of F, and `noise_floor` stood where `beta` does. What it becomes has the same
         noise from `noise_until` on."""
-        values = dict(values)
+        values = super().migrate(values)
         if (floor := values.pop("noise_floor", None)) is not None:
             low, high = values.get("noise_low", 0.0), values.get("noise_high", 1.0)
             values |= {"noise_low": (1 - floor) * low, "noise_high": (1 - floor) * high, "beta": floor * high}
@@ -172,8 +173,7 @@ class AGPNet(TrainedMethod):
         self.config: AGPNetConfig = config
         self.register_buffer("steps", torch.empty(0, dtype=torch.int64))
         self.layers = backbone.check_layers(config.layers)
-        with torch.no_grad():
-            probe = backbone(torch.zeros(1, 3, *backbone.round_size(*config.height_width)), self.layers)
+        probe = backbone.shapes(*backbone.round_size(*config.height_width), self.layers)
         self.grid: tuple[int, int] = min(probe.grids)
         self._offsets = dict(zip(probe.grids, probe.offsets, strict=True))
         widths = [tokens.shape[2] for tokens in probe.tokens]
@@ -353,6 +353,9 @@ class AGPNet(TrainedMethod):
         known = distance.detach().flatten()
         limit = known.kthvalue(math.floor(easy * known.numel()) + 1).values
         return (distance * torch.where(distance.detach() < limit, 0.1, 1.0)).mean()
+
+    def learned_tensors(self) -> dict[str, Stored]:
+        return {"steps": numbers(1, low=1)}
 
     # Scoring
 

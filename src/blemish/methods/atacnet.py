@@ -56,8 +56,9 @@ from blemish.errors import ConfigError
 from blemish.losses import mean_over_processes
 from blemish.losses.deviation import deviation_loss
 from blemish.methods.base import smooth, top_mean
-from blemish.methods.embedding import embed
+from blemish.methods.embedding import embed, join
 from blemish.methods.guidance import normalise
+from blemish.methods.stored import Stored, numbers
 from blemish.methods.trained import EndToEnd, TrainedConfig, TrainedMethod, TrainingBatch
 from blemish.types import ANOMALOUS, NORMAL, Scores
 
@@ -100,6 +101,10 @@ class AtacNetConfig(TrainedConfig):
     pseudo: Fraction = 0.5
     drop_every: FractionAbove0 = 1 / 3
     drop: FractionAbove0 = 0.1
+
+    @classmethod
+    def joined(cls) -> dict[str, Any]:
+        return {**super().joined(), "extractor_rate": 1.0}
 
     @property
     def encoder_learns(self) -> bool:
@@ -145,7 +150,8 @@ class AtacNet(EndToEnd, TrainedMethod):
         super().__init__(config, backbone)
         self.register_buffer("steps", torch.empty(0, dtype=torch.int64))
         self.layers = backbone.check_layers(config.layers or self.usual_layers(backbone))
-        dim = self._extracted(torch.zeros(1, 3, backbone.stride, backbone.stride)).shape[1]
+        probe = backbone.shapes(backbone.stride, backbone.stride, self.layers)
+        dim = join(probe, backbone.spec.kind)[0].shape[2]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.attention = AttentionAugmentation(dim, config.attention_dim) if config.network == "atacnet" else None
@@ -311,6 +317,9 @@ class AtacNet(EndToEnd, TrainedMethod):
     def end_training(self, steps: int) -> None:
         self.requires_grad_(False)
         self.steps = torch.tensor([steps])
+
+    def learned_tensors(self) -> dict[str, Stored]:
+        return {"steps": numbers(1, low=1)}
 
     # Scoring
 

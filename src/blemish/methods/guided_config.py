@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from blemish.anomalies import simulator
 from blemish.config import FractionBelow1, Length, NotNegative, Positive, Range, Side
@@ -150,6 +150,10 @@ class GuidedConfig(TrainedConfig, FineTuning):
             pretraining="published",
             pretraining_recipe="paper",
         )
+
+    @classmethod
+    def joined(cls) -> dict[str, Any]:
+        return {**super().joined(), "blend_x_rays": True, "map_stride": 4, "adaptation_guard": True}
 
     def for_layout(self, layout: str) -> Self:
         """Chest X-rays are blended where `blend_x_rays` says so, and "published" is no pre-training on

@@ -25,6 +25,7 @@ from blemish.errors import ConfigError
 from blemish.methods.base import LARGEST_BANK, Batches, Method, MethodConfig, Pooling, reported
 from blemish.methods.coreset import StreamingCoreset, StreamingSample, nearest
 from blemish.methods.embedding import embed
+from blemish.methods.stored import UNIT, Free, Stored, numbers
 from blemish.types import Batch, Progress, Scores
 
 
@@ -88,6 +89,10 @@ class MemoryBank(Method):
 
     def _collector(self, dim: int) -> _Collector:
         raise NotImplementedError
+
+    def learned_tensors(self) -> dict[str, Stored]:
+        kept = Free("K", 1, self.config.bank_size)
+        return {"bank": Stored(shape=(kept, self._joined_shape()[1]), low=-UNIT, high=UNIT), "owners": numbers(kept)}
 
     def fit(self, batches: Batches, count: int, progress: Progress) -> None:
         self._remember(batches, count, progress)

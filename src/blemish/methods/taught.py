@@ -44,6 +44,7 @@ from blemish.config import FractionAbove0, Layers, NotNegative
 from blemish.errors import ArtifactError, ConfigError, DataError
 from blemish.methods.base import Batches, Method, MethodConfig, reported
 from blemish.methods.memory import MemoryBank
+from blemish.methods.stored import UNIT, Free, Stored, numbers
 from blemish.types import Batch, Progress, Scores
 
 if TYPE_CHECKING:
@@ -77,10 +78,12 @@ class TaughtConfig(MethodConfig):
     @classmethod
     def migrate(cls, values: Mapping[str, Any]) -> dict[str, Any]:
         """As of the normality method's own settings."""
-        values = dict(values)
+        values = super().migrate(values)
         if earlier := configs.assigned(values.get("normality_settings", ())):
             kind = _class_of(values.get("normality", cls.normality))
-            if (today := kind.Config.migrate(earlier)) != earlier:
+            today = kind.Config.migrate(earlier)
+            today = {key: value for key, value in today.items() if key in earlier or key not in kind.Config.joined()}
+            if today != earlier:
                 values["normality_settings"] = [f"{key}={json.dumps(it)}" for key, it in today.items()]
         return values
 
@@ -327,6 +330,27 @@ class Taught(Method):
     def fitted_state(self) -> dict[str, Tensor]:
         """As of every method; the backbone, which both have, once."""
         return {name: tensor for name, tensor in super().fitted_state().items() if not _is_shared(name)}
+
+    def learned_tensors(self) -> dict[str, Stored]:
+        probe = self.backbone.shapes(*self.scoring_size, self.config.described)
+        width = len(LOOKS) * sum(tokens.shape[2] for tokens in probe.tokens)
+        good, known = Free("n", 1), Free("M", 0)
+        own = {
+            "descriptors": Stored(shape=(good, width), low=-UNIT, high=UNIT),
+            "owners": numbers(good),
+            "usual": Stored(shape=(good,)),
+            "defects": Stored(shape=(known, width), low=-UNIT, high=UNIT, absent=True),
+            "unusual": Stored(shape=(known,), absent=True),
+        }
+        return {**{f"normality.{name}": each for name, each in self.normality.learned_tensors().items()}, **own}
+
+    def check_learned(self, tensors: Mapping[str, Tensor]) -> None:
+        if len(tensors["defects"]) != len(tensors["unusual"]):
+            raise ArtifactError("unusual: has not one score for each of `defects`")
+        try:
+            self.normality.check_learned({name.removeprefix("normality."): each for name, each in tensors.items()})
+        except ArtifactError as error:
+            raise ArtifactError(f"normality.{error}") from error
 
     def restore_state(self, tensors: dict[str, Tensor]) -> None:
         own = {name for name, _ in self.named_buffers(recurse=False)}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,9 @@ from torch import Tensor
 from blemish import artifact
 from blemish.data.stream import PictureStream
 from blemish.errors import ArtifactError, ConfigError, OutputError
+from blemish.manifest import CHECKPOINT, CheckpointManifest, read_any
 from blemish.methods.trained import Learner
 
-_KEY = "checkpoint"  # of the manifest
 _LEARNED, _OPTIMIZER = "method.", "optimizer."  # what the names of tensors begin with
 
 
@@ -98,7 +98,7 @@ def save(
     }
     # Copies, as safetensors refuses tensors that share memory.
     content = {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-    artifact.write(path, content, {_KEY: header})
+    artifact.write(path, content, {CHECKPOINT: header})
 
 
 def learned_state(method: Learner) -> dict[str, Tensor]:
@@ -159,11 +159,14 @@ def fingerprint(stream: PictureStream) -> str:
 def _read(path: Path) -> Checkpoint:
     try:
         tensors, manifest = artifact.read(path)
-        if _KEY not in manifest:
+        if CHECKPOINT not in manifest:
             raise ConfigError(f"{path}: is a detector, not the checkpoint of a training; choose another place")
+        header = read_any(path, manifest)
+        assert isinstance(header, CheckpointManifest)
+        values = {field.name: getattr(header, field.name) for field in fields(header) if field.name != "other"}
         # Copies: those read lie anywhere in the bytes of the file, fresh ones where vector instructions like them.
-        return Checkpoint(path=path, tensors={name: part.clone() for name, part in tensors.items()}, **manifest[_KEY])
-    except (ArtifactError, TypeError) as error:
+        return Checkpoint(path=path, tensors={name: part.clone() for name, part in tensors.items()}, **values)
+    except ArtifactError as error:
         reason = str(error).removeprefix(f"{path}: ")
         raise ArtifactError(f"{path}: nothing can be resumed from it; remove it to start anew ({reason})") from error
 
