@@ -351,7 +351,7 @@ def test_the_majority_vote_is_judged_too(mvtec: Path, fitted: Callable[..., Dete
             for one in super().predict_many(*given_, **named):
                 yield dataclasses.replace(one, votes=next(given))
 
-    detector = Voting(plain.method, plain.preprocessing, plain.threshold, plain.manifest)
+    detector = Voting(plain.method, plain.record)
     result = blemish.evaluate(detector, mvtec, resolution=RESOLUTION)
     normal = [row["votes"] for row in result.rows if row["truth"] == 0]
     bad = [row["votes"] for row in result.rows if row["truth"] == 1]

@@ -61,9 +61,11 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         manifest = parse_json(metadata["manifest"])
         version = manifest["format"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise ArtifactError(f"{path}: the manifest is damaged; fit again or restore a copy") from error
-    if type(version) is not int or version < 1:
+    except KeyError as error:
+        raise ArtifactError(f"{path}: the manifest is damaged: it names no format; restore a copy") from error
+    except (ValueError, TypeError) as error:
+        raise ArtifactError(f"{path}: the manifest is damaged ({error}); fit again or restore a copy") from error
+    if type(version) is not int:
         raise ArtifactError(f"{path}: the manifest is damaged: format is {short(version)}; restore a copy")
     if version > FORMAT:
         raise ArtifactError(
@@ -72,6 +74,8 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         )
     if _digest(metadata["manifest"], table, data) != metadata["digest"]:
         raise ArtifactError(f"{path}: was altered or damaged after it was written; fit again or restore a copy")
+    if version < 1:
+        raise ArtifactError(f"{path}: has format {short(version)}, which no blemish has ever written")
     try:
         return load_tensors(content), manifest
     except (SafetensorError, ValueError, TypeError, KeyError) as error:

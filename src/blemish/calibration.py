@@ -71,9 +71,9 @@ class Calibration:
     nearly_same: int = 0
     alike: bool = False
 
-    def by_category(self, names: Iterable[str]) -> dict[str, list[float]]:
+    def by_category(self, names: Iterable[str]) -> dict[str, tuple[float, ...]]:
         pairs = list(zip(self.categories, self.scores, strict=True))
-        return {name: [score for category, score in pairs if category == name] for name in names}
+        return {name: tuple(score for category, score in pairs if category == name) for name in names}
 
     def thresholds(
         self, plan: Plan, rate: float, names: Iterable[str], *, required: bool

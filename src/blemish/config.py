@@ -16,7 +16,7 @@ import typing
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, cast
 
 from blemish.errors import ConfigError, NonFiniteError, unknown_name
 
@@ -101,12 +101,12 @@ Finite = Annotated[float, Range()]
 
 def check(config: object) -> None:
     """Raises: ConfigError for a value that breaks the rules which its type declares."""
-    for key, hint in _hints(type(config)).items():
+    for key, hint in _hints(cast(Any, type(config))).items():
         _verify(key, getattr(config, key), hint)
 
 
 @cache
-def _hints(kind: type) -> dict[str, Any]:
+def _hints(kind: Any) -> dict[str, Any]:
     """The types of a dataclass's fields, with the rules in them."""
     hints = typing.get_type_hints(kind, include_extras=True)
     return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
@@ -148,7 +148,8 @@ def _follow(key: str, value: Any, rule: object, instead: str) -> None:
 def to_dict(config: object) -> dict[str, Any]:
     """The config as JSON-ready values (tuples become lists)."""
     values = {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}  # type: ignore[arg-type]
-    return {**values, **values.pop("other", {})}
+    other = values.pop("other", {})
+    return {**values, **other}
 
 
 def _plain(value: Any) -> Any:
@@ -171,7 +172,7 @@ def from_dict(
     Raises: ConfigError for an unknown key (the nearest is suggested) or a missing one, a value of the wrong type or
         out of range; NonFiniteError as `kind`.
     """
-    hints = _hints(kind)
+    hints = _hints(cast(Any, kind))
     prefix = f"{within}." if within else ""
     if not isinstance(values, Mapping):
         raise ConfigError(f"{within or 'settings'}: {short(values)} is no object of named values")
@@ -184,6 +185,7 @@ def from_dict(
             wrong = unknown_name("setting", key, hints)
             raise ConfigError(f"{within}: {wrong}" if within else str(wrong))
         checked[key] = _coerce(f"{prefix}{key}", value, hints[key], strict)
+        _verify(f"{prefix}{key}", checked[key], hints[key])
     if base is not None:
         return dataclasses.replace(base, **checked)  # type: ignore[type-var]
     for field in dataclasses.fields(kind):  # type: ignore[arg-type]
@@ -191,11 +193,9 @@ def from_dict(
         if required and field.name not in checked:
             raise ConfigError(f"{prefix}{field.name}: is missing")
     try:
-        made = kind(**checked)
-        check(made)
+        return kind(**checked)
     except (ConfigError, NonFiniteError) as error:
         raise type(error)(f"{prefix}{error}") from error
-    return made
 
 
 def override(config: C, assignments: Iterable[str]) -> C:

@@ -229,7 +229,7 @@ class CheckpointManifest:
     loss: Finite
     seconds: NotNegative
     identity: Mapping[str, Any]
-    pictures: Fingerprint
+    pictures: str
     scalars: Mapping[str, bool | int | float | None]
     curve: tuple[Annotated[tuple[float, ...], Length(2)], ...] = ()
     other: Mapping[str, Any] = field(default_factory=dict)
@@ -237,6 +237,8 @@ class CheckpointManifest:
     def __post_init__(self) -> None:
         if self.step > self.steps:
             raise ConfigError(f"step: at most {self.steps}, the number of all steps, got {self.step}")
+        if not isinstance(self.identity.get("config", {}), Mapping):
+            raise ConfigError("identity.config: is no object of named values")
 
 
 def read_manifest(path: object, values: Mapping[str, Any]) -> Manifest:

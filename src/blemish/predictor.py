@@ -18,6 +18,7 @@ from blemish import config as configs
 from blemish.backbones import Backbone, restore
 from blemish.categories import NearestCategory, features
 from blemish.compute import pick_device, pick_precision
+from blemish.config import short
 from blemish.data.folder import find_pictures
 from blemish.data.stream import load_picture, map_ahead, name_of
 from blemish.data.transforms import Preprocessing, prepare
@@ -354,6 +355,8 @@ def _check(method: Method, record: Manifest) -> None:
     """Whether what an artifact says of its parts goes together. `method`: without storage. Raises: ConfigError."""
     height, width = method.scoring_size
     preprocessing, backbone = record.preprocessing, method.backbone
+    if method.config.backbone != backbone.spec.name:
+        raise ConfigError(f"config.backbone: {short(method.config.backbone)} is not backbone.spec.name")
     if (preprocessing.height, preprocessing.width) != (height, width):
         raise ConfigError(
             f"preprocessing.height, preprocessing.width: {preprocessing.height}×{preprocessing.width} is not the size "
@@ -364,9 +367,8 @@ def _check(method: Method, record: Manifest) -> None:
     except ConfigError:
         raise
     except Exception as error:  # as of `_backbone`
-        raise ConfigError(
-            f"backbone.spec.timm_name: {backbone.spec.timm_name} cannot be used here ({error})"
-        ) from error
+        name = backbone.spec.timm_name
+        raise ConfigError(f"backbone.spec.timm_name: {name} cannot be used here ({error})") from error
     known = record.category_features
     if known is not None and len(known.spread) != seen.tokens[-1].shape[2]:
         raise ConfigError(

@@ -8,7 +8,6 @@ import hashlib
 import importlib.metadata
 import inspect
 import io
-import json
 import sys
 from collections import Counter
 from collections.abc import Mapping
@@ -20,11 +19,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from blemish import config
+from blemish import artifact, config
 from blemish.backbones.checkpoint import HEADS, read_tensors
 from blemish.backbones.offline import load_efficientnet_lite0, load_focus
 from blemish.config import Layers, Length, Matching, Range
-from blemish.errors import ConfigError, NonFiniteError, WeightsError
+from blemish.errors import ArtifactError, ConfigError, NonFiniteError, WeightsError
 
 RANDOM = "random"
 
@@ -152,9 +151,9 @@ def _origin(path: Path) -> _Origin | None:
     """None for any other file. Raises: WeightsError."""
     try:
         with safe_open(path, framework="pt") as file:
-            manifest = json.loads((file.metadata() or {})["manifest"])
+            manifest = config.parse_json((file.metadata() or {})["manifest"])
         method, pretraining = manifest.get("method"), manifest.get("pretraining")
-    except (SafetensorError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (SafetensorError, ValueError, TypeError, KeyError, AttributeError):
         return None
     if isinstance(method, str) and "format" in manifest:  # as every artifact of ours says
         raise WeightsError(
@@ -164,10 +163,12 @@ def _origin(path: Path) -> _Origin | None:
     if not isinstance(pretraining, str):
         return None
     try:
+        artifact.read(path)  # whole and unaltered, by its digest
         backbone = manifest["backbone"]
         return _Origin(pretraining, str(backbone["spec"]["name"]), WeightsInfo.from_dict(backbone["weights"]))
-    except (TypeError, KeyError, ConfigError) as error:
-        raise WeightsError(f"{path}: what it says of itself is damaged ({error}); pre-train it again") from error
+    except (TypeError, KeyError, ConfigError, ArtifactError) as error:
+        reason = str(error).removeprefix(f"{path}: ")
+        raise WeightsError(f"{path}: what it says of itself is damaged ({reason}); pre-train it again") from error
 
 
 def _initialise(model: nn.Module, seed: int) -> None:

@@ -124,7 +124,7 @@ class AGPNetConfig(TrainedConfig):
         """In earlier, unreleased states noise was α(t) · (floor + (1 - floor) · N(A)), in standard
         deviations of F, and `noise_floor` stood where `beta` does. What it becomes has the same
         noise from `noise_until` on."""
-        values = super().migrate(values)
+        values = dict(values)
         if (floor := values.pop("noise_floor", None)) is not None:
             low, high = values.get("noise_low", 0.0), values.get("noise_high", 1.0)
             values |= {"noise_low": (1 - floor) * low, "noise_high": (1 - floor) * high, "beta": floor * high}

@@ -79,7 +79,7 @@ class MethodConfig:
     @classmethod
     def migrate(cls, values: Mapping[str, Any]) -> dict[str, Any]:
         """The settings that an artifact of an older version carries, under their names and in the meaning of today."""
-        return {**cls.joined(), **values}
+        return dict(values)
 
     @classmethod
     def joined(cls) -> dict[str, Any]:
@@ -93,7 +93,7 @@ class MethodConfig:
         Raises: ConfigError for one that is missing, unknown, of the wrong type or out of range.
         """
         try:
-            today = cls.migrate(values)
+            today = {**cls.joined(), **cls.migrate(values)}
         except (TypeError, ValueError, AttributeError) as error:  # older forms are taken for granted there
             raise ConfigError(f"config: is not as any version has written it ({error})") from error
         if missing := [field.name for field in fields(cls) if field.name not in today]:

@@ -57,12 +57,11 @@ def weight(name: str, tensor: Tensor) -> Stored:
 
 def check_tensors(table: Mapping[str, Stored], tensors: Mapping[str, Tensor]) -> None:
     """Raises: ArtifactError that names the tensor which does not hold, and why."""
-    if missing := [name for name in table if name not in tensors]:
-        raise ArtifactError(f"{missing[0]}: is missing" + (f", and {len(missing) - 1} more" if missing[1:] else ""))
-    if foreign := [name for name in tensors if name not in table]:
-        raise ArtifactError(
-            f"{foreign[0]}: is not part of it" + (f", and {len(foreign) - 1} more" if foreign[1:] else "")
-        )
+    absent, foreign = table.keys() - tensors.keys(), tensors.keys() - table.keys()
+    for names, wrong in ((absent, "is missing"), (foreign, "is not part of it")):
+        if names:
+            more = f", and {len(names) - 1} more" if len(names) > 1 else ""
+            raise ArtifactError(f"{min(names)}: {wrong}{more}")
     sides: dict[str, int] = {}
     for name, wanted in table.items():  # all shapes before any value, which takes time to look at
         _check_shape(name, wanted, tensors[name], sides)
@@ -95,9 +94,8 @@ def _check_values(name: str, wanted: Stored, tensor: Tensor) -> None:
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ArtifactError(f"{name}: holds NaN or infinite values")
     if low < wanted.low or (wanted.above and low == wanted.low):
-        raise ArtifactError(
-            f"{name}: holds {low:g}; {'more than' if wanted.above else 'at least'} {wanted.low:g} is possible"
-        )
+        least = "more than" if wanted.above else "at least"
+        raise ArtifactError(f"{name}: holds {low:g}; {least} {wanted.low:g} is possible")
     if high > wanted.high:
         raise ArtifactError(f"{name}: holds {high:g}; at most {wanted.high:g} is possible")
 

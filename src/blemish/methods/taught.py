@@ -78,12 +78,10 @@ class TaughtConfig(MethodConfig):
     @classmethod
     def migrate(cls, values: Mapping[str, Any]) -> dict[str, Any]:
         """As of the normality method's own settings."""
-        values = super().migrate(values)
+        values = dict(values)
         if earlier := configs.assigned(values.get("normality_settings", ())):
             kind = _class_of(values.get("normality", cls.normality))
-            today = kind.Config.migrate(earlier)
-            today = {key: value for key, value in today.items() if key in earlier or key not in kind.Config.joined()}
-            if today != earlier:
+            if (today := kind.Config.migrate(earlier)) != earlier:
                 values["normality_settings"] = [f"{key}={json.dumps(it)}" for key, it in today.items()]
         return values
 

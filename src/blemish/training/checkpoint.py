@@ -60,8 +60,9 @@ class Checkpoint:
                 state.setdefault(int(number), {})[key] = value
         try:
             put_back(method, learned)
+            _check_state(state, optimizer)
             optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-        except (RuntimeError, ValueError, KeyError) as error:
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ArtifactError(
                 f"{self.path}: does not fit this {method.name} ({error}); remove it to start anew"
             ) from error
@@ -112,7 +113,28 @@ def put_back(method: Learner, state: Mapping[str, Tensor]) -> None:
     differing = sorted(state.keys() ^ learned_state(method).keys())
     if differing:
         raise ValueError(f"other tensors: {', '.join(differing[:3])}{' …' if len(differing) > 3 else ''}")
+    for name, tensor in state.items():
+        if not isinstance(tensor, Tensor) or not bool(tensor.isfinite().all()):
+            raise ValueError(f"{_LEARNED}{name} holds NaN or infinite values")
     method.load_state_dict(state, strict=False)  # without the frozen backbone
+
+
+def _check_state(state: Mapping[int, Mapping[str, Any]], optimizer: torch.optim.Optimizer) -> None:
+    """Raises: ValueError where an optimiser's state is not of its parameters, as its next step would need it."""
+    parameters = [each for group in optimizer.param_groups for each in group["params"]]
+    keys = {frozenset(values) for values in state.values()}
+    if sorted(state) != list(range(len(parameters))) or len(keys) != 1:
+        raise ValueError("the optimiser's state is not of the parameters that learn")
+    if isinstance(optimizer, torch.optim.Adam) and not {"step", "exp_avg", "exp_avg_sq"} <= set(*keys):
+        raise ValueError("the optimiser's state is not Adam's")
+    for number, values in state.items():
+        for key, value in values.items():
+            if not isinstance(value, Tensor):
+                continue
+            if value.ndim and value.shape != parameters[number].shape:
+                raise ValueError(f"{_OPTIMIZER}{number}.{key} has the shape {tuple(value.shape)}")
+            if not bool(value.isfinite().all()):
+                raise ValueError(f"{_OPTIMIZER}{number}.{key} holds NaN or infinite values")
 
 
 def is_frozen(module: torch.nn.Module) -> bool:
