@@ -846,17 +846,19 @@ def inspect(
 ) -> int:
     """Say what an artifact, a pre-trained encoder or an interrupted training is, and that it is whole."""
     from blemish.artifact import read
+    from blemish.manifest import read_any
 
     _, manifest = read(artifact)
+    told = read_any(artifact, manifest).to_dict()
     size = artifact.stat().st_size
     document = {"artifact": str(artifact), "bytes": size, "whole": True, "manifest": manifest}
     heading = f"{artifact}: whole and unaltered, {size / 2**20:.1f} MiB"
     if "method" in manifest:
-        described = wording.manifest(manifest)
+        described = wording.manifest(told)
     elif "pretraining" in manifest:
-        described = wording.encoder(manifest)
+        described = wording.encoder(told)
     else:
-        described = wording.checkpoint(manifest["checkpoint"])
+        described = wording.checkpoint(told)
     console.answer(document, [heading, described], as_json=json)
     return WELL
 

@@ -6,13 +6,16 @@ Nothing is fetched at import. `build` resolves weights (hub, local file or pip p
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from blemish.backbones.base import Backbone, Features
 from blemish.backbones.cnn import CnnBackbone
@@ -21,7 +24,7 @@ from blemish.backbones.weights import BackboneSpec, WeightsInfo, resolve
 from blemish.errors import ConfigError, unknown_name
 
 __all__ = ["SPECS", "Backbone", "BackboneSpec", "CnnBackbone", "Features", "VitBackbone", "WeightsInfo"]
-__all__ += ["build", "restore", "spec_of"]
+__all__ += ["build", "hollow", "restore", "spec_of"]
 
 
 def _vit(name: str, timm_name: str, about: str, licence: str = "Apache-2.0", **more: Any) -> BackboneSpec:
@@ -74,14 +77,14 @@ def spec_of(name: str) -> BackboneSpec:
         return SPECS[name]
     if not timm.is_model(name.split(".")[0]):
         raise unknown_name("backbone", name, SPECS) from None
-    kind = "vit" if _family(name) in ("vision_transformer", "eva", "deit") else "cnn"
-    build_spec = _vit if kind == "vit" else _cnn
+    build_spec = _vit if _kind(name) == "vit" else _cnn
     return build_spec(name, name, f"timm model {name}", licence="see timm")
 
 
-def _family(name: str) -> str:
+def _kind(name: str) -> str:
+    """ "vit" or "cnn": what a timm model is."""
     module: str = timm.model_entrypoint(name.split(".")[0]).__module__
-    return module.rsplit(".", 1)[-1]
+    return "vit" if module.rsplit(".", 1)[-1] in ("vision_transformer", "eva", "deit") else "cnn"
 
 
 def build(name: str, *, weights: str | Path | None = None, seed: int = 0) -> Backbone:
@@ -103,12 +106,43 @@ def build(name: str, *, weights: str | Path | None = None, seed: int = 0) -> Bac
     return backbone
 
 
+class _Unfilled(TorchFunctionMode):
+    """While open, whatever would fill a tensor is left out."""
+
+    def __torch_function__(
+        self, func: Any, _types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        name, kwargs = getattr(func, "__name__", ""), kwargs or {}
+        filled = args[0] if args else kwargs.get("tensor")
+        if name.endswith("_") and not name.endswith(("__", "requires_grad_")) and isinstance(filled, Tensor):
+            return filled
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def hollow() -> Iterator[None]:
+    """While open, networks are made without storage (on the device "meta"): their names and shapes, in a moment and
+    without memory, however large they are."""
+    with torch.device("meta"), _Unfilled():  # to fill them there torch would go a slow way, once for every weight
+        yield
+
+
 def restore(spec: BackboneSpec, info: WeightsInfo) -> Backbone:
-    """The same architecture with unset weights, for `load_state_dict` of an artifact's tensors."""
+    """The same architecture with unset weights, for `load_state_dict` of an artifact's tensors.
+
+    Whatever a spec says, which may come from a stranger's file, only a model that timm itself has is built: nothing is
+    fetched, and no other file is read.
+
+    Raises: ConfigError for another name, kind, or a model that blemish does not read.
+    """
     return _wrap(spec, _create(spec), info)
 
 
 def _create(spec: BackboneSpec) -> nn.Module:
+    if not timm.is_model(spec.timm_name.split(".")[0]):
+        raise ConfigError(f"timm_name: {spec.timm_name!r} is no model that timm has")
+    if spec.kind != _kind(spec.timm_name):
+        raise ConfigError(f"kind: {spec.timm_name} is a {_kind(spec.timm_name)}, not a {spec.kind}")
     options: dict[str, Any] = {"num_classes": 0}
     if spec.kind == "vit":
         options["dynamic_img_size"] = True

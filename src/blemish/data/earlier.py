@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Collection
 from pathlib import Path
 
+from blemish.config import parse_json
 from blemish.errors import DataError
 from blemish.files import TABLE_BYTES, read_whole
 
@@ -67,7 +67,7 @@ def _is_ours(sign: Path) -> bool:
     if sign.suffix == ".jsonl":
         return True
     try:
-        told = json.loads(read_whole(sign, limit=TABLE_BYTES, error=DataError))
-    except (DataError, ValueError, RecursionError):
+        told = parse_json(read_whole(sign, limit=TABLE_BYTES, error=DataError))
+    except (DataError, ValueError):
         return False
     return isinstance(told, dict) and ({"artifact", "precision"} <= told.keys() or {"counts", "rows"} <= told.keys())
