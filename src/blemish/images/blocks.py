@@ -111,7 +111,7 @@ def packbits_length(coded: bytes, most: int) -> tuple[int, int]:
 
 
 _CODES = np.arange(3840)  # more than can follow a clear: 4096 less 258 codes
-_WIDTHS = np.array([min(12, int(258 + max(code, 1)).bit_length()) for code in _CODES])
+_WIDTHS = np.array([min(12, (258 + max(code, 1)).bit_length()) for code in range(3840)])
 _ENDS = np.cumsum(_WIDTHS)
 _STARTS = _ENDS - _WIDTHS
 
