@@ -7,12 +7,14 @@ much, in the order of arrival, so that a large picture is not overtaken for ever
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from blemish.errors import BlemishError, ImageError
 from blemish.images.limits import Unusable
 
 _SIGNS = ("out of memory", "can't allocate memory", "not enough memory", "insufficient memory")
@@ -32,6 +34,8 @@ def ran_out(error: BaseException) -> bool:
         >>> ran_out(ValueError("broken data stream"))
         False
     """
+    if isinstance(error, (BlemishError, OSError)):  # their words may quote the name of a file
+        return isinstance(error, OSError) and error.errno == errno.ENOMEM
     return isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in _SIGNS)
 
 
@@ -63,10 +67,10 @@ def _of_cgroups(root: Path) -> Iterator[int]:
     for line in _text(root / "proc/self/cgroup").splitlines():
         _, controllers, path = (*line.split(":", 2), "", "")[:3]
         if not controllers:
-            base, names = root / "sys/fs/cgroup", ("memory.max", "memory.high")
+            base, names = root / "sys/fs/cgroup", ["memory.max", "memory.high"]
             current, idle = "memory.current", "inactive_file"
         elif "memory" in controllers.split(","):
-            base, names = root / "sys/fs/cgroup/memory", ("memory.limit_in_bytes",)
+            base, names = root / "sys/fs/cgroup/memory", ["memory.limit_in_bytes"]
             current, idle = "memory.usage_in_bytes", "total_inactive_file"
         else:
             continue
@@ -95,7 +99,8 @@ def _of_the_process(root: Path) -> int | None:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(errors="replace")
+        with path.open("rb") as file:
+            return file.read().decode("utf-8", "replace")
     except OSError:
         return ""
 
@@ -111,10 +116,10 @@ def _entry(path: Path, name: str) -> int:
 class Budget:
     """Memory reserved by the decodes of a process; safe to use from many threads.
 
-    Without a limit a decode waits until all decodes together, itself included, hold at most half of
-    the memory that is free and theirs. What is reserved is counted as free until it is allocated, so
-    at worst they promise each other all that was free, never more. One that is larger than that is
-    let through alone, if free memory holds it at all.
+    Without a limit a decode waits until all of them together, itself included, hold at most half of
+    the memory that is free and theirs. What is reserved counts as free until it is allocated, so at
+    worst they promise each other all that was free, never more. One that is larger than that is let
+    through when no other is at work, if free memory holds it at all.
 
     Args:
         free: says how many bytes are free; None = not known, then only an explicit limit counts.
@@ -125,6 +130,7 @@ class Budget:
         self._changed = threading.Condition()
         self._waiting: deque[object] = deque()
         self._used = 0
+        self._at_work = 0  # threads that hold something and do not wait
         self._own = _Own()
 
     @property
@@ -146,50 +152,51 @@ class Budget:
             yield own
         finally:
             own.depth -= 1
-            left = before + own.kept if own.depth else 0
-            own.kept = kept
+            left = min(before + own.kept, own.reserved) if own.depth else 0
             with self._changed:
-                self._used -= own.reserved - min(left, own.reserved)
-                own.reserved = min(left, own.reserved)
+                self._used -= own.reserved - left
+                self._at_work -= own.reserved > 0 and left == 0
                 self._changed.notify_all()
+            own.reserved, own.kept = left, kept
 
     def reserve(self, size: int, limit: int | None = None) -> None:
         """Wait until `size` bytes may be taken, and count them to the block (`held`) that is open.
 
-        A thread that holds something already is not made to wait for others, who may wait for it.
+        Those that wait are served in order. Whoever holds something already (the bytes of a file)
+        waits like all others: where all who hold something wait, the first of them is let through.
 
         Args: limit: the most that all may hold together, in bytes; None = half of free memory.
         Raises: Unusable where it does not fit even alone.
         """
-        ticket = object()
+        own, ticket = self._own, object()
         with self._changed:
             self._waiting.append(ticket)
+            self._at_work -= own.reserved > 0
+            self._changed.notify_all()
             try:
-                while not self._may_pass(ticket, size, limit):
+                while self._waiting[0] is not ticket or not self._fits(size, limit):
                     self._changed.wait()
                 self._used += size
-                self._own.reserved += size
+                own.reserved += size
             finally:
                 self._waiting.remove(ticket)
+                self._at_work += own.reserved > 0
                 self._changed.notify_all()
 
-    def _may_pass(self, ticket: object, size: int, limit: int | None) -> bool:
-        if limit is not None and size > limit:
+    def _fits(self, size: int, limit: int | None) -> bool:
+        """Whether the first of those that wait may go on."""
+        if limit is not None and self._own.reserved + size > limit:
             raise Unusable(
-                f"needs about {_gib(size)} to decode; the limit is {_gib(limit)} (Limits.memory): "
-                "raise it, or save the picture in a smaller size"
+                f"needs about {in_words(self._own.reserved + size)} to decode; the limit is "
+                f"{in_words(limit)} (Limits.memory): raise it, or save the picture in a smaller size"
             )
-        holds = self._own.reserved > 0
-        if not holds and self._waiting[0] is not ticket:
-            return False
-        others = self._used - self._own.reserved
         free = self._free()
-        if free is not None and size > free and (holds or others == 0):
-            raise Unusable(
-                f"needs about {_gib(size)} to decode; {_gib(free)} are free: "
-                "make room, or save the picture in a smaller size"
-            )
-        if holds or others == 0:
+        if self._at_work == 0:
+            if free is not None and size > free:
+                raise Unusable(
+                    f"needs about {in_words(size)} to decode; {in_words(free)} are free: "
+                    "make room, or save the picture in a smaller size"
+                )
             return True
         if limit is not None and self._used + size > limit:
             return False
@@ -204,8 +211,32 @@ class _Own(threading.local):
     depth = 0
 
 
-def _gib(size: int) -> str:
+def in_words(size: int) -> str:
+    """A number of bytes for people.
+
+    Example:
+        >>> in_words(10_300_000_000), in_words(5_000_000)
+        ('9.6 GiB', '4.8 MiB')
+    """
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 / 10 else f"{size / 2**20:.1f} MiB"
 
 
 BUDGET = Budget()
+
+
+@contextlib.contextmanager
+def within_memory(name: str) -> Iterator[_Own]:
+    """Inside, what is decoded counts to the process's budget until the block ends; where memory
+    runs out, that is the picture's own failure.
+
+    Raises: ImageError of `name` where memory runs out, whichever library says so.
+    """
+    try:
+        with BUDGET.held() as own:
+            yield own
+        return
+    except Exception as error:
+        if not ran_out(error):
+            raise
+    # Outside the handler: what was decoded so far is let go with the error's frames.
+    raise ImageError(name, OUT_OF_MEMORY)

@@ -29,6 +29,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from blemish.errors import BlemishError, ConfigError, ImageError, NonFiniteError
+from blemish.images.budget import BUDGET, ran_out, within_memory
 from blemish.images.dicom import dicom
 from blemish.images.limits import LIMITS, Limits, Unusable, check_frames, check_size, too_large
 from blemish.images.pixels import Array, Raw, blocks, full_scale, image_values, native, split, unit, upright
@@ -85,7 +86,12 @@ class Picture:
 
     def as_uint8(self) -> Array:
         """The pixels as uint8 in 0..255, rounded to the nearest."""
-        return self.pixels if self.pixels.dtype == np.uint8 else np.rint(self.pixels * 255).astype(np.uint8)
+        if self.pixels.dtype == np.uint8:
+            return self.pixels
+        small = np.empty(self.pixels.shape, np.uint8)
+        for rows in blocks(*self.size):
+            small[rows] = np.rint(self.pixels[rows] * 255)
+        return small
 
     def as_float(self) -> Array:
         """The pixels as float32 in [0, 1]."""
@@ -128,14 +134,17 @@ def decode(
     if window is not None and not (all(map(math.isfinite, window)) and window[0] < window[1]):
         raise ConfigError(f"window {window[0]:g},{window[1]:g}: two finite numbers lo,hi with lo < hi are needed")
     label = name or _label(source)
-    raw = _read(source, label, limits)
-    notes = raw.notes if window else (*raw.notes, *_depth_note(raw))
-    scaled, alpha = _scaling(raw, window, label)
-    if alpha is not None and alpha.min() < full_scale(alpha):
-        notes = (*notes, "transparency composed over white")
-    else:
-        alpha = None
-    return Picture(_rgb(raw.values, scaled, alpha), label, notes)
+    with within_memory(label) as memory:
+        raw = _read(source, label, limits)
+        notes = raw.notes if window else (*raw.notes, *_depth_note(raw))
+        scaled, alpha = _scaling(raw, window, label)
+        if alpha is not None and alpha.min() < full_scale(alpha):
+            notes = (*notes, "transparency composed over white")
+        else:
+            alpha = None
+        picture = Picture(_rgb(raw.values, scaled, alpha), label, notes)
+        memory.kept = picture.pixels.nbytes
+    return picture
 
 
 def _rgb(values: Array, scaled: Callable[[slice], Array], alpha: Array | None) -> Array:
@@ -175,11 +184,15 @@ def decode_mask(source: Source, *, limits: Limits = LIMITS, name: str | None = N
         (array([[False, False,  True]]), array([[False,  True]]))
     """
     label = name or _label(source)
-    raw = _read(source, label, limits)
+    with within_memory(label):
+        return _marked(_read(source, label, limits), label)
+
+
+def _marked(raw: Raw, label: str) -> npt.NDArray[np.bool_]:
     stored = split(raw.values)[0]
     if stored.dtype.kind in "iu" and stored.max() <= _MAX_CLASS and not raw.inverted and raw.rendered is None:
-        marked: npt.NDArray[np.bool_] = stored > 0
-        marked = marked if marked.ndim == 2 else marked.any(axis=2)
+        above = stored > 0
+        marked: npt.NDArray[np.bool_] = above if above.ndim == 2 else np.any(above, axis=2)
     else:
         scaled, _ = _scaling(raw, None, label)
         marked = np.empty(stored.shape[:2], bool)
@@ -188,7 +201,7 @@ def decode_mask(source: Source, *, limits: Limits = LIMITS, name: str | None = N
             colour = scaled(rows)
             top, most = full_scale(colour), max(most, colour.max())
             above = colour > top / 2
-            marked[rows] = above if above.ndim == 2 else above.any(axis=2)
+            marked[rows] = above if above.ndim == 2 else np.any(above, axis=2)
         if not marked.any() and most > 0:
             raise ImageError(
                 label,
@@ -258,9 +271,9 @@ def _read(source: Source, label: str, limits: Limits) -> Raw:
         reason = str(refusal)
     except BlemishError:
         raise
-    except MemoryError:
-        reason = "needs more memory than there is"
     except Exception as error:  # decoders raise anything from struct.error to SyntaxError on hostile bytes
+        if ran_out(error):
+            raise
         raise ImageError(label, f"cannot be decoded: the {what} is damaged or of an unsupported kind") from error
     raise ImageError(label, reason)  # outside the handlers: nothing that a decoder said is chained to it
 
@@ -274,6 +287,7 @@ def _file_bytes(path: Path, limits: Limits) -> bytes:
             raise Unusable("is not a regular file")
         if status.st_size > limits.max_bytes:
             raise Unusable(too_large(status.st_size, limits))
+        BUDGET.reserve(status.st_size, limits.memory)
         with path.open("rb") as file:
             return file.read(status.st_size)
     except FileNotFoundError:
@@ -292,15 +306,17 @@ def _rest_of(file: Any, limits: Limits) -> bytes:
     """What an open file still holds."""
     if isinstance(file, TextIOBase):
         raise Unusable("is a file opened as text; open it in binary mode ('rb')")
-    content = bytearray()
+    parts: list[bytes] = []
+    room = limits.max_bytes + 1
     try:
-        while len(content) <= limits.max_bytes and (part := file.read(limits.max_bytes + 1 - len(content))):
-            content += part
+        while room > 0 and (part := file.read(room)):
+            parts.append(bytes(part))  # which fails for one that gives text
+            room -= len(part)
     except OSError as error:
         raise Unusable(f"cannot be read: {error.strerror or error}") from None
     except (TypeError, ValueError) as error:  # of a closed file, or of one that gives text
         raise Unusable(f"cannot be read: {error}") from None
-    return bytes(content)
+    return b"".join(parts)  # no copy where it came in one piece
 
 
 _FOREIGN = {
@@ -378,9 +394,7 @@ def _from_image(image: Image.Image, limits: Limits) -> Raw:
     return Raw(upright(values, orientation), notes=notes)
 
 
-def _scaling(
-    raw: Raw, window: tuple[float, float] | None, label: str
-) -> tuple[Callable[[slice], Array], Array | None]:
+def _scaling(raw: Raw, window: tuple[float, float] | None, label: str) -> tuple[Callable[[slice], Array], Array | None]:
     """What gives colour of some rows as uint8, or as float32 in [0, 1], and alpha as stored."""
     values = raw.values
     if values.dtype == bool:

@@ -44,9 +44,7 @@ def image_values(image: Image.Image) -> tuple[Array, tuple[str, ...]]:
     mode = image.mode
     deep = mode in ("I", "F") or mode.startswith("I;16")
     if image.has_transparency_data and not deep:
-        opaque = all(
-            each.getchannel("A").getextrema() == (255, 255) for _, each in _parts(image, "RGBA")
-        )
+        opaque = all(each.getchannel("A").getextrema() == (255, 255) for _, each in _parts(image, "RGBA"))
         mode = "RGB" if opaque else "RGBA"
     elif mode == "1":
         mode = "L"
