@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -153,7 +154,7 @@ def test_a_block_gives_back_all_but_what_it_hands_out() -> None:
             budget.reserve(3 * GIB)
             inner.kept = GIB
         assert budget.used == GIB
-        with pytest.raises(ZeroDivisionError), budget.held():  # noqa: PT012
+        with contextlib.suppress(ZeroDivisionError), budget.held():
             budget.reserve(GIB)
             raise ZeroDivisionError
         assert budget.used == GIB
