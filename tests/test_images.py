@@ -1277,7 +1277,7 @@ def test_out_of_memory_is_said(monkeypatch):
         raise MemoryError
 
     monkeypatch.setitem(decoder._READERS, "png", full)
-    assert reason(saved(RGB)) == "needs more memory than there is"
+    assert reason(saved(RGB)).startswith("needs more memory than there was left when its turn came")
 
 
 def test_plain_pictures_need_neither_opencv_nor_pydicom(monkeypatch):
@@ -1287,9 +1287,9 @@ def test_plain_pictures_need_neither_opencv_nor_pydicom(monkeypatch):
         assert name.partition(".")[0] not in ("cv2", "pydicom", "tifffile")
         return real(name, *rest, **more)
 
-    data = [saved(RGB, kind) for kind in ("PNG", "JPEG", "BMP", "WEBP")]
+    data = [saved(RGB, kind) for kind in ("PNG", "JPEG", "BMP")]
     monkeypatch.setattr(builtins, "__import__", guarded)
-    assert [decode(one).size for one in data] == [(7, 5)] * 4
+    assert [decode(one).size for one in data] == [(7, 5)] * 3
 
 
 def test_import_is_cheap():

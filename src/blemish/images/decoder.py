@@ -30,10 +30,22 @@ from PIL import Image
 
 from blemish.errors import BlemishError, ConfigError, ImageError, NonFiniteError
 from blemish.images.bmp import bmp
+from blemish.images.budget import BUDGET, ran_out, within_memory
 from blemish.images.dicom import dicom
 from blemish.images.jpeg import jpeg
 from blemish.images.limits import LIMITS, Limits, Unusable, check_frames, check_size, too_large
-from blemish.images.pixels import Array, Container, Raw, full_scale, image_values, native, split, unit, upright
+from blemish.images.pixels import (
+    Array,
+    Container,
+    Raw,
+    full_scale,
+    image_values,
+    native,
+    row_blocks,
+    split,
+    unit,
+    upright,
+)
 from blemish.images.quiet import quiet
 from blemish.images.raster import png, pnm, webp
 from blemish.images.tiff import tiff
@@ -87,7 +99,12 @@ class Picture:
 
     def as_uint8(self) -> Array:
         """The pixels as uint8 in 0..255, rounded to the nearest."""
-        return self.pixels if self.pixels.dtype == np.uint8 else np.rint(self.pixels * 255).astype(np.uint8)
+        if self.pixels.dtype == np.uint8:
+            return self.pixels
+        small = np.empty(self.pixels.shape, np.uint8)
+        for rows in row_blocks(*self.size):
+            small[rows] = np.rint(self.pixels[rows] * 255)
+        return small
 
     def as_float(self) -> Array:
         """The pixels as float32 in [0, 1]."""
@@ -130,17 +147,37 @@ def decode(
     if window is not None and not (all(map(math.isfinite, window)) and window[0] < window[1]):
         raise ConfigError(f"window {window[0]:g},{window[1]:g}: two finite numbers lo,hi with lo < hi are needed")
     label = name or _label(source)
-    raw = _read(source, label, limits)
-    colour, alpha = _scaled(raw, window, label)
-    notes = raw.notes if window else (*raw.notes, *_depth_note(raw))
-    if alpha is not None and alpha.min() < full_scale(alpha):
-        colour = _over_white(colour, alpha)
-        notes = (*notes, "transparency composed over white")
-    if colour.ndim == 2:
-        import cv2
+    with within_memory(label) as memory:
+        raw = _read(source, label, limits)
+        notes = raw.notes if window else (*raw.notes, *_depth_note(raw))
+        scaled, alpha = _scaling(raw, window, label)
+        if alpha is not None and alpha.min() < full_scale(alpha):
+            notes = (*notes, "transparency composed over white")
+        else:
+            alpha = None
+        picture = Picture(_rgb(raw.values, scaled, alpha), label, notes)
+        memory.kept = picture.pixels.nbytes
+    return picture
 
-        colour = cv2.cvtColor(colour, cv2.COLOR_GRAY2RGB)  # many times faster than broadcasting in numpy
-    return Picture(np.ascontiguousarray(colour), label, notes)
+
+def _rgb(values: Array, scaled: Callable[[slice], Array], alpha: Array | None) -> Array:
+    """H W 3: the scaled colours over white, a few rows at a time, or as they are where they are that already."""
+    height, width = values.shape[:2]
+    first = scaled(slice(0, 1))
+    if alpha is None and values.shape[2:] == (3,) and np.may_share_memory(first, values):
+        return np.ascontiguousarray(values)
+    pixels = np.empty((height, width, 3), first.dtype)
+    for rows in row_blocks(height, width):
+        colour = scaled(rows)
+        if alpha is not None:
+            colour = _over_white(colour, alpha[rows])
+        if colour.ndim == 2:
+            import cv2  # many times faster than broadcasting in numpy
+
+            cv2.cvtColor(np.ascontiguousarray(colour), cv2.COLOR_GRAY2RGB, dst=pixels[rows])
+        else:
+            pixels[rows] = colour
+    return pixels
 
 
 _MAX_CLASS = 63  # in masks of class numbers; a quarter of full scale in 8 bits
@@ -160,19 +197,30 @@ def decode_mask(source: Source, *, limits: Limits = LIMITS, name: str | None = N
         (array([[False, False,  True]]), array([[False,  True]]))
     """
     label = name or _label(source)
-    raw = _read(source, label, limits)
+    with within_memory(label):
+        return _marked(_read(source, label, limits), label)
+
+
+def _marked(raw: Raw, label: str) -> npt.NDArray[np.bool_]:
     stored = split(raw.values)[0]
     if stored.dtype.kind in "iu" and stored.max() <= _MAX_CLASS and not raw.inverted and raw.rendered is None:
-        marked: npt.NDArray[np.bool_] = stored > 0
+        above = stored > 0
+        marked: npt.NDArray[np.bool_] = above if above.ndim == 2 else np.any(above, axis=2)
     else:
-        colour, _ = _scaled(raw, None, label)
-        marked = colour > full_scale(colour) / 2
-        if not marked.any() and colour.max() > 0:
-            largest = f"{colour.max():.4g} of {full_scale(colour)}"
+        scaled, _ = _scaling(raw, None, label)
+        marked = np.empty(stored.shape[:2], bool)
+        most = 0.0
+        for rows in row_blocks(*stored.shape[:2]):
+            colour = scaled(rows)
+            top, most = full_scale(colour), max(most, colour.max())
+            above = colour > top / 2
+            marked[rows] = above if above.ndim == 2 else np.any(above, axis=2)
+        if not marked.any() and most > 0:
             raise ImageError(
-                label, f"is no clear mask: its largest value is {largest}; save it with 0 and 255, or 0 and 1"
+                label,
+                f"is no clear mask: its largest value is {most:.4g} of {top}; save it with 0 and 255, or 0 and 1",
             )
-    return marked if marked.ndim == 2 else np.any(marked, axis=2)
+    return marked
 
 
 def sniff(head: bytes) -> str | None:
@@ -231,16 +279,31 @@ def _read(source: Source, label: str, limits: Limits) -> Raw:
         if kind is None:
             raise Unusable(_not_a_picture(source[:512]))
         what = {"webp": "WebP", "pnm": "PGM or PPM"}.get(kind, kind.upper())
-        return _READERS[kind](source, limits).decode()
+        container = _READERS[kind](source, limits)
+        del source  # where it comes from a file, the reader alone holds it, and lets go of it early
+        BUDGET.reserve(_peak(kind, container), limits.memory)
+        return container.decode()
     except Unusable as refusal:
         reason = str(refusal)
     except BlemishError:
         raise
-    except MemoryError:
-        reason = "needs more memory than there is"
     except Exception as error:  # decoders raise anything from struct.error to SyntaxError on hostile bytes
+        if ran_out(error):
+            raise
         raise ImageError(label, f"cannot be decoded: the {what} is damaged or of an unsupported kind") from error
     raise ImageError(label, reason)  # outside the handlers: nothing that a decoder said is chained to it
+
+
+def _peak(kind: str, container: Container) -> int:
+    """Bytes that a decode holds at its peak beside the file: what the library makes and our copy of
+    it, or that copy and the picture (docs/robustness.md has what was measured)."""
+    sample = next((size for size in (1, 2, 4) if container.bits <= 8 * size), 8)
+    stored = container.channels * sample
+    picture = 3 if sample == 1 and kind != "dicom" else 12
+    library = 4 if sample == 1 and container.channels > 1 else stored  # Pillow keeps colour in 4 bytes
+    if kind == "png":
+        library += stored  # inflated and checked before Pillow gets it
+    return container.height * container.width * (stored + max(library, picture))
 
 
 def _file_bytes(path: Path, limits: Limits) -> bytes:
@@ -252,6 +315,7 @@ def _file_bytes(path: Path, limits: Limits) -> bytes:
             raise Unusable("is not a regular file")
         if status.st_size > limits.max_bytes:
             raise Unusable(too_large(status.st_size, limits))
+        BUDGET.reserve(status.st_size, limits.memory)
         with path.open("rb") as file:
             return file.read(status.st_size)
     except FileNotFoundError:
@@ -270,15 +334,17 @@ def _rest_of(file: Any, limits: Limits) -> bytes:
     """What an open file still holds."""
     if isinstance(file, TextIOBase):
         raise Unusable("is a file opened as text; open it in binary mode ('rb')")
-    content = bytearray()
+    parts: list[bytes] = []
+    room = limits.max_bytes + 1
     try:
-        while len(content) <= limits.max_bytes and (part := file.read(limits.max_bytes + 1 - len(content))):
-            content += part
+        while room > 0 and (part := file.read(room)):
+            parts.append(bytes(part))  # which fails for one that gives text
+            room -= len(part)
     except OSError as error:
         raise Unusable(f"cannot be read: {error.strerror or error}") from None
     except (TypeError, ValueError) as error:  # of a closed file, or of one that gives text
         raise Unusable(f"cannot be read: {error}") from None
-    return bytes(content)
+    return b"".join(parts)  # no copy where it came in one piece
 
 
 _FOREIGN = {
@@ -356,37 +422,42 @@ def _from_image(image: Image.Image, limits: Limits) -> Raw:
     return Raw(upright(values, orientation), notes=notes)
 
 
-def _scaled(raw: Raw, window: tuple[float, float] | None, label: str) -> tuple[Array, Array | None]:
-    """Colour as uint8, or as float32 in [0, 1], and alpha as stored."""
+def _scaling(raw: Raw, window: tuple[float, float] | None, label: str) -> tuple[Callable[[slice], Array], Array | None]:
+    """What gives colour of some rows as uint8, or as float32 in [0, 1], and alpha as stored."""
     values = raw.values
     if values.dtype == bool:
         values = values.astype(np.uint8) * np.uint8(255)
-    colour, alpha = split(values)
+    stored, alpha = split(values)
     if values.dtype.kind == "f":
         smallest, largest = values.min(), values.max()  # NaN survives both
         if not (np.isfinite(smallest) and np.isfinite(largest)):
             raise NonFiniteError(f"{label}: holds NaN or infinite pixels; replace them before decoding")
         if alpha is not None and not (alpha.min() >= 0 and alpha.max() <= 1):
             raise ImageError(label, "has an alpha channel outside [0, 1]")
-        in_range = colour.min() >= 0 and colour.max() <= 1
+        in_range = stored.min() >= 0 and stored.max() <= 1
     black_white = window or raw.black_white
     if window is None and raw.rendered is not None:
-        colour = raw.rendered
-    elif black_white is not None:
-        colour = unit(colour, *black_white)
-    elif values.dtype == np.uint16:
-        colour = unit(colour, 0, 65535)
-    elif values.dtype.kind == "f" and in_range:
-        colour = colour.astype(np.float32, copy=False)
-    elif values.dtype != np.uint8:
+        stored, black_white = raw.rendered, None
+    elif black_white is None and values.dtype == np.uint16:
+        black_white = (0, 65535)
+    elif black_white is None and values.dtype != np.uint8 and not (values.dtype.kind == "f" and in_range):
         raise ImageError(
             label,
-            f"has {values.dtype} pixels from {colour.min():g} to {colour.max():g}: "
+            f"has {values.dtype} pixels from {stored.min():g} to {stored.max():g}: "
             "say which values are black and white with --window lo,hi (window=(lo, hi))",
         )
-    if raw.inverted:
-        colour = 1 - colour if colour.dtype == np.float32 else 255 - colour
-    return colour, alpha
+
+    def scaled(rows: slice) -> Array:
+        colour = stored[rows]
+        if black_white is not None:
+            colour = unit(colour, *black_white)
+        elif colour.dtype != np.uint8:
+            colour = colour.astype(np.float32, copy=False)
+        if raw.inverted:
+            colour = 1 - colour if colour.dtype == np.float32 else 255 - colour
+        return colour
+
+    return scaled, alpha
 
 
 def _depth_note(raw: Raw) -> tuple[str, ...]:

@@ -14,14 +14,20 @@ class Limits:
     Attributes:
         max_bytes: size of the file; checked before it is read.
         max_pixels: height × width; checked before a pixel is decoded.
+        memory: bytes that all pictures being decoded in this process may hold together; one that
+            needs more is refused. None: half of what the machine, its container (cgroup) and
+            `ulimit -v` leave free; one that needs more is decoded alone if it fits at all.
     """
 
     max_bytes: int = 512 * 2**20
     max_pixels: int = 200_000_000
+    memory: int | None = None
 
     def __post_init__(self) -> None:
         if self.max_bytes < 1 or self.max_pixels < 1:
             raise ConfigError(f"limits must be at least 1: max_bytes {self.max_bytes}, max_pixels {self.max_pixels}")
+        if self.memory is not None and self.memory < 1:
+            raise ConfigError(f"limits must be at least 1: memory {self.memory}")
 
 
 LIMITS = Limits()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageFile
 
 Array: TypeAlias = npt.NDArray[Any]
 CMYK_NOTE = "CMYK converted to RGB without a colour profile"
@@ -54,22 +54,54 @@ class Container:
 
 
 def image_values(image: Image.Image) -> tuple[Array, tuple[str, ...]]:
-    """The pixels of a loaded PIL image as (H, W), (H, W, 3) or (H, W, 4), writable, and what to note."""
+    """The pixels of a loaded PIL image as (H, W), (H, W, 3) or (H, W, 4), writable, and what to note.
+
+    Row by row: converted as a whole it would be held three times, and once more by numpy.
+    """
     notes: tuple[str, ...] = ()
-    deep = image.mode in ("I", "F") or image.mode.startswith("I;16")
+    mode = image.mode
+    deep = mode in ("I", "F") or mode.startswith("I;16")
     if image.has_transparency_data and not deep:
-        if image.mode == "La":
-            image = image.convert("LA")
-        image = image.convert("RGBA")
-        if image.getchannel("A").getextrema() == (255, 255):
-            image = image.convert("RGB")
-    elif image.mode == "1":
-        image = image.convert("L")
-    elif image.mode == "CMYK":
-        image, notes = image.convert("RGB"), (CMYK_NOTE,)
-    elif image.mode not in ("L", "RGB") and not deep:
-        image = image.convert("RGB")
-    return native(np.array(image)), notes
+        opaque = all(each.getchannel("A").getextrema() == (255, 255) for _, each in _parts(image, "RGBA"))
+        mode = "RGB" if opaque else "RGBA"
+    elif mode == "1":
+        mode = "L"
+    elif mode == "CMYK":
+        mode, notes = "RGB", (CMYK_NOTE,)
+    elif mode not in ("L", "RGB") and not deep:
+        mode = "RGB"
+    return np.asarray(_values(image, mode)), notes
+
+
+def _values(image: Image.Image, mode: str) -> Array:
+    values: Array | None = None
+    # By way of RGBA where the transparency is left out: a palette converted to RGB at once is the
+    # same, but nothing promises it.
+    through = "RGBA" if image.has_transparency_data and mode == "RGB" else mode
+    for rows, part in _parts(image, through):
+        some = native(np.asarray(part if part.mode == mode else part.convert(mode)))
+        if values is None:
+            values = np.empty((image.height, *some.shape[1:]), some.dtype)
+        values[rows] = some
+    assert values is not None  # a picture has a row
+    return values
+
+
+def _parts(image: Image.Image, mode: str) -> Iterator[tuple[slice, Image.Image]]:
+    """Some rows of the image at a time, in a mode."""
+    for rows in row_blocks(image.height, image.width):
+        part = image.crop((0, rows.start, image.width, rows.stop))
+        if part.mode == "La":
+            part = part.convert("LA")
+        yield rows, part if part.mode == mode else part.convert(mode)
+
+
+def row_blocks(height: int, width: int) -> Iterator[slice]:
+    """All rows of a picture, about a quarter of a million pixels at a time: what is computed of
+    these stays in the processor's cache, and no copy of the whole picture is made."""
+    step = max(1, 2**18 // max(width, 1))
+    for first in range(0, height, step):
+        yield slice(first, min(first + step, height))
 
 
 def native(values: Array) -> Array:
@@ -85,8 +117,10 @@ def upright(values: Array, orientation: object) -> Array:
     turned = np.ascontiguousarray(values).reshape(*values.shape[:2], -1).view(np.uint8)  # any dtype, as bytes
     if orientation in (5, 7):
         turned = cv2.transpose(turned)
-    turn = {3: cv2.ROTATE_180, 6: cv2.ROTATE_90_CLOCKWISE, 7: cv2.ROTATE_180, 8: cv2.ROTATE_90_COUNTERCLOCKWISE}
-    if orientation in turn:
+    turn = {3: cv2.ROTATE_180, 6: cv2.ROTATE_90_CLOCKWISE, 8: cv2.ROTATE_90_COUNTERCLOCKWISE}
+    if orientation == 7:
+        turned = cv2.flip(turned, -1, dst=turned)  # in place: by half a turn
+    elif orientation in turn:
         turned = cv2.rotate(turned, turn[orientation])
     elif orientation in (2, 4):
         turned = cv2.flip(turned, 1 if orientation == 2 else 0)
@@ -119,12 +153,16 @@ def unit(values: Array, lo: float, hi: float) -> Array:
 
 def load(image: Image.Image, orientation: int = 1, notes: tuple[str, ...] = ()) -> Raw:
     """A complete, checked picture decoded by Pillow."""
+    file = image.fp if isinstance(image, ImageFile.ImageFile) else None
     image.load()
+    if file is not None:
+        file.close()  # lets go of the bytes of the file
     values, more = image_values(image)
+    image.close()  # lets go of its own copy of the pixels
     return Raw(upright(values, orientation), notes=notes + more)
 
 
-def opencv(data: bytes) -> Array:
+def opencv(data: bytes | memoryview) -> Array:
     """Pixels as RGB(A) or grey, at the depth at which OpenCV reads them; ValueError where it cannot."""
     import cv2
 
@@ -132,5 +170,6 @@ def opencv(data: bytes) -> Array:
     if values is None:
         raise ValueError("OpenCV could not decode the picture")
     if values.ndim == 3 and values.shape[2] in (3, 4):
-        values = values[..., [2, 1, 0, 3][: values.shape[2]]]
+        for rows in row_blocks(*values.shape[:2]):  # in place
+            values[rows, :, :3] = values[rows, :, 2::-1].copy()
     return values
