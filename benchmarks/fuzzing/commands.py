@@ -438,7 +438,7 @@ def writing_lines(inputs: Path, out: Path) -> dict[str, Sequence[str | Path]]:
 
 NAMES = (
     *("=1+1.png", "+1.png", "-1.png", "@SUM(A1).png", "a,b.png", 'a"b.png', "a;b.png", "a\tb.png", "a\nb.png"),
-    *("a\rb.png", "\x1b[31mred.png", "é.png", "%s%n.png", "..png", "$(true).png", "<b>.png", "x" * 200 + ".png"),
+    *("a\rb.png", "\x1b[31mred.png", "é.png", "%s%n.png", "$(true).png", "<b>.png", "x" * 200 + ".png"),
     *("\u202egnp.exe.png", "a\udc80b.png", " .png", "\x07bell.png", "tab|le.png"),
 )
 

@@ -6,6 +6,8 @@ milliseconds instead of the seconds of an import, and starts as `python -m blemi
 
 from __future__ import annotations
 
+import gc
+import importlib
 import json
 import os
 import resource
@@ -204,6 +206,7 @@ class _Line:
 
     pid: int
     reader: int
+    told: int
     rest: bytes = b""
 
 
@@ -227,6 +230,8 @@ def through(
         try:
             while first < count and time.monotonic() < deadline:
                 answer = _answer(line, limit)
+                with suppress(BlockingIOError):
+                    answer["requests"] = os.read(line.told, 65536).decode("utf-8", "replace").splitlines()
                 yield first, answer
                 first += 1
                 if "crash" in answer or "hang" in answer:
@@ -236,23 +241,25 @@ def through(
                 os.kill(line.pid, signal.SIGKILL)
             os.waitpid(line.pid, 0)
             os.close(line.reader)
+            os.close(line.told)
 
 
 def _start(work: Callable[[int], dict[str, Any]], first: int, count: int, room: int) -> _Line:
     reader, writer = os.pipe()
+    told, tells = os.pipe()
+    os.set_blocking(told, False)
     sys.stdout.flush()
     sys.stderr.flush()
     pid = os.fork()
     if pid:
         os.close(writer)
-        return _Line(pid, reader)
+        os.close(tells)
+        return _Line(pid, reader, told)
     try:
         os.close(reader)
         nowhere = os.open(os.devnull, os.O_RDWR)
         os.dup2(nowhere, 1)
         os.dup2(nowhere, 2)
-        told, tells = os.pipe()
-        os.set_blocking(told, False)
         _settle(tells, room)
         for index in range(first, count):
             before = _reset_peak()
@@ -263,8 +270,6 @@ def _start(work: Callable[[int], dict[str, Any]], first: int, count: int, room: 
                 found = {"bug": traceback.format_exc()[-600:]}
             found["seconds"] = round(time.process_time() - start, 4)
             found["peak"] = max(0, _memory("VmHWM") - before)
-            with suppress(BlockingIOError):
-                found["requests"] = os.read(told, 65536).decode("utf-8", "replace").splitlines()
             os.write(writer, json.dumps(found).encode() + b"\n")
     finally:
         os._exit(0)
@@ -303,3 +308,23 @@ def _memory(what: str) -> int:
         if row.startswith(what):
             return int(row.split()[1]) * 1024
     return 0
+
+
+def warm_up() -> None:
+    """Imports all that the commands use, without computing anything, so that a fork need not."""
+    for name in _USED:
+        importlib.import_module(name)
+    import cv2
+    import torch
+
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    gc.freeze()
+
+
+_USED = (
+    *("blemish.cli", "blemish.fitting", "blemish.predictor", "blemish.pretraining", "blemish.refining"),
+    *("blemish.calibration", "blemish.evaluation", "blemish.illustration", "blemish.simulation"),
+    *("blemish.outputs", "blemish.results", "blemish.benchmark", "blemish.report.html"),
+    *("blemish.data.checking", "blemish.doctor", "pydicom.pixels", "tifffile", "timm", "PIL.Image"),
+)
