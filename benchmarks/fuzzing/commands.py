@@ -15,7 +15,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -27,13 +26,10 @@ import numpy as np
 from fuzzing import forks
 from fuzzing.artifacts import Random, parts
 from fuzzing.forks import End
-from fuzzing.texts import BRIEF, FIT
+from fuzzing.texts import APMASK, BRIEF, FIT
 
 DEVICE = ("--device", "cpu", "--precision", "fp32")
-APMASK = (
-    *("--backbone", "test_vit", "--weights", "random", "--device", "cpu", "--precision", "fp32"),
-    *("--set", "image_size=32", "--set", "picture_size=32", "--set", "local_size=16"),
-)
+SMALL = ("--set", "width=32", "--set", "heads=4", "--set", "depth=1")  # of agpnet
 STEPS = ("--set", "min_steps=6", "--set", "epochs=1", "--set", "pictures_per_step=4")
 TEMPORARY = ".blemish-*"
 
@@ -92,7 +88,7 @@ def jobs(inputs: Path) -> list[Job]:
     return [
         Job(
             "fit",
-            lambda folder: ("fit", "agpnet", good, "-o", folder / "part.blemish", *FIT, *BRIEF, *STEPS),
+            lambda folder: ("fit", "agpnet", good, "-o", folder / "part.blemish", *FIT, *SMALL, *STEPS),
             ("--resume",),
             nothing,
             lambda folder: {"tensors": _tensors(folder / "part.blemish")},
@@ -278,11 +274,6 @@ def killed_within(size: int) -> Callable[[], None]:
     return prepare
 
 
-def limited_to(size: int) -> Callable[[], None]:
-    """For `forks.attempt`: no file may grow beyond this size, as on a disk that is nearly full."""
-    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-
-
 def signalled(number: int, after: float, *, again: float | None = None) -> Callable[[int, float], None]:
     """For `forks.attempt`: sends a signal after so many seconds, perhaps again so much later."""
     due = [after, *([] if again is None else [after + again])]
@@ -301,20 +292,6 @@ def often() -> None:
     from blemish.training import loop
 
     loop.BETWEEN_CHECKPOINTS = 0.0
-
-
-@contextmanager
-def small_disk(kib: int) -> Iterator[Callable[[str], bool] | None]:
-    """A file system of so many KiB at the place that is given: a function that mounts it anew with
-    other options; None where this user may not mount one."""
-    with tempfile.TemporaryDirectory() as folder:
-        if not _mount("-t", "tmpfs", "-o", f"size={kib}k", "none", folder):
-            yield None
-            return
-        try:
-            yield lambda options: _mount("-o", f"remount,{options}", folder)
-        finally:
-            subprocess.run(["umount", "-l", folder], check=False, capture_output=True)
 
 
 @contextmanager
@@ -461,10 +438,6 @@ def table_faults(folder: Path, pictures: int) -> list[str]:
     if len(lines) != pictures + 1:
         found.append(f"{len(lines) - 1} lines of CSV for {pictures} pictures")
     return found
-
-
-def wait(seconds: float) -> None:
-    time.sleep(seconds)
 
 
 def moment(random: Random, longest: float) -> float:

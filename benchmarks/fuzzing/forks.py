@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import io
 import json
 import os
 import resource
@@ -18,7 +19,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -317,8 +318,12 @@ def warm_up() -> None:
     import cv2
     import torch
 
+    from blemish import cli
+
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
+    with redirect_stdout(io.StringIO()):
+        cli.main(["methods"])  # builds the tree of commands
     gc.freeze()
 
 
@@ -326,5 +331,6 @@ _USED = (
     *("blemish.cli", "blemish.fitting", "blemish.predictor", "blemish.pretraining", "blemish.refining"),
     *("blemish.calibration", "blemish.evaluation", "blemish.illustration", "blemish.simulation"),
     *("blemish.outputs", "blemish.results", "blemish.benchmark", "blemish.report.html"),
-    *("blemish.data.checking", "blemish.doctor", "pydicom.pixels", "tifffile", "timm", "PIL.Image"),
+    *("blemish.data.checking", "blemish.doctor", "pydicom.pixels", "tifffile", "timm", "PIL.GifImagePlugin"),
+    *("PIL.PpmImagePlugin", "matplotlib.style", "rich.table", "rich.progress", "typer.rich_utils"),
 )

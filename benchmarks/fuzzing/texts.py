@@ -26,6 +26,11 @@ FIT = (
     *("--precision", "fp32", "--device", "cpu"),
 )
 BRIEF = ("--set", "min_steps=2", "--set", "epochs=1", "--set", "pictures_per_step=4")
+APMASK = (
+    *(*FIT[:4], "--device", "cpu", "--precision", "fp32"),
+    *("--set", "image_size=32", "--set", "picture_size=32", "--set", "local_size=16"),
+    *("--set", "prototypes=32", "--set", "hidden=32", "--set", "bottleneck=16", "--set", "local_views=2"),
+)
 CELLS = (
     *("", "x", "0", "1", "-1", "1e999", "nan", "../../../etc/passwd", "/dev/zero", "a\0b", "a\nb", "a\rb"),
     *('"', '""', "'", "=1+1", "@SUM(A1)", "\x1b[2J", "é", "\ufeff", "x" * 200_000, "|", "a|b|c", "good", "bad"),
@@ -263,9 +268,7 @@ def _kept(folder: Path, good: Path) -> list[Reader]:
         run.write_bytes(right[1])
 
     encoder = folder / "encoder.safetensors"
-    sizes = [f"{name}={value}" for name, value in (("image_size", 32), ("picture_size", 32), ("local_size", 16))]
-    small = [item for size in sizes for item in ("--set", size)]
-    told = command("pretrain", good, "-o", encoder, *FIT[:4], "--device", "cpu", *BRIEF, *small)
+    told = command("pretrain", good, "-o", encoder, *APMASK, *BRIEF)
     assert told[0] == 0, told
     weights = folder / "weights.pt"
     from blemish.backbones import build
