@@ -84,7 +84,11 @@ def attempts(chosen: Sequence[str], options: argparse.Namespace) -> Iterator[Tal
             )
             found = list(PARTS[name][0](plan))
         count = sum(tally.tried for tally in found)
-        print(f"{name}: {count} attempts in {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
+        print(
+            f"{name}: {count} attempts in {time.monotonic() - begun:.0f} s",
+            file=sys.stderr,
+            flush=True,
+        )
         yield from found
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,7 +41,13 @@ class Held(dict[Any, Any]):
 def tries(count: int) -> Any:
     """Settings of hypothesis: the same attempts each time."""
     checks = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
-    return settings(max_examples=count, derandomize=True, deadline=None, database=None, suppress_health_check=checks)
+    return settings(
+        max_examples=count,
+        derandomize=True,
+        deadline=None,
+        database=None,
+        suppress_health_check=checks,
+    )
 
 
 def _refuse(event: str, arguments: tuple[Any, ...]) -> None:
@@ -166,7 +171,7 @@ def test_impossible_tensors_are_refused(detectors: Held) -> None:
     random = np.random.default_rng(0)
     for name, (state, told, *_) in detectors.items():
         own = [each for each in state if not each.startswith("backbone.")]
-        for tensor in own[:12] + [next(each for each in state if each.startswith("backbone."))]:
+        for tensor in [*own[:12], next(each for each in state if each.startswith("backbone."))]:
             how = artifacts.BAD_TENSORS[int(random.integers(len(artifacts.BAD_TENSORS)))]
             changed = artifacts.damaged(state, tensor, how)
             if changed is None:

@@ -35,7 +35,15 @@ TINY: Mapping[str, Any] = {
     "device": "cpu",
     "precision": "fp32",
 }
-BRIEF = {"epochs": 1, "min_steps": 2, "pictures_per_step": 4, "width": 32, "heads": 4, "depth": 1, "zoom": 1.0}
+BRIEF = {
+    "epochs": 1,
+    "min_steps": 2,
+    "pictures_per_step": 4,
+    "width": 32,
+    "heads": 4,
+    "depth": 1,
+    "zoom": 1.0,
+}
 
 HOSTILE: Sequence[Any] = (
     *(None, True, False, 0, -1, 1, 2.5, -0.5, 10**9, 10**30, 1e308, -1e308, NAN, INF),
@@ -48,7 +56,12 @@ IMPOSSIBLE: Mapping[str, Sequence[Any]] = {
     "format": (0, True, 1.5, "1", -1, None, 99),
     "method": (5, None, "nope", ["knn"]),
     "backbone.spec.timm_name": (
-        *("hf-hub:timm/vit_tiny_patch16_224.augreg_in21k", "hf_hub:a/b", "local-dir:/tmp", "file:/etc/passwd"),
+        *(
+            "hf-hub:timm/vit_tiny_patch16_224.augreg_in21k",
+            "hf_hub:a/b",
+            "local-dir:/tmp",
+            "file:/etc/passwd",
+        ),
         *("../x", "vit_giant_patch14_dinov2", "eva02_enormous_patch14_clip_224", "", 7),
     ),
     "backbone.spec.kind": ("rnn", 3, None),
@@ -106,7 +119,11 @@ def settings_of(method: str) -> dict[str, Any]:
 
     names = {each.name for each in dataclasses.fields(METHODS[method].Config)}
     brief = {name: value for name, value in BRIEF.items() if name in names}
-    return {**TINY, **brief, **({"min_steps": 2, "learning_rate": 3e-4} if method == "atacnet-paper" else {})}
+    return {
+        **TINY,
+        **brief,
+        **({"min_steps": 2, "learning_rate": 3e-4} if method == "atacnet-paper" else {}),
+    }
 
 
 def write_detectors(folder: Path, pictures: int = 24) -> dict[str, Path]:
@@ -199,7 +216,16 @@ def altered(manifest: Manifest, random: Random) -> tuple[str, Any, Manifest]:
 
 
 # Of a tensor: what must be refused, whichever it is. Indices are whole numbers.
-BAD_TENSORS = ("nan", "infinite", "minus one", "out of range", "flattened", "another dimension", "halves", "missing")
+BAD_TENSORS = (
+    "nan",
+    "infinite",
+    "minus one",
+    "out of range",
+    "flattened",
+    "another dimension",
+    "halves",
+    "missing",
+)
 
 
 def damaged(tensors: State, name: str, how: str) -> State | None:
@@ -299,7 +325,11 @@ def judged(path: Path, picture: Path, known: Scores | None) -> dict[str, Any]:
     told = command("inspect", path)
     status, out, err = command("predict", path, picture, "--json", "--device", "cpu", "--precision", "fp32")
     said = told[1] + told[2] + out + err
-    for words, verdict in (("bug in blemish", "bug"), ("Traceback", "bug"), ("out of memory", "memory")):
+    for words, verdict in (
+        ("bug in blemish", "bug"),
+        ("Traceback", "bug"),
+        ("out of memory", "memory"),
+    ):
         if words in said:
             line = next(line for line in said.splitlines() if words in line)
             return {"verdict": verdict, "why": line[:300]}

@@ -45,10 +45,22 @@ def _png_bombs() -> list[tuple[str, bytes]]:
         *found,
         ("PNG, 200 megapixels of 1 bit", of(head(WIDE, 1, 0), real)),
         ("PNG, 200 MiB of zeros for 10 × 10", of(head(10, 8, 0), zeros)),
-        ("PNG, 200 MiB of zeros as a text", of(head(10, 8, 0), zlib.compress(bytes(110)), (b"zTXt", b"a\0\0" + zeros))),
-        ("PNG, 200 MiB of zeros as a profile", of(head(10, 8, 0), zlib.compress(bytes(110)), (b"iCCP", b"a\0\0" + zeros))),
-        ("PNG, 20,000 empty chunks", of(head(10, 8, 0), zlib.compress(bytes(110)), *[(b"tEXt", b"")] * 20_000)),
-        ("PNG, 20,000 empty IDAT", of(head(10, 8, 0), zlib.compress(bytes(110)), *[(b"IDAT", b"")] * 20_000)),
+        (
+            "PNG, 200 MiB of zeros as a text",
+            of(head(10, 8, 0), zlib.compress(bytes(110)), (b"zTXt", b"a\0\0" + zeros)),
+        ),
+        (
+            "PNG, 200 MiB of zeros as a profile",
+            of(head(10, 8, 0), zlib.compress(bytes(110)), (b"iCCP", b"a\0\0" + zeros)),
+        ),
+        (
+            "PNG, 20,000 empty chunks",
+            of(head(10, 8, 0), zlib.compress(bytes(110)), *[(b"tEXt", b"")] * 20_000),
+        ),
+        (
+            "PNG, 20,000 empty IDAT",
+            of(head(10, 8, 0), zlib.compress(bytes(110)), *[(b"IDAT", b"")] * 20_000),
+        ),
     ]
 
 
@@ -91,7 +103,15 @@ def _tiff(tags: Mapping[int, tuple[str, list[int]]], body: bytes = b"") -> bytes
 
 
 def _tiff_bombs() -> list[tuple[str, bytes]]:
-    def of(side: int, body: bytes, compression: int, *, rows: int | None = None, strips: int = 1, bits: int = 8) -> bytes:
+    def of(
+        side: int,
+        body: bytes,
+        compression: int,
+        *,
+        rows: int | None = None,
+        strips: int = 1,
+        bits: int = 8,
+    ) -> bytes:
         return _tiff(
             {
                 256: ("I", [side]),
@@ -111,12 +131,27 @@ def _tiff_bombs() -> list[tuple[str, bytes]]:
     loop = bytearray(of(10, bytes(100), 1))
     struct.pack_into("<I", loop, len(loop) - 4, int.from_bytes(loop[4:8], "little"))
     return [
-        *((f"TIFF, compression {kind}, no pixels", of(WIDE, b"\x80\x0b\x60\x50", kind)) for kind in (1, 5, 8, 32773, 3, 4, 7)),
-        *((f"TIFF, 16 bits, compression {kind}, no pixels", of(WIDE, b"\x80\x0b\x60\x50", kind, bits=16)) for kind in (1, 5, 8, 32773)),
+        *(
+            (f"TIFF, compression {kind}, no pixels", of(WIDE, b"\x80\x0b\x60\x50", kind))
+            for kind in (1, 5, 8, 32773, 3, 4, 7)
+        ),
+        *(
+            (
+                f"TIFF, 16 bits, compression {kind}, no pixels",
+                of(WIDE, b"\x80\x0b\x60\x50", kind, bits=16),
+            )
+            for kind in (1, 5, 8, 32773)
+        ),
         ("TIFF, 200 MiB of zeros", of(WIDE, zeros, 8)),
         ("TIFF, 200 MiB of zeros for 10 × 10", of(10, zeros, 8)),
-        ("TIFF, the same strip for every row", of(WIDE, zlib.compress(bytes(WIDE)), 8, rows=1, strips=WIDE)),
-        ("TIFF, the same strip of 16 bits for every row", of(WIDE, zlib.compress(bytes(2 * WIDE)), 8, rows=1, strips=WIDE, bits=16)),
+        (
+            "TIFF, the same strip for every row",
+            of(WIDE, zlib.compress(bytes(WIDE)), 8, rows=1, strips=WIDE),
+        ),
+        (
+            "TIFF, the same strip of 16 bits for every row",
+            of(WIDE, zlib.compress(bytes(2 * WIDE)), 8, rows=1, strips=WIDE, bits=16),
+        ),
         ("TIFF, a page that is its own next one", bytes(loop)),
     ]
 
@@ -139,7 +174,10 @@ def _other_bombs() -> list[tuple[str, bytes]]:
     return [
         ("JPEG, 200 megapixels of a small one", sized(plain, WIDE)),
         ("JPEG, progressive, 200 megapixels of a small one", sized(progressive, WIDE)),
-        ("JPEG, progressive, 1,000 times its last scan", sized(progressive[:-2] + last * 1000 + b"\xff\xd9", 4000)),
+        (
+            "JPEG, progressive, 1,000 times its last scan",
+            sized(progressive[:-2] + last * 1000 + b"\xff\xd9", 4000),
+        ),
         ("JPEG, 50,000 comments", plain[:2] + tables + plain[2:]),
         ("WebP, 196 megapixels of 1 × 1", webp[:at] + struct.pack("<I", side) + webp[at + 4 :]),
         ("PNM, no pixels", b"P6\n14142 14142\n255\n"),

@@ -88,7 +88,16 @@ def jobs(inputs: Path) -> list[Job]:
     return [
         Job(
             "fit",
-            lambda folder: ("fit", "agpnet", good, "-o", folder / "part.blemish", *FIT, *SMALL, *STEPS),
+            lambda folder: (
+                "fit",
+                "agpnet",
+                good,
+                "-o",
+                folder / "part.blemish",
+                *FIT,
+                *SMALL,
+                *STEPS,
+            ),
             ("--resume",),
             nothing,
             lambda folder: {"tensors": _tensors(folder / "part.blemish")},
@@ -114,7 +123,14 @@ def jobs(inputs: Path) -> list[Job]:
         ),
         Job(
             "pretrain",
-            lambda folder: ("pretrain", good, "-o", folder / "encoder.safetensors", *APMASK, *STEPS),
+            lambda folder: (
+                "pretrain",
+                good,
+                "-o",
+                folder / "encoder.safetensors",
+                *APMASK,
+                *STEPS,
+            ),
             ("--resume",),
             nothing,
             lambda folder: {"tensors": _tensors(folder / "encoder.safetensors")},
@@ -130,9 +146,7 @@ def _tensors(path: Path) -> dict[str, str]:
     from blemish import artifact
 
     tensors, _ = artifact.read(path)
-    return {
-        name: hashlib.sha256(each.contiguous().numpy().tobytes()).hexdigest() for name, each in tensors.items()
-    }
+    return {name: hashlib.sha256(each.contiguous().numpy().tobytes()).hexdigest() for name, each in tensors.items()}
 
 
 def _rows(path: Path) -> dict[str, Any]:
@@ -329,7 +343,13 @@ def at_once(lines: Sequence[Sequence[str | Path]]) -> list[End]:
         if pid == 0:
             try:
                 end = forks.attempt(lambda line=line: run(*line), limit=60)  # type: ignore[misc]
-                told = {"status": end.status, "signal": end.signal, "hung": end.hung, "out": end.out, "err": end.err}
+                told = {
+                    "status": end.status,
+                    "signal": end.signal,
+                    "hung": end.hung,
+                    "out": end.out,
+                    "err": end.err,
+                }
                 os.write(writer, json.dumps(told).encode()[:60_000])
             finally:
                 os._exit(0)
@@ -350,7 +370,12 @@ def at_once(lines: Sequence[Sequence[str | Path]]) -> list[End]:
 def special_files(folder: Path) -> dict[str, Path]:
     """Things that a path can name and that are no file to read, by what they are."""
     folder.mkdir(parents=True, exist_ok=True)
-    found = {"device": Path("/dev/zero"), "null": Path("/dev/null"), "missing": folder / "nowhere", "folder": folder}
+    found = {
+        "device": Path("/dev/zero"),
+        "null": Path("/dev/null"),
+        "missing": folder / "nowhere",
+        "folder": folder,
+    }
     os.mkfifo(folder / "fifo")
     found["fifo"] = folder / "fifo"
     with (folder / "holes").open("wb") as file:
@@ -382,14 +407,40 @@ def reading_lines(inputs: Path, bad: Path, out: Path) -> dict[str, Sequence[str 
         "evaluate DATA": ("evaluate", knn, bad, *DEVICE),
         "calibrate ARTIFACT": ("calibrate", bad, good, "-o", out / "y.blemish", *DEVICE),
         "refine ARTIFACT": ("refine", bad, "--good", good, "-o", out / "z.blemish", *DEVICE),
-        "refine --good": ("refine", inputs / "atacnet.blemish", "--good", bad, "-o", out / "z.blemish", *DEVICE),
+        "refine --good": (
+            "refine",
+            inputs / "atacnet.blemish",
+            "--good",
+            bad,
+            "-o",
+            out / "z.blemish",
+            *DEVICE,
+        ),
         "figures ARTIFACT": ("figures", bad, good, "-o", out / "figures", *DEVICE),
         "fit GOOD": ("fit", "knn", bad, "-o", out / "x.blemish", *FIT),
         "fit --weights": (*fit, "--weights", bad),
         "fit --config": (*fit, "--weights", "random", "--config", bad),
-        "fit --anomalies": ("fit", "atacnet", good, "--anomalies", bad, "-o", out / "x.blemish", *FIT),
+        "fit --anomalies": (
+            "fit",
+            "atacnet",
+            good,
+            "--anomalies",
+            bad,
+            "-o",
+            out / "x.blemish",
+            *FIT,
+        ),
         "pretrain GOOD": ("pretrain", bad, "-o", out / "e.safetensors", *APMASK),
-        "simulate GOOD": ("simulate", bad, "-o", out / "made", "--backbone", "test_vit", "--weights", "random"),
+        "simulate GOOD": (
+            "simulate",
+            bad,
+            "-o",
+            out / "made",
+            "--backbone",
+            "test_vit",
+            "--weights",
+            "random",
+        ),
         "data check": ("data", "check", bad),
         "bench table": ("bench", "table", bad),
         "bench --suite": ("bench", "--suite", bad, "--dry-run"),
@@ -407,15 +458,50 @@ def writing_lines(inputs: Path, out: Path) -> dict[str, Sequence[str | Path]]:
         "calibrate -o": ("calibrate", knn, new, "-o", out, "--false-alarm-rate", "0.2", *DEVICE),
         "refine -o": ("refine", inputs / "atacnet.blemish", "--good", new, "-o", out, *DEVICE),
         "pretrain -o": ("pretrain", good, "-o", out, *APMASK, *BRIEF),
-        "simulate -o": ("simulate", good, "-o", out, "--backbone", "test_vit", "--weights", "random", "--count", "1"),
+        "simulate -o": (
+            "simulate",
+            good,
+            "-o",
+            out,
+            "--backbone",
+            "test_vit",
+            "--weights",
+            "random",
+            "--count",
+            "1",
+        ),
         "data elpv -o": ("data", "elpv", "-o", out, "--cells", "2"),
-        "bench table -o": ("bench", "table", Path(__file__).parents[1] / "results" / "memory.jsonl", "-o", out),
+        "bench table -o": (
+            "bench",
+            "table",
+            Path(__file__).parents[1] / "results" / "memory.jsonl",
+            "-o",
+            out,
+        ),
     }
 
 
 NAMES = (
-    *("=1+1.png", "+1.png", "-1.png", "@SUM(A1).png", "a,b.png", 'a"b.png', "a;b.png", "a\tb.png", "a\nb.png"),
-    *("a\rb.png", "\x1b[31mred.png", "é.png", "%s%n.png", "$(true).png", "<b>.png", "x" * 200 + ".png"),
+    *(
+        "=1+1.png",
+        "+1.png",
+        "-1.png",
+        "@SUM(A1).png",
+        "a,b.png",
+        'a"b.png',
+        "a;b.png",
+        "a\tb.png",
+        "a\nb.png",
+    ),
+    *(
+        "a\rb.png",
+        "\x1b[31mred.png",
+        "é.png",
+        "%s%n.png",
+        "$(true).png",
+        "<b>.png",
+        "x" * 200 + ".png",
+    ),
     *("\u202egnp.exe.png", "a\udc80b.png", " .png", "\x07bell.png", "tab|le.png"),
 )
 

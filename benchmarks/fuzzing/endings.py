@@ -125,7 +125,14 @@ def of_names(plan: Plan) -> Iterator[Tally]:
     tally = Tally("names", f"{count + 1} hostile names")
     lines = {
         "predict": ("predict", inputs / "knn.blemish", folder, "--output", out, *commands.DEVICE),
-        "predict --report": ("predict", inputs / "knn.blemish", folder, "--report", plan.folder / "r.html", *commands.DEVICE),
+        "predict --report": (
+            "predict",
+            inputs / "knn.blemish",
+            folder,
+            "--report",
+            plan.folder / "r.html",
+            *commands.DEVICE,
+        ),
         "data check": ("data", "check", folder),
         "fit": ("fit", "knn", folder, "-o", plan.folder / "x.blemish", *commands.FIT),
     }
@@ -230,7 +237,14 @@ def of_kills(plan: Plan) -> Iterator[Tally]:
                 _ended(plan, job, tally, wanted, f"after {after:.3f} s", watch=watch)
             elif kill % 3 == 1:
                 step = 1 + int(random.integers(steps))
-                _ended(plan, job, tally, wanted, f"step {step} of {steps}", prepare=commands.killed_at(place, step))
+                _ended(
+                    plan,
+                    job,
+                    tally,
+                    wanted,
+                    f"step {step} of {steps}",
+                    prepare=commands.killed_at(place, step),
+                )
             else:
                 size = commands.sizes(random, largest)
                 _ended(plan, job, tally, wanted, f"byte {size}", prepare=commands.killed_within(size))
@@ -254,7 +268,15 @@ def of_signals(plan: Plan) -> Iterator[Tally]:
             sign, again, status = ways[way]
             after = commands.moment(random, whole.seconds)
             watch = commands.signalled(sign, after, again=again)
-            _ended(plan, job, tallies[way], wanted, f"{way} after {after:.3f} s", watch=watch, statuses=(status,))
+            _ended(
+                plan,
+                job,
+                tallies[way],
+                wanted,
+                f"{way} after {after:.3f} s",
+                watch=watch,
+                statuses=(status,),
+            )
         yield from tallies.values()
 
 
@@ -322,7 +344,13 @@ def _told_to_nobody(inputs: Path) -> Tally:
     """Commands whose standard output is full: a status and a line, no traceback."""
     tally = Tally("disks", "standard output", "full")
     lines = {
-        "predict --json": ("predict", inputs / "knn.blemish", inputs / "new", "--json", *commands.DEVICE),
+        "predict --json": (
+            "predict",
+            inputs / "knn.blemish",
+            inputs / "new",
+            "--json",
+            *commands.DEVICE,
+        ),
         "inspect": ("inspect", inputs / "knn.blemish"),
         "inspect --json": ("inspect", inputs / "knn.blemish", "--json"),
         "data check": ("data", "check", inputs / "new"),

@@ -151,9 +151,7 @@ def _settle(requests: int, room: int) -> None:
     sys.addaudithook(refuse)
 
 
-def _wait(
-    pid: int, started: float, limit: float, watch: Callable[[int, float], None] | None
-) -> tuple[int, Any, bool]:
+def _wait(pid: int, started: float, limit: float, watch: Callable[[int, float], None] | None) -> tuple[int, Any, bool]:
     """(wait status, usage, whether it was ended as hung)."""
     hung = False
     while True:
@@ -328,9 +326,22 @@ def warm_up() -> None:
 
 
 _USED = (
-    *("blemish.cli", "blemish.fitting", "blemish.predictor", "blemish.pretraining", "blemish.refining"),
+    *(
+        "blemish.cli",
+        "blemish.fitting",
+        "blemish.predictor",
+        "blemish.pretraining",
+        "blemish.refining",
+    ),
     *("blemish.calibration", "blemish.evaluation", "blemish.illustration", "blemish.simulation"),
     *("blemish.outputs", "blemish.results", "blemish.benchmark", "blemish.report.html"),
-    *("blemish.data.checking", "blemish.doctor", "pydicom.pixels", "tifffile", "timm", "PIL.GifImagePlugin"),
+    *(
+        "blemish.data.checking",
+        "blemish.doctor",
+        "pydicom.pixels",
+        "tifffile",
+        "timm",
+        "PIL.GifImagePlugin",
+    ),
     *("PIL.PpmImagePlugin", "matplotlib.style", "rich.table", "rich.progress", "typer.rich_utils"),
 )

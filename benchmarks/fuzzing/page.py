@@ -58,7 +58,10 @@ def write(rows: Path, *, check: bool) -> int:
     if not check:
         PAGE.write_text(text, encoding="utf-8")
     elif not PAGE.exists() or PAGE.read_text(encoding="utf-8") != text:
-        print(f"{PAGE}: is not what the rows make: python benchmarks/robustness.py --page", file=sys.stderr)
+        print(
+            f"{PAGE}: is not what the rows make: python benchmarks/robustness.py --page",
+            file=sys.stderr,
+        )
         return 1
     return 0
 
@@ -123,11 +126,26 @@ def overview(rows: Sequence[Row]) -> str:
             [
                 *(f"{part}: {about}", number(counts["tried"]), number(counts["refused"])),
                 *(number(counts["wrong"] - excused), number(excused), number(broken)),
-                *(number(counts["lost"]), number(counts["request"] + counts["code"]), number(counts["unsilent"])),
+                *(
+                    number(counts["lost"]),
+                    number(counts["request"] + counts["code"]),
+                    number(counts["unsilent"]),
+                ),
             ]
         )
-    head = ["part", "attempts", "refused by name", "wrong, though it can be told", "wrong, where nothing tells"]
-    head += ["crashes, hangs, bugs", "rows or files lost", "requests, programs run", "unclear messages"]
+    head = [
+        "part",
+        "attempts",
+        "refused by name",
+        "wrong, though it can be told",
+        "wrong, where nothing tells",
+    ]
+    head += [
+        "crashes, hangs, bugs",
+        "rows or files lost",
+        "requests, programs run",
+        "unclear messages",
+    ]
     words = "\n".join(f"- **{name}**: {meaning}" for name, meaning in MEANING.items() if name in used(rows))
     return f"{table(head, lines)}\n\nThe words of the tables below:\n\n{words}"
 
@@ -187,7 +205,13 @@ def of_corpora(rows: Sequence[Row]) -> str:
 
 def memory(rows: Sequence[Row]) -> str:
     lines = [
-        [row["kind"], row["way"], number(row["tried"]), f"{row['peak_ratio']:.1f}", f"{row['peak_mib']:,.0f}"]
+        [
+            row["kind"],
+            row["way"],
+            number(row["tried"]),
+            f"{row['peak_ratio']:.1f}",
+            f"{row['peak_mib']:,.0f}",
+        ]
         for row in rows
     ]
     text = "The peak beyond what the process had, also by the size of the decoded picture (at least 16 MiB)."

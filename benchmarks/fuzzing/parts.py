@@ -96,7 +96,7 @@ def of_pictures(plan: Plan) -> Iterator[Tally]:
         return one, way, pictures.MUTATIONS[way](one.data, random)
 
     def work(index: int) -> dict[str, Any]:
-        one, way, data = made(index)
+        one, _way, data = made(index)
         if data == one.data:
             return {"verdict": "same"}
         return pictures.tried(data, one.pixels, one.notes)

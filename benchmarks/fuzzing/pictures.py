@@ -68,10 +68,25 @@ def png_of(parts: list[tuple[bytes, bytes]]) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(kind, body) for kind, body in parts)
 
 
-_ADAM7 = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
+_ADAM7 = (
+    (0, 0, 8, 8),
+    (0, 4, 8, 8),
+    (4, 0, 8, 4),
+    (0, 2, 4, 4),
+    (2, 0, 4, 2),
+    (0, 1, 2, 2),
+    (1, 0, 2, 1),
+)
 
 
-def png(values: Pixels, colour: int, depth: int, *, more: Mapping[bytes, bytes] | None = None, interlaced: bool = False) -> bytes:
+def png(
+    values: Pixels,
+    colour: int,
+    depth: int,
+    *,
+    more: Mapping[bytes, bytes] | None = None,
+    interlaced: bool = False,
+) -> bytes:
     """A PNG of samples (H W, or H W C), of a colour type and depth in bits."""
 
     def rows(part: Pixels) -> bytes:
@@ -272,7 +287,15 @@ MAKERS: Mapping[str, Callable[[Random], dict[str, bytes]]] = {
     "PNM": pnms,
     "DICOM": dicoms,
 }
-_KINDS = {"png": "PNG", "jpeg": "JPEG", "webp": "WebP", "bmp": "BMP", "tiff": "TIFF", "pnm": "PNM", "dicom": "DICOM"}
+_KINDS = {
+    "png": "PNG",
+    "jpeg": "JPEG",
+    "webp": "WebP",
+    "bmp": "BMP",
+    "tiff": "TIFF",
+    "pnm": "PNM",
+    "dicom": "DICOM",
+}
 
 
 def format_of(data: bytes) -> str | None:
@@ -295,7 +318,10 @@ def flipped(data: bytes, random: Random) -> bytes:
 def scribbled(data: bytes, random: Random) -> bytes:
     """Two to sixteen bytes, one of them among the first 200, written over."""
     changed = bytearray(data)
-    for place in [random.integers(min(200, len(data))), *random.integers(len(data), size=random.integers(1, 16))]:
+    for place in [
+        random.integers(min(200, len(data))),
+        *random.integers(len(data), size=random.integers(1, 16)),
+    ]:
         changed[int(place)] = int(random.choice([0, 1, 0x7F, 0x80, 0xFF, random.integers(256)]))
     return bytes(changed)
 
@@ -395,7 +421,10 @@ def forged(data: bytes, random: Random) -> bytes:
         sizes = struct.pack(">II", *(int(2 ** random.uniform(0, 14)) for _ in range(2)))
         parts[0] = (b"IHDR", sizes + parts[0][1][8:])
     else:
-        parts[0] = (b"IHDR", parts[0][1][:8] + bytes(random.choice([0, 1, 2, 3, 4, 6, 8, 16], 5).tolist()))
+        parts[0] = (
+            b"IHDR",
+            parts[0][1][:8] + bytes(random.choice([0, 1, 2, 3, 4, 6, 8, 16], 5).tolist()),
+        )
     return png_of(parts)
 
 

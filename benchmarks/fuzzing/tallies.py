@@ -125,7 +125,13 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> str:
     used = [name for name in COLUMNS if name == "tried" or any(row.get(name) for row in rows)]
     head = ["part", "kind", "way", *used, "slowest, s"]
     lines = [
-        [row["part"], row["kind"], row["way"], *(row.get(name) or "·" for name in used), f"{row['slowest']:.1f}"]
+        [
+            row["part"],
+            row["kind"],
+            row["way"],
+            *(row.get(name) or "·" for name in used),
+            f"{row['slowest']:.1f}",
+        ]
         for row in rows
     ]
     return table(head, lines)

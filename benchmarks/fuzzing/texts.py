@@ -29,11 +29,47 @@ BRIEF = ("--set", "min_steps=2", "--set", "epochs=1", "--set", "pictures_per_ste
 APMASK = (
     *(*FIT[:4], "--device", "cpu", "--precision", "fp32"),
     *("--set", "image_size=32", "--set", "picture_size=32", "--set", "local_size=16"),
-    *("--set", "prototypes=32", "--set", "hidden=32", "--set", "bottleneck=16", "--set", "local_views=2"),
+    *(
+        "--set",
+        "prototypes=32",
+        "--set",
+        "hidden=32",
+        "--set",
+        "bottleneck=16",
+        "--set",
+        "local_views=2",
+    ),
 )
 CELLS = (
-    *("", "x", "0", "1", "-1", "1e999", "nan", "../../../etc/passwd", "/dev/zero", "a\0b", "a\nb", "a\rb"),
-    *('"', '""', "'", "=1+1", "@SUM(A1)", "\x1b[2J", "é", "\ufeff", "x" * 200_000, "|", "a|b|c", "good", "bad"),
+    *(
+        "",
+        "x",
+        "0",
+        "1",
+        "-1",
+        "1e999",
+        "nan",
+        "../../../etc/passwd",
+        "/dev/zero",
+        "a\0b",
+        "a\nb",
+        "a\rb",
+    ),
+    *(
+        '"',
+        '""',
+        "'",
+        "=1+1",
+        "@SUM(A1)",
+        "\x1b[2J",
+        "é",
+        "\ufeff",
+        "x" * 200_000,
+        "|",
+        "a|b|c",
+        "good",
+        "bad",
+    ),
 )
 
 
@@ -61,9 +97,16 @@ class Reader:
         self.file.write_bytes(content)
         status, out, err = self.run()
         said = out + err
-        for words, verdict in (("bug in blemish", "bug"), ("Traceback", "bug"), ("out of memory", "memory")):
+        for words, verdict in (
+            ("bug in blemish", "bug"),
+            ("Traceback", "bug"),
+            ("out of memory", "memory"),
+        ):
             if words in said:
-                return {"verdict": verdict, "why": next(row for row in said.splitlines() if words in row)[:300]}
+                return {
+                    "verdict": verdict,
+                    "why": next(row for row in said.splitlines() if words in row)[:300],
+                }
         return {"verdict": "refused" if status == 2 else "accepted", "why": err.strip()[:200]}
 
 
@@ -76,7 +119,16 @@ def hostile(right: bytes, form: str, random: Random) -> bytes:
 
 
 def _with_odd_bytes(data: bytes, random: Random) -> bytes:
-    odd = (b"\0", b"\xff\xfe", b"\xef\xbb\xbf", b"\r", b"\x1a", b"\xed\xa0\x80", b"[" * 100_000, b"9" * 5000)
+    odd = (
+        b"\0",
+        b"\xff\xfe",
+        b"\xef\xbb\xbf",
+        b"\r",
+        b"\x1a",
+        b"\xed\xa0\x80",
+        b"[" * 100_000,
+        b"9" * 5000,
+    )
     at = int(random.integers(len(data) + 1))
     return data[:at] + odd[int(random.integers(len(odd)))] + data[at:]
 
@@ -237,7 +289,17 @@ def _settings(folder: Path, good: Path) -> list[Reader]:
 
     config = folder / "settings.json"
     values = json.dumps({"bank_size": 100, "layers": [2, 4], "image_size": 32, "top_fraction": 0.01})
-    fit = ("fit", "patchcore", good, "-o", folder / "x.blemish", "--config", config, *FIT[:4], *FIT[8:])
+    fit = (
+        "fit",
+        "patchcore",
+        good,
+        "-o",
+        folder / "x.blemish",
+        "--config",
+        config,
+        *FIT[:4],
+        *FIT[8:],
+    )
     found = [_reader("settings (--config)", config, values.encode(), "json", *fit)]
     rows = folder / "rows.jsonl"
     kept = Path(__file__).parents[1] / "results"
@@ -258,7 +320,18 @@ def _settings(folder: Path, good: Path) -> list[Reader]:
 def _kept(folder: Path, good: Path) -> list[Reader]:
     """What blemish writes and reads again."""
     artifact, out = folder / "part.blemish", folder / "out"
-    predict = ("predict", artifact, good, "--output", out, "--resume", "--device", "cpu", "--precision", "fp32")
+    predict = (
+        "predict",
+        artifact,
+        good,
+        "--output",
+        out,
+        "--resume",
+        "--device",
+        "cpu",
+        "--precision",
+        "fp32",
+    )
     assert command(*predict)[0] == 0
     rows, run = out / "predictions.jsonl", out / "run.json"
     right = rows.read_bytes(), run.read_bytes()
@@ -283,13 +356,26 @@ def _kept(folder: Path, good: Path) -> list[Reader]:
         _reader("predictions to go on from", rows, right[0], "lines", *predict, ready=back),
         _reader("run.json of predictions", run, right[1], "json", *predict, ready=back),
         _reader("encoder", encoder, encoder.read_bytes(), "artifact", *fitted, "--weights", encoder),
-        _reader("weights (PyTorch)", weights, weights.read_bytes(), "pickle", *fitted, "--weights", weights),
+        _reader(
+            "weights (PyTorch)",
+            weights,
+            weights.read_bytes(),
+            "pickle",
+            *fitted,
+            "--weights",
+            weights,
+        ),
         _reader("checkpoint", checkpoint, state, "artifact", *trained),
     ]
 
 
 def _reader(
-    name: str, file: Path, right: bytes, form: str, *line: str | Path, ready: Callable[[], None] = lambda: None
+    name: str,
+    file: Path,
+    right: bytes,
+    form: str,
+    *line: str | Path,
+    ready: Callable[[], None] = lambda: None,
 ) -> Reader:
     return Reader(name=name, file=file, right=right, form=form, run=lambda: command(*line), ready=ready)
 
