@@ -167,6 +167,16 @@ def test_impossible_values_are_refused(detectors: Held) -> None:
         assert found["verdict"] == "refused", f"{name}: {field} = {value!r}: {found}"
 
 
+def test_no_artifact_reaches_for_a_network(detectors: Held) -> None:
+    names = [name for name in artifacts.IMPOSSIBLE["backbone.spec.timm_name"] if ":" in str(name)]
+    for which, name in enumerate(names):
+        method = list(detectors)[which % len(detectors)]
+        state, told, *_ = detectors[method]
+        manifest = artifacts.with_value(told, ("backbone", "spec", "timm_name"), name)
+        assert judged(detectors[method], artifacts.forge(state, manifest))["verdict"] == "refused", name
+    # The fixture `requests` sees to the rest: that nothing was asked, be it in vain.
+
+
 def test_impossible_tensors_are_refused(detectors: Held) -> None:
     random = np.random.default_rng(0)
     for name, (state, told, *_) in detectors.items():

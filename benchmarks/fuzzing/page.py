@@ -38,7 +38,7 @@ DAMAGE: Mapping[str, str] = {
     "forged": "hostile numbers in the header, checksums put right",
 }
 INTRODUCTION = """\
-<!-- Made by `python benchmarks/robustness.py --page` from benchmarks/results/robustness.jsonl. Change those, not this. -->
+<!-- Made by `python benchmarks/robustness.py --page` from the rows in benchmarks/results. -->
 
 # What a stranger hands over
 
@@ -180,7 +180,7 @@ def damaged(rows: Sequence[Row]) -> str:
         return f"{wrong:,} of {row['tried']:,}" + ("" if row["told"] or not wrong else " °")
 
     lines = [[f"{way}: {DAMAGE[way]}", *(cell(form, way) for form in forms)] for way in MUTATIONS]
-    text = "Accepted without an error or a note though the pixels are others, of all attempts. °: nothing in the file tells."
+    text = "Accepted without an error or a note though the pixels are others, of all attempts. °: the file cannot tell."
     return f"{text}\n\n{table(['damage', *forms], lines)}"
 
 
@@ -192,8 +192,8 @@ def silent(rows: Sequence[Row]) -> str:
         where = ", ".join(f"{row['way']} {row['wrong']} of {row['tried']}" for row in of) or "none"
         lines.append([form, check, where])
     text = (
-        "A format without a checksum cannot tell a changed byte from another picture: blemish shows what the file holds. "
-        "What matters is kept as PNG, or with a checksum of its own beside it."
+        "A format without a checksum cannot tell a changed byte from another picture: blemish shows what the file "
+        "holds. What matters is kept as PNG, or with a checksum of its own beside it."
     )
     return f"{text}\n\n{table(['format', 'what tells damage', 'wrong accepts that remain'], lines)}"
 

@@ -139,14 +139,14 @@ def of_bombs(plan: Plan) -> Iterator[Tally]:
 
 def of_memory(plan: Plan) -> Iterator[Tally]:
     """Large pictures of every kind: the peak by the bytes of the decoded picture, at most 3."""
+    path = plan.folder / "large"
     for name, maker in bombs.large().items():
         if time.monotonic() > plan.deadline:
-            return
-        path = plan.folder / "large"
+            break
         forks.attempt(lambda maker=maker: path.write_bytes(maker()) and 0, limit=120)  # type: ignore[misc]
         tally = Tally("memory", name, f"{bombs.MEGAPIXELS} megapixels")
 
-        def work(_: int, path: Path = path) -> dict[str, Any]:
+        def work(_: int) -> dict[str, Any]:
             from blemish.images import decode
 
             picture = decode(path)
