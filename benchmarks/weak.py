@@ -47,7 +47,7 @@ class Remembering(Detector):
     """The same detector; it looks at every picture once, and finishes the scores of it as often as it is asked."""
 
     def __init__(self, detector: Detector, seen: dict[str, tuple[Scores, Features]]) -> None:
-        super().__init__(detector.method, detector.preprocessing, detector.threshold, detector.manifest)
+        super().__init__(detector.method, detector.record)
         self._seen = seen
 
     def _score(self, chunk: Sequence[Any], adapter: Any) -> Iterator[Prediction | Failure]:
@@ -98,8 +98,8 @@ def rows(name: str, path: Path, options: argparse.Namespace, done: set[str]) -> 
         samples = drawn.samples if options.masks else [dataclasses.replace(each, mask=None) for each in drawn.samples]
         stream = PictureStream(drawn.sources, detector.preprocessing, 8, marks=samples)
         method.learn_defects(lambda stream=stream: iter(stream), stream.rows, silent)
-        known = {**detector.manifest["data"], "defects": sorted(stream.digests.values())}
-        taught = Detector(method, detector.preprocessing, None, {**detector.manifest, "data": known})
+        known = dataclasses.replace(detector.record.data, defects=tuple(sorted(stream.digests.values())))
+        taught = Detector(method, dataclasses.replace(detector.record, data=known))
         tested = tuple(sample for sample in dataset.samples if kind is None or sample.defect != kind)
         found = evaluate(Remembering(taught, seen), dataclasses.replace(dataset, samples=tested))
         yield {

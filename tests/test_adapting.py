@@ -464,7 +464,7 @@ def test_other_sizes_are_saved_and_loaded(detector: Detector, picture: Part, tmp
 def test_one_size_only(fitted: Callable[..., Detector], detector: Detector) -> None:
     with pytest.raises(ConfigError, match="knn looks at pictures in one size only; guided in several"):
         fitted("knn").with_scales((32,))
-    with pytest.raises(ConfigError, match="scales: positive numbers"):
+    with pytest.raises(ConfigError, match="scales: at least 1"):
         detector.with_scales((0,))
 
 

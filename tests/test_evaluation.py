@@ -186,9 +186,8 @@ def test_each_picture_is_judged_by_its_category(mvtec: Path, fitted: Callable[..
     assert plain.threshold is not None
     shutil.copytree(mvtec, mvtec.parent / "set" / "nut")
     shutil.copytree(mvtec, mvtec.parent / "set" / "bolt")
-    own = {**plain.threshold.to_dict(), "value": -1.0}
-    manifest = {**plain.manifest, "categories": ["bolt", "nut"], "thresholds": {"bolt": own}}
-    detector = Detector(plain.method, plain.preprocessing, plain.threshold, manifest)
+    own = {"bolt": dataclasses.replace(plain.threshold, value=-1.0)}
+    detector = Detector(plain.method, dataclasses.replace(plain.record, categories=("bolt", "nut"), thresholds=own))
     result = blemish.evaluate(detector, mvtec.parent / "set")
     common = plain.threshold.value
     assert result.threshold == common
@@ -352,7 +351,7 @@ def test_the_majority_vote_is_judged_too(mvtec: Path, fitted: Callable[..., Dete
             for one in super().predict_many(*given_, **named):
                 yield dataclasses.replace(one, votes=next(given))
 
-    detector = Voting(plain.method, plain.preprocessing, plain.threshold, plain.manifest)
+    detector = Voting(plain.method, plain.record)
     result = blemish.evaluate(detector, mvtec, resolution=RESOLUTION)
     normal = [row["votes"] for row in result.rows if row["truth"] == 0]
     bad = [row["votes"] for row in result.rows if row["truth"] == 1]
@@ -551,14 +550,13 @@ def test_the_caller_sees_every_prediction(mvtec: Path, fitted: Callable[..., Det
 def test_the_defects_that_it_learned_from_are_left_out(mvtec: Path, fitted: Callable[..., Detector]) -> None:
     plain = fitted("knn")
     known = [mvtec / "test" / "square" / "001.png", mvtec / "test" / "dark" / "002.png"]
-    data = {**plain.manifest["data"], "defects": [plain.predict(path).digest for path in known]}
-    detector = Detector(plain.method, plain.preprocessing, plain.threshold, {**plain.manifest, "data": data})
+    data = dataclasses.replace(plain.record.data, defects=tuple(plain.predict(path).digest for path in known))
+    detector = Detector(plain.method, dataclasses.replace(plain.record, data=data))
     result = blemish.evaluate(detector, mvtec)
     assert sorted(result.left_out) == sorted(map(str, known))
     assert {name: values["count"] for name, values in result.by_defect.items()} == {"square": 3, "dark": 2}
     assert (result.counts["left_out"], result.counts["anomalous"]) == (2, 5)
-    older = {key: value for key, value in data.items() if key != "defects"}  # as artifacts had it before
-    before = Detector(plain.method, plain.preprocessing, plain.threshold, {**plain.manifest, "data": older})
+    before = Detector(plain.method, dataclasses.replace(plain.record, data=dataclasses.replace(data, defects=())))
     assert blemish.evaluate(before, mvtec).counts["left_out"] == 0
 
 

@@ -12,21 +12,22 @@ import blemish
 
 ROOT = Path(blemish.__file__).parent
 # A room may import rooms of a lower rank, and itself. Rank 4, where results are made, may also look sideways.
-RANKS = {
+RANKS: dict[str, float] = {
     "errors": 0,
     "types": 0,
     "config": 1,
     "images": 1,
     "files": 1,
     "compute": 1,
+    "artifact": 1.5,  # above `config` and `files`, and below `backbones`, whose weights one kind of it holds
     "data": 2,
     "backbones": 2,
     "anomalies": 2,
     "losses": 2,
     "metrics": 2,
     "thresholds": 2,
-    "artifact": 2,
     "categories": 3,
+    "manifest": 3,
     "methods": 3,
     "suites": 3,
     "catalogue": 4,

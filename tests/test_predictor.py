@@ -385,9 +385,8 @@ def two(fitted: Callable[..., Detector]) -> Detector:
     assert plain.threshold is not None
     strict = replace(plain.threshold, value=-1.0)
     none = replace(plain.threshold, value=None, reason="too few")
-    thresholds = {"bolt": strict.to_dict(), "nut": none.to_dict()}
-    manifest = {**plain.manifest, "categories": ["bolt", "nut"], "thresholds": thresholds}
-    return Detector(plain.method, plain.preprocessing, plain.threshold, manifest)
+    thresholds = {"bolt": strict, "nut": none}
+    return Detector(plain.method, replace(plain.record, categories=("bolt", "nut"), thresholds=thresholds))
 
 
 def test_the_category_decides_the_threshold(two: Detector, picture: Part, tmp_path: Path) -> None:
@@ -521,7 +520,7 @@ def test_an_artifact_from_before_there_were_categories(
 def test_a_detector_without_a_learned_state_is_not_scored(fitted: Callable[..., Detector], picture: Part) -> None:
     detector = fitted()
     fresh: Method = type(detector.method)(detector.method.config, build("test_vit", weights="random"))
-    empty = Detector(fresh, detector.preprocessing, detector.threshold, detector.manifest)
+    empty = Detector(fresh, detector.record)
     with pytest.raises(BlemishError, match="not been fitted"):
         empty.predict(picture(1))
 
@@ -555,8 +554,8 @@ def test_broken_pictures_take_no_place_in_a_batch(
 def test_other_sizes_have_no_threshold_of_any_category(fitted: Callable[..., Detector]) -> None:
     one = fitted("guided")
     limit = Threshold(value=1.0, rate=0.05, n=19, method="split conformal", guarantee="-", reason="")
-    manifest = {**one.manifest, "categories": ["bolt"], "thresholds": {"bolt": limit.to_dict()}}
-    detector = Detector(one.method, one.preprocessing, limit, manifest)
+    record = replace(one.record, categories=("bolt",), threshold=limit, thresholds={"bolt": limit})
+    detector = Detector(one.method, record)
     assert detector.threshold_for("bolt") == limit
     larger = detector.with_scales((96,))
     for category in ("", "bolt"):

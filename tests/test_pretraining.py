@@ -20,6 +20,7 @@ from torch import Tensor
 import blemish
 from blemish import artifact, cli
 from blemish.backbones import build
+from blemish.config import to_dict
 from blemish.data.stream import PictureStream
 from blemish.data.transforms import Preprocessing
 from blemish.errors import ArtifactError, CollapseError, ConfigError, DataError, OutputError, WeightsError
@@ -259,11 +260,11 @@ def test_on_the_pictures_of_a_stream(parts: list[np.ndarray], encoder_file: Path
     after, told = pretrained(backbone, stream, configure(values=SETTINGS), precision=torch.float32)
     assert same(after.model.state_dict(), load_file(encoder_file))
     assert after.info.source == "pretrained:apmask on random"
-    assert told["weights"]["source"] == "random"
-    assert told["training"]["steps"] == 6
+    assert told.weights.source == "random"
+    assert told.training.steps == 6
     assert sorted(stream.digests) == list(range(9))
     assert list(stream.failures) == [9]
-    json.dumps(told)
+    json.dumps(to_dict(told))
 
 
 def test_settings(parts: list[np.ndarray]) -> None:

@@ -160,7 +160,7 @@ def test_survives_json(n: int) -> None:
 
 def test_a_damaged_record_is_an_error() -> None:
     record = split(range(99), 0.05).to_dict()
-    with pytest.raises(ConfigError, match="lacks rate"):
+    with pytest.raises(ConfigError, match=r"threshold\.rate: is missing"):
         Threshold.from_dict({key: value for key, value in record.items() if key != "rate"})
     with pytest.raises(ConfigError, match="method"):
         Threshold.from_dict({**record, "method": "guess"})

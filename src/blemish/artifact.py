@@ -20,6 +20,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from blemish.config import parse_json, short
 from blemish.errors import ArtifactError
 from blemish.files import write_whole
 
@@ -58,18 +59,23 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not isinstance(metadata, dict) or "manifest" not in metadata or "digest" not in metadata:
         raise ArtifactError(f"{path}: is a safetensors file, but not one that blemish fit has written")
     try:
-        manifest = json.loads(metadata["manifest"])
+        manifest = parse_json(metadata["manifest"])
         version = manifest["format"]
-        newer = version > FORMAT
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise ArtifactError(f"{path}: the manifest is damaged; fit again or restore a copy") from error
-    if newer:
+    except KeyError as error:
+        raise ArtifactError(f"{path}: the manifest is damaged: it names no format; restore a copy") from error
+    except (ValueError, TypeError) as error:
+        raise ArtifactError(f"{path}: the manifest is damaged ({error}); fit again or restore a copy") from error
+    if type(version) is not int:
+        raise ArtifactError(f"{path}: the manifest is damaged: format is {short(version)}; restore a copy")
+    if version > FORMAT:
         raise ArtifactError(
             f"{path}: has format {version}, written by blemish {manifest.get('blemish', '?')}; this blemish reads "
             f"formats up to {FORMAT}: pip install --upgrade blemish"
         )
     if _digest(metadata["manifest"], table, data) != metadata["digest"]:
         raise ArtifactError(f"{path}: was altered or damaged after it was written; fit again or restore a copy")
+    if version < 1:
+        raise ArtifactError(f"{path}: has format {short(version)}, which no blemish has ever written")
     try:
         return load_tensors(content), manifest
     except (SafetensorError, ValueError, TypeError, KeyError) as error:
@@ -90,9 +96,9 @@ def _parts(content: bytes, path: object) -> tuple[dict[str, Any], bytes]:
         looks = content[8:9] == b"{"
         raise ArtifactError(f"{path}: is {'cut short' if looks else 'not an artifact that blemish fit has written'}")
     try:
-        table = json.loads(content[8 : 8 + length].decode("utf-8", "surrogatepass"))
+        table = parse_json(content[8 : 8 + length].decode("utf-8", "surrogatepass"))
         end = max((entry["data_offsets"][1] for name, entry in table.items() if name != "__metadata__"), default=0)
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
         raise ArtifactError(f"{path}: is not an artifact that blemish fit has written") from error
     data = content[8 + length :]
     if end != len(data):

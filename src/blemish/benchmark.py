@@ -339,7 +339,7 @@ class _Stopwatch(Detector):
     """
 
     def __init__(self, detector: Detector) -> None:
-        super().__init__(detector.method, detector.preprocessing, detector.threshold, detector.manifest)
+        super().__init__(detector.method, detector.record)
 
     def predict_many(
         self, sources: Iterable[Any], *, category: str = "", batch_size: int | None = None, adapt: Mode | None = None
@@ -360,7 +360,7 @@ class _Shifted(Detector):
     """The same detector; it sees every picture shifted, and knows it by the original's content."""
 
     def __init__(self, detector: Detector, shift: Callable[[np.ndarray], np.ndarray]) -> None:
-        super().__init__(detector.method, detector.preprocessing, detector.threshold, detector.manifest)
+        super().__init__(detector.method, detector.record)
         self._shift = shift
 
     def _prepare(self, picture: Picture) -> torch.Tensor:

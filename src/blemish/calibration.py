@@ -71,9 +71,9 @@ class Calibration:
     nearly_same: int = 0
     alike: bool = False
 
-    def by_category(self, names: Iterable[str]) -> dict[str, list[float]]:
+    def by_category(self, names: Iterable[str]) -> dict[str, tuple[float, ...]]:
         pairs = list(zip(self.categories, self.scores, strict=True))
-        return {name: [score for category, score in pairs if category == name] for name in names}
+        return {name: tuple(score for category, score in pairs if category == name) for name in names}
 
     def thresholds(
         self, plan: Plan, rate: float, names: Iterable[str], *, required: bool
@@ -213,12 +213,17 @@ def recalibrate(
     rate = DEFAULT_RATE if false_alarm_rate is None else false_alarm_rate
     plan = Plan(1.0, "split conformal")
     threshold, thresholds = calibration.thresholds(plan, rate, detector.categories, required=True)
-    found = {"calibrated": list(digests), "copies": calibration.copies, "nearly_same": 0}  # the last is not looked for
-    manifest = {
-        **detector.manifest,
-        "data": {**detector.manifest["data"], **found},
-        "thresholds": {name: own.to_dict() for name, own in thresholds.items()},
-        "calibration_scores": calibration.scores,
-        "calibration_scores_by_category": calibration.by_category(detector.categories),
-    }
-    return Detector(detector.method, detector.preprocessing, threshold, manifest), failures, left_out
+    record = dataclasses.replace(
+        detector.record,
+        data=dataclasses.replace(
+            detector.record.data,
+            calibrated=tuple(digests),
+            copies=calibration.copies,
+            nearly_same=0,  # which is not looked for
+        ),
+        threshold=threshold,
+        thresholds=thresholds,
+        calibration_scores=tuple(calibration.scores),
+        calibration_scores_by_category=calibration.by_category(detector.categories),
+    )
+    return Detector(detector.method, record), failures, left_out

@@ -816,8 +816,10 @@ def inspect(
 ) -> int:
     """Say what an artifact, a pre-trained encoder or an interrupted training is, and that it is whole."""
     from blemish.artifact import read
+    from blemish.manifest import read_any
 
     _, manifest = read(artifact)
+    read_any(artifact, manifest)
     size = artifact.stat().st_size
     document = {"artifact": str(artifact), "bytes": size, "whole": True, "manifest": manifest}
     heading = f"{artifact}: whole and unaltered, {size / 2**20:.1f} MiB"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Literal, cast
 
 import torch
 
@@ -20,7 +21,8 @@ _WITHOUT_BF16 = {
     "AVX512_CORE_VNNI",
 }
 _BF16 = {"amx_bf16", "avx512_bf16"}
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+Precision = Literal["fp32", "bf16", "fp16"]
+PRECISIONS: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -57,8 +59,8 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
     return PRECISIONS[name]
 
 
-def precision_name(dtype: torch.dtype) -> str:
-    return next(name for name, known in PRECISIONS.items() if known == dtype)
+def precision_name(dtype: torch.dtype) -> Precision:
+    return cast(Precision, next(name for name, known in PRECISIONS.items() if known == dtype))
 
 
 def _cpu_computes_in_bf16() -> bool:

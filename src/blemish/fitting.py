@@ -28,6 +28,7 @@ from blemish.data.good import GoodPictures, draw_shots, good_pictures, hold_out_
 from blemish.data.stream import PictureStream
 from blemish.data.transforms import Preprocessing
 from blemish.errors import ConfigError, DataError, unknown_name
+from blemish.manifest import Broken, CategoryFeatures, Learned, Manifest, TrainingRecord
 from blemish.methods import Method, MethodConfig, method_of_config, method_of_recipe
 from blemish.methods.trained import TrainedMethod
 from blemish.predictor import BATCH_SIZE, Detector, describe, place
@@ -241,38 +242,39 @@ def fit(
     fitted_digests = [stream.digests[i] for i in sorted(stream.digests)]
     held_digests = [held_stream.digests[i] for i in sorted(held_stream.digests)]
     notes = {**stream.notes, **held_stream.notes, **shown.notes}.values()
-    manifest = {
+    record = Manifest(
         **artifact.provenance(),
         **describe(fitted, scoring),
-        "recipe": recipe if config is None else None,
-        "categories": pictures.names,
-        "shots": shots,
-        "seed": seed,
-        "precision": precision_name(dtype),
-        "device": torch_device.type,
-        "seconds": round(time.perf_counter() - started, 3),
-        **({} if pretraining is None else {"pretraining": pretraining}),
-        **({} if training is None else {"training": training}),
-        "map_scale": calibration.scale,
-        **_category_features(fitted, kept, scoring, batch_size),
-        "thresholds": {name: own.to_dict() for name, own in thresholds.items()},
-        "calibration_scores": calibration.scores,
-        "calibration_scores_by_category": calibration.by_category(pictures.names),
-        "data": {
-            "layout": pictures.note,
-            "count": len(fitted_digests) + len(held_digests),
-            "fingerprint": _fingerprint(sorted(fitted_digests + held_digests)),
-            "fitted": fitted_digests,
-            "calibrated": held_digests,
-            "defects": [shown.digests[i] for i in sorted(shown.digests)],
-            "defects_layout": defects.note,
-            "copies": calibration.copies,
-            "nearly_same": calibration.nearly_same,
-            "failures": [failure.to_dict() for failure in failures],
-            "notes": dict(Counter(note for of_one in notes for note in of_one)),
-        },
-    }
-    return Detector(fitted, scoring, threshold, manifest)
+        recipe=recipe if config is None else None,
+        categories=tuple(pictures.names),
+        shots=shots,
+        seed=seed,
+        precision=precision_name(dtype),
+        device=torch_device.type,
+        seconds=round(time.perf_counter() - started, 3),
+        pretraining=pretraining,
+        training=training,
+        map_scale=(calibration.scale[0], calibration.scale[1]),
+        category_features=_category_features(fitted, kept, scoring, batch_size),
+        threshold=threshold,
+        thresholds=thresholds,
+        calibration_scores=tuple(calibration.scores),
+        calibration_scores_by_category=calibration.by_category(pictures.names),
+        data=Learned(
+            layout=pictures.note,
+            count=len(fitted_digests) + len(held_digests),
+            fingerprint=_fingerprint(sorted(fitted_digests + held_digests)),
+            fitted=tuple(fitted_digests),
+            calibrated=tuple(held_digests),
+            defects=tuple(shown.digests[i] for i in sorted(shown.digests)),
+            defects_layout=defects.note,
+            copies=calibration.copies,
+            nearly_same=calibration.nearly_same,
+            failures=tuple(Broken(path=failure.source, error=failure.reason) for failure in failures),
+            notes=Counter(note for of_one in notes for note in of_one),
+        ),
+    )
+    return Detector(fitted, record)
 
 
 def checkpoints(path: str | Path) -> tuple[Path, Path]:
@@ -307,7 +309,7 @@ def _train(
     checkpoint: Path | None,
     resume: bool,
     progress: Progress,
-) -> dict[str, Any]:
+) -> TrainingRecord:
     """Train the method on what the stream holds and, where it takes them, on the defects.
 
     Returns: what the training says of itself.
@@ -338,7 +340,7 @@ def _train(
     if both is not stream:
         _share_out(both, stream, defects)
     _check_usable(method, stream)
-    return training.to_dict()
+    return configs.from_dict(TrainingRecord, training.to_dict())
 
 
 def _learn(method: Method, stream: PictureStream, progress: Progress) -> None:
@@ -366,8 +368,8 @@ def _summarise(fitted: Method, stream: PictureStream, scoring: Preprocessing, pr
 
 def _category_features(
     method: Method, pictures: GoodPictures, preprocessing: Preprocessing, batch_size: int
-) -> dict[str, Any]:
-    """How categories are told apart at prediction, from some pictures of each, evenly; nothing for one kind of part."""
+) -> CategoryFeatures | None:
+    """How categories are told apart at prediction, from some pictures of each, evenly; None for one kind of part."""
     found: dict[str, torch.Tensor] = {}
     device = next(method.backbone.parameters()).device
     for name in pictures.names:
@@ -380,8 +382,8 @@ def _category_features(
         if seen:
             found[name] = torch.cat(seen).cpu()
     if len(found) < max(len(pictures.names), 2):
-        return {}
-    return {"category_features": NearestCategory.learned(found).to_dict()}
+        return None
+    return configs.from_dict(CategoryFeatures, NearestCategory.learned(found).to_dict())
 
 
 def _share_out(both: PictureStream, *parts: PictureStream) -> None:

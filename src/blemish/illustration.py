@@ -205,7 +205,7 @@ class _Embedding(Detector):
     """
 
     def __init__(self, detector: Detector) -> None:
-        super().__init__(detector.method, detector.preprocessing, detector.threshold, detector.manifest)
+        super().__init__(detector.method, detector.record)
         self.features: deque[Feature] = deque()
 
     def _score(self, chunk: Sequence[Any], adapter: Adapter | None) -> Iterator[Prediction | Failure]:

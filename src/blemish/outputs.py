@@ -33,6 +33,7 @@ import numpy as np
 import numpy.typing as npt
 
 from blemish.compute import precision_name
+from blemish.config import parse_json
 from blemish.data.folder import is_file
 from blemish.data.stream import map_ahead
 from blemish.errors import BlemishError, OutputError
@@ -43,6 +44,7 @@ from blemish.predictor import Detector
 from blemish.report import figures
 from blemish.report.heatmap import SALIENCY_SCALE, encode_jpeg, outline, overlay, save_png, thumbnail
 from blemish.report.html import Entry
+from blemish.report.rows import read_row
 from blemish.types import ANOMALOUS, NORMAL, Evaluation, Failure, Prediction, Sample
 
 EMBEDDED = 200  # pictures shown in a report: more would make the file unusable
@@ -196,7 +198,7 @@ def _check_same(folder: Path, run: Mapping[str, str]) -> None:
             "adapt": "",
             "scales": "",
             "threshold": "",
-            **json.loads((folder / _RUN).read_text(encoding="utf-8")),
+            **parse_json((folder / _RUN).read_text(encoding="utf-8")),
         }
         other = [key for key, value in run.items() if earlier[key] != value]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -227,15 +229,14 @@ def _earlier(place: Path) -> tuple[list[Row], int]:
         raise OutputError(f"{place}: cannot be read ({error.strerror}); name another folder") from error
     for number, line in enumerate(lines, start=1):
         try:
-            row = json.loads(line)
-            whole = line.endswith(b"\n") and "path" in row and ("error" in row or "score" in row)
-        except (ValueError, TypeError):
-            whole = False
-        if not whole:
+            if not line.endswith(b"\n"):
+                raise ValueError("it is cut short")
+            rows.append(read_row(line))
+        except ValueError as error:
             if number < len(lines):
-                raise OutputError(f"{place}: line {number} is damaged; name another folder")
+                reason = f"{place}: line {number} is damaged ({error}); name another folder"
+                raise OutputError(reason) from error
             break
-        rows.append(row)
         end += len(line)
     return rows, end
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,10 +13,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from blemish import artifact, config
-from blemish.backbones import BackboneSpec, WeightsInfo, restore
+from blemish import artifact
+from blemish import config as configs
+from blemish.backbones import Backbone, restore
 from blemish.categories import NearestCategory, features
 from blemish.compute import pick_device, pick_precision
+from blemish.config import short
 from blemish.data.folder import find_pictures
 from blemish.data.stream import load_picture, map_ahead, name_of
 from blemish.data.transforms import Preprocessing, prepare
@@ -30,6 +32,7 @@ from blemish.errors import (
     unknown_name,
 )
 from blemish.images import Picture
+from blemish.manifest import BackboneRecord, Manifest, read_manifest, undescribed
 from blemish.methods import Method, method_class
 from blemish.methods.adaptation import Adapted, Adapter, Mode
 from blemish.thresholds import Threshold, by_hand, verdict
@@ -54,28 +57,23 @@ class Detector:
         thresholds: of each category, its own; without a value where its pictures were too few.
         nearest: tells the categories apart where nobody says which it is; None for one kind of part, and in artifacts
             from before there was this.
-        manifest: everything that the artifact says of itself (JSON-ready).
+        record: everything that the artifact says of itself; manifest: the same, JSON-ready.
         map_scale: (low, high) of the heatmaps' colours: the median of normal maps, and twice their 99.9 % point
             above it.
     """
 
-    def __init__(
-        self,
-        method: Method,
-        preprocessing: Preprocessing,
-        threshold: Threshold | None,
-        manifest: Mapping[str, Any],
-    ) -> None:
+    def __init__(self, method: Method, record: Manifest) -> None:
         self.method = method
-        self.preprocessing = preprocessing
-        self.threshold = threshold
-        self.manifest = {**manifest, "threshold": None if threshold is None else threshold.to_dict()}
-        self.categories = tuple(manifest.get("categories", ()))
-        self.thresholds = {name: Threshold.from_dict(values) for name, values in manifest.get("thresholds", {}).items()}
-        told = manifest.get("category_features")
-        self.nearest = None if told is None else NearestCategory.from_dict(told)
-        low, high = manifest["map_scale"]
-        self.map_scale = (float(low), float(high))
+        self.record = record
+        self.manifest = record.to_dict()
+        self.preprocessing = record.preprocessing
+        self.threshold = record.threshold
+        self.categories = record.categories
+        self.thresholds = dict(record.thresholds)
+        known = record.category_features
+        self.nearest = None if known is None else NearestCategory.from_dict(configs.to_dict(known))
+        low, high = record.map_scale
+        self.map_scale = (low, high)
 
     @property
     def device(self) -> torch.device:
@@ -105,8 +103,7 @@ class Detector:
     @property
     def learned(self) -> set[str]:
         """The digests of the pictures that it has learned from, good ones and labelled defects."""
-        data = self.manifest["data"]
-        return {*data["fitted"], *data.get("defects", ())}
+        return {*self.record.data.fitted, *self.record.data.defects}
 
     def predict(self, source: Any, category: str = "") -> Prediction:
         """Score, verdict and heatmap of one picture.
@@ -275,7 +272,7 @@ class Detector:
         """
         if threshold is not None and not isinstance(threshold, Threshold):
             threshold = by_hand(threshold)
-        return Detector(self.method, self.preprocessing, threshold, {**self.manifest, "thresholds": {}})
+        return Detector(self.method, replace(self.record, threshold=threshold, thresholds={}))
 
     def with_scales(self, scales: Sequence[int]) -> Detector:
         """The same detector, looking at pictures in other sizes, each the side of a square in pixels.
@@ -293,8 +290,9 @@ class Detector:
         if threshold is not None:
             reason = "calibrated at other sizes; `blemish calibrate --scales` sets a threshold for these"
             threshold = replace(threshold, value=None, guarantee="", reason=reason)
-        manifest = {**self.manifest, **describe(method, preprocessing), "thresholds": {}}
-        return Detector(method, preprocessing, threshold, manifest)
+        return Detector(
+            method, replace(self.record, **describe(method, preprocessing), threshold=threshold, thresholds={})
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,29 +315,65 @@ def load(path: str | Path, *, device: str = "auto", precision: str = "auto") -> 
     Args:
         device: auto, cpu, cuda, cuda:1, mps.
         precision: auto (bf16 where the hardware computes in it), fp32, bf16, fp16.
-    Raises: ArtifactError for a file that is not a whole, unaltered artifact of a known format.
+    Raises: ArtifactError for a file that is not a whole, unaltered artifact of a known format, or of which a field or
+        a tensor cannot be: before anything is built, everything is held against what a detector of its settings has.
     """
-    tensors, manifest = artifact.read(path)
+    tensors, values = artifact.read(path)
+    record = read_manifest(path, values)
     try:
-        kind = method_class(manifest["method"])
-        settings = config.from_dict(kind.Config, kind.Config.migrate(manifest["config"]))
-        spec = config.from_dict(BackboneSpec, manifest["backbone"]["spec"])
-        info = WeightsInfo.from_dict(manifest["backbone"]["weights"])
-        preprocessing = config.from_dict(Preprocessing, manifest["preprocessing"])
-        threshold = None if manifest["threshold"] is None else Threshold.from_dict(manifest["threshold"])
-        method = kind(settings, restore(spec, info))
-        detector = Detector(method, preprocessing, threshold, manifest)
-    except (KeyError, TypeError, ValueError, AttributeError, BlemishError) as error:
-        raise ArtifactError(
-            f"{path}: the manifest does not describe a detector that this blemish knows ({error})"
-        ) from error
+        kind = method_class(record.method)
+        settings = kind.Config.restored(record.config)
+        with torch.device("meta"):
+            hollow = kind(settings, _backbone(record))
+        _check(hollow, record)
+    except BlemishError as error:
+        raise undescribed(path, error) from error
     try:
+        tensors = hollow.of_today(tensors)
+        hollow.check_state(tensors)
+        method = kind(settings, _backbone(record))
         method.restore_state(tensors)
     except ArtifactError as error:
         raise ArtifactError(f"{path}: {error}; another state of blemish has written it: fit it again") from error
     chosen = pick_device(device)
     place(method, chosen, pick_precision(precision, chosen))
-    return detector
+    return Detector(method, record)
+
+
+def _backbone(record: Manifest) -> Backbone:
+    """The backbone that an artifact names, with unset weights. Raises: ConfigError."""
+    spec = record.backbone.spec
+    try:
+        return restore(spec, record.backbone.weights)
+    except BlemishError as error:
+        raise ConfigError(f"backbone.spec.{error}") from error
+    except Exception as error:  # timm has a thousand models, and not every one is what blemish takes it for
+        raise ConfigError(f"backbone.spec.timm_name: {spec.timm_name} cannot be built here ({error})") from error
+
+
+def _check(method: Method, record: Manifest) -> None:
+    """Whether what an artifact says of its parts goes together. `method`: without storage. Raises: ConfigError."""
+    height, width = method.scoring_size
+    preprocessing, backbone = record.preprocessing, method.backbone
+    if method.config.backbone != backbone.spec.name:
+        raise ConfigError(f"config.backbone: {short(method.config.backbone)} is not backbone.spec.name")
+    if (preprocessing.height, preprocessing.width) != (height, width):
+        raise ConfigError(
+            f"preprocessing.height, preprocessing.width: {preprocessing.height}×{preprocessing.width} is not the size "
+            f"of the method, {height}×{width}"
+        )
+    try:
+        seen = backbone.shapes(height, width, method.config.layers)
+    except ConfigError:
+        raise
+    except Exception as error:  # as of `_backbone`
+        name = backbone.spec.timm_name
+        raise ConfigError(f"backbone.spec.timm_name: {name} cannot be used here ({error})") from error
+    known = record.category_features
+    if known is not None and len(known.spread) != seen.tokens[-1].shape[2]:
+        raise ConfigError(
+            f"category_features.spread: {seen.tokens[-1].shape[2]} numbers are needed, got {len(known.spread)}"
+        )
 
 
 def place(method: Method, device: torch.device, dtype: torch.dtype) -> None:
@@ -349,12 +383,12 @@ def place(method: Method, device: torch.device, dtype: torch.dtype) -> None:
 
 
 def describe(method: Method, preprocessing: Preprocessing) -> dict[str, Any]:
-    """The part of the manifest that `load` rebuilds a method from."""
+    """The fields of the manifest that `load` rebuilds a method from."""
     return {
         "method": method.name,
-        "config": config.to_dict(method.config),
-        "preprocessing": config.to_dict(preprocessing),
-        "backbone": {"spec": config.to_dict(method.backbone.spec), "weights": method.backbone.info.to_dict()},
+        "config": configs.to_dict(method.config),
+        "preprocessing": preprocessing,
+        "backbone": BackboneRecord(spec=method.backbone.spec, weights=method.backbone.info),
     }
 
 

@@ -37,6 +37,7 @@ from blemish.data.stream import PictureStream, load_picture
 from blemish.data.transforms import Preprocessing, prepare
 from blemish.errors import CollapseError, ConfigError, DataError, NonFiniteError, unknown_name
 from blemish.files import cannot_write, write_whole
+from blemish.manifest import BackboneRecord, Broken, EncoderManifest, Pretrained, Pretraining, TrainingRecord
 from blemish.methods.apmask import APMask, APMaskConfig
 from blemish.report.heatmap import attention_overlay
 from blemish.training import distributed, train
@@ -163,26 +164,26 @@ def pretrain(
         log=None if log is None else Path(log),
         progress=progress,
     )
-    manifest = {
+    record = EncoderManifest(
         **artifact.provenance(),
-        "pretraining": told["method"],
-        "recipe": recipe if config is None else None,
-        "config": told["config"],
-        "preprocessing": told["preprocessing"],
-        "backbone": {"spec": configs.to_dict(backbone.spec), "weights": told["weights"]},
-        "seed": chosen.seed,
-        "precision": told["precision"],
-        "device": torch_device.type,
-        "seconds": round(time.perf_counter() - started, 3),
-        "training": told["training"],
-        "data": {
-            "layout": pictures.note,
-            "count": len(stream.digests),
-            "fingerprint": hashlib.sha256("".join(sorted(stream.digests.values())).encode()).hexdigest(),
-            "failures": [failure.to_dict() for _, failure in sorted(stream.failures.items())],
-        },
-    }
-    return Encoder(backbone=backbone, manifest=manifest)
+        pretraining=told.method,
+        recipe=recipe if config is None else None,
+        config=told.config,
+        preprocessing=told.preprocessing,
+        backbone=BackboneRecord(spec=backbone.spec, weights=told.weights),
+        seed=chosen.seed,
+        precision=told.precision,
+        device=torch_device.type,
+        seconds=round(time.perf_counter() - started, 3),
+        training=told.training,
+        data=Pretrained(
+            layout=pictures.note,
+            count=len(stream.digests),
+            fingerprint=hashlib.sha256("".join(sorted(stream.digests.values())).encode()).hexdigest(),
+            failures=tuple(Broken(path=each.source, error=each.reason) for _, each in sorted(stream.failures.items())),
+        ),
+    )
+    return Encoder(backbone=backbone, manifest=record.to_dict())
 
 
 def pretrained(
@@ -196,7 +197,7 @@ def pretrained(
     resume: bool = False,
     log: Path | None = None,
     progress: Progress = silent,
-) -> tuple[Backbone, dict[str, Any]]:
+) -> tuple[Backbone, Pretraining]:
     """The backbone pre-trained on the pictures of a stream, in evaluation mode and frozen, and how that went.
 
     Args:
@@ -205,8 +206,7 @@ def pretrained(
             mirroring. Those that cannot be read and the digests of the others are noted in it.
         precision: bf16 or fp32.
         minutes, checkpoint, resume: as of `training.train`. log: as of `pretrain`.
-    Returns: the backbone, whose `info` names what it was before; and, JSON-ready, "method", "config", "preprocessing",
-        "weights" (before), "precision" and "training".
+    Returns: the backbone, whose `info` names what it was before; and how it was trained.
     Raises: as `pretrain`.
     """
     learner = APMask(config, backbone).to(next(backbone.parameters()).device)
@@ -238,7 +238,15 @@ def pretrained(
     after.info = WeightsInfo(
         source=f"pretrained:{learner.name} on {before.source}", sha256=_digest(_tensors(after)), licence=before.licence
     )
-    return after, {**identity, "weights": before.to_dict(), "training": training.to_dict()}
+    told = Pretraining(
+        method=learner.name,
+        config=configs.to_dict(learner.config),
+        preprocessing=preprocessing,
+        weights=before,
+        precision=precision_name(learner.precision),
+        training=configs.from_dict(TrainingRecord, training.to_dict()),
+    )
+    return after, told
 
 
 def figure_of(log: Path) -> Path:

@@ -19,6 +19,7 @@ from blemish.data.defects import NONE, Defects, labelled_defects
 from blemish.data.good import good_pictures
 from blemish.data.stream import PictureStream, load_picture, map_ahead
 from blemish.errors import ConfigError, DataError
+from blemish.manifest import Broken, Refinement
 from blemish.methods.memory import MemoryBank
 from blemish.methods.taught import Taught
 from blemish.predictor import BATCH_SIZE, Detector
@@ -148,7 +149,7 @@ def _taught(
     progress: Progress,
 ) -> Refined:
     """The detector, whose method is `method`, having learned from the new good pictures and defects."""
-    data = detector.manifest["data"]
+    record, data = detector.record, detector.record.data
     settings, preprocessing = method.config, detector.preprocessing
     old, unseen = method.good_scores(), defects.sources
     before = detector.threshold.value if detector.threshold else None
@@ -169,31 +170,33 @@ def _taught(
         rate = false_alarm_rate or (detector.threshold and detector.threshold.rate) or DEFAULT_RATE
         required = false_alarm_rate is not None
         threshold = calibrate(list(scores.values()), rate, method="leave-one-out", required=required)
-    calibrated = [digest for digest in data["calibrated"] if digest not in stream.digests.values()]
-    fitted = [*data["fitted"], *(stream.digests[i] for i in sorted(stream.digests))]
-    manifest = {
-        **detector.manifest,
-        **{name: artifact.provenance()[name] for name in ("blemish", "versions")},
-        "thresholds": {},
-        "calibration_scores": list(scores.values()),
-        "data": {
-            **data,
-            "count": len(fitted) + len(calibrated),
-            "fingerprint": hashlib.sha256("".join(sorted([*fitted, *calibrated])).encode()).hexdigest(),
-            "fitted": fitted,
-            "calibrated": calibrated,
-            "defects": [*data["defects"], *(shown.digests[i] for i in sorted(shown.digests))],
-            "defects_layout": "; ".join(filter(None, [data["defects_layout"], defects.note])),
-            "failures": [*data["failures"], *(failure.to_dict() for failure in failures)],
-        },
-        "refined": [
-            *detector.manifest.get("refined", []),
-            {"date": artifact.provenance()["created"], "good": len(stream.digests), "defects": len(shown.digests)},
-        ],
-    }
-    refined = Detector(method, preprocessing, threshold, manifest)
+    calibrated = [digest for digest in data.calibrated if digest not in stream.digests.values()]
+    fitted = [*data.fitted, *(stream.digests[i] for i in sorted(stream.digests))]
+    now = artifact.provenance()
+    event = Refinement(date=now["created"], good=len(stream.digests), defects=len(shown.digests))
+    known = dataclasses.replace(
+        data,
+        count=len(fitted) + len(calibrated),
+        fingerprint=hashlib.sha256("".join(sorted([*fitted, *calibrated])).encode()).hexdigest(),
+        fitted=tuple(fitted),
+        calibrated=tuple(calibrated),
+        defects=(*data.defects, *(shown.digests[i] for i in sorted(shown.digests))),
+        defects_layout="; ".join(filter(None, [data.defects_layout, defects.note])),
+        failures=(*data.failures, *(Broken(path=each.source, error=each.reason) for each in failures)),
+    )
+    record = dataclasses.replace(
+        record,
+        blemish=now["blemish"],
+        versions=now["versions"],
+        threshold=threshold,
+        thresholds={},
+        calibration_scores=tuple(scores.values()),
+        data=known,
+        refined=(*record.refined, event),
+    )
+    refined = Detector(method, record)
     after = threshold.value if threshold else None
-    now = [scores[owner] for owner in old]
+    later = [scores[owner] for owner in old]
     return Refined(
         detector=refined,
         good=len(stream.digests),
@@ -203,9 +206,9 @@ def _taught(
         before=before,
         after=after,
         alarms_before=None if before is None else sum(score > before for score in old.values()),
-        alarms_after=None if after is None else sum(score > after for score in now),
+        alarms_after=None if after is None else sum(score > after for score in later),
         calibrated=len(old),
-        mean_change=float(np.mean(now) - np.mean(list(old.values()))),
+        mean_change=float(np.mean(later) - np.mean(list(old.values()))),
         found_before=found_before,
         found_after=_alarms(refined, unseen),
     )

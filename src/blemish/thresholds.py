@@ -16,18 +16,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import betaincinv
 
 from blemish import config
+from blemish.config import Count, Range
 from blemish.errors import CalibrationError, ConfigError, NonFiniteError, unknown_name
 from blemish.types import ANOMALOUS, NORMAL
 
+LARGEST = 3.4e38  # of a score, which is a float32
 Method = Literal["split conformal", "leave-one-out", "by hand"]
 
 
@@ -44,9 +46,9 @@ class Threshold:
         reason: why there is no value, and how many pictures are needed; "" with one.
     """
 
-    value: float | None
+    value: Annotated[float, Range(-LARGEST, LARGEST)] | None
     rate: float | None
-    n: int
+    n: Count
     method: Method
     guarantee: str
     reason: str
@@ -58,6 +60,11 @@ class Threshold:
             _exact(self.rate)
         if self.value is not None and not math.isfinite(self.value):
             raise NonFiniteError(f"the threshold is {self.value}; a finite number, or none, is needed")
+        config.check(self)
+        if self.rate is None and (self.value is None or self.n):
+            raise ConfigError(f"a threshold by hand has a value and is of no picture, got {self.value} of {self.n}")
+        if self.rate is not None and self.value is not None and self.n < pictures_needed(self.rate):
+            raise ConfigError(f"n: {pictures_needed(self.rate)} pictures are needed for {self.rate}, got {self.n}")
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values."""
@@ -70,10 +77,7 @@ class Threshold:
         Raises: ConfigError for a missing or unknown key or a value that does not fit; NonFiniteError for a value that
             is not finite.
         """
-        missing = [field.name for field in fields(cls) if field.name not in values]
-        if missing:
-            raise ConfigError(f"a threshold lacks {', '.join(missing)}")
-        return config.from_dict(cls, values)
+        return config.from_dict(cls, values, within="threshold", strict=True)
 
 
 def by_hand(value: float) -> Threshold:

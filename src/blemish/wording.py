@@ -272,8 +272,8 @@ def checkpoint(values: Mapping[str, Any]) -> Table:
     identity = values["identity"]
     return facts(
         [
-            ("training", f"of {identity['method']}, {values['step']:,} of {values['steps']:,} steps made"),
-            ("settings", _assignments(identity["config"])),
+            ("training", f"of {identity.get('method')}, {values['step']:,} of {values['steps']:,} steps made"),
+            ("settings", _assignments(identity.get("config", {}))),
             ("so far", f"{values['seconds']:.0f} s, loss {values['loss']:.4g}"),
             ("next", "the command that began it goes on from here with --resume"),
         ]

@@ -979,7 +979,7 @@ def test_recipes() -> None:
         ({"image_share": -1.0}, "image_share: a fraction in"),
         ({"noise_low": 2.0, "noise_high": 1.0}, "0 <= low <= high, got 2.0 and 1.0"),
         ({"noise_high": math.inf}, "noise_low and noise_high"),
-        ({"ema_decay": 1.0}, "ema_decay: null or a number in"),
+        ({"ema_decay": 1.0}, "ema_decay: null or a fraction in"),
         ({"epochs": 0}, "epochs: at least 1"),
         ({"learning_rate": 0.0}, "learning_rate: a positive"),
         ({"top_fraction": 2.0}, "top_fraction: a fraction in"),

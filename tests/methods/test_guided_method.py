@@ -690,7 +690,7 @@ def test_statistics_are_kept_for_the_sizes_that_have_them(adaptation: str, kind:
     for scales in ((64,), (32, 48, 64)):
         with pytest.raises(ConfigError, match=r"no statistics to adapt to.*at other sizes"):
             method.with_scales(scales).adapter("online")
-    with pytest.raises(ConfigError, match="scales: positive numbers"):
+    with pytest.raises(ConfigError, match="scales: at least 1"):
         method.with_scales((0,))
     with pytest.raises(ConfigError, match="square"):
         guided(image_size=(32, 64)).with_scales((32,))
@@ -1212,18 +1212,18 @@ def test_chest_x_rays_are_blended_by_all_but_the_poster() -> None:
         ({"layer_decay": 1.1}, r"layer_decay: a fraction in \(0, 1\]"),
         ({"warmup": 1.0}, r"warmup: a fraction in \[0, 1\)"),
         ({"warmup": -0.1}, r"warmup: a fraction in \[0, 1\)"),
-        ({"tuned": -1}, "tuned: null or a number of blocks from 0"),
-        ({"bank_size": -1}, "bank_size: a number from 0"),
+        ({"tuned": -1}, "tuned: null or at least 0"),
+        ({"bank_size": -1}, "bank_size: at least 0"),
         ({"pooling": 0}, "pooling: an odd number from 1"),
         ({"pooling": 2}, "pooling: an odd number from 1"),
-        ({"scales": (224, 0)}, "scales: positive numbers"),
-        ({"zoom": 0.2}, "zoom: a factor from 0.25 to 8"),
-        ({"zoom": 8.5}, "zoom: a factor from 0.25 to 8"),
-        ({"zoom": math.nan}, "zoom: a factor from 0.25 to 8"),
+        ({"scales": (224, 0)}, "scales: at least 1"),
+        ({"zoom": 0.2}, "zoom: a finite number from 0.25 up to 8"),
+        ({"zoom": 8.5}, "zoom: a finite number from 0.25 up to 8"),
+        ({"zoom": math.nan}, "zoom: a finite number from 0.25 up to 8"),
         ({"scales": (224,), "image_size": (224, 448)}, "choose a square image_size"),
         ({"adaptation_rate": 0.0}, "adaptation_rate: a positive finite number"),
         ({"adaptation_rate": math.inf}, "adaptation_rate: a positive finite number"),
-        ({"adaptation_steps": 0}, "adaptation_steps: at least 1, got 0.1 and 0"),
+        ({"adaptation_steps": 0}, "adaptation_steps: at least 1 is needed, got 0"),
         ({"pretraining_epochs": 0}, "pretraining_epochs: at least 1"),
         ({"mask_ratio": 1.0}, r"mask_ratio: a fraction in \[0, 1\)"),
     ],

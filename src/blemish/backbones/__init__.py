@@ -74,14 +74,14 @@ def spec_of(name: str) -> BackboneSpec:
         return SPECS[name]
     if not timm.is_model(name.split(".")[0]):
         raise unknown_name("backbone", name, SPECS) from None
-    kind = "vit" if _family(name) in ("vision_transformer", "eva", "deit") else "cnn"
-    build_spec = _vit if kind == "vit" else _cnn
+    build_spec = _vit if _kind(name) == "vit" else _cnn
     return build_spec(name, name, f"timm model {name}", licence="see timm")
 
 
-def _family(name: str) -> str:
+def _kind(name: str) -> str:
+    """ "vit" or "cnn": what a timm model is."""
     module: str = timm.model_entrypoint(name.split(".")[0]).__module__
-    return module.rsplit(".", 1)[-1]
+    return "vit" if module.rsplit(".", 1)[-1] in ("vision_transformer", "eva", "deit") else "cnn"
 
 
 def build(name: str, *, weights: str | Path | None = None, seed: int = 0) -> Backbone:
@@ -104,11 +104,21 @@ def build(name: str, *, weights: str | Path | None = None, seed: int = 0) -> Bac
 
 
 def restore(spec: BackboneSpec, info: WeightsInfo) -> Backbone:
-    """The same architecture with unset weights, for `load_state_dict` of an artifact's tensors."""
+    """The same architecture with unset weights, for `load_state_dict` of an artifact's tensors.
+
+    Whatever a spec says, which may come from a stranger's file, only a model that timm itself has is built: nothing is
+    fetched, and no other file is read.
+
+    Raises: ConfigError for another name, kind, or a model that blemish does not read.
+    """
     return _wrap(spec, _create(spec), info)
 
 
 def _create(spec: BackboneSpec) -> nn.Module:
+    if not timm.is_model(spec.timm_name.split(".")[0]):
+        raise ConfigError(f"timm_name: {spec.timm_name!r} is no model that timm has")
+    if spec.kind != _kind(spec.timm_name):
+        raise ConfigError(f"kind: {spec.timm_name} is a {_kind(spec.timm_name)}, not a {spec.kind}")
     options: dict[str, Any] = {"num_classes": 0}
     if spec.kind == "vit":
         options["dynamic_img_size"] = True

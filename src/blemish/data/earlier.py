@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Collection
 from pathlib import Path
+
+from blemish.config import parse_json
 
 # Folders of a result, by the files beside them of which one is enough to know them.
 _FOLDERS = {"overlays": ("predictions.jsonl", "run.json"), "worst": ("evaluation.json",)}
@@ -64,7 +65,7 @@ def _is_ours(sign: Path) -> bool:
     if sign.suffix == ".jsonl":
         return True
     try:
-        told = json.loads(sign.read_text(encoding="utf-8"))
+        told = parse_json(sign.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     return isinstance(told, dict) and ({"artifact", "precision"} <= told.keys() or {"counts", "rows"} <= told.keys())

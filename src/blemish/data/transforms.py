@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
+from blemish.config import LARGEST, Finite, Length, Range, Side, check
+from blemish.errors import ConfigError
 from blemish.images import Picture
+
+Colours = Annotated[tuple[Annotated[float, Range(0, 1)], ...], Length(3, 3)]
+Spreads = Annotated[tuple[Annotated[float, Range(1e-3, 1)], ...], Length(3, 3)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,11 +28,18 @@ class Preprocessing:
         window: (lo, hi) mapped linearly to 0…1 when decoding; None = 8-bit as it is, 16-bit over its full range.
     """
 
-    height: int
-    width: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    window: tuple[float, ...] | None = None
+    height: Side
+    width: Side
+    mean: Colours
+    std: Spreads
+    window: Annotated[tuple[Finite, ...], Length(2, 2)] | None = None
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.height * self.width > LARGEST:
+            raise ConfigError(f"height, width: at most {LARGEST:,} pixels are possible, got {self.height}×{self.width}")
+        if self.window is not None and not self.window[0] < self.window[1]:
+            raise ConfigError(f"window: two numbers (lo, hi) with lo < hi are needed, got {list(self.window)}")
 
     def decode_window(self) -> tuple[float, float] | None:
         return None if self.window is None else (self.window[0], self.window[1])

@@ -30,7 +30,7 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -38,10 +38,12 @@ from torch.nn import functional as F
 
 from blemish.backbones import Backbone
 from blemish.backbones.cells import resampled
+from blemish.config import Fraction, FractionBelow1, Layers, NotNegative, Positive, Range
 from blemish.errors import ConfigError
 from blemish.methods.base import smooth
 from blemish.methods.decoder import Decoder
 from blemish.methods.guidance import normalise, sharpness, shuffled
+from blemish.methods.stored import Stored, numbers
 from blemish.methods.trained import TrainedConfig, TrainedMethod, TrainingBatch
 from blemish.types import Scores
 
@@ -79,56 +81,43 @@ class AGPNetConfig(TrainedConfig):
             0 = the mean of the `top_fraction`.
     """
 
-    layers: tuple[int, ...] = ()
-    epochs: int = 20
-    min_steps: int = 2500
-    pictures_per_step: int = 2
-    learning_rate: float = 2e-3
-    groups: int = 2
-    width: int = 256
-    depth: int = 4
-    heads: int = 8
-    attentions: int = 1
+    layers: Layers = ()
+    epochs: Annotated[int, Range(1, 2**31)] = 20
+    min_steps: Annotated[int, Range(0, 2**31)] = 2500
+    pictures_per_step: Annotated[int, Range(1, 2**20)] = 2
+    learning_rate: Positive = 2e-3
+    groups: Annotated[int, Range(1, 64)] = 2
+    width: Annotated[int, Range(1, 8192)] = 256
+    depth: Annotated[int, Range(1, 64)] = 4
+    heads: Annotated[int, Range(1, 256)] = 8
+    attentions: Annotated[int, Range(1, 16)] = 1
     start: Literal["random", "linear"] = "linear"
     softmax: bool = False
-    dropout: float = 0.2
+    dropout: FractionBelow1 = 0.2
     loss: Literal["l2", "cosine"] = "cosine"
-    spared: float = 0.9
+    spared: FractionBelow1 = 0.9
     feature_noise: Noise = "attention"
     image_noise: Noise = "none"
     noise_low: float = 0.0
     noise_high: float = 0.5
-    noise_until: float = 0.8
-    beta: float = 0.5
+    noise_until: Fraction = 0.8
+    beta: NotNegative = 0.5
     noise_unit: Literal["std", "absolute"] = "std"
-    image_share: float = 0.6
-    image_from: float = 0.2
+    image_share: Fraction = 0.6
+    image_from: Fraction = 0.2
     attention: Literal["prior", "learned", "both"] = "prior"
     mean_teacher: bool = True
-    ema_decay: float | None = None
-    ema_every: int = 10
+    ema_decay: FractionBelow1 | None = None
+    ema_every: Annotated[int, Range(1, 2**31)] = 10
     schedule: Literal["step", "cosine"] = "cosine"
-    score_window: float = 0.0
+    score_window: FractionBelow1 = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("groups", "width", "depth", "heads", "attentions", "ema_every"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}: at least 1 is needed, got {getattr(self, name)}")
         if self.width % (2 * self.heads):
             raise ConfigError(f"width: a multiple of 2 × heads ({2 * self.heads}) is needed, got {self.width}")
-        for name in ("dropout", "spared", "score_window"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"{name}: a fraction in [0, 1) is needed, got {getattr(self, name)}")
-        for name in ("image_share", "image_from", "noise_until"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name}: a fraction in [0, 1] is needed, got {getattr(self, name)}")
         if not 0 <= self.noise_low <= self.noise_high < math.inf:
             raise ConfigError(f"noise_low and noise_high: 0 <= low <= high, got {self.noise_low} and {self.noise_high}")
-        if not 0 <= self.beta < math.inf:
-            raise ConfigError(f"beta: a finite number from 0 is needed, got {self.beta}")
-        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
-            raise ConfigError(f"ema_decay: null or a number in [0, 1) is needed, got {self.ema_decay}")
 
     @classmethod
     def migrate(cls, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -184,8 +173,7 @@ class AGPNet(TrainedMethod):
         self.config: AGPNetConfig = config
         self.register_buffer("steps", torch.empty(0, dtype=torch.int64))
         self.layers = backbone.check_layers(config.layers)
-        with torch.no_grad():
-            probe = backbone(torch.zeros(1, 3, *backbone.round_size(*config.height_width)), self.layers)
+        probe = backbone.shapes(*backbone.round_size(*config.height_width), self.layers)
         self.grid: tuple[int, int] = min(probe.grids)
         self._offsets = dict(zip(probe.grids, probe.offsets, strict=True))
         widths = [tokens.shape[2] for tokens in probe.tokens]
@@ -365,6 +353,9 @@ class AGPNet(TrainedMethod):
         known = distance.detach().flatten()
         limit = known.kthvalue(math.floor(easy * known.numel()) + 1).values
         return (distance * torch.where(distance.detach() < limit, 0.1, 1.0)).mean()
+
+    def learned_tensors(self) -> dict[str, Stored]:
+        return {"steps": numbers(1, low=1)}
 
     # Scoring
 

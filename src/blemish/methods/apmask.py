@@ -22,7 +22,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ from torch.nn import functional as F
 
 from blemish.backbones import Backbone
 from blemish.backbones.vit import VitBackbone
+from blemish.config import Fraction, FractionBelow1, NotNegative, Positive, Range, Seed, Side
 from blemish.errors import CollapseError, ConfigError
 from blemish.losses.clustering import centred, mean_over_processes, multi_view, sinkhorn
 from blemish.methods.heads import initialise, projection
@@ -71,51 +72,31 @@ class APMaskConfig(FineTuning):
         seed: of the head's and the prototypes' first weights, and of the run.
     """
 
-    epochs: int = 100
-    min_steps: int = 500
-    pictures_per_step: int = 16
-    learning_rate: float = 1e-4
-    weight_decay: float = 0.04
+    epochs: Annotated[int, Range(1, 2**31)] = 100
+    min_steps: Annotated[int, Range(0, 2**31)] = 500
+    pictures_per_step: Annotated[int, Range(2, 2**20)] = 16  # to tell apart
+    learning_rate: Positive = 1e-4
+    weight_decay: NotNegative = 0.04
     backbone: str = "dinov2_vits14"
-    image_size: int = 224
-    local_size: int = 96
-    local_views: int = 8
-    picture_size: int = 512
+    image_size: Side = 224
+    local_size: Side = 96
+    local_views: Annotated[int, Range(0, 1024)] = 8
+    picture_size: Side = 512
     masking: Masking = "attention"
-    mask_ratio: float = 0.3
+    mask_ratio: FractionBelow1 = 0.3
     objective: Literal["clusters", "dino"] = "clusters"
-    prototypes: int = 20
-    hidden: int = 2048
-    bottleneck: int = 256
-    temperature: float = 0.1
-    epsilon: float = 0.05
-    iterations: int = 3
-    target_temperature: float = 0.04
-    centre_momentum: float = 0.9
-    momentum: float = 0.996
+    prototypes: Annotated[int, Range(3, 2**16)] = 20
+    hidden: Annotated[int, Range(1, 2**16)] = 2048
+    bottleneck: Annotated[int, Range(1, 2**16)] = 256
+    temperature: Positive = 0.1
+    epsilon: Positive = 0.05
+    iterations: Annotated[int, Range(1, 1000)] = 3
+    target_temperature: Positive = 0.04
+    centre_momentum: FractionBelow1 = 0.9
+    momentum: Fraction = 0.996
     centred: bool = True
-    learning_rate_start: float = 1e-6
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("image_size", "local_size", "picture_size", "hidden", "bottleneck", "iterations"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}: at least 1 is needed, got {getattr(self, name)}")
-        for name in ("temperature", "epsilon", "target_temperature"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ConfigError(f"{name}: a positive finite number is needed, got {getattr(self, name)}")
-        for name in ("mask_ratio", "centre_momentum"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"{name}: a fraction in [0, 1) is needed, got {getattr(self, name)}")
-        if self.local_views < 0:
-            raise ConfigError(f"local_views: a number from 0 is needed, got {self.local_views}")
-        if self.prototypes < 3:
-            raise ConfigError(f"prototypes: at least 3 are needed, got {self.prototypes}")
-        if self.pictures_per_step < 2:
-            raise ConfigError(f"pictures_per_step: at least 2 are needed to tell apart, got {self.pictures_per_step}")
-        if not 0 <= self.momentum <= 1:
-            raise ConfigError(f"momentum: a number in [0, 1] is needed, got {self.momentum}")
+    learning_rate_start: NotNegative = 1e-6
+    seed: Seed = 0
 
     @classmethod
     def best(cls) -> Self:

@@ -33,7 +33,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, Self, cast
+from typing import Annotated, Any, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -42,12 +42,23 @@ from torch.nn import functional as F
 from blemish.anomalies.cutmix import cut_mix
 from blemish.backbones import Backbone
 from blemish.backbones.cells import resampled
+from blemish.config import (
+    Fraction,
+    FractionAbove0,
+    FractionBelow1,
+    Length,
+    NotNegative,
+    Positive,
+    Range,
+    Side,
+)
 from blemish.errors import ConfigError
 from blemish.losses import mean_over_processes
 from blemish.losses.deviation import deviation_loss
 from blemish.methods.base import smooth, top_mean
-from blemish.methods.embedding import embed
+from blemish.methods.embedding import embed, join
 from blemish.methods.guidance import normalise
+from blemish.methods.stored import Stored, numbers
 from blemish.methods.trained import EndToEnd, TrainedConfig, TrainedMethod, TrainingBatch
 from blemish.types import ANOMALOUS, NORMAL, Scores
 
@@ -73,45 +84,27 @@ class AtacNetConfig(TrainedConfig):
     """
 
     backbone: str = "resnet50"
-    image_size: tuple[int, ...] = (224,)
-    smoothing: float = 0.0
-    top_fraction: float = 0.1
-    epochs: int = 30
-    pictures_per_step: int = 16
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.0
+    image_size: Annotated[tuple[Side, ...], Length(1, 2)] = (224,)
+    smoothing: Annotated[float, Range(0, 0.5, below=True)] = 0.0
+    top_fraction: Fraction = 0.1
+    epochs: Annotated[int, Range(1, 2**31)] = 30
+    pictures_per_step: Annotated[int, Range(2, 2**20)] = 16  # both classes
+    learning_rate: Positive = 1e-3
+    weight_decay: NotNegative = 0.0
     network: Literal["atacnet", "devnet", "classifier"] = "atacnet"
-    active: float = 0.4
-    padding: float = 0.1
-    margin: float = 10.0
-    draws: int = 5000
-    attention_dim: int = 64
-    extractor_rate: float = 1.0
-    pseudo: float = 0.5
-    drop_every: float = 1 / 3
-    drop: float = 0.1
+    active: FractionBelow1 = 0.4
+    padding: NotNegative = 0.1
+    margin: Positive = 10.0
+    draws: Annotated[int, Range(2, 2**24)] = 5000
+    attention_dim: Annotated[int, Range(1, 8192)] = 64
+    extractor_rate: NotNegative = 1.0
+    pseudo: Fraction = 0.5
+    drop_every: FractionAbove0 = 1 / 3
+    drop: FractionAbove0 = 0.1
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.pictures_per_step < 2:
-            raise ConfigError(f"pictures_per_step: 2 at least, for both classes, got {self.pictures_per_step}")
-        if not 0 <= self.active < 1:
-            raise ConfigError(f"active: a fraction in [0, 1) is needed, got {self.active}")
-        if not 0 <= self.padding < math.inf:
-            raise ConfigError(f"padding: a finite number from 0 is needed, got {self.padding}")
-        if not 0 < self.margin < math.inf:
-            raise ConfigError(f"margin: a positive finite number is needed, got {self.margin}")
-        if self.draws < 2:
-            raise ConfigError(f"draws: at least 2 are needed, got {self.draws}")
-        if self.attention_dim < 1:
-            raise ConfigError(f"attention_dim: at least 1 is needed, got {self.attention_dim}")
-        if not 0 <= self.extractor_rate < math.inf:
-            raise ConfigError(f"extractor_rate: a finite number from 0 is needed, got {self.extractor_rate}")
-        if not 0 <= self.pseudo <= 1:
-            raise ConfigError(f"pseudo: a fraction in [0, 1] is needed, got {self.pseudo}")
-        for name in ("drop_every", "drop"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ConfigError(f"{name}: a fraction in (0, 1] is needed, got {getattr(self, name)}")
+    @classmethod
+    def joined(cls) -> dict[str, Any]:
+        return {**super().joined(), "extractor_rate": 1.0}
 
     @property
     def encoder_learns(self) -> bool:
@@ -157,7 +150,8 @@ class AtacNet(EndToEnd, TrainedMethod):
         super().__init__(config, backbone)
         self.register_buffer("steps", torch.empty(0, dtype=torch.int64))
         self.layers = backbone.check_layers(config.layers or self.usual_layers(backbone))
-        dim = self._extracted(torch.zeros(1, 3, backbone.stride, backbone.stride)).shape[1]
+        probe = backbone.shapes(backbone.stride, backbone.stride, self.layers)
+        dim = join(probe, backbone.spec.kind)[0].shape[2]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.attention = AttentionAugmentation(dim, config.attention_dim) if config.network == "atacnet" else None
@@ -323,6 +317,9 @@ class AtacNet(EndToEnd, TrainedMethod):
     def end_training(self, steps: int) -> None:
         self.requires_grad_(False)
         self.steps = torch.tensor([steps])
+
+    def learned_tensors(self) -> dict[str, Stored]:
+        return {"steps": numbers(1, low=1)}
 
     # Scoring
 

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from blemish import config as configs
 from blemish.backbones import Backbone
 from blemish.backbones.cells import resampled
+from blemish.config import Fraction, Layers, Length, Range, Seed, Side
 from blemish.errors import ArtifactError, ConfigError, NotFittedError
 from blemish.methods.adaptation import Adapter, Mode
+from blemish.methods.embedding import join
+from blemish.methods.stored import Stored, check_tensors, weight
 from blemish.types import Batch, Progress, Scores
 
 if TYPE_CHECKING:
     from blemish.methods.apmask import APMaskConfig
 
+LARGEST_BANK = 2**24  # features of a memory bank
+Pooling = Annotated[int, Range(1, 255, odd=True)]
 Batches = Callable[[], Iterable[Batch]]
 
 
@@ -40,23 +46,16 @@ class MethodConfig:
     """
 
     backbone: str = "dinov2_vits14"
-    image_size: tuple[int, ...] = (448,)
-    layers: tuple[int, ...] = ()
-    rotations: int = 1
+    image_size: Annotated[tuple[Side, ...], Length(1, 2)] = (448,)
+    layers: Layers = ()
+    rotations: Annotated[int, Range(1, 4096)] = 1
     flips: bool = False
-    smoothing: float = 0.015
-    top_fraction: float = 0.001
-    seed: int = 0
+    smoothing: Annotated[float, Range(0, 0.5, below=True)] = 0.015
+    top_fraction: Fraction = 0.001
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
-        if len(self.image_size) not in (1, 2) or min(self.image_size) < 1:
-            raise ConfigError(f"image_size: one or two positive numbers are needed, got {self.image_size}")
-        if self.rotations < 1:
-            raise ConfigError(f"rotations: at least 1 is needed, got {self.rotations}")
-        if not 0 <= self.smoothing < 0.5:
-            raise ConfigError(f"smoothing: a fraction of the side in [0, 0.5) is needed, got {self.smoothing}")
-        if not 0 <= self.top_fraction <= 1:
-            raise ConfigError(f"top_fraction: a fraction in [0, 1] is needed, got {self.top_fraction}")
+        configs.check(self)
 
     @classmethod
     def best(cls) -> Self:
@@ -81,6 +80,28 @@ class MethodConfig:
     def migrate(cls, values: Mapping[str, Any]) -> dict[str, Any]:
         """The settings that an artifact of an older version carries, under their names and in the meaning of today."""
         return dict(values)
+
+    @classmethod
+    def joined(cls) -> dict[str, Any]:
+        """Settings that came when there were artifacts already, and the value at which all is as it was before."""
+        return {"flips": False}
+
+    @classmethod
+    def restored(cls, values: Mapping[str, Any]) -> Self:
+        """The settings that an artifact carries: all of them, as a detector has them.
+
+        Raises: ConfigError for one that is missing, unknown, of the wrong type or out of range.
+        """
+        try:
+            today = {**cls.joined(), **cls.migrate(values)}
+        except (TypeError, ValueError, AttributeError) as error:  # older forms are taken for granted there
+            raise ConfigError(f"config: is not as any version has written it ({error})") from error
+        if missing := [field.name for field in fields(cls) if field.name not in today]:
+            raise ConfigError(f"config.{missing[0]}: is missing")
+        config = configs.from_dict(cls, today, within="config", strict=True)
+        if not config.layers:
+            raise ConfigError("config.layers: names no layer")
+        return config
 
     @classmethod
     def recipes(cls) -> dict[str, Callable[[], Self]]:
@@ -220,8 +241,39 @@ class Method(nn.Module):
         """Every tensor that an artifact must carry, backbone included."""
         return {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
 
+    def _joined_shape(self) -> tuple[int, int]:
+        """N and D of the features that `embedding.embed` gives of a picture."""
+        probe = self.backbone.shapes(*self.scoring_size, self.config.layers)
+        _, places, width = join(probe, self.backbone.spec.kind)[0].shape
+        return places, width
+
+    def learned_tensors(self) -> dict[str, Stored]:
+        """What the tensors must be of which the sizes are known only once it has learned."""
+        return {}
+
+    def check_learned(self, tensors: Mapping[str, Tensor]) -> None:
+        """Look at what `Stored` cannot say. Raises: ArtifactError that names the tensor."""
+
+    def check_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Hold the tensors of an artifact against what a fitted method of these settings has. Called on one without
+        storage (of the device "meta"), so that nothing is allocated before it is known to fit.
+
+        Raises: ArtifactError that names the tensor.
+        """
+        weights = {name: weight(name, tensor) for name, tensor in self.fitted_state().items()}
+        try:
+            check_tensors({**weights, **self.learned_tensors()}, tensors)
+            self.check_learned(tensors)
+        except ArtifactError as error:
+            raise ArtifactError(f"the tensors do not fit method {self.name!r}: {error}") from error
+
+    def of_today(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors that an artifact of an older version carries, as today's has them."""
+        return tensors
+
     def restore_state(self, tensors: dict[str, Tensor]) -> None:
         """Take back what `fitted_state` gave. Raises: ArtifactError when the tensors do not fit the method."""
+        tensors = self.of_today(tensors)
         for name, buffer in list(self.named_buffers(recurse=False)):
             if name in tensors:  # sizes of what was learned are known only now
                 setattr(self, name, buffer.new_empty(tensors[name].shape, dtype=tensors[name].dtype))

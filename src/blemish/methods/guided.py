@@ -22,7 +22,7 @@ deepest layer that is read are not run.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -33,7 +33,8 @@ from torch.nn import functional as F
 from blemish.anomalies import simulate_batch, simulator
 from blemish.backbones import Backbone, Features
 from blemish.backbones.vit import VitBackbone
-from blemish.errors import ConfigError
+from blemish.config import LARGEST
+from blemish.errors import ArtifactError, ConfigError
 from blemish.losses.dice import dice_loss
 from blemish.methods import alignment
 from blemish.methods.adaptation import Adapter, EntropyAdapter, Look, Mode, attention_entropy, summary
@@ -44,6 +45,7 @@ from blemish.methods.embedding import join
 from blemish.methods.guidance import sharpness, shuffled
 from blemish.methods.guided_config import GuidedConfig
 from blemish.methods.heads import AttentionMix, ClassHead, PatchHead
+from blemish.methods.stored import UNIT, Free, Stored, numbers
 from blemish.methods.trained import FineTuned, TrainedMethod, TrainingBatch
 from blemish.types import Progress, Scores
 
@@ -411,12 +413,37 @@ class Guided(FineTuned, TrainedMethod):
         other._buffers = {**self._buffers, "statistics": self.statistics[:, :, known] if complete else torch.empty(0)}
         return other
 
-    def restore_state(self, tensors: dict[str, Tensor]) -> None:
-        """As of every method. Artifacts of earlier, unreleased states hold a class head where nothing
-        reads it, too."""
-        if self.head is None:
-            tensors = {name: each for name, each in tensors.items() if not name.startswith("head.")}
-        super().restore_state(tensors)
+    def of_today(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Artifacts of earlier, unreleased states hold a class head where nothing reads it, too."""
+        if self.head is not None:
+            return tensors
+        return {name: each for name, each in tensors.items() if not name.startswith("head.")}
+
+    def learned_tensors(self) -> dict[str, Stored]:
+        width, size = self.backbone.dim, self.config.bank_size
+        sizes = Free("T", 1, 64)
+        return {
+            "bank": Stored(shape=(Free("K", min(1, size), size), width), low=-UNIT, high=UNIT),
+            "pictured": numbers(2, low=1, high=2**16),
+            "normal": Stored(shape=(2, 1 + min(1, size))),
+            "statistics": Stored(shape=(2, 4, len(self.scales), self.backbone.heads), absent=True),
+            "chance": Stored(shape=(2,), low=0),
+            "usual": Stored(shape=(sizes, self.deepest, 2, 2, width), absent=True),
+            "limits": Stored(shape=(sizes, self.deepest), low=0, absent=True),
+            "tokens": replace(numbers(sizes, low=1), absent=True),
+        }
+
+    def check_learned(self, tensors: Mapping[str, Tensor]) -> None:
+        pictured, stride = tensors["pictured"], self.backbone.stride
+        if bool((pictured % stride != 0).any()) or int(pictured.prod()) > LARGEST:
+            raise ArtifactError(f"pictured: {pictured.tolist()} is no size that {stride} divides, or too large a one")
+        empty = {tensors[name].numel() == 0 for name in ("usual", "limits", "tokens")}
+        if len(empty) > 1 or len(set(tensors["tokens"].tolist())) < tensors["tokens"].numel():
+            raise ArtifactError("tokens: `usual`, `limits` and `tokens` are not of the same sizes, each once")
+        for name, axis, first in (("normal", 0, 1), ("statistics", 1, 2), ("usual", 2, 1)):
+            spreads = tensors[name]
+            if spreads.numel() and not bool((spreads.narrow(axis, first, first) > 0).all()):
+                raise ArtifactError(f"{name}: holds a spread that is not positive")
 
     def adapter(self, mode: Mode) -> Adapter:
         """What scores batches while adapting to them."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from blemish.anomalies import simulator
+from blemish.config import FractionBelow1, Length, NotNegative, Positive, Range, Side
 from blemish.errors import ConfigError
 from blemish.methods.apmask import APMaskConfig, Masking
+from blemish.methods.base import LARGEST_BANK, Pooling
 from blemish.methods.trained import FineTuning, TrainedConfig
 
 SIX_SCALES = (224, 320, 384, 416, 448, 512)
@@ -63,78 +65,52 @@ class GuidedConfig(TrainedConfig, FineTuning):
         masking, mask_ratio: which patches its student does not see, and what share of them; see `APMaskConfig`.
     """
 
-    image_size: tuple[int, ...] = (224,)
-    epochs: int = 20
-    min_steps: int = 400
-    pictures_per_step: int = 8
-    learning_rate: float = 5e-4
-    weight_decay: float = 0.05
-    smoothing: float = 0.015
+    image_size: Annotated[tuple[Side, ...], Length(1, 2)] = (224,)
+    epochs: Annotated[int, Range(1, 2**31)] = 20
+    min_steps: Annotated[int, Range(0, 2**31)] = 400
+    pictures_per_step: Annotated[int, Range(1, 2**20)] = 8
+    learning_rate: Positive = 5e-4
+    weight_decay: NotNegative = 0.05
     simulators: tuple[str, ...] = ()
     small_pieces: bool = True
     blend_x_rays: bool = True
     guidance: Literal["attention", "uniform", "shuffled"] = "attention"
-    guide_layers: tuple[int, ...] = ()
+    guide_layers: Annotated[tuple[Annotated[int, Range(-1024, 1024)], ...], Length(most=64)] = ()
     augment: bool = True
     map_head: Literal["attention", "patches", "features"] = "patches"
-    tuned: int | None = 0
-    detection: float = 0.95
-    segmentation: float = 0.05
-    marking: float = 1.0
+    tuned: Annotated[int, Range(0, 1024)] | None = 0
+    detection: NotNegative = 0.95
+    segmentation: NotNegative = 0.05
+    marking: NotNegative = 1.0
     score: Literal["class", "map", "both"] = "map"
-    bank_size: int = 16_000
-    learned: float = 0.25
-    pooling: int = 3
+    bank_size: Annotated[int, Range(0, LARGEST_BANK)] = 16_000
+    learned: NotNegative = 0.25
+    pooling: Pooling = 3
     ema: bool = True
     adaptation: Literal["features", "entropies"] = "features"
-    adaptation_rate: float = 0.1
-    adaptation_steps: int = 1
+    adaptation_rate: Positive = 0.1
+    adaptation_steps: Annotated[int, Range(1, 1000)] = 1
     adaptation_guard: bool = True
-    map_stride: int = 4
-    scales: tuple[int, ...] = ()
-    zoom: float = 2.0
+    map_stride: Annotated[int, Range(1, 1024)] = 4
+    scales: Annotated[tuple[Side, ...], Length(most=64)] = ()
+    zoom: Annotated[float, Range(0.25, 8)] = 2.0
     pretraining: Literal["none", "apmask", "dino", "published"] = "none"
     pretraining_recipe: Literal["best", "paper"] = "best"
-    pretraining_epochs: int = 300
+    pretraining_epochs: Annotated[int, Range(1, 2**31)] = 300
     masking: Masking = "attention"
-    mask_ratio: float = 0.3
+    mask_ratio: FractionBelow1 = 0.3
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        FineTuning.__post_init__(self)
         for name in self.simulators:
             simulator(name)  # refuses an unknown one
-        for name in ("detection", "segmentation", "marking", "learned"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ConfigError(f"{name}: a finite number from 0 is needed, got {getattr(self, name)}")
         if not self.segmentation + self.marking + (self.detection if self.reads_class else 0):
             raise ConfigError(
                 "detection, segmentation, marking: one of them must be above 0, and another than "
                 "detection where score is map"
             )
-        if self.tuned is not None and self.tuned < 0:
-            raise ConfigError(f"tuned: null or a number of blocks from 0 is needed, got {self.tuned}")
-        if self.map_stride < 1:
-            raise ConfigError(f"map_stride: at least 1 is needed, got {self.map_stride}")
-        if self.bank_size < 0:
-            raise ConfigError(f"bank_size: a number from 0 is needed, got {self.bank_size}")
-        if self.pooling < 1 or self.pooling % 2 == 0:
-            raise ConfigError(f"pooling: an odd number from 1 is needed, got {self.pooling}")
-        if not 0 < self.adaptation_rate < math.inf or self.adaptation_steps < 1:
-            raise ConfigError(
-                "adaptation_rate: a positive finite number is needed, and adaptation_steps: at least 1, got "
-                f"{self.adaptation_rate} and {self.adaptation_steps}"
-            )
-        if any(side < 1 for side in self.scales):
-            raise ConfigError(f"scales: positive numbers are needed, got {self.scales}")
-        if not 0.25 <= self.zoom <= 8:
-            raise ConfigError(f"zoom: a factor from 0.25 to 8 is needed, got {self.zoom}")
         if self.scales and self.height_width[0] != self.height_width[1]:
             raise ConfigError("scales: are sides of squares; choose a square image_size, or no scales")
-        if self.pretraining_epochs < 1:
-            raise ConfigError(f"pretraining_epochs: at least 1 is needed, got {self.pretraining_epochs}")
-        if not 0 <= self.mask_ratio < 1:
-            raise ConfigError(f"mask_ratio: a fraction in [0, 1) is needed, got {self.mask_ratio}")
 
     @classmethod
     def paper_bmvc(cls) -> Self:
@@ -174,6 +150,10 @@ class GuidedConfig(TrainedConfig, FineTuning):
             pretraining="published",
             pretraining_recipe="paper",
         )
+
+    @classmethod
+    def joined(cls) -> dict[str, Any]:
+        return {**super().joined(), "blend_x_rays": True, "map_stride": 4, "adaptation_guard": True}
 
     def for_layout(self, layout: str) -> Self:
         """Chest X-rays are blended where `blend_x_rays` says so, and "published" is no pre-training on

@@ -13,17 +13,19 @@ a uniform random sample under a hard cap; several layers may be joined.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Annotated, Protocol, Self
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from blemish.backbones import Backbone
+from blemish.config import Range
 from blemish.errors import ConfigError
-from blemish.methods.base import Batches, Method, MethodConfig, reported
+from blemish.methods.base import LARGEST_BANK, Batches, Method, MethodConfig, Pooling, reported
 from blemish.methods.coreset import StreamingCoreset, StreamingSample, nearest
 from blemish.methods.embedding import embed
+from blemish.methods.stored import UNIT, Free, Stored, numbers
 from blemish.types import Batch, Progress, Scores
 
 
@@ -36,15 +38,8 @@ class MemoryConfig(MethodConfig):
         pooling: side of the square of neighbouring patches that are averaged into one feature; odd, 1 = none.
     """
 
-    bank_size: int = 16_000
-    pooling: int = 3
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.bank_size < 1:
-            raise ConfigError(f"bank_size: at least 1 is needed, got {self.bank_size}")
-        if self.pooling < 1 or self.pooling % 2 == 0:
-            raise ConfigError(f"pooling: an odd number from 1 is needed, got {self.pooling}")
+    bank_size: Annotated[int, Range(1, LARGEST_BANK)] = 16_000
+    pooling: Pooling = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +65,7 @@ class PatchCoreConfig(MemoryConfig):
 class KnnConfig(MemoryConfig):
     """Settings of the plain nearest neighbour on patches."""
 
-    pooling: int = 1
+    pooling: Pooling = 1
 
 
 class _Collector(Protocol):
@@ -94,6 +89,10 @@ class MemoryBank(Method):
 
     def _collector(self, dim: int) -> _Collector:
         raise NotImplementedError
+
+    def learned_tensors(self) -> dict[str, Stored]:
+        kept = Free("K", 1, self.config.bank_size)
+        return {"bank": Stored(shape=(kept, self._joined_shape()[1]), low=-UNIT, high=UNIT), "owners": numbers(kept)}
 
     def fit(self, batches: Batches, count: int, progress: Progress) -> None:
         self._remember(batches, count, progress)

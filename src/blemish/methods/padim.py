@@ -18,18 +18,20 @@ so that, with h = (x − μ)ᵀ C_k⁻¹ (x − μ), the squared distance of x i
 
 from __future__ import annotations
 
-import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import Annotated, Self
 
 import torch
 from torch import Tensor
 
 from blemish.backbones import Backbone
-from blemish.errors import ConfigError, NonFiniteError
+from blemish.config import Length, Positive, Range, Side
+from blemish.errors import ArtifactError, ConfigError, NonFiniteError
 from blemish.methods.base import Batches, Method, MethodConfig, reported
 from blemish.methods.embedding import embed
+from blemish.methods.stored import Stored, numbers
 from blemish.types import Batch, Progress, Scores
 
 
@@ -42,16 +44,9 @@ class PadimConfig(MethodConfig):
         epsilon: added to the diagonal of every covariance, > 0.
     """
 
-    image_size: tuple[int, ...] = (224,)
-    channels: int = 100
-    epsilon: float = 0.01
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.channels < 1:
-            raise ConfigError(f"channels: at least 1 is needed, got {self.channels}")
-        if not 0 < self.epsilon < math.inf:
-            raise ConfigError(f"epsilon: a positive finite number is needed, got {self.epsilon}")
+    image_size: Annotated[tuple[Side, ...], Length(1, 2)] = (224,)
+    channels: Annotated[int, Range(1, 2**16)] = 100
+    epsilon: Positive = 0.01
 
     @classmethod
     def paper(cls) -> Self:
@@ -109,6 +104,22 @@ class Padim(Method):
         self.means = mean + shift
         if self.leaves_one_out:
             self._learned = _Learned(scatter, rows)
+
+    def learned_tensors(self) -> dict[str, Stored]:
+        places, width = self._joined_shape()
+        kept = min(self.config.channels, width)
+        return {
+            "means": Stored(shape=(places, kept)),
+            "whiteners": Stored(shape=(places, kept, kept)),
+            "subset": numbers(kept, high=width - 1),
+        }
+
+    def check_learned(self, tensors: Mapping[str, Tensor]) -> None:
+        if not bool((tensors["subset"].diff() > 0).all()):
+            raise ArtifactError("subset: does not ascend; each channel counts once")
+        whiteners = tensors["whiteners"]
+        if not bool((whiteners.diagonal(dim1=1, dim2=2) > 0).all()):
+            raise ArtifactError("whiteners: are no inverse Cholesky factors, which have a positive diagonal")
 
     def _whitened(self, covariance: Tensor) -> Tensor:
         """Inverse Cholesky factors of N covariances d d with εI added, in place."""

@@ -40,9 +40,11 @@ from blemish import config as configs
 from blemish.backbones import Backbone
 from blemish.backbones.base import Features
 from blemish.backbones.cells import resampled
+from blemish.config import FractionAbove0, Layers, NotNegative
 from blemish.errors import ArtifactError, ConfigError, DataError
 from blemish.methods.base import Batches, Method, MethodConfig, reported
 from blemish.methods.memory import MemoryBank
+from blemish.methods.stored import UNIT, Free, Stored, numbers
 from blemish.types import Batch, Progress, Scores
 
 if TYPE_CHECKING:
@@ -68,19 +70,10 @@ class TaughtConfig(MethodConfig):
 
     normality: str = "patchcore"
     normality_settings: tuple[str, ...] = ()
-    described: tuple[int, ...] = ()
-    sharpness: float = 1.0
-    shrinkage: float = 0.9
-    weight: float = 0.6
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.sharpness < math.inf:
-            raise ConfigError(f"sharpness: a finite number from 0 is needed, got {self.sharpness}")
-        if not 0 < self.shrinkage <= 1:
-            raise ConfigError(f"shrinkage: a fraction in (0, 1] is needed, got {self.shrinkage}")
-        if not 0 <= self.weight < math.inf:
-            raise ConfigError(f"weight: a finite number from 0 is needed, got {self.weight}")
+    described: Layers = ()
+    sharpness: NotNegative = 1.0
+    shrinkage: FractionAbove0 = 0.9
+    weight: NotNegative = 0.6
 
     @classmethod
     def migrate(cls, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -335,6 +328,27 @@ class Taught(Method):
     def fitted_state(self) -> dict[str, Tensor]:
         """As of every method; the backbone, which both have, once."""
         return {name: tensor for name, tensor in super().fitted_state().items() if not _is_shared(name)}
+
+    def learned_tensors(self) -> dict[str, Stored]:
+        probe = self.backbone.shapes(*self.scoring_size, self.config.described)
+        width = len(LOOKS) * sum(tokens.shape[2] for tokens in probe.tokens)
+        good, known = Free("n", 1), Free("M", 0)
+        own = {
+            "descriptors": Stored(shape=(good, width), low=-UNIT, high=UNIT),
+            "owners": numbers(good),
+            "usual": Stored(shape=(good,)),
+            "defects": Stored(shape=(known, width), low=-UNIT, high=UNIT, absent=True),
+            "unusual": Stored(shape=(known,), absent=True),
+        }
+        return {**{f"normality.{name}": each for name, each in self.normality.learned_tensors().items()}, **own}
+
+    def check_learned(self, tensors: Mapping[str, Tensor]) -> None:
+        if len(tensors["defects"]) != len(tensors["unusual"]):
+            raise ArtifactError("unusual: has not one score for each of `defects`")
+        try:
+            self.normality.check_learned({name.removeprefix("normality."): each for name, each in tensors.items()})
+        except ArtifactError as error:
+            raise ArtifactError(f"normality.{error}") from error
 
     def restore_state(self, tensors: dict[str, Tensor]) -> None:
         own = {name for name, _ in self.named_buffers(recurse=False)}

@@ -6,13 +6,14 @@ import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, NoReturn
+from typing import Annotated, ClassVar, NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from blemish.backbones import Backbone
-from blemish.errors import ConfigError, NonFiniteError
+from blemish.config import FractionAbove0, FractionBelow1, NotNegative, Positive, Range, check
+from blemish.errors import NonFiniteError
 from blemish.methods.base import Batches, Method, MethodConfig
 from blemish.types import Progress
 
@@ -31,24 +32,15 @@ class Schedule:
             not fit is computed anew in every epoch.
     """
 
-    epochs: int = 100
-    min_steps: int = 0
-    pictures_per_step: int = 32
-    learning_rate: float = 1e-4
-    weight_decay: float = 1e-4
-    cache_gib: float = 4.0
+    epochs: Annotated[int, Range(1, 2**31)] = 100
+    min_steps: Annotated[int, Range(0, 2**31)] = 0
+    pictures_per_step: Annotated[int, Range(1, 2**20)] = 32
+    learning_rate: Positive = 1e-4
+    weight_decay: NotNegative = 1e-4
+    cache_gib: NotNegative = 4.0
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.min_steps < 0:
-            raise ConfigError(f"epochs: at least 1, and min_steps: at least 0, got {self.epochs} and {self.min_steps}")
-        if self.pictures_per_step < 1:
-            raise ConfigError(f"pictures_per_step: at least 1 is needed, got {self.pictures_per_step}")
-        if not 0 < self.learning_rate < math.inf:
-            raise ConfigError(f"learning_rate: a positive finite number is needed, got {self.learning_rate}")
-        if not 0 <= self.weight_decay < math.inf:
-            raise ConfigError(f"weight_decay: a finite number from 0 is needed, got {self.weight_decay}")
-        if not 0 <= self.cache_gib < math.inf:
-            raise ConfigError(f"cache_gib: a finite number from 0 is needed, got {self.cache_gib}")
+        check(self)
 
     @property
     def encoder_learns(self) -> bool:
@@ -72,18 +64,9 @@ class FineTuning(Schedule):
         layer_decay: each block learns slower by this factor than the next one.
     """
 
-    learning_rate_start: float = 1e-5
-    warmup: float = 0.1
-    layer_decay: float = 0.75
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.learning_rate_start < math.inf:
-            raise ConfigError(f"learning_rate_start: a finite number from 0 is needed, got {self.learning_rate_start}")
-        if not 0 <= self.warmup < 1:
-            raise ConfigError(f"warmup: a fraction in [0, 1) is needed, got {self.warmup}")
-        if not 0 < self.layer_decay <= 1:
-            raise ConfigError(f"layer_decay: a fraction in (0, 1] is needed, got {self.layer_decay}")
+    learning_rate_start: NotNegative = 1e-5
+    warmup: FractionBelow1 = 0.1
+    layer_decay: FractionAbove0 = 0.75
 
     @property
     def encoder_learns(self) -> bool:
@@ -93,10 +76,6 @@ class FineTuning(Schedule):
 @dataclass(frozen=True, kw_only=True)
 class TrainedConfig(MethodConfig, Schedule):
     """Settings that every trained method has."""
-
-    def __post_init__(self) -> None:
-        MethodConfig.__post_init__(self)
-        Schedule.__post_init__(self)
 
     @property
     def learns_by_gradient(self) -> bool:

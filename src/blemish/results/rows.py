@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from blemish import config
+from blemish.config import Count, Fraction, NotNegative
 from blemish.data.phrases import counted
-from blemish.errors import DataError
+from blemish.errors import BlemishError, DataError
 from blemish.files import cannot_write
 
 SCHEMA = 1  # of a row; raised when an older blemish could misread it
@@ -31,6 +34,75 @@ _JOINED = {
 OF_PRETRAINING = frozenset({"pretraining_recipe", "pretraining_epochs", "masking", "mask_ratio"})
 
 
+Metric = Fraction | None
+_Group = Mapping[str, float | int | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Device:
+    """What a run was on, as far as tables tell it apart."""
+
+    type: str
+    name: str = ""
+    other: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Heading:
+    """What every row has, of a failed run too, and what older ones lack."""
+
+    schema: Count
+    status: str
+    key: str
+    method: str
+    recipe: str
+    label: str
+    settings: Mapping[str, Any]
+    data: str
+    seed: int
+    date: str = ""
+    commit: str = ""
+    dirty: bool = False
+    changed: Mapping[str, Any] = field(default_factory=dict)
+    shots: Count | None = None
+    anomaly_count: Count | None = None
+    anomaly_type: str | None = None
+    time_budget: float | None = None
+    shifts: tuple[str, ...] = ()
+    adapt: tuple[str, ...] = ()
+    compared_at: int | str | None = None
+    other: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Measured(_Heading):
+    """What a row has of a run that ended well, and what older ones lack."""
+
+    category: str
+    counts: Mapping[str, Count]
+    device: _Device
+    precision: str
+    image_auroc: Metric
+    image_ap: Metric
+    pixel_auroc: Metric
+    aupro: Metric
+    resolution: tuple[Count, ...]
+    schedule: str
+    seconds_to_fit: NotNegative
+    images_per_second: NotNegative
+    weights: Mapping[str, Any]
+    by_defect: Mapping[str, _Group] = field(default_factory=dict)
+    by_category: Mapping[str, _Group] = field(default_factory=dict)
+    by_group: Mapping[str, _Group] = field(default_factory=dict)
+    categories: tuple[str, ...] = ()
+    multi_class: bool = False
+    training: Mapping[str, Any] | None = None
+    pretraining: Mapping[str, Any] | None = None
+    efficiency: Mapping[str, Any] | None = None
+    shifted: Mapping[str, Any] = field(default_factory=dict)
+    votes: Mapping[str, Any] | None = None
+
+
 def read_rows(path: str | Path) -> list[Row]:
     """The rows of a results file, in order. A last line that was cut short is passed over: its run will be repeated.
 
@@ -44,7 +116,13 @@ def read_rows(path: str | Path) -> list[Row]:
     for number, line in enumerate(lines, start=1):
         row = parse(line)
         if row is not None:
-            if row["schema"] > SCHEMA:
+            try:
+                schema = config.from_dict(_Heading, row, strict=True).schema
+                if schema <= SCHEMA and row["status"] == OK:
+                    config.from_dict(_Measured, row, strict=True)
+            except BlemishError as error:
+                raise DataError(f"{path}, line {number}: is not a row of blemish bench ({error})") from error
+            if schema > SCHEMA:
                 raise DataError(f"{path}, line {number}: was written by a newer blemish: pip install --upgrade blemish")
             rows.append(row)
         elif line.strip() and number < len(lines):
@@ -82,7 +160,7 @@ def ready(path: Path) -> None:
 
 def parse(line: str) -> Row | None:
     try:
-        row = json.loads(line)
+        row = config.parse_json(line)
     except ValueError:
         return None
     return row if isinstance(row, dict) and {"schema", "status", "key"} <= row.keys() else None

@@ -222,7 +222,13 @@ def read(name: str | Path) -> Suite:
         return _suite(Path(name).stem, document)
     except OSError as error:
         raise ConfigError(f"{name}: cannot be read ({error.strerror or error})") from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:  # ValueError: not TOML, not UTF-8
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        RecursionError,
+    ) as error:  # ValueError: not TOML, not UTF-8
         what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise ConfigError(f"{name}: is not a suite of benchmarks ({what})") from error
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,9 @@ from torch import Tensor
 from blemish import artifact
 from blemish.data.stream import PictureStream
 from blemish.errors import ArtifactError, ConfigError, OutputError
+from blemish.manifest import CHECKPOINT, CheckpointManifest, read_any
 from blemish.methods.trained import Learner
 
-_KEY = "checkpoint"  # of the manifest
 _LEARNED, _OPTIMIZER = "method.", "optimizer."  # what the names of tensors begin with
 
 
@@ -60,8 +60,9 @@ class Checkpoint:
                 state.setdefault(int(number), {})[key] = value
         try:
             put_back(method, learned)
+            _check_state(state, optimizer)
             optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-        except (RuntimeError, ValueError, KeyError) as error:
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ArtifactError(
                 f"{self.path}: does not fit this {method.name} ({error}); remove it to start anew"
             ) from error
@@ -98,7 +99,7 @@ def save(
     }
     # Copies, as safetensors refuses tensors that share memory.
     content = {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-    artifact.write(path, content, {_KEY: header})
+    artifact.write(path, content, {CHECKPOINT: header})
 
 
 def learned_state(method: Learner) -> dict[str, Tensor]:
@@ -112,7 +113,28 @@ def put_back(method: Learner, state: Mapping[str, Tensor]) -> None:
     differing = sorted(state.keys() ^ learned_state(method).keys())
     if differing:
         raise ValueError(f"other tensors: {', '.join(differing[:3])}{' …' if len(differing) > 3 else ''}")
+    for name, tensor in state.items():
+        if not isinstance(tensor, Tensor) or not bool(tensor.isfinite().all()):
+            raise ValueError(f"{_LEARNED}{name} holds NaN or infinite values")
     method.load_state_dict(state, strict=False)  # without the frozen backbone
+
+
+def _check_state(state: Mapping[int, Mapping[str, Any]], optimizer: torch.optim.Optimizer) -> None:
+    """Raises: ValueError where an optimiser's state is not of its parameters, as its next step would need it."""
+    parameters = [each for group in optimizer.param_groups for each in group["params"]]
+    keys = {frozenset(values) for values in state.values()}
+    if sorted(state) != list(range(len(parameters))) or len(keys) != 1:
+        raise ValueError("the optimiser's state is not of the parameters that learn")
+    if isinstance(optimizer, torch.optim.Adam) and not {"step", "exp_avg", "exp_avg_sq"} <= set(*keys):
+        raise ValueError("the optimiser's state is not Adam's")
+    for number, values in state.items():
+        for key, value in values.items():
+            if not isinstance(value, Tensor):
+                continue
+            if value.ndim and value.shape != parameters[number].shape:
+                raise ValueError(f"{_OPTIMIZER}{number}.{key} has the shape {tuple(value.shape)}")
+            if not bool(value.isfinite().all()):
+                raise ValueError(f"{_OPTIMIZER}{number}.{key} holds NaN or infinite values")
 
 
 def is_frozen(module: torch.nn.Module) -> bool:
@@ -159,11 +181,14 @@ def fingerprint(stream: PictureStream) -> str:
 def _read(path: Path) -> Checkpoint:
     try:
         tensors, manifest = artifact.read(path)
-        if _KEY not in manifest:
+        if CHECKPOINT not in manifest:
             raise ConfigError(f"{path}: is a detector, not the checkpoint of a training; choose another place")
+        header = read_any(path, manifest)
+        assert isinstance(header, CheckpointManifest)
+        values = {field.name: getattr(header, field.name) for field in fields(header) if field.name != "other"}
         # Copies: those read lie anywhere in the bytes of the file, fresh ones where vector instructions like them.
-        return Checkpoint(path=path, tensors={name: part.clone() for name, part in tensors.items()}, **manifest[_KEY])
-    except (ArtifactError, TypeError) as error:
+        return Checkpoint(path=path, tensors={name: part.clone() for name, part in tensors.items()}, **values)
+    except ArtifactError as error:
         reason = str(error).removeprefix(f"{path}: ")
         raise ArtifactError(f"{path}: nothing can be resumed from it; remove it to start anew ({reason})") from error
 
