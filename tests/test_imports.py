@@ -13,11 +13,12 @@ import blemish
 ROOT = Path(blemish.__file__).parent
 # A room may import rooms of a lower rank, and itself. Rank 4, where results are made, may also look sideways.
 RANKS: dict[str, float] = {
-    "errors": 0,
+    "errors": -1,
     "types": 0,
     "config": 1,
     "images": 1,
-    "files": 1,
+    "files": 0,
+    "interrupts": 0,
     "compute": 1,
     "artifact": 1.5,  # above `config` and `files`, and below `backbones`, whose weights one kind of it holds
     "data": 2,

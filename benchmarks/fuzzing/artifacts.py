@@ -223,7 +223,7 @@ BAD_TENSORS = (
     "out of range",
     "flattened",
     "another dimension",
-    "halves",
+    "doubles",
     "missing",
 )
 
@@ -244,17 +244,17 @@ def damaged(tensors: State, name: str, how: str) -> State | None:
         if was.is_floating_point() or not was.numel() or name.endswith(("num_batches_tracked", "steps")):
             return None
         changed[name] = was.clone()
-        changed[name].view(-1)[0] = -1 if how == "minus one" else 10**9
+        changed[name].view(-1)[0] = -1 if how == "minus one" else 2**60
     elif how == "flattened":
         if was.dim() < 2:
             return None
         changed[name] = was.reshape(-1)
     elif how == "another dimension":
         changed[name] = was[None]
-    elif how == "halves":
+    elif how == "doubles":
         if not was.is_floating_point():
             return None
-        changed[name] = was.half() if was.dtype != torch.float16 else was.double()
+        changed[name] = was.double()  # half precision may be: weights are kept as they were computed with
     return changed
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from blemish.config import parse_json, short
 from blemish.errors import ArtifactError
-from blemish.files import write_whole
+from blemish.files import ARTIFACT_BYTES, read_whole, write_whole
 
 FORMAT = 1  # raised when an older blemish could misread the file
 _LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow", "opencv-python-headless")
@@ -50,10 +50,7 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     Raises: ArtifactError when the file cannot be read, is of another kind, truncated, altered or of a newer format.
     """
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise ArtifactError(f"{path}: cannot be read ({error.strerror or error})") from error
+    content = read_whole(path, limit=ARTIFACT_BYTES, error=ArtifactError)
     table, data = _parts(content, path)
     metadata = table.pop("__metadata__", {})
     if not isinstance(metadata, dict) or "manifest" not in metadata or "digest" not in metadata:

@@ -48,7 +48,7 @@ from blemish.data.shifts import SHIFTS
 from blemish.data.stream import load_picture
 from blemish.errors import BlemishError, ConfigError, DataError
 from blemish.evaluation import evaluate
-from blemish.files import cannot_write
+from blemish.files import cannot_write, locked
 from blemish.fitting import fit
 from blemish.images import Picture
 from blemish.methods.adaptation import Mode
@@ -95,28 +95,29 @@ def run(
         raise ConfigError(f"jobs: at least 1 is needed, got {jobs}")
     machine = _machine(device, precision)
     wanted = {one.key: one for one in runs}  # a wrong config ends the bench here, not after hours
-    rows = _done(wanted, results, machine)
-    ready(results)  # only now: another file than one of results stays as it is
-    if keep is not None:
-        try:
-            Path(keep).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise cannot_write(keep, error) from error
-    todo = [one for key, one in wanted.items() if key not in rows]
-    threads = shared_threads(threads, jobs)
-    gpus = _gpus(device) if jobs > 1 else []
+    with locked(results):
+        rows = _done(wanted, results, machine)
+        ready(results)  # only now: another file than one of results stays as it is
+        if keep is not None:
+            try:
+                Path(keep).mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise cannot_write(keep, error) from error
+        todo = [one for key, one in wanted.items() if key not in rows]
+        threads = shared_threads(threads, jobs)
+        gpus = _gpus(device) if jobs > 1 else []
 
-    def launch(one: Run, slot: int, children: set[subprocess.Popen[str]]) -> Row:
-        order = {"device": device, "precision": precision, "threads": threads, "artifact": _artifact(one, keep)}
-        return _launch(one, order, gpus[slot % len(gpus)] if gpus else None, children)
+        def launch(one: Run, slot: int, children: set[subprocess.Popen[str]]) -> Row:
+            order = {"device": device, "precision": precision, "threads": threads, "artifact": _artifact(one, keep)}
+            return _launch(one, order, gpus[slot % len(gpus)] if gpus else None, children)
 
-    def begin(one: Run) -> None:
-        progress(str(one), len(rows), len(wanted))
+        def begin(one: Run) -> None:
+            progress(str(one), len(rows), len(wanted))
 
-    with closing(_at_once(todo, jobs, launch, begin)) as measured:
-        for one, row in measured:
-            append(results, row)
-            rows[one.key] = row
+        with closing(_at_once(todo, jobs, launch, begin)) as measured:
+            for one, row in measured:
+                append(results, row)
+                rows[one.key] = row
     progress("done", len(wanted), len(wanted))
     return [rows[one.key] for one in runs]
 

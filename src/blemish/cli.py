@@ -11,7 +11,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from blemish import console, wording
+from blemish import console, interrupts, wording
 from blemish.errors import BlemishError, CollapseError, ConfigError, OutputError, unknown_name
+from blemish.files import check_writable, locked
 from blemish.types import ANOMALOUS, silent
 
 if TYPE_CHECKING:
@@ -29,10 +30,10 @@ if TYPE_CHECKING:
     from blemish.predictor import Detector
     from blemish.suites import Suite
 
-WELL, BROKEN_PICTURES, ERROR, INTERRUPTED, CLOSED_PIPE = 0, 1, 2, 130, 141
+WELL, BROKEN_PICTURES, ERROR, BY_SIGNAL, CLOSED_PIPE = 0, 1, 2, 128, 141
 EXIT_STATUS = (
     "Exit status: 0 all well; 1 done, but some pictures or masks could not be read or are at fault; "
-    "2 error or wrong usage; 130 interrupted."
+    "2 error or wrong usage; 130 interrupted; 143 or 129 asked to end by SIGTERM or SIGHUP."
 )
 
 FULL, REDUCED = SCHEDULES = ("full", "reduced")  # of a bench
@@ -109,17 +110,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError):  # what stands in for a stream in a test or a notebook
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    with interrupts.heard():
+        try:
+            with warnings.catch_warnings():
+                if not _debugging():
+                    warnings.simplefilter("ignore")
+                status = _run(given or ["--help"])
+        except BrokenPipeError:
+            status = CLOSED_PIPE
+        except (Exception, KeyboardInterrupt) as error:
+            with interrupts.ignored():
+                status = _report(error, as_json=as_json)
+        return _flushed(status)
+
+
+def _flushed(status: int) -> int:
+    """The exit status, once what was printed has arrived. Python would print a traceback when it ends."""
     try:
-        with warnings.catch_warnings():
-            if not _debugging():
-                warnings.simplefilter("ignore")
-            status = _run(given or ["--help"])
-        sys.stdout.flush()
+        if sys.stdout is not None:  # it was closed before the start
+            sys.stdout.flush()
     except BrokenPipeError:
         _forget_output()
         return CLOSED_PIPE
-    except (Exception, KeyboardInterrupt) as error:
-        return _report(error, as_json=as_json)
+    except (OSError, ValueError) as error:
+        _forget_output()
+        reason = getattr(error, "strerror", None) or error
+        console.complain(f"blemish: standard output cannot be written ({reason}); the answer is lost")
+        return ERROR
     return status
 
 
@@ -145,7 +162,8 @@ def _report(error: BaseException, *, as_json: bool) -> int:
     if _debugging():
         traceback.print_exception(error)
     if as_json:
-        console.answer({"error": {"kind": kind, "message": message}}, [], as_json=True)
+        with suppress(OSError):  # told when the output is flushed
+            console.answer({"error": {"kind": kind, "message": message}}, [], as_json=True)
     else:
         console.complain(message)
     return status
@@ -162,7 +180,7 @@ def _explained(error: BaseException) -> tuple[str, str, int]:
     match error:
         case KeyboardInterrupt():
             what = str(error) or "no file was left half written"
-            return "Interrupted", f"blemish: interrupted; {what}", INTERRUPTED
+            return "Interrupted", f"blemish: interrupted; {what}", BY_SIGNAL + interrupts.number_of(error)
         case BlemishError():
             return kind, f"blemish: {error}", ERROR
         case OSError(errno=errno.ENOSPC):
@@ -186,6 +204,7 @@ def _forget_output() -> None:
     """Send what is still to come nowhere: the reader of our output has gone."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.stdout.flush()
 
 
 def _show_version(wanted: bool) -> None:
@@ -272,7 +291,7 @@ def fit(
 ) -> int:
     """Learn from pictures of good parts and write an artifact."""
     from blemish import config as configs
-    from blemish import fitting, outputs, pretraining
+    from blemish import fitting, pretraining
     from blemish.training.distributed import rank
 
     named = {"backbone": backbone, "image_size": image_size, "layers": layers, "scales": scales, "seed": seed}
@@ -284,9 +303,10 @@ def fit(
     log = _beside(output, ".log.jsonl")  # of a pre-training
     more = {"log": log, "figure": pretraining.figure_of(log)} if chosen.pretraining_config else {}
     for path in (output, *more.values()):
-        outputs.check_writable(path)
+        check_writable(path)
     first = rank() == 0  # of the processes that torchrun has started, all of which fit
     with (
+        _alone(output if first else None),
         _goes_on_from(*fitting.checkpoints(checkpoint) if trained else ()),
         console.progress() if first else nullcontext(silent) as progress,
     ):
@@ -362,7 +382,7 @@ def pretrain(
 ) -> int:
     """Train an encoder further on pictures of good parts (APMask), for `blemish fit --weights`."""
     from blemish import config as configs
-    from blemish import outputs, pretraining
+    from blemish import pretraining
     from blemish.training.distributed import rank
 
     named = {"backbone": backbone, "masking": masking, "seed": seed}
@@ -371,9 +391,13 @@ def pretrain(
     checkpoint, log = output.with_name(f"{output.name}.training"), _beside(output, ".log.jsonl")
     written = [output, log, pretraining.figure_of(log)]
     for path in written:
-        outputs.check_writable(path)
+        check_writable(path)
     first = rank() == 0  # of the processes that torchrun has started
-    with _goes_on_from(checkpoint), console.progress() if first else nullcontext(silent) as progress:
+    with (
+        _alone(output if first else None),
+        _goes_on_from(checkpoint),
+        console.progress() if first else nullcontext(silent) as progress,
+    ):
         encoder = pretraining.pretrain(
             good,
             recipe=recipe,
@@ -446,7 +470,7 @@ def predict(
         raise ConfigError("--resume goes on in a folder: name it with --output DIR")
     side = _overlay_side(overlay_size, output)
     if report:
-        outputs.check_writable(report)
+        check_writable(report)
     found = search(paths)
     pictures = found.pictures
     detector = _looking_at(scales, load(artifact, device=device, precision=precision))
@@ -458,7 +482,7 @@ def predict(
     limit = detector.threshold_for(category)
     manifest = {**detector.manifest, "threshold": None if limit is None else limit.to_dict()}
     gallery = outputs.Gallery(outputs.EMBEDDED)
-    interrupted = False
+    interrupted: KeyboardInterrupt | None = None
     used = outputs.precision_of(detector)
     ways = {
         "category": category,
@@ -476,8 +500,8 @@ def predict(
                 )
                 for done, _ in enumerate(outputs.record(journal, detector, results, gallery, side=side), start=1):
                     progress("scoring", done, len(todo))
-        except KeyboardInterrupt:
-            interrupted = True
+        except KeyboardInterrupt as error:
+            interrupted = error
         journal.write_table()
     warning = wording.categories_told(journal.scored, detector.categories)
     judged_as = {row["category"] for row in journal.scored}
@@ -505,7 +529,7 @@ def predict(
         "scored": len(journal.scored),
         "alarms": sum(row["label"] == ANOMALOUS for row in journal.scored),
         "failed": len(failures),
-        "interrupted": interrupted,
+        "interrupted": interrupted is not None,
         "left_out": list(found.left_out),
         "predictions": journal.rows,
     }
@@ -521,7 +545,7 @@ def predict(
     if interrupted:
         how = "the same command with --resume goes on from here" if output else "with --output DIR it could be resumed"
         console.complain(f"blemish: interrupted after {len(journal.rows)} of {len(pictures)} pictures; {how}")
-        return INTERRUPTED
+        return BY_SIGNAL + interrupts.number_of(interrupted)
     return BROKEN_PICTURES if failures else WELL
 
 
@@ -553,19 +577,20 @@ def evaluate(
     side = None if resolution == "original" else _side(resolution)
     drawn = _overlay_side(overlay_size, output)
     if report:
-        outputs.check_writable(report)
+        check_writable(report)
     if output:
-        outputs.check_writable(output / "evaluation.json")
+        check_writable(output / "evaluation.json")
         if (output / "evaluation.json").exists():
             raise OutputError(f"{output}: holds an evaluation already; name another folder")
     detector = _looking_at(scales, load(artifact, device=device, precision=precision))
     mode = _mode(adapt)
     mistakes = outputs.Mistakes()
-    with console.progress() as progress:
-        result = measure(detector, data, resolution=side, adapt=mode, progress=progress, on_prediction=mistakes.add)
-    warning = wording.categories_told(result.rows, detector.categories)
-    if output:
-        outputs.write_evaluation(output, result, mistakes, detector, side=drawn)
+    with _alone(output / "evaluation.json" if output else None):
+        with console.progress() as progress:
+            result = measure(detector, data, resolution=side, adapt=mode, progress=progress, on_prediction=mistakes.add)
+        warning = wording.categories_told(result.rows, detector.categories)
+        if output:
+            outputs.write_evaluation(output, result, mistakes, detector, side=drawn)
     if report:
         write_report(
             report,
@@ -667,13 +692,12 @@ def calibrate(
     json: Json = False,
 ) -> int:
     """Set a new threshold: from other pictures of good parts, or by hand."""
-    from blemish import outputs
     from blemish.calibration import recalibrate
     from blemish.predictor import load
 
     if (threshold is None) == (not good) or (threshold is not None and false_alarm_rate is not None):
         raise ConfigError("calibrate needs pictures of good parts, or the threshold itself: --threshold SCORE")
-    outputs.check_writable(output)
+    check_writable(output)
     detector = _looking_at(scales, load(artifact, device=device, precision=precision))
     if threshold is not None:
         detector = detector.with_threshold(threshold)
@@ -730,17 +754,18 @@ def refine(
     json: Json = False,
 ) -> int:
     """Add newly confirmed good pictures and defects to an artifact of atacnet, and set its threshold anew."""
-    from blemish import outputs, refining
+    from blemish import refining
     from blemish.predictor import load
 
     output = output or artifact
-    outputs.check_writable(output)
-    detector = load(artifact, device=device, precision=precision)
-    with console.progress() as progress:
-        refined = refining.refine(
-            detector, good=good, anomalies=anomalies, false_alarm_rate=false_alarm_rate, progress=progress
-        )
-    refined.detector.save(output)
+    check_writable(output)
+    with _alone(output):  # what another process adds to it meanwhile would be lost
+        detector = load(artifact, device=device, precision=precision)
+        with console.progress() as progress:
+            refined = refining.refine(
+                detector, good=good, anomalies=anomalies, false_alarm_rate=false_alarm_rate, progress=progress
+            )
+        refined.detector.save(output)
     document = {"artifact": str(output), "threshold": refined.detector.manifest["threshold"], **refined.to_dict()}
     console.answer(document, [*wording.refined(refined), f"Written: {output}"], as_json=json)
     return BROKEN_PICTURES if refined.failures else WELL
@@ -1107,9 +1132,9 @@ def bench(
                 progress=lambda what, done, total: console.complain(f"{done} of {total}: {what}"),
                 **where,
             )
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
             console.complain(f"blemish: interrupted; the same command goes on from the rows in {results}")
-            return INTERRUPTED
+            return BY_SIGNAL + interrupts.number_of(error)
     text = measured.suite_table(rows, chosen) if chosen else measured.table(rows)
     console.answer(rows, [text], as_json=json)
     return ERROR if any(row["status"] != measured.OK for row in rows) else WELL
@@ -1334,13 +1359,19 @@ def _goes_on_from(*checkpoints: Path) -> Iterator[None]:
         for checkpoint in checkpoints:
             checkpoint.unlink(missing_ok=True)  # what goes on from it collapses again
         raise
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         if not any(checkpoint.exists() for checkpoint in checkpoints):
             raise
-        raise KeyboardInterrupt("the same command with --resume goes on from here") from None
+        what = "the same command with --resume goes on from here"
+        raise interrupts.Interrupted(what, interrupts.number_of(error)) from None
     if rank() == 0:
         for checkpoint in checkpoints:
             checkpoint.unlink(missing_ok=True)
+
+
+def _alone(output: Path | None) -> AbstractContextManager[None]:
+    """Around what no other process may write at the same time. Raises: OutputError."""
+    return nullcontext() if output is None else locked(output)
 
 
 def _places(**paths: Path | None) -> dict[str, str | None]:
@@ -1348,4 +1379,4 @@ def _places(**paths: Path | None) -> dict[str, str | None]:
 
 
 def _written(places: Mapping[str, str | None]) -> list[str]:
-    return [f"Written: {place}" for place in places.values() if place]
+    return [f"Written: {console.one_line(place)}" for place in places.values() if place]

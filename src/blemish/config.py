@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast
 
 from blemish.errors import ConfigError, NonFiniteError, unknown_name
+from blemish.files import DOCUMENT_BYTES, read_whole
 
 C = TypeVar("C")
 LARGEST = 4096 * 4096  # pixels of a picture as a backbone sees it
@@ -229,9 +230,7 @@ def read_config_file(path: str | Path) -> dict[str, Any]:
     Raises: ConfigError when the file cannot be read or is not a JSON object.
     """
     try:
-        document = parse_json(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+        document = parse_json(read_whole(path, limit=DOCUMENT_BYTES, error=ConfigError))
     except ValueError as error:
         raise ConfigError(f"{path}: is not valid JSON ({error})") from error
     if not isinstance(document, dict):

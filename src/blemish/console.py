@@ -6,10 +6,11 @@ Nothing heavy is imported here, and rich only where something is drawn with it: 
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from blemish.types import Progress
@@ -39,7 +40,10 @@ def answer(document: Mapping[str, Any] | Sequence[Any], human: Iterable[str | Ta
 
 def complain(message: str) -> None:
     """A message on standard error."""
-    print(clean(message), file=sys.stderr)
+    # A line break of ours is followed by two spaces or by advice; another is part of a name.
+    text = clean(re.sub(r"\n(?!  |Try )", r"\\n", message))
+    with suppress(OSError):  # nobody is there any more to read it
+        print(text, file=sys.stderr)
 
 
 def clean(text: str) -> str:
@@ -54,6 +58,16 @@ def clean(text: str) -> str:
     )
 
 
+def one_line(text: str) -> str:
+    """As `clean`, in one line: a name with a line break in it must not look like a message of ours.
+
+    Example:
+        >>> one_line("a\\nb")
+        'a\\\\nb'
+    """
+    return clean(text).replace("\n", "\\n")
+
+
 def table(head: Sequence[str], rows: Iterable[Sequence[object]], *, right: Sequence[str] = ()) -> Table:
     """A table of plain cells; the columns named in `right` are numbers."""
     from rich.table import Table
@@ -63,7 +77,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]], *, right: Seque
     for name in head:
         drawn.add_column(name, justify="right" if name in right else "left", overflow="fold")
     for row in rows:
-        cells = [clean(str(cell)) for cell in row]
+        cells = [one_line(str(cell)) for cell in row]
         drawn.add_row(*(Text(cell, style=_COLOURS.get(cell, "")) for cell in cells))
     return drawn
 
@@ -150,7 +164,7 @@ class _Lines:
         self._shown, self._told = now, done
         rate = (done - self._first) / (now - self._began) if now > self._began else None
         parts = [f"{name}: {done} of {total}" if total else name, details or _pace(rate, total - done)]
-        print(_DETAILS.join(part for part in parts if part), file=sys.stderr, flush=True)
+        print(one_line(_DETAILS.join(part for part in parts if part)), file=sys.stderr, flush=True)
 
     def _due(self, now: float, done: int, total: int) -> bool:
         if now - self._shown < _SECONDS_BETWEEN_LINES:

@@ -13,8 +13,8 @@ import numpy as np
 
 from blemish.data import layouts
 from blemish.data.layouts import Dataset
-from blemish.data.marks import fault_of, is_placed, marked, read_mask
-from blemish.errors import BlemishError, DataError
+from blemish.data.marks import fault_of, is_placed, is_too_coarse, marked, read_mask
+from blemish.errors import BlemishError, DataError, ImageError
 from blemish.methods.adaptation import Mode
 from blemish.metrics.ranking import auroc, average_precision, best_f1, confusion
 from blemish.metrics.regions import PixelMetrics, PixelResult, StreamingPixelMetrics
@@ -43,7 +43,8 @@ def evaluate(
         resolution: side of the square at which maps and masks are compared (a pixel of a mask is what
             lies under its centre); None = each picture's own size. A box is drawn there as a mask: the
             pixels whose centres lie in it, and one at least. A mask of another shape than its picture
-            is stretched over it, and told (`Evaluation.mask_faults`).
+            is stretched over it, and told (`Evaluation.mask_faults`); one with a pixel for more than
+            32 × 32 of its picture is a failure.
         adapt: as of `Detector.predict_many`. The pictures of a category then come in an order drawn once and for all:
             in that of the files whole batches are of one kind of defect, and what they are adapted to tells the label.
         on_prediction: called for every picture scored, in order.
@@ -111,9 +112,11 @@ def _compared(
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Map and mask at one size; what is wrong with the mask goes into `mask_faults`.
 
-    Raises: ImageError for a mask that cannot be read.
+    Raises: ImageError for a mask that cannot be read, or has too few pixels for its picture.
     """
     mask = None if sample.mask is None else read_mask(sample)
+    if mask is not None and is_too_coarse(mask, result.size):
+        raise ImageError(sample.mask, fault_of(mask, sample.label, result.size))
     if mask is not None and (fault := fault_of(mask, sample.label, result.size)):
         mask_faults.append(Failure(source=str(sample.mask), reason=fault))
     height, width = result.size if resolution is None else (resolution, resolution)

@@ -1,35 +1,242 @@
-"""Writing files so that a reader sees the old content or the new, never half of it."""
+"""Reading files that somebody else may have made, and writing so that a reader sees the old content or the new."""
 
 from __future__ import annotations
 
 import os
+import re
 import secrets
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
+from types import ModuleType
+from typing import IO
 
-from blemish.errors import OutputError
+from blemish.errors import BlemishError, OutputError
+
+_locks: ModuleType | None
+try:
+    import fcntl as _locks
+except ImportError:  # Windows
+    _locks = None
+
+# The most bytes that are read of a file, by what it is named as: far above any that is meant, and
+# far below a terabyte of holes. Pictures have limits of their own (`blemish.images.Limits`).
+GIB = 2**30
+ARTIFACT_BYTES = 16 * GIB  # a checkpoint, a pre-trained encoder and weights hold no more than these
+WEIGHTS_BYTES = 64 * GIB
+ROWS_BYTES = 4 * GIB  # of predictions, of a benchmark, of the log of a training
+TABLE_BYTES = GIB
+DOCUMENT_BYTES = 16 * 2**20  # of settings, of a suite, of what a run says of itself
+
+_TEMPORARY = re.compile(r"\.blemish-[0-9a-f]{16}\.tmp")
+_ABANDONED = 600.0  # seconds since something was written to a temporary file; it holds what was in memory already
+_STREAM = re.compile(r"/dev/(stdin|stdout|stderr|fd(/.*)?)|/proc/.*")
+_swept: set[Path] = set()  # folders that this process has looked through for what killed ones left
+
+_KINDS = (
+    (stat.S_ISDIR, "a folder; name the file in it"),
+    (stat.S_ISFIFO, "a pipe; copy what it gives to a file, and name that"),
+    (stat.S_ISSOCK, "a socket; name a file"),
+    (stat.S_ISCHR, "a device; name a file"),
+    (stat.S_ISBLK, "a device; name a file"),
+)
+
+
+def open_regular(path: str | Path, *, limit: int, error: type[BlemishError]) -> BufferedReader:
+    """A named file, open for reading: a regular one of at most `limit` bytes, behind any links.
+
+    What it is is asked of the path, as to open a device may do something, and again of what was
+    opened, without waiting: a pipe that takes the file's place in between does not hang the reader.
+
+    Raises: `error` with one sentence that says what to do.
+    """
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    try:
+        _check_regular(path, os.stat(path), error)  # noqa: PTH116 - a null byte in a Path raises too
+        file = open(os.open(path, flags), "rb")  # noqa: PTH123, SIM115 - the caller closes it
+        try:
+            status = os.fstat(file.fileno())
+            _check_regular(path, status, error)
+            if status.st_size > limit:
+                raise error(
+                    f"{path}: is {status.st_size:,} bytes, and at most {limit:,} are read of a file of this kind; "
+                    "name another file"
+                )
+        except BaseException:
+            file.close()
+            raise
+    except (OSError, ValueError) as problem:  # ValueError: a null byte in the name
+        raise error(f"{path}: cannot be read ({getattr(problem, 'strerror', None) or problem})") from problem
+    return file
+
+
+def read_whole(path: str | Path, *, limit: int, error: type[BlemishError]) -> bytes:
+    """The content of a named file, as of `open_regular`: what it held when it was opened.
+
+    Raises: `error`.
+    """
+    with open_regular(path, limit=limit, error=error) as file:
+        try:
+            return file.read(os.fstat(file.fileno()).st_size)
+        except OSError as problem:
+            raise error(f"{path}: cannot be read ({problem.strerror or problem})") from problem
+
+
+def _check_regular(path: str | Path, status: os.stat_result, error: type[BlemishError]) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        what = next((what for is_kind, what in _KINDS if is_kind(status.st_mode)), "no regular file; name one")
+        raise error(f"{path}: cannot be read, it is {what}")
 
 
 def write_whole(path: str | Path, content: bytes) -> Path:
     """Write to a temporary file beside `path`, fsync, rename; missing folders are made.
 
-    Raises: OutputError if it cannot be written (no permission, disk full, a folder of that name, …).
+    A symbolic link stays, and what it leads to is replaced. A file that is replaced keeps its mode. Temporary files
+    that killed processes have left in the folder are removed.
+
+    Raises: OutputError if it cannot be written (no permission, disk full, a folder of that name, a device, …).
     """
     path = Path(path)
+    target = writable_place(path)
     # Not tempfile: its files are private to the user, and results are made to be handed on.
-    temporary = path.parent / f".blemish-{secrets.token_hex(8)}.tmp"
+    temporary = target.parent / f".blemish-{secrets.token_hex(8)}.tmp"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(target.parent)
         try:
             with temporary.open("xb") as file:
+                _lock(file)
                 file.write(content)
                 file.flush()
+                with suppress(OSError):  # a new file, or a file system without modes
+                    os.chmod(temporary, stat.S_IMODE(target.stat().st_mode) & 0o777)  # noqa: PTH101
                 os.fsync(file.fileno())
-            temporary.replace(path)
+                if os.name == "posix":  # while it is locked, so that no other process takes it for abandoned
+                    temporary.replace(target)
+            if os.name != "posix":
+                temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
         raise cannot_write(path, error) from error
     return path
+
+
+def writable_place(path: Path) -> Path:
+    """Where a file named `path` is written: behind the links, where it is one.
+
+    Raises: OutputError for what is there and is no file (a folder is refused when it is written to).
+    """
+    target = path
+    try:
+        if path.is_symlink():
+            target = Path(os.path.realpath(path))
+        status = None
+        with suppress(FileNotFoundError):
+            status = path.stat()
+    except (OSError, ValueError) as problem:
+        raise OutputError(
+            f"{path}: cannot be written ({getattr(problem, 'strerror', None) or problem}); choose another place"
+        ) from problem
+    if _STREAM.fullmatch(os.path.abspath(path)) or _STREAM.fullmatch(str(target)):  # noqa: PTH100
+        raise OutputError(f"{path}: is a stream of a process, and a result is written to a file; name one")
+    if status is not None and not stat.S_ISDIR(status.st_mode) and not stat.S_ISREG(status.st_mode):
+        what = next((what for is_kind, what in _KINDS if is_kind(status.st_mode)), "no regular file;").split(";")[0]
+        raise OutputError(f"{path}: is {what}, which nothing is written to; name a file")
+    return target
+
+
+def check_writable(path: Path) -> None:
+    """Make sure, before any work, that a file can be written at `path`. Missing folders are made.
+
+    Raises: OutputError.
+    """
+    if path.is_dir():
+        raise OutputError(f"{path}: is a folder; name a file in it")
+    place = writable_place(path)
+    probe = place.parent / f".blemish-{secrets.token_hex(8)}.tmp"
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(place.parent)
+        probe.touch(exist_ok=False)
+        probe.unlink()
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keeps other processes from what is written at `path` step by step, while open.
+
+    By a lock on a hidden file beside it, which the system releases when the process ends in any way, and which the
+    next one that locks takes over. Where locks are not to be had, as on Windows and some network drives, nothing is
+    locked.
+
+    Raises: OutputError where another process holds it, or the folder cannot be written.
+    """
+    place = writable_place(path)
+    name = place.with_name(f".{place.name}.lock")
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            file = name.open("ab")
+            try:
+                free = _lock(file)
+                # The one who held it may have removed it between the opening and the lock.
+                same = free and name.exists() and os.path.samestat(name.stat(), os.fstat(file.fileno()))
+            except BaseException:
+                file.close()
+                raise
+            if same or not free or _locks is None:
+                break
+            file.close()
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    with file:
+        if not free:
+            raise OutputError(f"{path}: another process of blemish is writing it; let that end, or name another place")
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                name.unlink()
+
+
+def _lock(file: IO[bytes]) -> bool:
+    """Lock an open file for this process; False where another one holds it, True also where there are no locks."""
+    if _locks is None:
+        return True
+    try:
+        _locks.flock(file, _locks.LOCK_EX | _locks.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return True
+
+
+def _sweep(folder: Path) -> None:
+    """Remove the temporary files that killed processes have left in a folder, once in a process.
+
+    One counts as left where no process holds its lock and nothing has been written to it for ten minutes: over a
+    network a lock may not be seen, and between the making of a file and its lock there is a moment.
+    """
+    if folder in _swept:
+        return
+    _swept.add(folder)
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if not _TEMPORARY.fullmatch(entry.name) or not entry.is_file(follow_symlinks=False):
+                continue
+            with suppress(OSError):
+                if time.time() - entry.stat(follow_symlinks=False).st_mtime < _ABANDONED:
+                    continue
+                with open(entry.path, "r+b") as file:  # noqa: PTH123
+                    if _lock(file):
+                        os.unlink(entry.path)  # noqa: PTH108
 
 
 def cannot_write(path: str | Path, error: OSError) -> OutputError:

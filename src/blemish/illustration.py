@@ -38,7 +38,8 @@ from blemish.evaluation import known_pictures, labelled
 from blemish.files import write_whole
 from blemish.methods import Method
 from blemish.methods.adaptation import Adapter
-from blemish.outputs import Gallery, View, check_writable, file_name, safe_stem
+from blemish.files import check_writable
+from blemish.outputs import Gallery, View, file_name, safe_stem
 from blemish.predictor import Detector
 from blemish.report import figures
 from blemish.types import ANOMALOUS, NORMAL, Failure, Prediction, Progress, Sample, silent

@@ -21,8 +21,8 @@ import io
 import json
 import os
 import re
-import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -36,8 +36,18 @@ from blemish.compute import precision_name
 from blemish.config import parse_json
 from blemish.data.folder import is_file
 from blemish.data.stream import map_ahead
-from blemish.errors import BlemishError, OutputError
-from blemish.files import cannot_write, write_whole
+from blemish.errors import ArtifactError, BlemishError, OutputError
+from blemish.files import (
+    ARTIFACT_BYTES,
+    DOCUMENT_BYTES,
+    ROWS_BYTES,
+    cannot_write,
+    check_writable,
+    locked,
+    open_regular,
+    read_whole,
+    write_whole,
+)
 from blemish.images import decode
 from blemish.metrics.ranking import precision_recall_curve, roc_curve
 from blemish.predictor import Detector
@@ -53,6 +63,7 @@ _THUMBNAIL = 384  # pixels of the longer side of a picture in a report
 _AHEAD = 4  # overlays that may be under way at once
 _WORST = 20  # of each kind of mistake, as files of their own
 _ROWS, _RUN, _TABLE, _OVERLAYS = "predictions.jsonl", "run.json", "predictions.csv", "overlays"
+_BREAKS = frozenset("\x7f\x85\u2028\u2029")  # what else some programs take for the end of a line
 _BOX = ("box_x", "box_y", "box_width", "box_height")  # of the crop, as fractions of the picture's width and height
 _COLUMNS = (
     "path",
@@ -77,22 +88,6 @@ Row = dict[str, Any]
 Pixels = npt.NDArray[np.uint8]
 
 
-def check_writable(path: Path) -> None:
-    """Make sure, before any work, that a file can be written at `path`. Missing folders are made.
-
-    Raises: OutputError.
-    """
-    if path.is_dir():
-        raise OutputError(f"{path}: is a folder; name a file in it")
-    probe = path.parent / f".blemish-{secrets.token_hex(8)}.tmp"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        probe.touch(exist_ok=False)
-        probe.unlink()
-    except OSError as error:
-        raise cannot_write(path, error) from error
-
-
 class Journal:
     """The rows of one `blemish predict`, in memory and, if there is a folder, on disk as they come.
 
@@ -114,6 +109,7 @@ class Journal:
         self.folder = folder
         self.rows: list[Row] = []
         self._file: io.BufferedWriter | None = None
+        self._open = ExitStack()
         if folder is None:
             return
         run = {
@@ -124,6 +120,13 @@ class Journal:
         }
         place = folder / _ROWS
         check_writable(place)
+        self._open.enter_context(locked(place))
+        with self._open as started:
+            self._begin(place, run, resume=resume)
+            self._open = started.pop_all()
+
+    def _begin(self, place: Path, run: Mapping[str, str], *, resume: bool) -> None:
+        folder = place.parent
         if place.exists():
             if not resume:
                 raise OutputError(
@@ -135,7 +138,7 @@ class Journal:
         else:
             write_whole(folder / _RUN, json.dumps(run, indent=2).encode())
         try:
-            self._file = place.open("ab")
+            self._file = self._open.enter_context(place.open("ab"))
         except OSError as error:
             raise cannot_write(place, error) from error
 
@@ -145,8 +148,7 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._file is not None:
-            self._file.close()
+        self._open.close()
 
     @property
     def done(self) -> set[str]:
@@ -182,12 +184,28 @@ class Journal:
         table.writeheader()
         for row in self.rows:
             box = dict(zip(_BOX, row.get("box") or (), strict=False))
-            table.writerow({**row, **box, "notes": "; ".join(row.get("notes", ()))})
+            cells = {**row, **box, "notes": "; ".join(row.get("notes", ()))}
+            table.writerow({name: _cell(cells[name]) for name in _COLUMNS if name in cells})
         write_whole(self.folder / _TABLE, text.getvalue().encode("utf-8", "backslashreplace"))
 
 
+def _cell(value: Any) -> Any:
+    """A value as a cell that is one line, and that no spreadsheet takes for a formula: predictions.jsonl has it as is.
+
+    Example:
+        >>> _cell("=1+1"), _cell("a\\rb"), _cell(-0.5)
+        ("'=1+1", 'a\\\\rb', -0.5)
+    """
+    if not isinstance(value, str):
+        return value
+    guarded = f"'{value}" if value.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else value
+    return "".join(
+        sign if sign not in _BREAKS and ord(sign) >= 32 else sign.encode("unicode_escape").decode() for sign in guarded
+    )
+
+
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
+    with open_regular(path, limit=ARTIFACT_BYTES, error=ArtifactError) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -198,10 +216,10 @@ def _check_same(folder: Path, run: Mapping[str, str]) -> None:
             "adapt": "",
             "scales": "",
             "threshold": "",
-            **parse_json((folder / _RUN).read_text(encoding="utf-8")),
+            **parse_json(read_whole(folder / _RUN, limit=DOCUMENT_BYTES, error=OutputError)),
         }
         other = [key for key, value in run.items() if earlier[key] != value]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OutputError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise OutputError(f"{folder / _RUN}: does not say what the rows were made with; name another folder") from error
     if other:
         differs = {
@@ -223,10 +241,7 @@ def _earlier(place: Path) -> tuple[list[Row], int]:
     """The rows of an earlier run, and where the last whole one ends: a killed run may leave half a line."""
     rows: list[Row] = []
     end = 0
-    try:
-        lines = place.read_bytes().splitlines(keepends=True)
-    except OSError as error:
-        raise OutputError(f"{place}: cannot be read ({error.strerror}); name another folder") from error
+    lines = read_whole(place, limit=ROWS_BYTES, error=OutputError).splitlines(keepends=True)
     for number, line in enumerate(lines, start=1):
         try:
             if not line.endswith(b"\n"):

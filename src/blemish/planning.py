@@ -21,7 +21,8 @@ from blemish.data.official import OFFICIAL, Official, category_paths, find
 from blemish.data.phrases import counted
 from blemish.data.shifts import SHIFTS
 from blemish.data.solar import write_elpv_manifest
-from blemish.errors import ConfigError, DataError, unknown_name
+from blemish.errors import ConfigError, DataError, WeightsError, unknown_name
+from blemish.files import WEIGHTS_BYTES, open_regular
 from blemish.fitting import configure
 from blemish.methods import Method, MethodConfig, method_class, method_of_config
 from blemish.methods.adaptation import MODES
@@ -101,7 +102,7 @@ class Run:
         """
         weights = self.weights
         if weights is not None and Path(weights).is_file():
-            with Path(weights).open("rb") as file:
+            with open_regular(weights, limit=WEIGHTS_BYTES, error=WeightsError) as file:
                 weights = hashlib.file_digest(file, "sha256").hexdigest()
         parts = [self.method, self.data, self.seed, self.recipe, as_ever(configs.to_dict(self.config)), weights]
         if self.shots is not None or self.time_budget is not None:  # rows older than these keep their keys

@@ -36,7 +36,7 @@ from blemish.data.good import good_pictures
 from blemish.data.stream import PictureStream, load_picture
 from blemish.data.transforms import Preprocessing, prepare
 from blemish.errors import CollapseError, ConfigError, DataError, NonFiniteError, unknown_name
-from blemish.files import cannot_write, write_whole
+from blemish.files import ROWS_BYTES, cannot_write, open_regular, write_whole
 from blemish.manifest import BackboneRecord, Broken, EncoderManifest, Pretrained, Pretraining, TrainingRecord
 from blemish.methods.apmask import APMask, APMaskConfig
 from blemish.report.heatmap import attention_overlay
@@ -263,7 +263,7 @@ def read_log(path: Path) -> tuple[dict[str, array[float]], dict[int, npt.NDArray
     """What a log holds: by name the values of all steps ("step" among them), and by step the attention h w."""
     curves: dict[str, array[float]] = {}
     attention: dict[int, npt.NDArray[np.float64]] = {}
-    with path.open("rb") as file:
+    with open_regular(path, limit=ROWS_BYTES, error=DataError) as file:
         for row in map(json.loads, file):
             if "attention" in row:
                 attention[row["step"]] = np.array(row["attention"])

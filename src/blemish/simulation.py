@@ -30,7 +30,8 @@ from blemish.data.transforms import Preprocessing, prepare
 from blemish.errors import ConfigError, DataError, OutputError
 from blemish.files import write_whole
 from blemish.methods.adaptation import attention_entropy
-from blemish.outputs import check_writable, safe_stem
+from blemish.files import check_writable
+from blemish.outputs import safe_stem
 from blemish.report.heatmap import ATTENTION_SCALE, attention_overlay, save_png
 from blemish.types import Failure, Progress, silent
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from blemish.console import facts, table
+from blemish.console import facts, one_line, table
 from blemish.types import ANOMALOUS, NORMAL
 
 if TYPE_CHECKING:
@@ -26,7 +26,8 @@ _VERDICTS = {NORMAL: "normal", ANOMALOUS: "alarm", None: "–"}
 
 def broken(failures: Sequence[Mapping[str, Any]], what: str = "broken") -> list[str]:
     """A line for each failure (path, error), the first few of many."""
-    lines = [f"  {what}: {failure['path']}: {failure['error']}" for failure in failures[:_FAILURES_SHOWN]]
+    shown = failures[:_FAILURES_SHOWN]
+    lines = [one_line(f"  {what}: {failure['path']}: {failure['error']}") for failure in shown]
     more = len(failures) - _FAILURES_SHOWN
     return [*lines, f"  … and {more} more, all of them listed by --json"] if more > 0 else lines
 
@@ -40,7 +41,7 @@ def notes(counts: Mapping[str, int]) -> list[str]:
 
 def notices(sentences: Iterable[str]) -> list[str]:
     """A line for each thing that a person should know of."""
-    return [f"  notice: {sentence}" for sentence in sentences]
+    return [one_line(f"  notice: {sentence}") for sentence in sentences]
 
 
 def threshold(values: Mapping[str, Any] | None) -> str:

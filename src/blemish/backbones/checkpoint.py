@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from blemish.errors import WeightsError
+from blemish.files import WEIGHTS_BYTES, open_regular
 
 HEADS = (
     "head.", "heads.", "head_dist.", "fc.", "classifier.", "dino_head.", "ibot_head.", "lm_head.",
@@ -72,9 +73,9 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     try:
-        if not path.is_file():
+        if not path.exists() or path.is_dir():
             raise WeightsError(f"{path}: there is no such weight file")
-        with path.open("rb") as file:
+        with open_regular(path, limit=WEIGHTS_BYTES, error=WeightsError) as file:
             start = file.read(32)
             if start[8:9] == b"{":
                 return _without_prefixes(_state_dict(safetensors.torch.load_file(path)))

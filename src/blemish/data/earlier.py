@@ -8,6 +8,8 @@ from collections.abc import Collection
 from pathlib import Path
 
 from blemish.config import parse_json
+from blemish.errors import DataError
+from blemish.files import TABLE_BYTES, read_whole
 
 # Folders of a result, by the files beside them of which one is enough to know them.
 _FOLDERS = {"overlays": ("predictions.jsonl", "run.json"), "worst": ("evaluation.json",)}
@@ -65,7 +67,7 @@ def _is_ours(sign: Path) -> bool:
     if sign.suffix == ".jsonl":
         return True
     try:
-        told = parse_json(sign.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        told = parse_json(read_whole(sign, limit=TABLE_BYTES, error=DataError))
+    except (DataError, ValueError):
         return False
     return isinstance(told, dict) and ({"artifact", "precision"} <= told.keys() or {"counts", "rows"} <= told.keys())

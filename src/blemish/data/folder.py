@@ -141,7 +141,7 @@ def search(paths: str | Path | Iterable[str | Path]) -> Found:
     picture at all.
     """
     arguments = [paths] if isinstance(paths, (str, Path)) else list(paths)
-    found: dict[str, Path] = {}  # by absolute path: a file reached twice is one picture
+    found: dict[str, Path] = {}  # by its place: a file reached twice is one picture
     left_out: list[str] = []
     places = Counter(Path(argument).parent for argument in arguments)
     for argument in arguments:
@@ -150,7 +150,7 @@ def search(paths: str | Path | Iterable[str | Path]) -> Found:
         tree = _expand(Path(argument), among_others=among)
         left_out += tree.left_out
         for picture in tree.pictures:
-            found.setdefault(os.path.abspath(picture), picture)  # noqa: PTH100 - resolve() would merge links by target
+            found.setdefault(place_of(picture), picture)
     if not found:
         where = ", ".join(map(str, arguments)) or "no path was given"
         raise DataError(no_pictures(where, left_out))
@@ -161,6 +161,16 @@ def no_pictures(where: str | Path, left_out: Iterable[str]) -> str:
     """What to say where nothing is found."""
     found = [f"{where}: no pictures found; files with these suffixes are looked for: {SUFFIXES}", *left_out]
     return "; ".join(found)
+
+
+def place_of(path: Path) -> str:
+    """Where a file lies, the same however it is named: its own name in its folder's real place.
+
+    A link among pictures is one more picture, as its name may say something else.
+    """
+    if path.name in ("", ".."):
+        return os.path.realpath(path)
+    return os.path.join(os.path.realpath(path.parent), path.name)  # noqa: PTH118 - quick, of many files
 
 
 def is_file(path: Path) -> bool:

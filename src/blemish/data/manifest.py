@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from blemish.data.contents import Contents
-from blemish.data.folder import is_file
+from blemish.data.folder import is_file, place_of
 from blemish.data.names import meaning
 from blemish.data.tables import read_rows, refuse
 from blemish.errors import DataError
@@ -49,16 +49,17 @@ def read_manifest(path: Path) -> Contents:
     columns = _columns(path, next(rows, (1, []))[1])
     samples: list[Sample] = []
     faults: list[str] = []
-    lines: dict[Path, int] = {}  # picture -> the line that names it
+    lines: dict[str, int] = {}  # place of a picture -> the line that names it
     for line, cells in rows:
         try:
             sample = _read_row(columns, cells, path.parent)
-            if sample.path in lines:
-                raise ValueError(f"{sample.path} is listed already on line {lines[sample.path]}")
+            place = place_of(sample.path)
+            if place in lines:
+                raise ValueError(f"{sample.path} is listed already on line {lines[place]}")
         except ValueError as error:
             faults.append(f"line {line}: {error}")
         else:
-            lines[sample.path] = line
+            lines[place] = line
             samples.append(sample)
     refuse(path, faults)
     unknown = sorted(set(columns) - set(COLUMNS) - {""})

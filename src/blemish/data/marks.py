@@ -12,6 +12,8 @@ from blemish.errors import ImageError
 from blemish.images import decode_mask
 from blemish.types import ANOMALOUS, NORMAL, Sample
 
+COARSEST = 32  # pixels of a picture, across or down, to one of its mask: a patch of a coarse ViT
+
 
 def marked(sample: Sample, height: int, width: int, *, mask: np.ndarray | None = None) -> np.ndarray | None:
     """Where its defects are: bool H×W by its mask or else its boxes; None where neither is known.
@@ -57,12 +59,18 @@ def fault_of(mask: np.ndarray, label: int | None, size: tuple[int, int]) -> str:
         # Other than by the rounding of a side to whole pixels.
         stretched = abs(height * size[1] - width * size[0]) > max(*size, height, width)
         how = "; in another shape, it is stretched over it" if stretched else ""
+        how = "; too few to say where a defect is" if is_too_coarse(mask, size) else how
         return f"is {height}×{width} pixels, its picture {size[0]}×{size[1]}{how}"
     if label == ANOMALOUS and not mask.any():
         return "is empty, but its picture is anomalous"
     if label == NORMAL and mask.any():
         return "marks something, but its picture is normal"
     return ""
+
+
+def is_too_coarse(mask: np.ndarray, size: tuple[int, int]) -> bool:
+    """Whether one pixel of a mask (bool H×W) covers more than `COARSEST` of its picture, of size (H, W), either way."""
+    return any(COARSEST * side < there for side, there in zip(mask.shape, size, strict=True))
 
 
 def is_placed(sample: Sample) -> bool:

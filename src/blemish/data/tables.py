@@ -10,6 +10,7 @@ from pathlib import Path
 
 from blemish.data.phrases import counted
 from blemish.errors import DataError
+from blemish.files import TABLE_BYTES, read_whole
 
 _FAULTS_SHOWN = 10
 
@@ -26,7 +27,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     skipped = 0
     if told := re.match(r"sep=([,;\t])\r?\n", text, re.IGNORECASE):
         text, skipped = text[told.end() :], 1
-    header = text.partition("\n")[0]
+    header = re.split(r"[\r\n]", text, maxsplit=1)[0]
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=told[1] if told else max(",;\t", key=header.count))
     try:
         for cells in rows:
@@ -49,11 +50,10 @@ def first_line(path: Path) -> str:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file in UTF-8, with or without a byte-order mark. Raises: DataError."""
+    """The text of a file in UTF-8, with or without a byte-order mark, its line ends as they are. Raises: DataError."""
+    content = read_whole(path, limit=TABLE_BYTES, error=DataError)
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: is not UTF-8 text; save the table as CSV in UTF-8") from error
 

@@ -16,7 +16,7 @@ from blemish.data.contents import Contents
 from blemish.data.folder import is_file, is_folder, scan
 from blemish.data.phrases import counted, listed
 from blemish.data.splits import hold_out
-from blemish.data.tables import first_line, read_rows, refuse
+from blemish.data.tables import first_line, read_rows, read_text, refuse
 from blemish.errors import DataError
 from blemish.images import decode_mask
 from blemish.types import ANOMALOUS, GOOD, NORMAL, Sample
@@ -126,11 +126,11 @@ def elpv_cells(folder: Path) -> list[Sample]:
     table = folder / TABLE
     cells: list[Sample] = []
     try:
-        for line in table.read_text(encoding="utf-8").splitlines():
+        for line in read_text(table).splitlines():
             name, probability, _ = line.split()
             if (certain := float(probability)) in (0, 1):
                 cells.append(replace(_sample(folder / name, "defective" if certain else ""), category="solar"))
-    except (OSError, ValueError) as error:
+    except (DataError, ValueError) as error:
         reason = f"cannot be read as ELPV's labels ({error})"
         raise DataError(f"{table}: {reason}; get the table again, or reinstall elpv-dataset") from error
     return cells

@@ -13,7 +13,7 @@ from blemish import config
 from blemish.config import Count, Fraction, NotNegative
 from blemish.data.phrases import counted
 from blemish.errors import BlemishError, DataError
-from blemish.files import cannot_write
+from blemish.files import ROWS_BYTES, cannot_write, read_whole
 
 SCHEMA = 1  # of a row; raised when an older blemish could misread it
 OK, FAILED = "ok", "failed"
@@ -108,10 +108,8 @@ def read_rows(path: str | Path) -> list[Row]:
 
     Raises: DataError when the file cannot be read, another line is damaged, or a row was written by a newer blemish.
     """
-    try:
-        lines = Path(path).read_text(encoding="utf-8", errors="replace").split("\n")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+    content = read_whole(path, limit=ROWS_BYTES, error=DataError)
+    lines = content.decode("utf-8", "replace").replace("\r\n", "\n").split("\n")
     rows: list[Row] = []
     for number, line in enumerate(lines, start=1):
         row = parse(line)
@@ -163,7 +161,8 @@ def parse(line: str) -> Row | None:
         row = config.parse_json(line)
     except ValueError:
         return None
-    return row if isinstance(row, dict) and {"schema", "status", "key"} <= row.keys() else None
+    told = isinstance(row, dict) and {"schema", "status", "key"} <= row.keys()
+    return row if told and isinstance(row["schema"], int) else None
 
 
 def as_ever(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from typing import Any, Literal, get_args
 
 from blemish.data.official import OFFICIAL
 from blemish.errors import ConfigError, unknown_name
+from blemish.files import DOCUMENT_BYTES, read_whole
 from blemish.types import ORIGINAL, RESOLUTION
 
 SUFFIX = ".toml"
@@ -214,21 +215,14 @@ def read(name: str | Path) -> Suite:
     Raises: ConfigError for an unknown name, or a file that cannot be read or is not of a suite's form.
     """
     own = Path(name).suffix == SUFFIX
-    place = Path(name) if own else resources.files(__name__) / f"{name}{SUFFIX}"
+    place = resources.files(__name__) / f"{name}{SUFFIX}"
     if not own and not place.is_file():
         raise unknown_name("suite", str(name), names())
+    content = read_whole(name, limit=DOCUMENT_BYTES, error=ConfigError) if own else place.read_bytes()
     try:
-        document = tomllib.loads(place.read_text(encoding="utf-8"))
-        return _suite(Path(name).stem, document)
-    except OSError as error:
-        raise ConfigError(f"{name}: cannot be read ({error.strerror or error})") from error
-    except (
-        ValueError,
-        TypeError,
-        KeyError,
-        AttributeError,
-        RecursionError,
-    ) as error:  # ValueError: not TOML, not UTF-8
+        return _suite(Path(name).stem, tomllib.loads(content.decode()))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        # ValueError: not TOML, not UTF-8.
         what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise ConfigError(f"{name}: is not a suite of benchmarks ({what})") from error
 

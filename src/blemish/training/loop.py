@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import signal
 import statistics
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -16,6 +14,7 @@ from typing import Any
 
 import torch
 
+from blemish import interrupts
 from blemish.data.stream import PictureStream, name_of
 from blemish.errors import ConfigError, DataError
 from blemish.methods.trained import Learner, TrainingBatch, finite
@@ -167,24 +166,25 @@ def train(
                 curve.add(step, steps, latest)
                 if watch is not None and rank == 0:
                     watch(step + 1, steps, latest)
-                stop = interrupted.is_set() and rank == 0
+                stop = bool(interrupted.number) and rank == 0
                 due = stop or step + 1 == steps or time.monotonic() - saved >= BETWEEN_CHECKPOINTS
                 if checkpoint is not None and rank == 0 and due:
-                    checkpoints.save(
-                        checkpoint,
-                        method,
-                        optimizer,
-                        step=step + 1,
-                        steps=steps,
-                        loss=loss,
-                        curve=curve.parts,
-                        seconds=earlier + time.perf_counter() - started,
-                        identity=identity,
-                        pictures=pictures,
-                    )
-                    saved = time.monotonic()
+                    with interrupted.whole():
+                        checkpoints.save(
+                            checkpoint,
+                            method,
+                            optimizer,
+                            step=step + 1,
+                            steps=steps,
+                            loss=loss,
+                            curve=curve.parts,
+                            seconds=earlier + time.perf_counter() - started,
+                            identity=identity,
+                            pictures=pictures,
+                        )
+                    saved, stop = time.monotonic(), bool(interrupted.number)
                 if stop:
-                    raise KeyboardInterrupt
+                    raise interrupts.Interrupted(number=interrupted.number)
                 each = (time.perf_counter() - begun) / (step + 1 - first)
                 rate, left = config.pictures_per_step / each, _duration(each * (steps - step - 1))
                 progress(f"{STAGE} · loss {loss:.3g} · {rate:.3g} pictures/s · {left} left", step + 1, steps)
@@ -336,33 +336,17 @@ def _fit_to(
 
 
 @contextmanager
-def _interrupts_wait(wanted: bool) -> Iterator[threading.Event]:
-    """While open, the first Ctrl-C only sets the event, as a step must not be left half made; the second interrupts.
-
-    Without `wanted`, outside the main thread and where the caller has a handler of its own, nothing is changed.
-    """
-    came = threading.Event()
-
-    def note(_number: int, _frame: object) -> None:
-        if came.is_set():
-            raise KeyboardInterrupt
-        came.set()
-
-    main = threading.current_thread() is threading.main_thread()
-    if not (wanted and main and signal.getsignal(signal.SIGINT) is signal.default_int_handler):
-        yield came
-        return
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield came
-    except RuntimeError as error:  # the other processes lose rank 0, which stops first
-        if came.is_set() and distributed.rank() != 0:
-            raise KeyboardInterrupt from error
-        raise
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    if came.is_set():  # after the last step
-        raise KeyboardInterrupt
+def _interrupts_wait(wanted: bool) -> Iterator[interrupts.Waiting]:
+    """While open, the first interrupt is only noted, as a step must not be left half made; see `interrupts.waiting`."""
+    with interrupts.waiting(wanted=wanted) as came:
+        try:
+            yield came
+        except RuntimeError as error:  # the other processes lose rank 0, which stops first
+            if came.number and distributed.rank() != 0:
+                raise interrupts.Interrupted(number=came.number) from error
+            raise
+    if came.number:  # after the last step
+        raise interrupts.Interrupted(number=came.number)
 
 
 def _duration(seconds: float) -> str:
