@@ -35,10 +35,9 @@ from blemish.data.layouts import Dataset
 from blemish.data.marks import marked
 from blemish.errors import BlemishError, ConfigError, DataError, OutputError
 from blemish.evaluation import known_pictures, labelled
-from blemish.files import write_whole
+from blemish.files import check_writable, write_whole
 from blemish.methods import Method
 from blemish.methods.adaptation import Adapter
-from blemish.files import check_writable
 from blemish.outputs import Gallery, View, file_name, safe_stem
 from blemish.predictor import Detector
 from blemish.report import figures

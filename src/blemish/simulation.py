@@ -28,9 +28,8 @@ from blemish.data.good import draw_shots, good_pictures
 from blemish.data.stream import load_picture, map_ahead
 from blemish.data.transforms import Preprocessing, prepare
 from blemish.errors import ConfigError, DataError, OutputError
-from blemish.files import write_whole
+from blemish.files import check_writable, write_whole
 from blemish.methods.adaptation import attention_entropy
-from blemish.files import check_writable
 from blemish.outputs import safe_stem
 from blemish.report.heatmap import ATTENTION_SCALE, attention_overlay, save_png
 from blemish.types import Failure, Progress, silent
