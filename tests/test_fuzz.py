@@ -139,10 +139,10 @@ def detectors(tmp_path_factory: pytest.TempPathFactory) -> Held:
     return found
 
 
-def judged(detector: Any, content: bytes) -> dict[str, Any]:
+def judged(detector: Any, content: bytes, *, inspected: bool = False) -> dict[str, Any]:
     _, _, known, picture, place = detector
     place.write_bytes(content)
-    return artifacts.judged(place, picture, known)
+    return artifacts.judged(place, picture, known, inspected=inspected)
 
 
 def test_a_forgery_that_changes_nothing_is_used(detectors: Held) -> None:
@@ -190,13 +190,13 @@ def test_impossible_tensors_are_refused(detectors: Held) -> None:
             assert found["verdict"] == "refused", f"{name}: {tensor} {how}: {found}"
 
 
-@tries(80)
+@tries(50)
 @given(st.integers(0, 1000), SEEDS)
 def test_artifacts_with_any_field_changed(detectors: Held, which: int, seed: int) -> None:
     name = list(detectors)[which % len(detectors)]
     state, told, *_ = detectors[name]
     field, value, manifest = artifacts.altered(told, np.random.default_rng(seed))
-    found = judged(detectors[name], artifacts.forge(state, manifest))
+    found = judged(detectors[name], artifacts.forge(state, manifest), inspected=True)
     assert found["verdict"] in ("refused", "right", "other"), f"{name}: {field} = {str(value)[:60]}: {found}"
 
 
@@ -227,7 +227,7 @@ def test_all_that_is_read_is_read_when_it_is_right(readers: Held) -> None:
         assert reader.attempt(reader.right)["verdict"] == "accepted", reader.name
 
 
-@tries(120)
+@tries(75)
 @given(st.integers(0, 1000), SEEDS)
 def test_hostile_files(readers: Held, which: int, seed: int) -> None:
     reader = readers[which % len(readers)]

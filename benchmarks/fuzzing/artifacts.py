@@ -250,6 +250,8 @@ def damaged(tensors: State, name: str, how: str) -> State | None:
             return None
         changed[name] = was.reshape(-1)
     elif how == "another dimension":
+        if not was.numel():
+            return None  # nothing, in any shape
         changed[name] = was[None]
     elif how == "doubles":
         if not was.is_floating_point():
@@ -317,12 +319,12 @@ def scores_of(out: str) -> Scores:
     return row["score"], row["label"], (row["threshold"],)
 
 
-def judged(path: Path, picture: Path, known: Scores | None) -> dict[str, Any]:
-    """What `inspect` and `predict` make of an artifact, by "verdict".
+def judged(path: Path, picture: Path, known: Scores | None, *, inspected: bool = True) -> dict[str, Any]:
+    """What `predict`, and perhaps `inspect`, make of an artifact, by "verdict".
 
     refused, right (the scores that are `known`), other (others), bug, memory (said to be out of it).
     """
-    told = command("inspect", path)
+    told = command("inspect", path) if inspected else (0, "", "")
     status, out, err = command("predict", path, picture, "--json", "--device", "cpu", "--precision", "fp32")
     said = told[1] + told[2] + out + err
     for words, verdict in (

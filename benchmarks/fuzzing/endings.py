@@ -290,7 +290,9 @@ def of_disks(plan: Plan) -> Iterator[Tally]:
         for attempt in range(12):
             if time.monotonic() > until and attempt >= 3:
                 break
-            _on_a_full_disk(job, tally, wanted, 16 + int(commands.sizes(random, 3 * largest) / 1024))
+            there = sum(path.stat().st_size for path in plan.folder.glob("reference/refine/*.blemish"))
+            room = (there if job.name == "refine" else 0) + commands.sizes(random, 3 * largest)
+            _on_a_full_disk(job, tally, wanted, 32 + room // 1024)
         yield tally
         tally = Tally("disks", job.name, "read-only")
         _on_a_read_only_disk(job, tally)
