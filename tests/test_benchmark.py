@@ -57,7 +57,10 @@ def here(monkeypatch: pytest.MonkeyPatch) -> list[Run]:
 def a_row(one: Run) -> Row:
     """What a run in another process would have answered, without the measurements."""
     heading = benchmark._heading(one, "ok")
-    return {**heading, "device": {"type": "cpu"}, "precision": "fp32"}
+    measured: dict[str, Any] = {"counts": {"fitted": 24, "pictures": 13}}
+    measured |= {"resolution": [32, 32], "schedule": "", "weights": {}, "seconds_to_fit": 1.0, "images_per_second": 9.0}
+    figures = dict.fromkeys(("image_auroc", "image_ap", "pixel_auroc", "aupro"))
+    return {**heading, "device": {"type": "cpu"}, "precision": "fp32", **measured, **figures}
 
 
 def test_maps_are_compared_where_the_run_says(mvtec: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,6 +39,7 @@ def a_row(**changes: Any) -> Row:
         "settings": {"backbone": "test_vit", "image_size": [32, 48], "seed": 0},
         "data": "widget",
         "seed": 0,
+        "counts": {"fitted": 24, "pictures": 13},
         "backbone": "test_vit",
         "weights": {"source": "pip:x 1", "sha256": "feedbeef00", "licence": "MIT"},
         "resolution": [32, 48],

@@ -96,6 +96,7 @@ FractionBelow1 = Annotated[float, Range(0, 1, below=True)]
 FractionAbove0 = Annotated[float, Range(0, 1, above=True)]
 Positive = Annotated[float, Range(0, above=True)]
 NotNegative = Annotated[float, Range(0)]
+Factor = Annotated[float, Range(0, 1e6)]  # of what adds to a score
 Count = Annotated[int, Range(0, 2**53)]
 Finite = Annotated[float, Range()]
 

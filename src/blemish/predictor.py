@@ -15,7 +15,7 @@ from PIL import Image
 
 from blemish import artifact
 from blemish import config as configs
-from blemish.backbones import Backbone, restore
+from blemish.backbones import Backbone, Hollow, restore
 from blemish.categories import NearestCategory, features
 from blemish.compute import pick_device, pick_precision
 from blemish.config import short
@@ -323,7 +323,7 @@ def load(path: str | Path, *, device: str = "auto", precision: str = "auto") -> 
     try:
         kind = method_class(record.method)
         settings = kind.Config.restored(record.config)
-        with torch.device("meta"):
+        with Hollow():
             hollow = kind(settings, _backbone(record))
         _check(hollow, record)
     except BlemishError as error:
@@ -360,7 +360,7 @@ def _check(method: Method, record: Manifest) -> None:
     if (preprocessing.height, preprocessing.width) != (height, width):
         raise ConfigError(
             f"preprocessing.height, preprocessing.width: {preprocessing.height}×{preprocessing.width} is not the size "
-            f"of the method, {height}×{width}"
+            f"that the settings give (image_size, scales, zoom), {height}×{width}"
         )
     try:
         seen = backbone.shapes(height, width, method.config.layers)

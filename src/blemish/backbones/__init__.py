@@ -6,13 +6,15 @@ Nothing is fetched at import. `build` resolves weights (hub, local file or pip p
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import timm
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from blemish.backbones.base import Backbone, Features
 from blemish.backbones.cnn import CnnBackbone
@@ -20,7 +22,7 @@ from blemish.backbones.vit import VitBackbone
 from blemish.backbones.weights import BackboneSpec, WeightsInfo, resolve
 from blemish.errors import ConfigError, unknown_name
 
-__all__ = ["SPECS", "Backbone", "BackboneSpec", "CnnBackbone", "Features", "VitBackbone", "WeightsInfo"]
+__all__ = ["SPECS", "Backbone", "BackboneSpec", "CnnBackbone", "Features", "Hollow", "VitBackbone", "WeightsInfo"]
 __all__ += ["build", "restore", "spec_of"]
 
 
@@ -101,6 +103,29 @@ def build(name: str, *, weights: str | Path | None = None, seed: int = 0) -> Bac
     if isinstance(backbone, CnnBackbone):
         backbone.spec = replace(spec, offsets=backbone.measured_offsets())
     return backbone
+
+
+class Hollow(TorchFunctionMode):
+    """While open, tensors are made without storage, and what would fill them is left out: a network as its names and
+    shapes, in a moment and without memory, however large it is."""
+
+    def __torch_function__(
+        self, func: Any, _types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        name, kwargs = getattr(func, "__name__", ""), kwargs or {}
+        filled = args[0] if args else kwargs.get("tensor")
+        if name.endswith("_") and not name.endswith(("__", "requires_grad_")) and isinstance(filled, Tensor):
+            return filled  # torch would go a slow way in Python, once for every weight
+        return func(*args, **kwargs)
+
+    def __enter__(self) -> Self:
+        self._device = torch.device("meta")
+        self._device.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *told: Any) -> None:
+        super().__exit__(*told)
+        self._device.__exit__(*told)
 
 
 def restore(spec: BackboneSpec, info: WeightsInfo) -> Backbone:

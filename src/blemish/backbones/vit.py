@@ -41,6 +41,12 @@ class VitBackbone(Backbone):
         normed: Tensor = self.model.norm(tokens.to(self.dtype))
         return normed.float()
 
+    def shapes(self, height: int, width: int, layers: Sequence[int]) -> Features:
+        self._check_images(torch.empty(1, 3, height, width, device="meta"))
+        wanted, grid = self.check_layers(layers), (height // self.stride, width // self.stride)
+        tokens = tuple(torch.empty(1, grid[0] * grid[1], self.dim, device="meta") for _ in wanted)
+        return Features(tokens=tokens, grids=(grid,) * len(wanted), offsets=(0.0,) * len(wanted))
+
     def forward(
         self,
         images: Tensor,

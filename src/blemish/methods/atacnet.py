@@ -43,6 +43,7 @@ from blemish.anomalies.cutmix import cut_mix
 from blemish.backbones import Backbone
 from blemish.backbones.cells import resampled
 from blemish.config import (
+    Factor,
     Fraction,
     FractionAbove0,
     FractionBelow1,
@@ -93,7 +94,7 @@ class AtacNetConfig(TrainedConfig):
     weight_decay: NotNegative = 0.0
     network: Literal["atacnet", "devnet", "classifier"] = "atacnet"
     active: FractionBelow1 = 0.4
-    padding: NotNegative = 0.1
+    padding: Factor = 0.1
     margin: Positive = 10.0
     draws: Annotated[int, Range(2, 2**24)] = 5000
     attention_dim: Annotated[int, Range(1, 8192)] = 64

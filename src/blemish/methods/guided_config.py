@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, Self
 
 from blemish.anomalies import simulator
-from blemish.config import FractionBelow1, Length, NotNegative, Positive, Range, Side
+from blemish.config import Factor, FractionBelow1, Length, NotNegative, Positive, Range, Side
 from blemish.errors import ConfigError
 from blemish.methods.apmask import APMaskConfig, Masking
 from blemish.methods.base import LARGEST_BANK, Pooling
@@ -84,7 +84,7 @@ class GuidedConfig(TrainedConfig, FineTuning):
     marking: NotNegative = 1.0
     score: Literal["class", "map", "both"] = "map"
     bank_size: Annotated[int, Range(0, LARGEST_BANK)] = 16_000
-    learned: NotNegative = 0.25
+    learned: Factor = 0.25
     pooling: Pooling = 3
     ema: bool = True
     adaptation: Literal["features", "entropies"] = "features"
@@ -104,6 +104,8 @@ class GuidedConfig(TrainedConfig, FineTuning):
         super().__post_init__()
         for name in self.simulators:
             simulator(name)  # refuses an unknown one
+        if 0 in self.guide_layers:
+            raise ConfigError("guide_layers: count from 1, or back from -1, the last; got 0")
         if not self.segmentation + self.marking + (self.detection if self.reads_class else 0):
             raise ConfigError(
                 "detection, segmentation, marking: one of them must be above 0, and another than "

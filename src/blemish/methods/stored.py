@@ -83,7 +83,7 @@ def _check_shape(name: str, wanted: Stored, tensor: Tensor, sides: dict[str, int
         else:
             fits = fits and found == side
     if not fits:
-        shape = [sides.get(side.name, side.name) if isinstance(side, Free) else side for side in wanted.shape]
+        shape = [_allowed(side, sides) if isinstance(side, Free) else side for side in wanted.shape]
         raise ArtifactError(f"{name}: has the shape {_shape(tensor.shape)} instead of {_shape(shape)}")
 
 
@@ -98,6 +98,11 @@ def _check_values(name: str, wanted: Stored, tensor: Tensor) -> None:
         raise ArtifactError(f"{name}: holds {low:g}; {least} {wanted.low:g} is possible")
     if high > wanted.high:
         raise ArtifactError(f"{name}: holds {high:g}; at most {wanted.high:g} is possible")
+
+
+def _allowed(side: Free, sides: dict[str, int]) -> str:
+    found = sides.get(side.name, -1)
+    return str(found) if side.least <= found <= side.most else f"({side.least} to {side.most})"
 
 
 def _plain(dtype: torch.dtype) -> str:

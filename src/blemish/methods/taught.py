@@ -40,7 +40,7 @@ from blemish import config as configs
 from blemish.backbones import Backbone
 from blemish.backbones.base import Features
 from blemish.backbones.cells import resampled
-from blemish.config import FractionAbove0, Layers, NotNegative
+from blemish.config import Factor, FractionAbove0, Layers
 from blemish.errors import ArtifactError, ConfigError, DataError
 from blemish.methods.base import Batches, Method, MethodConfig, reported
 from blemish.methods.memory import MemoryBank
@@ -71,15 +71,19 @@ class TaughtConfig(MethodConfig):
     normality: str = "patchcore"
     normality_settings: tuple[str, ...] = ()
     described: Layers = ()
-    sharpness: NotNegative = 1.0
+    sharpness: Factor = 1.0
     shrinkage: FractionAbove0 = 0.9
-    weight: NotNegative = 0.6
+    weight: Factor = 0.6
 
     @classmethod
     def migrate(cls, values: Mapping[str, Any]) -> dict[str, Any]:
         """As of the normality method's own settings."""
         values = dict(values)
-        if earlier := configs.assigned(values.get("normality_settings", ())):
+        try:
+            earlier = configs.assigned(values.get("normality_settings", ()))
+        except ConfigError as error:
+            raise ConfigError(f"normality_settings: {error}") from error
+        if earlier:
             kind = _class_of(values.get("normality", cls.normality))
             if (today := kind.Config.migrate(earlier)) != earlier:
                 values["normality_settings"] = [f"{key}={json.dumps(it)}" for key, it in today.items()]
@@ -432,7 +436,10 @@ def _class_of(normality: str) -> type[Method]:
     """Raises: ConfigError for an unknown method."""
     from blemish.methods import method_class  # which lists this one too
 
-    return method_class(normality)
+    try:
+        return method_class(normality)
+    except ConfigError as error:
+        raise ConfigError(f"normality: {error}") from error
 
 
 def _unscattered(rows: Tensor, share: float, sphere: Tensor) -> Tensor:

@@ -7,10 +7,10 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from blemish import config
-from blemish.config import Count, Fraction, NotNegative
+from blemish.config import Count, Fraction, NotNegative, Positive
 from blemish.data.phrases import counted
 from blemish.errors import BlemishError, DataError
 from blemish.files import ROWS_BYTES, cannot_write, read_whole
@@ -48,11 +48,20 @@ class _Device:
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Counts:
+    """How many pictures a run was of, as far as estimates go by them."""
+
+    fitted: Count
+    pictures: Count
+    other: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Heading:
     """What every row has, of a failed run too, and what older ones lack."""
 
     schema: Count
-    status: str
+    status: Literal["ok", "failed"]
     key: str
     method: str
     recipe: str
@@ -78,8 +87,7 @@ class _Heading:
 class _Measured(_Heading):
     """What a row has of a run that ended well, and what older ones lack."""
 
-    category: str
-    counts: Mapping[str, Count]
+    counts: _Counts
     device: _Device
     precision: str
     image_auroc: Metric
@@ -89,11 +97,12 @@ class _Measured(_Heading):
     resolution: tuple[Count, ...]
     schedule: str
     seconds_to_fit: NotNegative
-    images_per_second: NotNegative
+    images_per_second: Positive
     weights: Mapping[str, Any]
     by_defect: Mapping[str, _Group] = field(default_factory=dict)
     by_category: Mapping[str, _Group] = field(default_factory=dict)
     by_group: Mapping[str, _Group] = field(default_factory=dict)
+    category: str = ""
     categories: tuple[str, ...] = ()
     multi_class: bool = False
     training: Mapping[str, Any] | None = None
