@@ -193,7 +193,7 @@ def test_on_the_command_line(
     quick = [f"--set={key}={value}" for key, value in QUICK.items()]
     command = ["fit", "toy", str(good_folder), "-o", str(artifact), *FIT, *quick]
     monkeypatch.setattr(Toy, "interrupted_at", 4)
-    assert cli.main(command) == cli.INTERRUPTED
+    assert cli.main(command) == 130
     assert "the same command with --resume goes on" in capsys.readouterr().err
     assert checkpoint.exists()
     assert not artifact.exists()
@@ -216,7 +216,7 @@ def test_an_interruption_before_any_checkpoint_promises_nothing(
 ) -> None:
     monkeypatch.setattr(Toy, "interrupted_at", 1)
     quick = [f"--set={key}={value}" for key, value in QUICK.items()]
-    assert cli.main(["fit", "toy", str(good_folder), "-o", str(tmp_path / "x"), *FIT, *quick]) == cli.INTERRUPTED
+    assert cli.main(["fit", "toy", str(good_folder), "-o", str(tmp_path / "x"), *FIT, *quick]) == 130
     assert "--resume" not in capsys.readouterr().err
     assert list(tmp_path.glob("x*")) == []
 

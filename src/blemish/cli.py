@@ -462,7 +462,7 @@ def predict(
 ) -> int:
     """Score new pictures: a verdict and a heatmap for each."""
     from blemish import outputs
-    from blemish.data.folder import search
+    from blemish.data.folder import place_of, search
     from blemish.predictor import load
     from blemish.report.html import write_report
 
@@ -491,8 +491,8 @@ def predict(
         "threshold": "" if threshold is None else str(threshold),
     }
     with outputs.Journal(output, artifact=artifact, precision=used, ways=ways, resume=resume) as journal:
-        earlier = journal.done
-        todo = [picture for picture in pictures if str(picture) not in earlier]
+        earlier = {place_of(Path(path)) for path in journal.done}
+        todo = [picture for picture in pictures if place_of(picture) not in earlier]
         try:
             with console.progress() as progress:
                 results = (

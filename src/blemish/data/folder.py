@@ -6,6 +6,7 @@ import glob
 import os
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -164,13 +165,15 @@ def no_pictures(where: str | Path, left_out: Iterable[str]) -> str:
 
 
 def place_of(path: Path) -> str:
-    """Where a file lies, the same however it is named: its own name in its folder's real place.
+    """Where a file lies, the same however it is named, as by `pics/../pics/00.jpg`.
 
-    A link among pictures is one more picture, as its name may say something else.
+    Links are not followed, as what is reached by two of them is two pictures; except where `..` follows one.
     """
-    if path.name in ("", ".."):
-        return os.path.realpath(path)
-    return os.path.join(os.path.realpath(path.parent), path.name)  # noqa: PTH118 - quick, of many files
+    place = os.path.abspath(path)  # noqa: PTH100 - resolve() would merge links by target
+    if ".." in path.parts:
+        with suppress(OSError):
+            return place if os.path.samefile(place, path) else os.path.realpath(path)  # noqa: PTH121
+    return place
 
 
 def is_file(path: Path) -> bool:
