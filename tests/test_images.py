@@ -24,9 +24,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from blemish import images
 from blemish.errors import ConfigError, ImageError, MissingExtraError, NonFiniteError
-from blemish.images import EXTENSIONS, Limits, Picture, decode, decode_mask, sniff
+from blemish.images import EXTENSIONS, Limits, Picture, decode, decode_mask, decoder, sniff
+from blemish.images.quiet import quiet
 
 PIL_FORMATS = ["PNG", "JPEG", "BMP", "TIFF", "WEBP"]
 rng = np.random.default_rng(7)
@@ -1257,12 +1257,12 @@ def test_the_last_thread_out_restores_the_switches():
     entered, leave = threading.Event(), threading.Event()
 
     def stay() -> None:
-        with images._quiet:
+        with quiet:
             entered.set()
             leave.wait(5)
 
     other = threading.Thread(target=stay)
-    with images._quiet:
+    with quiet:
         other.start()
         entered.wait(5)
     assert cv2.utils.logging.getLogLevel() == cv2.utils.logging.LOG_LEVEL_SILENT
@@ -1276,8 +1276,8 @@ def test_out_of_memory_is_said(monkeypatch):
     def full(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setitem(images._READERS, "png", full)
-    assert reason(saved(RGB)) == "needs more memory than there is"
+    monkeypatch.setitem(decoder._READERS, "png", full)
+    assert reason(saved(RGB)).startswith("needs more memory than there was left when its turn came")
 
 
 def test_plain_pictures_need_neither_opencv_nor_pydicom(monkeypatch):

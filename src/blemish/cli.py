@@ -188,8 +188,9 @@ def _explained(error: BaseException) -> tuple[str, str, int]:
             return OutputError.__name__, f"blemish: the disk is full{place}; make room or choose another place", ERROR
         case OSError():
             return kind, f"blemish: {error.filename or 'the system'}: {error.strerror or error}", ERROR
-    signs = ("out of memory", "can't allocate memory", "Insufficient memory")  # of CUDA, torch on a CPU, OpenCV
-    if isinstance(error, MemoryError) or any(sign in str(error) for sign in signs):
+    from blemish.images import ran_out
+
+    if ran_out(error):
         smaller = "--batch-size, --image-size, bank_size or pictures_per_step"
         return "MemoryError", f"blemish: out of memory; choose a smaller {smaller}", ERROR
     message = f"blemish: this is a bug in blemish ({kind}: {error}); BLEMISH_DEBUG=1 shows where it comes from"

@@ -15,6 +15,7 @@ from blemish.data import layouts
 from blemish.data.layouts import Dataset
 from blemish.data.marks import fault_of, is_placed, is_too_coarse, marked, read_mask
 from blemish.errors import BlemishError, DataError, ImageError
+from blemish.images import within_memory
 from blemish.methods.adaptation import Mode
 from blemish.metrics.ranking import auroc, average_precision, best_f1, confusion
 from blemish.metrics.regions import PixelMetrics, PixelResult, StreamingPixelMetrics
@@ -77,7 +78,8 @@ def evaluate(
                 unmasked += 1
             else:
                 try:
-                    pixels.add(sample, *_compared(sample, result, resolution, mask_faults))
+                    with within_memory(str(sample.mask or sample.path)):
+                        pixels.add(sample, *_compared(sample, result, resolution, mask_faults))
                 except BlemishError as error:
                     source = getattr(error, "source", str(sample.mask or sample.path))
                     failures.append(Failure(source=source, reason=getattr(error, "reason", str(error))))

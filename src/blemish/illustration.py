@@ -220,7 +220,9 @@ class _Embedding(Detector):
         if not found or type(self.method).embedding is not Method.embedding:
             with torch.inference_mode():
                 found = [self.method.embedding(torch.stack(tensors).to(self.device))]
-        self.features.extend(found[0].float().cpu().numpy())
+        outcomes = zip(chunk, results, strict=True)
+        scored = [not isinstance(result, Failure) for one, result in outcomes if not isinstance(one, Failure)]
+        self.features.extend(found[0].float().cpu().numpy()[scored])
         return iter(results)
 
 

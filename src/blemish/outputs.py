@@ -48,7 +48,7 @@ from blemish.files import (
     read_whole,
     write_whole,
 )
-from blemish.images import decode
+from blemish.images import decode, within_memory
 from blemish.metrics.ranking import precision_recall_curve, roc_curve
 from blemish.predictor import Detector
 from blemish.report import figures
@@ -333,20 +333,21 @@ class View:
 
         Raises: ImageError if the picture is gone or broken by now.
         """
-        picture: Pixels = decode(prediction.source, window=detector.preprocessing.decode_window()).as_uint8()
-        if max_side is not None:
-            picture = thumbnail(picture, max_side)
-        height, width = picture.shape[:2]
+        with within_memory(prediction.source):
+            picture: Pixels = decode(prediction.source, window=detector.preprocessing.decode_window()).as_uint8()
+            if max_side is not None:
+                picture = thumbnail(picture, max_side)
+            height, width = picture.shape[:2]
 
-        def tinted(values: np.ndarray, scale: tuple[float, float]) -> Pixels:
-            tint = overlay(picture, cv2.resize(values, (width, height), interpolation=cv2.INTER_LINEAR), scale)
-            return tint if prediction.box is None else outline(tint, prediction.box)
+            def tinted(values: np.ndarray, scale: tuple[float, float]) -> Pixels:
+                tint = overlay(picture, cv2.resize(values, (width, height), interpolation=cv2.INTER_LINEAR), scale)
+                return tint if prediction.box is None else outline(tint, prediction.box)
 
-        return cls(
-            picture,
-            tinted(prediction.anomaly_map, detector.map_scale),
-            None if prediction.saliency is None else tinted(prediction.saliency, SALIENCY_SCALE),
-        )
+            return cls(
+                picture,
+                tinted(prediction.anomaly_map, detector.map_scale),
+                None if prediction.saliency is None else tinted(prediction.saliency, SALIENCY_SCALE),
+            )
 
 
 def file_name(source: str) -> str:

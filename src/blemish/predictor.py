@@ -6,6 +6,7 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from blemish.categories import NearestCategory, features
 from blemish.compute import pick_device, pick_precision
 from blemish.config import short
 from blemish.data.folder import find_pictures
-from blemish.data.stream import load_picture, map_ahead, name_of
+from blemish.data.stream import map_ahead, name_of, of_picture
 from blemish.data.transforms import Preprocessing, prepare
 from blemish.errors import (
     ArtifactError,
@@ -31,7 +32,7 @@ from blemish.errors import (
     NonFiniteError,
     unknown_name,
 )
-from blemish.images import Picture
+from blemish.images import Picture, ran_out
 from blemish.manifest import BackboneRecord, Manifest, read_manifest, undescribed
 from blemish.methods import Method, method_class
 from blemish.methods.adaptation import Adapted, Adapter, Mode
@@ -41,6 +42,7 @@ from blemish.types import Failure, Prediction, Sample
 BATCH_SIZE = 8
 AUTO = "auto"  # in place of a category's name
 COMMON = "category not known: judged by the common threshold of all categories"
+_NO_ROOM = "could not be scored: there was not enough memory for it alone; free some, or fit at a smaller --image-size"
 ADAPTED_BATCH_SIZE = 32  # moments of fewer pictures say less
 
 
@@ -178,40 +180,59 @@ class Detector:
             if source.category:
                 known = source.category if source.category in self.categories else ""
             source = source.path
-        picture = load_picture(source, index, self.preprocessing.decode_window())
-        if isinstance(picture, Failure):
-            return picture
-        # All that is needed of it, computed here, in the pool: its pixels would fill the memory.
-        return _Loaded(picture.source, picture.size, picture.digest, picture.notes, self._prepare(picture), known)
+
+        def needed(picture: Picture) -> _Loaded:
+            return _Loaded(picture.source, picture.size, picture.digest, picture.notes, self._prepare(picture), known)
+
+        # All that is needed of it is computed here, in the pool: its pixels would fill the memory.
+        return of_picture(needed, source, index, self.preprocessing.decode_window())
 
     def _prepare(self, picture: Picture) -> torch.Tensor:
         """The picture as the method takes it: 3 H W."""
         return prepare(picture, self.preprocessing)
 
     def _score(self, chunk: Sequence[_Loaded | Failure], adapter: Adapter | None) -> Iterator[Prediction | Failure]:
-        loaded = [one for one in chunk if isinstance(one, _Loaded)]
-        results: Iterator[Prediction] = iter(())
-        if loaded:
-            images = torch.stack([one.tensor for one in loaded]).to(self.device)
-            if adapter is None:
-                with torch.inference_mode():
-                    found = Adapted(self.method.score(images), adapted=False)
-            else:
-                found = adapter.score(images)
-            loaded = self._assigned(loaded, images)
-            scores = found.scores
-            without = [None] * len(loaded)  # of what a method does not tell
-            results = map(
-                partial(self._prediction, found=found),
-                loaded,
-                scores.image.float().cpu().tolist(),
-                scores.maps.float().cpu().numpy(),
-                without if scores.votes is None else scores.votes.cpu().tolist(),
-                without if scores.saliency is None else scores.saliency.float().cpu().numpy(),
-                without if scores.boxes is None else map(tuple, scores.boxes.float().cpu().tolist()),
-            )
+        results = iter(self._predictions([one for one in chunk if isinstance(one, _Loaded)], adapter))
         for one in chunk:
             yield one if isinstance(one, Failure) else next(results)
+
+    def _predictions(self, loaded: list[_Loaded], adapter: Adapter | None) -> Iterator[Prediction | Failure]:
+        """Of a batch. Where memory runs out for it, of its halves; a single picture then fails.
+
+        Not where the detector adapts: what it makes of a picture depends on the whole batch.
+        """
+        if not loaded:
+            return iter(())
+        try:
+            return self._of_a_batch(loaded, adapter)
+        except Exception as error:
+            if adapter is not None or not ran_out(error):
+                raise
+        # Outside the handler: what the batch had taken is let go with the error's frames.
+        if len(loaded) == 1:
+            return iter((Failure(source=loaded[0].source, reason=_NO_ROOM),))
+        middle = len(loaded) // 2
+        return chain(self._predictions(loaded[:middle], None), self._predictions(loaded[middle:], None))
+
+    def _of_a_batch(self, loaded: list[_Loaded], adapter: Adapter | None) -> Iterator[Prediction]:
+        images = torch.stack([one.tensor for one in loaded]).to(self.device)
+        if adapter is None:
+            with torch.inference_mode():
+                found = Adapted(self.method.score(images), adapted=False)
+        else:
+            found = adapter.score(images)
+        loaded = self._assigned(loaded, images)
+        scores = found.scores
+        without = [None] * len(loaded)  # of what a method does not tell
+        return map(
+            partial(self._prediction, found=found),
+            loaded,
+            scores.image.float().cpu().tolist(),
+            scores.maps.float().cpu().numpy(),
+            without if scores.votes is None else scores.votes.cpu().tolist(),
+            without if scores.saliency is None else scores.saliency.float().cpu().numpy(),
+            without if scores.boxes is None else map(tuple, scores.boxes.float().cpu().tolist()),
+        )
 
     def _assigned(self, loaded: list[_Loaded], images: torch.Tensor) -> list[_Loaded]:
         """The same, each with the category that it is judged as. `images`: theirs, B 3 H W."""

@@ -18,7 +18,7 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from io import BufferedRandom
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from blemish import config as configs
 from blemish.backbones import Backbone, WeightsInfo, build
 from blemish.compute import pick_device, pick_precision, precision_name
 from blemish.data.good import good_pictures
-from blemish.data.stream import PictureStream, load_picture
+from blemish.data.stream import PictureStream, of_picture
 from blemish.data.transforms import Preprocessing, prepare
 from blemish.errors import CollapseError, ConfigError, DataError, NonFiniteError, unknown_name
 from blemish.files import ROWS_BYTES, cannot_write, open_regular, write_whole
@@ -341,9 +341,10 @@ class _Log:
         height, width = self._learner.global_size
         preprocessing = dataclasses.replace(self._stream.preprocessing, height=height, width=width)
         for index, source in enumerate(self._stream.sources):
-            picture = load_picture(source, index, preprocessing.decode_window())
-            if not isinstance(picture, Failure):
-                return prepare(picture, preprocessing)
+            window = preprocessing.decode_window()
+            image = of_picture(partial(prepare, preprocessing=preprocessing), source, index, window)
+            if not isinstance(image, Failure):
+                return image
         raise DataError("no training picture can be read any more")
 
 

@@ -17,7 +17,7 @@ from blemish.backbones.cache import features_kept
 from blemish.calibration import DEFAULT_RATE
 from blemish.data.defects import NONE, Defects, labelled_defects
 from blemish.data.good import good_pictures
-from blemish.data.stream import PictureStream, load_picture, map_ahead
+from blemish.data.stream import PictureStream, map_ahead, of_picture
 from blemish.errors import ConfigError, DataError
 from blemish.manifest import Broken, Refinement
 from blemish.methods.memory import MemoryBank
@@ -105,8 +105,8 @@ def refine(
 
     def unknown(sources: list[Any]) -> Iterator[int]:
         def look(numbered: tuple[int, Any]) -> Failure | tuple[str, str]:
-            picture = load_picture(numbered[1], numbered[0], window)
-            return picture if isinstance(picture, Failure) else (picture.source, picture.digest)
+            index, source = numbered
+            return of_picture(lambda picture: (picture.source, picture.digest), source, index, window)
 
         for position, seen in enumerate(map_ahead(look, enumerate(sources), ahead=2 * BATCH_SIZE)):
             progress("looking for what is new", position + 1, len(sources))

@@ -25,10 +25,11 @@ from blemish.anomalies import Synthetic, simulate_batch, simulator
 from blemish.backbones import VitBackbone, build
 from blemish.compute import pick_device, pick_precision
 from blemish.data.good import draw_shots, good_pictures
-from blemish.data.stream import load_picture, map_ahead
+from blemish.data.stream import map_ahead, of_picture
 from blemish.data.transforms import Preprocessing, prepare
 from blemish.errors import ConfigError, DataError, OutputError
 from blemish.files import check_writable, write_whole
+from blemish.images import Picture
 from blemish.methods.adaptation import attention_entropy
 from blemish.outputs import safe_stem
 from blemish.report.heatmap import ATTENTION_SCALE, attention_overlay, save_png
@@ -130,10 +131,10 @@ def simulate(
     as_pixels = Preprocessing(height=height, width=width, mean=(0.0,) * 3, std=(1.0,) * 3, window=window)
 
     def load(index: int) -> _Drawn | Failure:
-        picture = load_picture(drawn[index], index, window)
-        if isinstance(picture, Failure):
-            return picture
-        return _Drawn(index + 1, picture.source, prepare(picture, as_pixels), seeds[index])
+        def needed(picture: Picture) -> _Drawn:
+            return _Drawn(index + 1, picture.source, prepare(picture, as_pixels), seeds[index])
+
+        return of_picture(needed, drawn[index], index, window)
 
     files: list[Path] = []
     entropies: list[float] = []

@@ -14,7 +14,7 @@ from typing import Any
 from blemish.data.layouts import Dataset, read
 from blemish.data.marks import fault_of, read_mask
 from blemish.errors import ImageError, NonFiniteError
-from blemish.images import decode
+from blemish.images import decode, within_memory
 from blemish.types import ANOMALOUS, NORMAL, Failure, Sample
 
 LABEL_NAMES: Mapping[int | None, str] = {NORMAL: "normal", ANOMALOUS: "anomalous", None: "unknown"}
@@ -147,7 +147,10 @@ class _Look:
 
 def _look(sample: Sample) -> _Look:
     try:
-        picture = decode(sample.path)
+        with within_memory(str(sample.path)):  # until it is let go
+            picture = decode(sample.path)
+            size, digest = picture.size, picture.digest
+            del picture
     except ImageError as error:
         return _Look(fault=error.reason)
     except NonFiniteError as error:
@@ -155,10 +158,10 @@ def _look(sample: Sample) -> _Look:
     mask_fault = mask = ""
     if sample.mask is not None:
         try:
-            mask_fault = fault_of(read_mask(sample), sample.label, picture.size)
+            mask_fault = fault_of(read_mask(sample), sample.label, size)
         except ImageError as error:
             mask_fault, mask = error.reason, error.source
-    return _Look(size=picture.size, digest=picture.digest, mask_fault=mask_fault, mask=mask)
+    return _Look(size=size, digest=digest, mask_fault=mask_fault, mask=mask)
 
 
 def _tally(values: Iterable[str]) -> dict[str, int]:

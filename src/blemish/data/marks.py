@@ -27,7 +27,7 @@ def marked(sample: Sample, height: int, width: int, *, mask: np.ndarray | None =
     """
     if sample.mask is None:
         return _filled(sample.boxes, height, width) if sample.boxes else None
-    mask = (read_mask(sample) if mask is None else mask).astype(np.uint8)
+    mask = (read_mask(sample) if mask is None else mask).view(np.uint8)
     return np.asarray(cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST_EXACT), dtype=bool)
 
 
@@ -44,7 +44,7 @@ def read_mask(sample: Sample) -> np.ndarray:
             (height, width), (high, wide) = mask.shape, whole.shape
             same = f"{first.name} of the same picture {high}×{wide}"
             raise ImageError(path, f"is {height}×{width} pixels, and {same}")
-        whole = whole | mask
+        whole |= mask
     return whole
 
 

@@ -289,8 +289,12 @@ def _are_black_and_white(entries: Sequence[Entry]) -> bool:
             pixels = decode(path).as_uint8()
         except BlemishError:
             return False
-        colours = np.unique(pixels.reshape(-1, pixels.shape[-1]), axis=0)
-        if len(colours) > 2 or colours[0].any():
+        colours: set[int] = set()
+        for row in pixels:  # no longer than until there is a third colour
+            colours.update(np.unique(row.astype(np.uint32) @ np.array([1, 256, 65536], np.uint32)).tolist())
+            if len(colours) > 2:
+                return False
+        if 0 not in colours:
             return False
         most = max(most, len(colours))
     return most == 2

@@ -18,7 +18,8 @@ from blemish.data.copies import thumbnail
 from blemish.data.marks import marked
 from blemish.data.transforms import Preprocessing, prepare
 from blemish.errors import InputError, MissingExtraError, NonFiniteError
-from blemish.images import Picture, decode
+from blemish.images import Picture, decode, within_memory
+from blemish.images.budget import BUDGET
 from blemish.types import Batch, Failure, Sample
 
 T = TypeVar("T")
@@ -33,8 +34,14 @@ def map_ahead(function: Callable[[T], R], items: Iterable[T], *, ahead: int) -> 
     """`map` in a thread pool, in order, with at most `ahead` results computed in advance.
 
     No more items are taken than that and the one whose result is next. Where taking one raises, what came before is
-    given first.
+    given first. The pictures that a call decodes count to the process's memory for pictures until it returns: it is to
+    give back what is made of them, not them.
     """
+
+    def held(item: T) -> R:
+        with BUDGET.held():
+            return function(item)
+
     pool = ThreadPoolExecutor(max_workers=WORKERS, thread_name_prefix="blemish-decode")
     waiting: deque[Future[R]] = deque()
     coming = iter(items)
@@ -43,7 +50,7 @@ def map_ahead(function: Callable[[T], R], items: Iterable[T], *, ahead: int) -> 
         while ended is None or waiting:
             if ended is None:
                 try:
-                    waiting.append(pool.submit(function, next(coming)))
+                    waiting.append(pool.submit(held, next(coming)))
                 except Exception as error:  # StopIteration, as a rule
                     ended = error
             if waiting and (ended or len(waiting) > ahead):
@@ -127,26 +134,31 @@ class PictureStream:
     def _load(self, index: int) -> tuple[int, list[torch.Tensor], torch.Tensor | None]:
         if index in self.failures:
             return index, [], None
-        source = self.sources[index]
+        source, window = self.sources[index], self.preprocessing.decode_window()
+        name = name_of(source, index)
         try:
-            picture = decode(source, window=self.preprocessing.decode_window(), name=name_of(source, index))
+            with within_memory(name):
+                picture = decode(source, window=window, name=name)
+                digest, notes, small = picture.digest, picture.notes, thumbnail(picture.pixels)
+                copies = [prepare(picture, self.preprocessing, angle=angle, flip=flip) for angle, flip in self.copies]
+                del picture  # before the mask is decoded
             mask = self._mask(self.marks[index]) if self.marks else None
         except _OF_ONE_PICTURE as error:
             reason = getattr(error, "reason", str(error))
-            named = getattr(error, "source", name_of(source, index))  # a mask may be what is broken
+            named = getattr(error, "source", name)  # a mask may be what is broken
             self.failures[index] = Failure(source=named, reason=reason)
             return index, [], None
-        self.digests[index] = picture.digest
-        self.thumbnails[index] = thumbnail(picture.pixels)
-        if picture.notes:
-            self.notes[picture.digest] = picture.notes
-        copies = [prepare(picture, self.preprocessing, angle=angle, flip=flip) for angle, flip in self.copies]
+        self.digests[index] = digest
+        self.thumbnails[index] = small
+        if notes:
+            self.notes[digest] = notes
         return index, copies, mask
 
     def _mask(self, sample: Sample) -> torch.Tensor:
         """As in `Batch.masks`: h w."""
         height, width = self.preprocessing.height, self.preprocessing.width
-        mask = marked(sample, height, width)
+        with within_memory(str(sample.mask or sample.path)):
+            mask = marked(sample, height, width)
         if mask is None:
             return torch.full((height // 4, width // 4), torch.nan)
         share = torch.from_numpy(mask.astype(np.float32))[None]
@@ -170,8 +182,16 @@ def name_of(source: Any, index: int) -> str:
 
 def load_picture(source: Any, index: int, window: tuple[float, float] | None) -> Picture | Failure:
     """The decoded picture, or why it cannot be."""
+    return of_picture(lambda picture: picture, source, index, window)
+
+
+def of_picture(
+    function: Callable[[Picture], R], source: Any, index: int, window: tuple[float, float] | None
+) -> R | Failure:
+    """What a function makes of a decoded picture; why not, where it cannot be decoded or memory runs out."""
     name = name_of(source, index)
     try:
-        return decode(source, window=window, name=name)
+        with within_memory(name):
+            return function(decode(source, window=window, name=name))
     except _OF_ONE_PICTURE as error:
         return Failure(source=name, reason=getattr(error, "reason", str(error)))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from blemish.data.stream import PictureStream, map_ahead, name_of
 from blemish.data.transforms import prepare
-from blemish.images import decode
+from blemish.images import decode, within_memory
 from blemish.methods.trained import Learner, TrainingBatch
 from blemish.types import ANOMALOUS, NORMAL, Progress
 
@@ -126,8 +126,9 @@ class Feed:
         index = self.usable[position]
         angle, flip = stream.copies[copy]
         source, window = stream.sources[index], stream.preprocessing.decode_window()
-        picture = decode(source, window=window, name=name_of(source, index))
-        return prepare(picture, stream.preprocessing, angle=angle, flip=flip)
+        with within_memory(name := name_of(source, index)):
+            picture = decode(source, window=window, name=name)
+            return prepare(picture, stream.preprocessing, angle=angle, flip=flip)
 
 
 def read(method: Learner, stream: PictureStream, *, limit: float, progress: Progress) -> Feed:
