@@ -120,7 +120,7 @@ def of_names(plan: Plan) -> Iterator[Tally]:
             count += 1
         except OSError:
             continue  # a file system that has no such names
-    (folder / "=broken\n.png").write_bytes(b"no picture")
+    (folder / "=torn\n.png").write_bytes(b"no picture")
     out = plan.folder / "out"
     tally = Tally("names", f"{count + 1} hostile names")
     lines = {
