@@ -845,16 +845,16 @@ def inspect(
     from blemish.manifest import read_any
 
     _, manifest = read(artifact)
-    read_any(artifact, manifest)
+    told = read_any(artifact, manifest).to_dict()
     size = artifact.stat().st_size
     document = {"artifact": str(artifact), "bytes": size, "whole": True, "manifest": manifest}
     heading = f"{artifact}: whole and unaltered, {size / 2**20:.1f} MiB"
     if "method" in manifest:
-        described = wording.manifest(manifest)
+        described = wording.manifest(told)
     elif "pretraining" in manifest:
-        described = wording.encoder(manifest)
+        described = wording.encoder(told)
     else:
-        described = wording.checkpoint(manifest["checkpoint"])
+        described = wording.checkpoint(told)
     console.answer(document, [heading, described], as_json=json)
     return WELL
 

@@ -240,13 +240,27 @@ class CheckpointManifest:
         if not isinstance(self.identity.get("config", {}), Mapping):
             raise ConfigError("identity.config: is no object of named values")
 
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return config.to_dict(self)
+
 
 def read_manifest(path: object, values: Mapping[str, Any]) -> Manifest:
     """The manifest of an artifact. Raises: ArtifactError that names the file and the field."""
     try:
-        return config.from_dict(Manifest, values, strict=True)
+        record = config.from_dict(Manifest, values, strict=True)
+        # What all versions have written: a default in its place would change scores without a word.
+        written = {"preprocessing": (Preprocessing, values["preprocessing"])}
+        written["backbone.spec"] = (BackboneSpec, values["backbone"]["spec"])
+        for place, (kind, given) in written.items():
+            for each in dataclasses.fields(kind):
+                if each.name not in given and each.name != "offsets":
+                    raise ConfigError(f"{place}.{each.name}: is missing")
+        if record.categories and "thresholds" not in values:
+            raise ConfigError("thresholds: is missing")
     except BlemishError as error:
         raise undescribed(path, error) from error
+    return record
 
 
 def undescribed(path: object, error: object) -> ArtifactError:
@@ -261,12 +275,14 @@ def read_any(path: object, values: Mapping[str, Any]) -> Manifest | EncoderManif
     """
     if "method" in values:
         return read_manifest(path, values)
+    if "pretraining" not in values and CHECKPOINT not in values:
+        raise ArtifactError(f"{path}: names no method, pretraining or checkpoint; no blemish has written it so")
     try:
         if "pretraining" in values:
             return config.from_dict(EncoderManifest, values, strict=True)
-        return config.from_dict(CheckpointManifest, values.get(CHECKPOINT, None), within=CHECKPOINT, strict=True)
+        return config.from_dict(CheckpointManifest, values[CHECKPOINT], within=CHECKPOINT, strict=True)
     except BlemishError as error:
-        kind = "an encoder" if "pretraining" in values else "a detector, an encoder or a training"
+        kind = "an encoder" if "pretraining" in values else "a training"
         raise ArtifactError(f"{path}: the manifest does not describe {kind} ({error})") from error
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from blemish import artifact
 from blemish import config as configs
-from blemish.backbones import Backbone, Hollow, restore
+from blemish.backbones import Backbone, hollow, restore
 from blemish.categories import NearestCategory, features
 from blemish.compute import pick_device, pick_precision
 from blemish.config import short
@@ -344,14 +344,14 @@ def load(path: str | Path, *, device: str = "auto", precision: str = "auto") -> 
     try:
         kind = method_class(record.method)
         settings = kind.Config.restored(record.config)
-        with Hollow():
-            hollow = kind(settings, _backbone(record))
-        _check(hollow, record)
+        with hollow():
+            empty = kind(settings, _backbone(record))
+        _check(empty, record)
     except BlemishError as error:
         raise undescribed(path, error) from error
     try:
-        tensors = hollow.of_today(tensors)
-        hollow.check_state(tensors)
+        tensors = empty.of_today(tensors)
+        empty.check_state(tensors)
         method = kind(settings, _backbone(record))
         method.restore_state(tensors)
     except ArtifactError as error:

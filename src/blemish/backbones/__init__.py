@@ -6,10 +6,11 @@ Nothing is fetched at import. `build` resolves weights (hub, local file or pip p
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import timm
 import torch
@@ -22,8 +23,8 @@ from blemish.backbones.vit import VitBackbone
 from blemish.backbones.weights import BackboneSpec, WeightsInfo, resolve
 from blemish.errors import ConfigError, unknown_name
 
-__all__ = ["SPECS", "Backbone", "BackboneSpec", "CnnBackbone", "Features", "Hollow", "VitBackbone", "WeightsInfo"]
-__all__ += ["build", "restore", "spec_of"]
+__all__ = ["SPECS", "Backbone", "BackboneSpec", "CnnBackbone", "Features", "VitBackbone", "WeightsInfo"]
+__all__ += ["build", "hollow", "restore", "spec_of"]
 
 
 def _vit(name: str, timm_name: str, about: str, licence: str = "Apache-2.0", **more: Any) -> BackboneSpec:
@@ -105,9 +106,8 @@ def build(name: str, *, weights: str | Path | None = None, seed: int = 0) -> Bac
     return backbone
 
 
-class Hollow(TorchFunctionMode):
-    """While open, tensors are made without storage, and what would fill them is left out: a network as its names and
-    shapes, in a moment and without memory, however large it is."""
+class _Unfilled(TorchFunctionMode):
+    """While open, whatever would fill a tensor is left out."""
 
     def __torch_function__(
         self, func: Any, _types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -115,17 +115,16 @@ class Hollow(TorchFunctionMode):
         name, kwargs = getattr(func, "__name__", ""), kwargs or {}
         filled = args[0] if args else kwargs.get("tensor")
         if name.endswith("_") and not name.endswith(("__", "requires_grad_")) and isinstance(filled, Tensor):
-            return filled  # torch would go a slow way in Python, once for every weight
+            return filled
         return func(*args, **kwargs)
 
-    def __enter__(self) -> Self:
-        self._device = torch.device("meta")
-        self._device.__enter__()
-        return super().__enter__()
 
-    def __exit__(self, *told: Any) -> None:
-        super().__exit__(*told)
-        self._device.__exit__(*told)
+@contextmanager
+def hollow() -> Iterator[None]:
+    """While open, networks are made without storage (on the device "meta"): their names and shapes, in a moment and
+    without memory, however large they are."""
+    with torch.device("meta"), _Unfilled():  # to fill them there torch would go a slow way, once for every weight
+        yield
 
 
 def restore(spec: BackboneSpec, info: WeightsInfo) -> Backbone:
