@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -463,8 +464,8 @@ def predict(
 ) -> int:
     """Score new pictures: a verdict and a heatmap for each."""
     from blemish import outputs
-    from blemish.data.folder import place_of, search
-    from blemish.predictor import load
+    from blemish.data.folder import search
+    from blemish.predictor import BATCH_SIZE, load
     from blemish.report.html import write_report
 
     if resume and output is None:
@@ -492,15 +493,17 @@ def predict(
         "threshold": "" if threshold is None else str(threshold),
     }
     with outputs.Journal(output, artifact=artifact, precision=used, ways=ways, resume=resume) as journal:
-        earlier = {place_of(Path(path)) for path in journal.done}
-        todo = [picture for picture in pictures if place_of(picture) not in earlier]
+        todo, again = journal.remaining(pictures, batch_size or BATCH_SIZE)
+        if mode is not None:  # what it adapted to is gone
+            todo, again = todo[again:], 0
         try:
             with console.progress() as progress:
                 results = (
                     detector.predict_many(todo, category=category, batch_size=batch_size, adapt=mode) if todo else []
                 )
-                for done, _ in enumerate(outputs.record(journal, detector, results, gallery, side=side), start=1):
-                    progress("scoring", done, len(todo))
+                new = islice(results, again, None)
+                for done, _ in enumerate(outputs.record(journal, detector, new, gallery, side=side), start=1):
+                    progress("scoring", done, len(todo) - again)
         except KeyboardInterrupt as error:
             interrupted = error
         journal.write_table()

@@ -34,7 +34,7 @@ import numpy.typing as npt
 
 from blemish.compute import precision_name
 from blemish.config import parse_json
-from blemish.data.folder import is_file
+from blemish.data.folder import is_file, place_of
 from blemish.data.stream import map_ahead
 from blemish.errors import ArtifactError, BlemishError, OutputError
 from blemish.files import (
@@ -50,7 +50,7 @@ from blemish.files import (
 )
 from blemish.images import decode, within_memory
 from blemish.metrics.ranking import precision_recall_curve, roc_curve
-from blemish.predictor import Detector
+from blemish.predictor import Detector, batch_begun
 from blemish.report import figures
 from blemish.report.heatmap import SALIENCY_SCALE, encode_jpeg, outline, overlay, save_png, thumbnail
 from blemish.report.html import Entry
@@ -154,6 +154,21 @@ class Journal:
     def done(self) -> set[str]:
         """The paths of the pictures that have a row."""
         return {row["path"] for row in self.rows}
+
+    def remaining(self, pictures: Sequence[Path], batch_size: int) -> tuple[list[Path], int]:
+        """The pictures to go on with, and how many of the first of them have a row already.
+
+        These make up the batch that was interrupted, so that the scores of the others are to the bit what they would
+        have been. Where the pictures are not those of the earlier run in its order, they are those without a row.
+        """
+        earlier = {place_of(Path(row["path"])): "error" not in row for row in self.rows}
+        places = [place_of(picture) for picture in pictures]
+        todo = [picture for picture, place in zip(pictures, places, strict=True) if place not in earlier]
+        done = len(pictures) - len(todo)
+        if not todo or list(earlier) != places[:done]:
+            return todo, 0
+        again = batch_begun(earlier.values(), batch_size)
+        return [*pictures[done - again : done], *todo], again
 
     @property
     def failures(self) -> list[Failure]:

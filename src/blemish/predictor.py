@@ -446,6 +446,25 @@ def _opened(source: Any) -> Sequence[Any]:
     return find_pictures(source)
 
 
+def _is_full(pictures: int, readable: int, size: int) -> bool:
+    """Whether a batch of so many pictures, `readable` of them, takes no more."""
+    return readable in (0, size) or pictures == 4 * size
+
+
+def batch_begun(readable: Iterable[bool], size: int) -> int:
+    """How many of the latest pictures are in a batch that is not full, by whether each was readable.
+
+    Scores of other batches differ in the last digit, as sums are taken in another order: who goes on from here to the
+    same scores begins so many pictures earlier.
+    """
+    pictures = good = 0
+    for one in readable:
+        pictures, good = pictures + 1, good + one
+        if _is_full(pictures, good, size):
+            pictures = good = 0
+    return pictures
+
+
 def _chunks(loads: Iterable[_Loaded | Failure], size: int) -> Iterator[list[_Loaded | Failure]]:
     """In order, `size` pictures at a time with the broken ones among them; a broken one waits for no good one."""
     chunk: list[_Loaded | Failure] = []
@@ -454,7 +473,7 @@ def _chunks(loads: Iterable[_Loaded | Failure], size: int) -> Iterator[list[_Loa
         for one in loads:
             chunk.append(one)
             readable += isinstance(one, _Loaded)
-            if readable in (0, size) or len(chunk) == 4 * size:
+            if _is_full(len(chunk), readable, size):
                 yield chunk
                 chunk, readable = [], 0
     except Exception:  # of the iterator that they come from: what it gave before is not lost

@@ -14,7 +14,7 @@ from test_loop import same
 from torch import Tensor
 from toy import Toy, ToyConfig, learned, pictures, run, stream_of
 
-from blemish import artifact
+from blemish import artifact, interrupts
 from blemish.config import to_dict
 from blemish.errors import ArtifactError, BlemishError, ConfigError, OutputError
 from blemish.methods.trained import TrainingBatch
@@ -88,15 +88,56 @@ def test_a_checkpoint_of_an_earlier_version_has_no_curve(interrupted: Path) -> N
     assert done.curve == plain.curve[3:]  # of the steps that are known
 
 
-def test_a_second_ctrl_c_does_not_wait(tmp_path: Path) -> None:
+def test_two_signals_at_once_are_one_and_later_ones_do_not_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def twice() -> None:
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
 
     path = tmp_path / "toy.checkpoint"
-    with pytest.raises(KeyboardInterrupt):
-        train(Stopped(ToyConfig(), 2, twice), stream_of(pictures(10)), seed=7, identity={}, checkpoint=path)
+
+    def stopped() -> None:
+        with pytest.raises(KeyboardInterrupt):
+            train(Stopped(ToyConfig(), 2, twice), stream_of(pictures(10)), seed=7, identity={}, checkpoint=path)
+
+    stopped()  # a terminal and torchrun both send theirs
+    assert step_of(path) == 2
+    path.unlink()
+    monkeypatch.setattr(interrupts, "_SAME", 0.0)
+    stopped()
     assert not path.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_is_as_ctrl_c_where_it_is_heard(tmp_path: Path, number: signal.Signals) -> None:
+    path = tmp_path / "toy.checkpoint"
+    toy = Stopped(ToyConfig(), 3, lambda: signal.raise_signal(number))
+    with interrupts.heard(), pytest.raises(KeyboardInterrupt) as told:
+        train(toy, stream_of(pictures(10)), seed=7, identity={}, checkpoint=path)
+    assert interrupts.number_of(told.value) == number
+    assert step_of(path) == 3
+    assert signal.getsignal(number) is signal.SIG_DFL
+
+
+def test_signals_while_the_checkpoint_is_written_do_not_lose_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(interrupts, "_SAME", 0.0)
+    write = artifact.write
+
+    def hurried(place: Path, *parts: Any) -> Path:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
+            signal.raise_signal(number)
+        return write(place, *parts)
+
+    monkeypatch.setattr(artifact, "write", hurried)
+    path = tmp_path / "toy.checkpoint"
+    toy = Stopped(ToyConfig(), 2, lambda: signal.raise_signal(signal.SIGTERM))
+    with interrupts.heard(), pytest.raises(KeyboardInterrupt) as told:
+        train(toy, stream_of(pictures(10)), seed=7, identity={}, checkpoint=path)
+    assert interrupts.number_of(told.value) == signal.SIGTERM  # the first
+    assert step_of(path) == 2
 
 
 def test_saved_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
