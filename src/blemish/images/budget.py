@@ -18,6 +18,7 @@ from blemish.errors import BlemishError, ImageError
 from blemish.images.limits import Unusable
 
 _SIGNS = ("out of memory", "can't allocate memory", "not enough memory", "insufficient memory")
+_UNASKED = 32 * 2**20  # to ask the system takes longer than to decode a picture so small
 _NO_END = 2**60  # cgroup v1 and RLIMIT_AS write "no limit" as a number near 2**63
 OUT_OF_MEMORY = (
     "needs more memory than there was left when its turn came; score fewer pictures at once, "
@@ -190,6 +191,10 @@ class Budget:
                 f"needs about {in_words(self._own.reserved + size)} to decode; the limit is "
                 f"{in_words(limit)} (Limits.memory): raise it, or save the picture in a smaller size"
             )
+        if limit is not None and self._at_work and self._used + size > limit:
+            return False
+        if self._used + size <= _UNASKED:
+            return True
         free = self._free()
         if self._at_work == 0:
             if free is not None and size > free:
@@ -198,8 +203,6 @@ class Budget:
                     "make room, or save the picture in a smaller size"
                 )
             return True
-        if limit is not None and self._used + size > limit:
-            return False
         return free is None or self._used + size <= (free + self._used) // 2
 
 
