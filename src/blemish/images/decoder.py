@@ -29,12 +29,14 @@ import numpy.typing as npt
 from PIL import Image
 
 from blemish.errors import BlemishError, ConfigError, ImageError, NonFiniteError
+from blemish.images.bmp import bmp
 from blemish.images.budget import BUDGET, ran_out, within_memory
 from blemish.images.dicom import dicom
+from blemish.images.jpeg import jpeg
 from blemish.images.limits import LIMITS, Limits, Unusable, check_frames, check_size, too_large
-from blemish.images.pixels import Array, Raw, blocks, full_scale, image_values, native, split, unit, upright
+from blemish.images.pixels import Array, Container, Raw, blocks, full_scale, image_values, native, split, unit, upright
 from blemish.images.quiet import quiet
-from blemish.images.raster import bmp, jpeg, png, pnm, webp
+from blemish.images.raster import png, pnm, webp
 from blemish.images.tiff import tiff
 
 if TYPE_CHECKING:
@@ -266,7 +268,7 @@ def _read(source: Source, label: str, limits: Limits) -> Raw:
         if kind is None:
             raise Unusable(_not_a_picture(source[:512]))
         what = {"webp": "WebP", "pnm": "PGM or PPM"}.get(kind, kind.upper())
-        return _READERS[kind](source, limits)
+        return _READERS[kind](source, limits).decode()
     except Unusable as refusal:
         reason = str(refusal)
     except BlemishError:
@@ -456,7 +458,7 @@ def _over_white(colour: Array, alpha: Array) -> Array:
     return np.clip(composed, 0, 1, out=composed)
 
 
-_READERS: dict[str, Callable[[bytes, Limits], Raw]] = {
+_READERS: dict[str, Callable[[bytes, Limits], Container]] = {
     "png": png,
     "jpeg": jpeg,
     "webp": webp,

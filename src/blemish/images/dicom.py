@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import math
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
 from io import BytesIO
-from typing import Any
+from itertools import pairwise
+from typing import Any, TypeVar
 
 import numpy as np
 
 from blemish.errors import MissingExtraError
-from blemish.images.limits import Limits, Unusable, check_frames, check_size
-from blemish.images.pixels import Array, Raw, unit
+from blemish.images.blocks import packbits_length
+from blemish.images.jpeg import jpeg
+from blemish.images.limits import TRUNCATED, Limits, Unusable, check_frames, check_size
+from blemish.images.pixels import Array, Container, Raw, unit
 from blemish.images.quiet import quiet
 
 # All that is read of a DICOM file. What is not listed is skipped by pydicom, so that no value about a patient is ever
@@ -39,48 +45,151 @@ _DICOM_ATTRIBUTES = [
     "ExtendedOffsetTable",
     "ExtendedOffsetTableLengths",
 ]
+_PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+_Result = TypeVar("_Result")
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _CONVERT = "convert it to Explicit VR Little Endian"
 
 
-def dicom(data: bytes, limits: Limits) -> Raw:
+def dicom(data: bytes, limits: Limits) -> Container:
     try:
         import pydicom
     except ImportError:
         raise MissingExtraError("pydicom", extra="medical", purpose="read DICOM files") from None
     if _DEFLATED in data:  # pydicom would inflate it without a limit
         raise Unusable(f"has the transfer syntax Deflated Explicit VR Little Endian; {_CONVERT}")
+    dataset = _guarded(lambda: pydicom.dcmread(BytesIO(data), specific_tags=[*_DICOM_ATTRIBUTES]))
+    head = _guarded(lambda: _Header.of(dataset, limits))
+    return Container(
+        head.height,
+        head.width,
+        head.samples,
+        head.allocated,
+        lambda: _guarded(lambda: _dicom_values(dataset, head, limits)),
+    )
+
+
+def _guarded(work: Callable[[], _Result]) -> _Result:
+    """What `work` gives; what it raises is told without its text, which may quote the file."""
     with quiet:
         try:
-            dataset = pydicom.dcmread(BytesIO(data), specific_tags=[*_DICOM_ATTRIBUTES])
-            return _dicom_values(dataset, limits)
+            return work()
         except Unusable:
             raise
-        except Exception:  # its text may quote the file
+        except MemoryError:
+            raise MemoryError from None
+        except Exception:
             pass
     raise Unusable("cannot be decoded: the DICOM file is truncated or damaged, or holds no picture")
 
 
-def _dicom_values(dataset: Any, limits: Limits) -> Raw:
-    from pydicom.pixels import apply_modality_lut, apply_voi, get_decoder, pixel_array
-    from pydicom.uid import UID_dictionary
+@dataclass(frozen=True, slots=True)
+class _Header:
+    """What the attributes say of the pixels, once they agree with each other and with the pixel data.
 
-    check_frames(int(dataset.get("NumberOfFrames") or 1))
-    check_size(int(dataset.Columns), int(dataset.Rows), limits)
-    syntax = dataset.file_meta.TransferSyntaxUID
-    known = syntax in UID_dictionary  # anything else is free text
-    if syntax.is_private or not known or (syntax.is_compressed and not get_decoder(syntax).is_available):
-        raise Unusable(
-            f"has a transfer syntax that cannot be decoded ({syntax.name if known else 'unknown'}); {_CONVERT}"
-        )
-    colours = str(dataset.PhotometricInterpretation)
-    if colours not in ("MONOCHROME1", "MONOCHROME2", "RGB") and not colours.startswith("YBR_"):
-        raise Unusable("has a colour space that is not supported; convert it to MONOCHROME2 or RGB")
+    Attributes:
+        allocated, stored: bits of a sample: that it takes, and that count.
+        colours: the photometric interpretation.
+    """
+
+    height: int
+    width: int
+    samples: int
+    allocated: int
+    stored: int
+    signed: bool
+    colours: str
+
+    @classmethod
+    def of(cls, dataset: Any, limits: Limits) -> _Header:
+        from pydicom.pixels import get_decoder
+        from pydicom.uid import UID_dictionary
+
+        check_frames(int(dataset.get("NumberOfFrames") or 1))
+        height, width = int(dataset.Rows), int(dataset.Columns)
+        check_size(width, height, limits)
+        syntax = dataset.file_meta.TransferSyntaxUID
+        known = syntax in UID_dictionary  # anything else is free text
+        if syntax.is_private or not known or (syntax.is_compressed and not get_decoder(syntax).is_available):
+            raise Unusable(
+                f"has a transfer syntax that cannot be decoded ({syntax.name if known else 'unknown'}); {_CONVERT}"
+            )
+        colours = str(dataset.PhotometricInterpretation)
+        if colours not in ("MONOCHROME1", "MONOCHROME2", "RGB") and not colours.startswith("YBR_"):
+            raise Unusable("has a colour space that is not supported; convert it to MONOCHROME2 or RGB")
+        samples, allocated = int(dataset.SamplesPerPixel), int(dataset.BitsAllocated)
+        if samples != (1 if colours.startswith("MONOCHROME") else 3):
+            raise Unusable(f"is damaged: {samples} samples a pixel do not make its colour space")
+        floats = "FloatPixelData" in dataset or "DoubleFloatPixelData" in dataset
+        stored = allocated if floats else int(dataset.BitsStored)
+        high = stored - 1 if floats else int(dataset.get("HighBit", stored - 1))
+        if allocated not in ((32, 64) if floats else (1, 8, 16, 32)) or not 1 <= stored <= allocated:
+            raise Unusable(f"is damaged: {stored} bits stored of {allocated} allocated")
+        if high != stored - 1:
+            raise Unusable(f"is damaged: {high} as its high bit, with {stored} bits stored")
+        head = cls(height, width, samples, allocated, stored, bool(dataset.get("PixelRepresentation", 0)), colours)
+        _check_length(dataset, head, syntax)
+        return head
+
+    @property
+    def length(self) -> int:
+        """Bytes of the pixels, where they are not compressed."""
+        count = self.height * self.width * self.samples
+        if self.colours == "YBR_FULL_422":
+            count = self.height * self.width * 2
+        return (count * self.allocated + 7) // 8
+
+
+def _check_length(dataset: Any, head: _Header, syntax: Any) -> None:
+    """That there are the pixels of one frame, no more and no fewer; a few bytes may follow that fill them up."""
+    if syntax.is_compressed:
+        return
+    stored = next((dataset[name].value for name in _PIXELS if name in dataset), b"")
+    if len(stored) < head.length:
+        raise Unusable(TRUNCATED)
+    rest = stored[head.length :]
+    if len(rest) > 1 and (len(rest) >= head.length or any(rest)):
+        raise Unusable(f"is damaged: it holds more pixels than its {head.width} × {head.height}")
+
+
+def _check_coded(dataset: Any, head: _Header, limits: Limits) -> None:
+    """That compressed pixels are one frame, of the size that the attributes say, and whole where that can be told."""
+    from pydicom.encaps import generate_fragments, generate_frames, parse_basic_offsets
+    from pydicom.uid import JPEGBaseline8Bit, RLELossless
+
+    syntax, pixels = dataset.file_meta.TransferSyntaxUID, dataset.PixelData
+    check_frames(max(len(parse_basic_offsets(pixels)), len(dataset.get("ExtendedOffsetTable") or b"") // 8))
+    fragments = list(generate_fragments(pixels))[1:]  # the first is the table of offsets
+    begun = [part for part in fragments if syntax == RLELossless or part.startswith((b"\xff\xd8\xff", b"\xff\x4f\xff"))]
+    check_frames(len(begun))
+    (frame,) = generate_frames(pixels, number_of_frames=1)
+    if syntax == JPEGBaseline8Bit:
+        found = jpeg(frame, limits)
+        if (found.height, found.width, found.channels) != (head.height, head.width, head.samples):
+            raise Unusable(f"is damaged: its JPEG is {found.width} × {found.height}, not {head.width} × {head.height}")
+        found.decode()
+    elif syntax == RLELossless:
+        count, *starts = struct.unpack_from("<16I", frame)
+        bounds = [*starts[:count], len(frame)]
+        for start, end in pairwise(bounds):
+            length, used = packbits_length(frame[start:end], head.height * head.width)
+            if length != head.height * head.width or end - start - used > 1:  # one more makes it even
+                raise Unusable("is damaged: its run-length coded pixels are not as many as it announces")
+
+
+def _dicom_values(dataset: Any, head: _Header, limits: Limits) -> Raw:
+    from pydicom.pixels import apply_modality_lut, apply_voi, pixel_array
+
+    if dataset.file_meta.TransferSyntaxUID.is_compressed:
+        _check_coded(dataset, head, limits)
+    colours = head.colours
     values = pixel_array(dataset)  # YBR becomes RGB
+    if values.shape != (head.height, head.width, head.samples)[: 3 if head.samples > 1 else 2]:
+        raise Unusable(f"is damaged: its pixels are not {head.width} × {head.height}")
     if values.dtype.kind == "f":
         return Raw(values, inverted=colours == "MONOCHROME1")
-    bits = int(dataset.BitsStored)
-    lo, hi = (-(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1) if dataset.PixelRepresentation else (0.0, 2.0**bits - 1)
+    bits = head.stored
+    lo, hi = (-(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1) if head.signed else (0.0, 2.0**bits - 1)
     if not colours.startswith("MONOCHROME"):
         return Raw(values, black_white=None if bits == 8 == 8 * values.dtype.itemsize else (lo, hi))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -33,6 +33,24 @@ class Raw:
     rendered: Array | None = None
     top: int | None = None
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """What a file says of its picture before a pixel is decoded. Its sizes are within the limits.
+
+    Attributes:
+        height, width: pixels, as stored (before the orientation is applied).
+        channels: samples of a pixel, as decoded (a palette counts as 4).
+        bits: of a sample, as stored.
+        decode: makes the pixels; raises Unusable, or whatever a library raises on a damaged file.
+    """
+
+    height: int
+    width: int
+    channels: int
+    bits: int
+    decode: Callable[[], Raw]
 
 
 def image_values(image: Image.Image) -> tuple[Array, tuple[str, ...]]:

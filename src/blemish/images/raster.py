@@ -1,65 +1,115 @@
-"""PNG, JPEG, WebP, BMP, PGM and PPM: the container is walked first, then a library makes pixels."""
+"""PNG, WebP, PGM and PPM: the container is walked first, then a library makes pixels."""
 
 from __future__ import annotations
 
-import contextlib
 import re
 import struct
 import zlib
 from io import BytesIO
 
 import numpy as np
-from PIL import BmpImagePlugin, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+from PIL import PngImagePlugin, WebPImagePlugin
 
+from blemish.images.directories import exif_orientation
 from blemish.images.limits import TRUNCATED, Limits, Unusable, check_frames, check_size
-from blemish.images.pixels import Array, Raw, load, native, opencv, upright
-from blemish.images.tiff import directories
+from blemish.images.pixels import Array, Container, Raw, load, native, opencv, upright
+
+_PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+_PNG_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
+_ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 
 
-def exif_orientation(exif: bytes) -> int:
-    """Orientation 1..8 from an EXIF block; 1 where it does not say or is corrupt."""
-    with contextlib.suppress(ValueError, struct.error, StopIteration):
-        return next(directories(exif.removeprefix(b"Exif\0\0"))).get(0x0112, (1,))[0]
-    return 1
-
-
-def png(data: bytes, limits: Limits) -> Raw:
-    """Walks the chunks and hands on only those that make pixels."""
-    kept: list[bytes] = [data[:8]]
+def png(data: bytes, limits: Limits) -> Container:
+    """Walks the chunks; those that make pixels are what is decoded."""
+    head: list[bytes] = [data[:8]]
+    coded: list[memoryview] = []
     transparent, orientation, complete, position = b"", 1, False, 8
-    depth, top = 0, None
+    width = height = depth = colour = interlace = 0
+    top: int | None = None
     while not complete:
         end = position + 12 + int.from_bytes(data[position : position + 4])
         if end > len(data):
             raise Unusable(TRUNCATED)
-        kind, body = data[position + 4 : position + 8], data[position + 8 : end - 4]
-        if len(kept) == 1:
-            if kind != b"IHDR":
-                raise Unusable("is damaged: a PNG without a header")
-            width, height, depth = struct.unpack_from(">IIB", body)
-            check_size(width, height, limits)
+        kind, body = data[position + 4 : position + 8], memoryview(data)[position + 8 : end - 4]
+        if (kind == b"IHDR") != (position == 8):
+            raise Unusable(
+                "is damaged: a PNG without a header" if position == 8 else "is damaged: a PNG of two headers"
+            )
         if kind in (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"):
             if zlib.crc32(body, zlib.crc32(kind)) != int.from_bytes(data[end - 4 : end]):
                 raise Unusable("is damaged: a PNG checksum does not match")
-            if kind == b"tRNS" and depth == 16:
-                transparent = body  # left to _png_deep: OpenCV reads it for RGB only
-            else:
-                kept.append(data[position:end])
+            if kind == b"IHDR":
+                width, height, depth, colour, interlace = struct.unpack(">IIBBxxB", body)
+                check_size(width, height, limits)
+                if depth not in _PNG_DEPTHS.get(colour, ()) or interlace > 1:
+                    raise Unusable("is damaged: a PNG of an unknown kind of pixels")
+            if kind == b"tRNS":
+                transparent = bytes(body)
+            elif kind == b"IDAT":
+                coded.append(body)
+            elif kind != b"IEND":
+                head.append(data[position:end])
         elif kind == b"acTL":
             check_frames(int.from_bytes(body[:4]))
         elif kind[:1].isupper():
             raise Unusable("is damaged: a PNG with an unknown critical chunk")
         elif kind == b"eXIf":
-            orientation = exif_orientation(body)
+            orientation = exif_orientation(bytes(body))
         elif kind == b"sBIT" and body:
             top = 2 ** max(body) - 1
         complete, position = kind == b"IEND", end
-    if not any(part[4:8] == b"IDAT" for part in kept):
+    if not coded:
         raise Unusable("is damaged: a PNG without pixels")
-    pixels = b"".join(kept)
-    if depth == 16:
-        return Raw(upright(_png_deep(pixels, transparent), orientation), top=top)
-    return load(PngImagePlugin.PngImageFile(BytesIO(pixels)), orientation)
+    bits = depth * _PNG_CHANNELS[colour]
+    passes = _ADAM7 if interlace else ((0, 0, 1, 1),)
+    sizes = [(-((x - width) // across), -((y - height) // down)) for x, y, across, down in passes]
+    promised = sum(rows * (1 + (columns * bits + 7) // 8) for columns, rows in sizes if columns > 0 and rows > 0)
+
+    def decoded() -> Raw:
+        if transparent and depth < 16:  # left to _png_deep where deep: OpenCV reads it for RGB only
+            head.append(_chunk(b"tRNS", _shown_key(transparent, depth, colour)))
+        pixels = b"".join([*head, _chunk(b"IDAT", _stored(coded, promised)), _chunk(b"IEND", b"")])
+        if depth == 16:
+            return Raw(upright(_png_deep(pixels, transparent), orientation), top=top)
+        return load(PngImagePlugin.PngImageFile(BytesIO(pixels)), orientation)
+
+    return Container(height, width, 4 if colour == 3 or transparent else _PNG_CHANNELS[colour], depth, decoded)
+
+
+def _chunk(kind: bytes, body: bytes) -> bytes:
+    return b"".join([len(body).to_bytes(4), kind, body, zlib.crc32(body, zlib.crc32(kind)).to_bytes(4)])
+
+
+def _stored(coded: list[memoryview], promised: int) -> bytes:
+    """The pixels that a PNG holds, inflated once and never beyond what its header promises, as a stored zlib stream.
+
+    Libraries make black rows of pixels that are missing, and memory for all of them before they look; what they are
+    handed is whole, and costs them a copy to inflate.
+    """
+    inflate, store = zlib.decompressobj(), zlib.compressobj(0)
+    parts: list[bytes] = []
+    length = 0
+    try:
+        for body in coded:
+            for start in range(0, len(body), 1 << 14):  # in pieces: what is left of one is copied
+                part = inflate.decompress(body[start : start + (1 << 14)], promised - length + 1)
+                length += len(part)
+                if length > promised:
+                    raise Unusable("is damaged: a PNG with more pixels than it announces")
+                parts.append(store.compress(part))
+    except zlib.error:
+        raise Unusable("is damaged: the coded data of the PNG is not whole") from None
+    if length < promised or not inflate.eof:
+        raise Unusable("is damaged: a PNG with fewer pixels than it announces")
+    return b"".join([*parts, store.flush()])
+
+
+def _shown_key(transparent: bytes, depth: int, colour: int) -> bytes:
+    """tRNS as Pillow compares it: with pixels of 8 bits, to which it spreads those of 2 and 4 bits."""
+    if colour == 3:
+        return transparent
+    key = np.frombuffer(transparent, ">u2") & (2**depth - 1)  # the other bits do not count (PNG 11.3.2.1)
+    return (key * (255 // (2**depth - 1) if depth > 1 else 1)).astype(">u2").tobytes()
 
 
 def _png_deep(data: bytes, transparent: bytes) -> Array:
@@ -76,58 +126,12 @@ def _png_deep(data: bytes, transparent: bytes) -> Array:
     return values
 
 
-_JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # inside coded data 00 is stuffing, d0..d7 are restarts
-
-
-def jpeg(data: bytes, limits: Limits) -> Raw:
-    """Walks the markers up to the end marker and hands on the file without its application data."""
-    kept: list[bytes] = [data[:2]]
-    notes: tuple[str, ...] = ()
-    orientation, sized, scan, position = 1, False, 0, 2
-    while data[position : position + 2] != b"\xff\xd9":
-        if position + 4 > len(data):
-            raise Unusable(TRUNCATED)
-        marker = data[position + 1]
-        if data[position] != 0xFF or marker == 0:
-            raise Unusable("is damaged: a JPEG marker is missing")
-        if marker == 0xFF:  # a fill byte
-            position += 1
-            continue
-        end = position + 2 + int.from_bytes(data[position + 2 : position + 4])
-        if end > len(data):
-            raise Unusable(TRUNCATED)
-        body = data[position + 4 : end]
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            depth, height, width = struct.unpack_from(">BHH", body)
-            check_size(width, height, limits)
-            if depth != 8:
-                raise Unusable(f"{depth}-bit JPEG is not supported; convert to PNG")
-            sized = True
-        elif marker == 0xE1 and body.startswith(b"Exif\0\0"):
-            orientation = exif_orientation(body)
-        elif marker == 0xE2 and body.startswith(b"MPF\0"):
-            notes = ("the first of several pictures in a multi-picture JPEG",)
-        if marker == 0xDA:
-            scan = scan or position
-            following = _JPEG_MARKER.search(data, end)
-            if following is None:
-                raise Unusable(TRUNCATED)
-            position = following.start()
-            continue
-        if not scan and not (0xE1 <= marker <= 0xEF and marker != 0xEE) and marker != 0xFE:
-            kept.append(data[position:end])  # application data stays behind, but APP0 and APP14 name the colour space
-        position = end
-    if not sized or not scan:
-        raise Unusable("is damaged: a JPEG without pixels")
-    kept.append(data[scan : position + 2])
-    return load(JpegImagePlugin.JpegImageFile(BytesIO(b"".join(kept))), orientation, notes)
-
-
-def webp(data: bytes, limits: Limits) -> Raw:
+def webp(data: bytes, limits: Limits) -> Container:
     end = 8 + int.from_bytes(data[4:8], "little")
     if end > len(data):
         raise Unusable(TRUNCATED)
     orientation, frames, position = 1, 0, 12
+    width = height = 0
     while position + 8 <= end:
         kind = data[position : position + 4]
         body = position + 8
@@ -142,38 +146,21 @@ def webp(data: bytes, limits: Limits) -> Raw:
             check_size(width, height, limits)
         elif kind == b"VP8L":
             (bits,) = struct.unpack_from("<I", data, body + 1)
-            check_size((bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1, limits)
+            width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+            check_size(width, height, limits)
         elif kind == b"ANMF":
             frames += 1
         elif kind == b"EXIF":
             orientation = exif_orientation(data[body : body + size])
         position = body + size + size % 2
     check_frames(frames)
-    return load(WebPImagePlugin.WebPImageFile(BytesIO(data[:end])), orientation)
-
-
-def bmp(data: bytes, limits: Limits) -> Raw:
-    try:
-        image = BmpImagePlugin.BmpImageFile(BytesIO(data))
-    except (SyntaxError, OSError, struct.error):
-        if len(data) < int.from_bytes(data[2:6], "little"):
-            raise Unusable(TRUNCATED) from None
-        raise
-    check_size(*image.size, limits)
-    tile = image.tile[0]
-    if tile.codec_name == "raw" and isinstance(tile.args, tuple):
-        size = tile.args[1] * image.height  # stride × rows
-    else:
-        size = int.from_bytes(data[34:38], "little")  # run-length coded: the size that the header gives
-    if tile.offset + size > len(data):
-        raise Unusable(TRUNCATED)
-    return load(image)
+    return Container(height, width, 4, 8, lambda: load(WebPImagePlugin.WebPImageFile(BytesIO(data[:end])), orientation))
 
 
 _PNM_HEAD = re.compile(rb"P([56])" + rb"(?:\s|#[^\n\r]*[\n\r])+(\d{1,9})" * 3 + rb"\s")
 
 
-def pnm(data: bytes, limits: Limits) -> Raw:
+def pnm(data: bytes, limits: Limits) -> Container:
     """PGM and PPM as they are kept in binary (Netpbm): 8 bits a sample, or 16 with the higher byte first."""
     head = _PNM_HEAD.match(data)
     if head is None:
@@ -188,8 +175,12 @@ def pnm(data: bytes, limits: Limits) -> Raw:
         raise Unusable(TRUNCATED)
     if len(data) - head.end() >= 2 * count * kind.itemsize:
         raise Unusable("holds more than one picture; one picture per file is needed: save each on its own")
-    values = native(np.frombuffer(data, kind, count, head.end()))
-    if values.max() > top:
-        raise Unusable(f"is damaged: a value above {top}, the largest that it announces")
-    shaped = values.reshape((height, width, channels)[: 3 if channels > 1 else 2]).copy()
-    return Raw(shaped, black_white=None if top in (255, 65535) else (0.0, float(top)))
+
+    def decoded() -> Raw:
+        values = native(np.frombuffer(data, kind, count, head.end()))
+        if values.max() > top:
+            raise Unusable(f"is damaged: a value above {top}, the largest that it announces")
+        shaped = values.reshape((height, width, channels)[: 3 if channels > 1 else 2]).copy()
+        return Raw(shaped, black_white=None if top in (255, 65535) else (0.0, float(top)))
+
+    return Container(height, width, channels, 8 * kind.itemsize, decoded)

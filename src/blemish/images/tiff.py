@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-import struct
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from io import BytesIO
 from typing import Any
@@ -15,48 +13,49 @@ import numpy as np
 from PIL import TiffImagePlugin
 
 from blemish.errors import BlemishError, MissingExtraError
+from blemish.images.blocks import FEWER, Blocks, check_blocks
+from blemish.images.directories import directories
 from blemish.images.limits import TRUNCATED, Limits, Unusable, check_frames, check_size
-from blemish.images.pixels import CMYK_NOTE, Array, Raw, full_scale, load, native, opencv, upright
+from blemish.images.pixels import (
+    CMYK_NOTE,
+    Array,
+    Container,
+    Raw,
+    full_scale,
+    load,
+    native,
+    opencv,
+    upright,
+)
 from blemish.images.quiet import quiet
 
-_TIFF_TYPES = {1: "B", 3: "H", 4: "I", 7: "B", 16: "Q"}  # the integer types, and opaque bytes
-_TIFF_TAGS = {256, 257, 258, 259, 262, 273, 274, 277, 278, 279, 281, 284, 317, 320, 322, 323, 324, 325, 338, 339, 347}
+
+@dataclass(frozen=True, slots=True)
+class _Page:
+    """What the tags of a TIFF say of its pixels; `blocks` are its strips or tiles."""
+
+    height: int
+    width: int
+    channels: int
+    bits: int
+    sample_kind: str
+    photometric: int
+    orientation: int
+    planar: bool
+    top: int
+    extra: tuple[int, ...]
+    blocks: Blocks
+
+    @property
+    def deep(self) -> bool:
+        return self.bits > 8 or self.sample_kind != "u"
+
+    @property
+    def bands(self) -> _Bands:
+        return _Bands.of(self.channels, self.photometric, self.extra)
 
 
-def directories(data: bytes) -> Iterator[dict[int, tuple[int, ...]]]:
-    """For each page of a TIFF file (or of an EXIF block) the tags that its pixels need, none of them cut."""
-    order = {b"II": "<", b"MM": ">"}.get(data[:2])
-    if order is None:
-        raise Unusable("is damaged: a TIFF without a header")
-    big = struct.unpack_from(order + "H", data, 2) == (43,)
-    offset_type, count_type, entry_size = ("Q", "Q", 20) if big else ("I", "H", 12)
-    inline = struct.calcsize("=" + offset_type)
-
-    def unpack(kind: str, offset: int) -> tuple[int, ...]:
-        if offset + struct.calcsize("=" + kind) > len(data):
-            raise Unusable(TRUNCATED)
-        return struct.unpack_from(order + kind, data, offset)
-
-    (offset,) = unpack(offset_type, 8 if big else 4)
-    seen: set[int] = set()
-    while offset and offset not in seen:
-        seen.add(offset)
-        (entries,) = unpack(count_type, offset)
-        first = offset + struct.calcsize("=" + count_type)
-        tags: dict[int, tuple[int, ...]] = {}
-        for entry in range(first, first + entries * entry_size, entry_size):
-            tag, kind, count = unpack("HH" + offset_type, entry)
-            if tag in _TIFF_TAGS and kind in _TIFF_TYPES:
-                size = count * struct.calcsize("=" + _TIFF_TYPES[kind])
-                at = entry + entry_size - inline
-                (start,) = (at,) if size <= inline else unpack(offset_type, at)
-                tags[tag] = unpack(f"{count}{_TIFF_TYPES[kind]}", start)
-        yield tags
-        (offset,) = unpack(offset_type, first + entries * entry_size)
-
-
-def tiff(data: bytes, limits: Limits) -> Raw:
-    """8 bits by Pillow; deeper by Pillow, OpenCV or tifffile, whichever reads it at its own depth."""
+def tiff(data: bytes, limits: Limits) -> Container:
     pages = list(directories(data))
     check_frames(len(pages), "pages")
     tags = pages[0] if pages else {}
@@ -67,43 +66,58 @@ def tiff(data: bytes, limits: Limits) -> Raw:
     check_size(width, height, limits)
     if any(start + size > len(data) for start, size in zip(starts, sizes, strict=False)):
         raise Unusable(TRUNCATED)
-    orientation, photometric = tags.get(274, (1,))[0], tags.get(262, (1,))[0]
     bits, channels, planar = max(tags.get(258, (1,))), tags.get(277, (1,))[0], tags.get(284) == (2,)
-    compression = tags.get(259, (1,))[0]
-    if 322 in tags and 323 in tags:
-        across, down = tags[322][0], tags[323][0]
-    else:
-        across, down = width, min(height, tags.get(278, (height,))[0])
+    tiled = 322 in tags and 323 in tags
+    across, down = (tags[322][0], tags[323][0]) if tiled else (width, min(height, tags.get(278, (height,))[0]))
     check_size(across, down, limits)
-    blocks = math.ceil(width / across) * math.ceil(height / down) * (channels if planar else 1)
-    whole = width * height * channels * bits // 8
-    if len(starts) < blocks or (sizes and compression == 1 and photometric != 6 and sum(sizes) < whole):
-        raise Unusable("is damaged: a TIFF with fewer pixels than it announces")
-    sample_kind = {1: "u", 2: "i", 3: "f"}.get(tags.get(339, (1,))[0], "u")
-    deep = bits > 8 or sample_kind != "u"
+    photometric, compression = tags.get(262, (1,))[0], tags.get(259, (1,))[0]
+    count = math.ceil(width / across) * math.ceil(height / down) * (channels if planar else 1)
+    if len(starts) < count or 0 < len(sizes) < count:
+        raise Unusable(FEWER)
+    blocks = Blocks(
+        starts=starts[:count],
+        sizes=sizes[:count],
+        compression=compression,
+        across=across,
+        down=down,
+        last=down if tiled else height - (math.ceil(height / down) - 1) * down,
+        column=math.ceil(height / down),
+        samples=1 if planar else channels,
+        bits=bits,
+        reversed=tags.get(266) == (2,),
+        tables=bytes(tags.get(347, ())),
+        fixed=photometric != 6 or compression == 7,
+    )
+    page = _Page(
+        height=height,
+        width=width,
+        channels=channels,
+        bits=bits,
+        sample_kind={1: "u", 2: "i", 3: "f"}.get(tags.get(339, (1,))[0], "u"),
+        photometric=photometric,
+        orientation=tags.get(274, (1,))[0],
+        planar=planar,
+        top=min(tags.get(281, (65535,))),
+        extra=tags.get(338, ()),
+        blocks=blocks,
+    )
+    return Container(height, width, channels, bits, lambda: _decoded(data, page, limits))
 
-    def by_tifffile() -> Array:
-        room = across * down * (1 if planar else channels) * bits // 8
-        if compression in (8, 32946):
-            for start, size in zip(starts, sizes, strict=True):
-                if len(zlib.decompressobj().decompress(data[start : start + size], room + 1)) > room:
-                    raise Unusable("is damaged: a TIFF with more pixels than it announces")
-        elif compression not in (1, 5, 32773):
-            raise Unusable("is compressed in a way that cannot be kept within limits")
-        values = _tiff_tifffile(data)
-        values = np.moveaxis(values.reshape(channels, height, width), 0, -1) if planar else values
-        return upright(values.reshape((height, width, channels)[: 3 if channels > 1 else 2]), orientation)
 
-    readers: list[Callable[[], Array]] = [by_tifffile]
+def _decoded(data: bytes, page: _Page, limits: Limits) -> Raw:
+    """8 bits by Pillow; deeper by Pillow, OpenCV or tifffile, whichever reads it at its own depth."""
+    check_blocks(data, page.blocks, limits)
+    readers: list[Callable[[], Array]] = [lambda: _by_tifffile(data, page)]
     with quiet:
-        if not deep:
+        if not page.deep:
             # A layout that Pillow does not know, or planes of one that it does.
-            with contextlib.suppress(SyntaxError, ValueError if planar else SyntaxError):
+            with contextlib.suppress(SyntaxError, ValueError if page.planar else SyntaxError):
                 loaded = load(TiffImagePlugin.TiffImageFile(BytesIO(data)))  # turns it upright as well
-                return replace(loaded, **_shown_by_pillow(loaded, _Bands.of(channels, photometric, tags.get(338, ()))))
-        elif photometric in (0, 1, 2) and not (planar and channels > 1):  # OpenCV leaves planes in part undecoded
-            readers.insert(0, lambda: native(opencv(data)))  # turns it upright as well
-            if channels == 1:
+                return replace(loaded, **_shown_by_pillow(loaded, page.bands))
+        elif page.photometric in (0, 1, 2) and not (page.planar and page.channels > 1):
+            # OpenCV leaves planes in part undecoded; it turns a picture upright as well.
+            readers.insert(0, lambda: native(opencv(data)))
+            if page.channels == 1:
                 readers.insert(0, lambda: load(TiffImagePlugin.TiffImageFile(BytesIO(data))).values)
         for read in readers:
             try:
@@ -114,16 +128,25 @@ def tiff(data: bytes, limits: Limits) -> Raw:
                 continue
             found = values.shape[2] if values.ndim == 3 else 1
             depth = (values.dtype.kind, values.dtype.itemsize * 8)
-            if found == channels and depth == (sample_kind, _stored(bits)):
+            if found == page.channels and depth == (page.sample_kind, _stored(page.bits)):
                 break  # neither cut to 8 bits nor short of a channel
         else:
-            kind = f"{bits} bits × {channels} channels"
+            kind = f"{page.bits} bits × {page.channels} channels"
             raise Unusable(f"cannot be decoded: a damaged or unsupported TIFF ({kind}); save it with 8 or 16 bits")
-    top = min(tags.get(281, (65535,)))
-    black_white = (0.0, 2.0**bits - 1) if sample_kind == "u" and bits < 16 else None
-    bands = _Bands.of(channels, photometric, tags.get(338, ()))
-    values = bands.chosen(values, 2**bits - 1 if sample_kind == "u" else 1)
-    return Raw(values, black_white=black_white, inverted=photometric == 0, top=top, notes=bands.notes)
+    unsigned = page.sample_kind == "u"
+    black_white = (0.0, 2.0**page.bits - 1) if unsigned and page.bits < 16 else None
+    bands = page.bands
+    values = bands.chosen(values, 2**page.bits - 1 if unsigned else 1)
+    return Raw(values, black_white=black_white, inverted=page.photometric == 0, top=page.top, notes=bands.notes)
+
+
+def _by_tifffile(data: bytes, page: _Page) -> Array:
+    if page.blocks.compression not in (1, 5, 8, 32773, 32946):
+        raise Unusable("is compressed in a way that cannot be kept within limits")
+    channels, height, width = page.channels, page.height, page.width
+    values = _tiff_tifffile(data)
+    values = np.moveaxis(values.reshape(channels, height, width), 0, -1) if page.planar else values
+    return upright(values.reshape((height, width, channels)[: 3 if channels > 1 else 2]), page.orientation)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,111 @@
+"""JPEG by libjpeg-turbo, with its warnings as errors: a picture with a hole is no picture."""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from io import BytesIO
+
+from PIL import Image, JpegImagePlugin
+
+from blemish.images.directories import exif_orientation
+from blemish.images.limits import TRUNCATED, Limits, Unusable, check_size
+from blemish.images.pixels import Array, Container, Raw, image_values, load, upright
+
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # inside coded data 00 is stuffing, d0..d7 are restarts
+_MAX_SCANS = 200  # of a progressive picture, each of which costs a pass over all blocks; usual: 10, at most 12 a colour
+_SPACES = {1: "GRAY", 3: "RGB", 4: "CMYK"}
+
+
+def jpeg(data: bytes, limits: Limits) -> Container:
+    """Walks the markers up to the end marker; the file without its application data is what is decoded.
+
+    What cameras write wrong without harm to a pixel is put right on the way: the scan parameters of a sequential
+    picture, the version of JFIF, Adobe's transform. Only then is a warning about the coded data.
+    """
+    kept: list[bytes] = [data[:2]]
+    notes: tuple[str, ...] = ()
+    orientation, frame, scans, position, adobe = 1, 0, 0, 2, 0
+    width = height = channels = 0
+    while data[position : position + 2] != b"\xff\xd9":
+        if position + 4 > len(data):
+            raise Unusable(TRUNCATED)
+        marker = data[position + 1]
+        if data[position] != 0xFF or marker == 0:
+            raise Unusable("is damaged: a JPEG marker is missing")
+        if marker == 0xFF:  # a fill byte
+            position += 1
+            continue
+        end = position + 2 + int.from_bytes(data[position + 2 : position + 4])
+        if end > len(data):
+            raise Unusable(TRUNCATED)
+        segment = data[position:end]
+        body = segment[4:]
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            if len(body) < 6 or frame:
+                raise Unusable("is damaged: a JPEG of one frame header is needed")
+            frame, depth = marker, body[0]
+            height, width = int.from_bytes(body[1:3]), int.from_bytes(body[3:5])
+            channels = body[5]
+            check_size(width, height, limits)
+            if depth != 8:
+                raise Unusable(f"{depth}-bit JPEG is not supported; convert to PNG")
+            if channels not in _SPACES:
+                raise Unusable(f"a JPEG of {channels} channels is not supported; convert to PNG")
+        elif marker == 0xE0 and body.startswith(b"JFIF\0") and len(body) > 6:
+            segment = segment[:9] + b"\x01\x01" + segment[11:]
+        elif marker == 0xEE and body.startswith(b"Adobe") and len(body) > 11:
+            adobe = len(kept)
+        elif marker == 0xE1 and body.startswith(b"Exif\0\0"):
+            orientation = exif_orientation(body)
+        elif marker == 0xE2 and body.startswith(b"MPF\0"):
+            notes = ("the first of several pictures in a multi-picture JPEG",)
+        elif marker == 0xDA and frame in (0xC0, 0xC1, 0xC9) and len(body) > 3:
+            segment = segment[:-3] + b"\x00\x3f\x00"
+        if marker in (0xE0, 0xEE) or not (0xE1 <= marker <= 0xEF or marker == 0xFE):
+            kept.append(segment)  # application data stays behind, but APP0 and APP14 name the colour space
+        position = end
+        if marker == 0xDA:
+            scans += 1
+            following = _MARKER.search(data, end)
+            if following is None:
+                raise Unusable(TRUNCATED)
+            position = following.start()
+            kept.append(data[end:position])
+    if not frame or not scans:
+        raise Unusable("is damaged: a JPEG without pixels")
+    if scans > _MAX_SCANS:
+        raise Unusable(f"is damaged: a JPEG of {scans:,} scans; the limit is {_MAX_SCANS}")
+    if adobe and kept[adobe][15]:  # any transform is the one that there is for so many channels
+        kept[adobe] = kept[adobe][:15] + (b"\x02" if channels == 4 else b"\x01") + kept[adobe][16:]
+    return Container(height, width, channels, 8, partial(_decoded, kept, channels, orientation, notes))
+
+
+def _decoded(kept: list[bytes], channels: int, orientation: int, notes: tuple[str, ...]) -> Raw:
+    coded = b"".join(kept) + b"\xff\xd9"
+    values = strict_jpeg(coded, _SPACES[channels])
+    if values is None:
+        return load(JpegImagePlugin.JpegImageFile(BytesIO(coded)), orientation, notes)
+    if channels == 4:
+        values, more = image_values(Image.fromarray(255 - values, "CMYK"))  # inverted, as Adobe writes them
+        notes = notes + more
+    return Raw(upright(values[..., 0] if channels == 1 else values, orientation), notes=notes)
+
+
+def strict_jpeg(coded: bytes, space: str) -> Array | None:
+    """The pixels of a JPEG; None where its layout is one that the strict decoder does not know.
+
+    Args: space: "GRAY", "RGB" or "CMYK" (as stored). Raises: Unusable if its coded data is damaged.
+    """
+    import simplejpeg
+
+    try:
+        values: Array = simplejpeg.decode_jpeg(coded, colorspace=space, strict=True)
+        return values
+    except ValueError as error:
+        if "subsampling level" in str(error):
+            return None
+    padded = len(coded) - 2 - len(coded[:-2].rstrip(b"\0"))
+    if 0 < padded <= 3:  # what some cameras fill up their pictures with, to a whole number of words
+        return strict_jpeg(coded[: -2 - padded] + b"\xff\xd9", space)
+    raise Unusable("is damaged: the coded data of the JPEG is not whole")
