@@ -7,7 +7,7 @@ what does not hold which field it is. `blemish fit`, `calibrate` and `refine` bu
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Annotated, Any
 
 from blemish import config
@@ -250,10 +250,10 @@ def read_manifest(path: object, values: Mapping[str, Any]) -> Manifest:
     try:
         record = config.from_dict(Manifest, values, strict=True)
         # What all versions have written: a default in its place would change scores without a word.
-        written = {"preprocessing": (Preprocessing, values["preprocessing"])}
+        written: dict[str, tuple[Any, Mapping[str, Any]]] = {"preprocessing": (Preprocessing, values["preprocessing"])}
         written["backbone.spec"] = (BackboneSpec, values["backbone"]["spec"])
         for place, (kind, given) in written.items():
-            for each in dataclasses.fields(kind):
+            for each in fields(kind):
                 if each.name not in given and each.name != "offsets":
                     raise ConfigError(f"{place}.{each.name}: is missing")
         if record.categories and "thresholds" not in values:
