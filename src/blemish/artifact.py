@@ -25,7 +25,7 @@ from blemish.errors import ArtifactError
 from blemish.files import ARTIFACT_BYTES, read_whole, write_whole
 
 FORMAT = 1  # raised when an older blemish could misread the file
-_LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow", "opencv-python-headless")
+_LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow", "simplejpeg", "opencv-python-headless")
 
 
 def provenance() -> dict[str, Any]:
