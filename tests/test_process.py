@@ -159,7 +159,13 @@ def test_an_output_that_cannot_be_written_is_one_sentence() -> None:
     """Standard output full, its reader gone, and closed, in one process that has imported all once."""
     code = """
 import os, sys
-from blemish import cli
+from blemish import cli, errors
+def work(arguments):
+    if arguments[0] == "fails":
+        raise errors.DataError("no")
+    print("x" * int(arguments[0]))
+    return 0
+cli._run = work
 def status(arguments):
     pid = os.fork()
     if pid == 0:
@@ -175,16 +181,16 @@ for way in ("full", "gone"):
         os.dup2(writer, 1)
         os.close(reader)
         os.close(writer)
-    answers += [status(["methods", "--json"]), status(["fit", "nothing", "--json", "x", "-o", "y"])]
+    answers += [status(["9"]), status(["99999"]), *([status(["fails", "--json"])] if way == "full" else [])]
 sys.stdout = None
-answers.append(status(["data", "layouts"]))
+answers.append(status(["9"]))
 os.write(said, repr(answers).encode())
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.stdout == "[2, 2, 141, 141, 0]", done.stderr
-    assert set(done.stderr.splitlines()) == {
-        "blemish: standard output cannot be written (No space left on device); the answer is lost"
-    }
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=buffered)
+    assert done.stdout == "[2, 2, 2, 141, 141, 0]", done.stderr
+    lost = "blemish: standard output cannot be written (No space left on device); the answer is lost"
+    assert set(done.stderr.splitlines()) == {lost, "blemish: the disk is full; make room or choose another place"}
 
 
 def test_names_in_the_table_are_no_formulas_and_break_no_row(

@@ -56,7 +56,9 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON document on standar
 Artifact = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="A file that `blemish fit` has written.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
 Precision = Annotated[str, typer.Option(help="auto (bf16 where the hardware computes in it), fp32, bf16 or fp16.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Pictures at once; changes speed and memory only.")]
+BatchSize = Annotated[
+    int, typer.Option(min=1, help="Pictures at once; changes speed, memory and the last digit of scores only.")
+]
 Window = Annotated[
     str | None, typer.Option(metavar="LO,HI", help="Range of the pixel values, for 16-bit and DICOM pictures.")
 ]
