@@ -14,6 +14,7 @@ import numpy as np
 
 from blemish.errors import MissingExtraError
 from blemish.images.blocks import packbits_length
+from blemish.images.budget import ran_out
 from blemish.images.jpeg import jpeg
 from blemish.images.limits import TRUNCATED, Limits, Unusable, check_frames, check_size
 from blemish.images.pixels import Array, Container, Raw, unit
@@ -76,10 +77,9 @@ def _guarded(work: Callable[[], _Result]) -> _Result:
             return work()
         except Unusable:
             raise
-        except MemoryError:
-            raise MemoryError from None
-        except Exception:
-            pass
+        except Exception as error:
+            if ran_out(error):
+                raise MemoryError from None
     raise Unusable("cannot be decoded: the DICOM file is truncated or damaged, or holds no picture")
 
 

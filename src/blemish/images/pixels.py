@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageFile
 
 Array: TypeAlias = npt.NDArray[Any]
 CMYK_NOTE = "CMYK converted to RGB without a colour profile"
@@ -89,14 +89,14 @@ def _values(image: Image.Image, mode: str) -> Array:
 
 def _parts(image: Image.Image, mode: str) -> Iterator[tuple[slice, Image.Image]]:
     """Some rows of the image at a time, in a mode."""
-    for rows in blocks(image.height, image.width):
+    for rows in row_blocks(image.height, image.width):
         part = image.crop((0, rows.start, image.width, rows.stop))
         if part.mode == "La":
             part = part.convert("LA")
         yield rows, part if part.mode == mode else part.convert(mode)
 
 
-def blocks(height: int, width: int) -> Iterator[slice]:
+def row_blocks(height: int, width: int) -> Iterator[slice]:
     """All rows of a picture, about a quarter of a million pixels at a time: what is computed of
     these stays in the processor's cache, and no copy of the whole picture is made."""
     step = max(1, 2**18 // max(width, 1))
@@ -154,12 +154,14 @@ def unit(values: Array, lo: float, hi: float) -> Array:
 def load(image: Image.Image, orientation: int = 1, notes: tuple[str, ...] = ()) -> Raw:
     """A complete, checked picture decoded by Pillow."""
     image.load()
+    if isinstance(image, ImageFile.ImageFile) and image.fp is not None:
+        image.fp.close()  # with the bytes of the file
     values, more = image_values(image)
     image.close()  # lets go of its own copy of the pixels
     return Raw(upright(values, orientation), notes=notes + more)
 
 
-def opencv(data: bytes) -> Array:
+def opencv(data: bytes | memoryview) -> Array:
     """Pixels as RGB(A) or grey, at the depth at which OpenCV reads them; ValueError where it cannot."""
     import cv2
 
@@ -167,6 +169,6 @@ def opencv(data: bytes) -> Array:
     if values is None:
         raise ValueError("OpenCV could not decode the picture")
     if values.ndim == 3 and values.shape[2] in (3, 4):
-        for rows in blocks(*values.shape[:2]):  # in place
+        for rows in row_blocks(*values.shape[:2]):  # in place
             values[rows, :, :3] = values[rows, :, 2::-1].copy()
     return values

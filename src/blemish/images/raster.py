@@ -8,7 +8,7 @@ import zlib
 from io import BytesIO
 
 import numpy as np
-from PIL import PngImagePlugin, WebPImagePlugin
+from PIL import PngImagePlugin
 
 from blemish.images.directories import exif_orientation
 from blemish.images.limits import TRUNCATED, Limits, Unusable, check_frames, check_size
@@ -68,10 +68,11 @@ def png(data: bytes, limits: Limits) -> Container:
     def decoded() -> Raw:
         if transparent and depth < 16:  # left to _png_deep where deep: OpenCV reads it for RGB only
             head.append(_chunk(b"tRNS", _shown_key(transparent, depth, colour)))
-        pixels = b"".join([*head, _chunk(b"IDAT", _stored(coded, promised)), _chunk(b"IEND", b"")])
+        file = _stored(head, coded, promised)
+        coded.clear()
         if depth == 16:
-            return Raw(upright(_png_deep(pixels, transparent), orientation), top=top)
-        return load(PngImagePlugin.PngImageFile(BytesIO(pixels)), orientation)
+            return Raw(upright(_png_deep(file, transparent), orientation), top=top)
+        return load(PngImagePlugin.PngImageFile(file), orientation)
 
     return Container(height, width, 4 if colour == 3 or transparent else _PNG_CHANNELS[colour], depth, decoded)
 
@@ -80,14 +81,15 @@ def _chunk(kind: bytes, body: bytes) -> bytes:
     return b"".join([len(body).to_bytes(4), kind, body, zlib.crc32(body, zlib.crc32(kind)).to_bytes(4)])
 
 
-def _stored(coded: list[memoryview], promised: int) -> bytes:
+def _stored(head: list[bytes], coded: list[memoryview], promised: int) -> BytesIO:
     """The pixels that a PNG holds, inflated once and never beyond what its header promises, as a stored zlib stream.
 
     Libraries make black rows of pixels that are missing, and memory for all of them before they look; what they are
     handed is whole, and costs them a copy to inflate.
     """
     inflate, store = zlib.decompressobj(), zlib.compressobj(0)
-    parts: list[bytes] = []
+    file = BytesIO()  # written piece by piece: joined, it would be there twice
+    file.writelines(head)
     length = 0
     try:
         for body in coded:
@@ -96,12 +98,15 @@ def _stored(coded: list[memoryview], promised: int) -> bytes:
                 length += len(part)
                 if length > promised:
                     raise Unusable("is damaged: a PNG with more pixels than it announces")
-                parts.append(store.compress(part))
+                file.write(_chunk(b"IDAT", store.compress(part)))
     except zlib.error:
         raise Unusable("is damaged: the coded data of the PNG is not whole") from None
     if length < promised or not inflate.eof:
         raise Unusable("is damaged: a PNG with fewer pixels than it announces")
-    return b"".join([*parts, store.flush()])
+    file.write(_chunk(b"IDAT", store.flush()))
+    file.write(_chunk(b"IEND", b""))
+    file.seek(0)
+    return file
 
 
 def _shown_key(transparent: bytes, depth: int, colour: int) -> bytes:
@@ -112,9 +117,10 @@ def _shown_key(transparent: bytes, depth: int, colour: int) -> bytes:
     return (key * (255 // (2**depth - 1) if depth > 1 else 1)).astype(">u2").tobytes()
 
 
-def _png_deep(data: bytes, transparent: bytes) -> Array:
+def _png_deep(file: BytesIO, transparent: bytes) -> Array:
     """16-bit PNG, which Pillow would cut to 8 bits where it has colour."""
-    values = opencv(data)
+    values = opencv(file.getbuffer())
+    file.close()
     if values.dtype != np.uint16:
         raise ValueError("OpenCV cut the picture to 8 bits")
     if transparent:  # one colour that is see-through, as big-endian 16-bit samples
@@ -154,7 +160,8 @@ def webp(data: bytes, limits: Limits) -> Container:
             orientation = exif_orientation(data[body : body + size])
         position = body + size + size % 2
     check_frames(frames)
-    return Container(height, width, 4, 8, lambda: load(WebPImagePlugin.WebPImageFile(BytesIO(data[:end])), orientation))
+    # The same pixels as by Pillow, which decodes as if it were a film: into two canvases more.
+    return Container(height, width, 4, 8, lambda: Raw(upright(opencv(data[:end]), orientation)))
 
 
 _PNM_HEAD = re.compile(rb"P([56])" + rb"(?:\s|#[^\n\r]*[\n\r])+(\d{1,9})" * 3 + rb"\s")

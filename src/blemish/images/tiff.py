@@ -14,6 +14,7 @@ from PIL import TiffImagePlugin
 
 from blemish.errors import BlemishError, MissingExtraError
 from blemish.images.blocks import FEWER, Blocks, check_blocks
+from blemish.images.budget import ran_out
 from blemish.images.directories import directories
 from blemish.images.limits import TRUNCATED, Limits, Unusable, check_frames, check_size
 from blemish.images.pixels import (
@@ -25,6 +26,7 @@ from blemish.images.pixels import (
     load,
     native,
     opencv,
+    row_blocks,
     upright,
 )
 from blemish.images.quiet import quiet
@@ -101,18 +103,26 @@ def tiff(data: bytes, limits: Limits) -> Container:
         extra=tags.get(338, ()),
         blocks=blocks,
     )
-    return Container(height, width, channels, bits, lambda: _decoded(data, page, limits))
+    content = [data]
+    return Container(height, width, channels, bits, lambda: _decoded(content, page, limits))
 
 
-def _decoded(data: bytes, page: _Page, limits: Limits) -> Raw:
-    """8 bits by Pillow; deeper by Pillow, OpenCV or tifffile, whichever reads it at its own depth."""
+def _decoded(content: list[bytes], page: _Page, limits: Limits) -> Raw:
+    """8 bits by Pillow; deeper by Pillow, OpenCV or tifffile, whichever reads it at its own depth.
+
+    Args: content: the bytes of the file, taken out of the list so that they can be let go.
+    """
+    data = content.pop()
     check_blocks(data, page.blocks, limits)
     readers: list[Callable[[], Array]] = [lambda: _by_tifffile(data, page)]
     with quiet:
         if not page.deep:
             # A layout that Pillow does not know, or planes of one that it does.
             with contextlib.suppress(SyntaxError, ValueError if page.planar else SyntaxError):
-                loaded = load(TiffImagePlugin.TiffImageFile(BytesIO(data)))  # turns it upright as well
+                image = TiffImagePlugin.TiffImageFile(BytesIO(data))
+                if not page.planar:  # no other reader will be asked
+                    del data
+                loaded = load(image)  # turns it upright as well
                 return replace(loaded, **_shown_by_pillow(loaded, page.bands))
         elif page.photometric in (0, 1, 2) and not (page.planar and page.channels > 1):
             # OpenCV leaves planes in part undecoded; it turns a picture upright as well.
@@ -124,7 +134,9 @@ def _decoded(data: bytes, page: _Page, limits: Limits) -> Raw:
                 values = read()
             except BlemishError:
                 raise
-            except Exception:  # not this reader's kind of TIFF; what went wrong is told once all have failed
+            except Exception as error:  # not this reader's kind of TIFF; what went wrong is told once all have failed
+                if ran_out(error):
+                    raise
                 continue
             found = values.shape[2] if values.ndim == 3 else 1
             depth = (values.dtype.kind, values.dtype.itemsize * 8)
@@ -189,6 +201,15 @@ class _Bands:
         """Of all bands as stored (H W, or H W C) grey or RGB, with alpha where there is any. `top`: full scale."""
         if values.ndim == 2:
             return values
+        parts = ((rows, self._of_rows(values[rows], top)) for rows in row_blocks(*values.shape[:2]))
+        rows, part = next(parts)
+        chosen = np.empty((len(values), *part.shape[1:]), part.dtype)
+        chosen[rows] = part
+        for rows, part in parts:
+            chosen[rows] = part
+        return chosen
+
+    def _of_rows(self, values: Array, top: int) -> Array:
         colour = values[..., : {"grey": 1, "RGB": 3, "CMYK": 4}[self.kind]]
         floats = values.dtype.kind == "f"
         exact = np.float64 if floats else np.uint64
