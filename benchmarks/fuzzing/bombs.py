@@ -17,6 +17,7 @@ from fuzzing import artifacts, forks, pictures
 from fuzzing.tallies import Tally
 
 MEGAPIXELS = 24
+SECONDS_PER_BYTE = 12 / 2.4e9  # a whole picture of 200 megapixels of 16 bits takes so long
 PEAK = 3.0  # how many times the decoded picture may be in memory at most
 WIDE = 14_142  # squared it is just within the limit of 200 megapixels
 

@@ -124,7 +124,7 @@ def overview(rows: Sequence[Row]) -> str:
         broken = counts["crash"] + counts["hang"] + counts["bug"] + counts["memory"]
         lines.append(
             [
-                *(f"{part}: {about}", number(counts["tried"]), number(counts["refused"])),
+                *(f"**{part}**: {about}", number(counts["tried"]), number(counts["refused"])),
                 *(number(counts["wrong"] - excused), number(excused), number(broken)),
                 *(
                     number(counts["lost"]),
@@ -179,7 +179,7 @@ def damaged(rows: Sequence[Row]) -> str:
         wrong = row.get("wrong", 0)
         return f"{wrong:,} of {row['tried']:,}" + ("" if row["told"] or not wrong else " °")
 
-    lines = [[f"{way}: {DAMAGE[way]}", *(cell(form, way) for form in forms)] for way in MUTATIONS]
+    lines = [[f"**{way}**: {DAMAGE[way]}", *(cell(form, way) for form in forms)] for way in MUTATIONS]
     text = "Accepted without an error or a note though the pixels are others, of all attempts. °: the file cannot tell."
     return f"{text}\n\n{table(['damage', *forms], lines)}"
 

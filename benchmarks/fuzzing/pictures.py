@@ -22,7 +22,8 @@ CHECKS: Mapping[str, str] = {
     "JPEG": "markers and Huffman codes, which end early or late where they are damaged",
     "WebP": "the length; inside of the coded data nothing",
     "BMP": "the length",
-    "TIFF": "the length; Deflate: Adler-32 of the pixels",
+    "TIFF": "the length",
+    "TIFF Deflate": "the length, and Adler-32 of the pixels",
     "PNM": "the length",
     "DICOM": "the length",
 }
@@ -441,12 +442,12 @@ MUTATIONS: Mapping[str, Callable[[bytes, Random], bytes]] = {
 # What every format can tell of a file that has been damaged so: there no wrong accept is excused.
 TOLD: Mapping[str, frozenset[str]] = {
     "truncation": frozenset(CHECKS),
-    "enlarged": frozenset(CHECKS) - {"TIFF"},
-    "closed": frozenset({"PNG", "JPEG", "WebP"}),
-    "hole": frozenset({"PNG", "JPEG"}),
+    "enlarged": frozenset(CHECKS),
+    "closed": frozenset({"PNG", "JPEG", "WebP", "TIFF Deflate"}),
+    "hole": frozenset({"PNG", "JPEG", "TIFF Deflate"}),
     "flip": frozenset({"PNG"}),
     "scribble": frozenset({"PNG"}),
-    "shrunk": frozenset({"DICOM"}),
+    "shrunk": frozenset({"PNG", "JPEG", "PNM", "DICOM"}),
 }
 NEAR, SHARE = 8, 0.01  # of 255; of the pixels: what is within both is an honest picture still
 
@@ -459,6 +460,11 @@ def compared(found: Pixels, original: Pixels) -> str:
     if not apart.any():
         return "right"
     return "wrong" if float((apart > NEAR).mean()) > SHARE else "changed"
+
+
+def checked_as(form: str, kind: str) -> str:
+    """The name in `CHECKS` of a picture of this format and kind."""
+    return f"{form} Deflate" if form == "TIFF" and "Deflate" in kind else form
 
 
 def tried(data: bytes, original: Pixels, notes: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -79,8 +79,8 @@ class Reader:
 
     Attributes:
         name: what it is. file: its path. right: its content as blemish or a person writes it.
-        run: the command that reads it. form: "bytes", "table", "json", "lines" (JSON a line), "artifact"
-            or "pickle" (of PyTorch).
+        run: the command that reads it. form: "bytes", "table", "json", "lines" (JSON a line), "artifact",
+            "toml" or "pickle" (of PyTorch).
         ready: called before each attempt, to put the rest back as it was.
     """
 
@@ -188,6 +188,17 @@ def _artifact(right: bytes, random: Random) -> bytes:
     return artifacts.forge(tensors, artifacts.altered(manifest, random)[2])
 
 
+def _toml(right: bytes, random: Random) -> bytes:
+    """A suite with another value, or without a line."""
+    lines = right.split(b"\n")
+    places = [place for place, line in enumerate(lines) if b" = " in line]
+    place = places[int(random.integers(len(places)))]
+    values = (b"1", b"-1", b"nan", b"1e999", b'"x"', b"[]", b"[[1]]", b"{}", b"true", b'["a", 1]', b"1979-05-27")
+    key = lines[place].split(b" = ")[0]
+    lines[place] = b"" if random.random() < 0.1 else key + b" = " + values[int(random.integers(len(values)))]
+    return b"\n".join(lines)
+
+
 def _pickle(right: bytes, random: Random) -> bytes:
     """A PyTorch file whose program for the object loader is another, in an archive that is right."""
     program = zipfile.ZipFile(io.BytesIO(right))
@@ -219,6 +230,7 @@ _FORMS: Mapping[str, Callable[[bytes, Random], bytes]] = {
     "lines": _lines,
     "artifact": _artifact,
     "pickle": _pickle,
+    "toml": _toml,
 }
 
 
@@ -313,7 +325,7 @@ def _settings(folder: Path, good: Path) -> list[Reader]:
     rows.write_bytes(text)
     again = folder / "rows-again.jsonl"
     again.write_bytes(text)
-    found.append(_reader("suite (TOML)", suite, toml, "bytes", "bench", "table", again, "--suite", suite))
+    found.append(_reader("suite (TOML)", suite, toml, "toml", "bench", "table", again, "--suite", suite))
     return found
 
 
