@@ -34,9 +34,6 @@ from blemish.images.budget import BUDGET, ran_out, within_memory
 from blemish.images.dicom import dicom
 from blemish.images.jpeg import jpeg
 from blemish.images.limits import LIMITS, Limits, Unusable, check_frames, check_size, too_large
-<<<<<<< HEAD
-from blemish.images.pixels import Array, Container, Raw, blocks, full_scale, image_values, native, split, unit, upright
-=======
 from blemish.images.pixels import (
     Array,
     Container,
@@ -49,7 +46,6 @@ from blemish.images.pixels import (
     unit,
     upright,
 )
->>>>>>> memory
 from blemish.images.quiet import quiet
 from blemish.images.raster import png, pnm, webp
 from blemish.images.tiff import tiff
