@@ -103,7 +103,8 @@ def test_a_batch_too_large_for_memory_is_scored_in_halves(
     results = list(detector.predict_many([*GOOD[:2], b"broken", *GOOD[2:]], batch_size=5))
     assert isinstance(results.pop(2), Failure)
     assert [result.score for result in results] == pytest.approx(expected, rel=1e-5)
-    assert max(seen) == 5 and min(seen) == 1
+    assert max(seen) == 5
+    assert min(seen) == 1
 
 
 def test_one_that_cannot_be_scored_even_alone_fails_alone(
@@ -148,7 +149,8 @@ def test_a_decoded_picture_is_let_go_before_its_mask_is_read(
         return picture
 
     def looked(*arguments: Any) -> Any:
-        assert alive and alive[0]() is None
+        assert alive
+        assert alive[0]() is None
         assert BUDGET.used == 0
         return marked(*arguments)
 
@@ -158,7 +160,8 @@ def test_a_decoded_picture_is_let_go_before_its_mask_is_read(
     sample = blemish.types.Sample(path=path, label=1, mask=tmp_path / "mask.png")
     stream = PictureStream([path], detector.preprocessing, 1, labels=[1], marks=[sample])
     (batch,) = stream
-    assert batch.masks is not None and not stream.failures
+    assert batch.masks is not None
+    assert not stream.failures
 
 
 def test_the_process_is_held_to_its_limit(tmp_path: Path) -> None:
@@ -193,7 +196,8 @@ print(json.dumps([rows, [failure.reason for failure in stream.failures.values()]
     )
     assert done.returncode == 0, done.stderr
     rows, reasons = json.loads(done.stdout)
-    assert rows == 1 and len(reasons) == 1
+    assert rows == 1
+    assert len(reasons) == 1
     assert "to decode" in reasons[0] or reasons[0].startswith(WORDS), reasons
     assert "damaged" not in reasons[0]
 

@@ -6,11 +6,12 @@ import re
 from functools import partial
 from io import BytesIO
 
+import numpy as np
 from PIL import Image, JpegImagePlugin
 
 from blemish.images.directories import exif_orientation
 from blemish.images.limits import TRUNCATED, Limits, Unusable, check_size
-from blemish.images.pixels import Array, Container, Raw, image_values, load, upright
+from blemish.images.pixels import CMYK_NOTE, Array, Container, Raw, load, row_blocks, upright
 
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # inside coded data 00 is stuffing, d0..d7 are restarts
 _MAX_SCANS = 200  # of a progressive picture, each of which costs a pass over all blocks; usual: 10, at most 12 a colour
@@ -87,8 +88,10 @@ def _decoded(kept: list[bytes], channels: int, orientation: int, notes: tuple[st
     if values is None:
         return load(JpegImagePlugin.JpegImageFile(BytesIO(coded)), orientation, notes)
     if channels == 4:
-        values, more = image_values(Image.fromarray(255 - values, "CMYK"))  # inverted, as Adobe writes them
-        notes = notes + more
+        colours = np.empty((*values.shape[:2], 3), np.uint8)
+        for rows in row_blocks(*values.shape[:2]):  # inverted, as Adobe writes them
+            colours[rows] = Image.fromarray(255 - values[rows], "CMYK").convert("RGB")
+        values, notes = colours, (*notes, CMYK_NOTE)
     return Raw(upright(values[..., 0] if channels == 1 else values, orientation), notes=notes)
 
 

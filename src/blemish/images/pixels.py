@@ -153,9 +153,10 @@ def unit(values: Array, lo: float, hi: float) -> Array:
 
 def load(image: Image.Image, orientation: int = 1, notes: tuple[str, ...] = ()) -> Raw:
     """A complete, checked picture decoded by Pillow."""
+    file = image.fp if isinstance(image, ImageFile.ImageFile) else None
     image.load()
-    if isinstance(image, ImageFile.ImageFile) and image.fp is not None:
-        image.fp.close()  # with the bytes of the file
+    if file is not None:
+        file.close()  # lets go of the bytes of the file
     values, more = image_values(image)
     image.close()  # lets go of its own copy of the pixels
     return Raw(upright(values, orientation), notes=notes + more)
