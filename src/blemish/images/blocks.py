@@ -10,6 +10,8 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+
 from blemish.images.jpeg import jpeg
 from blemish.images.limits import TRUNCATED, Limits, Unusable
 
@@ -108,42 +110,42 @@ def packbits_length(coded: bytes, most: int) -> tuple[int, int]:
     return length, position
 
 
-def _lzw(coded: bytes, most: int) -> int:
-    """How many bytes LZW gives, up to `most` (TIFF 6.0, section 13).
+_CODES = np.arange(3840)  # more than can follow a clear: 4096 less 258 codes
+_WIDTHS = np.array([min(12, (258 + max(code, 1)).bit_length()) for code in range(3840)])
+_ENDS = np.cumsum(_WIDTHS)
+_STARTS = _ENDS - _WIDTHS
 
-    Only the lengths of the strings are kept. In the older kind, whose bits come in the other order, nothing can be
-    told apart this way: it counts as whole.
+
+def _lzw(coded: bytes, most: int) -> int:
+    """How many bytes LZW gives, up to `most` or a little more (TIFF 6.0, section 13).
+
+    Only the lengths of the strings are worked out: where a code stands depends on none before it but the last clear,
+    and a code's string is one longer than the string of the code that it was entered with. In the older kind, whose
+    bits come in the other order, nothing is told apart: it counts as whole.
     """
     if len(coded) > 1 and coded[0] == 0 and coded[1] & 1:
         return most - 1
-    lengths: list[int] = []
-    total, previous, width, bits, held = 0, 0, 9, 0, 0
-    first = [1] * 256 + [0, 0]
-    for byte in coded:
-        held, bits = held << 8 | byte, bits + 8
-        if bits < width:
-            continue
-        bits -= width
-        code = held >> bits
-        held &= (1 << bits) - 1
-        if code == 257:  # end of information
-            return total
-        if code == 256:  # clear
-            lengths, previous, width = first.copy(), 0, 9
-            continue
-        if not lengths:
-            raise Unusable(_BROKEN)  # a strip starts with a clear
-        if previous:
-            lengths.append(previous + 1)
-            if len(lengths) >= (1 << width) - 1 and width < 12:
-                width += 1
-        if code >= len(lengths) or len(lengths) > 4096:
+    stored = np.frombuffer(coded + bytes(3), np.uint8)
+    start, total = 0, 0
+    while total < most:
+        count = int(np.searchsorted(_ENDS, 8 * len(coded) - start, side="right"))
+        at, width = start + _STARTS[:count], _WIDTHS[:count]
+        byte = at >> 3
+        word = stored[byte].astype(np.int64) << 16 | stored[byte + 1].astype(np.int64) << 8 | stored[byte + 2]
+        codes = word >> (24 - (at & 7) - width) & ((1 << width) - 1)
+        marks = np.flatnonzero((codes == 256) | (codes == 257))
+        stop = int(marks[0]) if len(marks) else count
+        entry = codes[:stop] - 258
+        if np.any(entry >= _CODES[:stop]) or stop == len(_CODES):
             raise Unusable(_BROKEN)
-        previous = lengths[code]
-        total += previous
-        if total >= most:
-            return total
-    return total  # some writers leave the end out
+        length, parent = np.append(np.ones(stop, np.int64), 0), np.append(np.where(entry < 0, stop, entry), stop)
+        while np.any(parent < stop):  # from each string to the one that it goes on from, twice as far each time
+            length, parent = length + length[parent], parent[parent]
+        total += int(length.sum())
+        if not len(marks) or codes[stop] == 257:  # end of information, which some writers leave out
+            break
+        start = int(at[stop] + width[stop])
+    return total
 
 
 def _check_jpeg(coded: bytes, blocks: Blocks, limits: Limits, rows: int) -> None:

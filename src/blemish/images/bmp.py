@@ -7,10 +7,10 @@ from functools import partial
 from io import BytesIO
 
 import numpy as np
-from PIL import BmpImagePlugin, Image
+from PIL import BmpImagePlugin
 
 from blemish.images.limits import TRUNCATED, Limits, Unusable, check_size
-from blemish.images.pixels import Array, Container, Raw, image_values, load
+from blemish.images.pixels import Array, Container, Raw, load
 
 _SHORT = "is damaged: a BMP with fewer pixels than it announces"
 
@@ -43,9 +43,11 @@ def _run_length(image: BmpImagePlugin.BmpImageFile, runs: bytes, nibbles: bool) 
     """The picture behind runs, with the colours that Pillow found in the header."""
     indices = _indices(runs, image.width, image.height, nibbles)[::-1]  # stored from the bottom up
     if image.mode == "P" and image.palette is not None:
-        coloured = Image.fromarray(np.ascontiguousarray(indices))
-        coloured.putpalette(image.palette.palette, image.palette.rawmode or "RGB")
-        indices, _ = image_values(coloured)
+        stride = len(image.palette.rawmode or "BGRX")
+        colours = np.frombuffer(bytes(image.palette.palette), np.uint8).reshape(-1, stride)[:, 2::-1]
+        known = np.zeros((256, 3), np.uint8)  # what the palette does not name is black
+        known[: len(colours)] = colours[:256]
+        indices = known[indices]
     elif image.mode == "1":
         indices = np.where(indices > 0, np.uint8(255), np.uint8(0))
     return Raw(np.ascontiguousarray(indices))

@@ -114,8 +114,8 @@ def _shown_key(transparent: bytes, depth: int, colour: int) -> bytes:
     if colour == 3:
         return transparent
     key = np.frombuffer(transparent, ">u2") & (2**depth - 1)  # the other bits do not count (PNG 11.3.2.1)
-    spread: Array = key * (255 // (2**depth - 1) if depth > 1 else 1)
-    return bytes(spread.astype(">u2").tobytes())
+    scaled: Array = (key * (255 // (2**depth - 1) if depth > 1 else 1)).astype(">u2")
+    return scaled.tobytes()
 
 
 def _png_deep(file: BytesIO, transparent: bytes) -> Array:
