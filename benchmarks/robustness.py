@@ -18,12 +18,11 @@ Exit status 1 where anything happened that may not; the table says what, the row
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = [name for name in options.only.split(",") if name]
     if unknown := sorted(set(chosen) - set(PARTS)):
         parser.error(f"unknown parts: {', '.join(unknown)}; known: {', '.join(PARTS)}")
-    rows = [row for tally in attempts(chosen, options) for row in [{**tally.row(), **conditions(options)}]]
+    known = conditions(options)  # at the start: a long run may outlast a commit
+    rows = [{**tally.row(), **known} for tally in attempts(chosen, options)]
     print(summary(rows))
     bad = [row for row in rows if row["examples"]]
     for row in bad:
@@ -92,19 +92,21 @@ def attempts(chosen: Sequence[str], options: argparse.Namespace) -> Iterator[Tal
         yield from found
 
 
-@functools.cache
-def machine() -> Mapping[str, Any]:
+def conditions(options: argparse.Namespace) -> dict[str, Any]:
+    """What is in every row."""
     import torch
 
     from blemish import benchmark
 
     commit, dirty = benchmark.checkout()
-    return {"commit": commit, "dirty": dirty, "device": benchmark.hardware(torch.device("cpu"))}
-
-
-def conditions(options: argparse.Namespace) -> dict[str, Any]:
-    corpus = options.corpus.name if options.corpus else ""
-    return {"seed": options.seed, "minutes": options.minutes, "corpus": corpus, **machine()}
+    return {
+        "seed": options.seed,
+        "minutes": options.minutes,
+        "corpus": options.corpus.name if options.corpus else "",
+        "commit": commit,
+        "dirty": dirty,
+        "device": benchmark.hardware(torch.device("cpu")),
+    }
 
 
 if __name__ == "__main__":
