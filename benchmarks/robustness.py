@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import tempfile
 import time
@@ -49,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = [name for name in options.only.split(",") if name]
     if unknown := sorted(set(chosen) - set(PARTS)):
         parser.error(f"unknown parts: {', '.join(unknown)}; known: {', '.join(PARTS)}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # which removes the temporary folders
     known = conditions(options)  # at the start: a long run may outlast a commit
     rows = [{**tally.row(), **known} for tally in attempts(chosen, options)]
     print(summary(rows))
