@@ -203,7 +203,7 @@ def page(files: Mapping[str, Sequence[Row]]) -> str:
     """The whole page. `files`: name -> rows."""
     bench = {name: [row for row in rows if "schema" in row] for name, rows in sorted(files.items())}
     every = [row for rows in bench.values() for row in rows]
-    others = [row for _, rows in sorted(files.items()) for row in rows if "schema" not in row]
+    others = [row for _, rows in sorted(files.items()) for row in rows if not {"schema", "part"} & row.keys()]
     weak = latest((row for row in others if "draw" in row), lambda row: (row["key"],))
     probes = [row for row in others if row.get("what") == "probe"]
     speeds = [row for row in others if row.get("what", "probe") != "probe"]

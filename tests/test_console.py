@@ -141,3 +141,10 @@ def test_tables_are_coloured_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> N
 def test_json_is_one_document_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
     console.answer({"path": "\udcff"}, ["not shown"], as_json=True)
     assert capsys.readouterr().out == '{\n  "path": "\\udcff"\n}\n'
+
+
+def test_a_message_keeps_its_own_lines_and_not_those_of_a_name(capsys: pytest.CaptureFixture[str]) -> None:
+    console.complain("blemish: a\nb.png: no layout:\n\n    mvtec   train/good\n\n    flat\nTry this")
+    assert capsys.readouterr().err == (
+        "blemish: a\\nb.png: no layout:\n\n    mvtec   train/good\n\n    flat\nTry this\n"
+    )

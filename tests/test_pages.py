@@ -174,3 +174,15 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
     named = re.findall(r"`((?:docs|benchmarks)/[\w./-]+\.(?:md|py|jsonl))`", text)
     assert [target for target in linked if not (page.parent / target).exists()] == []
     assert [target for target in named if not (ROOT / target).exists()] == []
+
+
+def test_the_tests_that_are_named_exist() -> None:
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", (ROOT / "docs" / "security.md").read_text(encoding="utf-8"))
+    assert len(named) > 10
+    assert [one for one in named if f"def {one[1]}(" not in (ROOT / one[0]).read_text(encoding="utf-8")] == []
+
+
+def test_the_robustness_page_is_what_the_rows_make() -> None:
+    from fuzzing import page
+
+    assert page.write(ROOT / "benchmarks" / "results" / "robustness.jsonl", check=True) == 0

@@ -40,8 +40,9 @@ def answer(document: Mapping[str, Any] | Sequence[Any], human: Iterable[str | Ta
 
 def complain(message: str) -> None:
     """A message on standard error."""
-    # A line break of ours is followed by two spaces or by advice; another is part of a name.
-    text = clean(re.sub(r"\n(?!  |Try )", r"\\n", message))
+    # A line break of ours is followed by two spaces (a blank line may be between) or by advice;
+    # another is part of a name.
+    text = clean(re.sub(r"\n(?!\n?  |Try )", r"\\n", message))
     with suppress(OSError):  # nobody is there any more to read it
         print(text, file=sys.stderr)
 

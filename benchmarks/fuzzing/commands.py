@@ -1,0 +1,536 @@
+"""Whole commands: killed, interrupted, out of room, without leave to write, two on one output.
+
+Each runs in a fork (`forks`), on pictures and settings so small that it takes about a second.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fuzzing import forks
+from fuzzing.artifacts import Random, parts
+from fuzzing.forks import End
+from fuzzing.texts import APMASK, BRIEF, FIT
+
+DEVICE = ("--device", "cpu", "--precision", "fp32")
+SMALL = ("--set", "width=32", "--set", "heads=4", "--set", "depth=1")  # of agpnet
+STEPS = ("--set", "min_steps=6", "--set", "epochs=1", "--set", "pictures_per_step=4")
+TEMPORARY = ".blemish-*"
+
+
+def run(*arguments: str | Path) -> int:
+    """A command line in this process, with its exit status."""
+    from blemish import cli
+
+    return cli.main([str(each) for each in arguments])
+
+
+@dataclass(frozen=True)
+class Job:
+    """A command that writes.
+
+    Attributes:
+        name: of the command. line: its arguments, for an output folder. more: what resumes it.
+        ready: puts into the folder what the command needs there.
+        results: what is to be the same in the end, by name, read from the folder.
+        whole: the files that have to be whole after a kill, if they are there.
+    """
+
+    name: str
+    line: Callable[[Path], Sequence[str | Path]]
+    more: Sequence[str]
+    ready: Callable[[Path], None]
+    results: Callable[[Path], Mapping[str, Any]]
+    whole: Sequence[str] = field(default=())
+
+
+def write_inputs(folder: Path) -> None:
+    """Pictures and artifacts for the jobs. Computes: in a fork."""
+    from PIL import Image
+
+    for name, count, seed in (("good", 12, 0), ("new", 10, 1), ("bad", 3, 2)):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for index, pixels in enumerate(parts(count, seed=seed)):
+            Image.fromarray(pixels).save(folder / name / f"{index:02d}.png")
+    fit = ("--false-alarm-rate", "0.2")
+    assert run("fit", "knn", folder / "good", "-o", folder / "knn.blemish", *FIT, *fit) == 0
+    taught = ("--anomalies", folder / "bad", "--anomaly-count", "2")
+    atacnet = ("fit", "atacnet", folder / "good", "-o", folder / "atacnet.blemish", *FIT, *fit)
+    assert run(*atacnet, *taught) == 0
+
+
+def jobs(inputs: Path) -> list[Job]:
+    """fit, predict, refine and pretrain, on what `write_inputs` has written."""
+    good, new = inputs / "good", inputs / "new"
+
+    def old_artifact(folder: Path) -> None:
+        shutil.copy(inputs / "atacnet.blemish", folder / "part.blemish")
+
+    def nothing(_: Path) -> None:
+        return
+
+    return [
+        Job(
+            "fit",
+            lambda folder: (
+                "fit",
+                "agpnet",
+                good,
+                "-o",
+                folder / "part.blemish",
+                *FIT,
+                *SMALL,
+                *STEPS,
+            ),
+            ("--resume",),
+            nothing,
+            lambda folder: {"tensors": _tensors(folder / "part.blemish")},
+            ("part.blemish", "part.blemish.training"),
+        ),
+        Job(
+            "predict",
+            lambda folder: (
+                *("predict", inputs / "knn.blemish", new, "--output", folder / "out"),
+                *("--report", folder / "report.html", *DEVICE, "--batch-size", "3"),
+            ),
+            ("--resume",),
+            nothing,
+            lambda folder: {"rows": _rows(folder / "out" / "predictions.jsonl")},
+        ),
+        Job(
+            "refine",
+            lambda folder: ("refine", folder / "part.blemish", "--good", new, *DEVICE),
+            (),
+            old_artifact,
+            lambda folder: {"tensors": _tensors(folder / "part.blemish")},
+            ("part.blemish",),
+        ),
+        Job(
+            "pretrain",
+            lambda folder: (
+                "pretrain",
+                good,
+                "-o",
+                folder / "encoder.safetensors",
+                *APMASK,
+                *STEPS,
+            ),
+            ("--resume",),
+            nothing,
+            lambda folder: {"tensors": _tensors(folder / "encoder.safetensors")},
+            ("encoder.safetensors", "encoder.safetensors.training"),
+        ),
+    ]
+
+
+def _tensors(path: Path) -> dict[str, str]:
+    """A fingerprint of every tensor of an artifact, by name."""
+    import hashlib
+
+    from blemish import artifact
+
+    tensors, _ = artifact.read(path)
+    return {name: hashlib.sha256(each.contiguous().numpy().tobytes()).hexdigest() for name, each in tensors.items()}
+
+
+def _rows(path: Path) -> dict[str, Any]:
+    """By path (the last part), what was said of each picture; a second row of it is an error."""
+    found: dict[str, Any] = {}
+    for line in path.read_text().splitlines():
+        row = json.loads(line)
+        name = Path(row["path"]).name
+        if name in found:
+            raise ValueError(f"two rows of {name}")
+        found[name] = row.get("score", row.get("error"))
+    return found
+
+
+def finish(job: Job, folder: Path) -> End:
+    """The same command once more, to its end."""
+    more = () if job.name != "predict" and not _has_checkpoint(job, folder) else job.more
+    return forks.attempt(lambda: run(*job.line(folder), *more), limit=60)
+
+
+def _has_checkpoint(job: Job, folder: Path) -> bool:
+    return any((folder / name).exists() for name in job.whole if name.endswith(".training"))
+
+
+def results_of(job: Job, folder: Path) -> Mapping[str, Any]:
+    """Of a finished job."""
+    return job.results(folder)
+
+
+def faults(job: Job, folder: Path, before: Mapping[str, bytes]) -> list[str]:
+    """What is not whole in the folder of a job that was ended before its time.
+
+    `before`: files that were there at the start, by name: the old content is whole, too.
+    """
+    from blemish import artifact
+    from blemish.errors import BlemishError
+
+    found = []
+    for name in job.whole:
+        path = folder / name
+        if not path.exists():
+            if name in before:
+                found.append(f"{name} is gone")
+            continue
+        if before.get(name) == path.read_bytes():
+            continue
+        try:
+            artifact.read(path)
+        except BlemishError as error:
+            found.append(f"not whole: {error}")
+    rows = folder / "out" / "predictions.jsonl"
+    if rows.exists():
+        lines = rows.read_bytes().split(b"\n")
+        for line in lines[:-1]:
+            with suppress(ValueError):
+                json.loads(line)
+                continue
+            found.append(f"a damaged row: {line[:80]!r}")
+    return found
+
+
+def remains(folder: Path) -> list[str]:
+    """Temporary files that were left."""
+    return sorted(path.name for path in folder.rglob("*") if path.match(TEMPORARY) and path.is_file())
+
+
+def difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[str, float]:
+    """What is lost or other in results, "" for nothing; and by how much scores differ at most."""
+    apart = 0.0
+    for what, each in wanted.items():
+        here = found.get(what, {})
+        lost = sorted(set(each) - set(here))
+        more = sorted(set(here) - set(each))
+        if lost or more:
+            return f"{what}: {len(lost)} lost ({', '.join(lost[:3])}), {len(more)} too many", apart
+        for name, value in each.items():
+            if value == here[name]:
+                continue
+            if isinstance(value, float) and isinstance(here[name], float):
+                apart = max(apart, abs(value - here[name]) / max(abs(value), 1e-12))
+            else:
+                return f"{what}: {name} differs", apart
+    return ("" if apart <= 1e-6 else f"scores differ by {apart:.2g}"), apart
+
+
+# --- Ways to end a process ------------------------------------------------------------------------
+
+WRITING = ("os.rename", "os.remove", "os.truncate", "os.mkdir")
+
+
+def counted_writes(folder: Path, act: Callable[[int], None]) -> None:
+    """Calls `act` with 1, 2, … before each step by which this process changes a file in a folder:
+
+    opening it to write, bringing it to the disk, renaming, cutting, removing it.
+    """
+    count = 0
+    place = str(folder.resolve())
+
+    def step() -> None:
+        nonlocal count
+        count += 1
+        act(count)
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open" and isinstance(arguments[0], str) and arguments[0].startswith(place):
+            mode, flags = arguments[1] or "", arguments[2] or 0
+            if any(sign in mode for sign in "wax+") or flags & (os.O_WRONLY | os.O_RDWR):
+                step()
+        elif event in WRITING and str(arguments[0]).startswith(place):
+            step()
+
+    sync = os.fsync
+
+    def synced(descriptor: int) -> None:
+        step()
+        sync(descriptor)
+
+    os.fsync = synced
+    sys.addaudithook(hook)
+
+
+def killed_at(folder: Path, number: int) -> Callable[[], None]:
+    """For `forks.attempt`: the process is killed before the so-manieth step of writing."""
+
+    def act(count: int) -> None:
+        if count == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return lambda: counted_writes(folder, act)
+
+
+def killed_within(size: int) -> Callable[[], None]:
+    """For `forks.attempt`: the process is killed while it writes this byte of any file."""
+
+    def prepare() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+    return prepare
+
+
+def signalled(number: int, after: float, *, again: float | None = None) -> Callable[[int, float], None]:
+    """For `forks.attempt`: sends a signal after so many seconds, perhaps again so much later."""
+    due = [after, *([] if again is None else [after + again])]
+
+    def watch(pid: int, age: float) -> None:
+        while due and age >= due[0]:
+            due.pop(0)
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    return watch
+
+
+def often() -> None:
+    """A checkpoint after every step, so that an attempt of a second has some."""
+    from blemish.training import loop
+
+    loop.BETWEEN_CHECKPOINTS = 0.0
+
+
+@contextmanager
+def disk(kib: int) -> Iterator[Path | None]:
+    """A folder on a file system of so many KiB; None where this user may not mount one."""
+    with tempfile.TemporaryDirectory() as folder:
+        if not _mount("-t", "tmpfs", "-o", f"size={kib}k", "none", folder):
+            yield None
+            return
+        try:
+            yield Path(folder)
+        finally:
+            subprocess.run(["umount", "-l", folder], check=False, capture_output=True)
+
+
+def remounted(folder: Path, options: str) -> bool:
+    return _mount("-o", f"remount,{options}", str(folder))
+
+
+def _mount(*arguments: str) -> bool:
+    try:
+        return subprocess.run(["mount", *arguments], check=False, capture_output=True).returncode == 0
+    except OSError:
+        return False
+
+
+def at_once(lines: Sequence[Sequence[str | Path]]) -> list[End]:
+    """Commands that run at the same time, each in a fork."""
+    readers = []
+    for line in lines:
+        reader, writer = os.pipe()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                end = forks.attempt(lambda line=line: run(*line), limit=60)  # type: ignore[misc]
+                told = {
+                    "status": end.status,
+                    "signal": end.signal,
+                    "hung": end.hung,
+                    "out": end.out,
+                    "err": end.err,
+                }
+                os.write(writer, json.dumps(told).encode()[:60_000])
+            finally:
+                os._exit(0)
+        os.close(writer)
+        readers.append((pid, reader))
+    ends = []
+    for pid, reader in readers:
+        with os.fdopen(reader, "rb") as file:
+            told = json.loads(file.read() or b"{}")
+        os.waitpid(pid, 0)
+        ends.append(End(**told) if told else End(status=None, signal=9))
+    return ends
+
+
+# --- Places and names ---------------------------------------------------------------------------------
+
+
+def special_files(folder: Path) -> dict[str, Path]:
+    """Things that a path can name and that are no file to read, by what they are."""
+    folder.mkdir(parents=True, exist_ok=True)
+    found = {
+        "device": Path("/dev/zero"),
+        "null": Path("/dev/null"),
+        "missing": folder / "nowhere",
+        "folder": folder,
+    }
+    os.mkfifo(folder / "fifo")
+    found["fifo"] = folder / "fifo"
+    with (folder / "holes").open("wb") as file:
+        file.truncate(2**40)
+    found["terabyte of holes"] = folder / "holes"
+    (folder / "loop").symlink_to(folder / "loop")
+    found["link to itself"] = folder / "loop"
+    (folder / "link").symlink_to(folder / "fifo")
+    found["link to a fifo"] = folder / "link"
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(folder / "socket"))
+    found["socket"] = folder / "socket"
+    found["long name"] = folder / ("x" * 300)
+    (folder / "empty").touch()
+    found["empty file"] = folder / "empty"
+    found["memory"] = Path("/proc/self/mem")
+    return found
+
+
+def reading_lines(inputs: Path, bad: Path, out: Path) -> dict[str, Sequence[str | Path]]:
+    """Command lines that read `bad` as each of the files that a command takes, by name."""
+    good, knn = inputs / "good", inputs / "knn.blemish"
+    fit = ("fit", "knn", good, "-o", out / "x.blemish", "--backbone", "test_vit", *FIT[4:])
+    return {
+        "inspect ARTIFACT": ("inspect", bad),
+        "predict ARTIFACT": ("predict", bad, good, *DEVICE),
+        "predict PATH": ("predict", knn, bad, *DEVICE),
+        "evaluate ARTIFACT": ("evaluate", bad, good, *DEVICE),
+        "evaluate DATA": ("evaluate", knn, bad, *DEVICE),
+        "calibrate ARTIFACT": ("calibrate", bad, good, "-o", out / "y.blemish", *DEVICE),
+        "refine ARTIFACT": ("refine", bad, "--good", good, "-o", out / "z.blemish", *DEVICE),
+        "refine --good": (
+            "refine",
+            inputs / "atacnet.blemish",
+            "--good",
+            bad,
+            "-o",
+            out / "z.blemish",
+            *DEVICE,
+        ),
+        "figures ARTIFACT": ("figures", bad, good, "-o", out / "figures", *DEVICE),
+        "fit GOOD": ("fit", "knn", bad, "-o", out / "x.blemish", *FIT),
+        "fit --weights": (*fit, "--weights", bad),
+        "fit --config": (*fit, "--weights", "random", "--config", bad),
+        "fit --anomalies": (
+            "fit",
+            "atacnet",
+            good,
+            "--anomalies",
+            bad,
+            "-o",
+            out / "x.blemish",
+            *FIT,
+        ),
+        "pretrain GOOD": ("pretrain", bad, "-o", out / "e.safetensors", *APMASK),
+        "simulate GOOD": (
+            "simulate",
+            bad,
+            "-o",
+            out / "made",
+            "--backbone",
+            "test_vit",
+            "--weights",
+            "random",
+        ),
+        "data check": ("data", "check", bad),
+        "bench table": ("bench", "table", bad),
+        "bench --suite": ("bench", "--suite", bad, "--dry-run"),
+    }
+
+
+def writing_lines(inputs: Path, out: Path) -> dict[str, Sequence[str | Path]]:
+    """Command lines that write to `out`, by name."""
+    good, new, knn = inputs / "good", inputs / "new", inputs / "knn.blemish"
+    return {
+        "fit -o": ("fit", "knn", good, "-o", out, *FIT),
+        "predict --output": ("predict", knn, new, "--output", out, *DEVICE),
+        "predict --report": ("predict", knn, new, "--report", out, *DEVICE),
+        "evaluate --report": ("evaluate", knn, inputs, "--report", out, *DEVICE),
+        "calibrate -o": ("calibrate", knn, new, "-o", out, "--false-alarm-rate", "0.2", *DEVICE),
+        "refine -o": ("refine", inputs / "atacnet.blemish", "--good", new, "-o", out, *DEVICE),
+        "pretrain -o": ("pretrain", good, "-o", out, *APMASK, *BRIEF),
+        "simulate -o": (
+            "simulate",
+            good,
+            "-o",
+            out,
+            "--backbone",
+            "test_vit",
+            "--weights",
+            "random",
+            "--count",
+            "1",
+        ),
+        "data elpv -o": ("data", "elpv", "-o", out, "--cells", "2"),
+        "bench table -o": (
+            "bench",
+            "table",
+            Path(__file__).parents[1] / "results" / "memory.jsonl",
+            "-o",
+            out,
+        ),
+    }
+
+
+NAMES = (
+    *(
+        "=1+1.png",
+        "+1.png",
+        "-1.png",
+        "@SUM(A1).png",
+        "a,b.png",
+        'a"b.png',
+        "a;b.png",
+        "a\tb.png",
+        "a\nb.png",
+    ),
+    *(
+        "a\rb.png",
+        "\x1b[31mred.png",
+        "é.png",
+        "%s%n.png",
+        "$(true).png",
+        "<b>.png",
+        "x" * 200 + ".png",
+    ),
+    *("\u202egnp.exe.png", "a\udc80b.png", " .png", "\x07bell.png", "tab|le.png"),
+)
+
+
+def table_faults(folder: Path, pictures: int) -> list[str]:
+    """What is wrong with predictions.csv and .jsonl of pictures with hostile names."""
+    found = []
+    rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+    if len(rows) != pictures:
+        found.append(f"{len(rows)} JSON rows of {pictures} pictures")
+    with (folder / "predictions.csv").open(newline="", encoding="utf-8") as file:
+        text = file.read()
+    cells = list(csv.DictReader(text.splitlines(keepends=True)))
+    if len(cells) != pictures:
+        found.append(f"{len(cells)} CSV rows of {pictures} pictures")
+    for row in cells:
+        if (row["path"] or "x")[0] in "=+-@\t\r":
+            found.append(f"a formula in a cell: {row['path'][:30]!r}")
+    lines = text.splitlines()
+    if len(lines) != pictures + 1:
+        found.append(f"{len(lines) - 1} lines of CSV for {pictures} pictures")
+    return found
+
+
+def moment(random: Random, longest: float) -> float:
+    """Seconds after which to end a process that takes so long by itself."""
+    return float(random.uniform(0.02, max(longest, 0.05)))
+
+
+def sizes(random: Random, largest: int) -> int:
+    """Bytes of a file at which to end a process."""
+    return int(np.exp(random.uniform(np.log(64), np.log(max(largest, 128)))))
