@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 import os
 import shutil
@@ -13,14 +12,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 import torch
+from parts import part, settings_of, write_picture
 
 import blemish
 from blemish import cli
-from blemish.methods import METHODS, apmask
+from blemish.methods import apmask
 from blemish.predictor import Detector
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -29,57 +28,6 @@ torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 gc.freeze()  # what torch and timm have made lives as long as the tests: no collection need look at it again
-
-SIDE = 64
-# Nothing here may depend on what the machine has, and the defaults of a method are for real backbones.
-SMALL: dict[str, Any] = {
-    "backbone": "test_vit",
-    "weights": "random",
-    "image_size": SIDE,
-    "layers": (2, 4),
-    "device": "cpu",
-    "precision": "fp32",
-}
-
-
-# A short training; those of methods that are not trained have no such settings.
-BRIEF: dict[str, Any] = {"epochs": 1, "min_steps": 12, "pictures_per_step": 8, "width": 32, "heads": 4, "depth": 1}
-# A step through the head of guided, which is DINO's and 2048 wide, takes as long as many of the others. And it scores
-# pictures larger than it learns from, unless told otherwise.
-BRIEFER: dict[str, dict[str, Any]] = {
-    "guided": {"min_steps": 2, "zoom": 1.0},
-    "atacnet-paper": {"min_steps": 40, "learning_rate": 3e-4},
-}
-
-
-def settings_of(method: str) -> dict[str, Any]:
-    """Arguments of `blemish.fit` for this method, to fit it in milliseconds."""
-    names = {field.name for field in dataclasses.fields(METHODS[method].Config)} if method in METHODS else set()
-    return {**SMALL, **{name: value for name, value in BRIEF.items() if name in names}, **BRIEFER.get(method, {})}
-
-
-def part(seed: int, *, defect: bool = False, height: int = SIDE, width: int = SIDE) -> np.ndarray:
-    """A striped part with some noise, uint8 H W 3; with a defect: the same picture with a bright square in it."""
-    return _drawn(seed, defect, height, width).copy()
-
-
-@cache
-def _drawn(seed: int, defect: bool, height: int, width: int) -> np.ndarray:
-    random = np.random.default_rng(seed)
-    rows, columns = np.mgrid[:height, :width] / SIDE
-    stripes = 90 + 40 * np.sin(2 * np.pi * 3 * columns + random.uniform(0, 0.2)) + 20 * rows
-    pixels = stripes[..., None] + random.normal(0, 4, (height, width, 3))
-    if defect:
-        top, left = height * 5 // 8, width // 8
-        pixels[top : top + height // 5, left : left + width // 5] = 250
-    return np.asarray(np.clip(pixels, 0, 255), dtype=np.uint8)
-
-
-def write_picture(path: Path, pixels: np.ndarray) -> Path:
-    """The pixels (RGB or grey) in the lossless format that the suffix names."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    assert cv2.imwrite(str(path), pixels if pixels.ndim == 2 else np.ascontiguousarray(pixels[..., ::-1]))
-    return path
 
 
 @cache

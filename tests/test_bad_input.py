@@ -23,7 +23,7 @@ from PIL import Image
 
 import blemish
 from blemish import artifact as artifacts
-from blemish import cli, predictor
+from blemish import cli
 from blemish.artifact import FORMAT, read
 from blemish.data import stream
 
@@ -422,7 +422,7 @@ def test_ctrl_c_in_predict_keeps_rows_and_resume_completes_them(
     (good_folder / "002.png").write_bytes(b"")
     out, whole = tmp_path / "out", tmp_path / "whole"
     with monkeypatch.context() as patch:
-        patch.setattr("blemish.predictor.load_picture", interrupt_at("015.png", predictor.load_picture))
+        patch.setattr("blemish.data.stream.decode", interrupt_at("015.png", stream.decode))
         status = cli.main(["predict", str(part), str(good_folder), "--output", str(out), *options])
     said, err = capsys.readouterr()
     assert status == 130

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from parts import part, settings_of
 from torch import Tensor
 
 import blemish
@@ -61,8 +62,6 @@ _DETECTORS: dict[str, Detector] = {}
 
 
 def _taught(**more: Any) -> Detector:
-    from conftest import part, settings_of
-
     settings = settings_of("atacnet-paper" if "recipe" in more else "atacnet")
     settings |= {"min_steps": 3} if "recipe" in more else {}
     defects = [part(seed, defect=True) for seed in range(3)]

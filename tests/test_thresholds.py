@@ -168,7 +168,7 @@ def test_a_damaged_record_is_an_error() -> None:
         Threshold.from_dict({**record, "rate": 2.0})
     with pytest.raises(ConfigError, match="did you mean 'value'"):
         Threshold.from_dict({**record, "valu": 1.0})
-    with pytest.raises(NonFiniteError, match="nan"):
+    with pytest.raises(ConfigError, match="nan"):
         Threshold.from_dict({**record, "value": math.nan})
 
 

@@ -45,14 +45,14 @@ DINOV3: dict[str, Any] = {  # the settings of timm's vit_small_patch16_dinov3
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "plain": lambda: VisionTransformer(**SIZE),
     "registers": lambda: VisionTransformer(reg_tokens=4, no_embed_class=True, **SIZE),
-    "registers with positions": lambda: VisionTransformer(reg_tokens=2, **SIZE),
+    "registers_with_positions": lambda: VisionTransformer(reg_tokens=2, **SIZE),
     "clip": lambda: VisionTransformer(pre_norm=True, norm_layer=partial(LayerNorm, eps=1e-5), **SIZE),
-    "qk norm": lambda: VisionTransformer(qk_norm=True, init_values=0.1, **SIZE),
+    "qk_norm": lambda: VisionTransformer(qk_norm=True, init_values=0.1, **SIZE),
     "dinov3": lambda: Eva(**DINOV3, **SIZE),
     "eva02": lambda: Eva(use_rot_pos_emb=True, ref_feat_shape=(4, 4), qkv_fused=False, swiglu_mlp=True, **SIZE),
-    "no cls": lambda: VisionTransformer(class_token=False, global_pool="avg", **SIZE),
+    "no_cls": lambda: VisionTransformer(class_token=False, global_pool="avg", **SIZE),
 }
-WITH_CLS = [name for name in MODELS if name != "no cls"]
+WITH_CLS = [name for name in MODELS if name != "no_cls"]
 ROTARY = ("dinov3", "eva02")
 
 
@@ -213,12 +213,12 @@ def test_tokens_are_timms(kind: str, size: tuple[int, int]) -> None:
     assert got.grids == ((size[0] // PATCH, size[1] // PATCH),) * 3
     assert got.kept is None
     for index in range(DEPTH):
-        patches, prefix = expected[index] if kind != "no cls" else (expected[index], torch.empty(0))
+        patches, prefix = expected[index] if kind != "no_cls" else (expected[index], torch.empty(0))
         torch.testing.assert_close(got.tokens[index], patches, rtol=1e-5, atol=1e-5)
-        if kind != "no cls":
+        if kind != "no_cls":
             torch.testing.assert_close(got.cls[index], prefix[:, 0], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(backbone.norm(got.tokens[-1]), model.norm(got.tokens[-1]))
-    assert (got.cls == ()) == (kind == "no cls")
+    assert (got.cls == ()) == (kind == "no_cls")
 
 
 def test_positions_resized_without_antialiasing() -> None:
@@ -275,7 +275,7 @@ def test_dropped_patches_are_absent(kind: str) -> None:
         for index in range(DEPTH):
             patches = oracle[one][index][backbone.prefix :]
             torch.testing.assert_close(features.tokens[index][one], patches, rtol=1e-4, atol=1e-4)
-            if kind != "no cls":
+            if kind != "no_cls":
                 torch.testing.assert_close(features.cls[index][one], oracle[one][index][0], rtol=1e-4, atol=1e-4)
     with pytest.raises(ConfigError, match="dropped"):
         features.maps()
@@ -383,7 +383,7 @@ def test_a_layer_that_does_not_exist(options: dict[str, Any]) -> None:
 
 
 def test_no_cls_no_cls_row() -> None:
-    backbone = backbone_of("no cls")
+    backbone = backbone_of("no_cls")
     with pytest.raises(ConfigError, match=r"no \[CLS\]"):
         backbone(images(), attention=(1,))
     assert backbone(images(), full_attention=(1,)).full_attention[1].shape == (2, HEADS, 16, 16)

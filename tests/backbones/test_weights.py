@@ -269,7 +269,7 @@ def test_a_package_is_named_with_its_version() -> None:
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"source": "random", "sha256": ""}, "lacks licence"),
+        ({"source": "random", "sha256": ""}, "licence: is missing"),
         ({"source": "random", "sha256": "", "licence": "", "more": 1}, "more"),
         ({"source": "random", "sha256": "", "licence": None}, "licence"),
     ],
