@@ -190,7 +190,7 @@ def test_impossible_tensors_are_refused(detectors: Held) -> None:
             assert found["verdict"] == "refused", f"{name}: {tensor} {how}: {found}"
 
 
-@tries(50)
+@tries(32)
 @given(st.integers(0, 1000), SEEDS)
 def test_artifacts_with_any_field_changed(detectors: Held, which: int, seed: int) -> None:
     name = list(detectors)[which % len(detectors)]
@@ -227,7 +227,7 @@ def test_all_that_is_read_is_read_when_it_is_right(readers: Held) -> None:
         assert reader.attempt(reader.right)["verdict"] == "accepted", reader.name
 
 
-@tries(75)
+@tries(60)
 @given(st.integers(0, 1000), SEEDS)
 def test_hostile_files(readers: Held, which: int, seed: int) -> None:
     reader = readers[which % len(readers)]

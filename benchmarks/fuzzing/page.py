@@ -44,12 +44,11 @@ INTRODUCTION = """\
 
 What blemish does with files that are damaged, hostile or no files at all, and what is left when it is killed. What
 this means for the one who opens a file: [security.md](security.md). Every figure here is made from the rows in
-`benchmarks/results/robustness.jsonl`; the run is repeated by
-
-    python benchmarks/robustness.py --minutes {minutes:g} --seed {seed} --results rows.jsonl
-
-The seed decides what is tried, the minutes how much of it, {corpus}. A short run of the same is part of the tests
-(`tests/test_fuzz.py`)."""
+`benchmarks/results/robustness.jsonl`. The seed decides what is tried, the minutes how much of it; with
+`--corpus FOLDER` pictures of your own are damaged in place of generated ones. A short run is part of the tests
+(`tests/test_fuzz.py`).
+These runs made the rows:
+"""
 
 
 def write(rows: Path, *, check: bool) -> int:
@@ -96,14 +95,19 @@ def run_of(row: Row) -> tuple[Any, ...]:
 
 
 def introduced(rows: Sequence[Row]) -> str:
-    row = rows[-1]
-    names = sorted({row["corpus"] for row in rows if row["corpus"]})
-    corpus = f"`--corpus FOLDER` damages pictures of your own (below: {', '.join(names)})" if names else ""
-    corpus = corpus or "and `--corpus FOLDER` damages pictures of your own in place of generated ones"
-    text = INTRODUCTION.format(minutes=row["minutes"], seed=row["seed"], corpus=corpus)
-    commits = sorted({row["commit"][:7] + (" and more" if row["dirty"] else "") for row in rows})
-    device = row["device"]
-    return f"{text}\n\nMeasured at {', '.join(commits)} on {device['cpu']}, {device['cores']} cores shared with others."
+    """What the page is, and by which runs, on what machine."""
+    runs: dict[tuple[Any, ...], list[str]] = {}
+    for row in rows:
+        runs.setdefault((*run_of(row), row["corpus"], row["dirty"]), []).append(row["part"])
+    lines = []
+    for (commit, seed, minutes, corpus, dirty), names in runs.items():
+        only = "" if len(set(names)) == len(ABOUT) else f" --only {','.join(dict.fromkeys(names))}"
+        more = f" --corpus {corpus}" if corpus else ""
+        at = f"# at {commit[:7]}{', changed' if dirty else ''}"
+        lines.append(f"    python benchmarks/robustness.py{only}{more} --minutes {minutes:g} --seed {seed}  {at}")
+    device = rows[-1]["device"]
+    machine = f"On {device['cpu']}, {device['cores']} cores that were shared with other work."
+    return "\n".join([INTRODUCTION, *lines, "", machine])
 
 
 def number(count: int) -> str:
