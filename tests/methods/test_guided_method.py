@@ -1243,7 +1243,7 @@ def test_words_that_are_no_choice(assignment: str) -> None:
 
 def test_layers_that_do_not_exist() -> None:
     for settings in ({"guide_layers": (7,)}, {"guide_layers": (0,)}, {"guide_layers": (-7,)}, {"layers": (2, 9)}):
-        with pytest.raises(ConfigError, match="does not exist: test_vit has layers 1 to 6|count from 1, or"):
+        with pytest.raises(ConfigError, match=r"does not exist: test_vit has layers 1 to 6|count from 1, or"):
             guided(**settings)
 
 
