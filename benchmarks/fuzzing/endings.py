@@ -50,9 +50,9 @@ def judged(tally: Tally, end: End, *, expected: Sequence[int] = (2,), what: str 
     elif "bug in blemish" in end.err + end.out or "Traceback" in end.err + end.out:
         tally.add("bug", said)
     elif end.status not in expected:
-        tally.add("unsilent", f"{what}: status {end.status}: {end.told}")
+        tally.add("unclear", f"{what}: status {end.status}: {end.told}")
     elif end.status == 2 and any(words in end.err for words in MISLEADING):
-        tally.add("unsilent", said)
+        tally.add("unclear", said)
     else:
         tally.add("refused" if end.status == 2 else "accepted")
         return True
@@ -141,7 +141,7 @@ def of_names(plan: Plan) -> Iterator[Tally]:
         good = judged(tally, end, expected=(0, 1), what=what)
         for sign in CONTROL:
             if sign in end.out.replace("\r\n", "\n") or (sign != "\r" and sign in end.err):
-                tally.note("unsilent", f"{what}: prints {sign!r} of a file's name as it is")
+                tally.note("unclear", f"{what}: prints {sign!r} of a file's name as it is")
         if good and what == "predict":
             for fault in commands.table_faults(out, count + 1):
                 tally.note("lost", fault)
@@ -198,9 +198,9 @@ def _ended(
         tally.add("hang" if end.hung else "bug", f"{what}: {end.told}")
         return
     if statuses and end.status is not None and end.status not in (0, 1, *statuses):
-        tally.note("unsilent", f"{what}: status {end.status}: {end.told}")
+        tally.note("unclear", f"{what}: status {end.status}: {end.told}")
     if statuses and end.status is None:
-        tally.note("unsilent", f"{what}: ended by signal {end.signal} without a word")
+        tally.note("unclear", f"{what}: ended by signal {end.signal} without a word")
     changed = {name for name, content in before.items() if (folder / name).read_bytes() != content}
     if job.more or not changed:  # a refinement that is in place is done
         again = commands.finish(job, folder)

@@ -133,7 +133,7 @@ def overview(rows: Sequence[Row]) -> str:
                 *(
                     number(counts["lost"]),
                     number(counts["request"] + counts["code"]),
-                    number(counts["unsilent"]),
+                    number(counts["unclear"]),
                 ),
             ]
         )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 # What an attempt may end in. Those that are never right, in whatever part:
-FAULTS = ("crash", "hang", "bug", "memory", "request", "code", "lost", "unsilent")
+FAULTS = ("crash", "hang", "bug", "memory", "request", "code", "lost", "unclear")
 MEANING: Mapping[str, str] = {
     "tried": "attempts",
     "refused": "ended with an error that blemish names",
@@ -25,7 +25,7 @@ MEANING: Mapping[str, str] = {
     "request": "a connection or a look-up of a name was tried",
     "code": "a program was started or an object loader called",
     "lost": "rows or results that are missing, double or other in the end, files that are not whole",
-    "unsilent": "a message that does not say what is wrong, or a raw control character printed",
+    "unclear": "a message that does not say what is wrong, or a raw control character printed",
 }
 
 
