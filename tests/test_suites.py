@@ -286,6 +286,8 @@ def test_a_file_of_ones_own(own: Path) -> None:
             "table layers: rows without settings need data",
         ),
         (OWN.replace("table", "tables"), "'table' is missing"),
+        (OWN.replace('"small"', "1"), r"size\.rows\.label: 1 is not of type str"),
+        ("title = []\n" + OWN.partition("\n")[2], "title and published_on are texts"),
     ],
 )
 def test_a_file_that_is_no_suite_is_said(own: Path, text: str, message: str) -> None:

@@ -29,13 +29,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
+from blemish import config
 from blemish.data.official import OFFICIAL
 from blemish.errors import ConfigError, unknown_name
 from blemish.files import DOCUMENT_BYTES, read_whole
 from blemish.types import ORIGINAL, RESOLUTION
 
+T = TypeVar("T")
 SUFFIX = ".toml"
 Spread = Literal["standard deviation", "standard error"]
 _OF_ENTRIES = ("method", "recipe", "settings", "shots", "anomaly_count", "adapt")
@@ -221,7 +223,7 @@ def read(name: str | Path) -> Suite:
     content = read_whole(name, limit=DOCUMENT_BYTES, error=ConfigError) if own else place.read_bytes()
     try:
         return _suite(Path(name).stem, tomllib.loads(content.decode()))
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (ConfigError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         # ValueError: not TOML, not UTF-8.
         what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise ConfigError(f"{name}: is not a suite of benchmarks ({what})") from error
@@ -241,7 +243,15 @@ def _suite(name: str, values: dict[str, Any]) -> Suite:
     costs = values.pop("efficiency", None)
     if costs is not None:
         costs = Efficiency(rows=tuple(Cost(**row) for row in costs.pop("rows")), **costs)
-    return Suite(name=name, tables=tables, efficiency=costs, **values)
+    found = Suite(name=name, tables=tuple(map(_typed, tables)), efficiency=costs and _typed(costs), **values)
+    if not (isinstance(found.title, str) and isinstance(found.published_on, str)):
+        raise ValueError("title and published_on are texts")
+    return found
+
+
+def _typed(part: T) -> T:
+    """The same, every value of it of its field's type. Raises: ConfigError that names the field."""
+    return config.from_dict(type(part), config.to_dict(part), within=getattr(part, "name", "efficiency"), strict=True)
 
 
 def _compared_at(given: Any) -> int | None:
