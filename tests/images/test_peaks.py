@@ -11,6 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from blemish.images import decode
@@ -67,6 +68,9 @@ def write(folder: Path, height: int, width: int) -> list[str]:
     turned = Image.Exif()
     turned[0x0112] = 6
     images["rgb.png"].save(folder / "turned.png", compress_level=1, exif=turned.tobytes())
+    images["rgb.tif"].save(folder / "turned.tif", exif=turned.tobytes())
+    planes = np.moveaxis(levels(height, width, 3), -1, 0)
+    tifffile.imwrite(folder / "planes.tif", planes, photometric="rgb", planarconfig="separate")
     for name, image in images.items():
         image.save(folder / name, **({"compress_level": 1} if name.endswith("png") else {}))
     for channels in (1, 3, 4):

@@ -14,9 +14,14 @@ _TIFF_TAGS = {
     *(338, 339, 347),
 }
 
+UPRIGHT = -274
+
 
 def directories(data: bytes) -> Iterator[dict[int, tuple[int, ...]]]:
-    """For each page of a TIFF file (or of an EXIF block) the tags that its pixels need, none of them cut."""
+    """For each page of a TIFF file (or of an EXIF block) the tags that its pixels need, none of them cut.
+
+    Under `UPRIGHT` a page has where the two bytes of its orientation stand in the file.
+    """
     order = {b"II": "<", b"MM": ">"}.get(data[:2])
     if order is None:
         raise Unusable("is damaged: a TIFF without a header")
@@ -43,6 +48,8 @@ def directories(data: bytes) -> Iterator[dict[int, tuple[int, ...]]]:
                 at = entry + entry_size - inline
                 (start,) = (at,) if size <= inline else unpack(offset_type, at)
                 tags[tag] = unpack(f"{count}{_TIFF_TYPES[kind]}", start)
+                if (tag, kind, count) == (274, 3, 1):
+                    tags[UPRIGHT] = (at,)
         yield tags
         (offset,) = unpack(offset_type, first + entries * entry_size)
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from io import BytesIO
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import TiffImagePlugin
@@ -15,7 +15,7 @@ from PIL import TiffImagePlugin
 from blemish.errors import BlemishError, MissingExtraError
 from blemish.images.blocks import FEWER, Blocks, check_blocks
 from blemish.images.budget import ran_out
-from blemish.images.directories import directories
+from blemish.images.directories import UPRIGHT, directories
 from blemish.images.limits import TRUNCATED, Limits, Unusable, check_frames, check_size
 from blemish.images.pixels import (
     CMYK_NOTE,
@@ -31,6 +31,8 @@ from blemish.images.pixels import (
 )
 from blemish.images.quiet import quiet
 
+_ORDERS: dict[bytes, Literal["little", "big"]] = {b"II": "little", b"MM": "big"}
+
 
 @dataclass(frozen=True, slots=True)
 class _Page:
@@ -43,6 +45,7 @@ class _Page:
     sample_kind: str
     photometric: int
     orientation: int
+    turned_at: int | None
     planar: bool
     top: int
     extra: tuple[int, ...]
@@ -98,6 +101,7 @@ def tiff(data: bytes, limits: Limits) -> Container:
         sample_kind={1: "u", 2: "i", 3: "f"}.get(tags.get(339, (1,))[0], "u"),
         photometric=photometric,
         orientation=tags.get(274, (1,))[0],
+        turned_at=next(iter(tags.get(UPRIGHT, ())), None),
         planar=planar,
         top=min(tags.get(281, (65535,))),
         extra=tags.get(338, ()),
@@ -119,10 +123,17 @@ def _decoded(content: list[bytes], page: _Page, limits: Limits) -> Raw:
         if not page.deep:
             # A layout that Pillow does not know, or planes of one that it does.
             with contextlib.suppress(SyntaxError, ValueError if page.planar else SyntaxError):
-                image = TiffImagePlugin.TiffImageFile(BytesIO(data))
-                if not page.planar:  # no other reader will be asked
-                    del data
-                loaded = load(image)  # turns it upright as well
+                file = BytesIO(data)
+                if turned := page.turned_at is not None and page.orientation != 1:
+                    # Pillow turns a picture upright in a second copy; `load` does it after Pillow's is let go.
+                    file.getbuffer()[page.turned_at : page.turned_at + 2] = (1).to_bytes(2, _ORDERS[data[:2]])
+                image = TiffImagePlugin.TiffImageFile(file)
+                if not page.planar:  # no other reader will be asked: the bytes are let go
+                    data = b""
+                image.load()
+                data = b""
+                file.close()
+                loaded = load(image, page.orientation if turned else 1)
                 return replace(loaded, **_shown_by_pillow(loaded, page.bands))
         elif page.photometric in (0, 1, 2) and not (page.planar and page.channels > 1):
             # OpenCV leaves planes in part undecoded; it turns a picture upright as well.
