@@ -200,7 +200,7 @@ def test_a_threshold_by_hand() -> None:
     for value in (math.nan, math.inf):
         with pytest.raises(NonFiniteError, match="finite"):
             by_hand(value)
-    for value in ("high", None, [1.0]):
+    for value in (True, "high", None, [1.0]):
         with pytest.raises(ConfigError, match="a number is needed"):
             by_hand(value)  # type: ignore[arg-type]
 

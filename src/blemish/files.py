@@ -32,7 +32,7 @@ TABLE_BYTES = GIB
 DOCUMENT_BYTES = 16 * 2**20  # of settings, of a suite, of what a run says of itself
 
 _TEMPORARY = re.compile(r"\.blemish-[0-9a-f]{16}\.tmp")
-_ABANDONED = 600.0  # seconds since something was written to a temporary file; it holds what was in memory already
+_ABANDONED = 60.0  # seconds since something was written to a temporary file; it holds what was in memory already
 _STREAM = re.compile(r"/dev/(stdin|stdout|stderr|fd(/.*)?)|/proc/.*")
 _swept: set[Path] = set()  # folders that this process has looked through for what killed ones left
 
@@ -221,7 +221,7 @@ def _lock(file: IO[bytes]) -> bool:
 def _sweep(folder: Path) -> None:
     """Remove the temporary files that killed processes have left in a folder, once in a process.
 
-    One counts as left where no process holds its lock and nothing has been written to it for ten minutes: over a
+    One counts as left where no process holds its lock and nothing has been written to it for a minute: over a
     network a lock may not be seen, and between the making of a file and its lock there is a moment.
     """
     if folder in _swept:

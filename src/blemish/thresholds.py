@@ -88,6 +88,8 @@ def by_hand(value: float) -> Threshold:
         'Set by hand: nothing is known of how many normal pictures raise a false alarm.'
     """
     try:
+        if isinstance(value, bool):
+            raise TypeError
         number = float(value)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"threshold: a number is needed, got {value!r}") from error
