@@ -271,3 +271,35 @@ def test_dicom_of_runs_holds_the_pixels_that_it_announces():
     assert np.array_equal(found, GREY / np.float32(255))
     assert "not as many" in reason(compressed([head + runs + runs], RUN_LENGTH, GREY))
     assert "truncated" in reason(compressed([head + runs[:-61]], RUN_LENGTH, GREY))
+
+
+def test_a_progressive_jpeg_that_lacks_scans_is_damaged() -> None:
+    """Cut between two scans and closed, each scan is whole; the picture is a coarse one."""
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)).save(
+        file, "JPEG", progressive=True
+    )
+    data = file.getvalue()
+    decode(data)
+    scans = [place for place in range(len(data) - 1) if data[place : place + 2] == b"\xff\xda"]
+    assert len(scans) > 5
+    for place in scans[1:]:
+        table = data.rfind(b"\xff\xc4", 0, place)  # a scan's tables stand before it
+        for cut in {place, table if table > scans[0] else place}:
+            with pytest.raises(ImageError, match=r"damaged|truncated"):
+                decode(data[:cut] + b"\xff\xd9")
+
+
+def test_a_flipped_bit_anywhere_in_a_png_is_noticed() -> None:
+    """Also in the name of a chunk, which makes one that counts into one that nobody knows."""
+    data = saved(np.arange(64, dtype=np.uint8).reshape(8, 8) * 4, "PNG", transparency=12)
+    assert b"tRNS" in data
+    right = decode(data).pixels
+    for place in range(8 * len(data)):
+        flipped = bytearray(data)
+        flipped[place // 8] ^= 1 << place % 8
+        try:
+            found = decode(bytes(flipped)).pixels
+        except ImageError:
+            continue
+        assert np.array_equal(found, right), place

@@ -27,6 +27,7 @@ def jpeg(data: bytes, limits: Limits) -> Container:
     kept: list[bytes] = [data[:2]]
     notes: tuple[str, ...] = ()
     orientation, frame, scans, position, adobe = 1, 0, 0, 2, 0
+    progression = _Progression()
     width = height = channels = 0
     while data[position : position + 2] != b"\xff\xd9":
         if position + 4 > len(data):
@@ -68,6 +69,7 @@ def jpeg(data: bytes, limits: Limits) -> Container:
         position = end
         if marker == 0xDA:
             scans += 1
+            progression.note(body)
             following = _MARKER.search(data, end)
             if following is None:
                 raise Unusable(TRUNCATED)
@@ -77,9 +79,31 @@ def jpeg(data: bytes, limits: Limits) -> Container:
         raise Unusable("is damaged: a JPEG without pixels")
     if scans > _MAX_SCANS:
         raise Unusable(f"is damaged: a JPEG of {scans:,} scans; the limit is {_MAX_SCANS}")
+    if frame in (0xC2, 0xC6, 0xCA, 0xCE) and not progression.complete(channels):
+        raise Unusable("is damaged: a progressive JPEG without its last scans")
     if adobe and kept[adobe][15]:  # any transform is the one that there is for so many channels
         kept[adobe] = kept[adobe][:15] + (b"\x02" if channels == 4 else b"\x01") + kept[adobe][16:]
     return Container(height, width, channels, 8, partial(_decoded, kept, channels, orientation, notes))
+
+
+class _Progression:
+    """How far the scans of a progressive JPEG go: each brings some coefficients nearer to their last bit."""
+
+    def __init__(self) -> None:
+        self._left: dict[int, list[int]] = {}  # of each component, bits that its 64 coefficients lack
+
+    def note(self, scan: bytes) -> None:
+        """A scan by its header (ITU T.81, B.2.3): its components, first and last coefficient, and low bit."""
+        if len(scan) < 4 or len(scan) < 4 + 2 * scan[0]:
+            raise Unusable("is damaged: the header of a JPEG scan is not whole")
+        first, last, bits = scan[1 + 2 * scan[0] :][:3]
+        for component in scan[1 : 1 + 2 * scan[0] : 2]:
+            left = self._left.setdefault(component, [16] * 64)
+            for place in range(first, min(last, 63) + 1):
+                left[place] = bits & 15
+
+    def complete(self, components: int) -> bool:
+        return len(self._left) >= components and not any(map(any, self._left.values()))
 
 
 def _decoded(kept: list[bytes], channels: int, orientation: int, notes: tuple[str, ...]) -> Raw:

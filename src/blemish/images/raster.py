@@ -19,6 +19,14 @@ _PNG_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: 
 _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 
 
+# Whose damage harms no pixel (PNG 3rd edition, and its registered extensions).
+_ANCILLARY = (
+    *(b"acTL", b"bKGD", b"cHRM", b"cICP", b"cLLI", b"dSIG", b"eXIf", b"fcTL", b"fdAT", b"gAMA", b"gIFg", b"gIFx"),
+    *(b"hIST", b"iCCP", b"iTXt", b"mDCV", b"oFFs", b"pCAL", b"pHYs", b"sBIT", b"sCAL", b"sPLT", b"sRGB", b"sTER"),
+    *(b"tEXt", b"tIME", b"zTXt"),
+)
+
+
 def png(data: bytes, limits: Limits) -> Container:
     """Walks the chunks; those that make pixels are what is decoded."""
     head: list[bytes] = [data[:8]]
@@ -49,6 +57,8 @@ def png(data: bytes, limits: Limits) -> Container:
                 coded.append(body)
             elif kind != b"IEND":
                 head.append(data[position:end])
+        elif kind not in _ANCILLARY and zlib.crc32(body, zlib.crc32(kind)) != int.from_bytes(data[end - 4 : end]):
+            raise Unusable("is damaged: a PNG checksum does not match")  # it may be one of the above with a bit flipped
         elif kind == b"acTL":
             check_frames(int.from_bytes(body[:4]))
         elif kind[:1].isupper():
