@@ -92,7 +92,7 @@ def test_a_batch_too_large_for_memory_is_scored_in_halves(
 ) -> None:
     new = [np.flipud(pixels).copy() for pixels in GOOD]  # those that were learned score 0, but for rounding
     expected = [result.score for result in detector.predict_many(new, batch_size=1)]
-    assert len({round(score, 4) for score in expected}) == len(new)
+    assert min(expected) > 0.01
     score, seen = detector.method.score, []
 
     def small_only(images: Any) -> Any:
