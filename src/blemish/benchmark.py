@@ -1,22 +1,21 @@
 """Methods × data sets × seeds -> one row of measurements a run, appended to a JSONL file.
 
-Each run has a Python process of its own (`python -m blemish.benchmark --run JSON`), so that its peak memory is its own
-and a crash ends only it; several may be at work at once. A row is written as soon as its run is done, by this process
-alone; a bench that was stopped goes on from there.
+Each run has a process of its own (`python -m blemish.benchmark --run JSON`), so that peak memory is its own and a
+crash ends only it; several may run at once. A row is written when its run is done; a stopped bench goes on from there.
 
 How it is measured: a detector is fitted on all normal training pictures (no threshold, so nothing is held out) and
 judged on the test split; maps and masks are compared at 256×256, or at the pictures' own size where a suite says so of
 its paper (`compared_at`). `seconds_to_fit` includes loading the backbone. `images_per_second` is over one pass of all
 test pictures, decoding included and metrics excluded; `cores_used` is processor time by wall time of that pass, and
-shows whether the machine was shared. Peak memory is that of the process up to the last prediction; metrics, which
-need more on large sets, are excluded here too. On data with several categories one detector learns them all, and the
-row's metrics are the means over the categories, each measured by itself; only the best F1 is that of all pictures
-together, at one threshold. `efficiency` (see `blemish.efficiency`) is taken after all that;
-`differs` says where the pictures are not those of the published data set.
+shows whether the machine was shared. Peak memory is that of the process up to the last prediction; metrics, which need
+more on large sets, are excluded here too. On data with several categories one detector learns them all, and the row's
+metrics are the means over the categories, each measured by itself; only the best F1 is that of all pictures together.
+`efficiency` (see `blemish.efficiency`) is taken last; `differs` says where the pictures are not the published ones.
 
-Where shifts or adaptation are asked for, the same detector then judges the test pictures once more under every
-shift (`blemish.data.shifts`) and as they are, without adapting and in every mode. The row's `shifted` holds shift
--> mode -> metrics, each "none" first, and `adapted`: the share of pictures in whose scores adaptation took part."""
+Where shifts or adaptation are asked for, the same detector then judges the test pictures once more under every shift
+(`blemish.data.shifts`) and as they are, without adapting and in every mode. The row's `shifted` holds shift -> mode ->
+metrics, each "none" first, and `adapted`: the share of pictures in whose scores adaptation took part.
+"""
 
 from __future__ import annotations
 
