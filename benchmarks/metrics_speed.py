@@ -29,7 +29,9 @@ def picture(rng: np.random.Generator, side: int) -> tuple[np.ndarray, np.ndarray
 
     def field(cells: int) -> np.ndarray:
         return cv2.resize(
-            rng.standard_normal((cells, cells), dtype=np.float32), (side, side), interpolation=cv2.INTER_CUBIC
+            rng.standard_normal((cells, cells), dtype=np.float32),
+            (side, side),
+            interpolation=cv2.INTER_CUBIC,
         )
 
     blobs = field(12)
@@ -76,8 +78,16 @@ def case(text: str) -> tuple[int, int]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--case", type=case, action="append", metavar="MAPSxSIDE", help="default: 272x256 and 1000x512")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--case",
+        type=case,
+        action="append",
+        metavar="MAPSxSIDE",
+        help="default: 272x256 and 1000x512",
+    )
     for size in parser.parse_args().case or [(272, 256), (1000, 512)]:
         process = multiprocessing.get_context("spawn").Process(target=measure, args=size)
         process.start()

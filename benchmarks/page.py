@@ -20,11 +20,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from blemish import results, suites
-from blemish.results import Page, Row, Sheet
-from blemish.results.pages import NONE, figure
-from blemish.results.recipes import departures
-from blemish.results.tables import SIGNS, asked, backbone, commits, device, flags, likeness, newest, size
+from blemish.bench import results, suites
+from blemish.bench.results import Page, Row, Sheet
+from blemish.bench.results.pages import NONE, figure
+from blemish.bench.results.recipes import departures
+from blemish.bench.results.tables import (
+    SIGNS,
+    asked,
+    backbone,
+    commits,
+    device,
+    flags,
+    likeness,
+    newest,
+    size,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, PAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "results.md"
@@ -99,8 +109,14 @@ class Line:
     defects: int = 0
 
     def holds(self, row: Row) -> bool:
-        alike = all(row["settings"].get(key, "none") == value for key, value in self.settings.items())
-        return row["method"] == self.method and alike and (row.get("anomaly_count") or 0) == self.defects
+        alike = all(
+            row["settings"].get(key, "none") == value for key, value in self.settings.items()
+        )
+        return (
+            row["method"] == self.method
+            and alike
+            and (row.get("anomaly_count") or 0) == self.defects
+        )
 
 
 NETWORKS = {"ATAC-Net's network": "atacnet", "DevNet": "devnet", "CutMix classifier": "classifier"}
@@ -109,7 +125,10 @@ LINES = (
     Line("`guided`", "guided", {"pretraining": "none"}),
     Line("`guided` after APMask", "guided", {"pretraining": "apmask"}),
     Line("`agpnet`", "agpnet"),
-    *(Line(f"`atacnet`, M = {count}", "atacnet", {"network": "none"}, count) for count in (0, 1, 10)),
+    *(
+        Line(f"`atacnet`, M = {count}", "atacnet", {"network": "none"}, count)
+        for count in (0, 1, 10)
+    ),
     *(
         Line(f"{title}, M = {count}", "atacnet", {"network": network}, count)
         for title, network in NETWORKS.items()
@@ -173,12 +192,29 @@ SPEED: Mapping[str, tuple[str, Mapping[str, str]]] = {
         },
     ),
 }
-CASE = ("what", "size", "precision", "calibrate", "count", "maps", "side", "view", "mask_ratio", "views")
+CASE = (
+    "what",
+    "size",
+    "precision",
+    "calibrate",
+    "count",
+    "maps",
+    "side",
+    "view",
+    "mask_ratio",
+    "views",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing; fail where the page is not what rows make")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="write nothing; fail where the page is not what rows make",
+    )
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the rows")
     parser.add_argument("--output", type=Path, default=PAGE, help="the page")
     options = parser.parse_args(arguments)
@@ -186,7 +222,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not options.check:
         options.output.write_text(text, encoding="utf-8")
     elif not options.output.exists() or options.output.read_text(encoding="utf-8") != text:
-        sys.exit(f"{options.output}: is not what the rows make; write it anew with python benchmarks/page.py")
+        sys.exit(
+            f"{options.output}: is not what the rows make; write it anew with python benchmarks/page.py"
+        )
 
 
 def read(file: Path) -> list[Row]:
@@ -203,7 +241,12 @@ def page(files: Mapping[str, Sequence[Row]]) -> str:
     """The whole page. `files`: name -> rows."""
     bench = {name: [row for row in rows if "schema" in row] for name, rows in sorted(files.items())}
     every = [row for rows in bench.values() for row in rows]
-    others = [row for _, rows in sorted(files.items()) for row in rows if not {"schema", "part"} & row.keys()]
+    others = [
+        row
+        for _, rows in sorted(files.items())
+        for row in rows
+        if not {"schema", "part"} & row.keys()
+    ]
     weak = latest((row for row in others if "draw" in row), lambda row: (row["key"],))
     probes = [row for row in others if row.get("what") == "probe"]
     speeds = [row for row in others if row.get("what", "probe") != "probe"]
@@ -235,13 +278,19 @@ def only(sheet: Sheet) -> str:
 
 def latest(rows: Iterable[Row], what: Callable[[Row], tuple[Any, ...]]) -> list[Row]:
     """Of rows of the same `what` the last one of the newest."""
-    return list({what(row): row for row in sorted(rows, key=lambda row: row.get("date", ""))}.values())
+    return list(
+        {what(row): row for row in sorted(rows, key=lambda row: row.get("date", ""))}.values()
+    )
 
 
 def as_run(row: Row) -> Row:
     """A row of `weak.py` in the form of those of `blemish bench`."""
     _, _, _, _, given, kind, masks = json.loads(row["key"])
-    changed = {**dict(given), **({"masks": True} if masks else {}), **({"anomaly_type": kind} if kind else {})}
+    changed = {
+        **dict(given),
+        **({"masks": True} if masks else {}),
+        **({"anomaly_type": kind} if kind else {}),
+    }
     return {
         **row,
         "method": "atacnet",
@@ -266,8 +315,17 @@ def covered(rows: Sequence[Row]) -> Cells:
 
     def rank(group: Sequence[Row]) -> tuple[Any, ...]:
         row = group[-1]
-        changes = len(departures(row, row["recipe"]).keys() - {"backbone", "image_size", "pretraining", "network"})
-        wishes = sum([row["recipe"] != "best", row.get("shots") is not None, row.get("anomaly_type") is not None])
+        changes = len(
+            departures(row, row["recipe"]).keys()
+            - {"backbone", "image_size", "pretraining", "network"}
+        )
+        wishes = sum(
+            [
+                row["recipe"] != "best",
+                row.get("shots") is not None,
+                row.get("anomaly_type") is not None,
+            ]
+        )
         height, width = row["resolution"]
         steps = (row.get("training") or {}).get("steps", 0)
         foreign = row["backbone"] != OUR_BACKBONE
@@ -291,13 +349,24 @@ def coverage(cells: Cells) -> str:
         title="What is measured",
         above=MATRIX,
         columns=("Method", *COLUMNS),
-        lines=tuple((label, *(cell(found.get(column, [])) for column in COLUMNS)) for label, found in cells.items()),
+        lines=tuple(
+            (label, *(cell(found.get(column, [])) for column in COLUMNS))
+            for label, found in cells.items()
+        ),
     )
     settings = Sheet(
         title="What each of these figures is of",
         columns=("Method", "Data", "Settings", "Resolution", "Backbone", "Commit", "Device"),
         lines=tuple(
-            (label, column, asked(rows[-1]), size(rows[-1]), backbone(rows[-1]), commits(rows), device(rows[-1]))
+            (
+                label,
+                column,
+                asked(rows[-1]),
+                size(rows[-1]),
+                backbone(rows[-1]),
+                commits(rows),
+                device(rows[-1]),
+            )
             for label, found in cells.items()
             for column, rows in found.items()
         ),
@@ -328,7 +397,9 @@ def suites_of(rows: Sequence[Row]) -> tuple[list[str], list[str]]:
             sheets += found
             empty += [] if found else [f"`{name}` {part.name}"]
         if sheets:
-            whole = dataclasses.replace(results.suite_page(good, suite), sheets=tuple(sheets), failed=())
+            whole = dataclasses.replace(
+                results.suite_page(good, suite), sheets=tuple(sheets), failed=()
+            )
             told.append(section(f"Suite `{name}`: {suite.title}", whole))
     return told, empty
 
@@ -337,14 +408,27 @@ def labelled(rows: Sequence[Row]) -> str:
     """Draws of labelled defects (`weak.py`)."""
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in sorted(
-        map(as_run, rows), key=lambda row: (row["data"], row["label"], row["anomaly_count"], row["seed"])
+        map(as_run, rows),
+        key=lambda row: (row["data"], row["label"], row["anomaly_count"], row["seed"]),
     ):
         groups.setdefault((row["data"], likeness(row)), []).append(row)
     return only(
         Sheet(
             title="Labelled defects (`weak.py`)",
             above=WEAK,
-            columns=("Data", "Resolution", "M", "Settings", "Draws", "I", "P", "PRO", "Least I", "Commit", "Device"),
+            columns=(
+                "Data",
+                "Resolution",
+                "M",
+                "Settings",
+                "Draws",
+                "I",
+                "P",
+                "PRO",
+                "Least I",
+                "Commit",
+                "Device",
+            ),
             lines=tuple(
                 (
                     found[-1]["data"],
@@ -352,7 +436,10 @@ def labelled(rows: Sequence[Row]) -> str:
                     str(found[-1]["anomaly_count"]),
                     " ".join([found[-1]["label"] or "best", *flags(found)]),
                     str(len(found)),
-                    *(percent([row[name] for row in found]) for name in ("image_auroc", "pixel_auroc", "aupro")),
+                    *(
+                        percent([row[name] for row in found])
+                        for name in ("image_auroc", "pixel_auroc", "aupro")
+                    ),
                     percent([min(row["image_auroc"] for row in found)]),
                     commits(found),
                     device(found[-1]),
@@ -374,11 +461,32 @@ def probed(rows: Sequence[Row]) -> str:
         Sheet(
             title="Probes (`probe.py`)",
             above=PROBES,
-            columns=("Data", "Backbone", "Weights", "Resolution", "kNN", "Linear", "Kinds", "Folds drawn", "Commit"),
+            columns=(
+                "Data",
+                "Backbone",
+                "Weights",
+                "Resolution",
+                "kNN",
+                "Linear",
+                "Kinds",
+                "Folds drawn",
+                "Commit",
+            ),
             lines=tuple(
                 (
-                    *(row["data"], backbone(row), row["weights"]["source"], size(row), percent([row["knn"]])),
-                    *(spread(row, "linear"), spread(row, "linear_kind"), str(row["seeds"]), commits([row])),
+                    *(
+                        row["data"],
+                        backbone(row),
+                        row["weights"]["source"],
+                        size(row),
+                        percent([row["knn"]]),
+                    ),
+                    *(
+                        spread(row, "linear"),
+                        spread(row, "linear_kind"),
+                        str(row["seeds"]),
+                        commits([row]),
+                    ),
                 )
                 for row in latest(rows, lambda row: (row["data"], backbone(row), size(row)))
             ),
@@ -392,9 +500,14 @@ def timed(rows: Sequence[Row]) -> str:
     sheets: list[Sheet] = []
     for what in dict.fromkeys([*SPEED, *(row["what"] for row in rows)]):
         if cases := [row for row in found if row["what"] == what]:
-            other = {key: key for key in cases[-1] if key not in ("what", "commit", "dirty", "device")}
+            other = {
+                key: key for key in cases[-1] if key not in ("what", "commit", "dirty", "device")
+            }
             title, columns = SPEED.get(what, (what, other))
-            lines = [(*(plain(row.get(key)) for key in columns.values()), commits([row]), device(row)) for row in cases]
+            lines = [
+                (*(plain(row.get(key)) for key in columns.values()), commits([row]), device(row))
+                for row in cases
+            ]
             ordered = tuple(sorted(lines, key=in_order))
             sheets.append(Sheet(title=title, columns=(*columns, "Commit", "Device"), lines=ordered))
     return section("Speed and memory (`speed.py`, `metrics_speed.py`)", Page(sheets=tuple(sheets)))
@@ -409,18 +522,25 @@ def in_order(cells: Sequence[str]) -> list[tuple[float, str]]:
 def costs(rows: Sequence[Row]) -> str:
     """What detectors cost, where rows say it."""
     known = [row for row in rows if row.get("efficiency")]
-    return section("Costs", results.efficiency_page(known, published=suites.read("agpnet").efficiency))
+    return section(
+        "Costs", results.efficiency_page(known, published=suites.read("agpnet").efficiency)
+    )
 
 
 def gaps(cells: Cells, empty: Sequence[str]) -> str:
     """What is not measured."""
-    missing = {label: [column for column in COLUMNS if column not in found] for label, found in cells.items()}
+    missing = {
+        label: [column for column in COLUMNS if column not in found]
+        for label, found in cells.items()
+    }
     count, of = sum(map(len, missing.values())), len(LINES) * len(COLUMNS)
     named = [f"- {label}: {', '.join(columns)}" for label, columns in missing.items() if columns]
     parts = [
         f"{count} of the {of} cells above:" if named else "",
         "\n".join(named),
-        f"Tables of the papers without a figure of ours, by suite: {', '.join(empty)}." if empty else "",
+        f"Tables of the papers without a figure of ours, by suite: {', '.join(empty)}."
+        if empty
+        else "",
         "And beyond the data at hand:",
         BEYOND,
     ]

@@ -40,27 +40,35 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler, normalize
 
-from blemish import benchmark, planning
 from blemish.backbones import build
 from blemish.backbones.vit import VitBackbone
+from blemish.bench import plan as planning
+from blemish.bench import run as benchmark
+from blemish.bench.results import append, ready
 from blemish.compute import pick_device
-from blemish.data import layouts
+from blemish.data.layouts import recognition as layouts
 from blemish.data.stream import PictureStream
 from blemish.data.transforms import Preprocessing
 from blemish.errors import BlemishError, ConfigError, DataError
 from blemish.metrics.ranking import auroc
-from blemish.results import append, ready
 from blemish.types import ANOMALOUS, NORMAL, Sample
 
 SIDE, BATCH, FOLDS = 224, 16, 5
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("data", nargs="+", metavar="DATA")
     parser.add_argument("--backbone", required=True, help="a ViT with a [CLS] token")
-    parser.add_argument("--weights", help="a file, such as `blemish pretrain` writes; else the backbone's own weights")
-    parser.add_argument("--seeds", type=int, default=3, help="how many draws of the folds (default: 3)")
+    parser.add_argument(
+        "--weights",
+        help="a file, such as `blemish pretrain` writes; else the backbone's own weights",
+    )
+    parser.add_argument(
+        "--seeds", type=int, default=3, help="how many draws of the folds (default: 3)"
+    )
     parser.add_argument("--output", type=Path, help="a JSONL file that the rows are appended to")
     options = parser.parse_args()
     if options.seeds < 1:
@@ -69,9 +77,13 @@ def main() -> None:
         ready(options.output)
     backbone = build(options.backbone, weights=options.weights).to(pick_device("auto"))
     if not isinstance(backbone, VitBackbone) or backbone.model.cls_token is None:
-        raise ConfigError(f"--backbone: a ViT with a [CLS] token is needed, which {backbone.spec.name} is not")
+        raise ConfigError(
+            f"--backbone: a ViT with a [CLS] token is needed, which {backbone.spec.name} is not"
+        )
     with tempfile.TemporaryDirectory() as scratch:
-        for name, path in planning.data_sets(options.data, root=None, scratch=Path(scratch)).items():
+        for name, path in planning.data_sets(
+            options.data, root=None, scratch=Path(scratch)
+        ).items():
             row = {"what": "probe", "data": name, **probe(path, backbone, range(options.seeds))}
             print(json.dumps(row), flush=True)
             if options.output:
@@ -83,12 +95,16 @@ def probe(path: Path, backbone: VitBackbone, seeds: Sequence[int]) -> dict[str, 
     started = time.perf_counter()
     date, (commit, dirty) = datetime.now(UTC).isoformat(timespec="seconds"), benchmark.checkout()
     dataset = layouts.read(path)
-    good, known, fingerprint = described([one for one in dataset.train() if one.label == NORMAL], backbone)
+    good, known, fingerprint = described(
+        [one for one in dataset.train() if one.label == NORMAL], backbone
+    )
     test, seen, _ = described([one for one in dataset.test() if one.label is not None], backbone)
     labels = np.array([one.label for one in test])
     counts = Counter(one.defect for one in test if one.label == ANOMALOUS)
     if not good or min(np.sum(labels == NORMAL), np.sum(labels == ANOMALOUS)) < FOLDS:
-        raise DataError(f"{path}: a probe needs good training pictures, and {FOLDS} good and defective test pictures")
+        raise DataError(
+            f"{path}: a probe needs good training pictures, and {FOLDS} good and defective test pictures"
+        )
 
     kinds = {kind: count for kind, count in sorted(counts.items()) if kind and count >= FOLDS}
     rows = [row for row, one in enumerate(test) if one.label == ANOMALOUS and one.defect in kinds]
@@ -127,7 +143,9 @@ def probe(path: Path, backbone: VitBackbone, seeds: Sequence[int]) -> dict[str, 
 
 
 @torch.inference_mode()
-def described(samples: Sequence[Sample], backbone: VitBackbone) -> tuple[list[Sample], np.ndarray, str]:
+def described(
+    samples: Sequence[Sample], backbone: VitBackbone
+) -> tuple[list[Sample], np.ndarray, str]:
     """The samples that can be read, their features N 2D, and the fingerprint of their content."""
     height, width = backbone.round_size(SIDE, SIDE)
     preprocessing = Preprocessing(height=height, width=width, mean=backbone.mean, std=backbone.std)
@@ -151,7 +169,10 @@ def distances(features: np.ndarray, known: np.ndarray) -> np.ndarray:
 
 
 def out_of_fold(
-    features: np.ndarray, labels: np.ndarray, seed: int, wanted: Literal["decision_function", "predict"]
+    features: np.ndarray,
+    labels: np.ndarray,
+    seed: int,
+    wanted: Literal["decision_function", "predict"],
 ) -> np.ndarray:
     """What a logistic regression that was fitted on the other folds says of each picture."""
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)

@@ -35,15 +35,25 @@ RESULTS = Path(__file__).parent / "results" / "robustness.jsonl"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--minutes", type=float, default=5.0, help="all parts together, about")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default=",".join(PARTS), help="parts, as in pictures,kills")
-    parser.add_argument("--corpus", type=Path, help="folder of pictures to damage in place of generated ones")
-    parser.add_argument("--keep", type=Path, help="folder for the files with which something went wrong")
+    parser.add_argument(
+        "--corpus", type=Path, help="folder of pictures to damage in place of generated ones"
+    )
+    parser.add_argument(
+        "--keep", type=Path, help="folder for the files with which something went wrong"
+    )
     parser.add_argument("--results", type=Path, help="JSONL file that gets the rows")
-    parser.add_argument("--page", action="store_true", help="write docs/robustness.md from the rows, and leave")
-    parser.add_argument("--check", action="store_true", help="with --page: only say whether it is what rows make")
+    parser.add_argument(
+        "--page", action="store_true", help="write docs/robustness.md from the rows, and leave"
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="with --page: only say whether it is what rows make"
+    )
     options = parser.parse_args(arguments)
     if options.page:
         return page.write(options.results or RESULTS, check=options.check)
@@ -98,7 +108,7 @@ def conditions(options: argparse.Namespace) -> dict[str, Any]:
     """What is in every row."""
     import torch
 
-    from blemish import benchmark
+    from blemish.bench import run as benchmark
 
     commit, dirty = benchmark.checkout()
     return {

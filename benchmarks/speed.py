@@ -31,11 +31,16 @@ BACKBONE = "focus_vits14"
 SIZES = (224, 448)
 PRECISIONS = ("fp32", "bf16")
 MASK_RATIOS = (0.15, 0.3, 0.5)
-PAIRS, LEAST_SECONDS = 7, 10.0  # of `dropping`: it goes on until it has as many, and has taken as long
+PAIRS, LEAST_SECONDS = (
+    7,
+    10.0,
+)  # of `dropping`: it goes on until it has as many, and has taken as long
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", nargs="+", choices=list(CASES))
     parser.add_argument("--output", type=Path)
     parser.add_argument("--case", help=argparse.SUPPRESS)
@@ -46,7 +51,9 @@ def main() -> None:
     for what in options.what:
         for case in cases(what):
             command = [sys.executable, __file__, what, "--case", json.dumps(case)]
-            answer = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
+            answer = subprocess.run(
+                command, check=True, capture_output=True, text=True
+            ).stdout.splitlines()[-1]
             row = {"what": what, **case, **json.loads(answer), **conditions(what)}
             print(json.dumps(row), flush=True)
             if options.output:
@@ -57,9 +64,13 @@ def main() -> None:
 
 def cases(what: str) -> list[dict[str, Any]]:
     if what in ("backbone", "predict"):
-        return [{"size": size, "precision": precision} for size in SIZES for precision in PRECISIONS]
+        return [
+            {"size": size, "precision": precision} for size in SIZES for precision in PRECISIONS
+        ]
     if what == "fit":
-        return [{"size": size, "calibrate": calibrate} for size in SIZES for calibrate in (False, True)]
+        return [
+            {"size": size, "calibrate": calibrate} for size in SIZES for calibrate in (False, True)
+        ]
     if what == "memory":
         return [{"count": 200}, {"count": 2000}]
     if what == "dropping":
@@ -71,7 +82,7 @@ def cases(what: str) -> list[dict[str, Any]]:
 
 
 def conditions(what: str) -> dict[str, Any]:
-    from blemish import benchmark
+    from blemish.bench import run as benchmark
     from blemish.compute import pick_device
 
     commit, dirty = benchmark.checkout()
@@ -94,7 +105,10 @@ def backbone(size: int, precision: str) -> dict[str, Any]:
     images = torch.randn(8, 3, size, size)
     found = {}
     with torch.inference_mode():
-        for name, layers in (("images_per_second", ()), ("images_per_second_all_layers", (network.depth,))):
+        for name, layers in (
+            ("images_per_second", ()),
+            ("images_per_second_all_layers", (network.depth,)),
+        ):
             network(images, layers)
             times = []
             for _ in range(5):
@@ -110,7 +124,12 @@ def predict(size: int, precision: str) -> dict[str, Any]:
 
     paths = bottle()
     detector = blemish.fit(
-        "patchcore", paths[:40], backbone=BACKBONE, image_size=size, precision=precision, calibration_fraction=0
+        "patchcore",
+        paths[:40],
+        backbone=BACKBONE,
+        image_size=size,
+        precision=precision,
+        calibration_fraction=0,
     )
     rest = paths[40:120]
     for result in detector.predict_many(rest[:8]):
@@ -126,7 +145,9 @@ def fit(size: int, calibrate: bool) -> dict[str, Any]:
 
     start = time.perf_counter()
     fraction = None if calibrate else 0
-    detector = blemish.fit("patchcore", bottle(), backbone=BACKBONE, image_size=size, calibration_fraction=fraction)
+    detector = blemish.fit(
+        "patchcore", bottle(), backbone=BACKBONE, image_size=size, calibration_fraction=fraction
+    )
     return {
         "seconds": round(time.perf_counter() - start, 1),
         "pictures": detector.manifest["data"]["count"],
@@ -139,7 +160,7 @@ def memory(count: int) -> dict[str, Any]:
     from PIL import Image
 
     import blemish
-    from blemish import benchmark
+    from blemish.bench import run as benchmark
 
     noise = np.random.default_rng(0)
     originals = bottle()
@@ -147,18 +168,25 @@ def memory(count: int) -> dict[str, Any]:
         for index in range(count):  # every picture is another one: a copy with noise
             with Image.open(originals[index % len(originals)]) as image:
                 pixels = np.asarray(image.convert("RGB").resize((256, 256)), dtype=np.int16)
-            pixels = np.clip(pixels + noise.integers(-12, 13, pixels.shape), 0, 255).astype(np.uint8)
+            pixels = np.clip(pixels + noise.integers(-12, 13, pixels.shape), 0, 255).astype(
+                np.uint8
+            )
             Image.fromarray(pixels).save(Path(folder) / f"{index:05d}.png", compress_level=1)
         start = time.perf_counter()
         blemish.fit("patchcore", folder, backbone=BACKBONE, image_size=224)
-        return {"seconds": round(time.perf_counter() - start, 1), "peak_memory_mib": benchmark.peak_memory_mib()}
+        return {
+            "seconds": round(time.perf_counter() - start, 1),
+            "peak_memory_mib": benchmark.peak_memory_mib(),
+        }
 
 
 def help_() -> dict[str, Any]:
     times = []
     for _ in range(5):
         start = time.perf_counter()
-        subprocess.run([Path(sys.executable).with_name("blemish"), "--help"], check=True, capture_output=True)
+        subprocess.run(
+            [Path(sys.executable).with_name("blemish"), "--help"], check=True, capture_output=True
+        )
         times.append(time.perf_counter() - start)
     return {"seconds": round(sorted(times)[2], 3)}
 
@@ -184,13 +212,17 @@ def dropping(view: str, precision: str, mask_ratio: float) -> dict[str, Any]:
     config = APMaskConfig(backbone=BACKBONE, masking="random", mask_ratio=mask_ratio)
     student = APMask(config, build(BACKBONE)).to(device).train()
     student.backbone.requires_grad_(True)
-    views, size = (1, student.global_size) if view == "global" else (config.local_views, student.local_size)
+    views, size = (
+        (1, student.global_size) if view == "global" else (config.local_views, student.local_size)
+    )
     images = torch.randn(views * config.pictures_per_step, 3, *size, device=device)
     targets = torch.randn(config.pictures_per_step, config.prototypes, device=device).softmax(1)
     there = {each.untyped_storage().data_ptr() for each in (images, targets, *student.parameters())}
 
     def loss(keep: Tensor | None) -> Tensor:
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=TYPES[precision] == torch.bfloat16):
+        with torch.autocast(
+            device.type, dtype=torch.bfloat16, enabled=TYPES[precision] == torch.bfloat16
+        ):
             features = look(student.backbone, student.head, images, keep)[1]
             predictions = (student.head.scores(features) / config.temperature).log_softmax(1)
             return multi_view(targets, predictions.split(len(targets)))
@@ -233,9 +265,13 @@ def dropping(view: str, precision: str, mask_ratio: float) -> dict[str, Any]:
         keep = student.kept(images)
         unmasked.append(seconds(None))
         masked.append(seconds(keep))
-    whole, fewer = (statistics.median(clock for clock, _ in times) / views for times in (unmasked, masked))
+    whole, fewer = (
+        statistics.median(clock for clock, _ in times) / views for times in (unmasked, masked)
+    )
     by_clock, by_processor = (
-        statistics.median(after[which] / before[which] for before, after in zip(unmasked, masked, strict=True))
+        statistics.median(
+            after[which] / before[which] for before, after in zip(unmasked, masked, strict=True)
+        )
         for which in (0, 1)
     )
     passed, worked = (sum(times) for times in zip(*unmasked, *masked, strict=True))

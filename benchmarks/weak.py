@@ -25,19 +25,19 @@ from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import torch
+from blemish.commands.console import complain
 
 import blemish
 from blemish.backbones.base import Features
-from blemish.benchmark import checkout, hardware
-from blemish.console import complain
-from blemish.data import layouts
+from blemish.bench.plan import data_sets
+from blemish.bench.run import checkout, hardware
 from blemish.data.defects import labelled_defects
+from blemish.data.layouts import recognition as layouts
 from blemish.data.stream import PictureStream
-from blemish.evaluation import evaluate
+from blemish.detector.evaluate import evaluate
+from blemish.detector.predict import Detector
 from blemish.methods.adaptation import Adapted
 from blemish.methods.taught import Taught
-from blemish.planning import data_sets
-from blemish.predictor import Detector
 from blemish.types import RESOLUTION, Failure, Prediction, Scores, silent
 
 METRICS = ("image_auroc", "image_ap", "best_f1", "pixel_auroc", "aupro")
@@ -61,10 +61,14 @@ class Remembering(Detector):
                     self._seen[one.digest] = method.look(one.tensor[None].to(self.device))
                 found = method.finished(*self._seen[one.digest])
             score, anomaly_map = float(found.image[0]), found.maps[0].float().cpu().numpy()
-            yield self._prediction(one, score, anomaly_map, None, None, None, found=Adapted(found, adapted=False))
+            yield self._prediction(
+                one, score, anomaly_map, None, None, None, found=Adapted(found, adapted=False)
+            )
 
 
-def rows(name: str, path: Path, options: argparse.Namespace, done: set[str]) -> Iterator[dict[str, Any]]:
+def rows(
+    name: str, path: Path, options: argparse.Namespace, done: set[str]
+) -> Iterator[dict[str, Any]]:
     """The rows of a data set that `done` does not hold."""
     settings = {key: value for key, _, value in (each.partition("=") for each in options.set)}
     wanted = [
@@ -95,12 +99,20 @@ def rows(name: str, path: Path, options: argparse.Namespace, done: set[str]) -> 
         began = time.perf_counter()
         method.forget_defects()
         drawn = labelled_defects(path, count=count, kind=kind, seed=draw)
-        samples = drawn.samples if options.masks else [dataclasses.replace(each, mask=None) for each in drawn.samples]
+        samples = (
+            drawn.samples
+            if options.masks
+            else [dataclasses.replace(each, mask=None) for each in drawn.samples]
+        )
         stream = PictureStream(drawn.sources, detector.preprocessing, 8, marks=samples)
         method.learn_defects(lambda stream=stream: iter(stream), stream.rows, silent)
-        known = dataclasses.replace(detector.record.data, defects=tuple(sorted(stream.digests.values())))
+        known = dataclasses.replace(
+            detector.record.data, defects=tuple(sorted(stream.digests.values()))
+        )
         taught = Detector(method, dataclasses.replace(detector.record, data=known))
-        tested = tuple(sample for sample in dataset.samples if kind is None or sample.defect != kind)
+        tested = tuple(
+            sample for sample in dataset.samples if kind is None or sample.defect != kind
+        )
         found = evaluate(Remembering(taught, seen), dataclasses.replace(dataset, samples=tested))
         yield {
             "key": key,
@@ -126,19 +138,38 @@ def rows(name: str, path: Path, options: argparse.Namespace, done: set[str]) -> 
         }
 
 
-def key_of(name: str, each: tuple[int, int, str | None], options: argparse.Namespace, settings: dict[str, str]) -> str:
+def key_of(
+    name: str,
+    each: tuple[int, int, str | None],
+    options: argparse.Namespace,
+    settings: dict[str, str],
+) -> str:
     """What a row is recognised by."""
     *draw, kind = each
-    given = [name, draw, options.backbone, options.image_size, sorted(settings.items()), kind, options.masks]
+    given = [
+        name,
+        draw,
+        options.backbone,
+        options.image_size,
+        sorted(settings.items()),
+        kind,
+        options.masks,
+    ]
     return json.dumps(given)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("data", nargs="+", help="as of `blemish bench --data`")
-    parser.add_argument("--counts", type=lambda text: [int(each) for each in text.split(",")], default=[0, 1, 10])
+    parser.add_argument(
+        "--counts", type=lambda text: [int(each) for each in text.split(",")], default=[0, 1, 10]
+    )
     parser.add_argument("--draws", type=int, default=3)
-    parser.add_argument("--type", action="append", help="learn from defects of this type only, and test the others")
+    parser.add_argument(
+        "--type", action="append", help="learn from defects of this type only, and test the others"
+    )
     parser.add_argument("--masks", action="store_true", help="use the masks of the drawn defects")
     parser.add_argument("--backbone", default="focus_vits14")
     parser.add_argument("--image-size", type=int, default=448)
@@ -154,7 +185,9 @@ def main() -> None:
             for row in rows(name, path, options, done):
                 with options.results.open("a") as file:
                     file.write(json.dumps(row) + "\n")
-                figures = "  ".join(f"{100 * row[each]:.1f}" for each in METRICS if row[each] is not None)
+                figures = "  ".join(
+                    f"{100 * row[each]:.1f}" for each in METRICS if row[each] is not None
+                )
                 kind = f" of {row['anomaly_type']}" if row["anomaly_type"] else ""
                 complain(f"{name}: M = {row['anomaly_count']}{kind}, draw {row['draw']}: {figures}")
 

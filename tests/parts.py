@@ -25,7 +25,14 @@ SMALL: dict[str, Any] = {
 
 
 # A short training; those of methods that are not trained have no such settings.
-BRIEF: dict[str, Any] = {"epochs": 1, "min_steps": 12, "pictures_per_step": 8, "width": 32, "heads": 4, "depth": 1}
+BRIEF: dict[str, Any] = {
+    "epochs": 1,
+    "min_steps": 12,
+    "pictures_per_step": 8,
+    "width": 32,
+    "heads": 4,
+    "depth": 1,
+}
 # A step through the head of guided, which is DINO's and 2048 wide, takes as long as many of the others. And it scores
 # pictures larger than it learns from, unless told otherwise.
 BRIEFER: dict[str, dict[str, Any]] = {
@@ -36,8 +43,16 @@ BRIEFER: dict[str, dict[str, Any]] = {
 
 def settings_of(method: str) -> dict[str, Any]:
     """Arguments of `blemish.fit` for this method, to fit it in milliseconds."""
-    names = {field.name for field in dataclasses.fields(METHODS[method].Config)} if method in METHODS else set()
-    return {**SMALL, **{name: value for name, value in BRIEF.items() if name in names}, **BRIEFER.get(method, {})}
+    names = (
+        {field.name for field in dataclasses.fields(METHODS[method].Config)}
+        if method in METHODS
+        else set()
+    )
+    return {
+        **SMALL,
+        **{name: value for name, value in BRIEF.items() if name in names},
+        **BRIEFER.get(method, {}),
+    }
 
 
 def part(seed: int, *, defect: bool = False, height: int = SIDE, width: int = SIDE) -> np.ndarray:
@@ -60,5 +75,7 @@ def _drawn(seed: int, defect: bool, height: int, width: int) -> np.ndarray:
 def write_picture(path: Path, pixels: np.ndarray) -> Path:
     """The pixels (RGB or grey) in the lossless format that the suffix names."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    assert cv2.imwrite(str(path), pixels if pixels.ndim == 2 else np.ascontiguousarray(pixels[..., ::-1]))
+    assert cv2.imwrite(
+        str(path), pixels if pixels.ndim == 2 else np.ascontiguousarray(pixels[..., ::-1])
+    )
     return path

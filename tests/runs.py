@@ -6,12 +6,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from blemish.planning import Run
+from blemish.bench.plan import Run
 
 TINY = {"backbone": "test_vit", "image_size": 32, "layers": [2, 4], "bank_size": 50}
 GUIDED = {
     "method": "guided",
-    "settings": {"backbone": "test_vit", "image_size": [32], "epochs": 1, "min_steps": 12, "pictures_per_step": 8},
+    "settings": {
+        "backbone": "test_vit",
+        "image_size": [32],
+        "epochs": 1,
+        "min_steps": 12,
+        "pictures_per_step": 8,
+    },
 }
 TAUGHT = {
     "method": "atacnet",

@@ -19,8 +19,8 @@ from parts import part, settings_of, write_picture
 
 import blemish
 from blemish import cli
+from blemish.detector.predict import Detector
 from blemish.methods import apmask
-from blemish.predictor import Detector
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
@@ -82,7 +82,9 @@ def kept_sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed in range(4):
         write_picture(root / "test" / "square" / f"{seed:03d}.png", part(200 + seed, defect=True))
         marked = (part(200 + seed, defect=True) != part(200 + seed)).any(axis=2)
-        write_picture(root / "ground_truth" / "square" / f"{seed:03d}_mask.png", marked.astype(np.uint8) * 255)
+        write_picture(
+            root / "ground_truth" / "square" / f"{seed:03d}_mask.png", marked.astype(np.uint8) * 255
+        )
     for seed in range(3):
         dark = part(300 + seed)
         mask = np.zeros(dark.shape[:2], np.uint8)

@@ -39,7 +39,11 @@ def bits(tensor: Tensor) -> bytes:
 
 def tensors() -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(1)
-    return {"bank": torch.randn(7, 5, generator=generator), "owners": torch.arange(7), "scalar": torch.tensor(2.5)}
+    return {
+        "bank": torch.randn(7, 5, generator=generator),
+        "owners": torch.arange(7),
+        "scalar": torch.tensor(2.5),
+    }
 
 
 @pytest.fixture
@@ -69,12 +73,21 @@ def refused(path: Path, content: bytes | None = None) -> str:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(), (0,), (3, 0, 2), (1,), (5, 4), (2, 3, 4)])
-def test_tensors_come_back_bit_by_bit(dtype: torch.dtype, shape: tuple[int, ...], tmp_path: Path) -> None:
-    raw = torch.randint(0, 256, (*shape, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
+def test_tensors_come_back_bit_by_bit(
+    dtype: torch.dtype, shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    raw = torch.randint(
+        0, 256, (*shape, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(3)
+    )
     if dtype == torch.bool:
         original = raw[..., 0] > 127
     else:
-        original = raw[..., : torch.empty(0, dtype=dtype).element_size()].contiguous().view(dtype).reshape(shape)
+        original = (
+            raw[..., : torch.empty(0, dtype=dtype).element_size()]
+            .contiguous()
+            .view(dtype)
+            .reshape(shape)
+        )
     found, _ = artifact.read(artifact.write(tmp_path / "x", {"t": original}, {}))
     assert found["t"].dtype == dtype
     assert found["t"].shape == shape
@@ -100,12 +113,17 @@ def test_the_same_content_is_the_same_file(written: Path, tmp_path: Path) -> Non
     assert again.read_bytes() == written.read_bytes()
 
 
-def reversed_arguments(pair: tuple[dict[str, Tensor], dict[str, Any]]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def reversed_arguments(
+    pair: tuple[dict[str, Tensor], dict[str, Any]],
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return dict(reversed(list(pair[0].items()))), pair[1]
 
 
 def test_no_tensors_at_all(tmp_path: Path) -> None:
-    assert artifact.read(artifact.write(tmp_path / "x", {}, {"a": 1})) == ({}, {"a": 1, "format": artifact.FORMAT})
+    assert artifact.read(artifact.write(tmp_path / "x", {}, {"a": 1})) == (
+        {},
+        {"a": 1, "format": artifact.FORMAT},
+    )
 
 
 def test_a_manifest_that_was_loaded_is_written_in_the_present_format(tmp_path: Path) -> None:
@@ -231,7 +249,10 @@ def torch_file() -> bytes:
         (zipped, "can run code"),
         (torch_file, "can run code"),
         (lambda: safetensors.torch.save(tensors()), "not one that blemish fit has written"),
-        (lambda: safetensors.torch.save(tensors(), {"manifest": "{}"}), "not one that blemish fit has written"),
+        (
+            lambda: safetensors.torch.save(tensors(), {"manifest": "{}"}),
+            "not one that blemish fit has written",
+        ),
         (lambda: b"path,label\na.png,0\n", "not an artifact"),
         (lambda: b'{"json": true}', "not an artifact"),
         (lambda: b"\x89PNG\r\n\x1a\n" + bytes(100), "not an artifact"),
@@ -243,7 +264,12 @@ def torch_file() -> bytes:
         (lambda: (2).to_bytes(8, "little") + b"[]", "not an artifact"),
         (lambda: with_header({"t": {"dtype": "F32"}}, b""), "not an artifact"),
         (lambda: with_header({"t": 1}, b""), "not an artifact"),
-        (lambda: with_header({"t": {"data_offsets": [0, "4"]}, "u": {"data_offsets": [0, 4]}}, b"abcd"), ""),
+        (
+            lambda: with_header(
+                {"t": {"data_offsets": [0, "4"]}, "u": {"data_offsets": [0, 4]}}, b"abcd"
+            ),
+            "",
+        ),
         (lambda: with_header({"__metadata__": 5}, b""), "not one that blemish fit has written"),
         (lambda: (100_000).to_bytes(8, "little") + b"[" * 100_000, ""),
         (lambda: (100_000).to_bytes(8, "little") + b'{"a":' * 20_000, ""),
@@ -271,11 +297,15 @@ def test_a_table_made_to_confuse(entry: dict[str, Any], tmp_path: Path) -> None:
     # Its digest is right, so that only the reader of the tensors can object.
     manifest = json.dumps({"format": artifact.FORMAT})
     digest = artifact._digest(manifest, {"t": entry}, bytes(4))
-    content = with_header({"__metadata__": {"manifest": manifest, "digest": digest}, "t": entry}, bytes(4))
+    content = with_header(
+        {"__metadata__": {"manifest": manifest, "digest": digest}, "t": entry}, bytes(4)
+    )
     refused(tmp_path / "x", content)
 
 
-def test_a_failed_write_leaves_nothing_and_the_old_file(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_leaves_nothing_and_the_old_file(
+    written: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = written.read_bytes()
 
     def full(_descriptor: int) -> None:
@@ -289,7 +319,9 @@ def test_a_failed_write_leaves_nothing_and_the_old_file(written: Path, monkeypat
     assert written.read_bytes() == before
 
 
-def test_a_write_that_is_interrupted_leaves_nothing(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_that_is_interrupted_leaves_nothing(
+    written: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupt(_descriptor: int) -> None:
         raise KeyboardInterrupt
 

@@ -28,7 +28,18 @@ from blemish.artifact import FORMAT, read
 from blemish.data import stream
 
 Run = Callable[..., tuple[int, str]]
-FIT = ("--backbone", "test_vit", "--weights", "random", "--image-size", "64", "--layers", "2,4", "--precision", "fp32")
+FIT = (
+    "--backbone",
+    "test_vit",
+    "--weights",
+    "random",
+    "--image-size",
+    "64",
+    "--layers",
+    "2,4",
+    "--precision",
+    "fp32",
+)
 
 
 @pytest.fixture
@@ -70,7 +81,11 @@ def part(tmp_path: Path, fitted: Callable[..., blemish.Detector]) -> Path:
 def test_a_folder_without_pictures(refused: Callable[..., str], part: Path, tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
-    for arguments in (["fit", "knn", empty, "-o", tmp_path / "x"], ["predict", part, empty], ["data", "check", empty]):
+    for arguments in (
+        ["fit", "knn", empty, "-o", tmp_path / "x"],
+        ["predict", part, empty],
+        ["data", "check", empty],
+    ):
         assert f"{empty}: no pictures found" in refused(*arguments)
     assert "no such file or folder" in refused("predict", part, tmp_path / "nowhere")
     assert "nothing matches this pattern" in refused("predict", part, tmp_path / "*.png")
@@ -96,8 +111,12 @@ def test_one_picture_makes_a_memory_bank_without_a_threshold(
     status, out = run("predict", tmp_path / "x", one)
     assert status == 0
     assert "no verdict, as the artifact has no threshold" in out
-    message = refused("fit", method, one.parent, "-o", tmp_path / "y", *FIT, "--false-alarm-rate", "0.05")
-    assert "needs at least 19 normal pictures" in message  # a rate that is asked for by name must be kept
+    message = refused(
+        "fit", method, one.parent, "-o", tmp_path / "y", *FIT, "--false-alarm-rate", "0.05"
+    )
+    assert (
+        "needs at least 19 normal pictures" in message
+    )  # a rate that is asked for by name must be kept
 
 
 def bomb() -> bytes:
@@ -105,9 +124,14 @@ def bomb() -> bytes:
     packer = zlib.compressobj(9)
     row = bytes(1 + 30_000 // 8)
     body = b"".join(packer.compress(row * 1000) for _ in range(30)) + packer.flush()
-    chunks = [(b"IHDR", struct.pack(">IIBBBBB", 30_000, 30_000, 1, 0, 0, 0, 0)), (b"IDAT", body), (b"IEND", b"")]
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", 30_000, 30_000, 1, 0, 0, 0, 0)),
+        (b"IDAT", body),
+        (b"IEND", b""),
+    ]
     return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
     )
 
 
@@ -172,7 +196,9 @@ def test_a_picture_that_may_not_be_read(
     assert "23 scored" in out
 
 
-def test_three_broken_of_thirty(run: Run, part: Path, tmp_path: Path, picture: Any, write: Any) -> None:
+def test_three_broken_of_thirty(
+    run: Run, part: Path, tmp_path: Path, picture: Any, write: Any
+) -> None:
     folder = tmp_path / "batch"
     for seed in range(30):
         write(folder / f"{seed:02d}.png", picture(400 + seed))
@@ -181,18 +207,29 @@ def test_three_broken_of_thirty(run: Run, part: Path, tmp_path: Path, picture: A
     status, out = run("predict", part, folder, "--output", tmp_path / "out", "--json")
     made = json.loads(out)
     assert (status, made["scored"], made["failed"]) == (1, 27, 3)
-    rows = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line)
+        for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()
+    ]
     assert rows == made["predictions"]
-    assert [Path(row["path"]).name for row in rows if "error" in row] == ["03.png", "11.png", "29.png"]
+    assert [Path(row["path"]).name for row in rows if "error" in row] == [
+        "03.png",
+        "11.png",
+        "29.png",
+    ]
     assert [Path(row["path"]).name for row in rows] == [f"{seed:02d}.png" for seed in range(30)]
 
 
-def test_only_broken_pictures(run: Run, refused: Callable[..., str], part: Path, tmp_path: Path) -> None:
+def test_only_broken_pictures(
+    run: Run, refused: Callable[..., str], part: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "bad"
     folder.mkdir()
     for name in ("a.png", "b.png"):
         (folder / name).touch()
-    status, out = run("predict", part, folder, "--report", tmp_path / "r.html", "--output", tmp_path / "out")
+    status, out = run(
+        "predict", part, folder, "--report", tmp_path / "r.html", "--output", tmp_path / "out"
+    )
     assert status == 1
     assert "no picture was scored; 2 could not be read" in out
     assert "a.png" in (tmp_path / "r.html").read_text()
@@ -208,12 +245,21 @@ def test_only_broken_pictures(run: Run, refused: Callable[..., str], part: Path,
             ["knn", "GOOD", "--backbone", "dinov2_vits15"],
             "unknown backbone 'dinov2_vits15'; did you mean 'dinov2_vits14'?",
         ),
-        (["knn", "GOOD", *FIT, "--set", "bank_sise=3"], "unknown setting 'bank_sise'; did you mean 'bank_size'?"),
+        (
+            ["knn", "GOOD", *FIT, "--set", "bank_sise=3"],
+            "unknown setting 'bank_sise'; did you mean 'bank_size'?",
+        ),
         (["knn", "GOOD", *FIT, "--set", "bank_size"], "'bank_size' is not of the form key=value"),
         (["knn", "GOOD", *FIT, "--set", "bank_size=many"], "bank_size: 'many' is not of type int"),
-        (["knn", "GOOD", *FIT, "--recipe", "bets"], "unknown recipe of knn 'bets'; did you mean 'best'?"),
+        (
+            ["knn", "GOOD", *FIT, "--recipe", "bets"],
+            "unknown recipe of knn 'bets'; did you mean 'best'?",
+        ),
         (["knn", "GOOD", *FIT, "--layers", "99"], "layer 99 does not exist"),
-        (["knn", "GOOD", *FIT, "--image-size", "big"], "image_size: 'big' is no size; 448, or height and width"),
+        (
+            ["knn", "GOOD", *FIT, "--image-size", "big"],
+            "image_size: 'big' is no size; 448, or height and width",
+        ),
         (["knn", "GOOD", *FIT, "--false-alarm-rate", "5"], "5.0 is not between 0 and 1"),
         (["knn", "GOOD", *FIT, "--window", "12"], "two numbers lo,hi"),
         (["knn", "GOOD", *FIT, "--device", "gpu"], "device 'gpu' is not available here"),
@@ -237,7 +283,9 @@ def test_weights_out_of_reach(
     refused: Callable[..., str], good_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    message = refused("fit", "knn", good_folder, "-o", tmp_path / "x", "--backbone", "dinov2_vits14")
+    message = refused(
+        "fit", "knn", good_folder, "-o", tmp_path / "x", "--backbone", "dinov2_vits14"
+    )
     assert "the weights of dinov2_vits14 are out of reach" in message
     assert "--weights FILE" in message
     assert "--backbone focus_vits14" in message
@@ -285,15 +333,37 @@ def foreign_safetensors(path: Path) -> None:
         (altered_threshold, "was altered or damaged"),
         (newer_format, f"has format {FORMAT + 1}"),
         (foreign_safetensors, "not one that blemish fit has written"),
-        (lambda path: path.write_bytes(pickle.dumps({"a": 1})), "can run code when loaded; not opened"),
-        (lambda path: torch.save({"a": torch.zeros(2)}, path), "can run code when loaded; not opened"),
+        (
+            lambda path: path.write_bytes(pickle.dumps({"a": 1})),
+            "can run code when loaded; not opened",
+        ),
+        (
+            lambda path: torch.save({"a": torch.zeros(2)}, path),
+            "can run code when loaded; not opened",
+        ),
         (lambda path: path.write_bytes(b"\x89PNG" + bytes(500)), "is not an artifact"),
         (lambda path: path.unlink(), "cannot be read"),
     ],
-    ids=["cut", "cut-header", "empty", "bit", "threshold", "newer", "safetensors", "pickle", "torch", "png", "missing"],
+    ids=[
+        "cut",
+        "cut-header",
+        "empty",
+        "bit",
+        "threshold",
+        "newer",
+        "safetensors",
+        "pickle",
+        "torch",
+        "png",
+        "missing",
+    ],
 )
 def test_artifacts_that_cannot_be_trusted(
-    refused: Callable[..., str], part: Path, good_folder: Path, damage: Callable[[Path], Any], said: str
+    refused: Callable[..., str],
+    part: Path,
+    good_folder: Path,
+    damage: Callable[[Path], Any],
+    said: str,
 ) -> None:
     damage(part)
     for arguments in (["inspect", part], ["predict", part, good_folder]):
@@ -313,7 +383,11 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("work was begun")
 
-    for work in ("blemish.fitting.build", "blemish.predictor.Detector.predict_many", "blemish.calibration.recalibrate"):
+    for work in (
+        "blemish.detector.fit.build",
+        "blemish.detector.predict.Detector.predict_many",
+        "blemish.detector.calibrate.recalibrate",
+    ):
         monkeypatch.setattr(work, never)
     (tmp_path / "file").touch()
     inside = tmp_path / "file" / "x"  # a folder cannot be made where a file is
@@ -367,8 +441,10 @@ def test_a_disk_that_fills_up_while_predicting(
         saved.append(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr("blemish.outputs.save_png", save)
-        assert "the disk is full" in refused("predict", part, good_folder, "--output", tmp_path / "out")
+        patch.setattr("blemish.report.predictions.save_png", save)
+        assert "the disk is full" in refused(
+            "predict", part, good_folder, "--output", tmp_path / "out"
+        )
     rows = (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()
     assert 0 < len(rows) <= 5
     assert run("predict", part, good_folder, "--output", tmp_path / "out", "--resume")[0] == 0
@@ -397,11 +473,17 @@ def ctrl_c() -> Iterator[None]:
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 @pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_in_fit_leaves_nothing(
-    good_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    good_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr("blemish.data.stream.decode", interrupt_at("008.png", stream.decode))
     target = tmp_path / "made" / "part.blemish"
-    assert cli.main(["fit", "knn", str(good_folder), "-o", str(target), "--batch-size", "1", *FIT]) == 130
+    assert (
+        cli.main(["fit", "knn", str(good_folder), "-o", str(target), "--batch-size", "1", *FIT])
+        == 130
+    )
     out, err = capsys.readouterr()
     assert out == ""
     assert err.splitlines()[-1] == "blemish: interrupted; no file was left half written"
@@ -435,7 +517,9 @@ def completed(run: Run, part: Path, new: Path, out: Path, whole: Path, options: 
     """What an interrupted run has left in `out` is sound, and --resume makes of it what `whole` is in one go."""
 
     def rows(folder: Path) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+        return [
+            json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()
+        ]
 
     before = rows(out)
     assert len((out / "predictions.csv").read_text().splitlines()) == 1 + len(before)
@@ -447,16 +531,25 @@ def completed(run: Run, part: Path, new: Path, out: Path, whole: Path, options: 
     for row, other in zip(after, expected, strict=True):
         assert row.get("score", 0) == pytest.approx(other.get("score", 0), rel=1e-5)
         assert {**row, "score": 0} == {**other, "score": 0}
-    drawn, wanted = ({path.name for path in (folder / "overlays").iterdir()} for folder in (out, whole))
+    drawn, wanted = (
+        {path.name for path in (folder / "overlays").iterdir()} for folder in (out, whole)
+    )
     assert drawn == wanted
 
 
 def start(*arguments: str | Path, **environment: str) -> subprocess.Popen[str]:
     """The program in a process of its own."""
     code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-    command = [sys.executable, "-c", code + "from blemish.cli import main; sys.exit(main())", *map(str, arguments)]
+    command = [
+        sys.executable,
+        "-c",
+        code + "from blemish.cli import main; sys.exit(main())",
+        *map(str, arguments),
+    ]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
 
 
 def interrupted(stage: str, *arguments: str | Path) -> tuple[int, str, str]:
@@ -489,11 +582,15 @@ def test_ctrl_c_in_the_process_of_a_fit(tmp_path: Path, picture: Any, write: Any
 
 
 @pytest.mark.slow
-def test_ctrl_c_in_the_process_of_a_predict(run: Run, part: Path, tmp_path: Path, picture: Any, write: Any) -> None:
+def test_ctrl_c_in_the_process_of_a_predict(
+    run: Run, part: Path, tmp_path: Path, picture: Any, write: Any
+) -> None:
     large = write(tmp_path / "large.png", picture(0, height=500, width=500))
     new = links(tmp_path / "new", large, 24)
     options = ["--batch-size", "1", "--precision", "fp32"]
-    status, said, err = interrupted("scoring", "predict", part, new, "--output", tmp_path / "out", *options)
+    status, said, err = interrupted(
+        "scoring", "predict", part, new, "--output", tmp_path / "out", *options
+    )
     assert status == 130
     assert "goes on from here" in err
     assert "Traceback" not in err
@@ -506,4 +603,7 @@ def test_weights_out_of_reach_bring_no_chatter(good_folder: Path, tmp_path: Path
     process = start("fit", "knn", good_folder, "-o", tmp_path / "x", HF_HOME=str(tmp_path / "hub"))
     out, err = process.communicate(timeout=120)
     assert (process.returncode, out) == (2, "")
-    assert [line.partition(":")[0] for line in err.splitlines()] == ["loading the backbone", "blemish"]
+    assert [line.partition(":")[0] for line in err.splitlines()] == [
+        "loading the backbone",
+        "blemish",
+    ]

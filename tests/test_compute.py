@@ -18,7 +18,9 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
     ("cuda", "mps", "expected"),
     [(True, True, "cuda"), (True, False, "cuda"), (False, True, "mps"), (False, False, "cpu")],
 )
-def test_auto_takes_the_fastest_device(cuda: bool, mps: bool, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_takes_the_fastest_device(
+    cuda: bool, mps: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
     assert pick_device() == pick_device("auto") == torch.device(expected)
@@ -99,7 +101,9 @@ def test_precisions_by_name() -> None:
         assert precision_name(pick_precision(name, CUDA)) == name
 
 
-@pytest.mark.parametrize(("name", "says"), [("fp16", "for GPUs"), ("fp8", "unknown precision 'fp8'"), ("", "unknown")])
+@pytest.mark.parametrize(
+    ("name", "says"), [("fp16", "for GPUs"), ("fp8", "unknown precision 'fp8'"), ("", "unknown")]
+)
 def test_a_precision_that_does_not_go(name: str, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         pick_precision(name, CPU)
@@ -113,7 +117,9 @@ def test_the_flags_of_this_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(Path, "read_text", unreadable)
     assert compute.cpu_flags() == set()
-    monkeypatch.setattr(Path, "read_text", lambda *_arguments: "processor : 0\nflags\t\t: fpu amx_bf16\n")
+    monkeypatch.setattr(
+        Path, "read_text", lambda *_arguments: "processor : 0\nflags\t\t: fpu amx_bf16\n"
+    )
     assert compute.cpu_flags() == {"fpu", "amx_bf16"}
     monkeypatch.setattr(Path, "read_text", lambda *_arguments: "processor : 0\nFeatures : neon\n")
     assert compute.cpu_flags() == set()

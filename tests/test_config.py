@@ -38,7 +38,9 @@ def test_to_dict_is_json() -> None:
     values = config.to_dict(Demo(layers=(4,), window=(0, 1)))
     assert values["layers"] == [4]
     assert values["window"] == [0, 1]
-    assert config.from_dict(Demo, json.loads(json.dumps(values))) == Demo(layers=(4,), window=(0, 1))
+    assert config.from_dict(Demo, json.loads(json.dumps(values))) == Demo(
+        layers=(4,), window=(0, 1)
+    )
 
 
 @given(
@@ -178,7 +180,9 @@ class Sized:
     layers: tuple[int, ...] = ()
 
 
-@pytest.mark.parametrize("text", ["112x224", "112×224", "112X224", "112 x 224", "112,224", "[112, 224]"])
+@pytest.mark.parametrize(
+    "text", ["112x224", "112×224", "112X224", "112 x 224", "112,224", "[112, 224]"]
+)
 def test_a_size_is_a_height_and_a_width(text: str) -> None:
     assert config.override(Sized(), [f"image_size={text}"]).image_size == (112, 224)
     assert config.from_dict(Sized, {"image_size": "112x224"}).image_size == (112, 224)
@@ -187,10 +191,16 @@ def test_a_size_is_a_height_and_a_width(text: str) -> None:
 @pytest.mark.parametrize(
     ("assignment", "said"),
     [
-        ("image_size=big", r"image_size: 'big' is no size; 448, or height and width as in 224x448, is needed"),
+        (
+            "image_size=big",
+            r"image_size: 'big' is no size; 448, or height and width as in 224x448, is needed",
+        ),
         ("image_size=112x", "'112x' is no size"),
         ("image_size=1x2x3", "'1x2x3' is no size"),
-        ("picture_size=112x224", "picture_size: 112x224 is a height and a width; one number is needed"),
+        (
+            "picture_size=112x224",
+            "picture_size: 112x224 is a height and a width; one number is needed",
+        ),
         ("layers=4x8", "layers: '4x8' is not of type int"),
     ],
 )

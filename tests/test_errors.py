@@ -19,7 +19,11 @@ from blemish.errors import (
     unknown_name,
 )
 
-CLASSES = {name: kind for name, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, Exception)}
+CLASSES = {
+    name: kind
+    for name, kind in inspect.getmembers(errors, inspect.isclass)
+    if issubclass(kind, Exception)
+}
 
 
 def drawn() -> dict[str, str]:
@@ -40,7 +44,9 @@ def drawn() -> dict[str, str]:
 
 
 def test_the_tree_is_as_drawn() -> None:
-    found = {name: kind.__mro__[1].__name__ for name, kind in CLASSES.items() if kind is not BlemishError}
+    found = {
+        name: kind.__mro__[1].__name__ for name, kind in CLASSES.items() if kind is not BlemishError
+    }
     assert found == drawn()
     assert len(CLASSES) == 13
     assert BlemishError.__base__ is Exception
@@ -77,7 +83,9 @@ def test_an_unknown_name(name: str, known: list[str], message: str) -> None:
     assert str(error) == message
 
 
-@pytest.mark.parametrize("kind", [k for k in CLASSES.values() if k not in (ImageError, MissingExtraError)])
+@pytest.mark.parametrize(
+    "kind", [k for k in CLASSES.values() if k not in (ImageError, MissingExtraError)]
+)
 def test_errors_carry_their_message(kind: type[BlemishError]) -> None:
     assert str(kind("what, where, what to do")) == "what, where, what to do"
     again = pickle.loads(pickle.dumps(kind("across processes")))

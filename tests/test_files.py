@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from blemish import artifact, config, files, suites
+from blemish import artifact, config, files
 from blemish.backbones.checkpoint import read_tensors
+from blemish.bench import suites
+from blemish.bench.results import read_rows
 from blemish.data.tables import read_text
 from blemish.errors import ArtifactError, BlemishError, ConfigError, OutputError
-from blemish.results import read_rows
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="pipes, devices and locks of POSIX")
 READERS: list[Callable[[Path], object]] = [
@@ -54,7 +55,9 @@ def test_a_terabyte_of_holes_is_not_read(reader: Callable[[Path], object], tmp_p
         reader(holes)
 
 
-def test_a_pipe_that_takes_the_place_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pipe_that_takes_the_place_of_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     place = tmp_path / "a"
     place.write_bytes(b"{}")
     opened = os.open
@@ -96,8 +99,12 @@ def test_a_link_stays_and_its_target_keeps_its_mode(tmp_path: Path) -> None:
         files.write_whole(loop, b"")
 
 
-@pytest.mark.parametrize("write", [lambda path: files.write_whole(path, b"x"), files.check_writable])
-def test_devices_and_pipes_are_not_replaced(write: Callable[[Path], object], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "write", [lambda path: files.write_whole(path, b"x"), files.check_writable]
+)
+def test_devices_and_pipes_are_not_replaced(
+    write: Callable[[Path], object], tmp_path: Path
+) -> None:
     pipe, link = tmp_path / "pipe", tmp_path / "null"
     os.mkfifo(pipe)
     link.symlink_to("/dev/null")
@@ -136,7 +143,9 @@ def test_a_killed_writer_releases_its_lock(tmp_path: Path) -> None:
         assert other.stdout is not None
         assert other.stdout.readline() == b"held\n"
         with (
-            pytest.raises(OutputError, match=r"rows\.jsonl: another process of blemish is writing it"),
+            pytest.raises(
+                OutputError, match=r"rows\.jsonl: another process of blemish is writing it"
+            ),
             files.locked(place),
         ):
             pass

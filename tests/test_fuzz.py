@@ -134,7 +134,9 @@ def detectors(tmp_path_factory: pytest.TempPathFactory) -> Held:
     torch.set_num_threads(threads)
     found = Held()
     for name, path in made.items():
-        out = artifacts.command("predict", path, picture, "--json", "--device", "cpu", "--precision", "fp32")[1]
+        out = artifacts.command(
+            "predict", path, picture, "--json", "--device", "cpu", "--precision", "fp32"
+        )[1]
         found[name] = (*artifact.read(path), artifacts.scores_of(out), picture, folder / "forged")
     return found
 
@@ -173,7 +175,9 @@ def test_no_artifact_reaches_for_a_network(detectors: Held) -> None:
         method = list(detectors)[which % len(detectors)]
         state, told, *_ = detectors[method]
         manifest = artifacts.with_value(told, ("backbone", "spec", "timm_name"), name)
-        assert judged(detectors[method], artifacts.forge(state, manifest))["verdict"] == "refused", name
+        assert (
+            judged(detectors[method], artifacts.forge(state, manifest))["verdict"] == "refused"
+        ), name
     # The fixture `requests` sees to the rest: that nothing was asked, be it in vain.
 
 
@@ -197,7 +201,9 @@ def test_artifacts_with_any_field_changed(detectors: Held, which: int, seed: int
     state, told, *_ = detectors[name]
     field, value, manifest = artifacts.altered(told, np.random.default_rng(seed))
     found = judged(detectors[name], artifacts.forge(state, manifest), inspected=True)
-    assert found["verdict"] in ("refused", "right", "other"), f"{name}: {field} = {str(value)[:60]}: {found}"
+    assert found["verdict"] in ("refused", "right", "other"), (
+        f"{name}: {field} = {str(value)[:60]}: {found}"
+    )
 
 
 @tries(20)
@@ -211,7 +217,9 @@ def test_tables_of_tensors_that_lie(detectors: Held, seed: int) -> None:
 
 def test_a_manifest_of_brackets(detectors: Held) -> None:
     detector = detectors["knn"]
-    assert judged(detector, artifacts.forge(detector[0], artifacts.nested()))["verdict"] == "refused"
+    assert (
+        judged(detector, artifacts.forge(detector[0], artifacts.nested()))["verdict"] == "refused"
+    )
 
 
 # --- Tables, settings, rows, checkpoints, weights --------------------------------------------------

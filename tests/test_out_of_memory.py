@@ -28,7 +28,9 @@ rng = np.random.default_rng(3)
 GOOD = [rng.integers(80, 100, (40, 36, 3), dtype=np.uint8) for _ in range(5)]
 RAN_OUT = [
     MemoryError(),
-    cv2.error("OpenCV(4.9) alloc.cpp:73: error: (-4:Insufficient memory) Failed to allocate 9 bytes"),
+    cv2.error(
+        "OpenCV(4.9) alloc.cpp:73: error: (-4:Insufficient memory) Failed to allocate 9 bytes"
+    ),
     RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"),
 ]
 WORDS = "needs more memory than there was left when its turn came"
@@ -49,7 +51,10 @@ def failing_for(pixels: np.ndarray, function: Any, error: BaseException) -> Any:
     """The function, but for one picture, told by its shape, memory runs out."""
 
     def called(first: Any, *rest: Any, **more: Any) -> Any:
-        if getattr(getattr(first, "values", getattr(first, "pixels", first)), "shape", ())[:2] == pixels.shape[:2]:
+        if (
+            getattr(getattr(first, "values", getattr(first, "pixels", first)), "shape", ())[:2]
+            == pixels.shape[:2]
+        ):
             raise error
         return function(first, *rest, **more)
 
@@ -64,7 +69,7 @@ LARGE = np.full((60, 50, 3), 90, np.uint8)
 def test_a_picture_for_which_memory_runs_out_fails_alone(
     detector: blemish.Detector, monkeypatch: pytest.MonkeyPatch, stage: str, error: Exception
 ) -> None:
-    where = "blemish.predictor" if stage == "prepare" else "blemish.images.decoder"
+    where = "blemish.detector.predict" if stage == "prepare" else "blemish.images.decoder"
     home = sys.modules[where]
     monkeypatch.setattr(home, stage, failing_for(LARGE, getattr(home, stage), error))
     results = list(detector.predict_many([GOOD[0], LARGE, GOOD[1], GOOD[2]], batch_size=2))
@@ -80,9 +85,13 @@ def test_a_picture_for_which_memory_runs_out_fails_alone(
 
 @pytest.mark.parametrize("error", RAN_OUT, ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize("stage", ["decode", "prepare", "thumbnail"])
-def test_a_fit_goes_on_without_it(monkeypatch: pytest.MonkeyPatch, stage: str, error: Exception) -> None:
+def test_a_fit_goes_on_without_it(
+    monkeypatch: pytest.MonkeyPatch, stage: str, error: Exception
+) -> None:
     monkeypatch.setattr(streams, stage, failing_for(LARGE, getattr(streams, stage), error))
-    fitted = blemish.fit("knn", [*GOOD, LARGE], backbone="test_vit", weights="random", image_size=32)
+    fitted = blemish.fit(
+        "knn", [*GOOD, LARGE], backbone="test_vit", weights="random", image_size=32
+    )
     assert isinstance(fitted.predict(GOOD[0]), Prediction)
 
 
@@ -90,7 +99,9 @@ def test_a_fit_goes_on_without_it(monkeypatch: pytest.MonkeyPatch, stage: str, e
 def test_a_batch_too_large_for_memory_is_scored_in_halves(
     detector: blemish.Detector, monkeypatch: pytest.MonkeyPatch, limit: int
 ) -> None:
-    new = [np.flipud(pixels).copy() for pixels in GOOD]  # those that were learned score 0, but for rounding
+    new = [
+        np.flipud(pixels).copy() for pixels in GOOD
+    ]  # those that were learned score 0, but for rounding
     expected = [result.score for result in detector.predict_many(new, batch_size=1)]
     assert min(expected) > 0.01
     score, seen = detector.method.score, []
@@ -170,7 +181,9 @@ def test_the_process_is_held_to_its_limit(tmp_path: Path) -> None:
     """Under `ulimit -v` a picture of 48 megapixels is refused in words, and the small ones are scored."""
     resource = pytest.importorskip("resource")
     assert resource.RLIMIT_AS
-    Image.fromarray(np.full((6000, 8000), 90, np.uint8)).save(tmp_path / "large.png", compress_level=1)
+    Image.fromarray(np.full((6000, 8000), 90, np.uint8)).save(
+        tmp_path / "large.png", compress_level=1
+    )
     Image.fromarray(GOOD[0]).save(tmp_path / "small.png")
     code = """
 import json, resource, sys
@@ -204,7 +217,9 @@ print(json.dumps([rows, [failure.reason for failure in stream.failures.values()]
     assert "damaged" not in reasons[0]
 
 
-def test_out_of_memory_inside_a_reader_is_not_called_damaged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_out_of_memory_inside_a_reader_is_not_called_damaged(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     Image.fromarray(GOOD[0]).save(tmp_path / "a.png")
     for error in RAN_OUT:
 

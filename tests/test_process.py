@@ -17,11 +17,14 @@ import numpy as np
 import pytest
 
 import blemish
-from blemish import cli, console, files, interrupts, outputs, predictor
+from blemish import cli, files, interrupts
+from blemish.cli import console
 from blemish.data.folder import find_pictures, place_of
-from blemish.data.layouts import read
+from blemish.data.layouts.recognition import read
+from blemish.detector import predict as predictor
+from blemish.detector.predict import batch_begun
 from blemish.errors import DataError, OutputError
-from blemish.predictor import batch_begun
+from blemish.report import predictions as outputs
 
 Run = Callable[..., tuple[int, str, str]]
 POSIX = pytest.mark.skipif(os.name != "posix", reason="signals and devices of POSIX")
@@ -37,7 +40,9 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
 
 
 @POSIX
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)]
+)
 def test_signals_end_predict_with_its_rows_kept(
     run: Run,
     part: Path,
@@ -79,7 +84,9 @@ def test_an_ignored_signal_stays_ignored_and_a_library_hears_none() -> None:
 
 @POSIX
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_last_words_are_not_interrupted(run: Run, monkeypatch: pytest.MonkeyPatch, number: signal.Signals) -> None:
+def test_the_last_words_are_not_interrupted(
+    run: Run, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
     complain = console.complain
 
     def hurried(message: str) -> None:
@@ -98,7 +105,12 @@ def test_the_last_words_are_not_interrupted(run: Run, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("kept", [1, 5, 8, 11, 16])
 def test_resumed_predictions_are_in_the_batches_of_one_go(
-    run: Run, part: Path, good_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: int
+    run: Run,
+    part: Path,
+    good_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kept: int,
 ) -> None:
     (good_folder / "002.png").write_bytes(b"")
     whole, out = tmp_path / "whole", tmp_path / "out"
@@ -120,28 +132,48 @@ def test_resumed_predictions_are_in_the_batches_of_one_go(
     assert batches == expected[-len(batches) :]  # whole ones of it, none divided otherwise
     assert sum(map(len, batches)) < 24 - kept + 4 * predictor.BATCH_SIZE
     drawn = ("overlay", "saliency")
-    bare = [{key: value for key, value in row.items() if key not in drawn} for row in rows_of(whole)]
+    bare = [
+        {key: value for key, value in row.items() if key not in drawn} for row in rows_of(whole)
+    ]
     assert rows_of(out) == bare  # to the bit
 
 
 def test_where_a_batch_begins() -> None:
     assert batch_begun([True] * 8 + [True] * 3, 8) == 3
-    assert batch_begun([False, True, False, True], 2) == 0  # a broken one before any good one waits for none
+    assert (
+        batch_begun([False, True, False, True], 2) == 0
+    )  # a broken one before any good one waits for none
     assert batch_begun([True, False, False], 2) == 3
     assert batch_begun([], 8) == 0
 
 
 @POSIX
-def test_two_processes_on_one_output(run: Run, part: Path, mvtec: Path, good_folder: Path, tmp_path: Path) -> None:
+def test_two_processes_on_one_output(
+    run: Run, part: Path, mvtec: Path, good_folder: Path, tmp_path: Path
+) -> None:
     out, artifact = tmp_path / "out", tmp_path / "new.blemish"
     run("predict", part, good_folder, "--output", out)
     before = (out / "predictions.jsonl").read_bytes()
     told = "another process of blemish is writing it; let that end, or name another place"
     cases = {
         out / "predictions.jsonl": ["predict", part, good_folder, "--output", out, "--resume"],
-        tmp_path / "judged" / "evaluation.json": ["evaluate", part, mvtec, "--output", tmp_path / "judged"],
+        tmp_path / "judged" / "evaluation.json": [
+            "evaluate",
+            part,
+            mvtec,
+            "--output",
+            tmp_path / "judged",
+        ],
         artifact: ["fit", "knn", good_folder, "-o", artifact],
-        tmp_path / "r.jsonl": ["bench", "--methods", "knn", "--data", mvtec, "--results", tmp_path / "r.jsonl"],
+        tmp_path / "r.jsonl": [
+            "bench",
+            "--methods",
+            "knn",
+            "--data",
+            mvtec,
+            "--results",
+            tmp_path / "r.jsonl",
+        ],
     }
     for place, command in cases.items():
         with files.locked(place):
@@ -150,7 +182,9 @@ def test_two_processes_on_one_output(run: Run, part: Path, mvtec: Path, good_fol
     assert (out / "predictions.jsonl").read_bytes() == before
     with pytest.raises(OutputError, match="holds predictions already"):
         outputs.Journal(out, artifact=part, precision="fp32", ways={}, resume=False)
-    assert run("predict", part, good_folder, "--output", out, "--resume")[0] == 0  # the lock was given back
+    assert (
+        run("predict", part, good_folder, "--output", out, "--resume")[0] == 0
+    )  # the lock was given back
 
 
 @POSIX
@@ -165,7 +199,7 @@ def work(arguments):
         raise errors.DataError("no")
     print("x" * int(arguments[0]))
     return 0
-cli._run = work
+commands._run = work
 def status(arguments):
     pid = os.fork()
     if pid == 0:
@@ -187,16 +221,36 @@ answers.append(status(["9"]))
 os.write(said, repr(answers).encode())
 """
     buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=buffered)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=buffered
+    )
     assert done.stdout == "[2, 2, 2, 141, 141, 0]", done.stderr
-    lost = "blemish: standard output cannot be written (No space left on device); the answer is lost"
-    assert set(done.stderr.splitlines()) == {lost, "blemish: the disk is full; make room or choose another place"}
+    lost = (
+        "blemish: standard output cannot be written (No space left on device); the answer is lost"
+    )
+    assert set(done.stderr.splitlines()) == {
+        lost,
+        "blemish: the disk is full; make room or choose another place",
+    }
 
 
 def test_names_in_the_table_are_no_formulas_and_break_no_row(
-    run: Run, part: Path, picture: Callable[..., np.ndarray], write: Callable[..., Path], tmp_path: Path
+    run: Run,
+    part: Path,
+    picture: Callable[..., np.ndarray],
+    write: Callable[..., Path],
+    tmp_path: Path,
 ) -> None:
-    names = ["=1+1.png", "+a.png", "@b.png", "-c.png", "\td.png", "e\rf.png", "g\nh.png", "plain.png"]
+    names = [
+        "=1+1.png",
+        "+a.png",
+        "@b.png",
+        "-c.png",
+        "\td.png",
+        "e\rf.png",
+        "g\nh.png",
+        "plain.png",
+    ]
     folder = tmp_path / "odd"
     for name in names:
         write(folder / "plain.png", picture(1)).rename(folder / name)
@@ -214,14 +268,20 @@ def test_names_in_the_table_are_no_formulas_and_break_no_row(
     assert len(text.splitlines()) == 1 + len(names) + 1
     cells = [row["path"] for row in csv.DictReader(text.splitlines())]
     assert not [cell for cell in cells if cell[0] in "=+-@\t\r"]
-    assert {"'=1+1.png", "'-c.png", "'\\td.png", "e\\rf.png", "g\\nh.png", "plain.png"} <= set(cells)
+    assert {"'=1+1.png", "'-c.png", "'\\td.png", "e\\rf.png", "g\\nh.png", "plain.png"} <= set(
+        cells
+    )
     assert {row["path"] for row in rows_of(tmp_path / "out")} >= set(names)  # as they are
     assert "\x1b" not in printed + err
     assert "broken\\n\\x1b[2J.png: is empty" in printed
-    assert not [line for line in (printed + err).splitlines() if line.startswith(("h.png", "\\x1b"))]
+    assert not [
+        line for line in (printed + err).splitlines() if line.startswith(("h.png", "\\x1b"))
+    ]
 
 
-def test_a_line_break_in_a_name_is_no_line_of_ours(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_line_break_in_a_name_is_no_line_of_ours(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
     status, _, err = run("data", "check", "no\nblemish: all is well")
     assert (status, err) == (2, "blemish: no\\nblemish: all is well: no such file or folder\n")
     capsys.readouterr()
@@ -249,10 +309,14 @@ def test_two_dots_behind_a_link_lead_where_the_system_says(tmp_path: Path) -> No
     (tmp_path / "link").symlink_to(tmp_path / "far" / "in")
     for path in (tmp_path / "a.png", tmp_path / "far" / "a.png"):
         path.touch()
-    assert place_of(tmp_path / "link" / ".." / "a.png") == os.path.realpath(tmp_path / "far" / "a.png")
+    assert place_of(tmp_path / "link" / ".." / "a.png") == os.path.realpath(
+        tmp_path / "far" / "a.png"
+    )
 
 
-def test_a_mask_of_a_few_pixels_is_not_used(fitted: Callable[..., blemish.Detector], mvtec: Path) -> None:
+def test_a_mask_of_a_few_pixels_is_not_used(
+    fitted: Callable[..., blemish.Detector], mvtec: Path
+) -> None:
     mask = mvtec / "ground_truth" / "square" / "000_mask.png"
     cv2.imwrite(str(mask), np.full((1, 1), 255, np.uint8))  # one pixel for 64 × 64
     result = blemish.evaluate(fitted(), mvtec)

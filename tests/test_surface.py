@@ -25,7 +25,19 @@ NAMES = [
     "recalibrate",
     "refine",
 ]
-HEAVY = ("torch", "timm", "numpy", "cv2", "PIL", "scipy", "sklearn", "matplotlib", "safetensors", "jinja2", "rich")
+HEAVY = (
+    "torch",
+    "timm",
+    "numpy",
+    "cv2",
+    "PIL",
+    "scipy",
+    "sklearn",
+    "matplotlib",
+    "safetensors",
+    "jinja2",
+    "rich",
+)
 
 
 def run(code: str) -> str:

@@ -20,7 +20,7 @@ import blemish
 from blemish.backbones import build
 from blemish.data.stream import PictureStream
 from blemish.data.transforms import Preprocessing
-from blemish.fitting import configure
+from blemish.detector.fit import configure
 from blemish.methods import METHODS, Method, method_of_recipe
 from blemish.methods.apmask import APMask, APMaskConfig
 from blemish.methods.heads import ClassHead
@@ -50,7 +50,11 @@ def trained_recipes() -> list[tuple[str, str]]:
     """Every recipe of every method that learns by gradient."""
     named = {name: {*kind.Config.recipes()} for name, kind in METHODS.items()}
     pairs = [(name, recipe) for name, recipes in named.items() for recipe in sorted(recipes)]
-    return [(name, recipe) for name, recipe in pairs if configure(name, recipe=recipe).learns_by_gradient]
+    return [
+        (name, recipe)
+        for name, recipe in pairs
+        if configure(name, recipe=recipe).learns_by_gradient
+    ]
 
 
 def config_of(name: str, recipe: str, backbone: str, **settings: Any) -> Any:
@@ -84,7 +88,9 @@ def learned(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     kinds = {kind for kind in METHODS.values() if issubclass(kind, Learner)} | {APMask}
     for kind in kinds:
         watch(kind)  # type: ignore[type-abstract]
-    monkeypatch.setattr("blemish.methods.guided.ClassHead", partial(ClassHead, hidden=32, bottleneck=16))
+    monkeypatch.setattr(
+        "blemish.methods.guided.ClassHead", partial(ClassHead, hidden=32, bottleneck=16)
+    )
     return names
 
 
@@ -113,7 +119,11 @@ def judged(method: Method, images: Tensor) -> list[Tensor]:
 
 
 def check(learner: Learner, names: list[str], look: Callable[[], list[Tensor]]) -> None:
-    inert = [name for name in unread(learner, names, look) if not name.startswith(learner.training_only or ("-",))]
+    inert = [
+        name
+        for name in unread(learner, names, look)
+        if not name.startswith(learner.training_only or ("-",))
+    ]
     assert not inert, f"trained and never read: {inert}"
 
 
@@ -139,17 +149,29 @@ def test_every_trained_tensor_changes_the_score_or_the_map(
 def test_whatever_of_guided_is_read_nothing_else_is_trained(
     map_head: str, score: str, tuned: int | None, bank_size: int, learned: list[str], picture: Part
 ) -> None:
-    settings = {"map_head": map_head, "score": score, "tuned": tuned, "bank_size": bank_size, "scales": ()}
+    settings = {
+        "map_head": map_head,
+        "score": score,
+        "tuned": tuned,
+        "bank_size": bank_size,
+        "scales": (),
+    }
     method = trained("guided", config_of("guided", "best", "test_vit", **settings), picture)
     images = pictures_for(method, picture)
-    blocks = {int(each.split(".")[3]) for each in learned if each.startswith("backbone.model.blocks.")}
-    last = 6 if score != "map" or map_head != "patches" else 4  # of six; the map reads layers 2 and 4
+    blocks = {
+        int(each.split(".")[3]) for each in learned if each.startswith("backbone.model.blocks.")
+    }
+    last = (
+        6 if score != "map" or map_head != "patches" else 4
+    )  # of six; the map reads layers 2 and 4
     assert blocks == set(range(0 if tuned is None else last - tuned, last))
     assert isinstance(method, Learner)
     check(method, learned, lambda: judged(method, images))
 
 
-def test_every_trained_tensor_of_a_pre_training_changes_the_encoder(learned: list[str], picture: Part) -> None:
+def test_every_trained_tensor_of_a_pre_training_changes_the_encoder(
+    learned: list[str], picture: Part
+) -> None:
     config = APMaskConfig(
         backbone="test_vit", image_size=32, local_size=16, picture_size=48, epochs=1, min_steps=3,
         pictures_per_step=4, hidden=16, bottleneck=8,

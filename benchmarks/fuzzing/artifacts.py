@@ -241,7 +241,11 @@ def damaged(tensors: State, name: str, how: str) -> State | None:
         changed[name] = was.clone()
         changed[name].view(-1)[0] = NAN if how == "nan" else INF
     elif how in ("minus one", "out of range"):
-        if was.is_floating_point() or not was.numel() or name.endswith(("num_batches_tracked", "steps")):
+        if (
+            was.is_floating_point()
+            or not was.numel()
+            or name.endswith(("num_batches_tracked", "steps"))
+        ):
             return None
         changed[name] = was.clone()
         changed[name].view(-1)[0] = -1 if how == "minus one" else 2**60
@@ -256,7 +260,9 @@ def damaged(tensors: State, name: str, how: str) -> State | None:
     elif how == "doubles":
         if not was.is_floating_point():
             return None
-        changed[name] = was.double()  # half precision may be: weights are kept as they were computed with
+        changed[name] = (
+            was.double()
+        )  # half precision may be: weights are kept as they were computed with
     return changed
 
 
@@ -319,13 +325,17 @@ def scores_of(out: str) -> Scores:
     return row["score"], row["label"], (row["threshold"],)
 
 
-def judged(path: Path, picture: Path, known: Scores | None, *, inspected: bool = True) -> dict[str, Any]:
+def judged(
+    path: Path, picture: Path, known: Scores | None, *, inspected: bool = True
+) -> dict[str, Any]:
     """What `predict`, and perhaps `inspect`, make of an artifact, by "verdict".
 
     refused, right (the scores that are `known`), other (others), bug, memory (said to be out of it).
     """
     told = command("inspect", path) if inspected else (0, "", "")
-    status, out, err = command("predict", path, picture, "--json", "--device", "cpu", "--precision", "fp32")
+    status, out, err = command(
+        "predict", path, picture, "--json", "--device", "cpu", "--precision", "fp32"
+    )
     said = told[1] + told[2] + out + err
     for words, verdict in (
         ("bug in blemish", "bug"),

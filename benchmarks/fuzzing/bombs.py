@@ -66,7 +66,9 @@ def _png_bombs() -> list[tuple[str, bytes]]:
 
 
 def _bmp_bombs() -> list[tuple[str, bytes]]:
-    def of(coded: bytes, bits: int = 8, compression: int = 1, *, width: int = WIDE, height: int = WIDE) -> bytes:
+    def of(
+        coded: bytes, bits: int = 8, compression: int = 1, *, width: int = WIDE, height: int = WIDE
+    ) -> bytes:
         palette = bytes(4 * 2**bits)
         size = 54 + len(palette)
         head = b"BM" + struct.pack("<IHHI", size + len(coded), 0, 0, size)
@@ -94,9 +96,13 @@ def _tiff(tags: Mapping[int, tuple[str, list[int]]], body: bytes = b"") -> bytes
     for tag, (kind, values) in sorted(tags.items()):
         packed = struct.pack(f"<{len(values)}{kind}", *values)
         if len(packed) <= 4:
-            entries += struct.pack("<HHI", tag, 3 if kind == "H" else 4, len(values)) + packed.ljust(4, b"\0")
+            entries += struct.pack(
+                "<HHI", tag, 3 if kind == "H" else 4, len(values)
+            ) + packed.ljust(4, b"\0")
         else:
-            entries += struct.pack("<HHII", tag, 3 if kind == "H" else 4, len(values), extra + len(more))
+            entries += struct.pack(
+                "<HHII", tag, 3 if kind == "H" else 4, len(values), extra + len(more)
+            )
             more += packed + b"\0" * (len(packed) % 2)
     del size
     head = b"II*\0" + struct.pack("<I", start) + body + b"\0" * (len(body) % 2)
@@ -227,11 +233,15 @@ def large() -> dict[str, Callable[[], bytes]]:
         "PNG grey 8": lambda: pictures.saved(rgb()[..., 0], "PNG", **fast),
         "PNG RGB 8": lambda: pictures.saved(rgb(), "PNG", **fast),
         "PNG RGBA 8": lambda: pictures.saved(Image.fromarray(rgb()).convert("RGBA"), "PNG", **fast),
-        "PNG palette": lambda: pictures.saved(Image.fromarray(rgb()[..., 0]).convert("P"), "PNG", **fast),
+        "PNG palette": lambda: pictures.saved(
+            Image.fromarray(rgb()[..., 0]).convert("P"), "PNG", **fast
+        ),
         "PNG RGB 16": png_deep,
         "JPEG": lambda: pictures.saved(rgb(), "JPEG", quality=85),
         "JPEG progressive": lambda: pictures.saved(rgb(), "JPEG", quality=85, progressive=True),
-        "JPEG CMYK": lambda: pictures.saved(Image.fromarray(rgb()).convert("CMYK"), "JPEG", quality=85),
+        "JPEG CMYK": lambda: pictures.saved(
+            Image.fromarray(rgb()).convert("CMYK"), "JPEG", quality=85
+        ),
         "WebP": lambda: pictures.saved(rgb(), "WEBP", quality=60, method=0),
         "BMP": lambda: pictures.saved(rgb(), "BMP"),
         "TIFF": lambda: pictures.saved(rgb(), "TIFF"),
@@ -239,8 +249,12 @@ def large() -> dict[str, Callable[[], bytes]]:
         "TIFF Deflate": lambda: pictures.saved(rgb(), "TIFF", compression="tiff_adobe_deflate"),
         "TIFF RGB 16": lambda: tiff(deep(), photometric="rgb"),
         "TIFF RGB 16 Deflate": lambda: tiff(deep(), photometric="rgb", compression="zlib"),
-        "TIFF planes": lambda: tiff(np.moveaxis(rgb(), 2, 0).copy(), photometric="rgb", planarconfig="separate"),
-        "TIFF float": lambda: tiff(rgb()[..., 0].astype(np.float32) / 255, photometric="minisblack"),
+        "TIFF planes": lambda: tiff(
+            np.moveaxis(rgb(), 2, 0).copy(), photometric="rgb", planarconfig="separate"
+        ),
+        "TIFF float": lambda: tiff(
+            rgb()[..., 0].astype(np.float32) / 255, photometric="minisblack"
+        ),
         "PPM": ppm,
         "DICOM 12": lambda: pictures.dicom(rgb()[..., 0].astype(np.uint16) << 4, bits=12),
     }
@@ -273,7 +287,11 @@ def several_at_once(folder: Path) -> Iterator[Tally]:
     for way, room in (("as it is", forks.ROOM), ("200 MiB left", 200 * 2**20)):
         tally = Tally("memory", f"predict, {count} pictures at once", way)
         end = forks.attempt(lambda: run(*line), limit=60, room=room)
-        rows = json.loads(end.out)["predictions"] if end.out.startswith("{") and "predictions" in end.out else []
+        rows = (
+            json.loads(end.out)["predictions"]
+            if end.out.startswith("{") and "predictions" in end.out
+            else []
+        )
         if end.status is None:
             tally.add("hang" if end.hung else "crash", end.told)
         elif len(rows) != count:

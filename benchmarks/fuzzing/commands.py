@@ -146,7 +146,10 @@ def _tensors(path: Path) -> dict[str, str]:
     from blemish import artifact
 
     tensors, _ = artifact.read(path)
-    return {name: hashlib.sha256(each.contiguous().numpy().tobytes()).hexdigest() for name, each in tensors.items()}
+    return {
+        name: hashlib.sha256(each.contiguous().numpy().tobytes()).hexdigest()
+        for name, each in tensors.items()
+    }
 
 
 def _rows(path: Path) -> dict[str, Any]:
@@ -210,7 +213,9 @@ def faults(job: Job, folder: Path, before: Mapping[str, bytes]) -> list[str]:
 
 def remains(folder: Path) -> list[str]:
     """Temporary files that were left."""
-    return sorted(path.name for path in folder.rglob("*") if path.match(TEMPORARY) and path.is_file())
+    return sorted(
+        path.name for path in folder.rglob("*") if path.match(TEMPORARY) and path.is_file()
+    )
 
 
 def difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[str, float]:
@@ -288,7 +293,9 @@ def killed_within(size: int) -> Callable[[], None]:
     return prepare
 
 
-def signalled(number: int, after: float, *, again: float | None = None) -> Callable[[int, float], None]:
+def signalled(
+    number: int, after: float, *, again: float | None = None
+) -> Callable[[int, float], None]:
     """For `forks.attempt`: sends a signal after so many seconds, perhaps again so much later."""
     due = [after, *([] if again is None else [after + again])]
 
@@ -327,7 +334,9 @@ def remounted(folder: Path, options: str) -> bool:
 
 def _mount(*arguments: str) -> bool:
     try:
-        return subprocess.run(["mount", *arguments], check=False, capture_output=True).returncode == 0
+        return (
+            subprocess.run(["mount", *arguments], check=False, capture_output=True).returncode == 0
+        )
     except OSError:
         return False
 

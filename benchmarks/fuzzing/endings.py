@@ -191,7 +191,9 @@ def _ended(
         if prepare is not None:
             prepare()
 
-    end = forks.attempt(lambda: commands.run(*job.line(folder)), prepare=ready, watch=watch, limit=60)
+    end = forks.attempt(
+        lambda: commands.run(*job.line(folder)), prepare=ready, watch=watch, limit=60
+    )
     tally.peak_mib = max(tally.peak_mib, end.peak_mib)
     found = commands.faults(job, folder, before)
     if end.hung or "bug in blemish" in end.err or "Traceback" in end.err:
@@ -247,7 +249,9 @@ def of_kills(plan: Plan) -> Iterator[Tally]:
                 )
             else:
                 size = commands.sizes(random, largest)
-                _ended(plan, job, tally, wanted, f"byte {size}", prepare=commands.killed_within(size))
+                _ended(
+                    plan, job, tally, wanted, f"byte {size}", prepare=commands.killed_within(size)
+                )
         yield from tallies
 
 
@@ -290,7 +294,9 @@ def of_disks(plan: Plan) -> Iterator[Tally]:
         for attempt in range(12):
             if time.monotonic() > until and attempt >= 3:
                 break
-            there = sum(path.stat().st_size for path in plan.folder.glob("reference/refine/*.blemish"))
+            there = sum(
+                path.stat().st_size for path in plan.folder.glob("reference/refine/*.blemish")
+            )
             room = (there if job.name == "refine" else 0) + commands.sizes(random, 3 * largest)
             _on_a_full_disk(job, tally, wanted, 32 + room // 1024)
         yield tally
@@ -312,7 +318,9 @@ def _on_a_full_disk(job: Job, tally: Tally, wanted: Any, kib: int) -> None:
             tally.add("skipped")  # not even room for what the command starts from
             return
         before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-        end = forks.attempt(lambda: commands.run(*job.line(folder)), prepare=commands.often, limit=60)
+        end = forks.attempt(
+            lambda: commands.run(*job.line(folder)), prepare=commands.often, limit=60
+        )
         if not judged(tally, end, expected=(0, 1, 2), what=what):
             return
         found = commands.faults(job, folder, before)

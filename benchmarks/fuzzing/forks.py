@@ -151,7 +151,9 @@ def _settle(requests: int, room: int) -> None:
     sys.addaudithook(refuse)
 
 
-def _wait(pid: int, started: float, limit: float, watch: Callable[[int, float], None] | None) -> tuple[int, Any, bool]:
+def _wait(
+    pid: int, started: float, limit: float, watch: Callable[[int, float], None] | None
+) -> tuple[int, Any, bool]:
     """(wait status, usage, whether it was ended as hung)."""
     hung = False
     while True:
@@ -230,7 +232,9 @@ def through(
             while first < count and time.monotonic() < deadline:
                 answer = _answer(line, limit)
                 with suppress(BlockingIOError):
-                    answer["requests"] = os.read(line.told, 65536).decode("utf-8", "replace").splitlines()
+                    answer["requests"] = (
+                        os.read(line.told, 65536).decode("utf-8", "replace").splitlines()
+                    )
                 yield first, answer
                 first += 1
                 if "crash" in answer or "hang" in answer:
@@ -328,16 +332,26 @@ def warm_up() -> None:
 _USED = (
     *(
         "blemish.cli",
-        "blemish.fitting",
-        "blemish.predictor",
-        "blemish.pretraining",
-        "blemish.refining",
+        "blemish.detector.fit",
+        "blemish.detector.predict",
+        "blemish.detector.pretrain",
+        "blemish.detector.refine",
     ),
-    *("blemish.calibration", "blemish.evaluation", "blemish.illustration", "blemish.simulation"),
-    *("blemish.outputs", "blemish.results", "blemish.benchmark", "blemish.report.html"),
+    *(
+        "blemish.detector.calibrate",
+        "blemish.detector.evaluate",
+        "blemish.report.galleries",
+        "blemish.report.simulation",
+    ),
+    *(
+        "blemish.report.predictions",
+        "blemish.bench.results",
+        "blemish.bench.run",
+        "blemish.report.html",
+    ),
     *(
         "blemish.data.checking",
-        "blemish.doctor",
+        "blemish.commands.doctor",
         "pydicom.pixels",
         "tifffile",
         "timm",

@@ -82,7 +82,10 @@ def page(rows: Sequence[Row]) -> str:
         "## Accepted in silence, though wrong\n\n" + silent(pictures),
         *(["## Pictures of others\n\n" + of_corpora(corpora)] if corpora else []),
         "## Memory\n\n" + memory([row for row in kept if row["part"] in ("memory", "bombs")]),
-        *(f"## {part.capitalize()}\n\n{detailed([row for row in kept if row['part'] == part])}" for part in DETAILED),
+        *(
+            f"## {part.capitalize()}\n\n{detailed([row for row in kept if row['part'] == part])}"
+            for part in DETAILED
+        ),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -104,7 +107,9 @@ def introduced(rows: Sequence[Row]) -> str:
         only = "" if len(set(names)) == len(ABOUT) else f" --only {','.join(dict.fromkeys(names))}"
         more = f" --corpus {corpus}" if corpus else ""
         at = f"# at {commit[:7]}{', changed' if dirty else ''}"
-        lines.append(f"    python benchmarks/robustness.py{only}{more} --minutes {minutes:g} --seed {seed}  {at}")
+        lines.append(
+            f"    python benchmarks/robustness.py{only}{more} --minutes {minutes:g} --seed {seed}  {at}"
+        )
     device = rows[-1]["device"]
     machine = f"On {device['cpu']}, {device['cores']} cores that were shared with other work."
     return "\n".join([INTRODUCTION, *lines, "", machine])
@@ -150,7 +155,9 @@ def overview(rows: Sequence[Row]) -> str:
         "requests, programs run",
         "unclear messages",
     ]
-    words = "\n".join(f"- **{name}**: {meaning}" for name, meaning in MEANING.items() if name in used(rows))
+    words = "\n".join(
+        f"- **{name}**: {meaning}" for name, meaning in MEANING.items() if name in used(rows)
+    )
     return f"{table(head, lines)}\n\nThe words of the tables below:\n\n{words}"
 
 
@@ -166,7 +173,11 @@ def remaining(rows: Sequence[Row]) -> str:
         told = ", ".join(f"{count} {name}" for name, count in faults.items() if count)
         if told:
             where = ", ".join(filter(None, (row["part"], row["kind"], row["way"])))
-            example = row["examples"][0].replace("|", "\\|").replace("\n", " ")[:160] if row["examples"] else ""
+            example = (
+                row["examples"][0].replace("|", "\\|").replace("\n", " ")[:160]
+                if row["examples"]
+                else ""
+            )
             lines.append(f"- {where}: {told}; as `{example.replace('`', chr(39))}`")
     return "\n".join(lines) if lines else "Nothing: no attempt ended as none may."
 
@@ -183,7 +194,9 @@ def damaged(rows: Sequence[Row]) -> str:
         wrong = row.get("wrong", 0)
         return f"{wrong:,} of {row['tried']:,}" + ("" if row["told"] or not wrong else " °")
 
-    lines = [[f"**{way}**: {DAMAGE[way]}", *(cell(form, way) for form in forms)] for way in MUTATIONS]
+    lines = [
+        [f"**{way}**: {DAMAGE[way]}", *(cell(form, way) for form in forms)] for way in MUTATIONS
+    ]
     text = "Accepted without an error or a note though the pixels are others, of all attempts. °: the file cannot tell."
     return f"{text}\n\n{table(['damage', *forms], lines)}"
 
@@ -204,7 +217,9 @@ def silent(rows: Sequence[Row]) -> str:
 
 def of_corpora(rows: Sequence[Row]) -> str:
     names = sorted({row["corpus"] for row in rows})
-    return "\n\n".join(f"`{name}`:\n\n{detailed([row for row in rows if row['corpus'] == name])}" for name in names)
+    return "\n\n".join(
+        f"`{name}`:\n\n{detailed([row for row in rows if row['corpus'] == name])}" for name in names
+    )
 
 
 def memory(rows: Sequence[Row]) -> str:

@@ -126,10 +126,14 @@ def of_bombs(plan: Plan) -> Iterator[Tally]:
     def work(index: int) -> dict[str, Any]:
         return pictures.tried(made[index][1], np.zeros((1, 1, 3), np.uint8))
 
-    tally = Tally("bombs", "all", f"at most {max(len(data) for _, data in made) // 1024} KiB", told=False)
+    tally = Tally(
+        "bombs", "all", f"at most {max(len(data) for _, data in made) // 1024} KiB", told=False
+    )
     for index, answer in forks.through(work, len(made), limit=30, deadline=plan.deadline + 60):
         outcome, why = outcome_of(answer)
-        if answer.get("seconds", 0) > max(forks.LIMIT, answer.get("size", 0) * bombs.SECONDS_PER_BYTE):
+        if answer.get("seconds", 0) > max(
+            forks.LIMIT, answer.get("size", 0) * bombs.SECONDS_PER_BYTE
+        ):
             outcome, why = "hang", f"{answer['seconds']} s, {why}"
         # A large picture of one colour is one: it has no original to differ from.
         outcome = "right" if outcome in ("wrong", "noted", "changed") else outcome
@@ -160,7 +164,9 @@ def of_memory(plan: Plan) -> Iterator[Tally]:
             ratio = answer.get("peak", 0) / max(answer.get("size", 0), 2**24)
             tally.peak_ratio = ratio
             over = outcome == "right" and ratio > bombs.PEAK
-            tally.add("memory" if over else outcome, why or f"{ratio:.1f} times the decoded picture")
+            tally.add(
+                "memory" if over else outcome, why or f"{ratio:.1f} times the decoded picture"
+            )
             tally.measured(answer)
         yield tally
     yield from bombs.several_at_once(plan.folder)
@@ -178,7 +184,9 @@ def of_artifacts(plan: Plan) -> Iterator[Tally]:
     paths = {path.stem: path for path in sorted(plan.folder.glob("*.blemish"))}
     found = {name: artifact.read(path) for name, path in paths.items()}
     known = _known_scores(paths, picture)
-    listed = [(name, *case) for name, (state, told) in found.items() for case in _listed(state, told)]
+    listed = [
+        (name, *case) for name, (state, told) in found.items() for case in _listed(state, told)
+    ]
     order = plan.random(2).permutation(len(listed))
     names = list(found)
 
@@ -298,7 +306,9 @@ def of_texts(plan: Plan) -> Iterator[Tally]:
         tally.add(outcome, f"attempt {index}: {why}")
         tally.measured(answer)
         if outcome in ("crash", "hang", "bug", "memory") or answer.get("requests"):
-            plan.kept(f"texts-{name}-{index}".replace(" ", "_"), (plan.folder / "last").read_bytes())
+            plan.kept(
+                f"texts-{name}-{index}".replace(" ", "_"), (plan.folder / "last").read_bytes()
+            )
     yield from tallies.values()
 
 

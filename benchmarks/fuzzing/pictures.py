@@ -95,12 +95,21 @@ def png(
             coded = [row.astype(">u2").tobytes() for row in part.reshape(len(part), -1)]
         else:
             bits = np.unpackbits(part.reshape(len(part), -1, 1).astype(np.uint8), axis=2)
-            coded = [row.tobytes() for row in np.packbits(bits[..., 8 - depth :].reshape(len(part), -1), axis=1)]
+            coded = [
+                row.tobytes()
+                for row in np.packbits(bits[..., 8 - depth :].reshape(len(part), -1), axis=1)
+            ]
         return b"".join(b"\0" + row for row in coded)
 
-    passes = [values[top::down, left::right] for top, left, down, right in _ADAM7] if interlaced else [values]
+    passes = (
+        [values[top::down, left::right] for top, left, down, right in _ADAM7]
+        if interlaced
+        else [values]
+    )
     body = b"".join(rows(part) for part in passes if part.size)
-    head = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], depth, colour, 0, 0, interlaced)
+    head = struct.pack(
+        ">IIBBBBB", values.shape[1], values.shape[0], depth, colour, 0, 0, interlaced
+    )
     extra = list((more or {}).items())
     return png_of([(b"IHDR", head), *extra, (b"IDAT", zlib.compress(body)), (b"IEND", b"")])
 
@@ -115,9 +124,13 @@ def pngs(random: Random) -> dict[str, bytes]:
         fewer = grey >> (8 - depth)
         palette = random.integers(0, 256, (2**depth, 3), np.uint8).tobytes()
         found[f"grey {depth}"] = png(fewer, 0, depth)
-        found[f"grey {depth} tRNS"] = png(fewer, 0, depth, more={b"tRNS": struct.pack(">H", int(fewer[5, 5]))})
+        found[f"grey {depth} tRNS"] = png(
+            fewer, 0, depth, more={b"tRNS": struct.pack(">H", int(fewer[5, 5]))}
+        )
         found[f"palette {depth}"] = png(fewer, 3, depth, more={b"PLTE": palette})
-    found["palette tRNS"] = png(grey >> 4, 3, 4, more={b"PLTE": bytes(range(48)), b"tRNS": b"\0\x80"})
+    found["palette tRNS"] = png(
+        grey >> 4, 3, 4, more={b"PLTE": bytes(range(48)), b"tRNS": b"\0\x80"}
+    )
     for interlaced in (False, True):
         name = " interlaced" if interlaced else ""
         found[f"RGB 8{name}"] = png(rgb, 2, 8, interlaced=interlaced)
@@ -217,7 +230,9 @@ def tiffs(random: Random) -> dict[str, bytes]:
     found["RGB 16"] = by_tifffile(deep, photometric="rgb")
     found["RGB 16 Deflate"] = by_tifffile(deep, photometric="rgb", compression="zlib")
     found["RGB tiles"] = by_tifffile(rgb, photometric="rgb", tile=(32, 32))
-    found["RGB planes"] = by_tifffile(np.moveaxis(rgb, 2, 0).copy(), photometric="rgb", planarconfig="separate")
+    found["RGB planes"] = by_tifffile(
+        np.moveaxis(rgb, 2, 0).copy(), photometric="rgb", planarconfig="separate"
+    )
     found["float"] = by_tifffile(rgb[..., 0].astype(np.float32) / 255, photometric="minisblack")
     found["CMYK"] = saved(Image.fromarray(rgb).convert("CMYK"), "TIFF")
     coded = cv2.imencode(".tif", deep, [cv2.IMWRITE_TIFF_COMPRESSION, 5])[1]
@@ -241,7 +256,9 @@ def pnms(random: Random) -> dict[str, bytes]:
     }
 
 
-def dicom(values: Pixels, photometric: str = "MONOCHROME2", *, bits: int = 8, coded: str = "") -> bytes:
+def dicom(
+    values: Pixels, photometric: str = "MONOCHROME2", *, bits: int = 8, coded: str = ""
+) -> bytes:
     """A DICOM file; `coded`: "" or "RLE"."""
     from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.uid import ExplicitVRLittleEndian, RLELossless
@@ -352,7 +369,12 @@ def closed(data: bytes, random: Random) -> bytes:
     if kind == "PNG":
         parts = chunks(data)
         share = random.uniform(0.3, 0.8)
-        return png_of([(kind, body[: int(len(body) * share)] if kind == b"IDAT" else body) for kind, body in parts])
+        return png_of(
+            [
+                (kind, body[: int(len(body) * share)] if kind == b"IDAT" else body)
+                for kind, body in parts
+            ]
+        )
     return data[:cut] + bytes(len(data) - cut)  # as a disk does that has allocated and not written
 
 
@@ -384,7 +406,9 @@ def _with_rows(data: bytes, change: Callable[[int], int]) -> bytes:
         "DICOM": (rb"\x28\0\x10\0US\x02\0", 8, "<H"),
     }
     if kind == "PNM":
-        return re.sub(rb"(\d+)\n(\d+)\n", lambda m: b"%d\n%s\n" % (change(int(m[1])), m[2]), data, count=1)
+        return re.sub(
+            rb"(\d+)\n(\d+)\n", lambda m: b"%d\n%s\n" % (change(int(m[1])), m[2]), data, count=1
+        )
     if kind not in places:
         return data
     pattern, offset, form = places[kind]
@@ -444,7 +468,9 @@ TOLD: Mapping[str, frozenset[str]] = {
     "truncation": frozenset(CHECKS),
     "enlarged": frozenset(CHECKS),
     "closed": frozenset({"PNG", "JPEG", "WebP", "TIFF Deflate"}),
-    "hole": frozenset({"PNG", "TIFF Deflate"}),  # of JPEG about one in a hundred ends by chance where it should
+    "hole": frozenset(
+        {"PNG", "TIFF Deflate"}
+    ),  # of JPEG about one in a hundred ends by chance where it should
     "flip": frozenset({"PNG"}),
     "scribble": frozenset({"PNG"}),
     "shrunk": frozenset({"PNG", "JPEG", "PNM", "DICOM"}),

@@ -193,9 +193,23 @@ def _toml(right: bytes, random: Random) -> bytes:
     lines = right.split(b"\n")
     places = [place for place, line in enumerate(lines) if b" = " in line]
     place = places[int(random.integers(len(places)))]
-    values = (b"1", b"-1", b"nan", b"1e999", b'"x"', b"[]", b"[[1]]", b"{}", b"true", b'["a", 1]', b"1979-05-27")
+    values = (
+        b"1",
+        b"-1",
+        b"nan",
+        b"1e999",
+        b'"x"',
+        b"[]",
+        b"[[1]]",
+        b"{}",
+        b"true",
+        b'["a", 1]',
+        b"1979-05-27",
+    )
     key = lines[place].split(b" = ")[0]
-    lines[place] = b"" if random.random() < 0.1 else key + b" = " + values[int(random.integers(len(values)))]
+    lines[place] = (
+        b"" if random.random() < 0.1 else key + b" = " + values[int(random.integers(len(values)))]
+    )
     return b"\n".join(lines)
 
 
@@ -261,7 +275,8 @@ def _tables(folder: Path, good: Path) -> list[Reader]:
     for index in range(6):
         shutil.copy(good / f"{index}.png", xrays / "images" / f"{index:08d}_000.png")
     entries = "Image Index,Finding Labels,Patient ID,Patient Gender\n" + "\n".join(
-        f"{index:08d}_000.png,{'No Finding' if index < 5 else 'Mass'},{index},M" for index in range(6)
+        f"{index:08d}_000.png,{'No Finding' if index < 5 else 'Mass'},{index},M"
+        for index in range(6)
     )
     boxes = "Image Index,Finding Label,Bbox [x,y,w,h],,,\n00000005_000.png,Mass,100,100,300,200\n"
     (xrays / "Data_Entry_2017.csv").write_text(entries)
@@ -297,10 +312,12 @@ def _tables(folder: Path, good: Path) -> list[Reader]:
 def _settings(folder: Path, good: Path) -> list[Reader]:
     from importlib import resources
 
-    from blemish import suites
+    from blemish.bench import suites
 
     config = folder / "settings.json"
-    values = json.dumps({"bank_size": 100, "layers": [2, 4], "image_size": 32, "top_fraction": 0.01})
+    values = json.dumps(
+        {"bank_size": 100, "layers": [2, 4], "image_size": 32, "top_fraction": 0.01}
+    )
     fit = (
         "fit",
         "patchcore",
@@ -315,7 +332,11 @@ def _settings(folder: Path, good: Path) -> list[Reader]:
     found = [_reader("settings (--config)", config, values.encode(), "json", *fit)]
     rows = folder / "rows.jsonl"
     kept = Path(__file__).parents[1] / "results"
-    some = [line for name in ("memory", "guided") for line in (kept / f"{name}.jsonl").read_text().splitlines()[:3]]
+    some = [
+        line
+        for name in ("memory", "guided")
+        for line in (kept / f"{name}.jsonl").read_text().splitlines()[:3]
+    ]
     text = ("\n".join(some) + "\n").encode()
     for more in ((), ("--efficiency",), ("--suite", "guided")):
         name = " ".join(("result rows", *more))
@@ -325,7 +346,9 @@ def _settings(folder: Path, good: Path) -> list[Reader]:
     rows.write_bytes(text)
     again = folder / "rows-again.jsonl"
     again.write_bytes(text)
-    found.append(_reader("suite (TOML)", suite, toml, "toml", "bench", "table", again, "--suite", suite))
+    found.append(
+        _reader("suite (TOML)", suite, toml, "toml", "bench", "table", again, "--suite", suite)
+    )
     return found
 
 
@@ -367,7 +390,9 @@ def _kept(folder: Path, good: Path) -> list[Reader]:
     return [
         _reader("predictions to go on from", rows, right[0], "lines", *predict, ready=back),
         _reader("run.json of predictions", run, right[1], "json", *predict, ready=back),
-        _reader("encoder", encoder, encoder.read_bytes(), "artifact", *fitted, "--weights", encoder),
+        _reader(
+            "encoder", encoder, encoder.read_bytes(), "artifact", *fitted, "--weights", encoder
+        ),
         _reader(
             "weights (PyTorch)",
             weights,
@@ -389,7 +414,9 @@ def _reader(
     *line: str | Path,
     ready: Callable[[], None] = lambda: None,
 ) -> Reader:
-    return Reader(name=name, file=file, right=right, form=form, run=lambda: command(*line), ready=ready)
+    return Reader(
+        name=name, file=file, right=right, form=form, run=lambda: command(*line), ready=ready
+    )
 
 
 def _checkpoint(line: Sequence[str | Path], checkpoint: Path) -> bytes:

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from blemish.backbones import SPECS as BACKBONES
-    from blemish.calibration import recalibrate
+    from blemish.detector.calibrate import recalibrate
+    from blemish.detector.evaluate import evaluate
+    from blemish.detector.fit import configure, fit
+    from blemish.detector.predict import Detector, load
+    from blemish.detector.pretrain import pretrain
+    from blemish.detector.refine import refine
     from blemish.errors import BlemishError
-    from blemish.evaluation import evaluate
-    from blemish.fitting import configure, fit
     from blemish.methods import METHODS
-    from blemish.predictor import Detector, load
-    from blemish.pretraining import pretrain
-    from blemish.refining import refine
     from blemish.types import Evaluation, Failure, Prediction
 
 __all__ = [
@@ -45,18 +45,18 @@ __all__ = [
 _HOMES = {
     "BACKBONES": ("blemish.backbones", "SPECS"),
     "BlemishError": ("blemish.errors", "BlemishError"),
-    "Detector": ("blemish.predictor", "Detector"),
+    "Detector": ("blemish.detector.predict", "Detector"),
     "Evaluation": ("blemish.types", "Evaluation"),
     "Failure": ("blemish.types", "Failure"),
     "METHODS": ("blemish.methods", "METHODS"),
     "Prediction": ("blemish.types", "Prediction"),
-    "configure": ("blemish.fitting", "configure"),
-    "evaluate": ("blemish.evaluation", "evaluate"),
-    "fit": ("blemish.fitting", "fit"),
-    "load": ("blemish.predictor", "load"),
-    "pretrain": ("blemish.pretraining", "pretrain"),
-    "recalibrate": ("blemish.calibration", "recalibrate"),
-    "refine": ("blemish.refining", "refine"),
+    "configure": ("blemish.detector.fit", "configure"),
+    "evaluate": ("blemish.detector.evaluate", "evaluate"),
+    "fit": ("blemish.detector.fit", "fit"),
+    "load": ("blemish.detector.predict", "load"),
+    "pretrain": ("blemish.detector.pretrain", "pretrain"),
+    "recalibrate": ("blemish.detector.calibrate", "recalibrate"),
+    "refine": ("blemish.detector.refine", "refine"),
 }
 
 

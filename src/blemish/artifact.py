@@ -25,12 +25,23 @@ from blemish.errors import ArtifactError
 from blemish.files import ARTIFACT_BYTES, read_whole, write_whole
 
 FORMAT = 1  # raised when an older blemish could misread the file
-_LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow", "simplejpeg", "opencv-python-headless")
+_LIBRARIES = (
+    "torch",
+    "torchvision",
+    "timm",
+    "numpy",
+    "pillow",
+    "simplejpeg",
+    "opencv-python-headless",
+)
 
 
 def provenance() -> dict[str, Any]:
     """What every manifest says of how it came about: which blemish made it, when, and with what."""
-    versions = {"python": platform.python_version(), **{name: _version(name) for name in _LIBRARIES}}
+    versions = {
+        "python": platform.python_version(),
+        **{name: _version(name) for name in _LIBRARIES},
+    }
     created = datetime.now(UTC).isoformat(timespec="seconds")
     return {"blemish": _version("blemish"), "created": created, "versions": versions}
 
@@ -54,29 +65,43 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     table, data = _parts(content, path)
     metadata = table.pop("__metadata__", {})
     if not isinstance(metadata, dict) or "manifest" not in metadata or "digest" not in metadata:
-        raise ArtifactError(f"{path}: is a safetensors file, but not one that blemish fit has written")
+        raise ArtifactError(
+            f"{path}: is a safetensors file, but not one that blemish fit has written"
+        )
     try:
         manifest = parse_json(metadata["manifest"])
         version = manifest["format"]
     except KeyError as error:
-        raise ArtifactError(f"{path}: the manifest is damaged: it names no format; restore a copy") from error
+        raise ArtifactError(
+            f"{path}: the manifest is damaged: it names no format; restore a copy"
+        ) from error
     except (ValueError, TypeError) as error:
-        raise ArtifactError(f"{path}: the manifest is damaged ({error}); fit again or restore a copy") from error
+        raise ArtifactError(
+            f"{path}: the manifest is damaged ({error}); fit again or restore a copy"
+        ) from error
     if type(version) is not int:
-        raise ArtifactError(f"{path}: the manifest is damaged: format is {short(version)}; restore a copy")
+        raise ArtifactError(
+            f"{path}: the manifest is damaged: format is {short(version)}; restore a copy"
+        )
     if version > FORMAT:
         raise ArtifactError(
             f"{path}: has format {version}, written by blemish {manifest.get('blemish', '?')}; this blemish reads "
             f"formats up to {FORMAT}: pip install --upgrade blemish"
         )
     if _digest(metadata["manifest"], table, data) != metadata["digest"]:
-        raise ArtifactError(f"{path}: was altered or damaged after it was written; fit again or restore a copy")
+        raise ArtifactError(
+            f"{path}: was altered or damaged after it was written; fit again or restore a copy"
+        )
     if version < 1:
-        raise ArtifactError(f"{path}: has format {short(version)}, which no blemish has ever written")
+        raise ArtifactError(
+            f"{path}: has format {short(version)}, which no blemish has ever written"
+        )
     try:
         return load_tensors(content), manifest
     except (SafetensorError, ValueError, TypeError, KeyError) as error:
-        raise ArtifactError(f"{path}: the table of tensors is damaged; fit again or restore a copy") from error
+        raise ArtifactError(
+            f"{path}: the table of tensors is damaged; fit again or restore a copy"
+        ) from error
 
 
 def _parts(content: bytes, path: object) -> tuple[dict[str, Any], bytes]:
@@ -91,10 +116,15 @@ def _parts(content: bytes, path: object) -> tuple[dict[str, Any], bytes]:
                 f"{path}: is a Python or PyTorch object file, which can run code when loaded; not opened"
             )
         looks = content[8:9] == b"{"
-        raise ArtifactError(f"{path}: is {'cut short' if looks else 'not an artifact that blemish fit has written'}")
+        raise ArtifactError(
+            f"{path}: is {'cut short' if looks else 'not an artifact that blemish fit has written'}"
+        )
     try:
         table = parse_json(content[8 : 8 + length].decode("utf-8", "surrogatepass"))
-        end = max((entry["data_offsets"][1] for name, entry in table.items() if name != "__metadata__"), default=0)
+        end = max(
+            (entry["data_offsets"][1] for name, entry in table.items() if name != "__metadata__"),
+            default=0,
+        )
     except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
         raise ArtifactError(f"{path}: is not an artifact that blemish fit has written") from error
     data = content[8 + length :]

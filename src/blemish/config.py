@@ -47,7 +47,9 @@ class Range:
     odd: bool = False
 
     def __contains__(self, value: object) -> bool:
-        if not isinstance(value, (int, float)) or (isinstance(value, float) and not math.isfinite(value)):
+        if not isinstance(value, (int, float)) or (
+            isinstance(value, float) and not math.isfinite(value)
+        ):
             return False
         low = self.low < value if self.above else self.low <= value
         high = value < self.high if self.below else value <= self.high
@@ -66,8 +68,12 @@ class Range:
             return f"at least {self.low:g} is needed"
         if self.low == 0 and self.above and self.high == math.inf:
             return "a positive finite number is needed"
-        start = "" if self.low == -math.inf else f" {'above' if self.above else 'from'} {self.low:g}"
-        end = "" if self.high == math.inf else f" {'below' if self.below else 'up to'} {self.high:g}"
+        start = (
+            "" if self.low == -math.inf else f" {'above' if self.above else 'from'} {self.low:g}"
+        )
+        end = (
+            "" if self.high == math.inf else f" {'below' if self.below else 'up to'} {self.high:g}"
+        )
         return f"a finite number{start}{end} is needed"
 
 
@@ -138,7 +144,13 @@ def _follow(key: str, value: Any, rule: object, instead: str) -> None:
         case Range() if value not in rule:
             raise ConfigError(f"{key}: {instead}{rule.needed(value)}, got {short(value)}")
         case Length(least=least, most=most) if not least <= len(value) <= most:
-            wanted = f"{least}" if least == most else f"{least} to {most}" if most < 2**31 else f"at least {least}"
+            wanted = (
+                f"{least}"
+                if least == most
+                else f"{least} to {most}"
+                if most < 2**31
+                else f"at least {least}"
+            )
             raise ConfigError(f"{key}: {wanted} values are needed, got {len(value)}")
         case Length(distinct=True) if len(set(value)) < len(value):
             twice = next(item for place, item in enumerate(value) if item in value[:place])
@@ -149,7 +161,8 @@ def _follow(key: str, value: Any, rule: object, instead: str) -> None:
 
 def to_dict(config: object) -> dict[str, Any]:
     """The config as JSON-ready values (tuples become lists)."""
-    values = {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}  # type: ignore[arg-type]
+    fields = dataclasses.fields(config)  # type: ignore[arg-type]
+    values = {field.name: _plain(getattr(config, field.name)) for field in fields}
     other = values.pop("other", {})
     return {**values, **other}
 
@@ -163,7 +176,12 @@ def _plain(value: Any) -> Any:
 
 
 def from_dict(
-    kind: type[C], values: Mapping[str, Any], *, base: C | None = None, within: str = "", strict: bool = False
+    kind: type[C],
+    values: Mapping[str, Any],
+    *,
+    base: C | None = None,
+    within: str = "",
+    strict: bool = False,
 ) -> C:
     """A config of `kind` from plain values; fields that are not named keep the value of `base` (or the default).
 
@@ -181,7 +199,10 @@ def from_dict(
     checked: dict[str, Any] = {}
     if "other" in hints:
         other = {key: value for key, value in values.items() if key not in hints or key == "other"}
-        values = {**{key: value for key, value in values.items() if key not in other}, "other": other}
+        values = {
+            **{key: value for key, value in values.items() if key not in other},
+            "other": other,
+        }
     for key, value in values.items():
         if key not in hints:
             wrong = unknown_name("setting", key, hints)
@@ -191,7 +212,9 @@ def from_dict(
     if base is not None:
         return dataclasses.replace(base, **checked)  # type: ignore[type-var]
     for field in dataclasses.fields(kind):  # type: ignore[arg-type]
-        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        required = (
+            field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        )
         if required and field.name not in checked:
             raise ConfigError(f"{prefix}{field.name}: is missing")
     try:
@@ -235,7 +258,9 @@ def read_config_file(path: str | Path) -> dict[str, Any]:
     except ValueError as error:
         raise ConfigError(f"{path}: is not valid JSON ({error})") from error
     if not isinstance(document, dict):
-        raise ConfigError(f"{path}: holds a JSON {type(document).__name__}; an object of settings is needed")
+        raise ConfigError(
+            f"{path}: holds a JSON {type(document).__name__}; an object of settings is needed"
+        )
     return document
 
 
@@ -251,7 +276,11 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("too deeply nested") from error
     level: list[Any] = [value]
     for _ in range(DEEPEST):
-        inner = [each.values() if isinstance(each, dict) else each for each in level if isinstance(each, (dict, list))]
+        inner = [
+            each.values() if isinstance(each, dict) else each
+            for each in level
+            if isinstance(each, (dict, list))
+        ]
         level = [item for items in inner for item in items]
         if not level:
             return value
@@ -303,13 +332,20 @@ def _coerce(key: str, value: Any, hint: Any, strict: bool) -> Any:
                 known = ", ".join(map(str, typing.get_args(option)))
                 raise ConfigError(f"{key}: {short(value)} is not one of {known}")
         elif typing.get_origin(option) is tuple:
-            items = size or ([value] if isinstance(value, (int, float, str)) and not strict else value)
+            items = size or (
+                [value] if isinstance(value, (int, float, str)) and not strict else value
+            )
             if isinstance(items, (list, tuple)):
-                return tuple(_coerce(key, item, typing.get_args(option)[0], strict) for item in items)
+                return tuple(
+                    _coerce(key, item, typing.get_args(option)[0], strict) for item in items
+                )
         elif typing.get_origin(option) is Mapping:
             if isinstance(value, Mapping):
                 kind = typing.get_args(option)[1]
-                return {each: _coerce(f"{key}.{each}", item, kind, strict) for each, item in value.items()}
+                return {
+                    each: _coerce(f"{key}.{each}", item, kind, strict)
+                    for each, item in value.items()
+                }
         elif dataclasses.is_dataclass(option):
             if isinstance(value, Mapping):
                 return from_dict(typing.cast("type[Any]", option), value, within=key, strict=strict)
@@ -318,7 +354,9 @@ def _coerce(key: str, value: Any, hint: Any, strict: bool) -> Any:
     if size:
         raise ConfigError(f"{key}: {value} is a height and a width; one number is needed")
     if name == "image_size":
-        raise ConfigError(f"{key}: {short(value)} is no size; 448, or height and width as in 224x448, is needed")
+        raise ConfigError(
+            f"{key}: {short(value)} is no size; 448, or height and width as in 224x448, is needed"
+        )
     names = " or ".join(_name_of(option) for option in options)
     raise ConfigError(f"{key}: {short(value)} is not of type {names}")
 
@@ -344,7 +382,11 @@ def _simple(value: Any, kind: Any, strict: bool) -> Any:
 def _options(hint: Any) -> Sequence[Any]:
     """The types of which a value may have one."""
     bare = _bare(hint)
-    return typing.get_args(bare) if typing.get_origin(bare) in (typing.Union, types.UnionType) else (bare,)
+    return (
+        typing.get_args(bare)
+        if typing.get_origin(bare) in (typing.Union, types.UnionType)
+        else (bare,)
+    )
 
 
 def _bare(hint: Any) -> Any:

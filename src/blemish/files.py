@@ -69,7 +69,9 @@ def open_regular(path: str | Path, *, limit: int, error: type[BlemishError]) -> 
             file.close()
             raise
     except (OSError, ValueError) as problem:  # ValueError: a null byte in the name
-        raise error(f"{path}: cannot be read ({getattr(problem, 'strerror', None) or problem})") from problem
+        raise error(
+            f"{path}: cannot be read ({getattr(problem, 'strerror', None) or problem})"
+        ) from problem
     return file
 
 
@@ -87,7 +89,10 @@ def read_whole(path: str | Path, *, limit: int, error: type[BlemishError]) -> by
 
 def _check_regular(path: str | Path, status: os.stat_result, error: type[BlemishError]) -> None:
     if not stat.S_ISREG(status.st_mode):
-        what = next((what for is_kind, what in _KINDS if is_kind(status.st_mode)), "no regular file; name one")
+        what = next(
+            (what for is_kind, what in _KINDS if is_kind(status.st_mode)),
+            "no regular file; name one",
+        )
         raise error(f"{path}: cannot be read, it is {what}")
 
 
@@ -114,7 +119,9 @@ def write_whole(path: str | Path, content: bytes) -> Path:
                 with suppress(OSError):  # a new file, or a file system without modes
                     os.chmod(temporary, stat.S_IMODE(target.stat().st_mode) & 0o777)  # noqa: PTH101
                 os.fsync(file.fileno())
-                if os.name == "posix":  # while it is locked, so that no other process takes it for abandoned
+                if (
+                    os.name == "posix"
+                ):  # while it is locked, so that no other process takes it for abandoned
                     temporary.replace(target)
             if os.name != "posix":
                 temporary.replace(target)
@@ -142,9 +149,13 @@ def writable_place(path: Path) -> Path:
             f"{path}: cannot be written ({getattr(problem, 'strerror', None) or problem}); choose another place"
         ) from problem
     if _STREAM.fullmatch(os.path.abspath(path)) or _STREAM.fullmatch(str(target)):  # noqa: PTH100
-        raise OutputError(f"{path}: is a stream of a process, and a result is written to a file; name one")
+        raise OutputError(
+            f"{path}: is a stream of a process, and a result is written to a file; name one"
+        )
     if status is not None and not stat.S_ISDIR(status.st_mode) and not stat.S_ISREG(status.st_mode):
-        what = next((what for is_kind, what in _KINDS if is_kind(status.st_mode)), "no regular file;").split(";")[0]
+        what = next(
+            (what for is_kind, what in _KINDS if is_kind(status.st_mode)), "no regular file;"
+        ).split(";")[0]
         raise OutputError(f"{path}: is {what}, which nothing is written to; name a file")
     return target
 
@@ -186,7 +197,11 @@ def locked(path: Path) -> Iterator[None]:
             try:
                 free = _lock(file)
                 # The one who held it may have removed it between the opening and the lock.
-                same = free and name.exists() and os.path.samestat(name.stat(), os.fstat(file.fileno()))
+                same = (
+                    free
+                    and name.exists()
+                    and os.path.samestat(name.stat(), os.fstat(file.fileno()))
+                )
             except BaseException:
                 file.close()
                 raise
@@ -197,7 +212,9 @@ def locked(path: Path) -> Iterator[None]:
         raise cannot_write(path, error) from error
     with file:
         if not free:
-            raise OutputError(f"{path}: another process of blemish is writing it; let that end, or name another place")
+            raise OutputError(
+                f"{path}: another process of blemish is writing it; let that end, or name another place"
+            )
         try:
             yield
         finally:
@@ -241,4 +258,6 @@ def _sweep(folder: Path) -> None:
 
 def cannot_write(path: str | Path, error: OSError) -> OutputError:
     """The one wording for a file that cannot be written."""
-    return OutputError(f"{path}: cannot be written ({error.strerror or error}); choose another place")
+    return OutputError(
+        f"{path}: cannot be written ({error.strerror or error}); choose another place"
+    )

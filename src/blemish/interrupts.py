@@ -14,7 +14,9 @@ from types import FrameType
 
 # SIGTERM is what Docker, Slurm and systemd send; SIGHUP comes when a terminal is closed.
 _OTHERS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
-_SAME = 5.0  # seconds in which more signals count as one: a terminal and torchrun may both send theirs
+_SAME = (
+    5.0  # seconds in which more signals count as one: a terminal and torchrun may both send theirs
+)
 
 
 class Interrupted(KeyboardInterrupt):
@@ -48,7 +50,11 @@ def heard() -> Iterator[None]:
 
     One that is ignored stays so, as SIGHUP under nohup. Outside the main thread nothing is changed.
     """
-    taken = [number for number in _OTHERS if _in_main_thread() and signal.getsignal(number) is signal.SIG_DFL]
+    taken = [
+        number
+        for number in _OTHERS
+        if _in_main_thread() and signal.getsignal(number) is signal.SIG_DFL
+    ]
     for number in taken:
         signal.signal(number, _interrupt)
     try:

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 NORMAL, ANOMALOUS = 0, 1
 GOOD = "good"  # the defect type of a normal picture
-RESOLUTION = 256  # side of the square at which maps and masks are compared, where nothing else is said
+RESOLUTION = (
+    256  # side of the square at which maps and masks are compared, where nothing else is said
+)
 ORIGINAL = "original"  # at the pictures' own size instead
 
 

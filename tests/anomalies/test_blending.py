@@ -13,9 +13,20 @@ from blemish.errors import ConfigError
 
 def smooth_pair(height: int, width: int, channels: int = 3) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(7)
-    waves = np.sin(np.linspace(0, 9, height))[:, None, None] + np.cos(np.linspace(0, 7, width))[None, :, None]
-    image = 0.5 + 0.1 * waves * np.linspace(0.5, 1, channels) + rng.normal(0, 0.01, (height, width, channels))
-    other = 0.5 + 0.15 * waves.max() * np.cos(3 * waves) + rng.normal(0, 0.01, (height, width, channels))
+    waves = (
+        np.sin(np.linspace(0, 9, height))[:, None, None]
+        + np.cos(np.linspace(0, 7, width))[None, :, None]
+    )
+    image = (
+        0.5
+        + 0.1 * waves * np.linspace(0.5, 1, channels)
+        + rng.normal(0, 0.01, (height, width, channels))
+    )
+    other = (
+        0.5
+        + 0.15 * waves.max() * np.cos(3 * waves)
+        + rng.normal(0, 0.01, (height, width, channels))
+    )
     return np.clip(image, 0, 1).astype(np.float32), np.clip(other, 0, 1).astype(np.float32)
 
 
@@ -108,7 +119,9 @@ class TestNSA:
         covered = {
             most: np.mean(
                 [
-                    (self.made(seed, NSA(bounds=(0.2, 0.2), patches=most)).image != self.image).any(2).mean()
+                    (self.made(seed, NSA(bounds=(0.2, 0.2), patches=most)).image != self.image)
+                    .any(2)
+                    .mean()
                     for seed in range(60)
                 ]
             )

@@ -23,7 +23,9 @@ def _own_randomness() -> Iterator[None]:
 
 def numbered(count: int, height: int, width: int) -> Tensor:
     """Pictures of which every pixel says where it is from: picture, row and column, all from 1."""
-    parts = torch.meshgrid(torch.arange(count), torch.arange(height), torch.arange(width), indexing="ij")
+    parts = torch.meshgrid(
+        torch.arange(count), torch.arange(height), torch.arange(width), indexing="ij"
+    )
     return torch.stack(parts, dim=1).float() + 1
 
 
@@ -41,7 +43,9 @@ def pasted(images: Tensor, donors: Tensor) -> np.ndarray:
         there = (int(cut_y * (height - tall + 1)), int(cut_x * (width - wide + 1)))
         here = (int(paste_y * (height - tall + 1)), int(paste_x * (width - wide + 1)))
         for y, x in np.ndindex(tall, wide):
-            result[picture, :, here[0] + y, here[1] + x] = donors[picture, :, there[0] + y, there[1] + x]
+            result[picture, :, here[0] + y, here[1] + x] = donors[
+                picture, :, there[0] + y, there[1] + x
+            ]
     return result
 
 

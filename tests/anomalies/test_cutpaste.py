@@ -36,7 +36,9 @@ def test_a_patch_is_a_copy_but_for_its_colours() -> None:
     pasted = result.image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     start = round(float(pasted[0, 0, 0]) * 2000)
     row, column = divmod(start, 40)
-    np.testing.assert_allclose(pasted, image[row : row + len(rows), column : column + len(columns)], atol=1e-6)
+    np.testing.assert_allclose(
+        pasted, image[row : row + len(rows), column : column + len(columns)], atol=1e-6
+    )
 
 
 def test_places_are_even() -> None:
@@ -93,6 +95,8 @@ def test_three_ways_draws_both_kinds_evenly() -> None:
         (CutPasteScar, {"jitter": -0.1}),
     ],
 )
-def test_settings_out_of_range(kind: type[CutPaste | CutPasteScar], settings: dict[str, object]) -> None:
+def test_settings_out_of_range(
+    kind: type[CutPaste | CutPasteScar], settings: dict[str, object]
+) -> None:
     with pytest.raises(ConfigError, match=next(iter(settings))):
         kind(**settings)  # type: ignore[arg-type]

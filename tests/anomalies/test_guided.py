@@ -44,8 +44,12 @@ def fit(places: list[tuple[int, int]], probability: np.ndarray) -> float:
 
 def test_probability_is_attention_resized_bilinearly() -> None:
     for size in ((SIDE, SIDE), (9, 31)):
-        np.testing.assert_allclose(place_probability(PEAKED, size), naive_bilinear(PEAKED, *size), rtol=1e-4)
-    np.testing.assert_allclose(place_probability(PEAKED * 1e-200, (8, 8)), place_probability(PEAKED, (8, 8)))
+        np.testing.assert_allclose(
+            place_probability(PEAKED, size), naive_bilinear(PEAKED, *size), rtol=1e-4
+        )
+    np.testing.assert_allclose(
+        place_probability(PEAKED * 1e-200, (8, 8)), place_probability(PEAKED, (8, 8))
+    )
 
 
 def test_a_peak_survives_shrinking() -> None:
@@ -68,7 +72,9 @@ def test_cuts_and_pastes_follow_the_attention_independently() -> None:
     # Patches of one pixel, whose colour says where it was cut.
     rows, columns = np.mgrid[:SIDE, :SIDE].astype(np.float32) / (SIDE - 1)
     image = np.dstack([rows, columns])
-    tiny = GuidedCutPaste(sides=(0.01, 0.01), angle=0.0, resize=(1.0, 1.0), jitter=(0.0, 0.0), patches=(1, 1))
+    tiny = GuidedCutPaste(
+        sides=(0.01, 0.01), angle=0.0, resize=(1.0, 1.0), jitter=(0.0, 0.0), patches=(1, 1)
+    )
 
     def places(attention: np.ndarray) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
         cuts, pastes = [], []
@@ -126,7 +132,10 @@ def test_the_number_of_patches() -> None:
     attention = np.ones((SIDE, SIDE))
     image = np.random.default_rng(0).random((SIDE, SIDE, 1), dtype=np.float32)
     tiny = GuidedCutPaste(sides=(0.01, 0.01), angle=0.0, resize=(1.0, 1.0), patches=(1, 3))
-    counts = [int(tiny(image, np.random.default_rng(seed), attention=attention).mask.sum()) for seed in range(300)]
+    counts = [
+        int(tiny(image, np.random.default_rng(seed), attention=attention).mask.sum())
+        for seed in range(300)
+    ]
     assert set(counts) == {1, 2, 3}
     assert min(counts.count(number) for number in (1, 2, 3)) > 70
 
@@ -144,8 +153,12 @@ def test_fine_pieces_are_small_and_up_to_four() -> None:
     shares, counts = [], []
     dots = GuidedFine(sides=(0.01, 0.01), angle=0.0, resize=(1.0, 1.0))
     for seed in range(100):
-        shares.append(GuidedFine()(image, np.random.default_rng(seed), attention=np.ones((4, 4))).mask.mean())
-        counts.append(int(dots(image, np.random.default_rng(seed), attention=np.ones((100, 100))).mask.sum()))
+        shares.append(
+            GuidedFine()(image, np.random.default_rng(seed), attention=np.ones((4, 4))).mask.mean()
+        )
+        counts.append(
+            int(dots(image, np.random.default_rng(seed), attention=np.ones((100, 100))).mask.sum())
+        )
     assert np.median(shares) < 0.02 < coarse.mean()
     assert set(counts) == {1, 2, 3, 4}
 
@@ -168,8 +181,12 @@ def test_poisson_changes_nothing_beyond_the_rectangle_and_leaves_no_edge() -> No
     image = np.clip(ramp[:, None] + noise, 0, 1)[..., None]
     attention = np.random.default_rng(1).random((4, 4))
     for seed in range(20):
-        soft = GuidedPoisson(patches=(1, 1))(image, np.random.default_rng(seed), attention=attention)
-        hard = GuidedCutPaste(patches=(1, 1))(image, np.random.default_rng(seed), attention=attention)
+        soft = GuidedPoisson(patches=(1, 1))(
+            image, np.random.default_rng(seed), attention=attention
+        )
+        hard = GuidedCutPaste(patches=(1, 1))(
+            image, np.random.default_rng(seed), attention=attention
+        )
         rows, columns = hard.mask.any(1).nonzero()[0], hard.mask.any(0).nonzero()[0]
         within = np.zeros((64, 64), dtype=bool)
         within[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = True

@@ -22,7 +22,11 @@ def naive_put(
     turn = -math.radians(angle)  # rows run down
     for row in range(size[0]):
         for column in range(size[1]):
-            place = complex(column - centre[1], row - centre[0]) * complex(math.cos(turn), -math.sin(turn)) / factor
+            place = (
+                complex(column - centre[1], row - centre[0])
+                * complex(math.cos(turn), -math.sin(turn))
+                / factor
+            )
             x, y = place.real + width // 2, place.imag + height // 2
             if not (-0.5 <= x < width - 0.5 and -0.5 <= y < height - 0.5):
                 continue
@@ -30,7 +34,9 @@ def naive_put(
             left, top = math.floor(x), math.floor(y)
             for j, i in ((top, left), (top, left + 1), (top + 1, left), (top + 1, left + 1)):
                 weight = (1 - abs(x - i)) * (1 - abs(y - j))
-                canvas[row, column] += weight * pixels[min(max(j, 0), height - 1), min(max(i, 0), width - 1)]
+                canvas[row, column] += (
+                    weight * pixels[min(max(j, 0), height - 1), min(max(i, 0), width - 1)]
+                )
     return canvas, mask
 
 
@@ -41,7 +47,9 @@ def naive_put(
     angle=st.floats(-180, 180).filter(lambda a: abs(a % 45) > 1e-3),
     factor=st.floats(0.5, 2).map(lambda f: f + 1e-4 * math.pi),
 )
-def test_put(shape: tuple[int, int, int], centre: tuple[int, int], angle: float, factor: float) -> None:
+def test_put(
+    shape: tuple[int, int, int], centre: tuple[int, int], angle: float, factor: float
+) -> None:
     rows, columns = np.mgrid[: shape[0], : shape[1]]
     pixels = (0.03 * rows + 0.05 * columns)[..., None] + np.linspace(0, 0.2, shape[2])
     size = (13, 15)
@@ -51,8 +59,13 @@ def test_put(shape: tuple[int, int, int], centre: tuple[int, int], angle: float,
     expected, where = naive_put(pixels, centre, size, angle, factor)
     assert np.array_equal(mask, where)
     assert mask[centre]
-    np.testing.assert_allclose(canvas, expected, atol=3e-3)  # OpenCV rounds positions to 1/32 of a pixel
-    assert all(edge.any() for edge in (patch.inside[0], patch.inside[-1], patch.inside[:, 0], patch.inside[:, -1]))
+    np.testing.assert_allclose(
+        canvas, expected, atol=3e-3
+    )  # OpenCV rounds positions to 1/32 of a pixel
+    assert all(
+        edge.any()
+        for edge in (patch.inside[0], patch.inside[-1], patch.inside[:, 0], patch.inside[:, -1])
+    )
 
 
 def test_a_thin_patch_may_miss_rows() -> None:
@@ -88,10 +101,14 @@ def test_free_places_are_even_and_keep_the_rectangle_inside() -> None:
 
 
 class TestJitter:
-    pixels = 0.3 + 0.3 * np.random.default_rng(1).random((6, 7, 3), dtype=np.float32)  # stays off 0 and 1
+    pixels = 0.3 + 0.3 * np.random.default_rng(1).random(
+        (6, 7, 3), dtype=np.float32
+    )  # stays off 0 and 1
 
     def test_none_changes_nothing(self) -> None:
-        np.testing.assert_allclose(jittered(self.pixels, np.random.default_rng(0), 0.0, 0.0), self.pixels, atol=1e-6)
+        np.testing.assert_allclose(
+            jittered(self.pixels, np.random.default_rng(0), 0.0, 0.0), self.pixels, atol=1e-6
+        )
 
     def test_against_single_pixels(self) -> None:
         for seed in range(5):
@@ -103,8 +120,12 @@ class TestJitter:
             for pixel, result in zip(self.pixels.reshape(-1, 3), got.reshape(-1, 3), strict=True):
                 mixed = [mean + (float(value) * brightness - mean) * contrast for value in pixel]
                 grey = 0.299 * mixed[0] + 0.587 * mixed[1] + 0.114 * mixed[2]
-                hue, colour, value = colorsys.rgb_to_hsv(*(grey + (m - grey) * saturation for m in mixed))
-                np.testing.assert_allclose(result, colorsys.hsv_to_rgb((hue + shift) % 1, colour, value), atol=1e-4)
+                hue, colour, value = colorsys.rgb_to_hsv(
+                    *(grey + (m - grey) * saturation for m in mixed)
+                )
+                np.testing.assert_allclose(
+                    result, colorsys.hsv_to_rgb((hue + shift) % 1, colour, value), atol=1e-4
+                )
 
     def test_stays_in_range_and_leaves_its_input(self) -> None:
         pixels = np.random.default_rng(2).random((9, 9, 3), dtype=np.float32)

@@ -13,7 +13,10 @@ from blemish.anomalies.poisson import imported, melt, mixed, solve
 
 
 def dense(
-    target: np.ndarray, source: np.ndarray, inside: np.ndarray, wanted: Callable[[float, float], float]
+    target: np.ndarray,
+    source: np.ndarray,
+    inside: np.ndarray,
+    wanted: Callable[[float, float], float],
 ) -> np.ndarray:
     """float64: pixels off the rim such that every difference of neighbours is as close as can be to the wanted one."""
     height, width, channels = target.shape
@@ -27,7 +30,11 @@ def dense(
                 if k >= height or m >= width:
                     continue
                 own = target[k, m, c] - target[i, j, c]
-                value = wanted(own, source[k, m, c] - source[i, j, c]) if inside[i, j] and inside[k, m] else own
+                value = (
+                    wanted(own, source[k, m, c] - source[i, j, c])
+                    if inside[i, j] and inside[k, m]
+                    else own
+                )
                 row = np.zeros(len(free))
                 for (y, x), sign in (((k, m), 1.0), ((i, j), -1.0)):
                     if (y - 1, x - 1) in free:

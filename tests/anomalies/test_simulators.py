@@ -68,7 +68,9 @@ def test_the_generator_is_all_that_is_random(name: str) -> None:
 @pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
 def test_a_constant_picture_changes_too(name: str, value: float) -> None:
     image = np.full((24, 30, 3), value, dtype=np.float32)
-    result = simulator(name)(image, np.random.default_rng(1), other=image, attention=np.ones((3, 3)))
+    result = simulator(name)(
+        image, np.random.default_rng(1), other=image, attention=np.ones((3, 3))
+    )
     change = np.abs(result.image - image).max(2)
     assert change[result.mask].max() > VISIBLE
     assert change[~result.mask].max() == 0
@@ -102,7 +104,9 @@ def test_float64_and_mirrored_pictures_are_fine() -> None:
 
 
 def test_names_are_the_keys_and_an_unknown_one_suggests_the_nearest() -> None:
-    assert all(name == kind.name and kind.summary and kind.source for name, kind in SIMULATORS.items())
+    assert all(
+        name == kind.name and kind.summary and kind.source for name, kind in SIMULATORS.items()
+    )
     with pytest.raises(ConfigError, match="did you mean 'guided'"):
         simulator("giuded")
 
@@ -154,7 +158,9 @@ class TestBatch:
 
     def run(self, count: int = 7, **options: int) -> list[Synthetic]:
         seeds = range(100, 100 + count)
-        return simulate_batch(self.all_of_them, self.images[:count], self.attention[:count], seeds, **options)
+        return simulate_batch(
+            self.all_of_them, self.images[:count], self.attention[:count], seeds, **options
+        )
 
     def test_does_not_depend_on_the_number_of_threads(self) -> None:
         before = self.images.copy()
@@ -174,7 +180,9 @@ class TestBatch:
         assert abs(soft - 150) < 4 * np.sqrt(75)
 
     def test_the_other_picture_is_any_but_the_same(self) -> None:
-        constant = np.stack([np.full((12, 12, 1), value, dtype=np.float32) for value in (0.0, 0.3, 0.6, 1.0)])
+        constant = np.stack(
+            [np.full((12, 12, 1), value, dtype=np.float32) for value in (0.0, 0.3, 0.6, 1.0)]
+        )
         seen = set()
         for seed in range(40):
             result = simulate_batch([simulator("fpi")], constant, None, [seed] * 4)[1]

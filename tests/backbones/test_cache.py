@@ -26,14 +26,18 @@ def images(count: int, seed: int = 0) -> Tensor:
 
 def same(one: Features, other: Features) -> bool:
     pairs = [*zip(one.tokens, other.tokens, strict=True), *zip(one.cls, other.cls, strict=True)]
-    return one.grids == other.grids and all(a.dtype == b.dtype and torch.equal(a, b) for a, b in pairs)
+    return one.grids == other.grids and all(
+        a.dtype == b.dtype and torch.equal(a, b) for a, b in pairs
+    )
 
 
 @contextmanager
 def counted(backbone: Backbone) -> Iterator[list[int]]:
     """How many pictures the network itself has encoded, call by call."""
     rows: list[int] = []
-    first = next(module for module in backbone.model.modules() if isinstance(module, torch.nn.Conv2d))
+    first = next(
+        module for module in backbone.model.modules() if isinstance(module, torch.nn.Conv2d)
+    )
     handle = first.register_forward_pre_hook(lambda _module, given: rows.append(len(given[0])))
     try:
         yield rows
@@ -148,7 +152,9 @@ class Full:
         return min(len(content), 100)
 
 
-def test_an_interruption_leaves_nothing_behind(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interruption_leaves_nothing_behind(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(cache, "IN_MEMORY", 0)
     backbone = build("test_vit", weights="random", seed=1).eval()
 

@@ -33,7 +33,9 @@ def spots(count: int) -> tuple[Tensor, Tensor]:
     places = SIDE * (0.4 + 0.2 * torch.rand(count, 2, generator=random))
     axis = torch.arange(SIDE) + 0.5
     down, across = ((axis - places[:, i, None]).square().div(-8).exp() for i in (0, 1))
-    return torch.cat([noise, noise + 3 * (down[:, None, :, None] * across[:, None, None, :])]), places
+    return torch.cat(
+        [noise, noise + 3 * (down[:, None, :, None] * across[:, None, None, :])]
+    ), places
 
 
 def centroids(maps: Tensor) -> Tensor:
@@ -78,10 +80,17 @@ def test_what_training_does_to_the_kernels_counts() -> None:
     backbone = cnn("test_efficientnet")
     with torch.no_grad():
         for module in backbone.model.modules():
-            if isinstance(module, nn.Conv2d) and module.stride == (2, 2) and module.kernel_size == (3, 3):
+            if (
+                isinstance(module, nn.Conv2d)
+                and module.stride == (2, 2)
+                and module.kernel_size == (3, 3)
+            ):
                 module.weight[:, :, 0] = 0  # looks at the four pixels of its cell
                 module.weight[:, :, :, 0] = 0
-    old, backbone.spec = backbone.spec, dataclasses.replace(backbone.spec, offsets=backbone.measured_offsets())
+    old, backbone.spec = (
+        backbone.spec,
+        dataclasses.replace(backbone.spec, offsets=backbone.measured_offsets()),
+    )
     assert old.offsets[2] < -0.4
     assert abs(backbone.spec.offsets[2]) < 0.1
     assert max(map(abs, missed(backbone))) < 0.1
@@ -99,19 +108,26 @@ def test_an_artifact_of_before_stays_as_it_was() -> None:
 
 def test_a_detector_shows_a_defect_where_it_is() -> None:
     backbone = cnn("test_efficientnet")
-    detector = Knn(KnnConfig(backbone=backbone.spec.name, image_size=(SIDE,), layers=(2, 3), smoothing=0.01), backbone)
+    detector = Knn(
+        KnnConfig(backbone=backbone.spec.name, image_size=(SIDE,), layers=(2, 3), smoothing=0.01),
+        backbone,
+    )
     images, places = spots(6)
     good, bad = images.chunk(2)
     detector.fit(lambda: [Batch(good, torch.arange(6))], 1, silent)
     with torch.no_grad():
         raised = (detector.score(bad).maps - detector.score(good).maps).clamp(min=0)
     shown = centroids(raised.where(raised > raised.amax((1, 2), keepdim=True) / 4, 0.0))
-    assert float((shown - places).abs().mean()) < 2  # the finer of the layers has a stride of 8, and 3.5 off
+    assert (
+        float((shown - places).abs().mean()) < 2
+    )  # the finer of the layers has a stride of 8, and 3.5 off
 
 
 @pytest.mark.parametrize("size", [(8, 8), (32, 40), (61, 37), (3, 5)])
 @pytest.mark.parametrize(("offset", "onto"), [(0.0, 0.0), (-0.48, 0.0), (0.0, 0.3), (-0.44, -0.47)])
-def test_what_knows_its_place_is_laid_there(size: tuple[int, int], offset: float, onto: float) -> None:
+def test_what_knows_its_place_is_laid_there(
+    size: tuple[int, int], offset: float, onto: float
+) -> None:
     """Maps that hold the places of their own cells say, resampled, where the new cells lie (off the border)."""
     own = [(torch.arange(8, dtype=torch.float32) + 0.5 + offset) / 8] * 2
     maps = torch.stack(torch.meshgrid(*own, indexing="ij"))[None]

@@ -57,7 +57,8 @@ def test_every_dtype_and_layout_comes_back(save: Save, tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     base = torch.randn(6, 8, generator=generator)
     state: dict[str, Tensor] = {
-        f"of.{dtype}": (torch.randn(3, 5, generator=generator) * 50).to(torch.int8).to(dtype) for dtype in DTYPES
+        f"of.{dtype}": (torch.randn(3, 5, generator=generator) * 50).to(torch.int8).to(dtype)
+        for dtype in DTYPES
     }
     state |= {
         "base": base,
@@ -74,7 +75,9 @@ def test_every_dtype_and_layout_comes_back(save: Save, tmp_path: Path) -> None:
 
 @every_format
 def test_the_state_dict_of_a_module_comes_back(save: Save, tmp_path: Path) -> None:
-    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))  # its state dict carries _metadata
+    module = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+    )  # its state dict carries _metadata
     save(module.state_dict(), tmp_path / "weights.pth")
     assert_same(read_tensors(tmp_path / "weights.pth"), module.state_dict())
 
@@ -86,10 +89,19 @@ def test_safetensors_come_back(tmp_path: Path) -> None:
 
 
 @every_format
-def test_a_dino_training_checkpoint_gives_the_teacher_without_its_head(save: Save, tmp_path: Path) -> None:
+def test_a_dino_training_checkpoint_gives_the_teacher_without_its_head(
+    save: Save, tmp_path: Path
+) -> None:
     def network(offset: int, prefix: str) -> OrderedDict[str, Tensor]:
-        names = ["backbone.cls_token", "backbone.blocks.0.norm.weight", "head.mlp.0.weight", "head.last_layer.weight"]
-        return OrderedDict((prefix + name, torch.full((2,), float(offset + i))) for i, name in enumerate(names))
+        names = [
+            "backbone.cls_token",
+            "backbone.blocks.0.norm.weight",
+            "head.mlp.0.weight",
+            "head.last_layer.weight",
+        ]
+        return OrderedDict(
+            (prefix + name, torch.full((2,), float(offset + i))) for i, name in enumerate(names)
+        )
 
     parameter = nn.Parameter(torch.ones(3))
     optimizer = torch.optim.AdamW([parameter])
@@ -101,8 +113,20 @@ def test_a_dino_training_checkpoint_gives_the_teacher_without_its_head(save: Sav
         "optimizer": optimizer.state_dict(),
         "epoch": 100,
         "loss": np.float64(0.5),
-        "args": argparse.Namespace(arch="vit_small", lr=0.1, scales=(0.4, 1.0), seen={1, 2}, path=Path("x")),
-        "flags": [True, False, None, 1.5, b"bytes", 2**70, frozenset([1]), complex(1, 2), slice(1, 2)],
+        "args": argparse.Namespace(
+            arch="vit_small", lr=0.1, scales=(0.4, 1.0), seen={1, 2}, path=Path("x")
+        ),
+        "flags": [
+            True,
+            False,
+            None,
+            1.5,
+            b"bytes",
+            2**70,
+            frozenset([1]),
+            complex(1, 2),
+            slice(1, 2),
+        ],
     }
     save(checkpoint, tmp_path / "checkpoint.pth")
     expected = {"cls_token": torch.full((2,), 20.0), "blocks.0.norm.weight": torch.full((2,), 21.0)}
@@ -111,7 +135,9 @@ def test_a_dino_training_checkpoint_gives_the_teacher_without_its_head(save: Sav
 
 @pytest.mark.parametrize("key", ["state_dict", "model", "teacher", "student", "net", "ema"])
 def test_the_state_dict_is_found_beside_other_things(key: str, tmp_path: Path) -> None:
-    save_zip({"epoch": torch.tensor(3), key: {"a": torch.ones(1), "epoch": 4}}, tmp_path / "weights.pth")
+    save_zip(
+        {"epoch": torch.tensor(3), key: {"a": torch.ones(1), "epoch": 4}}, tmp_path / "weights.pth"
+    )
     assert_same(read_tensors(tmp_path / "weights.pth"), {"a": torch.ones(1)})
 
 
@@ -125,8 +151,12 @@ def test_the_state_dict_is_found_beside_other_things(key: str, tmp_path: Path) -
         (["head.a", "fc.b"], ["head.a", "fc.b"]),
     ],
 )
-def test_prefixes_that_all_names_carry_are_stripped(names: list[str], expected: list[str], tmp_path: Path) -> None:
-    safetensors.torch.save_file({name: torch.zeros(1) for name in names}, tmp_path / "weights.safetensors")
+def test_prefixes_that_all_names_carry_are_stripped(
+    names: list[str], expected: list[str], tmp_path: Path
+) -> None:
+    safetensors.torch.save_file(
+        {name: torch.zeros(1) for name in names}, tmp_path / "weights.safetensors"
+    )
     assert sorted(read_tensors(tmp_path / "weights.safetensors")) == sorted(expected)
 
 
@@ -158,7 +188,9 @@ def test_a_hostile_file_runs_nothing(save: Save, tmp_path: Path) -> None:
 def test_a_truncated_file_is_an_error_wherever_it_ends(kind: str, tmp_path: Path) -> None:
     state = {"a.weight": torch.randn(7, 5), "b.bias": torch.ones(3, dtype=torch.float16)}
     path = tmp_path / "weights"
-    {"zip": save_zip, "legacy": save_legacy, "safetensors": safetensors.torch.save_file}[kind](state, path)
+    {"zip": save_zip, "legacy": save_legacy, "safetensors": safetensors.torch.save_file}[kind](
+        state, path
+    )
     whole = path.read_bytes()
     for length in [*range(0, len(whole), 13), len(whole) - 1]:
         path.write_bytes(whole[:length])
@@ -169,7 +201,9 @@ def test_a_truncated_file_is_an_error_wherever_it_ends(kind: str, tmp_path: Path
 @pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
 def test_a_damaged_file_is_an_error_or_reads(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "weights"
-    save = {"zip": save_zip, "legacy": save_legacy, "safetensors": safetensors.torch.save_file}[kind]
+    save = {"zip": save_zip, "legacy": save_legacy, "safetensors": safetensors.torch.save_file}[
+        kind
+    ]
     save({"a.weight": torch.ones(3, 2), "b.bias": torch.ones(3, dtype=torch.float16)}, path)
     whole = path.read_bytes()
     chance = random.Random(0)
@@ -222,7 +256,9 @@ def test_a_tensor_beyond_its_storage_is_an_error(save: Save, claim: Claim, tmp_p
         read_tensors(tmp_path / "bad.pth")
 
 
-def rewrite(path: Path, change: Callable[[str, bytes], bytes], compression: int = zipfile.ZIP_STORED) -> None:
+def rewrite(
+    path: Path, change: Callable[[str, bytes], bytes], compression: int = zipfile.ZIP_STORED
+) -> None:
     with zipfile.ZipFile(path) as archive:
         content = {name: archive.read(name) for name in archive.namelist()}
     with zipfile.ZipFile(path, "w", compression) as archive:
@@ -318,7 +354,9 @@ def test_another_kind_of_file_is_named(content: bytes, said: str, tmp_path: Path
     ],
 )
 @every_format
-def test_a_checkpoint_without_a_state_dict_is_named(save: Save, content: Any, said: str, tmp_path: Path) -> None:
+def test_a_checkpoint_without_a_state_dict_is_named(
+    save: Save, content: Any, said: str, tmp_path: Path
+) -> None:
     save(content, tmp_path / "weights.pth")
     with pytest.raises(WeightsError, match=said):
         read_tensors(tmp_path / "weights.pth")

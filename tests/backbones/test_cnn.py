@@ -42,7 +42,9 @@ def test_levels_are_timms_features(name: str, size: tuple[int, int]) -> None:
     with torch.no_grad():
         expected = reference(batch)[1:]  # the first is the stem
     got = backbone(batch, (1, 2, 3, 4))
-    for index, (tokens, grid, layout) in enumerate(zip(got.tokens, got.grids, got.maps(), strict=True)):
+    for index, (tokens, grid, layout) in enumerate(
+        zip(got.tokens, got.grids, got.maps(), strict=True)
+    ):
         stride = 2 ** (index + 2)
         assert grid == (size[0] // stride, size[1] // stride)
         assert tokens.shape == (2, grid[0] * grid[1], backbone.dims[index])
@@ -58,7 +60,9 @@ def test_levels_are_timms_features(name: str, size: tuple[int, int]) -> None:
 def test_layers_come_in_the_order_asked_for(name: str) -> None:
     backbone, batch = backbone_of(name), images(64, 64)
     forth, back, default = backbone(batch, (2, 3)), backbone(batch, (3, 2)), backbone(batch)
-    assert forth.grids == ((8, 8), (4, 4)) == default.grids  # strides 8 and 16: layer2 and layer3 of a ResNet
+    assert (
+        forth.grids == ((8, 8), (4, 4)) == default.grids
+    )  # strides 8 and 16: layer2 and layer3 of a ResNet
     assert back.grids == ((4, 4), (8, 8))
     assert torch.equal(forth.tokens[0], back.tokens[1])
     assert torch.equal(forth.tokens[1], default.tokens[1])
@@ -87,7 +91,9 @@ def test_reduced_precision_gives_float32(name: str) -> None:
         assert torch.nn.functional.cosine_similarity(one.flatten(), other.flatten(), dim=0) > 0.99
 
 
-@pytest.mark.parametrize("options", [{"attention": (1,)}, {"full_attention": (1,)}, {"keep": torch.zeros(2, 1).long()}])
+@pytest.mark.parametrize(
+    "options", [{"attention": (1,)}, {"full_attention": (1,)}, {"keep": torch.zeros(2, 1).long()}]
+)
 def test_what_a_cnn_does_not_have(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="test_resnet is a CNN"):
         backbone_of("test_resnet")(images(64, 64), **options)
@@ -99,7 +105,9 @@ def test_sizes_and_layers_that_do_not_exist() -> None:
     with pytest.raises(ConfigError, match="32 divides; got 64×80"):
         backbone(images(64, 80))
     for layer in (0, 5):
-        with pytest.raises(ConfigError, match=f"layer {layer} does not exist: test_resnet has layers 1 to 4"):
+        with pytest.raises(
+            ConfigError, match=f"layer {layer} does not exist: test_resnet has layers 1 to 4"
+        ):
             backbone(images(64, 64), (layer,))
     with pytest.raises(ConfigError, match="B 3 H W"):
         backbone(torch.zeros(1, 1, 64, 64))

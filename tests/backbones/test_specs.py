@@ -50,7 +50,11 @@ def test_an_alias_is_a_model_of_timm_with_the_layers_it_names(name: str) -> None
 
 @pytest.mark.parametrize(
     ("typed", "meant"),
-    [("dinov2_vit_s14", "dinov2_vits14"), ("focus_vit14", "focus_vits14"), ("wide_resnet", "wide_resnet50_2")],
+    [
+        ("dinov2_vit_s14", "dinov2_vits14"),
+        ("focus_vit14", "focus_vits14"),
+        ("wide_resnet", "wide_resnet50_2"),
+    ],
 )
 def test_an_unknown_name_suggests_the_nearest(typed: str, meant: str) -> None:
     with pytest.raises(ConfigError, match=f"unknown backbone '{typed}'; did you mean '{meant}'"):
@@ -65,12 +69,17 @@ def assert_is_what_it_says(backbone: Backbone, features: Features, images: torch
     layers = backbone.check_layers(())
     if backbone.spec.kind == "vit":
         expected = model.forward_intermediates(
-            images, indices=[layer - 1 for layer in layers], output_fmt="NLC", intermediates_only=True
+            images,
+            indices=[layer - 1 for layer in layers],
+            output_fmt="NLC",
+            intermediates_only=True,
         )
         for got, wanted in zip(features.tokens, expected, strict=True):
             torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
     else:
-        assert features.grids == tuple((images.shape[2] // 2 ** (layer + 1),) * 2 for layer in layers)
+        assert features.grids == tuple(
+            (images.shape[2] // 2 ** (layer + 1),) * 2 for layer in layers
+        )
 
 
 def any_model(name: str) -> tuple[Backbone, Features, torch.Tensor]:
@@ -118,12 +127,20 @@ def test_weights_out_of_reach_name_the_alternatives(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", offline)
     with pytest.raises(WeightsError, match="dinov2_vits14 are out of reach") as caught:
         build("dinov2_vits14")
-    for alternative in ("--weights", "HF_HOME", "focus_vits14", "blemish[offline]", "Network is unreachable"):
+    for alternative in (
+        "--weights",
+        "HF_HOME",
+        "focus_vits14",
+        "blemish[offline]",
+        "Network is unreachable",
+    ):
         assert alternative in str(caught.value)
 
 
 def test_random_weights_are_drawn_from_the_seed() -> None:
-    one, same, other = (build("test_resnet", weights="random", seed=seed).state_dict() for seed in (1, 1, 2))
+    one, same, other = (
+        build("test_resnet", weights="random", seed=seed).state_dict() for seed in (1, 1, 2)
+    )
     assert all(torch.equal(one[name], same[name]) for name in one)
     assert any(not torch.equal(one[name], other[name]) for name in one)
 
@@ -134,7 +151,10 @@ def test_a_backbone_is_frozen_and_knows_its_normalisation() -> None:
     assert not any(parameter.requires_grad for parameter in backbone.parameters())
     assert len(backbone.mean) == len(backbone.std) == 3
     with torch.device("meta"):
-        clip, dino = restore(SPECS["clip_vitb16"], NO_WEIGHTS), restore(SPECS["dino_vits16"], NO_WEIGHTS)
+        clip, dino = (
+            restore(SPECS["clip_vitb16"], NO_WEIGHTS),
+            restore(SPECS["dino_vits16"], NO_WEIGHTS),
+        )
     assert clip.mean == pytest.approx((0.48145466, 0.4578275, 0.40821073))
     assert dino.mean == pytest.approx((0.485, 0.456, 0.406))
     assert dino.std == pytest.approx((0.229, 0.224, 0.225))

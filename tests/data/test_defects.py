@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from blemish.data import layouts
 from blemish.data.defects import NONE, labelled_defects
+from blemish.data.layouts import recognition as layouts
 from blemish.data.splits import draw_anomalies
 from blemish.errors import ConfigError, DataError
 from blemish.types import ANOMALOUS, NORMAL, Sample
@@ -34,7 +34,9 @@ def test_all_pictures_of_a_flat_folder_are_defects_of_its_name(folder: Path) -> 
         found = labelled_defects(given)
         assert found.sources == sorted(folder.iterdir())
         assert [sample.path for sample in found.samples] == found.sources
-        assert {(sample.label, sample.defect, sample.mask) for sample in found.samples} == {(1, "scratch", None)}
+        assert {(sample.label, sample.defect, sample.mask) for sample in found.samples} == {
+            (1, "scratch", None)
+        }
         assert found.note.startswith("flat layout: 10 pictures")
 
 
@@ -58,7 +60,9 @@ def test_a_single_defect_in_any_form(folder: Path, picture: Part) -> None:
     for one in (alone, [alone]):
         found = labelled_defects(one)
         assert found.sources == [folder / "3.png"]
-        assert found.samples == [dataclasses.replace(alone, label=ANOMALOUS)]  # what is known of it stays
+        assert found.samples == [
+            dataclasses.replace(alone, label=ANOMALOUS)
+        ]  # what is known of it stays
     assert labelled_defects(folder / "3.png").sources == [folder / "3.png"]
 
 
@@ -74,7 +78,9 @@ def test_several_sources_are_joined(folder: Path, mvtec: Path, picture: Part) ->
 
 
 @pytest.mark.parametrize("form", ["folder", "paths backwards", "samples", "arrays"])
-def test_draws_are_seeded_nested_and_of_the_sorted_list(form: str, folder: Path, picture: Part) -> None:
+def test_draws_are_seeded_nested_and_of_the_sorted_list(
+    form: str, folder: Path, picture: Part
+) -> None:
     paths = sorted(folder.iterdir())
     given: Any = {
         "folder": folder,
@@ -86,13 +92,17 @@ def test_draws_are_seeded_nested_and_of_the_sorted_list(form: str, folder: Path,
     def drawn(count: int | None, seed: int) -> list[int]:
         sources = labelled_defects(given, count=count, seed=seed).sources
         if form == "arrays":
-            return [next(i for i, pixels in enumerate(given) if pixels is source) for source in sources]
+            return [
+                next(i for i, pixels in enumerate(given) if pixels is source) for source in sources
+            ]
         return [paths.index(source) for source in sources]
 
     stand_ins = [Sample(path=Path(f"{number}.png"), label=ANOMALOUS) for number in range(10)]
     for seed in range(3):
         for count in (0, 1, 4, 10):
-            expected = [int(sample.path.stem) for sample in draw_anomalies(stand_ins, count, seed)[0]]
+            expected = [
+                int(sample.path.stem) for sample in draw_anomalies(stand_ins, count, seed)[0]
+            ]
             assert drawn(count, seed) == expected == sorted(expected)
         assert set(drawn(2, seed)) < set(drawn(3, seed)) < set(drawn(7, seed))
     assert len({tuple(drawn(3, seed)) for seed in range(8)}) > 4
@@ -102,8 +112,13 @@ def test_draws_are_seeded_nested_and_of_the_sorted_list(form: str, folder: Path,
 def test_what_is_drawn_keeps_its_sample(mvtec: Path) -> None:
     found = labelled_defects(mvtec, count=4, seed=3)
     assert [sample.path for sample in found.samples] == found.sources
-    assert all(sample.mask is not None and sample.mask.stem.startswith(sample.path.stem) for sample in found.samples)
-    assert [sample.mask.parent.name for sample in found.samples if sample.mask] == [s.defect for s in found.samples]
+    assert all(
+        sample.mask is not None and sample.mask.stem.startswith(sample.path.stem)
+        for sample in found.samples
+    )
+    assert [sample.mask.parent.name for sample in found.samples if sample.mask] == [
+        s.defect for s in found.samples
+    ]
 
 
 def test_only_one_type(mvtec: Path) -> None:
@@ -115,8 +130,12 @@ def test_only_one_type(mvtec: Path) -> None:
     assert set(few.sources) < set(found.sources)
 
 
-def test_what_cannot_be_taken_is_said(mvtec: Path, folder: Path, good_folder: Path, picture: Part) -> None:
-    with pytest.raises(DataError, match="no defect is of type 'squares'; the types here are dark, square"):
+def test_what_cannot_be_taken_is_said(
+    mvtec: Path, folder: Path, good_folder: Path, picture: Part
+) -> None:
+    with pytest.raises(
+        DataError, match="no defect is of type 'squares'; the types here are dark, square"
+    ):
         labelled_defects(mvtec, kind="squares")
     with pytest.raises(DataError, match="types here are not known"):
         labelled_defects([picture(0)], kind="square")
@@ -132,7 +151,9 @@ def test_what_cannot_be_taken_is_said(mvtec: Path, folder: Path, good_folder: Pa
         labelled_defects(folder / "nowhere")
     table = good_folder / "table.csv"
     table.write_text("path,label\n000.png,good\n001.png,\n")
-    with pytest.raises(DataError, match=r"table\.csv: holds no picture that is known to be defective"):
+    with pytest.raises(
+        DataError, match=r"table\.csv: holds no picture that is known to be defective"
+    ):
         labelled_defects(table)
 
 

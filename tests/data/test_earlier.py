@@ -12,8 +12,8 @@ import pytest
 
 import blemish
 from blemish.data.folder import find_pictures, scan, search
-from blemish.data.layouts import read
-from blemish.pretraining import figure_of
+from blemish.data.layouts.recognition import read
+from blemish.detector.pretrain import figure_of
 
 Run = Callable[..., tuple[int, str, str]]
 FIT = ("--backbone", "test_vit", "--weights", "random", "--image-size", "64", "--layers", "2,4")
@@ -29,7 +29,9 @@ def stems(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("where", ["results", "deeper/down", "."])
-def test_predictions_inside_the_folder_of_the_pictures(run: Run, part: Path, good_folder: Path, where: str) -> None:
+def test_predictions_inside_the_folder_of_the_pictures(
+    run: Run, part: Path, good_folder: Path, where: str
+) -> None:
     before = stems(good_folder)
     command = ("predict", part, good_folder, "--output", good_folder / where)
     assert run(*command)[0] == 0
@@ -54,7 +56,9 @@ def test_a_pattern_finds_no_earlier_results(run: Run, part: Path, good_folder: P
     assert run("predict", part, good_folder, "--output", good_folder / "results")[0] == 0
     for pattern in ("**", "**/*.png", "*", "*/*/*", "r*/**"):
         if pattern in ("*/*/*", "r*/**"):
-            with pytest.raises(blemish.errors.DataError, match="24 pictures of earlier results left out"):
+            with pytest.raises(
+                blemish.errors.DataError, match="24 pictures of earlier results left out"
+            ):
                 search(good_folder / pattern)
         else:
             found = search(good_folder / pattern)
@@ -64,12 +68,16 @@ def test_a_pattern_finds_no_earlier_results(run: Run, part: Path, good_folder: P
     assert len(find_pictures(good_folder / "results" / "overlays" / "*.png")) == 24
 
 
-def test_a_shell_that_names_the_overlays_among_the_pictures(run: Run, part: Path, good_folder: Path) -> None:
+def test_a_shell_that_names_the_overlays_among_the_pictures(
+    run: Run, part: Path, good_folder: Path
+) -> None:
     before = sorted(good_folder.iterdir())
     assert run("predict", part, *before, "--output", good_folder)[0] == 0
     found = search([*before, good_folder / "overlays"])
     assert found.pictures == before
-    assert found.left_out == (f"24 pictures of earlier results left out: {good_folder / 'overlays'}/",)
+    assert found.left_out == (
+        f"24 pictures of earlier results left out: {good_folder / 'overlays'}/",
+    )
 
 
 def test_overlays_are_known_by_their_names_alone(run: Run, part: Path, good_folder: Path) -> None:
@@ -100,7 +108,9 @@ def test_what_evaluate_figures_and_simulate_write(run: Run, part: Path, mvtec: P
     assert len(find_pictures(good)) == 24
 
 
-def test_the_figure_of_a_training_beside_its_log(good_folder: Path, picture: Any, write: Any) -> None:
+def test_the_figure_of_a_training_beside_its_log(
+    good_folder: Path, picture: Any, write: Any
+) -> None:
     log = good_folder / "part.log.jsonl"
     log.touch()
     write(figure_of(log), picture(0))
@@ -109,17 +119,30 @@ def test_the_figure_of_a_training_beside_its_log(good_folder: Path, picture: Any
     assert len(find_pictures(good_folder)) == 25
 
 
-def test_synthetic_anomalies_are_known_defects_with_masks(run: Run, good_folder: Path, tmp_path: Path) -> None:
+def test_synthetic_anomalies_are_known_defects_with_masks(
+    run: Run, good_folder: Path, tmp_path: Path
+) -> None:
     made = tmp_path / "anomalies"
-    assert run("simulate", good_folder, "-o", made, "--simulator", "cutpaste", "--count", "3")[0] == 0
+    assert (
+        run("simulate", good_folder, "-o", made, "--simulator", "cutpaste", "--count", "3")[0] == 0
+    )
     dataset = read(made, unlabelled=1)
     assert len(dataset.samples) == 3
     assert all(sample.mask is not None for sample in dataset.samples)
     assert "contact-sheet" not in " ".join(path.name for path in find_pictures(made))
 
 
-def test_folders_of_these_names_without_the_files_of_a_run_are_read(tmp_path: Path, write: Any) -> None:
-    for name in ("overlays/a.png", "worst/b.png", "gallery.png", "histogram.png", "contact-sheet.png", "x.health.png"):
+def test_folders_of_these_names_without_the_files_of_a_run_are_read(
+    tmp_path: Path, write: Any
+) -> None:
+    for name in (
+        "overlays/a.png",
+        "worst/b.png",
+        "gallery.png",
+        "histogram.png",
+        "contact-sheet.png",
+        "x.health.png",
+    ):
         write(tmp_path / name, np.zeros((8, 8), np.uint8))
     (tmp_path / "run.json").write_text('{"camera": 3}')
     (tmp_path / "evaluation.json").write_text("no JSON")

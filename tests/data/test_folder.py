@@ -26,7 +26,9 @@ def test_what_could_be_taken_for_pictures_and_is_not_read_is_told(tmp_path: Path
     assert unnamed.startswith("2 pictures without a suffix left out: ")
     assert unnamed.endswith("IM0001; add .dcm, .png or its own")
     (tmp_path / "a.png").unlink()
-    with pytest.raises(DataError, match=r"no pictures found.*; 4 files in formats that are not read"):
+    with pytest.raises(
+        DataError, match=r"no pictures found.*; 4 files in formats that are not read"
+    ):
         search(tmp_path)
 
 
@@ -37,18 +39,36 @@ def test_formats_by_other_suffixes_are_found(tmp_path: Path) -> None:
 
 
 def test_thumbnails_and_what_was_thrown_away_are_no_pictures(tmp_path: Path) -> None:
-    lay_out(tmp_path, "a.png", "@eaDir/a.png/SYNO.jpg", "__MACOSX/._a.png", "__MACOSX/a.png", "$RECYCLE.BIN/b.png")
+    lay_out(
+        tmp_path,
+        "a.png",
+        "@eaDir/a.png/SYNO.jpg",
+        "__MACOSX/._a.png",
+        "__MACOSX/a.png",
+        "$RECYCLE.BIN/b.png",
+    )
     assert find_pictures(tmp_path) == [tmp_path / "a.png"]
     assert scan(tmp_path).folders == ()
 
 
 def test_a_folder_is_searched_to_any_depth_in_path_order(tmp_path: Path) -> None:
-    lay_out(tmp_path, "b.png", "a.JPG", "sub/deep/c.TiFF", "sub/d.webp", "notes.txt", "e.dcm", "f.png.bak")
+    lay_out(
+        tmp_path,
+        "b.png",
+        "a.JPG",
+        "sub/deep/c.TiFF",
+        "sub/d.webp",
+        "notes.txt",
+        "e.dcm",
+        "f.png.bak",
+    )
     expected = ["a.JPG", "b.png", "e.dcm", "sub/d.webp", "sub/deep/c.TiFF"]
     assert find_pictures(tmp_path) == [tmp_path / name for name in expected]
 
 
-def test_hidden_files_and_folders_are_skipped_below_the_folder_but_not_above(tmp_path: Path) -> None:
+def test_hidden_files_and_folders_are_skipped_below_the_folder_but_not_above(
+    tmp_path: Path,
+) -> None:
     root = tmp_path / ".hidden"
     lay_out(root, "a.png", ".b.png", ".thumbs/c.png")
     assert find_pictures([root]) == [root / "a.png"]
@@ -63,7 +83,11 @@ def test_duplicates_are_removed_and_the_order_of_the_arguments_kept(tmp_path: Pa
     lay_out(tmp_path, "x/a.png", "x/b.png", "w/c.png")
     x, w = tmp_path / "x", tmp_path / "w"
     spelled_differently = w / ".." / "x" / "a.png"
-    assert find_pictures([x / "b.png", x, w, spelled_differently]) == [x / "b.png", x / "a.png", w / "c.png"]
+    assert find_pictures([x / "b.png", x, w, spelled_differently]) == [
+        x / "b.png",
+        x / "a.png",
+        w / "c.png",
+    ]
 
 
 def test_patterns(tmp_path: Path) -> None:
@@ -143,7 +167,9 @@ def test_an_empty_folder_beside_a_full_one_is_no_error(tmp_path: Path) -> None:
     assert find_pictures([tmp_path / "void", tmp_path / "full"]) == [tmp_path / "full" / "a.png"]
 
 
-def test_a_folder_that_may_not_be_read_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_may_not_be_read_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lay_out(tmp_path, "a.png", "locked/b.png")
     listing = os.scandir
 

@@ -18,7 +18,12 @@ def test_holding_out_is_a_partition(fraction: float) -> None:
     for sources in (
         [f"{index}.png" for index in range(20)],
         [np.zeros((2, 2), np.uint8)] * 20,
-        [Path("a.png"), np.zeros((2, 2), np.uint8), "b.png", *[f"{index}.png" for index in range(17)]],
+        [
+            Path("a.png"),
+            np.zeros((2, 2), np.uint8),
+            "b.png",
+            *[f"{index}.png" for index in range(17)],
+        ],
         ["same.png"] * 20,
     ):
         kept, held = hold_out_sources(sources, fraction, seed=1)
@@ -65,27 +70,44 @@ def _pictures(root: Path, *names: str) -> list[Path]:
 
 
 def test_pictures_named_one_by_one_or_by_a_pattern(tmp_path: Path) -> None:
-    paths = _pictures(tmp_path, *(f"{place}/{index}.png" for place in ("Bosch", "Conti") for index in range(9)))
-    for named in (paths, str(tmp_path / "*" / "*.png"), [tmp_path / "**"], [paths[0], tmp_path / "*" / "[1-8].png"]):
+    paths = _pictures(
+        tmp_path, *(f"{place}/{index}.png" for place in ("Bosch", "Conti") for index in range(9))
+    )
+    for named in (
+        paths,
+        str(tmp_path / "*" / "*.png"),
+        [tmp_path / "**"],
+        [paths[0], tmp_path / "*" / "[1-8].png"],
+    ):
         found = good_pictures(named)
         number = 17 if isinstance(named, list) and len(named) == 2 else 18
         assert (len(found.sources), found.names) == (number, [])
-        assert found.note == f"{number} pictures named one by one or by a pattern, all taken as good"
+        assert (
+            found.note == f"{number} pictures named one by one or by a pattern, all taken as good"
+        )
     with pytest.raises(DataError, match="nothing matches this pattern"):
         good_pictures(tmp_path / "*.jpg")
 
 
-@pytest.mark.parametrize("bad", ["NG/0.png", "NG/images/0.png", "masks/0.png", "a/0_ng.png", "a/0_mask.png"])
+@pytest.mark.parametrize(
+    "bad", ["NG/0.png", "NG/images/0.png", "masks/0.png", "a/0_ng.png", "a/0_mask.png"]
+)
 def test_named_pictures_that_are_called_as_defects_are(tmp_path: Path, bad: str) -> None:
     good, other = _pictures(tmp_path, "a/0.png", bad)
     for named in ([good, other], str(tmp_path / "**")):
-        with pytest.raises(DataError, match=f"{bad.split('/')[0]}.*: called as defects or masks are"):
+        with pytest.raises(
+            DataError, match=f"{bad.split('/')[0]}.*: called as defects or masks are"
+        ):
             good_pictures(named)
     assert good_pictures([other]).sources == [other]  # no name says otherwise
 
 
-@pytest.mark.parametrize("folder", ["test/good", "Validation/OK", "Gutteile", "i.O./Bilder", "normal_dir"])
-def test_a_category_is_not_called_after_what_its_pictures_are_for(tmp_path: Path, folder: str) -> None:
+@pytest.mark.parametrize(
+    "folder", ["test/good", "Validation/OK", "Gutteile", "i.O./Bilder", "normal_dir"]
+)
+def test_a_category_is_not_called_after_what_its_pictures_are_for(
+    tmp_path: Path, folder: str
+) -> None:
     _pictures(tmp_path, f"bottle/{folder}/0.png", f"screw/{folder}/0.png")
     found = good_pictures([tmp_path / "bottle" / folder, tmp_path / "screw" / folder])
     assert found.categories == ["bottle", "screw"]

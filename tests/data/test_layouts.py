@@ -6,7 +6,7 @@ import pytest
 from trees import GOOD_AND_BAD, lay_out
 
 from blemish.data.good import good_pictures
-from blemish.data.layouts import Dataset, read
+from blemish.data.layouts.recognition import Dataset, read
 from blemish.errors import DataError
 
 
@@ -16,16 +16,25 @@ def labels(dataset: Dataset) -> dict[str, int | None]:
 
 def test_mvtec(tmp_path: Path) -> None:
     masks = ["ground_truth/scratch/0_mask.png", "ground_truth/scratch/1.png"]
-    root = lay_out(tmp_path / "bolt", *GOOD_AND_BAD, "test/hole/0.png", "ground_truth/hole/0_mask.png", *masks)
+    root = lay_out(
+        tmp_path / "bolt", *GOOD_AND_BAD, "test/hole/0.png", "ground_truth/hole/0_mask.png", *masks
+    )
     dataset = read(root)
     assert dataset.layout == "mvtec"
-    assert dataset.description == "MVTec layout: 2 train good, 4 test (1 good, 3 in 2 defect types), masks"
-    assert labels(dataset) == {name: int("good" not in name) for name in (*GOOD_AND_BAD, "test/hole/0.png")}
+    assert (
+        dataset.description
+        == "MVTec layout: 2 train good, 4 test (1 good, 3 in 2 defect types), masks"
+    )
+    assert labels(dataset) == {
+        name: int("good" not in name) for name in (*GOOD_AND_BAD, "test/hole/0.png")
+    }
     assert [sample.path.parent.name for sample in dataset.train()] == ["good", "good"]
     assert len(dataset.test()) == 4
     assert len(dataset.normals()) == 3
     assert {sample.defect for sample in dataset.normals()} == {"good"}
-    assert {sample.defect: sample.mask for sample in dataset.anomalies() if sample.path.stem == "0"} == {
+    assert {
+        sample.defect: sample.mask for sample in dataset.anomalies() if sample.path.stem == "0"
+    } == {
         "scratch": root / masks[0],
         "hole": root / "ground_truth/hole/0_mask.png",
     }
@@ -38,19 +47,28 @@ def test_mvtec(tmp_path: Path) -> None:
 
 def test_mvtec_without_masks_and_in_other_cases(tmp_path: Path) -> None:
     dataset = read(lay_out(tmp_path, "Train/OK/0.PNG", "Test/ok/0.PNG", "Test/Dent/0.PNG"))
-    assert dataset.description == "MVTec layout: 1 train good, 2 test (1 good, 1 in 1 defect type), no masks"
+    assert (
+        dataset.description
+        == "MVTec layout: 1 train good, 2 test (1 good, 1 in 1 defect type), no masks"
+    )
     assert not dataset.has_masks
     assert dataset.anomalies()[0].defect == "Dent"
     assert dataset.problems == ()
 
 
-def test_mvtec_category_of_the_folder_one_is_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mvtec_category_of_the_folder_one_is_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(lay_out(tmp_path / "bolt", *GOOD_AND_BAD))
     assert read(".").categories == ("bolt",)
 
 
 def test_mvtec_with_a_test_only(tmp_path: Path) -> None:
-    dataset = read(lay_out(tmp_path, "test/good/0.png", "test/scratch/0.png", "ground_truth/scratch/0_mask.png"))
+    dataset = read(
+        lay_out(
+            tmp_path, "test/good/0.png", "test/scratch/0.png", "ground_truth/scratch/0_mask.png"
+        )
+    )
     assert (dataset.layout, dataset.train(), len(dataset.test())) == ("mvtec", (), 2)
     assert dataset.has_masks
 
@@ -84,9 +102,16 @@ def test_mvtec_problems(tmp_path: Path) -> None:
 
 
 def test_mvtec_to_any_depth(tmp_path: Path) -> None:
-    names = ["train/good/left/0.png", "train/good/1.png", "test/good/images/2.png", "test/dent/x/y/3.png"]
+    names = [
+        "train/good/left/0.png",
+        "train/good/1.png",
+        "test/good/images/2.png",
+        "test/dent/x/y/3.png",
+    ]
     dataset = read(lay_out(tmp_path, *names, "test/images/dent/4.png"))
-    assert labels(dataset) == {name: int("dent" in name) for name in (*names, "test/images/dent/4.png")}
+    assert labels(dataset) == {
+        name: int("dent" in name) for name in (*names, "test/images/dent/4.png")
+    }
     assert {sample.defect for sample in dataset.anomalies()} == {"dent"}
     assert dataset.problems == ()
 
@@ -94,12 +119,20 @@ def test_mvtec_to_any_depth(tmp_path: Path) -> None:
 def test_a_good_picture_that_is_called_bad_further_down_is_refused(tmp_path: Path) -> None:
     for names in (["train/good/bad/0.png"], ["good/NG/0.png", "dent/1.png"]):
         with pytest.raises(DataError, match="is called good and bad"):
-            read(lay_out(tmp_path / names[0][:2], "train/good/1.png" if "train" in names[0] else "good/1.png", *names))
+            read(
+                lay_out(
+                    tmp_path / names[0][:2],
+                    "train/good/1.png" if "train" in names[0] else "good/1.png",
+                    *names,
+                )
+            )
 
 
 def test_loose_training_pictures_are_not_dropped(tmp_path: Path) -> None:
     root = lay_out(tmp_path, "train/0.png", "train/1.png", "test/good/0.png", "test/bad/0.png")
-    with pytest.raises(DataError, match=r"train/ holds 2 pictures, but no good/; .* move them there"):
+    with pytest.raises(
+        DataError, match=r"train/ holds 2 pictures, but no good/; .* move them there"
+    ):
         read(root)
     dataset = read(lay_out(root, "train/good/2.png"))
     assert [sample.path.name for sample in dataset.train()] == ["2.png"]
@@ -118,7 +151,9 @@ def test_a_public_set_is_told_by_its_name_and_compared(tmp_path: Path) -> None:
 
 
 def test_mvtec_root(tmp_path: Path) -> None:
-    root = lay_out(tmp_path, *(f"{category}/{name}" for category in ("nut", "bolt") for name in GOOD_AND_BAD))
+    root = lay_out(
+        tmp_path, *(f"{category}/{name}" for category in ("nut", "bolt") for name in GOOD_AND_BAD)
+    )
     lay_out(root, "nut/ground_truth/scratch/0_mask.png", "notes/page.png")
     (root / "bolt" / "test" / "hole").mkdir()
     dataset = read(root)
@@ -129,7 +164,10 @@ def test_mvtec_root(tmp_path: Path) -> None:
     assert dataset.categories == ("bolt", "nut")
     assert {sample.category for sample in dataset.samples if sample.mask} == {"nut"}
     assert "bolt: test/hole/ holds no pictures" in dataset.problems
-    assert f"1 picture outside of the MVTec folders ignored: {root / 'notes/page.png'}" in dataset.problems
+    assert (
+        f"1 picture outside of the MVTec folders ignored: {root / 'notes/page.png'}"
+        in dataset.problems
+    )
 
 
 @pytest.mark.parametrize(
@@ -154,7 +192,9 @@ def test_usual_names_of_good_and_bad(tmp_path: Path, good: str, bad: str) -> Non
     assert dataset.layout == "good-and-defects"
     assert labels(dataset) == {f"{good}/0.png": 0, f"{good}/1.png": 0, f"{bad}/0.png": 1}
     assert {sample.defect for sample in dataset.anomalies()} == {bad.rpartition("/")[2]}
-    mvtec = read(lay_out(tmp_path / "part", *(f"train/{good}/{i}.png" for i in "01"), f"test/{bad}/2.png"))
+    mvtec = read(
+        lay_out(tmp_path / "part", *(f"train/{good}/{i}.png" for i in "01"), f"test/{bad}/2.png")
+    )
     assert (mvtec.layout, len(mvtec.train()), len(mvtec.anomalies())) == ("mvtec", 2, 1)
 
 
@@ -185,7 +225,10 @@ def test_a_folder_that_is_called_good_may_hold_folders_of_any_name(tmp_path: Pat
 
 def test_a_flat_folder_that_is_called_bad_says_so(tmp_path: Path) -> None:
     dataset = read(lay_out(tmp_path / "NG", "0.png"))
-    assert dataset.description == "flat layout: 1 picture, all taken as good, although the folder is called NG"
+    assert (
+        dataset.description
+        == "flat layout: 1 picture, all taken as good, although the folder is called NG"
+    )
 
 
 @pytest.mark.parametrize("split", ["val", "validation", "training"])
@@ -197,23 +240,40 @@ def test_a_split_beside_good_is_no_kind_of_defect(tmp_path: Path, split: str) ->
 def test_names_of_splits_and_of_good_ones_in_one(tmp_path: Path) -> None:
     dataset = read(lay_out(tmp_path, "normal/0.png", "normal_test/1.png", "abnormal_test/2.png"))
     assert labels(dataset) == {"normal/0.png": 0, "normal_test/1.png": 0, "abnormal_test/2.png": 1}
-    with pytest.raises(DataError, match=r"good_rotated/ may hold good ones or a kind of defect; rename"):
+    with pytest.raises(
+        DataError, match=r"good_rotated/ may hold good ones or a kind of defect; rename"
+    ):
         read(lay_out(tmp_path, "good_rotated/3.png"))
 
 
 def test_categories_of_good_beside_defects_are_to_be_named_each(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"bolt/bad/ is beside others, but not at the top; name bolt/ itself"):
-        read(lay_out(tmp_path, "bolt/good/0.png", "bolt/bad/0.png", "nut/good/0.png", "nut/bad/1.png"))
+    with pytest.raises(
+        DataError, match=r"bolt/bad/ is beside others, but not at the top; name bolt/ itself"
+    ):
+        read(
+            lay_out(
+                tmp_path, "bolt/good/0.png", "bolt/bad/0.png", "nut/good/0.png", "nut/bad/1.png"
+            )
+        )
 
 
 @pytest.mark.parametrize("good", ["good", "OK", "Normal"])
 def test_good_beside_defects(tmp_path: Path, good: str) -> None:
-    root = lay_out(tmp_path, f"{good}/a/0.png", f"{good}/1.png", "scratch/b/0.png", "hole/0.jpg", "loose.png")
+    root = lay_out(
+        tmp_path, f"{good}/a/0.png", f"{good}/1.png", "scratch/b/0.png", "hole/0.jpg", "loose.png"
+    )
     lay_out(root, "ground_truth/scratch/b/0_mask.png")
     dataset = read(root)
     assert dataset.layout == "good-and-defects"
-    assert dataset.description == ("good/ beside defect folders: 4 pictures (2 good, 2 in 2 defect types), masks")
-    assert labels(dataset) == {f"{good}/a/0.png": 0, f"{good}/1.png": 0, "scratch/b/0.png": 1, "hole/0.jpg": 1}
+    assert dataset.description == (
+        "good/ beside defect folders: 4 pictures (2 good, 2 in 2 defect types), masks"
+    )
+    assert labels(dataset) == {
+        f"{good}/a/0.png": 0,
+        f"{good}/1.png": 0,
+        "scratch/b/0.png": 1,
+        "hole/0.jpg": 1,
+    }
     assert {sample.defect: sample.mask for sample in dataset.samples} == {
         "good": None,
         "hole": None,
@@ -232,7 +292,9 @@ def test_flat(tmp_path: Path) -> None:
     assert dataset.layout == "flat"
     assert dataset.description == "flat layout: 2 pictures, all taken as good"
     assert labels(dataset) == {"1.png": 0, "monday/0.png": 0}
-    assert {(sample.split, sample.category, sample.defect) for sample in dataset.samples} == {("", "", "good")}
+    assert {(sample.split, sample.category, sample.defect) for sample in dataset.samples} == {
+        ("", "", "good")
+    }
     assert dataset.categories == ()
     assert any("manifest only when it is named" in problem for problem in dataset.problems)
 
@@ -240,7 +302,10 @@ def test_flat(tmp_path: Path) -> None:
 def test_one_picture(tmp_path: Path) -> None:
     root = lay_out(tmp_path, "part.png")
     dataset = read(root / "part.png")
-    assert (dataset.layout, [sample.path for sample in dataset.samples]) == ("flat", [root / "part.png"])
+    assert (dataset.layout, [sample.path for sample in dataset.samples]) == (
+        "flat",
+        [root / "part.png"],
+    )
 
 
 @pytest.mark.parametrize(
@@ -272,14 +337,20 @@ def test_one_picture(tmp_path: Path) -> None:
         ["cam1/0.png", "cam1/1_scratch.png"],
     ],
 )
-def test_pictures_that_may_not_all_be_good_are_never_taken_as_good(tmp_path: Path, names: list[str]) -> None:
-    with pytest.raises(DataError, match=r"which pictures are good(?s:.*)good-and-defects(?s:.*)TABLE\.csv"):
+def test_pictures_that_may_not_all_be_good_are_never_taken_as_good(
+    tmp_path: Path, names: list[str]
+) -> None:
+    with pytest.raises(
+        DataError, match=r"which pictures are good(?s:.*)good-and-defects(?s:.*)TABLE\.csv"
+    ):
         read(lay_out(tmp_path, *names))
 
 
 def test_the_way_out_for_folders_of_unknown_names_works(tmp_path: Path) -> None:
     root = lay_out(tmp_path / "all of it", "steel/0.png", "copper/0.png", "copper/1.png")
-    with pytest.raises(DataError, match=r'name them by a pattern, in quotes, as in "[^"]*/\*/\*\.png"') as refused:
+    with pytest.raises(
+        DataError, match=r'name them by a pattern, in quotes, as in "[^"]*/\*/\*\.png"'
+    ) as refused:
         read(root)
     pattern = str(refused.value).split('"')[1]
     found = good_pictures(pattern)

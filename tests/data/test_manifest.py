@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trees import lay_out
 
-from blemish.data.layouts import read
+from blemish.data.layouts.recognition import read
 from blemish.data.manifest import write_manifest
 from blemish.data.names import meaning
 from blemish.errors import DataError, OutputError
@@ -62,7 +62,10 @@ def test_manifest(tmp_path: Path, delimiter: str, newline: str, encoding: str) -
     ("words", "label"),
     [
         (["0", "0.0", "false", "normal", "good", "OK", "i.O.", "pass", "healthy"], NORMAL),
-        (["1", "1.0", "TRUE", "Anomalous", "bad", "defective", "NOK", "NG", "abnormal", "fail"], ANOMALOUS),
+        (
+            ["1", "1.0", "TRUE", "Anomalous", "bad", "defective", "NOK", "NG", "abnormal", "fail"],
+            ANOMALOUS,
+        ),
         (["", " "], None),
     ],
 )
@@ -83,9 +86,15 @@ def test_manifest_with_paths_only_and_unknown_columns(tmp_path: Path) -> None:
     ["image_path", "filename", "File", "image", "Image Path", "img-path", "file_name", "filepath"],
 )
 def test_manifest_columns_by_other_names(tmp_path: Path, column: str) -> None:
-    dataset = read(manifest(tmp_path, f"{column};is_anomaly;mask_path;camera\na.png;1;m.png;3\nb.png;0;;3\n"))
+    dataset = read(
+        manifest(tmp_path, f"{column};is_anomaly;mask_path;camera\na.png;1;m.png;3\nb.png;0;;3\n")
+    )
     first, second = dataset.samples
-    assert (first.path, first.label, first.mask) == (tmp_path / "a.png", ANOMALOUS, tmp_path / "m.png")
+    assert (first.path, first.label, first.mask) == (
+        tmp_path / "a.png",
+        ANOMALOUS,
+        tmp_path / "m.png",
+    )
     assert (second.label, second.mask) == (NORMAL, None)
     assert dataset.problems == ("columns not known and not read: camera",)
 
@@ -100,10 +109,14 @@ def test_a_column_of_our_own_name_goes_before_others(tmp_path: Path) -> None:
 
 def test_manifest_of_windows(tmp_path: Path) -> None:
     text = "sep=;\r\npath;label;mask\r\nsub\\d.png;NG;.\\m.png\r\na.png;OK;\r\nnowhere.png;OK;\r\n"
-    with pytest.raises(DataError, match=r"1 row cannot be used:\n  line 5: there is no file .*nowhere"):
+    with pytest.raises(
+        DataError, match=r"1 row cannot be used:\n  line 5: there is no file .*nowhere"
+    ):
         read(manifest(tmp_path, text, "utf-8-sig"))
     dataset = read(manifest(tmp_path, text.replace("nowhere", "b"), "utf-8-sig"))
-    assert [sample.path for sample in dataset.samples] == [tmp_path / name for name in ("sub/d.png", "a.png", "b.png")]
+    assert [sample.path for sample in dataset.samples] == [
+        tmp_path / name for name in ("sub/d.png", "a.png", "b.png")
+    ]
     assert dataset.samples[0].mask is not None
     assert dataset.samples[0].mask.samefile(tmp_path / "m.png")
 
@@ -145,7 +158,14 @@ def test_manifest_rows_that_cannot_be_used_are_listed_together(tmp_path: Path) -
     head, *lines = str(caught.value).split("\n  ")
     assert head == f"{tmp_path / 'set.csv'}: 9 rows cannot be used:"
     assert [line.split(":")[0] for line in lines] == [f"line {number}" for number in range(3, 12)]
-    words = ["no file", "'maybe'", "no mask file", "'validation'", "path is empty", "already on line 2"]
+    words = [
+        "no file",
+        "'maybe'",
+        "no mask file",
+        "'validation'",
+        "path is empty",
+        "already on line 2",
+    ]
     words += ["contradict", "contradict", "6 cells under 5 columns"]
     assert all(word in line for word, line in zip(words, lines, strict=True))
 
@@ -195,10 +215,18 @@ cells = st.text(st.characters(exclude_categories=["Cc", "Cs"]), max_size=8).map(
         max_size=3,
     )
 )
-def test_a_manifest_is_read_as_it_was_written(tmp_path_factory: pytest.TempPathFactory, rows: list[Sample]) -> None:
-    folder = lay_out(tmp_path_factory.mktemp("set"), *(f"{index}, a;b.png" for index in range(len(rows))), "m.png")
+def test_a_manifest_is_read_as_it_was_written(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[Sample]
+) -> None:
+    folder = lay_out(
+        tmp_path_factory.mktemp("set"),
+        *(f"{index}, a;b.png" for index in range(len(rows))),
+        "m.png",
+    )
     samples = [
-        dataclasses.replace(row, path=folder / f"{index}, a;b.png", mask=row.mask and folder / row.mask)
+        dataclasses.replace(
+            row, path=folder / f"{index}, a;b.png", mask=row.mask and folder / row.mask
+        )
         for index, row in enumerate(rows)
     ]
     assert read(write_manifest(folder / "set.csv", samples)).samples == tuple(samples)

@@ -20,7 +20,9 @@ Write = Callable[..., Path]
 
 
 @pytest.mark.parametrize("size", [(6, 4), (12, 8), (3, 2), (4, 7), (2, 1)])
-def test_a_pixel_is_what_lies_under_its_centre(size: tuple[int, int], write: Write, tmp_path: Path) -> None:
+def test_a_pixel_is_what_lies_under_its_centre(
+    size: tuple[int, int], write: Write, tmp_path: Path
+) -> None:
     drawn = (np.random.default_rng(0).random((6, 4)) < 0.5).astype(np.uint8) * 255
     sample = Sample(path=Path("a.png"), mask=write(tmp_path / "mask.png", drawn))
     found = marked(sample, *size)
@@ -28,13 +30,20 @@ def test_a_pixel_is_what_lies_under_its_centre(size: tuple[int, int], write: Wri
     assert (found.dtype, found.shape) == (np.bool_, size)
     for y, x in np.ndindex(*size):
         row, column = (y + 0.5) * 6 / size[0], (x + 0.5) * 4 / size[1]
-        near = {int(row), math.ceil(row) - 1}, {int(column), math.ceil(column) - 1}  # two where it lies between two
+        near = (
+            {int(row), math.ceil(row) - 1},
+            {int(column), math.ceil(column) - 1},
+        )  # two where it lies between two
         assert found[y, x] in {bool(drawn[place] > 127) for place in product(*near)}
 
 
-@pytest.mark.parametrize("sides", [(1024, 256), (700, 256), (100, 256), (1024, 448), (300, 299), (113, 256), (64, 64)])
+@pytest.mark.parametrize(
+    "sides", [(1024, 256), (700, 256), (100, 256), (1024, 448), (300, 299), (113, 256), (64, 64)]
+)
 @pytest.mark.parametrize("boxed", [False, True])
-def test_masks_and_maps_stay_in_one_place(sides: tuple[int, int], boxed: bool, write: Write, tmp_path: Path) -> None:
+def test_masks_and_maps_stay_in_one_place(
+    sides: tuple[int, int], boxed: bool, write: Write, tmp_path: Path
+) -> None:
     """The middle of discs and boxes, of masks and of the same drawn as maps, before and after both are resized."""
     side, new = sides
     random, missed = np.random.default_rng(0), []
@@ -43,7 +52,9 @@ def test_masks_and_maps_stay_in_one_place(sides: tuple[int, int], boxed: bool, w
         width, height = random.uniform(0.06, 0.2, 2)
         rows, columns = (np.mgrid[:side, :side] + 0.5) / side
         if boxed:
-            shape = (abs(rows - y - height / 2) < height / 2) & (abs(columns - x - width / 2) < width / 2)
+            shape = (abs(rows - y - height / 2) < height / 2) & (
+                abs(columns - x - width / 2) < width / 2
+            )
             sample = Sample(path=Path("a.png"), boxes=((x, y, width, height),))
         else:
             shape = (rows - y) ** 2 + (columns - x) ** 2 < width**2
@@ -82,7 +93,9 @@ def test_nothing_is_known_where_nothing_is_marked(write: Write, tmp_path: Path) 
     assert marked(plain, 4, 4) is None
     assert not is_placed(plain)
     assert is_placed(Sample(path=Path("a.png"), boxes=((0.0, 0.0, 0.5, 0.5),)))
-    empty = Sample(path=Path("a.png"), mask=write(tmp_path / "mask.png", np.zeros((4, 4), np.uint8)))
+    empty = Sample(
+        path=Path("a.png"), mask=write(tmp_path / "mask.png", np.zeros((4, 4), np.uint8))
+    )
     assert is_placed(empty)
     found = marked(empty, 4, 4)
     assert found is not None

@@ -11,10 +11,10 @@ import pytest
 
 from blemish.data.checking import check
 from blemish.data.defects import labelled_defects
-from blemish.data.layouts import Dataset, read
+from blemish.data.layouts.recognition import Dataset, read
 from blemish.data.marks import marked, read_mask
+from blemish.detector.predict import Detector
 from blemish.errors import DataError, ImageError
-from blemish.predictor import Detector
 from blemish.types import Sample
 
 Draw = Callable[..., np.ndarray]
@@ -54,7 +54,9 @@ KEPT = {
 def tree(tmp_path: Path, picture: Draw, write: Write) -> Callable[..., Path]:
     """`tree(good, bad, mask)`: pictures and masks under names such as OK/{}.png; None = none of these."""
 
-    def make(good: str | None, bad: str | None, mask: str | None, *, root: Path | None = None) -> Path:
+    def make(
+        good: str | None, bad: str | None, mask: str | None, *, root: Path | None = None
+    ) -> Path:
         root = root or tmp_path / "part"
         for number in range(GOOD if good else 0):
             write(root / str(good).format(number), picture(number))
@@ -77,15 +79,23 @@ def square(number: int) -> np.ndarray:
 
 def masks_of(dataset: Dataset) -> dict[str, int]:
     """Of each anomalous picture, by its stem, how many pixels its mask marks."""
-    return {s.path.stem.lower(): int(read_mask(s).sum()) for s in dataset.anomalies() if s.mask is not None}
+    return {
+        s.path.stem.lower(): int(read_mask(s).sum())
+        for s in dataset.anomalies()
+        if s.mask is not None
+    }
 
 
 @pytest.mark.parametrize("names", KEPT.values(), ids=KEPT)
-def test_masks_are_found_and_are_no_pictures(names: tuple[str, str, str], tree: Callable[..., Path]) -> None:
+def test_masks_are_found_and_are_no_pictures(
+    names: tuple[str, str, str], tree: Callable[..., Path]
+) -> None:
     dataset = read(tree(*names))
     assert (len(dataset.normals()), len(dataset.anomalies())) == (GOOD, BAD)
     assert len({sample.defect for sample in dataset.anomalies()}) == 1
-    assert list(masks_of(dataset).values()) == [int((square(number) > 0).sum()) for number in range(BAD)]
+    assert list(masks_of(dataset).values()) == [
+        int((square(number) > 0).sum()) for number in range(BAD)
+    ]
     assert dataset.problems == ()
     (place,) = dataset.mask_places
     assert (place.masks, place.paired, place.unpaired) == (BAD, BAD, ())
@@ -93,7 +103,12 @@ def test_masks_are_found_and_are_no_pictures(names: tuple[str, str, str], tree: 
 
 @pytest.mark.parametrize("names", [KEPT["beside"], KEPT["two inside"], KEPT["by suffix"]])
 def test_the_command_line_measures_defects_only(
-    names: tuple[str, str, str], tree: Callable[..., Path], run: Run, tmp_path: Path, picture: Draw, write: Write
+    names: tuple[str, str, str],
+    tree: Callable[..., Path],
+    run: Run,
+    tmp_path: Path,
+    picture: Draw,
+    write: Write,
 ) -> None:
     root, artifact = tree(*names), tmp_path / "part.blemish"
     status, out, _ = run("data", "check", root)
@@ -134,7 +149,12 @@ def test_masks_of_good_pictures_are_not_asked_for(tree: Callable[..., Path], wri
         write(root / f"MASK/OK/{number}.png", np.zeros((64, 64), np.uint8))
     dataset = read(root)
     (place,) = dataset.mask_places
-    assert (place.place, place.masks, place.paired, place.of_good) == ("MASK/", BAD + GOOD, BAD, GOOD)
+    assert (place.place, place.masks, place.paired, place.of_good) == (
+        "MASK/",
+        BAD + GOOD,
+        BAD,
+        GOOD,
+    )
     assert len(dataset.samples) == GOOD + BAD
     assert dataset.problems == ()
 
@@ -147,14 +167,17 @@ def test_several_masks_of_a_picture_count_together(tree: Callable[..., Path], wr
         write(root / f"masks/{number}_mask_2.png", more)
     dataset = read(root)
     assert {len(sample.masks) for sample in dataset.anomalies()} == {2}
-    assert list(masks_of(dataset).values()) == [int((square(number) > 0).sum()) + 6 for number in range(BAD)]
+    assert list(masks_of(dataset).values()) == [
+        int((square(number) > 0).sum()) + 6 for number in range(BAD)
+    ]
     sample = dataset.anomalies()[0]
     whole = marked(sample, 64, 64)
     assert whole is not None
     assert whole.sum() == (square(0) > 0).sum() + 6
     write(root / "masks/0_mask_2.png", np.zeros((32, 32), np.uint8))
     with pytest.raises(
-        ImageError, match=r"0_mask_2\.png: is 32×32 pixels, and 0_mask_1\.png of the same picture 64×64"
+        ImageError,
+        match=r"0_mask_2\.png: is 32×32 pixels, and 0_mask_1\.png of the same picture 64×64",
     ):
         read_mask(sample)
     (fault,) = check(root).mask_faults
@@ -162,14 +185,20 @@ def test_several_masks_of_a_picture_count_together(tree: Callable[..., Path], wr
     assert fault.reason.startswith("is 32×32 pixels, and 0_mask_1.png")
 
 
-def test_masks_saved_as_jpeg_or_with_soft_edges_are_masks(tree: Callable[..., Path], write: Write) -> None:
+def test_masks_saved_as_jpeg_or_with_soft_edges_are_masks(
+    tree: Callable[..., Path], write: Write
+) -> None:
     root = tree("good/{}.png", "bad/{}.png", "bad/masks/{}.jpg")
     write(root / "bad/masks/0.jpg", cv2.GaussianBlur(square(0), (3, 3), 0))
     assert len(masks_of(read(root))) == BAD
 
 
-@pytest.mark.parametrize("masks", ["defect_map", "binary_masks", "bad/pixel labels", "target/bad", "test/target"])
-def test_masks_under_any_name_are_told_by_their_looks(masks: str, tree: Callable[..., Path]) -> None:
+@pytest.mark.parametrize(
+    "masks", ["defect_map", "binary_masks", "bad/pixel labels", "target/bad", "test/target"]
+)
+def test_masks_under_any_name_are_told_by_their_looks(
+    masks: str, tree: Callable[..., Path]
+) -> None:
     good, bad = ("train/good", "test/bad") if masks.startswith("test/") else ("good", "bad")
     dataset = read(tree(f"{good}/{{}}.png", f"{bad}/{{}}.png", f"{masks}/{{}}.png"))
     assert len(masks_of(dataset)) == len(dataset.anomalies()) == BAD
@@ -178,14 +207,24 @@ def test_masks_under_any_name_are_told_by_their_looks(masks: str, tree: Callable
     assert f"{place.place} holds black and white" in dataset.problems[0]
 
 
-def test_defects_that_look_like_masks_stay_pictures(tree: Callable[..., Path], write: Write) -> None:
+def test_defects_that_look_like_masks_stay_pictures(
+    tree: Callable[..., Path], write: Write
+) -> None:
     root = tree("good/{}.png", "bad/{}.png", None)
     for number in range(BAD):
         write(root / f"covered/{number}.png", np.zeros((32, 32, 3), np.uint8))  # a lens cap
-        write(root / f"overexposed/{number}.png", np.pad(np.full((16, 16), 255, np.uint8), 8, constant_values=9))
+        write(
+            root / f"overexposed/{number}.png",
+            np.pad(np.full((16, 16), 255, np.uint8), 8, constant_values=9),
+        )
         write(root / f"test chart/x{number}.png", np.pad(np.full((16, 16), 255, np.uint8), 8))
     dataset = read(root)
-    assert {sample.defect for sample in dataset.anomalies()} == {"bad", "covered", "overexposed", "test chart"}
+    assert {sample.defect for sample in dataset.anomalies()} == {
+        "bad",
+        "covered",
+        "overexposed",
+        "test chart",
+    }
     assert not dataset.has_masks
 
 
@@ -209,7 +248,9 @@ def test_pictures_before_a_black_background_are_no_masks(
     assert {sample.defect for sample in read(root).anomalies()} == {"scratch", "label"}
 
 
-def test_pictures_of_a_label_beside_those_of_the_part_stay_pictures(tree: Callable[..., Path]) -> None:
+def test_pictures_of_a_label_beside_those_of_the_part_stay_pictures(
+    tree: Callable[..., Path],
+) -> None:
     root = tree("good/{}.png", "bad/{}.png", None)
     tree(None, "bad/{}_label.png", None, root=root)
     tree(None, "bad/{}_mask.png", None, root=root)
@@ -221,16 +262,22 @@ def test_pictures_of_a_label_beside_those_of_the_part_stay_pictures(tree: Callab
 def test_a_folder_of_pictures_that_is_called_mask_is_refused(tree: Callable[..., Path]) -> None:
     root = tree("good/{}.png", "scratch/{}.png", None)
     tree(None, "mask/{}.png", None, root=root)
-    with pytest.raises(DataError, match=r"mask: its name says masks, but it holds pictures \(as 0\.png\); .*rename"):
+    with pytest.raises(
+        DataError, match=r"mask: its name says masks, but it holds pictures \(as 0\.png\); .*rename"
+    ):
         read(root)
 
 
-def test_black_and_white_pictures_and_a_folder_of_labels_are_refused(tmp_path: Path, write: Write) -> None:
+def test_black_and_white_pictures_and_a_folder_of_labels_are_refused(
+    tmp_path: Path, write: Write
+) -> None:
     for number in range(3):
         write(tmp_path / f"good/{number}.png", square(number))
         write(tmp_path / f"bad/{number}.png", square(number + 3))
         write(tmp_path / f"labels/{number}.png", square(number + 6))
-    with pytest.raises(DataError, match=r"labels: .* either masks or black and white pictures .* called masks/"):
+    with pytest.raises(
+        DataError, match=r"labels: .* either masks or black and white pictures .* called masks/"
+    ):
         read(tmp_path)
     (tmp_path / "labels").rename(tmp_path / "masks")
     dataset = read(tmp_path)
@@ -240,7 +287,9 @@ def test_black_and_white_pictures_and_a_folder_of_labels_are_refused(tmp_path: P
 def test_a_mask_that_may_be_of_two_pictures_is_refused(tree: Callable[..., Path]) -> None:
     root = tree("good/{}.png", "scratch/{}.png", "masks/{}.png")
     tree(None, "dent/{}.png", None, root=root)
-    with pytest.raises(DataError, match=r"masks/0\.png: may be the mask of .*dent/0\.png, .*scratch/0\.png; put"):
+    with pytest.raises(
+        DataError, match=r"masks/0\.png: may be the mask of .*dent/0\.png, .*scratch/0\.png; put"
+    ):
         read(root)
 
 
@@ -252,7 +301,9 @@ def test_a_picture_in_two_formats_has_one_mask(tree: Callable[..., Path]) -> Non
     assert dataset.mask_places[0].paired == BAD
 
 
-def test_masks_without_a_picture_are_told_and_never_scored(tree: Callable[..., Path], run: Run, tmp_path: Path) -> None:
+def test_masks_without_a_picture_are_told_and_never_scored(
+    tree: Callable[..., Path], run: Run, tmp_path: Path
+) -> None:
     root = tree("good/{}.png", "bad/{}.png", "MASK/seg{}.png")
     dataset = read(root)
     assert len(dataset.samples) == GOOD + BAD
@@ -265,7 +316,9 @@ def test_masks_without_a_picture_are_told_and_never_scored(tree: Callable[..., P
     assert f"  notice: {BAD} masks without a picture: " in run("data", "check", root)[1]
 
 
-def test_a_lone_mask_beside_pictures_is_none_of_them(tree: Callable[..., Path], write: Write) -> None:
+def test_a_lone_mask_beside_pictures_is_none_of_them(
+    tree: Callable[..., Path], write: Write
+) -> None:
     root = tree("good/{}.png", "bad/{}.png", None)
     write(root / "bad/of_all_mask.png", square(0))
     dataset = read(root)
@@ -287,7 +340,9 @@ def test_a_broken_mask_is_a_mask_by_its_name(tree: Callable[..., Path]) -> None:
 def test_masks_say_that_not_all_are_good(tree: Callable[..., Path]) -> None:
     for mask in ("{}_mask.png", "masks/{}.png"):
         root = tree(None, "{}.png", mask)
-        with pytest.raises(DataError, match=r"which pictures are good \((there are masks in \*_mask|masks/ says)"):
+        with pytest.raises(
+            DataError, match=r"which pictures are good \((there are masks in \*_mask|masks/ says)"
+        ):
             read(root)
 
 

@@ -2,14 +2,49 @@ from __future__ import annotations
 
 import pytest
 
-from blemish.data.names import file_says_bad, is_binary, is_series, mask_owner, may_be_good, meaning, says_bad
+from blemish.data.names import (
+    file_says_bad,
+    is_binary,
+    is_series,
+    mask_owner,
+    may_be_good,
+    meaning,
+    says_bad,
+)
 
 
 @pytest.mark.parametrize(
     ("said", "names"),
     [
-        ("good", ["good", "GOODS", "OK", "normal_dir", "Normal images", "i.O.", "pass", "test_good", "defect-free"]),
-        ("bad", ["bad", "NG", "n_ok", "not ok", "abnormal_dir", "anomalous", "N.i.O.", "fail", "broken", "bad_test 2"]),
+        (
+            "good",
+            [
+                "good",
+                "GOODS",
+                "OK",
+                "normal_dir",
+                "Normal images",
+                "i.O.",
+                "pass",
+                "test_good",
+                "defect-free",
+            ],
+        ),
+        (
+            "bad",
+            [
+                "bad",
+                "NG",
+                "n_ok",
+                "not ok",
+                "abnormal_dir",
+                "anomalous",
+                "N.i.O.",
+                "fail",
+                "broken",
+                "bad_test 2",
+            ],
+        ),
         (
             "mask",
             [
@@ -50,7 +85,12 @@ def test_meaning(said: str, names: list[str]) -> None:
 
 
 def test_whose_masks_a_folder_holds() -> None:
-    owners = {"masks": "", "scratch_mask": "scratch", "mask-scratch": "scratch", "ground_truth_dent": "dent"}
+    owners = {
+        "masks": "",
+        "scratch_mask": "scratch",
+        "mask-scratch": "scratch",
+        "ground_truth_dent": "dent",
+    }
     assert {name: mask_owner(name) for name in owners} == owners
     assert [mask_owner(name) for name in ("scratch", "label_dent", "masked")] == [None] * 3
 
@@ -95,7 +135,9 @@ def test_sizes_and_colours_of_something_are_no_parts_of_one_collection() -> None
 
 def test_names_that_are_classes() -> None:
     assert all(map(is_binary, (["0", "1"], ["class_1", "class_0"], ["Label 0", "Label 1"])))
-    assert not any(map(is_binary, (["1", "2"], ["0", "1", "2"], ["cam0", "cam1"], ["0"], ["000", "001"])))
+    assert not any(
+        map(is_binary, (["1", "2"], ["0", "1", "2"], ["cam0", "cam1"], ["0"], ["000", "001"]))
+    )
 
 
 def test_files_that_are_called_as_defects_are() -> None:

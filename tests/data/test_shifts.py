@@ -30,7 +30,9 @@ def check(given: np.ndarray, wanted: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("name", SHIFTS)
-def test_type_shape_and_range_stay_and_the_picture_is_left_alone(name: str, pixels: np.ndarray) -> None:
+def test_type_shape_and_range_stay_and_the_picture_is_left_alone(
+    name: str, pixels: np.ndarray
+) -> None:
     before = pixels.copy()
     first, second = SHIFTS[name](pixels), SHIFTS[name](pixels)
     assert (first.dtype, first.shape) == (pixels.dtype, pixels.shape)
@@ -55,7 +57,9 @@ def test_contrast_is_halved_about_the_mean(pixels: np.ndarray) -> None:
 def test_blur_is_a_gaussian(pixels: np.ndarray) -> None:
     values, sigma = in_unit(pixels), 0.006 * 100
     height, width, channels = values.shape
-    weights = [[math.exp(-(x * x + y * y) / (2 * sigma**2)) for x in range(-4, 5)] for y in range(-4, 5)]
+    weights = [
+        [math.exp(-(x * x + y * y) / (2 * sigma**2)) for x in range(-4, 5)] for y in range(-4, 5)
+    ]
     total = sum(map(sum, weights))
     padded = np.pad(values, ((4, 4), (4, 4), (0, 0)), mode="reflect")
     wanted = np.zeros((height, width, channels))
@@ -85,7 +89,9 @@ def test_grey_stays_grey(pixels: np.ndarray) -> None:
 def test_jpeg_is_that_of_quality_15(pixels: np.ndarray) -> None:
     def through(quality: int) -> np.ndarray:
         file = io.BytesIO()
-        Image.fromarray(np.rint(255 * in_unit(pixels)).astype(np.uint8)).save(file, "JPEG", quality=quality)
+        Image.fromarray(np.rint(255 * in_unit(pixels)).astype(np.uint8)).save(
+            file, "JPEG", quality=quality
+        )
         return np.asarray(Image.open(file)) / 255
 
     pixels[10:30, 40:60] = pixels[10:30, 40:60] * [1, 0, 0]  # red and blue must not be exchanged

@@ -22,7 +22,9 @@ def shuffled(items: list[Sample]) -> list[Sample]:
 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(count=st.integers(1, 40), fraction=st.floats(0, 0.5), seed=st.integers(0, 2**32))
-def test_hold_out_parts_the_samples_whatever_their_order(count: int, fraction: float, seed: int) -> None:
+def test_hold_out_parts_the_samples_whatever_their_order(
+    count: int, fraction: float, seed: int
+) -> None:
     everything = samples(count)
     kept, held = hold_out(everything, fraction, seed)
     assert len(held) == round(fraction * count)
@@ -35,7 +37,9 @@ def test_draws_are_fixed_by_the_seed_for_all_time() -> None:
     names = [sample.path.stem for sample in few_shot(samples(10), 3, seed=0)]
     assert names == ["002", "004", "006"]
     assert [sample.path.stem for sample in hold_out(samples(10), 0.3, seed=0)[1]] == names
-    assert [sample.path.stem for sample in draw_anomalies(samples(10, ANOMALOUS), 3, seed=0)[0]] == names
+    assert [
+        sample.path.stem for sample in draw_anomalies(samples(10, ANOMALOUS), 3, seed=0)[0]
+    ] == names
 
 
 def test_another_seed_draws_others() -> None:

@@ -22,7 +22,9 @@ PLAIN = Preprocessing(height=32, width=32, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25
 
 
 def decoder_threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("blemish-decode")]
+    return [
+        thread.name for thread in threading.enumerate() if thread.name.startswith("blemish-decode")
+    ]
 
 
 @pytest.mark.parametrize("ahead", [0, 1, 5, 100])
@@ -31,7 +33,9 @@ def test_map_ahead_keeps_the_order(ahead: int) -> None:
         time.sleep(0.01 if item % 4 == 0 else 0)
         return item * item
 
-    assert list(map_ahead(slow_at_first, range(30), ahead=ahead)) == [item * item for item in range(30)]
+    assert list(map_ahead(slow_at_first, range(30), ahead=ahead)) == [
+        item * item for item in range(30)
+    ]
     assert list(map_ahead(slow_at_first, [], ahead=ahead)) == []
     assert decoder_threads() == []
 
@@ -91,7 +95,9 @@ def test_batches_hold_every_picture_once_in_order(batch_size: int, picture: Part
         assert torch.cat([batch.owners for batch in batches]).tolist() == list(range(7))
         assert all(len(batch.images) == len(batch.owners) == batch_size for batch in batches[:-1])
         images = torch.cat([batch.images for batch in batches])
-        assert torch.equal(images, torch.stack([prepare(decode(source), PLAIN) for source in sources]))
+        assert torch.equal(
+            images, torch.stack([prepare(decode(source), PLAIN) for source in sources])
+        )
     assert stream.digests == {index: decode(source).digest for index, source in enumerate(sources)}
     assert batches[0].owners.dtype == torch.int64
 
@@ -106,7 +112,9 @@ def test_turned_copies_share_their_owner(rotations: int, picture: Part) -> None:
     assert owners == [owner for owner in range(3) for _ in range(rotations)]
     images = torch.cat([batch.images for batch in batches])
     expected = [
-        prepare(decode(source), PLAIN, angle=360 * turn / rotations) for source in sources for turn in range(rotations)
+        prepare(decode(source), PLAIN, angle=360 * turn / rotations)
+        for source in sources
+        for turn in range(rotations)
     ]
     assert torch.equal(images, torch.stack(expected))
     assert len(stream.digests) == 3  # of the pictures, not of their copies
@@ -118,7 +126,10 @@ def test_pictures_of_the_same_content_share_the_owner_of_the_first(
     batch_size: int, rotations: int, picture: Part, write: Callable[..., Path], tmp_path: Path
 ) -> None:
     """Or a picture that is left out would be judged by its own twin; the name and the file format do not matter."""
-    twin, other = write(tmp_path / "twin.bmp", picture(1)), write(tmp_path / "other.png", picture(1))
+    twin, other = (
+        write(tmp_path / "twin.bmp", picture(1)),
+        write(tmp_path / "other.png", picture(1)),
+    )
     sources = [picture(0), picture(1), twin, "nowhere.png", picture(2), picture(0), other]
     stream = PictureStream(sources, PLAIN, batch_size, rotations=rotations)
     for _ in range(2):
@@ -147,20 +158,31 @@ def test_mirrored_copies_follow_their_plain_ones(rotations: int, picture: Part) 
 
 def test_broken_pictures_are_set_aside(tmp_path: Path, picture: Part) -> None:
     (tmp_path / "text.png").write_text("not a picture")
-    sources = [picture(0), tmp_path / "text.png", picture(1), np.zeros((2, 2, 9), np.uint8), picture(2), "nowhere.png"]
+    sources = [
+        picture(0),
+        tmp_path / "text.png",
+        picture(1),
+        np.zeros((2, 2, 9), np.uint8),
+        picture(2),
+        "nowhere.png",
+    ]
     stream = PictureStream(sources, PLAIN, batch_size=2)
     for _ in range(2):
         batches = list(stream)
         assert torch.cat([batch.owners for batch in batches]).tolist() == [0, 2, 4]
         assert [len(batch.images) for batch in batches] == [2, 1]
         assert set(stream.failures) == {1, 3, 5}
-    assert stream.failures[1] == Failure(source=str(tmp_path / "text.png"), reason="is not a picture (looks like text)")
+    assert stream.failures[1] == Failure(
+        source=str(tmp_path / "text.png"), reason="is not a picture (looks like text)"
+    )
     assert stream.failures[3].source == "array 3"
     assert stream.failures[5] == Failure(source="nowhere.png", reason="does not exist")
     assert set(stream.digests) == {0, 2, 4}
 
 
-def test_a_picture_that_was_broken_once_stays_out(picture: Part, write: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_picture_that_was_broken_once_stays_out(
+    picture: Part, write: Callable[..., Path], tmp_path: Path
+) -> None:
     """Every pass is over the same pictures, whatever comes to lie there in between."""
     stream = PictureStream([tmp_path / "late.png", picture(1)], PLAIN, batch_size=2)
     for _ in range(2):
@@ -212,7 +234,10 @@ def test_a_stream_that_is_left_early_leaves_no_thread(picture: Part) -> None:
 
 
 def test_batches_have_no_masks_unless_marks_are_given(picture: Part) -> None:
-    assert all(batch.masks is None for batch in PictureStream([picture(0), picture(1)], PLAIN, batch_size=1))
+    assert all(
+        batch.masks is None
+        for batch in PictureStream([picture(0), picture(1)], PLAIN, batch_size=1)
+    )
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
@@ -229,7 +254,9 @@ def test_masks_are_the_marked_share_at_a_quarter_of_the_sides(
     ]
     stream = PictureStream([picture(seed) for seed in range(3)], PLAIN, batch_size, marks=marks)
     batches = list(stream)
-    assert all(batch.masks is not None and len(batch.masks) == len(batch.images) for batch in batches)
+    assert all(
+        batch.masks is not None and len(batch.masks) == len(batch.images) for batch in batches
+    )
     masks = torch.cat([batch.masks for batch in batches if batch.masks is not None])
     assert (masks.dtype, masks.shape) == (torch.float32, (3, 8, 8))
     seen = drawn[::2, ::2] > 0
@@ -241,10 +268,15 @@ def test_masks_are_the_marked_share_at_a_quarter_of_the_sides(
     assert torch.equal(masks[2], boxed)
 
 
-def test_masks_stay_with_their_pictures(tmp_path: Path, picture: Part, write: Callable[..., Path]) -> None:
-    masks = [write(tmp_path / f"{shade}.png", np.full((8, 8), shade, np.uint8)) for shade in (255, 0)]
+def test_masks_stay_with_their_pictures(
+    tmp_path: Path, picture: Part, write: Callable[..., Path]
+) -> None:
+    masks = [
+        write(tmp_path / f"{shade}.png", np.full((8, 8), shade, np.uint8)) for shade in (255, 0)
+    ]
     marks = [
-        Sample(path=Path(name), mask=mask) for name, mask in zip("abcd", [masks[0], *masks, masks[1]], strict=True)
+        Sample(path=Path(name), mask=mask)
+        for name, mask in zip("abcd", [masks[0], *masks, masks[1]], strict=True)
     ]
     sources = [picture(0), "nowhere.png", picture(1), picture(2)]
     (batch,) = PictureStream(sources, PLAIN, batch_size=8, marks=marks)
@@ -253,14 +285,22 @@ def test_masks_stay_with_their_pictures(tmp_path: Path, picture: Part, write: Ca
     assert batch.masks.mean((1, 2)).tolist() == [1, 0, 0]
 
 
-def test_a_mask_that_cannot_be_read_is_named(tmp_path: Path, picture: Part, write: Callable[..., Path]) -> None:
+def test_a_mask_that_cannot_be_read_is_named(
+    tmp_path: Path, picture: Part, write: Callable[..., Path]
+) -> None:
     (tmp_path / "mask.png").write_text("not a picture")
     path = write(tmp_path / "part.png", picture(0))
-    marks = [Sample(path=path, mask=tmp_path / "mask.png"), Sample(path=path, mask=tmp_path / "nowhere.png")]
+    marks = [
+        Sample(path=path, mask=tmp_path / "mask.png"),
+        Sample(path=path, mask=tmp_path / "nowhere.png"),
+    ]
     stream = PictureStream([path, path], PLAIN, batch_size=2, marks=marks)
     assert list(stream) == []
     reasons = {Path(failure.source).name: failure.reason for failure in stream.failures.values()}
-    assert reasons == {"mask.png": "is not a picture (looks like text)", "nowhere.png": "does not exist"}
+    assert reasons == {
+        "mask.png": "is not a picture (looks like text)",
+        "nowhere.png": "does not exist",
+    }
 
 
 @pytest.mark.parametrize("ahead", [0, 1, 3])

@@ -42,9 +42,15 @@ def test_normalisation_is_by_channel() -> None:
 
 def test_float_pixels_are_the_same_picture() -> None:
     image = pixels(12, 10)
-    one, other = (prepare(decode(form), preprocessing(12, 10)) for form in (image, image.astype(np.float32) / 255))
+    one, other = (
+        prepare(decode(form), preprocessing(12, 10))
+        for form in (image, image.astype(np.float32) / 255)
+    )
     torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
-    one, other = (prepare(decode(form), preprocessing(6, 5)) for form in (image, image.astype(np.float32) / 255))
+    one, other = (
+        prepare(decode(form), preprocessing(6, 5))
+        for form in (image, image.astype(np.float32) / 255)
+    )
     assert (one - other).abs().max() < 0.6 / 255 / 0.22  # uint8 is rounded after resizing
 
 
@@ -106,7 +112,9 @@ def test_half_a_turn_is_exact(shape: tuple[int, int]) -> None:
 @pytest.mark.parametrize("angle", [0.0, 360.0, -720.0])
 def test_whole_turns_change_nothing(angle: float) -> None:
     image = decode(pixels(12, 20))
-    assert torch.equal(prepare(image, preprocessing(12, 20), angle=angle), prepare(image, preprocessing(12, 20)))
+    assert torch.equal(
+        prepare(image, preprocessing(12, 20), angle=angle), prepare(image, preprocessing(12, 20))
+    )
 
 
 @pytest.mark.parametrize("angle", [30.0, 45.0, 120.0, 300.0])

@@ -80,7 +80,9 @@ def write(folder: Path, height: int, width: int) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the system does not tell a peak")
+@pytest.mark.skipif(
+    not os.access("/proc/self/clear_refs", os.W_OK), reason="the system does not tell a peak"
+)
 def test_a_decode_takes_at_most_three_times_its_picture(tmp_path: Path) -> None:
     write(tmp_path / "small", 40, 50)
     names = write(tmp_path / "large", HEIGHT, WIDTH)
@@ -91,7 +93,9 @@ def test_a_decode_takes_at_most_three_times_its_picture(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     peaks = json.loads(done.stdout)
     assert sorted(peaks) == names
-    assert {name: round(peak, 2) for name, peak in peaks.items() if peak > 3.0 + 0.15} == {}  # of small buffers
+    assert {
+        name: round(peak, 2) for name, peak in peaks.items() if peak > 3.0 + 0.15
+    } == {}  # of small buffers
     assert max(peaks.values()) > 1  # it does measure
 
 
@@ -108,10 +112,14 @@ def test_rows_at_a_time_give_the_same_pixels() -> None:
     assert np.array_equal(decode(cmyk).pixels, np.asarray(cmyk.convert("RGB")))
     grey = rng.integers(0, 65536, (height, width), np.uint16)
     whole = np.clip((grey.astype(np.float32) - np.float32(500)) / np.float32(2500), 0, 1)
-    assert np.array_equal(decode(grey, window=(500, 3000)).pixels, np.repeat(whole[..., None], 3, axis=2))
+    assert np.array_equal(
+        decode(grey, window=(500, 3000)).pixels, np.repeat(whole[..., None], 3, axis=2)
+    )
     deep = rng.integers(0, 65536, (height, width, 4), np.uint16)
     share = deep[..., 3:].astype(np.float32) / np.float32(65535)
-    whole = np.clip(deep[..., :3].astype(np.float32) / np.float32(65535) * share + (1 - share), 0, 1)
+    whole = np.clip(
+        deep[..., :3].astype(np.float32) / np.float32(65535) * share + (1 - share), 0, 1
+    )
     assert np.array_equal(decode(deep).pixels, whole)
     floats = decode(deep)
     assert np.array_equal(floats.as_uint8(), np.rint(whole * 255).astype(np.uint8))

@@ -42,7 +42,9 @@ def balanced(scores: Tensor, epsilon: float, iterations: int) -> np.ndarray:
 def test_sinkhorn_against_loops(shape: tuple[int, int], epsilon: float, iterations: int) -> None:
     scores = torch.rand(shape) * 2 - 1
     found = sinkhorn(scores, epsilon=epsilon, iterations=iterations)
-    np.testing.assert_allclose(found.numpy(), balanced(scores, epsilon, iterations), rtol=2e-4, atol=1e-7)
+    np.testing.assert_allclose(
+        found.numpy(), balanced(scores, epsilon, iterations), rtol=2e-4, atol=1e-7
+    )
     assert found.std(1).min() > 0.05  # the pictures do prefer some prototypes
 
 
@@ -62,7 +64,9 @@ def test_sinkhorn_takes_scores_of_any_size() -> None:
     found = sinkhorn(scores)
     assert found.isfinite().all()
     torch.testing.assert_close(found.sum(1), torch.ones(8))
-    torch.testing.assert_close(sinkhorn(scores / 1e4 + 1e3), sinkhorn(scores / 1e4), rtol=0.05, atol=0.02)
+    torch.testing.assert_close(
+        sinkhorn(scores / 1e4 + 1e3), sinkhorn(scores / 1e4), rtol=0.05, atol=0.02
+    )
 
 
 @pytest.mark.parametrize("changes", [{"epsilon": 0.0}, {"epsilon": math.nan}, {"iterations": 0}])
@@ -83,7 +87,10 @@ def test_centred_against_loops() -> None:
     scores, centre = torch.rand(5, 7), torch.rand(7)
     found = centred(scores, centre, temperature=0.2)
     for row, got in zip(scores.double().numpy(), found, strict=True):
-        powers = [math.exp((value - middle) / 0.2) for value, middle in zip(row, centre.tolist(), strict=True)]
+        powers = [
+            math.exp((value - middle) / 0.2)
+            for value, middle in zip(row, centre.tolist(), strict=True)
+        ]
         np.testing.assert_allclose(got.numpy(), np.array(powers) / sum(powers), rtol=1e-4)
 
 
@@ -113,7 +120,10 @@ class Group:
     ReduceOp = torch.distributed.ReduceOp
 
     def __init__(self, processes: int) -> None:
-        self.barrier, self.given = threading.Barrier(processes, timeout=20), [torch.empty(0)] * processes
+        self.barrier, self.given = (
+            threading.Barrier(processes, timeout=20),
+            [torch.empty(0)] * processes,
+        )
         self.rank = threading.local()
 
     def is_available(self) -> bool:
@@ -133,7 +143,9 @@ class Group:
         self.barrier.wait()
 
 
-def together(work: Callable[[Tensor], Tensor], shares: tuple[Tensor, ...], patch: pytest.MonkeyPatch) -> list[Tensor]:
+def together(
+    work: Callable[[Tensor], Tensor], shares: tuple[Tensor, ...], patch: pytest.MonkeyPatch
+) -> list[Tensor]:
     """What each process gets of its own share."""
     group = Group(len(shares))
     patch.setattr(clustering, "dist", group)

@@ -25,7 +25,9 @@ def _own_randomness() -> Iterator[None]:
         yield
 
 
-def loss_and_slopes(scores: list[float], labels: list[int], margin: float, draws: Tensor) -> tuple[float, list[float]]:
+def loss_and_slopes(
+    scores: list[float], labels: list[int], margin: float, draws: Tensor
+) -> tuple[float, list[float]]:
     """DevNet's loss, and its derivative for each score."""
     values = draws.double().tolist()
     mean = sum(values) / len(values)
@@ -60,7 +62,9 @@ def test_loss_and_gradient_against_loops(margin: float, draws: int) -> None:
 def test_it_is_bounded_below_where_the_papers_print_is_not() -> None:
     far = deviation_loss(torch.tensor([1e6]), torch.tensor([1]))
     assert far.item() == 0
-    assert deviation_loss(torch.tensor([-1e6]), torch.tensor([1])).item() > 9e5  # and it pushes upwards only
+    assert (
+        deviation_loss(torch.tensor([-1e6]), torch.tensor([1])).item() > 9e5
+    )  # and it pushes upwards only
 
 
 def test_the_reference_is_drawn_anew_from_the_global_generator() -> None:

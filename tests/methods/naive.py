@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 
-def upsampled(values: np.ndarray, height: int, width: int, offset: float = 0.0, onto: float = 0.0) -> np.ndarray:
+def upsampled(
+    values: np.ndarray, height: int, width: int, offset: float = 0.0, onto: float = 0.0
+) -> np.ndarray:
     """Bilinear, pixels being areas: h w … -> height width ….
 
     The values lie `offset` of their cells right of and below the middle of these, the result `onto` of its own.

@@ -36,7 +36,9 @@ class Bias:
 
     def __init__(self, statistics: Tensor, chance: Tensor) -> None:
         self.statistics, self.chance = statistics, chance
-        self.backbone = nn.Sequential(nn.LayerNorm(HEADS), nn.Linear(HEADS, HEADS)).requires_grad_(False)
+        self.backbone = nn.Sequential(nn.LayerNorm(HEADS), nn.Linear(HEADS, HEADS)).requires_grad_(
+            False
+        )
         self.looks = 0
 
     @property
@@ -127,7 +129,9 @@ def test_the_moments_that_are_kept_and_their_spreads() -> None:
         expected = naive_moments(f64(entropies[kind])[size, :, head].tolist())
         if (kind, size, head) == (1, 2, 3):
             expected = (0.25, 0.0, 1e-4, 1e-8)
-        np.testing.assert_allclose(f64(statistics[kind, :, size, head]), expected, rtol=1e-5, atol=1e-12)
+        np.testing.assert_allclose(
+            f64(statistics[kind, :, size, head]), expected, rtol=1e-5, atol=1e-12
+        )
 
 
 @pytest.mark.parametrize("known", [9, math.inf])
@@ -149,7 +153,9 @@ def test_the_limit_is_seldom_passed_by_training_pictures() -> None:
     normal = torch.rand(2, 50, 3)
     statistics, limit = summary([normal, torch.rand(2, 30, 3)])
     rng = np.random.default_rng(0)
-    drifts = np.array([float(drift(normal[:, rng.integers(50, size=16)], statistics)) for _ in range(1500)])
+    drifts = np.array(
+        [float(drift(normal[:, rng.integers(50, size=16)], statistics)) for _ in range(1500)]
+    )
     assert 0.001 < (drifts > float(limit)).mean() < 0.03
     assert drift(normal + 0.3, statistics, 50) > limit
 
@@ -190,7 +196,9 @@ def test_discrepancy(anomalous: list[int]) -> None:
     got = discrepancy(entropies, torch.tensor(anomalous) > 0, statistics)
     assert got.item() == pytest.approx(expected, rel=1e-4)
     # The training pictures themselves lie where they lie.
-    assert discrepancy(entropies, torch.zeros(5) > 0, summary([entropies] * 2)[0]).item() == pytest.approx(0, abs=1e-6)
+    assert discrepancy(
+        entropies, torch.zeros(5) > 0, summary([entropies] * 2)[0]
+    ).item() == pytest.approx(0, abs=1e-6)
 
 
 def test_one_picture_of_a_class_has_a_gradient_that_is_finite() -> None:
@@ -253,9 +261,15 @@ def test_between_batches_the_weights_are_the_artifacts_bit_for_bit(mode: Any) ->
     adapter = guarded(model, mode, rate=0.0137, steps=2)
     for seed in range(3):
         assert adapter.score(batch(seed=seed)).adapted
-        assert all(torch.equal(tensor, before[name]) for name, tensor in model.backbone.state_dict().items())
+        assert all(
+            torch.equal(tensor, before[name])
+            for name, tensor in model.backbone.state_dict().items()
+        )
         assert same(model.combine(model.examine(images)), start)
-        assert not any(weight.requires_grad or weight.grad is not None for weight in model.backbone.parameters())
+        assert not any(
+            weight.requires_grad or weight.grad is not None
+            for weight in model.backbone.parameters()
+        )
 
 
 def test_after_a_restoration_it_starts_anew() -> None:
@@ -346,7 +360,10 @@ def test_what_was_learned_before_such_a_step_is_kept() -> None:
         expected.bias.copy_(first._current[1])
     assert same(result.scores, expected.combine(expected.examine(images)))
     # And the next step is one of the usual length, without the momentum of that one.
-    moved = adapter.score(batch(seed=4)).scores.image - expected.combine(expected.examine(batch(seed=4))).image
+    moved = (
+        adapter.score(batch(seed=4)).scores.image
+        - expected.combine(expected.examine(batch(seed=4))).image
+    )
     assert 0 < float(moved.abs().max()) < 0.04
 
 
@@ -364,17 +381,26 @@ def test_pictures_like_those_of_the_training_are_not_adapted_to() -> None:
     assert torch.equal(model.bias, torch.zeros(HEADS))
     assert adapter.score(batch(0.5)).adapted
     again = adapter.score(images_of(noise(12, 9), -torch.ones(12)))
-    assert (again.adapted, again.note) == (True, "not adapted: as the training pictures")  # what was learned stays
+    assert (again.adapted, again.note) == (
+        True,
+        "not adapted: as the training pictures",
+    )  # what was learned stays
 
 
 def test_the_guard_looks_at_what_is_taken_for_normal() -> None:
     model = fitted()
     odd = batch(0.0)
     odd[6:, 0, 0, :HEADS] += 5  # anomalies may be anywhere
-    assert guarded(model, "online", rate=0.02, steps=1).score(odd).note == "not adapted: as the training pictures"
-    nearly_all = batch(0.0, normal=1, anomalous=11)  # one normal picture says too little: then all of them
     assert (
-        guarded(model, "online", rate=0.02, steps=1).score(nearly_all).note != "not adapted: as the training pictures"
+        guarded(model, "online", rate=0.02, steps=1).score(odd).note
+        == "not adapted: as the training pictures"
+    )
+    nearly_all = batch(
+        0.0, normal=1, anomalous=11
+    )  # one normal picture says too little: then all of them
+    assert (
+        guarded(model, "online", rate=0.02, steps=1).score(nearly_all).note
+        != "not adapted: as the training pictures"
     )
 
 
@@ -392,19 +418,29 @@ def test_without_the_guard_it_always_adapts() -> None:
     model = fitted()
     overshot = EntropyAdapter(model, "online", rate=100.0, steps=1, guarded=False).score(batch())
     assert (overshot.adapted, overshot.note) == (True, "")
-    assert float((overshot.scores.image - model.combine(model.examine(batch())).image).abs().max()) > 1
+    assert (
+        float((overshot.scores.image - model.combine(model.examine(batch())).image).abs().max()) > 1
+    )
     assert torch.equal(model.bias, torch.zeros(HEADS))  # between batches it is the artifact's
 
 
 def test_without_the_guard_few_pictures_and_endless_steps_are_still_not_adapted_to() -> None:
-    few = EntropyAdapter(fitted(), "online", rate=0.02, steps=1, guarded=False).score(batch(normal=4, anomalous=3))
+    few = EntropyAdapter(fitted(), "online", rate=0.02, steps=1, guarded=False).score(
+        batch(normal=4, anomalous=3)
+    )
     assert not few.adapted
-    endless = EntropyAdapter(fitted(), "online", rate=math.inf, steps=1, guarded=False).score(batch())
+    endless = EntropyAdapter(fitted(), "online", rate=math.inf, steps=1, guarded=False).score(
+        batch()
+    )
     assert (endless.adapted, endless.note) == (False, "not adapted: the step was not finite")
 
 
-@pytest.mark.parametrize("look", [0, 1, 2, 3], ids=["before", "the first step", "the second step", "after"])
-def test_an_exception_leaves_neither_gradients_nor_half_a_step(look: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "look", [0, 1, 2, 3], ids=["before", "the first step", "the second step", "after"]
+)
+def test_an_exception_leaves_neither_gradients_nor_half_a_step(
+    look: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, other = fitted(), fitted()
     adapter, undisturbed = (guarded(each, "online", rate=0.02, steps=2) for each in (model, other))
     for each in (adapter, undisturbed):
@@ -422,10 +458,15 @@ def test_an_exception_leaves_neither_gradients_nor_half_a_step(look: int, monkey
         with pytest.raises(KeyboardInterrupt):
             adapter.score(batch(seed=3))
     assert torch.equal(model.bias, torch.zeros(HEADS))
-    assert not any(weight.requires_grad or weight.grad is not None for weight in model.backbone.parameters())
+    assert not any(
+        weight.requires_grad or weight.grad is not None for weight in model.backbone.parameters()
+    )
     few = batch(normal=4, anomalous=1)  # and what was learned of the first batch is still there
     assert same(adapter.score(few).scores, undisturbed.score(few).scores)
-    assert all(torch.equal(one, two) for one, two in zip(adapter._current, undisturbed._current, strict=True))
+    assert all(
+        torch.equal(one, two)
+        for one, two in zip(adapter._current, undisturbed._current, strict=True)
+    )
 
 
 # What cannot be
@@ -438,5 +479,7 @@ def test_modes_and_models_that_cannot_adapt() -> None:
     bare.statistics = torch.empty(0)
     with pytest.raises(ConfigError, match="holds no statistics to adapt to"):
         guarded(bare, "online", rate=0.1, steps=1)
-    with pytest.raises(ConfigError, match="knn cannot adapt to the pictures that it scores; guided can"):
+    with pytest.raises(
+        ConfigError, match="knn cannot adapt to the pictures that it scores; guided can"
+    ):
         Method.adapter(Knn.__new__(Knn), "online")

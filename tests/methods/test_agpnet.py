@@ -100,7 +100,9 @@ def f64(tensor: Tensor) -> np.ndarray:
     return tensor.detach().double().numpy()
 
 
-def layer_normed(row: np.ndarray, weight: np.ndarray | float = 1.0, bias: np.ndarray | float = 0.0) -> np.ndarray:
+def layer_normed(
+    row: np.ndarray, weight: np.ndarray | float = 1.0, bias: np.ndarray | float = 0.0
+) -> np.ndarray:
     mean = sum(row) / len(row)
     variance = sum((value - mean) ** 2 for value in row) / len(row)
     return np.asarray((row - mean) / math.sqrt(variance + 1e-5) * weight + bias)
@@ -124,27 +126,36 @@ def attention_of(x: np.ndarray, qkv: np.ndarray, heads: int, *, softmax: bool) -
                 if softmax:
                     matrices[head, i, j] = math.exp(q[i] @ k[j] / math.sqrt(size))
                 else:
-                    matrices[head, i, j] = (np.maximum(q[i], 0) + 0.01) @ (np.maximum(k[j], 0) + 0.01)
+                    matrices[head, i, j] = (np.maximum(q[i], 0) + 0.01) @ (
+                        np.maximum(k[j], 0) + 0.01
+                    )
             matrices[head, i] /= matrices[head, i].sum()
     return matrices
 
 
 def decoded(method: AGPNet, features: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of features B N D: reconstructions B G N D, attention matrices B M L N N (M of them), the last hidden B N W."""
-    config, state = method.config, {name: f64(tensor) for name, tensor in method.decoder.state_dict().items()}
+    config, state = (
+        method.config,
+        {name: f64(tensor) for name, tensor in method.decoder.state_dict().items()},
+    )
 
     def linear(name: str, x: np.ndarray) -> np.ndarray:
         return np.asarray(x @ state[f"{name}.weight"].T + state[f"{name}.bias"])
 
     def normed(name: str, x: np.ndarray) -> np.ndarray:
-        return np.stack([layer_normed(row, state[f"{name}.weight"], state[f"{name}.bias"]) for row in x])
+        return np.stack(
+            [layer_normed(row, state[f"{name}.weight"], state[f"{name}.bias"]) for row in x]
+        )
 
     outputs, matrices, hidden = [], [], []
     for picture in features:
         x = linear("inward", picture)
         for row in range(method.grid[0]):
             for column in range(method.grid[1]):
-                x[row * method.grid[1] + column] += np.concatenate([state["rows"][row], state["columns"][column]])
+                x[row * method.grid[1] + column] += np.concatenate(
+                    [state["rows"][row], state["columns"][column]]
+                )
         of_picture = []
         for layer in range(config.depth):
             for attention in range(config.attentions):
@@ -152,9 +163,13 @@ def decoded(method: AGPNet, features: np.ndarray) -> tuple[np.ndarray, np.ndarra
                 qkv = linear(f"{name}.qkv", normed(f"layers.{layer}.norms.{attention}", x))
                 of_picture.append(attention_of(x, qkv, config.heads, softmax=config.softmax))
                 values = np.split(qkv[:, 2 * config.width :], config.heads, axis=1)
-                mixed = np.concatenate([a @ v for a, v in zip(of_picture[-1], values, strict=True)], axis=1)
+                mixed = np.concatenate(
+                    [a @ v for a, v in zip(of_picture[-1], values, strict=True)], axis=1
+                )
                 x = x + linear(f"{name}.out", mixed)
-            inside = linear(f"layers.{layer}.hidden", normed(f"layers.{layer}.norms.{config.attentions}", x))
+            inside = linear(
+                f"layers.{layer}.hidden", normed(f"layers.{layer}.norms.{config.attentions}", x)
+            )
             x = x + linear(f"layers.{layer}.out", np.maximum(inside, 0))
         hidden.append(normed("norm", x))
         outputs.append(np.stack(np.split(linear("outward", hidden[-1]), method.groups, axis=1)))
@@ -189,7 +204,9 @@ def shrunk(values: np.ndarray, height: int, width: int) -> np.ndarray:
 
     def taps(place: int, new: int, old: int) -> np.ndarray:
         step = old / new
-        weights = np.array([max(0.0, 1 - abs(j + 0.5 - (place + 0.5) * step) / step) for j in range(old)])
+        weights = np.array(
+            [max(0.0, 1 - abs(j + 0.5 - (place + 0.5) * step) / step) for j in range(old)]
+        )
         return np.asarray(weights / weights.sum())
 
     result = np.zeros((height, width, values.shape[2]))
@@ -225,7 +242,9 @@ def test_targets_are_layer_norms_summed(groups: int, members: list[list[int]]) -
     assert got.dtype == torch.float32
     np.testing.assert_allclose(f64(got), expected, atol=1e-5)
     total = agpnet(layers=(1, 2, 3, 4, 5), groups=1).encode(pictures())["targets"]
-    np.testing.assert_allclose(f64(method.encode(pictures())["targets"].sum(1)), f64(total[:, 0]), atol=1e-5)
+    np.testing.assert_allclose(
+        f64(method.encode(pictures())["targets"].sum(1)), f64(total[:, 0]), atol=1e-5
+    )
 
 
 def test_targets_and_prior_of_a_cnn() -> None:
@@ -238,15 +257,23 @@ def test_targets_and_prior_of_a_cnn() -> None:
     assert encoded["targets"].shape == (2, 1, 24, 32 + 48 + 192)
     for picture in range(2):
         levels, squares = [], []
-        for tokens, grid, offset in zip(features.tokens, features.grids, features.offsets, strict=True):
+        for tokens, grid, offset in zip(
+            features.tokens, features.grids, features.offsets, strict=True
+        ):
             rows = f64(tokens[picture])
             normed = np.stack([layer_normed(row) for row in rows]).reshape(*grid, -1)
-            squared = np.array([sum(value * value for value in row) / len(row) for row in rows]).reshape(*grid, 1)
+            squared = np.array(
+                [sum(value * value for value in row) / len(row) for row in rows]
+            ).reshape(*grid, 1)
             at_its_places = grid[0] / 4 * features.offsets[2]  # in its own cells
-            normed, squared = (upsampled(each, *grid, offset, at_its_places) for each in (normed, squared))
+            normed, squared = (
+                upsampled(each, *grid, offset, at_its_places) for each in (normed, squared)
+            )
             levels.append(shrunk(normed, 4, 6).reshape(24, -1))
             squares.append(min_max(shrunk(squared, 4, 6).reshape(24)))
-        np.testing.assert_allclose(f64(encoded["targets"][picture, 0]), np.concatenate(levels, axis=1), atol=2e-5)
+        np.testing.assert_allclose(
+            f64(encoded["targets"][picture, 0]), np.concatenate(levels, axis=1), atol=2e-5
+        )
         np.testing.assert_allclose(f64(encoded["prior"][picture]), sum(squares) / 3, atol=1e-5)
 
 
@@ -278,7 +305,9 @@ def test_each_picture_is_encoded_by_itself() -> None:
 
 @pytest.mark.parametrize("softmax", [True, False])
 @pytest.mark.parametrize(("attentions", "dropout", "groups"), [(2, 0.0, 1), (1, 0.3, 2)])
-def test_the_decoder_and_its_attention(softmax: bool, attentions: int, dropout: float, groups: int) -> None:
+def test_the_decoder_and_its_attention(
+    softmax: bool, attentions: int, dropout: float, groups: int
+) -> None:
     method = agpnet(softmax=softmax, attentions=attentions, dropout=dropout, groups=groups)
     features = method.encode(pictures())["targets"].sum(1)
     given, matrices, _ = decoded(method, f64(features))
@@ -286,7 +315,9 @@ def test_the_decoder_and_its_attention(softmax: bool, attentions: int, dropout: 
     np.testing.assert_allclose(f64(method.decoder(features)), given, rtol=1e-3, atol=1e-4)
     looked = received(matrices)
     np.testing.assert_allclose(looked.sum(1), 1)
-    assert looked.std(axis=1).min() > 0.05 * looked.mean()  # far enough from uniform to tell readings apart
+    assert (
+        looked.std(axis=1).min() > 0.05 * looked.mean()
+    )  # far enough from uniform to tell readings apart
     np.testing.assert_allclose(f64(method.decoder.attention_received(features)), looked, rtol=1e-4)
 
 
@@ -314,18 +345,27 @@ def test_nothing_goes_around_the_decoder() -> None:
 @pytest.mark.parametrize("groups", [1, 2])
 def test_the_linear_start_is_the_best_linear_autoencoder(groups: int) -> None:
     method = AGPNet(
-        replace(AGPNetConfig.paper(), **TINY, groups=groups, start="linear"), backbone_of("test_vit")
+        replace(AGPNetConfig.paper(), **TINY, groups=groups, start="linear"),
+        backbone_of("test_vit"),
     ).eval()
     # 64 directions, of which the first are far stronger; 32 pass.
-    shape = (torch.linalg.qr(torch.randn(64, 64)).Q * torch.logspace(1, -1, 64)) @ torch.randn(64, 64) / 8
+    shape = (
+        (torch.linalg.qr(torch.randn(64, 64)).Q * torch.logspace(1, -1, 64))
+        @ torch.randn(64, 64)
+        / 8
+    )
     common = torch.randn(20, 1, 12, 64) @ shape + 0.5
-    targets = common * torch.tensor([1.0, -0.5])[:groups, None, None] + 0.1 * torch.randn(20, groups, 12, 64)
+    targets = common * torch.tensor([1.0, -0.5])[:groups, None, None] + 0.1 * torch.randn(
+        20, groups, 12, 64
+    )
     method.start_training(TrainingBatch(None, {"targets": targets}))
     features = f64(targets.sum(1)).reshape(-1, 64)
     directions = np.linalg.svd(features)[2][:32]
     weight = f64(method.decoder.inward.weight)
     scale = 1 / math.sqrt(np.square(features @ directions.T).mean())
-    np.testing.assert_allclose(weight.T @ weight, scale**2 * directions.T @ directions, atol=1e-3 * scale**2)
+    np.testing.assert_allclose(
+        weight.T @ weight, scale**2 * directions.T @ directions, atol=1e-3 * scale**2
+    )
     assert method.decoder.inward.bias.abs().max() == 0
     wanted = f64(targets.transpose(1, 2)).reshape(len(features), -1)
     inner = np.stack([np.append(layer_normed(weight @ row), 1) for row in features])
@@ -415,7 +455,9 @@ def test_the_teacher_follows_the_decoder(ema_decay: float | None, decay: float) 
         method.after_step(step, 250)
         if step in (5, 10, 15):
             students = [f64(fast) for fast in method.decoder.parameters()]
-            expected = [decay * old + (1 - decay) * new for old, new in zip(expected, students, strict=True)]
+            expected = [
+                decay * old + (1 - decay) * new for old, new in zip(expected, students, strict=True)
+            ]
         for slow, wanted in zip(teacher, expected, strict=True):
             np.testing.assert_allclose(f64(slow), wanted, atol=1e-5)
 
@@ -449,7 +491,9 @@ def test_the_gradient_reaches_the_decoder_and_nothing_else() -> None:
     method = agpnet()
     batch = batch_of(method, pictures())
     start(method)
-    learned = {id(parameter) for group in method.optimizer().param_groups for parameter in group["params"]}
+    learned = {
+        id(parameter) for group in method.optimizer().param_groups for parameter in group["params"]
+    }
     assert learned == {id(parameter) for parameter in method.decoder.parameters()}
     method.training_step(batch, 0.9).backward()
     for parameter in method.decoder.parameters():
@@ -468,7 +512,11 @@ def test_the_auxiliary_branch_is_gone_after_training() -> None:
     assert any(name.startswith("teacher.") for name in method.state_dict())  # a checkpoint needs it
     train(method, batch, 2)
     assert method.teacher is None
-    assert {name.split(".")[0] for name in method.fitted_state()} == {"backbone", "decoder", "steps"}
+    assert {name.split(".")[0] for name in method.fitted_state()} == {
+        "backbone",
+        "decoder",
+        "steps",
+    }
     assert method.steps.tolist() == [2]
     other = agpnet(seed=9)
     other.restore_state(method.fitted_state())
@@ -485,7 +533,9 @@ def test_the_intensity_rises_as_published() -> None:
     constant = agpnet(noise_low=1.5, noise_high=1.5)
     assert {constant.intensity(progress) for progress in (0, 0.3, 0.8, 0.99)} == {1.5}
     assert agpnet(noise_until=0.0).intensity(0) == 1
-    assert agpnet(noise_low=0.5, noise_high=1.5, noise_until=0.5).intensity(0.25) == pytest.approx(1)
+    assert agpnet(noise_low=0.5, noise_high=1.5, noise_until=0.5).intensity(0.25) == pytest.approx(
+        1
+    )
 
 
 def weights_of(method: AGPNet, features: Tensor, guide: Tensor, progress: float) -> np.ndarray:
@@ -512,7 +562,9 @@ def test_where_the_noise_goes(kind: str, beta: float, noise_unit: str) -> None:
             expected = [unit * (0.75 + beta)] * 12
         if kind == "shuffled":
             assert not np.allclose(got[picture], expected, rtol=1e-3)
-            np.testing.assert_allclose(np.sort(got[picture]), np.sort(expected), rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(
+                np.sort(got[picture]), np.sort(expected), rtol=1e-4, atol=1e-5
+            )
         else:
             np.testing.assert_allclose(got[picture], expected, rtol=1e-4, atol=1e-5)
     if kind == "shuffled":  # each picture in an order of its own
@@ -523,9 +575,14 @@ def test_where_the_noise_goes(kind: str, beta: float, noise_unit: str) -> None:
 
 def test_features_as_they_are_without_noise() -> None:
     features = torch.randn(2, 12, 64)
-    assert torch.equal(agpnet(feature_noise="none")._perturbed(features, torch.ones(2, 12), 0.9), features)
+    assert torch.equal(
+        agpnet(feature_noise="none")._perturbed(features, torch.ones(2, 12), 0.9), features
+    )
     assert torch.equal(agpnet()._perturbed(features, torch.ones(2, 12), 0.0), features)
-    assert torch.equal(agpnet(feature_noise="none", beta=0.5)._perturbed(features, torch.ones(2, 12), 0.9), features)
+    assert torch.equal(
+        agpnet(feature_noise="none", beta=0.5)._perturbed(features, torch.ones(2, 12), 0.9),
+        features,
+    )
 
 
 def test_the_noise_is_gaussian_and_anew_each_time() -> None:
@@ -540,7 +597,10 @@ def test_the_noise_is_gaussian_and_anew_each_time() -> None:
     assert abs(float(drawn.var()) - 1) < 5 * (2 / count) ** 0.5
     assert abs(float(drawn.pow(4).mean()) - 3) < 5 * (96 / count) ** 0.5
     second = method._perturbed(features, guide, 0.8) - features
-    assert abs(float(torch.corrcoef(torch.stack([drawn, (second / unit).flatten()]))[0, 1])) < 5 / count**0.5
+    assert (
+        abs(float(torch.corrcoef(torch.stack([drawn, (second / unit).flatten()]))[0, 1]))
+        < 5 / count**0.5
+    )
 
 
 @pytest.mark.parametrize("kind", ["attention", "shuffled"])
@@ -553,7 +613,9 @@ def test_the_perturbation_lands_where_attention_is(kind: str) -> None:
     assert guide.std(1).min() > 0.1  # nearly uniform guidance would be a bug
     features = encoded["targets"].sum(1)
     moved = (method._perturbed(features, guide, 0.9) - features).abs().mean(2)
-    correlations = [float(torch.corrcoef(torch.stack([a, b]))[0, 1]) for a, b in zip(moved, guide, strict=True)]
+    correlations = [
+        float(torch.corrcoef(torch.stack([a, b]))[0, 1]) for a, b in zip(moved, guide, strict=True)
+    ]
     if kind == "attention":
         assert min(correlations) > 0.9
     else:
@@ -568,7 +630,9 @@ def test_the_covered_share_rises_as_published() -> None:
     points = [method.covered(epoch / 500) for epoch in (0, 50, 100, 250, 400, 499)]
     assert points == pytest.approx([0.6, 0.6, 0.6, 0.8, 1, 1])
     at_once = agpnet(image_from=0.5, noise_until=0.5)
-    assert [at_once.covered(progress) for progress in (0.49, 0.5, 0.9)] == pytest.approx([0.6, 1, 1])
+    assert [at_once.covered(progress) for progress in (0.49, 0.5, 0.9)] == pytest.approx(
+        [0.6, 1, 1]
+    )
 
 
 @pytest.mark.parametrize("progress", [0.0, 0.37])
@@ -588,7 +652,10 @@ def test_image_noise_covers_the_most_attended_pixels(progress: float) -> None:
 
 def test_image_noise_has_unit_deviation_and_ends_everywhere() -> None:
     images = pictures(4)
-    added = agpnet(image_noise="attention")._noisy_images(images, normalise(torch.rand(4, 12)), 0.8) - images
+    added = (
+        agpnet(image_noise="attention")._noisy_images(images, normalise(torch.rand(4, 12)), 0.8)
+        - images
+    )
     assert int((added == 0).any(1).sum()) == 0
     assert abs(float(added.mean())) < 5 / added.numel() ** 0.5
     assert abs(float(added.var()) - 1) < 5 * (2 / added.numel()) ** 0.5
@@ -602,7 +669,9 @@ def test_image_noise_elsewhere(kind: str) -> None:
     guide = torch.linspace(0, 1, 12).expand(16, 12)
     changed = (method._noisy_images(images, guide, 0.0) != images).any(1)
     assert changed.flatten(1).sum(1).tolist() == [round(0.6 * HEIGHT * WIDTH)] * 16
-    assert len({tuple(row) for row in changed.flatten(1).tolist()}) == 16  # the guide is the same, the places are not
+    assert (
+        len({tuple(row) for row in changed.flatten(1).tolist()}) == 16
+    )  # the guide is the same, the places are not
     lower_half = changed[:, HEIGHT // 2 :].float().mean()
     assert 0.4 < float(lower_half) < 0.8  # by attention it would be 1
 
@@ -632,7 +701,9 @@ def test_the_loss_is_the_mean_of_its_two_terms(monkeypatch: pytest.MonkeyPatch) 
 
     def summed(of: Tensor) -> np.ndarray:
         tokens = [f64(layer) for layer in method.backbone(of, (2, 4)).tokens]
-        return np.stack([[sum(layer_normed(t[b, n]) for t in tokens) for n in range(12)] for b in range(2)])
+        return np.stack(
+            [[sum(layer_normed(t[b, n]) for t in tokens) for n in range(12)] for b in range(2)]
+        )
 
     clean = summed(images)
     looked = received(decoded(method, clean)[1])
@@ -645,7 +716,9 @@ def test_the_loss_is_the_mean_of_its_two_terms(monkeypatch: pytest.MonkeyPatch) 
         for b, n in np.ndindex(2, 12):
             perturbed[b, n] += 0.5 * guide[b, n] * statistics.stdev(seen[b].ravel()) * noise[b, n]
         given = decoded(method, perturbed)[0][:, 0]
-        terms.append(sum(np.square(given[b, n] - clean[b, n]).sum() for b, n in np.ndindex(2, 12)) / 24)
+        terms.append(
+            sum(np.square(given[b, n] - clean[b, n]).sum() for b, n in np.ndindex(2, 12)) / 24
+        )
     assert abs(terms[0] - terms[1]) > 1e-3 * terms[0]  # so that either alone would be seen
     assert loss.item() == pytest.approx((terms[0] + terms[1]) / 2, rel=1e-4)
     (given_images, given_guide, given_progress) = asked[0]
@@ -654,8 +727,12 @@ def test_the_loss_is_the_mean_of_its_two_terms(monkeypatch: pytest.MonkeyPatch) 
     np.testing.assert_allclose(f64(given_guide), guide, atol=1e-3)
 
 
-@pytest.mark.parametrize(("feature_noise", "image_noise"), [("none", "none"), ("none", "random"), ("random", "none")])
-def test_single_terms(feature_noise: str, image_noise: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("feature_noise", "image_noise"), [("none", "none"), ("none", "random"), ("random", "none")]
+)
+def test_single_terms(
+    feature_noise: str, image_noise: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     method = agpnet(feature_noise=feature_noise, image_noise=image_noise)
     assert method.needs_images == (image_noise != "none")
     monkeypatch.setattr(torch, "randn_like", torch.zeros_like)
@@ -720,7 +797,9 @@ def test_the_parameters_after_one_step() -> None:
     ):
         assert got.grad is not None
         np.testing.assert_allclose(f64(got.grad), gradient, rtol=1e-3, atol=1e-3)
-        certain = np.abs(gradient) > 1e-2  # the step is its sign: not to be told in float32 where it is about 0
+        certain = (
+            np.abs(gradient) > 1e-2
+        )  # the step is its sign: not to be told in float32 where it is about 0
         assert certain.mean() > 0.9
         np.testing.assert_allclose(f64(got)[certain], stepped(value, gradient)[certain], atol=1e-6)
 
@@ -746,7 +825,10 @@ def test_the_limit_of_the_gradients_grows_with_the_loss(backbone: str) -> None:
 
     many = targets.shape[-1]
     torch.testing.assert_close(
-        clipped(added, method.clip_norm), many * clipped(averaged, cosine.clip_norm), rtol=1e-3, atol=1e-4
+        clipped(added, method.clip_norm),
+        many * clipped(averaged, cosine.clip_norm),
+        rtol=1e-3,
+        atol=1e-4,
     )
 
 
@@ -772,7 +854,9 @@ def test_the_map_is_what_is_not_given_back(loss: str, groups: int) -> None:
 
 
 @pytest.mark.parametrize(("fraction", "sides"), [(0.25, (4, 4)), (0.9, (14, 12)), (0.01, (1, 1))])
-def test_the_score_is_the_maximum_of_the_averaged_map(fraction: float, sides: tuple[int, int]) -> None:
+def test_the_score_is_the_maximum_of_the_averaged_map(
+    fraction: float, sides: tuple[int, int]
+) -> None:
     method = fitted(score_window=fraction)
     scores, raw = method.score(pictures()), f64(method.anomaly_map(pictures()))
     height, width = HEIGHT // 4, WIDTH // 4  # maps are delivered at a quarter of the sides
@@ -847,7 +931,12 @@ def test_without_noise_a_defect_is_given_back() -> None:
 
     def missed(noise: str) -> float:
         """How much of the defect is not given back: 0 = it passes, 1 = all of it shows."""
-        settings: dict[str, Any] = {"feature_noise": noise, "image_noise": "none", "noise_low": 4.0, "noise_high": 4.0}
+        settings: dict[str, Any] = {
+            "feature_noise": noise,
+            "image_noise": "none",
+            "noise_low": 4.0,
+            "noise_high": 4.0,
+        }
         method = agpnet(**settings, depth=1, learning_rate=5e-3, schedule="cosine")
         losses = train(method, TrainingBatch(None, {"targets": normal[:, None]}), 100)
         assert losses[-1] < 0.5 * losses[0]
@@ -863,10 +952,20 @@ def test_without_noise_a_defect_is_given_back() -> None:
 
 @pytest.mark.parametrize("backbone", ["test_vit", "test_resnet"])
 @pytest.mark.parametrize("recipe", ["best", "paper"])
-def test_every_recipe_learns(recipe: str, backbone: str, picture: Callable[..., np.ndarray]) -> None:
+def test_every_recipe_learns(
+    recipe: str, backbone: str, picture: Callable[..., np.ndarray]
+) -> None:
     layers = (2, 4) if backbone == "test_vit" else (2, 3)
-    small = {**TINY, "backbone": backbone, "layers": layers, "image_size": (64, 96), "learning_rate": 3e-3}
-    method = AGPNet(replace(AGPNetConfig.recipes()[recipe](), **small), backbone_of(backbone)).eval()
+    small = {
+        **TINY,
+        "backbone": backbone,
+        "layers": layers,
+        "image_size": (64, 96),
+        "learning_rate": 3e-3,
+    }
+    method = AGPNet(
+        replace(AGPNetConfig.recipes()[recipe](), **small), backbone_of(backbone)
+    ).eval()
     parts = np.stack([picture(seed, height=64, width=96) for seed in range(4)])
     images = torch.from_numpy(parts).permute(0, 3, 1, 2).float() / 127.5 - 1
     before = {name: tensor.clone() for name, tensor in method.state_dict().items()}
@@ -926,7 +1025,9 @@ def test_dropout_keeps_the_rate_and_the_expectation(rate: float) -> None:
     assert abs(float(given.mean() - values.mean())) < 4 * spread
     for axis in (0, 1):  # no row and no column is favoured
         share = kept.float().mean(axis)
-        assert float((share - exact).abs().max()) < 5 * math.sqrt(exact * (1 - exact) / values.shape[axis])
+        assert float((share - exact).abs().max()) < 5 * math.sqrt(
+            exact * (1 - exact) / values.shape[axis]
+        )
 
 
 def test_dropout_is_the_generators_and_off_when_predicting() -> None:
@@ -954,10 +1055,24 @@ def test_recipes() -> None:
     assert set(recipes) == {"best", "paper"}
     assert recipes["best"]() == AGPNetConfig()
     paper = recipes["paper"]()
-    assert (paper.backbone, paper.image_size, paper.epochs, paper.pictures_per_step) == ("dino_vits16", (224,), 500, 32)
+    assert (paper.backbone, paper.image_size, paper.epochs, paper.pictures_per_step) == (
+        "dino_vits16",
+        (224,),
+        500,
+        32,
+    )
     assert (paper.groups, paper.depth, paper.loss, paper.dropout) == (1, 4, "l2", 0.0)
-    assert (paper.feature_noise, paper.image_noise, paper.attention) == ("attention", "attention", "both")
-    assert (paper.noise_low, paper.noise_high, paper.beta, paper.noise_unit) == (0.0, 1.0, 0.5, "std")
+    assert (paper.feature_noise, paper.image_noise, paper.attention) == (
+        "attention",
+        "attention",
+        "both",
+    )
+    assert (paper.noise_low, paper.noise_high, paper.beta, paper.noise_unit) == (
+        0.0,
+        1.0,
+        0.5,
+        "std",
+    )
     assert (paper.mean_teacher, paper.ema_decay, paper.ema_every) == (True, 0.9999, 10)
     assert round(paper.score_window * 224) == 16
 
@@ -992,13 +1107,43 @@ def test_settings_that_cannot_be(settings: dict[str, Any], message: str) -> None
 
 # A config as artifacts and rows of before b96f3b2 carry it, all its keys
 OLD: dict[str, Any] = {
-    **{"backbone": "test_vit", "image_size": [64, 48], "layers": [2, 4], "rotations": 1, "flips": False},
+    **{
+        "backbone": "test_vit",
+        "image_size": [64, 48],
+        "layers": [2, 4],
+        "rotations": 1,
+        "flips": False,
+    },
     **{"smoothing": 0.015, "top_fraction": 0.001, "seed": 0, "epochs": 20, "min_steps": 2500},
-    **{"pictures_per_step": 2, "learning_rate": 0.002, "weight_decay": 0.0001, "cache_gib": 4.0, "groups": 2},
+    **{
+        "pictures_per_step": 2,
+        "learning_rate": 0.002,
+        "weight_decay": 0.0001,
+        "cache_gib": 4.0,
+        "groups": 2,
+    },
     **{"width": 32, "depth": 2, "heads": 2, "attentions": 1, "start": "linear", "softmax": False},
-    **{"dropout": 0.2, "loss": "cosine", "spared": 0.9, "feature_noise": "attention", "image_noise": "none"},
-    **{"noise_low": 0.0, "noise_high": 1.0, "noise_until": 0.8, "noise_floor": 0.5, "image_share": 0.6},
-    **{"image_from": 0.2, "attention": "prior", "mean_teacher": True, "ema_decay": None, "ema_every": 10},
+    **{
+        "dropout": 0.2,
+        "loss": "cosine",
+        "spared": 0.9,
+        "feature_noise": "attention",
+        "image_noise": "none",
+    },
+    **{
+        "noise_low": 0.0,
+        "noise_high": 1.0,
+        "noise_until": 0.8,
+        "noise_floor": 0.5,
+        "image_share": 0.6,
+    },
+    **{
+        "image_from": 0.2,
+        "attention": "prior",
+        "mean_teacher": True,
+        "ema_decay": None,
+        "ema_every": 10,
+    },
     **{"schedule": "cosine", "score_window": 0.0},
 }
 
@@ -1013,11 +1158,15 @@ def test_old_settings_become_those_with_the_same_noise_at_the_end(floor: float, 
     unit = features.std(dim=(1, 2), keepdim=True)[:, :, 0]
     shape = torch.ones_like(guide) if kind == "random" else guide
     got = weights_of(AGPNet(config, backbone_of("test_vit")), features, guide, 0.8)
-    np.testing.assert_allclose(got, f64(1.5 * (floor + (1 - floor) * shape) * unit), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        got, f64(1.5 * (floor + (1 - floor) * shape) * unit), rtol=1e-4, atol=1e-5
+    )
     # Every other setting is as it was, and settings of today stay what they are.
     new = to_dict(config)
     noise = {"noise_floor", "noise_low", "noise_high", "beta", "noise_unit"}
-    assert {key: new[key] for key in new if key not in noise} == {key: old[key] for key in old if key not in noise}
+    assert {key: new[key] for key in new if key not in noise} == {
+        key: old[key] for key in old if key not in noise
+    }
     assert AGPNetConfig.migrate(new) == new
 
 
@@ -1031,10 +1180,14 @@ def test_old_settings_of_a_normality_part_are_read() -> None:
         assert TaughtConfig.migrate(today) == today
 
 
-def test_an_artifact_of_the_old_form_scores_as_it_did(picture: Callable[..., np.ndarray], tmp_path: Path) -> None:
+def test_an_artifact_of_the_old_form_scores_as_it_did(
+    picture: Callable[..., np.ndarray], tmp_path: Path
+) -> None:
     parts = [picture(seed) for seed in range(4)]
     brief: dict[str, Any] = {**TINY, "image_size": 64, "epochs": 1, "min_steps": 2}
-    detector = blemish.fit("agpnet", parts, weights="random", device="cpu", precision="fp32", **brief)
+    detector = blemish.fit(
+        "agpnet", parts, weights="random", device="cpu", precision="fp32", **brief
+    )
     tensors, manifest = artifact.read(detector.save(tmp_path / "new.blemish"))
     manifest["config"] = {**OLD, "image_size": [64], "min_steps": 2}
     artifact.write(tmp_path / "old.blemish", tensors, manifest)
@@ -1081,9 +1234,18 @@ def test_findings_of_flat_and_of_peaked_guidance() -> None:
     assert found["guidance_entropy"] == pytest.approx(0.0, abs=1e-5)
     assert found["guidance_peak_to_mean"] == pytest.approx(targets.shape[2], rel=1e-3)
     half = torch.cat(
-        [torch.zeros(2, targets.shape[2] // 2), torch.ones(2, targets.shape[2] - targets.shape[2] // 2)], 1
+        [
+            torch.zeros(2, targets.shape[2] // 2),
+            torch.ones(2, targets.shape[2] - targets.shape[2] // 2),
+        ],
+        1,
     )
     found = method.findings(TrainingBatch(None, {"targets": targets, "prior": half}))
     known = math.log(targets.shape[2] - targets.shape[2] // 2) / math.log(targets.shape[2])
     assert found["guidance_entropy"] == pytest.approx(known, abs=1e-5)
-    assert agpnet(feature_noise="none", image_noise="none").findings(TrainingBatch(None, {"targets": targets})) == {}
+    assert (
+        agpnet(feature_noise="none", image_noise="none").findings(
+            TrainingBatch(None, {"targets": targets})
+        )
+        == {}
+    )

@@ -42,7 +42,9 @@ def tiny() -> VitBackbone:
         for parameter in model.parameters():
             if parameter.ndim >= 2:
                 parameter.normal_(0, 0.3)
-    spec = BackboneSpec(name="tiny", timm_name="tiny", kind="vit", layers=(), licence="none", about="")
+    spec = BackboneSpec(
+        name="tiny", timm_name="tiny", kind="vit", layers=(), licence="none", about=""
+    )
     info = WeightsInfo(source="random", sha256="", licence="none")
     return VitBackbone(spec, model, info).eval().requires_grad_(False)
 
@@ -83,7 +85,10 @@ class Small:
 
     def _listen(self, heard: Callable[[], list[Tensor]]) -> list[Any]:
         blocks = self.backbone.model.blocks
-        return [block.register_forward_hook(lambda _m, _i, output: heard().append(output)) for block in blocks]
+        return [
+            block.register_forward_hook(lambda _m, _i, output: heard().append(output))
+            for block in blocks
+        ]
 
     def score(self, images: Tensor) -> Scores:
         self.put_out, self.handed_on = [], []
@@ -108,7 +113,9 @@ def same(one: Scores, other: Scores) -> bool:
 
 
 def hooks_on(backbone: VitBackbone) -> int:
-    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in backbone.modules())
+    return sum(
+        len(module._forward_hooks) + len(module._forward_pre_hooks) for module in backbone.modules()
+    )
 
 
 def f64(tensor: Tensor) -> np.ndarray:
@@ -136,7 +143,8 @@ def naive_moments(patches: np.ndarray) -> np.ndarray:
 def naive_drift(found: np.ndarray, usual: np.ndarray, error: float) -> float:
     """Of 2 D from 2 2 D."""
     squares = [
-        (found[at] - usual[0][at]) ** 2 / (usual[1][at] ** 2 * error)  # of the variance of a difference of two means
+        (found[at] - usual[0][at]) ** 2
+        / (usual[1][at] ** 2 * error)  # of the variance of a difference of two means
         for at in np.ndindex(*found.shape)
     ]
     return mean_of(squares)
@@ -146,12 +154,16 @@ def naive_share(found: np.ndarray, usual: np.ndarray, limit: float, count: float
     return max(0.0, 1 - limit / naive_drift(found, usual, 1 / count + 1 / KNOWN))
 
 
-def naively_aligned(patches: np.ndarray, found: np.ndarray, usual: np.ndarray, share: float) -> np.ndarray:
+def naively_aligned(
+    patches: np.ndarray, found: np.ndarray, usual: np.ndarray, share: float
+) -> np.ndarray:
     made = np.empty_like(patches)
     for channel in range(patches.shape[-1]):
         (mean, log_deviation), (wanted, log_wanted) = found[:, channel], usual[0][:, channel]
         scale = math.exp(log_wanted - log_deviation) ** share
-        made[:, :, channel] = (patches[:, :, channel] - mean) * scale + mean + share * (wanted - mean)
+        made[:, :, channel] = (
+            (patches[:, :, channel] - mean) * scale + mean + share * (wanted - mean)
+        )
     return made
 
 
@@ -186,7 +198,9 @@ def test_what_is_kept_of_training_pictures() -> None:
 def test_drift(known: float) -> None:
     found, (usual, _) = torch.randn(3, 2, 4), summary(torch.randn(9, 3, 2, 4))
     got = drift(found, usual, 1 / 6 + 1 / known)
-    expected = [naive_drift(f64(found[block]), f64(usual[block]), 1 / 6 + 1 / known) for block in range(3)]
+    expected = [
+        naive_drift(f64(found[block]), f64(usual[block]), 1 / 6 + 1 / known) for block in range(3)
+    ]
     assert got.tolist() == pytest.approx(expected, rel=1e-5)
 
 
@@ -195,7 +209,9 @@ def test_the_limits_are_seldom_passed_by_training_pictures() -> None:
     seen[:, 2] = seen[:, 2, :, :1]  # channels that go together wander further
     usual, limits = summary(seen)
     rng = np.random.default_rng(0)
-    drifts = torch.stack([drift(seen[rng.integers(50, size=16)].mean(0), usual, 1 / 16) for _ in range(1500)])
+    drifts = torch.stack(
+        [drift(seen[rng.integers(50, size=16)].mean(0), usual, 1 / 16) for _ in range(1500)]
+    )
     passed = (drifts > limits).float().mean(0)
     assert (passed > 0.001).all()
     assert (passed < 0.03).all()
@@ -255,13 +271,17 @@ def test_brought_back_all_the_way_the_moments_are_the_usual_ones() -> None:
     assert aligner(model).score(pictures(12, 1, shift=3.0)).adapted
     for index, (put_out, handed_on) in enumerate(zip(model.put_out, model.handed_on, strict=True)):
         usual, deviation = f64(model.usual[index // DEPTH, index % DEPTH])
-        before, after = (naive_moments(f64(tokens[:, PREFIX:])).mean(0) for tokens in (put_out, handed_on))
+        before, after = (
+            naive_moments(f64(tokens[:, PREFIX:])).mean(0) for tokens in (put_out, handed_on)
+        )
         assert (np.abs(before - usual) / deviation).max() > 0.1
         np.testing.assert_allclose(after, usual, rtol=0, atol=1e-4)
         assert torch.equal(handed_on[:, :PREFIX], put_out[:, :PREFIX])
 
 
-@pytest.mark.parametrize(("shift", "least", "most"), [(0.3, 0.1, 0.9), (1.0, 0.9, 0.99), (50.0, 0.999, 1.0)])
+@pytest.mark.parametrize(
+    ("shift", "least", "most"), [(0.3, 0.1, 0.9), (1.0, 0.9, 0.99), (50.0, 0.999, 1.0)]
+)
 def test_how_far_they_are_brought_back(shift: float, least: float, most: float) -> None:
     """By 1 − limit / drift of the way; so limit / drift of it is left, which is next to nothing for large shifts."""
     model = Small()
@@ -270,10 +290,14 @@ def test_how_far_they_are_brought_back(shift: float, least: float, most: float) 
     shares = []
     for block, (put_out, handed_on) in enumerate(zip(model.put_out, model.handed_on, strict=True)):
         usual, limit = f64(model.usual[0, block]), float(model.limits[0, block])
-        before, after = (naive_moments(f64(tokens[:, PREFIX:])).mean(0) for tokens in (put_out, handed_on))
+        before, after = (
+            naive_moments(f64(tokens[:, PREFIX:])).mean(0) for tokens in (put_out, handed_on)
+        )
         left = min(1.0, limit / naive_drift(before, usual, 1 / 12 + 1 / KNOWN))
         shares.append(1 - left)
-        np.testing.assert_allclose(after - usual[0], left * (before - usual[0]), rtol=2e-3, atol=2e-4)
+        np.testing.assert_allclose(
+            after - usual[0], left * (before - usual[0]), rtol=2e-3, atol=2e-4
+        )
     assert least < shares[0] < most  # later blocks get what is brought back already
 
 
@@ -285,9 +309,13 @@ def test_tokens_by_hand(mode: Mode, sides: tuple[int, ...]) -> None:
     adapter = aligner(model, mode)
     remembered: dict[int, tuple[np.ndarray, float]] = {}
     changed = set()
-    for seed, (count, shift) in enumerate([(8, 1.0), (30, 0.0), (50, 0.4), (20, -0.3), (9, 0.0)], start=1):
+    for seed, (count, shift) in enumerate(
+        [(8, 1.0), (30, 0.0), (50, 0.4), (20, -0.3), (9, 0.0)], start=1
+    ):
         shifted = adapter.score(pictures(count, seed, shift)).adapted
-        for index, (put_out, handed_on) in enumerate(zip(model.put_out, model.handed_on, strict=True)):
+        for index, (put_out, handed_on) in enumerate(
+            zip(model.put_out, model.handed_on, strict=True)
+        ):
             size, block = divmod(index, DEPTH)
             if block > 0 and not shifted:  # which the first block, a third of them, decides
                 assert handed_on is put_out
@@ -297,7 +325,10 @@ def test_tokens_by_hand(mode: Mode, sides: tuple[int, ...]) -> None:
             if mode == "online" and index in remembered:
                 earlier, before = remembered[index]
                 before = min(before, 64.0)
-                found, weight = (found * count + earlier * before) / (count + before), count + before
+                found, weight = (
+                    (found * count + earlier * before) / (count + before),
+                    count + before,
+                )
             remembered[index] = found, weight
             share = naive_share(found, usual, float(model.limits[size, block]), weight)
             changed.add((share > 0, handed_on is not put_out))
@@ -339,7 +370,9 @@ def test_only_what_passes_its_own_limit_is_changed(factor: float, adapted: bool)
         ([True, True, True], [True, True, True]),
     ],
 )
-def test_later_blocks_are_brought_back_only_after_one_of_the_first_third(off: list[bool], changed: list[bool]) -> None:
+def test_later_blocks_are_brought_back_only_after_one_of_the_first_third(
+    off: list[bool], changed: list[bool]
+) -> None:
     model, images = Small(), pictures(12, 1, 0.3)
     plain = model.score(images)
     model.limits[0] = torch.where(torch.tensor(off), 0.0, math.inf)
@@ -383,7 +416,10 @@ def test_few_pictures_are_scored_as_they_are_and_not_remembered(mode: Mode) -> N
     plain = model.score(few)
     for seed in (1, 2):
         result = adapter.score(few)
-        assert (result.adapted, result.note) == (False, "not adapted: 7 pictures at once, 8 are needed")
+        assert (result.adapted, result.note) == (
+            False,
+            "not adapted: 7 pictures at once, 8 are needed",
+        )
         assert same(result.scores, plain)
         one, two = (each.score(pictures(10, seed, 0.6)) for each in (adapter, undisturbed))
         assert one.adapted
@@ -392,7 +428,9 @@ def test_few_pictures_are_scored_as_they_are_and_not_remembered(mode: Mode) -> N
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
-def test_an_exception_leaves_no_hooks(error: type[BaseException], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exception_leaves_no_hooks(
+    error: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = Small()
     batch = pictures(10, 1, 0.6)
     plain, hooks = model.score(batch), hooks_on(model.backbone)
@@ -424,6 +462,8 @@ def test_modes_and_sizes_that_cannot_be_aligned() -> None:
         Aligner(model, "sometimes", {9})  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"no statistics to adapt to.*at other sizes"):
         Aligner(model, "online", {9, 25})
-    model.tokens = torch.empty(0, dtype=torch.int64)  # as it is before it is fitted, or on a single picture
+    model.tokens = torch.empty(
+        0, dtype=torch.int64
+    )  # as it is before it is fitted, or on a single picture
     with pytest.raises(ConfigError, match=r"no statistics to adapt to.*on a single picture"):
         Aligner(model, "online", {16})

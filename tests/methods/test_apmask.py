@@ -21,7 +21,16 @@ from blemish.data.stream import PictureStream
 from blemish.data.transforms import Preprocessing
 from blemish.errors import CollapseError, ConfigError
 from blemish.methods import METHODS, apmask
-from blemish.methods.apmask import APMask, APMaskConfig, blurred, cropped, far_from_a_place, most, recoloured, view
+from blemish.methods.apmask import (
+    APMask,
+    APMaskConfig,
+    blurred,
+    cropped,
+    far_from_a_place,
+    most,
+    recoloured,
+    view,
+)
 from blemish.methods.heads import ClassHead
 from blemish.methods.trained import TrainingBatch
 from blemish.training import train
@@ -80,7 +89,13 @@ def batch_of(images: Tensor) -> TrainingBatch:
     return TrainingBatch(images, {})
 
 
-def step(method: APMask, images: Tensor, optimizer: torch.optim.Optimizer, number: int = 1, steps: int = 10) -> float:
+def step(
+    method: APMask,
+    images: Tensor,
+    optimizer: torch.optim.Optimizer,
+    number: int = 1,
+    steps: int = 10,
+) -> float:
     """What the engine does in a step, but for its clipping."""
     loss = method.training_step(batch_of(images), (number - 1) / steps)
     optimizer.zero_grad()
@@ -103,7 +118,9 @@ def weights_of(module: torch.nn.Module) -> Weights:
 def normed(x: Tensor, weights: Weights, name: str) -> Tensor:
     mean = sum(x) / len(x)
     variance = sum((x - mean) ** 2) / len(x)
-    return (x - mean) / torch.sqrt(variance + 1e-6) * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+    return (x - mean) / torch.sqrt(variance + 1e-6) * weights[f"{name}.weight"] + weights[
+        f"{name}.bias"
+    ]
 
 
 def linear(x: Tensor, weights: Weights, name: str) -> Tensor:
@@ -118,7 +135,9 @@ def unit(x: Tensor) -> Tensor:
     return x / torch.sqrt(sum(x * x))
 
 
-def encoded(weights: Weights, picture: Tensor, kept: list[int] | None = None) -> tuple[Tensor, list[float]]:
+def encoded(
+    weights: Weights, picture: Tensor, kept: list[int] | None = None
+) -> tuple[Tensor, list[float]]:
     """The final [CLS] token D of a picture 3 H W, and the last block's attention to each patch, of sum 1 in each of 2
     heads, whose mean it is."""
     side, name = picture.shape[1] // PATCH, "backbone.model"
@@ -128,7 +147,9 @@ def encoded(weights: Weights, picture: Tensor, kept: list[int] | None = None) ->
     kernel = weights[f"{name}.patch_embed.proj.weight"]
     tokens = []
     for place, (row, column) in enumerate(np.ndindex(side, side)):
-        patch = picture[:, row * PATCH : (row + 1) * PATCH, column * PATCH : (column + 1) * PATCH].double()
+        patch = picture[
+            :, row * PATCH : (row + 1) * PATCH, column * PATCH : (column + 1) * PATCH
+        ].double()
         value = (kernel * patch).sum((1, 2, 3)) + weights[f"{name}.patch_embed.proj.bias"]
         if kept is None or place in kept:
             tokens.append(value + places[place])
@@ -136,17 +157,23 @@ def encoded(weights: Weights, picture: Tensor, kept: list[int] | None = None) ->
     looked: list[Tensor] = []
     for number in range(6):
         block = f"{name}.blocks.{number}"
-        joint = [linear(normed(token, weights, f"{block}.norm1"), weights, f"{block}.attn.qkv") for token in x]
+        joint = [
+            linear(normed(token, weights, f"{block}.norm1"), weights, f"{block}.attn.qkv")
+            for token in x
+        ]
         mixed: list[list[Tensor]] = [[] for _ in x]
         looked = []
         for head in range(2):
             q, k, v = (
-                [token[64 * part + 32 * head : 64 * part + 32 * (head + 1)] for token in joint] for part in range(3)
+                [token[64 * part + 32 * head : 64 * part + 32 * (head + 1)] for token in joint]
+                for part in range(3)
             )
             for index, query in enumerate(q):
                 powers = torch.exp(torch.stack([query @ key / math.sqrt(32) for key in k]))
                 shares = powers / powers.sum()
-                mixed[index].append(cast(Tensor, sum(share * value for share, value in zip(shares, v, strict=True))))
+                mixed[index].append(
+                    cast(Tensor, sum(share * value for share, value in zip(shares, v, strict=True)))
+                )
                 if index == 0:
                     looked.append(shares[1:])
         x = [
@@ -179,7 +206,10 @@ def most_attended(attention: list[float]) -> list[int]:
 
 def log_shares(scores: Tensor, temperature: float) -> Tensor:
     return torch.stack(
-        [score / temperature - torch.log(sum(torch.exp(other / temperature) for other in scores)) for score in scores]
+        [
+            score / temperature - torch.log(sum(torch.exp(other / temperature) for other in scores))
+            for score in scores
+        ]
     )
 
 
@@ -192,7 +222,11 @@ def sinkhorn(scores: np.ndarray) -> np.ndarray:
 
 
 def expected_loss(
-    student: Weights, teacher: Weights, views: tuple[Tensor, Tensor, Tensor], config: APMaskConfig, centre: np.ndarray
+    student: Weights,
+    teacher: Weights,
+    views: tuple[Tensor, Tensor, Tensor],
+    config: APMaskConfig,
+    centre: np.ndarray,
 ) -> tuple[Tensor, dict[str, float]]:
     """Eq. 1, and the readings but for the usage, of the first step."""
     whole, wide, narrow = views
@@ -207,7 +241,9 @@ def expected_loss(
         targets = powers / powers.sum(1, keepdims=True)
     total, agreement = torch.zeros((), dtype=torch.float64), 0.0
     for number, picture in enumerate([*wide, *narrow]):
-        kept = most_attended(encoded(teacher, picture)[1]) if config.masking == "attention" else None
+        kept = (
+            most_attended(encoded(teacher, picture)[1]) if config.masking == "attention" else None
+        )
         z = projected(student, encoded(student, picture, kept)[0])
         predicted = log_shares(student["head.prototypes"] @ z, 0.1)
         wanted = targets[number % count]
@@ -221,8 +257,12 @@ def expected_loss(
     return total, {
         "assignment_entropy": sum(entropies) / count / math.log(config.prototypes),
         "agreement": agreement,
-        "feature_spread": math.sqrt(sum(sum((row - directions.mean(0)) ** 2) for row in directions) / count),
-        "projection_spread": math.sqrt(sum(sum((row - features.mean(0)) ** 2) for row in features) / count),
+        "feature_spread": math.sqrt(
+            sum(sum((row - directions.mean(0)) ** 2) for row in directions) / count
+        ),
+        "projection_spread": math.sqrt(
+            sum(sum((row - features.mean(0)) ** 2) for row in features) / count
+        ),
     }
 
 
@@ -231,7 +271,9 @@ def expected_loss(
     [{}, {"masking": "none", "local_views": 0}, {"objective": "dino", "local_views": 0}],
     ids=["clusters", "unmasked", "dino"],
 )
-def test_a_whole_step_against_loops(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_whole_step_against_loops(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     method = started(learning_rate=0.01, layer_decay=0.5, momentum=0.9, **settings)
     assert method.teacher is not None
     with torch.no_grad():
@@ -240,11 +282,15 @@ def test_a_whole_step_against_loops(settings: dict[str, Any], monkeypatch: pytes
     views = (pictures(2, 48), pictures(2, 48), pictures(4, 32)[: 2 * method.config.local_views])
     monkeypatch.setattr(method, "views", lambda images: views)
     student = {
-        name: tensor.requires_grad_() for name, tensor in weights_of(method).items() if name in dict(names(method))
+        name: tensor.requires_grad_()
+        for name, tensor in weights_of(method).items()
+        if name in dict(names(method))
     }
     teacher = weights_of(method.teacher)
     expected, readings = expected_loss(student, teacher, views, method.config, centre)
-    gradients = dict(zip(student, torch.autograd.grad(expected, list(student.values())), strict=True))
+    gradients = dict(
+        zip(student, torch.autograd.grad(expected, list(student.values())), strict=True)
+    )
     optimizer = method.optimizer()
 
     assert step(method, pictures(2), optimizer) == pytest.approx(expected.item(), rel=1e-5)
@@ -255,7 +301,9 @@ def test_a_whole_step_against_loops(settings: dict[str, Any], monkeypatch: pytes
         gradient, before = gradients[name], student[name].detach()
         assert parameter.grad is not None, name
         largest = gradient.abs().max().item()
-        torch.testing.assert_close(parameter.grad.double(), gradient, rtol=1e-3, atol=2e-4 * largest + 1e-8)
+        torch.testing.assert_close(
+            parameter.grad.double(), gradient, rtol=1e-3, atol=2e-4 * largest + 1e-8
+        )
         blocks = name.startswith("backbone.model.blocks.")
         distance = 6 - int(name.split(".")[3]) if blocks else 7 * name.startswith("backbone.model.")
         rate = 0.01 * 0.5 ** (0 if name.startswith("backbone.model.norm.") else distance)
@@ -278,13 +326,22 @@ def test_a_whole_step_against_loops(settings: dict[str, Any], monkeypatch: pytes
             mean = torch.stack([unit(row) for row in mean])
         torch.testing.assert_close(tensor.double(), mean, rtol=1e-6, atol=1e-7)
     if method.config.objective == "dino":
-        shown = [teacher["head.prototypes"] @ projected(teacher, encoded(teacher, each)[0]) for each in views[0]]
-        np.testing.assert_allclose(method.centre, 0.9 * centre + 0.1 * sum(shown).numpy() / 2, rtol=1e-4, atol=1e-6)  # type: ignore[union-attr]
+        shown = [
+            teacher["head.prototypes"] @ projected(teacher, encoded(teacher, each)[0])
+            for each in views[0]
+        ]
+        np.testing.assert_allclose(
+            method.centre, 0.9 * centre + 0.1 * sum(shown).numpy() / 2, rtol=1e-4, atol=1e-6
+        )  # type: ignore[union-attr]
 
 
 def names(method: APMask) -> list[tuple[str, torch.nn.Parameter]]:
     """What is learned."""
-    return [(name, parameter) for name, parameter in method.named_parameters() if not name.startswith("teacher.")]
+    return [
+        (name, parameter)
+        for name, parameter in method.named_parameters()
+        if not name.startswith("teacher.")
+    ]
 
 
 # Masks
@@ -302,8 +359,12 @@ def test_a_mask_keeps_exactly_the_most_attended(patches: int, ratio: float) -> N
         assert row[chosen].min() > max(lost, default=-1)
 
 
-@pytest.mark.parametrize(("masking", "tokens"), [("none", (9, 4)), ("random", (7, 3)), ("block", (7, 3))])
-def test_block_one_of_the_student_sees_only_what_is_kept(masking: str, tokens: tuple[int, int]) -> None:
+@pytest.mark.parametrize(
+    ("masking", "tokens"), [("none", (9, 4)), ("random", (7, 3)), ("block", (7, 3))]
+)
+def test_block_one_of_the_student_sees_only_what_is_kept(
+    masking: str, tokens: tuple[int, int]
+) -> None:
     check_tokens(started(masking=masking), tokens)
 
 
@@ -366,7 +427,11 @@ def test_a_block_lies_together(grid: tuple[int, int]) -> None:
         while border:
             y, x = border.pop()
             reached.add((y, x))
-            border += [place for place in ((y + 1, x), (y - 1, x), (y, x + 1), (y, x - 1)) if place in lost - reached]
+            border += [
+                place
+                for place in ((y + 1, x), (y - 1, x), (y, x + 1), (y, x - 1))
+                if place in lost - reached
+            ]
         assert reached == lost
         shapes.add(frozenset(lost))
     assert len(shapes) > 5
@@ -375,7 +440,9 @@ def test_a_block_lies_together(grid: tuple[int, int]) -> None:
 # Views
 
 
-@pytest.mark.parametrize(("size", "fine"), [((7, 9), 3), ((12, 14), 2), ((20, 24), 1), ((30, 40), 1)])
+@pytest.mark.parametrize(
+    ("size", "fine"), [((7, 9), 3), ((12, 14), 2), ((20, 24), 1), ((30, 40), 1)]
+)
 def test_a_crop_against_loops(size: tuple[int, int], fine: int) -> None:
     """The mean of as many points of a pixel, along each side, as it covers pixels of the picture at most."""
     pixels = torch.rand(3, 3, 20, 24)
@@ -385,7 +452,10 @@ def test_a_crop_against_loops(size: tuple[int, int], fine: int) -> None:
     found = cropped(pixels, size, (0.3, 1.0), draws)
     for index, (area, aspect, across, down, mirrored) in enumerate(draws.T.double().tolist()):
         share, ratio = 0.3 + 0.7 * area, math.exp(math.log(4 / 3) * (2 * aspect - 1))
-        width, height = 24 * min(1.0, math.sqrt(share * ratio)), 20 * min(1.0, math.sqrt(share / ratio))
+        width, height = (
+            24 * min(1.0, math.sqrt(share * ratio)),
+            20 * min(1.0, math.sqrt(share / ratio)),
+        )
         left, top = across * (24 - width), down * (20 - height)
         part = pixels[index].double()
         for y, x in np.ndindex(*size):
@@ -441,11 +511,17 @@ def test_colours_against_loops() -> None:
             colour = luminance + (1 + 0.2 * s) * (colour - luminance)
             y, i, q = yiq @ colour
             angle = 0.2 * math.pi * h
-            turned = (y, i * math.cos(angle) - q * math.sin(angle), i * math.sin(angle) + q * math.cos(angle))
+            turned = (
+                y,
+                i * math.cos(angle) - q * math.sin(angle),
+                i * math.sin(angle) + q * math.cos(angle),
+            )
             colour = np.linalg.solve(yiq, turned)
             if grey < 0.2:
                 colour = np.full(3, luminance)
-            np.testing.assert_allclose(found[index, :, place[0], place[1]], colour.clip(0, 1), atol=1e-3)
+            np.testing.assert_allclose(
+                found[index, :, place[0], place[1]], colour.clip(0, 1), atol=1e-3
+            )
     assert torch.allclose(recoloured(pixels, torch.full((6, 4), 0.9)), pixels, atol=1e-5)
 
 
@@ -456,12 +532,21 @@ def test_blur_against_loops() -> None:
     def mirrored(place: int, side: int) -> int:
         return abs(place) if place < side else 2 * (side - 1) - place
 
-    weights = [[math.exp(-0.5 * (offset / width) ** 2) for offset in range(-6, 7)] for width in sigma.tolist()]
+    weights = [
+        [math.exp(-0.5 * (offset / width) ** 2) for offset in range(-6, 7)]
+        for width in sigma.tolist()
+    ]
     for index, channel, y, x in itertools.product(range(2), (0, 2), range(8), range(10)):
         total = 0.0
         for (dy, down), (dx, across) in itertools.product(enumerate(weights[index], -6), repeat=2):
-            total += down * across * pixels[index, channel, mirrored(y + dy, 8), mirrored(x + dx, 10)].item()
-        assert found[index, channel, y, x].item() == pytest.approx(total / sum(weights[index]) ** 2, rel=1e-4)
+            total += (
+                down
+                * across
+                * pixels[index, channel, mirrored(y + dy, 8), mirrored(x + dx, 10)].item()
+            )
+        assert found[index, channel, y, x].item() == pytest.approx(
+            total / sum(weights[index]) ** 2, rel=1e-4
+        )
 
 
 def test_how_often_a_view_is_changed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -524,10 +609,17 @@ def test_gradients_never_reach_the_teacher() -> None:
     assert method.teacher is not None
     before = weights_of(method.teacher)
     method.training_step(batch_of(pictures()), 0.0).backward()  # type: ignore[no-untyped-call]
-    assert all(parameter.grad is None and not parameter.requires_grad for parameter in method.teacher.parameters())
-    assert all(parameter.grad is not None for _, parameter in names(method))  # several processes rely on it
+    assert all(
+        parameter.grad is None and not parameter.requires_grad
+        for parameter in method.teacher.parameters()
+    )
+    assert all(
+        parameter.grad is not None for _, parameter in names(method)
+    )  # several processes rely on it
     own = {id(parameter) for parameter in method.teacher.parameters()}
-    assert not own & {id(each) for group in method.optimizer().param_groups for each in group["params"]}
+    assert not own & {
+        id(each) for group in method.optimizer().param_groups for each in group["params"]
+    }
     assert method.training
     assert not any(module.training for module in method.teacher.modules())
     for name, tensor in weights_of(method.teacher).items():
@@ -541,7 +633,9 @@ def test_the_momentum_rises_to_one() -> None:
     assert rising == pytest.approx(expected)
     assert rising[0] == 0.5
     short = learner()  # however short the run
-    assert [short.momentum(1, steps) for steps in (10, 100, 5000, 10**6)] == pytest.approx([0.996] * 4)
+    assert [short.momentum(1, steps) for steps in (10, 100, 5000, 10**6)] == pytest.approx(
+        [0.996] * 4
+    )
 
 
 def test_in_the_end_the_encoder_is_the_teacher() -> None:
@@ -567,7 +661,11 @@ def test_the_attention_of_a_picture() -> None:
     weights = weights_of(method)
     expected = [np.reshape(encoded(weights, picture)[1], (3, 3)) for picture in images]
     np.testing.assert_allclose(found, expected, rtol=1e-4)
-    assert method.attention(pictures(1, 64)).shape == (1, 3, 3)  # brought to the size of the global views
+    assert method.attention(pictures(1, 64)).shape == (
+        1,
+        3,
+        3,
+    )  # brought to the size of the global views
     method.start_training(batch_of(images))
     with torch.no_grad():
         method.backbone.model.cls_token.mul_(5)
@@ -589,10 +687,23 @@ def test_usage_is_that_of_the_mean_prediction_of_recent_steps() -> None:
     for number, row in enumerate(shares.tolist(), start=1):
         method._noted = noted(row, apart=spreads[number - 1])
         method.after_step(number, 60)
-        mean = np.mean(shares[:number].double().numpy(), 0) if number <= 50 else 0.98 * mean + 0.02 * np.array(row)
-        spread = sum(spreads[:number]) / number if number <= 50 else 0.98 * spread + 0.02 * spreads[number - 1]
+        mean = (
+            np.mean(shares[:number].double().numpy(), 0)
+            if number <= 50
+            else 0.98 * mean + 0.02 * np.array(row)
+        )
+        spread = (
+            sum(spreads[:number]) / number
+            if number <= 50
+            else 0.98 * spread + 0.02 * spreads[number - 1]
+        )
     usage = math.exp(-sum(share * math.log(share) for share in mean))
-    readings = {"assignment_entropy": 0.5, "prototype_usage": usage, "agreement": 0.5, "feature_spread": 0.5}
+    readings = {
+        "assignment_entropy": 0.5,
+        "prototype_usage": usage,
+        "agreement": 0.5,
+        "feature_spread": 0.5,
+    }
     readings["projection_spread"] = spread
     assert method.readings == pytest.approx(readings, rel=1e-4)
     assert list(method.findings(batch_of(pictures())).items()) == list(method.readings.items())
@@ -604,9 +715,14 @@ def test_the_mean_prediction_is_that_for_global_views(monkeypatch: pytest.Monkey
     monkeypatch.setattr(method, "views", lambda images: views)
     method.training_step(batch_of(pictures(3)), 0.0)
     method.after_step(1, 10**9)
-    weights = {name: tensor for name, tensor in weights_of(method).items() if not name.startswith("teacher.")}
+    weights = {
+        name: tensor
+        for name, tensor in weights_of(method).items()
+        if not name.startswith("teacher.")
+    }
     rows = [
-        log_shares(weights["head.prototypes"] @ projected(weights, encoded(weights, each)[0]), 0.1) for each in views[1]
+        log_shares(weights["head.prototypes"] @ projected(weights, encoded(weights, each)[0]), 0.1)
+        for each in views[1]
     ]
     np.testing.assert_allclose(method.recent[1:], torch.stack(rows).exp().mean(0), rtol=1e-4)
 
@@ -616,7 +732,10 @@ def test_few_prototypes_in_use_are_a_collapse_once_they_can_be_judged() -> None:
     for number in range(1, 50):
         method._noted = noted([0.9, 0.1, 0, 0, 0])
         method.after_step(number, 100)
-    with pytest.raises(CollapseError, match=r"at step 50: all pictures fall on 1\.38 of 5 prototypes .*learning_rate"):
+    with pytest.raises(
+        CollapseError,
+        match=r"at step 50: all pictures fall on 1\.38 of 5 prototypes .*learning_rate",
+    ):
         method.after_step(50, 100)
     assert method.readings["prototype_usage"] == pytest.approx(1.38, abs=0.01)
 
@@ -624,7 +743,9 @@ def test_few_prototypes_in_use_are_a_collapse_once_they_can_be_judged() -> None:
 def test_pictures_that_all_look_the_same_are_a_collapse() -> None:
     method = started(masking="none")
     black = torch.full((4, 3, 64, 64), -1.0)
-    with pytest.raises(CollapseError, match="at step 1: the encoder's features of all pictures are the same"):
+    with pytest.raises(
+        CollapseError, match="at step 1: the encoder's features of all pictures are the same"
+    ):
         step(method, black, method.optimizer())
 
 
@@ -645,7 +766,9 @@ def test_a_head_that_tells_no_picture_apart_is_a_collapse() -> None:
     for number in range(2, apmask.SETTLED):  # what one batch says is not believed
         method._noted = noted([0.2] * 5, apart=0.0)
         method.after_step(number, 100)
-    with pytest.raises(CollapseError, match="at step 50: the head's features of all pictures are the same") as caught:
+    with pytest.raises(
+        CollapseError, match="at step 50: the head's features of all pictures are the same"
+    ) as caught:
         step(method, pictures(), optimizer, apmask.SETTLED, 100)
     assert "learning_rate" in str(caught.value)
 
@@ -680,7 +803,13 @@ def method_views(method: APMask, images: Tensor) -> Tensor:
 def test_it_learns_and_the_seed_decides(picture: Callable[..., np.ndarray]) -> None:
     def run(seed: int, masking: str = "attention") -> tuple[float, dict[str, Tensor]]:
         method = learner(
-            epochs=1, min_steps=3, local_views=1, learning_rate=1e-3, momentum=0.0, masking=masking, seed=seed
+            epochs=1,
+            min_steps=3,
+            local_views=1,
+            learning_rate=1e-3,
+            momentum=0.0,
+            masking=masking,
+            seed=seed,
         )
         stream = PictureStream([picture(each) for each in range(8)], SQUARE, batch_size=4)
         training = train(method, stream, seed=seed, identity={})
@@ -750,10 +879,24 @@ def test_recipes() -> None:
     assert recipes.keys() == {"best", "paper"}
     assert recipes["best"]() == APMaskConfig()
     paper = recipes["paper"]()
-    assert (paper.epochs, paper.pictures_per_step, paper.backbone, paper.image_size) == (300, 16, "dino_vits16", 224)
-    assert (paper.local_views, paper.local_size, paper.prototypes, paper.bottleneck) == (8, 96, 20, 256)
+    assert (paper.epochs, paper.pictures_per_step, paper.backbone, paper.image_size) == (
+        300,
+        16,
+        "dino_vits16",
+        224,
+    )
+    assert (paper.local_views, paper.local_size, paper.prototypes, paper.bottleneck) == (
+        8,
+        96,
+        20,
+        256,
+    )
     assert (paper.masking, paper.mask_ratio, paper.temperature) == ("attention", 0.3, 0.1)
-    assert (paper.learning_rate_start, paper.learning_rate, paper.warmup * 300) == (1e-5, 5e-4, pytest.approx(10))
+    assert (paper.learning_rate_start, paper.learning_rate, paper.warmup * 300) == (
+        1e-5,
+        5e-4,
+        pytest.approx(10),
+    )
     assert "apmask" not in METHODS  # it detects nothing
 
 
@@ -781,5 +924,7 @@ def test_settings_out_of_range(settings: dict[str, Any], message: str) -> None:
 
 
 def test_it_needs_a_vit_with_cls() -> None:
-    with pytest.raises(ConfigError, match=r"apmask needs a ViT with a \[CLS\] token, which test_resnet is not"):
+    with pytest.raises(
+        ConfigError, match=r"apmask needs a ViT with a \[CLS\] token, which test_resnet is not"
+    ):
         APMask(APMaskConfig(), build("test_resnet", weights="random"))

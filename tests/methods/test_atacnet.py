@@ -18,17 +18,29 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import blemish
-from blemish import artifact, wording
+from blemish import artifact
 from blemish.backbones import Backbone, build
+from blemish.cli import wording
 from blemish.errors import ArtifactError, ConfigError, NotFittedError
 from blemish.losses.deviation import deviation_loss
 from blemish.methods import atacnet as module
-from blemish.methods.atacnet import AtacNet, AtacNetConfig, AttentionAugmentation, crop_boxes, cropped, merged
+from blemish.methods.atacnet import (
+    AtacNet,
+    AtacNetConfig,
+    AttentionAugmentation,
+    crop_boxes,
+    cropped,
+    merged,
+)
 from blemish.methods.trained import TrainingBatch
 
 HEIGHT, WIDTH = 128, 96
 NETWORKS = ["atacnet", "devnet", "classifier"]
-TINY: dict[str, Any] = {"backbone": "test_resnet", "image_size": (HEIGHT, WIDTH), "attention_dim": 16}
+TINY: dict[str, Any] = {
+    "backbone": "test_resnet",
+    "image_size": (HEIGHT, WIDTH),
+    "attention_dim": 16,
+}
 
 
 @cache
@@ -81,7 +93,9 @@ def pictures(count: int = 2, seed: int = 0, height: int = HEIGHT, width: int = W
     return torch.randn(count, 3, height, width, generator=torch.Generator().manual_seed(seed))
 
 
-def batch_of(count: int = 8, *, labelled: bool = True, seed: int = 0, side: int = 64) -> TrainingBatch:
+def batch_of(
+    count: int = 8, *, labelled: bool = True, seed: int = 0, side: int = 64
+) -> TrainingBatch:
     """Normal pictures are dim; labelled defects, half of the rows and mixed among them, have stripes."""
     images = pictures(count, seed, side, side) * 0.3
     if not labelled:
@@ -212,7 +226,9 @@ def test_cropping_against_loops() -> None:
         place = y + height * (row + 0.5) / 12, x + width * (column + 0.5) / 10
         expected[picture, channel, row, column] = read(f64(images[picture, channel]), *place)
     np.testing.assert_allclose(f64(found), expected, atol=1e-5)
-    torch.testing.assert_close(found[2], images[2], rtol=1e-5, atol=1e-5)  # the whole picture is the picture
+    torch.testing.assert_close(
+        found[2], images[2], rtol=1e-5, atol=1e-5
+    )  # the whole picture is the picture
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(cropped(images, boxes), found)
 
@@ -256,13 +272,25 @@ def test_the_attention_module_against_loops(width: int, keys: int) -> None:
     for picture in range(2):
         x = f64(features[picture])
         for conv, after in ((0, 1), (3, 4)):
-            weight, padded = state[f"convolutions.{conv}.weight"], np.pad(x, ((0, 0), (1, 1), (1, 1)))
+            weight, padded = (
+                state[f"convolutions.{conv}.weight"],
+                np.pad(x, ((0, 0), (1, 1), (1, 1))),
+            )
             x = np.empty((width, 3, 4))
             for channel, row, column in np.ndindex(width, 3, 4):
-                value = float((weight[channel] * padded[:, row : row + 3, column : column + 3]).sum())
-                mean, variance = (state[f"convolutions.{after}.running_{what}"][channel] for what in ("mean", "var"))
-                scale, shift = (state[f"convolutions.{after}.{what}"][channel] for what in ("weight", "bias"))
-                x[channel, row, column] = max(0.0, (value - mean) / math.sqrt(variance + 1e-5) * scale + shift)
+                value = float(
+                    (weight[channel] * padded[:, row : row + 3, column : column + 3]).sum()
+                )
+                mean, variance = (
+                    state[f"convolutions.{after}.running_{what}"][channel]
+                    for what in ("mean", "var")
+                )
+                scale, shift = (
+                    state[f"convolutions.{after}.{what}"][channel] for what in ("weight", "bias")
+                )
+                x[channel, row, column] = max(
+                    0.0, (value - mean) / math.sqrt(variance + 1e-5) * scale + shift
+                )
         places = x.reshape(width, 12).T
 
         def projected(name: str, rows: np.ndarray) -> np.ndarray:
@@ -309,7 +337,9 @@ def test_the_score_against_loops(settings: dict[str, Any], grid: tuple[int, int]
     for picture in range(4):
         features, _ = method.glance(images[picture : picture + 1])
         attended = f64(features[0])
-        first = np.array([[attended[:, y, x] @ weight + bias for x in range(grid[1])] for y in range(grid[0])])
+        first = np.array(
+            [[attended[:, y, x] @ weight + bias for x in range(grid[1])] for y in range(grid[0])]
+        )
         saliency = min_max(sum(attended) / len(attended))
         box = box_of(saliency, config.active, config.padding, offset)
         smaller += box[2] * box[3] < 0.9
@@ -323,9 +353,13 @@ def test_the_score_against_loops(settings: dict[str, Any], grid: tuple[int, int]
         np.testing.assert_allclose(f64(scores.boxes[picture]), np.array(box), atol=1e-6)
         assert scores.image[picture].item() == pytest.approx(expected, rel=1e-3, abs=1e-3)
         shown = f64(scores.saliency[picture])
-        np.testing.assert_allclose(shown, upsampled(saliency, HEIGHT // 4, WIDTH // 4, offset), atol=1e-3)
+        np.testing.assert_allclose(
+            shown, upsampled(saliency, HEIGHT // 4, WIDTH // 4, offset), atol=1e-3
+        )
         assert look.second is not None
-        map_ = merged(look.first, look.second, torch.tensor([box] * 4), (HEIGHT // 4, WIDTH // 4), offset)[picture]
+        map_ = merged(
+            look.first, look.second, torch.tensor([box] * 4), (HEIGHT // 4, WIDTH // 4), offset
+        )[picture]
         np.testing.assert_allclose(f64(scores.maps[picture]), f64(map_), atol=1e-3)
     assert smaller > 0  # something is cropped, or one look would do
     assert scores.image.dtype == scores.maps.dtype == torch.float32
@@ -380,7 +414,11 @@ def test_the_classifier_is_a_perceptron_on_the_mean_feature() -> None:
     hidden, last = perceptron(method)
     images = pictures(3)
     features = f64(method._extracted(images))
-    assert (hidden.in_features, hidden.out_features, last.out_features) == (features.shape[1], 12, 1)
+    assert (hidden.in_features, hidden.out_features, last.out_features) == (
+        features.shape[1],
+        12,
+        1,
+    )
     scores, off = f64(method.score(images).image), 0
     for picture in range(3):
         mean = [float(channel.mean()) for channel in features[picture]]
@@ -449,7 +487,9 @@ def test_embeddings() -> None:
         features, _ = method.glance(pictures(3))
         found = method.embedding(pictures(3))
         assert found.shape == (3, width or features.shape[1])
-        np.testing.assert_allclose(f64(found), f64(features).mean(axis=(2, 3)), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            f64(found), f64(features).mean(axis=(2, 3)), rtol=1e-4, atol=1e-5
+        )
         assert not found.requires_grad
 
 
@@ -464,7 +504,9 @@ def test_batches_are_balanced(count: int, share: float) -> None:
     labels = torch.tensor([0] * (count - half) + [1] * half)[torch.randperm(count)]
     # Every picture is one number: normal ones below 100, defects from 100 on.
     values = torch.where(labels == 1, 100.0, 0.0) + torch.arange(count)
-    images, found = method.mixed(TrainingBatch(values[:, None, None, None].expand(-1, 3, 32, 32).clone(), {}, labels))
+    images, found = method.mixed(
+        TrainingBatch(values[:, None, None, None].expand(-1, 3, 32, 32).clone(), {}, labels)
+    )
     assert images.shape == (count, 3, 32, 32)
     assert found.tolist() == [0] * (count - half) + [1] * half
     kinds = [sorted(set(image.flatten().tolist())) for image in images]
@@ -479,7 +521,9 @@ def test_batches_are_balanced(count: int, share: float) -> None:
 def test_without_labelled_defects_half_of_a_batch_is_made() -> None:
     method = atacnet(pseudo=0.5)
     values = torch.arange(7.0)
-    images, labels = method.mixed(TrainingBatch(values[:, None, None, None].expand(-1, 3, 32, 32).clone(), {}))
+    images, labels = method.mixed(
+        TrainingBatch(values[:, None, None, None].expand(-1, 3, 32, 32).clone(), {})
+    )
     assert labels.tolist() == [0] * 4 + [1] * 3
     for index, image in enumerate(images):
         expected = {float(index)} if index < 4 else {float(index - 4), float(index)}
@@ -499,7 +543,9 @@ def loss_of(method: AtacNet, batch: TrainingBatch) -> tuple[float, Tensor, Tenso
 
 @pytest.mark.parametrize("network", ["atacnet", "devnet"])
 def test_the_deviation_loss_is_taken(network: str) -> None:
-    loss, scores, labels = loss_of(atacnet(network=network, image_size=(64,), margin=6.0), batch_of(7))
+    loss, scores, labels = loss_of(
+        atacnet(network=network, image_size=(64,), margin=6.0), batch_of(7)
+    )
     assert loss == pytest.approx(deviation_loss(scores, labels, margin=6.0).item(), rel=1e-5)
 
 
@@ -513,7 +559,9 @@ def cross_entropy(scores: Tensor, labels: Tensor, weights: dict[int, float]) -> 
 
 
 @pytest.mark.parametrize(("normal", "defects"), [(73, 10), (73, 1), (5, 20)])
-def test_the_cross_entropy_weighs_both_classes_by_how_many_there_are(normal: int, defects: int) -> None:
+def test_the_cross_entropy_weighs_both_classes_by_how_many_there_are(
+    normal: int, defects: int
+) -> None:
     method = atacnet(network="classifier", image_size=(64,))
     method.class_counts = (normal, defects)
     every = normal + defects
@@ -521,7 +569,9 @@ def test_the_cross_entropy_weighs_both_classes_by_how_many_there_are(normal: int
     assert weights[0] * normal == pytest.approx(weights[1] * defects)
     loss, scores, labels = loss_of(method, batch_of(8))
     assert loss == pytest.approx(cross_entropy(scores, labels, weights), rel=1e-4)
-    assert abs(loss - cross_entropy(scores, labels, {0: 1.0, 1: 1.0})) > 0.05 * loss  # nor is it without effect
+    assert (
+        abs(loss - cross_entropy(scores, labels, {0: 1.0, 1: 1.0})) > 0.05 * loss
+    )  # nor is it without effect
 
 
 def test_the_cross_entropy_where_no_defects_are_labelled() -> None:
@@ -544,7 +594,9 @@ def test_the_classifier_takes_pictures_as_they_come(defects: int) -> None:
         assert images.shape == (8, 3, 32, 32)
         assert found.tolist() == [0] * (8 - defects) + [1] * defects
         kinds = [sorted(set(image.flatten().tolist())) for image in images]
-        assert sorted(kinds[: 8 - defects]) == [[value] for value in sorted(values[labels == 0].tolist())]
+        assert sorted(kinds[: 8 - defects]) == [
+            [value] for value in sorted(values[labels == 0].tolist())
+        ]
         assert all(kind[-1] >= 100 for kind in kinds[8 - defects :])
         made.append(sum(len(kind) == 2 for kind in kinds))
     assert 0.3 < np.mean(made) / defects < 0.7 if 0 < defects < 8 else not any(made)
@@ -556,16 +608,25 @@ def test_everything_that_learns_takes_part(network: str, backbone: str) -> None:
     method = atacnet(network=network, backbone=backbone, image_size=(64,), fitted=False)
     batch = batch_of()
     method.start_training(batch)
-    learned = {id(parameter) for group in method.optimizer().param_groups for parameter in group["params"]}
+    learned = {
+        id(parameter) for group in method.optimizer().param_groups for parameter in group["params"]
+    }
     method.train()
     method.training_step(batch, 0.0).backward()  # type: ignore[no-untyped-call]
     for name, parameter in method.named_parameters():
-        assert (id(parameter) in learned) == (parameter.grad is not None) == parameter.requires_grad, name
+        assert (
+            (id(parameter) in learned) == (parameter.grad is not None) == parameter.requires_grad
+        ), name
     frozen = [name for name, parameter in method.named_parameters() if not parameter.requires_grad]
     assert len(frozen) < 0.1 * len(list(method.parameters()))
-    assert (frozen != []) == (backbone != "test_resnet")  # the last norm of a ViT, the convolution before the classes
+    assert (frozen != []) == (
+        backbone != "test_resnet"
+    )  # the last norm of a ViT, the convolution before the classes
     for part in (method.backbone, method.mapper):
-        assert any(parameter.grad is not None and parameter.grad.abs().max() > 0 for parameter in part.parameters())
+        assert any(
+            parameter.grad is not None and parameter.grad.abs().max() > 0
+            for parameter in part.parameters()
+        )
 
 
 def test_both_looks_carry_gradient_and_the_box_none(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -579,7 +640,10 @@ def test_both_looks_carry_gradient_and_the_box_none(monkeypatch: pytest.MonkeyPa
         look = method.look(batch.images)  # type: ignore[arg-type]
         found = torch.autograd.grad(part(look), parameters, allow_unused=True)
         return torch.cat(
-            [torch.zeros(p.numel()) if g is None else g.flatten() for p, g in zip(parameters, found, strict=True)]
+            [
+                torch.zeros(p.numel()) if g is None else g.flatten()
+                for p, g in zip(parameters, found, strict=True)
+            ]
         )
 
     look = method.look(batch.images)
@@ -589,7 +653,10 @@ def test_both_looks_carry_gradient_and_the_box_none(monkeypatch: pytest.MonkeyPa
     assert not look.saliency.requires_grad
     assert look.boxes[:, 2:].prod(1).min() < 0.9
     whole = gradients(lambda each: each.score.sum())
-    first, second = gradients(lambda each: each.first.sum()), gradients(lambda each: each.second.sum())
+    first, second = (
+        gradients(lambda each: each.first.sum()),
+        gradients(lambda each: each.second.sum()),
+    )
     assert first.abs().max() > 0
     assert second.abs().max() > 0
     assert not torch.allclose(first, second)
@@ -603,7 +670,9 @@ def test_the_schedule_of_the_paper() -> None:
     epochs = [method.learning_rate_factor(epoch / 30) for epoch in (0, 9.99, 10, 19.99, 20, 29.99)]
     assert epochs == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
     other = atacnet(drop_every=0.1, drop=0.5)
-    assert [other.learning_rate_factor(tenth / 10) for tenth in range(10)] == pytest.approx([0.5**n for n in range(10)])
+    assert [other.learning_rate_factor(tenth / 10) for tenth in range(10)] == pytest.approx(
+        [0.5**n for n in range(10)]
+    )
 
 
 def test_the_optimiser_is_adam() -> None:
@@ -611,7 +680,9 @@ def test_the_optimiser_is_adam() -> None:
     method.start_training(batch_of())
     optimizer = method.optimizer()
     assert type(optimizer) is torch.optim.Adam
-    assert [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups] == [(1e-3, 0)] * 2
+    assert [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups] == [
+        (1e-3, 0)
+    ] * 2
 
 
 def test_the_extractor_has_a_learning_rate_of_its_own() -> None:
@@ -621,15 +692,34 @@ def test_the_extractor_has_a_learning_rate_of_its_own() -> None:
     assert (own["lr"], slow["lr"]) == (1e-3, pytest.approx(1e-4))
     extractor = {id(each) for each in method.backbone.parameters()}
     assert {id(each) for each in slow["params"]} == extractor
-    assert {id(each) for each in own["params"]} == {id(each) for each in method.parameters()} - extractor
+    assert {id(each) for each in own["params"]} == {
+        id(each) for each in method.parameters()
+    } - extractor
 
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_an_extractor_that_does_not_learn_stays_as_it_is(network: str) -> None:
-    pixels = [np.random.default_rng(seed).integers(0, 256, (64, 64, 3), dtype=np.uint8) for seed in range(6)]
-    quick: dict[str, Any] = {"weights": "random", "device": "cpu", "precision": "fp32", "calibration_fraction": 0}
-    settings = {**TINY, "image_size": 64, "network": network, "pictures_per_step": 4, "epochs": 1, "extractor_rate": 0}
-    detector = blemish.fit("atacnet", pixels[:4], recipe="paper", anomalies=pixels[4:], **settings, **quick)
+    pixels = [
+        np.random.default_rng(seed).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+        for seed in range(6)
+    ]
+    quick: dict[str, Any] = {
+        "weights": "random",
+        "device": "cpu",
+        "precision": "fp32",
+        "calibration_fraction": 0,
+    }
+    settings = {
+        **TINY,
+        "image_size": 64,
+        "network": network,
+        "pictures_per_step": 4,
+        "epochs": 1,
+        "extractor_rate": 0,
+    }
+    detector = blemish.fit(
+        "atacnet", pixels[:4], recipe="paper", anomalies=pixels[4:], **settings, **quick
+    )
     start = AtacNet(detector.method.config, build("test_resnet", weights="random")).state_dict()  # type: ignore[arg-type]
     after = detector.method.state_dict()
     changed = {name.split(".")[0] for name in after if not torch.equal(after[name], start[name])}
@@ -663,7 +753,9 @@ def test_findings_change_nothing() -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in method.state_dict().items())
     assert method.findings(TrainingBatch(pictures(1), {})) == {}
     with torch.no_grad():
-        assert set(atacnet(network="devnet", image_size=(64,)).findings(batch_of(labelled=False))) == {
+        assert set(
+            atacnet(network="devnet", image_size=(64,)).findings(batch_of(labelled=False))
+        ) == {
             "normal_score",
             "anomalous_score",
         }
@@ -671,7 +763,13 @@ def test_findings_change_nothing() -> None:
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_it_learns_what_a_defect_looks_like(network: str) -> None:
-    settings: dict[str, Any] = {**TINY, "image_size": (64,), "layers": (2,), "learning_rate": 1e-2, "network": network}
+    settings: dict[str, Any] = {
+        **TINY,
+        "image_size": (64,),
+        "layers": (2,),
+        "learning_rate": 1e-2,
+        "network": network,
+    }
     method = AtacNet(AtacNetConfig(**settings), copy.deepcopy(backbone_of("test_resnet")))
     # The classifier has a layer more that starts at random.
     losses = train(method, 40 if network == "classifier" else 20, lambda step: batch_of(seed=step))
@@ -699,7 +797,9 @@ def test_the_seed_decides_what_is_learned() -> None:
     start = backbone_of("test_resnet").state_dict()
     for name in ("conv1.weight", "bn1.running_mean"):
         key = next(key for key in start if key.endswith(name))
-        assert not torch.equal(one[f"backbone.{key}"], start[key])  # the extractor learns, and its statistics follow
+        assert not torch.equal(
+            one[f"backbone.{key}"], start[key]
+        )  # the extractor learns, and its statistics follow
 
 
 @pytest.mark.parametrize("network", NETWORKS)
@@ -719,29 +819,47 @@ def test_what_is_fitted_can_be_restored(network: str) -> None:
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_artifacts_of_earlier_versions_load_or_say_to_fit_again(network: str, tmp_path: Path) -> None:
+def test_artifacts_of_earlier_versions_load_or_say_to_fit_again(
+    network: str, tmp_path: Path
+) -> None:
     """They had no `extractor_rate`, and a classifier of one linear logit for each location."""
-    pixels = [np.random.default_rng(seed).integers(0, 256, (64, 64, 3), dtype=np.uint8) for seed in range(6)]
-    quick: dict[str, Any] = {"weights": "random", "device": "cpu", "precision": "fp32", "calibration_fraction": 0}
+    pixels = [
+        np.random.default_rng(seed).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+        for seed in range(6)
+    ]
+    quick: dict[str, Any] = {
+        "weights": "random",
+        "device": "cpu",
+        "precision": "fp32",
+        "calibration_fraction": 0,
+    }
     settings = {**TINY, "image_size": 64, "network": network, "pictures_per_step": 4, "epochs": 1}
-    detector = blemish.fit("atacnet", pixels[:4], recipe="paper", anomalies=pixels[4:], **settings, **quick)
+    detector = blemish.fit(
+        "atacnet", pixels[:4], recipe="paper", anomalies=pixels[4:], **settings, **quick
+    )
     new = detector.save(tmp_path / "new.blemish")
     tensors, manifest = artifact.read(new)
     del manifest["config"]["extractor_rate"], manifest["training"]["curve"]
     if network == "classifier":
         dim = tensors["mapper.0.weight"].shape[1]
-        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("mapper.")}
+        tensors = {
+            name: tensor for name, tensor in tensors.items() if not name.startswith("mapper.")
+        }
         tensors |= {"mapper.weight": torch.zeros(1, dim, 1, 1), "mapper.bias": torch.zeros(1)}
     old = tmp_path / "old.blemish"
     artifact.write(old, tensors, manifest)
     if network == "classifier":
-        with pytest.raises(ArtifactError, match=r"old\.blemish: the tensors do not fit .*: fit it again"):
+        with pytest.raises(
+            ArtifactError, match=r"old\.blemish: the tensors do not fit .*: fit it again"
+        ):
             blemish.load(old, device="cpu", precision="fp32")
     else:
         loaded = blemish.load(old, device="cpu", precision="fp32")
         assert loaded.predict(pixels[5]).score == detector.predict(pixels[5]).score
         for path, shown in ((new, True), (old, False)):
-            names = [str(cell) for cell in wording.manifest(artifact.read(path)[1]).columns[0].cells]
+            names = [
+                str(cell) for cell in wording.manifest(artifact.read(path)[1]).columns[0].cells
+            ]
             assert "training" in names
             assert ("loss" in names) == shown  # what has no curve shows none
 
@@ -753,10 +871,17 @@ def test_recipes() -> None:
     recipes = AtacNetConfig.recipes()
     assert {"paper", "paper-devnet", "paper-classifier"} <= set(recipes)
     paper = recipes["paper"]()
-    assert (paper.backbone, paper.image_size, paper.epochs, paper.pictures_per_step) == ("resnet50", (224,), 30, 16)
+    assert (paper.backbone, paper.image_size, paper.epochs, paper.pictures_per_step) == (
+        "resnet50",
+        (224,),
+        30,
+        16,
+    )
     assert (paper.margin, paper.active, paper.top_fraction, paper.draws) == (10, 0.4, 0.1, 5000)
     assert (paper.learning_rate, paper.weight_decay, paper.attention_dim) == (1e-3, 0, 64)
-    assert [recipes[name]().network for name in ("paper", "paper-devnet", "paper-classifier")] == NETWORKS
+    assert [
+        recipes[name]().network for name in ("paper", "paper-devnet", "paper-classifier")
+    ] == NETWORKS
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,9 @@ def test_smooth_is_the_gaussian_filter(shape: tuple[int, int], fraction: float) 
         if radius < 1:
             assert torch.equal(got, one)
             continue
-        expected = ndimage.gaussian_filter(one.double().numpy(), sigma, mode="mirror", radius=radius)
+        expected = ndimage.gaussian_filter(
+            one.double().numpy(), sigma, mode="mirror", radius=radius
+        )
         np.testing.assert_allclose(got.numpy(), expected, rtol=0, atol=1e-5)
 
 
@@ -123,7 +125,11 @@ def test_what_a_method_says_of_itself(name: str) -> None:
 
 def test_published_settings() -> None:
     paper = PatchCoreConfig.recipes()["paper"]()
-    assert (paper.backbone, paper.layers, paper.height_width) == ("wide_resnet50_2", (2, 3), (224, 224))
+    assert (paper.backbone, paper.layers, paper.height_width) == (
+        "wide_resnet50_2",
+        (2, 3),
+        (224, 224),
+    )
     padim = PadimConfig.recipes()["paper"]()
     assert isinstance(padim, PadimConfig)
     assert (padim.backbone, padim.layers, padim.channels) == ("wide_resnet50_2", (1, 2, 3), 550)
@@ -183,10 +189,16 @@ def test_score_finishes_the_raw_map(method: Method) -> None:
     assert scores.maps.shape == (2, 16, 16)  # a quarter of the input's sides
     assert scores.maps.dtype == scores.image.dtype == torch.float32
     for one, got, score in zip(raw, scores.maps, scores.image, strict=True):
-        grown = ndimage.zoom(np.pad(one.double().numpy(), 1, mode="edge"), 4, order=1, grid_mode=True, mode="nearest")
-        grown = grown[4:-4, 4:-4]  # the same as bilinear with half-pixel centres and clamped borders
+        grown = ndimage.zoom(
+            np.pad(one.double().numpy(), 1, mode="edge"), 4, order=1, grid_mode=True, mode="nearest"
+        )
+        grown = grown[
+            4:-4, 4:-4
+        ]  # the same as bilinear with half-pixel centres and clamped borders
         # σ = 0.015 × 16 = 0.24 pixels reaches one neighbour
-        grown = ndimage.gaussian_filter(grown, method.config.smoothing * 16, mode="mirror", radius=1)
+        grown = ndimage.gaussian_filter(
+            grown, method.config.smoothing * 16, mode="mirror", radius=1
+        )
         np.testing.assert_allclose(got.numpy(), grown, rtol=1e-4, atol=1e-4)
         highest = np.sort(grown.ravel())[::-1][: max(1, round(method.config.top_fraction * 256))]
         assert score.item() == pytest.approx(highest.mean(), rel=1e-4, abs=1e-4)

@@ -72,7 +72,9 @@ def test_the_order_is_that_of_the_greedy_loop(n: int, dim: int, count: int) -> N
 
 @pytest.mark.parametrize("make", [random_points, unit_points])
 @pytest.mark.parametrize(("n", "dim", "count"), [(2000, 32, 600), (1100, 128, 300)])
-def test_every_point_is_the_farthest_but_for_rounding(make: Points, n: int, dim: int, count: int) -> None:
+def test_every_point_is_the_farthest_but_for_rounding(
+    make: Points, n: int, dim: int, count: int
+) -> None:
     features = make(n, dim, 8)
     chosen, radius = farthest_points(features, count)
     assert len(set(chosen.tolist())) == count
@@ -106,7 +108,9 @@ def test_clusters(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_duplicates_are_not_chosen_while_there_is_anything_else() -> None:
     distinct = random_points(60, 5)
-    features = distinct.repeat(20, 1)[torch.randperm(1200, generator=torch.Generator().manual_seed(1))]
+    features = distinct.repeat(20, 1)[
+        torch.randperm(1200, generator=torch.Generator().manual_seed(1))
+    ]
     chosen, radius = farthest_points(features, 60)
     assert len(torch.unique(features[chosen], dim=0)) == 60
     assert radius == pytest.approx(0.0, abs=2e-3)
@@ -136,7 +140,9 @@ def test_one_centre_is_the_point_nearest_to_the_mean() -> None:
     assert radius == pytest.approx(covering_radius(features, features[chosen]), rel=1e-5)
 
 
-def in_chunks(collector: StreamingCoreset | StreamingSample, features: Tensor, sizes: tuple[int, ...]) -> int:
+def in_chunks(
+    collector: StreamingCoreset | StreamingSample, features: Tensor, sizes: tuple[int, ...]
+) -> int:
     """Adds everything in chunks of these sizes, in turn, owner = row number; the most that was ever held."""
     start = turn = largest = 0
     while start < len(features):
@@ -165,7 +171,10 @@ def test_a_long_stream_stays_under_the_cap_and_covers_well(sizes: tuple[int, ...
     collector = StreamingCoreset(150, 8)
     before = collector._features.data_ptr(), collector._owners.data_ptr()
     assert in_chunks(collector, features, sizes) == 300
-    assert (collector._features.data_ptr(), collector._owners.data_ptr()) == before  # never another buffer
+    assert (
+        collector._features.data_ptr(),
+        collector._owners.data_ptr(),
+    ) == before  # never another buffer
     kept, owners = collector.result()
     assert len(kept) == len(owners) <= 150
     assert len(set(owners.tolist())) == len(owners)
@@ -290,7 +299,9 @@ def test_nearest_in_bfloat16_is_close() -> None:
     expected, _ = nearest_loop(queries, bank)
     assert distance.dtype == torch.float32
     np.testing.assert_allclose(distance.numpy(), expected, rtol=0.01)
-    rounded = (queries - bank.bfloat16().float()[index]).norm(dim=1)  # what it found is measured in float32
+    rounded = (queries - bank.bfloat16().float()[index]).norm(
+        dim=1
+    )  # what it found is measured in float32
     torch.testing.assert_close(distance, rounded, rtol=1e-4, atol=1e-5)
 
 
@@ -301,7 +312,9 @@ def test_excluded_points_are_never_the_nearest(seed: int, share: float) -> None:
     bank = unit_points(41, 6, seed)
     excluded = torch.rand(41, generator=torch.Generator().manual_seed(seed)) < share
     excluded[0], excluded[40] = True, False
-    queries = torch.nn.functional.normalize(bank[excluded] + 0.01 * random_points(int(excluded.sum()), 6, 9), dim=1)
+    queries = torch.nn.functional.normalize(
+        bank[excluded] + 0.01 * random_points(int(excluded.sum()), 6, 9), dim=1
+    )
     found, index = nearest(queries, bank, excluded=excluded)
     allowed = torch.cdist(queries.double(), bank.double()).masked_fill(excluded, torch.inf)
     assert torch.equal(index, allowed.argmin(1))

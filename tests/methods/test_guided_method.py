@@ -21,8 +21,8 @@ import blemish
 from blemish.anomalies import Synthetic
 from blemish.backbones import Backbone, build
 from blemish.data.transforms import prepare
+from blemish.detector.fit import configure
 from blemish.errors import ConfigError, NotFittedError
-from blemish.fitting import configure
 from blemish.images import decode
 from blemish.losses.dice import dice_loss
 from blemish.methods import METHODS, Guided, Method
@@ -38,8 +38,16 @@ from blemish.types import Batch, Progress, silent
 
 Part = Callable[..., np.ndarray]
 SIDE = 32
-MEAN, STD = (torch.full((3, 1, 1), 0.5), torch.full((3, 1, 1), 0.5))  # of the test backbone, see the first test
-SMALL: dict[str, Any] = {"backbone": "test_vit", "image_size": (SIDE,), "layers": (2, 4), "pictures_per_step": 4}
+MEAN, STD = (
+    torch.full((3, 1, 1), 0.5),
+    torch.full((3, 1, 1), 0.5),
+)  # of the test backbone, see the first test
+SMALL: dict[str, Any] = {
+    "backbone": "test_vit",
+    "image_size": (SIDE,),
+    "layers": (2, 4),
+    "pictures_per_step": 4,
+}
 TINY = {**SMALL, "guide_layers": (6,), "bank_size": 0, "zoom": 1.0}
 WHOLE = GuidedConfig(map_head="features", score="both", tuned=4)  # with every head that there is
 FIT: dict[str, Any] = {
@@ -56,7 +64,9 @@ FIT: dict[str, Any] = {
 @pytest.fixture(autouse=True, scope="module")
 def _small_head() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("blemish.methods.guided.ClassHead", partial(ClassHead, hidden=32, bottleneck=16))
+        patch.setattr(
+            "blemish.methods.guided.ClassHead", partial(ClassHead, hidden=32, bottleneck=16)
+        )
         yield
 
 
@@ -84,7 +94,10 @@ def guided(base: GuidedConfig | None = None, **settings: Any) -> Guided:
 def pictures(count: int = 2, seed: int = 0, side: int = SIDE) -> Tensor:
     """Normalised noise, dark to bright."""
     generator = torch.Generator().manual_seed(seed)
-    pixels = torch.rand(count, 3, side, side, generator=generator) * torch.linspace(0.3, 1, count)[:, None, None, None]
+    pixels = (
+        torch.rand(count, 3, side, side, generator=generator)
+        * torch.linspace(0.3, 1, count)[:, None, None, None]
+    )
     return (pixels - MEAN) / STD
 
 
@@ -121,7 +134,9 @@ def f64(tensor: Tensor) -> np.ndarray:
     return tensor.detach().double().numpy()
 
 
-def layer_normed(row: np.ndarray, weight: Any = 1.0, bias: Any = 0.0, epsilon: float = 1e-5) -> np.ndarray:
+def layer_normed(
+    row: np.ndarray, weight: Any = 1.0, bias: Any = 0.0, epsilon: float = 1e-5
+) -> np.ndarray:
     mean = sum(row) / len(row)
     variance = sum((value - mean) ** 2 for value in row) / len(row)
     return np.asarray((row - mean) / math.sqrt(variance + epsilon) * weight + bias)
@@ -159,7 +174,9 @@ def looked(method: Guided, images: Tensor) -> tuple[np.ndarray, np.ndarray]:
     for picture, heads in enumerate(attention):
         if method.head is not None:
             x = layer_normed(f64(seen.cls[-1][picture]), f64(norm.weight), f64(norm.bias), norm.eps)
-            x = linear("head.layers.4", gelu(linear("head.layers.2", gelu(linear("head.layers.0", x)))))
+            x = linear(
+                "head.layers.4", gelu(linear("head.layers.2", gelu(linear("head.layers.0", x))))
+            )
             logits.append(linear("head.last", x / math.sqrt(x @ x)))
         marks = np.zeros(heads.shape[1])
         for place in range(len(marks)):
@@ -168,7 +185,9 @@ def looked(method: Guided, images: Tensor) -> tuple[np.ndarray, np.ndarray]:
                 for head, row in enumerate(heads):
                     marks[place] += state["mix.weights"][head] * len(marks) * row[place]
             if method.marker is not None:
-                features = [layer_normed(f64(tokens[picture, place])) for tokens in seen.tokens[:-1]]
+                features = [
+                    layer_normed(f64(tokens[picture, place])) for tokens in seen.tokens[:-1]
+                ]
                 hidden = gelu(linear("marker.inward", np.concatenate(features)))
                 marks[place] += linear("marker.outward", hidden)[0]
         maps.append(marks.reshape(seen.grids[0]))
@@ -187,8 +206,12 @@ def test_what_the_tests_take_for_granted() -> None:
 
 
 @pytest.mark.parametrize("map_head", ["attention", "patches", "features"])
-@pytest.mark.parametrize(("simulators", "classes"), [((), 2), (("cutpaste",), 2), (("guided", "cutpaste-3way"), 3)])
-def test_logits_of_pictures_and_of_places(map_head: str, simulators: tuple[str, ...], classes: int) -> None:
+@pytest.mark.parametrize(
+    ("simulators", "classes"), [((), 2), (("cutpaste",), 2), (("guided", "cutpaste-3way"), 3)]
+)
+def test_logits_of_pictures_and_of_places(
+    map_head: str, simulators: tuple[str, ...], classes: int
+) -> None:
     method = guided(map_head=map_head, simulators=simulators)
     images = pictures(3, side=48)
     seen = method.look(images)
@@ -206,7 +229,11 @@ def test_logits_of_pictures_and_of_places(map_head: str, simulators: tuple[str, 
 
 
 def test_the_head_is_that_of_dino() -> None:
-    shapes = [tuple(parameter.shape) for parameter in ClassHead(384, 2).parameters() if parameter.ndim == 2]
+    shapes = [
+        tuple(parameter.shape)
+        for parameter in ClassHead(384, 2).parameters()
+        if parameter.ndim == 2
+    ]
     assert shapes == [(2048, 384), (2048, 2048), (256, 2048), (2, 256)]
 
 
@@ -244,7 +271,11 @@ def test_spread() -> None:
     ("base", "settings", "kinds"),
     [
         (GuidedConfig.paper_bmvc(), {}, [1, 1]),
-        (GuidedConfig(), {"segmentation": 0.3, "marking": 0.7, "simulators": ("cutpaste-3way",)}, [2, 1]),
+        (
+            GuidedConfig(),
+            {"segmentation": 0.3, "marking": 0.7, "simulators": ("cutpaste-3way",)},
+            [2, 1],
+        ),
         (WHOLE, {"segmentation": 0.3, "marking": 0.7, "simulators": ("cutpaste-3way",)}, [2, 1]),
         (WHOLE, {"segmentation": 0.0, "detection": 0.2, "simulators": ("cutpaste-3way",)}, [1, 2]),
     ],
@@ -274,7 +305,10 @@ def test_the_loss_of_a_step(
     assert len(set(seeds)) == 2
 
     twins = ((1 - (images * STD + MEAN)) - MEAN) / STD
-    logits, marks = (np.concatenate(pair) for pair in zip(looked(method, images), looked(method, twins), strict=True))
+    logits, marks = (
+        np.concatenate(pair)
+        for pair in zip(looked(method, images), looked(method, twins), strict=True)
+    )
     crosses = []
     if method.head is not None:
         for row, kind in zip(logits, [0, 0, *kinds], strict=True):
@@ -284,7 +318,9 @@ def test_the_loss_of_a_step(
     for each, label in zip(maps[2:], labels.astype(float), strict=True):
         shares = np.array([sigmoid(value) for value in each.ravel()])
         dices.append(1 - (2 * (shares @ label.ravel()) + 1) / (shares.sum() + label.sum() + 1))
-    for each, label in zip(maps, [0 * labels[0], 0 * labels[0], *labels.astype(float)], strict=True):
+    for each, label in zip(
+        maps, [0 * labels[0], 0 * labels[0], *labels.astype(float)], strict=True
+    ):
         for value, wanted in zip(each.ravel(), label.ravel(), strict=True):
             share = sigmoid(value)
             places.append(-wanted * math.log(share) - (1 - wanted) * math.log(1 - share))
@@ -296,7 +332,9 @@ def test_the_loss_of_a_step(
         assert expected == pytest.approx(0.95 * np.mean(crosses) + 0.05 * np.mean(dices))
 
 
-def test_a_normal_picture_and_its_twin_differ_only_where_something_was_pasted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_normal_picture_and_its_twin_differ_only_where_something_was_pasted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Or the two could be told apart without any anomaly, as by values beyond white in one of them only."""
     method = guided(augment=True)
     images = pictures(8)
@@ -324,9 +362,12 @@ def test_a_normal_picture_and_its_twin_differ_only_where_something_was_pasted(mo
 
 
 @pytest.mark.parametrize(
-    ("given", "layers"), [((), (2, 4)), ((6,), (6,)), ((2, 5), (2, 5)), ((-1,), (6,)), ((-6, 3), (1, 3))]
+    ("given", "layers"),
+    [((), (2, 4)), ((6,), (6,)), ((2, 5), (2, 5)), ((-1,), (6,)), ((-6, 3), (1, 3))],
 )
-def test_the_guide_is_where_the_encoder_as_it_came_looks(given: tuple[int, ...], layers: tuple[int, ...]) -> None:
+def test_the_guide_is_where_the_encoder_as_it_came_looks(
+    given: tuple[int, ...], layers: tuple[int, ...]
+) -> None:
     method = guided(guide_layers=given)
     images = pictures(3, side=48)
     guide = method.encode(images)["guide"]
@@ -348,7 +389,9 @@ def test_the_guide_stays_while_the_encoder_learns() -> None:
     before = attention_of(method.backbone, images, 6)
     train(method, batch, 3)
     assert torch.equal(method.encode(images)["guide"], batch.features["guide"])
-    assert np.abs(attention_of(method.backbone, images, 6) - before).max() > 1e-4  # which by now looks elsewhere
+    assert (
+        np.abs(attention_of(method.backbone, images, 6) - before).max() > 1e-4
+    )  # which by now looks elsewhere
 
 
 @pytest.mark.parametrize("guidance", ["attention", "uniform", "shuffled"])
@@ -365,7 +408,9 @@ def test_shuffled_guidance_is_the_same_at_other_places(monkeypatch: pytest.Monke
     method = guided(guidance="shuffled")
     given: list[np.ndarray] = []
 
-    def simulate(_simulators: Any, images: np.ndarray, guide: np.ndarray, _seeds: Any) -> list[Synthetic]:
+    def simulate(
+        _simulators: Any, images: np.ndarray, guide: np.ndarray, _seeds: Any
+    ) -> list[Synthetic]:
         given.append(guide)
         mask = np.ones(images.shape[1:3], bool)
         return [Synthetic(image, mask, mask.astype(np.float32)) for image in images]
@@ -375,7 +420,10 @@ def test_shuffled_guidance_is_the_same_at_other_places(monkeypatch: pytest.Monke
     method._simulated(pictures(6), guide)
     got, original = given[0].reshape(6, 16), guide.reshape(6, 16).numpy()
     np.testing.assert_array_equal(np.sort(got), np.sort(original))
-    orders = {tuple(row.argsort().argsort()[before.argsort()]) for row, before in zip(got, original, strict=True)}
+    orders = {
+        tuple(row.argsort().argsort()[before.argsort()])
+        for row, before in zip(got, original, strict=True)
+    }
     assert len(orders) == 6
     assert tuple(range(16)) not in orders
 
@@ -387,7 +435,9 @@ def test_findings_of_flat_and_of_peaked_guidance() -> None:
     found = method.findings(TrainingBatch(None, {"guide": flat}))
     assert found == pytest.approx({"guidance_entropy": 1.0, "guidance_peak_to_mean": 1.0})
     found = method.findings(TrainingBatch(None, {"guide": peaked}))
-    assert found == pytest.approx({"guidance_entropy": 0.0, "guidance_peak_to_mean": 16.0}, abs=1e-6)
+    assert found == pytest.approx(
+        {"guidance_entropy": 0.0, "guidance_peak_to_mean": 16.0}, abs=1e-6
+    )
 
 
 # Augmentation
@@ -458,11 +508,16 @@ def test_crops_are_as_fine_in_low_precision() -> None:
 def test_the_learning_rate_rises_and_falls_as_published() -> None:
     config = replace(GuidedConfig.paper_bmvc(), **TINY)
     method = Guided(config, sharp())
-    rates = [config.learning_rate * method.learning_rate_factor(progress) for progress in np.linspace(0, 0.1, 11)]
+    rates = [
+        config.learning_rate * method.learning_rate_factor(progress)
+        for progress in np.linspace(0, 0.1, 11)
+    ]
     np.testing.assert_allclose(rates, np.linspace(1e-5, 5e-4, 11), rtol=1e-6)
     for progress in np.linspace(0.1, 0.999, 7):
         expected = 5e-4 * (1 + math.cos(math.pi * (progress - 0.1) / 0.9)) / 2
-        assert config.learning_rate * method.learning_rate_factor(progress) == pytest.approx(expected)
+        assert config.learning_rate * method.learning_rate_factor(progress) == pytest.approx(
+            expected
+        )
     assert guided(warmup=0.0).learning_rate_factor(0.0) == 1
 
 
@@ -472,7 +527,9 @@ def rates_of(method: Guided) -> dict[str, float]:
     for group in groups:
         for parameter in group["params"]:
             assert group["weight_decay"] == (0.05 if parameter.ndim > 1 else 0)
-    pairs = [(names[id(parameter)], group["lr"]) for group in groups for parameter in group["params"]]
+    pairs = [
+        (names[id(parameter)], group["lr"]) for group in groups for parameter in group["params"]
+    ]
     assert len(dict(pairs)) == len(pairs)
     return dict(pairs)
 
@@ -481,7 +538,9 @@ def test_blocks_learn_the_slower_the_further_they_are_from_the_end() -> None:
     method = guided(learning_rate=1e-3, layer_decay=0.5, ema=True, tuned=None)
     method.start_training(batch_of(method, pictures()))
     rates = rates_of(method)
-    assert set(rates) == {name for name, _ in method.named_parameters() if not name.startswith("average.")}
+    assert set(rates) == {
+        name for name, _ in method.named_parameters() if not name.startswith("average.")
+    }
     for name, rate in rates.items():
         if name.startswith("backbone.model.blocks."):
             expected = 1e-3 * 0.5 ** (6 - int(name.split(".")[3]))
@@ -504,14 +563,21 @@ def test_what_learns(tuned: int | None, ema: bool) -> None:
     after = method.state_dict()
     assert before.keys() == after.keys()
     changed = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
-    parts = {".".join(name.split(".")[:4]) if ".blocks." in name else name.split(".")[0] for name in changed}
+    parts = {
+        ".".join(name.split(".")[:4]) if ".blocks." in name else name.split(".")[0]
+        for name in changed
+    }
     # With a class head all is read: what learns is counted back from the last of the six blocks.
     first = 6 if tuned == 0 else 0 if tuned is None else max(0, 6 - tuned)
     blocks = {f"backbone.model.blocks.{index}" for index in range(first, 6)}
-    encoder = {"backbone"} if tuned != 0 else set()  # the last norm, and with None what comes before the blocks
+    encoder = (
+        {"backbone"} if tuned != 0 else set()
+    )  # the last norm, and with None what comes before the blocks
     assert parts == {"head", "mix", "marker", *blocks, *encoder}
     before_blocks = {
-        name for name in changed if any(part in name for part in ("patch_embed", "pos_embed", "cls_token"))
+        name
+        for name in changed
+        if any(part in name for part in ("patch_embed", "pos_embed", "cls_token"))
     }
     assert bool(before_blocks) == (tuned is None)
     assert not any(parameter.requires_grad for parameter in method.parameters())
@@ -520,7 +586,9 @@ def test_what_learns(tuned: int | None, ema: bool) -> None:
 def test_the_average_over_the_last_tenth_is_what_is_kept() -> None:
     method = guided(ema=True)
     method.start_training(batch_of(method, pictures()))
-    learned = {name: value for name, value in method.named_parameters() if not name.startswith("average.")}
+    learned = {
+        name: value for name, value in method.named_parameters() if not name.startswith("average.")
+    }
     expected = {name: f64(value) for name, value in learned.items()}
     for step in range(1, 6):
         with torch.no_grad():
@@ -537,7 +605,9 @@ def test_the_average_over_the_last_tenth_is_what_is_kept() -> None:
 
 
 @pytest.mark.parametrize(("ema", "steps"), [(False, 100), (True, 20)])
-def test_without_an_average_or_over_a_short_run_the_last_weights_are_kept(ema: bool, steps: int) -> None:
+def test_without_an_average_or_over_a_short_run_the_last_weights_are_kept(
+    ema: bool, steps: int
+) -> None:
     method = guided(ema=ema)
     method.start_training(batch_of(method, pictures()))
     assert (method.average is None) != ema
@@ -588,7 +658,9 @@ def test_what_is_seen_at_several_sizes_is_averaged(score: str) -> None:
             ordered = seen_odds.flatten().sort().values
             method.head.last.bias[0] += (ordered[5] + ordered[6]) / 2  # half of the votes each way
         got = method.score(images)
-    small = F.interpolate(images, size=(32, 32), mode="bilinear", align_corners=False, antialias=True)
+    small = F.interpolate(
+        images, size=(32, 32), mode="bilinear", align_corners=False, antialias=True
+    )
     seen = [looked(method, each) for each in (small, images)]
     odds = np.zeros((2, 6))
     if score != "map":
@@ -610,7 +682,9 @@ def test_maps_are_averaged_at_a_size_of_ones_own(stride: int) -> None:
     """The papers average them at that of the picture: from a size in between they are not the same."""
     method = guided(scales=(32, 48), map_stride=stride, smoothing=0.0)
     images = pictures(3, side=48)
-    small = F.interpolate(images, size=(32, 32), mode="bilinear", align_corners=False, antialias=True)
+    small = F.interpolate(
+        images, size=(32, 32), mode="bilinear", align_corners=False, antialias=True
+    )
     marks = [looked(method, each)[1] for each in (small, images)]
     side = 48 // stride
     expected = np.mean([[upsampled(each, side, side) for each in scale] for scale in marks], axis=0)
@@ -618,7 +692,9 @@ def test_maps_are_averaged_at_a_size_of_ones_own(stride: int) -> None:
 
 
 def test_the_papers_six_maps_are_averaged_as_fine_as_the_largest_picture() -> None:
-    method = guided(GuidedConfig.paper_aaai(), map_stride=GuidedConfig.paper_aaai().map_stride, scales=(32, 48))
+    method = guided(
+        GuidedConfig.paper_aaai(), map_stride=GuidedConfig.paper_aaai().map_stride, scales=(32, 48)
+    )
     assert method.score(pictures(2, side=48)).maps.shape == (2, 48, 48)
 
 
@@ -635,7 +711,12 @@ def test_without_sizes_there_is_one() -> None:
 
 @pytest.mark.parametrize(
     ("image_size", "zoom", "expected"),
-    [((32,), 1.0, (32, 32)), ((32,), 2.0, (64, 64)), ((32, 64), 1.5, (48, 96)), ((48,), 0.7, (32, 32))],
+    [
+        ((32,), 1.0, (32, 32)),
+        ((32,), 2.0, (64, 64)),
+        ((32, 64), 1.5, (48, 96)),
+        ((48,), 0.7, (32, 32)),
+    ],
 )
 def test_pictures_are_scored_larger_than_they_are_learned(
     image_size: tuple[int, ...], zoom: float, expected: tuple[int, int]
@@ -646,7 +727,9 @@ def test_pictures_are_scored_larger_than_they_are_learned(
     images = torch.zeros(2, 3, *expected)
     assert method.score(images).maps.shape == (2, expected[0] // 4, expected[1] // 4)
     if len(image_size) == 1:
-        assert guided(image_size=image_size, zoom=zoom, scales=(48,)).scales == ((48, 48),)  # which say it all
+        assert guided(image_size=image_size, zoom=zoom, scales=(48,)).scales == (
+            (48, 48),
+        )  # which say it all
 
 
 def test_sizes_are_rounded_to_the_patches_and_count_once() -> None:
@@ -661,7 +744,9 @@ def test_sizes_are_rounded_to_the_patches_and_count_once() -> None:
 def test_other_sizes_with_the_same_weights() -> None:
     method = summarised(pictures(12, side=48), scales=(32, 48))
     other = method.with_scales((48,))
-    for (name, one), (same, two) in zip(method.named_parameters(), other.named_parameters(), strict=True):
+    for (name, one), (same, two) in zip(
+        method.named_parameters(), other.named_parameters(), strict=True
+    ):
         assert (name, one is two) == (same, True)
     assert (other.scales, method.scales) == (((48, 48),), ((32, 32), (48, 48)))
     assert (other.scoring_size, method.with_scales((32,)).scoring_size) == ((48, 48), (32, 32))
@@ -676,7 +761,9 @@ def test_other_sizes_with_the_same_weights() -> None:
         assert torch.equal(getattr(back.score(images), field), getattr(method.score(images), field))
 
 
-@pytest.mark.parametrize(("adaptation", "kind"), [("features", Aligner), ("entropies", EntropyAdapter)])
+@pytest.mark.parametrize(
+    ("adaptation", "kind"), [("features", Aligner), ("entropies", EntropyAdapter)]
+)
 def test_statistics_are_kept_for_the_sizes_that_have_them(adaptation: str, kind: type) -> None:
     method = summarised(pictures(12, side=48), scales=(32, 48), adaptation=adaptation)
     entropies = adaptation == "entropies"
@@ -684,7 +771,12 @@ def test_statistics_are_kept_for_the_sizes_that_have_them(adaptation: str, kind:
     for scales, known in [((48,), [1]), ((32,), [0]), ((48, 32), [1, 0]), ((30, 48), [0, 1])]:
         other = method.with_scales(scales)
         assert not entropies or torch.equal(other.statistics, method.statistics[:, :, known])
-        for name in ("chance", "usual", "limits", "tokens"):  # by the number of patches, so all of them may stay
+        for name in (
+            "chance",
+            "usual",
+            "limits",
+            "tokens",
+        ):  # by the number of patches, so all of them may stay
             assert torch.equal(getattr(other, name), getattr(method, name))
         assert isinstance(other.adapter("online"), kind)
     for scales in ((64,), (32, 48, 64)):
@@ -702,7 +794,9 @@ def entropies_of(method: Guided, images: Tensor) -> np.ndarray:
     return f64(found)
 
 
-def test_the_statistics_are_those_of_pictures_and_twins_at_every_size(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_statistics_are_those_of_pictures_and_twins_at_every_size(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     method = guided(scales=(32, 48), adaptation="entropies")
     images, twins = pictures(7, side=48), pictures(7, 9, side=48)
     given: list[tuple[Tensor, Tensor]] = []
@@ -712,13 +806,19 @@ def test_the_statistics_are_those_of_pictures_and_twins_at_every_size(monkeypatc
         return twins[sum(len(earlier) for earlier, _ in given[:-1]) :][: len(some)], None, None
 
     monkeypatch.setattr(method, "_simulated", simulated)
-    guide = method.encode(F.interpolate(images, (SIDE, SIDE), mode="bilinear", align_corners=False, antialias=True))
+    guide = method.encode(
+        F.interpolate(images, (SIDE, SIDE), mode="bilinear", align_corners=False, antialias=True)
+    )
     method.summarise(lambda: batches(images), 0, silent)
-    torch.testing.assert_close(torch.cat([each for _, each in given]), guide["guide"], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        torch.cat([each for _, each in given]), guide["guide"], rtol=1e-4, atol=1e-6
+    )
     for kind, seen in enumerate((images, twins)):
         entropies = entropies_of(method, seen)
         np.testing.assert_allclose(f64(method.statistics[kind, 0]), entropies.mean(1), rtol=1e-4)
-        np.testing.assert_allclose(f64(method.statistics[kind, 1]), entropies.var(1), rtol=1e-3, atol=1e-7)
+        np.testing.assert_allclose(
+            f64(method.statistics[kind, 1]), entropies.var(1), rtol=1e-3, atol=1e-7
+        )
     limit, known = method.chance.tolist()
     assert limit > 0
     assert known == 7
@@ -730,12 +830,20 @@ def test_the_moments_are_those_of_pictures_and_not_of_twins_at_every_size(bank_s
     method = summarised(images, scales=(32, 48), bank_size=bank_size)
     assert method.tokens.tolist() == [4, 9]
     assert method.known == 7
-    small = F.interpolate(images, size=(32, 32), mode="bilinear", align_corners=False, antialias=True)
+    small = F.interpolate(
+        images, size=(32, 32), mode="bilinear", align_corners=False, antialias=True
+    )
     for size, each in enumerate((small, images)):
         tokens = method.backbone(each, (1, 2, 3, 4, 5, 6)).tokens
-        seen = np.stack([[f64(kept).mean(1), np.log(f64(kept).std(1))] for kept in tokens]).transpose(2, 0, 1, 3)
-        np.testing.assert_allclose(f64(method.usual[size, :, 0]), seen.mean(0), rtol=1e-3, atol=1e-4)
-        np.testing.assert_allclose(f64(method.usual[size, :, 1]), seen.std(0, ddof=1), rtol=1e-3, atol=1e-4)
+        seen = np.stack(
+            [[f64(kept).mean(1), np.log(f64(kept).std(1))] for kept in tokens]
+        ).transpose(2, 0, 1, 3)
+        np.testing.assert_allclose(
+            f64(method.usual[size, :, 0]), seen.mean(0), rtol=1e-3, atol=1e-4
+        )
+        np.testing.assert_allclose(
+            f64(method.usual[size, :, 1]), seen.std(0, ddof=1), rtol=1e-3, atol=1e-4
+        )
     assert method.limits.shape == (2, 6)
     assert (method.limits > 0).all()
 
@@ -750,11 +858,17 @@ def test_oblong_pictures_are_adapted_to() -> None:
 
 def taken(few: list[Tensor], images: Tensor) -> list[int]:
     """Which of `images` are among `few`."""
-    return [next(i for i, one in enumerate(images) if torch.equal(one, each)) for part in few for each in part]
+    return [
+        next(i for i, one in enumerate(images) if torch.equal(one, each))
+        for part in few
+        for each in part
+    ]
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
-def test_the_statistics_are_of_some_pictures_evenly_from_all(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_statistics_are_of_some_pictures_evenly_from_all(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """They may be sorted, as these are, by brightness."""
     monkeypatch.setattr("blemish.methods.guided.SUMMARISED", 12)
     method, images = guided(adaptation="entropies"), pictures(60)
@@ -772,13 +886,19 @@ def test_the_statistics_are_of_some_pictures_evenly_from_all(size: int, monkeypa
     assert 12 <= len(chosen) <= 24
     assert max(np.diff([-1, *chosen, 60])) <= 5 * size  # whole batches
     entropies = entropies_of(method, images)
-    np.testing.assert_allclose(f64(method.statistics[0, 0]), entropies[:, chosen].mean(1), rtol=1e-4)
-    np.testing.assert_allclose(f64(method.statistics[0, 0]), entropies.mean(1), atol=entropies.std() / 2)
+    np.testing.assert_allclose(
+        f64(method.statistics[0, 0]), entropies[:, chosen].mean(1), rtol=1e-4
+    )
+    np.testing.assert_allclose(
+        f64(method.statistics[0, 0]), entropies.mean(1), atol=entropies.std() / 2
+    )
     assert method.chance[1] == len(chosen)
 
 
 @pytest.mark.parametrize("size", [1, 5, 12, 60])
-def test_the_bank_is_judged_by_some_pictures_evenly_from_all(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bank_is_judged_by_some_pictures_evenly_from_all(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("blemish.methods.guided.LEFT_OUT", 12)
     method, images = guided(bank_size=1000), pictures(60)
     judged: list[int] = []
@@ -787,7 +907,9 @@ def test_the_bank_is_judged_by_some_pictures_evenly_from_all(size: int, monkeypa
     def watched(described: Tensor, left_out: Tensor) -> Tensor:
         (entries,) = torch.nonzero(left_out, as_tuple=True)
         judged.append(int(entries[0]) // 4)
-        assert entries.tolist() == list(range(4 * judged[-1], 4 * judged[-1] + 4))  # its own, and no others
+        assert entries.tolist() == list(
+            range(4 * judged[-1], 4 * judged[-1] + 4)
+        )  # its own, and no others
         return distance(described, left_out)
 
     monkeypatch.setattr(method, "_distance", watched)
@@ -809,7 +931,10 @@ def test_batches_of_any_size_are_summarised(size: int) -> None:
 def test_how_many_pictures_are_wanted() -> None:
     assert guided().summarised == SUMMARISED == 256
     assert guided(bank_size=10).summarised is None  # a bank is of all
-    assert {name for name, kind in METHODS.items() if kind.summarised is not Method.summarised} == {"guided", "atacnet"}
+    assert {name for name, kind in METHODS.items() if kind.summarised is not Method.summarised} == {
+        "guided",
+        "atacnet",
+    }
 
 
 def test_summarising_draws_the_same_each_time_and_leaves_the_generator() -> None:
@@ -840,9 +965,14 @@ def test_where_the_class_is_read_figures_show_what_the_projection_head_takes(sco
     method = guided(scales=(32, 48), score=score)
     images = pictures(3, side=48)
     norm = method.backbone.model.norm
-    small = F.interpolate(images, size=(32, 32), mode="bilinear", align_corners=False, antialias=True)
+    small = F.interpolate(
+        images, size=(32, 32), mode="bilinear", align_corners=False, antialias=True
+    )
     tokens = [f64(method.backbone(each, (6,)).cls[0]) for each in (small, images)]
-    rows = [[layer_normed(row, f64(norm.weight), f64(norm.bias), norm.eps) for row in each] for each in tokens]
+    rows = [
+        [layer_normed(row, f64(norm.weight), f64(norm.bias), norm.eps) for row in each]
+        for each in tokens
+    ]
     shown = f64(method.embedding(images))
     np.testing.assert_allclose(shown, np.mean(rows, axis=0), rtol=1e-4, atol=1e-5)
     taken: list[Tensor] = []
@@ -853,7 +983,9 @@ def test_where_the_class_is_read_figures_show_what_the_projection_head_takes(sco
 
 
 @pytest.mark.parametrize("bank_size", [0, 50])
-def test_where_the_map_is_the_score_figures_show_the_features_where_it_is_high(bank_size: int) -> None:
+def test_where_the_map_is_the_score_figures_show_the_features_where_it_is_high(
+    bank_size: int,
+) -> None:
     method = summarised(pictures(5, side=48), image_size=(48,), score="map", bank_size=bank_size)
     images = pictures(3, 9, side=48)
     features = described(method, images)
@@ -905,10 +1037,14 @@ def test_the_learned_map_is_weighed_beside_the_distance_to_the_bank_each_in_its_
     maps = looked(method, new)[1]
     got = method.examine(new).maps
     for picture, rows in enumerate(described(method, new)):
-        distances = [min(math.dist(row, other) for other in features.reshape(-1, 64)) for row in rows]
+        distances = [
+            min(math.dist(row, other) for other in features.reshape(-1, 64)) for row in rows
+        ]
         expected = (upsampled(maps[picture], 12, 12) - learned.mean()) / learned.std(ddof=1)
         expected *= weight
-        expected += (upsampled(np.reshape(distances, (3, 3)), 12, 12) - np.mean(left_out)) / np.std(left_out, ddof=1)
+        expected += (upsampled(np.reshape(distances, (3, 3)), 12, 12) - np.mean(left_out)) / np.std(
+            left_out, ddof=1
+        )
         np.testing.assert_allclose(f64(got[picture, 0]), expected, rtol=1e-3, atol=1e-3)
 
 
@@ -969,13 +1105,20 @@ def interrupt_after(step: int) -> Progress:
 
 @pytest.fixture(scope="module")
 def whole(picture: Part) -> blemish.Detector:
-    return blemish.fit("guided", good(picture, 10), calibration_fraction=0.2, scales=(32, 48), **FIT)
+    return blemish.fit(
+        "guided", good(picture, 10), calibration_fraction=0.2, scales=(32, 48), **FIT
+    )
 
 
-def test_it_is_fitted_saved_and_loaded(whole: blemish.Detector, picture: Part, tmp_path: Path) -> None:
+def test_it_is_fitted_saved_and_loaded(
+    whole: blemish.Detector, picture: Part, tmp_path: Path
+) -> None:
     assert whole.manifest["config"]["simulators"] == ["guided", "guided-fine"]
     assert whole.manifest["training"]["steps"] == 6
-    assert set(whole.manifest["training"]["findings"]) == {"guidance_entropy", "guidance_peak_to_mean"}
+    assert set(whole.manifest["training"]["findings"]) == {
+        "guidance_entropy",
+        "guidance_peak_to_mean",
+    }
     assert (whole.preprocessing.height, whole.preprocessing.width) == (48, 48)
     path = whole.save(tmp_path / "part.blemish")
     loaded = blemish.load(path, device="cpu", precision="fp32")
@@ -997,13 +1140,17 @@ def test_artifacts_of_before_hold_a_class_head_that_nothing_reads() -> None:
     loaded = Guided(replace(WHOLE, **(TINY | earlier | {"score": "map"})), sharp()).eval()
     loaded.restore_state(with_head.fitted_state())
     assert not any(name.startswith("head.") for name in loaded.fitted_state())
-    for image, other in zip(loaded.examine(images).maps, with_head.examine(images).maps, strict=True):
+    for image, other in zip(
+        loaded.examine(images).maps, with_head.examine(images).maps, strict=True
+    ):
         assert torch.equal(image, other)
     assert loaded.score(images).votes is None
 
 
 @pytest.mark.parametrize(
-    ("bank_size", "expected"), [(0, [0, 3, 6, 9]), (50, list(range(11)))], ids=["some", "all, for the bank"]
+    ("bank_size", "expected"),
+    [(0, [0, 3, 6, 9]), (50, list(range(11)))],
+    ids=["some", "all, for the bank"],
 )
 def test_it_is_given_the_pictures_that_it_wants(
     bank_size: int, expected: list[int], picture: Part, monkeypatch: pytest.MonkeyPatch
@@ -1027,13 +1174,19 @@ def test_it_is_given_the_pictures_that_it_wants(
         progress=lambda *call: told.append(call),
         **(FIT | {"bank_size": bank_size, "min_steps": 1}),
     )
-    everything = torch.stack([prepare(decode(each), detector.preprocessing) for each in good(picture, 11)])
+    everything = torch.stack(
+        [prepare(decode(each), detector.preprocessing) for each in good(picture, 11)]
+    )
     assert taken(given, everything) == expected
     done = np.cumsum([len(images) for images in given]).tolist()
-    assert [call for call in told if call[0] == "remembering"] == [("remembering", each, done[-1]) for each in done]
+    assert [call for call in told if call[0] == "remembering"] == [
+        ("remembering", each, done[-1]) for each in done
+    ]
 
 
-def test_it_learns_in_one_size_and_scores_in_another(picture: Part, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_learns_in_one_size_and_scores_in_another(
+    picture: Part, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sides: dict[str, set[int]] = {"learning": set(), "kept": set()}
     step, look = Guided.training_step, Guided._look
 
@@ -1062,7 +1215,9 @@ def test_turned_pictures_are_in_the_bank(picture: Part) -> None:
     options: dict[str, Any] = {**FIT, "min_steps": 1, "rotations": 4, "learned": 0.0, "pooling": 1}
     detector = blemish.fit("guided", good(picture, 5), calibration_fraction=0, **options)
     assert detector.method.bank.shape == (5 * 4 * 4, 64)
-    upright, sideways = (detector.predict(np.rot90(picture(3), turns).copy()).score for turns in (0, 1))
+    upright, sideways = (
+        detector.predict(np.rot90(picture(3), turns).copy()).score for turns in (0, 1)
+    )
     assert sideways == pytest.approx(upright, abs=0.05)
 
 
@@ -1085,7 +1240,9 @@ def test_trained_in_bf16_its_weights_are_float32(picture: Part, tmp_path: Path) 
     assert {tensor.dtype for tensor in learned} == {torch.float32}
     assert any(not torch.equal(tensor, tensor.bfloat16().float()) for tensor in learned)
     fine = blemish.load(detector.save(tmp_path / "part.blemish"), device="cpu", precision="fp32")
-    assert fine.predict(picture(50)).score == pytest.approx(detector.predict(picture(50)).score, abs=0.1)
+    assert fine.predict(picture(50)).score == pytest.approx(
+        detector.predict(picture(50)).score, abs=0.1
+    )
 
 
 def test_scores_are_finer_than_the_precision_that_they_are_computed_in() -> None:
@@ -1095,7 +1252,9 @@ def test_scores_are_finer_than_the_precision_that_they_are_computed_in() -> None
         seen = method.look(pictures(8))
     exact = method.look(pictures(8))
     for given, wanted in ((seen.logits, exact.logits), (seen.marks, exact.marks)):
-        torch.testing.assert_close(given, wanted, rtol=0.1, atol=0.2)  # the attention itself is of bf16
+        torch.testing.assert_close(
+            given, wanted, rtol=0.1, atol=0.2
+        )  # the attention itself is of bf16
         assert given.dtype == torch.float32
         assert not torch.equal(given, given.bfloat16().float())
 
@@ -1107,18 +1266,30 @@ def test_resumed_it_ends_with_the_same_bits(
     options: dict[str, Any] = {**FIT, "calibration_fraction": 0.2, "scales": (32, 48)}
     place = tmp_path / "x.training"
     with pytest.raises(KeyboardInterrupt):
-        blemish.fit("guided", good(picture, 10), checkpoint=place, progress=interrupt_after(4), **options)
+        blemish.fit(
+            "guided", good(picture, 10), checkpoint=place, progress=interrupt_after(4), **options
+        )
     resumed = blemish.fit("guided", good(picture, 10), checkpoint=place, resume=True, **options)
     assert resumed.manifest["training"]["resumed_at"] == 4
     assert same_weights(resumed, whole)
     assert resumed.predict(picture(50)) == whole.predict(picture(50))
 
 
-def test_what_does_not_fit_in_memory_is_guided_alike(whole: blemish.Detector, picture: Part) -> None:
+def test_what_does_not_fit_in_memory_is_guided_alike(
+    whole: blemish.Detector, picture: Part
+) -> None:
     """The guidance is then computed anew in every epoch, while the encoder learns."""
-    options: dict[str, Any] = {**FIT, "calibration_fraction": 0.2, "scales": (32, 48), "cache_gib": 0.0}
+    options: dict[str, Any] = {
+        **FIT,
+        "calibration_fraction": 0.2,
+        "scales": (32, 48),
+        "cache_gib": 0.0,
+    }
     detector = blemish.fit("guided", good(picture, 10), **options)
-    assert (detector.manifest["training"]["cached"], whole.manifest["training"]["cached"]) == (False, True)
+    assert (detector.manifest["training"]["cached"], whole.manifest["training"]["cached"]) == (
+        False,
+        True,
+    )
     assert same_weights(detector, whole)
 
 
@@ -1133,8 +1304,18 @@ def test_the_poster_and_its_successor() -> None:
     assert (first.learning_rate_start, first.learning_rate, first.warmup) == (1e-5, 5e-4, 0.1)
     assert (first.detection, first.segmentation, first.marking) == (0.95, 0.05, 0.0)
     assert (GuidedConfig.best().tuned, GuidedConfig.best().map_head) == (0, "patches")
-    assert (first.map_head, first.tuned, first.layer_decay, first.score) == ("attention", None, 1.0, "class")
-    assert (first.guidance, first.guide_layers, first.ema, first.smoothing) == ("attention", (-1,), False, 0.0)
+    assert (first.map_head, first.tuned, first.layer_decay, first.score) == (
+        "attention",
+        None,
+        1.0,
+        "class",
+    )
+    assert (first.guidance, first.guide_layers, first.ema, first.smoothing) == (
+        "attention",
+        (-1,),
+        False,
+        0.0,
+    )
     assert (first.bank_size, first.zoom, first.small_pieces) == (0, 1.0, False)
     assert SIX_SCALES == (224, 320, 384, 416, 448, 512)
     added: dict[str, Any] = {"blend_x_rays": True, "scales": SIX_SCALES, "map_stride": 1}
@@ -1150,7 +1331,9 @@ def test_the_posters_adaptation_is_always_made_and_at_the_rate_of_published_code
         assert (config.adaptation, config.adaptation_guard) == ("entropies", False)
         assert (config.adaptation_rate, config.adaptation_steps) == (1e-3, 1)
     assert GuidedConfig().adaptation_guard
-    method = summarised(pictures(12), **{**TINY, "adaptation": "entropies", "adaptation_guard": False})
+    method = summarised(
+        pictures(12), **{**TINY, "adaptation": "entropies", "adaptation_guard": False}
+    )
     images = pictures(12)  # those of the training, which the guard would leave as they are
     result = method.adapter("online").score(images)
     assert (result.adapted, result.note) == (True, "")
@@ -1165,10 +1348,20 @@ def test_the_pre_training_that_belongs_to_the_settings() -> None:
     assert paper.pretraining_config == published
     assert published.epochs == 300
     ours = GuidedConfig(
-        pretraining="apmask", pretraining_epochs=7, masking="random", mask_ratio=0.5, image_size=(224, 448)
+        pretraining="apmask",
+        pretraining_epochs=7,
+        masking="random",
+        mask_ratio=0.5,
+        image_size=(224, 448),
     )
-    sizes = {"image_size": 317, "local_size": 136, "picture_size": 724}  # by √2, as the area is twice 224²
-    assert ours.pretraining_config == replace(APMaskConfig.best(), epochs=7, masking="random", mask_ratio=0.5, **sizes)
+    sizes = {
+        "image_size": 317,
+        "local_size": 136,
+        "picture_size": 724,
+    }  # by √2, as the area is twice 224²
+    assert ours.pretraining_config == replace(
+        APMaskConfig.best(), epochs=7, masking="random", mask_ratio=0.5, **sizes
+    )
     dino = replace(GuidedConfig(), pretraining="dino").pretraining_config
     assert dino == APMaskConfig(objective="dino", epochs=300)
 
@@ -1185,12 +1378,18 @@ def test_the_published_pre_training_is_none_on_chest_x_rays() -> None:
 def test_chest_x_rays_are_blended_by_all_but_the_poster() -> None:
     config = GuidedConfig.paper_aaai()
     poster = GuidedConfig.paper_bmvc()  # which pastes hard, everywhere
-    assert poster.for_layout("nih").simulators == poster.for_layout("mvtec").simulators == ("guided",)
+    assert (
+        poster.for_layout("nih").simulators == poster.for_layout("mvtec").simulators == ("guided",)
+    )
     assert config.for_layout("nih").simulators == ("guided-poisson",)
     assert config.for_layout("mvtec").simulators == config.for_layout("").simulators == ("guided",)
     for best in (GuidedConfig(), replace(config, small_pieces=True)):
         assert best.for_layout("nih").simulators == ("guided-poisson",)
-        assert best.for_layout("mvtec").simulators == best.for_layout("").simulators == ("guided", "guided-fine")
+        assert (
+            best.for_layout("mvtec").simulators
+            == best.for_layout("").simulators
+            == ("guided", "guided-fine")
+        )
     for chosen, layout in itertools.product([("guided",), ("nsa", "fpi")], ["nih", "mvtec"]):
         assert replace(GuidedConfig(), simulators=chosen).for_layout(layout).simulators == chosen
 
@@ -1234,7 +1433,15 @@ def test_settings_out_of_range(settings: dict[str, Any], says: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "assignment", ["guidance=nowhere", "map_head=places", "score=sum", "tuned=some", "scales=a", "pretraining=msn"]
+    "assignment",
+    [
+        "guidance=nowhere",
+        "map_head=places",
+        "score=sum",
+        "tuned=some",
+        "scales=a",
+        "pretraining=msn",
+    ],
 )
 def test_words_that_are_no_choice(assignment: str) -> None:
     with pytest.raises(ConfigError, match=assignment.partition("=")[0]):
@@ -1242,13 +1449,22 @@ def test_words_that_are_no_choice(assignment: str) -> None:
 
 
 def test_layers_that_do_not_exist() -> None:
-    for settings in ({"guide_layers": (7,)}, {"guide_layers": (0,)}, {"guide_layers": (-7,)}, {"layers": (2, 9)}):
-        with pytest.raises(ConfigError, match=r"does not exist: test_vit has layers 1 to 6|count from 1, or"):
+    for settings in (
+        {"guide_layers": (7,)},
+        {"guide_layers": (0,)},
+        {"guide_layers": (-7,)},
+        {"layers": (2, 9)},
+    ):
+        with pytest.raises(
+            ConfigError, match=r"does not exist: test_vit has layers 1 to 6|count from 1, or"
+        ):
             guided(**settings)
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit2"])
 def test_a_backbone_without_a_cls_token_is_refused(name: str, picture: Part) -> None:
     settings = {**FIT, "backbone": name, "layers": (1, 2)}
-    with pytest.raises(ConfigError, match=rf"guided needs a ViT with a \[CLS\] token, which {name} is not"):
+    with pytest.raises(
+        ConfigError, match=rf"guided needs a ViT with a \[CLS\] token, which {name} is not"
+    ):
         blemish.fit("guided", good(picture, 3), **settings)

@@ -50,13 +50,21 @@ def embed_loop(backbone: Backbone, batch: Tensor, layers: tuple[int, ...], pooli
     rows = []
     for picture in range(len(batch)):
         levels = []
-        for tokens, grid, offset in zip(features.tokens, features.grids, features.offsets, strict=True):
+        for tokens, grid, offset in zip(
+            features.tokens, features.grids, features.offsets, strict=True
+        ):
             level = tokens[picture].double().numpy().reshape(*grid, -1)
             if backbone.spec.kind == "vit":
-                level = np.array([[(t - t.mean()) / np.sqrt(t.var() + 1e-5) for t in row] for row in level])
+                level = np.array(
+                    [[(t - t.mean()) / np.sqrt(t.var() + 1e-5) for t in row] for row in level]
+                )
             level = pooled(level, pooling)
             levels.append(upsampled(level, height, width, offset, features.offsets[0]))
-        joined = np.mean(levels, axis=0) if backbone.spec.kind == "vit" else np.concatenate(levels, axis=2)
+        joined = (
+            np.mean(levels, axis=0)
+            if backbone.spec.kind == "vit"
+            else np.concatenate(levels, axis=2)
+        )
         rows.append(joined.reshape(height * width, -1))
     return np.stack(rows)
 
@@ -86,7 +94,12 @@ def silent(stage: str, done: int, total: int) -> None:
 
 
 def bank_of(
-    kind: type[MemoryBank], name: str = "test_vit", *, bank_size: int = 10_000, batch: int = 4, count: int = 6
+    kind: type[MemoryBank],
+    name: str = "test_vit",
+    *,
+    bank_size: int = 10_000,
+    batch: int = 4,
+    count: int = 6,
 ) -> MemoryBank:
     config = kind.Config(
         backbone=name,
@@ -116,7 +129,9 @@ def distances(queries: Floats, bank: Floats) -> Floats:
 
 @pytest.mark.parametrize("name", ["test_vit", "test_resnet"])
 @pytest.mark.parametrize("kind", [Knn, PatchCore])
-def test_scores_are_distances_to_the_nearest_normal_patch(kind: type[MemoryBank], name: str) -> None:
+def test_scores_are_distances_to_the_nearest_normal_patch(
+    kind: type[MemoryBank], name: str
+) -> None:
     method = bank_of(kind, name)
     pooling = 1 if kind is Knn else 3
     backbone, layers = method.backbone, layers_of(name)
@@ -124,7 +139,9 @@ def test_scores_are_distances_to_the_nearest_normal_patch(kind: type[MemoryBank]
     assert len(method.bank) == len(bank)  # all of it is under the cap
     assert method.bank.dtype == torch.float32
     queries = images(2, seed=9)
-    expected = distances(unit(embed_loop(backbone, queries, layers, pooling)).reshape(-1, bank.shape[1]), bank)
+    expected = distances(
+        unit(embed_loop(backbone, queries, layers, pooling)).reshape(-1, bank.shape[1]), bank
+    )
     got = method.anomaly_map(queries)
     assert got.shape == (2, 4, 4) if name == "test_vit" else (2, 8, 8)
     np.testing.assert_allclose(got.numpy().ravel(), expected, rtol=2e-3, atol=2e-4)
@@ -150,12 +167,17 @@ def test_what_was_learned_does_not_depend_on_the_batches(kind: type[MemoryBank])
 
 @pytest.mark.parametrize("bank_size", [10_000, 40])
 @pytest.mark.parametrize("kind", [Knn, PatchCore])
-def test_left_out_is_the_search_without_the_pictures_own_patches(kind: type[MemoryBank], bank_size: int) -> None:
+def test_left_out_is_the_search_without_the_pictures_own_patches(
+    kind: type[MemoryBank], bank_size: int
+) -> None:
     method = bank_of(kind, bank_size=bank_size)
     left_out = method.score_left_out(Batch(images(), torch.arange(6)))
     without = kind(method.config, method.backbone)
     for owner in range(6):
-        without.bank, without.owners = method.bank[method.owners != owner], method.owners[method.owners != owner]
+        without.bank, without.owners = (
+            method.bank[method.owners != owner],
+            method.owners[method.owners != owner],
+        )
         alone = without.score(images()[[owner]])
         torch.testing.assert_close(left_out.maps[[owner]], alone.maps, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(left_out.image[[owner]], alone.image, rtol=1e-4, atol=1e-5)
@@ -213,7 +235,10 @@ def test_an_extended_bank_keeps_to_its_cap_and_its_owners(kind: type[MemoryBank]
     torch.testing.assert_close(whole.bank[places], method.bank, rtol=1e-4, atol=1e-5)
     assert len(set(places.tolist())) == 40
     assert torch.equal(whole.owners[places], method.owners)
-    assert {owner >= 4 for owner in method.owners.tolist()} == {False, True}  # of the old and the new
+    assert {owner >= 4 for owner in method.owners.tolist()} == {
+        False,
+        True,
+    }  # of the old and the new
     again = extended(bank_of(kind, bank_size=40, count=4), first=4, batch=1)
     assert torch.equal(again.owners, method.owners)
     torch.testing.assert_close(again.bank, method.bank, rtol=1e-4, atol=1e-5)
@@ -222,7 +247,9 @@ def test_an_extended_bank_keeps_to_its_cap_and_its_owners(kind: type[MemoryBank]
 def test_an_extended_coreset_is_selected_from_the_old_one_and_the_new_patches() -> None:
     method = bank_of(PatchCore, bank_size=30, count=5)
     bank, owners = method.bank.clone(), method.owners.clone()
-    new = unit(embed_loop(method.backbone, images()[5:], layers_of("test_vit"), 3)).reshape(-1, bank.shape[1])
+    new = unit(embed_loop(method.backbone, images()[5:], layers_of("test_vit"), 3)).reshape(
+        -1, bank.shape[1]
+    )
     both = torch.cat([bank, torch.from_numpy(new).float()])
     chosen, _ = farthest_points(both, 30)
     extended(method, first=5)
@@ -252,7 +279,9 @@ def test_bfloat16_scores_are_close(kind: type[MemoryBank]) -> None:
 
 @pytest.mark.parametrize("kind", [Knn, PatchCore])
 def test_before_fit(kind: type[MemoryBank]) -> None:
-    method = kind(kind.Config(backbone="test_vit", image_size=(64,), layers=(2,)), backbone_of("test_vit"))  # type: ignore[arg-type]
+    method = kind(
+        kind.Config(backbone="test_vit", image_size=(64,), layers=(2,)), backbone_of("test_vit")
+    )  # type: ignore[arg-type]
     with pytest.raises(NotFittedError, match=f"this {kind.name} detector has not been fitted"):
         method.score(images(1))
     with pytest.raises(NotFittedError):
@@ -263,7 +292,8 @@ def test_before_fit(kind: type[MemoryBank]) -> None:
 
 
 @pytest.mark.parametrize(
-    "setting", [{"bank_size": 0}, {"bank_size": -1}, {"pooling": 0}, {"pooling": 2}, {"pooling": -1}]
+    "setting",
+    [{"bank_size": 0}, {"bank_size": -1}, {"pooling": 0}, {"pooling": 2}, {"pooling": -1}],
 )
 @pytest.mark.parametrize("config", [PatchCoreConfig, KnnConfig])
 def test_settings_out_of_range(config: type[KnnConfig], setting: dict[str, int]) -> None:
@@ -281,7 +311,10 @@ def test_defaults() -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_an_extended_sample_holds_old_patches_by_how_many_were_seen(seed: int) -> None:
     """A bank of 64 of 30 pictures' 480 patches, and 6 more pictures: a sixth of it is new, 10.7 ± 3."""
-    method = Knn(KnnConfig(backbone="test_vit", layers=(2, 4), bank_size=64, seed=seed), backbone_of("test_vit"))
+    method = Knn(
+        KnnConfig(backbone="test_vit", layers=(2, 4), bank_size=64, seed=seed),
+        backbone_of("test_vit"),
+    )
     everything = images(36, seed=seed)
     method.fit(lambda: batches(everything[:30], 8), 4, silent)
     method.extend(lambda: batches(everything[30:], 6, 30), 1, silent, rows=30)
@@ -307,4 +340,6 @@ def test_a_full_sample_goes_on_as_one_of_all_that_was_seen() -> None:
         assert len(features) == 50
         assert torch.equal(features[:, 0].long(), owners)
         shares.append(float(features.mean()))
-    assert np.mean(shares) == pytest.approx(0.2, abs=0.03)  # the share of the new ones among all 1,000
+    assert np.mean(shares) == pytest.approx(
+        0.2, abs=0.03
+    )  # the share of the new ones among all 1,000

@@ -39,7 +39,9 @@ def padim(
     **settings: float,
 ) -> Padim:
     layers = (2, 4) if name == "test_vit" else (2, 3)
-    config = PadimConfig(backbone=name, image_size=(64, 48), layers=layers, channels=channels, seed=4, **settings)  # type: ignore[arg-type]
+    config = PadimConfig(
+        backbone=name, image_size=(64, 48), layers=layers, channels=channels, seed=4, **settings
+    )  # type: ignore[arg-type]
     method = Padim(config, build(name, weights="random", seed=3)).eval()
     learned = images(count) if owners is None else images(count)[owners]
     method.fit(lambda: batches(learned, batch, owners), count, silent)
@@ -69,7 +71,9 @@ def test_the_map_is_the_mahalanobis_distance(batch: int, epsilon: float) -> None
         np.testing.assert_allclose(method.means[location].numpy(), mean, rtol=1e-4, atol=1e-5)
         # The whitener W is the inverse of the Cholesky factor: WᵀW is the inverse covariance.
         whitener = method.whiteners[location].double().numpy()
-        np.testing.assert_allclose(whitener.T @ whitener, inverse, rtol=1e-2, atol=1e-2 * np.abs(inverse).max())
+        np.testing.assert_allclose(
+            whitener.T @ whitener, inverse, rtol=1e-2, atol=1e-2 * np.abs(inverse).max()
+        )
     got = method.anomaly_map(images(3, seed=8))
     assert got.shape == (3, 4, 3)
     assert got.dtype == torch.float32
@@ -83,7 +87,9 @@ def test_the_subset_is_drawn_from_the_seed() -> None:
     assert int(method.subset.max()) < 64  # the width of test_vit, whose layers are averaged
     everything = padim(channels=500, epsilon=1.0)
     assert everything.subset.tolist() == list(range(64))
-    other = Padim(PadimConfig(backbone="test_vit", layers=(2, 4), channels=20, seed=5), method.backbone)
+    other = Padim(
+        PadimConfig(backbone="test_vit", layers=(2, 4), channels=20, seed=5), method.backbone
+    )
     other.fit(lambda: batches(images(4), 2), 2, silent)
     assert other.subset.tolist() != method.subset.tolist()
 
@@ -101,7 +107,9 @@ def test_a_cnn() -> None:
 
 def test_normal_pictures_lie_closer_than_others() -> None:
     method = padim(count=30)
-    assert method.score(images(30)).image.max() < method.score(images(5, seed=8) * 3 + 1).image.min()
+    assert (
+        method.score(images(30)).image.max() < method.score(images(5, seed=8) * 3 + 1).image.min()
+    )
 
 
 def test_it_needs_two_pictures() -> None:
@@ -112,8 +120,12 @@ def test_it_needs_two_pictures() -> None:
 
 
 @pytest.mark.parametrize("channels", [20, 6])  # more, and fewer, than there are pictures
-@pytest.mark.parametrize("owners", [range(12), [0, 1, 2, 1, 4, 5, 1, 7, 8, 5, 10, 11], [0] * 9 + [9, 10, 11]])
-def test_leaving_out_is_the_distance_to_the_gaussians_of_the_others(owners: Sequence[int], channels: int) -> None:
+@pytest.mark.parametrize(
+    "owners", [range(12), [0, 1, 2, 1, 4, 5, 1, 7, 8, 5, 10, 11], [0] * 9 + [9, 10, 11]]
+)
+def test_leaving_out_is_the_distance_to_the_gaussians_of_the_others(
+    owners: Sequence[int], channels: int
+) -> None:
     owned = torch.tensor(owners)
     shown = images(12)[owned]  # copies are of the same content as the picture that owns them
     method = padim(channels=channels, epsilon=0.05, owners=owned)
@@ -124,7 +136,9 @@ def test_leaving_out_is_the_distance_to_the_gaussians_of_the_others(owners: Sequ
     for picture, location in np.ndindex(12, 12):
         others = normal[[row for row in range(12) if owners[row] != owners[picture]], location]
         mean = others.mean(0)
-        covariance = (others - mean).T @ (others - mean) / (len(others) - 1) + 0.05 * np.eye(channels)
+        covariance = (others - mean).T @ (others - mean) / (len(others) - 1) + 0.05 * np.eye(
+            channels
+        )
         off = normal[picture, location] - mean
         expected[picture, location] = np.sqrt(off @ np.linalg.inv(covariance) @ off)
     raw = torch.from_numpy(expected.reshape(12, 4, 3)).float()
@@ -148,7 +162,11 @@ def test_leaving_out_is_fitting_without_the_picture() -> None:
 def test_leaving_out_takes_three_pictures_and_ends() -> None:
     batch = Batch(images(1), torch.tensor([0]))
     assert padim(count=3).knows_several
-    for method in (padim(count=2), padim(count=4, owners=torch.tensor([0, 0, 0, 3])), padim(rotations=2)):
+    for method in (
+        padim(count=2),
+        padim(count=4, owners=torch.tensor([0, 0, 0, 3])),
+        padim(rotations=2),
+    ):
         assert not method.knows_several
         with pytest.raises(ConfigError, match="at least 3 pictures without rotations or flips"):
             method.score_left_out(batch)

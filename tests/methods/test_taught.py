@@ -17,17 +17,20 @@ from torch import Tensor
 import blemish
 from blemish import artifact
 from blemish.backbones import build
+from blemish.detector.fit import configure
+from blemish.detector.predict import Detector
 from blemish.errors import ArtifactError, ConfigError, DataError, NotFittedError
-from blemish.fitting import configure
 from blemish.methods import METHODS
 from blemish.methods.memory import KnnConfig
 from blemish.methods.taught import Taught, TaughtConfig, _unscattered
-from blemish.predictor import Detector
 from blemish.types import Batch, Scores, silent
 
 Part = Callable[..., np.ndarray]
 Floats = np.ndarray
-GRID = {"test_vit": [(4, 4)] * 2, "test_resnet": [(8, 8), (4, 4)]}  # of the layers that describe, at 64²
+GRID = {
+    "test_vit": [(4, 4)] * 2,
+    "test_resnet": [(8, 8), (4, 4)],
+}  # of the layers that describe, at 64²
 DESCRIBED = {"test_vit": (3, 4), "test_resnet": (2, 3)}
 CLOSE: dict[str, Any] = {"rtol": 2e-3, "atol": 2e-4}
 
@@ -91,9 +94,13 @@ def pooled(values: Floats, grid: tuple[int, int], offset: float) -> Floats:
     return result
 
 
-def attention(anomaly_map: Floats, grid: tuple[int, int], offset: float, sharpness: float) -> Floats:
+def attention(
+    anomaly_map: Floats, grid: tuple[int, int], offset: float, sharpness: float
+) -> Floats:
     values = pooled(anomaly_map, grid, offset).ravel()
-    weights = np.array([math.exp(sharpness * (value - values.mean()) / values.std()) for value in values])
+    weights = np.array(
+        [math.exp(sharpness * (value - values.mean()) / values.std()) for value in values]
+    )
     return np.asarray(weights / weights.sum())
 
 
@@ -112,7 +119,9 @@ def places(method: Taught) -> list[tuple[tuple[int, int], float]]:
     return [(grid, method.backbone.offset(grid, images())) for grid in GRID[method.config.backbone]]
 
 
-def descriptor(method: Taught, own: list[Floats], anomaly_map: Floats, mask: Floats | None = None) -> Floats:
+def descriptor(
+    method: Taught, own: list[Floats], anomaly_map: Floats, mask: Floats | None = None
+) -> Floats:
     parts = []
     for look in (0, 1, 3):
         for features, (grid, offset) in zip(own, places(method), strict=True):
@@ -120,7 +129,9 @@ def descriptor(method: Taught, own: list[Floats], anomaly_map: Floats, mask: Flo
             if look == 3 and mask is not None and not np.isnan(mask).any() and mask.any():
                 weights = weights * pooled(mask, grid, offset).ravel()
                 weights = weights / weights.sum()
-            parts.append(sum(weight * patch for weight, patch in zip(weights, features, strict=True)))
+            parts.append(
+                sum(weight * patch for weight, patch in zip(weights, features, strict=True))
+            )
     return np.concatenate(parts)
 
 
@@ -154,7 +165,9 @@ class Oracle:
 
     def __post_init__(self) -> None:
         self.without = {owner: self.direction(owner) for owner in set(self.owners)}
-        along = np.array([row @ self.without[own] for row, own in zip(self.good, self.owners, strict=True)])
+        along = np.array(
+            [row @ self.without[own] for row, own in zip(self.good, self.owners, strict=True)]
+        )
         self.middle, self.deviation = along.mean(), along.std()
         self.unit = self.config.weight * math.sqrt(len(self.defects)) * self.usual.std()
 
@@ -167,7 +180,10 @@ def described(method: Taught, shown: Tensor, found: Scores, given: Tensor | None
     maps = found.maps.double().numpy()
     rows = enumerate(levels(method, shown))
     return np.stack(
-        [descriptor(method, own, maps[i], None if given is None else given[i].double().numpy()) for i, own in rows]
+        [
+            descriptor(method, own, maps[i], None if given is None else given[i].double().numpy())
+            for i, own in rows
+        ]
     )
 
 
@@ -193,11 +209,19 @@ CASES = [
     {"known": 2, "sharpness": 2.5, "shrinkage": 1.0},
     {"known": 2, "copies": 3, "shrinkage": 0.5},
     {"known": 2, "normality": "padim", "normality_settings": ("channels=8",)},
-    {"known": 4, "backbone": "test_resnet", "marked": True, "normality": "patchcore", "shrinkage": 0.6},
+    {
+        "known": 4,
+        "backbone": "test_resnet",
+        "marked": True,
+        "normality": "patchcore",
+        "shrinkage": 0.6,
+    },
 ]
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: " ".join(f"{key}={value}" for key, value in case.items()))
+@pytest.mark.parametrize(
+    "case", CASES, ids=lambda case: " ".join(f"{key}={value}" for key, value in case.items())
+)
 def test_scores_and_maps_are_the_formulas(case: dict[str, Any]) -> None:
     method, copies = taught(**case), case.get("copies", 1)
     good = Batch(images(6 * copies), torch.arange(6).repeat_interleave(copies))
@@ -219,14 +243,20 @@ def test_scores_and_maps_are_the_formulas(case: dict[str, Any]) -> None:
         for _ in range(3):  # a look after the other
             for features, (grid, offset) in zip(own, places(method), strict=True):
                 part = direction[first : first + features.shape[1]]
-                along += upsampled(np.array([patch @ part for patch in features]).reshape(grid), 16, 16, offset)
+                along += upsampled(
+                    np.array([patch @ part for patch in features]).reshape(grid), 16, 16, offset
+                )
                 first += features.shape[1]
         grid, offset = places(method)[0]
         weights = attention(maps[row], grid, offset, method.config.sharpness)
         weights = ((weights / weights.max()) ** oracle.trust()).reshape(grid)
-        shares = np.maximum(0, (along - oracle.middle) / oracle.deviation) * upsampled(weights, 16, 16, offset)
+        shares = np.maximum(0, (along - oracle.middle) / oracle.deviation) * upsampled(
+            weights, 16, 16, offset
+        )
         tolerance = 2e-3 * oracle.unit * np.abs(shares).max()
-        np.testing.assert_allclose(found.maps[row].numpy(), maps[row] + oracle.unit * shares, rtol=2e-3, atol=tolerance)
+        np.testing.assert_allclose(
+            found.maps[row].numpy(), maps[row] + oracle.unit * shares, rtol=2e-3, atol=tolerance
+        )
 
 
 @pytest.mark.parametrize("known", [0, 3])
@@ -244,14 +274,17 @@ def test_a_good_picture_scores_as_it_came_and_not_as_it_was_turned(known: int) -
 @pytest.mark.parametrize("normality", ["knn", "patchcore"])
 @pytest.mark.parametrize("copies", [1, 4])
 @pytest.mark.parametrize("shrinkage", [0.2, 0.95])
-def test_leaving_out_is_the_discriminant_of_the_others(normality: str, copies: int, shrinkage: float) -> None:
+def test_leaving_out_is_the_discriminant_of_the_others(
+    normality: str, copies: int, shrinkage: float
+) -> None:
     method = taught(normality, copies=copies, known=3, shrinkage=shrinkage)
     good = Batch(images(6 * copies), torch.arange(6).repeat_interleave(copies))
     oracle = oracle_of(method, good, 3, marked=False)
     mixed = torch.randperm(len(good.images))  # owners in any order
     found = method.score_left_out(Batch(good.images[mixed], good.owners[mixed]))
     expected = [
-        oracle.usual[row] + oracle.unit * oracle.likeness(oracle.good[row], without=oracle.owners[row])
+        oracle.usual[row]
+        + oracle.unit * oracle.likeness(oracle.good[row], without=oracle.owners[row])
         for row in mixed.tolist()
     ]
     np.testing.assert_allclose(found.image.numpy(), expected, rtol=2e-3, atol=2e-3 * oracle.unit)
@@ -306,7 +339,9 @@ def test_not_to_resemble_the_known_defects_takes_nothing_away() -> None:
 
 
 @pytest.mark.parametrize(("rank", "trust"), [(0, 0.0), (6, 0.0), (12, 0.0), (18, 0.5), (24, 1.0)])
-def test_the_closest_look_counts_as_much_as_the_normality_tells_defects_apart(rank: int, trust: float) -> None:
+def test_the_closest_look_counts_as_much_as_the_normality_tells_defects_apart(
+    rank: int, trust: float
+) -> None:
     """rank: how many of the 24 good pictures the labelled defects score above."""
     method = taught(count=24, known=3)
     ordered = method.usual.sort().values
@@ -322,7 +357,9 @@ def test_the_closest_look_counts_as_much_as_the_normality_tells_defects_apart(ra
 @pytest.mark.parametrize("normality", ["knn", "patchcore", "padim"])
 def test_untaught_it_is_the_normality_detector_to_the_bit(normality: str) -> None:
     method = taught(normality)
-    alone = METHODS[normality](method.normality.config, build("test_vit", weights="random", seed=3)).eval()
+    alone = METHODS[normality](
+        method.normality.config, build("test_vit", weights="random", seed=3)
+    ).eval()
     good = Batch(images(), torch.arange(6))
     with torch.inference_mode():
         alone.fit(lambda: [good], 1, silent)
@@ -352,10 +389,14 @@ TRAINED = {
 
 
 @pytest.mark.parametrize("normality", ["knn", "patchcore", "padim", *TRAINED])
-def test_untaught_it_fits_as_the_normality_detector_does(normality: str, picture: Part, small: dict[str, Any]) -> None:
+def test_untaught_it_fits_as_the_normality_detector_does(
+    normality: str, picture: Part, small: dict[str, Any]
+) -> None:
     good, settings = [picture(seed) for seed in range(10)], TRAINED.get(normality, ())
     method = blemish.fit("atacnet", good, normality=normality, normality_settings=settings, **small)
-    given: dict[str, Any] = {key: float(value) for key, value in (setting.split("=") for setting in settings)}
+    given: dict[str, Any] = {
+        key: float(value) for key, value in (setting.split("=") for setting in settings)
+    }
     alone = blemish.fit(normality, good, **given, **small)
     for name in ("calibration_scores", "map_scale", "threshold"):
         assert method.manifest.get(name) == alone.manifest.get(name), name
@@ -393,7 +434,9 @@ def test_where_the_mask_is_known_the_closest_look_is_at_marked_patches_only() ->
         patch.append((slice(first + 256, first + 320), features[4 + 2]))
     for place, expected in patch:
         np.testing.assert_allclose(found["one patch"][0, place], expected, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(found["one patch"][0, np.concatenate(wide)], plain[0, np.concatenate(wide)], **CLOSE)
+    np.testing.assert_allclose(
+        found["one patch"][0, np.concatenate(wide)], plain[0, np.concatenate(wide)], **CLOSE
+    )
     for name in ("all", "unknown", "nowhere"):
         np.testing.assert_allclose(found[name], plain, **CLOSE)
     assert bool(torch.isfinite(method.score(shown).image).all())
@@ -453,7 +496,9 @@ def test_a_defect_like_the_labelled_ones_stands_out_more_than_before(
         return np.asarray(0.7 * picture(seed) + 0.3 * picture(seed, defect=True), dtype=np.uint8)
 
     good, known = [picture(seed) for seed in range(16)], [faint(200), faint(201)]
-    detector = blemish.fit("atacnet", good, anomalies=known, normality=normality, calibration_fraction=0, **small)
+    detector = blemish.fit(
+        "atacnet", good, anomalies=known, normality=normality, calibration_fraction=0, **small
+    )
     assert isinstance(detector.method, Taught)
     asked = [picture(50 + seed) for seed in range(12)] + [faint(300 + seed) for seed in range(6)]
 
@@ -472,11 +517,23 @@ def test_a_defect_like_the_labelled_ones_stands_out_more_than_before(
 
 @pytest.fixture
 def learned(picture: Part, small: dict[str, Any]) -> Detector:
-    good, bad = [picture(seed) for seed in range(8)], [picture(200 + seed, defect=True) for seed in range(2)]
-    return blemish.fit("atacnet", good, anomalies=bad, normality="knn", normality_settings=("bank_size=50",), **small)
+    good, bad = (
+        [picture(seed) for seed in range(8)],
+        [picture(200 + seed, defect=True) for seed in range(2)],
+    )
+    return blemish.fit(
+        "atacnet",
+        good,
+        anomalies=bad,
+        normality="knn",
+        normality_settings=("bank_size=50",),
+        **small,
+    )
 
 
-def test_saved_and_loaded_it_knows_its_defects(learned: Detector, picture: Part, tmp_path: Path) -> None:
+def test_saved_and_loaded_it_knows_its_defects(
+    learned: Detector, picture: Part, tmp_path: Path
+) -> None:
     path = learned.save(tmp_path / "part.blemish")
     loaded = blemish.load(path, device="cpu", precision="fp32")
     assert loaded.manifest == {**learned.manifest, "format": loaded.manifest["format"]}
@@ -508,29 +565,51 @@ def test_the_backbone_is_stored_once(learned: Detector) -> None:
 
 
 @pytest.mark.parametrize("missing", ["usual", "defects", "normality.bank"])
-def test_an_artifact_that_lacks_a_part_is_refused(missing: str, learned: Detector, tmp_path: Path) -> None:
-    state = {name: tensor for name, tensor in learned.method.fitted_state().items() if name != missing}
+def test_an_artifact_that_lacks_a_part_is_refused(
+    missing: str, learned: Detector, tmp_path: Path
+) -> None:
+    state = {
+        name: tensor for name, tensor in learned.method.fitted_state().items() if name != missing
+    }
     path = artifact.write(tmp_path / "x", state, learned.manifest)
-    with pytest.raises(ArtifactError, match=f"x.*do not fit method 'atacnet'.*{missing.split('.')[-1]}.*fit it again"):
+    with pytest.raises(
+        ArtifactError,
+        match=f"x.*do not fit method 'atacnet'.*{missing.split('.')[-1]}.*fit it again",
+    ):
         blemish.load(path, device="cpu")
 
 
 # Few pictures
 
 
-def test_beside_a_single_good_picture_nothing_can_be_learned(picture: Part, small: dict[str, Any]) -> None:
+def test_beside_a_single_good_picture_nothing_can_be_learned(
+    picture: Part, small: dict[str, Any]
+) -> None:
     bad, options = [picture(200, defect=True)], {"normality": "knn", **small}
     with pytest.raises(DataError, match="two good pictures at least"):
         blemish.fit("atacnet", [picture(0)], anomalies=bad, **options)
     plain = blemish.fit("atacnet", [picture(0)], **options)
-    assert plain.predict(bad[0]).score == blemish.fit("knn", [picture(0)], **small).predict(bad[0]).score
-    with pytest.raises(DataError, match="at least 2 readable training pictures, got 2, all of the same content"):
-        blemish.fit("atacnet", [picture(0), picture(0)], anomalies=bad, **{**options, "normality": "padim"})
+    assert (
+        plain.predict(bad[0]).score
+        == blemish.fit("knn", [picture(0)], **small).predict(bad[0]).score
+    )
+    with pytest.raises(
+        DataError, match="at least 2 readable training pictures, got 2, all of the same content"
+    ):
+        blemish.fit(
+            "atacnet", [picture(0), picture(0)], anomalies=bad, **{**options, "normality": "padim"}
+        )
     with pytest.raises(DataError, match="two good pictures at least"):  # a copy is no second one
         blemish.fit("atacnet", [picture(0), picture(0)], anomalies=bad, **options)
-    assert np.isfinite(blemish.fit("atacnet", [picture(0), picture(1)], anomalies=bad, **options).predict(bad[0]).score)
+    assert np.isfinite(
+        blemish.fit("atacnet", [picture(0), picture(1)], anomalies=bad, **options)
+        .predict(bad[0])
+        .score
+    )
     with pytest.raises(DataError, match="two good pictures at least"):
-        blemish.fit("atacnet", [picture(0)], anomalies=bad, **{**options, "rotations": 2, "flips": True})
+        blemish.fit(
+            "atacnet", [picture(0)], anomalies=bad, **{**options, "rotations": 2, "flips": True}
+        )
 
 
 def test_rotations_of_a_picture_are_left_out_together(picture: Part, small: dict[str, Any]) -> None:
@@ -549,8 +628,16 @@ def test_rotations_of_a_picture_are_left_out_together(picture: Part, small: dict
 def test_a_trained_normality_part_takes_a_checkpoint_and_a_time_budget(
     picture: Part, small: dict[str, Any], tmp_path: Path
 ) -> None:
-    good, bad = [picture(seed) for seed in range(10)], [picture(200 + seed, defect=True) for seed in range(2)]
-    options = {**small, "anomalies": bad, "normality": "agpnet", "normality_settings": TRAINED["agpnet"]}
+    good, bad = (
+        [picture(seed) for seed in range(10)],
+        [picture(200 + seed, defect=True) for seed in range(2)],
+    )
+    options = {
+        **small,
+        "anomalies": bad,
+        "normality": "agpnet",
+        "normality_settings": TRAINED["agpnet"],
+    }
     place = tmp_path / "x.training"
     detector = blemish.fit("atacnet", good, checkpoint=place, **options)
     assert place.exists()
@@ -576,7 +663,10 @@ def test_a_trained_normality_part_takes_a_checkpoint_and_a_time_budget(
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"normality": "atacnet"}, "atacnet learns from labelled defects itself; name another method"),
+        (
+            {"normality": "atacnet"},
+            "atacnet learns from labelled defects itself; name another method",
+        ),
         ({"normality": "atacnet-paper"}, "atacnet-paper learns from labelled defects itself"),
         ({"normality": "pachcore"}, "did you mean 'patchcore'"),
         ({"normality": "knn", "normality_settings": ("bank_sise=3",)}, "did you mean 'bank_size'"),
@@ -593,20 +683,30 @@ def test_a_trained_normality_part_takes_a_checkpoint_and_a_time_budget(
         ({"described": (9,)}, "layer 9 does not exist"),
     ],
 )
-def test_settings_that_make_no_sense(settings: dict[str, Any], says: str, picture: Part, small: dict[str, Any]) -> None:
+def test_settings_that_make_no_sense(
+    settings: dict[str, Any], says: str, picture: Part, small: dict[str, Any]
+) -> None:
     with pytest.raises(ConfigError, match=says):
         blemish.fit("atacnet", [picture(0), picture(1)], **settings, **small)
 
 
-def test_options_of_training_are_for_a_normality_part_that_is_trained(picture: Part, small: dict[str, Any]) -> None:
-    for options, says in (({"time_budget": 1}, "time_budget"), ({"checkpoint": "x", "resume": True}, "checkpoint")):
+def test_options_of_training_are_for_a_normality_part_that_is_trained(
+    picture: Part, small: dict[str, Any]
+) -> None:
+    for options, says in (
+        ({"time_budget": 1}, "time_budget"),
+        ({"checkpoint": "x", "resume": True}, "checkpoint"),
+    ):
         with pytest.raises(ConfigError, match=f"{says}.*: atacnet is not trained step by step"):
             blemish.fit("atacnet", [picture(0), picture(1)], normality="knn", **options, **small)
 
 
 def test_before_it_is_fitted_it_teaches_nothing() -> None:
     config = TaughtConfig(backbone="test_vit", image_size=(64,), layers=(2,), normality="knn")
-    method, shown = Taught(config, build("test_vit", weights="random")), Batch(images(1), torch.arange(1))
+    method, shown = (
+        Taught(config, build("test_vit", weights="random")),
+        Batch(images(1), torch.arange(1)),
+    )
     for use in (
         lambda: method.score_left_out(shown),
         lambda: method.learn_defects(lambda: [shown], 1, silent),
@@ -621,7 +721,9 @@ def test_settings_go_to_the_normality_part() -> None:
     values = {"image_size": 96, "smoothing": 0.1, "rotations": 3, "seed": 4, **settings}
     chosen = configure("atacnet", values=values, assignments=["weight=0.7"])
     assert isinstance(chosen, TaughtConfig)
-    inner = configure("knn", values={key: values[key] for key in values if not key.startswith("normality")})
+    inner = configure(
+        "knn", values={key: values[key] for key in values if not key.startswith("normality")}
+    )
     assert isinstance(inner, KnnConfig)
     assert chosen.normality_config == replace(inner, bank_size=10, pooling=5)
     assert not chosen.learns_by_gradient
@@ -634,6 +736,8 @@ def test_what_a_layout_asks_of_the_normality_part_is_kept() -> None:
         alone = configure("guided").for_layout(layout)
         assert isinstance(chosen, TaughtConfig)
         assert chosen.normality_config.simulators == alone.simulators  # type: ignore[attr-defined]
-    pretrained = configure("atacnet", values={"normality": "guided", "normality_settings": ["pretraining=apmask"]})
+    pretrained = configure(
+        "atacnet", values={"normality": "guided", "normality_settings": ["pretraining=apmask"]}
+    )
     assert pretrained.pretraining_config is not None
     assert configure("atacnet").pretraining_config is None

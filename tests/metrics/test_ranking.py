@@ -7,9 +7,16 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn import metrics as sklearn_metrics
 
+from blemish.detector.thresholds import verdict
 from blemish.errors import ConfigError, NonFiniteError
-from blemish.metrics.ranking import auroc, average_precision, best_f1, confusion, precision_recall_curve, roc_curve
-from blemish.thresholds import verdict
+from blemish.metrics.ranking import (
+    auroc,
+    average_precision,
+    best_f1,
+    confusion,
+    precision_recall_curve,
+    roc_curve,
+)
 
 
 def cases() -> list[tuple[NDArray[np.float64], NDArray[np.int64]]]:
@@ -18,7 +25,9 @@ def cases() -> list[tuple[NDArray[np.float64], NDArray[np.int64]]]:
     for seed, levels in enumerate([2, 3, 10, 1000]):
         rng = np.random.default_rng(seed)
         labels = np.append([0, 1], rng.integers(0, 2, 38))
-        made.append((rng.integers(0, levels, 40) / levels + 0.1 * labels * rng.integers(0, 2, 40), labels))
+        made.append(
+            (rng.integers(0, levels, 40) / levels + 0.1 * labels * rng.integers(0, 2, 40), labels)
+        )
     return made
 
 
@@ -33,7 +42,9 @@ def test_auroc_counts_the_pairs_won(scores: NDArray[np.float64], labels: NDArray
             won += 1.0 if anomalous > normal else 0.5 if anomalous == normal else 0.0
             pairs += 1
     assert auroc(scores, labels) == won / pairs
-    assert auroc(scores, labels) == pytest.approx(sklearn_metrics.roc_auc_score(labels, scores), abs=1e-14)
+    assert auroc(scores, labels) == pytest.approx(
+        sklearn_metrics.roc_auc_score(labels, scores), abs=1e-14
+    )
 
 
 @pytest.mark.parametrize(("scores", "labels"), CASES)
@@ -58,7 +69,9 @@ def test_best_f1_is_the_best_of_all_thresholds_and_is_reached(
     found = best_f1(scores, labels)
     assert found is not None
     f1, threshold = found
-    every = [sklearn_metrics.f1_score(labels, scores > t) for t in np.append(scores, scores.min() - 1)]
+    every = [
+        sklearn_metrics.f1_score(labels, scores > t) for t in np.append(scores, scores.min() - 1)
+    ]
     assert f1 == pytest.approx(max(every), abs=1e-14)
     said = [verdict(score, threshold) for score in scores.tolist()]
     assert sklearn_metrics.f1_score(labels, said) == pytest.approx(f1, abs=1e-14)
@@ -77,7 +90,14 @@ def test_best_f1_below_the_minimum_when_all_must_be_called() -> None:
 
 
 @pytest.mark.parametrize(
-    "pair", [(1.0, np.nextafter(1.0, 2.0)), (1e-323, 1.5e-323), (0.0, 5e-324), (-1.7e308, 1.7e308), (1.6e308, 1.7e308)]
+    "pair",
+    [
+        (1.0, np.nextafter(1.0, 2.0)),
+        (1e-323, 1.5e-323),
+        (0.0, 5e-324),
+        (-1.7e308, 1.7e308),
+        (1.6e308, 1.7e308),
+    ],
 )
 def test_best_f1_separates_the_closest_and_the_largest_scores(pair: tuple[float, float]) -> None:
     found = best_f1(list(pair), [0, 1])
@@ -92,7 +112,9 @@ def test_best_f1_takes_the_highest_of_equally_good_thresholds() -> None:
 
 
 @pytest.mark.parametrize(("scores", "labels"), CASES)
-def test_roc_curve_has_a_point_per_distinct_score(scores: NDArray[np.float64], labels: NDArray[np.int64]) -> None:
+def test_roc_curve_has_a_point_per_distinct_score(
+    scores: NDArray[np.float64], labels: NDArray[np.int64]
+) -> None:
     curve = roc_curve(scores, labels)
     assert curve is not None
     expected = sklearn_metrics.roc_curve(labels, scores, drop_intermediate=False)
@@ -122,21 +144,27 @@ def test_confusion_counts_each_cell() -> None:
     assert sum(confusion([], []).values()) == 0
 
 
-@pytest.mark.parametrize("metric", [auroc, average_precision, best_f1, roc_curve, precision_recall_curve])
+@pytest.mark.parametrize(
+    "metric", [auroc, average_precision, best_f1, roc_curve, precision_recall_curve]
+)
 @pytest.mark.parametrize("labels", [[0, 0, 0], [1, 1, 1]])
 def test_a_missing_class_leaves_it_undefined(metric, labels) -> None:
     assert metric([1.0, 2.0, 3.0], labels) is None
     assert metric([], []) is None
 
 
-@pytest.mark.parametrize("metric", [auroc, average_precision, best_f1, roc_curve, precision_recall_curve])
+@pytest.mark.parametrize(
+    "metric", [auroc, average_precision, best_f1, roc_curve, precision_recall_curve]
+)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_a_score_that_is_not_finite_is_an_error(metric, bad) -> None:
     with pytest.raises(NonFiniteError, match="1 of 3 scores"):
         metric([1.0, bad, 3.0], [0, 1, 1])
 
 
-@pytest.mark.parametrize("metric", [auroc, average_precision, best_f1, roc_curve, precision_recall_curve, confusion])
+@pytest.mark.parametrize(
+    "metric", [auroc, average_precision, best_f1, roc_curve, precision_recall_curve, confusion]
+)
 def test_shapes_and_labels_that_do_not_fit_are_errors(metric) -> None:
     with pytest.raises(ConfigError, match=r"\(2,\).*\(3,\)"):
         metric([1, 0], [0, 1, 1])

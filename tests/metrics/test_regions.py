@@ -20,7 +20,10 @@ LIMITS = [0.05, 0.3, 1.0]
 
 def naive(maps: Maps, masks: Masks, limit: float) -> tuple[float, float]:
     """(pixel AUROC, AUPRO) from the definition: both curves at every distinct threshold, then the trapezoid rule."""
-    filled = [np.zeros(m.shape, dtype=bool) if mask is None else mask for m, mask in zip(maps, masks, strict=True)]
+    filled = [
+        np.zeros(m.shape, dtype=bool) if mask is None else mask
+        for m, mask in zip(maps, masks, strict=True)
+    ]
     regions = []
     for scores, mask in zip(maps, filled, strict=True):
         labels, count = ndimage.label(mask, structure=np.ones((3, 3)))
@@ -89,13 +92,31 @@ def adversarial() -> dict[str, tuple[Maps, Masks]]:
         "perfect and two-valued": ([f32(spots)], [spots]),
         "inverted and two-valued": ([1 - f32(spots)], [spots]),
         "single-pixel regions": ([noise], [mask_of("#.#.#", ".....", "#.#.#", ".....", "#.#.#")]),
-        "regions that touch at corners": ([noise], [mask_of("#....", ".#...", "..#..", "...#.", "#...#")]),
-        "a region that covers its picture": ([noise, noise[::-1]], [np.ones((5, 5), dtype=bool), None]),
-        "one pixel a picture": ([f32([[0.4]]), f32([[0.4]]), f32([[0.3]])], [np.array([[True]]), None, None]),
-        "negative and positive zero": ([f32(np.where(rng.random((5, 5)) < 0.5, -0.0, 0.0))], [spots]),
-        "zeros among denormals": ([f32(rng.integers(-2, 3, (5, 5)) * np.float32(1.4e-45))], [spots]),
+        "regions that touch at corners": (
+            [noise],
+            [mask_of("#....", ".#...", "..#..", "...#.", "#...#")],
+        ),
+        "a region that covers its picture": (
+            [noise, noise[::-1]],
+            [np.ones((5, 5), dtype=bool), None],
+        ),
+        "one pixel a picture": (
+            [f32([[0.4]]), f32([[0.4]]), f32([[0.3]])],
+            [np.array([[True]]), None, None],
+        ),
+        "negative and positive zero": (
+            [f32(np.where(rng.random((5, 5)) < 0.5, -0.0, 0.0))],
+            [spots],
+        ),
+        "zeros among denormals": (
+            [f32(rng.integers(-2, 3, (5, 5)) * np.float32(1.4e-45))],
+            [spots],
+        ),
         "very large": ([f32(rng.choice([-3.4e38, -1e38, 3.4e38], (5, 5)))], [spots]),
-        "neighbouring floats": ([np.nextafter(f32(np.ones((5, 5))), f32(2 * (noise > 0.5)))], [spots]),
+        "neighbouring floats": (
+            [np.nextafter(f32(np.ones((5, 5))), f32(2 * (noise > 0.5)))],
+            [spots],
+        ),
         "rank": ([ramp], [spots]),
         "rank, reversed": ([-ramp], [spots]),
         "tied high, limit inside the tie": ([np.minimum(ramp, 8)], [spots]),
@@ -158,13 +179,18 @@ def test_pixel_auroc_is_the_auroc_of_the_pixels(levels: int) -> None:
     maps, masks = random_case(3, levels)
     pixels = np.concatenate([m.ravel() for m in maps])
     truth = np.concatenate(
-        [np.zeros(m.size, bool) if k is None else k.ravel() for m, k in zip(maps, masks, strict=True)]
+        [
+            np.zeros(m.size, bool) if k is None else k.ravel()
+            for m, k in zip(maps, masks, strict=True)
+        ]
     )
     assert exact(maps, masks).pixel_auroc == auroc(pixels, truth)
 
 
 @pytest.mark.parametrize("transform", [lambda m: 4 * m - 2, lambda m: np.exp(m), lambda m: m**3])
-def test_only_the_order_of_the_scores_counts(transform: Callable[[NDArray[np.float32]], NDArray[np.float32]]) -> None:
+def test_only_the_order_of_the_scores_counts(
+    transform: Callable[[NDArray[np.float32]], NDArray[np.float32]],
+) -> None:
     maps, masks = random_case(5, 64)  # few levels: the transforms keep them distinct in float32
     assert exact([f32(transform(m)) for m in maps], masks) == exact(maps, masks)
 
@@ -172,10 +198,15 @@ def test_only_the_order_of_the_scores_counts(transform: Callable[[NDArray[np.flo
 def test_the_order_and_the_memory_layout_of_pictures_do_not_count() -> None:
     maps, masks = random_case(6, 10)
     expected = exact(maps, masks)
-    result = exact([m.T for m in maps][::-1], [None if mask is None else mask.T for mask in masks][::-1])
+    result = exact(
+        [m.T for m in maps][::-1], [None if mask is None else mask.T for mask in masks][::-1]
+    )
     assert result.pixel_auroc == expected.pixel_auroc
     assert result.aupro == pytest.approx(expected.aupro, abs=1e-14)
-    result = exact([m[::-1, ::-1] for m in maps], [None if mask is None else mask[::-1, ::-1] for mask in masks])
+    result = exact(
+        [m[::-1, ::-1] for m in maps],
+        [None if mask is None else mask[::-1, ::-1] for mask in masks],
+    )
     assert result.pixel_auroc == expected.pixel_auroc
     assert result.aupro == pytest.approx(expected.aupro, abs=1e-14)
 
@@ -183,7 +214,8 @@ def test_the_order_and_the_memory_layout_of_pictures_do_not_count() -> None:
 def test_an_empty_mask_is_no_mask() -> None:
     maps, masks = random_case(8, 10)
     assert exact(
-        maps, [np.zeros(m.shape, bool) if k is None else k for m, k in zip(maps, masks, strict=True)]
+        maps,
+        [np.zeros(m.shape, bool) if k is None else k for m, k in zip(maps, masks, strict=True)],
     ) == exact(maps, masks)
 
 
@@ -214,7 +246,9 @@ def test_streaming_is_within_its_bound_of_exact(levels: int, limit: float, bins:
 @pytest.mark.parametrize("bins", [1, 3, 1000])
 @pytest.mark.parametrize("limit", LIMITS)
 @pytest.mark.parametrize("name", ADVERSARIAL)
-def test_streaming_is_within_its_bound_on_adversarial_maps(name: str, limit: float, bins: int) -> None:
+def test_streaming_is_within_its_bound_on_adversarial_maps(
+    name: str, limit: float, bins: int
+) -> None:
     maps, masks = ADVERSARIAL[name]
     assert_within_bound(maps, masks, limit, StreamingPixelMetrics(-1.0, 2.0, bins=bins))
 
@@ -228,7 +262,9 @@ def test_streaming_is_within_its_bound_when_the_scores_clump(limit: float) -> No
     assert result.auroc_error > 0.1  # honest about how little the bins tell
 
 
-def assert_within_bound(maps: Maps, masks: Masks, limit: float, metrics: StreamingPixelMetrics) -> PixelResult:
+def assert_within_bound(
+    maps: Maps, masks: Masks, limit: float, metrics: StreamingPixelMetrics
+) -> PixelResult:
     for anomaly_map, mask in zip(maps, masks, strict=True):
         metrics.add(anomaly_map, mask)
     result, truth = metrics.compute(limit), exact(maps, masks, limit)
@@ -248,7 +284,11 @@ def test_the_bound_is_attained_by_the_worst_order_in_a_bin(worst: int) -> None:
     metrics.add(scores, mask)
     result = metrics.compute()
     truth = exact([scores], [mask])
-    assert result.auroc_error == pytest.approx(abs(truth.pixel_auroc - result.pixel_auroc), abs=1e-15) == 0.5
+    assert (
+        result.auroc_error
+        == pytest.approx(abs(truth.pixel_auroc - result.pixel_auroc), abs=1e-15)
+        == 0.5
+    )
     # The diagonal gives 0.15 up to a limit of 0.3: one order raises it to 1, the other lowers it to 0.
     assert result.aupro_error == pytest.approx(0.85, abs=1e-12)
     assert abs(truth.aupro - result.aupro) == pytest.approx(0.85 if worst == 1 else 0.15, abs=1e-12)
@@ -281,7 +321,9 @@ def test_bins_that_separate_all_scores_leave_no_error() -> None:
     st.floats(0.01, 1.0),
     st.integers(1, 9),
 )
-def test_exact_and_streaming_on_anything_small(rows: list[tuple[int, bool]], limit: float, bins: int) -> None:
+def test_exact_and_streaming_on_anything_small(
+    rows: list[tuple[int, bool]], limit: float, bins: int
+) -> None:
     width = len(rows) // 2
     scores = f32([row[0] for row in rows[: 2 * width]]).reshape(2, width)
     mask = np.array([row[1] for row in rows[: 2 * width]]).reshape(2, width)
@@ -289,7 +331,9 @@ def test_exact_and_streaming_on_anything_small(rows: list[tuple[int, bool]], lim
         assert exact([scores], [mask], limit) == PixelResult(None, None)
         return
     result = exact([scores], [mask], limit)
-    assert (result.pixel_auroc, result.aupro) == pytest.approx(naive([scores], [mask], limit), abs=1e-12)
+    assert (result.pixel_auroc, result.aupro) == pytest.approx(
+        naive([scores], [mask], limit), abs=1e-12
+    )
     assert_within_bound([scores], [mask], limit, StreamingPixelMetrics(-3.0, 3.0, bins=bins))
 
 
@@ -298,7 +342,9 @@ def metrics(request: pytest.FixtureRequest) -> PixelMetrics | StreamingPixelMetr
     return PixelMetrics() if request.param == "exact" else StreamingPixelMetrics(0.0, 1.0)
 
 
-def test_nothing_is_defined_without_both_kinds_of_pixel(metrics: PixelMetrics | StreamingPixelMetrics) -> None:
+def test_nothing_is_defined_without_both_kinds_of_pixel(
+    metrics: PixelMetrics | StreamingPixelMetrics,
+) -> None:
     assert metrics.compute() == PixelResult(None, None)
     metrics.add(f32(np.ones((3, 3))), np.ones((3, 3), dtype=bool))
     assert metrics.compute() == PixelResult(None, None)
@@ -306,14 +352,18 @@ def test_nothing_is_defined_without_both_kinds_of_pixel(metrics: PixelMetrics | 
     assert metrics.compute().aupro == 1.0
 
 
-def test_normal_pictures_alone_define_nothing(metrics: PixelMetrics | StreamingPixelMetrics) -> None:
+def test_normal_pictures_alone_define_nothing(
+    metrics: PixelMetrics | StreamingPixelMetrics,
+) -> None:
     metrics.add(f32(np.zeros((3, 3))), None)
     metrics.add(f32(np.zeros((3, 3))), np.zeros((3, 3), dtype=bool))
     assert metrics.compute() == PixelResult(None, None)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e39])
-def test_a_score_that_is_not_finite_is_an_error(metrics: PixelMetrics | StreamingPixelMetrics, bad: float) -> None:
+def test_a_score_that_is_not_finite_is_an_error(
+    metrics: PixelMetrics | StreamingPixelMetrics, bad: float
+) -> None:
     with pytest.raises(NonFiniteError, match="NaN or infinite"):
         metrics.add(np.array([[0.0, bad]]), None)
     assert metrics.compute() == PixelResult(None, None)
@@ -329,14 +379,24 @@ def test_shapes_that_do_not_fit_are_errors(metrics: PixelMetrics | StreamingPixe
 
 
 @pytest.mark.parametrize("limit", [0.0, -0.1, 1.1, float("nan")])
-def test_a_limit_out_of_range_is_an_error(metrics: PixelMetrics | StreamingPixelMetrics, limit: float) -> None:
+def test_a_limit_out_of_range_is_an_error(
+    metrics: PixelMetrics | StreamingPixelMetrics, limit: float
+) -> None:
     with pytest.raises(ConfigError, match="fpr_limit"):
         metrics.compute(limit)
 
 
 @pytest.mark.parametrize(
     ("low", "high", "bins"),
-    [(1, 1, 8), (2, 1, 8), (0, np.inf, 8), (np.nan, 1, 8), (-1.7e308, 1.7e308, 8), (0, 5e-324, 8), (0, 1, 0)],
+    [
+        (1, 1, 8),
+        (2, 1, 8),
+        (0, np.inf, 8),
+        (np.nan, 1, 8),
+        (-1.7e308, 1.7e308, 8),
+        (0, 5e-324, 8),
+        (0, 1, 0),
+    ],
 )
 def test_a_range_that_cannot_be_binned_is_an_error(low: float, high: float, bins: int) -> None:
     with pytest.raises(ConfigError, match=r"bins|range of scores"):

@@ -67,7 +67,9 @@ def test_a_histogram_names_its_classes_with_counts_and_the_threshold() -> None:
         ([1e-30], []),
     ],
 )
-def test_degenerate_scores_are_drawn(good: list[float], defective: list[float] | None, threshold: float | None) -> None:
+def test_degenerate_scores_are_drawn(
+    good: list[float], defective: list[float] | None, threshold: float | None
+) -> None:
     words = text(score_histogram(good, defective, threshold=threshold))
     assert ("no scores" in words) == (not good and not defective)
 
@@ -123,7 +125,9 @@ def test_png_is_drawn_without_a_display() -> None:
 
 def test_settings_of_the_caller_neither_matter_nor_change() -> None:
     expected = roc([0, 1], [0, 1], 0.5)
-    with matplotlib.rc_context({"axes.facecolor": "black", "font.size": 40.0, "svg.fonttype": "path"}):
+    with matplotlib.rc_context(
+        {"axes.facecolor": "black", "font.size": 40.0, "svg.fonttype": "path"}
+    ):
         before = dict(matplotlib.rcParams)
         assert roc([0, 1], [0, 1], 0.5) == expected
         assert dict(matplotlib.rcParams) == before
@@ -132,7 +136,10 @@ def test_settings_of_the_caller_neither_matter_nor_change() -> None:
 def test_threads_do_not_disturb_each_other() -> None:
     expected = score_histogram(GOOD, DEFECTIVE)
     drawn: list[bytes] = []
-    threads = [threading.Thread(target=lambda: drawn.append(score_histogram(GOOD, DEFECTIVE))) for _ in range(4)]
+    threads = [
+        threading.Thread(target=lambda: drawn.append(score_histogram(GOOD, DEFECTIVE)))
+        for _ in range(4)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -160,7 +167,9 @@ def test_the_health_of_a_training() -> None:
     for said in ("loss", "usage", "steps", "the picture", "step 1"):
         assert said in words
     assert len(drawn) < 100_000  # however many steps there were
-    png = np.asarray(Image.open(io.BytesIO(health([1], {"loss": [0.5]}, [("the picture", tile)]))).convert("L"))
+    png = np.asarray(
+        Image.open(io.BytesIO(health([1], {"loss": [0.5]}, [("the picture", tile)]))).convert("L")
+    )
     assert png.std() > 5
     with pytest.raises(ConfigError, match="5000 values and loss 2"):
         health(steps, {"loss": [1.0, 2.0]}, [("", tile)])
@@ -173,19 +182,35 @@ def test_an_embedding_names_good_pictures_and_kinds_of_defects_with_counts() -> 
     labels = [0] * 9 + [1] * 6
     kinds = [*["ignored"] * 9, "dent", "_cut $x^{", "dent", "dent", "\x1b", ""]
     words = text(embedding(points, labels, kinds))
-    for said in ("9 good", "3 dent", "1 _cut $x^{", r"1 \x1b", "1 other defects", "15 pictures", "perplexity 4.67"):
+    for said in (
+        "9 good",
+        "3 dent",
+        "1 _cut $x^{",
+        r"1 \x1b",
+        "1 other defects",
+        "15 pictures",
+        "perplexity 4.67",
+    ):
         assert said in words
     assert "ignored" not in words
     words = text(embedding(points, labels))
     assert "6 defective" in words
     assert embedding(points, labels, kinds) == embedding(points, labels, kinds)
-    many = text(embedding(RNG.normal(0, 1, (40, 3)), [1] * 40, [f"kind {n:02}" for n in range(20)] * 2))
-    assert ("2 kind 10" in many, "2 kind 11" in many, "18 other defects" in many) == (True, False, True)
+    many = text(
+        embedding(RNG.normal(0, 1, (40, 3)), [1] * 40, [f"kind {n:02}" for n in range(20)] * 2)
+    )
+    assert ("2 kind 10" in many, "2 kind 11" in many, "18 other defects" in many) == (
+        True,
+        False,
+        True,
+    )
     assert "good" not in many
 
 
 def test_what_is_alike_lies_close_together() -> None:
-    points = np.concatenate([RNG.normal(0, 1, (30, 8)), RNG.normal(12, 1, (30, 8))]).astype(np.float32)
+    points = np.concatenate([RNG.normal(0, 1, (30, 8)), RNG.normal(12, 1, (30, 8))]).astype(
+        np.float32
+    )
     places = _tsne(points, perplexity=10.0)
     nearest = np.linalg.norm(places[:, None] - places[None], axis=2) + np.diag(np.full(60, np.inf))
     assert ((nearest.argmin(1) < 30) == (np.arange(60) < 30)).all()
@@ -211,8 +236,13 @@ def test_an_embedding_that_cannot_be_drawn_is_an_error() -> None:
 
 
 def test_a_gallery_shows_what_each_row_has_under_its_columns() -> None:
-    red, green, blue = (np.tile(np.array(colour, np.uint8), (6, 9, 1)) for colour in np.eye(3) * 250)
-    rows = [("first\nscore 1", {"picture": red}), ("no. $2_{\x07" + "x" * 40, {"picture": green, "mask": blue})]
+    red, green, blue = (
+        np.tile(np.array(colour, np.uint8), (6, 9, 1)) for colour in np.eye(3) * 250
+    )
+    rows = [
+        ("first\nscore 1", {"picture": red}),
+        ("no. $2_{\x07" + "x" * 40, {"picture": green, "mask": blue}),
+    ]
     words = text(gallery(rows, note="a rectangle", format="svg"))
     for said in ("picture", "mask", "first", "score 1", r"no. $2_{\x07", "07…x", "a rectangle"):
         assert said in words
@@ -231,13 +261,21 @@ def test_a_gallery_shows_what_each_row_has_under_its_columns() -> None:
 
 
 def test_the_columns_and_labels_of_a_gallery() -> None:
-    red, blue = (np.tile(np.array(colour, np.uint8), (6, 9, 1)) for colour in ([250, 0, 0], [0, 0, 250]))
+    red, blue = (
+        np.tile(np.array(colour, np.uint8), (6, 9, 1)) for colour in ([250, 0, 0], [0, 0, 250])
+    )
     rows = [("first", {"b $_{": red}), ("second", {"a": blue, "b $_{": red})]
-    words = text(gallery(rows, columns=("a", "b $_{", "c"), labels=[{"b $_{": "0.25 $_{"}, {}], format="svg"))
+    words = text(
+        gallery(rows, columns=("a", "b $_{", "c"), labels=[{"b $_{": "0.25 $_{"}, {}], format="svg")
+    )
     for said in ("a", "b $_{", "c", "0.25 $_{"):
         assert said in words
-    drawn = np.asarray(Image.open(io.BytesIO(gallery(rows, columns=("a", "b $_{")))).convert("RGB")).astype(int)
-    left, right = (np.argwhere(drawn[..., channel] - drawn[..., 1] == 250)[:, 1].mean() for channel in (2, 0))
+    drawn = np.asarray(
+        Image.open(io.BytesIO(gallery(rows, columns=("a", "b $_{")))).convert("RGB")
+    ).astype(int)
+    left, right = (
+        np.argwhere(drawn[..., channel] - drawn[..., 1] == 250)[:, 1].mean() for channel in (2, 0)
+    )
     assert left < right
     plain, labelled = (gallery(rows, labels=labels) for labels in (None, [{}, {"a": "x"}]))
     assert plain != labelled
@@ -248,7 +286,9 @@ def test_the_columns_and_labels_of_a_gallery() -> None:
 
 
 def test_histograms_side_by_side_name_detectors_and_keep_their_own_scores() -> None:
-    words = text(score_histograms({"one $_{": (GOOD, DEFECTIVE, 2.125), "two": (GOOD[:7] * 1e3, [], None)}))
+    words = text(
+        score_histograms({"one $_{": (GOOD, DEFECTIVE, 2.125), "two": (GOOD[:7] * 1e3, [], None)})
+    )
     for said in ("one $_{", "two", "good (60)", "defective (20)", "threshold 2.125", "good (7)"):
         assert said in words
     assert words.count("threshold") == 1
@@ -259,7 +299,11 @@ def test_histograms_side_by_side_name_detectors_and_keep_their_own_scores() -> N
 def test_embeddings_side_by_side_share_one_legend() -> None:
     points = {"one $_{": RNG.normal(size=(9, 4)), "two": RNG.normal(size=(9, 7))}
     words = text(embeddings(points, [0] * 5 + [1] * 4, [""] * 5 + ["dent"] * 4))
-    assert (words.count("t-SNE of 9 pictures"), words.count("5 good"), words.count("4 dent")) == (2, 1, 1)
+    assert (words.count("t-SNE of 9 pictures"), words.count("5 good"), words.count("4 dent")) == (
+        2,
+        1,
+        1,
+    )
     assert all(title in words for title in points)
     with pytest.raises(ConfigError, match="8 points, 9 labels"):
         embeddings({**points, "three": np.zeros((8, 2))}, [0] * 9)

@@ -33,7 +33,9 @@ def random_picture(height: int = 5, width: int = 7, seed: int = 0) -> np.ndarray
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def naive_overlay(picture: np.ndarray, heatmap: np.ndarray, low: float, high: float, opacity: float) -> np.ndarray:
+def naive_overlay(
+    picture: np.ndarray, heatmap: np.ndarray, low: float, high: float, opacity: float
+) -> np.ndarray:
     """Pixel by pixel, with matplotlib's plasma as the independent table of colours."""
     result = np.zeros(picture.shape)
     for row, column in np.ndindex(heatmap.shape):
@@ -42,7 +44,9 @@ def naive_overlay(picture: np.ndarray, heatmap: np.ndarray, low: float, high: fl
         alpha = opacity * min(2.0 * step / 255, 1.0)
         for channel in range(3):
             colour = 255 * colormaps["plasma"](step)[channel]
-            result[row, column, channel] = (1 - alpha) * picture[row, column, channel] + alpha * colour
+            result[row, column, channel] = (1 - alpha) * picture[
+                row, column, channel
+            ] + alpha * colour
     return result
 
 
@@ -67,8 +71,12 @@ def test_attention_is_shown_in_multiples_of_its_mean() -> None:
 
 def test_normal_areas_show_the_picture_unchanged() -> None:
     picture = random_picture()
-    assert np.array_equal(overlay(picture, np.full((5, 7), 2.0, np.float32), SCALE, opacity=1.0), picture)
-    assert np.array_equal(overlay(picture, np.full((5, 7), -9.0, np.float32), SCALE, opacity=1.0), picture)
+    assert np.array_equal(
+        overlay(picture, np.full((5, 7), 2.0, np.float32), SCALE, opacity=1.0), picture
+    )
+    assert np.array_equal(
+        overlay(picture, np.full((5, 7), -9.0, np.float32), SCALE, opacity=1.0), picture
+    )
 
 
 def test_the_scale_is_fixed_so_a_value_looks_the_same_beside_any_other() -> None:
@@ -77,7 +85,9 @@ def test_the_scale_is_fixed_so_a_value_looks_the_same_beside_any_other() -> None
     loud = overlay(picture, np.array([[4.0, 900.0]], np.float32), SCALE)
     assert np.array_equal(calm[0, 0], loud[0, 0])
     assert not np.array_equal(calm[0, 0], picture[0, 0])
-    assert np.array_equal(loud[0, 1], overlay(picture, np.full((1, 2), 6.0, np.float32), SCALE)[0, 1])
+    assert np.array_equal(
+        loud[0, 1], overlay(picture, np.full((1, 2), 6.0, np.float32), SCALE)[0, 1]
+    )
 
 
 def test_an_overlay_leaves_its_arguments_alone() -> None:
@@ -148,7 +158,10 @@ def naive_outline(picture: np.ndarray, sides: tuple[int, int, int, int], line: i
     ],
 )
 def test_a_rectangle_is_a_light_line_in_a_dark_one(
-    size: tuple[int, int], box: tuple[float, float, float, float], sides: tuple[int, int, int, int], line: int
+    size: tuple[int, int],
+    box: tuple[float, float, float, float],
+    sides: tuple[int, int, int, int],
+    line: int,
 ) -> None:
     picture = random_picture(*size)
     kept = picture.copy()
@@ -175,7 +188,9 @@ def test_a_thumbnail_keeps_the_proportions_and_the_mean_and_never_enlarges() -> 
 
 
 def test_png_is_lossless_and_jpeg_is_near() -> None:
-    picture = np.repeat(np.arange(0, 240, 10, dtype=np.uint8), 72).reshape(24, 24, 3) + np.array([0, 5, 10], np.uint8)
+    picture = np.repeat(np.arange(0, 240, 10, dtype=np.uint8), 72).reshape(24, 24, 3) + np.array(
+        [0, 5, 10], np.uint8
+    )
     with Image.open(io.BytesIO(encode_png(picture))) as decoded:
         assert decoded.format == "PNG"
         assert np.array_equal(np.asarray(decoded), picture)
@@ -202,7 +217,9 @@ def test_a_saved_file_has_the_permissions_that_the_user_gives_new_files(tmp_path
     assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
 
 
-def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_the_old_file_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "report.html"
     path.write_bytes(b"old")
 
@@ -216,7 +233,9 @@ def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatc
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_an_interrupt_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_leaves_the_old_file_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "report.html"
     path.write_bytes(b"old")
 
@@ -242,7 +261,10 @@ def test_a_place_that_cannot_be_written_is_an_output_error(tmp_path: Path) -> No
 
 def test_a_large_picture_is_drawn_as_its_parts_are() -> None:
     rng = np.random.default_rng(0)
-    picture, heat = rng.integers(0, 256, (700, 40, 3), dtype=np.uint8), rng.normal(size=(700, 40)).astype(np.float32)
+    picture, heat = (
+        rng.integers(0, 256, (700, 40, 3), dtype=np.uint8),
+        rng.normal(size=(700, 40)).astype(np.float32),
+    )
     whole = overlay(picture, heat, (0.0, 1.0))
     rows = [overlay(picture[row : row + 1], heat[row : row + 1], (0.0, 1.0)) for row in range(700)]
     assert np.array_equal(whole, np.concatenate(rows))

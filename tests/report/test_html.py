@@ -37,7 +37,12 @@ MANIFEST: dict[str, Any] = {
     "data": {"count": 60, "fingerprint": "cd" * 32},
     "seed": 17,
 }
-TRUTHS = {"good/a.png": (1.0, 0), "good/b.png": (2.5, 0), "dent/c.png": (3.0, 1), "dent/d.png": (1.5, 1)}
+TRUTHS = {
+    "good/a.png": (1.0, 0),
+    "good/b.png": (2.5, 0),
+    "dent/c.png": (3.0, 1),
+    "dent/d.png": (1.5, 1),
+}
 
 
 class Page(HTMLParser):
@@ -99,8 +104,15 @@ def evaluation(**changes: Any) -> Evaluation:
         "by_defect": {"dent": {"image_auroc": 0.6789, "image_ap": None, "count": 2}},
         "by_category": {},
         "threshold": 2.0,
-        "confusion": {"true_positive": 101, "false_positive": 102, "true_negative": 103, "false_negative": 104},
-        "rows": tuple({"path": p, "score": s, "truth": t, "label": None} for p, (s, t) in TRUTHS.items()),
+        "confusion": {
+            "true_positive": 101,
+            "false_positive": 102,
+            "true_negative": 103,
+            "false_negative": 104,
+        },
+        "rows": tuple(
+            {"path": p, "score": s, "truth": t, "label": None} for p, (s, t) in TRUTHS.items()
+        ),
         "left_out": ("x.png", "y.png", "z.png"),
         "failures": (Failure(source="/parts/broken.png", reason="truncated"),),
     }
@@ -108,20 +120,30 @@ def evaluation(**changes: Any) -> Evaluation:
 
 
 def write(path: Path, **changes: Any) -> Page:
-    arguments = {"title": "Parts", "manifest": MANIFEST, "entries": entries(), "failures": [], "scale": (1.0, 4.0)}
+    arguments = {
+        "title": "Parts",
+        "manifest": MANIFEST,
+        "entries": entries(),
+        "failures": [],
+        "scale": (1.0, 4.0),
+    }
     return Page(write_report(path / "report.html", **{**arguments, **changes}))
 
 
 def test_the_file_needs_nothing_else_and_may_load_nothing(tmp_path: Path) -> None:
     page = write(tmp_path, evaluation=evaluation())
-    references = [value for _, found in page.tags for key, value in found.items() if key in ("src", "href")]
+    references = [
+        value for _, found in page.tags for key, value in found.items() if key in ("src", "href")
+    ]
     assert references
     assert all(value.startswith(("data:image/", "#")) for value in references if value is not None)
     assert not re.search(r"url\(|@import|https?://", page.source)
     policy = page.attributes("meta")[1]["content"] or ""
     assert "default-src 'none'" in policy
     script = page.source.split("<script>")[1].split("</script>")[0]
-    assert f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" in policy
+    assert (
+        f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" in policy
+    )
     assert len(page.attributes("script")) == 1
     assert list(tmp_path.iterdir()) == [tmp_path / "report.html"]
 
@@ -151,7 +173,11 @@ def test_names_and_texts_are_escaped(tmp_path: Path) -> None:
         title=evil,
         entries=[entry],
         failures=[Failure(source=evil, reason=evil)],
-        manifest={evil: evil, "nested": {evil: [evil]}, "threshold": {"value": None, "reason": evil, evil: evil}},
+        manifest={
+            evil: evil,
+            "nested": {evil: [evil]},
+            "threshold": {"value": None, "reason": evil, evil: evil},
+        },
         evaluation=evaluation(by_defect={evil: {}}, by_category={evil: {}}),
     )
     assert len(page.attributes("script")) == 1
@@ -171,7 +197,9 @@ def test_a_name_that_is_not_utf8_is_written_out(tmp_path: Path) -> None:
 
 def test_the_summary_counts_verdicts_failures_and_left_out(tmp_path: Path) -> None:
     page = write(
-        tmp_path, evaluation=evaluation(), failures=[Failure(source="/parts/text.png", reason="not a picture")]
+        tmp_path,
+        evaluation=evaluation(),
+        failures=[Failure(source="/parts/text.png", reason="not a picture")],
     )
     assert "2 of 4 pictures raised an alarm. 2 could not be scored." in page.text
     assert "3 known from fitting or calibration were left out of every metric." in page.text
@@ -189,11 +217,26 @@ def test_a_failure_named_twice_is_listed_once(tmp_path: Path) -> None:
 
 def test_the_threshold_is_shown_with_its_guarantee_or_its_reason(tmp_path: Path) -> None:
     section = write(tmp_path).section("threshold")
-    for shown in ("<dd>2</dd>", "<dd>5 %</dd>", "<dd>60</dd>", "<dd>split</dd>", "At most 5 % of good parts"):
+    for shown in (
+        "<dd>2</dd>",
+        "<dd>5 %</dd>",
+        "<dd>60</dd>",
+        "<dd>split</dd>",
+        "At most 5 % of good parts",
+    ):
         assert shown in section
     assert "No threshold" not in section
-    without = {"value": None, "rate": 0.05, "n": 3, "method": "split", "guarantee": "", "reason": "19 are needed."}
-    page = write(tmp_path, manifest={**MANIFEST, "threshold": without}, entries=entries(judged=False))
+    without = {
+        "value": None,
+        "rate": 0.05,
+        "n": 3,
+        "method": "split",
+        "guarantee": "",
+        "reason": "19 are needed.",
+    }
+    page = write(
+        tmp_path, manifest={**MANIFEST, "threshold": without}, entries=entries(judged=False)
+    )
     assert "No threshold, so no verdicts. 19 are needed." in page.text
     assert "4 pictures were scored, without verdicts." in page.text
     assert "Verdict" not in page.section("pictures")
@@ -208,15 +251,30 @@ def test_the_evaluation_shows_curves_confusion_and_tables(tmp_path: Path) -> Non
     page = write(tmp_path, evaluation=evaluation())
     section = page.section("evaluation")
     assert section.count("data:image/svg+xml") == 2
-    assert re.findall(r">(10\d)<", section) == ["101", "104", "102", "103"]  # found, missed; false alarms, passed
+    assert re.findall(r">(10\d)<", section) == [
+        "101",
+        "104",
+        "102",
+        "103",
+    ]  # found, missed; false alarms, passed
     assert re.findall(r">(0\.\d{4}|–)<", section) == ["0.6789", "–", "–", "–"]
     assert "Each category" not in section
-    assert "Each category" in write(tmp_path, evaluation=evaluation(by_category={"bottle": {}})).text
+    assert (
+        "Each category" in write(tmp_path, evaluation=evaluation(by_category={"bottle": {}})).text
+    )
 
 
 def test_an_evaluation_with_one_class_says_why_there_are_no_curves(tmp_path: Path) -> None:
-    one = evaluation(rows=evaluation().rows[:2], image_auroc=None, image_ap=None, best_f1=None, best_f1_threshold=None)
-    section = write(tmp_path, evaluation=dataclasses.replace(one, confusion=None, threshold=None)).section("evaluation")
+    one = evaluation(
+        rows=evaluation().rows[:2],
+        image_auroc=None,
+        image_ap=None,
+        best_f1=None,
+        best_f1_threshold=None,
+    )
+    section = write(
+        tmp_path, evaluation=dataclasses.replace(one, confusion=None, threshold=None)
+    ).section("evaluation")
     assert "only one kind is here" in section
     assert "svg" not in section
 
@@ -226,14 +284,25 @@ def test_mistakes_come_first_where_the_truth_is_known(tmp_path: Path) -> None:
     assert re.findall(r'title="/parts/(.*?)"', missed) == ["dent/d.png"]
     assert re.findall(r'title="/parts/(.*?)"', alarms) == ["good/b.png"]
     assert "1 of 2" in missed
-    low, high = write(tmp_path, entries=entries(judged=False)).section("worst").split("Good with the highest")
+    low, high = (
+        write(tmp_path, entries=entries(judged=False))
+        .section("worst")
+        .split("Good with the highest")
+    )
     assert re.findall(r'title="/parts/(.*?)"', low) == ["dent/d.png", "dent/c.png"]
     assert re.findall(r'title="/parts/(.*?)"', high) == ["good/b.png", "good/a.png"]
 
 
-def test_highest_scores_come_first_where_it_is_not_and_the_number_of_cards_is_bounded(tmp_path: Path) -> None:
+def test_highest_scores_come_first_where_it_is_not_and_the_number_of_cards_is_bounded(
+    tmp_path: Path,
+) -> None:
     section = write(tmp_path, entries=entries(known=False)).section("worst")
-    assert re.findall(r'title="/parts/(.*?)"', section) == ["dent/c.png", "good/b.png", "dent/d.png", "good/a.png"]
+    assert re.findall(r'title="/parts/(.*?)"', section) == [
+        "dent/c.png",
+        "good/b.png",
+        "dent/d.png",
+        "good/a.png",
+    ]
     assert section.count("data:image/jpeg") == 8
     section = write(tmp_path, entries=entries(known=False, pictured=False) * 5).section("worst")
     assert section.count("<article") == 8
@@ -252,21 +321,35 @@ def test_the_legend_explains_the_rectangle_where_there_is_one(tmp_path: Path) ->
     assert "rectangle" not in write(tmp_path).text
     boxed = [*plain[:-1], dataclasses.replace(plain[-1], box=(0.1, 0.2, 0.3, 0.4))]
     page = write(tmp_path, entries=boxed)
-    assert "The rectangle is the crop that the method looked at again" in " ".join(page.section("worst").split())
+    assert "The rectangle is the crop that the method looked at again" in " ".join(
+        page.section("worst").split()
+    )
 
 
 def test_the_table_ranks_all_pictures_by_score(tmp_path: Path) -> None:
     section = write(tmp_path).section("pictures")
-    assert re.findall(r'class="f">([^<]*)<', section) == ["dent/c.png", "good/b.png", "dent/d.png", "good/a.png"]
+    assert re.findall(r'class="f">([^<]*)<', section) == [
+        "dent/c.png",
+        "good/b.png",
+        "dent/d.png",
+        "good/a.png",
+    ]
     assert "In /parts/" in section
-    assert re.findall(r'<tr class="(.*?)"', section) == ["a", "a w", "q w", "q"]  # alarm or quiet, wrong or not
+    assert re.findall(r'<tr class="(.*?)"', section) == [
+        "a",
+        "a w",
+        "q w",
+        "q",
+    ]  # alarm or quiet, wrong or not
     assert section.count("data:image/jpeg") == 8
     assert section.count('loading="lazy"') == 8
     assert "jpeg" not in write(tmp_path, entries=entries(pictured=False)).section("pictures")
 
 
 def test_ten_thousand_rows_stay_light(tmp_path: Path) -> None:
-    many = [Entry(source=f"/parts/{n:05}.png", score=float(n % 977), verdict=0) for n in range(10_000)]
+    many = [
+        Entry(source=f"/parts/{n:05}.png", score=float(n % 977), verdict=0) for n in range(10_000)
+    ]
     page = write(tmp_path, entries=many)
     assert page.section("pictures").count("<tr") == 10_001
     assert len(page.source) < 2_000_000
@@ -274,7 +357,15 @@ def test_ten_thousand_rows_stay_light(tmp_path: Path) -> None:
 
 def test_the_manifest_is_shown_whole(tmp_path: Path) -> None:
     text = write(tmp_path).text
-    for shown in ("layers 4, 7", "rotations –", "inner key 0.25", "aligned yes", "ab" * 32, "cd" * 32, "seed 17"):
+    for shown in (
+        "layers 4, 7",
+        "rotations –",
+        "inner key 0.25",
+        "aligned yes",
+        "ab" * 32,
+        "cd" * 32,
+        "seed 17",
+    ):
         assert shown in text
 
 
@@ -311,13 +402,24 @@ def test_a_full_disk_is_an_output_error_and_keeps_the_last_report(
 
 
 def test_several_categories(tmp_path: Path) -> None:
-    own = {"value": 1.75, "rate": 0.05, "n": 21, "method": "split conformal", "guarantee": "", "reason": ""}
+    own = {
+        "value": 1.75,
+        "rate": 0.05,
+        "n": 21,
+        "method": "split conformal",
+        "guarantee": "",
+        "reason": "",
+    }
     none = {**own, "value": None, "n": 3, "reason": "too few <pictures>"}
     values = {"image_auroc": 0.5, "image_ap": 0.5, "pixel_auroc": None, "aupro": None, "count": 2}
     mean = {"image_auroc": 0.4321, "image_ap": 0.5, "pixel_auroc": None, "aupro": None}
     page = write(
         tmp_path,
-        manifest={**MANIFEST, "categories": ["bolt", "nut"], "thresholds": {"bolt": own, "nut": none}},
+        manifest={
+            **MANIFEST,
+            "categories": ["bolt", "nut"],
+            "thresholds": {"bolt": own, "nut": none},
+        },
         evaluation=evaluation(by_category={"bolt": values, "nut": values}, category_mean=mean),
     )
     assert "bolt 1.75 21 nut none of its own 3" in page.text
@@ -327,12 +429,26 @@ def test_several_categories(tmp_path: Path) -> None:
     assert "Thresholds of the categories" not in write(tmp_path).text
 
 
-def test_groups_have_a_table_with_the_figure_over_the_defective_pictures_alone(tmp_path: Path) -> None:
-    values = {"image_auroc": 0.5, "image_ap": 0.25, "pixel_auroc": 0.7654, "aupro": None, "count": 2}
-    groups = {"female": {**values, "pixel_auroc_anomalous": 0.7271}, "male": {**values, "pixel_auroc_anomalous": None}}
+def test_groups_have_a_table_with_the_figure_over_the_defective_pictures_alone(
+    tmp_path: Path,
+) -> None:
+    values = {
+        "image_auroc": 0.5,
+        "image_ap": 0.25,
+        "pixel_auroc": 0.7654,
+        "aupro": None,
+        "count": 2,
+    }
+    groups = {
+        "female": {**values, "pixel_auroc_anomalous": 0.7271},
+        "male": {**values, "pixel_auroc_anomalous": None},
+    }
     page = write(tmp_path, evaluation=evaluation(by_group=groups, pixel_auroc_anomalous=0.7239))
     assert "0.7239 Pixel AUROC, defective pictures alone" in page.text
-    assert "AUPRO Pixel AUROC, defective alone female 2 0.5000 0.2500 0.7654 – 0.7271 male 2" in page.text
+    assert (
+        "AUPRO Pixel AUROC, defective alone female 2 0.5000 0.2500 0.7654 – 0.7271 male 2"
+        in page.text
+    )
     plain = write(tmp_path, evaluation=evaluation())
     assert "Each group" not in plain.text
     assert "defective pictures alone" not in plain.text

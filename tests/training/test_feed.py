@@ -21,9 +21,13 @@ from blemish.types import silent
 PLENTY = float("inf")
 
 
-def feed_of(labels: list[int], *, limit: float = PLENTY, looks: bool = False, **settings: Any) -> Feed:
+def feed_of(
+    labels: list[int], *, limit: float = PLENTY, looks: bool = False, **settings: Any
+) -> Feed:
     """A feed of as many pictures as there are labels."""
-    stream = stream_of(settings.pop("sources", None) or pictures(len(labels)), labels=labels, **settings)
+    stream = stream_of(
+        settings.pop("sources", None) or pictures(len(labels)), labels=labels, **settings
+    )
     return read(Toy(ToyConfig(looks=looks)), stream, limit=limit, progress=silent)
 
 
@@ -61,15 +65,23 @@ def test_each_class_goes_through_epochs_of_its_own() -> None:
     labels = [0] * 6 + [1] * 3
     feed = feed_of(labels)
     known = brightness_of(feed.stream)
-    batches = seen(feed, 4, 9)  # 18 rows of either class: three epochs of the normal ones and six of the defects
+    batches = seen(
+        feed, 4, 9
+    )  # 18 rows of either class: three epochs of the normal ones and six of the defects
     drawn = [row for batch in batches for row in rows_of(batch, known)]
     for kind, count in ((0, 6), (1, 3)):
         own = [row for row in drawn if labels[row] == kind]
         epochs = [own[start : start + count] for start in range(0, 18, count)]
-        assert all(sorted(epoch) == sorted(epochs[0]) and len(set(epoch)) == count for epoch in epochs)
+        assert all(
+            sorted(epoch) == sorted(epochs[0]) and len(set(epoch)) == count for epoch in epochs
+        )
         assert len({tuple(epoch) for epoch in epochs}) > 1
-    assert [rows_of(batch, known) for batch in seen(feed, 4, 9)] == [rows_of(batch, known) for batch in batches]
-    assert [rows_of(batch, known) for batch in seen(feed, 4, 9, seed=8)] != [rows_of(batch, known) for batch in batches]
+    assert [rows_of(batch, known) for batch in seen(feed, 4, 9)] == [
+        rows_of(batch, known) for batch in batches
+    ]
+    assert [rows_of(batch, known) for batch in seen(feed, 4, 9, seed=8)] != [
+        rows_of(batch, known) for batch in batches
+    ]
 
 
 @pytest.mark.parametrize(
@@ -84,7 +96,12 @@ def test_each_class_goes_through_epochs_of_its_own() -> None:
     ],
 )
 def test_an_epoch_shows_every_normal_picture_once(
-    normal: int, defects: int, size: int, balanced: bool, steps: int, monkeypatch: pytest.MonkeyPatch
+    normal: int,
+    defects: int,
+    size: int,
+    balanced: bool,
+    steps: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What has been drawn is counted, picture by picture, in a training of two epochs."""
     monkeypatch.setattr(ToyConfig, "balanced_batches", balanced)
@@ -145,12 +162,18 @@ def test_what_is_kept_and_what_is_computed_anew_are_the_same() -> None:
         assert other.images is not None
         assert torch.equal(one.labels, other.labels)
         assert torch.equal(one.images, other.images)
-        assert all(torch.equal(one.features[name], other.features[name]) for name in ("mean", "brightness"))
+        assert all(
+            torch.equal(one.features[name], other.features[name]) for name in ("mean", "brightness")
+        )
 
 
 def test_copies_have_the_label_of_their_picture_and_broken_ones_none() -> None:
     sources = pictures(6)
-    feed = feed_of([1, 0, 0, 1, 1, 0], sources=["nowhere.png", *sources[1:4], "gone.png", sources[5]], rotations=2)
+    feed = feed_of(
+        [1, 0, 0, 1, 1, 0],
+        sources=["nowhere.png", *sources[1:4], "gone.png", sources[5]],
+        rotations=2,
+    )
     assert feed.usable == [1, 2, 3, 5]
     assert feed.labels is not None
     assert feed.labels.tolist() == [0, 0, 0, 0, 1, 1, 0, 0]
@@ -170,10 +193,14 @@ def test_without_defects_all_is_as_ever(labels: list[int], limit: float) -> None
     batches = seen(feed, 3, 7)
     assert all(batch.labels is None for batch in batches)
     order = [
-        torch.randperm(7, generator=torch.Generator().manual_seed(seed_of("epoch", 7, epoch))).tolist()
+        torch.randperm(
+            7, generator=torch.Generator().manual_seed(seed_of("epoch", 7, epoch))
+        ).tolist()
         for epoch in range(3)
     ]
-    assert [row for batch in batches for row in rows_of(batch, known)] == [row for epoch in order for row in epoch]
+    assert [row for batch in batches for row in rows_of(batch, known)] == [
+        row for epoch in order for row in epoch
+    ]
 
 
 def test_where_no_defect_can_be_read_all_are_normal() -> None:

@@ -70,7 +70,8 @@ def test_rows_repeat_where_they_are_fewer_than_a_step_takes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("epochs", "min_steps", "count", "copies", "steps"), [(3, 0, 10, 1, 8), (1, 9, 10, 1, 9), (1, 2, 5, 6, 8)]
+    ("epochs", "min_steps", "count", "copies", "steps"),
+    [(3, 0, 10, 1, 8), (1, 9, 10, 1, 9), (1, 2, 5, 6, 8)],
 )
 def test_number_of_steps(epochs: int, min_steps: int, count: int, copies: int, steps: int) -> None:
     toy = Toy(ToyConfig(epochs=epochs, min_steps=min_steps))
@@ -92,8 +93,12 @@ def test_a_step_is_what_one_writes_by_hand() -> None:
         means = torch.cat([hand.encode(part)["mean"] for part in images.split(1)])
     order: list[int] = []
     for epoch in range(6):
-        order += torch.randperm(10, generator=torch.Generator().manual_seed(seed_of("epoch", 7, epoch))).tolist()
-    weight, bias = (parameter.detach().clone().requires_grad_() for parameter in hand.learned.parameters())
+        order += torch.randperm(
+            10, generator=torch.Generator().manual_seed(seed_of("epoch", 7, epoch))
+        ).tolist()
+    weight, bias = (
+        parameter.detach().clone().requires_grad_() for parameter in hand.learned.parameters()
+    )
     followers = [weight.detach().clone(), bias.detach().clone()]
     optimizer = torch.optim.AdamW([weight, bias], lr=1e-2)
     losses: list[float] = []
@@ -105,7 +110,9 @@ def test_a_step_is_what_one_writes_by_hand() -> None:
         loss = (F.linear(noisy, weight, bias) - mean).square().mean()
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        norm = math.sqrt(sum(float(one.grad.square().sum()) for one in (weight, bias) if one.grad is not None))
+        norm = math.sqrt(
+            sum(float(one.grad.square().sum()) for one in (weight, bias) if one.grad is not None)
+        )
         for one in (weight, bias):
             assert one.grad is not None
             one.grad *= min(1.0, 1.0 / norm)
@@ -121,7 +128,9 @@ def test_a_step_is_what_one_writes_by_hand() -> None:
 @pytest.mark.parametrize("steps", [7, 20, 53])
 def test_the_curve_is_the_mean_loss_of_the_steps_since_the_point_before(steps: int) -> None:
     losses: list[float] = []
-    _, done = run(ToyConfig(epochs=1, min_steps=steps), watch=lambda _step, _steps, loss: losses.append(loss))
+    _, done = run(
+        ToyConfig(epochs=1, min_steps=steps), watch=lambda _step, _steps, loss: losses.append(loss)
+    )
     assert len(losses) == steps
     ends = [int(end) for end, _ in done.curve]
     points = min(20, steps)
@@ -137,7 +146,12 @@ def test_a_method_starts_from_a_sample_of_its_pictures() -> None:
     toy = watch(ToyConfig(), 10)
     assert toy.sample[0] == 10  # all of them, where they are few
     assert toy.sample[1].item() == pytest.approx(brightness.double().mean().item(), rel=1e-6)
-    assert watch(ToyConfig(epochs=1), stream=stream_of(pictures(10), rotations=4, flips=True)).sample[0] == 64
+    assert (
+        watch(ToyConfig(epochs=1), stream=stream_of(pictures(10), rotations=4, flips=True)).sample[
+            0
+        ]
+        == 64
+    )
 
 
 def test_gradients_are_clipped() -> None:
@@ -152,7 +166,9 @@ def test_gradients_are_clipped() -> None:
 
 
 @pytest.mark.parametrize("looks", [False, True])
-def test_what_does_not_fit_in_memory_is_computed_anew_to_the_same_weights(tmp_path: Path, looks: bool) -> None:
+def test_what_does_not_fit_in_memory_is_computed_anew_to_the_same_weights(
+    tmp_path: Path, looks: bool
+) -> None:
     broken = tmp_path / "broken.png"
     broken.write_text("x")
     sources = [*pictures(5), broken, *pictures(7)[5:]]
@@ -161,7 +177,9 @@ def test_what_does_not_fit_in_memory_is_computed_anew_to_the_same_weights(tmp_pa
         toy = Toy(ToyConfig(epochs=2, pictures_per_step=5, looks=looks, cache_gib=gib))
         stream = stream_of(sources, rotations=2, flips=True)
         stages.append([])
-        done = train(toy, stream, seed=7, identity={}, progress=lambda *told: stages[-1].append(told))
+        done = train(
+            toy, stream, seed=7, identity={}, progress=lambda *told: stages[-1].append(told)
+        )
         assert done.cached == (gib > 0)
         assert set(stream.failures) == {5}
         assert set(stream.digests) == {0, 1, 2, 3, 4, 6, 7}
@@ -223,7 +241,9 @@ def test_a_loss_that_is_not_finite_ends_it() -> None:
 
 
 def test_nothing_to_train_on(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no training picture can be read\n  nowhere\.png: does not exist"):
+    with pytest.raises(
+        DataError, match=r"no training picture can be read\n  nowhere\.png: does not exist"
+    ):
         train(Toy(ToyConfig()), stream_of(["nowhere.png"]), seed=7, identity={})
 
 
@@ -235,7 +255,12 @@ def test_progress() -> None:
     assert [(done, total) for _, done, total in told[6:]] == [(1, 3), (2, 3), (3, 3)]
     for stage, _, _ in told[6:]:
         name, loss, speed, left = stage.split(" · ")
-        assert (name, loss[:5], speed[-11:], left[-5:]) == ("training", "loss ", " pictures/s", " left")
+        assert (name, loss[:5], speed[-11:], left[-5:]) == (
+            "training",
+            "loss ",
+            " pictures/s",
+            " left",
+        )
 
 
 class Clockwork(Toy):
@@ -272,7 +297,12 @@ def test_a_time_budget_that_reading_has_used_up(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("blemish.training.loop.time.perf_counter", lambda: toy.now)
     told: list[str] = []
     done = train(
-        toy, stream_of(pictures(9)), seed=7, identity={}, minutes=0.1, progress=lambda stage, *_: told.append(stage)
+        toy,
+        stream_of(pictures(9)),
+        seed=7,
+        identity={},
+        minutes=0.1,
+        progress=lambda stage, *_: told.append(stage),
     )
     assert done.steps == 1
     assert "reading the pictures has used up the time budget: one step is made" in told
@@ -286,7 +316,14 @@ def test_a_time_budget_is_positive(minutes: float) -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "words"),
-    [(0.4, "0 s"), (89, "89 s"), (91, "2 min"), (3500, "58 min"), (3590, "1 h 0 min"), (7500, "2 h 5 min")],
+    [
+        (0.4, "0 s"),
+        (89, "89 s"),
+        (91, "2 min"),
+        (3500, "58 min"),
+        (3590, "1 h 0 min"),
+        (7500, "2 h 5 min"),
+    ],
 )
 def test_durations(seconds: float, words: str) -> None:
     assert _duration(seconds) == words

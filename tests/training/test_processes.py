@@ -20,7 +20,17 @@ from safetensors.torch import load_file as read_tensors
 from test_loop import same
 from test_resume import step_of
 from torch import Tensor
-from toy import Toy, ToyConfig, fit_apart, fit_defects_apart, learned, pictures, run, stream_of, train_apart
+from toy import (
+    Toy,
+    ToyConfig,
+    fit_apart,
+    fit_defects_apart,
+    learned,
+    pictures,
+    run,
+    stream_of,
+    train_apart,
+)
 
 from blemish import artifact
 from blemish.errors import ConfigError
@@ -30,7 +40,7 @@ from blemish.training import distributed, train
 
 # Importing torch takes longer than all that is tested here: done once, in a process that the others are forked from.
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["blemish.fitting"])
+PROCESSES.set_forkserver_preload(["blemish.detector.fit"])
 
 
 def start(
@@ -42,19 +52,28 @@ def start(
     target: Callable[..., None] = train_apart,
     **options: Any,
 ) -> ForkServerProcess:
-    process = PROCESSES.Process(target=target, args=(result, config, environment or {}, pause, options))
+    process = PROCESSES.Process(
+        target=target, args=(result, config, environment or {}, pause, options)
+    )
     process.start()
     return process
 
 
-def together(results: list[Path], config: Any, *, interrupt_at: int | None = None, **options: Any) -> list[int | None]:
+def together(
+    results: list[Path], config: Any, *, interrupt_at: int | None = None, **options: Any
+) -> list[int | None]:
     """The exit statuses of processes that train together, as torchrun would start (and interrupt) them."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         port = one.getsockname()[1]
     common = {"WORLD_SIZE": str(len(results)), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     started = [
-        start(result, config, environment={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}, **options)
+        start(
+            result,
+            config,
+            environment={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            **options,
+        )
         for rank, result in enumerate(results)
     ]
     if interrupt_at is not None:
@@ -69,11 +88,17 @@ def together(results: list[Path], config: Any, *, interrupt_at: int | None = Non
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     with safe_open(path, framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["told"])  # noqa: SIM118
+        return {name: file.get_tensor(name) for name in file.keys()}, json.loads(
+            file.metadata()["told"]
+        )  # noqa: SIM118
 
 
 def test_killed_at_several_moments(tmp_path: Path) -> None:
-    path, result, config = tmp_path / "toy.checkpoint", tmp_path / "result", ToyConfig(epochs=1, min_steps=60)
+    path, result, config = (
+        tmp_path / "toy.checkpoint",
+        tmp_path / "result",
+        ToyConfig(epochs=1, min_steps=60),
+    )
     for moment in (1, 20, 40):
         process = start(result, config, pause=0.02, checkpoint=path, resume=True)
         while step_of(path) < moment:
@@ -97,7 +122,10 @@ def test_killed_at_several_moments(tmp_path: Path) -> None:
 
 def test_two_processes_end_where_one_does(tmp_path: Path) -> None:
     # Ten readable pictures, five of each process, and all of them in every step.
-    config, results = ToyConfig(noise=0.0, pictures_per_step=10, epochs=6), [tmp_path / "0", tmp_path / "1"]
+    config, results = (
+        ToyConfig(noise=0.0, pictures_per_step=10, epochs=6),
+        [tmp_path / "0", tmp_path / "1"],
+    )
     assert together(results, config) == [0, 0]
     (first, told), (second, told_too) = (read(result) for result in results)
     assert same(first, second)
@@ -121,10 +149,16 @@ def test_two_processes_resume_and_keep_a_time_budget(tmp_path: Path) -> None:
     path, config = tmp_path / "toy.checkpoint", ToyConfig(epochs=1, min_steps=6)
     whole, again = [tmp_path / "0", tmp_path / "1"], [tmp_path / "2", tmp_path / "3"]
     for results in (whole, again):
-        assert together(results, config, checkpoint=path, resume=results is again, minutes=0.002) == [0, 0]
+        assert together(
+            results, config, checkpoint=path, resume=results is again, minutes=0.002
+        ) == [0, 0]
     first, told = read(whole[0])
     tensors, told_again = read(again[1])
-    assert told_again["training"]["resumed_at"] == told["training"]["steps"] == read(whole[1])[1]["training"]["steps"]
+    assert (
+        told_again["training"]["resumed_at"]
+        == told["training"]["steps"]
+        == read(whole[1])[1]["training"]["steps"]
+    )
     assert same(tensors, first)
 
 
@@ -148,12 +182,17 @@ def test_two_processes_pre_train_and_then_fit(tmp_path: Path) -> None:
     for one in (told, told_too):
         assert (one["pretraining"]["training"]["processes"], one["training"]["processes"]) == (2, 2)
         assert one["pretraining"]["training"]["steps"] == steps
-        assert one["pretraining"]["training"]["findings"] == told["pretraining"]["training"]["findings"]
+        assert (
+            one["pretraining"]["training"]["findings"]
+            == told["pretraining"]["training"]["findings"]
+        )
         assert len(one["data"]["fitted"]) == 8
     # The targets are those of both processes' pictures together.
     own = [read_tensors(f"{result}.balanced") for result in results]
     for step in range(steps):
-        scores, targets = (torch.cat([each[name][step] for each in own]) for name in ("scores", "targets"))
+        scores, targets = (
+            torch.cat([each[name][step] for each in own]) for name in ("scores", "targets")
+        )
         assert scores.shape == (4, 4)  # two pictures of each
         torch.testing.assert_close(targets, sinkhorn(scores), rtol=1e-4, atol=1e-6)
         assert not torch.allclose(targets[:2], sinkhorn(scores[:2]), atol=1e-3)
@@ -185,7 +224,10 @@ def test_two_processes_learn_from_defects_and_resume(tmp_path: Path) -> None:
         first, rest = (read_tensors(f"{results[rank]}.steps") for results in (whole, again))
         assert halves(first["given"]) == halves(first["learned"]) == [[0, 0, 1, 1]] * steps
         assert len(set(first["brightness"][first["given"] == 1].tolist())) == own
-        assert all(torch.equal(first[name][stop_at:], rest[name]) for name in ("brightness", "given", "learned"))
+        assert all(
+            torch.equal(first[name][stop_at:], rest[name])
+            for name in ("brightness", "given", "learned")
+        )
 
 
 @pytest.mark.parametrize("network", ["atacnet", "classifier"])

@@ -51,9 +51,13 @@ def interrupted(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("config", [ToyConfig(), ToyConfig(rule="sgd", noise=0.0), ToyConfig(looks=True, cache_gib=0)])
+@pytest.mark.parametrize(
+    "config", [ToyConfig(), ToyConfig(rule="sgd", noise=0.0), ToyConfig(looks=True, cache_gib=0)]
+)
 @pytest.mark.parametrize("at", [1, 4, 5])
-def test_ctrl_c_saves_and_resuming_ends_with_the_same_weights(tmp_path: Path, config: ToyConfig, at: int) -> None:
+def test_ctrl_c_saves_and_resuming_ends_with_the_same_weights(
+    tmp_path: Path, config: ToyConfig, at: int
+) -> None:
     path = tmp_path / "toy.checkpoint"
     toy = Stopped(config, at, lambda: signal.raise_signal(signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
@@ -99,7 +103,13 @@ def test_two_signals_at_once_are_one_and_later_ones_do_not_wait(
 
     def stopped() -> None:
         with pytest.raises(KeyboardInterrupt):
-            train(Stopped(ToyConfig(), 2, twice), stream_of(pictures(10)), seed=7, identity={}, checkpoint=path)
+            train(
+                Stopped(ToyConfig(), 2, twice),
+                stream_of(pictures(10)),
+                seed=7,
+                identity={},
+                checkpoint=path,
+            )
 
     stopped()  # a terminal and torchrun both send theirs
     assert step_of(path) == 2
@@ -151,11 +161,22 @@ def test_saved_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     now = [0.0]
     monkeypatch.setattr("blemish.training.loop.time.monotonic", lambda: now[0])
     run(ToyConfig(epochs=1, min_steps=7), checkpoint=path, progress=note)
-    assert steps == [(0, 0), (1, 0), (2, 0), (3, 3), (4, 3), (5, 3), (6, 6), (7, 7)]  # and at the end
+    assert steps == [
+        (0, 0),
+        (1, 0),
+        (2, 0),
+        (3, 3),
+        (4, 3),
+        (5, 3),
+        (6, 6),
+        (7, 7),
+    ]  # and at the end
     assert loop.BETWEEN_CHECKPOINTS == 60
 
 
-def test_it_holds_no_frozen_backbone_but_one_that_is_learned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_holds_no_frozen_backbone_but_one_that_is_learned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(loop, "BETWEEN_CHECKPOINTS", 0.0)
     for frozen in (True, False):
         path = tmp_path / f"{frozen}.checkpoint"
@@ -163,7 +184,12 @@ def test_it_holds_no_frozen_backbone_but_one_that_is_learned(tmp_path: Path, mon
         toy.backbone.requires_grad_(not frozen)
         train(toy, stream_of(pictures(4)), seed=7, identity={}, checkpoint=path)
         names = artifact.read(path)[0].keys()
-        assert {"method.learned.weight", "method.teacher.bias", "optimizer.0.exp_avg", "optimizer.1.step"} <= names
+        assert {
+            "method.learned.weight",
+            "method.teacher.bias",
+            "optimizer.0.exp_avg",
+            "optimizer.1.step",
+        } <= names
         assert any(name.startswith("method.backbone.") for name in names) != frozen
 
 
@@ -177,7 +203,9 @@ def test_nothing_to_resume_is_a_start(tmp_path: Path) -> None:
 
 def test_a_checkpoint_is_not_written_over(interrupted: Path) -> None:
     content = interrupted.read_bytes()
-    with pytest.raises(OutputError, match="an interrupted training lies there; --resume goes on with it"):
+    with pytest.raises(
+        OutputError, match="an interrupted training lies there; --resume goes on with it"
+    ):
         run(ToyConfig(), checkpoint=interrupted)
     assert interrupted.read_bytes() == content
 
@@ -192,19 +220,27 @@ def test_a_checkpoint_is_not_written_over(interrupted: Path) -> None:
         ({"count": 9}, "was made with other training pictures"),
     ],
 )
-def test_a_checkpoint_of_another_training(interrupted: Path, change: dict[str, Any], message: str) -> None:
+def test_a_checkpoint_of_another_training(
+    interrupted: Path, change: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         run(**{"config": ToyConfig(), "checkpoint": interrupted, "resume": True, **change})
 
 
-def test_differences_are_named_within_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_differences_are_named_within_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(loop, "BETWEEN_CHECKPOINTS", 0.0)
     path = tmp_path / "toy.checkpoint"
     there = {"config": {"width": (1, 2), "name": "x" * 99}, "precision": "fp32"}
     run(ToyConfig(), identity=there, checkpoint=path)
-    run(ToyConfig(), identity=there, checkpoint=path, resume=True)  # a tuple comes back as a list: the same
+    run(
+        ToyConfig(), identity=there, checkpoint=path, resume=True
+    )  # a tuple comes back as a list: the same
     now = {"config": {"width": (1, 3), "name": "y"}, "precision": "fp32"}
-    with pytest.raises(ConfigError, match=r"config\.name, config\.width \(\[1, 2\] there, \[1, 3\] now\); train"):
+    with pytest.raises(
+        ConfigError, match=r"config\.name, config\.width \(\[1, 2\] there, \[1, 3\] now\); train"
+    ):
         run(ToyConfig(), identity=now, checkpoint=path, resume=True)
 
 
@@ -224,7 +260,9 @@ def test_damaged_checkpoints(interrupted: Path, damage: str) -> None:
         tensors, manifest = artifact.read(interrupted)
         del tensors["method.learned.bias"]
         artifact.write(interrupted, tensors, manifest)
-    with pytest.raises(ArtifactError, match=r"toy\.checkpoint: .*; remove it to start anew") as caught:
+    with pytest.raises(
+        ArtifactError, match=r"toy\.checkpoint: .*; remove it to start anew"
+    ) as caught:
         run(ToyConfig(), checkpoint=interrupted, resume=True)
     assert str(caught.value).count("toy.checkpoint") == 1
 
@@ -242,12 +280,16 @@ def test_a_checkpoint_is_no_detector(interrupted: Path) -> None:
         blemish.load(interrupted)
 
 
-def test_a_resumed_training_keeps_the_steps_of_its_time_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_training_keeps_the_steps_of_its_time_budget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ticks = itertools.count()  # a millisecond each: the number of steps depends on no machine
     clock = "blemish.training.loop.time.perf_counter"
     monkeypatch.setattr(clock, lambda: next(ticks) / 1000)
     path = tmp_path / "toy.checkpoint"
-    toy = Stopped(ToyConfig(), 25, lambda: signal.raise_signal(signal.SIGINT))  # at most 20 are tried
+    toy = Stopped(
+        ToyConfig(), 25, lambda: signal.raise_signal(signal.SIGINT)
+    )  # at most 20 are tried
     with pytest.raises(KeyboardInterrupt):
         train(toy, stream_of(pictures(10)), seed=7, identity={}, minutes=0.0015, checkpoint=path)
     header = artifact.read(path)[1]["checkpoint"]
@@ -286,7 +328,13 @@ def test_the_state_of_any_optimiser_comes_back(tmp_path: Path) -> None:
     optimizer.step()
     found = checkpoint.find(path, {"a": 1}, resume=True)
     assert found is not None
-    assert (found.step, found.steps, found.loss, found.seconds, found.pictures) == (1, 2, 0.5, 1.0, "p")
+    assert (found.step, found.steps, found.loss, found.seconds, found.pictures) == (
+        1,
+        2,
+        0.5,
+        1.0,
+        "p",
+    )
     fresh = Counting(toy.learned.parameters(), lr=0.1, momentum=0.9)
     found.restore(toy, fresh)
     assert same(learned(toy), before)

@@ -62,7 +62,9 @@ class Toy(TrainedMethod):
         super().__init__(config, copy.deepcopy(_backbone()))
         self.config: ToyConfig = config
         self.register_buffer("made", torch.empty(0, dtype=torch.int64))
-        self.register_buffer("sample", torch.zeros(2))  # size and mean brightness of what it started from
+        self.register_buffer(
+            "sample", torch.zeros(2)
+        )  # size and mean brightness of what it started from
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.learned = nn.Linear(64, 64)
@@ -91,7 +93,11 @@ class Toy(TrainedMethod):
 
     def training_step(self, batch: TrainingBatch, progress: float) -> Tensor:
         mean = batch.features["mean"].float()
-        noisy = mean + self.config.noise * (1 + progress) * torch.randn_like(mean) if self.config.noise else mean
+        noisy = (
+            mean + self.config.noise * (1 + progress) * torch.randn_like(mean)
+            if self.config.noise
+            else mean
+        )
         loss = F.mse_loss(self.learned(noisy).float(), mean)
         if batch.images is not None:
             loss = loss + (self.learned.bias.mean() - batch.images.mean((1, 2, 3))).square().mean()
@@ -100,12 +106,17 @@ class Toy(TrainedMethod):
     def after_step(self, step: int, steps: int) -> None:
         assert self.teacher is not None
         with torch.no_grad():
-            for slow, fast in zip(self.teacher.parameters(), self.learned.parameters(), strict=True):
+            for slow, fast in zip(
+                self.teacher.parameters(), self.learned.parameters(), strict=True
+            ):
                 slow.lerp_(fast, 0.1)
 
     def end_training(self, steps: int) -> None:
         assert self.teacher is not None
-        self.learned, self.teacher = self.teacher, None  # what it scores with has both histories in it
+        self.learned, self.teacher = (
+            self.teacher,
+            None,
+        )  # what it scores with has both histories in it
         self.made = torch.tensor([steps])
 
     def anomaly_map(self, images: Tensor) -> Tensor:
@@ -114,7 +125,10 @@ class Toy(TrainedMethod):
 
 
 def pictures(count: int) -> list[np.ndarray]:
-    return [np.random.default_rng(seed).integers(0, 256, (40, 40, 3), dtype=np.uint8) for seed in range(count)]
+    return [
+        np.random.default_rng(seed).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+        for seed in range(count)
+    ]
 
 
 def stream_of(sources: Sequence[Any], **settings: Any) -> PictureStream:
@@ -125,7 +139,9 @@ def stream_of(sources: Sequence[Any], **settings: Any) -> PictureStream:
 def run(config: ToyConfig, count: int = 10, **options: Any) -> tuple[dict[str, Tensor], Training]:
     """What a toy has learned from `count` pictures, and its training."""
     toy = Toy(config)
-    done = train(toy, stream_of(pictures(count)), **{"seed": 7, "identity": to_dict(config), **options})
+    done = train(
+        toy, stream_of(pictures(count)), **{"seed": 7, "identity": to_dict(config), **options}
+    )
     return learned(toy), done
 
 
@@ -134,7 +150,11 @@ def learned(toy: Toy) -> dict[str, Tensor]:
 
 
 def train_apart(
-    result: Path, config: ToyConfig, environment: Mapping[str, str], pause: float, options: Mapping[str, Any]
+    result: Path,
+    config: ToyConfig,
+    environment: Mapping[str, str],
+    pause: float,
+    options: Mapping[str, Any],
 ) -> None:
     """Train in a process of its own, with a checkpoint after every step, on ten pictures and a broken one."""
     os.environ.update(environment)
@@ -156,13 +176,20 @@ def train_apart(
     told = {
         "training": done.to_dict(),
         "digests": sorted(stream.digests.items()),
-        "failures": [(position, failure.source, failure.reason) for position, failure in stream.failures.items()],
+        "failures": [
+            (position, failure.source, failure.reason)
+            for position, failure in stream.failures.items()
+        ],
     }
     save_file(learned(toy), result, metadata={"told": json.dumps(told)})
 
 
 def fit_apart(
-    result: Path, settings: Mapping[str, Any], environment: Mapping[str, str], pause: float, options: Mapping[str, Any]
+    result: Path,
+    settings: Mapping[str, Any],
+    environment: Mapping[str, str],
+    pause: float,
+    options: Mapping[str, Any],
 ) -> None:
     """Fit `guided` in a process of its own on eight pictures, and note what balances its pre-training's targets."""
     os.environ.update(environment)
@@ -175,7 +202,14 @@ def fit_apart(
         return targets
 
     apmask.sinkhorn = noted
-    brief = {"hidden": 16, "bottleneck": 8, "prototypes": 4, "local_views": 1, "pictures_per_step": 4, "epochs": 1}
+    brief = {
+        "hidden": 16,
+        "bottleneck": 8,
+        "prototypes": 4,
+        "local_views": 1,
+        "pictures_per_step": 4,
+        "epochs": 1,
+    }
     whole = GuidedConfig.pretraining_config.fget
     assert whole is not None
 
@@ -184,18 +218,40 @@ def fit_apart(
         return None if made is None else replace(made, **brief, min_steps=options["steps"])
 
     GuidedConfig.pretraining_config = property(small)  # type: ignore[assignment,method-assign]
-    tiny = {"backbone": "test_vit", "weights": "random", "image_size": SIDE, "layers": (2, 4), "zoom": 1.0}
-    quick = {"epochs": 1, "min_steps": 2, "pictures_per_step": 4, "bank_size": 20, "device": "cpu", "precision": "fp32"}
-    detector = blemish.fit("guided", pictures(8), calibration_fraction=0, **{**tiny, **quick, **settings})
+    tiny = {
+        "backbone": "test_vit",
+        "weights": "random",
+        "image_size": SIDE,
+        "layers": (2, 4),
+        "zoom": 1.0,
+    }
+    quick = {
+        "epochs": 1,
+        "min_steps": 2,
+        "pictures_per_step": 4,
+        "bank_size": 20,
+        "device": "cpu",
+        "precision": "fp32",
+    }
+    detector = blemish.fit(
+        "guided", pictures(8), calibration_fraction=0, **{**tiny, **quick, **settings}
+    )
     detector.save(result)
     save_file(
-        {name: torch.stack(parts) for name, parts in zip(("scores", "targets"), zip(*seen, strict=True), strict=True)},
+        {
+            name: torch.stack(parts)
+            for name, parts in zip(("scores", "targets"), zip(*seen, strict=True), strict=True)
+        },
         f"{result}.balanced",
     )
 
 
 def fit_defects_apart(
-    result: Path, told: Mapping[str, int], environment: Mapping[str, str], pause: float, options: Mapping[str, Any]
+    result: Path,
+    told: Mapping[str, int],
+    environment: Mapping[str, str],
+    pause: float,
+    options: Mapping[str, Any],
 ) -> None:
     """Fit `atacnet`, as published, in a process of its own, and note the labels that a step is given (−1: none) and
     those that it learns from.
@@ -219,8 +275,20 @@ def fit_defects_apart(
 
     AtacNet.mixed = noted  # type: ignore[method-assign]
     shown = pictures(9 + told["defects"])
-    tiny = {"backbone": "test_resnet", "weights": "random", "image_size": 2 * SIDE, "attention_dim": 8, "draws": 50}
-    quick = {"epochs": 1, "pictures_per_step": 8, "calibration_fraction": 0, "device": "cpu", "precision": "fp32"}
+    tiny = {
+        "backbone": "test_resnet",
+        "weights": "random",
+        "image_size": 2 * SIDE,
+        "attention_dim": 8,
+        "draws": 50,
+    }
+    quick = {
+        "epochs": 1,
+        "pictures_per_step": 8,
+        "calibration_fraction": 0,
+        "device": "cpu",
+        "precision": "fp32",
+    }
     whole = {"recipe": "paper", **tiny, **quick, **options}
     try:
         detector = blemish.fit("atacnet", shown[:9], anomalies=shown[9:], **whole)
@@ -228,4 +296,7 @@ def fit_defects_apart(
         raise SystemExit(130) from None
     detector.save(result)
     names, steps = ("brightness", "given", "learned"), zip(*seen, strict=True)
-    save_file({name: torch.stack(parts) for name, parts in zip(names, steps, strict=True)}, f"{result}.steps")
+    save_file(
+        {name: torch.stack(parts) for name, parts in zip(names, steps, strict=True)},
+        f"{result}.steps",
+    )

@@ -25,7 +25,17 @@ __all__ = ["SIMULATORS", "Simulator", "Synthetic", "simulate_batch", "simulator"
 
 SIMULATORS: dict[str, type[Simulator]] = {
     kind.name: kind
-    for kind in (GuidedCutPaste, GuidedFine, GuidedPoisson, CutPaste, CutPasteScar, CutPaste3Way, FPI, PII, NSA)
+    for kind in (
+        GuidedCutPaste,
+        GuidedFine,
+        GuidedPoisson,
+        CutPaste,
+        CutPasteScar,
+        CutPaste3Way,
+        FPI,
+        PII,
+        NSA,
+    )
 }
 
 
@@ -70,13 +80,19 @@ def simulate_batch(
     if images.ndim != 4:
         raise ConfigError(f"images: shape {images.shape} given; B H W C is needed")
     if len(seeds) != count or (attention is not None and len(attention) != count):
-        given = f"{len(seeds)} seeds" + ("" if attention is None else f" and attention for {len(attention)}")
+        given = f"{len(seeds)} seeds" + (
+            "" if attention is None else f" and attention for {len(attention)}"
+        )
         raise ConfigError(f"{count} pictures, but {given}: one of each for every picture is needed")
 
     def work(index: int) -> Synthetic:
         rng = np.random.default_rng(seeds[index])
         drawn = simulators[int(rng.integers(len(simulators)))]
-        other = images[0][:, ::-1] if count == 1 else images[(index + int(rng.integers(1, count))) % count]
+        other = (
+            images[0][:, ::-1]
+            if count == 1
+            else images[(index + int(rng.integers(1, count))) % count]
+        )
         guide = None if attention is None else attention[index]
         return drawn(images[index], rng, other=other, attention=guide)
 

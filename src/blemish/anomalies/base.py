@@ -81,10 +81,14 @@ class Simulator(ABC):
                 raise ConfigError(f"{self.name} needs a second normal picture: pass other=")
             second = _picture("other", other)
             if second.shape != target.shape:
-                raise ConfigError(f"other: shape {second.shape} given; that of the image, {target.shape}, is needed")
+                raise ConfigError(
+                    f"other: shape {second.shape} given; that of the image, {target.shape}, is needed"
+                )
         if self.needs_attention:
             if attention is None:
-                raise ConfigError(f"{self.name} needs to know where to look: pass attention=, or choose cutpaste")
+                raise ConfigError(
+                    f"{self.name} needs to know where to look: pass attention=, or choose cutpaste"
+                )
             guide = attention
         for _ in range(TRIES):
             made = self._attempt(target, rng, second, guide)
@@ -146,7 +150,9 @@ def draw_places(
 def _picture(name: str, image: np.ndarray) -> np.ndarray:
     """float32 H W C clipped to [0, 1], a copy."""
     if image.ndim != 3 or min(image.shape[:2]) < SMALLEST or image.shape[2] < 1:
-        raise ConfigError(f"{name}: shape {image.shape} given; H W C with H and W from {SMALLEST} up is needed")
+        raise ConfigError(
+            f"{name}: shape {image.shape} given; H W C with H and W from {SMALLEST} up is needed"
+        )
     if not np.issubdtype(image.dtype, np.floating):
         raise ConfigError(f"{name}: {image.dtype} given; floating point in [0, 1] is needed")
     return np.asarray(np.clip(image, 0, 1), dtype=np.float32, order="C")

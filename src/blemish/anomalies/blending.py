@@ -11,7 +11,15 @@ from scipy.special import expit
 
 from blemish.anomalies import poisson
 from blemish.anomalies.base import Simulator, Synthetic
-from blemish.anomalies.patch import Patch, check_number, check_range, free_place, pixels_of, put, window
+from blemish.anomalies.patch import (
+    Patch,
+    check_number,
+    check_range,
+    free_place,
+    pixels_of,
+    put,
+    window,
+)
 from blemish.errors import ConfigError
 
 
@@ -56,7 +64,9 @@ class FPI(Simulator):
         self._blend(canvas, mask, Patch(spans[0], spans[1], foreign, whole), factor)
         return Synthetic(canvas, mask, mask * factor)
 
-    def _blend(self, canvas: np.ndarray, mask: np.ndarray, patch: Patch, factor: np.float32) -> None:
+    def _blend(
+        self, canvas: np.ndarray, mask: np.ndarray, patch: Patch, factor: np.float32
+    ) -> None:
         place = (patch.rows, patch.columns)
         canvas[place] += factor * (patch.pixels - canvas[place])
         mask[place] = True
@@ -75,8 +85,15 @@ class PII(FPI):
     summary: ClassVar[str] = "interpolate the gradients of a patch with those of another picture"
     source: ClassVar[str] = "Tan et al. 2021, Detecting Outliers with Poisson Image Interpolation"
 
-    def _blend(self, canvas: np.ndarray, mask: np.ndarray, patch: Patch, factor: np.float32) -> None:
-        poisson.melt(canvas, mask, patch, lambda target, source: poisson.mixed((1 - factor) * target, factor * source))
+    def _blend(
+        self, canvas: np.ndarray, mask: np.ndarray, patch: Patch, factor: np.float32
+    ) -> None:
+        poisson.melt(
+            canvas,
+            mask,
+            patch,
+            lambda target, source: poisson.mixed((1 - factor) * target, factor * source),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +150,9 @@ class NSA(Simulator):
             extent = (self._side(rng, size[0]), self._side(rng, size[1]))
             piece = other[window(free_place(rng, extent, size), extent, size)]
             height, width = self._resized(rng, extent, size)
-            piece = cv2.resize(np.ascontiguousarray(piece), (width, height)).reshape(height, width, -1)
+            piece = cv2.resize(np.ascontiguousarray(piece), (width, height)).reshape(
+                height, width, -1
+            )
             patch = put(piece, free_place(rng, (height, width), size), size)
             poisson.melt(canvas, mask, patch, poisson.mixed if self.mixed else poisson.imported)
         return self._labelled(target, canvas, mask)
@@ -142,7 +161,9 @@ class NSA(Simulator):
         shape, scale, offset = self.gamma
         return pixels_of(float(np.clip(offset + rng.gamma(shape, scale), *self.bounds)), whole)
 
-    def _resized(self, rng: np.random.Generator, extent: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    def _resized(
+        self, rng: np.random.Generator, extent: tuple[int, int], size: tuple[int, int]
+    ) -> tuple[int, int]:
         """Height and width after resizing: the same factor for both, so that both stay within the bounds."""
         shares = [e / s for e, s in zip(extent, size, strict=True)]
         low = max(self.resize[0], self.bounds[0] / min(shares))
@@ -151,7 +172,9 @@ class NSA(Simulator):
         return pixels_of(factor * shares[0], size[0]), pixels_of(factor * shares[1], size[1])
 
     def _labelled(self, target: np.ndarray, canvas: np.ndarray, mask: np.ndarray) -> Synthetic:
-        change = np.einsum("hwc->hw", np.abs(canvas - target)) * np.float32(255 / target.shape[2])  # in grey levels
+        change = np.einsum("hwc->hw", np.abs(canvas - target)) * np.float32(
+            255 / target.shape[2]
+        )  # in grey levels
         anomalous = mask & (cv2.medianBlur((change > 1).astype(np.uint8), 5) > 0)
         steepness, middle = self.logistic
         label = expit(steepness * (cv2.medianBlur(change, 5) - middle))

@@ -15,7 +15,10 @@ from torch import Tensor
 from blemish.errors import ConfigError
 
 AREA = (0.02, 0.15)  # share of the picture, drawn evenly
-ASPECT = (0.3, 3.3)  # width over height: evenly from below or from above 1, then evenly between 1 and that end
+ASPECT = (
+    0.3,
+    3.3,
+)  # width over height: evenly from below or from above 1, then evenly between 1 and that end
 
 
 def cut_mix(images: Tensor, donors: Tensor) -> Tensor:
@@ -46,7 +49,9 @@ def cut_mix(images: Tensor, donors: Tensor) -> Tensor:
     inside_rows, rows = _along(height, tall, places[0], places[1])
     inside_columns, columns = _along(width, wide, places[2], places[3])
     inside = inside_rows[:, :, None] & inside_columns[:, None, :]
-    rows, columns, inside = (part.to(images.device, non_blocking=True) for part in (rows, columns, inside))
+    rows, columns, inside = (
+        part.to(images.device, non_blocking=True) for part in (rows, columns, inside)
+    )
     pieces = donors.gather(2, rows[:, None, :, None].expand(-1, channels, -1, width))
     pieces = pieces.gather(3, columns[:, None, None, :].expand(-1, channels, height, -1))
     return torch.where(inside[:, None], pieces, images)

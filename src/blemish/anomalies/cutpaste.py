@@ -14,7 +14,15 @@ from typing import ClassVar
 import numpy as np
 
 from blemish.anomalies.base import Simulator, Synthetic, plain
-from blemish.anomalies.patch import check_number, check_range, free_place, jittered, lay, put, window
+from blemish.anomalies.patch import (
+    check_number,
+    check_range,
+    free_place,
+    jittered,
+    lay,
+    put,
+    window,
+)
 
 CUTPASTE = "Li et al. 2021, CutPaste"
 
@@ -51,7 +59,11 @@ class CutPaste(Simulator):
     ) -> Synthetic:
         height, width = target.shape[:2]
         area = rng.uniform(*self.area) * height * width
-        aspect = rng.uniform(self.aspect[0], 1.0) if rng.integers(2) else rng.uniform(1.0, self.aspect[1])
+        aspect = (
+            rng.uniform(self.aspect[0], 1.0)
+            if rng.integers(2)
+            else rng.uniform(1.0, self.aspect[1])
+        )
         extent = (
             min(height, max(1, round(math.sqrt(area / aspect)))),
             min(width, max(1, round(math.sqrt(area * aspect)))),
@@ -90,7 +102,10 @@ class CutPasteScar(Simulator):
         self, target: np.ndarray, rng: np.random.Generator, other: np.ndarray, attention: np.ndarray
     ) -> Synthetic:
         unit = min(target.shape[:2]) / 256
-        extent = (max(1, round(unit * rng.uniform(*self.length))), max(1, round(unit * rng.uniform(*self.width))))
+        extent = (
+            max(1, round(unit * rng.uniform(*self.length))),
+            max(1, round(unit * rng.uniform(*self.width))),
+        )
         return _pasted(target, rng, extent, rng.uniform(-self.angle, self.angle), self.jitter)
 
 
@@ -115,11 +130,17 @@ class CutPaste3Way(Simulator):
 
 
 def _pasted(
-    target: np.ndarray, rng: np.random.Generator, extent: tuple[int, int], angle: float, jitter: float
+    target: np.ndarray,
+    rng: np.random.Generator,
+    extent: tuple[int, int],
+    angle: float,
+    jitter: float,
 ) -> Synthetic:
     """A rectangle of `extent` (h, w) cut anywhere, jittered, rotated and pasted anywhere."""
     size = (target.shape[0], target.shape[1])
-    piece = jittered(target[window(free_place(rng, extent, size), extent, size)], rng, jitter, jitter)
+    piece = jittered(
+        target[window(free_place(rng, extent, size), extent, size)], rng, jitter, jitter
+    )
     cos, sin = abs(math.cos(math.radians(angle))), abs(math.sin(math.radians(angle)))
     turned = (
         math.ceil(cos * extent[0] + sin * extent[1]),

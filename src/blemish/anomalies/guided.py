@@ -77,7 +77,10 @@ class GuidedCutPaste(Simulator):
         count = int(rng.integers(*self.patches, endpoint=True))
         places = draw_places(attention, size, rng, 2 * count)
         for cut_at, paste_at in zip(places[:count], places[count:], strict=True):
-            extent = (pixels_of(rng.uniform(*self.sides), size[0]), pixels_of(rng.uniform(*self.sides), size[1]))
+            extent = (
+                pixels_of(rng.uniform(*self.sides), size[0]),
+                pixels_of(rng.uniform(*self.sides), size[1]),
+            )
             piece = jittered(target[window(cut_at, extent, size)], rng, *self.jitter)
             angle = rng.uniform(-self.angle, self.angle)
             factor = math.exp(rng.uniform(math.log(self.resize[0]), math.log(self.resize[1])))

@@ -29,7 +29,9 @@ class Patch:
     inside: np.ndarray
 
 
-def window(centre: tuple[int, int], extent: tuple[int, int], size: tuple[int, int]) -> tuple[slice, slice]:
+def window(
+    centre: tuple[int, int], extent: tuple[int, int], size: tuple[int, int]
+) -> tuple[slice, slice]:
     """The rectangle of `extent` (h, w) around a pixel, shifted to lie inside a picture of `size` (H, W), h ≤ H, w ≤ W.
 
     Example:
@@ -45,14 +47,20 @@ def pixels_of(share: float, side: int) -> int:
     return min(side, max(1, round(share * side)))
 
 
-def free_place(rng: np.random.Generator, extent: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+def free_place(
+    rng: np.random.Generator, extent: tuple[int, int], size: tuple[int, int]
+) -> tuple[int, int]:
     """The centre of a rectangle of `extent` (h, w) drawn evenly from all that lie inside a picture of `size` (H, W)."""
     fitting = [min(e, s) for e, s in zip(extent, size, strict=True)]
-    row, column = (int(rng.integers(s - e + 1)) + e // 2 for e, s in zip(fitting, size, strict=True))
+    row, column = (
+        int(rng.integers(s - e + 1)) + e // 2 for e, s in zip(fitting, size, strict=True)
+    )
     return row, column
 
 
-def jittered(pixels: np.ndarray, rng: np.random.Generator, strength: float, hue: float) -> np.ndarray:
+def jittered(
+    pixels: np.ndarray, rng: np.random.Generator, strength: float, hue: float
+) -> np.ndarray:
     """Pixels h w C in [0, 1] with other colours, in [0, 1].
 
     Brightness and contrast (about the patch's mean), and with three channels saturation, are each multiplied by
@@ -65,7 +73,9 @@ def jittered(pixels: np.ndarray, rng: np.random.Generator, strength: float, hue:
     mean = bright.mean(dtype=np.float64).astype(np.float32)
     mixed = mean + (bright - mean) * contrast
     if pixels.shape[2] == 3:
-        grey = np.einsum("hwc,c->hw", mixed, LUMA)[..., None]  # not BLAS, whose last bit depends on its threads
+        grey = np.einsum("hwc,c->hw", mixed, LUMA)[
+            ..., None
+        ]  # not BLAS, whose last bit depends on its threads
         mixed = np.clip(grey + (mixed - grey) * saturation, 0, 1)
         if hue:
             hsv = cv2.cvtColor(mixed, cv2.COLOR_RGB2HSV)
@@ -75,7 +85,12 @@ def jittered(pixels: np.ndarray, rng: np.random.Generator, strength: float, hue:
 
 
 def put(
-    pixels: np.ndarray, centre: tuple[int, int], size: tuple[int, int], *, angle: float = 0.0, factor: float = 1.0
+    pixels: np.ndarray,
+    centre: tuple[int, int],
+    size: tuple[int, int],
+    *,
+    angle: float = 0.0,
+    factor: float = 1.0,
 ) -> Patch:
     """`pixels` h w C resized by `factor`, rotated, and laid around a pixel of a picture, clipped at its border.
 
@@ -104,7 +119,9 @@ def put(
     tight = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
     # From the tight rectangle's pixels back to those of the patch; its first pixel samples from `origin`.
     origin = (x[rows[0], columns[0]], y[rows[0], columns[0]])
-    back = np.array([[cos / factor, -sin / factor, origin[0]], [sin / factor, cos / factor, origin[1]]])
+    back = np.array(
+        [[cos / factor, -sin / factor, origin[0]], [sin / factor, cos / factor, origin[1]]]
+    )
     return Patch(
         slice(top + int(rows[0]), top + int(rows[-1]) + 1),
         slice(left + int(columns[0]), left + int(columns[-1]) + 1),
@@ -122,8 +139,12 @@ def lay(canvas: np.ndarray, mask: np.ndarray, patch: Patch) -> None:
 def check_range(name: str, values: tuple[float, ...], low: float, high: float) -> None:
     """Raises: ConfigError unless `values` are a lower and an upper end within [low, high]."""
     if len(values) != 2 or not low <= values[0] <= values[1] <= high:
-        wanted = f"two numbers in order, from {low:g}" + (f" to {high:g}" if math.isfinite(high) else " up")
-        raise ConfigError(f"{name}: {', '.join(f'{value:g}' for value in values)} given; {wanted} are needed")
+        wanted = f"two numbers in order, from {low:g}" + (
+            f" to {high:g}" if math.isfinite(high) else " up"
+        )
+        raise ConfigError(
+            f"{name}: {', '.join(f'{value:g}' for value in values)} given; {wanted} are needed"
+        )
 
 
 def check_number(name: str, value: float, low: float, high: float) -> None:
@@ -137,7 +158,11 @@ def _sampled(pixels: np.ndarray, back: np.ndarray, size: tuple[int, int]) -> np.
     flags, border = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, cv2.BORDER_REPLICATE
     groups = [  # OpenCV warps at most four channels at a time in its older versions
         cv2.warpAffine(
-            np.ascontiguousarray(pixels[..., first : first + 4]), back, size[::-1], flags=flags, borderMode=border
+            np.ascontiguousarray(pixels[..., first : first + 4]),
+            back,
+            size[::-1],
+            flags=flags,
+            borderMode=border,
         )
         for first in range(0, pixels.shape[2], 4)
     ]

@@ -29,7 +29,9 @@ def mixed(target: np.ndarray, source: np.ndarray) -> np.ndarray:
     return np.where(np.abs(source) > np.abs(target), source, target)
 
 
-def solve(target: np.ndarray, source: np.ndarray, inside: np.ndarray, guidance: Guidance = imported) -> np.ndarray:
+def solve(
+    target: np.ndarray, source: np.ndarray, inside: np.ndarray, guidance: Guidance = imported
+) -> np.ndarray:
     """The picture whose gradients come closest to the wanted ones, in least squares, and whose rim is the target's.
 
     Wanted between two neighbouring pixels is what `guidance` says where both are `inside`, else the target's own
@@ -46,7 +48,9 @@ def solve(target: np.ndarray, source: np.ndarray, inside: np.ndarray, guidance: 
         return target.copy()
     down, across = (_excess(target, source, inside, guidance, axis) for axis in (0, 1))
     wanted = down[1:, 1:-1] - down[:-1, 1:-1] + across[1:-1, 1:] - across[1:-1, :-1]
-    spectrum = dstn(np.ascontiguousarray(wanted.transpose(2, 0, 1)), type=1, axes=(1, 2))  # C h-2 w-2
+    spectrum = dstn(
+        np.ascontiguousarray(wanted.transpose(2, 0, 1)), type=1, axes=(1, 2)
+    )  # C h-2 w-2
     spectrum /= _eigenvalues(height)[:, None] + _eigenvalues(width)
     change = idstn(spectrum, type=1, axes=(1, 2), overwrite_x=True)
     result = target.copy()
@@ -62,7 +66,10 @@ def melt(canvas: np.ndarray, mask: np.ndarray, patch: Patch, guidance: Guidance 
     """
     height, width = canvas.shape[:2]
     top, left = max(patch.rows.start - 1, 0), max(patch.columns.start - 1, 0)
-    whole = (slice(top, min(patch.rows.stop + 1, height)), slice(left, min(patch.columns.stop + 1, width)))
+    whole = (
+        slice(top, min(patch.rows.stop + 1, height)),
+        slice(left, min(patch.columns.stop + 1, width)),
+    )
     within = (
         slice(patch.rows.start - top, patch.rows.stop - top),
         slice(patch.columns.start - left, patch.columns.stop - left),
@@ -78,7 +85,9 @@ def melt(canvas: np.ndarray, mask: np.ndarray, patch: Patch, guidance: Guidance 
     mask[whole] |= inside
 
 
-def _excess(target: np.ndarray, source: np.ndarray, inside: np.ndarray, guidance: Guidance, axis: int) -> np.ndarray:
+def _excess(
+    target: np.ndarray, source: np.ndarray, inside: np.ndarray, guidance: Guidance, axis: int
+) -> np.ndarray:
     """By how much the wanted differences along an axis exceed the target's."""
     present = np.diff(target, axis=axis)
     both = inside[1:] & inside[:-1] if axis == 0 else inside[:, 1:] & inside[:, :-1]

@@ -23,16 +23,36 @@ from blemish.backbones.vit import VitBackbone
 from blemish.backbones.weights import BackboneSpec, WeightsInfo, resolve
 from blemish.errors import ConfigError, unknown_name
 
-__all__ = ["SPECS", "Backbone", "BackboneSpec", "CnnBackbone", "Features", "VitBackbone", "WeightsInfo"]
+__all__ = [
+    "SPECS",
+    "Backbone",
+    "BackboneSpec",
+    "CnnBackbone",
+    "Features",
+    "VitBackbone",
+    "WeightsInfo",
+]
 __all__ += ["build", "hollow", "restore", "spec_of"]
 
 
-def _vit(name: str, timm_name: str, about: str, licence: str = "Apache-2.0", **more: Any) -> BackboneSpec:
-    return BackboneSpec(name=name, timm_name=timm_name, kind="vit", layers=(), licence=licence, about=about, **more)
+def _vit(
+    name: str, timm_name: str, about: str, licence: str = "Apache-2.0", **more: Any
+) -> BackboneSpec:
+    return BackboneSpec(
+        name=name, timm_name=timm_name, kind="vit", layers=(), licence=licence, about=about, **more
+    )
 
 
 def _cnn(name: str, timm_name: str, about: str, licence: str, **more: Any) -> BackboneSpec:
-    return BackboneSpec(name=name, timm_name=timm_name, kind="cnn", layers=(2, 3), licence=licence, about=about, **more)
+    return BackboneSpec(
+        name=name,
+        timm_name=timm_name,
+        kind="cnn",
+        layers=(2, 3),
+        licence=licence,
+        about=about,
+        **more,
+    )
 
 
 SPECS: dict[str, BackboneSpec] = {
@@ -40,15 +60,43 @@ SPECS: dict[str, BackboneSpec] = {
     for spec in (
         _vit("dinov2_vits14", "vit_small_patch14_dinov2.lvd142m", "DINOv2 ViT-S/14"),
         _vit("dinov2_vitb14", "vit_base_patch14_dinov2.lvd142m", "DINOv2 ViT-B/14"),
-        _vit("dinov2_vits14_reg", "vit_small_patch14_reg4_dinov2.lvd142m", "DINOv2 ViT-S/14 with 4 registers"),
-        _vit("dinov2_vitb14_reg", "vit_base_patch14_reg4_dinov2.lvd142m", "DINOv2 ViT-B/14 with 4 registers"),
-        _vit("dinov3_vits16", "vit_small_patch16_dinov3.lvd1689m", "DINOv3 ViT-S/16", "DINOv3 License"),
+        _vit(
+            "dinov2_vits14_reg",
+            "vit_small_patch14_reg4_dinov2.lvd142m",
+            "DINOv2 ViT-S/14 with 4 registers",
+        ),
+        _vit(
+            "dinov2_vitb14_reg",
+            "vit_base_patch14_reg4_dinov2.lvd142m",
+            "DINOv2 ViT-B/14 with 4 registers",
+        ),
+        _vit(
+            "dinov3_vits16",
+            "vit_small_patch16_dinov3.lvd1689m",
+            "DINOv3 ViT-S/16",
+            "DINOv3 License",
+        ),
         _vit("dino_vits16", "vit_small_patch16_224.dino", "DINO ViT-S/16"),
         _vit("dino_vitb16", "vit_base_patch16_224.dino", "DINO ViT-B/16"),
-        _vit("clip_vitb16", "vit_base_patch16_clip_quickgelu_224.openai", "CLIP ViT-B/16 (OpenAI)", "MIT"),
+        _vit(
+            "clip_vitb16",
+            "vit_base_patch16_clip_quickgelu_224.openai",
+            "CLIP ViT-B/16 (OpenAI)",
+            "MIT",
+        ),
         _cnn("resnet50", "resnet50.tv_in1k", "ResNet-50, ImageNet-1k", "BSD-3-Clause"),
-        _cnn("wide_resnet50_2", "wide_resnet50_2.tv_in1k", "WideResNet-50-2, ImageNet-1k", "BSD-3-Clause"),
-        _cnn("efficientnet_b4", "efficientnet_b4.ra2_in1k", "EfficientNet-B4, ImageNet-1k", "Apache-2.0"),
+        _cnn(
+            "wide_resnet50_2",
+            "wide_resnet50_2.tv_in1k",
+            "WideResNet-50-2, ImageNet-1k",
+            "BSD-3-Clause",
+        ),
+        _cnn(
+            "efficientnet_b4",
+            "efficientnet_b4.ra2_in1k",
+            "EfficientNet-B4, ImageNet-1k",
+            "Apache-2.0",
+        ),
         _vit(
             "focus_vits14",
             "vit_small_patch14_dinov2",
@@ -110,11 +158,19 @@ class _Unfilled(TorchFunctionMode):
     """While open, whatever would fill a tensor is left out."""
 
     def __torch_function__(
-        self, func: Any, _types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+        self,
+        func: Any,
+        _types: Any,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         name, kwargs = getattr(func, "__name__", ""), kwargs or {}
         filled = args[0] if args else kwargs.get("tensor")
-        if name.endswith("_") and not name.endswith(("__", "requires_grad_")) and isinstance(filled, Tensor):
+        if (
+            name.endswith("_")
+            and not name.endswith(("__", "requires_grad_"))
+            and isinstance(filled, Tensor)
+        ):
             return filled
         return func(*args, **kwargs)
 
@@ -123,7 +179,10 @@ class _Unfilled(TorchFunctionMode):
 def hollow() -> Iterator[None]:
     """While open, networks are made without storage (on the device "meta"): their names and shapes, in a moment and
     without memory, however large they are."""
-    with torch.device("meta"), _Unfilled():  # to fill them there torch would go a slow way, once for every weight
+    with (
+        torch.device("meta"),
+        _Unfilled(),
+    ):  # to fill them there torch would go a slow way, once for every weight
         yield
 
 
@@ -158,7 +217,9 @@ def _wrap(spec: BackboneSpec, model: nn.Module, info: WeightsInfo) -> Backbone:
     if spec.kind == "vit":
         backbone: Backbone = VitBackbone(spec, model, info)
     elif (
-        hasattr(model, "forward_intermediates") and hasattr(model, "feature_info") and not hasattr(model, "patch_embed")
+        hasattr(model, "forward_intermediates")
+        and hasattr(model, "feature_info")
+        and not hasattr(model, "patch_embed")
     ):
         backbone = CnnBackbone(spec, model, info)
     else:

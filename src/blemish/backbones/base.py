@@ -45,9 +45,13 @@ class Features:
     def maps(self) -> tuple[Tensor, ...]:
         """One B D h w per layer. Raises: ConfigError when patches were dropped."""
         if self.kept is not None:
-            raise ConfigError("patches were dropped, so there is no full grid to lay the tokens out on")
+            raise ConfigError(
+                "patches were dropped, so there is no full grid to lay the tokens out on"
+            )
         pairs = zip(self.tokens, self.grids, strict=True)
-        return tuple(tokens.transpose(1, 2).reshape(len(tokens), -1, *grid) for tokens, grid in pairs)
+        return tuple(
+            tokens.transpose(1, 2).reshape(len(tokens), -1, *grid) for tokens, grid in pairs
+        )
 
     def looked_at(self) -> Tensor:
         """Where [CLS] looks, all heads and all layers of `attention` counting alike: float32 B N, rows of sum 1.
@@ -106,7 +110,9 @@ class Backbone(nn.Module):
         chosen = tuple(layers) or self.spec.layers or self.middle_layers
         for layer in chosen:
             if not 1 <= layer <= self.depth:
-                raise ConfigError(f"layer {layer} does not exist: {self.spec.name} has layers 1 to {self.depth}")
+                raise ConfigError(
+                    f"layer {layer} does not exist: {self.spec.name} has layers 1 to {self.depth}"
+                )
         return chosen
 
     @property
@@ -134,7 +140,9 @@ class Backbone(nn.Module):
             call.arguments["layers"] = (*asked, *wanted)
             return call.args, call.kwargs
 
-        def hear(_backbone: nn.Module, given: tuple[Any, ...], _named: dict[str, Any], found: Features) -> Features:
+        def hear(
+            _backbone: nn.Module, given: tuple[Any, ...], _named: dict[str, Any], found: Features
+        ) -> Features:
             images: Tensor = given[0]  # `ask` has put it there
             heard.append((tuple(images.shape), found.layers(slice(len(asked), None))))
             return found.layers(slice(len(asked)))
@@ -157,7 +165,10 @@ class Backbone(nn.Module):
     @torch.no_grad()
     def shapes(self, height: int, width: int, layers: Sequence[int]) -> Features:
         """What a picture of that size gives, as tensors without storage (of the device "meta"): nothing is computed."""
-        empty = {name: each.to("meta") for name, each in (*self.named_parameters(), *self.named_buffers())}
+        empty = {
+            name: each.to("meta")
+            for name, each in (*self.named_parameters(), *self.named_buffers())
+        }
         images = torch.empty(1, 3, height, width, device="meta")
         found: Features = torch.func.functional_call(self, empty, (images, layers))
         return found

@@ -80,7 +80,9 @@ class _Kept:
         tokens = torch.cat([*parts, features.tokens[index][row]])
         narrow = tokens.to(dtype)  # what was computed in half precision takes half the room
         exact = dtype != tokens.dtype and torch.equal(narrow.to(tokens.dtype), tokens)
-        return cls(narrow if exact else tokens, features.grids[index], features.offsets[index], bool(parts))
+        return cls(
+            narrow if exact else tokens, features.grids[index], features.offsets[index], bool(parts)
+        )
 
 
 def _joined(layers: Sequence[Sequence[_Kept]]) -> Features:

@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-def cell_offsets(model: nn.Module, look: Callable[[Tensor], object], side: int, strides: Sequence[int]) -> list[float]:
+def cell_offsets(
+    model: nn.Module, look: Callable[[Tensor], object], side: int, strides: Sequence[int]
+) -> list[float]:
     """For maps of these strides, how far right of and below the middle of its cell lies what a cell sees, in cells.
 
     Of each map all kernels count that write maps of its stride or finer ones. Where branches halve the map side by side
@@ -30,7 +32,9 @@ def cell_offsets(model: nn.Module, look: Callable[[Tensor], object], side: int, 
         look: shows a picture 1 3 H W to the model. side: of one that it can be shown, in pixels.
         strides: of the maps, in pixels.
     """
-    shifts: dict[tuple[float, float], list[float]] = defaultdict(list)  # strides that are read and written -> pixels
+    shifts: dict[tuple[float, float], list[float]] = defaultdict(
+        list
+    )  # strides that are read and written -> pixels
 
     def note(module: Any, given: tuple[Any, ...], found: Tensor) -> None:
         before, after = given[0].shape[-1], found.shape[-1]
@@ -38,15 +42,22 @@ def cell_offsets(model: nn.Module, look: Callable[[Tensor], object], side: int, 
             shifts[side / before, side / after].append(side / before * _lean(module, before, after))
 
     kinds = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, BlurPool2d)
-    handles = [each.register_forward_hook(note) for each in model.modules() if isinstance(each, kinds)]
+    handles = [
+        each.register_forward_hook(note) for each in model.modules() if isinstance(each, kinds)
+    ]
     try:
         first = next(model.parameters())
         look(torch.zeros(1, 3, side, side, dtype=first.dtype, device=first.device))
     finally:
         for handle in handles:
             handle.remove()
-    total = {ends: sum(each) if ends[0] == ends[1] else fmean(each) for ends, each in shifts.items()}
-    return [round(sum(it for (_, end), it in total.items() if end <= stride) / stride, 2) for stride in strides]
+    total = {
+        ends: sum(each) if ends[0] == ends[1] else fmean(each) for ends, each in shifts.items()
+    }
+    return [
+        round(sum(it for (_, end), it in total.items() if end <= stride) / stride, 2)
+        for stride in strides
+    ]
 
 
 def _lean(module: Any, before: int, after: int) -> float:
@@ -59,7 +70,9 @@ def _lean(module: Any, before: int, after: int) -> float:
     spread = _first(getattr(module, "dilation", 1))
     needed = max(0, (after - 1) * step + spread * (side - 1) + 1 - before)
     told = 0 if isinstance(module.padding, str) else _first(module.padding)
-    padded = told if 2 * told >= needed else needed // 2  # as in TensorFlow: the odd pixel comes last
+    padded = (
+        told if 2 * told >= needed else needed // 2
+    )  # as in TensorFlow: the odd pixel comes last
     middle = (side - 1) / 2
     if isinstance(module, nn.Conv2d) and side > 1:
         weight = module.weight.detach().float().square().sum((0, 1))
@@ -74,7 +87,12 @@ def _first(value: int | Sequence[int]) -> int:
 
 
 def resampled(
-    maps: Tensor, size: tuple[int, int], *, offset: float = 0.0, onto: float = 0.0, antialias: bool = False
+    maps: Tensor,
+    size: tuple[int, int],
+    *,
+    offset: float = 0.0,
+    onto: float = 0.0,
+    antialias: bool = False,
 ) -> Tensor:
     """Maps B C h w at H×W, bilinear, of the same part of the picture; where they end, their border goes on.
 
@@ -92,7 +110,10 @@ def resampled(
         x = (2 * torch.arange(columns, device=maps.device) + 1) / columns - 1 + 2 * right / wide
         grid = torch.stack([x.expand(rows, columns), y[:, None].expand(rows, columns)], dim=-1)
         maps = F.grid_sample(
-            maps.float(), grid.expand(len(maps), -1, -1, -1), padding_mode="border", align_corners=False
+            maps.float(),
+            grid.expand(len(maps), -1, -1, -1),
+            padding_mode="border",
+            align_corners=False,
         )
     if maps.shape[-2:] == size:
         return maps

@@ -33,7 +33,14 @@ HEADS = (
 )  # fmt: skip
 """How the names of classifier and pretraining parts begin: parts that no backbone needs."""
 
-_WRAPPERS = ("state_dict", "model", "teacher", "student", "net", "ema")  # teacher first: DINO evaluates the teacher
+_WRAPPERS = (
+    "state_dict",
+    "model",
+    "teacher",
+    "student",
+    "net",
+    "ema",
+)  # teacher first: DINO evaluates the teacher
 _PREFIXES = ("module.", "backbone.", "encoder.")
 
 _DTYPES = {
@@ -84,11 +91,15 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
             elif start[:1] == b"\x80":
                 root, read = _open_legacy(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
             else:
-                kind = next((kind for magic, kind in _FOREIGN if start.startswith(magic)), "of an unknown format")
+                kind = next(
+                    (kind for magic, kind in _FOREIGN if start.startswith(magic)),
+                    "of an unknown format",
+                )
                 raise _Unfit(f"it is {kind if start else 'empty'}")
             storage = cache(read)
             return {
-                name: view.tensor(storage(view.storage)) for name, view in _without_prefixes(_state_dict(root)).items()
+                name: view.tensor(storage(view.storage))
+                for name, view in _without_prefixes(_state_dict(root)).items()
             }
     except WeightsError:
         raise
@@ -99,7 +110,9 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read ({error.strerror or error})") from error
     except Exception as error:  # a damaged or hostile file may break the parsing in any way
-        raise WeightsError(f"{path}: is truncated or damaged ({type(error).__name__}: {error})") from error
+        raise WeightsError(
+            f"{path}: is truncated or damaged ({type(error).__name__}: {error})"
+        ) from error
 
 
 class _Unfit(Exception):
@@ -146,7 +159,12 @@ class _Storage:
             return torch.empty(0, dtype=self.dtype)
         raw = bytearray(data)  # a copy: the tensor must outlive the file, and be writable
         if byteorder != sys.byteorder and self.dtype.itemsize > 1:
-            swapped = torch.frombuffer(raw, dtype=torch.uint8).view(-1, self.dtype.itemsize).flip(1).contiguous()
+            swapped = (
+                torch.frombuffer(raw, dtype=torch.uint8)
+                .view(-1, self.dtype.itemsize)
+                .flip(1)
+                .contiguous()
+            )
             return swapped.view(-1).view(self.dtype)
         return torch.frombuffer(raw, dtype=self.dtype)
 
@@ -162,13 +180,21 @@ class _View:
 
     def tensor(self, storage: Tensor) -> Tensor:
         numbers = (self.offset, *self.size, *self.stride)
-        if not all(isinstance(n, int) and n >= 0 for n in numbers) or len(self.size) != len(self.stride):
-            raise ValueError("a tensor has an impossible shape")  # unprinted: a hostile one may be endless
+        if not all(isinstance(n, int) and n >= 0 for n in numbers) or len(self.size) != len(
+            self.stride
+        ):
+            raise ValueError(
+                "a tensor has an impossible shape"
+            )  # unprinted: a hostile one may be endless
         numel = math.prod(self.size)
-        last = self.offset + sum((n - 1) * step for n, step in zip(self.size, self.stride, strict=True))
+        last = self.offset + sum(
+            (n - 1) * step for n, step in zip(self.size, self.stride, strict=True)
+        )
         # A tensor larger than its storage (a stride of 0) could claim any amount of memory once it is copied.
         if numel and (last >= storage.numel() or numel > storage.numel()):
-            raise ValueError(f"a tensor of shape {self.size} reaches beyond its storage of {storage.numel()} numbers")
+            raise ValueError(
+                f"a tensor of shape {self.size} reaches beyond its storage of {storage.numel()} numbers"
+            )
         if not numel:
             return torch.empty(self.size, dtype=storage.dtype)
         return storage.as_strided(self.size, self.stride, self.offset).contiguous()
@@ -181,7 +207,11 @@ def _open_zip(file: BinaryIO) -> tuple[Any, _Read]:
     """The checkpoint in a zip archive (PyTorch >= 1.6): NAME/data.pkl and one NAME/data/KEY per storage."""
     archive = zipfile.ZipFile(file)
     names = set(archive.namelist())
-    roots = [name.removesuffix("data.pkl") for name in names if name == "data.pkl" or name.endswith("/data.pkl")]
+    roots = [
+        name.removesuffix("data.pkl")
+        for name in names
+        if name == "data.pkl" or name.endswith("/data.pkl")
+    ]
     if len(roots) != 1:
         raise _Unfit("it is a zip archive without a PyTorch checkpoint")
     (root,) = roots
@@ -194,7 +224,9 @@ def _open_zip(file: BinaryIO) -> tuple[Any, _Read]:
             raise ValueError(f"{name} is compressed")
         return archive.read(name)
 
-    byteorder = stored(f"{root}byteorder").decode("ascii") if f"{root}byteorder" in names else "little"
+    byteorder = (
+        stored(f"{root}byteorder").decode("ascii") if f"{root}byteorder" in names else "little"
+    )
     if byteorder not in ("little", "big"):
         raise ValueError(f"unknown byte order {byteorder!r}")
     content = _interpret(io.BytesIO(stored(f"{root}data.pkl")))
@@ -207,7 +239,9 @@ def _open_legacy(data: mmap.mmap) -> tuple[Any, _Read]:
         raise _Unfit("it holds Python objects, but no PyTorch checkpoint")
     if _interpret(data) != _LEGACY_VERSION:
         raise _Unfit("it is a PyTorch checkpoint of an unknown version")
-    _interpret(data)  # of the machine that wrote it; the storages are little-endian whatever it says
+    _interpret(
+        data
+    )  # of the machine that wrote it; the storages are little-endian whatever it says
     storages: dict[str, _Storage] = {}
     content = _interpret(data, storages)
     position = {}
@@ -351,7 +385,9 @@ def _build(function: Any, arguments: Any) -> Any:
 
 def _persistent(identity: Any, storages: dict[str, _Storage] | None) -> Any:
     """The storage that a persistent id names, and where in it the tensors' storage begins."""
-    if identity[0] == "module":  # the source code of a class, in older files that hold a whole model
+    if (
+        identity[0] == "module"
+    ):  # the source code of a class, in older files that hold a whole model
         return _OPAQUE
     tag, kind, key, _, numel, *rest = identity
     if tag != "storage" or not isinstance(kind, _Global) or not isinstance(kind.name, str):
@@ -361,7 +397,9 @@ def _persistent(identity: Any, storages: dict[str, _Storage] | None) -> Any:
     storage = _Storage(kind.name, key, numel)
     if storages is not None and storages.setdefault(storage.key, storage) != storage:
         raise ValueError(f"storage {key} is described twice")
-    view = rest[0] if rest else None  # (key, offset, numel): one storage within another, in very old files
+    view = (
+        rest[0] if rest else None
+    )  # (key, offset, numel): one storage within another, in very old files
     return storage, view[1] if view else 0
 
 
@@ -383,7 +421,11 @@ def _state_dict(root: Any) -> dict[str, Any]:
         raise _Unfit("it holds no dictionary of tensors; save the model's state_dict()")
     nested = [root[key] for key in _WRAPPERS if isinstance(root.get(key), dict)]
     for candidate in (*nested, root):
-        leaves = {k: v for k, v in candidate.items() if isinstance(k, str) and isinstance(v, (_View, Tensor))}
+        leaves = {
+            k: v
+            for k, v in candidate.items()
+            if isinstance(k, str) and isinstance(v, (_View, Tensor))
+        }
         if leaves:
             return leaves
     raise _Unfit("it holds no dictionary of tensors; save the model's state_dict()")
@@ -394,6 +436,10 @@ def _without_prefixes(leaves: dict[str, Any]) -> dict[str, Any]:
     body = [name for name in leaves if not name.startswith(HEADS)]
     for prefix in _PREFIXES:
         if body and all(name.startswith(prefix) for name in body):
-            inner = {name.removeprefix(prefix): leaf for name, leaf in leaves.items() if name.startswith(prefix)}
+            inner = {
+                name.removeprefix(prefix): leaf
+                for name, leaf in leaves.items()
+                if name.startswith(prefix)
+            }
             return _without_prefixes(inner)
     return leaves

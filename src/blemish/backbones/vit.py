@@ -30,7 +30,9 @@ class VitBackbone(Backbone):
     def __init__(self, spec: BackboneSpec, model: Any, info: WeightsInfo) -> None:
         super().__init__(spec, model, info)
         if not isinstance(model.patch_embed, PatchEmbed) or getattr(model, "rope_mixed", False):
-            raise ConfigError(f"{spec.name} is a ViT of a kind that blemish does not read: hybrid, or of mixed RoPE")
+            raise ConfigError(
+                f"{spec.name} is a ViT of a kind that blemish does not read: hybrid, or of mixed RoPE"
+            )
         self.depth = len(model.blocks)
         self.stride = int(model.patch_embed.patch_size[0])
         self.dim = int(model.embed_dim)
@@ -86,9 +88,16 @@ class VitBackbone(Backbone):
             tokens=tuple(tokens[layer][:, self.prefix :] for layer in wanted),
             grids=(grid,) * len(wanted),
             offsets=(0.0,) * len(wanted),
-            cls=() if self.model.cls_token is None else tuple(tokens[layer][:, 0] for layer in wanted),
-            attention={layer: _softmax_rows(*rotated[layer], 1)[:, :, 0, self.prefix :] for layer in attention},
-            full_attention={layer: _softmax_rows(*rotated[layer], None) for layer in full_attention},
+            cls=()
+            if self.model.cls_token is None
+            else tuple(tokens[layer][:, 0] for layer in wanted),
+            attention={
+                layer: _softmax_rows(*rotated[layer], 1)[:, :, 0, self.prefix :]
+                for layer in attention
+            },
+            full_attention={
+                layer: _softmax_rows(*rotated[layer], None) for layer in full_attention
+            },
             kept=keep,
         )
 
@@ -100,7 +109,9 @@ class VitBackbone(Backbone):
         seen: Features = self(images, layers[:1], attention=layers)
         return seen.looked_at().reshape(len(images), *seen.grids[0])
 
-    def _embed(self, images: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor | None, tuple[int, int]]:
+    def _embed(
+        self, images: Tensor, keep: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, tuple[int, int]]:
         """Tokens B T D as they enter block 1, the rotary embedding (or None), and the grid."""
         model = self.model
         patches = model.patch_embed(images)
@@ -110,7 +121,11 @@ class VitBackbone(Backbone):
         x = patches.flatten(1, 2)
         prefix = [
             p.expand(batch, -1, -1)
-            for p in (model.cls_token, getattr(model, "dist_token", None), getattr(model, "reg_token", None))
+            for p in (
+                model.cls_token,
+                getattr(model, "dist_token", None),
+                getattr(model, "reg_token", None),
+            )
             if p is not None
         ]
         if model.pos_embed is not None:
@@ -119,11 +134,17 @@ class VitBackbone(Backbone):
             x = x + positions[:, on_prefix:]
             if on_prefix:
                 prefix = [torch.cat(prefix, dim=1) + positions[:, :on_prefix]]
-        rope = model.rope.get_embed(shape=(height, width)) if getattr(model, "rope", None) is not None else None
+        rope = (
+            model.rope.get_embed(shape=(height, width))
+            if getattr(model, "rope", None) is not None
+            else None
+        )
         if keep is not None:
             x = x.gather(1, keep[:, :, None].expand(-1, -1, x.shape[-1]))
             if rope is not None:
-                rope = rope[keep][:, None]  # N E -> B 1 K E: one embedding per picture, shared by the heads
+                rope = rope[keep][
+                    :, None
+                ]  # N E -> B 1 K E: one embedding per picture, shared by the heads
         return model.norm_pre(torch.cat([*prefix, x], dim=1)), rope, (height, width)
 
     def _positions(self, table: Tensor, prefix: int, grid: tuple[int, int]) -> Tensor:
@@ -132,11 +153,17 @@ class VitBackbone(Backbone):
         if grid == (side, side):
             return table
         square = table[:, prefix:].float().transpose(1, 2).reshape(1, -1, side, side)
-        resized = F.interpolate(square, size=grid, mode="bicubic", align_corners=False, antialias=self.spec.antialias)
-        return torch.cat([table[:, :prefix], resized.flatten(2).transpose(1, 2).to(table.dtype)], dim=1)
+        resized = F.interpolate(
+            square, size=grid, mode="bicubic", align_corners=False, antialias=self.spec.antialias
+        )
+        return torch.cat(
+            [table[:, :prefix], resized.flatten(2).transpose(1, 2).to(table.dtype)], dim=1
+        )
 
     @contextmanager
-    def _catch_qk(self, layers: set[int], caught: dict[int, tuple[Tensor, Tensor]]) -> Iterator[None]:
+    def _catch_qk(
+        self, layers: set[int], caught: dict[int, tuple[Tensor, Tensor]]
+    ) -> Iterator[None]:
         """While open, `caught[layer]` receives that block's q and k (each B L T d), after their norms."""
         handles = []
 

@@ -49,7 +49,9 @@ class BackboneSpec:
     """
 
     name: str
-    timm_name: Annotated[str, Matching(r"\w+(\.\w+)?", "a name of a model in timm, without an address or a path")]
+    timm_name: Annotated[
+        str, Matching(r"\w+(\.\w+)?", "a name of a model in timm, without an address or a path")
+    ]
     kind: Literal["vit", "cnn"]
     layers: Layers
     licence: str
@@ -64,7 +66,9 @@ class BackboneSpec:
         config.check(self)
         for name in ("mean", "std"):
             if len(getattr(self, name)) not in (0, 3):
-                raise ConfigError(f"{name}: none or three numbers are needed, got {len(getattr(self, name))}")
+                raise ConfigError(
+                    f"{name}: none or three numbers are needed, got {len(getattr(self, name))}"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +96,9 @@ class WeightsInfo:
         return config.from_dict(cls, values, within="weights", strict=True)
 
 
-def resolve(spec: BackboneSpec, weights: str | Path | None, *, model: nn.Module, seed: int) -> WeightsInfo:
+def resolve(
+    spec: BackboneSpec, weights: str | Path | None, *, model: nn.Module, seed: int
+) -> WeightsInfo:
     """Loads weights into `model`, a timm model on the CPU, and says which.
 
     Args:
@@ -124,7 +130,10 @@ def resolve(spec: BackboneSpec, weights: str | Path | None, *, model: nn.Module,
                     f"{path}: is an encoder that was pre-trained as {origin.backbone}, not {spec.name}: "
                     f"choose --backbone {origin.backbone}, or other weights"
                 )
-            source, licence = f"{source} ({origin.pretraining} on {origin.before.source})", origin.before.licence
+            source, licence = (
+                f"{source} ({origin.pretraining} on {origin.before.source})",
+                origin.before.licence,
+            )
     elif spec.source == "hub":
         path, repository = _hub_file(spec, model)
         state, source = read_tensors(path), f"hub:{repository}"
@@ -165,10 +174,14 @@ def _origin(path: Path) -> _Origin | None:
     try:
         artifact.read(path)  # whole and unaltered, by its digest
         backbone = manifest["backbone"]
-        return _Origin(pretraining, str(backbone["spec"]["name"]), WeightsInfo.from_dict(backbone["weights"]))
+        return _Origin(
+            pretraining, str(backbone["spec"]["name"]), WeightsInfo.from_dict(backbone["weights"])
+        )
     except (TypeError, KeyError, ConfigError, ArtifactError) as error:
         reason = str(error).removeprefix(f"{path}: ")
-        raise WeightsError(f"{path}: what it says of itself is damaged ({reason}); pre-train it again") from error
+        raise WeightsError(
+            f"{path}: what it says of itself is damaged ({reason}); pre-train it again"
+        ) from error
 
 
 def _initialise(model: nn.Module, seed: int) -> None:
@@ -185,12 +198,18 @@ def _initialise(model: nn.Module, seed: int) -> None:
 def _hub_file(spec: BackboneSpec, model: nn.Module) -> tuple[Path, str]:
     """The weight file of timm's hub repository (from the local cache if it is there), and the repository's id."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
-    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from huggingface_hub.utils.tqdm import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
 
     source: Mapping[str, Any] = getattr(model, "pretrained_cfg", None) or {}
     repository, file = source.get("hf_hub_id"), source.get("hf_hub_filename") or "model.safetensors"
     if not repository:
-        raise WeightsError(f"timm knows no published weights for {spec.timm_name}; name a file with --weights FILE")
+        raise WeightsError(
+            f"timm knows no published weights for {spec.timm_name}; name a file with --weights FILE"
+        )
     with contextlib.suppress(OSError):  # not in the cache
         return Path(hf_hub_download(repository, file, local_files_only=True)), repository
     quiet = are_progress_bars_disabled()
@@ -200,7 +219,9 @@ def _hub_file(spec: BackboneSpec, model: nn.Module) -> tuple[Path, str]:
         if not quiet:
             disable_progress_bars()
         return Path(hf_hub_download(repository, file, etag_timeout=_HUB_TIMEOUT)), repository
-    except Exception as error:  # the hub client raises its own errors, its HTTP library's and the system's
+    except (
+        Exception
+    ) as error:  # the hub client raises its own errors, its HTTP library's and the system's
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise WeightsError(
             f"the weights of {spec.name} are out of reach ({reason}). Either fetch {file} of the hub repository "
@@ -218,12 +239,15 @@ def _load(state: dict[str, Tensor], spec: BackboneSpec, *, model: nn.Module, pat
     needed = model.state_dict()
     prefix, state = _fitting(state, spec, model=model, path=path)
     # Batch norm's count of batches plays no part in inference, and old files lack it.
-    missing = [name for name in needed if name not in state and not name.endswith("num_batches_tracked")]
+    missing = [
+        name for name in needed if name not in state and not name.endswith("num_batches_tracked")
+    ]
     present = {name: state[name] for name in needed if name in state}
     misshapen = [
         f"{name} ({_shape(tensor)} instead of {_shape(needed[name])})"
         for name, tensor in present.items()
-        if tensor.shape != needed[name].shape or tensor.is_floating_point() != needed[name].is_floating_point()
+        if tensor.shape != needed[name].shape
+        or tensor.is_floating_point() != needed[name].is_floating_point()
     ]
     foreign = [name for name in state if name not in needed and not name.startswith(HEADS)]
     lists = {"missing": missing, "of another shape or type": misshapen, "not part of it": foreign}
@@ -234,7 +258,9 @@ def _load(state: dict[str, Tensor], spec: BackboneSpec, *, model: nn.Module, pat
         )
     for name, tensor in present.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise NonFiniteError(f"{path}: {name} holds NaN or infinite values; fetch the file again or use another")
+            raise NonFiniteError(
+                f"{path}: {name} holds NaN or infinite values; fetch the file again or use another"
+            )
     model.load_state_dict({**needed, **present})
     return prefix
 
@@ -244,12 +270,18 @@ def _fitting(
 ) -> tuple[str, dict[str, Tensor]]:
     """What of `state` fits the model, as it is or in timm's layout, and how its names begin; `state` in timm's layout
     where nothing does. Raises: WeightsError where that is not possible."""
-    needed = {name: each.shape for name, each in model.state_dict().items() if not name.endswith("num_batches_tracked")}
+    needed = {
+        name: each.shape
+        for name, each in model.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }
 
     def fits(found: dict[str, Tensor]) -> bool:
         return all(name in found and found[name].shape == shape for name, shape in needed.items())
 
-    counts = Counter(name[: at + 1] for name in state for at, sign in enumerate(name) if sign == ".")
+    counts = Counter(
+        name[: at + 1] for name in state for at, sign in enumerate(name) if sign == "."
+    )
     prefixes = [prefix for prefix, count in counts.items() if 2 * count >= len(needed)]
     prefixes.sort(key=lambda prefix: ("teacher" not in prefix, len(prefix), prefix))
     parts = {prefix: _beneath(prefix, state) for prefix in ("", *prefixes)}
@@ -265,17 +297,29 @@ def _fitting(
 
 
 def _beneath(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in state.items()
+        if name.startswith(prefix)
+    }
 
 
-def _converted(state: dict[str, Tensor], spec: BackboneSpec, *, model: nn.Module, path: Path) -> dict[str, Tensor]:
+def _converted(
+    state: dict[str, Tensor], spec: BackboneSpec, *, model: nn.Module, path: Path
+) -> dict[str, Tensor]:
     """`state` in timm's layout, by the filter that timm keeps for the model's family."""
     convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if convert is None:
         return state
-    options = {"antialias": spec.antialias} if "antialias" in inspect.signature(convert).parameters else {}
+    options = (
+        {"antialias": spec.antialias}
+        if "antialias" in inspect.signature(convert).parameters
+        else {}
+    )
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # the filter for DINOv3 prints what it skips
+        with contextlib.redirect_stdout(
+            io.StringIO()
+        ):  # the filter for DINOv3 prints what it skips
             converted: dict[str, Tensor] = convert(dict(state), model, **options)
     except Exception as error:  # a filter takes the layouts that it knows for granted
         raise WeightsError(
@@ -285,7 +329,9 @@ def _converted(state: dict[str, Tensor], spec: BackboneSpec, *, model: nn.Module
 
 
 def _shape(tensor: Tensor) -> str:
-    return f"{'×'.join(map(str, tensor.shape)) or 'scalar'} {str(tensor.dtype).removeprefix('torch.')}"
+    return (
+        f"{'×'.join(map(str, tensor.shape)) or 'scalar'} {str(tensor.dtype).removeprefix('torch.')}"
+    )
 
 
 def _some(names: list[str]) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from blemish.data.layouts import Dataset, read
+from blemish.data.layouts.recognition import Dataset, read
 from blemish.data.marks import fault_of, read_mask
 from blemish.errors import ImageError, NonFiniteError
 from blemish.images import decode, within_memory
@@ -77,7 +77,9 @@ class Check:
             "counts": self.counts,
             "height": _range(heights),
             "width": _range(widths),
-            "sizes": [{"height": h, "width": w, "count": number} for (h, w), number in self.sizes.items()],
+            "sizes": [
+                {"height": h, "width": w, "count": number} for (h, w), number in self.sizes.items()
+            ],
             "broken": [failure.to_dict() for failure in self.broken],
             "mask_faults": [failure.to_dict() for failure in self.mask_faults],
             "duplicates": [list(group) for group in self.duplicates],
@@ -99,14 +101,18 @@ def check(path: str | Path, *, progress: Callable[[int, int], None] | None = Non
     twins: dict[str, list[Sample]] = {}
     pool = ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1), thread_name_prefix="check")
     try:
-        for done, (sample, look) in enumerate(zip(dataset.samples, pool.map(_look, dataset.samples), strict=True), 1):
+        for done, (sample, look) in enumerate(
+            zip(dataset.samples, pool.map(_look, dataset.samples), strict=True), 1
+        ):
             if look.fault:
                 broken.append(Failure(source=str(sample.path), reason=look.fault))
             else:
                 sizes[look.size] += 1
                 twins.setdefault(look.digest, []).append(sample)
             if look.mask_fault:
-                mask_faults.append(Failure(source=look.mask or str(sample.mask), reason=look.mask_fault))
+                mask_faults.append(
+                    Failure(source=look.mask or str(sample.mask), reason=look.mask_fault)
+                )
             if progress:
                 progress(done, len(dataset.samples))
     finally:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from blemish.data import layouts
+from blemish.data.layouts import recognition as layouts
 from blemish.data.splits import draw_anomalies
 from blemish.errors import DataError
 from blemish.types import ANOMALOUS, Sample
@@ -27,7 +27,9 @@ class Defects:
 NONE = Defects([], [], "")
 
 
-def labelled_defects(given: Any, *, count: int | None = None, kind: str | None = None, seed: int = 0) -> Defects:
+def labelled_defects(
+    given: Any, *, count: int | None = None, kind: str | None = None, seed: int = 0
+) -> Defects:
     """The pictures of defects that `given` names, or `count` of them drawn by the seed.
 
     Args:
@@ -57,19 +59,25 @@ def labelled_defects(given: Any, *, count: int | None = None, kind: str | None =
         kinds = sorted({sample.defect for sample in samples} - {""})
         chosen = [position for position in chosen if samples[position].defect == kind]
         if not chosen:
-            raise DataError(f"no defect is of type {kind!r}; the types here are {', '.join(kinds) or 'not known'}")
+            raise DataError(
+                f"no defect is of type {kind!r}; the types here are {', '.join(kinds) or 'not known'}"
+            )
     if not chosen:
         raise DataError("anomalies: there is no picture of a defect")
     if count is not None:
         stand_ins = {samples[position]: position for position in chosen}
         chosen = [stand_ins[sample] for sample in draw_anomalies(stand_ins, count, seed)[0]]
     note = "; ".join(notes) or f"{len(sources)} pictures given one by one"
-    return Defects([sources[position] for position in chosen], [samples[position] for position in chosen], note)
+    return Defects(
+        [sources[position] for position in chosen], [samples[position] for position in chosen], note
+    )
 
 
 def _read(path: str | Path) -> tuple[list[Sample], str]:
     dataset = layouts.read(path, unlabelled=ANOMALOUS)
     found = [sample for sample in dataset.samples if sample.label == ANOMALOUS]
     if not found:
-        raise DataError(f"{path}: holds no picture that is known to be defective; {dataset.description}")
+        raise DataError(
+            f"{path}: holds no picture that is known to be defective; {dataset.description}"
+        )
     return found, "; ".join([dataset.description, *dataset.left_out])

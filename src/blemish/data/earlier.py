@@ -23,7 +23,9 @@ def is_result_folder(folder: Path, name: str, beside: Collection[str]) -> bool:
     if name not in _FOLDERS:
         return _holds_simulated(folder / name)
     signs = [sign for sign in _FOLDERS[name] if sign in beside]
-    return any(_is_ours(folder / sign) for sign in signs) or (name == "overlays" and _are_overlays(folder / name))
+    return any(_is_ours(folder / sign) for sign in signs) or (
+        name == "overlays" and _are_overlays(folder / name)
+    )
 
 
 def is_result(name: str, beside: Collection[str]) -> bool:
@@ -41,7 +43,8 @@ def is_result(name: str, beside: Collection[str]) -> bool:
     if stem.endswith(".health"):
         return f"{stem.removesuffix('.health')}.log.jsonl" in beside
     return any(
-        stem.partition("-")[0] in figures and all(f"{figure}.png" in beside for figure in figures[:2])
+        stem.partition("-")[0] in figures
+        and all(f"{figure}.png" in beside for figure in figures[:2])
         for figures in _FIGURES
     )
 
@@ -70,4 +73,6 @@ def _is_ours(sign: Path) -> bool:
         told = parse_json(read_whole(sign, limit=TABLE_BYTES, error=DataError))
     except (DataError, ValueError):
         return False
-    return isinstance(told, dict) and ({"artifact", "precision"} <= told.keys() or {"counts", "rows"} <= told.keys())
+    return isinstance(told, dict) and (
+        {"artifact", "precision"} <= told.keys() or {"counts", "rows"} <= told.keys()
+    )

@@ -20,12 +20,26 @@ SUFFIXES = ", ".join(sorted(EXTENSIONS))
 # Of pictures that are not decoded: whoever has some in a folder takes them for read.
 UNREAD = frozenset(
     {
-        *(".gif", ".jp2", ".j2k", ".jpx", ".jpf", ".heic", ".heif", ".avif", ".jxl", ".pbm", ".pam"),
+        *(
+            ".gif",
+            ".jp2",
+            ".j2k",
+            ".jpx",
+            ".jpf",
+            ".heic",
+            ".heif",
+            ".avif",
+            ".jxl",
+            ".pbm",
+            ".pam",
+        ),
         *(".pcx", ".tga", ".exr", ".hdr", ".psd", ".raw", ".dng", ".nef", ".cr2", ".cr3", ".arw"),
         *(".orf", ".rw2", ".nii", ".mha", ".mhd", ".nrrd", ".npy", ".npz"),
     }
 )
-_NOT_ENTERED = frozenset({"@eaDir", "$RECYCLE.BIN", "__MACOSX", "lost+found"})  # thumbnails, what was thrown away
+_NOT_ENTERED = frozenset(
+    {"@eaDir", "$RECYCLE.BIN", "__MACOSX", "lost+found"}
+)  # thumbnails, what was thrown away
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,17 +68,25 @@ class Tree:
         told: list[str] = []
         if self.results:
             places = listed(dict.fromkeys(f"{path.parent}/" for path in self.results))
-            told.append(f"{counted(len(self.results), 'picture')} of earlier results left out: {places}")
+            told.append(
+                f"{counted(len(self.results), 'picture')} of earlier results left out: {places}"
+            )
         if self.masks:
             told.append(f"{counted(len(self.masks), 'mask')} left out: {listed(self.masks)}")
-        suffixes = Counter(path.suffix.lower() for path in self.others if path.suffix.lower() in UNREAD)
+        suffixes = Counter(
+            path.suffix.lower() for path in self.others if path.suffix.lower() in UNREAD
+        )
         if suffixes:
             each = listed(f"{number} {suffix}" for suffix, number in suffixes.most_common())
             number = counted(suffixes.total(), "file")
-            told.append(f"{number} in formats that are not read left out ({each}); convert pictures to PNG")
+            told.append(
+                f"{number} in formats that are not read left out ({each}); convert pictures to PNG"
+            )
         if unnamed := [path for path in self.others if _is_unnamed_picture(path)]:
             number = counted(len(unnamed), "picture")
-            told.append(f"{number} without a suffix left out: {listed(unnamed)}; add .dcm, .png or its own")
+            told.append(
+                f"{number} without a suffix left out: {listed(unnamed)}; add .dcm, .png or its own"
+            )
         return tuple(told)
 
 
@@ -86,7 +108,9 @@ def scan(folder: str | Path) -> Tree:
         try:
             status = here.stat()
             with os.scandir(here) as listing:
-                entries = [e for e in listing if not e.name.startswith(".") and e.name not in _NOT_ENTERED]
+                entries = [
+                    e for e in listing if not e.name.startswith(".") and e.name not in _NOT_ENTERED
+                ]
         except OSError as error:
             raise DataError(f"{here}: this folder cannot be read ({error.strerror})") from error
         identity = (status.st_dev, status.st_ino)
@@ -98,7 +122,11 @@ def scan(folder: str | Path) -> Tree:
         for entry in entries:
             path = here / entry.name
             if is_folder(path):
-                walk(path, above | {identity}, ours=ours or is_result_folder(here, entry.name, beside))
+                walk(
+                    path,
+                    above | {identity},
+                    ours=ours or is_result_folder(here, entry.name, beside),
+                )
             elif path.suffix.lower() in EXTENSIONS and (is_file(path) or entry.is_symlink()):
                 # A pipe or a device with a picture's name would hang the decoder.
                 (results if ours or is_result(entry.name, beside) else pictures).append(path)
@@ -160,7 +188,10 @@ def search(paths: str | Path | Iterable[str | Path]) -> Found:
 
 def no_pictures(where: str | Path, left_out: Iterable[str]) -> str:
     """What to say where nothing is found."""
-    found = [f"{where}: no pictures found; files with these suffixes are looked for: {SUFFIXES}", *left_out]
+    found = [
+        f"{where}: no pictures found; files with these suffixes are looked for: {SUFFIXES}",
+        *left_out,
+    ]
     return "; ".join(found)
 
 
@@ -212,7 +243,9 @@ def _expand(path: Path, *, among_others: bool = False) -> Tree:
     hits = [Path(hit) for hit in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207 - skips hidden files
     if not hits:
         raise DataError(f"{path}: nothing matches this pattern")
-    fixed = next(depth for depth, part in enumerate(path.parts) if any(sign in part for sign in "*?["))
+    fixed = next(
+        depth for depth, part in enumerate(path.parts) if any(sign in part for sign in "*?[")
+    )
     listings: dict[Path, set[str]] = {}
     pictures: list[Path] = []
     results: list[Path] = []

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from blemish.data import layouts
 from blemish.data.folder import is_file, is_pattern, search
+from blemish.data.layouts import recognition as layouts
 from blemish.data.manifest import TABLES
 from blemish.data.names import file_says_bad, meaning, says_bad
 from blemish.data.phrases import counted, listed
@@ -41,12 +41,19 @@ class GoodPictures:
 
     def only(self, positions: Iterable[int]) -> GoodPictures:
         positions = list(positions)
-        sources, categories = [self.sources[i] for i in positions], [self.categories[i] for i in positions]
+        sources, categories = (
+            [self.sources[i] for i in positions],
+            [self.categories[i] for i in positions],
+        )
         return dataclasses.replace(self, sources=sources, categories=categories)
 
     def of_one_or_several(self) -> GoodPictures:
         """The same; a single category is none."""
-        return self if len(self.names) > 1 else dataclasses.replace(self, categories=[""] * len(self.sources))
+        return (
+            self
+            if len(self.names) > 1
+            else dataclasses.replace(self, categories=[""] * len(self.sources))
+        )
 
 
 def good_pictures(good: Any) -> GoodPictures:
@@ -67,14 +74,22 @@ def good_pictures(good: Any) -> GoodPictures:
     for item in [good] if isinstance(good, (str, Path)) else good:
         if not isinstance(item, (str, Path)):
             # A file gives what it holds only once, and pictures are looked at more often.
-            sources.append(item.path if isinstance(item, Sample) else item.read() if hasattr(item, "read") else item)
+            sources.append(
+                item.path
+                if isinstance(item, Sample)
+                else item.read()
+                if hasattr(item, "read")
+                else item
+            )
             categories.append(item.category if isinstance(item, Sample) else "")
             continue
         path = Path(item)
         if is_pattern(path) or (is_file(path) and path.suffix.lower() not in TABLES):
             hits = search(path)
             named += hits.pictures
-            found = GoodPictures(list(hits.pictures), [""] * len(hits.pictures), "; ".join(hits.left_out), "flat")
+            found = GoodPictures(
+                list(hits.pictures), [""] * len(hits.pictures), "; ".join(hits.left_out), "flat"
+            )
         else:
             found = _read_good(path)
         sources += found.sources
@@ -85,9 +100,14 @@ def good_pictures(good: Any) -> GoodPictures:
         raise DataError("good: there is no picture in the list")
     if named:
         _refuse_contradictions(named)
-        notes.insert(0, f"{counted(len(named), 'picture')} named one by one or by a pattern, all taken as good")
+        notes.insert(
+            0,
+            f"{counted(len(named), 'picture')} named one by one or by a pattern, all taken as good",
+        )
     note = "; ".join(notes) or f"{len(sources)} pictures given one by one"
-    return GoodPictures(sources, categories, note, layouts_found.pop() if len(layouts_found) == 1 else "")
+    return GoodPictures(
+        sources, categories, note, layouts_found.pop() if len(layouts_found) == 1 else ""
+    )
 
 
 def _refuse_contradictions(pictures: Sequence[Path]) -> None:
@@ -95,11 +115,15 @@ def _refuse_contradictions(pictures: Sequence[Path]) -> None:
     others are not."""
     folders = sorted({picture.parent for picture in pictures})
     called = {
-        folder: next((name for name in reversed(folder.parts) if meaning(name) != "images"), "") for folder in folders
+        folder: next((name for name in reversed(folder.parts) if meaning(name) != "images"), "")
+        for folder in folders
     }
     bad_folders = [f"{folder}/" for folder, name in called.items() if says_bad(name)]
     bad_files = [picture for picture in pictures if file_says_bad(picture.stem)]
-    found: list[tuple[Sequence[object], int]] = [(bad_folders, len(folders)), (bad_files, len(pictures))]
+    found: list[tuple[Sequence[object], int]] = [
+        (bad_folders, len(folders)),
+        (bad_files, len(pictures)),
+    ]
     for bad, of in found:
         if 0 < len(bad) < of:
             raise DataError(
@@ -145,7 +169,9 @@ def hold_out_sources(
     return kept, held
 
 
-def draw_shots(sources: Sequence[Any], shots: int, seed: int, categories: Sequence[str] | None = None) -> list[int]:
+def draw_shots(
+    sources: Sequence[Any], shots: int, seed: int, categories: Sequence[str] | None = None
+) -> list[int]:
     """Positions of the few pictures drawn of each category. Raises: as `blemish.data.splits.few_shot`."""
     drawn: list[int] = []
     for stand_ins in _by_category(sources, categories):
@@ -157,7 +183,9 @@ def draw_shots(sources: Sequence[Any], shots: int, seed: int, categories: Sequen
     return drawn
 
 
-def _by_category(sources: Sequence[Any], categories: Sequence[str] | None) -> list[dict[Sample, int]]:
+def _by_category(
+    sources: Sequence[Any], categories: Sequence[str] | None
+) -> list[dict[Sample, int]]:
     """For each category, sorted by name, samples that stand for the sources when drawing, with their positions."""
     names = [str(s) if isinstance(s, (str, Path)) else f"{i:09d}" for i, s in enumerate(sources)]
     of = [""] * len(sources) if categories is None else categories

@@ -22,11 +22,45 @@ SPLITS = ("train", "test", "")
 # Columns by other names, the likeliest first; what a table calls by our own name goes before.
 _ALSO_CALLED: Mapping[str, Sequence[str]] = {
     "path": (
-        *("image_path", "img_path", "file_path", "filepath", "image_file", "imagefile", "image_filename"),
-        *("image_file_name", "filename", "file_name", "image_name", "file", "image", "img", "picture"),
+        *(
+            "image_path",
+            "img_path",
+            "file_path",
+            "filepath",
+            "image_file",
+            "imagefile",
+            "image_filename",
+        ),
+        *(
+            "image_file_name",
+            "filename",
+            "file_name",
+            "image_name",
+            "file",
+            "image",
+            "img",
+            "picture",
+        ),
     ),
-    "label": ("labels", "anomaly", "is_anomaly", "anomalous", "is_anomalous", "defective", "is_defective", "target"),
-    "mask": ("mask_path", "mask_file", "mask_filename", "mask_name", "ground_truth", "gt_path", "gt"),
+    "label": (
+        "labels",
+        "anomaly",
+        "is_anomaly",
+        "anomalous",
+        "is_anomalous",
+        "defective",
+        "is_defective",
+        "target",
+    ),
+    "mask": (
+        "mask_path",
+        "mask_file",
+        "mask_filename",
+        "mask_name",
+        "ground_truth",
+        "gt_path",
+        "gt",
+    ),
     "split": ("subset",),
     "defect": ("defect_type", "anomaly_type", "defect_class"),
 }
@@ -75,12 +109,16 @@ def _columns(path: Path, header: Iterable[str]) -> list[str]:
     given = [re.sub(r"[\s-]+", "_", cell.lower()) for cell in header]
     columns = list(given)
     for name, others in _ALSO_CALLED.items():
-        if name not in given and (found := next((other for other in others if other in given), None)):
+        if name not in given and (
+            found := next((other for other in others if other in given), None)
+        ):
             columns[given.index(found)] = name
     named = [name for name in columns if name]
     if "path" not in columns or len(set(named)) < len(named):
         there = ", ".join(given) or "nothing"
-        raise DataError(f"{path}: the first line must name a column path, and no column twice; it has {there}")
+        raise DataError(
+            f"{path}: the first line must name a column path, and no column twice; it has {there}"
+        )
     return columns
 
 
@@ -102,7 +140,9 @@ def _read_row(columns: list[str], cells: list[str], folder: Path) -> Sample:
     if meaning(defect) == "good" or (label == NORMAL and not defect):
         defect = GOOD
     if label is not None and (label == NORMAL) != (defect == GOOD):
-        raise ValueError(f"label {row['label']!r} and defect {row['defect']!r} contradict each other")
+        raise ValueError(
+            f"label {row['label']!r} and defect {row['defect']!r} contradict each other"
+        )
     return Sample(
         path=picture,
         label=label,
@@ -130,7 +170,11 @@ def _masks(folder: Path, cell: str) -> list[Path]:
     """Raises: ValueError for a mask that is not there."""
     if not cell:
         return []
-    names = [cell] if is_file(_inside(folder, cell)) else [name.strip() for name in cell.split(_BETWEEN)]
+    names = (
+        [cell]
+        if is_file(_inside(folder, cell))
+        else [name.strip() for name in cell.split(_BETWEEN)]
+    )
     masks = [_inside(folder, name) for name in names if name]
     if absent := [mask for mask in masks if not is_file(mask)]:
         raise ValueError(f"there is no mask file {absent[0]}")

@@ -15,7 +15,9 @@ from blemish.types import ANOMALOUS, NORMAL, Sample
 COARSEST = 32  # pixels of a picture, across or down, to one of its mask: a patch of a coarse ViT
 
 
-def marked(sample: Sample, height: int, width: int, *, mask: np.ndarray | None = None) -> np.ndarray | None:
+def marked(
+    sample: Sample, height: int, width: int, *, mask: np.ndarray | None = None
+) -> np.ndarray | None:
     """Where its defects are: bool H×W by its mask or else its boxes; None where neither is known.
 
     A pixel is what lies under its centre, as everywhere maps are resized: plain nearest sampling takes what lies under
@@ -28,7 +30,9 @@ def marked(sample: Sample, height: int, width: int, *, mask: np.ndarray | None =
     if sample.mask is None:
         return _filled(sample.boxes, height, width) if sample.boxes else None
     mask = (read_mask(sample) if mask is None else mask).view(np.uint8)
-    return np.asarray(cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST_EXACT), dtype=bool)
+    return np.asarray(
+        cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST_EXACT), dtype=bool
+    )
 
 
 def read_mask(sample: Sample) -> np.ndarray:
@@ -78,7 +82,9 @@ def is_placed(sample: Sample) -> bool:
     return sample.mask is not None or bool(sample.boxes)
 
 
-def _filled(boxes: Iterable[tuple[float, float, float, float]], height: int, width: int) -> np.ndarray:
+def _filled(
+    boxes: Iterable[tuple[float, float, float, float]], height: int, width: int
+) -> np.ndarray:
     """A bool mask H×W, True in any of the boxes."""
     mask = np.zeros((height, width), dtype=bool)
     for x, y, across, down in boxes:

@@ -32,7 +32,9 @@ _MASK = "masks?|gts?|ground[ _-]?truths?|seg(?:mentation)?s?|anno(?:t|tation)?s?
 _NUMBER = r"(?:[ _.-]*\(?\d+\)?)?"  # of several masks of a picture
 _SHOWN = "(?:image|img|rgb|photo|pic|picture|input|orig|original)s?"
 _BY_WORD = {
-    "mask": re.compile(rf"(?P<stem>.+?)[ _.-]+(?:{_MASK}){_NUMBER}|(?:{_MASK})[ _.-]+(?P<after>.+)"),
+    "mask": re.compile(
+        rf"(?P<stem>.+?)[ _.-]+(?:{_MASK}){_NUMBER}|(?:{_MASK})[ _.-]+(?P<after>.+)"
+    ),
     "label": re.compile(rf"(?P<stem>.+?)[ _.-]+labels?{_NUMBER}|labels?[ _.-]+(?P<after>.+)"),
 }
 _NUMBERED = re.compile(r"(?P<stem>.+?)[ _.-]+\(?\d+\)?")
@@ -110,9 +112,15 @@ def divide(root: Path, entries: Iterable[Entry]) -> Divided:
     for depth, place, held in _unnamed(pictures):
         taken = {path for _, path in held}
         pictures = [entry for entry in pictures if entry[1] not in taken]
-        masks[place] = [((*names[:depth], "masks", *names[depth + 1 :]), path) for names, path in held]
-        problems.append(f"{place} holds black and white pictures, called as the others are: taken for masks of these")
-    return Divided(pictures=sorted(pictures, key=lambda entry: entry[1]), masks=masks, problems=problems)
+        masks[place] = [
+            ((*names[:depth], "masks", *names[depth + 1 :]), path) for names, path in held
+        ]
+        problems.append(
+            f"{place} holds black and white pictures, called as the others are: taken for masks of these"
+        )
+    return Divided(
+        pictures=sorted(pictures, key=lambda entry: entry[1]), masks=masks, problems=problems
+    )
 
 
 def masks_among(root: Path, pictures: Iterable[Path]) -> frozenset[Path]:
@@ -175,7 +183,13 @@ def pair(
                 unpaired.append(path)
         paired = len(found) - of_good - len(unpaired)
         places.append(
-            MaskPlace(place=place, masks=len(found), paired=paired, of_good=of_good, unpaired=tuple(unpaired))
+            MaskPlace(
+                place=place,
+                masks=len(found),
+                paired=paired,
+                of_good=of_good,
+                unpaired=tuple(unpaired),
+            )
         )
     return {picture: tuple(sorted(paths)) for picture, paths in of.items()}, places
 
@@ -184,7 +198,9 @@ def _pictures_of(names: Names, index: Mapping[str, list[tuple[Names, Sample]]]) 
     """The pictures that a mask of these names may belong to, of the likeliest kind."""
     above = _above(names)
     tries = [(stem, above) for stem in _stems(Path(names[-1]).stem.lower())]
-    tries += [(above[-1].lower(), above[:-1])] if above else []  # ground_truth/dent/000/001.png of test/dent/000.png
+    tries += (
+        [(above[-1].lower(), above[:-1])] if above else []
+    )  # ground_truth/dent/000/001.png of test/dent/000.png
     for stem, folders in tries:
         held = index.get(stem, [])
         for agree in (_are_the_same, _are_alike, _are_part):
@@ -215,7 +231,9 @@ def _are_part(folders: Names, others: Names) -> bool:
 
 
 def _general(folders: Names) -> list[str]:
-    return [said if (said := meaning(name)) in ("good", "bad") else compact(name) for name in folders]
+    return [
+        said if (said := meaning(name)) in ("good", "bad") else compact(name) for name in folders
+    ]
 
 
 def _stems(stem: str) -> list[str]:
@@ -270,7 +288,9 @@ def _unnamed(pictures: Sequence[Entry]) -> list[tuple[int, str, list[Entry]]]:
     for folder, held in sorted(folders.items(), key=lambda item: (len(item[0]), item[0])):
         inside = {path for _, path in held}
         rest = [entry for entry in pictures if entry[1] not in inside | taken]
-        bad = [entry for entry in rest if not any(meaning(name) == "good" for name in entry[0][:-1])]
+        bad = [
+            entry for entry in rest if not any(meaning(name) == "good" for name in entry[0][:-1])
+        ]
         stems = {path.stem.lower() for _, path in bad}
         if inside & taken or not all(stems & set(_stems(path.stem.lower())) for path in inside):
             continue
@@ -291,7 +311,9 @@ def _are_black_and_white(entries: Sequence[Entry]) -> bool:
             return False
         colours: set[int] = set()
         for row in pixels:  # no longer than until there is a third colour
-            colours.update(np.unique(row.astype(np.uint32) @ np.array([1, 256, 65536], np.uint32)).tolist())
+            colours.update(
+                np.unique(row.astype(np.uint32) @ np.array([1, 256, 65536], np.uint32)).tolist()
+            )
             if len(colours) > 2:
                 return False
         if 0 not in colours:
@@ -326,7 +348,9 @@ def _named_beside(held: list[Entry], word: str) -> tuple[list[Entry], list[Entry
         return held, []
     names = {path for _, path in called}
     others = [entry for entry in held if entry[1] not in names]
-    stems = {key for _, path in others for key in (path.stem.lower(), _BARE.sub("", path.stem.lower()))}
+    stems = {
+        key for _, path in others for key in (path.stem.lower(), _BARE.sub("", path.stem.lower()))
+    }
     owned = [entry for entry in called if _base(entry[1].stem.lower(), word) in stems]
     if word == "label" and not owned:
         return held, []
@@ -367,7 +391,9 @@ def _look(path: Path) -> Look:
     except BlemishError:
         return "broken"
     height, width = pixels.shape[:2]
-    some = pixels[:: max(1, height // 256), :: max(1, width // 256)].reshape(-1, 3).astype(np.uint32)
+    some = (
+        pixels[:: max(1, height // 256), :: max(1, width // 256)].reshape(-1, 3).astype(np.uint32)
+    )
     _, counts = np.unique(some @ np.array([1, 256, 65536], np.uint32), return_counts=True)
     few = len(counts) <= min(32, max(2, len(some) // 8))
     frequent = np.sort(counts)[::-1][:8].sum() >= 0.95 * len(some)

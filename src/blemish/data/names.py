@@ -42,7 +42,9 @@ MASK_NAMES = _set(
     "maske masken masque masques máscara máscaras mascara mascaras maschera maschere"
 )
 _ALL_MASKS = MASK_NAMES | SURE_MASKS | LABEL_MASKS
-_SPLITS = frozenset({"train", "training", "test", "testing", "val", "valid", "validation", "eval", "dev"})
+_SPLITS = frozenset(
+    {"train", "training", "test", "testing", "val", "valid", "validation", "eval", "dev"}
+)
 # Tests call either of them the good ones: a positive finding, a positive example.
 _UNCLEAR = _set("yes no positive positives negative negatives pos neg")
 _IMAGES = _set(
@@ -104,7 +106,11 @@ def meaning(name: str) -> Meaning:
         return ""  # a position or a device, more often than a positive or a split
     found = {word: said for said, words in _MEANINGS for word in words}
     telling = _telling(name)
-    readings = (_words(name), telling, [word for word in telling if word not in _SPLITS])  # test_good
+    readings = (
+        _words(name),
+        telling,
+        [word for word in telling if word not in _SPLITS],
+    )  # test_good
     return next((found[word] for words in readings if (word := "".join(words)) in found), "")
 
 
@@ -153,7 +159,9 @@ def says_bad(name: str) -> bool:
     if (said := meaning(name)) in ("good", "bad"):
         return said == "bad"
     words = set(_words(name))
-    return (bool(words & (BAD_NAMES | _KINDS)) or mask_owner(name) is not None) and not words & _NEGATIONS
+    return (
+        bool(words & (BAD_NAMES | _KINDS)) or mask_owner(name) is not None
+    ) and not words & _NEGATIONS
 
 
 def is_series(names: Iterable[str]) -> bool:

@@ -84,4 +84,6 @@ def _unit(pixels: np.ndarray) -> np.ndarray:
 def _like(pixels: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Values in units of full scale as pixels of the same type, clipped."""
     clipped = np.clip(values, 0, 1)
-    return np.asarray(np.rint(255 * clipped) if pixels.dtype == np.uint8 else clipped, dtype=pixels.dtype)
+    return np.asarray(
+        np.rint(255 * clipped) if pixels.dtype == np.uint8 else clipped, dtype=pixels.dtype
+    )

@@ -14,17 +14,23 @@ from blemish.errors import ConfigError, DataError
 from blemish.types import ANOMALOUS, Sample
 
 
-def hold_out(samples: Iterable[Sample], fraction: float, seed: int) -> tuple[list[Sample], list[Sample]]:
+def hold_out(
+    samples: Iterable[Sample], fraction: float, seed: int
+) -> tuple[list[Sample], list[Sample]]:
     """(kept, held): `round(fraction * n)` of the n samples held out, for calibration or as a test set.
 
     Raises: ConfigError unless 0 <= fraction < 1; DataError when nothing would be kept.
     """
     if not 0 <= fraction < 1:
-        raise ConfigError(f"the fraction to hold out is {fraction}; it must be at least 0 and less than 1")
+        raise ConfigError(
+            f"the fraction to hold out is {fraction}; it must be at least 0 and less than 1"
+        )
     samples = list(samples)
     count = round(fraction * len(samples))
     if samples and count == len(samples):
-        raise DataError(f"holding out {fraction} of {len(samples)} pictures leaves none; add pictures or hold out less")
+        raise DataError(
+            f"holding out {fraction} of {len(samples)} pictures leaves none; add pictures or hold out less"
+        )
     held, kept = _draw(samples, count, seed)
     return kept, held
 
@@ -42,7 +48,9 @@ def few_shot(samples: Iterable[Sample], k: int, seed: int) -> list[Sample]:
     return _draw(samples, k, seed)[0]
 
 
-def draw_anomalies(samples: Iterable[Sample], m: int, seed: int) -> tuple[list[Sample], list[Sample]]:
+def draw_anomalies(
+    samples: Iterable[Sample], m: int, seed: int
+) -> tuple[list[Sample], list[Sample]]:
     """(drawn, rest): m anomalies to train on in weak supervision; the rest is for the test.
 
     With the same seed a smaller m draws a part of what a larger one draws.
@@ -54,7 +62,9 @@ def draw_anomalies(samples: Iterable[Sample], m: int, seed: int) -> tuple[list[S
         raise ConfigError(f"{m} anomalies were asked for; the number cannot be negative")
     for sample in samples:
         if sample.label != ANOMALOUS:
-            raise DataError(f"{sample.path}: is not labelled anomalous; draw anomalies from labelled anomalies only")
+            raise DataError(
+                f"{sample.path}: is not labelled anomalous; draw anomalies from labelled anomalies only"
+            )
     if m > len(samples):
         raise DataError(f"{m} anomalies were asked for, but there are only {len(samples)}")
     return _draw(samples, m, seed)

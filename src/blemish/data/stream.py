@@ -97,8 +97,12 @@ class PictureStream:
         rows: list[torch.Tensor] = []
         owners: list[int] = []
         masks: list[torch.Tensor] = []
-        first: dict[str, int] = {}  # copies of a picture count as one, or it would be judged by its own twin
-        for owner, tensors, mask in map_ahead(self._load, range(len(self.sources)), ahead=2 * self.batch_size):
+        first: dict[
+            str, int
+        ] = {}  # copies of a picture count as one, or it would be judged by its own twin
+        for owner, tensors, mask in map_ahead(
+            self._load, range(len(self.sources)), ahead=2 * self.batch_size
+        ):
             for tensor in tensors:
                 rows.append(tensor)
                 owners.append(first.setdefault(self.digests[owner], owner))
@@ -123,7 +127,9 @@ class PictureStream:
     def originals(self) -> dict[int, int]:
         """Of each picture decoded so far the position of the first one of the same content, which may be itself."""
         first: dict[str, int] = {}
-        return {index: first.setdefault(self.digests[index], index) for index in sorted(self.digests)}
+        return {
+            index: first.setdefault(self.digests[index], index) for index in sorted(self.digests)
+        }
 
     @property
     def copies(self) -> list[tuple[float, bool]]:
@@ -140,7 +146,10 @@ class PictureStream:
             with within_memory(name):
                 picture = decode(source, window=window, name=name)
                 digest, notes, small = picture.digest, picture.notes, thumbnail(picture.pixels)
-                copies = [prepare(picture, self.preprocessing, angle=angle, flip=flip) for angle, flip in self.copies]
+                copies = [
+                    prepare(picture, self.preprocessing, angle=angle, flip=flip)
+                    for angle, flip in self.copies
+                ]
                 del picture  # before the mask is decoded
             mask = self._mask(self.marks[index]) if self.marks else None
         except _OF_ONE_PICTURE as error:

@@ -28,7 +28,9 @@ def read_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     if told := re.match(r"sep=([,;\t])\r?\n", text, re.IGNORECASE):
         text, skipped = text[told.end() :], 1
     header = re.split(r"[\r\n]", text, maxsplit=1)[0]
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=told[1] if told else max(",;\t", key=header.count))
+    rows = csv.reader(
+        io.StringIO(text, newline=""), delimiter=told[1] if told else max(",;\t", key=header.count)
+    )
     try:
         for cells in rows:
             cells = [cell.strip() for cell in cells]

@@ -37,15 +37,21 @@ class Preprocessing:
     def __post_init__(self) -> None:
         check(self)
         if self.height * self.width > LARGEST:
-            raise ConfigError(f"height, width: at most {LARGEST:,} pixels are possible, got {self.height}×{self.width}")
+            raise ConfigError(
+                f"height, width: at most {LARGEST:,} pixels are possible, got {self.height}×{self.width}"
+            )
         if self.window is not None and not self.window[0] < self.window[1]:
-            raise ConfigError(f"window: two numbers (lo, hi) with lo < hi are needed, got {list(self.window)}")
+            raise ConfigError(
+                f"window: two numbers (lo, hi) with lo < hi are needed, got {list(self.window)}"
+            )
 
     def decode_window(self) -> tuple[float, float] | None:
         return None if self.window is None else (self.window[0], self.window[1])
 
 
-def prepare(picture: Picture, preprocessing: Preprocessing, *, angle: float = 0.0, flip: bool = False) -> Tensor:
+def prepare(
+    picture: Picture, preprocessing: Preprocessing, *, angle: float = 0.0, flip: bool = False
+) -> Tensor:
     """float32 3 H W, resized (area averaging when shrinking, bilinear when growing), rotated, mirrored, normalised.
 
     Args:
@@ -57,7 +63,9 @@ def prepare(picture: Picture, preprocessing: Preprocessing, *, angle: float = 0.
     target = (preprocessing.width, preprocessing.height)
     if (width, height) != target:
         shrinks = width >= target[0] and height >= target[1]
-        pixels = cv2.resize(pixels, target, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+        pixels = cv2.resize(
+            pixels, target, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+        )
     if angle % 360 != 0:
         pixels = rotate(pixels, angle)
     if flip:

@@ -61,7 +61,9 @@ def check_blocks(data: bytes, blocks: Blocks, limits: Limits) -> None:
     for place, start in enumerate(blocks.starts):
         rows = blocks.last if place % blocks.column == blocks.column - 1 else blocks.down
         if blocks.compression == 1:
-            if (blocks.sizes and blocks.sizes[place] < row * rows) or start + row * rows > len(data):
+            if (blocks.sizes and blocks.sizes[place] < row * rows) or start + row * rows > len(
+                data
+            ):
                 raise Unusable(FEWER)
         elif blocks.sizes:
             coded = data[start : start + blocks.sizes[place]]
@@ -131,15 +133,24 @@ def _lzw(coded: bytes, most: int) -> int:
         count = int(np.searchsorted(_ENDS, 8 * len(coded) - start, side="right"))
         at, width = start + _STARTS[:count], _WIDTHS[:count]
         byte = at >> 3
-        word = stored[byte].astype(np.int64) << 16 | stored[byte + 1].astype(np.int64) << 8 | stored[byte + 2]
+        word = (
+            stored[byte].astype(np.int64) << 16
+            | stored[byte + 1].astype(np.int64) << 8
+            | stored[byte + 2]
+        )
         codes = word >> (24 - (at & 7) - width) & ((1 << width) - 1)
         marks = np.flatnonzero((codes == 256) | (codes == 257))
         stop = int(marks[0]) if len(marks) else count
         entry = codes[:stop] - 258
         if np.any(entry >= _CODES[:stop]) or stop == len(_CODES):
             raise Unusable(_BROKEN)
-        length, parent = np.append(np.ones(stop, np.int64), 0), np.append(np.where(entry < 0, stop, entry), stop)
-        while np.any(parent < stop):  # from each string to the one that it goes on from, twice as far each time
+        length, parent = (
+            np.append(np.ones(stop, np.int64), 0),
+            np.append(np.where(entry < 0, stop, entry), stop),
+        )
+        while np.any(
+            parent < stop
+        ):  # from each string to the one that it goes on from, twice as far each time
             length, parent = length + length[parent], parent[parent]
         total += int(length.sum())
         if not len(marks) or codes[stop] == 257:  # end of information, which some writers leave out

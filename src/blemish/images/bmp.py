@@ -26,7 +26,9 @@ def bmp(data: bytes, limits: Limits) -> Container:
     tile = image.tile[0]
     coded = tile.codec_name != "raw"
     if coded or not isinstance(tile.args, tuple):
-        size = int.from_bytes(data[34:38], "little")  # run-length coded: the size that the header gives
+        size = int.from_bytes(
+            data[34:38], "little"
+        )  # run-length coded: the size that the header gives
     else:
         size = tile.args[1] * image.height  # stride × rows
     if tile.offset + size > len(data):
@@ -36,7 +38,9 @@ def bmp(data: bytes, limits: Limits) -> Container:
         return Container(image.height, image.width, channels, 8, partial(load, image))
     nibbles = isinstance(tile.args, tuple) and bool(tile.args[1])
     runs = data[tile.offset : tile.offset + size if size else len(data)]
-    return Container(image.height, image.width, channels, 8, partial(_run_length, image, runs, nibbles))
+    return Container(
+        image.height, image.width, channels, 8, partial(_run_length, image, runs, nibbles)
+    )
 
 
 def _run_length(image: BmpImagePlugin.BmpImageFile, runs: bytes, nibbles: bool) -> Raw:
@@ -44,7 +48,9 @@ def _run_length(image: BmpImagePlugin.BmpImageFile, runs: bytes, nibbles: bool) 
     indices = _indices(runs, image.width, image.height, nibbles)[::-1]  # stored from the bottom up
     if image.mode == "P" and image.palette is not None:
         stride = len(image.palette.rawmode or "BGRX")
-        colours = np.frombuffer(bytes(image.palette.palette), np.uint8).reshape(-1, stride)[:, 2::-1]
+        colours = np.frombuffer(bytes(image.palette.palette), np.uint8).reshape(-1, stride)[
+            :, 2::-1
+        ]
         known = np.zeros((256, 3), np.uint8)  # what the palette does not name is black
         known[: len(colours)] = colours[:256]
         indices = known[indices]
@@ -83,7 +89,9 @@ def _indices(runs: bytes, width: int, height: int, nibbles: bool) -> Array:
         if row >= height or column + length > width:
             raise Unusable("is damaged: a BMP whose runs leave the picture")
         size = 1 if count else (length + 1) // 2 if nibbles else length
-        values = np.frombuffer(bytes([code]) if count else runs[position : position + size], np.uint8)
+        values = np.frombuffer(
+            bytes([code]) if count else runs[position : position + size], np.uint8
+        )
         if len(values) < size:
             raise Unusable(TRUNCATED)
         if nibbles:

@@ -79,7 +79,9 @@ def _of_cgroups(root: Path) -> Iterator[int]:
         for group in (own, *own.parents):
             if base not in (group, *group.parents):
                 break
-            limits = [int(text) for name in names if (text := _text(group / name).strip()).isdigit()]
+            limits = [
+                int(text) for name in names if (text := _text(group / name).strip()).isdigit()
+            ]
             used = _text(group / current).strip()
             if limits and used.isdigit() and min(limits) < _NO_END:
                 yield min(limits) - int(used) + _entry(group / "memory.stat", idle)

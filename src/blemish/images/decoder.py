@@ -93,7 +93,9 @@ class Picture:
     @cached_property
     def digest(self) -> str:
         """32 hex characters that tell pictures apart by their decoded pixels, whatever the file (blake2b)."""
-        state = hashlib.blake2b(f"{self.pixels.shape} {self.pixels.dtype.name} ".encode(), digest_size=16)
+        state = hashlib.blake2b(
+            f"{self.pixels.shape} {self.pixels.dtype.name} ".encode(), digest_size=16
+        )
         state.update(self.pixels.data)
         return state.hexdigest()
 
@@ -108,11 +110,19 @@ class Picture:
 
     def as_float(self) -> Array:
         """The pixels as float32 in [0, 1]."""
-        return self.pixels if self.pixels.dtype == np.float32 else np.divide(self.pixels, 255, dtype=np.float32)
+        return (
+            self.pixels
+            if self.pixels.dtype == np.float32
+            else np.divide(self.pixels, 255, dtype=np.float32)
+        )
 
 
 def decode(
-    source: Source, *, window: tuple[float, float] | None = None, limits: Limits = LIMITS, name: str | None = None
+    source: Source,
+    *,
+    window: tuple[float, float] | None = None,
+    limits: Limits = LIMITS,
+    name: str | None = None,
 ) -> Picture:
     """The picture behind a path, a file, the bytes of one, a PIL image, an array or a tensor.
 
@@ -145,7 +155,9 @@ def decode(
         array([[0. , 0.5, 1. ]], dtype=float32)
     """
     if window is not None and not (all(map(math.isfinite, window)) and window[0] < window[1]):
-        raise ConfigError(f"window {window[0]:g},{window[1]:g}: two finite numbers lo,hi with lo < hi are needed")
+        raise ConfigError(
+            f"window {window[0]:g},{window[1]:g}: two finite numbers lo,hi with lo < hi are needed"
+        )
     label = name or _label(source)
     with within_memory(label) as memory:
         raw = _read(source, label, limits)
@@ -183,7 +195,9 @@ def _rgb(values: Array, scaled: Callable[[slice], Array], alpha: Array | None) -
 _MAX_CLASS = 63  # in masks of class numbers; a quarter of full scale in 8 bits
 
 
-def decode_mask(source: Source, *, limits: Limits = LIMITS, name: str | None = None) -> npt.NDArray[np.bool_]:
+def decode_mask(
+    source: Source, *, limits: Limits = LIMITS, name: str | None = None
+) -> npt.NDArray[np.bool_]:
     """The marked pixels of a mask, bool (H, W): True where any colour channel is above half of full scale.
 
     Full scale is 255 for 8 bits, 65535 for 16, 1 for float; alpha is ignored. A mask of whole numbers up to 63 holds
@@ -203,7 +217,12 @@ def decode_mask(source: Source, *, limits: Limits = LIMITS, name: str | None = N
 
 def _marked(raw: Raw, label: str) -> npt.NDArray[np.bool_]:
     stored = split(raw.values)[0]
-    if stored.dtype.kind in "iu" and stored.max() <= _MAX_CLASS and not raw.inverted and raw.rendered is None:
+    if (
+        stored.dtype.kind in "iu"
+        and stored.max() <= _MAX_CLASS
+        and not raw.inverted
+        and raw.rendered is None
+    ):
         above = stored > 0
         marked: npt.NDArray[np.bool_] = above if above.ndim == 2 else np.any(above, axis=2)
     else:
@@ -240,7 +259,16 @@ def sniff(head: bytes) -> str | None:
         return "dicom"
     if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         return "tiff"
-    if head[:2] == b"BM" and int.from_bytes(head[14:18], "little") in (12, 16, 40, 52, 56, 64, 108, 124):
+    if head[:2] == b"BM" and int.from_bytes(head[14:18], "little") in (
+        12,
+        16,
+        40,
+        52,
+        56,
+        64,
+        108,
+        124,
+    ):
         return "bmp"
     if re.match(rb"P[56]\s", head):
         return "pnm"
@@ -272,7 +300,9 @@ def _read(source: Source, label: str, limits: Limits) -> Raw:
         elif hasattr(source, "read"):
             source = _rest_of(source, limits)
         if not isinstance(source, bytes):
-            raise Unusable("is not a path, a file, the bytes of one, a PIL image, a numpy array or a torch tensor")
+            raise Unusable(
+                "is not a path, a file, the bytes of one, a PIL image, a numpy array or a torch tensor"
+            )
         if len(source) > limits.max_bytes:
             raise Unusable(too_large(len(source), limits))
         kind = sniff(source[:132])
@@ -287,11 +317,17 @@ def _read(source: Source, label: str, limits: Limits) -> Raw:
         reason = str(refusal)
     except BlemishError:
         raise
-    except Exception as error:  # decoders raise anything from struct.error to SyntaxError on hostile bytes
+    except (
+        Exception
+    ) as error:  # decoders raise anything from struct.error to SyntaxError on hostile bytes
         if ran_out(error):
             raise
-        raise ImageError(label, f"cannot be decoded: the {what} is damaged or of an unsupported kind") from error
-    raise ImageError(label, reason)  # outside the handlers: nothing that a decoder said is chained to it
+        raise ImageError(
+            label, f"cannot be decoded: the {what} is damaged or of an unsupported kind"
+        ) from error
+    raise ImageError(
+        label, reason
+    )  # outside the handlers: nothing that a decoder said is chained to it
 
 
 def _peak(kind: str, container: Container) -> int:
@@ -300,7 +336,9 @@ def _peak(kind: str, container: Container) -> int:
     sample = next((size for size in (1, 2, 4) if container.bits <= 8 * size), 8)
     stored = container.channels * sample
     picture = 3 if sample == 1 and kind != "dicom" else 12
-    library = 4 if sample == 1 and container.channels > 1 else stored  # Pillow keeps colour in 4 bytes
+    library = (
+        4 if sample == 1 and container.channels > 1 else stored
+    )  # Pillow keeps colour in 4 bytes
     if kind == "png":
         library += stored  # inflated and checked before Pillow gets it
     return container.height * container.width * (stored + max(library, picture))
@@ -391,9 +429,13 @@ def _is_text(head: bytes) -> bool:
 
 def _from_array(values: Array, limits: Limits) -> Raw:
     if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[2] not in (1, 3, 4)):
-        raise Unusable(f"has shape {values.shape}; (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) is needed")
+        raise Unusable(
+            f"has shape {values.shape}; (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) is needed"
+        )
     if values.dtype.name not in ("bool", "uint8", "uint16", "float32", "float64"):
-        raise Unusable(f"has dtype {values.dtype}; bool, uint8, uint16, float32 or float64 is needed")
+        raise Unusable(
+            f"has dtype {values.dtype}; bool, uint8, uint16, float32 or float64 is needed"
+        )
     check_size(values.shape[1], values.shape[0], limits)
     return Raw(native(np.asarray(values)))
 
@@ -412,7 +454,9 @@ def _tensor_values(tensor: Any) -> Array:
 def _from_image(image: Image.Image, limits: Limits) -> Raw:
     check_size(*image.size, limits)
     with quiet:
-        if image.format != "MPO":  # its further pictures are previews and stereo twins: the primary one is the picture
+        if (
+            image.format != "MPO"
+        ):  # its further pictures are previews and stereo twins: the primary one is the picture
             check_frames(getattr(image, "n_frames", 1))
         image.load()  # before EXIF: Pillow turns a TIFF upright here and drops the tag
         orientation = 1
@@ -422,7 +466,9 @@ def _from_image(image: Image.Image, limits: Limits) -> Raw:
     return Raw(upright(values, orientation), notes=notes)
 
 
-def _scaling(raw: Raw, window: tuple[float, float] | None, label: str) -> tuple[Callable[[slice], Array], Array | None]:
+def _scaling(
+    raw: Raw, window: tuple[float, float] | None, label: str
+) -> tuple[Callable[[slice], Array], Array | None]:
     """What gives colour of some rows as uint8, or as float32 in [0, 1], and alpha as stored."""
     values = raw.values
     if values.dtype == bool:
@@ -431,7 +477,9 @@ def _scaling(raw: Raw, window: tuple[float, float] | None, label: str) -> tuple[
     if values.dtype.kind == "f":
         smallest, largest = values.min(), values.max()  # NaN survives both
         if not (np.isfinite(smallest) and np.isfinite(largest)):
-            raise NonFiniteError(f"{label}: holds NaN or infinite pixels; replace them before decoding")
+            raise NonFiniteError(
+                f"{label}: holds NaN or infinite pixels; replace them before decoding"
+            )
         if alpha is not None and not (alpha.min() >= 0 and alpha.max() <= 1):
             raise ImageError(label, "has an alpha channel outside [0, 1]")
         in_range = stored.min() >= 0 and stored.max() <= 1
@@ -440,7 +488,11 @@ def _scaling(raw: Raw, window: tuple[float, float] | None, label: str) -> tuple[
         stored, black_white = raw.rendered, None
     elif black_white is None and values.dtype == np.uint16:
         black_white = (0, 65535)
-    elif black_white is None and values.dtype != np.uint8 and not (values.dtype.kind == "f" and in_range):
+    elif (
+        black_white is None
+        and values.dtype != np.uint8
+        and not (values.dtype.kind == "f" and in_range)
+    ):
         raise ImageError(
             label,
             f"has {values.dtype} pixels from {stored.min():g} to {stored.max():g}: "
@@ -469,7 +521,9 @@ def _depth_note(raw: Raw) -> tuple[str, ...]:
     if top is None:
         return ()
     bits = f"{top.bit_length()}-bit data" if top & (top + 1) == 0 else "that range"
-    return (f"16-bit values no higher than {top}, read as 0 to 65535: for {bits} fit with --window 0,{top}",)
+    return (
+        f"16-bit values no higher than {top}, read as 0 to 65535: for {bits} fit with --window 0,{top}",
+    )
 
 
 def _over_white(colour: Array, alpha: Array) -> Array:

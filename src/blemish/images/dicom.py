@@ -110,24 +110,41 @@ class _Header:
         check_size(width, height, limits)
         syntax = dataset.file_meta.TransferSyntaxUID
         known = syntax in UID_dictionary  # anything else is free text
-        if syntax.is_private or not known or (syntax.is_compressed and not get_decoder(syntax).is_available):
+        if (
+            syntax.is_private
+            or not known
+            or (syntax.is_compressed and not get_decoder(syntax).is_available)
+        ):
             raise Unusable(
                 f"has a transfer syntax that cannot be decoded ({syntax.name if known else 'unknown'}); {_CONVERT}"
             )
         colours = str(dataset.PhotometricInterpretation)
         if colours not in ("MONOCHROME1", "MONOCHROME2", "RGB") and not colours.startswith("YBR_"):
-            raise Unusable("has a colour space that is not supported; convert it to MONOCHROME2 or RGB")
+            raise Unusable(
+                "has a colour space that is not supported; convert it to MONOCHROME2 or RGB"
+            )
         samples, allocated = int(dataset.SamplesPerPixel), int(dataset.BitsAllocated)
         if samples != (1 if colours.startswith("MONOCHROME") else 3):
             raise Unusable(f"is damaged: {samples} samples a pixel do not make its colour space")
         floats = "FloatPixelData" in dataset or "DoubleFloatPixelData" in dataset
         stored = allocated if floats else int(dataset.BitsStored)
         high = stored - 1 if floats else int(dataset.get("HighBit", stored - 1))
-        if allocated not in ((32, 64) if floats else (1, 8, 16, 32)) or not 1 <= stored <= allocated:
+        if (
+            allocated not in ((32, 64) if floats else (1, 8, 16, 32))
+            or not 1 <= stored <= allocated
+        ):
             raise Unusable(f"is damaged: {stored} bits stored of {allocated} allocated")
         if high != stored - 1:
             raise Unusable(f"is damaged: {high} as its high bit, with {stored} bits stored")
-        head = cls(height, width, samples, allocated, stored, bool(dataset.get("PixelRepresentation", 0)), colours)
+        head = cls(
+            height,
+            width,
+            samples,
+            allocated,
+            stored,
+            bool(dataset.get("PixelRepresentation", 0)),
+            colours,
+        )
         _check_length(dataset, head, syntax)
         return head
 
@@ -158,23 +175,35 @@ def _check_coded(dataset: Any, head: _Header, limits: Limits) -> None:
     from pydicom.uid import JPEGBaseline8Bit, RLELossless
 
     syntax, pixels = dataset.file_meta.TransferSyntaxUID, dataset.PixelData
-    check_frames(max(len(parse_basic_offsets(pixels)), len(dataset.get("ExtendedOffsetTable") or b"") // 8))
+    check_frames(
+        max(len(parse_basic_offsets(pixels)), len(dataset.get("ExtendedOffsetTable") or b"") // 8)
+    )
     fragments = list(generate_fragments(pixels))[1:]  # the first is the table of offsets
-    begun = [part for part in fragments if syntax == RLELossless or part.startswith((b"\xff\xd8\xff", b"\xff\x4f\xff"))]
+    begun = [
+        part
+        for part in fragments
+        if syntax == RLELossless or part.startswith((b"\xff\xd8\xff", b"\xff\x4f\xff"))
+    ]
     check_frames(len(begun))
     (frame,) = generate_frames(pixels, number_of_frames=1)
     if syntax == JPEGBaseline8Bit:
         found = jpeg(frame, limits)
         if (found.height, found.width, found.channels) != (head.height, head.width, head.samples):
-            raise Unusable(f"is damaged: its JPEG is {found.width} × {found.height}, not {head.width} × {head.height}")
+            raise Unusable(
+                f"is damaged: its JPEG is {found.width} × {found.height}, not {head.width} × {head.height}"
+            )
         found.decode()
     elif syntax == RLELossless:
         count, *starts = struct.unpack_from("<16I", frame)
         bounds = [*starts[:count], len(frame)]
         for start, end in pairwise(bounds):
             length, used = packbits_length(frame[start:end], head.height * head.width)
-            if length != head.height * head.width or end - start - used > 1:  # one more makes it even
-                raise Unusable("is damaged: its run-length coded pixels are not as many as it announces")
+            if (
+                length != head.height * head.width or end - start - used > 1
+            ):  # one more makes it even
+                raise Unusable(
+                    "is damaged: its run-length coded pixels are not as many as it announces"
+                )
 
 
 def _dicom_values(dataset: Any, head: _Header, limits: Limits) -> Raw:
@@ -197,7 +226,10 @@ def _dicom_values(dataset: Any, head: _Header, limits: Limits) -> Raw:
         values = apply_modality_lut(values, dataset)
         lo, hi = 0.0, _table_top(dataset.ModalityLUTSequence)
     else:
-        slope, intercept = _first(dataset.get("RescaleSlope"), 1.0), _first(dataset.get("RescaleIntercept"), 0.0)
+        slope, intercept = (
+            _first(dataset.get("RescaleSlope"), 1.0),
+            _first(dataset.get("RescaleIntercept"), 0.0),
+        )
         if not (math.isfinite(slope) and math.isfinite(intercept) and slope):
             raise Unusable("has a rescale that is not usable")
         if (slope, intercept) != (1.0, 0.0):
@@ -205,10 +237,15 @@ def _dicom_values(dataset: Any, head: _Header, limits: Limits) -> Raw:
             lo, hi = sorted((lo * slope + intercept, hi * slope + intercept))
 
     rendered: Array | None = None
-    centre, width = _first(dataset.get("WindowCenter"), math.nan), _first(dataset.get("WindowWidth"), math.nan)
+    centre, width = (
+        _first(dataset.get("WindowCenter"), math.nan),
+        _first(dataset.get("WindowWidth"), math.nan),
+    )
     if dataset.get("VOILUTSequence"):
         rendered = unit(apply_voi(values, dataset), 0, _table_top(dataset.VOILUTSequence))
-    elif math.isfinite(centre) and math.isfinite(width) and width > 0:  # PS3.3 C.11.2.1.2 and C.11.2.1.3
+    elif (
+        math.isfinite(centre) and math.isfinite(width) and width > 0
+    ):  # PS3.3 C.11.2.1.2 and C.11.2.1.3
         function = str(dataset.get("VOILUTFunction") or "LINEAR")
         if function == "SIGMOID":
             exponent = np.clip(-4 * (values - centre) / width, -80, 80)

@@ -13,7 +13,9 @@ from blemish.images.directories import exif_orientation
 from blemish.images.limits import TRUNCATED, Limits, Unusable, check_size
 from blemish.images.pixels import CMYK_NOTE, Array, Container, Raw, load, row_blocks, upright
 
-_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # inside coded data 00 is stuffing, d0..d7 are restarts
+_MARKER = re.compile(
+    rb"\xff[^\x00\xd0-\xd7\xff]"
+)  # inside coded data 00 is stuffing, d0..d7 are restarts
 _MAX_SCANS = 200  # of a progressive picture, each of which costs a pass over all blocks; usual: 10, at most 12 a colour
 _SPACES = {1: "GRAY", 3: "RGB", 4: "CMYK"}
 
@@ -65,7 +67,9 @@ def jpeg(data: bytes, limits: Limits) -> Container:
         elif marker == 0xDA and frame in (0xC0, 0xC1, 0xC9) and len(body) > 3:
             segment = segment[:-3] + b"\x00\x3f\x00"
         if marker in (0xE0, 0xEE) or not (0xE1 <= marker <= 0xEF or marker == 0xFE):
-            kept.append(segment)  # application data stays behind, but APP0 and APP14 name the colour space
+            kept.append(
+                segment
+            )  # application data stays behind, but APP0 and APP14 name the colour space
         position = end
         if marker == 0xDA:
             scans += 1
@@ -83,14 +87,18 @@ def jpeg(data: bytes, limits: Limits) -> Container:
         raise Unusable("is damaged: a progressive JPEG without its last scans")
     if adobe and kept[adobe][15]:  # any transform is the one that there is for so many channels
         kept[adobe] = kept[adobe][:15] + (b"\x02" if channels == 4 else b"\x01") + kept[adobe][16:]
-    return Container(height, width, channels, 8, partial(_decoded, kept, channels, orientation, notes))
+    return Container(
+        height, width, channels, 8, partial(_decoded, kept, channels, orientation, notes)
+    )
 
 
 class _Progression:
     """How far the scans of a progressive JPEG go: each brings some coefficients nearer to their last bit."""
 
     def __init__(self) -> None:
-        self._left: dict[int, list[int]] = {}  # of each component, bits that its 64 coefficients lack
+        self._left: dict[
+            int, list[int]
+        ] = {}  # of each component, bits that its 64 coefficients lack
 
     def note(self, scan: bytes) -> None:
         """A scan by its header (ITU T.81, B.2.3): its components, first and last coefficient, and low bit."""

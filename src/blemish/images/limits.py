@@ -25,7 +25,9 @@ class Limits:
 
     def __post_init__(self) -> None:
         if self.max_bytes < 1 or self.max_pixels < 1:
-            raise ConfigError(f"limits must be at least 1: max_bytes {self.max_bytes}, max_pixels {self.max_pixels}")
+            raise ConfigError(
+                f"limits must be at least 1: max_bytes {self.max_bytes}, max_pixels {self.max_pixels}"
+            )
         if self.memory is not None and self.memory < 1:
             raise ConfigError(f"limits must be at least 1: memory {self.memory}")
 

@@ -62,7 +62,9 @@ def image_values(image: Image.Image) -> tuple[Array, tuple[str, ...]]:
     mode = image.mode
     deep = mode in ("I", "F") or mode.startswith("I;16")
     if image.has_transparency_data and not deep:
-        opaque = all(each.getchannel("A").getextrema() == (255, 255) for _, each in _parts(image, "RGBA"))
+        opaque = all(
+            each.getchannel("A").getextrema() == (255, 255) for _, each in _parts(image, "RGBA")
+        )
         mode = "RGB" if opaque else "RGBA"
     elif mode == "1":
         mode = "L"
@@ -114,7 +116,9 @@ def upright(values: Array, orientation: object) -> Array:
         return values
     import cv2  # turns pixels several times faster than strided copies in numpy
 
-    turned = np.ascontiguousarray(values).reshape(*values.shape[:2], -1).view(np.uint8)  # any dtype, as bytes
+    turned = (
+        np.ascontiguousarray(values).reshape(*values.shape[:2], -1).view(np.uint8)
+    )  # any dtype, as bytes
     if orientation in (5, 7):
         turned = cv2.transpose(turned)
     turn = {3: cv2.ROTATE_180, 6: cv2.ROTATE_90_CLOCKWISE, 8: cv2.ROTATE_90_COUNTERCLOCKWISE}

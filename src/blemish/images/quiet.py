@@ -41,7 +41,9 @@ class _Quiet:
         with self._lock:
             self._users -= 1
             if self._users == 0:
-                with contextlib.suppress(ValueError):  # another thread may have replaced the list meanwhile
+                with contextlib.suppress(
+                    ValueError
+                ):  # another thread may have replaced the list meanwhile
                     warnings.filters.remove(self._filter)  # type: ignore[attr-defined]
                 cv2.utils.logging.setLogLevel(self._level)
                 for log, disabled in self._loggers:

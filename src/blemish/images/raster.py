@@ -16,13 +16,47 @@ from blemish.images.pixels import Array, Container, Raw, load, native, opencv, u
 
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 _PNG_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
-_ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+_ADAM7 = (
+    (0, 0, 8, 8),
+    (4, 0, 8, 8),
+    (0, 4, 4, 8),
+    (2, 0, 4, 4),
+    (0, 2, 2, 4),
+    (1, 0, 2, 2),
+    (0, 1, 1, 2),
+)
 
 
 # Whose damage harms no pixel (PNG 3rd edition, and its registered extensions).
 _ANCILLARY = (
-    *(b"acTL", b"bKGD", b"cHRM", b"cICP", b"cLLI", b"dSIG", b"eXIf", b"fcTL", b"fdAT", b"gAMA", b"gIFg", b"gIFx"),
-    *(b"hIST", b"iCCP", b"iTXt", b"mDCV", b"oFFs", b"pCAL", b"pHYs", b"sBIT", b"sCAL", b"sPLT", b"sRGB", b"sTER"),
+    *(
+        b"acTL",
+        b"bKGD",
+        b"cHRM",
+        b"cICP",
+        b"cLLI",
+        b"dSIG",
+        b"eXIf",
+        b"fcTL",
+        b"fdAT",
+        b"gAMA",
+        b"gIFg",
+        b"gIFx",
+    ),
+    *(
+        b"hIST",
+        b"iCCP",
+        b"iTXt",
+        b"mDCV",
+        b"oFFs",
+        b"pCAL",
+        b"pHYs",
+        b"sBIT",
+        b"sCAL",
+        b"sPLT",
+        b"sRGB",
+        b"sTER",
+    ),
     *(b"tEXt", b"tIME", b"zTXt"),
 )
 
@@ -41,7 +75,9 @@ def png(data: bytes, limits: Limits) -> Container:
         kind, body = data[position + 4 : position + 8], memoryview(data)[position + 8 : end - 4]
         if (kind == b"IHDR") != (position == 8):
             raise Unusable(
-                "is damaged: a PNG without a header" if position == 8 else "is damaged: a PNG of two headers"
+                "is damaged: a PNG without a header"
+                if position == 8
+                else "is damaged: a PNG of two headers"
             )
         if kind in (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"):
             if zlib.crc32(body, zlib.crc32(kind)) != int.from_bytes(data[end - 4 : end]):
@@ -57,8 +93,12 @@ def png(data: bytes, limits: Limits) -> Container:
                 coded.append(body)
             elif kind != b"IEND":
                 head.append(data[position:end])
-        elif kind not in _ANCILLARY and zlib.crc32(body, zlib.crc32(kind)) != int.from_bytes(data[end - 4 : end]):
-            raise Unusable("is damaged: a PNG checksum does not match")  # it may be one of the above with a bit flipped
+        elif kind not in _ANCILLARY and zlib.crc32(body, zlib.crc32(kind)) != int.from_bytes(
+            data[end - 4 : end]
+        ):
+            raise Unusable(
+                "is damaged: a PNG checksum does not match"
+            )  # it may be one of the above with a bit flipped
         elif kind == b"acTL":
             check_frames(int.from_bytes(body[:4]))
         elif kind[:1].isupper():
@@ -73,7 +113,11 @@ def png(data: bytes, limits: Limits) -> Container:
     bits = depth * _PNG_CHANNELS[colour]
     passes = _ADAM7 if interlace else ((0, 0, 1, 1),)
     sizes = [(-((x - width) // across), -((y - height) // down)) for x, y, across, down in passes]
-    promised = sum(rows * (1 + (columns * bits + 7) // 8) for columns, rows in sizes if columns > 0 and rows > 0)
+    promised = sum(
+        rows * (1 + (columns * bits + 7) // 8)
+        for columns, rows in sizes
+        if columns > 0 and rows > 0
+    )
 
     def decoded() -> Raw:
         if transparent and depth < 16:  # left to _png_deep where deep: OpenCV reads it for RGB only
@@ -84,11 +128,15 @@ def png(data: bytes, limits: Limits) -> Container:
             return Raw(upright(_png_deep(file, transparent), orientation), top=top)
         return load(PngImagePlugin.PngImageFile(file), orientation)
 
-    return Container(height, width, 4 if colour == 3 or transparent else _PNG_CHANNELS[colour], depth, decoded)
+    return Container(
+        height, width, 4 if colour == 3 or transparent else _PNG_CHANNELS[colour], depth, decoded
+    )
 
 
 def _chunk(kind: bytes, body: bytes) -> bytes:
-    return b"".join([len(body).to_bytes(4), kind, body, zlib.crc32(body, zlib.crc32(kind)).to_bytes(4)])
+    return b"".join(
+        [len(body).to_bytes(4), kind, body, zlib.crc32(body, zlib.crc32(kind)).to_bytes(4)]
+    )
 
 
 def _stored(head: list[bytes], coded: list[memoryview], promised: int) -> BytesIO:
@@ -123,7 +171,9 @@ def _shown_key(transparent: bytes, depth: int, colour: int) -> bytes:
     """tRNS as Pillow compares it: with pixels of 8 bits, to which it spreads those of 2 and 4 bits."""
     if colour == 3:
         return transparent
-    key = np.frombuffer(transparent, ">u2") & (2**depth - 1)  # the other bits do not count (PNG 11.3.2.1)
+    key = np.frombuffer(transparent, ">u2") & (
+        2**depth - 1
+    )  # the other bits do not count (PNG 11.3.2.1)
     scaled: Array = (key * (255 // (2**depth - 1) if depth > 1 else 1)).astype(">u2")
     return scaled.tobytes()
 
@@ -156,7 +206,9 @@ def webp(data: bytes, limits: Limits) -> Container:
         if body + size > end:
             raise Unusable(TRUNCATED)
         if kind == b"VP8X":
-            width, height = (1 + int.from_bytes(data[body + i : body + i + 3], "little") for i in (4, 7))
+            width, height = (
+                1 + int.from_bytes(data[body + i : body + i + 3], "little") for i in (4, 7)
+            )
             check_size(width, height, limits)
         elif kind == b"VP8 ":
             width, height = (side & 0x3FFF for side in struct.unpack_from("<HH", data, body + 6))
@@ -192,7 +244,9 @@ def pnm(data: bytes, limits: Limits) -> Container:
     if len(data) - head.end() < count * kind.itemsize:
         raise Unusable(TRUNCATED)
     if len(data) - head.end() >= 2 * count * kind.itemsize:
-        raise Unusable("holds more than one picture; one picture per file is needed: save each on its own")
+        raise Unusable(
+            "holds more than one picture; one picture per file is needed: save each on its own"
+        )
 
     def decoded() -> Raw:
         values = native(np.frombuffer(data, kind, count, head.end()))

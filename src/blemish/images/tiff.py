@@ -73,7 +73,9 @@ def tiff(data: bytes, limits: Limits) -> Container:
         raise Unusable(TRUNCATED)
     bits, channels, planar = max(tags.get(258, (1,))), tags.get(277, (1,))[0], tags.get(284) == (2,)
     tiled = 322 in tags and 323 in tags
-    across, down = (tags[322][0], tags[323][0]) if tiled else (width, min(height, tags.get(278, (height,))[0]))
+    across, down = (
+        (tags[322][0], tags[323][0]) if tiled else (width, min(height, tags.get(278, (height,))[0]))
+    )
     check_size(across, down, limits)
     photometric, compression = tags.get(262, (1,))[0], tags.get(259, (1,))[0]
     count = math.ceil(width / across) * math.ceil(height / down) * (channels if planar else 1)
@@ -126,7 +128,9 @@ def _decoded(content: list[bytes], page: _Page, limits: Limits) -> Raw:
                 file = BytesIO(data)
                 if turned := page.turned_at is not None and page.orientation != 1:
                     # Pillow turns a picture upright in a second copy; `load` does it after Pillow's is let go.
-                    file.getbuffer()[page.turned_at : page.turned_at + 2] = (1).to_bytes(2, _ORDERS[data[:2]])
+                    file.getbuffer()[page.turned_at : page.turned_at + 2] = (1).to_bytes(
+                        2, _ORDERS[data[:2]]
+                    )
                 image = TiffImagePlugin.TiffImageFile(file)
                 if not page.planar:  # no other reader will be asked: the bytes are let go
                     data = b""
@@ -155,12 +159,20 @@ def _decoded(content: list[bytes], page: _Page, limits: Limits) -> Raw:
                 break  # neither cut to 8 bits nor short of a channel
         else:
             kind = f"{page.bits} bits × {page.channels} channels"
-            raise Unusable(f"cannot be decoded: a damaged or unsupported TIFF ({kind}); save it with 8 or 16 bits")
+            raise Unusable(
+                f"cannot be decoded: a damaged or unsupported TIFF ({kind}); save it with 8 or 16 bits"
+            )
     unsigned = page.sample_kind == "u"
     black_white = (0.0, 2.0**page.bits - 1) if unsigned and page.bits < 16 else None
     bands = page.bands
     values = bands.chosen(values, 2**page.bits - 1 if unsigned else 1)
-    return Raw(values, black_white=black_white, inverted=page.photometric == 0, top=page.top, notes=bands.notes)
+    return Raw(
+        values,
+        black_white=black_white,
+        inverted=page.photometric == 0,
+        top=page.top,
+        notes=bands.notes,
+    )
 
 
 def _by_tifffile(data: bytes, page: _Page) -> Array:
@@ -169,7 +181,9 @@ def _by_tifffile(data: bytes, page: _Page) -> Array:
     channels, height, width = page.channels, page.height, page.width
     values = _tiff_tifffile(data)
     values = np.moveaxis(values.reshape(channels, height, width), 0, -1) if page.planar else values
-    return upright(values.reshape((height, width, channels)[: 3 if channels > 1 else 2]), page.orientation)
+    return upright(
+        values.reshape((height, width, channels)[: 3 if channels > 1 else 2]), page.orientation
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,17 +207,23 @@ class _Bands:
         """Args: extra: ExtraSamples: of each band beyond the colours 1 (transparency that the colours are multiplied
         by), 2 (transparency) or 0 (unspecified, as where it is not said)."""
         notes = []
-        kind, own = {0: ("grey", 1), 1: ("grey", 1), 3: ("grey", 1), 5: ("CMYK", 4)}.get(photometric, ("RGB", 3))
+        kind, own = {0: ("grey", 1), 1: ("grey", 1), 3: ("grey", 1), 5: ("CMYK", 4)}.get(
+            photometric, ("RGB", 3)
+        )
         kinds = (*extra, *[0] * channels)[: max(channels - own, 0)]
         if photometric in (0, 1) and kinds[:2] == (0, 0):
             kind, own, kinds = "RGB", 3, kinds[2:]
             notes.append("bands 1 to 3 taken as red, green and blue, which the file does not say")
         found = {own + place: each for place, each in enumerate(kinds)}
-        alpha = next((band for band, each in found.items() if each in (1, 2, 999)), None)  # 999: Corel's
+        alpha = next(
+            (band for band, each in found.items() if each in (1, 2, 999)), None
+        )  # 999: Corel's
         others = [str(band + 1) for band in found if band != alpha]
         if others:
             which = f"band {others[0]}" if len(others) == 1 else f"bands {', '.join(others)}"
-            notes.append(f"{which} left out: beyond the colours, and not said to be transparency (ExtraSamples)")
+            notes.append(
+                f"{which} left out: beyond the colours, and not said to be transparency (ExtraSamples)"
+            )
         if kind == "CMYK":
             notes.append(CMYK_NOTE)
         return cls(kind, alpha, alpha is not None and found[alpha] == 1, tuple(notes))
@@ -232,7 +252,11 @@ class _Bands:
         alpha = values[..., self.alpha, None].astype(exact)
         if self.multiplied:
             colour = colour.astype(exact) * exact(top)
-            colour = colour / np.where(alpha > 0, alpha, 1) if floats else (colour + alpha // 2) // np.maximum(alpha, 1)
+            colour = (
+                colour / np.where(alpha > 0, alpha, 1)
+                if floats
+                else (colour + alpha // 2) // np.maximum(alpha, 1)
+            )
             colour = np.minimum(colour, top)
         if (full := full_scale(values)) > 1 and full != top:
             alpha = (alpha * full + top // 2) // top
@@ -256,6 +280,8 @@ def _tiff_tifffile(data: bytes) -> Array:
     try:
         import tifffile
     except ImportError:
-        raise MissingExtraError("tifffile", extra="medical", purpose="read this kind of TIFF") from None
+        raise MissingExtraError(
+            "tifffile", extra="medical", purpose="read this kind of TIFF"
+        ) from None
     with tifffile.TiffFile(BytesIO(data)) as file:
         return native(file.pages[0].asarray())

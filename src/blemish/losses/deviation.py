@@ -8,7 +8,9 @@ from torch import Tensor
 from blemish.errors import ConfigError
 
 
-def deviation_loss(scores: Tensor, labels: Tensor, *, margin: float = 10.0, draws: int = 5000) -> Tensor:
+def deviation_loss(
+    scores: Tensor, labels: Tensor, *, margin: float = 10.0, draws: int = 5000
+) -> Tensor:
     """Deviation loss (Pang et al. 2019, DevNet): the mean of (1 − y)·|d| + y·max(0, k − d) over B pictures.
 
     The deviation d = (score − μ) / σ is from the mean and in units of the standard deviation of numbers from N(0, 1),
@@ -27,7 +29,9 @@ def deviation_loss(scores: Tensor, labels: Tensor, *, margin: float = 10.0, draw
         tensor(3.3000)
     """
     if not margin > 0 or draws < 2:
-        raise ConfigError(f"deviation_loss: margin above 0 and at least 2 draws are needed, got {margin} and {draws}")
+        raise ConfigError(
+            f"deviation_loss: margin above 0 and at least 2 draws are needed, got {margin} and {draws}"
+        )
     reference = torch.randn(draws)
     spread, centre = torch.stack(torch.std_mean(reference)).to(scores.device, non_blocking=True)
     deviation = (scores.float() - centre) / spread

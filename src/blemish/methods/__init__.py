@@ -11,7 +11,14 @@ from blemish.methods.memory import Knn, PatchCore
 from blemish.methods.padim import Padim
 from blemish.methods.taught import Taught
 
-__all__ = ["METHODS", "Method", "MethodConfig", "method_class", "method_of_config", "method_of_recipe"]
+__all__ = [
+    "METHODS",
+    "Method",
+    "MethodConfig",
+    "method_class",
+    "method_of_config",
+    "method_of_recipe",
+]
 
 METHODS: dict[str, type[Method]] = {
     "agpnet": AGPNet,

@@ -177,7 +177,9 @@ class EntropyAdapter:
     Raises: ConfigError for another mode, or a model without statistics.
     """
 
-    def __init__(self, model: Adaptable, mode: Mode, *, rate: float, steps: int, guarded: bool) -> None:
+    def __init__(
+        self, model: Adaptable, mode: Mode, *, rate: float, steps: int, guarded: bool
+    ) -> None:
         check_adaptable(mode, known=model.statistics.numel() > 0)
         self.model = model
         self.mode = mode

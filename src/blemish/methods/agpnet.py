@@ -115,9 +115,13 @@ class AGPNetConfig(TrainedConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.width % (2 * self.heads):
-            raise ConfigError(f"width: a multiple of 2 × heads ({2 * self.heads}) is needed, got {self.width}")
+            raise ConfigError(
+                f"width: a multiple of 2 × heads ({2 * self.heads}) is needed, got {self.width}"
+            )
         if not 0 <= self.noise_low <= self.noise_high < math.inf:
-            raise ConfigError(f"noise_low and noise_high: 0 <= low <= high, got {self.noise_low} and {self.noise_high}")
+            raise ConfigError(
+                f"noise_low and noise_high: 0 <= low <= high, got {self.noise_low} and {self.noise_high}"
+            )
 
     @classmethod
     def migrate(cls, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -127,7 +131,11 @@ class AGPNetConfig(TrainedConfig):
         values = dict(values)
         if (floor := values.pop("noise_floor", None)) is not None:
             low, high = values.get("noise_low", 0.0), values.get("noise_high", 1.0)
-            values |= {"noise_low": (1 - floor) * low, "noise_high": (1 - floor) * high, "beta": floor * high}
+            values |= {
+                "noise_low": (1 - floor) * low,
+                "noise_high": (1 - floor) * high,
+                "beta": floor * high,
+            }
             values["noise_unit"] = "std"
         return values
 
@@ -193,9 +201,9 @@ class AGPNet(TrainedMethod):
         """Eq. 1 of layers B N D each, by groups: float32 B G N D."""
         normed = [F.layer_norm(layer, layer.shape[-1:]) for layer in tokens]
         if self.backbone.spec.kind == "cnn":
-            return torch.cat([self._on_grid(layer, grid) for layer, grid in zip(normed, grids, strict=True)], 2)[
-                :, None
-            ]
+            return torch.cat(
+                [self._on_grid(layer, grid) for layer, grid in zip(normed, grids, strict=True)], 2
+            )[:, None]
         split = torch.tensor_split(torch.stack(normed, 1), self.groups, dim=1)
         return torch.stack([group.sum(1) for group in split], 1)
 
@@ -210,7 +218,10 @@ class AGPNet(TrainedMethod):
             encoded["prior"] = features.looked_at()
         elif wanted:
             squared = [layer.square().mean(2, keepdim=True) for layer in features.tokens]
-            onto = [self._on_grid(layer, grid) for layer, grid in zip(squared, features.grids, strict=True)]
+            onto = [
+                self._on_grid(layer, grid)
+                for layer, grid in zip(squared, features.grids, strict=True)
+            ]
             encoded["prior"] = torch.stack([normalise(layer[:, :, 0]) for layer in onto]).mean(0)
         return encoded
 
@@ -226,7 +237,10 @@ class AGPNet(TrainedMethod):
 
     @property
     def _guided(self) -> bool:
-        return {"attention", "shuffled"} & {self.config.feature_noise, self.config.image_noise} != set()
+        return {"attention", "shuffled"} & {
+            self.config.feature_noise,
+            self.config.image_noise,
+        } != set()
 
     @property
     def needs_images(self) -> bool:
@@ -256,14 +270,19 @@ class AGPNet(TrainedMethod):
         guide = targets.new_zeros(targets.shape[0], targets.shape[2])
         if self._guided:
             guide = self._guide(targets, batch.features.get("prior"))
-        loss = self.loss(self.decoder(self._perturbed(targets.sum(1), guide, progress)), targets, progress)
+        loss = self.loss(
+            self.decoder(self._perturbed(targets.sum(1), guide, progress)), targets, progress
+        )
         if self.config.image_noise == "none":
             return loss
         assert batch.images is not None
         with torch.no_grad():
             seen = self.backbone(self._noisy_images(batch.images, guide, progress), self.layers)
             noisy = self.targets(seen.tokens, seen.grids).sum(1)
-        return (loss + self.loss(self.decoder(self._perturbed(noisy, guide, progress)), targets, progress)) / 2
+        return (
+            loss
+            + self.loss(self.decoder(self._perturbed(noisy, guide, progress)), targets, progress)
+        ) / 2
 
     def after_step(self, step: int, steps: int) -> None:
         """Eq. 3: the teacher follows the decoder."""
@@ -273,14 +292,18 @@ class AGPNet(TrainedMethod):
         if decay is None:
             decay = max(0.0, 1 - 20 * self.config.ema_every / steps)
         with torch.no_grad():
-            for slow, fast in zip(self.teacher.parameters(), self.decoder.parameters(), strict=True):
+            for slow, fast in zip(
+                self.teacher.parameters(), self.decoder.parameters(), strict=True
+            ):
                 slow.lerp_(fast, 1 - decay)
 
     def findings(self, sample: TrainingBatch) -> dict[str, float]:
         """How sharp the guidance is."""
         if not self._guided:
             return {}
-        return sharpness(self._guide(sample.features["targets"].float(), sample.features.get("prior")))
+        return sharpness(
+            self._guide(sample.features["targets"].float(), sample.features.get("prior"))
+        )
 
     def end_training(self, steps: int) -> None:
         self.teacher = None
@@ -310,7 +333,11 @@ class AGPNet(TrainedMethod):
     def covered(self, progress: float) -> float:
         """The share of the pixels that image noise covers."""
         start, end = self.config.image_from, self.config.noise_until
-        rise = min(1.0, max(0.0, (progress - start) / (end - start))) if end > start else float(progress >= start)
+        rise = (
+            min(1.0, max(0.0, (progress - start) / (end - start)))
+            if end > start
+            else float(progress >= start)
+        )
         return self.config.image_share + (1 - self.config.image_share) * rise
 
     def _perturbed(self, features: Tensor, guide: Tensor, progress: float) -> Tensor:
@@ -336,7 +363,11 @@ class AGPNet(TrainedMethod):
         upsampled = self._spread(guide.reshape(len(guide), *self.grid), images, size)
         order = upsampled.flatten(1).argsort(1, descending=True)
         count = round(self.covered(progress) * order.shape[1])
-        inside = torch.zeros_like(upsampled.flatten(1)).scatter_(1, order[:, :count], 1.0).reshape(upsampled.shape)
+        inside = (
+            torch.zeros_like(upsampled.flatten(1))
+            .scatter_(1, order[:, :count], 1.0)
+            .reshape(upsampled.shape)
+        )
         return images + inside * torch.randn_like(images)
 
     def loss(self, given: Tensor, targets: Tensor, progress: float) -> Tensor:
@@ -365,7 +396,9 @@ class AGPNet(TrainedMethod):
         features = self.backbone(images, self.layers)
         targets = self.targets(features.tokens, features.grids)
         precision = self.backbone.dtype
-        with torch.autocast(images.device.type, dtype=precision, enabled=precision != torch.float32):
+        with torch.autocast(
+            images.device.type, dtype=precision, enabled=precision != torch.float32
+        ):
             given: Tensor = self.decoder(targets.sum(1)).float()
         if self.config.loss == "l2":
             distance: Tensor = (targets - given).square().sum(-1).sqrt()

@@ -22,7 +22,17 @@ import torch
 from torch import Tensor
 
 from blemish.backbones import VitBackbone
-from blemish.methods.adaptation import AS_USUAL, CHANCE, DRAWN, DRAWS, LEAST, TOO_FEW, Adapted, Mode, check_adaptable
+from blemish.methods.adaptation import (
+    AS_USUAL,
+    CHANCE,
+    DRAWN,
+    DRAWS,
+    LEAST,
+    TOO_FEW,
+    Adapted,
+    Mode,
+    check_adaptable,
+)
 from blemish.types import Scores
 
 REMEMBERED = 64  # pictures: "online" goes by about so many
@@ -47,7 +57,9 @@ class Alignable(Protocol):
 
 
 @contextmanager
-def between_blocks(backbone: VitBackbone, change: Callable[[int, Tensor], Tensor | None]) -> Iterator[None]:
+def between_blocks(
+    backbone: VitBackbone, change: Callable[[int, Tensor], Tensor | None]
+) -> Iterator[None]:
     """While open, `change(block, patches)` gets the patch tokens B N D (float32) that every block (from 0) puts out.
     What it gives goes on to the next block in their place; None = they go on as they are."""
 
@@ -60,7 +72,10 @@ def between_blocks(backbone: VitBackbone, change: Callable[[int, Tensor], Tensor
 
         return hook
 
-    handles = [block.register_forward_hook(hook_of(number)) for number, block in enumerate(backbone.model.blocks)]
+    handles = [
+        block.register_forward_hook(hook_of(number))
+        for number, block in enumerate(backbone.model.blocks)
+    ]
     try:
         yield
     finally:
@@ -69,7 +84,9 @@ def between_blocks(backbone: VitBackbone, change: Callable[[int, Tensor], Tensor
 
 
 @contextmanager
-def recorded(backbone: VitBackbone, into: dict[int, list[Tensor]], *, blocks: int | None = None) -> Iterator[None]:
+def recorded(
+    backbone: VitBackbone, into: dict[int, list[Tensor]], *, blocks: int | None = None
+) -> Iterator[None]:
     """While open, every forward pass adds to `into`, by the number of its patches, the `moments` of B
     pictures after each of L blocks: B L 2 D. `blocks`: how many are run; None = all."""
     seen: list[Tensor] = []
@@ -127,7 +144,9 @@ class Aligner:
         check_adaptable(mode, known=sizes <= set(model.tokens.tolist()))
         self.model = model
         self.mode = mode
-        self._seen: dict[tuple[int, int], tuple[Tensor, float]] = {}  # by size and block: moments, of how many pictures
+        self._seen: dict[
+            tuple[int, int], tuple[Tensor, float]
+        ] = {}  # by size and block: moments, of how many pictures
 
     @torch.no_grad()
     def score(self, images: Tensor) -> Adapted:
@@ -170,5 +189,7 @@ class Aligner:
         if not share > 0:
             return None
         (mean, log_deviation), (wanted, log_wanted) = found, usual[0]
-        aligned: Tensor = (patches - mean) * (share * (log_wanted - log_deviation)).exp() + mean.lerp(wanted, share)
+        aligned: Tensor = (patches - mean) * (
+            share * (log_wanted - log_deviation)
+        ).exp() + mean.lerp(wanted, share)
         return aligned

@@ -40,7 +40,9 @@ Masking = Literal["none", "random", "block", "attention"]
 SETTLED = 50  # steps, over about which a reading is averaged that one batch says little of; from then on it is judged
 LEAST_USAGE = 2.0  # prototypes
 LEAST_SPREAD = 1e-3  # of the encoder's features
-LEAST_TOLD_APART = 1e-2  # spread of the head's, below which ε = 0.05 balances all pictures to the same targets
+LEAST_TOLD_APART = (
+    1e-2  # spread of the head's, below which ε = 0.05 balances all pictures to the same targets
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +140,9 @@ class APMask(FineTuned):
     def __init__(self, config: APMaskConfig, backbone: Backbone) -> None:
         super().__init__()
         if not isinstance(backbone, VitBackbone) or backbone.model.cls_token is None:
-            raise ConfigError(f"apmask needs a ViT with a [CLS] token, which {backbone.spec.name} is not")
+            raise ConfigError(
+                f"apmask needs a ViT with a [CLS] token, which {backbone.spec.name} is not"
+            )
         self.config: APMaskConfig = config
         self.backbone = backbone
         self.global_size = backbone.round_size(config.image_size, config.image_size)
@@ -180,21 +184,33 @@ class APMask(FineTuned):
             targets = self._targets(shown)
         features = [look(self.backbone, self.head, wide, self.kept(wide))[1]]
         if len(narrow):
-            features += torch.split(look(self.backbone, self.head, narrow, self.kept(narrow))[1], len(wide))
-        predictions = [(self.head.scores(each) / self.config.temperature).log_softmax(1) for each in features]
+            features += torch.split(
+                look(self.backbone, self.head, narrow, self.kept(narrow))[1], len(wide)
+            )
+        predictions = [
+            (self.head.scores(each) / self.config.temperature).log_softmax(1) for each in features
+        ]
         self._note(targets, predictions[0], (shown * features[0]).sum(1), seen, shown)
         return multi_view(targets, predictions)
 
     def views(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Of normalised pictures B 3 H W, normalised: the teacher's global view B 3 h w, the student's, and its local
         views V·B 3 h w, view by view."""
-        mean, std = (images.new_tensor(each)[:, None, None] for each in (self.backbone.mean, self.backbone.std))
-        with torch.autocast(images.device.type, enabled=False):  # bf16 places a crop to a fifth of a pixel
+        mean, std = (
+            images.new_tensor(each)[:, None, None]
+            for each in (self.backbone.mean, self.backbone.std)
+        )
+        with torch.autocast(
+            images.device.type, enabled=False
+        ):  # bf16 places a crop to a fifth of a pixel
             pixels = (images.float() * std + mean).clamp(0, 1)
             made = [
                 view(pixels, self.global_size, area=(0.4, 1.0), blur=1.0),
                 view(pixels, self.global_size, area=(0.4, 1.0), blur=0.1, solarise=0.2),
-                *(view(pixels, self.local_size, area=(0.05, 0.4), blur=0.5) for _ in range(self.config.local_views)),
+                *(
+                    view(pixels, self.local_size, area=(0.05, 0.4), blur=0.5)
+                    for _ in range(self.config.local_views)
+                ),
             ]
             whole, wide, *narrow = ((each - mean) / std for each in made)
         return whole, wide, torch.cat(narrow) if narrow else wide[:0]
@@ -204,18 +220,27 @@ class APMask(FineTuned):
         masking, ratio = self.config.masking, self.config.mask_ratio
         if masking == "none" or ratio == 0:
             return None
-        count, grid = len(views), (views.shape[2] // self.backbone.stride, views.shape[3] // self.backbone.stride)
+        count, grid = (
+            len(views),
+            (views.shape[2] // self.backbone.stride, views.shape[3] // self.backbone.stride),
+        )
         if masking == "attention":
             worth = self._watched(views).flatten(1)
         else:  # drawn on the host, so that every device draws the same
-            worth = far_from_a_place(count, grid) if masking == "block" else torch.rand(count, grid[0] * grid[1])
+            worth = (
+                far_from_a_place(count, grid)
+                if masking == "block"
+                else torch.rand(count, grid[0] * grid[1])
+            )
         return most(worth, ratio).to(views.device)
 
     def _targets(self, shown: Tensor) -> Tensor:
         """What the student should predict, B K, from the teacher's features B D of length 1."""
         config = self.config
         if config.objective == "clusters":
-            return sinkhorn(self.head.scores(shown), epsilon=config.epsilon, iterations=config.iterations)
+            return sinkhorn(
+                self.head.scores(shown), epsilon=config.epsilon, iterations=config.iterations
+            )
         assert self.teacher is not None
         scores = self.teacher.head.scores(shown)
         targets = centred(scores, self.centre, temperature=config.target_temperature)
@@ -223,7 +248,9 @@ class APMask(FineTuned):
         return targets
 
     @torch.no_grad()
-    def _note(self, targets: Tensor, predictions: Tensor, agreements: Tensor, seen: Tensor, shown: Tensor) -> None:
+    def _note(
+        self, targets: Tensor, predictions: Tensor, agreements: Tensor, seen: Tensor, shown: Tensor
+    ) -> None:
         """Keep what `after_step` judges by, over all processes.
 
         Args: targets, log-predictions of the global view: B K. agreements: B. seen: the teacher's [CLS], B D. shown:
@@ -262,7 +289,13 @@ class APMask(FineTuned):
         standard deviation of the teacher's [CLS] tokens, of length 1, about their mean, in [0, 1]. projection_spread:
         the same of what its head makes of them, over recent steps like the usage.
         """
-        names = ("assignment_entropy", "prototype_usage", "agreement", "feature_spread", "projection_spread")
+        names = (
+            "assignment_entropy",
+            "prototype_usage",
+            "agreement",
+            "feature_spread",
+            "projection_spread",
+        )
         return dict(zip(names, self.latest.tolist(), strict=True))
 
     def _check(self, step: int) -> None:
@@ -272,7 +305,9 @@ class APMask(FineTuned):
         if step >= SETTLED and usage < LEAST_USAGE:
             seen = f"all pictures fall on {usage:.2f} of {self.config.prototypes} prototypes (over {SETTLED} steps)"
         elif spread < LEAST_SPREAD:
-            seen = f"the encoder's features of all pictures are the same (they spread by {spread:.1g})"
+            seen = (
+                f"the encoder's features of all pictures are the same (they spread by {spread:.1g})"
+            )
         elif step >= SETTLED and told_apart < LEAST_TOLD_APART:
             seen = f"the head's features of all pictures are the same (they spread by {told_apart:.1g})"
         else:
@@ -300,7 +335,9 @@ class APMask(FineTuned):
     def attention(self, images: Tensor) -> Tensor:
         """Where the teacher looks in normalised pictures B 3 H W, at `image_size`: float32 B h w, sum 1."""
         if tuple(images.shape[-2:]) != self.global_size:
-            images = F.interpolate(images, self.global_size, mode="bilinear", align_corners=False, antialias=True)
+            images = F.interpolate(
+                images, self.global_size, mode="bilinear", align_corners=False, antialias=True
+            )
         return self._watched(images)
 
     @torch.no_grad()
@@ -361,7 +398,9 @@ class Teacher(nn.Module):
         self.head.normalise()
 
 
-def look(backbone: VitBackbone, head: Head, views: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def look(
+    backbone: VitBackbone, head: Head, views: Tensor, keep: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """The final [CLS] tokens B D of views B 3 H W of which the patches `keep` are shown, and their features."""
     cls = backbone.norm(backbone(views, (backbone.depth,), keep=keep).cls[-1])
     features: Tensor = head(cls)
@@ -391,23 +430,42 @@ def most(worth: Tensor, ratio: float) -> Tensor:
 def far_from_a_place(count: int, grid: tuple[int, int]) -> Tensor:
     """How far each patch is from a random place of the picture, B N: the nearest form a block of random shape."""
     draws = torch.rand(count, 3)
-    stretch = (10 / 3) ** (draws[:, :1] - 0.5)  # its aspect ratio is between 0.3 and 1/0.3, as in BEiT
-    rows, columns = torch.meshgrid(torch.arange(grid[0]) + 0.5, torch.arange(grid[1]) + 0.5, indexing="ij")
+    stretch = (10 / 3) ** (
+        draws[:, :1] - 0.5
+    )  # its aspect ratio is between 0.3 and 1/0.3, as in BEiT
+    rows, columns = torch.meshgrid(
+        torch.arange(grid[0]) + 0.5, torch.arange(grid[1]) + 0.5, indexing="ij"
+    )
     down = (rows.flatten() - draws[:, 1:2] * grid[0]).abs() * stretch
     across = (columns.flatten() - draws[:, 2:] * grid[1]).abs() / stretch
-    return torch.maximum(down, across) + 1e-3 * torch.minimum(down, across)  # a side is filled from its middle
+    return torch.maximum(down, across) + 1e-3 * torch.minimum(
+        down, across
+    )  # a side is filled from its middle
 
 
 # Views
 
-JITTER, GREY, SOLARISED = 0.8, 0.2, 0.5  # how likely colours change, and turn grey; from where on solarised
+JITTER, GREY, SOLARISED = (
+    0.8,
+    0.2,
+    0.5,
+)  # how likely colours change, and turn grey; from where on solarised
 BRIGHTNESS, CONTRAST, SATURATION, HUE = 0.4, 0.4, 0.2, 0.1  # at most by so much; hue in turns
 SIGMA = (0.1, 2.0)  # of the blur, in pixels
-YIQ = ((0.299, 0.587, 0.114), (0.596, -0.274, -0.322), (0.211, -0.523, 0.312))  # its first row is the luminance
+YIQ = (
+    (0.299, 0.587, 0.114),
+    (0.596, -0.274, -0.322),
+    (0.211, -0.523, 0.312),
+)  # its first row is the luminance
 
 
 def view(
-    pixels: Tensor, size: tuple[int, int], *, area: tuple[float, float], blur: float, solarise: float = 0.0
+    pixels: Tensor,
+    size: tuple[int, int],
+    *,
+    area: tuple[float, float],
+    blur: float,
+    solarise: float = 0.0,
 ) -> Tensor:
     """A random view of each picture B 3 H W with values in [0, 1], as DINO makes them: B 3 h w, in [0, 1] too.
 
@@ -426,7 +484,9 @@ def view(
     return made
 
 
-def cropped(pixels: Tensor, size: tuple[int, int], area: tuple[float, float], draws: Tensor) -> Tensor:
+def cropped(
+    pixels: Tensor, size: tuple[int, int], area: tuple[float, float], draws: Tensor
+) -> Tensor:
     """A crop of each of B 3 H W, resized with antialiasing, half of them mirrored: B 3 h w.
 
     Draws 5 B: area, aspect ratio, place (across, down), mirrored.
@@ -439,10 +499,14 @@ def cropped(pixels: Tensor, size: tuple[int, int], area: tuple[float, float], dr
     theta[:, 1, 1] = height
     theta[:, 0, 2] = (2 * draws[2] - 1) * (1 - width)
     theta[:, 1, 2] = (2 * draws[3] - 1) * (1 - height)
-    fine = max(1, round(math.sqrt(area[1]) * max(pixels.shape[2] / size[0], pixels.shape[3] / size[1])))
+    fine = max(
+        1, round(math.sqrt(area[1]) * max(pixels.shape[2] / size[0], pixels.shape[3] / size[1]))
+    )
     sampled = [len(pixels), 3, fine * size[0], fine * size[1]]
     places = F.affine_grid(theta.to(pixels.device), sampled, align_corners=False)
-    return F.avg_pool2d(F.grid_sample(pixels, places, padding_mode="border", align_corners=False), fine)
+    return F.avg_pool2d(
+        F.grid_sample(pixels, places, padding_mode="border", align_corners=False), fine
+    )
 
 
 def recoloured(pixels: Tensor, draws: Tensor) -> Tensor:
@@ -471,8 +535,12 @@ def blurred(pixels: Tensor, sigma: Tensor) -> Tensor:
     radius = math.ceil(3 * SIGMA[1])
     offsets = torch.arange(-radius, radius + 1)
     kernels = torch.exp(-0.5 * (offsets / sigma[:, None]) ** 2)
-    kernels = (kernels / kernels.sum(1, keepdim=True)).repeat_interleave(channels, 0).to(pixels.device)
-    stack: Tensor = F.pad(pixels.reshape(1, -1, height, width), (radius, radius, radius, radius), mode="reflect")
+    kernels = (
+        (kernels / kernels.sum(1, keepdim=True)).repeat_interleave(channels, 0).to(pixels.device)
+    )
+    stack: Tensor = F.pad(
+        pixels.reshape(1, -1, height, width), (radius, radius, radius, radius), mode="reflect"
+    )
     for kernel in (kernels[:, None, None, :], kernels[:, None, :, None]):
         stack = F.conv2d(stack, kernel, groups=count * channels)
     return stack.reshape(pixels.shape)

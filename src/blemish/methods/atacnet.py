@@ -139,7 +139,9 @@ class AtacNet(EndToEnd, TrainedMethod):
     source = "Gupta et al. 2024, ATAC-Net: Zoomed View Works Better for Anomaly Detection"
     Config = AtacNetConfig
     takes_defects = True
-    training_only = ("attention.key.bias",)  # the same for all keys of a query, so no softmax sees it
+    training_only = (
+        "attention.key.bias",
+    )  # the same for all keys of a query, so no softmax sees it
     config: AtacNetConfig
     steps: Tensor
 
@@ -155,7 +157,11 @@ class AtacNet(EndToEnd, TrainedMethod):
         dim = join(probe, backbone.spec.kind)[0].shape[2]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            self.attention = AttentionAugmentation(dim, config.attention_dim) if config.network == "atacnet" else None
+            self.attention = (
+                AttentionAugmentation(dim, config.attention_dim)
+                if config.network == "atacnet"
+                else None
+            )
             self.mapper = self._new_mapper(dim)
 
     def _new_mapper(self, dim: int) -> nn.Module:
@@ -178,7 +184,9 @@ class AtacNet(EndToEnd, TrainedMethod):
             return Look(score, features, first)
         saliency = normalise(features.detach().mean(1).flatten(1)).reshape(first.shape)
         offset = self._offset(first, images)
-        boxes = crop_boxes(saliency, active=self.config.active, padding=self.config.padding, offset=offset)
+        boxes = crop_boxes(
+            saliency, active=self.config.active, padding=self.config.padding, offset=offset
+        )
         _, second = self.glance(cropped(images, boxes))
         score = (score + top_mean(second.flatten(1), self.config.top_fraction)) / 2
         return Look(score, features, first, second, saliency, boxes)
@@ -272,13 +280,17 @@ class AtacNet(EndToEnd, TrainedMethod):
             raise ConfigError("pictures_per_step: 2 at least for each process, for both classes")
         anomalous = made = half
         if labels is None:
-            if not self.config.balanced_batches and self.class_counts[1]:  # other processes have the defects
+            if (
+                not self.config.balanced_batches and self.class_counts[1]
+            ):  # other processes have the defects
                 anomalous = made = 0
             labels = torch.full((count,), NORMAL, device=images.device)
         else:
             if not self.config.balanced_batches:
                 anomalous = int((labels == ANOMALOUS).sum())
-            made = int(self.config.pseudo * anomalous + float(torch.rand(())))  # on average that share
+            made = int(
+                self.config.pseudo * anomalous + float(torch.rand(()))
+            )  # on average that share
             # The normal ones first, each class in an order of its own; no device is asked where they are.
             order = (labels + torch.rand(count).to(images.device, non_blocking=True)).argsort()
             images, labels = images[order], labels[order]
@@ -286,13 +298,24 @@ class AtacNet(EndToEnd, TrainedMethod):
         made = min(made, len(normal))
         pseudo = cut_mix(normal[:made], other[:made])
         found = torch.cat([labels[: count - anomalous], labels[count - anomalous + made :]])
-        return torch.cat([normal, other[made:], pseudo]), torch.cat([found, found.new_full((made,), ANOMALOUS)])
+        return torch.cat([normal, other[made:], pseudo]), torch.cat(
+            [found, found.new_full((made,), ANOMALOUS)]
+        )
 
     @torch.no_grad()
     def after_step(self, step: int, steps: int) -> None:
         """Batch norm's statistics are of the pictures of all processes."""
-        norms = [module for module in self.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-        kept = [each for norm in norms for each in (norm.running_mean, norm.running_var) if each is not None]
+        norms = [
+            module
+            for module in self.modules()
+            if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        ]
+        kept = [
+            each
+            for norm in norms
+            for each in (norm.running_mean, norm.running_var)
+            if each is not None
+        ]
         if kept:
             agreed = mean_over_processes(torch.cat(kept)).split([len(each) for each in kept])  # type: ignore[no-untyped-call]
             for statistic, mean in zip(kept, agreed, strict=True):
@@ -309,7 +332,10 @@ class AtacNet(EndToEnd, TrainedMethod):
         with self._autocast(images):
             look = self.look(images)
         self.train(training)
-        named = {"normal_score": look.score[labels == NORMAL], "anomalous_score": look.score[labels == ANOMALOUS]}
+        named = {
+            "normal_score": look.score[labels == NORMAL],
+            "anomalous_score": look.score[labels == ANOMALOUS],
+        }
         figures = {name: float(scores.mean()) for name, scores in named.items() if len(scores)}
         if look.boxes is not None:
             figures["crop_share"] = float(look.boxes[:, 2:].prod(1).mean())
@@ -395,7 +421,9 @@ class AttentionAugmentation(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         x = self.convolutions(features)
-        q, k, v = (part(x).flatten(2).transpose(1, 2) for part in (self.query, self.key, self.value))  # each B N d
+        q, k, v = (
+            part(x).flatten(2).transpose(1, 2) for part in (self.query, self.key, self.value)
+        )  # each B N d
         mixed = F.scaled_dot_product_attention(q, k, v, scale=1.0)
         return cast(Tensor, x + self.gain * mixed.transpose(1, 2).reshape(x.shape))
 
@@ -428,7 +456,9 @@ def class_weights(counts: tuple[int, int]) -> tuple[float, float]:
     return (normal + defects) / (2 * normal), (normal + defects) / (2 * defects)
 
 
-def crop_boxes(saliency: Tensor, *, active: float = 0.4, padding: float = 0.1, offset: float = 0.0) -> Tensor:
+def crop_boxes(
+    saliency: Tensor, *, active: float = 0.4, padding: float = 0.1, offset: float = 0.0
+) -> Tensor:
     """Eq. 4-6: the box around the cells of B h w above `active`: float32 B 4: x, y, width, height as fractions.
 
     It reaches from the first cell's edge to the last one's, and on every side further by `padding` times its own
@@ -461,7 +491,9 @@ def cropped(images: Tensor, boxes: Tensor) -> Tensor:
     return F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
 
 
-def merged(first: Tensor, second: Tensor, boxes: Tensor, size: tuple[int, int], offset: float = 0.0) -> Tensor:
+def merged(
+    first: Tensor, second: Tensor, boxes: Tensor, size: tuple[int, int], offset: float = 0.0
+) -> Tensor:
     """Maps B h w of pictures and of their crops as one, B H W: their mean inside the boxes B 4, the first outside.
 
     Args: offset: where the locations of both lie in what they are of, as of `crop_boxes`.
@@ -469,7 +501,9 @@ def merged(first: Tensor, second: Tensor, boxes: Tensor, size: tuple[int, int], 
     whole = enlarged(first, size, offset)
     grid = _grid(-boxes[:, :2] / boxes[:, 2:], 1 / boxes[:, 2:], size)
     lag = 2 * offset / torch.tensor([second.shape[2], second.shape[1]], device=grid.device)
-    closer = F.grid_sample(second[:, None], grid - lag, padding_mode="border", align_corners=False)[:, 0]
+    closer = F.grid_sample(second[:, None], grid - lag, padding_mode="border", align_corners=False)[
+        :, 0
+    ]
     return torch.where((grid.abs() <= 1).all(-1), (whole + closer) / 2, whole)
 
 
@@ -488,4 +522,7 @@ def _grid(offset: Tensor, scale: Tensor, size: tuple[int, ...]) -> Tensor:
     columns = offset[:, 0, None] + scale[:, 0, None] * across
     rows = offset[:, 1, None] + scale[:, 1, None] * down
     shape = (len(offset), *size)
-    return 2 * torch.stack([columns[:, None, :].expand(shape), rows[:, :, None].expand(shape)], dim=-1) - 1
+    return (
+        2 * torch.stack([columns[:, None, :].expand(shape), rows[:, :, None].expand(shape)], dim=-1)
+        - 1
+    )

@@ -94,7 +94,11 @@ class MethodConfig:
         """
         try:
             today = {**cls.joined(), **cls.migrate(values)}
-        except (TypeError, ValueError, AttributeError) as error:  # older forms are taken for granted there
+        except (
+            TypeError,
+            ValueError,
+            AttributeError,
+        ) as error:  # older forms are taken for granted there
             raise ConfigError(f"config: is not as any version has written it ({error})") from error
         if missing := [field.name for field in fields(cls) if field.name not in today]:
             raise ConfigError(f"config.{missing[0]}: is missing")
@@ -205,7 +209,9 @@ class Method(nn.Module):
 
     def with_scales(self, scales: Sequence[int]) -> Method:
         """The same weights, looking at squares of these sides (pixels). Raises: ConfigError where it cannot."""
-        raise ConfigError(f"scales: {self.name} looks at pictures in one size only; guided in several")
+        raise ConfigError(
+            f"scales: {self.name} looks at pictures in one size only; guided in several"
+        )
 
     def adapter(self, mode: Mode) -> Adapter:
         """What scores batches while adapting to them; see `adaptation`. Raises: ConfigError where it cannot."""
@@ -276,7 +282,9 @@ class Method(nn.Module):
         tensors = self.of_today(tensors)
         for name, buffer in list(self.named_buffers(recurse=False)):
             if name in tensors:  # sizes of what was learned are known only now
-                setattr(self, name, buffer.new_empty(tensors[name].shape, dtype=tensors[name].dtype))
+                setattr(
+                    self, name, buffer.new_empty(tensors[name].shape, dtype=tensors[name].dtype)
+                )
         try:
             self.load_state_dict(tensors)
         except RuntimeError as error:
@@ -288,7 +296,9 @@ class Method(nn.Module):
             raise NotFittedError(f"this {self.name} detector has not been fitted; call fit first")
 
 
-def reported(batches: Iterable[Batch], stage: str, count: int, progress: Progress) -> Iterator[Batch]:
+def reported(
+    batches: Iterable[Batch], stage: str, count: int, progress: Progress
+) -> Iterator[Batch]:
     """The batches; after each of them it is told how many pictures of `count` are done.
 
     Broken pictures never come: then the number that did is told as the last one.
@@ -311,8 +321,12 @@ def smooth(maps: Tensor, fraction: float) -> Tensor:
     offsets = torch.arange(-radius, radius + 1, dtype=maps.dtype, device=maps.device)
     kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
     kernel = kernel / kernel.sum()
-    maps = F.conv2d(F.pad(maps, (radius, radius, 0, 0), mode="reflect"), kernel[None, None, None, :])
-    return F.conv2d(F.pad(maps, (0, 0, radius, radius), mode="reflect"), kernel[None, None, :, None])
+    maps = F.conv2d(
+        F.pad(maps, (radius, radius, 0, 0), mode="reflect"), kernel[None, None, None, :]
+    )
+    return F.conv2d(
+        F.pad(maps, (0, 0, radius, radius), mode="reflect"), kernel[None, None, :, None]
+    )
 
 
 def top_mean(values: Tensor, fraction: float) -> Tensor:

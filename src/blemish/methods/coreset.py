@@ -48,7 +48,9 @@ def farthest_points(features: Tensor, count: int) -> tuple[Tensor, float]:
         block = top.indices[:_BLOCK]
         outside = float(top.values[-1]) if len(top.indices) > _BLOCK else -1.0
         local = bound[block].numpy().copy()
-        gram = _square_distances(features[block], squares[block], features[block], squares[block]).numpy()
+        gram = _square_distances(
+            features[block], squares[block], features[block], squares[block]
+        ).numpy()
         while len(selected) < count:
             best = int(local.argmax())
             if local[best] < outside:
@@ -70,7 +72,9 @@ def _lower(bound: Tensor, features: Tensor, squares: Tensor, centres: list[int])
     for start in range(0, len(features), _CHUNK):
         rows = slice(start, start + _CHUNK)
         # |a - b|² = |a|² + (|b|² - 2 a·b); |a|² is added once the centre is found, which spares a pass over the matrix
-        partial = torch.addmm(squares[index][None], features[rows], features[index].T, alpha=-2).amin(1)
+        partial = torch.addmm(
+            squares[index][None], features[rows], features[index].T, alpha=-2
+        ).amin(1)
         torch.minimum(bound[rows], (partial + squares[rows]).clamp_min_(0), out=bound[rows])
     bound[index] = -1.0
 
@@ -149,7 +153,9 @@ class StreamingSample:
 
     def add(self, features: Tensor, owners: Tensor) -> None:
         """Take in n points (float32 n D) and the picture each came from (int64 n)."""
-        keys = torch.cat([self._keys, torch.rand(len(features), generator=self._generator, dtype=torch.float64)])
+        keys = torch.cat(
+            [self._keys, torch.rand(len(features), generator=self._generator, dtype=torch.float64)]
+        )
         kept = keys.topk(min(self._size, len(keys))).indices.sort().values
         self._features = torch.cat([self._features, features])[kept]
         self._owners = torch.cat([self._owners, owners])[kept]
@@ -159,14 +165,18 @@ class StreamingSample:
         """Start from what was kept of `seen` points: their keys are drawn again, as the highest of so many."""
         share = min(1.0, len(features) / seen)
         self._features, self._owners = features, owners
-        self._keys = 1 - share * torch.rand(len(features), generator=self._generator, dtype=torch.float64)
+        self._keys = 1 - share * torch.rand(
+            len(features), generator=self._generator, dtype=torch.float64
+        )
 
     def result(self) -> tuple[Tensor, Tensor]:
         """The kept points (float32 k D, k <= size) and their owners (int64 k)."""
         return self._features, self._owners
 
 
-def nearest(queries: Tensor, bank: Tensor, *, excluded: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def nearest(
+    queries: Tensor, bank: Tensor, *, excluded: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Euclidean distance of each query to its nearest bank point, and that point's index; all of unit length.
 
     The search (the highest cosine) runs in the precision of `bank`: bfloat16 is faster on hardware that has it. The

@@ -70,7 +70,10 @@ class Decoder(nn.Module):
 
     def _enter(self, features: Tensor) -> Tensor:
         height, width = len(self.rows), len(self.columns)
-        places = torch.cat([self.rows[:, None].expand(-1, width, -1), self.columns[None].expand(height, -1, -1)], dim=2)
+        places = torch.cat(
+            [self.rows[:, None].expand(-1, width, -1), self.columns[None].expand(height, -1, -1)],
+            dim=2,
+        )
         return cast(Tensor, self.inward(self.dropout(features)) + places.flatten(0, 1))
 
 
@@ -82,7 +85,8 @@ class DecoderLayer(nn.Module):
         width = config.width
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(config.attentions + 1))
         self.attentions = nn.ModuleList(
-            SelfAttention(width, config.heads, softmax=config.softmax) for _ in range(config.attentions)
+            SelfAttention(width, config.heads, softmax=config.softmax)
+            for _ in range(config.attentions)
         )
         self.hidden = nn.Linear(width, 4 * width)
         self.out = nn.Linear(4 * width, width)
@@ -108,7 +112,9 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, *, watch: bool = False) -> tuple[Tensor, list[Tensor]]:
         """The result, and with `watch` the attention that each location receives (B N), mean over queries and heads."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each B L N d
+        q, k, v = (
+            self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        )  # each B L N d
         if self.softmax:
             mixed = F.scaled_dot_product_attention(q, k, v)
             received = [_received(q.float(), k.float())] if watch else []
@@ -116,7 +122,9 @@ class SelfAttention(nn.Module):
             q, k = F.relu(q) + 0.01, F.relu(k) + 0.01
             total = q @ k.sum(2)[..., None]  # B L N 1
             mixed = (q @ (k.transpose(2, 3) @ v)) / total
-            received = [(k @ (q / total).mean(2)[..., None]).mean(1)[..., 0].float()] if watch else []
+            received = (
+                [(k @ (q / total).mean(2)[..., None]).mean(1)[..., 0].float()] if watch else []
+            )
         return self.out(mixed.transpose(1, 2).flatten(2)), received
 
 
@@ -130,7 +138,9 @@ class Dropout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.dropped == 0:
             return x
-        words = torch.empty((x.numel() + 7) // 8, dtype=torch.int64, device=x.device).random_(-(2**63), 2**63 - 1)
+        words = torch.empty((x.numel() + 7) // 8, dtype=torch.int64, device=x.device).random_(
+            -(2**63), 2**63 - 1
+        )
         kept = words.view(torch.uint8)[: x.numel()].view(x.shape) >= self.dropped
         return x * (kept.to(x.dtype) * (256 / (256 - self.dropped)))
 

@@ -14,7 +14,9 @@ def sharpness(guide: Tensor) -> dict[str, float]:
     guide = guide + 1e-9  # all 0 is flat
     share = guide / guide.sum(1, keepdim=True)
     places = guide.shape[1]
-    entropy = -(share * share.log()).sum(1) / math.log(places) if places > 1 else torch.ones(len(guide))
+    entropy = (
+        -(share * share.log()).sum(1) / math.log(places) if places > 1 else torch.ones(len(guide))
+    )
     peak = guide.amax(1) / guide.mean(1)
     return {"guidance_entropy": float(entropy.mean()), "guidance_peak_to_mean": float(peak.mean())}
 

@@ -37,7 +37,14 @@ from blemish.config import LARGEST
 from blemish.errors import ArtifactError, ConfigError
 from blemish.losses.dice import dice_loss
 from blemish.methods import alignment
-from blemish.methods.adaptation import Adapter, EntropyAdapter, Look, Mode, attention_entropy, summary
+from blemish.methods.adaptation import (
+    Adapter,
+    EntropyAdapter,
+    Look,
+    Mode,
+    attention_entropy,
+    summary,
+)
 from blemish.methods.augmentation import augmented
 from blemish.methods.base import Batches, reported, smooth, top_mean
 from blemish.methods.coreset import StreamingCoreset, nearest
@@ -50,7 +57,9 @@ from blemish.methods.trained import FineTuned, TrainedMethod, TrainingBatch
 from blemish.types import Progress, Scores
 
 SUMMARISED = 256  # training pictures, about, whose attention entropies and maps are summarised
-LEFT_OUT = 32  # training pictures, about, by which the bank is judged, each without its own features
+LEFT_OUT = (
+    32  # training pictures, about, by which the bank is judged, each without its own features
+)
 
 
 class Guided(FineTuned, TrainedMethod):
@@ -75,9 +84,13 @@ class Guided(FineTuned, TrainedMethod):
         super().__init__(config, backbone)
         self.config = config
         if not isinstance(backbone, VitBackbone) or backbone.model.cls_token is None:
-            raise ConfigError(f"guided needs a ViT with a [CLS] token, which {backbone.spec.name} is not")
+            raise ConfigError(
+                f"guided needs a ViT with a [CLS] token, which {backbone.spec.name} is not"
+            )
         self.layers = backbone.check_layers(config.layers)
-        guides = tuple(backbone.depth + 1 + layer if layer < 0 else layer for layer in config.guide_layers)
+        guides = tuple(
+            backbone.depth + 1 + layer if layer < 0 else layer for layer in config.guide_layers
+        )
         self.guides = backbone.check_layers(guides or self.layers)
         self.simulators = [simulator(name) for name in config.simulators or ("guided",)]
         classes = 1 + max(each.kinds for each in self.simulators)
@@ -85,10 +98,16 @@ class Guided(FineTuned, TrainedMethod):
             torch.manual_seed(config.seed)
             self.head = ClassHead(backbone.dim, classes) if config.reads_class else None
             self.mix = AttentionMix(backbone.heads) if config.map_head != "patches" else None
-            self.marker = PatchHead(backbone.dim, len(self.layers)) if config.map_head != "attention" else None
+            self.marker = (
+                PatchHead(backbone.dim, len(self.layers))
+                if config.map_head != "attention"
+                else None
+            )
         entropies = config.adaptation == "entropies"
         self.attention_layer = backbone.depth if self.mix is not None or entropies else None
-        self.deepest = backbone.depth if self.head is not None or self.attention_layer else max(self.layers)
+        self.deepest = (
+            backbone.depth if self.head is not None or self.attention_layer else max(self.layers)
+        )
         self.register_buffer("bank", torch.empty(0, backbone.dim))
         self.register_buffer("pictured", torch.tensor(self.scoring_size))
         self.register_buffer("normal", torch.empty(0))
@@ -98,7 +117,9 @@ class Guided(FineTuned, TrainedMethod):
         self.register_buffer("limits", torch.empty(0))
         self.register_buffer("tokens", torch.empty(0, dtype=torch.int64))
         self.average: nn.Module | None = None
-        self._reference: list[VitBackbone] = []  # the pre-trained encoder, whose attention guides; not a submodule
+        self._reference: list[
+            VitBackbone
+        ] = []  # the pre-trained encoder, whose attention guides; not a submodule
 
     @property
     def scoring_size(self) -> tuple[int, int]:
@@ -110,13 +131,18 @@ class Guided(FineTuned, TrainedMethod):
         attended = () if self.attention_layer is None else (self.attention_layer,)
         seen = self.backbone(images, (*self.layers, *last), attention=attended)
         features = seen.layers(slice(len(self.layers)))
-        attention = [seen.attention[layer] / seen.attention[layer].sum(-1, keepdim=True) for layer in attended]
+        attention = [
+            seen.attention[layer] / seen.attention[layer].sum(-1, keepdim=True)
+            for layer in attended
+        ]
         logits = [] if self.mix is None else [self.mix(attention[0])]
         logits += [] if self.marker is None else [self.marker(features.tokens)]
         return Seen(
             marks=torch.stack(logits).sum(0).reshape(len(images), *seen.grids[0]),
             features=features,
-            logits=None if self.head is None else self.head(self.backbone.norm(seen.cls[-1])).float(),
+            logits=None
+            if self.head is None
+            else self.head(self.backbone.norm(seen.cls[-1])).float(),
             attention=attention[0] if attended else None,
         )
 
@@ -143,24 +169,38 @@ class Guided(FineTuned, TrainedMethod):
         if tuned is None:
             self.backbone.requires_grad_(True)
         elif tuned:
-            for module in (*encoder.blocks[max(0, self.deepest - tuned) : self.deepest], encoder.norm):
+            for module in (
+                *encoder.blocks[max(0, self.deepest - tuned) : self.deepest],
+                encoder.norm,
+            ):
                 module.requires_grad_(True)
         learning = [parameter for parameter in self.parameters() if parameter.requires_grad]
         seen = self.look(sample.images[:1])
         read = [seen.marks, *(() if seen.logits is None else (seen.logits,))]
         read += list(seen.features.tokens) if self.config.bank_size else []
         total = torch.stack([each.float().sum() for each in read]).sum()
-        for parameter, gradient in zip(learning, torch.autograd.grad(total, learning, allow_unused=True), strict=True):
+        for parameter, gradient in zip(
+            learning, torch.autograd.grad(total, learning, allow_unused=True), strict=True
+        ):
             parameter.requires_grad_(gradient is not None)
         if self.config.ema:
             self.average = copy.deepcopy(self._learning()).requires_grad_(False)
 
     def _learning(self) -> nn.ModuleDict:
         """The parts of which anything learns."""
-        parts = {"backbone": self.backbone, "head": self.head, "mix": self.mix, "marker": self.marker}
+        parts = {
+            "backbone": self.backbone,
+            "head": self.head,
+            "mix": self.mix,
+            "marker": self.marker,
+        }
         there = {name: part for name, part in parts.items() if part is not None}
         return nn.ModuleDict(
-            {name: part for name, part in there.items() if any(each.requires_grad for each in part.parameters())}
+            {
+                name: part
+                for name, part in there.items()
+                if any(each.requires_grad for each in part.parameters())
+            }
         )
 
     def training_step(self, batch: TrainingBatch, progress: float) -> Tensor:
@@ -177,9 +217,13 @@ class Guided(FineTuned, TrainedMethod):
         if seen.logits is not None:
             classes = torch.cat([torch.zeros_like(kinds), kinds])
             loss = loss + self.config.detection * F.cross_entropy(seen.logits, classes)
-        marks = F.interpolate(seen.marks[:, None], size=labels.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
+        marks = F.interpolate(
+            seen.marks[:, None], size=labels.shape[-2:], mode="bilinear", align_corners=False
+        )[:, 0]
         if self.config.segmentation:
-            loss = loss + self.config.segmentation * dice_loss(marks[len(images) :].sigmoid(), labels)
+            loss = loss + self.config.segmentation * dice_loss(
+                marks[len(images) :].sigmoid(), labels
+            )
         if self.config.marking:
             wanted = torch.cat([torch.zeros_like(labels), labels])
             loss = loss + self.config.marking * F.binary_cross_entropy_with_logits(marks, wanted)
@@ -200,14 +244,21 @@ class Guided(FineTuned, TrainedMethod):
             guide.float().cpu().numpy(),
             seeds,
         )
-        twins = torch.from_numpy(np.stack([one.image for one in made])).to(images.device).permute(0, 3, 1, 2)
+        twins = (
+            torch.from_numpy(np.stack([one.image for one in made]))
+            .to(images.device)
+            .permute(0, 3, 1, 2)
+        )
         labels = torch.from_numpy(np.stack([one.label for one in made])).to(images.device)
         kinds = torch.tensor([one.kind for one in made], device=images.device)
         return (twins - mean) / std, labels, kinds
 
     def _colours(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation by which pictures are normalised, each 3 1 1."""
-        mean, std = (images.new_tensor(each)[:, None, None] for each in (self.backbone.mean, self.backbone.std))
+        mean, std = (
+            images.new_tensor(each)[:, None, None]
+            for each in (self.backbone.mean, self.backbone.std)
+        )
         return mean, std
 
     def after_step(self, step: int, steps: int) -> None:
@@ -255,7 +306,9 @@ class Guided(FineTuned, TrainedMethod):
             return look
         distance = enlarged(self._distance(self._described(images, features)), look.maps.shape[-2:])
         (usual, far), (unit, width) = self.normal
-        return replace(look, maps=self.config.learned * (look.maps - usual) / unit + (distance - far) / width)
+        return replace(
+            look, maps=self.config.learned * (look.maps - usual) / unit + (distance - far) / width
+        )
 
     def _look(self, images: Tensor) -> tuple[Look, Features | None]:
         """As `examine`, the map as it is learned; and the features from which the bank is made, if they came along."""
@@ -333,12 +386,20 @@ class Guided(FineTuned, TrainedMethod):
         """Stage II: what adaptation brings pictures back to, of training pictures (and of their twins,
         for "entropies"); the spread of their learned maps; and the bank."""
         size = self.config.bank_size
-        bank = StreamingCoreset(size, self.backbone.dim, search_dtype=self._computes_in) if size else None
-        some: list[tuple[Tensor, Tensor]] = []  # pictures by which the bank is judged, with their owners
+        bank = (
+            StreamingCoreset(size, self.backbone.dim, search_dtype=self._computes_in)
+            if size
+            else None
+        )
+        some: list[
+            tuple[Tensor, Tensor]
+        ] = []  # pictures by which the bank is judged, with their owners
         usual = _Usual()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.seed)
-            for done, batch in enumerate(reported(batches(), "remembering", count, progress), start=1):
+            for done, batch in enumerate(
+                reported(batches(), "remembering", count, progress), start=1
+            ):
                 pictures, features = len(batch.images), None
                 # Evenly from all, as they may be sorted, and the first batch always.
                 if (done - 1) % max(1, count // SUMMARISED) == 0:
@@ -347,13 +408,16 @@ class Guided(FineTuned, TrainedMethod):
                 if bank is not None:
                     described = self._described(batch.images, features)
                     bank.add(
-                        described.flatten(0, 2).cpu(), batch.owners.repeat_interleave(described[0, ..., 0].numel())
+                        described.flatten(0, 2).cpu(),
+                        batch.owners.repeat_interleave(described[0, ..., 0].numel()),
                     )
                     every = max(1, count // LEFT_OUT)
                     few = slice(-(done - 1) * pictures % every, None, every)
                     some.append((described[few].clone(), batch.owners[few]))
         self._reference.clear()
-        if len(usual.owners) > 1:  # copies of one picture, turned and mirrored, do not tell what is usual
+        if (
+            len(usual.owners) > 1
+        ):  # copies of one picture, turned and mirrored, do not tell what is usual
             self._keep(usual)
         spreads = [spread(torch.cat([each.flatten() for each in usual.maps]))]
         if bank is not None:
@@ -381,7 +445,9 @@ class Guided(FineTuned, TrainedMethod):
     def _keep(self, usual: _Usual) -> None:
         self.chance = self.chance.new_tensor([0.0, len(usual.owners)])
         if self.config.adaptation == "entropies":
-            self.statistics, self.chance[0] = summary([torch.cat(rows, dim=1) for rows in usual.entropies])
+            self.statistics, self.chance[0] = summary(
+                [torch.cat(rows, dim=1) for rows in usual.entropies]
+            )
         else:
             aims = [alignment.summary(torch.cat(seen)) for seen in usual.moments.values()]
             self.usual, self.limits = (torch.stack(parts) for parts in zip(*aims, strict=True))
@@ -389,7 +455,9 @@ class Guided(FineTuned, TrainedMethod):
 
     def _spread_of_distance(self, some: Sequence[tuple[Tensor, Tensor]], owners: Tensor) -> Tensor:
         """Mean and spread of the distance of normal pictures, each without its own entries of the bank."""
-        if bool((owners == owners[0]).all()):  # a bank of one picture, which nothing is known to be far from
+        if bool(
+            (owners == owners[0]).all()
+        ):  # a bank of one picture, which nothing is known to be far from
             return self.bank.new_tensor([0.0, 1.0])
         distances = [
             self._distance(one[None], (owners == owner).to(self.bank.device)).flatten()
@@ -410,7 +478,10 @@ class Guided(FineTuned, TrainedMethod):
         known = [self.scales.index(scale) for scale in other.scales if scale in self.scales]
         complete = self.statistics.numel() > 0 and len(known) == len(other.scales)
         # Buffers live in a dict that the copy shares.
-        other._buffers = {**self._buffers, "statistics": self.statistics[:, :, known] if complete else torch.empty(0)}
+        other._buffers = {
+            **self._buffers,
+            "statistics": self.statistics[:, :, known] if complete else torch.empty(0),
+        }
         return other
 
     def of_today(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -436,10 +507,14 @@ class Guided(FineTuned, TrainedMethod):
     def check_learned(self, tensors: Mapping[str, Tensor]) -> None:
         pictured, stride = tensors["pictured"], self.backbone.stride
         if bool((pictured % stride != 0).any()) or int(pictured.prod()) > LARGEST:
-            raise ArtifactError(f"pictured: {pictured.tolist()} is no size that {stride} divides, or too large a one")
+            raise ArtifactError(
+                f"pictured: {pictured.tolist()} is no size that {stride} divides, or too large a one"
+            )
         empty = {tensors[name].numel() == 0 for name in ("usual", "limits", "tokens")}
         if len(empty) > 1 or len(set(tensors["tokens"].tolist())) < tensors["tokens"].numel():
-            raise ArtifactError("tokens: `usual`, `limits` and `tokens` are not of the same sizes, each once")
+            raise ArtifactError(
+                "tokens: `usual`, `limits` and `tokens` are not of the same sizes, each once"
+            )
         for name, axis, first in (("normal", 0, 1), ("statistics", 1, 2), ("usual", 2, 1)):
             spreads = tensors[name]
             if spreads.numel() and not bool((spreads.narrow(axis, first, first) > 0).all()):
@@ -510,7 +585,9 @@ def spread(values: Tensor) -> Tensor:
 
 def enlarged(maps: Tensor, size: Sequence[int]) -> Tensor:
     """B h w as float32 B 1 H W, bilinear."""
-    return F.interpolate(maps[:, None].float(), size=tuple(size), mode="bilinear", align_corners=False)
+    return F.interpolate(
+        maps[:, None].float(), size=tuple(size), mode="bilinear", align_corners=False
+    )
 
 
 def resized(images: Tensor, size: tuple[int, int]) -> Tensor:

@@ -112,7 +112,9 @@ class GuidedConfig(TrainedConfig, FineTuning):
                 "detection where score is map"
             )
         if self.scales and self.height_width[0] != self.height_width[1]:
-            raise ConfigError("scales: are sides of squares; choose a square image_size, or no scales")
+            raise ConfigError(
+                "scales: are sides of squares; choose a square image_size, or no scales"
+            )
 
     @classmethod
     def paper_bmvc(cls) -> Self:

@@ -13,7 +13,11 @@ from torch.nn import functional as F
 def projection(dim: int, hidden: int = 2048, bottleneck: int = 256) -> nn.Sequential:
     """Three linear layers with GELU between them, B D to B bottleneck; DINO normalises the result to length 1."""
     return nn.Sequential(
-        nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, bottleneck)
+        nn.Linear(dim, hidden),
+        nn.GELU(),
+        nn.Linear(hidden, hidden),
+        nn.GELU(),
+        nn.Linear(hidden, bottleneck),
     )
 
 

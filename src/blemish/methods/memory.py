@@ -92,7 +92,10 @@ class MemoryBank(Method):
 
     def learned_tensors(self) -> dict[str, Stored]:
         kept = Free("K", 1, self.config.bank_size)
-        return {"bank": Stored(shape=(kept, self._joined_shape()[1]), low=-UNIT, high=UNIT), "owners": numbers(kept)}
+        return {
+            "bank": Stored(shape=(kept, self._joined_shape()[1]), low=-UNIT, high=UNIT),
+            "owners": numbers(kept),
+        }
 
     def fit(self, batches: Batches, count: int, progress: Progress) -> None:
         self._remember(batches, count, progress)
@@ -116,7 +119,9 @@ class MemoryBank(Method):
             if collector is None:
                 collector = self._collector(flat.shape[1])
                 if rows:
-                    collector.resume(self.bank.float().cpu(), self.owners.cpu(), seen=rows * embedded.shape[1])
+                    collector.resume(
+                        self.bank.float().cpu(), self.owners.cpu(), seen=rows * embedded.shape[1]
+                    )
             collector.add(flat, batch.owners.repeat_interleave(embedded.shape[1]))
         if collector is None:
             raise ConfigError("there is no training picture")
@@ -132,7 +137,9 @@ class MemoryBank(Method):
 
     def embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """One unit-length feature per location: float32 B N D, and the grid (h, w)."""
-        embedded, grid = embed(self.backbone, images, self.config.layers, pooling=self.config.pooling)
+        embedded, grid = embed(
+            self.backbone, images, self.config.layers, pooling=self.config.pooling
+        )
         return F.normalize(embedded, dim=-1), grid
 
     def anomaly_map(self, images: Tensor) -> Tensor:

@@ -51,7 +51,13 @@ class PadimConfig(MethodConfig):
     @classmethod
     def paper(cls) -> Self:
         """WideResNet-50-2, layers 1 to 3, 550 channels, 224², maximum of the map smoothed with σ = 4 pixels."""
-        return cls(backbone="wide_resnet50_2", layers=(1, 2, 3), channels=550, smoothing=4 / 224, top_fraction=0.0)
+        return cls(
+            backbone="wide_resnet50_2",
+            layers=(1, 2, 3),
+            channels=550,
+            smoothing=4 / 224,
+            top_fraction=0.0,
+        )
 
 
 class Padim(Method):
@@ -84,7 +90,9 @@ class Padim(Method):
             features, _ = embed(self.backbone, batch.images, self.config.layers)
             if seen == 0:
                 width = min(self.config.channels, features.shape[2])
-                order = torch.randperm(features.shape[2], generator=torch.Generator().manual_seed(self.config.seed))
+                order = torch.randperm(
+                    features.shape[2], generator=torch.Generator().manual_seed(self.config.seed)
+                )
                 self.subset = order[:width].sort().values.to(features.device)
                 shift = features[:, :, self.subset].mean(0)  # keeps the sums of squares small: N d
                 sums = torch.zeros_like(shift)
@@ -96,7 +104,9 @@ class Padim(Method):
             by_location = centred.transpose(0, 1)  # N B d
             products += by_location.transpose(1, 2) @ by_location
         if seen < self.minimum_images:
-            raise ConfigError(f"padim needs at least {self.minimum_images} training pictures, got {seen}")
+            raise ConfigError(
+                f"padim needs at least {self.minimum_images} training pictures, got {seen}"
+            )
         progress("inverting", 0, 0)
         mean = sums / seen
         scatter = products.sub_(seen * mean[:, :, None] * mean[:, None, :])
@@ -119,14 +129,18 @@ class Padim(Method):
             raise ArtifactError("subset: does not ascend; each channel counts once")
         whiteners = tensors["whiteners"]
         if not bool((whiteners.diagonal(dim1=1, dim2=2) > 0).all()):
-            raise ArtifactError("whiteners: are no inverse Cholesky factors, which have a positive diagonal")
+            raise ArtifactError(
+                "whiteners: are no inverse Cholesky factors, which have a positive diagonal"
+            )
 
     def _whitened(self, covariance: Tensor) -> Tensor:
         """Inverse Cholesky factors of N covariances d d with εI added, in place."""
         covariance.diagonal(dim1=1, dim2=2).add_(self.config.epsilon)
         factor, failed = torch.linalg.cholesky_ex(covariance)
         if bool(failed.any()):
-            raise NonFiniteError("padim: a covariance is not positive definite; raise epsilon (--set epsilon=0.1)")
+            raise NonFiniteError(
+                "padim: a covariance is not positive definite; raise epsilon (--set epsilon=0.1)"
+            )
         identity = torch.eye(covariance.shape[-1], device=covariance.device).expand_as(covariance)
         inverse: Tensor = torch.linalg.solve_triangular(factor, identity, upper=False)
         return inverse.contiguous()
@@ -148,7 +162,9 @@ class Padim(Method):
             )
         centred, grid = self._centred(batch.images)
         seen = learned.rows.total()
-        taken = torch.tensor([learned.rows[owner] for owner in batch.owners.tolist()], device=centred.device)
+        taken = torch.tensor(
+            [learned.rows[owner] for owner in batch.owners.tolist()], device=centred.device
+        )
         squares = centred.new_empty(centred.shape[:2])
         for rows in sorted(set(taken.tolist())):
             if learned.without[0] != rows:
@@ -156,7 +172,9 @@ class Padim(Method):
             own = taken == rows
             square = _squares(centred[own], learned.without[1])
             share = rows * seen / ((seen - rows) * (seen - rows - 1))
-            squares[own] = (seen / (seen - rows)) ** 2 * square / (1 - share * square).clamp(min=1e-6)
+            squares[own] = (
+                (seen / (seen - rows)) ** 2 * square / (1 - share * square).clamp(min=1e-6)
+            )
         return self._finish(squares.sqrt().reshape(len(centred), *grid), batch.images)
 
     @property

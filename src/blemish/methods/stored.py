@@ -11,7 +11,11 @@ from torch import Tensor
 
 from blemish.errors import ArtifactError
 
-FLOATS = (torch.float32, torch.bfloat16, torch.float16)  # in which weights are kept: as they were computed with
+FLOATS = (
+    torch.float32,
+    torch.bfloat16,
+    torch.float16,
+)  # in which weights are kept: as they were computed with
 UNIT = 1 + 1e-3  # no coordinate of a feature of length 1 is larger, but for rounding
 
 
@@ -84,7 +88,9 @@ def _check_shape(name: str, wanted: Stored, tensor: Tensor, sides: dict[str, int
             fits = fits and found == side
     if not fits:
         shape = [_allowed(side, sides) if isinstance(side, Free) else side for side in wanted.shape]
-        raise ArtifactError(f"{name}: has the shape {_shape(tensor.shape)} instead of {_shape(shape)}")
+        raise ArtifactError(
+            f"{name}: has the shape {_shape(tensor.shape)} instead of {_shape(shape)}"
+        )
 
 
 def _check_values(name: str, wanted: Stored, tensor: Tensor) -> None:

@@ -50,8 +50,14 @@ from blemish.types import Batch, Progress, Scores
 if TYPE_CHECKING:
     from blemish.methods.apmask import APMaskConfig
 
-Level = tuple[Tensor, tuple[int, int], float]  # patch features B N D, their grid, its offset (`Backbone.offset`)
-LOOKS = (0.0, 1.0, 3.0)  # at the whole picture, around what differs, closely at it; in units of the sharpness
+Level = tuple[
+    Tensor, tuple[int, int], float
+]  # patch features B N D, their grid, its offset (`Backbone.offset`)
+LOOKS = (
+    0.0,
+    1.0,
+    3.0,
+)  # at the whole picture, around what differs, closely at it; in units of the sharpness
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +92,9 @@ class TaughtConfig(MethodConfig):
         if earlier:
             kind = _class_of(values.get("normality", cls.normality))
             if (today := kind.Config.migrate(earlier)) != earlier:
-                values["normality_settings"] = [f"{key}={json.dumps(it)}" for key, it in today.items()]
+                values["normality_settings"] = [
+                    f"{key}={json.dumps(it)}" for key, it in today.items()
+                ]
         return values
 
     @property
@@ -94,7 +102,9 @@ class TaughtConfig(MethodConfig):
         """Raises: ConfigError for an unknown method, or one that takes labelled defects itself."""
         kind = _class_of(self.normality)
         if kind.takes_defects:
-            raise ConfigError(f"normality: {self.normality} learns from labelled defects itself; name another method")
+            raise ConfigError(
+                f"normality: {self.normality} learns from labelled defects itself; name another method"
+            )
         return kind
 
     @property
@@ -105,7 +115,9 @@ class TaughtConfig(MethodConfig):
             if (key := assignment.partition("=")[0].strip()) in shared:
                 raise ConfigError(f"normality_settings: {key} is the detector's own; set it there")
         best = self.normality_class.Config.best()
-        return configs.override(configs.from_dict(type(best), shared, base=best), self.normality_settings)
+        return configs.override(
+            configs.from_dict(type(best), shared, base=best), self.normality_settings
+        )
 
     def for_layout(self, layout: str) -> Self:
         """What the layout changes in the normality part's settings."""
@@ -180,7 +192,9 @@ class Taught(Method):
     def extend(self, batches: Batches, count: int, progress: Progress) -> None:
         """Have the memory bank that knows what is normal remember more pictures; see `MemoryBank.extend`."""
         assert isinstance(self.normality, MemoryBank)
-        self.normality.extend(partial(self._listening, batches), count, progress, rows=len(self.usual))
+        self.normality.extend(
+            partial(self._listening, batches), count, progress, rows=len(self.usual)
+        )
 
     def _listening(self, batches: Batches) -> Iterator[Batch]:
         """A pass. Who keeps features (`backbones.cache`) keeps those that `summarise` is to describe as well."""
@@ -197,8 +211,12 @@ class Taught(Method):
     def summarise(self, batches: Batches, count: int, progress: Progress) -> None:
         """Describe the good pictures, each judged without what it itself has taught where the normality part can, and
         remember them beside those that are known."""
-        found = [self._described(batch) for batch in reported(batches(), "describing", count, progress)]
-        self.descriptors, self.usual, self.owners = _joined((self.descriptors, self.usual, self.owners), found)
+        found = [
+            self._described(batch) for batch in reported(batches(), "describing", count, progress)
+        ]
+        self.descriptors, self.usual, self.owners = _joined(
+            (self.descriptors, self.usual, self.owners), found
+        )
         self._lesson = None
 
     @torch.no_grad()
@@ -208,11 +226,15 @@ class Taught(Method):
         Raises: DataError where there is a single good picture.
         """
         if len(self.owners) and bool((self.owners == self.owners[0]).all()):
-            raise DataError("labelled defects can be learned from beside two good pictures at least, got one")
+            raise DataError(
+                "labelled defects can be learned from beside two good pictures at least, got one"
+            )
         found = []
         for batch in reported(batches(), "learning the defects", count, progress):
             scores, features = self.look(batch.images)
-            found.append((self._pooled(_levels(features), scores.maps, batch.masks), scores.image.float()))
+            found.append(
+                (self._pooled(_levels(features), scores.maps, batch.masks), scores.image.float())
+            )
         if found:
             self.defects, self.unusual = _joined((self.defects, self.unusual), found)
             self._lesson = None
@@ -285,13 +307,17 @@ class Taught(Method):
             found = self.normality.score_left_out(batch)
         return self.finished(found, heard[-1][1], batch.owners.tolist())
 
-    def finished(self, found: Scores, features: Features, owners: list[int] | None = None) -> Scores:
+    def finished(
+        self, found: Scores, features: Features, owners: list[int] | None = None
+    ) -> Scores:
         """What the normality part found, with what was taught; owners: of good pictures that count as not learned."""
         if not len(self.defects):
             return found
         lesson, levels = self.lesson, _levels(features)
         pooled = self._pooled(levels, found.maps, None)
-        likeness = lesson.likeness(pooled) if owners is None else lesson.likeness_left_out(pooled, owners)
+        likeness = (
+            lesson.likeness(pooled) if owners is None else lesson.likeness_left_out(pooled, owners)
+        )
         shown = lesson.unit * self._likeness_map(levels, found.maps)
         return Scores(found.image + lesson.unit * likeness, found.maps + shown, found.votes)
 
@@ -307,7 +333,11 @@ class Taught(Method):
             alike += resampled(level, size, offset=offset)[:, 0]
         grid, offset = max((grid, offset) for _, grid, offset in levels)
         share = self._attention(maps, grid, offset)[:, 1]
-        share = (share / share.amax(1, keepdim=True)).pow(self.lesson.trust).reshape(len(maps), 1, *grid)
+        share = (
+            (share / share.amax(1, keepdim=True))
+            .pow(self.lesson.trust)
+            .reshape(len(maps), 1, *grid)
+        )
         return self.lesson.scaled(alike) * resampled(share, size, offset=offset)[:, 0]
 
     @property
@@ -324,14 +354,18 @@ class Taught(Method):
         rows = list(first.values())
         scores = self.usual[rows]
         if len(self.defects):
-            scores = scores + self.lesson.unit * self.lesson.likeness_left_out(self.descriptors[rows], list(first))
+            scores = scores + self.lesson.unit * self.lesson.likeness_left_out(
+                self.descriptors[rows], list(first)
+            )
         return dict(zip(first, scores.tolist(), strict=True))
 
     # The artifact
 
     def fitted_state(self) -> dict[str, Tensor]:
         """As of every method; the backbone, which both have, once."""
-        return {name: tensor for name, tensor in super().fitted_state().items() if not _is_shared(name)}
+        return {
+            name: tensor for name, tensor in super().fitted_state().items() if not _is_shared(name)
+        }
 
     def learned_tensors(self) -> dict[str, Stored]:
         probe = self.backbone.shapes(*self.scoring_size, self.config.described)
@@ -344,19 +378,30 @@ class Taught(Method):
             "defects": Stored(shape=(known, width), low=-UNIT, high=UNIT, absent=True),
             "unusual": Stored(shape=(known,), absent=True),
         }
-        return {**{f"normality.{name}": each for name, each in self.normality.learned_tensors().items()}, **own}
+        return {
+            **{
+                f"normality.{name}": each for name, each in self.normality.learned_tensors().items()
+            },
+            **own,
+        }
 
     def check_learned(self, tensors: Mapping[str, Tensor]) -> None:
         if len(tensors["defects"]) != len(tensors["unusual"]):
             raise ArtifactError("unusual: has not one score for each of `defects`")
         try:
-            self.normality.check_learned({name.removeprefix("normality."): each for name, each in tensors.items()})
+            self.normality.check_learned(
+                {name.removeprefix("normality."): each for name, each in tensors.items()}
+            )
         except ArtifactError as error:
             raise ArtifactError(f"normality.{error}") from error
 
     def restore_state(self, tensors: dict[str, Tensor]) -> None:
         own = {name for name, _ in self.named_buffers(recurse=False)}
-        rest = {name.removeprefix("normality."): each for name, each in tensors.items() if name not in own}
+        rest = {
+            name.removeprefix("normality."): each
+            for name, each in tensors.items()
+            if name not in own
+        }
         try:
             self.normality.restore_state(rest)
             for name in own:
@@ -384,19 +429,28 @@ class Lesson:
         looks = torch.ones(len(LOOKS), dtype=torch.float64)
         looks[-1] = self.trust
         self._worth = looks.repeat_interleave(dim // len(LOOKS))
-        good, towards = self._worth * descriptors, self._worth * method.defects.double().cpu().mean(0)
+        good, towards = (
+            self._worth * descriptors,
+            self._worth * method.defects.double().cpu().mean(0),
+        )
         mean = good.mean(0)
         self._apart = good - mean
-        sphere = config.shrinkage * self._apart.square().sum().clamp(min=1e-12) / (self._count * dim)
+        sphere = (
+            config.shrinkage * self._apart.square().sum().clamp(min=1e-12) / (self._count * dim)
+        )
         self._share = (1 - config.shrinkage) / self._count
         self._sides = _unscattered(self._apart, self._share, sphere)
-        self._direction = (towards - mean - self._share * self._sides.T @ (self._apart @ (towards - mean))) / sphere
+        self._direction = (
+            towards - mean - self._share * self._sides.T @ (self._apart @ (towards - mean))
+        ) / sphere
         # Each good picture as it would be judged had it not been there: the others' scale is not to flatter it.
         rows: dict[int, list[int]] = {}
         for row, owner in enumerate(method.owners.tolist()):
             rows.setdefault(owner, []).append(row)
         self._directions = {owner: self._without(own) for owner, own in rows.items()}
-        along = torch.cat([descriptors[own] @ self._directions[owner] for owner, own in rows.items()])
+        along = torch.cat(
+            [descriptors[own] @ self._directions[owner] for owner, own in rows.items()]
+        )
         deviation, middle = torch.std_mean(along, correction=0)
         spread = method.usual.double().std(correction=0).item()
         self.unit = config.weight * math.sqrt(len(method.defects)) * spread
@@ -429,7 +483,11 @@ class Lesson:
     def likeness_left_out(self, descriptors: Tensor, owners: list[int]) -> Tensor:
         """The same of good pictures B D, each as if it had not been learned."""
         directions = torch.stack([self._directions[owner] for owner in owners])
-        return self.scaled((descriptors.double().cpu() * directions).sum(1)).float().to(descriptors.device)
+        return (
+            self.scaled((descriptors.double().cpu() * directions).sum(1))
+            .float()
+            .to(descriptors.device)
+        )
 
 
 def _class_of(normality: str) -> type[Method]:

@@ -192,7 +192,9 @@ class EndToEnd(Learner):
 
     def _autocast(self, images: Tensor) -> torch.autocast:
         precision = self._computes_in
-        return torch.autocast(images.device.type, dtype=precision, enabled=precision != torch.float32)
+        return torch.autocast(
+            images.device.type, dtype=precision, enabled=precision != torch.float32
+        )
 
 
 class FineTuned(EndToEnd):
@@ -207,7 +209,9 @@ class FineTuned(EndToEnd):
     def learning_rate_factor(self, progress: float) -> float:
         settings = self.config
         return warm_up_then_cosine(
-            progress, start=settings.learning_rate_start / settings.learning_rate, warmup=settings.warmup
+            progress,
+            start=settings.learning_rate_start / settings.learning_rate,
+            warmup=settings.warmup,
         )
 
 

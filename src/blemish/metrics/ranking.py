@@ -67,10 +67,14 @@ def best_f1(scores: ArrayLike, labels: ArrayLike) -> tuple[float, float] | None:
         return float(f1[best]), float(np.nextafter(upper, -np.inf))
     lower = distinct[best + 1]
     middle = lower / 2 + upper / 2  # halved first: the sum of two huge scores overflows
-    return float(f1[best]), float(middle if middle < upper else lower)  # adjacent floats have no middle
+    return float(f1[best]), float(
+        middle if middle < upper else lower
+    )  # adjacent floats have no middle
 
 
-def roc_curve(scores: ArrayLike, labels: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+def roc_curve(
+    scores: ArrayLike, labels: ArrayLike
+) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
     """(false-positive rate, true-positive rate), one point per distinct score, from (0, 0) to (1, 1)."""
     counts = _counts(scores, labels)
     if counts is None:
@@ -91,7 +95,7 @@ def precision_recall_curve(
 
 
 def confusion(verdicts: ArrayLike, labels: ArrayLike) -> dict[str, int]:
-    """How often verdicts (0 normal, 1 anomalous; from `blemish.thresholds.verdict`) agree with the labels.
+    """How often verdicts (0 normal, 1 anomalous; from `blemish.detector.thresholds.verdict`) agree with the labels.
 
     Example:
         >>> confusion([0, 1, 1], [0, 0, 1])
@@ -114,12 +118,16 @@ def _counts(
     values, anomalous = np.asarray(scores, dtype=np.float64), _classes(labels, "label")
     _same_length(values, anomalous, "scores")
     if not np.isfinite(values).all():
-        raise NonFiniteError(f"{np.count_nonzero(~np.isfinite(values))} of {values.size} scores are NaN or infinite")
+        raise NonFiniteError(
+            f"{np.count_nonzero(~np.isfinite(values))} of {values.size} scores are NaN or infinite"
+        )
     if anomalous.all() or not anomalous.any():
         return None
     order = np.argsort(-values)
     values, anomalous = values[order], anomalous[order]
-    last = np.flatnonzero(np.append(values[1:] != values[:-1], True))  # the last of each run of tied scores
+    last = np.flatnonzero(
+        np.append(values[1:] != values[:-1], True)
+    )  # the last of each run of tied scores
     true = np.cumsum(anomalous, dtype=np.int64)[last]
     return true, last + 1 - true, values[last]
 

@@ -103,11 +103,17 @@ class PixelMetrics:
         distinct = scores[starts]
         weights = np.add.reduceat(np.concatenate(self._weights)[order], starts)
         pixels, half = self._pixels[: self._count], self._count // 2
-        with ThreadPoolExecutor(2) as pool:  # numpy lets go of the interpreter lock in sort and searchsorted
+        with ThreadPoolExecutor(
+            2
+        ) as pool:  # numpy lets go of the interpreter lock in sort and searchsorted
             pixels.partition(half)
             list(pool.map(np.ndarray.sort, (pixels[:half], pixels[half:])))
-            below, upto = pool.map(lambda side: np.searchsorted(pixels, distinct, side), ("left", "right"))
-        curve = _curve(self._count, below, upto, np.diff(starts, append=len(scores)), weights / self._regions)
+            below, upto = pool.map(
+                lambda side: np.searchsorted(pixels, distinct, side), ("left", "right")
+            )
+        curve = _curve(
+            self._count, below, upto, np.diff(starts, append=len(scores)), weights / self._regions
+        )
         return PixelResult(curve.auroc(), curve.aupro(fpr_limit))
 
 
@@ -126,7 +132,9 @@ class StreamingPixelMetrics:
         if bins < 1:
             raise ConfigError(f"bins: {bins} is not a number of bins; at least 1 is needed")
         if not (low < high and math.isfinite(high - low) and math.isfinite(bins / (high - low))):
-            raise ConfigError(f"{low} to {high} is not a range of scores; low < high, both finite, is needed")
+            raise ConfigError(
+                f"{low} to {high} is not a range of scores; low < high, both finite, is needed"
+            )
         self._low, self._high = low, high
         self._scale = bins / (high - low)
         self._bins = bins
@@ -139,7 +147,9 @@ class StreamingPixelMetrics:
         """Adds one picture; arguments and errors as in `PixelMetrics.add`."""
         scores = _checked(anomaly_map, mask)
         # Whatever a step rounds, it keeps the order of the scores, so that the bins are in order too.
-        position = (np.clip(scores.astype(np.float64), self._low, self._high) - self._low) * self._scale
+        position = (
+            np.clip(scores.astype(np.float64), self._low, self._high) - self._low
+        ) * self._scale
         bins = np.minimum(position.astype(np.intp), self._bins - 1)
         self._pixels += np.bincount(bins.ravel(), minlength=self._bins)
         if mask is not None and mask.any():
@@ -157,8 +167,12 @@ class StreamingPixelMetrics:
             return PixelResult(None, None)
         used = np.flatnonzero(self._positives)
         below = (upto - self._pixels)[used]
-        curve = _curve(total, below, upto[used], self._positives[used], self._weights[used] / self._regions)
-        return PixelResult(curve.auroc(), curve.aupro(fpr_limit), curve.auroc_error(), curve.aupro_error(fpr_limit))
+        curve = _curve(
+            total, below, upto[used], self._positives[used], self._weights[used] / self._regions
+        )
+        return PixelResult(
+            curve.auroc(), curve.aupro(fpr_limit), curve.auroc_error(), curve.aupro_error(fpr_limit)
+        )
 
 
 @dataclass(frozen=True)
@@ -229,9 +243,13 @@ def _checked(anomaly_map: ArrayLike, mask: NDArray[np.bool_] | None) -> NDArray[
     if scores.ndim != 2:
         raise ConfigError(f"an anomaly map has shape {scores.shape}; H×W is needed")
     if mask is not None and mask.shape != scores.shape:
-        raise ConfigError(f"a mask of {mask.shape} does not fit its anomaly map of {scores.shape}; resize one of them")
+        raise ConfigError(
+            f"a mask of {mask.shape} does not fit its anomaly map of {scores.shape}; resize one of them"
+        )
     if mask is not None and mask.dtype != np.bool_:
-        raise ConfigError(f"a mask has dtype {mask.dtype}; bool is needed (for a picture: mask > half of full scale)")
+        raise ConfigError(
+            f"a mask has dtype {mask.dtype}; bool is needed (for a picture: mask > half of full scale)"
+        )
     if not np.isfinite(scores).all():
         raise NonFiniteError("an anomaly map holds NaN or infinite scores (as float32)")
     return scores

@@ -62,7 +62,12 @@ _STYLE: Any = {  # newer matplotlib types the keys one by one; older has no such
 _PERPLEXITY = 30.0  # of t-SNE, as van der Maaten and Hinton (2008) use it; of few points a third of their number
 _NAME_LENGTH = 26  # signs of a line beside a row of pictures
 _HEAD_LENGTH = 20  # of one above a picture
-_LABEL: Any = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.5}  # behind words on a picture
+_LABEL: Any = {
+    "facecolor": "white",
+    "edgecolor": "none",
+    "alpha": 0.85,
+    "pad": 1.5,
+}  # behind words on a picture
 _BINS = 150  # points of a line over the steps of a training
 # matplotlib reads its settings from one place in the process; two threads must not swap them at the same time.
 _SETTINGS = threading.Lock()
@@ -80,15 +85,27 @@ def roc(fpr: Curve, tpr: Curve, auroc: float | None, *, format: Format = "svg") 
     """
     x, y = _curve("fpr", fpr, "tpr", tpr)
     with _sheet(format, width=4.2, height=3.6) as (axes, sheet):
-        axes.plot([0, 1], [0, 1], color=_INK, linewidth=1.0, linestyle=(0, (2, 3)), label="guessing")
-        axes.plot(x, y, color=NORMAL_COLOUR, linewidth=2.0, label=_area("AUROC", auroc), clip_on=False, zorder=3)
+        axes.plot(
+            [0, 1], [0, 1], color=_INK, linewidth=1.0, linestyle=(0, (2, 3)), label="guessing"
+        )
+        axes.plot(
+            x,
+            y,
+            color=NORMAL_COLOUR,
+            linewidth=2.0,
+            label=_area("AUROC", auroc),
+            clip_on=False,
+            zorder=3,
+        )
         axes.fill_between(x, y, color=NORMAL_COLOUR, alpha=0.08, linewidth=0)
         axes.set(xlabel="false alarms / good pictures", ylabel="found / defective pictures")
         _unit_square(axes)
     return sheet.getvalue()
 
 
-def precision_recall(precision: Curve, recall: Curve, ap: float | None, *, format: Format = "svg") -> bytes:
+def precision_recall(
+    precision: Curve, recall: Curve, ap: float | None, *, format: Format = "svg"
+) -> bytes:
     """Precision against recall over all thresholds, as steps (no interpolation between thresholds).
 
     Args:
@@ -102,9 +119,20 @@ def precision_recall(precision: Curve, recall: Curve, ap: float | None, *, forma
     if x.size and x[0] > x[-1]:  # from the lowest threshold up
         x, y = x[::-1], y[::-1]
     with _sheet(format, width=4.2, height=3.6) as (axes, sheet):
-        axes.step(x, y, where="pre", color=NORMAL_COLOUR, linewidth=2.0, label=_area("AP", ap), clip_on=False, zorder=3)
+        axes.step(
+            x,
+            y,
+            where="pre",
+            color=NORMAL_COLOUR,
+            linewidth=2.0,
+            label=_area("AP", ap),
+            clip_on=False,
+            zorder=3,
+        )
         axes.fill_between(x, y, step="pre", color=NORMAL_COLOUR, alpha=0.08, linewidth=0)
-        axes.set(xlabel="recall: found / defective pictures", ylabel="precision: defective / alarms")
+        axes.set(
+            xlabel="recall: found / defective pictures", ylabel="precision: defective / alarms"
+        )
         _unit_square(axes)
     return sheet.getvalue()
 
@@ -130,11 +158,15 @@ def score_histogram(
     Raises: NonFiniteError if a score or the threshold is not finite.
     """
     with _sheet(format, width=7.6, height=3.0) as (axes, sheet):
-        _histogram(axes, [("good", normal), ("defective", anomalous), ("scored", unlabelled)], threshold)
+        _histogram(
+            axes, [("good", normal), ("defective", anomalous), ("scored", unlabelled)], threshold
+        )
     return sheet.getvalue()
 
 
-def score_histograms(panels: Mapping[str, tuple[Curve, Curve, float | None]], *, format: Format = "svg") -> bytes:
+def score_histograms(
+    panels: Mapping[str, tuple[Curve, Curve, float | None]], *, format: Format = "svg"
+) -> bytes:
     """How the scores of several detectors are spread, side by side, each on an axis of its own.
 
     Scores of different detectors are of different units; what can be compared is how far the classes lie apart.
@@ -154,15 +186,25 @@ def score_histograms(panels: Mapping[str, tuple[Curve, Curve, float | None]], *,
 
 
 def _histogram(
-    axes: Axes, classes: Sequence[tuple[str, Curve | None]], threshold: float | None, *, title: str = ""
+    axes: Axes,
+    classes: Sequence[tuple[str, Curve | None]],
+    threshold: float | None,
+    *,
+    title: str = "",
 ) -> None:
     """Scores by the name of their class (None: there is no such class) in bins that meet at the threshold."""
     found = [
-        (name, scores) for name, values in classes if values is not None and (scores := _finite("scores", values)).size
+        (name, scores)
+        for name, values in classes
+        if values is not None and (scores := _finite("scores", values)).size
     ]
     if threshold is not None and not math.isfinite(threshold):
-        raise NonFiniteError(f"the threshold {threshold} cannot be drawn; give a finite score or None")
-    edges = _edges(np.concatenate([scores for _, scores in found]) if found else np.zeros(0), threshold)
+        raise NonFiniteError(
+            f"the threshold {threshold} cannot be drawn; give a finite score or None"
+        )
+    edges = _edges(
+        np.concatenate([scores for _, scores in found]) if found else np.zeros(0), threshold
+    )
     for name, scores in found:
         label, colour = f"{name} ({scores.size:,})", _COLOURS[name]
         counts = np.histogram(-scores, -edges[::-1])[0][::-1]  # negated: (a, b] in place of [a, b)
@@ -191,7 +233,11 @@ def _histogram(
 
 
 def health(
-    steps: Curve, curves: Mapping[str, Curve], tiles: Sequence[tuple[str, Picture]], *, format: Format = "png"
+    steps: Curve,
+    curves: Mapping[str, Curve],
+    tiles: Sequence[tuple[str, Picture]],
+    *,
+    format: Format = "png",
 ) -> bytes:
     """How a training went: small plots side by side, and below them pictures in a row.
 
@@ -210,17 +256,23 @@ def health(
         plots = above.subplots(1, len(curves), squeeze=False)[0]
         for axes, (title, values) in zip(plots, curves.items(), strict=True):
             x, y = _curve("steps", steps, title, values)
-            starts = np.unique(np.linspace(0, x.size, min(x.size, _BINS), endpoint=False).astype(np.int64))
+            starts = np.unique(
+                np.linspace(0, x.size, min(x.size, _BINS), endpoint=False).astype(np.int64)
+            )
             each = np.diff(np.append(starts, x.size))
             middle = np.add.reduceat(x, starts) / each
             low, high = np.minimum.reduceat(y, starts), np.maximum.reduceat(y, starts)
             axes.fill_between(middle, low, high, color=NORMAL_COLOUR, alpha=0.2, linewidth=0)
             mean = np.add.reduceat(y, starts) / each
-            axes.plot(middle, mean, color=NORMAL_COLOUR, linewidth=1.6, marker="." if x.size == 1 else "")
+            axes.plot(
+                middle, mean, color=NORMAL_COLOUR, linewidth=1.6, marker="." if x.size == 1 else ""
+            )
             axes.set_title(title, fontsize=9.5)
             axes.set_xlabel("steps")
             axes.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
-        for axes, (caption, picture) in zip(below.subplots(1, len(tiles), squeeze=False)[0], tiles, strict=True):
+        for axes, (caption, picture) in zip(
+            below.subplots(1, len(tiles), squeeze=False)[0], tiles, strict=True
+        ):
             axes.imshow(picture)
             axes.set_title(caption, fontsize=9.5)
             axes.axis("off")
@@ -228,7 +280,11 @@ def health(
 
 
 def embedding(
-    points: npt.ArrayLike, labels: Sequence[int], names: Sequence[str] | None = None, *, format: Format = "svg"
+    points: npt.ArrayLike,
+    labels: Sequence[int],
+    names: Sequence[str] | None = None,
+    *,
+    format: Format = "svg",
 ) -> bytes:
     """Features in the plane: what lies close together there is alike; far apart says little.
 
@@ -267,7 +323,9 @@ def embeddings(
     known = np.asarray(["" for _ in truth] if names is None else names, dtype=object)
     placed = {title: _placed(features, truth, known) for title, features in points.items()}
     groups = [("good", truth == NORMAL, NORMAL_COLOUR, "o")]
-    frequent = [name for name, _ in Counter(known[(truth == ANOMALOUS) & (known != "")]).most_common(_NAMED)]
+    frequent = [
+        name for name, _ in Counter(known[(truth == ANOMALOUS) & (known != "")]).most_common(_NAMED)
+    ]
     for place, name in enumerate(frequent):
         looks = _KINDS[place % len(_KINDS)], _MARKS[place % len(_MARKS)]
         groups.append((_printable(name), (truth == ANOMALOUS) & (known == name), *looks))
@@ -280,12 +338,22 @@ def embeddings(
         for axes, (title, (places, perplexity)) in zip(plots, placed.items(), strict=True):
             handles = [
                 axes.scatter(
-                    places[chosen, 0], places[chosen, 1], s=26, color=colour, marker=mark, alpha=0.75, linewidths=0
+                    places[chosen, 0],
+                    places[chosen, 1],
+                    s=26,
+                    color=colour,
+                    marker=mark,
+                    alpha=0.75,
+                    linewidths=0,
                 )
                 for _, chosen, colour, mark in drawn
             ]
             axes.set_title(_shortened(title), fontsize=9.5, parse_math=False)
-            axes.set(xticks=[], yticks=[], xlabel=f"t-SNE of {len(places):,} pictures, perplexity {perplexity:.3g}")
+            axes.set(
+                xticks=[],
+                yticks=[],
+                xlabel=f"t-SNE of {len(places):,} pictures, perplexity {perplexity:.3g}",
+            )
         # The number stands first: matplotlib leaves out a label that begins with an underscore.
         legend = axes.legend(
             handles,
@@ -304,10 +372,14 @@ def _placed(
     """Where points N D lie in the plane, N 2, and the perplexity of that. Raises: as `embedding`."""
     features = np.asarray(points, dtype=np.float32)
     if features.ndim != 2 or features.shape[0] < 3 or features.shape[1] < 2:
-        raise ConfigError(f"t-SNE needs 3 or more points of 2 or more features; these are of shape {features.shape}")
+        raise ConfigError(
+            f"t-SNE needs 3 or more points of 2 or more features; these are of shape {features.shape}"
+        )
     _finite("features", features)
     if not len(features) == len(truth) == len(known):
-        raise ConfigError(f"{len(features)} points, {len(truth)} labels and {len(known)} names; as many are needed")
+        raise ConfigError(
+            f"{len(features)} points, {len(truth)} labels and {len(known)} names; as many are needed"
+        )
     perplexity = min(_PERPLEXITY, (len(features) - 1) / 3)
     return _tsne(features, perplexity), perplexity
 
@@ -359,14 +431,36 @@ def gallery(
             for column, title in enumerate(titles, start=1):
                 if title in tiles:
                     tall, across = tiles[title].shape[:2]
-                    inch = 0.5 * min((wide - 0.1) / across, (high - 0.1) / tall)  # half a pixel's side
+                    inch = 0.5 * min(
+                        (wide - 0.1) / across, (high - 0.1) / tall
+                    )  # half a pixel's side
                     centre = wide * (column + 0.5)
-                    sides = (centre - inch * across, centre + inch * across, middle + inch * tall, middle - inch * tall)
+                    sides = (
+                        centre - inch * across,
+                        centre + inch * across,
+                        middle + inch * tall,
+                        middle - inch * tall,
+                    )
                     axes.imshow(tiles[title], extent=sides)
                     if labels is not None and title in labels[row]:
                         corner = sides[0] + 0.04, sides[3] + 0.04
-                        axes.text(*corner, labels[row][title], fontsize=8, va="top", parse_math=False, bbox=_LABEL)
-        axes.text(size[0] / 2, size[1] - head / 2, note, fontsize=9.5, ha="center", va="center", parse_math=False)
+                        axes.text(
+                            *corner,
+                            labels[row][title],
+                            fontsize=8,
+                            va="top",
+                            parse_math=False,
+                            bbox=_LABEL,
+                        )
+        axes.text(
+            size[0] / 2,
+            size[1] - head / 2,
+            note,
+            fontsize=9.5,
+            ha="center",
+            va="center",
+            parse_math=False,
+        )
         axes.set(xlim=(0.0, size[0]), ylim=(size[1], 0.0), aspect="equal")
         axes.axis("off")
     return sheet.getvalue()
@@ -408,7 +502,10 @@ def _tsne(features: npt.NDArray[np.float32], perplexity: float) -> npt.NDArray[n
 
 def _printable(text: str) -> str:
     """With everything else escaped: an SVG file cannot hold it, and no font has it."""
-    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode("ascii") for sign in text)
+    return "".join(
+        sign if sign.isprintable() else sign.encode("unicode_escape").decode("ascii")
+        for sign in text
+    )
 
 
 def _shortened(line: str, length: int = _NAME_LENGTH) -> str:
@@ -425,14 +522,19 @@ def _edges(scores: npt.NDArray[np.float64], threshold: float | None) -> npt.NDAr
         return np.array([0.0, 1.0])
     low, high = float(values.min()), float(values.max())
     largest = max(abs(low), abs(high))
-    if high - low <= 1e-9 * largest:  # equal scores get a few bins around them, wide enough for readable ticks
+    if (
+        high - low <= 1e-9 * largest
+    ):  # equal scores get a few bins around them, wide enough for readable ticks
         margin = 0.05 * largest or 0.5
         low, high = low - margin, high + margin
     step = (high - low) / min(max(math.ceil(2.0 * math.sqrt(scores.size)), 8), 50)
     anchor = low if threshold is None else threshold
     first, last = math.floor((low - anchor) / step), math.ceil((high - anchor) / step)
     edges = np.array([anchor + step * index for index in range(first, last + 1)])
-    edges[0], edges[-1] = min(edges[0], low), max(edges[-1], high)  # rounding must not push a score out
+    edges[0], edges[-1] = (
+        min(edges[0], low),
+        max(edges[-1], high),
+    )  # rounding must not push a score out
     return edges
 
 
@@ -448,7 +550,9 @@ def _curve(
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     one, other = _finite(first_name, first), _finite(second_name, second)
     if one.size != other.size:
-        raise ConfigError(f"{first_name} has {one.size} values and {second_name} {other.size}; a curve needs as many")
+        raise ConfigError(
+            f"{first_name} has {one.size} values and {second_name} {other.size}; a curve needs as many"
+        )
     return one, other
 
 

@@ -23,7 +23,10 @@ from blemish.files import write_whole
 
 Picture = npt.NDArray[np.uint8]
 
-ATTENTION_SCALE = (1.0, 8.0)  # in multiples of the attention's mean: where it is flat, nothing shows
+ATTENTION_SCALE = (
+    1.0,
+    8.0,
+)  # in multiples of the attention's mean: where it is flat, nothing shows
 SALIENCY_SCALE = (0.0, 1.0)  # the range that methods give it in
 _ROWS = 256  # drawn at a time
 _LIGHT, _DARK = 255, 0  # of a rectangle's two lines: one of them is seen on any ground
@@ -37,7 +40,11 @@ _STRENGTHS = np.minimum(np.linspace(0.0, 2.0, 256), 1.0)
 
 
 def overlay(
-    picture: Picture, heatmap: npt.NDArray[np.floating[Any]], scale: tuple[float, float], *, opacity: float = 0.5
+    picture: Picture,
+    heatmap: npt.NDArray[np.floating[Any]],
+    scale: tuple[float, float],
+    *,
+    opacity: float = 0.5,
 ) -> Picture:
     """The picture tinted where the heatmap is high.
 
@@ -71,10 +78,14 @@ def overlay(
     alpha = (opacity * _STRENGTHS)[:, None]
     kept, tint = (1.0 - alpha).astype(np.float32), (alpha * _COLOURS).astype(np.float32)
     blended = np.empty_like(picture)
-    for first in range(0, len(picture), _ROWS):  # a large picture whole would take thirty times its own memory
+    for first in range(
+        0, len(picture), _ROWS
+    ):  # a large picture whole would take thirty times its own memory
         rows = slice(first, first + _ROWS)
         # Divided before subtracting, so that a scale near the largest float cannot overflow.
-        level = np.clip(heatmap[rows].astype(np.float64) / (high - low) - low / (high - low), 0.0, 1.0)
+        level = np.clip(
+            heatmap[rows].astype(np.float64) / (high - low) - low / (high - low), 0.0, 1.0
+        )
         index = np.rint(level * 255.0).astype(np.uint8)
         blended[rows] = np.rint(picture[rows] * kept[index] + tint[index]).astype(np.uint8)
     return blended
@@ -89,7 +100,9 @@ def attention_overlay(picture: Picture, attention: npt.NDArray[np.floating[Any]]
         True
     """
     height, width = picture.shape[:2]
-    return overlay(picture, place_probability(attention, (height, width)) * (height * width), ATTENTION_SCALE)
+    return overlay(
+        picture, place_probability(attention, (height, width)) * (height * width), ATTENTION_SCALE
+    )
 
 
 def outline(picture: Picture, box: tuple[float, float, float, float]) -> Picture:
@@ -125,7 +138,9 @@ def outline(picture: Picture, box: tuple[float, float, float, float]) -> Picture
     return drawn
 
 
-def colour_bar(scale: tuple[float, float], *, width: int = 256, height: int = 16, opacity: float = 1.0) -> Picture:
+def colour_bar(
+    scale: tuple[float, float], *, width: int = 256, height: int = 16, opacity: float = 1.0
+) -> Picture:
     """The legend of `overlay`: uint8 height width 3, low at the left, drawn by `overlay` itself over light grey.
 
     Raises: ConfigError as `overlay`.
@@ -156,7 +171,9 @@ def thumbnail(picture: Picture, max_side: int) -> Picture:
     if factor >= 1.0:
         return picture
     size = (max(1, round(width * factor)), max(1, round(height * factor)))
-    return np.ascontiguousarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+    return np.ascontiguousarray(
+        cv2.resize(picture, size, interpolation=cv2.INTER_AREA), dtype=np.uint8
+    )
 
 
 def encode_jpeg(picture: Picture, quality: int = 85) -> bytes:
@@ -201,11 +218,15 @@ def _within(start: float, length: float, pixels: int, margin: int) -> slice:
 
 def _check_picture(picture: Picture) -> None:
     if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or picture.size == 0:
-        raise ConfigError(f"a picture is uint8 H W 3; this array is {picture.dtype} of shape {picture.shape}")
+        raise ConfigError(
+            f"a picture is uint8 H W 3; this array is {picture.dtype} of shape {picture.shape}"
+        )
 
 
 def _checked_scale(scale: tuple[float, float]) -> tuple[float, float]:
     low, high = map(float, scale)
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise ConfigError(f"the scale ({low:g}, {high:g}) is empty; give two finite scores, the lower one first")
+        raise ConfigError(
+            f"the scale ({low:g}, {high:g}) is empty; give two finite scores, the lower one first"
+        )
     return low, high

@@ -97,11 +97,15 @@ def write_report(
     """
     for entry in entries:
         if not math.isfinite(entry.score):
-            raise NonFiniteError(f"{entry.source}: the score {entry.score} is not finite; a report would hide that")
+            raise NonFiniteError(
+                f"{entry.source}: the score {entry.score} is not finite; a report would hide that"
+            )
     ranked = sorted(entries, key=lambda entry: -entry.score)
     broken = list(dict.fromkeys([*failures, *(evaluation.failures if evaluation else ())]))
     threshold = manifest.get("threshold") or {}
-    folder = _shared_folder([*(entry.source for entry in ranked), *(failure.source for failure in broken)])
+    folder = _shared_folder(
+        [*(entry.source for entry in ranked), *(failure.source for failure in broken)]
+    )
     page = _template().render(
         title=title,
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -130,25 +134,46 @@ def _worst(ranked: Sequence[Entry]) -> list[_Group]:
     defects = [entry for entry in reversed(ranked) if entry.truth == ANOMALOUS]
     good = [entry for entry in ranked if entry.truth == NORMAL]
     if not defects and not good:
-        return [_Group(title="Highest scores", caption="Most unlike the good pictures.", entries=ranked)]
+        return [
+            _Group(title="Highest scores", caption="Most unlike the good pictures.", entries=ranked)
+        ]
     if all(entry.verdict is None for entry in ranked):
         low, high = "The first to be missed", "The first false alarms"
         return [
             _Group(
-                title="Defects with the lowest scores", caption=f"{low}, wherever a threshold is set.", entries=defects
+                title="Defects with the lowest scores",
+                caption=f"{low}, wherever a threshold is set.",
+                entries=defects,
             ),
-            _Group(title="Good with the highest scores", caption=f"{high}, wherever a threshold is set.", entries=good),
+            _Group(
+                title="Good with the highest scores",
+                caption=f"{high}, wherever a threshold is set.",
+                entries=good,
+            ),
         ]
     missed = [entry for entry in defects if entry.verdict == NORMAL]
     alarms = [entry for entry in good if entry.verdict == ANOMALOUS]
-    low, high = "Defective without an alarm, lowest score first", "Good with an alarm, highest score first"
+    low, high = (
+        "Defective without an alarm, lowest score first",
+        "Good with an alarm, highest score first",
+    )
     return [
-        _Group(title="Missed defects", caption=f"{low}: {len(missed) or 'none'} of {len(defects)}.", entries=missed),
-        _Group(title="False alarms", caption=f"{high}: {len(alarms) or 'none'} of {len(good)}.", entries=alarms),
+        _Group(
+            title="Missed defects",
+            caption=f"{low}: {len(missed) or 'none'} of {len(defects)}.",
+            entries=missed,
+        ),
+        _Group(
+            title="False alarms",
+            caption=f"{high}: {len(alarms) or 'none'} of {len(good)}.",
+            entries=alarms,
+        ),
     ]
 
 
-def _figures(ranked: Sequence[Entry], threshold: float | None, evaluation: Evaluation | None) -> dict[str, bytes]:
+def _figures(
+    ranked: Sequence[Entry], threshold: float | None, evaluation: Evaluation | None
+) -> dict[str, bytes]:
     """SVG files by name; curves only where both classes are present."""
     if evaluation is None:
         pairs = [(entry.truth, entry.score) for entry in ranked]
@@ -157,7 +182,11 @@ def _figures(ranked: Sequence[Entry], threshold: float | None, evaluation: Evalu
     good = [score for truth, score in pairs if truth == NORMAL]
     defective = [score for truth, score in pairs if truth == ANOMALOUS]
     unlabelled = [score for truth, score in pairs if truth is None]
-    drawn = {"histogram": figures.score_histogram(good, defective, unlabelled=unlabelled, threshold=threshold)}
+    drawn = {
+        "histogram": figures.score_histogram(
+            good, defective, unlabelled=unlabelled, threshold=threshold
+        )
+    }
     if evaluation is not None:
         known = [(truth, score) for truth, score in pairs if truth is not None]
         labels, scores = [truth for truth, _ in known], [score for _, score in known]
@@ -182,7 +211,9 @@ def _template() -> jinja2.Template:
         metric=lambda value: "–" if value is None else f"{value:.4f}",
         percent=lambda value: f"{100 * value:.3g} %",
         base64=lambda content: base64.b64encode(content).decode("ascii"),
-        sha256=lambda text: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii"),
+        sha256=lambda text: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode(
+            "ascii"
+        ),
         words=lambda key: str(key).replace("_", " "),
     )
     templates.tests["table"] = lambda value: isinstance(value, Mapping)

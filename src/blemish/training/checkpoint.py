@@ -18,8 +18,8 @@ from torch import Tensor
 
 from blemish import artifact
 from blemish.data.stream import PictureStream
+from blemish.detector.manifest import CHECKPOINT, CheckpointManifest, read_any
 from blemish.errors import ArtifactError, ConfigError, OutputError
-from blemish.manifest import CHECKPOINT, CheckpointManifest, read_any
 from blemish.methods.trained import Learner
 
 _LEARNED, _OPTIMIZER = "method.", "optimizer."  # what the names of tensors begin with
@@ -61,7 +61,9 @@ class Checkpoint:
         try:
             put_back(method, learned)
             _check_state(state, optimizer)
-            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+            optimizer.load_state_dict(
+                {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
+            )
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ArtifactError(
                 f"{self.path}: does not fit this {method.name} ({error}); remove it to start anew"
@@ -86,7 +88,9 @@ def save(
     scalars: dict[str, Any] = {}
     for number, values in optimizer.state_dict()["state"].items():
         for key, value in values.items():
-            (tensors if isinstance(value, Tensor) else scalars)[f"{_OPTIMIZER}{number}.{key}"] = value
+            (tensors if isinstance(value, Tensor) else scalars)[f"{_OPTIMIZER}{number}.{key}"] = (
+                value
+            )
     header = {
         "step": step,
         "steps": steps,
@@ -105,14 +109,20 @@ def save(
 def learned_state(method: Learner) -> dict[str, Tensor]:
     """The method's state, without its backbone where that is frozen."""
     left_out = "backbone." if is_frozen(method.backbone) else "\0"
-    return {name: tensor for name, tensor in method.state_dict().items() if not name.startswith(left_out)}
+    return {
+        name: tensor
+        for name, tensor in method.state_dict().items()
+        if not name.startswith(left_out)
+    }
 
 
 def put_back(method: Learner, state: Mapping[str, Tensor]) -> None:
     """Take back what `learned_state` gave. Raises: ValueError, RuntimeError where the tensors do not fit."""
     differing = sorted(state.keys() ^ learned_state(method).keys())
     if differing:
-        raise ValueError(f"other tensors: {', '.join(differing[:3])}{' …' if len(differing) > 3 else ''}")
+        raise ValueError(
+            f"other tensors: {', '.join(differing[:3])}{' …' if len(differing) > 3 else ''}"
+        )
     for name, tensor in state.items():
         if not isinstance(tensor, Tensor) or not bool(tensor.isfinite().all()):
             raise ValueError(f"{_LEARNED}{name} holds NaN or infinite values")
@@ -173,22 +183,34 @@ def check_free(path: Path) -> None:
 
 def fingerprint(stream: PictureStream) -> str:
     """Of the pictures by position, the broken ones too. The whole stream must have been read."""
-    return hashlib.sha256(json.dumps([sorted(stream.digests.items()), sorted(stream.failures)]).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps([sorted(stream.digests.items()), sorted(stream.failures)]).encode()
+    ).hexdigest()
 
 
 def _read(path: Path) -> Checkpoint:
     try:
         tensors, manifest = artifact.read(path)
         if CHECKPOINT not in manifest:
-            raise ConfigError(f"{path}: is a detector, not the checkpoint of a training; choose another place")
+            raise ConfigError(
+                f"{path}: is a detector, not the checkpoint of a training; choose another place"
+            )
         header = read_any(path, manifest)
         assert isinstance(header, CheckpointManifest)
-        values = {field.name: getattr(header, field.name) for field in fields(header) if field.name != "other"}
+        values = {
+            field.name: getattr(header, field.name)
+            for field in fields(header)
+            if field.name != "other"
+        }
         # Copies: those read lie anywhere in the bytes of the file, fresh ones where vector instructions like them.
-        return Checkpoint(path=path, tensors={name: part.clone() for name, part in tensors.items()}, **values)
+        return Checkpoint(
+            path=path, tensors={name: part.clone() for name, part in tensors.items()}, **values
+        )
     except ArtifactError as error:
         reason = str(error).removeprefix(f"{path}: ")
-        raise ArtifactError(f"{path}: nothing can be resumed from it; remove it to start anew ({reason})") from error
+        raise ArtifactError(
+            f"{path}: nothing can be resumed from it; remove it to start anew ({reason})"
+        ) from error
 
 
 def _differences(there: Any, now: Any, name: str = "") -> Iterator[str]:

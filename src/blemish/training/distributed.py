@@ -43,7 +43,9 @@ def own_device(device: torch.device) -> torch.device:
         return device
     local, there = _number("LOCAL_RANK", 0), torch.cuda.device_count()
     if local >= there:
-        raise ConfigError(f"there are more processes than GPUs: torchrun --nproc-per-node={there}, or --device cpu")
+        raise ConfigError(
+            f"there are more processes than GPUs: torchrun --nproc-per-node={there}, or --device cpu"
+        )
     return torch.device("cuda", local)
 
 
@@ -81,7 +83,10 @@ def exchange(value: Any) -> list[Any]:
     widest = max(int(size) for size in sizes)
     parts = [torch.empty(widest, dtype=torch.uint8, device=device) for _ in sizes]
     dist.all_gather(parts, F.pad(content, (0, widest - len(content))))
-    return [json.loads(part[: int(size)].cpu().numpy().tobytes()) for part, size in zip(parts, sizes, strict=True)]
+    return [
+        json.loads(part[: int(size)].cpu().numpy().tobytes())
+        for part, size in zip(parts, sizes, strict=True)
+    ]
 
 
 def share(items: Sequence[Any]) -> list[Any]:
@@ -119,5 +124,7 @@ class _Step(nn.Module):
 def _number(variable: str, default: int) -> int:
     text = os.environ.get(variable, "")
     if text and not text.isdigit():
-        raise ConfigError(f"the environment variable {variable} is {text!r}, where torchrun sets a number")
+        raise ConfigError(
+            f"the environment variable {variable} is {text!r}, where torchrun sets a number"
+        )
     return int(text or default)

@@ -69,7 +69,11 @@ class Feed:
         one of them is full.
         """
         chunks = self._chunks(size, seed, skip)
-        return self._computed(chunks, size) if self.kept is None else self._remembered(self.kept, chunks)
+        return (
+            self._computed(chunks, size)
+            if self.kept is None
+            else self._remembered(self.kept, chunks)
+        )
 
     def _chunks(self, size: int, seed: int, skip: int) -> Iterator[list[int]]:
         """The rows of batch after batch."""
@@ -79,7 +83,11 @@ class Feed:
             for number, (part, count) in enumerate(parts)
         ]
         while True:
-            yield [row for order, (_, count) in zip(orders, parts, strict=True) for row in islice(order, count)]
+            yield [
+                row
+                for order, (_, count) in zip(orders, parts, strict=True)
+                for row in islice(order, count)
+            ]
 
     def _parts(self, size: int) -> list[tuple[Tensor, int]]:
         """What a batch of `size` rows is drawn from: the rows of each part, and how many it gives."""
@@ -98,7 +106,9 @@ class Feed:
             return None
         return torch.tensor(own).repeat_interleave(len(self.stream.copies))
 
-    def _remembered(self, kept: TrainingBatch, chunks: Iterator[list[int]]) -> Generator[TrainingBatch]:
+    def _remembered(
+        self, kept: TrainingBatch, chunks: Iterator[list[int]]
+    ) -> Generator[TrainingBatch]:
         device = _device(self.method)
         on_gpu = device.type == "cuda"
         gather = partial(_gathered, dataclasses.replace(kept, labels=self.labels), pinned=on_gpu)
@@ -117,7 +127,9 @@ class Feed:
             ]
             features = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
             shown = images if self.method.needs_images else None
-            yield TrainingBatch(shown, features, None if labels is None else labels[rows].to(images.device))
+            yield TrainingBatch(
+                shown, features, None if labels is None else labels[rows].to(images.device)
+            )
 
     def _picture(self, row: int) -> Tensor:
         """Row `row` as the stream would give it: 3 H W. Raises: ImageError where it has become unreadable."""
@@ -145,7 +157,9 @@ def read(method: Learner, stream: PictureStream, *, limit: float, progress: Prog
             features = _encoded(method, batch.images.to(_device(method)), stream.batch_size)
             rows = TrainingBatch(batch.images if method.needs_images else None, features)
             if done == 0 and total * sum(part[0].nbytes for part in _parts(rows)) <= limit:
-                kept = _each(rows, lambda part: torch.empty((total, *part.shape[1:]), dtype=part.dtype))
+                kept = _each(
+                    rows, lambda part: torch.empty((total, *part.shape[1:]), dtype=part.dtype)
+                )
             if kept is not None:
                 for into, part in zip(_parts(kept), _parts(rows), strict=True):
                     into[done : done + count] = part
@@ -172,7 +186,9 @@ def _endless(rows: Tensor, seed: object, position: int) -> Iterator[int]:
     count = len(rows)
     while True:
         epoch, offset = divmod(position, count)
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed_of("epoch", seed, epoch)))
+        order = torch.randperm(
+            count, generator=torch.Generator().manual_seed(seed_of("epoch", seed, epoch))
+        )
         yield from rows[order[offset:]].tolist()
         position += count - offset
 
@@ -182,12 +198,19 @@ def _device(method: Learner) -> torch.device:
 
 
 def _parts(batch: TrainingBatch) -> list[Tensor]:
-    return [*(part for part in (batch.images, batch.labels) if part is not None), *batch.features.values()]
+    return [
+        *(part for part in (batch.images, batch.labels) if part is not None),
+        *batch.features.values(),
+    ]
 
 
 def _each(batch: TrainingBatch, change: Callable[[Tensor], Tensor]) -> TrainingBatch:
-    images, labels = (None if part is None else change(part) for part in (batch.images, batch.labels))
-    return TrainingBatch(images, {name: change(part) for name, part in batch.features.items()}, labels)
+    images, labels = (
+        None if part is None else change(part) for part in (batch.images, batch.labels)
+    )
+    return TrainingBatch(
+        images, {name: change(part) for name, part in batch.features.items()}, labels
+    )
 
 
 def _gathered(kept: TrainingBatch, rows: list[int], *, pinned: bool) -> TrainingBatch:

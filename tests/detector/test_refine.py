@@ -1,0 +1,592 @@
+"""Refining: what was learned later is what would have been learned at once, and the report is recounted by hand."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import blemish
+from blemish.data.layouts import recognition as layouts
+from blemish.detector.calibrate import DEFAULT_RATE
+from blemish.detector.predict import Detector
+from blemish.detector.thresholds import verdict
+from blemish.errors import CalibrationError, ConfigError, DataError
+from blemish.images import Picture, decode
+from blemish.methods.memory import MemoryBank
+from blemish.methods.taught import Taught
+
+Part = Callable[..., np.ndarray]
+Write = Callable[[Path, np.ndarray], Path]
+Fit = Callable[..., Detector]
+CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-5}
+PATCHES = 16  # of a picture
+
+
+@pytest.fixture
+def good(picture: Part) -> Callable[..., list[np.ndarray]]:
+    """`good(4, 24)`: four parts, from this seed on."""
+    return lambda count, first=0: [picture(first + seed) for seed in range(count)]
+
+
+@pytest.fixture
+def bad(picture: Part) -> Callable[..., list[np.ndarray]]:
+    """The same with a square each, of other parts; those of the fixture `mvtec` come first."""
+    return lambda count, first=0: [
+        picture(200 + first + seed, defect=True) for seed in range(count)
+    ]
+
+
+@pytest.fixture
+def fit(small: dict[str, Any]) -> Fit:
+    """`fit(good, defects)`: a detector whose bank, of `knn` unless told otherwise, holds every patch."""
+
+    def fitted(good: Any, defects: Any = None, **settings: Any) -> Detector:
+        return blemish.fit(
+            "atacnet", good, anomalies=defects, **{**small, "normality": "knn", **settings}
+        )
+
+    return fitted
+
+
+def taught(detector: Detector) -> Taught:
+    assert isinstance(detector.method, Taught)
+    return detector.method
+
+
+def bank_of(detector: Detector) -> MemoryBank:
+    normality = taught(detector).normality
+    assert isinstance(normality, MemoryBank)
+    return normality
+
+
+def digests_of(sources: Iterable[Any]) -> list[str]:
+    return [decode(source).digest for source in sources]
+
+
+def scores_of(detector: Detector, pictures: Iterable[Any]) -> list[float]:
+    return [detector.predict(picture).score for picture in pictures]
+
+
+def threshold_by_hand(scores: list[float], rate: float) -> float:
+    return sorted(scores)[math.ceil(round((len(scores) + 1) * (1 - rate), 9)) - 1]
+
+
+def state_of(detector: Detector) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in detector.method.fitted_state().items()}
+
+
+def assert_same_state(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert one.keys() == other.keys()
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+def assert_same_patches(one: Detector, other: Detector) -> None:
+    """Their banks hold the same patches of the same pictures, in whatever order."""
+    found, expected = bank_of(one), bank_of(other)
+    closest = torch.cdist(found.bank.double(), expected.bank.double()).min(1)
+    assert closest.values.max() < 1e-5
+    assert sorted(closest.indices.tolist()) == list(range(len(expected.bank)))
+    assert torch.equal(found.owners, expected.owners[closest.indices])
+
+
+# Defects
+
+
+@pytest.mark.parametrize("normality", ["knn", "patchcore"])
+def test_defects_learned_later_are_defects_learned_at_once(
+    normality: str, fit: Fit, good: Any, bad: Any, mvtec: Path, picture: Part
+) -> None:
+    """Masks, which the data set has, count for both."""
+    defects = [*layouts.read(mvtec).samples, *bad(1, first=10)]
+    defects = [
+        one for one in defects if isinstance(one, np.ndarray) or one.defect in ("square", "dark")
+    ]
+    whole = fit(good(24), defects, normality=normality)
+    refined = blemish.refine(fit(good(24), normality=normality), anomalies=defects)
+    assert (refined.good, refined.defects, refined.known, refined.failures) == (0, 8, 0, ())
+    later = refined.detector
+    assert_same_state(later.method.fitted_state(), whole.method.fitted_state())
+    assert later.threshold == whole.threshold
+    assert later.manifest["calibration_scores"] == whole.manifest["calibration_scores"]
+    for key in ("count", "fingerprint", "fitted", "calibrated", "defects"):
+        assert later.manifest["data"][key] == whole.manifest["data"][key]
+    shown = [*good(3, 60), *bad(3, 60), picture(0)]
+    assert scores_of(later, shown) == scores_of(whole, shown)
+
+
+def test_more_defects_join_those_that_it_knew(fit: Fit, good: Any, bad: Any) -> None:
+    refined = blemish.refine(fit(good(20), bad(2)), anomalies=bad(3, 2)).detector
+    whole = fit(good(20), bad(5))
+    torch.testing.assert_close(taught(refined).defects, taught(whole).defects, **CLOSE)
+    assert refined.manifest["data"]["defects"] == whole.manifest["data"]["defects"]
+    np.testing.assert_allclose(
+        scores_of(refined, bad(2, 60)), scores_of(whole, bad(2, 60)), **CLOSE
+    )
+    assert scores_of(refined, bad(1, 60)) != scores_of(fit(good(20), bad(2)), bad(1, 60))
+
+
+# Good pictures
+
+
+@pytest.mark.parametrize("normality", ["knn", "patchcore"])
+def test_good_pictures_learned_later_are_remembered_as_if_learned_at_once(
+    normality: str, fit: Fit, good: Any, bad: Any
+) -> None:
+    first = fit(good(13), normality=normality)
+    known = first.manifest["calibration_scores"]
+    refined = blemish.refine(first, good=good(11, 13))
+    later, whole = refined.detector, fit(good(24), normality=normality)
+    assert (refined.good, refined.defects, refined.known) == (11, 0, 0)
+    assert_same_patches(later, whole)
+    shown = [*good(2, 60), *bad(2, 60), *good(2, 12)]
+    np.testing.assert_allclose(scores_of(later, shown), scores_of(whole, shown), **CLOSE)
+    scores, expected = later.manifest["calibration_scores"], whole.manifest["calibration_scores"]
+    np.testing.assert_allclose(
+        scores[13:], expected[13:], **CLOSE
+    )  # each beside all the others, old and new
+    assert scores[:13] == known  # as it was measured: at most too high
+    assert all(old >= new - 1e-5 for old, new in zip(known, expected, strict=False))
+    assert any(old > new + 1e-4 for old, new in zip(known, expected, strict=False))
+    for key in ("count", "fingerprint", "fitted"):
+        assert later.manifest["data"][key] == whole.manifest["data"][key]
+
+
+def test_what_the_defects_taught_is_seen_beside_all_good_pictures(
+    fit: Fit, good: Any, bad: Any
+) -> None:
+    later = blemish.refine(fit(good(13), bad(2)), good=good(11, 13)).detector
+    whole = fit(good(24), bad(2))
+    torch.testing.assert_close(
+        taught(later).descriptors[13:], taught(whole).descriptors[13:], **CLOSE
+    )
+    assert taught(later).owners.tolist() == list(range(24))
+    old, new = (taught(detector).lesson for detector in (fit(good(13), bad(2)), later))
+    assert new.unit != old.unit
+    given = taught(later).descriptors
+    assert not torch.allclose(new.likeness(given), old.likeness(given), **CLOSE)
+
+
+def test_the_bank_keeps_to_its_size(fit: Fit, good: Any) -> None:
+    settings = ("bank_size=40",)
+    for normality in ("knn", "patchcore"):
+        detector = fit(good(20), normality=normality, normality_settings=settings)
+        normal = bank_of(blemish.refine(detector, good=good(4, 20)).detector)
+        assert len(normal.bank) == len(normal.owners) == 40
+        assert {owner >= 20 for owner in normal.owners.tolist()} == {False, True}
+
+
+def test_a_single_good_picture_is_too_few_to_go_on_from(fit: Fit, good: Any, bad: Any) -> None:
+    with pytest.raises(DataError, match="beside two good pictures at least, got one"):
+        blemish.refine(fit(good(1)), anomalies=bad(1))
+    with pytest.raises(ConfigError, match="fitted on a single picture"):
+        blemish.refine(fit(good(1)), good=good(23, 1), anomalies=bad(1))
+
+
+@pytest.mark.parametrize("normality", ["knn", "patchcore"])
+def test_turned_and_mirrored_copies_share_their_picture(
+    normality: str, fit: Fit, good: Any, bad: Any
+) -> None:
+    turned: dict[str, Any] = {"normality": normality, "rotations": 2, "flips": True}
+    first = fit(good(7), bad(2), **turned)
+    known = first.manifest["calibration_scores"]
+    refined = blemish.refine(first, good=good(5, 7))
+    later, whole = refined.detector, fit(good(12), bad(2), **turned)
+    method = taught(later)
+    assert method.owners.tolist() == [owner for owner in range(12) for _ in range(4)]
+    assert_same_patches(later, whole)
+    assert torch.bincount(bank_of(later).owners).tolist() == [4 * PATCHES] * 12
+    torch.testing.assert_close(method.usual[7 * 4 :], taught(whole).usual[7 * 4 :], **CLOSE)
+    assert (refined.good, refined.calibrated, refined.detector.threshold.n) == (5, 7, 12)  # type: ignore[union-attr]
+    assert len(later.manifest["calibration_scores"]) == 12
+    likeness = method.lesson.likeness_left_out(method.descriptors[::4], list(range(12)))
+    plain = method.usual[::4] + method.lesson.unit * likeness  # of each the copy that is neither
+    np.testing.assert_allclose(later.manifest["calibration_scores"], plain.tolist(), **CLOSE)
+    assert refined.mean_change == pytest.approx(plain[:7].mean().item() - np.mean(known), abs=1e-5)
+
+
+# Which pictures
+
+
+def test_what_was_added_is_recognised_afterwards(
+    fit: Fit, good: Any, bad: Any, mvtec: Path
+) -> None:
+    detector = fit(good(20))
+    assert blemish.evaluate(detector, mvtec).left_out == ()
+    added = [mvtec / "test" / "good" / "002.png", mvtec / "test" / "square" / "001.png"]
+    refined = blemish.refine(detector, good=added[:1], anomalies=added[1:]).detector
+    result = blemish.evaluate(refined, mvtec)
+    assert sorted(result.left_out) == sorted(map(str, added))
+    assert (result.counts["normal"], result.counts["anomalous"]) == (5, 6)
+    state, manifest = state_of(refined), dict(refined.manifest)
+    known: list[dict[str, Any]] = [{"good": added[:1]}, {"anomalies": bad(2)[1:]}]
+    for again in (*known, known[0] | known[1]):
+        with pytest.raises(DataError, match="nothing is new"):
+            blemish.refine(refined, **again)
+    assert_same_state(refined.method.fitted_state(), state)
+    assert refined.manifest == manifest
+
+
+def test_what_is_known_is_left_out_and_counted(
+    fit: Fit, good: Any, bad: Any, write: Write, tmp_path: Path
+) -> None:
+    """By content: a learned picture, a copy under another name, a learned defect, a new one given twice."""
+    again = write(tmp_path / "again.png", good(1)[0])
+    new, defect = good(1, 60)[0], bad(1, 60)[0]
+    refined = blemish.refine(
+        fit(good(20), bad(2)),
+        good=[*good(1, 3), new, again, new.copy()],
+        anomalies=[defect, *bad(1), defect.copy()],
+    )
+    assert (refined.good, refined.defects, refined.known, refined.failures) == (1, 1, 5, ())
+    data = refined.detector.manifest["data"]
+    assert data["fitted"] == digests_of([*good(20), new])
+    assert data["defects"] == digests_of([*bad(2), defect])
+    assert taught(refined.detector).owners.tolist() == list(range(21))
+    assert (data["count"], len(taught(refined.detector).defects)) == (21, 3)
+
+
+def test_they_are_named_in_any_form(fit: Fit, good: Any, mvtec: Path) -> None:
+    forms: list[dict[str, Any]] = [
+        {"good": mvtec, "anomalies": mvtec},
+        {
+            "good": str(mvtec / "train" / "good"),
+            "anomalies": [mvtec / "test" / "square", mvtec / "test" / "dark"],
+        },
+    ]
+    for given in forms:
+        refined = blemish.refine(fit(good(20)), **given)
+        assert (refined.good, refined.known, refined.defects) == (4, 20, 7)
+        data = refined.detector.manifest["data"]
+        assert data["fitted"] == digests_of(good(24))
+        assert "layout: " in data["defects_layout"]
+
+
+def test_they_are_written_down_in_the_order_in_which_they_came(
+    fit: Fit, good: Any, bad: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first takes the longest to decode."""
+    added, defects = good(4, 60), bad(4, 60)
+    detector = fit(good(3))
+
+    def late(source: Any, **options: Any) -> Picture:
+        if source is added[0] or source is defects[0]:
+            time.sleep(0.1)
+        return decode(source, **options)
+
+    monkeypatch.setattr("blemish.data.stream.decode", late)
+    data = blemish.refine(detector, good=added, anomalies=defects).detector.manifest["data"]
+    assert data["fitted"] == digests_of([*good(3), *added])
+    assert data["defects"] == digests_of(defects)
+
+
+def test_broken_ones_are_listed_and_the_others_learned_from(
+    fit: Fit, good: Any, mvtec: Path, tmp_path: Path
+) -> None:
+    (mvtec / "train" / "good" / "022.png").write_text("not a picture")
+    (mvtec / "test" / "square" / "001.png").write_text("not a picture either")
+    (mvtec / "ground_truth" / "square" / "002_mask.png").write_text("not a mask")
+    broken = {"022.png", "001.png", "002.png"}
+    (tmp_path / "broken.png").write_text("not a picture")
+    detector = fit([*good(20), tmp_path / "broken.png"])
+    before = detector.manifest["data"]["failures"]
+    assert len(before) == 1
+    refined = blemish.refine(detector, good=mvtec, anomalies=mvtec)
+    assert (refined.good, refined.known, refined.defects) == (3, 20, 5)
+    assert len(taught(refined.detector).defects) == 5
+    assert len(refined.failures) == 3
+    listed = [failure.to_dict() for failure in refined.failures]
+    assert all(
+        any(name.removesuffix(".png") in failure["path"] for name in broken) for failure in listed
+    )
+    data = refined.detector.manifest["data"]
+    assert data["failures"] == [*before, *listed]
+    squares = [
+        path for path in sorted((mvtec / "test" / "square").iterdir()) if path.name not in broken
+    ]
+    assert set(data["defects"]) == set(digests_of([*squares, *(mvtec / "test" / "dark").iterdir()]))
+
+
+def test_only_broken_ones_change_nothing(fit: Fit, good: Any, tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_text("not a picture")
+    detector = fit(good(20))
+    state = state_of(detector)
+    with pytest.raises(DataError, match=r"nothing is new: .* or cannot be read"):
+        blemish.refine(
+            detector, good=[*good(2), tmp_path / "broken.png"], anomalies=tmp_path / "broken.png"
+        )
+    assert_same_state(detector.method.fitted_state(), state)
+
+
+# The threshold
+
+
+def test_the_threshold_is_of_all_good_pictures_left_out(fit: Fit, good: Any, bad: Any) -> None:
+    for rate, asked in ((0.05, None), (0.2, 0.2)):
+        given = {"good": good(7, 20), "anomalies": bad(1, 1)}
+        refined = blemish.refine(fit(good(20), bad(1)), **given, false_alarm_rate=asked)
+        threshold, manifest = refined.detector.threshold, refined.detector.manifest
+        assert threshold is not None
+        assert (threshold.method, threshold.n, threshold.rate) == ("leave-one-out", 27, rate)
+        assert (
+            threshold.value
+            == refined.after
+            == threshold_by_hand(manifest["calibration_scores"], rate)
+        )
+        assert manifest["threshold"] == threshold.to_dict()
+
+
+def test_its_rate_is_kept(fit: Fit, good: Any) -> None:
+    refined = blemish.refine(fit(good(20), false_alarm_rate=0.25), good=good(3, 20))
+    assert refined.detector.threshold is not None
+    assert (refined.detector.threshold.rate, refined.detector.threshold.n) == (0.25, 23)
+
+
+def test_without_a_threshold_it_stays_without_one_unless_asked(
+    fit: Fit, good: Any, bad: Any
+) -> None:
+    without = {"calibration_fraction": 0}
+    refined = blemish.refine(fit(good(20), **without), good=good(4, 20), anomalies=bad(2))
+    assert refined.detector.threshold is None
+    told = (refined.before, refined.after, refined.alarms_before, refined.alarms_after)
+    assert (*told, refined.found_before, refined.found_after) == (None,) * 6
+    assert np.isfinite(refined.mean_change)
+    refined = blemish.refine(
+        fit(good(20), **without), good=good(4, 20), anomalies=bad(2), false_alarm_rate=0.1
+    )
+    assert refined.detector.threshold is not None
+    assert (refined.before, refined.alarms_before, refined.found_before) == (None, None, None)
+    assert refined.after == threshold_by_hand(refined.detector.manifest["calibration_scores"], 0.1)
+    assert (refined.alarms_after, refined.found_after) == (
+        sum(
+            score > refined.after for score in refined.detector.manifest["calibration_scores"][:20]
+        ),
+        2,
+    )
+
+
+def test_enough_good_pictures_bring_the_threshold_that_too_few_did_not(fit: Fit, good: Any) -> None:
+    refined = blemish.refine(fit(good(10)), good=good(8, 10))
+    assert refined.detector.threshold is not None
+    assert (refined.before, refined.after, refined.detector.threshold.n) == (None, None, 18)
+    assert "at least 19 normal pictures" in refined.detector.threshold.reason
+    refined = blemish.refine(refined.detector, good=good(1, 18))
+    assert refined.after == max(refined.detector.manifest["calibration_scores"])
+    assert refined.detector.threshold is not None
+    assert (refined.detector.threshold.rate, refined.detector.threshold.reason) == (
+        DEFAULT_RATE,
+        "",
+    )
+
+
+def test_a_threshold_from_pictures_held_out_gives_way(fit: Fit, good: Any, bad: Any) -> None:
+    """Pictures that are not at hand any more cannot be judged anew; those that were learned from can."""
+    detector = fit(good(30), calibration_fraction=0.2, false_alarm_rate=0.2)
+    assert detector.threshold is not None
+    assert (detector.threshold.method, detector.threshold.n) == ("split conformal", 6)
+    refined = blemish.refine(detector, anomalies=bad(2))
+    threshold = refined.detector.threshold
+    assert threshold is not None
+    assert (threshold.method, threshold.n, threshold.rate, refined.calibrated) == (
+        "leave-one-out",
+        24,
+        0.2,
+        24,
+    )
+    assert (
+        refined.detector.manifest["data"]["calibrated"] == detector.manifest["data"]["calibrated"]
+    )
+
+
+def test_a_rate_that_cannot_be_kept(fit: Fit, good: Any) -> None:
+    with pytest.raises(
+        CalibrationError, match=r"needs at least 99 normal pictures .* and there are 22"
+    ):
+        blemish.refine(fit(good(20)), good=good(2, 20), false_alarm_rate=0.01)
+    detector = fit(good(20))
+    state = state_of(detector)
+    for rate in (0, 0.0, 1.0, -0.1, 5):
+        with pytest.raises(ConfigError, match=r"false-alarm rate: .* is not between 0 and 1"):
+            blemish.refine(detector, good=good(2, 20), false_alarm_rate=rate)
+    assert_same_state(detector.method.fitted_state(), state)  # said before any work
+
+
+# The report
+
+
+def test_the_report_of_new_defects_is_recounted(fit: Fit, good: Any, bad: Any) -> None:
+    """By a fit without and one with the defects. One of them, a good picture, is not found by the first."""
+    defects = [*bad(2), *good(1, 90)]
+    plain, whole = fit(good(24), false_alarm_rate=0.3), fit(good(24), defects, false_alarm_rate=0.1)
+    refined = blemish.refine(
+        fit(good(24), false_alarm_rate=0.3), anomalies=defects, false_alarm_rate=0.1
+    )
+    before, after = (detector.manifest["calibration_scores"] for detector in (plain, whole))
+    limits = [threshold_by_hand(before, 0.3), threshold_by_hand(after, 0.1)]
+    assert [refined.before, refined.after] == limits
+    alarms = [
+        sum(score > limit for score in scores)
+        for scores, limit in zip((before, after), limits, strict=True)
+    ]
+    assert [refined.alarms_before, refined.alarms_after] == alarms == [6, 1]
+    assert refined.calibrated == 24
+    assert refined.mean_change == pytest.approx(sum(after) / 24 - sum(before) / 24, rel=1e-6)
+    assert refined.mean_change != 0
+    found = [
+        sum(verdict(score, limit) or 0 for score in scores_of(detector, defects))
+        for detector, limit in zip((plain, whole), limits, strict=True)
+    ]
+    assert [refined.found_before, refined.found_after] == found
+    assert found[0] == 2
+
+
+def test_the_report_of_new_good_pictures_is_recounted(fit: Fit, good: Any) -> None:
+    """The new ones are brighter: they score high, and the threshold rises above the old ones."""
+    detector = fit(good(20), false_alarm_rate=0.2)
+    scores, before = (
+        detector.manifest["calibration_scores"],
+        detector.manifest["threshold"]["value"],
+    )
+    brighter = [
+        np.minimum(part + np.uint8(20 + 9 * number), 250) for number, part in enumerate(good(6, 20))
+    ]
+    refined = blemish.refine(detector, good=brighter)
+    both = refined.detector.manifest["calibration_scores"]
+    after = threshold_by_hand(both, 0.2)
+    assert (refined.before, refined.after) == (before, after)
+    assert after > before
+    assert both[:20] == scores
+    alarms = [sum(score > limit for score in scores) for limit in (before, after)]
+    assert [refined.alarms_before, refined.alarms_after] == alarms
+    assert alarms[0] == 3 > alarms[1]
+    assert (refined.calibrated, refined.mean_change) == (20, 0.0)
+    assert (refined.found_before, refined.found_after) == (0, 0)
+
+
+def test_the_report_as_json(fit: Fit, good: Any, bad: Any, tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_text("not a picture")
+    refined = blemish.refine(
+        fit(good(20)), good=[*good(2, 19), tmp_path / "broken.png"], anomalies=bad(2)
+    )
+    told = refined.to_dict()
+    assert "detector" not in told
+    assert (told["good"], told["defects"], told["known"], told["calibrated"]) == (1, 2, 1, 20)
+    assert told["failures"] == [refined.failures[0].to_dict()]
+    for name in (
+        "before",
+        "after",
+        "alarms_before",
+        "alarms_after",
+        "mean_change",
+        "found_before",
+        "found_after",
+    ):
+        assert told[name] == getattr(refined, name)
+
+
+# A life
+
+
+def test_several_refinements_in_a_row(fit: Fit, good: Any, bad: Any, tmp_path: Path) -> None:
+    """Saved and loaded between them, as in a life."""
+    detector = fit(good(20))
+    steps: list[dict[str, Any]] = [
+        {"anomalies": bad(2)},
+        {"good": good(3, 20)},
+        {"good": good(2, 23), "anomalies": bad(1, 2)},
+    ]
+    shown = [*good(2, 60), *bad(2, 60)]
+    known, defects = 20, 0
+    for number, step in enumerate(steps, start=1):
+        refined = blemish.refine(detector, **step)
+        known, defects = known + refined.good, defects + refined.defects
+        path = refined.detector.save(tmp_path / f"{number}.blemish")
+        detector = blemish.load(path, device="cpu", precision="fp32")
+        assert scores_of(detector, shown) == scores_of(refined.detector, shown)
+        assert detector.threshold == refined.detector.threshold
+        assert detector.threshold is not None
+        assert detector.threshold.n == known
+        method = taught(detector)
+        assert method.owners.tolist() == list(range(known))
+        assert torch.bincount(bank_of(detector).owners).tolist() == [PATCHES] * known
+        assert (len(method.defects), len(detector.manifest["data"]["defects"])) == (
+            defects,
+            defects,
+        )
+        events = [(event["good"], event["defects"]) for event in detector.manifest["refined"]]
+        assert events == [(0, 2), (3, 0), (2, 1)][:number]
+    assert detector.manifest["data"]["fitted"] == digests_of(good(25))
+    assert detector.manifest["created"] <= detector.manifest["refined"][0]["date"]
+    whole = fit(good(25))
+    assert_same_patches(detector, whole)
+    assert detector.manifest["data"]["fingerprint"] == whole.manifest["data"]["fingerprint"]
+
+
+def test_it_can_be_calibrated_and_refined_again(fit: Fit, good: Any, bad: Any) -> None:
+    refined = blemish.refine(fit(good(20)), good=good(2, 20), anomalies=bad(2)).detector
+    anew, _, left_out = blemish.recalibrate(refined, [*good(24, 60), *good(3, 19)])
+    assert left_out == 3  # two of them were added
+    again = blemish.refine(anew, anomalies=bad(1, 2))
+    assert again.before == anew.manifest["threshold"]["value"]
+    assert len(again.detector.manifest["refined"]) == 2
+
+
+# What cannot be refined
+
+
+def test_only_a_detector_that_defects_can_teach(
+    fit: Fit, fitted: Callable[..., Detector], good: Any, bad: Any
+) -> None:
+    trained = ("epochs=1", "min_steps=2", "pictures_per_step=4", "width=32", "heads=4", "depth=1")
+    others = [
+        fitted("patchcore"),
+        fit(good(6), normality="padim", normality_settings=("channels=8",)),
+        fit(good(6), normality="agpnet", normality_settings=trained),
+    ]
+    for detector in others:
+        with pytest.raises(
+            ConfigError,
+            match=f"a detector of {detector.method.name} cannot be refined, only one of",
+        ):
+            blemish.refine(detector, good=good(2, 60), anomalies=bad(1))
+
+
+def test_only_a_detector_for_one_kind_of_part(
+    fit: Fit, good_folder: Path, tmp_path: Path, write: Write, good: Any, bad: Any
+) -> None:
+    for number, part in enumerate(good(4)):
+        write(tmp_path / "negative" / "good" / f"{number}.png", 255 - part)
+    shutil.move(good_folder, tmp_path / "part" / "good")
+    detector = fit([tmp_path / "part" / "good", tmp_path / "negative" / "good"])
+    assert detector.categories == ("negative", "part")
+    with pytest.raises(
+        ConfigError, match="several categories cannot be refined: fit it again, or one for each"
+    ):
+        blemish.refine(detector, anomalies=bad(1))
+
+
+def test_something_must_be_given(fit: Fit, good: Any) -> None:
+    detector = fit(good(3))
+    with pytest.raises(ConfigError, match="refine: name good pictures, defects or both"):
+        blemish.refine(detector)
+    with pytest.raises(DataError, match="good: there is no picture in the list"):
+        blemish.refine(detector, good=[])
+    with pytest.raises(DataError, match="anomalies: there is no picture of a defect"):
+        blemish.refine(detector, anomalies=[])
+
+
+def test_a_threshold_by_hand_gives_way_to_a_calibrated_one(fit: Fit, good: Any, bad: Any) -> None:
+    detector = fit(good(24)).with_threshold(0.3)
+    refined = blemish.refine(detector, anomalies=bad(3))
+    assert refined.before == 0.3
+    threshold = refined.detector.threshold
+    assert threshold is not None
+    assert (threshold.method, threshold.rate) == ("leave-one-out", 0.05)

@@ -1,0 +1,446 @@
+"""`blemish figures` end to end: what is drawn, of which pictures, and what is set aside."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import blemish
+from blemish.detector.evaluate import labelled
+from blemish.detector.predict import Detector
+from blemish.errors import ConfigError, DataError, OutputError
+from blemish.report import figures
+from blemish.report import galleries as illustration
+from blemish.types import Scores, silent
+
+Run = Callable[..., tuple[int, str, str]]
+FILES = ["histogram.png", "embedding.png", "gallery.png"]
+
+
+@pytest.fixture
+def part(tmp_path: Path, fitted: Callable[..., Detector]) -> Path:
+    return fitted().save(tmp_path / "part.blemish")
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[Any, ...]]:
+    """The arguments that each figure was drawn from, by its name; of several "embedding", "embedding 2", …"""
+    calls: dict[str, tuple[Any, ...]] = {}
+
+    def watch(name: str) -> None:
+        draw = getattr(figures, name)
+
+        def watched(*arguments: Any, **options: Any) -> bytes:
+            number = sum(key.split()[0] == name for key in calls) + 1
+            calls[name if number == 1 else f"{name} {number}"] = (*arguments, options)
+            picture: bytes = draw(*arguments, **options)
+            return picture
+
+        monkeypatch.setattr(figures, name, watched)
+
+    for name in ("score_histogram", "score_histograms", "embedding", "embeddings", "gallery"):
+        watch(name)
+    return calls
+
+
+Rows = Sequence[tuple[str, Mapping[str, np.ndarray]]]
+
+
+def test_figures(run: Run, part: Path, mvtec: Path, tmp_path: Path, drawn: dict[str, Any]) -> None:
+    out = tmp_path / "out"
+    status, said, err = run(
+        "figures", part, mvtec, "-o", out, "--precision", "fp32", "--count", "2"
+    )
+    assert status == 0
+    assert "Pictures: 6 good, 7 defective; 0 broken" in said
+    assert "scoring: 1 of 13" in err
+    assert {path.name for path in out.iterdir()} == set(FILES)
+    for name in FILES:
+        assert f"Written: {out / name}" in said
+        with Image.open(out / name) as picture:
+            assert picture.format == "PNG"
+            assert np.asarray(picture.convert("L")).std() > 5
+    detector = blemish.load(part, precision="fp32")
+    rows = blemish.evaluate(detector, mvtec).rows
+    scores = {label: [row["score"] for row in rows if row["truth"] == label] for label in (0, 1)}
+    good, defective, options = drawn["score_histogram"]
+    assert good == pytest.approx(scores[0], rel=1e-5)
+    assert defective == pytest.approx(scores[1], rel=1e-5)
+    assert detector.threshold is not None
+    assert options["threshold"] == detector.threshold.value
+    points, labels, names, _ = drawn["embedding"]
+    assert labels == [row["truth"] for row in rows]
+    assert names == [row["defect"] if row["truth"] else "" for row in rows]
+    assert (points.ndim, len(points)) == (2, 13)
+    shown, options = drawn["gallery"]
+    ranked = [
+        row["path"] for row in sorted(rows, key=lambda row: -row["score"]) if row["truth"] == 1
+    ]
+    highest = [
+        row["path"] for row in sorted(rows, key=lambda row: -row["score"]) if row["truth"] == 0
+    ]
+    assert titles(shown) == [
+        *(("defect, high score", Path(path).name) for path in ranked[:2]),
+        *(("defect, low score", Path(path).name) for path in ranked[:-3:-1]),
+        *(("good, high score", Path(path).name) for path in highest[:2]),
+    ]
+    assert [list(tiles) for _, tiles in shown] == [["picture", "mask", "heatmap"]] * 4 + [
+        ["picture", "heatmap"]
+    ] * 2
+    assert options["note"] == ""
+    status, _, err = run("figures", part, mvtec, "-o", out)
+    assert (status, "holds figures already" in err) == (2, True)
+
+
+def titles(rows: Rows) -> list[tuple[str, str]]:
+    """The first line of each caption, and the file's name."""
+    return [
+        (caption.split("\n")[0], next(line for line in caption.split("\n") if ".png" in line))
+        for caption, _ in rows
+    ]
+
+
+def test_features_belong_to_their_pictures(
+    fitted: Callable[..., Detector],
+    mvtec: Path,
+    tmp_path: Path,
+    drawn: dict[str, Any],
+    picture: Any,
+    write: Any,
+) -> None:
+    """Broken pictures and those known to the detector come between the others, and have no point."""
+    (mvtec / "test" / "dark" / "0005.png").touch()
+    write(mvtec / "test" / "good" / "0005.png", picture(3))
+    made = illustration.illustrate(fitted(), mvtec, tmp_path / "out")
+    assert (made.normal, made.anomalous) == (6, 7)
+    assert [Path(path).name for path in made.left_out] == ["0005.png"]
+    assert [Path(failure.source).name for failure in made.failures] == ["0005.png"]
+    points, labels, _, _ = drawn["embedding"]
+    method = fitted().method
+    paths = [Path(row["path"]) for row in blemish.evaluate(fitted(), mvtec).rows]
+    assert labels == [int(path.parent.name != "good") for path in paths]
+    for point, path in zip(points, paths, strict=True):
+        with torch.inference_mode():
+            alone = method.embedding(fitted()._load((0, path, "")).tensor[None])[0]  # type: ignore[union-attr]
+        assert np.allclose(point, alone, atol=1e-4)
+    assert np.ptp(points, axis=0).max() > 1e-2
+    shown, _ = drawn["gallery"]
+    names = titles(shown)
+    assert (
+        len(names) == len(set(names)) == 4 + 3 + 4
+    )  # no defect is shown both as found and as missed
+
+
+def test_broken_pictures_and_masks_are_listed(
+    run: Run, part: Path, mvtec: Path, tmp_path: Path
+) -> None:
+    (mvtec / "test" / "good" / "empty.png").touch()
+    (mvtec / "ground_truth" / "square" / "002_mask.png").write_bytes(b"no mask")
+    status, said, _ = run("figures", part, mvtec, "-o", tmp_path / "out", "--json")
+    assert status == 1
+    made = json.loads(said)
+    assert (made["normal"], made["anomalous"], made["left_out"]) == (6, 7, [])
+    assert [Path(failure["path"]).name for failure in made["failures"]] == [
+        "empty.png",
+        "002_mask.png",
+    ]
+    assert made["failures"][0]["error"] == "is empty (0 bytes)"
+    assert made["files"] == [str(tmp_path / "out" / name) for name in FILES]
+
+
+def test_saliency_and_crop_are_in_the_gallery(
+    fitted: Callable[..., Detector],
+    mvtec: Path,
+    tmp_path: Path,
+    drawn: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    detector = fitted()
+    score = detector.method.score
+
+    def looking(images: torch.Tensor) -> Scores:
+        scores, box = score(images), torch.tensor([0.25, 0.25, 0.5, 0.5])
+        return Scores(
+            scores.image,
+            scores.maps,
+            saliency=torch.ones(len(images), 2, 2),
+            boxes=box.expand(len(images), 4),
+        )
+
+    monkeypatch.setattr(detector.method, "score", looking)
+    illustration.illustrate(detector, mvtec, tmp_path / "out", count=1)
+    shown, options = drawn["gallery"]
+    assert "rectangle is the crop" in options["note"]
+    for _, tiles in shown:
+        assert "saliency" in tiles
+        for name in ("heatmap", "saliency"):
+            assert (tiles[name][16, 17:47] == 255).all()  # the rectangle's light line
+        assert (tiles["saliency"] != tiles["picture"]).any(2).all()
+
+
+def test_several_categories_are_named(
+    fitted: Callable[..., Detector],
+    mvtec: Path,
+    tmp_path: Path,
+    drawn: dict[str, Any],
+    picture: Any,
+    write: Any,
+) -> None:
+    root = tmp_path / "set"
+    root.mkdir()
+    mvtec.rename(root / "bolt")
+    for file in sorted(path for path in (root / "bolt").rglob("*.png")):
+        copy = root / "nut" / file.relative_to(root / "bolt")
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(file.read_bytes())
+    few = root / "nut.v2"
+    write(few / "train" / "good" / "000.png", picture(0))
+    for seed in range(2):  # too few for an embedding of their own
+        write(few / "test" / "dent" / f"{seed:03d}.png", picture(400 + seed, defect=True))
+    made = illustration.illustrate(fitted(), root, tmp_path / "out", count=1)
+    assert (made.normal, made.anomalous) == (12, 16)
+    assert set(drawn["embedding"][2]) == {
+        "",
+        "bolt/square",
+        "bolt/dark",
+        "nut/square",
+        "nut/dark",
+        "nut.v2/dent",
+    }
+    names = ["histogram", "embedding", "embedding-bolt", "embedding-nut", "gallery"]
+    assert made.files == tuple(tmp_path / "out" / f"{name}.png" for name in names)
+    for key, start in (("embedding 2", 0), ("embedding 3", 13)):
+        points, labels, kinds, _ = drawn[key]
+        assert np.array_equal(points, drawn["embedding"][0][start : start + 13])
+        assert (sum(labels), set(kinds)) == (7, {"", "square", "dark"})
+
+
+@pytest.mark.parametrize(("method", "passes"), [("knn", 2), ("atacnet", 2), ("atacnet-paper", 6)])
+def test_one_pass_scores_and_describes(
+    fitted: Callable[..., Detector], mvtec: Path, method: str, passes: int
+) -> None:
+    """13 pictures are two batches. ATAC-Net looks twice, and is asked once more for an embedding of its own."""
+    detector = fitted(method)
+    _, samples = labelled(mvtec)
+    looks: list[int] = []
+    count = detector.method.backbone.register_forward_hook(lambda *_: looks.append(1))
+    try:
+        seen = illustration._see(detector, samples, (), lambda *_: None, silent, "scoring")
+    finally:
+        count.remove()
+    assert len(looks) == passes
+    assert not detector.method.backbone._forward_hooks
+    prepared = [detector._load((0, sample.path, "")).tensor for sample in samples]  # type: ignore[union-attr]
+    with torch.inference_mode():
+        asked = detector.method.embedding(torch.stack(prepared))
+    assert np.allclose(np.stack(list(seen.features.values())), asked, atol=1e-4)
+
+
+def test_data_that_cannot_be_drawn(
+    run: Run,
+    part: Path,
+    mvtec: Path,
+    good_folder: Path,
+    tmp_path: Path,
+    fitted: Callable[..., Detector],
+) -> None:
+    status, _, err = run("figures", part, good_folder, "-o", tmp_path / "out")
+    assert (status, "labelled good and defective" in err) == (2, True)
+    for path in list((mvtec / "test").rglob("*.png"))[2:]:
+        path.write_bytes(b"")
+    with pytest.raises(DataError, match=r"2 pictures are left, .* figures need 3"):
+        illustration.illustrate(fitted(), mvtec, tmp_path / "out")
+    assert not any((tmp_path / "out" / name).exists() for name in FILES)
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError):
+        illustration.illustrate(fitted(), mvtec, tmp_path / "file")
+
+
+def test_pictures_that_have_gone_meanwhile_are_listed(
+    fitted: Callable[..., Detector],
+    mvtec: Path,
+    tmp_path: Path,
+    drawn: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    draw = figures.embedding
+
+    def slow(*arguments: Any, **options: Any) -> bytes:
+        (mvtec / "test" / "square" / "001.png").unlink()
+        return draw(*arguments, **options)
+
+    monkeypatch.setattr(figures, "embedding", slow)
+    made = illustration.illustrate(fitted(), mvtec, tmp_path / "out", count=7)
+    assert [Path(failure.source).name for failure in made.failures] == ["001.png"]
+    assert len(drawn["gallery"][0]) == 6 + 6
+    assert Image.open(io.BytesIO(made.files[2].read_bytes())).format == "PNG"
+
+
+def test_several_detectors_are_compared_on_the_same_pictures(
+    run: Run,
+    part: Path,
+    fitted: Callable[..., Detector],
+    mvtec: Path,
+    tmp_path: Path,
+    drawn: dict[str, Any],
+) -> None:
+    other = fitted("padim").save(tmp_path / "padim $x$.blemish")
+    out = tmp_path / "out"
+    status, said, err = run(
+        "figures", part, other, mvtec, "-o", out, "--precision", "fp32", "--json"
+    )
+    assert status == 0, err
+    made = json.loads(said)
+    names = ["histograms.png", "embeddings.png", "comparison.png"]
+    assert made["artifacts"] == [str(part), str(other)]
+    assert made["files"] == [str(out / name) for name in names]
+    assert {path.name for path in out.iterdir()} == set(names)
+    assert (made["normal"], made["anomalous"], made["failures"]) == (6, 7, [])
+    assert "scoring with part: 1 of 13" in err
+    assert "scoring with padim $x$: 1 of 13" in err
+    rows = {
+        name: blemish.evaluate(blemish.load(path, precision="fp32"), mvtec).rows
+        for name, path in zip(["part", "padim $x$"], [part, other], strict=True)
+    }
+    panels, _ = drawn["score_histograms"]
+    assert list(panels) == list(rows)
+    for name, (good, defective, limit) in panels.items():
+        assert good == pytest.approx(
+            [row["score"] for row in rows[name] if row["truth"] == 0], rel=1e-4
+        )
+        assert defective == pytest.approx(
+            [row["score"] for row in rows[name] if row["truth"] == 1], rel=1e-4
+        )
+        assert limit == rows[name][0]["threshold"]
+    points, labels, kinds, _ = drawn["embeddings"]
+    assert labels == [row["truth"] for row in rows["part"]]
+    assert kinds == [row["defect"] if row["truth"] else "" for row in rows["part"]]
+    assert [each.shape[0] for each in points.values()] == [13, 13]
+    shown, options = drawn["gallery"]
+    ranked = sorted(rows["part"], key=lambda row: -row["score"])
+    of = {
+        kind: [Path(row["path"]).name for row in ranked if row["defect"] == kind]
+        for kind in ("dark", "square", "good")
+    }
+    assert titles(shown) == [
+        ("defect, high score", of["dark"][0]),
+        ("defect, low score", of["dark"][-1]),
+        ("defect, high score", of["square"][0]),
+        ("defect, low score", of["square"][-1]),
+        ("good, high score", of["good"][0]),
+    ]
+    assert options["columns"] == ["picture", "mask", "by part", "by padim $x$"]
+    assert [len(tiles) for _, tiles in shown] == [4, 4, 4, 4, 3]
+    scores = {(name, row["path"]): row for name, own in rows.items() for row in own}
+    for (caption, tiles), words in zip(shown, options["labels"], strict=True):
+        kind = next((kind for kind in ("dark", "square") if kind in caption.split("\n")), "good")
+        file = next(line for line in caption.split("\n") if ".png" in line)
+        assert (tiles["by part"] != tiles["by padim $x$"]).any()
+        for name in rows:
+            row = scores[name, str(mvtec / "test" / kind / file)]
+            score, _, alarm = words[f"by {name}"].partition(", ")
+            assert float(score) == pytest.approx(row["score"], rel=2e-3)
+            assert alarm == ("alarm" if row["label"] else "")
+    assert options["note"] == "High and low are the scores by part."
+    status, _, err = run("figures", part, other, mvtec, "-o", out)
+    assert (status, "holds figures already" in err) == (2, True)
+    status, _, err = run("figures", part, part, mvtec, "-o", tmp_path / "twice")
+    assert (status, "named twice" in err) == (2, True)
+
+
+def test_artifacts_of_one_name_are_called_by_their_paths(
+    run: Run,
+    part: Path,
+    fitted: Callable[..., Detector],
+    mvtec: Path,
+    tmp_path: Path,
+    drawn: dict[str, Any],
+) -> None:
+    (tmp_path / "more").mkdir()
+    other = fitted("padim").save(tmp_path / "more" / "part.blemish")
+    assert run("figures", part, other, mvtec, "-o", tmp_path / "out", "--count", "2")[0] == 0
+    assert list(drawn["score_histograms"][0]) == [str(part), str(other)]
+    assert len(drawn["gallery"][0]) == 3 + 4 + 2  # of three dark ones none is shown twice
+
+
+def test_what_any_detector_knows_is_in_no_comparison(
+    fitted: Callable[..., Detector],
+    mvtec: Path,
+    tmp_path: Path,
+    drawn: dict[str, Any],
+    picture: Any,
+    write: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Several categories have a comparison each; what cannot be read or is known to one is left out for all."""
+    root = tmp_path / "set"
+    root.mkdir()
+    mvtec.rename(root / "bolt")
+    for seed in range(2):
+        write(root / "nut" / "train" / "good" / f"{seed:03d}.png", picture(seed))
+        write(root / "nut" / "test" / "good" / f"{seed:03d}.png", picture(500 + seed))
+    write(root / "nut" / "test" / "good" / "known.png", picture(23))
+    (root / "nut" / "test" / "good" / "empty.png").touch()
+    write(root / "nut" / "test" / "dent" / "000.png", picture(600, defect=True))
+    write(root / "clip" / "train" / "good" / "000.png", picture(0))
+    write(root / "clip" / "test" / "good" / "known.png", picture(22))
+    few, many = fitted("knn", count=4), fitted("padim")
+    made = illustration.compare({"few": few, "many": many}, root, tmp_path / "out")
+    assert [Path(source).parent.parent.parent.name for source in made.left_out] == ["clip", "nut"]
+    assert [Path(failure.source).name for failure in made.failures] == ["empty.png"]
+    assert (made.normal, made.anomalous) == (8, 8)
+    stems = [
+        "histograms",
+        "embeddings",
+        "embeddings-bolt",
+        "embeddings-nut",
+        "comparison-bolt",
+        "comparison-nut",
+    ]
+    assert [file.stem for file in made.files] == stems
+    assert all(file.exists() for file in made.files)
+    assert set(drawn["embeddings"][2]) == {"", "bolt/square", "bolt/dark", "nut/dent"}
+    assert set(drawn["embeddings 3"][2]) == {"", "dent"}
+    rows, options = drawn["gallery 2"]
+    assert titles(rows) == [
+        ("defect, high score", "000.png"),
+        ("good, high score", rows[1][0].split("\n")[-1]),
+    ]
+    assert options["columns"] == ["picture", "by few", "by many"]  # no mask is known
+    monkeypatch.setattr(illustration, "_MOST_ROWS", 8)  # of bolt 3 dark, 4 with a square, 2 good
+    with pytest.raises(ConfigError, match="comparison of 9 rows, and 8 fit"):
+        illustration.compare({"few": few, "many": many}, root, tmp_path / "long", count=2)
+    with pytest.raises(ConfigError, match="two detectors"):
+        illustration.compare({"few": few}, root, tmp_path / "alone")
+
+
+def test_a_picture_that_goes_before_it_is_drawn_is_in_no_comparison(
+    fitted: Callable[..., Detector],
+    mvtec: Path,
+    tmp_path: Path,
+    drawn: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    draw = figures.embeddings
+
+    def slow(*arguments: Any, **options: Any) -> bytes:
+        for file in (mvtec / "test" / "square").iterdir():
+            file.unlink()
+        return draw(*arguments, **options)
+
+    monkeypatch.setattr(figures, "embeddings", slow)
+    made = illustration.compare({"a": fitted("knn"), "b": fitted("padim")}, mvtec, tmp_path / "out")
+    assert len(made.failures) == 2
+    assert [title for title, _ in titles(drawn["gallery"][0])] == [
+        "defect, high score",
+        "defect, low score",
+        "good, high score",
+    ]

@@ -1,0 +1,161 @@
+"""What `blemish predict` leaves behind of methods that crop and tell where they looked."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from blemish.detector.predict import Detector
+from blemish.images import decode
+from blemish.report.heatmap import outline, overlay
+from blemish.report.predictions import Gallery
+from blemish.types import Prediction, Scores
+
+Run = Callable[..., tuple[int, str, str]]
+BOX = (0.25, 0.5, 0.5, 0.375)
+
+
+@pytest.fixture
+def looking(fitted: Callable[..., Detector], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The banks of `fitted` look at the right half of a picture, and again at `BOX`."""
+    kind = type(fitted().method)
+    score = kind.score
+
+    def look(self: torch.nn.Module, images: torch.Tensor) -> Scores:
+        scores = score(self, images)  # type: ignore[arg-type]
+        saliency = torch.zeros(len(images), 4, 4)
+        saliency[..., 2:] = 1.0
+        return Scores(
+            scores.image,
+            scores.maps,
+            saliency=saliency,
+            boxes=torch.tensor(BOX).expand(len(images), 4),
+        )
+
+    monkeypatch.setattr(kind, "score", look)
+
+
+@pytest.fixture
+def new(tmp_path: Path, picture: Callable[..., np.ndarray], write: Callable[..., Path]) -> Path:
+    for seed in range(3):
+        write(
+            tmp_path / "new" / f"{seed}.png",
+            picture(500 + seed, defect=seed == 1, height=48 + seed),
+        )
+    (tmp_path / "new" / "broken.png").touch()
+    return tmp_path / "new"
+
+
+def test_crop_and_saliency_are_written(
+    run: Run, fitted: Callable[..., Detector], new: Path, tmp_path: Path, looking: None
+) -> None:
+    artifact, out, report = (
+        fitted().save(tmp_path / "part.blemish"),
+        tmp_path / "out",
+        tmp_path / "report.html",
+    )
+    told = ("predict", artifact, new, "--precision", "fp32", "--device", "cpu")
+    status, said, _ = run(*told, "--output", out, "--report", report, "--json")
+    assert status == 1
+    rows = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
+    assert rows == json.loads(said)["predictions"]
+    scored = [row for row in rows if "error" not in row]
+    assert [row["box"] for row in scored] == [list(BOX)] * 3
+    files = {row[key] for row in scored for key in ("overlay", "saliency")}
+    assert files == {f"overlays/{path.name}" for path in (out / "overlays").iterdir()}
+    assert len(files) == 6
+    for row in scored:
+        assert row["saliency"] == row["overlay"].removesuffix(".png") + ".saliency.png"
+        original, (height, width) = decode(row["path"]).pixels, (row["height"], row["width"])
+        saliency = cv2.resize(np.tile(np.array([0, 0, 1, 1], np.float32), (4, 1)), (width, height))
+        expected = outline(overlay(original, saliency, (0.0, 1.0)), BOX)
+        assert np.array_equal(decode(out / row["saliency"]).pixels, expected)
+        heatmap = fitted().predict(row["path"]).heatmap
+        expected = outline(overlay(original, heatmap, fitted().map_scale), BOX)
+        drawn = decode(out / row["overlay"]).pixels.astype(int)
+        assert (
+            np.abs(drawn - expected).max() <= 3
+        )  # up to the arithmetic of batches of another size
+    with (out / "predictions.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    columns = ("box_x", "box_y", "box_width", "box_height", "saliency")
+    for line, row in zip(table, rows, strict=True):
+        assert [line[name] for name in columns] == [
+            *map(str, row.get("box") or [""] * 4),
+            row.get("saliency", ""),
+        ]
+    assert "The rectangle is the crop" in report.read_text()
+
+
+def test_methods_without_them_leave_nothing_of_the_kind(
+    run: Run, fitted: Callable[..., Detector], new: Path, tmp_path: Path
+) -> None:
+    artifact, out, report = (
+        fitted().save(tmp_path / "part.blemish"),
+        tmp_path / "out",
+        tmp_path / "report.html",
+    )
+    run("predict", artifact, new, "--output", out, "--report", report)
+    rows = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
+    assert {row.get("box") for row in rows} == {None}
+    assert not any("saliency" in row for row in rows)
+    assert not list((out / "overlays").glob("*.saliency.png"))
+    with (out / "predictions.csv").open(newline="") as file:
+        assert {
+            (line["box_x"], line["box_height"], line["saliency"]) for line in csv.DictReader(file)
+        } == {("",) * 3}
+    assert "The rectangle" not in report.read_text()
+
+
+def test_rows_from_before_there_were_crops_are_gone_on_from(
+    run: Run, fitted: Callable[..., Detector], new: Path, tmp_path: Path
+) -> None:
+    artifact, out = fitted().save(tmp_path / "part.blemish"), tmp_path / "out"
+    run("predict", artifact, new, "--output", out)
+    rows = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
+    old = [{key: value for key, value in row.items() if key != "box"} for row in rows[:3]]
+    (out / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in old))
+    assert (
+        run(
+            "predict",
+            artifact,
+            new,
+            "--output",
+            out,
+            "--resume",
+            "--report",
+            tmp_path / "report.html",
+        )[0]
+        == 1
+    )
+    with (out / "predictions.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == 4
+
+
+def test_a_gallery_keeps_no_batch_alive() -> None:
+    batch = np.zeros((8, 4, 4), np.float32)
+    gallery = Gallery(2)
+    for score in range(3):
+        prediction = Prediction(
+            source=str(score),
+            score=score,
+            threshold=None,
+            label=None,
+            size=(8, 8),
+            anomaly_map=batch[score],
+            saliency=None if score == 2 else batch[score],
+        )
+        gallery.add(prediction, rank=score)
+    kept = list(gallery)
+    assert [prediction.score for prediction in kept] == [2, 1]
+    assert kept[0].saliency is None
+    assert kept[1].saliency is not None
+    assert kept[1].saliency.base is None
+    assert kept[1].anomaly_map.base is None
