@@ -25,12 +25,12 @@ from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import torch
-from blemish.commands.console import complain
 
 import blemish
 from blemish.backbones.base import Features
 from blemish.bench.plan import data_sets
 from blemish.bench.run import checkout, hardware
+from blemish.cli.console import complain
 from blemish.data.defects import labelled_defects
 from blemish.data.layouts import recognition as layouts
 from blemish.data.stream import PictureStream

@@ -351,7 +351,7 @@ _USED = (
     ),
     *(
         "blemish.data.checking",
-        "blemish.commands.doctor",
+        "blemish.cli.commands.doctor",
         "pydicom.pixels",
         "tifffile",
         "timm",

@@ -100,9 +100,9 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 def test_every_command_has_help_and_json() -> None:
-    commands = leaves(typer.main.get_command(commands.app))
-    assert len(commands) == 16  # bench without a command of its own is not a leaf
-    for path, command in commands:
+    found = leaves(typer.main.get_command(commands.app))
+    assert len(found) == 16  # bench without a command of its own is not a leaf
+    for path, command in found:
         options = {option for parameter in command.params for option in parameter.opts}
         assert "--json" in options, path
         assert command.help, path
