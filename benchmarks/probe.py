@@ -46,7 +46,7 @@ from blemish.bench import plan as planning
 from blemish.bench import run as benchmark
 from blemish.bench.results import append, ready
 from blemish.compute import pick_device
-from blemish.data.layouts import recognition as layouts
+from blemish.data import layouts
 from blemish.data.stream import PictureStream
 from blemish.data.transforms import Preprocessing
 from blemish.errors import BlemishError, ConfigError, DataError

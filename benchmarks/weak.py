@@ -31,8 +31,8 @@ from blemish.backbones.base import Features
 from blemish.bench.plan import data_sets
 from blemish.bench.run import checkout, hardware
 from blemish.cli.console import complain
-from blemish.data.defects import labelled_defects
-from blemish.data.layouts import recognition as layouts
+from blemish.data import layouts
+from blemish.data.pictures import labelled_defects
 from blemish.data.stream import PictureStream
 from blemish.detector.evaluate import evaluate
 from blemish.detector.predict import Detector

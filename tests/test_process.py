@@ -20,7 +20,7 @@ import blemish
 from blemish import files, interrupts
 from blemish.cli import app, console
 from blemish.data.folder import find_pictures, place_of
-from blemish.data.layouts.recognition import read
+from blemish.data.layouts import read
 from blemish.detector import predict as predictor
 from blemish.detector.predict import batch_begun
 from blemish.errors import DataError, OutputError

@@ -16,7 +16,7 @@ import pytest
 from blemish.bench import suites
 from blemish.bench.suites import Comparison
 from blemish.cli import app
-from blemish.data.layouts.official import OFFICIAL
+from blemish.data.layouts import OFFICIAL
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

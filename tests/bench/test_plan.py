@@ -13,8 +13,8 @@ from runs import GUIDED, TAUGHT, TINY, a_run
 from blemish.bench import plan as planning
 from blemish.bench.plan import Run, data_sets, once, places, plan, shared_threads
 from blemish.bench.suites import Entry, Suite, Table
-from blemish.data.layouts import recognition as layouts
-from blemish.data.layouts.official import OFFICIAL
+from blemish.data import layouts
+from blemish.data.layouts import OFFICIAL
 from blemish.errors import ConfigError, DataError
 from blemish.methods import METHODS
 from blemish.methods.trained import TrainedConfig, TrainedMethod

@@ -14,7 +14,7 @@ from blemish.bench.plan import Run, plan
 from blemish.bench.results import Row
 from blemish.bench.run import METRICS
 from blemish.bench.suites import Comparison, Entry, Figure, Table
-from blemish.data.layouts.official import OFFICIAL
+from blemish.data.layouts import OFFICIAL
 from blemish.detector.fit import configure
 from blemish.errors import ConfigError
 

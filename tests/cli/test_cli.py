@@ -24,7 +24,7 @@ from blemish.artifact import read
 from blemish.backbones import build
 from blemish.cli import app
 from blemish.cli.status import BROKEN_PICTURES, ERROR
-from blemish.data.layouts.official import OFFICIAL
+from blemish.data.layouts import OFFICIAL
 from blemish.data.shifts import SHIFTS
 from blemish.images import decode
 from blemish.methods import METHODS

@@ -12,7 +12,7 @@ import pytest
 
 import blemish
 from blemish.data.folder import find_pictures, scan, search
-from blemish.data.layouts.recognition import read
+from blemish.data.layouts import read
 from blemish.detector.pretrain import figure_of
 
 Run = Callable[..., tuple[int, str, str]]

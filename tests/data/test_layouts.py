@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from trees import GOOD_AND_BAD, lay_out
 
-from blemish.data.good import good_pictures
-from blemish.data.layouts.recognition import Dataset, read
+from blemish.data.layouts import Dataset, read
+from blemish.data.pictures import good_pictures
 from blemish.errors import DataError
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from blemish.data.checking import check
-from blemish.data.defects import labelled_defects
-from blemish.data.layouts.recognition import Dataset, read
+from blemish.data.layouts import Dataset, read
 from blemish.data.marks import marked, read_mask
+from blemish.data.pictures import labelled_defects
 from blemish.detector.predict import Detector
 from blemish.errors import DataError, ImageError
 from blemish.types import Sample

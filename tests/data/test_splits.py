@@ -89,8 +89,3 @@ def test_more_than_there_are_or_fewer_than_none_is_an_error() -> None:
         draw_anomalies(samples(2, ANOMALOUS), -1, seed=0)
     with pytest.raises(ConfigError, match="seed"):
         few_shot(samples(2), 1, seed=-1)
-
-
-def test_only_labelled_anomalies_are_drawn() -> None:
-    with pytest.raises(DataError, match=r"001\.png.*not labelled anomalous"):
-        draw_anomalies([samples(2, ANOMALOUS)[0], samples(2)[1]], 1, seed=0)

@@ -17,9 +17,9 @@ from sklearn.metrics import average_precision_score, confusion_matrix, f1_score,
 
 import blemish
 from blemish.cli import judge, words
+from blemish.data import layouts
 from blemish.data.checking import check
-from blemish.data.layouts import recognition as layouts
-from blemish.data.manifest import write_manifest
+from blemish.data.tables import write_table
 from blemish.detector import evaluate as evaluation
 from blemish.detector.predict import Detector
 from blemish.detector.thresholds import Threshold
@@ -455,7 +455,7 @@ def test_a_folder_without_splits(
 
 def test_a_table_and_a_dataset(mvtec: Path, fitted: Callable[..., Detector]) -> None:
     dataset = layouts.read(mvtec)
-    table = write_manifest(mvtec / "table.csv", dataset.samples)
+    table = write_table(mvtec / "table.csv", dataset.samples)
     results = [
         blemish.evaluate(fitted("knn"), data) for data in (mvtec, str(mvtec), dataset, table)
     ]

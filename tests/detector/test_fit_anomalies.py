@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 import blemish
-from blemish.data.defects import labelled_defects
-from blemish.data.layouts import recognition as layouts
+from blemish.data import layouts
+from blemish.data.pictures import labelled_defects
 from blemish.detector.fit import configure
 from blemish.detector.predict import Detector
 from blemish.errors import ConfigError, DataError

@@ -128,7 +128,7 @@ def test_it_is_as_if_the_encoder_had_been_made_before(
 ) -> None:
     """And of the same pictures only: those held out for the threshold are not among them."""
     good = parts(picture)
-    kept, held = fitting.hold_out_sources(good, 0.2, 0)
+    kept, held = fitting.hold_out_positions(fitting.good_pictures(good), 0.2, 0)
     assert (len(kept), len(held)) == (8, 2)
     config = GuidedConfig(**{**SETTINGS, "image_size": (32,)}).pretraining_config
     assert config is not None

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import blemish
-from blemish.data.layouts import recognition as layouts
+from blemish.data import layouts
 from blemish.detector.calibrate import DEFAULT_RATE
 from blemish.detector.predict import Detector
 from blemish.detector.thresholds import verdict

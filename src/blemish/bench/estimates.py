@@ -16,8 +16,8 @@ from blemish.backbones import Backbone, Features, build
 from blemish.bench.plan import Run, shared_threads
 from blemish.bench.results import OK, Row
 from blemish.compute import PRECISIONS, pick_device, pick_precision, precision_name
-from blemish.data.layouts import recognition as layouts
-from blemish.data.phrases import counted
+from blemish.data import layouts
+from blemish.data.text import pluralize
 from blemish.errors import BlemishError, DataError
 from blemish.methods import MethodConfig
 from blemish.methods.taught import TaughtConfig
@@ -119,7 +119,7 @@ def _estimated(
     if alike:
         nearest = max(_nearness(row, one) for row in alike)
         alike = [row for row in alike if _nearness(row, one) == nearest]
-        basis = counted(len(alike), "earlier row")
+        basis = pluralize(len(alike), "earlier row")
         if nearest[0]:
             return OVERHEAD + statistics.median(map(_seconds, alike)), basis
         each = statistics.median(

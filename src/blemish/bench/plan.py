@@ -18,11 +18,11 @@ from typing import Any
 from blemish import config as configs
 from blemish.bench.results import as_ever, asked_for, words
 from blemish.bench.suites import Entry, Suite
-from blemish.data.layouts import recognition as layouts
-from blemish.data.layouts.official import OFFICIAL, Official, category_paths, find
-from blemish.data.layouts.solar import write_elpv_manifest
-from blemish.data.phrases import counted
+from blemish.data import layouts
+from blemish.data.layouts import OFFICIAL, Official, category_paths, find
+from blemish.data.layouts.elpv import write_elpv_table
 from blemish.data.shifts import SHIFTS
+from blemish.data.text import pluralize
 from blemish.detector.fit import configure
 from blemish.errors import ConfigError, DataError, WeightsError, unknown_name
 from blemish.files import WEIGHTS_BYTES, open_regular
@@ -220,7 +220,7 @@ def data_sets(
 ) -> dict[str, Path]:
     """Name -> path of data sets given by name or by path; one given by path is called as its folder.
 
-    Names are those of `blemish.data.layouts.official` and of their categories: "mvtec" is all categories at once, "bottle" one
+    Names are those of `blemish.data.layouts` and of their categories: "mvtec" is all categories at once, "bottle" one
     of them. Where there is no folder of ELPV it comes from its package: 1,131 normal cells to train on, 377 normal and
     715 defective ones to test on, drawn by seed 0 whatever the seed of a run; its table is written to `scratch`.
 
@@ -355,7 +355,7 @@ def _named(name: str, official: Official, root: Path | None, scratch: Path) -> P
         if path is not None:
             return path
     elif official.name == ELPV:
-        return write_elpv_manifest(scratch / "elpv.csv", seed=0)
+        return write_elpv_table(scratch / "elpv.csv", seed=0)
     where = f"no {official.title} in {root}" if root else "no folder to look in"
     if folder is not None:
         where = f"not in {folder}"
@@ -371,7 +371,7 @@ def _categories(official: Official, root: Path, scratch: Path) -> dict[str, Path
     if folder is not None:
         return category_paths(official, folder)
     if official.name == ELPV and importlib.util.find_spec("elpv_dataset") is not None:
-        return {ELPV: write_elpv_manifest(scratch / "elpv.csv", seed=0)}
+        return {ELPV: write_elpv_table(scratch / "elpv.csv", seed=0)}
     return {}
 
 
@@ -380,7 +380,7 @@ def _absent(official: Official, there: Mapping[str, Path]) -> str:
     missing = [name for name in official.categories if name not in there]
     if not there or not missing:
         return official.title if missing else ""
-    return f"{counted(len(missing), 'category', 'categories')} of {official.title} ({', '.join(missing)})"
+    return f"{pluralize(len(missing), 'category', 'categories')} of {official.title} ({', '.join(missing)})"
 
 
 def _changed(entry: Entry, assignments: Sequence[str]) -> dict[str, Any]:

@@ -54,9 +54,8 @@ from blemish.bench.results import (
     ready,
 )
 from blemish.compute import pick_device, pick_precision, precision_name
+from blemish.data import layouts
 from blemish.data.folder import is_file
-from blemish.data.layouts import official
-from blemish.data.layouts import recognition as layouts
 from blemish.data.shifts import SHIFTS
 from blemish.data.stream import load_picture
 from blemish.detector.evaluate import evaluate
@@ -282,7 +281,7 @@ def measure(
             "test_anomalous": sum(sample.label == ANOMALOUS for sample in test),
         },
         "counts": {"fitted": len(manifest["data"]["fitted"]), **evaluation.counts},
-        "differs": list(official.differences(dataset)),
+        "differs": list(layouts.differences(dataset)),
         "fingerprint": manifest["data"]["fingerprint"],
         "backbone": manifest["config"]["backbone"],
         "weights": (pretraining or manifest["backbone"])[

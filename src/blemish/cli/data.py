@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from blemish.data.checking import Check
-    from blemish.data.layouts.official import Official
+    from blemish.data.layouts import Official
 
 
 def check(
@@ -60,17 +60,14 @@ def check_lines(found: Check) -> Iterable[str]:
 
 def layouts(json: Json = False) -> int:
     """Say of each public data set where to get it, its licence, its split, and the folders it is expected in."""
-    from dataclasses import asdict
-
-    from blemish.data.layouts.official import OFFICIAL
-    from blemish.data.layouts.recognition import TREES
+    from blemish.data.layouts import OFFICIAL, TREES
 
     sets = list(OFFICIAL.values())
     described = [
         *layouts_lines(sets),
         f"Every layout that is read, for pictures of your own too:\n\n{TREES}",
     ]
-    console.answer([asdict(one) for one in sets], described, as_json=json)
+    console.answer([one.to_dict() for one in sets], described, as_json=json)
     return WELL
 
 
@@ -115,10 +112,10 @@ def elpv(
     json: Json = False,
 ) -> int:
     """Write the table of the demo set: solar cells of ELPV, from the package elpv-dataset (CC BY-NC-SA 4.0)."""
-    from blemish.data.layouts.recognition import read
-    from blemish.data.layouts.solar import write_elpv_manifest
+    from blemish.data.layouts import read
+    from blemish.data.layouts.elpv import write_elpv_table
 
-    written = write_elpv_manifest(output, seed, cells)
+    written = write_elpv_table(output, seed, cells)
     description = read(written).description
     document = {"manifest": str(written), "description": description, "seed": seed, "cells": cells}
     human = [description]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from blemish.data.layouts.recognition import Dataset, read
+from blemish.data.layouts import Dataset, read
 from blemish.data.marks import fault_of, read_mask
 from blemish.errors import ImageError, NonFiniteError
 from blemish.images import decode, within_memory

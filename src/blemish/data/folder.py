@@ -12,7 +12,7 @@ from pathlib import Path
 
 from blemish.data.earlier import is_result, is_result_folder
 from blemish.data.masks import masks_among
-from blemish.data.phrases import counted, listed
+from blemish.data.text import listed, pluralize
 from blemish.errors import DataError
 from blemish.images import EXTENSIONS, sniff
 
@@ -69,21 +69,21 @@ class Tree:
         if self.results:
             places = listed(dict.fromkeys(f"{path.parent}/" for path in self.results))
             told.append(
-                f"{counted(len(self.results), 'picture')} of earlier results left out: {places}"
+                f"{pluralize(len(self.results), 'picture')} of earlier results left out: {places}"
             )
         if self.masks:
-            told.append(f"{counted(len(self.masks), 'mask')} left out: {listed(self.masks)}")
+            told.append(f"{pluralize(len(self.masks), 'mask')} left out: {listed(self.masks)}")
         suffixes = Counter(
             path.suffix.lower() for path in self.others if path.suffix.lower() in UNREAD
         )
         if suffixes:
             each = listed(f"{number} {suffix}" for suffix, number in suffixes.most_common())
-            number = counted(suffixes.total(), "file")
+            number = pluralize(suffixes.total(), "file")
             told.append(
                 f"{number} in formats that are not read left out ({each}); convert pictures to PNG"
             )
         if unnamed := [path for path in self.others if _is_unnamed_picture(path)]:
-            number = counted(len(unnamed), "picture")
+            number = pluralize(len(unnamed), "picture")
             told.append(
                 f"{number} without a suffix left out: {listed(unnamed)}; add .dcm, .png or its own"
             )

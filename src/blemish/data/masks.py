@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from blemish.data.names import SURE_MASKS, compact, is_label, mask_owner, meaning
-from blemish.data.phrases import listed
+from blemish.data.text import listed
 from blemish.errors import BlemishError, DataError
 from blemish.images import decode
 from blemish.types import ANOMALOUS, Sample

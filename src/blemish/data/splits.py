@@ -1,82 +1,83 @@
-"""Seeded draws from a list of samples: held-out normals, few shots, weak supervision.
+"""Seeded draws: held-out normals, few shots, weak supervision.
 
-Every draw sorts by path first and shuffles with NumPy's PCG64, so that the same seed gives the same pictures on every
-machine and in whatever order the file system listed them. Results come in path order.
+Every draw sorts by path first and shuffles with NumPy's PCG64, so that the same seed gives the
+same pictures on every machine and in whatever order the file system listed them. Results come in
+path order, and a smaller draw is a part of a larger one of the same seed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from operator import attrgetter
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
 from blemish.errors import ConfigError, DataError
-from blemish.types import ANOMALOUS, Sample
+
+T = TypeVar("T")
+_PATH: Callable[[Any], Path] = attrgetter("path")  # of a Sample
 
 
 def hold_out(
-    samples: Iterable[Sample], fraction: float, seed: int
-) -> tuple[list[Sample], list[Sample]]:
-    """(kept, held): `round(fraction * n)` of the n samples held out, for calibration or as a test set.
+    items: Iterable[T], fraction: float, seed: int, *, path: Callable[[T], Path] = _PATH
+) -> tuple[list[T], list[T]]:
+    """(kept, held): `round(fraction * n)` of the n held out, for calibration or as a test set.
 
+    Args: path: by which to sort; default: that of a `Sample`.
     Raises: ConfigError unless 0 <= fraction < 1; DataError when nothing would be kept.
     """
     if not 0 <= fraction < 1:
         raise ConfigError(
             f"the fraction to hold out is {fraction}; it must be at least 0 and less than 1"
         )
-    samples = list(samples)
-    count = round(fraction * len(samples))
-    if samples and count == len(samples):
+    items = list(items)
+    count = round(fraction * len(items))
+    if items and count == len(items):
         raise DataError(
-            f"holding out {fraction} of {len(samples)} pictures leaves none; add pictures or hold out less"
+            f"holding out {fraction} of {len(items)} pictures leaves none; "
+            "add pictures or hold out less"
         )
-    held, kept = _draw(samples, count, seed)
+    held, kept = _draw(items, count, seed, path)
     return kept, held
 
 
-def few_shot(samples: Iterable[Sample], k: int, seed: int) -> list[Sample]:
-    """k of the samples. With the same seed a smaller k draws a part of what a larger one draws.
-
-    Raises: ConfigError if k < 1; DataError when there are fewer than k.
-    """
-    samples = list(samples)
+def few_shot(
+    items: Iterable[T], k: int, seed: int, *, path: Callable[[T], Path] = _PATH
+) -> list[T]:
+    """k of them. Raises: ConfigError if k < 1; DataError when there are fewer than k."""
+    items = list(items)
     if k < 1:
         raise ConfigError(f"{k} shots were asked for; at least 1 is needed")
-    if k > len(samples):
-        raise DataError(f"{k} shots were asked for, but there are only {len(samples)} pictures")
-    return _draw(samples, k, seed)[0]
+    if k > len(items):
+        raise DataError(f"{k} shots were asked for, but there are only {len(items)} pictures")
+    return _draw(items, k, seed, path)[0]
 
 
 def draw_anomalies(
-    samples: Iterable[Sample], m: int, seed: int
-) -> tuple[list[Sample], list[Sample]]:
+    items: Iterable[T], m: int, seed: int, *, path: Callable[[T], Path] = _PATH
+) -> tuple[list[T], list[T]]:
     """(drawn, rest): m anomalies to train on in weak supervision; the rest is for the test.
 
-    With the same seed a smaller m draws a part of what a larger one draws.
-
-    Raises: ConfigError if m < 0; DataError when there are fewer than m or a sample is not labelled anomalous.
+    Raises: ConfigError if m < 0; DataError when there are fewer than m.
     """
-    samples = list(samples)
+    items = list(items)
     if m < 0:
         raise ConfigError(f"{m} anomalies were asked for; the number cannot be negative")
-    for sample in samples:
-        if sample.label != ANOMALOUS:
-            raise DataError(
-                f"{sample.path}: is not labelled anomalous; draw anomalies from labelled anomalies only"
-            )
-    if m > len(samples):
-        raise DataError(f"{m} anomalies were asked for, but there are only {len(samples)}")
-    return _draw(samples, m, seed)
+    if m > len(items):
+        raise DataError(f"{m} anomalies were asked for, but there are only {len(items)}")
+    return _draw(items, m, seed, path)
 
 
-def _draw(samples: Iterable[Sample], count: int, seed: int) -> tuple[list[Sample], list[Sample]]:
-    """The first `count` of the shuffled samples, and the others."""
+def _draw(
+    items: list[T], count: int, seed: int, path: Callable[[T], Path]
+) -> tuple[list[T], list[T]]:
+    """The first `count` of the shuffled ones, and the others."""
     if seed < 0:
         raise ConfigError(f"the seed is {seed}; it cannot be negative")
-    ordered = sorted(samples, key=lambda sample: sample.path.as_posix())
+    ordered = sorted(items, key=lambda item: path(item).as_posix())
     order = np.random.Generator(np.random.PCG64(seed)).permutation(len(ordered))
-    first = {int(index) for index in order[:count]}
-    drawn = [sample for index, sample in enumerate(ordered) if index in first]
-    rest = [sample for index, sample in enumerate(ordered) if index not in first]
-    return drawn, rest
+    first = set(order[:count].tolist())
+    drawn = [item for index, item in enumerate(ordered) if index in first]
+    return drawn, [item for index, item in enumerate(ordered) if index not in first]

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from blemish.data.copies import nearly_same
-from blemish.data.good import good_pictures
+from blemish.data.pictures import good_pictures
 from blemish.data.stream import PictureStream
 from blemish.data.transforms import Preprocessing
 from blemish.detector.predict import Detector

@@ -11,8 +11,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from blemish.data.layouts import recognition as layouts
-from blemish.data.layouts.recognition import Dataset
+from blemish.data import layouts
+from blemish.data.layouts import Dataset
 from blemish.data.marks import fault_of, is_placed, is_too_coarse, marked, read_mask
 from blemish.detector.predict import Detector
 from blemish.errors import BlemishError, DataError, ImageError

@@ -21,8 +21,14 @@ from blemish import config as configs
 from blemish.backbones import build
 from blemish.backbones.cache import features_kept
 from blemish.compute import pick_device, pick_precision, precision_name
-from blemish.data.defects import NONE, labelled_defects
-from blemish.data.good import GoodPictures, draw_shots, good_pictures, hold_out_sources
+from blemish.data.pictures import (
+    NO_PICTURES,
+    Pictures,
+    draw_shots,
+    good_pictures,
+    hold_out_positions,
+    labelled_defects,
+)
 from blemish.data.stream import PictureStream
 from blemish.data.transforms import Preprocessing
 from blemish.detector.calibrate import DEFAULT_RATE, calibration_scores, planned
@@ -168,12 +174,12 @@ def fit(
         raise ConfigError(
             "anomaly_count and anomaly_type say which of the anomalies to learn from; name those too"
         )
-    defects = NONE
+    defects = NO_PICTURES
     if anomalies is not None:
         defects = labelled_defects(anomalies, count=anomaly_count, kind=anomaly_type, seed=seed)
     pictures = good_pictures(good).of_one_or_several()
     if shots is not None:
-        pictures = pictures.only(draw_shots(pictures.sources, shots, seed, pictures.categories))
+        pictures = pictures.only(draw_shots(pictures, shots, seed))
 
     chosen = chosen.for_layout(pictures.layout)
     torch_device = distributed.own_device(pick_device(device))
@@ -191,7 +197,7 @@ def fit(
     plan = planned(fitted, len(pictures.sources), calibration_fraction, shots)
     kept, held = map(
         pictures.only,
-        hold_out_sources(pictures.sources, plan.fraction, seed, categories=pictures.categories),
+        hold_out_positions(pictures, plan.fraction, seed),
     )
     if len(kept.sources) < fitted.minimum_images:
         raise DataError(
@@ -411,7 +417,7 @@ def _summarise(
 
 
 def _category_features(
-    method: Method, pictures: GoodPictures, preprocessing: Preprocessing, batch_size: int
+    method: Method, pictures: Pictures, preprocessing: Preprocessing, batch_size: int
 ) -> CategoryFeatures | None:
     """How categories are told apart at prediction, from some pictures of each, evenly; None for one kind of part."""
     found: dict[str, torch.Tensor] = {}

@@ -32,7 +32,7 @@ from blemish import artifact
 from blemish import config as configs
 from blemish.backbones import Backbone, WeightsInfo, build
 from blemish.compute import pick_device, pick_precision, precision_name
-from blemish.data.good import good_pictures
+from blemish.data.pictures import good_pictures
 from blemish.data.stream import PictureStream, of_picture
 from blemish.data.transforms import Preprocessing, prepare
 from blemish.detector.manifest import (

@@ -14,8 +14,7 @@ import torch
 
 from blemish import artifact
 from blemish.backbones.cache import features_kept
-from blemish.data.defects import NONE, Defects, labelled_defects
-from blemish.data.good import good_pictures
+from blemish.data.pictures import NO_PICTURES, Pictures, good_pictures, labelled_defects
 from blemish.data.stream import PictureStream, map_ahead, of_picture
 from blemish.detector.calibrate import DEFAULT_RATE
 from blemish.detector.manifest import Broken, Refinement
@@ -128,7 +127,7 @@ def refine(
 
     new = [] if good is None else good_pictures(good).sources
     new = [new[position] for position in unknown(new)]
-    defects = NONE if anomalies is None else labelled_defects(anomalies)
+    defects = NO_PICTURES if anomalies is None else labelled_defects(anomalies)
     chosen = list(unknown(defects.sources))
     if not new and not chosen:
         raise DataError(
@@ -140,11 +139,7 @@ def refine(
             "the detector was fitted on a single picture; fit it again together with the new ones"
         )
     with features_kept(method.backbone):  # of the defects, which are looked at three times, too
-        defects = Defects(
-            [defects.sources[position] for position in chosen],
-            [defects.samples[position] for position in chosen],
-            defects.note,
-        )
+        defects = defects.only(chosen)
         return _taught(
             detector, method, new, defects, failures, len(skipped), false_alarm_rate, progress
         )
@@ -154,7 +149,7 @@ def _taught(
     detector: Detector,
     method: Taught,
     new: list[Any],
-    defects: Defects,
+    defects: Pictures,
     failures: list[Failure],
     skipped: int,
     false_alarm_rate: float | None,

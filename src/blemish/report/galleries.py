@@ -31,7 +31,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from blemish.data.layouts.recognition import Dataset
+from blemish.data.layouts import Dataset
 from blemish.data.marks import marked
 from blemish.detector.evaluate import known_pictures, labelled
 from blemish.detector.predict import Detector

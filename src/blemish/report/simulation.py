@@ -24,7 +24,8 @@ from torch import Tensor
 from blemish.anomalies import Synthetic, simulate_batch, simulator
 from blemish.backbones import VitBackbone, build
 from blemish.compute import pick_device, pick_precision
-from blemish.data.good import draw_shots, good_pictures
+from blemish.data.pictures import good_pictures
+from blemish.data.splits import few_shot
 from blemish.data.stream import map_ahead, of_picture
 from blemish.data.transforms import Preprocessing, prepare
 from blemish.errors import ConfigError, DataError, OutputError
@@ -119,8 +120,12 @@ def simulate(
     first_sheet = folder / f"{_SHEET}.png"
     if first_sheet.exists():
         raise OutputError(f"{folder}: holds a contact sheet already; name another folder")
-    sources = good_pictures(good).sources
-    drawn = [sources[position] for position in draw_shots(sources, min(count, len(sources)), seed)]
+    pictures = good_pictures(good)
+    sources = pictures.sources
+    positions = few_shot(
+        range(len(sources)), min(count, len(sources)), seed, path=lambda i: pictures.samples[i].path
+    )
+    drawn = [sources[position] for position in positions]
     seeds = np.random.default_rng(seed).integers(2**62, size=len(drawn)).tolist()
     check_writable(first_sheet)
     height, width = image_size[0], image_size[-1]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from blemish.data.layouts.recognition import read
+from blemish.data.layouts import read
 from blemish.errors import DataError
 
 
@@ -68,7 +68,7 @@ def test_a_category(tmp_path: Path) -> None:
 def test_a_missing_folder_is_named(tmp_path: Path, missing: str) -> None:
     folder = mvtec3d(tmp_path, "bagel")
     shutil.rmtree(folder / "test/hole" / missing)
-    with pytest.raises(DataError, match=rf"bagel/test/hole: .*there is no {missing}/ in it; copy"):
+    with pytest.raises(DataError, match=rf"bagel/test/hole: .*there is no {missing}/; copy"):
         read(tmp_path)
 
 

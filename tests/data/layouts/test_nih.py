@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 
 from blemish.data.checking import check
+from blemish.data.layouts import Dataset, differences, read
 from blemish.data.layouts.nih import is_nih
-from blemish.data.layouts.official import differences
-from blemish.data.layouts.recognition import Dataset, read
-from blemish.data.manifest import write_manifest
+from blemish.data.tables import write_table
 from blemish.errors import DataError
 from blemish.types import ANOMALOUS, NORMAL
 
@@ -329,7 +328,7 @@ def test_rows_that_cannot_be_used_are_listed_together(tmp_path: Path) -> None:
         (
             "Data_Entry_2017.csv",
             "Image Index,Findings",
-            "Image Index and Finding Labels; it has image index, findings",
+            "Image Index, Finding Labels; it has image index, findings",
         ),
         ("Data_Entry_2017.csv", "", "it has none"),
         ("BBox_List_2017.csv", "x,y,w,h", r"must be Image Index,Finding Label,Bbox"),
@@ -362,7 +361,7 @@ def test_check_counts_boxes_and_groups_and_a_manifest_keeps_the_groups(tmp_path:
     found = check(tmp_path)
     assert (found.to_dict()["boxes"], found.counts["group"]) == (4, {"female": 4, "male": 10})
     samples = found.dataset.samples
-    again = read(write_manifest(tmp_path / "set.csv", samples)).samples
+    again = read(write_table(tmp_path / "set.csv", samples)).samples
     assert [(sample.path, sample.split, sample.group) for sample in again] == [
         (sample.path, sample.split, sample.group) for sample in samples
     ]

@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 from trees import lay_out
 
-from blemish.data.layouts.official import (
+from blemish.data.layouts import (
     OFFICIAL,
-    READERS,
     Counts,
+    Dataset,
     category_paths,
     differences,
     find,
+    read,
 )
-from blemish.data.layouts.recognition import Dataset, read
 from blemish.types import ANOMALOUS, NORMAL, Sample
 
 PREPARED = ("train/good/0.png", "test/good/0.png", "test/hole/0.png")
@@ -51,14 +51,12 @@ def test_the_sums(name: str, categories: int, train: int, good: int, anomalous: 
 
 
 def test_every_set_is_whole() -> None:
-    assert OFFICIAL.keys() == {"mvtec", *READERS}
     for name, official in OFFICIAL.items():
         assert official.name == name
-        assert all(
-            getattr(official, field.name)
-            for field in dataclasses.fields(official)
-            if field.name != "masks"
-        )
+        assert bool(official.fits) == bool(official.read) == (name != "mvtec")
+        told = official.to_dict()
+        assert {*told, "fits", "read"} == {field.name for field in dataclasses.fields(official)}
+        assert all(value for field, value in told.items() if field != "masks")
         if len(official.categories) == 1:
             assert list(official.categories) == [name]
 

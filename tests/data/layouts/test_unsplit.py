@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from trees import lay_out
 
-from blemish.data.layouts import unsplit
-from blemish.data.layouts.recognition import Dataset, read
+from blemish.data.layouts import Dataset, read
+from blemish.data.layouts.base import divided, sample_of
 from blemish.errors import DataError, ImageError
 from blemish.types import ANOMALOUS, NORMAL
 
@@ -37,9 +37,9 @@ def shares(dataset: Dataset) -> tuple[int, int, int]:
     ],
 )
 def test_the_split(normals: int, fraction: float, test: int) -> None:
-    samples = [unsplit._sample(Path(f"{number:04d}.png"), "") for number in range(normals)]
-    held = unsplit._divided([*samples, unsplit._sample(Path("x.png"), "hole")], fraction)
-    again = unsplit._divided([*samples[::-1], unsplit._sample(Path("x.png"), "hole")], fraction)
+    samples = [sample_of(Path(f"{number:04d}.png"), "") for number in range(normals)]
+    held = divided([*samples, sample_of(Path("x.png"), "hole")], share=fraction)
+    again = divided([*samples[::-1], sample_of(Path("x.png"), "hole")], share=fraction)
     assert held == again
     tested = [sample for sample in held.samples if sample.split == "test"]
     assert [sum(sample.label == label for sample in tested) for label in (NORMAL, ANOMALOUS)] == [
@@ -88,7 +88,7 @@ def test_head_ct_with_pieces_missing(tmp_path: Path) -> None:
     ):
         read(root)
     (root / "labels.csv").write_text("number, hemorrhage\n0,1\n")
-    with pytest.raises(DataError, match="the columns id and hemorrhage"):
+    with pytest.raises(DataError, match="the columns id, hemorrhage"):
         read(root)
     (root / "labels.csv").unlink()
     with pytest.raises(

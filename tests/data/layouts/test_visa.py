@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from blemish.data.checking import check
-from blemish.data.layouts.recognition import read
+from blemish.data.layouts import read
 from blemish.data.layouts.visa import is_visa
 from blemish.errors import DataError
 from blemish.types import ANOMALOUS, NORMAL
@@ -154,5 +154,8 @@ def test_a_table_that_is_another(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"line 3: .* is there already"):
         read(root)
     (root / "split_csv" / "1cls.csv").write_text("object,split,image\n")
-    with pytest.raises(DataError, match="names no column label, mask"):
+    with pytest.raises(
+        DataError,
+        match="must name the columns object, split, label, image, mask; it has object, split, image",
+    ):
         read(root)

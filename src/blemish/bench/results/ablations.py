@@ -22,7 +22,7 @@ from blemish.bench.results.tables import (
     size,
 )
 from blemish.bench.suites import Comparison, Entry, Table
-from blemish.data.layouts.official import OFFICIAL
+from blemish.data.layouts import OFFICIAL
 from blemish.types import ORIGINAL, RESOLUTION
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from blemish import config
 from blemish.config import Count, Fraction, NotNegative, Positive
-from blemish.data.phrases import counted
+from blemish.data.text import pluralize
 from blemish.errors import BlemishError, DataError
 from blemish.files import ROWS_BYTES, cannot_write, read_whole
 
@@ -224,7 +224,7 @@ def asked_for(row: Mapping[str, Any]) -> list[str]:
         *([row["label"]] if row["label"] else []),
         *([f"{shots}-shot"] if shots is not None else []),
         *(
-            [counted(defects, "defect") + (f" of type {kind}" if kind else "")]
+            [pluralize(defects, "defect") + (f" of type {kind}" if kind else "")]
             if defects is not None
             else []
         ),

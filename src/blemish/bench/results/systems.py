@@ -35,8 +35,8 @@ from blemish.bench.results.tables import (
     together,
 )
 from blemish.bench.suites import Comparison, Entry, Published, Suite, Table
-from blemish.data.layouts.official import OFFICIAL
-from blemish.data.phrases import counted
+from blemish.data.layouts import OFFICIAL
+from blemish.data.text import pluralize
 
 _BOLD = """\
 Bold: the best, where it leads the second by more than the larger spread of the two; never with one seed."""
@@ -237,7 +237,7 @@ def _described(rows: Sequence[Row]) -> str:
         last["method"],
         f"recipe {last['recipe']}",
         *asked_for({**last, "recipe": "best", "label": changed, "shifts": (), "adapt": ()}),
-        *([f"one model of {counted(len(several), 'category', 'categories')}"] if several else []),
+        *([f"one model of {pluralize(len(several), 'category', 'categories')}"] if several else []),
         backbone(last),
         size(last),
         *filter(None, [at(last)]),

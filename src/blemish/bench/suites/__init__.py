@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 from blemish import config
-from blemish.data.layouts.official import OFFICIAL
+from blemish.data.layouts import OFFICIAL
 from blemish.errors import ConfigError, unknown_name
 from blemish.files import DOCUMENT_BYTES, read_whole
 from blemish.types import ORIGINAL, RESOLUTION
@@ -77,7 +77,7 @@ class Table:
         rows: its lines, in order.
         source: where it was published, as "Table 5".
         note: what a reader of the table must know.
-        data: the official data set that it is of, a name of `blemish.data.layouts.official.OFFICIAL`; "" = any.
+        data: the official data set that it is of, a name of `blemish.data.layouts.OFFICIAL`; "" = any.
         multi_class: whether one model learns all categories; otherwise each has its own, and the table shows the means.
         compared_at: side of the square at which maps and masks are compared; None = the pictures' own size.
     """

@@ -1,49 +1,40 @@
-"""The layout of MVTec 3D-AD, of which the colour pictures are read and the point clouds (xyz/) are not.
+"""MVTec 3D-AD, of which the colour pictures are read and the point clouds (xyz/) are not.
 
-Bergmann et al. 2021, "The MVTec 3D-AD Dataset for Unsupervised 3D Anomaly Detection and Localization". The good
-pictures of validation/ are in no split.
+Bergmann et al. 2021, "The MVTec 3D-AD Dataset for Unsupervised 3D Anomaly Detection and
+Localization". The good pictures of validation/ are in no split.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from blemish.data.contents import Contents
+from blemish.data.dataset import Found
 from blemish.data.folder import is_file, is_folder, scan
-from blemish.errors import DataError
+from blemish.data.layouts.base import Official, category_folders, counted, need
 from blemish.types import ANOMALOUS, GOOD, NORMAL, Sample
 
+TITLE = "MVTec 3D-AD"
 _SIGNS = ("train/good/rgb", "test/good/rgb")
 
 
 def is_mvtec3d(folder: Path) -> bool:
     """Whether the folder is a category of MVTec 3D-AD or has such in it."""
-    return bool(_categories(folder))
+    return bool(category_folders(folder, _SIGNS))
 
 
-def read_mvtec3d(folder: Path) -> Contents:
-    """The samples of a category, or of the categories in a folder; the pictures are listed, not decoded.
+def read_mvtec3d(folder: Path) -> Found:
+    """The samples of a category, or of the categories in a folder.
 
     Raises: DataError for a folder of pictures or masks that is missing.
     """
     samples = [
         sample
-        for name, place in _categories(folder).items()
+        for name, place in category_folders(folder, _SIGNS).items()
         for sample in _read_category(place, name)
     ]
     unused = sum(not sample.split for sample in samples)
-    return Contents(
-        samples=tuple(sorted(samples, key=lambda sample: sample.path)),
-        notes=(f"the {unused} of validation/ in no split",) if unused else (),
-    )
-
-
-def _categories(folder: Path) -> dict[str, Path]:
-    """Name -> folder: of the category that it is, or of those that it holds."""
-    if any(is_folder(folder / sign) for sign in _SIGNS):
-        return {folder.resolve().name: folder}
-    places = {found.parents[2] for sign in _SIGNS for found in folder.glob(f"*/{sign}")}
-    return {place.name: place for place in sorted(places)}
+    notes = [f"the {unused} of validation/ in no split"] if unused else []
+    return Found(samples=sorted(samples, key=lambda sample: sample.path), notes=notes)
 
 
 def _read_category(place: Path, category: str) -> list[Sample]:
@@ -54,9 +45,7 @@ def _read_category(place: Path, category: str) -> list[Sample]:
             if not good and side != "test":
                 continue
             for name in ("rgb",) if good else ("rgb", "gt"):
-                if not is_folder(kind / name):
-                    what = f"read as MVTec 3D-AD, but there is no {name}/ in it"
-                    raise DataError(f"{kind}: {what}; copy it here from that set")
+                need(kind, f"{name}/", TITLE)
             for picture in scan(kind / "rgb").pictures:
                 mask = kind / "gt" / picture.name
                 samples.append(
@@ -70,3 +59,36 @@ def _read_category(place: Path, category: str) -> list[Sample]:
                     )
                 )
     return samples
+
+
+MVTEC3D = Official(
+    name="mvtec3d",
+    title=f"{TITLE} (RGB only)",
+    reference="Bergmann, Jin, Sattlegger, Steger 2021",
+    source="https://www.mvtec.com/research-teaching/datasets/mvtec-3d-ad",
+    licence="CC BY-NC-SA 4.0",
+    tree="""\
+FOLDER/<category>/train/good/rgb/*.png
+FOLDER/<category>/validation/good/rgb/*.png (not used)
+FOLDER/<category>/test/good/rgb/*.png
+FOLDER/<category>/test/<defect>/rgb/*.png
+FOLDER/<category>/test/<defect>/gt/*.png
+or its categories in the folders of MVTec AD""",
+    folders=("mvtec3d", "mvtec_3d_ad", "mvtec_3d_anomaly_detection"),
+    categories=counted("""
+        bagel       244  22  88
+        cable_gland 223  21  87
+        carrot      286  27 132
+        cookie      210  28 103
+        dowel       288  26 104
+        foam        236  20  80
+        peach       361  26 106
+        potato      300  22  92
+        rope        298  32  69
+        tire        210  25  87
+    """),
+    split="The authors', by folders; validation/ is in no split.",
+    masks=True,
+    fits=is_mvtec3d,
+    read=read_mvtec3d,
+)

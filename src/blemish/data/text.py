@@ -1,15 +1,15 @@
-"""How many, and which: numbers and lists in the sentences about a data set."""
+"""Numbers and lists in the sentences about a data set."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 
-def counted(number: int, one: str, many: str = "") -> str:
+def pluralize(number: int, one: str, many: str = "") -> str:
     """The number with its noun; `many` where the plural is not `one` with an s.
 
     Example:
-        >>> counted(1, "picture"), counted(3, "category", "categories")
+        >>> pluralize(1, "picture"), pluralize(3, "category", "categories")
         ('1 picture', '3 categories')
     """
     return f"{number} {one}" if number == 1 else f"{number} {many or one + 's'}"

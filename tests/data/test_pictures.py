@@ -1,9 +1,13 @@
-"""The labelled defects that a user names: which they are, what is known of them, and draws from them."""
+"""The pictures that a user names, good ones and defects, and draws from them.
+
+How they are learned from is tested through `fit`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import io
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +15,113 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from blemish.data.defects import NONE, labelled_defects
-from blemish.data.layouts import recognition as layouts
+from blemish.data import layouts
+from blemish.data.pictures import Pictures, good_pictures, hold_out_positions, labelled_defects
 from blemish.data.splits import draw_anomalies
 from blemish.errors import ConfigError, DataError
 from blemish.types import ANOMALOUS, NORMAL, Sample
 
 Part = Callable[..., np.ndarray]
 Write = Callable[..., Path]
+
+
+def named(names: Sequence[str], categories: Sequence[str] | None = None) -> Pictures:
+    of = categories or [""] * len(names)
+    samples = [Sample(path=Path(n), category=c) for n, c in zip(names, of, strict=True)]
+    return Pictures(list(names), samples)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.2, 0.5, 0.9])
+def test_holding_out_is_a_partition(fraction: float) -> None:
+    for pictures in (
+        named([f"{index}.png" for index in range(20)]),
+        good_pictures([np.zeros((2, 2), np.uint8)] * 20),
+        named(["same.png"] * 20),
+    ):
+        kept, held = hold_out_positions(pictures, fraction, seed=1)
+        assert sorted([*kept, *held]) == list(range(20))
+        assert len(held) == round(fraction * 20)
+
+
+def test_holding_out_goes_by_path_and_seed() -> None:
+    names = [f"{index:02d}.png" for index in range(20)]
+
+    def held(sources: list[str], seed: int) -> set[str]:
+        return {sources[index] for index in hold_out_positions(named(sources), 0.3, seed)[1]}
+
+    assert held(names, 1) == held(names[::-1], 1) != held(names, 2)
+
+
+def test_holding_out_is_by_category() -> None:
+    names = [f"{index:02d}.png" for index in range(30)]
+    categories = ["nut"] * 10 + ["bolt"] * 15 + ["nut"] * 4 + ["pin"]
+    kept, held = hold_out_positions(named(names, categories), 0.4, 1)
+    assert sorted([*kept, *held]) == list(range(30))
+    assert [categories[index] for index in held] == ["bolt"] * 6 + ["nut"] * 6
+    for category in ("bolt", "nut"):  # each as if it were alone
+        own = [name for name, its in zip(names, categories, strict=True) if its == category]
+        assert [names[i] for i in held if categories[i] == category] == [
+            own[i] for i in hold_out_positions(named(own), 0.4, 1)[1]
+        ]
+
+
+def test_open_files_are_read_once_and_for_all(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"content")
+    with (tmp_path / "a").open("rb") as file:
+        found = good_pictures([file, io.BytesIO(b"more")])
+    assert found.sources == [b"content", b"more"]
+
+
+def _pictures(root: Path, *names: str) -> list[Path]:
+    paths = [root / name for name in names]
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (4, 4)).save(path)
+    return paths
+
+
+def test_pictures_named_one_by_one_or_by_a_pattern(tmp_path: Path) -> None:
+    paths = _pictures(
+        tmp_path, *(f"{place}/{index}.png" for place in ("Bosch", "Conti") for index in range(9))
+    )
+    for named in (
+        paths,
+        str(tmp_path / "*" / "*.png"),
+        [tmp_path / "**"],
+        [paths[0], tmp_path / "*" / "[1-8].png"],
+    ):
+        found = good_pictures(named)
+        number = 17 if isinstance(named, list) and len(named) == 2 else 18
+        assert (len(found.sources), found.names) == (number, [])
+        assert (
+            found.note == f"{number} pictures named one by one or by a pattern, all taken as good"
+        )
+    with pytest.raises(DataError, match="nothing matches this pattern"):
+        good_pictures(tmp_path / "*.jpg")
+
+
+@pytest.mark.parametrize(
+    "bad", ["NG/0.png", "NG/images/0.png", "masks/0.png", "a/0_ng.png", "a/0_mask.png"]
+)
+def test_named_pictures_that_are_called_as_defects_are(tmp_path: Path, bad: str) -> None:
+    good, other = _pictures(tmp_path, "a/0.png", bad)
+    for named in ([good, other], str(tmp_path / "**")):
+        with pytest.raises(
+            DataError, match=f"{bad.split('/')[0]}.*: called as defects or masks are"
+        ):
+            good_pictures(named)
+    assert good_pictures([other]).sources == [other]  # no name says otherwise
+
+
+@pytest.mark.parametrize(
+    "folder", ["test/good", "Validation/OK", "Gutteile", "i.O./Bilder", "normal_dir"]
+)
+def test_a_category_is_not_called_after_what_its_pictures_are_for(
+    tmp_path: Path, folder: str
+) -> None:
+    _pictures(tmp_path, f"bottle/{folder}/0.png", f"screw/{folder}/0.png")
+    found = good_pictures([tmp_path / "bottle" / folder, tmp_path / "screw" / folder])
+    assert found.categories == ["bottle", "screw"]
 
 
 @pytest.fixture
@@ -162,7 +265,3 @@ def test_pictures_of_unknown_label_are_no_defects(good_folder: Path) -> None:
     table.write_text("path,label,defect\n000.png,0,\n001.png,1,scratch\n002.png,,\n")
     assert NORMAL in {sample.label for sample in layouts.read(table).samples}
     assert [sample.path.name for sample in labelled_defects(table).samples] == ["001.png"]
-
-
-def test_none_is_none() -> None:
-    assert (NONE.sources, NONE.samples, NONE.note) == ([], [], "")

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trees import lay_out
 
-from blemish.data.layouts.recognition import read
-from blemish.data.manifest import write_manifest
+from blemish.data.layouts import read
 from blemish.data.names import meaning
+from blemish.data.tables import write_table
 from blemish.errors import DataError, OutputError
 from blemish.types import ANOMALOUS, NORMAL, Sample
 
@@ -130,7 +130,7 @@ def test_a_file_with_a_backslash_in_its_name_is_found(tmp_path: Path) -> None:
 def test_several_masks_of_a_picture(tmp_path: Path) -> None:
     (sample,) = read(manifest(tmp_path, "path,label,mask\na.png,1,m.png|b.png\n")).samples
     assert sample.masks == (tmp_path / "m.png", tmp_path / "b.png")
-    assert read(write_manifest(tmp_path / "again.csv", [sample])).samples == (sample,)
+    assert read(write_table(tmp_path / "again.csv", [sample])).samples == (sample,)
     with pytest.raises(DataError, match=r"no mask file .*nowhere"):
         read(manifest(tmp_path, "path,label,mask\na.png,1,m.png|nowhere.png\n"))
 
@@ -229,15 +229,15 @@ def test_a_manifest_is_read_as_it_was_written(
         )
         for index, row in enumerate(rows)
     ]
-    assert read(write_manifest(folder / "set.csv", samples)).samples == tuple(samples)
+    assert read(write_table(folder / "set.csv", samples)).samples == tuple(samples)
 
 
 def test_a_manifest_replaces_the_old_one_or_leaves_it(tmp_path: Path) -> None:
     path = manifest(tmp_path, "path\nb.png\n")
-    write_manifest(path, [Sample(path=Path("a.png"), label=NORMAL)])
+    write_table(path, [Sample(path=Path("a.png"), label=NORMAL)])
     assert [sample.path.name for sample in read(path).samples] == ["a.png"]
     assert not [entry for entry in tmp_path.iterdir() if entry.name.startswith(".")]
     (tmp_path / "folder.csv").mkdir()
     with pytest.raises(OutputError, match=r"folder\.csv"):
-        write_manifest(tmp_path / "folder.csv", [])
+        write_table(tmp_path / "folder.csv", [])
     assert not [entry for entry in tmp_path.iterdir() if entry.name.startswith(".")]
