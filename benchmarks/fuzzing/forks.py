@@ -351,7 +351,7 @@ _USED = (
     ),
     *(
         "blemish.data.checking",
-        "blemish.cli.commands.doctor",
+        "blemish.cli.app",
         "pydicom.pixels",
         "tifffile",
         "timm",

@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import typer
 
 import blemish
 from blemish import artifact, config
 from blemish.anomalies import SIMULATORS
 from blemish.artifact import read
 from blemish.backbones import build
-from blemish.cli import commands
+from blemish.cli import app
+from blemish.cli.status import BROKEN_PICTURES, ERROR
 from blemish.data.layouts.official import OFFICIAL
 from blemish.data.shifts import SHIFTS
 from blemish.images import decode
@@ -100,7 +100,7 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 def test_every_command_has_help_and_json() -> None:
-    found = leaves(typer.main.get_command(commands.app))
+    found = leaves(app.command_tree())
     assert len(found) == 16  # bench without a command of its own is not a leaf
     for path, command in found:
         options = {option for parameter in command.params for option in parameter.opts}
@@ -286,7 +286,7 @@ def test_fit_with_several_kinds_of_defects_some_of_them_broken(
     ]
     command = ("fit", "lda", good_folder, "-o", tmp_path / "a", "--set", "normality=knn", *FIT)
     status, out, _ = run(*command, *kinds)
-    assert status == commands.BROKEN_PICTURES
+    assert status == BROKEN_PICTURES
     assert "24 used, 1 broken" in out
     assert "000.png: is not a picture (looks like text)" in out
     assert "Defects learned from: 6; flat layout: 4 pictures" in out
@@ -328,7 +328,7 @@ def test_fit_says_which_defects_it_cannot_learn_from(
         str(mvtec / "test" / "square") if option == "DEFECTS" else option for option in options
     ]
     status, out, err = run("fit", method, good_folder, "-o", tmp_path / "a", *FIT, *given)
-    assert (status, out) == (commands.ERROR, "")
+    assert (status, out) == (ERROR, "")
     assert said in err
     assert "Traceback" not in err
     assert not (tmp_path / "a").exists()
@@ -371,7 +371,7 @@ def test_fit_of_the_published_method(
     status, _, err = run(
         "fit", "lda", good_folder, "-o", tmp_path / "b", *FIT, "--time-budget", "1"
     )
-    assert status == commands.ERROR
+    assert status == ERROR
     assert "time_budget: lda is not trained step by step" in err
 
 
@@ -1183,9 +1183,9 @@ def test_bench_with_known_defects(run: Run, mvtec: Path) -> None:
     kind = run(*asked, "--anomaly-type", "square")[1]
     assert "lda on part, seed 0 · 2 defects of type square" in kind
     status, _, err = run(*asked[:-2], "--anomaly-type", "square")
-    assert status == commands.ERROR
+    assert status == ERROR
     assert "say how many of that type" in err
-    assert run(*asked[:-1], "-1")[0] == commands.ERROR
+    assert run(*asked[:-1], "-1")[0] == ERROR
 
 
 @pytest.mark.parametrize(
@@ -1238,7 +1238,7 @@ def test_bench_says_what_contradicts(
     run: Run, mvtec: Path, given: tuple[str, ...], said: str
 ) -> None:
     status, out, err = run("bench", "--methods", "agpnet", "--data", mvtec, "--dry-run", *given)
-    assert (status, out) == (commands.ERROR, "")
+    assert (status, out) == (ERROR, "")
     assert said in err
 
 
@@ -1356,7 +1356,7 @@ def test_refine_in_place(run: Run, teachable: Path, good_folder: Path, mvtec: Pa
     command = ("refine", teachable, "--false-alarm-rate", "0.1")
     answer = run(*command, "--good", good_folder, "--json")
     made = document(answer)
-    assert answer[0] == commands.BROKEN_PICTURES
+    assert answer[0] == BROKEN_PICTURES
     assert (made["artifact"], made["good"], made["defects"], made["known"]) == (
         str(teachable),
         3,
@@ -1394,7 +1394,7 @@ def test_refine_says_what_it_cannot_do(
     ]
     for arguments, said in asked:
         status, out, err = run("refine", *arguments)
-        assert (status, out) == (commands.ERROR, "")
+        assert (status, out) == (ERROR, "")
         assert said in err
         assert "Traceback" not in err
     assert asked[1][1] in document(run("refine", teachable, "--json"))["error"]["message"]

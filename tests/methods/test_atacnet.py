@@ -20,7 +20,7 @@ from torch.nn import functional as F
 import blemish
 from blemish import artifact
 from blemish.backbones import Backbone, build
-from blemish.cli import wording
+from blemish.cli import look
 from blemish.errors import ArtifactError, ConfigError, NotFittedError
 from blemish.losses.deviation import deviation_loss
 from blemish.methods import atacnet as module
@@ -858,7 +858,7 @@ def test_artifacts_of_earlier_versions_load_or_say_to_fit_again(
         assert loaded.predict(pixels[5]).score == detector.predict(pixels[5]).score
         for path, shown in ((new, True), (old, False)):
             names = [
-                str(cell) for cell in wording.manifest(artifact.read(path)[1]).columns[0].cells
+                str(cell) for cell in look.artifact_table(artifact.read(path)[1]).columns[0].cells
             ]
             assert "training" in names
             assert ("loss" in names) == shown  # what has no curve shows none
