@@ -20,8 +20,8 @@ import blemish
 from blemish.data import stream as streams
 from blemish.data.stream import PictureStream
 from blemish.errors import ImageError
-from blemish.images import decoder
-from blemish.images.budget import BUDGET
+from blemish.images import sources
+from blemish.images.limits import BUDGET
 from blemish.types import Failure, Prediction
 
 rng = np.random.default_rng(3)
@@ -69,7 +69,8 @@ LARGE = np.full((60, 50, 3), 90, np.uint8)
 def test_a_picture_for_which_memory_runs_out_fails_alone(
     detector: blemish.Detector, monkeypatch: pytest.MonkeyPatch, stage: str, error: Exception
 ) -> None:
-    where = "blemish.detector.predict" if stage == "prepare" else "blemish.images.decoder"
+    places = {"prepare": "blemish.detector.predict", "_from_array": "blemish.images.sources"}
+    where = places.get(stage, "blemish.images.decoder")
     home = sys.modules[where]
     monkeypatch.setattr(home, stage, failing_for(LARGE, getattr(home, stage), error))
     results = list(detector.predict_many([GOOD[0], LARGE, GOOD[1], GOOD[2]], batch_size=2))
@@ -226,6 +227,6 @@ def test_out_of_memory_inside_a_reader_is_not_called_damaged(
         def full(*_: object, error: Exception = error) -> None:
             raise error
 
-        monkeypatch.setitem(decoder._READERS, "png", full)
+        monkeypatch.setitem(sources._READERS, "png", full)
         with pytest.raises(ImageError, match=WORDS):
             blemish.images.decode(tmp_path / "a.png")

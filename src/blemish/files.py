@@ -1,4 +1,4 @@
-"""Reading files that somebody else may have made, and writing so that a reader sees the old content or the new."""
+"""Reading files that somebody else may have made; writing whole, so that a reader sees old or new."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import re
 import secrets
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
 from types import ModuleType
 from typing import IO
 
-from blemish.errors import BlemishError, OutputError
+from blemish.errors import OutputError
 
 _locks: ModuleType | None
 try:
@@ -32,7 +32,8 @@ TABLE_BYTES = GIB
 DOCUMENT_BYTES = 16 * 2**20  # of settings, of a suite, of what a run says of itself
 
 _TEMPORARY = re.compile(r"\.blemish-[0-9a-f]{16}\.tmp")
-_ABANDONED = 60.0  # seconds since something was written to a temporary file; it holds what was in memory already
+# Seconds since something was written to a temporary file, which was in memory already.
+_ABANDONED = 60.0
 _STREAM = re.compile(r"/dev/(stdin|stdout|stderr|fd(/.*)?)|/proc/.*")
 _swept: set[Path] = set()  # folders that this process has looked through for what killed ones left
 
@@ -45,7 +46,9 @@ _KINDS = (
 )
 
 
-def open_regular(path: str | Path, *, limit: int, error: type[BlemishError]) -> BufferedReader:
+def open_regular(
+    path: str | Path, *, limit: int, error: Callable[[str], Exception]
+) -> BufferedReader:
     """A named file, open for reading: a regular one of at most `limit` bytes, behind any links.
 
     What it is is asked of the path, as to open a device may do something, and again of what was
@@ -55,27 +58,38 @@ def open_regular(path: str | Path, *, limit: int, error: type[BlemishError]) -> 
     """
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     try:
-        _check_regular(path, os.stat(path), error)  # noqa: PTH116 - a null byte in a Path raises too
-        file = open(os.open(path, flags), "rb")  # noqa: PTH123, SIM115 - the caller closes it
-        try:
-            status = os.fstat(file.fileno())
-            _check_regular(path, status, error)
-            if status.st_size > limit:
-                raise error(
-                    f"{path}: is {status.st_size:,} bytes, and at most {limit:,} are read of a file of this kind; "
-                    "name another file"
-                )
-        except BaseException:
+        fault = _fault(os.stat(path), limit)  # noqa: PTH116 - a null byte in a Path raises too
+        if not fault:
+            file = open(os.open(path, flags), "rb")  # noqa: PTH123, SIM115 - the caller closes it
+            fault = _fault(os.fstat(file.fileno()), limit)
+            if not fault:
+                return file
             file.close()
-            raise
     except (OSError, ValueError) as problem:  # ValueError: a null byte in the name
-        raise error(
-            f"{path}: cannot be read ({getattr(problem, 'strerror', None) or problem})"
-        ) from problem
-    return file
+        reason = getattr(problem, "strerror", None) or problem
+        raise error(f"{path}: cannot be read ({reason})") from problem
+    raise error(f"{path}: {fault}")
 
 
-def read_whole(path: str | Path, *, limit: int, error: type[BlemishError]) -> bytes:
+def _fault(status: os.stat_result, limit: int) -> str:
+    """Why a file of this kind and size is not read; "" where it is."""
+    if not stat.S_ISREG(status.st_mode):
+        return f"cannot be read, it is {_kind(status)}"
+    if status.st_size > limit:
+        return (
+            f"is {status.st_size:,} bytes, and at most {limit:,} are read of a file of this kind; "
+            "name another file"
+        )
+    return ""
+
+
+def _kind(status: os.stat_result) -> str:
+    """What is no regular file, and what to do."""
+    found = (what for is_kind, what in _KINDS if is_kind(status.st_mode))
+    return next(found, "no regular file; name one")
+
+
+def read_whole(path: str | Path, *, limit: int, error: Callable[[str], Exception]) -> bytes:
     """The content of a named file, as of `open_regular`: what it held when it was opened.
 
     Raises: `error`.
@@ -87,22 +101,13 @@ def read_whole(path: str | Path, *, limit: int, error: type[BlemishError]) -> by
             raise error(f"{path}: cannot be read ({problem.strerror or problem})") from problem
 
 
-def _check_regular(path: str | Path, status: os.stat_result, error: type[BlemishError]) -> None:
-    if not stat.S_ISREG(status.st_mode):
-        what = next(
-            (what for is_kind, what in _KINDS if is_kind(status.st_mode)),
-            "no regular file; name one",
-        )
-        raise error(f"{path}: cannot be read, it is {what}")
-
-
 def write_whole(path: str | Path, content: bytes) -> Path:
     """Write to a temporary file beside `path`, fsync, rename; missing folders are made.
 
-    A symbolic link stays, and what it leads to is replaced. A file that is replaced keeps its mode. Temporary files
-    that killed processes have left in the folder are removed.
+    A symbolic link stays, and what it leads to is replaced. A file that is replaced keeps its mode.
+    Temporary files that killed processes have left in the folder are removed.
 
-    Raises: OutputError if it cannot be written (no permission, disk full, a folder of that name, a device, …).
+    Raises: OutputError if it cannot be written (no permission, disk full, a folder of that name…).
     """
     path = Path(path)
     target = writable_place(path)
@@ -119,9 +124,7 @@ def write_whole(path: str | Path, content: bytes) -> Path:
                 with suppress(OSError):  # a new file, or a file system without modes
                     os.chmod(temporary, stat.S_IMODE(target.stat().st_mode) & 0o777)  # noqa: PTH101
                 os.fsync(file.fileno())
-                if (
-                    os.name == "posix"
-                ):  # while it is locked, so that no other process takes it for abandoned
+                if os.name == "posix":  # while it is locked, or another would take it for left
                     temporary.replace(target)
             if os.name != "posix":
                 temporary.replace(target)
@@ -145,17 +148,16 @@ def writable_place(path: Path) -> Path:
         with suppress(FileNotFoundError):
             status = path.stat()
     except (OSError, ValueError) as problem:
+        reason = getattr(problem, "strerror", None) or problem
         raise OutputError(
-            f"{path}: cannot be written ({getattr(problem, 'strerror', None) or problem}); choose another place"
+            f"{path}: cannot be written ({reason}); choose another place"
         ) from problem
     if _STREAM.fullmatch(os.path.abspath(path)) or _STREAM.fullmatch(str(target)):  # noqa: PTH100
         raise OutputError(
             f"{path}: is a stream of a process, and a result is written to a file; name one"
         )
     if status is not None and not stat.S_ISDIR(status.st_mode) and not stat.S_ISREG(status.st_mode):
-        what = next(
-            (what for is_kind, what in _KINDS if is_kind(status.st_mode)), "no regular file;"
-        ).split(";")[0]
+        what = _kind(status).partition(";")[0]
         raise OutputError(f"{path}: is {what}, which nothing is written to; name a file")
     return target
 
@@ -182,9 +184,9 @@ def check_writable(path: Path) -> None:
 def locked(path: Path) -> Iterator[None]:
     """Keeps other processes from what is written at `path` step by step, while open.
 
-    By a lock on a hidden file beside it, which the system releases when the process ends in any way, and which the
-    next one that locks takes over. Where locks are not to be had, as on Windows and some network drives, nothing is
-    locked.
+    By a lock on a hidden file beside it, which the system releases when the process ends in any
+    way, and which the next one that locks takes over. Where locks are not to be had, as on Windows
+    and some network drives, nothing is locked.
 
     Raises: OutputError where another process holds it, or the folder cannot be written.
     """
@@ -197,11 +199,8 @@ def locked(path: Path) -> Iterator[None]:
             try:
                 free = _lock(file)
                 # The one who held it may have removed it between the opening and the lock.
-                same = (
-                    free
-                    and name.exists()
-                    and os.path.samestat(name.stat(), os.fstat(file.fileno()))
-                )
+                there = free and name.exists()
+                same = there and os.path.samestat(name.stat(), os.fstat(file.fileno()))
             except BaseException:
                 file.close()
                 raise
@@ -213,7 +212,8 @@ def locked(path: Path) -> Iterator[None]:
     with file:
         if not free:
             raise OutputError(
-                f"{path}: another process of blemish is writing it; let that end, or name another place"
+                f"{path}: another process of blemish is writing it; let that end, or name another "
+                "place"
             )
         try:
             yield
@@ -223,7 +223,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def _lock(file: IO[bytes]) -> bool:
-    """Lock an open file for this process; False where another one holds it, True also where there are no locks."""
+    """Lock an open file for this process; False where another holds it, True without locks."""
     if _locks is None:
         return True
     try:
@@ -238,8 +238,9 @@ def _lock(file: IO[bytes]) -> bool:
 def _sweep(folder: Path) -> None:
     """Remove the temporary files that killed processes have left in a folder, once in a process.
 
-    One counts as left where no process holds its lock and nothing has been written to it for a minute: over a
-    network a lock may not be seen, and between the making of a file and its lock there is a moment.
+    One counts as left where no process holds its lock and nothing has been written to it for a
+    minute: over a network a lock may not be seen, and between the making of a file and its lock
+    there is a moment.
     """
     if folder in _swept:
         return

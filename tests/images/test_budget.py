@@ -12,8 +12,7 @@ import pytest
 
 from blemish.errors import ConfigError
 from blemish.images import Limits
-from blemish.images.budget import Budget, free_memory, ran_out
-from blemish.images.limits import Unusable
+from blemish.images.limits import Budget, Unusable, free_memory, ran_out
 
 GIB = 2**30
 

@@ -25,8 +25,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
 from blemish.errors import ConfigError, ImageError, MissingExtraError, NonFiniteError
-from blemish.images import EXTENSIONS, Limits, Picture, decode, decode_mask, decoder, sniff
-from blemish.images.quiet import quiet
+from blemish.images import EXTENSIONS, Limits, Picture, decode, decode_mask, sniff, sources
+from blemish.images.limits import quiet
 
 PIL_FORMATS = ["PNG", "JPEG", "BMP", "TIFF", "WEBP"]
 rng = np.random.default_rng(7)
@@ -983,11 +983,11 @@ def test_sniff():
 
 def test_paths_that_cannot_be_read(tmp_path, monkeypatch):
     assert reason(tmp_path / "none.png") == "does not exist"
-    assert reason(tmp_path) == "is a folder, not a picture"
-    assert reason("a\0b.png") == "is not a valid path"
-    assert reason("a" * 5000) == "cannot be read: File name too long"
+    assert reason(tmp_path) == "cannot be read, it is a folder; name the file in it"
+    assert reason("a\0b.png") == "cannot be read (embedded null byte)"
+    assert reason("a" * 5000) == "cannot be read (File name too long)"
     os.mkfifo(tmp_path / "pipe.png")
-    assert reason(tmp_path / "pipe.png") == "is not a regular file"
+    assert reason(tmp_path / "pipe.png").startswith("cannot be read, it is a pipe;")
     (tmp_path / "loop.png").symlink_to(tmp_path / "gone.png")
     assert reason(tmp_path / "loop.png") == "does not exist"
     path = tmp_path / "secret.png"
@@ -996,8 +996,8 @@ def test_paths_that_cannot_be_read(tmp_path, monkeypatch):
     def refuse(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "open", refuse)
-    assert reason(path) == "cannot be read: permission denied"
+    monkeypatch.setattr(os, "open", refuse)
+    assert reason(path) == "cannot be read (Permission denied)"
 
 
 # --- Truncated and damaged files -------------------------------------------------------------------------------------
@@ -1426,7 +1426,7 @@ def test_out_of_memory_is_said(monkeypatch):
     def full(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setitem(decoder._READERS, "png", full)
+    monkeypatch.setitem(sources._READERS, "png", full)
     assert reason(saved(RGB)).startswith("needs more memory than there was left when its turn came")
 
 

@@ -1,1 +1,1 @@
-"""Where pictures come from: folders, layouts with labels and masks, and the splits drawn from them."""
+"""Where pictures come from: folders, layouts with labels and masks, and splits of them."""

@@ -19,7 +19,7 @@ from blemish.data.marks import marked
 from blemish.data.transforms import Preprocessing, prepare
 from blemish.errors import InputError, MissingExtraError, NonFiniteError
 from blemish.images import Picture, decode, within_memory
-from blemish.images.budget import BUDGET
+from blemish.images.limits import BUDGET
 from blemish.types import Batch, Failure, Sample
 
 T = TypeVar("T")

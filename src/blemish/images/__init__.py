@@ -1,12 +1,13 @@
 """Pictures in: one decoder for every source, with limits.
 
-`decoder` takes any source and gives RGB pixels; `raster`, `tiff` and `dicom` read the formats; `limits` says what a
-picture may ask for, `budget` what all of them together; `pixels` is what the readers share.
+`decoder` gives RGB pixels of what `sources` takes, anything; `raster`, `jpeg`, `tiff` (with `blocks`) and
+`dicom` read the formats; `limits` says what a picture may ask for, and all of them together;
+`pixels` is what the readers share.
 """
 
-from blemish.images.budget import ran_out, within_memory
-from blemish.images.decoder import EXTENSIONS, Picture, Source, decode, decode_mask, sniff
-from blemish.images.limits import LIMITS, Limits
+from blemish.images.decoder import Picture, decode, decode_mask
+from blemish.images.limits import LIMITS, Limits, ran_out, within_memory
+from blemish.images.sources import EXTENSIONS, Source, sniff
 
 __all__ = [
     "EXTENSIONS",

@@ -1,4 +1,4 @@
-"""The strips and tiles of a TIFF, each of which must hold exactly the pixels that it announces.
+"""The tags of a TIFF, and its strips and tiles: each must hold exactly the pixels it announces.
 
 libtiff leaves what is missing black or grey and passes over what is too much; zlib's checksum is not
 looked at where the pixels are complete before it.
@@ -6,77 +6,148 @@ looked at where the pixels are complete before it.
 
 from __future__ import annotations
 
+import math
+import struct
 import zlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from blemish.images.jpeg import jpeg
-from blemish.images.limits import TRUNCATED, Limits, Unusable
+from blemish.images.limits import TRUNCATED, Limits, Unusable, check_frames, check_size, damaged
 
-FEWER = "is damaged: a TIFF with fewer pixels than it announces"
-_MORE = "is damaged: a TIFF with more pixels than it announces"
-_BROKEN = "is damaged: the coded data of the TIFF is not whole"
+FEWER = "a TIFF with fewer pixels than it announces"
+_MORE = "a TIFF with more pixels than it announces"
+_BROKEN = "the coded data of the TIFF is not whole"
+_TYPES = {1: "B", 3: "H", 4: "I", 7: "B", 16: "Q"}  # the integer types, and opaque bytes
+_TAGS = frozenset((*range(256, 260), 262, 266, 273, 274, 277, 278, 279, 281, 284, 317, 320))
+_TAGS |= {322, 323, 324, 325, 338, 339, 347}
+UPRIGHT = -274
 _REVERSED = bytes(int(f"{value:08b}"[::-1], 2) for value in range(256))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Blocks:
-    """Strips or tiles.
+def directories(data: bytes) -> Iterator[dict[int, tuple[int, ...]]]:
+    """For each page the tags that its pixels need, none of them cut.
+
+    Under `UPRIGHT` a page has where the two bytes of its orientation stand in the file.
+    """
+    order = {b"II": "<", b"MM": ">"}.get(data[:2])
+    if order is None:
+        raise damaged("a TIFF without a header")
+    big = struct.unpack_from(order + "H", data, 2) == (43,)
+    offset_type, count_type, entry_size = ("Q", "Q", 20) if big else ("I", "H", 12)
+    inline = struct.calcsize("=" + offset_type)
+
+    def unpack(kind: str, offset: int) -> tuple[int, ...]:
+        if offset + struct.calcsize("=" + kind) > len(data):
+            raise Unusable(TRUNCATED)
+        return struct.unpack_from(order + kind, data, offset)
+
+    (offset,) = unpack(offset_type, 8 if big else 4)
+    seen: set[int] = set()
+    while offset and offset not in seen:
+        seen.add(offset)
+        (entries,) = unpack(count_type, offset)
+        first = offset + struct.calcsize("=" + count_type)
+        tags: dict[int, tuple[int, ...]] = {}
+        for entry in range(first, first + entries * entry_size, entry_size):
+            tag, kind, count = unpack("HH" + offset_type, entry)
+            if tag in _TAGS and kind in _TYPES:
+                size = count * struct.calcsize("=" + _TYPES[kind])
+                at = entry + entry_size - inline
+                (start,) = (at,) if size <= inline else unpack(offset_type, at)
+                tags[tag] = unpack(f"{count}{_TYPES[kind]}", start)
+                if (tag, kind, count) == (274, 3, 1):
+                    tags[UPRIGHT] = (at,)
+        yield tags
+        (offset,) = unpack(offset_type, first + entries * entry_size)
+
+
+class Page:
+    """What the tags of a TIFF say of its one page, and of the strips or tiles (blocks) of it.
 
     Attributes:
-        starts, sizes: bytes, of each; no sizes where the file does not say them.
+        height, width, channels, bits: of the page, and of a sample.
+        kind: of a sample, as numpy's: "u", "i" or "f"; `deep`: whether it is more than 8 bits.
+        photometric: the tag's value: 0 low is bright, 1 grey, 2 RGB, 3 palette, 5 CMYK, 6 YCbCr.
+        extra: what the bands beyond the colours are (ExtraSamples).
+        orientation, turned_at: 1 to 8, and where its two bytes stand, None where it is not said.
+        planar: whether each band is stored by itself.
+        top: the largest value that a sample can take.
+        starts, sizes: bytes, of each block; no sizes where the file does not say them.
         compression: the tag's value: 1 none, 5 LZW, 7 JPEG, 8 and 32946 Deflate, 32773 PackBits.
         across, down: pixels of a block; `last`: rows of the lowest ones.
-        column: how many there are from top to bottom.
-        samples: of a pixel in a block; `bits`: of a sample.
+        column: how many blocks there are from top to bottom.
+        samples: of a pixel in a block.
         reversed: the lowest bit of a byte comes first (FillOrder 2).
         tables: of JPEG, shared by all blocks.
         fixed: every pixel takes the same room, as it does but for subsampled colours.
+    Raises: Unusable for a file of several pages, too many pixels, or blocks that are not there.
     """
 
-    starts: tuple[int, ...]
-    sizes: tuple[int, ...]
-    compression: int
-    across: int
-    down: int
-    last: int
-    column: int
-    samples: int
-    bits: int
-    reversed: bool
-    tables: bytes
-    fixed: bool
+    def __init__(self, data: bytes, limits: Limits) -> None:
+        pages = list(directories(data))
+        check_frames(len(pages), "pages")
+        tags = pages[0] if pages else {}
+
+        def first(tag: int, default: int) -> int:
+            return tags.get(tag, (default,))[0]
+
+        starts, sizes = tags.get(273, tags.get(324, ())), tags.get(279, tags.get(325, ()))
+        if not starts or 256 not in tags or 257 not in tags:
+            raise damaged("a TIFF without pixels")
+        self.width, self.height = width, height = first(256, 0), first(257, 0)
+        check_size(width, height, limits)
+        if any(start + size > len(data) for start, size in zip(starts, sizes, strict=False)):
+            raise Unusable(TRUNCATED)
+        self.channels, self.bits = first(277, 1), max(tags.get(258, (1,)))
+        self.kind = {1: "u", 2: "i", 3: "f"}.get(first(339, 1), "u")
+        self.deep = self.bits > 8 or self.kind != "u"
+        self.photometric, self.compression = first(262, 1), first(259, 1)
+        self.extra, self.planar = tags.get(338, ()), tags.get(284) == (2,)
+        self.orientation, self.turned_at = first(274, 1), next(iter(tags.get(UPRIGHT, ())), None)
+        self.top = min(tags.get(281, (65535,)))
+        tiled = 322 in tags and 323 in tags
+        self.across = first(322, width) if tiled else width
+        self.down = first(323, height) if tiled else min(height, first(278, height))
+        check_size(self.across, self.down, limits)
+        self.column = math.ceil(height / self.down)
+        self.last = self.down if tiled else height - (self.column - 1) * self.down
+        self.samples = 1 if self.planar else self.channels
+        count = math.ceil(width / self.across) * self.column * (self.channels // self.samples)
+        if len(starts) < count or 0 < len(sizes) < count:
+            raise damaged(FEWER)
+        self.starts, self.sizes = starts[:count], sizes[:count]
+        self.reversed, self.tables = tags.get(266) == (2,), bytes(tags.get(347, ()))
+        self.fixed = self.photometric != 6 or self.compression == 7
 
 
-def check_blocks(data: bytes, blocks: Blocks, limits: Limits) -> None:
-    """That each block decodes to its pixels, as far as its compression tells; what is decoded is not kept.
+def check_blocks(data: bytes, page: Page, limits: Limits) -> None:
+    """That each block decodes to its pixels, as far as its compression tells; none are kept.
 
     Raises: Unusable.
     """
-    if not blocks.fixed:
+    if not page.fixed:
         return
-    row = (blocks.across * blocks.samples * blocks.bits + 7) // 8
-    for place, start in enumerate(blocks.starts):
-        rows = blocks.last if place % blocks.column == blocks.column - 1 else blocks.down
-        if blocks.compression == 1:
-            if (blocks.sizes and blocks.sizes[place] < row * rows) or start + row * rows > len(
-                data
-            ):
-                raise Unusable(FEWER)
-        elif blocks.sizes:
-            coded = data[start : start + blocks.sizes[place]]
-            if blocks.reversed:
+    row = (page.across * page.samples * page.bits + 7) // 8
+    for place, start in enumerate(page.starts):
+        rows = page.last if place % page.column == page.column - 1 else page.down
+        if page.compression == 1:
+            short = page.sizes and page.sizes[place] < row * rows
+            if short or start + row * rows > len(data):
+                raise damaged(FEWER)
+        elif page.sizes:
+            coded = data[start : start + page.sizes[place]]
+            if page.reversed:
                 coded = coded.translate(_REVERSED)
-            if blocks.compression == 7:
-                _check_jpeg(coded, blocks, limits, rows)
-            elif measure := _MEASURES.get(blocks.compression):
-                length = measure(coded, row * blocks.down + 1)
+            if page.compression == 7:
+                _check_jpeg(coded, page, limits, rows)
+            elif measure := _MEASURES.get(page.compression):
+                length = measure(coded, row * page.down + 1)
                 if length < row * rows:
-                    raise Unusable(FEWER)
-                if length > row * blocks.down:  # the lowest strip may be as high as the others
-                    raise Unusable(_MORE)
+                    raise damaged(FEWER)
+                if length > row * page.down:  # the lowest strip may be as high as the others
+                    raise damaged(_MORE)
 
 
 def _deflate(coded: bytes, most: int) -> int:
@@ -88,9 +159,9 @@ def _deflate(coded: bytes, most: int) -> int:
             if inflate.eof or length >= most:
                 break
     except zlib.error:
-        raise Unusable(_BROKEN) from None
+        raise damaged(_BROKEN) from None
     if not inflate.eof and length < most:
-        raise Unusable(_BROKEN)
+        raise damaged(_BROKEN)
     return length
 
 
@@ -121,9 +192,10 @@ _STARTS = _ENDS - _WIDTHS
 def _lzw(coded: bytes, most: int) -> int:
     """How many bytes LZW gives, up to `most` or a little more (TIFF 6.0, section 13).
 
-    Only the lengths of the strings are worked out: where a code stands depends on none before it but the last clear,
-    and a code's string is one longer than the string of the code that it was entered with. In the older kind, whose
-    bits come in the other order, nothing is told apart: it counts as whole.
+    Only the lengths of the strings are worked out: where a code stands depends on none before it
+    but the last clear, and a code's string is one longer than the string of the code that it was
+    entered with. In the older kind, whose bits come in the other order, nothing is told apart: it
+    counts as whole.
     """
     if len(coded) > 1 and coded[0] == 0 and coded[1] & 1:
         return most - 1
@@ -143,14 +215,11 @@ def _lzw(coded: bytes, most: int) -> int:
         stop = int(marks[0]) if len(marks) else count
         entry = codes[:stop] - 258
         if np.any(entry >= _CODES[:stop]) or stop == len(_CODES):
-            raise Unusable(_BROKEN)
-        length, parent = (
-            np.append(np.ones(stop, np.int64), 0),
-            np.append(np.where(entry < 0, stop, entry), stop),
-        )
-        while np.any(
-            parent < stop
-        ):  # from each string to the one that it goes on from, twice as far each time
+            raise damaged(_BROKEN)
+        length = np.append(np.ones(stop, np.int64), 0)
+        parent = np.append(np.where(entry < 0, stop, entry), stop)
+        # From each string to the one that it goes on from, twice as far each time.
+        while np.any(parent < stop):
             length, parent = length + length[parent], parent[parent]
         total += int(length.sum())
         if not len(marks) or codes[stop] == 257:  # end of information, which some writers leave out
@@ -159,14 +228,14 @@ def _lzw(coded: bytes, most: int) -> int:
     return total
 
 
-def _check_jpeg(coded: bytes, blocks: Blocks, limits: Limits, rows: int) -> None:
-    if blocks.samples not in (1, 3, 4):
+def _check_jpeg(coded: bytes, page: Page, limits: Limits, rows: int) -> None:
+    if page.samples not in (1, 3, 4):
         return
-    found = jpeg((blocks.tables[:-2] if blocks.tables else coded[:2]) + coded[2:], limits)
-    if found.width < blocks.across or found.height < rows:
-        raise Unusable(FEWER)
-    if found.width > blocks.across or found.height > blocks.down:
-        raise Unusable(_MORE)
+    found = jpeg((page.tables[:-2] if page.tables else coded[:2]) + coded[2:], limits)
+    if found.width < page.across or found.height < rows:
+        raise damaged(FEWER)
+    if found.width > page.across or found.height > page.down:
+        raise damaged(_MORE)
     found.decode()
 
 

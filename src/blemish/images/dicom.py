@@ -14,15 +14,22 @@ import numpy as np
 
 from blemish.errors import MissingExtraError
 from blemish.images.blocks import packbits_length
-from blemish.images.budget import ran_out
 from blemish.images.jpeg import jpeg
-from blemish.images.limits import TRUNCATED, Limits, Unusable, check_frames, check_size
+from blemish.images.limits import (
+    TRUNCATED,
+    Limits,
+    Unusable,
+    check_frames,
+    check_size,
+    damaged,
+    quiet,
+    ran_out,
+)
 from blemish.images.pixels import Array, Container, Raw, unit
-from blemish.images.quiet import quiet
 
-# All that is read of a DICOM file. What is not listed is skipped by pydicom, so that no value about a patient is ever
-# parsed, kept, warned about or logged.
-_DICOM_ATTRIBUTES = [
+# All that is read of a DICOM file. What is not listed is skipped by pydicom, so that no value about
+# a patient is ever parsed, kept, warned about or logged.
+_ATTRIBUTES = [
     "SamplesPerPixel",
     "PhotometricInterpretation",
     "PlanarConfiguration",
@@ -53,21 +60,20 @@ _CONVERT = "convert it to Explicit VR Little Endian"
 
 
 def dicom(data: bytes, limits: Limits) -> Container:
+    """Reads the attributes, and holds them against each other and the length of the pixels."""
     try:
         import pydicom
     except ImportError:
         raise MissingExtraError("pydicom", extra="medical", purpose="read DICOM files") from None
     if _DEFLATED in data:  # pydicom would inflate it without a limit
         raise Unusable(f"has the transfer syntax Deflated Explicit VR Little Endian; {_CONVERT}")
-    dataset = _guarded(lambda: pydicom.dcmread(BytesIO(data), specific_tags=[*_DICOM_ATTRIBUTES]))
+    dataset = _guarded(lambda: pydicom.dcmread(BytesIO(data), specific_tags=[*_ATTRIBUTES]))
     head = _guarded(lambda: _Header.of(dataset, limits))
-    return Container(
-        head.height,
-        head.width,
-        head.samples,
-        head.allocated,
-        lambda: _guarded(lambda: _dicom_values(dataset, head, limits)),
-    )
+
+    def decoded() -> Raw:
+        return _guarded(lambda: _values(dataset, head, limits))
+
+    return Container(head.height, head.width, head.samples, head.allocated, decoded)
 
 
 def _guarded(work: Callable[[], _Result]) -> _Result:
@@ -109,15 +115,10 @@ class _Header:
         height, width = int(dataset.Rows), int(dataset.Columns)
         check_size(width, height, limits)
         syntax = dataset.file_meta.TransferSyntaxUID
-        known = syntax in UID_dictionary  # anything else is free text
-        if (
-            syntax.is_private
-            or not known
-            or (syntax.is_compressed and not get_decoder(syntax).is_available)
-        ):
-            raise Unusable(
-                f"has a transfer syntax that cannot be decoded ({syntax.name if known else 'unknown'}); {_CONVERT}"
-            )
+        known = syntax in UID_dictionary and not syntax.is_private  # anything else is free text
+        if not known or (syntax.is_compressed and not get_decoder(syntax).is_available):
+            name = syntax.name if syntax in UID_dictionary else "unknown"
+            raise Unusable(f"has a transfer syntax that cannot be decoded ({name}); {_CONVERT}")
         colours = str(dataset.PhotometricInterpretation)
         if colours not in ("MONOCHROME1", "MONOCHROME2", "RGB") and not colours.startswith("YBR_"):
             raise Unusable(
@@ -125,59 +126,44 @@ class _Header:
             )
         samples, allocated = int(dataset.SamplesPerPixel), int(dataset.BitsAllocated)
         if samples != (1 if colours.startswith("MONOCHROME") else 3):
-            raise Unusable(f"is damaged: {samples} samples a pixel do not make its colour space")
+            raise damaged(f"{samples} samples a pixel do not make its colour space")
         floats = "FloatPixelData" in dataset or "DoubleFloatPixelData" in dataset
         stored = allocated if floats else int(dataset.BitsStored)
         high = stored - 1 if floats else int(dataset.get("HighBit", stored - 1))
-        if (
-            allocated not in ((32, 64) if floats else (1, 8, 16, 32))
-            or not 1 <= stored <= allocated
-        ):
-            raise Unusable(f"is damaged: {stored} bits stored of {allocated} allocated")
+        possible = (32, 64) if floats else (1, 8, 16, 32)
+        if allocated not in possible or not 1 <= stored <= allocated:
+            raise damaged(f"{stored} bits stored of {allocated} allocated")
         if high != stored - 1:
-            raise Unusable(f"is damaged: {high} as its high bit, with {stored} bits stored")
-        head = cls(
-            height,
-            width,
-            samples,
-            allocated,
-            stored,
-            bool(dataset.get("PixelRepresentation", 0)),
-            colours,
-        )
-        _check_length(dataset, head, syntax)
+            raise damaged(f"{high} as its high bit, with {stored} bits stored")
+        signed = bool(dataset.get("PixelRepresentation", 0))
+        head = cls(height, width, samples, allocated, stored, signed, colours)
+        if not syntax.is_compressed:
+            head.check_length(dataset)
         return head
 
-    @property
-    def length(self) -> int:
-        """Bytes of the pixels, where they are not compressed."""
-        count = self.height * self.width * self.samples
-        if self.colours == "YBR_FULL_422":
-            count = self.height * self.width * 2
-        return (count * self.allocated + 7) // 8
-
-
-def _check_length(dataset: Any, head: _Header, syntax: Any) -> None:
-    """That there are the pixels of one frame, no more and no fewer; a few bytes may follow that fill them up."""
-    if syntax.is_compressed:
-        return
-    stored = next((dataset[name].value for name in _PIXELS if name in dataset), b"")
-    if len(stored) < head.length:
-        raise Unusable(TRUNCATED)
-    rest = stored[head.length :]
-    if len(rest) > 1 and (len(rest) >= head.length or any(rest)):
-        raise Unusable(f"is damaged: it holds more pixels than its {head.width} × {head.height}")
+    def check_length(self, dataset: Any) -> None:
+        """That there are the pixels of one frame, of which a few bytes may follow to fill up."""
+        samples = 2 if self.colours == "YBR_FULL_422" else self.samples
+        length = (self.height * self.width * samples * self.allocated + 7) // 8
+        stored = next((dataset[name].value for name in _PIXELS if name in dataset), b"")
+        if len(stored) < length:
+            raise Unusable(TRUNCATED)
+        rest = stored[length:]
+        if len(rest) > 1 and (len(rest) >= length or any(rest)):
+            raise damaged(f"it holds more pixels than its {self.width} × {self.height}")
 
 
 def _check_coded(dataset: Any, head: _Header, limits: Limits) -> None:
-    """That compressed pixels are one frame, of the size that the attributes say, and whole where that can be told."""
+    """That compressed pixels are one frame, of the size that the attributes say, and whole.
+
+    The last as far as their kind of compression tells.
+    """
     from pydicom.encaps import generate_fragments, generate_frames, parse_basic_offsets
     from pydicom.uid import JPEGBaseline8Bit, RLELossless
 
     syntax, pixels = dataset.file_meta.TransferSyntaxUID, dataset.PixelData
-    check_frames(
-        max(len(parse_basic_offsets(pixels)), len(dataset.get("ExtendedOffsetTable") or b"") // 8)
-    )
+    check_frames(len(parse_basic_offsets(pixels)))
+    check_frames(len(dataset.get("ExtendedOffsetTable") or b"") // 8)
     fragments = list(generate_fragments(pixels))[1:]  # the first is the table of offsets
     begun = [
         part
@@ -189,8 +175,8 @@ def _check_coded(dataset: Any, head: _Header, limits: Limits) -> None:
     if syntax == JPEGBaseline8Bit:
         found = jpeg(frame, limits)
         if (found.height, found.width, found.channels) != (head.height, head.width, head.samples):
-            raise Unusable(
-                f"is damaged: its JPEG is {found.width} × {found.height}, not {head.width} × {head.height}"
+            raise damaged(
+                f"its JPEG is {found.width} × {found.height}, not {head.width} × {head.height}"
             )
         found.decode()
     elif syntax == RLELossless:
@@ -198,15 +184,12 @@ def _check_coded(dataset: Any, head: _Header, limits: Limits) -> None:
         bounds = [*starts[:count], len(frame)]
         for start, end in pairwise(bounds):
             length, used = packbits_length(frame[start:end], head.height * head.width)
-            if (
-                length != head.height * head.width or end - start - used > 1
-            ):  # one more makes it even
-                raise Unusable(
-                    "is damaged: its run-length coded pixels are not as many as it announces"
-                )
+            # One byte more makes it even.
+            if length != head.height * head.width or end - start - used > 1:
+                raise damaged("its run-length coded pixels are not as many as it announces")
 
 
-def _dicom_values(dataset: Any, head: _Header, limits: Limits) -> Raw:
+def _values(dataset: Any, head: _Header, limits: Limits) -> Raw:
     from pydicom.pixels import apply_modality_lut, apply_voi, pixel_array
 
     if dataset.file_meta.TransferSyntaxUID.is_compressed:
@@ -214,7 +197,7 @@ def _dicom_values(dataset: Any, head: _Header, limits: Limits) -> Raw:
     colours = head.colours
     values = pixel_array(dataset)  # YBR becomes RGB
     if values.shape != (head.height, head.width, head.samples)[: 3 if head.samples > 1 else 2]:
-        raise Unusable(f"is damaged: its pixels are not {head.width} × {head.height}")
+        raise damaged(f"its pixels are not {head.width} × {head.height}")
     if values.dtype.kind == "f":
         return Raw(values, inverted=colours == "MONOCHROME1")
     bits = head.stored
@@ -226,10 +209,8 @@ def _dicom_values(dataset: Any, head: _Header, limits: Limits) -> Raw:
         values = apply_modality_lut(values, dataset)
         lo, hi = 0.0, _table_top(dataset.ModalityLUTSequence)
     else:
-        slope, intercept = (
-            _first(dataset.get("RescaleSlope"), 1.0),
-            _first(dataset.get("RescaleIntercept"), 0.0),
-        )
+        slope = _first(dataset.get("RescaleSlope"), 1.0)
+        intercept = _first(dataset.get("RescaleIntercept"), 0.0)
         if not (math.isfinite(slope) and math.isfinite(intercept) and slope):
             raise Unusable("has a rescale that is not usable")
         if (slope, intercept) != (1.0, 0.0):
@@ -237,15 +218,12 @@ def _dicom_values(dataset: Any, head: _Header, limits: Limits) -> Raw:
             lo, hi = sorted((lo * slope + intercept, hi * slope + intercept))
 
     rendered: Array | None = None
-    centre, width = (
-        _first(dataset.get("WindowCenter"), math.nan),
-        _first(dataset.get("WindowWidth"), math.nan),
-    )
+    centre = _first(dataset.get("WindowCenter"), math.nan)
+    width = _first(dataset.get("WindowWidth"), math.nan)
     if dataset.get("VOILUTSequence"):
         rendered = unit(apply_voi(values, dataset), 0, _table_top(dataset.VOILUTSequence))
-    elif (
-        math.isfinite(centre) and math.isfinite(width) and width > 0
-    ):  # PS3.3 C.11.2.1.2 and C.11.2.1.3
+    elif math.isfinite(centre) and math.isfinite(width) and width > 0:
+        # PS3.3 C.11.2.1.2 and C.11.2.1.3
         function = str(dataset.get("VOILUTFunction") or "LINEAR")
         if function == "SIGMOID":
             exponent = np.clip(-4 * (values - centre) / width, -80, 80)

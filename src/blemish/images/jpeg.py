@@ -9,34 +9,43 @@ from io import BytesIO
 import numpy as np
 from PIL import Image, JpegImagePlugin
 
-from blemish.images.directories import exif_orientation
-from blemish.images.limits import TRUNCATED, Limits, Unusable, check_size
-from blemish.images.pixels import CMYK_NOTE, Array, Container, Raw, load, row_blocks, upright
+from blemish.images.limits import TRUNCATED, Limits, Unusable, check_size, damaged
+from blemish.images.pixels import (
+    CMYK_NOTE,
+    Array,
+    Container,
+    Raw,
+    exif_orientation,
+    load,
+    row_blocks,
+    upright,
+)
 
-_MARKER = re.compile(
-    rb"\xff[^\x00\xd0-\xd7\xff]"
-)  # inside coded data 00 is stuffing, d0..d7 are restarts
-_MAX_SCANS = 200  # of a progressive picture, each of which costs a pass over all blocks; usual: 10, at most 12 a colour
+# Inside coded data 00 is stuffing, and d0 to d7 are restarts.
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+# Of a progressive picture, each of which costs a pass over all blocks; usual are 10.
+_MAX_SCANS = 200
 _SPACES = {1: "GRAY", 3: "RGB", 4: "CMYK"}
 
 
 def jpeg(data: bytes, limits: Limits) -> Container:
     """Walks the markers up to the end marker; the file without its application data is what is decoded.
 
-    What cameras write wrong without harm to a pixel is put right on the way: the scan parameters of a sequential
-    picture, the version of JFIF, Adobe's transform. Only then is a warning about the coded data.
+    What cameras write wrong without harm to a pixel is put right on the way: the scan parameters of
+    a sequential picture, the version of JFIF, Adobe's transform. Only then is a warning of the
+    library about the coded data.
     """
     kept: list[bytes] = [data[:2]]
     notes: tuple[str, ...] = ()
     orientation, frame, scans, position, adobe = 1, 0, 0, 2, 0
-    progression = _Progression()
+    left: dict[int, list[int]] = {}  # of each component, bits that its 64 coefficients lack
     width = height = channels = 0
     while data[position : position + 2] != b"\xff\xd9":
         if position + 4 > len(data):
             raise Unusable(TRUNCATED)
         marker = data[position + 1]
         if data[position] != 0xFF or marker == 0:
-            raise Unusable("is damaged: a JPEG marker is missing")
+            raise damaged("a JPEG marker is missing")
         if marker == 0xFF:  # a fill byte
             position += 1
             continue
@@ -47,7 +56,7 @@ def jpeg(data: bytes, limits: Limits) -> Container:
         body = segment[4:]
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             if len(body) < 6 or frame:
-                raise Unusable("is damaged: a JPEG of one frame header is needed")
+                raise damaged("a JPEG of one frame header is needed")
             frame, depth = marker, body[0]
             height, width = int.from_bytes(body[1:3]), int.from_bytes(body[3:5])
             channels = body[5]
@@ -66,57 +75,48 @@ def jpeg(data: bytes, limits: Limits) -> Container:
             notes = ("the first of several pictures in a multi-picture JPEG",)
         elif marker == 0xDA and frame in (0xC0, 0xC1, 0xC9) and len(body) > 3:
             segment = segment[:-3] + b"\x00\x3f\x00"
+        # Application data stays behind, but APP0 and APP14 name the colour space.
         if marker in (0xE0, 0xEE) or not (0xE1 <= marker <= 0xEF or marker == 0xFE):
-            kept.append(
-                segment
-            )  # application data stays behind, but APP0 and APP14 name the colour space
+            kept.append(segment)
         position = end
         if marker == 0xDA:
             scans += 1
-            progression.note(body)
+            _note_scan(left, body)
             following = _MARKER.search(data, end)
             if following is None:
                 raise Unusable(TRUNCATED)
             position = following.start()
             kept.append(data[end:position])
     if not frame or not scans:
-        raise Unusable("is damaged: a JPEG without pixels")
+        raise damaged("a JPEG without pixels")
     if scans > _MAX_SCANS:
-        raise Unusable(f"is damaged: a JPEG of {scans:,} scans; the limit is {_MAX_SCANS}")
-    if frame in (0xC2, 0xC6, 0xCA, 0xCE) and not progression.complete(channels):
-        raise Unusable("is damaged: a progressive JPEG without its last scans")
+        raise damaged(f"a JPEG of {scans:,} scans; the limit is {_MAX_SCANS}")
+    lacks = len(left) < channels or any(map(any, left.values()))
+    if frame in (0xC2, 0xC6, 0xCA, 0xCE) and lacks:
+        raise damaged("a progressive JPEG without its last scans")
     if adobe and kept[adobe][15]:  # any transform is the one that there is for so many channels
         kept[adobe] = kept[adobe][:15] + (b"\x02" if channels == 4 else b"\x01") + kept[adobe][16:]
-    return Container(
-        height, width, channels, 8, partial(_decoded, kept, channels, orientation, notes)
-    )
+    decoded = partial(_decoded, kept, channels, orientation, notes)
+    return Container(height, width, channels, 8, decoded)
 
 
-class _Progression:
-    """How far the scans of a progressive JPEG go: each brings some coefficients nearer to their last bit."""
+def _note_scan(left: dict[int, list[int]], scan: bytes) -> None:
+    """Take from the bits that the coefficients of a progressive JPEG lack what a scan brings.
 
-    def __init__(self) -> None:
-        self._left: dict[
-            int, list[int]
-        ] = {}  # of each component, bits that its 64 coefficients lack
-
-    def note(self, scan: bytes) -> None:
-        """A scan by its header (ITU T.81, B.2.3): its components, first and last coefficient, and low bit."""
-        if len(scan) < 4 or len(scan) < 4 + 2 * scan[0]:
-            raise Unusable("is damaged: the header of a JPEG scan is not whole")
-        first, last, bits = scan[1 + 2 * scan[0] :][:3]
-        for component in scan[1 : 1 + 2 * scan[0] : 2]:
-            left = self._left.setdefault(component, [16] * 64)
-            for place in range(first, min(last, 63) + 1):
-                left[place] = bits & 15
-
-    def complete(self, components: int) -> bool:
-        return len(self._left) >= components and not any(map(any, self._left.values()))
+    Args: scan: its header (ITU T.81, B.2.3): components, first and last coefficient, low bit.
+    """
+    if len(scan) < 4 or len(scan) < 4 + 2 * scan[0]:
+        raise damaged("the header of a JPEG scan is not whole")
+    first, last, bits = scan[1 + 2 * scan[0] :][:3]
+    for component in scan[1 : 1 + 2 * scan[0] : 2]:
+        lacking = left.setdefault(component, [16] * 64)
+        for place in range(first, min(last, 63) + 1):
+            lacking[place] = bits & 15
 
 
 def _decoded(kept: list[bytes], channels: int, orientation: int, notes: tuple[str, ...]) -> Raw:
     coded = b"".join(kept) + b"\xff\xd9"
-    values = strict_jpeg(coded, _SPACES[channels])
+    values = _strict(coded, _SPACES[channels])
     if values is None:
         return load(JpegImagePlugin.JpegImageFile(BytesIO(coded)), orientation, notes)
     if channels == 4:
@@ -127,7 +127,7 @@ def _decoded(kept: list[bytes], channels: int, orientation: int, notes: tuple[st
     return Raw(upright(values[..., 0] if channels == 1 else values, orientation), notes=notes)
 
 
-def strict_jpeg(coded: bytes, space: str) -> Array | None:
+def _strict(coded: bytes, space: str) -> Array | None:
     """The pixels of a JPEG; None where its layout is one that the strict decoder does not know.
 
     Args: space: "GRAY", "RGB" or "CMYK" (as stored). Raises: Unusable if its coded data is damaged.
@@ -142,5 +142,5 @@ def strict_jpeg(coded: bytes, space: str) -> Array | None:
             return None
     padded = len(coded) - 2 - len(coded[:-2].rstrip(b"\0"))
     if 0 < padded <= 3:  # what some cameras fill up their pictures with, to a whole number of words
-        return strict_jpeg(coded[: -2 - padded] + b"\xff\xd9", space)
-    raise Unusable("is damaged: the coded data of the JPEG is not whole")
+        return _strict(coded[: -2 - padded] + b"\xff\xd9", space)
+    raise damaged("the coded data of the JPEG is not whole")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -9,6 +10,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFile
+
+from blemish.images.limits import quiet
 
 Array: TypeAlias = npt.NDArray[Any]
 CMYK_NOTE = "CMYK converted to RGB without a colour profile"
@@ -111,14 +114,13 @@ def native(values: Array) -> Array:
 
 
 def upright(values: Array, orientation: object) -> Array:
-    """The pixels turned and mirrored as EXIF's orientation 1..8 asks; any other value asks for nothing."""
+    """The pixels turned and mirrored as EXIF's orientation 1..8 asks; any other asks for nothing."""
     if orientation not in range(2, 9):
         return values
     import cv2  # turns pixels several times faster than strided copies in numpy
 
-    turned = (
-        np.ascontiguousarray(values).reshape(*values.shape[:2], -1).view(np.uint8)
-    )  # any dtype, as bytes
+    # As bytes, whatever the dtype.
+    turned = np.ascontiguousarray(values).reshape(*values.shape[:2], -1).view(np.uint8)
     if orientation in (5, 7):
         turned = cv2.transpose(turned)
     turn = {3: cv2.ROTATE_180, 6: cv2.ROTATE_90_CLOCKWISE, 8: cv2.ROTATE_90_COUNTERCLOCKWISE}
@@ -129,6 +131,15 @@ def upright(values: Array, orientation: object) -> Array:
     elif orientation in (2, 4):
         turned = cv2.flip(turned, 1 if orientation == 2 else 0)
     return turned.view(values.dtype).reshape(*turned.shape[:2], *values.shape[2:])
+
+
+def exif_orientation(exif: bytes) -> int:
+    """Orientation 1..8 of an EXIF block; 1 where it does not say or is corrupt."""
+    with quiet, contextlib.suppress(Exception):
+        block = Image.Exif()
+        block.load(exif)
+        return int(block.get(0x0112, 1))
+    return 1
 
 
 def full_scale(values: Array) -> int:
@@ -167,7 +178,10 @@ def load(image: Image.Image, orientation: int = 1, notes: tuple[str, ...] = ()) 
 
 
 def opencv(data: bytes | memoryview) -> Array:
-    """Pixels as RGB(A) or grey, at the depth at which OpenCV reads them; ValueError where it cannot."""
+    """Pixels as RGB(A) or grey, at the depth at which OpenCV reads them.
+
+    Raises: ValueError where it cannot.
+    """
     import cv2
 
     values: Array | None = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
