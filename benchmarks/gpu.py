@@ -1,0 +1,212 @@
+"""What needs a GPU, the most valuable first: rows by the papers' own schedules, and the speed of every method.
+
+    python benchmarks/gpu.py rows PICTURES OUT --seconds 480 [--only agpnet,atacnet] [--jobs 8]
+    python benchmarks/gpu.py speed PICTURES OUT --seconds 60
+
+PICTURES is the folder of the data sets (what BLEMISH_DATA names; ELPV comes from its package), OUT gets `rows.jsonl` and
+`speed.jsonl`. Runs are made `--jobs` at a time, as one alone leaves most of a GPU idle; what is not done after `--seconds`
+is stopped, and a second call makes what the file does not hold. `benchmarks/gpu.sh` calls this, after the tests.
+
+`speed` measures `score` alone, of pictures that lie on the GPU, to scores and maps in main memory: what decoding costs is
+in the rows of `blemish bench` (`images_per_second`). The detectors learned noise; how fast they are does not depend on it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import blemish
+from blemish.bench import run as bench
+from blemish.bench.plan import Run, data_sets, plan
+from blemish.bench.suites import Entry
+from blemish.compute import pick_device
+from blemish.detector.fit import configure
+from blemish.errors import BlemishError
+
+FOCUS, LITE = ("backbone=focus_vits14",), ("backbone=efficientnet_lite0",)
+FROZEN = (*LITE, "extractor_rate=0")
+LONG = (*FOCUS, "epochs=100")
+MEDICAL = ("brain_mri", "elpv")
+APMASK = ("pretraining=apmask", "pretraining_epochs=100")
+ATAC, DEVNET, CLASSIFIER = "paper", "paper-devnet", "paper-classifier"
+# Part -> what is measured, in order: method, recipe, settings, known defects, data sets, seeds.
+Line = tuple[str, str, tuple[str, ...], int | None, tuple[str, ...], tuple[int, ...]]
+PARTS: dict[str, tuple[Line, ...]] = {
+    "agpnet": (
+        ("agpnet", "paper", FOCUS, None, ("magnetic_tile", "screw", "bottle"), (0,)),
+        ("agpnet", "paper", (*FOCUS, "layers=2,4,6,8"), None, ("screw", "bottle"), (0,)),
+    ),
+    "guided": (
+        ("guided", "paper-bmvc", FOCUS, None, ("screw", "magnetic_tile"), (0,)),
+        ("guided", "best", LONG, None, ("magnetic_tile", "screw"), (0,)),
+    ),
+    "apmask": (("guided", "best", (*LONG, *APMASK), None, ("magnetic_tile",), (0,)),),
+    "atacnet": (
+        *(("atacnet", recipe, LITE, 10, MEDICAL, (0,)) for recipe in (ATAC, DEVNET, CLASSIFIER)),
+        ("atacnet", ATAC, LITE, 10, ("screw", "bottle"), (0,)),
+        *(("atacnet", recipe, FROZEN, 10, MEDICAL, (0,)) for recipe in (ATAC, DEVNET)),
+        *(("atacnet", recipe, LITE, 10, MEDICAL, (1, 2)) for recipe in (ATAC, DEVNET, CLASSIFIER)),
+        ("atacnet", ATAC, FROZEN, 10, MEDICAL, (1, 2)),
+    ),
+    "memory": (("patchcore", "best", FOCUS, None, ("magnetic_tile", "screw", "bottle"), (0,)),),
+}
+BATCHES = (1, 64)
+Plain = argparse.RawDescriptionHelpFormatter
+TWO_STEPS = {"epochs": 1, "min_steps": 2}  # a training of which only the speed counts
+SPEED = (
+    ("patchcore", "best", FOCUS),
+    ("knn", "best", FOCUS),
+    ("padim", "best", FOCUS),
+    ("agpnet", "best", FOCUS),
+    ("agpnet", "paper", FOCUS),
+    ("guided", "best", FOCUS),
+    ("guided", "paper-bmvc", FOCUS),
+    ("guided", "paper-aaai", (*FOCUS, "pretraining=none")),
+    ("atacnet", "best", FOCUS),
+    ("atacnet", ATAC, LITE),
+    ("atacnet", DEVNET, LITE),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Plain)
+    parser.add_argument("what", choices=["rows", "speed"])
+    parser.add_argument("pictures", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--seconds", type=float, default=480)
+    parser.add_argument("--only", default=",".join(PARTS), help="parts of `rows`, in their order")
+    parser.add_argument("--jobs", type=int, default=8)
+    parser.add_argument("--set", action="append", default=[], help="of all runs: to rehearse")
+    parser.add_argument("--weights", help="random: to rehearse, or for the speed alone")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGALRM, signal.default_int_handler)
+    signal.setitimer(signal.ITIMER_REAL, options.seconds)
+    try:
+        if options.what == "rows":
+            rows(options)
+        else:
+            speed(options)
+    except KeyboardInterrupt:
+        print("stopped: the time is over", flush=True)
+
+
+def rows(options: argparse.Namespace) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        runs = list(planned(options, Path(scratch)))
+        started = time.perf_counter()
+
+        def begin(what: str, done: int, total: int) -> None:
+            print(
+                f"{time.perf_counter() - started:6.1f} s, {done} of {total} done: {what}",
+                flush=True,
+            )
+
+        made = bench.run(runs, options.out / "rows.jsonl", jobs=options.jobs, progress=begin)
+    for row in made:
+        if row["status"] != "ok":
+            print(f"{row['method']} on {row['data']} failed: {row['error']}", flush=True)
+
+
+def planned(options: argparse.Namespace, scratch: Path) -> Iterator[Run]:
+    """The runs whose data set is there."""
+    for part in options.only.split(","):
+        for method, recipe, settings, count, names, seeds in PARTS[part]:
+            for name in names:
+                try:
+                    data = data_sets([name], root=options.pictures, scratch=scratch)
+                except BlemishError as error:
+                    print(f"{part}: left out: {error}", flush=True)
+                    continue
+                entry = Entry(method=method, recipe=recipe, anomaly_count=count)
+                assignments = (*settings, *options.set)
+                yield from plan(
+                    [entry], data, seeds, assignments=assignments, weights=options.weights
+                )
+
+
+def speed(options: argparse.Namespace) -> None:
+    commit, dirty = bench.checkout()
+    here = {"commit": commit, "dirty": dirty, "device": bench.hardware(pick_device("auto"))}
+    for method, recipe, settings in SPEED:
+        try:
+            for row in speeds(method, recipe, settings, options.weights):
+                print(json.dumps(row), flush=True)
+                with (options.out / "speed.jsonl").open("a") as file:
+                    file.write(json.dumps(row | here) + "\n")
+        except (BlemishError, RuntimeError) as error:
+            print(f"{method} ({recipe}): {error}", flush=True)
+
+
+def speeds(
+    method: str, recipe: str, settings: tuple[str, ...], weights: str | None
+) -> Iterator[dict[str, Any]]:
+    noise = np.random.default_rng(0)
+    good, bad = (
+        [noise.integers(0, high, (256, 256, 3), np.uint8) for _ in range(20)] for high in (160, 255)
+    )
+    config = configure(method, recipe=recipe, assignments=settings)
+    if config.learns_by_gradient:
+        config = dataclasses.replace(config, **TWO_STEPS)
+    detector = blemish.fit(
+        method,
+        good,
+        config=config,
+        anomalies=bad[:4] if method == "atacnet" else None,
+        weights=weights,
+        calibration_fraction=0,
+    )
+    height, width = detector.preprocessing.height, detector.preprocessing.width
+    gpu = detector.device.type == "cuda"
+    with tempfile.TemporaryDirectory() as folder:
+        path = detector.save(Path(folder) / "part.blemish")
+        for precision, batch in product(("bf16", "fp16", "fp32") if gpu else ("fp32",), BATCHES):
+            yield {
+                "what": "score",
+                "method": f"{method} ({recipe})",
+                "backbone": config.backbone,
+                "weights": weights or "",
+                "size": f"{height}×{width}",
+                "precision": precision,
+                "batch": batch,
+                **timed(blemish.load(path, precision=precision), batch),
+            }
+
+
+def timed(detector: blemish.Detector, batch: int) -> dict[str, float]:
+    """Of `score` over at least 0.3 s; a GPU is waited for every time."""
+    size = (detector.preprocessing.height, detector.preprocessing.width)
+    images = torch.randn(batch, 3, *size, device=detector.device)
+    seconds: list[float] = []
+    if detector.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    with torch.inference_mode():
+        while len(seconds) < 13 or sum(seconds) < 0.3:
+            started = time.perf_counter()
+            scores = detector.method.score(images)
+            scores.image.cpu(), scores.maps.cpu()
+            seconds.append(time.perf_counter() - started)
+    middle, late = np.percentile(seconds[3:], [50, 95])
+    peak = torch.cuda.max_memory_allocated() / 2**20 if detector.device.type == "cuda" else 0.0
+    return {
+        "images_per_second": round(batch / middle, 1),
+        "latency_p50_ms": round(1000 * middle, 2),
+        "latency_p95_ms": round(1000 * late, 2),
+        "peak_gpu_memory_mib": round(peak, 1),
+    }
+
+
+if __name__ == "__main__":
+    main()
