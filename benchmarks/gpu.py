@@ -64,7 +64,6 @@ PARTS: dict[str, tuple[Line, ...]] = {
 }
 BATCHES = (1, 64)
 Plain = argparse.RawDescriptionHelpFormatter
-TWO_STEPS = {"epochs": 1, "min_steps": 2}  # a training of which only the speed counts
 SPEED = (
     ("patchcore", "best", FOCUS),
     ("knn", "best", FOCUS),
@@ -87,7 +86,9 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--seconds", type=float, default=480)
     parser.add_argument("--only", default=",".join(PARTS), help="parts of `rows`, in their order")
-    parser.add_argument("--jobs", type=int, default=8)
+    parser.add_argument("--sets", help="only these data sets, with commas")
+    parser.add_argument("--jobs", type=int, default=6)
+    parser.add_argument("--time-budget", type=float, help="minutes of each training")
     parser.add_argument("--set", action="append", default=[], help="of all runs: to rehearse")
     parser.add_argument("--weights", help="random: to rehearse, or for the speed alone")
     options = parser.parse_args()
@@ -125,64 +126,78 @@ def planned(options: argparse.Namespace, scratch: Path) -> Iterator[Run]:
     for part in options.only.split(","):
         for method, recipe, settings, count, names, seeds in PARTS[part]:
             for name in names:
+                if options.sets and name not in options.sets.split(","):
+                    continue
                 try:
                     data = data_sets([name], root=options.pictures, scratch=scratch)
                 except BlemishError as error:
                     print(f"{part}: left out: {error}", flush=True)
                     continue
                 entry = Entry(method=method, recipe=recipe, anomaly_count=count)
-                assignments = (*settings, *options.set)
                 yield from plan(
-                    [entry], data, seeds, assignments=assignments, weights=options.weights
+                    [entry],
+                    data,
+                    seeds,
+                    assignments=(*settings, *options.set),
+                    weights=options.weights,
+                    time_budget=options.time_budget,
                 )
 
 
 def speed(options: argparse.Namespace) -> None:
+    """What `speed.jsonl` does not hold, of each method how fast it trains and how fast it scores."""
+    file = options.out / "speed.jsonl"
+    known = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     commit, dirty = bench.checkout()
     here = {"commit": commit, "dirty": dirty, "device": bench.hardware(pick_device("auto"))}
-    for method, recipe, settings in SPEED:
+    for what, (method, recipe, settings) in product(("train", "score"), SPEED):
+        about = {"what": what, "method": f"{method} ({recipe})"}
+        if any(about.items() <= row.items() for row in known):
+            continue
         try:
-            for row in speeds(method, recipe, settings, options.weights):
-                print(json.dumps(row), flush=True)
-                with (options.out / "speed.jsonl").open("a") as file:
-                    file.write(json.dumps(row | here) + "\n")
+            rows = list(speeds(what, method, recipe, settings, options.weights))
         except (BlemishError, RuntimeError) as error:
-            print(f"{method} ({recipe}): {error}", flush=True)
+            print(f"{about}: {error}", flush=True)
+            continue
+        with file.open("a") as lines:
+            lines.writelines(json.dumps(about | row | here) + "\n" for row in rows)
+        print(*(about | row for row in rows), sep="\n", flush=True)
 
 
 def speeds(
-    method: str, recipe: str, settings: tuple[str, ...], weights: str | None
+    what: str, method: str, recipe: str, settings: tuple[str, ...], weights: str | None
 ) -> Iterator[dict[str, Any]]:
     noise = np.random.default_rng(0)
     good, bad = (
         [noise.integers(0, high, (256, 256, 3), np.uint8) for _ in range(20)] for high in (160, 255)
     )
     config = configure(method, recipe=recipe, assignments=settings)
-    if config.learns_by_gradient:
-        config = dataclasses.replace(config, **TWO_STEPS)
+    trained = config.learns_by_gradient
+    if what == "train" and not trained:
+        return
+    if trained:
+        config = dataclasses.replace(config, epochs=1, min_steps=80 if what == "train" else 2)
+    defects = bad[:4] if method == "atacnet" else None
     detector = blemish.fit(
-        method,
-        good,
-        config=config,
-        anomalies=bad[:4] if method == "atacnet" else None,
-        weights=weights,
-        calibration_fraction=0,
+        method, good, config=config, anomalies=defects, weights=weights, calibration_fraction=0
     )
-    height, width = detector.preprocessing.height, detector.preprocessing.width
-    gpu = detector.device.type == "cuda"
+    size = f"{detector.preprocessing.height}×{detector.preprocessing.width}"
+    about = {"backbone": config.backbone, "weights": weights or "", "size": size}
+    if what == "train":
+        rate = round(detector.manifest["training"]["pictures_per_second"], 1)
+        precision = detector.manifest["precision"]
+        yield about | {
+            "precision": precision,
+            "batch": config.pictures_per_step,
+            "images_per_second": rate,
+        }
+        return
+    precisions = ("bf16", "fp16", "fp32") if detector.device.type == "cuda" else ("fp32",)
     with tempfile.TemporaryDirectory() as folder:
         path = detector.save(Path(folder) / "part.blemish")
-        for precision, batch in product(("bf16", "fp16", "fp32") if gpu else ("fp32",), BATCHES):
-            yield {
-                "what": "score",
-                "method": f"{method} ({recipe})",
-                "backbone": config.backbone,
-                "weights": weights or "",
-                "size": f"{height}×{width}",
-                "precision": precision,
-                "batch": batch,
-                **timed(blemish.load(path, precision=precision), batch),
-            }
+        for precision, batch in product(precisions, BATCHES):
+            found = timed(blemish.load(path, precision=precision), batch)
+            yield about | {"precision": precision, "batch": batch} | found
 
 
 def timed(detector: blemish.Detector, batch: int) -> dict[str, float]:
