@@ -9,7 +9,7 @@
 # A second call with the same OUT goes on: rows that are there are not made again. Append OUT/*.jsonl to
 # the files in benchmarks/results/ when they are good.
 # PART: tests, speed, or a part of `benchmarks/gpu.py rows`; several of the latter, with commas, share
-# the GPU. Default: tests agpnet,guided,atacnet,apmask,memory speed
+# the GPU. Default: tests agpnet,guided,best,apmask,atacnet,memory speed
 #
 # It needs torch with CUDA, blemish's other dependencies and the offline extra, but no installation:
 # the checkout's own src/ is used. PYTHON names the interpreter.
@@ -17,7 +17,7 @@ set -u
 [ $# -ge 3 ] || { sed -n '2,17s/^# \{0,1\}//p' "$0"; exit 2; }
 pictures=$1 out=$2 minutes=$3
 shift 3
-[ $# -gt 0 ] || set -- tests agpnet,guided,atacnet,apmask,memory speed
+[ $# -gt 0 ] || set -- tests agpnet,guided,best,apmask,atacnet,memory speed
 here=$(cd "$(dirname "$0")/.." && pwd)
 python=${PYTHON:-python3}
 export PYTHONPATH="$here/src${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1
@@ -40,7 +40,7 @@ for part in "$@"; do
         ;;
     *)
         "$python" "$here/benchmarks/gpu.py" rows "$pictures" "$out" --seconds "$(left)" \
-            --only "$part" --jobs "${JOBS:-8}" >> "$out/rows.log" 2>&1 || failed=1
+            --only "$part" --jobs "${JOBS:-6}" >> "$out/rows.log" 2>&1 || failed=1
         ;;
     esac
     echo "$part: $(($(date +%s) - began)) s"
