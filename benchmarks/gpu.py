@@ -51,7 +51,7 @@ PARTS: dict[str, tuple[Line, ...]] = {
     "guided": (("guided", "paper-bmvc", FOCUS, None, ("screw", "magnetic_tile"), (0,)),),
     "best": (
         ("guided", "best", FOCUS, None, ("magnetic_tile", "screw"), (0,)),
-        ("guided", "best", LONG, None, ("screw", "magnetic_tile"), (0,)),
+        ("guided", "best", LONG, None, ("screw",), (0,)),
         ("agpnet", "best", FOCUS, None, ("screw", "bottle"), (0,)),
     ),
     "apmask": (("guided", "best", (*FOCUS, *APMASK), None, ("magnetic_tile",), (0,)),),
