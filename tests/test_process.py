@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 import blemish
-from blemish import cli, files, interrupts
-from blemish.cli import console
+from blemish import files, interrupts
+from blemish.cli import app, console
 from blemish.data.folder import find_pictures, place_of
 from blemish.data.layouts.recognition import read
 from blemish.detector import predict as predictor
@@ -98,7 +98,7 @@ def test_the_last_words_are_not_interrupted(
         return 0
 
     monkeypatch.setattr(console, "complain", hurried)
-    monkeypatch.setattr(cli, "_run", ended)
+    monkeypatch.setattr(app, "_run", ended)
     status, _, err = run("methods")
     assert (status, err) == (143, "blemish: interrupted; no file was left half written\n")
 
@@ -194,12 +194,13 @@ def test_an_output_that_cannot_be_written_is_one_sentence() -> None:
     code = """
 import os, sys
 from blemish import cli, errors
+from blemish.cli import app
 def work(arguments):
     if arguments[0] == "fails":
         raise errors.DataError("no")
     print("x" * int(arguments[0]))
     return 0
-commands._run = work
+app._run = work
 def status(arguments):
     pid = os.fork()
     if pid == 0:

@@ -351,7 +351,7 @@ _USED = (
     ),
     *(
         "blemish.data.checking",
-        "blemish.commands.doctor",
+        "blemish.cli.app",
         "pydicom.pixels",
         "tifffile",
         "timm",

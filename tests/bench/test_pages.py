@@ -12,11 +12,10 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-import typer
 
 from blemish.bench import suites
 from blemish.bench.suites import Comparison
-from blemish.cli import commands
+from blemish.cli import app
 from blemish.data.layouts.official import OFFICIAL
 
 ROOT = Path(__file__).parents[2]
@@ -155,7 +154,7 @@ def test_draws_of_defects_are_a_line_of_the_matrix_and_a_table(
     }
     text = script.page({"weak.jsonl": [{**draw, "image_auroc": 0.9}, other]})
     column = list(script.COLUMNS).index("brain MRI")
-    assert cells(text, "`atacnet`, M = 10")[column] == "70.0 ± 28.3 (2)"
+    assert cells(text, "`lda`, M = 10")[column] == "70.0 ± 28.3 (2)"
     commit = draw["commit"][:8]
     assert cells(text, "brain_mri")[:9] == [
         "224×224",
@@ -193,7 +192,7 @@ def test_every_table_of_every_suite_has_its_command_and_its_hours() -> None:
 
 
 def test_what_the_pages_tell_to_type_exists() -> None:
-    group = typer.main.get_command(commands.app)
+    group = app.command_tree()
     seen = 0
     for page in PAGES:
         for line in re.findall(

@@ -28,7 +28,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr("blemish.commands.console.time.monotonic", clock)
+    monkeypatch.setattr("blemish.cli.console.time.monotonic", clock)
     return clock
 
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from trees import GOOD_AND_BAD, lay_out
 
-from blemish.cli import wording
+from blemish.cli import data
 from blemish.data.checking import check
 from blemish.errors import ImageError
 
@@ -103,7 +103,7 @@ def test_check_finds_pictures_that_are_called_good_and_defective(tmp_path: Path)
     )
     assert report.leaks == report.duplicates == ()
     assert not report.ok
-    assert any("called good and defective: " in line for line in wording.data_set(report))
+    assert any("called good and defective: " in line for line in data.check_lines(report))
 
 
 def test_a_picture_with_pixels_that_are_no_numbers_is_one_broken_picture(tmp_path: Path) -> None:

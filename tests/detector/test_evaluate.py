@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, confusion_matrix, f1_score, roc_auc_score
 
 import blemish
-from blemish.cli import wording
+from blemish.cli import judge, words
 from blemish.data.checking import check
 from blemish.data.layouts import recognition as layouts
 from blemish.data.manifest import write_manifest
@@ -233,11 +233,11 @@ def test_each_picture_is_judged_by_its_category(
     assert result.confusion["false_positive"] == 6 + sum(
         row["label"] == 1 and row["truth"] == 0 for row in nut
     )
-    said = "\n".join(part for part in wording.evaluation(result) if isinstance(part, str))
+    said = "\n".join(part for part in judge.evaluate_lines(result) if isinstance(part, str))
     assert "At the stored thresholds:" in said
     bolt = blemish.evaluate(detector, mvtec.parent / "set" / "bolt")
     assert bolt.threshold == -1.0  # the one that judged
-    assert any("At the stored threshold of -1:" in str(part) for part in wording.evaluation(bolt))
+    assert any("At the stored threshold of -1:" in str(part) for part in judge.evaluate_lines(bolt))
 
 
 def test_known_pictures_are_left_out_by_content(
@@ -280,9 +280,9 @@ def test_masks_of_another_size_are_brought_to_the_map(
         "is 192×128 pixels, its picture 64×64; in another shape, it is stretched over it"
     }
     assert after.mask_faults == check(mvtec).mask_faults
-    assert wording.broken([fault.to_dict() for fault in after.mask_faults], "mask at fault")[
+    assert words.broken([fault.to_dict() for fault in after.mask_faults], "mask at fault")[
         0
-    ] in "\n".join(str(line) for line in wording.evaluation(after))
+    ] in "\n".join(str(line) for line in judge.evaluate_lines(after))
     assert len(after.to_dict()["mask_faults"]) == 7
 
 
@@ -304,7 +304,7 @@ def test_what_the_data_check_says_of_masks_is_said_here_too(
         "is empty, but its picture is anomalous"
     ]
     assert result.mask_faults == found.mask_faults
-    lines = [str(line) for line in wording.evaluation(result)]
+    lines = [str(line) for line in judge.evaluate_lines(result)]
     assert all(f"  notice: {problem}" in lines for problem in result.problems)
     assert result.to_dict()["problems"] == list(result.problems)
 
@@ -579,7 +579,7 @@ def test_boxes_are_masks_and_every_group_has_its_figures(
         == result.by_group["male"]["pixel_auroc_anomalous"]
     )
     said = next(
-        part for part in wording.evaluation(result) if "defective pictures alone" in str(part)
+        part for part in judge.evaluate_lines(result) if "defective pictures alone" in str(part)
     )
     numbers = [
         result.pixel_auroc_anomalous,

@@ -18,7 +18,8 @@ from blemish.artifact import read
 from blemish.backbones import build
 from blemish.bench import plan as planning
 from blemish.bench import run as benchmark
-from blemish.cli import commands, wording
+from blemish.cli import learn
+from blemish.cli.status import ERROR, WELL
 from blemish.detector import fit as fitting
 from blemish.detector.predict import Detector
 from blemish.errors import CollapseError, ConfigError, OutputError
@@ -261,11 +262,11 @@ def test_on_the_command_line(
     assert first.exists()
     assert not checkpoint.exists()
     status, out, _ = run("inspect", first)
-    assert status == commands.WELL
+    assert status == WELL
     for said in ("of apmask, 3 of 5 steps made", "prototypes=4", "goes on from here with --resume"):
         assert said in out
     status, out, _ = run(*command, "--resume", "--json")
-    assert status == commands.WELL
+    assert status == WELL
     made = json.loads(out)
     assert made["pretraining"]["training"]["resumed_at"] == 3
     assert made["pretraining"] == read(output)[1]["pretraining"]
@@ -277,22 +278,22 @@ def test_on_the_command_line(
         [output, *beside.values()]
     )
     status, out, _ = run("inspect", output)
-    assert status == commands.WELL
+    assert status == WELL
     for said in ("guided, recipe", "apmask on random", "pretrained:apmask on random"):
         assert said in out
     status, _, err = run(
         "fit", "knn", folder, "-o", tmp_path / "y", "--backbone", "test_vit", "--weights", output
     )
-    assert status == commands.ERROR  # a detector, not an encoder
+    assert status == ERROR  # a detector, not an encoder
     assert "is a fitted detector (guided), not an encoder" in err
 
 
 def test_what_is_said_of_it(whole: Detector) -> None:
-    said = "\n".join(wording.fitted(whole.manifest))
+    said = "\n".join(learn.fit_lines(whole.manifest))
     assert "Pre-trained: 5 steps" in said
     assert "projection spread" in said
     plain = {key: value for key, value in whole.manifest.items() if key != "pretraining"}
-    assert "Pre-trained" not in "\n".join(wording.fitted(plain))
+    assert "Pre-trained" not in "\n".join(learn.fit_lines(plain))
 
 
 def test_a_collapse_on_the_command_line(
@@ -302,7 +303,7 @@ def test_a_collapse_on_the_command_line(
     monkeypatch.setattr(apmask, "LEAST_USAGE", 100.0)
     command = ("fit", "guided", folder, "-o", tmp_path / "part.blemish", *OPTIONS)
     status, out, err = run(*command)
-    assert (status, out) == (commands.ERROR, "")
+    assert (status, out) == (ERROR, "")
     assert "collapsed at step 2" in err
     assert f"how it came about: {tmp_path / 'part.health.png'}" in err
     assert sorted(path.name for path in tmp_path.iterdir()) == [
@@ -311,7 +312,7 @@ def test_a_collapse_on_the_command_line(
         "part.log.jsonl",
     ]
     monkeypatch.setenv("RANK", "1")
-    assert run(*command) == (commands.WELL, "", "")  # the first process tells
+    assert run(*command) == (WELL, "", "")  # the first process tells
     with pytest.raises(CollapseError):
         fit([folder])
 

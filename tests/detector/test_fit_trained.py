@@ -16,7 +16,7 @@ import blemish
 from blemish import cli
 from blemish.artifact import read
 from blemish.backbones import Backbone
-from blemish.cli import commands
+from blemish.cli.status import ERROR
 from blemish.errors import CalibrationError, ConfigError, DataError, OutputError
 from blemish.methods import METHODS
 from blemish.methods.embedding import embed
@@ -233,7 +233,7 @@ def test_on_the_command_line(
     assert checkpoint.exists()
     assert not artifact.exists()
     monkeypatch.setattr(Toy, "interrupted_at", None)
-    assert cli.main(command) == commands.ERROR
+    assert cli.main(command) == ERROR
     assert "--resume goes on" in capsys.readouterr().err
     assert cli.main([*command, "--resume", "--json"]) == 0
     made = json.loads(capsys.readouterr().out)
@@ -242,7 +242,7 @@ def test_on_the_command_line(
     assert not checkpoint.exists()
     assert cli.main(["inspect", str(artifact)]) == 0
     assert "resumed_at=3" in capsys.readouterr().out
-    assert cli.main([*command, "--time-budget", "0"]) == commands.ERROR
+    assert cli.main([*command, "--time-budget", "0"]) == ERROR
     assert "positive number of minutes" in capsys.readouterr().err
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 import blemish
 from blemish import artifact
 from blemish.backbones import build
-from blemish.cli import wording
+from blemish.cli import look
 from blemish.detector.predict import Detector
 from blemish.detector.thresholds import Threshold
 from blemish.errors import (
@@ -606,7 +606,7 @@ def test_an_artifact_from_before_there_were_categories(
     detector = blemish.load(path, device="cpu", precision="fp32")
     assert (detector.categories, detector.thresholds) == ((), {})
     assert detector.predict(picture(1)) == fitted().predict(picture(1))
-    assert list(wording.manifest(artifact.read(path)[1]).columns)
+    assert list(look.artifact_table(artifact.read(path)[1]).columns)
 
 
 def test_a_detector_without_a_learned_state_is_not_scored(

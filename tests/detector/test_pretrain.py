@@ -20,7 +20,7 @@ from torch import Tensor
 import blemish
 from blemish import artifact
 from blemish.backbones import build
-from blemish.cli import commands
+from blemish.cli.status import BROKEN_PICTURES, ERROR, WELL
 from blemish.config import to_dict
 from blemish.data.stream import PictureStream
 from blemish.data.transforms import Preprocessing
@@ -345,7 +345,7 @@ def test_on_the_command_line(run: Run, good_folder: Path, tmp_path: Path) -> Non
     status, out, _ = run(
         "pretrain", good_folder, "-o", output, *OPTIONS, "--masking", "block", "--seed", "5"
     )
-    assert status == commands.BROKEN_PICTURES
+    assert status == BROKEN_PICTURES
     for said in (
         "24 used, 1 broken",
         "broken.png",
@@ -381,9 +381,9 @@ def test_on_the_command_line(run: Run, good_folder: Path, tmp_path: Path) -> Non
         "--weights",
         output,
     )
-    assert run(*fit, "--backbone", "test_vit")[0] == commands.BROKEN_PICTURES
+    assert run(*fit, "--backbone", "test_vit")[0] == BROKEN_PICTURES
     status, _, err = run(*fit, "--backbone", "test_vit2")
-    assert status == commands.ERROR
+    assert status == ERROR
     assert "choose --backbone test_vit, or other weights" in err
 
 
@@ -396,7 +396,7 @@ def test_a_wrong_command(run: Run, good_folder: Path, tmp_path: Path) -> None:
         (("--time-budget", "0"), "positive number of minutes"),
     ]:
         status, out, err = run(*command, *more)
-        assert (status, out) == (commands.ERROR, "")
+        assert (status, out) == (ERROR, "")
         assert says in err
     assert "is a folder" in run("pretrain", good_folder, "-o", tmp_path)[2]
 
@@ -417,9 +417,9 @@ def test_interrupted_on_the_command_line(
     assert "the same command with --resume goes on" in err
     assert checkpoint.exists()
     assert not output.exists()
-    assert run(*command)[0] == commands.ERROR
+    assert run(*command)[0] == ERROR
     status, out, _ = run(*command, "--resume", "--json")
-    assert status == commands.WELL
+    assert status == WELL
     made = json.loads(out)
     assert made["training"]["resumed_at"] == 3
     assert (made["config"]["prototypes"], made["count"], made["failures"]) == (4, 24, [])
@@ -440,7 +440,7 @@ def test_a_collapse_is_explained(
     status, out, err = run(
         "pretrain", good_folder, "-o", tmp_path / "encoder.safetensors", *OPTIONS
     )
-    assert (status, out) == (commands.ERROR, "")
+    assert (status, out) == (ERROR, "")
     assert "collapsed at step 3" in err
     assert "learning_rate" in err
     assert f"how it came about: {tmp_path / 'encoder.health.png'}" in err

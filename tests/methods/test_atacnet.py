@@ -20,7 +20,7 @@ from torch.nn import functional as F
 import blemish
 from blemish import artifact
 from blemish.backbones import Backbone, build
-from blemish.cli import wording
+from blemish.cli import look
 from blemish.errors import ArtifactError, ConfigError, NotFittedError
 from blemish.losses.deviation import deviation_loss
 from blemish.methods import atacnet as module
@@ -814,7 +814,7 @@ def test_what_is_fitted_can_be_restored(network: str) -> None:
     assert torch.equal(one.image, two.image)
     assert torch.equal(one.maps, two.maps)
     if network != "atacnet":
-        with pytest.raises(ArtifactError, match="do not fit method 'atacnet-paper'"):
+        with pytest.raises(ArtifactError, match="do not fit method 'atacnet'"):
             atacnet(image_size=(64,)).restore_state(state)
 
 
@@ -858,7 +858,7 @@ def test_artifacts_of_earlier_versions_load_or_say_to_fit_again(
         assert loaded.predict(pixels[5]).score == detector.predict(pixels[5]).score
         for path, shown in ((new, True), (old, False)):
             names = [
-                str(cell) for cell in wording.manifest(artifact.read(path)[1]).columns[0].cells
+                str(cell) for cell in look.artifact_table(artifact.read(path)[1]).columns[0].cells
             ]
             assert "training" in names
             assert ("loss" in names) == shown  # what has no curve shows none
@@ -912,5 +912,5 @@ def test_settings_out_of_range(setting: str, value: Any) -> None:
 def test_before_fit_it_is_a_named_error() -> None:
     method = atacnet(fitted=False)
     for work in (method.score, method.anomaly_map, method.embedding):
-        with pytest.raises(NotFittedError, match="this atacnet-paper detector has not been fitted"):
+        with pytest.raises(NotFittedError, match="this atacnet detector has not been fitted"):
             work(pictures())

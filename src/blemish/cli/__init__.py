@@ -10,6 +10,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Never raises, save for SystemExit.
     """
-    from blemish.cli import commands  # builds every command: not for an import of `blemish.cli`
+    from blemish.cli import app  # builds every command: not for an import of `blemish.cli`
 
-    return commands.main(arguments)
+    return app.main(arguments)

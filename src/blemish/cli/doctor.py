@@ -9,10 +9,19 @@ import os
 import platform
 import re
 import shutil
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from blemish.cli import console
+from blemish.cli.console import facts
+from blemish.cli.options import Json
+from blemish.cli.status import ERROR, WELL
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 FAST_CPU_FLAGS = (
     "avx2",
@@ -269,3 +278,65 @@ def _version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
+
+
+def doctor(json: Json = False) -> int:
+    """Say what works on this machine, and what is missing."""
+    found = examine()
+    console.answer(found.to_dict(), doctor_lines(found), as_json=json)
+    return ERROR if found.faults else WELL
+
+
+def doctor_lines(found: Report) -> Iterable[str | Table]:
+    """What `blemish doctor` has found."""
+    free, total, disk = map(_gib, (found.memory_free, found.memory_total, found.disk_free))
+    yield facts(
+        [
+            ("blemish", f"{found.blemish}, Python {found.python}, {found.system}"),
+            (
+                "packages",
+                ", ".join(
+                    f"{package.name} {package.version}"
+                    for package in found.packages
+                    if package.version
+                ),
+            ),
+            (
+                "processor",
+                f"{found.cpu}, {found.cores} cores, {' '.join(found.cpu_flags) or 'no AVX2'}",
+            ),
+            ("GPU", ", ".join(found.gpus) or "none"),
+            (
+                "computes",
+                f"on {found.device} in {found.precision}" if found.device else "not at all",
+            ),
+            ("memory", f"{free} free of {total}"),
+            ("disk", f"{disk} free in this folder"),
+            (
+                "hub cache",
+                found.hub_cache + (" (the hub is switched off)" if found.offline else ""),
+            ),
+            (
+                "variables",
+                " ".join(f"{name}={value}" for name, value in found.variables.items()) or "none",
+            ),
+            (
+                "weights here",
+                ", ".join(weights.backbone for weights in found.weights if weights.here) or "none",
+            ),
+        ]
+    )
+    yield from (
+        f"not here: weights of {it.backbone}: {it.remedy}" for it in found.weights if not it.here
+    )
+    yield from (f"advice: {advice}" for advice in found.advice)
+    yield from (f"fault: {fault}" for fault in found.faults)
+    yield (
+        "blemish cannot work here until the faults are mended."
+        if found.faults
+        else "blemish can work here."
+    )
+
+
+def _gib(value: float | None) -> str:
+    return "an unknown amount" if value is None else f"{value:.1f} GiB"

@@ -1,0 +1,192 @@
+"""The command line: parse, call, print.
+
+Everything heavy is imported inside the commands, so that `blemish --help` is instant.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import cache
+from typing import Annotated, Any
+
+import typer
+
+from blemish import interrupts
+from blemish.cli import bench, console, data, doctor, judge, learn, look
+from blemish.cli.status import BY_SIGNAL, CLOSED_PIPE, ERROR, EXIT_STATUS
+from blemish.errors import BlemishError, OutputError
+
+_UsageError = typer.BadParameter.__mro__[
+    1
+]  # click's in older releases of typer, its own in newer ones
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line (default: the process's) and give its exit status. Never raises, save for SystemExit."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    as_json = "--json" in given[: given.index("--")] if "--" in given else "--json" in given
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError):  # what stands in for a stream in a test or a notebook
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    with interrupts.heard():
+        try:
+            with warnings.catch_warnings():
+                if not _debugging():
+                    warnings.simplefilter("ignore")
+                status = _run(given or ["--help"])
+        except BrokenPipeError:
+            status = CLOSED_PIPE
+        except (Exception, KeyboardInterrupt) as error:
+            with interrupts.ignored():
+                status = _report(error, as_json=as_json)
+        return _flushed(status)
+
+
+def _flushed(status: int) -> int:
+    """The exit status, once what was printed has arrived. Python would print a traceback when it ends."""
+    try:
+        if sys.stdout is not None:  # it was closed before the start
+            sys.stdout.flush()
+    except BrokenPipeError:
+        _forget_output()
+        return CLOSED_PIPE
+    except (OSError, ValueError) as error:
+        _forget_output()
+        reason = getattr(error, "strerror", None) or error
+        console.complain(
+            f"blemish: standard output cannot be written ({reason}); the answer is lost"
+        )
+        return ERROR
+    return status
+
+
+@cache
+def command_tree() -> Any:
+    """All commands; they take a tenth of a second to build: once a process."""
+    app = typer.Typer(
+        name="blemish",
+        help="Visual anomaly detection: learn from pictures of good parts, "
+        "then score, judge and map new ones.",
+        epilog=EXIT_STATUS,
+        add_completion=False,
+        rich_markup_mode=None,  # rich's help takes half a second longer to come
+    )
+    app.callback()(_root)
+    commands: Sequence[tuple[Callable[..., int], str | None]] = (
+        (learn.fit, EXIT_STATUS),
+        (learn.pretrain, EXIT_STATUS),
+        (judge.predict, EXIT_STATUS),
+        (judge.evaluate, EXIT_STATUS),
+        (judge.figures, EXIT_STATUS),
+        (learn.calibrate, EXIT_STATUS),
+        (learn.refine, EXIT_STATUS),
+        (look.simulate, EXIT_STATUS),
+        (look.inspect, None),
+        (look.backbones, None),
+        (look.methods, None),
+        (doctor.doctor, None),
+    )
+    for command, epilog in commands:
+        app.command(epilog=epilog)(command)
+    app.add_typer(data.app, name="data")
+    app.add_typer(bench.app, name="bench")
+    return typer.main.get_command(app)
+
+
+def _run(arguments: list[str]) -> int:
+    command = command_tree()
+    try:
+        with command.make_context("blemish", arguments) as context:
+            status: int = command.invoke(context)
+            return status
+    except typer.Exit as end:  # --help, --version
+        return end.exit_code
+
+
+def _report(error: BaseException, *, as_json: bool) -> int:
+    """Say what went wrong, in one message and without a traceback."""
+    kind, message, status = _explained(error)
+    if _debugging():
+        traceback.print_exception(error)
+    if as_json:
+        with suppress(OSError):  # told when the output is flushed
+            console.answer({"error": {"kind": kind, "message": message}}, [], as_json=True)
+    else:
+        console.complain(message)
+    return status
+
+
+def _explained(error: BaseException) -> tuple[str, str, int]:
+    """(kind, message, exit status)."""
+    kind = type(error).__name__
+    if isinstance(error, _UsageError):
+        context = getattr(error, "ctx", None)
+        name = context.command_path if context else "blemish"
+        what = error.format_message()  # type: ignore[attr-defined]
+        return "UsageError", f"{name}: {what}\nTry '{name} --help'.", ERROR
+    match error:
+        case KeyboardInterrupt():
+            what = str(error) or "no file was left half written"
+            return (
+                "Interrupted",
+                f"blemish: interrupted; {what}",
+                BY_SIGNAL + interrupts.number_of(error),
+            )
+        case BlemishError():
+            return kind, f"blemish: {error}", ERROR
+        case OSError(errno=errno.ENOSPC):
+            place = f" ({error.filename})" if error.filename else ""
+            return (
+                OutputError.__name__,
+                f"blemish: the disk is full{place}; make room or choose another place",
+                ERROR,
+            )
+        case OSError():
+            return (
+                kind,
+                f"blemish: {error.filename or 'the system'}: {error.strerror or error}",
+                ERROR,
+            )
+    from blemish.images import ran_out
+
+    if ran_out(error):
+        smaller = "--batch-size, --image-size, bank_size or pictures_per_step"
+        return "MemoryError", f"blemish: out of memory; choose a smaller {smaller}", ERROR
+    message = f"blemish: this is a bug in blemish ({kind}: {error}); BLEMISH_DEBUG=1 shows where it comes from"
+    return kind, message, ERROR
+
+
+def _debugging() -> bool:
+    return os.environ.get("BLEMISH_DEBUG", "") not in ("", "0")
+
+
+def _forget_output() -> None:
+    """Send what is still to come nowhere: the reader of our output has gone."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.stdout.flush()
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"blemish {version('blemish')}")
+        raise typer.Exit
+
+
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version and leave."
+        ),
+    ] = False,
+) -> None:
+    pass

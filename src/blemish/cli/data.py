@@ -1,0 +1,138 @@
+"""data check, layouts, elpv: the commands that look at data sets, and what they print."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from blemish.cli import console, words
+from blemish.cli.console import facts
+from blemish.cli.options import (
+    Json,
+)
+from blemish.cli.status import BROKEN_PICTURES, EXIT_STATUS, WELL
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from blemish.data.checking import Check
+    from blemish.data.layouts.official import Official
+
+
+def check(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A folder, a table or a picture.")],
+    json: Json = False,
+) -> int:
+    """Say what a data set is recognised as, and decode every picture to find what is wrong."""
+    from blemish.data.checking import check as examine
+
+    with console.progress() as progress:
+        found = examine(path, progress=lambda done, total: progress("decoding", done, total))
+    console.answer(found.to_dict(), check_lines(found), as_json=json)
+    return WELL if found.ok else BROKEN_PICTURES
+
+
+def check_lines(found: Check) -> Iterable[str]:
+    """What `blemish data check` has found."""
+    yield found.dataset.description
+    sizes = [f"{number} of {height}×{width}" for (height, width), number in found.sizes.items()]
+    yield f"Sizes (height×width): {', '.join(sizes[:5]) or 'none'}{', …' if len(sizes) > 5 else ''}"
+    for place in found.dataset.mask_places:
+        others = {" of good ones": place.of_good, " without a picture": len(place.unpaired)}
+        more = "".join(f", {number}{what}" for what, number in others.items() if number)
+        yield f"Masks in {place.place}: {place.paired} of defective pictures{more}"
+    yield from words.notices(found.dataset.problems)
+    yield from (f"  same pixels: {', '.join(group)}" for group in found.duplicates)
+    yield from (
+        f"  same pixels, called good and defective: {', '.join(group)}"
+        for group in found.contradictions
+    )
+    yield from (
+        f"  leak, same pixels in train and test: {', '.join(group)}" for group in found.leaks
+    )
+    yield from words.broken([failure.to_dict() for failure in found.broken])
+    yield from words.broken([failure.to_dict() for failure in found.mask_faults], "mask at fault")
+    yield "Nothing is wrong." if found.ok else "Something is wrong."
+
+
+def layouts(json: Json = False) -> int:
+    """Say of each public data set where to get it, its licence, its split, and the folders it is expected in."""
+    from dataclasses import asdict
+
+    from blemish.data.layouts.official import OFFICIAL
+    from blemish.data.layouts.recognition import TREES
+
+    sets = list(OFFICIAL.values())
+    described = [
+        *layouts_lines(sets),
+        f"Every layout that is read, for pictures of your own too:\n\n{TREES}",
+    ]
+    console.answer([asdict(one) for one in sets], described, as_json=json)
+    return WELL
+
+
+def layouts_lines(sets: Iterable[Official]) -> Iterable[str | Table]:
+    """Where to get each public data set, what is in it, and the folders it is expected in."""
+    for one in sets:
+        yield f"{one.title} ({one.name})"
+        each = [
+            f"{category} {counts.train}/{counts.test_normal}/{counts.test_anomalous}"
+            for category, counts in one.categories.items()
+        ]
+        all_of = one.total
+        yield facts(
+            [
+                ("  by", one.reference),
+                ("  from", one.source),
+                ("  licence", one.licence),
+                ("  split", one.split),
+                (
+                    "  pictures",
+                    f"{all_of.train} train, test {all_of.test_normal} good and {all_of.test_anomalous} defective",
+                ),
+                *([("  categories", ", ".join(each))] if len(each) > 1 else []),
+                ("  folders", one.tree),
+                ("  found as", ", ".join(f"{folder}/" for folder in one.folders)),
+            ]
+        )
+
+
+def elpv(
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE.csv", help="The table to write.")
+    ],
+    seed: Annotated[int, typer.Option(help="Of the draw of the cells.")] = 0,
+    cells: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Only N cells to learn from and N to test on, half of them defective. [default: 1,131 and 1,092]",
+        ),
+    ] = None,
+    json: Json = False,
+) -> int:
+    """Write the table of the demo set: solar cells of ELPV, from the package elpv-dataset (CC BY-NC-SA 4.0)."""
+    from blemish.data.layouts.recognition import read
+    from blemish.data.layouts.solar import write_elpv_manifest
+
+    written = write_elpv_manifest(output, seed, cells)
+    description = read(written).description
+    document = {"manifest": str(written), "description": description, "seed": seed, "cells": cells}
+    human = [description]
+    if cells is not None:
+        times = (1131 + 1092) / (2 * cells)
+        human.append(
+            f"These are {cells} of the 1,131 cells to learn from and {cells} of the 1,092 to test on; with all of them "
+            f"(leave --cells out) whatever follows takes about {times:.2g} times as long"
+        )
+    console.answer(document, [*human, f"Written: {written}"], as_json=json)
+    return WELL
+
+
+app = typer.Typer(help="Look at data sets, or write the demo set's table.", rich_markup_mode=None)
+app.command("check", epilog=EXIT_STATUS)(check)
+app.command("layouts")(layouts)
+app.command("elpv")(elpv)
