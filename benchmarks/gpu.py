@@ -1,14 +1,15 @@
-"""What needs a GPU, the most valuable first: rows by the papers' own schedules, and the speed of every method.
+"""What needs a GPU: rows by the papers' own schedules, and how fast methods train and score.
 
     python benchmarks/gpu.py rows PICTURES OUT --seconds 480 [--only agpnet,atacnet] [--jobs 8]
     python benchmarks/gpu.py speed PICTURES OUT --seconds 60
 
-PICTURES is the folder of the data sets (what BLEMISH_DATA names; ELPV comes from its package), OUT gets `rows.jsonl` and
-`speed.jsonl`. Runs are made `--jobs` at a time, as one alone leaves most of a GPU idle; what is not done after `--seconds`
-is stopped, and a second call makes what the file does not hold. `benchmarks/gpu.sh` calls this, after the tests.
+PICTURES is the folder of the data sets (what BLEMISH_DATA names; ELPV comes from its package), OUT
+gets `rows.jsonl` and `speed.jsonl`. Runs are made `--jobs` at a time, as one alone leaves most of a
+GPU idle; their times are then no measure of one alone. What is not done after `--seconds` is lost;
+a second call makes what the files do not hold. `gpu.sh` calls this, after the tests.
 
-`speed` measures `score` alone, of pictures that lie on the GPU, to scores and maps in main memory: what decoding costs is
-in the rows of `blemish bench` (`images_per_second`). The detectors learned noise; how fast they are does not depend on it.
+`speed` is of one method at a time, of pictures of noise: training from pictures that are decoded
+already, and `score` alone, of pictures that lie on the GPU, to scores and maps in main memory.
 """
 
 from __future__ import annotations
@@ -36,48 +37,41 @@ from blemish.detector.fit import configure
 from blemish.errors import BlemishError
 
 FOCUS, LITE = ("backbone=focus_vits14",), ("backbone=efficientnet_lite0",)
-FROZEN = (*LITE, "extractor_rate=0")
-LONG = (*FOCUS, "epochs=100")
-MEDICAL = ("brain_mri", "elpv")
+FROZEN, LONG = (*LITE, "extractor_rate=0"), (*FOCUS, "epochs=100")
 APMASK = ("pretraining=apmask", "pretraining_epochs=100")
 ATAC, DEVNET, CLASSIFIER = "paper", "paper-devnet", "paper-classifier"
+TILE, SCREW, BOTTLE, MEDICAL = "magnetic_tile", "screw", "bottle", ("brain_mri", "elpv")
 # Part -> what is measured, in order: method, recipe, settings, known defects, data sets, seeds.
 Line = tuple[str, str, tuple[str, ...], int | None, tuple[str, ...], tuple[int, ...]]
 PARTS: dict[str, tuple[Line, ...]] = {
     "agpnet": (
-        ("agpnet", "paper", FOCUS, None, ("magnetic_tile", "screw", "bottle"), (0,)),
-        ("agpnet", "paper", (*FOCUS, "layers=2,4,6,8"), None, ("screw", "bottle"), (0,)),
+        ("agpnet", "paper", FOCUS, None, (BOTTLE, SCREW, TILE), (0,)),
+        ("agpnet", "paper", (*FOCUS, "layers=2,4,6,8"), None, (SCREW, BOTTLE), (0,)),
     ),
-    "guided": (("guided", "paper-bmvc", FOCUS, None, ("screw", "magnetic_tile"), (0,)),),
+    "guided": (("guided", "paper-bmvc", FOCUS, None, (SCREW, TILE), (0,)),),
     "best": (
-        ("guided", "best", FOCUS, None, ("magnetic_tile", "screw"), (0,)),
-        ("guided", "best", LONG, None, ("screw",), (0,)),
-        ("agpnet", "best", FOCUS, None, ("screw", "bottle"), (0,)),
+        ("guided", "best", FOCUS, None, (TILE, SCREW), (0,)),
+        ("guided", "best", LONG, None, (SCREW,), (0,)),
+        ("agpnet", "best", FOCUS, None, (SCREW, BOTTLE), (0,)),
     ),
-    "apmask": (("guided", "best", (*FOCUS, *APMASK), None, ("magnetic_tile",), (0,)),),
+    "apmask": (("guided", "best", (*FOCUS, *APMASK), None, (TILE,), (0,)),),
     "atacnet": (
         *(("atacnet", recipe, LITE, 10, MEDICAL, (0,)) for recipe in (ATAC, DEVNET, CLASSIFIER)),
-        ("atacnet", ATAC, LITE, 10, ("screw", "bottle"), (0,)),
+        ("atacnet", ATAC, LITE, 10, (SCREW, BOTTLE), (0,)),
         *(("atacnet", recipe, FROZEN, 10, MEDICAL, (0,)) for recipe in (ATAC, DEVNET)),
         *(("atacnet", recipe, LITE, 10, MEDICAL, (1, 2)) for recipe in (ATAC, DEVNET, CLASSIFIER)),
         ("atacnet", ATAC, FROZEN, 10, MEDICAL, (1, 2)),
     ),
-    "memory": (("patchcore", "best", FOCUS, None, ("magnetic_tile", "screw", "bottle"), (0,)),),
+    "memory": (("patchcore", "best", FOCUS, None, (TILE, SCREW, BOTTLE), (0,)),),
 }
 BATCHES = (1, 64)
+TAUGHT = ("lda", "atacnet")  # by labelled defects
 Plain = argparse.RawDescriptionHelpFormatter
 SPEED = (
-    ("agpnet", "paper", FOCUS),
-    ("guided", "paper-bmvc", FOCUS),
-    ("atacnet", ATAC, LITE),
-    ("guided", "best", FOCUS),
-    ("agpnet", "best", FOCUS),
-    ("atacnet", DEVNET, LITE),
+    *(("agpnet", "paper", FOCUS), ("guided", "paper-bmvc", FOCUS), ("atacnet", ATAC, LITE)),
+    *(("guided", "best", FOCUS), ("agpnet", "best", FOCUS), ("atacnet", DEVNET, LITE)),
     ("guided", "paper-aaai", (*FOCUS, "pretraining=none")),
-    ("atacnet", "best", FOCUS),
-    ("patchcore", "best", FOCUS),
-    ("knn", "best", FOCUS),
-    ("padim", "best", FOCUS),
+    *((method, "best", FOCUS) for method in ("lda", "patchcore", "knn", "padim")),
 )
 
 
@@ -90,7 +84,6 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(PARTS), help="parts of `rows`, in their order")
     parser.add_argument("--sets", help="only these data sets, with commas")
     parser.add_argument("--jobs", type=int, default=6)
-    parser.add_argument("--time-budget", type=float, help="minutes of each training")
     parser.add_argument("--set", action="append", default=[], help="of all runs: to rehearse")
     parser.add_argument("--weights", help="random: to rehearse, or for the speed alone")
     options = parser.parse_args()
@@ -98,10 +91,7 @@ def main() -> None:
     signal.signal(signal.SIGALRM, signal.default_int_handler)
     signal.setitimer(signal.ITIMER_REAL, options.seconds)
     try:
-        if options.what == "rows":
-            rows(options)
-        else:
-            speed(options)
+        {"rows": rows, "speed": speed}[options.what](options)
     except KeyboardInterrupt:
         print("stopped: the time is over", flush=True)
 
@@ -109,18 +99,14 @@ def main() -> None:
 def rows(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         runs = list(planned(options, Path(scratch)))
-        started = time.perf_counter()
-
-        def begin(what: str, done: int, total: int) -> None:
-            print(
-                f"{time.perf_counter() - started:6.1f} s, {done} of {total} done: {what}",
-                flush=True,
-            )
-
-        made = bench.run(runs, options.out / "rows.jsonl", jobs=options.jobs, progress=begin)
+        made = bench.run(runs, options.out / "rows.jsonl", jobs=options.jobs, progress=told)
     for row in made:
         if row["status"] != "ok":
             print(f"{row['method']} on {row['data']} failed: {row['error']}", flush=True)
+
+
+def told(what: str, done: int, total: int) -> None:
+    print(f"{time.strftime('%X')}, {done} of {total} done: {what}", flush=True)
 
 
 def planned(options: argparse.Namespace, scratch: Path) -> Iterator[Run]:
@@ -135,19 +121,13 @@ def planned(options: argparse.Namespace, scratch: Path) -> Iterator[Run]:
                 except BlemishError as error:
                     print(f"{part}: left out: {error}", flush=True)
                     continue
-                entry = Entry(method=method, recipe=recipe, anomaly_count=count)
-                yield from plan(
-                    [entry],
-                    data,
-                    seeds,
-                    assignments=(*settings, *options.set),
-                    weights=options.weights,
-                    time_budget=options.time_budget,
-                )
+                line = [Entry(method=method, recipe=recipe, anomaly_count=count)]
+                changed = (*settings, *options.set)
+                yield from plan(line, data, seeds, assignments=changed, weights=options.weights)
 
 
 def speed(options: argparse.Namespace) -> None:
-    """What `speed.jsonl` does not hold, of each method how fast it trains and how fast it scores."""
+    """What `speed.jsonl` does not hold: of each method how fast it trains and scores."""
     file = options.out / "speed.jsonl"
     known = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     commit, dirty = bench.checkout()
@@ -170,29 +150,22 @@ def speeds(
     what: str, method: str, recipe: str, settings: tuple[str, ...], weights: str | None
 ) -> Iterator[dict[str, Any]]:
     noise = np.random.default_rng(0)
-    good, bad = (
-        [noise.integers(0, high, (256, 256, 3), np.uint8) for _ in range(20)] for high in (160, 255)
-    )
+    good, bad = (list(noise.integers(0, top, (20, 256, 256, 3), np.uint8)) for top in (160, 255))
     config = configure(method, recipe=recipe, assignments=settings)
-    trained = config.learns_by_gradient
-    if what == "train" and not trained:
+    if what == "train" and not config.learns_by_gradient:
         return
-    if trained:
+    if config.learns_by_gradient:
         config = dataclasses.replace(config, epochs=1, min_steps=80 if what == "train" else 2)
-    defects = bad[:4] if method == "atacnet" else None
     detector = blemish.fit(
-        method, good, config=config, anomalies=defects, weights=weights, calibration_fraction=0
-    )
+        method, good, config=config, anomalies=bad[:4] if method in TAUGHT else None,
+        weights=weights, calibration_fraction=0,
+    )  # fmt: skip
     size = f"{detector.preprocessing.height}×{detector.preprocessing.width}"
     about = {"backbone": config.backbone, "weights": weights or "", "size": size}
     if what == "train":
-        rate = round(detector.manifest["training"]["pictures_per_second"], 1)
-        precision = detector.manifest["precision"]
-        yield about | {
-            "precision": precision,
-            "batch": config.pictures_per_step,
-            "images_per_second": rate,
-        }
+        made = detector.manifest
+        about |= {"precision": made["precision"], "batch": config.pictures_per_step}
+        yield about | {"images_per_second": round(made["training"]["pictures_per_second"], 1)}
         return
     precisions = ("bf16", "fp16", "fp32") if detector.device.type == "cuda" else ("fp32",)
     with tempfile.TemporaryDirectory() as folder:
@@ -207,7 +180,8 @@ def timed(detector: blemish.Detector, batch: int) -> dict[str, float]:
     size = (detector.preprocessing.height, detector.preprocessing.width)
     images = torch.randn(batch, 3, *size, device=detector.device)
     seconds: list[float] = []
-    if detector.device.type == "cuda":
+    gpu = detector.device.type == "cuda"
+    if gpu:
         torch.cuda.reset_peak_memory_stats()
     with torch.inference_mode():
         while len(seconds) < 13 or sum(seconds) < 0.3:
@@ -216,13 +190,10 @@ def timed(detector: blemish.Detector, batch: int) -> dict[str, float]:
             scores.image.cpu(), scores.maps.cpu()
             seconds.append(time.perf_counter() - started)
     middle, late = map(float, np.percentile(seconds[3:], [50, 95]))
-    peak = torch.cuda.max_memory_allocated() / 2**20 if detector.device.type == "cuda" else 0.0
-    return {
-        "images_per_second": round(batch / middle, 1),
-        "latency_p50_ms": round(1000 * middle, 2),
-        "latency_p95_ms": round(1000 * late, 2),
-        "peak_gpu_memory_mib": round(peak, 1),
-    }
+    peak = torch.cuda.max_memory_allocated() / 2**20 if gpu else 0.0
+    latency = {"latency_p50_ms": round(1000 * middle, 2), "latency_p95_ms": round(1000 * late, 2)}
+    rate = {"images_per_second": round(batch / middle, 1)}
+    return rate | latency | {"peak_gpu_memory_mib": round(peak, 1)}
 
 
 if __name__ == "__main__":

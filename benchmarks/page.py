@@ -3,7 +3,7 @@
     python benchmarks/page.py            # write it
     python benchmarks/page.py --check    # only say whether it is what the rows make; the tests do this
 
-Rows are told by their form: those of `blemish bench`, of `weak.py`, of `probe.py`, and of `speed.py` and
+Rows are told by their form: those of `blemish bench`, of `weak.py`, of `probe.py`, and of `speed.py`, `gpu.py` and
 `metrics_speed.py`. Of rows that measure the same thing the newest good one counts. The same rows give the same bytes,
 whatever the order of the files. What is said about the figures stands in docs/findings.md, written by hand.
 """
@@ -188,9 +188,36 @@ SPEED: Mapping[str, tuple[str, Mapping[str, str]]] = {
             "Cores used": "cores_used",
         },
     ),
+    "score": (
+        "Scoring on a GPU that does nothing else (`gpu.py`), decoding not included",
+        {
+            "Method": "method",
+            "Backbone": "backbone",
+            "Size": "size",
+            "Precision": "precision",
+            "Batch": "batch",
+            "Images/s": "images_per_second",
+            "p50 (ms)": "latency_p50_ms",
+            "p95 (ms)": "latency_p95_ms",
+            "Peak GPU (MiB)": "peak_gpu_memory_mib",
+        },
+    ),
+    "train": (
+        "Training on a GPU that does nothing else (`gpu.py`): 80 steps, the slow first ones included",
+        {
+            "Method": "method",
+            "Backbone": "backbone",
+            "Size": "size",
+            "Precision": "precision",
+            "Pictures a step": "batch",
+            "Pictures/s": "images_per_second",
+        },
+    ),
 }
 CASE = (
     "what",
+    "method",
+    "batch",
     "size",
     "precision",
     "calibrate",
@@ -492,7 +519,7 @@ def probed(rows: Sequence[Row]) -> str:
 
 
 def timed(rows: Sequence[Row]) -> str:
-    """Speed and memory (`speed.py`, `metrics_speed.py`)."""
+    """Speed and memory (`speed.py`, `gpu.py`, `metrics_speed.py`)."""
     found = latest(rows, lambda row: (*map(row.get, CASE), device(row)))
     sheets: list[Sheet] = []
     for what in dict.fromkeys([*SPEED, *(row["what"] for row in rows)]):
@@ -507,7 +534,9 @@ def timed(rows: Sequence[Row]) -> str:
             ]
             ordered = tuple(sorted(lines, key=in_order))
             sheets.append(Sheet(title=title, columns=(*columns, "Commit", "Device"), lines=ordered))
-    return section("Speed and memory (`speed.py`, `metrics_speed.py`)", Page(sheets=tuple(sheets)))
+    return section(
+        "Speed and memory (`speed.py`, `gpu.py`, `metrics_speed.py`)", Page(sheets=tuple(sheets))
+    )
 
 
 def in_order(cells: Sequence[str]) -> list[tuple[float, str]]:

@@ -1,4 +1,4 @@
-"""What every method promises, on a CUDA device: `pytest -n 0 -m gpu`. The other tests compute on the CPU.
+"""What every method promises, on a CUDA device: `pytest -n 0 -m gpu`. Other tests use the CPU.
 
 Tolerances are those of float32 with sums in another order; bf16 and fp16 are held to a share of how
 far a defect lies from a good part.
@@ -38,7 +38,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 of_every_method = pytest.mark.parametrize("method", list(METHODS))
-of_the_trained = pytest.mark.parametrize("method", ["agpnet", "guided", "atacnet-paper"])
+of_the_trained = pytest.mark.parametrize("method", ["agpnet", "guided", "atacnet"])
 
 
 @pytest.fixture
@@ -156,8 +156,8 @@ def test_what_is_kept_comes_back_as_it_was(picture: Part, there: dict[str, Any])
 def test_pretraining(masking: str, precision: str, picture: Part) -> None:
     """The encoder changes, stays healthy, and is what a method then reads."""
     config = APMaskConfig(
-        backbone="test_vit", image_size=64, local_size=32, local_views=2, picture_size=96, epochs=1, min_steps=6,
-        pictures_per_step=8, masking=masking, hidden=32, bottleneck=16,
+        backbone="test_vit", image_size=64, local_size=32, local_views=2, picture_size=96,
+        epochs=1, min_steps=6, pictures_per_step=8, masking=masking, hidden=32, bottleneck=16,
     )  # fmt: skip
     learner = APMask(config, build("test_vit", weights="random"))
     before = {name: tensor.clone() for name, tensor in learner.backbone.state_dict().items()}
@@ -187,7 +187,7 @@ def test_adapting(
     assert scores_of(detector, asked) == pytest.approx(before, rel=1e-4, abs=1e-4)
 
 
-@pytest.mark.parametrize("method", ["atacnet"])
+@pytest.mark.parametrize("method", ["lda"])
 def test_what_defects_teach_and_refining(
     method: str, picture: Part, there: dict[str, Any], tmp_path: Path
 ) -> None:
