@@ -1,4 +1,4 @@
-"""Reading files that somebody else may have made; writing whole, so that a reader sees old or new."""
+"""Reading files that somebody else may have made; writing whole, so that readers see old or new."""
 
 from __future__ import annotations
 
@@ -138,7 +138,8 @@ def write_whole(path: str | Path, content: bytes) -> Path:
 def writable_place(path: Path) -> Path:
     """Where a file named `path` is written: behind the links, where it is one.
 
-    Raises: OutputError for what is there and is no file (a folder is refused when it is written to).
+    Raises: OutputError for what is there and is no file (a folder is refused when it is written
+    to).
     """
     target = path
     try:

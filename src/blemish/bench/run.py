@@ -53,8 +53,8 @@ from blemish.bench.results.rows import (
     ready,
 )
 from blemish.compute import pick_device, pick_precision, precision_name
-from blemish.data.folder import is_file
 from blemish.data import layouts
+from blemish.data.folder import is_file
 from blemish.data.shifts import SHIFTS
 from blemish.data.stream import load_picture
 from blemish.detector.evaluate import evaluate

@@ -26,13 +26,16 @@ class Check:
 
     Attributes:
         dataset: as it was recognised.
-        sizes: (H, W) in pixels -> number of pictures, the most frequent first; broken ones are in none.
+        sizes: (H, W) in pixels -> number of pictures, the most frequent first; broken ones are in
+            none.
         broken: pictures that cannot be decoded.
-        mask_faults: masks that cannot be decoded, differ in size from their picture, are empty for an anomalous
-            picture or mark something in a normal one.
+        mask_faults: masks that cannot be decoded, differ in size from their picture, are empty for
+            an anomalous picture or mark something in a normal one.
         duplicates: groups of pictures with the same pixels, except:
-        leaks: groups of pictures with the same pixels in both train and test: what was trained on would be tested on.
-        contradictions: groups of pictures with the same pixels that are called normal and anomalous.
+        leaks: groups of pictures with the same pixels in both train and test: what was trained on
+            would be tested on.
+        contradictions: groups of pictures with the same pixels that are called normal and
+            anomalous.
     """
 
     dataset: Dataset
@@ -45,13 +48,16 @@ class Check:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is broken, faulty, leaked or contradictory. Duplicates and the data set's problems are only
-        for notice."""
+        """Whether nothing is broken, faulty, leaked or contradictory. Duplicates and the data set's
+        problems are only for notice.
+        """
         return not (self.broken or self.mask_faults or self.leaks or self.contradictions)
 
     @property
     def counts(self) -> dict[str, dict[str, int]]:
-        """Pictures by "split", "label", "defect", "category", "group"; "" is what the data set does not say."""
+        """Pictures by "split", "label", "defect", "category", "group"; "" is what the data set does
+        not say.
+        """
         samples = self.dataset.samples
         return {
             "split": _tally(sample.split for sample in samples),
@@ -90,9 +96,11 @@ class Check:
 
 
 def check(path: str | Path, *, progress: Callable[[int, int], None] | None = None) -> Check:
-    """The data set at `path` with every picture and mask decoded. `progress` is called with (done, of).
+    """The data set at `path` with every picture and mask decoded. `progress` is called with (done,
+    of).
 
-    Raises: DataError as `read`; MissingExtraError when a picture needs a decoder that is not installed.
+    Raises: DataError as `read`; MissingExtraError when a picture needs a decoder that is not
+    installed.
     """
     dataset = read(path)
     sizes: Counter[tuple[int, int]] = Counter()

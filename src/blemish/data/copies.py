@@ -1,4 +1,6 @@
-"""Pictures that are nearly the same: stored again in another format or size, or taken again of the same part."""
+"""Pictures that are nearly the same: stored again in another format or size, or taken again of the
+same part.
+"""
 
 from __future__ import annotations
 

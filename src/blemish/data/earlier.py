@@ -19,7 +19,9 @@ _OVERLAY = re.compile(r".+-[0-9a-f]{12}\.png")
 
 
 def is_result_folder(folder: Path, name: str, beside: Collection[str]) -> bool:
-    """Whether all pictures in `folder`/`name`, with these names beside it, were written by an earlier run."""
+    """Whether all pictures in `folder`/`name`, with these names beside it, were written by an
+    earlier run.
+    """
     if name not in _FOLDERS:
         return _holds_simulated(folder / name)
     signs = [sign for sign in _FOLDERS[name] if sign in beside]
@@ -32,7 +34,7 @@ def is_result(name: str, beside: Collection[str]) -> bool:
     """Whether the picture of this name, with these names beside it, was written by an earlier run.
 
     Example:
-        >>> is_result("part.health.png", ["part.blemish", "part.log.jsonl"]), is_result("gallery.png", ["001.png"])
+        >>> is_result("part.health.png", ["part.log.jsonl"]), is_result("gallery.png", ["001.png"])
         (True, False)
     """
     if not name.endswith(".png"):
@@ -50,7 +52,9 @@ def is_result(name: str, beside: Collection[str]) -> bool:
 
 
 def _are_overlays(folder: Path) -> bool:
-    """Whether all files in a folder are called as overlays are: those beside it may have been moved away."""
+    """Whether all files in a folder are called as overlays are: those beside it may have been moved
+    away.
+    """
     try:
         names = [entry.name for entry in os.scandir(folder) if not entry.name.startswith(".")]
     except OSError:
@@ -66,7 +70,9 @@ def _holds_simulated(folder: Path) -> bool:
 
 
 def _is_ours(sign: Path) -> bool:
-    """Whether a file is one of blemish's; predictions.jsonl is by its name alone, and may be of any length."""
+    """Whether a file is one of blemish's; predictions.jsonl is by its name alone, and may be of any
+    length.
+    """
     if sign.suffix == ".jsonl":
         return True
     try:

@@ -64,7 +64,9 @@ class Tree:
 
     @property
     def left_out(self) -> tuple[str, ...]:
-        """What one could take for pictures that are read, and that are not: a sentence for each kind."""
+        """What one could take for pictures that are read, and that are not: a sentence for each
+        kind.
+        """
         told: list[str] = []
         if self.results:
             places = listed(dict.fromkeys(f"{path.parent}/" for path in self.results))
@@ -198,7 +200,8 @@ def no_pictures(where: str | Path, left_out: Iterable[str]) -> str:
 def place_of(path: Path) -> str:
     """Where a file lies, the same however it is named, as by `pics/../pics/00.jpg`.
 
-    Links are not followed, as what is reached by two of them is two pictures; except where `..` follows one.
+    Links are not followed, as what is reached by two of them is two pictures; except where `..`
+    follows one.
     """
     place = os.path.abspath(path)  # noqa: PTH100 - resolve() would merge links by target
     if ".." in path.parts:
@@ -208,7 +211,9 @@ def place_of(path: Path) -> str:
 
 
 def is_file(path: Path) -> bool:
-    """Whether there is a file; False also for a name too long or out of reach, where `Path.is_file` raises."""
+    """Whether there is a file; False also for a name too long or out of reach, where `Path.is_file`
+    raises.
+    """
     try:
         return path.is_file()
     except OSError:
@@ -224,7 +229,9 @@ def is_folder(path: Path) -> bool:
 
 
 def is_pattern(path: Path) -> bool:
-    """Whether a path stands for all that match it: there is nothing of this name, and it has one of `*?[` in it."""
+    """Whether a path stands for all that match it: there is nothing of this name, and it has one of
+    `*?[` in it.
+    """
     return any(sign in str(path) for sign in "*?[") and not is_file(path) and not is_folder(path)
 
 
@@ -267,7 +274,9 @@ def _expand(path: Path, *, among_others: bool = False) -> Tree:
 
 
 def _is_result(hit: Path, fixed: int, listings: dict[Path, set[str]]) -> bool:
-    """Whether a hit was written by an earlier run, or lies in a folder of such below its first `fixed` parts."""
+    """Whether a hit was written by an earlier run, or lies in a folder of such below its first
+    `fixed` parts.
+    """
     for depth in range(fixed, len(hit.parts)):
         folder, name = Path(*hit.parts[:depth]), hit.parts[depth]
         if folder not in listings:
@@ -281,7 +290,9 @@ def _is_result(hit: Path, fixed: int, listings: dict[Path, set[str]]) -> bool:
 
 
 def _is_unnamed_picture(path: Path) -> bool:
-    """Whether a file without a suffix, or with a number in its place as DICOM files may have, holds a picture."""
+    """Whether a file without a suffix, or with a number in its place as DICOM files may have, holds
+    a picture.
+    """
     if path.suffix and not path.suffix[1:].isdigit():
         return False
     try:

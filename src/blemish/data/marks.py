@@ -20,8 +20,9 @@ def marked(
 ) -> np.ndarray | None:
     """Where its defects are: bool H×W by its mask or else its boxes; None where neither is known.
 
-    A pixel is what lies under its centre, as everywhere maps are resized: plain nearest sampling takes what lies under
-    its upper left corner, which puts a mask half a pixel down and right of its map.
+    A pixel is what lies under its centre, as everywhere maps are resized: plain nearest sampling
+    takes what lies under its upper left corner, which puts a mask half a pixel down and right of
+    its map.
 
     Args:
         mask: as of `read_mask`, where it has been read already.
@@ -73,7 +74,9 @@ def fault_of(mask: np.ndarray, label: int | None, size: tuple[int, int]) -> str:
 
 
 def is_too_coarse(mask: np.ndarray, size: tuple[int, int]) -> bool:
-    """Whether one pixel of a mask (bool H×W) covers more than `COARSEST` of its picture, of size (H, W), either way."""
+    """Whether one pixel of a mask (bool H×W) covers more than `COARSEST` of its picture, of size
+    (H, W), either way.
+    """
     return any(COARSEST * side < there for side, there in zip(mask.shape, size, strict=True))
 
 
@@ -93,9 +96,11 @@ def _filled(
 
 
 def _span(start: float, length: float, pixels: int) -> slice:
-    """The pixels whose centres lie in [start, start + length), fractions of a side of so many pixels; one at least.
+    """The pixels whose centres lie in [start, start + length), fractions of a side of so many
+    pixels; one at least.
 
-    Which is to say that either end goes to the nearest edge of a pixel, and from a centre to the edge before it.
+    Which is to say that either end goes to the nearest edge of a pixel, and from a centre to the
+    edge before it.
     """
     first = min(max(math.ceil(start * pixels - 0.5), 0), pixels - 1)
     return slice(first, max(math.ceil((start + length) * pixels - 0.5), first + 1))

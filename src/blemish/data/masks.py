@@ -104,8 +104,8 @@ def divide(root: Path, entries: Iterable[Entry]) -> Divided:
             are = "pictures" if look == "picture" else "either masks or black and white pictures"
             raise DataError(
                 f"{root / place}: its name says masks, but it holds {are} (as {held[0][1].name}); "
-                "where they are masks, save them with 0 and 255 in a folder called masks/; where they are pictures "
-                "of a kind of defect, rename the folder; else move it away"
+                "where they are masks, save them with 0 and 255 in a folder called masks/; where they "
+                "are pictures of a kind of defect, rename the folder; else move it away"
             )
         else:
             masks[place] = held
@@ -116,7 +116,8 @@ def divide(root: Path, entries: Iterable[Entry]) -> Divided:
             ((*names[:depth], "masks", *names[depth + 1 :]), path) for names, path in held
         ]
         problems.append(
-            f"{place} holds black and white pictures, called as the others are: taken for masks of these"
+            f"{place} holds black and white pictures, called as the others are: taken for masks of "
+            "these"
         )
     return Divided(
         pictures=sorted(pictures, key=lambda entry: entry[1]), masks=masks, problems=problems
@@ -124,7 +125,9 @@ def divide(root: Path, entries: Iterable[Entry]) -> Divided:
 
 
 def masks_among(root: Path, pictures: Iterable[Path]) -> frozenset[Path]:
-    """Those of the pictures below `root` that are masks of others; none where names and contents do not tell."""
+    """Those of the pictures below `root` that are masks of others; none where names and contents do
+    not tell.
+    """
     try:
         divided = divide(root, [(path.relative_to(root).parts, path) for path in pictures])
     except DataError:
@@ -133,7 +136,9 @@ def masks_among(root: Path, pictures: Iterable[Path]) -> frozenset[Path]:
 
 
 def look_of(entries: Sequence[Entry], pictures: Sequence[Entry]) -> Look:
-    """What a few of the files look like; "either" where the pictures beside them look like masks, too."""
+    """What a few of the files look like; "either" where the pictures beside them look like masks,
+    too.
+    """
     looks = _looks(entries)
     if "picture" in looks:
         return "picture"
@@ -170,8 +175,8 @@ def pair(
             defective = [sample.path for sample in owners if sample.label == ANOMALOUS]
             if len({picture.with_suffix("") for picture in defective}) > 1:
                 raise DataError(
-                    f"{path}: may be the mask of {listed(defective)}; put the masks of each kind of defect into a "
-                    "folder of its name, as in masks/scratch/"
+                    f"{path}: may be the mask of {listed(defective)}; put the masks of each kind of "
+                    "defect into a folder of its name, as in masks/scratch/"
                 )
             for picture in defective:  # several are one in several formats
                 of[picture].append(path)
@@ -250,7 +255,9 @@ def _base(stem: str, word: str) -> str:
 
 
 def _owners(entries: Iterable[Entry]) -> dict[Names, set[str]]:
-    """By folder, the names of those in it: scratch_mask/ holds masks where there is a scratch/ beside it."""
+    """By folder, the names of those in it: scratch_mask/ holds masks where there is a scratch/
+    beside it.
+    """
     inside: dict[Names, set[str]] = defaultdict(set)
     for names, _ in entries:
         for depth, name in enumerate(names[:-1]):
@@ -268,11 +275,13 @@ def _mask_folder(names: Names, beside: Mapping[Names, set[str]]) -> Names:
 
 
 def _unnamed(pictures: Sequence[Entry]) -> list[tuple[int, str, list[Entry]]]:
-    """Folders of masks that are called otherwise (defect_map/, binary_masks/), where good and defective pictures lie
+    """Folders of masks that are called otherwise (defect_map/, binary_masks/), where good and
+    defective pictures lie
     apart: the depth of each, its place and the masks in it.
 
-    All of the files have the stems of others outside, and those that are looked at are black and white, as pictures of
-    a camera are not; where the name speaks of masks, looking like masks is enough.
+    All of the files have the stems of others outside, and those that are looked at are black and
+    white, as pictures of a camera are not; where the name speaks of masks, looking like masks is
+    enough.
     """
     if not any(meaning(name) == "good" for names, _ in pictures for name in names[:-1]):
         return []
@@ -302,7 +311,9 @@ def _unnamed(pictures: Sequence[Entry]) -> list[tuple[int, str, list[Entry]]]:
 
 
 def _are_black_and_white(entries: Sequence[Entry]) -> bool:
-    """Whether a few of the files have two colours at most, one of them black, and one file has both."""
+    """Whether a few of the files have two colours at most, one of them black, and one file has
+    both.
+    """
     most = 0
     for _, path in _some(entries):
         try:
@@ -355,7 +366,8 @@ def _named_beside(held: list[Entry], word: str) -> tuple[list[Entry], list[Entry
     if word == "label" and not owned:
         return held, []
     look = look_of(called, others)
-    # A broken file is a mask only by its name; what looks like one and belongs to no picture is one, too.
+    # A broken file is a mask only by its name; what looks like one and belongs to no picture is
+    # one, too.
     if look == "mask" or (word == "mask" and owned and look != "picture"):
         return others, called
     return held, []

@@ -1,8 +1,9 @@
 """Shifts: what another light, another focus or another transmission makes of a picture.
 
-For measuring how a detector that was fitted on pictures as they are judges ones that are not. Pixels are those of
-`images.Picture`, H W C, uint8 in 0…255 or float32 in [0, 1]; what comes out is new, of the same type and shape, within
-the same range, and the same each time for the same picture. Strengths are fixed, so that figures can be compared.
+For measuring how a detector that was fitted on pictures as they are judges ones that are not.
+Pixels are those of `images.Picture`, H W C, uint8 in 0…255 or float32 in [0, 1]; what comes out is
+new, of the same type and shape, within the same range, and the same each time for the same picture.
+Strengths are fixed, so that figures can be compared.
 """
 
 from __future__ import annotations
@@ -42,14 +43,17 @@ def contrast(pixels: np.ndarray) -> np.ndarray:
 
 
 def blur(pixels: np.ndarray) -> np.ndarray:
-    """Out of focus: a Gaussian with a standard deviation of 0.6 % of the longer side; borders mirrored."""
+    """Out of focus: a Gaussian with a standard deviation of 0.6 % of the longer side; borders
+    mirrored.
+    """
     sigma = BLUR * max(pixels.shape[:2])
     blurred = cv2.GaussianBlur(_unit(pixels), (0, 0), sigma, borderType=cv2.BORDER_REFLECT_101)
     return _like(pixels, blurred.reshape(pixels.shape))
 
 
 def noise(pixels: np.ndarray) -> np.ndarray:
-    """Gaussian noise with a standard deviation of 0.06 of full scale, clipped; seeded by the picture's content.
+    """Gaussian noise with a standard deviation of 0.06 of full scale, clipped; seeded by the
+    picture's content.
 
     It is drawn for every channel, but where all are equal only once: a grey picture stays grey.
     """

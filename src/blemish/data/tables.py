@@ -260,7 +260,7 @@ def _masks(folder: Path, cell: str) -> list[Path]:
 
 
 def _inside(folder: Path, name: str) -> Path:
-    r"""The file that a table in `folder` names; one written on Windows has \ between the folders."""
+    r"""The file that a table in `folder` names; one of Windows has \ between folders."""
     path = folder / name
     return folder / name.replace("\\", "/") if "\\" in name and not is_file(path) else path
 

@@ -20,12 +20,14 @@ Spreads = Annotated[tuple[Annotated[float, Range(1e-3, 1)], ...], Length(3, 3)]
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """How every picture is brought to the backbone, at fit and at prediction alike; stored in the artifact.
+    """How every picture is brought to the backbone, at fit and at prediction alike; stored in the
+    artifact.
 
     Attributes:
         height, width: the size it is resized to (the aspect ratio is not kept), in pixels.
         mean, std: of the normalisation, per channel, for pixels in [0, 1].
-        window: (lo, hi) mapped linearly to 0…1 when decoding; None = 8-bit as it is, 16-bit over its full range.
+        window: (lo, hi) mapped linearly to 0…1 when decoding; None = 8-bit as it is, 16-bit over
+            its full range.
     """
 
     height: Side
@@ -38,7 +40,8 @@ class Preprocessing:
         check(self)
         if self.height * self.width > LARGEST:
             raise ConfigError(
-                f"height, width: at most {LARGEST:,} pixels are possible, got {self.height}×{self.width}"
+                f"height, width: at most {LARGEST:,} pixels are possible, "
+                f"got {self.height}×{self.width}"
             )
         if self.window is not None and not self.window[0] < self.window[1]:
             raise ConfigError(
@@ -52,10 +55,12 @@ class Preprocessing:
 def prepare(
     picture: Picture, preprocessing: Preprocessing, *, angle: float = 0.0, flip: bool = False
 ) -> Tensor:
-    """float32 3 H W, resized (area averaging when shrinking, bilinear when growing), rotated, mirrored, normalised.
+    """float32 3 H W, resized (area averaging when shrinking, bilinear when growing), rotated,
+    mirrored, normalised.
 
     Args:
-        angle: degrees counter-clockwise about the centre; corners that come into view are filled by mirroring.
+        angle: degrees counter-clockwise about the centre; corners that come into view are filled by
+            mirroring.
         flip: whether what was rotated is then mirrored left to right.
     """
     pixels = picture.pixels
@@ -78,7 +83,9 @@ def prepare(
 
 
 def rotate(pixels: np.ndarray, angle: float) -> np.ndarray:
-    """H W C rotated about its centre by `angle` degrees counter-clockwise, same size, borders mirrored (bilinear)."""
+    """H W C rotated about its centre by `angle` degrees counter-clockwise, same size, borders
+    mirrored (bilinear).
+    """
     if pixels.shape[0] == pixels.shape[1] and angle % 90 == 0:
         return np.ascontiguousarray(np.rot90(pixels, round(angle / 90) % 4))
     height, width = pixels.shape[:2]

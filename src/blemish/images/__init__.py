@@ -1,8 +1,8 @@
 """Pictures in: one decoder for every source, with limits.
 
-`decoder` gives RGB pixels of what `sources` takes, anything; `raster`, `jpeg`, `tiff` (with `blocks`) and
-`dicom` read the formats; `limits` says what a picture may ask for, and all of them together;
-`pixels` is what the readers share.
+`decoder` gives RGB pixels of what `sources` takes, anything; `raster`, `jpeg`, `tiff` (with
+`blocks`) and `dicom` read the formats; `limits` says what a picture may ask for, and all of them
+together; `pixels` is what the readers share.
 """
 
 from blemish.images.decoder import Picture, decode, decode_mask

@@ -1,7 +1,7 @@
 """The tags of a TIFF, and its strips and tiles: each must hold exactly the pixels it announces.
 
-libtiff leaves what is missing black or grey and passes over what is too much; zlib's checksum is not
-looked at where the pixels are complete before it.
+libtiff leaves what is missing black or grey and passes over what is too much; zlib's checksum is
+not looked at where the pixels are complete before it.
 """
 
 from __future__ import annotations
@@ -166,7 +166,9 @@ def _deflate(coded: bytes, most: int) -> int:
 
 
 def packbits_length(coded: bytes, most: int) -> tuple[int, int]:
-    """How many bytes PackBits gives until it gives `most` or more, and how many of its own that takes."""
+    """How many bytes PackBits gives until it gives `most` or more, and how many of its own that
+    takes.
+    """
     length = position = 0
     while position < len(coded) and length < most:
         code = coded[position]

@@ -91,7 +91,8 @@ def _guarded(work: Callable[[], _Result]) -> _Result:
 
 @dataclass(frozen=True, slots=True)
 class _Header:
-    """What the attributes say of the pixels, once they agree with each other and with the pixel data.
+    """What the attributes say of the pixels, once they agree with each other and with the pixel
+    data.
 
     Attributes:
         allocated, stored: bits of a sample: that it takes, and that count.

@@ -29,7 +29,8 @@ _SPACES = {1: "GRAY", 3: "RGB", 4: "CMYK"}
 
 
 def jpeg(data: bytes, limits: Limits) -> Container:
-    """Walks the markers up to the end marker; the file without its application data is what is decoded.
+    """Walks the markers up to the end marker; the file without its application data is what is
+    decoded.
 
     What cameras write wrong without harm to a pixel is put right on the way: the scan parameters of
     a sequential picture, the version of JFIF, Adobe's transform. Only then is a warning of the

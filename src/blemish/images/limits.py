@@ -1,4 +1,5 @@
-"""What pictures may ask for: one alone (`Limits`), and all together (`Budget`); and a quiet decoder.
+"""What pictures may ask for: one alone (`Limits`), and all together (`Budget`); and a quiet
+decoder.
 
 A decode reserves what it will need at its peak before it allocates. It waits while others hold too
 much, in the order of arrival, so that a large picture is not overtaken for ever by small ones.
@@ -134,7 +135,7 @@ def ran_out(error: BaseException) -> bool:
     """Whether an error says that memory ran out: of Python, numpy, Pillow, OpenCV or torch.
 
     Example:
-        >>> ran_out(MemoryError()), ran_out(RuntimeError("DefaultCPUAllocator: can't allocate memory"))
+        >>> ran_out(MemoryError()), ran_out(RuntimeError("CPUAllocator: can't allocate memory"))
         (True, True)
         >>> ran_out(ValueError("broken data stream"))
         False
@@ -284,7 +285,7 @@ class Budget:
         if limit is not None and self._own.reserved + size > limit:
             raise Unusable(
                 f"needs about {in_words(self._own.reserved + size)} to decode; the limit is "
-                f"{in_words(limit)} (Limits.memory): raise it, or save the picture in a smaller size"
+                f"{in_words(limit)} (Limits.memory): raise it, or save the picture smaller"
             )
         if limit is not None and self._at_work and self.used + size > limit:
             return False

@@ -57,7 +57,8 @@ class Container:
 
 
 def image_values(image: Image.Image) -> tuple[Array, tuple[str, ...]]:
-    """The pixels of a loaded PIL image as (H, W), (H, W, 3) or (H, W, 4), writable, and what to note.
+    """The pixels of a loaded PIL image as (H, W), (H, W, 3) or (H, W, 4), writable, and what to
+    note.
 
     Row by row: converted as a whole it would be held three times, and once more by numpy.
     """
@@ -114,7 +115,7 @@ def native(values: Array) -> Array:
 
 
 def upright(values: Array, orientation: object) -> Array:
-    """The pixels turned and mirrored as EXIF's orientation 1..8 asks; any other asks for nothing."""
+    """The pixels turned and mirrored as EXIF's orientation 1..8 asks; any other asks nothing."""
     if orientation not in range(2, 9):
         return values
     import cv2  # turns pixels several times faster than strided copies in numpy

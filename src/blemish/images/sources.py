@@ -1,4 +1,4 @@
-"""Any source of a picture -> its pixels as they are stored: files by content, arrays, PIL images."""
+"""Any source of a picture -> its pixels as stored: files by content, arrays, PIL images."""
 
 from __future__ import annotations
 
@@ -73,7 +73,8 @@ _BMP_HEADERS = (12, 16, 40, 52, 56, 64, 108, 124)  # their sizes, by version
 
 
 def sniff(head: bytes) -> str | None:
-    """The format that a file's first bytes (132 or more) show, a key of the readers; None for any other.
+    """The format that a file's first bytes (132 or more) show, a key of the readers; None for any
+    other.
 
     Example:
         >>> sniff(b"\\x89PNG\\r\\n\\x1a\\n"), sniff(b"GIF89a"), sniff(b"path,label")
