@@ -55,7 +55,7 @@ Anomalies = Annotated[
     list[Path] | None,
     Option(
         metavar="DEFECTS",
-        help="Pictures of known defects to learn from (atacnet): folders, data sets, files; "
+        help="Pictures of known defects to learn from (lda, atacnet): folders, data sets, files; "
         "repeatable. Evaluation leaves out those that were learned from.",
     ),
 ]
@@ -401,7 +401,7 @@ def refine(
     precision: Precision = "auto",
     json: Json = False,
 ) -> int:
-    """Add newly confirmed good pictures and defects to an artifact of atacnet, and set its
+    """Add newly confirmed good pictures and defects to an artifact of lda, and set its
     threshold anew."""
     from blemish.detector import refine as refining
     from blemish.detector.predict import load

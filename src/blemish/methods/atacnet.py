@@ -134,7 +134,7 @@ class AtacNetConfig(TrainedConfig):
 class AtacNet(EndToEnd, TrainedMethod):
     """Extractor, attention-augmentation module and score mapper."""
 
-    name = "atacnet-paper"
+    name = "atacnet"
     summary = "learning from a few known defects, with a closer look where attention is"
     source = "Gupta et al. 2024, ATAC-Net: Zoomed View Works Better for Anomaly Detection"
     Config = AtacNetConfig
