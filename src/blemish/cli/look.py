@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json as json_format
+import re
 from collections.abc import Iterable, Iterator, Mapping
+from inspect import cleandoc, getdoc
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +20,7 @@ from blemish.errors import ConfigError
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from blemish.methods import Method, MethodConfig
     from blemish.report.simulation import Simulation
 
 Facts = Iterator[tuple[str, object]]
@@ -232,26 +235,75 @@ def backbones(json: Json = False) -> int:
     return WELL
 
 
-def methods(json: Json = False) -> int:
-    """List the methods with their settings and recipes."""
-    from blemish.cli.catalogue import describe_methods
+def methods(
+    name: Annotated[
+        str | None, Argument(metavar="NAME", help="Show the settings and recipes of this method.")
+    ] = None,
+    json: Json = False,
+) -> int:
+    """List the methods or, given the name of one, its settings and recipes."""
+    from blemish.methods import METHODS, method_class
 
-    known = describe_methods()
-    console.answer(known, methods_lines(known), as_json=json)
+    if name is not None:
+        described = _described(name, method_class(name))
+        console.answer(described, _method_lines(described), as_json=json)
+        return WELL
+    known = [_described(name, kind) for name, kind in METHODS.items()]
+    columns = {
+        "name": "name",
+        "summary": "what it does",
+        "source": "paper",
+        "learns_from": "learns from",
+    }
+    rows = [[method[key] for key in columns] for method in known]
+    more = "`blemish methods NAME` shows the settings and recipes of one."
+    console.answer(known, [table(list(columns.values()), rows), more], as_json=json)
     return WELL
 
 
-def methods_lines(described: Iterable[Mapping[str, Any]]) -> Iterable[str | Table]:
-    """The methods of `blemish.cli.catalogue.describe_methods`."""
-    for number, method in enumerate(described):
-        if number:
-            yield ""
-        yield f"{method['name']}: {method['summary']} ({method['source']})"
-        rows = [
-            (f"  {one['name']}", json_format.dumps(one["default"]), one["about"])
-            for one in method["settings"]
-        ]
-        yield table(("  setting", "default", "meaning"), rows)
-        for recipe in method["recipes"]:
-            changes = words.assignments(recipe["changes"]) or "the defaults"
-            yield f"  recipe {recipe['name']}: {changes}"
+def _described(name: str, kind: type[Method]) -> dict[str, Any]:
+    """A method, with the settings and recipes of its config class and what its docstring says of
+    them; JSON-ready."""
+    from blemish.config import to_dict
+
+    default = to_dict(kind.Config.best())
+    meanings = _meanings(kind.Config)
+    recipes = []
+    for recipe, make in kind.Config.recipes().items():
+        changes = {key: value for key, value in to_dict(make()).items() if value != default[key]}
+        about = (getdoc(make) or "").partition("\n")[0]
+        recipes.append({"name": recipe, "about": about, "changes": changes})
+    return {
+        "name": name,
+        "summary": kind.summary,
+        "source": kind.source,
+        "learns_from": "good pictures and defects" if kind.takes_defects else "good pictures",
+        "minimum_images": kind.minimum_images,
+        "settings": [
+            {"name": key, "default": value, "about": meanings.get(key, "")}
+            for key, value in default.items()
+        ],
+        "recipes": recipes,
+    }
+
+
+def _meanings(kind: type[MethodConfig]) -> dict[str, str]:
+    """What a config class and its bases say of each field under "Attributes:"."""
+    meanings: dict[str, str] = {}
+    for base in reversed(kind.__mro__):
+        _, _, listed = cleandoc(base.__dict__.get("__doc__") or "").partition("\nAttributes:\n")
+        for names, text in re.findall(r"^    (\w[\w, ]*): (.*(?:\n {8}.*)*)", listed, re.MULTILINE):
+            meanings |= dict.fromkeys(names.split(", "), " ".join(text.split()))
+    return meanings
+
+
+def _method_lines(method: Mapping[str, Any]) -> Iterable[str | Table]:
+    yield f"{method['name']}: {method['summary']} ({method['source']})"
+    yield f"learns from {method['learns_from']}, {method['minimum_images']} or more"
+    rows = [
+        (one["name"], json_format.dumps(one["default"]), one["about"]) for one in method["settings"]
+    ]
+    yield table(("setting", "default", "meaning"), rows)
+    for recipe in method["recipes"]:
+        changes = words.assignments(recipe["changes"]) or "the defaults"
+        yield f"recipe {recipe['name']}: {changes}"
