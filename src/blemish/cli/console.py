@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
+from blemish.text import duration
 from blemish.types import Progress
 
 if TYPE_CHECKING:
@@ -195,4 +196,4 @@ def _pace(rate: float | None, left: int) -> str:
     """ "1.0/s · 24 s left"; empty where nothing is known of it."""
     if not rate:
         return ""
-    return f"{rate:.1f}/s" + (f"{_DETAILS}{left / rate:.0f} s left" if left > 0 else "")
+    return f"{rate:.1f}/s" + (f"{_DETAILS}{duration(left / rate)} left" if left > 0 else "")

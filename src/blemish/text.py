@@ -1,0 +1,16 @@
+"""Numbers in sentences."""
+
+from __future__ import annotations
+
+
+def duration(seconds: float) -> str:
+    """A time as exact as one wants to know it.
+
+    Example:
+        >>> duration(40), duration(240), duration(7500)
+        ('40 s', '4 min', '2 h 5 min')
+    """
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
