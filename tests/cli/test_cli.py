@@ -29,6 +29,7 @@ from blemish.data.shifts import SHIFTS
 from blemish.images import decode
 from blemish.methods import METHODS
 from blemish.report import predictions as outputs
+from blemish.report.journal import Journal
 
 Run = Callable[..., tuple[int, str, str]]
 FIT = (
@@ -530,15 +531,15 @@ def test_an_interrupted_predict_keeps_what_is_done(
     run: Run, part: Path, new: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, whole, report = tmp_path / "out", tmp_path / "whole", tmp_path / "report.html"
-    add = outputs.Journal.add
+    add = Journal.add
 
-    def interrupted(journal: outputs.Journal, row: dict[str, Any]) -> None:
+    def interrupted(journal: Journal, row: dict[str, Any]) -> None:
         if len(journal.rows) == 3:
             raise KeyboardInterrupt
         add(journal, row)
 
     with monkeypatch.context() as patch:
-        patch.setattr(outputs.Journal, "add", interrupted)
+        patch.setattr(Journal, "add", interrupted)
         status, answer, err = run(
             "predict", part, new, "--output", out, "--report", report, "--json"
         )

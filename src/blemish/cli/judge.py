@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from blemish.detector.predict import Detector
-    from blemish.report.predictions import Gallery, Journal
+    from blemish.report.journal import Journal
+    from blemish.report.predictions import Gallery
     from blemish.types import Evaluation
 
 _SHOWN_WHOLE, _SHOWN_OF_MANY = 50, 20
@@ -79,6 +80,7 @@ def predict(
     from blemish.data.folder import search
     from blemish.detector.predict import load
     from blemish.report import predictions as outputs
+    from blemish.report.journal import Journal
 
     if resume and output is None:
         raise ConfigError("--resume goes on in a folder: name it with --output DIR")
@@ -100,9 +102,7 @@ def predict(
     }
     used = outputs.precision_of(detector)
     gallery = outputs.Gallery(outputs.EMBEDDED)
-    with outputs.Journal(
-        output, artifact=artifact, precision=used, ways=ways, resume=resume
-    ) as journal:
+    with Journal(output, artifact=artifact, precision=used, ways=ways, resume=resume) as journal:
         how = {"category": category, "batch_size": batch_size, "adapt": adapt}
         interrupted = _scored(journal, detector, found.pictures, gallery, side=side, **how)
         journal.write_table()
@@ -480,7 +480,7 @@ def figures(
 ) -> int:
     """Draw how artifacts see labelled pictures: scores, features (t-SNE), and where they look."""
     from blemish.detector.predict import load
-    from blemish.report.galleries import compare, illustrate
+    from blemish.report.galleries import illustrate
 
     if len(set(artifacts)) < len(artifacts):
         raise ConfigError("an artifact is named twice; a comparison is between different ones")
@@ -491,19 +491,13 @@ def figures(
         name: options.with_scales(load(artifact, device=device, precision=precision), scales)
         for name, artifact in zip(names, artifacts, strict=True)
     }
-    one = len(detectors) == 1
     with console.progress() as progress:
-        if one:
-            made = illustrate(
-                detectors[names[0]], data, output, count=count or 4, progress=progress
-            )
-        else:
-            made = compare(detectors, data, output, count=count or 1, progress=progress)
+        made = illustrate(detectors, data, output, count=count, progress=progress)
     document = made.to_dict()
     failures = document["failures"]
     known = ""
     if made.left_out:
-        whose = "the artifact" if one else "an artifact"
+        whose = "the artifact" if len(artifacts) == 1 else "an artifact"
         known = f"; {len(made.left_out)} left out, {whose} was fitted or calibrated on them"
     human = [
         f"Pictures: {made.normal} good, {made.anomalous} defective{known}; {len(failures)} broken",

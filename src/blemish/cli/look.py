@@ -58,7 +58,8 @@ def simulate(
     list_simulators: List = False,
     json: Json = False,
 ) -> int:
-    """Make synthetic anomalies in pictures of good parts, to judge them by eye on a contact sheet."""
+    """Make synthetic anomalies in pictures of good parts, to judge them by eye on a contact
+    sheet."""
     from blemish.anomalies import SIMULATORS
     from blemish.config import height_width
 

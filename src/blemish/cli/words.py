@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from blemish.cli.console import one_line
+from blemish.text import printable
 
 _FAILURES_SHOWN, _NOTES_SHOWN = 10, 5
 
@@ -15,13 +15,13 @@ _FAILURES_SHOWN, _NOTES_SHOWN = 10, 5
 def broken(failures: Sequence[Mapping[str, Any]], what: str = "broken") -> list[str]:
     """A line for each failure (path, error), the first few of many."""
     shown = failures[:_FAILURES_SHOWN]
-    lines = [one_line(f"  {what}: {failure['path']}: {failure['error']}") for failure in shown]
+    lines = [printable(f"  {what}: {failure['path']}: {failure['error']}") for failure in shown]
     more = len(failures) - len(shown)
     return [*lines, f"  … and {more} more, all of them listed by --json"] if more else lines
 
 
 def notes(counts: Mapping[str, int]) -> list[str]:
-    """A line for each thing that was done to pictures when they were read, the most frequent first."""
+    """A line for each note on pictures as they were read, the most frequent first."""
     most = sorted(counts.items(), key=lambda item: -item[1])
     lines = [f"  note on {count} of them: {note}" for note, count in most[:_NOTES_SHOWN]]
     more = len(most) - len(lines)
@@ -30,7 +30,7 @@ def notes(counts: Mapping[str, int]) -> list[str]:
 
 def notices(sentences: Iterable[str]) -> list[str]:
     """A line for each thing that a person should know of."""
-    return [one_line(f"  notice: {sentence}") for sentence in sentences]
+    return [printable(f"  notice: {sentence}") for sentence in sentences]
 
 
 def thresholds(manifest: Mapping[str, Any]) -> tuple[str, list[str]]:
@@ -95,4 +95,4 @@ def places(**paths: Path | None) -> dict[str, str | None]:
 
 def written(places: Mapping[str, str | None]) -> list[str]:
     """A line for each of `places` that was written."""
-    return [f"Written: {one_line(place)}" for place in places.values() if place]
+    return [f"Written: {printable(place)}" for place in places.values() if place]
