@@ -65,6 +65,10 @@ def test_holding_out_is_by_category() -> None:
         ]
 
 
+def test_of_a_category_of_one_picture_nothing_is_held_out() -> None:
+    assert hold_out_positions(named(["a.png"]), 0.6, 0) == ([0], [])
+
+
 def test_open_files_are_read_once_and_for_all(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"content")
     with (tmp_path / "a").open("rb") as file:

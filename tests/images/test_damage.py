@@ -194,6 +194,14 @@ def test_blocks_of_a_tiff_hold_what_they_announce(compression, mode, capfd):
     assert capfd.readouterr().err == ""
 
 
+def test_a_strip_that_is_said_to_be_shorter_than_its_rows():
+    data = bytearray(saved(SMOOTH, "TIFF"))
+    size = Image.open(io.BytesIO(bytes(data))).tag_v2[279][0]
+    at = data.index(struct.pack("<HHII", 279, 4, 1, size)) + 8
+    data[at : at + 4] = struct.pack("<I", size - 1)
+    assert "fewer pixels than it announces" in reason(bytes(data))
+
+
 def test_lengths_of_lzw():
     from blemish.images.blocks import _lzw
 
@@ -285,6 +293,7 @@ def test_dicom_holds_the_pixels_that_it_announces():
     assert "it holds more pixels than its 60 × 40" in reason(
         dicom(GREY, PixelData=GREY.tobytes() * 2)
     )
+    assert "more pixels" in reason(dicom(GREY, PixelData=GREY.tobytes() + bytes(GREY.size)))
     assert "truncated" in reason(dicom(GREY, PixelData=GREY.tobytes()[:-2]))
     assert "truncated" in reason(dicom(GREY, Rows=80))
     assert "more pixels" in reason(dicom(GREY, Rows=20))
