@@ -215,8 +215,8 @@ def dropping(view: str, precision: str, mask_ratio: float) -> dict[str, Any]:
     views, size = (
         (1, student.global_size) if view == "global" else (config.local_views, student.local_size)
     )
-    images = torch.randn(views * config.pictures_per_step, 3, *size, device=device)
-    targets = torch.randn(config.pictures_per_step, config.prototypes, device=device).softmax(1)
+    images = torch.randn(views * config.train_batch_size, 3, *size, device=device)
+    targets = torch.randn(config.train_batch_size, config.prototypes, device=device).softmax(1)
     there = {each.untyped_storage().data_ptr() for each in (images, targets, *student.parameters())}
 
     def loss(keep: Tensor | None) -> Tensor:

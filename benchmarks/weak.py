@@ -58,7 +58,9 @@ class Remembering(Detector):
                 continue
             with torch.inference_mode():
                 if one.digest not in self._seen:
-                    self._seen[one.digest] = method.look(one.tensor[None].to(self.device))
+                    images = one.tensor[None].to(self.device)
+                    features = method.see(images)
+                    self._seen[one.digest] = method.normality.judge(features, images), features
                 found = method.finished(*self._seen[one.digest])
             score, anomaly_map = float(found.image[0]), found.maps[0].float().cpu().numpy()
             yield self._prediction(

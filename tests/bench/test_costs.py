@@ -78,7 +78,7 @@ def test_what_is_learned_is_counted_by_what_trains(fitted: Callable[..., Detecto
     assert isinstance(guided, Guided)
     assert guided.marker is not None
     whole, few = copy.copy(guided), copy.copy(guided)
-    whole.config, few.config = GuidedConfig(tuned=None), GuidedConfig(tuned=1)
+    whole.config, few.config = GuidedConfig(trainable_blocks=None), GuidedConfig(trainable_blocks=1)
     encoder: Any = guided.backbone.model
     unread: list[nn.Module] = [
         *encoder.blocks[guided.deepest :],

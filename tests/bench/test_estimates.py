@@ -124,10 +124,10 @@ def test_passes_of_a_recipe_are_counted(mvtec: Path) -> None:
     assert forwards(**of(rotations=4, flips=True)) == 2 * 8 * TRAIN + TEST
     assert forwards(shots=2) == 2 * 32 * 2 + TEST  # each at 16 angles, plain and mirrored
     assert forwards(shifts=["blur", "noise"]) == 2 * TRAIN + 4 * TEST
-    epochs = {"epochs": 10, "min_steps": 0, "pictures_per_step": 8}
+    epochs = {"epochs": 10, "min_steps": 0, "train_batch_size": 8}
     assert forwards(method="agpnet", **of(**epochs)) == FROZEN * 10 * TRAIN + TEST
     assert forwards(method="guided", **of(**epochs)) == FROZEN * 10 * TRAIN + TEST
-    epochs["tuned"] = 4  # its encoder learns as well
+    epochs["trainable_blocks"] = 4  # its encoder learns as well
     assert forwards(method="guided", **of(**epochs)) == LEARNED * 10 * TRAIN + TEST
     assert forwards(method="guided", **of(**{**epochs, "min_steps": 50})) == LEARNED * 50 * 8 + TEST
     assert (
@@ -135,7 +135,7 @@ def test_passes_of_a_recipe_are_counted(mvtec: Path) -> None:
         == LEARNED * 10 * TRAIN + 3 * TEST
     )
     assert forwards(method="lda", **of(normality="knn")) == 2 * TRAIN + TEST
-    published = {"backbone": "test_vit", "image_size": 32, "epochs": 10, "pictures_per_step": 8}
+    published = {"backbone": "test_vit", "image_size": 32, "epochs": 10, "train_batch_size": 8}
     for rate, worth in ((1.0, LEARNED), (0.0, FROZEN)):
         one = {"recipe": "paper", "settings": {**published, "extractor_rate": rate}}
         assert forwards(method="atacnet", **one) == worth * 10 * TRAIN + TEST
@@ -151,7 +151,7 @@ def test_passes_of_a_recipe_are_counted(mvtec: Path) -> None:
         mvtec, method="guided", **of(pretraining="apmask")
     ).config.pretraining_config
     assert pretraining is not None
-    visits = max(pretraining.epochs * TRAIN, pretraining.min_steps * pretraining.pictures_per_step)
+    visits = max(pretraining.epochs * TRAIN, pretraining.min_steps * pretraining.train_batch_size)
     assert before == pytest.approx(LEARNED * visits * (pretraining.image_size / 32) ** 2)
 
 

@@ -340,7 +340,7 @@ def test_fit_of_the_published_method(
     run: Run, good_folder: Path, mvtec: Path, tmp_path: Path
 ) -> None:
     quick = [
-        f"--set={setting}" for setting in ("epochs=1", "pictures_per_step=4", "attention_dim=8")
+        f"--set={setting}" for setting in ("epochs=1", "train_batch_size=4", "attention_dim=8")
     ]
     command = (
         "fit",

@@ -38,11 +38,11 @@ GUIDED: dict[str, Any] = {
     "layers": (2, 4),
     "epochs": 1,
     "min_steps": 4,
-    "pictures_per_step": 8,
+    "train_batch_size": 8,
     "scales": (32, 48),
     "score": "both",
     "map_head": "features",
-    "tuned": 4,
+    "trainable_blocks": 4,
     "device": "cpu",
     "precision": "fp32",
 }
@@ -684,7 +684,7 @@ def test_calibrate_at_other_sizes(
 def test_fit_with_sizes(run: Run, good_folder: Path, tmp_path: Path) -> None:
     made = tmp_path / "part.blemish"
     settings = [
-        f"--set={name}={GUIDED[name]}" for name in ("epochs", "min_steps", "pictures_per_step")
+        f"--set={name}={GUIDED[name]}" for name in ("epochs", "min_steps", "train_batch_size")
     ]
     options = [
         "--backbone",

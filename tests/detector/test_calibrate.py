@@ -231,7 +231,7 @@ def test_a_fit_encodes_each_picture_once(
     (tmp_path / "good" / "4.png").write_text("not a picture")
     bad = {"anomalies": [picture(200, defect=True)]} if method == "lda" else {}
     options = (
-        {"described": (3,)} if method == "lda" else {}
+        {"descriptor_layers": (3,)} if method == "lda" else {}
     )  # a layer that the bank does not look at
     options |= {"batch_size": 3, **bad, **copies, **small}
     rows_of_one = 6 if copies else 1
@@ -266,7 +266,9 @@ def test_refining_encodes_each_picture_once(
     picture: Part, small: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     good, bad = parts(picture, 6, 30), [picture(200 + seed, defect=True) for seed in range(3)]
-    detector = blemish.fit("lda", parts(picture, 20), normality="knn", described=(3,), **small)
+    detector = blemish.fit(
+        "lda", parts(picture, 20), normality="knn", descriptor_layers=(3,), **small
+    )
     with encoded(monkeypatch) as rows:
         refined = blemish.refine(detector, good=good, anomalies=bad)
     assert (refined.good, refined.defects) == (6, 3)

@@ -32,7 +32,7 @@ PAPER: dict[str, Any] = {
     "recipe": "paper",
     "epochs": 1,
     "min_steps": 6,
-    "pictures_per_step": 4,
+    "train_batch_size": 4,
     "attention_dim": 8,
 }
 
@@ -380,7 +380,7 @@ def test_the_published_classifier_gets_pictures_as_they_come(
         **small,
         **PAPER,
         "recipe": "paper-classifier",
-        "pictures_per_step": 6,
+        "train_batch_size": 6,
         "calibration_fraction": 0,
     }
     blemish.fit("atacnet", parts(picture, 10), anomalies=mvtec, anomaly_count=2, **options)

@@ -36,7 +36,7 @@ FIT = (
     "--precision",
     "fp32",
 )
-QUICK = {"epochs": 2, "pictures_per_step": 4, "learning_rate": 0.1}
+QUICK = {"epochs": 2, "train_batch_size": 4, "learning_rate": 0.1}
 
 
 class Toy(TrainedMethod):

@@ -36,7 +36,7 @@ WRONG: list[Any] = [
 # What a field may legally say otherwise, so that other scores are what was asked for.
 ASKED_FOR = {
     "config.layers", "config.layers.0", "config.smoothing", "config.top_fraction", "config.softmax",
-    "config.score_window", "config.sharpness", "config.shrinkage", "config.weight", "config.learned", "config.active",
+    "config.score_window", "config.sharpness", "config.shrinkage", "config.weight", "config.head_weight", "config.active",
     "config.padding", "config.pooling", "preprocessing.mean.0", "preprocessing.window", "backbone.spec.antialias",
 }  # fmt: skip
 Part = Callable[..., np.ndarray]

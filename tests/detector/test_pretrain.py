@@ -48,7 +48,7 @@ SETTINGS: dict[str, Any] = {
     "hidden": 16,
     "bottleneck": 8,
     "prototypes": 4,
-    "pictures_per_step": 4,
+    "train_batch_size": 4,
     "epochs": 1,
     "min_steps": 6,
 }
@@ -319,7 +319,7 @@ def test_settings(parts: list[np.ndarray]) -> None:
         configure(recipe="papre")
     for masking in ("none", "random", "block"):
         blemish.pretrain(
-            parts, **{**TINY, "masking": masking, "min_steps": 1, "pictures_per_step": 9}
+            parts, **{**TINY, "masking": masking, "min_steps": 1, "train_batch_size": 9}
         )
     with pytest.raises(ConfigError, match="either a whole config"):
         blemish.pretrain(parts, config=configure(), masking="none")

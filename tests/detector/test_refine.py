@@ -545,7 +545,7 @@ def test_it_can_be_calibrated_and_refined_again(fit: Fit, good: Any, bad: Any) -
 def test_only_a_detector_that_defects_can_teach(
     fit: Fit, fitted: Callable[..., Detector], good: Any, bad: Any
 ) -> None:
-    trained = ("epochs=1", "min_steps=2", "pictures_per_step=4", "width=32", "heads=4", "depth=1")
+    trained = ("epochs=1", "min_steps=2", "train_batch_size=4", "width=32", "heads=4", "depth=1")
     others = [
         fitted("patchcore"),
         fit(good(6), normality="padim", normality_settings=("channels=8",)),

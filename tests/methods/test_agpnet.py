@@ -1055,7 +1055,7 @@ def test_recipes() -> None:
     assert set(recipes) == {"best", "paper"}
     assert recipes["best"]() == AGPNetConfig()
     paper = recipes["paper"]()
-    assert (paper.backbone, paper.image_size, paper.epochs, paper.pictures_per_step) == (
+    assert (paper.backbone, paper.image_size, paper.epochs, paper.train_batch_size) == (
         "dino_vits16",
         (224,),
         500,
@@ -1116,7 +1116,7 @@ OLD: dict[str, Any] = {
     },
     **{"smoothing": 0.015, "top_fraction": 0.001, "seed": 0, "epochs": 20, "min_steps": 2500},
     **{
-        "pictures_per_step": 2,
+        "train_batch_size": 2,
         "learning_rate": 0.002,
         "weight_decay": 0.0001,
         "cache_gib": 4.0,

@@ -713,7 +713,7 @@ def test_an_extractor_that_does_not_learn_stays_as_it_is(network: str) -> None:
         **TINY,
         "image_size": 64,
         "network": network,
-        "pictures_per_step": 4,
+        "train_batch_size": 4,
         "epochs": 1,
         "extractor_rate": 0,
     }
@@ -833,7 +833,7 @@ def test_artifacts_of_earlier_versions_load_or_say_to_fit_again(
         "precision": "fp32",
         "calibration_fraction": 0,
     }
-    settings = {**TINY, "image_size": 64, "network": network, "pictures_per_step": 4, "epochs": 1}
+    settings = {**TINY, "image_size": 64, "network": network, "train_batch_size": 4, "epochs": 1}
     detector = blemish.fit(
         "atacnet", pixels[:4], recipe="paper", anomalies=pixels[4:], **settings, **quick
     )
@@ -871,7 +871,7 @@ def test_recipes() -> None:
     recipes = AtacNetConfig.recipes()
     assert {"paper", "paper-devnet", "paper-classifier"} <= set(recipes)
     paper = recipes["paper"]()
-    assert (paper.backbone, paper.image_size, paper.epochs, paper.pictures_per_step) == (
+    assert (paper.backbone, paper.image_size, paper.epochs, paper.train_batch_size) == (
         "resnet50",
         (224,),
         30,
@@ -887,7 +887,7 @@ def test_recipes() -> None:
 @pytest.mark.parametrize(
     ("setting", "value"),
     [
-        ("pictures_per_step", 1),
+        ("train_batch_size", 1),
         ("active", 1.0),
         ("active", -0.1),
         ("padding", -0.1),

@@ -46,10 +46,12 @@ SMALL: dict[str, Any] = {
     "backbone": "test_vit",
     "image_size": (SIDE,),
     "layers": (2, 4),
-    "pictures_per_step": 4,
+    "train_batch_size": 4,
 }
 TINY = {**SMALL, "guide_layers": (6,), "bank_size": 0, "zoom": 1.0}
-WHOLE = GuidedConfig(map_head="features", score="both", tuned=4)  # with every head that there is
+WHOLE = GuidedConfig(
+    map_head="features", score="both", trainable_blocks=4
+)  # with every head that there is
 FIT: dict[str, Any] = {
     **SMALL,
     "weights": "random",
@@ -273,11 +275,15 @@ def test_spread() -> None:
         (GuidedConfig.paper_bmvc(), {}, [1, 1]),
         (
             GuidedConfig(),
-            {"segmentation": 0.3, "marking": 0.7, "simulators": ("cutpaste-3way",)},
+            {"dice_weight": 0.3, "bce_weight": 0.7, "simulators": ("cutpaste-3way",)},
             [2, 1],
         ),
-        (WHOLE, {"segmentation": 0.3, "marking": 0.7, "simulators": ("cutpaste-3way",)}, [2, 1]),
-        (WHOLE, {"segmentation": 0.0, "detection": 0.2, "simulators": ("cutpaste-3way",)}, [1, 2]),
+        (WHOLE, {"dice_weight": 0.3, "bce_weight": 0.7, "simulators": ("cutpaste-3way",)}, [2, 1]),
+        (
+            WHOLE,
+            {"dice_weight": 0.0, "cross_entropy_weight": 0.2, "simulators": ("cutpaste-3way",)},
+            [1, 2],
+        ),
     ],
 )
 def test_the_loss_of_a_step(
@@ -325,8 +331,8 @@ def test_the_loss_of_a_step(
             share = sigmoid(value)
             places.append(-wanted * math.log(share) - (1 - wanted) * math.log(1 - share))
     config = method.config
-    expected = config.detection * sum(crosses) / 4 + config.segmentation * sum(dices) / 2
-    expected += config.marking * sum(places) / len(places)
+    expected = config.cross_entropy_weight * sum(crosses) / 4 + config.dice_weight * sum(dices) / 2
+    expected += config.bce_weight * sum(places) / len(places)
     assert loss.item() == pytest.approx(expected, rel=1e-4)
     if base == GuidedConfig.paper_bmvc():
         assert expected == pytest.approx(0.95 * np.mean(crosses) + 0.05 * np.mean(dices))
@@ -535,7 +541,7 @@ def rates_of(method: Guided) -> dict[str, float]:
 
 
 def test_blocks_learn_the_slower_the_further_they_are_from_the_end() -> None:
-    method = guided(learning_rate=1e-3, layer_decay=0.5, ema=True, tuned=None)
+    method = guided(learning_rate=1e-3, layer_decay=0.5, ema=True, trainable_blocks=None)
     method.start_training(batch_of(method, pictures()))
     rates = rates_of(method)
     assert set(rates) == {
@@ -555,9 +561,9 @@ def test_blocks_learn_the_slower_the_further_they_are_from_the_end() -> None:
 
 
 @pytest.mark.parametrize("ema", [False, True])
-@pytest.mark.parametrize("tuned", [0, 1, 2, 9, None])
+@pytest.mark.parametrize("trainable_blocks", [0, 1, 2, 9, None])
 def test_what_learns(tuned: int | None, ema: bool) -> None:
-    method = guided(tuned=tuned, ema=ema)
+    method = guided(trainable_blocks=tuned, ema=ema)
     before = {name: tensor.clone() for name, tensor in method.state_dict().items()}
     train(method, batch_of(method, pictures(4)), 3)
     after = method.state_dict()
@@ -1022,7 +1028,7 @@ def described(method: Guided, images: Tensor) -> np.ndarray:
 def test_the_learned_map_is_weighed_beside_the_distance_to_the_bank_each_in_its_own_unit(
     weight: float,
 ) -> None:
-    settings: dict[str, Any] = {"image_size": (48,), "smoothing": 0.0, "learned": weight}
+    settings: dict[str, Any] = {"image_size": (48,), "smoothing": 0.0, "head_weight": weight}
     images = pictures(5, side=48)
     method = summarised(images, bank_size=1000, **settings)
     features = described(method, images)
@@ -1133,7 +1139,7 @@ def test_it_is_fitted_saved_and_loaded(
 
 def test_artifacts_of_before_hold_a_class_head_that_nothing_reads() -> None:
     """`best` of before 3bbe849 had one, and trained the last four blocks for the mix of attention in its map."""
-    earlier: dict[str, Any] = {"map_head": "features", "tuned": 4, "bank_size": 20}
+    earlier: dict[str, Any] = {"map_head": "features", "trainable_blocks": 4, "bank_size": 20}
     images = pictures(6)
     with_head = summarised(images, score="both", **earlier)
     assert any(name.startswith("head.") for name in with_head.fitted_state())
@@ -1212,7 +1218,13 @@ def test_it_learns_in_one_size_and_scores_in_another(
 
 def test_turned_pictures_are_in_the_bank(picture: Part) -> None:
     """As every training picture is learned at every angle; or turned ones are far from all that is known."""
-    options: dict[str, Any] = {**FIT, "min_steps": 1, "rotations": 4, "learned": 0.0, "pooling": 1}
+    options: dict[str, Any] = {
+        **FIT,
+        "min_steps": 1,
+        "rotations": 4,
+        "head_weight": 0.0,
+        "pooling": 1,
+    }
     detector = blemish.fit("guided", good(picture, 5), calibration_fraction=0, **options)
     assert detector.method.bank.shape == (5 * 4 * 4, 64)
     upright, sideways = (
@@ -1300,7 +1312,7 @@ def test_the_poster_and_its_successor() -> None:
     first, second = (configure("guided", recipe=name) for name in ("paper-bmvc", "paper-aaai"))
     assert isinstance(first, GuidedConfig)
     assert (first.backbone, first.height_width, first.scales) == ("dino_vits16", (224, 224), ())
-    assert (first.epochs, first.min_steps, first.pictures_per_step) == (100, 0, 16)
+    assert (first.epochs, first.min_steps, first.train_batch_size) == (100, 0, 16)
     assert (first.learning_rate_start, first.learning_rate, first.warmup) == (1e-5, 5e-4, 0.1)
     assert (first.detection, first.segmentation, first.marking) == (0.95, 0.05, 0.0)
     assert (GuidedConfig.best().tuned, GuidedConfig.best().map_head) == (0, "patches")
@@ -1398,20 +1410,26 @@ def test_chest_x_rays_are_blended_by_all_but_the_poster() -> None:
     ("settings", "says"),
     [
         ({"simulators": ("gided",)}, "did you mean 'guided'"),
-        ({"detection": -0.1}, "detection: a finite number from 0"),
-        ({"segmentation": math.inf}, "segmentation: a finite number from 0"),
-        ({"marking": math.nan}, "marking: a finite number from 0"),
-        ({"learned": -0.5}, "learned: a finite number from 0"),
-        ({"learned": math.inf}, "learned: a finite number from 0"),
+        ({"cross_entropy_weight": -0.1}, "cross_entropy_weight: a finite number from 0"),
+        ({"dice_weight": math.inf}, "dice_weight: a finite number from 0"),
+        ({"bce_weight": math.nan}, "bce_weight: a finite number from 0"),
+        ({"head_weight": -0.5}, "head_weight: a finite number from 0"),
+        ({"head_weight": math.inf}, "head_weight: a finite number from 0"),
         ({"learning_rate_start": -1e-5}, "learning_rate_start: a finite number from 0"),
-        ({"detection": 0, "segmentation": 0, "marking": 0}, "one of them must be above 0"),
-        ({"segmentation": 0, "marking": 0}, "another than detection where score is map"),
+        (
+            {"cross_entropy_weight": 0, "dice_weight": 0, "bce_weight": 0},
+            "one of them must be above 0",
+        ),
+        (
+            {"dice_weight": 0, "bce_weight": 0},
+            "another than cross_entropy_weight where score is map",
+        ),
         ({"map_stride": 0}, "map_stride: at least 1"),
         ({"layer_decay": 0.0}, r"layer_decay: a fraction in \(0, 1\]"),
         ({"layer_decay": 1.1}, r"layer_decay: a fraction in \(0, 1\]"),
         ({"warmup": 1.0}, r"warmup: a fraction in \[0, 1\)"),
         ({"warmup": -0.1}, r"warmup: a fraction in \[0, 1\)"),
-        ({"tuned": -1}, "tuned: null or at least 0"),
+        ({"trainable_blocks": -1}, "trainable_blocks: null or at least 0"),
         ({"bank_size": -1}, "bank_size: at least 0"),
         ({"pooling": 0}, "pooling: an odd number from 1"),
         ({"pooling": 2}, "pooling: an odd number from 1"),
@@ -1438,7 +1456,7 @@ def test_settings_out_of_range(settings: dict[str, Any], says: str) -> None:
         "guidance=nowhere",
         "map_head=places",
         "score=sum",
-        "tuned=some",
+        "trainable_blocks=some",
         "scales=a",
         "pretraining=msn",
     ],

@@ -65,7 +65,7 @@ def taught(
         image_size=(64,),
         layers=layers,
         normality=normality,
-        **{"described": DESCRIBED[backbone], **settings},
+        **{"descriptor_layers": DESCRIBED[backbone], **settings},
     )
     method = Lda(config, build(backbone, weights="random", seed=3)).eval()
     good = Batch(images(count * copies), torch.arange(count).repeat_interleave(copies))
@@ -107,7 +107,7 @@ def attention(
 def levels(method: Lda, shown: Tensor) -> list[list[Floats]]:
     """Picture by picture the unit-length patch features, N D, of each layer that describes."""
     with torch.no_grad():
-        tokens = method.backbone(shown, method.config.described).tokens
+        tokens = method.backbone(shown, method.config.descriptor_layers).tokens
     return [
         [np.array([p / np.linalg.norm(p) for p in t[row].double().numpy()]) for t in tokens]
         for row in range(len(shown))
@@ -383,8 +383,8 @@ def test_untaught_it_is_the_normality_detector_to_the_bit(normality: str) -> Non
 
 
 TRAINED = {
-    "agpnet": ("epochs=1", "min_steps=3", "pictures_per_step=4", "width=32", "heads=4", "depth=1"),
-    "guided": ("epochs=1", "min_steps=2", "pictures_per_step=4", "zoom=1", "bank_size=20"),
+    "agpnet": ("epochs=1", "min_steps=3", "train_batch_size=4", "width=32", "heads=4", "depth=1"),
+    "guided": ("epochs=1", "min_steps=2", "train_batch_size=4", "zoom=1", "bank_size=20"),
 }
 
 
@@ -678,7 +678,7 @@ def test_a_trained_normality_part_takes_a_checkpoint_and_a_time_budget(
         ({"shrinkage": 1.1}, r"shrinkage: a fraction in \(0, 1\]"),
         ({"weight": -1.0}, "weight: a finite number from 0"),
         ({"weight": math.nan}, "weight: a finite number from 0"),
-        ({"described": (9,)}, "layer 9 does not exist"),
+        ({"descriptor_layers": (9,)}, "layer 9 does not exist"),
     ],
 )
 def test_settings_that_make_no_sense(

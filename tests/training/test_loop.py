@@ -51,7 +51,7 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 
 def test_every_epoch_holds_every_picture_once_and_every_step_is_full() -> None:
-    toy = watch(ToyConfig(epochs=3, pictures_per_step=4))  # 30 rows: 7.5 steps
+    toy = watch(ToyConfig(epochs=3, train_batch_size=4))  # 30 rows: 7.5 steps
     assert [len(step) for step in toy.seen] == [4] * 8
     order = [value for step in toy.seen for value in step]
     epochs = [order[start : start + 10] for start in (0, 10, 20)]
@@ -63,7 +63,7 @@ def test_every_epoch_holds_every_picture_once_and_every_step_is_full() -> None:
 
 
 def test_rows_repeat_where_they_are_fewer_than_a_step_takes() -> None:
-    toy = watch(ToyConfig(epochs=1, pictures_per_step=5), 2)
+    toy = watch(ToyConfig(epochs=1, train_batch_size=5), 2)
     assert [len(step) for step in toy.seen] == [5]
     assert len(set(toy.seen[0][:4])) == 2
     assert toy.seen[0][:2] != toy.seen[0][1:3]
@@ -85,7 +85,7 @@ def test_number_of_steps(epochs: int, min_steps: int, count: int, copies: int, s
 
 
 def test_a_step_is_what_one_writes_by_hand() -> None:
-    config = ToyConfig(epochs=5, pictures_per_step=4)
+    config = ToyConfig(epochs=5, train_batch_size=4)
     result, done = run(config)
     hand = Toy(config).eval()
     images = torch.cat([batch.images for batch in stream_of(pictures(10))])
@@ -155,7 +155,7 @@ def test_a_method_starts_from_a_sample_of_its_pictures() -> None:
 
 
 def test_gradients_are_clipped() -> None:
-    toy = Toy(ToyConfig(epochs=1, pictures_per_step=10, rule="sgd", learning_rate=1.0))
+    toy = Toy(ToyConfig(epochs=1, train_batch_size=10, rule="sgd", learning_rate=1.0))
     before = learned(toy)
     toy.clip_norm = 0.01
     train(toy, stream_of(pictures(10)), seed=7, identity={})
@@ -174,7 +174,7 @@ def test_what_does_not_fit_in_memory_is_computed_anew_to_the_same_weights(
     sources = [*pictures(5), broken, *pictures(7)[5:]]
     results, stages = [], []
     for gib in (1.0, 0.0):
-        toy = Toy(ToyConfig(epochs=2, pictures_per_step=5, looks=looks, cache_gib=gib))
+        toy = Toy(ToyConfig(epochs=2, train_batch_size=5, looks=looks, cache_gib=gib))
         stream = stream_of(sources, rotations=2, flips=True)
         stages.append([])
         done = train(

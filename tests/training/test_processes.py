@@ -122,7 +122,7 @@ def test_killed_at_several_moments(tmp_path: Path) -> None:
 def test_two_processes_end_where_one_does(tmp_path: Path) -> None:
     # Ten readable pictures, five of each process, and all of them in every step.
     config, results = (
-        ToyConfig(noise=0.0, pictures_per_step=10, epochs=6),
+        ToyConfig(noise=0.0, train_batch_size=10, epochs=6),
         [tmp_path / "0", tmp_path / "1"],
     )
     assert together(results, config) == [0, 0]
@@ -279,7 +279,7 @@ def test_the_environment_of_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="more processes than GPUs"):
         distributed.own_device(torch.device("cuda"))
     with pytest.raises(ConfigError, match="5 cannot be shared evenly by 2 processes"):
-        train(Toy(ToyConfig(pictures_per_step=5)), stream_of(pictures(4)), seed=7, identity={})
+        train(Toy(ToyConfig(train_batch_size=5)), stream_of(pictures(4)), seed=7, identity={})
     with pytest.raises(ConfigError, match="start them with torchrun"):
         train(Toy(ToyConfig()), stream_of(pictures(4)), seed=7, identity={})
     monkeypatch.setenv("RANK", "first")

@@ -41,7 +41,7 @@ class ToyConfig(TrainedConfig):
     backbone: str = "test_vit"
     image_size: tuple[int, ...] = (SIDE,)
     epochs: int = 2
-    pictures_per_step: int = 4
+    train_batch_size: int = 4
     learning_rate: float = 1e-2
     noise: float = 0.1
     looks: bool = False
@@ -207,7 +207,7 @@ def fit_apart(
         "bottleneck": 8,
         "prototypes": 4,
         "local_views": 1,
-        "pictures_per_step": 4,
+        "train_batch_size": 4,
         "epochs": 1,
     }
     whole = GuidedConfig.pretraining_config.fget
@@ -228,7 +228,7 @@ def fit_apart(
     quick = {
         "epochs": 1,
         "min_steps": 2,
-        "pictures_per_step": 4,
+        "train_batch_size": 4,
         "bank_size": 20,
         "device": "cpu",
         "precision": "fp32",
@@ -284,7 +284,7 @@ def fit_defects_apart(
     }
     quick = {
         "epochs": 1,
-        "pictures_per_step": 8,
+        "train_batch_size": 8,
         "calibration_fraction": 0,
         "device": "cpu",
         "precision": "fp32",

@@ -21,7 +21,7 @@ from blemish.data.phrases import counted
 from blemish.errors import BlemishError, DataError
 from blemish.methods import MethodConfig
 from blemish.methods.lda import LdaConfig
-from blemish.methods.trained import Schedule
+from blemish.methods.learner import Schedule
 from blemish.types import NORMAL
 
 OVERHEAD = 10.0  # seconds of every run: imports, the backbone, metrics
@@ -206,7 +206,7 @@ def _before(config: MethodConfig, copies: int) -> float:
 
 def _visits(schedule: Schedule, copies: int) -> int:
     """How often a training sees a picture, all pictures together."""
-    return max(schedule.epochs * copies, schedule.min_steps * schedule.pictures_per_step)
+    return max(schedule.epochs * copies, schedule.min_steps * schedule.train_batch_size)
 
 
 @cache

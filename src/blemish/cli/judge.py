@@ -84,6 +84,7 @@ def predict(
     """Score new pictures: a verdict and a heatmap for each."""
     from blemish.data.folder import search
     from blemish.detector.predict import BATCH_SIZE, load
+    from blemish.methods import adapter_of
     from blemish.report import predictions as outputs
     from blemish.report.html import write_report
 
@@ -97,7 +98,7 @@ def predict(
     detector = options.looking_at(scales, load(artifact, device=device, precision=precision))
     mode = options.mode(adapt)
     if mode is not None:
-        detector.method.adapter(mode)  # refuses before anything is written
+        adapter_of(detector.method, mode)  # refuses before anything is written
     if threshold is not None:
         detector = detector.with_threshold(threshold)
     limit = detector.threshold_for(category)

@@ -27,6 +27,7 @@ from blemish.detector.thresholds import Threshold, calibrate
 from blemish.errors import DataError
 from blemish.methods import Method
 from blemish.methods.base import reported
+from blemish.methods.capabilities import LeavesOneOut
 from blemish.types import Failure, Progress, silent
 
 DEFAULT_RATE = 0.05
@@ -48,7 +49,7 @@ def planned(method: Method, count: int, fraction: float | None, shots: int | Non
     """How the threshold of a method is to come about, from `count` pictures; the others as of `blemish.fit`."""
     if fraction == 0:
         return Plan(0.0, None)
-    if fraction is None and method.leaves_one_out:
+    if fraction is None and isinstance(method, LeavesOneOut) and method.leaves_one_out():
         return Plan(0.0, "leave-one-out")
     share = (HELD_OUT if shots is None else 0.0) if fraction is None else fraction
     return Plan(share if count > 1 else 0.0, "split conformal")
@@ -127,9 +128,10 @@ def calibration_scores(
     originals = stream.originals
     different = sorted(set(originals.values()))
     of_category = Counter(kept_categories[position] for position in different)
-    left_out = method.leaves_one_out and len(different) > method.minimum_images
+    able = isinstance(method, LeavesOneOut) and method.leaves_one_out()
+    left_out = able and len(different) > method.minimum_images
     one_out = left_out and plan.method == "leave-one-out"
-    known = method.good_scores() if one_out else None
+    known = method.good_scores() if one_out and isinstance(method, LeavesOneOut) else None
     told = [
         position for position in different if one_out and of_category[kept_categories[position]] > 1
     ]
@@ -148,8 +150,9 @@ def calibration_scores(
     samples: list[np.ndarray] = []
     for batch in reported(pictures.on(device), "calibrating", pictures.rows, progress):
         owners = torch.tensor(positions)[batch.owners]
-        if left_out:
-            found = method.score_left_out(dataclasses.replace(batch, owners=owners))
+        if left_out and isinstance(method, LeavesOneOut):
+            one = dataclasses.replace(batch, owners=owners)
+            found = method.judge_left_out(method.see(batch.images), one)
         else:
             found = method.score(batch.images)
         scores |= dict(zip(owners.tolist(), found.image.float().cpu().tolist(), strict=True))

@@ -33,11 +33,13 @@ from blemish.detector.pretrain import pretrained
 from blemish.detector.thresholds import calibrate, pictures_needed
 from blemish.errors import ConfigError, DataError, unknown_name
 from blemish.methods import Method, MethodConfig, method_class
+from blemish.methods.capabilities import Fits, LearnsDefects, LeavesOneOut, Summarises
 from blemish.methods.trained import TrainedMethod
 from blemish.training import distributed, train
 from blemish.training.checkpoint import check_free
 from blemish.types import ANOMALOUS, NORMAL, Progress, silent
 
+X_RAYS = {"nih"}  # data layouts of X-ray pictures
 FEW_SHOT_ROTATIONS = 16  # each of them also mirrored: 32 copies of every shot
 
 
@@ -176,7 +178,7 @@ def fit(
     if shots is not None:
         pictures = pictures.only(draw_shots(pictures.sources, shots, seed, pictures.categories))
 
-    chosen = chosen.for_layout(pictures.layout)
+    chosen = chosen.for_pictures(x_rays=pictures.layout in X_RAYS)
     torch_device = distributed.own_device(pick_device(device))
     dtype = pick_precision(precision, torch_device)
     progress("loading the backbone", 0, 0)
@@ -247,11 +249,11 @@ def fit(
             )
     # What is not trained may look at the pictures more than once: each of them is encoded once.
     again = training is None and (plan.method == "leave-one-out" or fitted.learner is not fitted)
-    with features_kept(fitted.backbone) if again else nullcontext():
+    with features_kept(fitted.backbone, fitted.layers) if again else nullcontext():
         if training is None:
             _learn(fitted, stream, progress)
         _summarise(fitted, stream, scoring, progress)
-        if defects.sources and not trained:
+        if defects.sources and isinstance(fitted, LearnsDefects):
             shown = dataclasses.replace(shown, marks=defects.samples)
             fitted.learn_defects(partial(shown.on, torch_device), shown.rows, progress)
         if defects.sources and not shown.digests:
@@ -263,7 +265,8 @@ def fit(
         calibration = calibration_scores(
             fitted, plan, scoring, stream, held_stream, kept.categories, held.categories, progress
         )
-    fitted.end_leaving_out()
+    if isinstance(fitted, LeavesOneOut):
+        fitted.end_leaving_out()
     threshold, thresholds = calibration.thresholds(
         plan, rate, pictures.names, required=false_alarm_rate is not None
     )
@@ -385,6 +388,7 @@ def _train(
 def _learn(method: Method, stream: PictureStream, progress: Progress) -> None:
     """Teach a method that is not trained what the stream holds."""
     device = next(method.backbone.parameters()).device
+    assert isinstance(method, Fits)
     try:
         with torch.inference_mode():
             method.fit(partial(stream.on, device), stream.rows, progress)
@@ -402,7 +406,8 @@ def _summarise(
     """Show the method, and the one that it is made of, the training pictures as they will be scored."""
     device = next(fitted.backbone.parameters()).device
     for part in (fitted,) if fitted.learner is fitted else (fitted.learner, fitted):
-        if (wanted := part.summarised) != 0:
+        if isinstance(part, Summarises):
+            wanted = part.summarised()
             every = 1 if wanted is None else -(-stream.rows // wanted)
             sources = stream.sources[::every]
             scored = dataclasses.replace(

@@ -35,9 +35,10 @@ from blemish.errors import (
     unknown_name,
 )
 from blemish.images import Picture, ran_out
-from blemish.methods import Method, method_class
+from blemish.methods import Method, adapter_of, at_scales, method_class
 from blemish.methods.adaptation import Adapted, Adapter, Mode
-from blemish.types import Failure, Prediction, Sample
+from blemish.methods.earlier import tensors_of_today
+from blemish.types import Failure, Prediction, Sample, Scores
 
 BATCH_SIZE = 8
 AUTO = "auto"  # in place of a category's name
@@ -167,7 +168,7 @@ class Detector:
             when a score is not finite.
         """
         self.threshold_for(category)  # refuses an unknown one before any work
-        adapter = None if adapt is None else self.method.adapter(adapt)
+        adapter = None if adapt is None else adapter_of(self.method, adapt)
         size = batch_size or (BATCH_SIZE if adapter is None else ADAPTED_BATCH_SIZE)
         given = _several(sources)
         listed = isinstance(given, (list, tuple))
@@ -242,7 +243,7 @@ class Detector:
         images = torch.stack([one.tensor for one in loaded]).to(self.device)
         if adapter is None:
             with torch.inference_mode():
-                found = Adapted(self.method.score(images), adapted=False)
+                found = Adapted(self._judged(images), adapted=False)
         else:
             found = adapter.score(images)
         loaded = self._assigned(loaded, images)
@@ -257,6 +258,9 @@ class Detector:
             without if scores.saliency is None else scores.saliency.float().cpu().numpy(),
             without if scores.boxes is None else map(tuple, scores.boxes.float().cpu().tolist()),
         )
+
+    def _judged(self, images: torch.Tensor) -> Scores:
+        return self.method.score(images)
 
     def _assigned(self, loaded: list[_Loaded], images: torch.Tensor) -> list[_Loaded]:
         """The same, each with the category that it is judged as. `images`: theirs, B 3 H W."""
@@ -335,7 +339,7 @@ class Detector:
 
         Raises: ConfigError for a method that looks at one size only.
         """
-        method = self.method.with_scales(scales)
+        method = at_scales(self.method, scales)
         if method is self.method:
             return self
         height, width = method.scoring_size
@@ -388,7 +392,7 @@ def load(path: str | Path, *, device: str = "auto", precision: str = "auto") -> 
     except BlemishError as error:
         raise undescribed(path, error) from error
     try:
-        tensors = empty.of_today(tensors)
+        tensors = tensors_of_today(values, tensors)
         empty.check_state(tensors)
         method = kind(settings, _backbone(record))
         method.restore_state(tensors)

@@ -146,7 +146,7 @@ def pretrain(
         >>> import blemish, numpy as np
         >>> good = [np.random.default_rng(i).integers(256, size=(32, 32, 3), dtype=np.uint8) for i in range(4)]
         >>> tiny = {"backbone": "test_vit", "picture_size": 32, "image_size": 32, "local_size": 16, "hidden": 8}
-        >>> encoder = blemish.pretrain(good, weights="random", epochs=1, min_steps=1, pictures_per_step=4, **tiny)
+        >>> encoder = blemish.pretrain(good, weights="random", epochs=1, min_steps=1, train_batch_size=4, **tiny)
         >>> encoder.manifest["training"]["steps"]
         1
     """
@@ -166,7 +166,7 @@ def pretrain(
     preprocessing = Preprocessing(
         height=side, width=side, mean=backbone.mean, std=backbone.std, window=window
     )
-    stream = PictureStream(pictures.sources, preprocessing, batch_size=chosen.pictures_per_step)
+    stream = PictureStream(pictures.sources, preprocessing, batch_size=chosen.train_batch_size)
     backbone, told = pretrained(
         backbone,
         stream,

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,8 +22,7 @@ from blemish.detector.manifest import Broken, Refinement
 from blemish.detector.predict import BATCH_SIZE, Detector
 from blemish.detector.thresholds import calibrate, pictures_needed
 from blemish.errors import ConfigError, DataError
-from blemish.methods.lda import Lda
-from blemish.methods.memory import MemoryBank
+from blemish.methods.capabilities import LeavesOneOut, Refines
 from blemish.types import Batch, Failure, Prediction, Progress, silent
 
 
@@ -89,7 +88,7 @@ def refine(
     Raises: ConfigError for another detector; DataError where nothing new can be read; CalibrationError as `fit`.
     """
     method = detector.method
-    if not isinstance(method, Lda) or not isinstance(method.normality, MemoryBank):
+    if not isinstance(method, Refines) or not method.refinable():
         raise ConfigError(
             f"a detector of {method.name} cannot be refined, only one of lda with a memory bank to know what is "
             "normal: `blemish fit lda GOOD` (without defects it is that bank; --set normality=knn for knn)"
@@ -135,11 +134,13 @@ def refine(
             "nothing is new: all pictures given are known to the detector or cannot be read"
         )
 
-    if new and not method.normality.knows_several:
+    if new and isinstance(method, LeavesOneOut) and not method.knows_several():
         raise ConfigError(
             "the detector was fitted on a single picture; fit it again together with the new ones"
         )
-    with features_kept(method.backbone):  # of the defects, which are looked at three times, too
+    with features_kept(
+        method.backbone, detector.method.layers
+    ):  # of the defects, which are looked at three times, too
         defects = Defects(
             [defects.sources[position] for position in chosen],
             [defects.samples[position] for position in chosen],
@@ -152,7 +153,7 @@ def refine(
 
 def _taught(
     detector: Detector,
-    method: Lda,
+    method: Refines,
     new: list[Any],
     defects: Defects,
     failures: list[Failure],
@@ -162,19 +163,18 @@ def _taught(
 ) -> Refined:
     """The detector, whose method is `method`, having learned from the new good pictures and defects."""
     record, data = detector.record, detector.record.data
-    settings, preprocessing = method.config, detector.preprocessing
+    settings, preprocessing = detector.method.config, detector.preprocessing
     old, unseen = method.good_scores(), defects.sources
     before = detector.threshold.value if detector.threshold else None
     found_before = _alarms(detector, unseen)
-    offset = int(max(method.owners.max(), cast(MemoryBank, method.normality).owners.max())) + 1
+    offset = method.next_owner()
     stream = PictureStream(
         new, preprocessing, BATCH_SIZE, rotations=settings.rotations, flips=settings.flips
     )
     shown = PictureStream(unseen, preprocessing, BATCH_SIZE, marks=defects.samples)
     if new:
         passes = partial(_numbered, stream, detector.device, offset)
-        method.extend(passes, stream.rows, progress)
-        method.summarise(passes, stream.rows, progress)
+        method.learn_more(passes, stream.rows, progress)
     if unseen:
         method.learn_defects(partial(shown.on, detector.device), shown.rows, progress)
     failures += [*stream.failures.values(), *shown.failures.values()]  # of masks
@@ -213,7 +213,7 @@ def _taught(
         data=known,
         refined=(*record.refined, event),
     )
-    refined = Detector(method, record)
+    refined = Detector(detector.method, record)
     after = threshold.value if threshold else None
     later = [scores[owner] for owner in old]
     return Refined(

@@ -37,11 +37,9 @@ from blemish.detector.evaluate import known_pictures, labelled
 from blemish.detector.predict import Detector
 from blemish.errors import BlemishError, ConfigError, DataError, OutputError
 from blemish.files import check_writable, write_whole
-from blemish.methods import Method
-from blemish.methods.adaptation import Adapter
 from blemish.report import figures
 from blemish.report.predictions import Gallery, View, file_name, safe_stem
-from blemish.types import ANOMALOUS, NORMAL, Failure, Prediction, Progress, Sample, silent
+from blemish.types import ANOMALOUS, NORMAL, Failure, Prediction, Progress, Sample, Scores, silent
 
 _FEWEST = 3  # pictures; t-SNE needs as many
 _TILE = 384  # pixels of the longer side of a picture in the gallery
@@ -211,35 +209,18 @@ def _see(
 class _Embedding(Detector):
     """The same detector; it keeps the features of every picture that it scores: D each, in the order of predictions.
 
-    They come from the pass that scores the pictures where they can, and otherwise from another one.
+    They come from the pass that scores the pictures.
     """
 
     def __init__(self, detector: Detector) -> None:
         super().__init__(detector.method, detector.record)
         self.features: deque[Feature] = deque()
 
-    def _score(
-        self, chunk: Sequence[Any], adapter: Adapter | None
-    ) -> Iterator[Prediction | Failure]:
-        tensors = [one.tensor for one in chunk if not isinstance(one, Failure)]
-        if not tensors:
-            return super()._score(chunk, adapter)
-        shape = (len(tensors), *tensors[0].shape)
-        backbone = self.method.backbone
-        with backbone.overheard(backbone.check_layers(self.method.config.layers)[-1:]) as heard:
-            results = list(super()._score(chunk, adapter))
-        found = [features.tokens[-1].float().mean(1) for seen, features in heard if seen == shape]
-        if not found or type(self.method).embedding is not Method.embedding:
-            with torch.inference_mode():
-                found = [self.method.embedding(torch.stack(tensors).to(self.device))]
-        outcomes = zip(chunk, results, strict=True)
-        scored = [
-            not isinstance(result, Failure)
-            for one, result in outcomes
-            if not isinstance(one, Failure)
-        ]
-        self.features.extend(found[0].float().cpu().numpy()[scored])
-        return iter(results)
+    def _judged(self, images: torch.Tensor) -> Scores:
+        seen = self.method.see(images)
+        scores = self.method.judge(seen, images)
+        self.features.extend(self.method.describe(seen, images).float().cpu().numpy())
+        return scores
 
 
 class _Cases:

@@ -20,7 +20,7 @@ from blemish import artifact
 from blemish.data.stream import PictureStream
 from blemish.detector.manifest import CHECKPOINT, CheckpointManifest, read_any
 from blemish.errors import ArtifactError, ConfigError, OutputError
-from blemish.methods.trained import Learner
+from blemish.methods.learner import Learner
 
 _LEARNED, _OPTIMIZER = "method.", "optimizer."  # what the names of tensors begin with
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from blemish.data.stream import PictureStream, map_ahead, name_of
 from blemish.data.transforms import prepare
 from blemish.images import decode, within_memory
-from blemish.methods.trained import Learner, TrainingBatch
+from blemish.methods.learner import Learner, TrainingBatch
 from blemish.types import ANOMALOUS, NORMAL, Progress
 
 READING = "reading the pictures"
@@ -194,7 +194,7 @@ def _endless(rows: Tensor, seed: object, position: int) -> Iterator[int]:
 
 
 def _device(method: Learner) -> torch.device:
-    return next(method.backbone.parameters()).device
+    return method.backbone.device
 
 
 def _parts(batch: TrainingBatch) -> list[Tensor]:

@@ -17,7 +17,7 @@ import torch
 from blemish import interrupts
 from blemish.data.stream import PictureStream, name_of
 from blemish.errors import ConfigError, DataError
-from blemish.methods.trained import Learner, TrainingBatch, finite
+from blemish.methods.learner import Learner, TrainingBatch, finite
 from blemish.training import checkpoint as checkpoints
 from blemish.training import distributed, feed
 from blemish.training.feed import Feed, seed_of
@@ -107,7 +107,7 @@ def train(
     """
     started = time.perf_counter()
     config, backbone = method.config, method.backbone
-    device, precision = next(backbone.parameters()).device, method.precision
+    device, precision = backbone.device, method.precision
     rank, processes = distributed.rank(), distributed.processes()
     if rank != 0:
         progress = silent
@@ -115,11 +115,11 @@ def train(
         raise ConfigError("training runs in bf16 or fp32: choose one of them as the precision")
     if minutes is not None and not 0 < minutes < math.inf:
         raise ConfigError(f"the time budget must be a positive number of minutes, got {minutes}")
-    if config.pictures_per_step % processes:
+    if config.train_batch_size % processes:
         raise ConfigError(
-            f"pictures_per_step: {config.pictures_per_step} cannot be shared evenly by {processes} processes"
+            f"train_batch_size: {config.train_batch_size} cannot be shared evenly by {processes} processes"
         )
-    size = config.pictures_per_step // processes
+    size = config.train_batch_size // processes
     identity = {**identity, "seed": seed, "time budget": minutes, "processes": processes}
     found = checkpoints.find(checkpoint, identity, resume=resume)
 
@@ -129,6 +129,7 @@ def train(
     ):
         # The frozen part first, once.
         method.eval()
+        method.prepare_training()
         rows = _read(method, stream, progress, size=size, first=0 if found is None else found.step)
         told = distributed.exchange([*rows.of_an_epoch(size), *rows.class_counts])
         epoch, of_it, *counts = (sum(column) for column in zip(*told, strict=True))
@@ -201,7 +202,7 @@ def train(
                 if stop:
                     raise interrupts.Interrupted(number=interrupted.number)
                 each = (time.perf_counter() - begun) / (step + 1 - first)
-                rate, left = config.pictures_per_step / each, _duration(each * (steps - step - 1))
+                rate, left = config.train_batch_size / each, _duration(each * (steps - step - 1))
                 progress(
                     f"{STAGE} · loss {loss:.3g} · {rate:.3g} pictures/s · {left} left",
                     step + 1,
@@ -218,7 +219,7 @@ def train(
         steps=steps,
         epochs=steps * of_it / epoch,
         seconds=earlier + time.perf_counter() - started,
-        pictures_per_second=(steps - first) * config.pictures_per_step / spent,
+        pictures_per_second=(steps - first) * config.train_batch_size / spent,
         loss=loss,
         curve=curve.points(),
         cached=rows.kept is not None,

@@ -30,8 +30,8 @@ def departures(
         asked = configure(row["method"], recipe=recipe, values=settings, shots=row.get("shots"))
     except ConfigError:
         return dict(changed)
-    wanted, changed = configs.to_dict(asked), asked.migrate(changed)
-    held = {**asked.migrate(as_it_was(row["settings"])), **changed}
+    wanted = configs.to_dict(asked)
+    held = {**as_it_was(row["settings"]), **changed}
     found = {
         key: held[key]
         for key, value in wanted.items()
