@@ -24,7 +24,7 @@ from blemish.detector.fit import configure
 from blemish.methods import METHODS, Method, method_class
 from blemish.methods.apmask import APMask, APMaskConfig
 from blemish.methods.heads import ClassHead
-from blemish.methods.trained import Learner
+from blemish.methods.learner import Learner
 from blemish.training import train
 
 Part = Callable[..., np.ndarray]

@@ -658,28 +658,6 @@ def test_what_is_unlike_stands_in_columns_of_its_own() -> None:
     )  # those of another backbone are no ablation
 
 
-@pytest.mark.parametrize("asked", [True, False])
-@pytest.mark.parametrize(("floor", "head"), [(0.0, "attended only"), (0.4, "both"), (0.7, None)])
-def test_a_row_with_a_setting_of_earlier_is_told_by_what_it_means_today(
-    floor: float, head: str | None, asked: bool
-) -> None:
-    """Before b96f3b2 agpnet had `noise_floor`, the share of the noise that every place had."""
-    meant: dict[str, dict[str, Any]] = {
-        "attended only": {"beta": 0.0, "noise_high": 1.0},
-        "both": {"beta": 0.4, "noise_high": 0.6},
-    }
-    entries = tuple(Entry(method="agpnet", label=label, settings=it) for label, it in meant.items())
-    today = configs.to_dict(configure("agpnet"))
-    earlier = {key: value for key, value in today.items() if key not in ("beta", "noise_unit")}
-    row = of("bottle", 0.9) | {"method": "agpnet", "recipe": "best", "label": ""}
-    row["settings"] = {**earlier, "noise_high": 1.0, "noise_floor": floor}
-    row["changed"] = {"noise_floor": floor} if asked else {}
-    text = suite_table([row], suite_of(entries=entries))
-    assert [label for label in meant if f"| {label} [1] |" in text] == (
-        [] if head is None else [head]
-    )
-
-
 def test_a_row_belongs_to_the_entry_that_names_most_of_it() -> None:
     entries = (
         Entry(method="knn", label="plain"),

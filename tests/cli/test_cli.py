@@ -311,7 +311,11 @@ def test_fit_with_several_kinds_of_defects_some_of_them_broken(
             "no defect is of type 'dent'",
         ),
         ("lda", ["--anomalies", "nowhere"], "nowhere: no such file or folder"),
-        ("lda", ["--set", "normality=atacnet"], "learns from labelled defects itself"),
+        (
+            "lda",
+            ["--set", "normality=atacnet"],
+            "those that take labelled defects themselves are none of them",
+        ),
         ("lda", ["--set", "normality=pachcore"], "did you mean 'patchcore'"),
     ],
 )

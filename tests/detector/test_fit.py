@@ -299,7 +299,8 @@ def test_leave_one_out_holds_nothing_out(picture: Part, fitted: Callable[..., De
             prepare(decode(picture(index)), detector.preprocessing)[None], torch.tensor([index])
         )
         assert scores[index] == pytest.approx(
-            detector.method.score_left_out(batch).image.item(), rel=1e-4
+            detector.method.judge_left_out(detector.method.see(batch.images), batch).image.item(),
+            rel=1e-4,
         )
     assert threshold.value == quantile(scores, 0.05) == max(scores)
     assert "jackknife" in threshold.guarantee

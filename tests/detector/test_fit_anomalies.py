@@ -22,7 +22,7 @@ from blemish.images import decode
 from blemish.methods import METHODS
 from blemish.methods.atacnet import AtacNet
 from blemish.methods.lda import Lda
-from blemish.methods.trained import TrainingBatch
+from blemish.methods.learner import TrainingBatch
 from blemish.types import Batch, Progress, Sample
 
 Part = Callable[..., np.ndarray]
@@ -107,7 +107,7 @@ def test_the_number_of_defects_does_not_touch_what_is_normal(
     assert before.keys() == after.keys()
     assert [name for name in before if not torch.equal(before[name], after[name])] == [
         "defects",
-        "unusual",
+        "defect_scores",
     ]
     assert taught.manifest["calibration_scores"] != plain.manifest["calibration_scores"]
 

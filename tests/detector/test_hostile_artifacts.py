@@ -306,9 +306,14 @@ def test_tensors_that_cannot_be(
         ("knn", "bank", lambda bank: 1000 * bank, "bank: holds"),
         ("knn", "owners", lambda owners: -1 - owners, "owners: holds"),
         ("guided", "normal", torch.zeros_like, "normal: holds a spread that is not positive"),
-        ("guided", "usual", torch.zeros_like, "usual: holds a spread that is not positive"),
+        (
+            "guided",
+            "reference.moments",
+            torch.zeros_like,
+            "reference.moments: holds a spread that is not positive",
+        ),
         ("guided", "pictured", lambda pictured: pictured + 1, "pictured"),
-        ("guided", "tokens", lambda tokens: -tokens, "tokens: holds"),
+        ("guided", "reference.patch_counts", lambda counts: -counts, "patch_counts: holds"),
         ("agpnet", "steps", torch.zeros_like, "steps: holds 0"),
         (
             "knn",

@@ -169,7 +169,7 @@ def test_what_the_defects_taught_is_seen_beside_all_good_pictures(
         taught(later).descriptors[13:], taught(whole).descriptors[13:], **CLOSE
     )
     assert taught(later).owners.tolist() == list(range(24))
-    old, new = (taught(detector).lesson for detector in (fit(good(13), bad(2)), later))
+    old, new = (taught(detector).discriminant for detector in (fit(good(13), bad(2)), later))
     assert new.unit != old.unit
     given = taught(later).descriptors
     assert not torch.allclose(new.likeness(given), old.likeness(given), **CLOSE)
@@ -204,11 +204,15 @@ def test_turned_and_mirrored_copies_share_their_picture(
     assert method.owners.tolist() == [owner for owner in range(12) for _ in range(4)]
     assert_same_patches(later, whole)
     assert torch.bincount(bank_of(later).owners).tolist() == [4 * PATCHES] * 12
-    torch.testing.assert_close(method.usual[7 * 4 :], taught(whole).usual[7 * 4 :], **CLOSE)
+    torch.testing.assert_close(
+        method.normality_scores[7 * 4 :], taught(whole).normality_scores[7 * 4 :], **CLOSE
+    )
     assert (refined.good, refined.calibrated, refined.detector.threshold.n) == (5, 7, 12)  # type: ignore[union-attr]
     assert len(later.manifest["calibration_scores"]) == 12
-    likeness = method.lesson.likeness_left_out(method.descriptors[::4], list(range(12)))
-    plain = method.usual[::4] + method.lesson.unit * likeness  # of each the copy that is neither
+    likeness = method.discriminant.likeness_left_out(method.descriptors[::4], list(range(12)))
+    plain = (
+        method.normality_scores[::4] + method.discriminant.unit * likeness
+    )  # of each the copy that is neither
     np.testing.assert_allclose(later.manifest["calibration_scores"], plain.tolist(), **CLOSE)
     assert refined.mean_change == pytest.approx(plain[:7].mean().item() - np.mean(known), abs=1e-5)
 

@@ -32,7 +32,7 @@ from blemish.methods.apmask import (
     view,
 )
 from blemish.methods.heads import ClassHead
-from blemish.methods.trained import TrainingBatch
+from blemish.methods.learner import TrainingBatch
 from blemish.training import train
 
 PATCH = 16

@@ -13,7 +13,7 @@ from torch import Tensor
 from toy import Toy, ToyConfig, pictures, stream_of
 
 from blemish.data.stream import PictureStream
-from blemish.methods.trained import TrainingBatch
+from blemish.methods.learner import TrainingBatch
 from blemish.training import train
 from blemish.training.feed import Feed, read, seed_of
 from blemish.types import silent

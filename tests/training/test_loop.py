@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from toy import Toy, ToyConfig, learned, pictures, run, stream_of
 
 from blemish.errors import ConfigError, DataError, NonFiniteError
-from blemish.methods.trained import TrainingBatch
+from blemish.methods.learner import TrainingBatch
 from blemish.training import train
 from blemish.training.feed import seed_of
 from blemish.training.loop import _duration

@@ -28,8 +28,10 @@ from blemish.methods import apmask
 from blemish.methods.apmask import APMaskConfig
 from blemish.methods.atacnet import AtacNet
 from blemish.methods.guided_config import GuidedConfig
-from blemish.methods.trained import TrainedConfig, TrainedMethod, TrainingBatch
+from blemish.methods.learner import TrainingBatch
+from blemish.methods.trained import TrainedConfig, TrainedMethod
 from blemish.training import Training, checkpoint, loop, train
+from blemish.types import Scores
 
 SIDE = 32
 
@@ -119,9 +121,10 @@ class Toy(TrainedMethod):
         )  # what it scores with has both histories in it
         self.made = torch.tensor([steps])
 
-    def anomaly_map(self, images: Tensor) -> Tensor:
+    def judge(self, features: Features, images: Tensor) -> Scores:
         mean = self.encode(images)["mean"]
-        return (self.learned(mean) - mean).norm(dim=1)[:, None, None].expand(-1, 2, 2)
+        raw = (self.learned(mean) - mean).norm(dim=1)[:, None, None].expand(-1, 2, 2)
+        return self._finish(raw, images)
 
 
 def pictures(count: int) -> list[np.ndarray]:

@@ -151,8 +151,7 @@ def calibration_scores(
     for batch in reported(pictures.on(device), "calibrating", pictures.rows, progress):
         owners = torch.tensor(positions)[batch.owners]
         if left_out and isinstance(method, LeavesOneOut):
-            one = dataclasses.replace(batch, owners=owners)
-            found = method.judge_left_out(method.see(batch.images), one)
+            found = method.score_left_out(dataclasses.replace(batch, owners=owners))
         else:
             found = method.score(batch.images)
         scores |= dict(zip(owners.tolist(), found.image.float().cpu().tolist(), strict=True))

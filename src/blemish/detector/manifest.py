@@ -263,8 +263,8 @@ class CheckpointManifest:
 
 def read_manifest(path: object, values: Mapping[str, Any]) -> Manifest:
     """The manifest of an artifact. Raises: ArtifactError that names the file and the field."""
-    values = manifest_of_today(values)
     try:
+        values = manifest_of_today(values)
         record = config.from_dict(Manifest, values, strict=True)
         # What all versions have written: a default in its place would change scores without a word.
         written: dict[str, tuple[Any, Mapping[str, Any]]] = {

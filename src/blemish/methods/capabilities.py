@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from torch import Tensor
+
 from blemish.backbones import Features
 from blemish.types import Batch, Progress, Scores
 
@@ -60,9 +62,17 @@ class LeavesOneOut(Protocol):
         """Whether it has something to compare a picture with, now."""
         ...
 
+    def see(self, images: Tensor) -> Features:
+        """As of `Method`."""
+        ...
+
     def judge_left_out(self, features: Features, batch: Batch) -> Scores:
         """As `Method.judge`, each training picture without what it itself has taught."""
         ...
+
+    def score_left_out(self, batch: Batch) -> Scores:
+        """The same, as `Method.score`."""
+        return self.judge_left_out(self.see(batch.images), batch)
 
     def end_leaving_out(self) -> None:
         """Drop what only this needs. Called once, when all that is to be scored so has been."""

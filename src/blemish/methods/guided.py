@@ -103,7 +103,7 @@ class Guided(FineTuned, TrainedMethod, Summarises, Adapts, LooksAtScales):
             self.layers = (*self.map_layers, depth)
         if attends or config.adaptation == "entropies":
             self.attended = (depth,)
-        self.deepest = max(*self.layers, *self.attended)
+        self.deepest = max((*self.layers, *self.attended))
         self.register_buffer("bank", torch.empty(0, backbone.dim))
         self.register_buffer("pictured", torch.tensor(self.scoring_size))
         self.register_buffer("normal", torch.empty(0))

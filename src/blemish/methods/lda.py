@@ -214,7 +214,8 @@ class Lda(Method, Fits, Summarises, LeavesOneOut, Refines):
 
         Raises: DataError where there is a single good picture.
         """
-        if len(self.owners) and bool((self.owners == self.owners[0]).all()):
+        self._require(self.normality_scores)
+        if bool((self.owners == self.owners[0]).all()):
             raise DataError(
                 "labelled defects can be learned from beside two good pictures at least, got one"
             )
