@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import blemish
-from blemish.backbones import Backbone, build
+from blemish.backbones import Backbone, Features, build
 from blemish.config import to_dict
 from blemish.data.stream import PictureStream
 from blemish.data.transforms import Preprocessing
