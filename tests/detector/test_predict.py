@@ -263,7 +263,7 @@ def test_a_single_picture_is_a_list_of_one(
 
 
 def test_the_look_ahead_holds_no_pixels(picture: Part, fitted: Callable[..., Detector]) -> None:
-    loaded = fitted()._load((0, picture(1, height=500, width=700), ""))
+    loaded = fitted()._load(0, picture(1, height=500, width=700), "", None)
     assert not isinstance(loaded, Failure)
     assert loaded.size == (500, 700)
     arrays = [getattr(loaded, name) for name in type(loaded).__slots__]
@@ -591,7 +591,6 @@ def test_one_kind_of_part_has_no_category_to_tell(
     fitted: Callable[..., Detector], picture: Part
 ) -> None:
     assert "category_features" not in fitted().manifest
-    assert fitted().nearest is None
     prediction = fitted().predict(picture(1))
     assert (prediction.category, prediction.category_assigned, prediction.notes) == ("", False, ())
     with pytest.raises(ConfigError, match="knows no categories"):

@@ -100,6 +100,11 @@ class Backbone(nn.Module):
         """The precision that the weights are in."""
         return next(self.parameters()).dtype
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
     def round_size(self, height: int, width: int) -> tuple[int, int]:
         """The nearest size that the stride divides (at least one stride)."""
         step = self.stride

@@ -32,7 +32,7 @@ def features_kept(backbone: Backbone) -> Iterator[None]:
     precision must not change meanwhile. On a GPU nothing is kept: a picture is encoded there in
     about the time that its features take to come back.
     """
-    if next(backbone.parameters()).device.type != "cpu":
+    if backbone.device.type != "cpu":
         yield
         return
     store = _Store(IN_MEMORY)

@@ -19,7 +19,6 @@ metrics, each "none" first, and `adapted`: the share of pictures in whose scores
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import platform
@@ -265,7 +264,7 @@ def measure(
     if artifact is not None:
         detector.save(artifact)
     scorer = _Stopwatch(detector)
-    evaluation = evaluate(scorer, dataset, resolution=one.compared_at)
+    evaluation = evaluate(detector, dataset, resolution=one.compared_at, predict=scorer)
     costs = _efficiency(detector, test)
     manifest = detector.manifest
     pretraining, training = manifest.get("pretraining"), manifest.get("training")
@@ -335,18 +334,19 @@ def _under_shifts(
     modes = [None, *(cast("Mode", mode) for mode in one.adapt)]
     return {
         shift: {
-            mode or NEITHER: _shifted_metrics(seen, dataset, mode, one.compared_at)
+            mode or NEITHER: _shifted_metrics(detector, dataset, alter, mode, one.compared_at)
             for mode in modes
         }
-        for shift, seen in [
-            (NEITHER, detector),
-            *((name, _Shifted(detector, SHIFTS[name])) for name in one.shifts),
-        ]
+        for shift, alter in [(NEITHER, None), *((name, SHIFTS[name]) for name in one.shifts)]
     }
 
 
 def _shifted_metrics(
-    detector: Detector, dataset: layouts.Dataset, mode: Mode | None, compared_at: int | None
+    detector: Detector,
+    dataset: layouts.Dataset,
+    alter: Callable[[np.ndarray], np.ndarray] | None,
+    mode: Mode | None,
+    compared_at: int | None,
 ) -> dict[str, Any]:
     adapted: list[bool] = []
     evaluation = evaluate(
@@ -354,6 +354,7 @@ def _shifted_metrics(
         dataset,
         resolution=compared_at,
         adapt=mode,
+        predict=partial(detector.predict_many, alter=alter),
         on_prediction=lambda _, prediction: adapted.append(prediction.adapted),
     )
     metrics = {
@@ -375,49 +376,32 @@ def _schedule(pretraining: Mapping[str, Any] | None, training: Mapping[str, Any]
     )
 
 
-class _Stopwatch(Detector):
-    """The same detector; it scores all it is asked for before it hands out anything, and keeps time and memory.
+class _Stopwatch:
+    """Predicts as a detector does; it scores all before it hands out anything, and keeps time and memory.
 
     So neither includes metrics, and no picture is decoded unobserved while a metric is computed. All maps are held for
     that: 50 kB each at 448².
     """
 
     def __init__(self, detector: Detector) -> None:
-        super().__init__(detector.method, detector.record)
+        self._detector = detector
 
-    def predict_many(
-        self,
-        sources: Iterable[Any],
-        *,
-        category: str = "",
-        batch_size: int | None = None,
-        adapt: Mode | None = None,
+    def __call__(
+        self, samples: Sequence[Sample], *, adapt: Mode | None
     ) -> Iterator[Prediction | Failure]:
         started, worked = time.perf_counter(), time.process_time()
-        results = list(
-            super().predict_many(sources, category=category, batch_size=batch_size, adapt=adapt)
-        )
+        results = list(self._detector.predict_many(samples, adapt=adapt))
         self.seconds = time.perf_counter() - started
         self.cores_used = (time.process_time() - worked) / self.seconds
         self.scored = sum(isinstance(result, Prediction) for result in results)
         self.peak_memory_mib = peak_memory_mib()
+        device = self._detector.device
         self.peak_gpu_memory_mib = (
-            round(torch.cuda.max_memory_allocated(self.device) / 2**20, 1)
-            if self.device.type == "cuda"
+            round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
+            if device.type == "cuda"
             else None
         )
         return iter(results)
-
-
-class _Shifted(Detector):
-    """The same detector; it sees every picture shifted, and knows it by the original's content."""
-
-    def __init__(self, detector: Detector, shift: Callable[[np.ndarray], np.ndarray]) -> None:
-        super().__init__(detector.method, detector.record)
-        self._shift = shift
-
-    def _prepare(self, picture: Picture) -> torch.Tensor:
-        return super()._prepare(dataclasses.replace(picture, pixels=self._shift(picture.pixels)))
 
 
 def peak_memory_mib() -> float | None:

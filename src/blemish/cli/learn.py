@@ -115,7 +115,7 @@ def fit(
     """Learn from pictures of good parts and write an artifact."""
     from blemish import config as configs
     from blemish.detector import fit as fitting
-    from blemish.detector import pretrain as pretraining
+    from blemish.report import health
     from blemish.training.distributed import rank
 
     named = {
@@ -135,7 +135,7 @@ def fit(
     checkpoint = output.with_name(f"{output.name}.training")
     trained = chosen.learns_by_gradient
     log = _beside(output, ".log.jsonl")  # of a pre-training
-    more = {"log": log, "figure": pretraining.figure_of(log)} if chosen.pretraining_config else {}
+    more = {"log": log, "figure": health.figure_of(log)} if chosen.pretraining_config else {}
     for path in (output, *more.values()):
         check_writable(path)
     first = rank() == 0  # of the processes that torchrun has started, all of which fit
@@ -143,6 +143,7 @@ def fit(
         words.alone(output if first else None),
         _goes_on_from(*fitting.checkpoints(checkpoint) if trained else ()),
         console.progress() if first else nullcontext(silent) as progress,
+        health.illustrated(more.get("log") if first else None),
     ):
         detector = fitting.fit(
             method,
@@ -279,6 +280,7 @@ def pretrain(
     """Train an encoder further on pictures of good parts (APMask), for `blemish fit --weights`."""
     from blemish import config as configs
     from blemish.detector import pretrain as pretraining
+    from blemish.report import health
     from blemish.training.distributed import rank
 
     named = {"backbone": backbone, "masking": masking, "seed": seed}
@@ -287,7 +289,7 @@ def pretrain(
     )
     chosen = pretraining.configure(recipe=recipe, assignments=assignments)
     checkpoint, log = output.with_name(f"{output.name}.training"), _beside(output, ".log.jsonl")
-    written = [output, log, pretraining.figure_of(log)]
+    written = [output, log, health.figure_of(log)]
     for path in written:
         check_writable(path)
     first = rank() == 0  # of the processes that torchrun has started
@@ -295,6 +297,7 @@ def pretrain(
         words.alone(output if first else None),
         _goes_on_from(checkpoint),
         console.progress() if first else nullcontext(silent) as progress,
+        health.illustrated(log if first else None),
     ):
         encoder = pretraining.pretrain(
             good,

@@ -6,7 +6,7 @@ what does not hold which field it is. `blemish fit`, `calibrate` and `refine` bu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any
 
@@ -15,8 +15,10 @@ from blemish.backbones import BackboneSpec, WeightsInfo
 from blemish.compute import Precision
 from blemish.config import Count, Finite, Length, Matching, NotNegative, Range, Seed
 from blemish.data.transforms import Preprocessing
+from blemish.detector.categories import CategoryFeatures
 from blemish.detector.thresholds import Threshold
 from blemish.errors import ArtifactError, BlemishError, ConfigError
+from blemish.types import Failure
 
 Digest = Annotated[str, Matching("[0-9a-f]{16,128}", "a hash in hexadecimal")]
 Fingerprint = Annotated[str, Matching("[0-9a-f]{64}", "a SHA-256 in hexadecimal")]
@@ -45,6 +47,11 @@ class Broken:
 
     path: str
     error: str
+
+
+def broken(failures: Iterable[Failure]) -> tuple[Broken, ...]:
+    """The failures, as a manifest keeps them."""
+    return tuple(Broken(path=each.source, error=each.reason) for each in failures)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,21 +119,6 @@ class Pretraining:
     weights: WeightsInfo
     precision: Precision
     training: TrainingRecord
-
-
-@dataclass(frozen=True, kw_only=True)
-class CategoryFeatures:
-    """What `categories.NearestCategory` tells categories apart by: D numbers of each, and the spread of these."""
-
-    means: Mapping[str, Annotated[tuple[Finite, ...], Length(1)]]
-    spread: Annotated[tuple[Annotated[float, Range(0, above=True)], ...], Length(1)]
-
-    def __post_init__(self) -> None:
-        for name, mean in self.means.items():
-            if len(mean) != len(self.spread):
-                raise ConfigError(
-                    f"means.{name}: {len(self.spread)} numbers are needed, got {len(mean)}"
-                )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -127,7 +127,7 @@ class MemoryBank(Method):
             raise ConfigError("there is no training picture")
         progress("selecting", 0, 0)
         bank, owners = collector.result()
-        device = next(self.backbone.parameters()).device
+        device = self.backbone.device
         self.bank, self.owners = bank.to(device), owners.to(device)
 
     @property

@@ -36,7 +36,8 @@ from blemish.compute import precision_name
 from blemish.config import parse_json
 from blemish.data.folder import is_file, place_of
 from blemish.data.stream import map_ahead
-from blemish.detector.predict import Detector, batch_begun
+from blemish.detector.predict import Detector
+from blemish.detector.sources import batch_begun
 from blemish.errors import ArtifactError, BlemishError, OutputError
 from blemish.files import (
     ARTIFACT_BYTES,

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from blemish import artifact
-from blemish.data.stream import PictureStream
+from blemish.data.stream import Found
 from blemish.detector.manifest import CHECKPOINT, CheckpointManifest, read_any
 from blemish.errors import ArtifactError, ConfigError, OutputError
 from blemish.methods.trained import Learner
@@ -181,11 +181,10 @@ def check_free(path: Path) -> None:
         )
 
 
-def fingerprint(stream: PictureStream) -> str:
-    """Of the pictures by position, the broken ones too. The whole stream must have been read."""
-    return hashlib.sha256(
-        json.dumps([sorted(stream.digests.items()), sorted(stream.failures)]).encode()
-    ).hexdigest()
+def fingerprint(found: Found) -> str:
+    """Of the pictures by position, the broken ones too."""
+    content = json.dumps([sorted(found.digests.items()), sorted(found.failures)])
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def _read(path: Path) -> Checkpoint:
