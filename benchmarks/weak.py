@@ -1,4 +1,4 @@
-"""Learning from M labelled defects (`atacnet`): draws of M by seed, all other defects tested, one row a draw.
+"""Learning from M labelled defects (`lda`): draws of M by seed, all other defects tested, one row a draw.
 
     python benchmarks/weak.py elpv brain_mri --image-size 224 --results benchmarks/results/weak.jsonl
 
@@ -7,7 +7,7 @@ the hard setting. (`bench --anomaly-type` tests the rest of that type, too.) `--
 
 What does not depend on the draw is computed once: the normality detector is fitted once (seed 0) on all good training
 pictures, and each test picture is looked at once. A draw then takes seconds, and its row says what
-`blemish bench --methods atacnet --anomaly-count M` would say of it with the normality part of seed 0. Rows that the
+`blemish bench --methods lda --anomaly-count M` would say of it with the normality part of seed 0. Rows that the
 file holds already are not made again.
 """
 
@@ -39,7 +39,7 @@ from blemish.data.layouts import recognition as layouts
 from blemish.data.stream import Passes, PictureStream
 from blemish.detector.evaluate import evaluate
 from blemish.detector.predict import Detector
-from blemish.methods.taught import Taught
+from blemish.methods.lda import Lda
 from blemish.types import RESOLUTION, Scores, silent
 
 METRICS = ("image_auroc", "image_ap", "best_f1", "pixel_auroc", "aupro")
@@ -49,7 +49,7 @@ class Remembering:
     """Scores a picture as the method does; it looks at every one once, and finishes the scores of it as often as it is
     asked."""
 
-    def __init__(self, method: Taught, seen: dict[bytes, tuple[Scores, Features]]) -> None:
+    def __init__(self, method: Lda, seen: dict[bytes, tuple[Scores, Features]]) -> None:
         self._method, self._seen = method, seen
 
     def __call__(self, images: Tensor) -> Scores:
@@ -75,12 +75,12 @@ def rows(
         return
     began = time.perf_counter()
     config = blemish.configure(
-        "atacnet",
+        "lda",
         values={"backbone": options.backbone, "image_size": options.image_size},
         assignments=options.set,
     )
-    detector = blemish.fit("atacnet", path, config=config, calibration_fraction=0)
-    method = cast(Taught, detector.method)
+    detector = blemish.fit("lda", path, config=config, calibration_fraction=0)
+    method = cast(Lda, detector.method)
     fitted = time.perf_counter() - began
     complain(f"{name}: fitted in {fitted:.0f} s")
     dataset = layouts.read(path)

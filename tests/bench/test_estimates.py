@@ -134,13 +134,13 @@ def test_passes_of_a_recipe_are_counted(mvtec: Path) -> None:
         forwards(method="guided", adapt=["online"], **of(**epochs))
         == LEARNED * 10 * TRAIN + 3 * TEST
     )
-    assert forwards(method="atacnet", **of(normality="knn")) == 2 * TRAIN + TEST
+    assert forwards(method="lda", **of(normality="knn")) == 2 * TRAIN + TEST
     published = {"backbone": "test_vit", "image_size": 32, "epochs": 10, "pictures_per_step": 8}
     for rate, worth in ((1.0, LEARNED), (0.0, FROZEN)):
         one = {"recipe": "paper", "settings": {**published, "extractor_rate": rate}}
         assert forwards(method="atacnet", **one) == worth * 10 * TRAIN + TEST
     normality = ["epochs=10", "min_steps=0"]
-    taught = forwards(method="atacnet", **of(normality="agpnet", normality_settings=normality))
+    taught = forwards(method="lda", **of(normality="agpnet", normality_settings=normality))
     assert taught == FROZEN * 10 * TRAIN + TEST
     before = (
         forwards(method="guided", **of(**epochs, pretraining="apmask"))

@@ -20,7 +20,7 @@ from blemish.data.layouts import recognition as layouts
 from blemish.data.phrases import counted
 from blemish.errors import BlemishError, DataError
 from blemish.methods import MethodConfig
-from blemish.methods.taught import TaughtConfig
+from blemish.methods.lda import LdaConfig
 from blemish.methods.trained import Schedule
 from blemish.types import NORMAL
 
@@ -186,7 +186,7 @@ def _forwards(one: Run) -> float:
     config = one.config
     fitted, test = _pictures(one)
     copies = fitted * config.rotations * (1 + config.flips)
-    learner = config.normality_config if isinstance(config, TaughtConfig) else config
+    learner = config.normality_config if isinstance(config, LdaConfig) else config
     worth = float(test * _passes(one.to_dict()))
     if isinstance(learner, Schedule):
         worth += (LEARNED if learner.encoder_learns else FROZEN) * _visits(learner, copies)

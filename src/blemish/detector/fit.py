@@ -31,7 +31,7 @@ from blemish.detector.predict import BATCH_SIZE, Detector, describe, place
 from blemish.detector.pretrain import check_window, chosen_config, pretrained
 from blemish.detector.thresholds import calibrate, pictures_needed
 from blemish.errors import ConfigError, DataError, unknown_name
-from blemish.methods import Method, MethodConfig, method_of_config, method_of_recipe
+from blemish.methods import Method, MethodConfig, method_class
 from blemish.methods.trained import TrainedMethod
 from blemish.training import distributed, train
 from blemish.training.checkpoint import check_free
@@ -56,11 +56,10 @@ def configure(
 
     Raises: ConfigError for an unknown method, recipe or key (the nearest name is suggested) or a bad value.
     """
-    kind = method_of_recipe(method, recipe)
+    kind = method_class(method)
     recipes = kind.Config.recipes()
     if recipe not in recipes:
-        known = {*recipes, *method_of_recipe(method, "paper").Config.recipes()}
-        raise unknown_name(f"recipe of {method}", recipe, known)
+        raise unknown_name(f"recipe of {method}", recipe, recipes)
     base = recipes[recipe]()
     if shots is not None:
         base = dataclasses.replace(base, rotations=FEW_SHOT_ROTATIONS, flips=True)
@@ -146,8 +145,11 @@ def fit(
     chosen = chosen_config(config, recipe, settings)
     if chosen is None:
         chosen = configure(method, recipe=recipe, values=settings, shots=shots)
+    kind = method_class(method)
+    if not isinstance(chosen, kind.Config):
+        raise ConfigError(f"{method} takes a {kind.Config.__name__}, got a {type(chosen).__name__}")
     request = _Request(
-        kind=method_of_config(method, chosen),
+        kind=kind,
         config=chosen,
         recipe=recipe if config is None else None,
         good=good,
@@ -268,7 +270,7 @@ class _Request:
             option is not None for option in (self.anomalies, *which)
         ):
             raise ConfigError(
-                f"{name} does not learn from labelled defects; atacnet does, with any method to "
+                f"{name} does not learn from labelled defects; lda does, with any method to "
                 f"know what is normal (--set normality={name})"
             )
         if self.anomalies is None and any(which):

@@ -22,8 +22,8 @@ from blemish.detector.predict import BATCH_SIZE, Detector
 from blemish.detector.thresholds import Threshold, calibrate, pictures_needed, verdict
 from blemish.errors import ConfigError, DataError
 from blemish.methods.base import reported
+from blemish.methods.lda import Lda
 from blemish.methods.memory import MemoryBank
-from blemish.methods.taught import Taught
 from blemish.types import ANOMALOUS, Failure, Progress, silent
 
 
@@ -80,7 +80,7 @@ def refine(
     a little too low where a full one lets old patches go.
 
     Args:
-        detector: of `atacnet`, the normality part of which is a memory bank (patchcore, knn), of
+        detector: of `lda`, the normality part of which is a memory bank (patchcore, knn), of
             one category. It stays as it is; the refined one shares its backbone.
         good, anomalies: as of `blemish.fit`; one of them at least.
         false_alarm_rate: of the new threshold; None = that of the old one, where there is one.
@@ -149,13 +149,13 @@ def refine(
     )
 
 
-def _refinable(detector: Detector) -> Taught:
+def _refinable(detector: Detector) -> Lda:
     """The method of a detector that can be refined. Raises: ConfigError for another."""
     method = detector.method
-    if not isinstance(method, Taught) or not isinstance(method.normality, MemoryBank):
+    if not isinstance(method, Lda) or not isinstance(method.normality, MemoryBank):
         raise ConfigError(
-            f"a detector of {method.name} cannot be refined, only one of atacnet with a memory "
-            "bank to know what is normal: `blemish fit atacnet GOOD` (without defects it is that "
+            f"a detector of {method.name} cannot be refined, only one of lda with a memory "
+            "bank to know what is normal: `blemish fit lda GOOD` (without defects it is that "
             "bank; --set normality=knn for knn)"
         )
     if detector.categories:
@@ -183,7 +183,7 @@ def _unknown(
 
 
 def _learn(
-    method: Taught, added: PictureStream, taught: PictureStream, progress: Progress
+    method: Lda, added: PictureStream, taught: PictureStream, progress: Progress
 ) -> tuple[Found, Found]:
     """Have the method learn from new good pictures and from defects, and what was found of them."""
     bank = cast(MemoryBank, method.normality)
