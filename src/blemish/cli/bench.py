@@ -256,7 +256,7 @@ def bench(
                 f"blemish: interrupted; the same command goes on from the rows in {results}"
             )
             return BY_SIGNAL + interrupts.number_of(error)
-    text = measured.suite_table(rows, chosen) if chosen else measured.table(rows)
+    text = measured.markdown(measured.suite_page(rows, chosen) if chosen else measured.page(rows))
     console.answer(rows, [text], as_json=json)
     return ERROR if any(row["status"] != measured.OK for row in rows) else WELL
 
@@ -283,9 +283,7 @@ def _estimate(
         if results
         else list(runs)
     )
-    found = estimates.estimate(
-        left, rows, device=device, precision=precision, threads=threads, jobs=jobs
-    )
+    found = estimates.estimate(left, rows, device=device)
     seconds, made = estimates.total(found, jobs), len(runs) - len(left)
     document = {
         "runs": [each.to_dict() for each in found],
