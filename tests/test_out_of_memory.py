@@ -1,4 +1,6 @@
-"""Where memory runs out, that is one picture's own failure, in its own words; the others are scored."""
+"""Where memory runs out, that is one picture's own failure, in its own words; the others are
+scored.
+"""
 
 from __future__ import annotations
 
@@ -179,7 +181,9 @@ def test_a_decoded_picture_is_let_go_before_its_mask_is_read(
 
 
 def test_the_process_is_held_to_its_limit(tmp_path: Path) -> None:
-    """Under `ulimit -v` a picture of 48 megapixels is refused in words, and the small ones are scored."""
+    """Under `ulimit -v` a picture of 48 megapixels is refused in words, and the small ones are
+    scored.
+    """
     resource = pytest.importorskip("resource")
     assert resource.RLIMIT_AS
     Image.fromarray(np.full((6000, 8000), 90, np.uint8)).save(

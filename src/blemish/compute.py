@@ -30,7 +30,9 @@ PRECISIONS: dict[str, torch.dtype] = {
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """The device by name; "auto" is CUDA, else MPS, else the CPU. Raises: ConfigError for one that is not there."""
+    """The device by name; "auto" is CUDA, else MPS, else the CPU. Raises: ConfigError for one that
+    is not there.
+    """
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -76,7 +78,9 @@ def _cpu_computes_in_bf16() -> bool:
 
 
 def cpu_flags() -> set[str]:
-    """The instruction sets that the system reports; empty where it does not say (then fp32 is used)."""
+    """The instruction sets that the system reports; empty where it does not say (then fp32 is
+    used).
+    """
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -127,7 +127,9 @@ def test_turned_copies_share_their_owner(rotations: int, picture: Part) -> None:
 def test_pictures_of_the_same_content_share_the_owner_of_the_first(
     batch_size: int, rotations: int, picture: Part, write: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """Or a picture that is left out would be judged by its own twin; the name and the file format do not matter."""
+    """Or a picture that is left out would be judged by its own twin; the name and the file format
+    do not matter.
+    """
     twin, other = (
         write(tmp_path / "twin.bmp", picture(1)),
         write(tmp_path / "other.png", picture(1)),

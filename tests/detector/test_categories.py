@@ -1,4 +1,6 @@
-"""Categories are told apart by the nearest mean of their features, in units of the spread within them."""
+"""Categories are told apart by the nearest mean of their features, in units of the spread within
+them.
+"""
 
 from __future__ import annotations
 

@@ -173,7 +173,9 @@ def test_predictions_come_as_they_are_asked_for(
 
 
 class Camera:
-    """Frames without an end; `taken`: how many were asked for, `closed`: whether its generator has ended."""
+    """Frames without an end; `taken`: how many were asked for, `closed`: whether its generator has
+    ended.
+    """
 
     def __init__(self, picture: Part, broken: bool = False) -> None:
         self.taken, self.closed, self._picture, self._broken = 0, False, picture, broken
@@ -440,12 +442,15 @@ def test_tensors_that_do_not_fit(
         blemish.load(path, device="cpu")
 
 
-# --- Several categories ----------------------------------------------------------------------------------------------
+# --- Several categories
+# ----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def two(fitted: Callable[..., Detector]) -> Detector:
-    """A detector that says it knows nuts and bolts: bolts have a threshold of their own, nuts had too few pictures."""
+    """A detector that says it knows nuts and bolts: bolts have a threshold of their own, nuts had
+    too few pictures.
+    """
     plain = fitted()
     assert plain.threshold is not None
     strict = replace(plain.threshold, value=-1.0)

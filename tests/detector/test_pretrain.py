@@ -1,4 +1,6 @@
-"""`pretrain` and `blemish pretrain`: from good pictures to an encoder file, with its log, on a ViT of toy size."""
+"""`pretrain` and `blemish pretrain`: from good pictures to an encoder file, with its log, on a ViT
+of toy size.
+"""
 
 from __future__ import annotations
 

@@ -138,7 +138,7 @@ def test_the_curve_is_the_mean_loss_of_the_steps_since_the_point_before(steps: i
     for start, (end, mean) in zip([0, *ends], done.curve, strict=False):
         own = losses[start : int(end)]
         assert mean == pytest.approx(sum(own) / len(own))
-    assert done.to_dict()["curve"] == done.curve
+    assert done.to_dict()["curve"] == [list(point) for point in done.curve]
 
 
 def test_a_method_starts_from_a_sample_of_its_pictures() -> None:

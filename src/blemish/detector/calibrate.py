@@ -1,4 +1,5 @@
-"""Which normal pictures are evidence for a threshold, what they score, and the thresholds that follow.
+"""Which normal pictures are evidence for a threshold, what they score, and the thresholds that
+follow.
 
 A picture counts once, whatever the number of its copies: split conformal and the jackknife rest on
 pictures drawn each by itself, and a copy is no new draw. Pictures that are nearly the same (the

@@ -1,4 +1,5 @@
-"""Which of the categories that a detector was fitted on a picture shows, by the backbone's features.
+"""Which of the categories that a detector was fitted on a picture shows, by the backbone's
+features.
 
 The nearest class mean (Webb & Copsey 2011, "Statistical Pattern Recognition"), with each feature in
 units of its spread within the categories, the covariance taken as diagonal and common to all of
@@ -18,6 +19,7 @@ from torch.nn import functional as F
 
 from blemish.backbones import Backbone
 from blemish.config import Finite, Length, Range
+from blemish.data.stream import PictureStream
 from blemish.errors import ConfigError
 
 PICTURES_OF_EACH = 32  # whose mean is kept
@@ -61,6 +63,30 @@ class CategoryFeatures:
         return cls(
             means={name: _rounded(mean) for name, mean in means.items()}, spread=_rounded(spread)
         )
+
+    @classmethod
+    def of(
+        cls,
+        backbone: Backbone,
+        layers: Sequence[int],
+        stream: PictureStream,
+        categories: Sequence[str],
+    ) -> Self | None:
+        """From some pictures of each category, evenly; None for fewer than two categories.
+
+        Args: categories: of each of the stream's sources; "" is none.
+        """
+        found: dict[str, Tensor] = {}
+        names = sorted(set(categories) - {""})
+        for name in names:
+            own = [at for at, category in enumerate(categories) if category == name]
+            some = stream.only(own[:: -(-len(own) // PICTURES_OF_EACH)])
+            with torch.inference_mode():
+                batches = some.on(backbone.device)
+                seen = [features(backbone, layers, batch.images) for batch in batches]
+            if seen:
+                found[name] = torch.cat(seen).cpu()
+        return cls.learned(found) if len(found) >= max(len(names), 2) else None
 
     def nearest(self, found: Tensor) -> list[str]:
         """The category of each of B D, of `features`.

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,47 +22,21 @@ from blemish.data.defects import NONE, Defects, labelled_defects
 from blemish.data.good import GoodPictures, draw_shots, good_pictures, hold_out_sources
 from blemish.data.stream import Found, Passes, PictureStream, fingerprint, unreadable
 from blemish.data.transforms import Preprocessing
-from blemish.detector.calibrate import DEFAULT_RATE, Calibration, Plan, Seen, calibrated, planned
-from blemish.detector.categories import PICTURES_OF_EACH, CategoryFeatures, features
-from blemish.detector.manifest import Learned, Manifest, Pretraining, TrainingRecord, broken
+from blemish.detector.calibrate import Calibration, Plan, Seen, calibrated, planned
+from blemish.detector.categories import CategoryFeatures
+from blemish.detector.manifest import Learned, Manifest, Pretraining, broken
 from blemish.detector.predict import BATCH_SIZE, Detector, describe, place
-from blemish.detector.pretrain import check_window, chosen_config, pretrained
-from blemish.detector.thresholds import calibrate, pictures_needed
-from blemish.errors import ConfigError, DataError, unknown_name
+from blemish.detector.pretrain import chosen_config, pretrained
+from blemish.detector.request import Request, checkpoints, configure
+from blemish.detector.thresholds import calibrate
+from blemish.errors import ConfigError, DataError
 from blemish.methods import Method, MethodConfig, method_class
 from blemish.methods.trained import TrainedMethod
-from blemish.training import distributed, train
+from blemish.training import Training, distributed, train
 from blemish.training.checkpoint import check_free
 from blemish.types import ANOMALOUS, NORMAL, Progress, silent
 
 __all__ = ["checkpoints", "configure", "fit"]
-
-FEW_SHOT_ROTATIONS = 16  # each of them also mirrored: 32 copies of every shot
-
-
-def configure(
-    method: str,
-    *,
-    recipe: str = "best",
-    values: Mapping[str, Any] | None = None,
-    assignments: Iterable[str] = (),
-    shots: int | None = None,
-) -> MethodConfig:
-    """The config of a method: a recipe, then `values` (None entries are skipped), then key=value `assignments`.
-
-    With `shots` the recipe is the one for few pictures: each learned at 16 angles, plain and mirrored.
-
-    Raises: ConfigError for an unknown method, recipe or key (the nearest name is suggested) or a bad value.
-    """
-    kind = method_class(method)
-    recipes = kind.Config.recipes()
-    if recipe not in recipes:
-        raise unknown_name(f"recipe of {method}", recipe, recipes)
-    base = recipes[recipe]()
-    if shots is not None:
-        base = dataclasses.replace(base, rotations=FEW_SHOT_ROTATIONS, flips=True)
-    given = {key: value for key, value in (values or {}).items() if value is not None}
-    return configs.override(configs.from_dict(kind.Config, given, base=base), assignments)
 
 
 def fit(
@@ -148,7 +120,7 @@ def fit(
     kind = method_class(method)
     if not isinstance(chosen, kind.Config):
         raise ConfigError(f"{method} takes a {kind.Config.__name__}, got a {type(chosen).__name__}")
-    request = _Request(
+    request = Request(
         kind=kind,
         config=chosen,
         recipe=recipe if config is None else None,
@@ -200,92 +172,7 @@ def fit(
     return Detector(fitted, record)
 
 
-def checkpoints(path: str | Path) -> tuple[Path, Path]:
-    """Where `fit` keeps a training whose `checkpoint` is `path`, and the pre-training before it.
-
-    Example:
-        >>> [place.name for place in checkpoints("part.blemish.training")]
-        ['part.blemish.training', 'part.blemish.training.pretraining']
-    """
-    return Path(path), Path(f"{path}.pretraining")
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Request:
-    """What was asked for: the arguments of `fit`, checked; `seed` is the one that counts.
-
-    Raises: ConfigError for what can be seen to be wrong before any work.
-    """
-
-    kind: type[Method]
-    config: MethodConfig
-    recipe: str | None
-    good: Any
-    anomalies: Any
-    anomaly_count: int | None
-    anomaly_type: str | None
-    weights: str | Path | None
-    seed: int
-    shots: int | None
-    false_alarm_rate: float | None
-    calibration_fraction: float | None
-    window: tuple[float, float] | None
-    device: str
-    precision: str
-    batch_size: int
-    time_budget: float | None
-    checkpoint: str | Path | None
-    resume: bool
-    log: str | Path | None
-    progress: Progress
-
-    def __post_init__(self) -> None:
-        fraction, name = self.calibration_fraction, self.kind.name
-        if fraction is not None and not 0 <= fraction < 1:
-            raise ConfigError(
-                f"calibration_fraction: a fraction in [0, 1) is needed, got {fraction}"
-            )
-        if fraction == 0 and self.false_alarm_rate is not None:
-            raise ConfigError(
-                "a false-alarm rate needs calibration pictures, and calibration_fraction is 0"
-            )
-        pictures_needed(self.rate)  # refuses a rate outside (0, 1)
-        check_window(self.window)
-        given = {
-            "time_budget": self.time_budget is not None,
-            "checkpoint": self.checkpoint is not None,
-            "resume": self.resume,
-        }
-        if not self.config.learns_by_gradient and any(given.values()):
-            names = " and ".join(option for option, is_given in given.items() if is_given)
-            raise ConfigError(f"{names}: {name} is not trained step by step; leave it out")
-        if self.time_budget is not None and not 0 < self.time_budget < math.inf:
-            raise ConfigError(
-                f"time_budget: a positive number of minutes is needed, got {self.time_budget}"
-            )
-        if self.resume and self.checkpoint is None:
-            raise ConfigError("resume: name the checkpoint to go on from")
-        which = (self.anomaly_count, self.anomaly_type)
-        if not self.kind.takes_defects and any(
-            option is not None for option in (self.anomalies, *which)
-        ):
-            raise ConfigError(
-                f"{name} does not learn from labelled defects; lda does, with any method to "
-                f"know what is normal (--set normality={name})"
-            )
-        if self.anomalies is None and any(which):
-            raise ConfigError(
-                "anomaly_count and anomaly_type say which of the anomalies to learn from; name "
-                "those too"
-            )
-
-    @property
-    def rate(self) -> float:
-        """The false-alarm rate."""
-        return DEFAULT_RATE if self.false_alarm_rate is None else self.false_alarm_rate
-
-
-def _pictures(request: _Request) -> tuple[GoodPictures, Defects]:
+def _pictures(request: Request) -> tuple[GoodPictures, Defects]:
     """The pictures that were named, or the shots drawn from them, and the labelled defects."""
     defects, seed = NONE, request.seed
     if request.anomalies is not None:
@@ -314,7 +201,7 @@ class _Built:
         return dataclasses.replace(self.preprocessing, height=height, width=width)
 
 
-def _build(request: _Request, good: GoodPictures) -> _Built:
+def _build(request: Request, good: GoodPictures) -> _Built:
     """The method, with its backbone. Raises: ConfigError for what it cannot work with."""
     device = distributed.own_device(pick_device(request.device))
     precision = pick_precision(request.precision, device)
@@ -359,7 +246,7 @@ class _Parts:
     shown: PictureStream
 
 
-def _divided(request: _Request, built: _Built, good: GoodPictures, defects: Defects) -> _Parts:
+def _divided(request: Request, built: _Built, good: GoodPictures, defects: Defects) -> _Parts:
     """The pictures, divided. Raises: DataError, CalibrationError where they are too few."""
     method, size = built.method, request.batch_size
     plan = planned(method, len(good.sources), request.calibration_fraction, request.shots)
@@ -400,7 +287,7 @@ def _divided(request: _Request, built: _Built, good: GoodPictures, defects: Defe
     )
 
 
-def _pretrain(request: _Request, built: _Built, parts: _Parts) -> tuple[_Built, Pretraining | None]:
+def _pretrain(request: Request, built: _Built, parts: _Parts) -> tuple[_Built, Pretraining | None]:
     """The method on a backbone that was trained further first, where its config asks for that."""
     files = (None, None) if request.checkpoint is None else checkpoints(request.checkpoint)
     for file in files:
@@ -430,10 +317,10 @@ class _Outcome:
 
     good: Found
     defects: Found
-    training: TrainingRecord | None = None
+    training: Training | None = None
 
 
-def _train(request: _Request, built: _Built, parts: _Parts) -> _Outcome | None:
+def _train(request: Request, built: _Built, parts: _Parts) -> _Outcome | None:
     """Train what learns by gradient, on the defects as well where it takes them; None where
     nothing of the method does."""
     method = built.method.learner
@@ -472,11 +359,11 @@ def _train(request: _Request, built: _Built, parts: _Parts) -> _Outcome | None:
     return _Outcome(
         good=of_good,
         defects=found.part(good, good + of_defects),
-        training=configs.from_dict(TrainingRecord, training.to_dict()),
+        training=training,
     )
 
 
-def _learn(request: _Request, built: _Built, parts: _Parts, trained: _Outcome | None) -> _Outcome:
+def _learn(request: Request, built: _Built, parts: _Parts, trained: _Outcome | None) -> _Outcome:
     """What is learned without gradients: from the good pictures where nothing was `trained`, then
     what the method keeps of them as they are scored, and last from the labelled defects."""
     method, progress = built.method, request.progress
@@ -522,29 +409,8 @@ def _check_usable(method: Method, found: Found) -> None:
         raise unreadable(heading, found.failures.values())
 
 
-def _category_features(
-    built: _Built, names: Sequence[str], scored: Seen
-) -> CategoryFeatures | None:
-    """How categories are told apart at prediction, from some pictures of each, evenly; None for one
-    kind of part."""
-    known: dict[str, torch.Tensor] = {}
-    method = built.method
-    for name in names:
-        own = [at for at, category in enumerate(scored.categories) if category == name]
-        some = scored.stream.only(own[:: -(-len(own) // PICTURES_OF_EACH)])
-        with torch.inference_mode():
-            seen = [
-                features(method.backbone, method.config.layers, batch.images)
-                for batch in some.on(built.device)
-            ]
-        if seen:
-            known[name] = torch.cat(seen).cpu()
-    complete = len(known) >= max(len(names), 2)
-    return CategoryFeatures.learned(known) if complete else None
-
-
 def _record(
-    request: _Request,
+    request: Request,
     built: _Built,
     parts: _Parts,
     outcome: _Outcome,
@@ -574,8 +440,8 @@ def _record(
         seconds=0.0,
         training=outcome.training,
         map_scale=calibration.scale,
-        category_features=_category_features(
-            built, names, Seen(parts.scored, parts.kept.categories, outcome.good)
+        category_features=CategoryFeatures.of(
+            built.method.backbone, built.method.config.layers, parts.scored, parts.kept.categories
         ),
         data=Learned(
             layout=parts.kept.note,

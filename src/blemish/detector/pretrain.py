@@ -1,4 +1,5 @@
-"""Self-supervised pre-training of an encoder on pictures of good parts (APMask): its run, its log, its file.
+"""Self-supervised pre-training of an encoder on pictures of good parts (APMask): its run, its log,
+its file.
 
 What `blemish pretrain` writes, for an encoder called `encoder.safetensors`:
 
@@ -43,7 +44,6 @@ from blemish.detector.manifest import (
     EncoderManifest,
     Pretrained,
     Pretraining,
-    TrainingRecord,
     broken,
 )
 from blemish.errors import ConfigError, DataError, unknown_name
@@ -275,8 +275,7 @@ def pretrained(
         sha256=_digest(_tensors(after)),
         licence=before.licence,
     )
-    record = configs.from_dict(TrainingRecord, training.to_dict())
-    return after, Pretraining(**description, weights=before, training=record), found
+    return after, Pretraining(**description, weights=before, training=training), found
 
 
 class _Log:

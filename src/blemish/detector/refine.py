@@ -1,4 +1,6 @@
-"""The life of a detector: newly confirmed good pictures and defects are added to it, without starting over."""
+"""The life of a detector: newly confirmed good pictures and defects are added to it, without
+starting over.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,8 @@ class Refined:
 
     Attributes:
         good, defects: how many pictures were added.
-        known: how many of those given it had learned from before, or came twice; they are not added.
+        known: how many of those given it had learned from before, or came twice; they are not
+            added.
         failures: pictures that could not be read.
         before, after: the threshold; None where there is none.
         alarms_before, alarms_after: how many of the good pictures that it knew, each left out,

@@ -8,18 +8,21 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
+from blemish import config as configs
 from blemish import interrupts
+from blemish.config import Count, Finite, Length, NotNegative
 from blemish.data.stream import Found, PictureStream, name_of, unreadable
 from blemish.errors import ConfigError
 from blemish.methods.trained import Learner, TrainingBatch, finite
 from blemish.training import checkpoint as checkpoints
 from blemish.training import distributed, feed
+from blemish.training.checkpoint import Steps
 from blemish.training.feed import Feed, seed_of
 from blemish.types import Failure, Progress, silent
 
@@ -31,7 +34,7 @@ STAGE = "training"
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """What a training was.
+    """How a training went, as a manifest keeps it.
 
     Attributes:
         steps: optimiser steps, over all runs of a resumed training.
@@ -46,22 +49,24 @@ class Training:
         processes: how many have trained together.
         resumed_at: how many steps had been made when this run began; 0 = it began from the start.
         findings: what the method found to say of it, by name; see `Learner.findings`.
+        other: what other versions of blemish have added, as it is.
     """
 
-    steps: int
-    epochs: float
-    seconds: float
-    pictures_per_second: float
-    loss: float
-    curve: list[list[float]]
+    steps: Steps
+    epochs: NotNegative
+    seconds: NotNegative
+    pictures_per_second: NotNegative
+    loss: Finite
     cached: bool
-    processes: int
-    resumed_at: int
-    findings: Mapping[str, float]
+    processes: Steps
+    resumed_at: Count
+    curve: tuple[Annotated[tuple[Finite, ...], Length(2, 2)], ...] = ()
+    findings: Mapping[str, Finite] = field(default_factory=dict)
+    other: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        return dataclasses.asdict(self)
+        return configs.to_dict(self)
 
 
 def train(
@@ -246,8 +251,8 @@ class _Curve:
         own[0], own[1] = step + 1, own[1] + 1
         own[2] += (loss - own[2]) / own[1]
 
-    def points(self) -> list[list[float]]:
-        return [[last, loss] for last, count, loss in self.parts if count]
+    def points(self) -> tuple[tuple[float, float], ...]:
+        return tuple((float(last), loss) for last, count, loss in self.parts if count)
 
 
 @dataclass(frozen=True)
