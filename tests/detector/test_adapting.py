@@ -61,7 +61,9 @@ def _small_head() -> Iterator[None]:
 
 
 def sharp(name: str, **options: Any) -> Backbone:
-    """A backbone whose attention is not flat, as it is with random weights, so that pictures can move it."""
+    """A backbone whose attention is not flat, as it is with random weights, so that pictures can
+    move it.
+    """
     backbone = build(name, **options)
     with torch.no_grad():
         backbone.model.blocks[-1].attn.qkv.weight[:128] *= 12  # type: ignore[union-attr,index]

@@ -1,4 +1,6 @@
-"""What counts as evidence for a threshold; and a fit encodes every picture once, wherever its features are kept."""
+"""What counts as evidence for a threshold; and a fit encodes every picture once, wherever its
+features are kept.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,8 @@ def evidence(detector: Detector) -> tuple[int, int, float | None]:
     return detector.threshold.n, detector.manifest["data"]["copies"], detector.threshold.value
 
 
-# --- Copies ----------------------------------------------------------------------------------------------------------
+# --- Copies
+# ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", ["knn", "patchcore", "padim", "lda"])
@@ -153,7 +156,8 @@ def test_copies_are_told_on_the_command_line(
     assert "Pictures: 20 used; 20 copies of these; 0 broken" in out
 
 
-# --- Nearly the same -------------------------------------------------------------------------------------------------
+# --- Nearly the same
+# -------------------------------------------------------------------------------------------------
 
 
 def test_pictures_that_are_nearly_the_same() -> None:
@@ -192,7 +196,8 @@ def test_nearly_the_same_in_blocks_is_the_loop(monkeypatch: pytest.MonkeyPatch) 
         assert nearly_same(shown) == expected
 
 
-# --- Each picture is encoded once ------------------------------------------------------------------------------------
+# --- Each picture is encoded once
+# ------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -275,7 +280,8 @@ def test_refining_encodes_each_picture_once(
     assert sum(rows) == 9
 
 
-# --- Twenty pictures are enough --------------------------------------------------------------------------------------
+# --- Twenty pictures are enough
+# --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", ["knn", "patchcore", "padim", "lda"])

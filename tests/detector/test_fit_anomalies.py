@@ -1,4 +1,6 @@
-"""`fit` with labelled defects: which pictures are learned from, what the manifest says of them, and how they train."""
+"""`fit` with labelled defects: which pictures are learned from, what the manifest says of them, and
+how they train.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""`fit` and `blemish fit` of a method that is trained by gradient: a toy, so that only the way there is tested."""
+"""`fit` and `blemish fit` of a method that is trained by gradient: a toy, so that only the way
+there is tested.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""What an artifact from a stranger may say: with a right digest, anything. It is refused by the field's name, or scores
-as before; it never fetches, never runs long, never ends in another error."""
+"""What an artifact from a stranger may say: with a right digest, anything. It is refused by the
+field's name, or scores as before; it never fetches, never runs long, never ends in another error.
+"""
 
 from __future__ import annotations
 
@@ -265,7 +266,9 @@ def wrong_tensors(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor | Non
 def test_tensors_that_cannot_be(
     whole: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those that it has learned, and the first and the last of its networks, each wrong in every way."""
+    """Those that it has learned, and the first and the last of its networks, each wrong in every
+    way.
+    """
     manifest, tensors = content(whole)
     with hollow():
         empty = type(whole.method)(
@@ -274,7 +277,8 @@ def test_tensors_that_cannot_be(
     learned = [name for name in empty.learned_tensors() if tensors[name].numel()]
     assert learned
     of_networks = [name for name in tensors if name not in empty.learned_tensors()]
-    # How many rows it remembers is for the bank to say: beside one another they have to go together.
+    # How many rows it remembers is for the bank to say: beside one another they have to go
+    # together.
     for name in (*learned, of_networks[0], of_networks[-1]):
         for how, wrong in wrong_tensors(name, tensors[name]):
             if (name, how) == ("bank", "longer") and "owners" not in tensors:
@@ -339,7 +343,9 @@ def test_values_of_tensors_that_cannot_be(
 def test_nothing_is_allocated_before_it_fits(
     fitted: Fitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A model of a thousand million weights and a decoder of 64 layers exist on the device "meta" alone."""
+    """A model of a thousand million weights and a decoder of 64 layers exist on the device "meta"
+    alone.
+    """
     manifest, tensors = content(fitted("agpnet"))
     manifest = changed(manifest, ("config", "width"), 8192)
     manifest = changed(manifest, ("config", "depth"), 64)
@@ -415,7 +421,9 @@ for path in sys.argv[1:]:
 
 
 def test_prediction_from_any_artifact_opens_no_socket(fitted: Fitted, tmp_path: Path) -> None:
-    """Of every method, and with hostile names, in a process that may not: no socket, no process, no foreign folder."""
+    """Of every method, and with hostile names, in a process that may not: no socket, no process, no
+    foreign folder.
+    """
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     (foreign / "config.json").write_text('{"architecture": "test_vit"}')

@@ -1,4 +1,6 @@
-"""Refining: what was learned later is what would have been learned at once, and the report is recounted by hand."""
+"""Refining: what was learned later is what would have been learned at once, and the report is
+recounted by hand.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,9 @@ def bad(picture: Part) -> Callable[..., list[np.ndarray]]:
 
 @pytest.fixture
 def fit(small: dict[str, Any]) -> Fit:
-    """`fit(good, defects)`: a detector whose bank, of `knn` unless told otherwise, holds every patch."""
+    """`fit(good, defects)`: a detector whose bank, of `knn` unless told otherwise, holds every
+    patch.
+    """
 
     def fitted(good: Any, defects: Any = None, **settings: Any) -> Detector:
         return blemish.fit(
@@ -242,7 +246,9 @@ def test_what_was_added_is_recognised_afterwards(
 def test_what_is_known_is_left_out_and_counted(
     fit: Fit, good: Any, bad: Any, write: Write, tmp_path: Path
 ) -> None:
-    """By content: a learned picture, a copy under another name, a learned defect, a new one given twice."""
+    """By content: a learned picture, a copy under another name, a learned defect, a new one given
+    twice.
+    """
     again = write(tmp_path / "again.png", good(1)[0])
     new, defect = good(1, 60)[0], bad(1, 60)[0]
     refined = blemish.refine(
@@ -392,7 +398,9 @@ def test_enough_good_pictures_bring_the_threshold_that_too_few_did_not(fit: Fit,
 
 
 def test_a_threshold_from_pictures_held_out_gives_way(fit: Fit, good: Any, bad: Any) -> None:
-    """Pictures that are not at hand any more cannot be judged anew; those that were learned from can."""
+    """Pictures that are not at hand any more cannot be judged anew; those that were learned from
+    can.
+    """
     detector = fit(good(30), calibration_fraction=0.2, false_alarm_rate=0.2)
     assert detector.threshold is not None
     assert (detector.threshold.method, detector.threshold.n) == ("split conformal", 6)
@@ -427,7 +435,9 @@ def test_a_rate_that_cannot_be_kept(fit: Fit, good: Any) -> None:
 
 
 def test_the_report_of_new_defects_is_recounted(fit: Fit, good: Any, bad: Any) -> None:
-    """By a fit without and one with the defects. One of them, a good picture, is not found by the first."""
+    """By a fit without and one with the defects. One of them, a good picture, is not found by the
+    first.
+    """
     defects = [*bad(2), *good(1, 90)]
     plain, whole = fit(good(24), false_alarm_rate=0.3), fit(good(24), defects, false_alarm_rate=0.1)
     refined = blemish.refine(

@@ -812,7 +812,7 @@ def test_it_learns_and_the_seed_decides(picture: Callable[..., np.ndarray]) -> N
             seed=seed,
         )
         stream = PictureStream([picture(each) for each in range(8)], SQUARE, batch_size=4)
-        training = train(method, stream, seed=seed, identity={})
+        training, _ = train(method, stream, seed=seed, identity={})
         assert training.findings == method.readings
         assert all(math.isfinite(value) for value in training.findings.values())
         return training.loss, method.backbone.model.state_dict()

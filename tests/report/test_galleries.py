@@ -15,9 +15,11 @@ from PIL import Image
 
 import blemish
 from blemish.backbones import Features
+from blemish.data.transforms import prepare
 from blemish.detector.evaluate import labelled
 from blemish.detector.predict import Detector
 from blemish.errors import ConfigError, DataError, OutputError
+from blemish.images import decode
 from blemish.report import figures
 from blemish.report import galleries as illustration
 from blemish.types import Scores, silent
@@ -127,7 +129,7 @@ def test_features_belong_to_their_pictures(
     assert labels == [int(path.parent.name != "good") for path in paths]
     for point, path in zip(points, paths, strict=True):
         with torch.inference_mode():
-            alone = method.embedding(fitted()._load((0, path, "")).tensor[None])[0]  # type: ignore[union-attr]
+            alone = method.embedding(prepare(decode(path), fitted().preprocessing)[None])[0]
         assert np.allclose(point, alone, atol=1e-4)
     assert np.ptp(points, axis=0).max() > 1e-2
     shown, _ = drawn["gallery"]
@@ -235,7 +237,7 @@ def test_one_pass_scores_and_describes(
     finally:
         count.remove()
     assert len(looks) == passes
-    prepared = [detector._load((0, sample.path, "")).tensor for sample in samples]  # type: ignore[union-attr]
+    prepared = [prepare(decode(sample.path), detector.preprocessing) for sample in samples]
     with torch.inference_mode():
         asked = detector.method.embedding(torch.stack(prepared))
     assert np.allclose(np.stack(list(seen.features.values())), asked, atol=1e-4)

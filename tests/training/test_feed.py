@@ -116,7 +116,7 @@ def test_an_epoch_shows_every_normal_picture_once(
     toy = Noting(ToyConfig(epochs=2, train_batch_size=size))
     toy.shown = []
     stream = stream_of(pictures(normal + defects), labels=[0] * normal + [1] * defects)
-    done = train(toy, stream, seed=7, identity={})
+    done, _ = train(toy, stream, seed=7, identity={})
     assert done.steps == steps
     assert toy.class_counts == (normal, defects)
     near = (torch.tensor(toy.shown)[:, None] - torch.tensor(brightness_of(stream))).abs()
@@ -237,7 +237,7 @@ class Noting(Toy):
 
 def test_training_gets_both_classes_in_every_step_and_in_its_sample() -> None:
     toy = Noting(ToyConfig(epochs=2, train_batch_size=4))
-    done = train(toy, stream_of(pictures(10), labels=[0] * 8 + [1] * 2), seed=7, identity={})
+    done, _ = train(toy, stream_of(pictures(10), labels=[0] * 8 + [1] * 2), seed=7, identity={})
     assert done.steps == len(toy.labels) == 8  # two passes over the eight normal ones
     assert [sorted(labels or ()) for labels in toy.labels] == [[0, 0, 1, 1]] * 8
     assert toy.start is not None

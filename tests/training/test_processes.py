@@ -130,14 +130,14 @@ def test_two_processes_end_where_one_does(tmp_path: Path) -> None:
     assert same(first, second)
     alone = Toy(config)
     stream = stream_of([*pictures(2), "nowhere.png", *pictures(10)[2:]])
-    training = train(alone, stream, seed=7, identity={})
+    training, found = train(alone, stream, seed=7, identity={})
     assert first["sample"][0] == 5  # rank 0's own pictures, for both
     for name, tensor in learned(alone).items():
         if name == "sample":
             continue
         torch.testing.assert_close(first[name], tensor, rtol=1e-5, atol=1e-5)
     for one in (told, told_too):  # each knows all pictures by their place in the whole
-        assert one["digests"] == json.loads(json.dumps(sorted(stream.digests.items())))
+        assert one["digests"] == json.loads(json.dumps(sorted(found.digests.items())))
         assert one["failures"] == [[2, "nowhere.png", "does not exist"]]
         assert one["training"]["processes"] == 2
         assert one["training"]["steps"] == training.steps == 6

@@ -142,7 +142,7 @@ def stream_of(sources: Sequence[Any], **settings: Any) -> PictureStream:
 def run(config: ToyConfig, count: int = 10, **options: Any) -> tuple[dict[str, Tensor], Training]:
     """What a toy has learned from `count` pictures, and its training."""
     toy = Toy(config)
-    done = train(
+    done, _ = train(
         toy, stream_of(pictures(count)), **{"seed": 7, "identity": to_dict(config), **options}
     )
     return learned(toy), done
@@ -173,15 +173,15 @@ def train_apart(
     toy.after_step = slowly  # type: ignore[method-assign]
     stream = stream_of([*pictures(2), "nowhere.png", *pictures(10)[2:]])
     try:
-        done = train(toy, stream, seed=7, identity=to_dict(config), **options)
+        done, found = train(toy, stream, seed=7, identity=to_dict(config), **options)
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     told = {
         "training": done.to_dict(),
-        "digests": sorted(stream.digests.items()),
+        "digests": sorted(found.digests.items()),
         "failures": [
             (position, failure.source, failure.reason)
-            for position, failure in stream.failures.items()
+            for position, failure in found.failures.items()
         ],
     }
     save_file(learned(toy), result, metadata={"told": json.dumps(told)})

@@ -1,15 +1,17 @@
-"""Thresholds from normal pictures, with what they promise, and the one place where a score becomes a verdict.
+"""Thresholds from normal pictures, with what they promise, and the one place where a score becomes
+a verdict.
 
-Split conformal prediction (Vovk, Gammerman & Shafer 2005; Angelopoulos & Bates 2021): of n scores of held-out normal
-pictures, the threshold is the k-th smallest, k = ceil((n + 1)(1 - rate)). A new normal picture, exchangeable with
-them, is equally likely to take each of the n + 1 ranks, so it scores above the threshold with probability at most
-1 - k / (n + 1) <= rate, whatever the distribution and the detector.
+Split conformal prediction (Vovk, Gammerman & Shafer 2005; Angelopoulos & Bates 2021): of n scores
+of held-out normal pictures, the threshold is the k-th smallest, k = ceil((n + 1)(1 - rate)). A new
+normal picture, exchangeable with them, is equally likely to take each of the n + 1 ranks, so it
+scores above the threshold with probability at most 1 - k / (n + 1) <= rate, whatever the
+distribution and the detector.
 
-Leave-one-out, for memory banks and PaDiM: each training picture is scored against what the others have taught, so that
-no picture is held out. That is the jackknife: in the worst case it promises nothing; jackknife+ (Barber et al. 2021,
-"Predictive inference with the jackknife+") promises 2 × rate. For a bank that keeps every patch, where more patches
-can only lower a score, their argument carries over and gives 2 × rate here too; a coreset breaks it, hence it is not
-claimed.
+Leave-one-out, for memory banks and PaDiM: each training picture is scored against what the others
+have taught, so that no picture is held out. That is the jackknife: in the worst case it promises
+nothing; jackknife+ (Barber et al. 2021, "Predictive inference with the jackknife+") promises 2 ×
+rate. For a bank that keeps every patch, where more patches can only lower a score, their argument
+carries over and gives 2 × rate here too; a coreset breaks it, hence it is not claimed.
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ class Threshold:
     """A threshold and how it came about.
 
     Attributes:
-        value: in the unit of the score: a score above it is an alarm. None where n is too small for the rate.
+        value: in the unit of the score: a score above it is an alarm. None where n is too small for
+            the rate.
         rate: the false-alarm rate asked for, in (0, 1); None where it was set by hand.
         n: normal pictures it was calibrated on; 0 where it was set by hand.
         method: "split conformal", "leave-one-out", or "by hand": the user's own.
@@ -80,14 +83,15 @@ class Threshold:
     def from_dict(cls, values: Mapping[str, Any]) -> Threshold:
         """The threshold that `to_dict` wrote.
 
-        Raises: ConfigError for a missing or unknown key or a value that does not fit; NonFiniteError for a value that
-            is not finite.
+        Raises: ConfigError for a missing or unknown key or a value that does not fit;
+            NonFiniteError for a value that is not finite.
         """
         return config.from_dict(cls, values, within="threshold", strict=True)
 
 
 def by_hand(value: float) -> Threshold:
-    """A threshold that a person has chosen. Raises: ConfigError for what is no number; NonFiniteError for NaN.
+    """A threshold that a person has chosen. Raises: ConfigError for what is no number;
+    NonFiniteError for NaN.
 
     Example:
         >>> by_hand(30).guarantee
@@ -119,12 +123,15 @@ def calibrate(
     """The lowest of the scores that keeps the false-alarm rate.
 
     Args:
-        scores: n raw scores of normal pictures, held out ("split conformal") or left out in turn ("leave-one-out").
-        rate: false alarms among normal pictures, in (0, 1), taken as the decimal number that it prints as.
+        scores: n raw scores of normal pictures, held out ("split conformal") or left out in turn
+            ("leave-one-out").
+        rate: false alarms among normal pictures, in (0, 1), taken as the decimal number that it
+            prints as.
         required: whether too few scores are an error; otherwise the value is None.
         remark: what is to be said beside how few there are.
-    Raises: ConfigError for a rate or method out of range or scores that are not one list; NonFiniteError for a score
-        that is not finite; CalibrationError when required and there are too few.
+    Raises: ConfigError for a rate or method out of range or scores that are not one list;
+        NonFiniteError for a score that is not finite; CalibrationError when required and there are
+        too few.
 
     Example:
         >>> calibrate(range(1, 100), 0.05, method="split conformal", required=True).value
@@ -171,7 +178,8 @@ def calibrate(
 def verdict(score: float, threshold: float | None) -> int | None:
     """1 (anomalous) if the score is above the threshold, else 0 (normal); None without a threshold.
 
-    Raises: NonFiniteError for a score or threshold that is NaN or infinite: it is never called normal.
+    Raises: NonFiniteError for a score or threshold that is NaN or infinite: it is never called
+    normal.
 
     Example:
         >>> verdict(2.0, 1.5), verdict(1.5, 1.5), verdict(2.0, None)
@@ -187,7 +195,9 @@ def verdict(score: float, threshold: float | None) -> int | None:
 
 
 def _exact(rate: float) -> Fraction:
-    """The rate as the decimal that was written: 0.05 is 1/20, so that 20 × (1 - rate) is 19, not a little more."""
+    """The rate as the decimal that was written: 0.05 is 1/20, so that 20 × (1 - rate) is 19, not a
+    little more.
+    """
     if not 0 < rate < 1:
         raise ConfigError(f"false-alarm rate: {rate} is not between 0 and 1 (0.05 for 5 %)")
     return Fraction(str(float(rate)))

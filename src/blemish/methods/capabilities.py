@@ -103,6 +103,10 @@ class Refines(LearnsDefects, Protocol):
         """Whether it can with these settings."""
         ...
 
+    def knows_several(self) -> bool:
+        """As of `LeavesOneOut`."""
+        ...
+
     def learn_more(self, batches: Batches, count: int, progress: Progress) -> None:
         """Learn more good pictures, with owners of their own numbers; as `Fits.fit`."""
         ...

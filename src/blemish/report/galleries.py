@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
+from torch import Tensor
 
 from blemish.data.layouts.recognition import Dataset
 from blemish.data.marks import marked
@@ -38,6 +38,7 @@ from blemish.detector.evaluate import known_pictures, labelled
 from blemish.detector.predict import Detector
 from blemish.errors import BlemishError, ConfigError, DataError, OutputError
 from blemish.files import check_writable, write_whole
+from blemish.methods import Method
 from blemish.report import figures
 from blemish.report.predictions import Gallery, View, file_name, safe_stem
 from blemish.types import ANOMALOUS, NORMAL, Failure, Prediction, Progress, Sample, Scores, silent
@@ -169,9 +170,9 @@ def _see(
     stage: str,
 ) -> _Seen:
     """Score every sample once; `keep` is called with those whose digest is not `known`."""
-    seen, embedding = _Seen(), _Embedding(detector)
-    results = zip(samples, embedding.predict_many(samples), strict=True)
-    for index, (sample, result) in enumerate(results):
+    seen, embedding = _Seen(), _Embedding(detector.method)
+    results = detector.predict_many(samples, score=embedding)
+    for index, (sample, result) in enumerate(zip(samples, results, strict=True)):
         progress(stage, index + 1, len(samples))
         if isinstance(result, Failure):
             seen.failures.append(result)
@@ -185,20 +186,20 @@ def _see(
     return seen
 
 
-class _Embedding(Detector):
-    """The same detector; it keeps the features of every picture that it scores: D each, in the order of predictions.
+class _Embedding:
+    """Scores as the method does, and keeps the features of every picture: D each, in order.
 
     They come from the pass that scores the pictures.
     """
 
-    def __init__(self, detector: Detector) -> None:
-        super().__init__(detector.method, detector.record)
+    def __init__(self, method: Method) -> None:
         self.features: deque[Feature] = deque()
+        self._method = method
 
-    def _judged(self, images: torch.Tensor) -> Scores:
-        seen = self.method.see(images)
-        scores = self.method.judge(seen, images)
-        self.features.extend(self.method.describe(seen, images).float().cpu().numpy())
+    def __call__(self, images: Tensor) -> Scores:
+        seen = self._method.see(images)
+        scores = self._method.judge(seen, images)
+        self.features.extend(self._method.describe(seen, images).float().cpu().numpy())
         return scores
 
 
