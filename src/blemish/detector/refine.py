@@ -26,7 +26,7 @@ from blemish.errors import ConfigError, DataError
 from blemish.methods.base import reported
 from blemish.methods.lda import Lda
 from blemish.methods.memory import MemoryBank
-from blemish.types import ANOMALOUS, Failure, Progress, silent
+from blemish.types import ANOMALOUS, Failure, Progress, Sample, silent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,51 +95,28 @@ def refine(
         raise ConfigError("refine: name good pictures, defects or both")
     if false_alarm_rate is not None:
         pictures_needed(false_alarm_rate)  # refuses a rate outside (0, 1) before any work
-    known = detector.learned
-    sources = [] if good is None else good_pictures(good).sources
-    defects = NONE if anomalies is None else labelled_defects(anomalies)
-    plain = PictureStream(sources, detector.preprocessing, BATCH_SIZE)
-    new, failures, skipped = _unknown(plain, known, progress)
-    unseen, more, again = _unknown(
-        dataclasses.replace(plain, sources=defects.sources), known, progress
-    )
-    failures += more
-    if not new and not unseen:
-        raise DataError(
-            "nothing is new: all pictures given are known to the detector or cannot be read"
-        )
-    if new and not method.normality.knows_several:
-        raise ConfigError(
-            "the detector was fitted on a single picture; fit it again together with the new ones"
-        )
-    added = dataclasses.replace(
-        plain,
-        sources=[sources[at] for at in new],
-        rotations=method.config.rotations,
-        flips=method.config.flips,
-    )
-    taught = dataclasses.replace(plain, sources=[defects.sources[at] for at in unseen])
-    marks = [defects.samples[at] for at in unseen]
+    added = _added(detector, method, good, anomalies, progress)
+    failures = [*added.failures]
     # The backbone is shared: it does not learn.
     method = copy.deepcopy(method, {id(method.backbone): method.backbone})
     with features_kept(method.backbone):  # of the defects, which are looked at three times, too
-        before, old = _alarms(detector, taught), method.good_scores()
-        found = _learn(method, added, dataclasses.replace(taught, marks=marks), progress)
+        before, old = _alarms(detector, added.defects), method.good_scores()
+        found = _learn(method, added, progress)
         failures += [failure for each in found for failure in each.failures.values()]  # of masks
         scores = method.good_scores()
         threshold = _threshold(detector, scores, false_alarm_rate)
-        record = _record(detector.record, found, defects.note, failures)
+        record = _record(detector.record, found, added.note, failures)
         record = dataclasses.replace(
             record, threshold=threshold, calibration_scores=tuple(scores.values())
         )
         refined = Detector(method, record)
-        after = _alarms(refined, taught)
+        after = _alarms(refined, added.defects)
     later = {owner: scores[owner] for owner in old}
     return Refined(
         detector=refined,
         good=len(found[0].digests),
         defects=len(found[1].digests),
-        known=skipped + again,
+        known=added.known,
         failures=tuple(failures),
         before=_value(detector),
         after=_value(refined),
@@ -169,6 +146,59 @@ def _refinable(detector: Detector) -> Lda:
     return method
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Added:
+    """The pictures that are new to a detector.
+
+    Attributes:
+        good, defects: as they are learned; the defects without their `marks`.
+        note: what the defects were recognised as.
+        failures: those given that cannot be read. known: how many are known, or come twice.
+    """
+
+    good: PictureStream
+    defects: PictureStream
+    marks: Sequence[Sample]
+    note: str
+    failures: Sequence[Failure]
+    known: int
+
+
+def _added(
+    detector: Detector, method: Lda, good: Any, anomalies: Any, progress: Progress
+) -> _Added:
+    """What is new of the pictures given. Raises: DataError, ConfigError as `refine`."""
+    known = detector.learned
+    sources = [] if good is None else good_pictures(good).sources
+    defects = NONE if anomalies is None else labelled_defects(anomalies)
+    plain = PictureStream(sources, detector.preprocessing, BATCH_SIZE)
+    new, failures, skipped = _unknown(plain, known, progress)
+    unseen, more, again = _unknown(
+        dataclasses.replace(plain, sources=defects.sources), known, progress
+    )
+    if not new and not unseen:
+        raise DataError(
+            "nothing is new: all pictures given are known to the detector or cannot be read"
+        )
+    if new and not method.normality.knows_several:
+        raise ConfigError(
+            "the detector was fitted on a single picture; fit it again together with the new ones"
+        )
+    return _Added(
+        good=dataclasses.replace(
+            plain,
+            sources=[sources[at] for at in new],
+            rotations=method.config.rotations,
+            flips=method.config.flips,
+        ),
+        defects=dataclasses.replace(plain, sources=[defects.sources[at] for at in unseen]),
+        marks=[defects.samples[at] for at in unseen],
+        note=defects.note,
+        failures=[*failures, *more],
+        known=skipped + again,
+    )
+
+
 def _unknown(
     stream: PictureStream, known: set[str], progress: Progress
 ) -> tuple[list[int], list[Failure], int]:
@@ -185,18 +215,17 @@ def _unknown(
     return new, [*reading.found.failures.values()], len(reading.found.digests) - len(new)
 
 
-def _learn(
-    method: Lda, added: PictureStream, taught: PictureStream, progress: Progress
-) -> tuple[Found, Found]:
-    """Have the method learn from new good pictures and from defects, and what was found of them."""
+def _learn(method: Lda, added: _Added, progress: Progress) -> tuple[Found, Found]:
+    """Have the method learn from what is new; what was found of the good ones and the defects."""
     bank = cast(MemoryBank, method.normality)
     first = int(max(method.owners.max(), bank.owners.max())) + 1
-    good = Passes(added, method.backbone.device, first_owner=first)
-    defects = Passes(taught, method.backbone.device)
-    if added.sources:
+    good = Passes(added.good, method.backbone.device, first_owner=first)
+    marked = dataclasses.replace(added.defects, marks=added.marks)
+    defects = Passes(marked, method.backbone.device)
+    if added.good.sources:
         method.extend(good, good.rows, progress)
         method.summarise(good, good.rows, progress)
-    if taught.sources:
+    if marked.sources:
         method.learn_defects(defects, defects.rows, progress)
     return good.found, defects.found
 
