@@ -39,7 +39,7 @@ def drawn_mask(path: Path) -> NDArray[np.uint8]:
 
 
 def maps_by_hand(detector: Detector, root: Path, resolution: int = RESOLUTION) -> Maps:
-    """Path -> map and mask at resolution², of all test pictures of a data set in the MVTec layout."""
+    """Path -> map and mask at resolution² of the test pictures of a set in the MVTec layout."""
     found: Maps = {}
     for path in sorted((root / "test").rglob("*.png")):
         small = detector.predict(path).anomaly_map

@@ -45,7 +45,7 @@ def quantile(scores: list[float], rate: float) -> float:
 
 
 # --- Configuration
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def test_configure_takes_the_recipe_then_values_then_assignments() -> None:
@@ -289,7 +289,7 @@ def test_the_fingerprint_is_of_the_content(
 
 
 # --- The threshold
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def test_leave_one_out_holds_nothing_out(picture: Part, fitted: Callable[..., Detector]) -> None:
@@ -693,7 +693,7 @@ def test_the_heatmap_scale_is_of_all_categories(two: Path, small: dict[str, Any]
 
 
 # --- Few shots
-# -------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", ["knn", "patchcore", "padim"])
@@ -764,7 +764,7 @@ def test_a_number_of_shots_that_cannot_be_drawn(picture: Part, small: dict[str, 
 
 
 # --- On the way
-# ------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def test_progress_is_told(picture: Part, small: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Detectors at work: order, failures, names, laziness; and artifacts that describe something else."""
+"""Detectors at work: order, failures, names, laziness; artifacts that describe something else."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ HEALTH = figures.health
 
 @pytest.fixture(autouse=True)
 def _quick_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A digest of what is drawn in place of the figure, which takes as long as the rest of a test."""
+    """A digest of what is drawn, in place of the figure, which takes as long as a whole test."""
 
     def drawn(steps: Any, curves: dict[str, Any], tiles: list[tuple[str, np.ndarray]]) -> bytes:
         said = [

@@ -195,6 +195,19 @@ def test_a_single_good_picture_is_too_few_to_go_on_from(fit: Fit, good: Any, bad
         blemish.refine(fit(good(1)), good=good(23, 1), anomalies=bad(1))
 
 
+def test_the_detector_given_stays_as_it_was(fit: Fit, good: Any, bad: Any) -> None:
+    detector = fit(good(6), bad(1))
+    before = {name: each.clone() for name, each in detector.method.fitted_state().items()}
+    scores = detector.method.good_scores()
+    refined = blemish.refine(detector, good=good(2, 6), anomalies=bad(3)).detector
+    after = detector.method.fitted_state()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert detector.method.good_scores() == scores
+    assert len(taught(refined).owners) == 8
+    assert refined.method.backbone is detector.method.backbone
+
+
 @pytest.mark.parametrize("normality", ["knn", "patchcore"])
 def test_turned_and_mirrored_copies_share_their_picture(
     normality: str, fit: Fit, good: Any, bad: Any

@@ -1,4 +1,4 @@
-"""Pictures decoded and prepared ahead of the computation, in order, with the broken ones set aside."""
+"""Pictures decoded and prepared ahead of the computation, in order, the broken ones set aside."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ class Plan:
 
 
 def planned(method: Method, count: int, fraction: float | None, shots: int | None) -> Plan:
-    """The plan for a method and `count` pictures; the other arguments are those of `blemish.fit`."""
+    """The plan for a method and `count` pictures; `fraction` and `shots` as of `blemish.fit`."""
     if fraction == 0:
         return Plan(0.0, None)
     if fraction is None and isinstance(method, LeavesOneOut) and method.leaves_one_out():
@@ -202,13 +202,11 @@ def recalibrate(
     """The detector with thresholds from other normal pictures (split conformal).
 
     Pictures that it was fitted on are recognised by content and left out, as are copies: a picture
-    counts once, and the manifest says how many were copies (`data.copies`). A detector for several
-    categories gets a new threshold for each of them and a new common one; pictures whose category
-    is not known to it, or not given, count for the common one only.
+    counts once (`data.copies`). A detector for several categories gets a threshold for each and a
+    common one, for which alone pictures count whose category is not known to it, or not given.
 
     Returns: the detector, the pictures that could not be decoded, and how many were left out.
-    Raises: DataError when no picture is left, or of some of the categories none is given;
-        CalibrationError when they are too few for the rate.
+    Raises: DataError where no picture is left, or none of a category; CalibrationError.
     """
     pictures = good_pictures(good)
     names = detector.categories

@@ -49,20 +49,18 @@ def evaluate(
 ) -> Evaluation:
     """Image and pixel metrics on the labelled test pictures of a data set.
 
-    Pictures that the detector was fitted or calibrated on are recognised by content and left out.
-    Each is judged by the threshold of its category where the detector has one.
+    Pictures that it was fitted or calibrated on are recognised by content and left out. Each is
+    judged by the threshold of its category where the detector has one.
 
     Args:
         data: a path in any layout with labels, or a Dataset. Its test split, or everything where it
             has none.
         resolution: side of the square at which maps and masks are compared (a pixel of a mask is
-            what lies under its centre); None = each picture's own size. A box is drawn there as a
-            mask: the pixels whose centres lie in it, and one at least. A mask of another shape than
-            its picture is stretched over it, and told (`Evaluation.mask_faults`); one with a pixel
-            for more than 32 × 32 of its picture is a failure.
-        adapt: as of `Detector.predict_many`. The pictures of a category then come in an order drawn
-            once and for all: in that of the files whole batches are of one kind of defect, and what
-            they are adapted to tells the label.
+            what lies under its centre); None = each picture's own size. A box is a mask there: the
+            pixels whose centres lie in it, at least one. A mask of another shape than its picture
+            is stretched (`Evaluation.mask_faults`); one with a pixel for more than 32 × 32 fails.
+        adapt: as of `Detector.predict_many`. Each category's pictures then come in an order drawn
+            once and for all: in that of the files whole batches are of one kind of defect.
         predict: called with the samples and `adapt=`, in place of `detector.predict_many`.
         on_prediction: called for every picture scored, in order.
     Raises: DataError when there is no labelled picture, or only ones the detector already knows.
@@ -92,10 +90,8 @@ def evaluate(
             rows.append(_row(sample, result))
             on_prediction(sample, result)
     if not rows:
-        raise DataError(
-            f"{dataset.root}: no picture is left to evaluate: all are known to the detector or "
-            "unreadable"
-        )
+        reason = "no picture is left to evaluate: all are known to the detector or unreadable"
+        raise DataError(f"{dataset.root}: {reason}")
     return replace(
         _summary(detector, rows, pixels, len(failures), len(left_out)),
         left_out=tuple(left_out),

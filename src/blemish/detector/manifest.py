@@ -174,7 +174,8 @@ class Manifest(Origin):
         low, high = self.map_scale
         if not low < high:
             raise ConfigError(
-                f"map_scale: two numbers are needed, the lower one first, got {list(self.map_scale)}"
+                "map_scale: two numbers are needed, the lower one first, got "
+                f"{list(self.map_scale)}"
             )
         for name, mapping in (
             ("thresholds", self.thresholds),

@@ -26,7 +26,7 @@ from blemish.errors import ConfigError, DataError
 from blemish.methods import Method
 from blemish.methods.base import reported
 from blemish.methods.capabilities import Refines
-from blemish.types import ANOMALOUS, Failure, Progress, silent
+from blemish.types import ANOMALOUS, Failure, Progress, Sample, silent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,66 +90,37 @@ def refine(
     Raises: ConfigError for another detector; DataError where nothing new can be read;
         CalibrationError as `fit`.
     """
-    _check_refinable(detector.method, detector)
+    _check_refinable(detector)
     method = detector.method
     assert isinstance(method, Refines)
     if good is None and anomalies is None:
         raise ConfigError("refine: name good pictures, defects or both")
     if false_alarm_rate is not None:
         pictures_needed(false_alarm_rate)  # refuses a rate outside (0, 1) before any work
-    known = detector.learned
-    sources = [] if good is None else good_pictures(good).sources
-    defects = NONE if anomalies is None else labelled_defects(anomalies)
-    plain = PictureStream(sources, detector.preprocessing, BATCH_SIZE)
-    new, failures, skipped = _unknown(plain, known, progress)
-    unseen, more, again = _unknown(
-        dataclasses.replace(plain, sources=defects.sources), known, progress
-    )
-    failures += more
-    if not new and not unseen:
-        raise DataError(
-            "nothing is new: all pictures given are known to the detector or cannot be read"
-        )
-    if new and not method.knows_several():
-        raise ConfigError(
-            "the detector was fitted on a single picture; fit it again together with the new ones"
-        )
-    added = dataclasses.replace(
-        plain,
-        sources=[sources[at] for at in new],
-        rotations=method.config.rotations,
-        flips=method.config.flips,
-    )
-    taught = dataclasses.replace(plain, sources=[defects.sources[at] for at in unseen])
-    marks = [defects.samples[at] for at in unseen]
+    added = _added(detector, method, good, anomalies, progress)
+    failures = [*added.failures]
     # The backbone is shared: it does not learn.
     method = copy.deepcopy(method, {id(method.backbone): method.backbone})
     with features_kept(
         method.backbone, method.layers
     ):  # of the defects, which are looked at three times, too
-        before, old = _alarms(detector, taught), method.good_scores()
-        found = _learn(
-            method,
-            method.backbone.device,
-            added,
-            dataclasses.replace(taught, marks=marks),
-            progress,
-        )
+        before, old = _alarms(detector, added.defects), method.good_scores()
+        found = _learn(method, added, progress)
         failures += [failure for each in found for failure in each.failures.values()]  # of masks
         scores = method.good_scores()
         threshold = _threshold(detector, scores, false_alarm_rate)
-        record = _record(detector.record, found, defects.note, failures)
+        record = _record(detector.record, found, added.note, failures)
         record = dataclasses.replace(
             record, threshold=threshold, calibration_scores=tuple(scores.values())
         )
         refined = Detector(method, record)
-        after = _alarms(refined, taught)
+        after = _alarms(refined, added.defects)
     later = {owner: scores[owner] for owner in old}
     return Refined(
         detector=refined,
         good=len(found[0].digests),
         defects=len(found[1].digests),
-        known=skipped + again,
+        known=added.known,
         failures=tuple(failures),
         before=_value(detector),
         after=_value(refined),
@@ -162,8 +133,9 @@ def refine(
     )
 
 
-def _check_refinable(method: Method, detector: Detector) -> None:
+def _check_refinable(detector: Detector) -> None:
     """Raises: ConfigError for a detector that cannot be refined."""
+    method = detector.method
     if not isinstance(method, Refines) or not method.refinable():
         raise ConfigError(
             f"a detector of {method.name} cannot be refined, only one of lda with a memory "
@@ -175,6 +147,59 @@ def _check_refinable(method: Method, detector: Detector) -> None:
             "a detector for several categories cannot be refined: fit it again, or one for each "
             "category"
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Added:
+    """The pictures that are new to a detector.
+
+    Attributes:
+        good, defects: as they are learned; the defects without their `marks`.
+        note: what the defects were recognised as.
+        failures: those given that cannot be read. known: how many are known, or come twice.
+    """
+
+    good: PictureStream
+    defects: PictureStream
+    marks: Sequence[Sample]
+    note: str
+    failures: Sequence[Failure]
+    known: int
+
+
+def _added(
+    detector: Detector, method: Refines, good: Any, anomalies: Any, progress: Progress
+) -> _Added:
+    """What is new of the pictures given. Raises: DataError, ConfigError as `refine`."""
+    known = detector.learned
+    sources = [] if good is None else good_pictures(good).sources
+    defects = NONE if anomalies is None else labelled_defects(anomalies)
+    plain = PictureStream(sources, detector.preprocessing, BATCH_SIZE)
+    new, failures, skipped = _unknown(plain, known, progress)
+    unseen, more, again = _unknown(
+        dataclasses.replace(plain, sources=defects.sources), known, progress
+    )
+    if not new and not unseen:
+        raise DataError(
+            "nothing is new: all pictures given are known to the detector or cannot be read"
+        )
+    if new and not method.knows_several():
+        raise ConfigError(
+            "the detector was fitted on a single picture; fit it again together with the new ones"
+        )
+    return _Added(
+        good=dataclasses.replace(
+            plain,
+            sources=[sources[at] for at in new],
+            rotations=method.config.rotations,
+            flips=method.config.flips,
+        ),
+        defects=dataclasses.replace(plain, sources=[defects.sources[at] for at in unseen]),
+        marks=[defects.samples[at] for at in unseen],
+        note=defects.note,
+        failures=[*failures, *more],
+        known=skipped + again,
+    )
 
 
 def _unknown(
@@ -193,19 +218,15 @@ def _unknown(
     return new, [*reading.found.failures.values()], len(reading.found.digests) - len(new)
 
 
-def _learn(
-    method: Refines,
-    device: torch.device,
-    added: PictureStream,
-    taught: PictureStream,
-    progress: Progress,
-) -> tuple[Found, Found]:
-    """Have the method learn from new good pictures and from defects, and what was found of them."""
-    good = Passes(added, device, first_owner=method.next_owner())
-    defects = Passes(taught, device)
-    if added.sources:
+def _learn(method: Method, added: _Added, progress: Progress) -> tuple[Found, Found]:
+    """Have the method learn from what is new; what was found of the good ones and the defects."""
+    assert isinstance(method, Refines)
+    good = Passes(added.good, method.backbone.device, first_owner=method.next_owner())
+    marked = dataclasses.replace(added.defects, marks=added.marks)
+    defects = Passes(marked, method.backbone.device)
+    if added.good.sources:
         method.learn_more(good, good.rows, progress)
-    if taught.sources:
+    if marked.sources:
         method.learn_defects(defects, defects.rows, progress)
     return good.found, defects.found
 
