@@ -191,8 +191,8 @@ def _added(
         good=dataclasses.replace(
             plain,
             sources=[sources[at] for at in new],
-            rotations=method.config.rotations,
-            flips=method.config.flips,
+            rotations=detector.method.config.rotations,
+            flips=detector.method.config.flips,
         ),
         defects=dataclasses.replace(plain, sources=[defects.sources[at] for at in unseen]),
         marks=[defects.samples[at] for at in unseen],
