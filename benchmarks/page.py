@@ -3,7 +3,7 @@
     python benchmarks/page.py            # write it
     python benchmarks/page.py --check    # only say whether it is what the rows make; the tests do this
 
-Rows are told by their form: those of `blemish bench`, of `weak.py`, of `probe.py`, and of `speed.py` and
+Rows are told by their form: those of `blemish bench`, of `weak.py`, of `probe.py`, and of `speed.py`, `gpu.py` and
 `metrics_speed.py`. Of rows that measure the same thing the newest good one counts. The same rows give the same bytes,
 whatever the order of the files. What is said about the figures stands in docs/findings.md, written by hand.
 """
@@ -22,19 +22,19 @@ from typing import Any
 
 from blemish.bench import results, suites
 from blemish.bench.results import Page, Row, Sheet
-from blemish.bench.results.pages import NONE, figure
-from blemish.bench.results.recipes import departures
-from blemish.bench.results.tables import (
+from blemish.bench.results.overview import (
     SIGNS,
+    alike,
     asked,
     backbone,
     commits,
     device,
     flags,
-    likeness,
-    newest,
     size,
 )
+from blemish.bench.results.overview import sheet as sheet_of
+from blemish.bench.results.rows import departures, likeness, newest
+from blemish.bench.results.sheets import NONE, figure
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, PAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "results.md"
@@ -109,14 +109,9 @@ class Line:
     defects: int = 0
 
     def holds(self, row: Row) -> bool:
-        alike = all(
-            row["settings"].get(key, "none") == value for key, value in self.settings.items()
-        )
-        return (
-            row["method"] == self.method
-            and alike
-            and (row.get("anomaly_count") or 0) == self.defects
-        )
+        if (row["method"], row["anomaly_count"] or 0) != (self.method, self.defects):
+            return False
+        return all(row["settings"].get(key, "none") == it for key, it in self.settings.items())
 
 
 NETWORKS = {"ATAC-Net's network": "atacnet", "DevNet": "devnet", "CutMix classifier": "classifier"}
@@ -142,30 +137,36 @@ COLUMNS = {
     "NIH (part)": ("nih_chest_xray", "nih"),
 }
 # What `speed.py` and `metrics_speed.py` measure -> title, and heading -> key of the row.
+SIDE = {"Size": "size", "Precision": "precision"}
+BACKBONE = {
+    "To the last layer used": "images_per_second",
+    "All layers": "images_per_second_all_layers",
+}
+FIT = {
+    "Leave-one-out calibration": "calibrate",
+    "Pictures": "pictures",
+    "Bank": "bank",
+    "Seconds": "seconds",
+}
+DROPPING = {
+    "View": "view",
+    "Precision": "precision",
+    "Masked": "mask_ratio",
+    "Patches": "patches",
+    "Kept": "kept",
+}
+DROPPING |= {
+    "Time": "seconds_ratio",
+    "Memory for the backward pass": "bytes_ratio",
+    "Cores used": "cores_used",
+}
 SPEED: Mapping[str, tuple[str, Mapping[str, str]]] = {
-    "backbone": (
-        "The bare backbone, images/s",
-        {
-            "Size": "size",
-            "Precision": "precision",
-            "To the last layer used": "images_per_second",
-            "All layers": "images_per_second_all_layers",
-        },
-    ),
+    "backbone": ("The bare backbone, images/s", SIDE | BACKBONE),
     "predict": (
         "`predict` with heatmaps at full size, images/s",
-        {"Size": "size", "Precision": "precision", "Images/s": "images_per_second"},
+        SIDE | {"Images/s": "images_per_second"},
     ),
-    "fit": (
-        "Fit of PatchCore on bottle",
-        {
-            "Size": "size",
-            "Leave-one-out calibration": "calibrate",
-            "Pictures": "pictures",
-            "Bank": "bank",
-            "Seconds": "seconds",
-        },
-    ),
+    "fit": ("Fit of PatchCore on bottle", {"Size": "size"} | FIT),
     "memory": (
         "Memory of a fit of PatchCore at 224², calibration included",
         {"Pictures": "count", "Seconds": "seconds", "Peak (MiB)": "peak_memory_mib"},
@@ -177,20 +178,38 @@ SPEED: Mapping[str, tuple[str, Mapping[str, str]]] = {
     "help": ("`blemish --help`", {"Seconds": "seconds"}),
     "dropping": (
         "APMask's student forward and backward with patches dropped, as a share of the unmasked one",
+        DROPPING,
+    ),
+    "score": (
+        "Scoring on a GPU that does nothing else (`gpu.py`), decoding not included",
         {
-            "View": "view",
+            "Method": "method",
+            "Backbone": "backbone",
+            "Size": "size",
             "Precision": "precision",
-            "Masked": "mask_ratio",
-            "Patches": "patches",
-            "Kept": "kept",
-            "Time": "seconds_ratio",
-            "Memory for the backward pass": "bytes_ratio",
-            "Cores used": "cores_used",
+            "Batch": "batch",
+            "Images/s": "images_per_second",
+            "p50 (ms)": "latency_p50_ms",
+            "p95 (ms)": "latency_p95_ms",
+            "Peak GPU (MiB)": "peak_gpu_memory_mib",
+        },
+    ),
+    "train": (
+        "Training on a GPU that does nothing else (`gpu.py`): 80 steps, the slow first ones included",
+        {
+            "Method": "method",
+            "Backbone": "backbone",
+            "Size": "size",
+            "Precision": "precision",
+            "Pictures a step": "batch",
+            "Pictures/s": "images_per_second",
         },
     ),
 }
 CASE = (
     "what",
+    "method",
+    "batch",
     "size",
     "precision",
     "calibrate",
@@ -244,63 +263,40 @@ def page(files: Mapping[str, Sequence[Row]]) -> str:
         for row in rows
         if not {"schema", "part"} & row.keys()
     ]
-    weak = latest((row for row in others if "draw" in row), lambda row: (row["key"],))
+    weak = latest((row for row in others if "draw" in row), lambda row: row["key"])
     probes = [row for row in others if row.get("what") == "probe"]
     speeds = [row for row in others if row.get("what", "probe") != "probe"]
-    cells = covered([*newest(every)[0], *map(as_run, weak)])
+    cells = covered([*newest(every)[0], *weak])
     told, empty = suites_of(every)
-    parts = [
-        READING,
-        coverage(cells),
-        *told,
-        *(section(f"Rows of `{name}`", results.page(rows)) for name, rows in bench.items() if rows),
-        *([labelled(weak)] if weak else []),
-        *([probed(probes)] if probes else []),
-        *([timed(speeds)] if speeds else []),
-        *([costs(every)] if any(row.get("efficiency") for row in every) else []),
-        gaps(cells, empty),
+    parts = [READING, coverage(cells), *told]
+    parts += [
+        section(f"Rows of `{name}`", results.page(rows)) for name, rows in bench.items() if rows
     ]
-    return "\n\n".join(parts) + "\n"
+    parts += [
+        part(rows) for part, rows in ((labelled, weak), (probed, probes), (timed, speeds)) if rows
+    ]
+    if known := [row for row in every if row.get("efficiency")]:
+        theirs = suites.read("agpnet").efficiency
+        parts.append(section("Costs", results.efficiency_page(known, published=theirs)))
+    return "\n\n".join([*parts, gaps(cells, empty)]) + "\n"
 
 
 def section(title: str, content: Page) -> str:
     """Tables under a heading of their own."""
-    return f"## {title}\n\n{re.sub('^## ', '### ', results.markdown(content).strip(), flags=re.MULTILINE)}"
+    text = re.sub("^## ", "### ", results.markdown(content).strip(), flags=re.MULTILINE)
+    return f"## {title}\n\n{text}"
 
 
-def only(sheet: Sheet) -> str:
-    """A table as a section."""
-    return results.markdown(Page(sheets=(sheet,))).strip()
+def sections(*sheets: Sheet) -> str:
+    """Each table as a section."""
+    return results.markdown(Page(sheets=sheets)).strip()
 
 
-def latest(rows: Iterable[Row], what: Callable[[Row], tuple[Any, ...]]) -> list[Row]:
+def latest(rows: Iterable[Row], what: Callable[[Row], Any]) -> list[Row]:
     """Of rows of the same `what` the last one of the newest."""
     return list(
         {what(row): row for row in sorted(rows, key=lambda row: row.get("date", ""))}.values()
     )
-
-
-def as_run(row: Row) -> Row:
-    """A row of `weak.py` in the form of those of `blemish bench`."""
-    _, _, _, _, given, kind, masks = json.loads(row["key"])
-    changed = {
-        **dict(given),
-        **({"masks": True} if masks else {}),
-        **({"anomaly_type": kind} if kind else {}),
-    }
-    return {
-        **row,
-        "method": "lda",
-        "recipe": "best",
-        "label": results.words(changed),
-        "changed": changed,
-        "settings": {**row["settings"], "masks": masks},
-        "seed": row["draw"],
-        "time_budget": None,
-        "schedule": "",
-        "backbone": row["settings"]["backbone"],
-        "device": row["hardware"],
-    }
 
 
 Cells = dict[str, dict[str, list[Row]]]  # label of the line -> column -> rows of one setting
@@ -312,21 +308,28 @@ def covered(rows: Sequence[Row]) -> Cells:
 
     def rank(group: Sequence[Row]) -> tuple[Any, ...]:
         row = group[-1]
-        changes = len(
-            departures(row, row["recipe"]).keys()
-            - {"backbone", "image_size", "pretraining", "network"}
-        )
-        wishes = sum(
-            [
-                row["recipe"] != "best",
-                row.get("shots") is not None,
-                row.get("anomaly_type") is not None,
-            ]
-        )
+        changes = departures(row, row["recipe"]).keys() - {
+            "backbone",
+            "image_size",
+            "pretraining",
+            "network",
+        }
+        wishes = [
+            row["recipe"] != "best",
+            row["shots"] is not None,
+            row["anomaly_type"] is not None,
+        ]
         height, width = row["resolution"]
-        steps = (row.get("training") or {}).get("steps", 0)
+        steps = (row["training"] or {}).get("steps", 0)
         foreign = row["backbone"] != OUR_BACKBONE
-        return changes + wishes, foreign, -len(group), -height * width, -steps, likeness(row)
+        return (
+            len(changes) + sum(wishes),
+            foreign,
+            -len(group),
+            -height * width,
+            -steps,
+            likeness(row),
+        )
 
     cells: Cells = {line.label: {} for line in LINES}
     for line in LINES:
@@ -351,30 +354,23 @@ def coverage(cells: Cells) -> str:
             for label, found in cells.items()
         ),
     )
-    settings = Sheet(
-        title="What each of these figures is of",
-        columns=("Method", "Data", "Settings", "Resolution", "Backbone", "Commit", "Device"),
-        lines=tuple(
-            (
-                label,
-                column,
-                asked(rows[-1]),
-                size(rows[-1]),
-                backbone(rows[-1]),
-                commits(rows),
-                device(rows[-1]),
-            )
-            for label, found in cells.items()
-            for column, rows in found.items()
-        ),
+    heads = ("Resolution", "Backbone", "Commit", "Device")
+    lines = [
+        (label, column, asked(rows[-1]), *sheet_of("", heads, [rows]).lines[0])
+        for label, found in cells.items()
+        for column, rows in found.items()
+    ]
+    title = "What each of these figures is of"
+    return sections(
+        matrix,
+        Sheet(title=title, columns=("Method", "Data", "Settings", *heads), lines=tuple(lines)),
     )
-    return results.markdown(Page(sheets=(matrix, settings))).strip()
 
 
 def cell(rows: Sequence[Row]) -> str:
     if not rows:
         return GAP
-    figures = [percent([row[name] for row in rows]) for name in ("image_auroc", "pixel_auroc")]
+    figures = [figure([row[name] for row in rows], 100) for name in ("image_auroc", "pixel_auroc")]
     shown = " / ".join(each for each in figures if each != NONE)
     return f"{shown} ({len(rows)}){''.join(flags(rows))}"
 
@@ -403,48 +399,35 @@ def suites_of(rows: Sequence[Row]) -> tuple[list[str], list[str]]:
 
 def labelled(rows: Sequence[Row]) -> str:
     """Draws of labelled defects (`weak.py`)."""
-    groups: dict[tuple[str, str], list[Row]] = {}
-    for row in sorted(
-        map(as_run, rows),
-        key=lambda row: (row["data"], row["label"], row["anomaly_count"], row["seed"]),
-    ):
-        groups.setdefault((row["data"], likeness(row)), []).append(row)
-    return only(
-        Sheet(
-            title="Labelled defects (`weak.py`)",
-            above=WEAK,
-            columns=(
-                "Data",
-                "Resolution",
-                "M",
-                "Settings",
-                "Draws",
-                "I",
-                "P",
-                "PRO",
-                "Least I",
-                "Commit",
-                "Device",
-            ),
-            lines=tuple(
-                (
-                    found[-1]["data"],
-                    size(found[-1]),
-                    str(found[-1]["anomaly_count"]),
-                    " ".join([found[-1]["label"] or "best", *flags(found)]),
-                    str(len(found)),
-                    *(
-                        percent([row[name] for row in found])
-                        for name in ("image_auroc", "pixel_auroc", "aupro")
-                    ),
-                    percent([min(row["image_auroc"] for row in found)]),
-                    commits(found),
-                    device(found[-1]),
-                )
-                for found in groups.values()
-            ),
-        )
+    scores = ("image_auroc", "pixel_auroc", "aupro")
+    ordered = sorted(
+        rows, key=lambda row: (row["data"], row["label"], row["anomaly_count"], row["seed"])
     )
+    lines = [
+        (
+            *(found[-1]["data"], size(found[-1]), str(found[-1]["anomaly_count"])),
+            *(" ".join([found[-1]["label"] or "best", *flags(found)]), str(len(found))),
+            *(figure([row[name] for row in found], 100) for name in scores),
+            figure([min(row["image_auroc"] for row in found)], 100),
+            *(commits(found), device(found[-1])),
+        )
+        for found in alike(ordered)
+    ]
+    columns = (
+        "Data",
+        "Resolution",
+        "M",
+        "Settings",
+        "Draws",
+        "I",
+        "P",
+        "PRO",
+        "Least I",
+        "Commit",
+        "Device",
+    )
+    title = "Labelled defects (`weak.py`)"
+    return sections(Sheet(title=title, above=WEAK, columns=columns, lines=tuple(lines)))
 
 
 def probed(rows: Sequence[Row]) -> str:
@@ -452,47 +435,34 @@ def probed(rows: Sequence[Row]) -> str:
 
     def spread(row: Row, name: str) -> str:
         deviation = row[f"{name}_std"]
-        return percent([row[name]]) + ("" if deviation is None else f" ± {100 * deviation:.1f}")
+        return figure([row[name]], 100) + ("" if deviation is None else f" ± {100 * deviation:.1f}")
 
-    return only(
-        Sheet(
-            title="Probes (`probe.py`)",
-            above=PROBES,
-            columns=(
-                "Data",
-                "Backbone",
-                "Weights",
-                "Resolution",
-                "kNN",
-                "Linear",
-                "Kinds",
-                "Folds drawn",
-                "Commit",
-            ),
-            lines=tuple(
-                (
-                    *(
-                        row["data"],
-                        backbone(row),
-                        row["weights"]["source"],
-                        size(row),
-                        percent([row["knn"]]),
-                    ),
-                    *(
-                        spread(row, "linear"),
-                        spread(row, "linear_kind"),
-                        str(row["seeds"]),
-                        commits([row]),
-                    ),
-                )
-                for row in latest(rows, lambda row: (row["data"], backbone(row), size(row)))
-            ),
+    lines = [
+        (
+            *(row["data"], backbone(row), row["weights"]["source"], size(row)),
+            *(figure([row["knn"]], 100), spread(row, "linear"), spread(row, "linear_kind")),
+            *(str(row["seeds"]), commits([row])),
         )
+        for row in latest(rows, lambda row: (row["data"], backbone(row), size(row)))
+    ]
+    columns = (
+        "Data",
+        "Backbone",
+        "Weights",
+        "Resolution",
+        "kNN",
+        "Linear",
+        "Kinds",
+        "Folds drawn",
+        "Commit",
+    )
+    return sections(
+        Sheet(title="Probes (`probe.py`)", above=PROBES, columns=columns, lines=tuple(lines))
     )
 
 
 def timed(rows: Sequence[Row]) -> str:
-    """Speed and memory (`speed.py`, `metrics_speed.py`)."""
+    """Speed and memory (`speed.py`, `gpu.py`, `metrics_speed.py`)."""
     found = latest(rows, lambda row: (*map(row.get, CASE), device(row)))
     sheets: list[Sheet] = []
     for what in dict.fromkeys([*SPEED, *(row["what"] for row in rows)]):
@@ -507,21 +477,15 @@ def timed(rows: Sequence[Row]) -> str:
             ]
             ordered = tuple(sorted(lines, key=in_order))
             sheets.append(Sheet(title=title, columns=(*columns, "Commit", "Device"), lines=ordered))
-    return section("Speed and memory (`speed.py`, `metrics_speed.py`)", Page(sheets=tuple(sheets)))
+    return section(
+        "Speed and memory (`speed.py`, `gpu.py`, `metrics_speed.py`)", Page(sheets=tuple(sheets))
+    )
 
 
 def in_order(cells: Sequence[str]) -> list[tuple[float, str]]:
     """By number where there is one."""
     numbers = (cell.replace(",", "") for cell in cells)
     return [(float(cell), "") if re.fullmatch(r"[\d.]+", cell) else (0.0, cell) for cell in numbers]
-
-
-def costs(rows: Sequence[Row]) -> str:
-    """What detectors cost, where rows say it."""
-    known = [row for row in rows if row.get("efficiency")]
-    return section(
-        "Costs", results.efficiency_page(known, published=suites.read("agpnet").efficiency)
-    )
 
 
 def gaps(cells: Cells, empty: Sequence[str]) -> str:
@@ -532,20 +496,11 @@ def gaps(cells: Cells, empty: Sequence[str]) -> str:
     }
     count, of = sum(map(len, missing.values())), len(LINES) * len(COLUMNS)
     named = [f"- {label}: {', '.join(columns)}" for label, columns in missing.items() if columns]
-    parts = [
-        f"{count} of the {of} cells above:" if named else "",
-        "\n".join(named),
-        f"Tables of the papers without a figure of ours, by suite: {', '.join(empty)}."
-        if empty
-        else "",
-        "And beyond the data at hand:",
-        BEYOND,
-    ]
-    return "\n\n".join(["## What is not measured", *filter(None, parts)])
-
-
-def percent(values: Sequence[float | None]) -> str:
-    return figure(values, 100)
+    tables = f"Tables of the papers without a figure of ours, by suite: {', '.join(empty)}."
+    parts = ["## What is not measured"]
+    parts += [f"{count} of the {of} cells above:", "\n".join(named)] if named else []
+    parts += [tables] if empty else []
+    return "\n\n".join([*parts, "And beyond the data at hand:", BEYOND])
 
 
 def plain(value: Any) -> str:

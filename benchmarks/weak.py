@@ -29,6 +29,7 @@ import torch
 import blemish
 from blemish.backbones.base import Features
 from blemish.bench.plan import data_sets
+from blemish.bench.results.rows import words
 from blemish.bench.run import checkout, hardware
 from blemish.cli.console import complain
 from blemish.data.defects import labelled_defects
@@ -114,25 +115,30 @@ def rows(
             sample for sample in dataset.samples if kind is None or sample.defect != kind
         )
         found = evaluate(Remembering(taught, seen), dataclasses.replace(dataset, samples=tested))
+        changed = settings | ({"masks": True} if options.masks else {})
+        changed |= {"anomaly_type": kind} if kind else {}
         yield {
             "key": key,
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "commit": commit,
             "dirty": dirty,
             "data": name,
-            "anomaly_count": count,
-            "anomaly_type": kind,
-            "draw": draw,
+            **{"method": "atacnet", "recipe": "best", "changed": changed, "label": words(changed)},
+            **{"anomaly_count": count, "anomaly_type": kind, "draw": draw, "seed": draw},
+            **{"shots": None, "time_budget": None, "shifts": [], "adapt": []},
             "masks": options.masks,
-            "settings": detector.manifest["config"],
+            "settings": {**detector.manifest["config"], "masks": options.masks},
+            "backbone": options.backbone,
             "resolution": [detector.preprocessing.height, detector.preprocessing.width],
             "weights": detector.manifest["backbone"]["weights"],
             "precision": detector.manifest["precision"],
-            "hardware": hardware(detector.device),
+            "device": hardware(detector.device),
+            **{"schedule": "", "training": None, "multi_class": False, "differs": []},
             "counts": dict(found.counts),
             "left_out": len(found.left_out),
             "compared_at": RESOLUTION,
             **{metric: getattr(found, metric) for metric in METRICS},
+            "pixel_auroc_anomalous": found.pixel_auroc_anomalous,
             "seconds_to_fit": round(fitted, 1),
             "seconds_of_draw": round(time.perf_counter() - began, 1),
         }

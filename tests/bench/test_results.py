@@ -1,25 +1,26 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from runs import a_row
 
 from blemish import cli
 from blemish import config as configs
 from blemish.bench.results import (
     Row,
     append,
-    as_ever,
     efficiency_page,
     html,
     markdown,
+    page,
     read_rows,
     suite_page,
-    suite_table,
-    table,
 )
+from blemish.bench.results.rows import HALF_OFF
 from blemish.bench.suites import (
     Comparison,
     Cost,
@@ -34,39 +35,12 @@ from blemish.detector.fit import configure
 from blemish.errors import DataError
 
 
-def a_row(**changes: Any) -> Row:
-    row = {
-        "schema": 1,
-        "status": "ok",
-        "key": "k0",
-        "date": "2026-01-01T00:00:00+00:00",
-        "commit": "0123456789abcdef",
-        "dirty": False,
-        "method": "knn",
-        "recipe": "best",
-        "label": "",
-        "settings": {"backbone": "test_vit", "image_size": [32, 48], "seed": 0},
-        "data": "widget",
-        "seed": 0,
-        "counts": {"fitted": 24, "pictures": 13},
-        "backbone": "test_vit",
-        "weights": {"source": "pip:x 1", "sha256": "feedbeef00", "licence": "MIT"},
-        "resolution": [32, 48],
-        "schedule": "",
-        "image_auroc": 0.9,
-        "image_ap": 0.8,
-        "best_f1": 0.7,
-        "pixel_auroc": 0.95,
-        "aupro": 0.5,
-        "compared_at": 256,
-        "seconds_to_fit": 2.0,
-        "images_per_second": 10.0,
-        "peak_memory_mib": 512.4,
-        "peak_gpu_memory_mib": None,
-        "device": {"type": "cpu", "name": "CPU X", "cpu": "CPU X", "cores": 2, "threads": 2},
-        "precision": "fp32",
-    }
-    return {**row, **changes}
+def table(rows: Iterable[Row]) -> str:
+    return markdown(page(rows))
+
+
+def suite_table(rows: Iterable[Row], suite: Suite) -> str:
+    return markdown(suite_page(rows, suite))
 
 
 def body(markdown: str) -> list[list[str]]:
@@ -206,17 +180,6 @@ def test_the_table_keeps_unlike_runs_apart_and_names_what_failed() -> None:
     assert gadget[2:5] == ["90.0", "–", "–"]
     assert gadget[12] == "–"
     assert "- knn on widget, seed 4: no luck" in markdown
-
-
-def test_published_figures_stand_beside_the_rows() -> None:
-    markdown = table(
-        [a_row(label="a|b")], published={"widget": {"A paper": (0.981, None, 0.5)}, "other": {}}
-    )
-    ours, theirs = body(markdown)
-    assert ours[1] == "a\\|b"
-    assert theirs[:5] == ["A paper", "published", "98.1", "–", "50.0"]
-    assert len(ours) == len(theirs) == 14
-    assert table([]) == "No rows.\n"
 
 
 def test_few_shots_and_budgets_are_lines_of_their_own() -> None:
@@ -432,24 +395,6 @@ def test_backbones_stand_in_one_table_though_each_has_its_own_weights_and_resolu
     assert [line[0] for line in body(markdown)] == ["test_vit", "test_cnn"]
 
 
-def test_settings_that_joined_later_do_not_part_rows() -> None:
-    old = {"bank_size": 7, "image_size": [224]}
-    joined = {"pretraining": "none", "pretraining_recipe": "best", "pretraining_epochs": 300}
-    joined |= {"masking": "attention", "mask_ratio": 0.3, "flips": False, "extractor_rate": 1.0}
-    assert as_ever({**old, **joined}) == old
-    for idle in (
-        {"pretraining_recipe": "paper"},
-        {"pretraining_epochs": 9},
-        {"masking": "none"},
-        {"mask_ratio": 0.5},
-    ):
-        assert as_ever({**old, **joined, **idle}) == old  # nothing is pre-trained
-        asked = {"pretraining": "apmask", **idle}
-        assert as_ever({**old, **joined, **asked}) == {**old, **asked}
-    assert as_ever({**old, **joined, "pretraining": "apmask"}) == {**old, "pretraining": "apmask"}
-    assert as_ever({**old, "flips": True}) == {**old, "flips": True}
-
-
 def test_the_steps_of_a_pre_training_stand_before_those_of_the_training() -> None:
     made = {"training": {"steps": 7}, "pretraining": {"training": {"steps": 500}}}
     rows = [noisy("none", 0, 0.9, training={"steps": 7}), noisy("guided", 0, 0.9, **made)]
@@ -658,28 +603,6 @@ def test_what_is_unlike_stands_in_columns_of_its_own() -> None:
     )  # those of another backbone are no ablation
 
 
-@pytest.mark.parametrize("asked", [True, False])
-@pytest.mark.parametrize(("floor", "head"), [(0.0, "attended only"), (0.4, "both"), (0.7, None)])
-def test_a_row_with_a_setting_of_earlier_is_told_by_what_it_means_today(
-    floor: float, head: str | None, asked: bool
-) -> None:
-    """Before b96f3b2 agpnet had `noise_floor`, the share of the noise that every place had."""
-    meant: dict[str, dict[str, Any]] = {
-        "attended only": {"beta": 0.0, "noise_high": 1.0},
-        "both": {"beta": 0.4, "noise_high": 0.6},
-    }
-    entries = tuple(Entry(method="agpnet", label=label, settings=it) for label, it in meant.items())
-    today = configs.to_dict(configure("agpnet"))
-    earlier = {key: value for key, value in today.items() if key not in ("beta", "noise_unit")}
-    row = of("bottle", 0.9) | {"method": "agpnet", "recipe": "best", "label": ""}
-    row["settings"] = {**earlier, "noise_high": 1.0, "noise_floor": floor}
-    row["changed"] = {"noise_floor": floor} if asked else {}
-    text = suite_table([row], suite_of(entries=entries))
-    assert [label for label in meant if f"| {label} [1] |" in text] == (
-        [] if head is None else [head]
-    )
-
-
 def test_a_row_belongs_to_the_entry_that_names_most_of_it() -> None:
     entries = (
         Entry(method="knn", label="plain"),
@@ -752,11 +675,10 @@ def test_the_spread_over_seeds_is_the_papers() -> None:
 def test_rows_compared_elsewhere_than_in_the_paper_say_so() -> None:
     """Each in a column of its own; those of before masks were read by pixel centres, too."""
     pixels = suite_of(metrics=("image_auroc", "pixel_auroc"), compared_at=None)
-    old = {key: value for key, value in of("bottle", 0.9).items() if key != "compared_at"}
     rows = [
         {**of("bottle", 0.8, key="a"), "compared_at": "original"},
         {**of("bottle", 0.7, key="b"), "compared_at": 256},
-        {**old, "key": "c"},
+        {**of("bottle", 0.9, key="c"), "compared_at": HALF_OFF},
     ]
     text = suite_table(rows, pixels)
     assert "| ours [1] | ours [2] ¶ | ours [3] § ¶ | Status |" in text

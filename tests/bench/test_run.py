@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -18,16 +19,18 @@ import numpy as np
 import pytest
 import torch
 from runs import GUIDED, TAUGHT, TINY, a_run
+from runs import a_row as a_whole_row
 
 import blemish
 from blemish.bench import run as benchmark
-from blemish.bench.plan import Run, cores
-from blemish.bench.results import Row, read_rows, table
+from blemish.bench.plan import Run
+from blemish.bench.results import Row, markdown, page, read_rows
 from blemish.bench.run import METRICS, SHIFTED_METRICS, measure, run
 from blemish.data.shifts import SHIFTS
 from blemish.detector.predict import Detector
 from blemish.errors import ConfigError, DataError, OutputError
 from blemish.images import decode
+from blemish.machine import cores
 from blemish.types import Failure
 
 HERE = {"device": "cpu", "precision": "fp32"}
@@ -36,10 +39,11 @@ HERE = {"device": "cpu", "precision": "fp32"}
 def in_this_process(launched: list[Run]) -> Callable[..., Row]:
     """What works as a run's own process does, here, which is quicker; notes the runs that it is given."""
 
-    def launch(one: Run, order: dict[str, Any], *_: object) -> Row:
-        launched.append(one)
+    def launch(order: benchmark.Order, *_: object) -> Row:
+        launched.append(order.run)
+        told = {**dataclasses.asdict(order), "run": order.run.to_dict()}
         with redirect_stdout(io.StringIO()) as printed:
-            benchmark._worker(["--run", json.dumps({"run": one.to_dict(), **order})])
+            benchmark._worker(["--run", json.dumps(told)])
         row: Row = json.loads(printed.getvalue())
         return row
 
@@ -54,19 +58,14 @@ def here(monkeypatch: pytest.MonkeyPatch) -> list[Run]:
     return launched
 
 
-def a_row(one: Run) -> Row:
-    """What a run in another process would have answered, without the measurements."""
-    heading = benchmark._heading(one, "ok")
-    measured: dict[str, Any] = {"counts": {"fitted": 24, "pictures": 13}}
-    measured |= {
-        "resolution": [32, 32],
-        "schedule": "",
-        "weights": {},
-        "seconds_to_fit": 1.0,
-        "images_per_second": 9.0,
-    }
-    figures = dict.fromkeys(("image_auroc", "image_ap", "pixel_auroc", "aupro"))
-    return {**heading, "device": {"type": "cpu"}, "precision": "fp32", **measured, **figures}
+def a_row(one: Run, **changes: Any) -> Row:
+    """What a run in another process would have answered."""
+    return {**a_whole_row(), **benchmark._heading(one), **changes}  # type: ignore[typeddict-item]
+
+
+def an_order(one: Run, **changes: Any) -> benchmark.Order:
+    values = {"device": "cpu", "precision": "fp32", "threads": None, "artifact": None, **changes}
+    return benchmark.Order(run=one, **values)
 
 
 def test_maps_are_compared_where_the_run_says(mvtec: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +92,7 @@ def test_a_process_that_dies_leaves_a_failed_row(
 ) -> None:
     def dies_by(code: str) -> str:
         monkeypatch.setattr(benchmark, "_command", lambda order: [sys.executable, "-S", "-c", code])
-        row = benchmark._launch(a_run(mvtec), HERE, None, set())
+        row = benchmark._launch(an_order(a_run(mvtec)), None, set())
         assert row["status"] == "failed"
         assert row["key"] == a_run(mvtec).key
         return row["error"]
@@ -104,7 +103,7 @@ def test_a_process_that_dies_leaves_a_failed_row(
     )
     assert "said nothing" in dies_by("print(5)")
     monkeypatch.setattr(benchmark, "_command", lambda order: [str(mvtec / "nothing")])
-    row = benchmark._launch(a_run(mvtec), HERE, None, set())
+    row = benchmark._launch(an_order(a_run(mvtec)), None, set())
     assert (row["status"], row["error"]) == (
         "failed",
         "its process could not be started (No such file or directory)",
@@ -205,7 +204,7 @@ def test_rows_of_other_numbers_of_defects_are_apart_in_tables(
     runs = [a_run(mvtec, **TAUGHT, anomaly_count=count) for count in (None, 1, 2)]
     rows = run(runs, results, **HERE)
     assert [row["status"] for row in rows] == ["ok"] * 3
-    lines = [line for line in table(rows).splitlines() if "lda" in line]
+    lines = [line for line in markdown(page(rows)).splitlines() if "lda" in line]
     assert len(lines) == 3
     assert ["1 defect" in line for line in lines].count(True) == 1
     assert ["2 defects" in line for line in lines].count(True) == 1
@@ -219,7 +218,7 @@ def test_several_categories_are_measured_each_by_itself(mvtec: Path) -> None:
     shutil.rmtree(mvtec.parent / "parts" / "right" / "test" / "square")
     row = measure(a_run(mvtec.parent / "parts"), **HERE)
     assert row["multi_class"]
-    assert row["categories"] == ["left", "right"]
+    assert row["categories"] == ("left", "right")
     for name in ("image_auroc", "image_ap", "pixel_auroc", "aupro"):
         assert row[name] == pytest.approx(
             statistics.fmean(row["by_category"][side][name] for side in ("left", "right"))
@@ -237,7 +236,7 @@ def test_shifted_pictures_are_judged_as_if_they_had_been_stored_so(
     mvtec: Path, write: Callable[..., Path]
 ) -> None:
     row = measure(a_run(mvtec, shifts=["noise", "blur"]), **HERE)
-    assert (row["shifts"], row["adapt"]) == (["blur", "noise"], [])
+    assert (row["shifts"], row["adapt"]) == (("blur", "noise"), ())
     assert list(row["shifted"]) == ["none", "blur", "noise"]
     told = (*SHIFTED_METRICS, "by_group")
     assert row["shifted"]["none"] == {
@@ -253,7 +252,7 @@ def test_shifted_pictures_are_judged_as_if_they_had_been_stored_so(
             "adapted": 0.0,
         }
     assert row["shifted"]["noise"] != row["shifted"]["none"]
-    assert "shifted" not in stored
+    assert stored["shifted"] == {}
 
 
 def test_a_shifted_picture_is_known_by_its_original(
@@ -284,7 +283,7 @@ def test_every_shift_is_judged_in_every_mode(mvtec: Path, monkeypatch: pytest.Mo
     modes = (None, "online", "episodic")
     assert calls[0] == ("_Stopwatch", None)
     assert calls[1:] == [(name, mode) for name in ("Detector", "_Shifted") for mode in modes]
-    assert row["adapt"] == ["online", "episodic"]
+    assert row["adapt"] == ("online", "episodic")
     for by_mode in row["shifted"].values():
         assert list(by_mode) == ["none", "online", "episodic"]
         assert by_mode["none"]["adapted"] == 0
@@ -311,7 +310,7 @@ def test_the_share_of_adapted_pictures_and_the_means_of_categories_are_told(
         )
 
     monkeypatch.setattr(benchmark, "evaluate", evaluate)
-    metrics = benchmark._shifted_metrics(None, None, "online", 256)
+    metrics = benchmark._adapted(None, None, "online", 256)
     means = {"image_auroc": 0.5, "pixel_auroc": None, "aupro": 0.25}
     assert metrics == {
         **means,
@@ -368,8 +367,8 @@ def test_artifacts_are_kept_where_they_are_asked_for(
 def test_one_model_of_a_part_of_a_set_does_not_stand_for_one_of_more_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def launch(one: Run, *_: object) -> Row:
-        return {**a_row(one), "categories": sorted(path.name for path in one.path.iterdir())}
+    def launch(order: benchmark.Order, *_: object) -> Row:
+        return a_row(order.run, categories=sorted(path.name for path in order.run.path.iterdir()))
 
     monkeypatch.setattr(benchmark, "_launch", launch)
     root, results = tmp_path / "mvtec", tmp_path / "rows.jsonl"
@@ -392,7 +391,7 @@ def test_costs_that_cannot_be_measured_lose_nothing_else(
     def measure_costs(*_: object) -> dict[str, float]:
         raise kind("out of memory")
 
-    monkeypatch.setattr(benchmark.efficiency, "measure", measure_costs)
+    monkeypatch.setattr(benchmark.costs, "measure", measure_costs)
     row = measure(a_run(mvtec), **HERE)
     assert row["efficiency"] == {"error": f"{kind.__name__}: out of memory"}
     assert row["status"] == "ok"
@@ -417,10 +416,10 @@ def test_a_last_line_cut_short_is_run_again(mvtec: Path, tmp_path: Path, here: l
 def test_ctrl_c_keeps_the_rows_so_far(
     mvtec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def launch(one: Run, *_: object) -> Row:
-        if one.seed == 1:
+    def launch(order: benchmark.Order, *_: object) -> Row:
+        if order.run.seed == 1:
             raise KeyboardInterrupt
-        return a_row(one)
+        return a_row(order.run)
 
     monkeypatch.setattr(benchmark, "_launch", launch)
     results = tmp_path / "rows.jsonl"
@@ -478,11 +477,11 @@ def test_the_commit_is_of_the_checkout_that_blemish_runs_from(
 
 def test_pictures_that_are_not_all_of_a_public_set_are_said(mvtec: Path) -> None:
     row = measure(a_run(mvtec.rename(mvtec.parent / "bottle")), **HERE)
-    assert row["differs"] == [
+    assert row["differs"] == (
         "bottle: 24 of 209 training pictures",
         "bottle: 6 of 20 good test pictures",
         "bottle: 7 of 63 anomalous test pictures",
-    ]
+    )
 
 
 # Several at once
@@ -556,15 +555,16 @@ def test_jobs_are_at_work_at_once_and_rows_come_as_they_are_done(
     most: list[int] = []
     slots: list[object] = []
 
-    def launch(one: Run, order: dict[str, Any], gpu: str | None, _: object) -> Row:
+    def launch(order: benchmark.Order, gpu: str | None, _: object) -> Row:
+        one = order.run
         at_work.append(one.seed)
         most.append(len(at_work))
-        slots.append((order["threads"], gpu))
+        slots.append((order.threads, gpu))
         assert third.wait(20) if one.seed == 0 else True
         if one.seed == 2:
             third.set()
         at_work.remove(one.seed)
-        return {**a_row(one), "status": "failed", "error": "x"} if one.seed == 1 else a_row(one)
+        return a_row(one, **({"status": "failed", "error": "x"} if one.seed == 1 else {}))
 
     monkeypatch.setattr(benchmark, "_launch", launch)
     monkeypatch.setattr(benchmark, "_gpus", lambda device: ["4", "7"])
@@ -606,9 +606,9 @@ def test_what_interrupts_ends_the_processes(
 
 
 def test_a_job_sees_its_own_gpu_only(mvtec: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    code = "import json, os; print(json.dumps(dict(schema=1, status='x', key=os.environ['CUDA_VISIBLE_DEVICES'])))"
+    code = "import json, os; print(json.dumps(dict(schema=2, status='x', key=os.environ['CUDA_VISIBLE_DEVICES'])))"
     monkeypatch.setattr(benchmark, "_command", lambda order: [sys.executable, "-S", "-c", code])
-    assert benchmark._launch(a_run(mvtec), {"device": "cuda"}, "5", set())["key"] == "5"
+    assert benchmark._launch(an_order(a_run(mvtec), device="cuda"), "5", set())["key"] == "5"
 
 
 def test_several_gpus_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,12 +62,6 @@ def new(tmp_path: Path, picture: Callable[..., np.ndarray], write: Callable[...,
     return tmp_path / "new"
 
 
-@pytest.fixture(autouse=True)
-def forward(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No forward pass is tried for the estimate of a bench."""
-    monkeypatch.setattr("blemish.bench.estimates._forward_seconds", lambda *_: 0.5)
-
-
 def document(answer: tuple[int, str, str]) -> Any:
     """The one JSON document of an answer."""
     return json.loads(answer[1])
@@ -1199,7 +1193,7 @@ def test_bench_with_known_defects(run: Run, mvtec: Path) -> None:
     runs = document(run(*asked, "--json"))["runs"]
     told = [(one["method"], one["anomaly_count"], one["anomaly_type"]) for one in runs]
     assert told == [("knn", None, None), ("lda", 2, None)]
-    assert "lda on part, seed 0 · 2 defects: about " in run(*asked)[1]
+    assert "lda on part, seed 0 · 2 defects: no telling (" in run(*asked)[1]
     kind = run(*asked, "--anomaly-type", "square")[1]
     assert "lda on part, seed 0 · 2 defects of type square" in kind
     status, _, err = run(*asked[:-2], "--anomaly-type", "square")
@@ -1277,12 +1271,12 @@ def test_a_bench_is_told_its_suite_first_or_among_the_options(
     found = document(first)
     assert len(found["runs"]) == 11
     assert (found["made"], found["jobs"]) == (0, 1)
-    assert found["seconds"] == pytest.approx(sum(one["seconds"] for one in found["runs"]), abs=0.1)
+    assert (found["seconds"], {one["seconds"] for one in found["runs"]}) == (0, {None})
     assert "MVTec AD (cable, " in found["notes"][0]
     told = run("bench", "agpnet-ablations", *asked[:-1], "--jobs", "2")[1].splitlines()
     assert told[-2] == found["notes"][-1] == "Rows are kept in agpnet-ablations.jsonl."
     assert told[-1].startswith("11 runs to make, 0 made already: about ")
-    assert told[-1].endswith("; rough")
+    assert told[-1].endswith("; rough, without 11 of them")
     assert "[SUITE] [OPTIONS]" in run("bench", "--help")[1]
     assert (
         "unknown suite 'agpnets'; did you mean 'agpnet'" in run("bench", "agpnets", *asked[:-1])[2]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from blemish import config as configs
-from blemish.bench.results import as_ever, asked_for, words
+from blemish.bench.results.rows import asked_for, words
 from blemish.bench.suites import Entry, Suite
 from blemish.data.layouts import recognition as layouts
 from blemish.data.layouts.official import OFFICIAL, Official, category_paths, find
@@ -26,6 +26,7 @@ from blemish.data.shifts import SHIFTS
 from blemish.detector.fit import configure
 from blemish.errors import ConfigError, DataError, WeightsError, unknown_name
 from blemish.files import WEIGHTS_BYTES, open_regular
+from blemish.machine import cores
 from blemish.methods import Method, MethodConfig, method_class
 from blemish.methods.adaptation import MODES
 from blemish.types import RESOLUTION
@@ -78,10 +79,12 @@ class Run:
             raise ConfigError(
                 "anomaly_type: say how many of that type to learn from, too (anomaly_count)"
             )
-        if self.time_budget is not None and not 0 < self.time_budget < math.inf:
-            raise ConfigError(
-                f"time_budget: a positive number of minutes is needed, got {self.time_budget:g}"
-            )
+        if self.time_budget is not None:
+            if not 0 < self.time_budget < math.inf:
+                raise ConfigError(
+                    f"time_budget: a positive number of minutes is needed, got {self.time_budget:g}"
+                )
+            object.__setattr__(self, "time_budget", float(self.time_budget))
         for field_name, kind, known in (
             ("shifts", "shift", tuple(SHIFTS)),
             ("adapt", "mode of adaptation", MODES),
@@ -104,35 +107,13 @@ class Run:
 
     @cached_property
     def key(self) -> str:
-        """Identity of what is measured: method, data set, seed, recipe, whole config (backbone included), weights,
-        shots, anomalies, time budget, shifts, modes of adaptation, and the size at which maps and masks are compared.
-
-        Weights count by their content. Raises: ConfigError as `config`.
-        """
-        weights = self.weights
-        if weights is not None and Path(weights).is_file():
-            with open_regular(weights, limit=WEIGHTS_BYTES, error=WeightsError) as file:
-                weights = hashlib.file_digest(file, "sha256").hexdigest()
-        parts = [
-            self.method,
-            self.data,
-            self.seed,
-            self.recipe,
-            as_ever(configs.to_dict(self.config)),
-            weights,
-        ]
-        if (
-            self.shots is not None or self.time_budget is not None
-        ):  # rows older than these keep their keys
-            parts.append(
-                [self.shots, None if self.time_budget is None else float(self.time_budget)]
-            )
-        if self.anomaly_count is not None:
-            parts.append({"anomalies": [self.anomaly_count, self.anomaly_type]})
-        if self.shifts or self.adapt:
-            parts.append({"shifts": self.shifts, "adapt": self.adapt})
-        if self.compared_at != RESOLUTION:
-            parts.append({"compared_at": self.compared_at})
+        """Identity of what is measured: everything but where the data are and how tables call it, the whole config in
+        place of what was changed of it, and weights by their content. Raises: ConfigError as `config`."""
+        parts = {**self.to_dict(), "settings": configs.to_dict(self.config)}
+        del parts["path"], parts["label"]
+        if self.weights is not None and Path(self.weights).is_file():
+            with open_regular(self.weights, limit=WEIGHTS_BYTES, error=WeightsError) as file:
+                parts["weights"] = hashlib.file_digest(file, "sha256").hexdigest()
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
     def __str__(self) -> str:
@@ -227,23 +208,18 @@ def data_sets(
     Args: root: the folder of the sets known by name; None = the environment variable BLEMISH_DATA.
     Raises: DataError when one is not there or two have the same name; MissingExtraError for elpv without `demo`.
     """
-    folder = _root(root)
-    known = {
-        name: official
-        for official in OFFICIAL.values()
-        for name in (*official.categories, official.name)
-    }
+    known = {name: it for it in OFFICIAL.values() for name in (*it.categories, it.name)}
     found: dict[str, Path] = {}
     for given in map(str, names):
         if given in known:
-            name, path = given, _named(given, known[given], folder, scratch)
+            name, path = given, _named(given, known[given], _root(root), scratch)
         else:
             path = Path(given)
             name = path.stem if path.is_file() else path.resolve().name
             if not path.exists():
                 raise DataError(
-                    f"data set {given!r}: no such path, and not one of the names {', '.join(sorted(known))}; "
-                    "mend --data"
+                    f"data set {given!r}: no such path, and not one of the names "
+                    f"{', '.join(sorted(known))}; mend --data"
                 )
         if found.setdefault(name, path) != path:
             raise DataError(
@@ -269,25 +245,25 @@ def places(
     Raises: DataError when there is nothing to measure on, or as `data_sets`.
     """
     wanted = {table.data: OFFICIAL[table.data] for table in suite.tables if table.data}
-    root_named = len(data) == 1 and Path(data[0]).is_dir()
-    holds = root_named and any(find(official, Path(data[0])) for official in wanted.values())
-    if root_named and wanted and not holds and not _has_splits(Path(data[0])):
-        titles = ", ".join(official.title for official in wanted.values())
-        raise DataError(
-            f"{data[0]}: there is none of {titles} in it (`blemish data layouts` tells which folders are looked for), "
-            "and it is no data set with a train and a test split itself; mend --data"
-        )
-    if data and not holds:
-        return [(suite, data_sets(data, root=root, scratch=scratch))], []
+    titles = ", ".join(official.title for official in wanted.values())
+    folder = _root(root)
+    if data:
+        given = Path(data[0]) if len(data) == 1 and Path(data[0]).is_dir() else None
+        if given is None or not any(find(official, given) for official in wanted.values()):
+            if given and wanted and not _has_splits(given):
+                raise DataError(
+                    f"{given}: there is none of {titles} in it (`blemish data layouts` tells which folders are "
+                    "looked for), and it is no data set with a train and a test split itself; mend --data"
+                )
+            return [(suite, data_sets(data, root=root, scratch=scratch))], []
+        folder = given
     if not wanted:
         raise DataError(
             f"suite {suite.name} is for any data set: name those to measure on with --data"
         )
-    folder = Path(data[0]) if holds else _root(root)
     if folder is None:
         raise DataError(
-            f"suite {suite.name}: no folder to look in for {', '.join(one.title for one in wanted.values())}; name it "
-            f"with --data, or set {ROOT_VARIABLE}"
+            f"suite {suite.name}: no folder to look in for {titles}; name it with --data, or set {ROOT_VARIABLE}"
         )
     there = {name: _categories(official, folder, scratch) for name, official in wanted.items()}
     parts: list[tuple[Suite, dict[str, Path]]] = []
@@ -295,20 +271,16 @@ def places(
     for table in suite.tables:
         if not table.data:
             notes.append(f"Table {table.name} is for any data set: name one with --data.")
-        elif (found := there[table.data]) and table.multi_class:
-            parts.append(
-                (suite.only([table.name]), data_sets([table.data], root=folder, scratch=scratch))
-            )
-            title, of = wanted[table.data].title, len(wanted[table.data].categories)
-            if len(found) < of:
+        elif found := there[table.data]:
+            official = wanted[table.data]
+            if table.multi_class and len(found) < len(official.categories):
                 notes.append(
-                    f"Table {table.name}: one model learns {len(found)} of the {of} categories of {title}."
+                    f"Table {table.name}: one model learns {len(found)} of the "
+                    f"{len(official.categories)} categories of {official.title}."
                 )
-        elif found:
-            parts.append((suite.only([table.name]), found))
-    if absent := list(
-        filter(None, (_absent(official, there[name]) for name, official in wanted.items()))
-    ):
+            whole = {table.data: _named(table.data, official, folder, scratch)}
+            parts.append((suite.only([table.name]), whole if table.multi_class else found))
+    if absent := [it for name in wanted if (it := _absent(wanted[name], there[name]))]:
         notes.insert(0, f"Not in {folder}, and out of reach: {'; '.join(absent)}.")
     if not parts:
         raise DataError(
@@ -320,13 +292,9 @@ def places(
 def categories(one: Run) -> tuple[str, ...]:
     """What of an official set of several categories is there for a run on all of them at once; else ()."""
     official = OFFICIAL.get(one.data)
-    several = official is not None and len(official.categories) > 1 and one.path.is_dir()
-    return tuple(category_paths(official, one.path)) if official is not None and several else ()
-
-
-def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if official is None or len(official.categories) == 1 or not one.path.is_dir():
+        return ()
+    return tuple(category_paths(official, one.path))
 
 
 def shared_threads(threads: int | None, jobs: int) -> int | None:
@@ -349,26 +317,23 @@ def _root(given: str | Path | None) -> Path | None:
 
 def _named(name: str, official: Official, root: Path | None, scratch: Path) -> Path:
     """The path of an official set, or of a category of one. Raises: DataError when it is not there."""
-    folder = None if root is None else find(official, root)
-    if folder is not None:
-        path = folder if name == official.name else category_paths(official, folder).get(name)
-        if path is not None:
-            return path
+    folder = root and find(official, root)
+    if folder:
+        paths = {**category_paths(official, folder), official.name: folder}
+        if name in paths:
+            return paths[name]
     elif official.name == ELPV:
         return write_elpv_manifest(scratch / "elpv.csv", seed=0)
     where = f"no {official.title} in {root}" if root else "no folder to look in"
-    if folder is not None:
-        where = f"not in {folder}"
     raise DataError(
-        f"data set {name!r}: {where}; set {ROOT_VARIABLE} (or --root) to the folder with the data sets, or name the "
-        "data set's own path with --data"
+        f"data set {name!r}: {f'not in {folder}' if folder else where}; set {ROOT_VARIABLE} (or --root) to the "
+        "folder with the data sets, or name the data set's own path with --data"
     )
 
 
 def _categories(official: Official, root: Path, scratch: Path) -> dict[str, Path]:
     """The categories of an official set that are there: name -> path; those of ELPV's package where that is there."""
-    folder = find(official, root)
-    if folder is not None:
+    if (folder := find(official, root)) is not None:
         return category_paths(official, folder)
     if official.name == ELPV and importlib.util.find_spec("elpv_dataset") is not None:
         return {ELPV: write_elpv_manifest(scratch / "elpv.csv", seed=0)}

@@ -22,7 +22,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
@@ -31,7 +30,6 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing, suppress
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -39,9 +37,9 @@ import numpy as np
 import torch
 
 from blemish import config as configs
-from blemish.bench import costs as efficiency
-from blemish.bench.plan import Run, categories, cores, shared_threads
-from blemish.bench.results import (
+from blemish.bench import costs
+from blemish.bench.plan import Run, categories, shared_threads
+from blemish.bench.results.rows import (
     FAILED,
     NEITHER,
     OK,
@@ -65,11 +63,32 @@ from blemish.detector.predict import Detector
 from blemish.errors import BlemishError, ConfigError, DataError
 from blemish.files import cannot_write, locked
 from blemish.images import Picture
+from blemish.machine import cores, cpu_name
 from blemish.methods.adaptation import Mode
 from blemish.types import ANOMALOUS, NORMAL, ORIGINAL, Failure, Prediction, Progress, Sample, silent
 
 METRICS = ("image_auroc", "image_ap", "best_f1", "pixel_auroc", "aupro")
 SHIFTED_METRICS = ("image_auroc", "pixel_auroc", "aupro")
+_OF_EVALUATION = (
+    "counts",
+    *METRICS,
+    "votes",
+    "pixel_auroc_anomalous",
+    "by_defect",
+    "by_category",
+    "by_group",
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Order:
+    """What the process of a run is told: the run, and as of `measure`."""
+
+    run: Run
+    device: str
+    precision: str
+    threads: int | None
+    artifact: str | None
 
 
 def run(
@@ -114,23 +133,24 @@ def run(
                 Path(keep).mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise cannot_write(keep, error) from error
-        todo = [one for key, one in wanted.items() if key not in rows]
-        threads = shared_threads(threads, jobs)
-        gpus = _gpus(device) if jobs > 1 else []
-
-        def launch(one: Run, slot: int, children: set[subprocess.Popen[str]]) -> Row:
-            order = {
-                "device": device,
-                "precision": precision,
-                "threads": threads,
-                "artifact": _artifact(one, keep),
-            }
-            return _launch(one, order, gpus[slot % len(gpus)] if gpus else None, children)
+        orders = [
+            Order(
+                run=one,
+                device=device,
+                precision=precision,
+                threads=shared_threads(threads, jobs),
+                artifact=None
+                if keep is None
+                else str(Path(keep, f"{one.method}-{one.data}-{key[:8]}.blemish")),
+            )
+            for key, one in wanted.items()
+            if key not in rows
+        ]
 
         def begin(one: Run) -> None:
             progress(str(one), len(rows), len(wanted))
 
-        with closing(_at_once(todo, jobs, launch, begin)) as measured:
+        with closing(_at_once(orders, jobs, _gpus(device) if jobs > 1 else [], begin)) as measured:
             for one, row in measured:
                 append(results, row)
                 rows[one.key] = row
@@ -138,42 +158,33 @@ def run(
     return [rows[one.key] for one in runs]
 
 
-def _artifact(one: Run, keep: str | Path | None) -> str | None:
-    return (
-        None if keep is None else str(Path(keep) / f"{one.method}-{one.data}-{one.key[:8]}.blemish")
-    )
-
-
 def _at_once(
-    todo: Iterable[Run],
-    jobs: int,
-    launch: Callable[[Run, int, set[subprocess.Popen[str]]], Row],
-    begin: Callable[[Run], None],
+    orders: Iterable[Order], jobs: int, gpus: Sequence[str], begin: Callable[[Run], None]
 ) -> Generator[tuple[Run, Row], None, None]:
     """The runs with their rows as they come, `jobs` at a time; when it is closed, the processes at work are ended.
 
     Args:
-        launch: gives the row of a run in one of the slots 0 … jobs - 1, and keeps its process among those given.
+        gpus: shared out among the jobs; none = each may see all.
         begin: called before a run is launched.
     """
-    waiting, free = deque(todo), list(reversed(range(jobs)))
+    waiting, free = deque(orders), list(reversed(range(jobs)))
     working: dict[Future[Row], tuple[Run, int]] = {}
     children: set[subprocess.Popen[str]] = set()
     with ThreadPoolExecutor(jobs) as pool:
         try:
             while waiting or working:
                 while waiting and free:
-                    one, slot = waiting.popleft(), free.pop()
-                    begin(one)
-                    working[pool.submit(launch, one, slot, children)] = one, slot
+                    order, slot = waiting.popleft(), free.pop()
+                    begin(order.run)
+                    gpu = gpus[slot % len(gpus)] if gpus else None
+                    working[pool.submit(_launch, order, gpu, children)] = order.run, slot
                 for future in wait(working, return_when=FIRST_COMPLETED).done:
                     one, slot = working.pop(future)
                     free.append(slot)
                     yield one, future.result()
         finally:
-            while (
-                working and wait(working, timeout=0.05).not_done
-            ):  # again: a process may just be starting
+            # Again and again: a process may just be starting.
+            while working and wait(working, timeout=0.05).not_done:
                 for child in list(children):
                     child.kill()
 
@@ -203,19 +214,14 @@ def _machine(device: str, precision: str) -> tuple[str, str]:
 
 def _done(wanted: Mapping[str, Run], results: Path, machine: tuple[str, str]) -> dict[str, Row]:
     """Key -> the newest good row of the run that was measured on such a machine."""
-    rows = read_rows(results) if is_file(results) else []
-    good = [row for row in rows if row["status"] == OK and row["key"] in wanted]
-    return {
-        row["key"]: row
-        for row in good
-        if identity(row)[1:] == machine and _of(wanted[row["key"]], row)
-    }
-
-
-def _of(one: Run, row: Row) -> bool:
-    """Whether the row is of the categories that are there now: one model of some of a set is not one of all."""
-    there = categories(one)
-    return not there or sorted(row.get("categories", there)) == sorted(there)
+    found: dict[str, Row] = {}
+    for row in read_rows(results) if is_file(results) else []:
+        if row["status"] == OK and row["key"] in wanted and identity(row)[1:] == machine:
+            # One model of some of the categories of a set is not one of those that are there now.
+            there = categories(wanted[row["key"]])
+            if not there or sorted(row["categories"]) == sorted(there):
+                found[row["key"]] = row
+    return found
 
 
 def measure(
@@ -232,21 +238,11 @@ def measure(
     Raises: DataError for a data set without both splits, or a public one with others in its folder; whatever
         `blemish.fit` and `blemish.evaluate` raise.
     """
-    heading = _heading(one, OK)  # before the work, during which the checkout may move on
+    heading = _heading(one)  # before the work, during which the checkout may move on
     if threads is not None:
         torch.set_num_threads(threads)
-    dataset = layouts.read(one.path)
-    train = [sample for sample in dataset.train() if sample.label == NORMAL]
+    dataset = _data(one)
     test = dataset.test()
-    if not train or not test:
-        raise DataError(
-            f"{one.path}: a benchmark needs a train and a test split; {dataset.description}"
-        )
-    if (there := categories(one)) and set(dataset.categories) != set(there):
-        raise DataError(
-            f"{one.path}: holds {', '.join(there)} of {one.data}, but is read as {', '.join(dataset.categories)}; "
-            "let that set alone lie there, each category as `blemish data layouts` shows it"
-        )
     detector = fit(
         one.method,
         one.path,
@@ -266,54 +262,76 @@ def measure(
         detector.save(artifact)
     scorer = _Stopwatch(detector)
     evaluation = evaluate(scorer, dataset, resolution=one.compared_at)
-    costs = _efficiency(detector, test)
-    manifest = detector.manifest
-    pretraining, training = manifest.get("pretraining"), manifest.get("training")
-    return {
+    told = evaluation.to_dict()
+    row = {
         **heading,
-        "blemish": manifest["blemish"],
-        "settings": manifest["config"],
+        **_of_detector(detector),
         "category": ", ".join(dataset.categories),
-        "categories": list(dataset.categories),
+        "categories": tuple(dataset.categories),
         "multi_class": bool(evaluation.category_mean),
         "split": {
-            "train": len(train),
+            "train": sum(sample.label == NORMAL for sample in dataset.train()),
             "test_normal": sum(sample.label == NORMAL for sample in test),
             "test_anomalous": sum(sample.label == ANOMALOUS for sample in test),
         },
-        "counts": {"fitted": len(manifest["data"]["fitted"]), **evaluation.counts},
-        "differs": list(official.differences(dataset)),
-        "fingerprint": manifest["data"]["fingerprint"],
-        "backbone": manifest["config"]["backbone"],
-        "weights": (pretraining or manifest["backbone"])[
-            "weights"
-        ],  # what was there before; each seed makes others
-        "resolution": [detector.preprocessing.height, detector.preprocessing.width],
-        "schedule": _schedule(pretraining, training),
-        **({} if pretraining is None else {"pretraining": pretraining}),
-        "training": training,
-        **{name: getattr(evaluation, name) for name in METRICS},
+        "differs": tuple(official.differences(dataset)),
+        **{name: told[name] for name in _OF_EVALUATION},
         **evaluation.category_mean,
-        "votes": evaluation.votes,
-        "by_defect": {name: dict(values) for name, values in evaluation.by_defect.items()},
-        "pixel_auroc_anomalous": evaluation.pixel_auroc_anomalous,
-        "by_group": {name: dict(values) for name, values in evaluation.by_group.items()},
-        "by_category": {name: dict(values) for name, values in evaluation.by_category.items()},
-        "seconds_to_fit": manifest["seconds"],
+        "counts": {"fitted": len(detector.record.data.fitted), **evaluation.counts},
         "images_per_second": round(scorer.scored / scorer.seconds, 3),
         "cores_used": round(scorer.cores_used, 2),
         "peak_memory_mib": scorer.peak_memory_mib,
         "peak_gpu_memory_mib": scorer.peak_gpu_memory_mib,
-        "efficiency": costs,
+        "efficiency": _costs(detector, test),
+        "shifted": _shifted(one, detector, dataset) if one.shifts or one.adapt else {},
+    }
+    return cast(Row, row)
+
+
+def _data(one: Run) -> layouts.Dataset:
+    """Raises: DataError."""
+    dataset = layouts.read(one.path)
+    if not dataset.test() or not any(sample.label == NORMAL for sample in dataset.train()):
+        raise DataError(
+            f"{one.path}: a benchmark needs a train and a test split; {dataset.description}"
+        )
+    if (there := categories(one)) and set(dataset.categories) != set(there):
+        raise DataError(
+            f"{one.path}: holds {', '.join(there)} of {one.data}, but is read as {', '.join(dataset.categories)}; "
+            "let that set alone lie there, each category as `blemish data layouts` shows it"
+        )
+    return dataset
+
+
+def _of_detector(detector: Detector) -> dict[str, Any]:
+    """What a row has of the detector itself."""
+    manifest = detector.manifest
+    pretraining, training = manifest.get("pretraining"), manifest.get("training")
+    steps = {"pre-training: ": pretraining and pretraining["training"], "": training}
+    return {
+        "blemish": manifest["blemish"],
+        "settings": manifest["config"],
+        "fingerprint": manifest["data"]["fingerprint"],
+        "backbone": manifest["config"]["backbone"],
+        # Those of before a pre-training: each seed makes others of them.
+        "weights": (pretraining or manifest["backbone"])["weights"],
+        "resolution": (detector.preprocessing.height, detector.preprocessing.width),
+        "schedule": "; ".join(
+            f"{name}{made['epochs']:.4g} epochs, {made['steps']:,} steps in {made['seconds'] / 60:.1f} min"
+            for name, made in steps.items()
+            if made
+        ),
+        "training": training,
+        "pretraining": pretraining,
+        "seconds_to_fit": manifest["seconds"],
         "device": hardware(detector.device),
         "precision": manifest["precision"],
         "torch": manifest["versions"]["torch"],
         "python": manifest["versions"]["python"],
-        **({"shifted": _under_shifts(one, detector, dataset)} if one.shifts or one.adapt else {}),
     }
 
 
-def _efficiency(detector: Detector, samples: Iterable[Sample]) -> dict[str, Any]:
+def _costs(detector: Detector, samples: Iterable[Sample]) -> dict[str, Any]:
     """Of the first picture that can be read. Where it cannot be measured the row says why, and loses nothing else."""
     window = detector.preprocessing.decode_window()
     pictures = (load_picture(sample.path, index, window) for index, sample in enumerate(samples))
@@ -321,33 +339,25 @@ def _efficiency(detector: Detector, samples: Iterable[Sample]) -> dict[str, Any]
     if picture is None:
         return {"error": "none of the test pictures can be read"}
     try:
-        return dict(efficiency.measure(detector, picture))
-    except (
-        Exception
-    ) as error:  # out of memory, an operation that is not supported, whatever counters fail on
+        return dict(costs.measure(detector, picture))
+    except Exception as error:  # no memory, an unsupported operation, whatever counters fail on
         return {"error": f"{type(error).__name__}: {error}"}
 
 
-def _under_shifts(
-    one: Run, detector: Detector, dataset: layouts.Dataset
-) -> dict[str, dict[str, dict[str, Any]]]:
+def _shifted(one: Run, detector: Detector, dataset: layouts.Dataset) -> dict[str, dict[str, Any]]:
     """Shift -> mode -> metrics."""
-    modes = [None, *(cast("Mode", mode) for mode in one.adapt)]
+    seen = {NEITHER: detector, **{name: _Shifted(detector, SHIFTS[name]) for name in one.shifts}}
+    modes = {NEITHER: None, **{mode: cast("Mode", mode) for mode in one.adapt}}
     return {
-        shift: {
-            mode or NEITHER: _shifted_metrics(seen, dataset, mode, one.compared_at)
-            for mode in modes
-        }
-        for shift, seen in [
-            (NEITHER, detector),
-            *((name, _Shifted(detector, SHIFTS[name])) for name in one.shifts),
-        ]
+        shift: {name: _adapted(of, dataset, mode, one.compared_at) for name, mode in modes.items()}
+        for shift, of in seen.items()
     }
 
 
-def _shifted_metrics(
+def _adapted(
     detector: Detector, dataset: layouts.Dataset, mode: Mode | None, compared_at: int | None
 ) -> dict[str, Any]:
+    """The metrics of a detector that adapts to the test pictures, and how many of these had a part in that."""
     adapted: list[bool] = []
     evaluation = evaluate(
         detector,
@@ -356,23 +366,9 @@ def _shifted_metrics(
         adapt=mode,
         on_prediction=lambda _, prediction: adapted.append(prediction.adapted),
     )
-    metrics = {
-        name: evaluation.category_mean.get(name, getattr(evaluation, name))
-        for name in SHIFTED_METRICS
-    }
-    by_group = {name: dict(values) for name, values in evaluation.by_group.items()}
-    return {**metrics, "by_group": by_group, "adapted": sum(adapted) / len(adapted)}
-
-
-def _schedule(pretraining: Mapping[str, Any] | None, training: Mapping[str, Any] | None) -> str:
-    parts = [
-        *([] if pretraining is None else [("pre-training: ", pretraining["training"])]),
-        *([] if training is None else [("", training)]),
-    ]
-    return "; ".join(
-        f"{name}{made['epochs']:.4g} epochs, {made['steps']:,} steps in {made['seconds'] / 60:.1f} min"
-        for name, made in parts
-    )
+    metrics = {name: getattr(evaluation, name) for name in (*SHIFTED_METRICS, "by_group")}
+    means = {name: it for name, it in evaluation.category_mean.items() if name in SHIFTED_METRICS}
+    return {**metrics, **means, "adapted": sum(adapted) / len(adapted)}
 
 
 class _Stopwatch(Detector):
@@ -436,7 +432,8 @@ def peak_memory_mib() -> float | None:
 
 
 def hardware(device: torch.device) -> dict[str, Any]:
-    cpu = _cpu_model()
+    """The device as rows name it."""
+    cpu = cpu_name()
     return {
         "type": device.type,
         "name": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
@@ -446,39 +443,27 @@ def hardware(device: torch.device) -> dict[str, Any]:
     }
 
 
-def _cpu_model() -> str:
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
-def _heading(one: Run, status: str) -> Row:
+def _heading(one: Run) -> dict[str, Any]:
     """What every row has, of a failed run too."""
     commit, dirty = checkout()
+    asked = one.to_dict()
+    del asked["path"], asked["weights"]
     return {
         "schema": SCHEMA,
-        "status": status,
+        "status": OK,
         "key": one.key,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit,
         "dirty": dirty,
-        "method": one.method,
-        "recipe": one.recipe,
-        "label": one.label,
+        **asked,
         "settings": configs.to_dict(one.config),
-        "changed": dict(one.settings),
-        "shots": one.shots,
-        "anomaly_count": one.anomaly_count,
-        "anomaly_type": one.anomaly_type,
-        "time_budget": one.time_budget,
-        "shifts": list(one.shifts),
-        "adapt": list(one.adapt),
+        "changed": asked["settings"],
         "compared_at": one.compared_at or ORIGINAL,
-        "data": one.data,
-        "seed": one.seed,
     }
+
+
+def _failed(one: Run, error: str) -> Row:
+    return cast(Row, {**_heading(one), "status": FAILED, "error": error})
 
 
 def checkout() -> tuple[str | None, bool | None]:
@@ -498,54 +483,39 @@ def checkout() -> tuple[str | None, bool | None]:
         return None, None
 
 
-def _launch(
-    one: Run,
-    order: Mapping[str, Any],
-    gpu: str | None,
-    children: set[subprocess.Popen[str]],
-) -> Row:
+def _launch(order: Order, gpu: str | None, children: set[subprocess.Popen[str]]) -> Row:
     """The row of a run in a process of its own, whatever becomes of that.
 
     Args:
-        order: what `measure` gets besides.
         gpu: the only one that it may see; None = all.
         children: holds the process as long as it is at work.
     """
-    order = {"run": one.to_dict(), **order}
+    told = json.dumps({**dataclasses.asdict(order), "run": order.run.to_dict()})
     environment = {**os.environ, **({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})}
-    start = partial(
-        subprocess.Popen,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-    )
+    pipe = subprocess.PIPE
     try:
-        with start(_command(json.dumps(order)), env=environment) as child:
+        with subprocess.Popen(
+            _command(told), stdout=pipe, stderr=pipe, text=True, errors="replace", env=environment
+        ) as child:
             children.add(child)
             try:
                 printed, said = child.communicate()
             finally:
                 children.remove(child)
     except OSError as error:
-        return {
-            **_heading(one, FAILED),
-            "error": f"its process could not be started ({error.strerror or error})",
-        }
+        return _failed(order.run, f"its process could not be started ({error.strerror or error})")
     row = parse((printed.splitlines() or [""])[-1])  # libraries may have printed before it
-    return row or {**_heading(one, FAILED), "error": _lastwords(child.returncode, said)}
+    if row is not None:
+        return row
+    if (code := child.returncode) < 0:
+        killed = " (out of memory?)" if code == -9 else ""
+        return _failed(order.run, f"the process was ended by signal {-code}{killed}")
+    last = (said.strip().splitlines() or ["it said nothing"])[-1]
+    return _failed(order.run, f"the process ended with status {code}: {last}")
 
 
 def _command(order: str) -> list[str]:
     return [sys.executable, "-m", "blemish.bench.run", "--run", order]
-
-
-def _lastwords(code: int, stderr: str) -> str:
-    if code < 0:
-        return f"the process was ended by signal {-code}" + (
-            " (out of memory?)" if code == -9 else ""
-        )
-    return f"the process ended with status {code}: {(stderr.strip().splitlines() or ['it said nothing'])[-1]}"
 
 
 def _worker(arguments: Sequence[str]) -> None:
@@ -556,9 +526,9 @@ def _worker(arguments: Sequence[str]) -> None:
     try:
         row = measure(one, **values)
     except BlemishError as error:
-        row = {**_heading(one, FAILED), "error": str(error)}
+        row = _failed(one, str(error))
     except Exception as error:
-        row = {**_heading(one, FAILED), "error": f"{type(error).__name__}: {error}"}
+        row = _failed(one, f"{type(error).__name__}: {error}")
     print(json.dumps(row, allow_nan=False))
 
 

@@ -24,6 +24,7 @@ from blemish.cli.options import (
 )
 from blemish.cli.status import BY_SIGNAL, ERROR, EXIT_STATUS, WELL
 from blemish.errors import ConfigError, unknown_name
+from blemish.text import duration
 
 if TYPE_CHECKING:
     from blemish.bench.plan import Run
@@ -277,8 +278,8 @@ def _measure(
             f"blemish: interrupted; the same command goes on from the rows in {results}"
         )
         return BY_SIGNAL + interrupts.number_of(error)
-    text = measured.suite_table(rows, suite) if suite else measured.table(rows)
-    console.answer(rows, [text], as_json=as_json)
+    page = measured.suite_page(rows, suite) if suite else measured.page(rows)
+    console.answer(rows, [measured.markdown(page)], as_json=as_json)
     return ERROR if any(row["status"] != measured.OK for row in rows) else WELL
 
 
@@ -290,7 +291,7 @@ def _estimate(
     as_json: bool,
     **how: Any,
 ) -> int:
-    """What is left to be measured, and how long it may take; `how`: of `estimates.estimate`."""
+    """What is left to be measured, and how long it may take; `how`: of `run.run`."""
     from blemish.bench import estimates
     from blemish.bench import run as benchmark
     from blemish.bench.results import read_rows
@@ -300,7 +301,7 @@ def _estimate(
         rows = read_rows(results) if results.exists() else []
         on = {name: how[name] for name in ("device", "precision")}
         left = benchmark.missing(runs, results, **on)
-    found = estimates.estimate(left, rows, **how)
+    found = estimates.estimate(left, rows, device=how["device"])
     seconds, made = estimates.total(found, how["jobs"]), len(runs) - len(left)
     document = {
         "runs": [each.to_dict() for each in found],
@@ -310,7 +311,7 @@ def _estimate(
         "notes": list(notes),
     }
     unknown = sum(each.seconds is None for each in found)
-    told = f"about {estimates.duration(seconds)}; rough"
+    told = f"about {duration(seconds)}; rough"
     if unknown:
         told += f", without {unknown} of them"
     human = [*map(str, found), *notes, f"{len(left)} runs to make, {made} made already: {told}"]

@@ -343,7 +343,7 @@ class AtacNet(EndToEnd, TrainedMethod):
 
     def end_training(self, steps: int) -> None:
         self.requires_grad_(False)
-        self.steps = torch.tensor([steps])
+        self.steps = self.steps.new_tensor([steps])
 
     def learned_tensors(self) -> dict[str, Stored]:
         return {"steps": numbers(1, low=1)}

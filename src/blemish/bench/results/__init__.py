@@ -2,25 +2,10 @@
 
 from __future__ import annotations
 
-from blemish.bench.results.costs import efficiency_page
-from blemish.bench.results.pages import Page, Sheet, html, markdown
-from blemish.bench.results.rows import (
-    FAILED,
-    NEITHER,
-    OK,
-    SCHEMA,
-    Row,
-    append,
-    as_ever,
-    asked_for,
-    identity,
-    parse,
-    read_rows,
-    ready,
-    words,
-)
-from blemish.bench.results.systems import suite_page, suite_table
-from blemish.bench.results.tables import page, table
+from blemish.bench.results.overview import efficiency_page, page
+from blemish.bench.results.papers import suite_page
+from blemish.bench.results.rows import FAILED, NEITHER, OK, SCHEMA, Row, append, read_rows, ready
+from blemish.bench.results.sheets import Page, Sheet, html, markdown
 
 __all__ = [
     "FAILED",
@@ -31,18 +16,11 @@ __all__ = [
     "Row",
     "Sheet",
     "append",
-    "as_ever",
-    "asked_for",
     "efficiency_page",
     "html",
-    "identity",
     "markdown",
     "page",
-    "parse",
     "read_rows",
     "ready",
     "suite_page",
-    "suite_table",
-    "table",
-    "words",
 ]

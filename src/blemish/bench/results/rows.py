@@ -4,137 +4,145 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import field, make_dataclass
+from operator import itemgetter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, get_type_hints
 
-from blemish import config
+from blemish import config as configs
 from blemish.config import Count, Fraction, NotNegative, Positive
 from blemish.data.phrases import counted
-from blemish.errors import BlemishError, DataError
+from blemish.detector.fit import configure
+from blemish.errors import BlemishError, ConfigError, DataError
 from blemish.files import ROWS_BYTES, cannot_write, read_whole
+from blemish.types import ORIGINAL, RESOLUTION
 
-SCHEMA = 1  # of a row; raised when an older blemish could misread it
+SCHEMA = 2  # of a row; raised when a blemish of another schema could misread it
 OK, FAILED = "ok", "failed"
 NEITHER = "none"  # in a row's `shifted`: pictures as they are; a detector that does not adapt
-
-Row = dict[str, Any]
-# Settings that methods got after rows had been measured, and the value at which all is as it was before.
-_JOINED = {
-    "flips": False,
-    "adaptation": "entropies",
-    "pretraining": "none",
-    "pretraining_recipe": "best",
-    "pretraining_epochs": 300,
-    "masking": "attention",
-    "mask_ratio": 0.3,
-    "extractor_rate": 1.0,
-}
+# Where maps and masks were compared in rows of before October 2026: at 256×256, with the masks half
+# a pixel off the maps.
+HALF_OFF = "256, masks half a pixel off"
 OF_PRETRAINING = frozenset({"pretraining_recipe", "pretraining_epochs", "masking", "mask_ratio"})
 
-
 Metric = Fraction | None
-_Group = Mapping[str, float | int | None]
+Group = Mapping[str, float | int | None]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Device:
-    """What a run was on, as far as tables tell it apart."""
-
-    type: str
-    name: str = ""
-    other: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Counts:
-    """How many pictures a run was of, as far as estimates go by them."""
-
-    fitted: Count
-    pictures: Count
-    other: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Heading:
-    """What every row has, of a failed run too, and what older ones lack."""
+class Heading(TypedDict):
+    """What every row has, of a failed run too."""
 
     schema: Count
     status: Literal["ok", "failed"]
     key: str
+    date: str
+    commit: str | None
+    dirty: bool | None
     method: str
     recipe: str
     label: str
     settings: Mapping[str, Any]
+    changed: Mapping[str, Any]
+    shots: Count | None
+    anomaly_count: Count | None
+    anomaly_type: str | None
+    time_budget: float | None
+    shifts: tuple[str, ...]
+    adapt: tuple[str, ...]
+    compared_at: int | str
     data: str
     seed: int
-    date: str = ""
-    commit: str = ""
-    dirty: bool = False
-    changed: Mapping[str, Any] = field(default_factory=dict)
-    shots: Count | None = None
-    anomaly_count: Count | None = None
-    anomaly_type: str | None = None
-    time_budget: float | None = None
-    shifts: tuple[str, ...] = ()
-    adapt: tuple[str, ...] = ()
-    compared_at: int | str | None = None
-    other: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Measured(_Heading):
-    """What a row has of a run that ended well, and what older ones lack."""
+class Device(TypedDict):
+    """What a run was made on."""
 
-    counts: _Counts
-    device: _Device
-    precision: str
-    image_auroc: Metric
-    image_ap: Metric
-    pixel_auroc: Metric
-    aupro: Metric
+    type: str
+    name: str
+    cpu: str
+    cores: Count
+    threads: Count
+
+
+class Row(Heading):
+    """What a row has of a run that ended well; a failed one has its heading and an `error`.
+
+    Metrics are fractions. `votes`, `training`, `pretraining` and `efficiency` are null where there
+    is nothing of the kind, and `shifted` is empty where no shift and no adaptation was asked for.
+    """
+
+    blemish: str
+    category: str
+    categories: tuple[str, ...]
+    multi_class: bool
+    split: Mapping[str, Count]
+    counts: Mapping[str, Count]
+    differs: tuple[str, ...]
+    fingerprint: str
+    backbone: str
+    weights: Mapping[str, str]
     resolution: tuple[Count, ...]
     schedule: str
+    training: Mapping[str, Any] | None
+    pretraining: Mapping[str, Any] | None
+    image_auroc: Metric
+    image_ap: Metric
+    best_f1: Metric
+    pixel_auroc: Metric
+    aupro: Metric
+    votes: Mapping[str, float] | None
+    pixel_auroc_anomalous: Metric
+    by_defect: Mapping[str, Group]
+    by_category: Mapping[str, Group]
+    by_group: Mapping[str, Group]
     seconds_to_fit: NotNegative
     images_per_second: Positive
-    weights: Mapping[str, Any]
-    by_defect: Mapping[str, _Group] = field(default_factory=dict)
-    by_category: Mapping[str, _Group] = field(default_factory=dict)
-    by_group: Mapping[str, _Group] = field(default_factory=dict)
-    category: str = ""
-    categories: tuple[str, ...] = ()
-    multi_class: bool = False
-    training: Mapping[str, Any] | None = None
-    pretraining: Mapping[str, Any] | None = None
-    efficiency: Mapping[str, Any] | None = None
-    shifted: Mapping[str, Any] = field(default_factory=dict)
-    votes: Mapping[str, Any] | None = None
+    cores_used: NotNegative | None
+    peak_memory_mib: NotNegative | None
+    peak_gpu_memory_mib: NotNegative | None
+    efficiency: Mapping[str, Any] | None
+    device: Mapping[str, Any]
+    precision: str
+    torch: str
+    python: str
+    shifted: Mapping[str, Mapping[str, Mapping[str, Any]]]
+
+
+def _form(kind: type) -> type:
+    """A dataclass with the keys of a row, which `config.from_dict` can hold a JSON object against."""
+    hints = get_type_hints(kind, include_extras=True)
+    other: tuple[Any, ...] = ("other", Mapping[str, Any], field(default_factory=dict))
+    return make_dataclass(kind.__name__, [*hints.items(), other], kw_only=True)
+
+
+_HEADING, _ROW = _form(Heading), _form(Row)
 
 
 def read_rows(path: str | Path) -> list[Row]:
     """The rows of a results file, in order. A last line that was cut short is passed over: its run will be repeated.
 
-    Raises: DataError when the file cannot be read, another line is damaged, or a row was written by a newer blemish.
+    Raises: DataError when the file cannot be read, another line is damaged, or a row was written by another blemish.
     """
     content = read_whole(path, limit=ROWS_BYTES, error=DataError)
     lines = content.decode("utf-8", "replace").replace("\r\n", "\n").split("\n")
     rows: list[Row] = []
     for number, line in enumerate(lines, start=1):
-        row = parse(line)
-        if row is not None:
+        if (row := parse(line)) is not None:
+            if row["schema"] != SCHEMA:
+                newer = row["schema"] > SCHEMA
+                what = (
+                    "a newer blemish: pip install --upgrade blemish"
+                    if newer
+                    else ("an older blemish, which measured other things: measure it anew")
+                )
+                raise DataError(f"{path}, line {number}: was written by {what}")
             try:
-                schema = config.from_dict(_Heading, row, strict=True).schema
-                if schema <= SCHEMA and row["status"] == OK:
-                    config.from_dict(_Measured, row, strict=True)
+                configs.from_dict(_ROW if row["status"] == OK else _HEADING, row, strict=True)
             except BlemishError as error:
                 raise DataError(
                     f"{path}, line {number}: is not a row of blemish bench ({error})"
                 ) from error
-            if schema > SCHEMA:
-                raise DataError(
-                    f"{path}, line {number}: was written by a newer blemish: pip install --upgrade blemish"
-                )
             rows.append(row)
         elif line.strip() and number < len(lines):
             raise DataError(
@@ -143,7 +151,7 @@ def read_rows(path: str | Path) -> list[Row]:
     return rows
 
 
-def append(path: str | Path, row: Row) -> None:
+def append(path: str | Path, row: Mapping[str, Any]) -> None:
     """Add one line, on the disk when this returns. Raises: OutputError."""
     line = json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
     try:
@@ -172,66 +180,119 @@ def ready(path: Path) -> None:
 
 
 def parse(line: str) -> Row | None:
+    """The row in a line, so far unchecked; None where it is no JSON object with the look of a row."""
     try:
-        row = config.parse_json(line)
+        row = configs.parse_json(line)
     except ValueError:
         return None
     told = isinstance(row, dict) and {"schema", "status", "key"} <= row.keys()
     return row if told and isinstance(row["schema"], int) else None
 
 
-def as_ever(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as rows had them before newer ones joined, where these change nothing; without those of a pre-training
-    where there is none."""
-    idle = OF_PRETRAINING if settings.get("pretraining") == "none" else ()
-    usual = {
-        key
-        for key, value in settings.items()
-        if key in idle or (key in _JOINED and value == _JOINED[key])
-    }
-    return {key: value for key, value in settings.items() if key not in usual}
-
-
-def as_it_was(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings with those that joined after the row had been measured, as they were then."""
-    return {**_JOINED, **settings}
-
-
-def identity(row: Mapping[str, Any]) -> tuple[str, str, str]:
+def identity(row: Row) -> tuple[str, str, str]:
     """What counts once: a run on a kind of device in a precision (both change scores and times)."""
     return row["key"], row["device"]["type"], row["precision"]
 
 
-def compared_at(row: Mapping[str, Any]) -> int | str | None:
-    """Where maps and masks were compared: side of a square in pixels, or ORIGINAL; None where they were not.
+def newest(rows: Iterable[Row]) -> tuple[list[Row], tuple[str, ...]]:
+    """The newest good row of every identity and, of one model of several categories, of each choice of these, oldest
+    first; and the runs that have only failed, a sentence each."""
+    latest: dict[tuple[str, ...], Row] = {}
+    failed: dict[str, Any] = {}
+    for row in sorted(rows, key=itemgetter("date")):
+        if row["status"] == OK:
+            which = (*identity(row), *together(row))  # a model of other categories is another model
+            latest.pop(which, None)
+            latest[which] = row
+        else:
+            failed[row["key"]] = row
+    for key, *_ in latest:
+        failed.pop(key, None)
+    return list(latest.values()), tuple(
+        " · ".join([f"{row['method']} on {row['data']}, seed {row['seed']}", *asked_for(row)])
+        + f": {' '.join(row['error'].split())}"
+        for row in failed.values()
+    )
 
-    Rows that do not say it were compared at 256×256 when masks still lay half a pixel off the maps: 0 for these.
+
+_LIKENESS = "method recipe settings shots anomaly_count anomaly_type time_budget shifts adapt"
+_LIKENESS += " resolution weights precision device categories compared_at"
+
+
+def told(row: Row, metric: str) -> float | None:
+    """One of its metrics, by name."""
+    values: Mapping[str, Any] = row
+    found: float | None = values[metric]
+    return found
+
+
+def likeness(row: Row, *, but: Collection[str] = ()) -> str:
+    """Rows have the same if they differ only in data, seed, date, commit, and in what `but` names: settings, and keys
+    of rows and of their devices."""
+    values: dict[str, Any] = {**row, "categories": together(row), "compared_at": compared_at(row)}
+    for part in ("settings", "device"):
+        values[part] = {key: it for key, it in values[part].items() if key not in {"seed", *but}}
+    return json.dumps([values[key] for key in _LIKENESS.split() if key not in but], sort_keys=True)
+
+
+def together(row: Row) -> list[str]:
+    """The categories that one model has learned, where these are several."""
+    return sorted(row["categories"]) if row["multi_class"] else []
+
+
+def compared_at(row: Row) -> int | str | None:
+    """Where maps and masks were compared: side of a square in pixels, ORIGINAL or HALF_OFF; None where there were no
+    masks."""
+    figures = (row["pixel_auroc"], row["aupro"], row["pixel_auroc_anomalous"])
+    return None if figures == (None, None, None) else row["compared_at"]
+
+
+# What a fit fills in by the backbone or the data set, where settings leave it open.
+_LEFT_OPEN: tuple[Any, ...] = ([], "published")
+
+
+def departures(row: Row, recipe: str, settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The settings of a row that differ from a recipe of its method with `settings`; the seed is none of them.
+
+    Recipes change and rows stay: what counts is what the row was measured with, not what it calls it. What a recipe
+    leaves open counts only where the row was asked for it. Of a recipe or setting that there is no more, all that was
+    asked for departs.
     """
-    if all(row.get(name) is None for name in ("pixel_auroc", "aupro", "pixel_auroc_anomalous")):
-        return None
-    given: int | str = row.get("compared_at", 0)
-    return given
+    changed = dict(row["changed"])
+    try:
+        asked = configure(row["method"], recipe=recipe, values=settings, shots=row["shots"])
+    except ConfigError:
+        return changed
+    wanted = configs.to_dict(asked)
+    held = {**row["settings"], **changed}
+    for key, value in wanted.items():
+        left_open = value in _LEFT_OPEN and key not in changed
+        if key in held and key != "seed" and held[key] != value and not left_open:
+            changed[key] = held[key]
+        else:
+            changed.pop(key, None)
+    return changed
 
 
 def asked_for(row: Mapping[str, Any]) -> list[str]:
     """Recipe, settings, shots, time budget, and what else was measured, of a row, in words, where they are not the
-    usual ones."""
-    recipe, shots, budget = row["recipe"], row.get("shots"), row.get("time_budget")
-    defects, kind = row.get("anomaly_count"), row.get("anomaly_type")
-    shifts, modes = row.get("shifts"), row.get("adapt")
-    return [
-        *([recipe] if recipe != "best" else []),
-        *([row["label"]] if row["label"] else []),
-        *([f"{shots}-shot"] if shots is not None else []),
-        *(
-            [counted(defects, "defect") + (f" of type {kind}" if kind else "")]
-            if defects is not None
-            else []
-        ),
-        *([f"budget {budget:g} min"] if budget is not None else []),
-        *([f"also shifted: {', '.join(shifts)}"] if shifts else []),
-        *([f"also adapting: {', '.join(modes)}"] if modes else []),
-    ]
+    usual ones. Also of a `Run` as a dictionary."""
+    found = [row["recipe"]] if row["recipe"] != "best" else []
+    found += filter(None, [row["label"]])
+    if row["shots"] is not None:
+        found.append(f"{row['shots']}-shot")
+    if row["anomaly_count"] is not None:
+        kind = f" of type {row['anomaly_type']}" if row["anomaly_type"] else ""
+        found.append(counted(row["anomaly_count"], "defect") + kind)
+    if row["time_budget"] is not None:
+        found.append(f"budget {row['time_budget']:g} min")
+    for what in ("shifts", "adapt"):
+        if row[what]:
+            found.append(f"also {_ALSO[what]}: {', '.join(row[what])}")
+    return found
+
+
+_ALSO = {"shifts": "shifted", "adapt": "adapting"}
 
 
 def words(settings: Mapping[str, Any]) -> str:
@@ -239,4 +300,16 @@ def words(settings: Mapping[str, Any]) -> str:
     shown = {key: value for key, value in settings.items() if key not in ("backbone", "image_size")}
     return " ".join(
         f"{key}={','.join(map(str, v)) if isinstance(v, list) else v}" for key, v in shown.items()
+    )
+
+
+def at(row: Row) -> str:
+    """Where maps and masks were compared, in words, where not at 256×256."""
+    given = compared_at(row)
+    if given in (None, HALF_OFF, RESOLUTION):
+        return ""
+    return (
+        "compared at the pictures' own size"
+        if given == ORIGINAL
+        else f"compared at {given}×{given}"
     )

@@ -29,18 +29,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal
 
 from blemish import config
 from blemish.data.layouts.official import OFFICIAL
-from blemish.errors import ConfigError, unknown_name
+from blemish.errors import BlemishError, ConfigError, unknown_name
 from blemish.files import DOCUMENT_BYTES, read_whole
 from blemish.types import ORIGINAL, RESOLUTION
 
-T = TypeVar("T")
 SUFFIX = ".toml"
-Spread = Literal["standard deviation", "standard error"]
-_OF_ENTRIES = ("method", "recipe", "settings", "shots", "anomaly_count", "adapt")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,12 +66,11 @@ class Entry:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Table:
-    """Lines to be compared with each other.
+class Part:
+    """What all tables of a suite have.
 
     Attributes:
         name: for `--only`.
-        rows: its lines, in order.
         source: where it was published, as "Table 5".
         note: what a reader of the table must know.
         data: the official data set that it is of, a name of `blemish.data.layouts.official.OFFICIAL`; "" = any.
@@ -84,12 +80,18 @@ class Table:
 
     name: str
     title: str
-    rows: tuple[Entry, ...]
     source: str = ""
     note: str = ""
     data: str = ""
     multi_class: bool = False
     compared_at: int | None = RESOLUTION
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table(Part):
+    """Lines to be compared with each other: `rows`, in order."""
+
+    rows: tuple[Entry, ...]
 
     @property
     def entries(self) -> tuple[Entry, ...]:
@@ -128,11 +130,10 @@ class Published:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
+class Comparison(Part):
     """A paper's main table: categories as lines, and as columns what was published and what is measured.
 
     Attributes:
-        name, title, source, note, data, multi_class, compared_at: as of `Table`.
         metrics: of a result row, in the order in which a cell gives them.
         lines: names of the categories, as rows have them, or of the groups.
         by: whether the lines are categories of the data set or groups in it (sexes, in NIH).
@@ -141,19 +142,12 @@ class Comparison:
         entries: those to be measured; one that adapts has a column as it is, and one for every mode.
     """
 
-    name: str
-    title: str
     lines: tuple[str, ...]
     metrics: tuple[str, ...]
-    published: tuple[Published, ...]
+    published: tuple[Published, ...] = ()
     entries: tuple[Entry, ...]
-    data: str
-    source: str = ""
-    note: str = ""
-    multi_class: bool = False
     by: Literal["category", "group"] = "category"
-    spread: Spread = "standard deviation"
-    compared_at: int | None = RESOLUTION
+    spread: Literal["standard deviation", "standard error"] = "standard deviation"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,7 +176,7 @@ class Suite:
 
     name: str
     title: str
-    tables: tuple[Table | Comparison, ...]
+    tables: tuple[Table | Comparison, ...] = ()
     published_on: str = ""
     efficiency: Efficiency | None = None
 
@@ -192,17 +186,17 @@ class Suite:
         for name in names:
             if name not in known:
                 raise unknown_name(f"table of suite {self.name}", name, known)
-        return dataclasses.replace(
-            self, tables=tuple(table for table in self.tables if table.name in names)
-        )
+        tables = tuple(table for table in self.tables if table.name in names)
+        return dataclasses.replace(self, tables=tables)
 
     def entries(self, recipe: str | None = None) -> list[Entry]:
         """What can be measured of all tables, with the recipes of the suite or another."""
-        entries = (entry for table in self.tables for entry in table.entries)
-        return [
-            entry if recipe is None else dataclasses.replace(entry, recipe=recipe)
-            for entry in entries
-        ]
+        entries = [entry for table in self.tables for entry in table.entries]
+        return (
+            entries
+            if recipe is None
+            else [dataclasses.replace(entry, recipe=recipe) for entry in entries]
+        )
 
 
 def names() -> list[str]:
@@ -230,7 +224,7 @@ def read(name: str | Path) -> Suite:
     )
     try:
         return _suite(Path(name).stem, tomllib.loads(content.decode()))
-    except (ConfigError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (BlemishError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         # ValueError: not TOML, not UTF-8.
         what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise ConfigError(f"{name}: is not a suite of benchmarks ({what})") from error
@@ -241,95 +235,69 @@ def _suite(name: str, values: dict[str, Any]) -> Suite:
     on: dict[str, Any] = {
         key: values.pop(key) for key in ("data", "multi_class", "compared_at") if key in values
     }
-    comparisons = [_comparison({**on, **each}, usual) for each in values.pop("comparison", ())]
-    ours = values.pop("table") if not comparisons else values.pop("table", ())
-    tables: tuple[Table | Comparison, ...] = (
-        *comparisons,
-        *(_table({**on, **each}, usual) for each in ours),
-    )
+    tables: list[Table | Comparison] = [
+        *(_comparison({**on, **each}, usual) for each in values.pop("comparison", ())),
+        *(_table({**on, **each}, usual) for each in values.pop("table", ())),
+    ]
+    if not tables:
+        raise KeyError("table")
     if len({table.name for table in tables}) < len(tables):
         raise ValueError("two tables have the same name")
     for table in tables:
         if table.data and table.data not in OFFICIAL:
             raise unknown_name(f"data set of table {table.name}", table.data, OFFICIAL)
-    costs = values.pop("efficiency", None)
-    if costs is not None:
-        costs = Efficiency(rows=tuple(Cost(**row) for row in costs.pop("rows")), **costs)
-    found = Suite(
-        name=name, tables=tuple(map(_typed, tables)), efficiency=costs and _typed(costs), **values
-    )
-    if not (isinstance(found.title, str) and isinstance(found.published_on, str)):
-        raise ValueError("title and published_on are texts")
-    return found
+    found = config.from_dict(Suite, {**values, "name": name}, strict=True)
+    return dataclasses.replace(found, tables=tuple(tables))
 
 
-def _typed(part: T) -> T:
-    """The same, every value of it of its field's type. Raises: ConfigError that names the field."""
-    return config.from_dict(
-        type(part), config.to_dict(part), within=getattr(part, "name", "efficiency"), strict=True
-    )
-
-
-def _compared_at(given: Any) -> int | None:
-    """Raises: ValueError."""
-    if given == ORIGINAL:
-        return None
-    if not isinstance(given, int) or given < 1:
+def _entries(values: dict[str, Any], key: str, usual: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a table, with the entries under `key` as they are once all that they share is said."""
+    given = values.get("compared_at", RESOLUTION)
+    at = None if given == ORIGINAL else given
+    if at is not None and (not isinstance(at, int) or at < 1):
         raise ValueError(f'compared_at is a side in pixels (256) or "{ORIGINAL}", not {given!r}')
-    return given
-
-
-def _entry(values: Mapping[str, Any], usual: Mapping[str, Any]) -> Entry:
-    values = {**values, **({"adapt": tuple(values["adapt"])} if "adapt" in values else {})}
-    if not any(key in values for key in _OF_ENTRIES):
-        return Entry(method="", **values)
-    return Entry(**{**usual, **values})
+    entries = [
+        {**usual, "compared_at": at, **row}
+        if row.keys() - {"label", "published"}
+        else {"method": "", **row}
+        for row in values[key]
+    ]
+    return {**values, "compared_at": at, key: entries}
 
 
 def _table(values: dict[str, Any], usual: Mapping[str, Any]) -> Table:
-    compared_at = _compared_at(values.pop("compared_at", RESOLUTION))
-    usual = {**usual, "compared_at": compared_at}
-    rows = tuple(_entry(row, usual) for row in values.pop("rows"))
-    table = Table(rows=rows, compared_at=compared_at, **values)
+    name = values["name"]
+    table = config.from_dict(Table, _entries(values, "rows", usual), within=name, strict=True)
     if not table.entries or any(row.settings.keys() != table.factors for row in table.entries):
-        raise ValueError(f"table {table.name}: it needs rows, all of which name the same settings")
+        raise ValueError(f"table {name}: it needs rows, all of which name the same settings")
     if not table.factors and not table.data:
-        raise ValueError(f"table {table.name}: rows without settings need data")
-    if not all(row.method or row.published for row in rows):
-        raise ValueError(f"table {table.name}: a row has neither settings nor published figures")
-    if len({row.label for row in rows}) < len(rows):
-        raise ValueError(f"table {table.name}: two rows have the same label")
+        raise ValueError(f"table {name}: rows without settings need data")
+    if not all(row.method or row.published for row in table.rows):
+        raise ValueError(f"table {name}: a row has neither settings nor published figures")
+    if len({row.label for row in table.rows}) < len(table.rows):
+        raise ValueError(f"table {name}: two rows have the same label")
     return table
 
 
 def _comparison(values: dict[str, Any], usual: Mapping[str, Any]) -> Comparison:
-    name, lines, metrics = values["name"], tuple(values.pop("lines")), tuple(values.pop("metrics"))
-    published = tuple(_published(system, lines, metrics) for system in values.pop("published", ()))
-    compared_at = _compared_at(values.pop("compared_at", RESOLUTION))
-    usual = {**usual, "compared_at": compared_at}
-    entries = tuple(_entry(row, usual) for row in values.pop("entries"))
-    if not entries or not all(entry.method for entry in entries):
-        raise ValueError(f"comparison {name}: it needs entries that can be measured")
-    if values.get("by", "category") not in ("category", "group"):
-        raise ValueError(f"comparison {name}: by is category or group")
-    if values.get("spread", "standard error") not in get_args(Spread):
-        raise ValueError(f"comparison {name}: spread is {' or '.join(get_args(Spread))}")
-    if len({entry.label for entry in entries}) < len(entries) or len(
-        {it.source for it in published}
-    ) < len(published):
-        raise ValueError(f"comparison {name}: two columns have the same name")
-    return Comparison(
-        lines=lines,
-        metrics=metrics,
-        published=published,
-        entries=entries,
-        compared_at=compared_at,
-        **values,
+    name = values["name"]
+    published = [
+        _published(dict(system), values["lines"], values["metrics"])
+        for system in values.pop("published", ())
+    ]
+    found = config.from_dict(
+        Comparison, _entries(values, "entries", usual), within=name, strict=True
     )
+    if not found.entries or not all(entry.method for entry in found.entries):
+        raise ValueError(f"comparison {name}: it needs entries that can be measured")
+    for columns in ([entry.label for entry in found.entries], [it.source for it in published]):
+        if len(set(columns)) < len(columns):
+            raise ValueError(f"comparison {name}: two columns have the same name")
+    return dataclasses.replace(found, published=tuple(published))
 
 
 def _published(values: dict[str, Any], lines: Sequence[str], metrics: Sequence[str]) -> Published:
-    source = values.pop("source")
+    source = values["source"]
     figures: dict[str, dict[str, Figure]] = {line: {} for line in lines}
     for metric in [metric for metric in metrics if metric in values]:
         given = values.pop(metric)
@@ -338,8 +306,11 @@ def _published(values: dict[str, Any], lines: Sequence[str], metrics: Sequence[s
         for line, figure in zip(lines, given, strict=True):
             if isinstance(figure, list) or not math.isnan(figure):
                 figures[line][metric] = _figure(figure)
-    mean = {metric: _figure(figure) for metric, figure in values.pop("mean", {}).items()}
-    return Published(source=source, figures=figures, mean=mean, **values)
+    mean = {metric: _figure(it) for metric, it in values.pop("mean", {}).items()}
+    system = config.from_dict(
+        Published, {**values, "figures": {}, "mean": {}}, within=str(source), strict=True
+    )
+    return dataclasses.replace(system, figures=figures, mean=mean)
 
 
 def _figure(given: Any) -> Figure:

@@ -1,4 +1,4 @@
-"""Tables as titles, cells and notes, and the two forms in which they are read: Markdown and HTML."""
+"""The one form of all tables: titles, cells and notes, to be read as Markdown or HTML."""
 
 from __future__ import annotations
 
@@ -52,46 +52,54 @@ class Quantity:
     spread: float | None = None
     seeds: int = 0
 
-    def __str__(self) -> str:
-        return f"{self.mean:.1f}" if self.spread is None else f"{self.mean:.1f} ± {self.spread:.1f}"
+
+def mean(values: Sequence[float | None]) -> float | None:
+    """None where a value is missing, or all."""
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known and len(known) == len(values) else None
 
 
-def quantity(values: Sequence[float], *, standard_error: bool = False) -> Quantity | None:
-    """Mean of one figure a seed, and their sample standard deviation or the mean's standard error; None of none."""
-    if not values:
+def quantity(
+    values: Sequence[float | None], scale: float = 1, *, standard_error: bool = False
+) -> Quantity | None:
+    """Mean of one figure a seed, and their sample standard deviation or the mean's standard error; None where one is
+    missing, or all."""
+    known = [scale * value for value in values if value is not None]
+    if not known or len(known) < len(values):
         return None
-    spread = statistics.stdev(values) if len(values) > 1 else None
+    spread = statistics.stdev(known) if len(known) > 1 else None
     if spread is not None and standard_error:
-        spread /= math.sqrt(len(values))
-    return Quantity(statistics.fmean(values), spread, len(values))
+        spread /= math.sqrt(len(known))
+    return Quantity(statistics.fmean(known), spread, len(known))
 
 
-def leader(quantities: Sequence[Quantity | None]) -> int | None:
-    """The place of the best, where it leads the second by more than the larger spread of the two; otherwise None.
-
-    With one seed nothing is measured of the spread, and between two figures without one nothing is known of it.
-    """
-    ranked = sorted(((it.mean, place) for place, it in enumerate(quantities) if it), reverse=True)
-    if len(ranked) < 2:
-        return None
-    pair = [it for _, place in ranked[:2] if (it := quantities[place])]
-    spreads = [it.spread for it in pair if it.spread is not None]
-    if (
-        any(it.seeds == 1 for it in pair)
-        or not spreads
-        or pair[0].mean - pair[1].mean <= max(spreads)
-    ):
-        return None
-    return ranked[0][1]
+def text(it: Quantity | None, digits: int = 1) -> str:
+    """Mean ± spread, where that is known; – for None."""
+    if it is None:
+        return NONE
+    mean = f"{it.mean:.{digits}f}"
+    return mean if it.spread is None else f"{mean} ± {it.spread:.{digits}f}"
 
 
 def figure(values: Sequence[float | None], scale: float = 1, digits: int = 1) -> str:
     """Mean ± sample standard deviation (with more than one value); – where any value is missing."""
-    known = [scale * value for value in values if value is not None]
-    if not known or len(known) < len(values):
-        return NONE
-    mean = f"{statistics.fmean(known):.{digits}f}"
-    return f"{mean} ± {statistics.stdev(known):.{digits}f}" if len(known) > 1 else mean
+    return text(quantity(values, scale), digits)
+
+
+def texts(quantities: Sequence[Quantity | None]) -> list[str]:
+    """The best in bold, where it leads the second by more than the larger spread of the two.
+
+    With one seed nothing is measured of the spread, and between two figures without one nothing is known of it.
+    """
+    shown = list(map(text, quantities))
+    ranked = sorted(((it.mean, place) for place, it in enumerate(quantities) if it), reverse=True)
+    first, second = ([quantities[place] for _, place in ranked[:2]] + [None, None])[:2]
+    if first and second and 1 not in (first.seeds, second.seeds):
+        spreads = [it.spread for it in (first, second) if it.spread is not None]
+        if spreads and first.mean - second.mean > max(spreads):
+            best = ranked[0][1]
+            shown[best] = f"**{shown[best]}**"
+    return shown
 
 
 def markdown(page: Page) -> str:
