@@ -295,11 +295,7 @@ def test_fit_with_several_kinds_of_defects_some_of_them_broken(
     [
         ("knn", ["--anomalies", "DEFECTS"], "knn does not learn from labelled defects"),
         ("lda", ["--anomaly-count", "2"], "name those too"),
-        (
-            "lda",
-            ["--anomalies", "DEFECTS", "--anomaly-count", "5"],
-            "5 anomalies were asked for",
-        ),
+        ("lda", ["--anomalies", "DEFECTS", "--anomaly-count", "5"], "5 anomalies were asked for"),
         (
             "lda",
             ["--anomalies", "DEFECTS", "--anomaly-type", "dent"],
@@ -349,11 +345,7 @@ def test_fit_of_the_published_method(
         *quick,
     )
     made = document(run(*command, "--anomalies", mvtec, "--anomaly-count", "3", "--json"))
-    assert (made["method"], made["recipe"], made["training"]["steps"]) == (
-        "atacnet",
-        "paper",
-        10,
-    )
+    assert (made["method"], made["recipe"], made["training"]["steps"]) == ("atacnet", "paper", 10)
     assert len(made["defects"]) == 3  # beside 19 good ones, 2 a step
     (shown,) = [
         line
@@ -912,10 +904,7 @@ def test_a_size_is_height_and_width(run: Run, good_folder: Path, tmp_path: Path,
     assert fitted["config"]["image_size"] == [32, 64]
     assert document(run("fit", "knn", good_folder, "--set", f"image_size={size}", *made))["config"][
         "image_size"
-    ] == [
-        32,
-        64,
-    ]
+    ] == [32, 64]
     sheet = (
         "-o",
         tmp_path / f"s{len(size)}",
@@ -1180,16 +1169,7 @@ def test_bench_names_its_shifts(run: Run, mvtec: Path) -> None:
 
 
 def test_bench_with_known_defects(run: Run, mvtec: Path) -> None:
-    asked = (
-        "bench",
-        "--methods",
-        "knn,lda",
-        "--data",
-        mvtec,
-        "--dry-run",
-        "--anomaly-count",
-        "2",
-    )
+    asked = ("bench", "--methods", "knn,lda", "--data", mvtec, "--dry-run", "--anomaly-count", "2")
     runs = document(run(*asked, "--json"))["runs"]
     told = [(one["method"], one["anomaly_count"], one["anomaly_type"]) for one in runs]
     assert told == [("knn", None, None), ("lda", 2, None)]

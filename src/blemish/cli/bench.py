@@ -67,8 +67,7 @@ DataSets = Annotated[
     ),
 ]
 Seeds = Annotated[
-    str,
-    Option(metavar="N", help="How many seeds: 3 = 0, 1 and 2. Or which, with a comma: 0,1,2."),
+    str, Option(metavar="N", help="How many seeds: 3 = 0, 1 and 2. Or which, with a comma: 0,1,2.")
 ]
 Results = Annotated[
     Path | None,
@@ -190,28 +189,21 @@ def bench(
         return WELL
     if list_suites:
         return _list_suites(as_json=json)
-    nowhere = not data or (results is None and not dry_run)
-    if bool(methods) == bool(suite) or (methods and nowhere):
+    if bool(methods) == bool(suite) or (methods and not (data and (results or dry_run))):
         raise ConfigError("a bench needs a suite, or --methods (one of them), --data and --results")
     chosen = _suite(suite, only)
     varied = {
         "seeds": _seeds(seeds),
         "assignments": options.assignments(settings, backbone=backbone, image_size=image_size),
-        "weights": weights,
-        "shots": shots,
-        "anomaly_count": anomaly_count,
-        "anomaly_type": anomaly_type,
+        **{"weights": weights, "shots": shots, "label": label},
+        **{"anomaly_count": anomaly_count, "anomaly_type": anomaly_type},
         "time_budget": _budget(schedule, time_budget),
-        "shifts": options.parts(shifts),
-        "adapt": options.parts(adapt),
-        "label": label,
+        **{"shifts": options.parts(shifts), "adapt": options.parts(adapt)},
     }
     how = {"device": device, "precision": precision, "threads": threads, "jobs": jobs}
     with TemporaryDirectory(prefix="blemish-bench-") as scratch:
-        sets = {"root": root, "scratch": Path(scratch)}
-        runs, notes = _planned(
-            chosen, options.parts(methods), recipe, options.parts(data), sets, varied
-        )
+        sets = {"names": options.parts(data), "root": root, "scratch": Path(scratch)}
+        runs, notes = _planned(chosen, options.parts(methods), recipe, sets, varied)
         if chosen and results is None:
             results = Path(f"{chosen.name}.jsonl")
             notes.append(f"Rows are kept in {results}.")
@@ -224,14 +216,12 @@ def _planned(
     suite: Suite | None,
     methods: Sequence[str],
     recipe: str | None,
-    data: Sequence[str],
-    sets: Mapping[str, Any],
+    data: Mapping[str, Any],
     varied: Mapping[str, Any],
 ) -> tuple[list[Run], list[str]]:
     """The runs of a suite or of methods, and what is missing for them.
 
-    Args:
-        sets: `root` and `scratch` as of `plan.data_sets`. varied: keyword arguments of `plan.plan`.
+    Args: data: arguments of `plan.data_sets`. varied: keyword arguments of `plan.plan`.
     """
     from blemish.bench import plan as planning
     from blemish.bench.suites import Entry
@@ -244,8 +234,8 @@ def _planned(
 
     if suite is None:
         entries = [Entry(method=method, recipe=recipe or "best") for method in methods]
-        return plan(entries, planning.data_sets(data, **sets)), []
-    parts, notes = planning.places(suite, data, **sets)
+        return plan(entries, planning.data_sets(**data)), []
+    parts, notes = planning.places(suite, data["names"], root=data["root"], scratch=data["scratch"])
     runs = planning.once(
         run for part, places in parts for run in plan(part.entries(recipe), places)
     )
@@ -284,12 +274,7 @@ def _measure(
 
 
 def _estimate(
-    runs: Sequence[Run],
-    results: Path | None,
-    notes: Sequence[str],
-    *,
-    as_json: bool,
-    **how: Any,
+    runs: Sequence[Run], results: Path | None, notes: Sequence[str], *, as_json: bool, **how: Any
 ) -> int:
     """What is left to be measured, and how long it may take; `how`: of `run.run`."""
     from blemish.bench import estimates
@@ -341,8 +326,7 @@ def _list_suites(*, as_json: bool) -> int:
 
 Files = Annotated[list[Path], Argument(metavar="FILE...", help="Results of `blemish bench`.")]
 ShownSuite = Annotated[
-    str,
-    Option(metavar="NAME", help="Show the tables of this suite, with their published figures."),
+    str, Option(metavar="NAME", help="Show the tables of this suite, with their published figures.")
 ]
 Efficiency = Annotated[
     bool,

@@ -121,8 +121,7 @@ Settings = Annotated[
 Seed = Annotated[int | None, Option(help="Of everything random. [default: 0]")]
 Backbone = Annotated[str | None, Option(help="One of `blemish backbones`, or any timm model.")]
 Weights = Annotated[
-    str | None,
-    Option(metavar="FILE", help="Weights of the backbone, in place of its own source."),
+    str | None, Option(metavar="FILE", help="Weights of the backbone, in place of its own source.")
 ]
 ImageSize = Annotated[
     str | None,
@@ -180,8 +179,7 @@ Rate = Annotated[
 TimeBudget = Annotated[
     float | None,
     Option(
-        metavar="MINUTES",
-        help="How long training may take; its schedules are shaped to end there.",
+        metavar="MINUTES", help="How long training may take; its schedules are shaped to end there."
     ),
 ]
 Resume = Annotated[bool, Option("--resume", help="Go on with a training that was interrupted.")]

@@ -94,24 +94,19 @@ def simulate(
     precision: str = "auto",
     progress: Progress = silent,
 ) -> Simulation:
-    """Make synthetic anomalies in good pictures, as a method that learns from them sees them, and
-    write them down.
+    """Make synthetic anomalies in good pictures, as methods that learn from them see them.
 
     Args:
-        good: as of `blemish.fit`.
-        folder: made where it is not there.
+        good, window: as of `blemish.fit`.
         name: a simulator of `blemish.anomalies`. One that needs a second picture takes it from the
             same contact sheet.
-        count: pictures to draw; all where there are fewer.
-        seed: of the draw and the anomalies.
+        count: pictures to draw by the seed; all where there are fewer.
         backbone, weights, guide_layers, device, precision: of the [CLS] attention that guides, mean
-            over the heads and the layers (none given = the last one). A simulator that needs no
-            attention loads no backbone.
+            over the heads and the layers (none given = the last one); unused without attention.
         image_size: height and width (or one number for both) that pictures are brought to; rounded
             to what the backbone divides where there is one.
-        window: (lo, hi) of the pixel values, for 16-bit and DICOM pictures.
-    Raises: ConfigError, WeightsError; DataError when there is no readable picture; OutputError for
-        a folder that holds a contact sheet already, or cannot be written.
+    Raises: DataError when there is no readable picture; OutputError for a folder that holds a
+        contact sheet already.
     """
     chosen = simulator(name)
     if count < 1:
@@ -126,10 +121,7 @@ def simulate(
     if chosen.needs_attention:
         progress("loading the backbone", 0, 0)
         guide = _Guide(backbone, weights, guide_layers, seed, device, precision)
-        size = guide.backbone.round_size(*size)
-        if max(size) == guide.backbone.stride:
-            seen = f"{backbone} sees one patch there and looks nowhere else"
-            raise ConfigError(f"image_size {size[0]}×{size[1]}: {seen}")
+        size = guide.size_near(*size)
     files: list[Path] = []
     failures: list[Failure] = []
     entropies: list[float] = []
@@ -220,6 +212,15 @@ class _Guide:
         self.layers = backbone.check_layers(tuple(layers) or (backbone.depth,))
         self.backbone = backbone.to(chosen, pick_precision(precision, chosen)).eval()
         self._device = chosen
+
+    def size_near(self, height: int, width: int) -> tuple[int, int]:
+        """A size that the backbone divides. Raises: ConfigError for one of a single patch."""
+        height, width = self.backbone.round_size(height, width)
+        if max(height, width) == self.backbone.stride:
+            raise ConfigError(
+                f"image_size {height}×{width}: the backbone sees one patch and looks nowhere else"
+            )
+        return height, width
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
