@@ -115,7 +115,7 @@ def test_resumed_predictions_are_in_the_batches_of_one_go(
     (good_folder / "002.png").write_bytes(b"")
     whole, out = tmp_path / "whole", tmp_path / "out"
     assert run("predict", part, good_folder, "--output", whole)[0] == 1
-    assert run("predict", part, good_folder, "--output", out, "--overlay-size", "none")[0] == 1
+    assert run("predict", part, good_folder, "--output", out, "--overlay-size none")[0] == 1
     lines = (out / "predictions.jsonl").read_bytes().splitlines(keepends=True)
     (out / "predictions.jsonl").write_bytes(b"".join(lines[:kept]) + lines[kept][:20])
     batches: list[list[str]] = []
@@ -128,7 +128,7 @@ def test_resumed_predictions_are_in_the_batches_of_one_go(
     monkeypatch.setattr(predictor.Detector, "_score", noted)
     run("predict", part, good_folder)
     expected, batches[:] = list(batches), []
-    run("predict", part, good_folder, "--output", out, "--resume", "--overlay-size", "none")
+    run("predict", part, good_folder, "--output", out, "--resume --overlay-size none")
     assert batches == expected[-len(batches) :]  # whole ones of it, none divided otherwise
     assert sum(map(len, batches)) < 24 - kept + 4 * predictor.BATCH_SIZE
     drawn = ("overlay", "saliency")
@@ -261,7 +261,9 @@ def test_names_in_the_table_are_no_formulas_and_break_no_row(
     os.chdir(folder)
     try:
         given = sorted(path.name for path in folder.iterdir())
-        status, printed, err = run("predict", part, "--output", tmp_path / "out", "--", *given)
+        status, printed, err = run(
+            "predict", part, "--output", tmp_path / "out", "--", *map(Path, given)
+        )
     finally:
         os.chdir(here)
     assert status == 1
@@ -283,7 +285,7 @@ def test_names_in_the_table_are_no_formulas_and_break_no_row(
 def test_a_line_break_in_a_name_is_no_line_of_ours(
     run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    status, _, err = run("data", "check", "no\nblemish: all is well")
+    status, _, err = run("data check", Path("no\nblemish: all is well"))
     assert (status, err) == (2, "blemish: no\\nblemish: all is well: no such file or folder\n")
     capsys.readouterr()
     console.complain("one\n  two\nTry 'three'.\nfour")
@@ -299,8 +301,8 @@ def test_a_file_by_two_names_is_one_picture(
     Path("set.csv").write_text("path\ngood/000.png\n./good/../good/000.png\n")
     with pytest.raises(DataError, match="listed already on line 2"):
         read(Path("set.csv"))
-    run("predict", part, "good/000.png", "--output", "out")
-    run("predict", part, again, "good/001.png", "--output", "out", "--resume")
+    run("predict", part, "good/000.png --output out")
+    run("predict", part, again, "good/001.png --output out --resume")
     assert [row["path"] for row in rows_of(Path("out"))] == ["good/000.png", "good/001.png"]
 
 

@@ -53,9 +53,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[Any, ...]]:
 
 def test_figures(run: Run, part: Path, mvtec: Path, tmp_path: Path, drawn: dict[str, Any]) -> None:
     out = tmp_path / "out"
-    status, said, err = run(
-        "figures", part, mvtec, "-o", out, "--precision", "fp32", "--count", "2"
-    )
+    status, said, err = run("figures", part, mvtec, "-o", out, "--precision fp32 --count 2")
     assert status == 0
     assert "Pictures: 6 good, 7 defective; 0 broken" in said
     assert "scoring: 1 of 13" in err
@@ -227,10 +225,11 @@ def test_one_pass_scores_and_describes(
     """13 pictures are two batches. ATAC-Net looks twice, and is asked once more for an embedding of its own."""
     detector = fitted(method)
     _, samples = labelled(mvtec)
+    cases = illustration._Cases({"part": detector}, 1)
     looks: list[int] = []
     count = detector.method.backbone.register_forward_hook(lambda *_: looks.append(1))
     try:
-        seen = illustration._see(detector, samples, (), lambda *_: None, silent, "scoring")
+        seen = illustration._see({"part": detector}, samples, cases, silent)["part"]
     finally:
         count.remove()
     assert len(looks) == passes
@@ -291,9 +290,7 @@ def test_several_detectors_are_compared_on_the_same_pictures(
 ) -> None:
     other = fitted("padim").save(tmp_path / "padim $x$.blemish")
     out = tmp_path / "out"
-    status, said, err = run(
-        "figures", part, other, mvtec, "-o", out, "--precision", "fp32", "--json"
-    )
+    status, said, err = run("figures", part, other, mvtec, "-o", out, "--precision fp32 --json")
     assert status == 0, err
     made = json.loads(said)
     names = ["histograms.png", "embeddings.png", "comparison.png"]
@@ -364,7 +361,7 @@ def test_artifacts_of_one_name_are_called_by_their_paths(
 ) -> None:
     (tmp_path / "more").mkdir()
     other = fitted("padim").save(tmp_path / "more" / "part.blemish")
-    assert run("figures", part, other, mvtec, "-o", tmp_path / "out", "--count", "2")[0] == 0
+    assert run("figures", part, other, mvtec, "-o", tmp_path / "out", "--count 2")[0] == 0
     assert list(drawn["score_histograms"][0]) == [str(part), str(other)]
     assert len(drawn["gallery"][0]) == 3 + 4 + 2  # of three dark ones none is shown twice
 

@@ -61,7 +61,7 @@ def test_crop_and_saliency_are_written(
         tmp_path / "out",
         tmp_path / "report.html",
     )
-    told = ("predict", artifact, new, "--precision", "fp32", "--device", "cpu")
+    told = ("predict", artifact, new, "--precision fp32 --device cpu")
     status, said, _ = run(*told, "--output", out, "--report", report, "--json")
     assert status == 1
     rows = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
@@ -124,14 +124,7 @@ def test_rows_from_before_there_were_crops_are_gone_on_from(
     (out / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in old))
     assert (
         run(
-            "predict",
-            artifact,
-            new,
-            "--output",
-            out,
-            "--resume",
-            "--report",
-            tmp_path / "report.html",
+            "predict", artifact, new, "--output", out, "--resume --report", tmp_path / "report.html"
         )[0]
         == 1
     )
