@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 import signal
 import subprocess
@@ -15,6 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from parts import rows_of
 
 import blemish
 from blemish import files, interrupts
@@ -33,10 +33,6 @@ POSIX = pytest.mark.skipif(os.name != "posix", reason="signals and devices of PO
 @pytest.fixture
 def part(tmp_path: Path, fitted: Callable[..., blemish.Detector]) -> Path:
     return fitted().save(tmp_path / "part.blemish")
-
-
-def rows_of(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
 
 
 @POSIX

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from parts import rows_of
 
 from blemish.detector.predict import Detector
 from blemish.images import decode
@@ -64,7 +65,7 @@ def test_crop_and_saliency_are_written(
     told = ("predict", artifact, new, "--precision fp32 --device cpu")
     status, said, _ = run(*told, "--output", out, "--report", report, "--json")
     assert status == 1
-    rows = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
+    rows = rows_of(out)
     assert rows == json.loads(said)["predictions"]
     scored = [row for row in rows if "error" not in row]
     assert [row["box"] for row in scored] == [list(BOX)] * 3
@@ -103,7 +104,7 @@ def test_methods_without_them_leave_nothing_of_the_kind(
         tmp_path / "report.html",
     )
     run("predict", artifact, new, "--output", out, "--report", report)
-    rows = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
+    rows = rows_of(out)
     assert {row.get("box") for row in rows} == {None}
     assert not any("saliency" in row for row in rows)
     assert not list((out / "overlays").glob("*.saliency.png"))
@@ -119,7 +120,7 @@ def test_rows_from_before_there_were_crops_are_gone_on_from(
 ) -> None:
     artifact, out = fitted().save(tmp_path / "part.blemish"), tmp_path / "out"
     run("predict", artifact, new, "--output", out)
-    rows = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
+    rows = rows_of(out)
     old = [{key: value for key, value in row.items() if key != "box"} for row in rows[:3]]
     (out / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in old))
     assert (

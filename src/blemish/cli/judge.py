@@ -164,7 +164,7 @@ def _tell(
     from blemish.report.predictions import prediction_entries
 
     scored = journal.scored
-    warning = category_warning(scored, detector.categories)
+    warning = words.category_warning(scored, detector.categories)
     judged = {row["category"] for row in scored}
     # Where all are of one category its threshold is shown, even if nobody named it.
     limit = detector.threshold_for(*judged if len(judged) == 1 else [category])
@@ -263,28 +263,6 @@ def predict_lines(
     yield verdicts + (f"; {len(failures)} could not be read" if failures else "")
 
 
-def category_warning(rows: Iterable[Mapping[str, Any]], categories: Sequence[str]) -> str:
-    """A warning where an artifact of several categories judged pictures without being told theirs.
-
-    Args: rows: scored ones, of predictions or of an evaluation.
-    Returns: "" where there is nothing to warn of.
-    """
-    judged = [
-        (row.get("judged_as", row["category"]), row.get("category_assigned", False)) for row in rows
-    ]
-    unsaid = Counter(name for name, assigned in judged if assigned or not name)
-    if not categories or not unsaid:
-        return ""
-    told = [f"{unsaid[name]} as {name}" for name in categories if name in unsaid]
-    reason = "each picture's category was assigned by its features"
-    if "" in unsaid:
-        told.append(f"{unsaid['']} by the common threshold")
-        reason = "the common threshold of all categories misses defects of those that score low"
-    total = unsaid.total()
-    which = "the pictures" if total == len(judged) else f"{total} of the pictures"
-    return f"no category of the artifact was named for {which}: judged {', '.join(told)}; {reason}"
-
-
 Labelled = Annotated[
     Path, Argument(metavar="DATA", help="Good and defective pictures: a folder or a table.")
 ]
@@ -338,7 +316,7 @@ def evaluate(
             result = measure(detector, data, on_prediction=mistakes.add, **how)
         if output:
             outputs.write_evaluation(output, result, mistakes, detector, side=drawn)
-    warning = category_warning(result.rows, detector.categories)
+    warning = words.category_warning(result.rows, detector.categories)
     if report:
         write_report(
             report,
