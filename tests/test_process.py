@@ -1,4 +1,6 @@
-"""What the program does as a process: signals, its output, what others write at the same time, odd names."""
+"""What the program does as a process: signals, its output, what others write at the same time, odd
+names.
+"""
 
 from __future__ import annotations
 
@@ -212,7 +214,8 @@ for way in ("full", "gone"):
         os.dup2(writer, 1)
         os.close(reader)
         os.close(writer)
-    answers += [status(["9"]), status(["99999"]), *([status(["fails", "--json"])] if way == "full" else [])]
+    answers += [status(["9"]), status(["99999"])]
+    answers += [status(["fails", "--json"])] if way == "full" else []
 sys.stdout = None
 answers.append(status(["9"]))
 os.write(said, repr(answers).encode())

@@ -77,7 +77,10 @@ def test_help_imports_nothing_heavy() -> None:
         "jinja2",
         "rich",
     }
-    code = f"import sys; from blemish import cli; s = cli.main(['--help']); print(sorted({heavy} & set(sys.modules)), s)"
+    code = (
+        "import sys; from blemish import cli; s = cli.main(['--help']); "
+        f"print(sorted({heavy} & set(sys.modules)), s)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[] 0"
 
@@ -628,7 +631,10 @@ def test_predict_of_categories_that_nobody_named(
     told = ("predict", two, tmp_path / "mixed", "--output", out, "--report", report)
     status, said, err = run(*told)
     assert status == 0
-    warning = "no category of the artifact was named for the pictures: judged 1 as Negative, 3 as part; each picture"
+    warning = (
+        "no category of the artifact was named for the pictures: judged 1 as Negative, 3 as part; "
+        "each picture"
+    )
     assert err.count(warning) == 1
     assert "--category NAME says it" in err
     assert re.search(r"score +verdict +category +path", said)
@@ -693,7 +699,8 @@ def test_a_threshold_by_hand(run: Run, part: Path, new: Path, tmp_path: Path) ->
         "rate": None,
         "n": 0,
         "method": "by hand",
-        "guarantee": "Set by hand: nothing is known of how many normal pictures raise a false alarm.",
+        "guarantee": "Set by hand: nothing is known of how many normal pictures raise a false "
+        "alarm.",
         "reason": "",
     }
     assert (
@@ -799,7 +806,10 @@ def test_what_was_done_to_pictures_is_told(run: Run, tmp_path: Path, write: Any)
         frame[0, 0] = 4095
         write(tmp_path / "good" / f"{number}.png", frame)
     _, out, _ = run("fit knn", tmp_path / "good", "-o", tmp_path / "a", FIT)
-    note = "16-bit values no higher than 4095, read as 0 to 65535: for 12-bit data fit with --window 0,4095"
+    note = (
+        "16-bit values no higher than 4095, read as 0 to 65535: "
+        "for 12-bit data fit with --window 0,4095"
+    )
     assert f"note on 3 of them: {note}" in out
     assert document(run("fit knn", tmp_path / "good", "-o", tmp_path / "a", FIT, "--json"))[
         "notes"
@@ -1133,7 +1143,9 @@ def test_a_closed_pipe_is_no_error_to_talk_about() -> None:
 
 @pytest.fixture
 def teachable(tmp_path: Path, good_folder: Path, small: dict[str, Any]) -> Path:
-    """An artifact of lda that knows 20 good parts and no defect; four more parts wait in `good_folder`."""
+    """An artifact of lda that knows 20 good parts and no defect; four more parts wait in
+    `good_folder`.
+    """
     known = sorted(good_folder.iterdir())[:20]
     return blemish.fit("lda", known, normality="knn", **small).save(tmp_path / "teachable.blemish")
 

@@ -32,7 +32,9 @@ def part(tmp_path: Path, fitted: Callable[..., Detector]) -> Path:
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[Any, ...]]:
-    """The arguments that each figure was drawn from, by its name; of several "embedding", "embeddings 2", …"""
+    """The arguments that each figure was drawn from, by its name; of several "embedding",
+    "embeddings 2", …
+    """
     calls: dict[str, tuple[Any, ...]] = {}
 
     def watch(name: str) -> None:
@@ -222,7 +224,9 @@ def test_several_categories_are_named(
 def test_one_pass_scores_and_describes(
     fitted: Callable[..., Detector], mvtec: Path, method: str, passes: int
 ) -> None:
-    """13 pictures are two batches. ATAC-Net looks twice, and is asked once more for an embedding of its own."""
+    """13 pictures are two batches. ATAC-Net looks twice, and is asked once more for an embedding of
+    its own.
+    """
     detector = fitted(method)
     _, samples = labelled(mvtec)
     cases = illustration._Cases({"part": detector}, 1)
@@ -375,7 +379,9 @@ def test_what_any_detector_knows_is_in_no_comparison(
     write: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Several categories have a comparison each; what cannot be read or is known to one is left out for all."""
+    """Several categories have a comparison each; what cannot be read or is known to one is left out
+    for all.
+    """
     root = tmp_path / "set"
     root.mkdir()
     mvtec.rename(root / "bolt")
