@@ -188,7 +188,7 @@ def test_two_processes_on_one_output(
 @POSIX
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 def test_an_output_that_cannot_be_written_is_one_sentence() -> None:
-    """Standard output full, its reader gone, and closed, in one process that has imported all once."""
+    """Standard output full, its reader gone, and closed, in one process that imports all once."""
     code = """
 import os, sys
 from blemish import cli, errors

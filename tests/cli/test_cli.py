@@ -41,7 +41,7 @@ def part(tmp_path: Path, fitted: Callable[..., blemish.Detector]) -> Path:
 
 @pytest.fixture
 def new(tmp_path: Path, picture: Callable[..., np.ndarray], write: Callable[..., Path]) -> Path:
-    """Eight new pictures, every second one with a defect, in two folders that use the same names."""
+    """Eight new pictures, every second with a defect, in two folders that use the same names."""
     for seed in range(8):
         folder = tmp_path / "new" / ("a" if seed < 4 else "b")
         write(

@@ -112,7 +112,7 @@ def test_features_belong_to_their_pictures(
     picture: Any,
     write: Any,
 ) -> None:
-    """Broken pictures and those known to the detector come between the others, and have no point."""
+    """Broken pictures and known ones come between the others, and have no point."""
     (mvtec / "test" / "dark" / "0005.png").touch()
     write(mvtec / "test" / "good" / "0005.png", picture(3))
     made = illustration.illustrate({"part": fitted()}, mvtec, tmp_path / "out")

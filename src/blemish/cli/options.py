@@ -103,10 +103,6 @@ Json = Annotated[
 Artifact = Annotated[
     Path, Argument(metavar="ARTIFACT", help="A file that `blemish fit` has written.")
 ]
-Labelled = Annotated[
-    Path, Argument(metavar="DATA", help="Good and defective pictures: a folder or a table.")
-]
-Report = Annotated[Path | None, Option(metavar="FILE", help="A report as one HTML file.")]
 
 Device = Annotated[str, Option(help="auto, cpu, cuda, cuda:1 or mps.")]
 Precision = Annotated[
