@@ -16,6 +16,7 @@ from parts import rows_of
 from blemish.detector.predict import Detector
 from blemish.images import decode
 from blemish.report.heatmap import outline, overlay
+from blemish.report.journal import Journal
 from blemish.report.predictions import Gallery
 from blemish.types import Prediction, Scores
 
@@ -153,3 +154,16 @@ def test_a_gallery_keeps_no_batch_alive() -> None:
     assert kept[1].saliency is not None
     assert kept[1].saliency.base is None
     assert kept[1].anomaly_map.base is None
+
+
+def test_a_run_goes_on_within_its_batch_only_where_the_pictures_are_in_its_order() -> None:
+    def remaining(*rows: str) -> tuple[list[str], int]:
+        journal = Journal(None, artifact=Path(), precision="fp32", ways={}, resume=False)
+        journal.rows += [{"path": row} for row in rows]
+        todo, again = journal.remaining([Path("a"), Path("b"), Path("c")], 8)
+        return [path.name for path in todo], again
+
+    assert remaining() == (["a", "b", "c"], 0)
+    assert remaining("a", "b") == (["a", "b", "c"], 2)
+    assert remaining("b") == (["a", "c"], 0)
+    assert remaining("a", "b", "c") == ([], 0)
