@@ -105,8 +105,7 @@ def simulate(
             over the heads and the layers (none given = the last one); unused without attention.
         image_size: height and width (or one number for both) that pictures are brought to; rounded
             to what the backbone divides where there is one.
-    Raises: DataError when there is no readable picture; OutputError for a folder that holds a
-        contact sheet already.
+    Raises: DataError without a readable picture; OutputError where a contact sheet is already.
     """
     chosen = simulator(name)
     if count < 1:
