@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -79,3 +80,8 @@ def write_picture(path: Path, pixels: np.ndarray) -> Path:
         str(path), pixels if pixels.ndim == 2 else np.ascontiguousarray(pixels[..., ::-1])
     )
     return path
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    """The rows of predictions.jsonl in a folder."""
+    return [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]

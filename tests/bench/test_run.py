@@ -23,13 +23,14 @@ from runs import a_row as a_whole_row
 
 import blemish
 from blemish.bench import run as benchmark
-from blemish.bench.plan import Run, cores
+from blemish.bench.plan import Run
 from blemish.bench.results import Row, markdown, page, read_rows
 from blemish.bench.run import METRICS, SHIFTED_METRICS, measure, run
 from blemish.data.shifts import SHIFTS
 from blemish.detector.predict import Detector
 from blemish.errors import ConfigError, DataError, OutputError
 from blemish.images import decode
+from blemish.machine import cores
 from blemish.types import Failure
 
 HERE = {"device": "cpu", "precision": "fp32"}

@@ -35,7 +35,9 @@ def part(tmp_path: Path, fitted: Callable[..., Detector]) -> Path:
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[Any, ...]]:
-    """The arguments that each figure was drawn from, by its name; of several "embedding", "embeddings 2", …"""
+    """The arguments that each figure was drawn from, by its name; of several "embedding",
+    "embeddings 2", …
+    """
     calls: dict[str, tuple[Any, ...]] = {}
 
     def watch(name: str) -> None:
@@ -56,9 +58,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[Any, ...]]:
 
 def test_figures(run: Run, part: Path, mvtec: Path, tmp_path: Path, drawn: dict[str, Any]) -> None:
     out = tmp_path / "out"
-    status, said, err = run(
-        "figures", part, mvtec, "-o", out, "--precision", "fp32", "--count", "2"
-    )
+    status, said, err = run("figures", part, mvtec, "-o", out, "--precision fp32 --count 2")
     assert status == 0
     assert "Pictures: 6 good, 7 defective; 0 broken" in said
     assert "scoring: 1 of 13" in err
@@ -115,7 +115,7 @@ def test_features_belong_to_their_pictures(
     picture: Any,
     write: Any,
 ) -> None:
-    """Broken pictures and those known to the detector come between the others, and have no point."""
+    """Broken pictures and known ones come between the others, and have no point."""
     (mvtec / "test" / "dark" / "0005.png").touch()
     write(mvtec / "test" / "good" / "0005.png", picture(3))
     made = illustration.illustrate({"part": fitted()}, mvtec, tmp_path / "out")
@@ -230,10 +230,11 @@ def test_one_pass_scores_and_describes(
     """13 pictures are two batches. ATAC-Net looks twice."""
     detector = fitted(method)
     _, samples = labelled(mvtec)
+    cases = illustration._Cases({"part": detector}, 1)
     looks: list[int] = []
     count = detector.method.backbone.register_forward_hook(lambda *_: looks.append(1))
     try:
-        seen = illustration._see(detector, samples, (), lambda *_: None, silent, "scoring")
+        seen = illustration._see({"part": detector}, samples, cases, silent)["part"]
     finally:
         count.remove()
     assert len(looks) == passes
@@ -293,9 +294,7 @@ def test_several_detectors_are_compared_on_the_same_pictures(
 ) -> None:
     other = fitted("padim").save(tmp_path / "padim $x$.blemish")
     out = tmp_path / "out"
-    status, said, err = run(
-        "figures", part, other, mvtec, "-o", out, "--precision", "fp32", "--json"
-    )
+    status, said, err = run("figures", part, other, mvtec, "-o", out, "--precision fp32 --json")
     assert status == 0, err
     made = json.loads(said)
     names = ["histograms.png", "embeddings.png", "comparison.png"]
@@ -366,7 +365,7 @@ def test_artifacts_of_one_name_are_called_by_their_paths(
 ) -> None:
     (tmp_path / "more").mkdir()
     other = fitted("padim").save(tmp_path / "more" / "part.blemish")
-    assert run("figures", part, other, mvtec, "-o", tmp_path / "out", "--count", "2")[0] == 0
+    assert run("figures", part, other, mvtec, "-o", tmp_path / "out", "--count 2")[0] == 0
     assert list(drawn["score_histograms"][0]) == [str(part), str(other)]
     assert len(drawn["gallery"][0]) == 3 + 4 + 2  # of three dark ones none is shown twice
 
@@ -380,7 +379,9 @@ def test_what_any_detector_knows_is_in_no_comparison(
     write: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Several categories have a comparison each; what cannot be read or is known to one is left out for all."""
+    """Several categories have a comparison each; what cannot be read or is known to one is left out
+    for all.
+    """
     root = tmp_path / "set"
     root.mkdir()
     mvtec.rename(root / "bolt")

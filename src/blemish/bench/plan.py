@@ -26,6 +26,7 @@ from blemish.data.shifts import SHIFTS
 from blemish.detector.fit import configure
 from blemish.errors import ConfigError, DataError, WeightsError, unknown_name
 from blemish.files import WEIGHTS_BYTES, open_regular
+from blemish.machine import cores
 from blemish.methods import MethodConfig, method_class
 from blemish.methods.adaptation import MODES
 from blemish.methods.capabilities import Adapts
@@ -295,11 +296,6 @@ def categories(one: Run) -> tuple[str, ...]:
     if official is None or len(official.categories) == 1 or not one.path.is_dir():
         return ()
     return tuple(category_paths(official, one.path))
-
-
-def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def shared_threads(threads: int | None, jobs: int) -> int | None:

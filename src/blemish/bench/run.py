@@ -22,7 +22,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
@@ -40,7 +39,7 @@ import torch
 
 from blemish import config as configs
 from blemish.bench import costs
-from blemish.bench.plan import Run, categories, cores, shared_threads
+from blemish.bench.plan import Run, categories, shared_threads
 from blemish.bench.results.rows import (
     FAILED,
     NEITHER,
@@ -65,6 +64,7 @@ from blemish.detector.predict import Detector
 from blemish.errors import BlemishError, ConfigError, DataError
 from blemish.files import cannot_write, locked
 from blemish.images import Picture
+from blemish.machine import cores, cpu_name
 from blemish.methods.adaptation import Mode
 from blemish.types import ANOMALOUS, NORMAL, ORIGINAL, Failure, Prediction, Progress, Sample, silent
 
@@ -425,11 +425,7 @@ def peak_memory_mib() -> float | None:
 
 def hardware(device: torch.device) -> dict[str, Any]:
     """The device as rows name it."""
-    cpu = platform.processor() or platform.machine()
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                cpu = line.split(":", 1)[1].strip()
+    cpu = cpu_name()
     return {
         "type": device.type,
         "name": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,

@@ -400,8 +400,7 @@ def refine(
         Option(metavar="DEFECTS", help="Newly confirmed pictures of defects; repeatable."),
     ] = None,
     output: Annotated[
-        Path | None,
-        Option("--output", "-o", help="The artifact to write. [default: the same one]"),
+        Path | None, Option("--output", "-o", help="The artifact to write. [default: the same one]")
     ] = None,
     false_alarm_rate: Rate = None,
     device: Device = "auto",
