@@ -3,7 +3,7 @@
     python benchmarks/page.py            # write it
     python benchmarks/page.py --check    # only say whether it is what the rows make; the tests do this
 
-Rows are told by their form: those of `blemish bench`, of `weak.py`, of `probe.py`, and of `speed.py` and
+Rows are told by their form: those of `blemish bench`, of `weak.py`, of `probe.py`, and of `speed.py`, `gpu.py` and
 `metrics_speed.py`. Of rows that measure the same thing the newest good one counts. The same rows give the same bytes,
 whatever the order of the files. What is said about the figures stands in docs/findings.md, written by hand.
 """
@@ -71,7 +71,7 @@ What was chosen while looking at test pictures ([log.md](log.md) says how). Thes
 | `guided`, recipe `best` | magnetic tile, screw; that its encoder is not trained: bottle, too |
 | adaptation by entropies, its rate of 0.1 (not in the papers' recipes) | magnetic tile |
 | adaptation by features | bottle; magnetic tile as it is and darker |
-| `atacnet`, recipe `best` | brain MRI, ELPV, screw, magnetic tile; for the closest look's worth NIH (part), too |
+| `lda`, recipe `best` | brain MRI, ELPV, screw, magnetic tile; for the closest look's worth NIH (part), too |
 
 `patchcore` was chosen without looking at ELPV."""
 
@@ -81,7 +81,7 @@ M: how many labelled defects are learned from. Of several settings the one neare
 others are further down. Resolutions, budgets and threads differ between cells: this shows what there is, and is no
 ranking."""
 WEAK = """\
-`atacnet`, recipe `best`, over `patchcore` of seed 0. M defects are drawn by seed and learned from, all others are
+`lda`, recipe `best`, over `patchcore` of seed 0. M defects are drawn by seed and learned from, all others are
 tested; M = 0 is `patchcore` itself. With `anomaly_type` they are drawn from that type and all other types are tested.
 Least I: that of the worst draw."""
 PROBES = """\
@@ -120,10 +120,7 @@ LINES = (
     Line("`guided`", "guided", {"pretraining": "none"}),
     Line("`guided` after APMask", "guided", {"pretraining": "apmask"}),
     Line("`agpnet`", "agpnet"),
-    *(
-        Line(f"`atacnet`, M = {count}", "atacnet", {"network": "none"}, count)
-        for count in (0, 1, 10)
-    ),
+    *(Line(f"`lda`, M = {count}", "lda", {}, count) for count in (0, 1, 10)),
     *(
         Line(f"{title}, M = {count}", "atacnet", {"network": network}, count)
         for title, network in NETWORKS.items()
@@ -183,9 +180,36 @@ SPEED: Mapping[str, tuple[str, Mapping[str, str]]] = {
         "APMask's student forward and backward with patches dropped, as a share of the unmasked one",
         DROPPING,
     ),
+    "score": (
+        "Scoring on a GPU that does nothing else (`gpu.py`), decoding not included",
+        {
+            "Method": "method",
+            "Backbone": "backbone",
+            "Size": "size",
+            "Precision": "precision",
+            "Batch": "batch",
+            "Images/s": "images_per_second",
+            "p50 (ms)": "latency_p50_ms",
+            "p95 (ms)": "latency_p95_ms",
+            "Peak GPU (MiB)": "peak_gpu_memory_mib",
+        },
+    ),
+    "train": (
+        "Training on a GPU that does nothing else (`gpu.py`): 80 steps, the slow first ones included",
+        {
+            "Method": "method",
+            "Backbone": "backbone",
+            "Size": "size",
+            "Precision": "precision",
+            "Pictures a step": "batch",
+            "Pictures/s": "images_per_second",
+        },
+    ),
 }
 CASE = (
     "what",
+    "method",
+    "batch",
     "size",
     "precision",
     "calibrate",
@@ -438,7 +462,7 @@ def probed(rows: Sequence[Row]) -> str:
 
 
 def timed(rows: Sequence[Row]) -> str:
-    """Speed and memory (`speed.py`, `metrics_speed.py`)."""
+    """Speed and memory (`speed.py`, `gpu.py`, `metrics_speed.py`)."""
     found = latest(rows, lambda row: (*map(row.get, CASE), device(row)))
     sheets: list[Sheet] = []
     for what in dict.fromkeys([*SPEED, *(row["what"] for row in rows)]):
@@ -453,7 +477,9 @@ def timed(rows: Sequence[Row]) -> str:
             ]
             ordered = tuple(sorted(lines, key=in_order))
             sheets.append(Sheet(title=title, columns=(*columns, "Commit", "Device"), lines=ordered))
-    return section("Speed and memory (`speed.py`, `metrics_speed.py`)", Page(sheets=tuple(sheets)))
+    return section(
+        "Speed and memory (`speed.py`, `gpu.py`, `metrics_speed.py`)", Page(sheets=tuple(sheets))
+    )
 
 
 def in_order(cells: Sequence[str]) -> list[tuple[float, str]]:

@@ -1,4 +1,4 @@
-"""Learning from M labelled defects (`atacnet`): draws of M by seed, all other defects tested, one row a draw.
+"""Learning from M labelled defects (`lda`): draws of M by seed, all other defects tested, one row a draw.
 
     python benchmarks/weak.py elpv brain_mri --image-size 224 --results benchmarks/results/weak.jsonl
 
@@ -7,7 +7,7 @@ the hard setting. (`bench --anomaly-type` tests the rest of that type, too.) `--
 
 What does not depend on the draw is computed once: the normality detector is fitted once (seed 0) on all good training
 pictures, and each test picture is looked at once. A draw then takes seconds, and its row says what
-`blemish bench --methods atacnet --anomaly-count M` would say of it with the normality part of seed 0. Rows that the
+`blemish bench --methods lda --anomaly-count M` would say of it with the normality part of seed 0. Rows that the
 file holds already are not made again.
 """
 
@@ -38,7 +38,7 @@ from blemish.data.stream import PictureStream
 from blemish.detector.evaluate import evaluate
 from blemish.detector.predict import Detector
 from blemish.methods.adaptation import Adapted
-from blemish.methods.taught import Taught
+from blemish.methods.lda import Lda
 from blemish.types import RESOLUTION, Failure, Prediction, Scores, silent
 
 METRICS = ("image_auroc", "image_ap", "best_f1", "pixel_auroc", "aupro")
@@ -52,7 +52,7 @@ class Remembering(Detector):
         self._seen = seen
 
     def _score(self, chunk: Sequence[Any], adapter: Any) -> Iterator[Prediction | Failure]:
-        method = cast(Taught, self.method)
+        method = cast(Lda, self.method)
         for one in chunk:
             if isinstance(one, Failure):
                 yield one
@@ -83,12 +83,12 @@ def rows(
         return
     began = time.perf_counter()
     config = blemish.configure(
-        "atacnet",
+        "lda",
         values={"backbone": options.backbone, "image_size": options.image_size},
         assignments=options.set,
     )
-    detector = blemish.fit("atacnet", path, config=config, calibration_fraction=0)
-    method = cast(Taught, detector.method)
+    detector = blemish.fit("lda", path, config=config, calibration_fraction=0)
+    method = cast(Lda, detector.method)
     fitted = time.perf_counter() - began
     complain(f"{name}: fitted in {fitted:.0f} s")
     dataset = layouts.read(path)
@@ -123,7 +123,7 @@ def rows(
             "commit": commit,
             "dirty": dirty,
             "data": name,
-            **{"method": "atacnet", "recipe": "best", "changed": changed, "label": words(changed)},
+            **{"method": "lda", "recipe": "best", "changed": changed, "label": words(changed)},
             **{"anomaly_count": count, "anomaly_type": kind, "draw": draw, "seed": draw},
             **{"shots": None, "time_budget": None, "shifts": [], "adapt": []},
             "masks": options.masks,

@@ -37,7 +37,7 @@ BRIEF: dict[str, Any] = {
 # pictures larger than it learns from, unless told otherwise.
 BRIEFER: dict[str, dict[str, Any]] = {
     "guided": {"min_steps": 2, "zoom": 1.0},
-    "atacnet-paper": {"min_steps": 40, "learning_rate": 3e-4},
+    "atacnet": {"min_steps": 40, "learning_rate": 3e-4},
 }
 
 

@@ -21,7 +21,7 @@ GUIDED = {
     },
 }
 TAUGHT = {
-    "method": "atacnet",
+    "method": "lda",
     "settings": {"backbone": "test_vit", "image_size": [32], "layers": [2, 4], "normality": "knn"},
 }
 

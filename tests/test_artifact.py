@@ -171,7 +171,7 @@ def test_one_changed_byte_anywhere(flip: int, written: Path) -> None:
     [
         lambda text: text.replace("knn", "kNN"),
         lambda text: json.dumps({**json.loads(text), "threshold": 3.0}),
-        lambda text: text.replace('"format": 1', '"format": 0'),
+        lambda text: text.replace(f'"format": {artifact.FORMAT}', '"format": 0'),
         lambda text: text + " ",
     ],
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,9 @@ import torch
 
 from blemish import compute
 from blemish.compute import pick_device, pick_precision, precision_name
+from blemish.detector.predict import Detector
 from blemish.errors import ConfigError
+from blemish.methods.trained import TrainedMethod
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -123,3 +127,13 @@ def test_the_flags_of_this_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert compute.cpu_flags() == {"fpu", "amx_bf16"}
     monkeypatch.setattr(Path, "read_text", lambda *_arguments: "processor : 0\nFeatures : neon\n")
     assert compute.cpu_flags() == set()
+
+
+@pytest.mark.parametrize("method", ["agpnet", "guided", "atacnet"])
+def test_a_training_ends_on_the_device_it_was_on(
+    method: str, fitted: Callable[..., Detector]
+) -> None:
+    trained = copy.deepcopy(fitted(method).method).to("meta")
+    assert isinstance(trained, TrainedMethod)
+    trained.end_training(3)
+    assert {tensor.device.type for tensor in trained.state_dict().values()} == {"meta"}

@@ -21,7 +21,7 @@ from blemish.backbones import build
 from blemish.data.stream import PictureStream
 from blemish.data.transforms import Preprocessing
 from blemish.detector.fit import configure
-from blemish.methods import METHODS, Method, method_of_recipe
+from blemish.methods import METHODS, Method, method_class
 from blemish.methods.apmask import APMask, APMaskConfig
 from blemish.methods.heads import ClassHead
 from blemish.methods.trained import Learner
@@ -137,7 +137,7 @@ def test_every_trained_tensor_changes_the_score_or_the_map(
     config = config_of(name, recipe, backbone)
     method = trained(name, config, picture)
     assert learned
-    assert isinstance(method, method_of_recipe(name, recipe))
+    assert isinstance(method, method_class(name))
     images = pictures_for(method, picture)
     assert isinstance(method, Learner)
     check(method, learned, lambda: judged(method, images))

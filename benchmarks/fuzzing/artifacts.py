@@ -122,7 +122,7 @@ def settings_of(method: str) -> dict[str, Any]:
     return {
         **TINY,
         **brief,
-        **({"min_steps": 2, "learning_rate": 3e-4} if method == "atacnet-paper" else {}),
+        **({"min_steps": 2, "learning_rate": 3e-4} if method == "atacnet" else {}),
     }
 
 
@@ -138,7 +138,7 @@ def write_detectors(folder: Path, pictures: int = 24) -> dict[str, Path]:
     good, bad = parts(pictures), parts(3, seed=9)
     made = {}
     for method in METHODS:
-        more: dict[str, Any] = {"anomalies": bad, "anomaly_count": 2} if method == "atacnet" else {}
+        more: dict[str, Any] = {"anomalies": bad, "anomaly_count": 2} if method == "lda" else {}
         fraction = {"calibration_fraction": 0.8} if "min_steps" in settings_of(method) else {}
         detector = blemish.fit(method, good, **settings_of(method), **more, **fraction)
         made[method] = detector.save(folder / f"{method}.blemish")

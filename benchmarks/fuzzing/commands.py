@@ -71,8 +71,8 @@ def write_inputs(folder: Path) -> None:
     fit = ("--false-alarm-rate", "0.2")
     assert run("fit", "knn", folder / "good", "-o", folder / "knn.blemish", *FIT, *fit) == 0
     taught = ("--anomalies", folder / "bad", "--anomaly-count", "2")
-    atacnet = ("fit", "atacnet", folder / "good", "-o", folder / "atacnet.blemish", *FIT, *fit)
-    assert run(*atacnet, *taught) == 0
+    lda = ("fit", "lda", folder / "good", "-o", folder / "lda.blemish", *FIT, *fit)
+    assert run(*lda, *taught) == 0
 
 
 def jobs(inputs: Path) -> list[Job]:
@@ -80,7 +80,7 @@ def jobs(inputs: Path) -> list[Job]:
     good, new = inputs / "good", inputs / "new"
 
     def old_artifact(folder: Path) -> None:
-        shutil.copy(inputs / "atacnet.blemish", folder / "part.blemish")
+        shutil.copy(inputs / "lda.blemish", folder / "part.blemish")
 
     def nothing(_: Path) -> None:
         return
@@ -418,7 +418,7 @@ def reading_lines(inputs: Path, bad: Path, out: Path) -> dict[str, Sequence[str 
         "refine ARTIFACT": ("refine", bad, "--good", good, "-o", out / "z.blemish", *DEVICE),
         "refine --good": (
             "refine",
-            inputs / "atacnet.blemish",
+            inputs / "lda.blemish",
             "--good",
             bad,
             "-o",
@@ -431,7 +431,7 @@ def reading_lines(inputs: Path, bad: Path, out: Path) -> dict[str, Sequence[str 
         "fit --config": (*fit, "--weights", "random", "--config", bad),
         "fit --anomalies": (
             "fit",
-            "atacnet",
+            "lda",
             good,
             "--anomalies",
             bad,
@@ -465,7 +465,7 @@ def writing_lines(inputs: Path, out: Path) -> dict[str, Sequence[str | Path]]:
         "predict --report": ("predict", knn, new, "--report", out, *DEVICE),
         "evaluate --report": ("evaluate", knn, inputs, "--report", out, *DEVICE),
         "calibrate -o": ("calibrate", knn, new, "-o", out, "--false-alarm-rate", "0.2", *DEVICE),
-        "refine -o": ("refine", inputs / "atacnet.blemish", "--good", new, "-o", out, *DEVICE),
+        "refine -o": ("refine", inputs / "lda.blemish", "--good", new, "-o", out, *DEVICE),
         "pretrain -o": ("pretrain", good, "-o", out, *APMASK, *BRIEF),
         "simulate -o": (
             "simulate",

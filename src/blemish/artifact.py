@@ -24,7 +24,7 @@ from blemish.config import parse_json, short
 from blemish.errors import ArtifactError
 from blemish.files import ARTIFACT_BYTES, read_whole, write_whole
 
-FORMAT = 1  # raised when an older blemish could misread the file
+FORMAT = 2  # raised when an older blemish could misread the file
 _LIBRARIES = (
     "torch",
     "torchvision",

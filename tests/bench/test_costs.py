@@ -96,7 +96,7 @@ def test_what_is_learned_is_counted_by_what_trains(fitted: Callable[..., Detecto
 
 
 def test_a_cnn_and_a_product_with_a_vector(small: dict[str, Any], picture: Any) -> None:
-    """Weights that lie channels last are recognised; the discriminant of `atacnet` is a product with a vector."""
+    """Weights that lie channels last are recognised; the discriminant of `lda` is a product with a vector."""
     good = [picture(seed) for seed in range(4)]
     small |= {"backbone": "test_resnet", "layers": (1, 2)}
     plain = blemish.fit("knn", good, **small)
@@ -158,7 +158,7 @@ def test_counts_do_not_depend_on_the_kernel_of_attention(
     assert flops == 2 * (16 * (3 * 16 * 16) * 64 + blocks + search_and_smoothing)
 
 
-@pytest.mark.parametrize("method", ["knn", "agpnet", "atacnet-paper"])
+@pytest.mark.parametrize("method", ["knn", "agpnet", "atacnet"])
 def test_nothing_changes(fitted: Callable[..., Detector], method: str, picture: Any) -> None:
     detector = fitted(method)
     before = detector.predict(picture(50, defect=True))

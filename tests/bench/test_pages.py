@@ -153,7 +153,7 @@ def test_draws_of_defects_are_a_line_of_the_matrix_and_a_table(
     }
     text = script.page({"weak.jsonl": [{**draw, "image_auroc": 0.9}, other]})
     column = list(script.COLUMNS).index("brain MRI")
-    assert cells(text, "`atacnet`, M = 10")[column] == "70.0 ± 28.3 (2)"
+    assert cells(text, "`lda`, M = 10")[column] == "70.0 ± 28.3 (2)"
     commit = draw["commit"][:8]
     assert cells(text, "brain_mri")[:9] == [
         "224×224",

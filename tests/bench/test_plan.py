@@ -130,9 +130,9 @@ def test_a_time_budget_is_for_what_is_trained(mvtec: Path, trained: None) -> Non
 def test_defects_are_for_what_learns_from_them(mvtec: Path, trained: None) -> None:
     entries = [
         Entry(method="knn"),
-        Entry(method="atacnet"),
+        Entry(method="lda"),
         Entry(method="atacnet", recipe="paper"),
-        Entry(method="atacnet-paper", recipe="paper-devnet"),
+        Entry(method="atacnet", recipe="paper-devnet"),
         Entry(method="trained"),
     ]
     runs = plan(entries, {"a": mvtec}, [0], anomaly_count=1, anomaly_type="square", time_budget=3)
@@ -144,11 +144,11 @@ def test_defects_are_for_what_learns_from_them(mvtec: Path, trained: None) -> No
     assert [one.time_budget for one in runs] == [None, None, 3, 3, 3]
     assert [str(one) for one in runs[:3]] == [
         "knn on a, seed 0",
-        "atacnet on a, seed 0 · 1 defect of type square",
+        "lda on a, seed 0 · 1 defect of type square",
         "atacnet on a, seed 0 · paper · 1 defect of type square · budget 3 min",
     ]
     (learner,) = plan(
-        [Entry(method="atacnet", settings={"normality": "agpnet"})],
+        [Entry(method="lda", settings={"normality": "agpnet"})],
         {"a": mvtec},
         [0],
         time_budget=3,
@@ -226,8 +226,8 @@ def test_a_wrong_shift_or_mode_is_said(mvtec: Path, changes: dict[str, Any], mes
 
 def test_a_line_of_a_table_has_shots_defects_and_modes_of_its_own(mvtec: Path) -> None:
     entries = [
-        Entry(method="atacnet", shots=2, anomaly_count=1),
-        Entry(method="atacnet"),
+        Entry(method="lda", shots=2, anomaly_count=1),
+        Entry(method="lda"),
         Entry(method="guided", adapt=("episodic",), anomaly_count=1),
     ]
     (few, usual), (adapting,) = (

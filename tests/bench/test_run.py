@@ -203,7 +203,7 @@ def test_rows_of_other_numbers_of_defects_are_apart_in_tables(
     runs = [a_run(mvtec, **TAUGHT, anomaly_count=count) for count in (None, 1, 2)]
     rows = run(runs, results, **HERE)
     assert [row["status"] for row in rows] == ["ok"] * 3
-    lines = [line for line in markdown(page(rows)).splitlines() if "atacnet" in line]
+    lines = [line for line in markdown(page(rows)).splitlines() if "lda" in line]
     assert len(lines) == 3
     assert ["1 defect" in line for line in lines].count(True) == 1
     assert ["2 defects" in line for line in lines].count(True) == 1

@@ -47,7 +47,7 @@ def test_a_row_is_what_a_fit_with_that_draw_says(
         image_size=64,
     )
     config = blemish.configure(
-        "atacnet", values={"backbone": "test_vit", "image_size": 64}, assignments=options.set
+        "lda", values={"backbone": "test_vit", "image_size": 64}, assignments=options.set
     )
     rows = list(script.rows("part", mvtec, options, set()))
     assert [row["anomaly_count"] for row in rows] == [0, 2]
@@ -55,7 +55,7 @@ def test_a_row_is_what_a_fit_with_that_draw_says(
         defects: dict[str, Any] = (
             {"anomalies": mvtec, "anomaly_count": 2} if row["anomaly_count"] else {}
         )
-        detector = blemish.fit("atacnet", mvtec, config=config, calibration_fraction=0, **defects)
+        detector = blemish.fit("lda", mvtec, config=config, calibration_fraction=0, **defects)
         found = blemish.evaluate(detector, mvtec)
         told = {name: getattr(found, name) for name in script.METRICS}
         assert {name: row[name] for name in script.METRICS} == pytest.approx(told, abs=1e-6)

@@ -246,7 +246,7 @@ def test_fit_with_known_defects(run: Run, good_folder: Path, mvtec: Path, tmp_pa
     defects = mvtec / "test" / "square"
     teach = ("--anomalies", defects, "--anomaly-count", "2", "--set", "normality=knn", *FIT)
     artifact = tmp_path / "part.blemish"
-    status, out, _ = run("fit", "atacnet", good_folder, "-o", artifact, *teach)
+    status, out, _ = run("fit", "lda", good_folder, "-o", artifact, *teach)
     assert status == 0
     assert "Pictures: 24 used, 0 broken" in out
     assert "Defects learned from: 2; flat layout: 4 pictures" in out
@@ -258,11 +258,11 @@ def test_fit_with_known_defects(run: Run, good_folder: Path, mvtec: Path, tmp_pa
     assert sorted(decode(path).digest for path in left_out) == sorted(learned)
     assert judged["counts"]["anomalous"] == 5
 
-    answer = run("fit", "atacnet", good_folder, "-o", tmp_path / "again", *teach, "--json")
+    answer = run("fit", "lda", good_folder, "-o", tmp_path / "again", *teach, "--json")
     assert answer[0] == 0
     made = document(answer)
     assert (made["method"], made["recipe"], made["count"], made["failures"]) == (
-        "atacnet",
+        "lda",
         "best",
         24,
         [],
@@ -278,7 +278,7 @@ def test_fit_with_several_kinds_of_defects_some_of_them_broken(
     kinds = [
         option for kind in ("square", "dark") for option in ("--anomalies", mvtec / "test" / kind)
     ]
-    command = ("fit", "atacnet", good_folder, "-o", tmp_path / "a", "--set", "normality=knn", *FIT)
+    command = ("fit", "lda", good_folder, "-o", tmp_path / "a", "--set", "normality=knn", *FIT)
     status, out, _ = run(*command, *kinds)
     assert status == BROKEN_PICTURES
     assert "24 used, 1 broken" in out
@@ -293,20 +293,20 @@ def test_fit_with_several_kinds_of_defects_some_of_them_broken(
     ("method", "options", "said"),
     [
         ("knn", ["--anomalies", "DEFECTS"], "knn does not learn from labelled defects"),
-        ("atacnet", ["--anomaly-count", "2"], "name those too"),
+        ("lda", ["--anomaly-count", "2"], "name those too"),
         (
-            "atacnet",
+            "lda",
             ["--anomalies", "DEFECTS", "--anomaly-count", "5"],
             "5 anomalies were asked for",
         ),
         (
-            "atacnet",
+            "lda",
             ["--anomalies", "DEFECTS", "--anomaly-type", "dent"],
             "no defect is of type 'dent'",
         ),
-        ("atacnet", ["--anomalies", "nowhere"], "nowhere: no such file or folder"),
-        ("atacnet", ["--set", "normality=atacnet"], "learns from labelled defects itself"),
-        ("atacnet", ["--set", "normality=pachcore"], "did you mean 'patchcore'"),
+        ("lda", ["--anomalies", "nowhere"], "nowhere: no such file or folder"),
+        ("lda", ["--set", "normality=atacnet"], "learns from labelled defects itself"),
+        ("lda", ["--set", "normality=pachcore"], "did you mean 'patchcore'"),
     ],
 )
 def test_fit_says_which_defects_it_cannot_learn_from(
@@ -349,7 +349,7 @@ def test_fit_of_the_published_method(
     )
     made = document(run(*command, "--anomalies", mvtec, "--anomaly-count", "3", "--json"))
     assert (made["method"], made["recipe"], made["training"]["steps"]) == (
-        "atacnet-paper",
+        "atacnet",
         "paper",
         10,
     )
@@ -363,10 +363,10 @@ def test_fit_of_the_published_method(
     assert "by step 10" in shown
     assert not (tmp_path / "a.training").exists()
     status, _, err = run(
-        "fit", "atacnet", good_folder, "-o", tmp_path / "b", *FIT, "--time-budget", "1"
+        "fit", "lda", good_folder, "-o", tmp_path / "b", *FIT, "--time-budget", "1"
     )
     assert status == ERROR
-    assert "time_budget: atacnet is not trained step by step" in err
+    assert "time_budget: lda is not trained step by step" in err
 
 
 def test_predict_prints_the_highest_score_first(run: Run, part: Path, new: Path) -> None:
@@ -1163,7 +1163,7 @@ def test_bench_with_known_defects(run: Run, mvtec: Path) -> None:
     asked = (
         "bench",
         "--methods",
-        "knn,atacnet",
+        "knn,lda",
         "--data",
         mvtec,
         "--dry-run",
@@ -1172,10 +1172,10 @@ def test_bench_with_known_defects(run: Run, mvtec: Path) -> None:
     )
     runs = document(run(*asked, "--json"))["runs"]
     told = [(one["method"], one["anomaly_count"], one["anomaly_type"]) for one in runs]
-    assert told == [("knn", None, None), ("atacnet", 2, None)]
-    assert "atacnet on part, seed 0 · 2 defects: no telling (" in run(*asked)[1]
+    assert told == [("knn", None, None), ("lda", 2, None)]
+    assert "lda on part, seed 0 · 2 defects: no telling (" in run(*asked)[1]
     kind = run(*asked, "--anomaly-type", "square")[1]
-    assert "atacnet on part, seed 0 · 2 defects of type square" in kind
+    assert "lda on part, seed 0 · 2 defects of type square" in kind
     status, _, err = run(*asked[:-2], "--anomaly-type", "square")
     assert status == ERROR
     assert "say how many of that type" in err
@@ -1310,11 +1310,9 @@ def test_a_closed_pipe_is_no_error_to_talk_about() -> None:
 
 @pytest.fixture
 def teachable(tmp_path: Path, good_folder: Path, small: dict[str, Any]) -> Path:
-    """An artifact of atacnet that knows 20 good parts and no defect; four more parts wait in `good_folder`."""
+    """An artifact of lda that knows 20 good parts and no defect; four more parts wait in `good_folder`."""
     known = sorted(good_folder.iterdir())[:20]
-    return blemish.fit("atacnet", known, normality="knn", **small).save(
-        tmp_path / "teachable.blemish"
-    )
+    return blemish.fit("lda", known, normality="knn", **small).save(tmp_path / "teachable.blemish")
 
 
 def test_refine(run: Run, teachable: Path, good_folder: Path, mvtec: Path, tmp_path: Path) -> None:
@@ -1377,7 +1375,7 @@ def test_refine_says_what_it_cannot_do(
     old = teachable.read_bytes()
     (tmp_path / "file").touch()
     asked: list[tuple[list[Any], str]] = [
-        ([part, "--anomalies", mvtec], "a detector of knn cannot be refined, only one of atacnet"),
+        ([part, "--anomalies", mvtec], "a detector of knn cannot be refined, only one of lda"),
         ([teachable], "refine: name good pictures, defects or both"),
         ([teachable, "--good", sorted(good_folder.iterdir())[3]], "nothing is new"),
         ([teachable, "--good", tmp_path / "nowhere"], "nowhere: no such file or folder"),

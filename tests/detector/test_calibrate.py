@@ -37,7 +37,7 @@ def evidence(detector: Detector) -> tuple[int, int, float | None]:
 # --- Copies ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["knn", "patchcore", "padim", "atacnet"])
+@pytest.mark.parametrize("method", ["knn", "patchcore", "padim", "lda"])
 def test_copies_of_training_pictures_are_no_evidence(
     method: str, picture: Part, small: dict[str, Any]
 ) -> None:
@@ -72,7 +72,7 @@ def test_held_out_copies_are_no_evidence(picture: Part, small: dict[str, Any]) -
 
 
 def test_one_picture_many_times(picture: Part, small: dict[str, Any]) -> None:
-    for method in ("knn", "patchcore", "atacnet"):
+    for method in ("knn", "patchcore", "lda"):
         detector = blemish.fit(method, parts(picture, 1) * 4, **small)
         assert evidence(detector) == (0, 3, None)
         assert detector.threshold is not None
@@ -117,7 +117,7 @@ def test_recalibrating_on_copies(picture: Part, fitted: Callable[..., Detector])
 
 
 def test_refining_with_copies(picture: Part, small: dict[str, Any]) -> None:
-    detector = blemish.fit("atacnet", parts(picture, 8) * 2, normality="knn", **small)
+    detector = blemish.fit("lda", parts(picture, 8) * 2, normality="knn", **small)
     refined = blemish.refine(detector, good=parts(picture, 4, 50) * 3)
     assert (refined.good, refined.known) == (4, 8)
     assert evidence(refined.detector)[:2] == (12, 8)
@@ -215,7 +215,7 @@ SAME = ("calibration_scores", "map_scale", "threshold")
 
 @pytest.mark.parametrize("in_memory", [2**30, 60_000, 0])
 @pytest.mark.parametrize("copies", [{}, {"rotations": 3, "flips": True}])
-@pytest.mark.parametrize("method", ["knn", "patchcore", "padim", "atacnet"])
+@pytest.mark.parametrize("method", ["knn", "patchcore", "padim", "lda"])
 def test_a_fit_encodes_each_picture_once(
     method: str,
     copies: dict[str, Any],
@@ -229,9 +229,9 @@ def test_a_fit_encodes_each_picture_once(
     for seed in range(9):
         write(tmp_path / "good" / f"{seed}.png", picture(seed))
     (tmp_path / "good" / "4.png").write_text("not a picture")
-    bad = {"anomalies": [picture(200, defect=True)]} if method == "atacnet" else {}
+    bad = {"anomalies": [picture(200, defect=True)]} if method == "lda" else {}
     options = (
-        {"described": (3,)} if method == "atacnet" else {}
+        {"described": (3,)} if method == "lda" else {}
     )  # a layer that the bank does not look at
     options |= {"batch_size": 3, **bad, **copies, **small}
     rows_of_one = 6 if copies else 1
@@ -266,7 +266,7 @@ def test_refining_encodes_each_picture_once(
     picture: Part, small: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     good, bad = parts(picture, 6, 30), [picture(200 + seed, defect=True) for seed in range(3)]
-    detector = blemish.fit("atacnet", parts(picture, 20), normality="knn", described=(3,), **small)
+    detector = blemish.fit("lda", parts(picture, 20), normality="knn", described=(3,), **small)
     with encoded(monkeypatch) as rows:
         refined = blemish.refine(detector, good=good, anomalies=bad)
     assert (refined.good, refined.defects) == (6, 3)
@@ -276,7 +276,7 @@ def test_refining_encodes_each_picture_once(
 # --- Twenty pictures are enough --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["knn", "patchcore", "padim", "atacnet"])
+@pytest.mark.parametrize("method", ["knn", "patchcore", "padim", "lda"])
 def test_twenty_pictures_give_a_threshold(
     method: str, picture: Part, small: dict[str, Any]
 ) -> None:

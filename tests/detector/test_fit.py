@@ -767,7 +767,7 @@ def test_progress_is_told(picture: Part, small: dict[str, Any]) -> None:
         ]
 
 
-@pytest.mark.parametrize("method", ["knn", "padim", "atacnet"])
+@pytest.mark.parametrize("method", ["knn", "padim", "lda"])
 def test_progress_ends_with_the_pictures_that_could_be_read(
     method: str, good_folder: Path, small: dict[str, Any]
 ) -> None:

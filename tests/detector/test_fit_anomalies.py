@@ -19,14 +19,15 @@ from blemish.detector.fit import configure
 from blemish.detector.predict import Detector
 from blemish.errors import ConfigError, DataError
 from blemish.images import decode
+from blemish.methods import METHODS
 from blemish.methods.atacnet import AtacNet
-from blemish.methods.taught import Taught
+from blemish.methods.lda import Lda
 from blemish.methods.trained import TrainingBatch
 from blemish.types import Batch, Progress, Sample
 
 Part = Callable[..., np.ndarray]
 KNN: dict[str, Any] = {"normality": "knn"}
-# A training of a second; `recipe` is what the users of `atacnet` name.
+# A training of a second.
 PAPER: dict[str, Any] = {
     "recipe": "paper",
     "epochs": 1,
@@ -67,7 +68,7 @@ def test_defects_are_named_in_any_form(
         "paths": [str(path) for path in paths],
     }[form]
     kind = "square" if form == "data set" else None
-    detector = blemish.fit("atacnet", parts(picture), anomalies=given, anomaly_type=kind, **quick)
+    detector = blemish.fit("lda", parts(picture), anomalies=given, anomaly_type=kind, **quick)
     data = detector.manifest["data"]
     assert data["defects"] == digests_of(squares(picture))
     assert (data["count"], len(data["fitted"]), data["failures"]) == (12, 12, [])
@@ -78,7 +79,7 @@ def test_defects_are_named_in_any_form(
         "paths": "flat layout: 1 picture",
     }
     assert data["defects_layout"].startswith(starts.get(form, "4 pictures given one by one"))
-    assert isinstance(detector.method, Taught)
+    assert isinstance(detector.method, Lda)
     assert len(detector.method.defects) == 4
 
 
@@ -87,7 +88,7 @@ def test_without_defects_there_are_none(
 ) -> None:
     nothing: dict[str, Any] = {"anomalies": squares(picture), "anomaly_count": 0}
     for given in ({}, nothing):
-        data = blemish.fit("atacnet", parts(picture), **given, **quick).manifest["data"]
+        data = blemish.fit("lda", parts(picture), **given, **quick).manifest["data"]
         assert data["defects"] == []
     assert blemish.fit("knn", parts(picture, 3), **small).manifest["data"]["defects"] == []
 
@@ -96,7 +97,7 @@ def test_the_number_of_defects_does_not_touch_what_is_normal(
     picture: Part, quick: dict[str, Any]
 ) -> None:
     taught, plain = (
-        blemish.fit("atacnet", parts(picture), anomalies=given, **quick)
+        blemish.fit("lda", parts(picture), anomalies=given, **quick)
         for given in (squares(picture), None)
     )
     for key in ("fitted", "calibrated", "fingerprint", "count"):
@@ -116,7 +117,7 @@ def test_a_draw_follows_the_seed_and_grows_with_the_count(
 ) -> None:
     def learned(count: int | None, seed: int) -> list[str]:
         detector = blemish.fit(
-            "atacnet", parts(picture, 4), anomalies=mvtec, anomaly_count=count, seed=seed, **quick
+            "lda", parts(picture, 4), anomalies=mvtec, anomaly_count=count, seed=seed, **quick
         )
         found: list[str] = detector.manifest["data"]["defects"]
         return found
@@ -141,8 +142,8 @@ def test_masks_are_used_where_they_are_known(
     }
     found: dict[str, Tensor] = {}
     for name, anomalies in given.items():
-        detector = blemish.fit("atacnet", parts(picture), anomalies=anomalies, **quick)
-        assert isinstance(detector.method, Taught)
+        detector = blemish.fit("lda", parts(picture), anomalies=anomalies, **quick)
+        assert isinstance(detector.method, Lda)
         found[name] = detector.method.defects
     assert not torch.allclose(found["with"], found["without"])
     expected = torch.cat([found["without"][:2], found["with"][2:]])
@@ -159,7 +160,7 @@ def test_evaluation_leaves_out_exactly_what_was_learned_from(
         "few": {"anomaly_count": 1},
     }
     draw = draws[shape]
-    detector = blemish.fit("atacnet", mvtec, anomalies=mvtec, seed=2, **draw, **quick)
+    detector = blemish.fit("lda", mvtec, anomalies=mvtec, seed=2, **draw, **quick)
     count, kind = draw.get("anomaly_count"), draw.get("anomaly_type")
     drawn = labelled_defects(mvtec, count=count, kind=kind, seed=2).sources
     result = blemish.evaluate(detector, mvtec)
@@ -170,7 +171,7 @@ def test_evaluation_leaves_out_exactly_what_was_learned_from(
 
 
 def test_calibration_leaves_them_out_too(mvtec: Path, picture: Part, quick: dict[str, Any]) -> None:
-    detector = blemish.fit("atacnet", parts(picture), anomalies=squares(picture, 2), **quick)
+    detector = blemish.fit("lda", parts(picture), anomalies=squares(picture, 2), **quick)
     good = [picture(500 + seed) for seed in range(20)]
     anew, failures, left_out = blemish.recalibrate(detector, [*good, *squares(picture, 3)])
     assert (left_out, failures) == (2, [])
@@ -187,7 +188,8 @@ def test_a_broken_defect_is_listed_and_the_others_are_learned_from(
     (tmp_path / "good.png").write_text("not a picture either")
     good = [*parts(picture), tmp_path / "good.png"]
     options = {**small, **settings, "calibration_fraction": 0}
-    detector = blemish.fit("atacnet", good, anomalies=tmp_path / "defects", **options)
+    method = "atacnet" if settings is PAPER else "lda"
+    detector = blemish.fit(method, good, anomalies=tmp_path / "defects", **options)
     data = detector.manifest["data"]
     paths = sorted((tmp_path / "defects").iterdir())
     assert data["defects"] == digests_of([path for path in paths if path.name != "001.png"])
@@ -202,7 +204,7 @@ def test_copies_among_the_good_pictures_do_no_harm(
     good = parts(picture, 20)
     good[2] = good[1].copy()
     detector = blemish.fit(
-        "atacnet", good, anomalies=squares(picture), calibration_fraction=fraction, **quick
+        "lda", good, anomalies=squares(picture), calibration_fraction=fraction, **quick
     )
     assert np.isfinite(detector.map_scale).all()
     assert len(detector.manifest["calibration_scores"]) == (19 if fraction is None else 0)
@@ -216,7 +218,7 @@ def test_the_only_picture_of_a_category_does_not_calibrate(
         write(tmp_path / "nut" / "good" / f"{seed}.png", picture(seed))
     write(tmp_path / "bolt" / "good" / "0.png", 255 - picture(9))
     folders = [tmp_path / name / "good" for name in ("nut", "bolt")]
-    detector = blemish.fit("atacnet", folders, anomalies=squares(picture), **quick)
+    detector = blemish.fit("lda", folders, anomalies=squares(picture), **quick)
     scores = detector.manifest["calibration_scores_by_category"]
     assert {category: len(own) for category, own in scores.items()} == {"bolt": 0, "nut": 6}
     assert sorted(scores["nut"]) == sorted(detector.manifest["calibration_scores"])
@@ -267,28 +269,28 @@ def test_a_copy_is_scored_with_its_twin_left_out(
             "knn does not learn from labelled defects",
         ),
         (
-            "atacnet",
+            "lda",
             {"anomaly_count": 2},
             ConfigError,
             "say which of the anomalies to learn from; name those too",
         ),
-        ("atacnet", {"anomaly_type": "square"}, ConfigError, "name those too"),
+        ("lda", {"anomaly_type": "square"}, ConfigError, "name those too"),
         (
-            "atacnet",
+            "lda",
             {"anomalies": "here", "anomaly_count": 8},
             DataError,
             "8 anomalies were asked for, but .* only 7",
         ),
-        ("atacnet", {"anomalies": "here", "anomaly_count": -1}, ConfigError, "cannot be negative"),
+        ("lda", {"anomalies": "here", "anomaly_count": -1}, ConfigError, "cannot be negative"),
         (
-            "atacnet",
+            "lda",
             {"anomalies": "here", "anomaly_type": "sqare"},
             DataError,
             "the types here are dark, square",
         ),
+        ("lda", {"anomalies": []}, DataError, "there is no picture of a defect"),
+        ("atacnet", {"anomaly_count": 2}, ConfigError, "name those too"),
         ("atacnet", {"anomalies": []}, DataError, "there is no picture of a defect"),
-        ("atacnet-paper", {"anomaly_count": 2}, ConfigError, "name those too"),
-        ("atacnet-paper", {"anomalies": []}, DataError, "there is no picture of a defect"),
     ],
 )
 def test_what_cannot_be_learned_from_is_said_before_any_work(
@@ -310,23 +312,22 @@ def test_what_cannot_be_learned_from_is_said_before_any_work(
         blemish.fit(method, parts(picture, 3), **given, **small)
 
 
-def test_a_config_of_either_kind_is_taken(picture: Part, small: dict[str, Any]) -> None:
+def test_a_whole_config_is_taken(picture: Part, small: dict[str, Any]) -> None:
     options = {key: small[key] for key in ("weights", "device", "precision")}
     settings = {key: small[key] for key in ("backbone", "image_size", "layers")}
-    for recipe, values, kind in (
-        ("best", KNN, Taught),
-        ("paper-devnet", {**PAPER, "recipe": None}, AtacNet),
+    for method, recipe, values in (
+        ("lda", "best", KNN),
+        ("atacnet", "paper-devnet", {**PAPER, "recipe": None}),
     ):
-        config = configure("atacnet", recipe=recipe, values={**settings, **values})
-        assert isinstance(config, kind.Config)
+        config = configure(method, recipe=recipe, values={**settings, **values})
         whole = blemish.fit(
-            "atacnet", parts(picture), config=config, anomalies=squares(picture), **options
+            method, parts(picture), config=config, anomalies=squares(picture), **options
         )
-        assert isinstance(whole.method, kind)
-        assert whole.manifest["method"] == kind.name
+        assert type(whole.method) is METHODS[method]
+        assert whole.manifest["method"] == method
     other = configure("knn", values=settings)
-    with pytest.raises(ConfigError, match="atacnet takes a TaughtConfig, got a KnnConfig"):
-        blemish.fit("atacnet", parts(picture), config=other, **options)
+    with pytest.raises(ConfigError, match="lda takes a LdaConfig, got a KnnConfig"):
+        blemish.fit("lda", parts(picture), config=other, **options)
     with pytest.raises(
         ConfigError, match="unknown recipe of atacnet 'paper-devnett'; did you mean 'paper-devnet'"
     ):
@@ -361,7 +362,7 @@ def test_training_gets_both_classes_in_every_batch(
     )
     assert noted == [[0, 0, 1, 1]] * 8  # 16 good ones, two a step
     manifest = detector.manifest
-    assert (manifest["method"], manifest["recipe"]) == ("atacnet-paper", "paper")
+    assert (manifest["method"], manifest["recipe"]) == ("atacnet", "paper")
     drawn = labelled_defects(mvtec, count=2, seed=1)
     assert manifest["data"]["defects"] == digests_of(drawn.sources)
     assert manifest["data"]["defects_layout"] == drawn.note

@@ -54,8 +54,8 @@ def whole(
 def _detector(method: str, fitted: Fitted) -> Detector:
     """A small detector of the method. Each is fitted once."""
     if method not in _DETECTORS:
-        _DETECTORS[method] = _taught() if method in ("atacnet", "atacnet-paper") else fitted(method)
-        if method == "atacnet-paper":
+        _DETECTORS[method] = _taught() if method in ("lda", "atacnet") else fitted(method)
+        if method == "atacnet":
             _DETECTORS[method] = _taught(recipe="paper", calibration_fraction=0)
     return _DETECTORS[method]
 
@@ -64,11 +64,15 @@ _DETECTORS: dict[str, Detector] = {}
 
 
 def _taught(**more: Any) -> Detector:
-    settings = settings_of("atacnet-paper" if "recipe" in more else "atacnet")
+    settings = settings_of("atacnet" if "recipe" in more else "lda")
     settings |= {"min_steps": 3} if "recipe" in more else {}
     defects = [part(seed, defect=True) for seed in range(3)]
     return blemish.fit(
-        "atacnet", [part(seed) for seed in range(8)], anomalies=defects, **settings, **more
+        "atacnet" if "recipe" in more else "lda",
+        [part(seed) for seed in range(8)],
+        anomalies=defects,
+        **settings,
+        **more,
     )
 
 

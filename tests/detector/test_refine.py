@@ -21,8 +21,8 @@ from blemish.detector.predict import Detector
 from blemish.detector.thresholds import verdict
 from blemish.errors import CalibrationError, ConfigError, DataError
 from blemish.images import Picture, decode
+from blemish.methods.lda import Lda
 from blemish.methods.memory import MemoryBank
-from blemish.methods.taught import Taught
 
 Part = Callable[..., np.ndarray]
 Write = Callable[[Path, np.ndarray], Path]
@@ -51,14 +51,14 @@ def fit(small: dict[str, Any]) -> Fit:
 
     def fitted(good: Any, defects: Any = None, **settings: Any) -> Detector:
         return blemish.fit(
-            "atacnet", good, anomalies=defects, **{**small, "normality": "knn", **settings}
+            "lda", good, anomalies=defects, **{**small, "normality": "knn", **settings}
         )
 
     return fitted
 
 
-def taught(detector: Detector) -> Taught:
-    assert isinstance(detector.method, Taught)
+def taught(detector: Detector) -> Lda:
+    assert isinstance(detector.method, Lda)
     return detector.method
 
 

@@ -26,7 +26,7 @@ from blemish.errors import ConfigError, NotFittedError
 from blemish.methods.agpnet import AGPNet, AGPNetConfig
 from blemish.methods.decoder import Decoder, Dropout
 from blemish.methods.guidance import normalise
-from blemish.methods.taught import TaughtConfig
+from blemish.methods.lda import LdaConfig
 from blemish.methods.trained import TrainingBatch
 
 HEIGHT, WIDTH = 64, 48
@@ -1172,12 +1172,12 @@ def test_old_settings_become_those_with_the_same_noise_at_the_end(floor: float, 
 
 def test_old_settings_of_a_normality_part_are_read() -> None:
     old = {"normality": "agpnet", "normality_settings": ["noise_floor=0.25", "width=64"]}
-    config = from_dict(TaughtConfig, TaughtConfig.migrate(old))
+    config = from_dict(LdaConfig, LdaConfig.migrate(old))
     normality = config.normality_config
     assert isinstance(normality, AGPNetConfig)
     assert (normality.beta, normality.noise_high, normality.width) == (0.25, 0.75, 64)
     for today in ({"normality_settings": ["bank_size=9", "backbone=test_vit"]}, {"sharpness": 2.0}):
-        assert TaughtConfig.migrate(today) == today
+        assert LdaConfig.migrate(today) == today
 
 
 def test_an_artifact_of_the_old_form_scores_as_it_did(

@@ -814,7 +814,7 @@ def test_what_is_fitted_can_be_restored(network: str) -> None:
     assert torch.equal(one.image, two.image)
     assert torch.equal(one.maps, two.maps)
     if network != "atacnet":
-        with pytest.raises(ArtifactError, match="do not fit method 'atacnet-paper'"):
+        with pytest.raises(ArtifactError, match="do not fit method 'atacnet'"):
             atacnet(image_size=(64,)).restore_state(state)
 
 
@@ -912,5 +912,5 @@ def test_settings_out_of_range(setting: str, value: Any) -> None:
 def test_before_fit_it_is_a_named_error() -> None:
     method = atacnet(fitted=False)
     for work in (method.score, method.anomaly_map, method.embedding):
-        with pytest.raises(NotFittedError, match="this atacnet-paper detector has not been fitted"):
+        with pytest.raises(NotFittedError, match="this atacnet detector has not been fitted"):
             work(pictures())

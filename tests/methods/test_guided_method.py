@@ -933,7 +933,7 @@ def test_how_many_pictures_are_wanted() -> None:
     assert guided(bank_size=10).summarised is None  # a bank is of all
     assert {name for name, kind in METHODS.items() if kind.summarised is not Method.summarised} == {
         "guided",
-        "atacnet",
+        "lda",
     }
 
 

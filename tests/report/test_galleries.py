@@ -223,7 +223,7 @@ def test_several_categories_are_named(
         assert (sum(labels), set(kinds)) == (7, {"", "square", "dark"})
 
 
-@pytest.mark.parametrize(("method", "passes"), [("knn", 2), ("atacnet", 2), ("atacnet-paper", 6)])
+@pytest.mark.parametrize(("method", "passes"), [("knn", 2), ("lda", 2), ("atacnet", 6)])
 def test_one_pass_scores_and_describes(
     fitted: Callable[..., Detector], mvtec: Path, method: str, passes: int
 ) -> None:

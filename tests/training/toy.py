@@ -253,7 +253,7 @@ def fit_defects_apart(
     pause: float,
     options: Mapping[str, Any],
 ) -> None:
-    """Fit `atacnet`, as published, in a process of its own, and note the labels that a step is given (−1: none) and
+    """Fit `atacnet` in a process of its own, and note the labels that a step is given (−1: none) and
     those that it learns from.
 
     Args: told: "defects": how many pictures after the nine good ones are; "stop_at": Ctrl-C comes during this step.

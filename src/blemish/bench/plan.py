@@ -26,7 +26,7 @@ from blemish.data.shifts import SHIFTS
 from blemish.detector.fit import configure
 from blemish.errors import ConfigError, DataError, WeightsError, unknown_name
 from blemish.files import WEIGHTS_BYTES, open_regular
-from blemish.methods import Method, MethodConfig, method_class, method_of_config
+from blemish.methods import Method, MethodConfig, method_class
 from blemish.methods.adaptation import MODES
 from blemish.types import RESOLUTION
 
@@ -162,7 +162,7 @@ def plan(
     for (name, path), entry in product(data.items(), entries):
         changed = _changed(entry, assignments)
         config = configure(entry.method, recipe=entry.recipe, values=changed)
-        taught = method_of_config(entry.method, config).takes_defects
+        taught = method_class(entry.method).takes_defects
         count = anomaly_count if entry.anomaly_count is None else entry.anomaly_count
         runs += [
             Run(

@@ -51,7 +51,7 @@ def fit(
         list[Path] | None,
         typer.Option(
             metavar="DEFECTS",
-            help="Pictures of known defects to learn from (atacnet): folders, data sets, files; repeatable. Evaluation "
+            help="Pictures of known defects to learn from (lda, atacnet): folders, data sets, files; repeatable. Evaluation "
             "leaves out those that were learned from.",
         ),
     ] = None,
@@ -430,7 +430,7 @@ def refine(
     precision: Precision = "auto",
     json: Json = False,
 ) -> int:
-    """Add newly confirmed good pictures and defects to an artifact of atacnet, and set its threshold anew."""
+    """Add newly confirmed good pictures and defects to an artifact of lda, and set its threshold anew."""
     from blemish.detector import refine as refining
     from blemish.detector.predict import load
 

@@ -32,7 +32,7 @@ from blemish.detector.predict import BATCH_SIZE, Detector, describe, place
 from blemish.detector.pretrain import pretrained
 from blemish.detector.thresholds import calibrate, pictures_needed
 from blemish.errors import ConfigError, DataError, unknown_name
-from blemish.methods import Method, MethodConfig, method_of_config, method_of_recipe
+from blemish.methods import Method, MethodConfig, method_class
 from blemish.methods.trained import TrainedMethod
 from blemish.training import distributed, train
 from blemish.training.checkpoint import check_free
@@ -55,11 +55,10 @@ def configure(
 
     Raises: ConfigError for an unknown method, recipe or key (the nearest name is suggested) or a bad value.
     """
-    kind = method_of_recipe(method, recipe)
+    kind = method_class(method)
     recipes = kind.Config.recipes()
     if recipe not in recipes:
-        known = {*recipes, *method_of_recipe(method, "paper").Config.recipes()}
-        raise unknown_name(f"recipe of {method}", recipe, known)
+        raise unknown_name(f"recipe of {method}", recipe, recipes)
     base = recipes[recipe]()
     if shots is not None:
         base = dataclasses.replace(base, rotations=FEW_SHOT_ROTATIONS, flips=True)
@@ -142,7 +141,9 @@ def fit(
         if config is not None
         else configure(method, recipe=recipe, values=settings, shots=shots)
     )
-    kind = method_of_config(method, chosen)
+    kind = method_class(method)
+    if not isinstance(chosen, kind.Config):
+        raise ConfigError(f"{method} takes a {kind.Config.__name__}, got a {type(chosen).__name__}")
     seed = chosen.seed if seed is None else seed
     if calibration_fraction is not None and not 0 <= calibration_fraction < 1:
         raise ConfigError(
@@ -161,7 +162,7 @@ def fit(
         given is not None for given in (anomalies, anomaly_count, anomaly_type)
     ):
         raise ConfigError(
-            f"{method} does not learn from labelled defects; atacnet does, with any method to know what is normal "
+            f"{method} does not learn from labelled defects; lda does, with any method to know what is normal "
             f"(--set normality={kind.name})"
         )
     if anomalies is None and (anomaly_count or anomaly_type):

@@ -17,6 +17,7 @@ from blemish.config import Count, Finite, Length, Matching, NotNegative, Range, 
 from blemish.data.transforms import Preprocessing
 from blemish.detector.thresholds import Threshold
 from blemish.errors import ArtifactError, BlemishError, ConfigError
+from blemish.methods.earlier import manifest_of_today
 
 Digest = Annotated[str, Matching("[0-9a-f]{16,128}", "a hash in hexadecimal")]
 Fingerprint = Annotated[str, Matching("[0-9a-f]{64}", "a SHA-256 in hexadecimal")]
@@ -262,6 +263,7 @@ class CheckpointManifest:
 
 def read_manifest(path: object, values: Mapping[str, Any]) -> Manifest:
     """The manifest of an artifact. Raises: ArtifactError that names the file and the field."""
+    values = manifest_of_today(values)
     try:
         record = config.from_dict(Manifest, values, strict=True)
         # What all versions have written: a default in its place would change scores without a word.

@@ -22,8 +22,8 @@ from blemish.detector.manifest import Broken, Refinement
 from blemish.detector.predict import BATCH_SIZE, Detector
 from blemish.detector.thresholds import calibrate, pictures_needed
 from blemish.errors import ConfigError, DataError
+from blemish.methods.lda import Lda
 from blemish.methods.memory import MemoryBank
-from blemish.methods.taught import Taught
 from blemish.types import Batch, Failure, Prediction, Progress, silent
 
 
@@ -83,16 +83,16 @@ def refine(
     detector given is changed by this and is not to be used any more.
 
     Args:
-        detector: of `atacnet`, the normality part of which is a memory bank (patchcore, knn), of one category.
+        detector: of `lda`, the normality part of which is a memory bank (patchcore, knn), of one category.
         good, anomalies: as of `blemish.fit`; one of them at least.
         false_alarm_rate: of the new threshold; None = that of the old one, where there is one.
     Raises: ConfigError for another detector; DataError where nothing new can be read; CalibrationError as `fit`.
     """
     method = detector.method
-    if not isinstance(method, Taught) or not isinstance(method.normality, MemoryBank):
+    if not isinstance(method, Lda) or not isinstance(method.normality, MemoryBank):
         raise ConfigError(
-            f"a detector of {method.name} cannot be refined, only one of atacnet with a memory bank to know what is "
-            "normal: `blemish fit atacnet GOOD` (without defects it is that bank; --set normality=knn for knn)"
+            f"a detector of {method.name} cannot be refined, only one of lda with a memory bank to know what is "
+            "normal: `blemish fit lda GOOD` (without defects it is that bank; --set normality=knn for knn)"
         )
     if detector.categories:
         raise ConfigError(
@@ -152,7 +152,7 @@ def refine(
 
 def _taught(
     detector: Detector,
-    method: Taught,
+    method: Lda,
     new: list[Any],
     defects: Defects,
     failures: list[Failure],

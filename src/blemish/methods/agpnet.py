@@ -308,7 +308,7 @@ class AGPNet(TrainedMethod):
     def end_training(self, steps: int) -> None:
         self.teacher = None
         self.decoder.requires_grad_(False)
-        self.steps = torch.tensor([steps])
+        self.steps = self.steps.new_tensor([steps])
 
     def _guide(self, targets: Tensor, prior: Tensor | None) -> Tensor:
         """Eq. 2, the mask that guides the noise: B N in [0, 1]."""

@@ -134,7 +134,7 @@ class AtacNetConfig(TrainedConfig):
 class AtacNet(EndToEnd, TrainedMethod):
     """Extractor, attention-augmentation module and score mapper."""
 
-    name = "atacnet-paper"
+    name = "atacnet"
     summary = "learning from a few known defects, with a closer look where attention is"
     source = "Gupta et al. 2024, ATAC-Net: Zoomed View Works Better for Anomaly Detection"
     Config = AtacNetConfig
@@ -343,7 +343,7 @@ class AtacNet(EndToEnd, TrainedMethod):
 
     def end_training(self, steps: int) -> None:
         self.requires_grad_(False)
-        self.steps = torch.tensor([steps])
+        self.steps = self.steps.new_tensor([steps])
 
     def learned_tensors(self) -> dict[str, Stored]:
         return {"steps": numbers(1, low=1)}

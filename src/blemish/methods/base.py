@@ -124,7 +124,6 @@ class Method(nn.Module):
     Attributes:
         name, summary, source: for `blemish methods`; `source` is the paper.
         Config: its config class.
-        published: the method that its recipes called paper… configure, where that is another.
         takes_defects: whether labelled defects can be learned from.
         minimum_images: fewest training pictures that it can be fitted on.
         leaves_one_out: whether `score_left_out` exists, so that no picture need be held out for calibration. It needs
@@ -135,7 +134,6 @@ class Method(nn.Module):
     summary: ClassVar[str]
     source: ClassVar[str]
     Config: ClassVar[type[MethodConfig]]
-    published: ClassVar[str] = ""
     takes_defects: ClassVar[bool] = False
     minimum_images: int = 1
     leaves_one_out: bool = False

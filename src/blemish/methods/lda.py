@@ -59,9 +59,11 @@ LOOKS = (
     3.0,
 )  # at the whole picture, around what differs, closely at it; in units of the sharpness
 
+_NORMALITY = "normality."  # how the names of the normality detector's tensors begin
+
 
 @dataclass(frozen=True, kw_only=True)
-class TaughtConfig(MethodConfig):
+class LdaConfig(MethodConfig):
     """Settings; those that every method has are the normality detector's too.
 
     Attributes:
@@ -139,15 +141,14 @@ class TaughtConfig(MethodConfig):
         return self.normality_config.learns_by_gradient
 
 
-class Taught(Method):
+class Lda(Method):
     """A normality detector and what some defects have taught it."""
 
-    name = "atacnet"
-    summary = "any other detector, taught by a few known defects (ours, beyond ATAC-Net; --recipe paper is that)"
-    source = "ours; the task and --recipe paper: ATAC-Net"
-    Config = TaughtConfig
-    config: TaughtConfig
-    published = "atacnet-paper"
+    name = "lda"
+    summary = "any other detector, taught by a few known defects with a linear discriminant"
+    source = "ours; the task is that of ATAC-Net"
+    Config = LdaConfig
+    config: LdaConfig
     takes_defects = True
     descriptors: Tensor  # n D, of the good pictures
     owners: Tensor  # int64 n, the picture that each is of
@@ -155,7 +156,7 @@ class Taught(Method):
     defects: Tensor  # M D, of the labelled defects
     unusual: Tensor  # M, the normality's scores of them
 
-    def __init__(self, config: TaughtConfig, backbone: Backbone) -> None:
+    def __init__(self, config: LdaConfig, backbone: Backbone) -> None:
         super().__init__(config, backbone)
         self.normality: Method = config.normality_class(config.normality_config, backbone)
         usual = max(1, round(2 / 3 * backbone.depth))
@@ -390,7 +391,11 @@ class Taught(Method):
             raise ArtifactError("unusual: has not one score for each of `defects`")
         try:
             self.normality.check_learned(
-                {name.removeprefix("normality."): each for name, each in tensors.items()}
+                {
+                    name.removeprefix(_NORMALITY): each
+                    for name, each in tensors.items()
+                    if name.startswith(_NORMALITY)
+                }
             )
         except ArtifactError as error:
             raise ArtifactError(f"normality.{error}") from error
@@ -421,7 +426,7 @@ class Lesson:
             and the good pictures. Too high where it has to judge these by what they have taught it.
     """
 
-    def __init__(self, method: Taught) -> None:
+    def __init__(self, method: Lda) -> None:
         config, device = method.config, method.usual.device
         descriptors = method.descriptors.double().cpu()
         self._count, dim = descriptors.shape

@@ -21,8 +21,8 @@ from blemish.detector.fit import configure
 from blemish.detector.predict import Detector
 from blemish.errors import ArtifactError, ConfigError, DataError, NotFittedError
 from blemish.methods import METHODS
+from blemish.methods.lda import Lda, LdaConfig, _unscattered
 from blemish.methods.memory import KnnConfig
-from blemish.methods.taught import Taught, TaughtConfig, _unscattered
 from blemish.types import Batch, Scores, silent
 
 Part = Callable[..., np.ndarray]
@@ -57,17 +57,17 @@ def taught(
     known: int = 0,
     marked: bool = False,
     **settings: Any,
-) -> Taught:
+) -> Lda:
     """Learned from `count` good pictures, each in so many copies, and then from `known` defects."""
     layers = {"test_vit": (2, 4), "test_resnet": (2, 3)}[backbone]
-    config = TaughtConfig(
+    config = LdaConfig(
         backbone=backbone,
         image_size=(64,),
         layers=layers,
         normality=normality,
         **{"described": DESCRIBED[backbone], **settings},
     )
-    method = Taught(config, build(backbone, weights="random", seed=3)).eval()
+    method = Lda(config, build(backbone, weights="random", seed=3)).eval()
     good = Batch(images(count * copies), torch.arange(count).repeat_interleave(copies))
     with torch.inference_mode():
         method.learner.fit(lambda: [good], 1, silent)
@@ -77,7 +77,7 @@ def taught(
     return method
 
 
-def teach(method: Taught, *defects: Tensor | None) -> None:
+def teach(method: Lda, *defects: Tensor | None) -> None:
     """Learn from images and their masks, in one batch."""
     shown, given = (*defects, None)[:2]
     assert shown is not None
@@ -104,7 +104,7 @@ def attention(
     return np.asarray(weights / weights.sum())
 
 
-def levels(method: Taught, shown: Tensor) -> list[list[Floats]]:
+def levels(method: Lda, shown: Tensor) -> list[list[Floats]]:
     """Picture by picture the unit-length patch features, N D, of each layer that describes."""
     with torch.no_grad():
         tokens = method.backbone(shown, method.config.described).tokens
@@ -114,13 +114,13 @@ def levels(method: Taught, shown: Tensor) -> list[list[Floats]]:
     ]
 
 
-def places(method: Taught) -> list[tuple[tuple[int, int], float]]:
+def places(method: Lda) -> list[tuple[tuple[int, int], float]]:
     """The grid of each layer that describes, and its offset."""
     return [(grid, method.backbone.offset(grid, images())) for grid in GRID[method.config.backbone]]
 
 
 def descriptor(
-    method: Taught, own: list[Floats], anomaly_map: Floats, mask: Floats | None = None
+    method: Lda, own: list[Floats], anomaly_map: Floats, mask: Floats | None = None
 ) -> Floats:
     parts = []
     for look in (0, 1, 3):
@@ -144,7 +144,7 @@ class Oracle:
     usual: Floats
     defects: Floats
     unusual: Floats
-    config: TaughtConfig
+    config: LdaConfig
 
     def trust(self) -> float:
         won = sum((a > b) + (a == b) / 2 for a in self.unusual for b in self.usual)
@@ -176,7 +176,7 @@ class Oracle:
         return max(0.0, float((features @ direction - self.middle) / self.deviation))
 
 
-def described(method: Taught, shown: Tensor, found: Scores, given: Tensor | None = None) -> Floats:
+def described(method: Lda, shown: Tensor, found: Scores, given: Tensor | None = None) -> Floats:
     maps = found.maps.double().numpy()
     rows = enumerate(levels(method, shown))
     return np.stack(
@@ -187,13 +187,13 @@ def described(method: Taught, shown: Tensor, found: Scores, given: Tensor | None
     )
 
 
-def left_out(method: Taught, good: Batch) -> Scores:
+def left_out(method: Lda, good: Batch) -> Scores:
     """The normality's scores of the good pictures, as they are learned."""
     method = method.normality  # type: ignore[assignment]
     return method.score_left_out(good) if method.leaves_one_out else method.score(good.images)
 
 
-def oracle_of(method: Taught, good: Batch, known: int, marked: bool) -> Oracle:
+def oracle_of(method: Lda, good: Batch, known: int, marked: bool) -> Oracle:
     found, shown = left_out(method, good), images(known, seed=5)
     seen, given = method.normality.score(shown), masks(known) if marked else None
     defects = described(method, shown, seen, given)
@@ -393,7 +393,7 @@ def test_untaught_it_fits_as_the_normality_detector_does(
     normality: str, picture: Part, small: dict[str, Any]
 ) -> None:
     good, settings = [picture(seed) for seed in range(10)], TRAINED.get(normality, ())
-    method = blemish.fit("atacnet", good, normality=normality, normality_settings=settings, **small)
+    method = blemish.fit("lda", good, normality=normality, normality_settings=settings, **small)
     given: dict[str, Any] = {
         key: float(value) for key, value in (setting.split("=") for setting in settings)
     }
@@ -497,9 +497,9 @@ def test_a_defect_like_the_labelled_ones_stands_out_more_than_before(
 
     good, known = [picture(seed) for seed in range(16)], [faint(200), faint(201)]
     detector = blemish.fit(
-        "atacnet", good, anomalies=known, normality=normality, calibration_fraction=0, **small
+        "lda", good, anomalies=known, normality=normality, calibration_fraction=0, **small
     )
-    assert isinstance(detector.method, Taught)
+    assert isinstance(detector.method, Lda)
     asked = [picture(50 + seed) for seed in range(12)] + [faint(300 + seed) for seed in range(6)]
 
     def scores() -> np.ndarray:
@@ -522,7 +522,7 @@ def learned(picture: Part, small: dict[str, Any]) -> Detector:
         [picture(200 + seed, defect=True) for seed in range(2)],
     )
     return blemish.fit(
-        "atacnet",
+        "lda",
         good,
         anomalies=bad,
         normality="knn",
@@ -537,7 +537,7 @@ def test_saved_and_loaded_it_knows_its_defects(
     path = learned.save(tmp_path / "part.blemish")
     loaded = blemish.load(path, device="cpu", precision="fp32")
     assert loaded.manifest == {**learned.manifest, "format": loaded.manifest["format"]}
-    assert isinstance(loaded.method, Taught)
+    assert isinstance(loaded.method, Lda)
     assert loaded.method.config == learned.method.config
     assert loaded.method.config.normality_settings == ("bank_size=50",)
     assert len(loaded.method.defects) == 2
@@ -549,7 +549,7 @@ def test_saved_and_loaded_it_knows_its_defects(
     assert again.read_bytes() == path.read_bytes()
     shown = Batch(images(1, seed=5), torch.arange(1))
     for each in (learned, loaded):
-        assert isinstance(each.method, Taught)
+        assert isinstance(each.method, Lda)
         each.method.learn_defects(lambda: [shown], 1, silent)
     assert loaded.predict(picture(61)).score == learned.predict(picture(61)).score
 
@@ -560,7 +560,7 @@ def test_the_backbone_is_stored_once(learned: Detector) -> None:
         "descriptors", "owners", "usual", "defects", "unusual", "normality.bank", "normality.owners",
     }  # fmt: skip
     assert not any(name.startswith("normality.backbone") for name in names)
-    assert isinstance(learned.method, Taught)
+    assert isinstance(learned.method, Lda)
     assert learned.method.normality.backbone is learned.method.backbone
 
 
@@ -574,7 +574,7 @@ def test_an_artifact_that_lacks_a_part_is_refused(
     path = artifact.write(tmp_path / "x", state, learned.manifest)
     with pytest.raises(
         ArtifactError,
-        match=f"x.*do not fit method 'atacnet'.*{missing.split('.')[-1]}.*fit it again",
+        match=f"x.*do not fit method 'lda'.*{missing.split('.')[-1]}.*fit it again",
     ):
         blemish.load(path, device="cpu")
 
@@ -587,8 +587,8 @@ def test_beside_a_single_good_picture_nothing_can_be_learned(
 ) -> None:
     bad, options = [picture(200, defect=True)], {"normality": "knn", **small}
     with pytest.raises(DataError, match="two good pictures at least"):
-        blemish.fit("atacnet", [picture(0)], anomalies=bad, **options)
-    plain = blemish.fit("atacnet", [picture(0)], **options)
+        blemish.fit("lda", [picture(0)], anomalies=bad, **options)
+    plain = blemish.fit("lda", [picture(0)], **options)
     assert (
         plain.predict(bad[0]).score
         == blemish.fit("knn", [picture(0)], **small).predict(bad[0]).score
@@ -597,26 +597,24 @@ def test_beside_a_single_good_picture_nothing_can_be_learned(
         DataError, match="at least 2 readable training pictures, got 2, all of the same content"
     ):
         blemish.fit(
-            "atacnet", [picture(0), picture(0)], anomalies=bad, **{**options, "normality": "padim"}
+            "lda", [picture(0), picture(0)], anomalies=bad, **{**options, "normality": "padim"}
         )
     with pytest.raises(DataError, match="two good pictures at least"):  # a copy is no second one
-        blemish.fit("atacnet", [picture(0), picture(0)], anomalies=bad, **options)
+        blemish.fit("lda", [picture(0), picture(0)], anomalies=bad, **options)
     assert np.isfinite(
-        blemish.fit("atacnet", [picture(0), picture(1)], anomalies=bad, **options)
-        .predict(bad[0])
-        .score
+        blemish.fit("lda", [picture(0), picture(1)], anomalies=bad, **options).predict(bad[0]).score
     )
     with pytest.raises(DataError, match="two good pictures at least"):
         blemish.fit(
-            "atacnet", [picture(0)], anomalies=bad, **{**options, "rotations": 2, "flips": True}
+            "lda", [picture(0)], anomalies=bad, **{**options, "rotations": 2, "flips": True}
         )
 
 
 def test_rotations_of_a_picture_are_left_out_together(picture: Part, small: dict[str, Any]) -> None:
     good, bad = [picture(seed) for seed in range(4)], [picture(200, defect=True)]
     options = {**small, "normality": "knn", "rotations": 2, "flips": True}
-    detector = blemish.fit("atacnet", good, anomalies=bad, **options)
-    assert isinstance(detector.method, Taught)
+    detector = blemish.fit("lda", good, anomalies=bad, **options)
+    assert isinstance(detector.method, Lda)
     assert detector.method.owners.tolist() == [owner for owner in range(4) for _ in range(4)]
     assert len(detector.method.usual) == 16
     assert len(detector.manifest["calibration_scores"]) == 4
@@ -639,20 +637,20 @@ def test_a_trained_normality_part_takes_a_checkpoint_and_a_time_budget(
         "normality_settings": TRAINED["agpnet"],
     }
     place = tmp_path / "x.training"
-    detector = blemish.fit("atacnet", good, checkpoint=place, **options)
+    detector = blemish.fit("lda", good, checkpoint=place, **options)
     assert place.exists()
     manifest = detector.manifest
-    assert manifest["method"] == "atacnet"
+    assert manifest["method"] == "lda"
     assert manifest["training"]["steps"] == 3
     assert (len(manifest["data"]["fitted"]), len(manifest["data"]["calibrated"])) == (8, 2)
     assert len(manifest["data"]["defects"]) == 2
-    again = blemish.fit("atacnet", good, checkpoint=place, resume=True, **options)
+    again = blemish.fit("lda", good, checkpoint=place, resume=True, **options)
     assert again.manifest["training"]["resumed_at"] == 3
     shown = picture(61, defect=True)
     assert again.predict(shown).score == detector.predict(shown).score
     loaded = blemish.load(detector.save(tmp_path / "x.blemish"), device="cpu", precision="fp32")
     assert loaded.predict(shown) == detector.predict(shown)
-    short = blemish.fit("atacnet", good, time_budget=1e-6, **options)
+    short = blemish.fit("lda", good, time_budget=1e-6, **options)
     assert short.manifest["training"]["steps"] == 1
     assert short.predict(shown).score != detector.predict(shown).score
 
@@ -664,10 +662,10 @@ def test_a_trained_normality_part_takes_a_checkpoint_and_a_time_budget(
     ("settings", "says"),
     [
         (
-            {"normality": "atacnet"},
-            "atacnet learns from labelled defects itself; name another method",
+            {"normality": "lda"},
+            "lda learns from labelled defects itself; name another method",
         ),
-        ({"normality": "atacnet-paper"}, "atacnet-paper learns from labelled defects itself"),
+        ({"normality": "atacnet"}, "atacnet learns from labelled defects itself"),
         ({"normality": "pachcore"}, "did you mean 'patchcore'"),
         ({"normality": "knn", "normality_settings": ("bank_sise=3",)}, "did you mean 'bank_size'"),
         ({"normality": "knn", "normality_settings": ("bank_size=0",)}, "bank_size: at least 1"),
@@ -687,7 +685,7 @@ def test_settings_that_make_no_sense(
     settings: dict[str, Any], says: str, picture: Part, small: dict[str, Any]
 ) -> None:
     with pytest.raises(ConfigError, match=says):
-        blemish.fit("atacnet", [picture(0), picture(1)], **settings, **small)
+        blemish.fit("lda", [picture(0), picture(1)], **settings, **small)
 
 
 def test_options_of_training_are_for_a_normality_part_that_is_trained(
@@ -697,14 +695,14 @@ def test_options_of_training_are_for_a_normality_part_that_is_trained(
         ({"time_budget": 1}, "time_budget"),
         ({"checkpoint": "x", "resume": True}, "checkpoint"),
     ):
-        with pytest.raises(ConfigError, match=f"{says}.*: atacnet is not trained step by step"):
-            blemish.fit("atacnet", [picture(0), picture(1)], normality="knn", **options, **small)
+        with pytest.raises(ConfigError, match=f"{says}.*: lda is not trained step by step"):
+            blemish.fit("lda", [picture(0), picture(1)], normality="knn", **options, **small)
 
 
 def test_before_it_is_fitted_it_teaches_nothing() -> None:
-    config = TaughtConfig(backbone="test_vit", image_size=(64,), layers=(2,), normality="knn")
+    config = LdaConfig(backbone="test_vit", image_size=(64,), layers=(2,), normality="knn")
     method, shown = (
-        Taught(config, build("test_vit", weights="random")),
+        Lda(config, build("test_vit", weights="random")),
         Batch(images(1), torch.arange(1)),
     )
     for use in (
@@ -712,32 +710,32 @@ def test_before_it_is_fitted_it_teaches_nothing() -> None:
         lambda: method.learn_defects(lambda: [shown], 1, silent),
         lambda: method.score(shown.images),
     ):
-        with pytest.raises(NotFittedError, match="this atacnet detector has not been fitted"):
+        with pytest.raises(NotFittedError, match="this lda detector has not been fitted"):
             use()
 
 
 def test_settings_go_to_the_normality_part() -> None:
     settings = {"normality": "knn", "normality_settings": ["bank_size=10", "pooling=5"]}
     values = {"image_size": 96, "smoothing": 0.1, "rotations": 3, "seed": 4, **settings}
-    chosen = configure("atacnet", values=values, assignments=["weight=0.7"])
-    assert isinstance(chosen, TaughtConfig)
+    chosen = configure("lda", values=values, assignments=["weight=0.7"])
+    assert isinstance(chosen, LdaConfig)
     inner = configure(
         "knn", values={key: values[key] for key in values if not key.startswith("normality")}
     )
     assert isinstance(inner, KnnConfig)
     assert chosen.normality_config == replace(inner, bank_size=10, pooling=5)
     assert not chosen.learns_by_gradient
-    assert configure("atacnet", values={"normality": "agpnet"}).learns_by_gradient
+    assert configure("lda", values={"normality": "agpnet"}).learns_by_gradient
 
 
 def test_what_a_layout_asks_of_the_normality_part_is_kept() -> None:
     for layout in ("nih", "mvtec"):
-        chosen = configure("atacnet", values={"normality": "guided"}).for_layout(layout)
+        chosen = configure("lda", values={"normality": "guided"}).for_layout(layout)
         alone = configure("guided").for_layout(layout)
-        assert isinstance(chosen, TaughtConfig)
+        assert isinstance(chosen, LdaConfig)
         assert chosen.normality_config.simulators == alone.simulators  # type: ignore[attr-defined]
     pretrained = configure(
-        "atacnet", values={"normality": "guided", "normality_settings": ["pretraining=apmask"]}
+        "lda", values={"normality": "guided", "normality_settings": ["pretraining=apmask"]}
     )
     assert pretrained.pretraining_config is not None
-    assert configure("atacnet").pretraining_config is None
+    assert configure("lda").pretraining_config is None
