@@ -2,12 +2,14 @@
 
     python benchmarks/speed.py backbone predict fit memory help dropping --output speed.jsonl
 
-`backbone`: images/s of the bare backbone up to the last layer that detectors use, and to its end. `predict`: images/s
-of `Detector.predict_many` with heatmaps at the original size, decoding included. `fit`: seconds for PatchCore on the
-209 pictures of bottle. `memory`: peak memory of a fit on 200 and on 2,000 pictures. `help`: seconds of `blemish
---help`. `dropping`: what APMask's student costs forward and backward, with patches dropped and without, for one view of
-16 pictures; on a GPU where there is one (the others run on the CPU). Every measurement runs in a process of its own.
-Needs the offline extra, and BLEMISH_DATA (bottle) except for `backbone`, `help` and `dropping`.
+`backbone`: images/s of the bare backbone up to the last layer that detectors use, and to its end.
+    `predict`: images/s
+of `Detector.predict_many` with heatmaps at the original size, decoding included. `fit`: seconds for
+PatchCore on the 209 pictures of bottle. `memory`: peak memory of a fit on 200 and on 2,000
+pictures. `help`: seconds of `blemish --help`. `dropping`: what APMask's student costs forward and
+backward, with patches dropped and without, for one view of 16 pictures; on a GPU where there is one
+(the others run on the CPU). Every measurement runs in a process of its own. Needs the offline
+extra, and BLEMISH_DATA (bottle) except for `backbone`, `help` and `dropping`.
 """
 
 from __future__ import annotations
@@ -192,13 +194,16 @@ def help_() -> dict[str, Any]:
 
 
 def dropping(view: str, precision: str, mask_ratio: float) -> dict[str, Any]:
-    """The student's forward and backward pass, through the head to the loss, with patches dropped and with all.
+    """The student's forward and backward pass, through the head to the loss, with patches dropped
+    and with all.
 
-    The local views of a picture go through together, as they do in pre-training; seconds and bytes are by view. The two
-    kinds of pass alternate, and the ratios of time are medians over the pairs, so that a machine that slows down
-    cancels out. `cores_used` below `threads` shows that it was shared: then `processor_ratio`, of the processor's time
-    (on the CPU only), tells more than `seconds_ratio`, of the clock's. `bytes` is what a pass needs beyond the weights
-    and the views: on CUDA its peak, elsewhere what is kept for the backward pass, which is what dropping saves.
+    The local views of a picture go through together, as they do in pre-training; seconds and bytes
+    are by view. The two kinds of pass alternate, and the ratios of time are medians over the pairs,
+    so that a machine that slows down cancels out. `cores_used` below `threads` shows that it was
+    shared: then `processor_ratio`, of the processor's time (on the CPU only), tells more than
+        `seconds_ratio`, of the clock's. `bytes` is what a pass needs beyond the weights
+    and the views: on CUDA its peak, elsewhere what is kept for the backward pass, which is what
+        dropping saves.
     """
     import torch
 

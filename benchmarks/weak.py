@@ -1,14 +1,18 @@
-"""Learning from M labelled defects (`lda`): draws of M by seed, all other defects tested, one row a draw.
+"""Learning from M labelled defects (`lda`): draws of M by seed, all other defects tested, one row a
+draw.
 
-    python benchmarks/weak.py elpv brain_mri --image-size 224 --results benchmarks/results/weak.jsonl
+    python benchmarks/weak.py elpv brain_mri --image-size 224 --results
+    benchmarks/results/weak.jsonl
 
-With `--type`, once or several times, the defects are drawn from one type at a time, and those of all others are tested:
-the hard setting. (`bench --anomaly-type` tests the rest of that type, too.) `--type any` draws from all, as without it.
+With `--type`, once or several times, the defects are drawn from one type at a time, and those of
+all others are tested: the hard setting. (`bench --anomaly-type` tests the rest of that type, too.)
+    `--type any` draws from all, as without it.
 
-What does not depend on the draw is computed once: the normality detector is fitted once (seed 0) on all good training
+What does not depend on the draw is computed once: the normality detector is fitted once (seed 0) on
+    all good training
 pictures, and each test picture is looked at once. A draw then takes seconds, and its row says what
-`blemish bench --methods lda --anomaly-count M` would say of it with the normality part of seed 0. Rows that the
-file holds already are not made again.
+`blemish bench --methods lda --anomaly-count M` would say of it with the normality part of seed 0.
+Rows that the file holds already are not made again.
 """
 
 from __future__ import annotations
@@ -45,7 +49,8 @@ METRICS = ("image_auroc", "image_ap", "best_f1", "pixel_auroc", "aupro")
 
 
 class Remembering(Detector):
-    """The same detector; it looks at every picture once, and finishes the scores of it as often as it is asked."""
+    """The same detector; it looks at every picture once, and finishes the scores of it as often as
+    it is asked."""
 
     def __init__(self, detector: Detector, seen: dict[str, tuple[Scores, Features]]) -> None:
         super().__init__(detector.method, detector.record)

@@ -373,7 +373,7 @@ def at_once(lines: Sequence[Sequence[str | Path]]) -> list[End]:
     return ends
 
 
-# --- Places and names ---------------------------------------------------------------------------------
+# --- Places and names --------------------------------------------------------------------------
 
 
 def special_files(folder: Path) -> dict[str, Path]:

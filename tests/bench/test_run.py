@@ -36,7 +36,8 @@ HERE = {"device": "cpu", "precision": "fp32"}
 
 
 def in_this_process(launched: list[Run]) -> Callable[..., Row]:
-    """What works as a run's own process does, here, which is quicker; notes the runs that it is given."""
+    """What works as a run's own process does, here, which is quicker; notes the runs that it is
+    given."""
 
     def launch(order: benchmark.Order, *_: object) -> Row:
         launched.append(order.run)
@@ -605,7 +606,8 @@ def test_what_interrupts_ends_the_processes(
 
 
 def test_a_job_sees_its_own_gpu_only(mvtec: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    code = "import json, os; print(json.dumps(dict(schema=2, status='x', key=os.environ['CUDA_VISIBLE_DEVICES'])))"
+    row = "dict(schema=2, status='x', key=os.environ['CUDA_VISIBLE_DEVICES'])"
+    code = f"import json, os; print(json.dumps({row}))"
     monkeypatch.setattr(benchmark, "_command", lambda order: [sys.executable, "-S", "-c", code])
     assert benchmark._launch(an_order(a_run(mvtec), device="cuda"), "5", set())["key"] == "5"
 

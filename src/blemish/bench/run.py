@@ -1,20 +1,23 @@
 """Methods × data sets × seeds -> one row of measurements a run, appended to a JSONL file.
 
-Each run has a process of its own (`python -m blemish.bench.run --run JSON`), so that peak memory is its own and a
-crash ends only it; several may run at once. A row is written when its run is done; a stopped bench goes on from there.
+Each run has a process of its own (`python -m blemish.bench.run --run JSON`), so that peak memory is
+its own and a crash ends only it; several may run at once. A row is written when its run is done; a
+stopped bench goes on from there.
 
-How it is measured: a detector is fitted on all normal training pictures (no threshold, so nothing is held out) and
-judged on the test split; maps and masks are compared at 256×256, or at the pictures' own size where a suite says so of
-its paper (`compared_at`). `seconds_to_fit` includes loading the backbone. `images_per_second` is over one pass of all
-test pictures, decoding included and metrics excluded; `cores_used` is processor time by wall time of that pass, and
-shows whether the machine was shared. Peak memory is that of the process up to the last prediction; metrics, which need
-more on large sets, are excluded here too. On data with several categories one detector learns them all, and the row's
-metrics are the means over the categories, each measured by itself; only the best F1 is that of all pictures together.
-`efficiency` (see `blemish.bench.costs`) is taken last; `differs` says where the pictures are not the published ones.
+How it is measured: a detector is fitted on all normal training pictures (no threshold, so nothing
+is held out) and judged on the test split; maps and masks are compared at 256×256, or at the pictures'
+own size where a suite says so of its paper (`compared_at`). `seconds_to_fit` includes loading the
+backbone. `images_per_second` is over one pass of all test pictures, decoding included and metrics
+excluded; `cores_used` is processor time by wall time of that pass, and shows whether the machine
+was shared. Peak memory is that of the process up to the last prediction, without the metrics. On
+data with several categories one detector learns them all, and the row's metrics are the means over
+the categories, each measured by itself; only the best F1 is that of all pictures together.
+`efficiency` (see `blemish.bench.costs`) is taken last.
 
-Where shifts or adaptation are asked for, the same detector then judges the test pictures once more under every shift
-(`blemish.data.shifts`) and as they are, without adapting and in every mode. The row's `shifted` holds shift -> mode ->
-metrics, each "none" first, and `adapted`: the share of pictures in whose scores adaptation took part.
+Where shifts or adaptation are asked for, the same detector then judges the test pictures once more
+under every shift (`blemish.data.shifts`) and as they are, without adapting and in every mode. The
+row's `shifted` holds shift -> mode -> metrics, each "none" first, and `adapted`: the share of
+pictures in whose scores adaptation took part.
 """
 
 from __future__ import annotations
@@ -102,23 +105,27 @@ def run(
     keep: str | Path | None = None,
     progress: Progress = silent,
 ) -> list[Row]:
-    """Measure what `results` does not hold yet, on this kind of device in this precision; one row a run is appended.
+    """Measure what `results` does not hold yet, on this kind of device in this precision; one row a
+    run is appended.
 
-    A run that fails leaves a row with `status` "failed" and its `error`, does not keep the others from running, and is
-    tried again next time. After Ctrl-C the rows so far are there, and no run is at work any more.
+    A run that fails leaves a row with `status` "failed" and its `error`, does not keep the others
+    from running, and is tried again next time. After Ctrl-C the rows so far are there, and no run
+    is at work any more.
 
     Args:
         results: a JSONL file; made, with its folder, where there is none.
-        threads: of torch on the CPU; None = torch's choice, or an even share of the cores where there are several
-            jobs. On a CPU they change scores in the last digits; the same number gives the same metrics again.
-        jobs: how many runs are at work at once. Several GPUs are shared out among them where `device` does not name
-            one by number.
-        keep: a folder that gets the artifact of each run that is made now, called METHOD-DATA-KEY.blemish (eight signs
-            of its key); made where there is none; None = they are thrown away.
+        threads: of torch on the CPU; None = torch's choice, or an even share of the cores where
+            there are several jobs. On a CPU they change scores in the last digits; the same number
+            gives the same metrics again.
+        jobs: how many runs are at work at once. Several GPUs are shared out among them where
+            `device` does not name one by number.
+        keep: a folder that gets the artifact of each run that is made now, called
+            METHOD-DATA-KEY.blemish (eight signs of its key); made where there is none; None = they
+            are thrown away.
         progress: called with (what begins, runs done, runs in all).
     Returns: a row for each run, new or from the file, in their order.
-    Raises: ConfigError for a run whose config is wrong, before any run, or for less than one job; DataError as
-        `read_rows`; OutputError when the file or the folder cannot be written.
+    Raises: ConfigError for a run whose config is wrong, before any run, or for less than one job;
+        DataError as `read_rows`; OutputError when the file or the folder cannot be written.
     """
     runs, results = list(runs), Path(results)
     if jobs < 1:
@@ -161,7 +168,8 @@ def run(
 def _at_once(
     orders: Iterable[Order], jobs: int, gpus: Sequence[str], begin: Callable[[Run], None]
 ) -> Generator[tuple[Run, Row], None, None]:
-    """The runs with their rows as they come, `jobs` at a time; when it is closed, the processes at work are ended.
+    """The runs with their rows as they come, `jobs` at a time; when it is closed, the processes at
+    work are ended.
 
     Args:
         gpus: shared out among the jobs; none = each may see all.
@@ -190,7 +198,8 @@ def _at_once(
 
 
 def _gpus(device: str) -> list[str]:
-    """What CUDA_VISIBLE_DEVICES calls the GPUs that jobs are shared out to; empty where there is nothing to share."""
+    """What CUDA_VISIBLE_DEVICES calls the GPUs that jobs are shared out to; empty where there is
+    nothing to share."""
     count = torch.cuda.device_count()
     if str(pick_device(device)) != "cuda" or count < 2:
         return []
@@ -201,7 +210,8 @@ def _gpus(device: str) -> list[str]:
 def missing(
     runs: Iterable[Run], results: str | Path, *, device: str = "auto", precision: str = "auto"
 ) -> list[Run]:
-    """Those that `run` would measure, as `results` (which need not exist) does not hold them. Raises: as `run`."""
+    """Those that `run` would measure, as `results` (which need not exist) does not hold them.
+    Raises: as `run`."""
     wanted = {one.key: one for one in runs}
     done = _done(wanted, Path(results), _machine(device, precision))
     return [one for key, one in wanted.items() if key not in done]
@@ -235,8 +245,8 @@ def measure(
     """The row of a run, made in this process. Metrics are fractions between 0 and 1.
 
     Args: artifact: where the detector is kept; None = nowhere.
-    Raises: DataError for a data set without both splits, or a public one with others in its folder; whatever
-        `blemish.fit` and `blemish.evaluate` raise.
+    Raises: DataError for a data set without both splits, or a public one with others in its folder;
+        whatever `blemish.fit` and `blemish.evaluate` raise.
     """
     heading = _heading(one)  # before the work, during which the checkout may move on
     if threads is not None:
@@ -297,7 +307,8 @@ def _data(one: Run) -> layouts.Dataset:
         )
     if (there := categories(one)) and set(dataset.categories) != set(there):
         raise DataError(
-            f"{one.path}: holds {', '.join(there)} of {one.data}, but is read as {', '.join(dataset.categories)}; "
+            f"{one.path}: holds {', '.join(there)} of {one.data}, but is read as "
+            f"{', '.join(dataset.categories)}; "
             "let that set alone lie there, each category as `blemish data layouts` shows it"
         )
     return dataset
@@ -317,7 +328,8 @@ def _of_detector(detector: Detector) -> dict[str, Any]:
         "weights": (pretraining or manifest["backbone"])["weights"],
         "resolution": (detector.preprocessing.height, detector.preprocessing.width),
         "schedule": "; ".join(
-            f"{name}{made['epochs']:.4g} epochs, {made['steps']:,} steps in {made['seconds'] / 60:.1f} min"
+            f"{name}{made['epochs']:.4g} epochs, {made['steps']:,} steps "
+            f"in {made['seconds'] / 60:.1f} min"
             for name, made in steps.items()
             if made
         ),
@@ -332,7 +344,8 @@ def _of_detector(detector: Detector) -> dict[str, Any]:
 
 
 def _costs(detector: Detector, samples: Iterable[Sample]) -> dict[str, Any]:
-    """Of the first picture that can be read. Where it cannot be measured the row says why, and loses nothing else."""
+    """Of the first picture that can be read. Where it cannot be measured the row says why, and
+    loses nothing else."""
     window = detector.preprocessing.decode_window()
     pictures = (load_picture(sample.path, index, window) for index, sample in enumerate(samples))
     picture = next((picture for picture in pictures if isinstance(picture, Picture)), None)
@@ -357,7 +370,8 @@ def _shifted(one: Run, detector: Detector, dataset: layouts.Dataset) -> dict[str
 def _adapted(
     detector: Detector, dataset: layouts.Dataset, mode: Mode | None, compared_at: int | None
 ) -> dict[str, Any]:
-    """The metrics of a detector that adapts to the test pictures, and how many of these had a part in that."""
+    """The metrics of a detector that adapts to the test pictures, and how many of these had a part
+    in that."""
     adapted: list[bool] = []
     evaluation = evaluate(
         detector,
@@ -372,10 +386,11 @@ def _adapted(
 
 
 class _Stopwatch(Detector):
-    """The same detector; it scores all it is asked for before it hands out anything, and keeps time and memory.
+    """The same detector; it scores all it is asked for before it hands out anything, and keeps time
+    and memory.
 
-    So neither includes metrics, and no picture is decoded unobserved while a metric is computed. All maps are held for
-    that: 50 kB each at 448².
+    So neither includes metrics, and no picture is decoded unobserved while a metric is computed.
+    All maps are held for that: 50 kB each at 448².
     """
 
     def __init__(self, detector: Detector) -> None:
@@ -471,7 +486,8 @@ def _failed(one: Run, error: str) -> Row:
 
 
 def checkout() -> tuple[str | None, bool | None]:
-    """The commit of the checkout that blemish runs from, and whether the package differs from it; None outside one."""
+    """The commit of the checkout that blemish runs from, and whether the package differs from it;
+    None outside one."""
     package = Path(__file__).parents[1]
 
     def git(*arguments: str) -> str:

@@ -31,7 +31,8 @@ REDUCED_MINUTES = 15.0
 
 
 class _BenchGroup(TyperGroup):
-    """What stands first, where it is no command, is the suite: `bench agpnet …` is `bench --suite agpnet …`."""
+    """What stands first, where it is no command, is the suite: `bench agpnet …` is `bench --suite
+    agpnet …`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         _, rest, _ = self.make_parser(ctx).parse_args(args=list(args))
@@ -52,8 +53,8 @@ def bench(
         str,
         typer.Option(
             metavar="NAME",
-            help="In place of methods: the tables of a suite of --list, or of a TOML file. Its name may also stand "
-            "first, as in `blemish bench agpnet`.",
+            help="In place of methods: the tables of a suite of --list, or of a TOML file. Its "
+            "name may also stand first, as in `blemish bench agpnet`.",
         ),
     ] = "",
     only: Annotated[
@@ -63,9 +64,9 @@ def bench(
         str,
         typer.Option(
             metavar="LIST",
-            help="Data sets: names of `blemish data layouts` (mvtec: all categories at once; bottle: one of them), or "
-            "paths. With a suite: the folder that holds the data sets of its tables, as --root, or others to measure "
-            "in their place.",
+            help="Data sets: names of `blemish data layouts` (mvtec: all categories at once; "
+            "bottle: one of them), or paths. With a suite: the folder that holds the data "
+            "sets of its tables, as --root, or others to measure in their place.",
         ),
     ] = "",
     seeds: Annotated[
@@ -78,7 +79,8 @@ def bench(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="JSONL file that gets a row a run; runs it holds are skipped. [default with a suite: SUITE.jsonl]",
+            help="JSONL file that gets a row a run; runs it holds are skipped. [default with a "
+            "suite: SUITE.jsonl]",
         ),
     ] = None,
     settings: Annotated[
@@ -92,7 +94,8 @@ def bench(
     recipe: Annotated[
         str | None,
         typer.Option(
-            help="A recipe of the methods, to which other settings are applied. [default: best, or the suite's]"
+            help="A recipe of the methods, to which other settings are applied. [default: best, "
+            "or the suite's]",
         ),
     ] = None,
     backbone: Annotated[
@@ -115,8 +118,8 @@ def bench(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="full, as the recipe has it; or reduced to --time-budget, else to 15 minutes. [default: full, without "
-            "--time-budget]",
+            help="full, as the recipe has it; or reduced to --time-budget, else to 15 minutes. "
+            "[default: full, without --time-budget]",
         ),
     ] = None,
     time_budget: Annotated[
@@ -129,8 +132,8 @@ def bench(
         str,
         typer.Option(
             metavar="LIST",
-            help="Judge the test pictures also shifted: any of brightness, brighter, contrast, blur, noise, jpeg, or "
-            "all.",
+            help="Judge the test pictures also shifted: any of brightness, brighter, contrast, "
+            "blur, noise, jpeg, or all.",
         ),
     ] = "",
     adapt: Annotated[
@@ -179,7 +182,8 @@ def bench(
     ] = False,
     json: Json = False,
 ) -> int:
-    """Measure methods on data sets, each run in a process of its own; `bench table` shows what was measured."""
+    """Measure methods on data sets, each run in a process of its own; `bench table` shows what was
+    measured."""
     if context.invoked_subcommand is not None:
         return WELL
     if list_suites:
@@ -400,18 +404,21 @@ def _seeds(text: str) -> list[int]:
         return given
     if len(given) != 1 or given[0] < 1:
         raise ConfigError(
-            f"--seeds {text}: how many is needed, at least 1; which, with a comma, as in 0,1,2 or 4,"
+            f"--seeds {text}: how many is needed, at least 1; which, with a comma, as in 0,1,2 or "
+            "4,"
         )
     return list(range(given[0]))
 
 
 def _budget(schedule: str | None, minutes: float | None) -> float | None:
-    """The time budget of a schedule by name. Raises: ConfigError for one that is unknown, or contradicts the budget."""
+    """The time budget of a schedule by name. Raises: ConfigError for one that is unknown, or
+    contradicts the budget."""
     if schedule is not None and schedule not in SCHEDULES:
         raise unknown_name("--schedule", schedule, SCHEDULES)
     if schedule == FULL and minutes is not None:
         raise ConfigError(
-            f"--schedule full --time-budget {minutes:g}: a time budget reduces it; leave one of them out"
+            f"--schedule full --time-budget {minutes:g}: a time budget reduces it; leave one of "
+            "them out"
         )
     return REDUCED_MINUTES if schedule == REDUCED and minutes is None else minutes
 

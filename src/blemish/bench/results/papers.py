@@ -56,13 +56,15 @@ from blemish.data.phrases import counted
 from blemish.types import ORIGINAL, RESOLUTION
 
 _BOLD = """\
-Bold: the best, where it leads the second by more than the larger spread of the two; never with one seed."""
+Bold: the best, where it leads the second by more than the larger spread of the two; never with one
+seed."""
 _STEPS = "Steps: of training; under a time budget a costlier line makes fewer of them."
 _STATUS = """\
-Measured: by a row of ours; a number in brackets says under what conditions. Published: in no row, there are the paper's
-figures alone. Out of reach: in no row, and without a published figure."""
+Measured: by a row of ours; a number in brackets says under what conditions. Published: in no row,
+there are the paper's figures alone. Out of reach: in no row, and without a published figure."""
 _HEADS = {**{name: head for head, name in SCORES.items()}, "pixel_auroc_anomalous": "P"}
-# What the user chooses, and a paper's table does not vary: other values stand in a column of their own.
+# What the user chooses, and a paper's table does not vary: other values stand in a column of their
+# own.
 _CHOSEN = SCHEDULE | {"backbone", "image_size", "cache_gib"}
 # Where rows of an entry differ in one of these only, they are of the same conditions.
 _NO_CONDITION = {"method", "recipe", "shots", "anomaly_count", "anomaly_type", "shifts", "adapt"}
@@ -72,14 +74,16 @@ _NO_CONDITION |= {"cache_gib", "cpu", "cores", "threads"}
 def suite_page(rows: Iterable[Row], suite: Suite) -> Page:
     """The rows that belong to a suite, in its tables.
 
-    A paper's main table, and one that compares methods, are shown whatever was measured of them: gaps are part of the
-    result. A row belongs to an entry of theirs when it has its method, recipe, settings, shots and defects, and differs
-    from the recipe in nothing else but backbone, picture size and schedule; each of these has a column (or line) of its
-    own, and figures are the mean over the seeds.
+    A paper's main table, and one that compares methods, are shown whatever was measured of them:
+    gaps are part of the result. A row belongs to an entry of theirs when it has its method, recipe,
+    settings, shots and defects, and differs from the recipe in nothing else but backbone, picture
+    size and schedule; each of these has a column (or line) of its own, and figures are the mean
+    over the seeds.
 
-    A table that varies settings is shown for every data set, and whatever else is common: rows are set in one only when
-    they have all else in common, seed and commit aside, and when at least two lines of it have rows. Where each
-    category has a model of its own, the means over the categories that all lines have stand in place of them.
+    A table that varies settings is shown for every data set, and whatever else is common: rows are
+    set in one only when they have all else in common, seed and commit aside, and when at least two
+    lines of it have rows. Where each category has a model of its own, the means over the categories
+    that all lines have stand in place of them.
     """
     latest, failed = newest(rows)
     sheets: list[Sheet] = []
@@ -118,7 +122,8 @@ class _System:
     mode: str | None = None
 
     def quantity(self, lines: Sequence[str], metric: str) -> Quantity | None:
-        """Over the lines, then over the seeds that have them all; None where there is no such seed."""
+        """Over the lines, then over the seeds that have them all; None where there is no such
+        seed."""
         each = [self._figures(line, metric) for line in lines]
         seeds = sorted(set.intersection(*map(set, each))) if each else []
         error = isinstance(self.part, Comparison) and self.part.spread == "standard error"
@@ -130,7 +135,8 @@ class _System:
         return [line for line in lines if any(self._figures(line, metric) for metric in metrics)]
 
     def partly(self, lines: Collection[str]) -> bool:
-        """Whether the pictures of one of these categories, or of the whole set, are not the official ones."""
+        """Whether the pictures of one of these categories, or of the whole set, are not the
+        official ones."""
         return any(row["differs"] for row in self.rows if row["data"] in {*lines, self.part.data})
 
     def _figures(self, line: str, metric: str) -> dict[int, float]:
@@ -149,7 +155,8 @@ class _System:
 
 
 def _within(part: Table | Comparison) -> str:
-    """The key under which rows of a table's data tell of each of its lines; "" where these have rows of their own."""
+    """The key under which rows of a table's data tell of each of its lines; "" where these have
+    rows of their own."""
     if isinstance(part, Comparison) and part.by == "group":
         return "by_group"
     return "by_category" if part.multi_class else ""
@@ -283,7 +290,8 @@ def _comparison(part: Comparison, systems: Sequence[_System]) -> Sheet:
 
 
 def _methods(part: Table, systems: Sequence[_System]) -> Sheet:
-    """Lines: methods, measured and published. Its best is not marked: some know more pictures than others."""
+    """Lines: methods, measured and published. Its best is not marked: some know more pictures than
+    others."""
     categories = list(OFFICIAL[part.data].categories)
     held = [system.held(categories, SCORES.values()) for system in systems]
     shared = _held_by_all(categories, held)
@@ -369,7 +377,8 @@ def _status(measured: Iterable[str], published: Iterable[str]) -> str:
 
 
 def _varied(part: Table, rows: Iterable[Row], published_on: str) -> list[Sheet]:
-    """One sheet for each data set and whatever else the rows of at least two lines have in common."""
+    """One sheet for each data set and whatever else the rows of at least two lines have in
+    common."""
     # Each backbone rounds the size asked for to what it divides, and has weights of its own.
     but = {
         *part.factors,
@@ -397,7 +406,8 @@ def _varied(part: Table, rows: Iterable[Row], published_on: str) -> list[Sheet]:
 
 
 def _pretraining(row: Row, factors: Collection[str]) -> str:
-    """How a row was pre-trained, as far as a table that varies the pre-training does not vary that, too; "" = not."""
+    """How a row was pre-trained, as far as a table that varies the pre-training does not vary that,
+    too; "" = not."""
     settings = row["settings"]
     if "pretraining" not in factors or settings["pretraining"] == "none":
         return ""
@@ -499,8 +509,8 @@ def _common(rows: Rows, factors: Collection[str]) -> str:
 
 
 def _signs(part: Table | Comparison, rows: Rows) -> list[str]:
-    """As `flags`, and whether maps and masks were compared elsewhere than the part says of its paper; where it shows
-    nothing of maps, nothing of that."""
+    """As `flags`, and whether maps and masks were compared elsewhere than the part says of its
+    paper; where it shows nothing of maps, nothing of that."""
     if isinstance(part, Comparison) and set(part.metrics) == {"image_auroc"}:
         return [sign for sign in flags(rows) if sign != OFF]
     wanted = {part.compared_at or ORIGINAL, None}
@@ -522,6 +532,7 @@ def _differently(part: Table | Comparison) -> list[str]:
 
 
 def _held_by_all(lines: Sequence[str], held: Iterable[Collection[str]]) -> list[str]:
-    """The lines of which everything that was measured at all has figures. `held`: the lines of each."""
+    """The lines of which everything that was measured at all has figures. `held`: the lines of
+    each."""
     some = [of for of in held if of]
     return [line for line in lines if some and all(line in of for of in some)]
