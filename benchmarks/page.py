@@ -78,7 +78,7 @@ optimistic to that extent:
 | `guided`, recipe `best` | magnetic tile, screw; that its encoder is not trained: bottle, too |
 | adaptation by entropies, its rate of 0.1 (not in the papers' recipes) | magnetic tile |
 | adaptation by features | bottle; magnetic tile as it is and darker |
-| `lda`, recipe `best` | brain MRI, ELPV, screw, magnetic tile; for `weight` NIH (part), too |
+| `lda`, recipe `best` | brain MRI, ELPV, screw, magnetic tile; its closest look: NIH (part), too |
 
 `patchcore` was chosen without looking at ELPV."""
 

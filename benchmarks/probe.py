@@ -47,8 +47,8 @@ from sklearn.preprocessing import StandardScaler, normalize
 
 from blemish.backbones import build
 from blemish.backbones.vit import VitBackbone
+from blemish.bench import machine
 from blemish.bench import plan as planning
-from blemish.bench import run as benchmark
 from blemish.bench.results import append, ready
 from blemish.compute import pick_device
 from blemish.data.layouts import recognition as layouts
@@ -98,7 +98,7 @@ def main() -> None:
 def probe(path: Path, backbone: VitBackbone, seeds: Sequence[int]) -> dict[str, Any]:
     """The row of a data set."""
     started = time.perf_counter()
-    date, (commit, dirty) = datetime.now(UTC).isoformat(timespec="seconds"), benchmark.checkout()
+    date, (commit, dirty) = datetime.now(UTC).isoformat(timespec="seconds"), machine.checkout()
     dataset = layouts.read(path)
     good, known, fingerprint = described(
         [one for one in dataset.train() if one.label == NORMAL], backbone
@@ -141,7 +141,7 @@ def probe(path: Path, backbone: VitBackbone, seeds: Sequence[int]) -> dict[str, 
         "kinds": kinds,
         "seeds": len(seeds),
         "seconds": round(time.perf_counter() - started, 1),
-        "device": benchmark.hardware(next(backbone.parameters()).device),
+        "device": machine.hardware(next(backbone.parameters()).device),
         "precision": "fp32",
         "torch": torch.__version__,
         "python": platform.python_version(),

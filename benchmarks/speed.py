@@ -84,12 +84,12 @@ def cases(what: str) -> list[dict[str, Any]]:
 
 
 def conditions(what: str) -> dict[str, Any]:
-    from blemish.bench import run as benchmark
+    from blemish.bench import machine
     from blemish.compute import pick_device
 
-    commit, dirty = benchmark.checkout()
+    commit, dirty = machine.checkout()
     device = pick_device("auto" if what == "dropping" else "cpu")
-    return {"commit": commit, "dirty": dirty, "device": benchmark.hardware(device)}
+    return {"commit": commit, "dirty": dirty, "device": machine.hardware(device)}
 
 
 def bottle() -> list[Path]:
@@ -162,7 +162,7 @@ def memory(count: int) -> dict[str, Any]:
     from PIL import Image
 
     import blemish
-    from blemish.bench import run as benchmark
+    from blemish.bench import machine
 
     noise = np.random.default_rng(0)
     originals = bottle()
@@ -178,7 +178,7 @@ def memory(count: int) -> dict[str, Any]:
         blemish.fit("patchcore", folder, backbone=BACKBONE, image_size=224)
         return {
             "seconds": round(time.perf_counter() - start, 1),
-            "peak_memory_mib": benchmark.peak_memory_mib(),
+            "peak_memory_mib": machine.peak_memory_mib(),
         }
 
 

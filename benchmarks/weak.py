@@ -32,9 +32,9 @@ import torch
 
 import blemish
 from blemish.backbones.base import Features
+from blemish.bench.machine import checkout, hardware
 from blemish.bench.plan import data_sets
 from blemish.bench.results.rows import words
-from blemish.bench.run import checkout, hardware
 from blemish.cli.console import complain
 from blemish.data.defects import labelled_defects
 from blemish.data.layouts import recognition as layouts

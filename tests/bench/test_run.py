@@ -22,8 +22,10 @@ from runs import GUIDED, TAUGHT, TINY, a_run
 from runs import a_row as a_whole_row
 
 import blemish
+from blemish.bench import machine
 from blemish.bench import run as benchmark
-from blemish.bench.plan import Run, cores
+from blemish.bench.machine import checkout, cores, shared_threads
+from blemish.bench.plan import Run
 from blemish.bench.results import Row, markdown, page, read_rows
 from blemish.bench.run import METRICS, SHIFTED_METRICS, measure, run
 from blemish.data.shifts import SHIFTS
@@ -467,12 +469,12 @@ def test_a_place_that_cannot_be_written_is_said_before_any_run(
 def test_the_commit_is_of_the_checkout_that_blemish_runs_from(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    commit, dirty = benchmark.checkout()
+    commit, dirty = checkout()
     assert (commit is None) == (dirty is None)
-    monkeypatch.setattr(benchmark, "__file__", str(tmp_path / "benchmark.py"))
-    assert benchmark.checkout() == (None, None)
+    monkeypatch.setattr(machine, "__file__", str(tmp_path / "machine.py"))
+    assert checkout() == (None, None)
     monkeypatch.setenv("PATH", os.devnull)
-    assert benchmark.checkout() == (None, None)
+    assert checkout() == (None, None)
 
 
 def test_pictures_that_are_not_all_of_a_public_set_are_said(mvtec: Path) -> None:
@@ -633,3 +635,9 @@ def test_several_gpus_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_jobs_are_refused(mvtec: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="jobs: at least 1"):
         run([a_run(mvtec)], tmp_path / "rows.jsonl", **HERE, jobs=0)
+
+
+def test_cores_are_shared_among_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "cores", lambda: 8)
+    assert [shared_threads(None, jobs) for jobs in (1, 2, 3, 20)] == [None, 4, 2, 1]
+    assert shared_threads(5, 2) == 5

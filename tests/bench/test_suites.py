@@ -35,8 +35,10 @@ rows = [
 [[table]]
 name = "layers"
 title = "Layers"
-rows = [{ label = "last", settings = { layers = [4] } }, { label = "both", settings = { layers = [2,
-4] } }]
+rows = [
+  { label = "last", settings = { layers = [4] } },
+  { label = "both", settings = { layers = [2, 4] } },
+]
 """
 
 

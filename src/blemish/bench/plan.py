@@ -315,17 +315,6 @@ def categories(one: Run) -> tuple[str, ...]:
     return tuple(category_paths(official, one.path))
 
 
-def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def shared_threads(threads: int | None, jobs: int) -> int | None:
-    """The threads of each of `jobs` runs at once: `threads`, or their share of the cores; None =
-    torch's choice."""
-    return max(1, cores() // jobs) if threads is None and jobs > 1 else threads
-
-
 def _has_splits(path: Path) -> bool:
     try:
         dataset = layouts.read(path)

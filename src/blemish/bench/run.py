@@ -5,9 +5,9 @@ its own and a crash ends only it; several may run at once. A row is written when
 stopped bench goes on from there.
 
 How it is measured: a detector is fitted on all normal training pictures (no threshold, so nothing
-is held out) and judged on the test split; maps and masks are compared at 256×256, or at the pictures'
-own size where a suite says so of its paper (`compared_at`). `seconds_to_fit` includes loading the
-backbone. `images_per_second` is over one pass of all test pictures, decoding included and metrics
+is held out) and judged on the test split; maps and masks are compared at 256×256, or at the
+pictures' own size where a suite says so of its paper (`compared_at`). `seconds_to_fit` includes
+loading the backbone. `images_per_second` is over one pass of all test pictures, decoding included and metrics
 excluded; `cores_used` is processor time by wall time of that pass, and shows whether the machine
 was shared. Peak memory is that of the process up to the last prediction, without the metrics. On
 data with several categories one detector learns them all, and the row's metrics are the means over
@@ -25,14 +25,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import closing, suppress
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
@@ -42,7 +41,8 @@ import torch
 
 from blemish import config as configs
 from blemish.bench import costs
-from blemish.bench.plan import Run, categories, cores, shared_threads
+from blemish.bench.machine import checkout, hardware, peak_memory_mib, shared_threads
+from blemish.bench.plan import Run, categories
 from blemish.bench.results.rows import (
     FAILED,
     NEITHER,
@@ -431,37 +431,6 @@ class _Shifted(Detector):
         return super()._prepare(dataclasses.replace(picture, pixels=self._shift(picture.pixels)))
 
 
-def peak_memory_mib() -> float | None:
-    """The most main memory this process has held, in MiB; None where the system does not tell."""
-    with suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return round(int(line.split()[1]) / 1024, 1)
-    if sys.platform == "win32":
-        return None
-    import resource  # not on Windows
-
-    # Second choice, for on Linux it starts from what the parent held.
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
-
-
-def hardware(device: torch.device) -> dict[str, Any]:
-    """The device as rows name it."""
-    cpu = platform.processor() or platform.machine()
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                cpu = line.split(":", 1)[1].strip()
-    return {
-        "type": device.type,
-        "name": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
-        "cpu": cpu,
-        "cores": cores(),
-        "threads": torch.get_num_threads(),
-    }
-
-
 def _heading(one: Run) -> dict[str, Any]:
     """What every row has, of a failed run too."""
     commit, dirty = checkout()
@@ -483,24 +452,6 @@ def _heading(one: Run) -> dict[str, Any]:
 
 def _failed(one: Run, error: str) -> Row:
     return cast(Row, {**_heading(one), "status": FAILED, "error": error})
-
-
-def checkout() -> tuple[str | None, bool | None]:
-    """The commit of the checkout that blemish runs from, and whether the package differs from it;
-    None outside one."""
-    package = Path(__file__).parents[1]
-
-    def git(*arguments: str) -> str:
-        command = ["git", "--no-optional-locks", "-C", str(package), *arguments]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-
-    try:
-        git(
-            "ls-files", "--error-unmatch", "__init__.py"
-        )  # fails where blemish is installed inside another's checkout
-        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--", "."))
-    except (OSError, subprocess.CalledProcessError):
-        return None, None
 
 
 def _launch(order: Order, gpu: str | None, children: set[subprocess.Popen[str]]) -> Row:
