@@ -47,7 +47,7 @@ from sklearn.preprocessing import StandardScaler, normalize
 
 from blemish.backbones import build
 from blemish.backbones.vit import VitBackbone
-from blemish.bench import machine
+from blemish.bench import conditions
 from blemish.bench import plan as planning
 from blemish.bench.results import append, ready
 from blemish.compute import pick_device
@@ -98,7 +98,7 @@ def main() -> None:
 def probe(path: Path, backbone: VitBackbone, seeds: Sequence[int]) -> dict[str, Any]:
     """The row of a data set."""
     started = time.perf_counter()
-    date, (commit, dirty) = datetime.now(UTC).isoformat(timespec="seconds"), machine.checkout()
+    date, (commit, dirty) = datetime.now(UTC).isoformat(timespec="seconds"), conditions.checkout()
     dataset = layouts.read(path)
     good, known, fingerprint = described(
         [one for one in dataset.train() if one.label == NORMAL], backbone
@@ -141,7 +141,7 @@ def probe(path: Path, backbone: VitBackbone, seeds: Sequence[int]) -> dict[str, 
         "kinds": kinds,
         "seeds": len(seeds),
         "seconds": round(time.perf_counter() - started, 1),
-        "device": machine.hardware(next(backbone.parameters()).device),
+        "device": conditions.hardware(next(backbone.parameters()).device),
         "precision": "fp32",
         "torch": torch.__version__,
         "python": platform.python_version(),

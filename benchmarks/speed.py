@@ -84,12 +84,12 @@ def cases(what: str) -> list[dict[str, Any]]:
 
 
 def conditions(what: str) -> dict[str, Any]:
-    from blemish.bench import machine
+    from blemish.bench import conditions
     from blemish.compute import pick_device
 
-    commit, dirty = machine.checkout()
+    commit, dirty = conditions.checkout()
     device = pick_device("auto" if what == "dropping" else "cpu")
-    return {"commit": commit, "dirty": dirty, "device": machine.hardware(device)}
+    return {"commit": commit, "dirty": dirty, "device": conditions.hardware(device)}
 
 
 def bottle() -> list[Path]:
@@ -162,7 +162,7 @@ def memory(count: int) -> dict[str, Any]:
     from PIL import Image
 
     import blemish
-    from blemish.bench import machine
+    from blemish.bench import conditions
 
     noise = np.random.default_rng(0)
     originals = bottle()
@@ -178,7 +178,7 @@ def memory(count: int) -> dict[str, Any]:
         blemish.fit("patchcore", folder, backbone=BACKBONE, image_size=224)
         return {
             "seconds": round(time.perf_counter() - start, 1),
-            "peak_memory_mib": machine.peak_memory_mib(),
+            "peak_memory_mib": conditions.peak_memory_mib(),
         }
 
 

@@ -32,7 +32,7 @@ import torch
 
 import blemish
 from blemish.backbones.base import Features
-from blemish.bench.machine import checkout, hardware
+from blemish.bench.conditions import checkout, hardware
 from blemish.bench.plan import data_sets
 from blemish.bench.results.rows import words
 from blemish.cli.console import complain

@@ -13,7 +13,7 @@ import blemish
 ROOT = Path(blemish.__file__).parent
 # The rooms, the ground first: each may import those before it, and itself.
 ORDER = (
-    *("errors", "types", "files", "interrupts", "compute", "config", "artifact"),
+    *("errors", "types", "text", "machine", "files", "interrupts", "compute", "config", "artifact"),
     *("images", "losses", "metrics", "anomalies", "backbones", "data", "methods"),
     *("training", "report", "detector", "bench", "cli", "__main__"),
 )

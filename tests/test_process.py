@@ -24,7 +24,7 @@ from blemish.data.layouts.recognition import read
 from blemish.detector import predict as predictor
 from blemish.detector.predict import batch_begun
 from blemish.errors import DataError, OutputError
-from blemish.report import predictions as outputs
+from blemish.report.journal import Journal
 
 Run = Callable[..., tuple[int, str, str]]
 POSIX = pytest.mark.skipif(os.name != "posix", reason="signals and devices of POSIX")
@@ -53,14 +53,14 @@ def test_signals_end_predict_with_its_rows_kept(
     status: int,
 ) -> None:
     out = tmp_path / "out"
-    add = outputs.Journal.add
+    add = Journal.add
 
-    def ended(journal: outputs.Journal, row: dict[str, Any]) -> None:
+    def ended(journal: Journal, row: dict[str, Any]) -> None:
         if len(journal.rows) == 3:
             os.kill(os.getpid(), number)
         add(journal, row)
 
-    monkeypatch.setattr(outputs.Journal, "add", ended)
+    monkeypatch.setattr(Journal, "add", ended)
     given, _, err = run("predict", part, good_folder, "--output", out)
     assert given == status
     assert "the same command with --resume goes on from here" in err
@@ -181,7 +181,7 @@ def test_two_processes_on_one_output(
         assert (status, printed, told in err) == (2, "", True), command
     assert (out / "predictions.jsonl").read_bytes() == before
     with pytest.raises(OutputError, match="holds predictions already"):
-        outputs.Journal(out, artifact=part, precision="fp32", ways={}, resume=False)
+        Journal(out, artifact=part, precision="fp32", ways={}, resume=False)
     assert (
         run("predict", part, good_folder, "--output", out, "--resume")[0] == 0
     )  # the lock was given back

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Literal, cast
 
 import torch
 
 from blemish.errors import ConfigError
+from blemish.machine import cpu_flags
 
 # What oneDNN, which computes torch's products in bf16 on a CPU, can be held down to without them.
 _WITHOUT_BF16 = {
@@ -73,14 +73,3 @@ def _cpu_computes_in_bf16() -> bool:
     names = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
     limit = next((os.environ[name] for name in names if name in os.environ), "")
     return limit.upper() not in _WITHOUT_BF16 and not cpu_flags().isdisjoint(_BF16)
-
-
-def cpu_flags() -> set[str]:
-    """The instruction sets that the system reports; empty where it does not say (then fp32 is used)."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return set()
-    return next(
-        (set(line.split(":", 1)[1].split()) for line in lines if line.startswith("flags")), set()
-    )

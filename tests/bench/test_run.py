@@ -22,9 +22,9 @@ from runs import GUIDED, TAUGHT, TINY, a_run
 from runs import a_row as a_whole_row
 
 import blemish
-from blemish.bench import machine
+from blemish.bench import conditions
 from blemish.bench import run as benchmark
-from blemish.bench.machine import checkout, cores, shared_threads
+from blemish.bench.conditions import checkout, shared_threads
 from blemish.bench.plan import Run
 from blemish.bench.results import Row, markdown, page, read_rows
 from blemish.bench.run import METRICS, SHIFTED_METRICS, measure, run
@@ -32,6 +32,7 @@ from blemish.data.shifts import SHIFTS
 from blemish.detector.predict import Detector
 from blemish.errors import ConfigError, DataError, OutputError
 from blemish.images import decode
+from blemish.machine import cores
 from blemish.types import Failure
 
 HERE = {"device": "cpu", "precision": "fp32"}
@@ -471,7 +472,7 @@ def test_the_commit_is_of_the_checkout_that_blemish_runs_from(
 ) -> None:
     commit, dirty = checkout()
     assert (commit is None) == (dirty is None)
-    monkeypatch.setattr(machine, "__file__", str(tmp_path / "machine.py"))
+    monkeypatch.setattr(conditions, "__file__", str(tmp_path / "machine.py"))
     assert checkout() == (None, None)
     monkeypatch.setenv("PATH", os.devnull)
     assert checkout() == (None, None)
@@ -638,6 +639,6 @@ def test_no_jobs_are_refused(mvtec: Path, tmp_path: Path) -> None:
 
 
 def test_cores_are_shared_among_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "cores", lambda: 8)
+    monkeypatch.setattr(conditions, "cores", lambda: 8)
     assert [shared_threads(None, jobs) for jobs in (1, 2, 3, 20)] == [None, 4, 2, 1]
     assert shared_threads(5, 2) == 5

@@ -29,6 +29,7 @@ from blemish.data.shifts import SHIFTS
 from blemish.images import decode
 from blemish.methods import METHODS
 from blemish.report import predictions as outputs
+from blemish.report.journal import Journal
 
 Run = Callable[..., tuple[int, str, str]]
 FIT = (
@@ -524,15 +525,15 @@ def test_an_interrupted_predict_keeps_what_is_done(
     run: Run, part: Path, new: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, whole, report = tmp_path / "out", tmp_path / "whole", tmp_path / "report.html"
-    add = outputs.Journal.add
+    add = Journal.add
 
-    def interrupted(journal: outputs.Journal, row: dict[str, Any]) -> None:
+    def interrupted(journal: Journal, row: dict[str, Any]) -> None:
         if len(journal.rows) == 3:
             raise KeyboardInterrupt
         add(journal, row)
 
     with monkeypatch.context() as patch:
-        patch.setattr(outputs.Journal, "add", interrupted)
+        patch.setattr(Journal, "add", interrupted)
         status, answer, err = run(
             "predict", part, new, "--output", out, "--report", report, "--json"
         )
@@ -1090,16 +1091,35 @@ def test_backbones(run: Run) -> None:
     assert "focus_vits14" in run("backbones")[1]
 
 
-def test_methods_are_described_whole(run: Run) -> None:
+def test_methods_are_a_short_table(run: Run) -> None:
     made = document(run("methods", "--json"))
-    assert {method["name"] for method in made} == set(METHODS)
-    for method in made:
-        defaults = {setting["name"]: setting["default"] for setting in method["settings"]}
-        assert defaults == config.to_dict(METHODS[method["name"]].Config())
-        assert all(setting["about"] for setting in method["settings"]), method["name"]
-    out = run("methods")[1]
-    assert "recipe paper" in out
-    assert "hard cap on the number of patch features" in out
+    assert [method["name"] for method in made] == list(METHODS)
+    lines = run("methods")[1].splitlines()
+    assert len(lines) == 2 + len(METHODS)
+    for line, method in zip(lines[1:-1], made, strict=True):
+        assert line.startswith(method["name"])
+        assert method["summary"] in line
+        assert method["source"] in line
+    learns = {method["name"]: method["learns_from"] for method in made}
+    assert (learns["knn"], learns["lda"]) == ("good pictures", "good pictures and defects")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_is_described_whole(run: Run, name: str) -> None:
+    method = document(run("methods", name, "--json"))
+    assert method in document(run("methods", "--json"))
+    defaults = {setting["name"]: setting["default"] for setting in method["settings"]}
+    assert defaults == config.to_dict(METHODS[name].Config())
+    assert all(setting["about"] for setting in method["settings"])
+    out = run("methods", name)[1]
+    assert all(f"recipe {recipe['name']}: " in out for recipe in method["recipes"])
+    assert all(setting["about"] in out for setting in method["settings"])
+
+
+def test_an_unknown_method_is_not_described(run: Run) -> None:
+    status, _, err = run("methods", "pachcore")
+    assert status == 2
+    assert "did you mean 'patchcore'" in err
 
 
 def test_doctor(run: Run) -> None:

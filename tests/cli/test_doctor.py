@@ -107,5 +107,6 @@ def test_a_system_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         raise FileNotFoundError
 
     monkeypatch.setattr(Path, "read_text", unreadable)
-    assert (doctor._memory(), doctor._cpu_flags()) == ((None, None), ())
-    assert doctor._cpu_name()
+    found = doctor.examine()
+    assert (found.memory_total, found.memory_free, found.cpu_flags) == (None, None, ())
+    assert found.cpu

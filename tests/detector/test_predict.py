@@ -606,7 +606,7 @@ def test_an_artifact_from_before_there_were_categories(
     detector = blemish.load(path, device="cpu", precision="fp32")
     assert (detector.categories, detector.thresholds) == ((), {})
     assert detector.predict(picture(1)) == fitted().predict(picture(1))
-    assert list(look.artifact_table(artifact.read(path)[1]).columns)
+    assert list(look.artifact_facts(artifact.read(path)[1]))
 
 
 def test_a_detector_without_a_learned_state_is_not_scored(

@@ -4,6 +4,7 @@ import io
 import subprocess
 import sys
 import threading
+from typing import Any
 from xml.etree import ElementTree
 
 import matplotlib
@@ -15,20 +16,28 @@ from PIL import Image
 
 from blemish.errors import ConfigError, NonFiniteError
 from blemish.report.figures import (
+    Row,
+    Spread,
     _edges,
     _tsne,
-    embedding,
     embeddings,
     gallery,
     health,
     precision_recall,
     roc,
-    score_histogram,
     score_histograms,
 )
 
 RNG = np.random.default_rng(0)
 GOOD, DEFECTIVE = RNG.normal(1, 0.3, 60), RNG.normal(3, 0.8, 20)
+
+
+def score_histogram(**spread: Any) -> bytes:
+    return score_histograms({"": Spread(**spread)})
+
+
+def embedding(points: Any, *told: Any) -> bytes:
+    return embeddings({"": points}, *told)
 
 
 def text(svg: bytes) -> str:
@@ -44,11 +53,11 @@ def test_curves_name_their_area() -> None:
 
 
 def test_a_histogram_names_its_classes_with_counts_and_the_threshold() -> None:
-    words = text(score_histogram(GOOD, DEFECTIVE, threshold=2.125))
+    words = text(score_histogram(good=GOOD, defective=DEFECTIVE, threshold=2.125))
     assert "good (60)" in words
     assert "defective (20)" in words
     assert "threshold 2.125" in words
-    words = text(score_histogram(unlabelled=[1.0, 2.0, 3.0]))
+    words = text(score_histogram(scored=[1.0, 2.0, 3.0]))
     assert "scored (3)" in words
     assert not any(word in words for word in ("good", "defective", "threshold"))
 
@@ -57,7 +66,6 @@ def test_a_histogram_names_its_classes_with_counts_and_the_threshold() -> None:
 @pytest.mark.parametrize(
     ("good", "defective"),
     [
-        ([], None),
         ([], []),
         ([1.0], []),
         ([], [1.0]),
@@ -68,9 +76,9 @@ def test_a_histogram_names_its_classes_with_counts_and_the_threshold() -> None:
     ],
 )
 def test_degenerate_scores_are_drawn(
-    good: list[float], defective: list[float] | None, threshold: float | None
+    good: list[float], defective: list[float], threshold: float | None
 ) -> None:
-    words = text(score_histogram(good, defective, threshold=threshold))
+    words = text(score_histogram(good=good, defective=defective, threshold=threshold))
     assert ("no scores" in words) == (not good and not defective)
 
 
@@ -115,7 +123,7 @@ def test_png_is_drawn_without_a_display() -> None:
     for png in (
         roc([0, 1], [0, 1], 0.5, format="png"),
         precision_recall([1, 1], [0, 1], 1.0, format="png"),
-        score_histogram(GOOD, DEFECTIVE, threshold=2.0, format="png"),
+        score_histograms({"": Spread(good=GOOD, threshold=2.0)}, format="png"),
     ):
         with Image.open(io.BytesIO(png)) as picture:
             assert picture.format == "PNG"
@@ -134,10 +142,12 @@ def test_settings_of_the_caller_neither_matter_nor_change() -> None:
 
 
 def test_threads_do_not_disturb_each_other() -> None:
-    expected = score_histogram(GOOD, DEFECTIVE)
+    expected = score_histogram(good=GOOD, defective=DEFECTIVE)
     drawn: list[bytes] = []
     threads = [
-        threading.Thread(target=lambda: drawn.append(score_histogram(GOOD, DEFECTIVE)))
+        threading.Thread(
+            target=lambda: drawn.append(score_histogram(good=GOOD, defective=DEFECTIVE))
+        )
         for _ in range(4)
     ]
     for thread in threads:
@@ -149,9 +159,9 @@ def test_threads_do_not_disturb_each_other() -> None:
 
 def test_what_cannot_be_drawn_is_an_error() -> None:
     with pytest.raises(NonFiniteError, match="scores"):
-        score_histogram([1.0, np.nan])
+        score_histogram(good=[1.0, np.nan])
     with pytest.raises(NonFiniteError, match="threshold"):
-        score_histogram([1.0], threshold=np.inf)
+        score_histogram(good=[1.0], threshold=np.inf)
     with pytest.raises(NonFiniteError, match="tpr"):
         roc([0, 1], [0, np.nan], 0.5)
     with pytest.raises(ConfigError, match="precision has 2 values and recall 3"):
@@ -240,8 +250,8 @@ def test_a_gallery_shows_what_each_row_has_under_its_columns() -> None:
         np.tile(np.array(colour, np.uint8), (6, 9, 1)) for colour in np.eye(3) * 250
     )
     rows = [
-        ("first\nscore 1", {"picture": red}),
-        ("no. $2_{\x07" + "x" * 40, {"picture": green, "mask": blue}),
+        Row(caption="first\nscore 1", tiles={"picture": red}),
+        Row(caption="no. $2_{\x07" + "x" * 40, tiles={"picture": green, "mask": blue}),
     ]
     words = text(gallery(rows, note="a rectangle", format="svg"))
     for said in ("picture", "mask", "first", "score 1", r"no. $2_{\x07", "07…x", "a rectangle"):
@@ -255,7 +265,7 @@ def test_a_gallery_shows_what_each_row_has_under_its_columns() -> None:
     assert places["red"][0] < places["green"][0] == pytest.approx(places["blue"][0], abs=2)
     assert places["red"][1] == pytest.approx(places["green"][1], abs=2)
     assert places["green"][1] < places["blue"][1]
-    for nothing in ([], [("caption", {})]):
+    for nothing in ([], [Row(caption="caption", tiles={})]):
         with pytest.raises(ConfigError, match="at least one picture"):
             gallery(nothing)
 
@@ -264,10 +274,11 @@ def test_the_columns_and_labels_of_a_gallery() -> None:
     red, blue = (
         np.tile(np.array(colour, np.uint8), (6, 9, 1)) for colour in ([250, 0, 0], [0, 0, 250])
     )
-    rows = [("first", {"b $_{": red}), ("second", {"a": blue, "b $_{": red})]
-    words = text(
-        gallery(rows, columns=("a", "b $_{", "c"), labels=[{"b $_{": "0.25 $_{"}, {}], format="svg")
-    )
+    first = {"b $_{": red}
+    second = {**first, "a": blue}
+    rows = [Row(caption="first", tiles=first), Row(caption="second", tiles=second)]
+    labelled = [Row(caption="first", tiles=first, labels={"b $_{": "0.25 $_{"}), rows[1]]
+    words = text(gallery(labelled, columns=("a", "b $_{", "c"), format="svg"))
     for said in ("a", "b $_{", "c", "0.25 $_{"):
         assert said in words
     drawn = np.asarray(
@@ -277,23 +288,25 @@ def test_the_columns_and_labels_of_a_gallery() -> None:
         np.argwhere(drawn[..., channel] - drawn[..., 1] == 250)[:, 1].mean() for channel in (2, 0)
     )
     assert left < right
-    plain, labelled = (gallery(rows, labels=labels) for labels in (None, [{}, {"a": "x"}]))
-    assert plain != labelled
-    with pytest.raises(ConfigError, match="2 rows and labels of 1"):
-        gallery(rows, labels=[{}])
+    assert gallery(rows) != gallery(labelled)
     with pytest.raises(ConfigError, match="at least one picture"):
         gallery(rows, columns=("c",))
 
 
 def test_histograms_side_by_side_name_detectors_and_keep_their_own_scores() -> None:
     words = text(
-        score_histograms({"one $_{": (GOOD, DEFECTIVE, 2.125), "two": (GOOD[:7] * 1e3, [], None)})
+        score_histograms(
+            {
+                "one $_{": Spread(good=GOOD, defective=DEFECTIVE, threshold=2.125),
+                "two": Spread(good=GOOD[:7] * 1e3),
+            }
+        )
     )
     for said in ("one $_{", "two", "good (60)", "defective (20)", "threshold 2.125", "good (7)"):
         assert said in words
     assert words.count("threshold") == 1
     with pytest.raises(NonFiniteError, match="threshold"):
-        score_histograms({"one": (GOOD, DEFECTIVE, np.nan)})
+        score_histograms({"one": Spread(good=GOOD, threshold=np.nan)})
 
 
 def test_embeddings_side_by_side_share_one_legend() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ def part(tmp_path: Path, fitted: Callable[..., Detector]) -> Path:
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[Any, ...]]:
-    """The arguments that each figure was drawn from, by its name; of several "embedding", "embedding 2", …"""
+    """The arguments that each figure was drawn from, by its name; of several "embedding", "embeddings 2", …"""
     calls: dict[str, tuple[Any, ...]] = {}
 
     def watch(name: str) -> None:
@@ -46,12 +46,9 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[Any, ...]]:
 
         monkeypatch.setattr(figures, name, watched)
 
-    for name in ("score_histogram", "score_histograms", "embedding", "embeddings", "gallery"):
+    for name in ("score_histograms", "embeddings", "gallery"):
         watch(name)
     return calls
-
-
-Rows = Sequence[tuple[str, Mapping[str, np.ndarray]]]
 
 
 def test_figures(run: Run, part: Path, mvtec: Path, tmp_path: Path, drawn: dict[str, Any]) -> None:
@@ -71,12 +68,13 @@ def test_figures(run: Run, part: Path, mvtec: Path, tmp_path: Path, drawn: dict[
     detector = blemish.load(part, precision="fp32")
     rows = blemish.evaluate(detector, mvtec).rows
     scores = {label: [row["score"] for row in rows if row["truth"] == label] for label in (0, 1)}
-    good, defective, options = drawn["score_histogram"]
-    assert good == pytest.approx(scores[0], rel=1e-5)
-    assert defective == pytest.approx(scores[1], rel=1e-5)
+    spread = drawn["score_histograms"][0][""]
+    assert spread.good == pytest.approx(scores[0], rel=1e-5)
+    assert spread.defective == pytest.approx(scores[1], rel=1e-5)
     assert detector.threshold is not None
-    assert options["threshold"] == detector.threshold.value
-    points, labels, names, _ = drawn["embedding"]
+    assert spread.threshold == detector.threshold.value
+    every, labels, names, _ = drawn["embeddings"]
+    points = every[""]
     assert labels == [row["truth"] for row in rows]
     assert names == [row["defect"] if row["truth"] else "" for row in rows]
     assert (points.ndim, len(points)) == (2, 13)
@@ -92,7 +90,7 @@ def test_figures(run: Run, part: Path, mvtec: Path, tmp_path: Path, drawn: dict[
         *(("defect, low score", Path(path).name) for path in ranked[:-3:-1]),
         *(("good, high score", Path(path).name) for path in highest[:2]),
     ]
-    assert [list(tiles) for _, tiles in shown] == [["picture", "mask", "heatmap"]] * 4 + [
+    assert [list(row.tiles) for row in shown] == [["picture", "mask", "heatmap"]] * 4 + [
         ["picture", "heatmap"]
     ] * 2
     assert options["note"] == ""
@@ -100,12 +98,10 @@ def test_figures(run: Run, part: Path, mvtec: Path, tmp_path: Path, drawn: dict[
     assert (status, "holds figures already" in err) == (2, True)
 
 
-def titles(rows: Rows) -> list[tuple[str, str]]:
+def titles(rows: Sequence[figures.Row]) -> list[tuple[str, str]]:
     """The first line of each caption, and the file's name."""
-    return [
-        (caption.split("\n")[0], next(line for line in caption.split("\n") if ".png" in line))
-        for caption, _ in rows
-    ]
+    captions = [row.caption.split("\n") for row in rows]
+    return [(lines[0], next(line for line in lines if ".png" in line)) for lines in captions]
 
 
 def test_features_belong_to_their_pictures(
@@ -119,11 +115,12 @@ def test_features_belong_to_their_pictures(
     """Broken pictures and those known to the detector come between the others, and have no point."""
     (mvtec / "test" / "dark" / "0005.png").touch()
     write(mvtec / "test" / "good" / "0005.png", picture(3))
-    made = illustration.illustrate(fitted(), mvtec, tmp_path / "out")
+    made = illustration.illustrate({"part": fitted()}, mvtec, tmp_path / "out")
     assert (made.normal, made.anomalous) == (6, 7)
     assert [Path(path).name for path in made.left_out] == ["0005.png"]
     assert [Path(failure.source).name for failure in made.failures] == ["0005.png"]
-    points, labels, _, _ = drawn["embedding"]
+    every, labels, _, _ = drawn["embeddings"]
+    points = every[""]
     method = fitted().method
     paths = [Path(row["path"]) for row in blemish.evaluate(fitted(), mvtec).rows]
     assert labels == [int(path.parent.name != "good") for path in paths]
@@ -176,10 +173,10 @@ def test_saliency_and_crop_are_in_the_gallery(
         )
 
     monkeypatch.setattr(detector.method, "score", looking)
-    illustration.illustrate(detector, mvtec, tmp_path / "out", count=1)
+    illustration.illustrate({"part": detector}, mvtec, tmp_path / "out", count=1)
     shown, options = drawn["gallery"]
     assert "rectangle is the crop" in options["note"]
-    for _, tiles in shown:
+    for tiles in (row.tiles for row in shown):
         assert "saliency" in tiles
         for name in ("heatmap", "saliency"):
             assert (tiles[name][16, 17:47] == 255).all()  # the rectangle's light line
@@ -205,9 +202,9 @@ def test_several_categories_are_named(
     write(few / "train" / "good" / "000.png", picture(0))
     for seed in range(2):  # too few for an embedding of their own
         write(few / "test" / "dent" / f"{seed:03d}.png", picture(400 + seed, defect=True))
-    made = illustration.illustrate(fitted(), root, tmp_path / "out", count=1)
+    made = illustration.illustrate({"part": fitted()}, root, tmp_path / "out", count=1)
     assert (made.normal, made.anomalous) == (12, 16)
-    assert set(drawn["embedding"][2]) == {
+    assert set(drawn["embeddings"][2]) == {
         "",
         "bolt/square",
         "bolt/dark",
@@ -217,9 +214,9 @@ def test_several_categories_are_named(
     }
     names = ["histogram", "embedding", "embedding-bolt", "embedding-nut", "gallery"]
     assert made.files == tuple(tmp_path / "out" / f"{name}.png" for name in names)
-    for key, start in (("embedding 2", 0), ("embedding 3", 13)):
+    for key, start in (("embeddings 2", 0), ("embeddings 3", 13)):
         points, labels, kinds, _ = drawn[key]
-        assert np.array_equal(points, drawn["embedding"][0][start : start + 13])
+        assert np.array_equal(points[""], drawn["embeddings"][0][""][start : start + 13])
         assert (sum(labels), set(kinds)) == (7, {"", "square", "dark"})
 
 
@@ -257,11 +254,11 @@ def test_data_that_cannot_be_drawn(
     for path in list((mvtec / "test").rglob("*.png"))[2:]:
         path.write_bytes(b"")
     with pytest.raises(DataError, match=r"2 pictures are left, .* figures need 3"):
-        illustration.illustrate(fitted(), mvtec, tmp_path / "out")
+        illustration.illustrate({"part": fitted()}, mvtec, tmp_path / "out")
     assert not any((tmp_path / "out" / name).exists() for name in FILES)
     (tmp_path / "file").touch()
     with pytest.raises(OutputError):
-        illustration.illustrate(fitted(), mvtec, tmp_path / "file")
+        illustration.illustrate({"part": fitted()}, mvtec, tmp_path / "file")
 
 
 def test_pictures_that_have_gone_meanwhile_are_listed(
@@ -271,14 +268,14 @@ def test_pictures_that_have_gone_meanwhile_are_listed(
     drawn: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    draw = figures.embedding
+    draw = figures.embeddings
 
     def slow(*arguments: Any, **options: Any) -> bytes:
         (mvtec / "test" / "square" / "001.png").unlink()
         return draw(*arguments, **options)
 
-    monkeypatch.setattr(figures, "embedding", slow)
-    made = illustration.illustrate(fitted(), mvtec, tmp_path / "out", count=7)
+    monkeypatch.setattr(figures, "embeddings", slow)
+    made = illustration.illustrate({"part": fitted()}, mvtec, tmp_path / "out", count=7)
     assert [Path(failure.source).name for failure in made.failures] == ["001.png"]
     assert len(drawn["gallery"][0]) == 6 + 6
     assert Image.open(io.BytesIO(made.files[2].read_bytes())).format == "PNG"
@@ -312,14 +309,14 @@ def test_several_detectors_are_compared_on_the_same_pictures(
     }
     panels, _ = drawn["score_histograms"]
     assert list(panels) == list(rows)
-    for name, (good, defective, limit) in panels.items():
-        assert good == pytest.approx(
+    for name, spread in panels.items():
+        assert spread.good == pytest.approx(
             [row["score"] for row in rows[name] if row["truth"] == 0], rel=1e-4
         )
-        assert defective == pytest.approx(
+        assert spread.defective == pytest.approx(
             [row["score"] for row in rows[name] if row["truth"] == 1], rel=1e-4
         )
-        assert limit == rows[name][0]["threshold"]
+        assert spread.threshold == rows[name][0]["threshold"]
     points, labels, kinds, _ = drawn["embeddings"]
     assert labels == [row["truth"] for row in rows["part"]]
     assert kinds == [row["defect"] if row["truth"] else "" for row in rows["part"]]
@@ -338,11 +335,12 @@ def test_several_detectors_are_compared_on_the_same_pictures(
         ("good, high score", of["good"][0]),
     ]
     assert options["columns"] == ["picture", "mask", "by part", "by padim $x$"]
-    assert [len(tiles) for _, tiles in shown] == [4, 4, 4, 4, 3]
+    assert [len(row.tiles) for row in shown] == [4, 4, 4, 4, 3]
     scores = {(name, row["path"]): row for name, own in rows.items() for row in own}
-    for (caption, tiles), words in zip(shown, options["labels"], strict=True):
-        kind = next((kind for kind in ("dark", "square") if kind in caption.split("\n")), "good")
-        file = next(line for line in caption.split("\n") if ".png" in line)
+    for one, (_, file) in zip(shown, titles(shown), strict=True):
+        lines = one.caption.split("\n")
+        kind = next((kind for kind in ("dark", "square") if kind in lines), "good")
+        tiles, words = one.tiles, one.labels
         assert (tiles["by part"] != tiles["by padim $x$"]).any()
         for name in rows:
             row = scores[name, str(mvtec / "test" / kind / file)]
@@ -393,7 +391,7 @@ def test_what_any_detector_knows_is_in_no_comparison(
     write(root / "clip" / "train" / "good" / "000.png", picture(0))
     write(root / "clip" / "test" / "good" / "known.png", picture(22))
     few, many = fitted("knn", count=4), fitted("padim")
-    made = illustration.compare({"few": few, "many": many}, root, tmp_path / "out")
+    made = illustration.illustrate({"few": few, "many": many}, root, tmp_path / "out")
     assert [Path(source).parent.parent.parent.name for source in made.left_out] == ["clip", "nut"]
     assert [Path(failure.source).name for failure in made.failures] == ["empty.png"]
     assert (made.normal, made.anomalous) == (8, 8)
@@ -412,14 +410,12 @@ def test_what_any_detector_knows_is_in_no_comparison(
     rows, options = drawn["gallery 2"]
     assert titles(rows) == [
         ("defect, high score", "000.png"),
-        ("good, high score", rows[1][0].split("\n")[-1]),
+        ("good, high score", rows[1].caption.split("\n")[-1]),
     ]
     assert options["columns"] == ["picture", "by few", "by many"]  # no mask is known
     monkeypatch.setattr(illustration, "_MOST_ROWS", 8)  # of bolt 3 dark, 4 with a square, 2 good
     with pytest.raises(ConfigError, match="comparison of 9 rows, and 8 fit"):
-        illustration.compare({"few": few, "many": many}, root, tmp_path / "long", count=2)
-    with pytest.raises(ConfigError, match="two detectors"):
-        illustration.compare({"few": few}, root, tmp_path / "alone")
+        illustration.illustrate({"few": few, "many": many}, root, tmp_path / "long", count=2)
 
 
 def test_a_picture_that_goes_before_it_is_drawn_is_in_no_comparison(
@@ -437,7 +433,9 @@ def test_a_picture_that_goes_before_it_is_drawn_is_in_no_comparison(
         return draw(*arguments, **options)
 
     monkeypatch.setattr(figures, "embeddings", slow)
-    made = illustration.compare({"a": fitted("knn"), "b": fitted("padim")}, mvtec, tmp_path / "out")
+    made = illustration.illustrate(
+        {"a": fitted("knn"), "b": fitted("padim")}, mvtec, tmp_path / "out"
+    )
     assert len(made.failures) == 2
     assert [title for title, _ in titles(drawn["gallery"][0])] == [
         "defect, high score",

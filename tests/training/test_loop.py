@@ -14,9 +14,9 @@ from toy import Toy, ToyConfig, learned, pictures, run, stream_of
 
 from blemish.errors import ConfigError, DataError, NonFiniteError
 from blemish.methods.trained import TrainingBatch
+from blemish.text import duration
 from blemish.training import train
 from blemish.training.feed import seed_of
-from blemish.training.loop import _duration
 
 
 class Watched(Toy):
@@ -326,4 +326,4 @@ def test_a_time_budget_is_positive(minutes: float) -> None:
     ],
 )
 def test_durations(seconds: float, words: str) -> None:
-    assert _duration(seconds) == words
+    assert duration(seconds) == words

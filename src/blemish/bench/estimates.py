@@ -12,6 +12,7 @@ from blemish.bench.plan import Run
 from blemish.bench.results.rows import OK, Row
 from blemish.compute import pick_device
 from blemish.data.phrases import counted
+from blemish.text import duration
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,15 +71,3 @@ def total(estimates: Iterable[Estimate], jobs: int = 1) -> float:
     """Seconds until all of them are done with `jobs` at once; those of which nothing can be told
     count as none."""
     return sum(each.seconds or 0.0 for each in estimates) / jobs
-
-
-def duration(seconds: float) -> str:
-    """A time in the unit that suits it.
-
-    Example:
-        >>> duration(12.3), duration(200), duration(12345)
-        ('12 s', '3.3 min', '3.4 h')
-    """
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"

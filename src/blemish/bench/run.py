@@ -7,9 +7,9 @@ stopped bench goes on from there.
 How it is measured: a detector is fitted on all normal training pictures (no threshold, so nothing
 is held out) and judged on the test split; maps and masks are compared at 256×256, or at the
 pictures' own size where a suite says so of its paper (`compared_at`). `seconds_to_fit` includes
-loading the backbone. `images_per_second` is over one pass of all test pictures, decoding included and metrics
-excluded; `cores_used` is processor time by wall time of that pass, and shows whether the machine
-was shared. Peak memory is that of the process up to the last prediction, without the metrics. On
+loading the backbone. `images_per_second` is over one pass of all test pictures, decoding included
+and metrics excluded; `cores_used` is processor time by wall time of that pass, and shows whether
+the machine was shared. Peak memory is that of the process up to the last prediction, without the metrics. On
 data with several categories one detector learns them all, and the row's metrics are the means over
 the categories, each measured by itself; only the best F1 is that of all pictures together.
 `efficiency` (see `blemish.bench.costs`) is taken last.
@@ -41,7 +41,7 @@ import torch
 
 from blemish import config as configs
 from blemish.bench import costs
-from blemish.bench.machine import checkout, hardware, peak_memory_mib, shared_threads
+from blemish.bench.conditions import checkout, hardware, peak_memory_mib, shared_threads
 from blemish.bench.plan import Run, categories
 from blemish.bench.results.rows import (
     FAILED,

@@ -22,13 +22,15 @@ from blemish.cli import bench, console, data, doctor, judge, learn, look
 from blemish.cli.status import BY_SIGNAL, CLOSED_PIPE, ERROR, EXIT_STATUS
 from blemish.errors import BlemishError, OutputError
 
-_UsageError = typer.BadParameter.__mro__[
-    1
-]  # click's in older releases of typer, its own in newer ones
+# Click's in older releases of typer, its own in newer ones.
+_UsageError = typer.BadParameter.__mro__[1]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line (default: the process's) and give its exit status. Never raises, save for SystemExit."""
+    """Run a command line (default: the process's) and give its exit status.
+
+    Never raises, save for SystemExit.
+    """
     given = list(sys.argv[1:] if arguments is None else arguments)
     as_json = "--json" in given[: given.index("--")] if "--" in given else "--json" in given
     for stream in (sys.stdout, sys.stderr):
@@ -49,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _flushed(status: int) -> int:
-    """The exit status, once what was printed has arrived. Python would print a traceback when it ends."""
+    """The exit status, once what was printed has arrived; Python would end with a traceback."""
     try:
         if sys.stdout is not None:  # it was closed before the start
             sys.stdout.flush()
@@ -133,33 +135,24 @@ def _explained(error: BaseException) -> tuple[str, str, int]:
     match error:
         case KeyboardInterrupt():
             what = str(error) or "no file was left half written"
-            return (
-                "Interrupted",
-                f"blemish: interrupted; {what}",
-                BY_SIGNAL + interrupts.number_of(error),
-            )
+            status = BY_SIGNAL + interrupts.number_of(error)
+            return "Interrupted", f"blemish: interrupted; {what}", status
         case BlemishError():
             return kind, f"blemish: {error}", ERROR
         case OSError(errno=errno.ENOSPC):
             place = f" ({error.filename})" if error.filename else ""
-            return (
-                OutputError.__name__,
-                f"blemish: the disk is full{place}; make room or choose another place",
-                ERROR,
-            )
+            full = f"blemish: the disk is full{place}; make room or choose another place"
+            return OutputError.__name__, full, ERROR
         case OSError():
-            return (
-                kind,
-                f"blemish: {error.filename or 'the system'}: {error.strerror or error}",
-                ERROR,
-            )
+            reason = f"{error.filename or 'the system'}: {error.strerror or error}"
+            return kind, f"blemish: {reason}", ERROR
     from blemish.images import ran_out
 
     if ran_out(error):
         smaller = "--batch-size, --image-size, bank_size or pictures_per_step"
         return "MemoryError", f"blemish: out of memory; choose a smaller {smaller}", ERROR
-    message = f"blemish: this is a bug in blemish ({kind}: {error}); BLEMISH_DEBUG=1 shows where it comes from"
-    return kind, message, ERROR
+    bug = f"blemish: this is a bug in blemish ({kind}: {error})"
+    return kind, f"{bug}; BLEMISH_DEBUG=1 shows where it comes from", ERROR
 
 
 def _debugging() -> bool:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Argument, Context, Option, Typer
 from typer.core import TyperGroup
 
 from blemish import interrupts
@@ -14,10 +15,12 @@ from blemish.cli import console, options
 from blemish.cli.options import (
     AnomalyCount,
     AnomalyType,
+    Backbone,
     Device,
     ImageSize,
     Json,
     Precision,
+    Weights,
 )
 from blemish.cli.status import BY_SIGNAL, ERROR, EXIT_STATUS, WELL
 from blemish.errors import ConfigError, unknown_name
@@ -26,13 +29,12 @@ if TYPE_CHECKING:
     from blemish.bench.plan import Run
     from blemish.bench.suites import Suite
 
-FULL, REDUCED = SCHEDULES = ("full", "reduced")  # of a bench
+FULL, REDUCED = SCHEDULES = ("full", "reduced")
 REDUCED_MINUTES = 15.0
 
 
 class _BenchGroup(TyperGroup):
-    """What stands first, where it is no command, is the suite: `bench agpnet …` is `bench --suite
-    agpnet …`."""
+    """What stands first, where it is no command, is the suite: `bench X` is `bench --suite X`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         _, rest, _ = self.make_parser(ctx).parse_args(args=list(args))
@@ -44,142 +46,141 @@ class _BenchGroup(TyperGroup):
         return ["[SUITE] [OPTIONS]", "[COMMAND [ARGS]...]"]
 
 
+Methods = Annotated[str, Option(metavar="LIST", help="Methods, as in patchcore,knn.")]
+SuiteName = Annotated[
+    str,
+    Option(
+        metavar="NAME",
+        help="In place of methods: the tables of a suite of --list, or of a TOML file. Its name "
+        "may also stand first, as in `blemish bench agpnet`.",
+    ),
+]
+Only = Annotated[str, Option(metavar="LIST", help="Tables of the suite. [default: all]")]
+DataSets = Annotated[
+    str,
+    Option(
+        metavar="LIST",
+        help="Data sets: names of `blemish data layouts` (mvtec: all categories at once; bottle: "
+        "one of them), or paths. With a suite: the folder that holds the data sets of its tables, "
+        "as --root, or others to measure in their place.",
+    ),
+]
+Seeds = Annotated[
+    str,
+    Option(metavar="N", help="How many seeds: 3 = 0, 1 and 2. Or which, with a comma: 0,1,2."),
+]
+Results = Annotated[
+    Path | None,
+    Option(
+        metavar="FILE",
+        help="JSONL file that gets a row a run; runs it holds are skipped. "
+        "[default with a suite: SUITE.jsonl]",
+    ),
+]
+Settings = Annotated[
+    list[str] | None,
+    Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Any setting; may be given more than once. What a suite varies stays.",
+    ),
+]
+Recipe = Annotated[
+    str | None,
+    Option(
+        help="A recipe of the methods, to which other settings are applied. "
+        "[default: best, or the suite's]"
+    ),
+]
+Shots = Annotated[
+    int | None,
+    Option(min=1, metavar="K", help="Learn from K pictures a category, drawn by the seed."),
+]
+Schedule = Annotated[
+    str | None,
+    Option(
+        metavar="NAME",
+        help="full, as the recipe has it; or reduced to --time-budget, else to 15 minutes. "
+        "[default: full, without --time-budget]",
+    ),
+]
+TimeBudget = Annotated[
+    float | None,
+    Option(metavar="MINUTES", help="Of each training; methods that do not train ignore it."),
+]
+Shifts = Annotated[
+    str,
+    Option(
+        metavar="LIST",
+        help="Judge the test pictures also shifted: any of brightness, brighter, contrast, blur, "
+        "noise, jpeg, or all.",
+    ),
+]
+Adapt = Annotated[
+    str,
+    Option(
+        metavar="LIST",
+        help="Judge them also while adapting to them, where the method can: online, episodic.",
+    ),
+]
+Label = Annotated[
+    str | None, Option(help="Name of this setting in the table. [default: the settings]")
+]
+Root = Annotated[
+    Path | None,
+    Option(metavar="DIR", help="Folder of the named data sets. [default: $BLEMISH_DATA]"),
+]
+Threads = Annotated[
+    int | None,
+    Option(
+        min=1, help="Of torch on the CPU, in each run. [default: torch's choice; cores by --jobs]"
+    ),
+]
+Jobs = Annotated[
+    int, Option(min=1, metavar="N", help="Runs at once; several GPUs are shared out among them.")
+]
+Keep = Annotated[
+    Path | None,
+    Option(
+        metavar="DIR", help="Keep the artifacts of the runs made now, as for `blemish figures`."
+    ),
+]
+ListSuites = Annotated[bool, Option("--list", help="List the suites and their tables, and leave.")]
+DryRun = Annotated[
+    bool,
+    Option("--dry-run", help="List the runs to be made and what time they may take, and leave."),
+]
+
+
 def bench(
-    context: typer.Context,
-    methods: Annotated[
-        str, typer.Option(metavar="LIST", help="Methods, as in patchcore,knn.")
-    ] = "",
-    suite: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            help="In place of methods: the tables of a suite of --list, or of a TOML file. Its "
-            "name may also stand first, as in `blemish bench agpnet`.",
-        ),
-    ] = "",
-    only: Annotated[
-        str, typer.Option(metavar="LIST", help="Tables of the suite. [default: all]")
-    ] = "",
-    data: Annotated[
-        str,
-        typer.Option(
-            metavar="LIST",
-            help="Data sets: names of `blemish data layouts` (mvtec: all categories at once; "
-            "bottle: one of them), or paths. With a suite: the folder that holds the data "
-            "sets of its tables, as --root, or others to measure in their place.",
-        ),
-    ] = "",
-    seeds: Annotated[
-        str,
-        typer.Option(
-            metavar="N", help="How many seeds: 3 = 0, 1 and 2. Or which, with a comma: 0,1,2."
-        ),
-    ] = "1",
-    results: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="JSONL file that gets a row a run; runs it holds are skipped. [default with a "
-            "suite: SUITE.jsonl]",
-        ),
-    ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="Any setting; may be given more than once. What a suite varies stays.",
-        ),
-    ] = None,
-    recipe: Annotated[
-        str | None,
-        typer.Option(
-            help="A recipe of the methods, to which other settings are applied. [default: best, "
-            "or the suite's]",
-        ),
-    ] = None,
-    backbone: Annotated[
-        str | None, typer.Option(help="One of `blemish backbones`, or any timm model.")
-    ] = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(metavar="FILE", help="Weights of the backbone, in place of its own source."),
-    ] = None,
+    context: Context,
+    methods: Methods = "",
+    suite: SuiteName = "",
+    only: Only = "",
+    data: DataSets = "",
+    seeds: Seeds = "1",
+    results: Results = None,
+    settings: Settings = None,
+    recipe: Recipe = None,
+    backbone: Backbone = None,
+    weights: Weights = None,
     image_size: ImageSize = None,
-    shots: Annotated[
-        int | None,
-        typer.Option(
-            min=1, metavar="K", help="Learn from K pictures a category, drawn by the seed."
-        ),
-    ] = None,
+    shots: Shots = None,
     anomaly_count: AnomalyCount = None,
     anomaly_type: AnomalyType = None,
-    schedule: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="full, as the recipe has it; or reduced to --time-budget, else to 15 minutes. "
-            "[default: full, without --time-budget]",
-        ),
-    ] = None,
-    time_budget: Annotated[
-        float | None,
-        typer.Option(
-            metavar="MINUTES", help="Of each training; methods that do not train ignore it."
-        ),
-    ] = None,
-    shifts: Annotated[
-        str,
-        typer.Option(
-            metavar="LIST",
-            help="Judge the test pictures also shifted: any of brightness, brighter, contrast, "
-            "blur, noise, jpeg, or all.",
-        ),
-    ] = "",
-    adapt: Annotated[
-        str,
-        typer.Option(
-            metavar="LIST",
-            help="Judge them also while adapting to them, where the method can: online, episodic.",
-        ),
-    ] = "",
-    label: Annotated[
-        str | None, typer.Option(help="Name of this setting in the table. [default: the settings]")
-    ] = None,
-    root: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Folder of the named data sets. [default: $BLEMISH_DATA]"),
-    ] = None,
+    schedule: Schedule = None,
+    time_budget: TimeBudget = None,
+    shifts: Shifts = "",
+    adapt: Adapt = "",
+    label: Label = None,
+    root: Root = None,
     device: Device = "auto",
     precision: Precision = "auto",
-    threads: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Of torch on the CPU, in each run. [default: torch's choice; cores by --jobs]",
-        ),
-    ] = None,
-    jobs: Annotated[
-        int,
-        typer.Option(
-            min=1, metavar="N", help="Runs at once; several GPUs are shared out among them."
-        ),
-    ] = 1,
-    keep: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR", help="Keep the artifacts of the runs made now, as for `blemish figures`."
-        ),
-    ] = None,
-    list_suites: Annotated[
-        bool, typer.Option("--list", help="List the suites and their tables, and leave.")
-    ] = False,
-    dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run", help="List the runs to be made and what time they may take, and leave."
-        ),
-    ] = False,
+    threads: Threads = None,
+    jobs: Jobs = 1,
+    keep: Keep = None,
+    list_suites: ListSuites = False,
+    dry_run: DryRun = False,
     json: Json = False,
 ) -> int:
     """Measure methods on data sets, each run in a process of its own; `bench table` shows what was
@@ -188,80 +189,96 @@ def bench(
         return WELL
     if list_suites:
         return _list_suites(as_json=json)
-    if bool(methods) == bool(suite) or (
-        methods and (not data or (results is None and not dry_run))
-    ):
+    nowhere = not data or (results is None and not dry_run)
+    if bool(methods) == bool(suite) or (methods and nowhere):
         raise ConfigError("a bench needs a suite, or --methods (one of them), --data and --results")
-    time_budget = _budget(schedule, time_budget)
-    from functools import partial
-    from tempfile import TemporaryDirectory
+    chosen = _suite(suite, only)
+    varied = {
+        "seeds": _seeds(seeds),
+        "assignments": options.assignments(settings, backbone=backbone, image_size=image_size),
+        "weights": weights,
+        "shots": shots,
+        "anomaly_count": anomaly_count,
+        "anomaly_type": anomaly_type,
+        "time_budget": _budget(schedule, time_budget),
+        "shifts": options.parts(shifts),
+        "adapt": options.parts(adapt),
+        "label": label,
+    }
+    how = {"device": device, "precision": precision, "threads": threads, "jobs": jobs}
+    with TemporaryDirectory(prefix="blemish-bench-") as scratch:
+        sets = {"root": root, "scratch": Path(scratch)}
+        runs, notes = _planned(
+            chosen, options.parts(methods), recipe, options.parts(data), sets, varied
+        )
+        if chosen and results is None:
+            results = Path(f"{chosen.name}.jsonl")
+            notes.append(f"Rows are kept in {results}.")
+        if dry_run or results is None:
+            return _estimate(runs, results, notes, as_json=json, **how)
+        return _measure(runs, results, notes, chosen, keep=keep, as_json=json, **how)
 
+
+def _planned(
+    suite: Suite | None,
+    methods: Sequence[str],
+    recipe: str | None,
+    data: Sequence[str],
+    sets: Mapping[str, Any],
+    varied: Mapping[str, Any],
+) -> tuple[list[Run], list[str]]:
+    """The runs of a suite or of methods, and what is missing for them.
+
+    Args:
+        sets: `root` and `scratch` as of `plan.data_sets`. varied: keyword arguments of `plan.plan`.
+    """
     from blemish.bench import plan as planning
-    from blemish.bench import results as measured
-    from blemish.bench import run as benchmark
-    from blemish.bench import suites
+    from blemish.bench.suites import Entry
     from blemish.data.shifts import SHIFTS
 
-    chosen = _suite(suite, only)
-    named = {"backbone": backbone, "image_size": image_size}
-    planned = partial(
-        planning.plan,
-        seeds=_seeds(seeds),
-        assignments=[f"{key}={value}" for key, value in named.items() if value is not None]
-        + (settings or []),
-        weights=weights,
-        shots=shots,
-        anomaly_count=anomaly_count,
-        anomaly_type=anomaly_type,
-        time_budget=time_budget,
-        shifts=list(SHIFTS) if shifts == "all" else options.parts(shifts),
-        adapt=options.parts(adapt),
-        label=label,
+    shifts = list(SHIFTS) if varied["shifts"] == ["all"] else varied["shifts"]
+
+    def plan(entries: Iterable[Entry], places: Mapping[str, Path]) -> list[Run]:
+        return planning.plan(entries, places, **{**varied, "shifts": shifts})
+
+    if suite is None:
+        entries = [Entry(method=method, recipe=recipe or "best") for method in methods]
+        return plan(entries, planning.data_sets(data, **sets)), []
+    parts, notes = planning.places(suite, data, **sets)
+    runs = planning.once(
+        run for part, places in parts for run in plan(part.entries(recipe), places)
     )
-    where = {"device": device, "precision": precision}
-    with TemporaryDirectory(prefix="blemish-bench-") as scratch:
-        notes: list[str] = []
-        if chosen:
-            parts, notes = planning.places(
-                chosen, options.parts(data), root=root, scratch=Path(scratch)
-            )
-            if results is None:
-                results = Path(f"{chosen.name}.jsonl")
-                notes.append(f"Rows are kept in {results}.")
-            runs = planning.once(
-                one for part, sets in parts for one in planned(part.entries(recipe), sets)
-            )
-        else:
-            entries = [
-                suites.Entry(method=method, recipe=recipe or "best")
-                for method in options.parts(methods)
-            ]
-            runs = planned(
-                entries, planning.data_sets(options.parts(data), root=root, scratch=Path(scratch))
-            )
-        if dry_run or results is None:
-            return _estimate(
-                runs, results, notes, threads=threads, jobs=jobs, as_json=json, **where
-            )
-        for note in notes:
-            console.complain(note)
-        try:
-            rows = benchmark.run(
-                runs,
-                results,
-                threads=threads,
-                jobs=jobs,
-                keep=keep,
-                progress=lambda what, done, total: console.complain(f"{done} of {total}: {what}"),
-                **where,
-            )
-        except KeyboardInterrupt as error:
-            console.complain(
-                f"blemish: interrupted; the same command goes on from the rows in {results}"
-            )
-            return BY_SIGNAL + interrupts.number_of(error)
-    text = measured.markdown(measured.suite_page(rows, chosen) if chosen else measured.page(rows))
-    console.answer(rows, [text], as_json=json)
+    return runs, notes
+
+
+def _measure(
+    runs: Sequence[Run],
+    results: Path,
+    notes: Sequence[str],
+    suite: Suite | None,
+    *,
+    as_json: bool,
+    **how: Any,
+) -> int:
+    """Measure what is missing and show all; `how`: keyword arguments of `run.run`."""
+    from blemish.bench import results as measured
+    from blemish.bench import run as benchmark
+
+    for note in notes:
+        console.complain(note)
+
+    def progress(stage: str, done: int, total: int) -> None:
+        console.complain(f"{done} of {total}: {stage}")
+
+    try:
+        rows = benchmark.run(runs, results, progress=progress, **how)
+    except KeyboardInterrupt as error:
+        console.complain(
+            f"blemish: interrupted; the same command goes on from the rows in {results}"
+        )
+        return BY_SIGNAL + interrupts.number_of(error)
+    text = measured.markdown(measured.suite_page(rows, suite) if suite else measured.page(rows))
+    console.answer(rows, [text], as_json=as_json)
     return ERROR if any(row["status"] != measured.OK for row in rows) else WELL
 
 
@@ -270,36 +287,33 @@ def _estimate(
     results: Path | None,
     notes: Sequence[str],
     *,
-    device: str,
-    precision: str,
-    threads: int | None,
-    jobs: int,
     as_json: bool,
+    **how: Any,
 ) -> int:
-    """What is left to be measured, and how long it may take."""
+    """What is left to be measured, and how long it may take; `how`: of `estimates.estimate`."""
     from blemish.bench import estimates
     from blemish.bench import run as benchmark
     from blemish.bench.results import read_rows
+    from blemish.text import duration
 
-    rows = read_rows(results) if results and results.exists() else []
-    left = (
-        benchmark.missing(runs, results, device=device, precision=precision)
-        if results
-        else list(runs)
-    )
-    found = estimates.estimate(left, rows, device=device)
-    seconds, made = estimates.total(found, jobs), len(runs) - len(left)
+    rows, left = [], list(runs)
+    if results:
+        rows = read_rows(results) if results.exists() else []
+        on = {name: how[name] for name in ("device", "precision")}
+        left = benchmark.missing(runs, results, **on)
+    found = estimates.estimate(left, rows, device=how["device"])
+    seconds, made = estimates.total(found, how["jobs"]), len(runs) - len(left)
     document = {
         "runs": [each.to_dict() for each in found],
         "made": made,
-        "jobs": jobs,
+        "jobs": how["jobs"],
         "seconds": round(seconds, 1),
         "notes": list(notes),
     }
-    untold = sum(each.seconds is None for each in found)
-    told = f"about {estimates.duration(seconds)}; rough" + (
-        f", without {untold} of them" if untold else ""
-    )
+    unknown = sum(each.seconds is None for each in found)
+    told = f"about {duration(seconds)}; rough"
+    if unknown:
+        told += f", without {unknown} of them"
     human = [*map(str, found), *notes, f"{len(left)} runs to make, {made} made already: {told}"]
     console.answer(document, human, as_json=as_json)
     return WELL
@@ -313,54 +327,45 @@ def _list_suites(*, as_json: bool) -> int:
     known = [suites.read(name) for name in suites.names()]
     rows = [
         (
-            suite.name,
-            table.name,
-            table.title,
-            table.source,
-            table.data or "any",
+            *(suite.name, table.name, table.title, table.source, table.data or "any"),
             len(table.rows if isinstance(table, suites.Table) else table.lines),
         )
         for suite in known
         for table in suite.tables
     ]
     head = ("suite", "table", "what it compares", "published in", "data", "lines")
-    console.answer(
-        [asdict(suite) for suite in known],
-        [console.table(head, rows, right=("lines",))],
-        as_json=as_json,
-    )
+    table = console.table(head, rows, right=("lines",))
+    console.answer([asdict(suite) for suite in known], [table], as_json=as_json)
     return WELL
 
 
+Files = Annotated[list[Path], Argument(metavar="FILE...", help="Results of `blemish bench`.")]
+ShownSuite = Annotated[
+    str,
+    Option(metavar="NAME", help="Show the tables of this suite, with their published figures."),
+]
+Efficiency = Annotated[
+    bool,
+    Option(
+        "--efficiency", help="Show what the methods cost instead: parameters, FLOPs, times, memory."
+    ),
+]
+Page = Annotated[
+    Path | None,
+    Option(
+        *("--output", "-o"),
+        metavar="FILE.md|FILE.html",
+        help="Markdown or, by its suffix, HTML to write.",
+    ),
+]
+
+
 def bench_table(
-    files: Annotated[
-        list[Path], typer.Argument(metavar="FILE...", help="Results of `blemish bench`.")
-    ],
-    suite: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME", help="Show the tables of this suite, with their published figures."
-        ),
-    ] = "",
-    only: Annotated[
-        str, typer.Option(metavar="LIST", help="Tables of the suite. [default: all]")
-    ] = "",
-    efficiency: Annotated[
-        bool,
-        typer.Option(
-            "--efficiency",
-            help="Show what the methods cost instead: parameters, FLOPs, times, memory.",
-        ),
-    ] = False,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FILE.md|FILE.html",
-            help="Markdown or, by its suffix, HTML to write.",
-        ),
-    ] = None,
+    files: Files,
+    suite: ShownSuite = "",
+    only: Only = "",
+    efficiency: Efficiency = False,
+    output: Page = None,
     json: Json = False,
 ) -> int:
     """Show results as Markdown or HTML tables."""
@@ -377,12 +382,8 @@ def bench_table(
     if output:
         title = chosen.title if chosen else "Results of blemish bench"
         as_html = output.suffix.lower() in {".html", ".htm"}
-        write_whole(
-            output,
-            (results.html(page, title=title) if as_html else text).encode(
-                "utf-8", "backslashreplace"
-            ),
-        )
+        written = results.html(page, title=title) if as_html else text
+        write_whole(output, written.encode("utf-8", "backslashreplace"))
     console.answer(rows, [f"Written: {output}" if output else text], as_json=json)
     return WELL
 
@@ -404,26 +405,28 @@ def _seeds(text: str) -> list[int]:
         return given
     if len(given) != 1 or given[0] < 1:
         raise ConfigError(
-            f"--seeds {text}: how many is needed, at least 1; which, with a comma, as in 0,1,2 or "
-            "4,"
+            f"--seeds {text}: how many is needed, at least 1; "
+            "which, with a comma, as in 0,1,2 or 4,"
         )
     return list(range(given[0]))
 
 
 def _budget(schedule: str | None, minutes: float | None) -> float | None:
-    """The time budget of a schedule by name. Raises: ConfigError for one that is unknown, or
-    contradicts the budget."""
+    """The time budget of a schedule by name.
+
+    Raises: ConfigError for one that is unknown, or contradicts the budget.
+    """
     if schedule is not None and schedule not in SCHEDULES:
         raise unknown_name("--schedule", schedule, SCHEDULES)
     if schedule == FULL and minutes is not None:
         raise ConfigError(
-            f"--schedule full --time-budget {minutes:g}: a time budget reduces it; leave one of "
-            "them out"
+            f"--schedule full --time-budget {minutes:g}: a time budget reduces it; "
+            "leave one of them out"
         )
     return REDUCED_MINUTES if schedule == REDUCED and minutes is None else minutes
 
 
-app = typer.Typer(
+app = Typer(
     cls=_BenchGroup,
     help="Measure methods on data sets, or show what was measured.",
     rich_markup_mode=None,

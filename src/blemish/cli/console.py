@@ -1,6 +1,7 @@
 """What the command line shows: answers on standard output; progress and messages on standard error.
 
-Nothing heavy is imported here, and rich only where something is drawn with it: `blemish --help` has to be instant.
+Nothing heavy is imported here, and rich only where something is drawn with it: `blemish --help` has
+to be instant.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
+from blemish.text import duration, printable
 from blemish.types import Progress
 
 if TYPE_CHECKING:
@@ -22,9 +24,7 @@ if TYPE_CHECKING:
 _SECONDS_BETWEEN_LINES = 5.0
 _LINES_OF_A_STAGE = 20  # about; a log is to be read
 _DETAILS = " · "  # between the name of a stage and what is to be said of it
-_ENDLESS = (
-    1_000_000  # columns, where the output is no terminal: nothing is folded or cut for a pipe
-)
+_ENDLESS = 1_000_000  # columns where the output is no terminal: nothing is cut for a pipe
 _COLOURS = {"alarm": "bold red", "missing": "bold red", "normal": "green"}
 
 
@@ -37,7 +37,7 @@ def answer(
         return
     for part in human:
         if isinstance(part, str):
-            print(clean(part))
+            print(printable(part, keep="\n"))
         else:
             print(_drawn(part))
 
@@ -46,34 +46,9 @@ def complain(message: str) -> None:
     """A message on standard error."""
     # A line break of ours is followed by two spaces (a blank line may be between) or by advice;
     # another is part of a name.
-    text = clean(re.sub(r"\n(?!\n?  |Try )", r"\\n", message))
+    text = printable(re.sub(r"\n(?!\n?  |Try )", r"\\n", message), keep="\n")
     with suppress(OSError):  # nobody is there any more to read it
         print(text, file=sys.stderr)
-
-
-def clean(text: str) -> str:
-    """The text with everything unprintable escaped: a file name must not steer the terminal.
-
-    Example:
-        >>> clean("a\\x1b[2Jb")
-        'a\\\\x1b[2Jb'
-    """
-    return "".join(
-        sign
-        if sign.isprintable() or sign == "\n"
-        else sign.encode("unicode_escape").decode("ascii")
-        for sign in text
-    )
-
-
-def one_line(text: str) -> str:
-    """As `clean`, in one line: a name with a line break in it must not look like a message of ours.
-
-    Example:
-        >>> one_line("a\\nb")
-        'a\\\\nb'
-    """
-    return clean(text).replace("\n", "\\n")
 
 
 def table(
@@ -87,7 +62,7 @@ def table(
     for name in head:
         drawn.add_column(name, justify="right" if name in right else "left", overflow="fold")
     for row in rows:
-        cells = [one_line(str(cell)) for cell in row]
+        cells = [printable(str(cell)) for cell in row]
         drawn.add_row(*(Text(cell, style=_COLOURS.get(cell, "")) for cell in cells))
     return drawn
 
@@ -101,7 +76,7 @@ def facts(pairs: Iterable[tuple[str, object]]) -> Table:
     drawn.add_column(style="bold", no_wrap=True)
     drawn.add_column(overflow="fold")
     for name, value in pairs:
-        drawn.add_row(Text(name), Text(clean(str(value))))
+        drawn.add_row(Text(name), Text(printable(str(value), keep="\n")))
     return drawn
 
 
@@ -120,8 +95,8 @@ def _drawn(part: Table) -> str:
 def progress() -> Iterator[Progress]:
     """A function to call with (stage, done, total): bars on a terminal, else a line now and then.
 
-    A stage is known by what stands before its first " · "; what follows may change from call to call, and stands in for
-    the rate and the remaining time that are else worked out here.
+    A stage is known by what stands before its first " · "; what follows may change from call to
+    call, and is shown in place of the rate and the remaining time.
     """
     if not sys.stderr.isatty():
         yield _Lines()
@@ -134,9 +109,7 @@ def progress() -> Iterator[Progress]:
     columns = [
         TextColumn("{task.description}", markup=False),
         BarColumn(),
-        MofNCompleteColumn(
-            table_column=Column(no_wrap=True)
-        ),  # where it is narrow, the bar gives way
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),  # if narrow, the bar gives way
         TextColumn("{task.fields[details]}", markup=False),
     ]
     with bar.Progress(*columns, console=Console(file=sys.stderr), transient=True) as bars:
@@ -156,17 +129,17 @@ def progress() -> Iterator[Progress]:
 
 
 class _Lines:
-    """A line for each stage when it begins, one at each twentieth of it that took five seconds or more, and the last.
+    """A line for each stage when it begins, one at each twentieth of it that took five seconds or
+    more, and the last.
 
-    Where it is not known how much there is: one each time that the stage has lasted half as long again.
+    Where it is not known how much there is: one each time that the stage has lasted half as long
+    again.
     """
 
     def __init__(self) -> None:
         self._stage = ""
         self._began = self._shown = 0.0
-        self._first = self._told = (
-            0  # how much was done at the stage's first line, and at its latest
-        )
+        self._first = self._told = 0  # what was done at the stage's first and its latest line
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         name, _, details = stage.partition(_DETAILS)
@@ -181,7 +154,7 @@ class _Lines:
             f"{name}: {done} of {total}" if total else name,
             details or _pace(rate, total - done),
         ]
-        print(one_line(_DETAILS.join(part for part in parts if part)), file=sys.stderr, flush=True)
+        print(printable(_DETAILS.join(part for part in parts if part)), file=sys.stderr, flush=True)
 
     def _due(self, now: float, done: int, total: int) -> bool:
         if now - self._shown < _SECONDS_BETWEEN_LINES:
@@ -195,4 +168,4 @@ def _pace(rate: float | None, left: int) -> str:
     """ "1.0/s · 24 s left"; empty where nothing is known of it."""
     if not rate:
         return ""
-    return f"{rate:.1f}/s" + (f"{_DETAILS}{left / rate:.0f} s left" if left > 0 else "")
+    return f"{rate:.1f}/s" + (f"{_DETAILS}{duration(left / rate)} left" if left > 0 else "")

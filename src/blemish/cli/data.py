@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Argument, Option, Typer
 
 from blemish.cli import console, words
 from blemish.cli.console import facts
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def check(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="A folder, a table or a picture.")],
+    path: Annotated[Path, Argument(metavar="PATH", help="A folder, a table or a picture.")],
     json: Json = False,
 ) -> int:
     """Say what a data set is recognised as, and decode every picture to find what is wrong."""
@@ -45,21 +45,20 @@ def check_lines(found: Check) -> Iterable[str]:
         more = "".join(f", {number}{what}" for what, number in others.items() if number)
         yield f"Masks in {place.place}: {place.paired} of defective pictures{more}"
     yield from words.notices(found.dataset.problems)
-    yield from (f"  same pixels: {', '.join(group)}" for group in found.duplicates)
-    yield from (
-        f"  same pixels, called good and defective: {', '.join(group)}"
-        for group in found.contradictions
-    )
-    yield from (
-        f"  leak, same pixels in train and test: {', '.join(group)}" for group in found.leaks
-    )
+    for what, groups in (
+        ("same pixels", found.duplicates),
+        ("same pixels, called good and defective", found.contradictions),
+        ("leak, same pixels in train and test", found.leaks),
+    ):
+        yield from (f"  {what}: {', '.join(group)}" for group in groups)
     yield from words.broken([failure.to_dict() for failure in found.broken])
     yield from words.broken([failure.to_dict() for failure in found.mask_faults], "mask at fault")
     yield "Nothing is wrong." if found.ok else "Something is wrong."
 
 
 def layouts(json: Json = False) -> int:
-    """Say of each public data set where to get it, its licence, its split, and the folders it is expected in."""
+    """Say of each public data set where to get it, its licence, its split, and the folders it is
+    expected in."""
     from dataclasses import asdict
 
     from blemish.data.layouts.official import OFFICIAL
@@ -82,7 +81,7 @@ def layouts_lines(sets: Iterable[Official]) -> Iterable[str | Table]:
             f"{category} {counts.train}/{counts.test_normal}/{counts.test_anomalous}"
             for category, counts in one.categories.items()
         ]
-        all_of = one.total
+        total = one.total
         yield facts(
             [
                 ("  by", one.reference),
@@ -91,7 +90,8 @@ def layouts_lines(sets: Iterable[Official]) -> Iterable[str | Table]:
                 ("  split", one.split),
                 (
                     "  pictures",
-                    f"{all_of.train} train, test {all_of.test_normal} good and {all_of.test_anomalous} defective",
+                    f"{total.train} train, test {total.test_normal} good and "
+                    f"{total.test_anomalous} defective",
                 ),
                 *([("  categories", ", ".join(each))] if len(each) > 1 else []),
                 ("  folders", one.tree),
@@ -100,21 +100,27 @@ def layouts_lines(sets: Iterable[Official]) -> Iterable[str | Table]:
         )
 
 
+ElpvTable = Annotated[
+    Path, Option("--output", "-o", metavar="FILE.csv", help="The table to write.")
+]
+Cells = Annotated[
+    int | None,
+    Option(
+        metavar="N",
+        help="Only N cells to learn from and N to test on, half of them defective. "
+        "[default: 1,131 and 1,092]",
+    ),
+]
+
+
 def elpv(
-    output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE.csv", help="The table to write.")
-    ],
-    seed: Annotated[int, typer.Option(help="Of the draw of the cells.")] = 0,
-    cells: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            help="Only N cells to learn from and N to test on, half of them defective. [default: 1,131 and 1,092]",
-        ),
-    ] = None,
+    output: ElpvTable,
+    seed: Annotated[int, Option(help="Of the draw of the cells.")] = 0,
+    cells: Cells = None,
     json: Json = False,
 ) -> int:
-    """Write the table of the demo set: solar cells of ELPV, from the package elpv-dataset (CC BY-NC-SA 4.0)."""
+    """Write the table of the demo set: solar cells of ELPV, from the package elpv-dataset
+    (CC BY-NC-SA 4.0)."""
     from blemish.data.layouts.recognition import read
     from blemish.data.layouts.solar import write_elpv_manifest
 
@@ -125,14 +131,15 @@ def elpv(
     if cells is not None:
         times = (1131 + 1092) / (2 * cells)
         human.append(
-            f"These are {cells} of the 1,131 cells to learn from and {cells} of the 1,092 to test on; with all of them "
-            f"(leave --cells out) whatever follows takes about {times:.2g} times as long"
+            f"These are {cells} of the 1,131 cells to learn from and {cells} of the 1,092 to test "
+            "on; with all of them (leave --cells out) whatever follows takes about "
+            f"{times:.2g} times as long"
         )
     console.answer(document, [*human, f"Written: {written}"], as_json=json)
     return WELL
 
 
-app = typer.Typer(help="Look at data sets, or write the demo set's table.", rich_markup_mode=None)
+app = Typer(help="Look at data sets, or write the demo set's table.", rich_markup_mode=None)
 app.command("check", epilog=EXIT_STATUS)(check)
 app.command("layouts")(layouts)
 app.command("elpv")(elpv)

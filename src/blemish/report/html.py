@@ -1,8 +1,8 @@
 """The report: one HTML file that needs nothing else, not even a network.
 
-Pictures and figures are embedded; a content security policy forbids the file to load anything or to run any script but
-its own, so a hostile file name can neither call home nor run. Without JavaScript everything can be read; with it, the
-table sorts and filters and pictures enlarge.
+Pictures and figures are embedded; a content security policy forbids the file to load anything or to
+run any script but its own, so a hostile file name can neither call home nor run. Without JavaScript
+everything can be read; with it, the table sorts and filters and pictures enlarge.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import jinja2
 
 from blemish.errors import NonFiniteError
 from blemish.files import write_whole
-from blemish.metrics.ranking import precision_recall_curve, roc_curve
 from blemish.report import figures
 from blemish.report.heatmap import colour_bar, encode_png
 from blemish.report.templates import environment
@@ -42,9 +41,10 @@ class Entry:
         defect: the kind of defect, "good", or "" where unknown.
         category: what the picture shows; "" where there is one category only.
         notes: what the decoder did that a person should know.
-        picture, overlay: JPEG files, the picture as it is and with its heatmap; None to keep the report small.
-        box: x, y, width, height of the rectangle in the overlay, as fractions of the picture's width and height: the
-            crop that was looked at again; None where none is drawn.
+        picture, overlay: JPEG files, the picture as it is and with its heatmap; None to keep the
+            report small.
+        box: x, y, width, height of the rectangle in the overlay, as fractions of the picture's
+            width and height: the crop that was looked at again; None where none is drawn.
     """
 
     source: str
@@ -59,9 +59,9 @@ class Entry:
     box: tuple[float, float, float, float] | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class _Group:
-    """Cases of one kind, in the order in which to look at them."""
+    """Pictures of one kind, in the order in which to look at them."""
 
     title: str
     caption: str
@@ -84,16 +84,16 @@ def write_report(
     Args:
         path: the HTML file to write.
         title: of the page.
-        manifest: of the artifact; `threshold` and `thresholds` get a section of their own, everything else is listed as
-            it is.
+        manifest: of the artifact; `threshold` and `thresholds` get a section of their own,
+            everything else is listed as it is.
         entries: every scored picture, in any order. Those that carry pictures are shown with them.
         failures: pictures that could not be scored; those of the evaluation are added.
         evaluation: adds metrics, curves and tables.
         warning: what a reader is to know before anything else.
         scale: (low, high) that the overlays were drawn with; becomes the colour bar.
 
-    Raises: NonFiniteError if a score is not finite; ConfigError if the scale is empty; OutputError if the file cannot
-        be written.
+    Raises: NonFiniteError if a score is not finite; ConfigError if the scale is empty; OutputError
+        if the file cannot be written.
     """
     for entry in entries:
         if not math.isfinite(entry.score):
@@ -103,9 +103,11 @@ def write_report(
     ranked = sorted(entries, key=lambda entry: -entry.score)
     broken = list(dict.fromkeys([*failures, *(evaluation.failures if evaluation else ())]))
     threshold = manifest.get("threshold") or {}
-    folder = _shared_folder(
-        [*(entry.source for entry in ranked), *(failure.source for failure in broken)]
-    )
+    sources = [entry.source for entry in ranked] + [failure.source for failure in broken]
+    if evaluation is None:
+        pairs = [(entry.truth, entry.score) for entry in ranked]
+    else:
+        pairs = [(row["truth"], row["score"]) for row in evaluation.rows]
     page = _template().render(
         title=title,
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -119,13 +121,14 @@ def write_report(
         judged=sum(entry.verdict is not None for entry in ranked),
         groups=_worst(ranked),
         cards=_CARDS,
-        folder=folder,
-        figures=_figures(ranked, threshold.get("value"), evaluation),
+        folder=_shared_folder(sources),
+        figures=figures.of_scores(pairs, threshold.get("value"), evaluation),
         scale=scale,
         bar=encode_png(colour_bar(scale, height=1)),
         boxed=any(entry.box is not None for entry in ranked),
     )
-    # A name with bytes that are not UTF-8 holds lone surrogates, which no file can: they are written out as \udcXX.
+    # A name with bytes that are not UTF-8 holds lone surrogates, which no file can hold: they are
+    # written out as \udcXX.
     return write_whole(path, page.encode("utf-8", "backslashreplace"))
 
 
@@ -134,72 +137,29 @@ def _worst(ranked: Sequence[Entry]) -> list[_Group]:
     defects = [entry for entry in reversed(ranked) if entry.truth == ANOMALOUS]
     good = [entry for entry in ranked if entry.truth == NORMAL]
     if not defects and not good:
-        return [
-            _Group(title="Highest scores", caption="Most unlike the good pictures.", entries=ranked)
-        ]
+        return [_Group("Highest scores", "Most unlike the good pictures.", ranked)]
     if all(entry.verdict is None for entry in ranked):
-        low, high = "The first to be missed", "The first false alarms"
+        where = "wherever a threshold is set."
+        missed, false = f"The first to be missed, {where}", f"The first false alarms, {where}"
         return [
-            _Group(
-                title="Defects with the lowest scores",
-                caption=f"{low}, wherever a threshold is set.",
-                entries=defects,
-            ),
-            _Group(
-                title="Good with the highest scores",
-                caption=f"{high}, wherever a threshold is set.",
-                entries=good,
-            ),
+            _Group("Defects with the lowest scores", missed, defects),
+            _Group("Good with the highest scores", false, good),
         ]
-    missed = [entry for entry in defects if entry.verdict == NORMAL]
+    missed_ones = [entry for entry in defects if entry.verdict == NORMAL]
     alarms = [entry for entry in good if entry.verdict == ANOMALOUS]
-    low, high = (
-        "Defective without an alarm, lowest score first",
-        "Good with an alarm, highest score first",
-    )
+    missed = f"{len(missed_ones) or 'none'} of {len(defects)}."
+    false = f"{len(alarms) or 'none'} of {len(good)}."
+    low, high = "without an alarm, lowest score first", "with an alarm, highest score first"
     return [
-        _Group(
-            title="Missed defects",
-            caption=f"{low}: {len(missed) or 'none'} of {len(defects)}.",
-            entries=missed,
-        ),
-        _Group(
-            title="False alarms",
-            caption=f"{high}: {len(alarms) or 'none'} of {len(good)}.",
-            entries=alarms,
-        ),
+        _Group("Missed defects", f"Defective {low}: {missed}", missed_ones),
+        _Group("False alarms", f"Good {high}: {false}", alarms),
     ]
 
 
-def _figures(
-    ranked: Sequence[Entry], threshold: float | None, evaluation: Evaluation | None
-) -> dict[str, bytes]:
-    """SVG files by name; curves only where both classes are present."""
-    if evaluation is None:
-        pairs = [(entry.truth, entry.score) for entry in ranked]
-    else:
-        pairs = [(row["truth"], row["score"]) for row in evaluation.rows]
-    good = [score for truth, score in pairs if truth == NORMAL]
-    defective = [score for truth, score in pairs if truth == ANOMALOUS]
-    unlabelled = [score for truth, score in pairs if truth is None]
-    drawn = {
-        "histogram": figures.score_histogram(
-            good, defective, unlabelled=unlabelled, threshold=threshold
-        )
-    }
-    if evaluation is not None:
-        known = [(truth, score) for truth, score in pairs if truth is not None]
-        labels, scores = [truth for truth, _ in known], [score for _, score in known]
-        if (curve := roc_curve(scores, labels)) is not None:
-            drawn["roc"] = figures.roc(*curve, evaluation.image_auroc)
-        if (curve := precision_recall_curve(scores, labels)) is not None:
-            drawn["precision_recall"] = figures.precision_recall(*curve, evaluation.image_ap)
-    return drawn
-
-
 def _shared_folder(sources: Sequence[str]) -> str:
-    """The leading folders that all sources share, with the closing slash; "" where there are none."""
-    prefix = os.path.commonprefix(list(sources))  # noqa: RUF071 - cut back to a whole folder below; takes any text
+    """The folders that all sources start with, with the closing slash; "" where there are none."""
+    # Unlike `commonpath` it takes any text; it is cut back to a whole folder here.
+    prefix = os.path.commonprefix(list(sources))  # noqa: RUF071
     return prefix[: max(prefix.rfind("/"), prefix.rfind("\\")) + 1]
 
 

@@ -18,6 +18,7 @@ from blemish import interrupts
 from blemish.data.stream import PictureStream, name_of
 from blemish.errors import ConfigError, DataError
 from blemish.methods.trained import Learner, TrainingBatch, finite
+from blemish.text import duration
 from blemish.training import checkpoint as checkpoints
 from blemish.training import distributed, feed
 from blemish.training.feed import Feed, seed_of
@@ -201,7 +202,7 @@ def train(
                 if stop:
                     raise interrupts.Interrupted(number=interrupted.number)
                 each = (time.perf_counter() - begun) / (step + 1 - first)
-                rate, left = config.pictures_per_step / each, _duration(each * (steps - step - 1))
+                rate, left = config.pictures_per_step / each, duration(each * (steps - step - 1))
                 progress(
                     f"{STAGE} · loss {loss:.3g} · {rate:.3g} pictures/s · {left} left",
                     step + 1,
@@ -391,11 +392,3 @@ def _interrupts_wait(wanted: bool) -> Iterator[interrupts.Waiting]:
             raise
     if came.number:  # after the last step
         raise interrupts.Interrupted(number=came.number)
-
-
-def _duration(seconds: float) -> str:
-    """ "40 s", "4 min", "2 h 5 min": as exact as one wants to know it."""
-    minutes = round(seconds / 60)
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

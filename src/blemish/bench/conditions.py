@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import subprocess
 import sys
 from contextlib import suppress
@@ -12,26 +10,18 @@ from typing import Any
 
 import torch
 
+from blemish.machine import cores, cpu_name
+
 
 def hardware(device: torch.device) -> dict[str, Any]:
     """The device as rows name it."""
-    cpu = platform.processor() or platform.machine()
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                cpu = line.split(":", 1)[1].strip()
     return {
         "type": device.type,
-        "name": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
-        "cpu": cpu,
+        "name": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
+        "cpu": cpu_name(),
         "cores": cores(),
         "threads": torch.get_num_threads(),
     }
-
-
-def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def shared_threads(threads: int | None, jobs: int) -> int | None:

@@ -1,0 +1,31 @@
+"""Words for people: what may be printed, and numbers in sentences."""
+
+from __future__ import annotations
+
+
+def duration(seconds: float) -> str:
+    """A time as exact as one wants to know it.
+
+    Example:
+        >>> duration(40), duration(240), duration(7500)
+        ('40 s', '4 min', '2 h 5 min')
+    """
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def printable(text: str, keep: str = "") -> str:
+    """The text with everything unprintable escaped, save for the signs in `keep`.
+
+    Example:
+        >>> printable("a\\x1b[2Jb\\n", keep="\\n")
+        'a\\\\x1b[2Jb\\n'
+    """
+    return "".join(
+        sign
+        if sign.isprintable() or sign in keep
+        else sign.encode("unicode_escape").decode("ascii")
+        for sign in text
+    )
