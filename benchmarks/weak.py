@@ -120,33 +120,44 @@ def rows(
             sample for sample in dataset.samples if kind is None or sample.defect != kind
         )
         found = evaluate(Remembering(taught, seen), dataclasses.replace(dataset, samples=tested))
-        changed = settings | ({"masks": True} if options.masks else {})
-        changed |= {"anomaly_type": kind} if kind else {}
         yield {
             "key": key,
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "commit": commit,
-            "dirty": dirty,
-            "data": name,
-            **{"method": "lda", "recipe": "best", "changed": changed, "label": words(changed)},
+            **{"commit": commit, "dirty": dirty, "data": name},
             **{"anomaly_count": count, "anomaly_type": kind, "draw": draw, "seed": draw},
-            **{"shots": None, "time_budget": None, "shifts": [], "adapt": []},
-            "masks": options.masks,
-            "settings": {**detector.manifest["config"], "masks": options.masks},
-            "backbone": options.backbone,
-            "resolution": [detector.preprocessing.height, detector.preprocessing.width],
-            "weights": detector.manifest["backbone"]["weights"],
-            "precision": detector.manifest["precision"],
-            "device": hardware(detector.device),
-            **{"schedule": "", "training": None, "multi_class": False, "differs": []},
-            "counts": dict(found.counts),
-            "left_out": len(found.left_out),
-            "compared_at": RESOLUTION,
-            **{metric: getattr(found, metric) for metric in METRICS},
-            "pixel_auroc_anomalous": found.pixel_auroc_anomalous,
+            **asked(options, settings, kind),
+            **of_detector(detector, options),
+            **{"counts": dict(found.counts), "left_out": len(found.left_out)},
+            **{metric: getattr(found, metric) for metric in (*METRICS, "pixel_auroc_anomalous")},
             "seconds_to_fit": round(fitted, 1),
             "seconds_of_draw": round(time.perf_counter() - began, 1),
         }
+
+
+def asked(
+    options: argparse.Namespace, settings: dict[str, str], kind: str | None
+) -> dict[str, Any]:
+    """What a row says of the settings, as rows of `blemish bench` do."""
+    changed: dict[str, Any] = settings | ({"masks": True} if options.masks else {})
+    changed |= {"anomaly_type": kind} if kind else {}
+    return {
+        **{"method": "lda", "recipe": "best", "changed": changed, "label": words(changed)},
+        **{"shots": None, "time_budget": None, "shifts": [], "adapt": [], "masks": options.masks},
+    }
+
+
+def of_detector(detector: Detector, options: argparse.Namespace) -> dict[str, Any]:
+    """What a row says of the detector, as rows of `blemish bench` do."""
+    return {
+        "settings": {**detector.manifest["config"], "masks": options.masks},
+        "backbone": options.backbone,
+        "resolution": [detector.preprocessing.height, detector.preprocessing.width],
+        "weights": detector.manifest["backbone"]["weights"],
+        "precision": detector.manifest["precision"],
+        "device": hardware(detector.device),
+        **{"schedule": "", "training": None, "multi_class": False, "differs": []},
+        "compared_at": RESOLUTION,
+    }
 
 
 def key_of(

@@ -89,14 +89,8 @@ def jobs(inputs: Path) -> list[Job]:
         Job(
             "fit",
             lambda folder: (
-                "fit",
-                "agpnet",
-                good,
-                "-o",
-                folder / "part.blemish",
-                *FIT,
-                *SMALL,
-                *STEPS,
+                *("fit", "agpnet", good, "-o", folder / "part.blemish"),
+                *(*FIT, *SMALL, *STEPS),
             ),
             ("--resume",),
             nothing,

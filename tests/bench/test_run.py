@@ -67,7 +67,7 @@ def a_row(one: Run, **changes: Any) -> Row:
 
 
 def an_order(one: Run, **changes: Any) -> benchmark.Order:
-    values = {"device": "cpu", "precision": "fp32", "threads": None, "artifact": None, **changes}
+    values = {"device": "cpu", "precision": "fp32", "threads": None, "keep": None, **changes}
     return benchmark.Order(run=one, **values)
 
 

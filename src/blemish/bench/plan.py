@@ -242,19 +242,12 @@ def places(
 ) -> tuple[list[tuple[Suite, dict[str, Path]]], list[str]]:
     """Which tables of a suite are measured on what.
 
-    Without `data`, or where it is one folder in which a data set of the suite is found (or which is
-    one itself), each table is measured on the data set that it names: on every category by itself,
-    or on all at once where one model learns them together. Any other `data` are measured in their
-    place, by all tables.
+    Without `data`, or where it is one folder that is or holds a data set of the suite, each table
+    is measured on the data set that it names: on every category by itself, or on all at once where
+    one model learns them together. Any other `data` are measured in their place, by all tables.
 
-    Args:
-        data: names or paths of data sets, as of `data_sets`, or the folder that holds those of the
-            suite.
-        root: that folder where `data` does not name it; None = the environment variable
-            BLEMISH_DATA.
-        scratch: where the table of ELPV's package is written.
-    Returns: pairs of (a part of the suite, name -> path of its data); and what is not there, in
-        sentences.
+    Args: data, root, scratch: as of `data_sets`; `data` may be the folder of the suite's data sets.
+    Returns: pairs of (a part of the suite, name -> path of its data); what is missing, in words.
     Raises: DataError when there is nothing to measure on, or as `data_sets`.
     """
     wanted = {table.data: OFFICIAL[table.data] for table in suite.tables if table.data}
@@ -265,10 +258,8 @@ def places(
         if given is None or not any(find(official, given) for official in wanted.values()):
             if given and wanted and not _has_splits(given):
                 raise DataError(
-                    f"{given}: there is none of {titles} in it (`blemish data layouts` tells "
-                    "which folders are "
-                    "looked for), and it is no data set with a train and a test split itself; "
-                    "mend --data"
+                    f"{given}: there is none of {titles} in it, and it is no data set with a train "
+                    "and a test split itself; `blemish data layouts` shows what is looked for"
                 )
             return [(suite, data_sets(data, root=root, scratch=scratch))], []
         folder = given

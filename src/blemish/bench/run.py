@@ -9,10 +9,9 @@ is held out) and judged on the test split; maps and masks are compared at 256×2
 pictures' own size where a suite says so of its paper (`compared_at`). `seconds_to_fit` includes
 loading the backbone. `images_per_second` is over one pass of all test pictures, decoding included
 and metrics excluded; `cores_used` is processor time by wall time of that pass, and shows whether
-the machine was shared. Peak memory is that of the process up to the last prediction, without the metrics. On
-data with several categories one detector learns them all, and the row's metrics are the means over
-the categories, each measured by itself; only the best F1 is that of all pictures together.
-`efficiency` (see `blemish.bench.costs`) is taken last.
+the machine was shared. Peak memory is that of the process up to the last prediction. On data with
+several categories one detector learns them all, and the row's metrics are the means over the
+categories, each measured by itself; only the best F1 is that of all pictures together.
 
 Where shifts or adaptation are asked for, the same detector then judges the test pictures once more
 under every shift (`blemish.data.shifts`) and as they are, without adapting and in every mode. The
@@ -83,7 +82,7 @@ _OF_EVALUATION = (
 )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class Order:
     """What the process of a run is told: the run, and as of `measure`."""
 
@@ -91,7 +90,7 @@ class Order:
     device: str
     precision: str
     threads: int | None
-    artifact: str | None
+    keep: str | None
 
 
 def run(
@@ -108,20 +107,17 @@ def run(
     """Measure what `results` does not hold yet, on this kind of device in this precision; one row a
     run is appended.
 
-    A run that fails leaves a row with `status` "failed" and its `error`, does not keep the others
-    from running, and is tried again next time. After Ctrl-C the rows so far are there, and no run
-    is at work any more.
+    A run that fails leaves a row with `status` "failed" and its `error`, and is tried again next
+    time. After Ctrl-C the rows so far are there, and no run is at work any more.
 
     Args:
         results: a JSONL file; made, with its folder, where there is none.
         threads: of torch on the CPU; None = torch's choice, or an even share of the cores where
-            there are several jobs. On a CPU they change scores in the last digits; the same number
-            gives the same metrics again.
+            there are several jobs. Their number changes scores in the last digits.
         jobs: how many runs are at work at once. Several GPUs are shared out among them where
             `device` does not name one by number.
-        keep: a folder that gets the artifact of each run that is made now, called
-            METHOD-DATA-KEY.blemish (eight signs of its key); made where there is none; None = they
-            are thrown away.
+        keep: a folder, made where there is none, for the artifacts of the runs made now, each
+            called METHOD-DATA-KEY.blemish (eight signs of its key); None = they are thrown away.
         progress: called with (what begins, runs done, runs in all).
     Returns: a row for each run, new or from the file, in their order.
     Raises: ConfigError for a run whose config is wrong, before any run, or for less than one job;
@@ -135,24 +131,18 @@ def run(
     with locked(results):
         rows = _done(wanted, results, machine)
         ready(results)  # only now: another file than one of results stays as it is
-        if keep is not None:
-            try:
+        try:
+            if keep is not None:
                 Path(keep).mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise cannot_write(keep, error) from error
-        orders = [
-            Order(
-                run=one,
-                device=device,
-                precision=precision,
-                threads=shared_threads(threads, jobs),
-                artifact=None
-                if keep is None
-                else str(Path(keep, f"{one.method}-{one.data}-{key[:8]}.blemish")),
-            )
-            for key, one in wanted.items()
-            if key not in rows
-        ]
+        except OSError as error:
+            raise cannot_write(str(keep), error) from error
+        how = (
+            device,
+            precision,
+            shared_threads(threads, jobs),
+            None if keep is None else str(keep),
+        )
+        orders = [Order(one, *how) for key, one in wanted.items() if key not in rows]
 
         def begin(one: Run) -> None:
             progress(str(one), len(rows), len(wanted))
@@ -240,11 +230,11 @@ def measure(
     device: str = "auto",
     precision: str = "auto",
     threads: int | None = None,
-    artifact: str | Path | None = None,
+    keep: str | Path | None = None,
 ) -> Row:
     """The row of a run, made in this process. Metrics are fractions between 0 and 1.
 
-    Args: artifact: where the detector is kept; None = nowhere.
+    Args: keep: as of `run`, a folder that is there.
     Raises: DataError for a data set without both splits, or a public one with others in its folder;
         whatever `blemish.fit` and `blemish.evaluate` raise.
     """
@@ -253,23 +243,9 @@ def measure(
         torch.set_num_threads(threads)
     dataset = _data(one)
     test = dataset.test()
-    detector = fit(
-        one.method,
-        one.path,
-        config=one.config,
-        weights=one.weights,
-        shots=one.shots,
-        anomalies=None if one.anomaly_count is None else one.path,
-        anomaly_count=one.anomaly_count,
-        anomaly_type=one.anomaly_type,
-        time_budget=one.time_budget,
-        seed=one.seed,
-        calibration_fraction=0,
-        device=device,
-        precision=precision,
-    )
-    if artifact is not None:
-        detector.save(artifact)
+    detector = _fitted(one, device, precision)
+    if keep is not None:
+        detector.save(Path(keep, f"{one.method}-{one.data}-{one.key[:8]}.blemish"))
     scorer = _Stopwatch(detector)
     evaluation = evaluate(scorer, dataset, resolution=one.compared_at)
     told = evaluation.to_dict()
@@ -312,6 +288,24 @@ def _data(one: Run) -> layouts.Dataset:
             "let that set alone lie there, each category as `blemish data layouts` shows it"
         )
     return dataset
+
+
+def _fitted(one: Run, device: str, precision: str) -> Detector:
+    return fit(
+        one.method,
+        one.path,
+        config=one.config,
+        weights=one.weights,
+        shots=one.shots,
+        anomalies=None if one.anomaly_count is None else one.path,
+        anomaly_count=one.anomaly_count,
+        anomaly_type=one.anomaly_type,
+        time_budget=one.time_budget,
+        seed=one.seed,
+        calibration_fraction=0,
+        device=device,
+        precision=precision,
+    )
 
 
 def _of_detector(detector: Detector) -> dict[str, Any]:
@@ -457,9 +451,7 @@ def _failed(one: Run, error: str) -> Row:
 def _launch(order: Order, gpu: str | None, children: set[subprocess.Popen[str]]) -> Row:
     """The row of a run in a process of its own, whatever becomes of that.
 
-    Args:
-        gpu: the only one that it may see; None = all.
-        children: holds the process as long as it is at work.
+    Args: gpu: the only one that it may see; None = all. children: hold the process while it works.
     """
     told = json.dumps({**dataclasses.asdict(order), "run": order.run.to_dict()})
     environment = {**os.environ, **({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})}
