@@ -55,6 +55,9 @@ def test_damaged_and_newer_rows_are_refused(tmp_path: Path) -> None:
     results.write_text(f"{whole}\nnot a row\n{whole}\n")
     with pytest.raises(DataError, match="line 2"):
         read_rows(results)
+    results.write_text(json.dumps(a_row(schema=1)) + "\n")
+    with pytest.raises(DataError, match="line 1: was written by an older blemish"):
+        read_rows(results)
     results.write_text(json.dumps(a_row(schema=99)) + "\n")
     with pytest.raises(DataError, match="newer blemish"):
         read_rows(results)
@@ -379,7 +382,26 @@ def test_models_of_categories_are_shown_by_their_means() -> None:
     ]
     assert markdown.count("## ") == 1
     alone = suite_table([of("none", "bottle", 0, 0.8), of("guided", "bottle", 0, 0.9)], suite)
+    own = [of("none", "widget", 0, 0.8), of("guided", "widget", 0, 0.9)]
+    assert "## Noise: widget\n" in suite_table([*rows, *own], suite)  # beside the means
     assert alone.startswith("## Noise: bottle\n")
+
+
+def test_categories_that_not_all_lines_have_are_shown_one_by_one() -> None:
+    names = ("none", "guided", "odd")
+    lines = tuple(Entry(method="knn", label=it, settings={"noise": it}) for it in names)
+    part = Table(name="noise", title="Noise", data="mvtec", rows=lines)
+    had = {"none": ("bottle", "screw"), "guided": ("bottle", "screw"), "odd": ("cable",)}
+    rows = [
+        noisy(noise, 0, 0.9, data=data, key=noise + data)
+        for noise, sets in had.items()
+        for data in sets
+    ]
+    text = suite_table(rows, Suite(name="s", title="S", tables=(part,)))
+    assert [line for line in text.splitlines() if line.startswith("## ")] == [
+        "## Noise: bottle",
+        "## Noise: screw",
+    ]
 
 
 def test_backbones_stand_in_one_table_though_each_has_its_own_weights_and_resolution() -> None:
@@ -608,12 +630,10 @@ def test_what_is_unlike_stands_in_columns_of_its_own() -> None:
 def test_a_row_belongs_to_the_entry_that_names_most_of_it() -> None:
     entries = (
         Entry(method="knn", label="plain"),
-        Entry(method="knn", label="large", settings={"bank_size": 9}),
+        Entry(method="knn", label="small", settings={"image_size": [64]}),
     )
-    settings = {"backbone": "test_vit", "bank_size": 9, "seed": 0}
-    row = {**of("bottle", 0.9), "settings": settings, "changed": {"bank_size": 9}}
-    text = suite_table([row], suite_of(entries=entries))
-    assert "| Theirs | large [1] | Status |" in text
+    text = suite_table([of("bottle", 0.9, changed={"image_size": [64]})], suite_of(entries=entries))
+    assert "| Theirs | small [1] | Status |" in text
 
 
 def test_one_model_of_all_categories_tells_of_each() -> None:
