@@ -165,7 +165,7 @@ def speeds(
     about = {"backbone": config.backbone, "weights": weights or "", "size": size}
     if what == "train":
         made = detector.manifest
-        about |= {"precision": made["precision"], "batch": config.pictures_per_step}
+        about |= {"precision": made["precision"], "batch": config.train_batch_size}
         yield about | {"images_per_second": round(made["training"]["pictures_per_second"], 1)}
         return
     precisions = ("bf16", "fp16", "fp32") if detector.device.type == "cuda" else ("fp32",)

@@ -141,7 +141,7 @@ def probe(path: Path, backbone: VitBackbone, seeds: Sequence[int]) -> dict[str, 
         "kinds": kinds,
         "seeds": len(seeds),
         "seconds": round(time.perf_counter() - started, 1),
-        "device": conditions.hardware(next(backbone.parameters()).device),
+        "device": conditions.hardware(backbone.device),
         "precision": "fp32",
         "torch": torch.__version__,
         "python": platform.python_version(),
@@ -156,7 +156,7 @@ def described(
     height, width = backbone.round_size(SIDE, SIDE)
     preprocessing = Preprocessing(height=height, width=width, mean=backbone.mean, std=backbone.std)
     stream = PictureStream([one.path for one in samples], preprocessing, batch_size=BATCH)
-    device = next(backbone.parameters()).device
+    device = backbone.device
     made = [np.empty((0, 2 * backbone.dim), dtype=np.float32)]
     for batch in stream:
         last = backbone(batch.images.to(device), (backbone.depth,))

@@ -261,7 +261,7 @@ class Passes:
         few = view == "global"
         self.views = 1 if few else self.config.local_views
         size = self.student.global_size if few else self.student.local_size
-        pictures = self.config.pictures_per_step
+        pictures = self.config.train_batch_size
         self.images = torch.randn(self.views * pictures, 3, *size, device=self.device)
         drawn = torch.randn(pictures, self.config.prototypes, device=self.device)
         self.targets = drawn.softmax(1)

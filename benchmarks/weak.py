@@ -19,16 +19,19 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 
 import blemish
 from blemish.backbones.base import Features
@@ -38,38 +41,28 @@ from blemish.bench.results.rows import words
 from blemish.cli.console import complain
 from blemish.data.defects import labelled_defects
 from blemish.data.layouts import recognition as layouts
-from blemish.data.stream import PictureStream
+from blemish.data.stream import Passes, PictureStream
 from blemish.detector.evaluate import evaluate
 from blemish.detector.predict import Detector
-from blemish.methods.adaptation import Adapted
 from blemish.methods.lda import Lda
-from blemish.types import RESOLUTION, Failure, Prediction, Scores, silent
+from blemish.types import RESOLUTION, Scores, silent
 
 METRICS = ("image_auroc", "image_ap", "best_f1", "pixel_auroc", "aupro")
 
 
-class Remembering(Detector):
-    """The same detector; it looks at every picture once, and finishes the scores of it as often as
-    it is asked."""
+class Remembering:
+    """Scores pictures as the method does; it looks at every one once, and finishes the scores of it
+    as often as it is asked."""
 
-    def __init__(self, detector: Detector, seen: dict[str, tuple[Scores, Features]]) -> None:
-        super().__init__(detector.method, detector.record)
-        self._seen = seen
+    def __init__(self, method: Lda, seen: dict[bytes, tuple[Scores, Features]]) -> None:
+        self._method, self._seen = method, seen
 
-    def _score(self, chunk: Sequence[Any], adapter: Any) -> Iterator[Prediction | Failure]:
-        method = cast(Lda, self.method)
-        for one in chunk:
-            if isinstance(one, Failure):
-                yield one
-                continue
-            with torch.inference_mode():
-                if one.digest not in self._seen:
-                    self._seen[one.digest] = method.look(one.tensor[None].to(self.device))
-                found = method.finished(*self._seen[one.digest])
-            score, anomaly_map = float(found.image[0]), found.maps[0].float().cpu().numpy()
-            yield self._prediction(
-                one, score, anomaly_map, None, None, None, found=Adapted(found, adapted=False)
-            )
+    def __call__(self, images: Tensor) -> Scores:
+        known = hashlib.sha256(images.cpu().numpy().tobytes()).digest()
+        if known not in self._seen:
+            features = self._method.see(images)
+            self._seen[known] = self._method.normality.judge(features, images), features
+        return self._method.finished(*self._seen[known])
 
 
 def rows(
@@ -97,7 +90,7 @@ def rows(
     fitted = time.perf_counter() - began
     complain(f"{name}: fitted in {fitted:.0f} s")
     dataset = layouts.read(path)
-    seen: dict[str, tuple[Scores, Features]] = {}
+    seen: dict[bytes, tuple[Scores, Features]] = {}
     commit, dirty = checkout()
     for (count, draw, kind), key in keys.items():
         if key in done:
@@ -111,15 +104,15 @@ def rows(
             else [dataclasses.replace(each, mask=None) for each in drawn.samples]
         )
         stream = PictureStream(drawn.sources, detector.preprocessing, 8, marks=samples)
-        method.learn_defects(lambda stream=stream: iter(stream), stream.rows, silent)
+        passes = Passes(stream, detector.device)
+        method.learn_defects(passes, passes.rows, silent)
         known = dataclasses.replace(
-            detector.record.data, defects=tuple(sorted(stream.digests.values()))
+            detector.record.data, defects=tuple(sorted(passes.found.digests.values()))
         )
         taught = Detector(method, dataclasses.replace(detector.record, data=known))
-        tested = tuple(
-            sample for sample in dataset.samples if kind is None or sample.defect != kind
-        )
-        found = evaluate(Remembering(taught, seen), dataclasses.replace(dataset, samples=tested))
+        tested = tuple(it for it in dataset.samples if kind is None or it.defect != kind)
+        alone = partial(taught.predict_many, batch_size=1, score=Remembering(method, seen))
+        found = evaluate(taught, dataclasses.replace(dataset, samples=tested), predict=alone)
         yield {
             "key": key,
             "date": datetime.now(UTC).isoformat(timespec="seconds"),

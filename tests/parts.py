@@ -28,7 +28,7 @@ SMALL: dict[str, Any] = {
 BRIEF: dict[str, Any] = {
     "epochs": 1,
     "min_steps": 12,
-    "pictures_per_step": 8,
+    "train_batch_size": 8,
     "width": 32,
     "heads": 4,
     "depth": 1,

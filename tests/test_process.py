@@ -22,7 +22,7 @@ from blemish.cli import app, console
 from blemish.data.folder import find_pictures, place_of
 from blemish.data.layouts.recognition import read
 from blemish.detector import predict as predictor
-from blemish.detector.predict import batch_begun
+from blemish.detector.sources import batch_begun
 from blemish.errors import DataError, OutputError
 from blemish.report.journal import Journal
 
@@ -121,9 +121,9 @@ def test_resumed_predictions_are_in_the_batches_of_one_go(
     batches: list[list[str]] = []
     score = predictor.Detector._score
 
-    def noted(detector: predictor.Detector, chunk: Any, adapter: Any) -> Any:
+    def noted(detector: predictor.Detector, chunk: Any, *how: Any, **more: Any) -> Any:
         batches.append([Path(one.source).name for one in chunk])
-        return score(detector, chunk, adapter)
+        return score(detector, chunk, *how, **more)
 
     monkeypatch.setattr(predictor.Detector, "_score", noted)
     run("predict", part, good_folder)

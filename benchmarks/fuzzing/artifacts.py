@@ -38,7 +38,7 @@ TINY: Mapping[str, Any] = {
 BRIEF = {
     "epochs": 1,
     "min_steps": 2,
-    "pictures_per_step": 4,
+    "train_batch_size": 4,
     "width": 32,
     "heads": 4,
     "depth": 1,

@@ -30,7 +30,7 @@ from fuzzing.texts import APMASK, BRIEF, FIT
 
 DEVICE = ("--device", "cpu", "--precision", "fp32")
 SMALL = ("--set", "width=32", "--set", "heads=4", "--set", "depth=1")  # of agpnet
-STEPS = ("--set", "min_steps=6", "--set", "epochs=1", "--set", "pictures_per_step=4")
+STEPS = ("--set", "min_steps=6", "--set", "epochs=1", "--set", "train_batch_size=4")
 TEMPORARY = ".blemish-*"
 
 

@@ -25,7 +25,7 @@ FIT = (
     *("--backbone", "test_vit", "--weights", "random", "--image-size", "32", "--layers", "2,4"),
     *("--precision", "fp32", "--device", "cpu"),
 )
-BRIEF = ("--set", "min_steps=2", "--set", "epochs=1", "--set", "pictures_per_step=4")
+BRIEF = ("--set", "min_steps=2", "--set", "epochs=1", "--set", "train_batch_size=4")
 APMASK = (
     *(*FIT[:4], "--device", "cpu", "--precision", "fp32"),
     *("--set", "image_size=32", "--set", "picture_size=32", "--set", "local_size=16"),

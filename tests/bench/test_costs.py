@@ -79,9 +79,9 @@ def test_what_is_learned_is_counted_by_what_trains(fitted: Callable[..., Detecto
     guided = fitted("guided").method
     assert not any(parameter.requires_grad for parameter in guided.parameters())
     assert isinstance(guided, Guided)
-    assert guided.marker is not None
+    assert guided.segmentation_head is not None
     whole, few = copy.copy(guided), copy.copy(guided)
-    whole.config, few.config = GuidedConfig(tuned=None), GuidedConfig(tuned=1)
+    whole.config, few.config = GuidedConfig(trainable_blocks=None), GuidedConfig(trainable_blocks=1)
     encoder: Any = guided.backbone.model
     unread: list[nn.Module] = [
         *encoder.blocks[guided.deepest :],
@@ -92,7 +92,7 @@ def test_what_is_learned_is_counted_by_what_trains(fitted: Callable[..., Detecto
         efficiency._learnable(whole, images)
         == sum(each.numel() for each in guided.parameters()) - rest
     )
-    parts: list[nn.Module] = [encoder.blocks[guided.deepest - 1], guided.marker]
+    parts: list[nn.Module] = [encoder.blocks[guided.deepest - 1], guided.segmentation_head]
     assert efficiency._learnable(few, images) == sum(
         each.numel() for part in parts for each in part.parameters()
     )
@@ -124,7 +124,7 @@ def test_a_cnn_and_a_product_with_a_vector(small: dict[str, Any], picture: Any) 
                 lambda conv, _, maps: convolutions.append(maps.numel() * conv.weight[0].numel())
             )
     with torch.inference_mode():
-        _, (height, width) = plain.method.embed(torch.zeros(1, 3, 64, 64))
+        _, (height, width) = plain.method.embedded(plain.method.see(torch.zeros(1, 3, 64, 64)))
     search = height * width * bank.numel()
     smoothing = 2 * 3 * 16 * 16
     assert len(convolutions) == sum(each.ndim == 4 for each in used)

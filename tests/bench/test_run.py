@@ -262,11 +262,9 @@ def test_a_shifted_picture_is_known_by_its_original(
     fitted: Callable[..., Detector], picture: Any
 ) -> None:
     plain = fitted("knn")
-    shifted = benchmark._Shifted(plain, SHIFTS["brightness"])
-    before, after, broken = (
-        plain.predict(picture(900)),
-        *shifted.predict_many([picture(900), np.zeros((0, 0, 3), np.uint8)]),
-    )
+    shown = [picture(900), np.zeros((0, 0, 3), np.uint8)]
+    after, broken = plain.predict_many(shown, alter=SHIFTS["brightness"])
+    before = plain.predict(picture(900))
     assert (before.digest, before.size) == (after.digest, after.size)
     assert before.score != after.score
     assert after.score == plain.predict(SHIFTS["brightness"](picture(900))).score
@@ -274,18 +272,19 @@ def test_a_shifted_picture_is_known_by_its_original(
 
 
 def test_every_shift_is_judged_in_every_mode(mvtec: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[tuple[str, str | None]] = []
+    calls: list[tuple[Any, str | None]] = []
     evaluate = benchmark.evaluate
 
-    def recorded(detector: Detector, *arguments: Any, **named: Any) -> Any:
-        calls.append((type(detector).__name__, named.get("adapt")))
-        return evaluate(detector, *arguments, **named)
+    def recorded(*arguments: Any, predict: Any, **named: Any) -> Any:
+        altered = getattr(predict, "keywords", {"alter": "stopwatch"})["alter"]
+        calls.append((altered, named.get("adapt")))
+        return evaluate(*arguments, predict=predict, **named)
 
     monkeypatch.setattr(benchmark, "evaluate", recorded)
     row = measure(a_run(mvtec, **GUIDED, shifts=["contrast"], adapt=["episodic", "online"]), **HERE)
     modes = (None, "online", "episodic")
-    assert calls[0] == ("_Stopwatch", None)
-    assert calls[1:] == [(name, mode) for name in ("Detector", "_Shifted") for mode in modes]
+    assert calls[0] == ("stopwatch", None)
+    assert calls[1:] == [(alter, mode) for alter in (None, SHIFTS["contrast"]) for mode in modes]
     assert row["adapt"] == ("online", "episodic")
     for by_mode in row["shifted"].values():
         assert list(by_mode) == ["none", "online", "episodic"]
@@ -313,7 +312,8 @@ def test_the_share_of_adapted_pictures_and_the_means_of_categories_are_told(
         )
 
     monkeypatch.setattr(benchmark, "evaluate", evaluate)
-    metrics = benchmark._adapted(None, None, "online", 256)
+    detector = SimpleNamespace(predict_many=print)
+    metrics = benchmark._adapted(detector, None, None, "online", 256)
     means = {"image_auroc": 0.5, "pixel_auroc": None, "aupro": 0.25}
     assert metrics == {
         **means,
@@ -324,12 +324,12 @@ def test_the_share_of_adapted_pictures_and_the_means_of_categories_are_told(
 
 def test_memory_and_time_are_those_of_scoring(mvtec: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[str] = []
-    peak, compared = benchmark.peak_memory_mib, benchmark.evaluate.__globals__["_compared"]
+    peak, row = benchmark.peak_memory_mib, benchmark.evaluate.__globals__["_row"]
     monkeypatch.setattr(benchmark, "peak_memory_mib", lambda: events.append("peak") or peak())
     monkeypatch.setitem(
         benchmark.evaluate.__globals__,
-        "_compared",
-        lambda *a: events.append("metric") or compared(*a),
+        "_row",
+        lambda *a: events.append("metric") or row(*a),
     )
     measure(a_run(mvtec), **HERE)
     assert events == ["peak"] + ["metric"] * 13

@@ -306,7 +306,11 @@ def test_fit_with_several_kinds_of_defects_some_of_them_broken(
             "no defect is of type 'dent'",
         ),
         ("lda", ["--anomalies", "nowhere"], "nowhere: no such file or folder"),
-        ("lda", ["--set", "normality=atacnet"], "learns from labelled defects itself"),
+        (
+            "lda",
+            ["--set", "normality=atacnet"],
+            "those that take labelled defects themselves are none of them",
+        ),
         ("lda", ["--set", "normality=pachcore"], "did you mean 'patchcore'"),
     ],
 )
@@ -335,7 +339,7 @@ def test_fit_of_the_published_method(
     run: Run, good_folder: Path, mvtec: Path, tmp_path: Path
 ) -> None:
     quick = [
-        f"--set={setting}" for setting in ("epochs=1", "pictures_per_step=4", "attention_dim=8")
+        f"--set={setting}" for setting in ("epochs=1", "train_batch_size=4", "attention_dim=8")
     ]
     command = (
         "fit",

@@ -70,6 +70,7 @@ def test_attention_is_that_of_the_method(picture: Callable[..., np.ndarray]) -> 
     method = Guided(
         GuidedConfig(backbone="test_vit", image_size=(64,), guide_layers=(2, 4)), backbone
     ).eval()
+    method.prepare_training()
     mean, std = (torch.tensor(values)[:, None, None] for values in (backbone.mean, backbone.std))
     with torch.inference_mode():
         wanted = method.encode((images - mean) / std)["guide"]

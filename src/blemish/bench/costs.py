@@ -23,7 +23,8 @@ from blemish.detector.predict import Detector
 from blemish.errors import ConfigError
 from blemish.images import Picture, Source, decode
 from blemish.methods import Method
-from blemish.methods.trained import TrainedMethod, TrainingBatch
+from blemish.methods.learner import TrainingBatch
+from blemish.methods.trained import TrainedMethod
 from blemish.types import Scores
 
 # Runs that are not timed: the first ones choose kernels, and make what is kept from then on.
@@ -163,6 +164,7 @@ def _learnable(method: Method, images: Tensor) -> int:
         # the start.
         learner.requires_grad_(True).backbone.requires_grad_(False)
         with torch.no_grad():
+            learner.prepare_training()
             features = learner.encode(images)
         learner.start_training(TrainingBatch(images, features))
         groups = learner.optimizer().param_groups

@@ -27,8 +27,9 @@ from blemish.data.shifts import SHIFTS
 from blemish.detector.fit import configure
 from blemish.errors import ConfigError, DataError, WeightsError, unknown_name
 from blemish.files import WEIGHTS_BYTES, open_regular
-from blemish.methods import Method, MethodConfig, method_class
+from blemish.methods import MethodConfig, method_class
 from blemish.methods.adaptation import MODES
+from blemish.methods.capabilities import Adapts
 from blemish.types import RESOLUTION
 
 ROOT_VARIABLE = "BLEMISH_DATA"
@@ -95,7 +96,7 @@ class Run:
                 if name not in known:
                     raise unknown_name(kind, name, known)
             object.__setattr__(self, field_name, tuple(name for name in known if name in asked))
-        if self.adapt and method_class(self.method).adapter is Method.adapter:
+        if self.adapt and not issubclass(method_class(self.method), Adapts):
             raise ConfigError(
                 f"{self.method} cannot adapt to the pictures that it scores; bench it without "
                 "--adapt"

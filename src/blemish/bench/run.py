@@ -32,6 +32,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -247,7 +248,7 @@ def measure(
     if keep is not None:
         detector.save(Path(keep, f"{one.method}-{one.data}-{one.key[:8]}.blemish"))
     scorer = _Stopwatch(detector)
-    evaluation = evaluate(scorer, dataset, resolution=one.compared_at)
+    evaluation = evaluate(detector, dataset, resolution=one.compared_at, predict=scorer)
     told = evaluation.to_dict()
     row = {
         **heading,
@@ -353,16 +354,23 @@ def _costs(detector: Detector, samples: Iterable[Sample]) -> dict[str, Any]:
 
 def _shifted(one: Run, detector: Detector, dataset: layouts.Dataset) -> dict[str, dict[str, Any]]:
     """Shift -> mode -> metrics."""
-    seen = {NEITHER: detector, **{name: _Shifted(detector, SHIFTS[name]) for name in one.shifts}}
+    shifts = {NEITHER: None, **{name: SHIFTS[name] for name in one.shifts}}
     modes = {NEITHER: None, **{mode: cast("Mode", mode) for mode in one.adapt}}
     return {
-        shift: {name: _adapted(of, dataset, mode, one.compared_at) for name, mode in modes.items()}
-        for shift, of in seen.items()
+        shift: {
+            name: _adapted(detector, dataset, alter, mode, one.compared_at)
+            for name, mode in modes.items()
+        }
+        for shift, alter in shifts.items()
     }
 
 
 def _adapted(
-    detector: Detector, dataset: layouts.Dataset, mode: Mode | None, compared_at: int | None
+    detector: Detector,
+    dataset: layouts.Dataset,
+    alter: Callable[[np.ndarray], np.ndarray] | None,
+    mode: Mode | None,
+    compared_at: int | None,
 ) -> dict[str, Any]:
     """The metrics of a detector that adapts to the test pictures, and how many of these had a part
     in that."""
@@ -372,6 +380,7 @@ def _adapted(
         dataset,
         resolution=compared_at,
         adapt=mode,
+        predict=partial(detector.predict_many, alter=alter),
         on_prediction=lambda _, prediction: adapted.append(prediction.adapted),
     )
     metrics = {name: getattr(evaluation, name) for name in (*SHIFTED_METRICS, "by_group")}
@@ -379,50 +388,33 @@ def _adapted(
     return {**metrics, **means, "adapted": sum(adapted) / len(adapted)}
 
 
-class _Stopwatch(Detector):
-    """The same detector; it scores all it is asked for before it hands out anything, and keeps time
-    and memory.
+class _Stopwatch:
+    """Predicts as a detector does; it scores all before it hands out anything, and keeps time and
+    memory.
 
     So neither includes metrics, and no picture is decoded unobserved while a metric is computed.
     All maps are held for that: 50 kB each at 448².
     """
 
     def __init__(self, detector: Detector) -> None:
-        super().__init__(detector.method, detector.record)
+        self._detector = detector
 
-    def predict_many(
-        self,
-        sources: Iterable[Any],
-        *,
-        category: str = "",
-        batch_size: int | None = None,
-        adapt: Mode | None = None,
+    def __call__(
+        self, samples: Sequence[Sample], *, adapt: Mode | None
     ) -> Iterator[Prediction | Failure]:
         started, worked = time.perf_counter(), time.process_time()
-        results = list(
-            super().predict_many(sources, category=category, batch_size=batch_size, adapt=adapt)
-        )
+        results = list(self._detector.predict_many(samples, adapt=adapt))
         self.seconds = time.perf_counter() - started
         self.cores_used = (time.process_time() - worked) / self.seconds
         self.scored = sum(isinstance(result, Prediction) for result in results)
         self.peak_memory_mib = peak_memory_mib()
+        device = self._detector.device
         self.peak_gpu_memory_mib = (
-            round(torch.cuda.max_memory_allocated(self.device) / 2**20, 1)
-            if self.device.type == "cuda"
+            round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
+            if device.type == "cuda"
             else None
         )
         return iter(results)
-
-
-class _Shifted(Detector):
-    """The same detector; it sees every picture shifted, and knows it by the original's content."""
-
-    def __init__(self, detector: Detector, shift: Callable[[np.ndarray], np.ndarray]) -> None:
-        super().__init__(detector.method, detector.record)
-        self._shift = shift
-
-    def _prepare(self, picture: Picture) -> torch.Tensor:
-        return super()._prepare(dataclasses.replace(picture, pixels=self._shift(picture.pixels)))
 
 
 def _heading(one: Run) -> dict[str, Any]:

@@ -79,6 +79,7 @@ def predict(
     """Score new pictures: a verdict and a heatmap for each."""
     from blemish.data.folder import search
     from blemish.detector.predict import load
+    from blemish.methods import adapter_of
     from blemish.report import predictions as outputs
     from blemish.report.journal import Journal
 
@@ -90,7 +91,7 @@ def predict(
     found = search(paths)
     detector = options.with_scales(load(artifact, device=device, precision=precision), scales)
     if adapt is not None:
-        detector.method.adapter(adapt)  # refuses before anything is written
+        adapter_of(detector.method, adapt)  # refuses before anything is written
     if threshold is not None:
         detector = detector.with_threshold(threshold)
     detector.threshold_for(category)  # so does this

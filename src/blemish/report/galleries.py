@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
+from torch import Tensor
 
 from blemish.data.layouts.recognition import Dataset
 from blemish.data.marks import marked
@@ -39,10 +39,9 @@ from blemish.detector.predict import Detector
 from blemish.errors import BlemishError, ConfigError, DataError, OutputError
 from blemish.files import check_writable, write_whole
 from blemish.methods import Method
-from blemish.methods.adaptation import Adapter
 from blemish.report import figures
 from blemish.report.predictions import Gallery, View, file_name, safe_stem
-from blemish.types import ANOMALOUS, NORMAL, Failure, Prediction, Progress, Sample, silent
+from blemish.types import ANOMALOUS, NORMAL, Failure, Prediction, Progress, Sample, Scores, silent
 
 _FEWEST = 3  # pictures; t-SNE needs as many
 _TILE = 384  # pixels of the longer side of a picture in the gallery
@@ -171,9 +170,9 @@ def _see(
     stage: str,
 ) -> _Seen:
     """Score every sample once; `keep` is called with those whose digest is not `known`."""
-    seen, embedding = _Seen(), _Embedding(detector)
-    results = zip(samples, embedding.predict_many(samples), strict=True)
-    for index, (sample, result) in enumerate(results):
+    seen, embedding = _Seen(), _Embedding(detector.method)
+    results = detector.predict_many(samples, score=embedding)
+    for index, (sample, result) in enumerate(zip(samples, results, strict=True)):
         progress(stage, index + 1, len(samples))
         if isinstance(result, Failure):
             seen.failures.append(result)
@@ -187,38 +186,21 @@ def _see(
     return seen
 
 
-class _Embedding(Detector):
-    """The same detector; it keeps the features of every picture that it scores: D each, in the order of predictions.
+class _Embedding:
+    """Scores as the method does, and keeps the features of every picture: D each, in order.
 
-    They come from the pass that scores the pictures where they can, and otherwise from another one.
+    They come from the pass that scores the pictures.
     """
 
-    def __init__(self, detector: Detector) -> None:
-        super().__init__(detector.method, detector.record)
+    def __init__(self, method: Method) -> None:
         self.features: deque[Feature] = deque()
+        self._method = method
 
-    def _score(
-        self, chunk: Sequence[Any], adapter: Adapter | None
-    ) -> Iterator[Prediction | Failure]:
-        tensors = [one.tensor for one in chunk if not isinstance(one, Failure)]
-        if not tensors:
-            return super()._score(chunk, adapter)
-        shape = (len(tensors), *tensors[0].shape)
-        backbone = self.method.backbone
-        with backbone.overheard(backbone.check_layers(self.method.config.layers)[-1:]) as heard:
-            results = list(super()._score(chunk, adapter))
-        found = [features.tokens[-1].float().mean(1) for seen, features in heard if seen == shape]
-        if not found or type(self.method).embedding is not Method.embedding:
-            with torch.inference_mode():
-                found = [self.method.embedding(torch.stack(tensors).to(self.device))]
-        outcomes = zip(chunk, results, strict=True)
-        scored = [
-            not isinstance(result, Failure)
-            for one, result in outcomes
-            if not isinstance(one, Failure)
-        ]
-        self.features.extend(found[0].float().cpu().numpy()[scored])
-        return iter(results)
+    def __call__(self, images: Tensor) -> Scores:
+        seen = self._method.see(images)
+        scores = self._method.judge(seen, images)
+        self.features.extend(self._method.describe(seen, images).float().cpu().numpy())
+        return scores
 
 
 class _Cases:
