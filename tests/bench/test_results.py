@@ -20,7 +20,7 @@ from blemish.bench.results import (
     read_rows,
     suite_page,
 )
-from blemish.bench.results.rows import HALF_OFF
+from blemish.bench.results.rows import HALF_OFF, departures
 from blemish.bench.suites import (
     Comparison,
     Cost,
@@ -625,6 +625,15 @@ def test_what_is_unlike_stands_in_columns_of_its_own() -> None:
     assert (
         body(suite_table([layers], suite_of()))[0][2] == "50.0"
     )  # those of another backbone are no ablation
+
+
+def test_what_a_fit_makes_of_a_recipe_is_no_departure() -> None:
+    made = {"simulators": ["guided-poisson"], "layers": [4, 6]}
+    settings = configs.to_dict(configure("guided")) | made | {"seed": 7}
+    row = a_row(method="guided", settings=settings)
+    assert departures(row, "best") == {}
+    assert departures({**row, "changed": made}, "best") == made
+    assert departures({**row, "settings": {**settings, "zoom": 9.0}}, "best") == {"zoom": 9.0}
 
 
 def test_a_row_belongs_to_the_entry_that_names_most_of_it() -> None:

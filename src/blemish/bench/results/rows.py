@@ -252,18 +252,14 @@ def compared_at(row: Row) -> int | str | None:
     return None if figures == (None, None, None) else row["compared_at"]
 
 
-# What a fit fills in by the backbone or the data set, where settings leave it open.
-_LEFT_OPEN: tuple[Any, ...] = ([], "published")
-
-
 def departures(row: Row, recipe: str, settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The settings of a row that differ from a recipe of its method with `settings`; the seed is
     none of them.
 
     Recipes change and rows stay: what counts is what the row was measured with, not what it calls
-        it. What a recipe
-    leaves open counts only where the row was asked for it. Of a recipe or setting that there is no
-    more, all that was asked for departs.
+    it. What a fit makes of a recipe, by the backbone (settings left open) or the pictures, counts
+    only where the row was asked for it. Of a recipe or setting that there is no more, all that was
+    asked for departs.
     """
     changed = dict(row["changed"])
     try:
@@ -271,10 +267,12 @@ def departures(row: Row, recipe: str, settings: Mapping[str, Any] | None = None)
     except ConfigError:
         return changed
     wanted = configs.to_dict(asked)
+    suited = [configs.to_dict(asked.for_pictures(x_rays=x_rays)) for x_rays in (False, True)]
     held = {**row["settings"], **changed}
     for key, value in wanted.items():
-        left_open = value in _LEFT_OPEN and key not in changed
-        if key in held and key != "seed" and held[key] != value and not left_open:
+        made = [] if key in changed else [it[key] for it in suited]
+        left_open = value == [] and key not in changed
+        if key in held and key != "seed" and held[key] not in [value, *made] and not left_open:
             changed[key] = held[key]
         else:
             changed.pop(key, None)
