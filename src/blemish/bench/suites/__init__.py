@@ -217,9 +217,8 @@ def names() -> list[str]:
     """The suites that come with blemish.
 
     Example:
-        >>> names()
-        ['agpnet', 'agpnet-ablations', 'apmask', 'apmask-ablations', 'atacnet', 'guided',
-        'guided-ablations']
+        >>> names()[:3]
+        ['agpnet', 'agpnet-ablations', 'apmask']
     """
     files = (file.name for file in resources.files(__name__).iterdir())
     return sorted(file.removesuffix(SUFFIX) for file in files if file.endswith(SUFFIX))
