@@ -29,6 +29,7 @@ import numpy as np
 import torch
 
 import blemish
+from blemish.bench import conditions
 from blemish.bench import run as bench
 from blemish.bench.plan import Run, data_sets, plan
 from blemish.bench.suites import Entry
@@ -130,8 +131,8 @@ def speed(options: argparse.Namespace) -> None:
     """What `speed.jsonl` does not hold: of each method how fast it trains and scores."""
     file = options.out / "speed.jsonl"
     known = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    commit, dirty = bench.checkout()
-    here = {"commit": commit, "dirty": dirty, "device": bench.hardware(pick_device("auto"))}
+    commit, dirty = conditions.checkout()
+    here = {"commit": commit, "dirty": dirty, "device": conditions.hardware(pick_device("auto"))}
     for what, (method, recipe, settings) in product(("train", "score"), SPEED):
         about = {"what": what, "method": f"{method} ({recipe})"}
         if any(about.items() <= row.items() for row in known):

@@ -89,14 +89,8 @@ def jobs(inputs: Path) -> list[Job]:
         Job(
             "fit",
             lambda folder: (
-                "fit",
-                "agpnet",
-                good,
-                "-o",
-                folder / "part.blemish",
-                *FIT,
-                *SMALL,
-                *STEPS,
+                *("fit", "agpnet", good, "-o", folder / "part.blemish"),
+                *(*FIT, *SMALL, *STEPS),
             ),
             ("--resume",),
             nothing,
@@ -373,7 +367,7 @@ def at_once(lines: Sequence[Sequence[str | Path]]) -> list[End]:
     return ends
 
 
-# --- Places and names ---------------------------------------------------------------------------------
+# --- Places and names --------------------------------------------------------------------------
 
 
 def special_files(folder: Path) -> dict[str, Path]:

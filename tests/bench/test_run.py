@@ -22,7 +22,9 @@ from runs import GUIDED, TAUGHT, TINY, a_run
 from runs import a_row as a_whole_row
 
 import blemish
+from blemish.bench import conditions
 from blemish.bench import run as benchmark
+from blemish.bench.conditions import checkout, shared_threads
 from blemish.bench.plan import Run
 from blemish.bench.results import Row, markdown, page, read_rows
 from blemish.bench.run import METRICS, SHIFTED_METRICS, measure, run
@@ -37,7 +39,8 @@ HERE = {"device": "cpu", "precision": "fp32"}
 
 
 def in_this_process(launched: list[Run]) -> Callable[..., Row]:
-    """What works as a run's own process does, here, which is quicker; notes the runs that it is given."""
+    """What works as a run's own process does, here, which is quicker; notes the runs that it is
+    given."""
 
     def launch(order: benchmark.Order, *_: object) -> Row:
         launched.append(order.run)
@@ -64,7 +67,7 @@ def a_row(one: Run, **changes: Any) -> Row:
 
 
 def an_order(one: Run, **changes: Any) -> benchmark.Order:
-    values = {"device": "cpu", "precision": "fp32", "threads": None, "artifact": None, **changes}
+    values = {"device": "cpu", "precision": "fp32", "threads": None, "keep": None, **changes}
     return benchmark.Order(run=one, **values)
 
 
@@ -467,12 +470,12 @@ def test_a_place_that_cannot_be_written_is_said_before_any_run(
 def test_the_commit_is_of_the_checkout_that_blemish_runs_from(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    commit, dirty = benchmark.checkout()
+    commit, dirty = checkout()
     assert (commit is None) == (dirty is None)
-    monkeypatch.setattr(benchmark, "__file__", str(tmp_path / "benchmark.py"))
-    assert benchmark.checkout() == (None, None)
+    monkeypatch.setattr(conditions, "__file__", str(tmp_path / "machine.py"))
+    assert checkout() == (None, None)
     monkeypatch.setenv("PATH", os.devnull)
-    assert benchmark.checkout() == (None, None)
+    assert checkout() == (None, None)
 
 
 def test_pictures_that_are_not_all_of_a_public_set_are_said(mvtec: Path) -> None:
@@ -606,7 +609,8 @@ def test_what_interrupts_ends_the_processes(
 
 
 def test_a_job_sees_its_own_gpu_only(mvtec: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    code = "import json, os; print(json.dumps(dict(schema=2, status='x', key=os.environ['CUDA_VISIBLE_DEVICES'])))"
+    row = "dict(schema=2, status='x', key=os.environ['CUDA_VISIBLE_DEVICES'])"
+    code = f"import json, os; print(json.dumps({row}))"
     monkeypatch.setattr(benchmark, "_command", lambda order: [sys.executable, "-S", "-c", code])
     assert benchmark._launch(an_order(a_run(mvtec), device="cuda"), "5", set())["key"] == "5"
 
@@ -632,3 +636,9 @@ def test_several_gpus_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_jobs_are_refused(mvtec: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="jobs: at least 1"):
         run([a_run(mvtec)], tmp_path / "rows.jsonl", **HERE, jobs=0)
+
+
+def test_cores_are_shared_among_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conditions, "cores", lambda: 8)
+    assert [shared_threads(None, jobs) for jobs in (1, 2, 3, 20)] == [None, 4, 2, 1]
+    assert shared_threads(5, 2) == 5

@@ -17,7 +17,8 @@ from blemish.text import duration
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What a run may take: `seconds`, None where no earlier row is like it; `basis`: what they are taken from."""
+    """What a run may take: `seconds`, None where no earlier row is like it; `basis`: what they are
+    taken from."""
 
     run: Run
     seconds: float | None
@@ -35,8 +36,8 @@ class Estimate:
 def estimate(
     runs: Iterable[Run], rows: Sequence[Row] = (), *, device: str = "auto"
 ) -> list[Estimate]:
-    """What each of the runs may take, in their order: the median of the rows of the same method, data, backbone, size
-    asked for and kind of device.
+    """What each of the runs may take, in their order: the median of the rows of the same method,
+    data, backbone, size asked for and kind of device.
 
     Args:
         rows: as `blemish.bench.results.read_rows` gives them.
@@ -60,11 +61,13 @@ def estimate(
 
 
 def _like(asked: Mapping[str, Any], changed: Mapping[str, Any], backbone: str, device: str) -> str:
-    """What a run and its rows have in common; a recipe with a size asked for stands for one resolution."""
+    """What a run and its rows have in common; a recipe with a size asked for stands for one
+    resolution."""
     parts = [asked["method"], asked["recipe"], asked["data"], backbone, changed.get("image_size")]
     return json.dumps([*parts, device])
 
 
 def total(estimates: Iterable[Estimate], jobs: int = 1) -> float:
-    """Seconds until all of them are done with `jobs` at once; those of which nothing can be told count as none."""
+    """Seconds until all of them are done with `jobs` at once; those of which nothing can be told
+    count as none."""
     return sum(each.seconds or 0.0 for each in estimates) / jobs
