@@ -29,6 +29,7 @@ import numpy as np
 import torch
 
 import blemish
+from blemish.bench import conditions
 from blemish.bench import run as bench
 from blemish.bench.plan import Run, data_sets, plan
 from blemish.bench.suites import Entry
@@ -130,8 +131,8 @@ def speed(options: argparse.Namespace) -> None:
     """What `speed.jsonl` does not hold: of each method how fast it trains and scores."""
     file = options.out / "speed.jsonl"
     known = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    commit, dirty = bench.checkout()
-    here = {"commit": commit, "dirty": dirty, "device": bench.hardware(pick_device("auto"))}
+    commit, dirty = conditions.checkout()
+    here = {"commit": commit, "dirty": dirty, "device": conditions.hardware(pick_device("auto"))}
     for what, (method, recipe, settings) in product(("train", "score"), SPEED):
         about = {"what": what, "method": f"{method} ({recipe})"}
         if any(about.items() <= row.items() for row in known):
@@ -164,7 +165,7 @@ def speeds(
     about = {"backbone": config.backbone, "weights": weights or "", "size": size}
     if what == "train":
         made = detector.manifest
-        about |= {"precision": made["precision"], "batch": config.pictures_per_step}
+        about |= {"precision": made["precision"], "batch": config.train_batch_size}
         yield about | {"images_per_second": round(made["training"]["pictures_per_second"], 1)}
         return
     precisions = ("bf16", "fp16", "fp32") if detector.device.type == "cuda" else ("fp32",)

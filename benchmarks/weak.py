@@ -1,70 +1,68 @@
-"""Learning from M labelled defects (`lda`): draws of M by seed, all other defects tested, one row a draw.
+"""Learning from M labelled defects (`lda`): draws of M by seed, all other defects tested, one row a
+draw.
 
-    python benchmarks/weak.py elpv brain_mri --image-size 224 --results benchmarks/results/weak.jsonl
+    python benchmarks/weak.py elpv brain_mri --image-size 224 --results
+    benchmarks/results/weak.jsonl
 
-With `--type`, once or several times, the defects are drawn from one type at a time, and those of all others are tested:
-the hard setting. (`bench --anomaly-type` tests the rest of that type, too.) `--type any` draws from all, as without it.
+With `--type`, once or several times, the defects are drawn from one type at a time, and those of
+all others are tested: the hard setting. (`bench --anomaly-type` tests the rest of that type, too.)
+    `--type any` draws from all, as without it.
 
-What does not depend on the draw is computed once: the normality detector is fitted once (seed 0) on all good training
+What does not depend on the draw is computed once: the normality detector is fitted once (seed 0) on
+    all good training
 pictures, and each test picture is looked at once. A draw then takes seconds, and its row says what
-`blemish bench --methods lda --anomaly-count M` would say of it with the normality part of seed 0. Rows that the
-file holds already are not made again.
+`blemish bench --methods lda --anomaly-count M` would say of it with the normality part of seed 0.
+Rows that the file holds already are not made again.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 
 import blemish
 from blemish.backbones.base import Features
+from blemish.bench.conditions import checkout, hardware
 from blemish.bench.plan import data_sets
 from blemish.bench.results.rows import words
-from blemish.bench.run import checkout, hardware
 from blemish.cli.console import complain
 from blemish.data import layouts
 from blemish.data.pictures import labelled_defects
-from blemish.data.stream import PictureStream
+from blemish.data.stream import Passes, PictureStream
 from blemish.detector.evaluate import evaluate
 from blemish.detector.predict import Detector
-from blemish.methods.adaptation import Adapted
 from blemish.methods.lda import Lda
-from blemish.types import RESOLUTION, Failure, Prediction, Scores, silent
+from blemish.types import RESOLUTION, Scores, silent
 
 METRICS = ("image_auroc", "image_ap", "best_f1", "pixel_auroc", "aupro")
 
 
-class Remembering(Detector):
-    """The same detector; it looks at every picture once, and finishes the scores of it as often as it is asked."""
+class Remembering:
+    """Scores pictures as the method does; it looks at every one once, and finishes the scores of it
+    as often as it is asked."""
 
-    def __init__(self, detector: Detector, seen: dict[str, tuple[Scores, Features]]) -> None:
-        super().__init__(detector.method, detector.record)
-        self._seen = seen
+    def __init__(self, method: Lda, seen: dict[bytes, tuple[Scores, Features]]) -> None:
+        self._method, self._seen = method, seen
 
-    def _score(self, chunk: Sequence[Any], adapter: Any) -> Iterator[Prediction | Failure]:
-        method = cast(Lda, self.method)
-        for one in chunk:
-            if isinstance(one, Failure):
-                yield one
-                continue
-            with torch.inference_mode():
-                if one.digest not in self._seen:
-                    self._seen[one.digest] = method.look(one.tensor[None].to(self.device))
-                found = method.finished(*self._seen[one.digest])
-            score, anomaly_map = float(found.image[0]), found.maps[0].float().cpu().numpy()
-            yield self._prediction(
-                one, score, anomaly_map, None, None, None, found=Adapted(found, adapted=False)
-            )
+    def __call__(self, images: Tensor) -> Scores:
+        known = hashlib.sha256(images.cpu().numpy().tobytes()).digest()
+        if known not in self._seen:
+            features = self._method.see(images)
+            self._seen[known] = self._method.normality.judge(features, images), features
+        return self._method.finished(*self._seen[known])
 
 
 def rows(
@@ -92,7 +90,7 @@ def rows(
     fitted = time.perf_counter() - began
     complain(f"{name}: fitted in {fitted:.0f} s")
     dataset = layouts.read(path)
-    seen: dict[str, tuple[Scores, Features]] = {}
+    seen: dict[bytes, tuple[Scores, Features]] = {}
     commit, dirty = checkout()
     for (count, draw, kind), key in keys.items():
         if key in done:
@@ -106,42 +104,53 @@ def rows(
             else [dataclasses.replace(each, mask=None) for each in drawn.samples]
         )
         stream = PictureStream(drawn.sources, detector.preprocessing, 8, marks=samples)
-        method.learn_defects(lambda stream=stream: iter(stream), stream.rows, silent)
+        passes = Passes(stream, detector.device)
+        method.learn_defects(passes, passes.rows, silent)
         known = dataclasses.replace(
-            detector.record.data, defects=tuple(sorted(stream.digests.values()))
+            detector.record.data, defects=tuple(sorted(passes.found.digests.values()))
         )
         taught = Detector(method, dataclasses.replace(detector.record, data=known))
-        tested = tuple(
-            sample for sample in dataset.samples if kind is None or sample.defect != kind
-        )
-        found = evaluate(Remembering(taught, seen), dataclasses.replace(dataset, samples=tested))
-        changed = settings | ({"masks": True} if options.masks else {})
-        changed |= {"anomaly_type": kind} if kind else {}
+        tested = tuple(it for it in dataset.samples if kind is None or it.defect != kind)
+        alone = partial(taught.predict_many, batch_size=1, score=Remembering(method, seen))
+        found = evaluate(taught, dataclasses.replace(dataset, samples=tested), predict=alone)
         yield {
             "key": key,
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "commit": commit,
-            "dirty": dirty,
-            "data": name,
-            **{"method": "atacnet", "recipe": "best", "changed": changed, "label": words(changed)},
+            **{"commit": commit, "dirty": dirty, "data": name},
             **{"anomaly_count": count, "anomaly_type": kind, "draw": draw, "seed": draw},
-            **{"shots": None, "time_budget": None, "shifts": [], "adapt": []},
-            "masks": options.masks,
-            "settings": {**detector.manifest["config"], "masks": options.masks},
-            "backbone": options.backbone,
-            "resolution": [detector.preprocessing.height, detector.preprocessing.width],
-            "weights": detector.manifest["backbone"]["weights"],
-            "precision": detector.manifest["precision"],
-            "device": hardware(detector.device),
-            **{"schedule": "", "training": None, "multi_class": False, "differs": []},
-            "counts": dict(found.counts),
-            "left_out": len(found.left_out),
-            "compared_at": RESOLUTION,
-            **{metric: getattr(found, metric) for metric in METRICS},
-            "pixel_auroc_anomalous": found.pixel_auroc_anomalous,
+            **asked(options, settings, kind),
+            **of_detector(detector, options),
+            **{"counts": dict(found.counts), "left_out": len(found.left_out)},
+            **{metric: getattr(found, metric) for metric in (*METRICS, "pixel_auroc_anomalous")},
             "seconds_to_fit": round(fitted, 1),
             "seconds_of_draw": round(time.perf_counter() - began, 1),
         }
+
+
+def asked(
+    options: argparse.Namespace, settings: dict[str, str], kind: str | None
+) -> dict[str, Any]:
+    """What a row says of the settings, as rows of `blemish bench` do."""
+    changed: dict[str, Any] = settings | ({"masks": True} if options.masks else {})
+    changed |= {"anomaly_type": kind} if kind else {}
+    return {
+        **{"method": "lda", "recipe": "best", "changed": changed, "label": words(changed)},
+        **{"shots": None, "time_budget": None, "shifts": [], "adapt": [], "masks": options.masks},
+    }
+
+
+def of_detector(detector: Detector, options: argparse.Namespace) -> dict[str, Any]:
+    """What a row says of the detector, as rows of `blemish bench` do."""
+    return {
+        "settings": {**detector.manifest["config"], "masks": options.masks},
+        "backbone": options.backbone,
+        "resolution": [detector.preprocessing.height, detector.preprocessing.width],
+        "weights": detector.manifest["backbone"]["weights"],
+        "precision": detector.manifest["precision"],
+        "device": hardware(detector.device),
+        **{"schedule": "", "training": None, "multi_class": False, "differs": []},
+        "compared_at": RESOLUTION,
+    }
 
 
 def key_of(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ SMALL: dict[str, Any] = {
 BRIEF: dict[str, Any] = {
     "epochs": 1,
     "min_steps": 12,
-    "pictures_per_step": 8,
+    "train_batch_size": 8,
     "width": 32,
     "heads": 4,
     "depth": 1,
@@ -79,3 +80,8 @@ def write_picture(path: Path, pixels: np.ndarray) -> Path:
         str(path), pixels if pixels.ndim == 2 else np.ascontiguousarray(pixels[..., ::-1])
     )
     return path
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    """The rows of predictions.jsonl in a folder."""
+    return [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]

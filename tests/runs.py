@@ -17,7 +17,7 @@ GUIDED = {
         "image_size": [32],
         "epochs": 1,
         "min_steps": 12,
-        "pictures_per_step": 8,
+        "train_batch_size": 8,
     },
 }
 TAUGHT = {

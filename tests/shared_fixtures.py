@@ -110,11 +110,13 @@ def mvtec(kept_sets: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """`run("fit", …)`: (exit status, standard output, standard error)."""
+    """`run("fit knn", path, …)`: (exit status, standard output, standard error). A string is split
+    at blanks, a path is one argument."""
 
-    def execute(*arguments: str | Path) -> tuple[int, str, str]:
+    def execute(*arguments: object) -> tuple[int, str, str]:
         capsys.readouterr()
-        status = cli.main([str(argument) for argument in arguments])
+        words = [one.split() if isinstance(one, str) else [str(one)] for one in arguments]
+        status = cli.main([word for part in words for word in part])
         return status, *capsys.readouterr()
 
     return execute

@@ -1,4 +1,6 @@
-"""Bad input at the command line: one clear message, the right exit status, no traceback, nothing left half done."""
+"""Bad input at the command line: one clear message, the right exit status, no traceback, nothing
+left half done.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,9 @@ FIT = (
 
 @pytest.fixture
 def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """`refused("fit", …)`: the message of a command that must end with status 2, having printed nothing else."""
+    """`refused("fit", …)`: the message of a command that must end with status 2, having printed
+    nothing else.
+    """
 
     def execute(*arguments: str | Path) -> str:
         capsys.readouterr()
@@ -452,7 +456,9 @@ def test_a_disk_that_fills_up_while_predicting(
 
 
 def interrupt_at(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
-    """`work`, which presses Ctrl-C when the picture of that name comes: in a pool's thread, the main one at work."""
+    """`work`, which presses Ctrl-C when the picture of that name comes: in a pool's thread, the
+    main one at work.
+    """
 
     def pressed(source: Any, *arguments: Any, **options: Any) -> Any:
         if Path(source).name == name:
@@ -464,7 +470,9 @@ def interrupt_at(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
 
 @pytest.fixture
 def ctrl_c() -> Iterator[None]:
-    """SIGINT as a terminal's user gets it: a shell may have started the tests with the signal ignored."""
+    """SIGINT as a terminal's user gets it: a shell may have started the tests with the signal
+    ignored.
+    """
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -514,7 +522,9 @@ def test_ctrl_c_in_predict_keeps_rows_and_resume_completes_them(
 
 
 def completed(run: Run, part: Path, new: Path, out: Path, whole: Path, options: list[str]) -> None:
-    """What an interrupted run has left in `out` is sound, and --resume makes of it what `whole` is in one go."""
+    """What an interrupted run has left in `out` is sound, and --resume makes of it what `whole` is
+    in one go.
+    """
 
     def rows(folder: Path) -> list[dict[str, Any]]:
         return [
@@ -553,7 +563,9 @@ def start(*arguments: str | Path, **environment: str) -> subprocess.Popen[str]:
 
 
 def interrupted(stage: str, *arguments: str | Path) -> tuple[int, str, str]:
-    """The command, stopped by Ctrl-C when its progress tells of `stage`: (exit status, output, messages)."""
+    """The command, stopped by Ctrl-C when its progress tells of `stage`: (exit status, output,
+    messages).
+    """
     process = start(*arguments)
     assert process.stderr is not None
     assert any(line.startswith(stage) for line in process.stderr)

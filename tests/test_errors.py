@@ -1,4 +1,4 @@
-"""The tree of errors is the one that its docstring draws, and every message can be shown as it is."""
+"""The tree of errors is the one in its docstring, and every message can be shown as it is."""
 
 from __future__ import annotations
 

@@ -157,7 +157,7 @@ def test_pretraining(masking: str, precision: str, picture: Part) -> None:
     """The encoder changes, stays healthy, and is what a method then reads."""
     config = APMaskConfig(
         backbone="test_vit", image_size=64, local_size=32, local_views=2, picture_size=96,
-        epochs=1, min_steps=6, pictures_per_step=8, masking=masking, hidden=32, bottleneck=16,
+        epochs=1, min_steps=6, train_batch_size=8, masking=masking, hidden=32, bottleneck=16,
     )  # fmt: skip
     learner = APMask(config, build("test_vit", weights="random"))
     before = {name: tensor.clone() for name, tensor in learner.backbone.state_dict().items()}

@@ -15,7 +15,7 @@ ROOT = Path(blemish.__file__).parent
 ORDER = (
     *("errors", "types", "text", "machine", "files", "interrupts", "compute", "config", "artifact"),
     *("images", "losses", "metrics", "anomalies", "backbones", "data", "methods"),
-    *("training", "report", "detector", "bench", "cli", "__main__"),
+    *("training", "detector", "report", "bench", "cli", "__main__"),
 )
 # A method takes batches and returns losses or scores; who feeds it and who judges it is not its business.
 FORBIDDEN = {"methods": {"data", "metrics", "training", "artifact"}}
@@ -53,7 +53,7 @@ def imported_rooms(path: Path) -> Iterator[tuple[str, int]]:
 
 
 # Arrows that still point up: (room, what it imports). Nothing may be added.
-UPWARD = {("training", "detector"), ("detector", "report"), ("report", "detector")}
+UPWARD: set[tuple[str, str]] = set()
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=[str(path.relative_to(ROOT)) for path in SOURCES])

@@ -1,4 +1,6 @@
-"""Where memory runs out, that is one picture's own failure, in its own words; the others are scored."""
+"""Where memory runs out, that is one picture's own failure, in its own words; the others are
+scored.
+"""
 
 from __future__ import annotations
 
@@ -173,13 +175,16 @@ def test_a_decoded_picture_is_let_go_before_its_mask_is_read(
     path = tmp_path / "a.png"
     sample = blemish.types.Sample(path=path, label=1, mask=tmp_path / "mask.png")
     stream = PictureStream([path], detector.preprocessing, 1, labels=[1], marks=[sample])
-    (batch,) = stream
+    reading = iter(stream)
+    (batch,) = reading
     assert batch.masks is not None
-    assert not stream.failures
+    assert not reading.found.failures
 
 
 def test_the_process_is_held_to_its_limit(tmp_path: Path) -> None:
-    """Under `ulimit -v` a picture of 48 megapixels is refused in words, and the small ones are scored."""
+    """Under `ulimit -v` a picture of 48 megapixels is refused in words, and the small ones are
+    scored.
+    """
     resource = pytest.importorskip("resource")
     assert resource.RLIMIT_AS
     Image.fromarray(np.full((6000, 8000), 90, np.uint8)).save(
@@ -199,8 +204,9 @@ limit = pages * resource.getpagesize() + 2**20 * 60
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 import blemish.data.stream
 blemish.data.stream.WORKERS = 1
-rows = sum(len(batch.images) for batch in stream)
-print(json.dumps([rows, [failure.reason for failure in stream.failures.values()]]))
+reading = iter(stream)
+rows = sum(len(batch.images) for batch in reading)
+print(json.dumps([rows, [failure.reason for failure in reading.found.failures.values()]]))
 """
     large, small = str(tmp_path / "large.png"), str(tmp_path / "small.png")
     done = subprocess.run(

@@ -1,9 +1,10 @@
-"""What the program does as a process: signals, its output, what others write at the same time, odd names."""
+"""What the program does as a process: signals, its output, what others write at the same time, odd
+names.
+"""
 
 from __future__ import annotations
 
 import csv
-import json
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from parts import rows_of
 
 import blemish
 from blemish import files, interrupts
@@ -22,7 +24,7 @@ from blemish.cli import app, console
 from blemish.data.folder import find_pictures, place_of
 from blemish.data.layouts import read
 from blemish.detector import predict as predictor
-from blemish.detector.predict import batch_begun
+from blemish.detector.sources import batch_begun
 from blemish.errors import DataError, OutputError
 from blemish.report.journal import Journal
 
@@ -33,10 +35,6 @@ POSIX = pytest.mark.skipif(os.name != "posix", reason="signals and devices of PO
 @pytest.fixture
 def part(tmp_path: Path, fitted: Callable[..., blemish.Detector]) -> Path:
     return fitted().save(tmp_path / "part.blemish")
-
-
-def rows_of(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
 
 
 @POSIX
@@ -115,20 +113,20 @@ def test_resumed_predictions_are_in_the_batches_of_one_go(
     (good_folder / "002.png").write_bytes(b"")
     whole, out = tmp_path / "whole", tmp_path / "out"
     assert run("predict", part, good_folder, "--output", whole)[0] == 1
-    assert run("predict", part, good_folder, "--output", out, "--overlay-size", "none")[0] == 1
+    assert run("predict", part, good_folder, "--output", out, "--overlay-size none")[0] == 1
     lines = (out / "predictions.jsonl").read_bytes().splitlines(keepends=True)
     (out / "predictions.jsonl").write_bytes(b"".join(lines[:kept]) + lines[kept][:20])
     batches: list[list[str]] = []
     score = predictor.Detector._score
 
-    def noted(detector: predictor.Detector, chunk: Any, adapter: Any) -> Any:
+    def noted(detector: predictor.Detector, chunk: Any, *how: Any, **more: Any) -> Any:
         batches.append([Path(one.source).name for one in chunk])
-        return score(detector, chunk, adapter)
+        return score(detector, chunk, *how, **more)
 
     monkeypatch.setattr(predictor.Detector, "_score", noted)
     run("predict", part, good_folder)
     expected, batches[:] = list(batches), []
-    run("predict", part, good_folder, "--output", out, "--resume", "--overlay-size", "none")
+    run("predict", part, good_folder, "--output", out, "--resume --overlay-size none")
     assert batches == expected[-len(batches) :]  # whole ones of it, none divided otherwise
     assert sum(map(len, batches)) < 24 - kept + 4 * predictor.BATCH_SIZE
     drawn = ("overlay", "saliency")
@@ -190,7 +188,7 @@ def test_two_processes_on_one_output(
 @POSIX
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 def test_an_output_that_cannot_be_written_is_one_sentence() -> None:
-    """Standard output full, its reader gone, and closed, in one process that has imported all once."""
+    """Standard output full, its reader gone, and closed, in one process that imports all once."""
     code = """
 import os, sys
 from blemish import cli, errors
@@ -216,7 +214,8 @@ for way in ("full", "gone"):
         os.dup2(writer, 1)
         os.close(reader)
         os.close(writer)
-    answers += [status(["9"]), status(["99999"]), *([status(["fails", "--json"])] if way == "full" else [])]
+    answers += [status(["9"]), status(["99999"])]
+    answers += [status(["fails", "--json"])] if way == "full" else []
 sys.stdout = None
 answers.append(status(["9"]))
 os.write(said, repr(answers).encode())
@@ -261,7 +260,9 @@ def test_names_in_the_table_are_no_formulas_and_break_no_row(
     os.chdir(folder)
     try:
         given = sorted(path.name for path in folder.iterdir())
-        status, printed, err = run("predict", part, "--output", tmp_path / "out", "--", *given)
+        status, printed, err = run(
+            "predict", part, "--output", tmp_path / "out", "--", *map(Path, given)
+        )
     finally:
         os.chdir(here)
     assert status == 1
@@ -283,7 +284,7 @@ def test_names_in_the_table_are_no_formulas_and_break_no_row(
 def test_a_line_break_in_a_name_is_no_line_of_ours(
     run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    status, _, err = run("data", "check", "no\nblemish: all is well")
+    status, _, err = run("data check", Path("no\nblemish: all is well"))
     assert (status, err) == (2, "blemish: no\\nblemish: all is well: no such file or folder\n")
     capsys.readouterr()
     console.complain("one\n  two\nTry 'three'.\nfour")
@@ -299,8 +300,8 @@ def test_a_file_by_two_names_is_one_picture(
     Path("set.csv").write_text("path\ngood/000.png\n./good/../good/000.png\n")
     with pytest.raises(DataError, match="listed already on line 2"):
         read(Path("set.csv"))
-    run("predict", part, "good/000.png", "--output", "out")
-    run("predict", part, again, "good/001.png", "--output", "out", "--resume")
+    run("predict", part, "good/000.png --output out")
+    run("predict", part, again, "good/001.png --output out --resume")
     assert [row["path"] for row in rows_of(Path("out"))] == ["good/000.png", "good/001.png"]
 
 

@@ -24,7 +24,7 @@ from blemish.detector.fit import configure
 from blemish.methods import METHODS, Method, method_class
 from blemish.methods.apmask import APMask, APMaskConfig
 from blemish.methods.heads import ClassHead
-from blemish.methods.trained import Learner
+from blemish.methods.learner import Learner
 from blemish.training import train
 
 Part = Callable[..., np.ndarray]
@@ -32,7 +32,7 @@ TINY: dict[str, Any] = {
     "image_size": (32,),
     "epochs": 1,
     "min_steps": 3,
-    "pictures_per_step": 4,
+    "train_batch_size": 4,
     # Of guided: its layers, sizes and pre-training are for real backbones.
     "bank_size": 20,
     "zoom": 1.0,
@@ -145,14 +145,19 @@ def test_every_trained_tensor_changes_the_score_or_the_map(
 
 @pytest.mark.parametrize("map_head", ["attention", "patches", "features"])
 @pytest.mark.parametrize("score", ["class", "map", "both"])
-@pytest.mark.parametrize(("tuned", "bank_size"), [(0, 20), (2, 20), (None, 0)])
+@pytest.mark.parametrize(("trainable_blocks", "bank_size"), [(0, 20), (2, 20), (None, 0)])
 def test_whatever_of_guided_is_read_nothing_else_is_trained(
-    map_head: str, score: str, tuned: int | None, bank_size: int, learned: list[str], picture: Part
+    map_head: str,
+    score: str,
+    trainable_blocks: int | None,
+    bank_size: int,
+    learned: list[str],
+    picture: Part,
 ) -> None:
     settings = {
         "map_head": map_head,
         "score": score,
-        "tuned": tuned,
+        "trainable_blocks": trainable_blocks,
         "bank_size": bank_size,
         "scales": (),
     }
@@ -164,7 +169,7 @@ def test_whatever_of_guided_is_read_nothing_else_is_trained(
     last = (
         6 if score != "map" or map_head != "patches" else 4
     )  # of six; the map reads layers 2 and 4
-    assert blocks == set(range(0 if tuned is None else last - tuned, last))
+    assert blocks == set(range(0 if trainable_blocks is None else last - trainable_blocks, last))
     assert isinstance(method, Learner)
     check(method, learned, lambda: judged(method, images))
 
@@ -174,7 +179,7 @@ def test_every_trained_tensor_of_a_pre_training_changes_the_encoder(
 ) -> None:
     config = APMaskConfig(
         backbone="test_vit", image_size=32, local_size=16, picture_size=48, epochs=1, min_steps=3,
-        pictures_per_step=4, hidden=16, bottleneck=8,
+        train_batch_size=4, hidden=16, bottleneck=8,
     )  # fmt: skip
     learner = APMask(config, build("test_vit", weights="random"))
     mean, std = learner.backbone.mean, learner.backbone.std

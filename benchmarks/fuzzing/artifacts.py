@@ -38,7 +38,7 @@ TINY: Mapping[str, Any] = {
 BRIEF = {
     "epochs": 1,
     "min_steps": 2,
-    "pictures_per_step": 4,
+    "train_batch_size": 4,
     "width": 32,
     "heads": 4,
     "depth": 1,
@@ -330,7 +330,8 @@ def judged(
 ) -> dict[str, Any]:
     """What `predict`, and perhaps `inspect`, make of an artifact, by "verdict".
 
-    refused, right (the scores that are `known`), other (others), bug, memory (said to be out of it).
+    refused, right (the scores that are `known`), other (others), bug, memory (said to be out of
+    it).
     """
     told = command("inspect", path) if inspected else (0, "", "")
     status, out, err = command(

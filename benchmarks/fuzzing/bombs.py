@@ -261,7 +261,8 @@ def large() -> dict[str, Callable[[], bytes]]:
 
 
 def several_at_once(folder: Path) -> Iterator[Tally]:
-    """`predict` on eight large pictures; and the same where memory is short: every picture a row."""
+    """`predict` on eight large pictures; and the same where memory is short: every picture a
+    row."""
     from fuzzing.commands import DEVICE, run
 
     good, big, artifact = folder / "good", folder / "big", folder / "knn.blemish"

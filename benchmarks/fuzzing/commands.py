@@ -30,7 +30,7 @@ from fuzzing.texts import APMASK, BRIEF, FIT
 
 DEVICE = ("--device", "cpu", "--precision", "fp32")
 SMALL = ("--set", "width=32", "--set", "heads=4", "--set", "depth=1")  # of agpnet
-STEPS = ("--set", "min_steps=6", "--set", "epochs=1", "--set", "pictures_per_step=4")
+STEPS = ("--set", "min_steps=6", "--set", "epochs=1", "--set", "train_batch_size=4")
 TEMPORARY = ".blemish-*"
 
 
@@ -89,14 +89,8 @@ def jobs(inputs: Path) -> list[Job]:
         Job(
             "fit",
             lambda folder: (
-                "fit",
-                "agpnet",
-                good,
-                "-o",
-                folder / "part.blemish",
-                *FIT,
-                *SMALL,
-                *STEPS,
+                *("fit", "agpnet", good, "-o", folder / "part.blemish"),
+                *(*FIT, *SMALL, *STEPS),
             ),
             ("--resume",),
             nothing,
@@ -373,7 +367,7 @@ def at_once(lines: Sequence[Sequence[str | Path]]) -> list[End]:
     return ends
 
 
-# --- Places and names ---------------------------------------------------------------------------------
+# --- Places and names --------------------------------------------------------------------------
 
 
 def special_files(folder: Path) -> dict[str, Path]:

@@ -59,7 +59,7 @@ def judged(tally: Tally, end: End, *, expected: Sequence[int] = (2,), what: str 
     return False
 
 
-# --- What is no file, and hostile names -------------------------------------------------------------
+# --- What is no file, and hostile names --------------------------------------------------------
 
 
 def of_places(plan: Plan) -> Iterator[Tally]:
@@ -148,11 +148,12 @@ def of_names(plan: Plan) -> Iterator[Tally]:
     yield tally
 
 
-# --- Killed, interrupted, out of room, two at once ----------------------------------------------------
+# --- Killed, interrupted, out of room, two at once ---------------------------------------------
 
 
 def _reference(job: Job, folder: Path) -> tuple[Any, End, int, int]:
-    """Of an uninterrupted run: its results, its end, how many steps of writing, the largest file."""
+    """Of an uninterrupted run: its results, its end, how many steps of writing, the largest
+    file."""
     folder.mkdir(parents=True)
     job.ready(folder)
     steps = folder.parent / "steps"

@@ -42,11 +42,11 @@ INTRODUCTION = """\
 
 # What a stranger hands over
 
-What blemish does with files that are damaged, hostile or no files at all, and what is left when it is killed. What
-this means for the one who opens a file: [security.md](security.md). Every figure here is made from the rows in
-`benchmarks/results/robustness.jsonl`. The seed decides what is tried, the minutes how much of it; with
-`--corpus FOLDER` pictures of your own are damaged in place of generated ones. A short run is part of the tests
-(`tests/test_fuzz.py`).
+What blemish does with files that are damaged, hostile or no files at all, and what is left when it
+is killed. What this means for the one who opens a file: [security.md](security.md). Every figure
+here is made from the rows in `benchmarks/results/robustness.jsonl`. The seed decides what is tried,
+the minutes how much of it; with `--corpus FOLDER` pictures of your own are damaged in place of
+generated ones. A short run is part of the tests (`tests/test_fuzz.py`).
 These runs made the rows:
 """
 
@@ -108,7 +108,8 @@ def introduced(rows: Sequence[Row]) -> str:
         more = f" --corpus {corpus}" if corpus else ""
         at = f"# at {commit[:7]}{', changed' if dirty else ''}"
         lines.append(
-            f"    python benchmarks/robustness.py{only}{more} --minutes {minutes:g} --seed {seed}  {at}"
+            f"    python benchmarks/robustness.py{only}{more} --minutes {minutes:g} "
+            f"--seed {seed}  {at}"
         )
     device = rows[-1]["device"]
     machine = f"On {device['cpu']}, {device['cores']} cores that were shared with other work."
@@ -197,7 +198,8 @@ def damaged(rows: Sequence[Row]) -> str:
     lines = [
         [f"**{way}**: {DAMAGE[way]}", *(cell(form, way) for form in forms)] for way in MUTATIONS
     ]
-    text = "Accepted without an error or a note though the pixels are others, of all attempts. °: the file cannot tell."
+    text = "Accepted without an error or a note though the pixels are others, of all attempts. "
+    text += "°: the file cannot tell."
     return f"{text}\n\n{table(['damage', *forms], lines)}"
 
 
@@ -209,7 +211,8 @@ def silent(rows: Sequence[Row]) -> str:
         where = ", ".join(f"{row['way']} {row['wrong']} of {row['tried']}" for row in of) or "none"
         lines.append([form, check, where])
     text = (
-        "A format without a checksum cannot tell a changed byte from another picture: blemish shows what the file "
+        "A format without a checksum cannot tell a changed byte from another picture: blemish "
+        "shows what the file "
         "holds. What matters is kept as PNG, or with a checksum of its own beside it."
     )
     return f"{text}\n\n{table(['format', 'what tells damage', 'wrong accepts that remain'], lines)}"
@@ -233,7 +236,8 @@ def memory(rows: Sequence[Row]) -> str:
         ]
         for row in rows
     ]
-    text = "The peak beyond what the process had, also by the size of the decoded picture (at least 16 MiB)."
+    text = "The peak beyond what the process had, also by the size of the decoded picture "
+    text += "(at least 16 MiB)."
     return f"{text}\n\n{table(['picture', 'of', 'attempts', 'times the picture', 'MiB'], lines)}"
 
 

@@ -323,7 +323,7 @@ def format_of(data: bytes) -> str | None:
     return _KINDS.get(sniff(data[:132]) or "")
 
 
-# --- What may befall a file -------------------------------------------------------------------------
+# --- What may befall a file --------------------------------------------------------------------
 
 
 def flipped(data: bytes, random: Random) -> bytes:
@@ -357,7 +357,8 @@ def with_hole(data: bytes, random: Random) -> bytes:
 
 
 def closed(data: bytes, random: Random) -> bytes:
-    """Cut in the middle and ended as the format ends, with the length put right where it says it."""
+    """Cut in the middle and ended as the format ends, with the length put right where it says
+    it."""
     cut = int(len(data) * random.uniform(0.3, 0.8))
     kind = format_of(data)
     if kind == "JPEG":
@@ -379,7 +380,8 @@ def closed(data: bytes, random: Random) -> bytes:
 
 
 def enlarged(data: bytes, random: Random) -> bytes:
-    """The header announces twice as many rows as there are, or a few more, and is right otherwise."""
+    """The header announces twice as many rows as there are, or a few more, and is right
+    otherwise."""
     del random
     return _with_rows(data, lambda rows: 2 * rows)
 
@@ -497,8 +499,8 @@ def tried(data: bytes, original: Pixels, notes: tuple[str, ...] = ()) -> dict[st
     """What the decoder makes of a file, by "verdict".
 
     refused, right, changed (within an honest amount), noted (other pixels, and a note that says
-    so), wrong (other pixels, in silence), bug (an error that blemish does not know); with "why", and
-    "size", the bytes of the decoded picture.
+    so), wrong (other pixels, in silence), bug (an error that blemish does not know); with "why",
+    and "size", the bytes of the decoded picture.
     """
     from blemish.errors import BlemishError
     from blemish.images import decode

@@ -13,7 +13,8 @@ MEANING: Mapping[str, str] = {
     "tried": "attempts",
     "refused": "ended with an error that blemish names",
     "right": "used, with the same pixels, scores or results as ever",
-    "changed": "used, with pixels that differ by an honest amount: at most 1 % of them by more than 8 of 255",
+    "changed": "used, with pixels that differ by an honest amount: at most 1 % of them by more "
+    "than 8 of 255",
     "noted": "used, with other pixels, which a note says",
     "other": "used, with other scores: a value that may be as it is",
     "accepted": "used; whether rightly is not judged",
@@ -24,7 +25,8 @@ MEANING: Mapping[str, str] = {
     "memory": "said to be out of memory, which it is not for what is asked",
     "request": "a connection or a look-up of a name was tried",
     "code": "a program was started or an object loader called",
-    "lost": "rows or results that are missing, double or other in the end, files that are not whole",
+    "lost": "rows or results that are missing, double or other in the end, files that are "
+    "not whole",
     "unclear": "a message that does not say what is wrong, or a raw control character printed",
 }
 
@@ -38,8 +40,8 @@ class Tally:
         told: whether the format can tell, so that no wrong accept is excused.
         counts: by outcome. examples: of faults. peak_ratio: memory by that of the decoded picture.
         peak_mib, slowest: the largest amount of memory, and the most seconds, of an attempt.
-        remains: temporary files that were left. apart: by how much scores differ at most after going
-            on, relatively.
+        remains: temporary files that were left. apart: by how much scores differ at most after
+            going on, relatively.
     """
 
     part: str

@@ -25,7 +25,7 @@ FIT = (
     *("--backbone", "test_vit", "--weights", "random", "--image-size", "32", "--layers", "2,4"),
     *("--precision", "fp32", "--device", "cpu"),
 )
-BRIEF = ("--set", "min_steps=2", "--set", "epochs=1", "--set", "pictures_per_step=4")
+BRIEF = ("--set", "min_steps=2", "--set", "epochs=1", "--set", "train_batch_size=4")
 APMASK = (
     *(*FIT[:4], "--device", "cpu", "--precision", "fp32"),
     *("--set", "image_size=32", "--set", "picture_size=32", "--set", "local_size=16"),
@@ -79,8 +79,8 @@ class Reader:
 
     Attributes:
         name: what it is. file: its path. right: its content as blemish or a person writes it.
-        run: the command that reads it. form: "bytes", "table", "json", "lines" (JSON a line), "artifact",
-            "toml" or "pickle" (of PyTorch).
+        run: the command that reads it. form: "bytes", "table", "json", "lines" (JSON a line),
+            "artifact", "toml" or "pickle" (of PyTorch).
         ready: called before each attempt, to put the rest back as it was.
     """
 
@@ -92,7 +92,8 @@ class Reader:
     ready: Callable[[], None] = lambda: None
 
     def attempt(self, content: bytes) -> dict[str, Any]:
-        """What the command makes of this content, by "verdict": refused, accepted, bug or memory."""
+        """What the command makes of this content, by "verdict": refused, accepted, bug or
+        memory."""
         self.ready()
         self.file.write_bytes(content)
         status, out, err = self.run()
@@ -214,7 +215,8 @@ def _toml(right: bytes, random: Random) -> bytes:
 
 
 def _pickle(right: bytes, random: Random) -> bytes:
-    """A PyTorch file whose program for the object loader is another, in an archive that is right."""
+    """A PyTorch file whose program for the object loader is another, in an archive that is
+    right."""
     program = zipfile.ZipFile(io.BytesIO(right))
     file = io.BytesIO()
     calls = b"cos\nsystem\n(S'true'\ntR0", b"csocket\ncreate_connection\n((S'192.0.2.1'\nI9\nttR0"

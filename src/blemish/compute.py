@@ -30,7 +30,9 @@ PRECISIONS: dict[str, torch.dtype] = {
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """The device by name; "auto" is CUDA, else MPS, else the CPU. Raises: ConfigError for one that is not there."""
+    """The device by name; "auto" is CUDA, else MPS, else the CPU. Raises: ConfigError for one that
+    is not there.
+    """
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")

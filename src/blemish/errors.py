@@ -85,10 +85,8 @@ class MissingExtraError(BlemishError):
     """An optional dependency is not installed.
 
     Example:
-        >>> raise MissingExtraError("pydicom", extra="medical", purpose="read DICOM files")
-        Traceback (most recent call last):
-        ...
-        blemish.errors.MissingExtraError: pydicom is needed to read DICOM files: pip install 'blemish[medical]'
+        >>> print(MissingExtraError("pydicom", extra="medical", purpose="read DICOM files"))
+        pydicom is needed to read DICOM files: pip install 'blemish[medical]'
     """
 
     def __init__(self, package: str, *, extra: str, purpose: str) -> None:

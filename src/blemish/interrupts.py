@@ -1,6 +1,7 @@
 """Signals that ask a process to end, as a KeyboardInterrupt that says which it was.
 
-Only the command line listens to more than Ctrl-C: a library leaves the signals of its process alone.
+Only the command line listens to more than Ctrl-C: a library leaves the signals of its process
+alone.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ def _in_main_thread() -> bool:
 
 @contextmanager
 def heard() -> Iterator[None]:
-    """While open, SIGTERM and SIGHUP interrupt as Ctrl-C does, where nobody has another wish for them.
+    """While open, SIGTERM and SIGHUP interrupt as Ctrl-C does, where nobody has another wish for
+    them.
 
     One that is ignored stays so, as SIGHUP under nohup. Outside the main thread nothing is changed.
     """
@@ -90,9 +92,11 @@ class Waiting:
 
 @contextmanager
 def waiting(*, wanted: bool = True) -> Iterator[Waiting]:
-    """While open, signals that would interrupt are only noted; again five seconds later, they interrupt.
+    """While open, signals that would interrupt are only noted; again five seconds later, they
+    interrupt.
 
-    Without `wanted`, outside the main thread and where the caller has handlers of its own nothing is changed.
+    Without `wanted`, outside the main thread and where the caller has handlers of its own nothing
+    is changed.
     """
     came = Waiting()
     mine = (signal.default_int_handler, _interrupt)

@@ -21,7 +21,9 @@ ORIGINAL = "original"  # at the pictures' own size instead
 
 
 class Progress(Protocol):
-    """Called as work goes on: what is being done, how much of it is done, how much there is (0 = unknown)."""
+    """Called as work goes on: what is being done, how much of it is done, how much there is (0 =
+    unknown).
+    """
 
     def __call__(self, stage: str, done: int, total: int) -> None: ...
 
@@ -37,16 +39,16 @@ class Sample:
     Attributes:
         path: the picture file.
         label: 0 normal, 1 anomalous, None unknown.
-        mask: file with the defect's pixels (> half of full scale = anomalous); None where there is none. A normal
-            picture in a set with masks has an all-zero mask and needs no file.
+        mask: file with the defect's pixels (> half of full scale = anomalous); None where there is
+            none. A normal picture in a set with masks has an all-zero mask and needs no file.
         more_masks: further files of the same kind, where a picture has one for each of its defects.
         split: "train", "test" or "" where the data set does not say.
         category: what the picture shows (bottle, screw, …); "" where there is one category only.
         defect: "good" or the kind of defect; "" where unknown.
-        boxes: rectangles around the defects, each (x, y, width, height) with x and y its upper left corner, all as
-            fractions of the picture's width and height; () where there are none.
-        group: whom or what the picture is of, to compare how well a detector does on each ("male", "female"); "" where
-            the data set does not say.
+        boxes: rectangles around the defects, each (x, y, width, height) with x and y its upper left
+            corner, all as fractions of the picture's width and height; () where there are none.
+        group: whom or what the picture is of, to compare how well a detector does on each ("male",
+            "female"); "" where the data set does not say.
     """
 
     path: Path
@@ -71,10 +73,10 @@ class Batch:
 
     Attributes:
         images: float32 B 3 H W, normalised with the backbone's mean and standard deviation.
-        owners: int64 B: which source picture each row came from. Augmented copies share the owner of their original,
-            and pictures of the same content that of the first.
-        masks: float32 B h w at a quarter of the images' sides, of labelled defects: the share of each place that is
-            marked, NaN where no mask is known; None for other pictures.
+        owners: int64 B: which source picture each row came from. Augmented copies share the owner
+            of their original, and pictures of the same content that of the first.
+        masks: float32 B h w at a quarter of the images' sides, of labelled defects: the share of
+            each place that is marked, NaN where no mask is known; None for other pictures.
     """
 
     images: Tensor
@@ -89,11 +91,13 @@ class Scores:
     Attributes:
         image: float32 B: raw, unbounded, higher = more anomalous.
         maps: float32 B h w in the same unit, at the method's working resolution.
-        votes: float32 B: the share of the sizes looked at in which a picture is called anomalous; None for methods
-            that do not vote.
-        saliency: float32 B h w in [0, 1]: where the method looked, beside what it found; None for methods without.
-        boxes: float32 B 4: x, y, width, height of the crop that was looked at again, as fractions of the picture's
-            width and height, the upper left corner first; None for methods that do not crop.
+        votes: float32 B: the share of the sizes looked at in which a picture is called anomalous;
+            None for methods that do not vote.
+        saliency: float32 B h w in [0, 1]: where the method looked, beside what it found; None for
+            methods without.
+        boxes: float32 B 4: x, y, width, height of the crop that was looked at again, as fractions
+            of the picture's width and height, the upper left corner first; None for methods that do
+            not crop.
     """
 
     image: Tensor
@@ -108,7 +112,8 @@ class Prediction:
     """Score, verdict and heatmap of one picture.
 
     Attributes:
-        source: the path or the file's name; "array 3" or "file 3" for the fourth of a call, where it has none.
+        source: the path or the file's name; "array 3" or "file 3" for the fourth of a call, where
+            it has none.
         score: raw, unbounded, higher = more anomalous.
         threshold: a score above it is an alarm; None where the artifact has none.
         label: the verdict: 0 normal, 1 anomalous; None without a threshold.
@@ -116,13 +121,16 @@ class Prediction:
         anomaly_map: float32 h×w, unit of the score, at the method's working resolution.
         digest: content hash of the decoded pixels (hex).
         notes: what the decoder did that a person should know ("alpha composed over white").
-        category: the category it was judged as; "" where that was not given or the artifact does not know it.
+        category: the category it was judged as; "" where that was not given or the artifact does
+            not know it.
         category_assigned: whether nobody gave it, and it is the nearest by the picture's features.
         adapted: whether test-time adaptation took part in this score (which voids the guarantee).
-        votes: the share of the sizes looked at that call it anomalous, in [0, 1]; None for methods that do not vote.
-        saliency: float32 h×w in [0, 1], where the method looked, at its working resolution; None for methods without.
-        box: x, y, width, height of the crop that was looked at again, as fractions of the picture's width and height;
-            None for methods that do not crop.
+        votes: the share of the sizes looked at that call it anomalous, in [0, 1]; None for methods
+            that do not vote.
+        saliency: float32 h×w in [0, 1], where the method looked, at its working resolution; None
+            for methods without.
+        box: x, y, width, height of the crop that was looked at again, as fractions of the picture's
+            width and height; None for methods that do not crop.
     """
 
     source: str
@@ -182,35 +190,41 @@ class Failure:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """How good a detector is on labelled pictures. Every metric is a fraction between 0 and 1, or None.
+    """How good a detector is on labelled pictures. Every metric is a fraction between 0 and 1, or
+    None.
 
     Attributes:
         image_auroc, image_ap: None unless both classes are present.
-        best_f1: the best F1 over all thresholds (an oracle: it looks at the labels), with its threshold.
-        pixel_auroc, aupro: None where the set has no masks and no boxes. AUPRO is integrated to a false-positive rate
-            of 0.3.
-        pixel_auroc_error, aupro_error: how far off they may be: 0 = exact; a set too large for that is measured in
-            constant memory.
-        pixel_auroc_anomalous: pixel AUROC over the anomalous pictures alone, as published for sets with boxes: it asks
-            for the place only, as no normal picture helps or harms.
-        by_defect: per defect type the same metrics, each against all normal pictures of its category, and `count`;
-            with several categories it is called category/defect.
+        best_f1: the best F1 over all thresholds (an oracle: it looks at the labels), with its
+            threshold.
+        pixel_auroc, aupro: None where the set has no masks and no boxes. AUPRO is integrated to a
+            false-positive rate of 0.3.
+        pixel_auroc_error, aupro_error: how far off they may be: 0 = exact; a set too large for that
+            is measured in constant memory.
+        pixel_auroc_anomalous: pixel AUROC over the anomalous pictures alone, as published for sets
+            with boxes: it asks for the place only, as no normal picture helps or harms.
+        by_defect: per defect type the same metrics, each against all normal pictures of its
+            category, and `count`; with several categories it is called category/defect.
         by_category: per category the same metrics.
-        by_group: per group the same metrics of its normal and anomalous pictures, and `pixel_auroc_anomalous`; empty
-            where no picture has a group.
-        category_mean: image_auroc, image_ap, pixel_auroc and aupro, each the mean over the categories that have it
-            (None where none has); empty for fewer than two categories.
-        threshold: the stored one; pictures of a category that has one of its own are judged by that.
+        by_group: per group the same metrics of its normal and anomalous pictures, and
+            `pixel_auroc_anomalous`; empty where no picture has a group.
+        category_mean: image_auroc, image_ap, pixel_auroc and aupro, each the mean over the
+            categories that have it (None where none has); empty for fewer than two categories.
+        threshold: the stored one; pictures of a category that has one of its own are judged by
+            that.
         confusion: true/false positives/negatives of the verdicts; None without a threshold.
-        votes: of a method that votes, with both classes present: `image_auroc` of the share of the votes for a defect,
-            and `balanced_accuracy` of the majority verdict (more than half), the mean of how much of either class it
-            gets right; otherwise None.
-        rows: one dict per picture: path, score, threshold, truth, label, defect, category, group, votes;
-            and the category that it was judged as, whether that was assigned by its features.
+        votes: of a method that votes, with both classes present: `image_auroc` of the share of the
+            votes for a defect, and `balanced_accuracy` of the majority verdict (more than half),
+            the mean of how much of either class it gets right; otherwise None.
+        rows: one dict per picture: path, score, threshold, truth, label, defect, category, group,
+            votes; and the category that it was judged as, whether that was assigned by its
+            features.
         left_out: pictures that the artifact was fitted or calibrated on, not in any metric.
         failures: pictures that could not be scored, and masks that could not be read.
-        mask_faults: masks that took part and that a person should look at, as `blemish data check` finds them.
-        problems: what the data set says of its masks and of files that are not in it, one sentence each.
+        mask_faults: masks that took part and that a person should look at, as `blemish data check`
+            finds them.
+        problems: what the data set says of its masks and of files that are not in it, one sentence
+            each.
     """
 
     counts: Mapping[str, int]

@@ -63,7 +63,7 @@ def test_the_second_time_nothing_is_encoded_and_no_bit_differs(
     looks = [images(4), images(3, seed=1)]
     with torch.inference_mode():
         plain = [backbone(look, (2, 3)) for look in looks]
-        with features_kept(backbone), counted(backbone) as rows:
+        with features_kept(backbone, range(1, backbone.depth + 1)), counted(backbone) as rows:
             first = [backbone(look, (2, 3)) for look in looks]
             assert rows == [4, 3]
             again = [backbone(look, (2, 3)) for look in looks]
@@ -79,32 +79,37 @@ def test_the_second_time_nothing_is_encoded_and_no_bit_differs(
 def test_what_was_not_asked_for_before_is_encoded() -> None:
     backbone = build("test_vit", weights="random", seed=1).eval()
     look = images(2)
-    with torch.no_grad(), features_kept(backbone), counted(backbone) as rows:
+    with (
+        torch.no_grad(),
+        features_kept(backbone, range(1, backbone.depth + 1)),
+        counted(backbone) as rows,
+    ):
         backbone(look, (2,))
-        backbone(look, (2, 3))  # another layer
         backbone(look + 1e-6, (2,))  # another picture
         backbone(look[:, :, :32], (2,))  # another size
-        assert rows == [2] * 4
+        assert rows == [2] * 3
         backbone(torch.cat([look, images(1, seed=5)]), (2,))  # a batch that is known in part only
         backbone(look, (2,), attention=(2,))  # more than layers
-        assert rows[4:] == [3, 2]
+        assert rows[3:] == [3, 2]
         backbone(look, (3, 2))
-        assert len(rows) == 6
+        assert len(rows) == 5
     look.requires_grad_()
-    with features_kept(backbone), counted(backbone) as rows:
+    with features_kept(backbone, range(1, backbone.depth + 1)), counted(backbone) as rows:
         assert all(backbone(look, (2,)).tokens[0].requires_grad for _ in range(2))
         assert rows == [2, 2]
 
 
-def test_who_listens_hears_what_is_kept() -> None:
+def test_all_layers_that_will_be_asked_for_are_kept_at_once() -> None:
     backbone = build("test_vit", weights="random", seed=1).eval()
-    with torch.no_grad(), features_kept(backbone), counted(backbone) as rows:
-        for _ in range(2):
-            with backbone.overheard((3,)) as heard:
-                backbone(images(2), (2,))
-        alone = backbone(images(2), (3,))
+    with torch.no_grad(), features_kept(backbone, (2, 4, 3, 2)), counted(backbone) as rows:
+        first = backbone(images(2), (4, 2))
+        later = backbone(images(2), (3,))
         assert rows == [2]
-    assert same(heard[0][1], alone)
+        backbone(images(2), (5,))  # which nobody had said
+        assert rows == [2, 2]
+    with torch.no_grad():
+        assert same(first, backbone(images(2), (4, 2)))
+        assert same(later, backbone(images(2), (3,)))
 
 
 def refuse(*_: object, **__: object) -> Any:
@@ -137,7 +142,7 @@ def test_a_disk_that_takes_nothing_costs_time_and_no_bit(
         monkeypatch.setattr(tempfile, "TemporaryFile", faulty)
     with torch.no_grad():
         plain = backbone(images(3), (2, 3))
-        with features_kept(backbone), counted(backbone) as rows:
+        with features_kept(backbone, range(1, backbone.depth + 1)), counted(backbone) as rows:
             assert all(same(backbone(images(3), (2, 3)), plain) for _ in range(3))
             assert rows == [3, 3, 3]
 
@@ -159,7 +164,7 @@ def test_an_interruption_leaves_nothing_behind(
     backbone = build("test_vit", weights="random", seed=1).eval()
 
     def interrupted() -> None:
-        with torch.no_grad(), features_kept(backbone):
+        with torch.no_grad(), features_kept(backbone, range(1, backbone.depth + 1)):
             backbone(images(2), (2,))
             raise KeyboardInterrupt
 

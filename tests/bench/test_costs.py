@@ -34,7 +34,8 @@ KEYS = [
     "latency_p95_ms",
     "artifact_mib",
 ]
-# test_vit: width 64, 192 in the middle of a block, patches of 16², and positions for 100 of them beside [CLS].
+# test_vit: width 64, 192 in the middle of a block, patches of 16², and positions for 100 of them
+# beside [CLS].
 BLOCK = (
     4 * 64 + 65 * 192 + 65 * 64 + 65 * 192 + 193 * 64
 )  # norms, qkv, out, feed-forward in and out
@@ -47,7 +48,8 @@ LINEAR = (
 def test_counts_of_a_memory_bank(
     fitted: Callable[..., Detector], picture: Any, tmp_path: Path
 ) -> None:
-    """Pictures of 64²: 16 patches, 17 tokens; four of six blocks are run; the bank has 16 rows for each of 24 parts."""
+    """Pictures of 64²: 16 patches, 17 tokens; four of six blocks are run; the bank has 16 rows for
+    each of 24 parts."""
     detector = fitted("knn")
     assert isinstance(detector.method, Knn)
     assert detector.method.bank.shape == (384, 64)
@@ -68,7 +70,8 @@ def test_counts_of_a_memory_bank(
 
 
 def test_what_is_learned_is_counted_by_what_trains(fitted: Callable[..., Detector]) -> None:
-    """The decoder of AGPNet: width 32, one layer with one attention, two targets of 64 on a grid of 4×4."""
+    """The decoder of AGPNet: width 32, one layer with one attention, two targets of 64 on a grid of
+    4×4."""
     images = torch.zeros(1, 3, 64, 64)
     layer = 2 * 64 + 33 * 96 + 33 * 32 + 33 * 128 + 129 * 32
     decoder = 65 * 32 + (4 + 4) * 16 + layer + 64 + 33 * 128
@@ -76,9 +79,9 @@ def test_what_is_learned_is_counted_by_what_trains(fitted: Callable[..., Detecto
     guided = fitted("guided").method
     assert not any(parameter.requires_grad for parameter in guided.parameters())
     assert isinstance(guided, Guided)
-    assert guided.marker is not None
+    assert guided.segmentation_head is not None
     whole, few = copy.copy(guided), copy.copy(guided)
-    whole.config, few.config = GuidedConfig(tuned=None), GuidedConfig(tuned=1)
+    whole.config, few.config = GuidedConfig(trainable_blocks=None), GuidedConfig(trainable_blocks=1)
     encoder: Any = guided.backbone.model
     unread: list[nn.Module] = [
         *encoder.blocks[guided.deepest :],
@@ -89,14 +92,15 @@ def test_what_is_learned_is_counted_by_what_trains(fitted: Callable[..., Detecto
         efficiency._learnable(whole, images)
         == sum(each.numel() for each in guided.parameters()) - rest
     )
-    parts: list[nn.Module] = [encoder.blocks[guided.deepest - 1], guided.marker]
+    parts: list[nn.Module] = [encoder.blocks[guided.deepest - 1], guided.segmentation_head]
     assert efficiency._learnable(few, images) == sum(
         each.numel() for part in parts for each in part.parameters()
     )
 
 
 def test_a_cnn_and_a_product_with_a_vector(small: dict[str, Any], picture: Any) -> None:
-    """Weights that lie channels last are recognised; the discriminant of `lda` is a product with a vector."""
+    """Weights that lie channels last are recognised; the discriminant of `lda` is a product with a
+    vector."""
     good = [picture(seed) for seed in range(4)]
     small |= {"backbone": "test_resnet", "layers": (1, 2)}
     plain = blemish.fit("knn", good, **small)
@@ -120,7 +124,7 @@ def test_a_cnn_and_a_product_with_a_vector(small: dict[str, Any], picture: Any) 
                 lambda conv, _, maps: convolutions.append(maps.numel() * conv.weight[0].numel())
             )
     with torch.inference_mode():
-        _, (height, width) = plain.method.embed(torch.zeros(1, 3, 64, 64))
+        _, (height, width) = plain.method.embedded(plain.method.see(torch.zeros(1, 3, 64, 64)))
     search = height * width * bank.numel()
     smoothing = 2 * 3 * 16 * 16
     assert len(convolutions) == sum(each.ndim == 4 for each in used)

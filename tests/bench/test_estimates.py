@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from runs import TINY, a_row, a_run
 
-from blemish.bench.estimates import duration, estimate, total
+from blemish.bench.estimates import estimate, total
 from blemish.bench.results import Row
 from blemish.errors import ConfigError
 
@@ -48,7 +48,6 @@ def test_all_of_them_together(mvtec: Path) -> None:
     found = estimate(runs, [like(110)], device="cpu")
     assert total(found) == 220
     assert total(found, jobs=2) == 110
-    assert str(found[0]) == "knn on part, seed 0 · tiny: about 1.8 min (1 earlier row)"
-    assert [duration(each) for each in (0.4, 59, 90, 7200)] == ["0 s", "59 s", "1.5 min", "2.0 h"]
+    assert str(found[0]) == "knn on part, seed 0 · tiny: about 2 min (1 earlier row)"
     with pytest.raises(ConfigError, match="abacus"):
         estimate(runs, device="abacus")

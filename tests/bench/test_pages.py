@@ -1,4 +1,5 @@
-"""The pages of docs/: docs/results.md is what the committed rows make, and what the others tell to type exists."""
+"""The pages of docs/: docs/results.md is what the committed rows make, and what the others tell to
+type exists."""
 
 from __future__ import annotations
 

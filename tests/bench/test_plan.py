@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 from runs import GUIDED, TAUGHT, TINY, a_run
 
-from blemish.bench import plan as planning
-from blemish.bench.plan import Run, data_sets, once, places, plan, shared_threads
+from blemish.bench.plan import Run, data_sets, once, places, plan
 from blemish.bench.results import read_rows
 from blemish.bench.suites import Entry, Suite, Table
 from blemish.data import layouts
@@ -346,9 +345,3 @@ def test_nothing_to_measure_on_is_said(tmp_path: Path, monkeypatch: pytest.Monke
         places(a_suite(a_table("any")), [], root=tmp_path, scratch=tmp_path)
     with pytest.raises(DataError, match="no such path"):
         places(suite, [str(tmp_path / "none")], root=tmp_path, scratch=tmp_path)
-
-
-def test_cores_are_shared_among_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planning, "cores", lambda: 8)
-    assert [shared_threads(None, jobs) for jobs in (1, 2, 3, 20)] == [None, 4, 2, 1]
-    assert shared_threads(5, 2) == 5

@@ -20,7 +20,7 @@ from blemish.bench.results import (
     read_rows,
     suite_page,
 )
-from blemish.bench.results.rows import HALF_OFF
+from blemish.bench.results.rows import HALF_OFF, departures
 from blemish.bench.suites import (
     Comparison,
     Cost,
@@ -54,6 +54,9 @@ def test_damaged_and_newer_rows_are_refused(tmp_path: Path) -> None:
     whole = json.dumps(a_row())
     results.write_text(f"{whole}\nnot a row\n{whole}\n")
     with pytest.raises(DataError, match="line 2"):
+        read_rows(results)
+    results.write_text(json.dumps(a_row(schema=1)) + "\n")
+    with pytest.raises(DataError, match="line 1: was written by an older blemish"):
         read_rows(results)
     results.write_text(json.dumps(a_row(schema=99)) + "\n")
     with pytest.raises(DataError, match="newer blemish"):
@@ -320,7 +323,8 @@ def test_only_what_is_alike_stands_in_one_table_of_a_suite() -> None:
 
 
 def test_one_model_of_other_categories_is_another() -> None:
-    """Though its run has the same identity but for the seed: half of a set may have been there when it was made."""
+    """Though its run has the same identity but for the seed: half of a set may have been there when
+    it was made."""
     rows = [
         a_row(key=f"k{seed}", data="mvtec", seed=seed, multi_class=True, categories=names)
         for seed, names in enumerate(
@@ -378,7 +382,26 @@ def test_models_of_categories_are_shown_by_their_means() -> None:
     ]
     assert markdown.count("## ") == 1
     alone = suite_table([of("none", "bottle", 0, 0.8), of("guided", "bottle", 0, 0.9)], suite)
+    own = [of("none", "widget", 0, 0.8), of("guided", "widget", 0, 0.9)]
+    assert "## Noise: widget\n" in suite_table([*rows, *own], suite)  # beside the means
     assert alone.startswith("## Noise: bottle\n")
+
+
+def test_categories_that_not_all_lines_have_are_shown_one_by_one() -> None:
+    names = ("none", "guided", "odd")
+    lines = tuple(Entry(method="knn", label=it, settings={"noise": it}) for it in names)
+    part = Table(name="noise", title="Noise", data="mvtec", rows=lines)
+    had = {"none": ("bottle", "screw"), "guided": ("bottle", "screw"), "odd": ("cable",)}
+    rows = [
+        noisy(noise, 0, 0.9, data=data, key=noise + data)
+        for noise, sets in had.items()
+        for data in sets
+    ]
+    text = suite_table(rows, Suite(name="s", title="S", tables=(part,)))
+    assert [line for line in text.splitlines() if line.startswith("## ")] == [
+        "## Noise: bottle",
+        "## Noise: screw",
+    ]
 
 
 def test_backbones_stand_in_one_table_though_each_has_its_own_weights_and_resolution() -> None:
@@ -423,7 +446,8 @@ def test_a_suite_names_the_runs_that_failed() -> None:
 
 
 def test_without_pre_training_is_a_line_beside_those_with_one() -> None:
-    """Also where a recipe says how the encoder is pre-trained, which counts for nothing where it is not."""
+    """Also where a recipe says how the encoder is pre-trained, which counts for nothing where it is
+    not."""
     base = {
         "backbone": "test_vit",
         "image_size": [64, 64],
@@ -516,7 +540,7 @@ def test_categories_are_lines_and_systems_are_columns() -> None:
         ["Mean of the 2 measured", "–", "90.5 ± 4.2", "measured"],
     ]
     assert (
-        "\n\nNoted.\n\n- [1] knn · recipe best · test_vit (feedbeef) · 32×48 · fp32 · CPU X · commit"
+        "\n\nNoted.\n\n- [1] knn · recipe best · test_vit (feedbeef) · 32×48 · fp32 · CPU X · "
         in text
     )
     assert "01234567 · seed 0, 1\n" in text
@@ -603,15 +627,22 @@ def test_what_is_unlike_stands_in_columns_of_its_own() -> None:
     )  # those of another backbone are no ablation
 
 
+def test_what_a_fit_makes_of_a_recipe_is_no_departure() -> None:
+    made = {"simulators": ["guided-poisson"], "layers": [4, 6]}
+    settings = configs.to_dict(configure("guided")) | made | {"seed": 7}
+    row = a_row(method="guided", settings=settings)
+    assert departures(row, "best") == {}
+    assert departures({**row, "changed": made}, "best") == made
+    assert departures({**row, "settings": {**settings, "zoom": 9.0}}, "best") == {"zoom": 9.0}
+
+
 def test_a_row_belongs_to_the_entry_that_names_most_of_it() -> None:
     entries = (
         Entry(method="knn", label="plain"),
-        Entry(method="knn", label="large", settings={"bank_size": 9}),
+        Entry(method="knn", label="small", settings={"image_size": [64]}),
     )
-    settings = {"backbone": "test_vit", "bank_size": 9, "seed": 0}
-    row = {**of("bottle", 0.9), "settings": settings, "changed": {"bank_size": 9}}
-    text = suite_table([row], suite_of(entries=entries))
-    assert "| Theirs | large [1] | Status |" in text
+    text = suite_table([of("bottle", 0.9, changed={"image_size": [64]})], suite_of(entries=entries))
+    assert "| Theirs | small [1] | Status |" in text
 
 
 def test_one_model_of_all_categories_tells_of_each() -> None:
@@ -801,7 +832,7 @@ def test_costs_have_a_table_of_their_own() -> None:
             "88.9",
             "1",
         ],
-        ["Theirs", "published", "–", "7.48", "–", "6.46", "286.92", "–", "–", "–", "–", "–", "–"],
+        ["Theirs", "published", "–", "7.48", "–", "6.46", "286.92", *["–"] * 6],
     ]
     assert "Published: Table 9. On a GPU." in text
     assert markdown(efficiency_page([])) == "No rows.\n"
@@ -818,8 +849,8 @@ def test_html_has_all_that_markdown_has_and_nothing_from_elsewhere() -> None:
     page = html(suite_page([*rows, failed], suite_of()), title="A <title>")
     assert "<title>A &lt;title&gt;</title>" in page
     assert (
-        '<th scope="row">bottle</th><td class="n">90.0</td><td class="n"><b>96.0 ± 1.4</b></td><td>measured</td>'
-        in page
+        '<th scope="row">bottle</th><td class="n">90.0</td><td class="n"><b>96.0 ± 1.4</b></td>'
+        "<td>measured</td>" in page
     )
     assert "test_vit (&lt;b&gt;&amp;c)" in page
     assert '<p class="quiet">Noted.</p>' in page

@@ -22,21 +22,25 @@ from runs import GUIDED, TAUGHT, TINY, a_run
 from runs import a_row as a_whole_row
 
 import blemish
+from blemish.bench import conditions
 from blemish.bench import run as benchmark
-from blemish.bench.plan import Run, cores
+from blemish.bench.conditions import checkout, shared_threads
+from blemish.bench.plan import Run
 from blemish.bench.results import Row, markdown, page, read_rows
 from blemish.bench.run import METRICS, SHIFTED_METRICS, measure, run
 from blemish.data.shifts import SHIFTS
 from blemish.detector.predict import Detector
 from blemish.errors import ConfigError, DataError, OutputError
 from blemish.images import decode
+from blemish.machine import cores
 from blemish.types import Failure
 
 HERE = {"device": "cpu", "precision": "fp32"}
 
 
 def in_this_process(launched: list[Run]) -> Callable[..., Row]:
-    """What works as a run's own process does, here, which is quicker; notes the runs that it is given."""
+    """What works as a run's own process does, here, which is quicker; notes the runs that it is
+    given."""
 
     def launch(order: benchmark.Order, *_: object) -> Row:
         launched.append(order.run)
@@ -63,7 +67,7 @@ def a_row(one: Run, **changes: Any) -> Row:
 
 
 def an_order(one: Run, **changes: Any) -> benchmark.Order:
-    values = {"device": "cpu", "precision": "fp32", "threads": None, "artifact": None, **changes}
+    values = {"device": "cpu", "precision": "fp32", "threads": None, "keep": None, **changes}
     return benchmark.Order(run=one, **values)
 
 
@@ -258,11 +262,9 @@ def test_a_shifted_picture_is_known_by_its_original(
     fitted: Callable[..., Detector], picture: Any
 ) -> None:
     plain = fitted("knn")
-    shifted = benchmark._Shifted(plain, SHIFTS["brightness"])
-    before, after, broken = (
-        plain.predict(picture(900)),
-        *shifted.predict_many([picture(900), np.zeros((0, 0, 3), np.uint8)]),
-    )
+    shown = [picture(900), np.zeros((0, 0, 3), np.uint8)]
+    after, broken = plain.predict_many(shown, alter=SHIFTS["brightness"])
+    before = plain.predict(picture(900))
     assert (before.digest, before.size) == (after.digest, after.size)
     assert before.score != after.score
     assert after.score == plain.predict(SHIFTS["brightness"](picture(900))).score
@@ -270,18 +272,19 @@ def test_a_shifted_picture_is_known_by_its_original(
 
 
 def test_every_shift_is_judged_in_every_mode(mvtec: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[tuple[str, str | None]] = []
+    calls: list[tuple[Any, str | None]] = []
     evaluate = benchmark.evaluate
 
-    def recorded(detector: Detector, *arguments: Any, **named: Any) -> Any:
-        calls.append((type(detector).__name__, named.get("adapt")))
-        return evaluate(detector, *arguments, **named)
+    def recorded(*arguments: Any, predict: Any, **named: Any) -> Any:
+        altered = getattr(predict, "keywords", {"alter": "stopwatch"})["alter"]
+        calls.append((altered, named.get("adapt")))
+        return evaluate(*arguments, predict=predict, **named)
 
     monkeypatch.setattr(benchmark, "evaluate", recorded)
     row = measure(a_run(mvtec, **GUIDED, shifts=["contrast"], adapt=["episodic", "online"]), **HERE)
     modes = (None, "online", "episodic")
-    assert calls[0] == ("_Stopwatch", None)
-    assert calls[1:] == [(name, mode) for name in ("Detector", "_Shifted") for mode in modes]
+    assert calls[0] == ("stopwatch", None)
+    assert calls[1:] == [(alter, mode) for alter in (None, SHIFTS["contrast"]) for mode in modes]
     assert row["adapt"] == ("online", "episodic")
     for by_mode in row["shifted"].values():
         assert list(by_mode) == ["none", "online", "episodic"]
@@ -309,7 +312,8 @@ def test_the_share_of_adapted_pictures_and_the_means_of_categories_are_told(
         )
 
     monkeypatch.setattr(benchmark, "evaluate", evaluate)
-    metrics = benchmark._adapted(None, None, "online", 256)
+    detector = SimpleNamespace(predict_many=print)
+    metrics = benchmark._adapted(detector, None, None, "online", 256)
     means = {"image_auroc": 0.5, "pixel_auroc": None, "aupro": 0.25}
     assert metrics == {
         **means,
@@ -320,12 +324,12 @@ def test_the_share_of_adapted_pictures_and_the_means_of_categories_are_told(
 
 def test_memory_and_time_are_those_of_scoring(mvtec: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[str] = []
-    peak, compared = benchmark.peak_memory_mib, benchmark.evaluate.__globals__["_compared"]
+    peak, row = benchmark.peak_memory_mib, benchmark.evaluate.__globals__["_row"]
     monkeypatch.setattr(benchmark, "peak_memory_mib", lambda: events.append("peak") or peak())
     monkeypatch.setitem(
         benchmark.evaluate.__globals__,
-        "_compared",
-        lambda *a: events.append("metric") or compared(*a),
+        "_row",
+        lambda *a: events.append("metric") or row(*a),
     )
     measure(a_run(mvtec), **HERE)
     assert events == ["peak"] + ["metric"] * 13
@@ -466,12 +470,12 @@ def test_a_place_that_cannot_be_written_is_said_before_any_run(
 def test_the_commit_is_of_the_checkout_that_blemish_runs_from(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    commit, dirty = benchmark.checkout()
+    commit, dirty = checkout()
     assert (commit is None) == (dirty is None)
-    monkeypatch.setattr(benchmark, "__file__", str(tmp_path / "benchmark.py"))
-    assert benchmark.checkout() == (None, None)
+    monkeypatch.setattr(conditions, "__file__", str(tmp_path / "machine.py"))
+    assert checkout() == (None, None)
     monkeypatch.setenv("PATH", os.devnull)
-    assert benchmark.checkout() == (None, None)
+    assert checkout() == (None, None)
 
 
 def test_pictures_that_are_not_all_of_a_public_set_are_said(mvtec: Path) -> None:
@@ -605,7 +609,8 @@ def test_what_interrupts_ends_the_processes(
 
 
 def test_a_job_sees_its_own_gpu_only(mvtec: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    code = "import json, os; print(json.dumps(dict(schema=2, status='x', key=os.environ['CUDA_VISIBLE_DEVICES'])))"
+    row = "dict(schema=2, status='x', key=os.environ['CUDA_VISIBLE_DEVICES'])"
+    code = f"import json, os; print(json.dumps({row}))"
     monkeypatch.setattr(benchmark, "_command", lambda order: [sys.executable, "-S", "-c", code])
     assert benchmark._launch(an_order(a_run(mvtec), device="cuda"), "5", set())["key"] == "5"
 
@@ -631,3 +636,9 @@ def test_several_gpus_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_jobs_are_refused(mvtec: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="jobs: at least 1"):
         run([a_run(mvtec)], tmp_path / "rows.jsonl", **HERE, jobs=0)
+
+
+def test_cores_are_shared_among_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conditions, "cores", lambda: 8)
+    assert [shared_threads(None, jobs) for jobs in (1, 2, 3, 20)] == [None, 4, 2, 1]
+    assert shared_threads(5, 2) == 5

@@ -35,7 +35,10 @@ rows = [
 [[table]]
 name = "layers"
 title = "Layers"
-rows = [{ label = "last", settings = { layers = [4] } }, { label = "both", settings = { layers = [2, 4] } }]
+rows = [
+  { label = "last", settings = { layers = [4] } },
+  { label = "both", settings = { layers = [2, 4] } },
+]
 """
 
 
@@ -65,7 +68,8 @@ def test_every_line_of_every_suite_can_be_measured(name: str, recipe: str | None
 
 
 def test_maps_and_masks_are_compared_where_the_paper_does(mvtec: Path) -> None:
-    """APMask's paper averages maps "resized to the original test image resolution"; AGPNet's does not say."""
+    """APMask's paper averages maps "resized to the original test image resolution"; AGPNet's does
+    not say."""
     for name in suites.names():
         suite = suites.read(name)
         expected = None if name.startswith(("apmask", "guided")) else 256

@@ -1,4 +1,5 @@
-"""benchmarks/weak.py on a tiny set: its rows are those of an ordinary fit with the same draw of defects."""
+"""benchmarks/weak.py on a tiny set: its rows are those of an ordinary fit with the same draw of
+defects."""
 
 from __future__ import annotations
 

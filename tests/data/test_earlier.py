@@ -13,7 +13,7 @@ import pytest
 import blemish
 from blemish.data.folder import find_pictures, scan, search
 from blemish.data.layouts import read
-from blemish.detector.pretrain import figure_of
+from blemish.report.health import figure_of
 
 Run = Callable[..., tuple[int, str, str]]
 FIT = ("--backbone", "test_vit", "--weights", "random", "--image-size", "64", "--layers", "2,4")

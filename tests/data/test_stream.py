@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from blemish.data.stream import PictureStream, load_picture, map_ahead, name_of
+from blemish.data.stream import Passes, PictureStream, load_picture, map_ahead, name_of, unreadable
 from blemish.data.transforms import Preprocessing, prepare
 from blemish.images import Picture, decode
 from blemish.types import Failure, Sample
@@ -89,7 +89,8 @@ def test_batches_hold_every_picture_once_in_order(batch_size: int, picture: Part
     sources = [picture(seed) for seed in range(7)]
     stream = PictureStream(sources, PLAIN, batch_size)
     for _ in range(2):  # it starts anew each time
-        batches = list(stream)
+        reading = iter(stream)
+        batches = list(reading)
         assert len(batches) == -(-7 // batch_size)
         assert stream.rows == 7
         assert torch.cat([batch.owners for batch in batches]).tolist() == list(range(7))
@@ -98,7 +99,7 @@ def test_batches_hold_every_picture_once_in_order(batch_size: int, picture: Part
         assert torch.equal(
             images, torch.stack([prepare(decode(source), PLAIN) for source in sources])
         )
-    assert stream.digests == {index: decode(source).digest for index, source in enumerate(sources)}
+        assert reading.found.digests == {at: decode(each).digest for at, each in enumerate(sources)}
     assert batches[0].owners.dtype == torch.int64
 
 
@@ -106,7 +107,8 @@ def test_batches_hold_every_picture_once_in_order(batch_size: int, picture: Part
 def test_turned_copies_share_their_owner(rotations: int, picture: Part) -> None:
     sources = [picture(seed) for seed in range(3)]
     stream = PictureStream(sources, PLAIN, batch_size=4, rotations=rotations)
-    batches = list(stream)
+    reading = iter(stream)
+    batches = list(reading)
     owners = torch.cat([batch.owners for batch in batches]).tolist()
     assert len(owners) == stream.rows
     assert owners == [owner for owner in range(3) for _ in range(rotations)]
@@ -117,7 +119,7 @@ def test_turned_copies_share_their_owner(rotations: int, picture: Part) -> None:
         for turn in range(rotations)
     ]
     assert torch.equal(images, torch.stack(expected))
-    assert len(stream.digests) == 3  # of the pictures, not of their copies
+    assert len(reading.found.digests) == 3  # of the pictures, not of their copies
 
 
 @pytest.mark.parametrize("rotations", [1, 2])
@@ -125,17 +127,19 @@ def test_turned_copies_share_their_owner(rotations: int, picture: Part) -> None:
 def test_pictures_of_the_same_content_share_the_owner_of_the_first(
     batch_size: int, rotations: int, picture: Part, write: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """Or a picture that is left out would be judged by its own twin; the name and the file format do not matter."""
+    """Or a picture that is left out would be judged by its own twin; the name and the file format
+    do not matter.
+    """
     twin, other = (
         write(tmp_path / "twin.bmp", picture(1)),
         write(tmp_path / "other.png", picture(1)),
     )
     sources = [picture(0), picture(1), twin, "nowhere.png", picture(2), picture(0), other]
     stream = PictureStream(sources, PLAIN, batch_size, rotations=rotations)
-    for _ in range(2):
-        owners = torch.cat([batch.owners for batch in stream]).tolist()
-        assert owners == [owner for owner in (0, 1, 1, 4, 0, 1) for _ in range(rotations)]
-    assert len(set(stream.digests.values())) == 3
+    reading = iter(stream)
+    owners = torch.cat([batch.owners for batch in reading]).tolist()
+    assert owners == [owner for owner in (0, 1, 1, 4, 0, 1) for _ in range(rotations)]
+    assert reading.found.originals == {0: 0, 1: 1, 2: 1, 4: 4, 5: 0, 6: 1}
 
 
 @pytest.mark.parametrize("rotations", [1, 3])
@@ -166,18 +170,38 @@ def test_broken_pictures_are_set_aside(tmp_path: Path, picture: Part) -> None:
         picture(2),
         "nowhere.png",
     ]
-    stream = PictureStream(sources, PLAIN, batch_size=2)
-    for _ in range(2):
-        batches = list(stream)
-        assert torch.cat([batch.owners for batch in batches]).tolist() == [0, 2, 4]
-        assert [len(batch.images) for batch in batches] == [2, 1]
-        assert set(stream.failures) == {1, 3, 5}
-    assert stream.failures[1] == Failure(
+    reading = iter(PictureStream(sources, PLAIN, batch_size=2))
+    batches, found = list(reading), reading.found
+    assert torch.cat([batch.owners for batch in batches]).tolist() == [0, 2, 4]
+    assert [len(batch.images) for batch in batches] == [2, 1]
+    assert list(found.failures) == [1, 3, 5]
+    assert found.failures[1] == Failure(
         source=str(tmp_path / "text.png"), reason="is not a picture (looks like text)"
     )
-    assert stream.failures[3].source == "array 3"
-    assert stream.failures[5] == Failure(source="nowhere.png", reason="does not exist")
-    assert set(stream.digests) == {0, 2, 4}
+    assert found.failures[3].source == "array 3"
+    assert found.failures[5] == Failure(source="nowhere.png", reason="does not exist")
+    assert list(found.digests) == list(found.thumbnails) == [0, 2, 4]
+    first, rest = found.part(0, 3), found.part(3, 6)
+    assert (list(first.digests), list(first.failures)) == ([0, 2], [1])
+    assert (list(rest.digests), list(rest.failures)) == ([1], [0, 2])
+    assert rest.failures[0] is found.failures[3]
+
+
+def test_some_of_the_pictures_keep_their_numbers(picture: Part) -> None:
+    stream = PictureStream([picture(0), "nowhere.png", picture(2), picture(3)], PLAIN, batch_size=8)
+    some = stream.only([3, 1, 0])
+    assert some.rows == 3
+    reading = iter(some)
+    (batch,) = reading
+    assert batch.owners.tolist() == [3, 0]
+    assert (list(reading.found.digests), list(reading.found.failures)) == ([3, 0], [1])
+    assert torch.equal(batch.images[0], prepare(decode(picture(3)), PLAIN))
+
+
+def test_an_unreadable_set_names_the_first_five() -> None:
+    failures = [Failure(source=f"{index}.png", reason="empty") for index in range(7)]
+    lines = str(unreadable("nothing", failures)).split("\n  ")
+    assert lines == ["nothing", *(f"{index}.png: empty" for index in range(5))]
 
 
 def test_a_picture_that_was_broken_once_stays_out(
@@ -185,28 +209,28 @@ def test_a_picture_that_was_broken_once_stays_out(
 ) -> None:
     """Every pass is over the same pictures, whatever comes to lie there in between."""
     stream = PictureStream([tmp_path / "late.png", picture(1)], PLAIN, batch_size=2)
+    passes = Passes(stream, torch.device("cpu"), first_owner=10)
     for _ in range(2):
-        (batch,) = stream
-        assert batch.owners.tolist() == [1]
-        assert set(stream.digests) == {1}
+        (batch,) = passes()
+        assert batch.owners.tolist() == [11]
         write(tmp_path / "late.png", picture(0))
-    assert set(stream.failures) == {0}
+    assert (list(passes.found.digests), list(passes.found.failures)) == ([1], [0])
 
 
 def test_nothing_but_broken_pictures(tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes(b"")
-    stream = PictureStream([tmp_path / "x.png"], PLAIN, batch_size=2)
-    assert list(stream) == []
-    assert len(stream.failures) == 1
+    reading = iter(PictureStream([tmp_path / "x.png"], PLAIN, batch_size=2))
+    assert list(reading) == []
+    assert len(reading.found.failures) == 1
     assert list(PictureStream([], PLAIN, batch_size=2)) == []
 
 
 def test_a_picture_that_is_not_finite_is_a_failure() -> None:
     pixels = np.full((4, 4), 0.5)
     pixels[1, 1] = np.nan
-    stream = PictureStream([pixels], PLAIN, batch_size=1)
-    assert list(stream) == []
-    assert "finite" in stream.failures[0].reason.lower() or "NaN" in stream.failures[0].reason
+    reading = iter(PictureStream([pixels], PLAIN, batch_size=1))
+    assert list(reading) == []
+    assert "finite" in reading.found.failures[0].reason.lower()
 
 
 def test_the_window_reaches_the_decoder() -> None:
@@ -229,7 +253,7 @@ def test_names() -> None:
 def test_a_stream_that_is_left_early_leaves_no_thread(picture: Part) -> None:
     batches = iter(PictureStream([picture(seed) for seed in range(40)], PLAIN, batch_size=2))
     next(batches)
-    batches.close()  # type: ignore[attr-defined]
+    batches.close()
     assert decoder_threads() == []
 
 
@@ -294,9 +318,10 @@ def test_a_mask_that_cannot_be_read_is_named(
         Sample(path=path, mask=tmp_path / "mask.png"),
         Sample(path=path, mask=tmp_path / "nowhere.png"),
     ]
-    stream = PictureStream([path, path], PLAIN, batch_size=2, marks=marks)
-    assert list(stream) == []
-    reasons = {Path(failure.source).name: failure.reason for failure in stream.failures.values()}
+    reading = iter(PictureStream([path, path], PLAIN, batch_size=2, marks=marks))
+    assert list(reading) == []
+    failures = reading.found.failures.values()
+    reasons = {Path(failure.source).name: failure.reason for failure in failures}
     assert reasons == {
         "mask.png": "is not a picture (looks like text)",
         "nowhere.png": "does not exist",

@@ -38,11 +38,11 @@ GUIDED: dict[str, Any] = {
     "layers": (2, 4),
     "epochs": 1,
     "min_steps": 4,
-    "pictures_per_step": 8,
+    "train_batch_size": 8,
     "scales": (32, 48),
     "score": "both",
     "map_head": "features",
-    "tuned": 4,
+    "trainable_blocks": 4,
     "device": "cpu",
     "precision": "fp32",
 }
@@ -61,7 +61,9 @@ def _small_head() -> Iterator[None]:
 
 
 def sharp(name: str, **options: Any) -> Backbone:
-    """A backbone whose attention is not flat, as it is with random weights, so that pictures can move it."""
+    """A backbone whose attention is not flat, as it is with random weights, so that pictures can
+    move it.
+    """
     backbone = build(name, **options)
     with torch.no_grad():
         backbone.model.blocks[-1].attn.qkv.weight[:128] *= 12  # type: ignore[union-attr,index]
@@ -207,7 +209,7 @@ def test_norms_and_nothing_else_move_and_the_moments_come_nearer(
     assert moved == expected
     anomalous = looks[0].odds.mean(0) > 0
     distances = [
-        float(discrepancy(look.entropies, anomalous, method.statistics))
+        float(discrepancy(look.entropies, anomalous, method.reference.entropies))
         for look in (looks[0], looks[-1])
     ]
     assert distances[1] < distances[0]
@@ -222,7 +224,7 @@ def test_more_and_longer_steps_bring_the_moments_nearer_still(
     with torch.no_grad():
         look = method.examine(images)
     anomalous = look.odds.mean(0) > 0
-    distances = [float(discrepancy(look.entropies, anomalous, method.statistics))]
+    distances = [float(discrepancy(look.entropies, anomalous, method.reference.entropies))]
     combine, reached = method.combine, [look]
 
     def watched(given: Look) -> Scores:
@@ -233,7 +235,9 @@ def test_more_and_longer_steps_bring_the_moments_nearer_still(
     for rate, steps in ((1e-3, 1), (1e-3, 5), (1e-2, 15)):
         adapter = EntropyAdapter(method, "episodic", rate=rate, steps=steps, guarded=True)
         assert adapter.score(images).adapted
-        distances.append(float(discrepancy(reached[-1].entropies, anomalous, method.statistics)))
+        distances.append(
+            float(discrepancy(reached[-1].entropies, anomalous, method.reference.entropies))
+        )
     assert distances == sorted(distances, reverse=True)
     assert distances[-1] < 0.9 * distances[0]
 
@@ -259,12 +263,16 @@ def test_features_come_nearer_to_those_of_training_pictures_and_scores_to_those_
         )
     result = method.adapter("episodic").score(tensors(detector, shifted))
     assert (result.adapted, result.note) == (True, "")
-    for size, tokens in enumerate(method.tokens.tolist()):
+    for size, tokens in enumerate(method.reference.patch_counts.tolist()):
         before, after = (
-            alignment.drift(each[tokens][0].mean(0), method.usual[size], 1 / 16 + 1 / method.known)
+            alignment.drift(
+                each[tokens][0].mean(0),
+                method.reference.moments[size],
+                1 / 16 + 1 / float(method.reference.pictures),
+            )
             for each in seen[1:]
         )
-        assert (before > method.limits[size]).all()
+        assert (before > method.reference.drift_limits[size]).all()
         assert (after < 0.5 * before).all()
     assert (result.scores.image.mean() - wanted.mean()).abs() < 0.5 * (
         plain.mean() - wanted.mean()
@@ -524,7 +532,7 @@ def test_other_sizes_are_saved_and_loaded(
 
 def test_one_size_only(fitted: Callable[..., Detector], detector: Detector) -> None:
     with pytest.raises(
-        ConfigError, match="knn looks at pictures in one size only; guided in several"
+        ConfigError, match="knn cannot look at pictures in several sizes; guided can"
     ):
         fitted("knn").with_scales((32,))
     with pytest.raises(ConfigError, match="scales: at least 1"):
@@ -684,7 +692,7 @@ def test_calibrate_at_other_sizes(
 def test_fit_with_sizes(run: Run, good_folder: Path, tmp_path: Path) -> None:
     made = tmp_path / "part.blemish"
     settings = [
-        f"--set={name}={GUIDED[name]}" for name in ("epochs", "min_steps", "pictures_per_step")
+        f"--set={name}={GUIDED[name]}" for name in ("epochs", "min_steps", "train_batch_size")
     ]
     options = [
         "--backbone",
@@ -739,11 +747,11 @@ def test_other_methods_do_neither(
     )
     for command in ("predict", "evaluate"):
         status, _, err = run(command, knn, folders.dark, "--scales", "32", *TOLD)
-        assert (status, "knn looks at pictures in one size only" in err) == (2, True)
+        assert (status, "knn cannot look at pictures in several sizes" in err) == (2, True)
     status, _, err = run(
         "calibrate", knn, folders.good, "-o", tmp_path / "x", "--scales", "32", *TOLD
     )
-    assert (status, "knn looks at pictures in one size only" in err) == (2, True)
+    assert (status, "knn cannot look at pictures in several sizes" in err) == (2, True)
 
 
 @pytest.mark.parametrize("options", [[], ["--scales", "64"], ["--adapt", "onlin"]])

@@ -1,4 +1,6 @@
-"""What counts as evidence for a threshold; and a fit encodes every picture once, wherever its features are kept."""
+"""What counts as evidence for a threshold; and a fit encodes every picture once, wherever its
+features are kept.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,8 @@ def evidence(detector: Detector) -> tuple[int, int, float | None]:
     return detector.threshold.n, detector.manifest["data"]["copies"], detector.threshold.value
 
 
-# --- Copies ----------------------------------------------------------------------------------------------------------
+# --- Copies
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", ["knn", "patchcore", "padim", "lda"])
@@ -153,7 +156,8 @@ def test_copies_are_told_on_the_command_line(
     assert "Pictures: 20 used; 20 copies of these; 0 broken" in out
 
 
-# --- Nearly the same -------------------------------------------------------------------------------------------------
+# --- Nearly the same
+# -------------------------------------------------------------------------------------------------
 
 
 def test_pictures_that_are_nearly_the_same() -> None:
@@ -192,7 +196,8 @@ def test_nearly_the_same_in_blocks_is_the_loop(monkeypatch: pytest.MonkeyPatch) 
         assert nearly_same(shown) == expected
 
 
-# --- Each picture is encoded once ------------------------------------------------------------------------------------
+# --- Each picture is encoded once
+# ------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -231,7 +236,7 @@ def test_a_fit_encodes_each_picture_once(
     (tmp_path / "good" / "4.png").write_text("not a picture")
     bad = {"anomalies": [picture(200, defect=True)]} if method == "lda" else {}
     options = (
-        {"described": (3,)} if method == "lda" else {}
+        {"descriptor_layers": (3,)} if method == "lda" else {}
     )  # a layer that the bank does not look at
     options |= {"batch_size": 3, **bad, **copies, **small}
     rows_of_one = 6 if copies else 1
@@ -266,14 +271,17 @@ def test_refining_encodes_each_picture_once(
     picture: Part, small: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     good, bad = parts(picture, 6, 30), [picture(200 + seed, defect=True) for seed in range(3)]
-    detector = blemish.fit("lda", parts(picture, 20), normality="knn", described=(3,), **small)
+    detector = blemish.fit(
+        "lda", parts(picture, 20), normality="knn", descriptor_layers=(3,), **small
+    )
     with encoded(monkeypatch) as rows:
         refined = blemish.refine(detector, good=good, anomalies=bad)
     assert (refined.good, refined.defects) == (6, 3)
     assert sum(rows) == 9
 
 
-# --- Twenty pictures are enough --------------------------------------------------------------------------------------
+# --- Twenty pictures are enough
+# --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", ["knn", "patchcore", "padim", "lda"])

@@ -1,4 +1,6 @@
-"""Metrics of a detector on a data set, against the same numbers computed by hand from its predictions."""
+"""Metrics of a detector on a data set, against the same numbers computed by hand from its
+predictions.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,7 @@ def drawn_mask(path: Path) -> NDArray[np.uint8]:
 
 
 def maps_by_hand(detector: Detector, root: Path, resolution: int = RESOLUTION) -> Maps:
-    """Path -> map and mask at resolution², of all test pictures of a data set in the MVTec layout."""
+    """Path -> map and mask at resolution² of the test pictures of a set in the MVTec layout."""
     found: Maps = {}
     for path in sorted((root / "test").rglob("*.png")):
         small = detector.predict(path).anomaly_map
@@ -53,7 +55,9 @@ def maps_by_hand(detector: Detector, root: Path, resolution: int = RESOLUTION) -
 
 
 def aupro_by_hand(maps: Maps, limit: float = 0.3) -> float:
-    """Mean overlap of the regions against false positives, one point per distinct score, straight lines between."""
+    """Mean overlap of the regions against false positives, one point per distinct score, straight
+    lines between.
+    """
     regions, normal = [], []
     for anomaly_map, mask in maps.values():
         count, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
@@ -394,7 +398,9 @@ def test_nothing_but_known_pictures(mvtec: Path, fitted: Callable[..., Detector]
 
 
 def test_the_majority_vote_is_judged_too(mvtec: Path, fitted: Callable[..., Detector]) -> None:
-    """By hand, where six sizes vote: the share of the votes ranks (ties count half), more than half is a verdict."""
+    """By hand, where six sizes vote: the share of the votes ranks (ties count half), more than half
+    is a verdict.
+    """
     given = iter([0, 1 / 3, 2 / 3, 0, 1 / 2, 0, 1, 2 / 3, 1 / 2, 1, 2 / 3, 1 / 2, 1])
     plain = fitted("knn")
     assert blemish.evaluate(plain, mvtec, resolution=RESOLUTION).votes is None
@@ -500,7 +506,8 @@ def test_huge_sets_are_measured_in_constant_memory(
     assert streamed.image_auroc == exact.image_auroc
 
 
-# Boxes in pixels of 1024², with the rows and columns of the 64² map that have their centres in them.
+# Boxes in pixels of 1024², with the rows and columns of the 64² map that have their centres in
+# them.
 BOXES = {
     "00000101_000.png": [((128, 640, 192, 192), slice(40, 52), slice(8, 20))],
     "00000102_000.png": [
@@ -516,7 +523,9 @@ BOXES = {
 
 @pytest.fixture
 def chest(tmp_path: Path, picture: Part, write: Write) -> Path:
-    """In the NIH layout: 24 train normals and 6 in the test, of which 4 are of men; 3 with boxes, of which 2 are."""
+    """In the NIH layout: 24 train normals and 6 in the test, of which 4 are of men; 3 with boxes,
+    of which 2 are.
+    """
     names = {f"{seed:08d}_000.png": picture(seed) for seed in (*range(24), *range(50, 56))}
     names |= {name: picture(int(name[5:8]), defect=True) for name in BOXES}
     rows = []

@@ -1,4 +1,6 @@
-"""From good pictures to a detector: who is held out, when there is a threshold, and what the manifest keeps."""
+"""From good pictures to a detector: who is held out, when there is a threshold, and what the
+manifest keeps.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,8 @@ def quantile(scores: list[float], rate: float) -> float:
     return sorted(scores)[math.ceil(round((len(scores) + 1) * (1 - rate), 9)) - 1]
 
 
-# --- Configuration ---------------------------------------------------------------------------------------------------
+# --- Configuration
+# --------------------------------------------------------------------------------------------------
 
 
 def test_configure_takes_the_recipe_then_values_then_assignments() -> None:
@@ -144,7 +147,8 @@ def test_the_seed_is_the_one_that_was_given(
         )
 
 
-# --- Which pictures --------------------------------------------------------------------------------------------------
+# --- Which pictures
+# --------------------------------------------------------------------------------------------------
 
 
 def test_good_in_every_form(
@@ -284,7 +288,8 @@ def test_the_fingerprint_is_of_the_content(
     )
 
 
-# --- The threshold ---------------------------------------------------------------------------------------------------
+# --- The threshold
+# --------------------------------------------------------------------------------------------------
 
 
 def test_leave_one_out_holds_nothing_out(picture: Part, fitted: Callable[..., Detector]) -> None:
@@ -299,7 +304,8 @@ def test_leave_one_out_holds_nothing_out(picture: Part, fitted: Callable[..., De
             prepare(decode(picture(index)), detector.preprocessing)[None], torch.tensor([index])
         )
         assert scores[index] == pytest.approx(
-            detector.method.score_left_out(batch).image.item(), rel=1e-4
+            detector.method.judge_left_out(detector.method.see(batch.images), batch).image.item(),
+            rel=1e-4,
         )
     assert threshold.value == quantile(scores, 0.05) == max(scores)
     assert "jackknife" in threshold.guarantee
@@ -310,7 +316,9 @@ def test_leave_one_out_holds_nothing_out(picture: Part, fitted: Callable[..., De
 def test_a_picture_that_is_left_out_is_not_judged_by_its_twin(
     method: str, batch_size: int, picture: Part, write: Write, tmp_path: Path, small: dict[str, Any]
 ) -> None:
-    """Copies tell nothing of a new picture: whatever a twin scores, one of the different pictures scores so too."""
+    """Copies tell nothing of a new picture: whatever a twin scores, one of the different pictures
+    scores so too.
+    """
     good = parts(picture, 8)
     alone = blemish.fit(method, good, batch_size=batch_size, **small).manifest["calibration_scores"]
     copy = write(tmp_path / "copy.bmp", picture(2))
@@ -460,7 +468,8 @@ def test_the_heatmap_scale_is_measured_even_when_nothing_is_held_out(
 def test_a_bank_that_holds_one_picture_only(
     method: str, bank_size: int, picture: Part, small: dict[str, Any]
 ) -> None:
-    # Then that picture has nothing to be compared with; it must not end in an error of another kind.
+    # Then that picture has nothing to be compared with; it must not end in an error of another
+    # kind.
     try:
         detector = blemish.fit(method, parts(picture, 4), bank_size=bank_size, **small)
     except BlemishError:
@@ -479,7 +488,8 @@ def test_one_picture_has_no_leave_one_out(picture: Part, small: dict[str, Any]) 
     assert (len(asked.manifest["data"]["fitted"]), asked.manifest["data"]["calibrated"]) == (1, [])
 
 
-# --- Calibrating again -----------------------------------------------------------------------------------------------
+# --- Calibrating again
+# -----------------------------------------------------------------------------------------------
 
 
 def test_recalibrate(
@@ -553,7 +563,8 @@ def test_recalibrate_with_a_picture_that_is_gone(
     assert [Path(failure.source).name for failure in failures] == ["3.png"]
 
 
-# --- Several categories ----------------------------------------------------------------------------------------------
+# --- Several categories
+# ----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -681,7 +692,8 @@ def test_the_heatmap_scale_is_of_all_categories(two: Path, small: dict[str, Any]
     assert detector.thresholds == {}
 
 
-# --- Few shots -------------------------------------------------------------------------------------------------------
+# --- Few shots
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", ["knn", "patchcore", "padim"])
@@ -751,7 +763,8 @@ def test_a_number_of_shots_that_cannot_be_drawn(picture: Part, small: dict[str, 
         blemish.fit("knn", parts(picture, 3), shots=4, **small)
 
 
-# --- On the way ------------------------------------------------------------------------------------------------------
+# --- On the way
+# --------------------------------------------------------------------------------------------------
 
 
 def test_progress_is_told(picture: Part, small: dict[str, Any]) -> None:

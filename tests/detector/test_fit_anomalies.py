@@ -1,4 +1,6 @@
-"""`fit` with labelled defects: which pictures are learned from, what the manifest says of them, and how they train."""
+"""`fit` with labelled defects: which pictures are learned from, what the manifest says of them, and
+how they train.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ from blemish.images import decode
 from blemish.methods import METHODS
 from blemish.methods.atacnet import AtacNet
 from blemish.methods.lda import Lda
-from blemish.methods.trained import TrainingBatch
+from blemish.methods.learner import TrainingBatch
 from blemish.types import Batch, Progress, Sample
 
 Part = Callable[..., np.ndarray]
@@ -32,7 +34,7 @@ PAPER: dict[str, Any] = {
     "recipe": "paper",
     "epochs": 1,
     "min_steps": 6,
-    "pictures_per_step": 4,
+    "train_batch_size": 4,
     "attention_dim": 8,
 }
 
@@ -107,7 +109,7 @@ def test_the_number_of_defects_does_not_touch_what_is_normal(
     assert before.keys() == after.keys()
     assert [name for name in before if not torch.equal(before[name], after[name])] == [
         "defects",
-        "unusual",
+        "defect_scores",
     ]
     assert taught.manifest["calibration_scores"] != plain.manifest["calibration_scores"]
 
@@ -380,7 +382,7 @@ def test_the_published_classifier_gets_pictures_as_they_come(
         **small,
         **PAPER,
         "recipe": "paper-classifier",
-        "pictures_per_step": 6,
+        "train_batch_size": 6,
         "calibration_fraction": 0,
     }
     blemish.fit("atacnet", parts(picture, 10), anomalies=mvtec, anomaly_count=2, **options)

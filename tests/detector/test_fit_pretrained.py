@@ -38,7 +38,7 @@ SETTINGS: dict[str, Any] = {
     "layers": (2, 4),
     "epochs": 1,
     "min_steps": 2,
-    "pictures_per_step": 4,
+    "train_batch_size": 4,
     "bank_size": 50,
     "zoom": 1.0,
     "pretraining": "apmask",
@@ -55,7 +55,7 @@ SMALL = {
     "bottleneck": 8,
     "prototypes": 4,
     "local_views": 1,
-    "pictures_per_step": 4,
+    "train_batch_size": 4,
     "min_steps": 5,
 }
 STEPS = 5

@@ -1,4 +1,6 @@
-"""`fit` and `blemish fit` of a method that is trained by gradient: a toy, so that only the way there is tested."""
+"""`fit` and `blemish fit` of a method that is trained by gradient: a toy, so that only the way
+there is tested.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +17,14 @@ from torch import Tensor, nn
 import blemish
 from blemish import cli
 from blemish.artifact import read
-from blemish.backbones import Backbone
+from blemish.backbones import Backbone, Features
 from blemish.cli.status import ERROR
 from blemish.errors import CalibrationError, ConfigError, DataError, OutputError
 from blemish.methods import METHODS
-from blemish.methods.embedding import embed
-from blemish.methods.trained import TrainedConfig, TrainedMethod, TrainingBatch
-from blemish.types import Progress
+from blemish.methods.embedding import join
+from blemish.methods.learner import TrainingBatch
+from blemish.methods.trained import TrainedConfig, TrainedMethod
+from blemish.types import Progress, Scores
 
 Part = Callable[..., np.ndarray]
 FIT = (
@@ -36,7 +39,7 @@ FIT = (
     "--precision",
     "fp32",
 )
-QUICK = {"epochs": 2, "pictures_per_step": 4, "learning_rate": 0.1}
+QUICK = {"epochs": 2, "train_batch_size": 4, "learning_rate": 0.1}
 
 
 class Toy(TrainedMethod):
@@ -55,7 +58,7 @@ class Toy(TrainedMethod):
         self.mean = nn.Parameter(torch.zeros(64))
 
     def encode(self, images: Tensor) -> dict[str, Tensor]:
-        return {"patches": embed(self.backbone, images, self.config.layers)[0]}
+        return {"patches": join(self.see(images), self.backbone.spec.kind)[0]}
 
     def start_training(self, sample: TrainingBatch) -> None:
         pass
@@ -74,9 +77,10 @@ class Toy(TrainedMethod):
     def end_training(self, steps: int) -> None:
         pass
 
-    def anomaly_map(self, images: Tensor) -> Tensor:
-        patches, grid = embed(self.backbone, images, self.config.layers)
-        return (patches - self.mean).square().mean(-1).reshape(len(images), *grid)
+    def judge(self, features: Features, images: Tensor) -> Scores:
+        patches, grid = join(features, self.backbone.spec.kind)
+        raw = (patches - self.mean).square().mean(-1).reshape(len(images), *grid)
+        return self._finish(raw, images)
 
 
 @pytest.fixture(autouse=True)

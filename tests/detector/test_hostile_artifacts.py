@@ -1,5 +1,6 @@
-"""What an artifact from a stranger may say: with a right digest, anything. It is refused by the field's name, or scores
-as before; it never fetches, never runs long, never ends in another error."""
+"""What an artifact from a stranger may say: with a right digest, anything. It is refused by the
+field's name, or scores as before; it never fetches, never runs long, never ends in another error.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +37,7 @@ WRONG: list[Any] = [
 # What a field may legally say otherwise, so that other scores are what was asked for.
 ASKED_FOR = {
     "config.layers", "config.layers.0", "config.smoothing", "config.top_fraction", "config.softmax",
-    "config.score_window", "config.sharpness", "config.shrinkage", "config.weight", "config.learned", "config.active",
+    "config.score_window", "config.sharpness", "config.shrinkage", "config.weight", "config.head_weight", "config.active",
     "config.padding", "config.pooling", "preprocessing.mean.0", "preprocessing.window", "backbone.spec.antialias",
 }  # fmt: skip
 Part = Callable[..., np.ndarray]
@@ -265,7 +266,9 @@ def wrong_tensors(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor | Non
 def test_tensors_that_cannot_be(
     whole: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those that it has learned, and the first and the last of its networks, each wrong in every way."""
+    """Those that it has learned, and the first and the last of its networks, each wrong in every
+    way.
+    """
     manifest, tensors = content(whole)
     with hollow():
         empty = type(whole.method)(
@@ -274,7 +277,8 @@ def test_tensors_that_cannot_be(
     learned = [name for name in empty.learned_tensors() if tensors[name].numel()]
     assert learned
     of_networks = [name for name in tensors if name not in empty.learned_tensors()]
-    # How many rows it remembers is for the bank to say: beside one another they have to go together.
+    # How many rows it remembers is for the bank to say: beside one another they have to go
+    # together.
     for name in (*learned, of_networks[0], of_networks[-1]):
         for how, wrong in wrong_tensors(name, tensors[name]):
             if (name, how) == ("bank", "longer") and "owners" not in tensors:
@@ -306,9 +310,14 @@ def test_tensors_that_cannot_be(
         ("knn", "bank", lambda bank: 1000 * bank, "bank: holds"),
         ("knn", "owners", lambda owners: -1 - owners, "owners: holds"),
         ("guided", "normal", torch.zeros_like, "normal: holds a spread that is not positive"),
-        ("guided", "usual", torch.zeros_like, "usual: holds a spread that is not positive"),
+        (
+            "guided",
+            "reference.moments",
+            torch.zeros_like,
+            "reference.moments: holds a spread that is not positive",
+        ),
         ("guided", "pictured", lambda pictured: pictured + 1, "pictured"),
-        ("guided", "tokens", lambda tokens: -tokens, "tokens: holds"),
+        ("guided", "reference.patch_counts", lambda counts: -counts, "patch_counts: holds"),
         ("agpnet", "steps", torch.zeros_like, "steps: holds 0"),
         (
             "knn",
@@ -334,7 +343,9 @@ def test_values_of_tensors_that_cannot_be(
 def test_nothing_is_allocated_before_it_fits(
     fitted: Fitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A model of a thousand million weights and a decoder of 64 layers exist on the device "meta" alone."""
+    """A model of a thousand million weights and a decoder of 64 layers exist on the device "meta"
+    alone.
+    """
     manifest, tensors = content(fitted("agpnet"))
     manifest = changed(manifest, ("config", "width"), 8192)
     manifest = changed(manifest, ("config", "depth"), 64)
@@ -410,7 +421,9 @@ for path in sys.argv[1:]:
 
 
 def test_prediction_from_any_artifact_opens_no_socket(fitted: Fitted, tmp_path: Path) -> None:
-    """Of every method, and with hostile names, in a process that may not: no socket, no process, no foreign folder."""
+    """Of every method, and with hostile names, in a process that may not: no socket, no process, no
+    foreign folder.
+    """
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     (foreign / "config.json").write_text('{"architecture": "test_vit"}')

@@ -1,4 +1,4 @@
-"""Detectors at work: order, failures, names, laziness; and artifacts that describe something else."""
+"""Detectors at work: order, failures, names, laziness; artifacts that describe something else."""
 
 from __future__ import annotations
 
@@ -173,7 +173,9 @@ def test_predictions_come_as_they_are_asked_for(
 
 
 class Camera:
-    """Frames without an end; `taken`: how many were asked for, `closed`: whether its generator has ended."""
+    """Frames without an end; `taken`: how many were asked for, `closed`: whether its generator has
+    ended.
+    """
 
     def __init__(self, picture: Part, broken: bool = False) -> None:
         self.taken, self.closed, self._picture, self._broken = 0, False, picture, broken
@@ -263,7 +265,7 @@ def test_a_single_picture_is_a_list_of_one(
 
 
 def test_the_look_ahead_holds_no_pixels(picture: Part, fitted: Callable[..., Detector]) -> None:
-    loaded = fitted()._load((0, picture(1, height=500, width=700), ""))
+    loaded = fitted()._load(0, picture(1, height=500, width=700), "", None)
     assert not isinstance(loaded, Failure)
     assert loaded.size == (500, 700)
     arrays = [getattr(loaded, name) for name in type(loaded).__slots__]
@@ -440,12 +442,15 @@ def test_tensors_that_do_not_fit(
         blemish.load(path, device="cpu")
 
 
-# --- Several categories ----------------------------------------------------------------------------------------------
+# --- Several categories
+# ----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def two(fitted: Callable[..., Detector]) -> Detector:
-    """A detector that says it knows nuts and bolts: bolts have a threshold of their own, nuts had too few pictures."""
+    """A detector that says it knows nuts and bolts: bolts have a threshold of their own, nuts had
+    too few pictures.
+    """
     plain = fitted()
     assert plain.threshold is not None
     strict = replace(plain.threshold, value=-1.0)
@@ -591,7 +596,6 @@ def test_one_kind_of_part_has_no_category_to_tell(
     fitted: Callable[..., Detector], picture: Part
 ) -> None:
     assert "category_features" not in fitted().manifest
-    assert fitted().nearest is None
     prediction = fitted().predict(picture(1))
     assert (prediction.category, prediction.category_assigned, prediction.notes) == ("", False, ())
     with pytest.raises(ConfigError, match="knows no categories"):

@@ -1,4 +1,6 @@
-"""`pretrain` and `blemish pretrain`: from good pictures to an encoder file, with its log, on a ViT of toy size."""
+"""`pretrain` and `blemish pretrain`: from good pictures to an encoder file, with its log, on a ViT
+of toy size.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +11,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -24,7 +27,7 @@ from blemish.cli.status import BROKEN_PICTURES, ERROR, WELL
 from blemish.config import to_dict
 from blemish.data.stream import PictureStream
 from blemish.data.transforms import Preprocessing
-from blemish.detector.pretrain import Encoder, configure, pretrained, read_log
+from blemish.detector.pretrain import Encoder, configure, pretrained
 from blemish.errors import (
     ArtifactError,
     CollapseError,
@@ -34,7 +37,7 @@ from blemish.errors import (
     WeightsError,
 )
 from blemish.methods import apmask
-from blemish.report import figures
+from blemish.report import figures, health
 from blemish.types import Progress
 
 Part = Callable[..., np.ndarray]
@@ -48,7 +51,7 @@ SETTINGS: dict[str, Any] = {
     "hidden": 16,
     "bottleneck": 8,
     "prototypes": 4,
-    "pictures_per_step": 4,
+    "train_batch_size": 4,
     "epochs": 1,
     "min_steps": 6,
 }
@@ -62,7 +65,7 @@ HEALTH = figures.health
 
 @pytest.fixture(autouse=True)
 def _quick_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A digest of what is drawn in place of the figure, which takes as long as the rest of a test."""
+    """A digest of what is drawn, in place of the figure, which takes as long as a whole test."""
 
     def drawn(steps: Any, curves: dict[str, Any], tiles: list[tuple[str, np.ndarray]]) -> bytes:
         said = [
@@ -223,9 +226,9 @@ def test_the_log_and_its_figure(
     monkeypatch.setattr(figures, "health", lambda *given: drawn.append(given) or b"drawn")  # type: ignore[func-returns-value]
     log = tmp_path / "new" / "encoder.log.jsonl"
     (tmp_path / "broken.png").touch()
-    encoder = blemish.pretrain(
-        [tmp_path / "broken.png", *parts], log=log, **{**TINY, "image_size": 64, "min_steps": 20}
-    )
+    options = {**TINY, "image_size": 64, "min_steps": 20}
+    with health.illustrated(log):
+        encoder = blemish.pretrain([tmp_path / "broken.png", *parts], log=log, **options)
     lines = rows(log)
     steps = [row for row in lines if "loss" in row]
     looks = [row for row in lines if "attention" in row]
@@ -238,7 +241,10 @@ def test_the_log_and_its_figure(
     assert seen.shape == (9, 4, 4)
     np.testing.assert_allclose(seen.sum((1, 2)), 1, atol=1e-4)
     assert not np.array_equal(seen[0], seen[-1])
-    curves, attention = read_log(log)
+    curves, attention, shown_picture = health.read_log(log)
+    assert shown_picture is not None
+    first = cv2.resize(parts[0], (64, 64), interpolation=cv2.INTER_AREA)
+    assert np.abs(shown_picture.astype(int) - first).max() <= 1
     assert list(curves["loss"]) == [row["loss"] for row in steps]
     assert np.array_equal(attention[20], seen[-1])
     assert (tmp_path / "new" / "encoder.health.png").read_bytes() == b"drawn"
@@ -288,7 +294,6 @@ def test_an_interrupted_training_is_resumed_to_the_same_weights_and_log(
     assert resumed.manifest["training"]["resumed_at"] == 3
     assert same(resumed.backbone.model.state_dict(), whole.backbone.model.state_dict())
     assert log.read_bytes() == (tmp_path / "whole.log.jsonl").read_bytes()
-    assert (tmp_path / "x.health.png").read_bytes() == (tmp_path / "whole.health.png").read_bytes()
 
 
 def test_a_log_that_cannot_be_written(parts: list[np.ndarray], tmp_path: Path) -> None:
@@ -302,13 +307,15 @@ def test_on_the_pictures_of_a_stream(parts: list[np.ndarray], encoder_file: Path
     backbone = build("test_vit", weights="random")
     preprocessing = Preprocessing(height=64, width=32, mean=backbone.mean, std=backbone.std)
     stream = PictureStream([*parts, "nowhere.png"], preprocessing, 2, rotations=4, flips=True)
-    after, told = pretrained(backbone, stream, configure(values=SETTINGS), precision=torch.float32)
+    after, told, found = pretrained(
+        backbone, stream, configure(values=SETTINGS), precision=torch.float32
+    )
     assert same(after.model.state_dict(), load_file(encoder_file))
     assert after.info.source == "pretrained:apmask on random"
     assert told.weights.source == "random"
     assert told.training.steps == 6
-    assert sorted(stream.digests) == list(range(9))
-    assert list(stream.failures) == [9]
+    assert list(found.digests) == list(range(9))
+    assert list(found.failures) == [9]
     json.dumps(to_dict(told))
 
 
@@ -319,7 +326,7 @@ def test_settings(parts: list[np.ndarray]) -> None:
         configure(recipe="papre")
     for masking in ("none", "random", "block"):
         blemish.pretrain(
-            parts, **{**TINY, "masking": masking, "min_steps": 1, "pictures_per_step": 9}
+            parts, **{**TINY, "masking": masking, "min_steps": 1, "train_batch_size": 9}
         )
     with pytest.raises(ConfigError, match="either a whole config"):
         blemish.pretrain(parts, config=configure(), masking="none")
@@ -457,8 +464,9 @@ def test_a_collapse_in_the_first_step_has_no_figure(
     parts: list[np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     collapse_at(1, monkeypatch)
-    with pytest.raises(CollapseError) as caught:
-        blemish.pretrain(parts, log=tmp_path / "x.log.jsonl", **TINY)
+    log = tmp_path / "x.log.jsonl"
+    with pytest.raises(CollapseError) as caught, health.illustrated(log):
+        blemish.pretrain(parts, log=log, **TINY)
     assert "x.health.png" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 

@@ -1,4 +1,6 @@
-"""Refining: what was learned later is what would have been learned at once, and the report is recounted by hand."""
+"""Refining: what was learned later is what would have been learned at once, and the report is
+recounted by hand.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,9 @@ def bad(picture: Part) -> Callable[..., list[np.ndarray]]:
 
 @pytest.fixture
 def fit(small: dict[str, Any]) -> Fit:
-    """`fit(good, defects)`: a detector whose bank, of `knn` unless told otherwise, holds every patch."""
+    """`fit(good, defects)`: a detector whose bank, of `knn` unless told otherwise, holds every
+    patch.
+    """
 
     def fitted(good: Any, defects: Any = None, **settings: Any) -> Detector:
         return blemish.fit(
@@ -169,7 +173,7 @@ def test_what_the_defects_taught_is_seen_beside_all_good_pictures(
         taught(later).descriptors[13:], taught(whole).descriptors[13:], **CLOSE
     )
     assert taught(later).owners.tolist() == list(range(24))
-    old, new = (taught(detector).lesson for detector in (fit(good(13), bad(2)), later))
+    old, new = (taught(detector).discriminant for detector in (fit(good(13), bad(2)), later))
     assert new.unit != old.unit
     given = taught(later).descriptors
     assert not torch.allclose(new.likeness(given), old.likeness(given), **CLOSE)
@@ -191,6 +195,19 @@ def test_a_single_good_picture_is_too_few_to_go_on_from(fit: Fit, good: Any, bad
         blemish.refine(fit(good(1)), good=good(23, 1), anomalies=bad(1))
 
 
+def test_the_detector_given_stays_as_it_was(fit: Fit, good: Any, bad: Any) -> None:
+    detector = fit(good(6), bad(1))
+    before = {name: each.clone() for name, each in detector.method.fitted_state().items()}
+    scores = detector.method.good_scores()
+    refined = blemish.refine(detector, good=good(2, 6), anomalies=bad(3)).detector
+    after = detector.method.fitted_state()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert detector.method.good_scores() == scores
+    assert len(taught(refined).owners) == 8
+    assert refined.method.backbone is detector.method.backbone
+
+
 @pytest.mark.parametrize("normality", ["knn", "patchcore"])
 def test_turned_and_mirrored_copies_share_their_picture(
     normality: str, fit: Fit, good: Any, bad: Any
@@ -204,11 +221,15 @@ def test_turned_and_mirrored_copies_share_their_picture(
     assert method.owners.tolist() == [owner for owner in range(12) for _ in range(4)]
     assert_same_patches(later, whole)
     assert torch.bincount(bank_of(later).owners).tolist() == [4 * PATCHES] * 12
-    torch.testing.assert_close(method.usual[7 * 4 :], taught(whole).usual[7 * 4 :], **CLOSE)
+    torch.testing.assert_close(
+        method.normality_scores[7 * 4 :], taught(whole).normality_scores[7 * 4 :], **CLOSE
+    )
     assert (refined.good, refined.calibrated, refined.detector.threshold.n) == (5, 7, 12)  # type: ignore[union-attr]
     assert len(later.manifest["calibration_scores"]) == 12
-    likeness = method.lesson.likeness_left_out(method.descriptors[::4], list(range(12)))
-    plain = method.usual[::4] + method.lesson.unit * likeness  # of each the copy that is neither
+    likeness = method.discriminant.likeness_left_out(method.descriptors[::4], list(range(12)))
+    plain = (
+        method.normality_scores[::4] + method.discriminant.unit * likeness
+    )  # of each the copy that is neither
     np.testing.assert_allclose(later.manifest["calibration_scores"], plain.tolist(), **CLOSE)
     assert refined.mean_change == pytest.approx(plain[:7].mean().item() - np.mean(known), abs=1e-5)
 
@@ -238,7 +259,9 @@ def test_what_was_added_is_recognised_afterwards(
 def test_what_is_known_is_left_out_and_counted(
     fit: Fit, good: Any, bad: Any, write: Write, tmp_path: Path
 ) -> None:
-    """By content: a learned picture, a copy under another name, a learned defect, a new one given twice."""
+    """By content: a learned picture, a copy under another name, a learned defect, a new one given
+    twice.
+    """
     again = write(tmp_path / "again.png", good(1)[0])
     new, defect = good(1, 60)[0], bad(1, 60)[0]
     refined = blemish.refine(
@@ -388,7 +411,9 @@ def test_enough_good_pictures_bring_the_threshold_that_too_few_did_not(fit: Fit,
 
 
 def test_a_threshold_from_pictures_held_out_gives_way(fit: Fit, good: Any, bad: Any) -> None:
-    """Pictures that are not at hand any more cannot be judged anew; those that were learned from can."""
+    """Pictures that are not at hand any more cannot be judged anew; those that were learned from
+    can.
+    """
     detector = fit(good(30), calibration_fraction=0.2, false_alarm_rate=0.2)
     assert detector.threshold is not None
     assert (detector.threshold.method, detector.threshold.n) == ("split conformal", 6)
@@ -423,7 +448,9 @@ def test_a_rate_that_cannot_be_kept(fit: Fit, good: Any) -> None:
 
 
 def test_the_report_of_new_defects_is_recounted(fit: Fit, good: Any, bad: Any) -> None:
-    """By a fit without and one with the defects. One of them, a good picture, is not found by the first."""
+    """By a fit without and one with the defects. One of them, a good picture, is not found by the
+    first.
+    """
     defects = [*bad(2), *good(1, 90)]
     plain, whole = fit(good(24), false_alarm_rate=0.3), fit(good(24), defects, false_alarm_rate=0.1)
     refined = blemish.refine(
@@ -545,7 +572,7 @@ def test_it_can_be_calibrated_and_refined_again(fit: Fit, good: Any, bad: Any) -
 def test_only_a_detector_that_defects_can_teach(
     fit: Fit, fitted: Callable[..., Detector], good: Any, bad: Any
 ) -> None:
-    trained = ("epochs=1", "min_steps=2", "pictures_per_step=4", "width=32", "heads=4", "depth=1")
+    trained = ("epochs=1", "min_steps=2", "train_batch_size=4", "width=32", "heads=4", "depth=1")
     others = [
         fitted("patchcore"),
         fit(good(6), normality="padim", normality_settings=("channels=8",)),

@@ -25,7 +25,8 @@ def alarm(score: float, threshold: Threshold) -> bool:
 
 
 def test_the_rank_is_exact_for_every_small_n_and_rate() -> None:
-    # In integers: k = ceil((n + 1)(100 - hundredths) / 100). Scores 1 … n, so that the value is the rank itself.
+    # In integers: k = ceil((n + 1)(100 - hundredths) / 100). Scores 1 … n, so that the value is the
+    # rank itself.
     every = np.arange(1.0, 2001.0)
     for hundredths, rate in enumerate(RATES, start=1):
         needed = math.ceil(Fraction(100, hundredths)) - 1
@@ -74,7 +75,8 @@ def test_the_guarantee_by_simulation() -> None:
     scores = rng.normal(size=(draws, n + 1))
     alarms = np.mean([alarm(row[-1], split(row[:-1], rate)) for row in scores[:4000]])
     assert abs(alarms - 0.05) < 4 * math.sqrt(0.05 * 0.95 / 4000)
-    # For one calibration set: the long-run rate is Beta(n + 1 - k, k) = Beta(3, 57), as the sentence says.
+    # For one calibration set: the long-run rate is Beta(n + 1 - k, k) = Beta(3, 57), as the
+    # sentence says.
     long_run = stats.norm.sf([split(row[:-1], rate).value for row in scores[:4000]])
     assert stats.kstest(long_run, stats.beta(3, 57).cdf).pvalue > 0.001
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from blemish.errors import ConfigError
+from blemish.methods import adapter_of
 from blemish.methods.adaptation import (
     LEAST,
     Adapted,
@@ -23,8 +24,8 @@ from blemish.methods.adaptation import (
     drift,
     summary,
 )
-from blemish.methods.base import Method
 from blemish.methods.memory import Knn
+from blemish.methods.reference import Reference
 from blemish.types import Scores
 
 HEADS = 2
@@ -35,7 +36,9 @@ class Bias:
     """A picture's entropies are its first pixels plus the bias of a norm; the pixel after them is its log-odds."""
 
     def __init__(self, statistics: Tensor, chance: Tensor) -> None:
-        self.statistics, self.chance = statistics, chance
+        self.reference = Reference()
+        self.reference.entropies = statistics
+        self.reference.entropy_limit, self.reference.pictures = chance.clone()
         self.backbone = nn.Sequential(nn.LayerNorm(HEADS), nn.Linear(HEADS, HEADS)).requires_grad_(
             False
         )
@@ -217,7 +220,7 @@ def test_one_picture_of_a_class_has_a_gradient_that_is_finite() -> None:
 def test_the_steps_by_hand(steps: int, batches: int) -> None:
     model = fitted()
     adapter = guarded(model, "online", rate=0.05, steps=steps)
-    statistics = f64(model.statistics)
+    statistics = f64(model.reference.entropies)
     bias, momentum = np.zeros(HEADS), np.zeros(HEADS)
     for number in range(batches):
         images = batch(seed=2 + number)
@@ -241,8 +244,8 @@ def test_the_steps_by_hand(steps: int, batches: int) -> None:
 
 def test_a_small_gradient_is_not_stretched() -> None:
     model = fitted()
-    model.chance[0] = 0.0
-    model.statistics[:, 2:] = 10.0  # wide spreads: a flat discrepancy
+    model.reference.entropy_limit.zero_()
+    model.reference.entropies[:, 2:] = 10.0  # wide spreads: a flat discrepancy
     images = batch(0.5)
     start = model.combine(model.examine(images)).image
     moved = guarded(model, "online", rate=0.05, steps=1).score(images).scores.image - start
@@ -371,10 +374,10 @@ def test_pictures_like_those_of_the_training_are_not_adapted_to() -> None:
     model = fitted()
     adapter = guarded(model, "online", rate=0.02, steps=1)
     images = batch(0.0)
-    limit, known = model.chance.tolist()
+    limit, known = float(model.reference.entropy_limit), float(model.reference.pictures)
     entropies = model.examine(images[:6]).entropies
     assert entropies is not None
-    assert drift(entropies, model.statistics, known) < limit
+    assert drift(entropies, model.reference.entropies, known) < limit
     result = adapter.score(images)
     assert (result.adapted, result.note) == (False, "not adapted: as the training pictures")
     assert same(result.scores, model.combine(model.examine(images)))
@@ -476,10 +479,10 @@ def test_modes_and_models_that_cannot_adapt() -> None:
     with pytest.raises(ConfigError, match="adaptation: online or episodic, got 'sometimes'"):
         guarded(fitted(), "sometimes", rate=0.1, steps=1)  # type: ignore[arg-type]
     bare = fitted()
-    bare.statistics = torch.empty(0)
+    bare.reference.entropies = torch.empty(0)
     with pytest.raises(ConfigError, match="holds no statistics to adapt to"):
         guarded(bare, "online", rate=0.1, steps=1)
     with pytest.raises(
         ConfigError, match="knn cannot adapt to the pictures that it scores; guided can"
     ):
-        Method.adapter(Knn.__new__(Knn), "online")
+        adapter_of(Knn.__new__(Knn), "online")

@@ -7,7 +7,6 @@ import statistics
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,16 +17,12 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-import blemish
-from blemish import artifact
 from blemish.backbones import Backbone, build
-from blemish.config import from_dict, to_dict
 from blemish.errors import ConfigError, NotFittedError
 from blemish.methods.agpnet import AGPNet, AGPNetConfig
 from blemish.methods.decoder import Decoder, Dropout
 from blemish.methods.guidance import normalise
-from blemish.methods.lda import LdaConfig
-from blemish.methods.trained import TrainingBatch
+from blemish.methods.learner import TrainingBatch
 
 HEIGHT, WIDTH = 64, 48
 GRID = (4, 3)
@@ -520,7 +515,9 @@ def test_the_auxiliary_branch_is_gone_after_training() -> None:
     assert method.steps.tolist() == [2]
     other = agpnet(seed=9)
     other.restore_state(method.fitted_state())
-    assert torch.equal(other.anomaly_map(pictures()), method.anomaly_map(pictures()))
+    assert torch.equal(
+        other.anomaly_map(other.see(pictures())), method.anomaly_map(method.see(pictures()))
+    )
 
 
 # Eq. 4 and 5: noise on features
@@ -845,7 +842,7 @@ def fitted(**settings: Any) -> AGPNet:
 @pytest.mark.parametrize("loss", ["l2", "cosine"])
 def test_the_map_is_what_is_not_given_back(loss: str, groups: int) -> None:
     method = fitted(loss=loss, groups=groups)
-    got = method.anomaly_map(pictures(3))
+    got = method.anomaly_map(method.see(pictures(3)))
     targets = f64(method.encode(pictures(3))["targets"])
     expected = distances(decoded(method, targets.sum(1))[0], targets, loss).mean(axis=1)
     assert got.shape == (3, *GRID)
@@ -858,7 +855,7 @@ def test_the_score_is_the_maximum_of_the_averaged_map(
     fraction: float, sides: tuple[int, int]
 ) -> None:
     method = fitted(score_window=fraction)
-    scores, raw = method.score(pictures()), f64(method.anomaly_map(pictures()))
+    scores, raw = method.score(pictures()), f64(method.anomaly_map(method.see(pictures())))
     height, width = HEIGHT // 4, WIDTH // 4  # maps are delivered at a quarter of the sides
     for picture in range(2):
         plane = upsampled(raw[picture], height, width)
@@ -888,10 +885,10 @@ def test_low_precision_changes_little() -> None:
     config = replace(AGPNetConfig.paper(), **TINY)
     method = AGPNet(config, build("test_vit", weights="random", seed=3)).eval()
     method.end_training(1)
-    exact = method.anomaly_map(pictures())
+    exact = method.anomaly_map(method.see(pictures()))
     method.backbone.to(torch.bfloat16)
     assert method.encode(pictures())["targets"].dtype == torch.bfloat16
-    rough = method.anomaly_map(pictures())
+    rough = method.anomaly_map(method.see(pictures()))
     assert rough.dtype == torch.float32
     assert not torch.equal(rough, exact)
     torch.testing.assert_close(rough, exact, rtol=0.05, atol=0)
@@ -914,7 +911,7 @@ def test_the_published_size() -> None:
     assert not any(parameter.requires_grad for parameter in method.parameters())
     # The plain kernel: what fused attention multiplies is not counted on every device.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
-        method.anomaly_map(torch.zeros(1, 3, 224, 224))
+        method.score(torch.zeros(1, 3, 224, 224))
     assert counter.get_total_flops() / 2 == pytest.approx(5.63e9, rel=0.005)
 
 
@@ -1055,7 +1052,7 @@ def test_recipes() -> None:
     assert set(recipes) == {"best", "paper"}
     assert recipes["best"]() == AGPNetConfig()
     paper = recipes["paper"]()
-    assert (paper.backbone, paper.image_size, paper.epochs, paper.pictures_per_step) == (
+    assert (paper.backbone, paper.image_size, paper.epochs, paper.train_batch_size) == (
         "dino_vits16",
         (224,),
         500,
@@ -1106,101 +1103,6 @@ def test_settings_that_cannot_be(settings: dict[str, Any], message: str) -> None
 
 
 # A config as artifacts and rows of before b96f3b2 carry it, all its keys
-OLD: dict[str, Any] = {
-    **{
-        "backbone": "test_vit",
-        "image_size": [64, 48],
-        "layers": [2, 4],
-        "rotations": 1,
-        "flips": False,
-    },
-    **{"smoothing": 0.015, "top_fraction": 0.001, "seed": 0, "epochs": 20, "min_steps": 2500},
-    **{
-        "pictures_per_step": 2,
-        "learning_rate": 0.002,
-        "weight_decay": 0.0001,
-        "cache_gib": 4.0,
-        "groups": 2,
-    },
-    **{"width": 32, "depth": 2, "heads": 2, "attentions": 1, "start": "linear", "softmax": False},
-    **{
-        "dropout": 0.2,
-        "loss": "cosine",
-        "spared": 0.9,
-        "feature_noise": "attention",
-        "image_noise": "none",
-    },
-    **{
-        "noise_low": 0.0,
-        "noise_high": 1.0,
-        "noise_until": 0.8,
-        "noise_floor": 0.5,
-        "image_share": 0.6,
-    },
-    **{
-        "image_from": 0.2,
-        "attention": "prior",
-        "mean_teacher": True,
-        "ema_decay": None,
-        "ema_every": 10,
-    },
-    **{"schedule": "cosine", "score_window": 0.0},
-}
-
-
-@pytest.mark.parametrize("kind", ["random", "attention"])
-@pytest.mark.parametrize("floor", [0.0, 0.3, 1.0])
-def test_old_settings_become_those_with_the_same_noise_at_the_end(floor: float, kind: str) -> None:
-    old = {**OLD, "noise_low": 0.2, "noise_high": 1.5, "noise_floor": floor, "feature_noise": kind}
-    config = from_dict(AGPNetConfig, AGPNetConfig.migrate(old))
-    assert old["noise_floor"] == floor  # what was given is left alone
-    features, guide = torch.randn(2, 12, 64), normalise(torch.rand(2, 12))
-    unit = features.std(dim=(1, 2), keepdim=True)[:, :, 0]
-    shape = torch.ones_like(guide) if kind == "random" else guide
-    got = weights_of(AGPNet(config, backbone_of("test_vit")), features, guide, 0.8)
-    np.testing.assert_allclose(
-        got, f64(1.5 * (floor + (1 - floor) * shape) * unit), rtol=1e-4, atol=1e-5
-    )
-    # Every other setting is as it was, and settings of today stay what they are.
-    new = to_dict(config)
-    noise = {"noise_floor", "noise_low", "noise_high", "beta", "noise_unit"}
-    assert {key: new[key] for key in new if key not in noise} == {
-        key: old[key] for key in old if key not in noise
-    }
-    assert AGPNetConfig.migrate(new) == new
-
-
-def test_old_settings_of_a_normality_part_are_read() -> None:
-    old = {"normality": "agpnet", "normality_settings": ["noise_floor=0.25", "width=64"]}
-    config = from_dict(LdaConfig, LdaConfig.migrate(old))
-    normality = config.normality_config
-    assert isinstance(normality, AGPNetConfig)
-    assert (normality.beta, normality.noise_high, normality.width) == (0.25, 0.75, 64)
-    for today in ({"normality_settings": ["bank_size=9", "backbone=test_vit"]}, {"sharpness": 2.0}):
-        assert LdaConfig.migrate(today) == today
-
-
-def test_an_artifact_of_the_old_form_scores_as_it_did(
-    picture: Callable[..., np.ndarray], tmp_path: Path
-) -> None:
-    parts = [picture(seed) for seed in range(4)]
-    brief: dict[str, Any] = {**TINY, "image_size": 64, "epochs": 1, "min_steps": 2}
-    detector = blemish.fit(
-        "agpnet", parts, weights="random", device="cpu", precision="fp32", **brief
-    )
-    tensors, manifest = artifact.read(detector.save(tmp_path / "new.blemish"))
-    manifest["config"] = {**OLD, "image_size": [64], "min_steps": 2}
-    artifact.write(tmp_path / "old.blemish", tensors, manifest)
-    old = blemish.load(tmp_path / "old.blemish", device="cpu", precision="fp32")
-    assert isinstance(old.method.config, AGPNetConfig)
-    assert (old.method.config.beta, old.method.config.noise_high) == (0.5, 0.5)
-    for part in (*parts, picture(9, defect=True)):
-        was, now = detector.predict(part), old.predict(part)
-        assert (now.score, now.label) == (was.score, was.label)
-        np.testing.assert_array_equal(now.anomaly_map, was.anomaly_map)
-    again = blemish.load(old.save(tmp_path / "again.blemish"), device="cpu", precision="fp32")
-    assert again.method.config == old.method.config
-    assert again.manifest["config"] == manifest["config"]  # the file still says what was asked for
 
 
 def test_layers_that_do_not_exist() -> None:

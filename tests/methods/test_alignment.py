@@ -17,6 +17,7 @@ from blemish.backbones import BackboneSpec, VitBackbone, WeightsInfo
 from blemish.errors import ConfigError
 from blemish.methods.adaptation import LEAST, Adapted
 from blemish.methods.alignment import Aligner, between_blocks, drift, moments, recorded, summary
+from blemish.methods.reference import Reference
 from blemish.types import Scores
 
 Mode = Literal["online", "episodic"]
@@ -73,9 +74,12 @@ class Small:
         with recorded(self.backbone, seen):
             self.score(pictures(KNOWN, 0))
         aims = [summary(torch.cat(each)) for each in seen.values()]
-        self.usual, self.limits = (torch.stack(parts) for parts in zip(*aims, strict=True))
-        self.tokens = torch.tensor(list(seen))
-        self.known = float(KNOWN)
+        self.reference = Reference()
+        self.reference.moments, self.reference.drift_limits = (
+            torch.stack(parts) for parts in zip(*aims, strict=True)
+        )
+        self.reference.patch_counts = torch.tensor(list(seen))
+        self.reference.pictures = torch.tensor(float(KNOWN))
         self._listen(lambda: self.put_out)  # before anything that changes them
 
     @property
@@ -267,10 +271,10 @@ def test_what_is_changed_goes_on_to_the_next_block(dtype: torch.dtype) -> None:
 
 def test_brought_back_all_the_way_the_moments_are_the_usual_ones() -> None:
     model = Small(16, 12)
-    model.limits.zero_()  # no chance, so the share is 1
+    model.reference.drift_limits.zero_()  # no chance, so the share is 1
     assert aligner(model).score(pictures(12, 1, shift=3.0)).adapted
     for index, (put_out, handed_on) in enumerate(zip(model.put_out, model.handed_on, strict=True)):
-        usual, deviation = f64(model.usual[index // DEPTH, index % DEPTH])
+        usual, deviation = f64(model.reference.moments[index // DEPTH, index % DEPTH])
         before, after = (
             naive_moments(f64(tokens[:, PREFIX:])).mean(0) for tokens in (put_out, handed_on)
         )
@@ -289,7 +293,10 @@ def test_how_far_they_are_brought_back(shift: float, least: float, most: float) 
     assert (result.adapted, result.note) == (True, "")
     shares = []
     for block, (put_out, handed_on) in enumerate(zip(model.put_out, model.handed_on, strict=True)):
-        usual, limit = f64(model.usual[0, block]), float(model.limits[0, block])
+        usual, limit = (
+            f64(model.reference.moments[0, block]),
+            float(model.reference.drift_limits[0, block]),
+        )
         before, after = (
             naive_moments(f64(tokens[:, PREFIX:])).mean(0) for tokens in (put_out, handed_on)
         )
@@ -320,7 +327,7 @@ def test_tokens_by_hand(mode: Mode, sides: tuple[int, ...]) -> None:
             if block > 0 and not shifted:  # which the first block, a third of them, decides
                 assert handed_on is put_out
                 continue
-            usual, patches = f64(model.usual[size, block]), f64(put_out[:, PREFIX:])
+            usual, patches = f64(model.reference.moments[size, block]), f64(put_out[:, PREFIX:])
             found, weight = naive_moments(patches).mean(0), float(count)
             if mode == "online" and index in remembered:
                 earlier, before = remembered[index]
@@ -330,7 +337,9 @@ def test_tokens_by_hand(mode: Mode, sides: tuple[int, ...]) -> None:
                     count + before,
                 )
             remembered[index] = found, weight
-            share = naive_share(found, usual, float(model.limits[size, block]), weight)
+            share = naive_share(
+                found, usual, float(model.reference.drift_limits[size, block]), weight
+            )
             changed.add((share > 0, handed_on is not put_out))
             expected = naively_aligned(patches, found, usual, share)
             np.testing.assert_allclose(f64(handed_on[:, PREFIX:]), expected, rtol=1e-3, atol=1e-3)
@@ -354,8 +363,10 @@ def test_only_what_passes_its_own_limit_is_changed(factor: float, adapted: bool)
     model, images = Small(), pictures(12, 1, 0.3)
     plain = model.score(images)
     found = moments(model.put_out[0][:, PREFIX:]).mean(0)
-    model.limits.fill_(math.inf)
-    model.limits[0, 0] = factor * drift(found, model.usual[0, 0], 1 / 12 + 1 / KNOWN)
+    model.reference.drift_limits.fill_(math.inf)
+    model.reference.drift_limits[0, 0] = factor * drift(
+        found, model.reference.moments[0, 0], 1 / 12 + 1 / KNOWN
+    )
     result = aligner(model).score(images)
     assert result.adapted is adapted
     assert same(result.scores, plain) is not adapted
@@ -375,7 +386,7 @@ def test_later_blocks_are_brought_back_only_after_one_of_the_first_third(
 ) -> None:
     model, images = Small(), pictures(12, 1, 0.3)
     plain = model.score(images)
-    model.limits[0] = torch.where(torch.tensor(off), 0.0, math.inf)
+    model.reference.drift_limits[0] = torch.where(torch.tensor(off), 0.0, math.inf)
     result = aligner(model).score(images)
     assert model.changed == changed
     assert result.adapted is any(changed)
@@ -462,7 +473,7 @@ def test_modes_and_sizes_that_cannot_be_aligned() -> None:
         Aligner(model, "sometimes", {9})  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"no statistics to adapt to.*at other sizes"):
         Aligner(model, "online", {9, 25})
-    model.tokens = torch.empty(
+    model.reference.patch_counts = torch.empty(
         0, dtype=torch.int64
     )  # as it is before it is fitted, or on a single picture
     with pytest.raises(ConfigError, match=r"no statistics to adapt to.*on a single picture"):

@@ -32,7 +32,7 @@ from blemish.methods.apmask import (
     view,
 )
 from blemish.methods.heads import ClassHead
-from blemish.methods.trained import TrainingBatch
+from blemish.methods.learner import TrainingBatch
 from blemish.training import train
 
 PATCH = 16
@@ -46,7 +46,7 @@ TINY: dict[str, Any] = {
     "prototypes": 5,
     "hidden": 32,
     "bottleneck": 16,
-    "pictures_per_step": 4,
+    "train_batch_size": 4,
 }
 
 
@@ -812,7 +812,7 @@ def test_it_learns_and_the_seed_decides(picture: Callable[..., np.ndarray]) -> N
             seed=seed,
         )
         stream = PictureStream([picture(each) for each in range(8)], SQUARE, batch_size=4)
-        training = train(method, stream, seed=seed, identity={})
+        training, _ = train(method, stream, seed=seed, identity={})
         assert training.findings == method.readings
         assert all(math.isfinite(value) for value in training.findings.values())
         return training.loss, method.backbone.model.state_dict()
@@ -879,7 +879,7 @@ def test_recipes() -> None:
     assert recipes.keys() == {"best", "paper"}
     assert recipes["best"]() == APMaskConfig()
     paper = recipes["paper"]()
-    assert (paper.epochs, paper.pictures_per_step, paper.backbone, paper.image_size) == (
+    assert (paper.epochs, paper.train_batch_size, paper.backbone, paper.image_size) == (
         300,
         16,
         "dino_vits16",
@@ -907,7 +907,7 @@ def test_recipes() -> None:
         ({"local_views": -1}, "local_views"),
         ({"mask_ratio": 1.0}, "mask_ratio"),
         ({"prototypes": 2}, "prototypes: at least 3"),
-        ({"pictures_per_step": 1}, "pictures_per_step: at least 2"),
+        ({"train_batch_size": 1}, "train_batch_size: at least 2"),
         ({"temperature": 0.0}, "temperature"),
         ({"epsilon": math.inf}, "epsilon"),
         ({"iterations": 0}, "iterations"),

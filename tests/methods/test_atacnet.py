@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,9 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import blemish
-from blemish import artifact
 from blemish.backbones import Backbone, build
-from blemish.cli import look
 from blemish.errors import ArtifactError, ConfigError, NotFittedError
 from blemish.losses.deviation import deviation_loss
 from blemish.methods import atacnet as module
@@ -32,7 +29,7 @@ from blemish.methods.atacnet import (
     cropped,
     merged,
 )
-from blemish.methods.trained import TrainingBatch
+from blemish.methods.learner import TrainingBatch
 
 HEIGHT, WIDTH = 128, 96
 NETWORKS = ["atacnet", "devnet", "classifier"]
@@ -57,7 +54,7 @@ def atacnet(*, fitted: bool = True, **settings: Any) -> AtacNet:
     # Random weights let the signal fade from stage to stage; batch norm brings it back.
     with batch_norms(method, momentum=1.0), torch.no_grad():
         method.train()
-        method.glance(pictures(8, seed=50))
+        method.glance(method.see(pictures(8, seed=50)))
         method.eval()
     if fitted:
         method.end_training(1)
@@ -328,14 +325,14 @@ def test_attention_starts_as_the_convolutions_alone_and_its_weight_learns_first(
 def test_the_score_against_loops(settings: dict[str, Any], grid: tuple[int, int]) -> None:
     method = atacnet(**settings)
     config, images = method.config, pictures(4)
-    look, scores = method.look(images), method.score(images)
+    look, scores = method.look(images, method.see(images)), method.score(images)
     assert look.first.shape == (4, *grid)
     assert method.mapper.bias is not None
     weight, bias = f64(method.mapper.weight)[0, :, 0, 0], f64(method.mapper.bias)[0]
     smaller, offset = 0, method.backbone.offset(grid, images)
     assert (offset != 0) == (method.config.backbone == "test_resnet")
     for picture in range(4):
-        features, _ = method.glance(images[picture : picture + 1])
+        features, _ = method.glance(method.see(images[picture : picture + 1]))
         attended = f64(features[0])
         first = np.array(
             [[attended[:, y, x] @ weight + bias for x in range(grid[1])] for y in range(grid[0])]
@@ -344,7 +341,7 @@ def test_the_score_against_loops(settings: dict[str, Any], grid: tuple[int, int]
         box = box_of(saliency, config.active, config.padding, offset)
         smaller += box[2] * box[3] < 0.9
         crop = cropped(images[picture : picture + 1], torch.tensor([box]))
-        closer, _ = method.glance(crop)
+        closer, _ = method.glance(method.see(crop))
         second = np.einsum("chw,c->hw", f64(closer[0]), weight) + bias
         expected = (top(first, config.top_fraction) + top(second, config.top_fraction)) / 2
         np.testing.assert_allclose(f64(look.first[picture]), first, rtol=1e-3, atol=1e-4)
@@ -374,7 +371,7 @@ def test_where_nothing_stands_out_the_crop_is_the_picture() -> None:
         assert isinstance(norm, nn.BatchNorm2d)
         norm.weight.zero_()
         norm.bias.uniform_(0.1, 1)
-    look = method.look(pictures())
+    look = method.look(pictures(), method.see(pictures()))
     assert look.boxes is not None
     assert look.second is not None
     assert look.saliency is not None
@@ -390,7 +387,7 @@ def test_the_baselines_look_once() -> None:
         scores = method.score(pictures())
         assert scores.saliency is None
         assert scores.boxes is None
-        first = f64(method.look(pictures()).first)
+        first = f64(method.look(pictures(), method.see(pictures())).first)
         if network == "devnet":
             expected = [top(each, 0.1) for each in first]
             np.testing.assert_allclose(f64(scores.image), np.array(expected), rtol=1e-4, atol=1e-5)
@@ -413,7 +410,7 @@ def test_the_classifier_is_a_perceptron_on_the_mean_feature() -> None:
     method = atacnet(network="classifier", attention_dim=12)
     hidden, last = perceptron(method)
     images = pictures(3)
-    features = f64(method._extracted(images))
+    features = f64(method._extracted(method.see(images)))
     assert (hidden.in_features, hidden.out_features, last.out_features) == (
         features.shape[1],
         12,
@@ -436,7 +433,7 @@ def test_the_heatmap_of_the_classifier_is_its_grad_cam(backbone: str) -> None:
     method = atacnet(network="classifier", backbone=backbone)
     images = pictures(3)
     with torch.no_grad():
-        features = method._extracted(images)
+        features = method._extracted(method.see(images))
     features.requires_grad_(True)
     hidden, last = perceptron(method)
     logits = last(F.relu(hidden(F.adaptive_avg_pool2d(features, 1).flatten(1))))
@@ -484,7 +481,7 @@ def test_bf16_is_for_computing_only() -> None:
 def test_embeddings() -> None:
     for network, width in (("atacnet", 16), ("devnet", None)):
         method = atacnet(network=network)
-        features, _ = method.glance(pictures(3))
+        features, _ = method.glance(method.see(pictures(3)))
         found = method.embedding(pictures(3))
         assert found.shape == (3, width or features.shape[1])
         np.testing.assert_allclose(
@@ -538,7 +535,7 @@ def loss_of(method: AtacNet, batch: TrainingBatch) -> tuple[float, Tensor, Tenso
     loss = method.training_step(batch, 0.0)
     torch.manual_seed(11)
     images, labels = method.mixed(batch)
-    return loss.item(), method.look(images).score, labels
+    return loss.item(), method.look(images, method.see(images)).score, labels
 
 
 @pytest.mark.parametrize("network", ["atacnet", "devnet"])
@@ -637,7 +634,7 @@ def test_both_looks_carry_gradient_and_the_box_none(monkeypatch: pytest.MonkeyPa
     parameters = [parameter for parameter in method.parameters() if parameter.requires_grad]
 
     def gradients(part: Callable[[Any], Tensor]) -> Tensor:
-        look = method.look(batch.images)  # type: ignore[arg-type]
+        look = method.look(batch.images, method.see(batch.images))  # type: ignore[arg-type]
         found = torch.autograd.grad(part(look), parameters, allow_unused=True)
         return torch.cat(
             [
@@ -646,7 +643,7 @@ def test_both_looks_carry_gradient_and_the_box_none(monkeypatch: pytest.MonkeyPa
             ]
         )
 
-    look = method.look(batch.images)
+    look = method.look(batch.images, method.see(batch.images))
     assert look.boxes is not None
     assert look.saliency is not None
     assert not look.boxes.requires_grad
@@ -713,7 +710,7 @@ def test_an_extractor_that_does_not_learn_stays_as_it_is(network: str) -> None:
         **TINY,
         "image_size": 64,
         "network": network,
-        "pictures_per_step": 4,
+        "train_batch_size": 4,
         "epochs": 1,
         "extractor_rate": 0,
     }
@@ -818,50 +815,6 @@ def test_what_is_fitted_can_be_restored(network: str) -> None:
             atacnet(image_size=(64,)).restore_state(state)
 
 
-@pytest.mark.parametrize("network", NETWORKS)
-def test_artifacts_of_earlier_versions_load_or_say_to_fit_again(
-    network: str, tmp_path: Path
-) -> None:
-    """They had no `extractor_rate`, and a classifier of one linear logit for each location."""
-    pixels = [
-        np.random.default_rng(seed).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-        for seed in range(6)
-    ]
-    quick: dict[str, Any] = {
-        "weights": "random",
-        "device": "cpu",
-        "precision": "fp32",
-        "calibration_fraction": 0,
-    }
-    settings = {**TINY, "image_size": 64, "network": network, "pictures_per_step": 4, "epochs": 1}
-    detector = blemish.fit(
-        "atacnet", pixels[:4], recipe="paper", anomalies=pixels[4:], **settings, **quick
-    )
-    new = detector.save(tmp_path / "new.blemish")
-    tensors, manifest = artifact.read(new)
-    del manifest["config"]["extractor_rate"], manifest["training"]["curve"]
-    if network == "classifier":
-        dim = tensors["mapper.0.weight"].shape[1]
-        tensors = {
-            name: tensor for name, tensor in tensors.items() if not name.startswith("mapper.")
-        }
-        tensors |= {"mapper.weight": torch.zeros(1, dim, 1, 1), "mapper.bias": torch.zeros(1)}
-    old = tmp_path / "old.blemish"
-    artifact.write(old, tensors, manifest)
-    if network == "classifier":
-        with pytest.raises(
-            ArtifactError, match=r"old\.blemish: the tensors do not fit .*: fit it again"
-        ):
-            blemish.load(old, device="cpu", precision="fp32")
-    else:
-        loaded = blemish.load(old, device="cpu", precision="fp32")
-        assert loaded.predict(pixels[5]).score == detector.predict(pixels[5]).score
-        for path, shown in ((new, True), (old, False)):
-            names = [name for name, _ in look.artifact_facts(artifact.read(path)[1])]
-            assert "training" in names
-            assert ("loss" in names) == shown  # what has no curve shows none
-
-
 # Settings
 
 
@@ -869,7 +822,7 @@ def test_recipes() -> None:
     recipes = AtacNetConfig.recipes()
     assert {"paper", "paper-devnet", "paper-classifier"} <= set(recipes)
     paper = recipes["paper"]()
-    assert (paper.backbone, paper.image_size, paper.epochs, paper.pictures_per_step) == (
+    assert (paper.backbone, paper.image_size, paper.epochs, paper.train_batch_size) == (
         "resnet50",
         (224,),
         30,
@@ -885,7 +838,7 @@ def test_recipes() -> None:
 @pytest.mark.parametrize(
     ("setting", "value"),
     [
-        ("pictures_per_step", 1),
+        ("train_batch_size", 1),
         ("active", 1.0),
         ("active", -0.1),
         ("padding", -0.1),
@@ -909,6 +862,6 @@ def test_settings_out_of_range(setting: str, value: Any) -> None:
 
 def test_before_fit_it_is_a_named_error() -> None:
     method = atacnet(fitted=False)
-    for work in (method.score, method.anomaly_map, method.embedding):
+    for work in (method.score, method.embedding):
         with pytest.raises(NotFittedError, match="this atacnet detector has not been fitted"):
             work(pictures())

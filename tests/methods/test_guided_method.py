@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -25,15 +24,14 @@ from blemish.detector.fit import configure
 from blemish.errors import ConfigError, NotFittedError
 from blemish.images import decode
 from blemish.losses.dice import dice_loss
-from blemish.methods import METHODS, Guided, Method
 from blemish.methods.adaptation import EntropyAdapter
 from blemish.methods.alignment import Aligner
 from blemish.methods.apmask import APMaskConfig
 from blemish.methods.augmentation import augmented
-from blemish.methods.guided import SUMMARISED, log_odds, spread
+from blemish.methods.guided import SUMMARISED, Guided, log_odds, spread
 from blemish.methods.guided_config import SIX_SCALES, GuidedConfig
 from blemish.methods.heads import ClassHead
-from blemish.methods.trained import TrainingBatch
+from blemish.methods.learner import TrainingBatch
 from blemish.types import Batch, Progress, silent
 
 Part = Callable[..., np.ndarray]
@@ -46,10 +44,12 @@ SMALL: dict[str, Any] = {
     "backbone": "test_vit",
     "image_size": (SIDE,),
     "layers": (2, 4),
-    "pictures_per_step": 4,
+    "train_batch_size": 4,
 }
 TINY = {**SMALL, "guide_layers": (6,), "bank_size": 0, "zoom": 1.0}
-WHOLE = GuidedConfig(map_head="features", score="both", tuned=4)  # with every head that there is
+WHOLE = GuidedConfig(
+    map_head="features", score="both", trainable_blocks=4
+)  # with every head that there is
 FIT: dict[str, Any] = {
     **SMALL,
     "weights": "random",
@@ -88,6 +88,7 @@ def guided(base: GuidedConfig | None = None, **settings: Any) -> Guided:
         for name, parameter in method.named_parameters():
             if not name.startswith("backbone."):
                 parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    method.prepare_training()
     return method
 
 
@@ -163,7 +164,7 @@ def attention_of(backbone: Backbone, images: Tensor, layer: int) -> np.ndarray:
 def looked(method: Guided, images: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Class logits B K and map logits B h w."""
     depth, norm = method.backbone.depth, method.backbone.model.norm
-    seen = method.backbone(images, (*method.layers, depth))
+    seen = method.backbone(images, (*method.map_layers, depth))
     state = {name: f64(tensor) for name, tensor in method.state_dict().items()}
 
     def linear(name: str, x: np.ndarray) -> np.ndarray:
@@ -172,24 +173,25 @@ def looked(method: Guided, images: Tensor) -> tuple[np.ndarray, np.ndarray]:
     logits, maps = [], []
     attention = attention_of(method.backbone, images, depth)
     for picture, heads in enumerate(attention):
-        if method.head is not None:
+        if method.class_head is not None:
             x = layer_normed(f64(seen.cls[-1][picture]), f64(norm.weight), f64(norm.bias), norm.eps)
             x = linear(
-                "head.layers.4", gelu(linear("head.layers.2", gelu(linear("head.layers.0", x))))
+                "class_head.layers.4",
+                gelu(linear("class_head.layers.2", gelu(linear("class_head.layers.0", x)))),
             )
-            logits.append(linear("head.last", x / math.sqrt(x @ x)))
+            logits.append(linear("class_head.last", x / math.sqrt(x @ x)))
         marks = np.zeros(heads.shape[1])
         for place in range(len(marks)):
-            if method.mix is not None:
-                marks[place] = state["mix.bias"]
+            if method.attention_mix is not None:
+                marks[place] = state["attention_mix.bias"]
                 for head, row in enumerate(heads):
-                    marks[place] += state["mix.weights"][head] * len(marks) * row[place]
-            if method.marker is not None:
+                    marks[place] += state["attention_mix.weights"][head] * len(marks) * row[place]
+            if method.segmentation_head is not None:
                 features = [
                     layer_normed(f64(tokens[picture, place])) for tokens in seen.tokens[:-1]
                 ]
-                hidden = gelu(linear("marker.inward", np.concatenate(features)))
-                marks[place] += linear("marker.outward", hidden)[0]
+                hidden = gelu(linear("segmentation_head.inward", np.concatenate(features)))
+                marks[place] += linear("segmentation_head.outward", hidden)[0]
         maps.append(marks.reshape(seen.grids[0]))
     return np.stack(logits) if logits else np.empty(0), np.stack(maps)
 
@@ -207,20 +209,20 @@ def test_what_the_tests_take_for_granted() -> None:
 
 @pytest.mark.parametrize("map_head", ["attention", "patches", "features"])
 @pytest.mark.parametrize(
-    ("simulators", "classes"), [((), 2), (("cutpaste",), 2), (("guided", "cutpaste-3way"), 3)]
+    ("simulators", "classes"), [(("cutpaste",), 2), (("guided", "cutpaste-3way"), 3)]
 )
 def test_logits_of_pictures_and_of_places(
     map_head: str, simulators: tuple[str, ...], classes: int
 ) -> None:
     method = guided(map_head=map_head, simulators=simulators)
     images = pictures(3, side=48)
-    seen = method.look(images)
+    seen = method.look(method.see(images))
     expected_logits, expected_marks = looked(method, images)
     assert seen.logits is not None
     assert seen.logits.shape == (3, classes)
-    assert seen.marks.shape == (3, 3, 3)
+    assert seen.mask_logits.shape == (3, 3, 3)
     np.testing.assert_allclose(f64(seen.logits), expected_logits, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(f64(seen.marks), expected_marks, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(f64(seen.mask_logits), expected_marks, rtol=1e-4, atol=1e-4)
     assert (seen.attention is None) == (map_head == "patches")
     if seen.attention is not None:
         attention = attention_of(method.backbone, images, 6)
@@ -273,11 +275,15 @@ def test_spread() -> None:
         (GuidedConfig.paper_bmvc(), {}, [1, 1]),
         (
             GuidedConfig(),
-            {"segmentation": 0.3, "marking": 0.7, "simulators": ("cutpaste-3way",)},
+            {"dice_weight": 0.3, "bce_weight": 0.7, "simulators": ("cutpaste-3way",)},
             [2, 1],
         ),
-        (WHOLE, {"segmentation": 0.3, "marking": 0.7, "simulators": ("cutpaste-3way",)}, [2, 1]),
-        (WHOLE, {"segmentation": 0.0, "detection": 0.2, "simulators": ("cutpaste-3way",)}, [1, 2]),
+        (WHOLE, {"dice_weight": 0.3, "bce_weight": 0.7, "simulators": ("cutpaste-3way",)}, [2, 1]),
+        (
+            WHOLE,
+            {"dice_weight": 0.0, "cross_entropy_weight": 0.2, "simulators": ("cutpaste-3way",)},
+            [1, 2],
+        ),
     ],
 )
 def test_the_loss_of_a_step(
@@ -299,7 +305,7 @@ def test_the_loss_of_a_step(
     monkeypatch.setattr("blemish.methods.guided.simulate_batch", simulate)
     loss = method.training_step(batch, 0.4)
     simulators, pixels, guide, seeds = asked
-    assert [each.name for each in simulators] == list(method.config.simulators or ("guided",))
+    assert [each.name for each in simulators] == list(method.config.simulators)
     np.testing.assert_allclose(pixels, f64((images * STD + MEAN).permute(0, 2, 3, 1)), atol=1e-6)
     np.testing.assert_array_equal(guide, batch.features["guide"].numpy())
     assert len(set(seeds)) == 2
@@ -310,7 +316,7 @@ def test_the_loss_of_a_step(
         for pair in zip(looked(method, images), looked(method, twins), strict=True)
     )
     crosses = []
-    if method.head is not None:
+    if method.class_head is not None:
         for row, kind in zip(logits, [0, 0, *kinds], strict=True):
             crosses.append(math.log(sum(map(math.exp, row))) - row[kind])
     maps = [upsampled(each, SIDE, SIDE) for each in marks]
@@ -325,8 +331,8 @@ def test_the_loss_of_a_step(
             share = sigmoid(value)
             places.append(-wanted * math.log(share) - (1 - wanted) * math.log(1 - share))
     config = method.config
-    expected = config.detection * sum(crosses) / 4 + config.segmentation * sum(dices) / 2
-    expected += config.marking * sum(places) / len(places)
+    expected = config.cross_entropy_weight * sum(crosses) / 4 + config.dice_weight * sum(dices) / 2
+    expected += config.bce_weight * sum(places) / len(places)
     assert loss.item() == pytest.approx(expected, rel=1e-4)
     if base == GuidedConfig.paper_bmvc():
         assert expected == pytest.approx(0.95 * np.mean(crosses) + 0.05 * np.mean(dices))
@@ -342,14 +348,14 @@ def test_a_normal_picture_and_its_twin_differ_only_where_something_was_pasted(
     batch = batch_of(method, images)
     looks: list[Tensor] = []
     labels: list[Tensor] = []
-    look, simulated = method.look, method._simulated
+    see, simulated = method.see, method._simulated
 
     def simulate(*given: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         made = simulated(*given)
         labels.append(made[1])
         return made
 
-    monkeypatch.setattr(method, "look", lambda given: looks.append(given) or look(given))  # type: ignore[func-returns-value]
+    monkeypatch.setattr(method, "see", lambda given: looks.append(given) or see(given))  # type: ignore[func-returns-value]
     monkeypatch.setattr(method, "_simulated", simulate)
     method.training_step(batch, 0.5)
     normal, twins = looks[0].chunk(2)
@@ -535,7 +541,7 @@ def rates_of(method: Guided) -> dict[str, float]:
 
 
 def test_blocks_learn_the_slower_the_further_they_are_from_the_end() -> None:
-    method = guided(learning_rate=1e-3, layer_decay=0.5, ema=True, tuned=None)
+    method = guided(learning_rate=1e-3, layer_decay=0.5, ema=True, trainable_blocks=None)
     method.start_training(batch_of(method, pictures()))
     rates = rates_of(method)
     assert set(rates) == {
@@ -555,9 +561,9 @@ def test_blocks_learn_the_slower_the_further_they_are_from_the_end() -> None:
 
 
 @pytest.mark.parametrize("ema", [False, True])
-@pytest.mark.parametrize("tuned", [0, 1, 2, 9, None])
-def test_what_learns(tuned: int | None, ema: bool) -> None:
-    method = guided(tuned=tuned, ema=ema)
+@pytest.mark.parametrize("blocks_learned", [0, 1, 2, 9, None])
+def test_what_learns(blocks_learned: int | None, ema: bool) -> None:
+    method = guided(trainable_blocks=blocks_learned, ema=ema)
     before = {name: tensor.clone() for name, tensor in method.state_dict().items()}
     train(method, batch_of(method, pictures(4)), 3)
     after = method.state_dict()
@@ -568,18 +574,20 @@ def test_what_learns(tuned: int | None, ema: bool) -> None:
         for name in changed
     }
     # With a class head all is read: what learns is counted back from the last of the six blocks.
-    first = 6 if tuned == 0 else 0 if tuned is None else max(0, 6 - tuned)
+    first = (
+        6 if blocks_learned == 0 else 0 if blocks_learned is None else max(0, 6 - blocks_learned)
+    )
     blocks = {f"backbone.model.blocks.{index}" for index in range(first, 6)}
     encoder = (
-        {"backbone"} if tuned != 0 else set()
+        {"backbone"} if blocks_learned != 0 else set()
     )  # the last norm, and with None what comes before the blocks
-    assert parts == {"head", "mix", "marker", *blocks, *encoder}
+    assert parts == {"class_head", "attention_mix", "segmentation_head", *blocks, *encoder}
     before_blocks = {
         name
         for name in changed
         if any(part in name for part in ("patch_embed", "pos_embed", "cls_token"))
     }
-    assert bool(before_blocks) == (tuned is None)
+    assert bool(before_blocks) == (blocks_learned is None)
     assert not any(parameter.requires_grad for parameter in method.parameters())
 
 
@@ -612,11 +620,11 @@ def test_without_an_average_or_over_a_short_run_the_last_weights_are_kept(
     method.start_training(batch_of(method, pictures()))
     assert (method.average is None) != ema
     with torch.no_grad():
-        method.mix.weights.add_(1)
-    last = method.mix.weights.clone()
+        method.attention_mix.weights.add_(1)
+    last = method.attention_mix.weights.clone()
     method.after_step(1, steps)
     method.end_training(steps)
-    torch.testing.assert_close(method.mix.weights, last)
+    torch.testing.assert_close(method.attention_mix.weights, last)
 
 
 def test_training_lowers_the_loss() -> None:
@@ -652,11 +660,13 @@ def test_what_is_seen_at_several_sizes_is_averaged(score: str) -> None:
     assert method.scoring_size == (48, 48)
     images = pictures(6, side=48)
     with torch.no_grad():
-        if method.head is not None:
+        if method.class_head is not None:
             seen_odds = method.examine(images).odds
             assert seen_odds is not None
             ordered = seen_odds.flatten().sort().values
-            method.head.last.bias[0] += (ordered[5] + ordered[6]) / 2  # half of the votes each way
+            method.class_head.last.bias[0] += (
+                ordered[5] + ordered[6]
+            ) / 2  # half of the votes each way
         got = method.score(images)
     small = F.interpolate(
         images, size=(32, 32), mode="bilinear", align_corners=False, antialias=True
@@ -767,17 +777,15 @@ def test_other_sizes_with_the_same_weights() -> None:
 def test_statistics_are_kept_for_the_sizes_that_have_them(adaptation: str, kind: type) -> None:
     method = summarised(pictures(12, side=48), scales=(32, 48), adaptation=adaptation)
     entropies = adaptation == "entropies"
-    assert method.statistics.shape == ((2, 4, 2, 2) if entropies else (0,))
+    assert method.reference.entropies.shape == ((2, 4, 2, 2) if entropies else (0,))
     for scales, known in [((48,), [1]), ((32,), [0]), ((48, 32), [1, 0]), ((30, 48), [0, 1])]:
         other = method.with_scales(scales)
-        assert not entropies or torch.equal(other.statistics, method.statistics[:, :, known])
-        for name in (
-            "chance",
-            "usual",
-            "limits",
-            "tokens",
-        ):  # by the number of patches, so all of them may stay
-            assert torch.equal(getattr(other, name), getattr(method, name))
+        assert not entropies or torch.equal(
+            other.reference.entropies, method.reference.entropies[:, :, known]
+        )
+        # By the number of patches, so all of them may stay.
+        for name in ("entropy_limit", "pictures", "moments", "drift_limits", "patch_counts"):
+            assert torch.equal(getattr(other.reference, name), getattr(method.reference, name))
         assert isinstance(other.adapter("online"), kind)
     for scales in ((64,), (32, 48, 64)):
         with pytest.raises(ConfigError, match=r"no statistics to adapt to.*at other sizes"):
@@ -815,11 +823,13 @@ def test_the_statistics_are_those_of_pictures_and_twins_at_every_size(
     )
     for kind, seen in enumerate((images, twins)):
         entropies = entropies_of(method, seen)
-        np.testing.assert_allclose(f64(method.statistics[kind, 0]), entropies.mean(1), rtol=1e-4)
         np.testing.assert_allclose(
-            f64(method.statistics[kind, 1]), entropies.var(1), rtol=1e-3, atol=1e-7
+            f64(method.reference.entropies[kind, 0]), entropies.mean(1), rtol=1e-4
         )
-    limit, known = method.chance.tolist()
+        np.testing.assert_allclose(
+            f64(method.reference.entropies[kind, 1]), entropies.var(1), rtol=1e-3, atol=1e-7
+        )
+    limit, known = float(method.reference.entropy_limit), float(method.reference.pictures)
     assert limit > 0
     assert known == 7
 
@@ -828,8 +838,8 @@ def test_the_statistics_are_those_of_pictures_and_twins_at_every_size(
 def test_the_moments_are_those_of_pictures_and_not_of_twins_at_every_size(bank_size: int) -> None:
     images = pictures(7, side=48)
     method = summarised(images, scales=(32, 48), bank_size=bank_size)
-    assert method.tokens.tolist() == [4, 9]
-    assert method.known == 7
+    assert method.reference.patch_counts.tolist() == [4, 9]
+    assert method.reference.pictures == 7
     small = F.interpolate(
         images, size=(32, 32), mode="bilinear", align_corners=False, antialias=True
     )
@@ -839,20 +849,20 @@ def test_the_moments_are_those_of_pictures_and_not_of_twins_at_every_size(bank_s
             [[f64(kept).mean(1), np.log(f64(kept).std(1))] for kept in tokens]
         ).transpose(2, 0, 1, 3)
         np.testing.assert_allclose(
-            f64(method.usual[size, :, 0]), seen.mean(0), rtol=1e-3, atol=1e-4
+            f64(method.reference.moments[size, :, 0]), seen.mean(0), rtol=1e-3, atol=1e-4
         )
         np.testing.assert_allclose(
-            f64(method.usual[size, :, 1]), seen.std(0, ddof=1), rtol=1e-3, atol=1e-4
+            f64(method.reference.moments[size, :, 1]), seen.std(0, ddof=1), rtol=1e-3, atol=1e-4
         )
-    assert method.limits.shape == (2, 6)
-    assert (method.limits > 0).all()
+    assert method.reference.drift_limits.shape == (2, 6)
+    assert (method.reference.drift_limits > 0).all()
 
 
 def test_oblong_pictures_are_adapted_to() -> None:
     images = torch.randn(16, 3, 32, 64)
     method = summarised(images, image_size=(32, 64))
     adapter = method.adapter("online")
-    assert (method.tokens.tolist(), adapter.score(images).adapted) == ([8], False)
+    assert (method.reference.patch_counts.tolist(), adapter.score(images).adapted) == ([8], False)
     assert adapter.score(images * 3 + 5).adapted
 
 
@@ -887,12 +897,12 @@ def test_the_statistics_are_of_some_pictures_evenly_from_all(
     assert max(np.diff([-1, *chosen, 60])) <= 5 * size  # whole batches
     entropies = entropies_of(method, images)
     np.testing.assert_allclose(
-        f64(method.statistics[0, 0]), entropies[:, chosen].mean(1), rtol=1e-4
+        f64(method.reference.entropies[0, 0]), entropies[:, chosen].mean(1), rtol=1e-4
     )
     np.testing.assert_allclose(
-        f64(method.statistics[0, 0]), entropies.mean(1), atol=entropies.std() / 2
+        f64(method.reference.entropies[0, 0]), entropies.mean(1), atol=entropies.std() / 2
     )
-    assert method.chance[1] == len(chosen)
+    assert method.reference.pictures == len(chosen)
 
 
 @pytest.mark.parametrize("size", [1, 5, 12, 60])
@@ -924,17 +934,13 @@ def test_batches_of_any_size_are_summarised(size: int) -> None:
     """Also ones of more pictures than are wanted, and fewer than announced, as where pictures are broken."""
     method, images = guided(bank_size=20), pictures(size)
     method.summarise(lambda: batches(images, size), len(images) + 10, silent)
-    assert method.usual.numel() > 0
+    assert method.reference.moments.numel() > 0
     assert torch.isfinite(method.normal).all()
 
 
 def test_how_many_pictures_are_wanted() -> None:
-    assert guided().summarised == SUMMARISED == 256
-    assert guided(bank_size=10).summarised is None  # a bank is of all
-    assert {name for name, kind in METHODS.items() if kind.summarised is not Method.summarised} == {
-        "guided",
-        "lda",
-    }
+    assert guided().summarised() == SUMMARISED == 256
+    assert guided(bank_size=10).summarised() is None  # a bank is of all
 
 
 def test_summarising_draws_the_same_each_time_and_leaves_the_generator() -> None:
@@ -943,15 +949,20 @@ def test_summarising_draws_the_same_each_time_and_leaves_the_generator() -> None
     state = torch.get_rng_state()
     other.summarise(lambda: batches(pictures(12)), 0, silent)
     assert torch.equal(torch.get_rng_state(), state)
-    assert torch.equal(one.statistics, other.statistics)
+    assert torch.equal(one.reference.entropies, other.reference.entropies)
     again = summarised(pictures(12), seed=1, adaptation="entropies")
-    assert torch.equal(again.statistics[0], one.statistics[0])
-    assert not torch.equal(again.statistics[1], one.statistics[1])
+    assert torch.equal(again.reference.entropies[0], one.reference.entropies[0])
+    assert not torch.equal(again.reference.entropies[1], one.reference.entropies[1])
 
 
 def test_a_single_picture_says_nothing_of_its_kind() -> None:
     method = summarised(pictures(1))
-    assert method.statistics.numel() == method.usual.numel() == method.tokens.numel() == 0
+    assert (
+        method.reference.entropies.numel()
+        == method.reference.moments.numel()
+        == method.reference.patch_counts.numel()
+        == 0
+    )
     with pytest.raises(ConfigError, match="fitted on a single picture"):
         method.adapter("online")
 
@@ -976,8 +987,8 @@ def test_where_the_class_is_read_figures_show_what_the_projection_head_takes(sco
     shown = f64(method.embedding(images))
     np.testing.assert_allclose(shown, np.mean(rows, axis=0), rtol=1e-4, atol=1e-5)
     taken: list[Tensor] = []
-    assert method.head is not None
-    method.head.register_forward_pre_hook(lambda _, given: taken.append(given[0].detach()))
+    assert method.class_head is not None
+    method.class_head.register_forward_pre_hook(lambda _, given: taken.append(given[0].detach()))
     method.score(images)
     np.testing.assert_allclose(f64(torch.stack(taken).mean(0)), shown, rtol=1e-5, atol=1e-6)
 
@@ -1003,7 +1014,7 @@ def test_where_the_map_is_the_score_figures_show_the_features_where_it_is_high(
 
 def described(method: Guided, images: Tensor) -> np.ndarray:
     """B N D: the mean of the layers, each normalised, then of the neighbours that there are; of unit length."""
-    seen = method.backbone(images, method.layers)
+    seen = method.backbone(images, method.map_layers)
     grid = seen.grids[0]
     result = np.zeros((len(images), *grid, 64))
     for picture, row, column in np.ndindex(*result.shape[:3]):
@@ -1022,7 +1033,7 @@ def described(method: Guided, images: Tensor) -> np.ndarray:
 def test_the_learned_map_is_weighed_beside_the_distance_to_the_bank_each_in_its_own_unit(
     weight: float,
 ) -> None:
-    settings: dict[str, Any] = {"image_size": (48,), "smoothing": 0.0, "learned": weight}
+    settings: dict[str, Any] = {"image_size": (48,), "smoothing": 0.0, "head_weight": weight}
     images = pictures(5, side=48)
     method = summarised(images, bank_size=1000, **settings)
     features = described(method, images)
@@ -1054,9 +1065,9 @@ def test_the_bank_is_asked_in_the_size_that_it_is_of() -> None:
     method = summarised(images, scales=(32, 48), bank_size=1000)
     other = method.with_scales((32,))
     new = pictures(3, 9, side=48)
-    looked_at, not_looked_at = method._look(new)[1], other._look(new)[1]
-    assert (looked_at is None, not_looked_at is None) == (False, True)
-    for one in (method._described(new, looked_at), other._described(new, not_looked_at)):
+    seen, other_seen = method._at_scales(new), other._at_scales(new)
+    assert (len(seen), len(other_seen)) == (2, 1)
+    for one in (method._described(seen, new), other._described(other_seen, new)):
         np.testing.assert_allclose(f64(one).reshape(3, -1, 64), described(method, new), atol=1e-5)
 
 
@@ -1131,22 +1142,6 @@ def test_it_is_fitted_saved_and_loaded(
     loaded.method.adapter("episodic")  # its statistics came along
 
 
-def test_artifacts_of_before_hold_a_class_head_that_nothing_reads() -> None:
-    """`best` of before 3bbe849 had one, and trained the last four blocks for the mix of attention in its map."""
-    earlier: dict[str, Any] = {"map_head": "features", "tuned": 4, "bank_size": 20}
-    images = pictures(6)
-    with_head = summarised(images, score="both", **earlier)
-    assert any(name.startswith("head.") for name in with_head.fitted_state())
-    loaded = Guided(replace(WHOLE, **(TINY | earlier | {"score": "map"})), sharp()).eval()
-    loaded.restore_state(with_head.fitted_state())
-    assert not any(name.startswith("head.") for name in loaded.fitted_state())
-    for image, other in zip(
-        loaded.examine(images).maps, with_head.examine(images).maps, strict=True
-    ):
-        assert torch.equal(image, other)
-    assert loaded.score(images).votes is None
-
-
 @pytest.mark.parametrize(
     ("bank_size", "expected"),
     [(0, [0, 3, 6, 9]), (50, list(range(11)))],
@@ -1195,9 +1190,9 @@ def test_it_learns_in_one_size_and_scores_in_another(
         sides["learning"].add(batch.images.shape[-1])
         return step(method, batch, progress)
 
-    def kept(method: Guided, images: Tensor) -> Any:
+    def kept(method: Guided, seen: Any, images: Tensor) -> Any:
         sides["kept"].add(images.shape[-1])
-        return look(method, images)
+        return look(method, seen, images)
 
     monkeypatch.setattr(Guided, "training_step", learning)
     monkeypatch.setattr(Guided, "_look", kept)
@@ -1212,7 +1207,13 @@ def test_it_learns_in_one_size_and_scores_in_another(
 
 def test_turned_pictures_are_in_the_bank(picture: Part) -> None:
     """As every training picture is learned at every angle; or turned ones are far from all that is known."""
-    options: dict[str, Any] = {**FIT, "min_steps": 1, "rotations": 4, "learned": 0.0, "pooling": 1}
+    options: dict[str, Any] = {
+        **FIT,
+        "min_steps": 1,
+        "rotations": 4,
+        "head_weight": 0.0,
+        "pooling": 1,
+    }
     detector = blemish.fit("guided", good(picture, 5), calibration_fraction=0, **options)
     assert detector.method.bank.shape == (5 * 4 * 4, 64)
     upright, sideways = (
@@ -1249,9 +1250,9 @@ def test_scores_are_finer_than_the_precision_that_they_are_computed_in() -> None
     """Or many pictures would tie: bf16 knows 128 numbers between 1 and 2."""
     method = guided(map_head="attention")
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        seen = method.look(pictures(8))
-    exact = method.look(pictures(8))
-    for given, wanted in ((seen.logits, exact.logits), (seen.marks, exact.marks)):
+        seen = method.look(method.see(pictures(8)))
+    exact = method.look(method.see(pictures(8)))
+    for given, wanted in ((seen.logits, exact.logits), (seen.mask_logits, exact.mask_logits)):
         torch.testing.assert_close(
             given, wanted, rtol=0.1, atol=0.2
         )  # the attention itself is of bf16
@@ -1300,11 +1301,11 @@ def test_the_poster_and_its_successor() -> None:
     first, second = (configure("guided", recipe=name) for name in ("paper-bmvc", "paper-aaai"))
     assert isinstance(first, GuidedConfig)
     assert (first.backbone, first.height_width, first.scales) == ("dino_vits16", (224, 224), ())
-    assert (first.epochs, first.min_steps, first.pictures_per_step) == (100, 0, 16)
+    assert (first.epochs, first.min_steps, first.train_batch_size) == (100, 0, 16)
     assert (first.learning_rate_start, first.learning_rate, first.warmup) == (1e-5, 5e-4, 0.1)
-    assert (first.detection, first.segmentation, first.marking) == (0.95, 0.05, 0.0)
-    assert (GuidedConfig.best().tuned, GuidedConfig.best().map_head) == (0, "patches")
-    assert (first.map_head, first.tuned, first.layer_decay, first.score) == (
+    assert (first.cross_entropy_weight, first.dice_weight, first.bce_weight) == (0.95, 0.05, 0.0)
+    assert (GuidedConfig.best().trainable_blocks, GuidedConfig.best().map_head) == (0, "patches")
+    assert (first.map_head, first.trainable_blocks, first.layer_decay, first.score) == (
         "attention",
         None,
         1.0,
@@ -1316,7 +1317,7 @@ def test_the_poster_and_its_successor() -> None:
         False,
         0.0,
     )
-    assert (first.bank_size, first.zoom, first.small_pieces) == (0, 1.0, False)
+    assert (first.bank_size, first.zoom, first.simulators) == (0, 1.0, ("guided",))
     assert SIX_SCALES == (224, 320, 384, 416, 448, 512)
     added: dict[str, Any] = {"blend_x_rays": True, "scales": SIX_SCALES, "map_stride": 1}
     added |= {"pretraining": "published", "pretraining_recipe": "paper"}
@@ -1366,52 +1367,49 @@ def test_the_pre_training_that_belongs_to_the_settings() -> None:
     assert dino == APMaskConfig(objective="dino", epochs=300)
 
 
-def test_the_published_pre_training_is_none_on_chest_x_rays() -> None:
-    paper = GuidedConfig.paper_aaai()
-    assert paper.for_layout("nih").pretraining_config is None
-    assert paper.for_layout("mvtec").pretraining == paper.for_layout("").pretraining == "apmask"
-    assert replace(paper, simulators=("nsa",)).for_layout("nih").pretraining == "none"
-    for asked in ("apmask", "dino", "none"):  # whoever asks for it by name gets it
-        assert replace(paper, pretraining=asked).for_layout("nih").pretraining == asked
-
-
-def test_chest_x_rays_are_blended_by_all_but_the_poster() -> None:
-    config = GuidedConfig.paper_aaai()
-    poster = GuidedConfig.paper_bmvc()  # which pastes hard, everywhere
-    assert (
-        poster.for_layout("nih").simulators == poster.for_layout("mvtec").simulators == ("guided",)
+def test_what_x_rays_change() -> None:
+    best, poster, paper = (
+        GuidedConfig.recipes()[name]() for name in ("best", "paper-bmvc", "paper-aaai")
     )
-    assert config.for_layout("nih").simulators == ("guided-poisson",)
-    assert config.for_layout("mvtec").simulators == config.for_layout("").simulators == ("guided",)
-    for best in (GuidedConfig(), replace(config, small_pieces=True)):
-        assert best.for_layout("nih").simulators == ("guided-poisson",)
-        assert (
-            best.for_layout("mvtec").simulators
-            == best.for_layout("").simulators
-            == ("guided", "guided-fine")
-        )
-    for chosen, layout in itertools.product([("guided",), ("nsa", "fpi")], ["nih", "mvtec"]):
-        assert replace(GuidedConfig(), simulators=chosen).for_layout(layout).simulators == chosen
+    for config in (best, paper):
+        assert config.for_pictures(x_rays=True).simulators == ("guided-poisson",)
+        assert config.for_pictures(x_rays=False).simulators == config.simulators
+    for x_rays in (True, False):
+        assert poster.for_pictures(x_rays=x_rays).simulators == ("guided",)  # hard, everywhere
+        chosen = replace(best, simulators=("nsa", "guided"))
+        assert chosen.for_pictures(x_rays=x_rays).simulators == ("nsa", "guided")
+        for asked in ("apmask", "dino", "none"):  # whoever asks for it by name gets it
+            config = replace(paper, pretraining=asked)
+            assert config.for_pictures(x_rays=x_rays).pretraining == asked
+    assert paper.for_pictures(x_rays=True).pretraining_config is None
+    assert paper.for_pictures(x_rays=False).pretraining == "apmask"
 
 
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
+        ({"simulators": ()}, "simulators: at least 1"),
         ({"simulators": ("gided",)}, "did you mean 'guided'"),
-        ({"detection": -0.1}, "detection: a finite number from 0"),
-        ({"segmentation": math.inf}, "segmentation: a finite number from 0"),
-        ({"marking": math.nan}, "marking: a finite number from 0"),
-        ({"learned": -0.5}, "learned: a finite number from 0"),
-        ({"learned": math.inf}, "learned: a finite number from 0"),
+        ({"cross_entropy_weight": -0.1}, "cross_entropy_weight: a finite number from 0"),
+        ({"dice_weight": math.inf}, "dice_weight: a finite number from 0"),
+        ({"bce_weight": math.nan}, "bce_weight: a finite number from 0"),
+        ({"head_weight": -0.5}, "head_weight: a finite number from 0"),
+        ({"head_weight": math.inf}, "head_weight: a finite number from 0"),
         ({"learning_rate_start": -1e-5}, "learning_rate_start: a finite number from 0"),
-        ({"detection": 0, "segmentation": 0, "marking": 0}, "one of them must be above 0"),
-        ({"segmentation": 0, "marking": 0}, "another than detection where score is map"),
+        (
+            {"cross_entropy_weight": 0, "dice_weight": 0, "bce_weight": 0},
+            "one of them must be above 0",
+        ),
+        (
+            {"dice_weight": 0, "bce_weight": 0},
+            "another than cross_entropy_weight where score is map",
+        ),
         ({"map_stride": 0}, "map_stride: at least 1"),
         ({"layer_decay": 0.0}, r"layer_decay: a fraction in \(0, 1\]"),
         ({"layer_decay": 1.1}, r"layer_decay: a fraction in \(0, 1\]"),
         ({"warmup": 1.0}, r"warmup: a fraction in \[0, 1\)"),
         ({"warmup": -0.1}, r"warmup: a fraction in \[0, 1\)"),
-        ({"tuned": -1}, "tuned: null or at least 0"),
+        ({"trainable_blocks": -1}, "trainable_blocks: null or at least 0"),
         ({"bank_size": -1}, "bank_size: at least 0"),
         ({"pooling": 0}, "pooling: an odd number from 1"),
         ({"pooling": 2}, "pooling: an odd number from 1"),
@@ -1438,7 +1436,7 @@ def test_settings_out_of_range(settings: dict[str, Any], says: str) -> None:
         "guidance=nowhere",
         "map_head=places",
         "score=sum",
-        "tuned=some",
+        "trainable_blocks=some",
         "scales=a",
         "pretraining=msn",
     ],

@@ -14,7 +14,7 @@ from torch import Tensor
 from blemish.backbones import Backbone, build
 from blemish.errors import ConfigError, NotFittedError
 from blemish.methods.coreset import StreamingSample, farthest_points
-from blemish.methods.embedding import embed
+from blemish.methods.embedding import join
 from blemish.methods.memory import Knn, KnnConfig, MemoryBank, PatchCore, PatchCoreConfig
 from blemish.types import Batch
 
@@ -44,7 +44,7 @@ def pooled(level: Floats, side: int) -> Floats:
 
 
 def embed_loop(backbone: Backbone, batch: Tensor, layers: tuple[int, ...], pooling: int) -> Floats:
-    """B N D by the description in `embed`, location by location in float64."""
+    """B N D by the description in `join`, location by location in float64."""
     features = backbone(batch, layers)
     height, width = features.grids[0]  # the finest
     rows = []
@@ -72,9 +72,9 @@ def embed_loop(backbone: Backbone, batch: Tensor, layers: tuple[int, ...], pooli
 @pytest.mark.parametrize("size", [(64, 64), (96, 64)])
 @pytest.mark.parametrize("pooling", [1, 3, 5])
 @pytest.mark.parametrize("name", ["test_vit", "test_resnet"])
-def test_embed_is_the_loop(name: str, pooling: int, size: tuple[int, int]) -> None:
+def test_join_is_the_loop(name: str, pooling: int, size: tuple[int, int]) -> None:
     backbone, batch = backbone_of(name), images(2, *size)
-    got, grid = embed(backbone, batch, layers_of(name), pooling=pooling)
+    got, grid = join(backbone(batch, layers_of(name)), backbone.spec.kind, pooling=pooling)
     stride = 16 if name == "test_vit" else 8
     assert grid == (size[0] // stride, size[1] // stride)
     expected = embed_loop(backbone, batch, layers_of(name), pooling)
@@ -142,7 +142,7 @@ def test_scores_are_distances_to_the_nearest_normal_patch(
     expected = distances(
         unit(embed_loop(backbone, queries, layers, pooling)).reshape(-1, bank.shape[1]), bank
     )
-    got = method.anomaly_map(queries)
+    got = method.anomaly_map(method.see(queries))
     assert got.shape == (2, 4, 4) if name == "test_vit" else (2, 8, 8)
     np.testing.assert_allclose(got.numpy().ravel(), expected, rtol=2e-3, atol=2e-4)
 
@@ -260,10 +260,10 @@ def test_an_extended_coreset_is_selected_from_the_old_one_and_the_new_patches() 
 @pytest.mark.parametrize("kind", [Knn, PatchCore])
 def test_a_bank_knows_whether_it_knows_several(kind: type[MemoryBank]) -> None:
     method = bank_of(kind, count=1)
-    assert not method.knows_several
-    assert extended(method, first=1, last=2).knows_several
+    assert not method.knows_several()
+    assert extended(method, first=1, last=2).knows_several()
     assert not method.bank.requires_grad
-    assert not bank_of(kind, bank_size=1).knows_several
+    assert not bank_of(kind, bank_size=1).knows_several()
 
 
 @pytest.mark.parametrize("kind", [Knn, PatchCore])
@@ -288,7 +288,7 @@ def test_before_fit(kind: type[MemoryBank]) -> None:
         method.score_left_out(Batch(images(1), torch.tensor([0])))
     with pytest.raises(NotFittedError):
         extended(method, first=0)
-    assert not method.knows_several
+    assert not method.knows_several()
 
 
 @pytest.mark.parametrize(
@@ -304,8 +304,6 @@ def test_settings_out_of_range(config: type[KnnConfig], setting: dict[str, int])
 
 def test_defaults() -> None:
     assert (KnnConfig().pooling, PatchCoreConfig().pooling) == (1, 3)
-    assert Knn.leaves_one_out
-    assert PatchCore.leaves_one_out
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -325,7 +323,7 @@ def test_an_extended_sample_holds_old_patches_by_how_many_were_seen(seed: int) -
 @pytest.mark.parametrize("kind", [PatchCore, Knn])
 def test_the_only_picture_of_a_bank_cannot_be_left_out(kind: type[MemoryBank]) -> None:
     method = bank_of(kind, bank_size=40, count=1)
-    assert not method.knows_several
+    assert not method.knows_several()
     with pytest.raises(ConfigError, match=r"one training picture only.*raise bank_size \(40\)"):
         method.score_left_out(next(batches(images(1), 1)))
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from blemish.backbones import build
 from blemish.errors import ConfigError, NotFittedError
-from blemish.methods.embedding import embed
+from blemish.methods.embedding import join
 from blemish.methods.padim import Padim, PadimConfig
 from blemish.types import Batch
 
@@ -52,8 +52,8 @@ def padim(
 @pytest.mark.parametrize("batch", [1, 5, 12])
 def test_the_map_is_the_mahalanobis_distance(batch: int, epsilon: float) -> None:
     method = padim(batch=batch, epsilon=epsilon)
-    learned, _ = embed(method.backbone, images(12), (2, 4))
-    queries, grid = embed(method.backbone, images(3, seed=8), (2, 4))
+    learned, _ = join(method.backbone(images(12), (2, 4)), "vit")
+    queries, grid = join(method.backbone(images(3, seed=8), (2, 4)), "vit")
     assert grid == (4, 3)
     subset = method.subset.numpy()
     normal, asked = learned.double().numpy()[:, :, subset], queries.double().numpy()[:, :, subset]
@@ -74,7 +74,7 @@ def test_the_map_is_the_mahalanobis_distance(batch: int, epsilon: float) -> None
         np.testing.assert_allclose(
             whitener.T @ whitener, inverse, rtol=1e-2, atol=1e-2 * np.abs(inverse).max()
         )
-    got = method.anomaly_map(images(3, seed=8))
+    got = method.anomaly_map(method.see(images(3, seed=8)))
     assert got.shape == (3, 4, 3)
     assert got.dtype == torch.float32
     np.testing.assert_allclose(got.numpy().reshape(3, 12), expected, rtol=2e-3)
@@ -101,7 +101,7 @@ def test_a_cnn() -> None:
     method.fit(lambda: batches(square, 4), 2, silent)
     scores = method.score(square)
     assert method.means.shape == (256, 30)
-    assert method.anomaly_map(square).shape == (6, 16, 16)
+    assert method.anomaly_map(method.see(square)).shape == (6, 16, 16)
     assert torch.isfinite(scores.maps).all()
 
 
@@ -116,7 +116,7 @@ def test_it_needs_two_pictures() -> None:
     assert Padim.minimum_images == 2
     with pytest.raises(ConfigError, match="at least 2 training pictures, got 1"):
         padim(count=1)
-    assert padim(count=2).anomaly_map(images(1)).shape == (1, 4, 3)
+    assert (one := padim(count=2)).anomaly_map(one.see(images(1))).shape == (1, 4, 3)
 
 
 @pytest.mark.parametrize("channels", [20, 6])  # more, and fewer, than there are pictures
@@ -130,7 +130,7 @@ def test_leaving_out_is_the_distance_to_the_gaussians_of_the_others(
     shown = images(12)[owned]  # copies are of the same content as the picture that owns them
     method = padim(channels=channels, epsilon=0.05, owners=owned)
     found = method.score_left_out(Batch(shown, owned))
-    features, _ = embed(method.backbone, shown, (2, 4))
+    features, _ = join(method.backbone(shown, (2, 4)), "vit")
     normal = features.double().numpy()[:, :, method.subset.numpy()]
     expected = np.empty((12, 12))
     for picture, location in np.ndindex(12, 12):
@@ -161,23 +161,23 @@ def test_leaving_out_is_fitting_without_the_picture() -> None:
 
 def test_leaving_out_takes_three_pictures_and_ends() -> None:
     batch = Batch(images(1), torch.tensor([0]))
-    assert padim(count=3).knows_several
+    assert padim(count=3).knows_several()
     for method in (
         padim(count=2),
         padim(count=4, owners=torch.tensor([0, 0, 0, 3])),
         padim(rotations=2),
     ):
-        assert not method.knows_several
+        assert not method.knows_several()
         with pytest.raises(ConfigError, match="at least 3 pictures without rotations or flips"):
-            method.score_left_out(batch)
-    assert not padim(flips=True).leaves_one_out
+            method.judge_left_out(method.see(batch.images), batch)
+    assert not padim(flips=True).leaves_one_out()
     method = padim()
-    before = method.score_left_out(batch).image
-    assert torch.equal(method.score_left_out(batch).image, before)
+    before = method.judge_left_out(method.see(batch.images), batch).image
+    assert torch.equal(method.judge_left_out(method.see(batch.images), batch).image, before)
     method.end_leaving_out()
-    assert not method.knows_several
+    assert not method.knows_several()
     with pytest.raises(ConfigError, match="just fitted"):
-        method.score_left_out(batch)
+        method.judge_left_out(method.see(batch.images), batch)
 
 
 def test_before_fit() -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.axes import Axes
 from PIL import Image
 
 from blemish.errors import ConfigError, NonFiniteError
@@ -23,6 +24,7 @@ from blemish.report.figures import (
     embeddings,
     gallery,
     health,
+    of_scores,
     precision_recall,
     roc,
     score_histograms,
@@ -60,6 +62,35 @@ def test_a_histogram_names_its_classes_with_counts_and_the_threshold() -> None:
     words = text(score_histogram(scored=[1.0, 2.0, 3.0]))
     assert "scored (3)" in words
     assert not any(word in words for word in ("good", "defective", "threshold"))
+
+
+def test_scored_pictures_are_drawn_by_their_truth() -> None:
+    pairs = [(0, 1.0), (0, 2.0), (1, 3.0), (None, 4.0), (None, 5.0), (None, 6.0)]
+    words = text(of_scores(pairs, 2.5)["histogram"])
+    for said in ("good (2)", "defective (1)", "scored (3)", "threshold 2.5"):
+        assert said in words
+
+
+def test_a_bin_holds_its_upper_edge_and_recall_rises(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+
+    def watch(name: str) -> None:
+        draw = getattr(Axes, name)
+
+        def watched(axes: Axes, *curve: np.ndarray, **options: Any) -> Any:
+            drawn[name] = curve
+            return draw(axes, *curve, **options)
+
+        monkeypatch.setattr(Axes, name, watched)
+
+    watch("stairs")
+    watch("step")
+    score_histogram(good=[0.0, 1.0, 2.0], threshold=1.0)
+    counts, edges = drawn["stairs"]
+    assert counts[list(edges).index(1.0) - 1] == 1  # a score equal to the threshold is no alarm
+    precision_recall([1.0, 0.75, 0.5], [1.0, 0.5, 0.0], 0.9)
+    recall, precision = drawn["step"]
+    assert (list(recall), list(precision)) == ([0.0, 0.5, 1.0], [0.5, 0.75, 1.0])
 
 
 @pytest.mark.parametrize("threshold", [None, 0.0, 1.0, 50.0])

@@ -14,9 +14,12 @@ import torch
 from PIL import Image
 
 import blemish
+from blemish.backbones import Features
+from blemish.data.transforms import prepare
 from blemish.detector.evaluate import labelled
 from blemish.detector.predict import Detector
 from blemish.errors import ConfigError, DataError, OutputError
+from blemish.images import decode
 from blemish.report import figures
 from blemish.report import galleries as illustration
 from blemish.types import Scores, silent
@@ -32,7 +35,9 @@ def part(tmp_path: Path, fitted: Callable[..., Detector]) -> Path:
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[Any, ...]]:
-    """The arguments that each figure was drawn from, by its name; of several "embedding", "embeddings 2", …"""
+    """The arguments that each figure was drawn from, by its name; of several "embedding",
+    "embeddings 2", …
+    """
     calls: dict[str, tuple[Any, ...]] = {}
 
     def watch(name: str) -> None:
@@ -53,9 +58,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[Any, ...]]:
 
 def test_figures(run: Run, part: Path, mvtec: Path, tmp_path: Path, drawn: dict[str, Any]) -> None:
     out = tmp_path / "out"
-    status, said, err = run(
-        "figures", part, mvtec, "-o", out, "--precision", "fp32", "--count", "2"
-    )
+    status, said, err = run("figures", part, mvtec, "-o", out, "--precision fp32 --count 2")
     assert status == 0
     assert "Pictures: 6 good, 7 defective; 0 broken" in said
     assert "scoring: 1 of 13" in err
@@ -112,7 +115,7 @@ def test_features_belong_to_their_pictures(
     picture: Any,
     write: Any,
 ) -> None:
-    """Broken pictures and those known to the detector come between the others, and have no point."""
+    """Broken pictures and known ones come between the others, and have no point."""
     (mvtec / "test" / "dark" / "0005.png").touch()
     write(mvtec / "test" / "good" / "0005.png", picture(3))
     made = illustration.illustrate({"part": fitted()}, mvtec, tmp_path / "out")
@@ -126,7 +129,7 @@ def test_features_belong_to_their_pictures(
     assert labels == [int(path.parent.name != "good") for path in paths]
     for point, path in zip(points, paths, strict=True):
         with torch.inference_mode():
-            alone = method.embedding(fitted()._load((0, path, "")).tensor[None])[0]  # type: ignore[union-attr]
+            alone = method.embedding(prepare(decode(path), fitted().preprocessing)[None])[0]
         assert np.allclose(point, alone, atol=1e-4)
     assert np.ptp(points, axis=0).max() > 1e-2
     shown, _ = drawn["gallery"]
@@ -161,10 +164,10 @@ def test_saliency_and_crop_are_in_the_gallery(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     detector = fitted()
-    score = detector.method.score
+    judge = detector.method.judge
 
-    def looking(images: torch.Tensor) -> Scores:
-        scores, box = score(images), torch.tensor([0.25, 0.25, 0.5, 0.5])
+    def looking(features: Features, images: torch.Tensor) -> Scores:
+        scores, box = judge(features, images), torch.tensor([0.25, 0.25, 0.5, 0.5])
         return Scores(
             scores.image,
             scores.maps,
@@ -172,7 +175,7 @@ def test_saliency_and_crop_are_in_the_gallery(
             boxes=box.expand(len(images), 4),
         )
 
-    monkeypatch.setattr(detector.method, "score", looking)
+    monkeypatch.setattr(detector.method, "judge", looking)
     illustration.illustrate({"part": detector}, mvtec, tmp_path / "out", count=1)
     shown, options = drawn["gallery"]
     assert "rectangle is the crop" in options["note"]
@@ -220,22 +223,22 @@ def test_several_categories_are_named(
         assert (sum(labels), set(kinds)) == (7, {"", "square", "dark"})
 
 
-@pytest.mark.parametrize(("method", "passes"), [("knn", 2), ("lda", 2), ("atacnet", 6)])
+@pytest.mark.parametrize(("method", "passes"), [("knn", 2), ("lda", 2), ("atacnet", 4)])
 def test_one_pass_scores_and_describes(
     fitted: Callable[..., Detector], mvtec: Path, method: str, passes: int
 ) -> None:
-    """13 pictures are two batches. ATAC-Net looks twice, and is asked once more for an embedding of its own."""
+    """13 pictures are two batches. ATAC-Net looks twice."""
     detector = fitted(method)
     _, samples = labelled(mvtec)
+    cases = illustration._Cases({"part": detector}, 1)
     looks: list[int] = []
     count = detector.method.backbone.register_forward_hook(lambda *_: looks.append(1))
     try:
-        seen = illustration._see(detector, samples, (), lambda *_: None, silent, "scoring")
+        seen = illustration._see({"part": detector}, samples, cases, silent)["part"]
     finally:
         count.remove()
     assert len(looks) == passes
-    assert not detector.method.backbone._forward_hooks
-    prepared = [detector._load((0, sample.path, "")).tensor for sample in samples]  # type: ignore[union-attr]
+    prepared = [prepare(decode(sample.path), detector.preprocessing) for sample in samples]
     with torch.inference_mode():
         asked = detector.method.embedding(torch.stack(prepared))
     assert np.allclose(np.stack(list(seen.features.values())), asked, atol=1e-4)
@@ -291,9 +294,7 @@ def test_several_detectors_are_compared_on_the_same_pictures(
 ) -> None:
     other = fitted("padim").save(tmp_path / "padim $x$.blemish")
     out = tmp_path / "out"
-    status, said, err = run(
-        "figures", part, other, mvtec, "-o", out, "--precision", "fp32", "--json"
-    )
+    status, said, err = run("figures", part, other, mvtec, "-o", out, "--precision fp32 --json")
     assert status == 0, err
     made = json.loads(said)
     names = ["histograms.png", "embeddings.png", "comparison.png"]
@@ -364,7 +365,7 @@ def test_artifacts_of_one_name_are_called_by_their_paths(
 ) -> None:
     (tmp_path / "more").mkdir()
     other = fitted("padim").save(tmp_path / "more" / "part.blemish")
-    assert run("figures", part, other, mvtec, "-o", tmp_path / "out", "--count", "2")[0] == 0
+    assert run("figures", part, other, mvtec, "-o", tmp_path / "out", "--count 2")[0] == 0
     assert list(drawn["score_histograms"][0]) == [str(part), str(other)]
     assert len(drawn["gallery"][0]) == 3 + 4 + 2  # of three dark ones none is shown twice
 
@@ -378,7 +379,9 @@ def test_what_any_detector_knows_is_in_no_comparison(
     write: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Several categories have a comparison each; what cannot be read or is known to one is left out for all."""
+    """Several categories have a comparison each; what cannot be read or is known to one is left out
+    for all.
+    """
     root = tmp_path / "set"
     root.mkdir()
     mvtec.rename(root / "bolt")

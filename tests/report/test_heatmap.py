@@ -135,7 +135,9 @@ def test_a_colour_bar_runs_from_no_tint_to_the_full_colour() -> None:
 
 
 def naive_outline(picture: np.ndarray, sides: tuple[int, int, int, int], line: int) -> np.ndarray:
-    """Pixel by pixel, by how deep a pixel lies in the rectangle of these outer sides (left, top, right, bottom)."""
+    """Pixel by pixel, by how deep a pixel lies in the rectangle of these outer sides (left, top,
+    right, bottom).
+    """
     left, top, right, bottom = sides
     result = picture.copy()
     for row, column in np.ndindex(picture.shape[:2]):

@@ -11,10 +11,12 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from parts import rows_of
 
 from blemish.detector.predict import Detector
 from blemish.images import decode
 from blemish.report.heatmap import outline, overlay
+from blemish.report.journal import Journal
 from blemish.report.predictions import Gallery
 from blemish.types import Prediction, Scores
 
@@ -61,10 +63,10 @@ def test_crop_and_saliency_are_written(
         tmp_path / "out",
         tmp_path / "report.html",
     )
-    told = ("predict", artifact, new, "--precision", "fp32", "--device", "cpu")
+    told = ("predict", artifact, new, "--precision fp32 --device cpu")
     status, said, _ = run(*told, "--output", out, "--report", report, "--json")
     assert status == 1
-    rows = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
+    rows = rows_of(out)
     assert rows == json.loads(said)["predictions"]
     scored = [row for row in rows if "error" not in row]
     assert [row["box"] for row in scored] == [list(BOX)] * 3
@@ -103,7 +105,7 @@ def test_methods_without_them_leave_nothing_of_the_kind(
         tmp_path / "report.html",
     )
     run("predict", artifact, new, "--output", out, "--report", report)
-    rows = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
+    rows = rows_of(out)
     assert {row.get("box") for row in rows} == {None}
     assert not any("saliency" in row for row in rows)
     assert not list((out / "overlays").glob("*.saliency.png"))
@@ -119,19 +121,12 @@ def test_rows_from_before_there_were_crops_are_gone_on_from(
 ) -> None:
     artifact, out = fitted().save(tmp_path / "part.blemish"), tmp_path / "out"
     run("predict", artifact, new, "--output", out)
-    rows = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
+    rows = rows_of(out)
     old = [{key: value for key, value in row.items() if key != "box"} for row in rows[:3]]
     (out / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in old))
     assert (
         run(
-            "predict",
-            artifact,
-            new,
-            "--output",
-            out,
-            "--resume",
-            "--report",
-            tmp_path / "report.html",
+            "predict", artifact, new, "--output", out, "--resume --report", tmp_path / "report.html"
         )[0]
         == 1
     )
@@ -159,3 +154,16 @@ def test_a_gallery_keeps_no_batch_alive() -> None:
     assert kept[1].saliency is not None
     assert kept[1].saliency.base is None
     assert kept[1].anomaly_map.base is None
+
+
+def test_a_run_goes_on_within_its_batch_only_where_the_pictures_are_in_its_order() -> None:
+    def remaining(*rows: str) -> tuple[list[str], int]:
+        journal = Journal(None, artifact=Path(), precision="fp32", ways={}, resume=False)
+        journal.rows += [{"path": row} for row in rows]
+        todo, again = journal.remaining([Path("a"), Path("b"), Path("c")], 8)
+        return [path.name for path in todo], again
+
+    assert remaining() == (["a", "b", "c"], 0)
+    assert remaining("a", "b") == (["a", "b", "c"], 2)
+    assert remaining("b") == (["a", "c"], 0)
+    assert remaining("a", "b", "c") == ([], 0)

@@ -65,17 +65,18 @@ def test_attention_is_that_of_the_method(picture: Callable[..., np.ndarray]) -> 
     images = (
         torch.from_numpy(np.stack([picture(seed) for seed in range(3)])).permute(0, 3, 1, 2) / 255
     )
-    guide = simulation._Guide("test_vit", "random", (2, 4), seed=5, device="cpu", precision="fp32")
+    guide = simulation._Guide("test_vit", "random", (2, 4), 5, "cpu", "fp32")
     backbone = build("test_vit", weights="random", seed=5)
     method = Guided(
         GuidedConfig(backbone="test_vit", image_size=(64,), guide_layers=(2, 4)), backbone
     ).eval()
+    method.prepare_training()
     mean, std = (torch.tensor(values)[:, None, None] for values in (backbone.mean, backbone.std))
     with torch.inference_mode():
         wanted = method.encode((images - mean) / std)["guide"]
     given = guide(images)
     assert torch.allclose(given, wanted, atol=1e-7)
-    last = simulation._Guide("test_vit", "random", (), seed=5, device="cpu", precision="fp32")
+    last = simulation._Guide("test_vit", "random", (), 5, "cpu", "fp32")
     assert last.layers == (backbone.depth,)
     assert not torch.allclose(last(images), given, atol=1e-7)
 

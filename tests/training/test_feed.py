@@ -13,7 +13,7 @@ from torch import Tensor
 from toy import Toy, ToyConfig, pictures, stream_of
 
 from blemish.data.stream import PictureStream
-from blemish.methods.trained import TrainingBatch
+from blemish.methods.learner import TrainingBatch
 from blemish.training import train
 from blemish.training.feed import Feed, read, seed_of
 from blemish.types import silent
@@ -113,10 +113,10 @@ def test_an_epoch_shows_every_normal_picture_once(
             self.shown += batch.features["brightness"].tolist()
             return super().training_step(batch, progress)
 
-    toy = Noting(ToyConfig(epochs=2, pictures_per_step=size))
+    toy = Noting(ToyConfig(epochs=2, train_batch_size=size))
     toy.shown = []
     stream = stream_of(pictures(normal + defects), labels=[0] * normal + [1] * defects)
-    done = train(toy, stream, seed=7, identity={})
+    done, _ = train(toy, stream, seed=7, identity={})
     assert done.steps == steps
     assert toy.class_counts == (normal, defects)
     near = (torch.tensor(toy.shown)[:, None] - torch.tensor(brightness_of(stream))).abs()
@@ -236,13 +236,13 @@ class Noting(Toy):
 
 
 def test_training_gets_both_classes_in_every_step_and_in_its_sample() -> None:
-    toy = Noting(ToyConfig(epochs=2, pictures_per_step=4))
-    done = train(toy, stream_of(pictures(10), labels=[0] * 8 + [1] * 2), seed=7, identity={})
+    toy = Noting(ToyConfig(epochs=2, train_batch_size=4))
+    done, _ = train(toy, stream_of(pictures(10), labels=[0] * 8 + [1] * 2), seed=7, identity={})
     assert done.steps == len(toy.labels) == 8  # two passes over the eight normal ones
     assert [sorted(labels or ()) for labels in toy.labels] == [[0, 0, 1, 1]] * 8
     assert toy.start is not None
     assert (len(toy.start), sum(toy.start)) == (10, 5)
-    plain = Noting(ToyConfig(epochs=2, pictures_per_step=4))
+    plain = Noting(ToyConfig(epochs=2, train_batch_size=4))
     train(plain, stream_of(pictures(10)), seed=7, identity={})
     assert plain.labels == [None] * 5
     assert plain.start is None
@@ -261,7 +261,7 @@ def test_an_interrupted_training_goes_on_with_the_same_rows(tmp_path: Path) -> N
                 signal.raise_signal(signal.SIGINT)
             return super().training_step(batch, progress)
 
-    config, path = ToyConfig(epochs=2, pictures_per_step=4), tmp_path / "toy.checkpoint"
+    config, path = ToyConfig(epochs=2, train_batch_size=4), tmp_path / "toy.checkpoint"
     whole, stopped = trained(Noting(config)), Stopped(config)
     with pytest.raises(KeyboardInterrupt):
         trained(stopped, checkpoint=path)

@@ -122,7 +122,7 @@ def test_killed_at_several_moments(tmp_path: Path) -> None:
 def test_two_processes_end_where_one_does(tmp_path: Path) -> None:
     # Ten readable pictures, five of each process, and all of them in every step.
     config, results = (
-        ToyConfig(noise=0.0, pictures_per_step=10, epochs=6),
+        ToyConfig(noise=0.0, train_batch_size=10, epochs=6),
         [tmp_path / "0", tmp_path / "1"],
     )
     assert together(results, config) == [0, 0]
@@ -130,14 +130,14 @@ def test_two_processes_end_where_one_does(tmp_path: Path) -> None:
     assert same(first, second)
     alone = Toy(config)
     stream = stream_of([*pictures(2), "nowhere.png", *pictures(10)[2:]])
-    training = train(alone, stream, seed=7, identity={})
+    training, found = train(alone, stream, seed=7, identity={})
     assert first["sample"][0] == 5  # rank 0's own pictures, for both
     for name, tensor in learned(alone).items():
         if name == "sample":
             continue
         torch.testing.assert_close(first[name], tensor, rtol=1e-5, atol=1e-5)
     for one in (told, told_too):  # each knows all pictures by their place in the whole
-        assert one["digests"] == json.loads(json.dumps(sorted(stream.digests.items())))
+        assert one["digests"] == json.loads(json.dumps(sorted(found.digests.items())))
         assert one["failures"] == [[2, "nowhere.png", "does not exist"]]
         assert one["training"]["processes"] == 2
         assert one["training"]["steps"] == training.steps == 6
@@ -279,7 +279,7 @@ def test_the_environment_of_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="more processes than GPUs"):
         distributed.own_device(torch.device("cuda"))
     with pytest.raises(ConfigError, match="5 cannot be shared evenly by 2 processes"):
-        train(Toy(ToyConfig(pictures_per_step=5)), stream_of(pictures(4)), seed=7, identity={})
+        train(Toy(ToyConfig(train_batch_size=5)), stream_of(pictures(4)), seed=7, identity={})
     with pytest.raises(ConfigError, match="start them with torchrun"):
         train(Toy(ToyConfig()), stream_of(pictures(4)), seed=7, identity={})
     monkeypatch.setenv("RANK", "first")

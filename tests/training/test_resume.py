@@ -17,7 +17,7 @@ from toy import Toy, ToyConfig, learned, pictures, run, stream_of
 from blemish import artifact, interrupts
 from blemish.config import to_dict
 from blemish.errors import ArtifactError, BlemishError, ConfigError, OutputError
-from blemish.methods.trained import TrainingBatch
+from blemish.methods.learner import TrainingBatch
 from blemish.training import checkpoint, loop, train
 
 

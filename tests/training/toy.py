@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import blemish
-from blemish.backbones import Backbone, build
+from blemish.backbones import Backbone, Features, build
 from blemish.config import to_dict
 from blemish.data.stream import PictureStream
 from blemish.data.transforms import Preprocessing
@@ -28,8 +28,10 @@ from blemish.methods import apmask
 from blemish.methods.apmask import APMaskConfig
 from blemish.methods.atacnet import AtacNet
 from blemish.methods.guided_config import GuidedConfig
-from blemish.methods.trained import TrainedConfig, TrainedMethod, TrainingBatch
+from blemish.methods.learner import TrainingBatch
+from blemish.methods.trained import TrainedConfig, TrainedMethod
 from blemish.training import Training, checkpoint, loop, train
+from blemish.types import Scores
 
 SIDE = 32
 
@@ -41,7 +43,7 @@ class ToyConfig(TrainedConfig):
     backbone: str = "test_vit"
     image_size: tuple[int, ...] = (SIDE,)
     epochs: int = 2
-    pictures_per_step: int = 4
+    train_batch_size: int = 4
     learning_rate: float = 1e-2
     noise: float = 0.1
     looks: bool = False
@@ -119,9 +121,10 @@ class Toy(TrainedMethod):
         )  # what it scores with has both histories in it
         self.made = torch.tensor([steps])
 
-    def anomaly_map(self, images: Tensor) -> Tensor:
+    def judge(self, features: Features, images: Tensor) -> Scores:
         mean = self.encode(images)["mean"]
-        return (self.learned(mean) - mean).norm(dim=1)[:, None, None].expand(-1, 2, 2)
+        raw = (self.learned(mean) - mean).norm(dim=1)[:, None, None].expand(-1, 2, 2)
+        return self._finish(raw, images)
 
 
 def pictures(count: int) -> list[np.ndarray]:
@@ -139,7 +142,7 @@ def stream_of(sources: Sequence[Any], **settings: Any) -> PictureStream:
 def run(config: ToyConfig, count: int = 10, **options: Any) -> tuple[dict[str, Tensor], Training]:
     """What a toy has learned from `count` pictures, and its training."""
     toy = Toy(config)
-    done = train(
+    done, _ = train(
         toy, stream_of(pictures(count)), **{"seed": 7, "identity": to_dict(config), **options}
     )
     return learned(toy), done
@@ -170,15 +173,15 @@ def train_apart(
     toy.after_step = slowly  # type: ignore[method-assign]
     stream = stream_of([*pictures(2), "nowhere.png", *pictures(10)[2:]])
     try:
-        done = train(toy, stream, seed=7, identity=to_dict(config), **options)
+        done, found = train(toy, stream, seed=7, identity=to_dict(config), **options)
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     told = {
         "training": done.to_dict(),
-        "digests": sorted(stream.digests.items()),
+        "digests": sorted(found.digests.items()),
         "failures": [
             (position, failure.source, failure.reason)
-            for position, failure in stream.failures.items()
+            for position, failure in found.failures.items()
         ],
     }
     save_file(learned(toy), result, metadata={"told": json.dumps(told)})
@@ -207,7 +210,7 @@ def fit_apart(
         "bottleneck": 8,
         "prototypes": 4,
         "local_views": 1,
-        "pictures_per_step": 4,
+        "train_batch_size": 4,
         "epochs": 1,
     }
     whole = GuidedConfig.pretraining_config.fget
@@ -228,7 +231,7 @@ def fit_apart(
     quick = {
         "epochs": 1,
         "min_steps": 2,
-        "pictures_per_step": 4,
+        "train_batch_size": 4,
         "bank_size": 20,
         "device": "cpu",
         "precision": "fp32",
@@ -284,7 +287,7 @@ def fit_defects_apart(
     }
     quick = {
         "epochs": 1,
-        "pictures_per_step": 8,
+        "train_batch_size": 8,
         "calibration_fraction": 0,
         "device": "cpu",
         "precision": "fp32",

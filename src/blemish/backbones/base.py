@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -63,13 +60,17 @@ class Features:
         return (rows / rows.sum(-1, keepdim=True)).mean(dim=(0, 2))
 
     def layers(self, which: slice) -> Features:
-        """The same for some of the layers that were asked for."""
+        """The same for some of the layers that were asked for, by their places."""
+        return self.only(range(len(self.tokens))[which])
+
+    def only(self, places: Sequence[int]) -> Features:
+        """The same for the layers at these places of those that were asked for."""
         return replace(
             self,
-            tokens=self.tokens[which],
-            grids=self.grids[which],
-            offsets=self.offsets[which],
-            cls=self.cls[which],
+            tokens=tuple(self.tokens[place] for place in places),
+            grids=tuple(self.grids[place] for place in places),
+            offsets=tuple(self.offsets[place] for place in places),
+            cls=tuple(self.cls[place] for place in places) if self.cls else (),
         )
 
 
@@ -100,6 +101,11 @@ class Backbone(nn.Module):
         """The precision that the weights are in."""
         return next(self.parameters()).dtype
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
     def round_size(self, height: int, width: int) -> tuple[int, int]:
         """The nearest size that the stride divides (at least one stride)."""
         step = self.stride
@@ -119,43 +125,6 @@ class Backbone(nn.Module):
     def middle_layers(self) -> tuple[int, ...]:
         """A third, a half and two thirds of the depth: local enough to place a defect, and past raw texture."""
         return tuple(sorted({max(1, round(self.depth * share)) for share in (1 / 3, 1 / 2, 2 / 3)}))
-
-    @contextmanager
-    def overheard(self, layers: Sequence[int]) -> Iterator[list[tuple[tuple[int, ...], Features]]]:
-        """Of all pictures that come through meanwhile their shape, B 3 H W, and these layers, without a second pass.
-
-        Who has the backbone look at them gets the layers that they ask for. One inside another, both hear.
-        """
-        wanted = self.check_layers(layers)
-        heard: list[tuple[tuple[int, ...], Features]] = []
-        asked: list[int] = []
-        signature = inspect.signature(self.forward)
-
-        def ask(
-            _backbone: nn.Module, given: tuple[Any, ...], named: dict[str, Any]
-        ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-            call = signature.bind(*given, **named)
-            call.apply_defaults()
-            asked[:] = self.check_layers(call.arguments["layers"])
-            call.arguments["layers"] = (*asked, *wanted)
-            return call.args, call.kwargs
-
-        def hear(
-            _backbone: nn.Module, given: tuple[Any, ...], _named: dict[str, Any], found: Features
-        ) -> Features:
-            images: Tensor = given[0]  # `ask` has put it there
-            heard.append((tuple(images.shape), found.layers(slice(len(asked), None))))
-            return found.layers(slice(len(asked)))
-
-        handles = [
-            self.register_forward_pre_hook(ask, with_kwargs=True),
-            self.register_forward_hook(hear, prepend=True, with_kwargs=True),
-        ]
-        try:
-            yield heard
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def offset(self, grid: tuple[int, int], images: Tensor) -> float:
         """How far right of and below the middle of its cell lies what a location of h×w, the grid of a layer, sees of

@@ -20,28 +20,29 @@ IN_MEMORY = 2 * 2**30  # bytes of features that stay in main memory; a file take
 
 
 @contextmanager
-def features_kept(backbone: Backbone) -> Iterator[None]:
+def features_kept(backbone: Backbone, layers: Sequence[int]) -> Iterator[None]:
     """While open, a picture that comes again gets the features of the first time, to the bit.
 
-    A picture is known by its content. Features stay in main memory up to `IN_MEMORY` bytes; beyond
-    them a file in the folder for temporary files takes them, up to half of what is free there. What
-    fits in neither is encoded again, as where that folder cannot be written. The file has no name,
-    so nothing of it is left, however the process ends.
+    A picture is known by its content. Of each those of all `layers` are kept, whichever are asked
+    for first. Features stay in main memory up to `IN_MEMORY` bytes; beyond them a file in the folder
+    for temporary files takes them, up to half of what is free there. What fits in neither is encoded
+    again, as where that folder cannot be written. The file has no name, so nothing of it is left,
+    however the process ends.
 
-    Only plain calls are kept, of pictures and layers without gradient. The backbone's weights and
-    precision must not change meanwhile. On a GPU nothing is kept: a picture is encoded there in
-    about the time that its features take to come back.
+    Only plain calls are kept, of pictures and of some of the `layers` without gradient. The backbone's
+    weights and precision must not change meanwhile. On a GPU nothing is kept: a picture is encoded
+    there in about the time that its features take to come back.
     """
-    if next(backbone.parameters()).device.type != "cpu":
+    if backbone.device.type != "cpu":
         yield
         return
-    store = _Store(IN_MEMORY)
+    store, kept = _Store(IN_MEMORY), tuple(dict.fromkeys(layers))
     encode = backbone.forward
 
     def forward(images: Tensor, layers: Sequence[int] = (), **more: Any) -> Features:
-        if more or torch.is_grad_enabled():
-            return cast(Features, encode(images, layers, **more))
         wanted = backbone.check_layers(layers)
+        if more or torch.is_grad_enabled() or not set(wanted) <= set(kept):
+            return cast(Features, encode(images, layers, **more))
         names = [_name_of(image) for image in images]
         # A batch that is not known as a whole is encoded as a whole: kernels are chosen by shape,
         # and in a smaller batch a picture might get other last bits.
@@ -50,14 +51,14 @@ def features_kept(backbone: Backbone) -> Iterator[None]:
                 return _joined([[store.get((name, layer)) for name in names] for layer in wanted])
             except OSError:  # the file cannot be read back
                 store.close()
-        features: Features = encode(images, layers)
-        for index, layer in enumerate(wanted):
+        features: Features = encode(images, kept)
+        for index, layer in enumerate(kept):
             for row, name in enumerate(names):
                 if not store.knows((name, layer)):
                     store.put((name, layer), _Kept.of(features, index, row, backbone.dtype))
-        return features
+        return features.only([kept.index(layer) for layer in wanted])
 
-    backbone.forward = forward  # below the hooks of who listens
+    backbone.forward = forward
     try:
         yield
     finally:

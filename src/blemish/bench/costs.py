@@ -23,44 +23,42 @@ from blemish.detector.predict import Detector
 from blemish.errors import ConfigError
 from blemish.images import Picture, Source, decode
 from blemish.methods import Method
-from blemish.methods.trained import TrainedMethod, TrainingBatch
+from blemish.methods.learner import TrainingBatch
+from blemish.methods.trained import TrainedMethod
 from blemish.types import Scores
 
-_WARM_UP = (
-    3  # runs that are not timed: the first ones choose kernels, and make what is kept from then on
-)
+# Runs that are not timed: the first ones choose kernels, and make what is kept from then on.
+_WARM_UP = 3
 
 
 def measure(
     detector: Detector, picture: Picture | Source, *, repeats: int = 20
 ) -> dict[str, float | int]:
-    """What scoring one picture costs, and what the detector holds, as in Table 9 of the AGPNet paper.
+    """What scoring one picture costs, and what the detector holds, as in Table 9 of AGPNet's paper.
 
-    The detector and torch's random state stay as they are. It needs as much memory again as the detector, for a while:
-    the peak of a run is to be read before.
+    The detector and torch's random state stay as they are. It needs as much memory again as the
+    detector, for a while: the peak of a run is to be read before.
 
     Args:
-        picture: one that is like those to be scored, decoded or not; the time to decode it is in no figure.
+        picture: like those to be scored; the time to decode it is in no figure.
         repeats: how often it is timed, >= 1, after a few runs that are not.
     Returns:
-        learnable_parameters: numbers that gradients teach while the method is trained, the encoder's included where it
-            learns along; 0 for a method that is not trained. What pre-trained the encoder before is not in it.
-        parameters: numbers in the fitted tensors that scoring reads: weights, statistics, memory bank. Blocks of the
-            backbone behind the last one used are not among them, though the artifact carries them.
-        flops: of scoring one picture; a multiply-add counts 2. Matrix products, convolutions and attention are counted,
-            and with them the search of a memory bank; what works element by element is not (norms, activations,
-            resizing), as usual. The count does not depend on the machine: while it is taken,
-            attention is computed as two matrix products, whichever fused kernel runs elsewhere.
-        latency_p50_ms, latency_p95_ms: of one picture at a time, from decoded pixels to score and map in main memory,
-            with as many threads as torch has.
+        learnable_parameters: numbers that gradients teach in the training (not in a pre-training).
+        parameters: numbers in the fitted tensors that scoring reads: weights, statistics, bank.
+        flops: of scoring one picture, a multiply-add counts 2: matrix products, convolutions,
+            attention and the search of a bank, but not what works element by element. It does not
+            depend on the machine: attention is computed as two matrix products for it.
+        latency_p50_ms, latency_p95_ms: of one picture at a time, from decoded pixels to score and
+            map in main memory, with as many threads as torch has.
         artifact_mib: size of the file that `Detector.save` writes, in MiB (2^20 bytes).
-    Raises: ConfigError for `repeats` below 1; ImageError for a picture that cannot be decoded; OutputError when there
-        is no room for a temporary file.
+    Raises: ConfigError for `repeats` below 1; ImageError for a picture that cannot be decoded;
+        OutputError when there is no room for a temporary file.
 
     Example:
         >>> import blemish, numpy as np
         >>> good = [np.full((32, 32, 3), 90 + i, dtype=np.uint8) for i in range(3)]
-        >>> detector = blemish.fit("knn", good, backbone="test_vit", weights="random", image_size=32)
+        >>> tiny = {"backbone": "test_vit", "weights": "random", "image_size": 32}
+        >>> detector = blemish.fit("knn", good, **tiny)
         >>> costs = measure(detector, good[0], repeats=2)
         >>> costs["learnable_parameters"], costs["flops"] > costs["parameters"] > 0
         (0, True)
@@ -72,14 +70,13 @@ def measure(
     images = prepare(picture, detector.preprocessing)[None].to(detector.device)
 
     def score() -> None:
-        scores = _scored(
-            detector, prepare(picture, detector.preprocessing)[None].to(detector.device)
-        )
+        images = prepare(picture, detector.preprocessing)[None].to(detector.device)
+        scores = _scored(detector, images)
         scores.image.cpu(), scores.maps.cpu()  # a GPU is waited for
 
     middle, late = np.percentile(_milliseconds(score, repeats), [50, 95])
     fitted = detector.method.state_dict()
-    # After the timing, so that what a method makes once, when it is first asked, is counted in neither.
+    # After the timing, so that what a method makes once, when first asked, is counted in neither.
     with _counting() as counter, _Reading(fitted) as reading:
         _scored(detector, images)
     return {
@@ -125,7 +122,8 @@ class _Reading(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         for each in tree_leaves((args, kwargs)):
-            # The whole tensor or a view from its beginning; an operation that makes another view is given the whole.
+            # The whole tensor or a view from its beginning; an operation that makes another view is
+            # given the whole.
             if (
                 isinstance(each, Tensor)
                 and (name := self._name_of.get(each.data_ptr())) is not None
@@ -136,7 +134,8 @@ class _Reading(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @contextmanager
 def _counting() -> Iterator[FlopCounterMode]:
-    """A counter of FLOPs. It has no formula for some fused attention kernels, as that of CPUs: none is used."""
+    """A counter of FLOPs. It has no formula for some fused attention kernels, as that of CPUs: none
+    is used."""
     with (
         sdpa_kernel(SDPBackend.MATH),
         FlopCounterMode(display=False, custom_mapping=_FORMULAS) as counter,
@@ -154,15 +153,18 @@ _FORMULAS = {torch.ops.aten.mv: _matrix_times_vector}
 
 
 def _learnable(method: Method, images: Tensor) -> int:
-    """How many numbers the training engine gives to the optimiser: asked of a copy, which starts to be trained."""
+    """How many numbers the training engine gives to the optimiser: asked of a copy, which starts to
+    be trained."""
     if not isinstance(method.learner, TrainedMethod):
         return 0
     devices = [images.device] if images.device.type == "cuda" else []
     with torch.random.fork_rng(devices):
         learner = copy.deepcopy(method.learner)
-        # As when it was made: what it adds can learn, and of the encoder only what it asks for at the start.
+        # As when it was made: what it adds can learn, and of the encoder only what it asks for at
+        # the start.
         learner.requires_grad_(True).backbone.requires_grad_(False)
         with torch.no_grad():
+            learner.prepare_training()
             features = learner.encode(images)
         learner.start_training(TrainingBatch(images, features))
         groups = learner.optimizer().param_groups

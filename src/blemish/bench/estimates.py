@@ -12,11 +12,13 @@ from blemish.bench.plan import Run
 from blemish.bench.results.rows import OK, Row
 from blemish.compute import pick_device
 from blemish.data.text import pluralize
+from blemish.text import duration
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What a run may take: `seconds`, None where no earlier row is like it; `basis`: what they are taken from."""
+    """What a run may take: `seconds`, None where no earlier row is like it; `basis`: what they are
+    taken from."""
 
     run: Run
     seconds: float | None
@@ -34,8 +36,8 @@ class Estimate:
 def estimate(
     runs: Iterable[Run], rows: Sequence[Row] = (), *, device: str = "auto"
 ) -> list[Estimate]:
-    """What each of the runs may take, in their order: the median of the rows of the same method, data, backbone, size
-    asked for and kind of device.
+    """What each of the runs may take, in their order: the median of the rows of the same method,
+    data, backbone, size asked for and kind of device.
 
     Args:
         rows: as `blemish.bench.results.read_rows` gives them.
@@ -59,23 +61,13 @@ def estimate(
 
 
 def _like(asked: Mapping[str, Any], changed: Mapping[str, Any], backbone: str, device: str) -> str:
-    """What a run and its rows have in common; a recipe with a size asked for stands for one resolution."""
+    """What a run and its rows have in common; a recipe with a size asked for stands for one
+    resolution."""
     parts = [asked["method"], asked["recipe"], asked["data"], backbone, changed.get("image_size")]
     return json.dumps([*parts, device])
 
 
 def total(estimates: Iterable[Estimate], jobs: int = 1) -> float:
-    """Seconds until all of them are done with `jobs` at once; those of which nothing can be told count as none."""
+    """Seconds until all of them are done with `jobs` at once; those of which nothing can be told
+    count as none."""
     return sum(each.seconds or 0.0 for each in estimates) / jobs
-
-
-def duration(seconds: float) -> str:
-    """A time in the unit that suits it.
-
-    Example:
-        >>> duration(12.3), duration(200), duration(12345)
-        ('12 s', '3.3 min', '3.4 h')
-    """
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"

@@ -1,4 +1,5 @@
-"""What a bench measures: runs, of methods or of the tables of a suite, and the data sets that they are made on."""
+"""What a bench measures: runs, of methods or of the tables of a suite, and the data sets that they
+are made on."""
 
 from __future__ import annotations
 
@@ -22,12 +23,12 @@ from blemish.data import layouts
 from blemish.data.layouts import OFFICIAL, Official, category_paths, find
 from blemish.data.layouts.elpv import write_elpv_table
 from blemish.data.shifts import SHIFTS
-from blemish.data.text import pluralize
 from blemish.detector.fit import configure
 from blemish.errors import ConfigError, DataError, WeightsError, unknown_name
 from blemish.files import WEIGHTS_BYTES, open_regular
-from blemish.methods import Method, MethodConfig, method_class
+from blemish.methods import MethodConfig, method_class
 from blemish.methods.adaptation import MODES
+from blemish.methods.capabilities import Adapts
 from blemish.types import RESOLUTION
 
 ROOT_VARIABLE = "BLEMISH_DATA"
@@ -46,12 +47,13 @@ class Run:
         settings: what differs from the recipe.
         recipe: a recipe of the method.
         weights, shots: as of `blemish.fit`.
-        anomaly_count, anomaly_type: as of `blemish.fit`, of the data set's own defects, which then do not test; None =
-            no defect is learned from.
+        anomaly_count, anomaly_type: as of `blemish.fit`, of the data set's own defects, which then
+            do not test; None = no defect is learned from.
         time_budget: as of `blemish.fit`; None for a method that is not trained.
         shifts: names of `blemish.data.shifts.SHIFTS`; each once, in the order there.
         adapt: modes of `blemish.methods.adaptation`, in the order there.
-        compared_at: side of the square at which maps and masks are compared; None = each picture's own size.
+        compared_at: side of the square at which maps and masks are compared; None = each picture's
+            own size.
         label: how tables call these settings; not part of the run's identity.
     """
 
@@ -72,8 +74,8 @@ class Run:
     label: str = ""
 
     def __post_init__(self) -> None:
-        """Raises: ConfigError for an unknown shift or mode, a method that cannot adapt, a type without a count, or a
-        time budget that is none."""
+        """Raises: ConfigError for an unknown shift or mode, a method that cannot adapt, a type
+        without a count, or a time budget that is none."""
         if self.anomaly_type is not None and self.anomaly_count is None:
             raise ConfigError(
                 "anomaly_type: say how many of that type to learn from, too (anomaly_count)"
@@ -93,21 +95,24 @@ class Run:
                 if name not in known:
                     raise unknown_name(kind, name, known)
             object.__setattr__(self, field_name, tuple(name for name in known if name in asked))
-        if self.adapt and method_class(self.method).adapter is Method.adapter:
+        if self.adapt and not issubclass(method_class(self.method), Adapts):
             raise ConfigError(
-                f"{self.method} cannot adapt to the pictures that it scores; bench it without --adapt"
+                f"{self.method} cannot adapt to the pictures that it scores; bench it without "
+                "--adapt"
             )
 
     @cached_property
     def config(self) -> MethodConfig:
-        """The whole config. Raises: ConfigError for an unknown method, recipe or key, or a bad value."""
+        """The whole config. Raises: ConfigError for an unknown method, recipe or key, or a bad
+        value."""
         chosen = configure(self.method, recipe=self.recipe, values=self.settings, shots=self.shots)
         return dataclasses.replace(chosen, seed=self.seed)
 
     @cached_property
     def key(self) -> str:
-        """Identity of what is measured: everything but where the data are and how tables call it, the whole config in
-        place of what was changed of it, and weights by their content. Raises: ConfigError as `config`."""
+        """Identity of what is measured: everything but where the data are and how tables call it,
+        the whole config in place of what was changed of it, and weights by their content. Raises:
+        ConfigError as `config`."""
         parts = {**self.to_dict(), "settings": configs.to_dict(self.config)}
         del parts["path"], parts["label"]
         if self.weights is not None and Path(self.weights).is_file():
@@ -148,15 +153,17 @@ def plan(
     """The runs of every entry on every data set with every seed, each once.
 
     Args:
-        entries: methods, or the lines of a suite's tables. A line's own settings win over `assignments`, and its own
-            numbers over `shots` and `anomaly_count`; its modes of adaptation are added to `adapt`.
+        entries: methods, or the lines of a suite's tables. A line's own settings win over
+            `assignments`, and its own numbers over `shots` and `anomaly_count`; its modes of
+            adaptation are added to `adapt`.
         data: name -> path, as `data_sets` and `places` give them.
         assignments: "key=value", what differs from the recipes.
         anomaly_count, anomaly_type: of methods that learn from defects; the others do without.
         time_budget: of trained methods; the others do without.
         shifts, adapt: as of `Run`.
         label: how tables call these settings; None = the settings themselves.
-    Raises: ConfigError for an unknown method, recipe, key, shift or mode, a bad value, or a method that cannot adapt.
+    Raises: ConfigError for an unknown method, recipe, key, shift or mode, a bad value, or a method
+        that cannot adapt.
     """
     runs: list[Run] = []
     for (name, path), entry in product(data.items(), entries):
@@ -198,14 +205,17 @@ def once(runs: Iterable[Run]) -> list[Run]:
 def data_sets(
     names: Iterable[str | Path], *, root: str | Path | None, scratch: Path
 ) -> dict[str, Path]:
-    """Name -> path of data sets given by name or by path; one given by path is called as its folder.
+    """Name -> path of data sets given by name or by path; one given by path is called as its
+    folder.
 
-    Names are those of `blemish.data.layouts` and of their categories: "mvtec" is all categories at once, "bottle" one
-    of them. Where there is no folder of ELPV it comes from its package: 1,131 normal cells to train on, 377 normal and
-    715 defective ones to test on, drawn by seed 0 whatever the seed of a run; its table is written to `scratch`.
+    Names are those of `blemish.data.layouts` and of their categories: "mvtec" is all
+    categories at once, "bottle" one of them. Where there is no folder of ELPV it comes from its
+    package: 1,131 normal cells to train on, 377 normal and 715 defective ones to test on, drawn by
+        seed 0 whatever the seed of a run; its table is written to `scratch`.
 
     Args: root: the folder of the sets known by name; None = the environment variable BLEMISH_DATA.
-    Raises: DataError when one is not there or two have the same name; MissingExtraError for elpv without `demo`.
+    Raises: DataError when one is not there or two have the same name; MissingExtraError for elpv
+        without `demo`.
     """
     known = {name: it for it in OFFICIAL.values() for name in (*it.categories, it.name)}
     found: dict[str, Path] = {}
@@ -232,15 +242,12 @@ def places(
 ) -> tuple[list[tuple[Suite, dict[str, Path]]], list[str]]:
     """Which tables of a suite are measured on what.
 
-    Without `data`, or where it is one folder in which a data set of the suite is found (or which is one itself), each
-    table is measured on the data set that it names: on every category by itself, or on all at once where one model
-    learns them together. Any other `data` are measured in their place, by all tables.
+    Without `data`, or where it is one folder that is or holds a data set of the suite, each table
+    is measured on the data set that it names: on every category by itself, or on all at once where
+    one model learns them together. Any other `data` are measured in their place, by all tables.
 
-    Args:
-        data: names or paths of data sets, as of `data_sets`, or the folder that holds those of the suite.
-        root: that folder where `data` does not name it; None = the environment variable BLEMISH_DATA.
-        scratch: where the table of ELPV's package is written.
-    Returns: pairs of (a part of the suite, name -> path of its data); and what is not there, in sentences.
+    Args: data, root, scratch: as of `data_sets`; `data` may be the folder of the suite's data sets.
+    Returns: pairs of (a part of the suite, name -> path of its data); what is missing, in words.
     Raises: DataError when there is nothing to measure on, or as `data_sets`.
     """
     wanted = {table.data: OFFICIAL[table.data] for table in suite.tables if table.data}
@@ -251,8 +258,8 @@ def places(
         if given is None or not any(find(official, given) for official in wanted.values()):
             if given and wanted and not _has_splits(given):
                 raise DataError(
-                    f"{given}: there is none of {titles} in it (`blemish data layouts` tells which folders are "
-                    "looked for), and it is no data set with a train and a test split itself; mend --data"
+                    f"{given}: there is none of {titles} in it, and it is no data set with a train "
+                    "and a test split itself; `blemish data layouts` shows what is looked for"
                 )
             return [(suite, data_sets(data, root=root, scratch=scratch))], []
         folder = given
@@ -262,7 +269,8 @@ def places(
         )
     if folder is None:
         raise DataError(
-            f"suite {suite.name}: no folder to look in for {titles}; name it with --data, or set {ROOT_VARIABLE}"
+            f"suite {suite.name}: no folder to look in for {titles}; name it with --data, or set "
+            f"{ROOT_VARIABLE}"
         )
     there = {name: _categories(official, folder, scratch) for name, official in wanted.items()}
     parts: list[tuple[Suite, dict[str, Path]]] = []
@@ -283,27 +291,19 @@ def places(
         notes.insert(0, f"Not in {folder}, and out of reach: {'; '.join(absent)}.")
     if not parts:
         raise DataError(
-            f"{notes[0]} There is nothing to measure: `blemish data layouts` shows what is looked for"
+            f"{notes[0]} There is nothing to measure: `blemish data layouts` shows what is looked "
+            "for"
         )
     return parts, notes
 
 
 def categories(one: Run) -> tuple[str, ...]:
-    """What of an official set of several categories is there for a run on all of them at once; else ()."""
+    """What of an official set of several categories is there for a run on all of them at once; else
+    ()."""
     official = OFFICIAL.get(one.data)
     if official is None or len(official.categories) == 1 or not one.path.is_dir():
         return ()
     return tuple(category_paths(official, one.path))
-
-
-def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def shared_threads(threads: int | None, jobs: int) -> int | None:
-    """The threads of each of `jobs` runs at once: `threads`, or their share of the cores; None = torch's choice."""
-    return max(1, cores() // jobs) if threads is None and jobs > 1 else threads
 
 
 def _has_splits(path: Path) -> bool:
@@ -320,7 +320,8 @@ def _root(given: str | Path | None) -> Path | None:
 
 
 def _named(name: str, official: Official, root: Path | None, scratch: Path) -> Path:
-    """The path of an official set, or of a category of one. Raises: DataError when it is not there."""
+    """The path of an official set, or of a category of one. Raises: DataError when it is not
+    there."""
     folder = root and find(official, root)
     if folder:
         paths = {**category_paths(official, folder), official.name: folder}
@@ -330,13 +331,15 @@ def _named(name: str, official: Official, root: Path | None, scratch: Path) -> P
         return write_elpv_table(scratch / "elpv.csv", seed=0)
     where = f"no {official.title} in {root}" if root else "no folder to look in"
     raise DataError(
-        f"data set {name!r}: {f'not in {folder}' if folder else where}; set {ROOT_VARIABLE} (or --root) to the "
+        f"data set {name!r}: {f'not in {folder}' if folder else where}; set {ROOT_VARIABLE} (or "
+        "--root) to the "
         "folder with the data sets, or name the data set's own path with --data"
     )
 
 
 def _categories(official: Official, root: Path, scratch: Path) -> dict[str, Path]:
-    """The categories of an official set that are there: name -> path; those of ELPV's package where that is there."""
+    """The categories of an official set that are there: name -> path; those of ELPV's package where
+    that is there."""
     if (folder := find(official, root)) is not None:
         return category_paths(official, folder)
     if official.name == ELPV and importlib.util.find_spec("elpv_dataset") is not None:
@@ -349,7 +352,8 @@ def _absent(official: Official, there: Mapping[str, Path]) -> str:
     missing = [name for name in official.categories if name not in there]
     if not there or not missing:
         return official.title if missing else ""
-    return f"{pluralize(len(missing), 'category', 'categories')} of {official.title} ({', '.join(missing)})"
+    several = pluralize(len(missing), "category", "categories")
+    return f"{several} of {official.title} ({', '.join(missing)})"
 
 
 def _changed(entry: Entry, assignments: Sequence[str]) -> dict[str, Any]:

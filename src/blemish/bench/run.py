@@ -1,20 +1,22 @@
 """Methods × data sets × seeds -> one row of measurements a run, appended to a JSONL file.
 
-Each run has a process of its own (`python -m blemish.bench.run --run JSON`), so that peak memory is its own and a
-crash ends only it; several may run at once. A row is written when its run is done; a stopped bench goes on from there.
+Each run has a process of its own (`python -m blemish.bench.run --run JSON`), so that peak memory is
+its own and a crash ends only it; several may run at once. A row is written when its run is done; a
+stopped bench goes on from there.
 
-How it is measured: a detector is fitted on all normal training pictures (no threshold, so nothing is held out) and
-judged on the test split; maps and masks are compared at 256×256, or at the pictures' own size where a suite says so of
-its paper (`compared_at`). `seconds_to_fit` includes loading the backbone. `images_per_second` is over one pass of all
-test pictures, decoding included and metrics excluded; `cores_used` is processor time by wall time of that pass, and
-shows whether the machine was shared. Peak memory is that of the process up to the last prediction; metrics, which need
-more on large sets, are excluded here too. On data with several categories one detector learns them all, and the row's
-metrics are the means over the categories, each measured by itself; only the best F1 is that of all pictures together.
-`efficiency` (see `blemish.bench.costs`) is taken last; `differs` says where the pictures are not the published ones.
+How it is measured: a detector is fitted on all normal training pictures (no threshold, so nothing
+is held out) and judged on the test split; maps and masks are compared at 256×256, or at the
+pictures' own size where a suite says so of its paper (`compared_at`). `seconds_to_fit` includes
+loading the backbone. `images_per_second` is over one pass of all test pictures, decoding included
+and metrics excluded; `cores_used` is processor time by wall time of that pass, and shows whether
+the machine was shared. Peak memory is that of the process up to the last prediction. On data with
+several categories one detector learns them all, and the row's metrics are the means over the
+categories, each measured by itself; only the best F1 is that of all pictures together.
 
-Where shifts or adaptation are asked for, the same detector then judges the test pictures once more under every shift
-(`blemish.data.shifts`) and as they are, without adapting and in every mode. The row's `shifted` holds shift -> mode ->
-metrics, each "none" first, and `adapted`: the share of pictures in whose scores adaptation took part.
+Where shifts or adaptation are asked for, the same detector then judges the test pictures once more
+under every shift (`blemish.data.shifts`) and as they are, without adapting and in every mode. The
+row's `shifted` holds shift -> mode -> metrics, each "none" first, and `adapted`: the share of
+pictures in whose scores adaptation took part.
 """
 
 from __future__ import annotations
@@ -22,15 +24,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import closing, suppress
+from contextlib import closing
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -39,7 +41,8 @@ import torch
 
 from blemish import config as configs
 from blemish.bench import costs
-from blemish.bench.plan import Run, categories, cores, shared_threads
+from blemish.bench.conditions import checkout, hardware, peak_memory_mib, shared_threads
+from blemish.bench.plan import Run, categories
 from blemish.bench.results.rows import (
     FAILED,
     NEITHER,
@@ -79,7 +82,7 @@ _OF_EVALUATION = (
 )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class Order:
     """What the process of a run is told: the run, and as of `measure`."""
 
@@ -87,7 +90,7 @@ class Order:
     device: str
     precision: str
     threads: int | None
-    artifact: str | None
+    keep: str | None
 
 
 def run(
@@ -101,23 +104,24 @@ def run(
     keep: str | Path | None = None,
     progress: Progress = silent,
 ) -> list[Row]:
-    """Measure what `results` does not hold yet, on this kind of device in this precision; one row a run is appended.
+    """Measure what `results` does not hold yet, on this kind of device in this precision; one row a
+    run is appended.
 
-    A run that fails leaves a row with `status` "failed" and its `error`, does not keep the others from running, and is
-    tried again next time. After Ctrl-C the rows so far are there, and no run is at work any more.
+    A run that fails leaves a row with `status` "failed" and its `error`, and is tried again next
+    time. After Ctrl-C the rows so far are there, and no run is at work any more.
 
     Args:
         results: a JSONL file; made, with its folder, where there is none.
-        threads: of torch on the CPU; None = torch's choice, or an even share of the cores where there are several
-            jobs. On a CPU they change scores in the last digits; the same number gives the same metrics again.
-        jobs: how many runs are at work at once. Several GPUs are shared out among them where `device` does not name
-            one by number.
-        keep: a folder that gets the artifact of each run that is made now, called METHOD-DATA-KEY.blemish (eight signs
-            of its key); made where there is none; None = they are thrown away.
+        threads: of torch on the CPU; None = torch's choice, or an even share of the cores where
+            there are several jobs. Their number changes scores in the last digits.
+        jobs: how many runs are at work at once. Several GPUs are shared out among them where
+            `device` does not name one by number.
+        keep: a folder, made where there is none, for the artifacts of the runs made now, each
+            called METHOD-DATA-KEY.blemish (eight signs of its key); None = they are thrown away.
         progress: called with (what begins, runs done, runs in all).
     Returns: a row for each run, new or from the file, in their order.
-    Raises: ConfigError for a run whose config is wrong, before any run, or for less than one job; DataError as
-        `read_rows`; OutputError when the file or the folder cannot be written.
+    Raises: ConfigError for a run whose config is wrong, before any run, or for less than one job;
+        DataError as `read_rows`; OutputError when the file or the folder cannot be written.
     """
     runs, results = list(runs), Path(results)
     if jobs < 1:
@@ -127,24 +131,18 @@ def run(
     with locked(results):
         rows = _done(wanted, results, machine)
         ready(results)  # only now: another file than one of results stays as it is
-        if keep is not None:
-            try:
+        try:
+            if keep is not None:
                 Path(keep).mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise cannot_write(keep, error) from error
-        orders = [
-            Order(
-                run=one,
-                device=device,
-                precision=precision,
-                threads=shared_threads(threads, jobs),
-                artifact=None
-                if keep is None
-                else str(Path(keep, f"{one.method}-{one.data}-{key[:8]}.blemish")),
-            )
-            for key, one in wanted.items()
-            if key not in rows
-        ]
+        except OSError as error:
+            raise cannot_write(str(keep), error) from error
+        how = (
+            device,
+            precision,
+            shared_threads(threads, jobs),
+            None if keep is None else str(keep),
+        )
+        orders = [Order(one, *how) for key, one in wanted.items() if key not in rows]
 
         def begin(one: Run) -> None:
             progress(str(one), len(rows), len(wanted))
@@ -160,7 +158,8 @@ def run(
 def _at_once(
     orders: Iterable[Order], jobs: int, gpus: Sequence[str], begin: Callable[[Run], None]
 ) -> Generator[tuple[Run, Row], None, None]:
-    """The runs with their rows as they come, `jobs` at a time; when it is closed, the processes at work are ended.
+    """The runs with their rows as they come, `jobs` at a time; when it is closed, the processes at
+    work are ended.
 
     Args:
         gpus: shared out among the jobs; none = each may see all.
@@ -189,7 +188,8 @@ def _at_once(
 
 
 def _gpus(device: str) -> list[str]:
-    """What CUDA_VISIBLE_DEVICES calls the GPUs that jobs are shared out to; empty where there is nothing to share."""
+    """What CUDA_VISIBLE_DEVICES calls the GPUs that jobs are shared out to; empty where there is
+    nothing to share."""
     count = torch.cuda.device_count()
     if str(pick_device(device)) != "cuda" or count < 2:
         return []
@@ -200,7 +200,8 @@ def _gpus(device: str) -> list[str]:
 def missing(
     runs: Iterable[Run], results: str | Path, *, device: str = "auto", precision: str = "auto"
 ) -> list[Run]:
-    """Those that `run` would measure, as `results` (which need not exist) does not hold them. Raises: as `run`."""
+    """Those that `run` would measure, as `results` (which need not exist) does not hold them.
+    Raises: as `run`."""
     wanted = {one.key: one for one in runs}
     done = _done(wanted, Path(results), _machine(device, precision))
     return [one for key, one in wanted.items() if key not in done]
@@ -229,38 +230,24 @@ def measure(
     device: str = "auto",
     precision: str = "auto",
     threads: int | None = None,
-    artifact: str | Path | None = None,
+    keep: str | Path | None = None,
 ) -> Row:
     """The row of a run, made in this process. Metrics are fractions between 0 and 1.
 
-    Args: artifact: where the detector is kept; None = nowhere.
-    Raises: DataError for a data set without both splits, or a public one with others in its folder; whatever
-        `blemish.fit` and `blemish.evaluate` raise.
+    Args: keep: as of `run`, a folder that is there.
+    Raises: DataError for a data set without both splits, or a public one with others in its folder;
+        whatever `blemish.fit` and `blemish.evaluate` raise.
     """
     heading = _heading(one)  # before the work, during which the checkout may move on
     if threads is not None:
         torch.set_num_threads(threads)
     dataset = _data(one)
     test = dataset.test()
-    detector = fit(
-        one.method,
-        one.path,
-        config=one.config,
-        weights=one.weights,
-        shots=one.shots,
-        anomalies=None if one.anomaly_count is None else one.path,
-        anomaly_count=one.anomaly_count,
-        anomaly_type=one.anomaly_type,
-        time_budget=one.time_budget,
-        seed=one.seed,
-        calibration_fraction=0,
-        device=device,
-        precision=precision,
-    )
-    if artifact is not None:
-        detector.save(artifact)
+    detector = _fitted(one, device, precision)
+    if keep is not None:
+        detector.save(Path(keep, f"{one.method}-{one.data}-{one.key[:8]}.blemish"))
     scorer = _Stopwatch(detector)
-    evaluation = evaluate(scorer, dataset, resolution=one.compared_at)
+    evaluation = evaluate(detector, dataset, resolution=one.compared_at, predict=scorer)
     told = evaluation.to_dict()
     row = {
         **heading,
@@ -296,10 +283,29 @@ def _data(one: Run) -> layouts.Dataset:
         )
     if (there := categories(one)) and set(dataset.categories) != set(there):
         raise DataError(
-            f"{one.path}: holds {', '.join(there)} of {one.data}, but is read as {', '.join(dataset.categories)}; "
+            f"{one.path}: holds {', '.join(there)} of {one.data}, but is read as "
+            f"{', '.join(dataset.categories)}; "
             "let that set alone lie there, each category as `blemish data layouts` shows it"
         )
     return dataset
+
+
+def _fitted(one: Run, device: str, precision: str) -> Detector:
+    return fit(
+        one.method,
+        one.path,
+        config=one.config,
+        weights=one.weights,
+        shots=one.shots,
+        anomalies=None if one.anomaly_count is None else one.path,
+        anomaly_count=one.anomaly_count,
+        anomaly_type=one.anomaly_type,
+        time_budget=one.time_budget,
+        seed=one.seed,
+        calibration_fraction=0,
+        device=device,
+        precision=precision,
+    )
 
 
 def _of_detector(detector: Detector) -> dict[str, Any]:
@@ -316,7 +322,8 @@ def _of_detector(detector: Detector) -> dict[str, Any]:
         "weights": (pretraining or manifest["backbone"])["weights"],
         "resolution": (detector.preprocessing.height, detector.preprocessing.width),
         "schedule": "; ".join(
-            f"{name}{made['epochs']:.4g} epochs, {made['steps']:,} steps in {made['seconds'] / 60:.1f} min"
+            f"{name}{made['epochs']:.4g} epochs, {made['steps']:,} steps "
+            f"in {made['seconds'] / 60:.1f} min"
             for name, made in steps.items()
             if made
         ),
@@ -331,7 +338,8 @@ def _of_detector(detector: Detector) -> dict[str, Any]:
 
 
 def _costs(detector: Detector, samples: Iterable[Sample]) -> dict[str, Any]:
-    """Of the first picture that can be read. Where it cannot be measured the row says why, and loses nothing else."""
+    """Of the first picture that can be read. Where it cannot be measured the row says why, and
+    loses nothing else."""
     window = detector.preprocessing.decode_window()
     pictures = (load_picture(sample.path, index, window) for index, sample in enumerate(samples))
     picture = next((picture for picture in pictures if isinstance(picture, Picture)), None)
@@ -345,24 +353,33 @@ def _costs(detector: Detector, samples: Iterable[Sample]) -> dict[str, Any]:
 
 def _shifted(one: Run, detector: Detector, dataset: layouts.Dataset) -> dict[str, dict[str, Any]]:
     """Shift -> mode -> metrics."""
-    seen = {NEITHER: detector, **{name: _Shifted(detector, SHIFTS[name]) for name in one.shifts}}
+    shifts = {NEITHER: None, **{name: SHIFTS[name] for name in one.shifts}}
     modes = {NEITHER: None, **{mode: cast("Mode", mode) for mode in one.adapt}}
     return {
-        shift: {name: _adapted(of, dataset, mode, one.compared_at) for name, mode in modes.items()}
-        for shift, of in seen.items()
+        shift: {
+            name: _adapted(detector, dataset, alter, mode, one.compared_at)
+            for name, mode in modes.items()
+        }
+        for shift, alter in shifts.items()
     }
 
 
 def _adapted(
-    detector: Detector, dataset: layouts.Dataset, mode: Mode | None, compared_at: int | None
+    detector: Detector,
+    dataset: layouts.Dataset,
+    alter: Callable[[np.ndarray], np.ndarray] | None,
+    mode: Mode | None,
+    compared_at: int | None,
 ) -> dict[str, Any]:
-    """The metrics of a detector that adapts to the test pictures, and how many of these had a part in that."""
+    """The metrics of a detector that adapts to the test pictures, and how many of these had a part
+    in that."""
     adapted: list[bool] = []
     evaluation = evaluate(
         detector,
         dataset,
         resolution=compared_at,
         adapt=mode,
+        predict=partial(detector.predict_many, alter=alter),
         on_prediction=lambda _, prediction: adapted.append(prediction.adapted),
     )
     metrics = {name: getattr(evaluation, name) for name in (*SHIFTED_METRICS, "by_group")}
@@ -370,80 +387,33 @@ def _adapted(
     return {**metrics, **means, "adapted": sum(adapted) / len(adapted)}
 
 
-class _Stopwatch(Detector):
-    """The same detector; it scores all it is asked for before it hands out anything, and keeps time and memory.
+class _Stopwatch:
+    """Predicts as a detector does; it scores all before it hands out anything, and keeps time and
+    memory.
 
-    So neither includes metrics, and no picture is decoded unobserved while a metric is computed. All maps are held for
-    that: 50 kB each at 448².
+    So neither includes metrics, and no picture is decoded unobserved while a metric is computed.
+    All maps are held for that: 50 kB each at 448².
     """
 
     def __init__(self, detector: Detector) -> None:
-        super().__init__(detector.method, detector.record)
+        self._detector = detector
 
-    def predict_many(
-        self,
-        sources: Iterable[Any],
-        *,
-        category: str = "",
-        batch_size: int | None = None,
-        adapt: Mode | None = None,
+    def __call__(
+        self, samples: Sequence[Sample], *, adapt: Mode | None
     ) -> Iterator[Prediction | Failure]:
         started, worked = time.perf_counter(), time.process_time()
-        results = list(
-            super().predict_many(sources, category=category, batch_size=batch_size, adapt=adapt)
-        )
+        results = list(self._detector.predict_many(samples, adapt=adapt))
         self.seconds = time.perf_counter() - started
         self.cores_used = (time.process_time() - worked) / self.seconds
         self.scored = sum(isinstance(result, Prediction) for result in results)
         self.peak_memory_mib = peak_memory_mib()
+        device = self._detector.device
         self.peak_gpu_memory_mib = (
-            round(torch.cuda.max_memory_allocated(self.device) / 2**20, 1)
-            if self.device.type == "cuda"
+            round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
+            if device.type == "cuda"
             else None
         )
         return iter(results)
-
-
-class _Shifted(Detector):
-    """The same detector; it sees every picture shifted, and knows it by the original's content."""
-
-    def __init__(self, detector: Detector, shift: Callable[[np.ndarray], np.ndarray]) -> None:
-        super().__init__(detector.method, detector.record)
-        self._shift = shift
-
-    def _prepare(self, picture: Picture) -> torch.Tensor:
-        return super()._prepare(dataclasses.replace(picture, pixels=self._shift(picture.pixels)))
-
-
-def peak_memory_mib() -> float | None:
-    """The most main memory this process has held, in MiB; None where the system does not tell."""
-    with suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return round(int(line.split()[1]) / 1024, 1)
-    if sys.platform == "win32":
-        return None
-    import resource  # not on Windows
-
-    # Second choice, for on Linux it starts from what the parent held.
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
-
-
-def hardware(device: torch.device) -> dict[str, Any]:
-    """The device as rows name it."""
-    cpu = platform.processor() or platform.machine()
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                cpu = line.split(":", 1)[1].strip()
-    return {
-        "type": device.type,
-        "name": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
-        "cpu": cpu,
-        "cores": cores(),
-        "threads": torch.get_num_threads(),
-    }
 
 
 def _heading(one: Run) -> dict[str, Any]:
@@ -469,29 +439,10 @@ def _failed(one: Run, error: str) -> Row:
     return cast(Row, {**_heading(one), "status": FAILED, "error": error})
 
 
-def checkout() -> tuple[str | None, bool | None]:
-    """The commit of the checkout that blemish runs from, and whether the package differs from it; None outside one."""
-    package = Path(__file__).parents[1]
-
-    def git(*arguments: str) -> str:
-        command = ["git", "--no-optional-locks", "-C", str(package), *arguments]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-
-    try:
-        git(
-            "ls-files", "--error-unmatch", "__init__.py"
-        )  # fails where blemish is installed inside another's checkout
-        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--", "."))
-    except (OSError, subprocess.CalledProcessError):
-        return None, None
-
-
 def _launch(order: Order, gpu: str | None, children: set[subprocess.Popen[str]]) -> Row:
     """The row of a run in a process of its own, whatever becomes of that.
 
-    Args:
-        gpu: the only one that it may see; None = all.
-        children: holds the process as long as it is at work.
+    Args: gpu: the only one that it may see; None = all. children: hold the process while it works.
     """
     told = json.dumps({**dataclasses.asdict(order), "run": order.run.to_dict()})
     environment = {**os.environ, **({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})}

@@ -149,7 +149,7 @@ def _explained(error: BaseException) -> tuple[str, str, int]:
     from blemish.images import ran_out
 
     if ran_out(error):
-        smaller = "--batch-size, --image-size, bank_size or pictures_per_step"
+        smaller = "--batch-size, --image-size, bank_size or train_batch_size"
         return "MemoryError", f"blemish: out of memory; choose a smaller {smaller}", ERROR
     bug = f"blemish: this is a bug in blemish ({kind}: {error})"
     return kind, f"{bug}; BLEMISH_DEBUG=1 shows where it comes from", ERROR

@@ -24,6 +24,7 @@ from blemish.cli.options import (
 )
 from blemish.cli.status import BY_SIGNAL, ERROR, EXIT_STATUS, WELL
 from blemish.errors import ConfigError, unknown_name
+from blemish.text import duration
 
 if TYPE_CHECKING:
     from blemish.bench.plan import Run
@@ -66,8 +67,7 @@ DataSets = Annotated[
     ),
 ]
 Seeds = Annotated[
-    str,
-    Option(metavar="N", help="How many seeds: 3 = 0, 1 and 2. Or which, with a comma: 0,1,2."),
+    str, Option(metavar="N", help="How many seeds: 3 = 0, 1 and 2. Or which, with a comma: 0,1,2.")
 ]
 Results = Annotated[
     Path | None,
@@ -189,28 +189,21 @@ def bench(
         return WELL
     if list_suites:
         return _list_suites(as_json=json)
-    nowhere = not data or (results is None and not dry_run)
-    if bool(methods) == bool(suite) or (methods and nowhere):
+    if bool(methods) == bool(suite) or (methods and not (data and (results or dry_run))):
         raise ConfigError("a bench needs a suite, or --methods (one of them), --data and --results")
     chosen = _suite(suite, only)
     varied = {
         "seeds": _seeds(seeds),
         "assignments": options.assignments(settings, backbone=backbone, image_size=image_size),
-        "weights": weights,
-        "shots": shots,
-        "anomaly_count": anomaly_count,
-        "anomaly_type": anomaly_type,
+        **{"weights": weights, "shots": shots, "label": label},
+        **{"anomaly_count": anomaly_count, "anomaly_type": anomaly_type},
         "time_budget": _budget(schedule, time_budget),
-        "shifts": options.parts(shifts),
-        "adapt": options.parts(adapt),
-        "label": label,
+        **{"shifts": options.parts(shifts), "adapt": options.parts(adapt)},
     }
     how = {"device": device, "precision": precision, "threads": threads, "jobs": jobs}
     with TemporaryDirectory(prefix="blemish-bench-") as scratch:
-        sets = {"root": root, "scratch": Path(scratch)}
-        runs, notes = _planned(
-            chosen, options.parts(methods), recipe, options.parts(data), sets, varied
-        )
+        sets = {"names": options.parts(data), "root": root, "scratch": Path(scratch)}
+        runs, notes = _planned(chosen, options.parts(methods), recipe, sets, varied)
         if chosen and results is None:
             results = Path(f"{chosen.name}.jsonl")
             notes.append(f"Rows are kept in {results}.")
@@ -223,14 +216,12 @@ def _planned(
     suite: Suite | None,
     methods: Sequence[str],
     recipe: str | None,
-    data: Sequence[str],
-    sets: Mapping[str, Any],
+    data: Mapping[str, Any],
     varied: Mapping[str, Any],
 ) -> tuple[list[Run], list[str]]:
     """The runs of a suite or of methods, and what is missing for them.
 
-    Args:
-        sets: `root` and `scratch` as of `plan.data_sets`. varied: keyword arguments of `plan.plan`.
+    Args: data: arguments of `plan.data_sets`. varied: keyword arguments of `plan.plan`.
     """
     from blemish.bench import plan as planning
     from blemish.bench.suites import Entry
@@ -243,8 +234,8 @@ def _planned(
 
     if suite is None:
         entries = [Entry(method=method, recipe=recipe or "best") for method in methods]
-        return plan(entries, planning.data_sets(data, **sets)), []
-    parts, notes = planning.places(suite, data, **sets)
+        return plan(entries, planning.data_sets(**data)), []
+    parts, notes = planning.places(suite, data["names"], root=data["root"], scratch=data["scratch"])
     runs = planning.once(
         run for part, places in parts for run in plan(part.entries(recipe), places)
     )
@@ -277,20 +268,15 @@ def _measure(
             f"blemish: interrupted; the same command goes on from the rows in {results}"
         )
         return BY_SIGNAL + interrupts.number_of(error)
-    text = measured.markdown(measured.suite_page(rows, suite) if suite else measured.page(rows))
-    console.answer(rows, [text], as_json=as_json)
+    page = measured.suite_page(rows, suite) if suite else measured.page(rows)
+    console.answer(rows, [measured.markdown(page)], as_json=as_json)
     return ERROR if any(row["status"] != measured.OK for row in rows) else WELL
 
 
 def _estimate(
-    runs: Sequence[Run],
-    results: Path | None,
-    notes: Sequence[str],
-    *,
-    as_json: bool,
-    **how: Any,
+    runs: Sequence[Run], results: Path | None, notes: Sequence[str], *, as_json: bool, **how: Any
 ) -> int:
-    """What is left to be measured, and how long it may take; `how`: of `estimates.estimate`."""
+    """What is left to be measured, and how long it may take; `how`: of `run.run`."""
     from blemish.bench import estimates
     from blemish.bench import run as benchmark
     from blemish.bench.results import read_rows
@@ -310,7 +296,7 @@ def _estimate(
         "notes": list(notes),
     }
     unknown = sum(each.seconds is None for each in found)
-    told = f"about {estimates.duration(seconds)}; rough"
+    told = f"about {duration(seconds)}; rough"
     if unknown:
         told += f", without {unknown} of them"
     human = [*map(str, found), *notes, f"{len(left)} runs to make, {made} made already: {told}"]
@@ -340,8 +326,7 @@ def _list_suites(*, as_json: bool) -> int:
 
 Files = Annotated[list[Path], Argument(metavar="FILE...", help="Results of `blemish bench`.")]
 ShownSuite = Annotated[
-    str,
-    Option(metavar="NAME", help="Show the tables of this suite, with their published figures."),
+    str, Option(metavar="NAME", help="Show the tables of this suite, with their published figures.")
 ]
 Efficiency = Annotated[
     bool,

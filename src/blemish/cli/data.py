@@ -10,9 +10,7 @@ from typer import Argument, Option, Typer
 
 from blemish.cli import console, words
 from blemish.cli.console import facts
-from blemish.cli.options import (
-    Json,
-)
+from blemish.cli.options import Json
 from blemish.cli.status import BROKEN_PICTURES, EXIT_STATUS, WELL
 
 if TYPE_CHECKING:

@@ -23,6 +23,7 @@ from blemish.types import ANOMALOUS, NORMAL
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from blemish.data.folder import Found
     from blemish.detector.predict import Detector
     from blemish.report.journal import Journal
     from blemish.report.predictions import Gallery
@@ -79,6 +80,7 @@ def predict(
     """Score new pictures: a verdict and a heatmap for each."""
     from blemish.data.folder import search
     from blemish.detector.predict import load
+    from blemish.methods import adapter_of
     from blemish.report import predictions as outputs
     from blemish.report.journal import Journal
 
@@ -90,7 +92,7 @@ def predict(
     found = search(paths)
     detector = options.with_scales(load(artifact, device=device, precision=precision), scales)
     if adapt is not None:
-        detector.method.adapter(adapt)  # refuses before anything is written
+        adapter_of(detector.method, adapt)  # refuses before anything is written
     if threshold is not None:
         detector = detector.with_threshold(threshold)
     detector.threshold_for(category)  # so does this
@@ -106,25 +108,17 @@ def predict(
         how = {"category": category, "batch_size": batch_size, "adapt": adapt}
         interrupted = _scored(journal, detector, found.pictures, gallery, side=side, **how)
         journal.write_table()
-    status = _tell(
+    return _tell(
         journal,
         detector,
         gallery,
+        artifact=artifact,
         report=report,
-        said={"artifact": str(artifact), **words.places(output=output, report=report)},
         category=category,
-        left_out=found.left_out,
-        interrupted=interrupted is not None,
+        found=found,
+        interrupted=interrupted,
         as_json=json,
     )
-    if interrupted is None:
-        return status
-    then = "the same command with --resume goes on from here"
-    console.complain(
-        f"blemish: interrupted after {len(journal.rows)} of {len(found.pictures)} pictures; "
-        + (then if output else "with --output DIR it could be resumed")
-    )
-    return BY_SIGNAL + interrupts.number_of(interrupted)
 
 
 def _scored(
@@ -159,11 +153,11 @@ def _tell(
     detector: Detector,
     gallery: Gallery,
     *,
+    artifact: Path,
     report: Path | None,
-    said: Mapping[str, str | None],
     category: str,
-    left_out: Sequence[str],
-    interrupted: bool,
+    found: Found,
+    interrupted: KeyboardInterrupt | None,
     as_json: bool,
 ) -> int:
     """Write the report of predictions and answer with them; gives the exit status."""
@@ -171,7 +165,7 @@ def _tell(
     from blemish.report.predictions import prediction_entries
 
     scored = journal.scored
-    warning = category_warning(scored, detector.categories)
+    warning = words.category_warning(scored, detector.categories)
     judged = {row["category"] for row in scored}
     # Where all are of one category its threshold is shown, even if nobody named it.
     limit = detector.threshold_for(*judged if len(judged) == 1 else [category])
@@ -179,7 +173,7 @@ def _tell(
     if report:
         write_report(
             report,
-            title=f"{Path(str(said['artifact'])).stem}: predictions",
+            title=f"{artifact.stem}: predictions",
             manifest={**detector.manifest, "threshold": threshold},
             warning=warning,
             entries=prediction_entries(journal, detector, gallery),
@@ -187,28 +181,42 @@ def _tell(
             scale=detector.map_scale,
         )
     failures = [failure.to_dict() for failure in journal.failures]
+    places = words.places(output=journal.folder, report=report)
     document = {
-        **said,
+        "artifact": str(artifact),
+        **places,
         "category": category,
         "warning": warning,
         "threshold": threshold,
         "scored": len(scored),
         "alarms": sum(row["label"] == ANOMALOUS for row in scored),
         "failed": len(failures),
-        "interrupted": interrupted,
-        "left_out": list(left_out),
+        "interrupted": interrupted is not None,
+        "left_out": list(found.left_out),
         "predictions": journal.rows,
     }
     by_hand = limit is not None and limit.method == "by hand"
     human = [
-        *words.notices(left_out),
+        *words.notices(found.left_out),
         *predict_lines(scored, failures, limited_by_hand=by_hand),
-        *words.written({name: place for name, place in said.items() if name != "artifact"}),
+        *words.written(places),
     ]
     console.answer(document, human, as_json=as_json)
     if warning:
         console.complain(f"blemish: warning: {warning}; --category NAME says it")
-    return BROKEN_PICTURES if failures else WELL
+    if interrupted is None:
+        return BROKEN_PICTURES if failures else WELL
+    return _say_interrupted(interrupted, journal, len(found.pictures))
+
+
+def _say_interrupted(error: KeyboardInterrupt, journal: Journal, pictures: int) -> int:
+    """How to go on; gives the exit status."""
+    then = "the same command with --resume goes on from here"
+    console.complain(
+        f"blemish: interrupted after {len(journal.rows)} of {pictures} pictures; "
+        + (then if journal.folder else "with --output DIR it could be resumed")
+    )
+    return BY_SIGNAL + interrupts.number_of(error)
 
 
 def predict_lines(
@@ -256,28 +264,6 @@ def predict_lines(
     yield verdicts + (f"; {len(failures)} could not be read" if failures else "")
 
 
-def category_warning(rows: Iterable[Mapping[str, Any]], categories: Sequence[str]) -> str:
-    """A warning where an artifact of several categories judged pictures without being told theirs.
-
-    Args: rows: scored ones, of predictions or of an evaluation.
-    Returns: "" where there is nothing to warn of.
-    """
-    judged = [
-        (row.get("judged_as", row["category"]), row.get("category_assigned", False)) for row in rows
-    ]
-    unsaid = Counter(name for name, assigned in judged if assigned or not name)
-    if not categories or not unsaid:
-        return ""
-    told = [f"{unsaid[name]} as {name}" for name in categories if name in unsaid]
-    reason = "each picture's category was assigned by its features"
-    if "" in unsaid:
-        told.append(f"{unsaid['']} by the common threshold")
-        reason = "the common threshold of all categories misses defects of those that score low"
-    total = unsaid.total()
-    which = "the pictures" if total == len(judged) else f"{total} of the pictures"
-    return f"no category of the artifact was named for {which}: judged {', '.join(told)}; {reason}"
-
-
 Labelled = Annotated[
     Path, Argument(metavar="DATA", help="Good and defective pictures: a folder or a table.")
 ]
@@ -289,8 +275,7 @@ EvaluationFolder = Annotated[
     ),
 ]
 Resolution = Annotated[
-    str,
-    Option(metavar="SIDE", help="Side of the square at which maps meet masks, or `original`."),
+    str, Option(metavar="SIDE", help="Side of the square at which maps meet masks, or `original`.")
 ]
 
 
@@ -328,17 +313,11 @@ def evaluate(
     mistakes = outputs.Mistakes()
     with locked(place) if place else nullcontext():
         with console.progress() as progress:
-            result = measure(
-                detector,
-                data,
-                resolution=side,
-                adapt=adapt,
-                progress=progress,
-                on_prediction=mistakes.add,
-            )
+            how = {"resolution": side, "adapt": adapt, "progress": progress}
+            result = measure(detector, data, on_prediction=mistakes.add, **how)
         if output:
             outputs.write_evaluation(output, result, mistakes, detector, side=drawn)
-    warning = category_warning(result.rows, detector.categories)
+    warning = words.category_warning(result.rows, detector.categories)
     if report:
         write_report(
             report,

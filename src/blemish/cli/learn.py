@@ -158,16 +158,19 @@ def _fit(output: Path, config: MethodConfig, *, as_json: bool, **request: Any) -
     """Fit as `request` says, the arguments of `blemish.fit`; write the artifact and tell of it."""
     from blemish.config import to_dict
     from blemish.detector import fit as fitting
-    from blemish.detector.pretrain import figure_of
+    from blemish.report import health
 
     if config.learns_by_gradient:
         request["checkpoint"] = output.with_name(f"{output.name}.training")
     more: dict[str, Path] = {}
     if config.pretraining_config:
         log = request["log"] = _beside(output, ".log.jsonl")
-        more = {"log": log, "figure": figure_of(log)}
+        more = {"log": log, "figure": health.figure_of(log)}
     kept = fitting.checkpoints(request["checkpoint"]) if config.learns_by_gradient else ()
-    with _learning(output, *more.values(), checkpoints=kept) as progress:
+    with (
+        _learning(output, *more.values(), checkpoints=kept) as progress,
+        health.illustrated(more.get("log") if progress else None),
+    ):
         detector = fitting.fit(**request, **to_dict(config), progress=progress or silent)
         if progress:
             detector.save(output)
@@ -270,10 +273,14 @@ def _pretrain(output: Path, config: APMaskConfig, *, as_json: bool, **request: A
     """Pre-train as `request` says, the arguments of `pretrain.pretrain`; tell of the encoder."""
     from blemish.config import to_dict
     from blemish.detector import pretrain as pretraining
+    from blemish.report import health
 
     checkpoint, log = output.with_name(f"{output.name}.training"), _beside(output, ".log.jsonl")
-    figure = pretraining.figure_of(log)
-    with _learning(output, log, figure, checkpoints=[checkpoint]) as progress:
+    figure = health.figure_of(log)
+    with (
+        _learning(output, log, figure, checkpoints=[checkpoint]) as progress,
+        health.illustrated(log if progress else None),
+    ):
         encoder = pretraining.pretrain(
             **request,
             **to_dict(config),
@@ -393,8 +400,7 @@ def refine(
         Option(metavar="DEFECTS", help="Newly confirmed pictures of defects; repeatable."),
     ] = None,
     output: Annotated[
-        Path | None,
-        Option("--output", "-o", help="The artifact to write. [default: the same one]"),
+        Path | None, Option("--output", "-o", help="The artifact to write. [default: the same one]")
     ] = None,
     false_alarm_rate: Rate = None,
     device: Device = "auto",

@@ -103,10 +103,6 @@ Json = Annotated[
 Artifact = Annotated[
     Path, Argument(metavar="ARTIFACT", help="A file that `blemish fit` has written.")
 ]
-Labelled = Annotated[
-    Path, Argument(metavar="DATA", help="Good and defective pictures: a folder or a table.")
-]
-Report = Annotated[Path | None, Option(metavar="FILE", help="A report as one HTML file.")]
 
 Device = Annotated[str, Option(help="auto, cpu, cuda, cuda:1 or mps.")]
 Precision = Annotated[
@@ -121,8 +117,7 @@ Settings = Annotated[
 Seed = Annotated[int | None, Option(help="Of everything random. [default: 0]")]
 Backbone = Annotated[str | None, Option(help="One of `blemish backbones`, or any timm model.")]
 Weights = Annotated[
-    str | None,
-    Option(metavar="FILE", help="Weights of the backbone, in place of its own source."),
+    str | None, Option(metavar="FILE", help="Weights of the backbone, in place of its own source.")
 ]
 ImageSize = Annotated[
     str | None,
@@ -180,8 +175,7 @@ Rate = Annotated[
 TimeBudget = Annotated[
     float | None,
     Option(
-        metavar="MINUTES",
-        help="How long training may take; its schedules are shaped to end there.",
+        metavar="MINUTES", help="How long training may take; its schedules are shaped to end there."
     ),
 ]
 Resume = Annotated[bool, Option("--resume", help="Go on with a training that was interrupted.")]

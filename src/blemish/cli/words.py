@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -96,3 +97,25 @@ def places(**paths: Path | None) -> dict[str, str | None]:
 def written(places: Mapping[str, str | None]) -> list[str]:
     """A line for each of `places` that was written."""
     return [f"Written: {printable(place)}" for place in places.values() if place]
+
+
+def category_warning(rows: Iterable[Mapping[str, Any]], categories: Sequence[str]) -> str:
+    """A warning where an artifact of several categories judged pictures without being told theirs.
+
+    Args: rows: scored ones, of predictions or of an evaluation.
+    Returns: "" where there is nothing to warn of.
+    """
+    judged = [
+        (row.get("judged_as", row["category"]), row.get("category_assigned", False)) for row in rows
+    ]
+    unsaid = Counter(name for name, assigned in judged if assigned or not name)
+    if not categories or not unsaid:
+        return ""
+    told = [f"{unsaid[name]} as {name}" for name in categories if name in unsaid]
+    reason = "each picture's category was assigned by its features"
+    if "" in unsaid:
+        told.append(f"{unsaid['']} by the common threshold")
+        reason = "the common threshold of all categories misses defects of those that score low"
+    total = unsaid.total()
+    which = "the pictures" if total == len(judged) else f"{total} of the pictures"
+    return f"no category of the artifact was named for {which}: judged {', '.join(told)}; {reason}"

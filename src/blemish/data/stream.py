@@ -1,10 +1,11 @@
-"""Pictures decoded and prepared ahead of the computation, in order, with the broken ones set aside."""
+"""Pictures decoded and prepared ahead of the computation, in order, the broken ones set aside."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -17,7 +18,7 @@ from torch.nn import functional as F
 from blemish.data.copies import thumbnail
 from blemish.data.marks import marked
 from blemish.data.transforms import Preprocessing, prepare
-from blemish.errors import InputError, MissingExtraError, NonFiniteError
+from blemish.errors import DataError, InputError, MissingExtraError, NonFiniteError
 from blemish.images import Picture, decode, within_memory
 from blemish.images.limits import BUDGET
 from blemish.types import Batch, Failure, Sample
@@ -33,9 +34,9 @@ WORKERS = min(8, max(2, os.cpu_count() or 1))
 def map_ahead(function: Callable[[T], R], items: Iterable[T], *, ahead: int) -> Generator[R]:
     """`map` in a thread pool, in order, with at most `ahead` results computed in advance.
 
-    No more items are taken than that and the one whose result is next. Where taking one raises, what came before is
-    given first. The pictures that a call decodes count to the process's memory for pictures until it returns: it is to
-    give back what is made of them, not them.
+    No more items are taken than that and the one whose result is next. Where taking one raises,
+    what came before is given first. The pictures that a call decodes count to the process's memory
+    for pictures until it returns: it is to give back what is made of them, not them.
     """
 
     def held(item: T) -> R:
@@ -61,24 +62,64 @@ def map_ahead(function: Callable[[T], R], items: Iterable[T], *, ahead: int) -> 
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-@dataclass
-class PictureStream:
-    """A re-iterable stream of batches over pictures.
+@dataclass(frozen=True)
+class Found:
+    """What a pass has found out about the pictures of a stream, by their position in its sources.
 
-    Args:
+    Attributes:
+        digests: content hashes of the pictures that could be decoded.
+        failures: the others, and why.
+        notes: what the decoder did that a person should know, where there is something.
+        thumbnails: to tell pictures that are nearly alike; see `copies.thumbnail`.
+    """
+
+    digests: dict[int, str] = field(default_factory=dict)
+    failures: dict[int, Failure] = field(default_factory=dict)
+    notes: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    thumbnails: dict[int, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def originals(self) -> dict[int, int]:
+        """For each picture the position of the first one of the same content, perhaps its own."""
+        first: dict[str, int] = {}
+        return {at: first.setdefault(self.digests[at], at) for at in sorted(self.digests)}
+
+    def part(self, start: int, stop: int) -> Found:
+        """The same about `sources[start:stop]`, by position in these."""
+
+        def cut(values: Mapping[int, R]) -> dict[int, R]:
+            return {at - start: each for at, each in values.items() if start <= at < stop}
+
+        return Found(cut(self.digests), cut(self.failures), cut(self.notes), cut(self.thumbnails))
+
+
+def fingerprint(digests: Iterable[str]) -> str:
+    """SHA-256 over the content hashes of pictures, in whatever order they come."""
+    return hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()
+
+
+def unreadable(heading: str, failures: Iterable[Failure]) -> DataError:
+    """The error for a set of pictures too few of which can be read: it names the first five."""
+    lines = [f"{failure.source}: {failure.reason}" for failure in failures]
+    return DataError("\n  ".join([heading, *lines[:5]]))
+
+
+@dataclass(frozen=True)
+class PictureStream:
+    """Batches over pictures, as often as they are asked for.
+
+    Attributes:
         sources: paths, PIL images or arrays.
         preprocessing: size and normalisation.
         batch_size: rows a batch.
-        rotations: every picture comes at this many angles, evenly over 360°; the copies share its owner.
-        flips: every picture, at each angle, comes also mirrored left to right: angle by angle, the plain one first.
+        rotations: every picture comes at this many angles, evenly over 360°; the copies share its
+            owner.
+        flips: every picture, at each angle, comes also mirrored left to right: angle by angle, the
+            plain one first.
         labels: 0 or 1 of each source; empty = all are normal.
-        marks: of labelled defects, a sample each that may say where the defect is: batches then have masks. Not with
-            rotations or flips.
-    Attributes:
-        failures: pictures that could not be decoded, found so far, by position in `sources`.
-        digests: content hash by position, of the pictures decoded so far.
-        thumbnails: of the same, to tell pictures that are nearly alike; see `copies.thumbnail`.
-        notes: by content hash what the decoder did that a person should know, of those where there is something.
+        marks: of labelled defects, a sample each that may say where the defect is: batches then
+            have masks. Not with rotations or flips.
+        positions: which of the sources are looked at, in this order; None = all.
     """
 
     sources: Sequence[Any]
@@ -88,48 +129,28 @@ class PictureStream:
     flips: bool = False
     labels: Sequence[int] = ()
     marks: Sequence[Sample] = ()
-    failures: dict[int, Failure] = field(default_factory=dict)
-    digests: dict[int, str] = field(default_factory=dict)
-    thumbnails: dict[int, np.ndarray] = field(default_factory=dict, init=False)
-    notes: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    positions: Sequence[int] | None = None
 
-    def __iter__(self) -> Iterator[Batch]:
-        rows: list[torch.Tensor] = []
-        owners: list[int] = []
-        masks: list[torch.Tensor] = []
-        first: dict[
-            str, int
-        ] = {}  # copies of a picture count as one, or it would be judged by its own twin
-        for owner, tensors, mask in map_ahead(
-            self._load, range(len(self.sources)), ahead=2 * self.batch_size
-        ):
-            for tensor in tensors:
-                rows.append(tensor)
-                owners.append(first.setdefault(self.digests[owner], owner))
-                masks += [] if mask is None else [mask]
-                if len(rows) == self.batch_size:
-                    yield _batch(rows, owners, masks)
-                    rows, owners, masks = [], [], []
-        if rows:
-            yield _batch(rows, owners, masks)
+    def __iter__(self) -> Pass:
+        return Pass(self)
 
-    def on(self, device: torch.device) -> Iterator[Batch]:
-        """A pass over it, the images on a device."""
-        for batch in self:
-            yield replace(batch, images=batch.images.to(device))
+    def on(self, device: torch.device) -> Pass:
+        """A pass over the pictures, the images on a device."""
+        return Pass(self, device)
+
+    def only(self, positions: Iterable[int]) -> PictureStream:
+        """The pictures at some positions; owners and findings keep the numbers of all."""
+        return replace(self, positions=tuple(positions))
+
+    @property
+    def order(self) -> Sequence[int]:
+        """The positions of the pictures that are looked at."""
+        return range(len(self.sources)) if self.positions is None else self.positions
 
     @property
     def rows(self) -> int:
         """How many pictures, each copy counted, one pass has when none is broken."""
-        return len(self.sources) * len(self.copies)
-
-    @property
-    def originals(self) -> dict[int, int]:
-        """Of each picture decoded so far the position of the first one of the same content, which may be itself."""
-        first: dict[str, int] = {}
-        return {
-            index: first.setdefault(self.digests[index], index) for index in sorted(self.digests)
-        }
+        return len(self.order) * len(self.copies)
 
     @property
     def copies(self) -> list[tuple[float, bool]]:
@@ -137,50 +158,136 @@ class PictureStream:
         angles = [360.0 * turn / self.rotations for turn in range(self.rotations)]
         return list(product(angles, (False, True) if self.flips else (False,)))
 
-    def _load(self, index: int) -> tuple[int, list[torch.Tensor], torch.Tensor | None]:
-        if index in self.failures:
-            return index, [], None
-        source, window = self.sources[index], self.preprocessing.decode_window()
-        name = name_of(source, index)
-        try:
-            with within_memory(name):
-                picture = decode(source, window=window, name=name)
-                digest, notes, small = picture.digest, picture.notes, thumbnail(picture.pixels)
-                copies = [
-                    prepare(picture, self.preprocessing, angle=angle, flip=flip)
-                    for angle, flip in self.copies
-                ]
-                del picture  # before the mask is decoded
-            mask = self._mask(self.marks[index]) if self.marks else None
-        except _OF_ONE_PICTURE as error:
-            reason = getattr(error, "reason", str(error))
-            named = getattr(error, "source", name)  # a mask may be what is broken
-            self.failures[index] = Failure(source=named, reason=reason)
-            return index, [], None
-        self.digests[index] = digest
-        self.thumbnails[index] = small
-        if notes:
-            self.notes[digest] = notes
-        return index, copies, mask
 
-    def _mask(self, sample: Sample) -> torch.Tensor:
-        """As in `Batch.masks`: h w."""
-        height, width = self.preprocessing.height, self.preprocessing.width
-        with within_memory(str(sample.mask or sample.path)):
-            mask = marked(sample, height, width)
-        if mask is None:
-            return torch.full((height // 4, width // 4), torch.nan)
-        share = torch.from_numpy(mask.astype(np.float32))[None]
-        return F.adaptive_avg_pool2d(share, (height // 4, width // 4))[0]
+class Pass(Iterator[Batch]):
+    """One pass over a stream: its batches, and what it has `found` of the pictures so far."""
+
+    def __init__(self, stream: PictureStream, device: torch.device | None = None) -> None:
+        self.found = Found()
+        self._batches = _batches(stream, device, self.found)
+
+    def __next__(self) -> Batch:
+        return next(self._batches)
+
+    def close(self) -> None:
+        """End the pass early."""
+        self._batches.close()
 
 
-def _batch(rows: list[torch.Tensor], owners: list[int], masks: list[torch.Tensor]) -> Batch:
-    return Batch(torch.stack(rows), torch.tensor(owners), torch.stack(masks) if masks else None)
+class Passes:
+    """A stream as methods take it: every call is a pass, and the later ones leave out what the
+    first could not read.
+
+    Attributes:
+        found: what the first pass has found so far.
+    """
+
+    def __init__(
+        self, stream: PictureStream, device: torch.device, *, first_owner: int = 0
+    ) -> None:
+        self.found = Found()
+        self._stream, self._device, self._first_owner = stream, device, first_owner
+        self._first = True
+
+    def __call__(self) -> Iterator[Batch]:
+        stream = self._stream if self._first else self._stream.only(self.found.digests)
+        reading = stream.on(self._device)
+        if self._first:
+            self.found, self._first = reading.found, False
+        for batch in reading:
+            yield replace(batch, owners=batch.owners + self._first_owner)
+
+    @property
+    def rows(self) -> int:
+        """As of `PictureStream.rows`."""
+        return self._stream.rows
+
+
+def _batches(stream: PictureStream, device: torch.device | None, found: Found) -> Generator[Batch]:
+    """The batches of a pass, which notes in `found` what it finds."""
+    rows: list[torch.Tensor] = []
+    owners: list[int] = []
+    masks: list[torch.Tensor] = []
+    # Copies of a picture count as one, or it would be judged by its own twin.
+    first: dict[str, int] = {}
+
+    def batch() -> Batch:
+        images = torch.stack(rows)
+        return Batch(
+            images if device is None else images.to(device),
+            torch.tensor(owners),
+            torch.stack(masks) if masks else None,
+        )
+
+    def load(position: int) -> _Loaded | Failure:
+        return _load(stream, position)
+
+    loads = map_ahead(load, stream.order, ahead=2 * stream.batch_size)
+    for position, one in zip(stream.order, loads, strict=True):
+        if isinstance(one, Failure):
+            found.failures[position] = one
+            continue
+        found.digests[position] = one.digest
+        found.thumbnails[position] = one.thumbnail
+        if one.notes:
+            found.notes[position] = one.notes
+        for tensor in one.copies:
+            rows.append(tensor)
+            owners.append(first.setdefault(one.digest, position))
+            masks += [] if one.mask is None else [one.mask]
+            if len(rows) == stream.batch_size:
+                yield batch()
+                rows, owners, masks = [], [], []
+    if rows:
+        yield batch()
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """What is kept of a decoded picture: every copy 3 H W, and the mask of its defect h w."""
+
+    digest: str
+    notes: tuple[str, ...]
+    thumbnail: np.ndarray
+    copies: list[torch.Tensor]
+    mask: torch.Tensor | None
+
+
+def _load(stream: PictureStream, position: int) -> _Loaded | Failure:
+    source, preprocessing = stream.sources[position], stream.preprocessing
+    name = name_of(source, position)
+    try:
+        with within_memory(name):
+            picture = decode(source, window=preprocessing.decode_window(), name=name)
+            digest, notes, small = picture.digest, picture.notes, thumbnail(picture.pixels)
+            copies = [
+                prepare(picture, preprocessing, angle=angle, flip=flip)
+                for angle, flip in stream.copies
+            ]
+            del picture  # before the mask is decoded
+        mask = _mask(stream.marks[position], preprocessing) if stream.marks else None
+    except _OF_ONE_PICTURE as error:
+        reason = getattr(error, "reason", str(error))
+        # A mask may be what is broken.
+        return Failure(source=getattr(error, "source", name), reason=reason)
+    return _Loaded(digest, notes, small, copies, mask)
+
+
+def _mask(sample: Sample, preprocessing: Preprocessing) -> torch.Tensor:
+    """As in `Batch.masks`: h w."""
+    height, width = preprocessing.height, preprocessing.width
+    with within_memory(str(sample.mask or sample.path)):
+        mask = marked(sample, height, width)
+    if mask is None:
+        return torch.full((height // 4, width // 4), torch.nan)
+    share = torch.from_numpy(mask.astype(np.float32))[None]
+    return F.adaptive_avg_pool2d(share, (height // 4, width // 4))[0]
 
 
 def name_of(source: Any, index: int) -> str:
-    """The path as given (or the name of an open file); "array 3" for the fourth source of a call where it is an array,
-    a tensor or a PIL image, "file 3" where it is a file without a name, or the bytes of one."""
+    """The path as given, or the name of an open file; "array 3" for the fourth source of a call
+    where it is an array, a tensor or a PIL image, "file 3" where it is the bytes of a file or a
+    file without a name."""
     if isinstance(source, (str, os.PathLike)):
         return os.fspath(source)
     if isinstance(source, bytes) or hasattr(source, "read"):
@@ -197,7 +304,7 @@ def load_picture(source: Any, index: int, window: tuple[float, float] | None) ->
 def of_picture(
     function: Callable[[Picture], R], source: Any, index: int, window: tuple[float, float] | None
 ) -> R | Failure:
-    """What a function makes of a decoded picture; why not, where it cannot be decoded or memory runs out."""
+    """What a function makes of a decoded picture, or why it cannot be decoded."""
     name = name_of(source, index)
     try:
         with within_memory(name):

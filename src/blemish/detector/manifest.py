@@ -1,35 +1,40 @@
-"""What an artifact, a pre-trained encoder and a checkpoint say of themselves, each as one typed value.
+"""What an artifact, a pre-trained encoder and a checkpoint say of themselves, each as one typed
+value.
 
-The header of their file holds it as JSON, which anybody may have written: `read_…` takes nothing on trust, and says of
-what does not hold which field it is. `blemish fit`, `calibrate` and `refine` build the same values.
+The header of their file holds it as JSON, which anybody may have written: `read_…` takes nothing on
+trust, and says of what does not hold which field it is. `blemish fit`, `calibrate` and `refine`
+build the same values.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any
 
 from blemish import config
 from blemish.backbones import BackboneSpec, WeightsInfo
 from blemish.compute import Precision
-from blemish.config import Count, Finite, Length, Matching, NotNegative, Range, Seed
+from blemish.config import Count, Length, Matching, NotNegative, Range, Seed
 from blemish.data.transforms import Preprocessing
+from blemish.detector.categories import CategoryFeatures
 from blemish.detector.thresholds import Threshold
 from blemish.errors import ArtifactError, BlemishError, ConfigError
 from blemish.methods.earlier import manifest_of_today
+from blemish.training import Training
+from blemish.training.checkpoint import (
+    CHECKPOINT,
+    CheckpointManifest,
+    read_checkpoint_manifest,
+)
+from blemish.types import Failure
 
 Digest = Annotated[str, Matching("[0-9a-f]{16,128}", "a hash in hexadecimal")]
 Fingerprint = Annotated[str, Matching("[0-9a-f]{64}", "a SHA-256 in hexadecimal")]
 Score = Annotated[float, Range(-3.4e38, 3.4e38)]
 Few = Annotated[int, Range(1, 2**31)]
-CHECKPOINT = "checkpoint"  # where the header of a training's checkpoint has its own
-_LEFT_OUT = {
-    "pretraining",
-    "training",
-    "category_features",
-    "refined",
-}  # where there is nothing to say
+# Fields that are left out where there is nothing to say.
+_LEFT_OUT = {"pretraining", "training", "category_features", "refined"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +53,11 @@ class Broken:
     error: str
 
 
+def broken(failures: Iterable[Failure]) -> tuple[Broken, ...]:
+    """The failures, as a manifest keeps them."""
+    return tuple(Broken(path=each.source, error=each.reason) for each in failures)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Learned:
     """The pictures that a detector knows.
@@ -55,10 +65,12 @@ class Learned:
     Attributes:
         layout: what they were recognised as. count: how many could be read, without the defects.
         fingerprint: SHA-256 over the sorted hashes of those.
-        fitted, calibrated, defects: content hashes of what was learned from, of what the threshold alone comes from,
-            and of the labelled defects; `defects_layout` is what these were recognised as.
+        fitted, calibrated, defects: content hashes of what was learned from, of what the threshold
+            alone comes from, and of the labelled defects; `defects_layout` is what these were
+            recognised as.
         copies, nearly_same: as of `calibration.Calibration`.
-        failures: those that could not be read. notes: how often a reader had to say what of a picture.
+        failures: those that could not be read. notes: how often a reader had to say what of a
+            picture.
     """
 
     layout: str
@@ -87,23 +99,6 @@ class Pretrained:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingRecord:
-    """How a training went: the attributes of `training.Training`; older files have no curve."""
-
-    steps: Few
-    epochs: NotNegative
-    seconds: NotNegative
-    pictures_per_second: NotNegative
-    loss: Finite
-    cached: bool
-    processes: Few
-    resumed_at: Count
-    curve: tuple[Annotated[tuple[Finite, ...], Length(2, 2)], ...] = ()
-    findings: Mapping[str, Finite] = field(default_factory=dict)
-    other: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
 class Pretraining:
     """How the encoder was pre-trained within `fit`; `weights` are those before."""
 
@@ -112,22 +107,7 @@ class Pretraining:
     preprocessing: Preprocessing
     weights: WeightsInfo
     precision: Precision
-    training: TrainingRecord
-
-
-@dataclass(frozen=True, kw_only=True)
-class CategoryFeatures:
-    """What `categories.NearestCategory` tells categories apart by: D numbers of each, and the spread of these."""
-
-    means: Mapping[str, Annotated[tuple[Finite, ...], Length(1)]]
-    spread: Annotated[tuple[Annotated[float, Range(0, above=True)], ...], Length(1)]
-
-    def __post_init__(self) -> None:
-        for name, mean in self.means.items():
-            if len(mean) != len(self.spread):
-                raise ConfigError(
-                    f"means.{name}: {len(self.spread)} numbers are needed, got {len(mean)}"
-                )
+    training: Training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +121,9 @@ class Refinement:
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """What every manifest says of how it came about: which blemish made it, when, and with what versions."""
+    """What every manifest says of how it came about: which blemish made it, when, and with what
+    versions.
+    """
 
     blemish: str
     created: str
@@ -153,7 +135,8 @@ class Manifest(Origin):
     """What an artifact says of itself.
 
     Attributes:
-        method: its name. config: its settings, which its class checks. recipe: None where the whole config was given.
+        method: its name. config: its settings, which its class checks. recipe: None where the whole
+            config was given.
         preprocessing, backbone: how pictures come to the method.
         categories: of what it was fitted on; none for one kind of part. shots: as of `blemish.fit`.
         map_scale: (low, high) of the heatmaps' colours.
@@ -182,7 +165,7 @@ class Manifest(Origin):
     calibration_scores: tuple[Score, ...] = ()
     calibration_scores_by_category: Mapping[str, tuple[Score, ...]] = field(default_factory=dict)
     pretraining: Pretraining | None = None
-    training: TrainingRecord | None = None
+    training: Training | None = None
     category_features: CategoryFeatures | None = None
     refined: tuple[Refinement, ...] = ()
     other: Mapping[str, Any] = field(default_factory=dict)
@@ -191,7 +174,8 @@ class Manifest(Origin):
         low, high = self.map_scale
         if not low < high:
             raise ConfigError(
-                f"map_scale: two numbers are needed, the lower one first, got {list(self.map_scale)}"
+                "map_scale: two numbers are needed, the lower one first, got "
+                f"{list(self.map_scale)}"
             )
         for name, mapping in (
             ("thresholds", self.thresholds),
@@ -214,7 +198,9 @@ class Manifest(Origin):
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderManifest(Origin):
-    """What the file of `blemish pretrain` says of itself; as of `Manifest`. `pretraining` is the method's name."""
+    """What the file of `blemish pretrain` says of itself; as of `Manifest`. `pretraining` is the
+    method's name.
+    """
 
     pretraining: str
     recipe: str | None
@@ -225,7 +211,7 @@ class EncoderManifest(Origin):
     precision: Precision
     device: str
     seconds: NotNegative
-    training: TrainingRecord
+    training: Training
     data: Pretrained
     other: Mapping[str, Any] = field(default_factory=dict)
 
@@ -234,37 +220,10 @@ class EncoderManifest(Origin):
         return _to_dict(self)
 
 
-@dataclass(frozen=True, kw_only=True)
-class CheckpointManifest:
-    """What the header of a training's checkpoint says; as of `training.checkpoint.Checkpoint`."""
-
-    step: Count
-    steps: Few
-    loss: Finite
-    seconds: NotNegative
-    identity: Mapping[str, Any]
-    pictures: str
-    scalars: Mapping[str, bool | int | float | None]
-    curve: tuple[Annotated[tuple[float, ...], Length(2)], ...] = ()
-    other: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if self.step > self.steps:
-            raise ConfigError(
-                f"step: at most {self.steps}, the number of all steps, got {self.step}"
-            )
-        if not isinstance(self.identity.get("config", {}), Mapping):
-            raise ConfigError("identity.config: is no object of named values")
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return config.to_dict(self)
-
-
 def read_manifest(path: object, values: Mapping[str, Any]) -> Manifest:
     """The manifest of an artifact. Raises: ArtifactError that names the file and the field."""
-    values = manifest_of_today(values)
     try:
+        values = manifest_of_today(values)
         record = config.from_dict(Manifest, values, strict=True)
         # What all versions have written: a default in its place would change scores without a word.
         written: dict[str, tuple[Any, Mapping[str, Any]]] = {
@@ -283,7 +242,9 @@ def read_manifest(path: object, values: Mapping[str, Any]) -> Manifest:
 
 
 def undescribed(path: object, error: object) -> ArtifactError:
-    """The one wording for an artifact of which the manifest, the settings or the backbone do not hold."""
+    """The one wording for an artifact of which the manifest, the settings or the backbone do not
+    hold.
+    """
     return ArtifactError(
         f"{path}: the manifest does not describe a detector that this blemish knows ({error})"
     )
@@ -292,25 +253,24 @@ def undescribed(path: object, error: object) -> ArtifactError:
 def read_any(
     path: object, values: Mapping[str, Any]
 ) -> Manifest | EncoderManifest | CheckpointManifest:
-    """What an artifact, the file of a pre-trained encoder or the checkpoint of a training says of itself.
+    """What an artifact, a pre-trained encoder or the checkpoint of a training says of itself.
 
     Raises: ArtifactError that names the file and the field.
     """
     if "method" in values:
         return read_manifest(path, values)
-    if "pretraining" not in values and CHECKPOINT not in values:
+    if CHECKPOINT in values:
+        return read_checkpoint_manifest(path, values)
+    if "pretraining" not in values:
         raise ArtifactError(
             f"{path}: names no method, pretraining or checkpoint; no blemish has written it so"
         )
     try:
-        if "pretraining" in values:
-            return config.from_dict(EncoderManifest, values, strict=True)
-        return config.from_dict(
-            CheckpointManifest, values[CHECKPOINT], within=CHECKPOINT, strict=True
-        )
+        return config.from_dict(EncoderManifest, values, strict=True)
     except BlemishError as error:
-        kind = "an encoder" if "pretraining" in values else "a training"
-        raise ArtifactError(f"{path}: the manifest does not describe {kind} ({error})") from error
+        raise ArtifactError(
+            f"{path}: the manifest does not describe an encoder ({error})"
+        ) from error
 
 
 def _to_dict(manifest: Manifest | EncoderManifest) -> dict[str, Any]:

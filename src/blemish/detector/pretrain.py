@@ -1,30 +1,34 @@
-"""Self-supervised pre-training of an encoder on pictures of good parts (APMask): its run, its health, its file.
+"""Self-supervised pre-training of an encoder on pictures of good parts (APMask): its run, its log,
+its file.
 
 What `blemish pretrain` writes, for an encoder called `encoder.safetensors`:
 
-    encoder.safetensors   the weights by timm's names, and in the header a manifest of how they came about
-    encoder.log.jsonl     a line a step: {"step", "steps", "loss", the readings of `APMask`}; and after the first step
-                          and every eighth of the run {"step", "attention"}, where the encoder looks in one picture
-    encoder.health.png    the same as a figure
+    encoder.safetensors   the weights by timm's names, and in the header a manifest of how they came
+                          about
+    encoder.log.jsonl     a line a step: {"step", "steps", "loss", the readings of `APMask`}; and
+                          after the first step and every eighth of the run {"step", "attention"},
+                          where the encoder looks in one picture; with the first of these "picture",
+                          that picture as a PNG file in base 64
+    encoder.health.png    the same as a figure (`blemish.report.health`)
 """
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import hashlib
 import json
 import time
-from array import array
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from io import BufferedRandom
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -33,32 +37,22 @@ from blemish import config as configs
 from blemish.backbones import Backbone, WeightsInfo, build
 from blemish.compute import pick_device, pick_precision, precision_name
 from blemish.data.pictures import good_pictures
-from blemish.data.stream import PictureStream, of_picture
+from blemish.data.stream import Found, PictureStream, fingerprint, of_picture
 from blemish.data.transforms import Preprocessing, prepare
 from blemish.detector.manifest import (
     BackboneRecord,
-    Broken,
     EncoderManifest,
     Pretrained,
     Pretraining,
-    TrainingRecord,
+    broken,
 )
-from blemish.errors import CollapseError, ConfigError, DataError, NonFiniteError, unknown_name
-from blemish.files import ROWS_BYTES, cannot_write, open_regular, write_whole
+from blemish.errors import ConfigError, DataError, unknown_name
+from blemish.files import cannot_write
 from blemish.methods.apmask import APMask, APMaskConfig
-from blemish.report.heatmap import attention_overlay
 from blemish.training import distributed, train
 from blemish.types import Failure, Progress, silent
 
 _LOOKS = 8  # how often the fixed picture's attention is logged, after the first step
-_TITLES = {
-    "loss": "loss",
-    "assignment_entropy": "entropy of the targets / log K",
-    "prototype_usage": "prototypes in use",
-    "agreement": "agreement of teacher and student",
-    "feature_spread": "spread of the features",
-    "projection_spread": "spread of the head's features",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,15 +61,21 @@ class Encoder:
 
     Attributes:
         backbone: in evaluation mode, frozen.
-        manifest: everything that its file says of itself (JSON-ready): "backbone" has the weights that it started
-            from, "training" how it went, "data" the pictures and those that could not be read.
+        record: everything that its file says of itself: `backbone` has the weights that it started
+            from, `training` how it went, `data` the pictures and those that could not be read.
     """
 
     backbone: Backbone
-    manifest: Mapping[str, Any]
+    record: EncoderManifest
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """The record, JSON-ready."""
+        return self.record.to_dict()
 
     def save(self, path: str | Path) -> Path:
-        """Write it as a safetensors file, whole or not at all, that every method takes as its `weights`.
+        """Write it as a safetensors file, whole or not at all, that every method takes as its
+        `weights`.
 
         Raises: OutputError.
         """
@@ -121,42 +121,44 @@ def pretrain(
     progress: Progress = silent,
     **settings: Any,
 ) -> Encoder:
-    """An encoder pre-trained further on good pictures, without labels; any method takes its file as `weights`.
+    """An encoder pre-trained further on good pictures, without labels; any method takes its file as
+    `weights`.
 
-    Bozorgtabar and Mahapatra 2023, "Attention-Conditioned Augmentations for Self-Supervised Anomaly Detection and
-    Localization" (APMask). See `blemish.methods.apmask`.
+    Bozorgtabar and Mahapatra 2023, "Attention-Conditioned Augmentations for Self-Supervised Anomaly
+    Detection and Localization" (APMask). See `blemish.methods.apmask`.
 
     Args:
         good, window, device, precision: as of `blemish.fit`; all of the pictures are learned from.
-        recipe, settings: the recipe and single settings of it, as `backbone="focus_vits14"`, `masking="random"`; or
-            `config`, a whole config object.
-        weights: what it starts from: a local weights file instead of the backbone's own source, or "random".
+        recipe, settings: the recipe and single settings of it, as `backbone="focus_vits14"`,
+            `masking="random"`; or `config`, a whole config object.
+        weights: what it starts from: a local weights file instead of the backbone's own source, or
+            "random".
         seed: of everything random.
         time_budget: minutes that it may take; its schedules are shaped to end there.
-        checkpoint: file in which it is kept so that it can be gone on from; None = nowhere. It stays when the training
-            is done: whoever has saved the encoder removes it.
+        checkpoint: file in which it is kept so that it can be gone on from; None = nowhere. It
+            stays when the training is done: whoever has saved the encoder removes it.
         resume: go on from the checkpoint.
-        log: a JSON-lines file that gets a line a step, with a figure beside it (`figure_of`) at the end, or where the
-            training fails; None = neither.
+        log: a JSON-lines file that gets a line a step; None = none. `blemish.report.health` draws
+            it.
         progress: called with (stage, done, total).
-    Raises: ConfigError, WeightsError; DataError when there is no usable picture; CollapseError when all pictures come
-        to look alike to it; OutputError for a log or checkpoint that cannot be written.
+    Raises: ConfigError, WeightsError; DataError when there is no usable picture; CollapseError when
+        all pictures come to look alike to it; OutputError for a log or checkpoint that cannot be
+        written.
 
     Example:
         >>> import blemish, numpy as np
-        >>> good = [np.random.default_rng(i).integers(256, size=(32, 32, 3), dtype=np.uint8) for i in range(4)]
-        >>> tiny = {"backbone": "test_vit", "picture_size": 32, "image_size": 32, "local_size": 16, "hidden": 8}
-        >>> encoder = blemish.pretrain(good, weights="random", epochs=1, min_steps=1, pictures_per_step=4, **tiny)
-        >>> encoder.manifest["training"]["steps"]
+        >>> draw = np.random.default_rng(0).integers
+        >>> good = [draw(256, size=(32, 32, 3), dtype=np.uint8) for _ in range(4)]
+        >>> tiny = {"backbone": "test_vit", "picture_size": 32, "image_size": 32, "local_size": 16}
+        >>> brief = {"hidden": 8, "epochs": 1, "min_steps": 1, "train_batch_size": 4}
+        >>> encoder = blemish.pretrain(good, weights="random", **tiny, **brief)
+        >>> encoder.record.training.steps
         1
     """
     started = time.perf_counter()
-    if config is not None and (settings or recipe != "best"):
-        raise ConfigError("give either a whole config, or a recipe and single settings, not both")
-    chosen = config if config is not None else configure(recipe=recipe, values=settings)
+    chosen = chosen_config(config, recipe, settings) or configure(recipe=recipe, values=settings)
     chosen = chosen if seed is None else dataclasses.replace(chosen, seed=seed)
-    if window is not None and not window[0] < window[1]:
-        raise ConfigError(f"window: two numbers (lo, hi) with lo < hi are needed, got {window}")
+    check_window(window)
     pictures = good_pictures(good)
     torch_device = distributed.own_device(pick_device(device))
     dtype = pick_precision(precision, torch_device)
@@ -166,8 +168,8 @@ def pretrain(
     preprocessing = Preprocessing(
         height=side, width=side, mean=backbone.mean, std=backbone.std, window=window
     )
-    stream = PictureStream(pictures.sources, preprocessing, batch_size=chosen.pictures_per_step)
-    backbone, told = pretrained(
+    stream = PictureStream(pictures.sources, preprocessing, batch_size=chosen.train_batch_size)
+    backbone, made, found = pretrained(
         backbone,
         stream,
         chosen,
@@ -180,29 +182,37 @@ def pretrain(
     )
     record = EncoderManifest(
         **artifact.provenance(),
-        pretraining=told.method,
+        pretraining=made.method,
         recipe=recipe if config is None else None,
-        config=told.config,
-        preprocessing=told.preprocessing,
-        backbone=BackboneRecord(spec=backbone.spec, weights=told.weights),
+        config=made.config,
+        preprocessing=made.preprocessing,
+        backbone=BackboneRecord(spec=backbone.spec, weights=made.weights),
         seed=chosen.seed,
-        precision=told.precision,
+        precision=made.precision,
         device=torch_device.type,
         seconds=round(time.perf_counter() - started, 3),
-        training=told.training,
+        training=made.training,
         data=Pretrained(
             layout=pictures.note,
-            count=len(stream.digests),
-            fingerprint=hashlib.sha256(
-                "".join(sorted(stream.digests.values())).encode()
-            ).hexdigest(),
-            failures=tuple(
-                Broken(path=each.source, error=each.reason)
-                for _, each in sorted(stream.failures.items())
-            ),
+            count=len(found.digests),
+            fingerprint=fingerprint(found.digests.values()),
+            failures=broken(found.failures.values()),
         ),
     )
-    return Encoder(backbone=backbone, manifest=record.to_dict())
+    return Encoder(backbone=backbone, record=record)
+
+
+def chosen_config(config: Any, recipe: str, settings: Mapping[str, Any]) -> Any:
+    """The whole config that was given, or None. Raises: ConfigError for one beside settings."""
+    if config is not None and (settings or recipe != "best"):
+        raise ConfigError("give either a whole config, or a recipe and single settings, not both")
+    return config
+
+
+def check_window(window: tuple[float, float] | None) -> None:
+    """Raises: ConfigError for what is no range of pixel values."""
+    if window is not None and not window[0] < window[1]:
+        raise ConfigError(f"window: two numbers (lo, hi) with lo < hi are needed, got {window}")
 
 
 def pretrained(
@@ -216,33 +226,39 @@ def pretrained(
     resume: bool = False,
     log: Path | None = None,
     progress: Progress = silent,
-) -> tuple[Backbone, Pretraining]:
-    """The backbone pre-trained on the pictures of a stream, in evaluation mode and frozen, and how that went.
+) -> tuple[Backbone, Pretraining, Found]:
+    """The backbone pre-trained on the pictures of a stream, in evaluation mode and frozen.
 
     Args:
         backbone: on the device that it is trained on; not to be used any more.
-        stream: the pictures, which come as squares of `config.picture_size` whatever it says of size, angles and
-            mirroring. Those that cannot be read and the digests of the others are noted in it.
+        stream: the pictures, which come as squares of `config.picture_size` whatever it says of
+            size, angles and mirroring.
         precision: bf16 or fp32.
         minutes, checkpoint, resume: as of `training.train`. log: as of `pretrain`.
-    Returns: the backbone, whose `info` names what it was before; and how it was trained.
+    Returns: the backbone, whose `info` names what it was before; how it was trained; and what was
+        found of the pictures.
     Raises: as `pretrain`.
     """
-    learner = APMask(config, backbone).to(next(backbone.parameters()).device)
+    learner = APMask(config, backbone).to(backbone.device)
     learner.set_precision(precision)
     side = learner.config.picture_size
     preprocessing = dataclasses.replace(stream.preprocessing, height=side, width=side)
     squares = dataclasses.replace(stream, preprocessing=preprocessing, rotations=1, flips=False)
     before = backbone.info
-    identity = {
+    description: dict[str, Any] = {
         "method": learner.name,
         "config": configs.to_dict(learner.config),
-        "preprocessing": configs.to_dict(preprocessing),
-        "weights": before.sha256,
+        "preprocessing": preprocessing,
         "precision": precision_name(learner.precision),
     }
-    with _logged(log, learner, squares) as watch:
-        training = train(
+    identity = {
+        **description,
+        "preprocessing": configs.to_dict(preprocessing),
+        "weights": before.sha256,
+    }
+    logged = log is not None and distributed.rank() == 0
+    with closing(_Log(log, learner, squares)) if log and logged else nullcontext() as watch:
+        training, found = train(
             learner,
             squares,
             seed=config.seed,
@@ -259,56 +275,7 @@ def pretrained(
         sha256=_digest(_tensors(after)),
         licence=before.licence,
     )
-    told = Pretraining(
-        method=learner.name,
-        config=configs.to_dict(learner.config),
-        preprocessing=preprocessing,
-        weights=before,
-        precision=precision_name(learner.precision),
-        training=configs.from_dict(TrainingRecord, training.to_dict()),
-    )
-    return after, told
-
-
-def figure_of(log: Path) -> Path:
-    """Where the figure of a log lies.
-
-    Example:
-        >>> figure_of(Path("encoder.log.jsonl")).name
-        'encoder.health.png'
-    """
-    return log.with_name(log.name.removesuffix(".jsonl").removesuffix(".log") + ".health.png")
-
-
-def read_log(path: Path) -> tuple[dict[str, array[float]], dict[int, npt.NDArray[np.float64]]]:
-    """What a log holds: by name the values of all steps ("step" among them), and by step the attention h w."""
-    curves: dict[str, array[float]] = {}
-    attention: dict[int, npt.NDArray[np.float64]] = {}
-    with open_regular(path, limit=ROWS_BYTES, error=DataError) as file:
-        for row in map(json.loads, file):
-            if "attention" in row:
-                attention[row["step"]] = np.array(row["attention"])
-            else:
-                for name, value in row.items():
-                    curves.setdefault(name, array("d")).append(value)
-    return curves, attention
-
-
-@contextmanager
-def _logged(path: Path | None, learner: APMask, stream: PictureStream) -> Iterator[_Log | None]:
-    """What `train` is to call after every step; the figure is drawn at the end, a bad one too."""
-    if path is None or distributed.rank() != 0:
-        yield None
-        return
-    with closing(_Log(path, learner, stream)) as log:
-        try:
-            yield log
-        except (CollapseError, NonFiniteError) as error:
-            if not log.began:
-                raise
-            log.draw()
-            raise type(error)(f"{error}\n  how it came about: {figure_of(path)}") from error
-        log.draw()
+    return after, Pretraining(**description, weights=before, training=training), found
 
 
 class _Log:
@@ -320,55 +287,25 @@ class _Log:
         self._stream = stream
         self._file: BufferedRandom | None = None
 
-    @property
-    def began(self) -> bool:
-        return self._file is not None
-
     def __call__(self, step: int, steps: int, loss: float) -> None:
         rows: list[dict[str, Any]] = [
             {"step": step, "steps": steps, "loss": loss, **self._learner.readings}
         ]
-        if step == 1 or step * _LOOKS // steps > (step - 1) * _LOOKS // steps:
-            (seen,) = self._learner.attention(
-                self._picture[None].to(_device(self._learner))
-            ).tolist()
-            rows.append(
-                {
-                    "step": step,
-                    "attention": [[float(f"{value:.5g}") for value in line] for line in seen],
-                }
-            )
         try:
             if self._file is None:
                 self._file = _from_step(self._path, step)
-            self._file.write(
-                "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows).encode()
-            )
+            if step == 1 or step * _LOOKS // steps > (step - 1) * _LOOKS // steps:
+                images = self._picture[None].to(self._learner.backbone.device)
+                (seen,) = self._learner.attention(images).tolist()
+                attention = [[float(f"{value:.5g}") for value in line] for line in seen]
+                rows.append({"step": step, "attention": attention})
+                if step == 1:
+                    rows[-1]["picture"] = self._shown()
+            lines = [json.dumps(row, allow_nan=False) + "\n" for row in rows]
+            self._file.write("".join(lines).encode())
             self._file.flush()
         except OSError as error:
             raise cannot_write(self._path, error) from error
-
-    def draw(self) -> None:
-        """The figure of all steps in the file."""
-        from blemish.report import figures  # not for every fit: matplotlib takes time and memory
-
-        if (
-            not self._path.exists()
-        ):  # removed by the user, and a resumed training had no step left to take
-            return
-        curves, attention = read_log(self._path)
-        mean, std = (
-            np.array(values)
-            for values in (self._stream.preprocessing.mean, self._stream.preprocessing.std)
-        )
-        colours = self._picture.permute(1, 2, 0).numpy() * std + mean
-        picture = np.rint(np.clip(colours, 0, 1) * 255).astype(np.uint8)
-        tiles = [("the picture", picture)]
-        tiles += [
-            (f"step {step:,}", attention_overlay(picture, seen)) for step, seen in attention.items()
-        ]
-        shown = {title: curves[name] for name, title in _TITLES.items() if name in curves}
-        write_whole(figure_of(self._path), figures.health(curves["step"], shown, tiles))
 
     def close(self) -> None:
         if self._file is not None:
@@ -385,6 +322,15 @@ class _Log:
             if not isinstance(image, Failure):
                 return image
         raise DataError("no training picture can be read any more")
+
+    def _shown(self) -> str:
+        """The picture in its own colours, as a PNG file in base 64."""
+        preprocessing = self._stream.preprocessing
+        mean, std = np.array(preprocessing.mean), np.array(preprocessing.std)
+        colours = self._picture.permute(1, 2, 0).numpy() * std + mean
+        pixels = np.rint(np.clip(colours, 0, 1) * 255).astype(np.uint8)
+        content = cv2.imencode(".png", np.ascontiguousarray(pixels[..., ::-1]))[1]
+        return base64.b64encode(content.tobytes()).decode()
 
 
 def _from_step(path: Path, step: int) -> BufferedRandom:
@@ -422,7 +368,3 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()
-
-
-def _device(learner: APMask) -> torch.device:
-    return next(learner.backbone.parameters()).device

@@ -1,29 +1,31 @@
-"""The life of a detector: newly confirmed good pictures and defects are added to it, without starting over."""
+"""The life of a detector: newly confirmed good pictures and defects are added to it, without
+starting over.
+"""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 
 from blemish import artifact
 from blemish.backbones.cache import features_kept
-from blemish.data.pictures import NO_PICTURES, Pictures, good_pictures, labelled_defects
-from blemish.data.stream import PictureStream, map_ahead, of_picture
+from blemish.data.pictures import NO_PICTURES, good_pictures, labelled_defects
+from blemish.data.stream import Found, Passes, PictureStream, fingerprint
 from blemish.detector.calibrate import DEFAULT_RATE
-from blemish.detector.manifest import Broken, Refinement
+from blemish.detector.manifest import Manifest, Refinement, broken
 from blemish.detector.predict import BATCH_SIZE, Detector
-from blemish.detector.thresholds import calibrate, pictures_needed
+from blemish.detector.thresholds import Threshold, calibrate, pictures_needed, verdict
 from blemish.errors import ConfigError, DataError
-from blemish.methods.lda import Lda
-from blemish.methods.memory import MemoryBank
-from blemish.types import Batch, Failure, Prediction, Progress, silent
+from blemish.methods import Method
+from blemish.methods.base import reported
+from blemish.methods.capabilities import Refines
+from blemish.types import ANOMALOUS, Failure, Progress, Sample, silent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,14 +34,16 @@ class Refined:
 
     Attributes:
         good, defects: how many pictures were added.
-        known: how many of those given it had learned from before, or came twice; they are not added.
+        known: how many of those given it had learned from before, or came twice; they are not
+            added.
         failures: pictures that could not be read.
         before, after: the threshold; None where there is none.
-        alarms_before, alarms_after: how many of the good pictures that it knew, each left out, score above it.
+        alarms_before, alarms_after: how many of the good pictures that it knew, each left out,
+            score above it.
         calibrated: how many those are.
         mean_change: of their scores, in their unit.
-        found_before, found_after: how many of the added defects score above the threshold before and after learning
-            from them; None without a threshold.
+        found_before, found_after: how many of the added defects score above the threshold before
+            and after learning from them; None without a threshold.
     """
 
     detector: Detector
@@ -58,11 +62,7 @@ class Refined:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, without the detector."""
-        values = {
-            field.name: getattr(self, field.name)
-            for field in dataclasses.fields(self)
-            if field.name != "detector"
-        }
+        values = {key: value for key, value in vars(self).items() if key != "detector"}
         return {**values, "failures": [failure.to_dict() for failure in self.failures]}
 
 
@@ -74,169 +74,219 @@ def refine(
     false_alarm_rate: float | None = None,
     progress: Progress = silent,
 ) -> Refined:
-    """The detector, having learned from more good pictures and more defects, with a new threshold.
+    """A detector that has learned from more good pictures and more defects, with a new threshold.
 
-    The bank takes the new good pictures in, within its size; the defects join those it knows. The threshold comes from
-    all good pictures, old and new, each left out in turn; what an old one scores for its normality stays as it was
-    measured: at most too high while the bank has room, and a little too low where a full one lets old patches go. The
-    detector given is changed by this and is not to be used any more.
+    The bank takes the new good pictures in, within its size; the defects join those it knows. The
+    threshold comes from all good pictures, old and new, each left out in turn; what an old one
+    scores for its normality stays as it was measured: at most too high while the bank has room, and
+    a little too low where a full one lets old patches go.
 
     Args:
-        detector: of `lda`, the normality part of which is a memory bank (patchcore, knn), of one category.
+        detector: of `lda`, the normality part of which is a memory bank (patchcore, knn), of
+            one category. It stays as it is; the refined one shares its backbone.
         good, anomalies: as of `blemish.fit`; one of them at least.
         false_alarm_rate: of the new threshold; None = that of the old one, where there is one.
-    Raises: ConfigError for another detector; DataError where nothing new can be read; CalibrationError as `fit`.
+    Raises: ConfigError for another detector; DataError where nothing new can be read;
+        CalibrationError as `fit`.
     """
+    _check_refinable(detector)
     method = detector.method
-    if not isinstance(method, Lda) or not isinstance(method.normality, MemoryBank):
-        raise ConfigError(
-            f"a detector of {method.name} cannot be refined, only one of lda with a memory bank to know what is "
-            "normal: `blemish fit lda GOOD` (without defects it is that bank; --set normality=knn for knn)"
-        )
-    if detector.categories:
-        raise ConfigError(
-            "a detector for several categories cannot be refined: fit it again, or one for each category"
-        )
+    assert isinstance(method, Refines)
     if good is None and anomalies is None:
         raise ConfigError("refine: name good pictures, defects or both")
     if false_alarm_rate is not None:
         pictures_needed(false_alarm_rate)  # refuses a rate outside (0, 1) before any work
+    added = _added(detector, method, good, anomalies, progress)
+    failures = [*added.failures]
+    # The backbone is shared: it does not learn.
+    method = copy.deepcopy(method, {id(method.backbone): method.backbone})
+    with features_kept(
+        method.backbone, method.layers
+    ):  # of the defects, which are looked at three times, too
+        before, old = _alarms(detector, added.defects), method.good_scores()
+        found = _learn(method, added, progress)
+        failures += [failure for each in found for failure in each.failures.values()]  # of masks
+        scores = method.good_scores()
+        threshold = _threshold(detector, scores, false_alarm_rate)
+        record = _record(detector.record, found, added.note, failures)
+        record = dataclasses.replace(
+            record, threshold=threshold, calibration_scores=tuple(scores.values())
+        )
+        refined = Detector(method, record)
+        after = _alarms(refined, added.defects)
+    later = {owner: scores[owner] for owner in old}
+    return Refined(
+        detector=refined,
+        good=len(found[0].digests),
+        defects=len(found[1].digests),
+        known=added.known,
+        failures=tuple(failures),
+        before=_value(detector),
+        after=_value(refined),
+        alarms_before=_above(old.values(), _value(detector)),
+        alarms_after=_above(later.values(), _value(refined)),
+        calibrated=len(old),
+        mean_change=float(np.mean(list(later.values())) - np.mean(list(old.values()))),
+        found_before=before,
+        found_after=after,
+    )
+
+
+def _check_refinable(detector: Detector) -> None:
+    """Raises: ConfigError for a detector that cannot be refined."""
+    method = detector.method
+    if not isinstance(method, Refines) or not method.refinable():
+        raise ConfigError(
+            f"a detector of {method.name} cannot be refined, only one of lda with a memory "
+            "bank to know what is normal: `blemish fit lda GOOD` (without defects it is that "
+            "bank; --set normality=knn for knn)"
+        )
+    if detector.categories:
+        raise ConfigError(
+            "a detector for several categories cannot be refined: fit it again, or one for each "
+            "category"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Added:
+    """The pictures that are new to a detector.
+
+    Attributes:
+        good, defects: as they are learned; the defects without their `marks`.
+        note: what the defects were recognised as.
+        failures: those given that cannot be read. known: how many are known, or come twice.
+    """
+
+    good: PictureStream
+    defects: PictureStream
+    marks: Sequence[Sample]
+    note: str
+    failures: Sequence[Failure]
+    known: int
+
+
+def _added(
+    detector: Detector, method: Refines, good: Any, anomalies: Any, progress: Progress
+) -> _Added:
+    """What is new of the pictures given. Raises: DataError, ConfigError as `refine`."""
     known = detector.learned
-    skipped: list[str] = []
-    window = detector.preprocessing.decode_window()
-    failures: list[Failure] = []
-
-    def unknown(sources: list[Any]) -> Iterator[int]:
-        def look(numbered: tuple[int, Any]) -> Failure | tuple[str, str]:
-            index, source = numbered
-            return of_picture(
-                lambda picture: (picture.source, picture.digest), source, index, window
-            )
-
-        for position, seen in enumerate(map_ahead(look, enumerate(sources), ahead=2 * BATCH_SIZE)):
-            progress("looking for what is new", position + 1, len(sources))
-            if isinstance(seen, Failure):
-                failures.append(seen)
-                continue
-            source, digest = seen
-            if digest in known:
-                skipped.append(source)
-            else:
-                known.add(digest)
-                yield position
-
-    new = [] if good is None else good_pictures(good).sources
-    new = [new[position] for position in unknown(new)]
+    sources = [] if good is None else good_pictures(good).sources
     defects = NO_PICTURES if anomalies is None else labelled_defects(anomalies)
-    chosen = list(unknown(defects.sources))
-    if not new and not chosen:
+    plain = PictureStream(sources, detector.preprocessing, BATCH_SIZE)
+    new, failures, skipped = _unknown(plain, known, progress)
+    unseen, more, again = _unknown(
+        dataclasses.replace(plain, sources=defects.sources), known, progress
+    )
+    if not new and not unseen:
         raise DataError(
             "nothing is new: all pictures given are known to the detector or cannot be read"
         )
-
-    if new and not method.normality.knows_several:
+    if new and not method.knows_several():
         raise ConfigError(
             "the detector was fitted on a single picture; fit it again together with the new ones"
         )
-    with features_kept(method.backbone):  # of the defects, which are looked at three times, too
-        defects = defects.only(chosen)
-        return _taught(
-            detector, method, new, defects, failures, len(skipped), false_alarm_rate, progress
-        )
-
-
-def _taught(
-    detector: Detector,
-    method: Lda,
-    new: list[Any],
-    defects: Pictures,
-    failures: list[Failure],
-    skipped: int,
-    false_alarm_rate: float | None,
-    progress: Progress,
-) -> Refined:
-    """The detector, whose method is `method`, having learned from the new good pictures and defects."""
-    record, data = detector.record, detector.record.data
-    settings, preprocessing = method.config, detector.preprocessing
-    old, unseen = method.good_scores(), defects.sources
-    before = detector.threshold.value if detector.threshold else None
-    found_before = _alarms(detector, unseen)
-    offset = int(max(method.owners.max(), cast(MemoryBank, method.normality).owners.max())) + 1
-    stream = PictureStream(
-        new, preprocessing, BATCH_SIZE, rotations=settings.rotations, flips=settings.flips
-    )
-    shown = PictureStream(unseen, preprocessing, BATCH_SIZE, marks=defects.samples)
-    if new:
-        passes = partial(_numbered, stream, detector.device, offset)
-        method.extend(passes, stream.rows, progress)
-        method.summarise(passes, stream.rows, progress)
-    if unseen:
-        method.learn_defects(partial(shown.on, detector.device), shown.rows, progress)
-    failures += [*stream.failures.values(), *shown.failures.values()]  # of masks
-    scores = method.good_scores()
-    threshold = None
-    if detector.threshold is not None or false_alarm_rate is not None:
-        rate = false_alarm_rate or (detector.threshold and detector.threshold.rate) or DEFAULT_RATE
-        required = false_alarm_rate is not None
-        threshold = calibrate(
-            list(scores.values()), rate, method="leave-one-out", required=required
-        )
-    calibrated = [digest for digest in data.calibrated if digest not in stream.digests.values()]
-    fitted = [*data.fitted, *(stream.digests[i] for i in sorted(stream.digests))]
-    now = artifact.provenance()
-    event = Refinement(date=now["created"], good=len(stream.digests), defects=len(shown.digests))
-    known = dataclasses.replace(
-        data,
-        count=len(fitted) + len(calibrated),
-        fingerprint=hashlib.sha256("".join(sorted([*fitted, *calibrated])).encode()).hexdigest(),
-        fitted=tuple(fitted),
-        calibrated=tuple(calibrated),
-        defects=(*data.defects, *(shown.digests[i] for i in sorted(shown.digests))),
-        defects_layout="; ".join(filter(None, [data.defects_layout, defects.note])),
-        failures=(
-            *data.failures,
-            *(Broken(path=each.source, error=each.reason) for each in failures),
+    return _Added(
+        good=dataclasses.replace(
+            plain,
+            sources=[sources[at] for at in new],
+            rotations=detector.method.config.rotations,
+            flips=detector.method.config.flips,
         ),
+        defects=dataclasses.replace(plain, sources=[defects.sources[at] for at in unseen]),
+        marks=[defects.samples[at] for at in unseen],
+        note=defects.note,
+        failures=[*failures, *more],
+        known=skipped + again,
     )
-    record = dataclasses.replace(
+
+
+def _unknown(
+    stream: PictureStream, known: set[str], progress: Progress
+) -> tuple[list[int], list[Failure], int]:
+    """The positions of pictures that are not known, whose digests join `known`; those that cannot
+    be read; and how many are known or come twice."""
+    reading = iter(stream)
+    for _ in reported(reading, "looking for what is new", stream.rows, progress):
+        pass
+    new = []
+    for position, digest in reading.found.digests.items():
+        if digest not in known:
+            known.add(digest)
+            new.append(position)
+    return new, [*reading.found.failures.values()], len(reading.found.digests) - len(new)
+
+
+def _learn(method: Method, added: _Added, progress: Progress) -> tuple[Found, Found]:
+    """Have the method learn from what is new; what was found of the good ones and the defects."""
+    assert isinstance(method, Refines)
+    good = Passes(added.good, method.backbone.device, first_owner=method.next_owner())
+    marked = dataclasses.replace(added.defects, marks=added.marks)
+    defects = Passes(marked, method.backbone.device)
+    if added.good.sources:
+        method.learn_more(good, good.rows, progress)
+    if marked.sources:
+        method.learn_defects(defects, defects.rows, progress)
+    return good.found, defects.found
+
+
+def _threshold(
+    detector: Detector, scores: Mapping[int, float], rate: float | None
+) -> Threshold | None:
+    """The new threshold; None where there was none and none is asked for."""
+    if detector.threshold is None and rate is None:
+        return None
+    chosen = rate or (detector.threshold and detector.threshold.rate) or DEFAULT_RATE
+    return calibrate(
+        list(scores.values()), chosen, method="leave-one-out", required=rate is not None
+    )
+
+
+def _record(
+    record: Manifest, found: tuple[Found, Found], note: str, failures: Sequence[Failure]
+) -> Manifest:
+    """What the artifact says of its pictures, with those that were added."""
+    good, defects = (tuple(each.digests.values()) for each in found)
+    data, now = record.data, artifact.provenance()
+    fitted = (*data.fitted, *good)
+    calibrated = tuple(digest for digest in data.calibrated if digest not in good)
+    return dataclasses.replace(
         record,
         blemish=now["blemish"],
         versions=now["versions"],
-        threshold=threshold,
         thresholds={},
-        calibration_scores=tuple(scores.values()),
-        data=known,
-        refined=(*record.refined, event),
-    )
-    refined = Detector(method, record)
-    after = threshold.value if threshold else None
-    later = [scores[owner] for owner in old]
-    return Refined(
-        detector=refined,
-        good=len(stream.digests),
-        defects=len(shown.digests),
-        known=skipped,
-        failures=tuple(failures),
-        before=before,
-        after=after,
-        alarms_before=None if before is None else sum(score > before for score in old.values()),
-        alarms_after=None if after is None else sum(score > after for score in later),
-        calibrated=len(old),
-        mean_change=float(np.mean(later) - np.mean(list(old.values()))),
-        found_before=found_before,
-        found_after=_alarms(refined, unseen),
+        data=dataclasses.replace(
+            data,
+            count=len(fitted) + len(calibrated),
+            fingerprint=fingerprint([*fitted, *calibrated]),
+            fitted=fitted,
+            calibrated=calibrated,
+            defects=(*data.defects, *defects),
+            defects_layout="; ".join(filter(None, [data.defects_layout, note])),
+            failures=(*data.failures, *broken(failures)),
+        ),
+        refined=(
+            *record.refined,
+            Refinement(date=now["created"], good=len(good), defects=len(defects)),
+        ),
     )
 
 
-def _alarms(detector: Detector, sources: list[Any]) -> int | None:
-    """How many of the pictures are called anomalous; None without a threshold."""
-    if detector.threshold is None or detector.threshold.value is None:
+def _value(detector: Detector) -> float | None:
+    return None if detector.threshold is None else detector.threshold.value
+
+
+def _above(scores: Iterable[float], threshold: float | None) -> int | None:
+    """How many scores are alarms; None without a threshold."""
+    if threshold is None:
         return None
-    results = detector.predict_many(sources)
-    return sum(result.label == 1 for result in results if isinstance(result, Prediction))
+    return sum(verdict(score, threshold) == ANOMALOUS for score in scores)
 
 
-def _numbered(stream: PictureStream, device: torch.device, offset: int) -> Iterator[Batch]:
-    """A pass over pictures that are numbered from `offset`."""
-    for batch in stream.on(device):
-        yield dataclasses.replace(batch, owners=batch.owners + offset)
+def _alarms(detector: Detector, stream: PictureStream) -> int | None:
+    """How many of the pictures are called anomalous; None without a threshold."""
+    if (value := _value(detector)) is None:
+        return None
+    with torch.inference_mode():
+        found = [detector.method.score(batch.images).image for batch in stream.on(detector.device)]
+    return _above([score for image in found for score in image.tolist()], value)

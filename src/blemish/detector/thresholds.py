@@ -1,15 +1,17 @@
-"""Thresholds from normal pictures, with what they promise, and the one place where a score becomes a verdict.
+"""Thresholds from normal pictures, with what they promise, and the one place where a score becomes
+a verdict.
 
-Split conformal prediction (Vovk, Gammerman & Shafer 2005; Angelopoulos & Bates 2021): of n scores of held-out normal
-pictures, the threshold is the k-th smallest, k = ceil((n + 1)(1 - rate)). A new normal picture, exchangeable with
-them, is equally likely to take each of the n + 1 ranks, so it scores above the threshold with probability at most
-1 - k / (n + 1) <= rate, whatever the distribution and the detector.
+Split conformal prediction (Vovk, Gammerman & Shafer 2005; Angelopoulos & Bates 2021): of n scores
+of held-out normal pictures, the threshold is the k-th smallest, k = ceil((n + 1)(1 - rate)). A new
+normal picture, exchangeable with them, is equally likely to take each of the n + 1 ranks, so it
+scores above the threshold with probability at most 1 - k / (n + 1) <= rate, whatever the
+distribution and the detector.
 
-Leave-one-out, for memory banks and PaDiM: each training picture is scored against what the others have taught, so that
-no picture is held out. That is the jackknife: in the worst case it promises nothing; jackknife+ (Barber et al. 2021,
-"Predictive inference with the jackknife+") promises 2 × rate. For a bank that keeps every patch, where more patches
-can only lower a score, their argument carries over and gives 2 × rate here too; a coreset breaks it, hence it is not
-claimed.
+Leave-one-out, for memory banks and PaDiM: each training picture is scored against what the others
+have taught, so that no picture is held out. That is the jackknife: in the worst case it promises
+nothing; jackknife+ (Barber et al. 2021, "Predictive inference with the jackknife+") promises 2 ×
+rate. For a bank that keeps every patch, where more patches can only lower a score, their argument
+carries over and gives 2 × rate here too; a coreset breaks it, hence it is not claimed.
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ class Threshold:
     """A threshold and how it came about.
 
     Attributes:
-        value: in the unit of the score: a score above it is an alarm. None where n is too small for the rate.
+        value: in the unit of the score: a score above it is an alarm. None where n is too small for
+            the rate.
         rate: the false-alarm rate asked for, in (0, 1); None where it was set by hand.
         n: normal pictures it was calibrated on; 0 where it was set by hand.
         method: "split conformal", "leave-one-out", or "by hand": the user's own.
@@ -65,7 +68,8 @@ class Threshold:
         config.check(self)
         if self.rate is None and (self.value is None or self.n):
             raise ConfigError(
-                f"a threshold by hand has a value and is of no picture, got {self.value} of {self.n}"
+                "a threshold by hand has a value and is of no picture, got "
+                f"{self.value} of {self.n}"
             )
         if self.rate is not None and self.value is not None and self.n < pictures_needed(self.rate):
             raise ConfigError(
@@ -80,14 +84,15 @@ class Threshold:
     def from_dict(cls, values: Mapping[str, Any]) -> Threshold:
         """The threshold that `to_dict` wrote.
 
-        Raises: ConfigError for a missing or unknown key or a value that does not fit; NonFiniteError for a value that
-            is not finite.
+        Raises: ConfigError for a missing or unknown key or a value that does not fit;
+            NonFiniteError for a value that is not finite.
         """
         return config.from_dict(cls, values, within="threshold", strict=True)
 
 
 def by_hand(value: float) -> Threshold:
-    """A threshold that a person has chosen. Raises: ConfigError for what is no number; NonFiniteError for NaN.
+    """A threshold that a person has chosen. Raises: ConfigError for what is no number;
+    NonFiniteError for NaN.
 
     Example:
         >>> by_hand(30).guarantee
@@ -119,18 +124,21 @@ def calibrate(
     """The lowest of the scores that keeps the false-alarm rate.
 
     Args:
-        scores: n raw scores of normal pictures, held out ("split conformal") or left out in turn ("leave-one-out").
-        rate: false alarms among normal pictures, in (0, 1), taken as the decimal number that it prints as.
+        scores: n raw scores of normal pictures, held out ("split conformal") or left out in turn
+            ("leave-one-out").
+        rate: false alarms among normal pictures, in (0, 1), taken as the decimal number that it
+            prints as.
         required: whether too few scores are an error; otherwise the value is None.
         remark: what is to be said beside how few there are.
-    Raises: ConfigError for a rate or method out of range or scores that are not one list; NonFiniteError for a score
-        that is not finite; CalibrationError when required and there are too few.
+    Raises: ConfigError for a rate or method out of range or scores that are not one list;
+        NonFiniteError for a score that is not finite; CalibrationError when required and there are
+        too few.
 
     Example:
         >>> calibrate(range(1, 100), 0.05, method="split conformal", required=True).value
         95.0
-        >>> calibrate([0.3, 0.4], 0.05, method="split conformal", required=False).reason
-        'a false-alarm rate of 5 % needs at least 19 normal pictures to calibrate on, and there are 2'
+        >>> calibrate([0.3, 0.4], 0.05, method="split conformal", required=False).reason[:61]
+        'a false-alarm rate of 5 % needs at least 19 normal pictures t'
     """
     known = get_args(Method)[:2]
     if method not in known:
@@ -143,7 +151,8 @@ def calibrate(
         )
     if not np.isfinite(values).all():
         raise NonFiniteError(
-            f"{np.count_nonzero(~np.isfinite(values))} of {values.size} calibration scores are NaN or infinite"
+            f"{np.count_nonzero(~np.isfinite(values))} of {values.size} calibration scores are NaN "
+            "or infinite"
         )
     n = values.size
     k = math.ceil((n + 1) * (1 - exact))
@@ -158,8 +167,8 @@ def calibrate(
             reason="",
         )
     reason = (
-        f"a false-alarm rate of {100 * rate:.4g} % needs at least {pictures_needed(rate)} normal pictures "
-        f"to calibrate on, and there are {n}" + (f"; {remark}" if remark else "")
+        f"a false-alarm rate of {100 * rate:.4g} % needs at least {pictures_needed(rate)} normal "
+        f"pictures to calibrate on, and there are {n}" + (f"; {remark}" if remark else "")
     )
     if required:
         lowest = -(-1000 // (n + 1)) / 10  # per cent, rounded up so that it is enough
@@ -171,7 +180,8 @@ def calibrate(
 def verdict(score: float, threshold: float | None) -> int | None:
     """1 (anomalous) if the score is above the threshold, else 0 (normal); None without a threshold.
 
-    Raises: NonFiniteError for a score or threshold that is NaN or infinite: it is never called normal.
+    Raises: NonFiniteError for a score or threshold that is NaN or infinite: it is never called
+    normal.
 
     Example:
         >>> verdict(2.0, 1.5), verdict(1.5, 1.5), verdict(2.0, None)
@@ -179,7 +189,8 @@ def verdict(score: float, threshold: float | None) -> int | None:
     """
     if not math.isfinite(score) or (threshold is not None and not math.isfinite(threshold)):
         raise NonFiniteError(
-            f"no verdict on a score of {score} with a threshold of {threshold}; finite numbers are needed"
+            f"no verdict on a score of {score} with a threshold of {threshold}; finite numbers are "
+            "needed"
         )
     if threshold is None:
         return None
@@ -187,7 +198,9 @@ def verdict(score: float, threshold: float | None) -> int | None:
 
 
 def _exact(rate: float) -> Fraction:
-    """The rate as the decimal that was written: 0.05 is 1/20, so that 20 × (1 - rate) is 19, not a little more."""
+    """The rate as the decimal that was written: 0.05 is 1/20, so that 20 × (1 - rate) is 19, not a
+    little more.
+    """
     if not 0 < rate < 1:
         raise ConfigError(f"false-alarm rate: {rate} is not between 0 and 1 (0.05 for 5 %)")
     return Fraction(str(float(rate)))
@@ -197,15 +210,15 @@ def _guarantee(method: Method, rate: float, n: int, k: int) -> str:
     percent = f"{100 * rate:.4g} %"
     if method == "leave-one-out":
         return (
-            f"About {percent} of new normal pictures, usually fewer, raise a false alarm: the threshold is the "
-            f"jackknife's, from {n} training pictures each scored as if it had not been learned from, which is "
-            "approximate and has no distribution-free bound in the worst case (even jackknife+ promises only twice the "
-            "rate; Barber et al. 2021)."
+            f"About {percent} of new normal pictures, usually fewer, raise a false alarm: the "
+            f"threshold is the jackknife's, from {n} training pictures each scored as if it had "
+            "not been learned from, which is approximate and has no distribution-free bound in "
+            "the worst case (even jackknife+ promises only twice the rate; Barber et al. 2021)."
         )
     low, high = (f"{100 * betaincinv(n + 1 - k, k, p):.3g} %" for p in (0.05, 0.95))
     return (
-        f"A new normal picture raises a false alarm with probability at most {percent}, on average over draws of the "
-        f"{n} held-out normal pictures and provided that it is exchangeable with them (split conformal); the long-run "
-        f"rate of one such draw follows Beta({n + 1 - k}, {k}): between {low} and {high} in 90 % of draws, lower where "
-        "scores tie."
+        f"A new normal picture raises a false alarm with probability at most {percent}, on average "
+        f"over draws of the {n} held-out normal pictures and provided that it is exchangeable with "
+        f"them (split conformal); the long-run rate of one such draw follows Beta({n + 1 - k}, "
+        f"{k}): between {low} and {high} in 90 % of draws, lower where scores tie."
     )

@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-from blemish.errors import unknown_name
-from blemish.methods.agpnet import AGPNet
+from collections.abc import Sequence
+
+from blemish.errors import ConfigError, unknown_name
+from blemish.methods.adaptation import Adapter, Mode
 from blemish.methods.atacnet import AtacNet
 from blemish.methods.base import Method, MethodConfig
-from blemish.methods.guided import Guided
+from blemish.methods.capabilities import Adapts, LooksAtScales
 from blemish.methods.lda import Lda
-from blemish.methods.memory import Knn, PatchCore
-from blemish.methods.padim import Padim
+from blemish.methods.unsupervised import UNSUPERVISED
 
-__all__ = [
-    "METHODS",
-    "Method",
-    "MethodConfig",
-    "method_class",
-]
+__all__ = ["METHODS", "Method", "MethodConfig", "adapter_of", "at_scales", "method_class"]
 
-METHODS: dict[str, type[Method]] = {
-    "agpnet": AGPNet,
-    "guided": Guided,
-    "lda": Lda,
-    "atacnet": AtacNet,
-    "patchcore": PatchCore,
-    "knn": Knn,
-    "padim": Padim,
-}
+METHODS: dict[str, type[Method]] = {**UNSUPERVISED, "lda": Lda, "atacnet": AtacNet}
 
 
 def method_class(name: str) -> type[Method]:
@@ -34,3 +22,23 @@ def method_class(name: str) -> type[Method]:
     if name not in METHODS:
         raise unknown_name("method", name, METHODS)
     return METHODS[name]
+
+
+def adapter_of(method: Method, mode: Mode) -> Adapter:
+    """What scores batches with a method while adapting to them. Raises: ConfigError where it cannot."""
+    if isinstance(method, Adapts):
+        return method.adapter(mode)
+    raise unable(method, Adapts, "adapt to the pictures that it scores")
+
+
+def at_scales(method: Method, scales: Sequence[int]) -> Method:
+    """The same weights, looking at squares of these sides (pixels). Raises: ConfigError where it cannot."""
+    if isinstance(method, LooksAtScales):
+        return method.with_scales(scales)
+    raise unable(method, LooksAtScales, "look at pictures in several sizes")
+
+
+def unable(method: Method, capability: type, what: str) -> ConfigError:
+    """The error that a method cannot do something, with those that can."""
+    able = [name for name, kind in METHODS.items() if issubclass(kind, capability)]
+    return ConfigError(f"{method.name} cannot {what}; {' and '.join(able)} can")

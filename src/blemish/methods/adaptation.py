@@ -52,12 +52,19 @@ class Look:
     entropies: Tensor | None
 
 
+class EntropyReference(Protocol):
+    """`entropies` and `entropy_limit`: of `summary`; `pictures`: of how many pictures they are."""
+
+    entropies: Tensor
+    entropy_limit: Tensor
+    pictures: Tensor
+
+
 class Adaptable(Protocol):
     """What can be adapted."""
 
-    statistics: Tensor
-    chance: Tensor
-
+    @property
+    def reference(self) -> EntropyReference: ...
     @property
     def backbone(self) -> nn.Module: ...
 
@@ -180,7 +187,7 @@ class EntropyAdapter:
     def __init__(
         self, model: Adaptable, mode: Mode, *, rate: float, steps: int, guarded: bool
     ) -> None:
-        check_adaptable(mode, known=model.statistics.numel() > 0)
+        check_adaptable(mode, known=model.reference.entropies.numel() > 0)
         self.model = model
         self.mode = mode
         self._rate, self._steps, self._guarded = rate, steps, guarded
@@ -211,11 +218,11 @@ class EntropyAdapter:
         anomalous = odds.mean(0) > 0
         if self._guarded and self._is_usual(entropies, anomalous):
             return self._result(look, AS_USUAL)
-        before = discrepancy(entropies, anomalous, self.model.statistics)
+        before = discrepancy(entropies, anomalous, self.model.reference.entropies)
         self._learn(images, anomalous)
         look = self.model.examine(images)
         odds, entropies = _seen(look)
-        after = discrepancy(entropies, anomalous, self.model.statistics)
+        after = discrepancy(entropies, anomalous, self.model.reference.entropies)
         if not bool(torch.isfinite(after)) or not bool(torch.isfinite(odds).all()):
             self.restore()
             self._put(self._source)
@@ -230,8 +237,9 @@ class EntropyAdapter:
     def _is_usual(self, entropies: Tensor, anomalous: Tensor) -> bool:
         """Whether those predicted to be normal lie where training pictures do by chance."""
         normal = ~anomalous if int((~anomalous).sum()) > 1 else torch.ones_like(anomalous)
-        limit, known = self.model.chance.tolist()
-        return bool(drift(entropies[:, normal], self.model.statistics, known) <= limit)
+        reference = self.model.reference
+        away = drift(entropies[:, normal], reference.entropies, float(reference.pictures))
+        return bool(away <= float(reference.entropy_limit))
 
     def _result(self, look: Look, note: str = "") -> Adapted:
         return Adapted(self.model.combine(look), self._current is not self._source, note)
@@ -243,7 +251,7 @@ class EntropyAdapter:
             with torch.enable_grad():
                 for _ in range(self._steps):
                     _, entropies = _seen(self.model.examine(images))
-                    loss = discrepancy(entropies, anomalous, self.model.statistics)
+                    loss = discrepancy(entropies, anomalous, self.model.reference.entropies)
                     self._optimizer.zero_grad(set_to_none=True)
                     loss.backward()  # type: ignore[no-untyped-call]
                     torch.nn.utils.clip_grad_norm_(self._weights, LARGEST_GRADIENT)

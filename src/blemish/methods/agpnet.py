@@ -28,23 +28,24 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from blemish.backbones import Backbone
+from blemish.backbones import Backbone, Features
 from blemish.backbones.cells import resampled
 from blemish.config import Fraction, FractionBelow1, Layers, NotNegative, Positive, Range
 from blemish.errors import ConfigError
-from blemish.methods.base import smooth
+from blemish.methods.base import map_size, smooth
 from blemish.methods.decoder import Decoder
 from blemish.methods.guidance import normalise, sharpness, shuffled
+from blemish.methods.learner import TrainingBatch, follow
 from blemish.methods.stored import Stored, numbers
-from blemish.methods.trained import TrainedConfig, TrainedMethod, TrainingBatch
+from blemish.methods.trained import TrainedConfig, TrainedMethod
 from blemish.types import Scores
 
 Noise = Literal["none", "random", "attention", "shuffled"]
@@ -84,7 +85,7 @@ class AGPNetConfig(TrainedConfig):
     layers: Layers = ()
     epochs: Annotated[int, Range(1, 2**31)] = 20
     min_steps: Annotated[int, Range(0, 2**31)] = 2500
-    pictures_per_step: Annotated[int, Range(1, 2**20)] = 2
+    train_batch_size: Annotated[int, Range(1, 2**20)] = 2
     learning_rate: Positive = 2e-3
     groups: Annotated[int, Range(1, 64)] = 2
     width: Annotated[int, Range(1, 8192)] = 256
@@ -124,22 +125,6 @@ class AGPNetConfig(TrainedConfig):
             )
 
     @classmethod
-    def migrate(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        """In earlier, unreleased states noise was α(t) · (floor + (1 - floor) · N(A)), in standard
-        deviations of F, and `noise_floor` stood where `beta` does. What it becomes has the same
-        noise from `noise_until` on."""
-        values = dict(values)
-        if (floor := values.pop("noise_floor", None)) is not None:
-            low, high = values.get("noise_low", 0.0), values.get("noise_high", 1.0)
-            values |= {
-                "noise_low": (1 - floor) * low,
-                "noise_high": (1 - floor) * high,
-                "beta": floor * high,
-            }
-            values["noise_unit"] = "std"
-        return values
-
-    @classmethod
     def paper(cls) -> Self:
         """The published setting: DINO ViT-S/16, 224², 500 epochs of batches of 32, noise on images and features."""
         return cls(
@@ -149,7 +134,7 @@ class AGPNetConfig(TrainedConfig):
             smoothing=0.0,
             epochs=500,
             min_steps=0,
-            pictures_per_step=32,
+            train_batch_size=32,
             learning_rate=1e-4,
             groups=1,
             attentions=2,
@@ -174,13 +159,12 @@ class AGPNet(TrainedMethod):
     summary = "reconstruction of features perturbed where attention looks"
     source = "Attention-Guided Perturbation for Unsupervised Image Anomaly Detection (AGPNet)"
     Config = AGPNetConfig
+    config: AGPNetConfig
     steps: Tensor
 
     def __init__(self, config: AGPNetConfig, backbone: Backbone) -> None:
         super().__init__(config, backbone)
-        self.config: AGPNetConfig = config
         self.register_buffer("steps", torch.empty(0, dtype=torch.int64))
-        self.layers = backbone.check_layers(config.layers)
         probe = backbone.shapes(*backbone.round_size(*config.height_width), self.layers)
         self.grid: tuple[int, int] = min(probe.grids)
         self._offsets = dict(zip(probe.grids, probe.offsets, strict=True))
@@ -291,11 +275,7 @@ class AGPNet(TrainedMethod):
         decay = self.config.ema_decay
         if decay is None:
             decay = max(0.0, 1 - 20 * self.config.ema_every / steps)
-        with torch.no_grad():
-            for slow, fast in zip(
-                self.teacher.parameters(), self.decoder.parameters(), strict=True
-            ):
-                slow.lerp_(fast, 1 - decay)
+        follow(self.teacher, self.decoder, decay)
 
     def findings(self, sample: TrainingBatch) -> dict[str, float]:
         """How sharp the guidance is."""
@@ -390,26 +370,27 @@ class AGPNet(TrainedMethod):
 
     # Scoring
 
-    def anomaly_map(self, images: Tensor) -> Tensor:
-        """Eq. 8: the distance between what goes into the decoder and what comes out."""
+    def anomaly_map(self, features: Features) -> Tensor:
+        """Eq. 8: the distance between what goes into the decoder and what comes out, B h w."""
         self._require(self.steps)
-        features = self.backbone(images, self.layers)
-        targets = self.targets(features.tokens, features.grids)
+        own = features.layers(slice(len(self.layers)))
+        targets = self.targets(own.tokens, own.grids)
         precision = self.backbone.dtype
         with torch.autocast(
-            images.device.type, dtype=precision, enabled=precision != torch.float32
+            targets.device.type, dtype=precision, enabled=precision != torch.float32
         ):
             given: Tensor = self.decoder(targets.sum(1)).float()
         if self.config.loss == "l2":
             distance: Tensor = (targets - given).square().sum(-1).sqrt()
         else:
             distance = 1 - F.cosine_similarity(given, targets, dim=-1)
-        return distance.mean(1).reshape(len(images), *self.grid)
+        return distance.mean(1).reshape(len(targets), *self.grid)
 
-    def _finish(self, raw: Tensor, images: Tensor) -> Scores:
+    def judge(self, features: Features, images: Tensor) -> Scores:
+        raw = self.anomaly_map(features)
         if self.config.score_window == 0:
-            return super()._finish(raw, images)
-        size = (images.shape[-2] // 4, images.shape[-1] // 4)
+            return self._finish(raw, images)
+        size = map_size(images)
         maps = self._spread(raw, images, size)
         window = max(1, round(self.config.score_window * max(size)))
         pooled = F.avg_pool2d(maps, (min(window, size[0]), min(window, size[1])), stride=1)

@@ -38,21 +38,23 @@ from blemish.types import Scores
 REMEMBERED = 64  # pictures: "online" goes by about so many
 
 
+class MomentReference(Protocol):
+    """`moments` and `drift_limits`: of `summary`, for each of T sizes: T L 2 2 D and T L.
+    `patch_counts`: T, the patches of a size. `pictures`: of how many training pictures they are."""
+
+    moments: Tensor
+    drift_limits: Tensor
+    patch_counts: Tensor
+    pictures: Tensor
+
+
 class Alignable(Protocol):
-    """What can be aligned.
+    """What can be aligned."""
 
-    Attributes:
-        usual, limits: of `summary`, for each of T sizes: T L 2 2 D and T L. tokens: T, the patches of a size.
-        known: of how many training pictures they are.
-    """
-
-    usual: Tensor
-    limits: Tensor
-    tokens: Tensor
     backbone: VitBackbone
 
     @property
-    def known(self) -> float: ...
+    def reference(self) -> MomentReference: ...
     def score(self, images: Tensor) -> Scores: ...
 
 
@@ -141,7 +143,7 @@ class Aligner:
     """
 
     def __init__(self, model: Alignable, mode: Mode, sizes: set[int]) -> None:
-        check_adaptable(mode, known=sizes <= set(model.tokens.tolist()))
+        check_adaptable(mode, known=sizes <= set(model.reference.patch_counts.tolist()))
         self.model = model
         self.mode = mode
         self._seen: dict[
@@ -176,19 +178,20 @@ class Aligner:
         self._seen.clear()
 
     def _align(self, block: int, patches: Tensor) -> Tensor | None:
-        size = self.model.tokens.tolist().index(patches.shape[1])
-        usual = self.model.usual[size, block]
+        reference = self.model.reference
+        size = reference.patch_counts.tolist().index(patches.shape[1])
+        wanted_moments = reference.moments[size, block]
         found, count = moments(patches).mean(0), float(len(patches))
         if (size, block) in self._seen:
             earlier, weight = self._seen[size, block]
             weight = min(weight, REMEMBERED)
             found, count = found.lerp(earlier, weight / (weight + count)), weight + count
         self._seen[size, block] = found, count
-        away = drift(found, usual, 1 / count + 1 / self.model.known)
-        share = float(1 - self.model.limits[size, block] / away)
+        away = drift(found, wanted_moments, 1 / count + 1 / float(reference.pictures))
+        share = float(1 - reference.drift_limits[size, block] / away)
         if not share > 0:
             return None
-        (mean, log_deviation), (wanted, log_wanted) = found, usual[0]
+        (mean, log_deviation), (wanted, log_wanted) = found, wanted_moments[0]
         aligned: Tensor = (patches - mean) * (
             share * (log_wanted - log_deviation)
         ).exp() + mean.lerp(wanted, share)

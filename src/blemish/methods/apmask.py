@@ -34,7 +34,7 @@ from blemish.config import Fraction, FractionBelow1, NotNegative, Positive, Rang
 from blemish.errors import CollapseError, ConfigError
 from blemish.losses.clustering import centred, mean_over_processes, multi_view, sinkhorn
 from blemish.methods.heads import initialise, projection
-from blemish.methods.trained import FineTuned, FineTuning, TrainingBatch
+from blemish.methods.learner import FineTuned, FineTuning, TrainingBatch, follow
 
 Masking = Literal["none", "random", "block", "attention"]
 SETTLED = 50  # steps, over about which a reading is averaged that one batch says little of; from then on it is judged
@@ -76,7 +76,7 @@ class APMaskConfig(FineTuning):
 
     epochs: Annotated[int, Range(1, 2**31)] = 100
     min_steps: Annotated[int, Range(0, 2**31)] = 500
-    pictures_per_step: Annotated[int, Range(2, 2**20)] = 16  # to tell apart
+    train_batch_size: Annotated[int, Range(2, 2**20)] = 16  # to tell apart
     learning_rate: Positive = 1e-4
     weight_decay: NotNegative = 0.04
     backbone: str = "dinov2_vits14"
@@ -314,7 +314,7 @@ class APMask(FineTuned):
             return
         raise CollapseError(
             f"the pre-training collapsed at step {step}: {seen}; a lower learning rate (--set learning_rate=…), more "
-            "pictures a step (--set pictures_per_step=…) or another masking (--masking none) may help"
+            "pictures a step (--set train_batch_size=…) or another masking (--masking none) may help"
         )
 
     def findings(self, sample: TrainingBatch) -> dict[str, float]:
@@ -389,12 +389,10 @@ class Teacher(nn.Module):
         self.head = copy.deepcopy(head)
         self.requires_grad_(False).eval()
 
-    @torch.no_grad()
     def follow(self, backbone: VitBackbone, head: Head, momentum: float) -> None:
-        """θ ← momentum · θ + (1 − momentum) · the student's."""
-        for own, learned in ((self.backbone, backbone), (self.head, head)):
-            for slow, fast in zip(own.parameters(), learned.parameters(), strict=True):
-                slow.lerp_(fast, 1 - momentum)
+        """Move towards the student."""
+        follow(self.backbone, backbone, momentum)
+        follow(self.head, head, momentum)
         self.head.normalise()
 
 

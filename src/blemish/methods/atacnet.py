@@ -32,6 +32,7 @@ On few pictures the extractor, trained end to end at the paper's rate, learns th
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self, cast
 
@@ -40,7 +41,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from blemish.anomalies.cutmix import cut_mix
-from blemish.backbones import Backbone
+from blemish.backbones import Backbone, Features
 from blemish.backbones.cells import resampled
 from blemish.config import (
     Factor,
@@ -56,11 +57,12 @@ from blemish.config import (
 from blemish.errors import ConfigError
 from blemish.losses import mean_over_processes
 from blemish.losses.deviation import deviation_loss
-from blemish.methods.base import smooth, top_mean
-from blemish.methods.embedding import embed, join
+from blemish.methods.base import map_size, smooth, top_mean
+from blemish.methods.embedding import join
 from blemish.methods.guidance import normalise
+from blemish.methods.learner import EndToEnd, TrainingBatch
 from blemish.methods.stored import Stored, numbers
-from blemish.methods.trained import EndToEnd, TrainedConfig, TrainedMethod, TrainingBatch
+from blemish.methods.trained import TrainedConfig, TrainedMethod
 from blemish.types import ANOMALOUS, NORMAL, Scores
 
 
@@ -89,7 +91,7 @@ class AtacNetConfig(TrainedConfig):
     smoothing: Annotated[float, Range(0, 0.5, below=True)] = 0.0
     top_fraction: Fraction = 0.1
     epochs: Annotated[int, Range(1, 2**31)] = 30
-    pictures_per_step: Annotated[int, Range(2, 2**20)] = 16  # both classes
+    train_batch_size: Annotated[int, Range(2, 2**20)] = 16  # both classes
     learning_rate: Positive = 1e-3
     weight_decay: NotNegative = 0.0
     network: Literal["atacnet", "devnet", "classifier"] = "atacnet"
@@ -102,10 +104,6 @@ class AtacNetConfig(TrainedConfig):
     pseudo: Fraction = 0.5
     drop_every: FractionAbove0 = 1 / 3
     drop: FractionAbove0 = 0.1
-
-    @classmethod
-    def joined(cls) -> dict[str, Any]:
-        return {**super().joined(), "extractor_rate": 1.0}
 
     @property
     def encoder_learns(self) -> bool:
@@ -152,7 +150,6 @@ class AtacNet(EndToEnd, TrainedMethod):
     def __init__(self, config: AtacNetConfig, backbone: Backbone) -> None:
         super().__init__(config, backbone)
         self.register_buffer("steps", torch.empty(0, dtype=torch.int64))
-        self.layers = backbone.check_layers(config.layers or self.usual_layers(backbone))
         probe = backbone.shapes(backbone.stride, backbone.stride, self.layers)
         dim = join(probe, backbone.spec.kind)[0].shape[2]
         with torch.random.fork_rng(devices=[]):
@@ -173,9 +170,13 @@ class AtacNet(EndToEnd, TrainedMethod):
 
     # The network
 
-    def look(self, images: Tensor) -> Look:
-        """All that it makes of pictures B 3 H W."""
-        features, first = self.glance(images)
+    def see(self, images: Tensor, also: Sequence[int] = ()) -> Features:
+        with self._autocast(images):
+            return super().see(images, also)
+
+    def look(self, images: Tensor, seen: Features) -> Look:
+        """All that it makes of pictures B 3 H W, of which `see` gave the features."""
+        features, first = self.glance(seen)
         if self.config.network == "classifier":
             with torch.autocast(images.device.type, enabled=False):
                 return Look(self.mapper(features.mean(dim=(2, 3)))[:, 0], features, first)
@@ -187,20 +188,22 @@ class AtacNet(EndToEnd, TrainedMethod):
         boxes = crop_boxes(
             saliency, active=self.config.active, padding=self.config.padding, offset=offset
         )
-        _, second = self.glance(cropped(images, boxes))
+        _, second = self.glance(self.see(cropped(images, boxes)))
         score = (score + top_mean(second.flatten(1), self.config.top_fraction)) / 2
         return Look(score, features, first, second, saliency, boxes)
 
-    def glance(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """One pass over B 3 H W: the features, float32 B C h w, and what is shown of each location, B h w.
+    def glance(self, seen: Features) -> tuple[Tensor, Tensor]:
+        """One look: the features, float32 B C h w, and what is shown of each location, B h w.
 
-        The features are the attention features, or the extractor's where there is no attention module. What is shown is
-        the score of the location, and of the classifier, which gives it none, the Grad-CAM.
+        The features are the attention features, or the extractor's where there is no attention
+        module. What is shown is the score of the location, and of the classifier, which gives it
+        none, the Grad-CAM.
         """
-        features = self._extracted(images)
+        features = self._extracted(seen)
         if self.attention is not None:
-            features = self.attention(features)
-        with torch.autocast(images.device.type, enabled=False):  # in bf16 scores would tie
+            with self._autocast(features):
+                features = self.attention(features)
+        with torch.autocast(features.device.type, enabled=False):  # in bf16 scores would tie
             features = features.float()
             if self.config.network == "classifier":
                 return features, grad_cam(self.mapper, features)
@@ -210,9 +213,10 @@ class AtacNet(EndToEnd, TrainedMethod):
         """Where the locations of B h w lie in B 3 H W, as `resampled` takes it."""
         return self.backbone.offset((maps.shape[1], maps.shape[2]), images)
 
-    def _extracted(self, images: Tensor) -> Tensor:
-        tokens, grid = embed(self.backbone, images, self.layers)
-        return tokens.transpose(1, 2).reshape(len(images), -1, *grid)
+    def _extracted(self, seen: Features) -> Tensor:
+        own = seen.layers(slice(len(self.layers)))
+        tokens, grid = join(own, self.backbone.spec.kind)
+        return tokens.transpose(1, 2).reshape(len(tokens), -1, *grid)
 
     # Training
 
@@ -230,7 +234,8 @@ class AtacNet(EndToEnd, TrainedMethod):
         assert probe is not None
         parameters = list(backbone.parameters())
         with torch.enable_grad():
-            total = self._extracted(probe[:1, :, : backbone.stride, : backbone.stride]).sum()
+            corner = probe[:1, :, : backbone.stride, : backbone.stride]
+            total = self._extracted(self.see(corner)).sum()
         gradients = torch.autograd.grad(total, parameters, allow_unused=True)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.requires_grad_(gradient is not None)
@@ -259,7 +264,7 @@ class AtacNet(EndToEnd, TrainedMethod):
     def training_step(self, batch: TrainingBatch, progress: float) -> Tensor:
         """Eq. 12, or the weighted cross-entropy."""
         images, labels = self.mixed(batch)
-        score = self.look(images).score
+        score = self.look(images, self.see(images)).score
         if self.config.network == "classifier":
             weight = torch.tensor(class_weights(self.class_counts), device=score.device)[labels]
             return F.binary_cross_entropy_with_logits(score, labels.float(), weight=weight)
@@ -277,7 +282,7 @@ class AtacNet(EndToEnd, TrainedMethod):
         count = len(images)
         half = count // 2
         if half == 0:
-            raise ConfigError("pictures_per_step: 2 at least for each process, for both classes")
+            raise ConfigError("train_batch_size: 2 at least for each process, for both classes")
         anomalous = made = half
         if labels is None:
             if (
@@ -329,8 +334,7 @@ class AtacNet(EndToEnd, TrainedMethod):
         training = self.training
         self.eval()
         images, labels = self.mixed(sample)
-        with self._autocast(images):
-            look = self.look(images)
+        look = self.look(images, self.see(images))
         self.train(training)
         named = {
             "normal_score": look.score[labels == NORMAL],
@@ -350,19 +354,14 @@ class AtacNet(EndToEnd, TrainedMethod):
 
     # Scoring
 
-    def score(self, images: Tensor) -> Scores:
-        """Scores, maps and saliency (at a quarter of the input's sides) and crops of a batch B 3 H W."""
+    def judge(self, features: Features, images: Tensor) -> Scores:
+        """Scores, maps and saliency (at a quarter of the input's sides) and crops of B 3 H W."""
         self._require(self.steps)
-        with self._autocast(images):
-            look = self.look(images)
-        size = (images.shape[-2] // 4, images.shape[-1] // 4)
+        look, size = self.look(images, features), map_size(images)
         offset = self._offset(look.first, images)
         saliency = None if look.saliency is None else enlarged(look.saliency, size, offset)
         maps = smooth(self._map(look, size, offset)[:, None], self.config.smoothing)[:, 0]
         return Scores(look.score, maps, saliency=saliency, boxes=look.boxes)
-
-    def anomaly_map(self, images: Tensor) -> Tensor:
-        return self.score(images).maps
 
     def _map(self, look: Look, size: tuple[int, int], offset: float) -> Tensor:
         """The heatmap B H W, before it is smoothed."""
@@ -371,16 +370,10 @@ class AtacNet(EndToEnd, TrainedMethod):
         return enlarged(look.first, size, offset)
 
     @torch.no_grad()
-    def embedding(self, images: Tensor) -> Tensor:
-        """One vector for each of B 3 H W, to see how the classes lie: float32 B D.
-
-        The mean over the locations of the attention features of the first look, or of the extractor's features where
-        there is no attention module.
-        """
+    def describe(self, features: Features, images: Tensor) -> Tensor:
+        """The mean over the locations of the features of the first look; see `glance`."""
         self._require(self.steps)
-        with self._autocast(images):
-            features, _ = self.glance(images)
-        return features.mean(dim=(2, 3))
+        return self.glance(features)[0].mean(dim=(2, 3))
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,28 +5,24 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from blemish import config as configs
-from blemish.backbones import Backbone
+from blemish.backbones import Backbone, Features
 from blemish.backbones.cells import resampled
 from blemish.config import Fraction, Layers, Length, Range, Seed, Side
 from blemish.errors import ArtifactError, ConfigError, NotFittedError
-from blemish.methods.adaptation import Adapter, Mode
+from blemish.methods.apmask import APMaskConfig
 from blemish.methods.embedding import join
 from blemish.methods.stored import Stored, check_tensors, weight
 from blemish.types import Batch, Progress, Scores
 
-if TYPE_CHECKING:
-    from blemish.methods.apmask import APMaskConfig
-
 LARGEST_BANK = 2**24  # features of a memory bank
 Pooling = Annotated[int, Range(1, 255, odd=True)]
-Batches = Callable[[], Iterable[Batch]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,29 +58,19 @@ class MethodConfig:
         """The settings that we find to work best: the defaults."""
         return cls()
 
-    def for_layout(self, layout: str) -> Self:
-        """These settings as they suit a data set of that layout, where they depend on it."""
+    def for_pictures(self, *, x_rays: bool) -> Self:
+        """These settings as they suit the pictures, where they depend on them."""
         return self
 
     @property
     def pretraining_config(self) -> APMaskConfig | None:
-        """How the backbone is to be trained further, on the same pictures, before the method is built; None = not."""
+        """How the backbone is trained further on the same pictures, before the method is built."""
         return None
 
     @property
     def learns_by_gradient(self) -> bool:
-        """Whether the method is trained step by step, for which time budgets and checkpoints are."""
+        """Whether it is trained step by step, for which time budgets and checkpoints are."""
         return False
-
-    @classmethod
-    def migrate(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        """The settings that an artifact of an older version carries, under their names and in the meaning of today."""
-        return dict(values)
-
-    @classmethod
-    def joined(cls) -> dict[str, Any]:
-        """Settings that came when there were artifacts already, and the value at which all is as it was before."""
-        return {"flips": False}
 
     @classmethod
     def restored(cls, values: Mapping[str, Any]) -> Self:
@@ -92,17 +78,9 @@ class MethodConfig:
 
         Raises: ConfigError for one that is missing, unknown, of the wrong type or out of range.
         """
-        try:
-            today = {**cls.joined(), **cls.migrate(values)}
-        except (
-            TypeError,
-            ValueError,
-            AttributeError,
-        ) as error:  # older forms are taken for granted there
-            raise ConfigError(f"config: is not as any version has written it ({error})") from error
-        if missing := [field.name for field in fields(cls) if field.name not in today]:
+        if missing := [field.name for field in fields(cls) if field.name not in values]:
             raise ConfigError(f"config.{missing[0]}: is missing")
-        config = configs.from_dict(cls, today, within="config", strict=True)
+        config = configs.from_dict(cls, values, within="config", strict=True)
         if not config.layers:
             raise ConfigError("config.layers: names no layer")
         return config
@@ -119,15 +97,17 @@ class MethodConfig:
 
 
 class Method(nn.Module):
-    """A detection method that has (or gets, by `fit`) what it knows as tensors.
+    """A detection method that has, or gets by learning, what it knows as tensors.
+
+    What only some methods can do stands in `capabilities`.
 
     Attributes:
         name, summary, source: for `blemish methods`; `source` is the paper.
         Config: its config class.
         takes_defects: whether labelled defects can be learned from.
         minimum_images: fewest training pictures that it can be fitted on.
-        leaves_one_out: whether `score_left_out` exists, so that no picture need be held out for calibration. It needs
-            one picture more than `minimum_images`.
+        layers: those of the backbone that `judge` reads, the config's first.
+        attended: those whose [CLS] attention it reads, too.
     """
 
     name: ClassVar[str]
@@ -136,12 +116,14 @@ class Method(nn.Module):
     Config: ClassVar[type[MethodConfig]]
     takes_defects: ClassVar[bool] = False
     minimum_images: int = 1
-    leaves_one_out: bool = False
+    layers: tuple[int, ...]
+    attended: tuple[int, ...] = ()
 
     def __init__(self, config: MethodConfig, backbone: Backbone) -> None:
         super().__init__()
         self.config = config
         self.backbone = backbone
+        self.layers = backbone.check_layers(config.layers or self.usual_layers(backbone))
 
     @property
     def precision(self) -> torch.dtype:
@@ -154,7 +136,7 @@ class Method(nn.Module):
 
     @property
     def scoring_size(self) -> tuple[int, int]:
-        """(H, W) of the pictures that `score` takes; those that it learns from have the config's size."""
+        """(H, W) of the pictures that are scored; those that it learns from have the config's size."""
         return self.config.height_width
 
     @classmethod
@@ -164,76 +146,36 @@ class Method(nn.Module):
 
     @property
     def learner(self) -> Method:
-        """The part of it that learns from the good pictures batch by batch: itself, where it is not made of others."""
+        """The part of it that learns from the good pictures: itself, or the method that it holds."""
         return self
 
-    @abstractmethod
-    def fit(self, batches: Batches, count: int, progress: Progress) -> None:
-        """Learn what normal looks like.
-
-        Args:
-            batches: each call starts a new pass over the training pictures.
-            count: number of pictures in a pass (each copy counts), for progress.
-        """
+    def see(self, images: Tensor, also: Sequence[int] = ()) -> Features:
+        """What the backbone gives of B 3 H W: `layers`, then the layers `also`, which others ask for."""
+        asked = {"attention": self.attended} if self.attended else {}
+        features: Features = self.backbone(images, (*self.layers, *also), **asked)
+        return features
 
     @abstractmethod
-    def anomaly_map(self, images: Tensor) -> Tensor:
-        """Raw anomaly per location: float32 B h w on the method's own grid, for images B 3 H W."""
+    def judge(self, features: Features, images: Tensor) -> Scores:
+        """Scores and smoothed maps (at a quarter of the sides) of B 3 H W, from what `see` gave."""
 
     def score(self, images: Tensor) -> Scores:
-        """Scores and smoothed maps (at a quarter of the input's sides) of a batch B 3 H W."""
-        return self._finish(self.anomaly_map(images), images)
+        """Scores and smoothed maps of a batch B 3 H W."""
+        return self.judge(self.see(images), images)
 
-    @property
-    def summarised(self) -> int | None:
-        """How many training pictures `summarise` wants, evenly from all; None = all."""
-        return 0
+    def describe(self, features: Features, images: Tensor) -> Tensor:
+        """One vector for each of B 3 H W, to see how pictures lie: float32 B D, from what `see` gave.
 
-    def summarise(self, batches: Batches, count: int, progress: Progress) -> None:
-        """Keep what is needed at prediction of the training pictures, which come as they are scored. Called once, after
-        learning; arguments as of `fit`."""
-
-    def learn_defects(self, batches: Batches, count: int, progress: Progress) -> None:
-        """Learn from labelled defects, which come as they are scored, with `Batch.masks`. Called last.
-
-        Only where `takes_defects` and the method is not trained step by step: training brings them itself.
+        The mean feature of the last of the config's layers, where a method has no better one.
         """
-        raise NotImplementedError(f"{self.name} does not learn from labelled defects")
+        return features.tokens[len(self.config.layers) - 1].float().mean(1)
 
     def embedding(self, images: Tensor) -> Tensor:
-        """One vector for each of B 3 H W, to see how pictures lie: float32 B D, the mean feature of the last layer."""
-        features: Tensor = self.backbone(images, self.config.layers).tokens[-1]
-        return features.float().mean(1)
-
-    def with_scales(self, scales: Sequence[int]) -> Method:
-        """The same weights, looking at squares of these sides (pixels). Raises: ConfigError where it cannot."""
-        raise ConfigError(
-            f"scales: {self.name} looks at pictures in one size only; guided in several"
-        )
-
-    def adapter(self, mode: Mode) -> Adapter:
-        """What scores batches while adapting to them; see `adaptation`. Raises: ConfigError where it cannot."""
-        raise ConfigError(f"{self.name} cannot adapt to the pictures that it scores; guided can")
-
-    def score_left_out(self, batch: Batch) -> Scores:
-        """As `score`, each training picture judged without what it itself has taught; see `leaves_one_out`."""
-        raise NotImplementedError(f"{self.name} has no leave-one-out score")
-
-    @property
-    def knows_several(self) -> bool:
-        """Whether `score_left_out` has something to compare a picture with, now."""
-        return False
-
-    def end_leaving_out(self) -> None:
-        """Drop what only `score_left_out` needs. Called once, when all that is to be scored so has been."""
-
-    def good_scores(self) -> dict[int, float] | None:
-        """What each picture that it learned from scores as by `score_left_out`, by owner; None where it is not kept."""
-        return None
+        """As `describe`, of pictures B 3 H W."""
+        return self.describe(self.see(images), images)
 
     def _finish(self, raw: Tensor, images: Tensor) -> Scores:
-        size = (images.shape[-2] // 4, images.shape[-1] // 4)
-        maps = smooth(self._spread(raw, images, size), self.config.smoothing)
+        maps = smooth(self._spread(raw, images, map_size(images)), self.config.smoothing)
         return Scores(top_mean(maps.flatten(1), self.config.top_fraction), maps[:, 0])
 
     def _spread(self, raw: Tensor, images: Tensor, size: tuple[int, int]) -> Tensor:
@@ -271,18 +213,12 @@ class Method(nn.Module):
         except ArtifactError as error:
             raise ArtifactError(f"the tensors do not fit method {self.name!r}: {error}") from error
 
-    def of_today(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors that an artifact of an older version carries, as today's has them."""
-        return tensors
-
     def restore_state(self, tensors: dict[str, Tensor]) -> None:
-        """Take back what `fitted_state` gave. Raises: ArtifactError when the tensors do not fit the method."""
-        tensors = self.of_today(tensors)
-        for name, buffer in list(self.named_buffers(recurse=False)):
-            if name in tensors:  # sizes of what was learned are known only now
-                setattr(
-                    self, name, buffer.new_empty(tensors[name].shape, dtype=tensors[name].dtype)
-                )
+        """Take back what `fitted_state` gave. Raises: ArtifactError when it does not fit the method."""
+        for name in self.learned_tensors().keys() & tensors.keys():
+            owner, _, own = name.rpartition(".")  # its size is known only now
+            empty = self.get_buffer(name).new_empty(tensors[name].shape, dtype=tensors[name].dtype)
+            setattr(self.get_submodule(owner), own, empty)
         try:
             self.load_state_dict(tensors)
         except RuntimeError as error:
@@ -308,6 +244,11 @@ def reported(
         progress(stage, done, max(done, count))
     if 0 < done < count:
         progress(stage, done, done)
+
+
+def map_size(images: Tensor) -> tuple[int, int]:
+    """(h, w) of the maps of pictures B 3 H W: a quarter of their sides."""
+    return images.shape[-2] // 4, images.shape[-1] // 4
 
 
 def smooth(maps: Tensor, fraction: float) -> Tensor:

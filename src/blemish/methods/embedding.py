@@ -1,41 +1,32 @@
-"""Features of several layers joined into one vector per location, as the memory banks and PaDiM use them."""
+"""Features of several layers joined into one vector per location, as memory banks and PaDiM do."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from blemish.backbones import Backbone, Features
+from blemish.backbones import Features
 from blemish.backbones.cells import resampled
 
 
-def embed(
-    backbone: Backbone, images: Tensor, layers: Sequence[int], *, pooling: int = 1
-) -> tuple[Tensor, tuple[int, int]]:
+def join(features: Features, kind: str, *, pooling: int = 1) -> tuple[Tensor, tuple[int, int]]:
     """Joined features per location: float32 B N D, and the grid (h, w) of the finest layer.
 
-    The layers of a ViT, all of one width and written to one residual stream, are layer-normalised (without weights)
-    and averaged: as accurate as joining them end to end, and the search costs a fraction (docs/log.md). The levels of
-    a CNN are brought to the places of the finest bilinearly and joined end to end, as they are.
+    The layers of a ViT, all of one width and written to one residual stream, are layer-normalised
+    (without weights) and averaged: as accurate as joining them end to end, and the search costs a
+    fraction (docs/log.md). The levels of a CNN are brought to the places of the finest bilinearly
+    and joined end to end, as they are.
 
     Args:
-        images: B 3 H W. layers: backbone layers.
+        kind: of the backbone: "vit" or "cnn".
         pooling: side of the square of neighbouring locations that are averaged first; odd, 1 = none.
     """
-    return join(backbone(images, layers), backbone.spec.kind, pooling=pooling)
-
-
-def join(features: Features, kind: str, *, pooling: int = 1) -> tuple[Tensor, tuple[int, int]]:
-    """As `embed`, of features that are there already; `kind`: "vit" or "cnn"."""
     grid = max(features.grids)
     if kind == "vit":
         normalised = [F.layer_norm(tokens, tokens.shape[-1:]) for tokens in features.tokens]
         joined = torch.stack(normalised).mean(0).transpose(1, 2)
-        joined = joined.reshape(len(joined), -1, *grid)
-        levels = [_local_mean(joined, pooling)]
+        levels = [_local_mean(joined.reshape(len(joined), -1, *grid), pooling)]
     else:
         onto = features.offsets[features.grids.index(grid)]
         levels = [
@@ -46,7 +37,7 @@ def join(features: Features, kind: str, *, pooling: int = 1) -> tuple[Tensor, tu
 
 
 def _local_mean(level: Tensor, side: int) -> Tensor:
-    """Each location of B D h w averaged with its neighbours in a square; at the border, with those that exist."""
+    """Each location of B D h w averaged with its neighbours in a square, as far as there are any."""
     if side == 1:
         return level
     return F.avg_pool2d(level, side, stride=1, padding=side // 2, count_include_pad=False)

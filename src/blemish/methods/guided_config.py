@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from blemish.anomalies import simulator
 from blemish.config import Factor, FractionBelow1, Length, NotNegative, Positive, Range, Side
 from blemish.errors import ConfigError
 from blemish.methods.apmask import APMaskConfig, Masking
 from blemish.methods.base import LARGEST_BANK, Pooling
-from blemish.methods.trained import FineTuning, TrainedConfig
+from blemish.methods.learner import FineTuning
+from blemish.methods.trained import TrainedConfig
 
 SIX_SCALES = (224, 320, 384, 416, 448, 512)
 
@@ -21,28 +22,27 @@ class GuidedConfig(TrainedConfig, FineTuning):
     """Settings of `guided`; the defaults are `best`.
 
     Attributes:
-        simulators: names of `blemish.anomalies`; one of them, drawn evenly, makes each twin. Empty = guided
-            cut-and-paste: hard, but see `blend_x_rays`.
-        blend_x_rays: whether guided pieces are blended (Poisson) into chest X-rays, as the second paper
-            does and the first does not. In `best` they are: nothing in an X-ray has hard edges, so a
-            hard edge would be what is learned.
-        small_pieces: where `simulators` is empty, whether half of the twins get small pieces in place of large ones.
+        simulators: names of `blemish.anomalies`; one of them, drawn evenly, makes each twin. Those of
+            `best` cut and paste large pieces and small ones, hard.
+        blend_x_rays: whether guided pieces are blended (Poisson) into X-rays, as the second paper does
+            and the first does not. In `best` they are: nothing in an X-ray has hard edges, so a hard
+            edge would be what is learned.
         guidance: where guided simulators cut and paste: "attention", or as controls "uniform" and "shuffled" (attention
             at the wrong places).
         guide_layers: the layers whose [CLS] attention guides, averaged; -1 = the last one, empty = `layers`.
         augment: whether normal pictures are cropped and their brightness and contrast changed first.
         map_head: what the learned map is made of: "attention" (a mix of the last block's heads, as
             published), "patches" (the features of every patch in `layers`), or "features" (both).
-        tuned: how many blocks of the encoder learn, counted back from the deepest one that is read; 0 =
+        trainable_blocks: how many blocks of the encoder learn, counted back from the deepest one that is read; 0 =
             none, None = all and the patch embedding. What nothing reads does not learn.
-        detection, segmentation, marking: weights of the losses: cross-entropy of the picture's class
+        cross_entropy_weight, dice_weight, bce_weight: weights of the losses: cross-entropy of the picture's class
             (only where the score, or the adaptation by entropies, reads the class), Dice of the map,
             and binary cross-entropy of every location of the map (the paper has none).
         score: the image score: "class" (log-odds of the picture's class), "map" (mean of the map's `top_fraction`)
             or "both" (their sum).
         bank_size: how many features of normal patches are kept once training has ended. The distance to the
             nearest is then part of the map. 0 = none, the map is the learned one.
-        learned: weight of the learned map beside that distance, both in units of their spread over normal pictures.
+        head_weight: weight of the learned map beside that distance, both in units of their spread over normal pictures.
         pooling: side of the square of neighbouring patches that are averaged to a feature of the bank; odd.
         ema: whether the average of the weights over the last tenth of the run is kept, in place of the last ones.
         adaptation: what is brought back to the training pictures' at test time: "features" (their moments, in closed
@@ -68,23 +68,22 @@ class GuidedConfig(TrainedConfig, FineTuning):
     image_size: Annotated[tuple[Side, ...], Length(1, 2)] = (224,)
     epochs: Annotated[int, Range(1, 2**31)] = 20
     min_steps: Annotated[int, Range(0, 2**31)] = 400
-    pictures_per_step: Annotated[int, Range(1, 2**20)] = 8
+    train_batch_size: Annotated[int, Range(1, 2**20)] = 8
     learning_rate: Positive = 5e-4
     weight_decay: NotNegative = 0.05
-    simulators: tuple[str, ...] = ()
-    small_pieces: bool = True
+    simulators: Annotated[tuple[str, ...], Length(1)] = ("guided", "guided-fine")
     blend_x_rays: bool = True
     guidance: Literal["attention", "uniform", "shuffled"] = "attention"
     guide_layers: Annotated[tuple[Annotated[int, Range(-1024, 1024)], ...], Length(most=64)] = ()
     augment: bool = True
     map_head: Literal["attention", "patches", "features"] = "patches"
-    tuned: Annotated[int, Range(0, 1024)] | None = 0
-    detection: NotNegative = 0.95
-    segmentation: NotNegative = 0.05
-    marking: NotNegative = 1.0
+    trainable_blocks: Annotated[int, Range(0, 1024)] | None = 0
+    cross_entropy_weight: NotNegative = 0.95
+    dice_weight: NotNegative = 0.05
+    bce_weight: NotNegative = 1.0
     score: Literal["class", "map", "both"] = "map"
     bank_size: Annotated[int, Range(0, LARGEST_BANK)] = 16_000
-    learned: Factor = 0.25
+    head_weight: Factor = 0.25
     pooling: Pooling = 3
     ema: bool = True
     adaptation: Literal["features", "entropies"] = "features"
@@ -106,10 +105,11 @@ class GuidedConfig(TrainedConfig, FineTuning):
             simulator(name)  # refuses an unknown one
         if 0 in self.guide_layers:
             raise ConfigError("guide_layers: count from 1, or back from -1, the last; got 0")
-        if not self.segmentation + self.marking + (self.detection if self.reads_class else 0):
+        read = self.cross_entropy_weight if self.reads_class else 0
+        if not self.dice_weight + self.bce_weight + read:
             raise ConfigError(
-                "detection, segmentation, marking: one of them must be above 0, and another than "
-                "detection where score is map"
+                "cross_entropy_weight, dice_weight, bce_weight: one of them must be above 0, and "
+                "another than cross_entropy_weight where score is map"
             )
         if self.scales and self.height_width[0] != self.height_width[1]:
             raise ConfigError(
@@ -124,15 +124,15 @@ class GuidedConfig(TrainedConfig, FineTuning):
             backbone="dino_vits16",
             epochs=100,
             min_steps=0,
-            pictures_per_step=16,
+            train_batch_size=16,
             smoothing=0.0,
-            small_pieces=False,
+            simulators=("guided",),
             blend_x_rays=False,
             guide_layers=(-1,),
             map_head="attention",
-            tuned=None,
+            trainable_blocks=None,
             layer_decay=1.0,
-            marking=0.0,
+            bce_weight=0.0,
             score="class",
             bank_size=0,
             ema=False,
@@ -155,26 +155,19 @@ class GuidedConfig(TrainedConfig, FineTuning):
             pretraining_recipe="paper",
         )
 
-    @classmethod
-    def joined(cls) -> dict[str, Any]:
-        return {**super().joined(), "blend_x_rays": True, "map_stride": 4, "adaptation_guard": True}
-
-    def for_layout(self, layout: str) -> Self:
-        """Chest X-rays are blended where `blend_x_rays` says so, and "published" is no pre-training on
-        them: the second paper's row for NIH is without."""
-        x_rays = layout == "nih"
+    def for_pictures(self, *, x_rays: bool) -> Self:
+        """X-rays are blended where `blend_x_rays` says so, and "published" is no pre-training on them:
+        the second paper's row for NIH is without."""
         simulators, pretraining = self.simulators, self.pretraining
-        if not simulators and x_rays and self.blend_x_rays:
+        if x_rays and self.blend_x_rays and set(simulators) <= {"guided", "guided-fine"}:
             simulators = ("guided-poisson",)
-        elif not simulators:
-            simulators = ("guided", "guided-fine") if self.small_pieces else ("guided",)
         if pretraining == "published":
             pretraining = "none" if x_rays else "apmask"
         return replace(self, simulators=simulators, pretraining=pretraining)
 
     @property
     def encoder_learns(self) -> bool:
-        return self.tuned != 0
+        return self.trainable_blocks != 0
 
     @property
     def reads_class(self) -> bool:

@@ -19,8 +19,6 @@ labelled defect is known, the closest look is at the patches in it only; in the 
 no masks, would be compared with something else.
 
 A place of the heatmap adds what a picture that were all like it would, times (α_p(sharpness) / max α)^(2 A − 1).
-
-The features are asked of the backbone while the normality detector looks: no second pass is needed.
 """
 
 from __future__ import annotations
@@ -29,37 +27,37 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import partial
-from typing import TYPE_CHECKING, Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from blemish import config as configs
-from blemish.backbones import Backbone
-from blemish.backbones.base import Features
+from blemish.backbones import Backbone, Features
 from blemish.backbones.cells import resampled
 from blemish.config import Factor, FractionAbove0, Layers
-from blemish.errors import ArtifactError, ConfigError, DataError
-from blemish.methods.base import Batches, Method, MethodConfig, reported
-from blemish.methods.memory import MemoryBank
+from blemish.errors import ArtifactError, ConfigError, DataError, unknown_name
+from blemish.methods.apmask import APMaskConfig
+from blemish.methods.base import Method, MethodConfig, reported
+from blemish.methods.capabilities import (
+    Batches,
+    Extends,
+    Fits,
+    LeavesOneOut,
+    Refines,
+    Summarises,
+)
 from blemish.methods.stored import UNIT, Free, Stored, numbers
+from blemish.methods.unsupervised import UNSUPERVISED
 from blemish.types import Batch, Progress, Scores
 
-if TYPE_CHECKING:
-    from blemish.methods.apmask import APMaskConfig
-
-Level = tuple[
-    Tensor, tuple[int, int], float
-]  # patch features B N D, their grid, its offset (`Backbone.offset`)
-LOOKS = (
-    0.0,
-    1.0,
-    3.0,
-)  # at the whole picture, around what differs, closely at it; in units of the sharpness
-
-_NORMALITY = "normality."  # how the names of the normality detector's tensors begin
+# Patch features B N D, their grid, and its offset (`Backbone.offset`).
+Level = tuple[Tensor, tuple[int, int], float]
+# At the whole picture, around what differs, closely at it; in units of the sharpness.
+LOOKS = (0.0, 1.0, 3.0)
+NORMALITY = "normality."  # how the names of the normality detector's tensors begin
+SHARED = "normality.backbone."  # those of the backbone, which both have and a file holds once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,9 +66,9 @@ class LdaConfig(MethodConfig):
 
     Attributes:
         normality: the method that knows what is normal: any but those that take labelled defects themselves. One that
-            trains its encoder (`guided` with `tuned`) may leave features that tell the kinds of defect less well.
+            trains its encoder (`guided` with `trainable_blocks`) may leave features that tell the kinds of defect less well.
         normality_settings: of that method, as "bank_size=8000", in place of its recipe `best`.
-        described: layers of the backbone whose features describe a picture; empty = the one two thirds of the way.
+        descriptor_layers: layers of the backbone whose features describe a picture; empty = the one two thirds of the way.
         sharpness: of the attention: 0 = all patches count the same, however often it is looked.
         shrinkage: how far the covariance of the good pictures is drawn towards a sphere, in (0, 1].
         weight: of what one labelled defect teaches, in standard deviations of the normality's score.
@@ -78,36 +76,20 @@ class LdaConfig(MethodConfig):
 
     normality: str = "patchcore"
     normality_settings: tuple[str, ...] = ()
-    described: Layers = ()
+    descriptor_layers: Layers = ()
     sharpness: Factor = 1.0
     shrinkage: FractionAbove0 = 0.9
     weight: Factor = 0.6
 
-    @classmethod
-    def migrate(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        """As of the normality method's own settings."""
-        values = dict(values)
-        try:
-            earlier = configs.assigned(values.get("normality_settings", ()))
-        except ConfigError as error:
-            raise ConfigError(f"normality_settings: {error}") from error
-        if earlier:
-            kind = _class_of(values.get("normality", cls.normality))
-            if (today := kind.Config.migrate(earlier)) != earlier:
-                values["normality_settings"] = [
-                    f"{key}={json.dumps(it)}" for key, it in today.items()
-                ]
-        return values
-
     @property
     def normality_class(self) -> type[Method]:
         """Raises: ConfigError for an unknown method, or one that takes labelled defects itself."""
-        kind = _class_of(self.normality)
-        if kind.takes_defects:
+        if self.normality not in UNSUPERVISED:
             raise ConfigError(
-                f"normality: {self.normality} learns from labelled defects itself; name another method"
+                f"normality: {unknown_name('method', self.normality, UNSUPERVISED)}; those that take "
+                "labelled defects themselves are none of them"
             )
-        return kind
+        return UNSUPERVISED[self.normality]
 
     @property
     def normality_config(self) -> MethodConfig:
@@ -121,10 +103,10 @@ class LdaConfig(MethodConfig):
             configs.from_dict(type(best), shared, base=best), self.normality_settings
         )
 
-    def for_layout(self, layout: str) -> Self:
-        """What the layout changes in the normality part's settings."""
+    def for_pictures(self, *, x_rays: bool) -> Self:
+        """What the pictures change in the normality part's settings."""
         plain = self.normality_config
-        suited = plain.for_layout(layout)
+        suited = plain.for_pictures(x_rays=x_rays)
         changed = [
             f"{key}={json.dumps(value)}"
             for key, value in configs.to_dict(suited).items()
@@ -141,8 +123,11 @@ class LdaConfig(MethodConfig):
         return self.normality_config.learns_by_gradient
 
 
-class Lda(Method):
-    """A normality detector and what some defects have taught it."""
+class Lda(Method, Fits, Summarises, LeavesOneOut, Refines):
+    """A normality detector, and what some defects have taught it.
+
+    It reads the layers of the normality detector, then those of the descriptors.
+    """
 
     name = "lda"
     summary = "any other detector, taught by a few known defects with a linear discriminant"
@@ -152,23 +137,24 @@ class Lda(Method):
     takes_defects = True
     descriptors: Tensor  # n D, of the good pictures
     owners: Tensor  # int64 n, the picture that each is of
-    usual: Tensor  # n, the normality's scores of them
-    defects: Tensor  # M D, of the labelled defects
-    unusual: Tensor  # M, the normality's scores of them
+    normality_scores: Tensor  # n, the normality's scores of them
+    defects: Tensor  # M D, descriptors of the labelled defects
+    defect_scores: Tensor  # M, the normality's scores of them
 
     def __init__(self, config: LdaConfig, backbone: Backbone) -> None:
         super().__init__(config, backbone)
-        self.normality: Method = config.normality_class(config.normality_config, backbone)
-        usual = max(1, round(2 / 3 * backbone.depth))
-        self.config = replace(config, described=backbone.check_layers(config.described or (usual,)))
-        self.leaves_one_out = self.normality.leaves_one_out
+        self.normality = config.normality_class(config.normality_config, backbone)
+        two_thirds = max(1, round(2 / 3 * backbone.depth))
+        described = backbone.check_layers(config.descriptor_layers or (two_thirds,))
+        self.config = replace(config, descriptor_layers=described)
+        self.layers = (*self.normality.layers, *described)
         self.minimum_images = self.normality.minimum_images
         self.register_buffer("descriptors", torch.empty(0, 0))
         self.register_buffer("owners", torch.empty(0, dtype=torch.int64))
-        self.register_buffer("usual", torch.empty(0))
+        self.register_buffer("normality_scores", torch.empty(0))
         self.register_buffer("defects", torch.empty(0, 0))
-        self.register_buffer("unusual", torch.empty(0))
-        self._lesson: Lesson | None = None
+        self.register_buffer("defect_scores", torch.empty(0))
+        self._discriminant: Discriminant | None = None
 
     @property
     def precision(self) -> torch.dtype:
@@ -188,37 +174,39 @@ class Lda(Method):
     # Learning
 
     def fit(self, batches: Batches, count: int, progress: Progress) -> None:
-        self.normality.fit(partial(self._listening, batches), count, progress)
+        assert isinstance(self.normality, Fits)
+        self.normality.fit(batches, count, progress)
 
-    def extend(self, batches: Batches, count: int, progress: Progress) -> None:
-        """Have the memory bank that knows what is normal remember more pictures; see `MemoryBank.extend`."""
-        assert isinstance(self.normality, MemoryBank)
-        self.normality.extend(
-            partial(self._listening, batches), count, progress, rows=len(self.usual)
-        )
+    def refinable(self) -> bool:
+        return isinstance(self.normality, Extends)
 
-    def _listening(self, batches: Batches) -> Iterator[Batch]:
-        """A pass. Who keeps features (`backbones.cache`) keeps those that `summarise` is to describe as well."""
-        with self.backbone.overheard(self.config.described) as heard:
-            for batch in batches():
-                yield batch
-                heard.clear()
+    def learn_more(self, batches: Batches, count: int, progress: Progress) -> None:
+        """Have the normality detector learn more pictures, and describe them."""
+        assert isinstance(self.normality, Extends)
+        self.normality.extend(batches, count, progress, rows=len(self.normality_scores))
+        self.summarise(batches, count, progress)
 
-    @property
+    def next_owner(self) -> int:
+        assert isinstance(self.normality, Extends)
+        return max(int(self.owners.max()) + 1, self.normality.next_owner())
+
     def summarised(self) -> int | None:
         return None
 
     @torch.no_grad()
     def summarise(self, batches: Batches, count: int, progress: Progress) -> None:
-        """Describe the good pictures, each judged without what it itself has taught where the normality part can, and
-        remember them beside those that are known."""
-        found = [
-            self._described(batch) for batch in reported(batches(), "describing", count, progress)
-        ]
-        self.descriptors, self.usual, self.owners = _joined(
-            (self.descriptors, self.usual, self.owners), found
-        )
-        self._lesson = None
+        """Describe the good pictures, each judged without what it itself has taught where the normality
+        detector can, and remember them beside those that are known."""
+        found = []
+        for batch in reported(batches(), "describing", count, progress):
+            seen = self.see(batch.images)
+            scores = self._normality_left_out(seen, batch)
+            pooled = self._pooled(self._levels(seen), scores.maps, None)
+            owners = batch.owners.to(pooled.device)
+            found.append((pooled, scores.image.float(), owners))
+        known = (self.descriptors, self.normality_scores, self.owners)
+        self.descriptors, self.normality_scores, self.owners = _joined(known, found)
+        self._discriminant = None
 
     @torch.no_grad()
     def learn_defects(self, batches: Batches, count: int, progress: Progress) -> None:
@@ -226,37 +214,34 @@ class Lda(Method):
 
         Raises: DataError where there is a single good picture.
         """
-        if len(self.owners) and bool((self.owners == self.owners[0]).all()):
+        self._require(self.normality_scores)
+        if bool((self.owners == self.owners[0]).all()):
             raise DataError(
                 "labelled defects can be learned from beside two good pictures at least, got one"
             )
         found = []
         for batch in reported(batches(), "learning the defects", count, progress):
-            scores, features = self.look(batch.images)
-            found.append(
-                (self._pooled(_levels(features), scores.maps, batch.masks), scores.image.float())
-            )
+            seen = self.see(batch.images)
+            scores = self.normality.judge(seen, batch.images)
+            pooled = self._pooled(self._levels(seen), scores.maps, batch.masks)
+            found.append((pooled, scores.image.float()))
         if found:
-            self.defects, self.unusual = _joined((self.defects, self.unusual), found)
-            self._lesson = None
+            self.defects, self.defect_scores = _joined((self.defects, self.defect_scores), found)
+            self._discriminant = None
 
     def forget_defects(self) -> None:
         """Be the normality detector again."""
-        self.defects, self.unusual = self.defects[:0], self.unusual[:0]
-        self._lesson = None
+        self.defects, self.defect_scores = self.defects[:0], self.defect_scores[:0]
+        self._discriminant = None
 
-    def _described(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        with self.backbone.overheard(self.config.described) as heard:
-            if self.normality.knows_several:
-                scores = self.normality.score_left_out(batch)
-            else:
-                scores = self.normality.score(batch.images)
-        _, features = heard[-1]
-        return (
-            self._pooled(_levels(features), scores.maps, None),
-            scores.image.float(),
-            batch.owners.to(scores.image.device),
-        )
+    def _levels(self, features: Features) -> list[Level]:
+        """The patch features of each descriptor layer, of length 1, float32 B N D, and where they lie."""
+        first = len(self.normality.layers)
+        own = features.layers(slice(first, first + len(self.config.descriptor_layers)))
+        each = zip(own.tokens, own.grids, own.offsets, strict=True)
+        return [
+            (F.normalize(tokens.float(), dim=-1), grid, offset) for tokens, grid, offset in each
+        ]
 
     def _pooled(self, levels: Sequence[Level], maps: Tensor, masks: Tensor | None) -> Tensor:
         """Descriptors, float32 B D, of what maps B h w and masks B h w (NaN = not known) attend to: look by look, and
@@ -282,51 +267,59 @@ class Lda(Method):
 
     # Scoring
 
-    def anomaly_map(self, images: Tensor) -> Tensor:
-        return self.normality.anomaly_map(images)
+    def see(self, images: Tensor, also: Sequence[int] = ()) -> Features:
+        return self.normality.see(images, (*self.config.descriptor_layers, *also))
 
-    def score(self, images: Tensor) -> Scores:
-        return self.finished(*self.look(images))
+    def judge(self, features: Features, images: Tensor) -> Scores:
+        self._require(self.normality_scores)
+        return self.finished(self.normality.judge(features, images), features)
 
-    def look(self, images: Tensor) -> tuple[Scores, Features]:
-        """What the normality part finds in B 3 H W, and the features that it has looked at."""
-        self._require(self.usual)
-        with self.backbone.overheard(self.config.described) as heard:
-            found = self.normality.score(images)
-        return found, heard[-1][1]
+    def judge_left_out(self, features: Features, batch: Batch) -> Scores:
+        self._require(self.normality_scores)
+        found = self._normality_left_out(features, batch)
+        return self.finished(found, features, batch.owners.tolist())
 
-    @property
+    def _normality_left_out(self, features: Features, batch: Batch) -> Scores:
+        if self.knows_several():
+            assert isinstance(self.normality, LeavesOneOut)
+            return self.normality.judge_left_out(features, batch)
+        return self.normality.judge(features, batch.images)
+
+    def leaves_one_out(self) -> bool:
+        return isinstance(self.normality, LeavesOneOut) and self.normality.leaves_one_out()
+
     def knows_several(self) -> bool:
-        return self.normality.knows_several
+        return isinstance(self.normality, LeavesOneOut) and self.normality.knows_several()
 
     def end_leaving_out(self) -> None:
-        self.normality.end_leaving_out()
-
-    def score_left_out(self, batch: Batch) -> Scores:
-        self._require(self.usual)
-        with self.backbone.overheard(self.config.described) as heard:
-            found = self.normality.score_left_out(batch)
-        return self.finished(found, heard[-1][1], batch.owners.tolist())
+        if isinstance(self.normality, LeavesOneOut):
+            self.normality.end_leaving_out()
 
     def finished(
         self, found: Scores, features: Features, owners: list[int] | None = None
     ) -> Scores:
-        """What the normality part found, with what was taught; owners: of good pictures that count as not learned."""
+        """What the normality detector found, and what the defects have taught beside it.
+
+        Args: owners: of good pictures, each of which is to count as not learned.
+        """
         if not len(self.defects):
             return found
-        lesson, levels = self.lesson, _levels(features)
+        discriminant, levels = self.discriminant, self._levels(features)
         pooled = self._pooled(levels, found.maps, None)
-        likeness = (
-            lesson.likeness(pooled) if owners is None else lesson.likeness_left_out(pooled, owners)
-        )
-        shown = lesson.unit * self._likeness_map(levels, found.maps)
-        return Scores(found.image + lesson.unit * likeness, found.maps + shown, found.votes)
+        if owners is None:
+            likeness = discriminant.likeness(pooled)
+        else:
+            likeness = discriminant.likeness_left_out(pooled, owners)
+        shown = discriminant.unit * self._likeness_map(levels, found.maps)
+        return Scores(found.image + discriminant.unit * likeness, found.maps + shown, found.votes)
 
     def _likeness_map(self, levels: Sequence[Level], maps: Tensor) -> Tensor:
-        """The likeness of a picture that were all like each place, B h w as the maps are, the less the less the second
-        look attends to the place, as far as the normality detector is to be trusted."""
+        """The likeness of each place, B h w as the maps are, as if the whole picture were like it.
+
+        It fades where the second look attends less, as far as the normality detector is to be trusted.
+        """
         size = (maps.shape[1], maps.shape[2])
-        of_all_looks = self.lesson.direction.reshape(len(LOOKS), -1).sum(0)
+        of_all_looks = self.discriminant.direction.reshape(len(LOOKS), -1).sum(0)
         directions = torch.split(of_all_looks, [tokens.shape[2] for tokens, *_ in levels])
         alike = torch.zeros_like(maps, dtype=torch.float32)
         for (tokens, grid, offset), direction in zip(levels, directions, strict=True):
@@ -336,26 +329,26 @@ class Lda(Method):
         share = self._attention(maps, grid, offset)[:, 1]
         share = (
             (share / share.amax(1, keepdim=True))
-            .pow(self.lesson.trust)
+            .pow(self.discriminant.trust)
             .reshape(len(maps), 1, *grid)
         )
-        return self.lesson.scaled(alike) * resampled(share, size, offset=offset)[:, 0]
+        return self.discriminant.scaled(alike) * resampled(share, size, offset=offset)[:, 0]
 
     @property
-    def lesson(self) -> Lesson:
+    def discriminant(self) -> Discriminant:
         """What the labelled defects teach."""
-        if self._lesson is None:
-            self._lesson = Lesson(self)
-        return self._lesson
+        if self._discriminant is None:
+            self._discriminant = Discriminant(self)
+        return self._discriminant
 
     def good_scores(self) -> dict[int, float]:
         first: dict[int, int] = {}
         for row, owner in enumerate(self.owners.tolist()):
             first.setdefault(owner, row)
         rows = list(first.values())
-        scores = self.usual[rows]
+        scores = self.normality_scores[rows]
         if len(self.defects):
-            scores = scores + self.lesson.unit * self.lesson.likeness_left_out(
+            scores = scores + self.discriminant.unit * self.discriminant.likeness_left_out(
                 self.descriptors[rows], list(first)
             )
         return dict(zip(first, scores.tolist(), strict=True))
@@ -363,60 +356,46 @@ class Lda(Method):
     # The artifact
 
     def fitted_state(self) -> dict[str, Tensor]:
-        """As of every method; the backbone, which both have, once."""
-        return {
-            name: tensor for name, tensor in super().fitted_state().items() if not _is_shared(name)
-        }
+        state = super().fitted_state()
+        return {name: tensor for name, tensor in state.items() if not name.startswith(SHARED)}
 
     def learned_tensors(self) -> dict[str, Stored]:
-        probe = self.backbone.shapes(*self.scoring_size, self.config.described)
+        probe = self.backbone.shapes(*self.scoring_size, self.config.descriptor_layers)
         width = len(LOOKS) * sum(tokens.shape[2] for tokens in probe.tokens)
         good, known = Free("n", 1), Free("M", 0)
-        own = {
+        return {
+            **{NORMALITY + name: it for name, it in self.normality.learned_tensors().items()},
             "descriptors": Stored(shape=(good, width), low=-UNIT, high=UNIT),
             "owners": numbers(good),
-            "usual": Stored(shape=(good,)),
+            "normality_scores": Stored(shape=(good,)),
             "defects": Stored(shape=(known, width), low=-UNIT, high=UNIT, absent=True),
-            "unusual": Stored(shape=(known,), absent=True),
-        }
-        return {
-            **{
-                f"normality.{name}": each for name, each in self.normality.learned_tensors().items()
-            },
-            **own,
+            "defect_scores": Stored(shape=(known,), absent=True),
         }
 
     def check_learned(self, tensors: Mapping[str, Tensor]) -> None:
-        if len(tensors["defects"]) != len(tensors["unusual"]):
-            raise ArtifactError("unusual: has not one score for each of `defects`")
-        try:
-            self.normality.check_learned(
-                {
-                    name.removeprefix(_NORMALITY): each
-                    for name, each in tensors.items()
-                    if name.startswith(_NORMALITY)
-                }
-            )
-        except ArtifactError as error:
-            raise ArtifactError(f"normality.{error}") from error
-
-    def restore_state(self, tensors: dict[str, Tensor]) -> None:
-        own = {name for name, _ in self.named_buffers(recurse=False)}
-        rest = {
-            name.removeprefix("normality."): each
-            for name, each in tensors.items()
-            if name not in own
+        if len(tensors["defects"]) != len(tensors["defect_scores"]):
+            raise ArtifactError("defect_scores: has not one score for each of `defects`")
+        own = {
+            name.removeprefix(NORMALITY): tensor
+            for name, tensor in tensors.items()
+            if name.startswith(NORMALITY)
         }
         try:
-            self.normality.restore_state(rest)
-            for name in own:
-                setattr(self, name, tensors[name].to(getattr(self, name).device))
-        except (ArtifactError, KeyError) as error:
-            raise ArtifactError(f"the tensors do not fit method {self.name!r}: {error}") from error
-        self._lesson = None
+            self.normality.check_learned(own)
+        except ArtifactError as error:
+            raise ArtifactError(f"{NORMALITY}{error}") from error
+
+    def restore_state(self, tensors: dict[str, Tensor]) -> None:
+        shared = {
+            f"{NORMALITY}{name}": tensor
+            for name, tensor in tensors.items()
+            if name.startswith("backbone.")
+        }
+        super().restore_state({**tensors, **shared})
+        self._discriminant = None
 
 
-class Lesson:
+class Discriminant:
     """Fisher's discriminant between good pictures and labelled defects, and its scale.
 
     Attributes:
@@ -427,10 +406,12 @@ class Lesson:
     """
 
     def __init__(self, method: Lda) -> None:
-        config, device = method.config, method.usual.device
+        config, device = method.config, method.normality_scores.device
         descriptors = method.descriptors.double().cpu()
         self._count, dim = descriptors.shape
-        self.trust = max(0.0, torch.sign(method.unusual[:, None] - method.usual).mean().item())
+        self.trust = max(
+            0.0, torch.sign(method.defect_scores[:, None] - method.normality_scores).mean().item()
+        )
         looks = torch.ones(len(LOOKS), dtype=torch.float64)
         looks[-1] = self.trust
         self._worth = looks.repeat_interleave(dim // len(LOOKS))
@@ -457,7 +438,7 @@ class Lesson:
             [descriptors[own] @ self._directions[owner] for owner, own in rows.items()]
         )
         deviation, middle = torch.std_mean(along, correction=0)
-        spread = method.usual.double().std(correction=0).item()
+        spread = method.normality_scores.double().std(correction=0).item()
         self.unit = config.weight * math.sqrt(len(method.defects)) * spread
         self.direction = (self._worth * self._direction).float().to(device)
         self._middle, self._deviation = float(middle), max(float(deviation), 1e-12)
@@ -495,16 +476,6 @@ class Lesson:
         )
 
 
-def _class_of(normality: str) -> type[Method]:
-    """Raises: ConfigError for an unknown method."""
-    from blemish.methods import method_class  # which lists this one too
-
-    try:
-        return method_class(normality)
-    except ConfigError as error:
-        raise ConfigError(f"normality: {error}") from error
-
-
 def _unscattered(rows: Tensor, share: float, sphere: Tensor) -> Tensor:
     """A (share · AᵀA + sphere · I)⁻¹ for the rows A, n D, by way of the smaller of AAᵀ and AᵀA."""
     few = len(rows) < rows.shape[1]
@@ -512,12 +483,6 @@ def _unscattered(rows: Tensor, share: float, sphere: Tensor) -> Tensor:
     square.diagonal().add_(sphere)
     found: Tensor = torch.linalg.solve(square, rows, left=few)
     return found
-
-
-def _levels(features: Features) -> list[Level]:
-    """The patch features of each layer, of length 1, float32 B N D, and where they lie."""
-    each = zip(features.tokens, features.grids, features.offsets, strict=True)
-    return [(F.normalize(tokens.float(), dim=-1), grid, offset) for tokens, grid, offset in each]
 
 
 def _gathered(maps: Tensor, grid: tuple[int, int], offset: float) -> Tensor:
@@ -530,7 +495,3 @@ def _gathered(maps: Tensor, grid: tuple[int, int], offset: float) -> Tensor:
 def _joined(known: tuple[Tensor, ...], found: Sequence[tuple[Tensor, ...]]) -> Iterator[Tensor]:
     """Each of the known tensors, then what every batch adds to it; with nothing known they have no width yet."""
     return map(torch.cat, zip(*((known, *found) if len(known[0]) else found), strict=True))
-
-
-def _is_shared(name: str) -> bool:
-    return name.startswith("normality.backbone.")

@@ -19,12 +19,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from blemish.backbones import Backbone
+from blemish.backbones import Backbone, Features
 from blemish.config import Range
 from blemish.errors import ConfigError
-from blemish.methods.base import LARGEST_BANK, Batches, Method, MethodConfig, Pooling, reported
+from blemish.methods.base import LARGEST_BANK, Method, MethodConfig, Pooling, reported
+from blemish.methods.capabilities import Batches, Extends, Fits, LeavesOneOut
 from blemish.methods.coreset import StreamingCoreset, StreamingSample, nearest
-from blemish.methods.embedding import embed
+from blemish.methods.embedding import join
 from blemish.methods.stored import UNIT, Free, Stored, numbers
 from blemish.types import Batch, Progress, Scores
 
@@ -74,16 +75,15 @@ class _Collector(Protocol):
     def result(self) -> tuple[Tensor, Tensor]: ...
 
 
-class MemoryBank(Method):
+class MemoryBank(Method, Fits, Extends, LeavesOneOut):
     """A bank of patch features (float32 K D), each with the training picture it came from."""
 
-    leaves_one_out = True
+    config: MemoryConfig
     bank: Tensor
     owners: Tensor
 
     def __init__(self, config: MemoryConfig, backbone: Backbone) -> None:
         super().__init__(config, backbone)
-        self.config: MemoryConfig = config
         self.register_buffer("bank", torch.empty(0, 0))
         self.register_buffer("owners", torch.empty(0, dtype=torch.int64))
 
@@ -102,19 +102,14 @@ class MemoryBank(Method):
 
     @torch.no_grad()
     def extend(self, batches: Batches, count: int, progress: Progress, *, rows: int) -> None:
-        """Remember more pictures beside those of the bank, whose owners' numbers must be others. Arguments as of `fit`.
-
-        The bank does not grow beyond its size: the old patches and the new ones are selected from together.
-
-        Args: rows: how many pictures (each copy counts) the bank was selected from.
-        """
+        """The bank does not grow beyond its size: old and new patches are selected from together."""
         self._require(self.bank)
         self._remember(batches, count, progress, rows)
 
     def _remember(self, batches: Batches, count: int, progress: Progress, rows: int = 0) -> None:
         collector: _Collector | None = None
         for batch in reported(batches(), "remembering", count, progress):
-            embedded, _ = self.embed(batch.images)
+            embedded, _ = self.embedded(self.see(batch.images))
             flat = embedded.flatten(0, 1).cpu()
             if collector is None:
                 collector = self._collector(flat.shape[1])
@@ -127,35 +122,41 @@ class MemoryBank(Method):
             raise ConfigError("there is no training picture")
         progress("selecting", 0, 0)
         bank, owners = collector.result()
-        device = next(self.backbone.parameters()).device
+        device = self.backbone.device
         self.bank, self.owners = bank.to(device), owners.to(device)
 
-    @property
+    def next_owner(self) -> int:
+        return int(self.owners.max()) + 1
+
+    def embedded(self, features: Features) -> tuple[Tensor, tuple[int, int]]:
+        """One unit-length feature per location: float32 B N D, and the grid (h, w)."""
+        own = features.layers(slice(len(self.layers)))
+        joined, grid = join(own, self.backbone.spec.kind, pooling=self.config.pooling)
+        return F.normalize(joined, dim=-1), grid
+
+    def anomaly_map(self, features: Features) -> Tensor:
+        """The distance of each location to the bank: B h w."""
+        self._require(self.bank)
+        embedded, grid = self.embedded(features)
+        distance, _ = nearest(embedded.flatten(0, 1), self._searched())
+        return distance.reshape(len(embedded), *grid)
+
+    def judge(self, features: Features, images: Tensor) -> Scores:
+        return self._finish(self.anomaly_map(features), images)
+
+    def leaves_one_out(self) -> bool:
+        return True
+
     def knows_several(self) -> bool:
-        """Whether it remembers more than one picture."""
         return bool((self.owners != self.owners[:1]).any())
 
-    def embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """One unit-length feature per location: float32 B N D, and the grid (h, w)."""
-        embedded, grid = embed(
-            self.backbone, images, self.config.layers, pooling=self.config.pooling
-        )
-        return F.normalize(embedded, dim=-1), grid
-
-    def anomaly_map(self, images: Tensor) -> Tensor:
-        self._require(self.bank)
-        embedded, grid = self.embed(images)
-        distance, _ = nearest(embedded.flatten(0, 1), self._searched())
-        return distance.reshape(len(images), *grid)
-
-    def score_left_out(self, batch: Batch) -> Scores:
+    def judge_left_out(self, features: Features, batch: Batch) -> Scores:
         """Each picture against the bank without its own patches.
 
-        A bank in which every entry is the picture's own (one training picture) has nothing to compare with; the
-        caller must not ask then.
+        Raises: ConfigError where all of the bank is of one picture, which leaves nothing to compare it with.
         """
         self._require(self.bank)
-        embedded, grid = self.embed(batch.images)
+        embedded, grid = self.embedded(features)
         bank = self._searched()
         maps = []
         for one, owner in zip(embedded, batch.owners.to(self.owners.device), strict=True):

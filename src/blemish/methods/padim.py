@@ -26,11 +26,12 @@ from typing import Annotated, Self
 import torch
 from torch import Tensor
 
-from blemish.backbones import Backbone
+from blemish.backbones import Backbone, Features
 from blemish.config import Length, Positive, Range, Side
 from blemish.errors import ArtifactError, ConfigError, NonFiniteError
-from blemish.methods.base import Batches, Method, MethodConfig, reported
-from blemish.methods.embedding import embed
+from blemish.methods.base import Method, MethodConfig, reported
+from blemish.methods.capabilities import Batches, Fits, LeavesOneOut
+from blemish.methods.embedding import join
 from blemish.methods.stored import Stored, numbers
 from blemish.types import Batch, Progress, Scores
 
@@ -60,7 +61,7 @@ class PadimConfig(MethodConfig):
         )
 
 
-class Padim(Method):
+class Padim(Method, Fits, LeavesOneOut):
     """A Gaussian per location: means N d, and inverse Cholesky factors N d d of the covariances."""
 
     name = "padim"
@@ -68,18 +69,16 @@ class Padim(Method):
     source = "Defard et al. 2021, PaDiM"
     Config = PadimConfig
     minimum_images = 2
+    config: PadimConfig
     means: Tensor
     whiteners: Tensor
     subset: Tensor
 
     def __init__(self, config: PadimConfig, backbone: Backbone) -> None:
         super().__init__(config, backbone)
-        self.config: PadimConfig = config
         self.register_buffer("means", torch.empty(0, 0))
         self.register_buffer("whiteners", torch.empty(0, 0, 0))
         self.register_buffer("subset", torch.empty(0, dtype=torch.int64))
-        # Turned and mirrored copies of a picture would each have to be left out with it.
-        self.leaves_one_out = config.rotations == 1 and not config.flips
         self._learned: _Learned | None = None
 
     def fit(self, batches: Batches, count: int, progress: Progress) -> None:
@@ -87,7 +86,7 @@ class Padim(Method):
         seen = 0
         sums = products = shift = torch.empty(0)
         for batch in reported(batches(), "measuring", count, progress):
-            features, _ = embed(self.backbone, batch.images, self.config.layers)
+            features, _ = self._joined(self.see(batch.images))
             if seen == 0:
                 width = min(self.config.channels, features.shape[2])
                 order = torch.randperm(
@@ -112,7 +111,7 @@ class Padim(Method):
         scatter = products.sub_(seen * mean[:, :, None] * mean[:, None, :])
         self.whiteners = self._whitened(scatter / (seen - 1))
         self.means = mean + shift
-        if self.leaves_one_out:
+        if self.leaves_one_out():
             self._learned = _Learned(scatter, rows)
 
     def learned_tensors(self) -> dict[str, Stored]:
@@ -145,22 +144,33 @@ class Padim(Method):
         inverse: Tensor = torch.linalg.solve_triangular(factor, identity, upper=False)
         return inverse.contiguous()
 
-    def anomaly_map(self, images: Tensor) -> Tensor:
-        self._require(self.means)
-        centred, grid = self._centred(images)
-        return _squares(centred, self.whiteners).sqrt().reshape(len(images), *grid)
+    def _joined(self, features: Features) -> tuple[Tensor, tuple[int, int]]:
+        return join(features.layers(slice(len(self.layers))), self.backbone.spec.kind)
 
-    def score_left_out(self, batch: Batch) -> Scores:
+    def anomaly_map(self, features: Features) -> Tensor:
+        """The Mahalanobis distance of each location: B h w."""
+        self._require(self.means)
+        centred, grid = self._centred(features)
+        return _squares(centred, self.whiteners).sqrt().reshape(len(centred), *grid)
+
+    def judge(self, features: Features, images: Tensor) -> Scores:
+        return self._finish(self.anomaly_map(features), images)
+
+    def leaves_one_out(self) -> bool:
+        """Not with turned and mirrored copies of a picture, each of which would have to be left out with it."""
+        return self.config.rotations == 1 and not self.config.flips
+
+    def judge_left_out(self, features: Features, batch: Batch) -> Scores:
         """Each training picture against the Gaussians of the others; until `end_leaving_out`.
 
         Raises: ConfigError unless it was fitted on three pictures at least, without rotations or flips.
         """
         learned = self._learned
-        if learned is None or not self.knows_several:
+        if learned is None or not self.knows_several():
             raise ConfigError(
                 "padim: leave-one-out is for a detector just fitted, on at least 3 pictures without rotations or flips"
             )
-        centred, grid = self._centred(batch.images)
+        centred, grid = self._centred(features)
         seen = learned.rows.total()
         taken = torch.tensor(
             [learned.rows[owner] for owner in batch.owners.tolist()], device=centred.device
@@ -177,17 +187,16 @@ class Padim(Method):
             )
         return self._finish(squares.sqrt().reshape(len(centred), *grid), batch.images)
 
-    @property
     def knows_several(self) -> bool:
         return self._learned is not None and len(self._learned.rows) > self.minimum_images
 
     def end_leaving_out(self) -> None:
         self._learned = None
 
-    def _centred(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    def _centred(self, features: Features) -> tuple[Tensor, tuple[int, int]]:
         """Features about the means, B N d, and their grid."""
-        features, grid = embed(self.backbone, images, self.config.layers)
-        return features[:, :, self.subset] - self.means, grid
+        joined, grid = self._joined(features)
+        return joined[:, :, self.subset] - self.means, grid
 
 
 @dataclass

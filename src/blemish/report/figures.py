@@ -425,7 +425,7 @@ def _tsne(features: npt.NDArray[np.float32], perplexity: float) -> npt.NDArray[n
 
 
 def _shortened(line: str, length: int = _NAME_LENGTH) -> str:
-    """Its beginning and its end where it is too long; an SVG file cannot hold what is unprintable."""
+    """Its beginning and its end where it is too long; what is unprintable no SVG file can hold."""
     line = printable(line)
     half = (length - 1) // 2
     return line if len(line) <= length else f"{line[:half]}…{line[-half:]}"

@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
+from torch import Tensor
 
 from blemish.data.layouts import Dataset
 from blemish.data.marks import marked
@@ -39,10 +39,9 @@ from blemish.detector.predict import Detector
 from blemish.errors import BlemishError, ConfigError, DataError, OutputError
 from blemish.files import check_writable, write_whole
 from blemish.methods import Method
-from blemish.methods.adaptation import Adapter
 from blemish.report import figures
 from blemish.report.predictions import Gallery, View, file_name, safe_stem
-from blemish.types import ANOMALOUS, NORMAL, Failure, Prediction, Progress, Sample, silent
+from blemish.types import ANOMALOUS, NORMAL, Failure, Prediction, Progress, Sample, Scores, silent
 
 _FEWEST = 3  # pictures; t-SNE needs as many
 _TILE = 384  # pixels of the longer side of a picture in the gallery
@@ -110,32 +109,22 @@ def illustrate(
     categories = sorted({sample.category for sample in samples})
     one = len(detectors) == 1
     count = count or (4 if one else 1)
-    ending = "" if one else "s"
-    embedding = f"embedding{ending}"
-    if one:
-        pictures: dict[str, str | None] = {"gallery": None}  # of all categories
-    else:
-        _check_rows(samples, count)
-        compared = _names("comparison", categories) or ["comparison"]
-        pictures = dict(zip(compared, categories, strict=True))
-    _check(folder, [f"histogram{ending}", embedding, *_names(embedding, categories), *pictures])
-    known = set[str]().union(*(known_pictures(detector) for detector in detectors.values()))
+    histogram, embedding = ("histogram", "embedding") if one else ("histograms", "embeddings")
+    galleries = _galleries(samples, categories, None if one else count)
+    _check(folder, [histogram, embedding, *_names(embedding, categories), *galleries])
     cases = _Cases(detectors, count)
-    seen: dict[str, _Seen] = {}
-    for name, detector in detectors.items():
-        stage = "scoring" if one else f"scoring with {name}"
-        seen[name] = _see(detector, samples, known, cases.kept_by(name), progress, stage)
+    seen = _see(detectors, samples, cases, progress)
     shown = _enough(dataset, set.intersection(*(set(each.scores) for each in seen.values())))
     progress("drawing", 0, 0)
     named = {"" if one else name: each for name, each in seen.items()}
-    drawn = {f"histogram{ending}": _histograms(named, detectors.values(), samples, shown)}
+    drawn = {histogram: _histograms(named, detectors.values(), samples, shown)}
     for file, part in _parts(embedding, samples, shown, categories):
         points = {
             name: np.stack([each.features[index] for index in part]) for name, each in named.items()
         }
         drawn[file] = figures.embeddings(points, *_truth(samples, part), format="png")
     failures = [failure for each in seen.values() for failure in each.failures]
-    for file, category in pictures.items():
+    for file, category in galleries.items():
         several = one and len(categories) > 1
         if (gallery := cases.drawn(category, failures, several=several)) is not None:
             drawn[file] = gallery
@@ -163,62 +152,47 @@ class _Seen:
 
 
 def _see(
-    detector: Detector,
-    samples: Sequence[Sample],
-    known: Collection[str],
-    keep: Callable[[Sample, Prediction], None],
-    progress: Progress,
-    stage: str,
-) -> _Seen:
-    """Score every sample once; `keep` is called with those whose digest is not `known`."""
-    seen, embedding = _Seen(), _Embedding(detector)
-    results = zip(samples, embedding.predict_many(samples), strict=True)
-    for index, (sample, result) in enumerate(results):
-        progress(stage, index + 1, len(samples))
-        if isinstance(result, Failure):
-            seen.failures.append(result)
-            continue
-        feature = embedding.features.popleft()
-        if result.digest in known:
-            seen.left_out.append(result.source)
-            continue
-        seen.scores[index], seen.features[index] = result.score, feature
-        keep(sample, result)
-    return seen
+    detectors: Mapping[str, Detector], samples: Sequence[Sample], cases: _Cases, progress: Progress
+) -> dict[str, _Seen]:
+    """Score every sample once with each detector; the cases are told of the pictures that are new
+    to all of them."""
+    known = set[str]().union(*(known_pictures(detector) for detector in detectors.values()))
+    everything: dict[str, _Seen] = {}
+    for name, detector in detectors.items():
+        stage = "scoring" if len(detectors) == 1 else f"scoring with {name}"
+        keep = cases.kept_by(name)
+        seen, embedding = _Seen(), _Embedding(detector.method)
+        results = detector.predict_many(samples, score=embedding)
+        for index, (sample, result) in enumerate(zip(samples, results, strict=True)):
+            progress(stage, index + 1, len(samples))
+            if isinstance(result, Failure):
+                seen.failures.append(result)
+                continue
+            feature = embedding.features.popleft()
+            if result.digest in known:
+                seen.left_out.append(result.source)
+                continue
+            seen.scores[index], seen.features[index] = result.score, feature
+            keep(sample, result)
+        everything[name] = seen
+    return everything
 
 
-class _Embedding(Detector):
-    """The same detector; it keeps the features of every picture that it scores: D each, in the order of predictions.
+class _Embedding:
+    """Scores as the method does, and keeps the features of every picture: D each, in order.
 
-    They come from the pass that scores the pictures where they can, and otherwise from another one.
+    They come from the pass that scores the pictures.
     """
 
-    def __init__(self, detector: Detector) -> None:
-        super().__init__(detector.method, detector.record)
+    def __init__(self, method: Method) -> None:
         self.features: deque[Feature] = deque()
+        self._method = method
 
-    def _score(
-        self, chunk: Sequence[Any], adapter: Adapter | None
-    ) -> Iterator[Prediction | Failure]:
-        tensors = [one.tensor for one in chunk if not isinstance(one, Failure)]
-        if not tensors:
-            return super()._score(chunk, adapter)
-        shape = (len(tensors), *tensors[0].shape)
-        backbone = self.method.backbone
-        with backbone.overheard(backbone.check_layers(self.method.config.layers)[-1:]) as heard:
-            results = list(super()._score(chunk, adapter))
-        found = [features.tokens[-1].float().mean(1) for seen, features in heard if seen == shape]
-        if not found or type(self.method).embedding is not Method.embedding:
-            with torch.inference_mode():
-                found = [self.method.embedding(torch.stack(tensors).to(self.device))]
-        outcomes = zip(chunk, results, strict=True)
-        scored = [
-            not isinstance(result, Failure)
-            for one, result in outcomes
-            if not isinstance(one, Failure)
-        ]
-        self.features.extend(found[0].float().cpu().numpy()[scored])
-        return iter(results)
+    def __call__(self, images: Tensor) -> Scores:
+        seen = self._method.see(images)
+        scores = self._method.judge(seen, images)
+        self.features.extend(self._method.describe(seen, images).float().cpu().numpy())
+        return scores
 
 
 class _Cases:
@@ -406,8 +380,16 @@ def _names(name: str, categories: Sequence[str]) -> list[str]:
     return [f"{name}-{each}" for each in safe]
 
 
-def _check_rows(samples: Sequence[Sample], count: int) -> None:
-    """Raises: ConfigError for a comparison of a category that would be too long."""
+def _galleries(
+    samples: Sequence[Sample], categories: Sequence[str], count: int | None
+) -> dict[str, str | None]:
+    """The categories of the galleries, by the names of their files; None for one of all.
+
+    Args: count: of each kind in a comparison; None for the gallery of one detector.
+    Raises: ConfigError for a comparison of a category that would be too long.
+    """
+    if count is None:
+        return {"gallery": None}
     rows: Counter[str] = Counter()
     kinds = Counter((sample.category, sample.label, _kind(sample)) for sample in samples)
     for (category, label, _), there in kinds.items():
@@ -417,6 +399,8 @@ def _check_rows(samples: Sequence[Sample], count: int) -> None:
             f"count: {count} of each kind give a comparison of {max(rows.values())} rows, "
             f"and {_MOST_ROWS} fit into a picture; choose fewer"
         )
+    names = _names("comparison", categories) or ["comparison"]
+    return dict(zip(names, categories, strict=True))
 
 
 def _check(folder: str | Path, names: Sequence[str]) -> None:

@@ -1,7 +1,8 @@
 """Pictures for people: heatmaps laid over pictures on a fixed scale, thumbnails, encoded files.
 
-The scale is an argument everywhere and never taken from the picture at hand: the same tint means the same score in
-every picture of a report, and a faultless part does not show its own largest noise in full colour.
+The scale is an argument everywhere and never taken from the picture at hand: the same tint means
+the same score in every picture of a report, and a faultless part does not show its own largest
+noise in full colour.
 Legend: H, W = height and width in pixels.
 """
 
@@ -23,19 +24,19 @@ from blemish.files import write_whole
 
 Picture = npt.NDArray[np.uint8]
 
-ATTENTION_SCALE = (
-    1.0,
-    8.0,
-)  # in multiples of the attention's mean: where it is flat, nothing shows
+# In multiples of the attention's mean: where it is flat, nothing shows.
+ATTENTION_SCALE = (1.0, 8.0)
 SALIENCY_SCALE = (0.0, 1.0)  # the range that methods give it in
 _ROWS = 256  # drawn at a time
 _LIGHT, _DARK = 255, 0  # of a rectangle's two lines: one of them is seen on any ground
 
-# Plasma (van der Walt and Smith 2015): lightness rises steadily, and so it reads without colour vision and in print.
-# Its dark end is a saturated blue; inferno's is black, which on a photograph looks like a shadow of the part.
+# Plasma (van der Walt and Smith 2015): lightness rises steadily, and so it reads without colour
+# vision and in print. Its dark end is a saturated blue; inferno's is black, which on a photograph
+# looks like a shadow of the part.
 _INDICES = np.arange(256, dtype=np.uint8)[:, None]
 _COLOURS: Picture = cv2.applyColorMap(_INDICES, cv2.COLORMAP_PLASMA).reshape(256, 3)[:, ::-1]  # RGB
-# Share of the opacity at each colour: full from the middle of the scale on, or a faint defect gets too faint a tint.
+# Share of the opacity at each colour: full from the middle of the scale on, or a faint defect gets
+# too faint a tint.
 _STRENGTHS = np.minimum(np.linspace(0.0, 2.0, 256), 1.0)
 
 
@@ -51,13 +52,14 @@ def overlay(
     Args:
         picture: uint8 H W 3, RGB.
         heatmap: H W, finite, unit of the score.
-        scale: (low, high) in the unit of the score, low < high. At or below `low` the picture shows unchanged; towards
-            `high` the tint runs from blue through red to yellow, growing more opaque up to the middle of the scale;
-            above `high` nothing changes any more.
+        scale: (low, high) in the unit of the score, low < high. At or below `low` the picture shows
+            unchanged; towards `high` the tint runs from blue through red to yellow, growing more
+            opaque up to the middle of the scale; above `high` nothing changes any more.
         opacity: of the tint from the middle of the scale on, 0 to 1.
 
     Returns: uint8 H W 3; the arguments are left alone.
-    Raises: NonFiniteError if the heatmap is not finite; ConfigError if sizes, scale or opacity do not fit.
+    Raises: NonFiniteError if the heatmap is not finite; ConfigError if sizes, scale or opacity do
+        not fit.
 
     Example:
         >>> grey = np.full((1, 3, 3), 100, np.uint8)
@@ -78,9 +80,8 @@ def overlay(
     alpha = (opacity * _STRENGTHS)[:, None]
     kept, tint = (1.0 - alpha).astype(np.float32), (alpha * _COLOURS).astype(np.float32)
     blended = np.empty_like(picture)
-    for first in range(
-        0, len(picture), _ROWS
-    ):  # a large picture whole would take thirty times its own memory
+    # A large picture whole would take thirty times its own memory.
+    for first in range(0, len(picture), _ROWS):
         rows = slice(first, first + _ROWS)
         # Divided before subtracting, so that a scale near the largest float cannot overflow.
         level = np.clip(
@@ -92,7 +93,9 @@ def overlay(
 
 
 def attention_overlay(picture: Picture, attention: npt.NDArray[np.floating[Any]]) -> Picture:
-    """The picture tinted where attention (h w, sum 1) is high, on `ATTENTION_SCALE`. Raises: as `overlay`.
+    """The picture tinted where attention (h w, sum 1) is high, on `ATTENTION_SCALE`.
+
+    Raises: as `overlay`.
 
     Example:
         >>> grey, flat = np.full((32, 32, 3), 100, np.uint8), np.full((2, 2), 0.25)
@@ -106,14 +109,15 @@ def attention_overlay(picture: Picture, attention: npt.NDArray[np.floating[Any]]
 
 
 def outline(picture: Picture, box: tuple[float, float, float, float]) -> Picture:
-    """The picture with a rectangle around a part of it: a light line along the part's inner edge, a dark one around it.
+    """The picture with a rectangle around a part of it: a light line along the part's inner edge, a
+    dark one around it.
 
     At the picture's border, where there is no room for the dark line, both move inwards.
 
     Args:
         picture: uint8 H W 3, RGB.
-        box: x, y, width, height as fractions of the picture's width and height, the upper left corner first. What lies
-            outside of the picture is left out.
+        box: x, y, width, height as fractions of the picture's width and height, the upper left
+            corner first. What lies outside of the picture is left out.
 
     Returns: uint8 H W 3; the argument is left alone.
     Raises: NonFiniteError if the box is not finite; ConfigError if the picture is no picture.
@@ -141,7 +145,7 @@ def outline(picture: Picture, box: tuple[float, float, float, float]) -> Picture
 def colour_bar(
     scale: tuple[float, float], *, width: int = 256, height: int = 16, opacity: float = 1.0
 ) -> Picture:
-    """The legend of `overlay`: uint8 height width 3, low at the left, drawn by `overlay` itself over light grey.
+    """The legend of `overlay`: uint8 height width 3, low at the left, over light grey.
 
     Raises: ConfigError as `overlay`.
 
@@ -155,7 +159,7 @@ def colour_bar(
 
 
 def thumbnail(picture: Picture, max_side: int) -> Picture:
-    """The picture reduced so that neither side exceeds `max_side` pixels; a smaller one is given back as it is.
+    """The picture reduced so that neither side exceeds `max_side` pixels; a smaller one as it is.
 
     Raises: ConfigError if the picture is not uint8 H W 3 or `max_side` < 1.
 
@@ -210,7 +214,8 @@ def _encode(picture: Picture, format: str, **options: int) -> bytes:
 
 
 def _within(start: float, length: float, pixels: int, margin: int) -> slice:
-    """The pixels of [start, start + length], fractions of a side of so many pixels, one at least, and a margin."""
+    """The pixels, one at least, of [start, start + length] as fractions of a side of `pixels`, and
+    a margin."""
     first = min(max(round(start * pixels), 0), pixels - 1)
     last = min(max(round((start + length) * pixels), first + 1), pixels)
     return slice(max(first - margin, 0), min(last + margin, pixels))

@@ -82,8 +82,6 @@ def write_report(
     """Writes the report, whole or not at all, and gives back its path.
 
     Args:
-        path: the HTML file to write.
-        title: of the page.
         manifest: of the artifact; `threshold` and `thresholds` get a section of their own,
             everything else is listed as it is.
         entries: every scored picture, in any order. Those that carry pictures are shown with them.

@@ -26,7 +26,7 @@ from typing import Annotated, Any, Self
 from blemish import config
 from blemish.config import Finite, Fraction, Length, Matching, Range, parse_json
 from blemish.data.folder import place_of
-from blemish.detector.predict import batch_begun
+from blemish.detector.sources import batch_begun
 from blemish.errors import ArtifactError, BlemishError, OutputError
 from blemish.files import (
     ARTIFACT_BYTES,

@@ -89,7 +89,8 @@ def record(
 
 
 class Gallery:
-    """The predictions of the highest rank, at most `limit`: what a report can show of any number of pictures."""
+    """The predictions of the highest rank, at most `limit`: what a report can show of any number of
+    pictures."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -101,7 +102,8 @@ class Gallery:
         self._count += 1
         if len(self._heap) == self._limit and rank <= self._heap[0][0]:
             return
-        # The maps are slices of their batch's, which must not be kept alive; nor must a full-size heatmap.
+        # The maps are slices of their batch's, which must not be kept alive; nor must a full-size
+        # heatmap.
         saliency = None if prediction.saliency is None else prediction.saliency.copy()
         kept = replace(prediction, anomaly_map=prediction.anomaly_map.copy(), saliency=saliency)
         heapq.heappush(self._heap, (rank, -self._count, kept))

@@ -4,12 +4,13 @@ A folder of them holds, for every picture drawn (n counts from 1)
 
     <n>_<stem>.png         the picture with its anomaly, 8 bit
     <n>_<stem>_mask.png    255 where it is anomalous, 0 elsewhere
-    contact-sheet.png      a row a picture: original, attention, result, mask; then contact-sheet-2.png and so on
+    contact-sheet.png      a row a picture: original, attention, result, mask; then
+                           contact-sheet-2.png and so on
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,13 +39,9 @@ from blemish.types import Failure, Progress, silent
 
 FLAT = 0.99  # an entropy above this guides nothing
 ROWS = 8  # of a contact sheet
-_SHEET = "contact-sheet"
 _PAPER = "#e6e6e6"  # pictures are often white at their edges
-_TILE, _GAP, _TEXT = (
-    320,
-    12,
-    18,
-)  # pixels: the longer side of a picture on the sheet, what is left free, the letters
+# In pixels: the longer side of a picture on the sheet, what is left free, and the letters.
+_TILE, _GAP, _TEXT = 320, 12, 18
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -55,9 +52,10 @@ class Simulation:
 
     Attributes:
         simulator: its name.
-        files: everything written: of each page the single pictures with their masks, then the contact sheet.
-        entropy: of the attention that guided, mean over the pictures, in units of log N: 1 = it looks everywhere alike.
-            None where none was needed.
+        files: everything written: of each contact sheet the single pictures with their masks, then
+            the sheet.
+        entropy: of the attention that guided, mean over the pictures, in units of log N: 1 = it
+            looks everywhere alike. None where none was needed.
         failures: the pictures that were drawn but could not be read.
     """
 
@@ -73,10 +71,10 @@ class Simulation:
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready document."""
+        files = [str(file) for file in self.files]
         return {
-            "simulator": self.simulator,
-            "files": [str(file) for file in self.files],
-            "entropy": self.entropy,
+            **vars(self),
+            "files": files,
             "failures": [failure.to_dict() for failure in self.failures],
         }
 
@@ -97,28 +95,23 @@ def simulate(
     precision: str = "auto",
     progress: Progress = silent,
 ) -> Simulation:
-    """Make synthetic anomalies in good pictures, as a method that learns from them sees them, and write them down.
+    """Make synthetic anomalies in good pictures, as methods that learn from them see them.
 
     Args:
-        good: as of `blemish.fit`.
-        folder: made where it is not there.
-        name: a simulator of `blemish.anomalies`. One that needs a second picture takes it from the same contact sheet.
-        count: pictures to draw; all where there are fewer.
-        seed: of the draw and the anomalies.
-        backbone, weights, guide_layers, device, precision: of the [CLS] attention that guides, mean over the heads and
-            the layers (none given = the last one). A simulator that needs no attention loads no backbone.
-        image_size: height and width (or one number for both) that pictures are brought to; rounded to what the
-            backbone divides where there is one.
-        window: (lo, hi) of the pixel values, for 16-bit and DICOM pictures.
-    Raises: ConfigError, WeightsError; DataError when there is no readable picture; OutputError for a folder that holds
-        a contact sheet already, or cannot be written.
+        good, window: as of `blemish.fit`.
+        name: a simulator of `blemish.anomalies`. One that needs a second picture takes it from the
+            same contact sheet.
+        count: pictures to draw by the seed; all where there are fewer.
+        backbone, weights, guide_layers, device, precision: of the [CLS] attention that guides, mean
+            over the heads and the layers (none given = the last one); unused without attention.
+        image_size: height and width (or one number for both) that pictures are brought to; rounded
+            to what the backbone divides where there is one.
+    Raises: DataError without a readable picture; OutputError where a contact sheet is already.
     """
     chosen = simulator(name)
     if count < 1:
         raise ConfigError(f"count: at least 1 picture is needed, got {count}")
-    folder = Path(folder)
-    first_sheet = folder / f"{_SHEET}.png"
-    if first_sheet.exists():
+    if _sheet(folder, 1).exists():
         raise OutputError(f"{folder}: holds a contact sheet already; name another folder")
     pictures = good_pictures(good)
     sources = pictures.sources
@@ -126,23 +119,56 @@ def simulate(
         range(len(sources)), min(count, len(sources)), seed, path=lambda i: pictures.samples[i].path
     )
     drawn = [sources[position] for position in positions]
-    seeds = np.random.default_rng(seed).integers(2**62, size=len(drawn)).tolist()
-    check_writable(first_sheet)
-    height, width = image_size[0], image_size[-1]
+    check_writable(_sheet(folder, 1))
+    size = image_size[0], image_size[-1]
     guide: _Guide | None = None
     if chosen.needs_attention:
         progress("loading the backbone", 0, 0)
-        guide = _Guide(
-            backbone, weights, guide_layers, seed=seed, device=device, precision=precision
-        )
-        height, width = guide.backbone.round_size(height, width)
-        if max(height, width) == guide.backbone.stride:
-            raise ConfigError(
-                f"image_size {height}×{width}: {backbone} sees one patch there and looks nowhere else"
-            )
+        guide = _Guide(backbone, weights, guide_layers, seed, device, precision)
+        size = guide.size_near(*size)
+    files: list[Path] = []
+    failures: list[Failure] = []
+    entropies: list[float] = []
+    pages = _pages(drawn, size, window, seed, failures, progress)
+    for number, page in enumerate(pages, start=1):
+        images = torch.stack([each.image for each in page])
+        attention = None if guide is None else guide(images)
+        if attention is not None:
+            entropies += attention_entropy(attention.flatten(1)).tolist()
+        pixels = np.ascontiguousarray(images.permute(0, 2, 3, 1).numpy())
+        maps = None if attention is None else attention.numpy()
+        made = simulate_batch([chosen], pixels, maps, [each.seed for each in page])
+        files += _write(_sheet(folder, number), page, made, maps)
+    if not files:
+        raise _unreadable(len(drawn), failures)
+    entropy = sum(entropies) / len(entropies) if entropies else None
+    return Simulation(simulator=name, files=tuple(files), entropy=entropy, failures=tuple(failures))
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """A picture: its number from 1, where it comes from, float32 3 H W in [0, 1], and the seed of
+    its anomaly."""
+
+    number: int
+    source: str
+    image: Tensor
+    seed: int
+
+
+def _pages(
+    drawn: Sequence[Any],
+    size: tuple[int, int],
+    window: tuple[float, float] | None,
+    seed: int,
+    failures: list[Failure],
+    progress: Progress,
+) -> Iterator[list[_Drawn]]:
+    """The pictures of a contact sheet at a time; those that cannot be read join `failures`."""
+    seeds = np.random.default_rng(seed).integers(2**62, size=len(drawn)).tolist()
     # Not normalised: simulators work on pixels.
     as_pixels = Preprocessing(
-        height=height, width=width, mean=(0.0,) * 3, std=(1.0,) * 3, window=window
+        height=size[0], width=size[1], mean=(0.0,) * 3, std=(1.0,) * 3, window=window
     )
 
     def load(index: int) -> _Drawn | Failure:
@@ -151,44 +177,21 @@ def simulate(
 
         return of_picture(needed, drawn[index], index, window)
 
-    files: list[Path] = []
-    entropies: list[float] = []
-    failures: list[Failure] = []
     page: list[_Drawn] = []
-    sheets = 0
     for done, one in enumerate(map_ahead(load, range(len(drawn)), ahead=ROWS), start=1):
         if isinstance(one, Failure):
             failures.append(one)
         else:
             page.append(one)
         if len(page) == ROWS or (page and done == len(drawn)):
-            images = torch.stack([each.image for each in page])
-            attention = None if guide is None else guide(images)
-            if attention is not None:
-                entropies += attention_entropy(attention.flatten(1)).tolist()
-            pixels = np.ascontiguousarray(images.permute(0, 2, 3, 1).numpy())
-            maps = None if attention is None else attention.numpy()
-            made = simulate_batch([chosen], pixels, maps, [each.seed for each in page])
-            sheets += 1
-            sheet = first_sheet if sheets == 1 else folder / f"{_SHEET}-{sheets}.png"
-            files += _write(folder, sheet, page, made, maps)
+            yield page
             page = []
         progress("simulating", done, len(drawn))
-    if not files:
-        broken = "\n  ".join(f"{failure.source}: {failure.reason}" for failure in failures[:5])
-        raise DataError(f"none of the {len(drawn)} pictures drawn can be read\n  {broken}")
-    entropy = sum(entropies) / len(entropies) if entropies else None
-    return Simulation(simulator=name, files=tuple(files), entropy=entropy, failures=tuple(failures))
 
 
-@dataclass(frozen=True)
-class _Drawn:
-    """A picture: its number from 1, where it comes from, float32 3 H W in [0, 1], and the seed of its anomaly."""
-
-    number: int
-    source: str
-    image: Tensor
-    seed: int
+def _unreadable(count: int, failures: Sequence[Failure]) -> DataError:
+    broken = "\n  ".join(f"{failure.source}: {failure.reason}" for failure in failures[:5])
+    return DataError(f"none of the {count} pictures drawn can be read\n  {broken}")
 
 
 class _Guide:
@@ -199,7 +202,6 @@ class _Guide:
         name: str,
         weights: str | Path | None,
         layers: Sequence[int],
-        *,
         seed: int,
         device: str,
         precision: str,
@@ -208,46 +210,56 @@ class _Guide:
         backbone = build(name, weights=weights, seed=seed)
         if not isinstance(backbone, VitBackbone) or backbone.model.cls_token is None:
             raise ConfigError(
-                f"attention guides, and {name} has none: choose a ViT with a [CLS] token, or cutpaste"
+                f"attention guides, and {name} has none: choose a ViT with a [CLS] token, "
+                "or cutpaste"
             )
         self.layers = backbone.check_layers(tuple(layers) or (backbone.depth,))
         self.backbone = backbone.to(chosen, pick_precision(precision, chosen)).eval()
         self._device = chosen
 
+    def size_near(self, height: int, width: int) -> tuple[int, int]:
+        """A size that the backbone divides. Raises: ConfigError for one of a single patch."""
+        height, width = self.backbone.round_size(height, width)
+        if max(height, width) == self.backbone.stride:
+            raise ConfigError(
+                f"image_size {height}×{width}: the backbone sees one patch and looks nowhere else"
+            )
+        return height, width
+
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
         """Of pictures B 3 H W in [0, 1]: B h w, sum 1, on the CPU."""
-        mean, std = (
-            torch.tensor(values)[:, None, None]
-            for values in (self.backbone.mean, self.backbone.std)
-        )
-        return self.backbone.guidance(((images - mean) / std).to(self._device), self.layers).cpu()
+        colours = self.backbone.mean, self.backbone.std
+        mean, std = (torch.tensor(values)[:, None, None] for values in colours)
+        normalised = ((images - mean) / std).to(self._device)
+        return self.backbone.guidance(normalised, self.layers).cpu()
+
+
+def _sheet(folder: str | Path, number: int) -> Path:
+    return Path(folder) / f"contact-sheet{'' if number == 1 else f'-{number}'}.png"
 
 
 def _write(
-    folder: Path,
-    sheet: Path,
-    page: Sequence[_Drawn],
-    made: Sequence[Synthetic],
-    maps: np.ndarray | None,
+    sheet: Path, page: Sequence[_Drawn], made: Sequence[Synthetic], maps: np.ndarray | None
 ) -> list[Path]:
-    """The files of a page, its contact sheet last."""
+    """The pictures with their masks and then their contact sheet, as files.
+
+    Args: maps: the attention that guided, B h w; None where none was needed.
+    """
     files: list[Path] = []
     rows: list[list[Pixels]] = []
     for index, (one, synthetic) in enumerate(zip(page, made, strict=True)):
-        original, result = _as_uint8(one.image.permute(1, 2, 0).numpy()), _as_uint8(synthetic.image)
-        mask = synthetic.mask.astype(np.uint8) * 255
+        original = _as_uint8(one.image.permute(1, 2, 0).numpy())
+        result, mask = _as_uint8(synthetic.image), synthetic.mask.astype(np.uint8) * 255
         stem = f"{one.number}_{safe_stem(one.source)}"
-        files.append(save_png(folder / f"{stem}.png", result))
-        files.append(
-            write_whole(folder / f"{stem}_mask.png", cv2.imencode(".png", mask)[1].tobytes())
-        )
+        encoded = cv2.imencode(".png", mask)[1].tobytes()
+        files.append(save_png(sheet.with_name(f"{stem}.png"), result))
+        files.append(write_whole(sheet.with_name(f"{stem}_mask.png"), encoded))
         looked_at = [] if maps is None else [attention_overlay(original, maps[index])]
         rows.append([original, *looked_at, result, np.repeat(mask[..., None], 3, axis=2)])
     low, high = ATTENTION_SCALE
-    seen = (
-        [] if maps is None else [f"attention, {low:g} to {high:g} times its mean"]
-    )  # the font has no ×
+    # The font has no ×.
+    seen = [] if maps is None else [f"attention, {low:g} to {high:g} times its mean"]
     columns = ["original", *seen, "with anomaly", "mask"]
     return [*files, save_png(sheet, _contact_sheet(columns, [one.number for one in page], rows))]
 
@@ -260,7 +272,7 @@ def _as_uint8(image: np.ndarray) -> Pixels:
 def _contact_sheet(
     columns: Sequence[str], numbers: Sequence[int], rows: Sequence[Sequence[Pixels]]
 ) -> Pixels:
-    """Pictures of one size in rows, with the columns' names above them and the rows' numbers beside them."""
+    """Pictures of one size in rows, with the columns' names above and the rows' numbers beside."""
     height, width = rows[0][0].shape[:2]
     factor = _TILE / max(height, width)
     size = (max(1, round(width * factor)), max(1, round(height * factor)))

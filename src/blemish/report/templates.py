@@ -1,4 +1,4 @@
-"""The pages that blemish writes: templates beside this file, filled in without running or loading anything."""
+"""The pages that blemish writes: templates beside this file, which run and load nothing."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import jinja2
 
 
 def environment() -> jinja2.Environment:
-    """For the templates in this folder: what is filled in is text, and a name that is not given is an error."""
+    """For the templates in this folder: what is filled in is text; a missing name is an error."""
     return jinja2.Environment(
         loader=jinja2.PackageLoader("blemish.report", package_path="."),
         autoescape=True,

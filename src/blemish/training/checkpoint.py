@@ -9,48 +9,72 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
-from blemish import artifact
-from blemish.data.stream import PictureStream
-from blemish.detector.manifest import CHECKPOINT, CheckpointManifest, read_any
-from blemish.errors import ArtifactError, ConfigError, OutputError
-from blemish.methods.trained import Learner
+from blemish import artifact, config
+from blemish.config import Count, Finite, Length, NotNegative, Range
+from blemish.data.stream import Found
+from blemish.errors import ArtifactError, BlemishError, ConfigError, OutputError
+from blemish.methods.learner import Learner
 
+CHECKPOINT = "checkpoint"  # the name of a checkpoint's header in the manifest of its file
+Steps = Annotated[int, Range(1, 2**31)]
 _LEARNED, _OPTIMIZER = "method.", "optimizer."  # what the names of tensors begin with
 
 
 @dataclass(frozen=True, kw_only=True)
-class Checkpoint:
-    """A training that can be resumed.
+class CheckpointManifest:
+    """What the header of a checkpoint says.
 
     Attributes:
-        path: the file. step, steps: steps made, and of how many.
+        step, steps: steps made, and of how many.
         loss: smoothed. seconds: so far, over all its runs.
         curve: what is kept of the loss so far, part by part; nothing in files of earlier versions.
-        identity: what it is the training of, JSON-ready. pictures: fingerprint of the training pictures.
-        tensors, scalars: the state of the method and of the optimiser, by name.
+        identity: what it is the training of, JSON-ready.
+        pictures: fingerprint of the training pictures.
+        scalars: of the state of the optimiser what is no tensor, by name.
+        other: what other versions of blemish have added, as it is.
     """
 
-    path: Path
-    step: int
-    steps: int
-    loss: float
-    seconds: float
+    step: Count
+    steps: Steps
+    loss: Finite
+    seconds: NotNegative
     identity: Mapping[str, Any]
     pictures: str
+    scalars: Mapping[str, bool | int | float | None]
+    curve: tuple[Annotated[tuple[float, ...], Length(2)], ...] = ()
+    other: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.step > self.steps:
+            raise ConfigError(
+                f"step: at most {self.steps}, the number of all steps, got {self.step}"
+            )
+        if not isinstance(self.identity.get("config", {}), Mapping):
+            raise ConfigError("identity.config: is no object of named values")
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return config.to_dict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint(CheckpointManifest):
+    """A training that can be resumed: where its file lies, and the state of the method and of the
+    optimiser by name."""
+
+    path: Path
     tensors: Mapping[str, Tensor] = field(repr=False)
-    scalars: Mapping[str, Any] = field(repr=False)
-    curve: Sequence[Sequence[float]] = ()
 
     def restore(self, method: Learner, optimizer: torch.optim.Optimizer) -> None:
         """Put the method and a fresh optimiser where they were. Raises: ArtifactError where they do not fit."""
-        learned: dict[str, Tensor] = {}
+        learned: dict[str, Any] = {}
         state: dict[int, dict[str, Any]] = {}
         for name, value in (*self.tensors.items(), *self.scalars.items()):
             if name.startswith(_LEARNED):
@@ -83,7 +107,7 @@ def save(
     identity: Mapping[str, Any],
     pictures: str,
 ) -> None:
-    """Write a checkpoint, whole or not at all; the arguments are those of `Checkpoint`. Raises: OutputError."""
+    """Write a checkpoint, whole or not at all; the arguments are those of `CheckpointManifest`. Raises: OutputError."""
     tensors = {_LEARNED + name: tensor for name, tensor in learned_state(method).items()}
     scalars: dict[str, Any] = {}
     for number, values in optimizer.state_dict()["state"].items():
@@ -181,11 +205,22 @@ def check_free(path: Path) -> None:
         )
 
 
-def fingerprint(stream: PictureStream) -> str:
-    """Of the pictures by position, the broken ones too. The whole stream must have been read."""
-    return hashlib.sha256(
-        json.dumps([sorted(stream.digests.items()), sorted(stream.failures)]).encode()
-    ).hexdigest()
+def fingerprint(found: Found) -> str:
+    """Of the pictures by position, the broken ones too."""
+    content = json.dumps([sorted(found.digests.items()), sorted(found.failures)])
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def read_checkpoint_manifest(path: object, values: Mapping[str, Any]) -> CheckpointManifest:
+    """What a checkpoint says of itself. Raises: ArtifactError that names the file and the field."""
+    try:
+        return config.from_dict(
+            CheckpointManifest, values[CHECKPOINT], within=CHECKPOINT, strict=True
+        )
+    except BlemishError as error:
+        raise ArtifactError(
+            f"{path}: the manifest does not describe a training ({error})"
+        ) from error
 
 
 def _read(path: Path) -> Checkpoint:
@@ -195,17 +230,11 @@ def _read(path: Path) -> Checkpoint:
             raise ConfigError(
                 f"{path}: is a detector, not the checkpoint of a training; choose another place"
             )
-        header = read_any(path, manifest)
-        assert isinstance(header, CheckpointManifest)
-        values = {
-            field.name: getattr(header, field.name)
-            for field in fields(header)
-            if field.name != "other"
-        }
-        # Copies: those read lie anywhere in the bytes of the file, fresh ones where vector instructions like them.
-        return Checkpoint(
-            path=path, tensors={name: part.clone() for name, part in tensors.items()}, **values
-        )
+        header = read_checkpoint_manifest(path, manifest)
+        # Copies: those read lie anywhere in the bytes of the file, fresh ones where vector
+        # instructions like them.
+        copies = {name: part.clone() for name, part in tensors.items()}
+        return Checkpoint(path=path, tensors=copies, **vars(header))
     except ArtifactError as error:
         reason = str(error).removeprefix(f"{path}: ")
         raise ArtifactError(

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from blemish.errors import ConfigError
-from blemish.methods.trained import Learner, TrainingBatch
+from blemish.methods.learner import Learner, TrainingBatch
 
 TrainingStep = Callable[[TrainingBatch, float], Tensor]
 

@@ -12,10 +12,10 @@ from itertools import chain, islice, tee
 import torch
 from torch import Tensor
 
-from blemish.data.stream import PictureStream, map_ahead, name_of
+from blemish.data.stream import Found, PictureStream, map_ahead, name_of
 from blemish.data.transforms import prepare
 from blemish.images import decode, within_memory
-from blemish.methods.trained import Learner, TrainingBatch
+from blemish.methods.learner import Learner, TrainingBatch
 from blemish.types import ANOMALOUS, NORMAL, Progress
 
 READING = "reading the pictures"
@@ -31,7 +31,7 @@ class Feed:
     """The rows of this process: every copy (angle, mirror image) of every picture that can be read.
 
     Attributes:
-        usable: positions in the stream of the pictures that can be read.
+        found: what is known of the pictures of the stream.
         kept: row by row what a step needs; None where it does not fit in memory.
 
     Where some of the pictures are labelled defects, half of every batch is drawn from them, as often as that takes,
@@ -40,8 +40,13 @@ class Feed:
 
     method: Learner
     stream: PictureStream
-    usable: list[int]
+    found: Found
     kept: TrainingBatch | None
+
+    @property
+    def usable(self) -> list[int]:
+        """Positions in the stream of the pictures that can be read."""
+        return sorted(self.found.digests)
 
     @property
     def rows(self) -> int:
@@ -109,7 +114,7 @@ class Feed:
     def _remembered(
         self, kept: TrainingBatch, chunks: Iterator[list[int]]
     ) -> Generator[TrainingBatch]:
-        device = _device(self.method)
+        device = self.method.backbone.device
         on_gpu = device.type == "cuda"
         gather = partial(_gathered, dataclasses.replace(kept, labels=self.labels), pinned=on_gpu)
         # A GPU is not to wait for the gathering; where the CPU trains there is nothing else to gather with.
@@ -120,7 +125,7 @@ class Feed:
         labels, (chunks, again) = self.labels, tee(chunks)
         pictures = map_ahead(self._picture, chain.from_iterable(chunks), ahead=2 * size)
         for rows in again:
-            images = torch.stack(list(islice(pictures, size))).to(_device(self.method))
+            images = torch.stack(list(islice(pictures, size))).to(self.method.backbone.device)
             parts = [
                 _encoded(self.method, part, self.stream.batch_size)
                 for part in torch.split(images, self.stream.batch_size)
@@ -144,17 +149,18 @@ class Feed:
 
 
 def read(method: Learner, stream: PictureStream, *, limit: float, progress: Progress) -> Feed:
-    """One pass over the stream: finds its broken pictures and digests, and keeps what the method's frozen part gives.
+    """One pass over the stream, which keeps what the method's frozen part gives.
 
     Args: limit: the most bytes to keep; where all of it would be more, nothing is kept.
     """
     total, done = stream.rows, 0
     kept: TrainingBatch | None = None
     progress(READING, 0, total)
-    for batch in stream:
+    reading = iter(stream)
+    for batch in reading:
         count = len(batch.images)
         if done == 0 or kept is not None:
-            features = _encoded(method, batch.images.to(_device(method)), stream.batch_size)
+            features = _encoded(method, batch.images.to(method.backbone.device), stream.batch_size)
             rows = TrainingBatch(batch.images if method.needs_images else None, features)
             if done == 0 and total * sum(part[0].nbytes for part in _parts(rows)) <= limit:
                 kept = _each(
@@ -165,8 +171,7 @@ def read(method: Learner, stream: PictureStream, *, limit: float, progress: Prog
                     into[done : done + count] = part
         done += count
         progress(READING, done, total)
-    usable = [index for index in range(len(stream.sources)) if index not in stream.failures]
-    return Feed(method, stream, usable, kept)
+    return Feed(method, stream, reading.found, kept)
 
 
 def _encoded(method: Learner, images: Tensor, rows: int) -> dict[str, Tensor]:
@@ -191,10 +196,6 @@ def _endless(rows: Tensor, seed: object, position: int) -> Iterator[int]:
         )
         yield from rows[order[offset:]].tolist()
         position += count - offset
-
-
-def _device(method: Learner) -> torch.device:
-    return next(method.backbone.parameters()).device
 
 
 def _parts(batch: TrainingBatch) -> list[Tensor]:

@@ -8,19 +8,22 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
+from blemish import config as configs
 from blemish import interrupts
-from blemish.data.stream import PictureStream, name_of
-from blemish.errors import ConfigError, DataError
-from blemish.methods.trained import Learner, TrainingBatch, finite
+from blemish.config import Count, Finite, Length, NotNegative
+from blemish.data.stream import Found, PictureStream, name_of, unreadable
+from blemish.errors import ConfigError
+from blemish.methods.learner import Learner, TrainingBatch, finite
 from blemish.text import duration
 from blemish.training import checkpoint as checkpoints
 from blemish.training import distributed, feed
+from blemish.training.checkpoint import Steps
 from blemish.training.feed import Feed, seed_of
 from blemish.types import Failure, Progress, silent
 
@@ -32,7 +35,7 @@ STAGE = "training"
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """What a training was.
+    """How a training went, as a manifest keeps it.
 
     Attributes:
         steps: optimiser steps, over all runs of a resumed training.
@@ -47,22 +50,24 @@ class Training:
         processes: how many have trained together.
         resumed_at: how many steps had been made when this run began; 0 = it began from the start.
         findings: what the method found to say of it, by name; see `Learner.findings`.
+        other: what other versions of blemish have added, as it is.
     """
 
-    steps: int
-    epochs: float
-    seconds: float
-    pictures_per_second: float
-    loss: float
-    curve: list[list[float]]
+    steps: Steps
+    epochs: NotNegative
+    seconds: NotNegative
+    pictures_per_second: NotNegative
+    loss: Finite
     cached: bool
-    processes: int
-    resumed_at: int
-    findings: Mapping[str, float]
+    processes: Steps
+    resumed_at: Count
+    curve: tuple[Annotated[tuple[Finite, ...], Length(2, 2)], ...] = ()
+    findings: Mapping[str, Finite] = field(default_factory=dict)
+    other: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        return dataclasses.asdict(self)
+        return configs.to_dict(self)
 
 
 def train(
@@ -76,7 +81,7 @@ def train(
     resume: bool = False,
     progress: Progress = silent,
     watch: Callable[[int, int, float], None] | None = None,
-) -> Training:
+) -> tuple[Training, Found]:
     """Train a method (or another learner) on the pictures of a stream; the method can score afterwards.
 
     On a CPU the same seed, pictures, config, number of threads and kernels (of one torch on one kind of processor) give
@@ -84,8 +89,8 @@ def train(
     fit in memory. On a GPU the weights are close, not the same: for some gradients, as those of resizing, torch has no
     kernel there that sums in a fixed order. torch's own random state is left as it was.
 
-    Under `torchrun` the processes share the pictures and each step; all end with each other's weights, and with the
-    failures and digests of all pictures in `stream`. Only rank 0 writes the checkpoint, which all of them must see, and
+    Under `torchrun` the processes share the pictures and each step; all end with each other's weights, and with what was
+    found of all pictures in `stream`. Only rank 0 writes the checkpoint, which all of them must see, and
     reports progress. A CUDA method must be on `distributed.own_device`.
 
     Args:
@@ -102,13 +107,14 @@ def train(
         progress: called with "reading the pictures", then with "training · loss … · … pictures/s · … left".
         watch: called in rank 0 after every step with its number (from 1), how many there are, and its loss. It draws
             nothing from torch's generators.
+    Returns: how it went, and what was found of the pictures (without thumbnails).
     Raises: ConfigError for what cannot be trained so, or a checkpoint of another training; OutputError where a
         checkpoint lies in the way or cannot be written; ArtifactError where it is damaged; DataError where no picture
         can be read; NonFiniteError when the loss is no longer finite.
     """
     started = time.perf_counter()
     config, backbone = method.config, method.backbone
-    device, precision = next(backbone.parameters()).device, method.precision
+    device, precision = backbone.device, method.precision
     rank, processes = distributed.rank(), distributed.processes()
     if rank != 0:
         progress = silent
@@ -116,11 +122,11 @@ def train(
         raise ConfigError("training runs in bf16 or fp32: choose one of them as the precision")
     if minutes is not None and not 0 < minutes < math.inf:
         raise ConfigError(f"the time budget must be a positive number of minutes, got {minutes}")
-    if config.pictures_per_step % processes:
+    if config.train_batch_size % processes:
         raise ConfigError(
-            f"pictures_per_step: {config.pictures_per_step} cannot be shared evenly by {processes} processes"
+            f"train_batch_size: {config.train_batch_size} cannot be shared evenly by {processes} processes"
         )
-    size = config.pictures_per_step // processes
+    size = config.train_batch_size // processes
     identity = {**identity, "seed": seed, "time budget": minutes, "processes": processes}
     found = checkpoints.find(checkpoint, identity, resume=resume)
 
@@ -130,12 +136,14 @@ def train(
     ):
         # The frozen part first, once.
         method.eval()
-        rows = _read(method, stream, progress, size=size, first=0 if found is None else found.step)
+        first = 0 if found is None else found.step
+        method.prepare_training()
+        rows, pictures = _read(method, stream, progress, size=size, first=first)
         told = distributed.exchange([*rows.of_an_epoch(size), *rows.class_counts])
         epoch, of_it, *counts = (sum(column) for column in zip(*told, strict=True))
         method.class_counts = (counts[0], counts[1])
-        pictures = checkpoints.fingerprint(stream)
-        if found is not None and found.pictures != pictures:
+        fingerprint = checkpoints.fingerprint(pictures)
+        if found is not None and found.pictures != fingerprint:
             raise ConfigError(
                 f"{checkpoint}: was made with other training pictures; remove it to start anew"
             )
@@ -196,13 +204,13 @@ def train(
                             curve=curve.parts,
                             seconds=earlier + time.perf_counter() - started,
                             identity=identity,
-                            pictures=pictures,
+                            pictures=fingerprint,
                         )
                     saved, stop = time.monotonic(), bool(interrupted.number)
                 if stop:
                     raise interrupts.Interrupted(number=interrupted.number)
                 each = (time.perf_counter() - begun) / (step + 1 - first)
-                rate, left = config.pictures_per_step / each, duration(each * (steps - step - 1))
+                rate, left = config.train_batch_size / each, duration(each * (steps - step - 1))
                 progress(
                     f"{STAGE} · loss {loss:.3g} · {rate:.3g} pictures/s · {left} left",
                     step + 1,
@@ -215,11 +223,11 @@ def train(
             findings = method.findings(sample)
         method.end_training(steps)
         method.eval()
-    return Training(
+    training = Training(
         steps=steps,
         epochs=steps * of_it / epoch,
         seconds=earlier + time.perf_counter() - started,
-        pictures_per_second=(steps - first) * config.pictures_per_step / spent,
+        pictures_per_second=(steps - first) * config.train_batch_size / spent,
         loss=loss,
         curve=curve.points(),
         cached=rows.kept is not None,
@@ -227,6 +235,7 @@ def train(
         resumed_at=first,
         findings=findings,
     )
+    return training, pictures
 
 
 @dataclass(frozen=True)
@@ -244,8 +253,8 @@ class _Curve:
         own[0], own[1] = step + 1, own[1] + 1
         own[2] += (loss - own[2]) / own[1]
 
-    def points(self) -> list[list[float]]:
-        return [[last, loss] for last, count, loss in self.parts if count]
+    def points(self) -> tuple[tuple[float, float], ...]:
+        return tuple((float(last), loss) for last, count, loss in self.parts if count)
 
 
 @dataclass(frozen=True)
@@ -299,8 +308,8 @@ def _optimizer(method: Learner) -> torch.optim.Optimizer:
 
 def _read(
     method: Learner, stream: PictureStream, progress: Progress, *, size: int, first: int
-) -> Feed:
-    """This process's share of the stream, read; what all processes have found is then noted in `stream`.
+) -> tuple[Feed, Found]:
+    """This process's share of the stream, read, and what all processes have found of all of it.
 
     Raises: DataError when there is nothing to train on; ConfigError when the processes begin at different steps.
     """
@@ -309,41 +318,35 @@ def _read(
         stream,
         sources=distributed.share(stream.sources),
         labels=distributed.share(stream.labels),
-        batch_size=min(
-            stream.batch_size, size
-        ),  # as a step must not have to pay for more where nothing is kept
-        failures={},
-        digests={},
+        # A step must not have to pay for more where nothing is kept.
+        batch_size=min(stream.batch_size, size),
     )
-    rows = feed.read(
-        method, own, limit=method.config.cache_gib * 2**30 / processes, progress=progress
-    )
-    broken = [(position, failure.reason) for position, failure in sorted(own.failures.items())]
-    told = distributed.exchange([first, len(rows.usable), sorted(own.digests.items()), broken])
-    for number, (_, _, digests, failures) in enumerate(told):
+    limit = method.config.cache_gib * 2**30 / processes
+    rows = feed.read(method, own, limit=limit, progress=progress)
+    broken = {position: failure.reason for position, failure in rows.found.failures.items()}
+    told = [first, *(list(each.items()) for each in (rows.found.digests, rows.found.notes, broken))]
+    everyone = distributed.exchange(told)
+    found = Found()
+    for number, (_, digests, notes, reasons) in enumerate(everyone):
         for position, digest in digests:
-            stream.digests[number + processes * position] = digest
-        for position, reason in failures:
-            index = number + processes * position
-            stream.failures[index] = Failure(
-                source=name_of(stream.sources[index], index), reason=reason
-            )
-    if len({begin for begin, *_ in told}) > 1:
+            found.digests[number + processes * position] = digest
+        for position, note in notes:
+            found.notes[number + processes * position] = tuple(note)
+        for position, reason in reasons:
+            at = number + processes * position
+            found.failures[at] = Failure(source=name_of(stream.sources[at], at), reason=reason)
+    # In the order of the pictures, whoever has read them.
+    found = Found(*(dict(sorted(each.items())) for each in vars(found).values()))
+    if len({begin for begin, *_ in everyone}) > 1:
         raise ConfigError(
             "the processes do not see the same checkpoint: put it where all of them can read it"
         )
-    if not all(usable for _, usable, *_ in told):
-        lines = [
-            "no training picture can be read"
-            if processes == 1
-            else "there is not a readable picture for each process"
-        ]
-        lines += [
-            f"{failure.source}: {failure.reason}"
-            for _, failure in sorted(stream.failures.items())[:5]
-        ]
-        raise DataError("\n  ".join(lines))
-    return rows
+    if not all(digests for _, digests, *_ in everyone):
+        heading = "no training picture can be read"
+        if processes > 1:
+            heading = "there is not a readable picture for each process"
+        raise unreadable(heading, found.failures.values())
+    return rows, found
 
 
 def _fit_to(

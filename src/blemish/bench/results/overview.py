@@ -21,16 +21,19 @@ from blemish.bench.results.sheets import NONE, Page, Sheet, figure, mean
 from blemish.bench.suites import Efficiency
 
 LEGEND = """\
-I, P, PRO: image AUROC, pixel AUROC and AUPRO up to a false-positive rate of 0.3, in %; mean ± standard deviation over
-the seeds; maps and masks at 256×256; unless said. With several categories in one model: the mean over these."""
+I, P, PRO: image AUROC, pixel AUROC and AUPRO up to a false-positive rate of 0.3, in %; mean ±
+standard deviation over the seeds; maps and masks at 256×256; unless said. With several categories
+in one model: the mean over these."""
 _MEASURED = """\
-Fit: seconds, loading the backbone included. Images/s: scoring, decoding included. Memory: peak of the process (on a
-GPU: of the GPU's memory) up to the last prediction. Commit: + marks local changes."""
+Fit: seconds, loading the backbone included. Images/s: scoring, decoding included. Memory: peak of
+the process (on a GPU: of the GPU's memory) up to the last prediction. Commit: + marks local
+changes."""
 _COSTS = """\
-Mean ± standard deviation over the seeds. Learnable: what training changes. FLOPs: of scoring one picture, a
-multiply-add counts as two. Images/s: scoring in batches, decoding included. Latency: one picture at a time, from pixels
-to score. Memory: peak of the process (on a GPU: of the GPU's memory) up to the last prediction. Fit: loading the
-backbone included. Runs of before these were measured have gaps."""
+Mean ± standard deviation over the seeds. Learnable: what training changes. FLOPs: of scoring one
+picture, a multiply-add counts as two. Images/s: scoring in batches, decoding included. Latency: one
+picture at a time, from pixels to score. Memory: peak of the process (on a GPU: of the GPU's memory)
+up to the last prediction. Fit: loading the backbone included. Runs of before these were measured
+have gaps."""
 REDUCED, PARTLY, OFF, ELSEWHERE = "†", "‡", "§", "¶"
 SIGNS = {
     REDUCED: "another schedule than the recipe's, under a time budget or of other epochs.",
@@ -52,19 +55,19 @@ def sheet(
     above: str = "",
     notes: tuple[str, ...] = (),
 ) -> Sheet:
-    """A table of some of `COLUMNS`, a line for each group of rows, sorted; then a line each for `more`, of cells by
-    their columns."""
+    """A table of some of `COLUMNS`, a line for each group of rows, sorted; then a line each for
+    `more`, of cells by their columns."""
     lines = sorted(tuple(COLUMNS[head](rows) for head in columns) for rows in groups)
     lines += [tuple(cells.get(head, NONE) for head in columns) for cells in more]
     return Sheet(title=title, columns=tuple(columns), lines=tuple(lines), above=above, notes=notes)
 
 
 def page(rows: Iterable[Row]) -> Page:
-    """A table for each data set, a line for each method with its settings; where rows tell of shifted pictures, a
-    further one of these.
+    """A table for each data set, a line for each method with its settings; where rows tell of
+    shifted pictures, a further one of these.
 
-    Of rows with the same identity the newest good one counts. Runs on different devices are never averaged; runs that
-    have only failed are listed below.
+    Of rows with the same identity the newest good one counts. Runs on different devices are never
+    averaged; runs that have only failed are listed below.
     """
     latest, failed = newest(rows)
     by_data: dict[str, list[Rows]] = {}
@@ -79,8 +82,8 @@ def page(rows: Iterable[Row]) -> Page:
 
 
 def efficiency_page(rows: Iterable[Row], *, published: Efficiency | None = None) -> Page:
-    """What methods cost, as Table 9 of AGPNet and more: a line for each method with its settings on a data set, and
-    below it the published ones. Rows count as in `page`."""
+    """What methods cost, as Table 9 of AGPNet and more: a line for each method with its settings on
+    a data set, and below it the published ones. Rows count as in `page`."""
     latest, failed = newest(rows)
     theirs = [
         {

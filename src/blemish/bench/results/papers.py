@@ -2,41 +2,40 @@
 
 from __future__ import annotations
 
-import json
 import statistics
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from blemish.bench.results.ablations import (
+    differently,
+    held_by_all,
+    published_columns,
+    settings_sheets,
+    sheet_of_columns,
+    table_signs,
+)
 from blemish.bench.results.overview import (
     COLUMNS,
-    ELSEWHERE,
     LEGEND,
-    OFF,
     PARTLY,
     SCHEDULE,
     SCORES,
     Rows,
     backbone,
     commits,
-    device,
-    flags,
     legend,
     size,
 )
 from blemish.bench.results.rows import (
-    HALF_OFF,
     NEITHER,
-    OF_PRETRAINING,
     Row,
     asked_for,
     at,
-    compared_at,
     departures,
     likeness,
     newest,
     together,
-    told,
     words,
 )
 from blemish.bench.results.sheets import (
@@ -44,8 +43,6 @@ from blemish.bench.results.sheets import (
     Page,
     Quantity,
     Sheet,
-    figure,
-    mean,
     quantity,
     text,
     texts,
@@ -53,16 +50,17 @@ from blemish.bench.results.sheets import (
 from blemish.bench.suites import Comparison, Entry, Figure, Published, Suite, Table
 from blemish.data.layouts import OFFICIAL
 from blemish.data.text import pluralize
-from blemish.types import ORIGINAL, RESOLUTION
 
 _BOLD = """\
-Bold: the best, where it leads the second by more than the larger spread of the two; never with one seed."""
+Bold: the best, where it leads the second by more than the larger spread of the two; never with one
+seed."""
 _STEPS = "Steps: of training; under a time budget a costlier line makes fewer of them."
 _STATUS = """\
-Measured: by a row of ours; a number in brackets says under what conditions. Published: in no row, there are the paper's
-figures alone. Out of reach: in no row, and without a published figure."""
+Measured: by a row of ours; a number in brackets says under what conditions. Published: in no row,
+there are the paper's figures alone. Out of reach: in no row, and without a published figure."""
 _HEADS = {**{name: head for head, name in SCORES.items()}, "pixel_auroc_anomalous": "P"}
-# What the user chooses, and a paper's table does not vary: other values stand in a column of their own.
+# What the user chooses, and a paper's table does not vary: other values stand in a column of their
+# own.
 _CHOSEN = SCHEDULE | {"backbone", "image_size", "cache_gib"}
 # Where rows of an entry differ in one of these only, they are of the same conditions.
 _NO_CONDITION = {"method", "recipe", "shots", "anomaly_count", "anomaly_type", "shifts", "adapt"}
@@ -72,14 +70,16 @@ _NO_CONDITION |= {"cache_gib", "cpu", "cores", "threads"}
 def suite_page(rows: Iterable[Row], suite: Suite) -> Page:
     """The rows that belong to a suite, in its tables.
 
-    A paper's main table, and one that compares methods, are shown whatever was measured of them: gaps are part of the
-    result. A row belongs to an entry of theirs when it has its method, recipe, settings, shots and defects, and differs
-    from the recipe in nothing else but backbone, picture size and schedule; each of these has a column (or line) of its
-    own, and figures are the mean over the seeds.
+    A paper's main table, and one that compares methods, are shown whatever was measured of them:
+    gaps are part of the result. A row belongs to an entry of theirs when it has its method, recipe,
+    settings, shots and defects, and differs from the recipe in nothing else but backbone, picture
+    size and schedule; each of these has a column (or line) of its own, and figures are the mean
+    over the seeds.
 
-    A table that varies settings is shown for every data set, and whatever else is common: rows are set in one only when
-    they have all else in common, seed and commit aside, and when at least two lines of it have rows. Where each
-    category has a model of its own, the means over the categories that all lines have stand in place of them.
+    A table that varies settings is shown for every data set, and whatever else is common: rows are
+    set in one only when they have all else in common, seed and commit aside, and when at least two
+    lines of it have rows. Where each category has a model of its own, the means over the categories
+    that all lines have stand in place of them.
     """
     latest, failed = newest(rows)
     sheets: list[Sheet] = []
@@ -88,7 +88,7 @@ def suite_page(rows: Iterable[Row], suite: Suite) -> Page:
         if isinstance(part, Comparison):
             sheets.append(_comparison(part, _systems(part, latest)))
         elif part.factors:
-            sheets += _varied(part, latest, suite.published_on)
+            sheets += settings_sheets(part, latest, suite.published_on)
         else:
             sheets.append(_methods(part, _systems(part, latest)))
         legends[_STEPS if isinstance(part, Table) and part.factors else _STATUS] = None
@@ -118,7 +118,8 @@ class _System:
     mode: str | None = None
 
     def quantity(self, lines: Sequence[str], metric: str) -> Quantity | None:
-        """Over the lines, then over the seeds that have them all; None where there is no such seed."""
+        """Over the lines, then over the seeds that have them all; None where there is no such
+        seed."""
         each = [self._figures(line, metric) for line in lines]
         seeds = sorted(set.intersection(*map(set, each))) if each else []
         error = isinstance(self.part, Comparison) and self.part.spread == "standard error"
@@ -130,7 +131,8 @@ class _System:
         return [line for line in lines if any(self._figures(line, metric) for metric in metrics)]
 
     def partly(self, lines: Collection[str]) -> bool:
-        """Whether the pictures of one of these categories, or of the whole set, are not the official ones."""
+        """Whether the pictures of one of these categories, or of the whole set, are not the
+        official ones."""
         return any(row["differs"] for row in self.rows if row["data"] in {*lines, self.part.data})
 
     def _figures(self, line: str, metric: str) -> dict[int, float]:
@@ -149,7 +151,8 @@ class _System:
 
 
 def _within(part: Table | Comparison) -> str:
-    """The key under which rows of a table's data tell of each of its lines; "" where these have rows of their own."""
+    """The key under which rows of a table's data tell of each of its lines; "" where these have
+    rows of their own."""
     if isinstance(part, Comparison) and part.by == "group":
         return "by_group"
     return "by_category" if part.multi_class else ""
@@ -177,7 +180,7 @@ def _systems(part: Table | Comparison, rows: Iterable[Row]) -> list[_System]:
         for alike in found[entry.label].values():
             number += 1
             own = tuple(alike.values())
-            signs = [sign for sign in _signs(part, own) if sign != PARTLY]
+            signs = [sign for sign in table_signs(part, own) if sign != PARTLY]
             plain = _System(
                 part=part,
                 rows=own,
@@ -259,7 +262,7 @@ def _comparison(part: Comparison, systems: Sequence[_System]) -> Sheet:
     if part.by == "category" and len(part.lines) > 1:
         partly = [system.partly(of) for system, of in zip(systems, held, strict=True)]
         found.append(cells("Mean", part.lines, partly, lambda it, metric: it.mean.get(metric)))
-        shared = _held_by_all(part.lines, held)
+        shared = held_by_all(part.lines, held)
         if 1 < len(shared) < len(part.lines):
             name = f"Mean of the {len(shared)} measured"
             found.append(
@@ -274,80 +277,49 @@ def _comparison(part: Comparison, systems: Sequence[_System]) -> Sheet:
     said += [f"Published: {part.source}."] if part.source else []
     return Sheet(
         title=part.title,
-        above=" ".join([*said, *_differently(part)]),
+        above=" ".join([*said, *differently(part)]),
         columns=("", *heads, "Status"),
         lines=tuple(found),
         notes=(part.note,) if part.note else (),
-        footnotes=_footnotes(systems),
+        footnotes=tuple(dict.fromkeys(system.conditions for system in systems)),
     )
 
 
 def _methods(part: Table, systems: Sequence[_System]) -> Sheet:
-    """Lines: methods, measured and published. Its best is not marked: some know more pictures than others."""
+    """Lines: methods, measured and published. Its best is not marked: some know more pictures than
+    others."""
     categories = list(OFFICIAL[part.data].categories)
-    held = [system.held(categories, SCORES.values()) for system in systems]
-    shared = _held_by_all(categories, held)
-    names: list[str] = []
-    measured: list[list[Quantity | None]] = []
-    published: list[list[Quantity | None]] = []
+    shared = held_by_all(categories, [it.held(categories, SCORES.values()) for it in systems])
+    lines: list[tuple[Entry, _System | None]] = []
     for row in part.rows:
         own: list[_System | None] = [it for it in systems if row.method and it.label == row.label]
-        for system in own or [None]:
-            if system is None:
-                names.append(row.label)
-                measured.append([None] * len(SCORES))
-            else:
-                names.append(system.head + f" {PARTLY}" * system.partly(shared))
-                measured.append([system.quantity(shared, metric) for metric in SCORES.values()])
-            given = [row.published.get(metric) for metric in SCORES.values()]
-            published.append([None if value is None else Quantity(value) for value in given])
-    columns = {"": names, **_columns(measured)}
-    columns["Seeds"] = [str(max((it.seeds for it in line if it), default=0)) for line in measured]
-    theirs = {f"{head}, published": of for head, of in _columns(published).items()}
+        lines += [(row, system) for system in own or [None]]
+    columns: dict[str, Sequence[str]] = {
+        "": [
+            f"{it.head} {PARTLY}" if it and it.partly(shared) else it.head if it else row.label
+            for row, it in lines
+        ]
+    }
+    ours = {
+        head: [it.quantity(shared, metric) if it else None for _, it in lines]
+        for head, metric in SCORES.items()
+    }
+    columns |= {head: list(map(text, of)) for head, of in ours.items() if any(of)}
+    each = list(zip(*ours.values(), strict=True))
+    columns["Seeds"] = [str(max((it.seeds for it in line if it), default=0)) for line in each]
+    theirs = published_columns([row for row, _ in lines])
     columns |= theirs
-    columns["Status"] = [
-        _status(map(text, ours), map(text, given))
-        for ours, given in zip(measured, published, strict=True)
-    ]
+    given = list(zip(*theirs.values(), strict=True)) or [()] * len(lines)
+    columns["Status"] = [_status(map(text, it), of) for it, of in zip(each, given, strict=True)]
     where = f"mean of {len(shared)} of {len(categories)} categories"
     where = where if len(shared) > 1 else f"{''.join(shared)} alone"
     source = f"Published: {part.source}." if theirs and part.source else ""
-    return _of_columns(
+    return sheet_of_columns(
         f"{part.title}: {where}" if shared and len(categories) > 1 else part.title,
         columns,
-        notes=[source, *_differently(part), part.note],
-        footnotes=_footnotes(systems),
+        notes=[source, *differently(part), part.note],
+        footnotes=tuple(dict.fromkeys(system.conditions for system in systems)),
     )
-
-
-def _columns(lines: Sequence[Sequence[Quantity | None]]) -> dict[str, list[str]]:
-    """The columns of `SCORES` in which there is a figure, of lines of these."""
-    columns = dict(zip(SCORES, zip(*lines, strict=True), strict=True))
-    return {head: list(map(text, of)) for head, of in columns.items() if any(of)}
-
-
-def _of_columns(
-    title: str,
-    columns: Mapping[str, Sequence[str]],
-    *,
-    above: str = "",
-    notes: Iterable[str],
-    footnotes: tuple[str, ...] = (),
-) -> Sheet:
-    """A sheet from its columns; what there is of the notes is one paragraph."""
-    note = " ".join(filter(None, notes))
-    return Sheet(
-        title=title,
-        above=above,
-        columns=tuple(columns),
-        lines=tuple(zip(*columns.values(), strict=True)),
-        notes=(note,) if note else (),
-        footnotes=footnotes,
-    )
-
-
-def _footnotes(systems: Iterable[_System]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(system.conditions for system in systems))
 
 
 def _published(given: Figure | None) -> Quantity | None:
@@ -363,165 +335,3 @@ def _status(measured: Iterable[str], published: Iterable[str]) -> str:
     if any(cell != NONE for cell in measured):
         return "measured"
     return "published" if any(cell != NONE for cell in published) else "out of reach"
-
-
-# Tables that vary settings, as ablations do
-
-
-def _varied(part: Table, rows: Iterable[Row], published_on: str) -> list[Sheet]:
-    """One sheet for each data set and whatever else the rows of at least two lines have in common."""
-    # Each backbone rounds the size asked for to what it divides, and has weights of its own.
-    but = {
-        *part.factors,
-        *({"resolution", "weights", "image_size"} if "backbone" in part.factors else ()),
-    }
-    if "pretraining" in part.factors:
-        but |= OF_PRETRAINING  # where nothing is pre-trained, these settings say nothing
-    groups: dict[str, dict[str, dict[str, list[Row]]]] = {}
-    for entry in part.entries:
-        for row in rows:
-            if row["method"] == entry.method and all(
-                row["settings"].get(key) == value for key, value in entry.settings.items()
-            ):
-                alike = likeness(row, but=but) + json.dumps(row["changed"].get("image_size"))
-                lines = groups.setdefault(alike, {}).setdefault(_pretraining(row, part.factors), {})
-                lines.setdefault(entry.label, []).append(row)
-    found: list[tuple[str, str, Sheet]] = []
-    for alike, by_pretraining in groups.items():
-        without = by_pretraining.pop("", {})  # stands beside every pre-training
-        for before, lines in by_pretraining.items() or [("", {})]:
-            for title, of in _on_data(part, without | lines):
-                if len(of) > 1:
-                    found.append((title, alike + before, _lines(part, title, of, published_on)))
-    return [sheet for *_, sheet in sorted(found, key=lambda it: it[:2])]
-
-
-def _pretraining(row: Row, factors: Collection[str]) -> str:
-    """How a row was pre-trained, as far as a table that varies the pre-training does not vary that, too; "" = not."""
-    settings = row["settings"]
-    if "pretraining" not in factors or settings["pretraining"] == "none":
-        return ""
-    return json.dumps(
-        {key: settings.get(key) for key in sorted(OF_PRETRAINING.difference(factors))}
-    )
-
-
-# The rows of a seed, one for each category that its figures are means over.
-_Seed = Sequence[Row]
-
-
-def _on_data(
-    part: Table, lines: Mapping[str, Rows]
-) -> Iterator[tuple[str, dict[str, list[_Seed]]]]:
-    """Title, and label -> seeds: of a set whose categories have models of their own, over those
-    categories that all lines have, if these are several; else of each data set."""
-    official = OFFICIAL[part.data] if part.data and not part.multi_class else None
-    categories = list(official.categories) if official else []
-    shared = _held_by_all(categories, ({row["data"] for row in of} for of in lines.values()))
-    wanted: dict[str, Sequence[str]] = {}
-    if official and len(shared) > 1:
-        title = f"{official.title}, mean of {len(shared)} of {len(categories)} categories"
-        wanted[title] = shared
-    for of in lines.values():
-        for row in of:
-            if not wanted or row["data"] not in categories:
-                wanted.setdefault(row["data"], [row["data"]])
-    for title, names in wanted.items():
-        seeds = {label: _seeds(of, names) for label, of in lines.items()}
-        yield title, {label: of for label, of in seeds.items() if of}
-
-
-def _seeds(rows: Rows, names: Sequence[str]) -> list[_Seed]:
-    """The seeds that have rows of all these data."""
-    by_seed: dict[int, dict[str, Row]] = {}
-    for row in rows:
-        by_seed.setdefault(row["seed"], {})[row["data"]] = row
-    return [[of[name] for name in names] for of in by_seed.values() if of.keys() >= set(names)]
-
-
-def _lines(
-    part: Table, title: str, measured: Mapping[str, Sequence[_Seed]], published_on: str
-) -> Sheet:
-    """The lines of a table that varies settings. `measured`: label -> seeds."""
-    lines = [measured.get(row.label, []) for row in part.rows]
-    rows = [[row for seed in seeds for row in seed] for seeds in lines]
-    names = [
-        " ".join([row.label, *_signs(part, of)]) for row, of in zip(part.rows, rows, strict=True)
-    ]
-    columns: dict[str, Sequence[str]] = {"": names}
-    for head, metric in SCORES.items():
-        figures = [[mean([told(row, metric) for row in seed]) for seed in seeds] for seeds in lines]
-        columns[head] = texts([quantity(of, 100) for of in figures])
-    columns["Seeds"] = [str(len(seeds)) for seeds in lines]
-    for head, steps in {"Pre-training steps": _earlier_steps, "Steps": _steps}.items():
-        made = [[mean(list(map(steps, seed))) for seed in seeds] for seeds in lines]
-        known = [[it for it in of if it is not None] for of in made]
-        if any(known):
-            columns[head] = [figure(counts, digits=0) for counts in known]
-    given = {
-        head: [row.published.get(metric) for row in part.rows] for head, metric in SCORES.items()
-    }
-    theirs = {head: of for head, of in given.items() if any(of)}
-    for head, of in theirs.items():
-        columns[f"{head}, published"] = [NONE if value is None else f"{value:.1f}" for value in of]
-    elsewhere = f", on {published_on}; no measure for other data" if published_on else ""
-    source = f"Published: {part.source}{elsewhere}." if theirs else ""
-    return _of_columns(
-        f"{part.title}: {title}",
-        columns,
-        above=_common(
-            [row for of in measured.values() for seed in of for row in seed], part.factors
-        ),
-        notes=[source, *_differently(part), part.note],
-    )
-
-
-def _steps(row: Mapping[str, Any]) -> float | None:
-    training = row["training"]
-    return training["steps"] if training else None
-
-
-def _earlier_steps(row: Row) -> float | None:
-    return _steps(row["pretraining"]) if row["pretraining"] else None
-
-
-def _common(rows: Rows, factors: Collection[str]) -> str:
-    """What all rows of a table have in common, in words."""
-    row = rows[-1]
-    settings = {key: value for key, value in row["changed"].items() if key not in factors}
-    said = [row["method"], *asked_for({**row, "label": words(settings)})]
-    said += sorted({size(row) for row in rows})
-    said += [at(row), "" if "backbone" in factors else backbone(row), row["precision"], device(row)]
-    return " · ".join(filter(None, [*said, f"commit {commits(rows)}"]))
-
-
-# What both kinds of tables say
-
-
-def _signs(part: Table | Comparison, rows: Rows) -> list[str]:
-    """As `flags`, and whether maps and masks were compared elsewhere than the part says of its paper; where it shows
-    nothing of maps, nothing of that."""
-    if isinstance(part, Comparison) and set(part.metrics) == {"image_auroc"}:
-        return [sign for sign in flags(rows) if sign != OFF]
-    wanted = {part.compared_at or ORIGINAL, None}
-    if part.compared_at == RESOLUTION:
-        wanted.add(HALF_OFF)
-    return flags(rows) + [ELSEWHERE] * any(compared_at(row) not in wanted for row in rows)
-
-
-def _differently(part: Table | Comparison) -> list[str]:
-    """What of the legend is otherwise in a table, in sentences."""
-    said = []
-    if part.compared_at is None:
-        said.append("Maps and masks are compared at the pictures' own size.")
-    elif part.compared_at != RESOLUTION:
-        said.append(f"Maps and masks are compared at {part.compared_at}×{part.compared_at}.")
-    if isinstance(part, Comparison) and part.spread != "standard deviation":
-        said.append(f"±: the {part.spread} over the seeds.")
-    return said
-
-
-def _held_by_all(lines: Sequence[str], held: Iterable[Collection[str]]) -> list[str]:
-    """The lines of which everything that was measured at all has figures. `held`: the lines of each."""
-    some = [of for of in held if of]
-    return [line for line in lines if some and all(line in of for of in some)]

@@ -110,7 +110,8 @@ class Row(Heading):
 
 
 def _form(kind: type) -> type:
-    """A dataclass with the keys of a row, which `config.from_dict` can hold a JSON object against."""
+    """A dataclass with the keys of a row, which `config.from_dict` can hold a JSON object
+    against."""
     hints = get_type_hints(kind, include_extras=True)
     other: tuple[Any, ...] = ("other", Mapping[str, Any], field(default_factory=dict))
     return make_dataclass(kind.__name__, [*hints.items(), other], kw_only=True)
@@ -120,9 +121,11 @@ _HEADING, _ROW = _form(Heading), _form(Row)
 
 
 def read_rows(path: str | Path) -> list[Row]:
-    """The rows of a results file, in order. A last line that was cut short is passed over: its run will be repeated.
+    """The rows of a results file, in order. A last line that was cut short is passed over: its run
+    will be repeated.
 
-    Raises: DataError when the file cannot be read, another line is damaged, or a row was written by another blemish.
+    Raises: DataError when the file cannot be read, another line is damaged, or a row was written by
+        another blemish.
     """
     content = read_whole(path, limit=ROWS_BYTES, error=DataError)
     lines = content.decode("utf-8", "replace").replace("\r\n", "\n").split("\n")
@@ -164,7 +167,8 @@ def append(path: str | Path, row: Mapping[str, Any]) -> None:
 
 
 def ready(path: Path) -> None:
-    """Make the results file, or end its last line: a row cut short by a crash is removed. Raises: OutputError."""
+    """Make the results file, or end its last line: a row cut short by a crash is removed. Raises:
+    OutputError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a+b") as file:
@@ -180,7 +184,8 @@ def ready(path: Path) -> None:
 
 
 def parse(line: str) -> Row | None:
-    """The row in a line, so far unchecked; None where it is no JSON object with the look of a row."""
+    """The row in a line, so far unchecked; None where it is no JSON object with the look of a
+    row."""
     try:
         row = configs.parse_json(line)
     except ValueError:
@@ -195,8 +200,8 @@ def identity(row: Row) -> tuple[str, str, str]:
 
 
 def newest(rows: Iterable[Row]) -> tuple[list[Row], tuple[str, ...]]:
-    """The newest good row of every identity and, of one model of several categories, of each choice of these, oldest
-    first; and the runs that have only failed, a sentence each."""
+    """The newest good row of every identity and, of one model of several categories, of each choice
+    of these, oldest first; and the runs that have only failed, a sentence each."""
     latest: dict[tuple[str, ...], Row] = {}
     failed: dict[str, Any] = {}
     for row in sorted(rows, key=itemgetter("date")):
@@ -227,8 +232,8 @@ def told(row: Row, metric: str) -> float | None:
 
 
 def likeness(row: Row, *, but: Collection[str] = ()) -> str:
-    """Rows have the same if they differ only in data, seed, date, commit, and in what `but` names: settings, and keys
-    of rows and of their devices."""
+    """Rows have the same if they differ only in data, seed, date, commit, and in what `but` names:
+    settings, and keys of rows and of their devices."""
     values: dict[str, Any] = {**row, "categories": together(row), "compared_at": compared_at(row)}
     for part in ("settings", "device"):
         values[part] = {key: it for key, it in values[part].items() if key not in {"seed", *but}}
@@ -241,21 +246,19 @@ def together(row: Row) -> list[str]:
 
 
 def compared_at(row: Row) -> int | str | None:
-    """Where maps and masks were compared: side of a square in pixels, ORIGINAL or HALF_OFF; None where there were no
-    masks."""
+    """Where maps and masks were compared: side of a square in pixels, ORIGINAL or HALF_OFF; None
+    where there were no masks."""
     figures = (row["pixel_auroc"], row["aupro"], row["pixel_auroc_anomalous"])
     return None if figures == (None, None, None) else row["compared_at"]
 
 
-# What a fit fills in by the backbone or the data set, where settings leave it open.
-_LEFT_OPEN: tuple[Any, ...] = ([], "published")
-
-
 def departures(row: Row, recipe: str, settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The settings of a row that differ from a recipe of its method with `settings`; the seed is none of them.
+    """The settings of a row that differ from a recipe of its method with `settings`; the seed is
+    none of them.
 
-    Recipes change and rows stay: what counts is what the row was measured with, not what it calls it. What a recipe
-    leaves open counts only where the row was asked for it. Of a recipe or setting that there is no more, all that was
+    Recipes change and rows stay: what counts is what the row was measured with, not what it calls
+    it. What a fit makes of a recipe, by the backbone (settings left open) or the pictures, counts
+    only where the row was asked for it. Of a recipe or setting that there is no more, all that was
     asked for departs.
     """
     changed = dict(row["changed"])
@@ -264,10 +267,12 @@ def departures(row: Row, recipe: str, settings: Mapping[str, Any] | None = None)
     except ConfigError:
         return changed
     wanted = configs.to_dict(asked)
+    suited = [configs.to_dict(asked.for_pictures(x_rays=x_rays)) for x_rays in (False, True)]
     held = {**row["settings"], **changed}
     for key, value in wanted.items():
-        left_open = value in _LEFT_OPEN and key not in changed
-        if key in held and key != "seed" and held[key] != value and not left_open:
+        made = [] if key in changed else [it[key] for it in suited]
+        left_open = value == [] and key not in changed
+        if key in held and key != "seed" and held[key] not in [value, *made] and not left_open:
             changed[key] = held[key]
         else:
             changed.pop(key, None)
@@ -275,8 +280,8 @@ def departures(row: Row, recipe: str, settings: Mapping[str, Any] | None = None)
 
 
 def asked_for(row: Mapping[str, Any]) -> list[str]:
-    """Recipe, settings, shots, time budget, and what else was measured, of a row, in words, where they are not the
-    usual ones. Also of a `Run` as a dictionary."""
+    """Recipe, settings, shots, time budget, and what else was measured, of a row, in words, where
+    they are not the usual ones. Also of a `Run` as a dictionary."""
     found = [row["recipe"]] if row["recipe"] != "best" else []
     found += filter(None, [row["label"]])
     if row["shots"] is not None:

@@ -20,7 +20,8 @@ class Sheet:
     Attributes:
         title: without markup.
         columns: what heads them; the first are the names of the lines.
-        lines: cells, as many as there are columns; `**` around a part of one makes it bold, all else is text.
+        lines: cells, as many as there are columns; `**` around a part of one makes it bold, all
+            else is text.
         above: a sentence before the table.
         notes: paragraphs after it.
         footnotes: what the numbers in brackets mean, each with its number.
@@ -36,7 +37,8 @@ class Sheet:
 
 @dataclass(frozen=True, kw_only=True)
 class Page:
-    """Tables, what their signs mean, and the runs that failed, a line each. `empty`: what to say without all that."""
+    """Tables, what their signs mean, and the runs that failed, a line each. `empty`: what to say
+    without all that."""
 
     sheets: tuple[Sheet, ...] = ()
     legend: str = ""
@@ -46,7 +48,8 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class Quantity:
-    """A figure as it is shown, its spread over `seeds`, and how many these are: 0 = as published."""
+    """A figure as it is shown, its spread over `seeds`, and how many these are: 0 = as
+    published."""
 
     mean: float
     spread: float | None = None
@@ -62,8 +65,8 @@ def mean(values: Sequence[float | None]) -> float | None:
 def quantity(
     values: Sequence[float | None], scale: float = 1, *, standard_error: bool = False
 ) -> Quantity | None:
-    """Mean of one figure a seed, and their sample standard deviation or the mean's standard error; None where one is
-    missing, or all."""
+    """Mean of one figure a seed, and their sample standard deviation or the mean's standard error;
+    None where one is missing, or all."""
     known = [scale * value for value in values if value is not None]
     if not known or len(known) < len(values):
         return None
@@ -89,7 +92,8 @@ def figure(values: Sequence[float | None], scale: float = 1, digits: int = 1) ->
 def texts(quantities: Sequence[Quantity | None]) -> list[str]:
     """The best in bold, where it leads the second by more than the larger spread of the two.
 
-    With one seed nothing is measured of the spread, and between two figures without one nothing is known of it.
+    With one seed nothing is measured of the spread, and between two figures without one nothing is
+    known of it.
     """
     shown = list(map(text, quantities))
     ranked = sorted(((it.mean, place) for place, it in enumerate(quantities) if it), reverse=True)
@@ -127,7 +131,8 @@ def _line(cells: Iterable[str]) -> str:
 
 
 def html(page: Page, *, title: str) -> str:
-    """The page as one HTML document that loads nothing: what rows hold is text in it, whatever they hold."""
+    """The page as one HTML document that loads nothing: what rows hold is text in it, whatever they
+    hold."""
     from markupsafe import Markup, escape
 
     from blemish.report.templates import environment

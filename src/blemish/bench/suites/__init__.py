@@ -1,19 +1,23 @@
-"""Suites: tables of runs that belong together, as those of a paper, each a TOML file beside this one.
+"""Suites: tables of runs that belong together, as those of a paper, each a TOML file beside this
+one.
 
-A file has a `title`, and of these what its tables share: `method`, `recipe`, `data`, `multi_class` (as of `Table`) and
-`published_on` (what the published figures were measured on, where that is not `data`), and `compared_at` (the side of
-the square at which maps and masks are compared, or "original" for the pictures' own size, as in the paper; 256 where
-that does not say it). It holds, in any number:
+A file has a `title`, and of these what its tables share: `method`, `recipe`, `data`, `multi_class`
+    (as of `Table`) and
+`published_on` (what the published figures were measured on, where that is not `data`), and
+`compared_at` (the side of the square at which maps and masks are compared, or "original" for the
+pictures' own size, as in the paper; 256 where that does not say it). It holds, in any number:
 
-`[[comparison]]`, a main table, of `name`, `title`, `source`, `note`, `data`, `multi_class`, `metrics`, `lines`,
-perhaps `by`, `spread` and `compared_at`, and `entries`, what is measured for it; then a `[[comparison.published]]`
-for each published system, of `source`, for each metric a figure for each line (nan where there is none, [figure,
-spread] where a spread is published), and perhaps `mean` and `latency_ms`.
+`[[comparison]]`, a main table, of `name`, `title`, `source`, `note`, `data`, `multi_class`,
+`metrics`, `lines`, perhaps `by`, `spread` and `compared_at`, and `entries`, what is measured for
+it; then a `[[comparison.published]]` for each published system, of `source`, for each metric a
+figure for each line (nan where there is none, [figure, spread] where a spread is published), and
+perhaps `mean` and `latency_ms`.
 
-`[[table]]`, settings or methods compared with each other, of `name`, `title`, perhaps a `source` and a `note`, and
-`rows`, each with a `label`, perhaps `published`, and what an `Entry` has. Either all rows that can be measured name the
-same `settings`, the table's factors, and whatever they do not name is common to the whole table; or they are of
-methods, recipes, shots or counts of defects, with `data`. A row of a label and `published` alone is only shown.
+`[[table]]`, settings or methods compared with each other, of `name`, `title`, perhaps a `source`
+and a `note`, and `rows`, each with a `label`, perhaps `published`, and what an `Entry` has. Either
+all rows that can be measured name the same `settings`, the table's factors, and whatever they do
+not name is common to the whole table; or they are of methods, recipes, shots or counts of defects,
+with `data`. A row of a label and `published` alone is only shown.
 
 `[efficiency]`, of `source`, `note` and `rows`, each a `Cost`.
 
@@ -45,8 +49,10 @@ class Entry:
     """What is measured, or was published, as a line or a column of a table.
 
     Attributes:
-        method, recipe: names, as of `blemish.fit`. No method = published only, it cannot be measured.
-        settings: what the table varies, as this entry has it; anything else is up to the recipe and the user.
+        method, recipe: names, as of `blemish.fit`. No method = published only, it cannot be
+            measured.
+        settings: what the table varies, as this entry has it; anything else is up to the recipe and
+            the user.
         shots, anomaly_count: as of `blemish.fit`; None = all normal pictures, and no defect.
         adapt: modes of `blemish.methods.adaptation` in which the same detector is judged, too.
         compared_at: as of its table.
@@ -73,9 +79,12 @@ class Part:
         name: for `--only`.
         source: where it was published, as "Table 5".
         note: what a reader of the table must know.
-        data: the official data set that it is of, a name of `blemish.data.layouts.OFFICIAL`; "" = any.
-        multi_class: whether one model learns all categories; otherwise each has its own, and the table shows the means.
-        compared_at: side of the square at which maps and masks are compared; None = the pictures' own size.
+        data: the official data set that it is of, a name of
+            `blemish.data.layouts.OFFICIAL`; "" = any.
+        multi_class: whether one model learns all categories; otherwise each has its own, and the
+            table shows the means.
+        compared_at: side of the square at which maps and masks are compared; None = the pictures'
+            own size.
     """
 
     name: str
@@ -100,7 +109,8 @@ class Table(Part):
 
     @property
     def factors(self) -> frozenset[str]:
-        """The settings that its rows vary; none where it compares methods, recipes, shots or counts of defects."""
+        """The settings that its rows vary; none where it compares methods, recipes, shots or counts
+        of defects."""
         return frozenset(key for row in self.rows for key in row.settings)
 
 
@@ -131,7 +141,8 @@ class Published:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison(Part):
-    """A paper's main table: categories as lines, and as columns what was published and what is measured.
+    """A paper's main table: categories as lines, and as columns what was published and what is
+    measured.
 
     Attributes:
         metrics: of a result row, in the order in which a cell gives them.
@@ -139,7 +150,8 @@ class Comparison(Part):
         by: whether the lines are categories of the data set or groups in it (sexes, in NIH).
         spread: what stands after ± where there are several seeds, as in the paper.
         published: the columns that were published, in order.
-        entries: those to be measured; one that adapts has a column as it is, and one for every mode.
+        entries: those to be measured; one that adapts has a column as it is, and one for every
+            mode.
     """
 
     lines: tuple[str, ...]
@@ -152,7 +164,8 @@ class Comparison(Part):
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What a system costs, as a paper gives it: learnable parameters in millions, FLOPs in billions, pictures/s."""
+    """What a system costs, as a paper gives it: learnable parameters in millions, FLOPs in
+    billions, pictures/s."""
 
     label: str
     learnable_parameters: float
@@ -171,8 +184,8 @@ class Efficiency:
 
 @dataclass(frozen=True, kw_only=True)
 class Suite:
-    """Tables that are measured together; `published_on` names what their published figures were measured on, where
-    their `data` does not."""
+    """Tables that are measured together; `published_on` names what their published figures were
+    measured on, where their `data` does not."""
 
     name: str
     title: str
@@ -181,7 +194,8 @@ class Suite:
     efficiency: Efficiency | None = None
 
     def only(self, names: Sequence[str]) -> Suite:
-        """The suite with only the tables of these names. Raises: ConfigError that suggests the nearest name."""
+        """The suite with only the tables of these names. Raises: ConfigError that suggests the
+        nearest name."""
         known = [table.name for table in self.tables]
         for name in names:
             if name not in known:
@@ -203,8 +217,8 @@ def names() -> list[str]:
     """The suites that come with blemish.
 
     Example:
-        >>> names()
-        ['agpnet', 'agpnet-ablations', 'apmask', 'apmask-ablations', 'atacnet', 'guided', 'guided-ablations']
+        >>> names()[:3]
+        ['agpnet', 'agpnet-ablations', 'apmask']
     """
     files = (file.name for file in resources.files(__name__).iterdir())
     return sorted(file.removesuffix(SUFFIX) for file in files if file.endswith(SUFFIX))
@@ -213,7 +227,8 @@ def names() -> list[str]:
 def read(name: str | Path) -> Suite:
     """A suite by its name, or from a TOML file of one's own.
 
-    Raises: ConfigError for an unknown name, or a file that cannot be read or is not of a suite's form.
+    Raises: ConfigError for an unknown name, or a file that cannot be read or is not of a suite's
+        form.
     """
     own = Path(name).suffix == SUFFIX
     place = resources.files(__name__) / f"{name}{SUFFIX}"
@@ -251,7 +266,8 @@ def _suite(name: str, values: dict[str, Any]) -> Suite:
 
 
 def _entries(values: dict[str, Any], key: str, usual: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a table, with the entries under `key` as they are once all that they share is said."""
+    """The values of a table, with the entries under `key` as they are once all that they share is
+    said."""
     given = values.get("compared_at", RESOLUTION)
     at = None if given == ORIGINAL else given
     if at is not None and (not isinstance(at, int) or at < 1):

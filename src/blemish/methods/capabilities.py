@@ -1,0 +1,154 @@
+"""What some methods can do beside scoring: one small protocol for each, which such a method inherits.
+
+Ask with `isinstance(method, Adapts)`, or of a class with `issubclass`; `methods.able` does so and says who can.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from blemish.backbones import Features
+from blemish.types import Batch, Progress, Scores
+
+if TYPE_CHECKING:
+    from blemish.methods.adaptation import Adapter, Mode
+    from blemish.methods.base import Method
+
+Batches = Callable[[], Iterable[Batch]]
+
+
+@runtime_checkable
+class Fits(Protocol):
+    """It learns in passes over the good pictures, without gradient."""
+
+    def fit(self, batches: Batches, count: int, progress: Progress) -> None:
+        """Learn what normal looks like.
+
+        Args:
+            batches: each call starts a new pass over the training pictures.
+            count: number of pictures in a pass (each copy counts), for progress.
+        """
+        ...
+
+
+@runtime_checkable
+class Summarises(Protocol):
+    """Once it has learned, it keeps something of the training pictures as they will be scored."""
+
+    def summarised(self) -> int | None:
+        """How many training pictures `summarise` wants, evenly from all; None = all."""
+        ...
+
+    def summarise(self, batches: Batches, count: int, progress: Progress) -> None:
+        """Keep what prediction needs of the training pictures. Called once; as `Fits.fit`."""
+        ...
+
+
+@runtime_checkable
+class LeavesOneOut(Protocol):
+    """It can judge a training picture without what it learned from it: none need be held out.
+
+    It needs one picture more than `minimum_images`.
+    """
+
+    def leaves_one_out(self) -> bool:
+        """Whether it can with these settings."""
+        ...
+
+    def knows_several(self) -> bool:
+        """Whether it has something to compare a picture with, now."""
+        ...
+
+    def see(self, images: Tensor) -> Features:
+        """As of `Method`."""
+        ...
+
+    def judge_left_out(self, features: Features, batch: Batch) -> Scores:
+        """As `Method.judge`, each training picture without what it itself has taught."""
+        ...
+
+    def score_left_out(self, batch: Batch) -> Scores:
+        """The same, as `Method.score`."""
+        return self.judge_left_out(self.see(batch.images), batch)
+
+    def end_leaving_out(self) -> None:
+        """Drop what only this needs. Called once, when all that is to be scored so has been."""
+        return
+
+    def good_scores(self) -> dict[int, float] | None:
+        """What each picture that it learned from scores so, by owner; None where that is not kept."""
+        return None
+
+
+@runtime_checkable
+class LearnsDefects(Protocol):
+    """It learns from labelled defects once it knows what is normal.
+
+    What is trained step by step finds them in its batches instead (`TrainingBatch.labels`).
+    """
+
+    def learn_defects(self, batches: Batches, count: int, progress: Progress) -> None:
+        """Learn from labelled defects, which come as they are scored, with `Batch.masks`."""
+        ...
+
+
+@runtime_checkable
+class Refines(LearnsDefects, Protocol):
+    """More good pictures and defects can be added to what it knows, one after the other."""
+
+    def refinable(self) -> bool:
+        """Whether it can with these settings."""
+        ...
+
+    def knows_several(self) -> bool:
+        """As of `LeavesOneOut`."""
+        ...
+
+    def learn_more(self, batches: Batches, count: int, progress: Progress) -> None:
+        """Learn more good pictures, with owners of their own numbers; as `Fits.fit`."""
+        ...
+
+    def next_owner(self) -> int:
+        """A number above those of all pictures that it knows."""
+        ...
+
+    def good_scores(self) -> dict[int, float]:
+        """As of `LeavesOneOut`."""
+        ...
+
+
+@runtime_checkable
+class Extends(Protocol):
+    """It can learn more good pictures beside those that it knows."""
+
+    def extend(self, batches: Batches, count: int, progress: Progress, *, rows: int) -> None:
+        """Learn more pictures, with owners of their own numbers; as `Fits.fit`.
+
+        Args: rows: how many pictures (each copy counts) it has learned from so far.
+        """
+        ...
+
+    def next_owner(self) -> int:
+        """A number above those of all pictures that it knows."""
+        ...
+
+
+@runtime_checkable
+class Adapts(Protocol):
+    """It can follow the pictures that it scores."""
+
+    def adapter(self, mode: Mode) -> Adapter:
+        """What scores batches while adapting to them. Raises: ConfigError where nothing is known to adapt to."""
+        ...
+
+
+@runtime_checkable
+class LooksAtScales(Protocol):
+    """It looks at a picture in several sizes."""
+
+    def with_scales(self, scales: Sequence[int]) -> Method:
+        """The same weights, looking at squares of these sides (pixels)."""
+        ...
