@@ -631,7 +631,7 @@ def test_predict_at_other_sizes(
     run: Run, detector: Detector, artifact: Path, folders: Folders
 ) -> None:
     status, answer, _ = run(
-        "predict", artifact, folders.good, "--scales", "48, 64", "--json", *TOLD
+        "predict", artifact, folders.good, "--scales", Path("48, 64"), "--json", *TOLD
     )
     made = json.loads(answer)
     assert status == 0

@@ -23,6 +23,7 @@ from blemish.data import layouts
 from blemish.data.layouts import OFFICIAL, Official, category_paths, find
 from blemish.data.layouts.elpv import write_elpv_table
 from blemish.data.shifts import SHIFTS
+from blemish.data.text import pluralize
 from blemish.detector.fit import configure
 from blemish.errors import ConfigError, DataError, WeightsError, unknown_name
 from blemish.files import WEIGHTS_BYTES, open_regular
