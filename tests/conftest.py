@@ -1,4 +1,6 @@
-"""Loads the fixtures, and with them torch, where tests run: the process that hands them out needs none."""
+"""Loads the fixtures, and with them torch, where tests run: the process that hands them out needs
+none.
+"""
 
 from __future__ import annotations
 

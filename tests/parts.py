@@ -14,7 +14,8 @@ import numpy as np
 from blemish.methods import METHODS
 
 SIDE = 64
-# Nothing here may depend on what the machine has, and the defaults of a method are for real backbones.
+# Nothing here may depend on what the machine has, and the defaults of a method are for real
+# backbones.
 SMALL: dict[str, Any] = {
     "backbone": "test_vit",
     "weights": "random",
@@ -34,8 +35,8 @@ BRIEF: dict[str, Any] = {
     "heads": 4,
     "depth": 1,
 }
-# A step through the head of guided, which is DINO's and 2048 wide, takes as long as many of the others. And it scores
-# pictures larger than it learns from, unless told otherwise.
+# A step through the head of guided, which is DINO's and 2048 wide, takes as long as many of the
+# others. And it scores pictures larger than it learns from, unless told otherwise.
 BRIEFER: dict[str, dict[str, Any]] = {
     "guided": {"min_steps": 2, "zoom": 1.0},
     "atacnet": {"min_steps": 40, "learning_rate": 3e-4},
@@ -57,7 +58,9 @@ def settings_of(method: str) -> dict[str, Any]:
 
 
 def part(seed: int, *, defect: bool = False, height: int = SIDE, width: int = SIDE) -> np.ndarray:
-    """A striped part with some noise, uint8 H W 3; with a defect: the same picture with a bright square in it."""
+    """A striped part with some noise, uint8 H W 3; with a defect: the same picture with a bright
+    square in it.
+    """
     return _drawn(seed, defect, height, width).copy()
 
 

@@ -1,4 +1,6 @@
-"""Pictures, data sets and small fitted detectors that many tests share: tiny, on the CPU, without a network."""
+"""Pictures, data sets and small fitted detectors that many tests share: tiny, on the CPU, without a
+network.
+"""
 
 from __future__ import annotations
 
@@ -24,10 +26,12 @@ from blemish.methods import apmask
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-# Where the tests run in the background Ctrl-C is ignored, and would be in every process that they start.
+# Where the tests run in the background Ctrl-C is ignored, and would be in every process that they
+# start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-gc.freeze()  # what torch and timm have made lives as long as the tests: no collection need look at it again
+# what torch and timm have made lives as long as the tests: no collection need look at it again
+gc.freeze()
 
 
 @cache
@@ -37,7 +41,9 @@ def _fitted(method: str, count: int) -> Detector:
 
 @pytest.fixture
 def small(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """Arguments of `blemish.fit` for a detector that fits in milliseconds: of the test's `method`, or of any other."""
+    """Arguments of `blemish.fit` for a detector that fits in milliseconds: of the test's `method`,
+    or of any other.
+    """
     callspec = getattr(request.node, "callspec", None)
     return settings_of(callspec.params.get("method", "knn") if callspec else "knn")
 
@@ -60,7 +66,9 @@ def write() -> Callable[[Path, np.ndarray], Path]:
 
 @pytest.fixture(scope="session")
 def fitted() -> Callable[..., Detector]:
-    """`fitted("knn")`: a detector of that method on `count` parts, the same object each time: do not change it."""
+    """`fitted("knn")`: a detector of that method on `count` parts, the same object each time: do
+    not change it.
+    """
 
     def get(method: str = "knn", count: int = 24) -> Detector:
         return _fitted(method, count)
@@ -70,7 +78,9 @@ def fitted() -> Callable[..., Detector]:
 
 @pytest.fixture(scope="session")
 def kept_sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `good` and `part`, of which the next two fixtures give copies: to copy is quicker than to draw."""
+    """A folder with `good` and `part`, of which the next two fixtures give copies: to copy is
+    quicker than to draw.
+    """
     kept = tmp_path_factory.mktemp("kept")
     for seed in range(24):
         write_picture(kept / "good" / f"{seed:03d}.png", part(seed))
@@ -104,7 +114,9 @@ def good_folder(kept_sets: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def mvtec(kept_sets: Path, tmp_path: Path) -> Path:
-    """A data set in the MVTec layout: 24 train, 6 good, 4 with a square (with masks), 3 that are dark (with masks)."""
+    """A data set in the MVTec layout: 24 train, 6 good, 4 with a square (with masks), 3 that are
+    dark (with masks).
+    """
     return Path(shutil.copytree(kept_sets / "part", tmp_path / "part", dirs_exist_ok=True))
 
 

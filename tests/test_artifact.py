@@ -1,4 +1,6 @@
-"""The artifact: bit-exact out and back, and whatever is not exactly what was written is refused by name."""
+"""The artifact: bit-exact out and back, and whatever is not exactly what was written is refused by
+name.
+"""
 
 from __future__ import annotations
 
@@ -134,7 +136,8 @@ def test_a_manifest_that_was_loaded_is_written_in_the_present_format(tmp_path: P
 
 @pytest.mark.parametrize("length", [0x180, 0x280, 0x380, 0x4B50])
 def test_a_header_whose_length_begins_like_a_foreign_file(length: int, tmp_path: Path) -> None:
-    # The file starts with the header's length in little-endian order: 0x180 is the first byte of a pickle, 0x4B50 "PK".
+    # The file starts with the header's length in little-endian order: 0x180 is the first byte of a
+    # pickle, 0x4B50 "PK".
     def header_length(note: str) -> int:
         content = artifact.write(tmp_path / "x", tensors(), {"note": note}).read_bytes()
         return int.from_bytes(content[:8], "little")

@@ -77,7 +77,8 @@ def original() -> Held:
     return Held({key: (picture.as_uint8(), picture.notes) for key, picture in decoded.items()})
 
 
-# --- Pictures --------------------------------------------------------------------------------------
+# --- Pictures
+# --------------------------------------------------------------------------------------
 
 
 @tries(600)
@@ -120,7 +121,8 @@ def test_every_mutation_changes_something() -> None:
             assert any(changed) or lossless, f"{form} {kind} {way}"
 
 
-# --- Artifacts -------------------------------------------------------------------------------------
+# --- Artifacts
+# -------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -222,7 +224,8 @@ def test_a_manifest_of_brackets(detectors: Held) -> None:
     )
 
 
-# --- Tables, settings, rows, checkpoints, weights --------------------------------------------------
+# --- Tables, settings, rows, checkpoints, weights
+# --------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -243,7 +246,8 @@ def test_hostile_files(readers: Held, which: int, seed: int) -> None:
     assert found["verdict"] in ("refused", "accepted"), f"{reader.name}: {found}"
 
 
-# --- The harness itself ----------------------------------------------------------------------------
+# --- The harness itself
+# ----------------------------------------------------------------------------
 
 
 def test_what_is_counted() -> None:

@@ -17,7 +17,8 @@ ORDER = (
     *("images", "losses", "metrics", "anomalies", "backbones", "data", "methods"),
     *("training", "detector", "report", "bench", "cli", "__main__"),
 )
-# A method takes batches and returns losses or scores; who feeds it and who judges it is not its business.
+# A method takes batches and returns losses or scores; who feeds it and who judges it is not its
+# business.
 FORBIDDEN = {"methods": {"data", "metrics", "training", "artifact"}}
 SOURCES = sorted(ROOT.rglob("*.py"))
 
@@ -35,7 +36,8 @@ def imported_rooms(path: Path) -> Iterator[tuple[str, int]]:
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}:{node.lineno} imports relatively"
-            # `from blemish import config` names a room; `from blemish import fit` the package itself.
+            # `from blemish import config` names a room; `from blemish import fit` the package
+            # itself.
             names = (
                 [
                     f"blemish.{alias.name}" if alias.name in rooms else "blemish"

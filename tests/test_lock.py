@@ -55,7 +55,9 @@ def test_every_entry_is_one_version_with_hashes_and_no_place_to_get_it_from() ->
 @pytest.mark.parametrize("requirement", asked_for(), ids=lambda requirement: requirement.name)
 @pytest.mark.parametrize(("system", "machine"), SYSTEMS)
 def test_what_is_asked_for_is_locked(requirement: Requirement, system: str, machine: str) -> None:
-    """One version for each system and Python that is supported: `make install` finds no choice left."""
+    """One version for each system and Python that is supported: `make install` finds no choice
+    left.
+    """
     assert "3.11" in PYTHONS
     for python in PYTHONS:
         place = {

@@ -1,7 +1,7 @@
 """What is trained is read: a change of any trained tensor changes the score or the map.
 
-A method can train for hours what nothing reads, and no other test would notice: it scores as well as
-what it reads does. What serves training alone a learner names (`Learner.training_only`).
+A method can train for hours what nothing reads, and no other test would notice: it scores as well
+as what it reads does. What serves training alone a learner names (`Learner.training_only`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""blemish: pictures of good parts go in; a score, a verdict and a heatmap for every new picture come out.
+"""blemish: pictures of good parts go in; a score, a verdict and a heatmap for every new picture
+come out.
 
     import blemish
 

@@ -1,7 +1,8 @@
 """The artifact: one file in safetensors format with a JSON manifest in its header.
 
-Reading never runs code from the file. The header's metadata holds `manifest` (JSON text) and `digest`, the SHA-256
-over the manifest, the table of tensors and their bytes, so that a damaged or altered file is noticed.
+Reading never runs code from the file. The header's metadata holds `manifest` (JSON text) and
+`digest`, the SHA-256 over the manifest, the table of tensors and their bytes, so that a damaged or
+altered file is noticed.
 """
 
 from __future__ import annotations
@@ -59,7 +60,8 @@ def write(path: str | Path, tensors: Mapping[str, Tensor], manifest: Mapping[str
 def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors and the manifest of an artifact.
 
-    Raises: ArtifactError when the file cannot be read, is of another kind, truncated, altered or of a newer format.
+    Raises: ArtifactError when the file cannot be read, is of another kind, truncated, altered or of
+    a newer format.
     """
     content = read_whole(path, limit=ARTIFACT_BYTES, error=ArtifactError)
     table, data = _parts(content, path)

@@ -1,8 +1,9 @@
 """Frozen dataclasses <-> JSON <-> `--set key=value`.
 
-A config is a frozen, keyword-only dataclass whose fields are bool, int, float, str, tuples or mappings of one of
-these, another such dataclass, or `| None`. What a value may be stands in its type, as `Annotated[int, Range(1, 64)]`:
-`from_dict` and `override` check names and types, and `check`, which a config calls in its `__post_init__`, the rules.
+A config is a frozen, keyword-only dataclass whose fields are bool, int, float, str, tuples or
+mappings of one of these, another such dataclass, or `| None`. What a value may be stands in its
+type, as `Annotated[int, Range(1, 64)]`: `from_dict` and `override` check names and types, and
+`check`, which a config calls in its `__post_init__`, the rules.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ class Range:
     """What a number may be, declared in its type. NaN and infinity are in no range.
 
     Attributes:
-        low, high: the least and the greatest; `above`, `below`: whether these themselves are excluded.
+        low, high: the least and the greatest; `above`, `below`: whether these themselves are
+            excluded.
         odd: whether it must be odd.
 
     Example:
@@ -88,7 +90,9 @@ class Length:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Matching:
-    """What a text must look like as a whole, declared in its type: a regular expression, and how to say it."""
+    """What a text must look like as a whole, declared in its type: a regular expression, and how to
+    say it.
+    """
 
     pattern: str
     needed: str
@@ -183,14 +187,18 @@ def from_dict(
     within: str = "",
     strict: bool = False,
 ) -> C:
-    """A config of `kind` from plain values; fields that are not named keep the value of `base` (or the default).
+    """A config of `kind` from plain values; fields that are not named keep the value of `base` (or
+    the default).
 
     Args:
-        within: what its fields belong to, which messages put before their names: "threshold" for "threshold.rate".
-        strict: whether values must be as `to_dict` gives them; else 3 is also the list [3], and a number a text.
-    A `kind` with a field `other` takes keys that it does not know in there, as files of later versions have them.
-    Raises: ConfigError for an unknown key (the nearest is suggested) or a missing one, a value of the wrong type or
-        out of range; NonFiniteError as `kind`.
+        within: what its fields belong to, which messages put before their names: "threshold" for
+            "threshold.rate".
+        strict: whether values must be as `to_dict` gives them; else 3 is also the list [3], and a
+            number a text.
+    A `kind` with a field `other` takes keys that it does not know in there, as files of later
+    versions have them.
+    Raises: ConfigError for an unknown key (the nearest is suggested) or a missing one, a value of
+        the wrong type or out of range; NonFiniteError as `kind`.
     """
     hints = _hints(cast(Any, kind))
     prefix = f"{within}." if within else ""
@@ -238,7 +246,9 @@ def override(config: C, assignments: Iterable[str]) -> C:
 
 
 def assigned(assignments: Iterable[str]) -> dict[str, Any]:
-    """The values of `key=value` assignments, unchecked. Raises: ConfigError for one of another form."""
+    """The values of `key=value` assignments, unchecked. Raises: ConfigError for one of another
+    form.
+    """
     values: dict[str, Any] = {}
     for assignment in assignments:
         key, sign, text = assignment.partition("=")
@@ -267,8 +277,8 @@ def read_config_file(path: str | Path) -> dict[str, Any]:
 def parse_json(text: str | bytes) -> Any:
     """The value that a JSON text holds, from a file that anybody may have written.
 
-    Raises: ValueError for what is no JSON, not UTF-8, or more than `DEEPEST` levels deep: whoever goes through the
-        value, as to print it, would come to the end of Python's stack.
+    Raises: ValueError for what is no JSON, not UTF-8, or more than `DEEPEST` levels deep: whoever
+        goes through the value, as to print it, would come to the end of Python's stack.
     """
     try:
         value = json.loads(text)

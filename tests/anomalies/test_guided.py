@@ -33,7 +33,9 @@ def naive_bilinear(attention: np.ndarray, height: int, width: int) -> np.ndarray
 
 
 def fit(places: list[tuple[int, int]], probability: np.ndarray) -> float:
-    """p of the chi-square test of places against a distribution over pixels, on a grid of 4×4 cells."""
+    """p of the chi-square test of places against a distribution over pixels, on a grid of 4×4
+    cells.
+    """
     cell = SIDE // 4
     counts = np.zeros((4, 4))
     for row, column in places:

@@ -18,7 +18,9 @@ def dense(
     inside: np.ndarray,
     wanted: Callable[[float, float], float],
 ) -> np.ndarray:
-    """float64: pixels off the rim such that every difference of neighbours is as close as can be to the wanted one."""
+    """float64: pixels off the rim such that every difference of neighbours is as close as can be to
+    the wanted one.
+    """
     height, width, channels = target.shape
     target, source = target.astype(np.float64), source.astype(np.float64)
     free = {(i, j): k for k, (i, j) in enumerate(np.ndindex(height - 2, width - 2))}

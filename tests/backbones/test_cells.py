@@ -26,8 +26,9 @@ def cnn(name: str, seed: int = 1) -> CnnBackbone:
 
 
 def spots(count: int) -> tuple[Tensor, Tensor]:
-    """Noise B 3 H W without and with a small spot at random places near the middle, one after the other, and these
-    places, B 2, down and across, in pixels."""
+    """Noise B 3 H W without and with a small spot at random places near the middle, one after the
+    other, and these places, B 2, down and across, in pixels.
+    """
     random = torch.Generator().manual_seed(5)
     noise = torch.randn(count, 3, SIDE, SIDE, generator=random)
     places = SIDE * (0.4 + 0.2 * torch.rand(count, 2, generator=random))
@@ -46,7 +47,9 @@ def centroids(maps: Tensor) -> Tensor:
 
 
 def missed(backbone: CnnBackbone, *, corrected: bool = True) -> list[float]:
-    """How far right of and below a planted spot the first three layers show it, in cells; the mean of many."""
+    """How far right of and below a planted spot the first three layers show it, in cells; the mean
+    of many.
+    """
     images, places = spots(12)
     with torch.no_grad():
         seen = backbone(images, (1, 2, 3))
@@ -65,9 +68,11 @@ def test_a_planted_spot_is_shown_where_it_is(name: str) -> None:
 
 
 def test_without_the_offsets_it_is_not() -> None:
-    """Half a cell by half-padded strides, as much the other way by TensorFlow's; by kernels that do not overlap, none.
+    """Half a cell by half-padded strides, as much the other way by TensorFlow's; by kernels that do
+    not overlap, none.
 
-    Laid evenly, what lies half a cell further left and up is shown half a cell further right and down.
+    Laid evenly, what lies half a cell further left and up is shown half a cell further right and
+    down.
     """
     expected = {"resnet18": -0.47, "test_efficientnet": -0.47, NAMES[2]: 0.47, "test_convnext": 0.0}
     for name, offset in expected.items():
@@ -97,7 +102,9 @@ def test_what_training_does_to_the_kernels_counts() -> None:
 
 
 def test_an_artifact_of_before_stays_as_it_was() -> None:
-    """Its backbone has no offsets, so its features and maps are those that its threshold was made from."""
+    """Its backbone has no offsets, so its features and maps are those that its threshold was made
+    from.
+    """
     new = cnn("test_resnet")
     old = restore(dataclasses.replace(new.spec, offsets=()), new.info)
     images = torch.zeros(1, 3, 64, 64)
@@ -128,7 +135,9 @@ def test_a_detector_shows_a_defect_where_it_is() -> None:
 def test_what_knows_its_place_is_laid_there(
     size: tuple[int, int], offset: float, onto: float
 ) -> None:
-    """Maps that hold the places of their own cells say, resampled, where the new cells lie (off the border)."""
+    """Maps that hold the places of their own cells say, resampled, where the new cells lie (off the
+    border).
+    """
     own = [(torch.arange(8, dtype=torch.float32) + 0.5 + offset) / 8] * 2
     maps = torch.stack(torch.meshgrid(*own, indexing="ij"))[None]
     found = resampled(maps, size, offset=offset, onto=onto)

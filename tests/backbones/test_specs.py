@@ -1,4 +1,6 @@
-"""Every alias stands for a model that timm has, and any other timm name works as well as an alias or says why not."""
+"""Every alias stands for a model that timm has, and any other timm name works as well as an alias
+or says why not.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +66,9 @@ def test_an_unknown_name_suggests_the_nearest(typed: str, meant: str) -> None:
 
 
 def assert_is_what_it_says(backbone: Backbone, features: Features, images: torch.Tensor) -> None:
-    """Layer l of a ViT is timm's residual stream after block l; of a CNN the last map of stride 2^(l+1)."""
+    """Layer l of a ViT is timm's residual stream after block l; of a CNN the last map of stride
+    2^(l+1).
+    """
     model: Any = backbone.model
     layers = backbone.check_layers(())
     if backbone.spec.kind == "vit":
@@ -111,7 +115,8 @@ def test_a_timm_name_works_without_any_setting(name: str) -> None:
     ],
 )  # fmt: skip
 def test_an_unusual_model_works_or_is_refused(name: str) -> None:
-    # Nothing between: no features that are not what the docstrings say, and no error of another kind.
+    # Nothing between: no features that are not what the docstrings say, and no error of another
+    # kind.
     try:
         backbone, features, images = any_model(name)
     except ConfigError:

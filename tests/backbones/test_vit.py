@@ -1,4 +1,6 @@
-"""The ViT surface: tokens as timm's, attention as softmax(qkᵀ/√d), patches that are dropped are really absent."""
+"""The ViT surface: tokens as timm's, attention as softmax(qkᵀ/√d), patches that are dropped are
+really absent.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +63,9 @@ ROTARY = ("dinov3", "eva02")
 
 
 def backbone_of(kind: str, *, antialias: bool = True) -> VitBackbone:
-    """A backbone with weights large enough for attention that is far from uniform and blocks that change much."""
+    """A backbone with weights large enough for attention that is far from uniform and blocks that
+    change much.
+    """
     generator = torch.Generator().manual_seed(len(kind))
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -125,7 +129,9 @@ def hooks_on(backbone: VitBackbone) -> int:
 
 
 def dinov3_angles(height: int, width: int, head_dim: int) -> Tensor:
-    """RoPE of DINOv3: coordinates in [-1, 1], periods 100^(2j / (d/2)), first the rows' angles, then the columns'."""
+    """RoPE of DINOv3: coordinates in [-1, 1], periods 100^(2j / (d/2)), first the rows' angles,
+    then the columns'.
+    """
     periods = [100 ** (2 * j / (head_dim / 2)) for j in range(head_dim // 4)]
     rows = []
     for y in range(height):
@@ -272,7 +278,9 @@ def test_positions_resized_without_antialiasing() -> None:
 
 
 def naive_pass(kind: str, backbone: VitBackbone, batch: Tensor, keep: Tensor) -> list[list[Tensor]]:
-    """Tokens T D after each block, for each picture on its own: positions first, then the kept patches alone."""
+    """Tokens T D after each block, for each picture on its own: positions first, then the kept
+    patches alone.
+    """
     model: Any = backbone.model
     per_image = []
     for image, kept in zip(batch, keep, strict=True):

@@ -40,7 +40,9 @@ def vit() -> nn.Module:
 
 
 def saved(model: nn.Module, path: Path, **changes: Tensor | None) -> dict[str, Tensor]:
-    """Writes the model's state with changes (None: left out) as safetensors; gives what was written."""
+    """Writes the model's state with changes (None: left out) as safetensors; gives what was
+    written.
+    """
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     for name, tensor in changes.items():
         state.pop(name, None)
@@ -335,7 +337,9 @@ def test_a_strange_description_is_an_error(values: dict[str, Any], said: str) ->
 def lightning(
     model: nn.Module, path: Path, prefixes: list[str], **more: Any
 ) -> list[dict[str, Tensor]]:
-    """A checkpoint of PyTorch Lightning: the model's state under each prefix, the later the larger; gives them."""
+    """A checkpoint of PyTorch Lightning: the model's state under each prefix, the later the larger;
+    gives them.
+    """
     states = []
     for number, _ in enumerate(prefixes):
         states.append({name: tensor + number for name, tensor in model.state_dict().items()})

@@ -749,7 +749,7 @@ def test_what_is_no_threshold(
     run: Run, part: Path, new: Path, tmp_path: Path, command: str, more: str, said: str
 ) -> None:
     place = (new,) if command == "predict" else ("-o", tmp_path / "x.blemish")
-    status, _, err = run(command, part, *place, more)
+    status, _, err = run(command, part, *place, *more.split())
     assert (status, said in err) == (2, True), err
     assert not (tmp_path / "x.blemish").exists()
 

@@ -1,4 +1,6 @@
-"""Data sets looked over: every picture and mask decoded, what is wrong told apart from what is only for notice."""
+"""Data sets looked over: every picture and mask decoded, what is wrong told apart from what is only
+for notice.
+"""
 
 from __future__ import annotations
 

@@ -44,7 +44,9 @@ def test_a_pixel_is_what_lies_under_its_centre(
 def test_masks_and_maps_stay_in_one_place(
     sides: tuple[int, int], boxed: bool, write: Write, tmp_path: Path
 ) -> None:
-    """The middle of discs and boxes, of masks and of the same drawn as maps, before and after both are resized."""
+    """The middle of discs and boxes, of masks and of the same drawn as maps, before and after both
+    are resized.
+    """
     side, new = sides
     random, missed = np.random.default_rng(0), []
     for number in range(12):
@@ -64,7 +66,8 @@ def test_masks_and_maps_stay_in_one_place(
         assert found is not None
         resized = cv2.resize(shape.astype(np.float32), (new, new), interpolation=cv2.INTER_LINEAR)
         missed.append([a - b for a, b in zip(middle(found), middle(resized), strict=True)])
-    # Where a centre lies between two pixels of the mask, the further one counts: half a pixel of the mask.
+    # Where a centre lies between two pixels of the mask, the further one counts: half a pixel of
+    # the mask.
     between = new / side / 2 if side % (2 * new) == 0 and not boxed else 0
     assert np.abs(np.mean(missed, axis=0) * new).max() < between + 0.1 + 0.2 * boxed * new / side
 

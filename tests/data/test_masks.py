@@ -52,7 +52,9 @@ KEPT = {
 
 @pytest.fixture
 def tree(tmp_path: Path, picture: Draw, write: Write) -> Callable[..., Path]:
-    """`tree(good, bad, mask)`: pictures and masks under names such as OK/{}.png; None = none of these."""
+    """`tree(good, bad, mask)`: pictures and masks under names such as OK/{}.png; None = none of
+    these.
+    """
 
     def make(
         good: str | None, bad: str | None, mask: str | None, *, root: Path | None = None

@@ -200,7 +200,9 @@ def test_free_memory_of_the_machine(tmp_path: Path) -> None:
 
 
 def test_free_memory_in_a_container_and_under_slurm(tmp_path: Path) -> None:
-    """cgroup v2: the tightest of the own group and those above it; a file cache that is idle counts as free."""
+    """cgroup v2: the tightest of the own group and those above it; a file cache that is idle counts
+    as free.
+    """
     files = {
         **MACHINE,
         "proc/self/cgroup": "0::/slurm/job_7/step_0\n",

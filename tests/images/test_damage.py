@@ -1,4 +1,6 @@
-"""Files that end early, hold too much or were hurt on the way: refused, wherever their format can tell."""
+"""Files that end early, hold too much or were hurt on the way: refused, wherever their format can
+tell.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,8 @@ def png(
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + before + coded + chunk(b"IEND", b"")
 
 
-# --- JPEG ------------------------------------------------------------------------------------------------------------
+# --- JPEG
+# ------------------------------------------------------------------------------------------------------------
 
 JPEGS = [
     {},
@@ -114,7 +117,8 @@ def test_a_jpeg_of_countless_scans():
     assert "scans; the limit is" in reason(data[:scan] + data[scan:-2] * 300 + b"\xff\xd9")
 
 
-# --- PNG -------------------------------------------------------------------------------------------------------------
+# --- PNG
+# -------------------------------------------------------------------------------------------------------------
 
 KINDS = (
     [(d, 0) for d in (1, 2, 4, 8, 16)]
@@ -175,7 +179,8 @@ def test_see_through_colours_of_a_palette(depth):
     ]
 
 
-# --- TIFF ------------------------------------------------------------------------------------------------------------
+# --- TIFF
+# ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg"])
@@ -214,7 +219,8 @@ def test_lengths_of_lzw():
             assert _lzw(data[start : start + size], expected + 1) == expected
 
 
-# --- BMP -------------------------------------------------------------------------------------------------------------
+# --- BMP
+# -------------------------------------------------------------------------------------------------------------
 
 
 def run_length_bmp(side: int, runs: bytes, bits: int = 8) -> bytes:
@@ -242,7 +248,8 @@ def test_a_run_length_bmp_takes_no_longer_than_its_bytes_allow():
     assert np.array_equal(found, np.stack([255 - expected, 2 * expected, expected], -1))
 
 
-# --- DICOM -----------------------------------------------------------------------------------------------------------
+# --- DICOM
+# -----------------------------------------------------------------------------------------------------------
 
 
 def dicom(values: np.ndarray, **attributes: object) -> bytes:

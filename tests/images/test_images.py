@@ -118,7 +118,8 @@ def pixels(source: object, **options: object) -> np.ndarray:
     return decode(source, **options).pixels
 
 
-# --- PGM and PPM -----------------------------------------------------------------------------------------------------
+# --- PGM and PPM
+# -----------------------------------------------------------------------------------------------------
 
 
 def pnm(values: np.ndarray, top: int, *, head: bytes = b"") -> bytes:
@@ -173,7 +174,8 @@ def test_what_follows_a_pgm_is_left_alone():
     assert np.array_equal(pixels(pnm(RGB, 255) + b"\n"), RGB)
 
 
-# --- Formats ---------------------------------------------------------------------------------------------------------
+# --- Formats
+# ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "WEBP"])
@@ -297,7 +299,8 @@ def test_multi_picture_jpeg_gives_its_primary_picture():
     assert np.array_equal(pixels(Image.open(io.BytesIO(file.getvalue()))), picture.pixels)
 
 
-# --- Depth and window ------------------------------------------------------------------------------------------------
+# --- Depth and window
+# ------------------------------------------------------------------------------------------------
 
 
 def test_16_bit_png_keeps_every_bit():
@@ -366,7 +369,9 @@ def test_tiff_alpha_straight_and_multiplied():
 
 
 def bands(count, depth, extra, *, kind="rgb", planar=False, values=None):
-    """A TIFF of so many bands, and the bands in [0, 1]; `extra`: its ExtraSamples, None = it has no such tag."""
+    """A TIFF of so many bands, and the bands in [0, 1]; `extra`: its ExtraSamples, None = it has no
+    such tag.
+    """
     full = np.dtype(depth).type(np.iinfo(depth).max)
     if values is None:
         values = np.random.default_rng(0).integers(40, 255, (6, 7, count)).astype(np.uint8)
@@ -615,7 +620,8 @@ def test_a_window_that_is_no_interval(window):
         decode(RGB, window=window)
 
 
-# --- Orientation -----------------------------------------------------------------------------------------------------
+# --- Orientation
+# -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -679,7 +685,8 @@ def test_corrupt_exif_does_not_break_decoding(block):
     assert np.array_equal(pixels(image), RGB)
 
 
-# --- Arrays, PIL images, masks ---------------------------------------------------------------------------------------
+# --- Arrays, PIL images, masks
+# ---------------------------------------------------------------------------------------
 
 
 def test_arrays():
@@ -829,7 +836,8 @@ def test_mask_has_the_same_limits_and_errors(tmp_path):
         decode_mask(tmp_path / "none.png")
 
 
-# --- Picture ---------------------------------------------------------------------------------------------------------
+# --- Picture
+# ---------------------------------------------------------------------------------------------------------
 
 
 def test_digest_tells_pixels_apart_not_files():
@@ -854,7 +862,8 @@ def test_uint8_and_float_round_trip(values):
     assert np.array_equal(again.as_uint8(), picture.pixels)
 
 
-# --- Limits and refusals ---------------------------------------------------------------------------------------------
+# --- Limits and refusals
+# ---------------------------------------------------------------------------------------------
 
 
 def test_limits_are_validated():
@@ -1000,7 +1009,8 @@ def test_paths_that_cannot_be_read(tmp_path, monkeypatch):
     assert reason(path) == "cannot be read (Permission denied)"
 
 
-# --- Truncated and damaged files -------------------------------------------------------------------------------------
+# --- Truncated and damaged files
+# -------------------------------------------------------------------------------------
 
 
 def complete_files() -> dict[str, bytes]:
@@ -1146,7 +1156,8 @@ def test_a_page_chain_that_loops_ends():
         assert np.array_equal(pixels(bytes(data)), RGB)
 
 
-# --- DICOM -----------------------------------------------------------------------------------------------------------
+# --- DICOM
+# -----------------------------------------------------------------------------------------------------------
 
 JPEG_LS = "1.2.840.10008.1.2.4.80"
 SECRETS = ["Doe^Jane", "SECRET-ID-4711", "19700131", "Hospital-of-Secrets"]
@@ -1389,7 +1400,8 @@ def test_dicom_needs_its_extra(monkeypatch):
         decode(data)
 
 
-# --- Around the edges ------------------------------------------------------------------------------------------------
+# --- Around the edges
+# ------------------------------------------------------------------------------------------------
 
 
 def test_threads_get_what_one_thread_gets():

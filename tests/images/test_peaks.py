@@ -1,4 +1,6 @@
-"""What a decode takes at its peak, as the system sees it; and that a few rows at a time give the same pixels."""
+"""What a decode takes at its peak, as the system sees it; and that a few rows at a time give the
+same pixels.
+"""
 
 from __future__ import annotations
 

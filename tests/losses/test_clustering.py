@@ -25,7 +25,9 @@ def _own_randomness() -> Any:
 
 
 def balanced(scores: Tensor, epsilon: float, iterations: int) -> np.ndarray:
-    """SwAV's algorithm as it is published: scale the sum of each prototype to 1/K, then of each picture to 1/B."""
+    """SwAV's algorithm as it is published: scale the sum of each prototype to 1/K, then of each
+    picture to 1/B.
+    """
     shares = np.exp(scores.double().numpy() / epsilon)
     count, prototypes = shares.shape
     shares /= shares.sum()
@@ -111,7 +113,8 @@ def test_multi_view_and_its_gradient_against_loops() -> None:
     np.testing.assert_allclose(logits.grad, slopes, rtol=1e-4, atol=1e-7)
 
 
-# Several processes, which threads stand for: each has to ask as often as the others, in the same order
+# Several processes, which threads stand for: each has to ask as often as the others, in the same
+# order
 
 
 class Group:

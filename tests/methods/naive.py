@@ -10,7 +10,8 @@ def upsampled(
 ) -> np.ndarray:
     """Bilinear, pixels being areas: h w … -> height width ….
 
-    The values lie `offset` of their cells right of and below the middle of these, the result `onto` of its own.
+    The values lie `offset` of their cells right of and below the middle of these, the result `onto`
+    of its own.
     """
 
     def neighbours(place: int, new: int, old: int) -> tuple[int, int, float]:

@@ -1,4 +1,6 @@
-"""Test-time adaptation: its formulas against naive loops in float64, and its rules on a model that is a bias."""
+"""Test-time adaptation: its formulas against naive loops in float64, and its rules on a model that
+is a bias.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ guarded = partial(EntropyAdapter, guarded=True)
 
 
 class Bias:
-    """A picture's entropies are its first pixels plus the bias of a norm; the pixel after them is its log-odds."""
+    """A picture's entropies are its first pixels plus the bias of a norm; the pixel after them is
+    its log-odds.
+    """
 
     def __init__(self, statistics: Tensor, chance: Tensor) -> None:
         self.reference = Reference()
@@ -408,7 +412,9 @@ def test_the_guard_looks_at_what_is_taken_for_normal() -> None:
 
 
 def test_without_the_guard_it_always_adapts() -> None:
-    """As published: to pictures like those of the training as well, and whether or not a step helps."""
+    """As published: to pictures like those of the training as well, and whether or not a step
+    helps.
+    """
     images = batch(0.0)
     steps = {}
     for guard in (True, False):

@@ -1,4 +1,6 @@
-"""AGPNet against its equations written out in loops, in float64; and the two ways in which it goes wrong unnoticed."""
+"""AGPNet against its equations written out in loops, in float64; and the two ways in which it goes
+wrong unnoticed.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ def backbone_of(name: str) -> Backbone:
 
 
 def agpnet(**settings: Any) -> AGPNet:
-    """The paper's recipe, small, and with weights of the decoder that make its attention far from uniform."""
+    """The paper's recipe, small, and with weights of the decoder that make its attention far from
+    uniform.
+    """
     config = replace(AGPNetConfig.paper(), **(TINY | settings))
     method = AGPNet(config, backbone_of(config.backbone)).eval()
     generator = torch.Generator().manual_seed(7)
@@ -129,7 +133,9 @@ def attention_of(x: np.ndarray, qkv: np.ndarray, heads: int, *, softmax: bool) -
 
 
 def decoded(method: AGPNet, features: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of features B N D: reconstructions B G N D, attention matrices B M L N N (M of them), the last hidden B N W."""
+    """Of features B N D: reconstructions B G N D, attention matrices B M L N N (M of them), the
+    last hidden B N W.
+    """
     config, state = (
         method.config,
         {name: f64(tensor) for name, tensor in method.decoder.state_dict().items()},
@@ -195,7 +201,9 @@ def distances(given: np.ndarray, targets: np.ndarray, loss: str) -> np.ndarray:
 
 
 def shrunk(values: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Bilinear with antialiasing, h w C -> height width C: a triangle as wide as the step, cut at the border."""
+    """Bilinear with antialiasing, h w C -> height width C: a triangle as wide as the step, cut at
+    the border.
+    """
 
     def taps(place: int, new: int, old: int) -> np.ndarray:
         step = old / new
@@ -602,7 +610,9 @@ def test_the_noise_is_gaussian_and_anew_each_time() -> None:
 
 @pytest.mark.parametrize("kind", ["attention", "shuffled"])
 def test_the_perturbation_lands_where_attention_is(kind: str) -> None:
-    """What guards against decorative attention: the guide of real encodings, and where F' departs from F."""
+    """What guards against decorative attention: the guide of real encodings, and where F' departs
+    from F.
+    """
     method = agpnet(feature_noise=kind, image_size=(128, 128))
     start(method)
     encoded = method.encode(pictures(16, height=128, width=128))
@@ -769,7 +779,9 @@ def test_the_losses_and_their_gradients(loss: str, spared: float, progress: floa
 
 
 def test_the_parameters_after_one_step() -> None:
-    """The last projection, linear in its weights: the gradient of eq. 7 by hand, then AdamW by hand."""
+    """The last projection, linear in its weights: the gradient of eq. 7 by hand, then AdamW by
+    hand.
+    """
     method = agpnet(feature_noise="none", image_noise="none", learning_rate=3e-3, weight_decay=0.1)
     batch = batch_of(method, pictures())
     targets = f64(batch.features["targets"])[:, 0]
@@ -785,7 +797,8 @@ def test_the_parameters_after_one_step() -> None:
     optimizer.step()
 
     def stepped(value: np.ndarray, gradient: np.ndarray) -> np.ndarray:
-        # At the first step both averages, corrected for their start at 0, are the gradient and its square.
+        # At the first step both averages, corrected for their start at 0, are the gradient and its
+        # square.
         return np.asarray(value * (1 - 3e-3 * 0.1) - 3e-3 * gradient / (np.abs(gradient) + 1e-8))
 
     for got, value, gradient in (
@@ -803,7 +816,9 @@ def test_the_parameters_after_one_step() -> None:
 
 @pytest.mark.parametrize("backbone", ["test_vit", "test_resnet"])
 def test_the_limit_of_the_gradients_grows_with_the_loss(backbone: str) -> None:
-    """A loss that adds up the channels has gradients as many times as large as one that averages them."""
+    """A loss that adds up the channels has gradients as many times as large as one that averages
+    them.
+    """
     size: dict[str, Any] = {"backbone": backbone, "image_size": (64, 96), "layers": (2, 3)}
     quiet: dict[str, Any] = {"feature_noise": "none", "image_noise": "none"}
     method, cosine = agpnet(**size, **quiet), agpnet(**size, **quiet, loss="cosine")
@@ -919,8 +934,10 @@ def test_the_published_size() -> None:
 
 
 def test_without_noise_a_defect_is_given_back() -> None:
-    """Each place has a look of its own; the defect is a place that looks like another one. What is left of a place
-    under noise as strong as this does not tell, so that a decoder has to learn what belongs there."""
+    """Each place has a look of its own; the defect is a place that looks like another one. What is
+    left of a place under noise as strong as this does not tell, so that a decoder has to learn what
+    belongs there.
+    """
     looks = torch.randn(12, 64)
     normal = looks + 0.1 * torch.randn(8, 12, 64)
     defect = looks + 0.1 * torch.randn(16, 12, 64)

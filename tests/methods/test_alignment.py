@@ -1,4 +1,6 @@
-"""Alignment of features: its formulas against naive loops in float64, and its rules on a tiny ViT with registers."""
+"""Alignment of features: its formulas against naive loops in float64, and its rules on a tiny ViT
+with registers.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,9 @@ def tiny() -> VitBackbone:
 
 
 def pictures(count: int, seed: int, shift: float = 0.0) -> Tensor:
-    """Noise, each picture of its own brightness and contrast; shifted, all are brighter and have more contrast."""
+    """Noise, each picture of its own brightness and contrast; shifted, all are brighter and have
+    more contrast.
+    """
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(count, 3, SIDE, SIDE, generator=generator)
     bright, strong = torch.randn(2, count, 3, 1, 1, generator=generator) * 0.2
@@ -59,10 +63,11 @@ def pictures(count: int, seed: int, shift: float = 0.0) -> Tensor:
 
 
 class Small:
-    """Looks at pictures in squares of these sides, and scores what is in the patches after the last block.
+    """Looks at pictures in squares of these sides, and scores what is in the patches after the last
+    block.
 
-    `put_out` and `handed_on` are of the last call, for every block of every size: tokens B T D as the block put them
-    out, and as they went on.
+    `put_out` and `handed_on` are of the last call, for every block of every size: tokens B T D as
+    the block put them out, and as they went on.
     """
 
     def __init__(self, *sides: int) -> None:
@@ -287,7 +292,9 @@ def test_brought_back_all_the_way_the_moments_are_the_usual_ones() -> None:
     ("shift", "least", "most"), [(0.3, 0.1, 0.9), (1.0, 0.9, 0.99), (50.0, 0.999, 1.0)]
 )
 def test_how_far_they_are_brought_back(shift: float, least: float, most: float) -> None:
-    """By 1 − limit / drift of the way; so limit / drift of it is left, which is next to nothing for large shifts."""
+    """By 1 − limit / drift of the way; so limit / drift of it is left, which is next to nothing for
+    large shifts.
+    """
     model = Small()
     result = aligner(model).score(pictures(12, 1, shift))
     assert (result.adapted, result.note) == (True, "")
@@ -311,7 +318,9 @@ def test_how_far_they_are_brought_back(shift: float, least: float, most: float) 
 @pytest.mark.parametrize("sides", [(16,), (16, 12)])
 @pytest.mark.parametrize("mode", ["episodic", "online"])
 def test_tokens_by_hand(mode: Mode, sides: tuple[int, ...]) -> None:
-    """Of several batches, in several sizes: online, after about 64 pictures the oldest are forgotten."""
+    """Of several batches, in several sizes: online, after about 64 pictures the oldest are
+    forgotten.
+    """
     model = Small(*sides)
     adapter = aligner(model, mode)
     remembered: dict[int, tuple[np.ndarray, float]] = {}

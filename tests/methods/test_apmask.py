@@ -1,4 +1,6 @@
-"""APMask: a whole step against naive loops in float64, its masks, views, teacher and signs of health."""
+"""APMask: a whole step against naive loops in float64, its masks, views, teacher and signs of
+health.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +62,9 @@ def _sharp() -> VitBackbone:
 
 
 def sharp() -> VitBackbone:
-    """A backbone whose [CLS] token looks at some patches more than at others: with random weights it hardly does."""
+    """A backbone whose [CLS] token looks at some patches more than at others: with random weights
+    it hardly does.
+    """
     return copy.deepcopy(_sharp())
 
 
@@ -138,8 +142,9 @@ def unit(x: Tensor) -> Tensor:
 def encoded(
     weights: Weights, picture: Tensor, kept: list[int] | None = None
 ) -> tuple[Tensor, list[float]]:
-    """The final [CLS] token D of a picture 3 H W, and the last block's attention to each patch, of sum 1 in each of 2
-    heads, whose mean it is."""
+    """The final [CLS] token D of a picture 3 H W, and the last block's attention to each patch, of
+    sum 1 in each of 2 heads, whose mean it is.
+    """
     side, name = picture.shape[1] // PATCH, "backbone.model"
     table = weights[f"{name}.pos_embed"][0]
     square = table[1:].T.reshape(1, -1, 10, 10)
@@ -315,7 +320,8 @@ def test_a_whole_step_against_loops(
             moved = torch.stack([unit(row) for row in moved])
         got = parameter.detach().double()
         torch.testing.assert_close(got[known], moved[known], rtol=1e-5, atol=1e-3 * rate)
-        # The keys' bias has no effect; and few of the positions lie where such small pictures read them.
+        # The keys' bias has no effect; and few of the positions lie where such small pictures read
+        # them.
         least = {"pos_embed": 0.01, "bias": 0.3}.get(name.rsplit(".", 1)[-1], 0.5)
         assert known.double().mean() > least, name
         after[name] = got
@@ -444,7 +450,9 @@ def test_a_block_lies_together(grid: tuple[int, int]) -> None:
     ("size", "fine"), [((7, 9), 3), ((12, 14), 2), ((20, 24), 1), ((30, 40), 1)]
 )
 def test_a_crop_against_loops(size: tuple[int, int], fine: int) -> None:
-    """The mean of as many points of a pixel, along each side, as it covers pixels of the picture at most."""
+    """The mean of as many points of a pixel, along each side, as it covers pixels of the picture at
+    most.
+    """
     pixels = torch.rand(3, 3, 20, 24)
     draws = torch.rand(5, 3)
     draws[4] = torch.tensor([0.2, 0.8, 0.4])
@@ -479,7 +487,9 @@ def bilinear(part: Tensor, y: float, x: float) -> Tensor:
 
 
 def test_a_fine_pattern_does_not_alias_in_a_small_crop() -> None:
-    """Stripes of one pixel are grey when shrunk; read at single points they would be black and white bands."""
+    """Stripes of one pixel are grey when shrunk; read at single points they would be black and
+    white bands.
+    """
     stripes = (torch.arange(512) % 2).float().expand(4, 3, 512, 512).contiguous()
     for size in ((224, 224), (96, 96)):
         made = cropped(stripes, size, (1.0, 1.0), torch.rand(5, 4))
@@ -488,7 +498,9 @@ def test_a_fine_pattern_does_not_alias_in_a_small_crop() -> None:
 
 @pytest.mark.parametrize("recipe", APMaskConfig.recipes())
 def test_no_view_is_enlarged(recipe: str) -> None:
-    """What is decoded is as large as the smallest crop needs (the papers crop from 700 to 1,024 pixels)."""
+    """What is decoded is as large as the smallest crop needs (the papers crop from 700 to 1,024
+    pixels).
+    """
     config = APMaskConfig.recipes()[recipe]()
     for size, least in ((config.image_size, 0.4), (config.local_size, 0.05)):
         assert config.picture_size * math.sqrt(least * 3 / 4) >= size

@@ -1,4 +1,6 @@
-"""ATAC-Net against its equations written out in loops, in float64; the crop where it degenerates; that it learns."""
+"""ATAC-Net against its equations written out in loops, in float64; the crop where it degenerates;
+that it learns.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,9 @@ def backbone_of(name: str) -> Backbone:
 
 
 def atacnet(*, fitted: bool = True, **settings: Any) -> AtacNet:
-    """The paper's setting, small, with weights and statistics that make attention and saliency far from flat."""
+    """The paper's setting, small, with weights and statistics that make attention and saliency far
+    from flat.
+    """
     config = AtacNetConfig(**(TINY | settings))
     method = AtacNet(config, copy.deepcopy(backbone_of(config.backbone))).eval()
     if method.attention is not None:
@@ -93,7 +97,9 @@ def pictures(count: int = 2, seed: int = 0, height: int = HEIGHT, width: int = W
 def batch_of(
     count: int = 8, *, labelled: bool = True, seed: int = 0, side: int = 64
 ) -> TrainingBatch:
-    """Normal pictures are dim; labelled defects, half of the rows and mixed among them, have stripes."""
+    """Normal pictures are dim; labelled defects, half of the rows and mixed among them, have
+    stripes.
+    """
     images = pictures(count, seed, side, side) * 0.3
     if not labelled:
         return TrainingBatch(images, {})
@@ -156,7 +162,9 @@ def box_of(saliency: np.ndarray, active: float, padding: float, offset: float = 
 
 
 def read(values: np.ndarray, y: float, x: float) -> float:
-    """Bilinear at fractions of the sides, pixels being areas; beyond the outermost centres, the outermost pixels."""
+    """Bilinear at fractions of the sides, pixels being areas; beyond the outermost centres, the
+    outermost pixels.
+    """
     height, width = values.shape
     row, column = min(max(y * height - 0.5, 0), height - 1), min(max(x * width - 0.5, 0), width - 1)
     top, left = int(row), int(column)
@@ -176,7 +184,9 @@ def top(values: np.ndarray, share: float) -> float:
 
 
 def saliencies() -> Tensor:
-    """Of 5×7 cells: random, of few cells, one cell in the middle and in each corner, nothing, everything."""
+    """Of 5×7 cells: random, of few cells, one cell in the middle and in each corner, nothing,
+    everything.
+    """
     rows = list(torch.rand(6, 5, 7))
     for few in torch.rand(6, 5, 7):
         rows.append(torch.where(few > 0.9, few, 0.0))

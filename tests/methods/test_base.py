@@ -1,4 +1,6 @@
-"""What all methods share: the config's ranges, smoothing, the top mean, and state that goes out and comes back."""
+"""What all methods share: the config's ranges, smoothing, the top mean, and state that goes out and
+comes back.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,8 @@ def test_smooth_is_the_gaussian_filter(shape: tuple[int, int], fraction: float) 
 
 
 def test_smooth_by_the_equation() -> None:
-    # One row: the weights exp(-d²/2σ²), normalised; beyond the border the row is mirrored about its first value.
+    # One row: the weights exp(-d²/2σ²), normalised; beyond the border the row is mirrored about its
+    # first value.
     row = torch.tensor([5.0, 1.0, 0.0, 2.0, 0.0, 3.0, 1.0, 1.0, 4.0, 0.0])
     sigma, radius = 1.0, 3
     weights = {d: np.exp(-0.5 * (d / sigma) ** 2) for d in range(-radius, radius + 1)}
@@ -47,7 +50,8 @@ def test_smooth_by_the_equation() -> None:
         reflected = [abs(i + d) if i + d < 10 else 18 - (i + d) for d in weights]
         values = row.numpy()[reflected].astype(np.float64)
         expected.append(float((values * list(weights.values())).sum() / sum(weights.values())))
-    # Columns are constant, so that smoothing along them changes nothing; fraction of the longer side: σ = 0.1 × 10.
+    # Columns are constant, so that smoothing along them changes nothing; fraction of the longer
+    # side: σ = 0.1 × 10.
     got = smooth(row.expand(1, 1, 10, 10), 0.1)[0, 0]
     np.testing.assert_allclose(got.numpy(), np.tile(expected, (10, 1)), atol=1e-5)
 

@@ -1,4 +1,6 @@
-"""The coreset against the plain greedy loop, and the streaming collectors against what they promise."""
+"""The coreset against the plain greedy loop, and the streaming collectors against what they
+promise.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ def clustered_points(n: int, dim: int, clusters: int, seed: int = 0) -> Tensor:
 
 
 def greedy(features: Tensor, count: int) -> tuple[list[int], float]:
-    """Algorithm 1 of PatchCore, one point after the other, in float64; from the point nearest to the mean."""
+    """Algorithm 1 of PatchCore, one point after the other, in float64; from the point nearest to
+    the mean.
+    """
     points = features.double().numpy()
     chosen = [int(np.linalg.norm(points - points.mean(0), axis=1).argmin())]
     distance = np.linalg.norm(points - points[chosen[0]], axis=1)
@@ -46,7 +50,9 @@ def greedy(features: Tensor, count: int) -> tuple[list[int], float]:
 
 
 def shortfall(features: Tensor, chosen: list[int]) -> float:
-    """By how much any chosen point was nearer to those before it than the farthest point was; 0 for a greedy order."""
+    """By how much any chosen point was nearer to those before it than the farthest point was; 0 for
+    a greedy order.
+    """
     points = features.double().numpy()
     distance = np.linalg.norm(points - points[chosen[0]], axis=1)
     worst = 0.0
@@ -92,7 +98,8 @@ def test_blocks_change_nothing(block: int, chunk: int, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("block", [8, 1024])
 def test_clusters(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Distances inside a cluster are near the rounding of the squared ones, so that the order there may differ.
+    # Distances inside a cluster are near the rounding of the squared ones, so that the order there
+    # may differ.
     monkeypatch.setattr(coreset, "_BLOCK", block)
     features = clustered_points(3000, 12, clusters=40)
     expected, _ = greedy(features, 40)
@@ -143,7 +150,9 @@ def test_one_centre_is_the_point_nearest_to_the_mean() -> None:
 def in_chunks(
     collector: StreamingCoreset | StreamingSample, features: Tensor, sizes: tuple[int, ...]
 ) -> int:
-    """Adds everything in chunks of these sizes, in turn, owner = row number; the most that was ever held."""
+    """Adds everything in chunks of these sizes, in turn, owner = row number; the most that was ever
+    held.
+    """
     start = turn = largest = 0
     while start < len(features):
         end = min(start + sizes[turn % len(sizes)], len(features))
@@ -240,7 +249,8 @@ def test_a_sample_of_a_short_stream_is_the_stream() -> None:
 
 
 def test_a_sample_is_uniform_over_its_owners() -> None:
-    # Owners of very different sizes, early and late in the stream: the counts are hypergeometric around size × share.
+    # Owners of very different sizes, early and late in the stream: the counts are hypergeometric
+    # around size × share.
     random = np.random.default_rng(0)
     sizes = random.integers(50, 800, 40)
     sample = StreamingSample(2000, 1, seed=7)

@@ -1,4 +1,6 @@
-"""The guided method: its parts against naive loops in float64, its guidance, its sizes, and its training end to end."""
+"""The guided method: its parts against naive loops in float64, its guidance, its sizes, and its
+training end to end.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +73,9 @@ def _small_head() -> Iterator[None]:
 
 
 def sharp(name: str = "test_vit", **options: Any) -> Backbone:
-    """A backbone whose [CLS] token looks at some patches more than at others: with random weights it hardly does."""
+    """A backbone whose [CLS] token looks at some patches more than at others: with random weights
+    it hardly does.
+    """
     backbone = build(name, **{"weights": "random", "seed": 3, **options})
     with torch.no_grad():
         for block in backbone.model.blocks:  # type: ignore[union-attr]
@@ -107,7 +111,9 @@ def batch_of(method: Guided, images: Tensor) -> TrainingBatch:
 
 
 def train(method: Guided, batch: TrainingBatch, steps: int) -> list[float]:
-    """What the engine does, without anything around it and with the same draws in every step: the losses."""
+    """What the engine does, without anything around it and with the same draws in every step: the
+    losses.
+    """
     method.start_training(batch)
     optimizer = method.optimizer()
     rates = [group["lr"] for group in optimizer.param_groups]
@@ -341,7 +347,9 @@ def test_the_loss_of_a_step(
 def test_a_normal_picture_and_its_twin_differ_only_where_something_was_pasted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Or the two could be told apart without any anomaly, as by values beyond white in one of them only."""
+    """Or the two could be told apart without any anomaly, as by values beyond white in one of them
+    only.
+    """
     method = guided(augment=True)
     images = pictures(8)
     images[::2] = images[::2] * 0.1 + 0.9  # close to white, which augmentation makes brighter still
@@ -931,7 +939,9 @@ def test_the_bank_is_judged_by_some_pictures_evenly_from_all(
 
 @pytest.mark.parametrize("size", [64, 300])
 def test_batches_of_any_size_are_summarised(size: int) -> None:
-    """Also ones of more pictures than are wanted, and fewer than announced, as where pictures are broken."""
+    """Also ones of more pictures than are wanted, and fewer than announced, as where pictures are
+    broken.
+    """
     method, images = guided(bank_size=20), pictures(size)
     method.summarise(lambda: batches(images, size), len(images) + 10, silent)
     assert method.reference.moments.numel() > 0
@@ -972,7 +982,9 @@ def test_a_single_picture_says_nothing_of_its_kind() -> None:
 
 @pytest.mark.parametrize("score", ["class", "both"])
 def test_where_the_class_is_read_figures_show_what_the_projection_head_takes(score: str) -> None:
-    """The final [CLS] token of the encoder as it was trained, not features that training left alone."""
+    """The final [CLS] token of the encoder as it was trained, not features that training left
+    alone.
+    """
     method = guided(scales=(32, 48), score=score)
     images = pictures(3, side=48)
     norm = method.backbone.model.norm
@@ -1013,7 +1025,9 @@ def test_where_the_map_is_the_score_figures_show_the_features_where_it_is_high(
 
 
 def described(method: Guided, images: Tensor) -> np.ndarray:
-    """B N D: the mean of the layers, each normalised, then of the neighbours that there are; of unit length."""
+    """B N D: the mean of the layers, each normalised, then of the neighbours that there are; of
+    unit length.
+    """
     seen = method.backbone(images, method.map_layers)
     grid = seen.grids[0]
     result = np.zeros((len(images), *grid, 64))
@@ -1206,7 +1220,9 @@ def test_it_learns_in_one_size_and_scores_in_another(
 
 
 def test_turned_pictures_are_in_the_bank(picture: Part) -> None:
-    """As every training picture is learned at every angle; or turned ones are far from all that is known."""
+    """As every training picture is learned at every angle; or turned ones are far from all that is
+    known.
+    """
     options: dict[str, Any] = {
         **FIT,
         "min_steps": 1,

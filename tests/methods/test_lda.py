@@ -1,4 +1,6 @@
-"""What labelled defects teach a normality detector: the formulas in float64 loops, and what must not change."""
+"""What labelled defects teach a normality detector: the formulas in float64 loops, and what must
+not change.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ def images(count: int = 6, seed: int = 0) -> Tensor:
 
 
 def masks(count: int) -> Tensor:
-    """At a quarter of the sides: a corner, what is not known, nowhere, parts of places; then these again."""
+    """At a quarter of the sides: a corner, what is not known, nowhere, parts of places; then these
+    again.
+    """
     kinds = torch.zeros(4, 16, 16)
     kinds[0, :5, 9:] = 1
     kinds[1] = torch.nan
@@ -85,7 +89,9 @@ def teach(method: Lda, *defects: Tensor | None) -> None:
 
 
 def pooled(values: Floats, grid: tuple[int, int], offset: float) -> Floats:
-    """The mean around each place of h w values that the grid divides; `offset`: of its places, in cells."""
+    """The mean around each place of h w values that the grid divides; `offset`: of its places, in
+    cells.
+    """
     high, wide = values.shape[0] // grid[0], values.shape[1] // grid[1]
     values = upsampled(values, *values.shape, onto=offset * high)
     result = np.empty(grid)
@@ -265,7 +271,9 @@ def test_scores_and_maps_are_the_formulas(case: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("known", [0, 3])
 def test_a_good_picture_scores_as_it_came_and_not_as_it_was_turned(known: int) -> None:
-    """Of the copies of a picture the first is the plain one: that is what a new picture is to be compared with."""
+    """Of the copies of a picture the first is the plain one: that is what a new picture is to be
+    compared with.
+    """
     method = taught(copies=3, known=known)
     plain = Batch(images(6 * 3)[::3], torch.arange(6))
     with torch.inference_mode():
@@ -322,7 +330,9 @@ def test_with_many_pictures_leaving_out_is_nearly_to_learn_anew_without() -> Non
 
 
 def test_good_pictures_are_no_more_like_the_defects_than_new_ones() -> None:
-    """Judged by a discriminant that knows them, they would look like nothing else: D is far above n."""
+    """Judged by a discriminant that knows them, they would look like nothing else: D is far above
+    n.
+    """
     method = taught(count=24, known=3, shrinkage=0.2)
     good, new = Batch(images(24), torch.arange(24)), images(24, seed=11)
     discriminant, scale = method.discriminant, method.discriminant.unit

@@ -1,4 +1,6 @@
-"""Memory banks: features against a loop, scores against the nearest patch by hand, leave-one-out against refitting."""
+"""Memory banks: features against a loop, scores against the nearest patch by hand, leave-one-out
+against refitting.
+"""
 
 from __future__ import annotations
 
@@ -308,7 +310,9 @@ def test_defaults() -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_an_extended_sample_holds_old_patches_by_how_many_were_seen(seed: int) -> None:
-    """A bank of 64 of 30 pictures' 480 patches, and 6 more pictures: a sixth of it is new, 10.7 ± 3."""
+    """A bank of 64 of 30 pictures' 480 patches, and 6 more pictures: a sixth of it is new, 10.7 ±
+    3.
+    """
     method = Knn(
         KnnConfig(backbone="test_vit", layers=(2, 4), bank_size=64, seed=seed),
         backbone_of("test_vit"),

@@ -107,7 +107,8 @@ def test_best_f1_separates_the_closest_and_the_largest_scores(pair: tuple[float,
 
 
 def test_best_f1_takes_the_highest_of_equally_good_thresholds() -> None:
-    # Above 3: precision 1, recall 1/2; above everything but 0: precision 1/2, recall 1. Both F1 2/3.
+    # Above 3: precision 1, recall 1/2; above everything but 0: precision 1/2, recall 1. Both F1
+    # 2/3.
     assert best_f1([4.0, 2.0, 2.0, 2.0, 0.0], [1, 1, 0, 0, 0]) == (pytest.approx(2 / 3), 3.0)
 
 

@@ -19,7 +19,9 @@ LIMITS = [0.05, 0.3, 1.0]
 
 
 def naive(maps: Maps, masks: Masks, limit: float) -> tuple[float, float]:
-    """(pixel AUROC, AUPRO) from the definition: both curves at every distinct threshold, then the trapezoid rule."""
+    """(pixel AUROC, AUPRO) from the definition: both curves at every distinct threshold, then the
+    trapezoid rule.
+    """
     filled = [
         np.zeros(m.shape, dtype=bool) if mask is None else mask
         for m, mask in zip(maps, masks, strict=True)
@@ -149,21 +151,24 @@ def test_values_that_can_be_worked_out_by_hand() -> None:
     spots = ADVERSARIAL["perfect"][1]
     assert exact(*ADVERSARIAL["perfect"]) == PixelResult(1.0, 1.0)
     assert exact(*ADVERSARIAL["inverted"]) == PixelResult(0.0, 0.0)
-    # One tie of everything: the diagonal from (0, 0) to (1, 1), whose mean up to the limit is half the limit.
+    # One tie of everything: the diagonal from (0, 0) to (1, 1), whose mean up to the limit is half
+    # the limit.
     constant = exact([f32(np.zeros((5, 5)))], spots)
     assert (constant.pixel_auroc, constant.aupro) == (0.5, pytest.approx(0.15, abs=1e-15))
 
 
 def test_the_limit_exactly_at_a_curve_point() -> None:
-    # By falling score: a normal, the whole one-pixel defect, three normals. FPR is 1/4 when the overlap jumps to 1.
+    # By falling score: a normal, the whole one-pixel defect, three normals. FPR is 1/4 when the
+    # overlap jumps to 1.
     scores, mask = f32([[5, 4, 3, 2, 1]]), mask_of(".#...")
     assert exact([scores], [mask], 0.25).aupro == 0.0
     assert exact([scores], [mask], 0.5).aupro == pytest.approx(0.5, abs=1e-15)
 
 
 def test_corners_join_a_region() -> None:
-    # Joined: one region of which half is found at once. Parted, the lone pixels would average to the same, so that the
-    # third, separate one tells them apart: (1/2 + 0) / 2 against (1 + 0 + 0) / 3 before the first normal pixel.
+    # Joined: one region of which half is found at once. Parted, the lone pixels would average to
+    # the same, so that the third, separate one tells them apart: (1/2 + 0) / 2 against (1 + 0 + 0)
+    # / 3 before the first normal pixel.
     scores, mask = f32([[9, 5, 5, 5], [5, 1, 5, 1]]), mask_of("#...", ".#.#")
     assert exact([scores], [mask], 0.3).aupro == pytest.approx(0.25, abs=1e-15)
 
@@ -289,7 +294,8 @@ def test_the_bound_is_attained_by_the_worst_order_in_a_bin(worst: int) -> None:
         == pytest.approx(abs(truth.pixel_auroc - result.pixel_auroc), abs=1e-15)
         == 0.5
     )
-    # The diagonal gives 0.15 up to a limit of 0.3: one order raises it to 1, the other lowers it to 0.
+    # The diagonal gives 0.15 up to a limit of 0.3: one order raises it to 1, the other lowers it to
+    # 0.
     assert result.aupro_error == pytest.approx(0.85, abs=1e-12)
     assert abs(truth.aupro - result.aupro) == pytest.approx(0.85 if worst == 1 else 0.15, abs=1e-12)
 

@@ -38,7 +38,8 @@ from blemish.images import decode
 from blemish.losses.clustering import sinkhorn
 from blemish.training import distributed, train
 
-# Importing torch takes longer than all that is tested here: done once, in a process that the others are forked from.
+# Importing torch takes longer than all that is tested here: done once, in a process that the others
+# are forked from.
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["blemish.detector.fit"])
 
@@ -62,7 +63,9 @@ def start(
 def together(
     results: list[Path], config: Any, *, interrupt_at: int | None = None, **options: Any
 ) -> list[int | None]:
-    """The exit statuses of processes that train together, as torchrun would start (and interrupt) them."""
+    """The exit statuses of processes that train together, as torchrun would start (and interrupt)
+    them.
+    """
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         port = one.getsockname()[1]

@@ -159,7 +159,9 @@ def train_apart(
     pause: float,
     options: Mapping[str, Any],
 ) -> None:
-    """Train in a process of its own, with a checkpoint after every step, on ten pictures and a broken one."""
+    """Train in a process of its own, with a checkpoint after every step, on ten pictures and a
+    broken one.
+    """
     os.environ.update(environment)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     loop.BETWEEN_CHECKPOINTS = 0.0
@@ -194,7 +196,9 @@ def fit_apart(
     pause: float,
     options: Mapping[str, Any],
 ) -> None:
-    """Fit `guided` in a process of its own on eight pictures, and note what balances its pre-training's targets."""
+    """Fit `guided` in a process of its own on eight pictures, and note what balances its
+    pre-training's targets.
+    """
     os.environ.update(environment)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     balance, seen = apmask.sinkhorn, []
@@ -256,10 +260,11 @@ def fit_defects_apart(
     pause: float,
     options: Mapping[str, Any],
 ) -> None:
-    """Fit `atacnet` in a process of its own, and note the labels that a step is given (−1: none) and
-    those that it learns from.
+    """Fit `atacnet` in a process of its own, and note the labels that a step is given (−1: none)
+    and those that it learns from.
 
-    Args: told: "defects": how many pictures after the nine good ones are; "stop_at": Ctrl-C comes during this step.
+    Args: told: "defects": how many pictures after the nine good ones are; "stop_at": Ctrl-C comes
+    during this step.
     """
     os.environ.update(environment)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))

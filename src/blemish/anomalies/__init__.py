@@ -63,9 +63,10 @@ def simulate_batch(
 ) -> list[Synthetic]:
     """An anomaly in every picture of a batch.
 
-    Picture i is worked on with `np.random.default_rng(seeds[i])`, from which come first one of the simulators, evenly,
-    then the second picture: another of the batch, or the picture itself mirrored left to right where it is the only
-    one. So the result depends on the batch and the seeds, but not on the number of threads.
+    Picture i is worked on with `np.random.default_rng(seeds[i])`, from which come first one of the
+    simulators, evenly, then the second picture: another of the batch, or the picture itself
+    mirrored left to right where it is the only one. So the result depends on the batch and the
+    seeds, but not on the number of threads.
 
     Args:
         images: float B H W C in [0, 1]; not changed.

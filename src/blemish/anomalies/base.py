@@ -62,17 +62,20 @@ class Simulator(ABC):
     ) -> Synthetic:
         """`image` with an anomaly; outside of what was pasted, `image` clipped to [0, 1].
 
-        What cannot be seen (nowhere in the mask a change of more than one grey level of 8 bits, as where black is
-        pasted on black) is drawn again, up to 8 times in all. Then (a constant picture, say) the brightness of a
-        rectangle of 0.1-0.4 of each side goes 0.2-0.5 of the way to the farther end of [0, 1], so that training never
-        stalls; the rectangle lies where attention draws it if the simulator needs attention, else anywhere.
+        What cannot be seen (nowhere in the mask a change of more than one grey level of 8 bits, as
+        where black is pasted on black) is drawn again, up to 8 times in all. Then (a constant
+        picture, say) the brightness of a rectangle of 0.1-0.4 of each side goes 0.2-0.5 of the way
+        to the farther end of [0, 1], so that training never stalls; the rectangle lies where
+        attention draws it if the simulator needs attention, else anywhere.
 
         Args:
             image: float H W C in [0, 1], H, W >= 8, C >= 1; it is not changed.
             rng: all that is random comes from here.
             other: another normal picture, of the same size; ignored by those that need none.
-            attention: h w on any grid, non-negative, with a positive sum; ignored by those that need none.
-        Raises: ConfigError for arrays of the wrong shape or type, or a needed `other` or `attention` that is missing.
+            attention: h w on any grid, non-negative, with a positive sum; ignored by those that
+                need none.
+        Raises: ConfigError for arrays of the wrong shape or type, or a needed `other` or
+        `attention` that is missing.
         """
         target = _picture("image", image)
         second, guide = target, np.ones((1, 1))
@@ -103,7 +106,8 @@ class Simulator(ABC):
         """One try, which may turn out invisible.
 
         Args:
-            target, other: float32 H W C in [0, 1], not to be changed; the same picture where no other is needed.
+            target, other: float32 H W C in [0, 1], not to be changed; the same picture where no
+                other is needed.
             attention: h w; flat where none is needed.
         """
 
@@ -116,10 +120,11 @@ def plain(image: np.ndarray, mask: np.ndarray, kind: int = 1) -> Synthetic:
 def place_probability(attention: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """The probability of every pixel to be the centre of a cut or a paste: float64 H W, sum 1.
 
-    Attention h w, brought to `size` (H, W) bilinearly (averaged over areas first along a side that shrinks, which would
-    otherwise lose peaks) and normalised.
+    Attention h w, brought to `size` (H, W) bilinearly (averaged over areas first along a side that
+    shrinks, which would otherwise lose peaks) and normalised.
 
-    Raises: ConfigError unless attention is two-dimensional, finite, non-negative and somewhere positive.
+    Raises: ConfigError unless attention is two-dimensional, finite, non-negative and somewhere
+    positive.
     """
     given = np.asarray(attention)
     if given.ndim != 2 or given.size == 0:
@@ -140,7 +145,9 @@ def place_probability(attention: np.ndarray, size: tuple[int, int]) -> np.ndarra
 def draw_places(
     attention: np.ndarray, size: tuple[int, int], rng: np.random.Generator, count: int
 ) -> list[tuple[int, int]]:
-    """`count` pixels (row, column) of a picture of `size` (H, W), independently from `place_probability`."""
+    """`count` pixels (row, column) of a picture of `size` (H, W), independently from
+    `place_probability`.
+    """
     cumulative = place_probability(attention, size).ravel().cumsum()
     # Right of equal values: where the probability is zero nothing is drawn.
     drawn = np.searchsorted(cumulative, rng.random(count) * cumulative[-1], side="right")

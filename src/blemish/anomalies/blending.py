@@ -27,12 +27,13 @@ from blemish.errors import ConfigError
 class FPI(Simulator):
     """Convex interpolation with the same place of another picture; the label is the other's share.
 
-    Tan, Hou, Batten, Qiu, Kainz 2020, "Detecting Outliers with Foreign Patch Interpolation"; the defaults are the
-    published ones. The centre lies evenly within the middle 80 % of each side; what leaves the picture is clipped.
+    Tan, Hou, Batten, Qiu, Kainz 2020, "Detecting Outliers with Foreign Patch Interpolation"; the
+    defaults are the published ones. The centre lies evenly within the middle 80 % of each side;
+    what leaves the picture is clipped.
 
     Attributes:
-        sides: share of the picture's height, and the same of its width (a square of a square picture), drawn evenly
-            between the two; in (0, 1].
+        sides: share of the picture's height, and the same of its width (a square of a square
+            picture), drawn evenly between the two; in (0, 1].
         factor: share of the other picture, drawn evenly between the two; in [0, 1].
     Raises: ConfigError for a value out of range.
     """
@@ -74,11 +75,13 @@ class FPI(Simulator):
 
 @dataclass(frozen=True, kw_only=True)
 class PII(FPI):
-    """Poisson interpolation with the same place of another picture; the label is the other's share α.
+    """Poisson interpolation with the same place of another picture; the label is the other's share
+    α.
 
-    Tan, Hou, Day, Simpson, Rueckert, Kainz 2021, "Detecting Outliers with Poisson Image Interpolation": inside the
-    patch each gradient is (1 − α)·∇image where that is larger in size than α·∇other, else α·∇other. Place, size and α
-    as in `FPI`. Solved on the rectangle around the patch (see `poisson`).
+    Tan, Hou, Day, Simpson, Rueckert, Kainz 2021, "Detecting Outliers with Poisson Image
+    Interpolation": inside the patch each gradient is (1 − α)·∇image where that is larger in size
+    than α·∇other, else α·∇other. Place, size and α as in `FPI`. Solved on the rectangle around the
+    patch (see `poisson`).
     """
 
     name: ClassVar[str] = "pii"
@@ -98,24 +101,30 @@ class PII(FPI):
 
 @dataclass(frozen=True, kw_only=True)
 class NSA(Simulator):
-    """Several patches of another picture, shifted, resized and blended by Poisson editing; labelled by what changed.
+    """Several patches of another picture, shifted, resized and blended by Poisson editing; labelled
+    by what changed.
 
-    Schlüter, Tan, Hou, Kainz 2022, "Natural Synthetic Anomalies for Self-Supervised Anomaly Detection and
-    Localization". A pixel is anomalous where the mean absolute change over the channels exceeds one grey level of 8
-    bits (after a 5×5 median filter of that mask); its label is the logistic function of the median-filtered change.
+    Schlüter, Tan, Hou, Kainz 2022, "Natural Synthetic Anomalies for Self-Supervised Anomaly
+    Detection and Localization". A pixel is anomalous where the mean absolute change over the
+    channels exceeds one grey level of 8 bits (after a 5×5 median filter of that mask); its label is
+    the logistic function of the median-filtered change.
 
-    Size, resizing and blending are as published. The paper chooses for each category of MVTec AD an upper bound of the
-    size, the number of patches, the logistic function and where the object is; without such knowledge here: the bound,
-    patches and logistic function that most of its textures have, patches anywhere, and the median of 5×5 pixels for a
-    disc of radius 5. (For textures the paper resizes by 0.5-2.)
+    Size, resizing and blending are as published. The paper chooses for each category of MVTec AD an
+    upper bound of the size, the number of patches, the logistic function and where the object is;
+    without such knowledge here: the bound, patches and logistic function that most of its textures
+    have, patches anywhere, and the median of 5×5 pixels for a disc of radius 5. (For textures the
+    paper resizes by 0.5-2.)
 
     Attributes:
-        bounds: of a patch's height and width, as a share of the picture's, before and after resizing; in (0, 1].
-        gamma: shape, scale and offset of the Gamma distribution of that share: offset + Γ(shape, scale), brought into
-            the bounds.
-        resize: bounds of the resizing factor, drawn from a normal distribution of mean 1 and deviation 0.5; > 0.
+        bounds: of a patch's height and width, as a share of the picture's, before and after
+            resizing; in (0, 1].
+        gamma: shape, scale and offset of the Gamma distribution of that share: offset + Γ(shape,
+            scale), brought into the bounds.
+        resize: bounds of the resizing factor, drawn from a normal distribution of mean 1 and
+            deviation 0.5; > 0.
         patches: the most; one, and each further one with probability ½; >= 1.
-        logistic: steepness k (per grey level) and middle x0 (grey levels of 8 bits) of 1 / (1 + exp(−k (change − x0))).
+        logistic: steepness k (per grey level) and middle x0 (grey levels of 8 bits) of 1 / (1 +
+            exp(−k (change − x0))).
         mixed: whether the larger gradient wins, instead of the patch's own.
     Raises: ConfigError for a value out of range.
     """
@@ -164,7 +173,9 @@ class NSA(Simulator):
     def _resized(
         self, rng: np.random.Generator, extent: tuple[int, int], size: tuple[int, int]
     ) -> tuple[int, int]:
-        """Height and width after resizing: the same factor for both, so that both stay within the bounds."""
+        """Height and width after resizing: the same factor for both, so that both stay within the
+        bounds.
+        """
         shares = [e / s for e, s in zip(extent, size, strict=True)]
         low = max(self.resize[0], self.bounds[0] / min(shares))
         high = min(self.resize[1], self.bounds[1] / max(shares))

@@ -1,10 +1,12 @@
-"""CutMix: a rectangle of one picture pasted into another; a whole batch at once, on its device, for a training step.
+"""CutMix: a rectangle of one picture pasted into another; a whole batch at once, on its device, for
+a training step.
 
-Yun et al. 2019, "CutMix: Regularization Strategy to Train Strong Classifiers with Localizable Features", as methods use
-it that learn from a few known anomalies: the result is anomalous altogether, and no soft label says how much of each
-picture it holds. Deviates accordingly. There the area is drawn from all, and the rectangle keeps its place: between
-normal pictures of aligned parts that would change nothing that can be seen, or give another normal picture. Here it is
-a small piece, of the area and the aspect ratio of CutPaste, and goes to another place.
+Yun et al. 2019, "CutMix: Regularization Strategy to Train Strong Classifiers with Localizable
+Features", as methods use it that learn from a few known anomalies: the result is anomalous
+altogether, and no soft label says how much of each picture it holds. Deviates accordingly. There
+the area is drawn from all, and the rectangle keeps its place: between normal pictures of aligned
+parts that would change nothing that can be seen, or give another normal picture. Here it is a small
+piece, of the area and the aspect ratio of CutPaste, and goes to another place.
 """
 
 from __future__ import annotations
@@ -26,8 +28,8 @@ def cut_mix(images: Tensor, donors: Tensor) -> Tensor:
 
     Args:
         images, donors: float B C H W; they are not changed.
-    Returns: B C H W. All that is random is drawn from torch's global generator on the CPU, so that every device gets
-        the same.
+    Returns: B C H W. All that is random is drawn from torch's global generator on the CPU, so that
+        every device gets the same.
     Raises: ConfigError where the shapes differ.
 
     Example:
@@ -58,9 +60,11 @@ def cut_mix(images: Tensor, donors: Tensor) -> Tensor:
 
 
 def _along(side: int, extent: Tensor, cut: Tensor, paste: Tensor) -> tuple[Tensor, Tensor]:
-    """Along one side: which positions are pasted over (bool B side), and which of the donor's goes to each (int64).
+    """Along one side: which positions are pasted over (bool B side), and which of the donor's goes
+    to each (int64).
 
-    Args: extent: pixels of each rectangle, B. cut, paste: where it lies, in [0, 1) of the places where it fits, B.
+    Args: extent: pixels of each rectangle, B. cut, paste: where it lies, in [0, 1) of the places
+    where it fits, B.
     """
     from_there, to_here = ((draw * (side - extent + 1)).floor()[:, None] for draw in (cut, paste))
     position = torch.arange(side) - to_here

@@ -1,7 +1,8 @@
 """CutPaste: a piece of the picture pasted anywhere else in it.
 
-Li, Sohn, Yoon, Pfister 2021, "CutPaste: Self-Supervised Learning for Anomaly Detection and Localization". Its numbers
-are the defaults. Cuts and pastes are drawn evenly from all places where the piece lies inside the picture.
+Li, Sohn, Yoon, Pfister 2021, "CutPaste: Self-Supervised Learning for Anomaly Detection and
+Localization". Its numbers are the defaults. Cuts and pastes are drawn evenly from all places where
+the piece lies inside the picture.
 """
 
 from __future__ import annotations
@@ -33,10 +34,10 @@ class CutPaste(Simulator):
 
     Attributes:
         area: share of the picture, drawn evenly between the two; in (0, 1].
-        aspect: width over height: evenly from below or from above 1, then evenly between 1 and that end; [0] <= 1 <=
-            [1]. A side that would leave the picture is as long as the picture's.
-        jitter: strength of the colour jitter (brightness, contrast, saturation, and hue as a share of the circle); in
-            [0, 0.5].
+        aspect: width over height: evenly from below or from above 1, then evenly between 1 and that
+            end; [0] <= 1 <= [1]. A side that would leave the picture is as long as the picture's.
+        jitter: strength of the colour jitter (brightness, contrast, saturation, and hue as a share
+            of the circle); in [0, 0.5].
     Raises: ConfigError for a value out of range.
     """
 
@@ -76,8 +77,8 @@ class CutPasteScar(Simulator):
     """A thin rectangle, its colours jittered, rotated.
 
     Attributes:
-        width, length: in pixels of a picture of 256×256, drawn evenly between the two; scaled with the shorter side,
-            at least one pixel. The length stands upright before it is rotated.
+        width, length: in pixels of a picture of 256×256, drawn evenly between the two; scaled with
+            the shorter side, at least one pixel. The length stands upright before it is rotated.
         angle: rotation drawn evenly within ± this many degrees; in [0, 180].
         jitter: as in `CutPaste`.
     Raises: ConfigError for a value out of range.
@@ -111,7 +112,9 @@ class CutPasteScar(Simulator):
 
 @dataclass(frozen=True, kw_only=True)
 class CutPaste3Way(Simulator):
-    """One of both, evenly: kind 1 is a `patch`, kind 2 a `scar`; a network then tells three classes apart."""
+    """One of both, evenly: kind 1 is a `patch`, kind 2 a `scar`; a network then tells three classes
+    apart.
+    """
 
     name: ClassVar[str] = "cutpaste-3way"
     summary: ClassVar[str] = "a rectangle or a strip, as two classes"

@@ -1,12 +1,14 @@
 """Guided cut-and-paste: pieces of what attention looks at, pasted where attention looks.
 
-Bozorgtabar, Mahapatra, Thiran 2022, "Anomaly Detection and Localization Using Attention-Guided Synthetic Anomaly and
-Test-Time Adaptation", pastes hard. Bozorgtabar, Mahapatra 2023, "Attention-Conditioned Augmentations for
-Self-Supervised Anomaly Detection and Localization", blends by Poisson editing on chest X-rays.
+Bozorgtabar, Mahapatra, Thiran 2022, "Anomaly Detection and Localization Using Attention-Guided
+Synthetic Anomaly and Test-Time Adaptation", pastes hard. Bozorgtabar, Mahapatra 2023,
+"Attention-Conditioned Augmentations for Self-Supervised Anomaly Detection and Localization", blends
+by Poisson editing on chest X-rays.
 
-The papers do not say, and here: one to three patches, the number drawn evenly; rotation within ±45°; resizing by
-0.5-2, log-uniform; brightness, contrast and saturation by up to 15 %, hue by up to a tenth of the circle. Every patch
-is cut from the original picture, never from one pasted before.
+The papers do not say, and here: one to three patches, the number drawn evenly; rotation within
+±45°; resizing by 0.5-2, log-uniform; brightness, contrast and saturation by up to 15 %, hue by up
+to a tenth of the circle. Every patch is cut from the original picture, never from one pasted
+before.
 """
 
 from __future__ import annotations
@@ -29,21 +31,22 @@ CONDITIONED = "Bozorgtabar and Mahapatra 2023, Attention-Conditioned Augmentatio
 
 @dataclass(frozen=True, kw_only=True)
 class GuidedCutPaste(Simulator):
-    """Cuts around places drawn from the attention and pastes around others, drawn independently from the same.
+    """Cuts around places drawn from the attention and pastes around others, drawn independently
+    from the same.
 
-    The mask holds exactly the pasted pixels, after rotation; with "poisson" less those at the border of the picture
-    (see `poisson.melt`).
+    The mask holds exactly the pasted pixels, after rotation; with "poisson" less those at the
+    border of the picture (see `poisson.melt`).
 
     Attributes:
-        sides: a patch's width and height are each this share (drawn evenly between the two) of the picture's, before
-            it is rotated and resized; in (0, 1].
+        sides: a patch's width and height are each this share (drawn evenly between the two) of the
+            picture's, before it is rotated and resized; in (0, 1].
         angle: rotation drawn evenly within ± this many degrees; in [0, 180].
         resize: factor drawn log-uniformly between the two; > 0.
-        jitter: strength of the colour jitter: of brightness, contrast and saturation, in [0, 1]; of the hue, as a share
-            of the colour circle, in [0, 0.5].
+        jitter: strength of the colour jitter: of brightness, contrast and saturation, in [0, 1]; of
+            the hue, as a share of the colour circle, in [0, 0.5].
         patches: the fewest and the most.
-        blend: "hard": the pixels themselves; outside the mask nothing changes. "poisson": their gradients; beyond the
-            rectangle around each patch nothing changes.
+        blend: "hard": the pixels themselves; outside the mask nothing changes. "poisson": their
+            gradients; beyond the rectangle around each patch nothing changes.
     Raises: ConfigError for a value out of range.
     """
 
@@ -94,7 +97,9 @@ class GuidedCutPaste(Simulator):
 
 @dataclass(frozen=True, kw_only=True)
 class GuidedPoisson(GuidedCutPaste):
-    """`GuidedCutPaste` that blends by Poisson editing: for anomalies without hard edges, as in X-rays."""
+    """`GuidedCutPaste` that blends by Poisson editing: for anomalies without hard edges, as in
+    X-rays.
+    """
 
     name: ClassVar[str] = "guided-poisson"
     summary: ClassVar[str] = "cut and paste where attention looks, blended seamlessly"
@@ -105,7 +110,9 @@ class GuidedPoisson(GuidedCutPaste):
 
 @dataclass(frozen=True, kw_only=True)
 class GuidedFine(GuidedCutPaste):
-    """`GuidedCutPaste` with small pieces: most real defects are far smaller than what the papers paste."""
+    """`GuidedCutPaste` with small pieces: most real defects are far smaller than what the papers
+    paste.
+    """
 
     name: ClassVar[str] = "guided-fine"
     summary: ClassVar[str] = "cut and paste of small pieces where attention looks"

@@ -32,7 +32,8 @@ class Patch:
 def window(
     centre: tuple[int, int], extent: tuple[int, int], size: tuple[int, int]
 ) -> tuple[slice, slice]:
-    """The rectangle of `extent` (h, w) around a pixel, shifted to lie inside a picture of `size` (H, W), h ≤ H, w ≤ W.
+    """The rectangle of `extent` (h, w) around a pixel, shifted to lie inside a picture of `size`
+    (H, W), h ≤ H, w ≤ W.
 
     Example:
         >>> window((0, 5), (4, 3), (8, 8))
@@ -50,7 +51,9 @@ def pixels_of(share: float, side: int) -> int:
 def free_place(
     rng: np.random.Generator, extent: tuple[int, int], size: tuple[int, int]
 ) -> tuple[int, int]:
-    """The centre of a rectangle of `extent` (h, w) drawn evenly from all that lie inside a picture of `size` (H, W)."""
+    """The centre of a rectangle of `extent` (h, w) drawn evenly from all that lie inside a picture
+    of `size` (H, W).
+    """
     fitting = [min(e, s) for e, s in zip(extent, size, strict=True)]
     row, column = (
         int(rng.integers(s - e + 1)) + e // 2 for e, s in zip(fitting, size, strict=True)
@@ -63,9 +66,9 @@ def jittered(
 ) -> np.ndarray:
     """Pixels h w C in [0, 1] with other colours, in [0, 1].
 
-    Brightness and contrast (about the patch's mean), and with three channels saturation, are each multiplied by
-    U(1 − strength, 1 + strength); with three channels (red, green, blue) the hue then moves by U(−hue, hue) of the
-    colour circle.
+    Brightness and contrast (about the patch's mean), and with three channels saturation, are each
+    multiplied by U(1 − strength, 1 + strength); with three channels (red, green, blue) the hue then
+    moves by U(−hue, hue) of the colour circle.
     """
     brightness, contrast, saturation = rng.uniform(1 - strength, 1 + strength, 3).astype(np.float32)
     shift = rng.uniform(-hue, hue)
@@ -92,10 +95,12 @@ def put(
     angle: float = 0.0,
     factor: float = 1.0,
 ) -> Patch:
-    """`pixels` h w C resized by `factor`, rotated, and laid around a pixel of a picture, clipped at its border.
+    """`pixels` h w C resized by `factor`, rotated, and laid around a pixel of a picture, clipped at
+    its border.
 
-    The middle (h // 2, w // 2) comes to lie on `centre`. Bilinear; without rotation and resizing an exact copy. A pixel
-    belongs to the patch where it samples from within it, so the centre always does.
+    The middle (h // 2, w // 2) comes to lie on `centre`. Bilinear; without rotation and resizing an
+    exact copy. A pixel belongs to the patch where it samples from within it, so the centre always
+    does.
 
     Args:
         centre: (row, column) of a pixel of the picture.
@@ -117,7 +122,8 @@ def put(
     inside = (x >= -0.5) & (x < width - 0.5) & (y >= -0.5) & (y < height - 0.5)
     rows, columns = inside.any(1).nonzero()[0], inside.any(0).nonzero()[0]
     tight = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
-    # From the tight rectangle's pixels back to those of the patch; its first pixel samples from `origin`.
+    # From the tight rectangle's pixels back to those of the patch; its first pixel samples from
+    # `origin`.
     origin = (x[rows[0], columns[0]], y[rows[0], columns[0]])
     back = np.array(
         [[cos / factor, -sin / factor, origin[0]], [sin / factor, cos / factor, origin[1]]]
@@ -131,7 +137,9 @@ def put(
 
 
 def lay(canvas: np.ndarray, mask: np.ndarray, patch: Patch) -> None:
-    """Paste hard: the patch's pixels replace those of `canvas` H W C, and are marked in `mask` H W (both changed)."""
+    """Paste hard: the patch's pixels replace those of `canvas` H W C, and are marked in `mask` H W
+    (both changed).
+    """
     canvas[patch.rows, patch.columns][patch.inside] = patch.pixels[patch.inside]
     mask[patch.rows, patch.columns] |= patch.inside
 

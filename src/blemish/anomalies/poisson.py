@@ -1,9 +1,10 @@
 """Seamless cloning: blend a patch by its gradients instead of its colours.
 
-Pérez, Gangnet, Blake 2003, "Poisson Image Editing". Solved on the rectangle around the patch: its gradients inside the
-patch's shape, the picture's own elsewhere, the picture on the rectangle's rim. So the light of the patch adapts to its
-surroundings, its shape leaves no edge, and beyond the rectangle nothing changes. OpenCV's `seamlessClone` follows the
-same scheme for three channels of 8 bits; here it is any number of channels in floating point.
+Pérez, Gangnet, Blake 2003, "Poisson Image Editing". Solved on the rectangle around the patch: its
+gradients inside the patch's shape, the picture's own elsewhere, the picture on the rectangle's rim.
+So the light of the patch adapts to its surroundings, its shape leaves no edge, and beyond the
+rectangle nothing changes. OpenCV's `seamlessClone` follows the same scheme for three channels of 8
+bits; here it is any number of channels in floating point.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from scipy.fft import dstn, idstn
 
 from blemish.anomalies.patch import Patch
 
-# From the differences between neighbours in the picture and in the patch to those that the result should have.
+# From the differences between neighbours in the picture and in the patch to those that the result
+# should have.
 Guidance = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
@@ -25,18 +27,21 @@ def imported(target: np.ndarray, source: np.ndarray) -> np.ndarray:
 
 
 def mixed(target: np.ndarray, source: np.ndarray) -> np.ndarray:
-    """Whichever gradient is larger, per channel: the picture's structure shows through where the patch is flat."""
+    """Whichever gradient is larger, per channel: the picture's structure shows through where the
+    patch is flat.
+    """
     return np.where(np.abs(source) > np.abs(target), source, target)
 
 
 def solve(
     target: np.ndarray, source: np.ndarray, inside: np.ndarray, guidance: Guidance = imported
 ) -> np.ndarray:
-    """The picture whose gradients come closest to the wanted ones, in least squares, and whose rim is the target's.
+    """The picture whose gradients come closest to the wanted ones, in least squares, and whose rim
+    is the target's.
 
-    Wanted between two neighbouring pixels is what `guidance` says where both are `inside`, else the target's own
-    difference. The change f − target is zero on the rim, so the discrete sine transform (type I) diagonalises its
-    five-point Laplacian.
+    Wanted between two neighbouring pixels is what `guidance` says where both are `inside`, else the
+    target's own difference. The change f − target is zero on the rim, so the discrete sine
+    transform (type I) diagonalises its five-point Laplacian.
 
     Args:
         target, source: float32 h w C.
@@ -59,10 +64,12 @@ def solve(
 
 
 def melt(canvas: np.ndarray, mask: np.ndarray, patch: Patch, guidance: Guidance = imported) -> None:
-    """Blend a patch into `canvas` H W C, clipped to [0, 1], and mark its pixels in `mask` H W (both changed).
+    """Blend a patch into `canvas` H W C, clipped to [0, 1], and mark its pixels in `mask` H W (both
+    changed).
 
-    The rectangle is that of the patch and one pixel around. At the border of the picture there is none around: there
-    the patch's outermost pixels are the rim, keep the picture's colours and are not marked.
+    The rectangle is that of the patch and one pixel around. At the border of the picture there is
+    none around: there the patch's outermost pixels are the rim, keep the picture's colours and are
+    not marked.
     """
     height, width = canvas.shape[:2]
     top, left = max(patch.rows.start - 1, 0), max(patch.columns.start - 1, 0)

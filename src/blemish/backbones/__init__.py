@@ -1,7 +1,9 @@
-"""Pre-trained feature extractors: `build("focus_vits14")` gives tokens, [CLS] attention and pyramids over timm.
+"""Pre-trained feature extractors: `build("focus_vits14")` gives tokens, [CLS] attention and
+pyramids over timm.
 
-Nothing is fetched at import. `build` resolves weights (hub, local file or pip package) in one place,
-`blemish.backbones.weights`; `restore` rebuilds a backbone without any weights, for an artifact to fill.
+Nothing is fetched at import. `build` resolves weights (hub, local file or pip package) in one
+place, `blemish.backbones.weights`; `restore` rebuilds a backbone without any weights, for an
+artifact to fill.
 """
 
 from __future__ import annotations
@@ -119,7 +121,8 @@ SPECS: dict[str, BackboneSpec] = {
 def spec_of(name: str) -> BackboneSpec:
     """The spec of an alias, or of any timm model name.
 
-    Raises: ConfigError for a name that is neither, or a timm model of another family than ViT or CNN.
+    Raises: ConfigError for a name that is neither, or a timm model of another family than ViT or
+    CNN.
     """
     if name in SPECS:
         return SPECS[name]
@@ -140,10 +143,11 @@ def build(name: str, *, weights: str | Path | None = None, seed: int = 0) -> Bac
 
     Args:
         name: an alias of `SPECS` or any timm model name.
-        weights: None = the spec's own source; a file (safetensors or a PyTorch checkpoint, read without running any
-            code in it); or "random", which is never chosen for you.
+        weights: None = the spec's own source; a file (safetensors or a PyTorch checkpoint, read
+            without running any code in it); or "random", which is never chosen for you.
         seed: of random weights.
-    Raises: ConfigError for an unknown name; WeightsError when the weights cannot be had or do not fit.
+    Raises: ConfigError for an unknown name; WeightsError when the weights cannot be had or do not
+    fit.
     """
     spec = spec_of(name)
     model = _create(spec)
@@ -177,8 +181,9 @@ class _Unfilled(TorchFunctionMode):
 
 @contextmanager
 def hollow() -> Iterator[None]:
-    """While open, networks are made without storage (on the device "meta"): their names and shapes, in a moment and
-    without memory, however large they are."""
+    """While open, networks are made without storage (on the device "meta"): their names and shapes,
+    in a moment and without memory, however large they are.
+    """
     with (
         torch.device("meta"),
         _Unfilled(),
@@ -189,8 +194,8 @@ def hollow() -> Iterator[None]:
 def restore(spec: BackboneSpec, info: WeightsInfo) -> Backbone:
     """The same architecture with unset weights, for `load_state_dict` of an artifact's tensors.
 
-    Whatever a spec says, which may come from a stranger's file, only a model that timm itself has is built: nothing is
-    fetched, and no other file is read.
+    Whatever a spec says, which may come from a stranger's file, only a model that timm itself has
+    is built: nothing is fetched, and no other file is read.
 
     Raises: ConfigError for another name, kind, or a model that blemish does not read.
     """

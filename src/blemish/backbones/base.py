@@ -16,19 +16,23 @@ from blemish.errors import ConfigError
 class Features:
     """What a backbone gives for a batch.
 
-    Legend: B pictures, N patches (locations), D channels, L heads, h×w = N the grid, T all tokens ([CLS], registers,
-    patches).
+    Legend: B pictures, N patches (locations), D channels, L heads, h×w = N the grid, T all tokens
+    ([CLS], registers, patches).
 
     Attributes:
-        tokens: one float32 B N D per layer asked for, row by row (N may differ between the layers of a CNN). The raw
-            residual stream of a ViT: the final norm is not applied (see `Backbone.norm`).
-        grids: (h, w) of each entry of `tokens`; where patches were dropped, N < h·w and the kept ones are `kept`.
+        tokens: one float32 B N D per layer asked for, row by row (N may differ between the layers
+            of a CNN). The raw residual stream of a ViT: the final norm is not applied (see
+            `Backbone.norm`).
+        grids: (h, w) of each entry of `tokens`; where patches were dropped, N < h·w and the kept
+            ones are `kept`.
         offsets: of each entry of `tokens`, as `Backbone.offset` gives it.
         cls: one float32 B D per layer, the [CLS] token; empty for a CNN or a ViT without one.
-        attention: layer -> float32 B L N, softmax attention of the [CLS] query over the N patches in that layer: the
-            full softmax with the [CLS] and register columns cut off, so a row sums to less than 1.
+        attention: layer -> float32 B L N, softmax attention of the [CLS] query over the N patches
+            in that layer: the full softmax with the [CLS] and register columns cut off, so a row
+            sums to less than 1.
         full_attention: layer -> float32 B L T T.
-        kept: int64 B K, ascending indices of the patches that were kept; None when none was dropped.
+        kept: int64 B K, ascending indices of the patches that were kept; None when none was
+            dropped.
     """
 
     tokens: tuple[Tensor, ...]
@@ -51,10 +55,11 @@ class Features:
         )
 
     def looked_at(self) -> Tensor:
-        """Where [CLS] looks, all heads and all layers of `attention` counting alike: float32 B N, rows of sum 1.
+        """Where [CLS] looks, all heads and all layers of `attention` counting alike: float32 B N,
+        rows of sum 1.
 
-        What a head gives to [CLS] and the registers is left out first: else those that look at the patches least
-        would count least.
+        What a head gives to [CLS] and the registers is left out first: else those that look at the
+        patches least would count least.
         """
         rows = torch.stack(tuple(self.attention.values()))
         return (rows / rows.sum(-1, keepdim=True)).mean(dim=(0, 2))
@@ -112,7 +117,9 @@ class Backbone(nn.Module):
         return max(step, round(height / step) * step), max(step, round(width / step) * step)
 
     def check_layers(self, layers: Sequence[int]) -> tuple[int, ...]:
-        """`layers`, or the backbone's default when empty. Raises: ConfigError for one that does not exist."""
+        """`layers`, or the backbone's default when empty. Raises: ConfigError for one that does not
+        exist.
+        """
         chosen = tuple(layers) or self.spec.layers or self.middle_layers
         for layer in chosen:
             if not 1 <= layer <= self.depth:
@@ -123,17 +130,22 @@ class Backbone(nn.Module):
 
     @property
     def middle_layers(self) -> tuple[int, ...]:
-        """A third, a half and two thirds of the depth: local enough to place a defect, and past raw texture."""
+        """A third, a half and two thirds of the depth: local enough to place a defect, and past raw
+        texture.
+        """
         return tuple(sorted({max(1, round(self.depth * share)) for share in (1 / 3, 1 / 2, 2 / 3)}))
 
     def offset(self, grid: tuple[int, int], images: Tensor) -> float:
-        """How far right of and below the middle of its cell lies what a location of h×w, the grid of a layer, sees of
-        B 3 H W, in cells; 0 for a ViT. `cells.resampled` takes it."""
+        """How far right of and below the middle of its cell lies what a location of h×w, the grid
+        of a layer, sees of B 3 H W, in cells; 0 for a ViT. `cells.resampled` takes it.
+        """
         return 0.0
 
     @torch.no_grad()
     def shapes(self, height: int, width: int, layers: Sequence[int]) -> Features:
-        """What a picture of that size gives, as tensors without storage (of the device "meta"): nothing is computed."""
+        """What a picture of that size gives, as tensors without storage (of the device "meta"):
+        nothing is computed.
+        """
         empty = {
             name: each.to("meta")
             for name, each in (*self.named_parameters(), *self.named_buffers())
@@ -143,7 +155,9 @@ class Backbone(nn.Module):
         return found
 
     def norm(self, tokens: Tensor) -> Tensor:
-        """The final norm of a ViT applied to B N D tokens; tokens unchanged for a CNN, which has none."""
+        """The final norm of a ViT applied to B N D tokens; tokens unchanged for a CNN, which has
+        none.
+        """
         return tokens
 
     def _check_images(self, images: Tensor) -> None:

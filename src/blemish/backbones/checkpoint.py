@@ -1,9 +1,9 @@
 """Weight files as tensors, without ever running what a file says.
 
-A PyTorch checkpoint is a program for Python's object loader, and a hostile one runs whatever it likes. Here its
-instructions are only *read* (`pickletools.genops`) and followed by a small machine that knows containers, numbers,
-strings and tensors. Every other object (an `argparse.Namespace`, a numpy scalar, a call to `os.system`) becomes an
-inert placeholder that is never imported or called.
+A PyTorch checkpoint is a program for Python's object loader, and a hostile one runs whatever it
+likes. Here its instructions are only *read* (`pickletools.genops`) and followed by a small machine
+that knows containers, numbers, strings and tensors. Every other object (an `argparse.Namespace`, a
+numpy scalar, a call to `os.system`) becomes an inert placeholder that is never imported or called.
 """
 
 from __future__ import annotations
@@ -70,13 +70,16 @@ _FOREIGN = (
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
     """The state dict in a weight file, by name; which format it has is decided by its content.
 
-    Reads safetensors files and PyTorch checkpoints (the zip format and the older one). From a training checkpoint the
-    model's state dict is picked ("state_dict", "model", "teacher", "student", "net" or "ema", in this order), and
-    "module.", "backbone." and "encoder." are stripped where all names but those of heads carry them; heads beside a
-    stripped "backbone." are left out. What is not a tensor is left out.
+    Reads safetensors files and PyTorch checkpoints (the zip format and the older one). From a
+    training checkpoint the model's state dict is picked ("state_dict", "model", "teacher",
+    "student", "net" or "ema", in this order), and "module.", "backbone." and "encoder." are
+    stripped where all names but those of heads carry them; heads beside a stripped "backbone." are
+    left out. What is not a tensor is left out.
 
-    Returns: tensors in the dtypes of the file; tensors that share a storage in the file may share memory.
-    Raises: WeightsError if the file cannot be read, is truncated or damaged, or is not a weight file.
+    Returns: tensors in the dtypes of the file; tensors that share a storage in the file may share
+    memory.
+    Raises: WeightsError if the file cannot be read, is truncated or damaged, or is not a weight
+    file.
     """
     path = Path(path)
     try:
@@ -190,7 +193,8 @@ class _View:
         last = self.offset + sum(
             (n - 1) * step for n, step in zip(self.size, self.stride, strict=True)
         )
-        # A tensor larger than its storage (a stride of 0) could claim any amount of memory once it is copied.
+        # A tensor larger than its storage (a stride of 0) could claim any amount of memory once it
+        # is copied.
         if numel and (last >= storage.numel() or numel > storage.numel()):
             raise ValueError(
                 f"a tensor of shape {self.size} reaches beyond its storage of {storage.numel()} numbers"
@@ -204,7 +208,9 @@ _Read = Callable[[_Storage], Tensor]
 
 
 def _open_zip(file: BinaryIO) -> tuple[Any, _Read]:
-    """The checkpoint in a zip archive (PyTorch >= 1.6): NAME/data.pkl and one NAME/data/KEY per storage."""
+    """The checkpoint in a zip archive (PyTorch >= 1.6): NAME/data.pkl and one NAME/data/KEY per
+    storage.
+    """
     archive = zipfile.ZipFile(file)
     names = set(archive.namelist())
     roots = [
@@ -234,7 +240,9 @@ def _open_zip(file: BinaryIO) -> tuple[Any, _Read]:
 
 
 def _open_legacy(data: mmap.mmap) -> tuple[Any, _Read]:
-    """The checkpoint in the older format: five objects in a row, then the storages (int64 count, data)."""
+    """The checkpoint in the older format: five objects in a row, then the storages (int64 count,
+    data).
+    """
     if _interpret(data) != _LEGACY_MAGIC:
         raise _Unfit("it holds Python objects, but no PyTorch checkpoint")
     if _interpret(data) != _LEGACY_VERSION:
@@ -263,9 +271,11 @@ def _open_legacy(data: mmap.mmap) -> tuple[Any, _Read]:
 
 
 def _interpret(stream: BinaryIO | mmap.mmap, storages: dict[str, _Storage] | None = None) -> Any:
-    """The next object in `stream`, built by hand; `storages` collects the storages that it mentions.
+    """The next object in `stream`, built by hand; `storages` collects the storages that it
+    mentions.
 
-    Gives dicts, lists, tuples, numbers, strings, `_View` for tensors, and `_OPAQUE` for everything else.
+    Gives dicts, lists, tuples, numbers, strings, `_View` for tensors, and `_OPAQUE` for everything
+    else.
     """
     stack: list[Any] = []
     marks: list[int] = []
@@ -409,7 +419,9 @@ def _extend(target: Any, items: list[Any]) -> None:
 
 
 def _update(target: Any, pairs: Iterable[tuple[Any, Any]]) -> Any:
-    """`target` with the pairs whose key is a name or a number; other keys have no place in a state dict."""
+    """`target` with the pairs whose key is a name or a number; other keys have no place in a state
+    dict.
+    """
     if isinstance(target, dict):
         target.update({key: value for key, value in pairs if isinstance(key, (str, int))})
     return target
@@ -432,7 +444,9 @@ def _state_dict(root: Any) -> dict[str, Any]:
 
 
 def _without_prefixes(leaves: dict[str, Any]) -> dict[str, Any]:
-    """The same tensors without what wrappers put before their names; heads beside a wrapped backbone are left out."""
+    """The same tensors without what wrappers put before their names; heads beside a wrapped
+    backbone are left out.
+    """
     body = [name for name in leaves if not name.startswith(HEADS)]
     for prefix in _PREFIXES:
         if body and all(name.startswith(prefix) for name in body):

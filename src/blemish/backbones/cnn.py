@@ -15,7 +15,9 @@ from blemish.errors import ConfigError
 
 
 class CnnBackbone(Backbone):
-    """A CNN: layer l is the last feature map of stride 2^(l+1); layers 2 and 3 of a ResNet are its layer2, layer3."""
+    """A CNN: layer l is the last feature map of stride 2^(l+1); layers 2 and 3 of a ResNet are its
+    layer2, layer3.
+    """
 
     def __init__(self, spec: BackboneSpec, model: Any, info: WeightsInfo) -> None:
         super().__init__(spec, model.to(memory_format=torch.channels_last), info)

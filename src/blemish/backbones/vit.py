@@ -1,9 +1,10 @@
 """Vision Transformers over timm (`VisionTransformer` and `Eva`, which DINOv3 is).
 
-timm's own forward pass hands out neither the [CLS] attention row nor a pass in which chosen tokens are absent, so the
-pass is written out here from timm's modules: embed, add positions, gather the kept patches, prefix tokens, blocks.
-Attention is computed from the q and k that `q_norm` and `k_norm` put out (caught by hooks), so that the fused kernel
-stays on inside the blocks; for DINOv3 the rotary embedding, which comes after these norms, is applied here as well.
+timm's own forward pass hands out neither the [CLS] attention row nor a pass in which chosen tokens
+are absent, so the pass is written out here from timm's modules: embed, add positions, gather the
+kept patches, prefix tokens, blocks. Attention is computed from the q and k that `q_norm` and
+`k_norm` put out (caught by hooks), so that the fused kernel stays on inside the blocks; for DINOv3
+the rotary embedding, which comes after these norms, is applied here as well.
 """
 
 from __future__ import annotations
@@ -58,16 +59,19 @@ class VitBackbone(Backbone):
         full_attention: Sequence[int] = (),
         keep: Tensor | None = None,
     ) -> Features:
-        """Tokens and attention of the layers asked for; blocks after the last one asked for are not run.
+        """Tokens and attention of the layers asked for; blocks after the last one asked for are not
+        run.
 
         Args:
             images: B 3 H W, normalised; H and W multiples of the stride.
-            layers: blocks (from 1) whose patch tokens are wanted; empty = the backbone's default layers.
-            attention: blocks whose [CLS] attention row is wanted. full_attention: whose whole attention is wanted.
-            keep: int64 B K, indices of the patches to keep, distinct within a row. The others never enter block 1:
-                positions are added first, then the kept tokens are gathered.
-        Raises: ConfigError for a layer that does not exist, a size the stride does not divide, a [CLS] row of a
-            model without [CLS].
+            layers: blocks (from 1) whose patch tokens are wanted; empty = the backbone's default
+                layers.
+            attention: blocks whose [CLS] attention row is wanted. full_attention: whose whole
+                attention is wanted.
+            keep: int64 B K, indices of the patches to keep, distinct within a row. The others never
+                enter block 1: positions are added first, then the kept tokens are gathered.
+        Raises: ConfigError for a layer that does not exist, a size the stride does not divide, a
+            [CLS] row of a model without [CLS].
         """
         self._check_images(images)
         wanted = self.check_layers(layers)
@@ -164,7 +168,9 @@ class VitBackbone(Backbone):
     def _catch_qk(
         self, layers: set[int], caught: dict[int, tuple[Tensor, Tensor]]
     ) -> Iterator[None]:
-        """While open, `caught[layer]` receives that block's q and k (each B L T d), after their norms."""
+        """While open, `caught[layer]` receives that block's q and k (each B L T d), after their
+        norms.
+        """
         handles = []
 
         def catch(layer: int, index: int) -> Callable[[nn.Module, Any, Tensor], None]:

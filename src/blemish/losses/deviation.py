@@ -11,12 +11,13 @@ from blemish.errors import ConfigError
 def deviation_loss(
     scores: Tensor, labels: Tensor, *, margin: float = 10.0, draws: int = 5000
 ) -> Tensor:
-    """Deviation loss (Pang et al. 2019, DevNet): the mean of (1 − y)·|d| + y·max(0, k − d) over B pictures.
+    """Deviation loss (Pang et al. 2019, DevNet): the mean of (1 − y)·|d| + y·max(0, k − d) over B
+    pictures.
 
-    The deviation d = (score − μ) / σ is from the mean and in units of the standard deviation of numbers from N(0, 1),
-    which are drawn anew at every call, on the CPU, so that every device gets the same. Normal pictures (y = 0) are
-    drawn to 0 from both sides, anomalous ones (y = 1) pushed above k; what lies there already is left in peace.
-    Computed in float32.
+    The deviation d = (score − μ) / σ is from the mean and in units of the standard deviation of
+    numbers from N(0, 1), which are drawn anew at every call, on the CPU, so that every device gets
+    the same. Normal pictures (y = 0) are drawn to 0 from both sides, anomalous ones (y = 1) pushed
+    above k; what lies there already is left in peace. Computed in float32.
 
     Args:
         scores: B, any finite values; higher = more anomalous. labels: B, 0 or 1.

@@ -25,14 +25,18 @@ def method_class(name: str) -> type[Method]:
 
 
 def adapter_of(method: Method, mode: Mode) -> Adapter:
-    """What scores batches with a method while adapting to them. Raises: ConfigError where it cannot."""
+    """What scores batches with a method while adapting to them. Raises: ConfigError where it
+    cannot.
+    """
     if isinstance(method, Adapts):
         return method.adapter(mode)
     raise unable(method, Adapts, "adapt to the pictures that it scores")
 
 
 def at_scales(method: Method, scales: Sequence[int]) -> Method:
-    """The same weights, looking at squares of these sides (pixels). Raises: ConfigError where it cannot."""
+    """The same weights, looking at squares of these sides (pixels). Raises: ConfigError where it
+    cannot.
+    """
     if isinstance(method, LooksAtScales):
         return method.with_scales(scales)
     raise unable(method, LooksAtScales, "look at pictures in several sizes")

@@ -1,17 +1,21 @@
-"""Test-time adaptation as published: bring the attention entropies of new pictures back to the training pictures'.
+"""Test-time adaptation as published: bring the attention entropies of new pictures back to the
+training pictures'.
 
-Stages II and III of "Anomaly Detection and Localization Using Attention-Guided Synthetic Anomaly and Test-Time
-Adaptation" (the poster). A picture is described by the entropy of every attention head of the last block's [CLS] token.
-After training, the mean and the second central moment of these are kept for normal pictures and for their synthetic
-twins. At prediction a batch is classified, the same moments are taken of either class as predicted, and their distance
-from the kept ones is made smaller by a step of gradient descent; the scores are those after the step.
+Stages II and III of "Anomaly Detection and Localization Using Attention-Guided Synthetic Anomaly
+and Test-Time Adaptation" (the poster). A picture is described by the entropy of every attention
+head of the last block's [CLS] token. After training, the mean and the second central moment of
+these are kept for normal pictures and for their synthetic twins. At prediction a batch is
+classified, the same moments are taken of either class as predicted, and their distance from the
+kept ones is made smaller by a step of gradient descent; the scores are those after the step.
 
-The poster gives neither parameters, step size nor number of steps, and here, as in the nearest published
-code (class-wise matching of moments): the norms' weights and biases are adapted, by SGD with momentum 0.9,
-the gradient clipped to 1, one step a batch; in the papers' recipes at its rate of 0.001, and always. Distances
-are in units of the spread over the training pictures. Ours, and only where `guarded`: a batch whose predicted
-normals lie where training pictures do by chance is not adapted to, nor is a step kept that does not bring the
-moments nearer. In any case: fewer than 8 pictures are not adapted to, and a step that is not finite is undone.
+The poster gives neither parameters, step size nor number of steps, and here, as in the nearest
+published
+code (class-wise matching of moments): the norms' weights and biases are adapted, by SGD with
+momentum 0.9, the gradient clipped to 1, one step a batch; in the papers' recipes at its rate of
+0.001, and always. Distances are in units of the spread over the training pictures. Ours, and only
+where `guarded`: a batch whose predicted normals lie where training pictures do by chance is not
+adapted to, nor is a step kept that does not bring the moments nearer. In any case: fewer than 8
+pictures are not adapted to, and a step that is not finite is undone.
 """
 
 from __future__ import annotations
@@ -93,9 +97,9 @@ def summary(entropies: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
     Args:
         entropies: of normal pictures and of synthetic ones, each T B L with B of at least 2.
-    Returns: statistics 2 4 T L (class; mean, second central moment, the spread of each over pictures);
-        and how far, as `drift` measures it, batches of normal training pictures lie from their own mean
-        by chance, a number.
+    Returns: statistics 2 4 T L (class; mean, second central moment, the spread of each over
+        pictures); and how far, as `drift` measures it, batches of normal training pictures lie from
+        their own mean by chance, a number.
     """
     rows = []
     for each in entropies:
@@ -116,10 +120,12 @@ def summary(entropies: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def drift(entropies: Tensor, statistics: Tensor, known: float = math.inf) -> Tensor:
-    """How far pictures taken for normal (T B L) lie from the normal training pictures: the squared distance of the
-    means in units of its standard error, mean over sizes and heads; about 1 without any shift.
+    """How far pictures taken for normal (T B L) lie from the normal training pictures: the squared
+    distance of the means in units of its standard error, mean over sizes and heads; about 1 without
+    any shift.
 
-    Args: known: the number of training pictures, of whose mean the error counts too; infinite where B are of them.
+    Args: known: the number of training pictures, of whose mean the error counts too; infinite where
+    B are of them.
     """
     mean, _, spread, _ = statistics[0].to(entropies)
     error = spread * (1 / entropies.shape[1] + 1 / known) ** 0.5
@@ -153,7 +159,9 @@ class Adapter(Protocol):
     """Scores batches with a model that follows them: `EntropyAdapter`, or `alignment.Aligner`."""
 
     def score(self, images: Tensor) -> Adapted:
-        """Scores of a batch B 3 H W, after adapting to it. Before and after, the model has the artifact's weights."""
+        """Scores of a batch B 3 H W, after adapting to it. Before and after, the model has the
+        artifact's weights.
+        """
         ...
 
     def restore(self) -> None:
@@ -177,8 +185,8 @@ class EntropyAdapter:
 
     Args:
         model: a fitted method.
-        mode: "online": what was learned of a batch is kept for the next; "episodic": every batch starts from the
-            artifact's weights.
+        mode: "online": what was learned of a batch is kept for the next; "episodic": every batch
+            starts from the artifact's weights.
         rate, steps: of SGD, and how many of its steps a batch is worth.
         guarded: whether batches within chance are left alone, and steps that do not help undone.
     Raises: ConfigError for another mode, or a model without statistics.
@@ -199,7 +207,9 @@ class EntropyAdapter:
 
     @torch.no_grad()
     def score(self, images: Tensor) -> Adapted:
-        """Scores of a batch B 3 H W, after adapting to it. Before and after, the model has the artifact's weights."""
+        """Scores of a batch B 3 H W, after adapting to it. Before and after, the model has the
+        artifact's weights.
+        """
         count = len(images)
         if count < LEAST:
             scores = self.model.combine(self.model.examine(images))

@@ -56,30 +56,38 @@ class AGPNetConfig(TrainedConfig):
     """Settings of AGPNet; the defaults are `best`.
 
     Attributes:
-        groups: the layers, in their order, are summed to this many targets (eq. 1 has one). A CNN has one.
+        groups: the layers, in their order, are summed to this many targets (eq. 1 has one). A CNN
+            has one.
         width, depth, heads, attentions: of the decoder; `attentions` self-attentions a layer.
-        start: the decoder's weights before training: "random", or "linear": as the linear autoencoder of this width
-            that reconstructs some of the pictures best, so that training only adds what a linear map cannot say.
-        softmax: whether the decoder's attention has a softmax; without, it is linear in the number of patches.
+        start: the decoder's weights before training: "random", or "linear": as the linear
+            autoencoder of this width that reconstructs some of the pictures best, so that training
+            only adds what a linear map cannot say.
+        softmax: whether the decoder's attention has a softmax; without, it is linear in the number
+            of patches.
         dropout: of the features before the decoder, in [0, 1); the paper has none.
         loss: "l2" (eq. 7) or "cosine"; the anomaly map is the same distance.
         spared: with the cosine loss, this share of the best reconstructed locations weighs a tenth.
-        feature_noise, image_noise: where noise goes: "none"; "random" (alike everywhere); "attention"; "shuffled"
-            (attention at the wrong places: the control).
-        noise_low, noise_high, noise_until: α(t) of eq. 4 and 5, the intensity of feature noise where attention is
+        feature_noise, image_noise: where noise goes: "none"; "random" (alike everywhere);
+            "attention"; "shuffled" (attention at the wrong places: the control).
+        noise_low, noise_high, noise_until: α(t) of eq. 4 and 5, the intensity of feature noise
+            where attention is
             highest: at the start, and from this fraction of the run on; it rises linearly between.
-        beta: β of eq. 4, the intensity that every place gets besides, attended or not, from the start; from 0. Of
-            "random" noise, too, for which N(A) is 1 everywhere.
-        noise_unit: of these intensities: "std", the standard deviation of F in the picture; or "absolute", 1.
-        image_share, image_from: share of the pixels that image noise covers, until this fraction of the run; then it
-            rises to 1 at `noise_until`.
-        attention: what guides the noise: the encoder's attention ("prior"), the decoder's ("learned") or "both".
-        mean_teacher: whether the learned attention comes from an average of the decoder over time (eq. 3), or the
-            decoder itself.
-        ema_decay, ema_every: of that average, and the steps between updates. None = it spans a twentieth of the run.
-        schedule: of the learning rate: "step" (a tenth after 2/5 of the run) or "cosine" (to a tenth, after a warm-up).
-        score_window: the image score is the maximum of the map averaged over a square of this fraction of the side;
-            0 = the mean of the `top_fraction`.
+        beta: β of eq. 4, the intensity that every place gets besides, attended or not, from the
+            start; from 0. Of "random" noise, too, for which N(A) is 1 everywhere.
+        noise_unit: of these intensities: "std", the standard deviation of F in the picture; or
+            "absolute", 1.
+        image_share, image_from: share of the pixels that image noise covers, until this fraction of
+            the run; then it rises to 1 at `noise_until`.
+        attention: what guides the noise: the encoder's attention ("prior"), the decoder's
+            ("learned") or "both".
+        mean_teacher: whether the learned attention comes from an average of the decoder over time
+            (eq. 3), or the decoder itself.
+        ema_decay, ema_every: of that average, and the steps between updates. None = it spans a
+            twentieth of the run.
+        schedule: of the learning rate: "step" (a tenth after 2/5 of the run) or "cosine" (to a
+            tenth, after a warm-up).
+        score_window: the image score is the maximum of the map averaged over a square of this
+            fraction of the side; 0 = the mean of the `top_fraction`.
     """
 
     layers: Layers = ()
@@ -126,7 +134,9 @@ class AGPNetConfig(TrainedConfig):
 
     @classmethod
     def paper(cls) -> Self:
-        """The published setting: DINO ViT-S/16, 224², 500 epochs of batches of 32, noise on images and features."""
+        """The published setting: DINO ViT-S/16, 224², 500 epochs of batches of 32, noise on images
+        and features.
+        """
         return cls(
             backbone="dino_vits16",
             image_size=(224,),
@@ -175,7 +185,8 @@ class AGPNet(TrainedMethod):
             torch.manual_seed(config.seed)
             self.decoder = Decoder(config, dim, self.groups, self.grid)
         if config.loss == "l2":
-            # The loss adds up the channels: at a limit of 1 the gradients of every step would be cut.
+            # The loss adds up the channels: at a limit of 1 the gradients of every step would be
+            # cut.
             self.clip_norm = float(dim)
         self.teacher: Decoder | None = None
 
@@ -192,7 +203,9 @@ class AGPNet(TrainedMethod):
         return torch.stack([group.sum(1) for group in split], 1)
 
     def encode(self, images: Tensor) -> dict[str, Tensor]:
-        """`targets` B G N D in the backbone's precision, and `prior` B N: the attention of the frozen encoder."""
+        """`targets` B G N D in the backbone's precision, and `prior` B N: the attention of the
+        frozen encoder.
+        """
         wanted = self._guided and self.config.attention != "learned"
         rows = self.layers if wanted and self.backbone.spec.kind == "vit" else ()
         features = self.backbone(images, self.layers, attention=rows)
@@ -249,7 +262,9 @@ class AGPNet(TrainedMethod):
         return warm * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * progress)))
 
     def training_step(self, batch: TrainingBatch, progress: float) -> Tensor:
-        """Eq. 6: half the error from perturbed features, half that from features of the perturbed picture."""
+        """Eq. 6: half the error from perturbed features, half that from features of the perturbed
+        picture.
+        """
         targets = batch.features["targets"].float()
         guide = targets.new_zeros(targets.shape[0], targets.shape[2])
         if self._guided:
@@ -351,8 +366,9 @@ class AGPNet(TrainedMethod):
         return images + inside * torch.randn_like(images)
 
     def loss(self, given: Tensor, targets: Tensor, progress: float) -> Tensor:
-        """Eq. 7 for reconstructions B G N D, a mean over pictures, groups and places: of the squared l2 distance of
-        the D channels, or of the cosine distance, which spares easy places."""
+        """Eq. 7 for reconstructions B G N D, a mean over pictures, groups and places: of the
+        squared l2 distance of the D channels, or of the cosine distance, which spares easy places.
+        """
         if self.config.loss == "l2":
             return (given.float() - targets).square().sum(-1).mean()
         # In the precision of the decoder: float32 would take a third of the step.

@@ -1,15 +1,18 @@
-"""Test-time adaptation in closed form: bring the features of new pictures back to those of the training pictures.
+"""Test-time adaptation in closed form: bring the features of new pictures back to those of the
+training pictures.
 
-Another light, sensor or codec moves and scales what the channels of an encoder hold, in all pictures alike; a defect
-changes some places of some pictures. So of every block of a ViT the mean and the (logarithmic) standard deviation of
-each channel over the patches, mean over the training pictures, are kept. In a shifted batch the channels of every block
-are moved and scaled back to them, before the next block, as batch normalisation with the statistics of the test batch
-does (Li et al. 2018, AdaBN). Beyond the papers: nothing is learned, no class is predicted, no weight changes.
+Another light, sensor or codec moves and scales what the channels of an encoder hold, in all
+pictures alike; a defect changes some places of some pictures. So of every block of a ViT the mean
+and the (logarithmic) standard deviation of each channel over the patches, mean over the training
+pictures, are kept. In a shifted batch the channels of every block are moved and scaled back to
+them, before the next block, as batch normalisation with the statistics of the test batch does (Li
+et al. 2018, AdaBN). Beyond the papers: nothing is learned, no class is predicted, no weight
+changes.
 
-How far they are brought back is James and Stein's shrinkage: a block whose moments lie where those of training pictures
-do by chance is left as it is, bit for bit; one that lies far off is brought back nearly all the way. And only if one
-of the first third of the blocks is off: that is where light, sensor and codec show, while what later blocks hold also
-moves with what is in the pictures.
+How far they are brought back is James and Stein's shrinkage: a block whose moments lie where those
+of training pictures do by chance is left as it is, bit for bit; one that lies far off is brought
+back nearly all the way. And only if one of the first third of the blocks is off: that is where
+light, sensor and codec show, while what later blocks hold also moves with what is in the pictures.
 """
 
 from __future__ import annotations
@@ -62,8 +65,10 @@ class Alignable(Protocol):
 def between_blocks(
     backbone: VitBackbone, change: Callable[[int, Tensor], Tensor | None]
 ) -> Iterator[None]:
-    """While open, `change(block, patches)` gets the patch tokens B N D (float32) that every block (from 0) puts out.
-    What it gives goes on to the next block in their place; None = they go on as they are."""
+    """While open, `change(block, patches)` gets the patch tokens B N D (float32) that every block
+    (from 0) puts out. What it gives goes on to the next block in their place; None = they go on as
+    they are.
+    """
 
     def hook_of(block: int) -> Callable[[object, object, Tensor], Tensor | None]:
         def hook(_module: object, _inputs: object, output: Tensor) -> Tensor | None:
@@ -89,8 +94,9 @@ def between_blocks(
 def recorded(
     backbone: VitBackbone, into: dict[int, list[Tensor]], *, blocks: int | None = None
 ) -> Iterator[None]:
-    """While open, every forward pass adds to `into`, by the number of its patches, the `moments` of B
-    pictures after each of L blocks: B L 2 D. `blocks`: how many are run; None = all."""
+    """While open, every forward pass adds to `into`, by the number of its patches, the `moments` of
+    B pictures after each of L blocks: B L 2 D. `blocks`: how many are run; None = all.
+    """
     seen: list[Tensor] = []
 
     def note(block: int, patches: Tensor) -> None:
@@ -104,7 +110,9 @@ def recorded(
 
 
 def moments(patches: Tensor) -> Tensor:
-    """Mean and natural logarithm of the standard deviation of each channel over the patches: B N D to B 2 D."""
+    """Mean and natural logarithm of the standard deviation of each channel over the patches: B N D
+    to B 2 D.
+    """
     return torch.stack([patches.mean(1), patches.std(1, correction=0).clamp_min(1e-6).log()], dim=1)
 
 
@@ -112,8 +120,9 @@ def summary(seen: Tensor) -> tuple[Tensor, Tensor]:
     """What is kept of training pictures.
 
     Args: seen: `moments` of at least 2 pictures after each of L blocks, B L 2 D.
-    Returns: means and standard deviations over the pictures, L 2 2 D (mean or deviation; which moment; channel); and
-        how far, as `drift` measures it, batches of training pictures lie from them by chance, for each block: L.
+    Returns: means and standard deviations over the pictures, L 2 2 D (mean or deviation; which
+        moment; channel); and how far, as `drift` measures it, batches of training pictures lie from
+        them by chance, for each block: L.
     """
     values = seen.double()
     usual = torch.stack([values.mean(0), values.std(0).clamp_min(1e-6)], dim=1)
@@ -126,8 +135,10 @@ def summary(seen: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def drift(found: Tensor, usual: Tensor, error: float) -> Tensor:
-    """How far mean moments … 2 D lie from the usual ones … 2 2 D: squared distance in units of the squared standard
-    error, which is `error` times the variance; mean over moments and channels; about 1 without a shift."""
+    """How far mean moments … 2 D lie from the usual ones … 2 2 D: squared distance in units of the
+    squared standard error, which is `error` times the variance; mean over moments and channels;
+    about 1 without a shift.
+    """
     mean, deviation = usual.unbind(-3)
     return ((found - mean) / deviation).square().mean((-2, -1)) / error
 
@@ -137,9 +148,11 @@ class Aligner:
 
     Args:
         model: a fitted method.
-        mode: "episodic": by the moments of each batch alone; "online": by those of about the last 64 pictures.
+        mode: "episodic": by the moments of each batch alone; "online": by those of about the last
+            64 pictures.
         sizes: by how many patches, those that it scores in.
-    Raises: ConfigError for another mode, or a model without statistics for the sizes that it scores in.
+    Raises: ConfigError for another mode, or a model without statistics for the sizes that it scores
+    in.
     """
 
     def __init__(self, model: Alignable, mode: Mode, sizes: set[int]) -> None:

@@ -1,19 +1,23 @@
-"""APMask: pre-train an encoder on good pictures, hiding from the student what the teacher does not look at.
+"""APMask: pre-train an encoder on good pictures, hiding from the student what the teacher does not
+look at.
 
-"Attention-Conditioned Augmentations for Self-Supervised Anomaly Detection and Localization" (the APMask paper). A
-student sees one global and several local views of a picture, each without the ⌊rN⌋ patches that the [CLS] token attends
-to least (eq. 2-4); a teacher, the student's average over time, sees another global view whole. Of the teacher's
-features a balanced soft clustering is made, which the student has to predict from each of its views (eq. 1). The
-patches are not blanked but absent: they never enter block 1.
+"Attention-Conditioned Augmentations for Self-Supervised Anomaly Detection and Localization" (the
+APMask paper). A student sees one global and several local views of a picture, each without the ⌊rN⌋
+patches that the [CLS] token attends to least (eq. 2-4); a teacher, the student's average over time,
+sees another global view whole. Of the teacher's features a balanced soft clustering is made, which
+the student has to predict from each of its views (eq. 1). The patches are not blanked but absent:
+they never enter block 1.
 
-The paper does not say, and here: the attention is the teacher's, in its last block, of the very view that is masked;
-the targets are balanced in 3 iterations with ε = 0.05, by the student's own prototypes; weight decay is DINO's first
-value, 0.04, throughout. What is kept in the end is the teacher, as DINO does.
+The paper does not say, and here: the attention is the teacher's, in its last block, of the very
+view that is masked; the targets are balanced in 3 iterations with ε = 0.05, by the student's own
+prototypes; weight decay is DINO's first value, 0.04, throughout. What is kept in the end is the
+teacher, as DINO does.
 
-The views are DINO's, drawn for a whole batch at once. So a picture's colours are changed by one affine map: in it
-brightness, contrast, saturation and hue (turned in the plane of the chrominances, YIQ) commute, and there is no order
-to draw; a crop that would stick out is narrowed instead of drawn again; and crops are read bilinearly, at as many
-points of each pixel as it covers pixels of the picture, about, whose mean it is.
+The views are DINO's, drawn for a whole batch at once. So a picture's colours are changed by one
+affine map: in it brightness, contrast, saturation and hue (turned in the plane of the chrominances,
+YIQ) commute, and there is no order to draw; a crop that would stick out is narrowed instead of
+drawn again; and crops are read bilinearly, at as many points of each pixel as it covers pixels of
+the picture, about, whose mean it is.
 """
 
 from __future__ import annotations
@@ -37,7 +41,9 @@ from blemish.methods.heads import initialise, projection
 from blemish.methods.learner import FineTuned, FineTuning, TrainingBatch, follow
 
 Masking = Literal["none", "random", "block", "attention"]
-SETTLED = 50  # steps, over about which a reading is averaged that one batch says little of; from then on it is judged
+# steps, over about which a reading is averaged that one batch says little of; from then on it is
+# judged
+SETTLED = 50
 LEAST_USAGE = 2.0  # prototypes
 LEAST_SPREAD = 1e-3  # of the encoder's features
 LEAST_TOLD_APART = (
@@ -51,26 +57,28 @@ class APMaskConfig(FineTuning):
 
     Attributes:
         backbone: an alias of `blemish backbones`, or any timm model name: a ViT with a [CLS] token.
-        image_size: side of the global views, in pixels; `local_size`: of the local ones. Rounded to what the backbone
-            divides.
+        image_size: side of the global views, in pixels; `local_size`: of the local ones. Rounded to
+            what the backbone divides.
         local_views: how many local views of a picture the student sees, beside the global one.
-        picture_size: side of the square that a picture is decoded to, out of which its views are cropped.
-            The smallest crops are 0.55 (global) and 0.19 (local) of its side: from 512 no view of 224² or
-            96² is enlarged, from 256 most are. Kept between epochs it takes 3 MiB a picture, see
-            `cache_gib`, four times what 256 takes.
-        masking: which patches the student's views lose: "none"; "random"; "block" (they lie together); "attention"
-            (those that the teacher attends to least).
+        picture_size: side of the square that a picture is decoded to, out of which its views are
+            cropped. The smallest crops are 0.55 (global) and 0.19 (local) of its side: from 512 no
+            view of 224² or 96² is enlarged, from 256 most are. Kept between epochs it takes 3 MiB a
+            picture, see `cache_gib`, four times what 256 takes.
+        masking: which patches the student's views lose: "none"; "random"; "block" (they lie
+            together); "attention" (those that the teacher attends to least).
         mask_ratio: the share of the patches that a view loses, in [0, 1).
-        objective: "clusters" (balanced, the paper's) or "dino" (the teacher's own scores, centred and sharpened).
+        objective: "clusters" (balanced, the paper's) or "dino" (the teacher's own scores, centred
+            and sharpened).
         prototypes: how many clusters there are.
         hidden, bottleneck: widths of the projection head.
         temperature: of the student's predictions.
         epsilon, iterations: of the balancing, for "clusters"; see `losses.clustering.sinkhorn`.
         target_temperature, centre_momentum: of the targets, for "dino".
-        momentum: how much of the teacher stays in a step at the start; it rises to 1 as a cosine. DINO's; a teacher
-            that follows sooner makes short runs collapse.
-        centred: whether the head's first layer starts from [CLS] tokens of mean 0 and variance 1 over some of the
-            pictures. Those of good parts differ little, and a head drawn at random tells them apart hardly at all.
+        momentum: how much of the teacher stays in a step at the start; it rises to 1 as a cosine.
+            DINO's; a teacher that follows sooner makes short runs collapse.
+        centred: whether the head's first layer starts from [CLS] tokens of mean 0 and variance 1
+            over some of the pictures. Those of good parts differ little, and a head drawn at random
+            tells them apart hardly at all.
         seed: of the head's and the prototypes' first weights, and of the run.
     """
 
@@ -102,8 +110,9 @@ class APMaskConfig(FineTuning):
 
     @classmethod
     def best(cls) -> Self:
-        """Ours, for short runs from a good encoder, which is to be refined and not undone: a lower learning rate, the
-        lower the earlier the block."""
+        """Ours, for short runs from a good encoder, which is to be refined and not undone: a lower
+        learning rate, the lower the earlier the block.
+        """
         return cls()
 
     @classmethod
@@ -133,7 +142,8 @@ class APMask(FineTuned):
     training_only = ("head.",)
     backbone: VitBackbone
     centre: Tensor  # K, for "dino"
-    recent: Tensor  # 1 + K, means over recent steps: the spread of the head's features, and the prediction
+    # 1 + K, means over recent steps: the spread of the head's features, and the prediction
+    recent: Tensor
     latest: Tensor  # the readings
     _noted: Tensor  # what they are made of
 
@@ -194,8 +204,9 @@ class APMask(FineTuned):
         return multi_view(targets, predictions)
 
     def views(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Of normalised pictures B 3 H W, normalised: the teacher's global view B 3 h w, the student's, and its local
-        views V·B 3 h w, view by view."""
+        """Of normalised pictures B 3 H W, normalised: the teacher's global view B 3 h w, the
+        student's, and its local views V·B 3 h w, view by view.
+        """
         mean, std = (
             images.new_tensor(each)[:, None, None]
             for each in (self.backbone.mean, self.backbone.std)
@@ -216,7 +227,9 @@ class APMask(FineTuned):
         return whole, wide, torch.cat(narrow) if narrow else wide[:0]
 
     def kept(self, views: Tensor) -> Tensor | None:
-        """Which patches of views B 3 H W the student is shown: int64 B K, ascending; None = all of them."""
+        """Which patches of views B 3 H W the student is shown: int64 B K, ascending; None = all of
+        them.
+        """
         masking, ratio = self.config.masking, self.config.mask_ratio
         if masking == "none" or ratio == 0:
             return None
@@ -253,8 +266,8 @@ class APMask(FineTuned):
     ) -> None:
         """Keep what `after_step` judges by, over all processes.
 
-        Args: targets, log-predictions of the global view: B K. agreements: B. seen: the teacher's [CLS], B D. shown:
-            what its head makes of them, of length 1.
+        Args: targets, log-predictions of the global view: B K. agreements: B. seen: the teacher's
+            [CLS], B D. shown: what its head makes of them, of length 1.
         """
         uncertainty = torch.special.entr(targets).sum(1) / math.log(self.config.prototypes)
         apart = [scattered(F.normalize(seen, dim=1)), scattered(shown)]
@@ -283,11 +296,12 @@ class APMask(FineTuned):
     def readings(self) -> dict[str, float]:
         """The signs of health of the last step, over all processes.
 
-        assignment_entropy: of the targets, in units of log K; 1 = no cluster is told from another. prototype_usage: exp
-        of the entropy of the mean prediction for global views over the last 50 steps or so: how many prototypes are in
-        use, 1 to K. agreement: mean cosine of the teacher's and the student's features of a picture. feature_spread:
-        standard deviation of the teacher's [CLS] tokens, of length 1, about their mean, in [0, 1]. projection_spread:
-        the same of what its head makes of them, over recent steps like the usage.
+        assignment_entropy: of the targets, in units of log K; 1 = no cluster is told from another.
+        prototype_usage: exp of the entropy of the mean prediction for global views over the last 50
+        steps or so: how many prototypes are in use, 1 to K. agreement: mean cosine of the teacher's
+        and the student's features of a picture. feature_spread: standard deviation of the teacher's
+        [CLS] tokens, of length 1, about their mean, in [0, 1]. projection_spread: the same of what
+        its head makes of them, over recent steps like the usage.
         """
         names = (
             "assignment_entropy",
@@ -333,7 +347,9 @@ class APMask(FineTuned):
 
     @torch.no_grad()
     def attention(self, images: Tensor) -> Tensor:
-        """Where the teacher looks in normalised pictures B 3 H W, at `image_size`: float32 B h w, sum 1."""
+        """Where the teacher looks in normalised pictures B 3 H W, at `image_size`: float32 B h w,
+        sum 1.
+        """
         if tuple(images.shape[-2:]) != self.global_size:
             images = F.interpolate(
                 images, self.global_size, mode="bilinear", align_corners=False, antialias=True
@@ -367,7 +383,9 @@ class Head(nn.Module):
 
     @torch.no_grad()
     def centre(self, cls: Tensor) -> None:
-        """Let the first layer see [CLS] tokens that are spread as these, B D, with mean 0 and variance 1."""
+        """Let the first layer see [CLS] tokens that are spread as these, B D, with mean 0 and
+        variance 1.
+        """
         first = self.layers[0]
         assert isinstance(first, nn.Linear)
         std, mean = torch.std_mean(cls.float(), dim=0, correction=0)
@@ -399,7 +417,9 @@ class Teacher(nn.Module):
 def look(
     backbone: VitBackbone, head: Head, views: Tensor, keep: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The final [CLS] tokens B D of views B 3 H W of which the patches `keep` are shown, and their features."""
+    """The final [CLS] tokens B D of views B 3 H W of which the patches `keep` are shown, and their
+    features.
+    """
     cls = backbone.norm(backbone(views, (backbone.depth,), keep=keep).cls[-1])
     features: Tensor = head(cls)
     return cls, features
@@ -426,7 +446,9 @@ def most(worth: Tensor, ratio: float) -> Tensor:
 
 
 def far_from_a_place(count: int, grid: tuple[int, int]) -> Tensor:
-    """How far each patch is from a random place of the picture, B N: the nearest form a block of random shape."""
+    """How far each patch is from a random place of the picture, B N: the nearest form a block of
+    random shape.
+    """
     draws = torch.rand(count, 3)
     stretch = (10 / 3) ** (
         draws[:, :1] - 0.5
@@ -465,11 +487,12 @@ def view(
     blur: float,
     solarise: float = 0.0,
 ) -> Tensor:
-    """A random view of each picture B 3 H W with values in [0, 1], as DINO makes them: B 3 h w, in [0, 1] too.
+    """A random view of each picture B 3 H W with values in [0, 1], as DINO makes them: B 3 h w, in
+    [0, 1] too.
 
     Args:
-        size: (h, w). area: least and greatest share of the picture that is cropped; its aspect ratio is between 3/4 and
-            4/3.
+        size: (h, w). area: least and greatest share of the picture that is cropped; its aspect
+            ratio is between 3/4 and 4/3.
         blur, solarise: how likely it is blurred, and solarised.
     """
     draws = torch.rand(14, len(pixels))  # on the host, so that every device draws the same
@@ -508,7 +531,9 @@ def cropped(
 
 
 def recoloured(pixels: Tensor, draws: Tensor) -> Tensor:
-    """Each with other brightness, contrast, saturation and hue, some grey. Draws 6 B: whether, these four, grey."""
+    """Each with other brightness, contrast, saturation and hue, some grey. Draws 6 B: whether,
+    these four, grey.
+    """
     device = pixels.device
     change = torch.where(draws[0] < JITTER, 2 * draws[1:5] - 1, 0.0)
     brightness, contrast = 1 + BRIGHTNESS * change[0], 1 + CONTRAST * change[1]

@@ -1,32 +1,39 @@
-"""ATAC-Net: learn from a few known defects, and look twice: at the picture, then closer at where attention was.
+"""ATAC-Net: learn from a few known defects, and look twice: at the picture, then closer at where
+attention was.
 
-"ATAC-Net: Zoomed View Works Better for Anomaly Detection". A feature extractor φ, trained end to end, an
-attention-augmentation module σ and a score mapper τ give attention features and a score for each location:
-a₁ = τ(σ(φ(x))). The channel mean of the attention features, brought to [0, 1], is the saliency; where it exceeds w lies
-the crop x_c (eq. 4-6), which the same weights look at again: a₂ = τ(σ(φ(x_c))) (eq. 7). The score of a map is the mean
-of its top K values, that of a picture the mean of the two (eq. 8-10). The deviation loss (eq. 11-12) draws the scores
-of normal pictures to 0 and pushes those of anomalous ones above k; labels are of whole pictures. Two baselines of the
-paper are other settings of `network`: DevNet (the extractor, the mapper and the loss: one look), and a classifier (a
-perceptron on the mean feature instead of a score map, weighted cross-entropy).
+"ATAC-Net: Zoomed View Works Better for Anomaly Detection". A feature extractor φ, trained end to
+end, an attention-augmentation module σ and a score mapper τ give attention features and a score for
+each location: a₁ = τ(σ(φ(x))). The channel mean of the attention features, brought to [0, 1], is
+the saliency; where it exceeds w lies the crop x_c (eq. 4-6), which the same weights look at again:
+a₂ = τ(σ(φ(x_c))) (eq. 7). The score of a map is the mean of its top K values, that of a picture the
+mean of the two (eq. 8-10). The deviation loss (eq. 11-12) draws the scores of normal pictures to 0
+and pushes those of anomalous ones above k; labels are of whole pictures. Two baselines of the paper
+are other settings of `network`: DevNet (the extractor, the mapper and the loss: one look), and a
+classifier (a perceptron on the mean feature instead of a score map, weighted cross-entropy).
 
-Deviates: eq. 12 is printed without a lower bound, y·(k − |dev|); here it is DevNet's y·max(0, k − dev).
+Deviates: eq. 12 is printed without a lower bound, y·(k − |dev|); here it is DevNet's y·max(0, k −
+dev).
 
-The paper does not say, and here: φ ends with the last stage of a CNN (7×7 for ResNet-50 at 224²), or the last block of
-a ViT, its tokens layer-normalised. σ is two 3×3 convolutions, each with batch norm and ReLU, and a self-attention as in
-SAGAN (Zhang et al. 2019): queries and keys of an eighth of the width, not scaled, beside a residual, with a learned
-weight that starts at 0. The crop is the bounding box of the active cells, with a margin of a tenth of its own sides on
-every side, cut at the border of the picture. It carries no gradient; both looks do. Where nothing stands out it is the
-whole picture. Batches of ATAC-Net and DevNet are halves, normal and anomalous, and an epoch shows every normal picture
-once (where no defects are labelled, half of them only as what CutMix takes pieces from). Of the anomalous pictures
-CutMix makes a part: a piece of a labelled defect, or of a normal picture where there are none, pasted into a normal
-one. The classifier takes pictures as they come, normal ones and few defects; the weights
-of its cross-entropy, which are the inverse shares of the classes, make up for that (balanced batches would leave them
-nothing to weigh). Its perceptron has one hidden layer with a ReLU, as wide as σ. Batch norm's statistics are those of
-pictures and crops alike. The heatmap is a₁, averaged with a₂ where the crop is; the paper reports no pixel metric for
-it. That of the classifier is its Grad-CAM, times the number of locations to be in the unit of the logit.
+The paper does not say, and here: φ ends with the last stage of a CNN (7×7 for ResNet-50 at 224²),
+or the last block of a ViT, its tokens layer-normalised. σ is two 3×3 convolutions, each with batch
+norm and ReLU, and a self-attention as in
+SAGAN (Zhang et al. 2019): queries and keys of an eighth of the width, not scaled, beside a
+residual, with a learned weight that starts at 0. The crop is the bounding box of the active cells,
+with a margin of a tenth of its own sides on every side, cut at the border of the picture. It
+carries no gradient; both looks do. Where nothing stands out it is the whole picture. Batches of
+ATAC-Net and DevNet are halves, normal and anomalous, and an epoch shows every normal picture once
+(where no defects are labelled, half of them only as what CutMix takes pieces from). Of the
+anomalous pictures CutMix makes a part: a piece of a labelled defect, or of a normal picture where
+there are none, pasted into a normal one. The classifier takes pictures as they come, normal ones
+and few defects; the weights of its cross-entropy, which are the inverse shares of the classes, make
+up for that (balanced batches would leave them nothing to weigh). Its perceptron has one hidden
+layer with a ReLU, as wide as σ. Batch norm's statistics are those of pictures and crops alike. The
+heatmap is a₁, averaged with a₂ where the crop is; the paper reports no pixel metric for it. That of
+the classifier is its Grad-CAM, times the number of locations to be in the unit of the logit.
 
-On few pictures the extractor, trained end to end at the paper's rate, learns them by heart (`docs/findings.md`);
-`extractor_rate` lets it learn slower, or not at all. That is not in the paper, and no recipe of the paper sets it.
+On few pictures the extractor, trained end to end at the paper's rate, learns them by heart
+(`docs/findings.md`); `extractor_rate` lets it learn slower, or not at all. That is not in the
+paper, and no recipe of the paper sets it.
 """
 
 from __future__ import annotations
@@ -71,7 +78,8 @@ class AtacNetConfig(TrainedConfig):
     """Settings of ATAC-Net; the defaults are the paper's.
 
     Attributes:
-        layers: layers whose features are used, joined as for the memory banks; empty = the last one.
+        layers: layers whose features are used, joined as for the memory banks; empty = the last
+            one.
         top_fraction: K, as a share of the locations.
         weight_decay: 0: the optimiser is Adam; with weight decay it is AdamW.
         network: "atacnet"; "devnet", which looks once and has no attention module; or "classifier".
@@ -79,11 +87,14 @@ class AtacNetConfig(TrainedConfig):
         padding: margin of the crop on every side, as a share of the side of the active region.
         margin: k, the deviation that anomalous pictures are to have at least.
         draws: R, from N(0, 1), of which the deviation is, drawn anew in every step.
-        attention_dim: channels of the attention-augmentation module, and the hidden width of the classifier.
-        extractor_rate: the extractor's learning rate, as a share of the other parts'; 1 in the paper. With 0 it stays
-            as it is, its batch norms too, and only what follows it learns.
-        pseudo: share of the anomalous half of a batch that is made by CutMix; all of it where no defects are labelled.
-        drop_every, drop: the learning rate is multiplied by `drop` whenever this fraction of the run is over.
+        attention_dim: channels of the attention-augmentation module, and the hidden width of the
+            classifier.
+        extractor_rate: the extractor's learning rate, as a share of the other parts'; 1 in the
+            paper. With 0 it stays as it is, its batch norms too, and only what follows it learns.
+        pseudo: share of the anomalous half of a batch that is made by CutMix; all of it where no
+            defects are labelled.
+        drop_every, drop: the learning rate is multiplied by `drop` whenever this fraction of the
+            run is over.
     """
 
     backbone: str = "resnet50"
@@ -120,7 +131,9 @@ class AtacNetConfig(TrainedConfig):
 
     @classmethod
     def paper_devnet(cls) -> Self:
-        """The same without the attention module and the closer look: DevNet (Pang et al. 2019, 2021)."""
+        """The same without the attention module and the closer look: DevNet (Pang et al. 2019,
+        2021).
+        """
         return cls(network="devnet")
 
     @classmethod
@@ -225,8 +238,10 @@ class AtacNet(EndToEnd, TrainedMethod):
         return True
 
     def start_training(self, sample: TrainingBatch) -> None:
-        """What the features depend on learns, unless `extractor_rate` is 0; a norm or a convolution after them stays as
-        it is, as where several processes train together everything that learns has to take part."""
+        """What the features depend on learns, unless `extractor_rate` is 0; a norm or a convolution
+        after them stays as it is, as where several processes train together everything that learns
+        has to take part.
+        """
         backbone = self.backbone.eval().requires_grad_(self.config.encoder_learns)
         if not self.config.encoder_learns:
             return
@@ -271,10 +286,12 @@ class AtacNet(EndToEnd, TrainedMethod):
         return deviation_loss(score, labels, margin=self.config.margin, draws=self.config.draws)
 
     def mixed(self, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
-        """Pictures B 3 H W and labels B, the normal ones first: CutMix has made `pseudo` of the anomalous ones.
+        """Pictures B 3 H W and labels B, the normal ones first: CutMix has made `pseudo` of the
+        anomalous ones.
 
-        Args: batch: where half of a batch is to be anomalous (`balanced_batches`), B//2 of its rows are labelled
-            defects, or none is: then these rows are normal pictures that CutMix takes pieces from.
+        Args: batch: where half of a batch is to be anomalous (`balanced_batches`), B//2 of its rows
+            are labelled defects, or none is: then these rows are normal pictures that CutMix takes
+            pieces from.
         Raises: ConfigError for fewer than two rows.
         """
         images, labels = batch.images, batch.labels
@@ -296,7 +313,8 @@ class AtacNet(EndToEnd, TrainedMethod):
             made = int(
                 self.config.pseudo * anomalous + float(torch.rand(()))
             )  # on average that share
-            # The normal ones first, each class in an order of its own; no device is asked where they are.
+            # The normal ones first, each class in an order of its own; no device is asked where
+            # they are.
             order = (labels + torch.rand(count).to(images.device, non_blocking=True)).argsort()
             images, labels = images[order], labels[order]
         normal, other = images[: count - anomalous], images[count - anomalous :]
@@ -423,10 +441,11 @@ class AttentionAugmentation(nn.Module):
 
 @torch.no_grad()
 def grad_cam(perceptron: nn.Module, features: Tensor) -> Tensor:
-    """Grad-CAM of a perceptron's logit on the mean of features B C h w: B h w, in the unit of the logit.
+    """Grad-CAM of a perceptron's logit on the mean of features B C h w: B h w, in the unit of the
+    logit.
 
-    Selvaraju et al. 2017: ReLU of the channels, weighted by the mean gradient of the logit, here times the number of
-    locations; for one hidden layer with a ReLU that gradient has a closed form.
+    Selvaraju et al. 2017: ReLU of the channels, weighted by the mean gradient of the logit, here
+    times the number of locations; for one hidden layer with a ReLU that gradient has a closed form.
     """
     hidden, _, last = cast(nn.Sequential, perceptron)
     open_ = (hidden(features.mean(dim=(2, 3))) > 0).float()
@@ -435,7 +454,8 @@ def grad_cam(perceptron: nn.Module, features: Tensor) -> Tensor:
 
 
 def class_weights(counts: tuple[int, int]) -> tuple[float, float]:
-    """What a normal picture and a defect count, so that both classes count alike; 1 on average over `counts` pictures.
+    """What a normal picture and a defect count, so that both classes count alike; 1 on average over
+    `counts` pictures.
 
     Where there is no defect CutMix makes half of every batch, and both count 1.
 
@@ -452,11 +472,13 @@ def class_weights(counts: tuple[int, int]) -> tuple[float, float]:
 def crop_boxes(
     saliency: Tensor, *, active: float = 0.4, padding: float = 0.1, offset: float = 0.0
 ) -> Tensor:
-    """Eq. 4-6: the box around the cells of B h w above `active`: float32 B 4: x, y, width, height as fractions.
+    """Eq. 4-6: the box around the cells of B h w above `active`: float32 B 4: x, y, width, height
+    as fractions.
 
-    It reaches from the first cell's edge to the last one's, and on every side further by `padding` times its own
-    extent, as far as there is picture. Where no cell is active, it is the whole picture. Cells look `offset` cells
-    further right and down than an even grid has them (`Backbone.offset`); those at the border, up to the border.
+    It reaches from the first cell's edge to the last one's, and on every side further by `padding`
+    times its own extent, as far as there is picture. Where no cell is active, it is the whole
+    picture. Cells look `offset` cells further right and down than an even grid has them
+    (`Backbone.offset`); those at the border, up to the border.
 
     Example:
         >>> crop_boxes(torch.tensor([[[0.0, 0.2, 0.0, 0.1], [0.0, 1.0, 0.5, 0.0]]]), padding=0.0)
@@ -487,7 +509,8 @@ def cropped(images: Tensor, boxes: Tensor) -> Tensor:
 def merged(
     first: Tensor, second: Tensor, boxes: Tensor, size: tuple[int, int], offset: float = 0.0
 ) -> Tensor:
-    """Maps B h w of pictures and of their crops as one, B H W: their mean inside the boxes B 4, the first outside.
+    """Maps B h w of pictures and of their crops as one, B H W: their mean inside the boxes B 4, the
+    first outside.
 
     Args: offset: where the locations of both lie in what they are of, as of `crop_boxes`.
     """
@@ -508,8 +531,9 @@ def enlarged(maps: Tensor, size: tuple[int, int], offset: float = 0.0) -> Tensor
 def _grid(offset: Tensor, scale: Tensor, size: tuple[int, ...]) -> Tensor:
     """Where `grid_sample` is to read for each of H W pixels: B H W 2.
 
-    A pixel whose centre lies at the fractions f (x and y) of the sides reads at offset + scale · f, each B 2. Not by
-    `affine_grid`, which multiplies matrices, and in lower precision that misplaces a crop.
+    A pixel whose centre lies at the fractions f (x and y) of the sides reads at offset + scale · f,
+    each B 2. Not by `affine_grid`, which multiplies matrices, and in lower precision that misplaces
+    a crop.
     """
     down, across = ((torch.arange(side, device=offset.device) + 0.5) / side for side in size)
     columns = offset[:, 0, None] + scale[:, 0, None] * across

@@ -8,8 +8,10 @@ from torch.nn import functional as F
 
 
 def augmented(images: Tensor, guide: Tensor) -> tuple[Tensor, Tensor]:
-    """Pictures B 3 H W, each cropped to at least 4/5 of its area and resized back, its contrast changed by
-    up to a tenth and its brightness by up to 0.1 (normalised); and their guidance B h w, cropped along, with sum 1."""
+    """Pictures B 3 H W, each cropped to at least 4/5 of its area and resized back, its contrast
+    changed by up to a tenth and its brightness by up to 0.1 (normalised); and their guidance B h w,
+    cropped along, with sum 1.
+    """
     count, device = len(images), images.device
     draw = torch.rand(count, 5)  # on the host, so that every device draws the same
     side = (0.8 + 0.2 * draw[:, 0]).sqrt()

@@ -31,13 +31,16 @@ class MethodConfig:
 
     Attributes:
         backbone: an alias of `blemish backbones`, or any timm model name.
-        image_size: one number for a square, or height and width, in pixels; rounded to what the backbone divides.
+        image_size: one number for a square, or height and width, in pixels; rounded to what the
+            backbone divides.
         layers: backbone layers whose features are used, from 1; empty = the backbone's default.
-        rotations: every training picture is learned at this many angles, evenly over 360°. 1 = as it is.
+        rotations: every training picture is learned at this many angles, evenly over 360°. 1 = as
+            it is.
         flips: every training picture, at each angle, is also learned mirrored left to right.
-        smoothing: standard deviation of the Gaussian over the anomaly map, as a fraction of the map's longer side.
-        top_fraction: the image score is the mean of this fraction of the map's highest values, in (0, 1]; at least
-            one value counts, so 0 means the maximum.
+        smoothing: standard deviation of the Gaussian over the anomaly map, as a fraction of the
+            map's longer side.
+        top_fraction: the image score is the mean of this fraction of the map's highest values, in
+            (0, 1]; at least one value counts, so 0 means the maximum.
         seed: of everything random in the method.
     """
 
@@ -150,7 +153,9 @@ class Method(nn.Module):
         return self
 
     def see(self, images: Tensor, also: Sequence[int] = ()) -> Features:
-        """What the backbone gives of B 3 H W: `layers`, then the layers `also`, which others ask for."""
+        """What the backbone gives of B 3 H W: `layers`, then the layers `also`, which others ask
+        for.
+        """
         asked = {"attention": self.attended} if self.attended else {}
         features: Features = self.backbone(images, (*self.layers, *also), **asked)
         return features
@@ -164,7 +169,8 @@ class Method(nn.Module):
         return self.judge(self.see(images), images)
 
     def describe(self, features: Features, images: Tensor) -> Tensor:
-        """One vector for each of B 3 H W, to see how pictures lie: float32 B D, from what `see` gave.
+        """One vector for each of B 3 H W, to see how pictures lie: float32 B D, from what `see`
+        gave.
 
         The mean feature of the last of the config's layers, where a method has no better one.
         """
@@ -179,7 +185,9 @@ class Method(nn.Module):
         return Scores(top_mean(maps.flatten(1), self.config.top_fraction), maps[:, 0])
 
     def _spread(self, raw: Tensor, images: Tensor, size: tuple[int, int]) -> Tensor:
-        """Values B h w at the places of the backbone's grid, for B 3 H W, as B 1 H W of another size: evenly."""
+        """Values B h w at the places of the backbone's grid, for B 3 H W, as B 1 H W of another
+        size: evenly.
+        """
         offset = self.backbone.offset((raw.shape[-2], raw.shape[-1]), images)
         return resampled(raw[:, None], size, offset=offset)
 
@@ -201,8 +209,9 @@ class Method(nn.Module):
         """Look at what `Stored` cannot say. Raises: ArtifactError that names the tensor."""
 
     def check_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Hold the tensors of an artifact against what a fitted method of these settings has. Called on one without
-        storage (of the device "meta"), so that nothing is allocated before it is known to fit.
+        """Hold the tensors of an artifact against what a fitted method of these settings has.
+        Called on one without storage (of the device "meta"), so that nothing is allocated before it
+        is known to fit.
 
         Raises: ArtifactError that names the tensor.
         """
@@ -214,7 +223,9 @@ class Method(nn.Module):
             raise ArtifactError(f"the tensors do not fit method {self.name!r}: {error}") from error
 
     def restore_state(self, tensors: dict[str, Tensor]) -> None:
-        """Take back what `fitted_state` gave. Raises: ArtifactError when it does not fit the method."""
+        """Take back what `fitted_state` gave. Raises: ArtifactError when it does not fit the
+        method.
+        """
         for name in self.learned_tensors().keys() & tensors.keys():
             owner, _, own = name.rpartition(".")  # its size is known only now
             empty = self.get_buffer(name).new_empty(tensors[name].shape, dtype=tensors[name].dtype)
@@ -252,7 +263,9 @@ def map_size(images: Tensor) -> tuple[int, int]:
 
 
 def smooth(maps: Tensor, fraction: float) -> Tensor:
-    """Gaussian smoothing of B 1 h w; standard deviation = `fraction` of the longer side; borders mirrored."""
+    """Gaussian smoothing of B 1 h w; standard deviation = `fraction` of the longer side; borders
+    mirrored.
+    """
     sigma = fraction * max(maps.shape[-2:])
     radius = min(round(3 * sigma), maps.shape[-2] - 1, maps.shape[-1] - 1)
     if radius < 1:

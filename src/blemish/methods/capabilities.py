@@ -1,6 +1,8 @@
-"""What some methods can do beside scoring: one small protocol for each, which such a method inherits.
+"""What some methods can do beside scoring: one small protocol for each, which such a method
+inherits.
 
-Ask with `isinstance(method, Adapts)`, or of a class with `issubclass`; `methods.able` does so and says who can.
+Ask with `isinstance(method, Adapts)`, or of a class with `issubclass`; `methods.able` does so and
+says who can.
 """
 
 from __future__ import annotations
@@ -141,7 +143,9 @@ class Adapts(Protocol):
     """It can follow the pictures that it scores."""
 
     def adapter(self, mode: Mode) -> Adapter:
-        """What scores batches while adapting to them. Raises: ConfigError where nothing is known to adapt to."""
+        """What scores batches while adapting to them. Raises: ConfigError where nothing is known to
+        adapt to.
+        """
         ...
 
 

@@ -1,10 +1,10 @@
 """Greedy k-centre selection, exact and streaming.
 
-PatchCore (Roth et al. 2022, Algorithm 1) thins its memory bank by greedy k-centre (farthest-point) selection. Done
-plainly that is one pass over all features per selected point. Here the same points are selected in blocks: distances
-to the selection only ever fall, so a stale distance is an upper bound, and as long as the best point of a small
-up-to-date block beats every stale bound outside it, it is the true farthest point. The bulk of the work becomes
-matrix products.
+PatchCore (Roth et al. 2022, Algorithm 1) thins its memory bank by greedy k-centre (farthest-point)
+selection. Done plainly that is one pass over all features per selected point. Here the same points
+are selected in blocks: distances to the selection only ever fall, so a stale distance is an upper
+bound, and as long as the best point of a small up-to-date block beats every stale bound outside it,
+it is the true farthest point. The bulk of the work becomes matrix products.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ _CHUNK = 16384  # rows of one distance product; bounds the scratch memory
 def farthest_points(features: Tensor, count: int) -> tuple[Tensor, float]:
     """Indices of a greedy k-centre selection, in the order of selection, and its covering radius.
 
-    The first centre is the point nearest to the mean, so that no random choice is involved; every further one is the
-    point farthest from the centres so far (ties: any of them).
+    The first centre is the point nearest to the mean, so that no random choice is involved; every
+    further one is the point farthest from the centres so far (ties: any of them).
 
     Args:
         features: float32 n D.
         count: how many to select; at least 1. All are returned when count >= n.
-    Returns: int64 indices, and the largest Euclidean distance of any point to its nearest centre (0 if all are kept).
+    Returns: int64 indices, and the largest Euclidean distance of any point to its nearest centre (0
+    if all are kept).
     """
     n = len(features)
     if count >= n:
@@ -67,11 +68,14 @@ def _square_distances(a: Tensor, a_squares: Tensor, b: Tensor, b_squares: Tensor
 
 
 def _lower(bound: Tensor, features: Tensor, squares: Tensor, centres: list[int]) -> None:
-    """Lower `bound` to the squared distance to the nearest of `centres`, in place; centres themselves to -1."""
+    """Lower `bound` to the squared distance to the nearest of `centres`, in place; centres
+    themselves to -1.
+    """
     index = torch.tensor(centres)
     for start in range(0, len(features), _CHUNK):
         rows = slice(start, start + _CHUNK)
-        # |a - b|² = |a|² + (|b|² - 2 a·b); |a|² is added once the centre is found, which spares a pass over the matrix
+        # |a - b|² = |a|² + (|b|² - 2 a·b); |a|² is added once the centre is found, which spares a
+        # pass over the matrix
         partial = torch.addmm(
             squares[index][None], features[rows], features[index].T, alpha=-2
         ).amin(1)
@@ -80,12 +84,14 @@ def _lower(bound: Tensor, features: Tensor, squares: Tensor, centres: list[int])
 
 
 class StreamingCoreset:
-    """At most `size` of the unit-length points of a stream of any length, in memory that does not grow with it.
+    """At most `size` of the unit-length points of a stream of any length, in memory that does not
+    grow with it.
 
-    Points are collected up to `2 * size`; then a greedy k-centre selection keeps `size` of them and its covering
-    radius r becomes the bar: a later point within r of the kept ones adds nothing and is dropped on arrival. While no
-    more than `2 * size` points have come the result is exactly the offline greedy selection; after that it is a
-    merge-and-reduce of it, whose covering radius is at most the sum of the radii of the reductions.
+    Points are collected up to `2 * size`; then a greedy k-centre selection keeps `size` of them and
+    its covering radius r becomes the bar: a later point within r of the kept ones adds nothing and
+    is dropped on arrival. While no more than `2 * size` points have come the result is exactly the
+    offline greedy selection; after that it is a merge-and-reduce of it, whose covering radius is at
+    most the sum of the radii of the reductions.
 
     Args:
         size: hard cap on the points kept. dim: D.
@@ -112,8 +118,8 @@ class StreamingCoreset:
 
     def _add(self, features: Tensor, owners: Tensor) -> None:
         if self._radius > 0:
-            # Only against what the last reduction kept: a bank of one size. Matrix products of ever new shapes would
-            # each leave a compiled kernel in memory.
+            # Only against what the last reduction kept: a bank of one size. Matrix products of ever
+            # new shapes would each leave a compiled kernel in memory.
             new = nearest(features, self._kept)[0] > self._radius
             features, owners = features[new], owners[new]
         if self._filled + len(features) > len(self._features):
@@ -139,7 +145,8 @@ class StreamingCoreset:
 
 
 class StreamingSample:
-    """A uniform random sample of at most `size` points from a stream of any length (reservoir by random keys).
+    """A uniform random sample of at most `size` points from a stream of any length (reservoir by
+    random keys).
 
     Args: size: hard cap on the points kept. dim: D. seed: of the keys.
     """
@@ -162,7 +169,9 @@ class StreamingSample:
         self._keys = keys[kept]
 
     def resume(self, features: Tensor, owners: Tensor, *, seen: int) -> None:
-        """Start from what was kept of `seen` points: their keys are drawn again, as the highest of so many."""
+        """Start from what was kept of `seen` points: their keys are drawn again, as the highest of
+        so many.
+        """
         share = min(1.0, len(features) / seen)
         self._features, self._owners = features, owners
         self._keys = 1 - share * torch.rand(
@@ -177,11 +186,12 @@ class StreamingSample:
 def nearest(
     queries: Tensor, bank: Tensor, *, excluded: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Euclidean distance of each query to its nearest bank point, and that point's index; all of unit length.
+    """Euclidean distance of each query to its nearest bank point, and that point's index; all of
+    unit length.
 
-    The search (the highest cosine) runs in the precision of `bank`: bfloat16 is faster on hardware that has it. The
-    best candidate of each quarter of the bank is then measured exactly in float32, so that only near-ties can be
-    confused.
+    The search (the highest cosine) runs in the precision of `bank`: bfloat16 is faster on hardware
+    that has it. The best candidate of each quarter of the bank is then measured exactly in float32,
+    so that only near-ties can be confused.
 
     Args:
         queries: n D, any floating type. bank: k D, k >= 1.

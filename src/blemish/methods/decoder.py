@@ -36,9 +36,11 @@ class Decoder(nn.Module):
 
     @torch.no_grad()
     def start_linear(self, targets: Tensor) -> None:
-        """Set the weights so that the decoder is a linear autoencoder, the best of this width on targets B G N D.
+        """Set the weights so that the decoder is a linear autoencoder, the best of this width on
+        targets B G N D.
 
-        In: the principal directions of their sum. Out: least squares, from behind the norm. The layers add nothing yet.
+        In: the principal directions of their sum. Out: least squares, from behind the norm. The
+        layers add nothing yet.
         """
         features = targets.sum(1).flatten(0, 1).double()
         power, directions = torch.linalg.eigh(features.T @ features / len(features))
@@ -60,7 +62,9 @@ class Decoder(nn.Module):
         self.outward.bias.copy_(solution[-1])
 
     def attention_received(self, features: Tensor) -> Tensor:
-        """How much each location is looked at: B N, mean over queries, heads, attentions and layers."""
+        """How much each location is looked at: B N, mean over queries, heads, attentions and
+        layers.
+        """
         x = self._enter(features)
         received: list[Tensor] = []
         for layer in self.layers:
@@ -111,7 +115,9 @@ class SelfAttention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor, *, watch: bool = False) -> tuple[Tensor, list[Tensor]]:
-        """The result, and with `watch` the attention that each location receives (B N), mean over queries and heads."""
+        """The result, and with `watch` the attention that each location receives (B N), mean over
+        queries and heads.
+        """
         q, k, v = (
             self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         )  # each B L N d
@@ -129,7 +135,9 @@ class SelfAttention(nn.Module):
 
 
 class Dropout(nn.Module):
-    """Dropout from one random byte an element (rates in 1/256): torch's own takes a third of a step on a CPU."""
+    """Dropout from one random byte an element (rates in 1/256): torch's own takes a third of a step
+    on a CPU.
+    """
 
     def __init__(self, rate: float) -> None:
         super().__init__()

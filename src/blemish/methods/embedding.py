@@ -20,7 +20,8 @@ def join(features: Features, kind: str, *, pooling: int = 1) -> tuple[Tensor, tu
 
     Args:
         kind: of the backbone: "vit" or "cnn".
-        pooling: side of the square of neighbouring locations that are averaged first; odd, 1 = none.
+        pooling: side of the square of neighbouring locations that are averaged first; odd, 1 =
+            none.
     """
     grid = max(features.grids)
     if kind == "vit":

@@ -1,4 +1,6 @@
-"""What methods that are guided by attention share: bringing it to [0, 1], how sharp it is, and its control."""
+"""What methods that are guided by attention share: bringing it to [0, 1], how sharp it is, and its
+control.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +11,9 @@ from torch import Tensor
 
 
 def sharpness(guide: Tensor) -> dict[str, float]:
-    """Of guidance B N, non-negative: its entropy in units of log N (1 = it is flat, and guides nothing), and its peak
-    as a multiple of its mean; means over the rows."""
+    """Of guidance B N, non-negative: its entropy in units of log N (1 = it is flat, and guides
+    nothing), and its peak as a multiple of its mean; means over the rows.
+    """
     guide = guide + 1e-9  # all 0 is flat
     share = guide / guide.sum(1, keepdim=True)
     places = guide.shape[1]

@@ -1,22 +1,26 @@
-"""Guided synthetic anomalies: learn to find pieces that were cut out and pasted where attention looks.
+"""Guided synthetic anomalies: learn to find pieces that were cut out and pasted where attention
+looks.
 
-"Anomaly Detection and Localization Using Attention-Guided Synthetic Anomaly and Test-Time Adaptation" (the poster), and
-the fine-tuning part of the APMask paper, which repeats it with more detail. From every normal picture a twin is made
-with a synthetic anomaly, placed where the [CLS] attention of the pre-trained encoder looks (`blemish.anomalies`). The
-encoder, trained end to end, a head on its final [CLS] token and a mix of the last block's attention heads learn to tell
-the twins apart and to mark the pasted pixels: L = 0.95 · cross-entropy + 0.05 · Dice. At prediction several sizes of a
-picture are looked at and their maps averaged. `adaptation.py` is the other half of the poster.
+"Anomaly Detection and Localization Using Attention-Guided Synthetic Anomaly and Test-Time
+Adaptation" (the poster), and the fine-tuning part of the APMask paper, which repeats it with more
+detail. From every normal picture a twin is made with a synthetic anomaly, placed where the [CLS]
+attention of the pre-trained encoder looks (`blemish.anomalies`). The encoder, trained end to end, a
+head on its final [CLS] token and a mix of the last block's attention heads learn to tell the twins
+apart and to mark the pasted pixels: L = 0.95 · cross-entropy + 0.05 · Dice. At prediction several
+sizes of a picture are looked at and their maps averaged. `adaptation.py` is the other half of the
+poster.
 
-The papers do not say, and here: the map's logit is Σ_l w_l · N · a_l + b for the last block's attention a_l (sum 1) of
-head l; every batch holds normal pictures and their twins, as many of each; the Dice loss is taken of the twins only;
-augmentation is a crop of at least four fifths of the picture and some brightness and contrast, and the guidance is
-computed once, of the picture before it, and cropped along; the image score is the mean of the log-odds over the sizes.
+The papers do not say, and here: the map's logit is Σ_l w_l · N · a_l + b for the last block's
+attention a_l (sum 1) of head l; every batch holds normal pictures and their twins, as many of each;
+the Dice loss is taken of the twins only; augmentation is a crop of at least four fifths of the
+picture and some brightness and contrast, and the guidance is computed once, of the picture before
+it, and cropped along; the image score is the mean of the log-odds over the sizes.
 
-The paper's map cannot be finer than the grid of patches and comes from one weight a head. `best` has
-a head that reads every patch's features in the middle of the depth instead, where defects are still
-local, trains it on every patch, and puts the distance to a bank of the same features beside it. The
-encoder stays as it was. The score is that map's, so there is no class head, and blocks after the
-deepest layer that is read are not run.
+The paper's map cannot be finer than the grid of patches and comes from one weight a head. `best`
+has a head that reads every patch's features in the middle of the depth instead, where defects are
+still local, trains it on every patch, and puts the distance to a bank of the same features beside
+it. The encoder stays as it was. The score is that map's, so there is no class head, and blocks
+after the deepest layer that is read are not run.
 """
 
 from __future__ import annotations
@@ -158,9 +162,10 @@ class Guided(FineTuned, TrainedMethod, Summarises, Adapts, LooksAtScales):
 
     @torch.enable_grad()
     def start_training(self, sample: TrainingBatch) -> None:
-        """Let the last `trainable_blocks` up to the deepest layer that is read learn, or all; and of
-        these no tensor that reaches neither map nor class nor bank, as the last norm where the score
-        is the map's."""
+        """Let the last `trainable_blocks` up to the deepest layer that is read learn, or all; and
+        of these no tensor that reaches neither map nor class nor bank, as the last norm where the
+        score is the map's.
+        """
         assert sample.images is not None
         encoder, blocks = self.backbone.model, self.config.trainable_blocks
         if blocks is None:
@@ -218,7 +223,9 @@ class Guided(FineTuned, TrainedMethod, Summarises, Adapts, LooksAtScales):
         return loss
 
     def _simulated(self, images: Tensor, guide: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Twins B 3 H W of pictures B 3 H W with guidance B h w, their soft masks B H W and classes B."""
+        """Twins B 3 H W of pictures B 3 H W with guidance B h w, their soft masks B H W and classes
+        B.
+        """
         mean, std = self._colours(images)
         pixels = images * std + mean
         if self.config.guidance == "uniform":
@@ -316,7 +323,9 @@ class Guided(FineTuned, TrainedMethod, Summarises, Adapts, LooksAtScales):
         )
 
     def _described(self, seen: Mapping[Size, Features], images: Tensor) -> Tensor:
-        """A unit-length feature for every patch of B 3 H W, B h w D, in the size that the bank is of."""
+        """A unit-length feature for every patch of B 3 H W, B h w D, in the size that the bank is
+        of.
+        """
         height, width = self.pictured.tolist()
         with torch.no_grad():
             features = seen.get((height, width))
@@ -345,9 +354,10 @@ class Guided(FineTuned, TrainedMethod, Summarises, Adapts, LooksAtScales):
         return Scores(torch.stack(parts).sum(0), maps, votes=votes)
 
     def describe(self, features: Features, images: Tensor) -> Tensor:
-        """What pictures are scored by, B D. Where the score reads the class, the final [CLS] token that
-        the class head takes (as the papers show it), mean over `scales`. Otherwise the features that the
-        bank holds, mean over the places, each weighted by the softmax of the map."""
+        """What pictures are scored by, B D. Where the score reads the class, the final [CLS] token
+        that the class head takes (as the papers show it), mean over `scales`. Otherwise the
+        features that the bank holds, mean over the places, each weighted by the softmax of the map.
+        """
         seen = self._at_scales(images, features)
         if self.config.score == "map":
             described = self._described(seen, images)
@@ -364,8 +374,9 @@ class Guided(FineTuned, TrainedMethod, Summarises, Adapts, LooksAtScales):
 
     @torch.no_grad()
     def summarise(self, batches: Batches, count: int, progress: Progress) -> None:
-        """Stage II: the reference that adaptation brings pictures back to, of training pictures (and
-        of their twins, for "entropies"); the spread of their learned maps; and the bank."""
+        """Stage II: the reference that adaptation brings pictures back to, of training pictures
+        (and of their twins, for "entropies"); the spread of their learned maps; and the bank.
+        """
         size, noted = self.config.bank_size, Noted()
         bank = StreamingCoreset(size, self.backbone.dim, search_dtype=self._computes_in)
         some: list[tuple[Tensor, Tensor]] = []  # by which the bank is judged, with their owners
@@ -426,7 +437,8 @@ class Guided(FineTuned, TrainedMethod, Summarises, Adapts, LooksAtScales):
         return spread(torch.cat(distances))
 
     def with_scales(self, scales: Sequence[int]) -> Guided:
-        """The same weights, looking at squares of these sides. Entropies are kept where it has them.
+        """The same weights, looking at squares of these sides. Entropies are kept where it has
+        them.
 
         Raises: ConfigError for a side below 1.
         """
@@ -498,7 +510,8 @@ class Seen:
     Attributes:
         mask_logits: of the learned map, float32 B h w. features: of the map's layers.
         logits: of the classes, float32 B K, class 0 = normal; None without a class head.
-        attention: of the last block's [CLS] token, B L N, rows sum to 1; None where nothing reads it.
+        attention: of the last block's [CLS] token, B L N, rows sum to 1; None where nothing reads
+            it.
     """
 
     mask_logits: Tensor

@@ -22,47 +22,57 @@ class GuidedConfig(TrainedConfig, FineTuning):
     """Settings of `guided`; the defaults are `best`.
 
     Attributes:
-        simulators: names of `blemish.anomalies`; one of them, drawn evenly, makes each twin. Those of
-            `best` cut and paste large pieces and small ones, hard.
-        blend_x_rays: whether guided pieces are blended (Poisson) into X-rays, as the second paper does
-            and the first does not. In `best` they are: nothing in an X-ray has hard edges, so a hard
-            edge would be what is learned.
-        guidance: where guided simulators cut and paste: "attention", or as controls "uniform" and "shuffled" (attention
-            at the wrong places).
-        guide_layers: the layers whose [CLS] attention guides, averaged; -1 = the last one, empty = `layers`.
-        augment: whether normal pictures are cropped and their brightness and contrast changed first.
+        simulators: names of `blemish.anomalies`; one of them, drawn evenly, makes each twin. Those
+            of `best` cut and paste large pieces and small ones, hard.
+        blend_x_rays: whether guided pieces are blended (Poisson) into X-rays, as the second paper
+            does and the first does not. In `best` they are: nothing in an X-ray has hard edges, so
+            a hard edge would be what is learned.
+        guidance: where guided simulators cut and paste: "attention", or as controls "uniform" and
+            "shuffled" (attention at the wrong places).
+        guide_layers: the layers whose [CLS] attention guides, averaged; -1 = the last one, empty =
+            `layers`.
+        augment: whether normal pictures are cropped and their brightness and contrast changed
+            first.
         map_head: what the learned map is made of: "attention" (a mix of the last block's heads, as
             published), "patches" (the features of every patch in `layers`), or "features" (both).
-        trainable_blocks: how many blocks of the encoder learn, counted back from the deepest one that is read; 0 =
-            none, None = all and the patch embedding. What nothing reads does not learn.
-        cross_entropy_weight, dice_weight, bce_weight: weights of the losses: cross-entropy of the picture's class
-            (only where the score, or the adaptation by entropies, reads the class), Dice of the map,
-            and binary cross-entropy of every location of the map (the paper has none).
-        score: the image score: "class" (log-odds of the picture's class), "map" (mean of the map's `top_fraction`)
-            or "both" (their sum).
-        bank_size: how many features of normal patches are kept once training has ended. The distance to the
-            nearest is then part of the map. 0 = none, the map is the learned one.
-        head_weight: weight of the learned map beside that distance, both in units of their spread over normal pictures.
-        pooling: side of the square of neighbouring patches that are averaged to a feature of the bank; odd.
-        ema: whether the average of the weights over the last tenth of the run is kept, in place of the last ones.
-        adaptation: what is brought back to the training pictures' at test time: "features" (their moments, in closed
-            form) or "entropies" (of the last block's attention, as published).
-        adaptation_rate, adaptation_steps: of SGD, and its steps a batch, for "entropies". The rate of 0.1
-            was chosen while looking at test labels of magnetic tile; the papers' recipes have that of
-            the nearest published code, 0.001, as the poster gives none.
-        adaptation_guard: whether, for "entropies", batches that lie where training pictures do are left
-            as they are, and steps that do not help undone. The papers' recipes always adapt.
-        scales: sides of the squares that a picture is looked at in when it is scored. The time grows with the sum of
-            their areas: the six of the paper cost 19 times 224² alone.
-        map_stride: pixels of the scored picture, along each side, to a place of the map. The maps of all
-            `scales` are averaged at that size; 1 = at that of the scored picture.
-        zoom: where there are no `scales`, a picture is scored in this multiple of `image_size`, in which it is trained.
-        pretraining: how the encoder is trained further on the same pictures before all this: "none"; "apmask"; "dino"
-            (APMask's views with DINO's own objective); or "published": "apmask", but "none" on chest X-rays, as in the
-            second paper.
-        pretraining_recipe, pretraining_epochs: the recipe of `APMaskConfig` that it follows, and its length, though not
-            below the recipe's `min_steps`; a time budget decides instead of both.
-        masking, mask_ratio: which patches its student does not see, and what share of them; see `APMaskConfig`.
+        trainable_blocks: how many blocks of the encoder learn, counted back from the deepest one
+            that is read; 0 = none, None = all and the patch embedding. What nothing reads does not
+            learn.
+        cross_entropy_weight, dice_weight, bce_weight: weights of the losses: cross-entropy of the
+            picture's class (only where the score, or the adaptation by entropies, reads the class),
+            Dice of the map, and binary cross-entropy of every location of the map (the paper has
+            none).
+        score: the image score: "class" (log-odds of the picture's class), "map" (mean of the map's
+            `top_fraction`) or "both" (their sum).
+        bank_size: how many features of normal patches are kept once training has ended. The
+            distance to the nearest is then part of the map. 0 = none, the map is the learned one.
+        head_weight: weight of the learned map beside that distance, both in units of their spread
+            over normal pictures.
+        pooling: side of the square of neighbouring patches that are averaged to a feature of the
+            bank; odd.
+        ema: whether the average of the weights over the last tenth of the run is kept, in place of
+            the last ones.
+        adaptation: what is brought back to the training pictures' at test time: "features" (their
+            moments, in closed form) or "entropies" (of the last block's attention, as published).
+        adaptation_rate, adaptation_steps: of SGD, and its steps a batch, for "entropies". The rate
+            of 0.1 was chosen while looking at test labels of magnetic tile; the papers' recipes
+            have that of the nearest published code, 0.001, as the poster gives none.
+        adaptation_guard: whether, for "entropies", batches that lie where training pictures do are
+            left as they are, and steps that do not help undone. The papers' recipes always adapt.
+        scales: sides of the squares that a picture is looked at in when it is scored. The time
+            grows with the sum of their areas: the six of the paper cost 19 times 224² alone.
+        map_stride: pixels of the scored picture, along each side, to a place of the map. The maps
+            of all `scales` are averaged at that size; 1 = at that of the scored picture.
+        zoom: where there are no `scales`, a picture is scored in this multiple of `image_size`, in
+            which it is trained.
+        pretraining: how the encoder is trained further on the same pictures before all this:
+            "none"; "apmask"; "dino" (APMask's views with DINO's own objective); or "published":
+            "apmask", but "none" on chest X-rays, as in the second paper.
+        pretraining_recipe, pretraining_epochs: the recipe of `APMaskConfig` that it follows, and
+            its length, though not below the recipe's `min_steps`; a time budget decides instead of
+            both.
+        masking, mask_ratio: which patches its student does not see, and what share of them; see
+            `APMaskConfig`.
     """
 
     image_size: Annotated[tuple[Side, ...], Length(1, 2)] = (224,)
@@ -144,8 +154,9 @@ class GuidedConfig(TrainedConfig, FineTuning):
 
     @classmethod
     def paper_aaai(cls) -> Self:
-        """The second paper's setting: 300 epochs of APMask, then as the first, blended on X-rays, with
-        six sizes whose maps are averaged at the largest of them."""
+        """The second paper's setting: 300 epochs of APMask, then as the first, blended on X-rays,
+        with six sizes whose maps are averaged at the largest of them.
+        """
         return replace(
             cls.paper_bmvc(),
             blend_x_rays=True,
@@ -156,8 +167,9 @@ class GuidedConfig(TrainedConfig, FineTuning):
         )
 
     def for_pictures(self, *, x_rays: bool) -> Self:
-        """X-rays are blended where `blend_x_rays` says so, and "published" is no pre-training on them:
-        the second paper's row for NIH is without."""
+        """X-rays are blended where `blend_x_rays` says so, and "published" is no pre-training on
+        them: the second paper's row for NIH is without.
+        """
         simulators, pretraining = self.simulators, self.pretraining
         if x_rays and self.blend_x_rays and set(simulators) <= {"guided", "guided-fine"}:
             simulators = ("guided-poisson",)
@@ -171,8 +183,9 @@ class GuidedConfig(TrainedConfig, FineTuning):
 
     @property
     def reads_class(self) -> bool:
-        """Whether the class of a picture is read: by the score, or by the adaptation of entropies, which
-        goes by the class that it predicts. Otherwise there is no class head."""
+        """Whether the class of a picture is read: by the score, or by the adaptation of entropies,
+        which goes by the class that it predicts. Otherwise there is no class head.
+        """
         return self.score != "map" or self.adaptation == "entropies"
 
     @property

@@ -1,24 +1,28 @@
-"""A normality detector that is taught by a few known defects. Ours: it goes beyond ATAC-Net, whose task it has.
+"""A normality detector that is taught by a few known defects. Ours: it goes beyond ATAC-Net, whose
+task it has.
 
-Any unsupervised detector says where a picture differs from the good ones. Here that is where to look, three times: at
-the whole picture, around what differs, and closely at it. Its map, as attention of three sharpnesses, pools the patch
-features of a picture to one descriptor, and Fisher's discriminant (Fisher 1936) between the descriptors of the good
-pictures and those of the labelled defects says how much a picture resembles the defects.
+Any unsupervised detector says where a picture differs from the good ones. Here that is where to
+look, three times: at the whole picture, around what differs, and closely at it. Its map, as
+attention of three sharpnesses, pools the patch features of a picture to one descriptor, and
+Fisher's discriminant (Fisher 1936) between the descriptors of the good pictures and those of the
+labelled defects says how much a picture resembles the defects.
 
-    α(t) = softmax(t · standardised map)      x = joined over t = 0, sharpness, 3 · sharpness: Σ α_p(t) f_p
-    w = ((1 − s) Σ + s (tr Σ / D) I)⁻¹ (mean of the defects − μ)      μ, Σ: of the good pictures; s: `shrinkage`
-    score = normality + weight · √M · σ · max(0, (w·x − m) / v)
+    α(t) = softmax(t · standardised map) x = joined over t = 0, sharpness, 3 · sharpness: Σ α_p(t)
+    f_p w = ((1 − s) Σ + s (tr Σ / D) I)⁻¹ (mean of the defects − μ) μ, Σ: of the good pictures; s:
+    `shrinkage` score = normality + weight · √M · σ · max(0, (w·x − m) / v)
 
-where m and v are the mean and deviation of w·x over the good pictures, σ that of their normality's score. The closest
-look is worth what the normality detector is: its part of x is multiplied by 2 A − 1, at least 0, where A is the AUROC
-of the normality's score between the labelled defects and the good pictures. To resemble the known defects adds to a
-score; not to resemble them takes nothing away, as a defect of another kind does not. M labelled defects know their mean
-√M times better than one of them, and count so much more; without any the score is that of the normality detector, to
-the bit. Nothing is learned by gradient: a defect is taught in the time that it takes to look at it. Where the mask of a
-labelled defect is known, the closest look is at the patches in it only; in the wider ones the good pictures, which have
-no masks, would be compared with something else.
+where m and v are the mean and deviation of w·x over the good pictures, σ that of their normality's
+score. The closest look is worth what the normality detector is: its part of x is multiplied by 2 A
+− 1, at least 0, where A is the AUROC of the normality's score between the labelled defects and the
+good pictures. To resemble the known defects adds to a score; not to resemble them takes nothing
+away, as a defect of another kind does not. M labelled defects know their mean √M times better than
+one of them, and count so much more; without any the score is that of the normality detector, to the
+bit. Nothing is learned by gradient: a defect is taught in the time that it takes to look at it.
+Where the mask of a labelled defect is known, the closest look is at the patches in it only; in the
+wider ones the good pictures, which have no masks, would be compared with something else.
 
-A place of the heatmap adds what a picture that were all like it would, times (α_p(sharpness) / max α)^(2 A − 1).
+A place of the heatmap adds what a picture that were all like it would, times (α_p(sharpness) / max
+α)^(2 A − 1).
 """
 
 from __future__ import annotations
@@ -65,13 +69,16 @@ class LdaConfig(MethodConfig):
     """Settings; those that every method has are the normality detector's too.
 
     Attributes:
-        normality: the method that knows what is normal: any but those that take labelled defects themselves. One that
-            trains its encoder (`guided` with `trainable_blocks`) may leave features that tell the kinds of defect less well.
+        normality: the method that knows what is normal: any but those that take labelled defects
+            themselves. One that trains its encoder (`guided` with `trainable_blocks`) may leave
+            features that tell the kinds of defect less well.
         normality_settings: of that method, as "bank_size=8000", in place of its recipe `best`.
-        descriptor_layers: layers of the backbone whose features describe a picture; empty = the one two thirds of the way.
+        descriptor_layers: layers of the backbone whose features describe a picture; empty = the one
+            two thirds of the way.
         sharpness: of the attention: 0 = all patches count the same, however often it is looked.
         shrinkage: how far the covariance of the good pictures is drawn towards a sphere, in (0, 1].
-        weight: of what one labelled defect teaches, in standard deviations of the normality's score.
+        weight: of what one labelled defect teaches, in standard deviations of the normality's
+            score.
     """
 
     normality: str = "patchcore"
@@ -195,8 +202,9 @@ class Lda(Method, Fits, Summarises, LeavesOneOut, Refines):
 
     @torch.no_grad()
     def summarise(self, batches: Batches, count: int, progress: Progress) -> None:
-        """Describe the good pictures, each judged without what it itself has taught where the normality
-        detector can, and remember them beside those that are known."""
+        """Describe the good pictures, each judged without what it itself has taught where the
+        normality detector can, and remember them beside those that are known.
+        """
         found = []
         for batch in reported(batches(), "describing", count, progress):
             seen = self.see(batch.images)
@@ -235,7 +243,9 @@ class Lda(Method, Fits, Summarises, LeavesOneOut, Refines):
         self._discriminant = None
 
     def _levels(self, features: Features) -> list[Level]:
-        """The patch features of each descriptor layer, of length 1, float32 B N D, and where they lie."""
+        """The patch features of each descriptor layer, of length 1, float32 B N D, and where they
+        lie.
+        """
         first = len(self.normality.layers)
         own = features.layers(slice(first, first + len(self.config.descriptor_layers)))
         each = zip(own.tokens, own.grids, own.offsets, strict=True)
@@ -244,8 +254,9 @@ class Lda(Method, Fits, Summarises, LeavesOneOut, Refines):
         ]
 
     def _pooled(self, levels: Sequence[Level], maps: Tensor, masks: Tensor | None) -> Tensor:
-        """Descriptors, float32 B D, of what maps B h w and masks B h w (NaN = not known) attend to: look by look, and
-        in each layer by layer."""
+        """Descriptors, float32 B D, of what maps B h w and masks B h w (NaN = not known) attend to:
+        look by look, and in each layer by layer.
+        """
         parts = []
         for tokens, grid, offset in levels:
             share = self._attention(maps, grid, offset)
@@ -316,7 +327,8 @@ class Lda(Method, Fits, Summarises, LeavesOneOut, Refines):
     def _likeness_map(self, levels: Sequence[Level], maps: Tensor) -> Tensor:
         """The likeness of each place, B h w as the maps are, as if the whole picture were like it.
 
-        It fades where the second look attends less, as far as the normality detector is to be trusted.
+        It fades where the second look attends less, as far as the normality detector is to be
+        trusted.
         """
         size = (maps.shape[1], maps.shape[2])
         of_all_looks = self.discriminant.direction.reshape(len(LOOKS), -1).sum(0)
@@ -401,8 +413,9 @@ class Discriminant:
     Attributes:
         direction: D, along which descriptors tell defects from good pictures.
         unit: what one deviation of the likeness adds to a score.
-        trust: in the normality detector, [0, 1]: 2 AUROC − 1, at least 0, of its scores between the labelled defects
-            and the good pictures. Too high where it has to judge these by what they have taught it.
+        trust: in the normality detector, [0, 1]: 2 AUROC − 1, at least 0, of its scores between the
+            labelled defects and the good pictures. Too high where it has to judge these by what
+            they have taught it.
     """
 
     def __init__(self, method: Lda) -> None:
@@ -429,7 +442,8 @@ class Discriminant:
         self._direction = (
             towards - mean - self._share * self._sides.T @ (self._apart @ (towards - mean))
         ) / sphere
-        # Each good picture as it would be judged had it not been there: the others' scale is not to flatter it.
+        # Each good picture as it would be judged had it not been there: the others' scale is not to
+        # flatter it.
         rows: dict[int, list[int]] = {}
         for row, owner in enumerate(method.owners.tolist()):
             rows.setdefault(owner, []).append(row)
@@ -446,7 +460,8 @@ class Discriminant:
     def _without(self, rows: list[int]) -> Tensor:
         """The discriminant that the good pictures give without some of them (Woodbury's identity).
 
-        Mean and scatter are the others'; the sphere and the count that the scatter is divided by stay those of all.
+        Mean and scatter are the others'; the sphere and the count that the scatter is divided by
+        stay those of all.
         """
         left = self._count - len(rows)
         lost, side = (
@@ -493,5 +508,7 @@ def _gathered(maps: Tensor, grid: tuple[int, int], offset: float) -> Tensor:
 
 
 def _joined(known: tuple[Tensor, ...], found: Sequence[tuple[Tensor, ...]]) -> Iterator[Tensor]:
-    """Each of the known tensors, then what every batch adds to it; with nothing known they have no width yet."""
+    """Each of the known tensors, then what every batch adds to it; with nothing known they have no
+    width yet.
+    """
     return map(torch.cat, zip(*((known, *found) if len(known[0]) else found), strict=True))

@@ -18,17 +18,18 @@ from blemish.errors import NonFiniteError
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """Settings of everything that is trained. Schedules are fractions of the run: a shorter run has the same shape.
+    """Settings of everything that is trained. Schedules are fractions of the run: a shorter run has
+    the same shape.
 
     Attributes:
-        epochs: passes over the training pictures (each rotation and flip of one counts as a picture); over the normal
-            ones where labelled defects fill half of every batch.
+        epochs: passes over the training pictures (each rotation and flip of one counts as a
+            picture); over the normal ones where labelled defects fill half of every batch.
         min_steps: a small set is passed over more often, until this many steps have been made.
-        train_batch_size: pictures of one optimiser step, over all processes (`batch_size` of `fit` is how many the
-            frozen part looks at, at once).
+        train_batch_size: pictures of one optimiser step, over all processes (`batch_size` of `fit`
+            is how many the frozen part looks at, at once).
         learning_rate, weight_decay: of AdamW; the learning rate is that before its schedule.
-        cache_gib: the most main memory, in GiB, in which what the frozen part gives is kept between epochs. What does
-            not fit is computed anew in every epoch.
+        cache_gib: the most main memory, in GiB, in which what the frozen part gives is kept between
+            epochs. What does not fit is computed anew in every epoch.
     """
 
     epochs: Annotated[int, Range(1, 2**31)] = 100
@@ -48,8 +49,9 @@ class Schedule:
 
     @property
     def balanced_batches(self) -> bool:
-        """Whether labelled defects, where there are any, fill half of every batch. Else they come as often as the
-        other pictures do."""
+        """Whether labelled defects, where there are any, fill half of every batch. Else they come
+        as often as the other pictures do.
+        """
         return True
 
 
@@ -58,8 +60,8 @@ class FineTuning(Schedule):
     """Settings of what may learn its encoder as well.
 
     Attributes:
-        learning_rate_start, warmup: the learning rate rises from here during this fraction of the run; then it falls
-            as a cosine to nearly 0.
+        learning_rate_start, warmup: the learning rate rises from here during this fraction of the
+            run; then it falls as a cosine to nearly 0.
         layer_decay: each block learns slower by this factor than the next one.
     """
 
@@ -77,7 +79,8 @@ class TrainingBatch:
     """Pictures as a training step sees them.
 
     Attributes:
-        images: float32 B 3 H W, normalised; None where the method does not ask for them (`needs_images`).
+        images: float32 B 3 H W, normalised; None where the method does not ask for them
+            (`needs_images`).
         features: what `Learner.encode` gave of them; each tensor has B rows.
         labels: int64 B, 0 normal, 1 a labelled defect; None where all are normal.
     """
@@ -90,19 +93,21 @@ class TrainingBatch:
 class Learner(nn.Module):
     """What learns by gradient: a detection method, or an encoder's pre-training.
 
-    The order of a step, which the engine follows: the learning rate is set to the optimiser's own times
-    `learning_rate_factor(progress)`; `training_step` gives the loss; backward, clip, optimiser step; `after_step`.
-    All randomness comes from torch's global generators, which the engine seeds anew for every step, so that a step's
-    draws depend on the seed and its number only.
+    The order of a step, which the engine follows: the learning rate is set to the optimiser's own
+    times `learning_rate_factor(progress)`; `training_step` gives the loss; backward, clip,
+    optimiser step; `after_step`. All randomness comes from torch's global generators, which the
+    engine seeds anew for every step, so that a step's draws depend on the seed and its number only.
 
     Attributes:
         name: what it is called in messages.
         backbone: the encoder; where nothing of it is learned, checkpoints leave it out.
-        clip_norm: the largest norm of all gradients together; in proportion to the scale of the loss.
-        training_only: how the names of trained tensors begin that serve training alone, as a projection
-            head that is thrown away; a change of any other trained tensor changes what is given.
-        class_counts: how many normal rows and how many labelled defects it is trained on, over all processes; the
-            engine sets them before `start_training`.
+        clip_norm: the largest norm of all gradients together; in proportion to the scale of the
+            loss.
+        training_only: how the names of trained tensors begin that serve training alone, as a
+            projection head that is thrown away; a change of any other trained tensor changes what
+            is given.
+        class_counts: how many normal rows and how many labelled defects it is trained on, over all
+            processes; the engine sets them before `start_training`.
     """
 
     name: ClassVar[str]
@@ -123,8 +128,9 @@ class Learner(nn.Module):
         return False
 
     def encode(self, images: Tensor) -> dict[str, Tensor]:
-        """What the frozen part gives of clean pictures B 3 H W: tensors of B rows, without gradient, small enough to
-        keep. The same pictures always give the same."""
+        """What the frozen part gives of clean pictures B 3 H W: tensors of B rows, without
+        gradient, small enough to keep. The same pictures always give the same.
+        """
         return {}
 
     def prepare_training(self) -> None:
@@ -153,7 +159,9 @@ class Learner(nn.Module):
         """Called after the optimiser's step number `step` (from 1) of `steps`."""
 
     def findings(self, sample: TrainingBatch) -> dict[str, float]:
-        """Figures by name that show whether training did what it should. Called before `end_training`."""
+        """Figures by name that show whether training did what it should. Called before
+        `end_training`.
+        """
         return {}
 
     @abstractmethod
@@ -162,7 +170,9 @@ class Learner(nn.Module):
 
 
 class EndToEnd(Learner):
-    """A learner whose encoder may learn as well: its weights are float32, and it computes in what it is told."""
+    """A learner whose encoder may learn as well: its weights are float32, and it computes in what
+    it is told.
+    """
 
     _computes_in: torch.dtype = torch.float32
 
@@ -200,10 +210,11 @@ class FineTuned(EndToEnd):
 
 
 def layerwise_adamw(learner: Learner, decay: float) -> torch.optim.AdamW:
-    """AdamW over what a ViT and its heads learn, each block slower by the factor `decay` than the next one.
+    """AdamW over what a ViT and its heads learn, each block slower by the factor `decay` than the
+    next one.
 
-    As BEiT fine-tunes (Bao et al. 2022): the heads and the final norm at the config's learning rate, the embedding
-    slowest; what has one dimension (biases, norms) is not decayed.
+    As BEiT fine-tunes (Bao et al. 2022): the heads and the final norm at the config's learning
+    rate, the embedding slowest; what has one dimension (biases, norms) is not decayed.
     """
     settings, depth = learner.config, learner.backbone.depth
     groups = []
@@ -226,7 +237,8 @@ def layerwise_adamw(learner: Learner, decay: float) -> torch.optim.AdamW:
 
 
 def warm_up_then_cosine(progress: float, *, start: float, warmup: float) -> float:
-    """A factor of learning rates at `progress` in [0, 1]: a line from `start` to 1 until `warmup`, then a cosine to 0.
+    """A factor of learning rates at `progress` in [0, 1]: a line from `start` to 1 until `warmup`,
+    then a cosine to 0.
 
     Example:
         >>> [round(warm_up_then_cosine(share, start=0.1, warmup=0.2), 3) for share in (0, 0.1, 0.2, 0.6, 1)]

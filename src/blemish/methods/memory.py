@@ -1,13 +1,14 @@
 """Memory banks of normal patch features: PatchCore, and a plain nearest neighbour on ViT patches.
 
-PatchCore: Roth et al. 2022, "Towards Total Recall in Industrial Anomaly Detection". Locally averaged mid-level
-features (eq. 1-2), a greedy coreset as memory bank (Algorithm 1), the distance to the nearest bank entry as anomaly
-score (eq. 6). Deviates: the coreset is built from a stream under a hard cap (`coreset.py`) instead of a fraction of
-all features held at once; the image score is the mean of the top fraction of the smoothed map instead of one
-re-weighted maximum (eq. 7); the layers of a ViT are normalised and averaged (`embedding.py`).
+PatchCore: Roth et al. 2022, "Towards Total Recall in Industrial Anomaly Detection". Locally
+averaged mid-level features (eq. 1-2), a greedy coreset as memory bank (Algorithm 1), the distance
+to the nearest bank entry as anomaly score (eq. 6). Deviates: the coreset is built from a stream
+under a hard cap (`coreset.py`) instead of a fraction of all features held at once; the image score
+is the mean of the top fraction of the smoothed map instead of one re-weighted maximum (eq. 7); the
+layers of a ViT are normalised and averaged (`embedding.py`).
 
-kNN: as AnomalyDINO (Damm et al. 2025): cosine distance of a patch to the nearest normal patch. Deviates: the bank is
-a uniform random sample under a hard cap; several layers may be joined.
+kNN: as AnomalyDINO (Damm et al. 2025): cosine distance of a patch to the nearest normal patch.
+Deviates: the bank is a uniform random sample under a hard cap; several layers may be joined.
 """
 
 from __future__ import annotations
@@ -35,8 +36,10 @@ class MemoryConfig(MethodConfig):
     """Settings of a memory bank.
 
     Attributes:
-        bank_size: hard cap on the number of patch features remembered. It bounds memory at fit and time at prediction.
-        pooling: side of the square of neighbouring patches that are averaged into one feature; odd, 1 = none.
+        bank_size: hard cap on the number of patch features remembered. It bounds memory at fit and
+            time at prediction.
+        pooling: side of the square of neighbouring patches that are averaged into one feature; odd,
+            1 = none.
     """
 
     bank_size: Annotated[int, Range(1, LARGEST_BANK)] = 16_000
@@ -45,13 +48,16 @@ class MemoryConfig(MethodConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class PatchCoreConfig(MemoryConfig):
-    """PatchCore's settings; `paper` is the published one (WideResNet-50-2, layer2 and layer3, 224²)."""
+    """PatchCore's settings; `paper` is the published one (WideResNet-50-2, layer2 and layer3,
+    224²).
+    """
 
     @classmethod
     def paper(cls) -> Self:
         """WideResNet-50-2, layers 2 and 3, 224², maximum of the map smoothed with σ = 4 pixels.
 
-        The paper keeps 1 %, 10 % or 25 % of all features; the cap of 16,000 is 10 % of those of 209 pictures at 28×28.
+        The paper keeps 1 %, 10 % or 25 % of all features; the cap of 16,000 is 10 % of those of 209
+        pictures at 28×28.
         """
         return cls(
             backbone="wide_resnet50_2",
@@ -153,7 +159,8 @@ class MemoryBank(Method, Fits, Extends, LeavesOneOut):
     def judge_left_out(self, features: Features, batch: Batch) -> Scores:
         """Each picture against the bank without its own patches.
 
-        Raises: ConfigError where all of the bank is of one picture, which leaves nothing to compare it with.
+        Raises: ConfigError where all of the bank is of one picture, which leaves nothing to compare
+        it with.
         """
         self._require(self.bank)
         embedded, grid = self.embedded(features)

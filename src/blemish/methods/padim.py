@@ -1,19 +1,20 @@
 """PaDiM: one Gaussian per location over pre-trained features.
 
-Defard et al. 2021, "PaDiM: a Patch Distribution Modeling Framework for Anomaly Detection and Localization". Features
-of several layers joined on the finest grid, a random subset of channels (section III-A), mean and covariance per
-location with εI added (eq. 1, ε = 0.01), Mahalanobis distance as anomaly (eq. 2). Deviates: the layers of a ViT are
-normalised and averaged (`embedding.py`); the image score is the mean of the top fraction of the map instead of its
-maximum. It presumes that every picture shows the object at the same place.
+Defard et al. 2021, "PaDiM: a Patch Distribution Modeling Framework for Anomaly Detection and
+Localization". Features of several layers joined on the finest grid, a random subset of channels
+(section III-A), mean and covariance per location with εI added (eq. 1, ε = 0.01), Mahalanobis
+distance as anomaly (eq. 2). Deviates: the layers of a ViT are normalised and averaged
+(`embedding.py`); the image score is the mean of the top fraction of the map instead of its maximum.
+It presumes that every picture shows the object at the same place.
 
-Leave-one-out is exact, and costs what scoring does. Without the k rows x of one picture (itself and its copies), of n
-with mean μ and scatter S, the others have
+Leave-one-out is exact, and costs what scoring does. Without the k rows x of one picture (itself and
+its copies), of n with mean μ and scatter S, the others have
 
-    mean μ − k (x − μ) / (n − k)      covariance C_k − q (x − μ)(x − μ)ᵀ      C_k = S / (n − k − 1) + εI
-    q = k n / ((n − k)(n − k − 1))
+    mean μ − k (x − μ) / (n − k) covariance C_k − q (x − μ)(x − μ)ᵀ C_k = S / (n − k − 1) + εI q = k
+    n / ((n − k)(n − k − 1))
 
-so that, with h = (x − μ)ᵀ C_k⁻¹ (x − μ), the squared distance of x is (n / (n − k))² h / (1 − q h) (Sherman & Morrison
-1950).
+so that, with h = (x − μ)ᵀ C_k⁻¹ (x − μ), the squared distance of x is (n / (n − k))² h / (1 − q h)
+(Sherman & Morrison 1950).
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ class PadimConfig(MethodConfig):
     """Settings of PaDiM.
 
     Attributes:
-        channels: how many feature channels are kept (a random subset); memory grows with its square per location.
+        channels: how many feature channels are kept (a random subset); memory grows with its square
+            per location.
         epsilon: added to the diagonal of every covariance, > 0.
     """
 
@@ -51,7 +53,9 @@ class PadimConfig(MethodConfig):
 
     @classmethod
     def paper(cls) -> Self:
-        """WideResNet-50-2, layers 1 to 3, 550 channels, 224², maximum of the map smoothed with σ = 4 pixels."""
+        """WideResNet-50-2, layers 1 to 3, 550 channels, 224², maximum of the map smoothed with σ =
+        4 pixels.
+        """
         return cls(
             backbone="wide_resnet50_2",
             layers=(1, 2, 3),
@@ -157,13 +161,16 @@ class Padim(Method, Fits, LeavesOneOut):
         return self._finish(self.anomaly_map(features), images)
 
     def leaves_one_out(self) -> bool:
-        """Not with turned and mirrored copies of a picture, each of which would have to be left out with it."""
+        """Not with turned and mirrored copies of a picture, each of which would have to be left out
+        with it.
+        """
         return self.config.rotations == 1 and not self.config.flips
 
     def judge_left_out(self, features: Features, batch: Batch) -> Scores:
         """Each training picture against the Gaussians of the others; until `end_leaving_out`.
 
-        Raises: ConfigError unless it was fitted on three pictures at least, without rotations or flips.
+        Raises: ConfigError unless it was fitted on three pictures at least, without rotations or
+        flips.
         """
         learned = self._learned
         if learned is None or not self.knows_several():

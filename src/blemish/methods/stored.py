@@ -21,7 +21,9 @@ UNIT = 1 + 1e-3  # no coordinate of a feature of length 1 is larger, but for rou
 
 @dataclass(frozen=True, slots=True)
 class Free:
-    """A side of tensors that what was learned decides, the same wherever its name stands in a table."""
+    """A side of tensors that what was learned decides, the same wherever its name stands in a
+    table.
+    """
 
     name: str
     least: int
@@ -34,8 +36,8 @@ class Stored:
 
     Attributes:
         shape: its sides. dtypes: it has one of them.
-        low, high: its least and greatest value; `above`: whether `low` itself is excluded. NaN and infinity never are
-            in the range.
+        low, high: its least and greatest value; `above`: whether `low` itself is excluded. NaN and
+            infinity never are in the range.
         absent: whether it may also be empty, of any shape: nothing of this was learned.
     """
 

@@ -1,9 +1,9 @@
 """Ranking metrics of picture scores: AUROC, average precision, best F1, curves, confusion.
 
-Every one is read off the same two integer counts: true and false positives at each distinct score, tied scores merged.
-Scores are raw, higher = more anomalous; labels are 0 normal, 1 anomalous. What ranks one class against the other is
-None when a class is missing. Raises everywhere: ConfigError when shapes or labels do not fit, NonFiniteError for a
-score that is NaN or infinite.
+Every one is read off the same two integer counts: true and false positives at each distinct score,
+tied scores merged. Scores are raw, higher = more anomalous; labels are 0 normal, 1 anomalous. What
+ranks one class against the other is None when a class is missing. Raises everywhere: ConfigError
+when shapes or labels do not fit, NonFiniteError for a score that is NaN or infinite.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from blemish.types import ANOMALOUS, NORMAL
 
 
 def auroc(scores: ArrayLike, labels: ArrayLike) -> float | None:
-    """Probability that an anomalous picture scores above a normal one, ties counted as half (Mann-Whitney U); exact.
+    """Probability that an anomalous picture scores above a normal one, ties counted as half
+    (Mann-Whitney U); exact.
 
     Example:
         >>> auroc([0.1, 0.4, 0.4, 0.9], [0, 0, 1, 1])
@@ -31,7 +32,8 @@ def auroc(scores: ArrayLike, labels: ArrayLike) -> float | None:
 
 
 def average_precision(scores: ArrayLike, labels: ArrayLike) -> float | None:
-    """Area under the precision-recall steps: precision × gain in recall, summed over distinct scores.
+    """Area under the precision-recall steps: precision × gain in recall, summed over distinct
+    scores.
 
     As scikit-learn defines it: no interpolation between the steps.
 
@@ -47,10 +49,12 @@ def average_precision(scores: ArrayLike, labels: ArrayLike) -> float | None:
 
 
 def best_f1(scores: ArrayLike, labels: ArrayLike) -> tuple[float, float] | None:
-    """The highest F1 that any threshold reaches, and that threshold (score > threshold is an alarm).
+    """The highest F1 that any threshold reaches, and that threshold (score > threshold is an
+    alarm).
 
-    An oracle: it looks at the labels. The threshold lies midway between neighbouring distinct scores, or just below
-    the lowest score when everything must be called anomalous; of equally good ones it is the highest.
+    An oracle: it looks at the labels. The threshold lies midway between neighbouring distinct
+    scores, or just below the lowest score when everything must be called anomalous; of equally good
+    ones it is the highest.
 
     Example:
         >>> best_f1([1.0, 2.0, 3.0, 4.0], [0, 0, 1, 1])
@@ -75,7 +79,9 @@ def best_f1(scores: ArrayLike, labels: ArrayLike) -> tuple[float, float] | None:
 def roc_curve(
     scores: ArrayLike, labels: ArrayLike
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-    """(false-positive rate, true-positive rate), one point per distinct score, from (0, 0) to (1, 1)."""
+    """(false-positive rate, true-positive rate), one point per distinct score, from (0, 0) to (1,
+    1).
+    """
     counts = _counts(scores, labels)
     if counts is None:
         return None
@@ -86,7 +92,9 @@ def roc_curve(
 def precision_recall_curve(
     scores: ArrayLike, labels: ArrayLike
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-    """(precision, recall), one point per distinct score, by rising recall; the first is (1, 0) by convention."""
+    """(precision, recall), one point per distinct score, by rising recall; the first is (1, 0) by
+    convention.
+    """
     counts = _counts(scores, labels)
     if counts is None:
         return None
@@ -95,7 +103,8 @@ def precision_recall_curve(
 
 
 def confusion(verdicts: ArrayLike, labels: ArrayLike) -> dict[str, int]:
-    """How often verdicts (0 normal, 1 anomalous; from `blemish.detector.thresholds.verdict`) agree with the labels.
+    """How often verdicts (0 normal, 1 anomalous; from `blemish.detector.thresholds.verdict`) agree
+    with the labels.
 
     Example:
         >>> confusion([0, 1, 1], [0, 0, 1])
@@ -114,7 +123,9 @@ def confusion(verdicts: ArrayLike, labels: ArrayLike) -> dict[str, int]:
 def _counts(
     scores: ArrayLike, labels: ArrayLike
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]] | None:
-    """(true positives, false positives, distinct scores): how many score at least as much, by falling score."""
+    """(true positives, false positives, distinct scores): how many score at least as much, by
+    falling score.
+    """
     values, anomalous = np.asarray(scores, dtype=np.float64), _classes(labels, "label")
     _same_length(values, anomalous, "scores")
     if not np.isfinite(values).all():

@@ -1,15 +1,18 @@
-"""Pixel AUROC and AUPRO, exact (`PixelMetrics`) or in constant memory with an error bound (`StreamingPixelMetrics`).
+"""Pixel AUROC and AUPRO, exact (`PixelMetrics`) or in constant memory with an error bound
+(`StreamingPixelMetrics`).
 
-AUPRO (Bergmann et al. 2021, "The MVTec Anomaly Detection Dataset", IJCV) is the area under the per-region overlap: the
-share of a defect region whose pixels score at least a threshold, averaged over all regions of all pictures, drawn
-against the false-positive rate of the normal pixels, integrated from 0 to a limit and divided by it. A region is an
-8-connected component of a mask. The curve has one point per distinct score, and straight lines between: tied pixels
-move it in one diagonal step.
+AUPRO (Bergmann et al. 2021, "The MVTec Anomaly Detection Dataset", IJCV) is the area under the
+per-region overlap: the share of a defect region whose pixels score at least a threshold, averaged
+over all regions of all pictures, drawn against the false-positive rate of the normal pixels,
+integrated from 0 to a limit and divided by it. A region is an 8-connected component of a mask. The
+curve has one point per distinct score, and straight lines between: tied pixels move it in one
+diagonal step.
 
-Both metrics need only the defect pixels in order, and, for each distinct score among them, how many normal pixels lie
-above it and how many are tied with it. A pixel of a region of r pixels out of R raises the overlap by 1 / (r R), and
-adds that much area for all of the false-positive axis between its own place and the limit; between two defect scores
-the curve is flat. So the area is a sum over defect scores and no curve is ever stored.
+Both metrics need only the defect pixels in order, and, for each distinct score among them, how many
+normal pixels lie above it and how many are tied with it. A pixel of a region of r pixels out of R
+raises the overlap by 1 / (r R), and adds that much area for all of the false-positive axis between
+its own place and the limit; between two defect scores the curve is flat. So the area is a sum over
+defect scores and no curve is ever stored.
 """
 
 from __future__ import annotations
@@ -33,8 +36,8 @@ class PixelResult:
 
     Attributes:
         pixel_auroc, aupro: None unless there are defect pixels and normal pixels.
-        auroc_error, aupro_error: how far the exact value can lie from the one given, at most; 0 for exact metrics.
-            Sums are rounded besides, by about 1e-12.
+        auroc_error, aupro_error: how far the exact value can lie from the one given, at most; 0 for
+            exact metrics. Sums are rounded besides, by about 1e-12.
     """
 
     pixel_auroc: float | None
@@ -46,9 +49,10 @@ class PixelResult:
 class PixelMetrics:
     """Exact pixel AUROC and AUPRO of the maps added so far.
 
-    One sort over all pixels, in place and without their labels: defect pixels are few, so they are kept apart, sorted
-    with their weights and looked up among all the pixels. Memory: 4 bytes a pixel (room to grow: an eighth more) and
-    12 a defect pixel; while computing about 100 more a defect pixel.
+    One sort over all pixels, in place and without their labels: defect pixels are few, so they are
+    kept apart, sorted with their weights and looked up among all the pixels. Memory: 4 bytes a
+    pixel (room to grow: an eighth more) and 12 a defect pixel; while computing about 100 more a
+    defect pixel.
 
     Example:
         >>> metrics = PixelMetrics()
@@ -71,13 +75,14 @@ class PixelMetrics:
         Args:
             anomaly_map: H×W scores, any unit, compared as float32; it is copied.
             mask: bool H×W, True on defects; None for a picture without any.
-        Raises: ConfigError when the map is not H×W or the mask does not fit it; NonFiniteError for NaN or infinite
-            scores.
+        Raises: ConfigError when the map is not H×W or the mask does not fit it; NonFiniteError for
+            NaN or infinite scores.
         """
         scores = _checked(anomaly_map, mask)
         end = self._count + scores.size
         if end > self._pixels.size:
-            # Grown in place: there are never two copies. No view outlives a method, so that refcheck is not needed.
+            # Grown in place: there are never two copies. No view outlives a method, so that
+            # refcheck is not needed.
             self._pixels.resize(max(end, self._pixels.size * 9 // 8), refcheck=False)
         self._pixels[self._count : end] = scores.ravel()
         self._count = end
@@ -118,11 +123,13 @@ class PixelMetrics:
 
 
 class StreamingPixelMetrics:
-    """Pixel AUROC and AUPRO in constant memory: histograms over `bins` equal bins of [low, high], 24 bytes a bin.
+    """Pixel AUROC and AUPRO in constant memory: histograms over `bins` equal bins of [low, high],
+    24 bytes a bin.
 
-    The metrics are those of the binned scores: pixels of one bin count as tied. Their true order inside a bin is
-    unknown, and the errors given are the most that any order could change. Scores outside the range fall in the end
-    bins; the bound stays valid, only wider. With a range that fits the scores, 65,536 bins leave errors of about 1e-5.
+    The metrics are those of the binned scores: pixels of one bin count as tied. Their true order
+    inside a bin is unknown, and the errors given are the most that any order could change. Scores
+    outside the range fall in the end bins; the bound stays valid, only wider. With a range that
+    fits the scores, 65,536 bins leave errors of about 1e-5.
 
     Args: low, high: finite, low < high, in the unit of the scores. bins: >= 1.
     Raises: ConfigError for another range or number.
@@ -146,7 +153,8 @@ class StreamingPixelMetrics:
     def add(self, anomaly_map: ArrayLike, mask: NDArray[np.bool_] | None) -> None:
         """Adds one picture; arguments and errors as in `PixelMetrics.add`."""
         scores = _checked(anomaly_map, mask)
-        # Whatever a step rounds, it keeps the order of the scores, so that the bins are in order too.
+        # Whatever a step rounds, it keeps the order of the scores, so that the bins are in order
+        # too.
         position = (
             np.clip(scores.astype(np.float64), self._low, self._high) - self._low
         ) * self._scale
@@ -159,7 +167,9 @@ class StreamingPixelMetrics:
             self._regions += regions
 
     def compute(self, fpr_limit: float = FPR_LIMIT) -> PixelResult:
-        """The metrics and error bounds of everything added; arguments and errors as in `PixelMetrics.compute`."""
+        """The metrics and error bounds of everything added; arguments and errors as in
+        `PixelMetrics.compute`.
+        """
         _check_limit(fpr_limit)
         upto = np.cumsum(self._pixels)
         total = int(upto[-1])
@@ -179,8 +189,8 @@ class StreamingPixelMetrics:
 class _Curve:
     """The ROC and PRO curves, by distinct defect score (exact) or bin (streaming).
 
-    positives: defect pixels there. weights: what they add to the mean overlap, 1 in all. above, tied: normal pixels
-    with a higher score and with the same one. normals: all normal pixels.
+    positives: defect pixels there. weights: what they add to the mean overlap, 1 in all. above,
+    tied: normal pixels with a higher score and with the same one. normals: all normal pixels.
     """
 
     positives: NDArray[np.int64]
@@ -190,7 +200,9 @@ class _Curve:
     normals: int
 
     def auroc(self) -> float:
-        """Mann-Whitney, exact in integers: a defect pixel beats the normal pixels below, and half of those tied."""
+        """Mann-Whitney, exact in integers: a defect pixel beats the normal pixels below, and half
+        of those tied.
+        """
         doubled = self.positives * (2 * (self.normals - self.above) - self.tied)
         return int(doubled.sum()) / self._pairs()
 
@@ -199,7 +211,9 @@ class _Curve:
         return int((self.positives * self.tied).sum()) / self._pairs()
 
     def aupro(self, limit: float) -> float:
-        """Area to the right of each step, up to the limit; of a diagonal across the limit, its part on this side."""
+        """Area to the right of each step, up to the limit; of a diagonal across the limit, its part
+        on this side.
+        """
         reach = self._reach(limit, self.above)
         inside = np.minimum(reach, self.tied)  # the run of the diagonal on this side of the limit
         share = np.divide(inside, self.tied, out=np.ones_like(reach), where=self.tied > 0)
@@ -207,10 +221,12 @@ class _Curve:
         return min(float(area / (limit * self.normals)), 1.0)
 
     def aupro_error(self, limit: float) -> float:
-        """Inside a bin the curve may rise at once, or at its end only. To rise at once changes the area more.
+        """Inside a bin the curve may rise at once, or at its end only. To rise at once changes the
+        area more.
 
-        A step all before the limit gains by the one what it loses by the other; of a step across it, the diagonal has
-        at most half of the area of rising at once, and rising at its end has none.
+        A step all before the limit gains by the one what it loses by the other; of a step across
+        it, the diagonal has at most half of the area of rising at once, and rising at its end has
+        none.
         """
         highest = np.sum(self.weights * self._reach(limit, self.above)) / (limit * self.normals)
         return max(float(highest) - self.aupro(limit), 0.0)
@@ -231,7 +247,9 @@ def _curve(
     positives: NDArray[np.int64],
     weights: NDArray[np.float64],
 ) -> _Curve:
-    """The curve from counts over *all* pixels, below and not above each defect score; defects are taken out here."""
+    """The curve from counts over *all* pixels, below and not above each defect score; defects are
+    taken out here.
+    """
     defects = int(positives.sum())
     above = (total - upto) - (defects - np.cumsum(positives))
     return _Curve(positives, weights, above, upto - below - positives, total - defects)
@@ -256,7 +274,9 @@ def _checked(anomaly_map: ArrayLike, mask: NDArray[np.bool_] | None) -> NDArray[
 
 
 def _region_weights(mask: NDArray[np.bool_]) -> tuple[NDArray[np.float64], int]:
-    """(1 / size of its region for each defect pixel in row order, number of regions) of a mask with any."""
+    """(1 / size of its region for each defect pixel in row order, number of regions) of a mask with
+    any.
+    """
     count, labels = cv2.connectedComponents(mask.view(np.uint8), connectivity=8)
     owners = labels[mask]
     return (1.0 / np.maximum(np.bincount(owners), 1))[owners], count - 1

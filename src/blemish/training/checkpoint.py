@@ -1,7 +1,8 @@
-"""The state of an interrupted training: one file like an artifact, written whole, read without running anything.
+"""The state of an interrupted training: one file like an artifact, written whole, read without
+running anything.
 
-It holds what is learned, the optimiser's state and, in the header, how far the training has come and what it is the
-training of. A frozen backbone is left out: the one who resumes has it.
+It holds what is learned, the optimiser's state and, in the header, how far the training has come
+and what it is the training of. A frozen backbone is left out: the one who resumes has it.
 """
 
 from __future__ import annotations
@@ -73,7 +74,9 @@ class Checkpoint(CheckpointManifest):
     tensors: Mapping[str, Tensor] = field(repr=False)
 
     def restore(self, method: Learner, optimizer: torch.optim.Optimizer) -> None:
-        """Put the method and a fresh optimiser where they were. Raises: ArtifactError where they do not fit."""
+        """Put the method and a fresh optimiser where they were. Raises: ArtifactError where they do
+        not fit.
+        """
         learned: dict[str, Any] = {}
         state: dict[int, dict[str, Any]] = {}
         for name, value in (*self.tensors.items(), *self.scalars.items()):
@@ -107,7 +110,9 @@ def save(
     identity: Mapping[str, Any],
     pictures: str,
 ) -> None:
-    """Write a checkpoint, whole or not at all; the arguments are those of `CheckpointManifest`. Raises: OutputError."""
+    """Write a checkpoint, whole or not at all; the arguments are those of `CheckpointManifest`.
+    Raises: OutputError.
+    """
     tensors = {_LEARNED + name: tensor for name, tensor in learned_state(method).items()}
     scalars: dict[str, Any] = {}
     for number, values in optimizer.state_dict()["state"].items():
@@ -141,7 +146,9 @@ def learned_state(method: Learner) -> dict[str, Tensor]:
 
 
 def put_back(method: Learner, state: Mapping[str, Tensor]) -> None:
-    """Take back what `learned_state` gave. Raises: ValueError, RuntimeError where the tensors do not fit."""
+    """Take back what `learned_state` gave. Raises: ValueError, RuntimeError where the tensors do
+    not fit.
+    """
     differing = sorted(state.keys() ^ learned_state(method).keys())
     if differing:
         raise ValueError(
@@ -154,7 +161,9 @@ def put_back(method: Learner, state: Mapping[str, Tensor]) -> None:
 
 
 def _check_state(state: Mapping[int, Mapping[str, Any]], optimizer: torch.optim.Optimizer) -> None:
-    """Raises: ValueError where an optimiser's state is not of its parameters, as its next step would need it."""
+    """Raises: ValueError where an optimiser's state is not of its parameters, as its next step
+    would need it.
+    """
     parameters = [each for group in optimizer.param_groups for each in group["params"]]
     needed = {"step", "exp_avg", "exp_avg_sq"} if isinstance(optimizer, torch.optim.Adam) else set()
     for number, values in state.items():  # of one that was never changed there is none
@@ -176,8 +185,8 @@ def is_frozen(module: torch.nn.Module) -> bool:
 def find(path: Path | None, identity: Mapping[str, Any], *, resume: bool) -> Checkpoint | None:
     """The checkpoint to go on from; None where the training starts from the beginning.
 
-    Raises: OutputError where there is one and `resume` is False; ConfigError where it is of another training, or where
-        `resume` is asked for without a path; ArtifactError where it is damaged.
+    Raises: OutputError where there is one and `resume` is False; ConfigError where it is of another
+        training, or where `resume` is asked for without a path; ArtifactError where it is damaged.
     """
     if path is None:
         if resume:
@@ -243,7 +252,9 @@ def _read(path: Path) -> Checkpoint:
 
 
 def _differences(there: Any, now: Any, name: str = "") -> Iterator[str]:
-    """The names (a.b for b in a) of what differs between two JSON values, with the values where they are short."""
+    """The names (a.b for b in a) of what differs between two JSON values, with the values where
+    they are short.
+    """
     if isinstance(there, dict) and isinstance(now, dict):
         for key in sorted(there.keys() | now.keys()):
             yield from _differences(there.get(key), now.get(key), f"{name}.{key}" if name else key)

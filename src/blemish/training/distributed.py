@@ -35,7 +35,8 @@ def processes() -> int:
 
 
 def own_device(device: torch.device) -> torch.device:
-    """`device`, or where that is "cuda" without a number and several processes train together, this process's own GPU.
+    """`device`, or where that is "cuda" without a number and several processes train together, this
+    process's own GPU.
 
     Raises: ConfigError where there are more processes than GPUs.
     """
@@ -51,7 +52,9 @@ def own_device(device: torch.device) -> torch.device:
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[None]:
-    """While open, the processes can talk to each other: NCCL between GPUs, Gloo else. Joins a group that there is."""
+    """While open, the processes can talk to each other: NCCL between GPUs, Gloo else. Joins a group
+    that there is.
+    """
     if processes() == 1 or dist.is_initialized():
         yield
         return
@@ -90,15 +93,17 @@ def exchange(value: Any) -> list[Any]:
 
 
 def share(items: Sequence[Any]) -> list[Any]:
-    """The items that are this process's: every n-th, from its rank on. Item i of rank r is item r + n·i of all."""
+    """The items that are this process's: every n-th, from its rank on. Item i of rank r is item r +
+    n·i of all.
+    """
     return list(items[rank() :: processes()])
 
 
 def training_step(method: Learner) -> TrainingStep:
     """`method.training_step`, the gradients of which are the mean over the processes.
 
-    Every process starts with the parameters and buffers of rank 0, whatever sample it has started from itself; every
-    learned parameter has to take part in every loss.
+    Every process starts with the parameters and buffers of rank 0, whatever sample it has started
+    from itself; every learned parameter has to take part in every loss.
     """
     if processes() == 1:
         return method.training_step

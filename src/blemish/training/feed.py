@@ -1,4 +1,6 @@
-"""What the training steps are fed with: the frozen part's answers, kept in memory or computed anew in every epoch."""
+"""What the training steps are fed with: the frozen part's answers, kept in memory or computed anew
+in every epoch.
+"""
 
 from __future__ import annotations
 
@@ -34,8 +36,9 @@ class Feed:
         found: what is known of the pictures of the stream.
         kept: row by row what a step needs; None where it does not fit in memory.
 
-    Where some of the pictures are labelled defects, half of every batch is drawn from them, as often as that takes,
-    unless the method wants them as often as the other pictures (`Schedule.balanced_batches`).
+    Where some of the pictures are labelled defects, half of every batch is drawn from them, as
+    often as that takes, unless the method wants them as often as the other pictures
+    (`Schedule.balanced_batches`).
     """
 
     method: Learner
@@ -62,16 +65,18 @@ class Feed:
     def of_an_epoch(self, size: int) -> tuple[int, int]:
         """How many rows make an epoch, and how many of them come with every batch of `size` rows.
 
-        Where defects fill half of every batch the normal rows make it, each drawn once; else all rows do.
+        Where defects fill half of every batch the normal rows make it, each drawn once; else all
+        rows do.
         """
         rows, count = self._parts(size)[0]
         return len(rows), count
 
     def batches(self, size: int, *, seed: int, skip: int) -> Generator[TrainingBatch]:
-        """Batches without end of `size` rows, from the one after the first `skip`, on the backbone's device.
+        """Batches without end of `size` rows, from the one after the first `skip`, on the
+        backbone's device.
 
-        They are cut from one shuffled epoch after the other (of the normal pictures and of the defects, each), so every
-        one of them is full.
+        They are cut from one shuffled epoch after the other (of the normal pictures and of the
+        defects, each), so every one of them is full.
         """
         chunks = self._chunks(size, seed, skip)
         return (
@@ -117,7 +122,8 @@ class Feed:
         device = self.method.backbone.device
         on_gpu = device.type == "cuda"
         gather = partial(_gathered, dataclasses.replace(kept, labels=self.labels), pinned=on_gpu)
-        # A GPU is not to wait for the gathering; where the CPU trains there is nothing else to gather with.
+        # A GPU is not to wait for the gathering; where the CPU trains there is nothing else to
+        # gather with.
         for batch in map_ahead(gather, chunks, ahead=2) if on_gpu else map(gather, chunks):
             yield _each(batch, lambda part: part.to(device, non_blocking=True))
 
@@ -137,7 +143,9 @@ class Feed:
             )
 
     def _picture(self, row: int) -> Tensor:
-        """Row `row` as the stream would give it: 3 H W. Raises: ImageError where it has become unreadable."""
+        """Row `row` as the stream would give it: 3 H W. Raises: ImageError where it has become
+        unreadable.
+        """
         stream = self.stream
         position, copy = divmod(row, len(stream.copies))
         index = self.usable[position]
@@ -177,7 +185,8 @@ def read(method: Learner, stream: PictureStream, *, limit: float, progress: Prog
 def _encoded(method: Learner, images: Tensor, rows: int) -> dict[str, Tensor]:
     """`method.encode` of at most `rows` images, always on as many.
 
-    The kernels are chosen by shape: in equal shapes a picture gets the same features to the bit in any company.
+    The kernels are chosen by shape: in equal shapes a picture gets the same features to the bit in
+    any company.
     """
     count = len(images)
     if count < rows:
@@ -187,7 +196,9 @@ def _encoded(method: Learner, images: Tensor, rows: int) -> dict[str, Tensor]:
 
 
 def _endless(rows: Tensor, seed: object, position: int) -> Iterator[int]:
-    """The rows of epoch after epoch, each epoch in an order of its own, from `position` in the whole sequence on."""
+    """The rows of epoch after epoch, each epoch in an order of its own, from `position` in the
+    whole sequence on.
+    """
     count = len(rows)
     while True:
         epoch, offset = divmod(position, count)

@@ -39,13 +39,16 @@ class Training:
 
     Attributes:
         steps: optimiser steps, over all runs of a resumed training.
-        epochs: passes over the pictures that they make: over the normal ones, where defects fill half of every batch.
+        epochs: passes over the pictures that they make: over the normal ones, where defects fill
+            half of every batch.
         seconds: from the call to the end, over all runs.
-        pictures_per_second: in the steps of this run, over all processes; 0 where there was none left to take.
-        loss: the last one, smoothed: the mean of the first 50, then each new one counts 2 %. In several processes that
-            of each one's own pictures.
-        curve: how the loss fell: pairs of a step's number and the mean loss of the steps since the pair before, at most
-            `CURVE` of them. In several processes that of rank 0's own pictures.
+        pictures_per_second: in the steps of this run, over all processes; 0 where there was none
+            left to take.
+        loss: the last one, smoothed: the mean of the first 50, then each new one counts 2 %. In
+            several processes that of each one's own pictures.
+        curve: how the loss fell: pairs of a step's number and the mean loss of the steps since the
+            pair before, at most `CURVE` of them. In several processes that of rank 0's own
+            pictures.
         cached: whether what the frozen part gives was kept in memory.
         processes: how many have trained together.
         resumed_at: how many steps had been made when this run began; 0 = it began from the start.
@@ -82,35 +85,43 @@ def train(
     progress: Progress = silent,
     watch: Callable[[int, int, float], None] | None = None,
 ) -> tuple[Training, Found]:
-    """Train a method (or another learner) on the pictures of a stream; the method can score afterwards.
+    """Train a method (or another learner) on the pictures of a stream; the method can score
+    afterwards.
 
-    On a CPU the same seed, pictures, config, number of threads and kernels (of one torch on one kind of processor) give
-    the same weights, also when the training is interrupted and resumed, and whether or not the frozen part's answers
-    fit in memory. On a GPU the weights are close, not the same: for some gradients, as those of resizing, torch has no
-    kernel there that sums in a fixed order. torch's own random state is left as it was.
+    On a CPU the same seed, pictures, config, number of threads and kernels (of one torch on one
+    kind of processor) give the same weights, also when the training is interrupted and resumed, and
+    whether or not the frozen part's answers fit in memory. On a GPU the weights are close, not the
+    same: for some gradients, as those of resizing, torch has no kernel there that sums in a fixed
+    order. torch's own random state is left as it was.
 
-    Under `torchrun` the processes share the pictures and each step; all end with each other's weights, and with what was
-    found of all pictures in `stream`. Only rank 0 writes the checkpoint, which all of them must see, and
-    reports progress. A CUDA method must be on `distributed.own_device`.
+    Under `torchrun` the processes share the pictures and each step; all end with each other's
+    weights, and with what was found of all pictures in `stream`. Only rank 0 writes the checkpoint,
+    which all of them must see, and reports progress. A CUDA method must be on
+    `distributed.own_device`.
 
     Args:
         method: on the device and in the precision (bf16 or fp32) that it is trained in.
         stream: the pictures; `batch_size` is that of the frozen part.
         seed: of the order of the pictures and of everything random in a step.
-        identity: what decides the outcome besides pictures, seed and time budget (config, hash of the weights,
-            precision, …), JSON-ready: a checkpoint is resumed only by the training with the same identity.
-        minutes: a time budget, from the call of this function on: a few steps are tried, then as many are made as fit
-            in (one at least), whatever `epochs` and `min_steps` of the config say.
-        checkpoint: where the state is kept, about once a minute, when interrupted (Ctrl-C) and at the end, from where a
-            resumed training takes no step; the caller removes it once the result is safe.
+        identity: what decides the outcome besides pictures, seed and time budget (config, hash of
+            the weights, precision, …), JSON-ready: a checkpoint is resumed only by the training
+            with the same identity.
+        minutes: a time budget, from the call of this function on: a few steps are tried, then as
+            many are made as fit in (one at least), whatever `epochs` and `min_steps` of the config
+            say.
+        checkpoint: where the state is kept, about once a minute, when interrupted (Ctrl-C) and at
+            the end, from where a resumed training takes no step; the caller removes it once the
+            result is safe.
         resume: go on from the checkpoint where there is one; else none must be there.
-        progress: called with "reading the pictures", then with "training · loss … · … pictures/s · … left".
-        watch: called in rank 0 after every step with its number (from 1), how many there are, and its loss. It draws
-            nothing from torch's generators.
+        progress: called with "reading the pictures", then with "training · loss … · … pictures/s ·
+            … left".
+        watch: called in rank 0 after every step with its number (from 1), how many there are, and
+            its loss. It draws nothing from torch's generators.
     Returns: how it went, and what was found of the pictures (without thumbnails).
-    Raises: ConfigError for what cannot be trained so, or a checkpoint of another training; OutputError where a
-        checkpoint lies in the way or cannot be written; ArtifactError where it is damaged; DataError where no picture
-        can be read; NonFiniteError when the loss is no longer finite.
+    Raises: ConfigError for what cannot be trained so, or a checkpoint of another training;
+        OutputError where a checkpoint lies in the way or cannot be written; ArtifactError where it
+        is damaged; DataError where no picture can be read; NonFiniteError when the loss is no
+        longer finite.
     """
     started = time.perf_counter()
     config, backbone = method.config, method.backbone
@@ -240,7 +251,9 @@ def train(
 
 @dataclass(frozen=True)
 class _Curve:
-    """The loss of a run in equal parts: the number of the last step, how many steps, and the mean of their losses."""
+    """The loss of a run in equal parts: the number of the last step, how many steps, and the mean
+    of their losses.
+    """
 
     parts: list[list[float]]
 
@@ -291,7 +304,9 @@ class _Step:
 
 
 def _set_seed(seed: int, device: torch.device) -> None:
-    """Seed the generators that a step on the device draws from: in a hundredth of the time of `torch.manual_seed`."""
+    """Seed the generators that a step on the device draws from: in a hundredth of the time of
+    `torch.manual_seed`.
+    """
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.default_generators[device.index].manual_seed(seed)
@@ -311,7 +326,8 @@ def _read(
 ) -> tuple[Feed, Found]:
     """This process's share of the stream, read, and what all processes have found of all of it.
 
-    Raises: DataError when there is nothing to train on; ConfigError when the processes begin at different steps.
+    Raises: DataError when there is nothing to train on; ConfigError when the processes begin at
+    different steps.
     """
     processes = distributed.processes()
     own = dataclasses.replace(
@@ -385,7 +401,9 @@ def _fit_to(
 
 @contextmanager
 def _interrupts_wait(wanted: bool) -> Iterator[interrupts.Waiting]:
-    """While open, the first interrupt is only noted, as a step must not be left half made; see `interrupts.waiting`."""
+    """While open, the first interrupt is only noted, as a step must not be left half made; see
+    `interrupts.waiting`.
+    """
     with interrupts.waiting(wanted=wanted) as came:
         try:
             yield came

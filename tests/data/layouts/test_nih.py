@@ -21,7 +21,8 @@ ENTRIES = (
 )
 BOXES = "Image Index,Finding Label,Bbox [x,y,w,h],,,"
 NONE = "No Finding"
-# Ten normals of five patients, one of whom has a box too; three pictures with boxes; one with a finding and no box.
+# Ten normals of five patients, one of whom has a box too; three pictures with boxes; one with a
+# finding and no box.
 FINDINGS = {
     **{f"0000000{patient}_00{number}.png": NONE for patient in range(1, 6) for number in range(2)},
     "00000005_007.png": "Mass",
@@ -122,7 +123,8 @@ def test_patients_are_split_in_the_order_of_their_numbers(tmp_path: Path) -> Non
         "test": ["00000005_000", "00000005_001"],
         "": [],
     }
-    # 5 of 10 and then 4: the second patient's would be more than 80 %, and nobody is divided or passed over.
+    # 5 of 10 and then 4: the second patient's would be more than 80 %, and nobody is divided or
+    # passed over.
     many = {f"1_{number}.png": NONE for number in range(5)} | {
         f"2_{number}.png": NONE for number in range(4)
     }
@@ -205,11 +207,9 @@ def test_official_lists_that_share_a_patient_or_a_picture(tmp_path: Path) -> Non
     names = [name for name, finding in FINDINGS.items() if finding == NONE]
     (tmp_path / "train_val_list.txt").write_text("\n".join(names[1:]))
     (tmp_path / "test_list.txt").write_text(names[0])
-    assert (
-        problems(read(tmp_path))
-        == (
-            "2 patients with pictures in both train and test: 00000001, 00000005",  # the one by a normal, one by a box
-        )
+    assert problems(read(tmp_path)) == (
+        # the one by a normal, one by a box
+        "2 patients with pictures in both train and test: 00000001, 00000005",
     )
     (tmp_path / "test_list.txt").write_text(names[1])
     with pytest.raises(DataError, match=r"share 1 picture: 00000001_001\.png"):

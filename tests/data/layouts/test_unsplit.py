@@ -1,4 +1,6 @@
-"""Head-CT, Brain-MRI, ELPV, KolektorSDD and magnetic tile, on generated trees of the shapes of the official ones."""
+"""Head-CT, Brain-MRI, ELPV, KolektorSDD and magnetic tile, on generated trees of the shapes of the
+official ones.
+"""
 
 from __future__ import annotations
 
