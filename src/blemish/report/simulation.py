@@ -27,9 +27,9 @@ from blemish.backbones import VitBackbone, build
 from blemish.compute import pick_device, pick_precision
 from blemish.data.pictures import good_pictures
 from blemish.data.splits import few_shot
-from blemish.data.stream import map_ahead, of_picture
+from blemish.data.stream import map_ahead, of_picture, unreadable
 from blemish.data.transforms import Preprocessing, prepare
-from blemish.errors import ConfigError, DataError, OutputError
+from blemish.errors import ConfigError, OutputError
 from blemish.files import check_writable, write_whole
 from blemish.images import Picture
 from blemish.methods.adaptation import attention_entropy
@@ -140,7 +140,7 @@ def simulate(
         made = simulate_batch([chosen], pixels, maps, [each.seed for each in page])
         files += _write(_sheet(folder, number), page, made, maps)
     if not files:
-        raise _unreadable(len(drawn), failures)
+        raise unreadable(f"none of the {len(drawn)} pictures drawn can be read", failures)
     entropy = sum(entropies) / len(entropies) if entropies else None
     return Simulation(simulator=name, files=tuple(files), entropy=entropy, failures=tuple(failures))
 
@@ -187,11 +187,6 @@ def _pages(
             yield page
             page = []
         progress("simulating", done, len(drawn))
-
-
-def _unreadable(count: int, failures: Sequence[Failure]) -> DataError:
-    broken = "\n  ".join(f"{failure.source}: {failure.reason}" for failure in failures[:5])
-    return DataError(f"none of the {count} pictures drawn can be read\n  {broken}")
 
 
 class _Guide:
