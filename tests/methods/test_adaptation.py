@@ -59,6 +59,9 @@ class Bias:
         entropies = (images[:, 0, 0, :HEADS] + self.bias)[None]
         return Look(torch.zeros(len(images), 1, 2, 2), odds, entropies)
 
+    def score(self, images: Tensor) -> Scores:
+        return self.combine(self.examine(images))
+
     def combine(self, look: Look) -> Scores:
         assert look.odds is not None
         assert look.entropies is not None

@@ -222,7 +222,7 @@ def test_logits_of_pictures_and_of_places(
 ) -> None:
     method = guided(map_head=map_head, simulators=simulators)
     images = pictures(3, side=48)
-    seen = method.look(method.see(images))
+    seen = method.read(method.see(images))
     expected_logits, expected_marks = looked(method, images)
     assert seen.logits is not None
     assert seen.logits.shape == (3, classes)
@@ -1266,8 +1266,8 @@ def test_scores_are_finer_than_the_precision_that_they_are_computed_in() -> None
     """Or many pictures would tie: bf16 knows 128 numbers between 1 and 2."""
     method = guided(map_head="attention")
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        seen = method.look(method.see(pictures(8)))
-    exact = method.look(method.see(pictures(8)))
+        seen = method.read(method.see(pictures(8)))
+    exact = method.read(method.see(pictures(8)))
     for given, wanted in ((seen.logits, exact.logits), (seen.mask_logits, exact.mask_logits)):
         torch.testing.assert_close(
             given, wanted, rtol=0.1, atol=0.2
