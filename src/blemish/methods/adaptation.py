@@ -166,8 +166,8 @@ class Adapter(ABC):
             raise ConfigError(f"adaptation: {' or '.join(MODES)}, got {mode!r}")
         if not known:
             raise ConfigError(
-                "the artifact holds no statistics to adapt to, as it was fitted on a single picture "
-                "or at other sizes; fit it on more, with these sizes as --scales"
+                "the artifact holds no statistics to adapt to, as it was fitted on a single "
+                "picture or at other sizes; fit it on more, with these sizes as --scales"
             )
         self.model = model
         self.mode = mode

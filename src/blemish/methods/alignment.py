@@ -84,7 +84,7 @@ def recorded(
 
 
 def moments(patches: Tensor) -> Tensor:
-    """Mean and logarithm of the standard deviation of each channel over the patches, B N D to B 2 D."""
+    """Mean and log standard deviation of each channel over the patches: B N D to B 2 D."""
     return torch.stack([patches.mean(1), patches.std(1, correction=0).clamp_min(1e-6).log()], dim=1)
 
 
@@ -159,5 +159,6 @@ class Aligner(Adapter):
         if not share > 0:
             return None
         (mean, log_deviation), (wanted, log_wanted) = found, wanted_moments[0]
-        scale: Tensor = (share * (log_wanted - log_deviation)).exp()
-        return (patches - mean) * scale + mean.lerp(wanted, share)
+        scale = (share * (log_wanted - log_deviation)).exp()
+        aligned: Tensor = (patches - mean) * scale + mean.lerp(wanted, share)
+        return aligned

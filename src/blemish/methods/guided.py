@@ -267,7 +267,7 @@ class Guided(FineTuned, TrainedMethod, Summarises, Adapts, LooksAtScales):
         return replace(look, maps=learned + (distance - far) / width)
 
     def _at_scales(self, images: Tensor, features: Features | None = None) -> dict[Size, Features]:
-        """What `see` gives of B 3 H W at every one of `scales`, `features` being those in theirs."""
+        """What `see` gives of B 3 H W at each of `scales`; `features` are those of their own."""
         known = {} if features is None else {tuple(images.shape[-2:]): features}
         return {size: known.get(size) or self.see(resized(images, size)) for size in self.scales}
 
@@ -392,7 +392,7 @@ class Guided(FineTuned, TrainedMethod, Summarises, Adapts, LooksAtScales):
         return spread(torch.cat(distances))
 
     def with_scales(self, scales: Sequence[int]) -> Guided:
-        """The same weights, looking at squares of these sides. Entropies are kept where it has them."""
+        """The same weights for squares of these sides. Entropies are kept where it has them."""
         other = copy.copy(self)  # the weights are shared
         other.config = replace(self.config, scales=tuple(scales))
         if other.scales == self.scales:
