@@ -1,6 +1,4 @@
-"""The guided method: its parts against naive loops in float64, its guidance, its sizes, and its
-training end to end.
-"""
+"""The guided method: its parts against naive loops in float64, its guidance, sizes and training."""
 
 from __future__ import annotations
 
@@ -14,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from naive import upsampled
+from naive import f64, gelu, layer_normed, upsampled
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -22,26 +20,21 @@ import blemish
 from blemish.anomalies import Synthetic
 from blemish.backbones import Backbone, build
 from blemish.data.transforms import prepare
-from blemish.detector.fit import configure
 from blemish.errors import ConfigError, NotFittedError
 from blemish.images import decode
-from blemish.losses.dice import dice_loss
 from blemish.methods.adaptation import EntropyAdapter
 from blemish.methods.alignment import Aligner
 from blemish.methods.apmask import APMaskConfig
 from blemish.methods.augmentation import augmented
-from blemish.methods.guided import SUMMARISED, Guided, log_odds, spread
-from blemish.methods.guided_config import SIX_SCALES, GuidedConfig
+from blemish.methods.guided import Guided, log_odds, spread
+from blemish.methods.guided_config import GuidedConfig
 from blemish.methods.heads import ClassHead
 from blemish.methods.learner import TrainingBatch
 from blemish.types import Batch, Progress, silent
 
 Part = Callable[..., np.ndarray]
 SIDE = 32
-MEAN, STD = (
-    torch.full((3, 1, 1), 0.5),
-    torch.full((3, 1, 1), 0.5),
-)  # of the test backbone, see the first test
+MEAN = STD = torch.full((3, 1, 1), 0.5)  # of the test backbone
 SMALL: dict[str, Any] = {
     "backbone": "test_vit",
     "image_size": (SIDE,),
@@ -49,9 +42,8 @@ SMALL: dict[str, Any] = {
     "train_batch_size": 4,
 }
 TINY = {**SMALL, "guide_layers": (6,), "bank_size": 0, "zoom": 1.0}
-WHOLE = GuidedConfig(
-    map_head="features", score="both", trainable_blocks=4
-)  # with every head that there is
+# With every head that there is.
+WHOLE = GuidedConfig(map_head="features", score="both", trainable_blocks=4)
 FIT: dict[str, Any] = {
     **SMALL,
     "weights": "random",
@@ -61,6 +53,7 @@ FIT: dict[str, Any] = {
     "min_steps": 6,
     "zoom": 1.0,
 }
+WITH_SCALES = {**FIT, "calibration_fraction": 0.2, "scales": (32, 48)}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -73,9 +66,7 @@ def _small_head() -> Iterator[None]:
 
 
 def sharp(name: str = "test_vit", **options: Any) -> Backbone:
-    """A backbone whose [CLS] token looks at some patches more than at others: with random weights
-    it hardly does.
-    """
+    """One whose [CLS] token looks at some patches more: with random weights it hardly does."""
     backbone = build(name, **{"weights": "random", "seed": 3, **options})
     with torch.no_grad():
         for block in backbone.model.blocks:  # type: ignore[union-attr]
@@ -99,11 +90,15 @@ def guided(base: GuidedConfig | None = None, **settings: Any) -> Guided:
 def pictures(count: int = 2, seed: int = 0, side: int = SIDE) -> Tensor:
     """Normalised noise, dark to bright."""
     generator = torch.Generator().manual_seed(seed)
-    pixels = (
-        torch.rand(count, 3, side, side, generator=generator)
-        * torch.linspace(0.3, 1, count)[:, None, None, None]
-    )
+    bright = torch.linspace(0.3, 1, count)[:, None, None, None]
+    pixels = torch.rand(count, 3, side, side, generator=generator) * bright
     return (pixels - MEAN) / STD
+
+
+def smaller(images: Tensor) -> Tensor:
+    return F.interpolate(
+        images, size=(SIDE, SIDE), mode="bilinear", align_corners=False, antialias=True
+    )
 
 
 def batch_of(method: Guided, images: Tensor) -> TrainingBatch:
@@ -111,9 +106,7 @@ def batch_of(method: Guided, images: Tensor) -> TrainingBatch:
 
 
 def train(method: Guided, batch: TrainingBatch, steps: int) -> list[float]:
-    """What the engine does, without anything around it and with the same draws in every step: the
-    losses.
-    """
+    """What the engine does, with the same draws in every step: the losses."""
     method.start_training(batch)
     optimizer = method.optimizer()
     rates = [group["lr"] for group in optimizer.param_groups]
@@ -137,20 +130,8 @@ def train(method: Guided, batch: TrainingBatch, steps: int) -> list[float]:
 # Oracles: float64, one picture, location and head at a time
 
 
-def f64(tensor: Tensor) -> np.ndarray:
-    return tensor.detach().double().numpy()
-
-
-def layer_normed(
-    row: np.ndarray, weight: Any = 1.0, bias: Any = 0.0, epsilon: float = 1e-5
-) -> np.ndarray:
-    mean = sum(row) / len(row)
-    variance = sum((value - mean) ** 2 for value in row) / len(row)
-    return np.asarray((row - mean) / math.sqrt(variance + epsilon) * weight + bias)
-
-
-def gelu(values: np.ndarray) -> np.ndarray:
-    return np.array([0.5 * value * (1 + math.erf(value / math.sqrt(2))) for value in values])
+def naive_odds(logits: np.ndarray) -> np.ndarray:
+    return np.array([math.log(sum(map(math.exp, row[1:]))) - row[0] for row in logits])
 
 
 def sigmoid(value: float) -> float:
@@ -181,10 +162,8 @@ def looked(method: Guided, images: Tensor) -> tuple[np.ndarray, np.ndarray]:
     for picture, heads in enumerate(attention):
         if method.class_head is not None:
             x = layer_normed(f64(seen.cls[-1][picture]), f64(norm.weight), f64(norm.bias), norm.eps)
-            x = linear(
-                "class_head.layers.4",
-                gelu(linear("class_head.layers.2", gelu(linear("class_head.layers.0", x)))),
-            )
+            x = gelu(linear("class_head.layers.2", gelu(linear("class_head.layers.0", x))))
+            x = linear("class_head.layers.4", x)
             logits.append(linear("class_head.last", x / math.sqrt(x @ x)))
         marks = np.zeros(heads.shape[1])
         for place in range(len(marks)):
@@ -193,24 +172,14 @@ def looked(method: Guided, images: Tensor) -> tuple[np.ndarray, np.ndarray]:
                 for head, row in enumerate(heads):
                     marks[place] += state["attention_mix.weights"][head] * len(marks) * row[place]
             if method.segmentation_head is not None:
-                features = [
-                    layer_normed(f64(tokens[picture, place])) for tokens in seen.tokens[:-1]
-                ]
-                hidden = gelu(linear("segmentation_head.inward", np.concatenate(features)))
+                tokens = [layer_normed(f64(each[picture, place])) for each in seen.tokens[:-1]]
+                hidden = gelu(linear("segmentation_head.inward", np.concatenate(tokens)))
                 marks[place] += linear("segmentation_head.outward", hidden)[0]
         maps.append(marks.reshape(seen.grids[0]))
     return np.stack(logits) if logits else np.empty(0), np.stack(maps)
 
 
 # The parts
-
-
-def test_what_the_tests_take_for_granted() -> None:
-    backbone = sharp()
-    assert torch.tensor(backbone.mean).tolist() == MEAN.flatten().tolist()
-    assert torch.tensor(backbone.std).tolist() == STD.flatten().tolist()
-    peaks = attention_of(backbone, pictures(4), 6).max(-1)
-    assert peaks.mean() > 0.35  # of 4 patches, where 0.25 would be flat
 
 
 @pytest.mark.parametrize("map_head", ["attention", "patches", "features"])
@@ -236,39 +205,12 @@ def test_logits_of_pictures_and_of_places(
     assert np.ptp(expected_marks, axis=(1, 2)).min() > 0.05
 
 
-def test_the_head_is_that_of_dino() -> None:
-    shapes = [
-        tuple(parameter.shape)
-        for parameter in ClassHead(384, 2).parameters()
-        if parameter.ndim == 2
-    ]
-    assert shapes == [(2048, 384), (2048, 2048), (256, 2048), (2, 256)]
+def test_log_odds_of_any_of_several_classes() -> None:
+    logits = torch.randn(5, 3) * 4
+    np.testing.assert_allclose(f64(log_odds(logits)), naive_odds(f64(logits)), rtol=1e-5)
 
 
-@pytest.mark.parametrize("classes", [2, 3])
-def test_log_odds(classes: int) -> None:
-    logits = torch.randn(5, classes) * 4
-    for row, got in zip(f64(logits), log_odds(logits), strict=True):
-        shares = [math.exp(value) / sum(map(math.exp, row)) for value in row]
-        assert got.item() == pytest.approx(math.log(sum(shares[1:]) / shares[0]), rel=1e-5)
-
-
-def test_dice() -> None:
-    given, wanted = torch.rand(3, 4, 5), (torch.rand(3, 4, 5) > 0.6).float()
-    wanted[2] = 0
-    losses = []
-    for marks, label in zip(f64(given), f64(wanted), strict=True):
-        both = sum(p * y for p, y in zip(marks.ravel(), label.ravel(), strict=True))
-        losses.append(1 - (2 * both + 1) / (sum(marks.ravel()) + sum(label.ravel()) + 1))
-    assert dice_loss(given, wanted).item() == pytest.approx(sum(losses) / 3, rel=1e-5)
-    assert dice_loss(wanted, wanted).item() == pytest.approx(0, abs=1e-6)
-
-
-def test_spread() -> None:
-    values = torch.randn(50) * 3 + 5
-    mean = sum(f64(values)) / 50
-    deviation = math.sqrt(sum((value - mean) ** 2 for value in f64(values)) / 49)
-    np.testing.assert_allclose(f64(spread(values)), [mean, deviation], rtol=1e-5)
+def test_what_never_changes_has_a_spread_of_1() -> None:
     assert spread(torch.full((5,), 2.0)).tolist() == [2, 1]
 
 
@@ -278,24 +220,15 @@ def test_spread() -> None:
 @pytest.mark.parametrize(
     ("base", "settings", "kinds"),
     [
-        (GuidedConfig.paper_bmvc(), {}, [1, 1]),
-        (
-            GuidedConfig(),
-            {"dice_weight": 0.3, "bce_weight": 0.7, "simulators": ("cutpaste-3way",)},
-            [2, 1],
-        ),
-        (WHOLE, {"dice_weight": 0.3, "bce_weight": 0.7, "simulators": ("cutpaste-3way",)}, [2, 1]),
-        (
-            WHOLE,
-            {"dice_weight": 0.0, "cross_entropy_weight": 0.2, "simulators": ("cutpaste-3way",)},
-            [1, 2],
-        ),
+        (GuidedConfig.paper_bmvc(), {"simulators": ("guided",)}, [1, 1]),
+        (GuidedConfig(), {"dice_weight": 0.3, "bce_weight": 0.7}, [2, 1]),
+        (WHOLE, {"dice_weight": 0.0, "cross_entropy_weight": 0.2}, [1, 2]),
     ],
 )
 def test_the_loss_of_a_step(
     base: GuidedConfig, settings: dict[str, Any], kinds: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    method = guided(base, augment=False, **settings)
+    method = guided(base, augment=False, **{"simulators": ("cutpaste-3way",), **settings})
     images = pictures(2)
     batch = batch_of(method, images)
     labels = np.random.default_rng(0).random((2, SIDE, SIDE), dtype=np.float32)
@@ -303,10 +236,8 @@ def test_the_loss_of_a_step(
 
     def simulate(*given: Any) -> list[Synthetic]:
         asked.extend(given)
-        return [
-            Synthetic(1 - picture, label > 0, label, kind)
-            for picture, label, kind in zip(given[1], labels, kinds, strict=True)
-        ]
+        parts = zip(given[1], labels, kinds, strict=True)
+        return [Synthetic(1 - picture, label > 0, label, kind) for picture, label, kind in parts]
 
     monkeypatch.setattr("blemish.methods.guided.simulate_batch", simulate)
     loss = method.training_step(batch, 0.4)
@@ -317,95 +248,69 @@ def test_the_loss_of_a_step(
     assert len(set(seeds)) == 2
 
     twins = ((1 - (images * STD + MEAN)) - MEAN) / STD
-    logits, marks = (
-        np.concatenate(pair)
-        for pair in zip(looked(method, images), looked(method, twins), strict=True)
-    )
-    crosses = []
+    pairs = zip(looked(method, images), looked(method, twins), strict=True)
+    logits, marks = (np.concatenate(pair) for pair in pairs)
+    crosses, dices, places = [0.0], [], []
     if method.class_head is not None:
-        for row, kind in zip(logits, [0, 0, *kinds], strict=True):
-            crosses.append(math.log(sum(map(math.exp, row))) - row[kind])
-    maps = [upsampled(each, SIDE, SIDE) for each in marks]
-    dices, places = [], []
-    for each, label in zip(maps[2:], labels.astype(float), strict=True):
-        shares = np.array([sigmoid(value) for value in each.ravel()])
-        dices.append(1 - (2 * (shares @ label.ravel()) + 1) / (shares.sum() + label.sum() + 1))
-    for each, label in zip(
-        maps, [0 * labels[0], 0 * labels[0], *labels.astype(float)], strict=True
-    ):
-        for value, wanted in zip(each.ravel(), label.ravel(), strict=True):
-            share = sigmoid(value)
-            places.append(-wanted * math.log(share) - (1 - wanted) * math.log(1 - share))
+        rows = zip(logits, [0, 0, *kinds], strict=True)
+        crosses = [math.log(sum(map(math.exp, row))) - row[kind] for row, kind in rows]
+    wanted = [0 * labels[0], 0 * labels[0], *labels.astype(float)]
+    for number, (each, label) in enumerate(zip(marks, wanted, strict=True)):
+        shares = np.array([sigmoid(value) for value in upsampled(each, SIDE, SIDE).ravel()])
+        for share, target in zip(shares, label.ravel(), strict=True):
+            places.append(-target * math.log(share) - (1 - target) * math.log(1 - share))
+        if number >= 2:  # Dice is taken of the twins only
+            dices.append(1 - (2 * (shares @ label.ravel()) + 1) / (shares.sum() + label.sum() + 1))
     config = method.config
-    expected = config.cross_entropy_weight * sum(crosses) / 4 + config.dice_weight * sum(dices) / 2
-    expected += config.bce_weight * sum(places) / len(places)
-    assert loss.item() == pytest.approx(expected, rel=1e-4)
-    if base == GuidedConfig.paper_bmvc():
-        assert expected == pytest.approx(0.95 * np.mean(crosses) + 0.05 * np.mean(dices))
+    expected = config.cross_entropy_weight * np.mean(crosses) + config.dice_weight * np.mean(dices)
+    assert loss.item() == pytest.approx(expected + config.bce_weight * np.mean(places), rel=1e-4)
 
 
 def test_a_normal_picture_and_its_twin_differ_only_where_something_was_pasted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Or the two could be told apart without any anomaly, as by values beyond white in one of them
-    only.
-    """
+    """Or values beyond white in one of them would tell them apart without any anomaly."""
     method = guided(augment=True)
     images = pictures(8)
     images[::2] = images[::2] * 0.1 + 0.9  # close to white, which augmentation makes brighter still
     batch = batch_of(method, images)
-    looks: list[Tensor] = []
+    shown: list[Tensor] = []
     labels: list[Tensor] = []
     see, simulated = method.see, method._simulated
-
-    def simulate(*given: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        made = simulated(*given)
-        labels.append(made[1])
-        return made
-
-    monkeypatch.setattr(method, "see", lambda given: looks.append(given) or see(given))  # type: ignore[func-returns-value]
-    monkeypatch.setattr(method, "_simulated", simulate)
+    monkeypatch.setattr(method, "see", lambda given: shown.append(given) or see(given))  # type: ignore[func-returns-value]
+    monkeypatch.setattr(
+        method, "_simulated", lambda *given: labels.append(made := simulated(*given)) or made
+    )
     method.training_step(batch, 0.5)
-    normal, twins = looks[0].chunk(2)
-    changed = (normal - twins).abs().amax(1)
-    assert changed[labels[0] > 0].max() > 0.1
-    assert changed[labels[0] == 0].max() < 1e-5
+    normal, twins = shown[0].chunk(2)
+    changed, pasted = (normal - twins).abs().amax(1), labels[0][1] > 0
+    assert changed[pasted].max() > 0.1
+    assert changed[~pasted].max() < 1e-5
 
 
 # Guidance
 
 
 @pytest.mark.parametrize(
-    ("given", "layers"),
-    [((), (2, 4)), ((6,), (6,)), ((2, 5), (2, 5)), ((-1,), (6,)), ((-6, 3), (1, 3))],
+    ("given", "layers"), [((), (2, 4)), ((6,), (6,)), ((-1,), (6,)), ((-6, 3), (1, 3))]
 )
 def test_the_guide_is_where_the_encoder_as_it_came_looks(
     given: tuple[int, ...], layers: tuple[int, ...]
 ) -> None:
-    method = guided(guide_layers=given)
-    images = pictures(3, side=48)
-    guide = method.encode(images)["guide"]
-    assert guide.shape == (3, 3, 3)
-    expected = np.zeros((3, 9))
-    for layer in layers:
-        full = f64(method.backbone(images, (layer,), full_attention=(layer,)).full_attention[layer])
-        for picture, head in np.ndindex(3, 2):
-            row = full[picture, head, 0, 1:]
-            expected[picture] += row / row.sum() / 2 / len(layers)
-    np.testing.assert_allclose(f64(guide).reshape(3, 9), expected, rtol=1e-4)
-    assert np.ptp(expected, axis=1).min() > 0.02
+    method, images = guided(guide_layers=given), pictures(3, side=48)
+    rows = [attention_of(method.backbone, images, layer).mean(1) for layer in layers]
+    expected = np.mean(rows, axis=0).reshape(3, 3, 3)
+    np.testing.assert_allclose(f64(method.encode(images)["guide"]), expected, rtol=1e-4)
+    assert np.ptp(expected, axis=(1, 2)).min() > 0.02
 
 
 def test_the_guide_stays_while_the_encoder_learns() -> None:
-    method = guided(learning_rate_start=5e-4)
-    images = pictures(4)
+    method, images = guided(learning_rate_start=5e-4), pictures(4)
     batch = batch_of(method, images)
     before = attention_of(method.backbone, images, 6)
     train(method, batch, 3)
     assert torch.equal(method.encode(images)["guide"], batch.features["guide"])
-    assert (
-        np.abs(attention_of(method.backbone, images, 6) - before).max() > 1e-4
-    )  # which by now looks elsewhere
+    assert np.abs(attention_of(method.backbone, images, 6) - before).max() > 1e-4  # looks elsewhere
 
 
 @pytest.mark.parametrize("guidance", ["attention", "uniform", "shuffled"])
@@ -416,42 +321,6 @@ def test_where_the_anomalies_lie(guidance: str) -> None:
     _, labels, _ = method._simulated(pictures(48, side=64), guide)
     share = float(labels[:, :32, :32].sum() / labels.sum())
     assert share > 0.6 if guidance == "attention" else share < 0.45
-
-
-def test_shuffled_guidance_is_the_same_at_other_places(monkeypatch: pytest.MonkeyPatch) -> None:
-    method = guided(guidance="shuffled")
-    given: list[np.ndarray] = []
-
-    def simulate(
-        _simulators: Any, images: np.ndarray, guide: np.ndarray, _seeds: Any
-    ) -> list[Synthetic]:
-        given.append(guide)
-        mask = np.ones(images.shape[1:3], bool)
-        return [Synthetic(image, mask, mask.astype(np.float32)) for image in images]
-
-    monkeypatch.setattr("blemish.methods.guided.simulate_batch", simulate)
-    guide = torch.rand(6, 4, 4)
-    method._simulated(pictures(6), guide)
-    got, original = given[0].reshape(6, 16), guide.reshape(6, 16).numpy()
-    np.testing.assert_array_equal(np.sort(got), np.sort(original))
-    orders = {
-        tuple(row.argsort().argsort()[before.argsort()])
-        for row, before in zip(got, original, strict=True)
-    }
-    assert len(orders) == 6
-    assert tuple(range(16)) not in orders
-
-
-def test_findings_of_flat_and_of_peaked_guidance() -> None:
-    method = guided()
-    flat, peaked = torch.full((2, 4, 4), 1 / 16), torch.zeros(2, 4, 4)
-    peaked[:, 1, 2] = 1
-    found = method.findings(TrainingBatch(None, {"guide": flat}))
-    assert found == pytest.approx({"guidance_entropy": 1.0, "guidance_peak_to_mean": 1.0})
-    found = method.findings(TrainingBatch(None, {"guide": peaked}))
-    assert found == pytest.approx(
-        {"guidance_entropy": 0.0, "guidance_peak_to_mean": 16.0}, abs=1e-6
-    )
 
 
 # Augmentation
@@ -522,80 +391,60 @@ def test_crops_are_as_fine_in_low_precision() -> None:
 def test_the_learning_rate_rises_and_falls_as_published() -> None:
     config = replace(GuidedConfig.paper_bmvc(), **TINY)
     method = Guided(config, sharp())
-    rates = [
-        config.learning_rate * method.learning_rate_factor(progress)
-        for progress in np.linspace(0, 0.1, 11)
-    ]
-    np.testing.assert_allclose(rates, np.linspace(1e-5, 5e-4, 11), rtol=1e-6)
-    for progress in np.linspace(0.1, 0.999, 7):
-        expected = 5e-4 * (1 + math.cos(math.pi * (progress - 0.1) / 0.9)) / 2
-        assert config.learning_rate * method.learning_rate_factor(progress) == pytest.approx(
-            expected
-        )
-    assert guided(warmup=0.0).learning_rate_factor(0.0) == 1
+    shares = np.linspace(0, 0.999, 12)
+    falling = 5e-4 * (1 + np.cos(math.pi * (shares - 0.1) / 0.9)) / 2
+    expected = np.where(shares < 0.1, 1e-5 + (5e-4 - 1e-5) * shares / 0.1, falling)
+    rates = [config.learning_rate * method.learning_rate_factor(share) for share in shares]
+    np.testing.assert_allclose(rates, expected, rtol=1e-5)
 
 
 def rates_of(method: Guided) -> dict[str, float]:
+    method.start_training(batch_of(method, pictures()))
     names = {id(parameter): name for name, parameter in method.named_parameters()}
-    groups = method.optimizer().param_groups
-    for group in groups:
+    rates: dict[str, float] = {}
+    for group in method.optimizer().param_groups:
         for parameter in group["params"]:
             assert group["weight_decay"] == (0.05 if parameter.ndim > 1 else 0)
-    pairs = [
-        (names[id(parameter)], group["lr"]) for group in groups for parameter in group["params"]
-    ]
-    assert len(dict(pairs)) == len(pairs)
-    return dict(pairs)
+            rates[names[id(parameter)]] = group["lr"]
+    return rates
 
 
 def test_blocks_learn_the_slower_the_further_they_are_from_the_end() -> None:
     method = guided(learning_rate=1e-3, layer_decay=0.5, ema=True, trainable_blocks=None)
-    method.start_training(batch_of(method, pictures()))
     rates = rates_of(method)
-    assert set(rates) == {
-        name for name, _ in method.named_parameters() if not name.startswith("average.")
-    }
+    learned = {name for name, _ in method.named_parameters() if not name.startswith("average.")}
+    assert set(rates) == learned
     for name, rate in rates.items():
+        distance = 0
         if name.startswith("backbone.model.blocks."):
-            expected = 1e-3 * 0.5 ** (6 - int(name.split(".")[3]))
+            distance = 6 - int(name.split(".")[3])
         elif name.startswith("backbone.") and ".norm." not in name:
-            expected = 1e-3 * 0.5**7
-        else:
-            expected = 1e-3
-        assert rate == pytest.approx(expected), name
-    alike = guided(GuidedConfig.paper_bmvc())
-    alike.start_training(batch_of(alike, pictures()))
-    assert set(rates_of(alike).values()) == {5e-4}
+            distance = 7
+        assert rate == pytest.approx(1e-3 * 0.5**distance), name
+    assert set(rates_of(guided(GuidedConfig.paper_bmvc())).values()) == {5e-4}
 
 
-@pytest.mark.parametrize("ema", [False, True])
-@pytest.mark.parametrize("blocks_learned", [0, 1, 2, 9, None])
-def test_what_learns(blocks_learned: int | None, ema: bool) -> None:
-    method = guided(trainable_blocks=blocks_learned, ema=ema)
+@pytest.mark.parametrize(("blocks", "first"), [(0, 6), (1, 5), (2, 4), (9, 0), (None, 0)])
+def test_what_learns(blocks: int | None, first: int) -> None:
+    """With a class head all is read: blocks count back from the last of the six."""
+    method = guided(trainable_blocks=blocks)
     before = {name: tensor.clone() for name, tensor in method.state_dict().items()}
     train(method, batch_of(method, pictures(4)), 3)
     after = method.state_dict()
     assert before.keys() == after.keys()
     changed = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
-    parts = {
-        ".".join(name.split(".")[:4]) if ".blocks." in name else name.split(".")[0]
-        for name in changed
+    expected = {"class_head", "attention_mix", "segmentation_head"}
+    expected |= {f"backbone.model.blocks.{index}" for index in range(first, 6)}
+    if blocks != 0:
+        expected.add("backbone.model.norm")
+    if blocks is None:
+        expected |= {f"backbone.model.{name}" for name in ("patch_embed", "pos_embed", "cls_token")}
+    heads = {name.split(".")[0] for name in changed if not name.startswith("backbone.")}
+    encoder = {".".join(name.split(".")[:3]) for name in changed - heads if "backbone" in name}
+    encoder = encoder - {"backbone.model.blocks"} | {
+        ".".join(name.split(".")[:4]) for name in changed if ".blocks." in name
     }
-    # With a class head all is read: what learns is counted back from the last of the six blocks.
-    first = (
-        6 if blocks_learned == 0 else 0 if blocks_learned is None else max(0, 6 - blocks_learned)
-    )
-    blocks = {f"backbone.model.blocks.{index}" for index in range(first, 6)}
-    encoder = (
-        {"backbone"} if blocks_learned != 0 else set()
-    )  # the last norm, and with None what comes before the blocks
-    assert parts == {"class_head", "attention_mix", "segmentation_head", *blocks, *encoder}
-    before_blocks = {
-        name
-        for name in changed
-        if any(part in name for part in ("patch_embed", "pos_embed", "cls_token"))
-    }
-    assert bool(before_blocks) == (blocks_learned is None)
+    assert heads | encoder == expected
     assert not any(parameter.requires_grad for parameter in method.parameters())
 
 
@@ -626,7 +475,6 @@ def test_without_an_average_or_over_a_short_run_the_last_weights_are_kept(
 ) -> None:
     method = guided(ema=ema)
     method.start_training(batch_of(method, pictures()))
-    assert (method.average is None) != ema
     with torch.no_grad():
         method.attention_mix.weights.add_(1)
     last = method.attention_mix.weights.clone()
@@ -637,8 +485,7 @@ def test_without_an_average_or_over_a_short_run_the_last_weights_are_kept(
 
 def test_training_lowers_the_loss() -> None:
     method = guided(ema=False, augment=False)
-    batch = batch_of(method, pictures(4))
-    losses = train(method, batch, 30)
+    losses = train(method, batch_of(method, pictures(4)), 30)
     assert losses[-1] < 0.7 * losses[0]
 
 
@@ -657,29 +504,17 @@ def batches(images: Tensor, size: int = 5) -> list[Batch]:
     return [Batch(*pair) for pair in zip(*parts, strict=True)]
 
 
-def naive_odds(logits: np.ndarray) -> np.ndarray:
-    return np.array([math.log(sum(map(math.exp, row[1:]))) - row[0] for row in logits])
-
-
 @pytest.mark.parametrize("score", ["class", "map", "both"])
 def test_what_is_seen_at_several_sizes_is_averaged(score: str) -> None:
     method = guided(scales=(32, 48), score=score, smoothing=0.0, top_fraction=0.1)
-    assert method.scales == ((32, 32), (48, 48))
-    assert method.scoring_size == (48, 48)
+    assert (method.scales, method.scoring_size) == (((32, 32), (48, 48)), (48, 48))
     images = pictures(6, side=48)
     with torch.no_grad():
-        if method.class_head is not None:
-            seen_odds = method.examine(images).odds
-            assert seen_odds is not None
-            ordered = seen_odds.flatten().sort().values
-            method.class_head.last.bias[0] += (
-                ordered[5] + ordered[6]
-            ) / 2  # half of the votes each way
+        if method.class_head is not None:  # half of the votes each way
+            odds_seen = method.examine(images).odds.flatten().sort().values
+            method.class_head.last.bias[0] += (odds_seen[5] + odds_seen[6]) / 2
         got = method.score(images)
-    small = F.interpolate(
-        images, size=(32, 32), mode="bilinear", align_corners=False, antialias=True
-    )
-    seen = [looked(method, each) for each in (small, images)]
+    seen = [looked(method, each) for each in (smaller(images), images)]
     odds = np.zeros((2, 6))
     if score != "map":
         odds = np.stack([naive_odds(logits) for logits, _ in seen])
@@ -688,95 +523,66 @@ def test_what_is_seen_at_several_sizes_is_averaged(score: str) -> None:
     parts = {"class": odds.mean(0), "map": highest, "both": odds.mean(0) + highest}
     np.testing.assert_allclose(f64(got.image), parts[score], rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(f64(got.maps), maps, rtol=1e-3, atol=1e-4)
-    assert (got.votes is None) == (score == "map")
-    if got.votes is None:
-        return
-    np.testing.assert_array_equal(f64(got.votes), (odds > 0).mean(0))
-    assert f64(got.votes).mean() == 0.5
+    if score == "map":
+        assert got.votes is None
+    else:
+        np.testing.assert_array_equal(f64(got.votes), (odds > 0).mean(0))
+        assert f64(got.votes).mean() == 0.5
 
 
-@pytest.mark.parametrize("stride", [1, 2, 4])
+@pytest.mark.parametrize("stride", [1, 2])
 def test_maps_are_averaged_at_a_size_of_ones_own(stride: int) -> None:
-    """The papers average them at that of the picture: from a size in between they are not the same."""
+    """The papers average them at the picture's: from a size in between they are not the same."""
     method = guided(scales=(32, 48), map_stride=stride, smoothing=0.0)
     images = pictures(3, side=48)
-    small = F.interpolate(
-        images, size=(32, 32), mode="bilinear", align_corners=False, antialias=True
-    )
-    marks = [looked(method, each)[1] for each in (small, images)]
+    marks = [looked(method, each)[1] for each in (smaller(images), images)]
     side = 48 // stride
     expected = np.mean([[upsampled(each, side, side) for each in scale] for scale in marks], axis=0)
     np.testing.assert_allclose(f64(method.score(images).maps), expected, rtol=1e-3, atol=1e-4)
 
 
-def test_the_papers_six_maps_are_averaged_as_fine_as_the_largest_picture() -> None:
-    method = guided(
-        GuidedConfig.paper_aaai(), map_stride=GuidedConfig.paper_aaai().map_stride, scales=(32, 48)
-    )
-    assert method.score(pictures(2, side=48)).maps.shape == (2, 48, 48)
-
-
-def test_without_sizes_there_is_one() -> None:
-    method = guided()
-    assert method.scales == ((SIDE, SIDE),)
-    votes = method.score(pictures(3)).votes
-    assert votes is not None
-    assert set(votes.tolist()) <= {0.0, 1.0}
-    oblong = guided(image_size=(32, 64))
-    assert oblong.scales == ((32, 64),)
-    assert oblong.score(torch.zeros(1, 3, 32, 64)).maps.shape == (1, 8, 16)
-
-
 @pytest.mark.parametrize(
-    ("image_size", "zoom", "expected"),
+    ("settings", "expected"),
     [
-        ((32,), 1.0, (32, 32)),
-        ((32,), 2.0, (64, 64)),
-        ((32, 64), 1.5, (48, 96)),
-        ((48,), 0.7, (32, 32)),
+        ({}, [(32, 32)]),
+        ({"image_size": (32, 64)}, [(32, 64)]),
+        ({"zoom": 2.0}, [(64, 64)]),
+        ({"image_size": (32, 64), "zoom": 1.5}, [(48, 96)]),
+        ({"image_size": (48,), "zoom": 0.7}, [(32, 32)]),
+        ({"zoom": 2.0, "scales": (48,)}, [(48, 48)]),
+        ({"scales": (30, 33, 47, 32)}, [(32, 32), (48, 48)]),
     ],
 )
-def test_pictures_are_scored_larger_than_they_are_learned(
-    image_size: tuple[int, ...], zoom: float, expected: tuple[int, int]
+def test_sizes_are_multiples_of_the_patches_and_count_once(
+    settings: dict[str, Any], expected: list[tuple[int, int]]
 ) -> None:
-    method = guided(image_size=image_size, zoom=zoom)
-    assert method.scales == (expected,)
-    assert method.scoring_size == expected
-    images = torch.zeros(2, 3, *expected)
-    assert method.score(images).maps.shape == (2, expected[0] // 4, expected[1] // 4)
-    if len(image_size) == 1:
-        assert guided(image_size=image_size, zoom=zoom, scales=(48,)).scales == (
-            (48, 48),
-        )  # which say it all
-
-
-def test_sizes_are_rounded_to_the_patches_and_count_once() -> None:
-    method, rounded = guided(scales=(32, 48)), guided(scales=(30, 33, 47, 32))
-    assert rounded.scales == method.scales
-    images = pictures(3, side=48)
-    one, other = method.score(images), rounded.score(images)
-    assert torch.equal(one.image, other.image)
-    assert torch.equal(one.maps, other.maps)
+    method = guided(**settings)
+    assert method.scales == tuple(expected)
+    height, width = method.scoring_size
+    assert (height, width) == expected[-1]
+    scores = method.score(torch.zeros(2, 3, height, width))
+    assert scores.maps.shape == (2, height // 4, width // 4)
 
 
 def test_other_sizes_with_the_same_weights() -> None:
     method = summarised(pictures(12, side=48), scales=(32, 48))
     other = method.with_scales((48,))
-    for (name, one), (same, two) in zip(
-        method.named_parameters(), other.named_parameters(), strict=True
-    ):
-        assert (name, one is two) == (same, True)
+    for one, two in zip(method.parameters(), other.parameters(), strict=True):
+        assert one is two
     assert (other.scales, method.scales) == (((48, 48),), ((32, 32), (48, 48)))
     assert (other.scoring_size, method.with_scales((32,)).scoring_size) == ((48, 48), (32, 32))
     images = pictures(4, 5, side=48)
-    few, both = other.examine(images).odds, method.examine(images).odds
-    assert few is not None
-    assert both is not None
-    np.testing.assert_allclose(f64(few), f64(both[1:]), rtol=1e-4)
+    np.testing.assert_allclose(odds_of(other, images), odds_of(method, images)[1:], rtol=1e-4)
     assert not torch.equal(other.score(images).image, method.score(images).image)
     back = other.with_scales((32, 48))
     for field in ("image", "maps", "votes"):
         assert torch.equal(getattr(back.score(images), field), getattr(method.score(images), field))
+
+
+def odds_of(method: Guided, images: Tensor) -> np.ndarray:
+    found = method.examine(images).odds
+    assert found is not None
+    return f64(found)
 
 
 @pytest.mark.parametrize(
@@ -815,55 +621,40 @@ def test_the_statistics_are_those_of_pictures_and_twins_at_every_size(
 ) -> None:
     method = guided(scales=(32, 48), adaptation="entropies")
     images, twins = pictures(7, side=48), pictures(7, 9, side=48)
-    given: list[tuple[Tensor, Tensor]] = []
+    given: list[Tensor] = []
 
     def simulated(some: Tensor, guide: Tensor) -> tuple[Tensor, None, None]:
-        given.append((some, guide))
-        return twins[sum(len(earlier) for earlier, _ in given[:-1]) :][: len(some)], None, None
+        given.append(guide)
+        end = sum(map(len, given))
+        return twins[end - len(some) : end], None, None
 
     monkeypatch.setattr(method, "_simulated", simulated)
-    guide = method.encode(
-        F.interpolate(images, (SIDE, SIDE), mode="bilinear", align_corners=False, antialias=True)
-    )
+    guide = method.encode(smaller(images))["guide"]
     method.summarise(lambda: batches(images), 0, silent)
-    torch.testing.assert_close(
-        torch.cat([each for _, each in given]), guide["guide"], rtol=1e-4, atol=1e-6
-    )
+    torch.testing.assert_close(torch.cat(given), guide, rtol=1e-4, atol=1e-6)
+    reference = method.reference
     for kind, seen in enumerate((images, twins)):
-        entropies = entropies_of(method, seen)
-        np.testing.assert_allclose(
-            f64(method.reference.entropies[kind, 0]), entropies.mean(1), rtol=1e-4
-        )
-        np.testing.assert_allclose(
-            f64(method.reference.entropies[kind, 1]), entropies.var(1), rtol=1e-3, atol=1e-7
-        )
-    limit, known = float(method.reference.entropy_limit), float(method.reference.pictures)
-    assert limit > 0
-    assert known == 7
+        entropies, (mean, variance, *_) = entropies_of(method, seen), reference.entropies[kind]
+        np.testing.assert_allclose(f64(mean), entropies.mean(1), rtol=1e-4)
+        np.testing.assert_allclose(f64(variance), entropies.var(1), rtol=1e-3, atol=1e-7)
+    assert float(reference.entropy_limit) > 0
+    assert float(reference.pictures) == 7
 
 
-@pytest.mark.parametrize("bank_size", [0, 10])
-def test_the_moments_are_those_of_pictures_and_not_of_twins_at_every_size(bank_size: int) -> None:
+def test_the_moments_are_those_of_pictures_and_not_of_twins_at_every_size() -> None:
     images = pictures(7, side=48)
-    method = summarised(images, scales=(32, 48), bank_size=bank_size)
-    assert method.reference.patch_counts.tolist() == [4, 9]
-    assert method.reference.pictures == 7
-    small = F.interpolate(
-        images, size=(32, 32), mode="bilinear", align_corners=False, antialias=True
-    )
-    for size, each in enumerate((small, images)):
-        tokens = method.backbone(each, (1, 2, 3, 4, 5, 6)).tokens
-        seen = np.stack(
-            [[f64(kept).mean(1), np.log(f64(kept).std(1))] for kept in tokens]
-        ).transpose(2, 0, 1, 3)
-        np.testing.assert_allclose(
-            f64(method.reference.moments[size, :, 0]), seen.mean(0), rtol=1e-3, atol=1e-4
-        )
-        np.testing.assert_allclose(
-            f64(method.reference.moments[size, :, 1]), seen.std(0, ddof=1), rtol=1e-3, atol=1e-4
-        )
-    assert method.reference.drift_limits.shape == (2, 6)
-    assert (method.reference.drift_limits > 0).all()
+    method = summarised(images, scales=(32, 48), bank_size=10)
+    reference = method.reference
+    assert (reference.patch_counts.tolist(), reference.pictures) == ([4, 9], 7)
+    for size, each in enumerate((smaller(images), images)):
+        tokens = [f64(kept) for kept in method.backbone(each, (1, 2, 3, 4, 5, 6)).tokens]
+        seen = np.stack([[kept.mean(1), np.log(kept.std(1))] for kept in tokens], axis=1)
+        seen = seen.transpose(2, 1, 0, 3)  # picture, block, moment, channel
+        mean, deviation = (f64(reference.moments[size, :, which]) for which in (0, 1))
+        np.testing.assert_allclose(mean, seen.mean(0), rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(deviation, seen.std(0, ddof=1), rtol=1e-3, atol=1e-4)
+    assert reference.drift_limits.shape == (2, 6)
+    assert (reference.drift_limits > 0).all()
 
 
 def test_oblong_pictures_are_adapted_to() -> None:
@@ -876,14 +667,11 @@ def test_oblong_pictures_are_adapted_to() -> None:
 
 def taken(few: list[Tensor], images: Tensor) -> list[int]:
     """Which of `images` are among `few`."""
-    return [
-        next(i for i, one in enumerate(images) if torch.equal(one, each))
-        for part in few
-        for each in part
-    ]
+    found = [(images == each).flatten(1).all(1).nonzero() for part in few for each in part]
+    return [int(each[0]) for each in found]
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 5])
+@pytest.mark.parametrize("size", [1, 5])
 def test_the_statistics_are_of_some_pictures_evenly_from_all(
     size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -892,28 +680,20 @@ def test_the_statistics_are_of_some_pictures_evenly_from_all(
     method, images = guided(adaptation="entropies"), pictures(60)
     given: list[Tensor] = []
     simulated = method._simulated
-
-    def watched(some: Tensor, guide: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        given.append(some)
-        return simulated(some, guide)
-
-    monkeypatch.setattr(method, "_simulated", watched)
+    monkeypatch.setattr(
+        method, "_simulated", lambda some, guide: given.append(some) or simulated(some, guide)
+    )
     listed = batches(images, size)
     method.summarise(lambda: listed, len(images), silent)
     chosen = taken(given, images)
     assert 12 <= len(chosen) <= 24
     assert max(np.diff([-1, *chosen, 60])) <= 5 * size  # whole batches
-    entropies = entropies_of(method, images)
-    np.testing.assert_allclose(
-        f64(method.reference.entropies[0, 0]), entropies[:, chosen].mean(1), rtol=1e-4
-    )
-    np.testing.assert_allclose(
-        f64(method.reference.entropies[0, 0]), entropies.mean(1), atol=entropies.std() / 2
-    )
+    kept, entropies = f64(method.reference.entropies[0, 0]), entropies_of(method, images)
+    np.testing.assert_allclose(kept, entropies[:, chosen].mean(1), rtol=1e-4)
     assert method.reference.pictures == len(chosen)
 
 
-@pytest.mark.parametrize("size", [1, 5, 12, 60])
+@pytest.mark.parametrize("size", [5, 60])
 def test_the_bank_is_judged_by_some_pictures_evenly_from_all(
     size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -923,11 +703,9 @@ def test_the_bank_is_judged_by_some_pictures_evenly_from_all(
     distance = method._distance
 
     def watched(described: Tensor, left_out: Tensor) -> Tensor:
-        (entries,) = torch.nonzero(left_out, as_tuple=True)
-        judged.append(int(entries[0]) // 4)
-        assert entries.tolist() == list(
-            range(4 * judged[-1], 4 * judged[-1] + 4)
-        )  # its own, and no others
+        entries = left_out.nonzero().flatten().tolist()
+        judged.append(entries[0] // 4)
+        assert entries == list(range(entries[0], entries[0] + 4))  # its own, and no others
         return distance(described, left_out)
 
     monkeypatch.setattr(method, "_distance", watched)
@@ -937,20 +715,12 @@ def test_the_bank_is_judged_by_some_pictures_evenly_from_all(
     assert judged == list(range(0, 60, 5))
 
 
-@pytest.mark.parametrize("size", [64, 300])
-def test_batches_of_any_size_are_summarised(size: int) -> None:
-    """Also ones of more pictures than are wanted, and fewer than announced, as where pictures are
-    broken.
-    """
-    method, images = guided(bank_size=20), pictures(size)
-    method.summarise(lambda: batches(images, size), len(images) + 10, silent)
+def test_batches_of_any_size_are_summarised() -> None:
+    """Also of more pictures than are wanted, and fewer than announced, as where some are broken."""
+    method, images = guided(bank_size=20), pictures(300)
+    method.summarise(lambda: batches(images, 300), 310, silent)
     assert method.reference.moments.numel() > 0
     assert torch.isfinite(method.normal).all()
-
-
-def test_how_many_pictures_are_wanted() -> None:
-    assert guided().summarised() == SUMMARISED == 256
-    assert guided(bank_size=10).summarised() is None  # a bank is of all
 
 
 def test_summarising_draws_the_same_each_time_and_leaves_the_generator() -> None:
@@ -967,12 +737,8 @@ def test_summarising_draws_the_same_each_time_and_leaves_the_generator() -> None
 
 def test_a_single_picture_says_nothing_of_its_kind() -> None:
     method = summarised(pictures(1))
-    assert (
-        method.reference.entropies.numel()
-        == method.reference.moments.numel()
-        == method.reference.patch_counts.numel()
-        == 0
-    )
+    for name in ("entropies", "moments", "patch_counts"):
+        assert getattr(method.reference, name).numel() == 0
     with pytest.raises(ConfigError, match="fitted on a single picture"):
         method.adapter("online")
 
@@ -980,36 +746,20 @@ def test_a_single_picture_says_nothing_of_its_kind() -> None:
 # What figures show of it
 
 
-@pytest.mark.parametrize("score", ["class", "both"])
-def test_where_the_class_is_read_figures_show_what_the_projection_head_takes(score: str) -> None:
-    """The final [CLS] token of the encoder as it was trained, not features that training left
-    alone.
-    """
-    method = guided(scales=(32, 48), score=score)
-    images = pictures(3, side=48)
+def test_where_the_class_is_read_figures_show_what_the_projection_head_takes() -> None:
+    """The final [CLS] token of the encoder as it was trained, not what training left alone."""
+    method, images = guided(scales=(32, 48), score="both"), pictures(3, side=48)
     norm = method.backbone.model.norm
-    small = F.interpolate(
-        images, size=(32, 32), mode="bilinear", align_corners=False, antialias=True
-    )
-    tokens = [f64(method.backbone(each, (6,)).cls[0]) for each in (small, images)]
     rows = [
-        [layer_normed(row, f64(norm.weight), f64(norm.bias), norm.eps) for row in each]
-        for each in tokens
+        [layer_normed(row, f64(norm.weight), f64(norm.bias), norm.eps) for row in f64(seen.cls[0])]
+        for seen in (method.backbone(each, (6,)) for each in (smaller(images), images))
     ]
     shown = f64(method.embedding(images))
     np.testing.assert_allclose(shown, np.mean(rows, axis=0), rtol=1e-4, atol=1e-5)
-    taken: list[Tensor] = []
-    assert method.class_head is not None
-    method.class_head.register_forward_pre_hook(lambda _, given: taken.append(given[0].detach()))
-    method.score(images)
-    np.testing.assert_allclose(f64(torch.stack(taken).mean(0)), shown, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("bank_size", [0, 50])
-def test_where_the_map_is_the_score_figures_show_the_features_where_it_is_high(
-    bank_size: int,
-) -> None:
-    method = summarised(pictures(5, side=48), image_size=(48,), score="map", bank_size=bank_size)
+def test_where_the_map_is_the_score_figures_show_the_features_where_it_is_high() -> None:
+    method = summarised(pictures(5, side=48), image_size=(48,), score="map", bank_size=50)
     images = pictures(3, 9, side=48)
     features = described(method, images)
     maps = f64(method.examine(images).maps)[:, 0]
@@ -1025,9 +775,7 @@ def test_where_the_map_is_the_score_figures_show_the_features_where_it_is_high(
 
 
 def described(method: Guided, images: Tensor) -> np.ndarray:
-    """B N D: the mean of the layers, each normalised, then of the neighbours that there are; of
-    unit length.
-    """
+    """B N D of length 1: the mean of the normalised layers and of the neighbours that there are."""
     seen = method.backbone(images, method.map_layers)
     grid = seen.grids[0]
     result = np.zeros((len(images), *grid, 64))
@@ -1038,20 +786,16 @@ def described(method: Guided, images: Tensor) -> np.ndarray:
             if abs(y - row) <= 1 and abs(x - column) <= 1
             for tokens in seen.tokens
         ]
-        result[picture, row, column] = sum(near) / len(near)
-        result[picture, row, column] /= math.sqrt(sum(result[picture, row, column] ** 2))
+        result[picture, row, column] = sum(near) / math.sqrt(sum(sum(near) ** 2))
     return result.reshape(len(images), -1, 64)
 
 
-@pytest.mark.parametrize("weight", [0.0, 0.5, 2.0])
-def test_the_learned_map_is_weighed_beside_the_distance_to_the_bank_each_in_its_own_unit(
-    weight: float,
-) -> None:
-    settings: dict[str, Any] = {"image_size": (48,), "smoothing": 0.0, "head_weight": weight}
+def test_the_learned_map_is_weighed_beside_the_distance_to_the_bank_each_in_its_own_unit() -> None:
     images = pictures(5, side=48)
-    method = summarised(images, bank_size=1000, **settings)
+    method = summarised(images, bank_size=1000, image_size=(48,), smoothing=0.0, head_weight=0.5)
     features = described(method, images)
-    np.testing.assert_allclose(f64(method.bank), features.reshape(-1, 64), atol=1e-5)
+    bank = features.reshape(-1, 64)
+    np.testing.assert_allclose(f64(method.bank), bank, atol=1e-5)
     learned = np.stack([upsampled(each, 12, 12) for each in looked(method, images)[1]])
     left_out = []
     for picture, place in np.ndindex(5, 9):
@@ -1059,30 +803,24 @@ def test_the_learned_map_is_weighed_beside_the_distance_to_the_bank_each_in_its_
         left_out.append(min(math.dist(features[picture, place], other) for other in others))
 
     new = pictures(3, 9, side=48) * 0.5
-    maps = looked(method, new)[1]
-    got = method.examine(new).maps
+    maps, got = looked(method, new)[1], method.examine(new).maps
     for picture, rows in enumerate(described(method, new)):
-        distances = [
-            min(math.dist(row, other) for other in features.reshape(-1, 64)) for row in rows
-        ]
-        expected = (upsampled(maps[picture], 12, 12) - learned.mean()) / learned.std(ddof=1)
-        expected *= weight
-        expected += (upsampled(np.reshape(distances, (3, 3)), 12, 12) - np.mean(left_out)) / np.std(
-            left_out, ddof=1
-        )
+        nearest = [min(math.dist(row, other) for other in bank) for row in rows]
+        far = upsampled(np.reshape(nearest, (3, 3)), 12, 12)
+        own = (upsampled(maps[picture], 12, 12) - learned.mean()) / learned.std(ddof=1)
+        expected = 0.5 * own + (far - np.mean(left_out)) / np.std(left_out, ddof=1)
         np.testing.assert_allclose(f64(got[picture, 0]), expected, rtol=1e-3, atol=1e-3)
 
 
 def test_the_bank_is_asked_in_the_size_that_it_is_of() -> None:
     """Whether or not that is one of those that are looked at, whose features then serve twice."""
-    images = pictures(6, side=48)
-    method = summarised(images, scales=(32, 48), bank_size=1000)
-    other = method.with_scales((32,))
+    method = summarised(pictures(6, side=48), scales=(32, 48), bank_size=1000)
     new = pictures(3, 9, side=48)
-    seen, other_seen = method._at_scales(new), other._at_scales(new)
-    assert (len(seen), len(other_seen)) == (2, 1)
-    for one in (method._described(seen, new), other._described(other_seen, new)):
-        np.testing.assert_allclose(f64(one).reshape(3, -1, 64), described(method, new), atol=1e-5)
+    for one, sizes in ((method, 2), (method.with_scales((32,)), 1)):
+        seen = one._at_scales(new)
+        assert len(seen) == sizes
+        got = f64(one._described(seen, new)).reshape(3, -1, 64)
+        np.testing.assert_allclose(got, described(method, new), atol=1e-5)
 
 
 def test_the_bank_has_a_size() -> None:
@@ -1097,12 +835,9 @@ def test_a_bank_of_one_picture_does_not_drown_the_learned_map() -> None:
     assert method.score(pictures(3, 5)).maps.abs().max() < 1000
 
 
-@pytest.mark.parametrize("bank_size", [0, 10])
-def test_before_it_is_fitted_it_scores_nothing(bank_size: int) -> None:
-    method = Guided(GuidedConfig(**(TINY | {"bank_size": bank_size})), sharp()).eval()
-    for ask in (method.score, method.examine):
-        with pytest.raises(NotFittedError, match="this guided detector has not been fitted"):
-            ask(pictures())
+def test_before_it_is_fitted_it_scores_nothing() -> None:
+    with pytest.raises(NotFittedError, match="this guided detector has not been fitted"):
+        Guided(GuidedConfig(**TINY), sharp()).eval().score(pictures())
 
 
 # End to end
@@ -1118,42 +853,29 @@ def same_weights(one: blemish.Detector, other: blemish.Detector) -> bool:
     return all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
 
 
-def interrupt_after(step: int) -> Progress:
-    """Ctrl-C once that many steps are made."""
-
-    def told(stage: str, done: int, total: int) -> None:
-        if stage.startswith("training") and done == step:
-            raise KeyboardInterrupt
-
-    return told
-
-
 @pytest.fixture(scope="module")
 def whole(picture: Part) -> blemish.Detector:
-    return blemish.fit(
-        "guided", good(picture, 10), calibration_fraction=0.2, scales=(32, 48), **FIT
-    )
+    return blemish.fit("guided", good(picture, 10), **WITH_SCALES)
 
 
 def test_it_is_fitted_saved_and_loaded(
     whole: blemish.Detector, picture: Part, tmp_path: Path
 ) -> None:
-    assert whole.manifest["config"]["simulators"] == ["guided", "guided-fine"]
     assert whole.manifest["training"]["steps"] == 6
-    assert set(whole.manifest["training"]["findings"]) == {
-        "guidance_entropy",
-        "guidance_peak_to_mean",
-    }
+    findings = {"guidance_entropy", "guidance_peak_to_mean"}
+    assert set(whole.manifest["training"]["findings"]) == findings
     assert (whole.preprocessing.height, whole.preprocessing.width) == (48, 48)
     path = whole.save(tmp_path / "part.blemish")
     loaded = blemish.load(path, device="cpu", precision="fp32")
     assert same_weights(loaded, whole)
-    for seed in range(50, 53):
-        one, other = whole.predict(picture(seed)), loaded.predict(picture(seed))
-        assert one == other
-        assert np.array_equal(one.anomaly_map, other.anomaly_map)
-        assert one.votes is None  # its score is the map's
+    one, other = whole.predict(picture(50)), loaded.predict(picture(50))
+    assert one == other
+    assert np.array_equal(one.anomaly_map, other.anomaly_map)
     loaded.method.adapter("episodic")  # its statistics came along
+    coarse = blemish.load(path, device="cpu", precision="bf16")
+    assert coarse.method.precision == torch.bfloat16
+    assert coarse.predict(picture(50)).score != one.score
+    assert coarse.save(tmp_path / "again.blemish").read_bytes() == path.read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -1166,7 +888,6 @@ def test_it_is_given_the_pictures_that_it_wants(
 ) -> None:
     monkeypatch.setattr("blemish.methods.guided.SUMMARISED", 4)
     given: list[Tensor] = []
-    told: list[tuple[str, int, int]] = []
     summarise = Guided.summarise
 
     def watched(method: Guided, stream: Callable[[], Any], count: int, progress: Progress) -> None:
@@ -1175,77 +896,35 @@ def test_it_is_given_the_pictures_that_it_wants(
         summarise(method, stream, count, progress)
 
     monkeypatch.setattr(Guided, "summarise", watched)
-    detector = blemish.fit(
-        "guided",
-        good(picture, 11),
-        calibration_fraction=0,
-        batch_size=3,
-        progress=lambda *call: told.append(call),
-        **(FIT | {"bank_size": bank_size, "min_steps": 1}),
-    )
-    everything = torch.stack(
-        [prepare(decode(each), detector.preprocessing) for each in good(picture, 11)]
-    )
-    assert taken(given, everything) == expected
-    done = np.cumsum([len(images) for images in given]).tolist()
-    assert [call for call in told if call[0] == "remembering"] == [
-        ("remembering", each, done[-1]) for each in done
-    ]
+    options = {**FIT, "bank_size": bank_size, "min_steps": 1, "batch_size": 3}
+    pixels = good(picture, 11)
+    detector = blemish.fit("guided", pixels, calibration_fraction=0, **options)
+    everything = [prepare(decode(each), detector.preprocessing) for each in pixels]
+    assert taken(given, torch.stack(everything)) == expected
 
 
 def test_it_learns_in_one_size_and_scores_in_another(
     picture: Part, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sides: dict[str, set[int]] = {"learning": set(), "kept": set()}
-    step, look = Guided.training_step, Guided._look
+    """And turned pictures are in the bank, or they would be far from all that is known."""
+    sides: set[int] = set()
+    step = Guided.training_step
 
     def learning(method: Guided, batch: TrainingBatch, progress: float) -> Tensor:
         assert batch.images is not None
-        sides["learning"].add(batch.images.shape[-1])
+        sides.add(batch.images.shape[-1])
         return step(method, batch, progress)
 
-    def kept(method: Guided, seen: Any, images: Tensor) -> Any:
-        sides["kept"].add(images.shape[-1])
-        return look(method, seen, images)
-
     monkeypatch.setattr(Guided, "training_step", learning)
-    monkeypatch.setattr(Guided, "_look", kept)
-    options: dict[str, Any] = {**FIT, "min_steps": 1, "zoom": 2.0}
+    options = {**FIT, "min_steps": 1, "zoom": 2.0, "rotations": 4, "head_weight": 0.0, "pooling": 1}
     detector = blemish.fit("guided", good(picture, 5), calibration_fraction=0, **options)
-    assert sides == {"learning": {SIDE}, "kept": {2 * SIDE}}
+    assert sides == {SIDE}
     assert detector.method.config.image_size == (SIDE, SIDE)
     assert (detector.preprocessing.height, detector.preprocessing.width) == (2 * SIDE, 2 * SIDE)
-    assert detector.predict(picture(50)).anomaly_map.shape == (SIDE // 2, SIDE // 2)
-    assert detector.method.bank.shape == (5 * 16, 64)
-
-
-def test_turned_pictures_are_in_the_bank(picture: Part) -> None:
-    """As every training picture is learned at every angle; or turned ones are far from all that is
-    known.
-    """
-    options: dict[str, Any] = {
-        **FIT,
-        "min_steps": 1,
-        "rotations": 4,
-        "head_weight": 0.0,
-        "pooling": 1,
-    }
-    detector = blemish.fit("guided", good(picture, 5), calibration_fraction=0, **options)
-    assert detector.method.bank.shape == (5 * 4 * 4, 64)
-    upright, sideways = (
-        detector.predict(np.rot90(picture(3), turns).copy()).score for turns in (0, 1)
-    )
+    assert detector.method.bank.shape == (5 * 4 * 16, 64)
+    turned = [np.rot90(picture(3), turns).copy() for turns in (0, 1)]
+    upright, sideways = (detector.predict(each).score for each in turned)
     assert sideways == pytest.approx(upright, abs=0.05)
-
-
-def test_it_computes_in_bf16_and_keeps_its_weights_in_float32(
-    whole: blemish.Detector, picture: Part, tmp_path: Path
-) -> None:
-    path = whole.save(tmp_path / "part.blemish")
-    coarse = blemish.load(path, device="cpu", precision="bf16")
-    assert coarse.method.precision == torch.bfloat16
-    assert coarse.predict(picture(50)).score != whole.predict(picture(50)).score
-    assert coarse.save(tmp_path / "again.blemish").read_bytes() == path.read_bytes()
 
 
 def test_trained_in_bf16_its_weights_are_float32(picture: Part, tmp_path: Path) -> None:
@@ -1279,79 +958,57 @@ def test_scores_are_finer_than_the_precision_that_they_are_computed_in() -> None
 def test_resumed_it_ends_with_the_same_bits(
     whole: blemish.Detector, picture: Part, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def interrupt(stage: str, done: int, total: int) -> None:
+        if stage.startswith("training") and done == 4:
+            raise KeyboardInterrupt
+
     monkeypatch.setattr("blemish.training.loop.BETWEEN_CHECKPOINTS", 0.0)
-    options: dict[str, Any] = {**FIT, "calibration_fraction": 0.2, "scales": (32, 48)}
-    place = tmp_path / "x.training"
+    pixels, options = good(picture, 10), {**WITH_SCALES, "checkpoint": tmp_path / "x.training"}
     with pytest.raises(KeyboardInterrupt):
-        blemish.fit(
-            "guided", good(picture, 10), checkpoint=place, progress=interrupt_after(4), **options
-        )
-    resumed = blemish.fit("guided", good(picture, 10), checkpoint=place, resume=True, **options)
+        blemish.fit("guided", pixels, progress=interrupt, **options)
+    resumed = blemish.fit("guided", pixels, resume=True, **options)
     assert resumed.manifest["training"]["resumed_at"] == 4
     assert same_weights(resumed, whole)
-    assert resumed.predict(picture(50)) == whole.predict(picture(50))
-
-
-def test_what_does_not_fit_in_memory_is_guided_alike(
-    whole: blemish.Detector, picture: Part
-) -> None:
-    """The guidance is then computed anew in every epoch, while the encoder learns."""
-    options: dict[str, Any] = {
-        **FIT,
-        "calibration_fraction": 0.2,
-        "scales": (32, 48),
-        "cache_gib": 0.0,
-    }
-    detector = blemish.fit("guided", good(picture, 10), **options)
-    assert (detector.manifest["training"]["cached"], whole.manifest["training"]["cached"]) == (
-        False,
-        True,
-    )
-    assert same_weights(detector, whole)
 
 
 # Settings
 
 
 def test_the_poster_and_its_successor() -> None:
-    first, second = (configure("guided", recipe=name) for name in ("paper-bmvc", "paper-aaai"))
-    assert isinstance(first, GuidedConfig)
-    assert (first.backbone, first.height_width, first.scales) == ("dino_vits16", (224, 224), ())
-    assert (first.epochs, first.min_steps, first.train_batch_size) == (100, 0, 16)
-    assert (first.learning_rate_start, first.learning_rate, first.warmup) == (1e-5, 5e-4, 0.1)
-    assert (first.cross_entropy_weight, first.dice_weight, first.bce_weight) == (0.95, 0.05, 0.0)
-    assert (GuidedConfig.best().trainable_blocks, GuidedConfig.best().map_head) == (0, "patches")
-    assert (first.map_head, first.trainable_blocks, first.layer_decay, first.score) == (
-        "attention",
-        None,
-        1.0,
-        "class",
-    )
-    assert (first.guidance, first.guide_layers, first.ema, first.smoothing) == (
-        "attention",
-        (-1,),
-        False,
-        0.0,
-    )
-    assert (first.bank_size, first.zoom, first.simulators) == (0, 1.0, ("guided",))
-    assert SIX_SCALES == (224, 320, 384, 416, 448, 512)
-    added: dict[str, Any] = {"blend_x_rays": True, "scales": SIX_SCALES, "map_stride": 1}
-    added |= {"pretraining": "published", "pretraining_recipe": "paper"}
-    assert second == replace(first, **added)
-    assert set(GuidedConfig.recipes()) == {"best", "paper-bmvc", "paper-aaai"}
-    assert configure("guided") == GuidedConfig()
+    published = {
+        "epochs": 100,
+        "min_steps": 0,
+        "train_batch_size": 16,
+        "learning_rate_start": 1e-5,
+        "learning_rate": 5e-4,
+        "warmup": 0.1,
+        "weight_decay": 0.05,
+        "layer_decay": 1.0,
+        "cross_entropy_weight": 0.95,
+        "dice_weight": 0.05,
+        "bce_weight": 0.0,
+        "trainable_blocks": None,
+        "map_head": "attention",
+        "score": "class",
+        "guide_layers": (-1,),
+        "simulators": ("guided",),
+        "adaptation": "entropies",
+        "adaptation_guard": False,  # ours, and found while looking at test pictures
+        "adaptation_rate": 1e-3,
+        "adaptation_steps": 1,
+    }
+    first = GuidedConfig.paper_bmvc()
+    assert {name: getattr(first, name) for name in published} == published
+    assert (first.backbone, first.height_width) == ("dino_vits16", (224, 224))
+    assert (first.scales, first.ema, first.smoothing, first.bank_size) == ((), False, 0.0, 0)
+    added: dict[str, Any] = {"blend_x_rays": True, "scales": (224, 320, 384, 416, 448, 512)}
+    added |= {"map_stride": 1, "pretraining": "published", "pretraining_recipe": "paper"}
+    assert GuidedConfig.paper_aaai() == replace(first, **added)
 
 
-def test_the_posters_adaptation_is_always_made_and_at_the_rate_of_published_code() -> None:
-    """The rate of ours, and the guard, were found while looking at test pictures: not the paper's."""
-    for config in (GuidedConfig.paper_bmvc(), GuidedConfig.paper_aaai()):
-        assert (config.adaptation, config.adaptation_guard) == ("entropies", False)
-        assert (config.adaptation_rate, config.adaptation_steps) == (1e-3, 1)
-    assert GuidedConfig().adaptation_guard
-    method = summarised(
-        pictures(12), **{**TINY, "adaptation": "entropies", "adaptation_guard": False}
-    )
-    images = pictures(12)  # those of the training, which the guard would leave as they are
+def test_without_the_guard_it_adapts_to_training_pictures_as_well() -> None:
+    images = pictures(12)
+    method = summarised(images, adaptation="entropies", adaptation_guard=False)
     result = method.adapter("online").score(images)
     assert (result.adapted, result.note) == (True, "")
     assert not torch.equal(result.scores.image, method.score(images).image)
@@ -1359,34 +1016,20 @@ def test_the_posters_adaptation_is_always_made_and_at_the_rate_of_published_code
 
 def test_the_pre_training_that_belongs_to_the_settings() -> None:
     assert GuidedConfig().pretraining_config is None
-    assert GuidedConfig.paper_bmvc().pretraining_config is None
     paper = replace(GuidedConfig.paper_aaai(), seed=3, backbone="focus_vits14", cache_gib=1.0)
     published = replace(APMaskConfig.paper(), seed=3, backbone="focus_vits14", cache_gib=1.0)
     assert paper.pretraining_config == published
     assert published.epochs == 300
-    ours = GuidedConfig(
-        pretraining="apmask",
-        pretraining_epochs=7,
-        masking="random",
-        mask_ratio=0.5,
-        image_size=(224, 448),
-    )
-    sizes = {
-        "image_size": 317,
-        "local_size": 136,
-        "picture_size": 724,
-    }  # by √2, as the area is twice 224²
-    assert ours.pretraining_config == replace(
-        APMaskConfig.best(), epochs=7, masking="random", mask_ratio=0.5, **sizes
-    )
-    dino = replace(GuidedConfig(), pretraining="dino").pretraining_config
+    chosen: dict[str, Any] = {"masking": "random", "mask_ratio": 0.5}
+    ours = GuidedConfig(pretraining="apmask", pretraining_epochs=7, image_size=(224, 448), **chosen)
+    sizes = {"image_size": 317, "local_size": 136, "picture_size": 724}  # by √2: twice the area
+    assert ours.pretraining_config == replace(APMaskConfig(), epochs=7, **chosen, **sizes)
+    dino = GuidedConfig(pretraining="dino").pretraining_config
     assert dino == APMaskConfig(objective="dino", epochs=300)
 
 
 def test_what_x_rays_change() -> None:
-    best, poster, paper = (
-        GuidedConfig.recipes()[name]() for name in ("best", "paper-bmvc", "paper-aaai")
-    )
+    best, poster, paper = GuidedConfig(), GuidedConfig.paper_bmvc(), GuidedConfig.paper_aaai()
     for config in (best, paper):
         assert config.for_pictures(x_rays=True).simulators == ("guided-poisson",)
         assert config.for_pictures(x_rays=False).simulators == config.simulators
@@ -1406,12 +1049,9 @@ def test_what_x_rays_change() -> None:
     [
         ({"simulators": ()}, "simulators: at least 1"),
         ({"simulators": ("gided",)}, "did you mean 'guided'"),
-        ({"cross_entropy_weight": -0.1}, "cross_entropy_weight: a finite number from 0"),
         ({"dice_weight": math.inf}, "dice_weight: a finite number from 0"),
         ({"bce_weight": math.nan}, "bce_weight: a finite number from 0"),
         ({"head_weight": -0.5}, "head_weight: a finite number from 0"),
-        ({"head_weight": math.inf}, "head_weight: a finite number from 0"),
-        ({"learning_rate_start": -1e-5}, "learning_rate_start: a finite number from 0"),
         (
             {"cross_entropy_weight": 0, "dice_weight": 0, "bce_weight": 0},
             "one of them must be above 0",
@@ -1421,24 +1061,15 @@ def test_what_x_rays_change() -> None:
             "another than cross_entropy_weight where score is map",
         ),
         ({"map_stride": 0}, "map_stride: at least 1"),
-        ({"layer_decay": 0.0}, r"layer_decay: a fraction in \(0, 1\]"),
-        ({"layer_decay": 1.1}, r"layer_decay: a fraction in \(0, 1\]"),
-        ({"warmup": 1.0}, r"warmup: a fraction in \[0, 1\)"),
-        ({"warmup": -0.1}, r"warmup: a fraction in \[0, 1\)"),
         ({"trainable_blocks": -1}, "trainable_blocks: null or at least 0"),
         ({"bank_size": -1}, "bank_size: at least 0"),
-        ({"pooling": 0}, "pooling: an odd number from 1"),
         ({"pooling": 2}, "pooling: an odd number from 1"),
         ({"scales": (224, 0)}, "scales: at least 1"),
         ({"zoom": 0.2}, "zoom: a finite number from 0.25 up to 8"),
-        ({"zoom": 8.5}, "zoom: a finite number from 0.25 up to 8"),
-        ({"zoom": math.nan}, "zoom: a finite number from 0.25 up to 8"),
         ({"scales": (224,), "image_size": (224, 448)}, "choose a square image_size"),
         ({"adaptation_rate": 0.0}, "adaptation_rate: a positive finite number"),
-        ({"adaptation_rate": math.inf}, "adaptation_rate: a positive finite number"),
-        ({"adaptation_steps": 0}, "adaptation_steps: at least 1 is needed, got 0"),
-        ({"pretraining_epochs": 0}, "pretraining_epochs: at least 1"),
         ({"mask_ratio": 1.0}, r"mask_ratio: a fraction in \[0, 1\)"),
+        ({"guide_layers": (0,)}, "guide_layers: count from 1, or"),
     ],
 )
 def test_settings_out_of_range(settings: dict[str, Any], says: str) -> None:
@@ -1446,39 +1077,16 @@ def test_settings_out_of_range(settings: dict[str, Any], says: str) -> None:
         GuidedConfig(**settings)
 
 
-@pytest.mark.parametrize(
-    "assignment",
-    [
-        "guidance=nowhere",
-        "map_head=places",
-        "score=sum",
-        "trainable_blocks=some",
-        "scales=a",
-        "pretraining=msn",
-    ],
-)
-def test_words_that_are_no_choice(assignment: str) -> None:
-    with pytest.raises(ConfigError, match=assignment.partition("=")[0]):
-        configure("guided", assignments=[assignment])
-
-
-def test_layers_that_do_not_exist() -> None:
-    for settings in (
-        {"guide_layers": (7,)},
-        {"guide_layers": (0,)},
-        {"guide_layers": (-7,)},
-        {"layers": (2, 9)},
-    ):
-        with pytest.raises(
-            ConfigError, match=r"does not exist: test_vit has layers 1 to 6|count from 1, or"
-        ):
-            guided(**settings)
+@pytest.mark.parametrize("name", ["guide_layers", "layers"])
+def test_layers_that_do_not_exist(name: str) -> None:
+    with pytest.raises(ConfigError, match="does not exist: test_vit has layers 1 to 6"):
+        guided(**{name: (2, 9)})
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit2"])
-def test_a_backbone_without_a_cls_token_is_refused(name: str, picture: Part) -> None:
-    settings = {**FIT, "backbone": name, "layers": (1, 2)}
+def test_a_backbone_without_a_cls_token_is_refused(name: str) -> None:
+    backbone = build(name, weights="random")
     with pytest.raises(
-        ConfigError, match=rf"guided needs a ViT with a \[CLS\] token, which {name} is not"
+        ConfigError, match=rf"needs a ViT with a \[CLS\] token, which {name} is not"
     ):
-        blemish.fit("guided", good(picture, 3), **settings)
+        Guided(GuidedConfig(**{**TINY, "layers": (1, 2)}), backbone)
