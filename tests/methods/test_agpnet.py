@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -23,8 +24,14 @@ from small_agpnet import (
     start,
     train,
 )
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
+from blemish.backbones import build
+from blemish.errors import ConfigError
 from blemish.methods.agpnet import AGPNet, AGPNetConfig
+from blemish.methods.decoder import Dropout
 from blemish.methods.guidance import normalise
 from blemish.methods.learner import TrainingBatch
 
@@ -262,3 +269,130 @@ def test_the_auxiliary_branch_is_gone_after_training() -> None:
     other = agpnet(seed=9)
     other.restore_state(state)
     assert torch.equal(other.score(pictures()).maps, method.score(pictures()).maps)
+
+
+# The paper's size
+
+
+def test_the_published_size() -> None:
+    config = replace(AGPNetConfig.paper(), backbone="vit_small_patch16_224")
+    method = AGPNet(config, build("vit_small_patch16_224", weights="random")).eval()
+    learned = sum(parameter.numel() for parameter in method.parameters() if parameter.requires_grad)
+    assert learned == pytest.approx(4.42e6, rel=0.005)
+    method.end_training(1)
+    assert not any(parameter.requires_grad for parameter in method.parameters())
+    # The plain kernel: what fused attention multiplies is not counted on every device.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
+        method.score(torch.zeros(1, 3, 224, 224))
+    assert counter.get_total_flops() / 2 == pytest.approx(5.63e9, rel=0.005)
+
+
+# Dropout from bytes
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
+def test_dropout_keeps_the_rate_and_the_expectation(rate: float) -> None:
+    values = torch.rand(101, 997) + 0.5  # a number of elements that 8 does not divide
+    given = Dropout(rate).train()(values)
+    kept = given != 0
+    exact = 1 - round(256 * rate) / 256
+    deviation = math.sqrt(exact * (1 - exact))
+    assert abs(float(kept.float().mean()) - exact) < 3 * deviation / math.sqrt(values.numel())
+    torch.testing.assert_close(given[kept], values[kept] / exact)
+    for axis in (0, 1):  # no row and no column is favoured
+        away = float((kept.float().mean(axis) - exact).abs().max())
+        assert away < 5 * deviation / math.sqrt(values.shape[axis])
+
+
+def test_dropout_is_the_generators_and_off_when_predicting() -> None:
+    values = torch.rand(5, 33, requires_grad=True)
+    dropout = Dropout(0.4)
+    assert dropout.eval()(values) is values
+    assert Dropout(0.0).train()(values) is values
+    dropout.train()
+    masks = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        masks.append(dropout(values))
+    assert torch.equal(masks[0], masks[1])
+    assert not torch.equal(masks[0], masks[2])
+    masks[0].sum().backward()
+    torch.testing.assert_close(values.grad, (masks[0] / values).detach())
+    assert dropout(values.bfloat16()).dtype == torch.bfloat16
+
+
+# Settings
+
+
+def test_the_published_settings() -> None:
+    published = {
+        "backbone": "dino_vits16",
+        "image_size": (224,),
+        "epochs": 500,
+        "train_batch_size": 32,
+        "learning_rate": 1e-4,
+        "weight_decay": 1e-4,
+        "groups": 1,
+        "width": 256,
+        "depth": 4,
+        "loss": "l2",
+        "dropout": 0.0,
+        "feature_noise": "attention",
+        "image_noise": "attention",
+        "attention": "both",
+        "noise_low": 0.0,
+        "noise_high": 1.0,
+        "noise_until": 0.8,
+        "beta": 0.5,
+        "noise_unit": "std",
+        "mean_teacher": True,
+        "ema_decay": 0.9999,
+        "ema_every": 10,
+        "score_window": 16 / 224,
+    }
+    paper = AGPNetConfig.paper()
+    assert {name: getattr(paper, name) for name in published} == published
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"groups": 0}, "groups: at least 1"),
+        ({"depth": 0}, "depth: at least 1"),
+        ({"attentions": 0}, "attentions: at least 1"),
+        ({"ema_every": 0}, "ema_every: at least 1"),
+        ({"width": 40, "heads": 8}, r"width: a multiple of 2 × heads \(16\) is needed, got 40"),
+        ({"dropout": 1.0}, "dropout: a fraction in"),
+        ({"spared": -0.1}, "spared: a fraction in"),
+        ({"score_window": 1.0}, "score_window: a fraction in"),
+        ({"beta": math.nan}, "beta: a finite number from 0"),
+        ({"noise_until": math.nan}, "noise_until: a fraction in"),
+        ({"image_share": -1.0}, "image_share: a fraction in"),
+        ({"noise_low": 2.0, "noise_high": 1.0}, "0 <= low <= high, got 2.0 and 1.0"),
+        ({"noise_high": math.inf}, "noise_low and noise_high"),
+        ({"ema_decay": 1.0}, "ema_decay: null or a fraction in"),
+        ({"epochs": 0}, "epochs: at least 1"),
+        ({"learning_rate": 0.0}, "learning_rate: a positive"),
+        ({"layers": (2, 9)}, "layer 9 does not exist"),
+    ],
+)
+def test_settings_that_cannot_be(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        agpnet(**settings)
+
+
+@pytest.mark.parametrize(
+    ("prior", "entropy", "peak"),
+    [
+        (torch.full((2, 12), 0.3), 1.0, 1.0),
+        (torch.eye(12)[[5, 2]], 0.0, 12.0),
+        ((torch.arange(12.0) >= 6).float().expand(2, 12), math.log(6) / math.log(12), 2.0),
+    ],
+    ids=["flat", "peaked", "half"],
+)
+def test_findings_of_guidance(prior: Tensor, entropy: float, peak: float) -> None:
+    batch = TrainingBatch(None, {"targets": torch.randn(2, 1, 12, 64), "prior": prior})
+    found = agpnet(attention="prior").findings(batch)
+    expected = {"guidance_entropy": entropy, "guidance_peak_to_mean": peak}
+    assert found == pytest.approx(expected, abs=1e-5)
+    assert agpnet(feature_noise="none", image_noise="none").findings(batch) == {}
