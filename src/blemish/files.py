@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import secrets
@@ -161,6 +162,31 @@ def writable_place(path: Path) -> Path:
         what = _kind(status).partition(";")[0]
         raise OutputError(f"{path}: is {what}, which nothing is written to; name a file")
     return target
+
+
+def end_last_row(path: Path) -> None:
+    """End the last line of a JSONL file that rows are added to, or make the file.
+
+    Half a row that a killed process has left is removed; a whole one gets its line break.
+
+    Raises: OutputError.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a+b") as file:
+            file.seek(0)
+            content = file.read()
+            end = content.rfind(b"\n") + 1
+            try:
+                whole = isinstance(json.loads(content[end:]), dict)
+            except (ValueError, RecursionError):
+                whole = False
+            if whole:
+                file.write(b"\n")
+            else:
+                file.truncate(end)
+    except OSError as error:
+        raise cannot_write(path, error) from error
 
 
 def check_writable(path: Path) -> None:
