@@ -5,7 +5,8 @@ An option with a parser arrives in its command as what the library takes: a tupl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -36,6 +37,17 @@ def assignments(settings: Sequence[str] | None, **named: object) -> list[str]:
     """KEY=VALUE for each named option that was given, then those of --set, which win."""
     given = [f"{key}={value}" for key, value in named.items() if value is not None]
     return given + list(settings or ())
+
+
+def taken_by(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a command's options, its `locals()`, that a function takes by the same name.
+
+    So an option stands once in its command: in the signature.
+    """
+    wanted = [
+        one.name for one in signature(function).parameters.values() if one.kind != one.VAR_KEYWORD
+    ]
+    return {name: given[name] for name in wanted if name in given}
 
 
 def with_scales(detector: Detector, scales: str | None) -> Detector:
