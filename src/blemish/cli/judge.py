@@ -79,7 +79,6 @@ def predict(
 ) -> int:
     """Score new pictures: a verdict and a heatmap for each."""
     from blemish.data.folder import search
-    from blemish.detector.predict import load
     from blemish.methods import adapter_of
     from blemish.report import predictions as outputs
     from blemish.report.journal import Journal
@@ -90,7 +89,7 @@ def predict(
     if report:
         check_writable(report)
     found = search(paths)
-    detector = options.with_scales(load(artifact, device=device, precision=precision), scales)
+    detector = options.loaded(artifact, device=device, precision=precision, scales=scales)
     if adapt is not None:
         adapter_of(detector.method, adapt)  # refuses before anything is written
     if threshold is not None:
@@ -296,7 +295,6 @@ def evaluate(
 ) -> int:
     """Measure how good an artifact is on labelled pictures."""
     from blemish.detector.evaluate import evaluate as measure
-    from blemish.detector.predict import load
     from blemish.report import predictions as outputs
     from blemish.report.html import write_report
 
@@ -309,7 +307,7 @@ def evaluate(
         check_writable(place)
         if place.exists():
             raise OutputError(f"{output}: holds an evaluation already; name another folder")
-    detector = options.with_scales(load(artifact, device=device, precision=precision), scales)
+    detector = options.loaded(artifact, device=device, precision=precision, scales=scales)
     mistakes = outputs.Mistakes()
     with locked(place) if place else nullcontext():
         with console.progress() as progress:
@@ -458,7 +456,6 @@ def figures(
     json: Json = False,
 ) -> int:
     """Draw how artifacts see labelled pictures: scores, features (t-SNE), and where they look."""
-    from blemish.detector.predict import load
     from blemish.report.galleries import illustrate
 
     if len(set(artifacts)) < len(artifacts):
@@ -467,7 +464,7 @@ def figures(
     if len(set(names)) < len(names):
         names = [str(artifact) for artifact in artifacts]
     detectors = {
-        name: options.with_scales(load(artifact, device=device, precision=precision), scales)
+        name: options.loaded(artifact, device=device, precision=precision, scales=scales)
         for name, artifact in zip(names, artifacts, strict=True)
     }
     with console.progress() as progress:

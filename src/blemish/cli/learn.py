@@ -85,9 +85,7 @@ CalibrationFraction = Annotated[
 ]
 BatchSize = Annotated[
     int,
-    Option(
-        min=1, help="Pictures at once; changes speed, memory and the last digit of scores only."
-    ),
+    Option(min=1, help="Pictures at once: speed, memory and the last digit of scores only."),
 ]
 
 
@@ -184,26 +182,18 @@ def pretrain(
     ],
     output: Annotated[
         Path,
-        Option(
-            *("--output", "-o"),
-            metavar="FILE",
-            help="The encoder to write, as in encoder.safetensors.",
-        ),
+        Option("--output", "-o", metavar="FILE", help="The encoder, as in encoder.safetensors."),
     ],
     backbone: Annotated[
         str | None, Option(help="A ViT of `blemish backbones`, or of timm.")
     ] = None,
     weights: Annotated[
         str | None,
-        Option(
-            metavar="FILE", help="Weights to start from, in place of the backbone's own source."
-        ),
+        Option(metavar="FILE", help="Weights to start from, in place of its own source."),
     ] = None,
     masking: Annotated[
         str | None,
-        Option(
-            help="Which patches the student does not see: attention, random, block or none of them."
-        ),
+        Option(help="Patches the student does not see: attention, random, block or none."),
     ] = None,
     recipe: Annotated[str, Option(help="A recipe of apmask: best, or paper.")] = "best",
     settings: Settings = None,
@@ -286,7 +276,6 @@ def calibrate(
 ) -> int:
     """Set a new threshold: from other pictures of good parts, or by hand."""
     from blemish.detector.calibrate import recalibrate
-    from blemish.detector.predict import load
 
     by_hand = threshold is not None
     if by_hand == bool(good) or (by_hand and false_alarm_rate is not None):
@@ -294,7 +283,7 @@ def calibrate(
             "calibrate needs pictures of good parts, or the threshold itself: --threshold SCORE"
         )
     check_writable(output)
-    detector = options.with_scales(load(artifact, device=device, precision=precision), scales)
+    detector = options.loaded(artifact, device=device, precision=precision, scales=scales)
     counts: dict[str, Any] = {}
     if by_hand:
         detector = detector.with_threshold(threshold)

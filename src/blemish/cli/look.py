@@ -79,21 +79,9 @@ def simulate(
     from blemish.report import simulation
 
     with console.progress() as progress:
-        made = simulation.simulate(
-            good,
-            output,
-            name=simulator,
-            count=count,
-            seed=seed,
-            backbone=backbone,
-            weights=weights,
-            image_size=sides,
-            guide_layers=layers,
-            window=window,
-            device=device,
-            precision=precision,
-            progress=progress,
-        )
+        sizes = {"image_size": sides, "guide_layers": layers}
+        named = {**options.taken_by(simulation.simulate, locals()), **sizes, "name": simulator}
+        made = simulation.simulate(folder=output, **named)
     console.answer(made.to_dict(), simulate_lines(made), as_json=json)
     return BROKEN_PICTURES if made.failures else WELL
 
