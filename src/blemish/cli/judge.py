@@ -211,10 +211,9 @@ def _tell(
 def _say_interrupted(error: KeyboardInterrupt, journal: Journal, pictures: int) -> int:
     """How to go on; gives the exit status."""
     then = "the same command with --resume goes on from here"
-    console.complain(
-        f"blemish: interrupted after {len(journal.rows)} of {pictures} pictures; "
-        + (then if journal.folder else "with --output DIR it could be resumed")
-    )
+    then = then if journal.folder else "with --output DIR it could be resumed"
+    done = f"{len(journal.rows)} of {pictures} pictures"
+    console.complain(f"blemish: interrupted after {done}; {then}")
     return BY_SIGNAL + interrupts.number_of(error)
 
 
@@ -233,15 +232,12 @@ def predict_lines(
     shown = (alarms or scored)[:_SHOWN_OF_MANY] if many else scored
     if shown:
         category = ["category"] if any(row["category"] for row in shown) else []
+        named = (*category, "path")
         rows = [
-            (
-                f"{row['score']:.4f}",
-                _VERDICTS[row["label"]],
-                *(row[name] for name in (*category, "path")),
-            )
+            (f"{row['score']:.4f}", _VERDICTS[row["label"]], *(row[name] for name in named))
             for row in shown
         ]
-        yield table(("score", "verdict", *category, "path"), rows, right=("score",))
+        yield table(("score", "verdict", *named), rows, right=("score",))
     if many:
         yield f"… the highest {len(shown)}{' alarms' if alarms else ''} of {len(scored)} pictures"
     yield from words.broken(failures)
@@ -394,12 +390,7 @@ def evaluate_lines(result: Evaluation) -> Iterable[str | Table]:
 
 
 def _metrics_table(result: Evaluation) -> Table:
-    columns = {
-        "image_auroc": "image AUROC",
-        "image_ap": "AP",
-        "pixel_auroc": "pixel AUROC",
-        "aupro": "AUPRO@0.3",
-    }
+    columns = ("image_auroc", "image_ap", "pixel_auroc", "aupro")
     groups: list[tuple[str, Mapping[str, Any]]] = [
         ("all", {**vars(result), "count": result.counts["pictures"]}),
         *result.by_defect.items(),
@@ -412,7 +403,7 @@ def _metrics_table(result: Evaluation) -> Table:
         (name, values["count"], *(words.percent(values[key]) for key in columns))
         for name, values in groups
     ]
-    head = ("%", "pictures", *columns.values())
+    head = ("%", "pictures", "image AUROC", "AP", "pixel AUROC", "AUPRO@0.3")
     return table(head, rows, right=head[1:])
 
 

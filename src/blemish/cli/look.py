@@ -209,15 +209,10 @@ def backbones(json: Json = False) -> int:
     from blemish.backbones import SPECS
 
     specs = list(SPECS.values())
+    layers = [", ".join(map(str, one.layers)) or "the middle" for one in specs]
     rows = [
-        (
-            one.name,
-            one.about,
-            ", ".join(map(str, one.layers)) or "the middle",
-            one.source,
-            one.licence,
-        )
-        for one in specs
+        (one.name, one.about, where, one.source, one.licence)
+        for one, where in zip(specs, layers, strict=True)
     ]
     head = ("name", "what it is", "layers", "weights from", "licence")
     console.answer([asdict(one) for one in specs], [table(head, rows)], as_json=json)
@@ -238,15 +233,11 @@ def methods(
         console.answer(described, _method_lines(described), as_json=json)
         return WELL
     known = [_described(name, kind) for name, kind in METHODS.items()]
-    columns = {
-        "name": "name",
-        "summary": "what it does",
-        "source": "paper",
-        "learns_from": "learns from",
-    }
-    rows = [[method[key] for key in columns] for method in known]
+    keys = ("name", "summary", "source", "learns_from")
+    rows = [[method[key] for key in keys] for method in known]
     more = "`blemish methods NAME` shows the settings and recipes of one."
-    console.answer(known, [table(list(columns.values()), rows), more], as_json=json)
+    shown = table(("name", "what it does", "paper", "learns from"), rows)
+    console.answer(known, [shown, more], as_json=json)
     return WELL
 
 
