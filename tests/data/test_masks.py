@@ -1,4 +1,4 @@
-"""Masks wherever people keep them: found, paired with their pictures, and never scored as pictures."""
+"""Masks wherever people keep them: found, paired with their pictures, never taken for pictures."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import pytest
 
 from blemish.data.checking import check
 from blemish.data.layouts import Dataset, read
-from blemish.data.marks import marked, read_mask
+from blemish.data.marks import read_mask
+from blemish.data.masks import MaskPlace
 from blemish.data.pictures import labelled_defects
 from blemish.detector.predict import Detector
-from blemish.errors import DataError, ImageError
+from blemish.errors import DataError
 from blemish.types import Sample
 
 Draw = Callable[..., np.ndarray]
 Write = Callable[[Path, np.ndarray], Path]
 Run = Callable[..., tuple[int, str, str]]
-FIT = ("--backbone", "test_vit", "--weights", "random", "--image-size", "64", "--layers", "2,4")
 GOOD, BAD = 3, 4  # pictures of each in a small tree
 
 # (good pictures, defective ones, masks): a name for each, of the number {}
@@ -103,59 +103,30 @@ def test_masks_are_found_and_are_no_pictures(
     assert (place.masks, place.paired, place.unpaired) == (BAD, BAD, ())
 
 
-@pytest.mark.parametrize("names", [KEPT["beside"], KEPT["two inside"], KEPT["by suffix"]])
-def test_the_command_line_measures_defects_only(
-    names: tuple[str, str, str],
-    tree: Callable[..., Path],
-    run: Run,
-    tmp_path: Path,
-    picture: Draw,
-    write: Write,
-) -> None:
-    root, artifact = tree(*names), tmp_path / "part.blemish"
-    status, out, _ = run("data", "check", root)
-    assert status == 0
-    assert f"{GOOD + BAD} pictures ({GOOD} good, {BAD} in 1 defect type), masks" in out
-    assert f": {BAD} of defective pictures\n" in out
-    assert run("fit", "knn", root, "-o", artifact, *FIT)[0] == 0
-    for number in range(50, 53):
-        write(root / names[0].format(number), picture(number))
-    status, out, _ = run("evaluate", artifact, root)
-    assert status == 0
-    assert f"{3 + BAD} pictures: 3 good, {BAD} defective" in out
-    (row,) = [line.split() for line in out.splitlines() if line.startswith("all ")]
-    assert float(row[2]) == 100.0  # image AUROC
-    assert float(row[4]) > 80  # pixel AUROC
-
-
 def test_masks_are_not_scored_as_new_pictures(
     tree: Callable[..., Path], run: Run, tmp_path: Path, fitted: Callable[..., Detector]
 ) -> None:
     root = tree("good/{}.png", "bad/{}.png", "bad/{}_mask.png")
     tree(None, None, "ground_truth/bad/{}.png", root=root)
+    tree(None, None, "ground_truth/seg{}.png", root=root)  # of no picture
     artifact = fitted().save(tmp_path / "part.blemish")
-    status, out, _ = run("predict", artifact, root)
-    assert status == 0
+    out = run("predict", artifact, root)[1]
     assert f"{GOOD + BAD} scored: " in out
-    assert f"  notice: {2 * BAD} masks left out: {root / 'bad/0_mask.png'}, " in out
+    assert f"  notice: {3 * BAD} masks left out: {root / 'bad/0_mask.png'}, " in out
     named = (root / "bad").glob("*_mask.png")
     assert f"{BAD} scored: " in run("predict", artifact, *named)[1]
-    for mask in (root / "ground_truth/bad").iterdir():
-        mask.rename(root / "bad" / f"label_{mask.name}")
-    assert f"{GOOD + BAD} scored: " in run("predict", artifact, root)[1]
+    for command in (("data", "check", root), ("evaluate", artifact, root)):
+        assert f"  notice: {BAD} masks without a picture: " in run(*command)[1]
 
 
 def test_masks_of_good_pictures_are_not_asked_for(tree: Callable[..., Path], write: Write) -> None:
     root = tree("OK/{}.png", "NG/{}.png", "MASK/NG/{}.png")
     for number in range(GOOD):
         write(root / f"MASK/OK/{number}.png", np.zeros((64, 64), np.uint8))
+    write(root / "MASK/OK/9.png", np.zeros((64, 64), np.uint8))  # of a picture that is not here
     dataset = read(root)
-    (place,) = dataset.mask_places
-    assert (place.place, place.masks, place.paired, place.of_good) == (
-        "MASK/",
-        BAD + GOOD,
-        BAD,
-        GOOD,
+    assert dataset.mask_places == (
+        MaskPlace(place="MASK/", masks=BAD + GOOD + 1, paired=BAD, of_good=GOOD + 1, unpaired=()),
     )
     assert len(dataset.samples) == GOOD + BAD
     assert dataset.problems == ()
@@ -172,16 +143,7 @@ def test_several_masks_of_a_picture_count_together(tree: Callable[..., Path], wr
     assert list(masks_of(dataset).values()) == [
         int((square(number) > 0).sum()) + 6 for number in range(BAD)
     ]
-    sample = dataset.anomalies()[0]
-    whole = marked(sample, 64, 64)
-    assert whole is not None
-    assert whole.sum() == (square(0) > 0).sum() + 6
     write(root / "masks/0_mask_2.png", np.zeros((32, 32), np.uint8))
-    with pytest.raises(
-        ImageError,
-        match=r"0_mask_2\.png: is 32×32 pixels, and 0_mask_1\.png of the same picture 64×64",
-    ):
-        read_mask(sample)
     (fault,) = check(root).mask_faults
     assert fault.source == str(root / "masks/0_mask_2.png")
     assert fault.reason.startswith("is 32×32 pixels, and 0_mask_1.png")
@@ -198,15 +160,31 @@ def test_masks_saved_as_jpeg_or_with_soft_edges_are_masks(
 @pytest.mark.parametrize(
     "masks", ["defect_map", "binary_masks", "bad/pixel labels", "target/bad", "test/target"]
 )
+@pytest.mark.parametrize("called", ["{}.png", "{}_mask.png"])
 def test_masks_under_any_name_are_told_by_their_looks(
-    masks: str, tree: Callable[..., Path]
+    masks: str, called: str, tree: Callable[..., Path]
 ) -> None:
     good, bad = ("train/good", "test/bad") if masks.startswith("test/") else ("good", "bad")
-    dataset = read(tree(f"{good}/{{}}.png", f"{bad}/{{}}.png", f"{masks}/{{}}.png"))
+    dataset = read(tree(f"{good}/{{}}.png", f"{bad}/{{}}.png", f"{masks}/{called}"))
     assert len(masks_of(dataset)) == len(dataset.anomalies()) == BAD
     (place,) = dataset.mask_places
     assert (place.masks, place.paired) == (BAD, BAD)
-    assert f"{place.place} holds black and white" in dataset.problems[0]
+    assert dataset.problems == (
+        f"{place.place} holds black and white pictures, called as the others are: taken for masks "
+        "of these",
+    )
+
+
+def test_masks_of_several_kinds_in_a_folder_of_any_name(tree: Callable[..., Path]) -> None:
+    root = tree("good/{}.png", "dent/{}.png", "stuff/dent/{}_mask.png")
+    tree(None, "scratch/{}.png", "stuff/scratch/{}_mask.png", root=root)
+    (place,) = read(root).mask_places
+    assert (place.place, place.masks, place.paired) == ("stuff/", 2 * BAD, 2 * BAD)
+    (root / "dent/0.png").unlink()  # a mask of no picture: nothing tells whose the others are
+    (root / "scratch/0.png").unlink()
+    dataset = read(root)
+    assert {sample.defect for sample in dataset.anomalies()} == {"dent", "scratch"}
+    assert dataset.problems[0].startswith(f"{2 * BAD} masks without a picture: ")
 
 
 def test_defects_that_look_like_masks_stay_pictures(
@@ -220,13 +198,10 @@ def test_defects_that_look_like_masks_stay_pictures(
             np.pad(np.full((16, 16), 255, np.uint8), 8, constant_values=9),
         )
         write(root / f"test chart/x{number}.png", np.pad(np.full((16, 16), 255, np.uint8), 8))
+        write(root / f"tricolour/{number}.png", np.tile([[0, 128, 255]], (48, 16)).astype(np.uint8))
+    kinds = {"bad", "covered", "overexposed", "test chart", "tricolour"}
     dataset = read(root)
-    assert {sample.defect for sample in dataset.anomalies()} == {
-        "bad",
-        "covered",
-        "overexposed",
-        "test chart",
-    }
+    assert {sample.defect for sample in dataset.anomalies()} == kinds
     assert not dataset.has_masks
 
 
@@ -301,21 +276,6 @@ def test_a_picture_in_two_formats_has_one_mask(tree: Callable[..., Path]) -> Non
     dataset = read(root)
     assert [sample.mask for sample in dataset.anomalies()[:2]] == [root / "masks/bad/0.png"] * 2
     assert dataset.mask_places[0].paired == BAD
-
-
-def test_masks_without_a_picture_are_told_and_never_scored(
-    tree: Callable[..., Path], run: Run, tmp_path: Path
-) -> None:
-    root = tree("good/{}.png", "bad/{}.png", "MASK/seg{}.png")
-    dataset = read(root)
-    assert len(dataset.samples) == GOOD + BAD
-    assert dataset.mask_problems == dataset.problems
-    assert dataset.problems[0].startswith(f"{BAD} masks without a picture: ")
-    assert run("fit", "knn", root / "good", "-o", tmp_path / "a", *FIT)[0] == 0
-    status, out, _ = run("evaluate", tmp_path / "a", root)
-    assert status == 0
-    assert f"  notice: {BAD} masks without a picture: " in out
-    assert f"  notice: {BAD} masks without a picture: " in run("data", "check", root)[1]
 
 
 def test_a_lone_mask_beside_pictures_is_none_of_them(

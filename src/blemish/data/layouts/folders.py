@@ -6,7 +6,6 @@ Three layouts (MVTec's, categories in it, good/ beside defects), and a flat fold
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 from blemish.data.dataset import Dataset, Found
 from blemish.data.folder import Tree, is_folder
 from blemish.data.layouts.official import OFFICIAL
-from blemish.data.masks import Divided, Entry, Names, divide, pair
+from blemish.data.masks import Divided, Entry, Names, divide, entries_below, folders_inside, pair
 from blemish.data.names import (
     file_says_bad,
     is_binary,
@@ -64,7 +63,7 @@ def read_folder(root: Path, tree: Tree, unlabelled: int) -> Dataset:
 
     Raises: DataError where no layout tells which pictures are good.
     """
-    entries = [(picture.relative_to(root).parts, picture) for picture in tree.pictures]
+    entries = entries_below(root, tree.pictures)
     folders = [folder.relative_to(root).parts for folder in tree.folders]
     shown = [_shown(names) for names in folders]
     top = {names[0] for names in shown if names}
@@ -95,7 +94,7 @@ def read_folder(root: Path, tree: Tree, unlabelled: int) -> Dataset:
 
 def read_picture(path: Path, unlabelled: int) -> Dataset:
     """One picture, as a flat folder of it would be read."""
-    divided = Divided(pictures=[((path.name,), path)], masks={}, problems=[])
+    divided = Divided(pictures=[Entry((path.name,), path)], masks={}, problems=[])
     return _flat(path, divided, unlabelled)
 
 
@@ -120,12 +119,11 @@ def _contradiction(root: Path, divided: Divided, unlabelled: int) -> str:
     named = _contradicting_name(divided, unlabelled)
     if named or unlabelled == ANOMALOUS:
         return named
-    unsaid = divided.pictures
+    unsaid = [entry for entry in divided.pictures if not entry.is_good]
     if meaning(root.resolve().name) == "good":
         unsaid = []
-    unsaid = [each for each in unsaid if not any(meaning(n) == "good" for n in each[0][:-1])]
-    for _, held in _inside(names[:-1] for names, _ in unsaid):
-        own = [name for name in held if is_label(name) or not meaning(name)]
+    for _, held in sorted(folders_inside(entry.folder for entry in unsaid).items()):
+        own = [name for name in sorted(held) if is_label(name) or not meaning(name)]
         if len(own) > 1 and (is_binary(own) or not is_series(own)):
             kinds = "good ones and others" if is_binary(own) else "kinds of defects"
             return (
@@ -134,7 +132,7 @@ def _contradiction(root: Path, divided: Divided, unlabelled: int) -> str:
                 f'"{_pattern(root, unsaid)}", or move the folders into one called good/; where '
                 "these are categories, name each folder; else call that of the good ones good/"
             )
-    defective = [path for names, path in unsaid if file_says_bad(Path(names[-1]).stem)]
+    defective = [entry.path for entry in unsaid if file_says_bad(entry.path.stem)]
     if 0 < len(defective) < len(unsaid):
         number = pluralize(len(defective), "picture")
         return (
@@ -152,8 +150,8 @@ def _contradiction(root: Path, divided: Divided, unlabelled: int) -> str:
 def _contradicting_name(divided: Divided, unlabelled: int) -> str:
     """Which folder is called otherwise than the others, and what to do; "" where none is."""
     telling = {"split"} if unlabelled == ANOMALOUS else {"split", "unclear"}
-    for place, held in _inside(names[:-1] for names, _ in divided.pictures):
-        said = {name: "" if is_label(name) else meaning(name) for name in held}
+    for place, held in sorted(folders_inside(entry.folder for entry in divided.pictures).items()):
+        said = {name: "" if is_label(name) else meaning(name) for name in sorted(held)}
         apart = bool(set(said.values()) - {"good", "images"})
         for name, what in said.items():
             bad = unlabelled == NORMAL and not is_label(name) and says_bad(name)
@@ -179,15 +177,6 @@ def _pattern(root: Path, entries: Sequence[Entry]) -> Path:
     suffixes = {path.suffix for _, path in entries}
     folders = ["*"] * (depths.pop() - 1) if len(depths) == 1 else ["**"]
     return root.joinpath(*folders, f"*{suffixes.pop()}" if len(suffixes) == 1 else "*")
-
-
-def _inside(folders: Iterable[Names]) -> list[tuple[Names, list[str]]]:
-    """Each folder with the names of those in it that hold pictures, at any depth."""
-    inside: dict[Names, set[str]] = defaultdict(set)
-    for names in folders:
-        for depth, name in enumerate(names):
-            inside[names[:depth]].add(name)
-    return [(place, sorted(held)) for place, held in sorted(inside.items())]
 
 
 def _flat(root: Path, divided: Divided, unlabelled: int) -> Dataset:
@@ -317,7 +306,7 @@ def _read_categories(
     """Args: categories: name -> the folders in it."""
     found = Found()
     for category, folders in categories.items():
-        below = [(names[1:], path) for names, path in entries if names[0] == category]
+        below = [Entry(names[1:], path) for names, path in entries if names[0] == category]
         more = _read_labelled(root / category, below, folders, _place_mvtec, category)
         found.samples += more.samples
         found.problems += [f"{category}: {problem}" for problem in more.problems]
