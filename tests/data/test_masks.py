@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from trees import lay_out
 
 from blemish.data.checking import check
 from blemish.data.layouts import Dataset, read
@@ -191,38 +192,35 @@ def test_defects_that_look_like_masks_stay_pictures(
     tree: Callable[..., Path], write: Write
 ) -> None:
     root = tree("good/{}.png", "bad/{}.png", None)
+    white = np.full((16, 16), 255, np.uint8)
+    looks = {
+        "covered": np.zeros((32, 32, 3), np.uint8),  # a lens cap
+        "overexposed": np.pad(white, 8, constant_values=9),
+        "tricolour": np.tile(np.array([[0, 128, 255]], np.uint8), (48, 16)),
+    }
     for number in range(BAD):
-        write(root / f"covered/{number}.png", np.zeros((32, 32, 3), np.uint8))  # a lens cap
-        write(
-            root / f"overexposed/{number}.png",
-            np.pad(np.full((16, 16), 255, np.uint8), 8, constant_values=9),
-        )
-        write(root / f"test chart/x{number}.png", np.pad(np.full((16, 16), 255, np.uint8), 8))
-        write(root / f"tricolour/{number}.png", np.tile([[0, 128, 255]], (48, 16)).astype(np.uint8))
-    kinds = {"bad", "covered", "overexposed", "test chart", "tricolour"}
+        for kind, pixels in looks.items():
+            write(root / kind / f"{number}.png", pixels)
+        write(root / f"test chart/x{number}.png", np.pad(white, 8))
     dataset = read(root)
-    assert {sample.defect for sample in dataset.anomalies()} == kinds
+    assert {sample.defect for sample in dataset.anomalies()} == {"bad", "test chart", *looks}
     assert not dataset.has_masks
 
 
-def test_a_defect_that_is_called_label_stays_one(tree: Callable[..., Path]) -> None:
-    root = tree("good/{}.png", "scratch/{}.png", None)
-    tree(None, "label/{}.png", None, root=root)
-    dataset = read(root)
-    assert {sample.defect for sample in dataset.anomalies()} == {"scratch", "label"}
-    assert dataset.problems == ("label/ holds pictures, not masks: taken for a kind of defect",)
-    assert not dataset.has_masks
-
-
-def test_pictures_before_a_black_background_are_no_masks(
+def test_a_defect_that_is_called_label_stays_one(
     tree: Callable[..., Path], picture: Draw, write: Write
 ) -> None:
     root = tree("good/{}.png", "scratch/{}.png", None)
-    for number in range(BAD):
-        pixels = picture(number)
-        pixels[:45] = 0  # 70 % of it
-        write(root / f"label/{number}.png", pixels)
-    assert {sample.defect for sample in read(root).anomalies()} == {"scratch", "label"}
+    tree(None, "label/{}.png", None, root=root)
+    for _ in range(2):
+        dataset = read(root)
+        assert {sample.defect for sample in dataset.anomalies()} == {"scratch", "label"}
+        assert dataset.problems == ("label/ holds pictures, not masks: taken for a kind of defect",)
+        assert not dataset.has_masks
+        for number in range(BAD):
+            pixels = picture(number)
+            pixels[:45] = 0  # 70 % of it
+            write(root / f"label/{number}.png", pixels)
 
 
 def test_pictures_of_a_label_beside_those_of_the_part_stay_pictures(
@@ -236,46 +234,36 @@ def test_pictures_of_a_label_beside_those_of_the_part_stay_pictures(
     assert (len(dataset.normals()), len(dataset.anomalies())) == (2 * GOOD, 3 * BAD)
 
 
-def test_a_folder_of_pictures_that_is_called_mask_is_refused(tree: Callable[..., Path]) -> None:
+def test_what_may_be_masks_or_pictures_is_refused(
+    tree: Callable[..., Path], tmp_path: Path, write: Write
+) -> None:
     root = tree("good/{}.png", "scratch/{}.png", None)
     tree(None, "mask/{}.png", None, root=root)
     with pytest.raises(
-        DataError, match=r"mask: its name says masks, but it holds pictures \(as 0\.png\); .*rename"
+        DataError, match=r"says masks, but it holds pictures \(as 0\.png\); .*rename"
     ):
         read(root)
-
-
-def test_black_and_white_pictures_and_a_folder_of_labels_are_refused(
-    tmp_path: Path, write: Write
-) -> None:
+    root = tmp_path / "black and white"
     for number in range(3):
-        write(tmp_path / f"good/{number}.png", square(number))
-        write(tmp_path / f"bad/{number}.png", square(number + 3))
-        write(tmp_path / f"labels/{number}.png", square(number + 6))
+        for shift, kind in enumerate(("good", "bad", "labels")):
+            write(root / kind / f"{number}.png", square(number + 3 * shift))
     with pytest.raises(
         DataError, match=r"labels: .* either masks or black and white pictures .* called masks/"
     ):
-        read(tmp_path)
-    (tmp_path / "labels").rename(tmp_path / "masks")
-    dataset = read(tmp_path)
-    assert [len(sample.masks) for sample in dataset.anomalies()] == [1, 1, 1]
+        read(root)
+    (root / "labels").rename(root / "masks")
+    assert [len(sample.masks) for sample in read(root).anomalies()] == [1, 1, 1]
 
 
 def test_a_mask_that_may_be_of_two_pictures_is_refused(tree: Callable[..., Path]) -> None:
     root = tree("good/{}.png", "scratch/{}.png", "masks/{}.png")
+    tree(None, "scratch/{}.jpg", None, root=root)  # one picture in two formats
+    assert [sample.mask for sample in read(root).anomalies()[:2]] == [root / "masks/0.png"] * 2
     tree(None, "dent/{}.png", None, root=root)
     with pytest.raises(
-        DataError, match=r"masks/0\.png: may be the mask of .*dent/0\.png, .*scratch/0\.png; put"
+        DataError, match=r"masks/0\.png: may be the mask of .*dent/0\.png, .*scratch/0\.jpg.*; put"
     ):
         read(root)
-
-
-def test_a_picture_in_two_formats_has_one_mask(tree: Callable[..., Path]) -> None:
-    root = tree("good/{}.png", "bad/{}.png", "masks/bad/{}.png")
-    tree(None, "bad/{}.jpg", None, root=root)
-    dataset = read(root)
-    assert [sample.mask for sample in dataset.anomalies()[:2]] == [root / "masks/bad/0.png"] * 2
-    assert dataset.mask_places[0].paired == BAD
 
 
 def test_a_lone_mask_beside_pictures_is_none_of_them(
@@ -290,22 +278,15 @@ def test_a_lone_mask_beside_pictures_is_none_of_them(
 
 def test_a_broken_mask_is_a_mask_by_its_name(tree: Callable[..., Path]) -> None:
     root = tree("good/{}.png", "bad/{}.png", None)
-    for number in range(BAD):
-        (root / "masks").mkdir(exist_ok=True)
-        (root / f"masks/{number}.png").touch()
-        (root / f"bad/{number}_mask.png").touch()
-    dataset = read(root)
-    assert {len(sample.masks) for sample in dataset.anomalies()} == {2}
+    lay_out(root, *(f"{name}.png" for i in range(BAD) for name in (f"masks/{i}", f"bad/{i}_mask")))
+    assert {len(sample.masks) for sample in read(root).anomalies()} == {2}
     assert len(check(root).mask_faults) == BAD
 
 
-def test_masks_say_that_not_all_are_good(tree: Callable[..., Path]) -> None:
-    for mask in ("{}_mask.png", "masks/{}.png"):
-        root = tree(None, "{}.png", mask)
-        with pytest.raises(
-            DataError, match=r"which pictures are good \((there are masks in \*_mask|masks/ says)"
-        ):
-            read(root)
+@pytest.mark.parametrize("mask", ["{}_mask.png", "masks/{}.png"])
+def test_masks_say_that_not_all_are_good(mask: str, tree: Callable[..., Path]) -> None:
+    with pytest.raises(DataError, match=r"good \(there are masks in (\*_mask|masks/), so"):
+        read(tree(None, "{}.png", mask))
 
 
 def test_known_defects_come_with_their_masks(tree: Callable[..., Path]) -> None:
