@@ -12,34 +12,19 @@ from pathlib import Path
 
 from blemish.data.earlier import is_result, is_result_folder
 from blemish.data.masks import masks_among
-from blemish.data.text import listed, pluralize
 from blemish.errors import DataError
 from blemish.images import EXTENSIONS, sniff
+from blemish.text import listed, pluralize
 
 SUFFIXES = ", ".join(sorted(EXTENSIONS))
 # Of pictures that are not decoded: whoever has some in a folder takes them for read.
-UNREAD = frozenset(
-    {
-        *(
-            ".gif",
-            ".jp2",
-            ".j2k",
-            ".jpx",
-            ".jpf",
-            ".heic",
-            ".heif",
-            ".avif",
-            ".jxl",
-            ".pbm",
-            ".pam",
-        ),
-        *(".pcx", ".tga", ".exr", ".hdr", ".psd", ".raw", ".dng", ".nef", ".cr2", ".cr3", ".arw"),
-        *(".orf", ".rw2", ".nii", ".mha", ".mhd", ".nrrd", ".npy", ".npz"),
-    }
-)
-_NOT_ENTERED = frozenset(
-    {"@eaDir", "$RECYCLE.BIN", "__MACOSX", "lost+found"}
-)  # thumbnails, what was thrown away
+_UNREAD = """
+.gif .jp2 .j2k .jpx .jpf .heic .heif .avif .jxl .pbm .pam .pcx .tga .exr .hdr .psd .raw .dng .nef
+.cr2 .cr3 .arw .orf .rw2 .nii .mha .mhd .nrrd .npy .npz
+"""
+UNREAD = frozenset(_UNREAD.split())
+# Thumbnails, and what was thrown away.
+_NOT_ENTERED = frozenset({"@eaDir", "$RECYCLE.BIN", "__MACOSX", "lost+found"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,9 +19,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from blemish.data.names import SURE_MASKS, compact, is_label, mask_owner, meaning
-from blemish.data.text import listed
 from blemish.errors import BlemishError, DataError
 from blemish.images import decode
+from blemish.text import listed
 from blemish.types import ANOMALOUS, Sample
 
 Names = tuple[str, ...]  # of folders, and last of the file, from the layout's root down

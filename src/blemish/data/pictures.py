@@ -20,8 +20,8 @@ from blemish.data.layouts import read
 from blemish.data.names import file_says_bad, meaning, says_bad
 from blemish.data.splits import draw_anomalies, few_shot, hold_out
 from blemish.data.tables import TABLES
-from blemish.data.text import listed, pluralize
 from blemish.errors import DataError
+from blemish.text import listed, pluralize
 from blemish.types import ANOMALOUS, NORMAL, Sample
 
 # Folders that say what the pictures in them are for, not what they show.

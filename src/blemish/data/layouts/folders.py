@@ -23,8 +23,8 @@ from blemish.data.names import (
     meaning,
     says_bad,
 )
-from blemish.data.text import listed, pluralize
 from blemish.errors import DataError
+from blemish.text import listed, pluralize
 from blemish.types import ANOMALOUS, GOOD, NORMAL, Sample
 
 
