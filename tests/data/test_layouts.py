@@ -223,15 +223,6 @@ def test_flat(tmp_path: Path) -> None:
     assert any("manifest only when it is named" in problem for problem in dataset.problems)
 
 
-def test_one_picture(tmp_path: Path) -> None:
-    root = lay_out(tmp_path, "part.png")
-    dataset = read(root / "part.png")
-    assert (dataset.layout, [sample.path for sample in dataset.samples]) == (
-        "flat",
-        [root / "part.png"],
-    )
-
-
 @pytest.mark.parametrize(
     "names",
     [

@@ -196,7 +196,6 @@ def test_defects_that_look_like_masks_stay_pictures(
     looks = {
         "covered": np.zeros((32, 32, 3), np.uint8),  # a lens cap
         "overexposed": np.pad(white, 8, constant_values=9),
-        "tricolour": np.tile(np.array([[0, 128, 255]], np.uint8), (48, 16)),
     }
     for number in range(BAD):
         for kind, pixels in looks.items():

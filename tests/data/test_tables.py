@@ -123,11 +123,6 @@ def test_several_masks_of_a_picture(tmp_path: Path) -> None:
         read(manifest(tmp_path, "path,label,mask\na.png,1,m.png|nowhere.png\n"))
 
 
-def test_manifest_problem_of_missing_masks(tmp_path: Path) -> None:
-    dataset = read(manifest(tmp_path, "path,label,mask\na.png,1,m.png\nb.png,1,\n"))
-    assert dataset.problems == (f"1 anomalous picture without a mask: {tmp_path / 'b.png'}",)
-
-
 def test_manifest_rows_that_cannot_be_used_are_listed_together(tmp_path: Path) -> None:
     rows = {
         "a.png,0,,,": "",

@@ -48,9 +48,7 @@ class Check:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is broken, faulty, leaked or contradictory. Duplicates and the data set's
-        problems are only for notice.
-        """
+        """Whether nothing is broken, faulty, leaked or contradictory; the rest is for notice."""
         return not (self.broken or self.mask_faults or self.leaks or self.contradictions)
 
     @property

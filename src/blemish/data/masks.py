@@ -150,9 +150,7 @@ def divide(root: Path, entries: Iterable[Entry]) -> Divided:
 
 
 def masks_among(root: Path, pictures: Iterable[Path]) -> frozenset[Path]:
-    """Those of the pictures below `root` that are masks of others; none where names and contents do
-    not tell.
-    """
+    """Those of the pictures that are masks of others; none where nothing tells."""
     try:
         divided = divide(root, entries_below(root, pictures))
     except DataError:
@@ -170,15 +168,14 @@ def folders_inside(folders: Iterable[Names]) -> dict[Names, set[str]]:
 
 
 def look_of(entries: Sequence[Entry], pictures: Sequence[Entry]) -> Look:
-    """What a few of the files look like; "either" where the pictures beside them look like masks,
-    too.
-    """
-    looks = _looks(entries)
+    """What a few of the files look like; "either" where the others look like masks, too."""
+    looks = {_look(path) for _, path in _some(entries)}
     if "picture" in looks:
         return "picture"
     if "mask" not in looks:
         return "broken"
-    return "either" if _looks(pictures) - {"broken"} == {"mask"} else "mask"
+    others = {_look(path) for _, path in _some(pictures)} - {"broken"}
+    return "either" if others == {"mask"} else "mask"
 
 
 def pair(
@@ -329,9 +326,7 @@ def _unnamed(
 
 
 def _are_black_and_white(entries: Sequence[Entry]) -> bool:
-    """Whether a few of the files have two colours at most, one of them black, and one file has
-    both.
-    """
+    """Whether a few of the files have two colours at most, one black, and one file has both."""
     most = 0
     for _, path in _some(entries):
         try:
@@ -396,10 +391,6 @@ def _of_the_same_stem(held: list[Entry], *, suffix: str) -> list[Entry]:
 def _without(entries: Iterable[Entry], others: Collection[Entry]) -> list[Entry]:
     taken = set(others)
     return [entry for entry in entries if entry not in taken]
-
-
-def _looks(entries: Sequence[Entry]) -> set[Look]:
-    return {_look(path) for _, path in _some(entries)}
 
 
 def _some(entries: Sequence[Entry]) -> Sequence[Entry]:

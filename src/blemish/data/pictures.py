@@ -57,11 +57,8 @@ class Pictures:
     def only(self, positions: Iterable[int]) -> Pictures:
         """Those at the positions, in that order."""
         positions = list(positions)
-        sources, samples = (
-            [self.sources[i] for i in positions],
-            [self.samples[i] for i in positions],
-        )
-        return replace(self, sources=sources, samples=samples)
+        sources = [self.sources[at] for at in positions]
+        return replace(self, sources=sources, samples=[self.samples[at] for at in positions])
 
     def of_one_or_several(self) -> Pictures:
         """The same; a single category is none."""

@@ -8,15 +8,7 @@ from pathlib import Path
 import pytest
 from trees import lay_out
 
-from blemish.data.layouts import (
-    OFFICIAL,
-    Counts,
-    Dataset,
-    category_paths,
-    differences,
-    find,
-    read,
-)
+from blemish.data.layouts import OFFICIAL, Counts, Dataset, category_paths, differences, find, read
 from blemish.types import ANOMALOUS, NORMAL, Sample
 
 PREPARED = ("train/good/0.png", "test/good/0.png", "test/hole/0.png")

@@ -78,12 +78,14 @@ def read_folder(root: Path, tree: Tree, unlabelled: int) -> Dataset:
     if any(meaning(name) == "good" for name in top):
         found = _read_labelled(root, entries, folders, _place_beside)
         return found.described(root, "good-and-defects", "good/ beside defect folders")
-    by_category = {names[0]: _below(names[0], folders) for names in folders}
-    categories = sorted(
-        name for name, below in by_category.items() if _is_mvtec(map(_shown, below))
-    )
+    below: dict[str, list[Names]] = {}
+    for name, *inner in folders:
+        below.setdefault(name, []).extend([tuple(inner)] if inner else [])
+    categories = {
+        name: below[name] for name in sorted(below) if _is_mvtec(map(_shown, below[name]))
+    }
     if categories:
-        found = _read_categories(root, entries, {name: by_category[name] for name in categories})
+        found = _read_categories(root, entries, categories)
         number = pluralize(len(categories), "category", "categories")
         return found.described(root, "mvtec-root", f"MVTec layout in {number}")
     divided = divide(root, entries)
@@ -108,10 +110,6 @@ def _is_mvtec(shown: Iterable[Names]) -> bool:
     pairs = {(names[0].lower(), meaning(names[1])) for names in shown if len(names) == 2}
     splits = {split for split, said in pairs if said == "good"}
     return "train" in splits or ("test" in splits and all(split != "train" for split, _ in pairs))
-
-
-def _below(name: str, folders: Iterable[Names]) -> list[Names]:
-    return [names[1:] for names in folders if names[0] == name and len(names) > 1]
 
 
 def _contradiction(root: Path, divided: Divided, unlabelled: int) -> str:
@@ -206,11 +204,10 @@ def _kind(folders: Sequence[str]) -> str:
 
 
 def _place_mvtec(names: Names) -> tuple[str, Names] | None:
-    shown = (*_shown(names[:-1]), names[-1])
-    if len(shown) > 2 and shown[0].lower() in ("train", "test"):
-        split = shown[0].lower()
-        if split == "test" or meaning(shown[1]) == "good":
-            return split, shown[1:]
+    split, *inside = (*_shown(names[:-1]), names[-1])
+    split = split.lower()
+    if len(inside) > 1 and (split == "test" or (split == "train" and meaning(inside[0]) == "good")):
+        return split, tuple(inside)
     return None
 
 
