@@ -129,9 +129,10 @@ def divide(root: Path, entries: Iterable[Entry]) -> Divided:
         elif look == "picture" or (called_label and look == "either"):
             are = "pictures" if look == "picture" else "either masks or black and white pictures"
             raise DataError(
-                f"{root / place}: its name says masks, but it holds {are} (as {held[0].path.name}); "
-                "where they are masks, save them with 0 and 255 in a folder called masks/; where they "
-                "are pictures of a kind of defect, rename the folder; else move it away"
+                f"{root / place}: its name says masks, but it holds {are} "
+                f"(as {held[0].path.name}); where they are masks, save them with 0 and 255 in a "
+                "folder called masks/; where they are pictures of a kind of defect, rename the "
+                "folder; else move it away"
             )
         else:
             masks[place] = held

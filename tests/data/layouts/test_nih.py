@@ -71,8 +71,8 @@ def test_a_part_of_the_set_with_a_table_of_its_own(tmp_path: Path) -> None:
     assert dataset.layout == "nih"
     assert dataset.description == (
         "NIH ChestX-ray14 layout: 8 train good, 5 test (2 good, 3 in 3 defect types), "
-        "1 picture (1 in 1 defect type), boxes; without the official lists train has the normals of "
-        "the first patients, at most 80 % of all normals and none of a patient with a box; "
+        "1 picture (1 in 1 defect type), boxes; without the official lists train has the normals "
+        "of the first patients, at most 80 % of all normals and none of a patient with a box; "
         "1 anomalous picture without boxes in neither"
     )
     assert problems(dataset) == ()
