@@ -176,8 +176,13 @@ def test_masks_under_any_name_are_told_by_their_looks(
     )
 
 
-def test_masks_of_several_kinds_in_a_folder_of_any_name(tree: Callable[..., Path]) -> None:
+def test_masks_of_several_kinds_in_a_folder_of_any_name(
+    tree: Callable[..., Path], write: Write
+) -> None:
     root = tree("good/{}.png", "dent/{}.png", "stuff/dent/{}_mask.png")
+    for number in range(BAD):  # with soft edges: their name says what they are
+        soft = cv2.GaussianBlur(square(number), (3, 3), 0)
+        write(root / f"stuff/dent/{number}_mask.png", soft)
     tree(None, "scratch/{}.png", "stuff/scratch/{}_mask.png", root=root)
     (place,) = read(root).mask_places
     assert (place.place, place.masks, place.paired) == ("stuff/", 2 * BAD, 2 * BAD)
