@@ -12,10 +12,10 @@ from typing import Any, Literal, TypedDict, get_type_hints
 
 from blemish import config as configs
 from blemish.config import Count, Fraction, NotNegative, Positive
-from blemish.data.text import pluralize
 from blemish.detector.fit import configure
 from blemish.errors import BlemishError, ConfigError, DataError
 from blemish.files import ROWS_BYTES, cannot_write, read_whole
+from blemish.text import pluralize
 from blemish.types import ORIGINAL, RESOLUTION
 
 SCHEMA = 2  # of a row; raised when a blemish of another schema could misread it
