@@ -25,15 +25,7 @@ from page_texts import BEYOND, MATRIX, PROBES, READING, WEAK
 
 from blemish.bench import results, suites
 from blemish.bench.results import Page, Row, Sheet
-from blemish.bench.results.overview import (
-    alike,
-    asked,
-    backbone,
-    commits,
-    device,
-    flags,
-    size,
-)
+from blemish.bench.results.overview import alike, asked, backbone, commits, device, flags, size
 from blemish.bench.results.overview import sheet as sheet_of
 from blemish.bench.results.rows import departures, likeness, newest
 from blemish.bench.results.sheets import NONE, figure

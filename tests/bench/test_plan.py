@@ -147,10 +147,7 @@ def test_defects_are_for_what_learns_from_them(mvtec: Path, trained: None) -> No
         "atacnet on a, seed 0 · paper · 1 defect of type square · budget 3 min",
     ]
     (learner,) = plan(
-        [Entry(method="lda", settings={"normality": "agpnet"})],
-        {"a": mvtec},
-        [0],
-        time_budget=3,
+        [Entry(method="lda", settings={"normality": "agpnet"})], {"a": mvtec}, [0], time_budget=3
     )
     assert learner.time_budget == 3
     with pytest.raises(ConfigError, match="say how many of that type"):

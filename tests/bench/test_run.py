@@ -327,9 +327,7 @@ def test_memory_and_time_are_those_of_scoring(mvtec: Path, monkeypatch: pytest.M
     peak, row = benchmark.peak_memory_mib, benchmark.evaluate.__globals__["_row"]
     monkeypatch.setattr(benchmark, "peak_memory_mib", lambda: events.append("peak") or peak())
     monkeypatch.setitem(
-        benchmark.evaluate.__globals__,
-        "_row",
-        lambda *a: events.append("metric") or row(*a),
+        benchmark.evaluate.__globals__, "_row", lambda *a: events.append("metric") or row(*a)
     )
     measure(a_run(mvtec), **HERE)
     assert events == ["peak"] + ["metric"] * 13

@@ -192,10 +192,7 @@ def test_the_tables_of_the_papers() -> None:
     assert costs is not None
     assert [
         (it.label, it.learnable_parameters, it.flops, it.images_per_second) for it in costs.rows
-    ][::4] == [
-        ("DRAEM", 97.42, 198.15, 95.17),
-        ("AGPNet", 4.42, 5.63, 326.65),
-    ]
+    ][::4] == [("DRAEM", 97.42, 198.15, 95.17), ("AGPNet", 4.42, 5.63, 326.65)]
 
 
 MAIN = """
