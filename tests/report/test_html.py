@@ -124,7 +124,7 @@ def write(path: Path, **changes: Any) -> Page:
     return Page(write_report(path / "report.html", **{**arguments, **changes}))
 
 
-def test_the_file_needs_nothing_else_may_load_nothing_and_has_what_it_links_to(
+def test_the_file_needs_nothing_else_and_may_load_nothing(
     tmp_path: Path,
 ) -> None:
     page = write(tmp_path, evaluation=evaluation())
