@@ -78,6 +78,7 @@ def predict(
     json: Json = False,
 ) -> int:
     """Score new pictures: a verdict and a heatmap for each."""
+    from blemish.compute import precision_name
     from blemish.data.folder import search
     from blemish.methods import adapter_of
     from blemish.report import predictions as outputs
@@ -101,7 +102,7 @@ def predict(
         "scales": scales or "",
         "threshold": "" if threshold is None else str(threshold),
     }
-    used = outputs.precision_of(detector)
+    used = precision_name(detector.method.precision)
     gallery = outputs.Gallery(outputs.EMBEDDED)
     with Journal(output, artifact=artifact, precision=used, ways=ways, resume=resume) as journal:
         how = {"category": category, "batch_size": batch_size, "adapt": adapt}

@@ -38,15 +38,7 @@ from blemish.bench.results.rows import (
     together,
     words,
 )
-from blemish.bench.results.sheets import (
-    NONE,
-    Page,
-    Quantity,
-    Sheet,
-    quantity,
-    text,
-    texts,
-)
+from blemish.bench.results.sheets import NONE, Page, Quantity, Sheet, quantity, text, texts
 from blemish.bench.suites import Comparison, Entry, Figure, Published, Suite, Table
 from blemish.data.layouts import OFFICIAL
 from blemish.text import pluralize
