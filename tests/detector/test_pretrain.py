@@ -24,10 +24,7 @@ import blemish
 from blemish import artifact
 from blemish.backbones import build
 from blemish.cli.status import BROKEN_PICTURES, ERROR, WELL
-from blemish.config import to_dict
-from blemish.data.stream import PictureStream
-from blemish.data.transforms import Preprocessing
-from blemish.detector.pretrain import Encoder, configure, pretrained
+from blemish.detector.pretrain import Encoder, configure
 from blemish.errors import (
     ArtifactError,
     CollapseError,
@@ -300,23 +297,6 @@ def test_a_log_that_cannot_be_written(parts: list[np.ndarray], tmp_path: Path) -
     (tmp_path / "x.log.jsonl").mkdir()
     with pytest.raises(OutputError, match=r"x\.log\.jsonl: cannot be written"):
         blemish.pretrain(parts, log=tmp_path / "x.log.jsonl", **TINY)
-
-
-def test_on_the_pictures_of_a_stream(parts: list[np.ndarray], encoder_file: Path) -> None:
-    """As `fit` calls it, with its own size and angles: the squares are those of `pretrain`."""
-    backbone = build("test_vit", weights="random")
-    preprocessing = Preprocessing(height=64, width=32, mean=backbone.mean, std=backbone.std)
-    stream = PictureStream([*parts, "nowhere.png"], preprocessing, 2, rotations=4, flips=True)
-    after, told, found = pretrained(
-        backbone, stream, configure(values=SETTINGS), precision=torch.float32
-    )
-    assert same(after.model.state_dict(), load_file(encoder_file))
-    assert after.info.source == "pretrained:apmask on random"
-    assert told.weights.source == "random"
-    assert told.training.steps == 6
-    assert list(found.digests) == list(range(9))
-    assert list(found.failures) == [9]
-    json.dumps(to_dict(told))
 
 
 def test_settings(parts: list[np.ndarray]) -> None:
