@@ -231,7 +231,7 @@ def test_what_was_added_is_recognised_afterwards(fit: Fitted, good: Any, mvtec: 
     refined = blemish.refine(detector, good=added[:1], anomalies=added[1:]).detector
     result = blemish.evaluate(refined, mvtec)
     assert sorted(result.left_out) == sorted(map(str, added))
-    state, broken = state_of(refined), mvtec.parent / "broken.png"
+    state, broken = state_of(refined), mvtec.parent / "odd.png"
     broken.write_text("not a picture")
     for again in ({"good": [added[0], broken]}, {"anomalies": added[1:]}, {"anomalies": broken}):
         with pytest.raises(DataError, match=r"nothing is new: .* or cannot be read"):
