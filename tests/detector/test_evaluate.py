@@ -146,7 +146,7 @@ def test_the_numbers_are_those_computed_by_hand(method: str, mvtec: Path, fitted
 
 @pytest.fixture
 def several(mvtec: Path) -> Path:
-    """Two categories: nut, which is `mvtec`, and bolt, the same without one picture of each kind."""
+    """Two categories: nut is `mvtec`, and bolt the same without one picture of each kind."""
     root = mvtec.parent / "set"
     for name in ("bolt", "nut"):
         shutil.copytree(mvtec, root / name)

@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from parts import Part, Run
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -37,8 +38,6 @@ from blemish.methods import apmask
 from blemish.report import figures, health
 from blemish.types import Progress
 
-Part = Callable[..., np.ndarray]
-Run = Callable[..., tuple[int, str, str]]
 SETTINGS: dict[str, Any] = {
     "backbone": "test_vit",
     "picture_size": 40,
@@ -156,7 +155,7 @@ def test_an_encoder_and_its_manifest(parts: list[np.ndarray], tmp_path: Path) ->
 
 @pytest.mark.parametrize("method", ["knn", "guided"])
 def test_any_method_takes_it(
-    method: str, encoder_file: Path, small: dict[str, Any], parts: list[np.ndarray]
+    method: str, encoder_file: Path, small: Any, parts: list[np.ndarray]
 ) -> None:
     detector = blemish.fit(method, parts, **{**small, "weights": encoder_file})
     info = detector.manifest["backbone"]["weights"]
@@ -183,7 +182,7 @@ def test_an_encoder_is_pre_trained_further(
 
 
 def test_an_encoder_is_for_its_own_backbone(
-    encoder_file: Path, parts: list[np.ndarray], small: dict[str, Any]
+    encoder_file: Path, parts: list[np.ndarray], small: Any
 ) -> None:
     with pytest.raises(
         WeightsError, match=r"encoder\.safetensors: .*pre-trained as test_vit, not test_vit2"
