@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,14 @@ from typing import Any
 import cv2
 import numpy as np
 
+from blemish.detector.predict import Detector
 from blemish.methods import METHODS
+
+# What the fixtures of those names are.
+Part = Callable[..., np.ndarray]
+Write = Callable[[Path, np.ndarray], Path]
+Fitted = Callable[..., Detector]
+Run = Callable[..., tuple[int, str, str]]
 
 SIDE = 64
 # Nothing here may depend on what the machine has, and the defaults of a method are for real
