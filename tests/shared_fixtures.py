@@ -137,6 +137,14 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str
 
 
 @pytest.fixture
+def seeded() -> Iterator[None]:
+    """Torch draws the same in every test, and its generator is as before afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
+@pytest.fixture
 def interrupted_pretraining() -> Callable[[], AbstractContextManager[None]]:
     """`with interrupted_pretraining():` Ctrl-C comes at the end of a pre-training's fourth step."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -13,12 +12,7 @@ from torch import Tensor
 from blemish.anomalies.cutmix import AREA, ASPECT, cut_mix
 from blemish.errors import ConfigError
 
-
-@pytest.fixture(autouse=True)
-def _own_randomness() -> Iterator[None]:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        yield
+pytestmark = pytest.mark.usefixtures("seeded")
 
 
 def numbered(count: int, height: int, width: int) -> Tensor:
