@@ -159,8 +159,8 @@ def _origin(path: Path, spec: BackboneSpec) -> tuple[str, WeightsInfo] | None:
         return None
     if isinstance(method, str) and "format" in manifest:  # as every artifact of ours says
         raise WeightsError(
-            f"{path}: is a fitted detector ({method}), not an encoder; name the weights that it was "
-            "fitted with, or a file of `blemish pretrain`"
+            f"{path}: is a fitted detector ({method}), not an encoder; name the weights that it "
+            "was fitted with, or a file of `blemish pretrain`"
         )
     if not isinstance(pretraining, str):
         return None
