@@ -35,14 +35,6 @@ def test_a_patch_is_a_copy_but_for_its_colours() -> None:
     np.testing.assert_allclose(pasted, original, atol=1e-6)
 
 
-def test_places_are_even() -> None:
-    image = noise(60, 60)
-    small = CutPaste(area=(0.01, 0.01), aspect=(1.0, 1.0))
-    centres = [np.argwhere(small(image, np.random.default_rng(s)).mask).mean(0) for s in range(300)]
-    counts = np.histogram2d(*np.array(centres).T, bins=2, range=[[0, 59], [0, 59]])[0]
-    assert counts.min() > 45  # of 75 expected
-
-
 @pytest.mark.parametrize("scale", [1, 2])
 def test_a_scar_has_the_published_size_at_every_scale(scale: int) -> None:
     image = noise(256 * scale, 300 * scale)[..., :1]

@@ -82,11 +82,6 @@ def test_every_dtype_and_layout_comes_back(save: Save, tmp_path: Path) -> None:
     assert_same(read_back(save, state, tmp_path), state)
 
 
-def test_safetensors_come_back(tmp_path: Path) -> None:
-    state = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(2, dtype=torch.bfloat16)}
-    assert_same(read_back(safetensors.torch.save_file, state, tmp_path), state)
-
-
 @every_format
 def test_a_dino_training_checkpoint_gives_the_teacher_without_its_head(
     save: Save, tmp_path: Path

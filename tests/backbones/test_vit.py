@@ -318,16 +318,6 @@ def test_layers_come_in_the_order_asked_for() -> None:
     assert torch.equal(forth.tokens[1], backbone(batch).tokens[1])
 
 
-def test_maps_lay_tokens_out_row_by_row() -> None:
-    backbone = backbone_of("plain")
-    features = backbone(images(24, 40), (2,))
-    (grid,) = features.maps()
-    assert grid.shape == (2, DIM, 3, 5)
-    for y in range(3):
-        for x in range(5):
-            assert torch.equal(grid[:, :, y, x], features.tokens[0][:, y * 5 + x])
-
-
 @pytest.mark.parametrize("kind", WITH_CLS)
 def test_reduced_precision_gives_float32(kind: str) -> None:
     backbone, batch = backbone_of(kind), images()

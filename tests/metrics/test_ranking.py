@@ -106,10 +106,10 @@ def test_precision_recall_curve_is_that_of_scikit_learn_reversed(
 
 
 def test_confusion_counts_each_cell() -> None:
-    assert confusion([1, 1, 1, 0, 0, 1], [1, 0, 0, 0, 1, 1]) == {
-        "true_positive": 2,
+    assert confusion([1] * 5 + [0] * 5, [1, 1, 1, 0, 0, 0, 0, 0, 0, 1]) == {
+        "true_positive": 3,
         "false_positive": 2,
-        "true_negative": 1,
+        "true_negative": 4,
         "false_negative": 1,
     }
     assert sum(confusion([], []).values()) == 0
