@@ -146,9 +146,9 @@ def test_sinkhorn_balances_over_all_processes(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_the_mean_over_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    shares = (torch.tensor([1.0, 2.0]), torch.tensor([3.0, 8.0]))
+    shares = (torch.tensor([1.0, 2.0]), torch.tensor([3.0, 8.0]), torch.tensor([5.0, 2.0]))
     for mean in together(mean_over_processes, shares, monkeypatch):
-        assert mean.tolist() == [2, 5]
-    assert [share.tolist() for share in shares] == [[1, 2], [3, 8]]  # as they were
+        assert mean.tolist() == [3, 4]
+    assert [share.tolist() for share in shares] == [[1, 2], [3, 8], [5, 2]]  # as they were
     monkeypatch.undo()
     assert mean_over_processes(shares[1]).tolist() == [3, 8]
