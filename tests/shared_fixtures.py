@@ -138,6 +138,14 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str
 
 
 @pytest.fixture
+def seeded() -> Iterator[None]:
+    """Torch draws the same in every test, and its generator is as before afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
+@pytest.fixture
 def answered(run: Callable[..., tuple[int, str, str]]) -> Callable[..., Any]:
     """`answered("inspect", path)`: the JSON document of a command."""
     return lambda *arguments: json.loads(run(*arguments, "--json")[1])

@@ -6,17 +6,13 @@ from collections.abc import Iterator
 from functools import partial
 
 import pytest
-import torch
 
 from blemish.methods.heads import ClassHead
 
 
 @pytest.fixture(autouse=True)
-def _own_randomness() -> Iterator[None]:
+def _own_randomness(seeded: None) -> None:
     """Every test draws the same numbers, whichever ran before it."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        yield
 
 
 @pytest.fixture(scope="module")
