@@ -1,20 +1,25 @@
-"""APMask: a whole step against naive loops in float64, its masks, views, teacher and signs of
-health.
-"""
+"""APMask: a whole step against an oracle; its masks, views, teacher and signs of health."""
 
 from __future__ import annotations
 
 import copy
 import math
 from collections.abc import Callable
-from functools import cache
 from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
+from naive_apmask import (
+    encoded,
+    expected_loss,
+    log_shares,
+    most_attended,
+    projected,
+    unit,
+    weights_of,
+)
 from torch import Tensor
-from torch.nn import functional as F
 
 from blemish.backbones import VitBackbone, build
 from blemish.data.stream import PictureStream
@@ -26,7 +31,6 @@ from blemish.methods.learner import TrainingBatch
 from blemish.methods.views import view
 from blemish.training import train
 
-PATCH = 16
 SQUARE = Preprocessing(height=64, width=64, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 TINY: dict[str, Any] = {
     "backbone": "test_vit",
@@ -41,20 +45,15 @@ TINY: dict[str, Any] = {
 }
 
 
-@cache
-def _sharp() -> VitBackbone:
+def sharp() -> VitBackbone:
+    """A backbone whose [CLS] token looks at some patches more than at others: with random weights
+    it hardly does.
+    """
     backbone = cast(VitBackbone, build("test_vit", weights="random", seed=3))
     with torch.no_grad():
         for block in backbone.model.blocks:
             block.attn.qkv.weight[:128] *= 12
     return backbone
-
-
-def sharp() -> VitBackbone:
-    """A backbone whose [CLS] token looks at some patches more than at others: with random weights
-    it hardly does.
-    """
-    return copy.deepcopy(_sharp())
 
 
 def learner(**settings: Any) -> APMask:
@@ -98,165 +97,6 @@ def step(
     return loss.item()
 
 
-# The oracle: float64, one picture, patch, token and head at a time; only its derivative is torch's
-
-Weights = dict[str, Tensor]
-
-
-def weights_of(module: torch.nn.Module) -> Weights:
-    """In float64, by name."""
-    return {name: tensor.detach().double() for name, tensor in module.state_dict().items()}
-
-
-def normed(x: Tensor, weights: Weights, name: str) -> Tensor:
-    mean = sum(x) / len(x)
-    variance = sum((x - mean) ** 2) / len(x)
-    scaled = (x - mean) / torch.sqrt(variance + 1e-6) * weights[f"{name}.weight"]
-    return scaled + weights[f"{name}.bias"]
-
-
-def linear(x: Tensor, weights: Weights, name: str) -> Tensor:
-    return weights[f"{name}.weight"] @ x + weights[f"{name}.bias"]
-
-
-def gelu(x: Tensor) -> Tensor:
-    return 0.5 * x * (1 + torch.erf(x / math.sqrt(2)))
-
-
-def unit(x: Tensor) -> Tensor:
-    return x / torch.sqrt(sum(x * x))
-
-
-def encoded(
-    weights: Weights, picture: Tensor, kept: list[int] | None = None
-) -> tuple[Tensor, list[float]]:
-    """The final [CLS] token D of a picture 3 H W, and the last block's attention to each patch, of
-    sum 1 in each of 2 heads, whose mean it is.
-    """
-    side, name = picture.shape[1] // PATCH, "backbone.model"
-    table = weights[f"{name}.pos_embed"][0]
-    square = table[1:].T.reshape(1, -1, 10, 10)
-    places = F.interpolate(square, (side, side), mode="bicubic", antialias=True)[0].flatten(1).T
-    kernel = weights[f"{name}.patch_embed.proj.weight"]
-    tokens = []
-    for place, (row, column) in enumerate(np.ndindex(side, side)):
-        top, left = row * PATCH, column * PATCH
-        patch = picture[:, top : top + PATCH, left : left + PATCH].double()
-        value = (kernel * patch).sum((1, 2, 3)) + weights[f"{name}.patch_embed.proj.bias"]
-        if kept is None or place in kept:
-            tokens.append(value + places[place])
-    x = [weights[f"{name}.cls_token"][0, 0] + table[0], *tokens]
-    looked: list[Tensor] = []
-    for number in range(6):
-        block = f"{name}.blocks.{number}"
-        joint = [
-            linear(normed(token, weights, f"{block}.norm1"), weights, f"{block}.attn.qkv")
-            for token in x
-        ]
-        mixed: list[list[Tensor]] = [[] for _ in x]
-        looked = []
-        for head in range(2):
-            q, k, v = (
-                [token[64 * part + 32 * head : 64 * part + 32 * (head + 1)] for token in joint]
-                for part in range(3)
-            )
-            for index, query in enumerate(q):
-                powers = torch.exp(torch.stack([query @ key / math.sqrt(32) for key in k]))
-                shares = powers / powers.sum()
-                mixed[index].append(
-                    cast(Tensor, sum(share * value for share, value in zip(shares, v, strict=True)))
-                )
-                if index == 0:
-                    looked.append(shares[1:])
-        x = [
-            token + linear(torch.cat(parts), weights, f"{block}.attn.proj")
-            for token, parts in zip(x, mixed, strict=True)
-        ]
-        wide = [
-            linear(normed(token, weights, f"{block}.norm2"), weights, f"{block}.mlp.fc1")
-            for token in x
-        ]
-        x = [
-            token + linear(gelu(each), weights, f"{block}.mlp.fc2")
-            for token, each in zip(x, wide, strict=True)
-        ]
-    over_patches = [row.detach() / row.sum().detach() for row in looked]  # each head counts alike
-    return normed(x[0], weights, f"{name}.norm"), (sum(over_patches) / 2).tolist()
-
-
-def projected(weights: Weights, cls: Tensor) -> Tensor:
-    hidden = gelu(linear(gelu(linear(cls, weights, "head.layers.0")), weights, "head.layers.2"))
-    return unit(linear(hidden, weights, "head.layers.4"))
-
-
-def most_attended(attention: list[float]) -> list[int]:
-    """All but ⌊0.3 N⌋, by putting them in order."""
-    ascending = sorted(range(len(attention)), key=lambda place: attention[place])
-    return sorted(ascending[int(0.3 * len(attention)) :])
-
-
-def log_shares(scores: Tensor, temperature: float) -> Tensor:
-    return torch.stack(
-        [
-            score / temperature - torch.log(sum(torch.exp(other / temperature) for other in scores))
-            for score in scores
-        ]
-    )
-
-
-def sinkhorn(scores: np.ndarray) -> np.ndarray:
-    shares = np.exp(scores / 0.05)
-    for _ in range(3):
-        shares /= shares.sum(0) * shares.shape[1]
-        shares /= shares.sum(1, keepdims=True) * shares.shape[0]
-    return np.asarray(shares * shares.shape[0])
-
-
-def expected_loss(
-    student: Weights,
-    teacher: Weights,
-    views: tuple[Tensor, Tensor, Tensor],
-    config: APMaskConfig,
-    centre: np.ndarray,
-) -> tuple[Tensor, dict[str, float]]:
-    """Eq. 1, and the readings but for the usage, of the first step."""
-    whole, wide, narrow = views
-    count = len(whole)
-    seen = [encoded(teacher, picture)[0] for picture in whole]
-    shown = [projected(teacher, cls) for cls in seen]
-    judge = student if config.objective == "clusters" else teacher
-    scores = np.array([(judge["head.prototypes"] @ z).tolist() for z in shown])
-    if config.objective == "clusters":
-        targets = sinkhorn(scores)
-    else:
-        powers = np.exp((scores - centre) / 0.04)
-        targets = powers / powers.sum(1, keepdims=True)
-    total, agreement = torch.zeros((), dtype=torch.float64), 0.0
-    for number, picture in enumerate([*wide, *narrow]):
-        kept = (
-            most_attended(encoded(teacher, picture)[1]) if config.masking == "attention" else None
-        )
-        z = projected(student, encoded(student, picture, kept)[0])
-        predicted = log_shares(student["head.prototypes"] @ z, 0.1)
-        wanted = targets[number % count]
-        for share, value in zip(wanted, predicted, strict=True):
-            total = total - share * value / (count * (1 + config.local_views))
-        if number < count:
-            agreement += float(z.detach() @ shown[number]) / count
-    entropies = [-sum(share * math.log(share) for share in row if share > 0) for row in targets]
-
-    def spread(rows: list[Tensor]) -> float:
-        values = np.array([row.tolist() for row in rows])
-        return math.sqrt(sum(sum((row - values.mean(0)) ** 2) for row in values) / count)
-
-    return total, {
-        "assignment_entropy": sum(entropies) / count / math.log(config.prototypes),
-        "agreement": agreement,
-        "feature_spread": spread([unit(cls) for cls in seen]),
-        "projection_spread": spread(shown),
-    }
-
-
 @pytest.mark.parametrize(
     "settings",
     [{}, {"masking": "none", "local_views": 0}, {"objective": "dino", "local_views": 0}],
@@ -288,9 +128,8 @@ def test_a_whole_step_against_loops(
         gradient, start = gradients[name], student[name].detach()
         assert parameter.grad is not None, name
         largest = gradient.abs().max().item()
-        torch.testing.assert_close(
-            parameter.grad.double(), gradient, rtol=1e-3, atol=2e-4 * largest + 1e-8
-        )
+        close = {"rtol": 1e-3, "atol": 2e-4 * largest + 1e-8}
+        torch.testing.assert_close(parameter.grad.double(), gradient, **close)
         blocks = name.startswith("backbone.model.blocks.")
         distance = 6 - int(name.split(".")[3]) if blocks else 7 * name.startswith("backbone.model.")
         rate = 0.01 * 0.5 ** (0 if name.startswith("backbone.model.norm.") else distance)
@@ -419,13 +258,11 @@ def test_the_views_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     # View by view: the third and the fifth are of the first picture, which is the darker one.
     dark, bright = narrow.reshape(3, 2, -1).mean(2).T
     assert (dark < bright).all()
-    for dtype in (torch.float32, torch.bfloat16):
-        torch.manual_seed(5)
-        with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
-            again = method.views(images)[0]
-        if dtype == torch.float32:
-            first = again
-    assert torch.equal(first, again)
+    torch.manual_seed(5)
+    first = method.views(images)[0]
+    torch.manual_seed(5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(method.views(images)[0], first)
     assert len(learner(local_views=0).views(images)[2]) == 0
 
 
@@ -454,11 +291,6 @@ def test_the_momentum_rises_to_one() -> None:
     rising = [method.momentum(number, 8) for number in range(1, 9)]
     expected = [1 - 0.5 * (math.cos(math.pi * number / 8) + 1) / 2 for number in range(8)]
     assert rising == pytest.approx(expected)
-    assert rising[0] == 0.5
-    short = learner()  # however short the run
-    assert [short.momentum(1, steps) for steps in (10, 100, 5000, 10**6)] == pytest.approx(
-        [0.996] * 4
-    )
 
 
 def test_in_the_end_the_encoder_is_the_teacher() -> None:
@@ -490,9 +322,6 @@ def test_the_attention_of_a_picture() -> None:
     torch.testing.assert_close(method.attention(images), found)  # the teacher's
 
 
-# Signs of health
-
-
 def noted(predictions: list[float], *, apart: float = 0.5) -> Tensor:
     """Of a step; `apart`: the spread of the head's features."""
     return torch.tensor([0.5, 0.5, 0.5, apart, *predictions])
@@ -511,7 +340,6 @@ def test_usage_is_that_of_the_mean_prediction_of_recent_steps() -> None:
     readings = {name: 0.5 for name in ("assignment_entropy", "agreement", "feature_spread")}
     readings |= {"prototype_usage": usage, "projection_spread": mean[0]}
     assert method.readings == pytest.approx(readings, rel=1e-4)
-    assert list(method.findings(batch_of(pictures())).items()) == list(method.readings.items())
 
 
 def test_the_mean_prediction_is_that_for_global_views(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -533,10 +361,8 @@ def test_few_prototypes_in_use_are_a_collapse_once_they_can_be_judged() -> None:
     for number in range(1, 50):
         method._noted = noted([0.9, 0.1, 0, 0, 0])
         method.after_step(number, 100)
-    with pytest.raises(
-        CollapseError,
-        match=r"at step 50: all pictures fall on 1\.38 of 5 prototypes .*learning_rate",
-    ):
+    says = r"at step 50: all pictures fall on 1\.38 of 5 prototypes .*learning_rate"
+    with pytest.raises(CollapseError, match=says):
         method.after_step(50, 100)
     assert method.readings["prototype_usage"] == pytest.approx(1.38, abs=0.01)
 
@@ -544,9 +370,7 @@ def test_few_prototypes_in_use_are_a_collapse_once_they_can_be_judged() -> None:
 def test_pictures_that_all_look_the_same_are_a_collapse() -> None:
     method = started(masking="none")
     black = torch.full((4, 3, 64, 64), -1.0)
-    with pytest.raises(
-        CollapseError, match="at step 1: the encoder's features of all pictures are the same"
-    ):
+    with pytest.raises(CollapseError, match="at step 1: the encoder's features of all"):
         step(method, black, method.optimizer())
 
 
@@ -567,11 +391,8 @@ def test_a_head_that_tells_no_picture_apart_is_a_collapse() -> None:
     for number in range(2, apmask.SETTLED):  # what one batch says is not believed
         method._noted = noted([0.2] * 5, apart=0.0)
         method.after_step(number, 100)
-    with pytest.raises(
-        CollapseError, match="at step 50: the head's features of all pictures are the same"
-    ) as caught:
+    with pytest.raises(CollapseError, match=r"at step 50: the head's features of all.*learning_r"):
         step(method, pictures(), optimizer, apmask.SETTLED, 100)
-    assert "learning_rate" in str(caught.value)
 
 
 # Training
@@ -598,15 +419,8 @@ def test_the_head_starts_from_how_the_pictures_differ(centred: bool) -> None:
 
 def test_it_learns_and_the_seed_decides(picture: Callable[..., np.ndarray]) -> None:
     def run(seed: int, masking: str = "attention") -> tuple[float, dict[str, Tensor]]:
-        method = learner(
-            epochs=1,
-            min_steps=3,
-            local_views=1,
-            learning_rate=1e-3,
-            momentum=0.0,
-            masking=masking,
-            seed=seed,
-        )
+        quick = {"epochs": 1, "min_steps": 3, "local_views": 1, "momentum": 0.0}
+        method = learner(learning_rate=1e-3, masking=masking, seed=seed, **quick)
         stream = PictureStream([picture(each) for each in range(8)], SQUARE, batch_size=4)
         training, _ = train(method, stream, seed=seed, identity={})
         assert training.findings == method.readings
@@ -652,21 +466,11 @@ def test_a_new_head_does_not_depend_on_torchs_state_but_on_the_seed() -> None:
 
 # Settings
 
-
 OUT_OF_RANGE: dict[str, Any] = {
-    "image_size": 0,
-    "local_views": -1,
-    "mask_ratio": 1.0,
-    "prototypes": 2,
-    "train_batch_size": 1,
-    "temperature": 0.0,
-    "epsilon": math.inf,
-    "iterations": 0,
-    "momentum": 1.5,
-    "learning_rate_start": -1.0,
-    "warmup": 1.0,
-    "layer_decay": 0.0,
-    "epochs": 0,
+    **dict.fromkeys(["image_size", "iterations", "epochs", "temperature", "layer_decay"], 0),
+    **dict.fromkeys(["local_views", "learning_rate_start"], -1),
+    **dict.fromkeys(["mask_ratio", "warmup", "train_batch_size"], 1),
+    **{"prototypes": 2, "momentum": 1.5, "epsilon": math.inf},
 }
 
 
