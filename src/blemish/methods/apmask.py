@@ -318,7 +318,7 @@ class APMask(FineTuned):
         return self.readings
 
     def end_training(self, steps: int) -> None:
-        """The encoder is the teacher's from here on, which is the better one (Caron et al. 2021)."""
+        """The encoder is the teacher's from here on, the better one (Caron et al. 2021)."""
         assert self.teacher is not None
         self.backbone.load_state_dict(self.teacher.backbone.state_dict())
         self.head.load_state_dict(self.teacher.head.state_dict())

@@ -17,7 +17,7 @@ def crop_boxes(
 ) -> Tensor:
     """Eq. 4-6 of ATAC-Net: the boxes around the cells of B h w above `active`.
 
-    A box reaches from the first cell's edge to the last one's, and on every side further by `padding`
+    It reaches from the first cell's edge to the last one's, and on every side further by `padding`
     times its own extent, as far as there is picture. Where no cell is active, it is the whole
     picture. Cells look `offset` cells further right and down than an even grid has them
     (`Backbone.offset`); those at the border, up to the border.

@@ -94,7 +94,7 @@ def recoloured(pixels: Tensor, draws: Tensor) -> Tensor:
 
 
 def blurred(pixels: Tensor, sigma: Tensor) -> Tensor:
-    """Each B 3 H W with a Gaussian of its own; sigma: B, above 0, in pixels. Borders are mirrored."""
+    """Each B 3 H W with a Gaussian of its own; sigma: B, > 0, in pixels. Borders are mirrored."""
     count, channels, height, width = pixels.shape
     radius = math.ceil(3 * SIGMA[1])
     offsets = torch.arange(-radius, radius + 1)
