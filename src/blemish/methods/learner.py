@@ -185,10 +185,8 @@ class EndToEnd(Learner):
         self._computes_in = dtype
 
     def _autocast(self, images: Tensor) -> torch.autocast:
-        precision = self._computes_in
-        return torch.autocast(
-            images.device.type, dtype=precision, enabled=precision != torch.float32
-        )
+        enabled = self._computes_in != torch.float32
+        return torch.autocast(images.device.type, dtype=self._computes_in, enabled=enabled)
 
 
 class FineTuned(EndToEnd):
@@ -197,16 +195,11 @@ class FineTuned(EndToEnd):
     config: FineTuning
 
     def optimizer(self) -> torch.optim.Optimizer:
-        """AdamW; blocks learn the slower the further they are from the end."""
         return layerwise_adamw(self, self.config.layer_decay)
 
     def learning_rate_factor(self, progress: float) -> float:
-        settings = self.config
-        return warm_up_then_cosine(
-            progress,
-            start=settings.learning_rate_start / settings.learning_rate,
-            warmup=settings.warmup,
-        )
+        start = self.config.learning_rate_start / self.config.learning_rate
+        return warm_up_then_cosine(progress, start=start, warmup=self.config.warmup)
 
 
 def layerwise_adamw(learner: Learner, decay: float) -> torch.optim.AdamW:
@@ -241,7 +234,8 @@ def warm_up_then_cosine(progress: float, *, start: float, warmup: float) -> floa
     then a cosine to 0.
 
     Example:
-        >>> [round(warm_up_then_cosine(share, start=0.1, warmup=0.2), 3) for share in (0, 0.1, 0.2, 0.6, 1)]
+        >>> shares = (0, 0.1, 0.2, 0.6, 1)
+        >>> [round(warm_up_then_cosine(each, start=0.1, warmup=0.2), 3) for each in shares]
         [0.1, 0.55, 1.0, 0.5, 0.0]
     """
     if progress < warmup:
@@ -253,14 +247,14 @@ def finite(loss: Tensor, step: int) -> Tensor:
     """The loss as it is. Raises: NonFiniteError when it is NaN or infinite."""
     if not bool(torch.isfinite(loss)):
         raise NonFiniteError(
-            f"the loss of step {step} is {loss.item()}; a lower learning rate (--set learning_rate=…) or "
-            "--precision fp32 may help"
+            f"the loss of step {step} is {loss.item()}; a lower learning rate "
+            "(--set learning_rate=…) or --precision fp32 may help"
         )
     return loss
 
 
 @torch.no_grad()
 def follow(average: nn.Module, learned: nn.Module, decay: float) -> None:
-    """One step of an exponential moving average: θ ← decay · θ + (1 − decay) · the learned one's."""
+    """One step of an exponential moving average: θ ← decay · θ + (1 − decay) · the learned θ."""
     for slow, fast in zip(average.parameters(), learned.parameters(), strict=True):
         slow.lerp_(fast, 1 - decay)
