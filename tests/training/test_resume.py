@@ -322,8 +322,9 @@ def test_the_state_of_any_optimiser_comes_back(tmp_path: Path) -> None:
     toy.learned(torch.ones(1, 64)).sum().backward()
     optimizer.step()
     path = tmp_path / "x"
-    numbers: dict[str, Any] = {"step": 1, "steps": 2, "loss": 0.5, "curve": [], "seconds": 1.0}
-    checkpoint.save(path, toy, optimizer, **numbers, identity={"a": 1}, pictures="p")
+    told = {"step": 1, "steps": 2, "loss": 0.5, "seconds": 1.0, "identity": {"a": 1}}
+    manifest = checkpoint.CheckpointManifest(**told, pictures="p", scalars={})
+    checkpoint.save(path, toy, optimizer, manifest)
     before, momentum = learned(toy), optimizer.state[toy.learned.weight]["momentum_buffer"].clone()
     optimizer.step()
     found = checkpoint.find(path, {"a": 1}, resume=True)
