@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fuzzing import artifacts, pictures, tallies, texts
+from fuzzing import artifacts, damage, pictures, tallies, texts
 from fuzzing.parts import PARTS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -82,13 +82,13 @@ def original() -> Held:
 
 
 @tries(600)
-@given(st.integers(0, len(ORIGINALS) - 1), st.sampled_from(sorted(pictures.MUTATIONS)), SEEDS)
+@given(st.integers(0, len(ORIGINALS) - 1), st.sampled_from(sorted(damage.MUTATIONS)), SEEDS)
 def test_damaged_pictures(original: Held, which: int, way: str, seed: int) -> None:
     form, kind, data = ORIGINALS[which]
-    changed = pictures.MUTATIONS[way](data, np.random.default_rng(seed))
-    found = pictures.tried(changed, *original[form, kind])
+    changed = damage.MUTATIONS[way](data, np.random.default_rng(seed))
+    found = damage.tried(changed, *original[form, kind])
     assert found["verdict"] != "bug", found["why"]
-    if changed != data and pictures.checked_as(form, kind) in pictures.TOLD.get(way, ()):
+    if changed != data and damage.checked_as(form, kind) in damage.TOLD.get(way, ()):
         assert found["verdict"] != "wrong", f"{form} {kind} {way}"
 
 
@@ -96,26 +96,26 @@ def test_damaged_pictures(original: Held, which: int, way: str, seed: int) -> No
 def test_cut_anywhere(original: Held, form: str, kind: str, data: bytes) -> None:
     places = np.linspace(1, len(data) - 1, 12).astype(int)
     for place in places:
-        found = pictures.tried(data[:place], *original[form, kind])
+        found = damage.tried(data[:place], *original[form, kind])
         assert found["verdict"] in ("refused", "right"), f"{place} of {len(data)}: {found}"
 
 
 def test_what_is_told_is_told_by_the_pixels(original: Held) -> None:
     # The oracle itself: it must not call right what is not, nor an honest picture wrong.
     pixels = original["PNG", "RGB 8"][0]
-    assert pictures.compared(pixels, pixels) == "right"
+    assert damage.compared(pixels, pixels) == "right"
     one = pixels.copy()
     one[3, 4] += 100
-    assert pictures.compared(one, pixels) == "changed"
+    assert damage.compared(one, pixels) == "changed"
     half = pixels.copy()
     half[: len(half) // 2] = 0
-    assert pictures.compared(half, pixels) == "wrong"
-    assert pictures.compared(pixels[1:], pixels) == "wrong"
+    assert damage.compared(half, pixels) == "wrong"
+    assert damage.compared(pixels[1:], pixels) == "wrong"
 
 
 def test_every_mutation_changes_something() -> None:
     for form, kind, data in ORIGINALS:
-        for way, change in pictures.MUTATIONS.items():
+        for way, change in damage.MUTATIONS.items():
             changed = [change(data, np.random.default_rng(seed)) != data for seed in range(3)]
             lossless = form == "WebP" and way in ("enlarged", "shrunk")  # they have no such field
             assert any(changed) or lossless, f"{form} {kind} {way}"
