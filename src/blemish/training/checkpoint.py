@@ -177,8 +177,8 @@ def find(path: Path | None, identity: Mapping[str, Any], *, resume: bool) -> Che
     differing = list(_differences(found.identity, json.loads(json.dumps(identity))))
     if differing:
         raise ConfigError(
-            f"{path}: is the checkpoint of another training, it differs in {', '.join(differing)}; train as before, or "
-            "remove the file to start anew"
+            f"{path}: is the checkpoint of another training, it differs in "
+            f"{', '.join(differing)}; train as before, or remove the file to start anew"
         )
     return found
 
@@ -187,7 +187,8 @@ def check_free(path: Path) -> None:
     """Raises: OutputError where a checkpoint lies."""
     if path.exists():
         raise OutputError(
-            f"{path}: an interrupted training lies there; --resume goes on with it, or remove the file to start anew"
+            f"{path}: an interrupted training lies there; --resume goes on with it, or remove the "
+            "file to start anew"
         )
 
 

@@ -100,7 +100,7 @@ class Feed:
             ]
 
     def _parts(self, size: int) -> list[tuple[Tensor, int]]:
-        """What a batch of `size` rows is drawn from: the rows of each part, and how many it gives."""
+        """What a batch of `size` rows is drawn from: rows, and how many of them."""
         labels = self.labels
         if labels is not None and self.method.config.balanced_batches and not labels.all():
             normal, defects = ((labels == label).nonzero()[:, 0] for label in (NORMAL, ANOMALOUS))
