@@ -199,8 +199,8 @@ def test_bf16_runs_under_autocast_and_fp16_not_at_all() -> None:
 
 
 class Sick(Toy):
-    def training_step(self, batch: TrainingBatch, progress: float) -> Tensor:
-        return super().training_step(batch, progress) * (math.nan if progress >= 0.4 else 1.0)
+    def training_step(self, batch: TrainingBatch, fraction: float) -> Tensor:
+        return super().training_step(batch, fraction) * (math.nan if fraction >= 0.4 else 1.0)
 
 
 def test_a_loss_that_is_not_finite_ends_it() -> None:
@@ -234,10 +234,10 @@ class Clockwork(Toy):
         self.now += len(images)
         return super().encode(images)
 
-    def training_step(self, batch: TrainingBatch, progress: float) -> Tensor:
+    def training_step(self, batch: TrainingBatch, fraction: float) -> Tensor:
         self.now += self.slow
         self.slow = 2.0
-        return super().training_step(batch, progress)
+        return super().training_step(batch, fraction)
 
 
 def test_a_time_budget_sets_the_number_of_steps(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,14 +89,14 @@ class Toy(TrainedMethod):
             return torch.optim.SGD(self.learned.parameters(), lr=self.config.learning_rate)
         return torch.optim.AdamW(self.learned.parameters(), lr=self.config.learning_rate)
 
-    def learning_rate_factor(self, progress: float) -> float:
-        return 1 - progress / 2
+    def learning_rate_factor(self, fraction: float) -> float:
+        return 1 - fraction / 2
 
-    def training_step(self, batch: TrainingBatch, progress: float) -> Tensor:
+    def training_step(self, batch: TrainingBatch, fraction: float) -> Tensor:
         mean = batch.features["mean"].float()
         noisy = mean
         if self.config.noise:
-            noisy = mean + self.config.noise * (1 + progress) * torch.randn_like(mean)
+            noisy = mean + self.config.noise * (1 + fraction) * torch.randn_like(mean)
         loss = F.mse_loss(self.learned(noisy).float(), mean)
         if batch.images is not None:
             loss = loss + (self.learned.bias.mean() - batch.images.mean((1, 2, 3))).square().mean()
@@ -139,7 +139,7 @@ class Watched(Toy):
         self.watched = super().optimizer()
         return self.watched
 
-    def training_step(self, batch: TrainingBatch, progress: float) -> Tensor:
+    def training_step(self, batch: TrainingBatch, fraction: float) -> Tensor:
         self.seen.append(batch.features["brightness"].tolist())
         self.labels.append(labels_of(batch))
         self.rates.append(self.watched.param_groups[0]["lr"])
@@ -147,7 +147,7 @@ class Watched(Toy):
         self.modes.append((self.training, self.backbone.training, mixed))
         if len(self.seen) == self.at:
             self.when()
-        return super().training_step(batch, progress)
+        return super().training_step(batch, fraction)
 
 
 def labels_of(batch: TrainingBatch) -> list[int] | None:

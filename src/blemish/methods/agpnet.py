@@ -255,13 +255,13 @@ class AGPNet(TrainedMethod):
             self.decoder.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
         )
 
-    def learning_rate_factor(self, progress: float) -> float:
+    def learning_rate_factor(self, fraction: float) -> float:
         if self.config.schedule == "step":
-            return 1.0 if progress < 0.4 else 0.1
-        warm = min(1.0, (progress + 1e-3) / 0.03)
-        return warm * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * progress)))
+            return 1.0 if fraction < 0.4 else 0.1
+        warm = min(1.0, (fraction + 1e-3) / 0.03)
+        return warm * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * fraction)))
 
-    def training_step(self, batch: TrainingBatch, progress: float) -> Tensor:
+    def training_step(self, batch: TrainingBatch, fraction: float) -> Tensor:
         """Eq. 6: half the error from perturbed features, half that from features of the perturbed
         picture.
         """
@@ -270,17 +270,17 @@ class AGPNet(TrainedMethod):
         if self._guided:
             guide = self._guide(targets, batch.features.get("prior"))
         loss = self.loss(
-            self.decoder(self._perturbed(targets.sum(1), guide, progress)), targets, progress
+            self.decoder(self._perturbed(targets.sum(1), guide, fraction)), targets, fraction
         )
         if self.config.image_noise == "none":
             return loss
         assert batch.images is not None
         with torch.no_grad():
-            seen = self.backbone(self._noisy_images(batch.images, guide, progress), self.layers)
+            seen = self.backbone(self._noisy_images(batch.images, guide, fraction), self.layers)
             noisy = self.targets(seen.tokens, seen.grids).sum(1)
         return (
             loss
-            + self.loss(self.decoder(self._perturbed(noisy, guide, progress)), targets, progress)
+            + self.loss(self.decoder(self._perturbed(noisy, guide, fraction)), targets, fraction)
         ) / 2
 
     def after_step(self, step: int, steps: int) -> None:
@@ -320,22 +320,22 @@ class AGPNet(TrainedMethod):
             looking.train(training)
         return normalise(torch.stack(parts).sum(0))
 
-    def intensity(self, progress: float) -> float:
+    def intensity(self, fraction: float) -> float:
         """Eq. 5: α(t), in units of `noise_unit`."""
-        rise = min(1.0, progress / self.config.noise_until) if self.config.noise_until else 1.0
+        rise = min(1.0, fraction / self.config.noise_until) if self.config.noise_until else 1.0
         return self.config.noise_low + (self.config.noise_high - self.config.noise_low) * rise
 
-    def covered(self, progress: float) -> float:
+    def covered(self, fraction: float) -> float:
         """The share of the pixels that image noise covers."""
         start, end = self.config.image_from, self.config.noise_until
         rise = (
-            min(1.0, max(0.0, (progress - start) / (end - start)))
+            min(1.0, max(0.0, (fraction - start) / (end - start)))
             if end > start
-            else float(progress >= start)
+            else float(fraction >= start)
         )
         return self.config.image_share + (1 - self.config.image_share) * rise
 
-    def _perturbed(self, features: Tensor, guide: Tensor, progress: float) -> Tensor:
+    def _perturbed(self, features: Tensor, guide: Tensor, fraction: float) -> Tensor:
         """Eq. 4: F' = F + E ⊙ (α(t) · N(A) + β), for features B N D and N(A), the guide, B N."""
         kind = self.config.feature_noise
         if kind == "none":
@@ -344,12 +344,12 @@ class AGPNet(TrainedMethod):
             guide = torch.ones_like(guide)
         elif kind == "shuffled":
             guide = shuffled(guide)
-        strength = (self.intensity(progress) * guide + self.config.beta)[:, :, None]
+        strength = (self.intensity(fraction) * guide + self.config.beta)[:, :, None]
         if self.config.noise_unit == "std":
             strength = strength * features.std(dim=(1, 2), keepdim=True)
         return features + strength * torch.randn_like(features)
 
-    def _noisy_images(self, images: Tensor, guide: Tensor, progress: float) -> Tensor:
+    def _noisy_images(self, images: Tensor, guide: Tensor, fraction: float) -> Tensor:
         """Pictures B 3 H W with Gaussian noise in the most attended share of their pixels."""
         kind = self.config.image_noise
         if kind != "attention":
@@ -357,7 +357,7 @@ class AGPNet(TrainedMethod):
         size = (images.shape[-2], images.shape[-1])
         upsampled = self._spread(guide.reshape(len(guide), *self.grid), images, size)
         order = upsampled.flatten(1).argsort(1, descending=True)
-        count = round(self.covered(progress) * order.shape[1])
+        count = round(self.covered(fraction) * order.shape[1])
         inside = (
             torch.zeros_like(upsampled.flatten(1))
             .scatter_(1, order[:, :count], 1.0)
@@ -365,7 +365,7 @@ class AGPNet(TrainedMethod):
         )
         return images + inside * torch.randn_like(images)
 
-    def loss(self, given: Tensor, targets: Tensor, progress: float) -> Tensor:
+    def loss(self, given: Tensor, targets: Tensor, fraction: float) -> Tensor:
         """Eq. 7 for reconstructions B G N D, a mean over pictures, groups and places: of the
         squared l2 distance of the D channels, or of the cosine distance, which spares easy places.
         """
@@ -374,7 +374,7 @@ class AGPNet(TrainedMethod):
         # In the precision of the decoder: float32 would take a third of the step.
         pairs = F.normalize(given, dim=-1) * F.normalize(targets.to(given.dtype), dim=-1)
         distance = 1 - pairs.sum(-1, dtype=torch.float32)
-        easy = self.config.spared * min(1.0, 10 * progress)  # everything counts at first
+        easy = self.config.spared * min(1.0, 10 * fraction)  # everything counts at first
         if easy == 0:
             return distance.mean()
         known = distance.detach().flatten()

@@ -198,7 +198,7 @@ class Guided(FineTuned, TrainedMethod, Summarises, Adapts, LooksAtScales):
             }
         )
 
-    def training_step(self, batch: TrainingBatch, progress: float) -> Tensor:
+    def training_step(self, batch: TrainingBatch, fraction: float) -> Tensor:
         assert batch.images is not None
         config, images, guide = self.config, batch.images, batch.features["guide"]
         if config.augment:

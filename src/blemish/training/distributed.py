@@ -123,8 +123,8 @@ class _Step(nn.Module):
         super().__init__()
         self.method = method
 
-    def forward(self, batch: TrainingBatch, progress: float) -> Tensor:
-        return self.method.training_step(batch, progress)
+    def forward(self, batch: TrainingBatch, fraction: float) -> Tensor:
+        return self.method.training_step(batch, fraction)
 
 
 def _number(variable: str, default: int) -> int:
