@@ -18,6 +18,10 @@ SIDE = 64
 # Nothing here may depend on what the machine has, and the defaults of a method are for real
 # backbones.
 SMALL: dict[str, Any] = {**artifacts.TINY, "image_size": SIDE}
+
+# The same for `blemish fit`.
+FIT = "--backbone test_vit --weights random --image-size 64 --layers 2,4 --precision fp32"
+
 # A short training; those of methods that are not trained have no such settings.
 BRIEF: dict[str, Any] = {**artifacts.BRIEF, "min_steps": 12, "train_batch_size": 8}
 # A step through the head of guided, which is DINO's and 2048 wide, takes as long as many of the

@@ -179,6 +179,7 @@ def test_the_callers_random_state_is_left_alone() -> None:
 def test_modes_and_rates() -> None:
     toy = watch(ToyConfig(epochs=2))
     assert toy.modes == [(True, False, False)] * 5
+    assert toy.made_steps == [(step, 5) for step in range(1, 6)]
     assert toy.rates == pytest.approx([1e-2 * (1 - step / 10) for step in range(5)])
     assert not toy.training
     moving = Watched(ToyConfig(epochs=1))

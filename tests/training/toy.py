@@ -130,6 +130,7 @@ class Watched(Toy):
         self.labels: list[list[int] | None] = []
         self.rates: list[float] = []
         self.modes: list[tuple[bool, ...]] = []
+        self.made_steps: list[tuple[int, int]] = []
 
     def start_training(self, sample: TrainingBatch) -> None:
         super().start_training(sample)
@@ -148,6 +149,10 @@ class Watched(Toy):
         if len(self.seen) == self.at:
             self.when()
         return super().training_step(batch, fraction)
+
+    def after_step(self, step: int, steps: int) -> None:
+        super().after_step(step, steps)
+        self.made_steps.append((step, steps))
 
 
 def labels_of(batch: TrainingBatch) -> list[int] | None:

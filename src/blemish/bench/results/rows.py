@@ -166,23 +166,6 @@ def append(path: str | Path, row: Mapping[str, Any]) -> None:
         raise cannot_write(path, error) from error
 
 
-def ready(path: Path) -> None:
-    """Make the results file, or end its last line: a row cut short by a crash is removed. Raises:
-    OutputError."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a+b") as file:
-            file.seek(0)
-            content = file.read()
-            end = content.rfind(b"\n") + 1
-            if parse(content[end:].decode("utf-8", "replace")) is not None:
-                file.write(b"\n")
-            else:
-                file.truncate(end)
-    except OSError as error:
-        raise cannot_write(path, error) from error
-
-
 def parse(line: str) -> Row | None:
     """The row in a line, so far unchecked; None where it is no JSON object with the look of a
     row."""
