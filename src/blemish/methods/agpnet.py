@@ -244,13 +244,13 @@ class AGPNet(TrainedMethod):
         rate, decay = self.config.learning_rate, self.config.weight_decay
         return torch.optim.AdamW(self.decoder.parameters(), lr=rate, weight_decay=decay)
 
-    def learning_rate_factor(self, progress: float) -> float:
+    def learning_rate_factor(self, fraction: float) -> float:
         if self.config.schedule == "step":
-            return 1.0 if progress < 0.4 else 0.1
-        warm = min(1.0, (progress + 1e-3) / 0.03)
-        return warm * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * progress)))
+            return 1.0 if fraction < 0.4 else 0.1
+        warm = min(1.0, (fraction + 1e-3) / 0.03)
+        return warm * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * fraction)))
 
-    def training_step(self, batch: TrainingBatch, progress: float) -> Tensor:
+    def training_step(self, batch: TrainingBatch, fraction: float) -> Tensor:
         """Eq. 6: half the error from perturbed features, half that from features of the perturbed
         picture.
         """
@@ -258,16 +258,16 @@ class AGPNet(TrainedMethod):
         guide = targets.new_zeros(targets.shape[0], targets.shape[2])
         if self._guided:
             guide = self._guide(targets, batch.features.get("prior"))
-        given = self.decoder(self._perturbed(targets.sum(1), guide, progress))
-        loss = self.loss(given, targets, progress)
+        given = self.decoder(self._perturbed(targets.sum(1), guide, fraction))
+        loss = self.loss(given, targets, fraction)
         if self.config.image_noise == "none":
             return loss
         assert batch.images is not None
         with torch.no_grad():
-            seen = self.backbone(self._noisy_images(batch.images, guide, progress), self.layers)
+            seen = self.backbone(self._noisy_images(batch.images, guide, fraction), self.layers)
             noisy = self.targets(seen.tokens, seen.grids).sum(1)
-        given = self.decoder(self._perturbed(noisy, guide, progress))
-        return (loss + self.loss(given, targets, progress)) / 2
+        given = self.decoder(self._perturbed(noisy, guide, fraction))
+        return (loss + self.loss(given, targets, fraction)) / 2
 
     def after_step(self, step: int, steps: int) -> None:
         """Eq. 3: the teacher follows the decoder."""
@@ -305,18 +305,18 @@ class AGPNet(TrainedMethod):
             looking.train(training)
         return normalise(torch.stack(parts).sum(0))
 
-    def intensity(self, progress: float) -> float:
+    def intensity(self, fraction: float) -> float:
         """Eq. 5: α(t), in units of `noise_unit`."""
         low, high = self.config.noise_low, self.config.noise_high
-        return low + (high - low) * rise(progress, 0.0, self.config.noise_until)
+        return low + (high - low) * rise(fraction, 0.0, self.config.noise_until)
 
-    def covered(self, progress: float) -> float:
+    def covered(self, fraction: float) -> float:
         """The share of the pixels that image noise covers."""
         share = self.config.image_share
-        rising = rise(progress, self.config.image_from, self.config.noise_until)
+        rising = rise(fraction, self.config.image_from, self.config.noise_until)
         return share + (1 - share) * rising
 
-    def _perturbed(self, features: Tensor, guide: Tensor, progress: float) -> Tensor:
+    def _perturbed(self, features: Tensor, guide: Tensor, fraction: float) -> Tensor:
         """Eq. 4: F' = F + E ⊙ (α(t) · N(A) + β), for features B N D and N(A), the guide, B N."""
         kind = self.config.feature_noise
         if kind == "none":
@@ -325,12 +325,12 @@ class AGPNet(TrainedMethod):
             guide = torch.ones_like(guide)
         elif kind == "shuffled":
             guide = shuffled(guide)
-        strength = (self.intensity(progress) * guide + self.config.beta)[:, :, None]
+        strength = (self.intensity(fraction) * guide + self.config.beta)[:, :, None]
         if self.config.noise_unit == "std":
             strength = strength * features.std(dim=(1, 2), keepdim=True)
         return features + strength * torch.randn_like(features)
 
-    def _noisy_images(self, images: Tensor, guide: Tensor, progress: float) -> Tensor:
+    def _noisy_images(self, images: Tensor, guide: Tensor, fraction: float) -> Tensor:
         """Pictures B 3 H W with Gaussian noise in the most attended share of their pixels."""
         kind = self.config.image_noise
         if kind != "attention":
@@ -338,11 +338,11 @@ class AGPNet(TrainedMethod):
         size = (images.shape[-2], images.shape[-1])
         wanted = self._spread(guide.reshape(len(guide), *self.grid), images, size)
         order = wanted.flatten(1).argsort(1, descending=True)
-        chosen = order[:, : round(self.covered(progress) * order.shape[1])]
+        chosen = order[:, : round(self.covered(fraction) * order.shape[1])]
         inside = torch.zeros_like(wanted.flatten(1)).scatter_(1, chosen, 1.0).reshape(wanted.shape)
         return images + inside * torch.randn_like(images)
 
-    def loss(self, given: Tensor, targets: Tensor, progress: float) -> Tensor:
+    def loss(self, given: Tensor, targets: Tensor, fraction: float) -> Tensor:
         """Eq. 7 for reconstructions B G N D, a mean over pictures, groups and places: of the
         squared l2 distance of the D channels, or of the cosine distance, which spares easy places.
         """
@@ -351,7 +351,7 @@ class AGPNet(TrainedMethod):
         # In the precision of the decoder: float32 would take a third of the step.
         pairs = F.normalize(given, dim=-1) * F.normalize(targets.to(given.dtype), dim=-1)
         distance = 1 - pairs.sum(-1, dtype=torch.float32)
-        easy = self.config.spared * min(1.0, 10 * progress)  # everything counts at first
+        easy = self.config.spared * min(1.0, 10 * fraction)  # everything counts at first
         if easy == 0:
             return distance.mean()
         known = distance.detach().flatten()

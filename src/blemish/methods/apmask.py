@@ -174,7 +174,7 @@ class APMask(FineTuned):
         self.teacher = Teacher(self.backbone, self.head)
         self.backbone.requires_grad_(True)
 
-    def training_step(self, batch: TrainingBatch, progress: float) -> Tensor:
+    def training_step(self, batch: TrainingBatch, fraction: float) -> Tensor:
         assert batch.images is not None
         assert self.teacher is not None
         whole, wide, narrow = self.views(batch.images)

@@ -259,11 +259,11 @@ class AtacNet(EndToEnd, TrainedMethod):
         decay = self.config.weight_decay
         return torch.optim.Adam(groups, lr=rate, weight_decay=decay, decoupled_weight_decay=True)
 
-    def learning_rate_factor(self, progress: float) -> float:
+    def learning_rate_factor(self, fraction: float) -> float:
         """Steps down; in the paper after 10 and 20 of 30 epochs."""
-        return self.config.drop ** math.floor(progress / self.config.drop_every + 1e-9)
+        return self.config.drop ** math.floor(fraction / self.config.drop_every + 1e-9)
 
-    def training_step(self, batch: TrainingBatch, progress: float) -> Tensor:
+    def training_step(self, batch: TrainingBatch, fraction: float) -> Tensor:
         """Eq. 12, or the weighted cross-entropy."""
         images, labels = self.mixed(batch)
         score = self.look(images, self.see(images)).score

@@ -183,7 +183,7 @@ class Guided(FineTuned, TrainedMethod, Summarises, Adapts, LooksAtScales):
 
         return nn.ModuleDict({name: part for name, part in self.named_children() if learns(part)})
 
-    def training_step(self, batch: TrainingBatch, progress: float) -> Tensor:
+    def training_step(self, batch: TrainingBatch, fraction: float) -> Tensor:
         assert batch.images is not None
         config, images, guide = self.config, batch.images, batch.features["guide"]
         if config.augment:
