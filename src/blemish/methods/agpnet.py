@@ -388,8 +388,8 @@ class AGPNet(TrainedMethod):
         return Scores(pooled.flatten(1).amax(1), smooth(maps, self.config.smoothing)[:, 0])
 
 
-def rise(progress: float, start: float, end: float) -> float:
+def rise(fraction: float, start: float, end: float) -> float:
     """A line from 0 at `start` to 1 at `end`, and a step where these are not in this order."""
     if end <= start:
-        return float(progress >= start)
-    return min(1.0, max(0.0, (progress - start) / (end - start)))
+        return float(fraction >= start)
+    return min(1.0, max(0.0, (fraction - start) / (end - start)))
