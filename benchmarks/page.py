@@ -25,15 +25,7 @@ from page_texts import BEYOND, MATRIX, PROBES, READING, WEAK
 
 from blemish.bench import results, suites
 from blemish.bench.results import Page, Row, Sheet
-from blemish.bench.results.overview import (
-    alike,
-    asked,
-    backbone,
-    commits,
-    device,
-    flags,
-    size,
-)
+from blemish.bench.results.overview import alike, asked, backbone, commits, device, flags, size
 from blemish.bench.results.overview import sheet as sheet_of
 from blemish.bench.results.rows import departures, likeness, newest
 from blemish.bench.results.sheets import NONE, figure
@@ -82,79 +74,63 @@ COLUMNS = {
     "ELPV": ("elpv",),
     "NIH (part)": ("nih_chest_xray", "nih"),
 }
-# What `speed.py` and `metrics_speed.py` measure -> title, and heading -> key of the row.
-SIDE = {"Size": "size", "Precision": "precision"}
-BACKBONE = {
-    "To the last layer used": "images_per_second",
+# Heading of a table of speeds -> key of the row.
+KEYS = {
+    **{"Size": "size", "Precision": "precision", "Seconds": "seconds", "Pictures": "pictures"},
+    **{"Method": "method", "Backbone": "backbone", "View": "view", "Batch": "batch"},
+    **{"Images/s": "images_per_second", "To the last layer used": "images_per_second"},
     "All layers": "images_per_second_all_layers",
+    **{"Leave-one-out calibration": "calibrate", "Bank": "bank", "Peak (MiB)": "peak_memory_mib"},
+    **{"Maps": "maps", "Side": "side", "Masked": "mask_ratio", "Patches": "patches"},
+    **{"Kept": "kept", "Time": "seconds_ratio", "Memory for the backward pass": "bytes_ratio"},
+    **{"Cores used": "cores_used", "p50 (ms)": "latency_p50_ms", "p95 (ms)": "latency_p95_ms"},
+    "Peak GPU (MiB)": "peak_gpu_memory_mib",
 }
-FIT = {
-    "Leave-one-out calibration": "calibrate",
-    "Pictures": "pictures",
-    "Bank": "bank",
-    "Seconds": "seconds",
-}
-DROPPING = {
-    "View": "view",
-    "Precision": "precision",
-    "Masked": "mask_ratio",
-    "Patches": "patches",
-    "Kept": "kept",
-}
-DROPPING |= {
-    "Time": "seconds_ratio",
-    "Memory for the backward pass": "bytes_ratio",
-    "Cores used": "cores_used",
-}
+
+
+def keys(*headings: str) -> dict[str, str]:
+    return {heading: KEYS[heading] for heading in headings}
+
+
+SIDE = ("Size", "Precision")
+DROPPING = ("View", "Precision", "Masked", "Patches", "Kept")
+ON_GPU = ("Method", "Backbone", *SIDE)
+# What `speed.py`, `gpu.py` and `metrics_speed.py` measure -> title, and heading -> key of the row.
 SPEED: Mapping[str, tuple[str, Mapping[str, str]]] = {
-    "backbone": ("The bare backbone, images/s", SIDE | BACKBONE),
-    "predict": (
-        "`predict` with heatmaps at full size, images/s",
-        SIDE | {"Images/s": "images_per_second"},
+    "backbone": (
+        "The bare backbone, images/s",
+        keys(*SIDE, "To the last layer used", "All layers"),
     ),
-    "fit": ("Fit of PatchCore on bottle", {"Size": "size"} | FIT),
+    "predict": ("`predict` with heatmaps at full size, images/s", keys(*SIDE, "Images/s")),
+    "fit": (
+        "Fit of PatchCore on bottle",
+        keys("Size", "Leave-one-out calibration", "Pictures", "Bank", "Seconds"),
+    ),
     "memory": (
         "Memory of a fit of PatchCore at 224², calibration included",
-        {"Pictures": "count", "Seconds": "seconds", "Peak (MiB)": "peak_memory_mib"},
+        {"Pictures": "count", **keys("Seconds", "Peak (MiB)")},
     ),
     "metrics": (
         "Pixel AUROC and AUPRO, exact",
-        {"Maps": "maps", "Side": "side", "Seconds": "seconds", "Peak (MiB)": "peak_rss_mib"},
+        {**keys("Maps", "Side", "Seconds"), "Peak (MiB)": "peak_rss_mib"},
     ),
-    "help": ("`blemish --help`", {"Seconds": "seconds"}),
+    "help": ("`blemish --help`", keys("Seconds")),
     "dropping": (
         "APMask's student forward and backward with patches dropped, as a share of the unmasked "
         "one",
-        DROPPING,
+        keys(*DROPPING, "Time", "Memory for the backward pass", "Cores used"),
     ),
     "score": (
         "Scoring on a GPU that does nothing else (`gpu.py`), decoding not included",
-        {
-            "Method": "method",
-            "Backbone": "backbone",
-            "Size": "size",
-            "Precision": "precision",
-            "Batch": "batch",
-            "Images/s": "images_per_second",
-            "p50 (ms)": "latency_p50_ms",
-            "p95 (ms)": "latency_p95_ms",
-            "Peak GPU (MiB)": "peak_gpu_memory_mib",
-        },
+        keys(*ON_GPU, "Batch", "Images/s", "p50 (ms)", "p95 (ms)", "Peak GPU (MiB)"),
     ),
     "train": (
         "Training on a GPU that does nothing else (`gpu.py`): 80 steps, the slow first ones "
         "included",
-        {
-            "Method": "method",
-            "Backbone": "backbone",
-            "Size": "size",
-            "Precision": "precision",
-            "Pictures a step": "batch",
-            "Pictures/s": "images_per_second",
-        },
+        {**keys(*ON_GPU), "Pictures a step": "batch", "Pictures/s": "images_per_second"},
     ),
 }
-CASE = (
+CASE = [
     "what",
     "method",
     "batch",
@@ -167,7 +143,7 @@ CASE = (
     "view",
     "mask_ratio",
     "views",
-)
+]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -206,12 +182,8 @@ def page(files: Mapping[str, Sequence[Row]]) -> str:
     """The whole page. `files`: name -> rows."""
     bench = {name: [row for row in rows if "schema" in row] for name, rows in sorted(files.items())}
     every = [row for rows in bench.values() for row in rows]
-    others = [
-        row
-        for _, rows in sorted(files.items())
-        for row in rows
-        if not {"schema", "part"} & row.keys()
-    ]
+    lines = [row for _, rows in sorted(files.items()) for row in rows]
+    others = [row for row in lines if not {"schema", "part"} & row.keys()]
     weak = latest((row for row in others if "draw" in row), lambda row: row["key"])
     probes = [row for row in others if row.get("what") == "probe"]
     speeds = [row for row in others if row.get("what", "probe") != "probe"]
@@ -243,9 +215,8 @@ def sections(*sheets: Sheet) -> str:
 
 def latest(rows: Iterable[Row], what: Callable[[Row], Any]) -> list[Row]:
     """Of rows of the same `what` the last one of the newest."""
-    return list(
-        {what(row): row for row in sorted(rows, key=lambda row: row.get("date", ""))}.values()
-    )
+    by_date = sorted(rows, key=lambda row: row.get("date", ""))
+    return list({what(row): row for row in by_date}.values())
 
 
 Cells = dict[str, dict[str, list[Row]]]  # label of the line -> column -> rows of one setting
@@ -257,28 +228,14 @@ def covered(rows: Sequence[Row]) -> Cells:
 
     def rank(group: Sequence[Row]) -> tuple[Any, ...]:
         row = group[-1]
-        changes = departures(row, row["recipe"]).keys() - {
-            "backbone",
-            "image_size",
-            "pretraining",
-            "network",
-        }
-        wishes = [
-            row["recipe"] != "best",
-            row["shots"] is not None,
-            row["anomaly_type"] is not None,
-        ]
+        free = {"backbone", "image_size", "pretraining", "network"}
+        changes = departures(row, row["recipe"]).keys() - free
+        wishes = [row["recipe"] != "best", row["shots"] is not None]
+        wishes.append(row["anomaly_type"] is not None)
         height, width = row["resolution"]
         steps = (row["training"] or {}).get("steps", 0)
-        foreign = row["backbone"] != OUR_BACKBONE
-        return (
-            len(changes) + sum(wishes),
-            foreign,
-            -len(group),
-            -height * width,
-            -steps,
-            likeness(row),
-        )
+        nearest = len(changes) + sum(wishes), row["backbone"] != OUR_BACKBONE
+        return (*nearest, -len(group), -height * width, -steps, likeness(row))
 
     cells: Cells = {line.label: {} for line in LINES}
     for line in LINES:
@@ -340,9 +297,8 @@ def suites_of(rows: Sequence[Row]) -> tuple[list[str], list[str]]:
             sheets += found
             empty += [] if found else [f"`{name}` {part.name}"]
         if sheets:
-            whole = dataclasses.replace(
-                results.suite_page(good, suite), sheets=tuple(sheets), failed=()
-            )
+            whole = results.suite_page(good, suite)
+            whole = dataclasses.replace(whole, sheets=tuple(sheets), failed=())
             told.append(section(f"Suite `{name}`: {suite.title}", whole))
     return told, empty
 
@@ -364,17 +320,8 @@ def labelled(rows: Sequence[Row]) -> str:
         for found in alike(ordered)
     ]
     columns = (
-        "Data",
-        "Resolution",
-        "M",
-        "Settings",
-        "Draws",
-        "I",
-        "P",
-        "PRO",
-        "Least I",
-        "Commit",
-        "Device",
+        *("Data", "Resolution", "M", "Settings", "Draws", "I", "P", "PRO", "Least I"),
+        *("Commit", "Device"),
     )
     title = "Labelled defects (`weak.py`)"
     return sections(Sheet(title=title, above=WEAK, columns=columns, lines=tuple(lines)))
@@ -397,19 +344,11 @@ def probed(rows: Sequence[Row]) -> str:
         for row in latest(rows, lambda row: (row["data"], backbone(row), size(row)))
     ]
     columns = (
-        "Data",
-        "Backbone",
-        "Weights",
-        "Resolution",
-        "kNN",
-        "Linear",
-        "Kinds",
-        "Folds drawn",
+        *("Data", "Backbone", "Weights", "Resolution", "kNN", "Linear", "Kinds", "Folds drawn"),
         "Commit",
     )
-    return sections(
-        Sheet(title="Probes (`probe.py`)", above=PROBES, columns=columns, lines=tuple(lines))
-    )
+    title = "Probes (`probe.py`)"
+    return sections(Sheet(title=title, above=PROBES, columns=columns, lines=tuple(lines)))
 
 
 def timed(rows: Sequence[Row]) -> str:
@@ -418,9 +357,8 @@ def timed(rows: Sequence[Row]) -> str:
     sheets: list[Sheet] = []
     for what in dict.fromkeys([*SPEED, *(row["what"] for row in rows)]):
         if cases := [row for row in found if row["what"] == what]:
-            other = {
-                key: key for key in cases[-1] if key not in ("what", "commit", "dirty", "device")
-            }
+            about = ("what", "commit", "dirty", "device")
+            other = {key: key for key in cases[-1] if key not in about}
             title, columns = SPEED.get(what, (what, other))
             lines = [
                 (*(plain(row.get(key)) for key in columns.values()), commits([row]), device(row))
@@ -428,9 +366,8 @@ def timed(rows: Sequence[Row]) -> str:
             ]
             ordered = tuple(sorted(lines, key=in_order))
             sheets.append(Sheet(title=title, columns=(*columns, "Commit", "Device"), lines=ordered))
-    return section(
-        "Speed and memory (`speed.py`, `gpu.py`, `metrics_speed.py`)", Page(sheets=tuple(sheets))
-    )
+    title = "Speed and memory (`speed.py`, `gpu.py`, `metrics_speed.py`)"
+    return section(title, Page(sheets=tuple(sheets)))
 
 
 def in_order(cells: Sequence[str]) -> list[tuple[float, str]]:

@@ -2,8 +2,7 @@
 set.
 
     python benchmarks/probe.py bottle magnetic_tile --backbone focus_vits14 --output probe.jsonl
-    python benchmarks/probe.py bottle --backbone focus_vits14 --weights encoder.safetensors --output
-    probe.jsonl
+    python benchmarks/probe.py bottle --backbone focus_vits14 --weights encoder.safetensors
 
 A data set is a path, or a name that `blemish bench` knows, found in BLEMISH_DATA. Every picture is
 described, at 224² and in fp32, by its [CLS] token and the mean of its patch tokens, side by side,
@@ -11,10 +10,9 @@ both of the last layer and after the final norm. On these features:
 
 `knn`: image AUROC of the cosine distance to the nearest good training picture.
 `linear`: AUROC of a logistic regression (standardised features, C = 1) that tells good from
-    defective test pictures,
-each scored by the fold of five that did not see it. `linear_kind`: balanced accuracy of one that
-tells the kinds of defect apart in the same way; only kinds of five pictures or more, and null where
-there are not two.
+defective test pictures, each scored by the fold of five that did not see it.
+`linear_kind`: balanced accuracy of one that tells the kinds of defect apart in the same way; only
+kinds of five pictures or more, and null where there are not two.
 
 Both are means over `--seeds` draws of the folds, with the standard deviation (of a sample) beside
 them. They use the test labels: they say what is in the features, not how well a detector does. Runs
@@ -24,7 +22,6 @@ on a GPU where there is one.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import platform
 import statistics
@@ -52,7 +49,7 @@ from blemish.bench import plan as planning
 from blemish.bench.results import append, ready
 from blemish.compute import pick_device
 from blemish.data import layouts
-from blemish.data.stream import PictureStream
+from blemish.data.stream import PictureStream, fingerprint
 from blemish.data.transforms import Preprocessing
 from blemish.errors import BlemishError, ConfigError, DataError
 from blemish.metrics.ranking import auroc
@@ -158,15 +155,16 @@ def described(
     stream = PictureStream([one.path for one in samples], preprocessing, batch_size=BATCH)
     device = backbone.device
     made = [np.empty((0, 2 * backbone.dim), dtype=np.float32)]
-    for batch in stream:
-        last = backbone(batch.images.to(device), (backbone.depth,))
+    reading = stream.on(device)
+    for batch in reading:
+        last = backbone(batch.images, (backbone.depth,))
         tokens = [backbone.norm(last.cls[0]), backbone.norm(last.tokens[0]).mean(1)]
         made.append(torch.cat(tokens, dim=1).cpu().numpy())
-    for _, failure in sorted(stream.failures.items()):
+    found = reading.found
+    for _, failure in sorted(found.failures.items()):
         print(f"left out: {failure.source}: {failure.reason}", file=sys.stderr)
-    readable = [one for index, one in enumerate(samples) if index not in stream.failures]
-    digests = "".join(sorted(stream.digests.values()))
-    return readable, np.concatenate(made), hashlib.sha256(digests.encode()).hexdigest()
+    readable = [one for index, one in enumerate(samples) if index not in found.failures]
+    return readable, np.concatenate(made), fingerprint(found.digests.values())
 
 
 def distances(features: np.ndarray, known: np.ndarray) -> np.ndarray:

@@ -3,8 +3,7 @@
     python benchmarks/speed.py backbone predict fit memory help dropping --output speed.jsonl
 
 `backbone`: images/s of the bare backbone up to the last layer that detectors use, and to its end.
-    `predict`: images/s
-of `Detector.predict_many` with heatmaps at the original size, decoding included. `fit`: seconds for
+`predict`: images/s of `Detector.predict_many` with heatmaps at the original size, decoding included. `fit`: seconds for
 PatchCore on the 209 pictures of bottle. `memory`: peak memory of a fit on 200 and on 2,000
 pictures. `help`: seconds of `blemish --help`. `dropping`: what APMask's student costs forward and
 backward, with patches dropped and without, for one view of 16 pictures; on a GPU where there is one
@@ -33,10 +32,8 @@ BACKBONE = "focus_vits14"
 SIZES = (224, 448)
 PRECISIONS = ("fp32", "bf16")
 MASK_RATIOS = (0.15, 0.3, 0.5)
-PAIRS, LEAST_SECONDS = (
-    7,
-    10.0,
-)  # of `dropping`: it goes on until it has as many, and has taken as long
+# Of `dropping`: it goes on until it has as many, and has taken as long.
+PAIRS, LEAST_SECONDS = 7, 10.0
 
 
 def main() -> None:

@@ -1,17 +1,16 @@
 """Learning from M labelled defects (`lda`): draws of M by seed, all other defects tested, one row a
 draw.
 
-    python benchmarks/weak.py elpv brain_mri --image-size 224 --results
-    benchmarks/results/weak.jsonl
+    python benchmarks/weak.py elpv brain_mri --image-size 224 --results weak.jsonl
 
 With `--type`, once or several times, the defects are drawn from one type at a time, and those of
 all others are tested: the hard setting. (`bench --anomaly-type` tests the rest of that type, too.)
-    `--type any` draws from all, as without it.
+`--type any` draws from all, as without it.
 
 What does not depend on the draw is computed once: the normality detector is fitted once (seed 0) on
-    all good training
-pictures, and each test picture is looked at once. A draw then takes seconds, and its row says what
-`blemish bench --methods lda --anomaly-count M` would say of it with the normality part of seed 0.
+all good training pictures, and each test picture is looked at once. A draw then takes seconds, and
+its row says what `blemish bench --methods lda --anomaly-count M` would say of it with the normality
+part of seed 0.
 Rows that the file holds already are not made again.
 """
 

@@ -25,6 +25,8 @@ SMALL: dict[str, Any] = {
     "precision": "fp32",
 }
 
+# The same for `blemish fit`.
+FIT = "--backbone test_vit --weights random --image-size 64 --layers 2,4 --precision fp32"
 
 # A short training; those of methods that are not trained have no such settings.
 BRIEF: dict[str, Any] = {

@@ -1,14 +1,27 @@
-"""Runs of a bench that take no time, for the tests of what plans and makes them."""
+"""Runs of a bench that take no time, and the rows and suites that its tests make tables of."""
 
 from __future__ import annotations
 
+import dataclasses
+import io
+import json
+import sys
+from collections.abc import Callable, Iterable
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-from blemish.bench.plan import Run
-from blemish.bench.results import Row
+import pytest
 
+from blemish import config as configs
+from blemish.bench import run as benchmark
+from blemish.bench.plan import Run
+from blemish.bench.results import Row, markdown, page, suite_page
+from blemish.bench.suites import Comparison, Entry, Figure, Published, Suite, Table
+from blemish.detector.fit import configure
+
+HERE = {"device": "cpu", "precision": "fp32"}
 TINY = {"backbone": "test_vit", "image_size": [32], "layers": [2, 4], "bank_size": 50}
 GUIDED = {
     "method": "guided",
@@ -56,3 +69,77 @@ def a_row(**changes: Any) -> Row:
         **{"torch": "2", "python": "3.11"},
     }
     return cast(Row, {**row, **changes})
+
+
+def a_row_of(one: Run, **changes: Any) -> Row:
+    """What a run in another process would have answered."""
+    return {**a_row(), **benchmark._heading(one), **changes}  # type: ignore[typeddict-item]
+
+
+def launched_as(code: str, one: Run, patch: pytest.MonkeyPatch, gpu: str | None = None) -> Row:
+    """The row of a run whose process runs some other code."""
+    patch.setattr(benchmark, "_command", lambda order: [sys.executable, "-S", "-c", code])
+    return benchmark._launch(benchmark.Order(one, "cpu", "fp32", None, None), gpu, set())
+
+
+def in_this_process(launched: list[Run]) -> Callable[..., Row]:
+    """What works as a run's own process does, here, which is quicker; notes the runs that it is
+    given."""
+
+    def launch(order: benchmark.Order, *_: object) -> Row:
+        launched.append(order.run)
+        told = {**dataclasses.asdict(order), "run": order.run.to_dict()}
+        with redirect_stdout(io.StringIO()) as printed:
+            benchmark._worker(["--run", json.dumps(told)])
+        row: Row = json.loads(printed.getvalue())
+        return row
+
+    return launch
+
+
+def table(rows: Iterable[Row]) -> str:
+    return markdown(page(rows))
+
+
+def suite_table(rows: Iterable[Row], suite: Suite) -> str:
+    return markdown(suite_page(rows, suite))
+
+
+def body(markdown: str) -> list[list[str]]:
+    """The cells of the table's rows, without the header."""
+    lines = [line for line in markdown.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines[2:]]
+
+
+def varied(key: str, *values: str, **changes: Any) -> Table:
+    """A table that varies a setting of `knn`."""
+    rows = tuple(Entry(method="knn", label=it, settings={key: it}) for it in values)
+    return Table(**{"name": key, "title": key.capitalize(), "rows": rows, **changes})
+
+
+def suite_with(*tables: Table | Comparison) -> Suite:
+    return Suite(name="demo", title="Demo", tables=tables)
+
+
+def published(mean: float, **figures: float | None) -> Published:
+    given = {
+        line: {} if it is None else {"image_auroc": Figure(it)} for line, it in figures.items()
+    }
+    return Published(source="Theirs", figures=given, mean={"image_auroc": Figure(mean)})
+
+
+def suite_of(**changes: Any) -> Suite:
+    values: dict[str, Any] = {
+        **{"name": "main", "title": "Main table", "source": "Table 1", "note": "Noted."},
+        **{"data": "mvtec", "lines": ("bottle", "cable", "screw"), "metrics": ("image_auroc",)},
+        "published": (published(90.1, bottle=90.0, cable=80.0, screw=None),),
+        "entries": (Entry(method="knn", label="ours"),),
+    }
+    return suite_with(Comparison(**{**values, **changes}))
+
+
+def of(data: str, value: float | None, seed: int = 0, **changes: Any) -> Row:
+    row = a_row(data=data, seed=seed, image_auroc=value, **{"changed": {}, **changes})
+    recipe = configs.to_dict(configure(row["method"], recipe=row["recipe"], shots=row.get("shots")))
+    settings = {**recipe, **row["settings"], **row["changed"], "seed": seed}
+    return {**row, "settings": settings, "key": "-".join(map(str, [data, seed, *changes.values()]))}

@@ -26,23 +26,15 @@ from blemish.methods.guided import Guided
 from blemish.methods.guided_config import GuidedConfig
 from blemish.methods.memory import Knn
 
-KEYS = [
-    "learnable_parameters",
-    "parameters",
-    "flops",
-    "latency_p50_ms",
-    "latency_p95_ms",
-    "artifact_mib",
-]
+KEYS = ["learnable_parameters", "parameters", "flops"]
+KEYS += ["latency_p50_ms", "latency_p95_ms", "artifact_mib"]
 # test_vit: width 64, 192 in the middle of a block, patches of 16², and positions for 100 of them
 # beside [CLS].
-BLOCK = (
-    4 * 64 + 65 * 192 + 65 * 64 + 65 * 192 + 193 * 64
-)  # norms, qkv, out, feed-forward in and out
+# Norms, qkv, out, feed-forward in and out.
+BLOCK = 4 * 64 + 65 * 192 + 65 * 64 + 65 * 192 + 193 * 64
 EMBEDDING = (3 * 16 * 16 + 1) * 64 + 64 + 101 * 64  # patches, [CLS], positions
-LINEAR = (
-    64 * 192 + 64 * 64 + 64 * 192 + 192 * 64
-)  # multiply-adds of a block for one token, without attention
+# Multiply-adds of a block for one token, without attention.
+LINEAR = 64 * 192 + 64 * 64 + 64 * 192 + 192 * 64
 
 
 def test_counts_of_a_memory_bank(
@@ -58,9 +50,8 @@ def test_counts_of_a_memory_bank(
     assert costs["learnable_parameters"] == 0
     assert costs["parameters"] == EMBEDDING + 4 * BLOCK + 384 * 64
     patches = 16 * (3 * 16 * 16) * 64
-    blocks = 4 * (
-        17 * LINEAR + 2 * 17 * 17 * 64
-    )  # attention: queries with keys, and weights with values
+    # Attention: queries with keys, and weights with values.
+    blocks = 4 * (17 * LINEAR + 2 * 17 * 17 * 64)
     search = 16 * 384 * 64
     smoothing = 2 * 3 * 16 * 16  # three taps along each axis of a map of 16²
     assert costs["flops"] == 2 * (patches + blocks + search + smoothing)
@@ -83,19 +74,14 @@ def test_what_is_learned_is_counted_by_what_trains(fitted: Callable[..., Detecto
     whole, few = copy.copy(guided), copy.copy(guided)
     whole.config, few.config = GuidedConfig(trainable_blocks=None), GuidedConfig(trainable_blocks=1)
     encoder: Any = guided.backbone.model
-    unread: list[nn.Module] = [
-        *encoder.blocks[guided.deepest :],
-        encoder.norm,
-    ]  # by the map of layers 2 and 4
-    rest = sum(each.numel() for part in unread for each in part.parameters())
-    assert (
-        efficiency._learnable(whole, images)
-        == sum(each.numel() for each in guided.parameters()) - rest
-    )
-    parts: list[nn.Module] = [encoder.blocks[guided.deepest - 1], guided.segmentation_head]
-    assert efficiency._learnable(few, images) == sum(
-        each.numel() for part in parts for each in part.parameters()
-    )
+    unread = [*encoder.blocks[guided.deepest :], encoder.norm]  # by the map of layers 2 and 4
+    assert efficiency._learnable(whole, images) == numbers(guided) - numbers(*unread)
+    last = encoder.blocks[guided.deepest - 1]
+    assert efficiency._learnable(few, images) == numbers(last, guided.segmentation_head)
+
+
+def numbers(*modules: nn.Module) -> int:
+    return sum(each.numel() for module in modules for each in module.parameters())
 
 
 def test_a_cnn_and_a_product_with_a_vector(small: dict[str, Any], picture: Any) -> None:
@@ -107,12 +93,9 @@ def test_a_cnn_and_a_product_with_a_vector(small: dict[str, Any], picture: Any) 
     bank = plain.method.bank
     assert isinstance(bank, Tensor)
     model = plain.method.backbone.model
-    used = [
-        each for name, each in model.named_parameters() if not name.startswith(("layer3", "layer4"))
-    ]
-    statistics = [
-        each for name, each in model.named_buffers() if not name.startswith(("layer3", "layer4"))
-    ]
+    deep = ("layer3", "layer4")
+    used = [each for name, each in model.named_parameters() if not name.startswith(deep)]
+    statistics = [each for name, each in model.named_buffers() if not name.startswith(deep)]
     floating = [each for each in statistics if each.is_floating_point()]
     wanted = sum(each.numel() for each in (*used, *floating, bank))
     costs = measure(plain, picture(9), repeats=1)
@@ -173,15 +156,14 @@ def test_nothing_changes(fitted: Callable[..., Detector], method: str, picture: 
     measure(detector, decode(picture(50)), repeats=1)
     assert torch.equal(torch.get_rng_state(), random)
     assert len(modules._global_forward_pre_hooks) == watched
-    assert [
-        (each.training, len(each._forward_hooks)) for each in detector.method.modules()
-    ] == modes
+    after = [(each.training, len(each._forward_hooks)) for each in detector.method.modules()]
+    assert after == modes
     assert [each.requires_grad for each in detector.method.parameters()] == gradients
     for name, tensor in detector.method.state_dict().items():
         assert torch.equal(tensor, tensors[name]), name
-    after = detector.predict(picture(50, defect=True))
-    assert after.score == before.score
-    assert np.array_equal(after.anomaly_map, before.anomaly_map)
+    again = detector.predict(picture(50, defect=True))
+    assert again.score == before.score
+    assert np.array_equal(again.anomaly_map, before.anomaly_map)
 
 
 def test_latency_is_of_single_runs(monkeypatch: pytest.MonkeyPatch) -> None:

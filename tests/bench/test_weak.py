@@ -33,29 +33,17 @@ def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def test_a_row_is_what_a_fit_with_that_draw_says(
     script: ModuleType, mvtec: Path, normality: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        blemish,
-        "fit",
-        functools.partial(blemish.fit, weights="random", device="cpu", precision="fp32"),
-    )
-    options = Namespace(
-        set=["layers=2,4", f"normality={normality}"],
-        type=None,
-        counts=[0, 2],
-        draws=1,
-        masks=True,
-        backbone="test_vit",
-        image_size=64,
-    )
-    config = blemish.configure(
-        "lda", values={"backbone": "test_vit", "image_size": 64}, assignments=options.set
-    )
+    here = functools.partial(blemish.fit, weights="random", device="cpu", precision="fp32")
+    monkeypatch.setattr(blemish, "fit", here)
+    tiny: dict[str, Any] = {"backbone": "test_vit", "image_size": 64}
+    changed = ["layers=2,4", f"normality={normality}"]
+    options = Namespace(set=changed, type=None, counts=[0, 2], draws=1, masks=True, **tiny)
+    config = blemish.configure("lda", values=tiny, assignments=changed)
     rows = list(script.rows("part", mvtec, options, set()))
     assert [row["anomaly_count"] for row in rows] == [0, 2]
     for row in rows:
-        defects: dict[str, Any] = (
-            {"anomalies": mvtec, "anomaly_count": 2} if row["anomaly_count"] else {}
-        )
+        taught: dict[str, Any] = {"anomalies": mvtec, "anomaly_count": 2}
+        defects = taught if row["anomaly_count"] else {}
         detector = blemish.fit("lda", mvtec, config=config, calibration_fraction=0, **defects)
         found = blemish.evaluate(detector, mvtec)
         told = {name: getattr(found, name) for name in script.METRICS}

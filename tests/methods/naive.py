@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import numpy as np
 from torch import Tensor
 
 
 def f64(tensor: Tensor) -> np.ndarray:
     return tensor.detach().double().numpy()
+
+
+def layer_normed(
+    row: np.ndarray, weight: Any = 1.0, bias: Any = 0.0, epsilon: float = 1e-5
+) -> np.ndarray:
+    mean = sum(row) / len(row)
+    variance = sum((value - mean) ** 2 for value in row) / len(row)
+    return np.asarray((row - mean) / math.sqrt(variance + epsilon) * weight + bias)
+
+
+def gelu(values: np.ndarray) -> np.ndarray:
+    return np.array([0.5 * value * (1 + math.erf(value / math.sqrt(2))) for value in values])
 
 
 def upsampled(

@@ -3,7 +3,8 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
-import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 from xml.etree import ElementTree
 
@@ -47,6 +48,13 @@ def text(svg: bytes) -> str:
     return " ".join(ElementTree.fromstring(svg).itertext())
 
 
+def pixels(png: bytes) -> np.ndarray:
+    """H W 3 of a PNG file."""
+    with Image.open(io.BytesIO(png)) as picture:
+        assert picture.format == "PNG"
+        return np.asarray(picture.convert("RGB")).astype(int)
+
+
 def test_curves_name_their_area() -> None:
     assert "AUROC 0.8750" in text(roc([0, 0, 0.5, 1], [0, 0.5, 1, 1], 0.875))
     assert "AP 0.8333" in text(precision_recall([1, 1, 0.5, 2 / 3], [0, 0.5, 0.5, 1], 0.83333))
@@ -55,20 +63,12 @@ def test_curves_name_their_area() -> None:
 
 
 def test_a_histogram_names_its_classes_with_counts_and_the_threshold() -> None:
-    words = text(score_histogram(good=GOOD, defective=DEFECTIVE, threshold=2.125))
-    assert "good (60)" in words
-    assert "defective (20)" in words
-    assert "threshold 2.125" in words
-    words = text(score_histogram(scored=[1.0, 2.0, 3.0]))
-    assert "scored (3)" in words
-    assert not any(word in words for word in ("good", "defective", "threshold"))
-
-
-def test_scored_pictures_are_drawn_by_their_truth() -> None:
     pairs = [(0, 1.0), (0, 2.0), (1, 3.0), (None, 4.0), (None, 5.0), (None, 6.0)]
     words = text(of_scores(pairs, 2.5)["histogram"])
     for said in ("good (2)", "defective (1)", "scored (3)", "threshold 2.5"):
         assert said in words
+    words = text(of_scores(pairs[3:], None)["histogram"])
+    assert not any(word in words for word in ("good", "defective", "threshold"))
 
 
 def test_a_bin_holds_its_upper_edge_and_recall_rises(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,18 +93,10 @@ def test_a_bin_holds_its_upper_edge_and_recall_rises(monkeypatch: pytest.MonkeyP
     assert (list(recall), list(precision)) == ([0.0, 0.5, 1.0], [0.5, 0.75, 1.0])
 
 
-@pytest.mark.parametrize("threshold", [None, 0.0, 1.0, 50.0])
+@pytest.mark.parametrize("threshold", [None, 1.0])
 @pytest.mark.parametrize(
     ("good", "defective"),
-    [
-        ([], []),
-        ([1.0], []),
-        ([], [1.0]),
-        ([0.0], [0.0]),
-        ([7.5] * 9, [7.5]),
-        ([1e30], [-1e30]),
-        ([1e-30], []),
-    ],
+    [([], []), ([1.0], []), ([0.0], [0.0]), ([7.5] * 9, [7.5]), ([1e30], [-1e30]), ([1e-30], [])],
 )
 def test_degenerate_scores_are_drawn(
     good: list[float], defective: list[float], threshold: float | None
@@ -151,15 +143,9 @@ def test_the_same_input_gives_the_same_bytes_in_another_process() -> None:
 
 
 def test_png_is_drawn_without_a_display() -> None:
-    for png in (
-        roc([0, 1], [0, 1], 0.5, format="png"),
-        precision_recall([1, 1], [0, 1], 1.0, format="png"),
-        score_histograms({"": Spread(good=GOOD, threshold=2.0)}, format="png"),
-    ):
-        with Image.open(io.BytesIO(png)) as picture:
-            assert picture.format == "PNG"
-            assert picture.getpixel((0, 0))[:3] == (255, 255, 255)
-            assert np.ptp(np.asarray(picture.convert("L"))) > 150
+    png = pixels(score_histograms({"": Spread(good=GOOD, threshold=2.0)}, format="png"))
+    assert (png[0, 0] == 255).all()
+    assert np.ptp(png) > 150
 
 
 def test_settings_of_the_caller_neither_matter_nor_change() -> None:
@@ -174,18 +160,11 @@ def test_settings_of_the_caller_neither_matter_nor_change() -> None:
 
 def test_threads_do_not_disturb_each_other() -> None:
     expected = score_histogram(good=GOOD, defective=DEFECTIVE)
-    drawn: list[bytes] = []
-    threads = [
-        threading.Thread(
-            target=lambda: drawn.append(score_histogram(good=GOOD, defective=DEFECTIVE))
-        )
-        for _ in range(4)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert drawn == [expected] * 4
+    drawn: list[Future[bytes]] = []
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(4):
+            drawn.append(pool.submit(score_histogram, good=GOOD, defective=DEFECTIVE))
+    assert [one.result() for one in drawn] == [expected] * 4
 
 
 def test_what_cannot_be_drawn_is_an_error() -> None:
@@ -208,10 +187,7 @@ def test_the_health_of_a_training() -> None:
     for said in ("loss", "usage", "steps", "the picture", "step 1"):
         assert said in words
     assert len(drawn) < 100_000  # however many steps there were
-    png = np.asarray(
-        Image.open(io.BytesIO(health([1], {"loss": [0.5]}, [("the picture", tile)]))).convert("L")
-    )
-    assert png.std() > 5
+    assert pixels(health([1], {"loss": [0.5]}, [("the picture", tile)])).std() > 5
     with pytest.raises(ConfigError, match="5000 values and loss 2"):
         health(steps, {"loss": [1.0, 2.0]}, [("", tile)])
     with pytest.raises(NonFiniteError, match="loss"):
@@ -223,29 +199,17 @@ def test_an_embedding_names_good_pictures_and_kinds_of_defects_with_counts() -> 
     labels = [0] * 9 + [1] * 6
     kinds = [*["ignored"] * 9, "dent", "_cut $x^{", "dent", "dent", "\x1b", ""]
     words = text(embedding(points, labels, kinds))
-    for said in (
-        "9 good",
-        "3 dent",
-        "1 _cut $x^{",
-        r"1 \x1b",
-        "1 other defects",
-        "15 pictures",
-        "perplexity 4.67",
-    ):
+    counts = ("9 good", "3 dent", "1 _cut $x^{", r"1 \x1b", "1 other defects", "15 pictures")
+    for said in (*counts, "perplexity 4.67"):
         assert said in words
     assert "ignored" not in words
     words = text(embedding(points, labels))
     assert "6 defective" in words
     assert embedding(points, labels, kinds) == embedding(points, labels, kinds)
-    many = text(
-        embedding(RNG.normal(0, 1, (40, 3)), [1] * 40, [f"kind {n:02}" for n in range(20)] * 2)
-    )
-    assert ("2 kind 10" in many, "2 kind 11" in many, "18 other defects" in many) == (
-        True,
-        False,
-        True,
-    )
-    assert "good" not in many
+    twenty = [f"kind {n:02}" for n in range(20)] * 2
+    many = text(embedding(RNG.normal(0, 1, (40, 3)), [1] * 40, twenty))
+    assert all(said in many for said in ("2 kind 10", "18 other defects"))
+    assert not any(said in many for said in ("2 kind 11", "good"))
 
 
 def test_what_is_alike_lies_close_together() -> None:
@@ -258,14 +222,13 @@ def test_what_is_alike_lies_close_together() -> None:
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
-@pytest.mark.parametrize("count", [3, 4])
-def test_few_points_and_those_that_coincide_are_drawn(count: int, scale: float) -> None:
-    assert f"{count} good" in text(embedding(scale * RNG.normal(0, 1, (count, 2)), [0] * count))
-    assert f"{count} good" in text(embedding(np.full((count, 4), scale), [0] * count))
+def test_few_points_and_those_that_coincide_are_drawn(scale: float) -> None:
+    assert "3 good" in text(embedding(scale * RNG.normal(0, 1, (3, 2)), [0] * 3))
+    assert "3 good" in text(embedding(np.full((3, 4), scale), [0] * 3))
 
 
 def test_an_embedding_that_cannot_be_drawn_is_an_error() -> None:
-    for shape in ((2, 5), (0, 5), (9, 1), (9,)):
+    for shape in ((2, 5), (9, 1), (9,)):
         with pytest.raises(ConfigError, match="3 or more points of 2 or more features"):
             embedding(np.zeros(shape), [0] * shape[0])
     with pytest.raises(ConfigError, match="4 points, 3 labels and 3 names"):
@@ -280,74 +243,45 @@ def test_a_gallery_shows_what_each_row_has_under_its_columns() -> None:
     red, green, blue = (
         np.tile(np.array(colour, np.uint8), (6, 9, 1)) for colour in np.eye(3) * 250
     )
-    rows = [
-        Row(caption="first\nscore 1", tiles={"picture": red}),
-        Row(caption="no. $2_{\x07" + "x" * 40, tiles={"picture": green, "mask": blue}),
-    ]
+    first = Row(caption="first\nscore 1", tiles={"b $_{": red}, labels={"b $_{": "0.25 $_{"})
+    second = Row(caption="no. $2_{\x07" + "x" * 40, tiles={"b $_{": green, "mask": blue})
+    rows = [first, second]
     words = text(gallery(rows, note="a rectangle", format="svg"))
-    for said in ("picture", "mask", "first", "score 1", r"no. $2_{\x07", "07…x", "a rectangle"):
+    for said in ("b $_{", "mask", "first", "score 1", r"no. $2_{\x07", "07…x", "a rectangle"):
         assert said in words
-    drawn = np.asarray(Image.open(io.BytesIO(gallery(rows))).convert("RGB")).astype(int)
-    places = {}
-    for channel, name in enumerate(("red", "green", "blue")):
-        seen = np.argwhere((drawn[..., channel] == 250) & (drawn.sum(2) == 250))
-        assert len(seen) > 1000, name
-        places[name] = seen.mean(0)
-    assert places["red"][0] < places["green"][0] == pytest.approx(places["blue"][0], abs=2)
-    assert places["red"][1] == pytest.approx(places["green"][1], abs=2)
-    assert places["green"][1] < places["blue"][1]
-    for nothing in ([], [Row(caption="caption", tiles={})]):
+    assert "0.25 $_{" in words
+
+    def places(**options: Any) -> list[np.ndarray]:
+        """Row and column of each colour."""
+        drawn = pixels(gallery([replace(first, labels={}), second], **options))
+        found = [np.argwhere((drawn[..., c] == 250) & (drawn.sum(2) == 250)) for c in range(3)]
+        assert min(map(len, found)) > 1000
+        return [each.mean(0) for each in found]
+
+    seen_red, seen_green, seen_blue = places()
+    assert seen_red[0] < seen_green[0] == pytest.approx(seen_blue[0], abs=2)
+    assert seen_red[1] == pytest.approx(seen_green[1], abs=2)
+    assert seen_green[1] < seen_blue[1]
+    _, seen_green, seen_blue = places(columns=("mask", "b $_{", "c"))
+    assert seen_green[1] > seen_blue[1]
+    for nothing, columns in (([], ()), ([Row(caption="caption", tiles={})], ()), (rows, ("c",))):
         with pytest.raises(ConfigError, match="at least one picture"):
-            gallery(nothing)
-
-
-def test_the_columns_and_labels_of_a_gallery() -> None:
-    red, blue = (
-        np.tile(np.array(colour, np.uint8), (6, 9, 1)) for colour in ([250, 0, 0], [0, 0, 250])
-    )
-    first = {"b $_{": red}
-    second = {**first, "a": blue}
-    rows = [Row(caption="first", tiles=first), Row(caption="second", tiles=second)]
-    labelled = [Row(caption="first", tiles=first, labels={"b $_{": "0.25 $_{"}), rows[1]]
-    words = text(gallery(labelled, columns=("a", "b $_{", "c"), format="svg"))
-    for said in ("a", "b $_{", "c", "0.25 $_{"):
-        assert said in words
-    drawn = np.asarray(
-        Image.open(io.BytesIO(gallery(rows, columns=("a", "b $_{")))).convert("RGB")
-    ).astype(int)
-    left, right = (
-        np.argwhere(drawn[..., channel] - drawn[..., 1] == 250)[:, 1].mean() for channel in (2, 0)
-    )
-    assert left < right
-    assert gallery(rows) != gallery(labelled)
-    with pytest.raises(ConfigError, match="at least one picture"):
-        gallery(rows, columns=("c",))
+            gallery(nothing, columns=columns)
 
 
 def test_histograms_side_by_side_name_detectors_and_keep_their_own_scores() -> None:
-    words = text(
-        score_histograms(
-            {
-                "one $_{": Spread(good=GOOD, defective=DEFECTIVE, threshold=2.125),
-                "two": Spread(good=GOOD[:7] * 1e3),
-            }
-        )
-    )
+    first = Spread(good=GOOD, defective=DEFECTIVE, threshold=2.125)
+    words = text(score_histograms({"one $_{": first, "two": Spread(good=GOOD[:7] * 1e3)}))
     for said in ("one $_{", "two", "good (60)", "defective (20)", "threshold 2.125", "good (7)"):
         assert said in words
     assert words.count("threshold") == 1
-    with pytest.raises(NonFiniteError, match="threshold"):
-        score_histograms({"one": Spread(good=GOOD, threshold=np.nan)})
 
 
 def test_embeddings_side_by_side_share_one_legend() -> None:
     points = {"one $_{": RNG.normal(size=(9, 4)), "two": RNG.normal(size=(9, 7))}
     words = text(embeddings(points, [0] * 5 + [1] * 4, [""] * 5 + ["dent"] * 4))
-    assert (words.count("t-SNE of 9 pictures"), words.count("5 good"), words.count("4 dent")) == (
-        2,
-        1,
-        1,
-    )
+    counts = [words.count(said) for said in ("t-SNE of 9 pictures", "5 good", "4 dent")]
+    assert counts == [2, 1, 1]
     assert all(title in words for title in points)
     with pytest.raises(ConfigError, match="8 points, 9 labels"):
         embeddings({**points, "three": np.zeros((8, 2))}, [0] * 9)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,12 @@ from PIL import Image
 import blemish
 from blemish.backbones import Features
 from blemish.data.transforms import prepare
-from blemish.detector.evaluate import labelled
 from blemish.detector.predict import Detector
 from blemish.errors import ConfigError, DataError, OutputError
 from blemish.images import decode
 from blemish.report import figures
 from blemish.report import galleries as illustration
-from blemish.types import Scores, silent
+from blemish.types import Scores
 
 Run = Callable[..., tuple[int, str, str]]
 FILES = ["histogram.png", "embedding.png", "gallery.png"]
@@ -82,23 +82,25 @@ def test_figures(run: Run, part: Path, mvtec: Path, tmp_path: Path, drawn: dict[
     assert names == [row["defect"] if row["truth"] else "" for row in rows]
     assert (points.ndim, len(points)) == (2, 13)
     shown, options = drawn["gallery"]
-    ranked = [
-        row["path"] for row in sorted(rows, key=lambda row: -row["score"]) if row["truth"] == 1
-    ]
-    highest = [
-        row["path"] for row in sorted(rows, key=lambda row: -row["score"]) if row["truth"] == 0
-    ]
+    good, bad = (
+        [Path(row["path"]).name for row in ranked(rows) if row["truth"] == truth]
+        for truth in (0, 1)
+    )
     assert titles(shown) == [
-        *(("defect, high score", Path(path).name) for path in ranked[:2]),
-        *(("defect, low score", Path(path).name) for path in ranked[:-3:-1]),
-        *(("good, high score", Path(path).name) for path in highest[:2]),
+        *(("defect, high score", name) for name in bad[:2]),
+        *(("defect, low score", name) for name in bad[:-3:-1]),
+        *(("good, high score", name) for name in good[:2]),
     ]
-    assert [list(row.tiles) for row in shown] == [["picture", "mask", "heatmap"]] * 4 + [
-        ["picture", "heatmap"]
-    ] * 2
+    tiles = [["picture", "mask", "heatmap"]] * 4 + [["picture", "heatmap"]] * 2
+    assert [list(row.tiles) for row in shown] == tiles
     assert options["note"] == ""
     status, _, err = run("figures", part, mvtec, "-o", out)
     assert (status, "holds figures already" in err) == (2, True)
+
+
+def ranked(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of an evaluation, the highest score first."""
+    return sorted(rows, key=lambda row: -row["score"])
 
 
 def titles(rows: Sequence[figures.Row]) -> list[tuple[str, str]]:
@@ -107,53 +109,42 @@ def titles(rows: Sequence[figures.Row]) -> list[tuple[str, str]]:
     return [(lines[0], next(line for line in lines if ".png" in line)) for lines in captions]
 
 
-def test_features_belong_to_their_pictures(
+@pytest.mark.parametrize(("method", "passes"), [("knn", 2), ("lda", 2), ("atacnet", 4)])
+def test_one_pass_scores_and_describes_each_picture_that_is_new(
     fitted: Callable[..., Detector],
     mvtec: Path,
     tmp_path: Path,
     drawn: dict[str, Any],
     picture: Any,
     write: Any,
+    method: str,
+    passes: int,
 ) -> None:
-    """Broken pictures and known ones come between the others, and have no point."""
+    """14 pictures are two batches, and ATAC-Net looks twice. A broken picture and a known one come
+    between the others, and have no point."""
     (mvtec / "test" / "dark" / "0005.png").touch()
     write(mvtec / "test" / "good" / "0005.png", picture(3))
-    made = illustration.illustrate({"part": fitted()}, mvtec, tmp_path / "out")
+    (mvtec / "ground_truth" / "square" / "002_mask.png").write_bytes(b"no mask")
+    detector, looks = fitted(method), list[int]()
+    count = detector.method.backbone.register_forward_hook(lambda *_: looks.append(1))
+    try:
+        made = illustration.illustrate({"part": detector}, mvtec, tmp_path / "out")
+    finally:
+        count.remove()
+    assert len(looks) == passes
     assert (made.normal, made.anomalous) == (6, 7)
     assert [Path(path).name for path in made.left_out] == ["0005.png"]
-    assert [Path(failure.source).name for failure in made.failures] == ["0005.png"]
+    failures = [Path(failure.source).name for failure in made.failures]
+    assert failures == ["0005.png", "002_mask.png"]
     every, labels, _, _ = drawn["embeddings"]
-    points = every[""]
-    method = fitted().method
-    paths = [Path(row["path"]) for row in blemish.evaluate(fitted(), mvtec).rows]
+    paths = [Path(row["path"]) for row in blemish.evaluate(detector, mvtec).rows]
     assert labels == [int(path.parent.name != "good") for path in paths]
-    for point, path in zip(points, paths, strict=True):
-        with torch.inference_mode():
-            alone = method.embedding(prepare(decode(path), fitted().preprocessing)[None])[0]
-        assert np.allclose(point, alone, atol=1e-4)
-    assert np.ptp(points, axis=0).max() > 1e-2
-    shown, _ = drawn["gallery"]
-    names = titles(shown)
-    assert (
-        len(names) == len(set(names)) == 4 + 3 + 4
-    )  # no defect is shown both as found and as missed
-
-
-def test_broken_pictures_and_masks_are_listed(
-    run: Run, part: Path, mvtec: Path, tmp_path: Path
-) -> None:
-    (mvtec / "test" / "good" / "empty.png").touch()
-    (mvtec / "ground_truth" / "square" / "002_mask.png").write_bytes(b"no mask")
-    status, said, _ = run("figures", part, mvtec, "-o", tmp_path / "out", "--json")
-    assert status == 1
-    made = json.loads(said)
-    assert (made["normal"], made["anomalous"], made["left_out"]) == (6, 7, [])
-    assert [Path(failure["path"]).name for failure in made["failures"]] == [
-        "empty.png",
-        "002_mask.png",
-    ]
-    assert made["failures"][0]["error"] == "is empty (0 bytes)"
-    assert made["files"] == [str(tmp_path / "out" / name) for name in FILES]
+    prepared = [prepare(decode(path), detector.preprocessing) for path in paths]
+    with torch.inference_mode():
+        alone = detector.method.embedding(torch.stack(prepared))
+    assert np.allclose(every[""], alone, atol=1e-4)
+    pictures = [row.caption.split("\n", 1)[1] for row in drawn["gallery"][0]]
+    assert len(pictures) == len(set(pictures)) == 4 + 3 + 4  # no defect is found and missed
 
 
 def test_saliency_and_crop_are_in_the_gallery(
@@ -195,53 +186,24 @@ def test_several_categories_are_named(
     write: Any,
 ) -> None:
     root = tmp_path / "set"
-    root.mkdir()
-    mvtec.rename(root / "bolt")
-    for file in sorted(path for path in (root / "bolt").rglob("*.png")):
-        copy = root / "nut" / file.relative_to(root / "bolt")
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        copy.write_bytes(file.read_bytes())
+    for name in ("bolt", "nut"):
+        shutil.copytree(mvtec, root / name)
     few = root / "nut.v2"
     write(few / "train" / "good" / "000.png", picture(0))
     for seed in range(2):  # too few for an embedding of their own
         write(few / "test" / "dent" / f"{seed:03d}.png", picture(400 + seed, defect=True))
     made = illustration.illustrate({"part": fitted()}, root, tmp_path / "out", count=1)
     assert (made.normal, made.anomalous) == (12, 16)
-    assert set(drawn["embeddings"][2]) == {
-        "",
-        "bolt/square",
-        "bolt/dark",
-        "nut/square",
-        "nut/dark",
-        "nut.v2/dent",
-    }
+    kinds = {f"{name}/{kind}" for name in ("bolt", "nut") for kind in ("square", "dark")}
+    assert set(drawn["embeddings"][2]) == {"", *kinds, "nut.v2/dent"}
+    high, low, _ = (row.caption.split("\n") for row in drawn["gallery"][0])
+    assert {high[1], low[1]} <= {*kinds, "nut.v2/dent"}
     names = ["histogram", "embedding", "embedding-bolt", "embedding-nut", "gallery"]
     assert made.files == tuple(tmp_path / "out" / f"{name}.png" for name in names)
     for key, start in (("embeddings 2", 0), ("embeddings 3", 13)):
         points, labels, kinds, _ = drawn[key]
         assert np.array_equal(points[""], drawn["embeddings"][0][""][start : start + 13])
         assert (sum(labels), set(kinds)) == (7, {"", "square", "dark"})
-
-
-@pytest.mark.parametrize(("method", "passes"), [("knn", 2), ("lda", 2), ("atacnet", 4)])
-def test_one_pass_scores_and_describes(
-    fitted: Callable[..., Detector], mvtec: Path, method: str, passes: int
-) -> None:
-    """13 pictures are two batches. ATAC-Net looks twice."""
-    detector = fitted(method)
-    _, samples = labelled(mvtec)
-    cases = illustration._Cases({"part": detector}, 1)
-    looks: list[int] = []
-    count = detector.method.backbone.register_forward_hook(lambda *_: looks.append(1))
-    try:
-        seen = illustration._see({"part": detector}, samples, cases, silent)["part"]
-    finally:
-        count.remove()
-    assert len(looks) == passes
-    prepared = [prepare(decode(sample.path), detector.preprocessing) for sample in samples]
-    with torch.inference_mode():
-        asked = detector.method.embedding(torch.stack(prepared))
-    assert np.allclose(np.stack(list(seen.features.values())), asked, atol=1e-4)
 
 
 def test_data_that_cannot_be_drawn(
@@ -264,23 +226,42 @@ def test_data_that_cannot_be_drawn(
         illustration.illustrate({"part": fitted()}, mvtec, tmp_path / "file")
 
 
-def test_pictures_that_have_gone_meanwhile_are_listed(
+@pytest.mark.parametrize(
+    ("names", "gone", "shown"),
+    [
+        (["knn"], ["001.png"], ["high"] * 6 + ["good"] * 6),
+        (["knn", "padim"], None, ["high", "low", "good"]),
+    ],
+)
+def test_pictures_that_go_before_they_are_drawn_are_listed(
     fitted: Callable[..., Detector],
     mvtec: Path,
     tmp_path: Path,
     drawn: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
+    names: list[str],
+    gone: list[str] | None,
+    shown: list[str],
 ) -> None:
+    """Of a comparison those with a square, the highest and the lowest of which were to be shown."""
     draw = figures.embeddings
 
     def slow(*arguments: Any, **options: Any) -> bytes:
-        (mvtec / "test" / "square" / "001.png").unlink()
+        for file in (mvtec / "test" / "square").iterdir():
+            if gone is None or file.name in gone:
+                file.unlink()
         return draw(*arguments, **options)
 
     monkeypatch.setattr(figures, "embeddings", slow)
-    made = illustration.illustrate({"part": fitted()}, mvtec, tmp_path / "out", count=7)
-    assert [Path(failure.source).name for failure in made.failures] == ["001.png"]
-    assert len(drawn["gallery"][0]) == 6 + 6
+    detectors = {name: fitted(name) for name in names}
+    count = 7 if gone else None
+    made = illustration.illustrate(detectors, mvtec, tmp_path / "out", count=count)
+    assert len(made.failures) == (1 if gone else 2)
+    found = [
+        "good" if title.startswith("good") else title.split()[1]
+        for title, _ in titles(drawn["gallery"][0])
+    ]
+    assert found == shown
     assert Image.open(io.BytesIO(made.files[2].read_bytes())).format == "PNG"
 
 
@@ -311,28 +292,20 @@ def test_several_detectors_are_compared_on_the_same_pictures(
     panels, _ = drawn["score_histograms"]
     assert list(panels) == list(rows)
     for name, spread in panels.items():
-        assert spread.good == pytest.approx(
-            [row["score"] for row in rows[name] if row["truth"] == 0], rel=1e-4
-        )
-        assert spread.defective == pytest.approx(
-            [row["score"] for row in rows[name] if row["truth"] == 1], rel=1e-4
-        )
+        for truth, scores in enumerate((spread.good, spread.defective)):
+            wanted = [row["score"] for row in rows[name] if row["truth"] == truth]
+            assert scores == pytest.approx(wanted, rel=1e-4)
         assert spread.threshold == rows[name][0]["threshold"]
-    points, labels, kinds, _ = drawn["embeddings"]
-    assert labels == [row["truth"] for row in rows["part"]]
-    assert kinds == [row["defect"] if row["truth"] else "" for row in rows["part"]]
-    assert [each.shape[0] for each in points.values()] == [13, 13]
+    assert [each.shape[0] for each in drawn["embeddings"][0].values()] == [13, 13]
     shown, options = drawn["gallery"]
-    ranked = sorted(rows["part"], key=lambda row: -row["score"])
     of = {
-        kind: [Path(row["path"]).name for row in ranked if row["defect"] == kind]
+        kind: [Path(row["path"]).name for row in ranked(rows["part"]) if row["defect"] == kind]
         for kind in ("dark", "square", "good")
     }
+    ends = [of["dark"][0], of["dark"][-1], of["square"][0], of["square"][-1]]
+    heads = ["defect, high score", "defect, low score"] * 2
     assert titles(shown) == [
-        ("defect, high score", of["dark"][0]),
-        ("defect, low score", of["dark"][-1]),
-        ("defect, high score", of["square"][0]),
-        ("defect, low score", of["square"][-1]),
+        *zip(heads, ends, strict=True),
         ("good, high score", of["good"][0]),
     ]
     assert options["columns"] == ["picture", "mask", "by part", "by padim $x$"]
@@ -349,8 +322,6 @@ def test_several_detectors_are_compared_on_the_same_pictures(
             assert float(score) == pytest.approx(row["score"], rel=2e-3)
             assert alarm == ("alarm" if row["label"] else "")
     assert options["note"] == "High and low are the scores by part."
-    status, _, err = run("figures", part, other, mvtec, "-o", out)
-    assert (status, "holds figures already" in err) == (2, True)
     status, _, err = run("figures", part, part, mvtec, "-o", tmp_path / "twice")
     assert (status, "named twice" in err) == (2, True)
 
@@ -365,7 +336,11 @@ def test_artifacts_of_one_name_are_called_by_their_paths(
 ) -> None:
     (tmp_path / "more").mkdir()
     other = fitted("padim").save(tmp_path / "more" / "part.blemish")
-    assert run("figures", part, other, mvtec, "-o", tmp_path / "out", "--count 2")[0] == 0
+    (mvtec / "test" / "good" / "empty.png").touch()
+    status, said, _ = run("figures", part, other, mvtec, "-o", tmp_path / "out", "--count 2 --json")
+    assert status == 1
+    (failure,) = json.loads(said)["failures"]
+    assert (Path(failure["path"]).name, failure["error"]) == ("empty.png", "is empty (0 bytes)")
     assert list(drawn["score_histograms"][0]) == [str(part), str(other)]
     assert len(drawn["gallery"][0]) == 3 + 4 + 2  # of three dark ones none is shown twice
 
@@ -398,15 +373,8 @@ def test_what_any_detector_knows_is_in_no_comparison(
     assert [Path(source).parent.parent.parent.name for source in made.left_out] == ["clip", "nut"]
     assert [Path(failure.source).name for failure in made.failures] == ["empty.png"]
     assert (made.normal, made.anomalous) == (8, 8)
-    stems = [
-        "histograms",
-        "embeddings",
-        "embeddings-bolt",
-        "embeddings-nut",
-        "comparison-bolt",
-        "comparison-nut",
-    ]
-    assert [file.stem for file in made.files] == stems
+    parts = [f"{name}-{kind}" for name in ("embeddings", "comparison") for kind in ("bolt", "nut")]
+    assert [file.stem for file in made.files] == ["histograms", "embeddings", *parts]
     assert all(file.exists() for file in made.files)
     assert set(drawn["embeddings"][2]) == {"", "bolt/square", "bolt/dark", "nut/dent"}
     assert set(drawn["embeddings 3"][2]) == {"", "dent"}
@@ -419,29 +387,3 @@ def test_what_any_detector_knows_is_in_no_comparison(
     monkeypatch.setattr(illustration, "_MOST_ROWS", 8)  # of bolt 3 dark, 4 with a square, 2 good
     with pytest.raises(ConfigError, match="comparison of 9 rows, and 8 fit"):
         illustration.illustrate({"few": few, "many": many}, root, tmp_path / "long", count=2)
-
-
-def test_a_picture_that_goes_before_it_is_drawn_is_in_no_comparison(
-    fitted: Callable[..., Detector],
-    mvtec: Path,
-    tmp_path: Path,
-    drawn: dict[str, Any],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    draw = figures.embeddings
-
-    def slow(*arguments: Any, **options: Any) -> bytes:
-        for file in (mvtec / "test" / "square").iterdir():
-            file.unlink()
-        return draw(*arguments, **options)
-
-    monkeypatch.setattr(figures, "embeddings", slow)
-    made = illustration.illustrate(
-        {"a": fitted("knn"), "b": fitted("padim")}, mvtec, tmp_path / "out"
-    )
-    assert len(made.failures) == 2
-    assert [title for title, _ in titles(drawn["gallery"][0])] == [
-        "defect, high score",
-        "defect, low score",
-        "good, high score",
-    ]

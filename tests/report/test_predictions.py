@@ -6,6 +6,7 @@ import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -47,10 +48,8 @@ def looking(fitted: Callable[..., Detector], monkeypatch: pytest.MonkeyPatch) ->
 @pytest.fixture
 def new(tmp_path: Path, picture: Callable[..., np.ndarray], write: Callable[..., Path]) -> Path:
     for seed in range(3):
-        write(
-            tmp_path / "new" / f"{seed}.png",
-            picture(500 + seed, defect=seed == 1, height=48 + seed),
-        )
+        pixels = picture(500 + seed, defect=seed == 1, height=48 + seed)
+        write(tmp_path / "new" / f"{seed}.png", pixels)
     (tmp_path / "new" / "broken.png").touch()
     return tmp_path / "new"
 
@@ -58,11 +57,8 @@ def new(tmp_path: Path, picture: Callable[..., np.ndarray], write: Callable[...,
 def test_crop_and_saliency_are_written(
     run: Run, fitted: Callable[..., Detector], new: Path, tmp_path: Path, looking: None
 ) -> None:
-    artifact, out, report = (
-        fitted().save(tmp_path / "part.blemish"),
-        tmp_path / "out",
-        tmp_path / "report.html",
-    )
+    artifact = fitted().save(tmp_path / "part.blemish")
+    out, report = tmp_path / "out", tmp_path / "report.html"
     told = ("predict", artifact, new, "--precision fp32 --device cpu")
     status, said, _ = run(*told, "--output", out, "--report", report, "--json")
     assert status == 1
@@ -82,72 +78,45 @@ def test_crop_and_saliency_are_written(
         heatmap = fitted().predict(row["path"]).heatmap
         expected = outline(overlay(original, heatmap, fitted().map_scale), BOX)
         drawn = decode(out / row["overlay"]).pixels.astype(int)
-        assert (
-            np.abs(drawn - expected).max() <= 3
-        )  # up to the arithmetic of batches of another size
+        # up to the arithmetic of batches of another size
+        assert np.abs(drawn - expected).max() <= 3
     with (out / "predictions.csv").open(newline="") as file:
         table = list(csv.DictReader(file))
-    columns = ("box_x", "box_y", "box_width", "box_height", "saliency")
     for line, row in zip(table, rows, strict=True):
-        assert [line[name] for name in columns] == [
-            *map(str, row.get("box") or [""] * 4),
-            row.get("saliency", ""),
-        ]
+        box = [line[name] for name in ("box_x", "box_y", "box_width", "box_height")]
+        assert box == list(map(str, row.get("box") or [""] * 4))
+        assert line["saliency"] == row.get("saliency", "")
     assert "The rectangle is the crop" in report.read_text()
 
 
-def test_methods_without_them_leave_nothing_of_the_kind(
+def test_methods_without_them_leave_nothing_of_the_kind_as_rows_of_before_there_were_crops(
     run: Run, fitted: Callable[..., Detector], new: Path, tmp_path: Path
 ) -> None:
-    artifact, out, report = (
-        fitted().save(tmp_path / "part.blemish"),
-        tmp_path / "out",
-        tmp_path / "report.html",
-    )
-    run("predict", artifact, new, "--output", out, "--report", report)
+    artifact = fitted().save(tmp_path / "part.blemish")
+    out, report = tmp_path / "out", tmp_path / "report.html"
+    run("predict", artifact, new, "--output", out)
     rows = rows_of(out)
     assert {row.get("box") for row in rows} == {None}
     assert not any("saliency" in row for row in rows)
     assert not list((out / "overlays").glob("*.saliency.png"))
-    with (out / "predictions.csv").open(newline="") as file:
-        assert {
-            (line["box_x"], line["box_height"], line["saliency"]) for line in csv.DictReader(file)
-        } == {("",) * 3}
-    assert "The rectangle" not in report.read_text()
-
-
-def test_rows_from_before_there_were_crops_are_gone_on_from(
-    run: Run, fitted: Callable[..., Detector], new: Path, tmp_path: Path
-) -> None:
-    artifact, out = fitted().save(tmp_path / "part.blemish"), tmp_path / "out"
-    run("predict", artifact, new, "--output", out)
-    rows = rows_of(out)
     old = [{key: value for key, value in row.items() if key != "box"} for row in rows[:3]]
     (out / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in old))
-    assert (
-        run(
-            "predict", artifact, new, "--output", out, "--resume --report", tmp_path / "report.html"
-        )[0]
-        == 1
-    )
+    again = run("predict", artifact, new, "--output", out, "--resume --report", report)
+    assert again[0] == 1
     with (out / "predictions.csv").open(newline="") as file:
-        assert len(list(csv.DictReader(file))) == 4
+        table = list(csv.DictReader(file))
+    assert len(table) == 4
+    assert {line[name] for line in table for name in ("box_x", "box_height", "saliency")} == {""}
+    assert "The rectangle" not in report.read_text()
 
 
 def test_a_gallery_keeps_no_batch_alive() -> None:
     batch = np.zeros((8, 4, 4), np.float32)
     gallery = Gallery(2)
     for score in range(3):
-        prediction = Prediction(
-            source=str(score),
-            score=score,
-            threshold=None,
-            label=None,
-            size=(8, 8),
-            anomaly_map=batch[score],
-            saliency=None if score == 2 else batch[score],
-        )
-        gallery.add(prediction, rank=score)
+        unknown: dict[str, Any] = {"threshold": None, "label": None, "size": (8, 8)}
+        maps = {"anomaly_map": batch[score], "saliency": None if score == 2 else batch[score]}
+        gallery.add(Prediction(source=str(score), score=score, **unknown, **maps), rank=score)
     kept = list(gallery)
     assert [prediction.score for prediction in kept] == [2, 1]
     assert kept[0].saliency is None

@@ -38,7 +38,17 @@ def stored(path: Path) -> np.ndarray:
     return np.asarray(cv2.imread(str(path), cv2.IMREAD_UNCHANGED))
 
 
-def test_results_masks_and_sheets_are_written(good_folder: Path, tmp_path: Path) -> None:
+def test_results_masks_and_sheets_are_written(
+    good_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heads: list[str] = []
+    drawn = simulation._contact_sheet
+
+    def watched(names: list[str], *rest: Any) -> Any:
+        heads.extend(names)
+        return drawn(names, *rest)
+
+    monkeypatch.setattr(simulation, "_contact_sheet", watched)
     made = simulate([good_folder], tmp_path / "new" / "out", **TINY, count=10)
     folder = tmp_path / "new" / "out"
     assert set(made.files) == set(folder.iterdir())
@@ -59,6 +69,8 @@ def test_results_masks_and_sheets_are_written(good_folder: Path, tmp_path: Path)
     first, second = stored(folder / "contact-sheet.png"), stored(folder / "contact-sheet-2.png")
     assert first.shape[1] - second.shape[1] in range(-20, 20)  # the second has two-digit numbers
     assert first.shape[0] - second.shape[0] == 6 * (320 + 12)  # 8 rows and 2
+    assert len(heads) == 2 * 4
+    assert all(name.isascii() for name in heads)  # the font has no other letters
 
 
 def test_attention_is_that_of_the_method(picture: Callable[..., np.ndarray]) -> None:
@@ -98,14 +110,15 @@ def test_the_entropy_is_the_mean_in_units_of_log_n(
     assert not Simulation(simulator="nsa", files=(), entropy=None, failures=()).guides_nothing
 
 
-@pytest.mark.parametrize("name", ["cutpaste", "nsa"])
-def test_what_needs_no_attention_loads_no_backbone(
-    name: str, good_folder: Path, tmp_path: Path, no_backbone: None
+def test_what_needs_no_attention_loads_no_backbone_and_no_folder_is_written_to_twice(
+    good_folder: Path, tmp_path: Path, no_backbone: None
 ) -> None:
-    made = simulate([good_folder], tmp_path / "out", name=name, count=2, image_size=(40, 60))
+    made = simulate([good_folder], tmp_path / "out", name="nsa", count=2, image_size=(40, 60))
     assert made.entropy is None
     assert stored(made.files[0]).shape == (40, 60, 3)
     assert stored(tmp_path / "out" / "contact-sheet.png").shape[1] < 4 * 320  # a column less
+    with pytest.raises(OutputError, match="holds a contact sheet already"):
+        simulate([good_folder], tmp_path / "out", name="cutpaste")
 
 
 def test_the_seed_draws(good_folder: Path, tmp_path: Path, no_backbone: None) -> None:
@@ -127,50 +140,25 @@ def test_grey_deep_and_broken_pictures(
 ) -> None:
     grey = picture(1)[..., 0]
     write(tmp_path / "good" / "grey.png", grey)
-    write(
-        tmp_path / "good" / "part no. 2.png", grey.astype(np.uint16) * 16
-    )  # of 4,080: nearly black without a window
+    # of 4,080: nearly black without a window
+    write(tmp_path / "good" / "part no. 2.png", grey.astype(np.uint16) * 16)
     (tmp_path / "good" / "broken.png").touch()
-    made = simulate(
-        tmp_path / "good",
-        tmp_path / "out",
-        name="fpi",
-        image_size=(64,),
-        window=(0.0, 4080.0),
-        count=16,
-    )
+    of: dict[str, Any] = {"name": "fpi", "image_size": (64,), "window": (0.0, 4080.0)}
+    made = simulate(tmp_path / "good", tmp_path / "out", **of, count=16)
     (failure,) = made.failures
     assert failure.source.endswith("broken.png")
     assert "empty" in failure.reason
-    names = [path.name for path in made.files]
-    assert names == [
-        "2_grey.png",
-        "2_grey_mask.png",
-        "3_part_no._2.png",
-        "3_part_no._2_mask.png",
-        "contact-sheet.png",
-    ]
+    stems = ["2_grey", "2_grey_mask", "3_part_no._2", "3_part_no._2_mask", "contact-sheet"]
+    assert [path.stem for path in made.files] == stems
     deep, mask = stored(made.files[2]), stored(made.files[3])
     assert np.abs(deep[..., 0].astype(int) - grey)[mask == 0].max() <= 1
     assert made.to_dict()["failures"] == [failure.to_dict()]
     assert made.to_dict()["files"] == list(map(str, made.files))
-
-
-def test_no_readable_picture_is_an_error(tmp_path: Path, no_backbone: None) -> None:
-    (tmp_path / "good").mkdir()
-    (tmp_path / "good" / "broken.png").touch()
-    with pytest.raises(
-        DataError, match=r"none of the 1 pictures drawn can be read\n.*broken\.png: is empty"
-    ):
-        simulate(tmp_path / "good", tmp_path / "out", name="cutpaste")
-
-
-def test_a_folder_is_not_written_to_twice(
-    good_folder: Path, tmp_path: Path, no_backbone: None
-) -> None:
-    simulate([good_folder], tmp_path / "out", name="cutpaste", count=1, image_size=(32,))
-    with pytest.raises(OutputError, match="holds a contact sheet already"):
-        simulate([good_folder], tmp_path / "out", name="cutpaste")
+    for path in (tmp_path / "good").iterdir():
+        path.write_bytes(b"")
+    none = r"none of the 3 pictures drawn can be read\n.*broken\.png: is empty"
+    with pytest.raises(DataError, match=none):
+        simulate(tmp_path / "good", tmp_path / "other", name="cutpaste")
 
 
 @pytest.mark.parametrize(
@@ -208,18 +196,3 @@ def test_a_contact_sheet_names_its_columns_and_rows() -> None:
     beside = (sheet[:, :30] < 100).any(axis=(1, 2))
     assert beside[rows[0] : rows[0] + 30].any()
     assert beside[rows[-1] - 160 : rows[-1]].any()
-
-
-def test_letters_of_the_columns_are_in_the_font(
-    good_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    heads: list[str] = []
-    drawn = simulation._contact_sheet
-    monkeypatch.setattr(
-        simulation,
-        "_contact_sheet",
-        lambda names, *rest: heads.extend(names) or drawn(names, *rest),
-    )
-    simulate([good_folder], tmp_path / "out", **TINY, count=1)
-    assert len(heads) == 4
-    assert all(name.isascii() for name in heads)

@@ -55,9 +55,8 @@ def checkout() -> tuple[str | None, bool | None]:
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
     try:
-        git(
-            "ls-files", "--error-unmatch", "__init__.py"
-        )  # fails where blemish is installed inside another's checkout
+        # Fails where blemish is installed inside another's checkout.
+        git("ls-files", "--error-unmatch", "__init__.py")
         return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--", "."))
     except (OSError, subprocess.CalledProcessError):
         return None, None

@@ -23,13 +23,13 @@ from blemish.data import layouts
 from blemish.data.layouts import OFFICIAL, Official, category_paths, find
 from blemish.data.layouts.elpv import write_elpv_table
 from blemish.data.shifts import SHIFTS
-from blemish.data.text import pluralize
 from blemish.detector.fit import configure
 from blemish.errors import ConfigError, DataError, WeightsError, unknown_name
 from blemish.files import WEIGHTS_BYTES, open_regular
 from blemish.methods import MethodConfig, method_class
 from blemish.methods.adaptation import MODES
 from blemish.methods.capabilities import Adapts
+from blemish.text import pluralize
 from blemish.types import RESOLUTION
 
 ROOT_VARIABLE = "BLEMISH_DATA"
@@ -212,7 +212,7 @@ def data_sets(
     Names are those of `blemish.data.layouts` and of their categories: "mvtec" is all
     categories at once, "bottle" one of them. Where there is no folder of ELPV it comes from its
     package: 1,131 normal cells to train on, 377 normal and 715 defective ones to test on, drawn by
-        seed 0 whatever the seed of a run; its table is written to `scratch`.
+    seed 0 whatever the seed of a run; its table is written to `scratch`.
 
     Args: root: the folder of the sets known by name; None = the environment variable BLEMISH_DATA.
     Raises: DataError when one is not there or two have the same name; MissingExtraError for elpv
@@ -333,8 +333,7 @@ def _named(name: str, official: Official, root: Path | None, scratch: Path) -> P
     where = f"no {official.title} in {root}" if root else "no folder to look in"
     raise DataError(
         f"data set {name!r}: {f'not in {folder}' if folder else where}; set {ROOT_VARIABLE} (or "
-        "--root) to the "
-        "folder with the data sets, or name the data set's own path with --data"
+        "--root) to the folder with the data sets, or name the data set's own path with --data"
     )
 
 

@@ -22,7 +22,6 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from blemish.compute import precision_name
 from blemish.data.folder import is_file
 from blemish.data.stream import map_ahead
 from blemish.detector.predict import Detector
@@ -278,8 +277,3 @@ def write_evaluation(
         write_whole(folder / f"{name}.svg", content)
     if side != 0:
         mistakes.write(folder / "worst", detector, side=side)
-
-
-def precision_of(detector: Detector) -> str:
-    """The name of the precision that a detector computes in."""
-    return precision_name(detector.method.precision)

@@ -114,29 +114,24 @@ def simulate(
     if _sheet(folder, 1).exists():
         raise OutputError(f"{folder}: holds a contact sheet already; name another folder")
     pictures = good_pictures(good)
-    sources = pictures.sources
-    positions = few_shot(
-        range(len(sources)), min(count, len(sources)), seed, path=lambda i: pictures.samples[i].path
-    )
-    drawn = [sources[position] for position in positions]
+    every, paths = range(len(pictures.sources)), [sample.path for sample in pictures.samples]
+    positions = few_shot(every, min(count, len(every)), seed, path=lambda at: paths[at])
+    drawn = [pictures.sources[position] for position in positions]
     check_writable(_sheet(folder, 1))
-    size = image_size[0], image_size[-1]
-    guide: _Guide | None = None
+    size, maps = (image_size[0], image_size[-1]), None
     if chosen.needs_attention:
         progress("loading the backbone", 0, 0)
         guide = _Guide(backbone, weights, guide_layers, seed, device, precision)
         size = guide.size_near(*size)
-    files: list[Path] = []
-    failures: list[Failure] = []
-    entropies: list[float] = []
+    files, failures, entropies = list[Path](), list[Failure](), list[float]()
     pages = _pages(drawn, size, window, seed, failures, progress)
     for number, page in enumerate(pages, start=1):
         images = torch.stack([each.image for each in page])
-        attention = None if guide is None else guide(images)
-        if attention is not None:
+        if chosen.needs_attention:
+            attention = guide(images)
             entropies += attention_entropy(attention.flatten(1)).tolist()
+            maps = attention.numpy()
         pixels = np.ascontiguousarray(images.permute(0, 2, 3, 1).numpy())
-        maps = None if attention is None else attention.numpy()
         made = simulate_batch([chosen], pixels, maps, [each.seed for each in page])
         files += _write(_sheet(folder, number), page, made, maps)
     if not files:
