@@ -4,52 +4,47 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+from fuzzing import artifacts
 
+from blemish.detector.predict import Detector
 from blemish.methods import METHODS
+
+# What the fixtures of those names are.
+Part = Callable[..., np.ndarray]
+Write = Callable[[Path, np.ndarray], Path]
+Fitted = Callable[..., Detector]
+Run = Callable[..., tuple[int, str, str]]
 
 SIDE = 64
 # Nothing here may depend on what the machine has, and the defaults of a method are for real
 # backbones.
-SMALL: dict[str, Any] = {
-    "backbone": "test_vit",
-    "weights": "random",
-    "image_size": SIDE,
-    "layers": (2, 4),
-    "device": "cpu",
-    "precision": "fp32",
-}
+SMALL: dict[str, Any] = {**artifacts.TINY, "image_size": SIDE}
 
+# The same for `blemish fit`.
+FIT = "--backbone test_vit --weights random --image-size 64 --layers 2,4 --precision fp32"
 
 # A short training; those of methods that are not trained have no such settings.
-BRIEF: dict[str, Any] = {
-    "epochs": 1,
-    "min_steps": 12,
-    "train_batch_size": 8,
-    "width": 32,
-    "heads": 4,
-    "depth": 1,
-}
+BRIEF: dict[str, Any] = {**artifacts.BRIEF, "min_steps": 12, "train_batch_size": 8}
 # A step through the head of guided, which is DINO's and 2048 wide, takes as long as many of the
-# others. And it scores pictures larger than it learns from, unless told otherwise.
+# others.
 BRIEFER: dict[str, dict[str, Any]] = {
-    "guided": {"min_steps": 2, "zoom": 1.0},
+    "guided": {"min_steps": 2},
     "atacnet": {"min_steps": 40, "learning_rate": 3e-4},
 }
 
 
 def settings_of(method: str) -> dict[str, Any]:
     """Arguments of `blemish.fit` for this method, to fit it in milliseconds."""
-    names = (
-        {field.name for field in dataclasses.fields(METHODS[method].Config)}
-        if method in METHODS
-        else set()
-    )
+    names = set()
+    if method in METHODS:
+        names = {field.name for field in dataclasses.fields(METHODS[method].Config)}
     return {
         **SMALL,
         **{name: value for name, value in BRIEF.items() if name in names},

@@ -5,6 +5,7 @@ network.
 from __future__ import annotations
 
 import gc
+import json
 import os
 import shutil
 import signal
@@ -134,6 +135,42 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str
         return status, *capsys.readouterr()
 
     return execute
+
+
+@pytest.fixture
+def seeded() -> Iterator[None]:
+    """Torch draws the same in every test, and its generator is as before afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
+@pytest.fixture
+def answered(run: Callable[..., tuple[int, str, str]]) -> Callable[..., Any]:
+    """`answered("inspect", path)`: the JSON document of a command."""
+    return lambda *arguments: json.loads(run(*arguments, "--json")[1])
+
+
+@pytest.fixture
+def refused(run: Callable[..., tuple[int, str, str]]) -> Callable[..., str]:
+    """`refused("fit", …)`: the message of a command that must end with status 2, having printed
+    nothing else.
+    """
+
+    def execute(*arguments: object) -> str:
+        status, out, err = run(*arguments)
+        assert (status, out) == (2, ""), err
+        assert "Traceback" not in err
+        assert "bug in blemish" not in err
+        return err[err.index("blemish") :]
+
+    return execute
+
+
+@pytest.fixture(name="part")
+def saved_part(tmp_path: Path, fitted: Callable[..., Detector]) -> Path:
+    """The artifact of `fitted()`."""
+    return fitted().save(tmp_path / "part.blemish")
 
 
 @pytest.fixture

@@ -81,15 +81,10 @@ def test_tensors_come_back_bit_by_bit(
     raw = torch.randint(
         0, 256, (*shape, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(3)
     )
-    if dtype == torch.bool:
-        original = raw[..., 0] > 127
-    else:
-        original = (
-            raw[..., : torch.empty(0, dtype=dtype).element_size()]
-            .contiguous()
-            .view(dtype)
-            .reshape(shape)
-        )
+    size = torch.empty(0, dtype=dtype).element_size()
+    original = raw[..., 0] > 127
+    if dtype != torch.bool:
+        original = raw[..., :size].contiguous().view(dtype).reshape(shape)
     found, _ = artifact.read(artifact.write(tmp_path / "x", {"t": original}, {}))
     assert found["t"].dtype == dtype
     assert found["t"].shape == shape
@@ -111,14 +106,9 @@ def test_it_is_a_safetensors_file(written: Path) -> None:
 
 
 def test_the_same_content_is_the_same_file(written: Path, tmp_path: Path) -> None:
-    again = artifact.write(tmp_path / "again", *reversed_arguments(artifact.read(written)))
+    found, manifest = artifact.read(written)
+    again = artifact.write(tmp_path / "again", dict(reversed(list(found.items()))), manifest)
     assert again.read_bytes() == written.read_bytes()
-
-
-def reversed_arguments(
-    pair: tuple[dict[str, Tensor], dict[str, Any]],
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    return dict(reversed(list(pair[0].items()))), pair[1]
 
 
 def test_no_tensors_at_all(tmp_path: Path) -> None:
@@ -154,8 +144,8 @@ def test_cut_short_anywhere(written: Path) -> None:
     content = written.read_bytes()
     for length in [*range(24), *range(24, len(content), 37), len(content) - 2, len(content) - 1]:
         refused(written, content[:length])
-    refused(written, content + b"\0")
-    refused(written, content + b" ")
+    for more in (b"\0", b" ", b"x"):  # bytes behind the last tensor
+        assert "cut short or damaged" in refused(written, content + more)
 
 
 @pytest.mark.parametrize("flip", [0x01, 0x20, 0xFF])
@@ -173,7 +163,6 @@ def test_one_changed_byte_anywhere(flip: int, written: Path) -> None:
     "edit",
     [
         lambda text: text.replace("knn", "kNN"),
-        lambda text: json.dumps({**json.loads(text), "threshold": 3.0}),
         lambda text: text.replace(f'"format": {artifact.FORMAT}', '"format": 0'),
         lambda text: text + " ",
     ],
@@ -184,8 +173,13 @@ def test_an_edited_manifest(edit: Callable[[str], str], written: Path) -> None:
     assert "altered" in refused(written, with_header(table, data))
 
 
-@pytest.mark.parametrize("manifest", ["", "{", "[]", "7", '"text"', "null", '{"method": "knn"}', '{"format": "1"}',
-                                      '{"format": null}', '{"format": [1]}', "[" * 5000])  # fmt: skip
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        *("", "{", "[]", "7", '"text"', "null", '{"method": "knn"}', '{"format": "1"}'),
+        *('{"format": null}', '{"format": [1]}', "[" * 5000),
+    ],
+)
 def test_a_manifest_that_is_none(manifest: str, written: Path) -> None:
     table, data = header_of(written.read_bytes())
     table["__metadata__"]["manifest"] = manifest
@@ -198,15 +192,14 @@ def test_swapped_tensors(written: Path) -> None:
     assert "altered" in refused(written, with_header(table, data))
 
 
-@pytest.mark.parametrize("later", [1, 6])
-def test_a_newer_format(later: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ours = artifact.FORMAT
-    with monkeypatch.context() as newer:
-        newer.setattr(artifact, "FORMAT", ours + later)
+def test_a_newer_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    newer = artifact.FORMAT + 1
+    with monkeypatch.context() as patch:
+        patch.setattr(artifact, "FORMAT", newer)
         path = artifact.write(tmp_path / "new", tensors(), {"blemish": "9.9"})
     message = refused(path)
     update = "pip install --upgrade blemish"
-    for part in (f"format {ours + later},", "blemish 9.9", f"up to {ours}:", update):
+    for part in (f"format {newer},", "blemish 9.9", f"up to {newer - 1}:", update):
         assert part in message
 
 
@@ -216,15 +209,10 @@ def test_the_tensors_are_aligned_as_safetensors_asks(width: int, tmp_path: Path)
     assert int.from_bytes(path.read_bytes()[:8], "little") % 8 == 0
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_manifest_that_json_cannot_say_is_not_written(value: float, tmp_path: Path) -> None:
+def test_a_manifest_that_json_cannot_say_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON compliant"):
-        artifact.write(tmp_path / "part.blemish", tensors(), {"scale": [value, 1.0]})
+        artifact.write(tmp_path / "part.blemish", tensors(), {"scale": [float("nan"), 1.0]})
     assert not list(tmp_path.iterdir())
-
-
-def test_bytes_behind_the_last_tensor_are_noticed(written: Path) -> None:
-    assert "cut short or damaged" in refused(written, written.read_bytes() + b"x")
 
 
 class Bomb:
@@ -260,7 +248,6 @@ def torch_file() -> bytes:
         (lambda: b'{"json": true}', "not an artifact"),
         (lambda: b"\x89PNG\r\n\x1a\n" + bytes(100), "not an artifact"),
         (lambda: b"", "0 bytes"),
-        (lambda: bytes(8), "not an artifact"),
         (lambda: bytes(64), "not an artifact"),
         (lambda: b"\xff" * 64, "not an artifact"),
         (lambda: (2).to_bytes(8, "little") + b"{}", "not one that blemish fit has written"),
@@ -306,32 +293,31 @@ def test_a_table_made_to_confuse(entry: dict[str, Any], tmp_path: Path) -> None:
     refused(tmp_path / "x", content)
 
 
+@pytest.mark.parametrize(
+    ("failure", "told"),
+    [
+        (OSError(errno.ENOSPC, "No space left"), OutputError),
+        (KeyboardInterrupt(), KeyboardInterrupt),
+    ],
+)
 def test_a_failed_write_leaves_nothing_and_the_old_file(
-    written: Path, monkeypatch: pytest.MonkeyPatch
+    failure: BaseException,
+    told: type[BaseException],
+    written: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     before = written.read_bytes()
 
-    def full(_descriptor: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    def fail(_descriptor: int) -> None:
+        raise failure
 
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OutputError, match="No space left") as caught:
-        artifact.write(written, {"bank": torch.zeros(1000)}, {})
-    assert str(written) in str(caught.value)
+    monkeypatch.setattr(os, "fsync", fail)
+    for path in (written, written.parent / "other"):
+        with pytest.raises(told) as caught:
+            artifact.write(path, {"bank": torch.zeros(1000)}, {})
+        assert told is not OutputError or str(path) in str(caught.value)
     assert [file.name for file in written.parent.iterdir()] == [written.name]
     assert written.read_bytes() == before
-
-
-def test_a_write_that_is_interrupted_leaves_nothing(
-    written: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupt(_descriptor: int) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(os, "fsync", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        artifact.write(written.parent / "other", {}, {})
-    assert [file.name for file in written.parent.iterdir()] == [written.name]
 
 
 def test_places_that_cannot_be_written(written: Path, tmp_path: Path) -> None:

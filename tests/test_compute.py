@@ -30,52 +30,34 @@ def test_auto_takes_the_fastest_device(
     assert pick_device() == pick_device("auto") == torch.device(expected)
 
 
-def test_the_cpu_is_always_there() -> None:
-    assert pick_device("cpu") == CPU
-
-
 @pytest.mark.parametrize("name", ["nowhere", "", "cpu:x", "cuda:99", "tpu"])
 def test_a_device_that_is_not_there(name: str) -> None:
     with pytest.raises(ConfigError, match=f"device '{name}' is not available here"):
         pick_device(name)
 
 
+@pytest.mark.parametrize("variable", ["ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"])
 @pytest.mark.parametrize(
-    ("flags", "expected"),
+    ("flags", "limit", "expected"),
     [
-        ({"avx2"}, torch.float32),
-        (set(), torch.float32),
-        ({"avx2", "avx512_bf16"}, torch.bfloat16),
-        ({"amx_bf16", "amx_tile"}, torch.bfloat16),
+        ({"avx2"}, None, torch.float32),
+        ({"avx2", "avx512_bf16"}, None, torch.bfloat16),
+        ({"amx_bf16", "amx_tile"}, None, torch.bfloat16),
+        ({"amx_bf16"}, "AVX2", torch.float32),
+        ({"amx_bf16"}, "avx512_core_vnni", torch.float32),
+        ({"amx_bf16"}, "AVX512_CORE_BF16", torch.bfloat16),
+        ({"avx512_bf16"}, "DEFAULT", torch.bfloat16),
     ],
 )
-def test_auto_is_bf16_where_the_cpu_computes_in_it(
-    flags: set[str], expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_auto_is_bf16_where_the_cpu_computes_in_it_and_onednn_may(
+    variable: str, flags: set[str], limit: str | None, expected: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     monkeypatch.setattr(compute, "cpu_flags", lambda: flags)
-    for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
-        monkeypatch.delenv(name, raising=False)
-    assert pick_precision("auto", CPU) == expected
-
-
-@pytest.mark.parametrize(
-    ("limit", "expected"),
-    [
-        ("AVX2", torch.float32),
-        ("avx512_core_vnni", torch.float32),
-        ("AVX512_CORE_BF16", torch.bfloat16),
-        ("AVX512_CORE_AMX", torch.bfloat16),
-        ("DEFAULT", torch.bfloat16),
-    ],
-)
-@pytest.mark.parametrize("name", ["ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"])
-def test_auto_is_fp32_where_onednn_may_not_use_what_the_cpu_has(
-    name: str, limit: str, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(compute, "cpu_flags", lambda: {"avx512_bf16", "amx_bf16"})
     for each in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
         monkeypatch.delenv(each, raising=False)
-    monkeypatch.setenv(name, limit)
+    if limit:
+        monkeypatch.setenv(variable, limit)
     assert pick_precision("auto", CPU) == expected
 
 
@@ -98,11 +80,9 @@ def test_auto_on_a_gpu(supported: bool, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_precisions_by_name() -> None:
-    assert pick_precision("fp32", CPU) == torch.float32
-    assert pick_precision("bf16", CPU) == torch.bfloat16
-    assert pick_precision("fp16", CUDA) == torch.float16
-    for name in ("fp32", "bf16", "fp16"):
-        assert precision_name(pick_precision(name, CUDA)) == name
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)):
+        assert pick_precision(name, CUDA) == dtype
+        assert precision_name(dtype) == name
 
 
 @pytest.mark.parametrize(
@@ -115,18 +95,19 @@ def test_a_precision_that_does_not_go(name: str, says: str) -> None:
 
 def test_the_flags_of_this_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(" " not in flag for flag in compute.cpu_flags())
+    for text, flags in (
+        ("fpu: yes\nflags\t\t: fpu amx_bf16\n", {"fpu", "amx_bf16"}),
+        ("processor : 0\nFeatures : neon\n", set()),
+        (None, set()),
+    ):
 
-    def unreadable(*_arguments: object) -> str:
-        raise PermissionError("no")
+        def read(_path: Path, told: str | None = text) -> str:
+            if told is None:
+                raise PermissionError("no")
+            return told
 
-    monkeypatch.setattr(Path, "read_text", unreadable)
-    assert compute.cpu_flags() == set()
-    monkeypatch.setattr(
-        Path, "read_text", lambda *_arguments: "processor : 0\nflags\t\t: fpu amx_bf16\n"
-    )
-    assert compute.cpu_flags() == {"fpu", "amx_bf16"}
-    monkeypatch.setattr(Path, "read_text", lambda *_arguments: "processor : 0\nFeatures : neon\n")
-    assert compute.cpu_flags() == set()
+        monkeypatch.setattr(Path, "read_text", read)
+        assert compute.cpu_flags() == flags
 
 
 @pytest.mark.parametrize("method", ["agpnet", "guided", "atacnet"])

@@ -52,10 +52,6 @@ def test_the_tree_is_as_drawn() -> None:
     assert BlemishError.__base__ is Exception
 
 
-def test_every_class_says_when_it_is_raised() -> None:
-    assert all(kind.__doc__ for kind in CLASSES.values())
-
-
 def test_an_image_error_names_the_picture() -> None:
     error = ImageError("a/b.png", "is truncated")
     assert str(error) == "a/b.png: is truncated"

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fuzzing import artifacts, pictures, tallies, texts
-from fuzzing.parts import PARTS
+from fuzzing import artifacts, damage, pictures, tallies, texts
+from fuzzing.texts import FIT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -41,13 +41,8 @@ class Held(dict[Any, Any]):
 def tries(count: int) -> Any:
     """Settings of hypothesis: the same attempts each time."""
     checks = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
-    return settings(
-        max_examples=count,
-        derandomize=True,
-        deadline=None,
-        database=None,
-        suppress_health_check=checks,
-    )
+    how = {"derandomize": True, "deadline": None, "database": None}
+    return settings(max_examples=count, suppress_health_check=checks, **how)
 
 
 def _refuse(event: str, arguments: tuple[Any, ...]) -> None:
@@ -82,13 +77,13 @@ def original() -> Held:
 
 
 @tries(600)
-@given(st.integers(0, len(ORIGINALS) - 1), st.sampled_from(sorted(pictures.MUTATIONS)), SEEDS)
+@given(st.integers(0, len(ORIGINALS) - 1), st.sampled_from(sorted(damage.MUTATIONS)), SEEDS)
 def test_damaged_pictures(original: Held, which: int, way: str, seed: int) -> None:
     form, kind, data = ORIGINALS[which]
-    changed = pictures.MUTATIONS[way](data, np.random.default_rng(seed))
-    found = pictures.tried(changed, *original[form, kind])
+    changed = damage.MUTATIONS[way](data, np.random.default_rng(seed))
+    found = damage.tried(changed, *original[form, kind])
     assert found["verdict"] != "bug", found["why"]
-    if changed != data and pictures.checked_as(form, kind) in pictures.TOLD.get(way, ()):
+    if changed != data and damage.checked_as(form, kind) in damage.TOLD.get(way, ()):
         assert found["verdict"] != "wrong", f"{form} {kind} {way}"
 
 
@@ -96,26 +91,26 @@ def test_damaged_pictures(original: Held, which: int, way: str, seed: int) -> No
 def test_cut_anywhere(original: Held, form: str, kind: str, data: bytes) -> None:
     places = np.linspace(1, len(data) - 1, 12).astype(int)
     for place in places:
-        found = pictures.tried(data[:place], *original[form, kind])
+        found = damage.tried(data[:place], *original[form, kind])
         assert found["verdict"] in ("refused", "right"), f"{place} of {len(data)}: {found}"
 
 
 def test_what_is_told_is_told_by_the_pixels(original: Held) -> None:
     # The oracle itself: it must not call right what is not, nor an honest picture wrong.
     pixels = original["PNG", "RGB 8"][0]
-    assert pictures.compared(pixels, pixels) == "right"
+    assert damage.compared(pixels, pixels) == "right"
     one = pixels.copy()
     one[3, 4] += 100
-    assert pictures.compared(one, pixels) == "changed"
+    assert damage.compared(one, pixels) == "changed"
     half = pixels.copy()
     half[: len(half) // 2] = 0
-    assert pictures.compared(half, pixels) == "wrong"
-    assert pictures.compared(pixels[1:], pixels) == "wrong"
+    assert damage.compared(half, pixels) == "wrong"
+    assert damage.compared(pixels[1:], pixels) == "wrong"
 
 
 def test_every_mutation_changes_something() -> None:
     for form, kind, data in ORIGINALS:
-        for way, change in pictures.MUTATIONS.items():
+        for way, change in damage.MUTATIONS.items():
             changed = [change(data, np.random.default_rng(seed)) != data for seed in range(3)]
             lossless = form == "WebP" and way in ("enlarged", "shrunk")  # they have no such field
             assert any(changed) or lossless, f"{form} {kind} {way}"
@@ -127,7 +122,7 @@ def test_every_mutation_changes_something() -> None:
 
 @pytest.fixture(scope="module")
 def detectors(tmp_path_factory: pytest.TempPathFactory) -> Held:
-    """Of every method: tensors, manifest, scores of a picture, that picture, and a place to write."""
+    """Of every method: tensors, manifest, scores of a picture, that picture, a place to write."""
     folder = tmp_path_factory.mktemp("detectors")
     picture = folder / "part.png"
     Image.fromarray(artifacts.parts(1, seed=77)[0]).save(picture)
@@ -136,9 +131,7 @@ def detectors(tmp_path_factory: pytest.TempPathFactory) -> Held:
     torch.set_num_threads(threads)
     found = Held()
     for name, path in made.items():
-        out = artifacts.command(
-            "predict", path, picture, "--json", "--device", "cpu", "--precision", "fp32"
-        )[1]
+        out = artifacts.command("predict", path, picture, "--json", *FIT[-4:])[1]
         found[name] = (*artifact.read(path), artifacts.scores_of(out), picture, folder / "forged")
     return found
 
@@ -177,9 +170,8 @@ def test_no_artifact_reaches_for_a_network(detectors: Held) -> None:
         method = list(detectors)[which % len(detectors)]
         state, told, *_ = detectors[method]
         manifest = artifacts.with_value(told, ("backbone", "spec", "timm_name"), name)
-        assert (
-            judged(detectors[method], artifacts.forge(state, manifest))["verdict"] == "refused"
-        ), name
+        found = judged(detectors[method], artifacts.forge(state, manifest))
+        assert found["verdict"] == "refused", name
     # The fixture `requests` sees to the rest: that nothing was asked, be it in vain.
 
 
@@ -218,10 +210,8 @@ def test_tables_of_tensors_that_lie(detectors: Held, seed: int) -> None:
 
 
 def test_a_manifest_of_brackets(detectors: Held) -> None:
-    detector = detectors["knn"]
-    assert (
-        judged(detector, artifacts.forge(detector[0], artifacts.nested()))["verdict"] == "refused"
-    )
+    nested = artifacts.forge(detectors["knn"][0], artifacts.nested())
+    assert judged(detectors["knn"], nested)["verdict"] == "refused"
 
 
 # --- Tables, settings, rows, checkpoints, weights
@@ -262,7 +252,3 @@ def test_what_is_counted() -> None:
     excused = tallies.Tally("pictures", "BMP", "flip", told=False)
     excused.add("wrong")
     assert (excused.faults, excused.examples) == (0, [])
-
-
-def test_every_part_has_a_share() -> None:
-    assert all(share > 0 for _, share in PARTS.values())

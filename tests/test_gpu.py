@@ -106,15 +106,15 @@ def test_training_in_bf16_and_an_interruption(
     settings = {**there, "precision": "bf16", "min_steps": 6}
     whole = blemish.fit(method, good, **settings)
     assert whole.manifest["precision"] == "bf16"
-    steps, take = [], loop._Step.__call__
+    steps, take = [], loop._Run.take
 
-    def stopped(self: loop._Step, *arguments: Any) -> float:
+    def stopped(self: loop._Run, *arguments: Any) -> float:
         steps.append(1)
         if len(steps) == 3:
             signal.raise_signal(signal.SIGINT)
         return take(self, *arguments)
 
-    monkeypatch.setattr(loop._Step, "__call__", stopped)
+    monkeypatch.setattr(loop._Run, "take", stopped)
     with pytest.raises(KeyboardInterrupt):
         blemish.fit(method, good, checkpoint=path, **settings)
     resumed = blemish.fit(method, good, checkpoint=path, resume=True, **settings)

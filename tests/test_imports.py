@@ -76,7 +76,8 @@ def test_imports_point_down(path: Path) -> None:
 def test_the_rule_can_fail(tmp_path: Path) -> None:
     source = tmp_path / "x.py"
     source.write_text(
-        "import blemish.cli\nfrom blemish import config, fit\ndef f():\n    from blemish.data.folder import scan\n"
+        "import blemish.cli\nfrom blemish import config, fit\n"
+        "def f():\n    from blemish.data.folder import scan\n"
     )
     found = sorted(imported_rooms(source))
     assert found == [("__init__", 2), ("cli", 1), ("config", 2), ("data", 4)]

@@ -30,17 +30,19 @@ rng = np.random.default_rng(3)
 GOOD = [rng.integers(80, 100, (40, 36, 3), dtype=np.uint8) for _ in range(5)]
 RAN_OUT = [
     MemoryError(),
-    cv2.error(
-        "OpenCV(4.9) alloc.cpp:73: error: (-4:Insufficient memory) Failed to allocate 9 bytes"
-    ),
+    cv2.error("alloc.cpp:73: error: (-4:Insufficient memory) Failed to allocate 9 bytes"),
     RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"),
 ]
 WORDS = "needs more memory than there was left when its turn came"
 
 
+def fitted(pictures: list[np.ndarray]) -> blemish.Detector:
+    return blemish.fit("knn", pictures, backbone="test_vit", weights="random", image_size=32)
+
+
 @pytest.fixture(scope="module")
 def detector() -> blemish.Detector:
-    return blemish.fit("knn", GOOD, backbone="test_vit", weights="random", image_size=32)
+    return fitted(GOOD)
 
 
 @pytest.fixture(autouse=True)
@@ -53,10 +55,8 @@ def failing_for(pixels: np.ndarray, function: Any, error: BaseException) -> Any:
     """The function, but for one picture, told by its shape, memory runs out."""
 
     def called(first: Any, *rest: Any, **more: Any) -> Any:
-        if (
-            getattr(getattr(first, "values", getattr(first, "pixels", first)), "shape", ())[:2]
-            == pixels.shape[:2]
-        ):
+        values = getattr(first, "values", getattr(first, "pixels", first))
+        if getattr(values, "shape", ())[:2] == pixels.shape[:2]:
             raise error
         return function(first, *rest, **more)
 
@@ -71,9 +71,8 @@ LARGE = np.full((60, 50, 3), 90, np.uint8)
 def test_a_picture_for_which_memory_runs_out_fails_alone(
     detector: blemish.Detector, monkeypatch: pytest.MonkeyPatch, stage: str, error: Exception
 ) -> None:
-    places = {"prepare": "blemish.detector.predict", "_from_array": "blemish.images.sources"}
-    where = places.get(stage, "blemish.images.decoder")
-    home = sys.modules[where]
+    places = {"prepare": "detector.predict", "_from_array": "images.sources"}
+    home = sys.modules[f"blemish.{places.get(stage, 'images.decoder')}"]
     monkeypatch.setattr(home, stage, failing_for(LARGE, getattr(home, stage), error))
     results = list(detector.predict_many([GOOD[0], LARGE, GOOD[1], GOOD[2]], batch_size=2))
     assert [isinstance(result, Failure) for result in results] == [False, True, False, False]
@@ -92,19 +91,14 @@ def test_a_fit_goes_on_without_it(
     monkeypatch: pytest.MonkeyPatch, stage: str, error: Exception
 ) -> None:
     monkeypatch.setattr(streams, stage, failing_for(LARGE, getattr(streams, stage), error))
-    fitted = blemish.fit(
-        "knn", [*GOOD, LARGE], backbone="test_vit", weights="random", image_size=32
-    )
-    assert isinstance(fitted.predict(GOOD[0]), Prediction)
+    assert isinstance(fitted([*GOOD, LARGE]).predict(GOOD[0]), Prediction)
 
 
 @pytest.mark.parametrize("limit", [1, 2])
 def test_a_batch_too_large_for_memory_is_scored_in_halves(
     detector: blemish.Detector, monkeypatch: pytest.MonkeyPatch, limit: int
 ) -> None:
-    new = [
-        np.flipud(pixels).copy() for pixels in GOOD
-    ]  # those that were learned score 0, but for rounding
+    new = [np.flipud(pixels).copy() for pixels in GOOD]  # those that were learned score nearly 0
     expected = [result.score for result in detector.predict_many(new, batch_size=1)]
     assert min(expected) > 0.01
     score, seen = detector.method.score, []
@@ -185,12 +179,10 @@ def test_the_process_is_held_to_its_limit(tmp_path: Path) -> None:
     """Under `ulimit -v` a picture of 48 megapixels is refused in words, and the small ones are
     scored.
     """
-    resource = pytest.importorskip("resource")
-    assert resource.RLIMIT_AS
-    Image.fromarray(np.full((6000, 8000), 90, np.uint8)).save(
-        tmp_path / "large.png", compress_level=1
-    )
-    Image.fromarray(GOOD[0]).save(tmp_path / "small.png")
+    pytest.importorskip("resource")
+    large, small = tmp_path / "large.png", tmp_path / "small.png"
+    Image.fromarray(np.full((6000, 8000), 90, np.uint8)).save(large, compress_level=1)
+    Image.fromarray(GOOD[0]).save(small)
     code = """
 import json, resource, sys
 from pathlib import Path
@@ -208,14 +200,9 @@ reading = iter(stream)
 rows = sum(len(batch.images) for batch in reading)
 print(json.dumps([rows, [failure.reason for failure in reading.found.failures.values()]]))
 """
-    large, small = str(tmp_path / "large.png"), str(tmp_path / "small.png")
-    done = subprocess.run(
-        [sys.executable, "-c", code, large, small],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-    )
+    command = [sys.executable, "-c", code, str(large), str(small)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
     assert done.returncode == 0, done.stderr
     rows, reasons = json.loads(done.stdout)
     assert rows == 1

@@ -10,33 +10,12 @@ import pytest
 import blemish
 
 NAMES = [
-    "BACKBONES",
-    "BlemishError",
-    "Detector",
-    "Evaluation",
-    "Failure",
-    "METHODS",
-    "Prediction",
-    "configure",
-    "evaluate",
-    "fit",
-    "load",
-    "pretrain",
-    "recalibrate",
-    "refine",
+    *("BACKBONES", "BlemishError", "Detector", "Evaluation", "Failure", "METHODS", "Prediction"),
+    *("configure", "evaluate", "fit", "load", "pretrain", "recalibrate", "refine"),
 ]
 HEAVY = (
-    "torch",
-    "timm",
-    "numpy",
-    "cv2",
-    "PIL",
-    "scipy",
-    "sklearn",
-    "matplotlib",
-    "safetensors",
-    "jinja2",
-    "rich",
+    *("torch", "timm", "numpy", "cv2", "PIL", "scipy", "sklearn", "matplotlib", "safetensors"),
+    *("jinja2", "rich"),
 )
 
 
@@ -73,3 +52,5 @@ def test_import_is_light() -> None:
     assert run(f"import sys, blemish; print({heavy})") == "[]"
     assert run(f"import sys, blemish.errors, blemish.types, blemish.config; print({heavy})") == "[]"
     assert run(f"import sys; from blemish import BlemishError, Prediction; print({heavy})") == "[]"
+    said = run(f"import sys; from blemish import cli; s = cli.main(['--help']); print({heavy}, s)")
+    assert said.splitlines()[-1] == "[] 0"

@@ -95,7 +95,7 @@ def learned(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def unread(learner: Learner, names: list[str], look: Callable[[], list[Tensor]]) -> list[str]:
-    """Those of the trained tensors that can be overwritten without any change of what `look` gives."""
+    """Those of the trained tensors that can be overwritten and `look` gives the same."""
     parameters = dict(learner.named_parameters())
     before = look()
     inert = []

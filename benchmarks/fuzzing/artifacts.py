@@ -35,14 +35,10 @@ TINY: Mapping[str, Any] = {
     "device": "cpu",
     "precision": "fp32",
 }
-BRIEF = {
-    "epochs": 1,
-    "min_steps": 2,
-    "train_batch_size": 4,
-    "width": 32,
-    "heads": 4,
-    "depth": 1,
-    "zoom": 1.0,
+# `zoom`: guided scores pictures larger than it learns from, unless told otherwise.
+BRIEF: Mapping[str, Any] = {
+    **{"epochs": 1, "min_steps": 2, "train_batch_size": 4},
+    **{"width": 32, "heads": 4, "depth": 1, "zoom": 1.0},
 }
 
 HOSTILE: Sequence[Any] = (

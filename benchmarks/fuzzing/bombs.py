@@ -189,13 +189,13 @@ def _other_bombs() -> list[tuple[str, bytes]]:
         ("WebP, 196 megapixels of 1 × 1", webp[:at] + struct.pack("<I", side) + webp[at + 4 :]),
         ("PNM, no pixels", b"P6\n14142 14142\n255\n"),
         ("DICOM, no pixels", _dicom_of(60_000)),
-        ("DICOM, RLE, no pixels", _dicom_of(14_000, coded="RLE")),
+        ("DICOM, RLE, no pixels", _dicom_of(14_000, run_lengths=True)),
     ]
 
 
-def _dicom_of(rows: int, *, coded: str = "") -> bytes:
+def _dicom_of(rows: int, *, run_lengths: bool = False) -> bytes:
     """A small DICOM file that announces so many rows and columns."""
-    data = pictures.dicom(np.zeros((8, 8), np.uint8), coded=coded)
+    data = pictures.dicom(np.zeros((8, 8), np.uint8), run_lengths=run_lengths)
     for tag in (b"\x28\0\x10\0US\x02\0", b"\x28\0\x11\0US\x02\0"):
         at = data.find(tag) + len(tag)
         data = data[:at] + struct.pack("<H", rows) + data[at + 2 :]
@@ -256,7 +256,7 @@ def large() -> dict[str, Callable[[], bytes]]:
             rgb()[..., 0].astype(np.float32) / 255, photometric="minisblack"
         ),
         "PPM": ppm,
-        "DICOM 12": lambda: pictures.dicom(rgb()[..., 0].astype(np.uint16) << 4, bits=12),
+        "DICOM 12": lambda: pictures.dicom(rgb()[..., 0].astype(np.uint16) << 4, BitsStored=12),
     }
 
 

@@ -5,13 +5,11 @@ Each runs in a fork (`forks`), on pictures and settings so small that it takes a
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import resource
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -26,7 +24,7 @@ import numpy as np
 from fuzzing import forks
 from fuzzing.artifacts import Random, parts
 from fuzzing.forks import End
-from fuzzing.texts import APMASK, BRIEF, FIT
+from fuzzing.texts import APMASK, FIT
 
 DEVICE = ("--device", "cpu", "--precision", "fp32")
 SMALL = ("--set", "width=32", "--set", "heads=4", "--set", "depth=1")  # of agpnet
@@ -365,168 +363,6 @@ def at_once(lines: Sequence[Sequence[str | Path]]) -> list[End]:
         os.waitpid(pid, 0)
         ends.append(End(**told) if told else End(status=None, signal=9))
     return ends
-
-
-# --- Places and names --------------------------------------------------------------------------
-
-
-def special_files(folder: Path) -> dict[str, Path]:
-    """Things that a path can name and that are no file to read, by what they are."""
-    folder.mkdir(parents=True, exist_ok=True)
-    found = {
-        "device": Path("/dev/zero"),
-        "null": Path("/dev/null"),
-        "missing": folder / "nowhere",
-        "folder": folder,
-    }
-    os.mkfifo(folder / "fifo")
-    found["fifo"] = folder / "fifo"
-    with (folder / "holes").open("wb") as file:
-        file.truncate(2**40)
-    found["terabyte of holes"] = folder / "holes"
-    (folder / "loop").symlink_to(folder / "loop")
-    found["link to itself"] = folder / "loop"
-    (folder / "link").symlink_to(folder / "fifo")
-    found["link to a fifo"] = folder / "link"
-    with socket.socket(socket.AF_UNIX) as server:
-        server.bind(str(folder / "socket"))
-    found["socket"] = folder / "socket"
-    found["long name"] = folder / ("x" * 300)
-    (folder / "empty").touch()
-    found["empty file"] = folder / "empty"
-    found["memory"] = Path("/proc/self/mem")
-    return found
-
-
-def reading_lines(inputs: Path, bad: Path, out: Path) -> dict[str, Sequence[str | Path]]:
-    """Command lines that read `bad` as each of the files that a command takes, by name."""
-    good, knn = inputs / "good", inputs / "knn.blemish"
-    fit = ("fit", "knn", good, "-o", out / "x.blemish", "--backbone", "test_vit", *FIT[4:])
-    return {
-        "inspect ARTIFACT": ("inspect", bad),
-        "predict ARTIFACT": ("predict", bad, good, *DEVICE),
-        "predict PATH": ("predict", knn, bad, *DEVICE),
-        "evaluate ARTIFACT": ("evaluate", bad, good, *DEVICE),
-        "evaluate DATA": ("evaluate", knn, bad, *DEVICE),
-        "calibrate ARTIFACT": ("calibrate", bad, good, "-o", out / "y.blemish", *DEVICE),
-        "refine ARTIFACT": ("refine", bad, "--good", good, "-o", out / "z.blemish", *DEVICE),
-        "refine --good": (
-            "refine",
-            inputs / "lda.blemish",
-            "--good",
-            bad,
-            "-o",
-            out / "z.blemish",
-            *DEVICE,
-        ),
-        "figures ARTIFACT": ("figures", bad, good, "-o", out / "figures", *DEVICE),
-        "fit GOOD": ("fit", "knn", bad, "-o", out / "x.blemish", *FIT),
-        "fit --weights": (*fit, "--weights", bad),
-        "fit --config": (*fit, "--weights", "random", "--config", bad),
-        "fit --anomalies": (
-            "fit",
-            "lda",
-            good,
-            "--anomalies",
-            bad,
-            "-o",
-            out / "x.blemish",
-            *FIT,
-        ),
-        "pretrain GOOD": ("pretrain", bad, "-o", out / "e.safetensors", *APMASK),
-        "simulate GOOD": (
-            "simulate",
-            bad,
-            "-o",
-            out / "made",
-            "--backbone",
-            "test_vit",
-            "--weights",
-            "random",
-        ),
-        "data check": ("data", "check", bad),
-        "bench table": ("bench", "table", bad),
-        "bench --suite": ("bench", "--suite", bad, "--dry-run"),
-    }
-
-
-def writing_lines(inputs: Path, out: Path) -> dict[str, Sequence[str | Path]]:
-    """Command lines that write to `out`, by name."""
-    good, new, knn = inputs / "good", inputs / "new", inputs / "knn.blemish"
-    return {
-        "fit -o": ("fit", "knn", good, "-o", out, *FIT),
-        "predict --output": ("predict", knn, new, "--output", out, *DEVICE),
-        "predict --report": ("predict", knn, new, "--report", out, *DEVICE),
-        "evaluate --report": ("evaluate", knn, inputs, "--report", out, *DEVICE),
-        "calibrate -o": ("calibrate", knn, new, "-o", out, "--false-alarm-rate", "0.2", *DEVICE),
-        "refine -o": ("refine", inputs / "lda.blemish", "--good", new, "-o", out, *DEVICE),
-        "pretrain -o": ("pretrain", good, "-o", out, *APMASK, *BRIEF),
-        "simulate -o": (
-            "simulate",
-            good,
-            "-o",
-            out,
-            "--backbone",
-            "test_vit",
-            "--weights",
-            "random",
-            "--count",
-            "1",
-        ),
-        "data elpv -o": ("data", "elpv", "-o", out, "--cells", "2"),
-        "bench table -o": (
-            "bench",
-            "table",
-            Path(__file__).parents[1] / "results" / "memory.jsonl",
-            "-o",
-            out,
-        ),
-    }
-
-
-NAMES = (
-    *(
-        "=1+1.png",
-        "+1.png",
-        "-1.png",
-        "@SUM(A1).png",
-        "a,b.png",
-        'a"b.png',
-        "a;b.png",
-        "a\tb.png",
-        "a\nb.png",
-    ),
-    *(
-        "a\rb.png",
-        "\x1b[31mred.png",
-        "é.png",
-        "%s%n.png",
-        "$(true).png",
-        "<b>.png",
-        "x" * 200 + ".png",
-    ),
-    *("\u202egnp.exe.png", "a\udc80b.png", " .png", "\x07bell.png", "tab|le.png"),
-)
-
-
-def table_faults(folder: Path, pictures: int) -> list[str]:
-    """What is wrong with predictions.csv and .jsonl of pictures with hostile names."""
-    found = []
-    rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
-    if len(rows) != pictures:
-        found.append(f"{len(rows)} JSON rows of {pictures} pictures")
-    with (folder / "predictions.csv").open(newline="", encoding="utf-8") as file:
-        text = file.read()
-    cells = list(csv.DictReader(text.splitlines(keepends=True)))
-    if len(cells) != pictures:
-        found.append(f"{len(cells)} CSV rows of {pictures} pictures")
-    for row in cells:
-        if (row["path"] or "x")[0] in "=+-@\t\r":
-            found.append(f"a formula in a cell: {row['path'][:30]!r}")
-    lines = text.splitlines()
-    if len(lines) != pictures + 1:
-        found.append(f"{len(lines) - 1} lines of CSV for {pictures} pictures")
-    return found
 
 
 def moment(random: Random, longest: float) -> float:

@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fuzzing import artifacts, commands, forks
+from fuzzing import artifacts, commands, forks, places
 from fuzzing.commands import Job
 from fuzzing.forks import End
 from fuzzing.tallies import Tally
+from fuzzing.texts import FIT
 
 if TYPE_CHECKING:
     from fuzzing.parts import Plan
@@ -65,11 +66,11 @@ def judged(tally: Tally, end: End, *, expected: Sequence[int] = (2,), what: str 
 def of_places(plan: Plan) -> Iterator[Tally]:
     """Pipes, devices, holes and the like, as each file that a command reads or writes."""
     inputs, out = _inputs(plan), plan.folder / "out"
-    places = commands.special_files(plan.folder / "places")
+    special = places.special_files(plan.folder / "places")
     reads, writes = Tally("places", "read"), Tally("places", "written to")
     out.mkdir()
-    for what, path in places.items():
-        for name, line in commands.reading_lines(inputs, path, out).items():
+    for what, path in special.items():
+        for name, line in places.reading_lines(inputs, path, out).items():
             if time.monotonic() > plan.deadline:
                 break
             # A folder or a device may be empty of pictures, or each of its pictures broken: 1 or 2.
@@ -82,7 +83,7 @@ def of_places(plan: Plan) -> Iterator[Tally]:
 def _written(plan: Plan, inputs: Path, tally: Tally) -> Iterator[Tally]:
     """Outputs that are a device, a pipe or a link: what they are must stay."""
     folder = plan.folder / "targets"
-    for name in commands.writing_lines(inputs, folder):
+    for name in places.writing_lines(inputs, folder):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         (folder / "real").write_bytes(b"before")
@@ -95,7 +96,7 @@ def _written(plan: Plan, inputs: Path, tally: Tally) -> Iterator[Tally]:
         for target in targets:
             path = folder / target
             before = os.lstat(path)
-            line = commands.writing_lines(inputs, path)[name]
+            line = places.writing_lines(inputs, path)[name]
             end = forks.attempt(lambda line=line: commands.run(*line))  # type: ignore[misc]
             if not judged(tally, end, expected=(0, 1, 2), what=f"{name} {target}"):
                 continue
@@ -114,7 +115,7 @@ def of_names(plan: Plan) -> Iterator[Tally]:
     picture = plan.folder / "one.png"
     Image.fromarray(artifacts.parts(1)[0]).save(picture)
     count = 0
-    for name in commands.NAMES:
+    for name in places.NAMES:
         try:
             shutil.copy(picture, os.fsencode(folder) + b"/" + os.fsencode(name))
             count += 1
@@ -134,7 +135,7 @@ def of_names(plan: Plan) -> Iterator[Tally]:
             *commands.DEVICE,
         ),
         "data check": ("data", "check", folder),
-        "fit": ("fit", "knn", folder, "-o", plan.folder / "x.blemish", *commands.FIT),
+        "fit": ("fit", "knn", folder, "-o", plan.folder / "x.blemish", *FIT),
     }
     for what, line in lines.items():
         end = forks.attempt(lambda line=line: commands.run(*line))  # type: ignore[misc]
@@ -143,7 +144,7 @@ def of_names(plan: Plan) -> Iterator[Tally]:
             if sign in end.out.replace("\r\n", "\n") or (sign != "\r" and sign in end.err):
                 tally.note("unclear", f"{what}: prints {sign!r} of a file's name as it is")
         if good and what == "predict":
-            for fault in commands.table_faults(out, count + 1):
+            for fault in places.table_faults(out, count + 1):
                 tally.note("lost", fault)
     yield tally
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fuzzing.pictures import CHECKS, MUTATIONS
+from fuzzing.damage import CHECKS, MUTATIONS
 from fuzzing.tallies import FAULTS, MEANING, table
 
 Row = Mapping[str, Any]

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fuzzing import artifacts, bombs, commands, endings, forks, pictures, texts
+from fuzzing import artifacts, bombs, commands, damage, endings, forks, pictures, texts
 from fuzzing.tallies import Tally, outcome_of
 
 MANY = 10_000_000  # attempts: the time ends them
@@ -88,18 +88,18 @@ def of_pictures(plan: Plan) -> Iterator[Tally]:
     """Damaged and forged pictures through the decoder."""
     originals, as_they_are = _originals(plan)
     yield as_they_are
-    ways = list(pictures.MUTATIONS)
+    ways = list(damage.MUTATIONS)
 
     def made(index: int) -> tuple[Original, str, bytes]:
         random = plan.random(1, index)
         one, way = originals[index // len(ways) % len(originals)], ways[index % len(ways)]
-        return one, way, pictures.MUTATIONS[way](one.data, random)
+        return one, way, damage.MUTATIONS[way](one.data, random)
 
     def work(index: int) -> dict[str, Any]:
         one, _way, data = made(index)
         if data == one.data:
             return {"verdict": "same"}
-        return pictures.tried(data, one.pixels, one.notes)
+        return damage.tried(data, one.pixels, one.notes)
 
     tallies: dict[tuple[str, str], Tally] = {}
     for index, answer in forks.through(work, MANY, deadline=plan.deadline):
@@ -107,8 +107,8 @@ def of_pictures(plan: Plan) -> Iterator[Tally]:
         outcome, why = outcome_of(answer)
         if outcome == "same":
             continue
-        form = pictures.checked_as(one.form, one.kind)
-        told = form in pictures.TOLD.get(way, ())
+        form = damage.checked_as(one.form, one.kind)
+        told = form in damage.TOLD.get(way, ())
         tally = tallies.setdefault((form, way), Tally("pictures", form, way, told))
         tally.add(outcome, f"{one.kind}: {why} (attempt {index})")
         tally.measured(answer)
@@ -124,7 +124,7 @@ def of_bombs(plan: Plan) -> Iterator[Tally]:
     made = bombs.bombs()
 
     def work(index: int) -> dict[str, Any]:
-        return pictures.tried(made[index][1], np.zeros((1, 1, 3), np.uint8))
+        return damage.tried(made[index][1], np.zeros((1, 1, 3), np.uint8))
 
     tally = Tally(
         "bombs", "all", f"at most {max(len(data) for _, data in made) // 1024} KiB", told=False

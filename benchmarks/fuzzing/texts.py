@@ -19,7 +19,7 @@ import torch
 
 from fuzzing import artifacts
 from fuzzing.artifacts import Random, command
-from fuzzing.pictures import flipped, scribbled, truncated
+from fuzzing.damage import flipped, scribbled, truncated
 
 FIT = (
     *("--backbone", "test_vit", "--weights", "random", "--image-size", "32", "--layers", "2,4"),
@@ -29,47 +29,13 @@ BRIEF = ("--set", "min_steps=2", "--set", "epochs=1", "--set", "train_batch_size
 APMASK = (
     *(*FIT[:4], "--device", "cpu", "--precision", "fp32"),
     *("--set", "image_size=32", "--set", "picture_size=32", "--set", "local_size=16"),
-    *(
-        "--set",
-        "prototypes=32",
-        "--set",
-        "hidden=32",
-        "--set",
-        "bottleneck=16",
-        "--set",
-        "local_views=2",
-    ),
+    *("--set", "prototypes=32", "--set", "hidden=32"),
+    *("--set", "bottleneck=16", "--set", "local_views=2"),
 )
 CELLS = (
-    *(
-        "",
-        "x",
-        "0",
-        "1",
-        "-1",
-        "1e999",
-        "nan",
-        "../../../etc/passwd",
-        "/dev/zero",
-        "a\0b",
-        "a\nb",
-        "a\rb",
-    ),
-    *(
-        '"',
-        '""',
-        "'",
-        "=1+1",
-        "@SUM(A1)",
-        "\x1b[2J",
-        "é",
-        "\ufeff",
-        "x" * 200_000,
-        "|",
-        "a|b|c",
-        "good",
-        "bad",
-    ),
+    *("", "x", "0", "1", "-1", "1e999", "nan", "../../../etc/passwd", "/dev/zero", "a\0b", "a\nb"),
+    *("a\rb", '"', '""', "'", "=1+1", "@SUM(A1)", "\x1b[2J", "é", "\ufeff", "x" * 200_000, "|"),
+    *("a|b|c", "good", "bad"),
 )
 
 

@@ -27,13 +27,7 @@ from blemish.files import ARTIFACT_BYTES, read_whole, write_whole
 
 FORMAT = 2  # raised when an older blemish could misread the file
 _LIBRARIES = (
-    "torch",
-    "torchvision",
-    "timm",
-    "numpy",
-    "pillow",
-    "simplejpeg",
-    "opencv-python-headless",
+    *("torch", "torchvision", "timm", "numpy", "pillow", "simplejpeg", "opencv-python-headless"),
 )
 
 
@@ -72,23 +66,17 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         )
     try:
         manifest = parse_json(metadata["manifest"])
-        version = manifest["format"]
-    except KeyError as error:
-        raise ArtifactError(
-            f"{path}: the manifest is damaged: it names no format; restore a copy"
-        ) from error
-    except (ValueError, TypeError) as error:
+        version = manifest.get("format")
+        if type(version) is not int:
+            raise ValueError(f"its format is {short(version)}")
+    except (ValueError, TypeError, AttributeError) as error:
         raise ArtifactError(
             f"{path}: the manifest is damaged ({error}); fit again or restore a copy"
         ) from error
-    if type(version) is not int:
-        raise ArtifactError(
-            f"{path}: the manifest is damaged: format is {short(version)}; restore a copy"
-        )
     if version > FORMAT:
         raise ArtifactError(
-            f"{path}: has format {version}, written by blemish {manifest.get('blemish', '?')}; this blemish reads "
-            f"formats up to {FORMAT}: pip install --upgrade blemish"
+            f"{path}: has format {version}, written by blemish {manifest.get('blemish', '?')}; "
+            f"this blemish reads formats up to {FORMAT}: pip install --upgrade blemish"
         )
     if _digest(metadata["manifest"], table, data) != metadata["digest"]:
         raise ArtifactError(
@@ -115,7 +103,8 @@ def _parts(content: bytes, path: object) -> tuple[dict[str, Any], bytes]:
         # Only here: the length of a good header may begin with the same bytes.
         if content[:2] == b"PK" or content[:1] == b"\x80":
             raise ArtifactError(
-                f"{path}: is a Python or PyTorch object file, which can run code when loaded; not opened"
+                f"{path}: is a Python or PyTorch object file, which can run code when loaded; "
+                "not opened"
             )
         looks = content[8:9] == b"{"
         raise ArtifactError(

@@ -12,13 +12,7 @@ from blemish.machine import cpu_flags
 
 # What oneDNN, which computes torch's products in bf16 on a CPU, can be held down to without them.
 _WITHOUT_BF16 = {
-    "SSE41",
-    "AVX",
-    "AVX2",
-    "AVX2_VNNI",
-    "AVX2_VNNI_2",
-    "AVX512_CORE",
-    "AVX512_CORE_VNNI",
+    *("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI"),
 }
 _BF16 = {"amx_bf16", "avx512_bf16"}
 Precision = Literal["fp32", "bf16", "fp16"]

@@ -148,13 +148,8 @@ def _follow(key: str, value: Any, rule: object, instead: str) -> None:
         case Range() if value not in rule:
             raise ConfigError(f"{key}: {instead}{rule.needed(value)}, got {short(value)}")
         case Length(least=least, most=most) if not least <= len(value) <= most:
-            wanted = (
-                f"{least}"
-                if least == most
-                else f"{least} to {most}"
-                if most < 2**31
-                else f"at least {least}"
-            )
+            wanted = f"{least} to {most}" if most < 2**31 else f"at least {least}"
+            wanted = f"{least}" if least == most else wanted
             raise ConfigError(f"{key}: {wanted} values are needed, got {len(value)}")
         case Length(distinct=True) if len(set(value)) < len(value):
             twice = next(item for place, item in enumerate(value) if item in value[:place])
@@ -206,11 +201,9 @@ def from_dict(
         raise ConfigError(f"{within or 'settings'}: {short(values)} is no object of named values")
     checked: dict[str, Any] = {}
     if "other" in hints:
-        other = {key: value for key, value in values.items() if key not in hints or key == "other"}
-        values = {
-            **{key: value for key, value in values.items() if key not in other},
-            "other": other,
-        }
+        known = {key: value for key, value in values.items() if key in hints and key != "other"}
+        other = {key: value for key, value in values.items() if key not in known}
+        values = {**known, "other": other}
     for key, value in values.items():
         if key not in hints:
             wrong = unknown_name("setting", key, hints)
@@ -220,10 +213,8 @@ def from_dict(
     if base is not None:
         return dataclasses.replace(base, **checked)  # type: ignore[type-var]
     for field in dataclasses.fields(kind):  # type: ignore[arg-type]
-        required = (
-            field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        )
-        if required and field.name not in checked:
+        missing = field.default is field.default_factory is dataclasses.MISSING
+        if missing and field.name not in checked:
             raise ConfigError(f"{prefix}{field.name}: is missing")
     try:
         return kind(**checked)
@@ -286,12 +277,10 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("too deeply nested") from error
     level: list[Any] = [value]
     for _ in range(DEEPEST):
-        inner = [
-            each.values() if isinstance(each, dict) else each
-            for each in level
-            if isinstance(each, (dict, list))
+        within = [each for each in level if isinstance(each, (dict, list))]
+        level = [
+            one for each in within for one in (each.values() if isinstance(each, dict) else each)
         ]
-        level = [item for items in inner for item in items]
         if not level:
             return value
     raise ValueError("too deeply nested")
@@ -392,11 +381,8 @@ def _simple(value: Any, kind: Any, strict: bool) -> Any:
 def _options(hint: Any) -> Sequence[Any]:
     """The types of which a value may have one."""
     bare = _bare(hint)
-    return (
-        typing.get_args(bare)
-        if typing.get_origin(bare) in (typing.Union, types.UnionType)
-        else (bare,)
-    )
+    several = typing.get_origin(bare) in (typing.Union, types.UnionType)
+    return typing.get_args(bare) if several else (bare,)
 
 
 def _bare(hint: Any) -> Any:

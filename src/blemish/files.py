@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import secrets
@@ -66,8 +67,7 @@ def open_regular(
                 return file
             file.close()
     except (OSError, ValueError) as problem:  # ValueError: a null byte in the name
-        reason = getattr(problem, "strerror", None) or problem
-        raise error(f"{path}: cannot be read ({reason})") from problem
+        raise error(f"{path}: cannot be read ({_reason(problem)})") from problem
     raise error(f"{path}: {fault}")
 
 
@@ -98,7 +98,7 @@ def read_whole(path: str | Path, *, limit: int, error: Callable[[str], Exception
         try:
             return file.read(os.fstat(file.fileno()).st_size)
         except OSError as problem:
-            raise error(f"{path}: cannot be read ({problem.strerror or problem})") from problem
+            raise error(f"{path}: cannot be read ({_reason(problem)})") from problem
 
 
 def write_whole(path: str | Path, content: bytes) -> Path:
@@ -149,10 +149,7 @@ def writable_place(path: Path) -> Path:
         with suppress(FileNotFoundError):
             status = path.stat()
     except (OSError, ValueError) as problem:
-        reason = getattr(problem, "strerror", None) or problem
-        raise OutputError(
-            f"{path}: cannot be written ({reason}); choose another place"
-        ) from problem
+        raise cannot_write(path, problem) from problem
     if _STREAM.fullmatch(os.path.abspath(path)) or _STREAM.fullmatch(str(target)):  # noqa: PTH100
         raise OutputError(
             f"{path}: is a stream of a process, and a result is written to a file; name one"
@@ -161,6 +158,31 @@ def writable_place(path: Path) -> Path:
         what = _kind(status).partition(";")[0]
         raise OutputError(f"{path}: is {what}, which nothing is written to; name a file")
     return target
+
+
+def end_last_row(path: Path) -> None:
+    """End the last line of a JSONL file that rows are added to, or make the file.
+
+    Half a row that a killed process has left is removed; a whole one gets its line break.
+
+    Raises: OutputError.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a+b") as file:
+            file.seek(0)
+            content = file.read()
+            end = content.rfind(b"\n") + 1
+            try:
+                whole = isinstance(json.loads(content[end:]), dict)
+            except (ValueError, RecursionError):
+                whole = False
+            if whole:
+                file.write(b"\n")
+            else:
+                file.truncate(end)
+    except OSError as error:
+        raise cannot_write(path, error) from error
 
 
 def check_writable(path: Path) -> None:
@@ -258,8 +280,10 @@ def _sweep(folder: Path) -> None:
                         os.unlink(entry.path)  # noqa: PTH108
 
 
-def cannot_write(path: str | Path, error: OSError) -> OutputError:
+def cannot_write(path: str | Path, error: Exception) -> OutputError:
     """The one wording for a file that cannot be written."""
-    return OutputError(
-        f"{path}: cannot be written ({error.strerror or error}); choose another place"
-    )
+    return OutputError(f"{path}: cannot be written ({_reason(error)}); choose another place")
+
+
+def _reason(problem: Exception) -> object:
+    return getattr(problem, "strerror", None) or problem

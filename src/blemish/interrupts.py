@@ -15,9 +15,7 @@ from types import FrameType
 
 # SIGTERM is what Docker, Slurm and systemd send; SIGHUP comes when a terminal is closed.
 _OTHERS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
-_SAME = (
-    5.0  # seconds in which more signals count as one: a terminal and torchrun may both send theirs
-)
+_SAME = 5.0  # seconds in which signals count as one: a terminal and torchrun may both send theirs
 
 
 class Interrupted(KeyboardInterrupt):

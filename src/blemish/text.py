@@ -1,6 +1,8 @@
-"""Words for people: what may be printed, and numbers in sentences."""
+"""Words for people: what may be printed, numbers and lists in sentences."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 
 def duration(seconds: float) -> str:
@@ -29,3 +31,24 @@ def printable(text: str, keep: str = "") -> str:
         else sign.encode("unicode_escape").decode("ascii")
         for sign in text
     )
+
+
+def pluralize(number: int, one: str, many: str = "") -> str:
+    """The number with its noun; `many` where the plural is not `one` with an s.
+
+    Example:
+        >>> pluralize(1, "picture"), pluralize(3, "category", "categories")
+        ('1 picture', '3 categories')
+    """
+    return f"{number} {one}" if number == 1 else f"{number} {many or one + 's'}"
+
+
+def listed(items: Iterable[object]) -> str:
+    """The first three of them.
+
+    Example:
+        >>> listed("abcd")
+        'a, b, c, …'
+    """
+    names = [str(item) for item in items]
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")

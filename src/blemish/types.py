@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -14,9 +14,7 @@ if TYPE_CHECKING:
 
 NORMAL, ANOMALOUS = 0, 1
 GOOD = "good"  # the defect type of a normal picture
-RESOLUTION = (
-    256  # side of the square at which maps and masks are compared, where nothing else is said
-)
+RESOLUTION = 256  # side of the square at which maps and masks meet, where nothing else is said
 ORIGINAL = "original"  # at the pictures' own size instead
 
 
@@ -252,30 +250,12 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready document."""
-        keys = [
-            "image_auroc",
-            "image_ap",
-            "best_f1",
-            "best_f1_threshold",
-            "pixel_auroc",
-            "aupro",
-            "pixel_auroc_error",
-            "aupro_error",
-            "pixel_auroc_anomalous",
-            "threshold",
-        ]
-        return {
-            "counts": dict(self.counts),
-            **{key: getattr(self, key) for key in keys},
-            "confusion": None if self.confusion is None else dict(self.confusion),
-            "votes": None if self.votes is None else dict(self.votes),
-            "by_defect": {name: dict(values) for name, values in self.by_defect.items()},
-            "by_category": {name: dict(values) for name, values in self.by_category.items()},
-            "category_mean": dict(self.category_mean),
-            "by_group": {name: dict(values) for name, values in self.by_group.items()},
+        listed = {
             "left_out": list(self.left_out),
             "failures": [failure.to_dict() for failure in self.failures],
-            "mask_faults": [failure.to_dict() for failure in self.mask_faults],
+            "mask_faults": [fault.to_dict() for fault in self.mask_faults],
             "problems": list(self.problems),
             "rows": [dict(row) for row in self.rows],
         }
+        others = [one.name for one in fields(self) if one.name not in listed]
+        return {**{name: getattr(self, name) for name in others}, **listed}

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from blemish.anomalies.cutpaste import CutPaste, CutPaste3Way, CutPasteScar
-from blemish.errors import ConfigError
 
 
 def noise(height: int, width: int) -> np.ndarray:
@@ -22,31 +21,18 @@ def test_a_patch_has_the_published_area_and_aspect() -> None:
         assert mask.sum() == height * width  # upright, nothing clipped
         areas.append(mask.mean())
         aspects.append(width / height)
-    assert 0.019 <= min(areas) < 0.03
-    assert 0.14 < max(areas) <= 0.152
-    assert 0.29 <= min(aspects) < 0.35
-    assert 3.0 < max(aspects) <= 3.4
+    assert 0.019 <= min(areas) < 0.03 < 0.14 < max(areas) <= 0.152
+    assert 0.29 <= min(aspects) < 0.35 < 3.0 < max(aspects) <= 3.4
     assert 70 < sum(aspect < 1 for aspect in aspects) < 130
 
 
 def test_a_patch_is_a_copy_but_for_its_colours() -> None:
     image = np.arange(50 * 40, dtype=np.float32).reshape(50, 40, 1) / 2000
     result = CutPaste(jitter=0.0)(image, np.random.default_rng(4))
-    rows, columns = result.mask.any(1).nonzero()[0], result.mask.any(0).nonzero()[0]
-    pasted = result.image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    start = round(float(pasted[0, 0, 0]) * 2000)
-    row, column = divmod(start, 40)
-    np.testing.assert_allclose(
-        pasted, image[row : row + len(rows), column : column + len(columns)], atol=1e-6
-    )
-
-
-def test_places_are_even() -> None:
-    image = noise(60, 60)
-    small = CutPaste(area=(0.01, 0.01), aspect=(1.0, 1.0))
-    centres = [np.argwhere(small(image, np.random.default_rng(s)).mask).mean(0) for s in range(300)]
-    counts = np.histogram2d(*np.array(centres).T, bins=2, range=[[0, 59], [0, 59]])[0]
-    assert counts.min() > 45  # of 75 expected
+    pasted = result.image[np.ix_(result.mask.any(1), result.mask.any(0))]
+    row, column = divmod(round(float(pasted[0, 0, 0]) * 2000), 40)
+    original = image[row : row + len(pasted), column : column + pasted.shape[1]]
+    np.testing.assert_allclose(pasted, original, atol=1e-6)
 
 
 @pytest.mark.parametrize("scale", [1, 2])
@@ -63,8 +49,7 @@ def test_a_scar_has_the_published_size_at_every_scale(scale: int) -> None:
         turned.append(np.degrees(np.arctan2(across, down)))
         assert 2 * 10 * 0.8 <= mask.sum() / scale**2 <= 16 * 25 * 1.1
     assert 1.5 <= min(widths) < 4
-    assert 10 <= max(lengths) <= 26.5
-    assert max(lengths) > 23
+    assert 23 < max(lengths) <= 26.5
     long = np.array(lengths) > 1.6 * np.array(widths)  # where the long axis is certain
     assert np.abs(np.array(turned)[long]).max() <= 50
     assert np.ptp(np.array(turned)[long]) > 60
@@ -76,27 +61,5 @@ def test_three_ways_draws_both_kinds_evenly() -> None:
     kinds = [result.kind for result in results]
     assert set(kinds) == {1, 2}
     assert 70 < kinds.count(1) < 130
-    smallest = min(result.mask.mean() for result in results if result.kind == 1)
-    largest = max(result.mask.mean() for result in results if result.kind == 2)
-    assert smallest > 0.018
-    assert largest < 0.009
-
-
-@pytest.mark.parametrize(
-    ("kind", "settings"),
-    [
-        (CutPaste, {"area": (0.2, 0.1)}),
-        (CutPaste, {"aspect": (1.2, 3.0)}),
-        (CutPaste, {"aspect": (0.5, 0.8)}),
-        (CutPaste, {"jitter": 0.7}),
-        (CutPasteScar, {"width": (0.0, 3.0)}),
-        (CutPasteScar, {"length": (10.0, 300.0)}),
-        (CutPasteScar, {"angle": 181.0}),
-        (CutPasteScar, {"jitter": -0.1}),
-    ],
-)
-def test_settings_out_of_range(
-    kind: type[CutPaste | CutPasteScar], settings: dict[str, object]
-) -> None:
-    with pytest.raises(ConfigError, match=next(iter(settings))):
-        kind(**settings)  # type: ignore[arg-type]
+    assert min(result.mask.mean() for result in results if result.kind == 1) > 0.018
+    assert max(result.mask.mean() for result in results if result.kind == 2) < 0.009

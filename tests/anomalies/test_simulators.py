@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,6 +11,9 @@ from hypothesis import strategies as st
 
 from blemish.anomalies import SIMULATORS, Simulator, Synthetic, simulate_batch, simulator
 from blemish.anomalies.base import VISIBLE
+from blemish.anomalies.blending import FPI, NSA, PII
+from blemish.anomalies.cutpaste import CutPaste, CutPasteScar
+from blemish.anomalies.guided import GuidedCutPaste
 from blemish.errors import ConfigError
 
 HARD = ["guided", "guided-fine", "cutpaste", "cutpaste-scar", "cutpaste-3way", "fpi"]
@@ -46,8 +51,7 @@ def test_contract(name: str, seed: int, height: int, width: int, channels: int) 
     assert (result.image.shape, result.image.dtype) == (image.shape, np.float32)
     assert (result.mask.shape, result.mask.dtype) == ((height, width), np.bool_)
     assert (result.label.shape, result.label.dtype) == ((height, width), np.float32)
-    assert result.image.min() >= 0
-    assert result.image.max() <= 1
+    assert 0 <= result.image.min() <= result.image.max() <= 1
     assert (np.abs(result.image - image).max(2) > VISIBLE)[result.mask].any()
     assert (result.label[~result.mask] == 0).all()
     assert (result.label[result.mask] > 0).all()
@@ -67,15 +71,12 @@ def test_the_generator_is_all_that_is_random(name: str) -> None:
 @every
 @pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
 def test_a_constant_picture_changes_too(name: str, value: float) -> None:
-    image = np.full((24, 30, 3), value, dtype=np.float32)
-    result = simulator(name)(
-        image, np.random.default_rng(1), other=image, attention=np.ones((3, 3))
-    )
+    image, even = np.full((24, 30, 3), value, dtype=np.float32), np.ones((3, 3))
+    result = simulator(name)(image, np.random.default_rng(1), other=image, attention=even)
     change = np.abs(result.image - image).max(2)
     assert change[result.mask].max() > VISIBLE
     assert change[~result.mask].max() == 0
-    assert (result.image >= 0).all()
-    assert (result.image <= 1).all()
+    assert 0 <= result.image.min() <= result.image.max() <= 1
 
 
 def test_the_brightness_of_a_constant_picture_changes_where_attention_looks() -> None:
@@ -104,9 +105,7 @@ def test_float64_and_mirrored_pictures_are_fine() -> None:
 
 
 def test_names_are_the_keys_and_an_unknown_one_suggests_the_nearest() -> None:
-    assert all(
-        name == kind.name and kind.summary and kind.source for name, kind in SIMULATORS.items()
-    )
+    assert all(name == kind.name for name, kind in SIMULATORS.items())
     with pytest.raises(ConfigError, match="did you mean 'guided'"):
         simulator("giuded")
 
@@ -145,10 +144,41 @@ def test_a_second_picture_is_needed_of_the_same_shape(name: str) -> None:
         (np.array([[1.0, np.inf]]), "finite"),
     ],
 )
-@pytest.mark.parametrize("name", ["guided", "guided-fine", "guided-poisson"])
-def test_attention_that_cannot_guide(name: str, attention: np.ndarray | None, message: str) -> None:
+def test_attention_that_cannot_guide(attention: np.ndarray | None, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        simulator(name)(picture(0), np.random.default_rng(0), attention=attention)
+        simulator("guided")(picture(0), np.random.default_rng(0), attention=attention)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (FPI, {"sides": (0.5, 0.1)}),
+        (PII, {"factor": (0.1, 1.2)}),
+        (NSA, {"bounds": (0.0, 0.8)}),
+        (NSA, {"gamma": (0.0, 0.1, 0.06)}),
+        (NSA, {"resize": (0.0, 1.3)}),
+        (NSA, {"patches": 0}),
+        (NSA, {"logistic": (0.0, 7.0)}),
+        (CutPaste, {"area": (0.2, 0.1)}),
+        (CutPaste, {"aspect": (1.2, 3.0)}),
+        (CutPaste, {"aspect": (0.5, 0.8)}),
+        (CutPaste, {"jitter": 0.7}),
+        (CutPasteScar, {"width": (0.0, 3.0)}),
+        (CutPasteScar, {"length": (10.0, 300.0)}),
+        (CutPasteScar, {"angle": 181.0}),
+        (CutPasteScar, {"jitter": -0.1}),
+        (GuidedCutPaste, {"sides": (0.1, 1.1)}),
+        (GuidedCutPaste, {"angle": -1.0}),
+        (GuidedCutPaste, {"resize": (0.0, 1.0)}),
+        (GuidedCutPaste, {"jitter": (0.1, 0.6)}),
+        (GuidedCutPaste, {"jitter": (1.5, 0.1)}),
+        (GuidedCutPaste, {"patches": (0, 3)}),
+        (GuidedCutPaste, {"blend": "soft"}),
+    ],
+)
+def test_settings_out_of_range(kind: Any, settings: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(settings))):
+        kind(**settings)
 
 
 class TestBatch:
@@ -156,33 +186,24 @@ class TestBatch:
     attention = np.random.default_rng(0).random((7, 3, 3))
     all_of_them: tuple[Simulator, ...] = tuple(simulator(name) for name in SIMULATORS)
 
-    def run(self, count: int = 7, **options: int) -> list[Synthetic]:
-        seeds = range(100, 100 + count)
-        return simulate_batch(
-            self.all_of_them, self.images[:count], self.attention[:count], seeds, **options
-        )
+    def run(self, **options: int) -> list[Synthetic]:
+        seeds = range(100, 107)
+        return simulate_batch(self.all_of_them, self.images, self.attention, seeds, **options)
 
     def test_does_not_depend_on_the_number_of_threads(self) -> None:
-        before = self.images.copy()
         alone = self.run(threads=1)
         assert all(same(a, b) for a, b in zip(alone, self.run(threads=5), strict=True))
-        assert all(same(a, b) for a, b in zip(alone, self.run(), strict=True))
-        assert np.array_equal(self.images, before)
 
     def test_simulators_are_drawn_evenly(self) -> None:
         two = (simulator("cutpaste-3way"), simulator("fpi"))
-        count = 300
-        images = np.broadcast_to(self.images[0], (count, *self.images[0].shape)) * np.linspace(
-            0.5, 1, count, dtype=np.float32
-        ).reshape(-1, 1, 1, 1)
-        results = simulate_batch(two, images, None, range(count), threads=1)
+        images = self.images[0] * np.linspace(0.5, 1, 300, dtype=np.float32)[:, None, None, None]
+        results = simulate_batch(two, images, None, range(300), threads=1)
         soft = sum(result.label.max() < 1 for result in results)  # only FPI's
         assert abs(soft - 150) < 4 * np.sqrt(75)
 
     def test_the_other_picture_is_any_but_the_same(self) -> None:
-        constant = np.stack(
-            [np.full((12, 12, 1), value, dtype=np.float32) for value in (0.0, 0.3, 0.6, 1.0)]
-        )
+        values = np.array([0.0, 0.3, 0.6, 1.0], dtype=np.float32)
+        constant = np.ones((4, 12, 12, 1), np.float32) * values[:, None, None, None]
         seen = set()
         for seed in range(40):
             result = simulate_batch([simulator("fpi")], constant, None, [seed] * 4)[1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,25 +24,27 @@ def images(count: int, seed: int = 0) -> Tensor:
     return torch.randn(count, 3, 64, 64, generator=torch.Generator().manual_seed(seed))
 
 
+@pytest.fixture
+def backbone() -> Backbone:
+    return build("test_vit", weights="random", seed=1)
+
+
 def same(one: Features, other: Features) -> bool:
     pairs = [*zip(one.tokens, other.tokens, strict=True), *zip(one.cls, other.cls, strict=True)]
-    return one.grids == other.grids and all(
-        a.dtype == b.dtype and torch.equal(a, b) for a, b in pairs
-    )
+    equal = all(a.dtype == b.dtype and torch.equal(a, b) for a, b in pairs)
+    return equal and one.grids == other.grids and one.offsets == other.offsets
 
 
 @contextmanager
-def counted(backbone: Backbone) -> Iterator[list[int]]:
-    """How many pictures the network itself has encoded, call by call."""
+def counted(backbone: Backbone, layers: Sequence[int] = (1, 2, 3, 4)) -> Iterator[list[int]]:
+    """While features are kept: how many pictures the network itself has encoded, call by call."""
     rows: list[int] = []
-    first = next(
-        module for module in backbone.model.modules() if isinstance(module, torch.nn.Conv2d)
-    )
+    modules = backbone.model.modules()
+    first = next(module for module in modules if isinstance(module, torch.nn.Conv2d))
     handle = first.register_forward_pre_hook(lambda _module, given: rows.append(len(given[0])))
-    try:
+    with features_kept(backbone, layers):
         yield rows
-    finally:
-        handle.remove()
+    handle.remove()
 
 
 @pytest.fixture
@@ -59,11 +61,11 @@ def test_the_second_time_nothing_is_encoded_and_no_bit_differs(
     name: str, dtype: torch.dtype, in_memory: int, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cache, "IN_MEMORY", in_memory)
-    backbone = build(name, weights="random", seed=1).eval().to(dtype)
+    backbone = build(name, weights="random", seed=1).to(dtype)
     looks = [images(4), images(3, seed=1)]
     with torch.inference_mode():
         plain = [backbone(look, (2, 3)) for look in looks]
-        with features_kept(backbone, range(1, backbone.depth + 1)), counted(backbone) as rows:
+        with counted(backbone) as rows:
             first = [backbone(look, (2, 3)) for look in looks]
             assert rows == [4, 3]
             again = [backbone(look, (2, 3)) for look in looks]
@@ -76,32 +78,27 @@ def test_the_second_time_nothing_is_encoded_and_no_bit_differs(
     assert "forward" not in vars(backbone)
 
 
-def test_what_was_not_asked_for_before_is_encoded() -> None:
-    backbone = build("test_vit", weights="random", seed=1).eval()
+def test_what_was_not_asked_for_before_is_encoded(backbone: Backbone) -> None:
     look = images(2)
-    with (
-        torch.no_grad(),
-        features_kept(backbone, range(1, backbone.depth + 1)),
-        counted(backbone) as rows,
-    ):
+    with torch.no_grad(), counted(backbone) as rows:
         backbone(look, (2,))
         backbone(look + 1e-6, (2,))  # another picture
         backbone(look[:, :, :32], (2,))  # another size
-        assert rows == [2] * 3
+        backbone(look.reshape(2, 3, 32, 128), (2,))  # the same content in another shape
+        assert rows == [2] * 4
         backbone(torch.cat([look, images(1, seed=5)]), (2,))  # a batch that is known in part only
         backbone(look, (2,), attention=(2,))  # more than layers
-        assert rows[3:] == [3, 2]
+        assert rows[4:] == [3, 2]
         backbone(look, (3, 2))
-        assert len(rows) == 5
+        assert len(rows) == 6
     look.requires_grad_()
-    with features_kept(backbone, range(1, backbone.depth + 1)), counted(backbone) as rows:
+    with counted(backbone) as rows:
         assert all(backbone(look, (2,)).tokens[0].requires_grad for _ in range(2))
         assert rows == [2, 2]
 
 
-def test_all_layers_that_will_be_asked_for_are_kept_at_once() -> None:
-    backbone = build("test_vit", weights="random", seed=1).eval()
-    with torch.no_grad(), features_kept(backbone, (2, 4, 3, 2)), counted(backbone) as rows:
+def test_all_layers_that_will_be_asked_for_are_kept_at_once(backbone: Backbone) -> None:
+    with torch.no_grad(), counted(backbone, (2, 4, 3, 2)) as rows:
         first = backbone(images(2), (4, 2))
         later = backbone(images(2), (3,))
         assert rows == [2]
@@ -118,10 +115,9 @@ def refuse(*_: object, **__: object) -> Any:
 
 @pytest.mark.parametrize("fault", ["no folder", "no right", "no room", "full", "cut"])
 def test_a_disk_that_takes_nothing_costs_time_and_no_bit(
-    fault: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+    fault: str, backbone: Backbone, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cache, "IN_MEMORY", 0)
-    backbone = build("test_vit", weights="random", seed=1).eval()
     opened = tempfile.TemporaryFile
     if fault == "no folder":
         monkeypatch.setattr(tempfile, "tempdir", str(folder / "nowhere"))
@@ -142,7 +138,7 @@ def test_a_disk_that_takes_nothing_costs_time_and_no_bit(
         monkeypatch.setattr(tempfile, "TemporaryFile", faulty)
     with torch.no_grad():
         plain = backbone(images(3), (2, 3))
-        with features_kept(backbone, range(1, backbone.depth + 1)), counted(backbone) as rows:
+        with counted(backbone) as rows:
             assert all(same(backbone(images(3), (2, 3)), plain) for _ in range(3))
             assert rows == [3, 3, 3]
 
@@ -158,13 +154,12 @@ class Full:
 
 
 def test_an_interruption_leaves_nothing_behind(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    backbone: Backbone, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cache, "IN_MEMORY", 0)
-    backbone = build("test_vit", weights="random", seed=1).eval()
 
     def interrupted() -> None:
-        with torch.no_grad(), features_kept(backbone, range(1, backbone.depth + 1)):
+        with torch.no_grad(), features_kept(backbone, (2,)):
             backbone(images(2), (2,))
             raise KeyboardInterrupt
 

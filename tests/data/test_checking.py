@@ -14,7 +14,6 @@ import pytest
 from PIL import Image
 from trees import GOOD_AND_BAD, lay_out
 
-from blemish.cli import data
 from blemish.data.checking import check
 from blemish.errors import ImageError
 
@@ -46,6 +45,7 @@ def test_check_of_a_sound_set(tmp_path: Path) -> None:
     assert calls == [(done, 5) for done in range(1, 6)]
     document = report.to_dict()
     assert json.loads(json.dumps(document)) == document
+    nothing = ("broken", "mask_faults", "duplicates", "leaks", "contradictions", "problems")
     assert document == {
         "path": str(tmp_path),
         "layout": "mvtec",
@@ -67,82 +67,57 @@ def test_check_of_a_sound_set(tmp_path: Path) -> None:
         "height": {"min": 6, "median": 10, "max": 10},
         "width": {"min": 8, "median": 9, "max": 9},
         "sizes": [{"height": 10, "width": 9, "count": 3}, {"height": 6, "width": 8, "count": 2}],
-        "broken": [],
-        "mask_faults": [],
-        "duplicates": [],
-        "leaks": [],
-        "contradictions": [],
-        "problems": [],
+        **{key: [] for key in nothing},
     }
 
 
-def test_check_finds_twins_within_and_across_the_splits(tmp_path: Path) -> None:
-    seeds = {
-        "train/good/0.png": 1,
-        "train/good/1.png": 2,
-        "test/good/0.png": 1,
-        "test/scratch/0.png": 3,
+def test_check_finds_twins_and_says_what_they_contradict(tmp_path: Path) -> None:
+    kinds = {
+        "leaks": ("test/good/0.png", "train/good/0.png"),
+        "duplicates": ("test/scratch/0.png", "test/scratch/1.png"),
+        "contradictions": ("test/scratch/2.png", "train/good/2.png"),
     }
-    for name, seed in (seeds | {"test/scratch/1.png": 3}).items():
-        write(tmp_path / name, seed=seed)
+    for seed, names in enumerate(kinds.values()):
+        for name in names:
+            write(tmp_path / name, seed=seed)
+    write(tmp_path / "train/good/1.png")
     report = check(tmp_path)
-    assert report.leaks == (
-        (str(tmp_path / "test/good/0.png"), str(tmp_path / "train/good/0.png")),
-    )
-    assert report.duplicates == (
-        (str(tmp_path / "test/scratch/0.png"), str(tmp_path / "test/scratch/1.png")),
-    )
-    assert not report.ok
+    for kind, names in kinds.items():
+        assert getattr(report, kind) == (tuple(str(tmp_path / name) for name in names),)
 
 
-def test_check_finds_pictures_that_are_called_good_and_defective(tmp_path: Path) -> None:
-    for name in ("train/good/0.png", "test/scratch/0.png"):
-        write(tmp_path / name, seed=1)
-    write(tmp_path / "test/good/1.png")
-    report = check(tmp_path)
-    assert report.contradictions == (
-        (str(tmp_path / "test/scratch/0.png"), str(tmp_path / "train/good/0.png")),
-    )
-    assert report.leaks == report.duplicates == ()
-    assert not report.ok
-    assert any("called good and defective: " in line for line in data.check_lines(report))
-
-
-def test_a_picture_with_pixels_that_are_no_numbers_is_one_broken_picture(tmp_path: Path) -> None:
-    write(tmp_path / "0.png")
-    Image.fromarray(np.full((6, 8), np.nan, np.float32)).save(tmp_path / "1.tif")
-    (failure,) = check(tmp_path).broken
-    assert failure.source == str(tmp_path / "1.tif")
-    assert failure.reason.startswith("holds NaN")
+@pytest.mark.parametrize("kind", [("train/good", "test/good"), ("train/good", "test/scratch")])
+def test_a_leak_or_a_contradiction_alone_is_not_sound(
+    tmp_path: Path, kind: tuple[str, str]
+) -> None:
+    for folder in kind:
+        write(tmp_path / folder / "0.png", seed=0)
+    assert not check(tmp_path).ok
+    write(tmp_path / kind[1] / "0.png", seed=1)
+    assert check(tmp_path).ok
 
 
 def test_check_lists_broken_pictures_with_the_reason(tmp_path: Path) -> None:
-    write(tmp_path / "good" / "0.png")
-    (tmp_path / "good" / "1.png").write_text("no picture at all")
+    write(tmp_path / "0.png")
+    (tmp_path / "1.png").write_text("no picture at all")
+    Image.fromarray(np.full((6, 8), np.nan, np.float32)).save(tmp_path / "2.tif")
     report = check(tmp_path)
-    (failure,) = report.broken
-    assert failure.source == str(tmp_path / "good" / "1.png")
-    assert failure.reason
+    first, second = report.broken
+    assert (first.source, second.source) == (str(tmp_path / "1.png"), str(tmp_path / "2.tif"))
+    assert first.reason
+    assert second.reason.startswith("holds NaN")
     assert report.sizes == {(6, 8): 1}
     assert not report.ok
-    (tmp_path / "good" / "0.png").write_bytes(b"")
+    (tmp_path / "0.png").write_bytes(b"")
     document = check(tmp_path).to_dict()
-    assert (document["height"], len(document["broken"])) == (None, 2)
+    assert (document["height"], len(document["broken"])) == (None, 3)
 
 
 def test_check_finds_faulty_masks(tmp_path: Path) -> None:
+    labels = {"fine": 1, "wide": 1, "large": 1, "near": 1, "void": 1, "spoilt": 1, "marked": 0}
+    sizes = {"wide": (6, 10), "large": (12, 16), "near": (3, 5)}  # by the rounding of a side
     rows = ["path,label,mask"]
-    stems = [
-        ("fine", 1),
-        ("wide", 1),
-        ("large", 1),
-        ("void", 1),
-        ("spoilt", 1),
-        ("marked", 0),
-        ("clear", 0),
-    ]
-    sizes = {"wide": (6, 10), "large": (12, 16)}
-    for stem, label in stems:
+    for stem, label in {**labels, "clear": 0}.items():
         write(tmp_path / f"{stem}.png")
         marked = 0 if stem in ("void", "clear") else 4
         write_mask(tmp_path / f"{stem}_mask.png", size=sizes.get(stem, (6, 8)), marked=marked)
@@ -150,14 +125,12 @@ def test_check_finds_faulty_masks(tmp_path: Path) -> None:
     (tmp_path / "spoilt_mask.png").write_bytes(b"")
     (tmp_path / "set.csv").write_text("\n".join(rows))
     report = check(tmp_path / "set.csv")
-    reasons = {
-        Path(failure.source).stem.removesuffix("_mask"): failure.reason
-        for failure in report.mask_faults
-    }
-    assert reasons.pop("spoilt")
-    assert reasons == {
+    reasons = {Path(each.source).stem.removesuffix("_mask"): each for each in report.mask_faults}
+    assert reasons.pop("spoilt").reason
+    assert {stem: each.reason for stem, each in reasons.items()} == {
         "wide": "is 6×10 pixels, its picture 6×8; in another shape, it is stretched over it",
         "large": "is 12×16 pixels, its picture 6×8",
+        "near": "is 3×5 pixels, its picture 6×8",
         "void": "is empty, but its picture is anomalous",
         "marked": "marks something, but its picture is normal",
     }

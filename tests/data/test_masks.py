@@ -1,4 +1,4 @@
-"""Masks wherever people keep them: found, paired with their pictures, and never scored as pictures."""
+"""Masks wherever people keep them: found, paired with their pictures, never taken for pictures."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from trees import lay_out
 
 from blemish.data.checking import check
 from blemish.data.layouts import Dataset, read
-from blemish.data.marks import marked, read_mask
+from blemish.data.marks import read_mask
+from blemish.data.masks import MaskPlace
 from blemish.data.pictures import labelled_defects
 from blemish.detector.predict import Detector
-from blemish.errors import DataError, ImageError
+from blemish.errors import DataError
 from blemish.types import Sample
 
 Draw = Callable[..., np.ndarray]
 Write = Callable[[Path, np.ndarray], Path]
 Run = Callable[..., tuple[int, str, str]]
-FIT = ("--backbone", "test_vit", "--weights", "random", "--image-size", "64", "--layers", "2,4")
 GOOD, BAD = 3, 4  # pictures of each in a small tree
 
 # (good pictures, defective ones, masks): a name for each, of the number {}
@@ -103,59 +104,30 @@ def test_masks_are_found_and_are_no_pictures(
     assert (place.masks, place.paired, place.unpaired) == (BAD, BAD, ())
 
 
-@pytest.mark.parametrize("names", [KEPT["beside"], KEPT["two inside"], KEPT["by suffix"]])
-def test_the_command_line_measures_defects_only(
-    names: tuple[str, str, str],
-    tree: Callable[..., Path],
-    run: Run,
-    tmp_path: Path,
-    picture: Draw,
-    write: Write,
-) -> None:
-    root, artifact = tree(*names), tmp_path / "part.blemish"
-    status, out, _ = run("data", "check", root)
-    assert status == 0
-    assert f"{GOOD + BAD} pictures ({GOOD} good, {BAD} in 1 defect type), masks" in out
-    assert f": {BAD} of defective pictures\n" in out
-    assert run("fit", "knn", root, "-o", artifact, *FIT)[0] == 0
-    for number in range(50, 53):
-        write(root / names[0].format(number), picture(number))
-    status, out, _ = run("evaluate", artifact, root)
-    assert status == 0
-    assert f"{3 + BAD} pictures: 3 good, {BAD} defective" in out
-    (row,) = [line.split() for line in out.splitlines() if line.startswith("all ")]
-    assert float(row[2]) == 100.0  # image AUROC
-    assert float(row[4]) > 80  # pixel AUROC
-
-
 def test_masks_are_not_scored_as_new_pictures(
     tree: Callable[..., Path], run: Run, tmp_path: Path, fitted: Callable[..., Detector]
 ) -> None:
     root = tree("good/{}.png", "bad/{}.png", "bad/{}_mask.png")
     tree(None, None, "ground_truth/bad/{}.png", root=root)
+    tree(None, None, "ground_truth/seg{}.png", root=root)  # of no picture
     artifact = fitted().save(tmp_path / "part.blemish")
-    status, out, _ = run("predict", artifact, root)
-    assert status == 0
+    out = run("predict", artifact, root)[1]
     assert f"{GOOD + BAD} scored: " in out
-    assert f"  notice: {2 * BAD} masks left out: {root / 'bad/0_mask.png'}, " in out
+    assert f"  notice: {3 * BAD} masks left out: {root / 'bad/0_mask.png'}, " in out
     named = (root / "bad").glob("*_mask.png")
     assert f"{BAD} scored: " in run("predict", artifact, *named)[1]
-    for mask in (root / "ground_truth/bad").iterdir():
-        mask.rename(root / "bad" / f"label_{mask.name}")
-    assert f"{GOOD + BAD} scored: " in run("predict", artifact, root)[1]
+    for command in (("data", "check", root), ("evaluate", artifact, root)):
+        assert f"  notice: {BAD} masks without a picture: " in run(*command)[1]
 
 
 def test_masks_of_good_pictures_are_not_asked_for(tree: Callable[..., Path], write: Write) -> None:
     root = tree("OK/{}.png", "NG/{}.png", "MASK/NG/{}.png")
     for number in range(GOOD):
         write(root / f"MASK/OK/{number}.png", np.zeros((64, 64), np.uint8))
+    write(root / "MASK/OK/9.png", np.zeros((64, 64), np.uint8))  # of a picture that is not here
     dataset = read(root)
-    (place,) = dataset.mask_places
-    assert (place.place, place.masks, place.paired, place.of_good) == (
-        "MASK/",
-        BAD + GOOD,
-        BAD,
-        GOOD,
+    assert dataset.mask_places == (
+        MaskPlace(place="MASK/", masks=BAD + GOOD + 1, paired=BAD, of_good=GOOD + 1, unpaired=()),
     )
     assert len(dataset.samples) == GOOD + BAD
     assert dataset.problems == ()
@@ -172,16 +144,7 @@ def test_several_masks_of_a_picture_count_together(tree: Callable[..., Path], wr
     assert list(masks_of(dataset).values()) == [
         int((square(number) > 0).sum()) + 6 for number in range(BAD)
     ]
-    sample = dataset.anomalies()[0]
-    whole = marked(sample, 64, 64)
-    assert whole is not None
-    assert whole.sum() == (square(0) > 0).sum() + 6
     write(root / "masks/0_mask_2.png", np.zeros((32, 32), np.uint8))
-    with pytest.raises(
-        ImageError,
-        match=r"0_mask_2\.png: is 32×32 pixels, and 0_mask_1\.png of the same picture 64×64",
-    ):
-        read_mask(sample)
     (fault,) = check(root).mask_faults
     assert fault.source == str(root / "masks/0_mask_2.png")
     assert fault.reason.startswith("is 32×32 pixels, and 0_mask_1.png")
@@ -198,56 +161,70 @@ def test_masks_saved_as_jpeg_or_with_soft_edges_are_masks(
 @pytest.mark.parametrize(
     "masks", ["defect_map", "binary_masks", "bad/pixel labels", "target/bad", "test/target"]
 )
+@pytest.mark.parametrize("called", ["{}.png", "{}_mask.png"])
 def test_masks_under_any_name_are_told_by_their_looks(
-    masks: str, tree: Callable[..., Path]
+    masks: str, called: str, tree: Callable[..., Path]
 ) -> None:
     good, bad = ("train/good", "test/bad") if masks.startswith("test/") else ("good", "bad")
-    dataset = read(tree(f"{good}/{{}}.png", f"{bad}/{{}}.png", f"{masks}/{{}}.png"))
+    dataset = read(tree(f"{good}/{{}}.png", f"{bad}/{{}}.png", f"{masks}/{called}"))
     assert len(masks_of(dataset)) == len(dataset.anomalies()) == BAD
     (place,) = dataset.mask_places
     assert (place.masks, place.paired) == (BAD, BAD)
-    assert f"{place.place} holds black and white" in dataset.problems[0]
+    assert dataset.problems == (
+        f"{place.place} holds black and white pictures, called as the others are: taken for masks "
+        "of these",
+    )
+
+
+def test_masks_of_several_kinds_in_a_folder_of_any_name(
+    tree: Callable[..., Path], write: Write
+) -> None:
+    root = tree("good/{}.png", "dent/{}.png", "stuff/dent/{}_mask.png")
+    for number in range(BAD):  # with soft edges: their name says what they are
+        soft = cv2.GaussianBlur(square(number), (3, 3), 0)
+        write(root / f"stuff/dent/{number}_mask.png", soft)
+    tree(None, "scratch/{}.png", "stuff/scratch/{}_mask.png", root=root)
+    (place,) = read(root).mask_places
+    assert (place.place, place.masks, place.paired) == ("stuff/", 2 * BAD, 2 * BAD)
+    (root / "dent/0.png").unlink()  # a mask of no picture: nothing tells whose the others are
+    (root / "scratch/0.png").unlink()
+    dataset = read(root)
+    assert {sample.defect for sample in dataset.anomalies()} == {"dent", "scratch"}
+    assert dataset.problems[0].startswith(f"{2 * BAD} masks without a picture: ")
 
 
 def test_defects_that_look_like_masks_stay_pictures(
     tree: Callable[..., Path], write: Write
 ) -> None:
     root = tree("good/{}.png", "bad/{}.png", None)
-    for number in range(BAD):
-        write(root / f"covered/{number}.png", np.zeros((32, 32, 3), np.uint8))  # a lens cap
-        write(
-            root / f"overexposed/{number}.png",
-            np.pad(np.full((16, 16), 255, np.uint8), 8, constant_values=9),
-        )
-        write(root / f"test chart/x{number}.png", np.pad(np.full((16, 16), 255, np.uint8), 8))
-    dataset = read(root)
-    assert {sample.defect for sample in dataset.anomalies()} == {
-        "bad",
-        "covered",
-        "overexposed",
-        "test chart",
+    white = np.full((16, 16), 255, np.uint8)
+    looks = {
+        "covered": np.zeros((32, 32, 3), np.uint8),  # a lens cap
+        "overexposed": np.pad(white, 8, constant_values=9),
     }
-    assert not dataset.has_masks
-
-
-def test_a_defect_that_is_called_label_stays_one(tree: Callable[..., Path]) -> None:
-    root = tree("good/{}.png", "scratch/{}.png", None)
-    tree(None, "label/{}.png", None, root=root)
+    for number in range(BAD):
+        for kind, pixels in looks.items():
+            write(root / kind / f"{number}.png", pixels)
+        write(root / f"test chart/x{number}.png", np.pad(white, 8))
     dataset = read(root)
-    assert {sample.defect for sample in dataset.anomalies()} == {"scratch", "label"}
-    assert dataset.problems == ("label/ holds pictures, not masks: taken for a kind of defect",)
+    assert {sample.defect for sample in dataset.anomalies()} == {"bad", "test chart", *looks}
     assert not dataset.has_masks
 
 
-def test_pictures_before_a_black_background_are_no_masks(
+def test_a_defect_that_is_called_label_stays_one(
     tree: Callable[..., Path], picture: Draw, write: Write
 ) -> None:
     root = tree("good/{}.png", "scratch/{}.png", None)
-    for number in range(BAD):
-        pixels = picture(number)
-        pixels[:45] = 0  # 70 % of it
-        write(root / f"label/{number}.png", pixels)
-    assert {sample.defect for sample in read(root).anomalies()} == {"scratch", "label"}
+    tree(None, "label/{}.png", None, root=root)
+    for _ in range(2):
+        dataset = read(root)
+        assert {sample.defect for sample in dataset.anomalies()} == {"scratch", "label"}
+        assert dataset.problems == ("label/ holds pictures, not masks: taken for a kind of defect",)
+        assert not dataset.has_masks
+        for number in range(BAD):
+            pixels = picture(number)
+            pixels[:45] = 0  # 70 % of it
+            write(root / f"label/{number}.png", pixels)
 
 
 def test_pictures_of_a_label_beside_those_of_the_part_stay_pictures(
@@ -261,61 +238,36 @@ def test_pictures_of_a_label_beside_those_of_the_part_stay_pictures(
     assert (len(dataset.normals()), len(dataset.anomalies())) == (2 * GOOD, 3 * BAD)
 
 
-def test_a_folder_of_pictures_that_is_called_mask_is_refused(tree: Callable[..., Path]) -> None:
+def test_what_may_be_masks_or_pictures_is_refused(
+    tree: Callable[..., Path], tmp_path: Path, write: Write
+) -> None:
     root = tree("good/{}.png", "scratch/{}.png", None)
     tree(None, "mask/{}.png", None, root=root)
     with pytest.raises(
-        DataError, match=r"mask: its name says masks, but it holds pictures \(as 0\.png\); .*rename"
+        DataError, match=r"says masks, but it holds pictures \(as 0\.png\); .*rename"
     ):
         read(root)
-
-
-def test_black_and_white_pictures_and_a_folder_of_labels_are_refused(
-    tmp_path: Path, write: Write
-) -> None:
+    root = tmp_path / "black and white"
     for number in range(3):
-        write(tmp_path / f"good/{number}.png", square(number))
-        write(tmp_path / f"bad/{number}.png", square(number + 3))
-        write(tmp_path / f"labels/{number}.png", square(number + 6))
+        for shift, kind in enumerate(("good", "bad", "labels")):
+            write(root / kind / f"{number}.png", square(number + 3 * shift))
     with pytest.raises(
         DataError, match=r"labels: .* either masks or black and white pictures .* called masks/"
     ):
-        read(tmp_path)
-    (tmp_path / "labels").rename(tmp_path / "masks")
-    dataset = read(tmp_path)
-    assert [len(sample.masks) for sample in dataset.anomalies()] == [1, 1, 1]
+        read(root)
+    (root / "labels").rename(root / "masks")
+    assert [len(sample.masks) for sample in read(root).anomalies()] == [1, 1, 1]
 
 
 def test_a_mask_that_may_be_of_two_pictures_is_refused(tree: Callable[..., Path]) -> None:
     root = tree("good/{}.png", "scratch/{}.png", "masks/{}.png")
+    tree(None, "scratch/{}.jpg", None, root=root)  # one picture in two formats
+    assert [sample.mask for sample in read(root).anomalies()[:2]] == [root / "masks/0.png"] * 2
     tree(None, "dent/{}.png", None, root=root)
     with pytest.raises(
-        DataError, match=r"masks/0\.png: may be the mask of .*dent/0\.png, .*scratch/0\.png; put"
+        DataError, match=r"masks/0\.png: may be the mask of .*dent/0\.png, .*scratch/0\.jpg.*; put"
     ):
         read(root)
-
-
-def test_a_picture_in_two_formats_has_one_mask(tree: Callable[..., Path]) -> None:
-    root = tree("good/{}.png", "bad/{}.png", "masks/bad/{}.png")
-    tree(None, "bad/{}.jpg", None, root=root)
-    dataset = read(root)
-    assert [sample.mask for sample in dataset.anomalies()[:2]] == [root / "masks/bad/0.png"] * 2
-    assert dataset.mask_places[0].paired == BAD
-
-
-def test_masks_without_a_picture_are_told_and_never_scored(
-    tree: Callable[..., Path], run: Run, tmp_path: Path
-) -> None:
-    root = tree("good/{}.png", "bad/{}.png", "MASK/seg{}.png")
-    dataset = read(root)
-    assert len(dataset.samples) == GOOD + BAD
-    assert dataset.mask_problems == dataset.problems
-    assert dataset.problems[0].startswith(f"{BAD} masks without a picture: ")
-    assert run("fit", "knn", root / "good", "-o", tmp_path / "a", *FIT)[0] == 0
-    status, out, _ = run("evaluate", tmp_path / "a", root)
-    assert status == 0
-    assert f"  notice: {BAD} masks without a picture: " in out
-    assert f"  notice: {BAD} masks without a picture: " in run("data", "check", root)[1]
 
 
 def test_a_lone_mask_beside_pictures_is_none_of_them(
@@ -330,22 +282,15 @@ def test_a_lone_mask_beside_pictures_is_none_of_them(
 
 def test_a_broken_mask_is_a_mask_by_its_name(tree: Callable[..., Path]) -> None:
     root = tree("good/{}.png", "bad/{}.png", None)
-    for number in range(BAD):
-        (root / "masks").mkdir(exist_ok=True)
-        (root / f"masks/{number}.png").touch()
-        (root / f"bad/{number}_mask.png").touch()
-    dataset = read(root)
-    assert {len(sample.masks) for sample in dataset.anomalies()} == {2}
+    lay_out(root, *(f"{name}.png" for i in range(BAD) for name in (f"masks/{i}", f"bad/{i}_mask")))
+    assert {len(sample.masks) for sample in read(root).anomalies()} == {2}
     assert len(check(root).mask_faults) == BAD
 
 
-def test_masks_say_that_not_all_are_good(tree: Callable[..., Path]) -> None:
-    for mask in ("{}_mask.png", "masks/{}.png"):
-        root = tree(None, "{}.png", mask)
-        with pytest.raises(
-            DataError, match=r"which pictures are good \((there are masks in \*_mask|masks/ says)"
-        ):
-            read(root)
+@pytest.mark.parametrize("mask", ["{}_mask.png", "masks/{}.png"])
+def test_masks_say_that_not_all_are_good(mask: str, tree: Callable[..., Path]) -> None:
+    with pytest.raises(DataError, match=r"good \(there are masks in (\*_mask|masks/), so"):
+        read(tree(None, "{}.png", mask))
 
 
 def test_known_defects_come_with_their_masks(tree: Callable[..., Path]) -> None:

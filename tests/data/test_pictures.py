@@ -19,7 +19,7 @@ from blemish.data import layouts
 from blemish.data.pictures import Pictures, good_pictures, hold_out_positions, labelled_defects
 from blemish.data.splits import draw_anomalies
 from blemish.errors import ConfigError, DataError
-from blemish.types import ANOMALOUS, NORMAL, Sample
+from blemish.types import ANOMALOUS, Sample
 
 Part = Callable[..., np.ndarray]
 Write = Callable[..., Path]
@@ -37,10 +37,12 @@ def test_holding_out_is_a_partition(fraction: float) -> None:
         named([f"{index}.png" for index in range(20)]),
         good_pictures([np.zeros((2, 2), np.uint8)] * 20),
         named(["same.png"] * 20),
+        named(["one.png"]),  # of which nothing is held out
     ):
+        number = len(pictures.sources)
         kept, held = hold_out_positions(pictures, fraction, seed=1)
-        assert sorted([*kept, *held]) == list(range(20))
-        assert len(held) == round(fraction * 20)
+        assert sorted([*kept, *held]) == list(range(number))
+        assert len(held) == (round(fraction * 20) if number > 1 else 0)
 
 
 def test_holding_out_goes_by_path_and_seed() -> None:
@@ -65,10 +67,6 @@ def test_holding_out_is_by_category() -> None:
         ]
 
 
-def test_of_a_category_of_one_picture_nothing_is_held_out() -> None:
-    assert hold_out_positions(named(["a.png"]), 0.6, 0) == ([0], [])
-
-
 def test_open_files_are_read_once_and_for_all(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"content")
     with (tmp_path / "a").open("rb") as file:
@@ -85,20 +83,18 @@ def _pictures(root: Path, *names: str) -> list[Path]:
 
 
 def test_pictures_named_one_by_one_or_by_a_pattern(tmp_path: Path) -> None:
-    paths = _pictures(
-        tmp_path, *(f"{place}/{index}.png" for place in ("Bosch", "Conti") for index in range(9))
-    )
-    for named in (
-        paths,
-        str(tmp_path / "*" / "*.png"),
-        [tmp_path / "**"],
-        [paths[0], tmp_path / "*" / "[1-8].png"],
+    names = (f"{place}/{index}.png" for place in ("Bosch", "Conti") for index in range(9))
+    paths = _pictures(tmp_path, *names)
+    for named, number in (
+        (paths, 18),
+        (str(tmp_path / "*" / "*.png"), 18),
+        ([tmp_path / "**"], 18),
+        ([paths[0], tmp_path / "*" / "[1-8].png"], 17),
     ):
         found = good_pictures(named)
-        number = 17 if isinstance(named, list) and len(named) == 2 else 18
         assert (len(found.sources), found.names) == (number, [])
-        assert (
-            found.note == f"{number} pictures named one by one or by a pattern, all taken as good"
+        assert found.note == (
+            f"{number} pictures named one by one or by a pattern, all taken as good"
         )
     with pytest.raises(DataError, match="nothing matches this pattern"):
         good_pictures(tmp_path / "*.jpg")
@@ -137,22 +133,26 @@ def folder(tmp_path: Path, picture: Part, write: Write) -> Path:
 
 
 def test_all_pictures_of_a_flat_folder_are_defects_of_its_name(folder: Path) -> None:
-    for given in (folder, str(folder), [folder]):
+    for given in (str(folder), [folder]):
         found = labelled_defects(given)
         assert found.sources == sorted(folder.iterdir())
-        assert [sample.path for sample in found.samples] == found.sources
-        assert {(sample.label, sample.defect, sample.mask) for sample in found.samples} == {
-            (1, "scratch", None)
-        }
+        assert found.samples == [
+            Sample(path=path, label=ANOMALOUS, defect="scratch") for path in found.sources
+        ]
         assert found.note.startswith("flat layout: 10 pictures")
 
 
 def test_of_a_data_set_the_defective_ones_are_taken_with_their_masks(mvtec: Path) -> None:
     found = labelled_defects(mvtec)
-    assert found.samples == [s for s in layouts.read(mvtec).samples if s.label == ANOMALOUS]
+    assert found.samples == list(layouts.read(mvtec).anomalies())
     assert [path.parent.name for path in found.sources] == ["dark"] * 3 + ["square"] * 4
-    assert all(sample.mask is not None for sample in found.samples)
     assert found.note.startswith("MVTec layout")
+    few = labelled_defects(mvtec, count=4, seed=3)
+    assert [sample.path for sample in few.samples] == few.sources
+    assert set(few.samples) < set(found.samples)  # with what is known of each
+    square = labelled_defects(mvtec, kind="square")
+    assert [sample.defect for sample in square.samples] == ["square"] * 4
+    assert set(labelled_defects(mvtec, kind="square", count=2).samples) < set(square.samples)
 
 
 def test_a_single_defect_in_any_form(folder: Path, picture: Part) -> None:
@@ -160,23 +160,20 @@ def test_a_single_defect_in_any_form(folder: Path, picture: Part) -> None:
     shown = Image.fromarray(pixels)
     for given in (pixels, [pixels], shown, [shown]):
         found = labelled_defects(given)
-        assert len(found.sources) == len(found.samples) == 1
-        assert found.samples[0].label == ANOMALOUS
+        assert [sample.label for sample in found.samples] == [ANOMALOUS]
+        assert len(found.sources) == 1
         assert found.note == "1 pictures given one by one"
     alone = Sample(path=folder / "3.png", label=None, boxes=((0.0, 0.0, 0.5, 0.5),))
     for one in (alone, [alone]):
         found = labelled_defects(one)
         assert found.sources == [folder / "3.png"]
-        assert found.samples == [
-            dataclasses.replace(alone, label=ANOMALOUS)
-        ]  # what is known of it stays
+        assert found.samples == [dataclasses.replace(alone, label=ANOMALOUS)]
     assert labelled_defects(folder / "3.png").sources == [folder / "3.png"]
 
 
 def test_several_sources_are_joined(folder: Path, mvtec: Path, picture: Part) -> None:
     pixels = picture(0, defect=True)
-    sample = Sample(path=folder / "3.png")
-    found = labelled_defects(iter([folder, mvtec, pixels, sample]))
+    found = labelled_defects(iter([folder, mvtec, pixels, Sample(path=folder / "3.png")]))
     assert len(found.sources) == len(found.samples) == 10 + 7 + 1 + 1
     assert found.sources[17] is pixels
     assert found.sources[18] == folder / "3.png"
@@ -184,88 +181,47 @@ def test_several_sources_are_joined(folder: Path, mvtec: Path, picture: Part) ->
     assert (first[:4], second[:5]) == ("flat", "MVTec")
 
 
-@pytest.mark.parametrize("form", ["folder", "paths backwards", "samples", "arrays"])
-def test_draws_are_seeded_nested_and_of_the_sorted_list(
-    form: str, folder: Path, picture: Part
-) -> None:
-    paths = sorted(folder.iterdir())
-    given: Any = {
-        "folder": folder,
-        "paths backwards": paths[::-1],
-        "samples": [Sample(path=path) for path in paths[::-1]],
-        "arrays": [picture(seed, defect=True) for seed in range(10)],
-    }[form]
+@pytest.mark.parametrize("form", ["samples", "arrays"])
+def test_draws_are_seeded_nested_and_of_the_sorted_list(form: str, picture: Part) -> None:
+    arrays = [picture(seed, defect=True) for seed in range(10)]
+    stand_ins = [Sample(path=Path(f"{number}.png"), label=ANOMALOUS) for number in range(10)]
+    given: Any = arrays if form == "arrays" else stand_ins[::-1]
 
     def drawn(count: int | None, seed: int) -> list[int]:
-        sources = labelled_defects(given, count=count, seed=seed).sources
+        found = labelled_defects(given, count=count, seed=seed)
         if form == "arrays":
-            return [
-                next(i for i, pixels in enumerate(given) if pixels is source) for source in sources
-            ]
-        return [paths.index(source) for source in sources]
+            return [[id(each) for each in arrays].index(id(each)) for each in found.sources]
+        return [int(path.stem) for path in found.sources]
 
-    stand_ins = [Sample(path=Path(f"{number}.png"), label=ANOMALOUS) for number in range(10)]
     for seed in range(3):
         for count in (0, 1, 4, 10):
-            expected = [
-                int(sample.path.stem) for sample in draw_anomalies(stand_ins, count, seed)[0]
-            ]
-            assert drawn(count, seed) == expected == sorted(expected)
+            expected, _ = draw_anomalies(stand_ins, count, seed)
+            assert drawn(count, seed) == [int(sample.path.stem) for sample in expected]
         assert set(drawn(2, seed)) < set(drawn(3, seed)) < set(drawn(7, seed))
     assert len({tuple(drawn(3, seed)) for seed in range(8)}) > 4
     assert sorted(drawn(None, 5)) == list(range(10))
 
 
-def test_what_is_drawn_keeps_its_sample(mvtec: Path) -> None:
-    found = labelled_defects(mvtec, count=4, seed=3)
-    assert [sample.path for sample in found.samples] == found.sources
-    assert all(
-        sample.mask is not None and sample.mask.stem.startswith(sample.path.stem)
-        for sample in found.samples
-    )
-    assert [sample.mask.parent.name for sample in found.samples if sample.mask] == [
-        s.defect for s in found.samples
+def test_what_cannot_be_taken_is_said(mvtec: Path, tmp_path: Path, picture: Part) -> None:
+    cases: list[tuple[Any, dict[str, Any], str]] = [
+        (mvtec, {"kind": "squares"}, "no defect is of type 'squares'; .* here are dark, square"),
+        ([picture(0)], {"kind": "square"}, "types here are not known"),
+        (mvtec, {"count": 8}, "8 anomalies were asked for, but there are only 7"),
+        (mvtec, {"kind": "square", "count": 5}, "5 .* asked for, but there are only 4"),
+        ([], {}, "there is no picture of a defect"),
+        (tmp_path / "nowhere", {}, "nowhere: no such file or folder"),
     ]
-
-
-def test_only_one_type(mvtec: Path) -> None:
-    found = labelled_defects(mvtec, kind="square")
-    assert {sample.defect for sample in found.samples} == {"square"}
-    assert len(found.sources) == 4
-    few = labelled_defects(mvtec, kind="square", count=2, seed=1)
-    assert len(few.sources) == 2
-    assert set(few.sources) < set(found.sources)
-
-
-def test_what_cannot_be_taken_is_said(
-    mvtec: Path, folder: Path, good_folder: Path, picture: Part
-) -> None:
-    with pytest.raises(
-        DataError, match="no defect is of type 'squares'; the types here are dark, square"
-    ):
-        labelled_defects(mvtec, kind="squares")
-    with pytest.raises(DataError, match="types here are not known"):
-        labelled_defects([picture(0)], kind="square")
-    with pytest.raises(DataError, match="8 anomalies were asked for, but there are only 7"):
-        labelled_defects(mvtec, count=8)
-    with pytest.raises(DataError, match="5 anomalies were asked for, but there are only 4"):
-        labelled_defects(mvtec, kind="square", count=5)
+    for given, settings, words in cases:
+        with pytest.raises(DataError, match=words):
+            labelled_defects(given, **settings)
     with pytest.raises(ConfigError, match="cannot be negative"):
-        labelled_defects(folder, count=-1)
-    with pytest.raises(DataError, match="there is no picture of a defect"):
-        labelled_defects([])
-    with pytest.raises(DataError, match="nowhere: no such file or folder"):
-        labelled_defects(folder / "nowhere")
-    table = good_folder / "table.csv"
-    table.write_text("path,label\n000.png,good\n001.png,\n")
-    with pytest.raises(
-        DataError, match=r"table\.csv: holds no picture that is known to be defective"
-    ):
-        labelled_defects(table)
+        labelled_defects(mvtec, count=-1)
 
 
 def test_pictures_of_unknown_label_are_no_defects(good_folder: Path) -> None:
     table = good_folder / "table.csv"
-    table.write_text("path,label,defect\n000.png,0,\n001.png,1,scratch\n002.png,,\n")
-    assert NORMAL in {sample.label for sample in layouts.read(table).samples}
+    table.write_text("path,label\n000.png,0\n001.png,1\n002.png,\n")
     assert [sample.path.name for sample in labelled_defects(table).samples] == ["001.png"]
+    table.write_text("path,label\n000.png,good\n001.png,\n")
+    with pytest.raises(DataError, match=r"table\.csv: holds no .* known to be defective"):
+        labelled_defects(table)

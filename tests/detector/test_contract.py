@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from parts import Fitted, Part, Write
 from PIL import Image
 
 import blemish
 from blemish.backbones import build
 from blemish.data.splits import hold_out
-from blemish.detector.fit import configure
 from blemish.detector.predict import Detector
 from blemish.detector.thresholds import Threshold
 from blemish.errors import ConfigError, DataError, NotFittedError
@@ -24,7 +23,6 @@ from blemish.methods import METHODS, MethodConfig
 from blemish.metrics.ranking import auroc
 from blemish.types import Prediction, Sample
 
-Part = Callable[..., np.ndarray]
 pytestmark = pytest.mark.parametrize("method", list(METHODS))
 
 
@@ -34,9 +32,7 @@ def scores_of(detector: Detector, sources: list[Any], **options: Any) -> list[fl
     return [result.score for result in results if isinstance(result, Prediction)]
 
 
-def test_the_same_seed_gives_the_same_detector(
-    method: str, picture: Part, brief: dict[str, Any]
-) -> None:
+def test_the_same_seed_gives_the_same_detector(method: str, picture: Part, brief: Any) -> None:
     good = [picture(seed) for seed in range(10)]
     one, other = (blemish.fit(method, good, seed=3, **brief) for _ in range(2))
     for name, tensor in one.method.fitted_state().items():
@@ -47,9 +43,7 @@ def test_the_same_seed_gives_the_same_detector(
     assert scores_of(one, asked) == scores_of(other, asked)
 
 
-def test_the_batch_size_changes_no_score(
-    method: str, picture: Part, fitted: Callable[..., Detector]
-) -> None:
+def test_the_batch_size_changes_no_score(method: str, picture: Part, fitted: Fitted) -> None:
     detector = fitted(method)
     asked = [picture(seed, defect=seed % 2 == 0) for seed in range(40, 51)]
     one_by_one = scores_of(detector, asked, batch_size=1)
@@ -59,9 +53,7 @@ def test_the_batch_size_changes_no_score(
         )
 
 
-def test_the_batch_size_of_the_fit_changes_no_score(
-    method: str, picture: Part, brief: dict[str, Any]
-) -> None:
+def test_the_batch_size_of_the_fit_changes_no_score(method: str, picture: Part, brief: Any) -> None:
     good, asked = [picture(seed) for seed in range(7)], [picture(50), picture(51, defect=True)]
     one, other = (blemish.fit(method, good, batch_size=size, **brief) for size in (1, 4))
     assert scores_of(one, asked) == pytest.approx(scores_of(other, asked), rel=1e-3, abs=1e-4)
@@ -70,7 +62,7 @@ def test_the_batch_size_of_the_fit_changes_no_score(
 def test_saved_and_loaded_it_gives_equal_scores(
     method: str,
     picture: Part,
-    fitted: Callable[..., Detector],
+    fitted: Fitted,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -98,7 +90,7 @@ def test_saved_and_loaded_it_gives_equal_scores(
 
 @pytest.mark.parametrize("size", [(64, 64), (50, 91), (7, 130), (1, 1)])
 def test_the_heatmap_has_the_original_size(
-    method: str, size: tuple[int, int], picture: Part, fitted: Callable[..., Detector]
+    method: str, size: tuple[int, int], picture: Part, fitted: Fitted
 ) -> None:
     prediction = fitted(method).predict(picture(70, height=size[0], width=size[1]))
     assert prediction.size == size
@@ -123,7 +115,7 @@ def test_before_fit_it_is_a_named_error(method: str) -> None:
 
 @pytest.mark.parametrize("backbone", ["test_vit", "test_resnet"])
 def test_a_planted_defect_scores_above_its_normal_twin(
-    method: str, backbone: str, picture: Part, small: dict[str, Any]
+    method: str, backbone: str, picture: Part, small: Any
 ) -> None:
     if (method, backbone) == ("guided", "test_resnet"):
         pytest.skip(
@@ -144,8 +136,8 @@ def test_a_planted_defect_scores_above_its_normal_twin(
 def test_arrays_pil_images_and_paths_are_one(
     method: str,
     picture: Part,
-    write: Callable[..., Path],
-    fitted: Callable[..., Detector],
+    write: Write,
+    fitted: Fitted,
     tmp_path: Path,
 ) -> None:
     detector, pixels = fitted(method), picture(90)
@@ -170,9 +162,7 @@ def test_arrays_pil_images_and_paths_are_one(
     ]
 
 
-def test_the_verdict_follows_the_threshold(
-    method: str, picture: Part, fitted: Callable[..., Detector]
-) -> None:
+def test_the_verdict_follows_the_threshold(method: str, picture: Part, fitted: Fitted) -> None:
     detector, pixels = fitted(method), picture(91)
     score = detector.predict(pixels).score
     for value, label in [
@@ -191,9 +181,7 @@ def test_the_verdict_follows_the_threshold(
     assert detector.with_threshold(None).manifest["threshold"] is None
 
 
-def test_what_a_prediction_is_made_of(
-    method: str, picture: Part, fitted: Callable[..., Detector]
-) -> None:
+def test_what_a_prediction_is_made_of(method: str, picture: Part, fitted: Fitted) -> None:
     detector = fitted(method)
     rgba = np.dstack([picture(92), np.full((64, 64), 200, np.uint8)])
     prediction = detector.predict(rgba)
@@ -212,9 +200,7 @@ def test_what_a_prediction_is_made_of(
         prediction.score = 0.0  # type: ignore[misc]
 
 
-def test_the_manifest_says_everything_and_is_json(
-    method: str, fitted: Callable[..., Detector]
-) -> None:
+def test_the_manifest_says_everything_and_is_json(method: str, fitted: Fitted) -> None:
     manifest = fitted(method).manifest
     assert json.loads(json.dumps(manifest, allow_nan=False)) == manifest
     assert manifest["method"] == method
@@ -230,7 +216,7 @@ def test_the_manifest_says_everything_and_is_json(
     assert set(manifest["versions"]) >= {"python", "torch", "timm", "numpy"}
 
 
-def test_too_few_pictures(method: str, picture: Part, brief: dict[str, Any]) -> None:
+def test_too_few_pictures(method: str, picture: Part, brief: Any) -> None:
     minimum = METHODS[method].minimum_images
     good = [picture(seed) for seed in range(minimum)]
     detector = blemish.fit(method, good, **brief)
@@ -246,8 +232,8 @@ def test_broken_pictures_do_not_count(
     method: str,
     good: int,
     picture: Part,
-    write: Callable[..., Path],
-    brief: dict[str, Any],
+    write: Write,
+    brief: Any,
     tmp_path: Path,
 ) -> None:
     for seed in range(good):
@@ -265,13 +251,6 @@ def test_broken_pictures_do_not_count(
         assert "looks like text" in str(caught.value)
 
 
-def test_nothing_but_broken_pictures(method: str, brief: dict[str, Any], tmp_path: Path) -> None:
-    for index in range(3):
-        (tmp_path / f"broken{index}.png").write_text("not a picture")
-    with pytest.raises(DataError, match=r"broken0\.png"):
-        blemish.fit(method, tmp_path, **brief)
-
-
 def test_a_config_of_another_method(method: str, picture: Part) -> None:
     other = next(kind for name, kind in METHODS.items() if name != method)
     for config in (other.Config(), MethodConfig()):
@@ -281,22 +260,7 @@ def test_a_config_of_another_method(method: str, picture: Part) -> None:
             blemish.fit(method, [picture(0)], config=config)
 
 
-def test_a_whole_config_is_the_same_as_its_settings(
-    method: str, picture: Part, brief: dict[str, Any]
-) -> None:
-    good = [picture(seed) for seed in range(6)]
-    named = {key: brief[key] for key in ("device", "precision", "weights")}
-    settings = {key: value for key, value in brief.items() if key not in named}
-    config = configure(method, values=settings)
-    one, other = (
-        blemish.fit(method, good, config=config, **named),
-        blemish.fit(method, good, **brief),
-    )
-    assert one.method.config == other.method.config
-    assert one.predict(picture(50)).score == other.predict(picture(50)).score
-
-
-def test_rotations_are_learned(method: str, picture: Part, small: dict[str, Any]) -> None:
+def test_rotations_are_learned(method: str, picture: Part, small: Any) -> None:
     good = [picture(seed) for seed in range(10)]
     plain, turned = (blemish.fit(method, good, rotations=n, **small) for n in (1, 4))
     upright, sideways = picture(50), np.rot90(picture(50)).copy()
@@ -305,9 +269,7 @@ def test_rotations_are_learned(method: str, picture: Part, small: dict[str, Any]
     assert turned.manifest["data"]["count"] == 10
 
 
-def test_ranking_is_what_counts(
-    method: str, picture: Part, fitted: Callable[..., Detector]
-) -> None:
+def test_ranking_is_what_counts(method: str, picture: Part, fitted: Fitted) -> None:
     asked = [picture(seed, defect=seed % 3 == 0) for seed in range(100, 130)]
     labels = [int(seed % 3 == 0) for seed in range(100, 130)]
     scores = np.array(scores_of(fitted(method), asked))
@@ -325,7 +287,7 @@ def test_ranking_is_what_counts(
         assert auroc(transformed, labels) == found
 
 
-def test_held_out_pictures_teach_nothing(method: str, picture: Part, brief: dict[str, Any]) -> None:
+def test_held_out_pictures_teach_nothing(method: str, picture: Part, brief: Any) -> None:
     good = [picture(seed) for seed in range(10)]
     held = blemish.fit(method, good, calibration_fraction=0.3, **brief)
     kept, _ = hold_out([Sample(path=Path(f"{index:09d}")) for index in range(10)], 0.3, 0)
@@ -337,3 +299,10 @@ def test_held_out_pictures_teach_nothing(method: str, picture: Part, brief: dict
     )
     assert held.manifest["data"]["fitted"] == alone.manifest["data"]["fitted"]
     assert len(held.manifest["data"]["calibrated"]) == len(held.manifest["calibration_scores"]) == 3
+
+
+def test_nothing_but_broken_pictures(method: str, brief: Any, tmp_path: Path) -> None:
+    for index in range(3):
+        (tmp_path / f"broken{index}.png").write_text("not a picture")
+    with pytest.raises(DataError, match=r"broken0\.png"):
+        blemish.fit(method, tmp_path, **brief)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from parts import Part, Run
 
 import blemish
 from blemish.artifact import read
@@ -30,8 +31,6 @@ from blemish.report import figures
 from blemish.training import train
 from blemish.types import Progress
 
-Part = Callable[..., np.ndarray]
-Run = Callable[..., tuple[int, str, str]]
 SETTINGS: dict[str, Any] = {
     "backbone": "test_vit",
     "image_size": 32,

@@ -31,14 +31,16 @@ from blemish.methods import METHODS
 
 MISSING = object()
 WRONG: list[Any] = [
-    MISSING, None, True, -1, 0, 0.5, 10**9, 10**30, 1e308, math.nan, math.inf, "", "x", "hf-hub:a/b", [], {},
-    [1, 2, 3], [-1, 0], ["x"], {"a": 1},
+    MISSING, None, True, -1, 0, 0.5, 10**9, 10**30, 1e308, math.nan,
+    math.inf, "", "x", "hf-hub:a/b", [], {}, [1, 2, 3], [-1, 0], ["x"], {"a": 1},
 ]  # fmt: skip
 # What a field may legally say otherwise, so that other scores are what was asked for.
 ASKED_FOR = {
     "config.layers", "config.layers.0", "config.smoothing", "config.top_fraction", "config.softmax",
-    "config.score_window", "config.sharpness", "config.shrinkage", "config.weight", "config.head_weight", "config.active",
-    "config.padding", "config.pooling", "preprocessing.mean.0", "preprocessing.window", "backbone.spec.antialias",
+    "config.score_window", "config.sharpness", "config.shrinkage", "config.weight",
+    "config.head_weight", "config.active",
+    "config.padding", "config.pooling", "preprocessing.mean.0", "preprocessing.window",
+    "backbone.spec.antialias",
 }  # fmt: skip
 Part = Callable[..., np.ndarray]
 Fitted = Callable[..., Detector]
@@ -366,8 +368,10 @@ def test_nothing_is_allocated_before_it_fits(
 # The names of models
 
 HOSTILE = [
-    "hf-hub:timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k", "hf_hub:timm/vit", "local-dir:/etc", "local-dir:.",
-    "https://example.com/model", "test_vit/../test_vit", "/etc/passwd", "test_vit.a:b", "test_vit.a/b", " test_vit",
+    "hf-hub:timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k", "hf_hub:timm/vit",
+    "local-dir:/etc", "local-dir:.",
+    "https://example.com/model", "test_vit/../test_vit", "/etc/passwd", "test_vit.a:b",
+    "test_vit.a/b", " test_vit",
     "test_vit\n", "", ".", "test_vit.", "no_such_model",
 ]  # fmt: skip
 
@@ -394,7 +398,8 @@ from blemish.errors import ArtifactError
 watched, opened = False, []
 
 def refuse(event, arguments):
-    if watched and (event.startswith(("socket.", "urllib.", "ftplib.", "smtplib.")) or event in ("subprocess.Popen",
+    networks = ("socket.", "urllib.", "ftplib.", "smtplib.")
+    if watched and (event.startswith(networks) or event in ("subprocess.Popen",
                     "os.system", "os.exec", "os.posix_spawn", "os.fork")):
         raise RuntimeError(f"{event} {arguments}")
     if watched and event == "open" and "foreign" in str(arguments[0]):
@@ -402,9 +407,11 @@ def refuse(event, arguments):
 
 sys.addaudithook(refuse)
 import socket
-blemish.load(sys.argv[1], device="cpu").predict(np.zeros((64, 64, 3), dtype=np.uint8))  # imports what is asked for late
+# Imports what is asked for late.
+blemish.load(sys.argv[1], device="cpu").predict(np.zeros((64, 64, 3), dtype=np.uint8))
 watched = True
-for attempt in (lambda: socket.create_connection(("127.0.0.1", 9)), lambda: open("foreign/config.json")):
+connect = lambda: socket.create_connection(("127.0.0.1", 9))
+for attempt in (connect, lambda: open("foreign/config.json")):
     try:
         attempt()
     except RuntimeError:

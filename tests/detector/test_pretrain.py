@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from parts import Part, Run
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -24,10 +25,7 @@ import blemish
 from blemish import artifact
 from blemish.backbones import build
 from blemish.cli.status import BROKEN_PICTURES, ERROR, WELL
-from blemish.config import to_dict
-from blemish.data.stream import PictureStream
-from blemish.data.transforms import Preprocessing
-from blemish.detector.pretrain import Encoder, configure, pretrained
+from blemish.detector.pretrain import Encoder, configure
 from blemish.errors import (
     ArtifactError,
     CollapseError,
@@ -40,8 +38,6 @@ from blemish.methods import apmask
 from blemish.report import figures, health
 from blemish.types import Progress
 
-Part = Callable[..., np.ndarray]
-Run = Callable[..., tuple[int, str, str]]
 SETTINGS: dict[str, Any] = {
     "backbone": "test_vit",
     "picture_size": 40,
@@ -159,7 +155,7 @@ def test_an_encoder_and_its_manifest(parts: list[np.ndarray], tmp_path: Path) ->
 
 @pytest.mark.parametrize("method", ["knn", "guided"])
 def test_any_method_takes_it(
-    method: str, encoder_file: Path, small: dict[str, Any], parts: list[np.ndarray]
+    method: str, encoder_file: Path, small: Any, parts: list[np.ndarray]
 ) -> None:
     detector = blemish.fit(method, parts, **{**small, "weights": encoder_file})
     info = detector.manifest["backbone"]["weights"]
@@ -186,7 +182,7 @@ def test_an_encoder_is_pre_trained_further(
 
 
 def test_an_encoder_is_for_its_own_backbone(
-    encoder_file: Path, parts: list[np.ndarray], small: dict[str, Any]
+    encoder_file: Path, parts: list[np.ndarray], small: Any
 ) -> None:
     with pytest.raises(
         WeightsError, match=r"encoder\.safetensors: .*pre-trained as test_vit, not test_vit2"
@@ -300,23 +296,6 @@ def test_a_log_that_cannot_be_written(parts: list[np.ndarray], tmp_path: Path) -
     (tmp_path / "x.log.jsonl").mkdir()
     with pytest.raises(OutputError, match=r"x\.log\.jsonl: cannot be written"):
         blemish.pretrain(parts, log=tmp_path / "x.log.jsonl", **TINY)
-
-
-def test_on_the_pictures_of_a_stream(parts: list[np.ndarray], encoder_file: Path) -> None:
-    """As `fit` calls it, with its own size and angles: the squares are those of `pretrain`."""
-    backbone = build("test_vit", weights="random")
-    preprocessing = Preprocessing(height=64, width=32, mean=backbone.mean, std=backbone.std)
-    stream = PictureStream([*parts, "nowhere.png"], preprocessing, 2, rotations=4, flips=True)
-    after, told, found = pretrained(
-        backbone, stream, configure(values=SETTINGS), precision=torch.float32
-    )
-    assert same(after.model.state_dict(), load_file(encoder_file))
-    assert after.info.source == "pretrained:apmask on random"
-    assert told.weights.source == "random"
-    assert told.training.steps == 6
-    assert list(found.digests) == list(range(9))
-    assert list(found.failures) == [9]
-    json.dumps(to_dict(told))
 
 
 def test_settings(parts: list[np.ndarray]) -> None:

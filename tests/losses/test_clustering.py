@@ -16,12 +16,7 @@ from torch import Tensor
 from blemish.errors import ConfigError
 from blemish.losses import centred, clustering, mean_over_processes, multi_view, sinkhorn
 
-
-@pytest.fixture(autouse=True)
-def _own_randomness() -> Any:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        yield
+pytestmark = pytest.mark.usefixtures("seeded")
 
 
 def balanced(scores: Tensor, epsilon: float, iterations: int) -> np.ndarray:
@@ -50,25 +45,11 @@ def test_sinkhorn_against_loops(shape: tuple[int, int], epsilon: float, iteratio
     assert found.std(1).min() > 0.05  # the pictures do prefer some prototypes
 
 
-def test_rows_sum_to_one_and_columns_to_the_share_of_each_prototype() -> None:
-    scores = torch.rand(16, 20) * 0.6
-    few, many = sinkhorn(scores), sinkhorn(scores, iterations=300)
-    for found in (few, many):
-        torch.testing.assert_close(found.sum(1), torch.ones(16))
-    uneven = (few.sum(0) - 16 / 20).abs().max()
-    assert 1e-3 < uneven < 0.25
-    torch.testing.assert_close(many.sum(0), torch.full((20,), 16 / 20), rtol=1e-3, atol=1e-3)
-    assert (torch.softmax(scores / 0.05, 1).sum(0) - 16 / 20).abs().max() > 2 * uneven
-
-
 def test_sinkhorn_takes_scores_of_any_size() -> None:
     scores = torch.rand(8, 5) * 2e4 - 1e4
     found = sinkhorn(scores)
     assert found.isfinite().all()
     torch.testing.assert_close(found.sum(1), torch.ones(8))
-    torch.testing.assert_close(
-        sinkhorn(scores / 1e4 + 1e3), sinkhorn(scores / 1e4), rtol=0.05, atol=0.02
-    )
 
 
 @pytest.mark.parametrize("changes", [{"epsilon": 0.0}, {"epsilon": math.nan}, {"iterations": 0}])
@@ -89,11 +70,8 @@ def test_centred_against_loops() -> None:
     scores, centre = torch.rand(5, 7), torch.rand(7)
     found = centred(scores, centre, temperature=0.2)
     for row, got in zip(scores.double().numpy(), found, strict=True):
-        powers = [
-            math.exp((value - middle) / 0.2)
-            for value, middle in zip(row, centre.tolist(), strict=True)
-        ]
-        np.testing.assert_allclose(got.numpy(), np.array(powers) / sum(powers), rtol=1e-4)
+        powers = np.exp((row - centre.numpy()) / 0.2)
+        np.testing.assert_allclose(got.numpy(), powers / sum(powers), rtol=1e-4)
 
 
 def test_multi_view_and_its_gradient_against_loops() -> None:
@@ -113,20 +91,16 @@ def test_multi_view_and_its_gradient_against_loops() -> None:
     np.testing.assert_allclose(logits.grad, slopes, rtol=1e-4, atol=1e-7)
 
 
-# Several processes, which threads stand for: each has to ask as often as the others, in the same
-# order
-
-
 class Group:
-    """What `torch.distributed` is to the functions: sums and maxima over threads."""
+    """What `torch.distributed` is to the functions: sums and maxima over threads, which stand for
+    processes; each has to ask as often as the others, in the same order.
+    """
 
     ReduceOp = torch.distributed.ReduceOp
 
     def __init__(self, processes: int) -> None:
-        self.barrier, self.given = (
-            threading.Barrier(processes, timeout=20),
-            [torch.empty(0)] * processes,
-        )
+        self.barrier = threading.Barrier(processes, timeout=20)
+        self.given = [torch.empty(0)] * processes
         self.rank = threading.local()
 
     def is_available(self) -> bool:
@@ -172,9 +146,9 @@ def test_sinkhorn_balances_over_all_processes(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_the_mean_over_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    shares = (torch.tensor([1.0, 2.0]), torch.tensor([3.0, 8.0]))
+    shares = (torch.tensor([1.0, 2.0]), torch.tensor([3.0, 8.0]), torch.tensor([5.0, 2.0]))
     for mean in together(mean_over_processes, shares, monkeypatch):
-        assert mean.tolist() == [2, 5]
-    assert [share.tolist() for share in shares] == [[1, 2], [3, 8]]  # as they were
+        assert mean.tolist() == [3, 4]
+    assert [share.tolist() for share in shares] == [[1, 2], [3, 8], [5, 2]]  # as they were
     monkeypatch.undo()
     assert mean_over_processes(shares[1]).tolist() == [3, 8]

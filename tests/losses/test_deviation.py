@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,15 +13,9 @@ from torch import Tensor
 from blemish.errors import ConfigError
 from blemish.losses.deviation import deviation_loss
 
+pytestmark = pytest.mark.usefixtures("seeded")
 SCORES = [-3.0, -0.2, 0.4, 7.0, -2.0, 0.1, 4.0, 9.9, 30.0]
 LABELS = [0, 0, 0, 0, 1, 1, 1, 1, 1]
-
-
-@pytest.fixture(autouse=True)
-def _own_randomness() -> Iterator[None]:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        yield
 
 
 def loss_and_slopes(
@@ -62,16 +55,14 @@ def test_loss_and_gradient_against_loops(margin: float, draws: int) -> None:
 def test_it_is_bounded_below_where_the_papers_print_is_not() -> None:
     far = deviation_loss(torch.tensor([1e6]), torch.tensor([1]))
     assert far.item() == 0
-    assert (
-        deviation_loss(torch.tensor([-1e6]), torch.tensor([1])).item() > 9e5
-    )  # and it pushes upwards only
+    # It pushes upwards only.
+    assert deviation_loss(torch.tensor([-1e6]), torch.tensor([1])).item() > 9e5
 
 
 def test_the_reference_is_drawn_anew_from_the_global_generator() -> None:
     scores, labels = torch.tensor(SCORES), torch.tensor(LABELS)
     one, other = deviation_loss(scores, labels), deviation_loss(scores, labels)
     assert one != other
-    assert one.item() == pytest.approx(other.item(), rel=0.1)
     torch.manual_seed(0)
     assert deviation_loss(scores, labels) == one
 

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
-import torch
+
+from blemish.methods.heads import ClassHead
 
 
 @pytest.fixture(autouse=True)
-def _own_randomness() -> Iterator[None]:
+def _own_randomness(seeded: None) -> None:
     """Every test draws the same numbers, whichever ran before it."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def small_head() -> Iterator[None]:
+    """A step through the class head of `guided`, which is 2048 wide, would take most of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        small = partial(ClassHead, hidden=32, bottleneck=16)
+        patch.setattr("blemish.methods.guided.ClassHead", small)
         yield

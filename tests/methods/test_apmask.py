@@ -1,43 +1,36 @@
-"""APMask: a whole step against naive loops in float64, its masks, views, teacher and signs of
-health.
-"""
+"""APMask: a whole step against an oracle; its masks, views, teacher and signs of health."""
 
 from __future__ import annotations
 
 import copy
-import itertools
 import math
 from collections.abc import Callable
-from dataclasses import replace
-from functools import cache
 from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
+from naive_apmask import (
+    encoded,
+    expected_loss,
+    log_shares,
+    most_attended,
+    projected,
+    unit,
+    weights_of,
+)
 from torch import Tensor
-from torch.nn import functional as F
 
 from blemish.backbones import VitBackbone, build
 from blemish.data.stream import PictureStream
 from blemish.data.transforms import Preprocessing
 from blemish.errors import CollapseError, ConfigError
-from blemish.methods import METHODS, apmask
-from blemish.methods.apmask import (
-    APMask,
-    APMaskConfig,
-    blurred,
-    cropped,
-    far_from_a_place,
-    most,
-    recoloured,
-    view,
-)
-from blemish.methods.heads import ClassHead
+from blemish.methods import apmask
+from blemish.methods.apmask import APMask, APMaskConfig
 from blemish.methods.learner import TrainingBatch
+from blemish.methods.views import view
 from blemish.training import train
 
-PATCH = 16
 SQUARE = Preprocessing(height=64, width=64, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 TINY: dict[str, Any] = {
     "backbone": "test_vit",
@@ -52,20 +45,15 @@ TINY: dict[str, Any] = {
 }
 
 
-@cache
-def _sharp() -> VitBackbone:
+def sharp() -> VitBackbone:
+    """A backbone whose [CLS] token looks at some patches more than at others: with random weights
+    it hardly does.
+    """
     backbone = cast(VitBackbone, build("test_vit", weights="random", seed=3))
     with torch.no_grad():
         for block in backbone.model.blocks:
             block.attn.qkv.weight[:128] *= 12
     return backbone
-
-
-def sharp() -> VitBackbone:
-    """A backbone whose [CLS] token looks at some patches more than at others: with random weights
-    it hardly does.
-    """
-    return copy.deepcopy(_sharp())
 
 
 def learner(**settings: Any) -> APMask:
@@ -109,168 +97,6 @@ def step(
     return loss.item()
 
 
-# The oracle: float64, one picture, patch, token and head at a time; only its derivative is torch's
-
-Weights = dict[str, Tensor]
-
-
-def weights_of(module: torch.nn.Module) -> Weights:
-    """In float64, by name."""
-    return {name: tensor.detach().double() for name, tensor in module.state_dict().items()}
-
-
-def normed(x: Tensor, weights: Weights, name: str) -> Tensor:
-    mean = sum(x) / len(x)
-    variance = sum((x - mean) ** 2) / len(x)
-    return (x - mean) / torch.sqrt(variance + 1e-6) * weights[f"{name}.weight"] + weights[
-        f"{name}.bias"
-    ]
-
-
-def linear(x: Tensor, weights: Weights, name: str) -> Tensor:
-    return weights[f"{name}.weight"] @ x + weights[f"{name}.bias"]
-
-
-def gelu(x: Tensor) -> Tensor:
-    return 0.5 * x * (1 + torch.erf(x / math.sqrt(2)))
-
-
-def unit(x: Tensor) -> Tensor:
-    return x / torch.sqrt(sum(x * x))
-
-
-def encoded(
-    weights: Weights, picture: Tensor, kept: list[int] | None = None
-) -> tuple[Tensor, list[float]]:
-    """The final [CLS] token D of a picture 3 H W, and the last block's attention to each patch, of
-    sum 1 in each of 2 heads, whose mean it is.
-    """
-    side, name = picture.shape[1] // PATCH, "backbone.model"
-    table = weights[f"{name}.pos_embed"][0]
-    square = table[1:].T.reshape(1, -1, 10, 10)
-    places = F.interpolate(square, (side, side), mode="bicubic", antialias=True)[0].flatten(1).T
-    kernel = weights[f"{name}.patch_embed.proj.weight"]
-    tokens = []
-    for place, (row, column) in enumerate(np.ndindex(side, side)):
-        patch = picture[
-            :, row * PATCH : (row + 1) * PATCH, column * PATCH : (column + 1) * PATCH
-        ].double()
-        value = (kernel * patch).sum((1, 2, 3)) + weights[f"{name}.patch_embed.proj.bias"]
-        if kept is None or place in kept:
-            tokens.append(value + places[place])
-    x = [weights[f"{name}.cls_token"][0, 0] + table[0], *tokens]
-    looked: list[Tensor] = []
-    for number in range(6):
-        block = f"{name}.blocks.{number}"
-        joint = [
-            linear(normed(token, weights, f"{block}.norm1"), weights, f"{block}.attn.qkv")
-            for token in x
-        ]
-        mixed: list[list[Tensor]] = [[] for _ in x]
-        looked = []
-        for head in range(2):
-            q, k, v = (
-                [token[64 * part + 32 * head : 64 * part + 32 * (head + 1)] for token in joint]
-                for part in range(3)
-            )
-            for index, query in enumerate(q):
-                powers = torch.exp(torch.stack([query @ key / math.sqrt(32) for key in k]))
-                shares = powers / powers.sum()
-                mixed[index].append(
-                    cast(Tensor, sum(share * value for share, value in zip(shares, v, strict=True)))
-                )
-                if index == 0:
-                    looked.append(shares[1:])
-        x = [
-            token + linear(torch.cat(parts), weights, f"{block}.attn.proj")
-            for token, parts in zip(x, mixed, strict=True)
-        ]
-        x = [
-            token
-            + linear(
-                gelu(linear(normed(token, weights, f"{block}.norm2"), weights, f"{block}.mlp.fc1")),
-                weights,
-                f"{block}.mlp.fc2",
-            )
-            for token in x
-        ]
-    over_patches = [row.detach() / row.sum().detach() for row in looked]  # each head counts alike
-    return normed(x[0], weights, f"{name}.norm"), (sum(over_patches) / 2).tolist()
-
-
-def projected(weights: Weights, cls: Tensor) -> Tensor:
-    hidden = gelu(linear(gelu(linear(cls, weights, "head.layers.0")), weights, "head.layers.2"))
-    return unit(linear(hidden, weights, "head.layers.4"))
-
-
-def most_attended(attention: list[float]) -> list[int]:
-    """All but ⌊0.3 N⌋, by putting them in order."""
-    ascending = sorted(range(len(attention)), key=lambda place: attention[place])
-    return sorted(ascending[int(0.3 * len(attention)) :])
-
-
-def log_shares(scores: Tensor, temperature: float) -> Tensor:
-    return torch.stack(
-        [
-            score / temperature - torch.log(sum(torch.exp(other / temperature) for other in scores))
-            for score in scores
-        ]
-    )
-
-
-def sinkhorn(scores: np.ndarray) -> np.ndarray:
-    shares = np.exp(scores / 0.05)
-    for _ in range(3):
-        shares /= shares.sum(0) * shares.shape[1]
-        shares /= shares.sum(1, keepdims=True) * shares.shape[0]
-    return np.asarray(shares * shares.shape[0])
-
-
-def expected_loss(
-    student: Weights,
-    teacher: Weights,
-    views: tuple[Tensor, Tensor, Tensor],
-    config: APMaskConfig,
-    centre: np.ndarray,
-) -> tuple[Tensor, dict[str, float]]:
-    """Eq. 1, and the readings but for the usage, of the first step."""
-    whole, wide, narrow = views
-    count = len(whole)
-    seen = [encoded(teacher, picture)[0] for picture in whole]
-    shown = [projected(teacher, cls) for cls in seen]
-    if config.objective == "clusters":
-        targets = sinkhorn(np.array([(student["head.prototypes"] @ z).tolist() for z in shown]))
-    else:
-        scores = np.array([(teacher["head.prototypes"] @ z).tolist() for z in shown])
-        powers = np.exp((scores - centre) / 0.04)
-        targets = powers / powers.sum(1, keepdims=True)
-    total, agreement = torch.zeros((), dtype=torch.float64), 0.0
-    for number, picture in enumerate([*wide, *narrow]):
-        kept = (
-            most_attended(encoded(teacher, picture)[1]) if config.masking == "attention" else None
-        )
-        z = projected(student, encoded(student, picture, kept)[0])
-        predicted = log_shares(student["head.prototypes"] @ z, 0.1)
-        wanted = targets[number % count]
-        for share, value in zip(wanted, predicted, strict=True):
-            total = total - share * value / (count * (1 + config.local_views))
-        if number < count:
-            agreement += float(z.detach() @ shown[number]) / count
-    entropies = [-sum(share * math.log(share) for share in row if share > 0) for row in targets]
-    directions = np.array([unit(cls).tolist() for cls in seen])
-    features = np.array([z.tolist() for z in shown])
-    return total, {
-        "assignment_entropy": sum(entropies) / count / math.log(config.prototypes),
-        "agreement": agreement,
-        "feature_spread": math.sqrt(
-            sum(sum((row - directions.mean(0)) ** 2) for row in directions) / count
-        ),
-        "projection_spread": math.sqrt(
-            sum(sum((row - features.mean(0)) ** 2) for row in features) / count
-        ),
-    }
-
-
 @pytest.mark.parametrize(
     "settings",
     [{}, {"masking": "none", "local_views": 0}, {"objective": "dino", "local_views": 0}],
@@ -286,16 +112,12 @@ def test_a_whole_step_against_loops(
     centre = method.centre.double().numpy().copy()
     views = (pictures(2, 48), pictures(2, 48), pictures(4, 32)[: 2 * method.config.local_views])
     monkeypatch.setattr(method, "views", lambda images: views)
-    student = {
-        name: tensor.requires_grad_()
-        for name, tensor in weights_of(method).items()
-        if name in dict(names(method))
-    }
+    before = weights_of(method)
+    student = {name: before[name].requires_grad_() for name, _ in names(method)}
     teacher = weights_of(method.teacher)
     expected, readings = expected_loss(student, teacher, views, method.config, centre)
-    gradients = dict(
-        zip(student, torch.autograd.grad(expected, list(student.values())), strict=True)
-    )
+    found = torch.autograd.grad(expected, list(student.values()))
+    gradients = dict(zip(student, found, strict=True))
     optimizer = method.optimizer()
 
     assert step(method, pictures(2), optimizer) == pytest.approx(expected.item(), rel=1e-5)
@@ -303,18 +125,17 @@ def test_a_whole_step_against_loops(
         assert method.readings[name] == pytest.approx(value, rel=1e-4), name
     after = {}
     for name, parameter in names(method):
-        gradient, before = gradients[name], student[name].detach()
+        gradient, start = gradients[name], student[name].detach()
         assert parameter.grad is not None, name
         largest = gradient.abs().max().item()
-        torch.testing.assert_close(
-            parameter.grad.double(), gradient, rtol=1e-3, atol=2e-4 * largest + 1e-8
-        )
+        close = {"rtol": 1e-3, "atol": 2e-4 * largest + 1e-8}
+        torch.testing.assert_close(parameter.grad.double(), gradient, **close)
         blocks = name.startswith("backbone.model.blocks.")
         distance = 6 - int(name.split(".")[3]) if blocks else 7 * name.startswith("backbone.model.")
         rate = 0.01 * 0.5 ** (0 if name.startswith("backbone.model.norm.") else distance)
-        decay = 0.04 if before.ndim > 1 else 0.0
+        decay = 0.04 if start.ndim > 1 else 0.0
         # AdamW's first step; the sign of what is nothing but rounding is not known.
-        moved = before * (1 - rate * decay) - rate * gradient / (gradient.abs() + 1e-8)
+        moved = start * (1 - rate * decay) - rate * gradient / (gradient.abs() + 1e-8)
         known = gradient.abs() > 1e-3 * largest + 1e-6
         if name == "head.prototypes":
             moved = torch.stack([unit(row) for row in moved])
@@ -336,9 +157,8 @@ def test_a_whole_step_against_loops(
             teacher["head.prototypes"] @ projected(teacher, encoded(teacher, each)[0])
             for each in views[0]
         ]
-        np.testing.assert_allclose(
-            method.centre, 0.9 * centre + 0.1 * sum(shown).numpy() / 2, rtol=1e-4, atol=1e-6
-        )  # type: ignore[union-attr]
+        moved_centre = 0.9 * centre + 0.1 * torch.stack(shown).mean(0).numpy()
+        np.testing.assert_allclose(method.centre, moved_centre, rtol=1e-4, atol=1e-6)
 
 
 def names(method: APMask) -> list[tuple[str, torch.nn.Parameter]]:
@@ -353,34 +173,21 @@ def names(method: APMask) -> list[tuple[str, torch.nn.Parameter]]:
 # Masks
 
 
-@pytest.mark.parametrize("ratio", [0.15, 0.29, 0.3, 0.5, 0.99])
-@pytest.mark.parametrize("patches", [4, 49, 100, 256])
-def test_a_mask_keeps_exactly_the_most_attended(patches: int, ratio: float) -> None:
-    worth = torch.rand(5, patches)
-    kept = most(worth, ratio)
-    assert kept.shape == (5, patches - int(round(ratio * 100) * patches // 100))
-    for row, chosen in zip(worth, kept, strict=True):
-        assert chosen.tolist() == sorted(set(chosen.tolist()))
-        lost = [value for place, value in enumerate(row.tolist()) if place not in chosen.tolist()]
-        assert row[chosen].min() > max(lost, default=-1)
-
-
 @pytest.mark.parametrize(
-    ("masking", "tokens"), [("none", (9, 4)), ("random", (7, 3)), ("block", (7, 3))]
+    ("masking", "ratio", "tokens"),
+    [
+        ("none", 0.3, (9, 4)),
+        ("random", 0.3, (7, 3)),
+        ("block", 0.3, (7, 3)),
+        ("attention", 0.3, (7, 3)),
+        ("attention", 0.5, (5, 2)),
+        ("attention", 0.0, (9, 4)),
+    ],
 )
 def test_block_one_of_the_student_sees_only_what_is_kept(
-    masking: str, tokens: tuple[int, int]
+    masking: str, ratio: float, tokens: tuple[int, int]
 ) -> None:
-    check_tokens(started(masking=masking), tokens)
-
-
-def test_block_one_of_the_student_sees_only_what_is_attended() -> None:
-    check_tokens(started(), (7, 3))
-    check_tokens(started(mask_ratio=0.5), (5, 2))
-    check_tokens(started(mask_ratio=0.0), (9, 4))
-
-
-def check_tokens(method: APMask, tokens: tuple[int, int]) -> None:
+    method = started(masking=masking, mask_ratio=ratio)
     counts: dict[str, list[tuple[int, int]]] = {"student": [], "teacher": []}
 
     def count(who: str) -> Callable[..., None]:
@@ -392,7 +199,7 @@ def check_tokens(method: APMask, tokens: tuple[int, int]) -> None:
     method.training_step(batch_of(pictures()), 0.0)
     assert counts["student"] == [(4, 1 + tokens[0]), (8, 1 + tokens[1])]  # all local views at once
     assert counts["teacher"][0] == (4, 10)  # nothing is hidden from it
-    guided = method.config.masking == "attention" and method.config.mask_ratio > 0
+    guided = masking == "attention" and ratio > 0
     assert counts["teacher"][1:] == ([(4, 10), (8, 5)] if guided else [])
 
 
@@ -421,159 +228,7 @@ def test_random_masks_are_each_different_and_fall_anywhere() -> None:
     assert ((often - 5 / 9).abs() < 0.12).all()
 
 
-@pytest.mark.parametrize("grid", [(3, 3), (7, 7), (16, 16), (5, 9)])
-def test_a_block_lies_together(grid: tuple[int, int]) -> None:
-    worth = far_from_a_place(30, grid)
-    kept = most(worth, 0.3)
-    shapes = set()
-    for row in kept.tolist():
-        lost = {divmod(place, grid[1]) for place in range(grid[0] * grid[1]) if place not in row}
-        assert len(lost) == int(0.3 * grid[0] * grid[1])
-        reached, border = set(), [min(lost)]
-        while border:
-            y, x = border.pop()
-            reached.add((y, x))
-            border += [
-                place
-                for place in ((y + 1, x), (y - 1, x), (y, x + 1), (y, x - 1))
-                if place in lost - reached
-            ]
-        assert reached == lost
-        shapes.add(frozenset(lost))
-    assert len(shapes) > 5
-
-
 # Views
-
-
-@pytest.mark.parametrize(
-    ("size", "fine"), [((7, 9), 3), ((12, 14), 2), ((20, 24), 1), ((30, 40), 1)]
-)
-def test_a_crop_against_loops(size: tuple[int, int], fine: int) -> None:
-    """The mean of as many points of a pixel, along each side, as it covers pixels of the picture at
-    most.
-    """
-    pixels = torch.rand(3, 3, 20, 24)
-    draws = torch.rand(5, 3)
-    draws[4] = torch.tensor([0.2, 0.8, 0.4])
-    draws[0, 2] = draws[1, 2] = 0.99  # would stick out
-    found = cropped(pixels, size, (0.3, 1.0), draws)
-    for index, (area, aspect, across, down, mirrored) in enumerate(draws.T.double().tolist()):
-        share, ratio = 0.3 + 0.7 * area, math.exp(math.log(4 / 3) * (2 * aspect - 1))
-        width, height = (
-            24 * min(1.0, math.sqrt(share * ratio)),
-            20 * min(1.0, math.sqrt(share / ratio)),
-        )
-        left, top = across * (24 - width), down * (20 - height)
-        part = pixels[index].double()
-        for y, x in np.ndindex(*size):
-            column = size[1] - 1 - x if mirrored < 0.5 else x
-            expected = torch.zeros(3, dtype=torch.float64)
-            for below, beside in np.ndindex(fine, fine):
-                at_y = top + (y + (below + 0.5) / fine) / size[0] * height - 0.5
-                at_x = left + (column + (beside + 0.5) / fine) / size[1] * width - 0.5
-                expected += bilinear(part, at_y, at_x) / fine**2
-            np.testing.assert_allclose(found[index, :, y, x], expected, atol=2e-4)
-
-
-def bilinear(part: Tensor, y: float, x: float) -> Tensor:
-    """The colour of 3 H W at a place, (0, 0) being the centre of the first pixel."""
-    y, x = min(max(y, 0), part.shape[1] - 1), min(max(x, 0), part.shape[2] - 1)
-    (y0, x0), (wy, wx) = (int(y), int(x)), (y % 1, x % 1)
-    y1, x1 = min(y0 + 1, part.shape[1] - 1), min(x0 + 1, part.shape[2] - 1)
-    above = part[:, y0, x0] * (1 - wx) + part[:, y0, x1] * wx
-    below = part[:, y1, x0] * (1 - wx) + part[:, y1, x1] * wx
-    return above * (1 - wy) + below * wy
-
-
-def test_a_fine_pattern_does_not_alias_in_a_small_crop() -> None:
-    """Stripes of one pixel are grey when shrunk; read at single points they would be black and
-    white bands.
-    """
-    stripes = (torch.arange(512) % 2).float().expand(4, 3, 512, 512).contiguous()
-    for size in ((224, 224), (96, 96)):
-        made = cropped(stripes, size, (1.0, 1.0), torch.rand(5, 4))
-        assert float(made.std()) < 0.1
-
-
-@pytest.mark.parametrize("recipe", APMaskConfig.recipes())
-def test_no_view_is_enlarged(recipe: str) -> None:
-    """What is decoded is as large as the smallest crop needs (the papers crop from 700 to 1,024
-    pixels).
-    """
-    config = APMaskConfig.recipes()[recipe]()
-    for size, least in ((config.image_size, 0.4), (config.local_size, 0.05)):
-        assert config.picture_size * math.sqrt(least * 3 / 4) >= size
-
-
-def test_colours_against_loops() -> None:
-    pixels = torch.rand(4, 3, 5, 6)
-    draws = torch.rand(6, 4)
-    draws[0] = torch.tensor([0.1, 0.79, 0.81, 0.5])  # whether it changes
-    draws[5] = torch.tensor([0.9, 0.5, 0.19, 0.1])  # whether it turns grey
-    found = recoloured(pixels, draws)
-    yiq = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
-    for index, (changes, *by, grey) in enumerate(draws.T.double().tolist()):
-        b, c, s, h = (2 * value - 1 if changes < 0.8 else 0.0 for value in by)
-        part = pixels[index].double().permute(1, 2, 0).numpy() * (1 + 0.4 * b)
-        middle = np.mean([yiq[0] @ part[place] for place in np.ndindex(5, 6)])
-        for place in np.ndindex(5, 6):
-            colour = (1 + 0.4 * c) * part[place] - 0.4 * c * middle
-            luminance = yiq[0] @ colour
-            colour = luminance + (1 + 0.2 * s) * (colour - luminance)
-            y, i, q = yiq @ colour
-            angle = 0.2 * math.pi * h
-            turned = (
-                y,
-                i * math.cos(angle) - q * math.sin(angle),
-                i * math.sin(angle) + q * math.cos(angle),
-            )
-            colour = np.linalg.solve(yiq, turned)
-            if grey < 0.2:
-                colour = np.full(3, luminance)
-            np.testing.assert_allclose(
-                found[index, :, place[0], place[1]], colour.clip(0, 1), atol=1e-3
-            )
-    assert torch.allclose(recoloured(pixels, torch.full((6, 4), 0.9)), pixels, atol=1e-5)
-
-
-def test_blur_against_loops() -> None:
-    pixels, sigma = torch.rand(2, 3, 8, 10), torch.tensor([0.4, 1.8])
-    found = blurred(pixels, sigma)
-
-    def mirrored(place: int, side: int) -> int:
-        return abs(place) if place < side else 2 * (side - 1) - place
-
-    weights = [
-        [math.exp(-0.5 * (offset / width) ** 2) for offset in range(-6, 7)]
-        for width in sigma.tolist()
-    ]
-    for index, channel, y, x in itertools.product(range(2), (0, 2), range(8), range(10)):
-        total = 0.0
-        for (dy, down), (dx, across) in itertools.product(enumerate(weights[index], -6), repeat=2):
-            total += (
-                down
-                * across
-                * pixels[index, channel, mirrored(y + dy, 8), mirrored(x + dx, 10)].item()
-            )
-        assert found[index, channel, y, x].item() == pytest.approx(
-            total / sum(weights[index]) ** 2, rel=1e-4
-        )
-
-
-def test_how_often_a_view_is_changed(monkeypatch: pytest.MonkeyPatch) -> None:
-    soft: list[int] = []
-    monkeypatch.setattr(apmask, "blurred", lambda part, sigma: soft.append(len(part)) or part)  # type: ignore[func-returns-value]
-    white = torch.ones(500, 3, 8, 8)
-    made = view(white, (8, 8), area=(0.4, 1.0), blur=0.5, solarise=0.2)
-    assert 200 < soft[0] < 300
-    assert 60 < (made.amax((1, 2, 3)) < 0.45).sum() < 150  # a brightness of 0.6 and above, inverted
-    left = torch.zeros(500, 3, 8, 8)
-    left[..., :4] = 0.5
-    made = view(left, (8, 8), area=(1.0, 1.0), blur=0.0)
-    bright = made.mean((1, 2))
-    assert 200 < (bright[:, 0] > bright[:, -1]).sum() < 300
-    assert len(soft) == 1
 
 
 def test_the_views_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -603,13 +258,11 @@ def test_the_views_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     # View by view: the third and the fifth are of the first picture, which is the darker one.
     dark, bright = narrow.reshape(3, 2, -1).mean(2).T
     assert (dark < bright).all()
-    for dtype in (torch.float32, torch.bfloat16):
-        torch.manual_seed(5)
-        with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
-            again = method.views(images)[0]
-        if dtype == torch.float32:
-            first = again
-    assert torch.equal(first, again)
+    torch.manual_seed(5)
+    first = method.views(images)[0]
+    torch.manual_seed(5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(method.views(images)[0], first)
     assert len(learner(local_views=0).views(images)[2]) == 0
 
 
@@ -621,17 +274,12 @@ def test_gradients_never_reach_the_teacher() -> None:
     assert method.teacher is not None
     before = weights_of(method.teacher)
     method.training_step(batch_of(pictures()), 0.0).backward()  # type: ignore[no-untyped-call]
-    assert all(
-        parameter.grad is None and not parameter.requires_grad
-        for parameter in method.teacher.parameters()
-    )
-    assert all(
-        parameter.grad is not None for _, parameter in names(method)
-    )  # several processes rely on it
-    own = {id(parameter) for parameter in method.teacher.parameters()}
-    assert not own & {
-        id(each) for group in method.optimizer().param_groups for each in group["params"]
-    }
+    own = list(method.teacher.parameters())
+    assert all(each.grad is None and not each.requires_grad for each in own)
+    # Several processes rely on it.
+    assert all(parameter.grad is not None for _, parameter in names(method))
+    learned = [each for group in method.optimizer().param_groups for each in group["params"]]
+    assert not {id(each) for each in own} & {id(each) for each in learned}
     assert method.training
     assert not any(module.training for module in method.teacher.modules())
     for name, tensor in weights_of(method.teacher).items():
@@ -643,23 +291,16 @@ def test_the_momentum_rises_to_one() -> None:
     rising = [method.momentum(number, 8) for number in range(1, 9)]
     expected = [1 - 0.5 * (math.cos(math.pi * number / 8) + 1) / 2 for number in range(8)]
     assert rising == pytest.approx(expected)
-    assert rising[0] == 0.5
-    short = learner()  # however short the run
-    assert [short.momentum(1, steps) for steps in (10, 100, 5000, 10**6)] == pytest.approx(
-        [0.996] * 4
-    )
 
 
 def test_in_the_end_the_encoder_is_the_teacher() -> None:
     method = started()
     assert method.teacher is not None
-    kept = method.teacher.backbone.model.state_dict()
+    kept = weights_of(method.teacher.backbone)
     method.end_training(1)
     assert method.teacher is None
     assert not any(parameter.requires_grad for parameter in method.parameters())
-    state = method.backbone.model.state_dict()
-    assert state.keys() == kept.keys()
-    for name, tensor in state.items():
+    for name, tensor in weights_of(method.backbone).items():
         assert torch.equal(tensor, kept[name])
 
 
@@ -673,18 +314,12 @@ def test_the_attention_of_a_picture() -> None:
     weights = weights_of(method)
     expected = [np.reshape(encoded(weights, picture)[1], (3, 3)) for picture in images]
     np.testing.assert_allclose(found, expected, rtol=1e-4)
-    assert method.attention(pictures(1, 64)).shape == (
-        1,
-        3,
-        3,
-    )  # brought to the size of the global views
+    larger = method.attention(pictures(1, 64))  # brought to the size of the global views
+    assert larger.shape == (1, 3, 3)
     method.start_training(batch_of(images))
     with torch.no_grad():
         method.backbone.model.cls_token.mul_(5)
     torch.testing.assert_close(method.attention(images), found)  # the teacher's
-
-
-# Signs of health
 
 
 def noted(predictions: list[float], *, apart: float = 0.5) -> Tensor:
@@ -695,30 +330,16 @@ def noted(predictions: list[float], *, apart: float = 0.5) -> Tensor:
 def test_usage_is_that_of_the_mean_prediction_of_recent_steps() -> None:
     method = started(prototypes=4)
     shares, spreads = torch.rand(60, 4).softmax(1), torch.rand(60).tolist()
-    mean, spread = np.zeros(4), 0.0
+    mean = np.zeros(5)  # the spread, then the prediction
     for number, row in enumerate(shares.tolist(), start=1):
         method._noted = noted(row, apart=spreads[number - 1])
         method.after_step(number, 60)
-        mean = (
-            np.mean(shares[:number].double().numpy(), 0)
-            if number <= 50
-            else 0.98 * mean + 0.02 * np.array(row)
-        )
-        spread = (
-            sum(spreads[:number]) / number
-            if number <= 50
-            else 0.98 * spread + 0.02 * spreads[number - 1]
-        )
-    usage = math.exp(-sum(share * math.log(share) for share in mean))
-    readings = {
-        "assignment_entropy": 0.5,
-        "prototype_usage": usage,
-        "agreement": 0.5,
-        "feature_spread": 0.5,
-    }
-    readings["projection_spread"] = spread
+        newest = np.array([spreads[number - 1], *row])
+        mean += (newest - mean) / min(number, 50)
+    usage = math.exp(-sum(share * math.log(share) for share in mean[1:]))
+    readings = {name: 0.5 for name in ("assignment_entropy", "agreement", "feature_spread")}
+    readings |= {"prototype_usage": usage, "projection_spread": mean[0]}
     assert method.readings == pytest.approx(readings, rel=1e-4)
-    assert list(method.findings(batch_of(pictures())).items()) == list(method.readings.items())
 
 
 def test_the_mean_prediction_is_that_for_global_views(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -727,11 +348,7 @@ def test_the_mean_prediction_is_that_for_global_views(monkeypatch: pytest.Monkey
     monkeypatch.setattr(method, "views", lambda images: views)
     method.training_step(batch_of(pictures(3)), 0.0)
     method.after_step(1, 10**9)
-    weights = {
-        name: tensor
-        for name, tensor in weights_of(method).items()
-        if not name.startswith("teacher.")
-    }
+    weights = weights_of(method)
     rows = [
         log_shares(weights["head.prototypes"] @ projected(weights, encoded(weights, each)[0]), 0.1)
         for each in views[1]
@@ -744,10 +361,8 @@ def test_few_prototypes_in_use_are_a_collapse_once_they_can_be_judged() -> None:
     for number in range(1, 50):
         method._noted = noted([0.9, 0.1, 0, 0, 0])
         method.after_step(number, 100)
-    with pytest.raises(
-        CollapseError,
-        match=r"at step 50: all pictures fall on 1\.38 of 5 prototypes .*learning_rate",
-    ):
+    says = r"at step 50: all pictures fall on 1\.38 of 5 prototypes .*learning_rate"
+    with pytest.raises(CollapseError, match=says):
         method.after_step(50, 100)
     assert method.readings["prototype_usage"] == pytest.approx(1.38, abs=0.01)
 
@@ -755,14 +370,12 @@ def test_few_prototypes_in_use_are_a_collapse_once_they_can_be_judged() -> None:
 def test_pictures_that_all_look_the_same_are_a_collapse() -> None:
     method = started(masking="none")
     black = torch.full((4, 3, 64, 64), -1.0)
-    with pytest.raises(
-        CollapseError, match="at step 1: the encoder's features of all pictures are the same"
-    ):
+    with pytest.raises(CollapseError, match="at step 1: the encoder's features of all"):
         step(method, black, method.optimizer())
 
 
 def test_a_head_that_tells_no_picture_apart_is_a_collapse() -> None:
-    """The encoder's features and the usage look well: its weights have died, and the biases speak."""
+    """The encoder's features and the usage look well: only the biases of the head speak."""
     method = started(masking="none", learning_rate=1e-5)
     assert method.teacher is not None
     optimizer = method.optimizer()
@@ -778,11 +391,8 @@ def test_a_head_that_tells_no_picture_apart_is_a_collapse() -> None:
     for number in range(2, apmask.SETTLED):  # what one batch says is not believed
         method._noted = noted([0.2] * 5, apart=0.0)
         method.after_step(number, 100)
-    with pytest.raises(
-        CollapseError, match="at step 50: the head's features of all pictures are the same"
-    ) as caught:
+    with pytest.raises(CollapseError, match=r"at step 50: the head's features of all.*learning_r"):
         step(method, pictures(), optimizer, apmask.SETTLED, 100)
-    assert "learning_rate" in str(caught.value)
 
 
 # Training
@@ -796,33 +406,21 @@ def test_the_head_starts_from_how_the_pictures_differ(centred: bool) -> None:
     torch.manual_seed(4)
     method.start_training(batch_of(images))
     torch.manual_seed(4)
-    cls = apmask.look(method.backbone, method.head, method.views(images)[0])[0].detach().double()
+    views = method.views(images)[0]
+    seen = apmask.look(method.backbone, method.head, views)[0].detach()
+    cls = seen.double()
     if centred:
         cls = (cls - cls.mean(0)) / cls.std(0, correction=0)
     expected = cls @ first.weight.double().T + first.bias.double()
     assert method.teacher is not None
     for head in (method.head, method.teacher.head):
-        found = head.layers[0](apmask.look(method.backbone, head, method_views(method, images))[0])
-        torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-4)
-
-
-def method_views(method: APMask, images: Tensor) -> Tensor:
-    """The views that the start was made from."""
-    torch.manual_seed(4)
-    return method.views(images)[0]
+        torch.testing.assert_close(head.layers[0](seen).double(), expected, rtol=1e-3, atol=1e-4)
 
 
 def test_it_learns_and_the_seed_decides(picture: Callable[..., np.ndarray]) -> None:
     def run(seed: int, masking: str = "attention") -> tuple[float, dict[str, Tensor]]:
-        method = learner(
-            epochs=1,
-            min_steps=3,
-            local_views=1,
-            learning_rate=1e-3,
-            momentum=0.0,
-            masking=masking,
-            seed=seed,
-        )
+        quick = {"epochs": 1, "min_steps": 3, "local_views": 1, "momentum": 0.0}
+        method = learner(learning_rate=1e-3, masking=masking, seed=seed, **quick)
         stream = PictureStream([picture(each) for each in range(8)], SQUARE, batch_size=4)
         training, _ = train(method, stream, seed=seed, identity={})
         assert training.findings == method.readings
@@ -837,14 +435,6 @@ def test_it_learns_and_the_seed_decides(picture: Callable[..., np.ndarray]) -> N
     assert any((state[name] - before[name]).abs().max() > 1e-4 for name in state)
     others = [run(1)[0], *(run(0, masking)[0] for masking in ("none", "random", "block"))]
     assert len({loss, *others}) == 5
-
-
-def test_the_loss_falls() -> None:
-    method = started(learning_rate=3e-3, momentum=0.9, local_views=0, masking="random")
-    optimizer = method.optimizer()
-    images = pictures(6)
-    losses = [step(method, images, optimizer, number, 20) for number in range(1, 21)]
-    assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.05
 
 
 def test_in_bf16_the_weights_stay_float32() -> None:
@@ -874,65 +464,30 @@ def test_a_new_head_does_not_depend_on_torchs_state_but_on_the_seed() -> None:
     torch.testing.assert_close(first.head.prototypes.norm(dim=1), torch.ones(5))
 
 
-def test_the_head_is_that_of_guided_but_for_the_last_layer() -> None:
-    head = APMask(APMaskConfig(backbone="test_vit"), sharp()).head
-    shapes = [tuple(parameter.shape) for parameter in head.parameters()]
-    assert shapes.count((20, 256)) == 1
-    assert [shape for shape in shapes if shape != (20, 256)] == [
-        tuple(parameter.shape) for parameter in ClassHead(64, 2).layers.parameters()
-    ]
-
-
 # Settings
 
-
-def test_recipes() -> None:
-    recipes = APMaskConfig.recipes()
-    assert recipes.keys() == {"best", "paper"}
-    assert recipes["best"]() == APMaskConfig()
-    paper = recipes["paper"]()
-    assert (paper.epochs, paper.train_batch_size, paper.backbone, paper.image_size) == (
-        300,
-        16,
-        "dino_vits16",
-        224,
-    )
-    assert (paper.local_views, paper.local_size, paper.prototypes, paper.bottleneck) == (
-        8,
-        96,
-        20,
-        256,
-    )
-    assert (paper.masking, paper.mask_ratio, paper.temperature) == ("attention", 0.3, 0.1)
-    assert (paper.learning_rate_start, paper.learning_rate, paper.warmup * 300) == (
-        1e-5,
-        5e-4,
-        pytest.approx(10),
-    )
-    assert "apmask" not in METHODS  # it detects nothing
+OUT_OF_RANGE: dict[str, Any] = {
+    **dict.fromkeys(["image_size", "iterations", "epochs", "temperature", "layer_decay"], 0),
+    **dict.fromkeys(["local_views", "learning_rate_start"], -1),
+    **dict.fromkeys(["mask_ratio", "warmup", "train_batch_size"], 1),
+    **{"prototypes": 2, "momentum": 1.5, "epsilon": math.inf},
+}
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"image_size": 0}, "image_size"),
-        ({"local_views": -1}, "local_views"),
-        ({"mask_ratio": 1.0}, "mask_ratio"),
-        ({"prototypes": 2}, "prototypes: at least 3"),
-        ({"train_batch_size": 1}, "train_batch_size: at least 2"),
-        ({"temperature": 0.0}, "temperature"),
-        ({"epsilon": math.inf}, "epsilon"),
-        ({"iterations": 0}, "iterations"),
-        ({"momentum": 1.5}, "momentum"),
-        ({"learning_rate_start": -1.0}, "learning_rate_start"),
-        ({"warmup": 1.0}, "warmup"),
-        ({"layer_decay": 0.0}, "layer_decay"),
-        ({"epochs": 0}, "epochs"),
-    ],
-)
-def test_settings_out_of_range(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        replace(APMaskConfig(), **settings)
+@pytest.mark.parametrize("setting", OUT_OF_RANGE)
+def test_settings_out_of_range(setting: str) -> None:
+    with pytest.raises(ConfigError, match=setting):
+        APMaskConfig(**{setting: OUT_OF_RANGE[setting]})
+
+
+@pytest.mark.parametrize("recipe", APMaskConfig.recipes())
+def test_no_view_is_enlarged(recipe: str) -> None:
+    """What is decoded is as large as the smallest crop needs (the papers crop from 700 to 1,024
+    pixels).
+    """
+    config = APMaskConfig.recipes()[recipe]()
+    for size, least in ((config.image_size, 0.4), (config.local_size, 0.05)):
+        assert config.picture_size * math.sqrt(least * 3 / 4) >= size
 
 
 def test_it_needs_a_vit_with_cls() -> None:

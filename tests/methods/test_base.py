@@ -1,20 +1,18 @@
-"""What all methods share: the config's ranges, smoothing, the top mean, and state that goes out and
-comes back.
-"""
+"""What all methods share: ranges, smoothing, the top mean, and state that goes out and back."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from naive import upsampled
 from scipy import ndimage
 
 from blemish.backbones import build
-from blemish.errors import ArtifactError, ConfigError
+from blemish.errors import ArtifactError, ConfigError, NotFittedError
 from blemish.methods import METHODS, Method, MethodConfig, method_class
 from blemish.methods.base import smooth, top_mean
 from blemish.methods.memory import KnnConfig, MemoryConfig, PatchCoreConfig
@@ -37,23 +35,6 @@ def test_smooth_is_the_gaussian_filter(shape: tuple[int, int], fraction: float) 
             one.double().numpy(), sigma, mode="mirror", radius=radius
         )
         np.testing.assert_allclose(got.numpy(), expected, rtol=0, atol=1e-5)
-
-
-def test_smooth_by_the_equation() -> None:
-    # One row: the weights exp(-d²/2σ²), normalised; beyond the border the row is mirrored about its
-    # first value.
-    row = torch.tensor([5.0, 1.0, 0.0, 2.0, 0.0, 3.0, 1.0, 1.0, 4.0, 0.0])
-    sigma, radius = 1.0, 3
-    weights = {d: np.exp(-0.5 * (d / sigma) ** 2) for d in range(-radius, radius + 1)}
-    expected = []
-    for i in range(10):
-        reflected = [abs(i + d) if i + d < 10 else 18 - (i + d) for d in weights]
-        values = row.numpy()[reflected].astype(np.float64)
-        expected.append(float((values * list(weights.values())).sum() / sum(weights.values())))
-    # Columns are constant, so that smoothing along them changes nothing; fraction of the longer
-    # side: σ = 0.1 × 10.
-    got = smooth(row.expand(1, 1, 10, 10), 0.1)[0, 0]
-    np.testing.assert_allclose(got.numpy(), np.tile(expected, (10, 1)), atol=1e-5)
 
 
 def test_smooth_keeps_what_is_flat_and_what_it_is_told_to_leave() -> None:
@@ -82,24 +63,18 @@ def test_top_mean_of_ties_and_of_one_value() -> None:
 @pytest.mark.parametrize(
     ("kind", "values"),
     [
-        (MethodConfig, {"image_size": ()}),
         (MethodConfig, {"image_size": (0,)}),
         (MethodConfig, {"image_size": (32, 32, 3)}),
         (MethodConfig, {"rotations": 0}),
-        (MethodConfig, {"smoothing": -0.1}),
         (MethodConfig, {"smoothing": 0.5}),
         (MethodConfig, {"smoothing": NAN}),
         (MethodConfig, {"top_fraction": 1.1}),
-        (MethodConfig, {"top_fraction": -0.1}),
-        (MethodConfig, {"top_fraction": NAN}),
         (MemoryConfig, {"bank_size": 0}),
         (PatchCoreConfig, {"pooling": 2}),
         (KnnConfig, {"pooling": -1}),
         (PadimConfig, {"channels": 0}),
         (PadimConfig, {"epsilon": 0.0}),
         (PadimConfig, {"epsilon": NAN}),
-        (PadimConfig, {"epsilon": float("inf")}),
-        (PadimConfig, {"smoothing": 0.7}),
     ],
 )
 def test_a_value_out_of_range(kind: type[MethodConfig], values: dict[str, Any]) -> None:
@@ -114,26 +89,16 @@ def test_what_a_method_says_of_itself(name: str) -> None:
     assert kind.name == name
     assert kind.summary
     assert kind.source
-    assert kind.minimum_images >= 1
-    assert dataclasses.is_dataclass(kind.Config)
     recipes = kind.Config.recipes()
-    assert "best" in recipes
+    assert recipes["best"]() == kind.Config()
     for recipe in recipes.values():
         assert type(recipe()) is kind.Config
-    assert recipes["best"]() == kind.Config()
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        kind.Config().seed = 1  # type: ignore[misc]
 
 
 def test_published_settings() -> None:
     paper = PatchCoreConfig.recipes()["paper"]()
-    assert (paper.backbone, paper.layers, paper.height_width) == (
-        "wide_resnet50_2",
-        (2, 3),
-        (224, 224),
-    )
-    padim = PadimConfig.recipes()["paper"]()
-    assert isinstance(padim, PadimConfig)
+    assert (paper.backbone, paper.layers, paper.image_size) == ("wide_resnet50_2", (2, 3), (224,))
+    padim: Any = PadimConfig.recipes()["paper"]()
     assert (padim.backbone, padim.layers, padim.channels) == ("wide_resnet50_2", (1, 2, 3), 550)
 
 
@@ -141,11 +106,6 @@ def test_an_unknown_method_suggests_the_nearest() -> None:
     assert method_class("knn") is METHODS["knn"]
     with pytest.raises(ConfigError, match="unknown method 'pachcore'; did you mean 'patchcore'"):
         method_class("pachcore")
-
-
-def test_height_and_width() -> None:
-    assert MethodConfig(image_size=(64,)).height_width == (64, 64)
-    assert MethodConfig(image_size=(64, 96)).height_width == (64, 96)
 
 
 @pytest.fixture(params=list(METHODS))
@@ -158,16 +118,18 @@ def test_state_goes_out_and_comes_back(method: Method) -> None:
     state = method.fitted_state()
     assert any(name.startswith("backbone.") for name in state)
     assert all(tensor.is_contiguous() for tensor in state.values())
-    fresh = type(method)(method.config, build("test_vit", weights="random", seed=9))
+    fresh = type(method)(method.config, build("test_vit", weights="random", seed=9)).eval()
+    images = torch.randn(2, 3, 64, 64)
+    with pytest.raises(NotFittedError, match=f"this {method.name} detector has not been fitted"):
+        fresh.score(images)
     fresh.restore_state(state)
-    fresh.eval()
-    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(5))
     one, other = method.score(images), fresh.score(images)
     assert torch.equal(one.image, other.image)
     assert torch.equal(one.maps, other.maps)
 
 
 @pytest.mark.parametrize("change", ["missing", "foreign", "another shape"])
+@pytest.mark.parametrize("method", ["knn"], indirect=True)
 def test_state_of_another_method_is_refused(method: Method, change: str) -> None:
     state = method.fitted_state()
     name = next(name for name in state if name.startswith("backbone.") and state[name].ndim == 2)
@@ -182,25 +144,18 @@ def test_state_of_another_method_is_refused(method: Method, change: str) -> None
         fresh.restore_state(state)
 
 
-def test_score_finishes_the_raw_map(method: Method) -> None:
-    if not hasattr(method, "anomaly_map"):
-        pytest.skip("it averages maps over sizes or looks, as its own tests check")
-    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(6))
+@pytest.mark.parametrize("method", ["knn", "padim", "agpnet"], indirect=True)
+def test_score_finishes_the_raw_map(method: Any) -> None:
+    images = torch.randn(2, 3, 64, 64)
     raw, scores = method.anomaly_map(method.see(images)), method.score(images)
     assert raw.shape == (2, 4, 4)
     assert scores.maps.shape == (2, 16, 16)  # a quarter of the input's sides
     assert scores.maps.dtype == scores.image.dtype == torch.float32
     for one, got, score in zip(raw, scores.maps, scores.image, strict=True):
-        grown = ndimage.zoom(
-            np.pad(one.double().numpy(), 1, mode="edge"), 4, order=1, grid_mode=True, mode="nearest"
-        )
-        grown = grown[
-            4:-4, 4:-4
-        ]  # the same as bilinear with half-pixel centres and clamped borders
+        grown = upsampled(one.double().numpy(), 16, 16)
         # σ = 0.015 × 16 = 0.24 pixels reaches one neighbour
-        grown = ndimage.gaussian_filter(
-            grown, method.config.smoothing * 16, mode="mirror", radius=1
-        )
+        sigma = method.config.smoothing * 16
+        grown = ndimage.gaussian_filter(grown, sigma, mode="mirror", radius=1)
         np.testing.assert_allclose(got.numpy(), grown, rtol=1e-4, atol=1e-4)
         highest = np.sort(grown.ravel())[::-1][: max(1, round(method.config.top_fraction * 256))]
         assert score.item() == pytest.approx(highest.mean(), rel=1e-4, abs=1e-4)

@@ -18,7 +18,7 @@ from blemish.errors import ConfigError, NotFittedError
 from blemish.methods.coreset import StreamingSample, farthest_points
 from blemish.methods.embedding import join
 from blemish.methods.memory import Knn, KnnConfig, MemoryBank, PatchCore, PatchCoreConfig
-from blemish.types import Batch
+from blemish.types import Batch, silent
 
 Floats = NDArray[np.float64]
 
@@ -62,17 +62,14 @@ def embed_loop(backbone: Backbone, batch: Tensor, layers: tuple[int, ...], pooli
                 )
             level = pooled(level, pooling)
             levels.append(upsampled(level, height, width, offset, features.offsets[0]))
-        joined = (
-            np.mean(levels, axis=0)
-            if backbone.spec.kind == "vit"
-            else np.concatenate(levels, axis=2)
-        )
+        is_vit = backbone.spec.kind == "vit"
+        joined = np.mean(levels, axis=0) if is_vit else np.concatenate(levels, axis=2)
         rows.append(joined.reshape(height * width, -1))
     return np.stack(rows)
 
 
 @pytest.mark.parametrize("size", [(64, 64), (96, 64)])
-@pytest.mark.parametrize("pooling", [1, 3, 5])
+@pytest.mark.parametrize("pooling", [1, 5])
 @pytest.mark.parametrize("name", ["test_vit", "test_resnet"])
 def test_join_is_the_loop(name: str, pooling: int, size: tuple[int, int]) -> None:
     backbone, batch = backbone_of(name), images(2, *size)
@@ -89,10 +86,6 @@ def batches(all_images: Tensor, size: int, first: int = 0) -> Iterator[Batch]:
     owners = torch.arange(first, first + len(all_images))
     for start in range(0, len(all_images), size):
         yield Batch(all_images[start : start + size], owners[start : start + size])
-
-
-def silent(stage: str, done: int, total: int) -> None:
-    pass
 
 
 def bank_of(
@@ -201,14 +194,6 @@ def test_a_whole_bank_left_out_is_refitting_without_the_picture() -> None:
         torch.testing.assert_close(left_out.maps[[owner]], alone.maps, rtol=1e-4, atol=1e-5)
 
 
-def test_owners_may_come_in_any_order_and_more_than_once() -> None:
-    method = bank_of(Knn)
-    mixed = torch.tensor([4, 0, 4, 2])
-    got = method.score_left_out(Batch(images()[mixed], mixed))
-    straight = method.score_left_out(Batch(images(), torch.arange(6)))
-    torch.testing.assert_close(got.image, straight.image[mixed], rtol=1e-4, atol=1e-5)
-
-
 @pytest.mark.parametrize("kind", [Knn, PatchCore])
 def test_a_whole_bank_extended_is_that_of_all_pictures(kind: type[MemoryBank]) -> None:
     whole, method = bank_of(kind), bank_of(kind, count=2)
@@ -237,10 +222,7 @@ def test_an_extended_bank_keeps_to_its_cap_and_its_owners(kind: type[MemoryBank]
     torch.testing.assert_close(whole.bank[places], method.bank, rtol=1e-4, atol=1e-5)
     assert len(set(places.tolist())) == 40
     assert torch.equal(whole.owners[places], method.owners)
-    assert {owner >= 4 for owner in method.owners.tolist()} == {
-        False,
-        True,
-    }  # of the old and the new
+    assert len(set((method.owners >= 4).tolist())) == 2  # of the old and the new
     again = extended(bank_of(kind, bank_size=40, count=4), first=4, batch=1)
     assert torch.equal(again.owners, method.owners)
     torch.testing.assert_close(again.bank, method.bank, rtol=1e-4, atol=1e-5)
@@ -293,19 +275,11 @@ def test_before_fit(kind: type[MemoryBank]) -> None:
     assert not method.knows_several()
 
 
-@pytest.mark.parametrize(
-    "setting",
-    [{"bank_size": 0}, {"bank_size": -1}, {"pooling": 0}, {"pooling": 2}, {"pooling": -1}],
-)
+@pytest.mark.parametrize(("name", "value"), [("bank_size", 0), ("pooling", 0), ("pooling", 2)])
 @pytest.mark.parametrize("config", [PatchCoreConfig, KnnConfig])
-def test_settings_out_of_range(config: type[KnnConfig], setting: dict[str, int]) -> None:
-    (name,) = setting
-    with pytest.raises(ConfigError, match=f"{name}: .* is needed, got {setting[name]}"):
-        config(**setting)  # type: ignore[arg-type]
-
-
-def test_defaults() -> None:
-    assert (KnnConfig().pooling, PatchCoreConfig().pooling) == (1, 3)
+def test_settings_out_of_range(config: type[KnnConfig], name: str, value: int) -> None:
+    with pytest.raises(ConfigError, match=f"{name}: .* is needed, got {value}"):
+        config(**{name: value})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -1,4 +1,4 @@
-"""What training is fed with where some of the pictures are labelled defects: half of every batch."""
+"""What training is fed with where some pictures are labelled defects: half of every batch."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-from toy import Toy, ToyConfig, pictures, stream_of
+from toy import Toy, ToyConfig, Watched, pictures, stream_of
 
 from blemish.data.stream import PictureStream
 from blemish.methods.learner import TrainingBatch
@@ -25,9 +24,8 @@ def feed_of(
     labels: list[int], *, limit: float = PLENTY, looks: bool = False, **settings: Any
 ) -> Feed:
     """A feed of as many pictures as there are labels."""
-    stream = stream_of(
-        settings.pop("sources", None) or pictures(len(labels)), labels=labels, **settings
-    )
+    sources = settings.pop("sources", None) or pictures(len(labels))
+    stream = stream_of(sources, labels=labels, **settings)
     return read(Toy(ToyConfig(looks=looks)), stream, limit=limit, progress=silent)
 
 
@@ -65,23 +63,16 @@ def test_each_class_goes_through_epochs_of_its_own() -> None:
     labels = [0] * 6 + [1] * 3
     feed = feed_of(labels)
     known = brightness_of(feed.stream)
-    batches = seen(
-        feed, 4, 9
-    )  # 18 rows of either class: three epochs of the normal ones and six of the defects
-    drawn = [row for batch in batches for row in rows_of(batch, known)]
+    # 18 rows of either class: three epochs of the normal ones and six of the defects.
+    drawn = [row for batch in seen(feed, 4, 9) for row in rows_of(batch, known)]
     for kind, count in ((0, 6), (1, 3)):
         own = [row for row in drawn if labels[row] == kind]
         epochs = [own[start : start + count] for start in range(0, 18, count)]
-        assert all(
-            sorted(epoch) == sorted(epochs[0]) and len(set(epoch)) == count for epoch in epochs
-        )
+        assert all(sorted(epoch) == sorted(set(own)) for epoch in epochs)
         assert len({tuple(epoch) for epoch in epochs}) > 1
-    assert [rows_of(batch, known) for batch in seen(feed, 4, 9)] == [
-        rows_of(batch, known) for batch in batches
-    ]
-    assert [rows_of(batch, known) for batch in seen(feed, 4, 9, seed=8)] != [
-        rows_of(batch, known) for batch in batches
-    ]
+    again, other = (seen(feed, 4, 9, seed=seed) for seed in (7, 8))
+    assert [row for batch in again for row in rows_of(batch, known)] == drawn
+    assert [row for batch in other for row in rows_of(batch, known)] != drawn
 
 
 @pytest.mark.parametrize(
@@ -105,21 +96,12 @@ def test_an_epoch_shows_every_normal_picture_once(
 ) -> None:
     """What has been drawn is counted, picture by picture, in a training of two epochs."""
     monkeypatch.setattr(ToyConfig, "balanced_batches", balanced)
-
-    class Noting(Toy):
-        shown: list[float]
-
-        def training_step(self, batch: TrainingBatch, progress: float) -> Tensor:
-            self.shown += batch.features["brightness"].tolist()
-            return super().training_step(batch, progress)
-
-    toy = Noting(ToyConfig(epochs=2, train_batch_size=size))
-    toy.shown = []
+    toy = Watched(ToyConfig(epochs=2, train_batch_size=size))
     stream = stream_of(pictures(normal + defects), labels=[0] * normal + [1] * defects)
     done, _ = train(toy, stream, seed=7, identity={})
     assert done.steps == steps
     assert toy.class_counts == (normal, defects)
-    near = (torch.tensor(toy.shown)[:, None] - torch.tensor(brightness_of(stream))).abs()
+    near = (torch.tensor(toy.seen).reshape(-1, 1) - torch.tensor(brightness_of(stream))).abs()
     counts = near.argmin(1).bincount(minlength=normal + defects)
     of_an_epoch = counts[:normal] if balanced else counts
     per_step = size - size // 2 if balanced and defects else size
@@ -138,42 +120,29 @@ def test_few_defects_repeat_within_a_batch() -> None:
         assert torch.equal(marked, marked[:1].expand_as(marked))
 
 
+def same(one: TrainingBatch, other: TrainingBatch) -> bool:
+    parts = [(each.labels, each.images, *each.features.values()) for each in (one, other)]
+    return all(torch.equal(a, b) for a, b in zip(*parts, strict=True))  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("limit", [PLENTY, 0])
 def test_one_can_go_on_after_any_batch(limit: float) -> None:
     feed = feed_of([0] * 5 + [1] * 3, limit=limit, looks=True)
     whole = seen(feed, 5, 8)
     for skip in (1, 4, 7):
-        for one, other in zip(seen(feed, 5, 8 - skip, skip=skip), whole[skip:], strict=True):
-            assert one.labels is not None
-            assert other.labels is not None
-            assert torch.equal(one.labels, other.labels)
-            assert one.images is not None
-            assert other.images is not None
-            assert torch.equal(one.images, other.images)
+        assert all(map(same, seen(feed, 5, 8 - skip, skip=skip), whole[skip:]))
 
 
 def test_what_is_kept_and_what_is_computed_anew_are_the_same() -> None:
     labels = [0, 1, 0, 0, 1, 0]
     kept, anew = (feed_of(labels, limit=limit, looks=True, rotations=2) for limit in (PLENTY, 0))
-    for one, other in zip(seen(kept, 5, 6), seen(anew, 5, 6), strict=True):
-        assert one.labels is not None
-        assert other.labels is not None
-        assert one.images is not None
-        assert other.images is not None
-        assert torch.equal(one.labels, other.labels)
-        assert torch.equal(one.images, other.images)
-        assert all(
-            torch.equal(one.features[name], other.features[name]) for name in ("mean", "brightness")
-        )
+    assert all(map(same, seen(kept, 5, 6), seen(anew, 5, 6)))
 
 
 def test_copies_have_the_label_of_their_picture_and_broken_ones_none() -> None:
-    sources = pictures(6)
-    feed = feed_of(
-        [1, 0, 0, 1, 1, 0],
-        sources=["nowhere.png", *sources[1:4], "gone.png", sources[5]],
-        rotations=2,
-    )
+    whole = pictures(6)
+    sources = ["nowhere.png", *whole[1:4], "gone.png", whole[5]]
+    feed = feed_of([1, 0, 0, 1, 1, 0], sources=sources, rotations=2)
     assert feed.usable == [1, 2, 3, 5]
     assert feed.labels is not None
     assert feed.labels.tolist() == [0, 0, 0, 0, 1, 1, 0, 0]
@@ -192,15 +161,11 @@ def test_without_defects_all_is_as_ever(labels: list[int], limit: float) -> None
     known = brightness_of(feed.stream)
     batches = seen(feed, 3, 7)
     assert all(batch.labels is None for batch in batches)
-    order = [
-        torch.randperm(
-            7, generator=torch.Generator().manual_seed(seed_of("epoch", 7, epoch))
-        ).tolist()
-        for epoch in range(3)
-    ]
-    assert [row for batch in batches for row in rows_of(batch, known)] == [
-        row for epoch in order for row in epoch
-    ]
+    order: list[int] = []
+    for epoch in range(3):
+        shuffle = torch.Generator().manual_seed(seed_of("epoch", 7, epoch))
+        order += torch.randperm(7, generator=shuffle).tolist()
+    assert [row for batch in batches for row in rows_of(batch, known)] == order
 
 
 def test_where_no_defect_can_be_read_all_are_normal() -> None:
@@ -216,56 +181,34 @@ def test_a_process_that_has_defects_only_still_gets_full_batches() -> None:
         assert batch.labels.tolist() == [1] * 4
 
 
-class Noting(Toy):
-    """Notes the labels that it is given."""
-
-    def __init__(self, config: ToyConfig) -> None:
-        super().__init__(config)
-        self.start: list[int] | None = None
-        self.labels: list[list[int] | None] = []
-        self.rows: list[list[float]] = []
-
-    def start_training(self, sample: TrainingBatch) -> None:
-        super().start_training(sample)
-        self.start = None if sample.labels is None else sample.labels.tolist()
-
-    def training_step(self, batch: TrainingBatch, progress: float) -> Tensor:
-        self.labels.append(None if batch.labels is None else batch.labels.tolist())
-        self.rows.append(batch.features["brightness"].tolist())
-        return super().training_step(batch, progress)
-
-
 def test_training_gets_both_classes_in_every_step_and_in_its_sample() -> None:
-    toy = Noting(ToyConfig(epochs=2, train_batch_size=4))
+    config = ToyConfig(epochs=2, train_batch_size=4)
+    toy, plain = Watched(config), Watched(config)
     done, _ = train(toy, stream_of(pictures(10), labels=[0] * 8 + [1] * 2), seed=7, identity={})
     assert done.steps == len(toy.labels) == 8  # two passes over the eight normal ones
     assert [sorted(labels or ()) for labels in toy.labels] == [[0, 0, 1, 1]] * 8
-    assert toy.start is not None
-    assert (len(toy.start), sum(toy.start)) == (10, 5)
-    plain = Noting(ToyConfig(epochs=2, train_batch_size=4))
+    assert toy.start_labels is not None
+    assert (len(toy.start_labels), sum(toy.start_labels)) == (10, 5)
     train(plain, stream_of(pictures(10)), seed=7, identity={})
     assert plain.labels == [None] * 5
-    assert plain.start is None
+    assert plain.start_labels is None
 
 
 def test_an_interrupted_training_goes_on_with_the_same_rows(tmp_path: Path) -> None:
-    labels = [0] * 7 + [1] * 3
-
-    def trained(toy: Noting, **options: Any) -> Noting:
-        train(toy, stream_of(pictures(10), labels=labels), seed=7, identity={}, **options)
-        return toy
-
-    class Stopped(Noting):
-        def training_step(self, batch: TrainingBatch, progress: float) -> Tensor:
-            if len(self.labels) == 2:
-                signal.raise_signal(signal.SIGINT)
-            return super().training_step(batch, progress)
+    def trained(at: int = 0, **options: Any) -> Watched:
+        made = Watched(config, at, lambda: signal.raise_signal(signal.SIGINT))
+        toys.append(made)
+        stream = stream_of(pictures(10), labels=[0] * 7 + [1] * 3)
+        train(made, stream, seed=7, identity={}, **options)
+        return made
 
     config, path = ToyConfig(epochs=2, train_batch_size=4), tmp_path / "toy.checkpoint"
-    whole, stopped = trained(Noting(config)), Stopped(config)
+    toys: list[Watched] = []
+    trained()
     with pytest.raises(KeyboardInterrupt):
-        trained(stopped, checkpoint=path)
-    rest = trained(Noting(config), checkpoint=path, resume=True)
-    assert stopped.rows + rest.rows == whole.rows
+        trained(3, checkpoint=path)
+    trained(checkpoint=path, resume=True)
+    whole, stopped, rest = toys
+    assert stopped.seen + rest.seen == whole.seen
     assert stopped.labels + rest.labels == whole.labels
     assert torch.equal(rest.learned.weight, whole.learned.weight)

@@ -53,9 +53,8 @@ def start(
     target: Callable[..., None] = train_apart,
     **options: Any,
 ) -> ForkServerProcess:
-    process = PROCESSES.Process(
-        target=target, args=(result, config, environment or {}, pause, options)
-    )
+    told = (result, config, environment or {}, pause, options)
+    process = PROCESSES.Process(target=target, args=told)
     process.start()
     return process
 
@@ -70,15 +69,10 @@ def together(
         one.bind(("127.0.0.1", 0))
         port = one.getsockname()[1]
     common = {"WORLD_SIZE": str(len(results)), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    started = [
-        start(
-            result,
-            config,
-            environment={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            **options,
-        )
-        for rank, result in enumerate(results)
-    ]
+    started = []
+    for rank, result in enumerate(results):
+        own = {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        started.append(start(result, config, environment=own, **options))
     if interrupt_at is not None:
         while step_of(options["checkpoint"]) < interrupt_at:
             time.sleep(0.001)
@@ -96,11 +90,8 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def test_killed_at_several_moments(tmp_path: Path) -> None:
-    path, result, config = (
-        tmp_path / "toy.checkpoint",
-        tmp_path / "result",
-        ToyConfig(epochs=1, min_steps=60),
-    )
+    path, result = tmp_path / "toy.checkpoint", tmp_path / "result"
+    config = ToyConfig(epochs=1, min_steps=60)
     for moment in (1, 20, 40):
         process = start(result, config, pause=0.02, checkpoint=path, resume=True)
         while step_of(path) < moment:
@@ -124,10 +115,8 @@ def test_killed_at_several_moments(tmp_path: Path) -> None:
 
 def test_two_processes_end_where_one_does(tmp_path: Path) -> None:
     # Ten readable pictures, five of each process, and all of them in every step.
-    config, results = (
-        ToyConfig(noise=0.0, train_batch_size=10, epochs=6),
-        [tmp_path / "0", tmp_path / "1"],
-    )
+    config = ToyConfig(noise=0.0, train_batch_size=10, epochs=6)
+    results = [tmp_path / "0", tmp_path / "1"]
     assert together(results, config) == [0, 0]
     (first, told), (second, told_too) = (read(result) for result in results)
     assert same(first, second)
@@ -151,16 +140,11 @@ def test_two_processes_resume_and_keep_a_time_budget(tmp_path: Path) -> None:
     path, config = tmp_path / "toy.checkpoint", ToyConfig(epochs=1, min_steps=6)
     whole, again = [tmp_path / "0", tmp_path / "1"], [tmp_path / "2", tmp_path / "3"]
     for results in (whole, again):
-        assert together(
-            results, config, checkpoint=path, resume=results is again, minutes=0.002
-        ) == [0, 0]
-    first, told = read(whole[0])
-    tensors, told_again = read(again[1])
-    assert (
-        told_again["training"]["resumed_at"]
-        == told["training"]["steps"]
-        == read(whole[1])[1]["training"]["steps"]
-    )
+        how = {"checkpoint": path, "resume": results is again, "minutes": 0.002}
+        assert together(results, config, **how) == [0, 0]
+    (first, told), (_, other), (tensors, told_again) = map(read, (*whole, again[1]))
+    steps = told["training"]["steps"]
+    assert told_again["training"]["resumed_at"] == other["training"]["steps"] == steps
     assert same(tensors, first)
 
 
@@ -182,12 +166,10 @@ def test_two_processes_pre_train_and_then_fit(tmp_path: Path) -> None:
     (first, told), (second, told_too) = (artifact.read(result) for result in results)
     assert same(first, second)
     for one in (told, told_too):
-        assert (one["pretraining"]["training"]["processes"], one["training"]["processes"]) == (2, 2)
-        assert one["pretraining"]["training"]["steps"] == steps
-        assert (
-            one["pretraining"]["training"]["findings"]
-            == told["pretraining"]["training"]["findings"]
-        )
+        before = one["pretraining"]["training"]
+        assert (before["processes"], one["training"]["processes"]) == (2, 2)
+        assert before["steps"] == steps
+        assert before["findings"] == told["pretraining"]["training"]["findings"]
         assert len(one["data"]["fitted"]) == 8
     # The targets are those of both processes' pictures together.
     own = [read_tensors(f"{result}.balanced") for result in results]

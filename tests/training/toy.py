@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -28,7 +28,7 @@ from blemish.methods import apmask
 from blemish.methods.apmask import APMaskConfig
 from blemish.methods.atacnet import AtacNet
 from blemish.methods.guided_config import GuidedConfig
-from blemish.methods.learner import TrainingBatch
+from blemish.methods.learner import TrainingBatch, follow
 from blemish.methods.trained import TrainedConfig, TrainedMethod
 from blemish.training import Training, checkpoint, loop, train
 from blemish.types import Scores
@@ -64,9 +64,8 @@ class Toy(TrainedMethod):
         super().__init__(config, copy.deepcopy(_backbone()))
         self.config: ToyConfig = config
         self.register_buffer("made", torch.empty(0, dtype=torch.int64))
-        self.register_buffer(
-            "sample", torch.zeros(2)
-        )  # size and mean brightness of what it started from
+        # Size and mean brightness of what it started from.
+        self.register_buffer("sample", torch.zeros(2))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.learned = nn.Linear(64, 64)
@@ -90,16 +89,14 @@ class Toy(TrainedMethod):
             return torch.optim.SGD(self.learned.parameters(), lr=self.config.learning_rate)
         return torch.optim.AdamW(self.learned.parameters(), lr=self.config.learning_rate)
 
-    def learning_rate_factor(self, progress: float) -> float:
-        return 1 - progress / 2
+    def learning_rate_factor(self, fraction: float) -> float:
+        return 1 - fraction / 2
 
-    def training_step(self, batch: TrainingBatch, progress: float) -> Tensor:
+    def training_step(self, batch: TrainingBatch, fraction: float) -> Tensor:
         mean = batch.features["mean"].float()
-        noisy = (
-            mean + self.config.noise * (1 + progress) * torch.randn_like(mean)
-            if self.config.noise
-            else mean
-        )
+        noisy = mean
+        if self.config.noise:
+            noisy = mean + self.config.noise * (1 + fraction) * torch.randn_like(mean)
         loss = F.mse_loss(self.learned(noisy).float(), mean)
         if batch.images is not None:
             loss = loss + (self.learned.bias.mean() - batch.images.mean((1, 2, 3))).square().mean()
@@ -107,18 +104,12 @@ class Toy(TrainedMethod):
 
     def after_step(self, step: int, steps: int) -> None:
         assert self.teacher is not None
-        with torch.no_grad():
-            for slow, fast in zip(
-                self.teacher.parameters(), self.learned.parameters(), strict=True
-            ):
-                slow.lerp_(fast, 0.1)
+        follow(self.teacher, self.learned, 0.9)
 
     def end_training(self, steps: int) -> None:
         assert self.teacher is not None
-        self.learned, self.teacher = (
-            self.teacher,
-            None,
-        )  # what it scores with has both histories in it
+        # What it scores with has both histories in it.
+        self.learned, self.teacher = self.teacher, None
         self.made = torch.tensor([steps])
 
     def judge(self, features: Features, images: Tensor) -> Scores:
@@ -127,11 +118,50 @@ class Toy(TrainedMethod):
         return self._finish(raw, images)
 
 
+class Watched(Toy):
+    """Notes what its steps are given; calls `when` in the middle of step number `at`."""
+
+    def __init__(
+        self, config: ToyConfig, at: int = 0, when: Callable[[], object] = lambda: None
+    ) -> None:
+        super().__init__(config)
+        self.at, self.when, self.start_labels = at, when, [-1]
+        self.seen: list[list[float]] = []
+        self.labels: list[list[int] | None] = []
+        self.rates: list[float] = []
+        self.modes: list[tuple[bool, ...]] = []
+        self.made_steps: list[tuple[int, int]] = []
+
+    def start_training(self, sample: TrainingBatch) -> None:
+        super().start_training(sample)
+        self.start_labels = labels_of(sample)
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        self.watched = super().optimizer()
+        return self.watched
+
+    def training_step(self, batch: TrainingBatch, fraction: float) -> Tensor:
+        self.seen.append(batch.features["brightness"].tolist())
+        self.labels.append(labels_of(batch))
+        self.rates.append(self.watched.param_groups[0]["lr"])
+        mixed = torch.is_autocast_enabled("cpu")
+        self.modes.append((self.training, self.backbone.training, mixed))
+        if len(self.seen) == self.at:
+            self.when()
+        return super().training_step(batch, fraction)
+
+    def after_step(self, step: int, steps: int) -> None:
+        super().after_step(step, steps)
+        self.made_steps.append((step, steps))
+
+
+def labels_of(batch: TrainingBatch) -> list[int] | None:
+    return None if batch.labels is None else batch.labels.tolist()
+
+
 def pictures(count: int) -> list[np.ndarray]:
-    return [
-        np.random.default_rng(seed).integers(0, 256, (40, 40, 3), dtype=np.uint8)
-        for seed in range(count)
-    ]
+    randoms = map(np.random.default_rng, range(count))
+    return [random.integers(0, 256, (40, 40, 3), dtype=np.uint8) for random in randoms]
 
 
 def stream_of(sources: Sequence[Any], **settings: Any) -> PictureStream:
@@ -152,6 +182,16 @@ def learned(toy: Toy) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in checkpoint.learned_state(toy).items()}
 
 
+def _settle(environment: Mapping[str, str]) -> None:
+    os.environ.update(environment)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+
+
+def _stacked(columns: Sequence[str], rows: Sequence[Sequence[Tensor]]) -> dict[str, Tensor]:
+    parts = zip(*rows, strict=True)
+    return {name: torch.stack(part) for name, part in zip(columns, parts, strict=True)}
+
+
 def train_apart(
     result: Path,
     config: ToyConfig,
@@ -162,14 +202,13 @@ def train_apart(
     """Train in a process of its own, with a checkpoint after every step, on ten pictures and a
     broken one.
     """
-    os.environ.update(environment)
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    _settle(environment)
     loop.BETWEEN_CHECKPOINTS = 0.0
     toy = Toy(config)
-    follow = toy.after_step
+    after = toy.after_step
 
     def slowly(step: int, steps: int) -> None:
-        follow(step, steps)
+        after(step, steps)
         time.sleep(pause)
 
     toy.after_step = slowly  # type: ignore[method-assign]
@@ -178,15 +217,13 @@ def train_apart(
         done, found = train(toy, stream, seed=7, identity=to_dict(config), **options)
     except KeyboardInterrupt:
         raise SystemExit(130) from None
-    told = {
-        "training": done.to_dict(),
-        "digests": sorted(found.digests.items()),
-        "failures": [
-            (position, failure.source, failure.reason)
-            for position, failure in found.failures.items()
-        ],
-    }
+    broken = [(at, failure.source, failure.reason) for at, failure in found.failures.items()]
+    digests = sorted(found.digests.items())
+    told = {"training": done.to_dict(), "digests": digests, "failures": broken}
     save_file(learned(toy), result, metadata={"told": json.dumps(told)})
+
+
+TINY = {"weights": "random", "device": "cpu", "precision": "fp32", "calibration_fraction": 0}
 
 
 def fit_apart(
@@ -199,8 +236,7 @@ def fit_apart(
     """Fit `guided` in a process of its own on eight pictures, and note what balances its
     pre-training's targets.
     """
-    os.environ.update(environment)
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    _settle(environment)
     balance, seen = apmask.sinkhorn, []
 
     def noted(scores: Tensor, **how: Any) -> Tensor:
@@ -209,48 +245,20 @@ def fit_apart(
         return targets
 
     apmask.sinkhorn = noted
-    brief = {
-        "hidden": 16,
-        "bottleneck": 8,
-        "prototypes": 4,
-        "local_views": 1,
-        "train_batch_size": 4,
-        "epochs": 1,
-    }
+    brief = {"hidden": 16, "bottleneck": 8, "prototypes": 4, "local_views": 1}
+    brief |= {"train_batch_size": 4, "epochs": 1, "min_steps": options["steps"]}
     whole = GuidedConfig.pretraining_config.fget
     assert whole is not None
 
     def small(config: GuidedConfig) -> APMaskConfig | None:
         made = whole(config)
-        return None if made is None else replace(made, **brief, min_steps=options["steps"])
+        return None if made is None else replace(made, **brief)
 
     GuidedConfig.pretraining_config = property(small)  # type: ignore[assignment,method-assign]
-    tiny = {
-        "backbone": "test_vit",
-        "weights": "random",
-        "image_size": SIDE,
-        "layers": (2, 4),
-        "zoom": 1.0,
-    }
-    quick = {
-        "epochs": 1,
-        "min_steps": 2,
-        "train_batch_size": 4,
-        "bank_size": 20,
-        "device": "cpu",
-        "precision": "fp32",
-    }
-    detector = blemish.fit(
-        "guided", pictures(8), calibration_fraction=0, **{**tiny, **quick, **settings}
-    )
-    detector.save(result)
-    save_file(
-        {
-            name: torch.stack(parts)
-            for name, parts in zip(("scores", "targets"), zip(*seen, strict=True), strict=True)
-        },
-        f"{result}.balanced",
-    )
+    tiny = {"backbone": "test_vit", "image_size": SIDE, "layers": (2, 4), "zoom": 1.0, **TINY}
+    quick = {"epochs": 1, "min_steps": 2, "train_batch_size": 4, "bank_size": 20}
+    blemish.fit("guided", pictures(8), **{**tiny, **quick, **settings}).save(result)
+    save_file(_stacked(("scores", "targets"), seen), f"{result}.balanced")
 
 
 def fit_defects_apart(
@@ -266,8 +274,7 @@ def fit_defects_apart(
     Args: told: "defects": how many pictures after the nine good ones are; "stop_at": Ctrl-C comes
     during this step.
     """
-    os.environ.update(environment)
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    _settle(environment)
     mix, seen = AtacNet.mixed, []
 
     def noted(self: AtacNet, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
@@ -283,28 +290,13 @@ def fit_defects_apart(
 
     AtacNet.mixed = noted  # type: ignore[method-assign]
     shown = pictures(9 + told["defects"])
-    tiny = {
-        "backbone": "test_resnet",
-        "weights": "random",
-        "image_size": 2 * SIDE,
-        "attention_dim": 8,
-        "draws": 50,
-    }
-    quick = {
-        "epochs": 1,
-        "train_batch_size": 8,
-        "calibration_fraction": 0,
-        "device": "cpu",
-        "precision": "fp32",
-    }
-    whole = {"recipe": "paper", **tiny, **quick, **options}
+    tiny = {"backbone": "test_resnet", "image_size": 2 * SIDE, "attention_dim": 8, "draws": 50}
+    quick = {"recipe": "paper", "epochs": 1, "train_batch_size": 8, **TINY}
     try:
-        detector = blemish.fit("atacnet", shown[:9], anomalies=shown[9:], **whole)
+        detector = blemish.fit(
+            "atacnet", shown[:9], anomalies=shown[9:], **tiny, **quick, **options
+        )
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     detector.save(result)
-    names, steps = ("brightness", "given", "learned"), zip(*seen, strict=True)
-    save_file(
-        {name: torch.stack(parts) for name, parts in zip(names, steps, strict=True)},
-        f"{result}.steps",
-    )
+    save_file(_stacked(("brightness", "given", "learned"), seen), f"{result}.steps")

@@ -26,15 +26,9 @@ __all__ = ["SIMULATORS", "Simulator", "Synthetic", "simulate_batch", "simulator"
 SIMULATORS: dict[str, type[Simulator]] = {
     kind.name: kind
     for kind in (
-        GuidedCutPaste,
-        GuidedFine,
-        GuidedPoisson,
-        CutPaste,
-        CutPasteScar,
-        CutPaste3Way,
-        FPI,
-        PII,
-        NSA,
+        *(GuidedCutPaste, GuidedFine, GuidedPoisson),
+        *(CutPaste, CutPasteScar, CutPaste3Way),
+        *(FPI, PII, NSA),
     )
 }
 
@@ -81,19 +75,19 @@ def simulate_batch(
     if images.ndim != 4:
         raise ConfigError(f"images: shape {images.shape} given; B H W C is needed")
     if len(seeds) != count or (attention is not None and len(attention) != count):
-        given = f"{len(seeds)} seeds" + (
-            "" if attention is None else f" and attention for {len(attention)}"
+        guides = "" if attention is None else f" and attention for {len(attention)}"
+        raise ConfigError(
+            f"{count} pictures, but {len(seeds)} seeds{guides}: one of each for every picture is "
+            "needed"
         )
-        raise ConfigError(f"{count} pictures, but {given}: one of each for every picture is needed")
 
     def work(index: int) -> Synthetic:
         rng = np.random.default_rng(seeds[index])
         drawn = simulators[int(rng.integers(len(simulators)))]
-        other = (
-            images[0][:, ::-1]
-            if count == 1
-            else images[(index + int(rng.integers(1, count))) % count]
-        )
+        if count == 1:
+            other = images[0][:, ::-1]
+        else:
+            other = images[(index + int(rng.integers(1, count))) % count]
         guide = None if attention is None else attention[index]
         return drawn(images[index], rng, other=other, attention=guide)
 

@@ -85,7 +85,8 @@ class Simulator(ABC):
             second = _picture("other", other)
             if second.shape != target.shape:
                 raise ConfigError(
-                    f"other: shape {second.shape} given; that of the image, {target.shape}, is needed"
+                    f"other: shape {second.shape} given; that of the image, {target.shape}, is "
+                    "needed"
                 )
         if self.needs_attention:
             if attention is None:
@@ -103,13 +104,16 @@ class Simulator(ABC):
     def _attempt(
         self, target: np.ndarray, rng: np.random.Generator, other: np.ndarray, attention: np.ndarray
     ) -> Synthetic:
-        """One try, which may turn out invisible.
+        """One try, which may turn out invisible, on float32 H W C in [0, 1] that stay as they are.
 
-        Args:
-            target, other: float32 H W C in [0, 1], not to be changed; the same picture where no
-                other is needed.
-            attention: h w; flat where none is needed.
+        Where no other picture is needed it is the same; attention h w is flat where none is needed.
         """
+
+
+def blank(target: np.ndarray) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
+    """What an anomaly is made on: a copy of the picture, an empty mask, and its size (H, W)."""
+    size = (target.shape[0], target.shape[1])
+    return target.copy(), np.zeros(size, dtype=bool), size
 
 
 def plain(image: np.ndarray, mask: np.ndarray, kind: int = 1) -> Synthetic:
@@ -166,12 +170,11 @@ def _picture(name: str, image: np.ndarray) -> np.ndarray:
 
 
 def _brightened(target: np.ndarray, rng: np.random.Generator, attention: np.ndarray) -> Synthetic:
-    size = (target.shape[0], target.shape[1])
+    image, mask, size = blank(target)
     (centre,) = draw_places(attention, size, rng, 1)
     extent = (pixels_of(rng.uniform(0.1, 0.4), size[0]), pixels_of(rng.uniform(0.1, 0.4), size[1]))
     place = window(centre, extent, size)
     end = 0.0 if target[place].mean() > 0.5 else 1.0
-    image, mask = target.copy(), np.zeros(size, dtype=bool)
     image[place] += np.float32(rng.uniform(0.2, 0.5)) * (np.float32(end) - image[place])
     mask[place] = True
     return plain(image, mask)

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.special import expit
 
 from blemish.anomalies import poisson
-from blemish.anomalies.base import Simulator, Synthetic
+from blemish.anomalies.base import Simulator, Synthetic, blank
 from blemish.anomalies.patch import (
     Patch,
     check_number,
@@ -59,7 +59,7 @@ class FPI(Simulator):
             extent = pixels_of(share, side)
             start = int(rng.uniform(0.1, 0.9) * side) - extent // 2
             spans.append(slice(max(start, 0), min(start + extent, side)))
-        canvas, mask = target.copy(), np.zeros(target.shape[:2], dtype=bool)
+        canvas, mask, _ = blank(target)
         foreign = other[spans[0], spans[1]]
         whole = np.ones(foreign.shape[:2], dtype=bool)
         self._blend(canvas, mask, Patch(spans[0], spans[1], foreign, whole), factor)
@@ -91,12 +91,10 @@ class PII(FPI):
     def _blend(
         self, canvas: np.ndarray, mask: np.ndarray, patch: Patch, factor: np.float32
     ) -> None:
-        poisson.melt(
-            canvas,
-            mask,
-            patch,
-            lambda target, source: poisson.mixed((1 - factor) * target, factor * source),
-        )
+        def guidance(target: np.ndarray, source: np.ndarray) -> np.ndarray:
+            return poisson.mixed((1 - factor) * target, factor * source)
+
+        poisson.melt(canvas, mask, patch, guidance)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,18 +151,21 @@ class NSA(Simulator):
     def _attempt(
         self, target: np.ndarray, rng: np.random.Generator, other: np.ndarray, attention: np.ndarray
     ) -> Synthetic:
-        size = (target.shape[0], target.shape[1])
-        canvas, mask = target.copy(), np.zeros(size, dtype=bool)
+        canvas, mask, size = blank(target)
         for _ in range(1 + int(rng.binomial(self.patches - 1, 0.5))):
             extent = (self._side(rng, size[0]), self._side(rng, size[1]))
             piece = other[window(free_place(rng, extent, size), extent, size)]
             height, width = self._resized(rng, extent, size)
-            piece = cv2.resize(np.ascontiguousarray(piece), (width, height)).reshape(
-                height, width, -1
-            )
+            resized = cv2.resize(np.ascontiguousarray(piece), (width, height))
+            piece = resized.reshape(height, width, -1)
             patch = put(piece, free_place(rng, (height, width), size), size)
             poisson.melt(canvas, mask, patch, poisson.mixed if self.mixed else poisson.imported)
-        return self._labelled(target, canvas, mask)
+        grey_levels = np.float32(255 / target.shape[2])
+        change = np.einsum("hwc->hw", np.abs(canvas - target)) * grey_levels
+        anomalous = mask & (cv2.medianBlur((change > 1).astype(np.uint8), 5) > 0)
+        steepness, middle = self.logistic
+        label = expit(steepness * (cv2.medianBlur(change, 5) - middle))
+        return Synthetic(canvas, anomalous, (label * anomalous).astype(np.float32))
 
     def _side(self, rng: np.random.Generator, whole: int) -> int:
         shape, scale, offset = self.gamma
@@ -181,12 +182,3 @@ class NSA(Simulator):
         high = min(self.resize[1], self.bounds[1] / max(shares))
         factor = float(np.clip(rng.normal(1, 0.5), min(low, high), high))
         return pixels_of(factor * shares[0], size[0]), pixels_of(factor * shares[1], size[1])
-
-    def _labelled(self, target: np.ndarray, canvas: np.ndarray, mask: np.ndarray) -> Synthetic:
-        change = np.einsum("hwc->hw", np.abs(canvas - target)) * np.float32(
-            255 / target.shape[2]
-        )  # in grey levels
-        anomalous = mask & (cv2.medianBlur((change > 1).astype(np.uint8), 5) > 0)
-        steepness, middle = self.logistic
-        label = expit(steepness * (cv2.medianBlur(change, 5) - middle))
-        return Synthetic(canvas, anomalous, (label * anomalous).astype(np.float32))

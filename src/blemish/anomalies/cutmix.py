@@ -17,10 +17,8 @@ from torch import Tensor
 from blemish.errors import ConfigError
 
 AREA = (0.02, 0.15)  # share of the picture, drawn evenly
-ASPECT = (
-    0.3,
-    3.3,
-)  # width over height: evenly from below or from above 1, then evenly between 1 and that end
+# Width over height: evenly from below or from above 1, then evenly between 1 and that end.
+ASPECT = (0.3, 3.3)
 
 
 def cut_mix(images: Tensor, donors: Tensor) -> Tensor:
@@ -39,8 +37,8 @@ def cut_mix(images: Tensor, donors: Tensor) -> Tensor:
     """
     if images.ndim != 4 or images.shape != donors.shape:
         raise ConfigError(
-            f"cut_mix: pictures and donors of one shape B C H W are needed, got {tuple(images.shape)} and "
-            f"{tuple(donors.shape)}"
+            "cut_mix: pictures and donors of one shape B C H W are needed, got "
+            f"{tuple(images.shape)} and {tuple(donors.shape)}"
         )
     count, channels, height, width = images.shape
     area, end, between, *places = torch.rand(7, count, dtype=torch.float64)

@@ -14,7 +14,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from blemish.anomalies.base import Simulator, Synthetic, plain
+from blemish.anomalies.base import Simulator, Synthetic, blank, plain
 from blemish.anomalies.patch import (
     check_number,
     check_range,
@@ -60,11 +60,8 @@ class CutPaste(Simulator):
     ) -> Synthetic:
         height, width = target.shape[:2]
         area = rng.uniform(*self.area) * height * width
-        aspect = (
-            rng.uniform(self.aspect[0], 1.0)
-            if rng.integers(2)
-            else rng.uniform(1.0, self.aspect[1])
-        )
+        ends = (self.aspect[0], 1.0) if rng.integers(2) else (1.0, self.aspect[1])
+        aspect = rng.uniform(*ends)
         extent = (
             min(height, max(1, round(math.sqrt(area / aspect)))),
             min(width, max(1, round(math.sqrt(area * aspect)))),
@@ -112,9 +109,7 @@ class CutPasteScar(Simulator):
 
 @dataclass(frozen=True, kw_only=True)
 class CutPaste3Way(Simulator):
-    """One of both, evenly: kind 1 is a `patch`, kind 2 a `scar`; a network then tells three classes
-    apart.
-    """
+    """One of both, evenly: a `patch` is kind 1, a `scar` kind 2; with normal, three classes."""
 
     name: ClassVar[str] = "cutpaste-3way"
     summary: ClassVar[str] = "a rectangle or a strip, as two classes"
@@ -140,15 +135,13 @@ def _pasted(
     jitter: float,
 ) -> Synthetic:
     """A rectangle of `extent` (h, w) cut anywhere, jittered, rotated and pasted anywhere."""
-    size = (target.shape[0], target.shape[1])
-    piece = jittered(
-        target[window(free_place(rng, extent, size), extent, size)], rng, jitter, jitter
-    )
+    canvas, mask, size = blank(target)
+    cut = target[window(free_place(rng, extent, size), extent, size)]
+    piece = jittered(cut, rng, jitter, jitter)
     cos, sin = abs(math.cos(math.radians(angle))), abs(math.sin(math.radians(angle)))
     turned = (
         math.ceil(cos * extent[0] + sin * extent[1]),
         math.ceil(sin * extent[0] + cos * extent[1]),
     )
-    canvas, mask = target.copy(), np.zeros(size, dtype=bool)
     lay(canvas, mask, put(piece, free_place(rng, turned, size), size, angle=angle))
     return plain(canvas, mask)

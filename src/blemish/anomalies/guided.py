@@ -19,7 +19,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from blemish.anomalies.base import Simulator, Synthetic, draw_places, plain
+from blemish.anomalies.base import Simulator, Synthetic, blank, draw_places, plain
 from blemish.anomalies.patch import check_number, check_range, jittered, lay, pixels_of, put, window
 from blemish.anomalies.poisson import melt
 from blemish.errors import ConfigError
@@ -75,15 +75,12 @@ class GuidedCutPaste(Simulator):
     def _attempt(
         self, target: np.ndarray, rng: np.random.Generator, other: np.ndarray, attention: np.ndarray
     ) -> Synthetic:
-        size = (target.shape[0], target.shape[1])
-        canvas, mask = target.copy(), np.zeros(size, dtype=bool)
+        canvas, mask, size = blank(target)
         count = int(rng.integers(*self.patches, endpoint=True))
         places = draw_places(attention, size, rng, 2 * count)
         for cut_at, paste_at in zip(places[:count], places[count:], strict=True):
-            extent = (
-                pixels_of(rng.uniform(*self.sides), size[0]),
-                pixels_of(rng.uniform(*self.sides), size[1]),
-            )
+            high, wide = (pixels_of(rng.uniform(*self.sides), side) for side in size)
+            extent = (high, wide)
             piece = jittered(target[window(cut_at, extent, size)], rng, *self.jitter)
             angle = rng.uniform(-self.angle, self.angle)
             factor = math.exp(rng.uniform(math.log(self.resize[0]), math.log(self.resize[1])))
@@ -97,9 +94,7 @@ class GuidedCutPaste(Simulator):
 
 @dataclass(frozen=True, kw_only=True)
 class GuidedPoisson(GuidedCutPaste):
-    """`GuidedCutPaste` that blends by Poisson editing: for anomalies without hard edges, as in
-    X-rays.
-    """
+    """`GuidedCutPaste` blended by Poisson editing: anomalies without hard edges, as in X-rays."""
 
     name: ClassVar[str] = "guided-poisson"
     summary: ClassVar[str] = "cut and paste where attention looks, blended seamlessly"

@@ -76,9 +76,8 @@ def jittered(
     mean = bright.mean(dtype=np.float64).astype(np.float32)
     mixed = mean + (bright - mean) * contrast
     if pixels.shape[2] == 3:
-        grey = np.einsum("hwc,c->hw", mixed, LUMA)[
-            ..., None
-        ]  # not BLAS, whose last bit depends on its threads
+        # Not by BLAS, whose last bit depends on its threads.
+        grey = np.einsum("hwc,c->hw", mixed, LUMA)[..., None]
         mixed = np.clip(grey + (mixed - grey) * saturation, 0, 1)
         if hue:
             hsv = cv2.cvtColor(mixed, cv2.COLOR_RGB2HSV)
@@ -122,12 +121,10 @@ def put(
     inside = (x >= -0.5) & (x < width - 0.5) & (y >= -0.5) & (y < height - 0.5)
     rows, columns = inside.any(1).nonzero()[0], inside.any(0).nonzero()[0]
     tight = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
-    # From the tight rectangle's pixels back to those of the patch; its first pixel samples from
-    # `origin`.
-    origin = (x[rows[0], columns[0]], y[rows[0], columns[0]])
-    back = np.array(
-        [[cos / factor, -sin / factor, origin[0]], [sin / factor, cos / factor, origin[1]]]
-    )
+    # From the tight rectangle's pixels back to those of the patch.
+    first = (rows[0], columns[0])
+    cos, sin = cos / factor, sin / factor
+    back = np.array([[cos, -sin, x[first]], [sin, cos, y[first]]])
     return Patch(
         slice(top + int(rows[0]), top + int(rows[-1]) + 1),
         slice(left + int(columns[0]), left + int(columns[-1]) + 1),
@@ -147,11 +144,10 @@ def lay(canvas: np.ndarray, mask: np.ndarray, patch: Patch) -> None:
 def check_range(name: str, values: tuple[float, ...], low: float, high: float) -> None:
     """Raises: ConfigError unless `values` are a lower and an upper end within [low, high]."""
     if len(values) != 2 or not low <= values[0] <= values[1] <= high:
-        wanted = f"two numbers in order, from {low:g}" + (
-            f" to {high:g}" if math.isfinite(high) else " up"
-        )
+        upper = f" to {high:g}" if math.isfinite(high) else " up"
         raise ConfigError(
-            f"{name}: {', '.join(f'{value:g}' for value in values)} given; {wanted} are needed"
+            f"{name}: {', '.join(f'{value:g}' for value in values)} given; two numbers in order, "
+            f"from {low:g}{upper} are needed"
         )
 
 
@@ -164,15 +160,11 @@ def check_number(name: str, value: float, low: float, high: float) -> None:
 def _sampled(pixels: np.ndarray, back: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """float32 `size` C: the colour at `back` · (x, y, 1) of each place (x, y)."""
     flags, border = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, cv2.BORDER_REPLICATE
-    groups = [  # OpenCV warps at most four channels at a time in its older versions
-        cv2.warpAffine(
-            np.ascontiguousarray(pixels[..., first : first + 4]),
-            back,
-            size[::-1],
-            flags=flags,
-            borderMode=border,
-        )
-        for first in range(0, pixels.shape[2], 4)
+    # OpenCV warps at most four channels at a time in its older versions.
+    fours = [pixels[..., first : first + 4] for first in range(0, pixels.shape[2], 4)]
+    groups = [
+        cv2.warpAffine(np.ascontiguousarray(four), back, size[::-1], flags=flags, borderMode=border)
+        for four in fours
     ]
     joined = np.dstack(groups) if len(groups) > 1 else groups[0]
     return np.asarray(joined, dtype=np.float32).reshape(*size, pixels.shape[2])

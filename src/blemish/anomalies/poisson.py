@@ -53,9 +53,8 @@ def solve(
         return target.copy()
     down, across = (_excess(target, source, inside, guidance, axis) for axis in (0, 1))
     wanted = down[1:, 1:-1] - down[:-1, 1:-1] + across[1:-1, 1:] - across[1:-1, :-1]
-    spectrum = dstn(
-        np.ascontiguousarray(wanted.transpose(2, 0, 1)), type=1, axes=(1, 2)
-    )  # C h-2 w-2
+    wanted = np.ascontiguousarray(wanted.transpose(2, 0, 1))  # C h-2 w-2
+    spectrum = dstn(wanted, type=1, axes=(1, 2))
     spectrum /= _eigenvalues(height)[:, None] + _eigenvalues(width)
     change = idstn(spectrum, type=1, axes=(1, 2), overwrite_x=True)
     result = target.copy()

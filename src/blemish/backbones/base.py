@@ -46,9 +46,7 @@ class Features:
     def maps(self) -> tuple[Tensor, ...]:
         """One B D h w per layer. Raises: ConfigError when patches were dropped."""
         if self.kept is not None:
-            raise ConfigError(
-                "patches were dropped, so there is no full grid to lay the tokens out on"
-            )
+            raise ConfigError("patches were dropped, so there is no full grid to lay them out on")
         pairs = zip(self.tokens, self.grids, strict=True)
         return tuple(
             tokens.transpose(1, 2).reshape(len(tokens), -1, *grid) for tokens, grid in pairs
@@ -146,18 +144,14 @@ class Backbone(nn.Module):
         """What a picture of that size gives, as tensors without storage (of the device "meta"):
         nothing is computed.
         """
-        empty = {
-            name: each.to("meta")
-            for name, each in (*self.named_parameters(), *self.named_buffers())
-        }
+        held = (*self.named_parameters(), *self.named_buffers())
+        empty = {name: each.to("meta") for name, each in held}
         images = torch.empty(1, 3, height, width, device="meta")
         found: Features = torch.func.functional_call(self, empty, (images, layers))
         return found
 
     def norm(self, tokens: Tensor) -> Tensor:
-        """The final norm of a ViT applied to B N D tokens; tokens unchanged for a CNN, which has
-        none.
-        """
+        """B N D tokens after the final norm of a ViT; unchanged for a CNN, which has none."""
         return tokens
 
     def _check_images(self, images: Tensor) -> None:

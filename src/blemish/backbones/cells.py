@@ -34,9 +34,8 @@ def cell_offsets(
         look: shows a picture 1 3 H W to the model. side: of one that it can be shown, in pixels.
         strides: of the maps, in pixels.
     """
-    shifts: dict[tuple[float, float], list[float]] = defaultdict(
-        list
-    )  # strides that are read and written -> pixels
+    # By the strides that are read and written, in pixels.
+    shifts: dict[tuple[float, float], list[float]] = defaultdict(list)
 
     def note(module: Any, given: tuple[Any, ...], found: Tensor) -> None:
         before, after = given[0].shape[-1], found.shape[-1]
@@ -44,21 +43,19 @@ def cell_offsets(
             shifts[side / before, side / after].append(side / before * _lean(module, before, after))
 
     kinds = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, BlurPool2d)
-    handles = [
-        each.register_forward_hook(note) for each in model.modules() if isinstance(each, kinds)
-    ]
+    kernels = [each for each in model.modules() if isinstance(each, kinds)]
+    handles = [each.register_forward_hook(note) for each in kernels]
     try:
         first = next(model.parameters())
         look(torch.zeros(1, 3, side, side, dtype=first.dtype, device=first.device))
     finally:
         for handle in handles:
             handle.remove()
-    total = {
-        ends: sum(each) if ends[0] == ends[1] else fmean(each) for ends, each in shifts.items()
-    }
+    total = [
+        (end, sum(each) if start == end else fmean(each)) for (start, end), each in shifts.items()
+    ]
     return [
-        round(sum(it for (_, end), it in total.items() if end <= stride) / stride, 2)
-        for stride in strides
+        round(sum(shift for end, shift in total if end <= stride) / stride, 2) for stride in strides
     ]
 
 
@@ -73,9 +70,7 @@ def _lean(module: Any, before: int, after: int) -> float:
     spread = _first(getattr(module, "dilation", 1))
     needed = max(0, (after - 1) * step + spread * (side - 1) + 1 - before)
     told = 0 if isinstance(module.padding, str) else _first(module.padding)
-    padded = (
-        told if 2 * told >= needed else needed // 2
-    )  # as in TensorFlow: the odd pixel comes last
+    padded = told if 2 * told >= needed else needed // 2  # as in TensorFlow: the odd one comes last
     middle = (side - 1) / 2
     if isinstance(module, nn.Conv2d) and side > 1:
         weight = module.weight.detach().float().square().sum((0, 1))
@@ -114,12 +109,8 @@ def resampled(
         y = (2 * torch.arange(rows, device=maps.device) + 1) / rows - 1 + 2 * down / high
         x = (2 * torch.arange(columns, device=maps.device) + 1) / columns - 1 + 2 * right / wide
         grid = torch.stack([x.expand(rows, columns), y[:, None].expand(rows, columns)], dim=-1)
-        maps = F.grid_sample(
-            maps.float(),
-            grid.expand(len(maps), -1, -1, -1),
-            padding_mode="border",
-            align_corners=False,
-        )
+        places = grid.expand(len(maps), -1, -1, -1)
+        maps = F.grid_sample(maps.float(), places, padding_mode="border", align_corners=False)
     if maps.shape[-2:] == size:
         return maps
     return F.interpolate(maps, size=size, mode="bilinear", align_corners=False, antialias=antialias)

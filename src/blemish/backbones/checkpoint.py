@@ -14,11 +14,11 @@ import mmap
 import pickletools
 import sys
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import safetensors.torch
 import torch
@@ -33,14 +33,8 @@ HEADS = (
 )  # fmt: skip
 """How the names of classifier and pretraining parts begin: parts that no backbone needs."""
 
-_WRAPPERS = (
-    "state_dict",
-    "model",
-    "teacher",
-    "student",
-    "net",
-    "ema",
-)  # teacher first: DINO evaluates the teacher
+# The teacher before the student: DINO evaluates the teacher.
+_WRAPPERS = ("state_dict", "model", "teacher", "student", "net", "ema")
 _PREFIXES = ("module.", "backbone.", "encoder.")
 
 _DTYPES = {
@@ -55,8 +49,6 @@ _DTYPES = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
-_UNSIGNED = {1: torch.uint8, 2: torch.uint16, 4: torch.uint32, 8: torch.uint64}
-
 _LEGACY_MAGIC, _LEGACY_VERSION = 0x1950A86A20F9469CFC6C, 1001
 
 _FOREIGN = (
@@ -94,11 +86,8 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
             elif start[:1] == b"\x80":
                 root, read = _open_legacy(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
             else:
-                kind = next(
-                    (kind for magic, kind in _FOREIGN if start.startswith(magic)),
-                    "of an unknown format",
-                )
-                raise _Unfit(f"it is {kind if start else 'empty'}")
+                kinds = (kind for magic, kind in _FOREIGN if start.startswith(magic))
+                raise _Unfit(f"it is {next(kinds, 'of an unknown format') if start else 'empty'}")
             storage = cache(read)
             return {
                 name: view.tensor(storage(view.storage))
@@ -108,7 +97,8 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         raise
     except _Unfit as error:
         raise WeightsError(
-            f"{path}: is not a weight file that blemish reads ({error}); it reads safetensors and PyTorch state dicts"
+            f"{path}: is not a weight file that blemish reads ({error}); it reads safetensors and "
+            "PyTorch state dicts"
         ) from error
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read ({error.strerror or error})") from error
@@ -130,11 +120,7 @@ class _Global:
     name: str
 
 
-class _Opaque:
-    """Stands for any object that a state dict has no need of."""
-
-
-_OPAQUE = _Opaque()
+_OPAQUE = object()  # stands for any object that a state dict has no need of
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,16 +146,11 @@ class _Storage:
             raise ValueError(f"storage {self.key} has {len(data)} bytes, not {self.nbytes}")
         if not data:
             return torch.empty(0, dtype=self.dtype)
-        raw = bytearray(data)  # a copy: the tensor must outlive the file, and be writable
-        if byteorder != sys.byteorder and self.dtype.itemsize > 1:
-            swapped = (
-                torch.frombuffer(raw, dtype=torch.uint8)
-                .view(-1, self.dtype.itemsize)
-                .flip(1)
-                .contiguous()
-            )
-            return swapped.view(-1).view(self.dtype)
-        return torch.frombuffer(raw, dtype=self.dtype)
+        # Of a copy: the tensor must outlive the file, and be writable.
+        octets = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        if byteorder != sys.byteorder:
+            octets = octets.view(-1, self.dtype.itemsize).flip(1).flatten()
+        return octets.view(self.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,27 +164,26 @@ class _View:
 
     def tensor(self, storage: Tensor) -> Tensor:
         numbers = (self.offset, *self.size, *self.stride)
-        if not all(isinstance(n, int) and n >= 0 for n in numbers) or len(self.size) != len(
-            self.stride
-        ):
-            raise ValueError(
-                "a tensor has an impossible shape"
-            )  # unprinted: a hostile one may be endless
+        fitting = len(self.size) == len(self.stride)
+        if not fitting or not all(isinstance(n, int) and n >= 0 for n in numbers):
+            # Unprinted: the numbers of a hostile file may be endless.
+            raise ValueError("a tensor has an impossible shape")
         numel = math.prod(self.size)
-        last = self.offset + sum(
-            (n - 1) * step for n, step in zip(self.size, self.stride, strict=True)
-        )
-        # A tensor larger than its storage (a stride of 0) could claim any amount of memory once it
-        # is copied.
-        if numel and (last >= storage.numel() or numel > storage.numel()):
-            raise ValueError(
-                f"a tensor of shape {self.size} reaches beyond its storage of {storage.numel()} numbers"
-            )
         if not numel:
             return torch.empty(self.size, dtype=storage.dtype)
+        steps = zip(self.size, self.stride, strict=True)
+        last = self.offset + sum((n - 1) * step for n, step in steps)
+        # A tensor larger than its storage (a stride of 0) could claim any amount of memory once it
+        # is copied.
+        if last >= storage.numel() or numel > storage.numel():
+            raise ValueError(
+                f"a tensor of shape {self.size} reaches beyond its storage of {storage.numel()} "
+                "numbers"
+            )
         return storage.as_strided(self.size, self.stride, self.offset).contiguous()
 
 
+Leaf = TypeVar("Leaf")
 _Read = Callable[[_Storage], Tensor]
 
 
@@ -213,11 +193,7 @@ def _open_zip(file: BinaryIO) -> tuple[Any, _Read]:
     """
     archive = zipfile.ZipFile(file)
     names = set(archive.namelist())
-    roots = [
-        name.removesuffix("data.pkl")
-        for name in names
-        if name == "data.pkl" or name.endswith("/data.pkl")
-    ]
+    roots = [name.removesuffix("data.pkl") for name in names if Path(name).name == "data.pkl"]
     if len(roots) != 1:
         raise _Unfit("it is a zip archive without a PyTorch checkpoint")
     (root,) = roots
@@ -230,9 +206,8 @@ def _open_zip(file: BinaryIO) -> tuple[Any, _Read]:
             raise ValueError(f"{name} is compressed")
         return archive.read(name)
 
-    byteorder = (
-        stored(f"{root}byteorder").decode("ascii") if f"{root}byteorder" in names else "little"
-    )
+    order = f"{root}byteorder"
+    byteorder = stored(order).decode("ascii") if order in names else "little"
     if byteorder not in ("little", "big"):
         raise ValueError(f"unknown byte order {byteorder!r}")
     content = _interpret(io.BytesIO(stored(f"{root}data.pkl")))
@@ -247,9 +222,7 @@ def _open_legacy(data: mmap.mmap) -> tuple[Any, _Read]:
         raise _Unfit("it holds Python objects, but no PyTorch checkpoint")
     if _interpret(data) != _LEGACY_VERSION:
         raise _Unfit("it is a PyTorch checkpoint of an unknown version")
-    _interpret(
-        data
-    )  # of the machine that wrote it; the storages are little-endian whatever it says
+    _interpret(data)  # the writer's machine; the storages are little-endian whatever it says
     storages: dict[str, _Storage] = {}
     content = _interpret(data, storages)
     position = {}
@@ -280,22 +253,15 @@ def _interpret(stream: BinaryIO | mmap.mmap, storages: dict[str, _Storage] | Non
     stack: list[Any] = []
     marks: list[int] = []
     memo: dict[int, Any] = {}
-
-    def pop_to_mark() -> list[Any]:
-        start = marks.pop()
-        items = stack[start:]
-        del stack[start:]
-        return items
-
-    def pop(count: int) -> list[Any]:
-        if count > len(stack):
-            raise IndexError("an instruction lacks its operands")
-        items = stack[len(stack) - count :]
-        del stack[len(stack) - count :]
-        return items
-
     argument: Any
     for opcode, argument, _ in pickletools.genops(stream):  # type: ignore[arg-type]
+        if opcode.name in _MAKERS:
+            marked, count, make = _MAKERS[opcode.name]
+            start = (marks.pop() if marked else len(stack)) - count
+            if start < 0:
+                raise IndexError("an instruction lacks its operands")
+            stack[start:] = [make(*stack[start:])]
+            continue
         match opcode.name:
             case "PROTO" | "FRAME":
                 pass
@@ -306,7 +272,7 @@ def _interpret(stream: BinaryIO | mmap.mmap, storages: dict[str, _Storage] | Non
             case "POP":
                 stack.pop()
             case "POP_MARK":
-                pop_to_mark()
+                del stack[marks.pop() :]
             case "DUP":
                 stack.append(stack[-1])
             case "PUT" | "BINPUT" | "LONG_BINPUT":
@@ -315,61 +281,10 @@ def _interpret(stream: BinaryIO | mmap.mmap, storages: dict[str, _Storage] | Non
                 memo[len(memo)] = stack[-1]
             case "GET" | "BINGET" | "LONG_BINGET":
                 stack.append(memo[argument])
-            case "NONE":
-                stack.append(None)
-            case "NEWTRUE" | "NEWFALSE":
-                stack.append(opcode.name == "NEWTRUE")
-            case "EMPTY_TUPLE":
-                stack.append(())
-            case "TUPLE":
-                stack.append(tuple(pop_to_mark()))
-            case "TUPLE1" | "TUPLE2" | "TUPLE3":
-                stack.append(tuple(pop(int(opcode.name[-1]))))
-            case "EMPTY_LIST":
-                stack.append([])
-            case "LIST":
-                stack.append(pop_to_mark())
-            case "APPEND":
-                (item,) = pop(1)
-                _extend(stack[-1], [item])
-            case "APPENDS":
-                items = pop_to_mark()
-                _extend(stack[-1], items)
-            case "EMPTY_DICT":
-                stack.append({})
-            case "DICT":
-                items = pop_to_mark()
-                stack.append(_update({}, zip(items[::2], items[1::2], strict=True)))
-            case "SETITEM":
-                key, value = pop(2)
-                _update(stack[-1], [(key, value)])
-            case "SETITEMS":
-                items = pop_to_mark()
-                _update(stack[-1], zip(items[::2], items[1::2], strict=True))
-            case "EMPTY_SET":
-                stack.append(_OPAQUE)
-            case "ADDITEMS":
-                pop_to_mark()
-            case "FROZENSET" | "OBJ" | "INST":
-                pop_to_mark()
-                stack.append(_OPAQUE)
             case "GLOBAL":
-                module, _, name = argument.partition(" ")
-                stack.append(_Global(module, name))
-            case "STACK_GLOBAL":
-                module, name = pop(2)
-                stack.append(_Global(module, name))
-            case "REDUCE":
-                function, arguments = pop(2)
-                stack.append(_build(function, arguments))
-            case "NEWOBJ" | "NEWOBJ_EX":
-                pop(2 if opcode.name == "NEWOBJ" else 3)
-                stack.append(_OPAQUE)
-            case "BUILD":  # attributes of an object, such as the _metadata of a state dict
-                pop(1)
+                stack.append(_Global(*argument.split(" ", 1)))
             case "BINPERSID":
-                (identity,) = pop(1)
-                stack.append(_persistent(identity, storages))
+                stack.append(_persistent(stack.pop(), storages))
             case _ if opcode.arg is not None and opcode.stack_before == []:  # a literal
                 stack.append(argument)
             case _:
@@ -377,11 +292,40 @@ def _interpret(stream: BinaryIO | mmap.mmap, storages: dict[str, _Storage] | Non
     raise EOFError("the object does not end")
 
 
-def _build(function: Any, arguments: Any) -> Any:
+def _opaque(*_: Any) -> Any:
+    return _OPAQUE
+
+
+def _row(*items: Any) -> tuple[Any, ...]:
+    return items
+
+
+def _unchanged(target: Any, *_: Any) -> Any:
+    return target
+
+
+def _extended(target: Any, *items: Any) -> Any:
+    if isinstance(target, list):
+        target.extend(items)
+    return target
+
+
+def _updated(target: Any, *items: Any) -> Any:
+    """`target` with these keys and values, in turns, whose key is a name or a number; other keys
+    have no place in a state dict.
+    """
+    if isinstance(target, dict):
+        pairs = zip(items[::2], items[1::2], strict=True)
+        target.update({key: value for key, value in pairs if isinstance(key, (str, int))})
+    return target
+
+
+def _called(function: Any, arguments: Any) -> Any:
     """What calling `function` would give, for the three functions that state dicts call."""
     match function:
         case _Global("collections", "OrderedDict"):
-            return _update({}, arguments[0]) if arguments else {}
+            pairs = arguments[0] if arguments else ()
+            return _updated({}, *(each for pair in pairs for each in pair))
         case _Global("torch._utils", "_rebuild_tensor_v2"):
             place, offset, size, stride = arguments[:4]
             if not isinstance(place, tuple):
@@ -393,11 +337,41 @@ def _build(function: Any, arguments: Any) -> Any:
     return _OPAQUE
 
 
+# Instructions that make one thing of the last things on the stack: whether they take all since the
+# last mark, how many they take (before the mark, where there is one), and what they make.
+_MAKERS: dict[str, tuple[bool, int, Callable[..., Any]]] = {
+    "NONE": (False, 0, lambda: None),
+    "NEWTRUE": (False, 0, lambda: True),
+    "NEWFALSE": (False, 0, lambda: False),
+    "EMPTY_TUPLE": (False, 0, _row),
+    "TUPLE1": (False, 1, _row),
+    "TUPLE2": (False, 2, _row),
+    "TUPLE3": (False, 3, _row),
+    "TUPLE": (True, 0, _row),
+    "EMPTY_LIST": (False, 0, list),
+    "LIST": (True, 0, lambda *items: list(items)),
+    "APPEND": (False, 2, _extended),
+    "APPENDS": (True, 1, _extended),
+    "EMPTY_DICT": (False, 0, dict),
+    "DICT": (True, 0, lambda *items: _updated({}, *items)),
+    "SETITEM": (False, 3, _updated),
+    "SETITEMS": (True, 1, _updated),
+    "EMPTY_SET": (False, 0, _opaque),
+    "ADDITEMS": (True, 1, _unchanged),
+    "FROZENSET": (True, 0, _opaque),
+    "STACK_GLOBAL": (False, 2, _Global),
+    "REDUCE": (False, 2, _called),
+    "NEWOBJ": (False, 2, _opaque),
+    "NEWOBJ_EX": (False, 3, _opaque),
+    "OBJ": (True, 0, _opaque),
+    "INST": (True, 0, _opaque),
+    "BUILD": (False, 2, _unchanged),  # attributes, such as the _metadata of a state dict
+}
+
+
 def _persistent(identity: Any, storages: dict[str, _Storage] | None) -> Any:
     """The storage that a persistent id names, and where in it the tensors' storage begins."""
-    if (
-        identity[0] == "module"
-    ):  # the source code of a class, in older files that hold a whole model
+    if identity[0] == "module":  # the source of a class, in older files that hold a whole model
         return _OPAQUE
     tag, kind, key, _, numel, *rest = identity
     if tag != "storage" or not isinstance(kind, _Global) or not isinstance(kind.name, str):
@@ -407,39 +381,23 @@ def _persistent(identity: Any, storages: dict[str, _Storage] | None) -> Any:
     storage = _Storage(kind.name, key, numel)
     if storages is not None and storages.setdefault(storage.key, storage) != storage:
         raise ValueError(f"storage {key} is described twice")
-    view = (
-        rest[0] if rest else None
-    )  # (key, offset, numel): one storage within another, in very old files
+    # In very old files a storage may lie within another: (key, offset, numel).
+    view = rest[0] if rest else None
     return storage, view[1] if view else 0
-
-
-def _extend(target: Any, items: list[Any]) -> None:
-    if isinstance(target, list):
-        target.extend(items)
-
-
-def _update(target: Any, pairs: Iterable[tuple[Any, Any]]) -> Any:
-    """`target` with the pairs whose key is a name or a number; other keys have no place in a state
-    dict.
-    """
-    if isinstance(target, dict):
-        target.update({key: value for key, value in pairs if isinstance(key, (str, int))})
-    return target
 
 
 def _state_dict(root: Any) -> dict[str, Any]:
     """The tensors of the state dict in a checkpoint's content."""
-    if not isinstance(root, dict):
-        raise _Unfit("it holds no dictionary of tensors; save the model's state_dict()")
-    nested = [root[key] for key in _WRAPPERS if isinstance(root.get(key), dict)]
-    for candidate in (*nested, root):
-        leaves = {
-            k: v
-            for k, v in candidate.items()
-            if isinstance(k, str) and isinstance(v, (_View, Tensor))
-        }
-        if leaves:
-            return leaves
+    if isinstance(root, dict):
+        nested = [root[key] for key in _WRAPPERS if isinstance(root.get(key), dict)]
+        for candidate in (*nested, root):
+            leaves = {
+                name: leaf
+                for name, leaf in candidate.items()
+                if isinstance(name, str) and isinstance(leaf, (_View, Tensor))
+            }
+            if leaves:
+                return leaves
     raise _Unfit("it holds no dictionary of tensors; save the model's state_dict()")
 
 
@@ -450,10 +408,12 @@ def _without_prefixes(leaves: dict[str, Any]) -> dict[str, Any]:
     body = [name for name in leaves if not name.startswith(HEADS)]
     for prefix in _PREFIXES:
         if body and all(name.startswith(prefix) for name in body):
-            inner = {
-                name.removeprefix(prefix): leaf
-                for name, leaf in leaves.items()
-                if name.startswith(prefix)
-            }
-            return _without_prefixes(inner)
+            return _without_prefixes(beneath(prefix, leaves))
     return leaves
+
+
+def beneath(prefix: str, leaves: Mapping[str, Leaf]) -> dict[str, Leaf]:
+    """What has a name that begins with `prefix`, by the rest of its name."""
+    return {
+        name.removeprefix(prefix): leaf for name, leaf in leaves.items() if name.startswith(prefix)
+    }

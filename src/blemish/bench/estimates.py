@@ -11,8 +11,7 @@ from typing import Any
 from blemish.bench.plan import Run
 from blemish.bench.results.rows import OK, Row
 from blemish.compute import pick_device
-from blemish.data.text import pluralize
-from blemish.text import duration
+from blemish.text import duration, pluralize
 
 
 @dataclass(frozen=True, kw_only=True)

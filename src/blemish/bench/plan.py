@@ -23,13 +23,13 @@ from blemish.data import layouts
 from blemish.data.layouts import OFFICIAL, Official, category_paths, find
 from blemish.data.layouts.elpv import write_elpv_table
 from blemish.data.shifts import SHIFTS
-from blemish.data.text import pluralize
 from blemish.detector.fit import configure
 from blemish.errors import ConfigError, DataError, WeightsError, unknown_name
 from blemish.files import WEIGHTS_BYTES, open_regular
 from blemish.methods import MethodConfig, method_class
 from blemish.methods.adaptation import MODES
 from blemish.methods.capabilities import Adapts
+from blemish.text import pluralize
 from blemish.types import RESOLUTION
 
 ROOT_VARIABLE = "BLEMISH_DATA"

@@ -53,7 +53,6 @@ from blemish.bench.results.rows import (
     identity,
     parse,
     read_rows,
-    ready,
 )
 from blemish.compute import pick_device, pick_precision, precision_name
 from blemish.data import layouts
@@ -64,7 +63,7 @@ from blemish.detector.evaluate import evaluate
 from blemish.detector.fit import fit
 from blemish.detector.predict import Detector
 from blemish.errors import BlemishError, ConfigError, DataError
-from blemish.files import cannot_write, locked
+from blemish.files import cannot_write, end_last_row, locked
 from blemish.images import Picture
 from blemish.methods.adaptation import Mode
 from blemish.types import ANOMALOUS, NORMAL, ORIGINAL, Failure, Prediction, Progress, Sample, silent
@@ -130,7 +129,7 @@ def run(
     wanted = {one.key: one for one in runs}  # a wrong config ends the bench here, not after hours
     with locked(results):
         rows = _done(wanted, results, machine)
-        ready(results)  # only now: another file than one of results stays as it is
+        end_last_row(results)  # only now: another file than one of results stays as it is
         try:
             if keep is not None:
                 Path(keep).mkdir(parents=True, exist_ok=True)

@@ -80,22 +80,14 @@ def command_tree() -> Any:
         rich_markup_mode=None,  # rich's help takes half a second longer to come
     )
     app.callback()(_root)
-    commands: Sequence[tuple[Callable[..., int], str | None]] = (
-        (learn.fit, EXIT_STATUS),
-        (learn.pretrain, EXIT_STATUS),
-        (judge.predict, EXIT_STATUS),
-        (judge.evaluate, EXIT_STATUS),
-        (judge.figures, EXIT_STATUS),
-        (learn.calibrate, EXIT_STATUS),
-        (learn.refine, EXIT_STATUS),
-        (look.simulate, EXIT_STATUS),
-        (look.inspect, None),
-        (look.backbones, None),
-        (look.methods, None),
-        (doctor.doctor, None),
+    working: tuple[Callable[..., int], ...] = (
+        *(learn.fit, learn.pretrain, judge.predict, judge.evaluate, judge.figures),
+        *(learn.calibrate, learn.refine, look.simulate),
     )
-    for command, epilog in commands:
-        app.command(epilog=epilog)(command)
+    for command in working:
+        app.command(epilog=EXIT_STATUS)(command)
+    for command in (look.inspect, look.backbones, look.methods, doctor.doctor):
+        app.command()(command)
     app.add_typer(data.app, name="data")
     app.add_typer(bench.app, name="bench")
     return typer.main.get_command(app)

@@ -20,6 +20,8 @@ from blemish.cli.options import (
     ImageSize,
     Json,
     Precision,
+    Settings,
+    TimeBudget,
     Weights,
 )
 from blemish.cli.status import BY_SIGNAL, ERROR, EXIT_STATUS, WELL
@@ -53,7 +55,7 @@ SuiteName = Annotated[
     Option(
         metavar="NAME",
         help="In place of methods: the tables of a suite of --list, or of a TOML file. Its name "
-        "may also stand first, as in `blemish bench agpnet`.",
+        "may also stand first, as in `blemish bench agpnet`. What it varies stays, whatever --set says.",
     ),
 ]
 Only = Annotated[str, Option(metavar="LIST", help="Tables of the suite. [default: all]")]
@@ -77,14 +79,6 @@ Results = Annotated[
         "[default with a suite: SUITE.jsonl]",
     ),
 ]
-Settings = Annotated[
-    list[str] | None,
-    Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="Any setting; may be given more than once. What a suite varies stays.",
-    ),
-]
 Recipe = Annotated[
     str | None,
     Option(
@@ -103,10 +97,6 @@ Schedule = Annotated[
         help="full, as the recipe has it; or reduced to --time-budget, else to 15 minutes. "
         "[default: full, without --time-budget]",
     ),
-]
-TimeBudget = Annotated[
-    float | None,
-    Option(metavar="MINUTES", help="Of each training; methods that do not train ignore it."),
 ]
 Shifts = Annotated[
     str,
@@ -132,23 +122,19 @@ Root = Annotated[
 ]
 Threads = Annotated[
     int | None,
-    Option(
-        min=1, help="Of torch on the CPU, in each run. [default: torch's choice; cores by --jobs]"
-    ),
+    Option(min=1, help="Of torch, in each run. [default: torch's choice; cores by --jobs]"),
 ]
 Jobs = Annotated[
     int, Option(min=1, metavar="N", help="Runs at once; several GPUs are shared out among them.")
 ]
 Keep = Annotated[
     Path | None,
-    Option(
-        metavar="DIR", help="Keep the artifacts of the runs made now, as for `blemish figures`."
-    ),
+    Option(metavar="DIR", help="Keep the artifacts of the runs, as for `blemish figures`."),
 ]
 ListSuites = Annotated[bool, Option("--list", help="List the suites and their tables, and leave.")]
 DryRun = Annotated[
     bool,
-    Option("--dry-run", help="List the runs to be made and what time they may take, and leave."),
+    Option("--dry-run", help="List the runs and what time they may take, and leave."),
 ]
 
 
@@ -330,17 +316,11 @@ ShownSuite = Annotated[
 ]
 Efficiency = Annotated[
     bool,
-    Option(
-        "--efficiency", help="Show what the methods cost instead: parameters, FLOPs, times, memory."
-    ),
+    Option("--efficiency", help="Show costs instead: parameters, FLOPs, times, memory."),
 ]
 Page = Annotated[
     Path | None,
-    Option(
-        *("--output", "-o"),
-        metavar="FILE.md|FILE.html",
-        help="Markdown or, by its suffix, HTML to write.",
-    ),
+    Option("--output", "-o", metavar="FILE.md|FILE.html", help="Markdown or HTML to write."),
 ]
 
 

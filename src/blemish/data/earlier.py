@@ -19,11 +19,10 @@ _OVERLAY = re.compile(r".+-[0-9a-f]{12}\.png")
 
 
 def is_result_folder(folder: Path, name: str, beside: Collection[str]) -> bool:
-    """Whether all pictures in `folder`/`name`, with these names beside it, were written by an
-    earlier run.
-    """
+    """Whether an earlier run wrote all in `folder`/`name`, which has these names beside it."""
     if name not in _FOLDERS:
-        return _holds_simulated(folder / name)
+        simulated = folder / name  # synthetic anomalies of `blemish simulate`
+        return os.path.lexists(simulated / _SHEET) and any(simulated.glob("1_*_mask.png"))
     signs = [sign for sign in _FOLDERS[name] if sign in beside]
     return any(_is_ours(folder / sign) for sign in signs) or (
         name == "overlays" and _are_overlays(folder / name)
@@ -52,9 +51,7 @@ def is_result(name: str, beside: Collection[str]) -> bool:
 
 
 def _are_overlays(folder: Path) -> bool:
-    """Whether all files in a folder are called as overlays are: those beside it may have been moved
-    away.
-    """
+    """Whether all files are called as overlays are; those beside them may have been moved away."""
     try:
         names = [entry.name for entry in os.scandir(folder) if not entry.name.startswith(".")]
     except OSError:
@@ -62,17 +59,8 @@ def _are_overlays(folder: Path) -> bool:
     return bool(names) and all(_OVERLAY.fullmatch(name) for name in names)
 
 
-def _holds_simulated(folder: Path) -> bool:
-    """Whether these are synthetic anomalies of `blemish simulate`."""
-    if not os.path.lexists(folder / _SHEET):
-        return False
-    return any(folder.glob("1_*_mask.png"))
-
-
 def _is_ours(sign: Path) -> bool:
-    """Whether a file is one of blemish's; predictions.jsonl is by its name alone, and may be of any
-    length.
-    """
+    """Whether a file is blemish's; predictions.jsonl, of any length, is by its name alone."""
     if sign.suffix == ".jsonl":
         return True
     try:

@@ -12,34 +12,19 @@ from pathlib import Path
 
 from blemish.data.earlier import is_result, is_result_folder
 from blemish.data.masks import masks_among
-from blemish.data.text import listed, pluralize
 from blemish.errors import DataError
 from blemish.images import EXTENSIONS, sniff
+from blemish.text import listed, pluralize
 
 SUFFIXES = ", ".join(sorted(EXTENSIONS))
 # Of pictures that are not decoded: whoever has some in a folder takes them for read.
-UNREAD = frozenset(
-    {
-        *(
-            ".gif",
-            ".jp2",
-            ".j2k",
-            ".jpx",
-            ".jpf",
-            ".heic",
-            ".heif",
-            ".avif",
-            ".jxl",
-            ".pbm",
-            ".pam",
-        ),
-        *(".pcx", ".tga", ".exr", ".hdr", ".psd", ".raw", ".dng", ".nef", ".cr2", ".cr3", ".arw"),
-        *(".orf", ".rw2", ".nii", ".mha", ".mhd", ".nrrd", ".npy", ".npz"),
-    }
-)
-_NOT_ENTERED = frozenset(
-    {"@eaDir", "$RECYCLE.BIN", "__MACOSX", "lost+found"}
-)  # thumbnails, what was thrown away
+_UNREAD = """
+.gif .jp2 .j2k .jpx .jpf .heic .heif .avif .jxl .pbm .pam .pcx .tga .exr .hdr .psd .raw .dng .nef
+.cr2 .cr3 .arw .orf .rw2 .nii .mha .mhd .nrrd .npy .npz
+"""
+UNREAD = frozenset(_UNREAD.split())
+# Thumbnails, and what was thrown away.
+_NOT_ENTERED = frozenset({"@eaDir", "$RECYCLE.BIN", "__MACOSX", "lost+found"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,9 +49,7 @@ class Tree:
 
     @property
     def left_out(self) -> tuple[str, ...]:
-        """What one could take for pictures that are read, and that are not: a sentence for each
-        kind.
-        """
+        """What one could take for pictures that are read, and that are not: a sentence each."""
         told: list[str] = []
         if self.results:
             places = listed(dict.fromkeys(f"{path.parent}/" for path in self.results))
@@ -211,9 +194,7 @@ def place_of(path: Path) -> str:
 
 
 def is_file(path: Path) -> bool:
-    """Whether there is a file; False also for a name too long or out of reach, where `Path.is_file`
-    raises.
-    """
+    """Whether there is a file; False also where `Path.is_file` raises: too long, out of reach."""
     try:
         return path.is_file()
     except OSError:
@@ -229,9 +210,7 @@ def is_folder(path: Path) -> bool:
 
 
 def is_pattern(path: Path) -> bool:
-    """Whether a path stands for all that match it: there is nothing of this name, and it has one of
-    `*?[` in it.
-    """
+    """Whether a path stands for all that match it: nothing has this name, with one of `*?[`."""
     return any(sign in str(path) for sign in "*?[") and not is_file(path) and not is_folder(path)
 
 
@@ -274,9 +253,7 @@ def _expand(path: Path, *, among_others: bool = False) -> Tree:
 
 
 def _is_result(hit: Path, fixed: int, listings: dict[Path, set[str]]) -> bool:
-    """Whether a hit was written by an earlier run, or lies in a folder of such below its first
-    `fixed` parts.
-    """
+    """Whether a hit, or a folder of it below its first `fixed` parts, is of an earlier run."""
     for depth in range(fixed, len(hit.parts)):
         folder, name = Path(*hit.parts[:depth]), hit.parts[depth]
         if folder not in listings:
@@ -290,9 +267,7 @@ def _is_result(hit: Path, fixed: int, listings: dict[Path, set[str]]) -> bool:
 
 
 def _is_unnamed_picture(path: Path) -> bool:
-    """Whether a file without a suffix, or with a number in its place as DICOM files may have, holds
-    a picture.
-    """
+    """Whether a file without a suffix, or with a number for one as in DICOM, holds a picture."""
     if path.suffix and not path.suffix[1:].isdigit():
         return False
     try:

@@ -74,9 +74,7 @@ def fault_of(mask: np.ndarray, label: int | None, size: tuple[int, int]) -> str:
 
 
 def is_too_coarse(mask: np.ndarray, size: tuple[int, int]) -> bool:
-    """Whether one pixel of a mask (bool H×W) covers more than `COARSEST` of its picture, of size
-    (H, W), either way.
-    """
+    """Whether a pixel of a mask covers more than `COARSEST` of its picture (H, W), either way."""
     return any(COARSEST * side < there for side, there in zip(mask.shape, size, strict=True))
 
 

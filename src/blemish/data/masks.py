@@ -10,21 +10,21 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from blemish.data.names import SURE_MASKS, compact, is_label, mask_owner, meaning
-from blemish.data.text import listed
 from blemish.errors import BlemishError, DataError
 from blemish.images import decode
+from blemish.text import listed
 from blemish.types import ANOMALOUS, Sample
 
 Names = tuple[str, ...]  # of folders, and last of the file, from the layout's root down
-Entry = tuple[Names, Path]  # a picture: its names, and the whole path
 Look = Literal["mask", "picture", "either", "broken"]
 
 _LOOKED_AT = 4  # files of each place
@@ -39,6 +39,31 @@ _BY_WORD = {
 }
 _NUMBERED = re.compile(r"(?P<stem>.+?)[ _.-]+\(?\d+\)?")
 _BARE = re.compile(rf"^{_SHOWN}[ _.-]+|[ _.-]+{_SHOWN}$")
+
+
+class Entry(NamedTuple):
+    """A picture: its names from the layout's root down, and its whole path."""
+
+    names: Names
+    path: Path
+
+    @property
+    def folder(self) -> Names:
+        return self.names[:-1]
+
+    @property
+    def stem(self) -> str:
+        return self.path.stem.lower()
+
+    @property
+    def is_good(self) -> bool:
+        """Whether a folder that it lies in says so."""
+        return any(meaning(name) == "good" for name in self.folder)
+
+
+def entries_below(root: Path, pictures: Iterable[Path]) -> list[Entry]:
+    """The pictures with their names from the root down."""
+    return [Entry(path.relative_to(root).parts, path) for path in pictures]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,13 +110,14 @@ def divide(root: Path, entries: Iterable[Entry]) -> Divided:
     Raises: DataError for a folder that is called as masks are and holds pictures, or where nothing
     tells which.
     """
-    pictures: list[Entry] = []
-    in_folders: dict[Names, list[Entry]] = defaultdict(list)
     entries = list(entries)
-    owners = _owners(entries)
+    inside = folders_inside(entry.folder for entry in entries)
+    in_folders: dict[Names, list[Entry]] = defaultdict(list)
     for entry in entries:
-        (in_folders[found] if (found := _mask_folder(entry[0], owners)) else pictures).append(entry)
-    pictures, masks = _beside(pictures)
+        in_folders[_mask_folder(entry.names, inside)].append(entry)
+    pictures, masks = _beside(in_folders.pop((), []))
+    homes = {entry.folder for entry in pictures}
+    alone = [each for held in masks.values() for each in held if each.folder not in homes]
     problems: list[str] = []
     for names, held in sorted(in_folders.items()):
         place = f"{'/'.join(names)}/"
@@ -103,48 +129,54 @@ def divide(root: Path, entries: Iterable[Entry]) -> Divided:
         elif look == "picture" or (called_label and look == "either"):
             are = "pictures" if look == "picture" else "either masks or black and white pictures"
             raise DataError(
-                f"{root / place}: its name says masks, but it holds {are} (as {held[0][1].name}); "
-                "where they are masks, save them with 0 and 255 in a folder called masks/; where they "
-                "are pictures of a kind of defect, rename the folder; else move it away"
+                f"{root / place}: its name says masks, but it holds {are} "
+                f"(as {held[0].path.name}); where they are masks, save them with 0 and 255 in a "
+                "folder called masks/; where they are pictures of a kind of defect, rename the "
+                "folder; else move it away"
             )
         else:
             masks[place] = held
-    for depth, place, held in _unnamed(pictures):
-        taken = {path for _, path in held}
-        pictures = [entry for entry in pictures if entry[1] not in taken]
+    for depth, place, held in _unnamed(pictures, alone):
+        pictures = _without(pictures, held)
+        masks = {where: left for where, each in masks.items() if (left := _without(each, held))}
         masks[place] = [
-            ((*names[:depth], "masks", *names[depth + 1 :]), path) for names, path in held
+            Entry((*names[:depth], "masks", *names[depth + 1 :]), path) for names, path in held
         ]
         problems.append(
             f"{place} holds black and white pictures, called as the others are: taken for masks of "
             "these"
         )
-    return Divided(
-        pictures=sorted(pictures, key=lambda entry: entry[1]), masks=masks, problems=problems
-    )
+    pictures.sort(key=lambda entry: entry.path)
+    return Divided(pictures=pictures, masks=masks, problems=problems)
 
 
 def masks_among(root: Path, pictures: Iterable[Path]) -> frozenset[Path]:
-    """Those of the pictures below `root` that are masks of others; none where names and contents do
-    not tell.
-    """
+    """Those of the pictures that are masks of others; none where nothing tells."""
     try:
-        divided = divide(root, [(path.relative_to(root).parts, path) for path in pictures])
+        divided = divide(root, entries_below(root, pictures))
     except DataError:
         return frozenset()
-    return frozenset(path for held in divided.masks.values() for _, path in held)
+    return frozenset(entry.path for held in divided.masks.values() for entry in held)
+
+
+def folders_inside(folders: Iterable[Names]) -> dict[Names, set[str]]:
+    """By folder, the names of those in it, from the folders of pictures at any depth."""
+    inside: dict[Names, set[str]] = defaultdict(set)
+    for names in folders:
+        for depth, name in enumerate(names):
+            inside[names[:depth]].add(name)
+    return inside
 
 
 def look_of(entries: Sequence[Entry], pictures: Sequence[Entry]) -> Look:
-    """What a few of the files look like; "either" where the pictures beside them look like masks,
-    too.
-    """
-    looks = _looks(entries)
+    """What a few of the files look like; "either" where the others look like masks, too."""
+    looks = {_look(path) for _, path in _some(entries)}
     if "picture" in looks:
         return "picture"
     if "mask" not in looks:
         return "broken"
-    return "either" if _looks(pictures) - {"broken"} == {"mask"} else "mask"
+    others = {_look(path) for _, path in _some(pictures)} - {"broken"}
+    return "either" if others == {"mask"} else "mask"
 
 
 def pair(
@@ -164,34 +196,31 @@ def pair(
     for names, sample in placed:
         stem = Path(names[-1]).stem.lower()
         for key in {stem, _BARE.sub("", stem)}:
-            index[key].append((_above(names), sample))
+            index[key].append((_above(names[:-1]), sample))
     of: dict[Path, list[Path]] = defaultdict(list)
     places: list[MaskPlace] = []
     for place, found in masks.items():
         unpaired: list[Path] = []
         of_good = 0
-        for names, path in found:
-            owners = _pictures_of(names, index)
+        for mask in found:
+            owners = _pictures_of(mask, index)
             defective = [sample.path for sample in owners if sample.label == ANOMALOUS]
             if len({picture.with_suffix("") for picture in defective}) > 1:
                 raise DataError(
-                    f"{path}: may be the mask of {listed(defective)}; put the masks of each kind of "
-                    "defect into a folder of its name, as in masks/scratch/"
+                    f"{mask.path}: may be the mask of {listed(defective)}; put the masks of each "
+                    "kind of defect into a folder of its name, as in masks/scratch/"
                 )
             for picture in defective:  # several are one in several formats
-                of[picture].append(path)
-            if defective:
-                continue
-            if owners or any(meaning(name) == "good" for name in names[:-1]):
+                of[picture].append(mask.path)
+            if not defective and (owners or mask.is_good):
                 of_good += 1
-            else:
-                unpaired.append(path)
-        paired = len(found) - of_good - len(unpaired)
+            elif not defective:
+                unpaired.append(mask.path)
         places.append(
             MaskPlace(
                 place=place,
                 masks=len(found),
-                paired=paired,
+                paired=len(found) - of_good - len(unpaired),
                 of_good=of_good,
                 unpaired=tuple(unpaired),
             )
@@ -199,24 +228,22 @@ def pair(
     return {picture: tuple(sorted(paths)) for picture, paths in of.items()}, places
 
 
-def _pictures_of(names: Names, index: Mapping[str, list[tuple[Names, Sample]]]) -> list[Sample]:
-    """The pictures that a mask of these names may belong to, of the likeliest kind."""
-    above = _above(names)
-    tries = [(stem, above) for stem in _stems(Path(names[-1]).stem.lower())]
-    tries += (
-        [(above[-1].lower(), above[:-1])] if above else []
-    )  # ground_truth/dent/000/001.png of test/dent/000.png
+def _pictures_of(mask: Entry, index: Mapping[str, list[tuple[Names, Sample]]]) -> list[Sample]:
+    """The pictures that a mask may belong to, of the likeliest kind."""
+    above = _above(mask.folder)
+    tries = [(stem, above) for stem in _stems(mask.stem)]
+    if above:  # ground_truth/dent/000/001.png of test/dent/000.png
+        tries.append((above[-1].lower(), above[:-1]))
     for stem, folders in tries:
-        held = index.get(stem, [])
         for agree in (_are_the_same, _are_alike, _are_part):
-            if found := [sample for other, sample in held if agree(folders, other)]:
+            if found := [sample for other, sample in index.get(stem, []) if agree(folders, other)]:
                 return found
     return []
 
 
-def _above(names: Names) -> Names:
-    """The folders above a file that say what it shows: NG for NG/masks/0.png and NG_mask/0.png."""
-    told = [name if (owner := mask_owner(name)) is None else owner for name in names[:-1]]
+def _above(folders: Names) -> Names:
+    """Those that say what their files show: NG for NG/masks/ and NG_mask/."""
+    told = [name if (owner := mask_owner(name)) is None else owner for name in folders]
     return tuple(name for name in told if name and meaning(name) not in ("images", "split"))
 
 
@@ -254,66 +281,53 @@ def _base(stem: str, word: str) -> str:
     return (found["stem"] or found["after"]) if found else ""
 
 
-def _owners(entries: Iterable[Entry]) -> dict[Names, set[str]]:
-    """By folder, the names of those in it: scratch_mask/ holds masks where there is a scratch/
-    beside it.
+def _mask_folder(names: Names, inside: Mapping[Names, set[str]]) -> Names:
+    """The folder of masks that a file lies in; () where it does not.
+
+    scratch_mask/ holds masks where there is a scratch/ beside it.
     """
-    inside: dict[Names, set[str]] = defaultdict(set)
-    for names, _ in entries:
-        for depth, name in enumerate(names[:-1]):
-            inside[names[:depth]].add(compact(name))
-    return inside
-
-
-def _mask_folder(names: Names, beside: Mapping[Names, set[str]]) -> Names:
-    """The folder of masks that a file lies in; () where it does not."""
     for depth, name in enumerate(names[:-1]):
         owner = mask_owner(name)
-        if meaning(name) == "mask" or (owner and owner in beside[names[:depth]]):
+        if meaning(name) == "mask" or (owner and owner in map(compact, inside[names[:depth]])):
             return names[: depth + 1]
     return ()
 
 
-def _unnamed(pictures: Sequence[Entry]) -> list[tuple[int, str, list[Entry]]]:
+def _unnamed(
+    pictures: Sequence[Entry], alone: Sequence[Entry]
+) -> list[tuple[int, str, list[Entry]]]:
     """Folders of masks that are called otherwise (defect_map/, binary_masks/), where good and
-    defective pictures lie
-    apart: the depth of each, its place and the masks in it.
+    defective pictures lie apart: the depth of each, its place and the masks in it.
 
     All of the files have the stems of others outside, and those that are looked at are black and
-    white, as pictures of a camera are not; where the name speaks of masks, looking like masks is
-    enough.
+    white, as pictures of a camera are not; where the name of the folder, or of each file, speaks of
+    masks, looking like masks is enough.
+
+    Args: alone: files called as masks are, in folders without pictures.
     """
-    if not any(meaning(name) == "good" for names, _ in pictures for name in names[:-1]):
+    if not any(entry.is_good for entry in pictures):
         return []
     folders: dict[Names, list[Entry]] = defaultdict(list)
-    for entry in pictures:
-        above = entry[0][:-1]
-        if not any(meaning(name) == "good" for name in above):
-            for depth, name in enumerate(above):
-                if not meaning(name):
-                    folders[above[: depth + 1]].append(entry)
+    for entry in (*pictures, *alone):
+        for depth, name in enumerate(() if entry.is_good else entry.folder, 1):
+            if not meaning(name):
+                folders[entry.names[:depth]].append(entry)
     found: list[tuple[int, str, list[Entry]]] = []
-    taken: set[Path] = set()
+    taken: set[Entry] = set()
     for folder, held in sorted(folders.items(), key=lambda item: (len(item[0]), item[0])):
-        inside = {path for _, path in held}
-        rest = [entry for entry in pictures if entry[1] not in inside | taken]
-        bad = [
-            entry for entry in rest if not any(meaning(name) == "good" for name in entry[0][:-1])
-        ]
-        stems = {path.stem.lower() for _, path in bad}
-        if inside & taken or not all(stems & set(_stems(path.stem.lower())) for path in inside):
+        rest = _without(pictures, [*held, *taken])
+        stems = {entry.stem for entry in rest if not entry.is_good}
+        if not taken.isdisjoint(held) or not all(stems & set(_stems(e.stem)) for e in held):
             continue
-        named = mask_owner(folder[-1]) is not None
+        named = mask_owner(folder[-1]) is not None or not _without(held, alone)
         if (named or _are_black_and_white(held)) and look_of(held, rest) == "mask":
             found.append((len(folder) - 1, f"{'/'.join(folder)}/", held))
-            taken |= inside
+            taken.update(held)
     return found
 
 
 def _are_black_and_white(entries: Sequence[Entry]) -> bool:
-    """Whether a few of the files have two colours at most, one of them black, and one file has
-    both.
-    """
+    """Whether a few of the files have two colours at most, one black, and one file has both."""
     most = 0
     for _, path in _some(entries):
         try:
@@ -322,9 +336,7 @@ def _are_black_and_white(entries: Sequence[Entry]) -> bool:
             return False
         colours: set[int] = set()
         for row in pixels:  # no longer than until there is a third colour
-            colours.update(
-                np.unique(row.astype(np.uint32) @ np.array([1, 256, 65536], np.uint32)).tolist()
-            )
+            colours.update(np.unique(_colours(row)).tolist())
             if len(colours) > 2:
                 return False
         if 0 not in colours:
@@ -337,58 +349,49 @@ def _beside(entries: Iterable[Entry]) -> tuple[list[Entry], dict[str, list[Entry
     """The pictures, and the masks that lie beside them, by the place that they lie in."""
     by_folder: dict[Names, list[Entry]] = defaultdict(list)
     for entry in entries:
-        by_folder[entry[0][:-1]].append(entry)
+        by_folder[entry.folder].append(entry)
     pictures: list[Entry] = []
     masks: dict[str, list[Entry]] = {}
     for folder, held in by_folder.items():
-        here = "".join(f"{name}/" for name in folder)
-        for word in _BY_WORD:
-            held, found = _named_beside(held, word)
-            masks |= {f"{here}*_{word}": found} if found else {}
-        for suffix in sorted({path.suffix for _, path in held}):
-            held, found = _of_the_same_stem(held, suffix)
-            masks |= {f"{here}*{suffix}": found} if found else {}
+        suffixes = sorted({entry.path.suffix for entry in held})
+        ways = {f"*_{word}": partial(_called_after, word=word) for word in _BY_WORD}
+        ways |= {f"*{suffix}": partial(_of_the_same_stem, suffix=suffix) for suffix in suffixes}
+        for how, find in ways.items():
+            if found := find(held):
+                masks["/".join((*folder, how))] = found
+                held = _without(held, found)
         pictures += held
     return pictures, masks
 
 
-def _named_beside(held: list[Entry], word: str) -> tuple[list[Entry], list[Entry]]:
-    """Pictures and masks of a folder where these are called after their pictures, with the word."""
-    called = [entry for entry in held if _base(entry[1].stem.lower(), word)]
-    if not called:
-        return held, []
-    names = {path for _, path in called}
-    others = [entry for entry in held if entry[1] not in names]
-    stems = {
-        key for _, path in others for key in (path.stem.lower(), _BARE.sub("", path.stem.lower()))
-    }
-    owned = [entry for entry in called if _base(entry[1].stem.lower(), word) in stems]
-    if word == "label" and not owned:
-        return held, []
+def _called_after(held: list[Entry], *, word: str) -> list[Entry]:
+    """The masks of a folder where these are called after their pictures, with the word."""
+    called = [entry for entry in held if _base(entry.stem, word)]
+    others = _without(held, called)
+    stems = {key for entry in others for key in (entry.stem, _BARE.sub("", entry.stem))}
+    owned = any(_base(entry.stem, word) in stems for entry in called)
+    if not called or (word == "label" and not owned):
+        return []
     look = look_of(called, others)
     # A broken file is a mask only by its name; what looks like one and belongs to no picture is
     # one, too.
-    if look == "mask" or (word == "mask" and owned and look != "picture"):
-        return others, called
-    return held, []
+    are_masks = look == "mask" or (word == "mask" and owned and look != "picture")
+    return called if are_masks else []
 
 
-def _of_the_same_stem(held: list[Entry], suffix: str) -> tuple[list[Entry], list[Entry]]:
-    """Pictures and masks of a folder where these differ from their pictures by the suffix alone."""
-    others = {path.stem for _, path in held if path.suffix != suffix}
-    called = [entry for entry in held if entry[1].suffix == suffix and entry[1].stem in others]
-    if not called:
-        return held, []
-    taken = {path for _, path in called}
-    stems = {path.stem for path in taken}
-    twins = [entry for entry in held if entry[1].suffix != suffix and entry[1].stem in stems]
-    if look_of(called, twins) != "mask":
-        return held, []
-    return [entry for entry in held if entry[1] not in taken], called
+def _of_the_same_stem(held: list[Entry], *, suffix: str) -> list[Entry]:
+    """The masks of a folder where these differ from their pictures by the suffix alone."""
+    others = [entry for entry in held if entry.path.suffix != suffix]
+    stems = {entry.path.stem for entry in others}
+    called = [e for e in held if e.path.suffix == suffix and e.path.stem in stems]
+    stems = {entry.path.stem for entry in called}
+    twins = [entry for entry in others if entry.path.stem in stems]
+    return called if called and look_of(called, twins) == "mask" else []
 
 
-def _looks(entries: Sequence[Entry]) -> set[Look]:
-    return {_look(path) for _, path in _some(entries)}
+def _without(entries: Iterable[Entry], others: Collection[Entry]) -> list[Entry]:
+    taken = set(others)
+    return [entry for entry in entries if entry not in taken]
 
 
 def _some(entries: Sequence[Entry]) -> Sequence[Entry]:
@@ -403,10 +406,15 @@ def _look(path: Path) -> Look:
     except BlemishError:
         return "broken"
     height, width = pixels.shape[:2]
-    some = (
-        pixels[:: max(1, height // 256), :: max(1, width // 256)].reshape(-1, 3).astype(np.uint32)
-    )
-    _, counts = np.unique(some @ np.array([1, 256, 65536], np.uint32), return_counts=True)
+    some = _colours(pixels[:: max(1, height // 256), :: max(1, width // 256)])
+    _, counts = np.unique(some, return_counts=True)
     few = len(counts) <= min(32, max(2, len(some) // 8))
     frequent = np.sort(counts)[::-1][:8].sum() >= 0.95 * len(some)
     return "mask" if few or (frequent and len(some) > 64) else "picture"
+
+
+def _colours(pixels: np.ndarray) -> np.ndarray:
+    """A number for each pixel of … 3, the same for the same colour."""
+    return np.asarray(
+        pixels.reshape(-1, 3).astype(np.uint32) @ np.array([1, 256, 65536], np.uint32)
+    )

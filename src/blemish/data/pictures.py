@@ -20,8 +20,8 @@ from blemish.data.layouts import read
 from blemish.data.names import file_says_bad, meaning, says_bad
 from blemish.data.splits import draw_anomalies, few_shot, hold_out
 from blemish.data.tables import TABLES
-from blemish.data.text import listed, pluralize
 from blemish.errors import DataError
+from blemish.text import listed, pluralize
 from blemish.types import ANOMALOUS, NORMAL, Sample
 
 # Folders that say what the pictures in them are for, not what they show.
@@ -57,11 +57,8 @@ class Pictures:
     def only(self, positions: Iterable[int]) -> Pictures:
         """Those at the positions, in that order."""
         positions = list(positions)
-        sources, samples = (
-            [self.sources[i] for i in positions],
-            [self.samples[i] for i in positions],
-        )
-        return replace(self, sources=sources, samples=samples)
+        sources = [self.sources[at] for at in positions]
+        return replace(self, sources=sources, samples=[self.samples[at] for at in positions])
 
     def of_one_or_several(self) -> Pictures:
         """The same; a single category is none."""

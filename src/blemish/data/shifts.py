@@ -43,9 +43,7 @@ def contrast(pixels: np.ndarray) -> np.ndarray:
 
 
 def blur(pixels: np.ndarray) -> np.ndarray:
-    """Out of focus: a Gaussian with a standard deviation of 0.6 % of the longer side; borders
-    mirrored.
-    """
+    """Out of focus: a Gaussian of 0.6 % of the longer side; borders mirrored."""
     sigma = BLUR * max(pixels.shape[:2])
     blurred = cv2.GaussianBlur(_unit(pixels), (0, 0), sigma, borderType=cv2.BORDER_REFLECT_101)
     return _like(pixels, blurred.reshape(pixels.shape))

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import product
 from typing import Any, TypeVar
 
@@ -199,7 +200,6 @@ class Passes:
 
     @property
     def rows(self) -> int:
-        """As of `PictureStream.rows`."""
         return self._stream.rows
 
 
@@ -219,10 +219,7 @@ def _batches(stream: PictureStream, device: torch.device | None, found: Found) -
             torch.stack(masks) if masks else None,
         )
 
-    def load(position: int) -> _Loaded | Failure:
-        return _load(stream, position)
-
-    loads = map_ahead(load, stream.order, ahead=2 * stream.batch_size)
+    loads = map_ahead(partial(_load, stream), stream.order, ahead=2 * stream.batch_size)
     for position, one in zip(stream.order, loads, strict=True):
         if isinstance(one, Failure):
             found.failures[position] = one
@@ -260,10 +257,7 @@ def _load(stream: PictureStream, position: int) -> _Loaded | Failure:
         with within_memory(name):
             picture = decode(source, window=preprocessing.decode_window(), name=name)
             digest, notes, small = picture.digest, picture.notes, thumbnail(picture.pixels)
-            copies = [
-                prepare(picture, preprocessing, angle=angle, flip=flip)
-                for angle, flip in stream.copies
-            ]
+            copies = [prepare(picture, preprocessing, angle=a, flip=f) for a, f in stream.copies]
             del picture  # before the mask is decoded
         mask = _mask(stream.marks[position], preprocessing) if stream.marks else None
     except _OF_ONE_PICTURE as error:

@@ -16,9 +16,9 @@ from typing import TypeVar
 from blemish.data.dataset import SPLITS, Found
 from blemish.data.folder import is_file, place_of
 from blemish.data.names import meaning
-from blemish.data.text import pluralize
 from blemish.errors import DataError
 from blemish.files import TABLE_BYTES, open_regular, read_whole, write_whole
+from blemish.text import pluralize
 from blemish.types import ANOMALOUS, GOOD, NORMAL, Sample
 
 Row = TypeVar("Row")
@@ -28,45 +28,13 @@ _FAULTS_SHOWN = 10
 TABLES = frozenset({".csv", ".tsv"})
 COLUMNS = ("path", "label", "mask", "split", "category", "defect", "group")
 # Columns by other names, the likeliest first; what a table calls by our own name goes before.
-_ALSO_CALLED: Mapping[str, Sequence[str]] = {
-    "path": [
-        "image_path",
-        "img_path",
-        "file_path",
-        "filepath",
-        "image_file",
-        "imagefile",
-        "image_filename",
-        "image_file_name",
-        "filename",
-        "file_name",
-        "image_name",
-        "file",
-        "image",
-        "img",
-        "picture",
-    ],
-    "label": [
-        "labels",
-        "anomaly",
-        "is_anomaly",
-        "anomalous",
-        "is_anomalous",
-        "defective",
-        "is_defective",
-        "target",
-    ],
-    "mask": [
-        "mask_path",
-        "mask_file",
-        "mask_filename",
-        "mask_name",
-        "ground_truth",
-        "gt_path",
-        "gt",
-    ],
-    "split": ["subset"],
-    "defect": ["defect_type", "anomaly_type", "defect_class"],
+_ALSO_CALLED = {
+    "path": "image_path img_path file_path filepath image_file imagefile image_filename "
+    "image_file_name filename file_name image_name file image img picture",
+    "label": "labels anomaly is_anomaly anomalous is_anomalous defective is_defective target",
+    "mask": "mask_path mask_file mask_filename mask_name ground_truth gt_path gt",
+    "split": "subset",
+    "defect": "defect_type anomaly_type defect_class",
 }
 # A table with gaps turns 0 and 1 into 0.0 and 1.0.
 _LABELS: Mapping[str, int | None] = {
@@ -191,7 +159,7 @@ def _columns(path: Path, header: Iterable[str]) -> list[str]:
     given = [re.sub(r"[\s-]+", "_", cell.lower()) for cell in header]
     columns = list(given)
     for name, others in _ALSO_CALLED.items():
-        found = next((other for other in others if other in given), None)
+        found = next((other for other in others.split() if other in given), None)
         if name not in given and found is not None:
             columns[given.index(found)] = name
     named = [name for name in columns if name]

@@ -83,9 +83,7 @@ def prepare(
 
 
 def rotate(pixels: np.ndarray, angle: float) -> np.ndarray:
-    """H W C rotated about its centre by `angle` degrees counter-clockwise, same size, borders
-    mirrored (bilinear).
-    """
+    """H W C rotated by `angle` degrees counter-clockwise, bilinear, borders mirrored."""
     if pixels.shape[0] == pixels.shape[1] and angle % 90 == 0:
         return np.ascontiguousarray(np.rot90(pixels, round(angle / 90) % 4))
     height, width = pixels.shape[:2]

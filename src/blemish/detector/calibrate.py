@@ -242,14 +242,12 @@ def recalibrate(
     )
     rate = DEFAULT_RATE if false_alarm_rate is None else false_alarm_rate
     plan = Plan(1.0, "split conformal")
-    record = dataclasses.replace(
-        detector.record,
-        data=dataclasses.replace(
-            detector.record.data,
-            calibrated=tuple(counted),
-            copies=copies,
-            nearly_same=0,  # which is not looked for
-        ),
-        **calibration.fields(plan, rate, names, required=True),
+    fields = calibration.fields(plan, rate, names, required=True)
+    data = dataclasses.replace(
+        detector.record.data,
+        calibrated=tuple(counted),
+        copies=copies,
+        nearly_same=0,  # which is not looked for
     )
+    record = dataclasses.replace(detector.record, data=data, **fields)
     return Detector(detector.method, record), failures, left_out

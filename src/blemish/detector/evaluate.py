@@ -53,8 +53,7 @@ def evaluate(
     judged by the threshold of its category where the detector has one.
 
     Args:
-        data: a path in any layout with labels, or a Dataset. Its test split, or everything where it
-            has none.
+        data: a path in any layout with labels, or a Dataset; without a test split all of it counts.
         resolution: side of the square at which maps and masks are compared (a pixel of a mask is
             what lies under its centre); None = each picture's own size. A box is a mask there: the
             pixels whose centres lie in it, at least one. A mask of another shape than its picture
@@ -69,10 +68,9 @@ def evaluate(
     if adapt is not None:
         random.Random(0).shuffle(samples)
         samples.sort(key=lambda sample: sample.category)
+    exact = len(samples) * (resolution or 1024) ** 2 <= _EXACT_PIXELS
+    pixels = _PixelGroups(detector, exact=exact) if any(map(is_placed, samples)) else None
     known = known_pictures(detector)
-    total = len(samples) * (resolution or 1024) ** 2
-    placed = any(is_placed(sample) for sample in samples)
-    pixels = _PixelGroups(detector, exact=total <= _EXACT_PIXELS) if placed else None
     rows: list[dict[str, Any]] = []
     failures: list[Failure] = []
     left_out: list[str] = []
@@ -90,8 +88,8 @@ def evaluate(
             rows.append(_row(sample, result))
             on_prediction(sample, result)
     if not rows:
-        reason = "no picture is left to evaluate: all are known to the detector or unreadable"
-        raise DataError(f"{dataset.root}: {reason}")
+        why = "no picture is left to evaluate: all are known to the detector or unreadable"
+        raise DataError(f"{dataset.root}: {why}")
     return replace(
         _summary(detector, rows, pixels, len(failures), len(left_out)),
         left_out=tuple(left_out),
@@ -143,11 +141,7 @@ class _PixelGroups:
         self._groups: dict[tuple[str, str, str], PixelMetrics | StreamingPixelMetrics] = {}
 
     def compare(
-        self,
-        sample: Sample,
-        result: Prediction,
-        resolution: int | None,
-        mask_faults: list[Failure],
+        self, sample: Sample, result: Prediction, resolution: int | None, mask_faults: list[Failure]
     ) -> Iterator[Failure]:
         """Add a picture's map and mask. Gives a failure where the mask cannot be used; what is
         wrong with one that can joins `mask_faults`."""

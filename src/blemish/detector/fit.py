@@ -32,11 +32,11 @@ from blemish.detector.calibrate import Calibration, Plan, Seen, calibrated, plan
 from blemish.detector.categories import CategoryFeatures
 from blemish.detector.manifest import Learned, Manifest, Pretraining, broken
 from blemish.detector.predict import BATCH_SIZE, Detector, describe, place
-from blemish.detector.pretrain import chosen_config, pretrained
+from blemish.detector.pretrain import pretrained
 from blemish.detector.request import Request, checkpoints, configure
 from blemish.detector.thresholds import calibrate
 from blemish.errors import ConfigError, DataError
-from blemish.methods import Method, MethodConfig, method_class
+from blemish.methods import Method, MethodConfig
 from blemish.methods.capabilities import Fits, LearnsDefects, LeavesOneOut, Summarises
 from blemish.methods.trained import TrainedMethod
 from blemish.training import Training, distributed, train
@@ -74,86 +74,34 @@ def fit(
 ) -> Detector:
     """A detector fitted on good pictures, of one kind of part or of several.
 
-    Args:
-        method: a name of `blemish.METHODS`.
-        good: a path (a flat folder, a data set of any known layout, of which the good training
-            pictures are taken, a picture), or a list of paths, PIL images, arrays or `Sample`s. Two
-            or more categories, as those of a data set that names them or as several folders
-            (bottle/train/good is "bottle"), give one detector for all of them, with a threshold for
-            each and a common one.
-        anomalies: pictures of known defects, named as `good` is, for methods that learn from them:
-            all pictures of a flat folder, the defective ones of a data set. Masks are used where
-            they are known and the method can.
-        anomaly_count: learn from so many of them, drawn by the seed; `evaluate` then leaves these
-            out, and the others of the same folder test it. None = from all.
-        anomaly_type: only from defects of this type.
-        recipe, settings: the recipe and single settings of it, as `backbone="focus_vits14"`,
-            `image_size=224`; or `config`, a whole config object.
-        weights: a local weights file instead of the backbone's own source; "random" only where that
-            is meant.
-        seed: of everything random: shots, split, sampling, training.
-        shots: learn from this many pictures of each category, drawn by the seed; none of them is
-            held out unless `calibration_fraction` is given. Every one is learned at 16 angles,
-            plain and mirrored, unless `rotations` or `flips` are given.
-        false_alarm_rate: share of normal pictures that may raise an alarm; None = 0.05, without a
-            threshold where the pictures are too few for it. A category with too few is judged by
-            the common threshold.
-        calibration_fraction: share of the pictures held out for the threshold, of each category.
-            None = what the method does best: leave-one-out (nothing held out) for memory banks and
-            padim, else 0.2. 0 = no threshold.
-        window: (lo, hi) of the pixel values, for 16-bit and DICOM pictures; stored and used at
-            prediction.
-        device, precision: see `blemish.load`.
-        time_budget: minutes that training may take; its schedules are shaped to end there. Where
-            the backbone is pre-trained first (`pretraining` of `guided`) each of the two gets half
-            of them. Trained methods only.
-        checkpoint: file in which training is kept so that it can be gone on from, a pre-training in
-            a second one beside it; None = nowhere. Trained methods only. Both stay when the
-            training is done: whoever has saved the detector removes them, see `checkpoints`.
-        resume: go on from there. A pre-training that had ended is not repeated.
-        log: as of `blemish.pretrain`, of a pre-training where there is one.
-        progress: called with (stage, done, total).
-    Raises: ConfigError, WeightsError; DataError when there is no usable picture, fewer than the
-        method needs or than the shots; CalibrationError when a rate given by name is beyond what
-        the pictures support; CollapseError by a pre-training.
+    The arguments are told of in `blemish.detector.request.Request`; `settings` are single settings
+    of the method, as `backbone="focus_vits14"`, `image_size=224`.
 
     Pictures that cannot be decoded are left out and named in `detector.record.data.failures`.
     Copies of a picture are learned from, but count once for the threshold (`data.copies`); how many
     look nearly the same as another is told as well (`data.nearly_same`).
+
+    Raises: ConfigError, WeightsError; DataError when there is no usable picture, fewer than the
+        method needs or than the shots; CalibrationError when a rate given by name is beyond what
+        the pictures support; CollapseError by a pre-training.
     """
-    started = time.perf_counter()
-    chosen = chosen_config(config, recipe, settings)
-    if chosen is None:
-        chosen = configure(method, recipe=recipe, values=settings, shots=shots)
-    kind = method_class(method)
-    if not isinstance(chosen, kind.Config):
-        raise ConfigError(f"{method} takes a {kind.Config.__name__}, got a {type(chosen).__name__}")
     request = Request(
-        kind=kind,
-        config=chosen,
-        recipe=recipe if config is None else None,
-        good=good,
-        anomalies=anomalies,
-        anomaly_count=anomaly_count,
-        anomaly_type=anomaly_type,
-        weights=weights,
-        seed=chosen.seed if seed is None else seed,
-        shots=shots,
-        false_alarm_rate=false_alarm_rate,
-        calibration_fraction=calibration_fraction,
-        window=window,
-        device=device,
-        precision=precision,
-        batch_size=batch_size,
-        time_budget=time_budget,
-        checkpoint=checkpoint,
-        resume=resume,
-        log=log,
-        progress=progress,
-    )
-    good_ones, defects = _pictures(request)
-    built = _build(request, good_ones)
-    parts = _divided(request, built, good_ones, defects)
+        method=method, good=good, recipe=recipe, config=config, settings=settings, weights=weights,
+        anomalies=anomalies, anomaly_count=anomaly_count, anomaly_type=anomaly_type,
+        seed=seed, shots=shots, window=window, batch_size=batch_size,
+        false_alarm_rate=false_alarm_rate, calibration_fraction=calibration_fraction,
+        device=device, precision=precision, time_budget=time_budget, checkpoint=checkpoint,
+        resume=resume, log=log, progress=progress,
+    )  # fmt: skip
+    return _fitted(request)
+
+
+def _fitted(request: Request) -> Detector:
+    """Pictures, build, pre-train, train, learn, calibrate: as `fit`."""
+    started = time.perf_counter()
+    good, defects = _pictures(request)
+    built = _build(request, good)
+    parts = _divided(request, built, good, defects)
     # Joined once for both trainings: the processes do not find each other again by the addresses
     # of a group that has parted.
     joined = built.method.config.pretraining_config is not None
@@ -162,29 +110,24 @@ def fit(
         place(built.method, built.device, built.precision)
         outcome = _train(request, built, parts)
     # What is not trained looks at the pictures more than once: each of them is encoded once.
-    fitted = built.method
-    again = parts.plan.method == "leave-one-out" or fitted.learner is not fitted
-    keeping = features_kept(fitted.backbone, fitted.layers)
+    method = built.method
+    again = parts.plan.method == "leave-one-out" or method.learner is not method
+    keeping = features_kept(method.backbone, method.layers)
     with keeping if outcome is None and again else nullcontext():
         outcome = _learn(request, built, parts, outcome)
-        calibration, held = calibrated(
-            fitted,
-            parts.plan,
-            Seen(parts.scored, parts.kept.categories, outcome.good),
-            Seen(parts.held_out, parts.held.categories, Found()),
-            progress,
-        )
-    if isinstance(fitted, LeavesOneOut):
-        fitted.end_leaving_out()
+        learned = Seen(parts.scored, parts.kept.categories, outcome.good)
+        held_out = Seen(parts.held_out, parts.held.categories, Found())
+        calibration, held = calibrated(method, parts.plan, learned, held_out, request.progress)
+    if isinstance(method, LeavesOneOut):
+        method.end_leaving_out()
     record = _record(request, built, parts, outcome, calibration, held)
     seconds = round(time.perf_counter() - started, 3)
-    record = dataclasses.replace(record, pretraining=pretraining, seconds=seconds)
-    return Detector(fitted, record)
+    return Detector(method, dataclasses.replace(record, pretraining=pretraining, seconds=seconds))
 
 
 def _pictures(request: Request) -> tuple[Pictures, Pictures]:
     """The pictures that were named, or the shots drawn from them, and the labelled defects."""
-    defects, seed = NO_PICTURES, request.seed
+    defects, seed = NO_PICTURES, request.chosen.seed
     if request.anomalies is not None:
         defects = labelled_defects(
             request.anomalies, count=request.anomaly_count, kind=request.anomaly_type, seed=seed
@@ -216,13 +159,11 @@ def _build(request: Request, good: Pictures) -> _Built:
     device = distributed.own_device(pick_device(request.device))
     precision = pick_precision(request.precision, device)
     request.progress("loading the backbone", 0, 0)
-    config = request.config.for_pictures(x_rays=good.layout in X_RAYS)
-    backbone = build(config.backbone, weights=request.weights, seed=request.seed)
+    config = request.chosen.for_pictures(x_rays=good.layout in X_RAYS)
+    backbone = build(config.backbone, weights=request.weights, seed=config.seed)
     height, width = backbone.round_size(*config.height_width)
     layers = backbone.check_layers(config.layers or request.kind.usual_layers(backbone))
-    config = dataclasses.replace(
-        config, image_size=(height, width), layers=layers, seed=request.seed
-    )
+    config = dataclasses.replace(config, image_size=(height, width), layers=layers)
     preprocessing = Preprocessing(
         height=height, width=width, mean=backbone.mean, std=backbone.std, window=request.window
     )
@@ -260,7 +201,7 @@ def _divided(request: Request, built: _Built, good: Pictures, defects: Pictures)
     """The pictures, divided. Raises: DataError, CalibrationError where they are too few."""
     method, size = built.method, request.batch_size
     plan = planned(method, len(good.sources), request.calibration_fraction, request.shots)
-    kept, held = map(good.only, hold_out_positions(good, plan.fraction, request.seed))
+    kept, held = map(good.only, hold_out_positions(good, plan.fraction, method.config.seed))
     if len(kept.sources) < method.minimum_images:
         raise DataError(
             f"{method.name} needs at least {method.minimum_images} training pictures, got "
@@ -307,13 +248,14 @@ def _pretrain(request: Request, built: _Built, parts: _Parts) -> tuple[_Built, P
         return built, None
     backbone, record, _ = pretrained(
         built.method.backbone.to(built.device),
-        parts.learned,
+        parts.kept.sources,
         config,
+        window=request.window,
         precision=built.precision,
         minutes=None if request.time_budget is None else request.time_budget / 2,
         checkpoint=files[1],
         resume=request.resume,
-        log=None if request.log is None else Path(request.log),
+        log=request.log,
         progress=lambda stage, done, total: request.progress(f"encoder: {stage}", done, total),
     )
     method = request.kind(built.method.config, backbone)
@@ -442,10 +384,10 @@ def _record(
         **artifact.provenance(),
         **describe(built.method, built.scoring),
         **calibration.fields(parts.plan, request.rate, names, required=required),
-        recipe=request.recipe,
+        recipe=request.recipe if request.config is None else None,
         categories=tuple(names),
         shots=request.shots,
-        seed=request.seed,
+        seed=built.method.config.seed,
         precision=precision_name(built.precision),
         device=built.device.type,
         seconds=0.0,

@@ -22,11 +22,7 @@ from blemish.detector.thresholds import Threshold
 from blemish.errors import ArtifactError, BlemishError, ConfigError
 from blemish.methods.earlier import manifest_of_today
 from blemish.training import Training
-from blemish.training.checkpoint import (
-    CHECKPOINT,
-    CheckpointManifest,
-    read_checkpoint_manifest,
-)
+from blemish.training.checkpoint import CHECKPOINT, CheckpointManifest, read_checkpoint_manifest
 from blemish.types import Failure
 
 Digest = Annotated[str, Matching("[0-9a-f]{16,128}", "a hash in hexadecimal")]

@@ -19,7 +19,7 @@ import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -36,7 +36,7 @@ from blemish import artifact
 from blemish import config as configs
 from blemish.backbones import Backbone, WeightsInfo, build
 from blemish.compute import pick_device, pick_precision, precision_name
-from blemish.data.pictures import good_pictures
+from blemish.data.pictures import Pictures, good_pictures
 from blemish.data.stream import Found, PictureStream, fingerprint, of_picture
 from blemish.data.transforms import Preprocessing, prepare
 from blemish.detector.manifest import (
@@ -46,7 +46,8 @@ from blemish.detector.manifest import (
     Pretraining,
     broken,
 )
-from blemish.errors import ConfigError, DataError, unknown_name
+from blemish.detector.request import check_whole, check_window, of_recipe
+from blemish.errors import DataError
 from blemish.files import cannot_write
 from blemish.methods.apmask import APMask, APMaskConfig
 from blemish.training import distributed, train
@@ -88,20 +89,13 @@ def configure(
     values: Mapping[str, Any] | None = None,
     assignments: Iterable[str] = (),
 ) -> APMaskConfig:
-    """The config of a pre-training: a recipe, then `values`, then key=value `assignments`.
-
-    Raises: ConfigError for an unknown recipe or key (the nearest name is suggested) or a bad value.
+    """The config of a pre-training, as `blemish.configure` makes that of a method.
 
     Example:
         >>> configure(values={"masking": "random"}, assignments=["mask_ratio=0.5"]).mask_ratio
         0.5
     """
-    recipes = APMaskConfig.recipes()
-    if recipe not in recipes:
-        raise unknown_name(f"recipe of {APMask.name}", recipe, recipes)
-    return configs.override(
-        configs.from_dict(APMaskConfig, values or {}, base=recipes[recipe]()), assignments
-    )
+    return of_recipe(APMask.name, APMaskConfig.recipes(), recipe, values, assignments)
 
 
 def pretrain(
@@ -121,42 +115,32 @@ def pretrain(
     progress: Progress = silent,
     **settings: Any,
 ) -> Encoder:
-    """An encoder pre-trained further on good pictures, without labels; any method takes its file as
-    `weights`.
-
-    Bozorgtabar and Mahapatra 2023, "Attention-Conditioned Augmentations for Self-Supervised Anomaly
-    Detection and Localization" (APMask). See `blemish.methods.apmask`.
+    """An encoder pre-trained further on good pictures, without labels (APMask, see
+    `blemish.methods.apmask`); any method takes its file as `weights`.
 
     Args:
-        good, window, device, precision: as of `blemish.fit`; all of the pictures are learned from.
-        recipe, settings: the recipe and single settings of it, as `backbone="focus_vits14"`,
-            `masking="random"`; or `config`, a whole config object.
+        good, recipe, config, settings, seed, window, device, precision, progress: as of
+            `blemish.fit`; all of the pictures are learned from.
         weights: what it starts from: a local weights file instead of the backbone's own source, or
             "random".
-        seed: of everything random.
-        time_budget: minutes that it may take; its schedules are shaped to end there.
-        checkpoint: file in which it is kept so that it can be gone on from; None = nowhere. It
-            stays when the training is done: whoever has saved the encoder removes it.
-        resume: go on from the checkpoint.
+        time_budget, checkpoint, resume: as of `blemish.fit`.
         log: a JSON-lines file that gets a line a step; None = none. `blemish.report.health` draws
             it.
-        progress: called with (stage, done, total).
     Raises: ConfigError, WeightsError; DataError when there is no usable picture; CollapseError when
         all pictures come to look alike to it; OutputError for a log or checkpoint that cannot be
         written.
 
     Example:
         >>> import blemish, numpy as np
-        >>> draw = np.random.default_rng(0).integers
-        >>> good = [draw(256, size=(32, 32, 3), dtype=np.uint8) for _ in range(4)]
+        >>> good = [np.full((32, 32, 3), 90 + i, dtype=np.uint8) for i in range(4)]
         >>> tiny = {"backbone": "test_vit", "picture_size": 32, "image_size": 32, "local_size": 16}
         >>> brief = {"hidden": 8, "epochs": 1, "min_steps": 1, "train_batch_size": 4}
-        >>> encoder = blemish.pretrain(good, weights="random", **tiny, **brief)
-        >>> encoder.record.training.steps
+        >>> blemish.pretrain(good, weights="random", **tiny, **brief).record.training.steps
         1
     """
     started = time.perf_counter()
-    chosen = chosen_config(config, recipe, settings) or configure(recipe=recipe, values=settings)
+    check_whole(config, recipe, settings)
+    chosen = config or configure(recipe=recipe, values=settings)
     chosen = chosen if seed is None else dataclasses.replace(chosen, seed=seed)
     check_window(window)
     pictures = good_pictures(good)
@@ -164,33 +148,30 @@ def pretrain(
     dtype = pick_precision(precision, torch_device)
     progress("loading the backbone", 0, 0)
     backbone = build(chosen.backbone, weights=weights, seed=chosen.seed).to(torch_device)
-    side = chosen.picture_size
-    preprocessing = Preprocessing(
-        height=side, width=side, mean=backbone.mean, std=backbone.std, window=window
-    )
-    stream = PictureStream(pictures.sources, preprocessing, batch_size=chosen.train_batch_size)
     backbone, made, found = pretrained(
-        backbone,
-        stream,
-        chosen,
-        precision=dtype,
-        minutes=time_budget,
-        checkpoint=None if checkpoint is None else Path(checkpoint),
-        resume=resume,
-        log=None if log is None else Path(log),
-        progress=progress,
-    )
-    record = EncoderManifest(
+        backbone, pictures.sources, chosen, window=window, precision=dtype, minutes=time_budget,
+        checkpoint=checkpoint, resume=resume, log=log, progress=progress,
+    )  # fmt: skip
+    record = _record(backbone, made, found, pictures, None if config else recipe)
+    seconds = round(time.perf_counter() - started, 3)
+    return Encoder(backbone=backbone, record=dataclasses.replace(record, seconds=seconds))
+
+
+def _record(
+    backbone: Backbone, made: Pretraining, found: Found, pictures: Pictures, recipe: str | None
+) -> EncoderManifest:
+    """What an encoder's file says of itself."""
+    return EncoderManifest(
         **artifact.provenance(),
         pretraining=made.method,
-        recipe=recipe if config is None else None,
+        recipe=recipe,
         config=made.config,
         preprocessing=made.preprocessing,
         backbone=BackboneRecord(spec=backbone.spec, weights=made.weights),
-        seed=chosen.seed,
+        seed=made.config["seed"],
         precision=made.precision,
-        device=torch_device.type,
-        seconds=round(time.perf_counter() - started, 3),
+        device=backbone.device.type,
+        seconds=0.0,
         training=made.training,
         data=Pretrained(
             layout=pictures.note,
@@ -199,72 +180,54 @@ def pretrain(
             failures=broken(found.failures.values()),
         ),
     )
-    return Encoder(backbone=backbone, record=record)
-
-
-def chosen_config(config: Any, recipe: str, settings: Mapping[str, Any]) -> Any:
-    """The whole config that was given, or None. Raises: ConfigError for one beside settings."""
-    if config is not None and (settings or recipe != "best"):
-        raise ConfigError("give either a whole config, or a recipe and single settings, not both")
-    return config
-
-
-def check_window(window: tuple[float, float] | None) -> None:
-    """Raises: ConfigError for what is no range of pixel values."""
-    if window is not None and not window[0] < window[1]:
-        raise ConfigError(f"window: two numbers (lo, hi) with lo < hi are needed, got {window}")
 
 
 def pretrained(
     backbone: Backbone,
-    stream: PictureStream,
+    sources: Sequence[Any],
     config: APMaskConfig,
     *,
+    window: tuple[float, float] | None,
     precision: torch.dtype,
-    minutes: float | None = None,
-    checkpoint: Path | None = None,
-    resume: bool = False,
-    log: Path | None = None,
-    progress: Progress = silent,
+    minutes: float | None,
+    checkpoint: str | Path | None,
+    resume: bool,
+    log: str | Path | None,
+    progress: Progress,
 ) -> tuple[Backbone, Pretraining, Found]:
-    """The backbone pre-trained on the pictures of a stream, in evaluation mode and frozen.
+    """The backbone pre-trained on pictures, in evaluation mode and frozen.
 
     Args:
         backbone: on the device that it is trained on; not to be used any more.
-        stream: the pictures, which come as squares of `config.picture_size` whatever it says of
-            size, angles and mirroring.
         precision: bf16 or fp32.
-        minutes, checkpoint, resume: as of `training.train`. log: as of `pretrain`.
+        minutes, checkpoint, resume: as of `training.train`. window, log: as of `pretrain`.
     Returns: the backbone, whose `info` names what it was before; how it was trained; and what was
         found of the pictures.
     Raises: as `pretrain`.
     """
     learner = APMask(config, backbone).to(backbone.device)
     learner.set_precision(precision)
-    side = learner.config.picture_size
-    preprocessing = dataclasses.replace(stream.preprocessing, height=side, width=side)
-    squares = dataclasses.replace(stream, preprocessing=preprocessing, rotations=1, flips=False)
-    before = backbone.info
+    side, before = config.picture_size, backbone.info
+    squares = Preprocessing(
+        height=side, width=side, mean=backbone.mean, std=backbone.std, window=window
+    )
+    stream = PictureStream(sources, squares, batch_size=config.train_batch_size)
     description: dict[str, Any] = {
         "method": learner.name,
-        "config": configs.to_dict(learner.config),
-        "preprocessing": preprocessing,
+        "config": configs.to_dict(config),
+        "preprocessing": squares,
         "precision": precision_name(learner.precision),
     }
-    identity = {
-        **description,
-        "preprocessing": configs.to_dict(preprocessing),
-        "weights": before.sha256,
-    }
+    written = {"preprocessing": configs.to_dict(squares), "weights": before.sha256}
     logged = log is not None and distributed.rank() == 0
-    with closing(_Log(log, learner, squares)) if log and logged else nullcontext() as watch:
+    with closing(_Log(Path(log), learner, stream)) if log and logged else nullcontext() as watch:
         training, found = train(
             learner,
-            squares,
+            stream,
             seed=config.seed,
-            identity=identity,
+            identity={**description, **written},
             minutes=minutes,
-            checkpoint=checkpoint,
+            checkpoint=None if checkpoint is None else Path(checkpoint),
             resume=resume,
             progress=progress,
             watch=watch,

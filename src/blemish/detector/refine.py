@@ -97,36 +97,32 @@ def refine(
     if false_alarm_rate is not None:
         pictures_needed(false_alarm_rate)  # refuses a rate outside (0, 1) before any work
     added = _added(detector, method, good, anomalies, progress)
-    failures = [*added.failures]
     # The backbone is shared: it does not learn.
     method = copy.deepcopy(method, {id(method.backbone): method.backbone})
-    with features_kept(
-        method.backbone, method.layers
-    ):  # of the defects, which are looked at three times, too
+    with features_kept(method.backbone, method.layers):  # defects are looked at three times
         before, old = _alarms(detector, added.defects), method.good_scores()
         found = _learn(method, added, progress)
-        failures += [failure for each in found for failure in each.failures.values()]  # of masks
-        scores = method.good_scores()
+        of_masks = [failure for each in found for failure in each.failures.values()]
+        failures, scores = (*added.failures, *of_masks), method.good_scores()
         threshold = _threshold(detector, scores, false_alarm_rate)
         record = _record(detector.record, found, added.note, failures)
-        record = dataclasses.replace(
-            record, threshold=threshold, calibration_scores=tuple(scores.values())
-        )
+        given = tuple(scores.values())
+        record = dataclasses.replace(record, threshold=threshold, calibration_scores=given)
         refined = Detector(method, record)
         after = _alarms(refined, added.defects)
-    later = {owner: scores[owner] for owner in old}
+    was, now = [*old.values()], [scores[owner] for owner in old]
     return Refined(
         detector=refined,
         good=len(found[0].digests),
         defects=len(found[1].digests),
         known=added.known,
-        failures=tuple(failures),
+        failures=failures,
         before=_value(detector),
         after=_value(refined),
-        alarms_before=_above(old.values(), _value(detector)),
-        alarms_after=_above(later.values(), _value(refined)),
+        alarms_before=_above(was, _value(detector)),
+        alarms_after=_above(now, _value(refined)),
         calibrated=len(old),
-        mean_change=float(np.mean(list(later.values())) - np.mean(list(old.values()))),
+        mean_change=float(np.mean(now) - np.mean(was)),
         found_before=before,
         found_after=after,
     )

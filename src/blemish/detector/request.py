@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from blemish import config as configs
 from blemish.detector.calibrate import DEFAULT_RATE
-from blemish.detector.pretrain import check_window
 from blemish.detector.thresholds import pictures_needed
 from blemish.errors import ConfigError, unknown_name
 from blemish.methods import Method, MethodConfig, method_class
 from blemish.types import Progress
 
+C = TypeVar("C")
 FEW_SHOT_ROTATIONS = 16  # each of them also mirrored: 32 copies of every shot
 
 
@@ -37,33 +38,97 @@ def configure(
     Raises: ConfigError for an unknown method, recipe or key (the nearest name is suggested) or a
     bad value.
     """
-    kind = method_class(method)
-    recipes = kind.Config.recipes()
+    few = {} if shots is None else {"rotations": FEW_SHOT_ROTATIONS, "flips": True}
+    recipes = method_class(method).Config.recipes()
+    return of_recipe(method, recipes, recipe, values, assignments, **few)
+
+
+def of_recipe(
+    name: str,
+    recipes: Mapping[str, Callable[[], C]],
+    recipe: str,
+    values: Mapping[str, Any] | None = None,
+    assignments: Iterable[str] = (),
+    **changes: Any,
+) -> C:
+    """A config as of `configure`: one of the `recipes` of what is called `name`, with `changes` to
+    it before `values` and `assignments`."""
     if recipe not in recipes:
-        raise unknown_name(f"recipe of {method}", recipe, recipes)
-    base = recipes[recipe]()
-    if shots is not None:
-        base = dataclasses.replace(base, rotations=FEW_SHOT_ROTATIONS, flips=True)
+        raise unknown_name(f"recipe of {name}", recipe, recipes)
+    base = dataclasses.replace(recipes[recipe](), **changes)  # type: ignore[type-var]
     given = {key: value for key, value in (values or {}).items() if value is not None}
-    return configs.override(configs.from_dict(kind.Config, given, base=base), assignments)
+    return configs.override(configs.from_dict(type(base), given, base=base), assignments)
+
+
+def check_whole(config: object, recipe: str, settings: Mapping[str, Any]) -> None:
+    """Raises: ConfigError for a whole config beside a recipe or single settings."""
+    if config is not None and (settings or recipe != "best"):
+        raise ConfigError("give either a whole config, or a recipe and single settings, not both")
+
+
+def check_window(window: tuple[float, float] | None) -> None:
+    """Raises: ConfigError for what is no range of pixel values."""
+    if window is not None and not window[0] < window[1]:
+        raise ConfigError(f"window: two numbers (lo, hi) with lo < hi are needed, got {window}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What was asked for: the arguments of `fit`, checked; `seed` is the one that counts.
+    """The arguments of `fit`.
 
+    Attributes:
+        method: a name of `blemish.METHODS`.
+        good: a path (a flat folder, a data set of any known layout, of which the good training
+            pictures are taken, a picture), or a list of paths, PIL images, arrays or `Sample`s. Two
+            or more categories, as those of a data set that names them or as several folders
+            (bottle/train/good is "bottle"), give one detector for all of them, with a threshold for
+            each and a common one.
+        anomalies: pictures of known defects, named as `good` is, for methods that learn from them:
+            all pictures of a flat folder, the defective ones of a data set. Masks are used where
+            they are known and the method can.
+        anomaly_count: learn from so many of them, drawn by the seed; `evaluate` then leaves these
+            out, and the others of the same folder test it. None = from all.
+        anomaly_type: only from defects of this type.
+        recipe, settings: the recipe and single settings of it, as `backbone="focus_vits14"`,
+            `image_size=224`; or `config`, a whole config object.
+        weights: a local weights file instead of the backbone's own source; "random" only where that
+            is meant.
+        seed: of everything random: shots, split, sampling, training; None = that of the config.
+        shots: learn from this many pictures of each category, drawn by the seed; none of them is
+            held out unless `calibration_fraction` is given. Every one is learned at 16 angles,
+            plain and mirrored, unless `rotations` or `flips` are given.
+        false_alarm_rate: share of normal pictures that may raise an alarm; None = 0.05, without a
+            threshold where the pictures are too few for it. A category with too few is judged by
+            the common threshold.
+        calibration_fraction: share of the pictures held out for the threshold, of each category.
+            None = what the method does best: leave-one-out (nothing held out) for memory banks and
+            padim, else 0.2. 0 = no threshold.
+        window: (lo, hi) of the pixel values, for 16-bit and DICOM pictures; stored and used at
+            prediction.
+        device, precision: see `blemish.load`.
+        batch_size: pictures encoded at once.
+        time_budget: minutes that training may take; its schedules are shaped to end there. Where
+            the backbone is pre-trained first (`pretraining` of `guided`) each of the two gets half
+            of them. Trained methods only.
+        checkpoint: file in which training is kept so that it can be gone on from, a pre-training in
+            a second one beside it; None = nowhere. Trained methods only. Both stay when the
+            training is done: whoever has saved the detector removes them, see `checkpoints`.
+        resume: go on from there. A pre-training that had ended is not repeated.
+        log: as of `blemish.pretrain`, of a pre-training where there is one.
+        progress: called with (stage, done, total).
     Raises: ConfigError for what can be seen to be wrong before any work.
     """
 
-    kind: type[Method]
-    config: MethodConfig
-    recipe: str | None
+    method: str
     good: Any
     anomalies: Any
     anomaly_count: int | None
     anomaly_type: str | None
+    recipe: str
+    config: MethodConfig | None
+    settings: Mapping[str, Any]
     weights: str | Path | None
-    seed: int
+    seed: int | None
     shots: int | None
     false_alarm_rate: float | None
     calibration_fraction: float | None
@@ -78,7 +143,7 @@ class Request:
     progress: Progress
 
     def __post_init__(self) -> None:
-        fraction, name = self.calibration_fraction, self.kind.name
+        trained, fraction = self.chosen.learns_by_gradient, self.calibration_fraction
         if fraction is not None and not 0 <= fraction < 1:
             raise ConfigError(
                 f"calibration_fraction: a fraction in [0, 1) is needed, got {fraction}"
@@ -94,9 +159,9 @@ class Request:
             "checkpoint": self.checkpoint is not None,
             "resume": self.resume,
         }
-        if not self.config.learns_by_gradient and any(given.values()):
+        if not trained and any(given.values()):
             names = " and ".join(option for option, is_given in given.items() if is_given)
-            raise ConfigError(f"{names}: {name} is not trained step by step; leave it out")
+            raise ConfigError(f"{names}: {self.method} is not trained step by step; leave it out")
         if self.time_budget is not None and not 0 < self.time_budget < math.inf:
             raise ConfigError(
                 f"time_budget: a positive number of minutes is needed, got {self.time_budget}"
@@ -104,18 +169,38 @@ class Request:
         if self.resume and self.checkpoint is None:
             raise ConfigError("resume: name the checkpoint to go on from")
         which = (self.anomaly_count, self.anomaly_type)
-        if not self.kind.takes_defects and any(
-            option is not None for option in (self.anomalies, *which)
-        ):
+        asked = any(option is not None for option in (self.anomalies, *which))
+        if asked and not self.kind.takes_defects:
             raise ConfigError(
-                f"{name} does not learn from labelled defects; lda does, with any method to "
-                f"know what is normal (--set normality={name})"
+                f"{self.method} does not learn from labelled defects; lda does, with any method to "
+                f"know what is normal (--set normality={self.method})"
             )
         if self.anomalies is None and any(which):
             raise ConfigError(
                 "anomaly_count and anomaly_type say which of the anomalies to learn from; name "
                 "those too"
             )
+
+    @property
+    def kind(self) -> type[Method]:
+        """The class of the method. Raises: ConfigError for an unknown one."""
+        return method_class(self.method)
+
+    @cached_property
+    def chosen(self) -> MethodConfig:
+        """The whole config, with the seed that counts. Raises: ConfigError."""
+        check_whole(self.config, self.recipe, self.settings)
+        chosen = self.config
+        if chosen is None:
+            chosen = configure(
+                self.method, recipe=self.recipe, values=self.settings, shots=self.shots
+            )
+        wanted = self.kind.Config
+        if not isinstance(chosen, wanted):
+            raise ConfigError(
+                f"{self.method} takes a {wanted.__name__}, got a {type(chosen).__name__}"
+            )
+        return chosen if self.seed is None else dataclasses.replace(chosen, seed=self.seed)
 
     @property
     def rate(self) -> float:

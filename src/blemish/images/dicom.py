@@ -29,31 +29,14 @@ from blemish.images.pixels import Array, Container, Raw, unit
 
 # All that is read of a DICOM file. What is not listed is skipped by pydicom, so that no value about
 # a patient is ever parsed, kept, warned about or logged.
-_ATTRIBUTES = [
-    "SamplesPerPixel",
-    "PhotometricInterpretation",
-    "PlanarConfiguration",
-    "NumberOfFrames",
-    "Rows",
-    "Columns",
-    "BitsAllocated",
-    "BitsStored",
-    "HighBit",
-    "PixelRepresentation",
-    "RescaleSlope",
-    "RescaleIntercept",
-    "ModalityLUTSequence",
-    "VOILUTSequence",
-    "VOILUTFunction",
-    "WindowCenter",
-    "WindowWidth",
-    "PixelData",
-    "FloatPixelData",
-    "DoubleFloatPixelData",
-    "ExtendedOffsetTable",
-    "ExtendedOffsetTableLengths",
-]
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+_ATTRIBUTES = [
+    *("SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "NumberOfFrames"),
+    *("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
+    *("RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth", "VOILUTFunction"),
+    *("ModalityLUTSequence", "VOILUTSequence", "ExtendedOffsetTable"),
+    *("ExtendedOffsetTableLengths", *_PIXELS),
+]
 _Result = TypeVar("_Result")
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _CONVERT = "convert it to Explicit VR Little Endian"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from functools import partial
 from io import BytesIO
 
@@ -38,29 +39,16 @@ def jpeg(data: bytes, limits: Limits) -> Container:
     """
     kept: list[bytes] = [data[:2]]
     notes: tuple[str, ...] = ()
-    orientation, frame, scans, position, adobe = 1, 0, 0, 2, 0
+    orientation, frame, scans, adobe = 1, 0, 0, 0
     left: dict[int, list[int]] = {}  # of each component, bits that its 64 coefficients lack
     width = height = channels = 0
-    while data[position : position + 2] != b"\xff\xd9":
-        if position + 4 > len(data):
-            raise Unusable(TRUNCATED)
-        marker = data[position + 1]
-        if data[position] != 0xFF or marker == 0:
-            raise damaged("a JPEG marker is missing")
-        if marker == 0xFF:  # a fill byte
-            position += 1
-            continue
-        end = position + 2 + int.from_bytes(data[position + 2 : position + 4])
-        if end > len(data):
-            raise Unusable(TRUNCATED)
-        segment = data[position:end]
+    for marker, segment, coded in _segments(data):
         body = segment[4:]
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             if len(body) < 6 or frame:
                 raise damaged("a JPEG of one frame header is needed")
-            frame, depth = marker, body[0]
+            frame, depth, channels = marker, body[0], body[5]
             height, width = int.from_bytes(body[1:3]), int.from_bytes(body[3:5])
-            channels = body[5]
             check_size(width, height, limits)
             if depth != 8:
                 raise Unusable(f"{depth}-bit JPEG is not supported; convert to PNG")
@@ -74,20 +62,14 @@ def jpeg(data: bytes, limits: Limits) -> Container:
             orientation = exif_orientation(body)
         elif marker == 0xE2 and body.startswith(b"MPF\0"):
             notes = ("the first of several pictures in a multi-picture JPEG",)
-        elif marker == 0xDA and frame in (0xC0, 0xC1, 0xC9) and len(body) > 3:
-            segment = segment[:-3] + b"\x00\x3f\x00"
-        # Application data stays behind, but APP0 and APP14 name the colour space.
-        if marker in (0xE0, 0xEE) or not (0xE1 <= marker <= 0xEF or marker == 0xFE):
-            kept.append(segment)
-        position = end
-        if marker == 0xDA:
+        elif marker == 0xDA:
             scans += 1
             _note_scan(left, body)
-            following = _MARKER.search(data, end)
-            if following is None:
-                raise Unusable(TRUNCATED)
-            position = following.start()
-            kept.append(data[end:position])
+            if frame in (0xC0, 0xC1, 0xC9):
+                segment = segment[:-3] + b"\x00\x3f\x00"
+        # Application data stays behind, but APP0 and APP14 name the colour space.
+        if marker in (0xE0, 0xEE) or not (0xE1 <= marker <= 0xEF or marker == 0xFE):
+            kept += [segment, coded]
     if not frame or not scans:
         raise damaged("a JPEG without pixels")
     if scans > _MAX_SCANS:
@@ -99,6 +81,30 @@ def jpeg(data: bytes, limits: Limits) -> Container:
         kept[adobe] = kept[adobe][:15] + (b"\x02" if channels == 4 else b"\x01") + kept[adobe][16:]
     decoded = partial(_decoded, kept, channels, orientation, notes)
     return Container(height, width, channels, 8, decoded)
+
+
+def _segments(data: bytes) -> Iterator[tuple[int, bytes, bytes]]:
+    """Up to the end marker each marker, its segment, and the coded data after it (of a scan)."""
+    position = 2
+    while data[position : position + 2] != b"\xff\xd9":
+        if position + 4 > len(data):
+            raise Unusable(TRUNCATED)
+        marker = data[position + 1]
+        if data[position] != 0xFF or marker == 0:
+            raise damaged("a JPEG marker is missing")
+        if marker == 0xFF:  # a fill byte
+            position += 1
+            continue
+        end = following = position + 2 + int.from_bytes(data[position + 2 : position + 4])
+        if end > len(data):
+            raise Unusable(TRUNCATED)
+        if marker == 0xDA:
+            found = _MARKER.search(data, end)
+            if found is None:
+                raise Unusable(TRUNCATED)
+            following = found.start()
+        yield marker, data[position:end], data[end:following]
+        position = following
 
 
 def _note_scan(left: dict[int, list[int]], scan: bytes) -> None:

@@ -11,14 +11,7 @@ from io import BytesIO
 import numpy as np
 from PIL import BmpImagePlugin, PngImagePlugin
 
-from blemish.images.limits import (
-    TRUNCATED,
-    Limits,
-    Unusable,
-    check_frames,
-    check_size,
-    damaged,
-)
+from blemish.images.limits import TRUNCATED, Limits, Unusable, check_frames, check_size, damaged
 from blemish.images.pixels import (
     Array,
     Container,
@@ -41,7 +34,6 @@ _ANCILLARY = frozenset(
     b"acTL bKGD cHRM cICP cLLI dSIG eXIf fcTL fdAT gAMA gIFg gIFx hIST iCCP iTXt mDCV oFFs pCAL "
     b"pHYs sBIT sCAL sPLT sRGB sTER tEXt tIME zTXt".split()
 )
-_CHECKSUM = "a PNG checksum does not match"
 
 
 def png(data: bytes, limits: Limits) -> Container:
@@ -58,13 +50,10 @@ def png(data: bytes, limits: Limits) -> Container:
         kind, body = data[position + 4 : position + 8], memoryview(data)[position + 8 : end - 4]
         if (kind == b"IHDR") != (position == 8):
             raise damaged(f"a PNG {'without a header' if position == 8 else 'of two headers'}")
-        if (
-            kind not in _ANCILLARY
-            and (  # an unknown one may be one of ours with a bit flipped
-                zlib.crc32(body, zlib.crc32(kind)) != int.from_bytes(data[end - 4 : end])
-            )
-        ):
-            raise damaged(_CHECKSUM)
+        checksum = int.from_bytes(data[end - 4 : end])
+        # An unknown one may be one of ours with a bit flipped.
+        if kind not in _ANCILLARY and zlib.crc32(body, zlib.crc32(kind)) != checksum:
+            raise damaged("a PNG checksum does not match")
         if kind == b"IHDR":
             width, height, depth, colour, interlace = struct.unpack(">IIBBxxB", body)
             check_size(width, height, limits)
@@ -87,12 +76,7 @@ def png(data: bytes, limits: Limits) -> Container:
         position = end
     if not coded:
         raise damaged("a PNG without pixels")
-    bits = depth * _PNG_CHANNELS[colour]
-    promised = 0
-    for column, row, across, down in _ADAM7 if interlace else [(0, 0, 1, 1)]:
-        columns, rows = -((column - width) // across), -((row - height) // down)
-        if columns > 0 and rows > 0:
-            promised += rows * (1 + (columns * bits + 7) // 8)
+    promised = _png_bytes(width, height, depth * _PNG_CHANNELS[colour], interlace)
 
     def decoded() -> Raw:
         if transparent and depth < 16:  # left to _png_deep where deep: OpenCV reads it for RGB only
@@ -105,6 +89,16 @@ def png(data: bytes, limits: Limits) -> Container:
 
     channels = 4 if colour == 3 or transparent else _PNG_CHANNELS[colour]
     return Container(height, width, channels, depth, decoded)
+
+
+def _png_bytes(width: int, height: int, bits: int, interlace: int) -> int:
+    """How many bytes the pixels of so many bits are, each row of each pass after its filter."""
+    total = 0
+    for column, row, across, down in _ADAM7 if interlace else [(0, 0, 1, 1)]:
+        columns, rows = -((column - width) // across), -((row - height) // down)
+        if columns > 0 and rows > 0:
+            total += rows * (1 + (columns * bits + 7) // 8)
+    return total
 
 
 def _chunk(kind: bytes, body: bytes) -> bytes:

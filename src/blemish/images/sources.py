@@ -39,23 +39,10 @@ if TYPE_CHECKING:
 Source: TypeAlias = Union[str, Path, bytes, BinaryIO, Image.Image, Array, "Tensor"]
 
 EXTENSIONS = frozenset(
-    [
-        ".png",
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".bmp",
-        ".dib",
-        ".tif",
-        ".tiff",
-        ".webp",
-        ".pgm",
-        ".ppm",
-        ".pnm",
-        ".dcm",
-        ".dicom",
-    ]
+    (
+        *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".tif", ".tiff", ".webp"),
+        *(".pgm", ".ppm", ".pnm", ".dcm", ".dicom"),
+    )
 )
 """Lower-case suffixes that a folder scan considers; the content decides the format."""
 _READERS: dict[str, Callable[[bytes, Limits], Container]] = {

@@ -34,13 +34,15 @@ def sinkhorn(scores: Tensor, *, epsilon: float = 0.05, iterations: int = 3) -> T
     Raises: ConfigError for an epsilon that is not above 0, or no iterations.
 
     Example:
-        >>> sinkhorn(torch.tensor([[0.9, 0.8], [0.9, 0.1]]), epsilon=0.1, iterations=50).round(decimals=2)
+        >>> scores = torch.tensor([[0.9, 0.8], [0.9, 0.1]])
+        >>> sinkhorn(scores, epsilon=0.1, iterations=50).round(decimals=2)
         tensor([[0.0300, 0.9700],
                 [0.9700, 0.0300]])
     """
     if not epsilon > 0 or iterations < 1:
         raise ConfigError(
-            f"sinkhorn: epsilon above 0 and at least 1 iteration are needed, got {epsilon} and {iterations}"
+            "sinkhorn: epsilon above 0 and at least 1 iteration are needed, got "
+            f"{epsilon} and {iterations}"
         )
     logs = scores.float() / epsilon
     for _ in range(iterations):
@@ -67,7 +69,8 @@ def multi_view(targets: Tensor, predictions: Sequence[Tensor]) -> Tensor:
 
     Example:
         >>> sure, unsure = torch.tensor([[0.0, -100.0]]), torch.tensor([[0.5, 0.5]]).log()
-        >>> multi_view(torch.tensor([[1.0, 0.0]]), [sure, unsure]).exp().round(decimals=3)  # the root of 1 · 2
+        >>> loss = multi_view(torch.tensor([[1.0, 0.0]]), [sure, unsure])
+        >>> loss.exp().round(decimals=3)  # the root of 1 · 2
         tensor(1.4140)
     """
     return -(targets * torch.stack(list(predictions)).float()).sum(-1).mean()

@@ -26,12 +26,14 @@ def deviation_loss(
 
     Example:
         >>> scores, labels = torch.tensor([0.0, 0.0, 12.0]), torch.tensor([0, 1, 1])
-        >>> deviation_loss(scores, labels, draws=1_000_000).round(decimals=1)  # the mean of 0, 10 and 0
+        >>> loss = deviation_loss(scores, labels, draws=1_000_000)
+        >>> loss.round(decimals=1)  # the mean of 0, 10 and 0
         tensor(3.3000)
     """
     if not margin > 0 or draws < 2:
         raise ConfigError(
-            f"deviation_loss: margin above 0 and at least 2 draws are needed, got {margin} and {draws}"
+            "deviation_loss: margin above 0 and at least 2 draws are needed, got "
+            f"{margin} and {draws}"
         )
     reference = torch.randn(draws)
     spread, centre = torch.stack(torch.std_mean(reference)).to(scores.device, non_blocking=True)

@@ -9,27 +9,31 @@ classified, the same moments are taken of either class as predicted, and their d
 kept ones is made smaller by a step of gradient descent; the scores are those after the step.
 
 The poster gives neither parameters, step size nor number of steps, and here, as in the nearest
-published
-code (class-wise matching of moments): the norms' weights and biases are adapted, by SGD with
-momentum 0.9, the gradient clipped to 1, one step a batch; in the papers' recipes at its rate of
-0.001, and always. Distances are in units of the spread over the training pictures. Ours, and only
-where `guarded`: a batch whose predicted normals lie where training pictures do by chance is not
-adapted to, nor is a step kept that does not bring the moments nearer. In any case: fewer than 8
+published code (class-wise matching of moments): the norms' weights and biases are adapted, by SGD
+with momentum 0.9, the gradient clipped to 1, one step a batch; in the papers' recipes at its rate
+of 0.001, and always. Distances are in units of the spread over the training pictures. Ours, and
+only where `guarded`: a batch whose predicted normals lie where training pictures do by chance is
+not adapted to, nor is a step kept that does not bring the moments nearer. In any case: fewer than 8
 pictures are not adapted to, and a step that is not finite is undone.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
 
+from blemish.backbones import VitBackbone
 from blemish.errors import ConfigError
 from blemish.types import Scores
+
+if TYPE_CHECKING:
+    from blemish.methods.reference import Reference
 
 Mode = Literal["online", "episodic"]
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -47,8 +51,8 @@ class Look:
     Attributes:
         maps: B 1 h w, mean over the sizes.
         odds: log-odds of being anomalous, T B; None where no class is predicted.
-        entropies: of the heads, T B L, in units of log N: 1 = the head looks everywhere alike; None
-            where nothing reads them.
+        entropies: of the heads, T B L, in units of log N: 1 = the head looks everywhere alike;
+            None where nothing reads them.
     """
 
     maps: Tensor
@@ -56,29 +60,20 @@ class Look:
     entropies: Tensor | None
 
 
-class EntropyReference(Protocol):
-    """`entropies` and `entropy_limit`: of `summary`; `pictures`: of how many pictures they are."""
-
-    entropies: Tensor
-    entropy_limit: Tensor
-    pictures: Tensor
-
-
 class Adaptable(Protocol):
-    """What can be adapted."""
+    """A fitted method that can be adapted."""
 
-    @property
-    def reference(self) -> EntropyReference: ...
-    @property
-    def backbone(self) -> nn.Module: ...
+    reference: Reference
+    backbone: VitBackbone
 
+    def score(self, images: Tensor) -> Scores: ...
     def examine(self, images: Tensor) -> Look: ...
     def combine(self, look: Look) -> Scores: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Adapted:
-    """Scores of a batch; `adapted`: whether adaptation took part in them; `note`: why not, or ""."""
+    """Scores of a batch; `adapted`: whether adaptation took part; `note`: why not, or ""."""
 
     scores: Scores
     adapted: bool
@@ -87,19 +82,16 @@ class Adapted:
 
 def attention_entropy(attention: Tensor) -> Tensor:
     """Entropy of each row of B L N (rows sum to 1) in units of log N: B L in [0, 1]."""
-    entropy = -(attention * attention.clamp_min(1e-12).log()).sum(-1)
-    in_units: Tensor = entropy / math.log(attention.shape[-1])
-    return in_units
+    entropy: Tensor = -(attention * attention.clamp_min(1e-12).log()).sum(-1)
+    return entropy / math.log(attention.shape[-1])
 
 
 def summary(entropies: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """What is kept of the training pictures.
 
-    Args:
-        entropies: of normal pictures and of synthetic ones, each T B L with B of at least 2.
+    Args: entropies: of normal pictures and of synthetic ones, each T B L with B of at least 2.
     Returns: statistics 2 4 T L (class; mean, second central moment, the spread of each over
-        pictures); and how far, as `drift` measures it, batches of normal training pictures lie from
-        their own mean by chance, a number.
+        pictures); and the limit of `drift` for batches of normal pictures, a number.
     """
     rows = []
     for each in entropies:
@@ -111,26 +103,30 @@ def summary(entropies: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         rows.append(torch.stack([mean, squares.mean(1), *spreads]))
     statistics = torch.stack(rows)
     normal = entropies[0].double()
+    limit = drift_limit(normal.shape[1], lambda some: drift(normal[:, some], statistics))
+    return statistics.float(), limit
+
+
+def drift_limit(count: int, drift_of: Callable[[Tensor], Tensor]) -> Tensor:
+    """How far batches of training pictures lie from the mean of all by chance.
+
+    Args: count: of training pictures; `drift_of` gets the numbers of some of them.
+    """
     generator = torch.Generator().manual_seed(0)
-    drifts = []
-    for _ in range(DRAWS):
-        chosen = torch.randint(normal.shape[1], (DRAWN,), generator=generator).to(normal.device)
-        drifts.append(drift(normal[:, chosen], statistics))
-    return statistics.float(), torch.stack(drifts).quantile(CHANCE).float()
+    drawn = (torch.randint(count, (DRAWN,), generator=generator) for _ in range(DRAWS))
+    return torch.stack([drift_of(some) for some in drawn]).quantile(CHANCE, dim=0).float()
 
 
 def drift(entropies: Tensor, statistics: Tensor, known: float = math.inf) -> Tensor:
     """How far pictures taken for normal (T B L) lie from the normal training pictures: the squared
     distance of the means in units of its standard error, mean over sizes and heads; about 1 without
-    any shift.
-
-    Args: known: the number of training pictures, of whose mean the error counts too; infinite where
-    B are of them.
+    any shift. `known`: the number of training pictures, of whose mean the error counts too;
+    infinite where B are of them.
     """
     mean, _, spread, _ = statistics[0].to(entropies)
     error = spread * (1 / entropies.shape[1] + 1 / known) ** 0.5
-    squares: Tensor = ((entropies.mean(1) - mean) / error).square()
-    return squares.mean()
+    away: Tensor = ((entropies.mean(1) - mean) / error).square().mean()
+    return away
 
 
 def discrepancy(entropies: Tensor, anomalous: Tensor, statistics: Tensor) -> Tensor:
@@ -155,74 +151,81 @@ def discrepancy(entropies: Tensor, anomalous: Tensor, statistics: Tensor) -> Ten
     return total
 
 
-class Adapter(Protocol):
-    """Scores batches with a model that follows them: `EntropyAdapter`, or `alignment.Aligner`."""
-
-    def score(self, images: Tensor) -> Adapted:
-        """Scores of a batch B 3 H W, after adapting to it. Before and after, the model has the
-        artifact's weights.
-        """
-        ...
-
-    def restore(self) -> None:
-        """Forget what was adapted to."""
-        ...
-
-
-def check_adaptable(mode: str, *, known: bool) -> None:
-    """Raises: ConfigError for another mode, or where it is not `known` what to adapt to."""
-    if mode not in MODES:
-        raise ConfigError(f"adaptation: {' or '.join(MODES)}, got {mode!r}")
-    if not known:
-        raise ConfigError(
-            "the artifact holds no statistics to adapt to, as it was fitted on a single picture or at other sizes; "
-            "fit it on more, with these sizes as --scales"
-        )
-
-
-class EntropyAdapter:
-    """Brings the attention entropies of batches nearer to those of the training pictures.
+class Adapter(ABC):
+    """Scores batches with a model that follows them: `EntropyAdapter`, or `alignment.Aligner`.
 
     Args:
-        model: a fitted method.
         mode: "online": what was learned of a batch is kept for the next; "episodic": every batch
             starts from the artifact's weights.
-        rate, steps: of SGD, and how many of its steps a batch is worth.
-        guarded: whether batches within chance are left alone, and steps that do not help undone.
-    Raises: ConfigError for another mode, or a model without statistics.
+        known: whether the model knows what pictures are brought back to.
+    Raises: ConfigError for another mode, or where it is not known.
     """
 
-    def __init__(
-        self, model: Adaptable, mode: Mode, *, rate: float, steps: int, guarded: bool
-    ) -> None:
-        check_adaptable(mode, known=model.reference.entropies.numel() > 0)
+    def __init__(self, model: Adaptable, mode: Mode, *, known: bool) -> None:
+        if mode not in MODES:
+            raise ConfigError(f"adaptation: {' or '.join(MODES)}, got {mode!r}")
+        if not known:
+            raise ConfigError(
+                "the artifact holds no statistics to adapt to, as it was fitted on a single "
+                "picture or at other sizes; fit it on more, with these sizes as --scales"
+            )
         self.model = model
         self.mode = mode
-        self._rate, self._steps, self._guarded = rate, steps, guarded
-        norms = [module for module in model.backbone.modules() if isinstance(module, nn.LayerNorm)]
-        self._weights = [parameter for norm in norms for parameter in norm.parameters()]
-        self._source = [weight.detach().clone() for weight in self._weights]
-        self._current = self._source
-        self._optimizer = self._fresh_optimizer()
 
     @torch.no_grad()
     def score(self, images: Tensor) -> Adapted:
         """Scores of a batch B 3 H W, after adapting to it. Before and after, the model has the
         artifact's weights.
         """
-        count = len(images)
-        if count < LEAST:
-            scores = self.model.combine(self.model.examine(images))
-            return Adapted(scores, False, TOO_FEW.format(count))
+        if len(images) < LEAST:
+            return Adapted(self.model.score(images), False, TOO_FEW.format(len(images)))
         if self.mode == "episodic":
             self.restore()
+        return self._follow(images)
+
+    @abstractmethod
+    def _follow(self, images: Tensor) -> Adapted:
+        """As `score`, of pictures enough."""
+
+    @abstractmethod
+    def restore(self) -> None:
+        """Forget what was adapted to."""
+
+
+class EntropyAdapter(Adapter):
+    """Brings the attention entropies of batches nearer to those of the training pictures.
+
+    Args:
+        model, mode: as of `Adapter`.
+        rate, steps: of SGD, and how many of its steps a batch is worth.
+        guarded: whether batches within chance are left alone, and steps that do not help undone.
+    """
+
+    def __init__(
+        self, model: Adaptable, mode: Mode, *, rate: float, steps: int, guarded: bool
+    ) -> None:
+        super().__init__(model, mode, known=model.reference.entropies.numel() > 0)
+        self._rate, self._steps, self._guarded = rate, steps, guarded
+        norms = [module for module in model.backbone.modules() if isinstance(module, nn.LayerNorm)]
+        self._weights = [parameter for norm in norms for parameter in norm.parameters()]
+        self._source = [weight.detach().clone() for weight in self._weights]
+        self.restore()
+
+    def restore(self) -> None:
+        self._current = self._source
+        self._start_optimizer()
+
+    def _start_optimizer(self) -> None:
+        self._optimizer = torch.optim.SGD(self._weights, lr=self._rate, momentum=MOMENTUM)
+
+    def _follow(self, images: Tensor) -> Adapted:
         self._put(self._current)
         try:
-            return self._follow(images)
+            return self._stepped(images)
         finally:
             self._put(self._source)
 
-    def _follow(self, images: Tensor) -> Adapted:
+    def _stepped(self, images: Tensor) -> Adapted:
         look = self.model.examine(images)
         odds, entropies = _seen(look)
         anomalous = odds.mean(0) > 0
@@ -235,14 +238,15 @@ class EntropyAdapter:
         after = discrepancy(entropies, anomalous, self.model.reference.entropies)
         if not bool(torch.isfinite(after)) or not bool(torch.isfinite(odds).all()):
             self.restore()
-            self._put(self._source)
-            return self._result(self.model.examine(images), "not adapted: the step was not finite")
-        if self._guarded and after >= before:
-            self._put(self._current)
-            self._optimizer = self._fresh_optimizer()
-            return self._result(self.model.examine(images), "not adapted: the step did not help")
-        self._current = [weight.detach().clone() for weight in self._weights]
-        return self._result(look)
+            note = "not adapted: the step was not finite"
+        elif self._guarded and after >= before:
+            self._start_optimizer()
+            note = "not adapted: the step did not help"
+        else:
+            self._current = [weight.detach().clone() for weight in self._weights]
+            return self._result(look)
+        self._put(self._current)
+        return self._result(self.model.examine(images), note)
 
     def _is_usual(self, entropies: Tensor, anomalous: Tensor) -> bool:
         """Whether those predicted to be normal lie where training pictures do by chance."""
@@ -254,34 +258,26 @@ class EntropyAdapter:
     def _result(self, look: Look, note: str = "") -> Adapted:
         return Adapted(self.model.combine(look), self._current is not self._source, note)
 
+    @torch.enable_grad()
     def _learn(self, images: Tensor, anomalous: Tensor) -> None:
         for weight in self._weights:
             weight.requires_grad_(True)
         try:
-            with torch.enable_grad():
-                for _ in range(self._steps):
-                    _, entropies = _seen(self.model.examine(images))
-                    loss = discrepancy(entropies, anomalous, self.model.reference.entropies)
-                    self._optimizer.zero_grad(set_to_none=True)
-                    loss.backward()  # type: ignore[no-untyped-call]
-                    torch.nn.utils.clip_grad_norm_(self._weights, LARGEST_GRADIENT)
-                    self._optimizer.step()
+            for _ in range(self._steps):
+                _, entropies = _seen(self.model.examine(images))
+                loss = discrepancy(entropies, anomalous, self.model.reference.entropies)
+                self._optimizer.zero_grad(set_to_none=True)
+                loss.backward()  # type: ignore[no-untyped-call]
+                torch.nn.utils.clip_grad_norm_(self._weights, LARGEST_GRADIENT)
+                self._optimizer.step()
         finally:
             for weight in self._weights:
                 weight.requires_grad_(False).grad = None
-
-    def restore(self) -> None:
-        """Forget what was adapted to."""
-        self._current = self._source
-        self._optimizer = self._fresh_optimizer()
 
     @torch.no_grad()
     def _put(self, values: Sequence[Tensor]) -> None:
         for weight, value in zip(self._weights, values, strict=True):
             weight.copy_(value)
-
-    def _fresh_optimizer(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self._weights, lr=self._rate, momentum=MOMENTUM)
 
 
 def _seen(look: Look) -> tuple[Tensor, Tensor]:

@@ -70,8 +70,8 @@ class AGPNetConfig(TrainedConfig):
         feature_noise, image_noise: where noise goes: "none"; "random" (alike everywhere);
             "attention"; "shuffled" (attention at the wrong places: the control).
         noise_low, noise_high, noise_until: α(t) of eq. 4 and 5, the intensity of feature noise
-            where attention is
-            highest: at the start, and from this fraction of the run on; it rises linearly between.
+            where attention is highest: at the start, and from this fraction of the run on; it rises
+            linearly between.
         beta: β of eq. 4, the intensity that every place gets besides, attended or not, from the
             start; from 0. Of "random" noise, too, for which N(A) is 1 everywhere.
         noise_unit: of these intensities: "std", the standard deviation of F in the picture; or
@@ -127,16 +127,13 @@ class AGPNetConfig(TrainedConfig):
             raise ConfigError(
                 f"width: a multiple of 2 × heads ({2 * self.heads}) is needed, got {self.width}"
             )
-        if not 0 <= self.noise_low <= self.noise_high < math.inf:
-            raise ConfigError(
-                f"noise_low and noise_high: 0 <= low <= high, got {self.noise_low} and {self.noise_high}"
-            )
+        low, high = self.noise_low, self.noise_high
+        if not 0 <= low <= high < math.inf:
+            raise ConfigError(f"noise_low and noise_high: 0 <= low <= high, got {low} and {high}")
 
     @classmethod
     def paper(cls) -> Self:
-        """The published setting: DINO ViT-S/16, 224², 500 epochs of batches of 32, noise on images
-        and features.
-        """
+        """The published setting: DINO ViT-S/16 at 224², noise on images and features."""
         return cls(
             backbone="dino_vits16",
             image_size=(224,),
@@ -179,14 +176,13 @@ class AGPNet(TrainedMethod):
         self.grid: tuple[int, int] = min(probe.grids)
         self._offsets = dict(zip(probe.grids, probe.offsets, strict=True))
         widths = [tokens.shape[2] for tokens in probe.tokens]
-        self.groups = 1 if backbone.spec.kind == "cnn" else min(config.groups, len(widths))
-        dim = sum(widths) if backbone.spec.kind == "cnn" else widths[0]
+        dim, self.groups = widths[0], min(config.groups, len(widths))
+        if backbone.spec.kind == "cnn":
+            dim, self.groups = sum(widths), 1
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.decoder = Decoder(config, dim, self.groups, self.grid)
-        if config.loss == "l2":
-            # The loss adds up the channels: at a limit of 1 the gradients of every step would be
-            # cut.
+        if config.loss == "l2":  # adds up the channels: a limit of 1 would cut every gradient
             self.clip_norm = float(dim)
         self.teacher: Decoder | None = None
 
@@ -196,16 +192,12 @@ class AGPNet(TrainedMethod):
         """Eq. 1 of layers B N D each, by groups: float32 B G N D."""
         normed = [F.layer_norm(layer, layer.shape[-1:]) for layer in tokens]
         if self.backbone.spec.kind == "cnn":
-            return torch.cat(
-                [self._on_grid(layer, grid) for layer, grid in zip(normed, grids, strict=True)], 2
-            )[:, None]
+            return torch.cat(self._on_grid(normed, grids), 2)[:, None]
         split = torch.tensor_split(torch.stack(normed, 1), self.groups, dim=1)
         return torch.stack([group.sum(1) for group in split], 1)
 
     def encode(self, images: Tensor) -> dict[str, Tensor]:
-        """`targets` B G N D in the backbone's precision, and `prior` B N: the attention of the
-        frozen encoder.
-        """
+        """`targets` B G N D in the backbone's precision; `prior` B N, the encoder's attention."""
         wanted = self._guided and self.config.attention != "learned"
         rows = self.layers if wanted and self.backbone.spec.kind == "vit" else ()
         features = self.backbone(images, self.layers, attention=rows)
@@ -215,29 +207,28 @@ class AGPNet(TrainedMethod):
             encoded["prior"] = features.looked_at()
         elif wanted:
             squared = [layer.square().mean(2, keepdim=True) for layer in features.tokens]
-            onto = [
-                self._on_grid(layer, grid)
-                for layer, grid in zip(squared, features.grids, strict=True)
-            ]
-            encoded["prior"] = torch.stack([normalise(layer[:, :, 0]) for layer in onto]).mean(0)
+            squared = self._on_grid(squared, features.grids)
+            encoded["prior"] = torch.stack([normalise(layer[:, :, 0]) for layer in squared]).mean(0)
         return encoded
 
-    def _on_grid(self, layer: Tensor, grid: tuple[int, int]) -> Tensor:
-        if grid == self.grid:
-            return layer
-        square = layer.transpose(1, 2).reshape(len(layer), -1, *grid)
-        onto = self._offsets[self.grid]
-        evened = resampled(square, self.grid, offset=self._offsets[grid], onto=onto, antialias=True)
-        return evened.flatten(2).transpose(1, 2)
+    def _on_grid(self, layers: Sequence[Tensor], grids: Sequence[tuple[int, int]]) -> list[Tensor]:
+        """Layers B N D each, brought to the grid of the coarsest."""
+        onto, brought = self._offsets[self.grid], []
+        for layer, grid in zip(layers, grids, strict=True):
+            if grid != self.grid:
+                maps = layer.transpose(1, 2).reshape(len(layer), -1, *grid)
+                offset = self._offsets[grid]
+                maps = resampled(maps, self.grid, offset=offset, onto=onto, antialias=True)
+                layer = maps.flatten(2).transpose(1, 2)
+            brought.append(layer)
+        return brought
 
     # Training
 
     @property
     def _guided(self) -> bool:
-        return {"attention", "shuffled"} & {
-            self.config.feature_noise,
-            self.config.image_noise,
-        } != set()
+        kinds = (self.config.feature_noise, self.config.image_noise)
+        return "attention" in kinds or "shuffled" in kinds
 
     @property
     def needs_images(self) -> bool:
@@ -250,18 +241,16 @@ class AGPNet(TrainedMethod):
             self.teacher = copy.deepcopy(self.decoder).requires_grad_(False)
 
     def optimizer(self) -> torch.optim.Optimizer:
-        settings = self.config
-        return torch.optim.AdamW(
-            self.decoder.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
-        )
+        rate, decay = self.config.learning_rate, self.config.weight_decay
+        return torch.optim.AdamW(self.decoder.parameters(), lr=rate, weight_decay=decay)
 
-    def learning_rate_factor(self, progress: float) -> float:
+    def learning_rate_factor(self, fraction: float) -> float:
         if self.config.schedule == "step":
-            return 1.0 if progress < 0.4 else 0.1
-        warm = min(1.0, (progress + 1e-3) / 0.03)
-        return warm * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * progress)))
+            return 1.0 if fraction < 0.4 else 0.1
+        warm = min(1.0, (fraction + 1e-3) / 0.03)
+        return warm * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * fraction)))
 
-    def training_step(self, batch: TrainingBatch, progress: float) -> Tensor:
+    def training_step(self, batch: TrainingBatch, fraction: float) -> Tensor:
         """Eq. 6: half the error from perturbed features, half that from features of the perturbed
         picture.
         """
@@ -269,19 +258,16 @@ class AGPNet(TrainedMethod):
         guide = targets.new_zeros(targets.shape[0], targets.shape[2])
         if self._guided:
             guide = self._guide(targets, batch.features.get("prior"))
-        loss = self.loss(
-            self.decoder(self._perturbed(targets.sum(1), guide, progress)), targets, progress
-        )
+        given = self.decoder(self._perturbed(targets.sum(1), guide, fraction))
+        loss = self.loss(given, targets, fraction)
         if self.config.image_noise == "none":
             return loss
         assert batch.images is not None
         with torch.no_grad():
-            seen = self.backbone(self._noisy_images(batch.images, guide, progress), self.layers)
+            seen = self.backbone(self._noisy_images(batch.images, guide, fraction), self.layers)
             noisy = self.targets(seen.tokens, seen.grids).sum(1)
-        return (
-            loss
-            + self.loss(self.decoder(self._perturbed(noisy, guide, progress)), targets, progress)
-        ) / 2
+        given = self.decoder(self._perturbed(noisy, guide, fraction))
+        return (loss + self.loss(given, targets, fraction)) / 2
 
     def after_step(self, step: int, steps: int) -> None:
         """Eq. 3: the teacher follows the decoder."""
@@ -296,9 +282,8 @@ class AGPNet(TrainedMethod):
         """How sharp the guidance is."""
         if not self._guided:
             return {}
-        return sharpness(
-            self._guide(sample.features["targets"].float(), sample.features.get("prior"))
-        )
+        targets, prior = sample.features["targets"].float(), sample.features.get("prior")
+        return sharpness(self._guide(targets, prior))
 
     def end_training(self, steps: int) -> None:
         self.teacher = None
@@ -320,22 +305,18 @@ class AGPNet(TrainedMethod):
             looking.train(training)
         return normalise(torch.stack(parts).sum(0))
 
-    def intensity(self, progress: float) -> float:
+    def intensity(self, fraction: float) -> float:
         """Eq. 5: α(t), in units of `noise_unit`."""
-        rise = min(1.0, progress / self.config.noise_until) if self.config.noise_until else 1.0
-        return self.config.noise_low + (self.config.noise_high - self.config.noise_low) * rise
+        low, high = self.config.noise_low, self.config.noise_high
+        return low + (high - low) * rise(fraction, 0.0, self.config.noise_until)
 
-    def covered(self, progress: float) -> float:
+    def covered(self, fraction: float) -> float:
         """The share of the pixels that image noise covers."""
-        start, end = self.config.image_from, self.config.noise_until
-        rise = (
-            min(1.0, max(0.0, (progress - start) / (end - start)))
-            if end > start
-            else float(progress >= start)
-        )
-        return self.config.image_share + (1 - self.config.image_share) * rise
+        share = self.config.image_share
+        rising = rise(fraction, self.config.image_from, self.config.noise_until)
+        return share + (1 - share) * rising
 
-    def _perturbed(self, features: Tensor, guide: Tensor, progress: float) -> Tensor:
+    def _perturbed(self, features: Tensor, guide: Tensor, fraction: float) -> Tensor:
         """Eq. 4: F' = F + E ⊙ (α(t) · N(A) + β), for features B N D and N(A), the guide, B N."""
         kind = self.config.feature_noise
         if kind == "none":
@@ -344,28 +325,24 @@ class AGPNet(TrainedMethod):
             guide = torch.ones_like(guide)
         elif kind == "shuffled":
             guide = shuffled(guide)
-        strength = (self.intensity(progress) * guide + self.config.beta)[:, :, None]
+        strength = (self.intensity(fraction) * guide + self.config.beta)[:, :, None]
         if self.config.noise_unit == "std":
             strength = strength * features.std(dim=(1, 2), keepdim=True)
         return features + strength * torch.randn_like(features)
 
-    def _noisy_images(self, images: Tensor, guide: Tensor, progress: float) -> Tensor:
+    def _noisy_images(self, images: Tensor, guide: Tensor, fraction: float) -> Tensor:
         """Pictures B 3 H W with Gaussian noise in the most attended share of their pixels."""
         kind = self.config.image_noise
         if kind != "attention":
             guide = torch.rand_like(guide) if kind == "random" else shuffled(guide)
         size = (images.shape[-2], images.shape[-1])
-        upsampled = self._spread(guide.reshape(len(guide), *self.grid), images, size)
-        order = upsampled.flatten(1).argsort(1, descending=True)
-        count = round(self.covered(progress) * order.shape[1])
-        inside = (
-            torch.zeros_like(upsampled.flatten(1))
-            .scatter_(1, order[:, :count], 1.0)
-            .reshape(upsampled.shape)
-        )
+        wanted = self._spread(guide.reshape(len(guide), *self.grid), images, size)
+        order = wanted.flatten(1).argsort(1, descending=True)
+        chosen = order[:, : round(self.covered(fraction) * order.shape[1])]
+        inside = torch.zeros_like(wanted.flatten(1)).scatter_(1, chosen, 1.0).reshape(wanted.shape)
         return images + inside * torch.randn_like(images)
 
-    def loss(self, given: Tensor, targets: Tensor, progress: float) -> Tensor:
+    def loss(self, given: Tensor, targets: Tensor, fraction: float) -> Tensor:
         """Eq. 7 for reconstructions B G N D, a mean over pictures, groups and places: of the
         squared l2 distance of the D channels, or of the cosine distance, which spares easy places.
         """
@@ -374,7 +351,7 @@ class AGPNet(TrainedMethod):
         # In the precision of the decoder: float32 would take a third of the step.
         pairs = F.normalize(given, dim=-1) * F.normalize(targets.to(given.dtype), dim=-1)
         distance = 1 - pairs.sum(-1, dtype=torch.float32)
-        easy = self.config.spared * min(1.0, 10 * progress)  # everything counts at first
+        easy = self.config.spared * min(1.0, 10 * fraction)  # everything counts at first
         if easy == 0:
             return distance.mean()
         known = distance.detach().flatten()
@@ -391,10 +368,8 @@ class AGPNet(TrainedMethod):
         self._require(self.steps)
         own = features.layers(slice(len(self.layers)))
         targets = self.targets(own.tokens, own.grids)
-        precision = self.backbone.dtype
-        with torch.autocast(
-            targets.device.type, dtype=precision, enabled=precision != torch.float32
-        ):
+        dtype = self.backbone.dtype
+        with torch.autocast(targets.device.type, dtype=dtype, enabled=dtype != torch.float32):
             given: Tensor = self.decoder(targets.sum(1)).float()
         if self.config.loss == "l2":
             distance: Tensor = (targets - given).square().sum(-1).sqrt()
@@ -406,8 +381,15 @@ class AGPNet(TrainedMethod):
         raw = self.anomaly_map(features)
         if self.config.score_window == 0:
             return self._finish(raw, images)
-        size = map_size(images)
-        maps = self._spread(raw, images, size)
-        window = max(1, round(self.config.score_window * max(size)))
-        pooled = F.avg_pool2d(maps, (min(window, size[0]), min(window, size[1])), stride=1)
+        height, width = map_size(images)
+        maps = self._spread(raw, images, (height, width))
+        window = max(1, round(self.config.score_window * max(height, width)))
+        pooled = F.avg_pool2d(maps, (min(window, height), min(window, width)), stride=1)
         return Scores(pooled.flatten(1).amax(1), smooth(maps, self.config.smoothing)[:, 0])
+
+
+def rise(fraction: float, start: float, end: float) -> float:
+    """A line from 0 at `start` to 1 at `end`, and a step where these are not in this order."""
+    if end <= start:
+        return float(fraction >= start)
+    return min(1.0, max(0.0, (fraction - start) / (end - start)))

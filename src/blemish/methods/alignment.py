@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -27,38 +27,15 @@ from torch import Tensor
 from blemish.backbones import VitBackbone
 from blemish.methods.adaptation import (
     AS_USUAL,
-    CHANCE,
     DRAWN,
-    DRAWS,
-    LEAST,
-    TOO_FEW,
+    Adaptable,
     Adapted,
+    Adapter,
     Mode,
-    check_adaptable,
+    drift_limit,
 )
-from blemish.types import Scores
 
 REMEMBERED = 64  # pictures: "online" goes by about so many
-
-
-class MomentReference(Protocol):
-    """`moments` and `drift_limits`: of `summary`, for each of T sizes: T L 2 2 D and T L.
-    `patch_counts`: T, the patches of a size. `pictures`: of how many training pictures they are."""
-
-    moments: Tensor
-    drift_limits: Tensor
-    patch_counts: Tensor
-    pictures: Tensor
-
-
-class Alignable(Protocol):
-    """What can be aligned."""
-
-    backbone: VitBackbone
-
-    @property
-    def reference(self) -> MomentReference: ...
-    def score(self, images: Tensor) -> Scores: ...
 
 
 @contextmanager
@@ -70,17 +47,14 @@ def between_blocks(
     they are.
     """
 
-    def hook_of(block: int) -> Callable[[object, object, Tensor], Tensor | None]:
-        def hook(_module: object, _inputs: object, output: Tensor) -> Tensor | None:
-            changed = change(block, output[:, backbone.prefix :].float())
-            if changed is None:
-                return None
-            return torch.cat([output[:, : backbone.prefix], changed.to(output.dtype)], dim=1)
-
-        return hook
+    def hook(block: int, _module: object, _inputs: object, output: Tensor) -> Tensor | None:
+        changed = change(block, output[:, backbone.prefix :].float())
+        if changed is None:
+            return None
+        return torch.cat([output[:, : backbone.prefix], changed.to(output.dtype)], dim=1)
 
     handles = [
-        block.register_forward_hook(hook_of(number))
+        block.register_forward_hook(partial(hook, number))
         for number, block in enumerate(backbone.model.blocks)
     ]
     try:
@@ -110,9 +84,7 @@ def recorded(
 
 
 def moments(patches: Tensor) -> Tensor:
-    """Mean and natural logarithm of the standard deviation of each channel over the patches: B N D
-    to B 2 D.
-    """
+    """Mean and log standard deviation of each channel over the patches: B N D to B 2 D."""
     return torch.stack([patches.mean(1), patches.std(1, correction=0).clamp_min(1e-6).log()], dim=1)
 
 
@@ -121,17 +93,12 @@ def summary(seen: Tensor) -> tuple[Tensor, Tensor]:
 
     Args: seen: `moments` of at least 2 pictures after each of L blocks, B L 2 D.
     Returns: means and standard deviations over the pictures, L 2 2 D (mean or deviation; which
-        moment; channel); and how far, as `drift` measures it, batches of training pictures lie from
-        them by chance, for each block: L.
+        moment; channel); and the limit of `drift` for each block: L.
     """
     values = seen.double()
     usual = torch.stack([values.mean(0), values.std(0).clamp_min(1e-6)], dim=1)
-    generator = torch.Generator().manual_seed(0)
-    drifts = []
-    for _ in range(DRAWS):
-        chosen = torch.randint(len(values), (DRAWN,), generator=generator).to(values.device)
-        drifts.append(drift(values[chosen].mean(0), usual, 1 / DRAWN))
-    return usual.float(), torch.stack(drifts).quantile(CHANCE, dim=0).float()
+    limits = drift_limit(len(values), lambda some: drift(values[some].mean(0), usual, 1 / DRAWN))
+    return usual.float(), limits
 
 
 def drift(found: Tensor, usual: Tensor, error: float) -> Tensor:
@@ -143,33 +110,24 @@ def drift(found: Tensor, usual: Tensor, error: float) -> Tensor:
     return ((found - mean) / deviation).square().mean((-2, -1)) / error
 
 
-class Aligner:
+class Aligner(Adapter):
     """Scores batches with features brought back to those of the training pictures.
 
     Args:
-        model: a fitted method.
-        mode: "episodic": by the moments of each batch alone; "online": by those of about the last
-            64 pictures.
+        model, mode: as of `Adapter`; "episodic": by the moments of each batch alone; "online": by
+            those of about the last 64 pictures.
         sizes: by how many patches, those that it scores in.
-    Raises: ConfigError for another mode, or a model without statistics for the sizes that it scores
-    in.
     """
 
-    def __init__(self, model: Alignable, mode: Mode, sizes: set[int]) -> None:
-        check_adaptable(mode, known=sizes <= set(model.reference.patch_counts.tolist()))
-        self.model = model
-        self.mode = mode
-        self._seen: dict[
-            tuple[int, int], tuple[Tensor, float]
-        ] = {}  # by size and block: moments, of how many pictures
+    def __init__(self, model: Adaptable, mode: Mode, sizes: set[int]) -> None:
+        super().__init__(model, mode, known=sizes <= set(model.reference.patch_counts.tolist()))
+        # By size and block: moments, and of how many pictures.
+        self._seen: dict[tuple[int, int], tuple[Tensor, float]] = {}
 
-    @torch.no_grad()
-    def score(self, images: Tensor) -> Adapted:
-        """Scores of a batch B 3 H W, aligned if it is shifted."""
-        if len(images) < LEAST:
-            return Adapted(self.model.score(images), False, TOO_FEW.format(len(images)))
-        if self.mode == "episodic":
-            self.restore()
+    def restore(self) -> None:
+        self._seen.clear()
+
+    def _follow(self, images: Tensor) -> Adapted:
         depth, shifted, aligned = self.model.backbone.depth, False, False
 
         def align(block: int, patches: Tensor) -> Tensor | None:
@@ -186,10 +144,6 @@ class Aligner:
             scores = self.model.score(images)
         return Adapted(scores, aligned, "" if aligned else AS_USUAL)
 
-    def restore(self) -> None:
-        """Forget the pictures seen so far."""
-        self._seen.clear()
-
     def _align(self, block: int, patches: Tensor) -> Tensor | None:
         reference = self.model.reference
         size = reference.patch_counts.tolist().index(patches.shape[1])
@@ -205,7 +159,6 @@ class Aligner:
         if not share > 0:
             return None
         (mean, log_deviation), (wanted, log_wanted) = found, wanted_moments[0]
-        aligned: Tensor = (patches - mean) * (
-            share * (log_wanted - log_deviation)
-        ).exp() + mean.lerp(wanted, share)
+        scale = (share * (log_wanted - log_deviation)).exp()
+        aligned: Tensor = (patches - mean) * scale + mean.lerp(wanted, share)
         return aligned

@@ -11,13 +11,7 @@ they never enter block 1.
 The paper does not say, and here: the attention is the teacher's, in its last block, of the very
 view that is masked; the targets are balanced in 3 iterations with ε = 0.05, by the student's own
 prototypes; weight decay is DINO's first value, 0.04, throughout. What is kept in the end is the
-teacher, as DINO does.
-
-The views are DINO's, drawn for a whole batch at once. So a picture's colours are changed by one
-affine map: in it brightness, contrast, saturation and hue (turned in the plane of the chrominances,
-YIQ) commute, and there is no order to draw; a crop that would stick out is narrowed instead of
-drawn again; and crops are read bilinearly, at as many points of each pixel as it covers pixels of
-the picture, about, whose mean it is.
+teacher, as DINO does. The views are DINO's (`views.py`).
 """
 
 from __future__ import annotations
@@ -39,16 +33,15 @@ from blemish.errors import CollapseError, ConfigError
 from blemish.losses.clustering import centred, mean_over_processes, multi_view, sinkhorn
 from blemish.methods.heads import initialise, projection
 from blemish.methods.learner import FineTuned, FineTuning, TrainingBatch, follow
+from blemish.methods.views import far_from_a_place, most, view
 
 Masking = Literal["none", "random", "block", "attention"]
-# steps, over about which a reading is averaged that one batch says little of; from then on it is
-# judged
+# Steps over which a reading is averaged that one batch says little of; from then on it is judged.
 SETTLED = 50
 LEAST_USAGE = 2.0  # prototypes
 LEAST_SPREAD = 1e-3  # of the encoder's features
-LEAST_TOLD_APART = (
-    1e-2  # spread of the head's, below which ε = 0.05 balances all pictures to the same targets
-)
+# Spread of the head's features, below which ε = 0.05 balances all pictures to the same targets.
+LEAST_TOLD_APART = 1e-2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,9 +134,9 @@ class APMask(FineTuned):
     name = "apmask"
     training_only = ("head.",)
     backbone: VitBackbone
+    needs_images = True
     centre: Tensor  # K, for "dino"
-    # 1 + K, means over recent steps: the spread of the head's features, and the prediction
-    recent: Tensor
+    recent: Tensor  # 1 + K, over recent steps: spread of the head's features, mean prediction
     latest: Tensor  # the readings
     _noted: Tensor  # what they are made of
 
@@ -173,10 +166,6 @@ class APMask(FineTuned):
 
     # Training
 
-    @property
-    def needs_images(self) -> bool:
-        return True
-
     def start_training(self, sample: TrainingBatch) -> None:
         if self.config.centred:
             assert sample.images is not None
@@ -185,18 +174,17 @@ class APMask(FineTuned):
         self.teacher = Teacher(self.backbone, self.head)
         self.backbone.requires_grad_(True)
 
-    def training_step(self, batch: TrainingBatch, progress: float) -> Tensor:
+    def training_step(self, batch: TrainingBatch, fraction: float) -> Tensor:
         assert batch.images is not None
         assert self.teacher is not None
         whole, wide, narrow = self.views(batch.images)
         with torch.no_grad():
             seen, shown = look(self.teacher.backbone, self.teacher.head, whole)
             targets = self._targets(shown)
-        features = [look(self.backbone, self.head, wide, self.kept(wide))[1]]
-        if len(narrow):
-            features += torch.split(
-                look(self.backbone, self.head, narrow, self.kept(narrow))[1], len(wide)
-            )
+        features: list[Tensor] = []
+        for views in (wide, narrow) if len(narrow) else (wide,):
+            found = look(self.backbone, self.head, views, self.kept(views))[1]
+            features += found.split(len(wide))  # type: ignore[no-untyped-call]
         predictions = [
             (self.head.scores(each) / self.config.temperature).log_softmax(1) for each in features
         ]
@@ -211,49 +199,39 @@ class APMask(FineTuned):
             images.new_tensor(each)[:, None, None]
             for each in (self.backbone.mean, self.backbone.std)
         )
-        with torch.autocast(
-            images.device.type, enabled=False
-        ):  # bf16 places a crop to a fifth of a pixel
+        # bf16 places a crop to a fifth of a pixel
+        with torch.autocast(images.device.type, enabled=False):
             pixels = (images.float() * std + mean).clamp(0, 1)
             made = [
                 view(pixels, self.global_size, area=(0.4, 1.0), blur=1.0),
                 view(pixels, self.global_size, area=(0.4, 1.0), blur=0.1, solarise=0.2),
-                *(
-                    view(pixels, self.local_size, area=(0.05, 0.4), blur=0.5)
-                    for _ in range(self.config.local_views)
-                ),
             ]
+            for _ in range(self.config.local_views):
+                made.append(view(pixels, self.local_size, area=(0.05, 0.4), blur=0.5))
             whole, wide, *narrow = ((each - mean) / std for each in made)
         return whole, wide, torch.cat(narrow) if narrow else wide[:0]
 
     def kept(self, views: Tensor) -> Tensor | None:
-        """Which patches of views B 3 H W the student is shown: int64 B K, ascending; None = all of
-        them.
-        """
+        """Which patches of views B 3 H W the student is shown: int64 B K, ascending; None = all."""
         masking, ratio = self.config.masking, self.config.mask_ratio
         if masking == "none" or ratio == 0:
             return None
-        count, grid = (
-            len(views),
-            (views.shape[2] // self.backbone.stride, views.shape[3] // self.backbone.stride),
-        )
+        stride = self.backbone.stride
+        grid = views.shape[2] // stride, views.shape[3] // stride
         if masking == "attention":
             worth = self._watched(views).flatten(1)
-        else:  # drawn on the host, so that every device draws the same
-            worth = (
-                far_from_a_place(count, grid)
-                if masking == "block"
-                else torch.rand(count, grid[0] * grid[1])
-            )
+        elif masking == "block":  # drawn on the host, so that every device draws the same
+            worth = far_from_a_place(len(views), grid)
+        else:
+            worth = torch.rand(len(views), grid[0] * grid[1])
         return most(worth, ratio).to(views.device)
 
     def _targets(self, shown: Tensor) -> Tensor:
         """What the student should predict, B K, from the teacher's features B D of length 1."""
         config = self.config
         if config.objective == "clusters":
-            return sinkhorn(
-                self.head.scores(shown), epsilon=config.epsilon, iterations=config.iterations
-            )
+            scores = self.head.scores(shown)
+            return sinkhorn(scores, epsilon=config.epsilon, iterations=config.iterations)
         assert self.teacher is not None
         scores = self.teacher.head.scores(shown)
         targets = centred(scores, self.centre, temperature=config.target_temperature)
@@ -280,7 +258,10 @@ class APMask(FineTuned):
         """The prototypes get length 1 again, and the teacher follows. Raises: CollapseError."""
         assert self.teacher is not None
         self.head.normalise()
-        self.teacher.follow(self.backbone, self.head, self.momentum(step, steps))
+        momentum = self.momentum(step, steps)
+        follow(self.teacher.backbone, self.backbone, momentum)
+        follow(self.teacher.head, self.head, momentum)
+        self.teacher.head.normalise()
         with torch.no_grad():
             uncertainty, agreement, spread = self._noted[:3]
             self.recent.lerp_(self._noted[3:], max(1 / step, 1 / SETTLED))
@@ -313,22 +294,23 @@ class APMask(FineTuned):
         return dict(zip(names, self.latest.tolist(), strict=True))
 
     def _check(self, step: int) -> None:
-        readings = self.readings
-        usage, spread = readings["prototype_usage"], readings["feature_spread"]
-        told_apart = readings["projection_spread"]
+        _, usage, _, spread, told_apart = self.latest.tolist()
+        same = "features of all pictures are the same (they spread by"
         if step >= SETTLED and usage < LEAST_USAGE:
-            seen = f"all pictures fall on {usage:.2f} of {self.config.prototypes} prototypes (over {SETTLED} steps)"
-        elif spread < LEAST_SPREAD:
             seen = (
-                f"the encoder's features of all pictures are the same (they spread by {spread:.1g})"
+                f"all pictures fall on {usage:.2f} of {self.config.prototypes} prototypes "
+                f"(over {SETTLED} steps)"
             )
+        elif spread < LEAST_SPREAD:
+            seen = f"the encoder's {same} {spread:.1g})"
         elif step >= SETTLED and told_apart < LEAST_TOLD_APART:
-            seen = f"the head's features of all pictures are the same (they spread by {told_apart:.1g})"
+            seen = f"the head's {same} {told_apart:.1g})"
         else:
             return
         raise CollapseError(
-            f"the pre-training collapsed at step {step}: {seen}; a lower learning rate (--set learning_rate=…), more "
-            "pictures a step (--set train_batch_size=…) or another masking (--masking none) may help"
+            f"the pre-training collapsed at step {step}: {seen}; a lower learning rate "
+            "(--set learning_rate=…), more pictures a step (--set train_batch_size=…) or another "
+            "masking (--masking none) may help"
         )
 
     def findings(self, sample: TrainingBatch) -> dict[str, float]:
@@ -336,7 +318,7 @@ class APMask(FineTuned):
         return self.readings
 
     def end_training(self, steps: int) -> None:
-        """The encoder is the teacher's from here on, which is the better one (Caron et al. 2021)."""
+        """The encoder is the teacher's from here on, the better one (Caron et al. 2021)."""
         assert self.teacher is not None
         self.backbone.load_state_dict(self.teacher.backbone.state_dict())
         self.head.load_state_dict(self.teacher.head.state_dict())
@@ -407,12 +389,6 @@ class Teacher(nn.Module):
         self.head = copy.deepcopy(head)
         self.requires_grad_(False).eval()
 
-    def follow(self, backbone: VitBackbone, head: Head, momentum: float) -> None:
-        """Move towards the student."""
-        follow(self.backbone, backbone, momentum)
-        follow(self.head, head, momentum)
-        self.head.normalise()
-
 
 def look(
     backbone: VitBackbone, head: Head, views: Tensor, keep: Tensor | None = None
@@ -428,142 +404,3 @@ def look(
 def scattered(rows: Tensor) -> Tensor:
     """Squared distances B of rows B D from their mean, which is that over all processes."""
     return (rows - mean_over_processes(rows.mean(0))).square().sum(1)
-
-
-# Masks
-
-
-def most(worth: Tensor, ratio: float) -> Tensor:
-    """The N − ⌊ratio·N⌋ worthiest of each row of B N: int64 B K, ascending.
-
-    Example:
-        >>> most(torch.tensor([[0.1, 0.4, 0.2, 0.3]]), 0.5)
-        tensor([[1, 3]])
-    """
-    patches = worth.shape[1]
-    dropped = math.floor(ratio * patches + 1e-9)  # 0.29 · 100 is 28.999…
-    return worth.topk(patches - dropped, dim=1).indices.sort(dim=1).values
-
-
-def far_from_a_place(count: int, grid: tuple[int, int]) -> Tensor:
-    """How far each patch is from a random place of the picture, B N: the nearest form a block of
-    random shape.
-    """
-    draws = torch.rand(count, 3)
-    stretch = (10 / 3) ** (
-        draws[:, :1] - 0.5
-    )  # its aspect ratio is between 0.3 and 1/0.3, as in BEiT
-    rows, columns = torch.meshgrid(
-        torch.arange(grid[0]) + 0.5, torch.arange(grid[1]) + 0.5, indexing="ij"
-    )
-    down = (rows.flatten() - draws[:, 1:2] * grid[0]).abs() * stretch
-    across = (columns.flatten() - draws[:, 2:] * grid[1]).abs() / stretch
-    return torch.maximum(down, across) + 1e-3 * torch.minimum(
-        down, across
-    )  # a side is filled from its middle
-
-
-# Views
-
-JITTER, GREY, SOLARISED = (
-    0.8,
-    0.2,
-    0.5,
-)  # how likely colours change, and turn grey; from where on solarised
-BRIGHTNESS, CONTRAST, SATURATION, HUE = 0.4, 0.4, 0.2, 0.1  # at most by so much; hue in turns
-SIGMA = (0.1, 2.0)  # of the blur, in pixels
-YIQ = (
-    (0.299, 0.587, 0.114),
-    (0.596, -0.274, -0.322),
-    (0.211, -0.523, 0.312),
-)  # its first row is the luminance
-
-
-def view(
-    pixels: Tensor,
-    size: tuple[int, int],
-    *,
-    area: tuple[float, float],
-    blur: float,
-    solarise: float = 0.0,
-) -> Tensor:
-    """A random view of each picture B 3 H W with values in [0, 1], as DINO makes them: B 3 h w, in
-    [0, 1] too.
-
-    Args:
-        size: (h, w). area: least and greatest share of the picture that is cropped; its aspect
-            ratio is between 3/4 and 4/3.
-        blur, solarise: how likely it is blurred, and solarised.
-    """
-    draws = torch.rand(14, len(pixels))  # on the host, so that every device draws the same
-    made = recoloured(cropped(pixels, size, area, draws[:5]), draws[5:11])
-    some = (draws[11] < blur).nonzero()[:, 0]
-    if len(some):
-        made[some] = blurred(made[some], SIGMA[0] + (SIGMA[1] - SIGMA[0]) * draws[12, some])
-    some = (draws[13] < solarise).nonzero()[:, 0]
-    made[some] = torch.where(made[some] < SOLARISED, made[some], 1 - made[some])
-    return made
-
-
-def cropped(
-    pixels: Tensor, size: tuple[int, int], area: tuple[float, float], draws: Tensor
-) -> Tensor:
-    """A crop of each of B 3 H W, resized with antialiasing, half of them mirrored: B 3 h w.
-
-    Draws 5 B: area, aspect ratio, place (across, down), mirrored.
-    """
-    share = area[0] + (area[1] - area[0]) * draws[0]
-    ratio = (4 / 3) ** (2 * draws[1] - 1)
-    width, height = (share * ratio).sqrt().clamp(max=1), (share / ratio).sqrt().clamp(max=1)
-    theta = torch.zeros(len(share), 2, 3)
-    theta[:, 0, 0] = torch.where(draws[4] < 0.5, -width, width)
-    theta[:, 1, 1] = height
-    theta[:, 0, 2] = (2 * draws[2] - 1) * (1 - width)
-    theta[:, 1, 2] = (2 * draws[3] - 1) * (1 - height)
-    fine = max(
-        1, round(math.sqrt(area[1]) * max(pixels.shape[2] / size[0], pixels.shape[3] / size[1]))
-    )
-    sampled = [len(pixels), 3, fine * size[0], fine * size[1]]
-    places = F.affine_grid(theta.to(pixels.device), sampled, align_corners=False)
-    return F.avg_pool2d(
-        F.grid_sample(pixels, places, padding_mode="border", align_corners=False), fine
-    )
-
-
-def recoloured(pixels: Tensor, draws: Tensor) -> Tensor:
-    """Each with other brightness, contrast, saturation and hue, some grey. Draws 6 B: whether,
-    these four, grey.
-    """
-    device = pixels.device
-    change = torch.where(draws[0] < JITTER, 2 * draws[1:5] - 1, 0.0)
-    brightness, contrast = 1 + BRIGHTNESS * change[0], 1 + CONTRAST * change[1]
-    saturation = torch.where(draws[5] < GREY, 0.0, 1 + SATURATION * change[2])
-    angle = 2 * math.pi * HUE * change[3]
-    turn = torch.zeros(len(pixels), 3, 3)
-    turn[:, 0, 0] = 1
-    turn[:, 1, 1] = turn[:, 2, 2] = saturation * angle.cos()
-    turn[:, 2, 1] = saturation * angle.sin()
-    turn[:, 1, 2] = -turn[:, 2, 1]
-    yiq = torch.tensor(YIQ)
-    colours: Tensor = (brightness * contrast)[:, None, None] * (torch.linalg.inv(yiq) @ turn @ yiq)
-    luminance = (pixels * yiq[0].to(device)[:, None, None]).sum(1).mean((1, 2))
-    lifted = (brightness * (1 - contrast)).to(device) * luminance
-    made = colours.to(device) @ pixels.flatten(2) + lifted[:, None, None]
-    return made.clamp(0, 1).reshape(pixels.shape)
-
-
-def blurred(pixels: Tensor, sigma: Tensor) -> Tensor:
-    """Each B 3 H W with a Gaussian of its own; sigma: B, above 0, in pixels. Borders are mirrored."""
-    count, channels, height, width = pixels.shape
-    radius = math.ceil(3 * SIGMA[1])
-    offsets = torch.arange(-radius, radius + 1)
-    kernels = torch.exp(-0.5 * (offsets / sigma[:, None]) ** 2)
-    kernels = (
-        (kernels / kernels.sum(1, keepdim=True)).repeat_interleave(channels, 0).to(pixels.device)
-    )
-    stack: Tensor = F.pad(
-        pixels.reshape(1, -1, height, width), (radius, radius, radius, radius), mode="reflect"
-    )
-    for kernel in (kernels[:, None, None, :], kernels[:, None, :, None]):
-        stack = F.conv2d(stack, kernel, groups=count * channels)
-    return stack.reshape(pixels.shape)

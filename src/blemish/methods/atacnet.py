@@ -49,7 +49,6 @@ from torch.nn import functional as F
 
 from blemish.anomalies.cutmix import cut_mix
 from blemish.backbones import Backbone, Features
-from blemish.backbones.cells import resampled
 from blemish.config import (
     Factor,
     Fraction,
@@ -65,6 +64,7 @@ from blemish.errors import ConfigError
 from blemish.losses import mean_over_processes
 from blemish.losses.deviation import deviation_loss
 from blemish.methods.base import map_size, smooth, top_mean
+from blemish.methods.crops import crop_boxes, cropped, enlarged, merged
 from blemish.methods.embedding import join
 from blemish.methods.guidance import normalise
 from blemish.methods.learner import EndToEnd, TrainingBatch
@@ -150,9 +150,8 @@ class AtacNet(EndToEnd, TrainedMethod):
     source = "Gupta et al. 2024, ATAC-Net: Zoomed View Works Better for Anomaly Detection"
     Config = AtacNetConfig
     takes_defects = True
-    training_only = (
-        "attention.key.bias",
-    )  # the same for all keys of a query, so no softmax sees it
+    training_only = ("attention.key.bias",)  # alike for all keys of a query: no softmax sees it
+    needs_images = True
     config: AtacNetConfig
     steps: Tensor
 
@@ -167,19 +166,16 @@ class AtacNet(EndToEnd, TrainedMethod):
         dim = join(probe, backbone.spec.kind)[0].shape[2]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            self.attention = (
-                AttentionAugmentation(dim, config.attention_dim)
-                if config.network == "atacnet"
-                else None
-            )
-            self.mapper = self._new_mapper(dim)
-
-    def _new_mapper(self, dim: int) -> nn.Module:
-        """τ, or the classifier's perceptron, which one vector a picture goes through."""
-        width = self.config.attention_dim
-        if self.config.network == "classifier":
-            return nn.Sequential(nn.Linear(dim, width), nn.ReLU(), nn.Linear(width, 1))
-        return nn.Conv2d(dim if self.attention is None else width, 1, kernel_size=1)
+            width = config.attention_dim
+            self.attention: AttentionAugmentation | None = None
+            self.mapper: nn.Module  # τ, or the classifier's perceptron on one vector a picture
+            if config.network == "classifier":
+                self.mapper = nn.Sequential(nn.Linear(dim, width), nn.ReLU(), nn.Linear(width, 1))
+            elif config.network == "devnet":
+                self.mapper = nn.Conv2d(dim, 1, kernel_size=1)
+            else:
+                self.attention = AttentionAugmentation(dim, width)
+                self.mapper = nn.Conv2d(width, 1, kernel_size=1)
 
     # The network
 
@@ -193,16 +189,15 @@ class AtacNet(EndToEnd, TrainedMethod):
         if self.config.network == "classifier":
             with torch.autocast(images.device.type, enabled=False):
                 return Look(self.mapper(features.mean(dim=(2, 3)))[:, 0], features, first)
-        score = top_mean(first.flatten(1), self.config.top_fraction)
-        if self.config.network == "devnet":
+        config = self.config
+        score = top_mean(first.flatten(1), config.top_fraction)
+        if config.network == "devnet":
             return Look(score, features, first)
         saliency = normalise(features.detach().mean(1).flatten(1)).reshape(first.shape)
         offset = self._offset(first, images)
-        boxes = crop_boxes(
-            saliency, active=self.config.active, padding=self.config.padding, offset=offset
-        )
+        boxes = crop_boxes(saliency, active=config.active, padding=config.padding, offset=offset)
         _, second = self.glance(self.see(cropped(images, boxes)))
-        score = (score + top_mean(second.flatten(1), self.config.top_fraction)) / 2
+        score = (score + top_mean(second.flatten(1), config.top_fraction)) / 2
         return Look(score, features, first, second, saliency, boxes)
 
     def glance(self, seen: Features) -> tuple[Tensor, Tensor]:
@@ -233,10 +228,6 @@ class AtacNet(EndToEnd, TrainedMethod):
 
     # Training
 
-    @property
-    def needs_images(self) -> bool:
-        return True
-
     def start_training(self, sample: TrainingBatch) -> None:
         """What the features depend on learns, unless `extractor_rate` is 0; a norm or a convolution
         after them stays as it is, as where several processes train together everything that learns
@@ -245,38 +236,34 @@ class AtacNet(EndToEnd, TrainedMethod):
         backbone = self.backbone.eval().requires_grad_(self.config.encoder_learns)
         if not self.config.encoder_learns:
             return
-        probe = sample.images
-        assert probe is not None
+        assert sample.images is not None
         parameters = list(backbone.parameters())
         with torch.enable_grad():
-            corner = probe[:1, :, : backbone.stride, : backbone.stride]
+            corner = sample.images[:1, :, : backbone.stride, : backbone.stride]
             total = self._extracted(self.see(corner)).sum()
         gradients = torch.autograd.grad(total, parameters, allow_unused=True)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.requires_grad_(gradient is not None)
 
     def optimizer(self) -> torch.optim.Optimizer:
-        parts: dict[bool, list[nn.Parameter]] = {False: [], True: []}
-        for name, parameter in self.named_parameters():
-            if parameter.requires_grad:
-                parts[name.startswith("backbone.")].append(parameter)
-        rate = self.config.learning_rate
-        groups: list[dict[str, Any]] = [
-            {"params": parts[False]},
-            {"params": parts[True], "lr": rate * self.config.extractor_rate},
+        extractor = [each for each in self.backbone.parameters() if each.requires_grad]
+        own = [
+            each
+            for name, each in self.named_parameters()
+            if each.requires_grad and not name.startswith("backbone.")
         ]
-        return torch.optim.Adam(
-            [group for group in groups if group["params"]],
-            lr=rate,
-            weight_decay=self.config.weight_decay,
-            decoupled_weight_decay=True,  # as everywhere, where there is one
-        )
+        rate = self.config.learning_rate
+        groups: list[dict[str, Any]] = [{"params": own}]
+        if extractor:
+            groups.append({"params": extractor, "lr": rate * self.config.extractor_rate})
+        decay = self.config.weight_decay
+        return torch.optim.Adam(groups, lr=rate, weight_decay=decay, decoupled_weight_decay=True)
 
-    def learning_rate_factor(self, progress: float) -> float:
+    def learning_rate_factor(self, fraction: float) -> float:
         """Steps down; in the paper after 10 and 20 of 30 epochs."""
-        return self.config.drop ** math.floor(progress / self.config.drop_every + 1e-9)
+        return self.config.drop ** math.floor(fraction / self.config.drop_every + 1e-9)
 
-    def training_step(self, batch: TrainingBatch, progress: float) -> Tensor:
+    def training_step(self, batch: TrainingBatch, fraction: float) -> Tensor:
         """Eq. 12, or the weighted cross-entropy."""
         images, labels = self.mixed(batch)
         score = self.look(images, self.see(images)).score
@@ -302,17 +289,15 @@ class AtacNet(EndToEnd, TrainedMethod):
             raise ConfigError("train_batch_size: 2 at least for each process, for both classes")
         anomalous = made = half
         if labels is None:
-            if (
-                not self.config.balanced_batches and self.class_counts[1]
-            ):  # other processes have the defects
+            # Unless other processes have the defects.
+            if not self.config.balanced_batches and self.class_counts[1]:
                 anomalous = made = 0
             labels = torch.full((count,), NORMAL, device=images.device)
         else:
             if not self.config.balanced_batches:
                 anomalous = int((labels == ANOMALOUS).sum())
-            made = int(
-                self.config.pseudo * anomalous + float(torch.rand(()))
-            )  # on average that share
+            # On average that share.
+            made = int(self.config.pseudo * anomalous + float(torch.rand(())))
             # The normal ones first, each class in an order of its own; no device is asked where
             # they are.
             order = (labels + torch.rand(count).to(images.device, non_blocking=True)).argsort()
@@ -320,25 +305,15 @@ class AtacNet(EndToEnd, TrainedMethod):
         normal, other = images[: count - anomalous], images[count - anomalous :]
         made = min(made, len(normal))
         pseudo = cut_mix(normal[:made], other[:made])
-        found = torch.cat([labels[: count - anomalous], labels[count - anomalous + made :]])
-        return torch.cat([normal, other[made:], pseudo]), torch.cat(
-            [found, found.new_full((made,), ANOMALOUS)]
-        )
+        found = [labels[: count - anomalous], labels[count - anomalous + made :]]
+        found.append(labels.new_full((made,), ANOMALOUS))
+        return torch.cat([normal, other[made:], pseudo]), torch.cat(found)
 
     @torch.no_grad()
     def after_step(self, step: int, steps: int) -> None:
         """Batch norm's statistics are of the pictures of all processes."""
-        norms = [
-            module
-            for module in self.modules()
-            if isinstance(module, nn.modules.batchnorm._BatchNorm)
-        ]
-        kept = [
-            each
-            for norm in norms
-            for each in (norm.running_mean, norm.running_var)
-            if each is not None
-        ]
+        ends = ("running_mean", "running_var")
+        kept = [each for name, each in self.named_buffers() if name.endswith(ends)]
         if kept:
             agreed = mean_over_processes(torch.cat(kept)).split([len(each) for each in kept])  # type: ignore[no-untyped-call]
             for statistic, mean in zip(kept, agreed, strict=True):
@@ -354,11 +329,10 @@ class AtacNet(EndToEnd, TrainedMethod):
         images, labels = self.mixed(sample)
         look = self.look(images, self.see(images))
         self.train(training)
-        named = {
-            "normal_score": look.score[labels == NORMAL],
-            "anomalous_score": look.score[labels == ANOMALOUS],
-        }
-        figures = {name: float(scores.mean()) for name, scores in named.items() if len(scores)}
+        figures = {}
+        for name, label in (("normal_score", NORMAL), ("anomalous_score", ANOMALOUS)):
+            if len(scores := look.score[labels == label]):
+                figures[name] = float(scores.mean())
         if look.boxes is not None:
             figures["crop_share"] = float(look.boxes[:, 2:].prod(1).mean())
         return figures
@@ -378,14 +352,12 @@ class AtacNet(EndToEnd, TrainedMethod):
         look, size = self.look(images, features), map_size(images)
         offset = self._offset(look.first, images)
         saliency = None if look.saliency is None else enlarged(look.saliency, size, offset)
-        maps = smooth(self._map(look, size, offset)[:, None], self.config.smoothing)[:, 0]
+        if look.second is None or look.boxes is None:
+            maps = enlarged(look.first, size, offset)
+        else:
+            maps = merged(look.first, look.second, look.boxes, size, offset)
+        maps = smooth(maps[:, None], self.config.smoothing)[:, 0]
         return Scores(look.score, maps, saliency=saliency, boxes=look.boxes)
-
-    def _map(self, look: Look, size: tuple[int, int], offset: float) -> Tensor:
-        """The heatmap B H W, before it is smoothed."""
-        if look.second is not None and look.boxes is not None:
-            return merged(look.first, look.second, look.boxes, size, offset)
-        return enlarged(look.first, size, offset)
 
     @torch.no_grad()
     def describe(self, features: Features, images: Tensor) -> Tensor:
@@ -417,26 +389,24 @@ class AttentionAugmentation(nn.Module):
 
     def __init__(self, dim: int, width: int) -> None:
         super().__init__()
-        self.convolutions = nn.Sequential(
-            nn.Conv2d(dim, width, kernel_size=3, padding=1, bias=False),
-            nn.BatchNorm2d(width),
-            nn.ReLU(),
-            nn.Conv2d(width, width, kernel_size=3, padding=1, bias=False),
-            nn.BatchNorm2d(width),
-            nn.ReLU(),
-        )
-        self.query = nn.Conv2d(width, max(1, width // 8), kernel_size=1)
-        self.key = nn.Conv2d(width, max(1, width // 8), kernel_size=1)
+        self.convolutions = nn.Sequential(*_convolved(dim, width), *_convolved(width, width))
+        narrow = max(1, width // 8)
+        self.query = nn.Conv2d(width, narrow, kernel_size=1)
+        self.key = nn.Conv2d(width, narrow, kernel_size=1)
         self.value = nn.Conv2d(width, width, kernel_size=1)
         self.gain = nn.Parameter(torch.zeros(()))
 
     def forward(self, features: Tensor) -> Tensor:
         x = self.convolutions(features)
-        q, k, v = (
-            part(x).flatten(2).transpose(1, 2) for part in (self.query, self.key, self.value)
-        )  # each B N d
+        parts = (self.query, self.key, self.value)
+        q, k, v = (part(x).flatten(2).transpose(1, 2) for part in parts)  # each B N d
         mixed = F.scaled_dot_product_attention(q, k, v, scale=1.0)
         return cast(Tensor, x + self.gain * mixed.transpose(1, 2).reshape(x.shape))
+
+
+def _convolved(inward: int, outward: int) -> tuple[nn.Module, ...]:
+    convolution = nn.Conv2d(inward, outward, kernel_size=3, padding=1, bias=False)
+    return convolution, nn.BatchNorm2d(outward), nn.ReLU()
 
 
 @torch.no_grad()
@@ -467,79 +437,3 @@ def class_weights(counts: tuple[int, int]) -> tuple[float, float]:
     if not normal or not defects:
         return 1.0, 1.0
     return (normal + defects) / (2 * normal), (normal + defects) / (2 * defects)
-
-
-def crop_boxes(
-    saliency: Tensor, *, active: float = 0.4, padding: float = 0.1, offset: float = 0.0
-) -> Tensor:
-    """Eq. 4-6: the box around the cells of B h w above `active`: float32 B 4: x, y, width, height
-    as fractions.
-
-    It reaches from the first cell's edge to the last one's, and on every side further by `padding`
-    times its own extent, as far as there is picture. Where no cell is active, it is the whole
-    picture. Cells look `offset` cells further right and down than an even grid has them
-    (`Backbone.offset`); those at the border, up to the border.
-
-    Example:
-        >>> crop_boxes(torch.tensor([[[0.0, 0.2, 0.0, 0.1], [0.0, 1.0, 0.5, 0.0]]]), padding=0.0)
-        tensor([[0.2500, 0.5000, 0.5000, 0.5000]])
-    """
-    above = saliency > active
-    (left, wide), (top, tall) = (_span(above.any(dim), padding, offset) for dim in (1, 2))
-    return torch.stack([left, top, wide, tall], dim=1)
-
-
-def _span(marks: Tensor, padding: float, offset: float) -> tuple[Tensor, Tensor]:
-    """Start and extent, as fractions, of what is marked in B n; of everything where nothing is."""
-    marks = marks.int()  # of several maxima, argmax gives the first
-    before, behind = marks.argmax(1), marks.flip(1).argmax(1)
-    start = (before > 0) * (before + offset) / marks.shape[1]
-    end = 1 - (behind > 0) * (behind - offset) / marks.shape[1]
-    margin = padding * (end - start)
-    start = (start - margin).clamp_min(0)
-    return start, (end + margin).clamp_max(1) - start
-
-
-def cropped(images: Tensor, boxes: Tensor) -> Tensor:
-    """The boxes B 4 of pictures B C H W, resized to the pictures' size, bilinear: B C H W."""
-    grid = _grid(boxes[:, :2], boxes[:, 2:], images.shape[-2:])
-    return F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
-
-
-def merged(
-    first: Tensor, second: Tensor, boxes: Tensor, size: tuple[int, int], offset: float = 0.0
-) -> Tensor:
-    """Maps B h w of pictures and of their crops as one, B H W: their mean inside the boxes B 4, the
-    first outside.
-
-    Args: offset: where the locations of both lie in what they are of, as of `crop_boxes`.
-    """
-    whole = enlarged(first, size, offset)
-    grid = _grid(-boxes[:, :2] / boxes[:, 2:], 1 / boxes[:, 2:], size)
-    lag = 2 * offset / torch.tensor([second.shape[2], second.shape[1]], device=grid.device)
-    closer = F.grid_sample(second[:, None], grid - lag, padding_mode="border", align_corners=False)[
-        :, 0
-    ]
-    return torch.where((grid.abs() <= 1).all(-1), (whole + closer) / 2, whole)
-
-
-def enlarged(maps: Tensor, size: tuple[int, int], offset: float = 0.0) -> Tensor:
-    """B h w as B H W, bilinear; offset: as of `resampled`."""
-    return resampled(maps[:, None], size, offset=offset)[:, 0]
-
-
-def _grid(offset: Tensor, scale: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Where `grid_sample` is to read for each of H W pixels: B H W 2.
-
-    A pixel whose centre lies at the fractions f (x and y) of the sides reads at offset + scale · f,
-    each B 2. Not by `affine_grid`, which multiplies matrices, and in lower precision that misplaces
-    a crop.
-    """
-    down, across = ((torch.arange(side, device=offset.device) + 0.5) / side for side in size)
-    columns = offset[:, 0, None] + scale[:, 0, None] * across
-    rows = offset[:, 1, None] + scale[:, 1, None] * down
-    shape = (len(offset), *size)
-    return (
-        2 * torch.stack([columns[:, None, :].expand(shape), rows[:, :, None].expand(shape)], dim=-1)
-        - 1
-    )

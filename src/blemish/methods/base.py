@@ -34,13 +34,12 @@ class MethodConfig:
         image_size: one number for a square, or height and width, in pixels; rounded to what the
             backbone divides.
         layers: backbone layers whose features are used, from 1; empty = the backbone's default.
-        rotations: every training picture is learned at this many angles, evenly over 360°. 1 = as
-            it is.
+        rotations: each training picture is learned at so many angles, evenly over 360°; 1 = as is.
         flips: every training picture, at each angle, is also learned mirrored left to right.
         smoothing: standard deviation of the Gaussian over the anomaly map, as a fraction of the
             map's longer side.
-        top_fraction: the image score is the mean of this fraction of the map's highest values, in
-            (0, 1]; at least one value counts, so 0 means the maximum.
+        top_fraction: the image score is the mean of this fraction of the map's highest values;
+            at least one value counts, so 0 means the maximum.
         seed: of everything random in the method.
     """
 
@@ -139,7 +138,7 @@ class Method(nn.Module):
 
     @property
     def scoring_size(self) -> tuple[int, int]:
-        """(H, W) of the pictures that are scored; those that it learns from have the config's size."""
+        """(H, W) of the pictures that are scored; it learns from those of the config's size."""
         return self.config.height_width
 
     @classmethod
@@ -149,13 +148,11 @@ class Method(nn.Module):
 
     @property
     def learner(self) -> Method:
-        """The part of it that learns from the good pictures: itself, or the method that it holds."""
+        """The part that learns from the good pictures: itself, or the method that it holds."""
         return self
 
     def see(self, images: Tensor, also: Sequence[int] = ()) -> Features:
-        """What the backbone gives of B 3 H W: `layers`, then the layers `also`, which others ask
-        for.
-        """
+        """What the backbone gives of B 3 H W: `layers`, then those that others ask for, `also`."""
         asked = {"attention": self.attended} if self.attended else {}
         features: Features = self.backbone(images, (*self.layers, *also), **asked)
         return features
@@ -169,10 +166,8 @@ class Method(nn.Module):
         return self.judge(self.see(images), images)
 
     def describe(self, features: Features, images: Tensor) -> Tensor:
-        """One vector for each of B 3 H W, to see how pictures lie: float32 B D, from what `see`
-        gave.
-
-        The mean feature of the last of the config's layers, where a method has no better one.
+        """One vector for each of B 3 H W, to see how pictures lie, from what `see` gave: float32
+        B D. The mean feature of the config's last layer, where a method has no better one.
         """
         return features.tokens[len(self.config.layers) - 1].float().mean(1)
 
@@ -185,9 +180,7 @@ class Method(nn.Module):
         return Scores(top_mean(maps.flatten(1), self.config.top_fraction), maps[:, 0])
 
     def _spread(self, raw: Tensor, images: Tensor, size: tuple[int, int]) -> Tensor:
-        """Values B h w at the places of the backbone's grid, for B 3 H W, as B 1 H W of another
-        size: evenly.
-        """
+        """Values B h w on the backbone's grid for B 3 H W, evenly as B 1 H W of another size."""
         offset = self.backbone.offset((raw.shape[-2], raw.shape[-1]), images)
         return resampled(raw[:, None], size, offset=offset)
 
@@ -210,9 +203,8 @@ class Method(nn.Module):
 
     def check_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Hold the tensors of an artifact against what a fitted method of these settings has.
-        Called on one without storage (of the device "meta"), so that nothing is allocated before it
-        is known to fit.
 
+        Called on one without storage (of the device "meta"): nothing is allocated before all fits.
         Raises: ArtifactError that names the tensor.
         """
         weights = {name: weight(name, tensor) for name, tensor in self.fitted_state().items()}
@@ -223,9 +215,7 @@ class Method(nn.Module):
             raise ArtifactError(f"the tensors do not fit method {self.name!r}: {error}") from error
 
     def restore_state(self, tensors: dict[str, Tensor]) -> None:
-        """Take back what `fitted_state` gave. Raises: ArtifactError when it does not fit the
-        method.
-        """
+        """Take back what `fitted_state` gave. Raises: ArtifactError when it does not fit."""
         for name in self.learned_tensors().keys() & tensors.keys():
             owner, _, own = name.rpartition(".")  # its size is known only now
             empty = self.get_buffer(name).new_empty(tensors[name].shape, dtype=tensors[name].dtype)
@@ -263,22 +253,16 @@ def map_size(images: Tensor) -> tuple[int, int]:
 
 
 def smooth(maps: Tensor, fraction: float) -> Tensor:
-    """Gaussian smoothing of B 1 h w; standard deviation = `fraction` of the longer side; borders
-    mirrored.
-    """
+    """B 1 h w under a Gaussian of `fraction` of the longer side; borders are mirrored."""
     sigma = fraction * max(maps.shape[-2:])
     radius = min(round(3 * sigma), maps.shape[-2] - 1, maps.shape[-1] - 1)
     if radius < 1:
         return maps
     offsets = torch.arange(-radius, radius + 1, dtype=maps.dtype, device=maps.device)
     kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
-    kernel = kernel / kernel.sum()
-    maps = F.conv2d(
-        F.pad(maps, (radius, radius, 0, 0), mode="reflect"), kernel[None, None, None, :]
-    )
-    return F.conv2d(
-        F.pad(maps, (0, 0, radius, radius), mode="reflect"), kernel[None, None, :, None]
-    )
+    kernel = (kernel / kernel.sum())[None, None, None]
+    maps = F.conv2d(F.pad(maps, (radius, radius, 0, 0), mode="reflect"), kernel)
+    return F.conv2d(F.pad(maps, (0, 0, radius, radius), mode="reflect"), kernel.mT)
 
 
 def top_mean(values: Tensor, fraction: float) -> Tensor:

@@ -1,8 +1,6 @@
-"""What some methods can do beside scoring: one small protocol for each, which such a method
-inherits.
+"""What some methods can do beside scoring: a small protocol each, which such a method inherits.
 
-Ask with `isinstance(method, Adapts)`, or of a class with `issubclass`; `methods.able` does so and
-says who can.
+Ask with `isinstance(method, Adapts)`, or of a class with `issubclass`; `methods.unable` says who.
 """
 
 from __future__ import annotations
@@ -33,7 +31,6 @@ class Fits(Protocol):
             batches: each call starts a new pass over the training pictures.
             count: number of pictures in a pass (each copy counts), for progress.
         """
-        ...
 
 
 @runtime_checkable
@@ -42,11 +39,9 @@ class Summarises(Protocol):
 
     def summarised(self) -> int | None:
         """How many training pictures `summarise` wants, evenly from all; None = all."""
-        ...
 
     def summarise(self, batches: Batches, count: int, progress: Progress) -> None:
         """Keep what prediction needs of the training pictures. Called once; as `Fits.fit`."""
-        ...
 
 
 @runtime_checkable
@@ -58,19 +53,15 @@ class LeavesOneOut(Protocol):
 
     def leaves_one_out(self) -> bool:
         """Whether it can with these settings."""
-        ...
 
     def knows_several(self) -> bool:
         """Whether it has something to compare a picture with, now."""
-        ...
 
     def see(self, images: Tensor) -> Features:
         """As of `Method`."""
-        ...
 
     def judge_left_out(self, features: Features, batch: Batch) -> Scores:
         """As `Method.judge`, each training picture without what it itself has taught."""
-        ...
 
     def score_left_out(self, batch: Batch) -> Scores:
         """The same, as `Method.score`."""
@@ -81,7 +72,7 @@ class LeavesOneOut(Protocol):
         return
 
     def good_scores(self) -> dict[int, float] | None:
-        """What each picture that it learned from scores so, by owner; None where that is not kept."""
+        """What each picture that it learned from scores so, by owner; None where it is not kept."""
         return None
 
 
@@ -94,7 +85,6 @@ class LearnsDefects(Protocol):
 
     def learn_defects(self, batches: Batches, count: int, progress: Progress) -> None:
         """Learn from labelled defects, which come as they are scored, with `Batch.masks`."""
-        ...
 
 
 @runtime_checkable
@@ -103,23 +93,18 @@ class Refines(LearnsDefects, Protocol):
 
     def refinable(self) -> bool:
         """Whether it can with these settings."""
-        ...
 
     def knows_several(self) -> bool:
         """As of `LeavesOneOut`."""
-        ...
 
     def learn_more(self, batches: Batches, count: int, progress: Progress) -> None:
         """Learn more good pictures, with owners of their own numbers; as `Fits.fit`."""
-        ...
 
     def next_owner(self) -> int:
         """A number above those of all pictures that it knows."""
-        ...
 
     def good_scores(self) -> dict[int, float]:
         """As of `LeavesOneOut`."""
-        ...
 
 
 @runtime_checkable
@@ -131,11 +116,9 @@ class Extends(Protocol):
 
         Args: rows: how many pictures (each copy counts) it has learned from so far.
         """
-        ...
 
     def next_owner(self) -> int:
         """A number above those of all pictures that it knows."""
-        ...
 
 
 @runtime_checkable
@@ -143,10 +126,7 @@ class Adapts(Protocol):
     """It can follow the pictures that it scores."""
 
     def adapter(self, mode: Mode) -> Adapter:
-        """What scores batches while adapting to them. Raises: ConfigError where nothing is known to
-        adapt to.
-        """
-        ...
+        """What scores batches while adapting to them. Raises: ConfigError where it cannot."""
 
 
 @runtime_checkable
@@ -155,4 +135,3 @@ class LooksAtScales(Protocol):
 
     def with_scales(self, scales: Sequence[int]) -> Method:
         """The same weights, looking at squares of these sides (pixels)."""
-        ...

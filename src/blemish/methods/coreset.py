@@ -49,22 +49,18 @@ def farthest_points(features: Tensor, count: int) -> tuple[Tensor, float]:
         block = top.indices[:_BLOCK]
         outside = float(top.values[-1]) if len(top.indices) > _BLOCK else -1.0
         local = bound[block].numpy().copy()
-        gram = _square_distances(
-            features[block], squares[block], features[block], squares[block]
-        ).numpy()
+        near, lengths = features[block], squares[block]
+        gram = torch.addmm(lengths[:, None] + lengths[None], near, near.T, alpha=-2)
+        gram_rows = gram.clamp_min_(0).numpy()
         while len(selected) < count:
             best = int(local.argmax())
             if local[best] < outside:
                 break
             pending.append(int(block[best]))
             selected.append(pending[-1])
-            np.minimum(local, gram[best], out=local)
+            np.minimum(local, gram_rows[best], out=local)
             local[best] = -1.0  # never again, whatever rounding says
     return torch.tensor(selected), float(bound.max().clamp_min(0).sqrt())
-
-
-def _square_distances(a: Tensor, a_squares: Tensor, b: Tensor, b_squares: Tensor) -> Tensor:
-    return torch.addmm(a_squares[:, None] + b_squares[None], a, b.T, alpha=-2).clamp_min_(0)
 
 
 def _lower(bound: Tensor, features: Tensor, squares: Tensor, centres: list[int]) -> None:
@@ -76,10 +72,9 @@ def _lower(bound: Tensor, features: Tensor, squares: Tensor, centres: list[int])
         rows = slice(start, start + _CHUNK)
         # |a - b|² = |a|² + (|b|² - 2 a·b); |a|² is added once the centre is found, which spares a
         # pass over the matrix
-        partial = torch.addmm(
-            squares[index][None], features[rows], features[index].T, alpha=-2
-        ).amin(1)
-        torch.minimum(bound[rows], (partial + squares[rows]).clamp_min_(0), out=bound[rows])
+        partial = torch.addmm(squares[index][None], features[rows], features[index].T, alpha=-2)
+        nearest_one = (partial.amin(1) + squares[rows]).clamp_min_(0)
+        torch.minimum(bound[rows], nearest_one, out=bound[rows])
     bound[index] = -1.0
 
 
@@ -108,7 +103,7 @@ class StreamingCoreset:
         self._kept = self._features[:0].to(search_dtype)
 
     def add(self, features: Tensor, owners: Tensor) -> None:
-        """Take in n points of unit length (float32 n D) and the picture each came from (int64 n)."""
+        """Take in n points of length 1 (float32 n D) and the picture each came from (int64 n)."""
         for start in range(0, len(features), self._size):
             self._add(features[start : start + self._size], owners[start : start + self._size])
 
@@ -160,9 +155,7 @@ class StreamingSample:
 
     def add(self, features: Tensor, owners: Tensor) -> None:
         """Take in n points (float32 n D) and the picture each came from (int64 n)."""
-        keys = torch.cat(
-            [self._keys, torch.rand(len(features), generator=self._generator, dtype=torch.float64)]
-        )
+        keys = torch.cat([self._keys, self._drawn(len(features))])
         kept = keys.topk(min(self._size, len(keys))).indices.sort().values
         self._features = torch.cat([self._features, features])[kept]
         self._owners = torch.cat([self._owners, owners])[kept]
@@ -174,9 +167,10 @@ class StreamingSample:
         """
         share = min(1.0, len(features) / seen)
         self._features, self._owners = features, owners
-        self._keys = 1 - share * torch.rand(
-            len(features), generator=self._generator, dtype=torch.float64
-        )
+        self._keys = 1 - share * self._drawn(len(features))
+
+    def _drawn(self, count: int) -> Tensor:
+        return torch.rand(count, generator=self._generator, dtype=torch.float64)
 
     def result(self) -> tuple[Tensor, Tensor]:
         """The kept points (float32 k D, k <= size) and their owners (int64 k)."""

@@ -1,4 +1,4 @@
-"""What AGPNet reconstructs features with: a plain transformer, light, and with nothing around it."""
+"""What AGPNet reconstructs features with: a light, plain transformer with nothing around it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Decoder(nn.Module):
-    """A plain transformer from features B N D to reconstructions B G N D; nothing goes around it."""
+    """A plain transformer from features B N D to reconstructions B G N D."""
 
     def __init__(self, config: AGPNetConfig, dim: int, groups: int, grid: tuple[int, int]) -> None:
         super().__init__()
@@ -36,8 +36,7 @@ class Decoder(nn.Module):
 
     @torch.no_grad()
     def start_linear(self, targets: Tensor) -> None:
-        """Set the weights so that the decoder is a linear autoencoder, the best of this width on
-        targets B G N D.
+        """Make the decoder the linear autoencoder that is the best of its width on targets B G N D.
 
         In: the principal directions of their sum. Out: least squares, from behind the norm. The
         layers add nothing yet.
@@ -62,9 +61,7 @@ class Decoder(nn.Module):
         self.outward.bias.copy_(solution[-1])
 
     def attention_received(self, features: Tensor) -> Tensor:
-        """How much each location is looked at: B N, mean over queries, heads, attentions and
-        layers.
-        """
+        """How much each location is looked at: B N, mean over queries, heads and attentions."""
         x = self._enter(features)
         received: list[Tensor] = []
         for layer in self.layers:
@@ -73,11 +70,9 @@ class Decoder(nn.Module):
         return torch.stack(received).mean(0)
 
     def _enter(self, features: Tensor) -> Tensor:
-        height, width = len(self.rows), len(self.columns)
-        places = torch.cat(
-            [self.rows[:, None].expand(-1, width, -1), self.columns[None].expand(height, -1, -1)],
-            dim=2,
-        )
+        rows = self.rows[:, None].expand(-1, len(self.columns), -1)
+        columns = self.columns[None].expand(len(self.rows), -1, -1)
+        places = torch.cat([rows, columns], dim=2)
         return cast(Tensor, self.inward(self.dropout(features)) + places.flatten(0, 1))
 
 
@@ -86,11 +81,10 @@ class DecoderLayer(nn.Module):
 
     def __init__(self, config: AGPNetConfig) -> None:
         super().__init__()
-        width = config.width
-        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(config.attentions + 1))
+        width, count = config.width, config.attentions
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(count + 1))
         self.attentions = nn.ModuleList(
-            SelfAttention(width, config.heads, softmax=config.softmax)
-            for _ in range(config.attentions)
+            SelfAttention(width, config.heads, softmax=config.softmax) for _ in range(count)
         )
         self.hidden = nn.Linear(width, 4 * width)
         self.out = nn.Linear(4 * width, width)
@@ -105,7 +99,7 @@ class DecoderLayer(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Attention of B N W, with softmax or linear (Katharopoulos et al. 2020, with φ = relu + 0.01)."""
+    """Attention of B N W: softmax, or linear (Katharopoulos et al. 2020, with φ = relu + 0.01)."""
 
     def __init__(self, width: int, heads: int, *, softmax: bool) -> None:
         super().__init__()
@@ -118,41 +112,34 @@ class SelfAttention(nn.Module):
         """The result, and with `watch` the attention that each location receives (B N), mean over
         queries and heads.
         """
-        q, k, v = (
-            self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        )  # each B L N d
+        received: list[Tensor] = []
+        split = self.qkv(x).unflatten(-1, (3, self.heads, -1))
+        q, k, v = split.permute(2, 0, 3, 1, 4)  # each B L N d
         if self.softmax:
             mixed = F.scaled_dot_product_attention(q, k, v)
-            received = [_received(q.float(), k.float())] if watch else []
+            if watch:
+                logits = q.float() @ k.float().transpose(2, 3) * q.shape[-1] ** -0.5
+                received.append(logits.softmax(-1).mean(dim=(1, 2)))
         else:
             q, k = F.relu(q) + 0.01, F.relu(k) + 0.01
             total = q @ k.sum(2)[..., None]  # B L N 1
             mixed = (q @ (k.transpose(2, 3) @ v)) / total
-            received = (
-                [(k @ (q / total).mean(2)[..., None]).mean(1)[..., 0].float()] if watch else []
-            )
+            if watch:
+                received.append((k @ (q / total).mean(2)[..., None]).mean(1)[..., 0].float())
         return self.out(mixed.transpose(1, 2).flatten(2)), received
 
 
 class Dropout(nn.Module):
-    """Dropout from one random byte an element (rates in 1/256): torch's own takes a third of a step
-    on a CPU.
-    """
+    """Dropout from a random byte an element: torch's own takes a third of a step on a CPU."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
-        self.dropped = min(255, round(256 * rate))
+        self.dropped = min(255, round(256 * rate))  # of 256 values of a byte
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.dropped == 0:
             return x
-        words = torch.empty((x.numel() + 7) // 8, dtype=torch.int64, device=x.device).random_(
-            -(2**63), 2**63 - 1
-        )
+        words = torch.empty((x.numel() + 7) // 8, dtype=torch.int64, device=x.device)
+        words.random_(-(2**63), 2**63 - 1)
         kept = words.view(torch.uint8)[: x.numel()].view(x.shape) >= self.dropped
         return x * (kept.to(x.dtype) * (256 / (256 - self.dropped)))
-
-
-def _received(q: Tensor, k: Tensor) -> Tensor:
-    attention: Tensor = (q @ k.transpose(2, 3) * q.shape[-1] ** -0.5).softmax(-1)
-    return attention.mean(dim=(1, 2))

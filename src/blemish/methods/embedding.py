@@ -20,8 +20,7 @@ def join(features: Features, kind: str, *, pooling: int = 1) -> tuple[Tensor, tu
 
     Args:
         kind: of the backbone: "vit" or "cnn".
-        pooling: side of the square of neighbouring locations that are averaged first; odd, 1 =
-            none.
+        pooling: side of the square of neighbouring locations averaged first; odd, 1 = none.
     """
     grid = max(features.grids)
     if kind == "vit":
@@ -38,7 +37,7 @@ def join(features: Features, kind: str, *, pooling: int = 1) -> tuple[Tensor, tu
 
 
 def _local_mean(level: Tensor, side: int) -> Tensor:
-    """Each location of B D h w averaged with its neighbours in a square, as far as there are any."""
+    """Each location of B D h w averaged with the neighbours in a square that there are."""
     if side == 1:
         return level
     return F.avg_pool2d(level, side, stride=1, padding=side // 2, count_include_pad=False)

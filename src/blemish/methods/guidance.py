@@ -1,6 +1,4 @@
-"""What methods that are guided by attention share: bringing it to [0, 1], how sharp it is, and its
-control.
-"""
+"""What methods guided by attention share: bringing it to [0, 1], its sharpness, its control."""
 
 from __future__ import annotations
 
@@ -15,11 +13,8 @@ def sharpness(guide: Tensor) -> dict[str, float]:
     nothing), and its peak as a multiple of its mean; means over the rows.
     """
     guide = guide + 1e-9  # all 0 is flat
-    share = guide / guide.sum(1, keepdim=True)
-    places = guide.shape[1]
-    entropy = (
-        -(share * share.log()).sum(1) / math.log(places) if places > 1 else torch.ones(len(guide))
-    )
+    share, places = guide / guide.sum(1, keepdim=True), guide.shape[1]
+    entropy = -(share * share.log()).sum(1) / math.log(places) if places > 1 else torch.ones(1)
     peak = guide.amax(1) / guide.mean(1)
     return {"guidance_entropy": float(entropy.mean()), "guidance_peak_to_mean": float(peak.mean())}
 

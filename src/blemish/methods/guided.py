@@ -26,8 +26,10 @@ after the deepest layer that is read are not run.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,11 +58,8 @@ from blemish.methods.stored import UNIT, Free, Stored, numbers
 from blemish.methods.trained import TrainedMethod
 from blemish.types import Progress, Scores
 
-# Training pictures, about, whose attention entropies and maps are summarised.
-SUMMARISED = 256
-# Training pictures, about, by which the bank is judged, each without its own features.
-LEFT_OUT = 32
-REFERENCE = "reference."  # how the names of its tensors begin
+SUMMARISED = 256  # training pictures, about, whose maps and moments or entropies are noted
+LEFT_OUT = 32  # training pictures, about, by which the bank is judged, each without its own
 
 Size = tuple[int, int]
 
@@ -79,9 +78,7 @@ class Guided(FineTuned, TrainedMethod, Summarises, Adapts, LooksAtScales):
     backbone: VitBackbone
     bank: Tensor
     pictured: Tensor  # (H, W) of the pictures that the bank is of
-    normal: (
-        Tensor  # over normal pictures: means (first row) and spreads of learned map and distance
-    )
+    normal: Tensor  # over normal pictures: means and spreads (rows) of learned map and distance
 
     def __init__(self, config: GuidedConfig, backbone: Backbone) -> None:
         super().__init__(config, backbone)
@@ -98,11 +95,10 @@ class Guided(FineTuned, TrainedMethod, Summarises, Adapts, LooksAtScales):
         attends, patches = config.map_head != "patches", config.map_head != "attention"
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            self.class_head = ClassHead(backbone.dim, classes) if config.reads_class else None
+            dim, read = backbone.dim, len(self.map_layers)
+            self.class_head = ClassHead(dim, classes) if config.reads_class else None
             self.attention_mix = AttentionMix(backbone.heads) if attends else None
-            self.segmentation_head = (
-                PatchHead(backbone.dim, len(self.map_layers)) if patches else None
-            )
+            self.segmentation_head = PatchHead(dim, read) if patches else None
         if self.class_head is not None:
             self.layers = (*self.map_layers, depth)
         if attends or config.adaptation == "entropies":
@@ -113,7 +109,7 @@ class Guided(FineTuned, TrainedMethod, Summarises, Adapts, LooksAtScales):
         self.register_buffer("normal", torch.empty(0))
         self.reference = Reference()
         self.average: nn.Module | None = None
-        self.reference_encoder: ReferenceEncoder | None = None
+        self.reference_guidance: Callable[[Tensor], Tensor] | None = None
 
     @property
     def scoring_size(self) -> Size:
@@ -123,27 +119,20 @@ class Guided(FineTuned, TrainedMethod, Summarises, Adapts, LooksAtScales):
         with self._autocast(images):
             return super().see(images, also)
 
-    def look(self, seen: Features) -> Seen:
+    def read(self, seen: Features) -> Read:
         """What the heads make of what `see` gave of pictures in one size."""
-        features = seen.layers(slice(len(self.map_layers)))
-        attention = [
-            seen.attention[layer] / seen.attention[layer].sum(-1, keepdim=True)
-            for layer in self.attended
-        ]
-        tokens = features.tokens
+        tokens, attention, classes = seen.tokens[: len(self.map_layers)], None, None
+        if self.attended:
+            rows = seen.attention[self.attended[0]]
+            attention = rows / rows.sum(-1, keepdim=True)
         with self._autocast(tokens[0]):
-            logits = [] if self.attention_mix is None else [self.attention_mix(attention[0])]
+            logits = [] if self.attention_mix is None else [self.attention_mix(attention)]
             logits += [] if self.segmentation_head is None else [self.segmentation_head(tokens)]
-            classes = None
             if self.class_head is not None:
                 last = self.backbone.norm(seen.cls[len(self.map_layers)])
                 classes = self.class_head(last).float()
-        return Seen(
-            mask_logits=torch.stack(logits).sum(0).reshape(len(tokens[0]), *seen.grids[0]),
-            features=features,
-            logits=classes,
-            attention=attention[0] if attention else None,
-        )
+        mask_logits = torch.stack(logits).sum(0).reshape(len(tokens[0]), *seen.grids[0])
+        return Read(mask_logits=mask_logits, logits=classes, attention=attention)
 
     # Training
 
@@ -152,13 +141,14 @@ class Guided(FineTuned, TrainedMethod, Summarises, Adapts, LooksAtScales):
         return True
 
     def prepare_training(self) -> None:
+        # The encoder as it is before training: no part of what is learned, nor of the artifact.
         encoder = copy.deepcopy(self.backbone).requires_grad_(False).eval().to(self._computes_in)
-        self.reference_encoder = ReferenceEncoder(encoder, self.guides)
+        self.reference_guidance = partial(encoder.guidance, layers=self.guides)
 
     def encode(self, images: Tensor) -> dict[str, Tensor]:
         """The guidance: where the encoder looked before it was trained, B h w, sum 1."""
-        assert self.reference_encoder is not None
-        return {"guide": self.reference_encoder.guidance(images)}
+        assert self.reference_guidance is not None
+        return {"guide": self.reference_guidance(images)}
 
     @torch.enable_grad()
     def start_training(self, sample: TrainingBatch) -> None:
@@ -171,16 +161,14 @@ class Guided(FineTuned, TrainedMethod, Summarises, Adapts, LooksAtScales):
         if blocks is None:
             self.backbone.requires_grad_(True)
         elif blocks:
-            for module in (
-                *encoder.blocks[max(0, self.deepest - blocks) : self.deepest],
-                encoder.norm,
-            ):
-                module.requires_grad_(True)
+            encoder.norm.requires_grad_(True)
+            encoder.blocks[max(0, self.deepest - blocks) : self.deepest].requires_grad_(True)
         learning = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        seen = self.look(self.see(sample.images[:1]))
-        read = [seen.mask_logits, *(() if seen.logits is None else (seen.logits,))]
-        read += list(seen.features.tokens) if self.config.bank_size else []
-        total = torch.stack([each.float().sum() for each in read]).sum()
+        seen = self.see(sample.images[:1])
+        read = self.read(seen)
+        used = [read.mask_logits, *(() if read.logits is None else (read.logits,))]
+        used += seen.tokens[: len(self.map_layers)] if self.config.bank_size else ()
+        total = torch.stack([each.float().sum() for each in used]).sum()
         gradients = torch.autograd.grad(total, learning, allow_unused=True)
         for parameter, gradient in zip(learning, gradients, strict=True):
             parameter.requires_grad_(gradient is not None)
@@ -189,16 +177,13 @@ class Guided(FineTuned, TrainedMethod, Summarises, Adapts, LooksAtScales):
 
     def _learning(self) -> nn.ModuleDict:
         """The parts of which anything learns."""
-        parts = ("backbone", "class_head", "attention_mix", "segmentation_head")
-        return nn.ModuleDict(
-            {
-                name: part
-                for name, part in self.named_children()
-                if name in parts and any(each.requires_grad for each in part.parameters())
-            }
-        )
 
-    def training_step(self, batch: TrainingBatch, progress: float) -> Tensor:
+        def learns(part: nn.Module) -> bool:
+            return any(each.requires_grad for each in part.parameters())
+
+        return nn.ModuleDict({name: part for name, part in self.named_children() if learns(part)})
+
+    def training_step(self, batch: TrainingBatch, fraction: float) -> Tensor:
         assert batch.images is not None
         config, images, guide = self.config, batch.images, batch.features["guide"]
         if config.augment:
@@ -207,38 +192,30 @@ class Guided(FineTuned, TrainedMethod, Summarises, Adapts, LooksAtScales):
         mean, std = self._colours(images)
         images = ((images * std + mean).clamp(0, 1) - mean) / std
         twins, masks, kinds = self._simulated(images, guide)
-        seen = self.look(self.see(torch.cat([images, twins])))
+        seen = self.read(self.see(torch.cat([images, twins])))
         loss = seen.mask_logits.new_zeros(())
         if seen.logits is not None:
             classes = torch.cat([torch.zeros_like(kinds), kinds])
             loss = loss + config.cross_entropy_weight * F.cross_entropy(seen.logits, classes)
         logits = enlarged(seen.mask_logits, masks.shape[-2:])[:, 0]
         if config.dice_weight:
-            dice = dice_loss(logits[len(images) :].sigmoid(), masks)
-            loss = loss + config.dice_weight * dice
+            loss = loss + config.dice_weight * dice_loss(logits[len(images) :].sigmoid(), masks)
         if config.bce_weight:
             wanted = torch.cat([torch.zeros_like(masks), masks])
-            bce = F.binary_cross_entropy_with_logits(logits, wanted)
-            loss = loss + config.bce_weight * bce
+            loss = loss + config.bce_weight * F.binary_cross_entropy_with_logits(logits, wanted)
         return loss
 
     def _simulated(self, images: Tensor, guide: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Twins B 3 H W of pictures B 3 H W with guidance B h w, their soft masks B H W and classes
-        B.
-        """
+        """Twins of pictures B 3 H W with guidance B h w: B 3 H W, soft masks B H W, classes B."""
         mean, std = self._colours(images)
-        pixels = images * std + mean
+        pixels: Any = images * std + mean
         if self.config.guidance == "uniform":
             guide = torch.ones_like(guide)
         elif self.config.guidance == "shuffled":
             guide = shuffled(guide.flatten(1)).reshape(guide.shape)
         seeds = torch.randint(2**62, (len(images),)).tolist()
-        made = simulate_batch(
-            self.simulators,
-            np.ascontiguousarray(pixels.permute(0, 2, 3, 1).float().cpu().numpy()),
-            guide.float().cpu().numpy(),
-            seeds,
-        )
+        pixels = np.ascontiguousarray(pixels.permute(0, 2, 3, 1).float().cpu().numpy())
+        made = simulate_batch(self.simulators, pixels, guide.float().cpu().numpy(), seeds)
         device = images.device
         twins = torch.from_numpy(np.stack([one.image for one in made])).to(device)
         masks = torch.from_numpy(np.stack([one.label for one in made])).to(device)
@@ -247,17 +224,13 @@ class Guided(FineTuned, TrainedMethod, Summarises, Adapts, LooksAtScales):
 
     def _colours(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation by which pictures are normalised, each 3 1 1."""
-        mean, std = (
-            images.new_tensor(each)[:, None, None]
-            for each in (self.backbone.mean, self.backbone.std)
-        )
-        return mean, std
+        both = images.new_tensor([self.backbone.mean, self.backbone.std])[..., None, None]
+        return both[0], both[1]
 
     def after_step(self, step: int, steps: int) -> None:
         """The average spans about the last tenth of the run."""
-        if self.average is None:
-            return
-        follow(self.average, self._learning(), max(0.0, 1 - 20 / steps))
+        if self.average is not None:
+            follow(self.average, self._learning(), max(0.0, 1 - 20 / steps))
 
     def findings(self, sample: TrainingBatch) -> dict[str, float]:
         """How sharp the guidance is."""
@@ -272,19 +245,17 @@ class Guided(FineTuned, TrainedMethod, Summarises, Adapts, LooksAtScales):
     # Scoring
 
     @property
-    def scales(self) -> tuple[tuple[int, int], ...]:
+    def scales(self) -> tuple[Size, ...]:
         """(H, W) of the sizes that a picture is scored in, each what the backbone divides."""
-        sides = self.config.scales
         height, width = (round(self.config.zoom * side) for side in self.config.height_width)
-        sizes = [(side, side) for side in sides] or [(height, width)]
+        sizes = [(side, side) for side in self.config.scales] or [(height, width)]
         return tuple(dict.fromkeys(self.backbone.round_size(*size) for size in sizes))
 
     def judge(self, features: Features, images: Tensor) -> Scores:
-        """Scores, maps and votes, from every one of `scales`."""
         return self.combine(self.examine(images, features))
 
     def examine(self, images: Tensor, features: Features | None = None) -> Look:
-        """What is seen in pictures B 3 H W at every one of `scales`; `features` is what `see` gave."""
+        """What is seen in B 3 H W at every one of `scales`; `features` is what `see` gave."""
         self._require(self.normal)
         seen = self._at_scales(images, features)
         look = self._look(seen, images)
@@ -296,50 +267,37 @@ class Guided(FineTuned, TrainedMethod, Summarises, Adapts, LooksAtScales):
         return replace(look, maps=learned + (distance - far) / width)
 
     def _at_scales(self, images: Tensor, features: Features | None = None) -> dict[Size, Features]:
-        """What `see` gives of B 3 H W at every one of `scales`; `features`: in the size they have."""
-        own = tuple(images.shape[-2:])
-        return {
-            scale: features
-            if features is not None and scale == own
-            else self.see(resized(images, scale))
-            for scale in self.scales
-        }
+        """What `see` gives of B 3 H W at each of `scales`; `features` are those of their own."""
+        known = {} if features is None else {tuple(images.shape[-2:]): features}
+        return {size: known.get(size) or self.see(resized(images, size)) for size in self.scales}
 
     def _look(self, seen: Mapping[Size, Features], images: Tensor) -> Look:
         """As `examine`, with the map as it is learned."""
         stride = self.config.map_stride
         size = (images.shape[-2] // stride, images.shape[-1] // stride)
-        looks = [self.look(features) for features in seen.values()]
-        odds = [log_odds(look.logits) for look in looks if look.logits is not None]
-        entropies = [
-            attention_entropy(look.attention.float())
-            for look in looks
-            if look.attention is not None
-        ]
+        looks = [self.read(features) for features in seen.values()]
+        odds = [log_odds(each.logits) for each in looks if each.logits is not None]
+        attention = [each.attention.float() for each in looks if each.attention is not None]
+        entropies = [attention_entropy(rows) for rows in attention]
         return Look(
-            maps=torch.stack([enlarged(look.mask_logits, size) for look in looks]).mean(0),
+            maps=torch.stack([enlarged(each.mask_logits, size) for each in looks]).mean(0),
             odds=torch.stack(odds) if odds else None,
             entropies=torch.stack(entropies) if entropies else None,
         )
 
     def _described(self, seen: Mapping[Size, Features], images: Tensor) -> Tensor:
-        """A unit-length feature for every patch of B 3 H W, B h w D, in the size that the bank is
-        of.
-        """
+        """Features of length 1 of all patches of B 3 H W in the size of the bank's: B h w D."""
         height, width = self.pictured.tolist()
         with torch.no_grad():
-            features = seen.get((height, width))
-            if features is None:
-                features = self.see(resized(images, (height, width)))
+            features = seen.get((height, width)) or self.see(resized(images, (height, width)))
             own = features.layers(slice(len(self.map_layers)))
             described, grid = join(own, "vit", pooling=self.config.pooling)
         return F.normalize(described, dim=-1).reshape(len(images), *grid, -1)
 
     def _distance(self, described: Tensor, left_out: Tensor | None = None) -> Tensor:
         """Distance of B h w D to the bank, without the entries `left_out` (bool K): B h w."""
-        bank = self.bank.to(self._computes_in)
-        distance, _ = nearest(described.flatten(0, 2), bank, excluded=left_out)
-        return distance.reshape(described.shape[:3])
+        rows, bank = described.flatten(0, 2), self.bank.to(self._computes_in)
+        return nearest(rows, bank, excluded=left_out)[0].reshape(described.shape[:3])
 
     def combine(self, look: Look) -> Scores:
         """One score, map and vote for each picture; no votes where there is no class."""
@@ -347,8 +305,7 @@ class Guided(FineTuned, TrainedMethod, Summarises, Adapts, LooksAtScales):
         parts, votes = [], None
         if look.odds is not None:
             votes = (look.odds > 0).float().mean(0)
-        if look.odds is not None and self.config.score != "map":
-            parts.append(look.odds.mean(0))
+            parts += [look.odds.mean(0)] if self.config.score != "map" else []
         if self.config.score != "class":
             parts.append(top_mean(maps.flatten(1), self.config.top_fraction))
         return Scores(torch.stack(parts).sum(0), maps, votes=votes)
@@ -361,8 +318,8 @@ class Guided(FineTuned, TrainedMethod, Summarises, Adapts, LooksAtScales):
         seen = self._at_scales(images, features)
         if self.config.score == "map":
             described = self._described(seen, images)
-            grid = (described.shape[1], described.shape[2])
-            maps = F.adaptive_avg_pool2d(self.examine(images, features).maps, grid)
+            maps = self.examine(images, features).maps
+            maps = F.adaptive_avg_pool2d(maps, (described.shape[1], described.shape[2]))
             return (maps.flatten(1).softmax(1)[..., None] * described.flatten(1, 2)).sum(1)
         with torch.no_grad(), self._autocast(images):
             last = len(self.map_layers)
@@ -395,7 +352,7 @@ class Guided(FineTuned, TrainedMethod, Summarises, Adapts, LooksAtScales):
                     every = max(1, count // LEFT_OUT)
                     few = slice(-done * len(batch.images) % every, None, every)
                     some.append((described[few].clone(), batch.owners[few]))
-        self.reference_encoder = None
+        self.reference_guidance = None
         self.reference.keep(noted)
         spreads = [spread(torch.cat([each.flatten() for each in noted.maps]))]
         if size:
@@ -406,7 +363,7 @@ class Guided(FineTuned, TrainedMethod, Summarises, Adapts, LooksAtScales):
         self.normal = torch.stack(spreads, dim=1)
 
     def _note(self, images: Tensor, noted: Noted) -> Mapping[Size, Features]:
-        """Look at training pictures for what adaptation needs to know; what was seen at each scale."""
+        """Note of training pictures what adaptation needs; gives what was seen at each scale."""
         if self.config.adaptation == "entropies":
             guide = self.encode(resized(images, self.config.height_width))["guide"]
             twins, _, _ = self._simulated(images, guide)
@@ -425,9 +382,7 @@ class Guided(FineTuned, TrainedMethod, Summarises, Adapts, LooksAtScales):
 
     def _spread_of_distance(self, some: Sequence[tuple[Tensor, Tensor]], owners: Tensor) -> Tensor:
         """Mean and spread of the distance of normal pictures, each without its own entries."""
-        if bool(
-            (owners == owners[0]).all()
-        ):  # of one picture, which nothing is known to be far from
+        if bool((owners == owners[0]).all()):  # nothing is known to be far from a single picture
             return self.bank.new_tensor([0.0, 1.0])
         distances = [
             self._distance(one[None], (owners == owner).to(self.bank.device)).flatten()
@@ -437,11 +392,7 @@ class Guided(FineTuned, TrainedMethod, Summarises, Adapts, LooksAtScales):
         return spread(torch.cat(distances))
 
     def with_scales(self, scales: Sequence[int]) -> Guided:
-        """The same weights, looking at squares of these sides. Entropies are kept where it has
-        them.
-
-        Raises: ConfigError for a side below 1.
-        """
+        """The same weights for squares of these sides. Entropies are kept where it has them."""
         other = copy.copy(self)  # the weights are shared
         other.config = replace(self.config, scales=tuple(scales))
         if other.scales == self.scales:
@@ -461,61 +412,39 @@ class Guided(FineTuned, TrainedMethod, Summarises, Adapts, LooksAtScales):
             "bank": Stored(shape=(Free("K", min(1, size), size), width), low=-UNIT, high=UNIT),
             "pictured": numbers(2, low=1, high=2**16),
             "normal": Stored(shape=(2, 1 + min(1, size))),
-            **{REFERENCE + name: stored for name, stored in reference.items()},
+            **reference,
         }
 
     def check_learned(self, tensors: Mapping[str, Tensor]) -> None:
         pictured, stride = tensors["pictured"], self.backbone.stride
         if bool((pictured % stride != 0).any()) or int(pictured.prod()) > LARGEST:
             raise ArtifactError(
-                f"pictured: {pictured.tolist()} is no size that {stride} divides, or too large a one"
+                f"pictured: {pictured.tolist()} is no size that {stride} divides, or too large"
             )
-        check_spreads("normal", tensors["normal"], axis=0, first=1)
-        names = (name for name in tensors if name.startswith(REFERENCE))
-        try:
-            check_reference({name.removeprefix(REFERENCE): tensors[name] for name in names})
-        except ArtifactError as error:
-            raise ArtifactError(f"{REFERENCE}{error}") from error
+        check_spreads(tensors, "normal", axis=0, first=1)
+        check_reference(tensors)
 
     def adapter(self, mode: Mode) -> Adapter:
-        settings, stride = self.config, self.backbone.stride
-        if settings.adaptation == "entropies":
-            return EntropyAdapter(
-                self,
-                mode,
-                rate=settings.adaptation_rate,
-                steps=settings.adaptation_steps,
-                guarded=settings.adaptation_guard,
-            )
+        config, stride = self.config, self.backbone.stride
+        if config.adaptation == "entropies":
+            rate, guarded = config.adaptation_rate, config.adaptation_guard
+            steps = config.adaptation_steps
+            return EntropyAdapter(self, mode, rate=rate, steps=steps, guarded=guarded)
         sizes = {(height // stride) * (width // stride) for height, width in self.scales}
         return alignment.Aligner(self, mode, sizes)
 
 
-@dataclass(frozen=True)
-class ReferenceEncoder:
-    """The encoder as it was before training, whose attention guides; no part of what is learned."""
-
-    encoder: VitBackbone
-    layers: tuple[int, ...]
-
-    def guidance(self, images: Tensor) -> Tensor:
-        """Where its [CLS] token looks in B 3 H W: B h w, sum 1."""
-        return self.encoder.guidance(images, self.layers)
-
-
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """What the network makes of pictures in one size.
+class Read:
+    """What the heads make of pictures in one size.
 
     Attributes:
-        mask_logits: of the learned map, float32 B h w. features: of the map's layers.
+        mask_logits: of the learned map, float32 B h w.
         logits: of the classes, float32 B K, class 0 = normal; None without a class head.
-        attention: of the last block's [CLS] token, B L N, rows sum to 1; None where nothing reads
-            it.
+        attention: of the last block's [CLS] token, B L N, rows sum to 1; None where it is not read.
     """
 
     mask_logits: Tensor
-    features: Features
     logits: Tensor | None
     attention: Tensor | None
 
@@ -534,12 +463,10 @@ def spread(values: Tensor) -> Tensor:
 
 def enlarged(maps: Tensor, size: Sequence[int]) -> Tensor:
     """B h w as float32 B 1 H W, bilinear."""
-    return F.interpolate(
-        maps[:, None].float(), size=tuple(size), mode="bilinear", align_corners=False
-    )
+    return F.interpolate(maps[:, None].float(), tuple(size), mode="bilinear", align_corners=False)
 
 
-def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
+def resized(images: Tensor, size: Size) -> Tensor:
     """B 3 H W at another size, antialiased where it shrinks."""
     if tuple(images.shape[-2:]) == size:
         return images

@@ -25,14 +25,13 @@ class GuidedConfig(TrainedConfig, FineTuning):
         simulators: names of `blemish.anomalies`; one of them, drawn evenly, makes each twin. Those
             of `best` cut and paste large pieces and small ones, hard.
         blend_x_rays: whether guided pieces are blended (Poisson) into X-rays, as the second paper
-            does and the first does not. In `best` they are: nothing in an X-ray has hard edges, so
-            a hard edge would be what is learned.
+            does and the first does not: nothing in an X-ray has hard edges, so a hard edge would be
+            what is learned.
         guidance: where guided simulators cut and paste: "attention", or as controls "uniform" and
             "shuffled" (attention at the wrong places).
         guide_layers: the layers whose [CLS] attention guides, averaged; -1 = the last one, empty =
             `layers`.
-        augment: whether normal pictures are cropped and their brightness and contrast changed
-            first.
+        augment: whether normal pictures are cropped, and made brighter or darker, first.
         map_head: what the learned map is made of: "attention" (a mix of the last block's heads, as
             published), "patches" (the features of every patch in `layers`), or "features" (both).
         trainable_blocks: how many blocks of the encoder learn, counted back from the deepest one
@@ -122,9 +121,7 @@ class GuidedConfig(TrainedConfig, FineTuning):
                 "another than cross_entropy_weight where score is map"
             )
         if self.scales and self.height_width[0] != self.height_width[1]:
-            raise ConfigError(
-                "scales: are sides of squares; choose a square image_size, or no scales"
-            )
+            raise ConfigError("scales: are sides of squares; choose a square image_size, or none")
 
     @classmethod
     def paper_bmvc(cls) -> Self:
@@ -183,9 +180,7 @@ class GuidedConfig(TrainedConfig, FineTuning):
 
     @property
     def reads_class(self) -> bool:
-        """Whether the class of a picture is read: by the score, or by the adaptation of entropies,
-        which goes by the class that it predicts. Otherwise there is no class head.
-        """
+        """Whether there is a class head: the score reads it, or adaptation by entropies."""
         return self.score != "map" or self.adaptation == "entropies"
 
     @property

@@ -11,9 +11,7 @@ from torch.nn import functional as F
 
 
 def projection(dim: int, hidden: int = 2048, bottleneck: int = 256) -> nn.Sequential:
-    """Three linear layers with GELU between them, B D to B bottleneck; DINO normalises the result
-    to length 1.
-    """
+    """Three linear layers with GELU between them, B D to B bottleneck; DINO then normalises."""
     return nn.Sequential(
         nn.Linear(dim, hidden),
         nn.GELU(),
@@ -24,9 +22,7 @@ def projection(dim: int, hidden: int = 2048, bottleneck: int = 256) -> nn.Sequen
 
 
 def initialise(head: nn.Module) -> None:
-    """Draw the weights of the linear layers of a head as DINO does: truncated normal, 0.02; biases
-    0.
-    """
+    """Draw the weights of linear layers as DINO does: truncated normal, 0.02; biases 0."""
     for module in head.modules():
         if isinstance(module, nn.Linear):
             nn.init.trunc_normal_(module.weight, std=0.02)
@@ -47,9 +43,7 @@ class ClassHead(nn.Module):
 
 
 class AttentionMix(nn.Module):
-    """One learned weight a head: attention B L N (rows sum to 1) to logits B N, alike at any
-    resolution.
-    """
+    """One learned weight a head: attention B L N (rows of sum 1) to logits B N of any grid."""
 
     def __init__(self, heads: int) -> None:
         super().__init__()

@@ -7,9 +7,11 @@ attention of three sharpnesses, pools the patch features of a picture to one des
 Fisher's discriminant (Fisher 1936) between the descriptors of the good pictures and those of the
 labelled defects says how much a picture resembles the defects.
 
-    α(t) = softmax(t · standardised map) x = joined over t = 0, sharpness, 3 · sharpness: Σ α_p(t)
-    f_p w = ((1 − s) Σ + s (tr Σ / D) I)⁻¹ (mean of the defects − μ) μ, Σ: of the good pictures; s:
-    `shrinkage` score = normality + weight · √M · σ · max(0, (w·x − m) / v)
+    α(t) = softmax(t · standardised map)
+    x = joined over t = 0, sharpness, 3 · sharpness: Σ α_p(t) f_p
+    w = ((1 − s) Σ + s (tr Σ / D) I)⁻¹ (mean of the defects − μ)
+    μ, Σ: of the good pictures; s: `shrinkage`
+    score = normality + weight · √M · σ · max(0, (w·x − m) / v)
 
 where m and v are the mean and deviation of w·x over the good pictures, σ that of their normality's
 score. The closest look is worth what the normality detector is: its part of x is multiplied by 2 A
@@ -44,14 +46,7 @@ from blemish.config import Factor, FractionAbove0, Layers
 from blemish.errors import ArtifactError, ConfigError, DataError, unknown_name
 from blemish.methods.apmask import APMaskConfig
 from blemish.methods.base import Method, MethodConfig, reported
-from blemish.methods.capabilities import (
-    Batches,
-    Extends,
-    Fits,
-    LeavesOneOut,
-    Refines,
-    Summarises,
-)
+from blemish.methods.capabilities import Batches, Extends, Fits, LeavesOneOut, Refines, Summarises
 from blemish.methods.stored import UNIT, Free, Stored, numbers
 from blemish.methods.unsupervised import UNSUPERVISED
 from blemish.types import Batch, Progress, Scores
@@ -93,8 +88,8 @@ class LdaConfig(MethodConfig):
         """Raises: ConfigError for an unknown method, or one that takes labelled defects itself."""
         if self.normality not in UNSUPERVISED:
             raise ConfigError(
-                f"normality: {unknown_name('method', self.normality, UNSUPERVISED)}; those that take "
-                "labelled defects themselves are none of them"
+                f"normality: {unknown_name('method', self.normality, UNSUPERVISED)}; those that "
+                "take labelled defects themselves are none of them"
             )
         return UNSUPERVISED[self.normality]
 
@@ -106,19 +101,15 @@ class LdaConfig(MethodConfig):
             if (key := assignment.partition("=")[0].strip()) in shared:
                 raise ConfigError(f"normality_settings: {key} is the detector's own; set it there")
         best = self.normality_class.Config.best()
-        return configs.override(
-            configs.from_dict(type(best), shared, base=best), self.normality_settings
-        )
+        base = configs.from_dict(type(best), shared, base=best)
+        return configs.override(base, self.normality_settings)
 
     def for_pictures(self, *, x_rays: bool) -> Self:
         """What the pictures change in the normality part's settings."""
         plain = self.normality_config
-        suited = plain.for_pictures(x_rays=x_rays)
-        changed = [
-            f"{key}={json.dumps(value)}"
-            for key, value in configs.to_dict(suited).items()
-            if value != configs.to_dict(plain)[key]
-        ]
+        before = configs.to_dict(plain)
+        suited = configs.to_dict(plain.for_pictures(x_rays=x_rays))
+        changed = [f"{key}={json.dumps(it)}" for key, it in suited.items() if it != before[key]]
         return replace(self, normality_settings=(*self.normality_settings, *changed))
 
     @property
@@ -248,10 +239,8 @@ class Lda(Method, Fits, Summarises, LeavesOneOut, Refines):
         """
         first = len(self.normality.layers)
         own = features.layers(slice(first, first + len(self.config.descriptor_layers)))
-        each = zip(own.tokens, own.grids, own.offsets, strict=True)
-        return [
-            (F.normalize(tokens.float(), dim=-1), grid, offset) for tokens, grid, offset in each
-        ]
+        tokens = [F.normalize(each.float(), dim=-1) for each in own.tokens]
+        return list(zip(tokens, own.grids, own.offsets, strict=True))
 
     def _pooled(self, levels: Sequence[Level], maps: Tensor, masks: Tensor | None) -> Tensor:
         """Descriptors, float32 B D, of what maps B h w and masks B h w (NaN = not known) attend to:
@@ -339,12 +328,9 @@ class Lda(Method, Fits, Summarises, LeavesOneOut, Refines):
             alike += resampled(level, size, offset=offset)[:, 0]
         grid, offset = max((grid, offset) for _, grid, offset in levels)
         share = self._attention(maps, grid, offset)[:, 1]
-        share = (
-            (share / share.amax(1, keepdim=True))
-            .pow(self.discriminant.trust)
-            .reshape(len(maps), 1, *grid)
-        )
-        return self.discriminant.scaled(alike) * resampled(share, size, offset=offset)[:, 0]
+        share = (share / share.amax(1, keepdim=True)).pow(self.discriminant.trust)
+        share = resampled(share.reshape(len(maps), 1, *grid), size, offset=offset)[:, 0]
+        return self.discriminant.scaled(alike) * share
 
     @property
     def discriminant(self) -> Discriminant:
@@ -360,16 +346,16 @@ class Lda(Method, Fits, Summarises, LeavesOneOut, Refines):
         rows = list(first.values())
         scores = self.normality_scores[rows]
         if len(self.defects):
-            scores = scores + self.discriminant.unit * self.discriminant.likeness_left_out(
-                self.descriptors[rows], list(first)
-            )
+            taught = self.discriminant
+            likeness = taught.likeness_left_out(self.descriptors[rows], list(first))
+            scores = scores + taught.unit * likeness
         return dict(zip(first, scores.tolist(), strict=True))
 
     # The artifact
 
     def fitted_state(self) -> dict[str, Tensor]:
-        state = super().fitted_state()
-        return {name: tensor for name, tensor in state.items() if not name.startswith(SHARED)}
+        state = super().fitted_state().items()
+        return {name: tensor for name, tensor in state if not name.startswith(SHARED)}
 
     def learned_tensors(self) -> dict[str, Stored]:
         probe = self.backbone.shapes(*self.scoring_size, self.config.descriptor_layers)
@@ -387,22 +373,16 @@ class Lda(Method, Fits, Summarises, LeavesOneOut, Refines):
     def check_learned(self, tensors: Mapping[str, Tensor]) -> None:
         if len(tensors["defects"]) != len(tensors["defect_scores"]):
             raise ArtifactError("defect_scores: has not one score for each of `defects`")
-        own = {
-            name.removeprefix(NORMALITY): tensor
-            for name, tensor in tensors.items()
-            if name.startswith(NORMALITY)
-        }
+        begins = len(NORMALITY)
+        own = {name[begins:]: it for name, it in tensors.items() if name.startswith(NORMALITY)}
         try:
             self.normality.check_learned(own)
         except ArtifactError as error:
             raise ArtifactError(f"{NORMALITY}{error}") from error
 
     def restore_state(self, tensors: dict[str, Tensor]) -> None:
-        shared = {
-            f"{NORMALITY}{name}": tensor
-            for name, tensor in tensors.items()
-            if name.startswith("backbone.")
-        }
+        own = {name: it for name, it in tensors.items() if name.startswith("backbone.")}
+        shared = {NORMALITY + name: it for name, it in own.items()}
         super().restore_state({**tensors, **shared})
         self._discriminant = None
 
@@ -422,35 +402,28 @@ class Discriminant:
         config, device = method.config, method.normality_scores.device
         descriptors = method.descriptors.double().cpu()
         self._count, dim = descriptors.shape
-        self.trust = max(
-            0.0, torch.sign(method.defect_scores[:, None] - method.normality_scores).mean().item()
-        )
+        won = torch.sign(method.defect_scores[:, None] - method.normality_scores).mean()
+        self.trust = max(0.0, won.item())
         looks = torch.ones(len(LOOKS), dtype=torch.float64)
         looks[-1] = self.trust
         self._worth = looks.repeat_interleave(dim // len(LOOKS))
-        good, towards = (
-            self._worth * descriptors,
-            self._worth * method.defects.double().cpu().mean(0),
-        )
+        good = self._worth * descriptors
         mean = good.mean(0)
+        towards = self._worth * method.defects.double().cpu().mean(0) - mean
         self._apart = good - mean
-        sphere = (
-            config.shrinkage * self._apart.square().sum().clamp(min=1e-12) / (self._count * dim)
-        )
+        trace = self._apart.square().sum().clamp(min=1e-12)
+        sphere = config.shrinkage * trace / (self._count * dim)
         self._share = (1 - config.shrinkage) / self._count
         self._sides = _unscattered(self._apart, self._share, sphere)
-        self._direction = (
-            towards - mean - self._share * self._sides.T @ (self._apart @ (towards - mean))
-        ) / sphere
+        scattered = self._share * self._sides.T @ (self._apart @ towards)
+        self._direction = (towards - scattered) / sphere
         # Each good picture as it would be judged had it not been there: the others' scale is not to
         # flatter it.
         rows: dict[int, list[int]] = {}
         for row, owner in enumerate(method.owners.tolist()):
             rows.setdefault(owner, []).append(row)
         self._directions = {owner: self._without(own) for owner, own in rows.items()}
-        along = torch.cat(
-            [descriptors[own] @ self._directions[owner] for owner, own in rows.items()]
-        )
+        along = torch.cat([descriptors[rows[owner]] @ w for owner, w in self._directions.items()])
         deviation, middle = torch.std_mean(along, correction=0)
         spread = method.normality_scores.double().std(correction=0).item()
         self.unit = config.weight * math.sqrt(len(method.defects)) * spread
@@ -484,11 +457,8 @@ class Discriminant:
     def likeness_left_out(self, descriptors: Tensor, owners: list[int]) -> Tensor:
         """The same of good pictures B D, each as if it had not been learned."""
         directions = torch.stack([self._directions[owner] for owner in owners])
-        return (
-            self.scaled((descriptors.double().cpu() * directions).sum(1))
-            .float()
-            .to(descriptors.device)
-        )
+        along = (descriptors.double().cpu() * directions).sum(1)
+        return self.scaled(along).float().to(descriptors.device)
 
 
 def _unscattered(rows: Tensor, share: float, sphere: Tensor) -> Tensor:

@@ -94,7 +94,7 @@ class Learner(nn.Module):
     """What learns by gradient: a detection method, or an encoder's pre-training.
 
     The order of a step, which the engine follows: the learning rate is set to the optimiser's own
-    times `learning_rate_factor(progress)`; `training_step` gives the loss; backward, clip,
+    times `learning_rate_factor(fraction)`; `training_step` gives the loss; backward, clip,
     optimiser step; `after_step`. All randomness comes from torch's global generators, which the
     engine seeds anew for every step, so that a step's draws depend on the seed and its number only.
 
@@ -147,13 +147,13 @@ class Learner(nn.Module):
     def optimizer(self) -> torch.optim.Optimizer:
         """A fresh optimiser over what is learned."""
 
-    def learning_rate_factor(self, progress: float) -> float:
-        """What the learning rates are multiplied by, at `progress` in [0, 1) of the run."""
+    def learning_rate_factor(self, fraction: float) -> float:
+        """What the learning rates are multiplied by, at `fraction` in [0, 1) of the run."""
         return 1.0
 
     @abstractmethod
-    def training_step(self, batch: TrainingBatch, progress: float) -> Tensor:
-        """The loss (a scalar) of a batch, at `progress` in [0, 1) of the run."""
+    def training_step(self, batch: TrainingBatch, fraction: float) -> Tensor:
+        """The loss (a scalar) of a batch, at `fraction` in [0, 1) of the run."""
 
     def after_step(self, step: int, steps: int) -> None:
         """Called after the optimiser's step number `step` (from 1) of `steps`."""
@@ -185,10 +185,8 @@ class EndToEnd(Learner):
         self._computes_in = dtype
 
     def _autocast(self, images: Tensor) -> torch.autocast:
-        precision = self._computes_in
-        return torch.autocast(
-            images.device.type, dtype=precision, enabled=precision != torch.float32
-        )
+        enabled = self._computes_in != torch.float32
+        return torch.autocast(images.device.type, dtype=self._computes_in, enabled=enabled)
 
 
 class FineTuned(EndToEnd):
@@ -197,16 +195,11 @@ class FineTuned(EndToEnd):
     config: FineTuning
 
     def optimizer(self) -> torch.optim.Optimizer:
-        """AdamW; blocks learn the slower the further they are from the end."""
         return layerwise_adamw(self, self.config.layer_decay)
 
-    def learning_rate_factor(self, progress: float) -> float:
-        settings = self.config
-        return warm_up_then_cosine(
-            progress,
-            start=settings.learning_rate_start / settings.learning_rate,
-            warmup=settings.warmup,
-        )
+    def learning_rate_factor(self, fraction: float) -> float:
+        start = self.config.learning_rate_start / self.config.learning_rate
+        return warm_up_then_cosine(fraction, start=start, warmup=self.config.warmup)
 
 
 def layerwise_adamw(learner: Learner, decay: float) -> torch.optim.AdamW:
@@ -236,31 +229,32 @@ def layerwise_adamw(learner: Learner, decay: float) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups)
 
 
-def warm_up_then_cosine(progress: float, *, start: float, warmup: float) -> float:
-    """A factor of learning rates at `progress` in [0, 1]: a line from `start` to 1 until `warmup`,
+def warm_up_then_cosine(fraction: float, *, start: float, warmup: float) -> float:
+    """A factor of learning rates at `fraction` in [0, 1]: a line from `start` to 1 until `warmup`,
     then a cosine to 0.
 
     Example:
-        >>> [round(warm_up_then_cosine(share, start=0.1, warmup=0.2), 3) for share in (0, 0.1, 0.2, 0.6, 1)]
+        >>> shares = (0, 0.1, 0.2, 0.6, 1)
+        >>> [round(warm_up_then_cosine(each, start=0.1, warmup=0.2), 3) for each in shares]
         [0.1, 0.55, 1.0, 0.5, 0.0]
     """
-    if progress < warmup:
-        return start + (1 - start) * progress / warmup
-    return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
+    if fraction < warmup:
+        return start + (1 - start) * fraction / warmup
+    return 0.5 * (1 + math.cos(math.pi * (fraction - warmup) / (1 - warmup)))
 
 
 def finite(loss: Tensor, step: int) -> Tensor:
     """The loss as it is. Raises: NonFiniteError when it is NaN or infinite."""
     if not bool(torch.isfinite(loss)):
         raise NonFiniteError(
-            f"the loss of step {step} is {loss.item()}; a lower learning rate (--set learning_rate=…) or "
-            "--precision fp32 may help"
+            f"the loss of step {step} is {loss.item()}; a lower learning rate "
+            "(--set learning_rate=…) or --precision fp32 may help"
         )
     return loss
 
 
 @torch.no_grad()
 def follow(average: nn.Module, learned: nn.Module, decay: float) -> None:
-    """One step of an exponential moving average: θ ← decay · θ + (1 − decay) · the learned one's."""
+    """One step of an exponential moving average: θ ← decay · θ + (1 − decay) · the learned θ."""
     for slow, fast in zip(average.parameters(), learned.parameters(), strict=True):
         slow.lerp_(fast, 1 - decay)

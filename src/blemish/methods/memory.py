@@ -108,7 +108,7 @@ class MemoryBank(Method, Fits, Extends, LeavesOneOut):
 
     @torch.no_grad()
     def extend(self, batches: Batches, count: int, progress: Progress, *, rows: int) -> None:
-        """The bank does not grow beyond its size: old and new patches are selected from together."""
+        """The bank does not grow beyond its size: it is selected anew from old and new patches."""
         self._require(self.bank)
         self._remember(batches, count, progress, rows)
 
@@ -120,9 +120,8 @@ class MemoryBank(Method, Fits, Extends, LeavesOneOut):
             if collector is None:
                 collector = self._collector(flat.shape[1])
                 if rows:
-                    collector.resume(
-                        self.bank.float().cpu(), self.owners.cpu(), seen=rows * embedded.shape[1]
-                    )
+                    seen = rows * embedded.shape[1]
+                    collector.resume(self.bank.float().cpu(), self.owners.cpu(), seen=seen)
             collector.add(flat, batch.owners.repeat_interleave(embedded.shape[1]))
         if collector is None:
             raise ConfigError("there is no training picture")
@@ -170,8 +169,8 @@ class MemoryBank(Method, Fits, Extends, LeavesOneOut):
             own = self.owners == owner
             if bool(own.all()):
                 raise ConfigError(
-                    "the bank holds patches of one training picture only, which leaves none to compare it with; "
-                    f"raise bank_size ({self.config.bank_size})"
+                    "the bank holds patches of one training picture only, which leaves none to "
+                    f"compare it with; raise bank_size ({self.config.bank_size})"
                 )
             maps.append(nearest(one, bank, excluded=own)[0].reshape(grid))
         return self._finish(torch.stack(maps), batch.images)

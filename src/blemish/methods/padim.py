@@ -10,8 +10,9 @@ It presumes that every picture shows the object at the same place.
 Leave-one-out is exact, and costs what scoring does. Without the k rows x of one picture (itself and
 its copies), of n with mean μ and scatter S, the others have
 
-    mean μ − k (x − μ) / (n − k) covariance C_k − q (x − μ)(x − μ)ᵀ C_k = S / (n − k − 1) + εI q = k
-    n / ((n − k)(n − k − 1))
+    mean        μ − k (x − μ) / (n − k)
+    covariance  C_k − q (x − μ)(x − μ)ᵀ
+    C_k = S / (n − k − 1) + εI,  q = k n / ((n − k)(n − k − 1))
 
 so that, with h = (x − μ)ᵀ C_k⁻¹ (x − μ), the squared distance of x is (n / (n − k))² h / (1 − q h)
 (Sherman & Morrison 1950).
@@ -93,9 +94,8 @@ class Padim(Method, Fits, LeavesOneOut):
             features, _ = self._joined(self.see(batch.images))
             if seen == 0:
                 width = min(self.config.channels, features.shape[2])
-                order = torch.randperm(
-                    features.shape[2], generator=torch.Generator().manual_seed(self.config.seed)
-                )
+                generator = torch.Generator().manual_seed(self.config.seed)
+                order = torch.randperm(features.shape[2], generator=generator)
                 self.subset = order[:width].sort().values.to(features.device)
                 shift = features[:, :, self.subset].mean(0)  # keeps the sums of squares small: N d
                 sums = torch.zeros_like(shift)
@@ -175,23 +175,21 @@ class Padim(Method, Fits, LeavesOneOut):
         learned = self._learned
         if learned is None or not self.knows_several():
             raise ConfigError(
-                "padim: leave-one-out is for a detector just fitted, on at least 3 pictures without rotations or flips"
+                "padim: leave-one-out is for a detector just fitted, on at least 3 pictures "
+                "without rotations or flips"
             )
         centred, grid = self._centred(features)
         seen = learned.rows.total()
-        taken = torch.tensor(
-            [learned.rows[owner] for owner in batch.owners.tolist()], device=centred.device
-        )
+        copies = [learned.rows[owner] for owner in batch.owners.tolist()]
+        taken = torch.tensor(copies, device=centred.device)
         squares = centred.new_empty(centred.shape[:2])
-        for rows in sorted(set(taken.tolist())):
+        for rows in sorted(set(copies)):
             if learned.without[0] != rows:
                 learned.without = rows, self._whitened(learned.scatter / (seen - rows - 1))
             own = taken == rows
-            square = _squares(centred[own], learned.without[1])
-            share = rows * seen / ((seen - rows) * (seen - rows - 1))
-            squares[own] = (
-                (seen / (seen - rows)) ** 2 * square / (1 - share * square).clamp(min=1e-6)
-            )
+            h = _squares(centred[own], learned.without[1])
+            q = rows * seen / ((seen - rows) * (seen - rows - 1))
+            squares[own] = (seen / (seen - rows)) ** 2 * h / (1 - q * h).clamp(min=1e-6)
         return self._finish(squares.sqrt().reshape(len(centred), *grid), batch.images)
 
     def knows_several(self) -> bool:

@@ -12,13 +12,16 @@ from blemish.errors import ArtifactError
 from blemish.methods import adaptation, alignment
 from blemish.methods.stored import Free, Stored, numbers
 
+PREFIX = "reference."  # of its tensors among those of a method
+
 
 @dataclass
 class Noted:
     """What is noted of some training pictures, batch by batch.
 
     Attributes:
-        maps: learned maps, each B 1 H W. owners: whose they are.
+        maps: learned maps, each B 1 H W.
+        owners: whose they are.
         entropies: of the pictures and of their twins, each T B L.
         moments: by number of patches, as `alignment.recorded` notes them.
     """
@@ -55,7 +58,7 @@ class Reference(nn.Module):
         self.register_buffer("pictures", torch.zeros(()))
 
     def keep(self, noted: Noted) -> None:
-        """Keep what was noted of two pictures at least: copies of one do not tell what is usual."""
+        """Keep what was noted of two pictures at least: copies of one tell of no spread."""
         if len(noted.owners) < 2:
             return
         self.pictures = self.pictures.new_tensor(float(len(noted.owners)))
@@ -78,9 +81,9 @@ class Reference(nn.Module):
         return other
 
     def stored(self, *, blocks: int, width: int, scales: int, heads: int) -> dict[str, Stored]:
-        """What its tensors must be."""
+        """What its tensors must be, by their names in the method."""
         sizes = Free("T", 1, 64)
-        return {
+        table = {
             "moments": Stored(shape=(sizes, blocks, 2, 2, width), absent=True),
             "drift_limits": Stored(shape=(sizes, blocks), low=0, absent=True),
             "patch_counts": replace(numbers(sizes, low=1), absent=True),
@@ -88,21 +91,22 @@ class Reference(nn.Module):
             "entropy_limit": Stored(shape=(), low=0),
             "pictures": Stored(shape=(), low=0),
         }
+        return {PREFIX + name: stored for name, stored in table.items()}
 
 
 def check_reference(tensors: Mapping[str, Tensor]) -> None:
     """Raises: ArtifactError where its tensors, by the names of `stored`, do not go together."""
-    counts = tensors["patch_counts"]
-    empty = {tensors[name].numel() == 0 for name in ("moments", "drift_limits", "patch_counts")}
-    if len(empty) > 1 or len(set(counts.tolist())) < counts.numel():
-        raise ArtifactError(
-            "patch_counts: `moments`, `drift_limits` and `patch_counts` are not of the same sizes, each once"
-        )
-    check_spreads("moments", tensors["moments"], axis=2, first=1)
-    check_spreads("entropies", tensors["entropies"], axis=1, first=2)
+    parts = ("moments", "drift_limits", "patch_counts")
+    counts = tensors[f"{PREFIX}patch_counts"].tolist()
+    empty = {tensors[PREFIX + name].numel() == 0 for name in parts}
+    if len(empty) > 1 or len(set(counts)) < len(counts):
+        raise ArtifactError(f"{PREFIX}patch_counts: are not the sizes of the moments, each once")
+    check_spreads(tensors, f"{PREFIX}moments", axis=2, first=1)
+    check_spreads(tensors, f"{PREFIX}entropies", axis=1, first=2)
 
 
-def check_spreads(name: str, tensor: Tensor, *, axis: int, first: int) -> None:
+def check_spreads(tensors: Mapping[str, Tensor], name: str, *, axis: int, first: int) -> None:
     """Raises: ArtifactError unless what stands from `first` on along an axis is positive."""
+    tensor = tensors[name]
     if tensor.numel() and not bool((tensor.narrow(axis, first, first) > 0).all()):
         raise ArtifactError(f"{name}: holds a spread that is not positive")

@@ -1,4 +1,4 @@
-"""What the tensors of a fitted method must be: one table a method, held against what a file brings."""
+"""What the tensors of a fitted method must be: a table each, held against what a file brings."""
 
 from __future__ import annotations
 
@@ -11,19 +11,14 @@ from torch import Tensor
 
 from blemish.errors import ArtifactError
 
-FLOATS = (
-    torch.float32,
-    torch.bfloat16,
-    torch.float16,
-)  # in which weights are kept: as they were computed with
+# In which weights are kept: as they were computed with.
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 UNIT = 1 + 1e-3  # no coordinate of a feature of length 1 is larger, but for rounding
 
 
 @dataclass(frozen=True, slots=True)
 class Free:
-    """A side of tensors that what was learned decides, the same wherever its name stands in a
-    table.
-    """
+    """A side that what was learned decides, the same wherever its name stands in a table."""
 
     name: str
     least: int
@@ -77,8 +72,8 @@ def check_tensors(table: Mapping[str, Stored], tensors: Mapping[str, Tensor]) ->
 
 def _check_shape(name: str, wanted: Stored, tensor: Tensor, sides: dict[str, int]) -> None:
     if tensor.dtype not in wanted.dtypes:
-        kinds = " or ".join(_plain(dtype) for dtype in wanted.dtypes)
-        raise ArtifactError(f"{name}: is {_plain(tensor.dtype)}, not {kinds}")
+        kinds = " or ".join(map(str, wanted.dtypes))
+        raise ArtifactError(f"{name}: is {tensor.dtype}, not {kinds}".replace("torch.", ""))
     if wanted.absent and tensor.numel() == 0:
         return
     fits = tensor.ndim == len(wanted.shape)
@@ -90,9 +85,8 @@ def _check_shape(name: str, wanted: Stored, tensor: Tensor, sides: dict[str, int
             fits = fits and found == side
     if not fits:
         shape = [_allowed(side, sides) if isinstance(side, Free) else side for side in wanted.shape]
-        raise ArtifactError(
-            f"{name}: has the shape {_shape(tensor.shape)} instead of {_shape(shape)}"
-        )
+        got, right = ("×".join(map(str, each)) or "scalar" for each in (tensor.shape, shape))
+        raise ArtifactError(f"{name}: has the shape {got} instead of {right}")
 
 
 def _check_values(name: str, wanted: Stored, tensor: Tensor) -> None:
@@ -111,11 +105,3 @@ def _check_values(name: str, wanted: Stored, tensor: Tensor) -> None:
 def _allowed(side: Free, sides: dict[str, int]) -> str:
     found = sides.get(side.name, -1)
     return str(found) if side.least <= found <= side.most else f"({side.least} to {side.most})"
-
-
-def _plain(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _shape(sides: object) -> str:
-    return "×".join(map(str, sides)) or "scalar"  # type: ignore[call-overload]

@@ -1,4 +1,4 @@
-"""The methods that learn from good pictures alone, by name; `lda` can teach each of them defects."""
+"""The methods that learn from good pictures alone, by name; `lda` can teach them defects."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""How good raw scores are: `ranking` for whole pictures, `regions` for pixels and defect regions."""
+"""How good raw scores are: `ranking` for whole pictures, `regions` for pixels and regions."""

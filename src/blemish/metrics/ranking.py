@@ -14,6 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 from blemish.errors import ConfigError, NonFiniteError
 from blemish.types import ANOMALOUS, NORMAL
 
+Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
+
 
 def auroc(scores: ArrayLike, labels: ArrayLike) -> float | None:
     """Probability that an anomalous picture scores above a normal one, ties counted as half
@@ -23,8 +25,7 @@ def auroc(scores: ArrayLike, labels: ArrayLike) -> float | None:
         >>> auroc([0.1, 0.4, 0.4, 0.9], [0, 0, 1, 1])
         0.875
     """
-    counts = _counts(scores, labels)
-    if counts is None:
+    if (counts := _counts(scores, labels)) is None:
         return None
     true, false, _ = counts
     doubled = np.diff(false, prepend=0) * (true + np.append(0, true[:-1]))
@@ -41,8 +42,7 @@ def average_precision(scores: ArrayLike, labels: ArrayLike) -> float | None:
         >>> average_precision([0.1, 0.4, 0.6, 0.9], [0, 1, 0, 1])
         0.8333333333333333
     """
-    counts = _counts(scores, labels)
-    if counts is None:
+    if (counts := _counts(scores, labels)) is None:
         return None
     true, false, _ = counts
     return float(np.sum(np.diff(true, prepend=0) * (true / (true + false))) / true[-1])
@@ -60,8 +60,7 @@ def best_f1(scores: ArrayLike, labels: ArrayLike) -> tuple[float, float] | None:
         >>> best_f1([1.0, 2.0, 3.0, 4.0], [0, 0, 1, 1])
         (1.0, 2.5)
     """
-    counts = _counts(scores, labels)
-    if counts is None:
+    if (counts := _counts(scores, labels)) is None:
         return None
     true, false, distinct = counts
     f1 = 2 * true / (true + false + true[-1])
@@ -71,32 +70,23 @@ def best_f1(scores: ArrayLike, labels: ArrayLike) -> tuple[float, float] | None:
         return float(f1[best]), float(np.nextafter(upper, -np.inf))
     lower = distinct[best + 1]
     middle = lower / 2 + upper / 2  # halved first: the sum of two huge scores overflows
-    return float(f1[best]), float(
-        middle if middle < upper else lower
-    )  # adjacent floats have no middle
+    # Adjacent floats have no middle.
+    return float(f1[best]), float(middle if middle < upper else lower)
 
 
-def roc_curve(
-    scores: ArrayLike, labels: ArrayLike
-) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-    """(false-positive rate, true-positive rate), one point per distinct score, from (0, 0) to (1,
-    1).
-    """
-    counts = _counts(scores, labels)
-    if counts is None:
+def roc_curve(scores: ArrayLike, labels: ArrayLike) -> Curve | None:
+    """(false-positive, true-positive rate), one point per distinct score, from (0, 0) to (1, 1)."""
+    if (counts := _counts(scores, labels)) is None:
         return None
     true, false, _ = counts
     return np.append(0.0, false / false[-1]), np.append(0.0, true / true[-1])
 
 
-def precision_recall_curve(
-    scores: ArrayLike, labels: ArrayLike
-) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+def precision_recall_curve(scores: ArrayLike, labels: ArrayLike) -> Curve | None:
     """(precision, recall), one point per distinct score, by rising recall; the first is (1, 0) by
     convention.
     """
-    counts = _counts(scores, labels)
-    if counts is None:
+    if (counts := _counts(scores, labels)) is None:
         return None
     true, false, _ = counts
     return np.append(1.0, true / (true + false)), np.append(0.0, true / true[-1])
@@ -136,9 +126,7 @@ def _counts(
         return None
     order = np.argsort(-values)
     values, anomalous = values[order], anomalous[order]
-    last = np.flatnonzero(
-        np.append(values[1:] != values[:-1], True)
-    )  # the last of each run of tied scores
+    last = np.flatnonzero(np.append(values[1:] != values[:-1], True))  # of each run of tied scores
     true = np.cumsum(anomalous, dtype=np.int64)[last]
     return true, last + 1 - true, values[last]
 
@@ -154,5 +142,6 @@ def _classes(values: ArrayLike, name: str) -> NDArray[np.bool_]:
 def _same_length(values: NDArray[np.generic], labels: NDArray[np.bool_], name: str) -> None:
     if values.ndim != 1 or values.shape != labels.shape:
         raise ConfigError(
-            f"{name} of shape {values.shape} do not go with labels of shape {labels.shape}; one each is needed"
+            f"{name} of shape {values.shape} do not go with labels of shape {labels.shape}; one "
+            "each is needed"
         )

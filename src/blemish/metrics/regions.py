@@ -81,8 +81,7 @@ class PixelMetrics:
         scores = _checked(anomaly_map, mask)
         end = self._count + scores.size
         if end > self._pixels.size:
-            # Grown in place: there are never two copies. No view outlives a method, so that
-            # refcheck is not needed.
+            # Grown in place: there are never two copies. No view outlives a method.
             self._pixels.resize(max(end, self._pixels.size * 9 // 8), refcheck=False)
         self._pixels[self._count : end] = scores.ravel()
         self._count = end
@@ -108,17 +107,14 @@ class PixelMetrics:
         distinct = scores[starts]
         weights = np.add.reduceat(np.concatenate(self._weights)[order], starts)
         pixels, half = self._pixels[: self._count], self._count // 2
-        with ThreadPoolExecutor(
-            2
-        ) as pool:  # numpy lets go of the interpreter lock in sort and searchsorted
+        # numpy lets go of the interpreter lock in sort and searchsorted.
+        with ThreadPoolExecutor(2) as pool:
             pixels.partition(half)
             list(pool.map(np.ndarray.sort, (pixels[:half], pixels[half:])))
-            below, upto = pool.map(
-                lambda side: np.searchsorted(pixels, distinct, side), ("left", "right")
-            )
-        curve = _curve(
-            self._count, below, upto, np.diff(starts, append=len(scores)), weights / self._regions
-        )
+            sides = ("left", "right")
+            below, upto = pool.map(lambda side: np.searchsorted(pixels, distinct, side), sides)
+        positives = np.diff(starts, append=len(scores))
+        curve = _curve(self._count, below, upto, positives, weights / self._regions)
         return PixelResult(curve.auroc(), curve.aupro(fpr_limit))
 
 
@@ -153,11 +149,9 @@ class StreamingPixelMetrics:
     def add(self, anomaly_map: ArrayLike, mask: NDArray[np.bool_] | None) -> None:
         """Adds one picture; arguments and errors as in `PixelMetrics.add`."""
         scores = _checked(anomaly_map, mask)
-        # Whatever a step rounds, it keeps the order of the scores, so that the bins are in order
-        # too.
-        position = (
-            np.clip(scores.astype(np.float64), self._low, self._high) - self._low
-        ) * self._scale
+        # Whatever a step rounds, it keeps the order of the scores, and so that of the bins.
+        within = np.clip(scores.astype(np.float64), self._low, self._high)
+        position = (within - self._low) * self._scale
         bins = np.minimum(position.astype(np.intp), self._bins - 1)
         self._pixels += np.bincount(bins.ravel(), minlength=self._bins)
         if mask is not None and mask.any():
@@ -167,9 +161,7 @@ class StreamingPixelMetrics:
             self._regions += regions
 
     def compute(self, fpr_limit: float = FPR_LIMIT) -> PixelResult:
-        """The metrics and error bounds of everything added; arguments and errors as in
-        `PixelMetrics.compute`.
-        """
+        """The metrics and error bounds of everything added; as `PixelMetrics.compute`."""
         _check_limit(fpr_limit)
         upto = np.cumsum(self._pixels)
         total = int(upto[-1])
@@ -177,12 +169,10 @@ class StreamingPixelMetrics:
             return PixelResult(None, None)
         used = np.flatnonzero(self._positives)
         below = (upto - self._pixels)[used]
-        curve = _curve(
-            total, below, upto[used], self._positives[used], self._weights[used] / self._regions
-        )
-        return PixelResult(
-            curve.auroc(), curve.aupro(fpr_limit), curve.auroc_error(), curve.aupro_error(fpr_limit)
-        )
+        weights = self._weights[used] / self._regions
+        curve = _curve(total, below, upto[used], self._positives[used], weights)
+        errors = curve.auroc_error(), curve.aupro_error(fpr_limit)
+        return PixelResult(curve.auroc(), curve.aupro(fpr_limit), *errors)
 
 
 @dataclass(frozen=True)
@@ -200,9 +190,7 @@ class _Curve:
     normals: int
 
     def auroc(self) -> float:
-        """Mann-Whitney, exact in integers: a defect pixel beats the normal pixels below, and half
-        of those tied.
-        """
+        """Mann-Whitney, exact in integers: a defect pixel beats those below, half of those tied."""
         doubled = self.positives * (2 * (self.normals - self.above) - self.tied)
         return int(doubled.sum()) / self._pairs()
 
@@ -214,7 +202,7 @@ class _Curve:
         """Area to the right of each step, up to the limit; of a diagonal across the limit, its part
         on this side.
         """
-        reach = self._reach(limit, self.above)
+        reach = self._reach(limit)
         inside = np.minimum(reach, self.tied)  # the run of the diagonal on this side of the limit
         share = np.divide(inside, self.tied, out=np.ones_like(reach), where=self.tied > 0)
         area = np.sum(self.weights * share * (reach - inside / 2))
@@ -228,12 +216,12 @@ class _Curve:
         it, the diagonal has at most half of the area of rising at once, and rising at its end has
         none.
         """
-        highest = np.sum(self.weights * self._reach(limit, self.above)) / (limit * self.normals)
+        highest = np.sum(self.weights * self._reach(limit)) / (limit * self.normals)
         return max(float(highest) - self.aupro(limit), 0.0)
 
-    def _reach(self, limit: float, false: NDArray[np.int64]) -> NDArray[np.float64]:
-        """How far it is to the limit from this many false positives, in normal pixels."""
-        reach: NDArray[np.float64] = np.maximum(limit * self.normals - false, 0.0)
+    def _reach(self, limit: float) -> NDArray[np.float64]:
+        """How far it is from each step to the limit, in normal pixels."""
+        reach: NDArray[np.float64] = np.maximum(limit * self.normals - self.above, 0.0)
         return reach
 
     def _pairs(self) -> int:
@@ -262,11 +250,13 @@ def _checked(anomaly_map: ArrayLike, mask: NDArray[np.bool_] | None) -> NDArray[
         raise ConfigError(f"an anomaly map has shape {scores.shape}; H×W is needed")
     if mask is not None and mask.shape != scores.shape:
         raise ConfigError(
-            f"a mask of {mask.shape} does not fit its anomaly map of {scores.shape}; resize one of them"
+            f"a mask of {mask.shape} does not fit its anomaly map of {scores.shape}; resize one of "
+            "them"
         )
     if mask is not None and mask.dtype != np.bool_:
         raise ConfigError(
-            f"a mask has dtype {mask.dtype}; bool is needed (for a picture: mask > half of full scale)"
+            f"a mask has dtype {mask.dtype}; bool is needed (for a picture: mask > half of full "
+            "scale)"
         )
     if not np.isfinite(scores).all():
         raise NonFiniteError("an anomaly map holds NaN or infinite scores (as float32)")

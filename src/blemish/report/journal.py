@@ -15,7 +15,6 @@ import csv
 import hashlib
 import io
 import json
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -34,6 +33,7 @@ from blemish.files import (
     ROWS_BYTES,
     cannot_write,
     check_writable,
+    end_last_row,
     locked,
     open_regular,
     read_whole,
@@ -265,20 +265,14 @@ def _check_same(folder: Path, run: Mapping[str, str]) -> None:
 
 
 def _recovered(place: Path) -> list[Row]:
-    """The rows of an earlier run; half a line that a killed one has left is removed."""
+    """The rows of an earlier run; half a row that a killed one has left is removed."""
+    end_last_row(place)
     rows: list[Row] = []
-    end = 0
-    lines = read_whole(place, limit=ROWS_BYTES, error=OutputError).splitlines(keepends=True)
-    for number, line in enumerate(lines, start=1):
+    content = read_whole(place, limit=ROWS_BYTES, error=OutputError)
+    for number, line in enumerate(content.splitlines(), start=1):
         try:
-            if not line.endswith(b"\n"):
-                raise ValueError("it is cut short")
             rows.append(read_row(line))
         except ValueError as error:
-            if number < len(lines):
-                reason = f"{place}: line {number} is damaged ({error}); name another folder"
-                raise OutputError(reason) from error
-            break
-        end += len(line)
-    os.truncate(place, end)
+            reason = f"{place}: line {number} is damaged ({error}); name another folder"
+            raise OutputError(reason) from error
     return rows

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -38,7 +38,7 @@ class CheckpointManifest:
         curve: what is kept of the loss so far, part by part; nothing in files of earlier versions.
         identity: what it is the training of, JSON-ready.
         pictures: fingerprint of the training pictures.
-        scalars: of the state of the optimiser what is no tensor, by name.
+        scalars: of the state of the optimiser what is no tensor, by name; `save` puts it in.
         other: what other versions of blemish have added, as it is.
     """
 
@@ -98,41 +98,18 @@ class Checkpoint(CheckpointManifest):
 
 
 def save(
-    path: Path,
-    method: Learner,
-    optimizer: torch.optim.Optimizer,
-    *,
-    step: int,
-    steps: int,
-    loss: float,
-    curve: Sequence[Sequence[float]],
-    seconds: float,
-    identity: Mapping[str, Any],
-    pictures: str,
+    path: Path, method: Learner, optimizer: torch.optim.Optimizer, manifest: CheckpointManifest
 ) -> None:
-    """Write a checkpoint, whole or not at all; the arguments are those of `CheckpointManifest`.
-    Raises: OutputError.
-    """
+    """Write a checkpoint, whole or not at all. Raises: OutputError."""
     tensors = {_LEARNED + name: tensor for name, tensor in learned_state(method).items()}
     scalars: dict[str, Any] = {}
     for number, values in optimizer.state_dict()["state"].items():
         for key, value in values.items():
-            (tensors if isinstance(value, Tensor) else scalars)[f"{_OPTIMIZER}{number}.{key}"] = (
-                value
-            )
-    header = {
-        "step": step,
-        "steps": steps,
-        "loss": loss,
-        "curve": curve,
-        "seconds": seconds,
-        "identity": dict(identity),
-        "pictures": pictures,
-        "scalars": scalars,
-    }
+            into = tensors if isinstance(value, Tensor) else scalars
+            into[f"{_OPTIMIZER}{number}.{key}"] = value
     # Copies, as safetensors refuses tensors that share memory.
     content = {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-    artifact.write(path, content, {CHECKPOINT: header})
+    artifact.write(path, content, {CHECKPOINT: {**manifest.to_dict(), "scalars": scalars}})
 
 
 def learned_state(method: Learner) -> dict[str, Tensor]:
@@ -200,8 +177,8 @@ def find(path: Path | None, identity: Mapping[str, Any], *, resume: bool) -> Che
     differing = list(_differences(found.identity, json.loads(json.dumps(identity))))
     if differing:
         raise ConfigError(
-            f"{path}: is the checkpoint of another training, it differs in {', '.join(differing)}; train as before, or "
-            "remove the file to start anew"
+            f"{path}: is the checkpoint of another training, it differs in "
+            f"{', '.join(differing)}; train as before, or remove the file to start anew"
         )
     return found
 
@@ -210,7 +187,8 @@ def check_free(path: Path) -> None:
     """Raises: OutputError where a checkpoint lies."""
     if path.exists():
         raise OutputError(
-            f"{path}: an interrupted training lies there; --resume goes on with it, or remove the file to start anew"
+            f"{path}: an interrupted training lies there; --resume goes on with it, or remove the "
+            "file to start anew"
         )
 
 

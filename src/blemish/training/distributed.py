@@ -45,7 +45,8 @@ def own_device(device: torch.device) -> torch.device:
     local, there = _number("LOCAL_RANK", 0), torch.cuda.device_count()
     if local >= there:
         raise ConfigError(
-            f"there are more processes than GPUs: torchrun --nproc-per-node={there}, or --device cpu"
+            f"there are more processes than GPUs: torchrun --nproc-per-node={there}, or "
+            "--device cpu"
         )
     return torch.device("cuda", local)
 
@@ -66,8 +67,8 @@ def joined(device: torch.device) -> Iterator[None]:
             dist.init_process_group("gloo")
     except (ValueError, RuntimeError) as error:
         raise ConfigError(
-            f"RANK and WORLD_SIZE are set, but the processes do not find each other ({error}); start them with "
-            "torchrun, or unset both to train in one process"
+            f"RANK and WORLD_SIZE are set, but the processes do not find each other ({error}); "
+            "start them with torchrun, or unset both to train in one process"
         ) from error
     try:
         yield
@@ -122,8 +123,8 @@ class _Step(nn.Module):
         super().__init__()
         self.method = method
 
-    def forward(self, batch: TrainingBatch, progress: float) -> Tensor:
-        return self.method.training_step(batch, progress)
+    def forward(self, batch: TrainingBatch, fraction: float) -> Tensor:
+        return self.method.training_step(batch, fraction)
 
 
 def _number(variable: str, default: int) -> int:

@@ -79,11 +79,9 @@ class Feed:
         defects, each), so every one of them is full.
         """
         chunks = self._chunks(size, seed, skip)
-        return (
-            self._computed(chunks, size)
-            if self.kept is None
-            else self._remembered(self.kept, chunks)
-        )
+        if self.kept is None:
+            return self._computed(chunks, size)
+        return self._remembered(self.kept, chunks)
 
     def _chunks(self, size: int, seed: int, skip: int) -> Iterator[list[int]]:
         """The rows of batch after batch."""
@@ -100,7 +98,7 @@ class Feed:
             ]
 
     def _parts(self, size: int) -> list[tuple[Tensor, int]]:
-        """What a batch of `size` rows is drawn from: the rows of each part, and how many it gives."""
+        """What a batch of `size` rows is drawn from: rows, and how many of them."""
         labels = self.labels
         if labels is not None and self.method.config.balanced_batches and not labels.all():
             normal, defects = ((labels == label).nonzero()[:, 0] for label in (NORMAL, ANOMALOUS))
@@ -202,9 +200,8 @@ def _endless(rows: Tensor, seed: object, position: int) -> Iterator[int]:
     count = len(rows)
     while True:
         epoch, offset = divmod(position, count)
-        order = torch.randperm(
-            count, generator=torch.Generator().manual_seed(seed_of("epoch", seed, epoch))
-        )
+        shuffle = torch.Generator().manual_seed(seed_of("epoch", seed, epoch))
+        order = torch.randperm(count, generator=shuffle)
         yield from rows[order[offset:]].tolist()
         position += count - offset
 

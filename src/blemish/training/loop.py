@@ -1,4 +1,15 @@
-"""The loop of everything that learns by gradient."""
+"""The loop of everything that learns by gradient.
+
+On a CPU the same seed, pictures, config, number of threads and kernels (of one torch on one kind of
+processor) give the same weights, also when the training is interrupted and resumed, and whether or
+not the frozen part's answers fit in memory. On a GPU the weights are close, not the same: for some
+gradients, as those of resizing, torch has no kernel there that sums in a fixed order. torch's own
+random state is left as it was.
+
+Under `torchrun` the processes share the pictures and each step; all end with each other's weights,
+and with what was found of all pictures. Only rank 0 writes the checkpoint, which all of them must
+see, and reports progress.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +17,7 @@ import dataclasses
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +34,7 @@ from blemish.methods.learner import Learner, TrainingBatch, finite
 from blemish.text import duration
 from blemish.training import checkpoint as checkpoints
 from blemish.training import distributed, feed
-from blemish.training.checkpoint import Steps
+from blemish.training.checkpoint import Checkpoint, CheckpointManifest, Steps
 from blemish.training.feed import Feed, seed_of
 from blemish.types import Failure, Progress, silent
 
@@ -85,222 +96,233 @@ def train(
     progress: Progress = silent,
     watch: Callable[[int, int, float], None] | None = None,
 ) -> tuple[Training, Found]:
-    """Train a method (or another learner) on the pictures of a stream; the method can score
-    afterwards.
-
-    On a CPU the same seed, pictures, config, number of threads and kernels (of one torch on one
-    kind of processor) give the same weights, also when the training is interrupted and resumed, and
-    whether or not the frozen part's answers fit in memory. On a GPU the weights are close, not the
-    same: for some gradients, as those of resizing, torch has no kernel there that sums in a fixed
-    order. torch's own random state is left as it was.
-
-    Under `torchrun` the processes share the pictures and each step; all end with each other's
-    weights, and with what was found of all pictures in `stream`. Only rank 0 writes the checkpoint,
-    which all of them must see, and reports progress. A CUDA method must be on
-    `distributed.own_device`.
+    """Train a method (or another learner) on the pictures of a stream; it can score afterwards.
 
     Args:
-        method: on the device and in the precision (bf16 or fp32) that it is trained in.
+        method: on the device (a GPU: `distributed.own_device`) and in the precision (bf16 or fp32)
+            that it is trained in.
         stream: the pictures; `batch_size` is that of the frozen part.
         seed: of the order of the pictures and of everything random in a step.
-        identity: what decides the outcome besides pictures, seed and time budget (config, hash of
-            the weights, precision, …), JSON-ready: a checkpoint is resumed only by the training
-            with the same identity.
-        minutes: a time budget, from the call of this function on: a few steps are tried, then as
-            many are made as fit in (one at least), whatever `epochs` and `min_steps` of the config
-            say.
+        identity: what decides the outcome besides pictures, seed and time budget, JSON-ready: only
+            the training with the same identity resumes a checkpoint.
+        minutes: a time budget, from this call on, in place of `epochs` and `min_steps`: a few steps
+            are tried, then as many are made as fit in (one at least).
         checkpoint: where the state is kept, about once a minute, when interrupted (Ctrl-C) and at
-            the end, from where a resumed training takes no step; the caller removes it once the
-            result is safe.
+            the end; the caller removes it once the result is safe.
         resume: go on from the checkpoint where there is one; else none must be there.
         progress: called with "reading the pictures", then with "training · loss … · … pictures/s ·
             … left".
-        watch: called in rank 0 after every step with its number (from 1), how many there are, and
-            its loss. It draws nothing from torch's generators.
+        watch: called after every step with its number (from 1), how many there are, and its loss.
+            It draws nothing from torch's generators.
     Returns: how it went, and what was found of the pictures (without thumbnails).
     Raises: ConfigError for what cannot be trained so, or a checkpoint of another training;
-        OutputError where a checkpoint lies in the way or cannot be written; ArtifactError where it
-        is damaged; DataError where no picture can be read; NonFiniteError when the loss is no
-        longer finite.
+        OutputError where one lies in the way or cannot be written; ArtifactError where it is
+        damaged; DataError where no picture can be read; NonFiniteError for such a loss.
     """
-    started = time.perf_counter()
-    config, backbone = method.config, method.backbone
-    device, precision = backbone.device, method.precision
-    rank, processes = distributed.rank(), distributed.processes()
-    if rank != 0:
-        progress = silent
-    if precision not in (torch.float32, torch.bfloat16):
+    started, device = time.perf_counter(), method.backbone.device
+    size = _rows_of_a_step(method, minutes)
+    processes = distributed.processes()
+    identity = {**identity, "seed": seed, "time budget": minutes, "processes": processes}
+    found = checkpoints.find(checkpoint, identity, resume=resume)
+    if distributed.rank() != 0:
+        progress, watch = silent, None
+    generators = [device] if device.type == "cuda" else []
+    with distributed.joined(device), torch.random.fork_rng(generators):
+        first = 0 if found is None else found.step
+        rows, pictures = _read(method, stream, progress, size=size, first=first)
+        fingerprint = checkpoints.fingerprint(pictures)
+        run = _Run(method, rows, size, seed, started, checkpoint, identity, fingerprint, found)
+        if minutes is not None and found is None:
+            run.fit_to(started + 60 * minutes, progress)
+        return run.to_the_end(progress, watch), pictures
+
+
+def _rows_of_a_step(method: Learner, minutes: float | None) -> int:
+    """In this process. Raises: ConfigError for what cannot be trained so."""
+    size, processes = method.config.train_batch_size, distributed.processes()
+    if method.precision not in (torch.float32, torch.bfloat16):
         raise ConfigError("training runs in bf16 or fp32: choose one of them as the precision")
     if minutes is not None and not 0 < minutes < math.inf:
         raise ConfigError(f"the time budget must be a positive number of minutes, got {minutes}")
-    if config.train_batch_size % processes:
+    if size % processes:
         raise ConfigError(
-            f"train_batch_size: {config.train_batch_size} cannot be shared evenly by {processes} processes"
+            f"train_batch_size: {size} cannot be shared evenly by {processes} processes"
         )
-    size = config.train_batch_size // processes
-    identity = {**identity, "seed": seed, "time budget": minutes, "processes": processes}
-    found = checkpoints.find(checkpoint, identity, resume=resume)
+    return size // processes
 
-    with (
-        distributed.joined(device),
-        torch.random.fork_rng([device] if device.type == "cuda" else []),
-    ):
-        # The frozen part first, once.
-        method.eval()
-        first = 0 if found is None else found.step
-        method.prepare_training()
-        rows, pictures = _read(method, stream, progress, size=size, first=first)
+
+class _Run:
+    """A training on its way: all that changes, from its start or from where a checkpoint has it.
+
+    Attributes:
+        size: rows of a step, in this process.
+        first, earlier: how many steps earlier runs have made, and in how many seconds.
+        steps: how many there are to be.
+        loss: smoothed.
+        curve: the loss in equal parts of the run: the number of the last step, how many steps, and
+            the mean of their losses.
+    Raises: ConfigError where the checkpoint was made with other pictures; ArtifactError where it
+        does not fit.
+    """
+
+    def __init__(
+        self,
+        method: Learner,
+        rows: Feed,
+        size: int,
+        seed: int,
+        started: float,
+        checkpoint: Path | None,
+        identity: Mapping[str, Any],
+        pictures: str,
+        found: Checkpoint | None,
+    ) -> None:
+        self.method, self.rows, self.size, self.seed = method, rows, size, seed
+        self.started, self.path = started, checkpoint
+        self.identity, self.pictures = identity, pictures
         told = distributed.exchange([*rows.of_an_epoch(size), *rows.class_counts])
-        epoch, of_it, *counts = (sum(column) for column in zip(*told, strict=True))
+        self.of_an_epoch, self.of_a_step, *counts = map(sum, zip(*told, strict=True))
         method.class_counts = (counts[0], counts[1])
-        fingerprint = checkpoints.fingerprint(pictures)
-        if found is not None and found.pictures != fingerprint:
+        if found is not None and found.pictures != pictures:
             raise ConfigError(
                 f"{checkpoint}: was made with other training pictures; remove it to start anew"
             )
-
-        # Everything that changes, at its start or where the checkpoint has it.
-        with closing(
-            rows.batches(min(SAMPLE, rows.rows), seed=seed_of("sample", seed), skip=0)
-        ) as batches:
-            sample = next(batches)
-        _set_seed(seed_of("start", seed), device)
-        method.start_training(sample)
+        count = min(SAMPLE, rows.rows)
+        with closing(rows.batches(count, seed=seed_of("sample", seed), skip=0)) as batches:
+            self.sample = next(batches)
+        self.device = method.backbone.device
+        _set_seed(seed_of("start", seed), self.device)
+        method.start_training(self.sample)
         method.train()
-        if checkpoints.is_frozen(backbone):
-            backbone.eval()
-        optimizer = _optimizer(method)
-        steps = max(config.min_steps, math.ceil(config.epochs * epoch / of_it))
-        first, loss, earlier, curve = 0, 0.0, 0.0, _Curve([])
+        if checkpoints.is_frozen(method.backbone):
+            method.backbone.eval()
+        self.optimizer = _optimizer(method)
+        wanted = math.ceil(method.config.epochs * self.of_an_epoch / self.of_a_step)
+        self.steps = max(method.config.min_steps, wanted)
+        self.first, self.loss, self.earlier = 0, 0.0, 0.0
+        self.curve: list[list[float]] = []
         if found is not None:
-            found.restore(method, optimizer)
-            first, steps, loss, earlier = found.step, found.steps, found.loss, found.seconds
-            curve = _Curve([list(part) for part in found.curve])
-        take = _Step(
-            method,
-            distributed.training_step(method),
-            device,
-            precision,
-            seed_of("step", seed, rank),
-        )
-        if minutes is not None and found is None:
-            optimizer, steps = _fit_to(
-                started + 60 * minutes, take, rows, size, seed, optimizer, progress
-            )
+            found.restore(method, self.optimizer)
+            self.first, self.steps = found.step, found.steps
+            self.loss, self.earlier = found.loss, found.seconds
+            self.curve = [list(part) for part in found.curve]
+        self.training_step = distributed.training_step(method)
+        self.step_seed = seed_of("step", seed, distributed.rank())
 
-        # The loop.
+    def to_the_end(
+        self, progress: Progress, watch: Callable[[int, int, float], None] | None
+    ) -> Training:
+        """Takes the steps that are left. Raises: Interrupted, once the state is saved."""
         begun, saved = time.perf_counter(), time.monotonic()
-        progress(STAGE, first, steps)
+        speaks, at_once = distributed.rank() == 0, self.method.config.train_batch_size
+        progress(STAGE, self.first, self.steps)
         with (
-            closing(rows.batches(size, seed=seed, skip=first)) as batches,
-            _interrupts_wait(checkpoint is not None) as interrupted,
+            self._batches(skip=self.first) as batches,
+            _interrupts_wait(self.path is not None) as interrupted,
         ):
-            for step, batch in zip(range(first, steps), batches, strict=False):
-                latest = take(optimizer, batch, step, steps)
-                loss += (latest - loss) * max(1 / (step + 1), 0.02)
-                curve.add(step, steps, latest)
-                if watch is not None and rank == 0:
-                    watch(step + 1, steps, latest)
-                stop = bool(interrupted.number) and rank == 0
-                due = stop or step + 1 == steps or time.monotonic() - saved >= BETWEEN_CHECKPOINTS
-                if checkpoint is not None and rank == 0 and due:
+            for step, batch in zip(range(self.first, self.steps), batches, strict=False):
+                latest = self.take(batch, step, self.steps)
+                self._note(step, latest)
+                if watch is not None:
+                    watch(step + 1, self.steps, latest)
+                stop = bool(interrupted.number) and speaks
+                late = time.monotonic() - saved >= BETWEEN_CHECKPOINTS
+                if speaks and self.path is not None and (stop or late or step + 1 == self.steps):
                     with interrupted.whole():
-                        checkpoints.save(
-                            checkpoint,
-                            method,
-                            optimizer,
-                            step=step + 1,
-                            steps=steps,
-                            loss=loss,
-                            curve=curve.parts,
-                            seconds=earlier + time.perf_counter() - started,
-                            identity=identity,
-                            pictures=fingerprint,
-                        )
+                        self._save(self.path, step + 1)
                     saved, stop = time.monotonic(), bool(interrupted.number)
                 if stop:
                     raise interrupts.Interrupted(number=interrupted.number)
-                each = (time.perf_counter() - begun) / (step + 1 - first)
-                rate, left = config.train_batch_size / each, duration(each * (steps - step - 1))
-                progress(
-                    f"{STAGE} · loss {loss:.3g} · {rate:.3g} pictures/s · {left} left",
-                    step + 1,
-                    steps,
-                )
-
+                each = (time.perf_counter() - begun) / (step + 1 - self.first)
+                rate, left = at_once / each, duration(each * (self.steps - step - 1))
+                words = f"{STAGE} · loss {self.loss:.3g} · {rate:.3g} pictures/s · {left} left"
+                progress(words, step + 1, self.steps)
         spent = time.perf_counter() - begun
-        optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
-            findings = method.findings(sample)
-        method.end_training(steps)
-        method.eval()
-    training = Training(
-        steps=steps,
-        epochs=steps * of_it / epoch,
-        seconds=earlier + time.perf_counter() - started,
-        pictures_per_second=(steps - first) * config.train_batch_size / spent,
-        loss=loss,
-        curve=curve.points(),
-        cached=rows.kept is not None,
-        processes=processes,
-        resumed_at=first,
-        findings=findings,
-    )
-    return training, pictures
+            findings = self.method.findings(self.sample)
+        self.method.end_training(self.steps)
+        self.method.eval()
+        return Training(
+            steps=self.steps,
+            epochs=self.steps * self.of_a_step / self.of_an_epoch,
+            seconds=self.earlier + time.perf_counter() - self.started,
+            pictures_per_second=(self.steps - self.first) * at_once / spent,
+            loss=self.loss,
+            curve=tuple((float(last), loss) for last, count, loss in self.curve if count),
+            cached=self.rows.kept is not None,
+            processes=distributed.processes(),
+            resumed_at=self.first,
+            findings=findings,
+        )
 
+    def take(self, batch: TrainingBatch, step: int, steps: int) -> float:
+        """The loss of step number `step` (from 0) of `steps`. Raises: NonFiniteError."""
+        method, groups = self.method, self.optimizer.param_groups
+        factor = method.learning_rate_factor(step / steps)
+        for group in groups:
+            group["lr"] = group["initial_lr"] * factor
+        # No state of a generator need be kept to resume.
+        _set_seed(seed_of(self.step_seed, step), self.device)
+        mixed = method.precision == torch.bfloat16
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=mixed):
+            loss = self.training_step(batch, step / steps)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        learned = [parameter for group in groups for parameter in group["params"]]
+        torch.nn.utils.clip_grad_norm_(learned, method.clip_norm)
+        self.optimizer.step()
+        method.after_step(step + 1, steps)
+        return finite(loss.detach(), step + 1).item()  # last, for a GPU is waited for here
 
-@dataclass(frozen=True)
-class _Curve:
-    """The loss of a run in equal parts: the number of the last step, how many steps, and the mean
-    of their losses.
-    """
+    def fit_to(self, deadline: float, progress: Progress) -> None:
+        """Makes as many steps of it as end at the deadline: some are timed, and undone."""
+        state = checkpoints.learned_state(self.method)
+        before = {name: tensor.clone() for name, tensor in state.items()}
+        seconds: list[float] = []
+        with self._batches(skip=0) as batches:
+            enough = False
+            while not enough:
+                progress("trying a few steps", len(seconds), 0)
+                begun = time.perf_counter()
+                self.take(next(batches), len(seconds), 100)
+                seconds.append(time.perf_counter() - begun)
+                # Few of them where they are slow; the first is slower than the others.
+                long = sum(seconds) > 0.02 * (deadline - begun)
+                enough = len(seconds) >= 20 or (len(seconds) >= 3 and long)
+                enough = distributed.exchange(enough)[0]
+        checkpoints.put_back(self.method, before)
+        left = deadline - time.perf_counter()
+        if left <= 0:
+            progress("reading the pictures has used up the time budget: one step is made", 0, 0)
+        steps = max(1, int(left / statistics.median(seconds[1:])))
+        self.optimizer, self.steps = _optimizer(self.method), distributed.exchange(steps)[0]
 
-    parts: list[list[float]]
+    def _batches(self, *, skip: int) -> closing[Generator[TrainingBatch]]:
+        return closing(self.rows.batches(self.size, seed=self.seed, skip=skip))
 
-    def add(self, step: int, steps: int, loss: float) -> None:
-        """Note the loss of step number `step` (from 0) of `steps`."""
-        part = step * min(CURVE, steps) // steps
-        while len(self.parts) <= part:
-            self.parts.append([0, 0, 0.0])
-        own = self.parts[part]
+    def _note(self, step: int, loss: float) -> None:
+        """The loss of step number `step` (from 0)."""
+        self.loss += (loss - self.loss) * max(1 / (step + 1), 0.02)
+        part = step * min(CURVE, self.steps) // self.steps
+        while len(self.curve) <= part:  # those of an earlier version have none
+            self.curve.append([0, 0, 0.0])
+        own = self.curve[part]
         own[0], own[1] = step + 1, own[1] + 1
         own[2] += (loss - own[2]) / own[1]
 
-    def points(self) -> tuple[tuple[float, float], ...]:
-        return tuple((float(last), loss) for last, count, loss in self.parts if count)
-
-
-@dataclass(frozen=True)
-class _Step:
-    """One step of the optimiser."""
-
-    method: Learner
-    training_step: distributed.TrainingStep
-    device: torch.device
-    precision: torch.dtype
-    seed: int
-
-    def __call__(
-        self, optimizer: torch.optim.Optimizer, batch: TrainingBatch, step: int, steps: int
-    ) -> float:
-        """The loss of step number `step` (from 0) of `steps`. Raises: NonFiniteError."""
-        factor = self.method.learning_rate_factor(step / steps)
-        for group in optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * factor
-        _set_seed(
-            seed_of(self.seed, step), self.device
-        )  # no state of a generator need be kept to resume
-        with torch.autocast(
-            self.device.type, dtype=torch.bfloat16, enabled=self.precision == torch.bfloat16
-        ):
-            loss = self.training_step(batch, step / steps)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        learned = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        torch.nn.utils.clip_grad_norm_(learned, self.method.clip_norm)
-        optimizer.step()
-        self.method.after_step(step + 1, steps)
-        return finite(loss.detach(), step + 1).item()  # last, for a GPU is waited for here
+    def _save(self, path: Path, step: int) -> None:
+        manifest = CheckpointManifest(
+            step=step,
+            steps=self.steps,
+            loss=self.loss,
+            curve=tuple(map(tuple, self.curve)),
+            seconds=self.earlier + time.perf_counter() - self.started,
+            identity=self.identity,
+            pictures=self.pictures,
+            scalars={},
+        )
+        checkpoints.save(path, self.method, self.optimizer, manifest)
 
 
 def _set_seed(seed: int, device: torch.device) -> None:
@@ -324,11 +346,14 @@ def _optimizer(method: Learner) -> torch.optim.Optimizer:
 def _read(
     method: Learner, stream: PictureStream, progress: Progress, *, size: int, first: int
 ) -> tuple[Feed, Found]:
-    """This process's share of the stream, read, and what all processes have found of all of it.
+    """The frozen part, first and once: this process's share of the stream, and what all processes
+    have found of all of it.
 
     Raises: DataError when there is nothing to train on; ConfigError when the processes begin at
     different steps.
     """
+    method.eval()
+    method.prepare_training()
     processes = distributed.processes()
     own = dataclasses.replace(
         stream,
@@ -363,40 +388,6 @@ def _read(
             heading = "there is not a readable picture for each process"
         raise unreadable(heading, found.failures.values())
     return rows, found
-
-
-def _fit_to(
-    deadline: float,
-    take: _Step,
-    rows: Feed,
-    size: int,
-    seed: int,
-    optimizer: torch.optim.Optimizer,
-    progress: Progress,
-) -> tuple[torch.optim.Optimizer, int]:
-    """A fresh optimiser, and how many steps end at the deadline: some are timed, and undone."""
-    before = {
-        name: tensor.clone() for name, tensor in checkpoints.learned_state(take.method).items()
-    }
-    seconds: list[float] = []
-    with closing(rows.batches(size, seed=seed, skip=0)) as batches:
-        enough = False
-        while not enough:
-            progress("trying a few steps", len(seconds), 0)
-            begun = time.perf_counter()
-            take(optimizer, next(batches), len(seconds), 100)
-            seconds.append(time.perf_counter() - begun)
-            # Few of them where they are slow; the first is slower than the others.
-            enough = len(seconds) >= 20 or (
-                len(seconds) >= 3 and sum(seconds) > 0.02 * (deadline - begun)
-            )
-            enough = distributed.exchange(enough)[0]
-    checkpoints.put_back(take.method, before)
-    left = deadline - time.perf_counter()
-    if left <= 0:
-        progress("reading the pictures has used up the time budget: one step is made", 0, 0)
-    steps = max(1, int(left / statistics.median(seconds[1:])))
-    return _optimizer(take.method), distributed.exchange(steps)[0]
 
 
 @contextmanager

@@ -8,15 +8,7 @@ from pathlib import Path
 import pytest
 from trees import lay_out
 
-from blemish.data.layouts import (
-    OFFICIAL,
-    Counts,
-    Dataset,
-    category_paths,
-    differences,
-    find,
-    read,
-)
+from blemish.data.layouts import OFFICIAL, Counts, Dataset, category_paths, differences, find, read
 from blemish.types import ANOMALOUS, NORMAL, Sample
 
 PREPARED = ("train/good/0.png", "test/good/0.png", "test/hole/0.png")
@@ -79,9 +71,8 @@ def test_find_by_what_is_there(tmp_path: Path) -> None:
         ("brain_mri", "yes/Y1.jpg"),
     ]:
         root = lay_out(tmp_path / name[:3], there)
-        assert [each for each, official in OFFICIAL.items() if find(official, root) == root] == [
-            name
-        ]
+        found = [each for each, official in OFFICIAL.items() if find(official, root) == root]
+        assert found == [name]
 
 
 def test_what_would_be_read_as_another_set_is_not_found(tmp_path: Path) -> None:
@@ -89,11 +80,6 @@ def test_what_would_be_read_as_another_set_is_not_found(tmp_path: Path) -> None:
     assert find(OFFICIAL["kolektor_sdd"], tmp_path) == tmp_path
     assert find(OFFICIAL["brain_mri"], tmp_path) is None
     assert find(OFFICIAL["mvtec"], tmp_path) == tmp_path  # its categories are read one by one
-
-
-def test_a_download_from_github_is_found_by_its_name(tmp_path: Path) -> None:
-    folder = lay_out(tmp_path / "Magnetic-tile-defect-datasets.-master", "MT_Free/Imgs/0.jpg")
-    assert find(OFFICIAL["magnetic_tile"], tmp_path) == folder
 
 
 def test_own_pictures_in_the_folders_of_a_public_set(tmp_path: Path) -> None:
@@ -112,38 +98,30 @@ def test_what_holds_a_set_goes_before_what_is_only_called_so(tmp_path: Path) -> 
     assert find(OFFICIAL["mvtec"], tmp_path / "mvtec") == tmp_path / "mvtec"
 
 
-def test_a_prepared_set_of_one_category(tmp_path: Path) -> None:
-    folder = lay_out(tmp_path / "Brain-MRI", *PREPARED)
-    assert find(OFFICIAL["brain_mri"], tmp_path) == folder
-    assert category_paths(OFFICIAL["brain_mri"], folder) == {"brain_mri": folder}
-    assert differences(read(folder))[0] == "Brain-MRI: 1 of 73 training pictures"
+@pytest.mark.parametrize(
+    ("name", "called"),
+    [("brain_mri", "Brain-MRI"), ("magnetic_tile", "Magnetic-tile-defect-datasets.-master")],
+)
+def test_a_prepared_set_of_one_category(tmp_path: Path, name: str, called: str) -> None:
+    folder = lay_out(tmp_path / called, *PREPARED)
+    assert find(OFFICIAL[name], tmp_path) == folder
+    assert category_paths(OFFICIAL[name], folder) == {name: folder}
+    assert "1 of " in differences(read(folder))[0]
 
 
 def test_category_paths(tmp_path: Path) -> None:
-    root = lay_out(
-        tmp_path,
-        "wood/train/good/0.png",
-        "bottle/test/good/0.png",
-        "tile/notes.txt",
-        "nut/train/good/0.png",
-    )
-    assert category_paths(OFFICIAL["mvtec"], root) == {
-        "bottle": root / "bottle",
-        "wood": root / "wood",
-    }
-    assert list(category_paths(OFFICIAL["mvtec"], root)) == ["bottle", "wood"]
-    lay_out(root, "pcb1/Data/Images/Normal/0.JPG", "candle/train/good/0.png")
+    good = "train/good/0.png"
+    root = lay_out(tmp_path, f"wood/{good}", "bottle/test/good/0.png", "tile/a.txt", f"nut/{good}")
+    found = category_paths(OFFICIAL["mvtec"], root)
+    assert list(found.items()) == [("bottle", root / "bottle"), ("wood", root / "wood")]
+    lay_out(root, "pcb1/Data/Images/Normal/0.JPG", f"candle/{good}")
     assert list(category_paths(OFFICIAL["visa"], root)) == ["candle", "pcb1"]
 
 
 @pytest.mark.parametrize("name", OFFICIAL)
 def test_a_whole_set_differs_in_nothing_and_a_part_in_what_is_missing(name: str) -> None:
     official = OFFICIAL[name]
-    held = [
-        sample
-        for category, counts in official.categories.items()
-        for sample in samples(counts, category)
-    ]
+    held = [each for name, counts in official.categories.items() for each in samples(counts, name)]
     layout = "mvtec-root" if name == "mvtec" else name
     whole = Dataset(root=Path(name), layout=layout, description="", samples=tuple(held))
     assert differences(whole) == ()
@@ -168,9 +146,7 @@ def test_a_category_alone_is_no_part_of_a_root(tmp_path: Path) -> None:
 
 def test_what_is_no_public_set(tmp_path: Path) -> None:
     assert differences(read(lay_out(tmp_path / "own", *PREPARED))) == ()
-    lay_out(
-        tmp_path / "line",
-        *(f"{category}/{name}" for category in ("tile", "own") for name in PREPARED),
-    )
+    names = [f"{category}/{name}" for category in ("tile", "own") for name in PREPARED]
+    lay_out(tmp_path / "line", *names)
     assert differences(read(tmp_path / "line")) == ()
     assert differences(read(lay_out(tmp_path / "bottle", "good/0.png", "hole/0.png"))) == ()

@@ -29,7 +29,6 @@ def shares(dataset: Dataset) -> tuple[int, int, int]:
 @pytest.mark.parametrize(
     ("normals", "fraction", "test"),
     [
-        (100, 0.25, 25),
         (98, 0.25, 25),
         (1508, 0.25, 377),
         (347, 0.25, 87),
@@ -39,15 +38,12 @@ def shares(dataset: Dataset) -> tuple[int, int, int]:
     ],
 )
 def test_the_split(normals: int, fraction: float, test: int) -> None:
+    bad = sample_of(Path("x.png"), "hole")
     samples = [sample_of(Path(f"{number:04d}.png"), "") for number in range(normals)]
-    held = divided([*samples, sample_of(Path("x.png"), "hole")], share=fraction)
-    again = divided([*samples[::-1], sample_of(Path("x.png"), "hole")], share=fraction)
-    assert held == again
-    tested = [sample for sample in held.samples if sample.split == "test"]
-    assert [sum(sample.label == label for sample in tested) for label in (NORMAL, ANOMALOUS)] == [
-        test,
-        1,
-    ]
+    held = divided([*samples, bad], share=fraction)
+    assert held == divided([*samples[::-1], bad], share=fraction)
+    tested = [sample.label for sample in held.samples if sample.split == "test"]
+    assert (tested.count(NORMAL), tested.count(ANOMALOUS)) == (test, 1)
     assert len(held.samples) == normals + 1
 
 
@@ -83,57 +79,37 @@ def test_head_ct_with_pieces_missing(tmp_path: Path) -> None:
     root = head_ct(tmp_path / "Head-CT")
     (root / "head_ct/head_ct/007.png").unlink()
     assert read(root).problems[0] == "1 picture that labels.csv names not here: 007.png"
-    (root / "labels.csv").write_text("id, hemorrhage\n0,2\none,1\n4,0\n04,1\n")
-    with pytest.raises(
-        DataError,
-        match=r"3 rows cannot be used:\n  line 2: .*\n  line 3: .*\n  line 5: 004\.png is ",
+    unused = r"3 rows cannot be used:\n  line 2: .*\n  line 3: .*\n  line 5: 004\.png is "
+    for text, words in (
+        ("id, hemorrhage\n0,2\none,1\n4,0\n04,1\n", unused),
+        ("number, hemorrhage\n0,1\n", "the columns id, hemorrhage"),
     ):
-        read(root)
-    (root / "labels.csv").write_text("number, hemorrhage\n0,1\n")
-    with pytest.raises(DataError, match="the columns id, hemorrhage"):
-        read(root)
+        (root / "labels.csv").write_text(text)
+        with pytest.raises(DataError, match=words):
+            read(root)
     (root / "labels.csv").unlink()
-    with pytest.raises(
-        DataError, match=r"read as Head-CT, but there is no labels\.csv; copy it here"
-    ):
+    with pytest.raises(DataError, match=r"read as Head-CT, but there is no labels\.csv; copy it"):
         read(root)
 
 
 @pytest.mark.parametrize("inner", ["", "brain_tumor_dataset/"])
 def test_brain_mri(tmp_path: Path, inner: str) -> None:
-    names = [
-        *(f"{inner}no/{number} no.jpeg" for number in range(4)),
-        f"{inner}yes/Y1.jpg",
-        f"{inner}yes/Y2.JPG",
-    ]
-    dataset = read(lay_out(tmp_path, *names))
+    names = [*(f"no/{number} no.jpeg" for number in range(4)), "yes/Y1.jpg", "yes/Y2.JPG"]
+    root = lay_out(tmp_path / inner, *names)
+    dataset = read(tmp_path)
     assert (dataset.layout, shares(dataset)) == ("brain_mri", (3, 1, 2))
     assert {sample.defect for sample in dataset.anomalies()} == {"tumour"}
+    lay_out(root / "brain_tumor_dataset", *names)  # as in the archive: not read once more
+    assert read(tmp_path).samples == dataset.samples
 
 
 def test_the_yes_and_no_of_other_people_are_no_brain_mri(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no telling which pictures are good"):
         read(lay_out(tmp_path / "sharp", "yes/1.jpg", "no/1.jpg"))
     dataset = read(lay_out(tmp_path / "line", "ok/1.jpg", "no/1.jpg"))
-    assert {sample.path.parent.name: sample.label for sample in dataset.samples} == {
-        "ok": NORMAL,
-        "no": ANOMALOUS,
-    }
+    labels = {sample.path.parent.name: sample.label for sample in dataset.samples}
+    assert labels == {"ok": NORMAL, "no": ANOMALOUS}
     assert read(lay_out(tmp_path / "Brain MRI", "yes/1.jpg", "no/1.jpg")).layout == "brain_mri"
-
-
-def test_the_second_copy_in_the_archive_of_brain_mri_is_not_read(tmp_path: Path) -> None:
-    lay_out(
-        tmp_path,
-        "no/1.jpg",
-        "yes/Y1.jpg",
-        "brain_tumor_dataset/no/1.jpg",
-        "brain_tumor_dataset/yes/Y1.jpg",
-    )
-    assert [str(sample.path.relative_to(tmp_path)) for sample in read(tmp_path).samples] == [
-        "no/1.jpg",
-        "yes/Y1.jpg",
-    ]
 
 
 @pytest.mark.parametrize(("there", "missing"), [("yes", "no"), ("no", "yes")])
@@ -143,12 +119,10 @@ def test_brain_mri_with_one_folder_only(tmp_path: Path, there: str, missing: str
 
 
 def elpv(folder: Path) -> None:
-    probabilities = (0.0, 0.0, 0.0, 0.0, 0.3333333333333333, 1.0)
-    lay_out(folder, *(f"images/cell{number}.png" for number in range(len(probabilities))))
-    lines = (
-        f"images/cell{number}.png  {value}  mono" for number, value in enumerate(probabilities)
-    )
-    (folder / "labels.csv").write_text("\n".join(lines) + "\n")
+    probabilities = (0.0, 0.0, 0.0, 0.0, 0.3333333333333333, 0.6666666666666666, 1.0)
+    names = [f"images/cell{number}.png" for number in range(len(probabilities))]
+    lines = (f"{name}  {value}  mono\n" for name, value in zip(names, probabilities, strict=True))
+    (lay_out(folder, *names) / "labels.csv").write_text("".join(lines))
 
 
 @pytest.mark.parametrize("inner", ["", "data", "src/elpv_dataset/data"])
@@ -156,8 +130,8 @@ def test_elpv(tmp_path: Path, inner: str) -> None:
     elpv(tmp_path / inner)
     dataset = read(tmp_path)
     assert (dataset.layout, shares(dataset), dataset.categories) == ("elpv", (3, 1, 1), ("solar",))
-    (tmp_path / inner / "images/cell5.png").unlink()
-    assert read(tmp_path).problems[0] == "1 picture that labels.csv names not here: cell5.png"
+    (tmp_path / inner / "images/cell6.png").unlink()
+    assert read(tmp_path).problems[0] == "1 picture that labels.csv names not here: cell6.png"
 
 
 def test_elpv_without_its_table_or_with_a_strange_one(tmp_path: Path) -> None:
@@ -203,25 +177,17 @@ def test_kolektor_sdd_without_a_mask_or_with_a_broken_one(tmp_path: Path) -> Non
     with pytest.raises(ImageError, match=r"Part2_label\.bmp: is empty"):
         read(root)
     mask.unlink()
-    with pytest.raises(
-        DataError, match=r"1 picture without the mask <stem>_label\.bmp beside it: .*Part2\.jpg"
-    ):
+    with pytest.raises(DataError, match=r"the mask <stem>_label\.bmp beside it: .*Part2\.jpg"):
         read(root)
 
 
 def tiles(root: Path) -> Path:
-    lay_out(
-        root,
-        *(f"MT_Free/Imgs/{number}.{suffix}" for number in range(5) for suffix in ("jpg", "png")),
-    )
-    return lay_out(
-        root,
-        *(
-            f"MT_{defect}/Imgs/0.{suffix}"
-            for defect in ("Break", "Fray")
-            for suffix in ("jpg", "png")
-        ),
-    )
+    names = [
+        *(f"MT_Free/Imgs/{number}" for number in range(5)),
+        "MT_Break/Imgs/0",
+        "MT_Fray/Imgs/0",
+    ]
+    return lay_out(root, *(f"{name}.{suffix}" for name in names for suffix in ("jpg", "png")))
 
 
 def test_magnetic_tile(tmp_path: Path) -> None:
@@ -233,11 +199,7 @@ def test_magnetic_tile(tmp_path: Path) -> None:
         "break": tmp_path / "MT_Break/Imgs/0.png",
         "fray": tmp_path / "MT_Fray/Imgs/0.png",
     }
-    assert dataset.problems == (
-        "Magnetic tile defects: 4 of 762 training pictures",
-        "Magnetic tile defects: 1 of 190 good test pictures",
-        "Magnetic tile defects: 2 of 392 anomalous test pictures",
-    )
+    assert dataset.problems[0] == "Magnetic tile defects: 4 of 762 training pictures"
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from blemish.bench.results.overview import efficiency_page, page
 from blemish.bench.results.papers import suite_page
-from blemish.bench.results.rows import FAILED, NEITHER, OK, SCHEMA, Row, append, read_rows, ready
+from blemish.bench.results.rows import FAILED, NEITHER, OK, SCHEMA, Row, append, read_rows
 from blemish.bench.results.sheets import Page, Sheet, html, markdown
 
 __all__ = [
@@ -21,6 +21,5 @@ __all__ = [
     "markdown",
     "page",
     "read_rows",
-    "ready",
     "suite_page",
 ]

@@ -41,7 +41,7 @@ from blemish.bench.results.rows import (
 from blemish.bench.results.sheets import NONE, Page, Quantity, Sheet, quantity, text, texts
 from blemish.bench.suites import Comparison, Entry, Figure, Published, Suite, Table
 from blemish.data.layouts import OFFICIAL
-from blemish.data.text import pluralize
+from blemish.text import pluralize
 
 _BOLD = """\
 Bold: the best, where it leads the second by more than the larger spread of the two; never with one

@@ -12,10 +12,10 @@ from typing import Any, Literal, TypedDict, get_type_hints
 
 from blemish import config as configs
 from blemish.config import Count, Fraction, NotNegative, Positive
-from blemish.data.text import pluralize
 from blemish.detector.fit import configure
 from blemish.errors import BlemishError, ConfigError, DataError
 from blemish.files import ROWS_BYTES, cannot_write, read_whole
+from blemish.text import pluralize
 from blemish.types import ORIGINAL, RESOLUTION
 
 SCHEMA = 2  # of a row; raised when a blemish of another schema could misread it
@@ -162,23 +162,6 @@ def append(path: str | Path, row: Mapping[str, Any]) -> None:
             file.write(line.encode("utf-8", "backslashreplace"))
             file.flush()
             os.fsync(file.fileno())
-    except OSError as error:
-        raise cannot_write(path, error) from error
-
-
-def ready(path: Path) -> None:
-    """Make the results file, or end its last line: a row cut short by a crash is removed. Raises:
-    OutputError."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a+b") as file:
-            file.seek(0)
-            content = file.read()
-            end = content.rfind(b"\n") + 1
-            if parse(content[end:].decode("utf-8", "replace")) is not None:
-                file.write(b"\n")
-            else:
-                file.truncate(end)
     except OSError as error:
         raise cannot_write(path, error) from error
 

@@ -11,8 +11,8 @@ from typing import Any
 from blemish.data.dataset import Found
 from blemish.data.folder import is_file, is_folder
 from blemish.data.splits import hold_out
-from blemish.data.text import listed, pluralize
 from blemish.errors import DataError
+from blemish.text import listed, pluralize
 from blemish.types import ANOMALOUS, GOOD, NORMAL, Sample
 
 QUARTER = (

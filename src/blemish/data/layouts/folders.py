@@ -6,7 +6,6 @@ Three layouts (MVTec's, categories in it, good/ beside defects), and a flat fold
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 from blemish.data.dataset import Dataset, Found
 from blemish.data.folder import Tree, is_folder
 from blemish.data.layouts.official import OFFICIAL
-from blemish.data.masks import Divided, Entry, Names, divide, pair
+from blemish.data.masks import Divided, Entry, Names, divide, entries_below, folders_inside, pair
 from blemish.data.names import (
     file_says_bad,
     is_binary,
@@ -24,8 +23,8 @@ from blemish.data.names import (
     meaning,
     says_bad,
 )
-from blemish.data.text import listed, pluralize
 from blemish.errors import DataError
+from blemish.text import listed, pluralize
 from blemish.types import ANOMALOUS, GOOD, NORMAL, Sample
 
 
@@ -64,7 +63,7 @@ def read_folder(root: Path, tree: Tree, unlabelled: int) -> Dataset:
 
     Raises: DataError where no layout tells which pictures are good.
     """
-    entries = [(picture.relative_to(root).parts, picture) for picture in tree.pictures]
+    entries = entries_below(root, tree.pictures)
     folders = [folder.relative_to(root).parts for folder in tree.folders]
     shown = [_shown(names) for names in folders]
     top = {names[0] for names in shown if names}
@@ -79,12 +78,14 @@ def read_folder(root: Path, tree: Tree, unlabelled: int) -> Dataset:
     if any(meaning(name) == "good" for name in top):
         found = _read_labelled(root, entries, folders, _place_beside)
         return found.described(root, "good-and-defects", "good/ beside defect folders")
-    by_category = {names[0]: _below(names[0], folders) for names in folders}
-    categories = sorted(
-        name for name, below in by_category.items() if _is_mvtec(map(_shown, below))
-    )
+    below: dict[str, list[Names]] = {}
+    for name, *inner in folders:
+        below.setdefault(name, []).extend([tuple(inner)] if inner else [])
+    categories = {
+        name: below[name] for name in sorted(below) if _is_mvtec(map(_shown, below[name]))
+    }
     if categories:
-        found = _read_categories(root, entries, {name: by_category[name] for name in categories})
+        found = _read_categories(root, entries, categories)
         number = pluralize(len(categories), "category", "categories")
         return found.described(root, "mvtec-root", f"MVTec layout in {number}")
     divided = divide(root, entries)
@@ -95,7 +96,7 @@ def read_folder(root: Path, tree: Tree, unlabelled: int) -> Dataset:
 
 def read_picture(path: Path, unlabelled: int) -> Dataset:
     """One picture, as a flat folder of it would be read."""
-    divided = Divided(pictures=[((path.name,), path)], masks={}, problems=[])
+    divided = Divided(pictures=[Entry((path.name,), path)], masks={}, problems=[])
     return _flat(path, divided, unlabelled)
 
 
@@ -111,21 +112,16 @@ def _is_mvtec(shown: Iterable[Names]) -> bool:
     return "train" in splits or ("test" in splits and all(split != "train" for split, _ in pairs))
 
 
-def _below(name: str, folders: Iterable[Names]) -> list[Names]:
-    return [names[1:] for names in folders if names[0] == name and len(names) > 1]
-
-
 def _contradiction(root: Path, divided: Divided, unlabelled: int) -> str:
     """Which name says that the pictures are not all of one kind; "" where none does."""
     named = _contradicting_name(divided, unlabelled)
     if named or unlabelled == ANOMALOUS:
         return named
-    unsaid = divided.pictures
+    unsaid = [entry for entry in divided.pictures if not entry.is_good]
     if meaning(root.resolve().name) == "good":
         unsaid = []
-    unsaid = [each for each in unsaid if not any(meaning(n) == "good" for n in each[0][:-1])]
-    for _, held in _inside(names[:-1] for names, _ in unsaid):
-        own = [name for name in held if is_label(name) or not meaning(name)]
+    for _, held in sorted(folders_inside(entry.folder for entry in unsaid).items()):
+        own = [name for name in sorted(held) if is_label(name) or not meaning(name)]
         if len(own) > 1 and (is_binary(own) or not is_series(own)):
             kinds = "good ones and others" if is_binary(own) else "kinds of defects"
             return (
@@ -134,7 +130,7 @@ def _contradiction(root: Path, divided: Divided, unlabelled: int) -> str:
                 f'"{_pattern(root, unsaid)}", or move the folders into one called good/; where '
                 "these are categories, name each folder; else call that of the good ones good/"
             )
-    defective = [path for names, path in unsaid if file_says_bad(Path(names[-1]).stem)]
+    defective = [entry.path for entry in unsaid if file_says_bad(entry.path.stem)]
     if 0 < len(defective) < len(unsaid):
         number = pluralize(len(defective), "picture")
         return (
@@ -152,8 +148,8 @@ def _contradiction(root: Path, divided: Divided, unlabelled: int) -> str:
 def _contradicting_name(divided: Divided, unlabelled: int) -> str:
     """Which folder is called otherwise than the others, and what to do; "" where none is."""
     telling = {"split"} if unlabelled == ANOMALOUS else {"split", "unclear"}
-    for place, held in _inside(names[:-1] for names, _ in divided.pictures):
-        said = {name: "" if is_label(name) else meaning(name) for name in held}
+    for place, held in sorted(folders_inside(entry.folder for entry in divided.pictures).items()):
+        said = {name: "" if is_label(name) else meaning(name) for name in sorted(held)}
         apart = bool(set(said.values()) - {"good", "images"})
         for name, what in said.items():
             bad = unlabelled == NORMAL and not is_label(name) and says_bad(name)
@@ -179,15 +175,6 @@ def _pattern(root: Path, entries: Sequence[Entry]) -> Path:
     suffixes = {path.suffix for _, path in entries}
     folders = ["*"] * (depths.pop() - 1) if len(depths) == 1 else ["**"]
     return root.joinpath(*folders, f"*{suffixes.pop()}" if len(suffixes) == 1 else "*")
-
-
-def _inside(folders: Iterable[Names]) -> list[tuple[Names, list[str]]]:
-    """Each folder with the names of those in it that hold pictures, at any depth."""
-    inside: dict[Names, set[str]] = defaultdict(set)
-    for names in folders:
-        for depth, name in enumerate(names):
-            inside[names[:depth]].add(name)
-    return [(place, sorted(held)) for place, held in sorted(inside.items())]
 
 
 def _flat(root: Path, divided: Divided, unlabelled: int) -> Dataset:
@@ -217,11 +204,10 @@ def _kind(folders: Sequence[str]) -> str:
 
 
 def _place_mvtec(names: Names) -> tuple[str, Names] | None:
-    shown = (*_shown(names[:-1]), names[-1])
-    if len(shown) > 2 and shown[0].lower() in ("train", "test"):
-        split = shown[0].lower()
-        if split == "test" or meaning(shown[1]) == "good":
-            return split, shown[1:]
+    split, *inside = (*_shown(names[:-1]), names[-1])
+    split = split.lower()
+    if len(inside) > 1 and (split == "test" or (split == "train" and meaning(inside[0]) == "good")):
+        return split, tuple(inside)
     return None
 
 
@@ -317,7 +303,7 @@ def _read_categories(
     """Args: categories: name -> the folders in it."""
     found = Found()
     for category, folders in categories.items():
-        below = [(names[1:], path) for names, path in entries if names[0] == category]
+        below = [Entry(names[1:], path) for names, path in entries if names[0] == category]
         more = _read_labelled(root / category, below, folders, _place_mvtec, category)
         found.samples += more.samples
         found.problems += [f"{category}: {problem}" for problem in more.problems]

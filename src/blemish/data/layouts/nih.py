@@ -18,8 +18,8 @@ from blemish.data.dataset import Found
 from blemish.data.folder import is_file, is_folder, scan
 from blemish.data.layouts.base import Official, counted, need, told
 from blemish.data.tables import first_line, parse_rows, read_records, read_rows, read_text
-from blemish.data.text import listed, pluralize
 from blemish.errors import DataError
+from blemish.text import listed, pluralize
 from blemish.types import ANOMALOUS, GOOD, NORMAL, Sample
 
 TITLE = "NIH ChestX-ray14"

@@ -10,8 +10,8 @@ from blemish.data.folder import is_file, is_folder, no_pictures, scan
 from blemish.data.layouts.folders import read_folder, read_picture
 from blemish.data.layouts.official import differences, recognised
 from blemish.data.tables import TABLES, read_table
-from blemish.data.text import listed, pluralize
 from blemish.errors import DataError
+from blemish.text import listed, pluralize
 from blemish.types import NORMAL
 
 
