@@ -67,7 +67,7 @@ class Region:
         return np.repeat(inside, self.runs).reshape(width, height).T
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; the mask as COCO's run lengths, the polygon as a list of points."""
+        """JSON-ready, without the mask."""
         return {
             "box": list(self.box),
             "area": self.area,
@@ -76,7 +76,6 @@ class Region:
             "peak": self.peak,
             "mean": self.mean,
             "polygon": [list(point) for point in self.polygon],
-            "mask": {"size": list(self.size), "counts": list(self.runs)},
         }
 
 

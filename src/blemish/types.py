@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+    from blemish.regions import Region
+
 NORMAL, ANOMALOUS = 0, 1
 GOOD = "good"  # the defect type of a normal picture
 RESOLUTION = 256  # side of the square at which maps and masks meet, where nothing else is said
@@ -115,6 +117,12 @@ class Prediction:
         score: raw, unbounded, higher = more anomalous.
         threshold: a score above it is an alarm; None where the artifact has none.
         label: the verdict: 0 normal, 1 anomalous; None without a threshold.
+        p_value: how likely a normal picture scores as high, in (0, 1], from the normal pictures
+            that the threshold comes from (conformal); None where there are none, or it was adapted.
+        region_threshold: a place of the map above it belongs to a region; None where the artifact
+            has none.
+        smallest_region: the share of the picture that a region has at least, in [0, 1).
+        background: what the map of a normal picture shows at a usual place.
         size: (H, W) of the original picture in pixels.
         anomaly_map: float32 h×w, unit of the score, at the method's working resolution.
         digest: content hash of the decoded pixels (hex).
@@ -145,6 +153,38 @@ class Prediction:
     votes: float | None = None
     saliency: np.ndarray | None = field(default=None, repr=False, compare=False)
     box: tuple[float, float, float, float] | None = None
+    p_value: float | None = None
+    region_threshold: float | None = None
+    smallest_region: float = 0.0
+    background: float = 0.0
+
+    @cached_property
+    def regions(self) -> tuple[Region, ...] | None:
+        """Where it stands out: the regions of the map above `region_threshold`, the highest peak
+        first; None without such a threshold. They do not depend on the verdict."""
+        from blemish.regions import find_regions
+
+        if self.region_threshold is None:
+            return None
+        return find_regions(
+            self.anomaly_map,
+            self.region_threshold,
+            self.size,
+            background=self.background,
+            smallest=self.smallest_region,
+        )
+
+    @property
+    def mask(self) -> np.ndarray | None:
+        """bool H×W at the original size, True in any region; None without a region threshold."""
+        import numpy as np
+
+        if self.regions is None:
+            return None
+        mask = np.zeros(self.size, dtype=np.bool_)
+        for region in self.regions:
+            mask |= region.mask
+        return mask
 
     @cached_property
     def heatmap(self) -> np.ndarray:
@@ -163,6 +203,9 @@ class Prediction:
             "score": self.score,
             "threshold": self.threshold,
             "label": self.label,
+            "p_value": self.p_value,
+            "region_threshold": self.region_threshold,
+            "regions": None if self.regions is None else [one.to_dict() for one in self.regions],
             "height": self.size[0],
             "width": self.size[1],
             "digest": self.digest,

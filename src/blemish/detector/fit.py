@@ -61,6 +61,7 @@ def fit(
     shots: int | None = None,
     false_alarm_rate: float | None = None,
     calibration_fraction: float | None = None,
+    smallest_region: float = 0.0,
     window: tuple[float, float] | None = None,
     device: str = "auto",
     precision: str = "auto",
@@ -90,6 +91,7 @@ def fit(
         anomalies=anomalies, anomaly_count=anomaly_count, anomaly_type=anomaly_type,
         seed=seed, shots=shots, window=window, batch_size=batch_size,
         false_alarm_rate=false_alarm_rate, calibration_fraction=calibration_fraction,
+        smallest_region=smallest_region,
         device=device, precision=precision, time_budget=time_budget, checkpoint=checkpoint,
         resume=resume, log=log, progress=progress,
     )  # fmt: skip
@@ -117,7 +119,14 @@ def _fitted(request: Request) -> Detector:
         outcome = _learn(request, built, parts, outcome)
         learned = Seen(parts.scored, parts.kept.categories, outcome.good)
         held_out = Seen(parts.held_out, parts.held.categories, Found())
-        calibration, held = calibrated(method, parts.plan, learned, held_out, request.progress)
+        calibration, held = calibrated(
+            method,
+            parts.plan,
+            learned,
+            held_out,
+            request.progress,
+            smallest_region=request.smallest_region,
+        )
     if isinstance(method, LeavesOneOut):
         method.end_leaving_out()
     record = _record(request, built, parts, outcome, calibration, held)

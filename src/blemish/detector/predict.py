@@ -23,7 +23,7 @@ from blemish.data.transforms import Preprocessing, prepare
 from blemish.detector.categories import features
 from blemish.detector.manifest import BackboneRecord, Manifest, read_manifest, undescribed
 from blemish.detector.sources import chunks, expanded, opened, several
-from blemish.detector.thresholds import Threshold, by_hand, verdict
+from blemish.detector.thresholds import RegionThresholds, Threshold, by_hand, p_value, verdict
 from blemish.errors import (
     ArtifactError,
     BlemishError,
@@ -75,6 +75,7 @@ class Detector:
         self.categories = record.categories
         self.thresholds = dict(record.thresholds)
         self.map_scale = (record.map_scale[0], record.map_scale[1])
+        self._calibration_scores = np.sort(np.array(record.calibration_scores, dtype=np.float64))
 
     @property
     def device(self) -> torch.device:
@@ -108,6 +109,27 @@ class Detector:
             raise unknown_name("category", category, self.categories)
         own = self.thresholds.get(category)
         return self.threshold if own is None or own.value is None else own
+
+    def region_threshold_for(self, category: str = "") -> Threshold | None:
+        """The score of the map above which regions of a picture of this category lie; None in
+        artifacts from before there were regions, and where nothing was held out for it.
+
+        Raises: ConfigError as `threshold_for`.
+        """
+        self.threshold_for(category)
+        return None if self.record.regions is None else self.record.regions.of(category)
+
+    @property
+    def smallest_region(self) -> float:
+        """The share of a picture that a region has at least."""
+        return 0.0 if self.record.regions is None else self.record.regions.smallest
+
+    def _scores_of(self, category: str) -> np.ndarray:
+        """The calibration scores that a picture of this category is compared with, rising."""
+        record, own = self.record, self.thresholds.get(category)
+        if own is None or own.value is None:
+            return self._calibration_scores
+        return np.sort(record.calibration_scores_by_category.get(category, ()))
 
     def predict(self, source: Any, category: str = "") -> Prediction:
         """Score, verdict and heatmap of one picture.
@@ -311,16 +333,22 @@ class Detector:
                     f"{one.source}: the {what} is not finite; the detector or the picture is "
                     "damaged"
                 )
-        threshold = self.threshold_for(one.category or "")
+        category = one.category or ""
+        threshold = self.threshold_for(category)
         limit = None if threshold is None else threshold.value
+        region = self.region_threshold_for(category)
         return Prediction(
             source=one.source,
             threshold=limit,
+            p_value=None if found.adapted else p_value(values["score"], self._scores_of(category)),
+            region_threshold=None if region is None else region.value,
+            smallest_region=self.smallest_region,
+            background=self.map_scale[0],
             label=verdict(values["score"], limit),
             size=one.size,
             digest=one.digest,
             notes=(*one.notes, found.note) if found.note else one.notes,
-            category=one.category or "",
+            category=category,
             category_assigned=one.assigned,
             adapted=found.adapted,
             **values,
@@ -341,6 +369,24 @@ class Detector:
         if threshold is not None and not isinstance(threshold, Threshold):
             threshold = by_hand(threshold)
         return Detector(self.method, replace(self.record, threshold=threshold, thresholds={}))
+
+    def with_region_threshold(
+        self, threshold: Threshold | float | None, *, smallest: float | None = None
+    ) -> Detector:
+        """The same detector with another threshold of its regions, for every category: a number is
+        one that was set by hand.
+
+        Args: smallest: the share of the picture that a region has at least, in [0, 1); None = as
+            it was.
+        Raises: as `with_threshold`; ConfigError for a share out of range.
+        """
+        if threshold is not None and not isinstance(threshold, Threshold):
+            threshold = by_hand(threshold)
+        known = self.record.regions or RegionThresholds()
+        share = known.smallest if smallest is None else smallest
+        regions = replace(known, threshold=threshold, thresholds={}, smallest=share)
+        configs.check(regions)
+        return Detector(self.method, replace(self.record, regions=regions))
 
     def with_scales(self, scales: Sequence[int]) -> Detector:
         """The same detector, looking at pictures in other sizes, each the side of a square.
@@ -364,6 +410,9 @@ class Detector:
             **describe(method, replace(self.preprocessing, height=height, width=width)),
             threshold=threshold,
             thresholds={},
+            calibration_scores=(),
+            calibration_scores_by_category={},
+            regions=None,
         )
         return Detector(method, record)
 

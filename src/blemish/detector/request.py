@@ -103,6 +103,8 @@ class Request:
         calibration_fraction: share of the pictures held out for the threshold, of each category.
             None = what the method does best: leave-one-out (nothing held out) for memory banks and
             padim, else 0.2. 0 = no threshold.
+        smallest_region: the share of a picture that a region of its map has at least, in [0, 1):
+            smaller ones are neither shown nor counted, for the threshold of the regions either.
         window: (lo, hi) of the pixel values, for 16-bit and DICOM pictures; stored and used at
             prediction.
         device, precision: see `blemish.load`.
@@ -132,6 +134,7 @@ class Request:
     shots: int | None
     false_alarm_rate: float | None
     calibration_fraction: float | None
+    smallest_region: float
     window: tuple[float, float] | None
     device: str
     precision: str
@@ -147,6 +150,11 @@ class Request:
         if fraction is not None and not 0 <= fraction < 1:
             raise ConfigError(
                 f"calibration_fraction: a fraction in [0, 1) is needed, got {fraction}"
+            )
+        if not 0 <= self.smallest_region < 1:
+            raise ConfigError(
+                "smallest_region: a share of the picture in [0, 1) is needed, got "
+                f"{self.smallest_region}"
             )
         if fraction == 0 and self.false_alarm_rate is not None:
             raise ConfigError(
