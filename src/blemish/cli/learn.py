@@ -337,7 +337,7 @@ def refine(
     """Add newly confirmed good pictures and defects to an artifact of lda, and set its
     threshold anew."""
     from blemish.detector import refine as refining
-    from blemish.detector.predict import load
+    from blemish.detector.loading import load
 
     output = output or artifact
     check_writable(output)
