@@ -45,6 +45,8 @@ class Entry:
             report small.
         box: x, y, width, height of the rectangle in the overlay, as fractions of the picture's
             width and height: the crop that was looked at again; None where none is drawn.
+        regions: how many there are and the share of the picture in the largest (0 without any);
+            None where that is unknown.
     """
 
     source: str
@@ -57,6 +59,7 @@ class Entry:
     picture: bytes | None = field(default=None, repr=False)
     overlay: bytes | None = field(default=None, repr=False)
     box: tuple[float, float, float, float] | None = None
+    regions: tuple[int, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,7 @@ def write_report(
         scale=scale,
         bar=encode_png(colour_bar(scale, height=1)),
         boxed=any(entry.box is not None for entry in ranked),
+        outlined=any(entry.overlay and entry.regions and entry.regions[0] for entry in ranked),
     )
     # A name with bytes that are not UTF-8 holds lone surrogates, which no file can hold: they are
     # written out as \udcXX.
