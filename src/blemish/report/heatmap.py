@@ -146,8 +146,8 @@ def contours(picture: Picture, mask: npt.NDArray[np.bool_]) -> Picture:
     """The picture with the parts of a mask outlined: a light line around each, a dark one around
     that.
 
-    Both lie outside of the mask, so that the smallest part can be seen; where a part reaches the
-    picture's border, there is none.
+    Both lie outside of the mask, so that the smallest part can be seen; only at the picture's
+    border, where there is no room for them, they move inwards.
 
     Args: picture: uint8 H W 3, RGB. mask: bool H W.
     Returns: uint8 H W 3; the arguments are left alone.
@@ -178,6 +178,9 @@ def contours(picture: Picture, mask: npt.NDArray[np.bool_]) -> Picture:
     part = drawn[window]
     part[dark > light] = _DARK
     part[light > inside] = _LIGHT
+    for depth, tone in ((2 * line, _LIGHT), (line, _DARK)):
+        for edge in (np.s_[:depth], np.s_[-depth:], np.s_[:, :depth], np.s_[:, -depth:]):
+            drawn[edge][mask[edge]] = tone
     return drawn
 
 
