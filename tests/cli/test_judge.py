@@ -77,6 +77,7 @@ def test_evaluate(
     assert next((out / "worst").glob("defective-01-*")).name[13:16] == Path(lowest["path"]).stem
     assert json.loads((out / "evaluation.json").read_text())["counts"] == dict(result.counts)
     assert report.read_text().count("data:image/jpeg") >= 26
+    assert ">Regions</th>" in report.read_text()
     assert "holds an evaluation already" in refused("evaluate", part, mvtec, "--output", out)
 
 
@@ -160,6 +161,31 @@ def test_predict_of_a_category(
     assert told["threshold"] == threshold
     assert "made with another category;" in refused(*predict, "--resume")
     assert "did you mean 'part'?" in refused("predict", two, new, "--category parts")
+
+
+def test_a_category_without_a_threshold_of_regions_gets_no_mask(
+    run: Run, refused: Refused, two: Path, tmp_path: Path, picture: Any, write: Any
+) -> None:
+    write(tmp_path / "new" / "p.png", picture(900))
+    write(tmp_path / "new" / "n.png", 255 - picture(950))
+    tensors, manifest = read(two)
+    own = manifest["regions"]["thresholds"]["part"]
+    few = {**own, "value": None, "guarantee": "", "reason": "too few of them"}
+    manifest["regions"] = {**manifest["regions"], "threshold": few, "thresholds": {"part": own}}
+    artifact.write(two, tensors, manifest)
+    out, coco = tmp_path / "out", tmp_path / "coco.json"
+    asked = ("--save masks --coco", coco)
+    status, said, _ = run("predict", two, tmp_path / "new", "--output", out, *asked)
+    assert status == 0
+    assert re.search(r"in [01] of 1 picture,", said)
+    assert "; 1 more have no threshold of regions" in said
+    masks = {Path(row["path"]).name: row.get("mask", "") for row in rows_of(out)}
+    assert (masks["n.png"], (out / masks["p.png"]).is_file()) == ("", True)
+    (image,) = json.loads(coco.read_text())["images"]  # nothing is known of the other
+    assert Path(image["file_name"]).name == "p.png"
+    predict = ("predict", two, tmp_path / "new", "--output", tmp_path / "other")
+    said = refused(*predict, "--save masks --category Negative")
+    assert "has no threshold of regions (too few of them); set one" in said
 
 
 def test_predict_of_categories_that_nobody_named(

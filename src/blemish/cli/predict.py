@@ -387,4 +387,7 @@ def region_lines(scored: Sequence[Mapping[str, Any]], *, by_hand: bool = False) 
     limit = f"above {limits.pop():.6g}" if len(limits) == 1 else "by their categories' thresholds"
     few = "region" if count == 1 else "regions"
     set_by = " set by hand" if by_hand else ""
-    yield f"{count} {few} of defects in {pictures} of {len(searched)} pictures, {limit}{set_by}"
+    others = len(scored) - len(searched)
+    more = f"; {others} more have no threshold of regions" if others else ""
+    where = f"in {pictures} of {len(searched)} picture{'' if len(searched) == 1 else 's'}"
+    yield f"{count} {few} of defects {where}, {limit}{set_by}{more}"
