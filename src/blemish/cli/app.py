@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from blemish import interrupts
-from blemish.cli import bench, console, data, doctor, judge, learn, look
+from blemish.cli import bench, calibrate, console, data, doctor, judge, learn, look
 from blemish.cli.status import BY_SIGNAL, CLOSED_PIPE, ERROR, EXIT_STATUS
 from blemish.errors import BlemishError, OutputError
 
@@ -82,7 +82,7 @@ def command_tree() -> Any:
     app.callback()(_root)
     working: tuple[Callable[..., int], ...] = (
         *(learn.fit, learn.pretrain, judge.predict, judge.evaluate, judge.figures),
-        *(learn.calibrate, learn.refine, look.simulate),
+        *(calibrate.calibrate, learn.refine, look.simulate),
     )
     for command in working:
         app.command(epilog=EXIT_STATUS)(command)
