@@ -257,6 +257,9 @@ class Evaluation:
         votes: of a method that votes, with both classes present: `image_auroc` of the share of the
             votes for a defect, and `balanced_accuracy` of the majority verdict (more than half),
             the mean of how much of either class it gets right; otherwise None.
+        regions: how well the regions meet the masks at the pictures' own size, as
+            `blemish.metrics.detections.Detections` has it, with `region_recall` and
+            `false_per_picture`; None without masks or without a threshold of the regions.
         rows: one dict per picture: path, score, threshold, truth, label, defect, category, group,
             votes; and the category that it was judged as, whether that was assigned by its
             features.
@@ -286,6 +289,7 @@ class Evaluation:
     pixel_auroc_anomalous: float | None = None
     by_group: Mapping[str, Mapping[str, float | int | None]] = field(default_factory=dict)
     votes: Mapping[str, float] | None = None
+    regions: Mapping[str, Any] | None = None
     left_out: tuple[str, ...] = ()
     failures: tuple[Failure, ...] = ()
     mask_faults: tuple[Failure, ...] = ()
