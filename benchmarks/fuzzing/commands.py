@@ -74,7 +74,7 @@ def write_inputs(folder: Path) -> None:
 
 
 def jobs(inputs: Path) -> list[Job]:
-    """fit, predict, watch, refine and pretrain, on what `write_inputs` has written."""
+    """fit, predict, refine, pretrain and watch, on what `write_inputs` has written."""
     good, new = inputs / "good", inputs / "new"
 
     def old_artifact(folder: Path) -> None:
@@ -106,16 +106,6 @@ def jobs(inputs: Path) -> list[Job]:
             lambda folder: {"rows": _rows(folder / "out" / "predictions.jsonl")},
         ),
         Job(
-            "watch",
-            lambda folder: (
-                *("watch", new, inputs / "knn.blemish", "--output", folder / "out", "--once"),
-                *("--sort", "copy", *DEVICE, "--batch-size", "3"),
-            ),
-            (),
-            nothing,
-            lambda folder: {"rows": _rows(folder / "out" / "predictions.jsonl")},
-        ),
-        Job(
             "refine",
             lambda folder: ("refine", folder / "part.blemish", "--good", new, *DEVICE),
             (),
@@ -137,6 +127,16 @@ def jobs(inputs: Path) -> list[Job]:
             nothing,
             lambda folder: {"tensors": _tensors(folder / "encoder.safetensors")},
             ("encoder.safetensors", "encoder.safetensors.training"),
+        ),
+        Job(
+            "watch",
+            lambda folder: (
+                *("watch", new, inputs / "knn.blemish", "--output", folder / "out", "--once"),
+                *("--sort", "copy", *DEVICE, "--batch-size", "3"),
+            ),
+            (),
+            nothing,
+            lambda folder: {"rows": _rows(folder / "out" / "predictions.jsonl")},
         ),
     ]
 

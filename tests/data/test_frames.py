@@ -10,7 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from parts import part
+from parts import part, write_picture
 
 import blemish
 from blemish import Failure, Frame
@@ -137,6 +137,9 @@ def test_what_cannot_be_opened(video: Callable[..., Path], tmp_path: Path) -> No
     (tmp_path / "text.avi").write_text("This is no video.\n")
     with pytest.raises(DataError, match="no video that OpenCV can read"):
         blemish.frames(tmp_path / "text.avi")
+    picture = write_picture(tmp_path / "line000.png", part(0))
+    with pytest.raises(DataError, match="is a picture; a video"):
+        blemish.frames(picture)
     with pytest.raises(DataError, match="no such file or folder, and no URL"):
         blemish.frames(tmp_path / "nowhere.avi")
     with pytest.raises(DataError, match="camera 97: cannot be opened"):

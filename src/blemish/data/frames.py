@@ -24,6 +24,7 @@ from blemish.data.arrivals import Arrivals
 from blemish.data.containers import missing_bytes
 from blemish.data.folder import is_file, is_folder
 from blemish.errors import ConfigError, DataError
+from blemish.images import sniff
 from blemish.images.limits import quiet
 from blemish.text import duration
 from blemish.types import Failure, Frame
@@ -263,8 +264,12 @@ def _video(path: Path, colours: Colours | None) -> Stream:
     try:
         missing = missing_bytes(path)
         empty = path.stat().st_size == 0
+        with path.open("rb") as file:
+            is_picture = sniff(file.read(132)) is not None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    if is_picture:  # OpenCV would go on with those beside it that have a number in their names, too
+        raise DataError(f"{path}: is a picture; a video, or the folder of the pictures, is needed")
     capture = _tried(lambda: cv2.VideoCapture(str(path)))
     if capture is not None:
         return Stream(name=str(path), capture=capture, colours="bgr", file=path)
