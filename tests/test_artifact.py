@@ -320,6 +320,18 @@ def test_a_failed_write_leaves_nothing_and_the_old_file(
     assert written.read_bytes() == before
 
 
+def test_a_write_that_is_interrupted_leaves_nothing(
+    written: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(_descriptor: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        artifact.write(written.parent / "other", {}, {})
+    assert [file.name for file in written.parent.iterdir()] == [written.name]
+
+
 def test_places_that_cannot_be_written(written: Path, tmp_path: Path) -> None:
     for path in (written / "below", tmp_path):
         with pytest.raises(OutputError, match="cannot be written"):

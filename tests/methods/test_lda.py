@@ -364,6 +364,7 @@ def test_teaching_twice_is_teaching_at_once() -> None:
     once, twice = taught(), taught()
     batches = [Batch(first, torch.arange(2), masks(2)), Batch(second, torch.arange(3), masks(3))]
     once.learn_defects(lambda: batches, 2, silent)
+    twice.learn_defects(lambda: [], 0, silent)  # nothing could be read
     teach(twice, first, masks(2))
     before = twice.score(shown)
     teach(twice, second, masks(3))
@@ -372,5 +373,5 @@ def test_teaching_twice_is_teaching_at_once() -> None:
     assert torch.equal(found.image, other.image)
     assert torch.equal(found.maps, other.maps)
     assert not torch.equal(before.image, other.image)
-    twice.learn_defects(lambda: [], 0, silent)  # nothing could be read
+    twice.learn_defects(lambda: [], 0, silent)
     assert torch.equal(twice.score(shown).image, found.image)

@@ -121,15 +121,18 @@ def test_what_needs_no_attention_loads_no_backbone_and_no_folder_is_written_to_t
         simulate([good_folder], tmp_path / "out", name="cutpaste")
 
 
-def test_the_seed_draws(good_folder: Path, tmp_path: Path, no_backbone: None) -> None:
-    def contents(folder: str, seed: int) -> dict[str, bytes]:
-        made = simulate(
-            [good_folder], tmp_path / folder, name="cutpaste", count=3, image_size=(32,), seed=seed
-        )
+def test_the_seed_draws_pictures_and_anomalies(
+    good_folder: Path, tmp_path: Path, no_backbone: None
+) -> None:
+    def contents(folder: str, seed: int, good: Path = good_folder) -> dict[str, bytes]:
+        of: dict[str, Any] = {"name": "cutpaste", "count": 3, "image_size": (32,), "seed": seed}
+        made = simulate([good], tmp_path / folder, **of)
         return {path.name: path.read_bytes() for path in made.files}
 
     assert contents("a", 1) == contents("b", 1)
-    assert contents("c", 2).keys() != contents("a2", 1).keys()
+    assert contents("c", 2).keys() != contents("d", 1).keys()
+    one = good_folder / "000.png"
+    assert contents("e", 1, one)["1_000.png"] != contents("f", 2, one)["1_000.png"]
 
 
 def test_grey_deep_and_broken_pictures(

@@ -206,7 +206,9 @@ def test_differences_are_named_within_parts(
         run(ToyConfig(), identity=now, checkpoint=path, resume=True)
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "foreign", "unfit"])
+@pytest.mark.parametrize(
+    "damage", ["cut", "flipped", "empty", "foreign", "unfit", "NaN", "half a state", "other steps"]
+)
 def test_damaged_checkpoints(interrupted: Path, damage: str) -> None:
     content = bytearray(interrupted.read_bytes())
     if damage == "cut":
@@ -220,8 +222,15 @@ def test_damaged_checkpoints(interrupted: Path, damage: str) -> None:
         interrupted.write_bytes(b"PK\x03\x04" + b"0" * 200)
     else:
         tensors, manifest = artifact.read(interrupted)
-        del tensors["method.learned.bias"]
-        artifact.write(interrupted, tensors, manifest)
+        if damage == "unfit":
+            del tensors["method.learned.bias"]
+        elif damage == "NaN":
+            tensors["method.learned.bias"] = tensors["method.learned.bias"] * torch.nan
+        elif damage == "half a state":
+            del tensors["optimizer.0.exp_avg"]
+        else:
+            manifest["checkpoint"]["step"] = 6  # of 5
+        artifact.write(interrupted, tensors, {"checkpoint": manifest["checkpoint"]})
     words = r"toy\.checkpoint: .*; remove it to start anew"
     with pytest.raises(ArtifactError, match=words) as caught:
         run(ToyConfig(), checkpoint=interrupted, resume=True)
