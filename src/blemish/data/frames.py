@@ -66,23 +66,22 @@ def frames(
         source: a folder, whose pictures come first by name and then as they are written; a video
             file; the number or the URL of a camera; an opened `cv2.VideoCapture`, or what reads as
             it does; or a function that opens one, which is called again when it is lost.
-        colours: the order in which a capture of yours, or one that your function opens, gives
-            them, "bgr" (as OpenCV does) or "rgb". Needed there, as it is never guessed; what is
-            opened here is BGR. Of grey pictures it changes nothing.
-        every: seconds from one frame to the next at least, >= 0; those in between are left out.
-            Of a video in its own time. 0 = all. Not of a folder.
+        colours: of a capture of yours, or of your function, the order in which it gives them:
+            "bgr", as OpenCV does, or "rgb". Never guessed; what is opened here is BGR.
+        every: seconds, >= 0, from one frame to the next at least, of a video in its own time; those
+            in between are left out. Not of a folder.
         once: end when a folder has nothing more, rather than wait for new pictures.
         interval: seconds between two looks at a folder, > 0.
         settle: seconds for which a file in a folder must not have grown before it is taken, >= 0.
         patience: seconds, >= 0, for which a camera that gives nothing any more is opened again and
             again, with growing pauses.
-        note: called with a sentence when a camera is lost, when it is back, and when a folder
-            cannot be read for a while. Default: a warning (`warnings.warn`).
+        note: called with a sentence when a camera is lost or back, or a folder cannot be read.
+            Default: a warning (`warnings.warn`).
         stop: asked between pictures and while waiting; the pictures end when it says True.
     Yields: a `Frame`; a `Failure` for a frame in which a video ends, and for one that is no
         picture. What came before is good.
-    Raises: DataError where the source cannot be opened, before the first frame; and, later, where
-        a camera stays away longer than `patience`. ConfigError for a setting out of range.
+    Raises: DataError at once where the source cannot be opened, and later where a camera stays
+        away longer than `patience`; ConfigError for a setting out of range.
 
     Example:
         >>> class Camera:
