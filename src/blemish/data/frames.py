@@ -45,6 +45,14 @@ class Capture(Protocol):
     def read(self) -> tuple[bool, Any]: ...
 
 
+def _warn(message: str) -> None:
+    warnings.warn(message, stacklevel=3)
+
+
+def _never() -> bool:
+    return False
+
+
 def frames(
     source: Any,
     *,
@@ -54,8 +62,8 @@ def frames(
     interval: float = 1.0,
     settle: float = 1.0,
     patience: float = PATIENCE,
-    note: Callable[[str], None] | None = None,
-    stop: Stop | None = None,
+    note: Callable[[str], None] = _warn,
+    stop: Stop = _never,
 ) -> Generator[Frame | Failure]:
     """The pictures of a stream as they come, for `Detector.predict_many`.
 
@@ -98,15 +106,13 @@ def frames(
     check_seconds(every=every, settle=settle, patience=patience, interval=interval)
     if colours not in (None, "bgr", "rgb"):
         raise ConfigError(f"colours={colours!r}: bgr or rgb is needed")
-    say = note or _warn
-    ask = stop or _never
     if isinstance(source, (str, Path)) and is_folder(Path(source)):
         if every or colours:
             raise ConfigError(f"{source}: is a folder; `every` and `colours` are of cameras")
-        arrivals = Arrivals(Path(source), settle=settle, note=say)
-        return _of_folder(arrivals, once=once, interval=interval, stop=ask)
+        arrivals = Arrivals(Path(source), settle=settle, note=note)
+        return _of_folder(arrivals, once=once, interval=interval, stop=stop)
     stream = opened(source, colours)
-    return frames_of(stream, every=every, patience=patience, note=say, stop=ask)
+    return frames_of(stream, every=every, patience=patience, note=note, stop=stop)
 
 
 def check_seconds(**seconds: float) -> None:
@@ -116,14 +122,6 @@ def check_seconds(**seconds: float) -> None:
             raise ConfigError(f"{name} {value}: a number of seconds >= 0 is needed")
     if seconds.get("interval") == 0:
         raise ConfigError("interval 0: a number of seconds > 0 is needed")
-
-
-def _warn(message: str) -> None:
-    warnings.warn(message, stacklevel=3)
-
-
-def _never() -> bool:
-    return False
 
 
 def rest(seconds: float, stop: Stop) -> None:
