@@ -18,7 +18,17 @@ from typing import Annotated, Any
 import typer
 
 from blemish import interrupts
-from blemish.cli import bench, calibrate, console, data, doctor, judge, learn, look
+from blemish.cli import (
+    bench,
+    calibrate,
+    console,
+    data,
+    doctor,
+    judge,
+    learn,
+    look,
+    watch,
+)
 from blemish.cli.status import BY_SIGNAL, CLOSED_PIPE, ERROR, EXIT_STATUS
 from blemish.errors import BlemishError, OutputError
 
@@ -81,7 +91,7 @@ def command_tree() -> Any:
     )
     app.callback()(_root)
     working: tuple[Callable[..., int], ...] = (
-        *(learn.fit, learn.pretrain, judge.predict, judge.evaluate, judge.figures),
+        *(learn.fit, learn.pretrain, judge.predict, watch.watch, judge.evaluate, judge.figures),
         *(calibrate.calibrate, learn.refine, look.simulate),
     )
     for command in working:

@@ -51,6 +51,7 @@ _MADE_WITH = {
     "scales": "other --scales",
     "threshold": "another --threshold",
     "folder": "another working folder",
+    "watched": "another folder or camera",
 }
 _BREAKS = frozenset("\x7f\x85\u2028\u2029")  # what else some programs take for the end of a line
 # Of the crop, as fractions of the picture's width and height.
@@ -144,7 +145,7 @@ class Journal:
             return
         with open_regular(artifact, limit=ARTIFACT_BYTES, error=ArtifactError) as file:
             run = {"artifact": hashlib.file_digest(file, "sha256").hexdigest()}
-        run |= {"precision": precision, **ways, "folder": str(Path.cwd())}
+        run |= {"precision": precision, "folder": str(Path.cwd()), **ways}
         place = folder / _ROWS
         check_writable(place)
         with ExitStack() as started:
@@ -156,7 +157,7 @@ class Journal:
                         "or name another folder"
                     )
                 _check_same(folder, run)
-                self.rows = _recovered(place)
+                self.recover(place)
             else:
                 write_whole(folder / _RUN, json.dumps(run, indent=2).encode())
             try:
@@ -213,7 +214,15 @@ class Journal:
                 self._file.flush()
             except OSError as error:
                 raise cannot_write(self.folder / _ROWS, error) from error
+        self.keep(row)
+
+    def keep(self, row: Row) -> None:
+        """Hold a row in memory."""
         self.rows.append(row)
+
+    def recover(self, place: Path) -> None:
+        """Take up the rows of an earlier run. Raises: OutputError for what is no row."""
+        self.rows = _recovered(place)
 
     def write_table(self) -> None:
         """All rows as predictions.csv, if there is a folder. Raises: OutputError."""
