@@ -153,3 +153,15 @@ def test_a_killed_writer_releases_its_lock(tmp_path: Path) -> None:
     with files.locked(place):
         assert [path.name for path in tmp_path.iterdir()] == [".rows.jsonl.lock"]
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("length", [10, 2**16 - 1, 2**16, 200_000])
+def test_half_a_row_of_any_length_is_removed(tmp_path: Path, length: int) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"a": 1}\n{"b": "' + b"x" * length)
+    files.end_last_row(path)
+    assert path.read_bytes() == b'{"a": 1}\n'
+    whole = b'{"b": "' + b"x" * length + b'"}'
+    path.write_bytes(whole)
+    files.end_last_row(path)
+    assert path.read_bytes() == whole + b"\n"

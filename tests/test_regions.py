@@ -77,9 +77,8 @@ def test_what_a_region_says_of_itself_is_what_its_mask_says() -> None:
         for region in find_regions(values, float(np.median(values)), size, outline=rng.random()):
             mask = region.mask
             y, x = np.nonzero(mask)
-            assert mask.shape == size and region.area == mask.sum() == round(
-                region.share * mask.size
-            )
+            assert mask.shape == size
+            assert region.area == mask.sum() == round(region.share * mask.size)
             assert region.box == (x.min(), y.min(), np.ptp(x) + 1, np.ptp(y) + 1)
             assert region.centroid == pytest.approx((x.mean(), y.mean()))
             assert cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)[0] == 2

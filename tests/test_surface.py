@@ -10,8 +10,9 @@ import pytest
 import blemish
 
 NAMES = [
-    *("BACKBONES", "BlemishError", "Detector", "Evaluation", "Failure", "METHODS", "Prediction"),
-    *("configure", "evaluate", "fit", "load", "pretrain", "recalibrate", "refine"),
+    *("BACKBONES", "BlemishError", "Detector", "Evaluation", "Failure", "Frame", "METHODS"),
+    "Prediction",
+    *("configure", "evaluate", "fit", "frames", "load", "pretrain", "recalibrate", "refine"),
 ]
 HEAVY = (
     *("torch", "timm", "numpy", "cv2", "PIL", "scipy", "sklearn", "matplotlib", "safetensors"),

@@ -74,7 +74,7 @@ def write_inputs(folder: Path) -> None:
 
 
 def jobs(inputs: Path) -> list[Job]:
-    """fit, predict, refine and pretrain, on what `write_inputs` has written."""
+    """fit, predict, refine, pretrain and watch, on what `write_inputs` has written."""
     good, new = inputs / "good", inputs / "new"
 
     def old_artifact(folder: Path) -> None:
@@ -127,6 +127,16 @@ def jobs(inputs: Path) -> list[Job]:
             nothing,
             lambda folder: {"tensors": _tensors(folder / "encoder.safetensors")},
             ("encoder.safetensors", "encoder.safetensors.training"),
+        ),
+        Job(
+            "watch",
+            lambda folder: (
+                *("watch", new, inputs / "knn.blemish", "--output", folder / "out", "--once"),
+                *("--sort", "copy", *DEVICE, "--batch-size", "3"),
+            ),
+            (),
+            nothing,
+            lambda folder: {"rows": _rows(folder / "out" / "predictions.jsonl")},
         ),
     ]
 
@@ -231,7 +241,7 @@ def difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[str
 
 # --- Ways to end a process ------------------------------------------------------------------------
 
-WRITING = ("os.rename", "os.remove", "os.truncate", "os.mkdir")
+WRITING = ("os.rename", "os.remove", "os.truncate", "os.mkdir", "os.link", "os.symlink")
 
 
 def counted_writes(folder: Path, act: Callable[[int], None]) -> None:

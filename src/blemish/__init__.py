@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from blemish.backbones import SPECS as BACKBONES
+    from blemish.data.frames import frames
     from blemish.detector.calibrate import recalibrate
     from blemish.detector.evaluate import evaluate
     from blemish.detector.fit import configure, fit
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from blemish.detector.refine import refine
     from blemish.errors import BlemishError
     from blemish.methods import METHODS
-    from blemish.types import Evaluation, Failure, Prediction
+    from blemish.types import Evaluation, Failure, Frame, Prediction
 
 __all__ = [
     "BACKBONES",
@@ -33,11 +34,13 @@ __all__ = [
     "Detector",
     "Evaluation",
     "Failure",
+    "Frame",
     "METHODS",
     "Prediction",
     "configure",
     "evaluate",
     "fit",
+    "frames",
     "load",
     "pretrain",
     "recalibrate",
@@ -50,11 +53,13 @@ _HOMES = {
     "Detector": ("blemish.detector.predict", "Detector"),
     "Evaluation": ("blemish.types", "Evaluation"),
     "Failure": ("blemish.types", "Failure"),
+    "Frame": ("blemish.types", "Frame"),
     "METHODS": ("blemish.methods", "METHODS"),
     "Prediction": ("blemish.types", "Prediction"),
     "configure": ("blemish.detector.fit", "configure"),
     "evaluate": ("blemish.detector.evaluate", "evaluate"),
     "fit": ("blemish.detector.fit", "fit"),
+    "frames": ("blemish.data.frames", "frames"),
     "load": ("blemish.detector.loading", "load"),
     "pretrain": ("blemish.detector.pretrain", "pretrain"),
     "recalibrate": ("blemish.detector.calibrate", "recalibrate"),

@@ -36,6 +36,7 @@ _TEMPORARY = re.compile(r"\.blemish-[0-9a-f]{16}\.tmp")
 # Seconds since something was written to a temporary file, which was in memory already.
 _ABANDONED = 60.0
 _STREAM = re.compile(r"/dev/(stdin|stdout|stderr|fd(/.*)?)|/proc/.*")
+_BLOCK = 2**16  # bytes that are read at once from the end of a file of rows
 _swept: set[Path] = set()  # folders that this process has looked through for what killed ones left
 
 _KINDS = (
@@ -115,7 +116,7 @@ def write_whole(path: str | Path, content: bytes) -> Path:
     temporary = target.parent / f".blemish-{secrets.token_hex(8)}.tmp"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(target.parent)
+        sweep(target.parent)
         try:
             with temporary.open("xb") as file:
                 _lock(file)
@@ -170,11 +171,9 @@ def end_last_row(path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a+b") as file:
-            file.seek(0)
-            content = file.read()
-            end = content.rfind(b"\n") + 1
+            end, last = _last_line(file)
             try:
-                whole = isinstance(json.loads(content[end:]), dict)
+                whole = isinstance(json.loads(last), dict)
             except (ValueError, RecursionError):
                 whole = False
             if whole:
@@ -183,6 +182,18 @@ def end_last_row(path: Path) -> None:
                 file.truncate(end)
     except OSError as error:
         raise cannot_write(path, error) from error
+
+
+def _last_line(file: IO[bytes]) -> tuple[int, bytes]:
+    """Where what follows the last line break begins, and what it is."""
+    start, tail = file.seek(0, os.SEEK_END), b""
+    while start and b"\n" not in tail:
+        step = min(start, _BLOCK)
+        start -= step
+        file.seek(start)
+        tail = file.read(step) + tail
+    begins = tail.rfind(b"\n") + 1
+    return start + begins, tail[begins:]
 
 
 def check_writable(path: Path) -> None:
@@ -196,7 +207,7 @@ def check_writable(path: Path) -> None:
     probe = place.parent / f".blemish-{secrets.token_hex(8)}.tmp"
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(place.parent)
+        sweep(place.parent)
         probe.touch(exist_ok=False)
         probe.unlink()
     except OSError as error:
@@ -258,7 +269,7 @@ def _lock(file: IO[bytes]) -> bool:
     return True
 
 
-def _sweep(folder: Path) -> None:
+def sweep(folder: Path) -> None:
     """Remove the temporary files that killed processes have left in a folder, once in a process.
 
     One counts as left where no process holds its lock and nothing has been written to it for a

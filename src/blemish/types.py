@@ -67,6 +67,23 @@ class Sample:
         return () if self.mask is None else (self.mask, *self.more_masks)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Frame:
+    """A picture of a stream: what `blemish.frames` yields and `Detector.predict_many` takes.
+
+    Attributes:
+        source: its pixels, RGB uint8 H W 3 as a rule; or the file, of a folder that is watched.
+        name: how predictions and messages call it: the file, "line.avi#000012" for the thirteenth
+            frame of a video, "camera 0 2026-01-31T12:00:00.250000Z" for one of a camera.
+        time: in seconds: since the start of a video; since 1970 (UTC) when a camera gave it, or
+            when the file was last written.
+    """
+
+    source: Path | np.ndarray = field(repr=False)
+    name: str
+    time: float
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Pictures as a method sees them.
@@ -137,6 +154,7 @@ class Prediction:
             for methods without.
         box: x, y, width, height of the crop that was looked at again, as fractions of the picture's
             width and height; None for methods that do not crop.
+        time: of a frame of a stream, as `Frame.time`; None for any other picture.
     """
 
     source: str
@@ -153,6 +171,7 @@ class Prediction:
     votes: float | None = None
     saliency: np.ndarray | None = field(default=None, repr=False, compare=False)
     box: tuple[float, float, float, float] | None = None
+    time: float | None = None
     p_value: float | None = None
     region_threshold: float | None = None
     smallest_region: float = 0.0
@@ -260,6 +279,9 @@ class Evaluation:
         votes: of a method that votes, with both classes present: `image_auroc` of the share of the
             votes for a defect, and `balanced_accuracy` of the majority verdict (more than half),
             the mean of how much of either class it gets right; otherwise None.
+        regions: how well the regions meet the masks at the pictures' own size, as
+            `blemish.metrics.detections.Detections` has it, with `region_recall` and
+            `false_per_picture`; None without masks or without a threshold of the regions.
         rows: one dict per picture: path, score, threshold, truth, label, defect, category, group,
             votes; and the category that it was judged as, whether that was assigned by its
             features.
@@ -289,6 +311,7 @@ class Evaluation:
     pixel_auroc_anomalous: float | None = None
     by_group: Mapping[str, Mapping[str, float | int | None]] = field(default_factory=dict)
     votes: Mapping[str, float] | None = None
+    regions: Mapping[str, Any] | None = None
     left_out: tuple[str, ...] = ()
     failures: tuple[Failure, ...] = ()
     mask_faults: tuple[Failure, ...] = ()

@@ -13,13 +13,14 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from parts import part, settings_of
+from parts import Fitted, Part, part, settings_of
 from torch import Tensor
 
 import blemish
@@ -42,41 +43,23 @@ ASKED_FOR = {
     "config.padding", "config.pooling", "preprocessing.mean.0", "preprocessing.window",
     "backbone.spec.antialias",
 }  # fmt: skip
-Part = Callable[..., np.ndarray]
-Fitted = Callable[..., Detector]
 Manifest = dict[str, Any]
 
 
 @pytest.fixture(params=METHODS)
-def whole(
-    request: pytest.FixtureRequest, fitted: Fitted, picture: Part, tmp_path: Path
-) -> Detector:
+def whole(request: pytest.FixtureRequest, fitted: Fitted) -> Detector:
     return _detector(request.param, fitted)
 
 
+@cache
 def _detector(method: str, fitted: Fitted) -> Detector:
-    """A small detector of the method. Each is fitted once."""
-    if method not in _DETECTORS:
-        _DETECTORS[method] = _taught() if method in ("lda", "atacnet") else fitted(method)
-        if method == "atacnet":
-            _DETECTORS[method] = _taught(recipe="paper", calibration_fraction=0)
-    return _DETECTORS[method]
-
-
-_DETECTORS: dict[str, Detector] = {}
-
-
-def _taught(**more: Any) -> Detector:
-    settings = settings_of("atacnet" if "recipe" in more else "lda")
-    settings |= {"min_steps": 3} if "recipe" in more else {}
+    """A small detector of the method, which has learned defects where it can."""
+    if not METHODS[method].takes_defects:
+        return fitted(method)
+    paper = {"recipe": "paper", "calibration_fraction": 0, "min_steps": 3}
+    settings = settings_of(method) | (paper if method == "atacnet" else {})
     defects = [part(seed, defect=True) for seed in range(3)]
-    return blemish.fit(
-        "atacnet" if "recipe" in more else "lda",
-        [part(seed) for seed in range(8)],
-        anomalies=defects,
-        **settings,
-        **more,
-    )
+    return blemish.fit(method, [part(seed) for seed in range(8)], anomalies=defects, **settings)
 
 
 def rewritten(path: Path, manifest: Any, tensors: dict[str, Tensor]) -> Path:

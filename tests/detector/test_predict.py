@@ -72,6 +72,8 @@ def test_broken_pictures_are_named_and_the_rest_is_scored(
         broken.values(), ("text", "0 bytes", "truncated", "exist"), strict=True
     ):
         assert said in reason
+    (gone,) = fitted().predict_many([folder / "7.png"])  # named by itself it is no less broken
+    assert isinstance(gone, Failure)
     for index in (0, 2, 4, 5):
         one = fitted().predict(folder / f"{index}.png")
         assert results[index].score == pytest.approx(one.score, rel=1e-4)  # type: ignore[union-attr]

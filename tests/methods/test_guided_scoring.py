@@ -206,7 +206,7 @@ def test_the_statistics_are_of_some_pictures_evenly_from_all(
     assert method.reference.pictures == len(chosen)
 
 
-@pytest.mark.parametrize("size", [5, 60])
+@pytest.mark.parametrize("size", [1, 5, 60])
 def test_the_bank_is_judged_by_some_pictures_evenly_from_all(
     size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -74,6 +74,7 @@ _OF_EVALUATION = (
     "counts",
     *METRICS,
     "votes",
+    "regions",
     "pixel_auroc_anomalous",
     "by_defect",
     "by_category",

@@ -134,6 +134,8 @@ def evaluate_lines(result: Evaluation) -> Iterable[str | Table]:
             f"image AUROC {words.percent(result.votes['image_auroc'])} %, "
             f"balanced accuracy {words.percent(result.votes['balanced_accuracy'])} %"
         )
+    if result.regions is not None:
+        yield from _region_lines(result.regions)
     if result.best_f1 is not None:
         yield (
             f"Best F1: {words.percent(result.best_f1)} % at {result.best_f1_threshold:.6g} "
@@ -150,6 +152,21 @@ def evaluate_lines(result: Evaluation) -> Iterable[str | Table]:
         ("good", cells["false_positive"], cells["true_negative"]),
     ]
     yield table(("", "alarms", "normal"), verdicts, right=("alarms", "normal"))
+
+
+def _region_lines(of: Mapping[str, Any]) -> Iterable[str]:
+    """What the regions are worth, at the stored threshold of the regions."""
+    normal = f"{of['normal_with_region']} of {of['normal']} good pictures show a region"
+    if not of["defects"]:
+        yield f"Regions: {normal}"
+        return
+    f1, iou = (words.percent(of[name]) for name in ("f1", "iou"))
+    yield (
+        f"Regions: {of['found']} of {of['defects']} defects found, {of['false_per_picture']:.2f} "
+        f"false regions a picture; {normal}; pixel F1 {f1} %, IoU {iou} %"
+    )
+    at = [f"{words.percent(share)} % at {most}" for most, share in of["recall_at"].items()]
+    yield f"Defects found at other levels, by false regions a picture: {', '.join(at)}"
 
 
 def _metrics_table(result: Evaluation) -> Table:

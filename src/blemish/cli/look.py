@@ -144,6 +144,10 @@ def artifact_facts(values: Mapping[str, Any]) -> Facts:
     yield "threshold", common
     for other in others:
         yield "", other
+    if regions := values.get("regions"):
+        yield "regions above", words.thresholds(regions)[0]
+        if regions["smallest"]:
+            yield "", f"of {100 * regions['smallest']:.3g} % of the picture at least"
     fitted, calibrated = len(data["fitted"]), len(data["calibrated"])
     yield "pictures", f"{fitted} fitted on, {calibrated} only calibrated on"
     if values.get("shots"):

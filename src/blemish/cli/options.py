@@ -149,6 +149,14 @@ Adapt = Annotated[
         "or episodic, each batch by itself. The threshold then guarantees nothing.",
     ),
 ]
+SmallestRegion = Annotated[
+    float | None,
+    Option(
+        metavar="SHARE",
+        help="The share of the picture that a region of its map has at least, to be shown and "
+        "counted; 0.001 for 0.1 %. [default: 0, or as it was]",
+    ),
+]
 Window = Annotated[
     Interval | None,
     Option(

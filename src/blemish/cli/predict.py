@@ -14,7 +14,16 @@ from typer import Argument, Option
 from blemish import interrupts
 from blemish.cli import console, options, words
 from blemish.cli.console import table
-from blemish.cli.options import Adapt, Artifact, Device, Json, OverlaySize, Precision, Scales
+from blemish.cli.options import (
+    Adapt,
+    Artifact,
+    Device,
+    Json,
+    OverlaySize,
+    Precision,
+    Scales,
+    SmallestRegion,
+)
 from blemish.cli.status import BROKEN_PICTURES, BY_SIGNAL, WELL
 from blemish.errors import ConfigError, unknown_name
 from blemish.files import check_writable
@@ -57,13 +66,6 @@ RegionByHand = Annotated[
         metavar="SCORE",
         help="A place of the map above it belongs to a region: set by hand, in place of the "
         "artifact's.",
-    ),
-]
-SmallestRegion = Annotated[
-    float | None,
-    Option(
-        metavar="SHARE",
-        help="Of a picture that a region has at least: 0.001 for 0.1 %. [default: the artifact's]",
     ),
 ]
 PredictionsReport = Annotated[

@@ -53,9 +53,24 @@ def thresholds(manifest: Mapping[str, Any]) -> tuple[str, list[str]]:
 
 
 def threshold_lines(manifest: Mapping[str, Any]) -> list[str]:
-    """The thresholds of a manifest, a line each."""
-    common, others = thresholds(manifest)
-    return [f"Threshold: {common}", *(f"  {other}" for other in others)]
+    """The thresholds of a manifest, a line each: of the image score and, below, of the regions."""
+    lines = []
+    for heading, of in (("Threshold", manifest), ("Regions above", manifest.get("regions"))):
+        if of:
+            common, others = thresholds(of)
+            lines += [f"{heading}: {common}", *(f"  {other}" for other in others)]
+    return lines
+
+
+def thresholds_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The thresholds of a manifest for the JSON document, without what they come from."""
+    told = ("smallest", "threshold", "thresholds")
+    regions = manifest.get("regions")
+    return {
+        "threshold": manifest["threshold"],
+        "thresholds": manifest["thresholds"],
+        "regions": None if regions is None else {key: regions[key] for key in told},
+    }
 
 
 def alike(data: Mapping[str, Any]) -> Iterable[str]:

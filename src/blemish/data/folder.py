@@ -24,7 +24,7 @@ _UNREAD = """
 """
 UNREAD = frozenset(_UNREAD.split())
 # Thumbnails, and what was thrown away.
-_NOT_ENTERED = frozenset({"@eaDir", "$RECYCLE.BIN", "__MACOSX", "lost+found"})
+NOT_ENTERED = frozenset({"@eaDir", "$RECYCLE.BIN", "__MACOSX", "lost+found"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +94,7 @@ def scan(folder: str | Path) -> Tree:
             status = here.stat()
             with os.scandir(here) as listing:
                 entries = [
-                    e for e in listing if not e.name.startswith(".") and e.name not in _NOT_ENTERED
+                    e for e in listing if not e.name.startswith(".") and e.name not in NOT_ENTERED
                 ]
         except OSError as error:
             raise DataError(f"{here}: this folder cannot be read ({error.strerror})") from error

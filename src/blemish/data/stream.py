@@ -22,7 +22,7 @@ from blemish.data.transforms import Preprocessing, prepare
 from blemish.errors import DataError, InputError, MissingExtraError, NonFiniteError
 from blemish.images import Picture, decode, within_memory
 from blemish.images.limits import BUDGET
-from blemish.types import Batch, Failure, Sample
+from blemish.types import Batch, Failure, Frame, Sample
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -284,6 +284,8 @@ def name_of(source: Any, index: int) -> str:
     file without a name."""
     if isinstance(source, (str, os.PathLike)):
         return os.fspath(source)
+    if isinstance(source, Frame):
+        return source.name
     if isinstance(source, bytes) or hasattr(source, "read"):
         name = getattr(source, "name", None)
         return name if isinstance(name, str) else f"file {index}"

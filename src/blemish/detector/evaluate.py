@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from blemish.detector.predict import Detector
 from blemish.errors import BlemishError, DataError, ImageError
 from blemish.images import within_memory
 from blemish.methods.adaptation import Mode
+from blemish.metrics.detections import DetectionMetrics
 from blemish.metrics.ranking import auroc, average_precision, best_f1, confusion
 from blemish.metrics.regions import PixelMetrics, PixelResult, StreamingPixelMetrics
 from blemish.types import (
@@ -35,6 +36,7 @@ from blemish.types import (
 
 # Beyond this the constant-memory mode is used: exact metrics would need more than 2 GB.
 _EXACT_PIXELS = 400_000_000
+_LEVELS = 32  # of the curve of found defects against false regions
 
 
 def evaluate(
@@ -137,6 +139,9 @@ class _PixelGroups:
         self._exact = exact
         low, high = detector.map_scale
         self._range = (low - 10 * (high - low), high + 30 * (high - low))
+        unit = (high - low) / 2  # from the middle of a normal map to its highest
+        levels = low + unit * np.geomspace(0.25, 16, _LEVELS)
+        self.detections = DetectionMetrics(levels)
         self._normals: list[tuple[np.ndarray, str]] = []
         self._groups: dict[tuple[str, str, str], PixelMetrics | StreamingPixelMetrics] = {}
 
@@ -159,6 +164,13 @@ class _PixelGroups:
                 size = (width, height)
                 heatmap = cv2.resize(result.anomaly_map, size, interpolation=cv2.INTER_LINEAR)
                 self._add(sample, heatmap, marked(sample, height, width, mask=mask))
+                if result.regions is not None:
+                    self.detections.add(
+                        result.anomaly_map,
+                        marked(sample, *result.size, mask=mask),
+                        [region.mask for region in result.regions],
+                        smallest=result.smallest_region,
+                    )
         except BlemishError as error:
             self.unmasked += 1
             source = getattr(error, "source", str(sample.mask or sample.path))
@@ -262,6 +274,7 @@ def _summary(
             if name
         },
         votes=_votes(rows, truth),
+        regions=_regions(pixels),
         threshold=limit,
         confusion=None if limit is None else confusion([row["label"] for row in rows], truth),
         rows=tuple(rows),
@@ -289,6 +302,18 @@ def _by_defect(
             name = defect if len(categories) == 1 else f"{category}/{defect}"
             found[name] = _group([*normal, *shown], pixels, "defect", category, defect)
     return found
+
+
+def _regions(pixels: _PixelGroups | None) -> dict[str, Any] | None:
+    """As `Evaluation.regions`."""
+    found = None if pixels is None else pixels.detections.compute()
+    if found is None or not found.pictures:
+        return None
+    return {
+        **asdict(found),
+        "region_recall": found.region_recall,
+        "false_per_picture": found.false_regions / found.pictures,
+    }
 
 
 def _votes(rows: Sequence[Mapping[str, Any]], truth: np.ndarray) -> dict[str, float] | None:

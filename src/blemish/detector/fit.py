@@ -61,7 +61,7 @@ def fit(
     shots: int | None = None,
     false_alarm_rate: float | None = None,
     calibration_fraction: float | None = None,
-    smallest_region: float = 0.0,
+    smallest_region: float | None = None,
     window: tuple[float, float] | None = None,
     device: str = "auto",
     precision: str = "auto",
@@ -91,7 +91,7 @@ def fit(
         anomalies=anomalies, anomaly_count=anomaly_count, anomaly_type=anomaly_type,
         seed=seed, shots=shots, window=window, batch_size=batch_size,
         false_alarm_rate=false_alarm_rate, calibration_fraction=calibration_fraction,
-        smallest_region=smallest_region,
+        smallest_region=smallest_region or 0.0,
         device=device, precision=precision, time_budget=time_budget, checkpoint=checkpoint,
         resume=resume, log=log, progress=progress,
     )  # fmt: skip

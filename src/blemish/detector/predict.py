@@ -31,7 +31,7 @@ from blemish.errors import (
 from blemish.images import Picture, ran_out
 from blemish.methods import Method, adapter_of, at_scales
 from blemish.methods.adaptation import Adapted, Mode
-from blemish.types import Failure, Prediction, Sample, Scores
+from blemish.types import Failure, Frame, Prediction, Sample, Scores
 
 BATCH_SIZE = 8
 ADAPTED_BATCH_SIZE = 32  # moments of fewer pictures say less
@@ -130,7 +130,7 @@ class Detector:
 
         Args:
             source: a path, a file opened in binary mode or the bytes of one, a PIL image, a
-                `Sample`, an array (H W, H W 1, H W 3 or H W 4; uint8, uint16, bool, or float in
+                `Sample`, a `Frame`, an array (H W, H W 1, H W 3 or H W 4; uint8, uint16, bool, or float in
                 [0, 1]), or a tensor on any device (the same, or 1 H W, 3 H W or 4 H W; where both
                 could be meant, the channels come first).
             category: as of `predict_many`.
@@ -241,6 +241,7 @@ class Detector:
                 picture.notes,
                 prepare(shown, self.preprocessing),
                 known,
+                time=source.time if isinstance(source, Frame) else None,
             )
 
         return of_picture(needed, source, index, self.preprocessing.decode_window())
@@ -345,6 +346,7 @@ class Detector:
             category=category,
             category_assigned=one.assigned,
             adapted=found.adapted,
+            time=one.time,
             **values,
         )
 
@@ -423,6 +425,7 @@ class _Loaded:
     tensor: Tensor
     category: str | None
     assigned: bool = False
+    time: float | None = None
 
 
 def place(method: Method, device: torch.device, dtype: torch.dtype) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 from blemish.data.folder import find_pictures
 from blemish.data.stream import name_of
 from blemish.errors import DataError
-from blemish.types import Failure, Sample
+from blemish.types import Failure, Frame, Sample
 
 T = TypeVar("T")
 
@@ -22,7 +22,8 @@ def several(sources: Any) -> Iterable[Any]:
     """What `predict_many` was given as what to go through: a single picture is a list of one."""
     shape = tuple(getattr(sources, "shape", ()))
     channels = (shape[:1] if isinstance(sources, torch.Tensor) else ()) + shape[2:]
-    one = isinstance(sources, (str, Path, bytes, Sample, Image.Image)) or hasattr(sources, "read")
+    kinds = (str, Path, bytes, Sample, Frame, Image.Image)
+    one = isinstance(sources, kinds) or hasattr(sources, "read")
     if one or len(shape) == 2 or (len(shape) == 3 and not {1, 3, 4}.isdisjoint(channels)):
         return [sources]
     given: Iterable[Any] = sources

@@ -32,11 +32,12 @@ from blemish.images.limits import (
 from blemish.images.pixels import Array, Container, Raw, image_values, native, upright
 from blemish.images.raster import bmp, png, pnm, webp
 from blemish.images.tiff import tiff
+from blemish.types import Frame
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Source: TypeAlias = Union[str, Path, bytes, BinaryIO, Image.Image, Array, "Tensor"]
+Source: TypeAlias = Union[str, Path, bytes, BinaryIO, Image.Image, Array, "Tensor", Frame]
 
 EXTENSIONS = frozenset(
     (
@@ -85,6 +86,8 @@ def sniff(head: bytes) -> str | None:
 
 
 def label_of(source: object) -> str:
+    if isinstance(source, Frame):
+        return source.name
     if isinstance(source, (str, os.PathLike)):
         return os.fspath(source)
     if isinstance(source, Image.Image):
@@ -97,6 +100,8 @@ def label_of(source: object) -> str:
 def read_stored(source: Source, label: str, limits: Limits) -> Raw:
     """The stored values of any source; every failure is an ImageError (or MissingExtraError)."""
     what = "picture"
+    if isinstance(source, Frame):
+        source = source.source
     try:
         if isinstance(source, np.ndarray):
             return _from_array(source, limits)

@@ -53,6 +53,7 @@ _MADE_WITH = {  # what a run was made with, in words
     "smallest_region": "another --smallest-region",
     "save": "another --save",
     "folder": "another working folder",
+    "watched": "another folder or camera",
 }
 # Of the keys that earlier versions did not write, what they stood for.
 _EARLIER = {
@@ -126,12 +127,13 @@ class _Scored:
     other: Mapping[str, Any] = field(default_factory=dict)
 
 
-def row_of(prediction: Prediction) -> Row:
-    """The row of a prediction; each of its regions has its `runs` (as of `regions.Region`) as one
-    text with blanks between the numbers, a thousand of which take little room."""
-    row = prediction.to_dict()
-    for told, region in zip(row["regions"] or (), prediction.regions or (), strict=True):
-        told["runs"] = " ".join(map(str, region.runs))
+def row_of(result: Prediction | Failure) -> Row:
+    """The row of a picture; each of its regions has its `runs` (as of `regions.Region`) as one text
+    with blanks between the numbers, a thousand of which take little room."""
+    row = result.to_dict()
+    if isinstance(result, Prediction):
+        for told, region in zip(row["regions"] or (), result.regions or (), strict=True):
+            told["runs"] = " ".join(map(str, region.runs))
     return row
 
 
@@ -191,7 +193,7 @@ class Journal:
             return
         with open_regular(artifact, limit=ARTIFACT_BYTES, error=ArtifactError) as file:
             run = {"artifact": hashlib.file_digest(file, "sha256").hexdigest()}
-        run |= {"precision": precision, **ways, "folder": str(Path.cwd())}
+        run |= {"precision": precision, "folder": str(Path.cwd()), **ways}
         place = folder / _ROWS
         check_writable(place)
         with ExitStack() as started:
@@ -203,7 +205,7 @@ class Journal:
                         "or name another folder"
                     )
                 _check_same(folder, run)
-                self.rows = _recovered(place)
+                self.recover(place)
             else:
                 write_whole(folder / _RUN, json.dumps(run, indent=2).encode())
             try:
@@ -260,7 +262,15 @@ class Journal:
                 self._file.flush()
             except OSError as error:
                 raise cannot_write(self.folder / _ROWS, error) from error
+        self.keep(row)
+
+    def keep(self, row: Row) -> None:
+        """Hold a row in memory."""
         self.rows.append(row)
+
+    def recover(self, place: Path) -> None:
+        """Take up the rows of an earlier run. Raises: OutputError for what is no row."""
+        self.rows = _recovered(place)
 
     def write_table(self) -> None:
         """All rows as predictions.csv, if there is a folder. Raises: OutputError."""

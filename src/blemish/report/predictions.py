@@ -81,11 +81,9 @@ def record(
     wanted = set(saved) - ({"overlays"} if side == 0 else set())
 
     def kept(result: Prediction | Failure) -> tuple[Prediction | Failure, Row]:
-        if isinstance(result, Failure):
-            return result, result.to_dict()
-        files = (
-            {} if journal.folder is None else save(result, detector, journal.folder, wanted, side)
-        )
+        files = {}
+        if isinstance(result, Prediction) and journal.folder is not None:
+            files = save(result, detector, journal.folder, wanted, side)
         return result, {**row_of(result), **files}
 
     for result, row in map_ahead(kept, results, ahead=_AHEAD):
