@@ -345,6 +345,7 @@ def test_thresholds_of_regions_by_hand(
     tensors, manifest = read(part)
     manifest["regions"]["smallest"] = 0.01
     calibrated = artifact.write(tmp_path / "calibrated.blemish", tensors, manifest)
+    assert run("predict", calibrated, four, "--smallest-region 0.01")[0] == 0
     said = refused("predict", calibrated, four, "--smallest-region 0.001")
     assert "counts those from 0.01 on; set one for smaller ones" in said
 

@@ -83,11 +83,18 @@ def test_pictures_are_named_from_the_folder_of_the_file_on(
     (tmp_path / "real" / "deep").mkdir(parents=True)
     (tmp_path / "pics").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "real" / "deep")
-    for name in ("top.png", "pics/a b.png", "pics/\udcff.png"):
+    for name in ("top.png", "pics/a b.png", "pics/\udcff.png", "real/up.png"):
         (tmp_path / name).touch()
     absolute = str(tmp_path / "pics" / "a b.png")
     monkeypatch.chdir(tmp_path)
-    given = ["top.png", "pics/a b.png", "pics/../pics/a b.png", absolute, "pics/\udcff.png"]
+    given = [
+        "top.png",
+        "pics/a b.png",
+        "pics/../pics/a b.png",
+        absolute,
+        "pics/\udcff.png",
+        "link/../up.png",
+    ]
     for file in ("r.json", "out/r.json", "link/r.json"):
         write_coco(Path(file), [row_of(some(source, 0)) for source in given])
         names = [image["file_name"] for image in json.loads(Path(file).read_text())["images"]]
