@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from blemish.data.folder import Found
     from blemish.detector.predict import Detector
+    from blemish.detector.thresholds import Threshold
     from blemish.report.journal import Journal
     from blemish.report.predictions import Gallery
 
@@ -134,18 +135,14 @@ def predict(
         detector = detector.with_threshold(threshold)
     detector.threshold_for(category)  # so does this
     detector = _with_regions(detector, region_threshold, smallest_region)
-    for asked in (*(["--save masks"] if "masks" in saved else []), *(["--coco"] if coco else [])):
-        _check_regions(detector, category, asked, artifact)
-    by_hand = {
-        "threshold": threshold,
-        "region_threshold": region_threshold,
-        "smallest_region": smallest_region,
-    }
-    ways = {
-        **{"category": category, "adapt": adapt or "", "scales": scales or ""},
-        **{name: "" if value is None else str(value) for name, value in by_hand.items()},
+    asked = _Asked(artifact, category, found, report, coco, json)
+    _check_regions(asked, detector, saved)
+    given = {
+        **{"category": category, "adapt": adapt, "scales": scales, "threshold": threshold},
+        **{"region_threshold": region_threshold, "smallest_region": smallest_region},
         "save": ",".join(saved),
     }
+    ways = {name: "" if value is None else str(value) for name, value in given.items()}
     used = precision_name(detector.method.precision)
     gallery = outputs.Gallery(outputs.EMBEDDED)
     with Journal(output, artifact=artifact, precision=used, ways=ways, resume=resume) as journal:
@@ -153,18 +150,19 @@ def predict(
         kept = {"saved": saved, "side": side}
         interrupted = _scored(journal, detector, found.pictures, gallery, kept, **how)
         journal.write_table()
-    return _tell(
-        journal,
-        detector,
-        gallery,
-        artifact=artifact,
-        report=report,
-        coco=coco,
-        category=category,
-        found=found,
-        interrupted=interrupted,
-        as_json=json,
-    )
+    return _tell(asked, journal, detector, gallery, interrupted)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What a command was asked for, as far as its answer says it."""
+
+    artifact: Path
+    category: str
+    found: Found
+    report: Path | None
+    coco: Path | None
+    as_json: bool
 
 
 def _saved(text: str | None, output: Path | None, overlay_size: str | None) -> tuple[str, ...]:
@@ -215,15 +213,18 @@ def _with_regions(detector: Detector, threshold: float | None, smallest: float |
     return type(detector)(detector.method, replace(detector.record, regions=regions))
 
 
-def _check_regions(detector: Detector, category: str, asked: str, artifact: Path) -> None:
-    """Raises: ConfigError where there is no threshold of regions for any picture."""
-    categories = [category] if category in detector.categories else [category, *detector.categories]
-    limits = [detector.region_threshold_for(name) for name in categories]
-    if any(limit is not None and limit.value is not None for limit in limits):
+def _check_regions(asked: _Asked, detector: Detector, saved: Sequence[str]) -> None:
+    """Raises: ConfigError where regions are asked for, and there is no threshold of them for any
+    picture."""
+    wanted = ["--save masks"] * ("masks" in saved) + ["--coco"] * (asked.coco is not None)
+    one, several = asked.category, detector.categories
+    names = [one] if one in several else [one, *several]
+    limits = [detector.region_threshold_for(name) for name in names]
+    if not wanted or any(limit is not None and limit.value is not None for limit in limits):
         return
-    reasons = [f" ({limit.reason})" for limit in limits[:1] if limit is not None]
+    reason = "" if limits[0] is None else f" ({limits[0].reason})"
     raise ConfigError(
-        f"{asked}: {artifact} has no threshold of regions{''.join(reasons)}; set one with `blemish "
+        f"{wanted[0]}: {asked.artifact} has no threshold of regions{reason}; set one with `blemish "
         "calibrate`, or by hand with --region-threshold SCORE"
     )
 
@@ -258,17 +259,11 @@ def _scored(
 
 
 def _tell(
+    asked: _Asked,
     journal: Journal,
     detector: Detector,
     gallery: Gallery,
-    *,
-    artifact: Path,
-    report: Path | None,
-    coco: Path | None,
-    category: str,
-    found: Found,
     interrupted: KeyboardInterrupt | None,
-    as_json: bool,
 ) -> int:
     """Write the report of predictions and their regions and answer with them; gives the exit
     status."""
@@ -279,52 +274,60 @@ def _tell(
     scored = journal.scored
     warning = words.category_warning(scored, detector.categories)
     judged = {row["category"] for row in scored}
-    # Where all are of one category its threshold is shown, even if nobody named it.
-    limit = detector.threshold_for(*judged if len(judged) == 1 else [category])
+    # Where all are of one category its thresholds are shown, even if nobody named it.
+    (category,) = judged if len(judged) == 1 else [asked.category]
+    limit, of_regions = detector.threshold_for(category), detector.region_threshold_for(category)
     threshold = None if limit is None else limit.to_dict()
-    of_regions = detector.region_threshold_for(*judged if len(judged) == 1 else [category])
-    if report:
+    if asked.report:
         write_report(
-            report,
-            title=f"{artifact.stem}: predictions",
+            asked.report,
+            title=f"{asked.artifact.stem}: predictions",
             manifest={**detector.manifest, "threshold": threshold},
             warning=warning,
             entries=prediction_entries(journal, detector, gallery),
             failures=journal.failures,
             scale=detector.map_scale,
         )
-    if coco:
-        write_coco(coco, journal.rows)
-    failures = [failure.to_dict() for failure in journal.failures]
-    places = words.places(output=journal.folder, report=report, coco=coco)
+    if asked.coco:
+        write_coco(asked.coco, journal.rows)
+    places = words.places(output=journal.folder, report=asked.report, coco=asked.coco)
     document = {
-        "artifact": str(artifact),
+        "artifact": str(asked.artifact),
         **places,
-        "category": category,
-        "warning": warning,
-        "threshold": threshold,
+        **{"category": asked.category, "warning": warning, "threshold": threshold},
         "region_threshold": None if of_regions is None else of_regions.to_dict(),
-        "scored": len(scored),
-        "alarms": sum(row["label"] == ANOMALOUS for row in scored),
-        "with_regions": sum(bool(row.get("regions")) for row in scored),
-        "failed": len(failures),
+        **_counts(journal),
         "interrupted": interrupted is not None,
-        "left_out": list(found.left_out),
+        "left_out": list(asked.found.left_out),
         "predictions": journal.rows,
     }
-    by_hand = limit is not None and limit.method == "by hand"
+    failures = [failure.to_dict() for failure in journal.failures]
     human = [
-        *words.notices(found.left_out),
-        *predict_lines(scored, failures, limited_by_hand=by_hand),
-        *region_lines(scored, by_hand=of_regions is not None and of_regions.method == "by hand"),
+        *words.notices(asked.found.left_out),
+        *predict_lines(scored, failures, limited_by_hand=_is_by_hand(limit)),
+        *region_lines(scored, by_hand=_is_by_hand(of_regions)),
         *words.written(places),
     ]
-    console.answer(document, human, as_json=as_json)
+    console.answer(document, human, as_json=asked.as_json)
     if warning:
         console.complain(f"blemish: warning: {warning}; --category NAME says it")
     if interrupted is None:
         return BROKEN_PICTURES if failures else WELL
-    return _say_interrupted(interrupted, journal, len(found.pictures))
+    return _say_interrupted(interrupted, journal, len(asked.found.pictures))
+
+
+def _counts(journal: Journal) -> dict[str, int]:
+    scored = journal.scored
+    return {
+        "scored": len(scored),
+        "alarms": sum(row["label"] == ANOMALOUS for row in scored),
+        "with_regions": sum(bool(row.get("regions")) for row in scored),
+        "failed": len(journal.failures),
+    }
+
+
+def _is_by_hand(limit: Threshold | None) -> bool:
+    return limit is not None and limit.method == "by hand"
 
 
 def _say_interrupted(error: KeyboardInterrupt, journal: Journal, pictures: int) -> int:

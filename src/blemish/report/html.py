@@ -11,7 +11,7 @@ import base64
 import hashlib
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -71,6 +71,13 @@ class _Group:
     entries: Sequence[Entry]
 
 
+# What a legend is to explain, where an entry has it.
+_DRAWN: Mapping[str, Callable[[Entry], bool]] = {
+    "box": lambda entry: entry.box is not None,
+    "regions": lambda entry: bool(entry.overlay and entry.regions and entry.regions[0]),
+}
+
+
 def write_report(
     path: str | Path,
     *,
@@ -126,8 +133,7 @@ def write_report(
         figures=figures.of_scores(pairs, threshold.get("value"), evaluation),
         scale=scale,
         bar=encode_png(colour_bar(scale, height=1)),
-        boxed=any(entry.box is not None for entry in ranked),
-        outlined=any(entry.overlay and entry.regions and entry.regions[0] for entry in ranked),
+        drawn=[name for name, is_there in _DRAWN.items() if any(map(is_there, ranked))],
     )
     # A name with bytes that are not UTF-8 holds lone surrogates, which no file can hold: they are
     # written out as \udcXX.
