@@ -51,7 +51,7 @@ def taken_by(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str
 
 
 def loaded(artifact: Path, *, device: str, precision: str, scales: str | None) -> Detector:
-    """The detector in an artifact, looking at the sizes that --scales names. Raises: ConfigError."""
+    """The detector in an artifact, looking at the sizes of --scales. Raises: ConfigError."""
     from blemish.detector.loading import load
 
     detector = load(artifact, device=device, precision=precision)

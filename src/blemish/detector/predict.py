@@ -130,9 +130,9 @@ class Detector:
 
         Args:
             source: a path, a file opened in binary mode or the bytes of one, a PIL image, a
-                `Sample`, a `Frame`, an array (H W, H W 1, H W 3 or H W 4; uint8, uint16, bool, or float in
-                [0, 1]), or a tensor on any device (the same, or 1 H W, 3 H W or 4 H W; where both
-                could be meant, the channels come first).
+                `Sample`, a `Frame`, an array (H W, H W 1, H W 3 or H W 4; uint8, uint16, bool, or
+                float in [0, 1]), or a tensor on any device (the same, or 1 H W, 3 H W or 4 H W;
+                where both could be meant, the channels come first).
             category: as of `predict_many`.
         Raises: ImageError when it cannot be decoded; ConfigError for an unknown category.
 
