@@ -189,7 +189,7 @@ def test_a_broken_view_is_no_clean_pass(fitted: Fitted) -> None:
     assert (bad.label, bad.worst, bad.reason) == (1, "part1_1.png", "")
     (lost,) = judge(detector, [broken], BY).parts
     assert (lost.label, lost.score, lost.worst, lost.views) == (None, None, None, ("part1_9.png",))
-    assert lost.reason == "1 of its 1 views could not be scored"
+    assert lost.reason == "none of its views could be scored"
 
 
 def test_pictures_of_no_part(fitted: Fitted) -> None:
@@ -330,11 +330,22 @@ def test_what_voids_the_threshold_of_parts(fitted: Fitted, shots: Path) -> None:
     detector = blemish.recalibrate(fitted("knn"), shots, group_by=BY, **how)[0]
     assert detector.with_region_threshold(1.0).record.parts is detector.record.parts
     assert detector.with_threshold(1.0).record.parts is None
+    how = {**how, "group_by": None}
     plain = blemish.recalibrate(detector, shots, **how)[0]
     assert plain.record.parts is None
     assert "parts" not in plain.manifest
     assert plain.threshold is not None
     assert "views of" not in plain.threshold.guarantee
+
+
+def test_refining_voids_the_threshold_of_parts(picture: Part, small: Any, shots: Path) -> None:
+    good = [picture(seed) for seed in range(12)]
+    detector = blemish.fit("lda", good, normality="knn", **small)
+    how: Mapping[str, Any] = {"false_alarm_rate": 0.2, "group_by": BY}
+    detector = blemish.recalibrate(detector, shots, **how)[0]
+    assert detector.record.parts is not None
+    refined = blemish.refine(detector, good=[picture(950 + seed) for seed in range(3)])
+    assert refined.detector.record.parts is None
 
 
 def test_patterns_are_refused_before_any_work(

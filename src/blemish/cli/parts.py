@@ -63,13 +63,11 @@ class Told:
     Attributes:
         document: for the JSON document. human: the lines.
         at_fault: whether there are pictures of no part.
-        place: the file that was written; None where there is no folder.
     """
 
     document: Mapping[str, Any]
     human: Sequence[str | Table]
     at_fault: bool = False
-    place: Path | None = None
 
 
 def check(group_by: str | None, pictures: Iterable[Path]) -> None:
@@ -98,13 +96,12 @@ def told(
     missing = [Failure(source=str(one), reason="not scored yet") for one in waiting]
     verdicts = judge(detector, [*journal.rows, *(one.to_dict() for one in missing)], group_by)
     rows = [one.to_dict() for one in verdicts.parts]
-    place = journal.folder / "parts.jsonl" if journal.folder else None
-    if place:
+    if journal.folder:
         lines = (json.dumps(row, allow_nan=False).encode() + b"\n" for row in rows)
-        write_whole(place, b"".join(lines))
+        write_whole(journal.folder / "parts.jsonl", b"".join(lines))
     document = {"parts": rows, "ungrouped": list(verdicts.ungrouped)}
     human = tuple(part_lines(verdicts, detector, group_by))
-    return Told(document, human, bool(verdicts.ungrouped), place)
+    return Told(document, human, bool(verdicts.ungrouped))
 
 
 def part_lines(verdicts: Verdicts, detector: Detector, group_by: str) -> Iterator[str | Table]:
@@ -138,11 +135,9 @@ def part_lines(verdicts: Verdicts, detector: Detector, group_by: str) -> Iterato
     rules = sorted({_RULES[one.rule] for one in parts if one.rule in _RULES})
     labels = [one.label for one in parts]
     alarms, normal, none = (labels.count(each) for each in (ANOMALOUS, NORMAL, None))
-    without = f", {none} without a verdict" if none else ""
-    yield (
-        f"{pluralize(len(parts), 'part')}: {alarms} alarms, {normal} normal{without}"
-        f"{' ' if rules else ''}{' and '.join(rules)}"
-    )
+    without = f"; {none} without a verdict" if none else ""
+    at = f" {' and '.join(rules)}" if rules else ""
+    yield f"{pluralize(len(parts), 'part')}: {alarms} alarms, {normal} normal{at}{without}"
 
 
 def _margin(one: PartVerdict) -> float:

@@ -50,8 +50,8 @@ class PartVerdict:
         threshold: a view's score above it makes the part an alarm; None where there is none.
         label: 0 normal, 1 anomalous: also if other views failed; None where a view failed that
             might have been an alarm, or there is no threshold, which `reason` says.
-        rule: where the threshold comes from: calibrated on "parts"; "Bonferroni" from pictures; that
-            of pictures as it is, set "by hand" or from "labelled defects"; or "none".
+        rule: where the threshold comes from: calibrated on "parts"; "Bonferroni" from pictures;
+            that of pictures as it is, set "by hand" or from "labelled defects"; or "none".
         category: that of its views; "" where they are of several.
         notes: what weakens the rate that is promised.
     """
@@ -151,7 +151,14 @@ def judge(
         nothing in any path.
 
     Example:
-        >>> judge(detector, detector.predict_many("shots/"), r"part(\\d+)_").parts  # doctest: +SKIP
+        >>> import blemish, numpy as np
+        >>> good = [np.full((32, 32, 3), 90 + i, dtype=np.uint8) for i in range(3)]
+        >>> tiny = {"backbone": "test_vit", "weights": "random", "image_size": 32}
+        >>> detector = blemish.fit("knn", good, **tiny).with_threshold(3.0)
+        >>> views = {"nut7_top.png": 1.0, "nut7_side.png": 4.0, "nut8_top.png": 2.0}
+        >>> rows = [{"path": path, "score": views[path], "category": ""} for path in views]
+        >>> [(one.part, one.worst, one.label) for one in judge(detector, rows, r"nut\\d+").parts]
+        [('nut7', 'nut7_side.png', 1), ('nut8', 'nut8_top.png', 0)]
     """
     pattern, views = pattern_of(group_by), [_View.of(one) for one in results]
     found, others = grouped([view.path for view in views], pattern)
@@ -291,10 +298,10 @@ class _Limits:
         if value is not None:
             return _Limit(value, "Bonferroni")
         reason = (
-            f"a rate of {100 * rate:.4g} % for a part of {views} views is {100 * rate / views:.4g} % for "
-            f"each: that needs at least {pictures_needed(rate, views)} normal pictures to calibrate on, "
-            f"and there are {len(scores)}; `blemish calibrate --group-by` needs "
-            f"{pictures_needed(rate)} good parts"
+            f"a rate of {100 * rate:.4g} % for a part of {views} views is "
+            f"{100 * rate / views:.4g} % for each: that needs at least "
+            f"{pictures_needed(rate, views)} normal pictures to calibrate on, and there are "
+            f"{len(scores)}; `blemish calibrate --group-by` needs {pictures_needed(rate)} good parts"
         )
         return _Limit(None, "none", reason)
 
@@ -315,6 +322,7 @@ def _verdict(part: str, views: Sequence[_View], limits: _Limits) -> PartVerdict:
     if label != ANOMALOUS and (missing is not None or failed):
         label = None
         reason = f"{len(failed)} of its {len(views)} views could not be scored"
+        reason = reason if scored else "none of its views could be scored"
         reason = reason if missing is None else missing.reason
     adapted = any(one.adapted for one in scored)
     notes = ["adapted to the pictures, which voids the rate"] if adapted else []
