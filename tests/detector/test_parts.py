@@ -131,7 +131,7 @@ def test_too_few_pictures_for_the_views(fitted: Fitted) -> None:
     assert (
         "5 % for a part of 2 views is 2.5 % for each: that needs at least 39 normal" in few.reason
     )
-    assert "there are 30; `blemish calibrate --group-by` needs 19 good parts" in few.reason
+    assert "there are 30; or `blemish calibrate --group-by` with 19 good parts" in few.reason
     assert (single.label, single.reason) == (0, "")
 
 
@@ -346,6 +346,14 @@ def test_refining_voids_the_threshold_of_parts(picture: Part, small: Any, shots:
     assert detector.record.parts is not None
     refined = blemish.refine(detector, good=[picture(950 + seed) for seed in range(3)])
     assert refined.detector.record.parts is None
+
+
+def test_other_sizes_have_no_threshold_of_parts(fitted: Fitted) -> None:
+    threshold = calibrate(range(20), 0.1, method=SPLIT, required=True, of="part")
+    parts = PartThresholds(pattern=BY, threshold=threshold)
+    one = fitted("guided")
+    other = Detector(one.method, replace(one.record, parts=parts)).with_scales((96,))
+    assert other.record.parts is None
 
 
 def test_patterns_are_refused_before_any_work(

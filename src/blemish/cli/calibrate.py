@@ -20,6 +20,16 @@ if TYPE_CHECKING:
     from blemish.detector.predict import Detector
 
 
+MissRate = Annotated[
+    float | None,
+    Option(
+        metavar="SHARE",
+        help="The threshold that misses at most this share of defects like those of --anomalies, "
+        "whatever it raises in false alarms; 0.05 for 5 %.",
+    ),
+]
+
+
 def calibrate(
     artifact: Artifact,
     output: Annotated[Path, Option("--output", "-o", help="The artifact to write.")],
@@ -52,14 +62,7 @@ def calibrate(
             help="Labelled defects that it has not learned from, for --miss-rate; repeatable.",
         ),
     ] = None,
-    miss_rate: Annotated[
-        float | None,
-        Option(
-            metavar="SHARE",
-            help="The threshold that misses at most this share of defects like those of "
-            "--anomalies, whatever it raises in false alarms; 0.05 for 5 %.",
-        ),
-    ] = None,
+    miss_rate: MissRate = None,
     scales: Scales = None,
     device: Device = "auto",
     precision: Precision = "auto",

@@ -20,13 +20,14 @@ import numpy as np
 import torch
 
 from blemish.data.copies import nearly_same
-from blemish.data.pictures import good_pictures, labelled_defects
+from blemish.data.pictures import Pictures, good_pictures, labelled_defects
 from blemish.data.stream import Found, PictureStream
 from blemish.detector.parts import grouped, part_thresholds, pattern_of
 from blemish.detector.predict import Detector
 from blemish.detector.thresholds import Method as CalibrationMethod
 from blemish.detector.thresholds import (
     Of,
+    PartThresholds,
     RegionThresholds,
     Threshold,
     calibrate,
@@ -276,13 +277,7 @@ def recalibrate(
     if group_by is not None:
         grouped(paths, pattern_of(group_by))  # refuses before any work
     names = detector.categories
-    categories = [name if name in names else "" for name in pictures.categories]
-    missing = sorted(set(names) - set(categories))
-    if missing and any(categories):
-        raise DataError(
-            f"no picture of {', '.join(missing)} is among those to calibrate on, and the common "
-            "threshold is of all categories together; give pictures of every category"
-        )
+    categories = _categories(pictures, names)
     if smallest_region is None:
         smallest_region = detector.smallest_region
     pass_ = _new_scores(detector, pictures.sources, categories, smallest_region, progress)
@@ -305,24 +300,36 @@ def recalibrate(
         scored = {digest: (score, name) for digest, (score, _, name) in pass_.counted.items()}
         parts = part_thresholds(group_by, paths, pass_.contents, scored, rate, names)
     plan = Plan(1.0, "split conformal")
-    fields = calibration.fields(plan, rate, names, required=True)
+    fields = _of_views(calibration.fields(plan, rate, names, required=True), parts)
     data = dataclasses.replace(
         detector.record.data,
         calibrated=tuple(pass_.counted),
         copies=pass_.copies,
         nearly_same=0,  # which is not looked for
     )
-    if parts is not None:
-        fields = _of_views(fields, len(parts.scores))
     record = dataclasses.replace(detector.record, data=data, parts=parts, **fields)
     return Detector(detector.method, record), pass_.failures, pass_.left_out
 
 
-def _of_views(fields: Mapping[str, Any], parts: int) -> dict[str, Any]:
-    """The fields of `Calibration.fields`, whose pictures are views of parts, which they say."""
+def _categories(pictures: Pictures, names: Sequence[str]) -> list[str]:
+    """The category of each, "" for what is none of `names`. Raises: DataError where one lacks."""
+    categories = [name if name in names else "" for name in pictures.categories]
+    missing = sorted(set(names) - set(categories))
+    if missing and any(categories):
+        raise DataError(
+            f"no picture of {', '.join(missing)} is among those to calibrate on, and the common "
+            "threshold is of all categories together; give pictures of every category"
+        )
+    return categories
+
+
+def _of_views(fields: dict[str, Any], parts: PartThresholds | None) -> dict[str, Any]:
+    """The fields of `Calibration.fields`, which say of pictures that these are views of parts."""
+    if parts is None:
+        return fields
     remark = (
-        f" The pictures are views of {parts} parts, not drawn each by itself: for single pictures "
-        "this holds nearly, the better the more parts there are."
+        f" The pictures are views of {len(parts.scores)} parts, not drawn each by itself: for "
+        "single pictures this holds nearly, the better the more parts there are."
     )
 
     def said(one: Threshold | None) -> Threshold | None:

@@ -301,7 +301,8 @@ class _Limits:
             f"a rate of {100 * rate:.4g} % for a part of {views} views is "
             f"{100 * rate / views:.4g} % for each: that needs at least "
             f"{pictures_needed(rate, views)} normal pictures to calibrate on, and there are "
-            f"{len(scores)}; `blemish calibrate --group-by` needs {pictures_needed(rate)} good parts"
+            f"{len(scores)}; or `blemish calibrate --group-by` with "
+            f"{pictures_needed(rate)} good parts or more"
         )
         return _Limit(None, "none", reason)
 
