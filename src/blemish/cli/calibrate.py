@@ -10,6 +10,7 @@ from typer import Argument, Option
 
 from blemish.cli import console, options, words
 from blemish.cli.options import Artifact, Device, Json, Precision, Rate, Scales, SmallestRegion
+from blemish.cli.parts import GroupGoodBy
 from blemish.cli.status import BROKEN_PICTURES, WELL
 from blemish.errors import ConfigError
 from blemish.files import check_writable
@@ -17,6 +18,16 @@ from blemish.types import Failure
 
 if TYPE_CHECKING:
     from blemish.detector.predict import Detector
+
+
+MissRate = Annotated[
+    float | None,
+    Option(
+        metavar="SHARE",
+        help="The threshold that misses at most this share of defects like those of --anomalies, "
+        "whatever it raises in false alarms; 0.05 for 5 %.",
+    ),
+]
 
 
 def calibrate(
@@ -43,6 +54,7 @@ def calibrate(
     ] = None,
     false_alarm_rate: Rate = None,
     smallest_region: SmallestRegion = None,
+    group_by: GroupGoodBy = None,
     anomalies: Annotated[
         list[Path] | None,
         Option(
@@ -50,20 +62,15 @@ def calibrate(
             help="Labelled defects that it has not learned from, for --miss-rate; repeatable.",
         ),
     ] = None,
-    miss_rate: Annotated[
-        float | None,
-        Option(
-            metavar="SHARE",
-            help="The threshold that misses at most this share of defects like those of "
-            "--anomalies, whatever it raises in false alarms; 0.05 for 5 %.",
-        ),
-    ] = None,
+    miss_rate: MissRate = None,
     scales: Scales = None,
     device: Device = "auto",
     precision: Precision = "auto",
     json: Json = False,
 ) -> int:
     """Set new thresholds: from other pictures of good parts, from labelled defects, or by hand."""
+    if group_by is not None and not good:
+        raise ConfigError("--group-by is of pictures of good parts: name them")
     _check_ways(good, anomalies, (threshold, region_threshold), (false_alarm_rate, miss_rate))
     check_writable(output)
     detector = options.loaded(artifact, device=device, precision=precision, scales=scales)
@@ -72,7 +79,7 @@ def calibrate(
     if region_threshold is not None:
         detector = detector.with_region_threshold(region_threshold, smallest=smallest_region)
     detector, counts, human = _from_pictures(
-        detector, good, false_alarm_rate, smallest_region, anomalies, miss_rate
+        detector, good, false_alarm_rate, smallest_region, group_by, anomalies, miss_rate
     )
     detector.save(output)
     human += [*words.threshold_lines(detector.manifest), f"Written: {output}"]
@@ -105,6 +112,7 @@ def _from_pictures(
     good: Sequence[Path] | None,
     false_alarm_rate: float | None,
     smallest_region: float | None,
+    group_by: str | None,
     anomalies: Sequence[Path] | None,
     miss_rate: float | None,
 ) -> tuple[Detector, dict[str, Any], list[str]]:
@@ -121,12 +129,14 @@ def _from_pictures(
                 good,
                 false_alarm_rate=false_alarm_rate,
                 smallest_region=smallest_region,
+                group_by=group_by,
                 progress=progress,
             )
         data, used = detector.manifest["data"], detector.manifest["threshold"]["n"]
         counts |= {"left_out": left_out, "copies": data["copies"]}
         told = [failure.to_dict() for failure in failures]
         human += _calibration_lines(used, **counts, failures=told)
+        human += words.of_whole_parts(detector.manifest.get("parts"))
     if anomalies and miss_rate is not None:
         with console.progress() as progress:
             detector, more, left_out = calibration.recalibrate_on_defects(

@@ -16,6 +16,7 @@ from blemish.cli.console import facts, table
 from blemish.cli.options import Artifact, Device, ImageSize, Json, Precision, Weights, Window
 from blemish.cli.status import BROKEN_PICTURES, WELL
 from blemish.errors import ConfigError
+from blemish.text import printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -148,6 +149,9 @@ def artifact_facts(values: Mapping[str, Any]) -> Facts:
         yield "regions above", words.thresholds(regions)[0]
         if regions["smallest"]:
             yield "", f"of {100 * regions['smallest']:.3g} % of the picture at least"
+    if parts := values.get("parts"):
+        yield "parts above", words.thresholds(parts, "parts")[0]
+        yield "", f"parts told by {printable(parts['pattern'])}"
     fitted, calibrated = len(data["fitted"]), len(data["calibrated"])
     yield "pictures", f"{fitted} fitted on, {calibrated} only calibrated on"
     if values.get("shots"):

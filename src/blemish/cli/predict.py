@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, Option
 
 from blemish import interrupts
-from blemish.cli import console, options, words
+from blemish.cli import console, options, parts, words
 from blemish.cli.console import table
 from blemish.cli.options import (
     Adapt,
@@ -24,6 +24,7 @@ from blemish.cli.options import (
     Scales,
     SmallestRegion,
 )
+from blemish.cli.parts import GroupBy
 from blemish.cli.status import BROKEN_PICTURES, BY_SIGNAL, WELL
 from blemish.errors import ConfigError, unknown_name
 from blemish.files import check_writable
@@ -45,7 +46,9 @@ Paths = Annotated[list[Path], Argument(metavar="PATH", help="Pictures: files, fo
 PredictionsFolder = Annotated[
     Path | None,
     Option(
-        metavar="DIR", help="Folder for predictions.jsonl, predictions.csv and what --save says."
+        metavar="DIR",
+        help="Folder for predictions.jsonl, predictions.csv, what --save says, and with --group-by "
+        "parts.jsonl.",
     ),
 ]
 Saved = Annotated[
@@ -106,6 +109,7 @@ def predict(
     threshold: ByHand = None,
     region_threshold: RegionByHand = None,
     smallest_region: SmallestRegion = None,
+    group_by: GroupBy = None,
     overlay_size: OverlaySize = None,
     resume: GoOn = False,
     device: Device = "auto",
@@ -128,6 +132,7 @@ def predict(
         if file:
             check_writable(file)
     found = search(paths)
+    parts.check(group_by, found.pictures)
     detector = options.loaded(artifact, device=device, precision=precision, scales=scales)
     if adapt is not None:
         adapter_of(detector.method, adapt)  # refuses before anything is written
@@ -135,7 +140,7 @@ def predict(
         detector = detector.with_threshold(threshold)
     detector.threshold_for(category)  # so does this
     detector = _with_regions(detector, region_threshold, smallest_region)
-    asked = _Asked(artifact, category, found, report, coco, json)
+    asked = _Asked(artifact, category, found, group_by, report, coco, json)
     _check_regions(asked, detector, saved)
     given = {
         **{"category": category, "adapt": adapt, "scales": scales, "threshold": threshold},
@@ -160,6 +165,7 @@ class _Asked:
     artifact: Path
     category: str
     found: Found
+    group_by: str | None
     report: Path | None
     coco: Path | None
     as_json: bool
@@ -290,6 +296,7 @@ def _tell(
         )
     if asked.coco:
         write_coco(asked.coco, journal.rows)
+    of_parts = parts.told(asked.group_by, journal, detector, asked.found.pictures)
     places = words.places(output=journal.folder, report=asked.report, coco=asked.coco)
     document = {
         "artifact": str(asked.artifact),
@@ -300,19 +307,21 @@ def _tell(
         "interrupted": interrupted is not None,
         "left_out": list(asked.found.left_out),
         "predictions": journal.rows,
+        **of_parts.document,
     }
     failures = [failure.to_dict() for failure in journal.failures]
     human = [
         *words.notices(asked.found.left_out),
         *predict_lines(scored, failures, limited_by_hand=_is_by_hand(limit)),
         *region_lines(scored, by_hand=_is_by_hand(of_regions)),
+        *of_parts.human,
         *words.written(places),
     ]
     console.answer(document, human, as_json=asked.as_json)
     if warning:
         console.complain(f"blemish: warning: {warning}; --category NAME says it")
     if interrupted is None:
-        return BROKEN_PICTURES if failures else WELL
+        return BROKEN_PICTURES if failures or of_parts.at_fault else WELL
     return _say_interrupted(interrupted, journal, len(asked.found.pictures))
 
 

@@ -20,12 +20,14 @@ import numpy as np
 import torch
 
 from blemish.data.copies import nearly_same
-from blemish.data.pictures import good_pictures, labelled_defects
+from blemish.data.pictures import Pictures, good_pictures, labelled_defects
 from blemish.data.stream import Found, PictureStream
+from blemish.detector.parts import grouped, part_thresholds, pattern_of
 from blemish.detector.predict import Detector
 from blemish.detector.thresholds import Method as CalibrationMethod
 from blemish.detector.thresholds import (
     Of,
+    PartThresholds,
     RegionThresholds,
     Threshold,
     calibrate,
@@ -253,6 +255,7 @@ def recalibrate(
     *,
     false_alarm_rate: float | None = None,
     smallest_region: float | None = None,
+    group_by: str | None = None,
     progress: Progress = silent,
 ) -> tuple[Detector, list[Failure], int]:
     """The detector with thresholds from other normal pictures (split conformal).
@@ -261,19 +264,20 @@ def recalibrate(
     counts once (`data.copies`). A detector for several categories gets a threshold for each and a
     common one, for which alone pictures count whose category is not known to it, or not given.
 
-    Args: smallest_region: as of `fit`; None = as it was.
+    Args:
+        smallest_region: as of `fit`; None = as it was.
+        group_by: of parts of several views a threshold, too, in which whole parts count: the
+            regular expression that finds a part's name in the paths, as of `parts.judge`.
     Returns: the detector, the pictures that could not be decoded, and how many were left out.
-    Raises: DataError where no picture is left, or none of a category; CalibrationError.
+    Raises: DataError where no picture is left, or none of a category; CalibrationError; ConfigError
+        as `parts.judge`.
     """
     pictures = good_pictures(good)
+    paths = [str(sample.path) for sample in pictures.samples]
+    if group_by is not None:
+        grouped(paths, pattern_of(group_by))  # refuses before any work
     names = detector.categories
-    categories = [name if name in names else "" for name in pictures.categories]
-    missing = sorted(set(names) - set(categories))
-    if missing and any(categories):
-        raise DataError(
-            f"no picture of {', '.join(missing)} is among those to calibrate on, and the common "
-            "threshold is of all categories together; give pictures of every category"
-        )
+    categories = _categories(pictures, names)
     if smallest_region is None:
         smallest_region = detector.smallest_region
     pass_ = _new_scores(detector, pictures.sources, categories, smallest_region, progress)
@@ -291,16 +295,59 @@ def recalibrate(
         copies=pass_.copies,
     )
     rate = DEFAULT_RATE if false_alarm_rate is None else false_alarm_rate
+    parts = None
+    if group_by is not None:
+        scored = {digest: (score, name) for digest, (score, _, name) in pass_.counted.items()}
+        parts = part_thresholds(group_by, paths, pass_.contents, scored, rate, names)
     plan = Plan(1.0, "split conformal")
-    fields = calibration.fields(plan, rate, names, required=True)
+    fields = _of_views(calibration.fields(plan, rate, names, required=True), parts)
     data = dataclasses.replace(
         detector.record.data,
         calibrated=tuple(pass_.counted),
         copies=pass_.copies,
         nearly_same=0,  # which is not looked for
     )
-    record = dataclasses.replace(detector.record, data=data, **fields)
+    record = dataclasses.replace(detector.record, data=data, parts=parts, **fields)
     return Detector(detector.method, record), pass_.failures, pass_.left_out
+
+
+def _categories(pictures: Pictures, names: Sequence[str]) -> list[str]:
+    """The category of each, "" for what is none of `names`. Raises: DataError where one lacks."""
+    categories = [name if name in names else "" for name in pictures.categories]
+    missing = sorted(set(names) - set(categories))
+    if missing and any(categories):
+        raise DataError(
+            f"no picture of {', '.join(missing)} is among those to calibrate on, and the common "
+            "threshold is of all categories together; give pictures of every category"
+        )
+    return categories
+
+
+def _of_views(fields: dict[str, Any], parts: PartThresholds | None) -> dict[str, Any]:
+    """The fields of `Calibration.fields`, which say of pictures that these are views of parts."""
+    if parts is None:
+        return fields
+    remark = (
+        f" The pictures are views of {len(parts.scores)} parts, not drawn each by itself: for "
+        "single pictures this holds nearly, the better the more parts there are."
+    )
+
+    def said(one: Threshold | None) -> Threshold | None:
+        if one is None or one.value is None:
+            return one
+        return dataclasses.replace(one, guarantee=one.guarantee + remark)
+
+    def of(thresholds: Mapping[str, Threshold]) -> dict[str, Threshold | None]:
+        return {name: said(one) for name, one in thresholds.items()}
+
+    regions = fields["regions"]
+    told = {"threshold": said(regions.threshold), "thresholds": of(regions.thresholds)}
+    return {
+        **fields,
+        "threshold": said(fields["threshold"]),
+        "thresholds": of(fields["thresholds"]),
+        "regions": dataclasses.replace(regions, **told),
+    }
 
 
 def recalibrate_on_defects(
@@ -332,10 +379,12 @@ class _Pass:
 
     Attributes:
         counted: by content: the score, the level of the regions, and the category.
+        contents: of each picture in turn its content; None for those not read.
         failures: those not read. left_out: how many are known. copies: how many come again.
     """
 
     counted: dict[str, tuple[float, float, str]] = field(default_factory=dict)
+    contents: list[str | None] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     left_out: int = 0
     copies: int = 0
@@ -353,6 +402,7 @@ def _new_scores(
     results = zip(categories, detector.predict_many(sources), strict=True)
     for done, (category, result) in enumerate(results, start=1):
         progress("scoring", done, len(sources))
+        made.contents.append(None if isinstance(result, Failure) else result.digest)
         if isinstance(result, Failure):
             made.failures.append(result)
         elif result.digest in known:

@@ -356,15 +356,16 @@ class Detector:
         return artifact.write(path, state, self.manifest)
 
     def with_threshold(self, threshold: Threshold | float | None) -> Detector:
-        """The same detector with another threshold, for every category: a number is one that was
-        set by hand.
+        """The same detector with another threshold, for every category and for parts of several
+        views: a number is one that was set by hand.
 
         Raises: NonFiniteError for a number that is NaN or infinite; ConfigError for what is no
             threshold.
         """
         if threshold is not None and not isinstance(threshold, Threshold):
             threshold = by_hand(threshold)
-        return Detector(self.method, replace(self.record, threshold=threshold, thresholds={}))
+        record = replace(self.record, threshold=threshold, thresholds={}, parts=None)
+        return Detector(self.method, record)
 
     def with_region_threshold(
         self, threshold: Threshold | float | None, *, smallest: float | None = None
@@ -409,6 +410,7 @@ class Detector:
             calibration_scores=(),
             calibration_scores_by_category={},
             regions=None,
+            parts=None,
         )
         return Detector(method, record)
 

@@ -257,6 +257,7 @@ def _record(
         blemish=now["blemish"],
         versions=now["versions"],
         thresholds={},
+        parts=None,
         regions=_regions(record.regions, changed=bool(found[1].digests)),
         data=dataclasses.replace(
             data,

@@ -37,10 +37,11 @@ from blemish.types import ANOMALOUS, NORMAL
 
 LARGEST = 3.4e38  # of a score, which is a float32
 Method = Literal["split conformal", "leave-one-out", "labelled defects", "by hand"]
-Of = Literal["alarm", "region"]
+Of = Literal["alarm", "region", "part"]
 _EVENTS = {
     "alarm": ("raises a false alarm", "raise a false alarm"),
     "region": ("shows a region", "show a region"),
+    "part": ("raises a false alarm", "raise a false alarm"),
 }
 
 
@@ -123,6 +124,37 @@ class RegionThresholds:
         return self.threshold if own is None or own.value is None else own
 
 
+@dataclass(frozen=True, kw_only=True)
+class PartThresholds:
+    """Above which score of its highest view a part of several views is an alarm.
+
+    Attributes:
+        pattern: the regular expression that told parts by the paths of their pictures.
+        threshold, thresholds: the common one, and that of each category.
+        scores, scores_by_category: what they come from: the highest score of each good part.
+        fewest, most: views of such a part.
+        left_out: parts that do not count, as a view could not be read or was learned from.
+        copies: parts that do not count, as another one has the same pictures.
+        ungrouped: pictures that are of no part.
+    """
+
+    pattern: str
+    threshold: Threshold | None
+    thresholds: Mapping[str, Threshold] = field(default_factory=dict)
+    scores: tuple[Finite, ...] = ()
+    scores_by_category: Mapping[str, tuple[Finite, ...]] = field(default_factory=dict)
+    fewest: Count = 1
+    most: Count = 1
+    left_out: Count = 0
+    copies: Count = 0
+    ungrouped: Count = 0
+
+    def of(self, category: str) -> Threshold | None:
+        """The threshold for a category: its own, or else the common one."""
+        own = self.thresholds.get(category)
+        return self.threshold if own is None or own.value is None else own
+
+
 def by_hand(value: float) -> Threshold:
     """A threshold that a person has chosen. Raises: ConfigError for what is no number;
     NonFiniteError for NaN.
@@ -141,14 +173,29 @@ def by_hand(value: float) -> Threshold:
     return Threshold(value=number, rate=None, n=0, method="by hand", guarantee=guarantee, reason="")
 
 
-def pictures_needed(rate: float) -> int:
-    """The fewest normal pictures that support a false-alarm rate.
+def pictures_needed(rate: float, views: int = 1) -> int:
+    """The fewest normal pictures that support a false-alarm rate, or a share `1 / views` of it.
 
     Example:
-        >>> pictures_needed(0.05)
-        19
+        >>> pictures_needed(0.05), pictures_needed(0.05, views=3)
+        (19, 59)
     """
-    return math.ceil(1 / _exact(rate)) - 1
+    return math.ceil(views / _exact(rate)) - 1
+
+
+def for_each_view(scores: ArrayLike, rate: float, views: int) -> float | None:
+    """The threshold for each view of a part, so that at most a share `rate` of normal parts has any
+    view above: that of `calibrate` at `rate / views` (Bonferroni); None where n is too small.
+
+    Args: scores: n raw scores of normal pictures. views: of a part, at least 1.
+    Raises: as `calibrate`.
+
+    Example:
+        >>> for_each_view(range(1, 60), 0.1, 1), for_each_view(range(1, 60), 0.1, 3)
+        (54.0, 58.0)
+    """
+    values, exact = _checked(scores), _exact(rate) / views
+    return _smallest(values, math.ceil((values.size + 1) * (1 - exact)))
 
 
 def calibrate(
@@ -169,7 +216,8 @@ def calibrate(
             prints as.
         required: whether too few scores are an error; otherwise the value is None.
         remark: what is to be said beside how few there are.
-        of: what happens above it: an alarm, or a region of the map is shown.
+        of: what happens above it: an alarm, or a region of the map is shown; "part": an alarm, of a
+            whole part, for which the scores are those of n parts.
     Raises: ConfigError for a rate or method out of range or scores that are not one list;
         NonFiniteError for a score that is not finite; CalibrationError when required and there are
         too few.
@@ -187,8 +235,8 @@ def calibrate(
     values = _checked(scores)
     n = values.size
     k = math.ceil((n + 1) * (1 - exact))
-    if k <= n:
-        value = float(np.partition(values, k - 1)[k - 1])
+    value = _smallest(values, k)
+    if value is not None:
         return Threshold(
             value=value,
             rate=rate,
@@ -197,14 +245,15 @@ def calibrate(
             guarantee=_guarantee(method, rate, n, k, of),
             reason="",
         )
+    units = "parts" if of == "part" else "pictures"
     reason = (
         f"a false-alarm rate of {100 * rate:.4g} % needs at least {pictures_needed(rate)} normal "
-        f"pictures to calibrate on, and there are {n}" + (f"; {remark}" if remark else "")
+        f"{units} to calibrate on, and there are {n}" + (f"; {remark}" if remark else "")
     )
     if required:
         lowest = -(-1000 // (n + 1)) / 10  # per cent, rounded up so that it is enough
         ask = f", or ask for a rate of {lowest:g} % or more" if n else ""
-        raise CalibrationError(f"{reason}; add pictures{ask}")
+        raise CalibrationError(f"{reason}; add {units}{ask}")
     return Threshold(value=None, rate=rate, n=n, method=method, guarantee="", reason=reason)
 
 
@@ -294,6 +343,11 @@ def _checked(scores: ArrayLike) -> NDArray[np.float64]:
     return values
 
 
+def _smallest(values: NDArray[np.float64], k: int) -> float | None:
+    """The k-th smallest; None where there are fewer."""
+    return float(np.partition(values, k - 1)[k - 1]) if k <= values.size else None
+
+
 def _exact(rate: float, what: str = "false-alarm rate") -> Fraction:
     """The rate as the decimal that was written: 0.05 is 1/20, so that 20 × (1 - rate) is 19, not a
     little more.
@@ -305,6 +359,7 @@ def _exact(rate: float, what: str = "false-alarm rate") -> Fraction:
 
 def _guarantee(method: Method, rate: float, n: int, k: int, of: Of) -> str:
     happens, happen = _EVENTS[of]
+    unit = "part" if of == "part" else "picture"
     percent = f"{100 * rate:.4g} %"
     if method == "leave-one-out":
         return (
@@ -315,8 +370,8 @@ def _guarantee(method: Method, rate: float, n: int, k: int, of: Of) -> str:
         )
     low, high = (f"{100 * betaincinv(n + 1 - k, k, p):.3g} %" for p in (0.05, 0.95))
     return (
-        f"A new normal picture {happens} with probability at most {percent}, on average "
-        f"over draws of the {n} held-out normal pictures and provided that it is exchangeable with "
+        f"A new normal {unit} {happens} with probability at most {percent}, on average "
+        f"over draws of the {n} held-out normal {unit}s and provided that it is exchangeable with "
         f"them (split conformal); the long-run rate of one such draw follows Beta({n + 1 - k}, "
         f"{k}): between {low} and {high} in 90 % of draws, lower where scores tie."
     )
