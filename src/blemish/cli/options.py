@@ -165,6 +165,15 @@ Window = Annotated[
         help="Range of the pixel values, for 16-bit and DICOM pictures.",
     ),
 ]
+Roi = Annotated[
+    Path | None,
+    Option(
+        metavar="FILE",
+        help="Look only there: a mask picture (white = the area), or JSON with polygons "
+        "[[[x, y], …], …], x and y from 0 to 1.",
+    ),
+]
+Ignore = Annotated[Path | None, Option(metavar="FILE", help="Do not look there; as --roi.")]
 OverlaySize = Annotated[
     str | None,
     Option(

@@ -61,6 +61,7 @@ class Detector:
     """
 
     def __init__(self, method: Method, record: Manifest) -> None:
+        method.set_area(record.preprocessing.area)
         self.method = method
         self.record = record
         self.manifest = record.to_dict()
@@ -347,6 +348,7 @@ class Detector:
             category_assigned=one.assigned,
             adapted=found.adapted,
             time=one.time,
+            area=self.preprocessing.area,
             **values,
         )
 

@@ -382,10 +382,11 @@ class AGPNet(TrainedMethod):
         if self.config.score_window == 0:
             return self._finish(raw, images)
         height, width = map_size(images)
-        maps = self._spread(raw, images, (height, width))
+        maps = self._shown(self._spread(raw, images, (height, width))[:, 0])[:, None]
         window = max(1, round(self.config.score_window * max(height, width)))
         pooled = F.avg_pool2d(maps, (min(window, height), min(window, width)), stride=1)
-        return Scores(pooled.flatten(1).amax(1), smooth(maps, self.config.smoothing)[:, 0])
+        maps = smooth(maps, self.config.smoothing)[:, 0]
+        return Scores(pooled.flatten(1).amax(1), self._shown(maps))
 
 
 def rise(fraction: float, start: float, end: float) -> float:

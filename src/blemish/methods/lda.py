@@ -40,6 +40,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from blemish import config as configs
+from blemish.area import Area
 from blemish.backbones import Backbone, Features
 from blemish.backbones.cells import resampled
 from blemish.config import Factor, FractionAbove0, Layers
@@ -160,6 +161,10 @@ class Lda(Method, Fits, Summarises, LeavesOneOut, Refines):
 
     def set_precision(self, dtype: torch.dtype) -> None:
         self.normality.set_precision(dtype)
+
+    def set_area(self, area: Area | None) -> None:
+        super().set_area(area)
+        self.normality.set_area(area)
 
     @property
     def scoring_size(self) -> tuple[int, int]:
@@ -311,8 +316,9 @@ class Lda(Method, Fits, Summarises, LeavesOneOut, Refines):
         else:
             likeness = discriminant.likeness_left_out(pooled, owners)
             direction = discriminant.left_out(owners).float().to(pooled.device)
-        shown = discriminant.unit * self._likeness_map(levels, found.maps, direction)
-        return Scores(found.image + discriminant.unit * likeness, found.maps + shown, found.votes)
+        taught = discriminant.unit * self._likeness_map(levels, found.maps, direction)
+        maps = self._shown(found.maps + taught)
+        return Scores(found.image + discriminant.unit * likeness, maps, found.votes)
 
     def _likeness_map(self, levels: Sequence[Level], maps: Tensor, direction: Tensor) -> Tensor:
         """The likeness of each place, B h w as the maps are, as if the whole picture were like it.
