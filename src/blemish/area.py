@@ -6,6 +6,7 @@ border lies where it was drawn to a thousandth of the sides.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -90,7 +91,17 @@ class Area:
 
     def within(self, other: Area | None) -> Area:
         """What lies in both. Raises: ConfigError where that is nothing."""
-        return self if other is None else Area.of(self._grid & other._grid)
+        if other is None:
+            return self
+        both = self._grid & other._grid
+        if not both.any():
+            raise ConfigError("nothing of the area lies in the one that the artifact looks at")
+        return Area.of(both)
+
+    @property
+    def digest(self) -> str:
+        """32 hex characters that tell areas apart."""
+        return hashlib.blake2b(repr(self.runs).encode(), digest_size=16).hexdigest()
 
 
 def _any_along(grid: Mask, count: int) -> Mask:

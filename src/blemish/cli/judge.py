@@ -49,12 +49,6 @@ Category = Annotated[
         "is told by its features, which is also done where nothing is said and the artifact can.",
     ),
 ]
-ByHand = Annotated[
-    float | None,
-    Option(
-        metavar="SCORE", help="Judge by this threshold, set by hand, in place of the artifact's."
-    ),
-]
 GoOn = Annotated[bool, Option("--resume", help="Go on in a folder that has rows already.")]
 BatchSize = Annotated[
     int | None, Option(min=1, help="Pictures at once. [default: 8, or 32 with --adapt]")
@@ -69,7 +63,9 @@ def predict(
     category: Category = "",
     scales: Scales = None,
     adapt: Adapt = None,
-    threshold: ByHand = None,
+    threshold: options.ByHand = None,
+    roi: options.OnlyThere = None,
+    ignore: options.NotThere = None,
     overlay_size: OverlaySize = None,
     resume: GoOn = False,
     device: Device = "auto",
@@ -96,11 +92,13 @@ def predict(
     if threshold is not None:
         detector = detector.with_threshold(threshold)
     detector.threshold_for(category)  # so does this
+    detector, area = options.within(detector, roi, ignore)
     ways = {
         "category": category,
         "adapt": adapt or "",
         "scales": scales or "",
         "threshold": "" if threshold is None else str(threshold),
+        "area": area,
     }
     used = precision_name(detector.method.precision)
     gallery = outputs.Gallery(outputs.EMBEDDED)
@@ -285,6 +283,8 @@ def evaluate(
     resolution: Resolution = "256",
     scales: Scales = None,
     adapt: Adapt = None,
+    roi: options.OnlyThere = None,
+    ignore: options.NotThere = None,
     overlay_size: OverlaySize = None,
     device: Device = "auto",
     precision: Precision = "auto",
@@ -305,6 +305,7 @@ def evaluate(
         if place.exists():
             raise OutputError(f"{output}: holds an evaluation already; name another folder")
     detector = options.loaded(artifact, device=device, precision=precision, scales=scales)
+    detector, _ = options.within(detector, roi, ignore)
     mistakes = outputs.Mistakes()
     with locked(place) if place else nullcontext():
         with console.progress() as progress:

@@ -377,6 +377,10 @@ class AGPNet(TrainedMethod):
             distance = 1 - F.cosine_similarity(given, targets, dim=-1)
         return distance.mean(1).reshape(len(targets), *self.grid)
 
+    @property
+    def scores_by_map(self) -> bool:
+        return self.config.score_window == 0
+
     def judge(self, features: Features, images: Tensor) -> Scores:
         raw = self.anomaly_map(features)
         if self.config.score_window == 0:

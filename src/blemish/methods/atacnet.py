@@ -179,6 +179,10 @@ class AtacNet(EndToEnd, TrainedMethod):
 
     # The network
 
+    @property
+    def scores_by_map(self) -> bool:
+        return False
+
     def see(self, images: Tensor, also: Sequence[int] = ()) -> Features:
         with self._autocast(images):
             return super().see(images, also)

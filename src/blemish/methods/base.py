@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, ClassVar, Self
 
 import torch
@@ -138,6 +138,11 @@ class Method(nn.Module):
     def set_precision(self, dtype: torch.dtype) -> None:
         """Compute in `dtype` from now on. What it has learned keeps its own precision."""
         self.backbone.to(dtype)
+
+    @property
+    def scores_by_map(self) -> bool:
+        """Whether the image score is the mean of the highest values of the map, and no more."""
+        return True
 
     def set_area(self, area: Area | None) -> None:
         """Look only there from now on; None = everywhere."""
@@ -278,6 +283,17 @@ def smooth(maps: Tensor, fraction: float) -> Tensor:
     kernel = (kernel / kernel.sum())[None, None, None]
     maps = F.conv2d(F.pad(maps, (radius, radius, 0, 0), mode="reflect"), kernel)
     return F.conv2d(F.pad(maps, (0, 0, radius, radius), mode="reflect"), kernel.mT)
+
+
+def narrowed(scores: Scores, area: Area, fraction: float) -> Scores:
+    """What is left of scores by map (`Method.scores_by_map`) where only an area counts.
+
+    The image score is the mean of the highest `fraction` in the area, but never above the one of
+    the whole picture, as the mean of fewer values may be: no narrowed score is an alarm where the
+    whole one is none.
+    """
+    image = torch.minimum(scores.image, highest(scores.maps, area, fraction))
+    return replace(scores, image=image, maps=shown(scores.maps, area))
 
 
 def highest(maps: Tensor, area: Area | None, fraction: float) -> Tensor:

@@ -251,6 +251,10 @@ class Guided(FineTuned, TrainedMethod, Summarises, Adapts, LooksAtScales):
         sizes = [(side, side) for side in self.config.scales] or [(height, width)]
         return tuple(dict.fromkeys(self.backbone.round_size(*size) for size in sizes))
 
+    @property
+    def scores_by_map(self) -> bool:
+        return self.config.score == "map"
+
     def judge(self, features: Features, images: Tensor) -> Scores:
         return self.combine(self.examine(images, features))
 

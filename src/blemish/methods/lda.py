@@ -275,6 +275,10 @@ class Lda(Method, Fits, Summarises, LeavesOneOut, Refines):
     def see(self, images: Tensor, also: Sequence[int] = ()) -> Features:
         return self.normality.see(images, (*self.config.descriptor_layers, *also))
 
+    @property
+    def scores_by_map(self) -> bool:
+        return not len(self.defects) and self.normality.scores_by_map
+
     def judge(self, features: Features, images: Tensor) -> Scores:
         self._require(self.normality_scores)
         return self.finished(self.normality.judge(features, images), features)
