@@ -3,12 +3,13 @@
     python benchmarks/speed.py backbone predict fit memory help dropping --output speed.jsonl
 
 `backbone`: images/s of the bare backbone up to the last layer that detectors use, and to its end.
-`predict`: images/s of `Detector.predict_many` with heatmaps at the original size, decoding included. `fit`: seconds for
-PatchCore on the 209 pictures of bottle. `memory`: peak memory of a fit on 200 and on 2,000
-pictures. `help`: seconds of `blemish --help`. `dropping`: what APMask's student costs forward and
-backward, with patches dropped and without, for one view of 16 pictures; on a GPU where there is one
-(the others run on the CPU). Every measurement runs in a process of its own. Needs the offline
-extra, and BLEMISH_DATA (bottle) except for `backbone`, `help` and `dropping`.
+`predict`: images/s of `Detector.predict_many` with heatmaps at the original size, decoding
+included. `fit`: seconds for PatchCore on the 209 pictures of bottle. `memory`: peak memory of a
+fit on 200 and on 2,000 pictures. `help`: seconds of `blemish --help`. `dropping`: what APMask's
+student costs forward and backward, with patches dropped and without, for one view of 16 pictures;
+on a GPU where there is one (the others run on the CPU). Every measurement runs in a process of its
+own. Needs the offline extra, and BLEMISH_DATA (bottle) except for `backbone`, `help` and
+`dropping`.
 """
 
 from __future__ import annotations

@@ -87,8 +87,7 @@ def jobs(inputs: Path) -> list[Job]:
         Job(
             "fit",
             lambda folder: (
-                *("fit", "agpnet", good, "-o", folder / "part.blemish"),
-                *(*FIT, *SMALL, *STEPS),
+                *("fit", "agpnet", good, "-o", folder / "part.blemish", *FIT, *SMALL, *STEPS),
             ),
             ("--resume",),
             nothing,
@@ -116,12 +115,7 @@ def jobs(inputs: Path) -> list[Job]:
         Job(
             "pretrain",
             lambda folder: (
-                "pretrain",
-                good,
-                "-o",
-                folder / "encoder.safetensors",
-                *APMASK,
-                *STEPS,
+                *("pretrain", good, "-o", folder / "encoder.safetensors", *APMASK, *STEPS),
             ),
             ("--resume",),
             nothing,

@@ -1,4 +1,4 @@
-"""The part of a picture that is looked at; of what lies outside nothing is learned, scored or shown.
+"""The part of a picture that is looked at: what lies outside is not learned, scored or shown.
 
 It is kept on a square grid laid over the whole picture, whatever the picture's size and shape: a
 border lies where it was drawn to a thousandth of the sides.
@@ -56,7 +56,7 @@ class Area:
 
     @classmethod
     def of(cls, grid: Mask) -> Area:
-        """That of the places, bool 1,024 × 1,024, that are True. Raises: ConfigError as the class."""
+        """That of the places, bool 1,024 × 1,024, that are True. Raises: as the class."""
         import numpy as np
 
         flat = np.concatenate([[False], grid.ravel()])

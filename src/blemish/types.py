@@ -204,10 +204,13 @@ class Prediction:
 
         if self.regions is None:
             return None
-        mask = np.zeros(self.size, dtype=np.bool_)
+        height, width = self.size
+        columns = np.zeros(height * width, dtype=np.bool_)  # one after the other
         for region in self.regions:
-            mask |= region.mask
-        return mask
+            ends = np.cumsum(region.runs).tolist()
+            for start, end in zip(ends[::2], ends[1::2], strict=False):
+                columns[start:end] = True
+        return np.ascontiguousarray(columns.reshape(width, height).T)
 
     @cached_property
     def heatmap(self) -> np.ndarray:

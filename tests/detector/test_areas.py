@@ -18,7 +18,7 @@ from blemish import artifact
 from blemish.area import SIDE
 from blemish.data.areas import read_area
 from blemish.data.marks import marked
-from blemish.detector.predict import Detector
+from blemish.detector.predict import NARROWED, Detector
 from blemish.errors import ArtifactError, ConfigError
 from blemish.types import Prediction, Sample
 
@@ -202,3 +202,118 @@ def test_the_commands(
     assert "roi.json: is not valid JSON" in refused(
         "fit knn", good_folder, "-o", tmp_path / "b", FIT, "--roi", roi
     )
+
+
+# What only narrows what is shown.
+
+
+@pytest.mark.parametrize("method", [*METHODS, "agpnet", "guided", "lda"])
+def test_narrowed_afterwards_it_raises_no_new_alarm(method: str) -> None:
+    more = {"score_window": 0} if method == "agpnet" else {}
+    whole = fitted(method, top_fraction=0.02, **more)
+    changed = 0
+    for roi in (ROI, [[[0, 0], [0.1, 0], [0.1, 0.1], [0, 0.1]]]):
+        narrow = whole.within(roi)
+        for seed in range(20, 30):
+            pixels = part(seed, defect=seed % 2 == 0)
+            one, two = whole.predict(pixels), narrow.predict(pixels)
+            inside = narrow.area.places(*two.anomaly_map.shape)  # type: ignore[union-attr]
+            assert two.score <= one.score
+            assert two.p_value >= one.p_value
+            assert two.threshold == one.threshold
+            assert (two.anomaly_map[inside] == one.anomaly_map[inside]).all()
+            assert (two.anomaly_map[~inside] == one.anomaly_map[inside].min()).all()
+            assert not two.mask[~narrow.area.mask(*two.size)].any()  # type: ignore[index,union-attr]
+            assert NARROWED in two.notes
+            assert NARROWED not in one.notes
+            changed += two.score < one.score
+    assert changed
+
+
+def test_a_defect_outside_is_no_alarm() -> None:
+    whole = fitted("knn")
+    narrow = whole.within(None, [[[0, 0.5], [0.45, 0.5], [0.45, 1], [0, 1]]])
+    pixels = part(9, defect=True)
+    scores = [each.predict(pixels).score for each in (whole, narrow)]
+    middle = sum(scores) / 2
+    assert scores[0] > 1.2 * scores[1]
+    one, two = (
+        each.with_threshold(middle).with_region_threshold(middle).predict(pixels)
+        for each in (whole, narrow)
+    )
+    assert (one.label, two.label) == (1, 0)
+    assert one.regions
+    assert not two.regions
+    assert narrow.with_threshold(-1.0).predict(pixels).area == narrow.area
+
+
+def test_narrowed_to_the_whole_picture_it_is_as_before() -> None:
+    whole = fitted("knn")
+    one, two = (each.predict(part(9)) for each in (whole, whole.within(WHOLE)))
+    assert one.score == two.score
+    assert (one.anomaly_map == two.anomaly_map).all()
+    assert whole.within() is whole
+
+
+def test_it_is_narrowed_within_the_area_of_the_fit() -> None:
+    detector = fitted("knn", roi=ROI)
+    narrow = detector.within([[[0, 0], [0.5, 0], [0.5, 1], [0, 1]]])
+    assert detector.area is not None
+    assert narrow.area is not None
+    mask = detector.area.mask(64, 64)
+    mask[:, 32:] = False
+    assert (narrow.area.mask(64, 64) == mask).all()
+    with pytest.raises(ConfigError, match="nothing of the area lies in the one that the artifact"):
+        detector.within([[[0, 0], [0.2, 0], [0.2, 0.2]]])
+
+
+@pytest.mark.parametrize("method", ["atacnet", "agpnet", "guided"])
+def test_a_score_of_the_whole_picture_cannot_be_narrowed(method: str) -> None:
+    more = {"guided": {"score": "class"}, "agpnet": {"score_window": 0.1}}.get(method, {})
+    with pytest.raises(ConfigError, match=r"one of the whole picture, .* name them at fit"):
+        fitted(method, **more).within(ROI)
+
+
+def test_a_narrowed_detector_is_not_kept(tmp_path: Path) -> None:
+    narrow = fitted("knn").within(ROI)
+    with pytest.raises(ConfigError, match="save: the detector was narrowed"):
+        narrow.save(tmp_path / "part.blemish")
+    with pytest.raises(ConfigError, match="calibrate: the detector was narrowed"):
+        blemish.recalibrate(narrow, [part(40 + seed) for seed in range(20)])
+    with pytest.raises(ConfigError, match="refine: the detector was narrowed"):
+        blemish.refine(fitted("lda", normality="knn").within(ROI), good=[part(50)])
+
+
+def test_evaluation_of_what_was_narrowed_ignores_pixels_outside(mvtec: Path) -> None:
+    roi = [[[0, 0.3], [0.6, 0.3], [0.6, 1], [0, 1]]]
+    detector = blemish.fit("knn", mvtec / "train" / "good", **settings_of("knn")).within(roi)
+    measured, by_hand = pixel_auroc_inside(detector, mvtec, roi)
+    assert measured == pytest.approx(by_hand)
+
+
+def test_predict_and_evaluate_take_an_area(
+    run: Callable[..., tuple[int, str, str]],
+    answered: Callable[..., Any],
+    refused: Callable[..., str],
+    mvtec: Path,
+    tmp_path: Path,
+) -> None:
+    made, roi, out = (tmp_path / name for name in ("part.blemish", "roi.json", "out"))
+    run("fit knn", mvtec / "train" / "good", "-o", made, FIT)
+    roi.write_text(json.dumps(ROI))
+    predict = ("predict", made, mvtec / "test", "--precision fp32")
+    narrow = blemish.load(made, precision="fp32").within(roi)
+    rows = answered(*predict, "--output", out, "--roi", roi)["predictions"]
+    for row in rows[:3]:
+        assert row["score"] == pytest.approx(narrow.predict(row["path"]).score, rel=1e-5)
+        assert NARROWED in row["notes"]
+    assert "as many good ones raise an alarm" in run(*predict, "--roi", roi)[1]
+    assert len(answered(*predict, "--output", out, "--resume --roi", roi)["predictions"])
+    for other in ("", f"--ignore {roi}"):
+        told = refused(*predict, "--output", out, "--resume", other)
+        assert "made with another --roi or --ignore" in told
+    evaluate = ("evaluate", made, mvtec, "--precision fp32")
+    whole, part_of_it = answered(*evaluate), answered(*evaluate, "--ignore", roi)
+    assert whole["pixel_auroc"] != part_of_it["pixel_auroc"]
+    roi.write_text("[]")
+    assert "roi.json: is empty" in refused(*evaluate, "--roi", roi)

@@ -17,7 +17,7 @@ def _own_randomness(seeded: None) -> None:
 
 @pytest.fixture(scope="module")
 def small_head() -> Iterator[None]:
-    """A step through the class head of `guided`, which is 2048 wide, would take most of the time."""
+    """A step through the class head of `guided`, which is 2048 wide, would take too long."""
     with pytest.MonkeyPatch.context() as patch:
         small = partial(ClassHead, hidden=32, bottleneck=16)
         patch.setattr("blemish.methods.guided.ClassHead", small)

@@ -27,6 +27,7 @@ from blemish.cli import (
     judge,
     learn,
     look,
+    predict,
     watch,
 )
 from blemish.cli.status import BY_SIGNAL, CLOSED_PIPE, ERROR, EXIT_STATUS
@@ -91,7 +92,7 @@ def command_tree() -> Any:
     )
     app.callback()(_root)
     working: tuple[Callable[..., int], ...] = (
-        *(learn.fit, learn.pretrain, judge.predict, watch.watch, judge.evaluate, judge.figures),
+        *(learn.fit, learn.pretrain, predict.predict, watch.watch, judge.evaluate, judge.figures),
         *(calibrate.calibrate, learn.refine, look.simulate),
     )
     for command in working:

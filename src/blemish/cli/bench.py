@@ -55,7 +55,8 @@ SuiteName = Annotated[
     Option(
         metavar="NAME",
         help="In place of methods: the tables of a suite of --list, or of a TOML file. Its name "
-        "may also stand first, as in `blemish bench agpnet`. What it varies stays, whatever --set says.",
+        "may also stand first, as in `blemish bench agpnet`. What it varies stays, whatever --set "
+        "says.",
     ),
 ]
 Only = Annotated[str, Option(metavar="LIST", help="Tables of the suite. [default: all]")]

@@ -51,7 +51,7 @@ def taken_by(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str
 
 
 def loaded(artifact: Path, *, device: str, precision: str, scales: str | None) -> Detector:
-    """The detector in an artifact, looking at the sizes that --scales names. Raises: ConfigError."""
+    """The detector in an artifact, looking at the sizes of --scales. Raises: ConfigError."""
     from blemish.detector.loading import load
 
     detector = load(artifact, device=device, precision=precision)
@@ -157,12 +157,6 @@ Adapt = Annotated[
         parser=_mode,
         help="Follow the pictures, where the method can (guided): online, on from batch to batch, "
         "or episodic, each batch by itself. The threshold then guarantees nothing.",
-    ),
-]
-ByHand = Annotated[
-    float | None,
-    Option(
-        metavar="SCORE", help="Judge by this threshold, set by hand, in place of the artifact's."
     ),
 ]
 SmallestRegion = Annotated[

@@ -59,8 +59,8 @@ class Preprocessing:
 def prepare(
     picture: Picture, preprocessing: Preprocessing, *, angle: float = 0.0, flip: bool = False
 ) -> Tensor:
-    """float32 3 H W, without what lies outside the area, resized (area averaging when shrinking, bilinear when growing), rotated,
-    mirrored, normalised.
+    """float32 3 H W, without what lies outside the area, resized (area averaging when shrinking,
+    bilinear when growing), rotated, mirrored, normalised.
 
     Args:
         angle: degrees counter-clockwise about the centre; corners that come into view are filled by

@@ -52,8 +52,7 @@ def evaluate(
     """Image and pixel metrics on the labelled test pictures of a data set.
 
     Pictures that it was fitted or calibrated on are recognised by content and left out. Each is
-    judged by the threshold of its category where the detector has one. Pixels outside its area are
-    in no pixel metric; a defective picture stays one though its defect lies there.
+    judged by its category's threshold, if any. Pixels outside the area are in no pixel metric.
 
     Args:
         data: a path in any layout with labels, or a Dataset; without a test split all of it counts.

@@ -41,8 +41,8 @@ ADAPTED_BATCH_SIZE = 32  # moments of fewer pictures say less
 AUTO = "auto"  # in place of a category's name
 COMMON = "category not known: judged by the common threshold of all categories"
 NARROWED = (
-    "only a part of it counts: the threshold is that of whole pictures, so fewer good ones raise an "
-    "alarm than it promises, never more"
+    "only a part of it counts: the threshold is that of whole pictures, so that at most as many "
+    "good ones raise an alarm as it promises"
 )
 _NO_ROOM = (
     "could not be scored: there was not enough memory for it alone; free some, or fit at a smaller "
@@ -140,9 +140,9 @@ class Detector:
 
         Args:
             source: a path, a file opened in binary mode or the bytes of one, a PIL image, a
-                `Sample`, a `Frame`, an array (H W, H W 1, H W 3 or H W 4; uint8, uint16, bool, or float in
-                [0, 1]), or a tensor on any device (the same, or 1 H W, 3 H W or 4 H W; where both
-                could be meant, the channels come first).
+                `Sample`, a `Frame`, an array (H W, H W 1, H W 3 or H W 4; uint8, uint16, bool, or
+                float in [0, 1]), or a tensor on any device (the same, or 1 H W, 3 H W or 4 H W;
+                where both could be meant, the channels come first).
             category: as of `predict_many`.
         Raises: ImageError when it cannot be decoded; ConfigError for an unknown category.
 
@@ -365,8 +365,7 @@ class Detector:
         )
 
     def save(self, path: str | Path) -> Path:
-        """Write the artifact, whole or not at all. Raises: OutputError; ConfigError for a detector
-        that was narrowed."""
+        """Write the artifact, whole or not at all. Raises: OutputError; ConfigError if narrowed."""
         self.check_whole("save")
         state = {name: tensor.detach().cpu() for name, tensor in self.method.fitted_state().items()}
         return artifact.write(path, state, self.manifest)
@@ -401,15 +400,14 @@ class Detector:
         return self._with(replace(self.record, regions=regions))
 
     def within(self, roi: Any = None, ignore: Any = None) -> Detector:
-        """The same detector, of which only a part of each picture is scored and shown.
+        """The same detector, which scores and shows only a part of each picture.
 
-        It looks at whole pictures as before, and its threshold stays: it raises an alarm only where
-        it did before, so fewer, which every prediction notes. To have it neither learn nor see what
-        lies outside, fit it with `roi` and `ignore`. What it gives cannot be saved or calibrated.
+        It looks at whole pictures as before, and the threshold stays: it raises an alarm only where
+        it did before, which every prediction notes. It can be neither saved nor calibrated.
 
         Args: roi, ignore: as of `blemish.fit`, within the area that it was fitted with.
-        Raises: ConfigError, ImageError as `blemish.data.areas.read_area`; ConfigError for a method
-            whose score is not that of the map, and where nothing is left.
+        Raises: as `blemish.data.areas.read_area`; ConfigError for a method whose score is not that
+            of the map, and where nothing is left.
         """
         area = read_area(roi, ignore)
         if area is None:
@@ -462,12 +460,10 @@ class Detector:
             calibration_scores_by_category={},
             regions=None,
         )
-        other = Detector(method, record)
-        other.area = self.area
-        return other
+        return self._with(record, method)
 
-    def _with(self, record: Manifest) -> Detector:
-        other = Detector(self.method, record)
+    def _with(self, record: Manifest, method: Method | None = None) -> Detector:
+        other = Detector(method or self.method, record)
         other.area = self.area
         return other
 

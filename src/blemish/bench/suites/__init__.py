@@ -3,8 +3,10 @@ one.
 
 A file has a `title`, and of these what its tables share: `method`, `recipe`, `data`, `multi_class`
 (as of `Table`), `published_on` (what the published figures were measured on, where that is not
-`data`) and `compared_at` (the side of the square at which maps and masks are compared, or "original" for the
-pictures' own size, as in the paper; 256 where that does not say it). It holds, in any number:
+`data`) and `compared_at` (the side of the square at which maps and masks are compared, or
+"original" for the pictures' own size, as in the paper; 256 where that does not say it).
+
+It holds, in any number:
 
 `[[comparison]]`, a main table, of `name`, `title`, `source`, `note`, `data`, `multi_class`,
 `metrics`, `lines`, perhaps `by`, `spread` and `compared_at`, and `entries`, what is measured for
