@@ -59,7 +59,7 @@ def a_row(**changes: Any) -> Row:
         **{"counts": {"fitted": 24, "pictures": 13}, "differs": [], "fingerprint": "f"},
         **{"backbone": "test_vit", "resolution": [32, 48], "schedule": ""},
         "weights": {"source": "pip:x 1", "sha256": "feedbeef00", "licence": "MIT"},
-        **dict.fromkeys(("training", "pretraining", "votes", "regions", "efficiency")),
+        **dict.fromkeys(("training", "pretraining", "votes", "efficiency")),
         **{"image_auroc": 0.9, "image_ap": 0.8, "best_f1": 0.7, "pixel_auroc": 0.95},
         **{"aupro": 0.5, "pixel_auroc_anomalous": None},
         **{key: {} for key in ("by_defect", "by_category", "by_group", "shifted")},

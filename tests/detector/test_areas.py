@@ -96,8 +96,9 @@ def test_regions_and_heatmaps_stay_inside(method: str) -> None:
     assert every.mask[inside].mean() > 0.9
 
 
-def test_the_score_is_the_mean_of_the_highest_inside() -> None:
-    detector = fitted("knn", roi=ROI, top_fraction=0.1)
+@pytest.mark.parametrize("method", ["knn", "padim", "lda", "guided"])
+def test_the_score_is_the_mean_of_the_highest_inside(method: str) -> None:
+    detector = fitted(method, roi=ROI, top_fraction=0.1)
     area = detector.record.preprocessing.area
     assert area is not None
     found = detector.predict(part(9, defect=True))

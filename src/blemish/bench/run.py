@@ -74,7 +74,6 @@ _OF_EVALUATION = (
     "counts",
     *METRICS,
     "votes",
-    "regions",
     "pixel_auroc_anomalous",
     "by_defect",
     "by_category",

@@ -327,8 +327,8 @@ class Lda(Method, Fits, Summarises, LeavesOneOut, Refines):
     def _likeness_map(self, levels: Sequence[Level], maps: Tensor, direction: Tensor) -> Tensor:
         """The likeness of each place, B h w as the maps are, as if the whole picture were like it.
 
-        `direction` is the discriminant, D, or one for each picture, B D. It fades where the second look attends less, as far as the normality detector is to be
-        trusted.
+        `direction` is the discriminant, D, or one for each picture, B D. It fades where the second
+        look attends less, as far as the normality detector is to be trusted.
         """
         size = (maps.shape[1], maps.shape[2])
         looks = direction.reshape(*direction.shape[:-1], len(LOOKS), -1).sum(-2)

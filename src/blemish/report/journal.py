@@ -5,8 +5,8 @@
                          broken has an "error"
     predictions.csv      the same rows as a table, written at the end
 
-A row is written when its files are (`predictions`), so that whatever a killed run leaves behind can be gone on
-from. Anybody may have changed the files meanwhile: what is no row is refused.
+A row is written when its files are (`predictions`), so that whatever a killed run leaves behind can
+be gone on from. Anybody may have changed the files meanwhile: what is no row is refused.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ class Device(TypedDict):
 class Row(Heading):
     """What a row has of a run that ended well; a failed one has its heading and an `error`.
 
-    Metrics are fractions. `votes`, `regions`, `training`, `pretraining` and `efficiency` are null where there
+    Metrics are fractions. `votes`, `training`, `pretraining` and `efficiency` are null where there
     is nothing of the kind, and `shifted` is empty where no shift and no adaptation was asked for.
     """
 
@@ -92,7 +92,6 @@ class Row(Heading):
     pixel_auroc: Metric
     aupro: Metric
     votes: Mapping[str, float] | None
-    regions: Mapping[str, Any] | None
     pixel_auroc_anomalous: Metric
     by_defect: Mapping[str, Group]
     by_category: Mapping[str, Group]
