@@ -15,6 +15,7 @@ ROOT = Path(blemish.__file__).parent
 ORDER = (
     *(
         "errors",
+        "area",
         "regions",
         "types",
         "text",

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from blemish.area import Area
+
     Map = NDArray[np.float32]
     Mask = NDArray[np.bool_]
 
@@ -119,6 +121,7 @@ def find_regions(
     background: float | None = None,
     smallest: float = 0.0,
     outline: float = OUTLINE,
+    area: Area | None = None,
 ) -> tuple[Region, ...]:
     """The regions of a map above a level, the highest peak first.
 
@@ -130,6 +133,7 @@ def find_regions(
             None = the level.
         smallest: the share of the picture that such a part has at least, in [0, 1).
         outline: where the outline of a part lies between the background and its peak, in [0, 1).
+        area: outside it no region lies; None = they lie anywhere.
     Raises: ConfigError for a share or fraction out of range; NonFiniteError for a level or a
         background that is NaN or infinite.
     """
@@ -140,11 +144,17 @@ def find_regions(
         )
     if not 0 <= outline < 1:
         raise ConfigError(f"outline: {outline} is not in [0, 1)")
-    parts, labels = _large(anomaly_map > level, _places(anomaly_map, smallest))
+    above = anomaly_map > level
+    if area is not None:
+        above &= area.places(*anomaly_map.shape)
+    shown = None if area is None else area.mask(*size)
+    parts, labels = _large(above, _places(anomaly_map, smallest))
     found = [
         region
         for part in parts
-        for region in _outlined(anomaly_map, labels == part, level, (background, outline), size)
+        for region in _outlined(
+            anomaly_map, labels == part, level, (background, outline), size, shown
+        )
     ]
     return tuple(sorted(found, key=lambda region: -region.peak))
 
@@ -169,10 +179,15 @@ def _large(above: Mask, needed: int) -> tuple[list[int], NDArray[np.int32]]:
 
 
 def _outlined(
-    anomaly_map: Map, part: Mask, level: float, outline: tuple[float, float], size: tuple[int, int]
+    anomaly_map: Map,
+    part: Mask,
+    level: float,
+    outline: tuple[float, float],
+    size: tuple[int, int],
+    shown: Mask | None,
 ) -> Iterator[Region]:
     """The regions of the picture that one part of the map (bool h w) makes. `outline`: background
-    and fraction."""
+    and fraction. `shown`: bool H W, where they may lie; None = anywhere."""
     import cv2
     import numpy as np
 
@@ -183,6 +198,10 @@ def _outlined(
     peak = float(anomaly_map[part].max())
     # Of the neighbouring parts, which reach into its rectangle, nothing is taken.
     own = _interpolated(part.astype(np.float32), y, x, size) > 0
+    if shown is not None:
+        own &= shown[y, x]
+        if not own.any():  # a picture smaller than its map has no pixel there
+            return
     background, fraction = outline
     inside = (values > max(level, background + fraction * (peak - background))) & own
     if not inside.any():  # a picture smaller than its map has no pixel just at the peak

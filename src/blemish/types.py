@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+    from blemish.area import Area
     from blemish.regions import Region
 
 NORMAL, ANOMALOUS = 0, 1
@@ -139,6 +140,7 @@ class Prediction:
         region_threshold: a place of the map above it belongs to a region; None where the artifact
             has none.
         smallest_region: the share of the picture that a region has at least, in [0, 1).
+        area: where it was looked at; None = everywhere.
         background: what the map of a normal picture shows at a usual place.
         size: (H, W) of the original picture in pixels.
         anomaly_map: float32 h×w, unit of the score, at the method's working resolution.
@@ -176,6 +178,7 @@ class Prediction:
     region_threshold: float | None = None
     smallest_region: float = 0.0
     background: float = 0.0
+    area: Area | None = field(default=None, repr=False)
 
     @cached_property
     def regions(self) -> tuple[Region, ...] | None:
@@ -191,6 +194,7 @@ class Prediction:
             self.size,
             background=self.background,
             smallest=self.smallest_region,
+            area=self.area,
         )
 
     @property
@@ -216,6 +220,8 @@ class Prediction:
 
         height, width = self.size
         resized = cv2.resize(self.anomaly_map, (width, height), interpolation=cv2.INTER_LINEAR)
+        if self.area is not None:
+            resized = np.where(self.area.mask(height, width), resized, self.anomaly_map.min())
         return np.ascontiguousarray(resized, dtype=np.float32)
 
     def to_dict(self) -> dict[str, Any]:

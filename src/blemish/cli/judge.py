@@ -47,6 +47,8 @@ def evaluate(
     resolution: Resolution = "256",
     scales: Scales = None,
     adapt: Adapt = None,
+    roi: options.OnlyThere = None,
+    ignore: options.NotThere = None,
     overlay_size: OverlaySize = None,
     device: Device = "auto",
     precision: Precision = "auto",
@@ -67,6 +69,7 @@ def evaluate(
         if place.exists():
             raise OutputError(f"{output}: holds an evaluation already; name another folder")
     detector = options.loaded(artifact, device=device, precision=precision, scales=scales)
+    detector, _ = options.within(detector, roi, ignore)
     mistakes = outputs.Mistakes()
     with locked(place) if place else nullcontext():
         with console.progress() as progress:

@@ -18,12 +18,14 @@ from blemish.cli.options import (
     Artifact,
     Backbone,
     Device,
+    Ignore,
     ImageSize,
     Json,
     Precision,
     Rate,
     Recipe,
     Resume,
+    Roi,
     Scales,
     Seed,
     Settings,
@@ -111,6 +113,8 @@ def fit(
     calibration_fraction: CalibrationFraction = None,
     smallest_region: SmallestRegion = None,
     window: Window = None,
+    roi: Roi = None,
+    ignore: Ignore = None,
     time_budget: TimeBudget = None,
     resume: Resume = False,
     device: Device = "auto",
@@ -170,6 +174,8 @@ def fit_lines(manifest: Mapping[str, Any]) -> Iterable[str]:
     yield f"Pictures: {data['count']} used{drawn}, {len(data['failures'])} broken"
     if data["defects"]:
         yield f"Defects learned from: {len(data['defects'])}; {data['defects_layout']}"
+    if area := words.area(manifest["preprocessing"]):
+        yield f"Looks at: {area}"
     yield from (f"  {line}" for line in words.alike(data))
     yield from words.broken(data["failures"])
     yield from words.notes(data.get("notes", {}))

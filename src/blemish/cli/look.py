@@ -139,6 +139,8 @@ def artifact_facts(values: Mapping[str, Any]) -> Facts:
     window = seen["window"]
     pixels = f", pixel values {window[0]:g} to {window[1]:g}" if window else ""
     yield "input", f"{seen['height']}×{seen['width']} (height×width){pixels}"
+    if area := words.area(seen):
+        yield "looks at", area
     if values.get("categories"):
         yield "categories", ", ".join(values["categories"])
     common, others = words.thresholds(values)

@@ -63,6 +63,16 @@ def loaded(artifact: Path, *, device: str, precision: str, scales: str | None) -
     return detector.with_scales([int(side) for side in sides])
 
 
+def within(detector: Detector, roi: Path | None, ignore: Path | None) -> tuple[Detector, str]:
+    """The detector narrowed to an area, and a text by which the area is known; "" for none.
+
+    Raises: ConfigError, ImageError.
+    """
+    narrowed = detector.within(roi, ignore)
+    told = narrowed.area.digest if narrowed.is_narrowed and narrowed.area else ""
+    return narrowed, told
+
+
 def overlay_side(text: str | None, output: Path | None) -> int | None:
     """The longer side of the overlays, as `predictions.record` takes it.
 
@@ -164,6 +174,26 @@ Window = Annotated[
         parser=_interval,
         help="Range of the pixel values, for 16-bit and DICOM pictures.",
     ),
+]
+Roi = Annotated[
+    Path | None,
+    Option(
+        metavar="FILE",
+        help="Look only there: a mask picture (white = the area), or JSON with polygons "
+        "[[[x, y], …], …], x and y from 0 to 1.",
+    ),
+]
+Ignore = Annotated[Path | None, Option(metavar="FILE", help="Do not look there; as --roi.")]
+OnlyThere = Annotated[
+    Path | None,
+    Option(
+        metavar="FILE",
+        help="Score and show only what is there, as of `blemish fit`. The threshold stays that of "
+        "the artifact: fewer alarms, never more.",
+    ),
+]
+NotThere = Annotated[
+    Path | None, Option(metavar="FILE", help="Score and show nothing there; as --roi.")
 ]
 OverlaySize = Annotated[
     str | None,

@@ -110,6 +110,8 @@ def predict(
     region_threshold: RegionByHand = None,
     smallest_region: SmallestRegion = None,
     group_by: GroupBy = None,
+    roi: options.OnlyThere = None,
+    ignore: options.NotThere = None,
     overlay_size: OverlaySize = None,
     resume: GoOn = False,
     device: Device = "auto",
@@ -127,7 +129,7 @@ def predict(
     if resume and output is None:
         raise ConfigError("--resume goes on in a folder: name it with --output DIR")
     saved = _saved(save, output, overlay_size)
-    side = options.overlay_side(overlay_size, output)
+    kept = {"saved": saved, "side": options.overlay_side(overlay_size, output)}
     for file in (report, coco):
         if file:
             check_writable(file)
@@ -136,23 +138,21 @@ def predict(
     detector = options.loaded(artifact, device=device, precision=precision, scales=scales)
     if adapt is not None:
         adapter_of(detector.method, adapt)  # refuses before anything is written
-    if threshold is not None:
-        detector = detector.with_threshold(threshold)
     detector.threshold_for(category)  # so does this
-    detector = _with_regions(detector, region_threshold, smallest_region)
+    detector = _by_hand(detector, threshold, region_threshold, smallest_region)
+    detector, area = options.within(detector, roi, ignore)
     asked = _Asked(artifact, category, found, group_by, report, coco, json)
     _check_regions(asked, detector, saved)
     given = {
         **{"category": category, "adapt": adapt, "scales": scales, "threshold": threshold},
         **{"region_threshold": region_threshold, "smallest_region": smallest_region},
-        "save": ",".join(saved),
+        **{"save": ",".join(saved), "area": area},
     }
     ways = {name: "" if value is None else str(value) for name, value in given.items()}
     used = precision_name(detector.method.precision)
     gallery = outputs.Gallery(outputs.EMBEDDED)
     with Journal(output, artifact=artifact, precision=used, ways=ways, resume=resume) as journal:
         how = {"category": category, "batch_size": batch_size, "adapt": adapt}
-        kept = {"saved": saved, "side": side}
         interrupted = _scored(journal, detector, found.pictures, gallery, kept, **how)
         journal.write_table()
     return _tell(asked, journal, detector, gallery, interrupted)
@@ -196,12 +196,17 @@ def _saved(text: str | None, output: Path | None, overlay_size: str | None) -> t
     return tuple(name for name in SAVED if name in names)
 
 
-def _with_regions(detector: Detector, threshold: float | None, smallest: float | None) -> Detector:
-    """The detector with the options of regions. Raises: ConfigError, NonFiniteError."""
+def _by_hand(
+    detector: Detector, threshold: float | None, of_regions: float | None, smallest: float | None
+) -> Detector:
+    """The detector with thresholds by hand, and for regions of another size. Raises: ConfigError,
+    NonFiniteError."""
     from blemish import config
 
     if threshold is not None:
-        return detector.with_region_threshold(threshold, smallest=smallest)
+        detector = detector.with_threshold(threshold)
+    if of_regions is not None:
+        return detector.with_region_threshold(of_regions, smallest=smallest)
     if smallest is None:
         return detector
     known = detector.record.regions

@@ -34,6 +34,13 @@ def notices(sentences: Iterable[str]) -> list[str]:
     return [printable(f"  notice: {sentence}") for sentence in sentences]
 
 
+def area(preprocessing: Mapping[str, Any]) -> str:
+    """How much of a picture is looked at; "" where that is all of it."""
+    runs = preprocessing["area"]["runs"] if preprocessing.get("area") else [0, 1]
+    share = sum(runs[1::2]) / sum(runs)
+    return "" if share == 1 else f"{100 * share:.3g} % of the picture (--roi, --ignore)"
+
+
 def thresholds(manifest: Mapping[str, Any], of: str = "pictures") -> tuple[str, list[str]]:
     """The common threshold of a manifest with what it promises, and those of its categories."""
     common = manifest["threshold"]

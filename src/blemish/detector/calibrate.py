@@ -398,6 +398,7 @@ def _new_scores(
     progress: Progress,
 ) -> _Pass:
     """The scores of pictures that the detector has not learned from, each content once."""
+    detector.check_whole("calibrate")
     known, made = detector.learned, _Pass()
     results = zip(categories, detector.predict_many(sources), strict=True)
     for done, (category, result) in enumerate(results, start=1):

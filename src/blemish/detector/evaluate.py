@@ -52,7 +52,7 @@ def evaluate(
     """Image and pixel metrics on the labelled test pictures of a data set.
 
     Pictures that it was fitted or calibrated on are recognised by content and left out. Each is
-    judged by the threshold of its category where the detector has one.
+    judged by its category's threshold, if any. Pixels outside the area are in no pixel metric.
 
     Args:
         data: a path in any layout with labels, or a Dataset; without a test split all of it counts.
@@ -142,7 +142,7 @@ class _PixelGroups:
         unit = (high - low) / 2  # from the middle of a normal map to its highest
         levels = low + unit * np.geomspace(0.25, 16, _LEVELS)
         self.detections = DetectionMetrics(levels)
-        self._normals: list[tuple[np.ndarray, str]] = []
+        self._normals: list[tuple[np.ndarray, np.ndarray | None, str]] = []
         self._groups: dict[tuple[str, str, str], PixelMetrics | StreamingPixelMetrics] = {}
 
     def compare(
@@ -163,11 +163,16 @@ class _PixelGroups:
                 height, width = result.size if resolution is None else (resolution, resolution)
                 size = (width, height)
                 heatmap = cv2.resize(result.anomaly_map, size, interpolation=cv2.INTER_LINEAR)
-                self._add(sample, heatmap, marked(sample, height, width, mask=mask))
+                truth, area = marked(sample, height, width, mask=mask), result.area
+                inside = None if area is None else area.mask(height, width)
+                self._add(sample, heatmap, truth, inside)
                 if result.regions is not None:
+                    truth = marked(sample, *result.size, mask=mask)
+                    if truth is not None and area is not None:
+                        truth = truth & area.mask(*result.size)
                     self.detections.add(
                         result.anomaly_map,
-                        marked(sample, *result.size, mask=mask),
+                        truth,
                         [region.mask for region in result.regions],
                         smallest=result.smallest_region,
                     )
@@ -176,7 +181,13 @@ class _PixelGroups:
             source = getattr(error, "source", str(sample.mask or sample.path))
             yield Failure(source=source, reason=getattr(error, "reason", str(error)))
 
-    def _add(self, sample: Sample, anomaly_map: np.ndarray, mask: np.ndarray | None) -> None:
+    def _add(
+        self,
+        sample: Sample,
+        anomaly_map: np.ndarray,
+        mask: np.ndarray | None,
+        inside: np.ndarray | None,
+    ) -> None:
         keys = {("all", "", ""), ("category", sample.category, "")}
         if sample.group:
             keys.add(("group", sample.group, ""))
@@ -189,9 +200,9 @@ class _PixelGroups:
                 self._groups[key] = (
                     PixelMetrics() if exact else StreamingPixelMetrics(*self._range, bins=1 << 20)
                 )
-            self._groups[key].add(anomaly_map, mask)
+            self._groups[key].add(anomaly_map, mask, inside)
         if sample.label == NORMAL and self._exact:
-            self._normals.append((anomaly_map, sample.category))
+            self._normals.append((anomaly_map, inside, sample.category))
 
     def result(self, kind: str, name: str = "", defect: str = "") -> PixelResult | None:
         group = self._groups.get((kind, name, defect))
@@ -200,9 +211,9 @@ class _PixelGroups:
         if kind == "defect":
             if not self._exact:
                 return None  # would need every normal map once more for each defect type
-            for anomaly_map, shown in self._normals:
+            for anomaly_map, inside, shown in self._normals:
                 if shown == name:
-                    group.add(anomaly_map, None)
+                    group.add(anomaly_map, None, inside)
         return group.compute()
 
     def auroc_of_anomalous(self, group: str = "") -> float | None:

@@ -238,7 +238,7 @@ def read_manifest(path: object, values: Mapping[str, Any]) -> Manifest:
         written["backbone.spec"] = (BackboneSpec, values["backbone"]["spec"])
         for place, (kind, given) in written.items():
             for each in fields(kind):
-                if each.name not in given and each.name != "offsets":
+                if each.name not in given and each.name != "offsets" and not config.is_new(each):
                     raise ConfigError(f"{place}.{each.name}: is missing")
         if record.categories and "thresholds" not in values:
             raise ConfigError("thresholds: is missing")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from blemish import artifact
 from blemish import config as configs
+from blemish.data.areas import read_area
 from blemish.data.stream import map_ahead, of_picture
 from blemish.data.transforms import Preprocessing, prepare
 from blemish.detector.categories import features
@@ -31,12 +33,17 @@ from blemish.errors import (
 from blemish.images import Picture, ran_out
 from blemish.methods import Method, adapter_of, at_scales
 from blemish.methods.adaptation import Adapted, Mode
+from blemish.methods.base import narrowed
 from blemish.types import Failure, Frame, Prediction, Sample, Scores
 
 BATCH_SIZE = 8
 ADAPTED_BATCH_SIZE = 32  # moments of fewer pictures say less
 AUTO = "auto"  # in place of a category's name
 COMMON = "category not known: judged by the common threshold of all categories"
+NARROWED = (
+    "only a part of it counts: the threshold is that of whole pictures, so that at most as many "
+    "good ones raise an alarm as it promises"
+)
 _NO_ROOM = (
     "could not be scored: there was not enough memory for it alone; free some, or fit at a smaller "
     "--image-size"
@@ -52,6 +59,7 @@ class Detector:
         method: the fitted network.
         record: everything that the artifact says of itself; manifest: the same, JSON-ready.
         preprocessing: how pictures reach the method.
+        area: where it looks, and shows what it found; None = everywhere. See `within`.
         threshold: with the false-alarm rate and its guarantee; its `value` is None where n was too
             small for the rate; None altogether where nothing was held out for it.
         categories: the names of what it was fitted on; empty for one kind of part.
@@ -61,10 +69,12 @@ class Detector:
     """
 
     def __init__(self, method: Method, record: Manifest) -> None:
+        method.set_area(record.preprocessing.area)
         self.method = method
         self.record = record
         self.manifest = record.to_dict()
         self.preprocessing = record.preprocessing
+        self.area = record.preprocessing.area
         self.threshold = record.threshold
         self.categories = record.categories
         self.thresholds = dict(record.thresholds)
@@ -286,6 +296,9 @@ class Detector:
         images = torch.stack([one.tensor for one in loaded]).to(self.device)
         found = scored(images)
         judged = self._assigned(loaded, images)
+        if self.area is not None and self.is_narrowed:
+            fraction = self.method.config.top_fraction
+            found = replace(found, scores=narrowed(found.scores, self.area, fraction))
         scores = found.scores
         columns: dict[str, Iterable[Any]] = {
             "score": scores.image.float().cpu().tolist(),
@@ -342,16 +355,18 @@ class Detector:
             label=verdict(values["score"], limit),
             size=one.size,
             digest=one.digest,
-            notes=(*one.notes, found.note) if found.note else one.notes,
+            notes=(*one.notes, *filter(None, [found.note, NARROWED if self.is_narrowed else ""])),
             category=category,
             category_assigned=one.assigned,
             adapted=found.adapted,
             time=one.time,
+            area=self.area,
             **values,
         )
 
     def save(self, path: str | Path) -> Path:
-        """Write the artifact, whole or not at all. Raises: OutputError."""
+        """Write the artifact, whole or not at all. Raises: OutputError; ConfigError if narrowed."""
+        self.check_whole("save")
         state = {name: tensor.detach().cpu() for name, tensor in self.method.fitted_state().items()}
         return artifact.write(path, state, self.manifest)
 
@@ -364,8 +379,7 @@ class Detector:
         """
         if threshold is not None and not isinstance(threshold, Threshold):
             threshold = by_hand(threshold)
-        record = replace(self.record, threshold=threshold, thresholds={}, parts=None)
-        return Detector(self.method, record)
+        return self._with(replace(self.record, threshold=threshold, thresholds={}, parts=None))
 
     def with_region_threshold(
         self, threshold: Threshold | float | None, *, smallest: float | None = None
@@ -383,7 +397,42 @@ class Detector:
         share = known.smallest if smallest is None else smallest
         regions = replace(known, threshold=threshold, thresholds={}, smallest=share)
         configs.check(regions)
-        return Detector(self.method, replace(self.record, regions=regions))
+        return self._with(replace(self.record, regions=regions))
+
+    def within(self, roi: Any = None, ignore: Any = None) -> Detector:
+        """The same detector, which scores and shows only a part of each picture.
+
+        It looks at whole pictures as before, and the threshold stays: it raises an alarm only where
+        it did before, which every prediction notes. It can be neither saved nor calibrated.
+
+        Args: roi, ignore: as of `blemish.fit`, within the area that it was fitted with.
+        Raises: as `blemish.data.areas.read_area`; ConfigError for a method whose score is not that
+            of the map, and where nothing is left.
+        """
+        area = read_area(roi, ignore)
+        if area is None:
+            return self
+        if not self.method.scores_by_map:
+            raise ConfigError(
+                f"roi, ignore: the score of {self.method.name} with these settings is one of the "
+                "whole picture, which cannot be narrowed afterwards; name them at fit"
+            )
+        other = copy.copy(self)
+        other.area = area.within(self.area)
+        return other
+
+    @property
+    def is_narrowed(self) -> bool:
+        """Whether it shows less than it looks at: made by `within`."""
+        return self.area is not self.preprocessing.area
+
+    def check_whole(self, what: str) -> None:
+        """Raises: ConfigError for a detector that was narrowed, which cannot do this."""
+        if self.is_narrowed:
+            raise ConfigError(
+                f"{what}: the detector was narrowed by `within`; {what} the one before, or fit one "
+                "with roi and ignore"
+            )
 
     def with_scales(self, scales: Sequence[int]) -> Detector:
         """The same detector, looking at pictures in other sizes, each the side of a square.
@@ -412,7 +461,12 @@ class Detector:
             regions=None,
             parts=None,
         )
-        return Detector(method, record)
+        return self._with(record, method)
+
+    def _with(self, record: Manifest, method: Method | None = None) -> Detector:
+        other = Detector(method or self.method, record)
+        other.area = self.area
+        return other
 
 
 @dataclass(frozen=True, slots=True)

@@ -136,6 +136,7 @@ def refine(
 
 def _check_refinable(detector: Detector) -> None:
     """Raises: ConfigError for a detector that cannot be refined."""
+    detector.check_whole("refine")
     method = detector.method
     if not isinstance(method, Refines) or not method.refinable():
         raise ConfigError(

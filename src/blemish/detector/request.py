@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from blemish import config as configs
+from blemish.area import Area
+from blemish.data.areas import read_area
 from blemish.detector.calibrate import DEFAULT_RATE
 from blemish.detector.thresholds import pictures_needed
 from blemish.errors import ConfigError, unknown_name
@@ -107,6 +109,8 @@ class Request:
             smaller ones are neither shown nor counted, for the threshold of the regions either.
         window: (lo, hi) of the pixel values, for 16-bit and DICOM pictures; stored and used at
             prediction.
+        roi, ignore: look only there, and not there; as of `blemish.data.areas.read_area`. Stored:
+            what lies outside is neither learned nor scored nor shown, at prediction either.
         device, precision: see `blemish.load`.
         batch_size: pictures encoded at once.
         time_budget: minutes that training may take; its schedules are shaped to end there. Where
@@ -136,6 +140,8 @@ class Request:
     calibration_fraction: float | None
     smallest_region: float
     window: tuple[float, float] | None
+    roi: Any
+    ignore: Any
     device: str
     precision: str
     batch_size: int
@@ -162,6 +168,7 @@ class Request:
             )
         pictures_needed(self.rate)  # refuses a rate outside (0, 1)
         check_window(self.window)
+        _ = self.area  # reads it
         given = {
             "time_budget": self.time_budget is not None,
             "checkpoint": self.checkpoint is not None,
@@ -209,6 +216,11 @@ class Request:
                 f"{self.method} takes a {wanted.__name__}, got a {type(chosen).__name__}"
             )
         return chosen if self.seed is None else dataclasses.replace(chosen, seed=self.seed)
+
+    @cached_property
+    def area(self) -> Area | None:
+        """Where to look; None = everywhere. Raises: ConfigError, ImageError."""
+        return read_area(self.roi, self.ignore)
 
     @property
     def rate(self) -> float:

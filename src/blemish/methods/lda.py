@@ -40,6 +40,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from blemish import config as configs
+from blemish.area import Area
 from blemish.backbones import Backbone, Features
 from blemish.backbones.cells import resampled
 from blemish.config import Factor, FractionAbove0, Layers
@@ -161,6 +162,10 @@ class Lda(Method, Fits, Summarises, LeavesOneOut, Refines):
     def set_precision(self, dtype: torch.dtype) -> None:
         self.normality.set_precision(dtype)
 
+    def set_area(self, area: Area | None) -> None:
+        super().set_area(area)
+        self.normality.set_area(area)
+
     @property
     def scoring_size(self) -> tuple[int, int]:
         return self.normality.scoring_size
@@ -270,6 +275,10 @@ class Lda(Method, Fits, Summarises, LeavesOneOut, Refines):
     def see(self, images: Tensor, also: Sequence[int] = ()) -> Features:
         return self.normality.see(images, (*self.config.descriptor_layers, *also))
 
+    @property
+    def scores_by_map(self) -> bool:
+        return not len(self.defects) and self.normality.scores_by_map
+
     def judge(self, features: Features, images: Tensor) -> Scores:
         self._require(self.normality_scores)
         return self.finished(self.normality.judge(features, images), features)
@@ -311,8 +320,9 @@ class Lda(Method, Fits, Summarises, LeavesOneOut, Refines):
         else:
             likeness = discriminant.likeness_left_out(pooled, owners)
             direction = discriminant.left_out(owners).float().to(pooled.device)
-        shown = discriminant.unit * self._likeness_map(levels, found.maps, direction)
-        return Scores(found.image + discriminant.unit * likeness, found.maps + shown, found.votes)
+        taught = discriminant.unit * self._likeness_map(levels, found.maps, direction)
+        maps = self._shown(found.maps + taught)
+        return Scores(found.image + discriminant.unit * likeness, maps, found.votes)
 
     def _likeness_map(self, levels: Sequence[Level], maps: Tensor, direction: Tensor) -> Tensor:
         """The likeness of each place, B h w as the maps are, as if the whole picture were like it.

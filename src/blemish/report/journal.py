@@ -52,13 +52,14 @@ _MADE_WITH = {  # what a run was made with, in words
     "region_threshold": "another --region-threshold",
     "smallest_region": "another --smallest-region",
     "save": "another --save",
+    "area": "another --roi or --ignore",
     "folder": "another working folder",
     "watched": "another folder or camera",
 }
 # Of the keys that earlier versions did not write, what they stood for.
 _EARLIER = {
     **dict.fromkeys(("category", "adapt", "scales", "threshold"), ""),
-    **{"region_threshold": "", "smallest_region": "", "save": "overlays"},
+    **{"region_threshold": "", "smallest_region": "", "save": "overlays", "area": ""},
 }
 _BREAKS = frozenset("\x7f\x85\u2028\u2029")  # what else some programs take for the end of a line
 # Of the crop, as fractions of the picture's width and height.
