@@ -80,6 +80,19 @@ def write_picture(path: Path, pixels: np.ndarray) -> Path:
     return path
 
 
+def mask_of(row: dict[str, Any]) -> np.ndarray:
+    """The regions of a row of predictions as bool H W, read as COCO describes run lengths: pixel by
+    pixel down the columns, first outside."""
+    mask = np.zeros((row["height"], row["width"]), np.bool_)
+    for region in row["regions"]:
+        at, inside = 0, False
+        for length in map(int, region["runs"].split()):
+            for place in range(at, at + length) if inside else ():
+                mask[place % row["height"], place // row["height"]] = True
+            at, inside = at + length, not inside
+    return mask
+
+
 def rows_of(folder: Path) -> list[dict[str, Any]]:
     """The rows of predictions.jsonl in a folder."""
     return [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]

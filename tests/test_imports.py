@@ -13,7 +13,19 @@ import blemish
 ROOT = Path(blemish.__file__).parent
 # The rooms, the ground first: each may import those before it, and itself.
 ORDER = (
-    *("errors", "types", "text", "machine", "files", "interrupts", "compute", "config", "artifact"),
+    *(
+        "errors",
+        "area",
+        "regions",
+        "types",
+        "text",
+        "machine",
+        "files",
+        "interrupts",
+        "compute",
+        "config",
+        "artifact",
+    ),
     *("images", "losses", "metrics", "anomalies", "backbones", "data", "methods"),
     *("training", "detector", "report", "bench", "cli", "__main__"),
 )

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from blemish.detector.calibrate import recalibrate
     from blemish.detector.evaluate import evaluate
     from blemish.detector.fit import configure, fit
-    from blemish.detector.predict import Detector, load
+    from blemish.detector.loading import load
+    from blemish.detector.predict import Detector
     from blemish.detector.pretrain import pretrain
     from blemish.detector.refine import refine
     from blemish.errors import BlemishError
@@ -59,7 +60,7 @@ _HOMES = {
     "evaluate": ("blemish.detector.evaluate", "evaluate"),
     "fit": ("blemish.detector.fit", "fit"),
     "frames": ("blemish.data.frames", "frames"),
-    "load": ("blemish.detector.predict", "load"),
+    "load": ("blemish.detector.loading", "load"),
     "pretrain": ("blemish.detector.pretrain", "pretrain"),
     "recalibrate": ("blemish.detector.calibrate", "recalibrate"),
     "refine": ("blemish.detector.refine", "refine"),

@@ -98,6 +98,7 @@ class Matching:
     needed: str
 
 
+NEW = "new"  # in a field's metadata: see `is_new`
 Side = Annotated[int, Range(1, 8192)]  # of a picture as a backbone sees it, in pixels
 Layers = Annotated[tuple[Annotated[int, Range(1, 1024)], ...], Length(most=64, distinct=True)]
 Seed = Annotated[int, Range(0, 2**63 - 1)]
@@ -161,9 +162,18 @@ def _follow(key: str, value: Any, rule: object, instead: str) -> None:
 def to_dict(config: object) -> dict[str, Any]:
     """The config as JSON-ready values (tuples become lists)."""
     fields = dataclasses.fields(config)  # type: ignore[arg-type]
-    values = {field.name: _plain(getattr(config, field.name)) for field in fields}
+    values = {
+        field.name: _plain(value)
+        for field in fields
+        if (value := getattr(config, field.name)) is not None or not is_new(field)
+    }
     other = values.pop("other", {})
     return {**values, **other}
+
+
+def is_new(field: dataclasses.Field[Any]) -> bool:
+    """Whether files of earlier versions lack it: it is left out where it is None."""
+    return bool(field.metadata.get(NEW))
 
 
 def _plain(value: Any) -> Any:

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+    from blemish.area import Area
+    from blemish.regions import Region
+
 NORMAL, ANOMALOUS = 0, 1
 GOOD = "good"  # the defect type of a normal picture
 RESOLUTION = 256  # side of the square at which maps and masks meet, where nothing else is said
@@ -132,6 +135,13 @@ class Prediction:
         score: raw, unbounded, higher = more anomalous.
         threshold: a score above it is an alarm; None where the artifact has none.
         label: the verdict: 0 normal, 1 anomalous; None without a threshold.
+        p_value: how likely a normal picture scores as high, in (0, 1], from the normal pictures
+            that the threshold comes from (conformal); None where there are none, or it was adapted.
+        region_threshold: a place of the map above it belongs to a region; None where the artifact
+            has none.
+        smallest_region: the share of the picture that a region has at least, in [0, 1).
+        area: where it was looked at; None = everywhere.
+        background: what the map of a normal picture shows at a usual place.
         size: (H, W) of the original picture in pixels.
         anomaly_map: float32 h×w, unit of the score, at the method's working resolution.
         digest: content hash of the decoded pixels (hex).
@@ -164,6 +174,43 @@ class Prediction:
     saliency: np.ndarray | None = field(default=None, repr=False, compare=False)
     box: tuple[float, float, float, float] | None = None
     time: float | None = None
+    p_value: float | None = None
+    region_threshold: float | None = None
+    smallest_region: float = 0.0
+    background: float = 0.0
+    area: Area | None = field(default=None, repr=False)
+
+    @cached_property
+    def regions(self) -> tuple[Region, ...] | None:
+        """Where it stands out: the regions of the map above `region_threshold`, the highest peak
+        first; None without such a threshold. They do not depend on the verdict."""
+        from blemish.regions import find_regions
+
+        if self.region_threshold is None:
+            return None
+        return find_regions(
+            self.anomaly_map,
+            self.region_threshold,
+            self.size,
+            background=self.background,
+            smallest=self.smallest_region,
+            area=self.area,
+        )
+
+    @property
+    def mask(self) -> np.ndarray | None:
+        """bool H×W at the original size, True in any region; None without a region threshold."""
+        import numpy as np
+
+        if self.regions is None:
+            return None
+        height, width = self.size
+        columns = np.zeros(height * width, dtype=np.bool_)  # one after the other
+        for region in self.regions:
+            ends = np.cumsum(region.runs).tolist()
+            for start, end in zip(ends[::2], ends[1::2], strict=False):
+                columns[start:end] = True
+        return np.ascontiguousarray(columns.reshape(width, height).T)
 
     @cached_property
     def heatmap(self) -> np.ndarray:
@@ -173,6 +220,8 @@ class Prediction:
 
         height, width = self.size
         resized = cv2.resize(self.anomaly_map, (width, height), interpolation=cv2.INTER_LINEAR)
+        if self.area is not None:
+            resized = np.where(self.area.mask(height, width), resized, self.anomaly_map.min())
         return np.ascontiguousarray(resized, dtype=np.float32)
 
     def to_dict(self) -> dict[str, Any]:
@@ -182,6 +231,9 @@ class Prediction:
             "score": self.score,
             "threshold": self.threshold,
             "label": self.label,
+            "p_value": self.p_value,
+            "region_threshold": self.region_threshold,
+            "regions": None if self.regions is None else [one.to_dict() for one in self.regions],
             "height": self.size[0],
             "width": self.size[1],
             "digest": self.digest,
@@ -233,6 +285,9 @@ class Evaluation:
         votes: of a method that votes, with both classes present: `image_auroc` of the share of the
             votes for a defect, and `balanced_accuracy` of the majority verdict (more than half),
             the mean of how much of either class it gets right; otherwise None.
+        regions: how well the regions meet the masks at the pictures' own size, as
+            `blemish.metrics.detections.Detections` has it, with `region_recall` and
+            `false_per_picture`; None without masks or without a threshold of the regions.
         rows: one dict per picture: path, score, threshold, truth, label, defect, category, group,
             votes; and the category that it was judged as, whether that was assigned by its
             features.
@@ -262,6 +317,7 @@ class Evaluation:
     pixel_auroc_anomalous: float | None = None
     by_group: Mapping[str, Mapping[str, float | int | None]] = field(default_factory=dict)
     votes: Mapping[str, float] | None = None
+    regions: Mapping[str, Any] | None = None
     left_out: tuple[str, ...] = ()
     failures: tuple[Failure, ...] = ()
     mask_faults: tuple[Failure, ...] = ()

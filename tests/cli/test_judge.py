@@ -1,4 +1,4 @@
-"""predict, evaluate: what is judged, written, gone on with and told."""
+"""evaluate, and predict of several categories: what is judged, written and told."""
 
 from __future__ import annotations
 
@@ -18,8 +18,6 @@ import blemish
 from blemish import artifact
 from blemish.artifact import read
 from blemish.cli.status import BROKEN_PICTURES
-from blemish.images import decode
-from blemish.report import predictions as outputs
 
 Run = Callable[..., tuple[int, str, str]]
 Refused = Callable[..., str]
@@ -33,150 +31,6 @@ def new(tmp_path: Path, picture: Callable[..., np.ndarray], write: Callable[...,
         place = tmp_path / "new" / ("a" if seed < 4 else "b") / f"{seed % 4}.png"
         write(place, picture(500 + seed, defect=seed % 2 == 1, height=40 + seed))
     return tmp_path / "new"
-
-
-def test_predict_prints_the_highest_score_first(
-    run: Run, answered: Answered, part: Path, new: Path
-) -> None:
-    status, out, _ = run("predict", part, new, "--precision fp32")
-    head, *lines = [line.split() for line in out.splitlines()]
-    assert (status, head) == (0, ["score", "verdict", "path"])
-    scores = [float(line[0]) for line in lines[:8]]
-    assert scores == sorted(scores, reverse=True)
-    assert {line[2] for line in lines[:4]} == {
-        str(new / f"{at}.png") for at in ("a/1", "a/3", "b/1", "b/3")
-    }
-    assert [line[1] for line in lines[:8]] == ["alarm"] * 4 + ["normal"] * 4
-    assert "8 scored: 4 alarms, 4 normal" in out
-    made = answered("predict", part, new / "*" / "[12].png", "--precision fp32")
-    detector = blemish.load(part, precision="fp32")
-    asked = [str(new / at) for at in ("a/1.png", "a/2.png", "b/1.png", "b/2.png")]
-    assert [row["path"] for row in made["predictions"]] == asked
-    for row in made["predictions"]:
-        assert row["score"] == pytest.approx(detector.predict(row["path"]).score, rel=1e-5)
-    assert (made["scored"], made["alarms"], made["failed"], made["interrupted"]) == (4, 2, 0, False)
-
-
-def test_predict_of_many_pictures_prints_the_alarms(
-    run: Run, answered: Answered, part: Path, new: Path
-) -> None:
-    first, second, *_ = sorted(
-        (row["score"] for row in answered("predict", part, new)["predictions"]), reverse=True
-    )
-    for copy in range(7):
-        shutil.copytree(new / "a", new / f"copy{copy}")
-        shutil.copytree(new / "b", new / f"other{copy}")
-    for threshold, alarms, said in (
-        ((), 20, "the highest 20 alarms of 64 pictures"),
-        ((f"--threshold {(first + second) / 2}",), 8, "the highest 8 alarms of 64 pictures"),
-        (("--threshold 1e9",), 0, "the highest 20 of 64 pictures"),
-    ):
-        out = run("predict", part, new, "--batch-size 16", *threshold)[1]
-        assert out.count("alarm ") == alarms
-        assert said in out
-
-
-def test_predict_output(
-    run: Run, part: Path, new: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (new / "broken.png").write_bytes(b"not a picture")
-    out, report = tmp_path / "out", tmp_path / "report.html"
-    assert run("predict", part, new, "--output", out, "--report", report)[0] == BROKEN_PICTURES
-    rows = rows_of(out)
-    assert [row["path"] for row in rows if "error" in row] == [str(new / "broken.png")]
-    drawn = [row for row in rows if "overlay" in row]
-    assert len(drawn) == len(rows) - 1 == len({row["overlay"] for row in drawn}) == 8
-    for row in drawn:  # though the same names occur in two folders
-        overlay = decode(out / row["overlay"])
-        assert overlay.size == (row["height"], row["width"])
-        assert (overlay.pixels != decode(row["path"]).pixels).any() or row["label"] == 0
-    with (out / "predictions.csv").open(newline="") as file:
-        table = list(csv.DictReader(file))
-    assert [line["path"] for line in table] == [row["path"] for row in rows]
-    assert [float(line["score"] or 0) for line in table] == pytest.approx(
-        [row.get("score", 0) for row in rows]
-    )
-    assert "broken.png" in report.read_text()
-
-    def embedded(limit: int) -> int:
-        monkeypatch.setattr(outputs, "EMBEDDED", limit)
-        run("predict", part, new, "--report", report)
-        pieces = report.read_text().split("data:image/jpeg;base64,")[1:]
-        return len({piece.partition('"')[0] for piece in pieces})
-
-    assert (embedded(2), embedded(8)) == (4, 16)
-
-
-def test_resume_goes_on_where_a_killed_run_stopped(
-    run: Run, refused: Refused, part: Path, new: Path, tmp_path: Path
-) -> None:
-    whole, out, report = tmp_path / "whole", tmp_path / "out", tmp_path / "report.html"
-    (new / "a" / "2.png").write_bytes(b"")
-    run("predict", part, new, "--output", whole)
-    run("predict", part, new, "--output", out)
-    assert "holds predictions already; go on from them with --resume" in refused(
-        "predict", part, new, "--output", out
-    )
-    lines = (out / "predictions.jsonl").read_bytes().splitlines(keepends=True)
-    (out / "predictions.jsonl").write_bytes(b"".join(lines[:4]) + lines[4][:30])  # half written
-    (out / "predictions.csv").unlink()
-    resume = ("predict", part, new, "--output", out, "--resume --report", report)
-    for told in (True, False):  # then nothing is left to do
-        status, _, err = run(*resume)
-        assert (status, "scoring: 1 of 4" in err) == (BROKEN_PICTURES, told)
-        assert len(set(report.read_text().split("data:image/jpeg;base64,")[1:])) >= 14
-        assert rows_of(out) == rows_of(whole)
-        assert (out / "predictions.csv").read_text() == (whole / "predictions.csv").read_text()
-        drawn = [{path.name for path in (each / "overlays").iterdir()} for each in (out, whole)]
-        assert drawn[0] == drawn[1]
-
-
-def test_resume_refuses_rows_that_were_made_otherwise(
-    run: Run,
-    refused: Refused,
-    part: Path,
-    new: Path,
-    tmp_path: Path,
-    fitted: Callable[..., blemish.Detector],
-) -> None:
-    out, rows = tmp_path / "out", tmp_path / "out" / "predictions.jsonl"
-    run("predict", part, new, "--output", out, "--precision fp32")
-    other = fitted("padim").save(tmp_path / "other.blemish")
-    resume = (new, "--output", out, "--resume --precision")
-    assert "made with another artifact;" in refused("predict", other, *resume, "fp32")
-    assert "made with another precision;" in refused("predict", part, *resume, "bf16")
-    lines = rows.read_bytes().splitlines(keepends=True)
-    rows.write_bytes(b"".join([lines[0], b"{}\n", *lines[2:]]))
-    assert "line 2 is damaged" in refused("predict", part, *resume, "fp32")
-    (out / "run.json").write_text("[]")
-    said = refused("predict", part, *resume, "fp32")
-    assert "does not say what the rows were made with" in said
-
-
-def test_file_names_cannot_steer_the_terminal_or_escape_the_folder(
-    run: Run, part: Path, new: Path, tmp_path: Path
-) -> None:
-    odd = new / "\x1b[2J ..,[red]\udcff.png"
-    (new / "a" / "0.png").rename(odd)
-    out = run("predict", part, odd, "--output", tmp_path / "out")[1]
-    assert "\x1b" not in out
-    assert "\\x1b[2J ..,[red]\\udcff.png" in out
-    (overlay,) = (tmp_path / "out" / "overlays").iterdir()
-    assert overlay.name.isascii()
-    assert [row["path"] for row in rows_of(tmp_path / "out")] == [str(odd)]
-
-
-@pytest.mark.parametrize(
-    ("given", "longer"), [("", 1600), ("--overlay-size 100", 100), ("--overlay-size full", 2000)]
-)
-def test_overlays_have_a_bounded_size(
-    run: Run, part: Path, tmp_path: Path, picture: Any, write: Any, given: str, longer: int
-) -> None:
-    write(tmp_path / "large" / "a.png", picture(1, height=500, width=2000))
-    write(tmp_path / "large" / "b.png", picture(2, height=60, width=70))
-    assert run("predict", part, tmp_path / "large", "--output", tmp_path / "out", given)[0] == 0
-    sizes = {decode(file).size for file in (tmp_path / "out" / "overlays").iterdir()}
-    assert sizes == {(longer // 4, longer), (60, 70)}
 
 
 def test_no_overlays(
@@ -223,6 +77,7 @@ def test_evaluate(
     assert next((out / "worst").glob("defective-01-*")).name[13:16] == Path(lowest["path"]).stem
     assert json.loads((out / "evaluation.json").read_text())["counts"] == dict(result.counts)
     assert report.read_text().count("data:image/jpeg") >= 26
+    assert ">Regions</th>" in report.read_text()
     assert "holds an evaluation already" in refused("evaluate", part, mvtec, "--output", out)
 
 
@@ -306,6 +161,31 @@ def test_predict_of_a_category(
     assert told["threshold"] == threshold
     assert "made with another category;" in refused(*predict, "--resume")
     assert "did you mean 'part'?" in refused("predict", two, new, "--category parts")
+
+
+def test_a_category_without_a_threshold_of_regions_gets_no_mask(
+    run: Run, refused: Refused, two: Path, tmp_path: Path, picture: Any, write: Any
+) -> None:
+    write(tmp_path / "new" / "p.png", picture(900))
+    write(tmp_path / "new" / "n.png", 255 - picture(950))
+    tensors, manifest = read(two)
+    own = manifest["regions"]["thresholds"]["part"]
+    few = {**own, "value": None, "guarantee": "", "reason": "too few of them"}
+    manifest["regions"] = {**manifest["regions"], "threshold": few, "thresholds": {"part": own}}
+    artifact.write(two, tensors, manifest)
+    out, coco = tmp_path / "out", tmp_path / "coco.json"
+    asked = ("--save masks --coco", coco)
+    status, said, _ = run("predict", two, tmp_path / "new", "--output", out, *asked)
+    assert status == 0
+    assert re.search(r"in [01] of 1 picture,", said)
+    assert "; 1 more have no threshold of regions" in said
+    masks = {Path(row["path"]).name: row.get("mask", "") for row in rows_of(out)}
+    assert (masks["n.png"], (out / masks["p.png"]).is_file()) == ("", True)
+    (image,) = json.loads(coco.read_text())["images"]  # nothing is known of the other
+    assert Path(image["file_name"]).name == "p.png"
+    predict = ("predict", two, tmp_path / "new", "--output", tmp_path / "other")
+    said = refused(*predict, "--save masks --category Negative")
+    assert "has no threshold of regions (too few of them); set one" in said
 
 
 def test_predict_of_categories_that_nobody_named(

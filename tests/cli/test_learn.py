@@ -195,8 +195,7 @@ def test_a_threshold_by_hand(
     threshold = read(own)[1]["threshold"]
     assert threshold == {
         **{"value": -2.0, "rate": None, "n": 0, "method": "by hand", "reason": ""},
-        "guarantee": "Set by hand: nothing is known of how many normal pictures raise a false "
-        "alarm.",
+        "guarantee": "Set by hand: nothing is known of how many normal pictures are above it.",
     }
     assert answered(*by_hand)["threshold"] == threshold
     assert "-2. Set by hand" in run("inspect", own)[1]
@@ -218,7 +217,7 @@ def test_a_threshold_by_hand(
         ("predict PART PART --threshold nan", "the threshold is nan; a finite number"),
         ("calibrate PART -o NEW --threshold inf", "the threshold is inf; a finite number"),
         ("calibrate PART -o NEW --threshold high", "Invalid value for '--threshold'"),
-        ("calibrate PART -o NEW", "needs pictures of good parts, or the threshold itself"),
+        ("calibrate PART -o NEW", "needs pictures of good parts, labelled defects"),
         ("calibrate PART -o NEW good --threshold 3", "or the threshold itself"),
         ("calibrate PART -o NEW --threshold 3 --false-alarm-rate 0.1", "or the threshold itself"),
     ],

@@ -19,7 +19,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from parts import part, rows_of, write_picture
+from parts import mask_of, part, rows_of, write_picture
 
 from blemish import interrupts
 from blemish.data import frames
@@ -72,6 +72,7 @@ def test_what_lies_there_then_what_comes(run: Run, part: Path, line: Path, tmp_p
     ]
     one = rows["bad-0.png"]
     assert (one["label"], one["verdict"], one["sorted"]) == (1, "defect", "")
+    assert mask_of(one).any()  # its regions, whole
     assert (one["path"], one["time"]) == (
         str(line / "b" / "bad-0.png"),
         "2001-09-09T01:46:40.000000Z",

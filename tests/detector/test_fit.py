@@ -404,7 +404,7 @@ def test_progress_ends_with_the_pictures_that_could_be_read(
         assert counted["measuring"][0] // 2 + counted["calibrating"][0] == 23
     else:
         assert counted["remembering"] == (46, 46)
-        assert counted["calibrating"][0] == (23 if method == "knn" else 12)
+        assert counted["calibrating"][0] == 23
     assert all(done == total for done, total in counted.values())
     assert counted.get("describing", (46, 46)) == (46, 46)
 

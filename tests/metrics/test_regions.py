@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -330,3 +331,17 @@ def test_a_limit_out_of_range_is_an_error(metrics: Metrics, limit: float) -> Non
 def test_a_range_that_cannot_be_binned_is_an_error(low: float, high: float, bins: int) -> None:
     with pytest.raises(ConfigError, match=r"bins|range of scores"):
         StreamingPixelMetrics(low, high, bins=bins)
+
+
+@pytest.mark.parametrize("kind", [PixelMetrics, lambda: StreamingPixelMetrics(0, 1, bins=1 << 16)])
+def test_pixels_outside_do_not_count(kind: Any) -> None:
+    random = np.random.default_rng(5)
+    cut, all_of_it = kind(), kind()
+    for number in range(3):
+        scores, mask = random.random((8, 9)), random.random((8, 9)) > 0.7
+        inside = np.zeros((8, 9), dtype=bool)
+        inside[2:7, 1:6] = True
+        truth = None if number == 2 else mask
+        cut.add(scores, truth, inside)
+        all_of_it.add(scores[2:7, 1:6], None if truth is None else truth[2:7, 1:6])
+    assert cut.compute() == all_of_it.compute()

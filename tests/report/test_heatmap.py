@@ -18,7 +18,9 @@ from blemish.files import write_whole
 from blemish.report.heatmap import (
     attention_overlay,
     colour_bar,
+    contours,
     encode_jpeg,
+    encode_mask,
     encode_png,
     outline,
     overlay,
@@ -152,6 +154,42 @@ def test_a_box_that_is_not_finite_is_an_error() -> None:
         outline(random_picture(), (0.0, 0.0, np.nan, 1.0))
     with pytest.raises(ConfigError, match="uint8 H W 3"):
         outline(random_picture()[..., 0], (0.0, 0.0, 1.0, 1.0))
+
+
+@pytest.mark.parametrize(("size", "line"), [((30, 40), 1), ((600, 1600), 2)])
+def test_parts_of_a_mask_are_outlined_by_a_light_line_in_a_dark_one(
+    size: tuple[int, int], line: int
+) -> None:
+    picture = random_picture(*size)
+    mask = np.zeros(size, np.bool_)
+    mask[10:14, 5:9] = mask[12, 14] = mask[0:3, 37:40] = True  # two near each other, one at a side
+    kept = picture.copy(), mask.copy()
+    drawn = contours(picture, mask)
+    inside = np.argwhere(mask)
+    for row, column in np.ndindex(min(size[0], 40), min(size[1], 60)):
+        away = np.abs(inside - (row, column)).max(1).min()
+        expected = picture[row, column]
+        from_border = min(row, column, size[0] - 1 - row, size[1] - 1 - column)
+        if 0 < away <= 2 * line:
+            expected = np.full(3, 255 if away <= line else 0)
+        elif away == 0 and from_border < 2 * line:
+            expected = np.full(3, 0 if from_border < line else 255)
+        assert drawn[row, column].tolist() == expected.tolist()
+    assert (drawn != picture).any(2).sum() == (drawn != picture)[:40, :60].any(2).sum()
+    assert np.array_equal(picture, kept[0])
+    assert np.array_equal(mask, kept[1])
+    assert np.array_equal(contours(picture, np.zeros(size, np.bool_)), picture)
+    with pytest.raises(ConfigError, match="mask of shape"):
+        contours(picture, mask[1:])
+
+
+def test_a_mask_becomes_a_grey_picture_of_0_and_255() -> None:
+    mask = np.random.default_rng(0).random((5, 9)) > 0.5
+    with Image.open(io.BytesIO(encode_mask(mask))) as image:
+        assert (image.format, image.mode) == ("PNG", "L")
+        assert np.array_equal(np.asarray(image), 255 * mask)
+    with pytest.raises(ConfigError, match="bool H W"):
+        encode_mask(mask.astype(np.uint8))
 
 
 def test_a_thumbnail_keeps_the_proportions_and_the_mean_and_never_enlarges() -> None:

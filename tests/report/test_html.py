@@ -284,6 +284,23 @@ def test_the_legend_explains_the_rectangle_where_there_is_one(tmp_path: Path) ->
     )
 
 
+def test_regions_are_told_with_their_number_and_the_largest(tmp_path: Path) -> None:
+    plain = entries(known=False)
+    told = [dataclasses.replace(one, regions=(at, 0.0125 * at)) for at, one in enumerate(plain[:3])]
+    page = write(tmp_path, entries=[*told, plain[3]])
+    cards, table = (" ".join(page.section(name).split()) for name in ("worst", "pictures"))
+    assert "<span>no region</span>" in cards
+    assert "<span>1 region, 1.25 % of the picture</span>" in cards
+    assert "<span>2 regions, the largest 2.5 % of the picture</span>" in cards
+    assert cards.count("region") == 4  # nothing of the fourth, and the legend
+    assert ">Regions</th>" in table
+    assert '<td class="s">2</td><td class="s">2.50</td>' in table
+    assert '<td class="s"></td><td class="s"></td>' in table
+    assert "The outlines are the regions" in page.text
+    assert "egion" not in write(tmp_path, entries=plain).text
+    assert "The outlines" not in write(tmp_path, entries=told[:1]).text
+
+
 def test_the_table_ranks_all_pictures_by_score(tmp_path: Path) -> None:
     section = write(tmp_path).section("pictures")
     assert re.findall(r'class="f">([^<]*)<', section) == RANKED

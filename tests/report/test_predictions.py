@@ -12,11 +12,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from parts import rows_of
+from parts import mask_of, rows_of
 
 from blemish.detector.predict import Detector
 from blemish.images import decode
-from blemish.report.heatmap import outline, overlay
+from blemish.report.heatmap import contours, outline, overlay
 from blemish.report.journal import Journal
 from blemish.report.predictions import Gallery
 from blemish.types import Prediction, Scores
@@ -76,7 +76,8 @@ def test_crop_and_saliency_are_written(
         expected = outline(overlay(original, saliency, (0.0, 1.0)), BOX)
         assert np.array_equal(decode(out / row["saliency"]).pixels, expected)
         heatmap = fitted().predict(row["path"]).heatmap
-        expected = outline(overlay(original, heatmap, fitted().map_scale), BOX)
+        tint = contours(overlay(original, heatmap, fitted().map_scale), mask_of(row))
+        expected = outline(tint, BOX)
         drawn = decode(out / row["overlay"]).pixels.astype(int)
         # up to the arithmetic of batches of another size
         assert np.abs(drawn - expected).max() <= 3

@@ -1,4 +1,4 @@
-"""fit, pretrain, calibrate, refine: the commands that make artifacts, and what they print."""
+"""fit, pretrain, refine: the commands that make artifacts by learning, and what they print."""
 
 from __future__ import annotations
 
@@ -18,21 +18,24 @@ from blemish.cli.options import (
     Artifact,
     Backbone,
     Device,
+    Ignore,
     ImageSize,
     Json,
     Precision,
     Rate,
     Recipe,
     Resume,
+    Roi,
     Scales,
     Seed,
     Settings,
+    SmallestRegion,
     TimeBudget,
     Weights,
     Window,
 )
 from blemish.cli.status import BROKEN_PICTURES, WELL
-from blemish.errors import CollapseError, ConfigError
+from blemish.errors import CollapseError
 from blemish.files import check_writable, locked
 from blemish.types import silent
 
@@ -108,7 +111,10 @@ def fit(
     shots: Shots = None,
     false_alarm_rate: Rate = None,
     calibration_fraction: CalibrationFraction = None,
+    smallest_region: SmallestRegion = None,
     window: Window = None,
+    roi: Roi = None,
+    ignore: Ignore = None,
     time_budget: TimeBudget = None,
     resume: Resume = False,
     device: Device = "auto",
@@ -142,13 +148,14 @@ def _tell_fit(output: Path, manifest: Mapping[str, Any], log: Path | None, *, as
     """Answer with what was fitted; gives the exit status."""
     data = manifest["data"]
     places = _beside(log) if "pretraining" in manifest else {}
-    told = ("method", "recipe", "config", "categories", "shots", "threshold", "thresholds")
+    told = ("method", "recipe", "config", "categories", "shots")
     made = [name for name in ("pretraining", "training") if name in manifest]
     told_of_data = ("layout", "count", "copies", "nearly_same", "defects", "defects_layout")
     document = {
         "artifact": str(output),
         **places,
         **{key: manifest[key] for key in (*told, "seconds", *made)},
+        **words.thresholds_of(manifest),
         **{key: data[key] for key in (*told_of_data, "failures", "notes")},
     }
     written = f"Written: {output} in {manifest['seconds']:.1f} s"
@@ -167,6 +174,8 @@ def fit_lines(manifest: Mapping[str, Any]) -> Iterable[str]:
     yield f"Pictures: {data['count']} used{drawn}, {len(data['failures'])} broken"
     if data["defects"]:
         yield f"Defects learned from: {len(data['defects'])}; {data['defects_layout']}"
+    if area := words.area(manifest["preprocessing"]):
+        yield f"Looks at: {area}"
     yield from (f"  {line}" for line in words.alike(data))
     yield from words.broken(data["failures"])
     yield from words.notes(data.get("notes", {}))
@@ -253,69 +262,6 @@ def _pretraining_lines(told: Mapping[str, Any]) -> Iterable[str]:
     yield f"Health: {', '.join(readings)}"
 
 
-def calibrate(
-    artifact: Artifact,
-    output: Annotated[Path, Option("--output", "-o", help="The artifact to write.")],
-    good: Annotated[
-        list[Path] | None,
-        Argument(metavar="GOOD", help="Pictures of good parts that it was not fitted on."),
-    ] = None,
-    threshold: Annotated[
-        float | None,
-        Option(
-            metavar="SCORE",
-            help="Set this threshold by hand, for every category, in place of one from pictures: "
-            "it promises nothing.",
-        ),
-    ] = None,
-    false_alarm_rate: Rate = None,
-    scales: Scales = None,
-    device: Device = "auto",
-    precision: Precision = "auto",
-    json: Json = False,
-) -> int:
-    """Set a new threshold: from other pictures of good parts, or by hand."""
-    from blemish.detector.calibrate import recalibrate
-
-    by_hand = threshold is not None
-    if by_hand == bool(good) or (by_hand and false_alarm_rate is not None):
-        raise ConfigError(
-            "calibrate needs pictures of good parts, or the threshold itself: --threshold SCORE"
-        )
-    check_writable(output)
-    detector = options.loaded(artifact, device=device, precision=precision, scales=scales)
-    counts: dict[str, Any] = {}
-    if by_hand:
-        detector = detector.with_threshold(threshold)
-    else:
-        with console.progress() as progress:
-            detector, failures, left_out = recalibrate(
-                detector, good, false_alarm_rate=false_alarm_rate, progress=progress
-            )
-        counts["left_out"], counts["copies"] = left_out, detector.manifest["data"]["copies"]
-        counts["failures"] = [failure.to_dict() for failure in failures]
-    detector.save(output)
-    manifest = detector.manifest
-    thresholds = {key: manifest[key] for key in ("threshold", "thresholds")}
-    human = [
-        *([] if by_hand else _calibration_lines(manifest["threshold"]["n"], **counts)),
-        *words.threshold_lines(manifest),
-        f"Written: {output}",
-    ]
-    console.answer({"artifact": str(output), **thresholds, **counts}, human, as_json=json)
-    return BROKEN_PICTURES if counts.get("failures") else WELL
-
-
-def _calibration_lines(
-    used: int, *, left_out: int, copies: int, failures: Sequence[Mapping[str, Any]]
-) -> Iterable[str]:
-    """Which pictures a threshold comes from."""
-    known = f"{left_out} left out, the artifact was fitted on them; " if left_out else ""
-    twice = f"{copies} {'copy' if copies == 1 else 'copies'} of these; " if copies else ""
-    yield f"Pictures: {used} used; {known}{twice}{len(failures)} broken"
-    yield from words.broken(failures)
-
-
 def refine(
     artifact: Artifact,
     good: Annotated[
@@ -337,7 +283,7 @@ def refine(
     """Add newly confirmed good pictures and defects to an artifact of lda, and set its
     threshold anew."""
     from blemish.detector import refine as refining
-    from blemish.detector.predict import load
+    from blemish.detector.loading import load
 
     output = output or artifact
     check_writable(output)

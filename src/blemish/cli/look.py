@@ -16,6 +16,7 @@ from blemish.cli.console import facts, table
 from blemish.cli.options import Artifact, Device, ImageSize, Json, Precision, Weights, Window
 from blemish.cli.status import BROKEN_PICTURES, WELL
 from blemish.errors import ConfigError
+from blemish.text import printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -138,12 +139,21 @@ def artifact_facts(values: Mapping[str, Any]) -> Facts:
     window = seen["window"]
     pixels = f", pixel values {window[0]:g} to {window[1]:g}" if window else ""
     yield "input", f"{seen['height']}×{seen['width']} (height×width){pixels}"
+    if area := words.area(seen):
+        yield "looks at", area
     if values.get("categories"):
         yield "categories", ", ".join(values["categories"])
     common, others = words.thresholds(values)
     yield "threshold", common
     for other in others:
         yield "", other
+    if regions := values.get("regions"):
+        yield "regions above", words.thresholds(regions)[0]
+        if regions["smallest"]:
+            yield "", f"of {100 * regions['smallest']:.3g} % of the picture at least"
+    if parts := values.get("parts"):
+        yield "parts above", words.thresholds(parts, "parts")[0]
+        yield "", f"parts told by {printable(parts['pattern'])}"
     fitted, calibrated = len(data["fitted"]), len(data["calibrated"])
     yield "pictures", f"{fitted} fitted on, {calibrated} only calibrated on"
     if values.get("shots"):

@@ -52,7 +52,7 @@ def taken_by(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str
 
 def loaded(artifact: Path, *, device: str, precision: str, scales: str | None) -> Detector:
     """The detector in an artifact, looking at the sizes of --scales. Raises: ConfigError."""
-    from blemish.detector.predict import load
+    from blemish.detector.loading import load
 
     detector = load(artifact, device=device, precision=precision)
     if scales is None:
@@ -61,6 +61,16 @@ def loaded(artifact: Path, *, device: str, precision: str, scales: str | None) -
     if not all(side.strip().isdecimal() and 1 <= int(side) <= LARGEST_SIDE for side in sides):
         raise ConfigError(f"--scales {scales}: sides in pixels are needed, as in 224,320")
     return detector.with_scales([int(side) for side in sides])
+
+
+def within(detector: Detector, roi: Path | None, ignore: Path | None) -> tuple[Detector, str]:
+    """The detector narrowed to an area, and a text by which the area is known; "" for none.
+
+    Raises: ConfigError, ImageError.
+    """
+    narrowed = detector.within(roi, ignore)
+    told = narrowed.area.digest if narrowed.is_narrowed and narrowed.area else ""
+    return narrowed, told
 
 
 def overlay_side(text: str | None, output: Path | None) -> int | None:
@@ -149,6 +159,14 @@ Adapt = Annotated[
         "or episodic, each batch by itself. The threshold then guarantees nothing.",
     ),
 ]
+SmallestRegion = Annotated[
+    float | None,
+    Option(
+        metavar="SHARE",
+        help="The share of the picture that a region of its map has at least, to be shown and "
+        "counted; 0.001 for 0.1 %. [default: 0, or as it was]",
+    ),
+]
 Window = Annotated[
     Interval | None,
     Option(
@@ -156,6 +174,26 @@ Window = Annotated[
         parser=_interval,
         help="Range of the pixel values, for 16-bit and DICOM pictures.",
     ),
+]
+Roi = Annotated[
+    Path | None,
+    Option(
+        metavar="FILE",
+        help="Look only there: a mask picture (white = the area), or JSON with polygons "
+        "[[[x, y], …], …], x and y from 0 to 1.",
+    ),
+]
+Ignore = Annotated[Path | None, Option(metavar="FILE", help="Do not look there; as --roi.")]
+OnlyThere = Annotated[
+    Path | None,
+    Option(
+        metavar="FILE",
+        help="Score and show only what is there, as of `blemish fit`. The threshold stays that of "
+        "the artifact: fewer alarms, never more.",
+    ),
+]
+NotThere = Annotated[
+    Path | None, Option(metavar="FILE", help="Score and show nothing there; as --roi.")
 ]
 OverlaySize = Annotated[
     str | None,

@@ -10,8 +10,8 @@ from typer import Argument, Option
 
 from blemish import interrupts
 from blemish.cli import console, options, words
-from blemish.cli.judge import ByHand, Category
 from blemish.cli.options import Device, Json, Precision, Scales
+from blemish.cli.predict import ByHand, Category
 from blemish.cli.status import BROKEN_PICTURES, BY_SIGNAL, WELL
 from blemish.errors import ConfigError, unknown_name
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from blemish.text import printable
+from blemish.text import pluralize, printable
 
 _FAILURES_SHOWN, _NOTES_SHOWN = 10, 5
 
@@ -34,7 +34,14 @@ def notices(sentences: Iterable[str]) -> list[str]:
     return [printable(f"  notice: {sentence}") for sentence in sentences]
 
 
-def thresholds(manifest: Mapping[str, Any]) -> tuple[str, list[str]]:
+def area(preprocessing: Mapping[str, Any]) -> str:
+    """How much of a picture is looked at; "" where that is all of it."""
+    runs = preprocessing["area"]["runs"] if preprocessing.get("area") else [0, 1]
+    share = sum(runs[1::2]) / sum(runs)
+    return "" if share == 1 else f"{100 * share:.3g} % of the picture (--roi, --ignore)"
+
+
+def thresholds(manifest: Mapping[str, Any], of: str = "pictures") -> tuple[str, list[str]]:
     """The common threshold of a manifest with what it promises, and those of its categories."""
     common = manifest["threshold"]
     if common is None:
@@ -46,16 +53,50 @@ def thresholds(manifest: Mapping[str, Any]) -> tuple[str, list[str]]:
     others = [
         f"of {name}: none of its own: {own['reason']}"
         if own["value"] is None
-        else f"of {name}: {own['value']:.6g}, from its {own['n']} pictures"
+        else f"of {name}: {own['value']:.6g}, from its {own['n']} {of}"
         for name, own in manifest.get("thresholds", {}).items()
     ]
     return told, others
 
 
 def threshold_lines(manifest: Mapping[str, Any]) -> list[str]:
-    """The thresholds of a manifest, a line each."""
-    common, others = thresholds(manifest)
-    return [f"Threshold: {common}", *(f"  {other}" for other in others)]
+    """The thresholds of a manifest, a line each: of the image score and, below, of the regions and
+    of parts of several views."""
+    lines = []
+    for heading, of, units in (
+        ("Threshold", manifest, "pictures"),
+        ("Regions above", manifest.get("regions"), "pictures"),
+        ("Parts above", manifest.get("parts"), "parts"),
+    ):
+        if of:
+            common, others = thresholds(of, units)
+            lines += [f"{heading}: {common}", *(f"  {other}" for other in others)]
+    return lines
+
+
+def thresholds_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The thresholds of a manifest for the JSON document, without what they come from."""
+    told = ("smallest", "threshold", "thresholds")
+    regions, parts = manifest.get("regions"), manifest.get("parts") or {}
+    sources = ("scores", "scores_by_category")
+    return {
+        "threshold": manifest["threshold"],
+        "thresholds": manifest["thresholds"],
+        "regions": None if regions is None else {key: regions[key] for key in told},
+        "part_thresholds": {key: one for key, one in parts.items() if key not in sources} or None,
+    }
+
+
+def of_whole_parts(parts: Mapping[str, Any] | None) -> Iterable[str]:
+    """Which parts of several views the threshold of a manifest's `parts` comes from."""
+    if not parts:
+        return
+    views = f"{parts['fewest']} to {parts['most']}"
+    views = f"{parts['most']}" if parts["fewest"] == parts["most"] else views
+    left_out = f"; {parts['left_out']} not whole, left out" if parts["left_out"] else ""
+    copies = f"; {parts['copies']} with the same pictures as another" if parts["copies"] else ""
+    alone = f"; {pluralize(parts['ungrouped'], 'picture')} of no part" if parts["ungrouped"] else ""
+    yield f"Parts: {len(parts['scores'])} used, of {views} views{left_out}{copies}{alone}"
 
 
 def alike(data: Mapping[str, Any]) -> Iterable[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 import cv2
@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from blemish.config import LARGEST, Finite, Length, Range, Side, check
+from blemish.area import Area
+from blemish.config import LARGEST, NEW, Finite, Length, Range, Side, check
 from blemish.errors import ConfigError
 from blemish.images import Picture
 
@@ -28,6 +29,8 @@ class Preprocessing:
         mean, std: of the normalisation, per channel, for pixels in [0, 1].
         window: (lo, hi) mapped linearly to 0…1 when decoding; None = 8-bit as it is, 16-bit over
             its full range.
+        area: where it is looked at: pixels outside become `mean` before anything else is done;
+            None = everywhere.
     """
 
     height: Side
@@ -35,6 +38,7 @@ class Preprocessing:
     mean: Colours
     std: Spreads
     window: Annotated[tuple[Finite, ...], Length(2, 2)] | None = None
+    area: Area | None = field(default=None, metadata={NEW: True})
 
     def __post_init__(self) -> None:
         check(self)
@@ -55,15 +59,15 @@ class Preprocessing:
 def prepare(
     picture: Picture, preprocessing: Preprocessing, *, angle: float = 0.0, flip: bool = False
 ) -> Tensor:
-    """float32 3 H W, resized (area averaging when shrinking, bilinear when growing), rotated,
-    mirrored, normalised.
+    """float32 3 H W, without what lies outside the area, resized (area averaging when shrinking,
+    bilinear when growing), rotated, mirrored, normalised.
 
     Args:
         angle: degrees counter-clockwise about the centre; corners that come into view are filled by
             mirroring.
         flip: whether what was rotated is then mirrored left to right.
     """
-    pixels = picture.pixels
+    pixels = _within(picture.pixels, preprocessing)
     height, width = pixels.shape[:2]
     target = (preprocessing.width, preprocessing.height)
     if (width, height) != target:
@@ -80,6 +84,23 @@ def prepare(
     factor = 1.0 / (np.asarray(preprocessing.std, dtype=np.float32) * scale)
     normalised = (pixels.astype(np.float32) - mean) * factor
     return torch.from_numpy(np.ascontiguousarray(normalised.transpose(2, 0, 1)))
+
+
+def _within(pixels: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
+    """H W 3 with the mean colour outside the area; a copy, unless all of it is inside.
+
+    Before resizing: a pixel of the smaller picture would mix what is inside with what is not.
+    """
+    if preprocessing.area is None:
+        return pixels
+    height, width = pixels.shape[:2]
+    outside = ~preprocessing.area.mask(height, width)
+    if not outside.any():
+        return pixels
+    mean = np.asarray(preprocessing.mean, dtype=np.float32)
+    kept = pixels.copy()
+    kept[outside] = np.rint(mean * 255) if pixels.dtype == np.uint8 else mean
+    return kept
 
 
 def rotate(pixels: np.ndarray, angle: float) -> np.ndarray:

@@ -13,22 +13,31 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 
 from blemish.data.copies import nearly_same
-from blemish.data.pictures import good_pictures
+from blemish.data.pictures import Pictures, good_pictures, labelled_defects
 from blemish.data.stream import Found, PictureStream
+from blemish.detector.parts import grouped, part_thresholds, pattern_of
 from blemish.detector.predict import Detector
 from blemish.detector.thresholds import Method as CalibrationMethod
-from blemish.detector.thresholds import Threshold, calibrate
+from blemish.detector.thresholds import (
+    Of,
+    PartThresholds,
+    RegionThresholds,
+    Threshold,
+    calibrate,
+    for_misses,
+)
 from blemish.errors import DataError
 from blemish.methods import Method
 from blemish.methods.base import reported
 from blemish.methods.capabilities import LeavesOneOut
+from blemish.regions import region_level
 from blemish.types import Failure, Progress, silent
 
 DEFAULT_RATE = 0.05
@@ -60,7 +69,9 @@ class Calibration:
 
     Attributes:
         scale: (low, high) of the heatmaps' colours, from the maps of normal pictures.
-        scores, categories: of each picture that counts.
+        scores, levels, categories: of each picture that counts: its score, the level above which
+            its map shows a region (`blemish.regions.region_level`), and what it shows.
+        smallest_region: the share of a picture that a region has at least.
         copies: how many pictures do not count because another of the same content does, or was
             learned from.
         nearly_same: how many of those that count look nearly like another one of them.
@@ -69,50 +80,78 @@ class Calibration:
 
     scale: tuple[float, float]
     scores: Sequence[float]
+    levels: Sequence[float]
     categories: Sequence[str]
     copies: int
+    smallest_region: float = 0.0
     nearly_same: int = 0
     alike: bool = False
-
-    def by_category(self, names: Iterable[str]) -> dict[str, tuple[float, ...]]:
-        """The scores of each category."""
-        pairs = list(zip(self.categories, self.scores, strict=True))
-        return {
-            name: tuple(score for category, score in pairs if category == name) for name in names
-        }
 
     def fields(
         self, plan: Plan, rate: float, names: Iterable[str], *, required: bool
     ) -> dict[str, Any]:
         """What the manifest says of the thresholds: the common one and that of each category,
-        without a value where its pictures are too few for that, and the scores that they are from.
+        without a value where its pictures are too few for that, and the scores that they are from;
+        of the image score, and in the same way of the regions.
 
         Raises: CalibrationError where the common one is required and cannot be had.
         """
-        by_category = self.by_category(names)
-        common: Threshold | None = None
-        thresholds: dict[str, Threshold] = {}
-        if plan.method is not None:
-            remark = ""
-            if self.alike:
-                remark = f"all {self.copies + 1} pictures have the same content"
-            elif self.copies:
-                remark = f"{self.copies} more are copies, which count once"
-            common = calibrate(
-                self.scores, rate, method=plan.method, required=required, remark=remark
-            )
-            for name, own in by_category.items():
-                threshold = calibrate(own, rate, method=plan.method, required=False)
-                if threshold.value is None and common.value is not None:
-                    reason = f"{threshold.reason}; the common threshold is used"
-                    threshold = dataclasses.replace(threshold, reason=reason)
-                thresholds[name] = threshold
+        names = list(names)
+        of_scores, of_levels = (
+            {
+                name: tuple(
+                    value
+                    for category, value in zip(self.categories, values, strict=True)
+                    if category == name
+                )
+                for name in names
+            }
+            for values in (self.scores, self.levels)
+        )
+        common, own = self._thresholds(plan, rate, self.scores, of_scores, "alarm", required)
+        of_regions = self._thresholds(plan, rate, self.levels, of_levels, "region", required)
         return {
             "threshold": common,
-            "thresholds": thresholds,
+            "thresholds": own,
             "calibration_scores": tuple(self.scores),
-            "calibration_scores_by_category": by_category,
+            "calibration_scores_by_category": of_scores,
+            "regions": RegionThresholds(
+                smallest=self.smallest_region,
+                threshold=of_regions[0],
+                thresholds=of_regions[1],
+                levels=tuple(self.levels),
+                levels_by_category=of_levels,
+            ),
         }
+
+    def _thresholds(
+        self,
+        plan: Plan,
+        rate: float,
+        values: Sequence[float],
+        by_category: Mapping[str, Sequence[float]],
+        of: Of,
+        required: bool,
+    ) -> tuple[Threshold | None, dict[str, Threshold]]:
+        """The common threshold of what the pictures gave, and that of each category."""
+        if plan.method is None:
+            return None, {}
+        remark = ""
+        if self.alike:
+            remark = f"all {self.copies + 1} pictures have the same content"
+        elif self.copies:
+            remark = f"{self.copies} more are copies, which count once"
+        common = calibrate(
+            values, rate, method=plan.method, required=required, remark=remark, of=of
+        )
+        thresholds: dict[str, Threshold] = {}
+        for name, own in by_category.items():
+            threshold = calibrate(own, rate, method=plan.method, required=False, of=of)
+            if threshold.value is None and common.value is not None:
+                reason = f"{threshold.reason}; the common threshold is used"
+                threshold = dataclasses.replace(threshold, reason=reason)
+            thresholds[name] = threshold
+        return common, thresholds
 
 
 @dataclass(frozen=True)
@@ -126,7 +165,13 @@ class Seen:
 
 @torch.inference_mode()
 def calibrated(
-    method: Method, plan: Plan, learned: Seen, held: Seen, progress: Progress
+    method: Method,
+    plan: Plan,
+    learned: Seen,
+    held: Seen,
+    progress: Progress,
+    *,
+    smallest_region: float = 0.0,
 ) -> tuple[Calibration, Found]:
     """What the held-out pictures score, or the training pictures each left out in turn.
 
@@ -137,7 +182,7 @@ def calibrated(
     Returns: the evidence, and what was found of the pictures held out.
     """
     if plan.method == "split conformal" and held.stream.sources:
-        scores, scale, found = _scored(method, held.stream, progress)
+        scored, scale, found = _scored(method, held.stream, progress, smallest_region)
         known = set(learned.found.digests.values())
         counted = [
             at for at in sorted(set(found.originals.values())) if found.digests[at] not in known
@@ -150,19 +195,22 @@ def calibrated(
         able = isinstance(method, LeavesOneOut) and method.leaves_one_out()
         left_out = able and len(different) > method.minimum_images
         one_out = left_out and plan.method == "leave-one-out"
-        kept = method.good_scores() if one_out and isinstance(method, LeavesOneOut) else None
         # Where they only set the scale, some evenly from all: they may be sorted by category.
-        every = 1 if one_out and kept is None else max(1, -(-len(different) // _SCALE_PICTURES))
+        every = 1 if one_out else max(1, -(-len(different) // _SCALE_PICTURES))
         some = learned.stream.only(different[::every])
-        scores, scale, _ = _scored(method, some, progress, left_out=left_out)
-        scores = scores if kept is None else kept
+        scored, scale, _ = _scored(method, some, progress, smallest_region, left_out=left_out)
+        # What is kept was measured as it learned, and is what `refine` goes on from.
+        kept = method.good_scores() if one_out and isinstance(method, LeavesOneOut) else None
+        scored = {at: (one if kept is None else kept[at], two) for at, (one, two) in scored.items()}
         of_category = Counter(categories[at] for at in different)
         counted = [at for at in different if one_out and of_category[categories[at]] > 1]
         copies = len(learned.found.digests) - len(different)
         alike, found = len(different) == 1 and copies > 0, Found()
     calibration = Calibration(
         scale=scale,
-        scores=[scores[at] for at in counted],
+        scores=[scored[at][0] for at in counted],
+        levels=[scored[at][1] for at in counted],
+        smallest_region=smallest_region,
         categories=[categories[at] for at in counted],
         copies=copies,
         nearly_same=nearly_same([thumbnails[at] for at in counted if at in thumbnails]),
@@ -172,10 +220,16 @@ def calibrated(
 
 
 def _scored(
-    method: Method, stream: PictureStream, progress: Progress, *, left_out: bool = False
-) -> tuple[Mapping[int, float], tuple[float, float], Found]:
-    """The score of each picture of a stream, the scale of their heatmaps, and what was found."""
-    scores: dict[int, float] = {}
+    method: Method,
+    stream: PictureStream,
+    progress: Progress,
+    smallest_region: float,
+    *,
+    left_out: bool = False,
+) -> tuple[Mapping[int, tuple[float, float]], tuple[float, float], Found]:
+    """The score and the level of the regions of each picture of a stream, the scale of their
+    heatmaps, and what was found."""
+    scored: dict[int, tuple[float, float]] = {}
     samples: list[np.ndarray] = []
     reading = stream.on(method.backbone.device)
     for batch in reported(reading, "calibrating", stream.rows, progress):
@@ -183,13 +237,16 @@ def _scored(
             found = method.score_left_out(batch)
         else:
             found = method.score(batch.images)
-        scores |= dict(zip(batch.owners.tolist(), found.image.float().cpu().tolist(), strict=True))
-        samples.append(found.maps.float().cpu().numpy()[:, ::4, ::4].ravel())
+        maps = found.maps.float().cpu().numpy()
+        levels = [region_level(one, smallest_region) for one in maps]
+        pairs = zip(found.image.float().cpu().tolist(), levels, strict=True)
+        scored |= dict(zip(batch.owners.tolist(), pairs, strict=True))
+        samples.append(maps[:, ::4, ::4].ravel())
     scale = (0.0, 1.0)
     if samples:
         low, high = np.quantile(np.concatenate(samples), [0.5, 0.999])
         scale = (float(low), float(low) + 2 * max(float(high - low), 1e-6))
-    return scores, scale, reading.found
+    return scored, scale, reading.found
 
 
 def recalibrate(
@@ -197,6 +254,8 @@ def recalibrate(
     good: Any,
     *,
     false_alarm_rate: float | None = None,
+    smallest_region: float | None = None,
+    group_by: str | None = None,
     progress: Progress = silent,
 ) -> tuple[Detector, list[Failure], int]:
     """The detector with thresholds from other normal pictures (split conformal).
@@ -205,11 +264,55 @@ def recalibrate(
     counts once (`data.copies`). A detector for several categories gets a threshold for each and a
     common one, for which alone pictures count whose category is not known to it, or not given.
 
+    Args:
+        smallest_region: as of `fit`; None = as it was.
+        group_by: of parts of several views a threshold, too, in which whole parts count: the
+            regular expression that finds a part's name in the paths, as of `parts.judge`.
     Returns: the detector, the pictures that could not be decoded, and how many were left out.
-    Raises: DataError where no picture is left, or none of a category; CalibrationError.
+    Raises: DataError where no picture is left, or none of a category; CalibrationError; ConfigError
+        as `parts.judge`.
     """
     pictures = good_pictures(good)
+    paths = [str(sample.path) for sample in pictures.samples]
+    if group_by is not None:
+        grouped(paths, pattern_of(group_by))  # refuses before any work
     names = detector.categories
+    categories = _categories(pictures, names)
+    if smallest_region is None:
+        smallest_region = detector.smallest_region
+    pass_ = _new_scores(detector, pictures.sources, categories, smallest_region, progress)
+    if not pass_.counted:
+        raise DataError(
+            "no picture is left to calibrate on: all were used for fitting or could not be read"
+        )
+    scores, levels, of_each = zip(*pass_.counted.values(), strict=True)
+    calibration = Calibration(
+        scale=detector.map_scale,
+        scores=scores,
+        levels=levels,
+        smallest_region=smallest_region,
+        categories=of_each,
+        copies=pass_.copies,
+    )
+    rate = DEFAULT_RATE if false_alarm_rate is None else false_alarm_rate
+    parts = None
+    if group_by is not None:
+        scored = {digest: (score, name) for digest, (score, _, name) in pass_.counted.items()}
+        parts = part_thresholds(group_by, paths, pass_.contents, scored, rate, names)
+    plan = Plan(1.0, "split conformal")
+    fields = _of_views(calibration.fields(plan, rate, names, required=True), parts)
+    data = dataclasses.replace(
+        detector.record.data,
+        calibrated=tuple(pass_.counted),
+        copies=pass_.copies,
+        nearly_same=0,  # which is not looked for
+    )
+    record = dataclasses.replace(detector.record, data=data, parts=parts, **fields)
+    return Detector(detector.method, record), pass_.failures, pass_.left_out
+
+
+def _categories(pictures: Pictures, names: Sequence[str]) -> list[str]:
+    """The category of each, "" for what is none of `names`. Raises: DataError where one lacks."""
     categories = [name if name in names else "" for name in pictures.categories]
     missing = sorted(set(names) - set(categories))
     if missing and any(categories):
@@ -217,37 +320,97 @@ def recalibrate(
             f"no picture of {', '.join(missing)} is among those to calibrate on, and the common "
             "threshold is of all categories together; give pictures of every category"
         )
-    known = detector.learned
-    counted: dict[str, tuple[float, str]] = {}  # by content: score and category
-    failures: list[Failure] = []
-    left_out = copies = 0
-    results = zip(categories, detector.predict_many(pictures.sources), strict=True)
+    return categories
+
+
+def _of_views(fields: dict[str, Any], parts: PartThresholds | None) -> dict[str, Any]:
+    """The fields of `Calibration.fields`, which say of pictures that these are views of parts."""
+    if parts is None:
+        return fields
+    remark = (
+        f" The pictures are views of {len(parts.scores)} parts, not drawn each by itself: for "
+        "single pictures this holds nearly, the better the more parts there are."
+    )
+
+    def said(one: Threshold | None) -> Threshold | None:
+        if one is None or one.value is None:
+            return one
+        return dataclasses.replace(one, guarantee=one.guarantee + remark)
+
+    def of(thresholds: Mapping[str, Threshold]) -> dict[str, Threshold | None]:
+        return {name: said(one) for name, one in thresholds.items()}
+
+    regions = fields["regions"]
+    told = {"threshold": said(regions.threshold), "thresholds": of(regions.thresholds)}
+    return {
+        **fields,
+        "threshold": said(fields["threshold"]),
+        "thresholds": of(fields["thresholds"]),
+        "regions": dataclasses.replace(regions, **told),
+    }
+
+
+def recalibrate_on_defects(
+    detector: Detector, anomalies: Any, *, miss_rate: float, progress: Progress = silent
+) -> tuple[Detector, list[Failure], int]:
+    """The detector with one threshold for all categories that misses at most a share of defects.
+
+    Those that it has learned from are recognised by content and left out, as are copies. Its
+    regions, and its calibration scores, stay as they are.
+
+    Args:
+        anomalies: labelled defects, named as for `blemish.fit`.
+        miss_rate: the share of new defects like these that may be missed, in (0, 1).
+    Returns: the detector, the pictures that could not be decoded, and how many were left out.
+    Raises: DataError where no picture is left; CalibrationError where they are too few.
+    """
+    defects = labelled_defects(anomalies)
+    none = [""] * len(defects.sources)
+    pass_ = _new_scores(detector, defects.sources, none, 0.0, progress)
+    if not pass_.counted:
+        raise DataError("no labelled defect is left: all were learned from or could not be read")
+    threshold = for_misses([score for score, *_ in pass_.counted.values()], miss_rate)
+    return detector.with_threshold(threshold), pass_.failures, pass_.left_out
+
+
+@dataclass
+class _Pass:
+    """What a pass over new pictures gave.
+
+    Attributes:
+        counted: by content: the score, the level of the regions, and the category.
+        contents: of each picture in turn its content; None for those not read.
+        failures: those not read. left_out: how many are known. copies: how many come again.
+    """
+
+    counted: dict[str, tuple[float, float, str]] = field(default_factory=dict)
+    contents: list[str | None] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    left_out: int = 0
+    copies: int = 0
+
+
+def _new_scores(
+    detector: Detector,
+    sources: Sequence[Any],
+    categories: Sequence[str],
+    smallest_region: float,
+    progress: Progress,
+) -> _Pass:
+    """The scores of pictures that the detector has not learned from, each content once."""
+    detector.check_whole("calibrate")
+    known, made = detector.learned, _Pass()
+    results = zip(categories, detector.predict_many(sources), strict=True)
     for done, (category, result) in enumerate(results, start=1):
-        progress("scoring", done, len(pictures.sources))
+        progress("scoring", done, len(sources))
+        made.contents.append(None if isinstance(result, Failure) else result.digest)
         if isinstance(result, Failure):
-            failures.append(result)
+            made.failures.append(result)
         elif result.digest in known:
-            left_out += 1
-        elif result.digest in counted:
-            copies += 1
+            made.left_out += 1
+        elif result.digest in made.counted:
+            made.copies += 1
         else:
-            counted[result.digest] = result.score, category
-    if not counted:
-        raise DataError(
-            "no picture is left to calibrate on: all were used for fitting or could not be read"
-        )
-    scores, of_each = zip(*counted.values(), strict=True)
-    calibration = Calibration(
-        scale=detector.map_scale, scores=scores, categories=of_each, copies=copies
-    )
-    rate = DEFAULT_RATE if false_alarm_rate is None else false_alarm_rate
-    plan = Plan(1.0, "split conformal")
-    fields = calibration.fields(plan, rate, names, required=True)
-    data = dataclasses.replace(
-        detector.record.data,
-        calibrated=tuple(counted),
-        copies=copies,
-        nearly_same=0,  # which is not looked for
-    )
-    record = dataclasses.replace(detector.record, data=data, **fields)
-    return Detector(detector.method, record), failures, left_out
+            level = region_level(result.anomaly_map, smallest_region)
+            made.counted[result.digest] = result.score, level, category
+    return made

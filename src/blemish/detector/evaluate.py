@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from blemish.detector.predict import Detector
 from blemish.errors import BlemishError, DataError, ImageError
 from blemish.images import within_memory
 from blemish.methods.adaptation import Mode
+from blemish.metrics.detections import DetectionMetrics
 from blemish.metrics.ranking import auroc, average_precision, best_f1, confusion
 from blemish.metrics.regions import PixelMetrics, PixelResult, StreamingPixelMetrics
 from blemish.types import (
@@ -35,6 +36,7 @@ from blemish.types import (
 
 # Beyond this the constant-memory mode is used: exact metrics would need more than 2 GB.
 _EXACT_PIXELS = 400_000_000
+_LEVELS = 32  # of the curve of found defects against false regions
 
 
 def evaluate(
@@ -50,7 +52,7 @@ def evaluate(
     """Image and pixel metrics on the labelled test pictures of a data set.
 
     Pictures that it was fitted or calibrated on are recognised by content and left out. Each is
-    judged by the threshold of its category where the detector has one.
+    judged by its category's threshold, if any. Pixels outside the area are in no pixel metric.
 
     Args:
         data: a path in any layout with labels, or a Dataset; without a test split all of it counts.
@@ -137,7 +139,10 @@ class _PixelGroups:
         self._exact = exact
         low, high = detector.map_scale
         self._range = (low - 10 * (high - low), high + 30 * (high - low))
-        self._normals: list[tuple[np.ndarray, str]] = []
+        unit = (high - low) / 2  # from the middle of a normal map to its highest
+        levels = low + unit * np.geomspace(0.25, 16, _LEVELS)
+        self.detections = DetectionMetrics(levels)
+        self._normals: list[tuple[np.ndarray, np.ndarray | None, str]] = []
         self._groups: dict[tuple[str, str, str], PixelMetrics | StreamingPixelMetrics] = {}
 
     def compare(
@@ -158,13 +163,31 @@ class _PixelGroups:
                 height, width = result.size if resolution is None else (resolution, resolution)
                 size = (width, height)
                 heatmap = cv2.resize(result.anomaly_map, size, interpolation=cv2.INTER_LINEAR)
-                self._add(sample, heatmap, marked(sample, height, width, mask=mask))
+                truth, area = marked(sample, height, width, mask=mask), result.area
+                inside = None if area is None else area.mask(height, width)
+                self._add(sample, heatmap, truth, inside)
+                if result.regions is not None:
+                    truth = marked(sample, *result.size, mask=mask)
+                    if truth is not None and area is not None:
+                        truth = truth & area.mask(*result.size)
+                    self.detections.add(
+                        result.anomaly_map,
+                        truth,
+                        [region.mask for region in result.regions],
+                        smallest=result.smallest_region,
+                    )
         except BlemishError as error:
             self.unmasked += 1
             source = getattr(error, "source", str(sample.mask or sample.path))
             yield Failure(source=source, reason=getattr(error, "reason", str(error)))
 
-    def _add(self, sample: Sample, anomaly_map: np.ndarray, mask: np.ndarray | None) -> None:
+    def _add(
+        self,
+        sample: Sample,
+        anomaly_map: np.ndarray,
+        mask: np.ndarray | None,
+        inside: np.ndarray | None,
+    ) -> None:
         keys = {("all", "", ""), ("category", sample.category, "")}
         if sample.group:
             keys.add(("group", sample.group, ""))
@@ -177,9 +200,9 @@ class _PixelGroups:
                 self._groups[key] = (
                     PixelMetrics() if exact else StreamingPixelMetrics(*self._range, bins=1 << 20)
                 )
-            self._groups[key].add(anomaly_map, mask)
+            self._groups[key].add(anomaly_map, mask, inside)
         if sample.label == NORMAL and self._exact:
-            self._normals.append((anomaly_map, sample.category))
+            self._normals.append((anomaly_map, inside, sample.category))
 
     def result(self, kind: str, name: str = "", defect: str = "") -> PixelResult | None:
         group = self._groups.get((kind, name, defect))
@@ -188,9 +211,9 @@ class _PixelGroups:
         if kind == "defect":
             if not self._exact:
                 return None  # would need every normal map once more for each defect type
-            for anomaly_map, shown in self._normals:
+            for anomaly_map, inside, shown in self._normals:
                 if shown == name:
-                    group.add(anomaly_map, None)
+                    group.add(anomaly_map, None, inside)
         return group.compute()
 
     def auroc_of_anomalous(self, group: str = "") -> float | None:
@@ -262,6 +285,7 @@ def _summary(
             if name
         },
         votes=_votes(rows, truth),
+        regions=_regions(pixels),
         threshold=limit,
         confusion=None if limit is None else confusion([row["label"] for row in rows], truth),
         rows=tuple(rows),
@@ -289,6 +313,18 @@ def _by_defect(
             name = defect if len(categories) == 1 else f"{category}/{defect}"
             found[name] = _group([*normal, *shown], pixels, "defect", category, defect)
     return found
+
+
+def _regions(pixels: _PixelGroups | None) -> dict[str, Any] | None:
+    """As `Evaluation.regions`."""
+    found = None if pixels is None else pixels.detections.compute()
+    if found is None or not found.pictures:
+        return None
+    return {
+        **asdict(found),
+        "region_recall": found.region_recall,
+        "false_per_picture": found.false_regions / found.pictures,
+    }
 
 
 def _votes(rows: Sequence[Mapping[str, Any]], truth: np.ndarray) -> dict[str, float] | None:

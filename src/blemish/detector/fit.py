@@ -61,7 +61,10 @@ def fit(
     shots: int | None = None,
     false_alarm_rate: float | None = None,
     calibration_fraction: float | None = None,
+    smallest_region: float | None = None,
     window: tuple[float, float] | None = None,
+    roi: Any = None,
+    ignore: Any = None,
     device: str = "auto",
     precision: str = "auto",
     batch_size: int = BATCH_SIZE,
@@ -90,6 +93,7 @@ def fit(
         anomalies=anomalies, anomaly_count=anomaly_count, anomaly_type=anomaly_type,
         seed=seed, shots=shots, window=window, batch_size=batch_size,
         false_alarm_rate=false_alarm_rate, calibration_fraction=calibration_fraction,
+        smallest_region=smallest_region or 0.0, roi=roi, ignore=ignore,
         device=device, precision=precision, time_budget=time_budget, checkpoint=checkpoint,
         resume=resume, log=log, progress=progress,
     )  # fmt: skip
@@ -117,7 +121,14 @@ def _fitted(request: Request) -> Detector:
         outcome = _learn(request, built, parts, outcome)
         learned = Seen(parts.scored, parts.kept.categories, outcome.good)
         held_out = Seen(parts.held_out, parts.held.categories, Found())
-        calibration, held = calibrated(method, parts.plan, learned, held_out, request.progress)
+        calibration, held = calibrated(
+            method,
+            parts.plan,
+            learned,
+            held_out,
+            request.progress,
+            smallest_region=request.smallest_region,
+        )
     if isinstance(method, LeavesOneOut):
         method.end_leaving_out()
     record = _record(request, built, parts, outcome, calibration, held)
@@ -165,10 +176,13 @@ def _build(request: Request, good: Pictures) -> _Built:
     layers = backbone.check_layers(config.layers or request.kind.usual_layers(backbone))
     config = dataclasses.replace(config, image_size=(height, width), layers=layers)
     preprocessing = Preprocessing(
-        height=height, width=width, mean=backbone.mean, std=backbone.std, window=request.window
-    )
+        height=height, width=width, mean=backbone.mean, std=backbone.std, window=request.window,
+        area=request.area,
+    )  # fmt: skip
+    method = request.kind(config, backbone)
+    method.set_area(request.area)
     return _Built(
-        method=request.kind(config, backbone),
+        method=method,
         preprocessing=preprocessing,
         device=device,
         precision=precision,
@@ -251,6 +265,7 @@ def _pretrain(request: Request, built: _Built, parts: _Parts) -> tuple[_Built, P
         parts.kept.sources,
         config,
         window=request.window,
+        area=request.area,
         precision=built.precision,
         minutes=None if request.time_budget is None else request.time_budget / 2,
         checkpoint=files[1],
@@ -259,6 +274,7 @@ def _pretrain(request: Request, built: _Built, parts: _Parts) -> tuple[_Built, P
         progress=lambda stage, done, total: request.progress(f"encoder: {stage}", done, total),
     )
     method = request.kind(built.method.config, backbone)
+    method.set_area(request.area)
     return dataclasses.replace(built, method=method), record
 
 

@@ -18,7 +18,7 @@ from blemish.compute import Precision
 from blemish.config import Count, Length, Matching, NotNegative, Range, Seed
 from blemish.data.transforms import Preprocessing
 from blemish.detector.categories import CategoryFeatures
-from blemish.detector.thresholds import Threshold
+from blemish.detector.thresholds import PartThresholds, RegionThresholds, Threshold
 from blemish.errors import ArtifactError, BlemishError, ConfigError
 from blemish.methods.earlier import manifest_of_today
 from blemish.training import Training
@@ -30,7 +30,7 @@ Fingerprint = Annotated[str, Matching("[0-9a-f]{64}", "a SHA-256 in hexadecimal"
 Score = Annotated[float, Range(-3.4e38, 3.4e38)]
 Few = Annotated[int, Range(1, 2**31)]
 # Fields that are left out where there is nothing to say.
-_LEFT_OUT = {"pretraining", "training", "category_features", "refined"}
+_LEFT_OUT = {"pretraining", "training", "category_features", "refined", "regions", "parts"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +138,8 @@ class Manifest(Origin):
         map_scale: (low, high) of the heatmaps' colours.
         threshold, thresholds: the common one, and that of each category.
         calibration_scores, calibration_scores_by_category: what the thresholds come from.
+        regions: the same of the regions of a map; None in artifacts from before there were any.
+        parts: the same of parts of several views; None where it was not calibrated on such.
         data: the pictures. pretraining, training: how these went, where there were any.
         refined: what was added later.
         other: what other versions of blemish have added, as it is.
@@ -160,6 +162,8 @@ class Manifest(Origin):
     thresholds: Mapping[str, Threshold] = field(default_factory=dict)
     calibration_scores: tuple[Score, ...] = ()
     calibration_scores_by_category: Mapping[str, tuple[Score, ...]] = field(default_factory=dict)
+    regions: RegionThresholds | None = None
+    parts: PartThresholds | None = None
     pretraining: Pretraining | None = None
     training: Training | None = None
     category_features: CategoryFeatures | None = None
@@ -173,9 +177,15 @@ class Manifest(Origin):
                 "map_scale: two numbers are needed, the lower one first, got "
                 f"{list(self.map_scale)}"
             )
+        regions = self.regions or RegionThresholds()
+        parts = self.parts or PartThresholds(pattern="", threshold=None)
         for name, mapping in (
             ("thresholds", self.thresholds),
             ("calibration_scores_by_category", self.calibration_scores_by_category),
+            ("regions.thresholds", regions.thresholds),
+            ("regions.levels_by_category", regions.levels_by_category),
+            ("parts.thresholds", parts.thresholds),
+            ("parts.scores_by_category", parts.scores_by_category),
         ):
             if strange := sorted(set(mapping) - set(self.categories)):
                 raise ConfigError(
@@ -228,7 +238,7 @@ def read_manifest(path: object, values: Mapping[str, Any]) -> Manifest:
         written["backbone.spec"] = (BackboneSpec, values["backbone"]["spec"])
         for place, (kind, given) in written.items():
             for each in fields(kind):
-                if each.name not in given and each.name != "offsets":
+                if each.name not in given and each.name != "offsets" and not config.is_new(each):
                     raise ConfigError(f"{place}.{each.name}: is missing")
         if record.categories and "thresholds" not in values:
             raise ConfigError("thresholds: is missing")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
@@ -15,18 +16,14 @@ from torch import Tensor
 
 from blemish import artifact
 from blemish import config as configs
-from blemish.backbones import Backbone, hollow, restore
-from blemish.compute import pick_device, pick_precision
-from blemish.config import short
+from blemish.data.areas import read_area
 from blemish.data.stream import map_ahead, of_picture
 from blemish.data.transforms import Preprocessing, prepare
 from blemish.detector.categories import features
-from blemish.detector.manifest import BackboneRecord, Manifest, read_manifest, undescribed
+from blemish.detector.manifest import BackboneRecord, Manifest
 from blemish.detector.sources import chunks, expanded, opened, several
-from blemish.detector.thresholds import Threshold, by_hand, verdict
+from blemish.detector.thresholds import RegionThresholds, Threshold, by_hand, p_value, verdict
 from blemish.errors import (
-    ArtifactError,
-    BlemishError,
     ConfigError,
     DataError,
     ImageError,
@@ -34,15 +31,19 @@ from blemish.errors import (
     unknown_name,
 )
 from blemish.images import Picture, ran_out
-from blemish.methods import Method, adapter_of, at_scales, method_class
+from blemish.methods import Method, adapter_of, at_scales
 from blemish.methods.adaptation import Adapted, Mode
-from blemish.methods.earlier import tensors_of_today
+from blemish.methods.base import narrowed
 from blemish.types import Failure, Frame, Prediction, Sample, Scores
 
 BATCH_SIZE = 8
 ADAPTED_BATCH_SIZE = 32  # moments of fewer pictures say less
 AUTO = "auto"  # in place of a category's name
 COMMON = "category not known: judged by the common threshold of all categories"
+NARROWED = (
+    "only a part of it counts: the threshold is that of whole pictures, so that at most as many "
+    "good ones raise an alarm as it promises"
+)
 _NO_ROOM = (
     "could not be scored: there was not enough memory for it alone; free some, or fit at a smaller "
     "--image-size"
@@ -58,6 +59,7 @@ class Detector:
         method: the fitted network.
         record: everything that the artifact says of itself; manifest: the same, JSON-ready.
         preprocessing: how pictures reach the method.
+        area: where it looks, and shows what it found; None = everywhere. See `within`.
         threshold: with the false-alarm rate and its guarantee; its `value` is None where n was too
             small for the rate; None altogether where nothing was held out for it.
         categories: the names of what it was fitted on; empty for one kind of part.
@@ -67,14 +69,17 @@ class Detector:
     """
 
     def __init__(self, method: Method, record: Manifest) -> None:
+        method.set_area(record.preprocessing.area)
         self.method = method
         self.record = record
         self.manifest = record.to_dict()
         self.preprocessing = record.preprocessing
+        self.area = record.preprocessing.area
         self.threshold = record.threshold
         self.categories = record.categories
         self.thresholds = dict(record.thresholds)
         self.map_scale = (record.map_scale[0], record.map_scale[1])
+        self._calibration_scores = np.sort(np.array(record.calibration_scores, dtype=np.float64))
 
     @property
     def device(self) -> torch.device:
@@ -108,6 +113,27 @@ class Detector:
             raise unknown_name("category", category, self.categories)
         own = self.thresholds.get(category)
         return self.threshold if own is None or own.value is None else own
+
+    def region_threshold_for(self, category: str = "") -> Threshold | None:
+        """The score of the map above which regions of a picture of this category lie; None in
+        artifacts from before there were regions, and where nothing was held out for it.
+
+        Raises: ConfigError as `threshold_for`.
+        """
+        self.threshold_for(category)
+        return None if self.record.regions is None else self.record.regions.of(category)
+
+    @property
+    def smallest_region(self) -> float:
+        """The share of a picture that a region has at least."""
+        return 0.0 if self.record.regions is None else self.record.regions.smallest
+
+    def _scores_of(self, category: str) -> np.ndarray:
+        """The calibration scores that a picture of this category is compared with, rising."""
+        record, own = self.record, self.thresholds.get(category)
+        if own is None or own.value is None:
+            return self._calibration_scores
+        return np.sort(record.calibration_scores_by_category.get(category, ()))
 
     def predict(self, source: Any, category: str = "") -> Prediction:
         """Score, verdict and heatmap of one picture.
@@ -270,6 +296,9 @@ class Detector:
         images = torch.stack([one.tensor for one in loaded]).to(self.device)
         found = scored(images)
         judged = self._assigned(loaded, images)
+        if self.area is not None and self.is_narrowed:
+            fraction = self.method.config.top_fraction
+            found = replace(found, scores=narrowed(found.scores, self.area, fraction))
         scores = found.scores
         columns: dict[str, Iterable[Any]] = {
             "score": scores.image.float().cpu().tolist(),
@@ -312,37 +341,98 @@ class Detector:
                     f"{one.source}: the {what} is not finite; the detector or the picture is "
                     "damaged"
                 )
-        threshold = self.threshold_for(one.category or "")
+        category = one.category or ""
+        threshold = self.threshold_for(category)
         limit = None if threshold is None else threshold.value
+        region = self.region_threshold_for(category)
         return Prediction(
             source=one.source,
             threshold=limit,
+            p_value=None if found.adapted else p_value(values["score"], self._scores_of(category)),
+            region_threshold=None if region is None else region.value,
+            smallest_region=self.smallest_region,
+            background=self.map_scale[0],
             label=verdict(values["score"], limit),
             size=one.size,
             digest=one.digest,
-            notes=(*one.notes, found.note) if found.note else one.notes,
-            category=one.category or "",
+            notes=(*one.notes, *filter(None, [found.note, NARROWED if self.is_narrowed else ""])),
+            category=category,
             category_assigned=one.assigned,
             adapted=found.adapted,
             time=one.time,
+            area=self.area,
             **values,
         )
 
     def save(self, path: str | Path) -> Path:
-        """Write the artifact, whole or not at all. Raises: OutputError."""
+        """Write the artifact, whole or not at all. Raises: OutputError; ConfigError if narrowed."""
+        self.check_whole("save")
         state = {name: tensor.detach().cpu() for name, tensor in self.method.fitted_state().items()}
         return artifact.write(path, state, self.manifest)
 
     def with_threshold(self, threshold: Threshold | float | None) -> Detector:
-        """The same detector with another threshold, for every category: a number is one that was
-        set by hand.
+        """The same detector with another threshold, for every category and for parts of several
+        views: a number is one that was set by hand.
 
         Raises: NonFiniteError for a number that is NaN or infinite; ConfigError for what is no
             threshold.
         """
         if threshold is not None and not isinstance(threshold, Threshold):
             threshold = by_hand(threshold)
-        return Detector(self.method, replace(self.record, threshold=threshold, thresholds={}))
+        return self._with(replace(self.record, threshold=threshold, thresholds={}, parts=None))
+
+    def with_region_threshold(
+        self, threshold: Threshold | float | None, *, smallest: float | None = None
+    ) -> Detector:
+        """The same detector with another threshold of its regions, for every category: a number is
+        one that was set by hand.
+
+        Args: smallest: the share of the picture that a region has at least, in [0, 1); None = as
+            it was.
+        Raises: as `with_threshold`; ConfigError for a share out of range.
+        """
+        if threshold is not None and not isinstance(threshold, Threshold):
+            threshold = by_hand(threshold)
+        known = self.record.regions or RegionThresholds()
+        share = known.smallest if smallest is None else smallest
+        regions = replace(known, threshold=threshold, thresholds={}, smallest=share)
+        configs.check(regions)
+        return self._with(replace(self.record, regions=regions))
+
+    def within(self, roi: Any = None, ignore: Any = None) -> Detector:
+        """The same detector, which scores and shows only a part of each picture.
+
+        It looks at whole pictures as before, and the threshold stays: it raises an alarm only where
+        it did before, which every prediction notes. It can be neither saved nor calibrated.
+
+        Args: roi, ignore: as of `blemish.fit`, within the area that it was fitted with.
+        Raises: as `blemish.data.areas.read_area`; ConfigError for a method whose score is not that
+            of the map, and where nothing is left.
+        """
+        area = read_area(roi, ignore)
+        if area is None:
+            return self
+        if not self.method.scores_by_map:
+            raise ConfigError(
+                f"roi, ignore: the score of {self.method.name} with these settings is one of the "
+                "whole picture, which cannot be narrowed afterwards; name them at fit"
+            )
+        other = copy.copy(self)
+        other.area = area.within(self.area)
+        return other
+
+    @property
+    def is_narrowed(self) -> bool:
+        """Whether it shows less than it looks at: made by `within`."""
+        return self.area is not self.preprocessing.area
+
+    def check_whole(self, what: str) -> None:
+        """Raises: ConfigError for a detector that was narrowed, which cannot do this."""
+        if self.is_narrowed:
+            raise ConfigError(
+                f"{what}: the detector was narrowed by `within`; {what} the one before, or fit one "
+                "with roi and ignore"
+            )
 
     def with_scales(self, scales: Sequence[int]) -> Detector:
         """The same detector, looking at pictures in other sizes, each the side of a square.
@@ -366,8 +456,17 @@ class Detector:
             **describe(method, replace(self.preprocessing, height=height, width=width)),
             threshold=threshold,
             thresholds={},
+            calibration_scores=(),
+            calibration_scores_by_category={},
+            regions=None,
+            parts=None,
         )
-        return Detector(method, record)
+        return self._with(record, method)
+
+    def _with(self, record: Manifest, method: Method | None = None) -> Detector:
+        other = Detector(method or self.method, record)
+        other.area = self.area
+        return other
 
 
 @dataclass(frozen=True, slots=True)
@@ -383,86 +482,6 @@ class _Loaded:
     category: str | None
     assigned: bool = False
     time: float | None = None
-
-
-def load(path: str | Path, *, device: str = "auto", precision: str = "auto") -> Detector:
-    """The detector in an artifact; nothing is fetched, the artifact carries its backbone.
-
-    Args:
-        device: auto, cpu, cuda, cuda:1, mps.
-        precision: auto (bf16 where the hardware computes in it), fp32, bf16, fp16.
-    Raises: ArtifactError for a file that is not a whole, unaltered artifact of a known format, or
-        of which a field or a tensor cannot be: before anything is built, everything is held against
-        what a detector of its settings has.
-    """
-    tensors, values = artifact.read(path)
-    record = read_manifest(path, values)
-    try:
-        kind = method_class(record.method)
-        settings = kind.Config.restored(record.config)
-        with hollow():
-            empty = kind(settings, _backbone(record))
-        _check(empty, record)
-    except BlemishError as error:
-        raise undescribed(path, error) from error
-    try:
-        tensors = tensors_of_today(values, tensors)
-        empty.check_state(tensors)
-        method = kind(settings, _backbone(record))
-        method.restore_state(tensors)
-    except ArtifactError as error:
-        raise ArtifactError(
-            f"{path}: {error}; another state of blemish has written it: fit it again"
-        ) from error
-    chosen = pick_device(device)
-    place(method, chosen, pick_precision(precision, chosen))
-    return Detector(method, record)
-
-
-def _backbone(record: Manifest) -> Backbone:
-    """The backbone that an artifact names, with unset weights. Raises: ConfigError."""
-    spec = record.backbone.spec
-    try:
-        return restore(spec, record.backbone.weights)
-    except BlemishError as error:
-        raise ConfigError(f"backbone.spec.{error}") from error
-    except Exception as error:  # of timm's thousand models not every one is as blemish takes it
-        raise ConfigError(
-            f"backbone.spec.timm_name: {spec.timm_name} cannot be built here ({error})"
-        ) from error
-
-
-def _check(method: Method, record: Manifest) -> None:
-    """Whether what an artifact says of its parts goes together. `method`: without storage.
-
-    Raises: ConfigError.
-    """
-    height, width = method.scoring_size
-    preprocessing, backbone = record.preprocessing, method.backbone
-    if method.config.backbone != backbone.spec.name:
-        raise ConfigError(
-            f"config.backbone: {short(method.config.backbone)} is not backbone.spec.name"
-        )
-    if (preprocessing.height, preprocessing.width) != (height, width):
-        raise ConfigError(
-            "preprocessing.height, preprocessing.width: "
-            f"{preprocessing.height}×{preprocessing.width} is not the size that the settings give "
-            f"(image_size, scales, zoom), {height}×{width}"
-        )
-    try:
-        seen = backbone.shapes(height, width, method.config.layers)
-    except ConfigError:
-        raise
-    except Exception as error:  # as in `_backbone`
-        name = backbone.spec.timm_name
-        raise ConfigError(
-            f"backbone.spec.timm_name: {name} cannot be used here ({error})"
-        ) from error
-    known, dim = record.category_features, seen.tokens[-1].shape[2]
-    if known is not None and len(known.spread) != dim:
-        raise ConfigError(
-            f"category_features.spread: {dim} numbers are needed, got {len(known.spread)}"
-        )
 
 
 def place(method: Method, device: torch.device, dtype: torch.dtype) -> None:

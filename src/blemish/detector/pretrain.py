@@ -34,6 +34,7 @@ from torch import Tensor
 
 from blemish import artifact
 from blemish import config as configs
+from blemish.area import Area
 from blemish.backbones import Backbone, WeightsInfo, build
 from blemish.compute import pick_device, pick_precision, precision_name
 from blemish.data.pictures import Pictures, good_pictures
@@ -188,6 +189,7 @@ def pretrained(
     config: APMaskConfig,
     *,
     window: tuple[float, float] | None,
+    area: Area | None = None,
     precision: torch.dtype,
     minutes: float | None,
     checkpoint: str | Path | None,
@@ -201,6 +203,7 @@ def pretrained(
         backbone: on the device that it is trained on; not to be used any more.
         precision: bf16 or fp32.
         minutes, checkpoint, resume: as of `training.train`. window, log: as of `pretrain`.
+        area: where the pictures are looked at; None = everywhere.
     Returns: the backbone, whose `info` names what it was before; how it was trained; and what was
         found of the pictures.
     Raises: as `pretrain`.
@@ -209,7 +212,7 @@ def pretrained(
     learner.set_precision(precision)
     side, before = config.picture_size, backbone.info
     squares = Preprocessing(
-        height=side, width=side, mean=backbone.mean, std=backbone.std, window=window
+        height=side, width=side, mean=backbone.mean, std=backbone.std, window=window, area=area
     )
     stream = PictureStream(sources, squares, batch_size=config.train_batch_size)
     description: dict[str, Any] = {

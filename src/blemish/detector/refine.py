@@ -20,7 +20,13 @@ from blemish.data.stream import Found, Passes, PictureStream, fingerprint
 from blemish.detector.calibrate import DEFAULT_RATE
 from blemish.detector.manifest import Manifest, Refinement, broken
 from blemish.detector.predict import BATCH_SIZE, Detector
-from blemish.detector.thresholds import Threshold, calibrate, pictures_needed, verdict
+from blemish.detector.thresholds import (
+    RegionThresholds,
+    Threshold,
+    calibrate,
+    pictures_needed,
+    verdict,
+)
 from blemish.errors import ConfigError, DataError
 from blemish.methods import Method
 from blemish.methods.base import reported
@@ -130,6 +136,7 @@ def refine(
 
 def _check_refinable(detector: Detector) -> None:
     """Raises: ConfigError for a detector that cannot be refined."""
+    detector.check_whole("refine")
     method = detector.method
     if not isinstance(method, Refines) or not method.refinable():
         raise ConfigError(
@@ -251,6 +258,8 @@ def _record(
         blemish=now["blemish"],
         versions=now["versions"],
         thresholds={},
+        parts=None,
+        regions=_regions(record.regions, changed=bool(found[1].digests)),
         data=dataclasses.replace(
             data,
             count=len(fitted) + len(calibrated),
@@ -266,6 +275,16 @@ def _record(
             Refinement(date=now["created"], good=len(good), defects=len(defects)),
         ),
     )
+
+
+def _regions(known: RegionThresholds | None, *, changed: bool) -> RegionThresholds | None:
+    """The thresholds of the regions: as they were measured, at most too high, while the map is that
+    of a bank that has grown; void where defects have changed the map."""
+    if known is None or known.threshold is None or not changed:
+        return known
+    reason = "refined by defects since; `blemish calibrate` sets one for the new maps"
+    threshold = dataclasses.replace(known.threshold, value=None, guarantee="", reason=reason)
+    return RegionThresholds(smallest=known.smallest, threshold=threshold)
 
 
 def _value(detector: Detector) -> float | None:

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from blemish import config as configs
+from blemish.area import Area
+from blemish.data.areas import read_area
 from blemish.detector.calibrate import DEFAULT_RATE
 from blemish.detector.thresholds import pictures_needed
 from blemish.errors import ConfigError, unknown_name
@@ -103,8 +105,12 @@ class Request:
         calibration_fraction: share of the pictures held out for the threshold, of each category.
             None = what the method does best: leave-one-out (nothing held out) for memory banks and
             padim, else 0.2. 0 = no threshold.
+        smallest_region: the share of a picture that a region of its map has at least, in [0, 1):
+            smaller ones are neither shown nor counted, for the threshold of the regions either.
         window: (lo, hi) of the pixel values, for 16-bit and DICOM pictures; stored and used at
             prediction.
+        roi, ignore: look only there, and not there; as of `blemish.data.areas.read_area`. Stored:
+            what lies outside is neither learned nor scored nor shown, at prediction either.
         device, precision: see `blemish.load`.
         batch_size: pictures encoded at once.
         time_budget: minutes that training may take; its schedules are shaped to end there. Where
@@ -132,7 +138,10 @@ class Request:
     shots: int | None
     false_alarm_rate: float | None
     calibration_fraction: float | None
+    smallest_region: float
     window: tuple[float, float] | None
+    roi: Any
+    ignore: Any
     device: str
     precision: str
     batch_size: int
@@ -148,12 +157,18 @@ class Request:
             raise ConfigError(
                 f"calibration_fraction: a fraction in [0, 1) is needed, got {fraction}"
             )
+        if not 0 <= self.smallest_region < 1:
+            raise ConfigError(
+                "smallest_region: a share of the picture in [0, 1) is needed, got "
+                f"{self.smallest_region}"
+            )
         if fraction == 0 and self.false_alarm_rate is not None:
             raise ConfigError(
                 "a false-alarm rate needs calibration pictures, and calibration_fraction is 0"
             )
         pictures_needed(self.rate)  # refuses a rate outside (0, 1)
         check_window(self.window)
+        _ = self.area  # reads it
         given = {
             "time_budget": self.time_budget is not None,
             "checkpoint": self.checkpoint is not None,
@@ -201,6 +216,11 @@ class Request:
                 f"{self.method} takes a {wanted.__name__}, got a {type(chosen).__name__}"
             )
         return chosen if self.seed is None else dataclasses.replace(chosen, seed=self.seed)
+
+    @cached_property
+    def area(self) -> Area | None:
+        """Where to look; None = everywhere. Raises: ConfigError, ImageError."""
+        return read_area(self.roi, self.ignore)
 
     @property
     def rate(self) -> float:

@@ -377,15 +377,20 @@ class AGPNet(TrainedMethod):
             distance = 1 - F.cosine_similarity(given, targets, dim=-1)
         return distance.mean(1).reshape(len(targets), *self.grid)
 
+    @property
+    def scores_by_map(self) -> bool:
+        return self.config.score_window == 0
+
     def judge(self, features: Features, images: Tensor) -> Scores:
         raw = self.anomaly_map(features)
         if self.config.score_window == 0:
             return self._finish(raw, images)
         height, width = map_size(images)
-        maps = self._spread(raw, images, (height, width))
+        maps = self._shown(self._spread(raw, images, (height, width))[:, 0])[:, None]
         window = max(1, round(self.config.score_window * max(height, width)))
         pooled = F.avg_pool2d(maps, (min(window, height), min(window, width)), stride=1)
-        return Scores(pooled.flatten(1).amax(1), smooth(maps, self.config.smoothing)[:, 0])
+        maps = smooth(maps, self.config.smoothing)[:, 0]
+        return Scores(pooled.flatten(1).amax(1), self._shown(maps))
 
 
 def rise(fraction: float, start: float, end: float) -> float:

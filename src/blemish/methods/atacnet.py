@@ -179,6 +179,10 @@ class AtacNet(EndToEnd, TrainedMethod):
 
     # The network
 
+    @property
+    def scores_by_map(self) -> bool:
+        return False
+
     def see(self, images: Tensor, also: Sequence[int] = ()) -> Features:
         with self._autocast(images):
             return super().see(images, also)
@@ -190,7 +194,7 @@ class AtacNet(EndToEnd, TrainedMethod):
             with torch.autocast(images.device.type, enabled=False):
                 return Look(self.mapper(features.mean(dim=(2, 3)))[:, 0], features, first)
         config = self.config
-        score = top_mean(first.flatten(1), config.top_fraction)
+        score = self._highest(first)
         if config.network == "devnet":
             return Look(score, features, first)
         saliency = normalise(features.detach().mean(1).flatten(1)).reshape(first.shape)
@@ -351,13 +355,15 @@ class AtacNet(EndToEnd, TrainedMethod):
         self._require(self.steps)
         look, size = self.look(images, features), map_size(images)
         offset = self._offset(look.first, images)
-        saliency = None if look.saliency is None else enlarged(look.saliency, size, offset)
+        saliency = None
+        if look.saliency is not None:
+            saliency = self._shown(enlarged(look.saliency, size, offset))
         if look.second is None or look.boxes is None:
             maps = enlarged(look.first, size, offset)
         else:
             maps = merged(look.first, look.second, look.boxes, size, offset)
         maps = smooth(maps[:, None], self.config.smoothing)[:, 0]
-        return Scores(look.score, maps, saliency=saliency, boxes=look.boxes)
+        return Scores(look.score, self._shown(maps), saliency=saliency, boxes=look.boxes)
 
     @torch.no_grad()
     def describe(self, features: Features, images: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, ClassVar, Self
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from blemish import config as configs
+from blemish.area import Area
 from blemish.backbones import Backbone, Features
 from blemish.backbones.cells import resampled
 from blemish.config import Fraction, Layers, Length, Range, Seed, Side
@@ -110,6 +111,7 @@ class Method(nn.Module):
         minimum_images: fewest training pictures that it can be fitted on.
         layers: those of the backbone that `judge` reads, the config's first.
         attended: those whose [CLS] attention it reads, too.
+        area: where it looks; None = everywhere. Pictures have the mean colour outside it.
     """
 
     name: ClassVar[str]
@@ -120,6 +122,7 @@ class Method(nn.Module):
     minimum_images: int = 1
     layers: tuple[int, ...]
     attended: tuple[int, ...] = ()
+    area: Area | None = None
 
     def __init__(self, config: MethodConfig, backbone: Backbone) -> None:
         super().__init__()
@@ -135,6 +138,15 @@ class Method(nn.Module):
     def set_precision(self, dtype: torch.dtype) -> None:
         """Compute in `dtype` from now on. What it has learned keeps its own precision."""
         self.backbone.to(dtype)
+
+    @property
+    def scores_by_map(self) -> bool:
+        """Whether the image score is the mean of the highest values of the map, and no more."""
+        return True
+
+    def set_area(self, area: Area | None) -> None:
+        """Look only there from now on; None = everywhere."""
+        self.area = area
 
     @property
     def scoring_size(self) -> tuple[int, int]:
@@ -176,8 +188,16 @@ class Method(nn.Module):
         return self.describe(self.see(images), images)
 
     def _finish(self, raw: Tensor, images: Tensor) -> Scores:
-        maps = smooth(self._spread(raw, images, map_size(images)), self.config.smoothing)
-        return Scores(top_mean(maps.flatten(1), self.config.top_fraction), maps[:, 0])
+        maps = smooth(self._spread(raw, images, map_size(images)), self.config.smoothing)[:, 0]
+        return Scores(self._highest(maps), self._shown(maps))
+
+    def _highest(self, maps: Tensor) -> Tensor:
+        """Mean of the highest fraction of each of the maps B h w, of its places in the area: B."""
+        return highest(maps, self.area, self.config.top_fraction)
+
+    def _shown(self, maps: Tensor) -> Tensor:
+        """Maps B h w, each with its lowest value of the area outside it."""
+        return shown(maps, self.area)
 
     def _spread(self, raw: Tensor, images: Tensor, size: tuple[int, int]) -> Tensor:
         """Values B h w on the backbone's grid for B 3 H W, evenly as B 1 H W of another size."""
@@ -263,6 +283,39 @@ def smooth(maps: Tensor, fraction: float) -> Tensor:
     kernel = (kernel / kernel.sum())[None, None, None]
     maps = F.conv2d(F.pad(maps, (radius, radius, 0, 0), mode="reflect"), kernel)
     return F.conv2d(F.pad(maps, (0, 0, radius, radius), mode="reflect"), kernel.mT)
+
+
+def narrowed(scores: Scores, area: Area, fraction: float) -> Scores:
+    """What is left of scores by map (`Method.scores_by_map`) where only an area counts.
+
+    The image score is the mean of the highest `fraction` in the area, but never above the one of
+    the whole picture, as the mean of fewer values may be: no narrowed score is an alarm where the
+    whole one is none.
+    """
+    image = torch.minimum(scores.image, highest(scores.maps, area, fraction))
+    return replace(scores, image=image, maps=shown(scores.maps, area))
+
+
+def highest(maps: Tensor, area: Area | None, fraction: float) -> Tensor:
+    """Mean of the highest `fraction` of each of the maps B h w, of its places in the area: B."""
+    inside = _inside(maps, area)
+    return top_mean(maps.flatten(1) if inside is None else maps[:, inside], fraction)
+
+
+def shown(maps: Tensor, area: Area | None) -> Tensor:
+    """Maps B h w, each with its lowest value of the area outside it."""
+    inside = _inside(maps, area)
+    if inside is None:
+        return maps
+    return torch.where(inside, maps, maps[:, inside].amin(1)[:, None, None])
+
+
+def _inside(maps: Tensor, area: Area | None) -> Tensor | None:
+    """bool h w, the places in which any of the area lies; None where all are."""
+    if area is None:
+        return None
+    places = area.places(maps.shape[1], maps.shape[2])
+    return None if places.all() else torch.from_numpy(places).to(maps.device)
 
 
 def top_mean(values: Tensor, fraction: float) -> Tensor:

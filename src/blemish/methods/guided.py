@@ -45,7 +45,7 @@ from blemish.losses.dice import dice_loss
 from blemish.methods import alignment
 from blemish.methods.adaptation import Adapter, EntropyAdapter, Look, Mode, attention_entropy
 from blemish.methods.augmentation import augmented
-from blemish.methods.base import reported, smooth, top_mean
+from blemish.methods.base import reported, smooth
 from blemish.methods.capabilities import Adapts, Batches, LooksAtScales, Summarises
 from blemish.methods.coreset import StreamingCoreset, nearest
 from blemish.methods.embedding import join
@@ -251,6 +251,10 @@ class Guided(FineTuned, TrainedMethod, Summarises, Adapts, LooksAtScales):
         sizes = [(side, side) for side in self.config.scales] or [(height, width)]
         return tuple(dict.fromkeys(self.backbone.round_size(*size) for size in sizes))
 
+    @property
+    def scores_by_map(self) -> bool:
+        return self.config.score == "map"
+
     def judge(self, features: Features, images: Tensor) -> Scores:
         return self.combine(self.examine(images, features))
 
@@ -307,8 +311,8 @@ class Guided(FineTuned, TrainedMethod, Summarises, Adapts, LooksAtScales):
             votes = (look.odds > 0).float().mean(0)
             parts += [look.odds.mean(0)] if self.config.score != "map" else []
         if self.config.score != "class":
-            parts.append(top_mean(maps.flatten(1), self.config.top_fraction))
-        return Scores(torch.stack(parts).sum(0), maps, votes=votes)
+            parts.append(self._highest(maps))
+        return Scores(torch.stack(parts).sum(0), self._shown(maps), votes=votes)
 
     def describe(self, features: Features, images: Tensor) -> Tensor:
         """What pictures are scored by, B D. Where the score reads the class, the final [CLS] token

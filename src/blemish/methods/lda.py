@@ -40,6 +40,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from blemish import config as configs
+from blemish.area import Area
 from blemish.backbones import Backbone, Features
 from blemish.backbones.cells import resampled
 from blemish.config import Factor, FractionAbove0, Layers
@@ -161,6 +162,10 @@ class Lda(Method, Fits, Summarises, LeavesOneOut, Refines):
     def set_precision(self, dtype: torch.dtype) -> None:
         self.normality.set_precision(dtype)
 
+    def set_area(self, area: Area | None) -> None:
+        super().set_area(area)
+        self.normality.set_area(area)
+
     @property
     def scoring_size(self) -> tuple[int, int]:
         return self.normality.scoring_size
@@ -270,6 +275,10 @@ class Lda(Method, Fits, Summarises, LeavesOneOut, Refines):
     def see(self, images: Tensor, also: Sequence[int] = ()) -> Features:
         return self.normality.see(images, (*self.config.descriptor_layers, *also))
 
+    @property
+    def scores_by_map(self) -> bool:
+        return not len(self.defects) and self.normality.scores_by_map
+
     def judge(self, features: Features, images: Tensor) -> Scores:
         self._require(self.normality_scores)
         return self.finished(self.normality.judge(features, images), features)
@@ -307,24 +316,27 @@ class Lda(Method, Fits, Summarises, LeavesOneOut, Refines):
         discriminant, levels = self.discriminant, self._levels(features)
         pooled = self._pooled(levels, found.maps, None)
         if owners is None:
-            likeness = discriminant.likeness(pooled)
+            likeness, direction = discriminant.likeness(pooled), discriminant.direction
         else:
             likeness = discriminant.likeness_left_out(pooled, owners)
-        shown = discriminant.unit * self._likeness_map(levels, found.maps)
-        return Scores(found.image + discriminant.unit * likeness, found.maps + shown, found.votes)
+            direction = discriminant.left_out(owners).float().to(pooled.device)
+        taught = discriminant.unit * self._likeness_map(levels, found.maps, direction)
+        maps = self._shown(found.maps + taught)
+        return Scores(found.image + discriminant.unit * likeness, maps, found.votes)
 
-    def _likeness_map(self, levels: Sequence[Level], maps: Tensor) -> Tensor:
+    def _likeness_map(self, levels: Sequence[Level], maps: Tensor, direction: Tensor) -> Tensor:
         """The likeness of each place, B h w as the maps are, as if the whole picture were like it.
 
-        It fades where the second look attends less, as far as the normality detector is to be
-        trusted.
+        `direction` is the discriminant, D, or one for each picture, B D. It fades where the second
+        look attends less, as far as the normality detector is to be trusted.
         """
         size = (maps.shape[1], maps.shape[2])
-        of_all_looks = self.discriminant.direction.reshape(len(LOOKS), -1).sum(0)
-        directions = torch.split(of_all_looks, [tokens.shape[2] for tokens, *_ in levels])
+        looks = direction.reshape(*direction.shape[:-1], len(LOOKS), -1).sum(-2)
+        parts = torch.split(looks, [tokens.shape[2] for tokens, *_ in levels], dim=-1)
         alike = torch.zeros_like(maps, dtype=torch.float32)
-        for (tokens, grid, offset), direction in zip(levels, directions, strict=True):
-            level = (tokens @ direction).reshape(len(tokens), 1, *grid)
+        for (tokens, grid, offset), part in zip(levels, parts, strict=True):
+            along = tokens @ (part if part.ndim == 1 else part[..., None])
+            level = along.reshape(len(tokens), 1, *grid)
             alike += resampled(level, size, offset=offset)[:, 0]
         grid, offset = max((grid, offset) for _, grid, offset in levels)
         share = self._attention(maps, grid, offset)[:, 1]
@@ -454,10 +466,13 @@ class Discriminant:
         """In deviations of the good pictures, from their mean; 0 below it."""
         return ((along - self._middle) / self._deviation).clamp(min=0)
 
+    def left_out(self, owners: list[int]) -> Tensor:
+        """The discriminants, float64 B D, that the good pictures give each without one of them."""
+        return torch.stack([self._directions[owner] for owner in owners])
+
     def likeness_left_out(self, descriptors: Tensor, owners: list[int]) -> Tensor:
         """The same of good pictures B D, each as if it had not been learned."""
-        directions = torch.stack([self._directions[owner] for owner in owners])
-        along = (descriptors.double().cpu() * directions).sum(1)
+        along = (descriptors.double().cpu() * self.left_out(owners)).sum(1)
         return self.scaled(along).float().to(descriptors.device)
 
 

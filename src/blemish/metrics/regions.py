@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -28,6 +29,7 @@ from numpy.typing import ArrayLike, NDArray
 from blemish.errors import ConfigError, NonFiniteError
 
 FPR_LIMIT = 0.3
+T = TypeVar("T", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -69,21 +71,28 @@ class PixelMetrics:
         self._weights: list[NDArray[np.float64]] = []
         self._regions = 0
 
-    def add(self, anomaly_map: ArrayLike, mask: NDArray[np.bool_] | None) -> None:
+    def add(
+        self,
+        anomaly_map: ArrayLike,
+        mask: NDArray[np.bool_] | None,
+        inside: NDArray[np.bool_] | None = None,
+    ) -> None:
         """Adds one picture.
 
         Args:
             anomaly_map: H×W scores, any unit, compared as float32; it is copied.
             mask: bool H×W, True on defects; None for a picture without any.
+            inside: bool H×W, False on pixels that do not count; None = all do.
         Raises: ConfigError when the map is not H×W or the mask does not fit it; NonFiniteError for
             NaN or infinite scores.
         """
         scores = _checked(anomaly_map, mask)
-        end = self._count + scores.size
+        mask, counted = _counted(scores, mask, inside)
+        end = self._count + counted.size
         if end > self._pixels.size:
             # Grown in place: there are never two copies. No view outlives a method.
             self._pixels.resize(max(end, self._pixels.size * 9 // 8), refcheck=False)
-        self._pixels[self._count : end] = scores.ravel()
+        self._pixels[self._count : end] = counted
         self._count = end
         if mask is not None and mask.any():
             weights, regions = _region_weights(mask)
@@ -146,14 +155,20 @@ class StreamingPixelMetrics:
         self._weights = np.zeros(bins, dtype=np.float64)
         self._regions = 0
 
-    def add(self, anomaly_map: ArrayLike, mask: NDArray[np.bool_] | None) -> None:
+    def add(
+        self,
+        anomaly_map: ArrayLike,
+        mask: NDArray[np.bool_] | None,
+        inside: NDArray[np.bool_] | None = None,
+    ) -> None:
         """Adds one picture; arguments and errors as in `PixelMetrics.add`."""
         scores = _checked(anomaly_map, mask)
         # Whatever a step rounds, it keeps the order of the scores, and so that of the bins.
         within = np.clip(scores.astype(np.float64), self._low, self._high)
         position = (within - self._low) * self._scale
         bins = np.minimum(position.astype(np.intp), self._bins - 1)
-        self._pixels += np.bincount(bins.ravel(), minlength=self._bins)
+        mask, counted = _counted(bins, mask, inside)
+        self._pixels += np.bincount(counted, minlength=self._bins)
         if mask is not None and mask.any():
             weights, regions = _region_weights(mask)
             self._positives += np.bincount(bins[mask], minlength=self._bins)
@@ -261,6 +276,15 @@ def _checked(anomaly_map: ArrayLike, mask: NDArray[np.bool_] | None) -> NDArray[
     if not np.isfinite(scores).all():
         raise NonFiniteError("an anomaly map holds NaN or infinite scores (as float32)")
     return scores
+
+
+def _counted(
+    values: NDArray[T], mask: NDArray[np.bool_] | None, inside: NDArray[np.bool_] | None
+) -> tuple[NDArray[np.bool_] | None, NDArray[T]]:
+    """The defect pixels that count, and the values of all pixels that do, in one row."""
+    if inside is None:
+        return mask, values.ravel()
+    return None if mask is None else mask & inside, values[inside]
 
 
 def _region_weights(mask: NDArray[np.bool_]) -> tuple[NDArray[np.float64], int]:

@@ -28,7 +28,7 @@ Picture = npt.NDArray[np.uint8]
 ATTENTION_SCALE = (1.0, 8.0)
 SALIENCY_SCALE = (0.0, 1.0)  # the range that methods give it in
 _ROWS = 256  # drawn at a time
-_LIGHT, _DARK = 255, 0  # of a rectangle's two lines: one of them is seen on any ground
+_LIGHT, _DARK = 255, 0  # of the two lines of what is outlined: one is seen on any ground
 
 # Plasma (van der Walt and Smith 2015): lightness rises steadily, and so it reads without colour
 # vision and in print. Its dark end is a saturated blue; inferno's is black, which on a photograph
@@ -142,6 +142,48 @@ def outline(picture: Picture, box: tuple[float, float, float, float]) -> Picture
     return drawn
 
 
+def contours(picture: Picture, mask: npt.NDArray[np.bool_]) -> Picture:
+    """The picture with the parts of a mask outlined: a light line around each, a dark one around
+    that.
+
+    Both lie outside of the mask, so that the smallest part can be seen; only at the picture's
+    border, where there is no room for them, they move inwards.
+
+    Args: picture: uint8 H W 3, RGB. mask: bool H W.
+    Returns: uint8 H W 3; the arguments are left alone.
+    Raises: ConfigError if the picture is no picture or the mask of another size.
+
+    Example:
+        >>> mask = np.arange(25).reshape(5, 5) == 12
+        >>> contours(np.full((5, 5, 3), 90, np.uint8), mask)[2, :, 0].tolist()
+        [0, 255, 90, 255, 0]
+    """
+    _check_picture(picture)
+    if mask.shape != picture.shape[:2]:
+        raise ConfigError(
+            f"a mask of shape {mask.shape} does not fit a picture of shape {picture.shape}"
+        )
+    drawn = picture.copy()
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not len(rows):
+        return drawn
+    line = max(1, round(max(mask.shape) / 800))
+    # Only around the parts: of a large picture that is little.
+    window = tuple(
+        slice(max(int(at[0]) - 2 * line, 0), int(at[-1]) + 2 * line + 1) for at in (rows, columns)
+    )
+    inside = np.ascontiguousarray(mask[window]).view(np.uint8)
+    light = cv2.dilate(inside, np.ones((2 * line + 1, 2 * line + 1), np.uint8))
+    dark = cv2.dilate(light, np.ones((2 * line + 1, 2 * line + 1), np.uint8))
+    part = drawn[window]
+    part[dark > light] = _DARK
+    part[light > inside] = _LIGHT
+    for depth, tone in ((2 * line, _LIGHT), (line, _DARK)):
+        for edge in (np.s_[:depth], np.s_[-depth:], np.s_[:, :depth], np.s_[:, -depth:]):
+            drawn[edge][mask[edge]] = tone
+    return drawn
+
+
 def colour_bar(
     scale: tuple[float, float], *, width: int = 256, height: int = 16, opacity: float = 1.0
 ) -> Picture:
@@ -196,6 +238,18 @@ def encode_png(picture: Picture) -> bytes:
     Raises: ConfigError if the picture is not uint8 H W 3.
     """
     return _encode(picture, "PNG")
+
+
+def encode_mask(mask: npt.NDArray[np.bool_]) -> bytes:
+    """The mask (bool H W) as a PNG file of 8-bit grey: 255 where it is True, else 0.
+
+    Raises: ConfigError if the mask is not bool H W.
+    """
+    if mask.dtype != np.bool_ or mask.ndim != 2 or mask.size == 0:
+        raise ConfigError(f"a mask is bool H W; this array is {mask.dtype} of shape {mask.shape}")
+    buffer = io.BytesIO()
+    Image.fromarray(np.where(mask, np.uint8(255), np.uint8(0))).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def save_png(path: str | Path, picture: Picture) -> Path:

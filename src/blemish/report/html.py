@@ -11,7 +11,7 @@ import base64
 import hashlib
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -45,6 +45,8 @@ class Entry:
             report small.
         box: x, y, width, height of the rectangle in the overlay, as fractions of the picture's
             width and height: the crop that was looked at again; None where none is drawn.
+        regions: how many there are and the share of the picture in the largest (0 without any);
+            None where that is unknown.
     """
 
     source: str
@@ -57,6 +59,7 @@ class Entry:
     picture: bytes | None = field(default=None, repr=False)
     overlay: bytes | None = field(default=None, repr=False)
     box: tuple[float, float, float, float] | None = None
+    regions: tuple[int, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,13 @@ class _Group:
     title: str
     caption: str
     entries: Sequence[Entry]
+
+
+# What a legend is to explain, where an entry has it.
+_DRAWN: Mapping[str, Callable[[Entry], bool]] = {
+    "box": lambda entry: entry.box is not None,
+    "regions": lambda entry: bool(entry.overlay and entry.regions and entry.regions[0]),
+}
 
 
 def write_report(
@@ -123,7 +133,7 @@ def write_report(
         figures=figures.of_scores(pairs, threshold.get("value"), evaluation),
         scale=scale,
         bar=encode_png(colour_bar(scale, height=1)),
-        boxed=any(entry.box is not None for entry in ranked),
+        drawn=[name for name, is_there in _DRAWN.items() if any(map(is_there, ranked))],
     )
     # A name with bytes that are not UTF-8 holds lone surrogates, which no file can hold: they are
     # written out as \udcXX.

@@ -5,8 +5,8 @@
                          broken has an "error"
     predictions.csv      the same rows as a table, written at the end
 
-A row is written when its overlay is, so that whatever a killed run leaves behind can be gone on
-from. Anybody may have changed the files meanwhile: what is no row is refused.
+A row is written when its files are (`predictions`), so that whatever a killed run leaves behind can
+be gone on from. Anybody may have changed the files meanwhile: what is no row is refused.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import Annotated, Any, Self
 
 from blemish import config
-from blemish.config import Finite, Fraction, Length, Matching, Range, parse_json
+from blemish.config import Count, Finite, Fraction, Length, Matching, Range, parse_json
 from blemish.data.folder import place_of
 from blemish.detector.sources import batch_begun
 from blemish.errors import ArtifactError, BlemishError, OutputError
@@ -39,31 +39,41 @@ from blemish.files import (
     read_whole,
     write_whole,
 )
-from blemish.types import Failure
+from blemish.types import Failure, Prediction
 
 _ROWS, _RUN, _TABLE = "predictions.jsonl", "run.json", "predictions.csv"
-# What a run was made with, in words; the keys that earlier versions did not write were "".
-_MADE_WITH = {
+_MADE_WITH = {  # what a run was made with, in words
     "artifact": "another artifact",
     "precision": "another precision",
     "category": "another category",
     "adapt": "another --adapt",
     "scales": "other --scales",
     "threshold": "another --threshold",
+    "region_threshold": "another --region-threshold",
+    "smallest_region": "another --smallest-region",
+    "save": "another --save",
+    "area": "another --roi or --ignore",
     "folder": "another working folder",
     "watched": "another folder or camera",
+}
+# Of the keys that earlier versions did not write, what they stood for.
+_EARLIER = {
+    **dict.fromkeys(("category", "adapt", "scales", "threshold"), ""),
+    **{"region_threshold": "", "smallest_region": "", "save": "overlays", "area": ""},
 }
 _BREAKS = frozenset("\x7f\x85\u2028\u2029")  # what else some programs take for the end of a line
 # Of the crop, as fractions of the picture's width and height.
 _BOX = ("box_x", "box_y", "box_width", "box_height")
 _COLUMNS = (
-    *("path", "score", "label", "threshold", "votes", *_BOX, "adapted", "category"),
-    *("category_assigned", "height", "width", "digest", "notes", "overlay", "saliency", "error"),
+    *("path", "score", "label", "threshold", "p_value", "regions", "region_area", "votes", *_BOX),
+    *("adapted", "category", "category_assigned", "height", "width", "digest", "notes"),
+    *("overlay", "saliency", "mask", "map", "error"),
 )
 
 Row = dict[str, Any]
 _Side = Annotated[int, Range(1, 2**31)]
-_File = Annotated[str, Matching(r"(overlays/[\w.-]+)?", "a file in overlays/")]
+_Overlay = Annotated[str, Matching(r"(overlays/[\w.-]+)?", "a file in overlays/")]
+_Share = Annotated[float, Range(0, 1, above=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +82,21 @@ class _Failed:
 
     path: str
     error: str
+    other: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Region:
+    """As `regions.Region` writes it, and `row_of` its run lengths."""
+
+    box: Annotated[tuple[Count, ...], Length(4, 4)]
+    area: Annotated[int, Range(1, 2**53)]
+    share: _Share
+    centroid: Annotated[tuple[Finite, ...], Length(2, 2)]
+    peak: Finite
+    mean: Finite
+    polygon: tuple[Annotated[tuple[Count, ...], Length(2, 2)], ...]
+    runs: Annotated[str, Matching(r"[0-9]{1,18}( [0-9]{1,18})*", "whole numbers between blanks")]
     other: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -93,9 +118,29 @@ class _Scored:
     votes: Fraction | None = None
     box: Annotated[tuple[Finite, ...], Length(4, 4)] | None = None
     notes: tuple[str, ...] = ()
-    overlay: _File = ""
-    saliency: _File = ""
+    p_value: _Share | None = None
+    region_threshold: Finite | None = None
+    regions: tuple[_Region, ...] | None = None
+    overlay: _Overlay = ""
+    saliency: _Overlay = ""
+    mask: Annotated[str, Matching(r"(masks/[\w.-]+)?", "a file in masks/")] = ""
+    map: Annotated[str, Matching(r"(maps/[\w.-]+)?", "a file in maps/")] = ""
     other: Mapping[str, Any] = field(default_factory=dict)
+
+
+def row_of(result: Prediction | Failure) -> Row:
+    """The row of a picture; each of its regions has its `runs` (as of `regions.Region`) as one text
+    with blanks between the numbers, a thousand of which take little room."""
+    row = result.to_dict()
+    if isinstance(result, Prediction):
+        for told, region in zip(row["regions"] or (), result.regions or (), strict=True):
+            told["runs"] = " ".join(map(str, region.runs))
+    return row
+
+
+def runs_of(region: Mapping[str, Any]) -> list[int]:
+    """The run lengths of a region of a row."""
+    return [int(length) for length in region["runs"].split()]
 
 
 def read_row(line: bytes) -> Row:
@@ -110,6 +155,10 @@ def read_row(line: bytes) -> Row:
         config.from_dict(_Failed if "error" in row else _Scored, row, strict=True)
     except BlemishError as error:
         raise ValueError(str(error)) from error
+    for region in row.get("regions") or ():
+        made, pixels = sum(runs_of(region)), row["height"] * row["width"]
+        if made != pixels:
+            raise ValueError(f"the runs of a region make {made} of {pixels} pixels")
     return row
 
 
@@ -234,6 +283,9 @@ class Journal:
         for row in self.rows:
             box = dict(zip(_BOX, row.get("box") or (), strict=False))
             cells = {**row, **box, "notes": "; ".join(row.get("notes", ()))}
+            if row.get("regions") is not None:
+                cells["regions"] = len(row["regions"])
+                cells["region_area"] = sum(region["share"] for region in row["regions"])
             table.writerow({name: _cell(cells[name]) for name in _COLUMNS if name in cells})
         write_whole(self.folder / _TABLE, text.getvalue().encode("utf-8", "backslashreplace"))
 
@@ -259,7 +311,7 @@ def _check_same(folder: Path, run: Mapping[str, str]) -> None:
     """Raises: OutputError where the rows of a folder were made with anything else than these."""
     try:
         told = parse_json(read_whole(folder / _RUN, limit=DOCUMENT_BYTES, error=OutputError))
-        earlier = {"category": "", "adapt": "", "scales": "", "threshold": "", **told}
+        earlier = {**_EARLIER, **told}
         other = [key for key, value in run.items() if earlier[key] != value]
     except (OutputError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise OutputError(

@@ -1,19 +1,25 @@
 """What a person sees of predictions: overlays, the pictures in a report, the worst mistakes.
 
-A folder of predictions holds, beside its rows (`journal`), overlays/: every picture with its
-heatmap, and the crop that was looked at again as a rectangle; where the method tells where it
-looked, beside it a file `.saliency.png` that shows that. The longer side is at most 1,600 pixels,
-unless another size is asked for.
+A folder of predictions holds, beside its rows (`journal`), what is asked for of `SAVED`:
+
+    overlays/NAME.png    the picture with its heatmap, its regions outlined, and the crop that was
+                         looked at again as a rectangle; where the method tells where it looked,
+                         beside it NAME.saliency.png. The longer side is at most 1,600 pixels,
+                         unless another size is asked for
+    masks/NAME.png       its regions: 8-bit grey, 255 in any, 0 elsewhere, at the original size
+    maps/NAME.npy        its anomaly map: float32 h w in the unit of the score, at the resolution
+                         that the method works in
 """
 
 from __future__ import annotations
 
 import hashlib
 import heapq
+import io
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -31,16 +37,19 @@ from blemish.images import decode, within_memory
 from blemish.report import figures
 from blemish.report.heatmap import (
     SALIENCY_SCALE,
+    contours,
     encode_jpeg,
+    encode_mask,
     outline,
     overlay,
     save_png,
     thumbnail,
 )
 from blemish.report.html import Entry
-from blemish.report.journal import Journal, Row
+from blemish.report.journal import Journal, Row, row_of
 from blemish.types import ANOMALOUS, Evaluation, Failure, Prediction, Sample
 
+SAVED = ("masks", "maps", "overlays")
 EMBEDDED = 200  # pictures shown in a report: more would make the file unusable
 OVERLAY_SIDE = (
     1600  # pixels of an overlay's longer side: at 5,000² drawing takes longer than scoring
@@ -58,33 +67,63 @@ def record(
     results: Iterable[Prediction | Failure],
     gallery: Gallery,
     *,
+    saved: Collection[str] = ("overlays",),
     side: int | None = OVERLAY_SIDE,
 ) -> Iterator[Row]:
     """Draws, writes down and gives back what comes, row by row and in order.
 
-    Args: side: pixels of the longer side of the overlays; None = as large as the pictures, 0 = no
-        overlays.
+    Args:
+        saved: of `SAVED`, what is written of each picture; nothing else is drawn. A picture without
+            a region threshold has no mask.
+        side: pixels of the longer side of the overlays; None = as large as the pictures, 0 = no
+            overlays.
     """
-    folder = None if side == 0 else journal.folder
+    wanted = set(saved) - ({"overlays"} if side == 0 else set())
 
-    def drawn(result: Prediction | Failure) -> tuple[Prediction | Failure, dict[str, str]]:
-        if folder is None or isinstance(result, Failure):
-            return result, {}
-        view = View.of(result, detector, side)
-        stem = f"overlays/{file_name(result.source)}"
-        files = {"overlay": f"{stem}.png"}
-        save_png(folder / files["overlay"], view.heatmap)
-        if view.saliency is not None:
-            files["saliency"] = f"{stem}.saliency.png"
-            save_png(folder / files["saliency"], view.saliency)
-        return result, files
+    def kept(result: Prediction | Failure) -> tuple[Prediction | Failure, Row]:
+        files = {}
+        if isinstance(result, Prediction) and journal.folder is not None:
+            files = save(result, detector, journal.folder, wanted, side)
+        return result, {**row_of(result), **files}
 
-    for result, files in map_ahead(drawn, results, ahead=_AHEAD):
-        row = {**result.to_dict(), **files}
+    for result, row in map_ahead(kept, results, ahead=_AHEAD):
         journal.add(row)
         if isinstance(result, Prediction):
             gallery.add(result, rank=result.score)
         yield row
+
+
+def save(
+    prediction: Prediction,
+    detector: Detector,
+    folder: Path,
+    wanted: Collection[str],
+    side: int | None,
+) -> dict[str, str]:
+    """Writes what is wanted of one picture; gives the names of the files as its row has them.
+
+    Raises: OutputError; ImageError if the picture is gone or broken by now, or memory runs out.
+    """
+    name, files = file_name(prediction.source), {}
+    if "masks" in wanted and prediction.regions is not None:
+        files["mask"] = f"masks/{name}.png"
+        with within_memory(prediction.source):
+            mask = prediction.mask
+            assert mask is not None  # as there are regions
+            write_whole(folder / files["mask"], encode_mask(mask))
+    if "maps" in wanted:
+        files["map"] = f"maps/{name}.npy"
+        content = io.BytesIO()
+        np.save(content, prediction.anomaly_map.astype(np.float32, copy=False))
+        write_whole(folder / files["map"], content.getvalue())
+    if "overlays" in wanted:
+        view = View.of(prediction, detector, side)
+        files["overlay"] = f"overlays/{name}.png"
+        save_png(folder / files["overlay"], view.heatmap)
+        if view.saliency is not None:
+            files["saliency"] = f"overlays/{name}.saliency.png"
+            save_png(folder / files["saliency"], view.saliency)
+    return files
 
 
 class Gallery:
@@ -121,7 +160,8 @@ class View:
 
     Attributes:
         picture: as it is.
-        heatmap: tinted by what was found in it, with the crop's rectangle where there is one.
+        heatmap: tinted by what was found in it, with its regions outlined and the crop's rectangle,
+            where there are any.
         saliency: the same for where the method looked; None for methods that do not tell.
     """
 
@@ -144,12 +184,16 @@ class View:
 
             def tinted(values: np.ndarray, scale: tuple[float, float]) -> Pixels:
                 resized = cv2.resize(values, (width, height), interpolation=cv2.INTER_LINEAR)
-                tint = overlay(picture, resized, scale)
+                return overlay(picture, resized, scale)
+
+            def boxed(tint: Pixels) -> Pixels:
                 return tint if prediction.box is None else outline(tint, prediction.box)
 
             heatmap = tinted(prediction.anomaly_map, detector.map_scale)
+            regions = replace(prediction, size=(height, width)).mask
+            heatmap = boxed(heatmap if regions is None else contours(heatmap, regions))
             looked = prediction.saliency
-            saliency = None if looked is None else tinted(looked, SALIENCY_SCALE)
+            saliency = None if looked is None else boxed(tinted(looked, SALIENCY_SCALE))
             return cls(picture, heatmap, saliency)
 
 
@@ -188,10 +232,18 @@ def prediction_entries(journal: Journal, detector: Detector, gallery: Gallery) -
             verdict=row["label"],
             category=row["category"],
             notes=tuple(row["notes"]),
+            regions=_counted(row.get("regions")),
             **thumbnails.get(row["path"], {}),
         )
         for row in journal.scored
     ]
+
+
+def _counted(regions: Sequence[Mapping[str, Any]] | None) -> tuple[int, float] | None:
+    """The number of the regions of a row and the share of the largest, as `Entry.regions`."""
+    if regions is None:
+        return None
+    return len(regions), max((region["share"] for region in regions), default=0.0)
 
 
 def _thumbnails(predictions: Iterable[Prediction], detector: Detector) -> dict[str, dict[str, Any]]:
@@ -233,7 +285,9 @@ class Mistakes:
 
     def entries(self, evaluation: Evaluation, detector: Detector) -> list[Entry]:
         """Every scored picture for the report, the worst of both kinds with their pictures."""
-        thumbnails = _thumbnails([*self._defects, *self._good], detector)
+        shown = [*self._defects, *self._good]
+        thumbnails = _thumbnails(shown, detector)
+        regions = {one.source: _counted(one.to_dict()["regions"]) for one in shown}
         return [
             Entry(
                 source=row["path"],
@@ -243,6 +297,7 @@ class Mistakes:
                 defect=row["defect"],
                 category=row["category"],
                 notes=self._notes.get(row["path"], ()),
+                regions=regions.get(row["path"]),
                 **thumbnails.get(row["path"], {}),
             )
             for row in evaluation.rows

@@ -17,7 +17,7 @@ from blemish.detector.predict import Detector
 from blemish.errors import BlemishError
 from blemish.images import decode
 from blemish.interrupts import Waiting
-from blemish.report.journal import Row
+from blemish.report.journal import Row, row_of
 from blemish.report.ledger import Ledger, stamp_of
 from blemish.report.sorting import DEFECT, GOOD, UNSURE, Sorter
 from blemish.text import pluralize
@@ -135,7 +135,7 @@ class Watch:
         verdict = verdict_of(result, self._margin)
         with self._came.whole():
             placed = self._put(one, verdict)
-            row: Row = {**result.to_dict(), "verdict": verdict, "sorted": placed, "time": None}
+            row: Row = {**row_of(result), "verdict": verdict, "sorted": placed, "time": None}
             row["scored_at"] = _moment(time.time())
             if isinstance(one, Frame):
                 row["time"] = _moment(one.time) if dated else one.time

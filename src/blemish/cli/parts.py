@@ -1,0 +1,154 @@
+"""--group-by: the verdicts on parts of several views, as `blemish predict` writes and prints
+them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from typer import Option
+
+from blemish.cli import words
+from blemish.cli.console import table
+from blemish.files import write_whole
+from blemish.text import listed, pluralize, printable
+from blemish.types import ANOMALOUS, NORMAL, Failure
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from blemish.detector.parts import PartVerdict, Verdicts
+    from blemish.detector.predict import Detector
+    from blemish.report.journal import Journal
+
+_SHOWN = 20
+_VERDICTS = {NORMAL: "normal", ANOMALOUS: "alarm", None: "–"}
+_RULES = {
+    "parts": "at the threshold of whole parts",
+    "Bonferroni": "at the thresholds of pictures for the rate / views (Bonferroni)",
+    "by hand": "at the threshold of pictures, set by hand",
+    "labelled defects": "at the threshold of pictures, from labelled defects",
+}
+
+GroupBy = Annotated[
+    str | None,
+    Option(
+        "--group-by",
+        metavar="REGEX",
+        help="Judge parts of several views, too: the regular expression that finds a part's name "
+        r"in the paths of its pictures, by its one group or as a whole, as in 'part(\d+)_'.",
+    ),
+]
+GroupGoodBy = Annotated[
+    str | None,
+    Option(
+        "--group-by",
+        metavar="REGEX",
+        help="Set a threshold of parts of several views, too, each of which counts once: the "
+        "regular expression that finds a part's name in the paths of its pictures, by its one "
+        r"group or as a whole, as in 'part(\d+)_'.",
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a command says of parts; nothing where it was not asked to group.
+
+    Attributes:
+        document: for the JSON document. human: the lines.
+        at_fault: whether there are pictures of no part.
+    """
+
+    document: Mapping[str, Any]
+    human: Sequence[str | Table]
+    at_fault: bool = False
+
+
+def check(group_by: str | None, pictures: Iterable[Path]) -> None:
+    """Refuse an expression before any work. Raises: ConfigError as `detector.parts.judge`."""
+    if group_by is not None:
+        from blemish.detector.parts import grouped, pattern_of
+
+        grouped([str(picture) for picture in pictures], pattern_of(group_by))
+
+
+def told(
+    group_by: str | None, journal: Journal, detector: Detector, pictures: Iterable[Path]
+) -> Told:
+    """The verdicts on parts, in parts.jsonl of the journal's folder, if there is one.
+
+    Args: pictures: all that were asked for: those not scored yet are views that are missing.
+    Raises: OutputError.
+    """
+    if group_by is None:
+        return Told({}, ())
+    from blemish.data.folder import place_of
+    from blemish.detector.parts import judge
+
+    done = {place_of(Path(row["path"])) for row in journal.rows}
+    waiting = [one for one in pictures if place_of(one) not in done]
+    missing = [Failure(source=str(one), reason="not scored yet") for one in waiting]
+    verdicts = judge(detector, [*journal.rows, *(one.to_dict() for one in missing)], group_by)
+    rows = [one.to_dict() for one in verdicts.parts]
+    if journal.folder:
+        lines = (json.dumps(row, allow_nan=False).encode() + b"\n" for row in rows)
+        write_whole(journal.folder / "parts.jsonl", b"".join(lines))
+    document = {"parts": rows, "ungrouped": list(verdicts.ungrouped)}
+    human = tuple(part_lines(verdicts, detector, group_by))
+    return Told(document, human, bool(verdicts.ungrouped))
+
+
+def part_lines(verdicts: Verdicts, detector: Detector, group_by: str) -> Iterator[str | Table]:
+    """Verdicts on parts: alarms first, then those without, the first of many; and how many."""
+    order = {ANOMALOUS: 0, None: 1, NORMAL: 2}
+    parts = sorted(verdicts.parts, key=lambda one: (order[one.label], -_margin(one)))
+    rows = [
+        (
+            "–" if one.score is None else f"{one.score:.4f}",
+            _VERDICTS[one.label],
+            str(len(one.views)),
+            printable(one.part),
+            printable(one.worst or "–"),
+        )
+        for one in parts[:_SHOWN]
+    ]
+    yield table(("score", "verdict", "views", "part", "worst view"), rows, right=("score", "views"))
+    if len(parts) > _SHOWN:
+        yield f"… the first {_SHOWN} of {len(parts)} parts"
+    known = detector.record.parts
+    if known is not None and known.pattern != group_by:
+        yield from words.notices(
+            [f"parts were calibrated on by another --group-by {known.pattern}"]
+        )
+    yield from _reasons([one.reason for one in parts if one.reason], "no verdict on")
+    yield from _reasons([note for one in parts for note in one.notes], "note on")
+    if verdicts.ungrouped:
+        number = pluralize(len(verdicts.ungrouped), "picture is", "pictures are")
+        which = listed(verdicts.ungrouped)
+        yield from words.notices([f"{number} of no part, and judged alone: {which}"])
+    rules = sorted({_RULES[one.rule] for one in parts if one.rule in _RULES})
+    labels = [one.label for one in parts]
+    alarms, normal, none = (labels.count(each) for each in (ANOMALOUS, NORMAL, None))
+    without = f"; {none} without a verdict" if none else ""
+    at = f" {' and '.join(rules)}" if rules else ""
+    yield f"{pluralize(len(parts), 'part')}: {alarms} alarms, {normal} normal{at}{without}"
+
+
+def _margin(one: PartVerdict) -> float:
+    """How far above its threshold."""
+    return (one.score or 0.0) - (one.threshold or 0.0)
+
+
+def _reasons(sentences: Sequence[str], what: str) -> Iterator[str]:
+    """A line for each different sentence, the first few, and of how many parts it is."""
+    counts = Counter(sentences)
+    for sentence, count in counts.most_common(5):
+        yield printable(f"  {what} {pluralize(count, 'part')}: {sentence}")
+    if len(counts) > 5:
+        yield f"  … and {len(counts) - 5} other reasons, all of them listed by --json"

@@ -1,0 +1,95 @@
+"""From an artifact to a detector: everything that it says is held against what can be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from blemish import artifact
+from blemish.backbones import Backbone, hollow, restore
+from blemish.compute import pick_device, pick_precision
+from blemish.config import short
+from blemish.detector.manifest import Manifest, read_manifest, undescribed
+from blemish.detector.predict import Detector, place
+from blemish.errors import ArtifactError, BlemishError, ConfigError
+from blemish.methods import Method, method_class
+from blemish.methods.earlier import tensors_of_today
+
+
+def load(path: str | Path, *, device: str = "auto", precision: str = "auto") -> Detector:
+    """The detector in an artifact; nothing is fetched, the artifact carries its backbone.
+
+    Args:
+        device: auto, cpu, cuda, cuda:1, mps.
+        precision: auto (bf16 where the hardware computes in it), fp32, bf16, fp16.
+    Raises: ArtifactError for a file that is not a whole, unaltered artifact of a known format, or
+        of which a field or a tensor cannot be: before anything is built, everything is held against
+        what a detector of its settings has.
+    """
+    tensors, values = artifact.read(path)
+    record = read_manifest(path, values)
+    try:
+        kind = method_class(record.method)
+        settings = kind.Config.restored(record.config)
+        with hollow():
+            empty = kind(settings, _backbone(record))
+        _check(empty, record)
+    except BlemishError as error:
+        raise undescribed(path, error) from error
+    try:
+        tensors = tensors_of_today(values, tensors)
+        empty.check_state(tensors)
+        method = kind(settings, _backbone(record))
+        method.restore_state(tensors)
+    except ArtifactError as error:
+        raise ArtifactError(
+            f"{path}: {error}; another state of blemish has written it: fit it again"
+        ) from error
+    chosen = pick_device(device)
+    place(method, chosen, pick_precision(precision, chosen))
+    return Detector(method, record)
+
+
+def _backbone(record: Manifest) -> Backbone:
+    """The backbone that an artifact names, with unset weights. Raises: ConfigError."""
+    spec = record.backbone.spec
+    try:
+        return restore(spec, record.backbone.weights)
+    except BlemishError as error:
+        raise ConfigError(f"backbone.spec.{error}") from error
+    except Exception as error:  # of timm's thousand models not every one is as blemish takes it
+        raise ConfigError(
+            f"backbone.spec.timm_name: {spec.timm_name} cannot be built here ({error})"
+        ) from error
+
+
+def _check(method: Method, record: Manifest) -> None:
+    """Whether what an artifact says of its parts goes together. `method`: without storage.
+
+    Raises: ConfigError.
+    """
+    height, width = method.scoring_size
+    preprocessing, backbone = record.preprocessing, method.backbone
+    if method.config.backbone != backbone.spec.name:
+        raise ConfigError(
+            f"config.backbone: {short(method.config.backbone)} is not backbone.spec.name"
+        )
+    if (preprocessing.height, preprocessing.width) != (height, width):
+        raise ConfigError(
+            "preprocessing.height, preprocessing.width: "
+            f"{preprocessing.height}×{preprocessing.width} is not the size that the settings give "
+            f"(image_size, scales, zoom), {height}×{width}"
+        )
+    try:
+        seen = backbone.shapes(height, width, method.config.layers)
+    except ConfigError:
+        raise
+    except Exception as error:  # as in `_backbone`
+        name = backbone.spec.timm_name
+        raise ConfigError(
+            f"backbone.spec.timm_name: {name} cannot be used here ({error})"
+        ) from error
+    known, dim = record.category_features, seen.tokens[-1].shape[2]
+    if known is not None and len(known.spread) != dim:
+        raise ConfigError(
+            f"category_features.spread: {dim} numbers are needed, got {len(known.spread)}"
+        )

@@ -1,0 +1,206 @@
+"""--group-by: parts of several views on the command line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from parts import rows_of
+
+import blemish
+from blemish.artifact import read
+from blemish.cli.status import BROKEN_PICTURES
+from blemish.detector.predict import Detector
+
+Run = Callable[..., tuple[int, str, str]]
+Refused = Callable[..., str]
+Answered = Callable[..., Any]
+BY = ("--group-by", r"part(\d+)_")
+RATE = "--false-alarm-rate 0.2"
+
+
+@pytest.fixture
+def shots(tmp_path: Path, picture: Any, write: Any) -> Path:
+    """Six parts of two views each, of which 1 and 4 have a defect in one; else pictures that were
+    learned, so that no false alarm is among them."""
+    for part in range(6):
+        for view in range(2):
+            pixels = picture(2 * part + view, defect=part % 3 == 1 and view == 1)
+            write(tmp_path / "shots" / f"part{part}_{view}.png", pixels)
+    return tmp_path / "shots"
+
+
+@pytest.fixture
+def of_parts(run: Run, part: Path, tmp_path: Path, picture: Any, write: Any) -> Path:
+    """An artifact that was calibrated on ten parts of two views each."""
+    for seed in range(20):
+        write(tmp_path / "good" / f"part{seed // 2}_{seed % 2}.png", picture(700 + seed))
+    made = tmp_path / "of_parts.blemish"
+    assert run("calibrate", part, tmp_path / "good", "-o", made, RATE, *BY)[0] == 0
+    return made
+
+
+def test_calibrate_by_parts(
+    run: Run, answered: Answered, part: Path, of_parts: Path, tmp_path: Path
+) -> None:
+    good = tmp_path / "good"
+    (good / "part9_1.png").write_bytes(b"no picture")
+    (good / "part8_0.png").rename(good / "lid.png")
+    status, said, _ = run("calibrate", part, good, "-o", tmp_path / "b", RATE, *BY)
+    assert status == BROKEN_PICTURES
+    assert "Parts: 9 used, of 1 to 2 views; 1 not whole, left out; 1 picture of no part" in said
+    assert "Parts above: " in said
+    assert "A new normal part raises a false alarm with probability at most 20 %" in said
+    told = answered("calibrate", part, good, "-o", tmp_path / "b", RATE, *BY)["part_thresholds"]
+    stored = read(tmp_path / "b")[1]["parts"]
+    assert (told["threshold"], told["left_out"]) == (stored["threshold"], 1)
+    assert len(stored["scores"]) == 9
+    assert "scores" not in told
+    out = run("inspect", of_parts)[1]
+    assert "parts above" in out
+    assert r"parts told by part(\d+)_" in out
+    assert "parts above" not in run("inspect", part)[1]
+
+
+def test_predict_by_parts(
+    run: Run, answered: Answered, of_parts: Path, shots: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    status, said, _ = run("predict", of_parts, shots, "--output", out, "--save masks", *BY)
+    assert status == 0
+    lines = said.splitlines()
+    (start,) = [at for at, line in enumerate(lines) if line.split()[-2:] == ["worst", "view"]]
+    assert lines[start].split()[:4] == ["score", "verdict", "views", "part"]
+    rows = [line.split() for line in lines[start + 1 : start + 7]]
+    assert {row[3] for row in rows[:2]} == {"1", "4"}  # the alarms first
+    assert [row[1:3] for row in rows] == [["alarm", "2"]] * 2 + [["normal", "2"]] * 4
+    assert "6 parts: 2 alarms, 4 normal at the threshold of whole parts" in said
+    limit = read(of_parts)[1]["parts"]["threshold"]["value"]
+    made = answered("predict", of_parts, shots, *BY)
+    assert made["ungrouped"] == []
+    assert len(made["predictions"]) == 12
+    scores = {row["path"]: row["score"] for row in made["predictions"]}
+    for row in made["parts"]:
+        assert row["views"] == [str(shots / f"part{row['part']}_{view}.png") for view in range(2)]
+        assert row["worst"] == max(row["views"], key=lambda path: scores[path])
+        assert (row["score"], row["threshold"]) == (scores[row["worst"]], limit)
+        assert row["label"] == (row["part"] in "14")
+    written = [json.loads(line) for line in (out / "parts.jsonl").read_text().splitlines()]
+    assert [{**row, "score": 0} for row in written] == [
+        {**row, "score": 0} for row in made["parts"]
+    ]
+    assert "parts" not in answered("predict", of_parts, shots)
+
+
+def test_predict_by_parts_without_a_threshold_of_parts(
+    run: Run, answered: Answered, part: Path, shots: Path
+) -> None:
+    said = run("predict", part, shots, *BY)[1]
+    assert "no verdict on 6 parts: a rate of 5 % for a part of 2 views is 2.5 % for each" in said
+    assert "needs at least 39 normal pictures to calibrate on, and there are 24" in said
+    assert "6 parts: 0 alarms, 0 normal; 6 without a verdict" in said
+    scores = sorted(row["score"] for row in answered("predict", part, shots)["predictions"])
+    limit = (scores[9] + scores[10]) / 2  # between good pictures and defects
+    made = answered("predict", part, shots, f"--threshold {limit}", *BY)
+    assert [row["label"] for row in made["parts"]] == [0, 1, 0, 0, 1, 0]
+    assert {row["rule"] for row in made["parts"]} == {"by hand"}
+    said = run("predict", part, shots, f"--threshold {limit}", *BY)[1]
+    assert "2 alarms, 4 normal at the threshold of pictures, set by hand" in said
+
+
+def test_predict_by_parts_at_the_thresholds_of_pictures(
+    run: Run, fitted: Callable[..., Detector], shots: Path, tmp_path: Path, picture: Any
+) -> None:
+    good = [picture(700 + seed) for seed in range(20)]
+    detector, _, _ = blemish.recalibrate(fitted(), good, false_alarm_rate=0.1)
+    artifact = detector.save(tmp_path / "b.blemish")
+    said = run("predict", artifact, shots, *BY)[1]
+    assert "2 alarms, 4 normal at the thresholds of pictures for the rate / views (Bonf" in said
+
+
+def test_broken_views_and_pictures_of_no_part(
+    run: Run, answered: Answered, of_parts: Path, shots: Path
+) -> None:
+    for name in ("part1_0.png", "part2_0.png"):
+        (shots / name).write_bytes(b"no picture")
+    assert run("predict", of_parts, shots, *BY)[0] == BROKEN_PICTURES
+    made = answered("predict", of_parts, shots, *BY)
+    assert [row["label"] for row in made["parts"]] == [0, 1, None, 0, 1, 0]
+    assert made["parts"][2]["failed"] == [str(shots / "part2_0.png")]
+    for name in ("part1_0.png", "part2_0.png"):
+        (shots / name).unlink()
+    (shots / "part5_0.png").rename(shots / "lid.png")
+    status, said, _ = run("predict", of_parts, shots, *BY)
+    assert status == BROKEN_PICTURES  # a picture at fault: its name
+    assert f"notice: 1 picture is of no part, and judged alone: {shots / 'lid.png'}" in said
+    assert "note on 3 parts: fewer views (1) than the good parts had (2 at least)" in said
+    assert answered("predict", of_parts, shots, *BY)["ungrouped"] == [str(shots / "lid.png")]
+
+
+def test_many_parts_and_another_pattern(
+    run: Run, of_parts: Path, tmp_path: Path, picture: Any, write: Any
+) -> None:
+    for seed in range(23):
+        write(tmp_path / "many" / f"x{seed}.png", picture(900 + seed, defect=seed == 20))
+    said = run("predict", of_parts, tmp_path / "many", "--group-by", r"x\d+")[1]
+    start = next(at for at, line in enumerate(said.splitlines()) if line.endswith("worst view"))
+    assert said.splitlines()[start + 1].split()[1:4] == ["alarm", "1", "x20"]
+    assert "… the first 20 of 23 parts" in said
+    assert r"notice: parts were calibrated on by another --group-by part(\d+)_" in said
+    assert "another --group-by" not in run("predict", of_parts, tmp_path / "good", *BY)[1]
+
+
+def test_an_interrupted_run_passes_no_part_of_which_a_view_is_missing(
+    run: Run, of_parts: Path, shots: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predict = ("predict", of_parts, shots, "--output", tmp_path / "out", "--batch-size 1", *BY)
+    many = Detector.predict_many
+
+    def interrupted(self: Detector, *given: Any, **named: Any) -> Any:
+        for at, result in enumerate(many(self, *given, **named)):
+            if at == 9:
+                raise KeyboardInterrupt
+            yield result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Detector, "predict_many", interrupted)
+        assert run(*predict)[0] == 130
+    place = tmp_path / "out" / "parts.jsonl"
+    some = [json.loads(line) for line in place.read_text().splitlines()]
+    done = {row["path"] for row in rows_of(tmp_path / "out")}
+    assert 2 <= len(done) < 10
+    assert len(some) == 6
+    for row in some:
+        assert row["failed"] == [path for path in row["views"] if path not in done]
+        assert (row["label"] is None) == bool(row["failed"])
+    assert run(*predict, "--resume")[0] == 0
+    whole = [json.loads(line) for line in place.read_text().splitlines()]
+    assert [row["label"] for row in whole] == [0, 1, 0, 0, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "said"),
+    [("part(", "no regular expression"), ("(p)(a)", "has 2 groups"), ("nut", "finds no part")],
+)
+def test_patterns_that_are_refused(
+    pattern: str, said: str, refused: Refused, part: Path, shots: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    assert said in refused("predict", part, shots, "--output", out, "--group-by", pattern)
+    assert not out.exists()
+    assert said in refused("calibrate", part, shots, "-o", tmp_path / "b", "--group-by", pattern)
+
+
+def test_calibrating_by_parts_is_refused(
+    refused: Refused, part: Path, shots: Path, tmp_path: Path, picture: Any, write: Any
+) -> None:
+    calibrate = ("calibrate", part, "-o", tmp_path / "b", *BY)
+    assert "name them" in refused(*calibrate, "--threshold 3")
+    assert "none of 6 parts is whole: of each a picture was learned" in refused(*calibrate, shots)
+    for seed in range(12):
+        write(tmp_path / "few" / f"part{seed // 2}_{seed % 2}.png", picture(700 + seed))
+    few = refused(*calibrate, tmp_path / "few")
+    assert "needs at least 19 normal parts to calibrate on, and there are 6; add parts" in few
