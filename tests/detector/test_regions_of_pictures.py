@@ -13,7 +13,7 @@ from parts import Fitted, Part
 
 import blemish
 from blemish.detector.calibrate import recalibrate_on_defects
-from blemish.detector.thresholds import for_misses
+from blemish.detector.thresholds import for_misses, p_value
 from blemish.errors import CalibrationError, ConfigError, DataError
 from blemish.regions import region_level
 
@@ -94,6 +94,13 @@ def test_p_values_count_the_normal_pictures_that_score_as_high(
     assert detector.threshold is not None
     assert found.score > (detector.threshold.value or math.inf)
     assert found.p_value <= (detector.threshold.rate or 0)
+
+
+def test_a_normal_picture_with_the_same_score_counts_as_one_that_scores_as_high() -> None:
+    ordered = np.array([1.0, 2.0, 2.0, 3.0])
+    found = [p_value(score, ordered) for score in (0.5, 2.0, 3.0, 3.5)]
+    assert found == [1.0, 0.8, 0.4, 0.2]
+    assert p_value(2.0, ordered[:0]) is None
 
 
 def test_artifacts_from_before_there_were_regions_have_none(fitted: Fitted, picture: Part) -> None:
