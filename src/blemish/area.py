@@ -75,6 +75,10 @@ class Area:
 
         return np.repeat(np.arange(len(self.runs)) % 2 == 1, self.runs).reshape(SIDE, SIDE)
 
+    @cached_property
+    def _places(self) -> dict[tuple[int, int], Mask]:
+        return {}
+
     def mask(self, height: int, width: int) -> Mask:
         """bool H W: the pixels of a picture whose centres lie inside; may be none of a tiny one."""
         import numpy as np
@@ -87,7 +91,10 @@ class Area:
 
     def places(self, height: int, width: int) -> Mask:
         """bool h w: the places of a map in which any of it lies; one at least."""
-        return _any_along(_any_along(self._grid, height).T, width).T
+        if (height, width) not in self._places:  # asked for with every batch
+            places = _any_along(_any_along(self._grid, height).T, width).T
+            self._places[height, width] = places
+        return self._places[height, width]
 
     def within(self, other: Area | None) -> Area:
         """What lies in both. Raises: ConfigError where that is nothing."""
