@@ -95,11 +95,13 @@ class Batch:
             of their original, and pictures of the same content that of the first.
         masks: float32 B h w at a quarter of the images' sides, of labelled defects: the share of
             each place that is marked, NaN where no mask is known; None for other pictures.
+        positions: of each row, that of the source that it came from; () where they are not told.
     """
 
     images: Tensor
     owners: Tensor
     masks: Tensor | None = None
+    positions: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

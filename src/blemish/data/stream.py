@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from blemish.data.copies import thumbnail
 from blemish.data.marks import marked
+from blemish.data.tiles import Tile
 from blemish.data.transforms import Preprocessing, prepare
 from blemish.errors import DataError, InputError, MissingExtraError, NonFiniteError
 from blemish.images import Picture, decode, within_memory
@@ -85,6 +86,15 @@ class Found:
         first: dict[str, int] = {}
         return {at: first.setdefault(self.digests[at], at) for at in sorted(self.digests)}
 
+    def of_pictures(self, sources: Sequence[Any]) -> Found:
+        """The same with each picture once, where `sources` has it as tiles: by the first."""
+        first = [at for at, each in enumerate(sources) if not is_tile(each) or each.is_first]
+
+        def kept(values: Mapping[int, R]) -> dict[int, R]:
+            return {at: values[at] for at in first if at in values}
+
+        return Found(*map(kept, (self.digests, self.failures, self.notes, self.thumbnails)))
+
     def part(self, start: int, stop: int) -> Found:
         """The same about `sources[start:stop]`, by position in these."""
 
@@ -110,7 +120,8 @@ class PictureStream:
     """Batches over pictures, as often as they are asked for.
 
     Attributes:
-        sources: paths, PIL images or arrays.
+        sources: paths, PIL images or arrays; tiles of them, where all tiles of a picture follow one
+            another; a Failure in the place of one that is known to be broken.
         preprocessing: size and normalisation.
         batch_size: rows a batch.
         rotations: every picture comes at this many angles, evenly over 360°; the copies share its
@@ -142,6 +153,16 @@ class PictureStream:
     def only(self, positions: Iterable[int]) -> PictureStream:
         """The pictures at some positions; owners and findings keep the numbers of all."""
         return replace(self, positions=tuple(positions))
+
+    def only_whole(self, positions: Iterable[int]) -> PictureStream:
+        """The same, with all tiles of the pictures at these positions."""
+        chosen = set(positions)
+        pictures = {id(one.picture) for one in map(self.sources.__getitem__, chosen) if is_tile(one)}
+        return self.only(
+            at
+            for at, one in enumerate(self.sources)
+            if at in chosen or (is_tile(one) and id(one.picture) in pictures)
+        )
 
     @property
     def order(self) -> Sequence[int]:
@@ -207,6 +228,7 @@ def _batches(stream: PictureStream, device: torch.device | None, found: Found) -
     """The batches of a pass, which notes in `found` what it finds."""
     rows: list[torch.Tensor] = []
     owners: list[int] = []
+    positions: list[int] = []
     masks: list[torch.Tensor] = []
     # Copies of a picture count as one, or it would be judged by its own twin.
     first: dict[str, int] = {}
@@ -217,6 +239,7 @@ def _batches(stream: PictureStream, device: torch.device | None, found: Found) -
             images if device is None else images.to(device),
             torch.tensor(owners),
             torch.stack(masks) if masks else None,
+            tuple(positions),
         )
 
     loads = map_ahead(partial(_load, stream), stream.order, ahead=2 * stream.batch_size)
@@ -225,16 +248,18 @@ def _batches(stream: PictureStream, device: torch.device | None, found: Found) -
             found.failures[position] = one
             continue
         found.digests[position] = one.digest
-        found.thumbnails[position] = one.thumbnail
+        if one.thumbnail is not None:
+            found.thumbnails[position] = one.thumbnail
         if one.notes:
             found.notes[position] = one.notes
         for tensor in one.copies:
             rows.append(tensor)
             owners.append(first.setdefault(one.digest, position))
+            positions.append(position)
             masks += [] if one.mask is None else [one.mask]
             if len(rows) == stream.batch_size:
                 yield batch()
-                rows, owners, masks = [], [], []
+                rows, owners, positions, masks = [], [], [], []
     if rows:
         yield batch()
 
@@ -245,26 +270,48 @@ class _Loaded:
 
     digest: str
     notes: tuple[str, ...]
-    thumbnail: np.ndarray
+    thumbnail: np.ndarray | None
     copies: list[torch.Tensor]
     mask: torch.Tensor | None
 
 
 def _load(stream: PictureStream, position: int) -> _Loaded | Failure:
-    source, preprocessing = stream.sources[position], stream.preprocessing
-    name = name_of(source, position)
-    try:
-        with within_memory(name):
-            picture = decode(source, window=preprocessing.decode_window(), name=name)
-            digest, notes, small = picture.digest, picture.notes, thumbnail(picture.pixels)
-            copies = [prepare(picture, preprocessing, angle=a, flip=f) for a, f in stream.copies]
-            del picture  # before the mask is decoded
-        mask = _mask(stream.marks[position], preprocessing) if stream.marks else None
-    except _OF_ONE_PICTURE as error:
-        reason = getattr(error, "reason", str(error))
-        # A mask may be what is broken.
-        return Failure(source=getattr(error, "source", name), reason=reason)
+    source = stream.sources[position]
+    if isinstance(source, Failure):
+        return source
+    return failing(lambda: _loaded(stream, source, position), name_of(source, position))
+
+
+def _loaded(stream: PictureStream, source: Any, position: int) -> _Loaded:
+    preprocessing = stream.preprocessing
+    with within_memory(name_of(source, position)):
+        picture = picture_of(source, position, preprocessing)
+        if is_tile(source):
+            digest, small = source.picture.digest, source.picture.thumbnail
+        else:
+            digest, small = picture.digest, thumbnail(picture.pixels)
+        notes, window = picture.notes, source.window if is_tile(source) else None
+        copies = [
+            prepare(picture, preprocessing, angle=angle, flip=flip, window=window)
+            for angle, flip in stream.copies
+        ]
+        del picture  # before the mask is decoded
+    mask = source.marks if is_tile(source) else None
+    if stream.marks and mask is None:
+        mask = _mask(stream.marks[position], preprocessing)
     return _Loaded(digest, notes, small, copies, mask)
+
+
+def is_tile(source: Any) -> TypeGuard[Tile]:
+    """Whether it is a tile of a picture."""
+    return isinstance(source, Tile)
+
+
+def picture_of(source: Any, index: int, preprocessing: Preprocessing) -> Picture:
+    """The decoded picture, or tile. Raises: as `decode`."""
+    if isinstance(source, Tile):
+        return source.cut()
+    return decode(source, window=preprocessing.decode_window(), name=name_of(source, index))
 
 
 def _mask(sample: Sample, preprocessing: Preprocessing) -> torch.Tensor:
@@ -286,6 +333,10 @@ def name_of(source: Any, index: int) -> str:
         return os.fspath(source)
     if isinstance(source, Frame):
         return source.name
+    if isinstance(source, Tile):
+        return source.picture.name
+    if isinstance(source, Failure):
+        return source.source
     if isinstance(source, bytes) or hasattr(source, "read"):
         name = getattr(source, "name", None)
         return name if isinstance(name, str) else f"file {index}"
@@ -302,8 +353,15 @@ def of_picture(
 ) -> R | Failure:
     """What a function makes of a decoded picture, or why it cannot be decoded."""
     name = name_of(source, index)
+    return failing(lambda: function(decode(source, window=window, name=name)), name)
+
+
+def failing(function: Callable[[], R], name: str) -> R | Failure:
+    """What a function gives, or why a picture of this name, or its mask, cannot be used."""
     try:
         with within_memory(name):
-            return function(decode(source, window=window, name=name))
+            return function()
     except _OF_ONE_PICTURE as error:
-        return Failure(source=name, reason=getattr(error, "reason", str(error)))
+        # A mask may be what is broken.
+        reason = getattr(error, "reason", str(error))
+        return Failure(source=getattr(error, "source", name), reason=reason)

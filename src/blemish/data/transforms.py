@@ -12,6 +12,7 @@ from torch import Tensor
 
 from blemish.area import Area
 from blemish.config import LARGEST, NEW, Finite, Length, Range, Side, check
+from blemish.data.tiling import Tiling, Window
 from blemish.errors import ConfigError
 from blemish.images import Picture
 
@@ -31,6 +32,8 @@ class Preprocessing:
             its full range.
         area: where it is looked at: pixels outside become `mean` before anything else is done;
             None = everywhere.
+        tiling: how a picture is cut into tiles, each of which is brought to the backbone as if it
+            were a picture; None = it is looked at whole.
     """
 
     height: Side
@@ -39,6 +42,7 @@ class Preprocessing:
     std: Spreads
     window: Annotated[tuple[Finite, ...], Length(2, 2)] | None = None
     area: Area | None = field(default=None, metadata={NEW: True})
+    tiling: Tiling | None = field(default=None, metadata={NEW: True})
 
     def __post_init__(self) -> None:
         check(self)
@@ -52,12 +56,23 @@ class Preprocessing:
                 f"window: two numbers (lo, hi) with lo < hi are needed, got {list(self.window)}"
             )
 
+    @property
+    def area_of_input(self) -> Area | None:
+        """The part of the backbone's input that is looked at; None where it is another one in each
+        tile."""
+        return self.area if self.tiling is None else None
+
     def decode_window(self) -> tuple[float, float] | None:
         return None if self.window is None else (self.window[0], self.window[1])
 
 
 def prepare(
-    picture: Picture, preprocessing: Preprocessing, *, angle: float = 0.0, flip: bool = False
+    picture: Picture,
+    preprocessing: Preprocessing,
+    *,
+    angle: float = 0.0,
+    flip: bool = False,
+    window: Window | None = None,
 ) -> Tensor:
     """float32 3 H W, without what lies outside the area, resized (area averaging when shrinking,
     bilinear when growing), rotated, mirrored, normalised.
@@ -66,8 +81,9 @@ def prepare(
         angle: degrees counter-clockwise about the centre; corners that come into view are filled by
             mirroring.
         flip: whether what was rotated is then mirrored left to right.
+        window: which part of a picture it is; None = the whole.
     """
-    pixels = _within(picture.pixels, preprocessing)
+    pixels = _within(picture.pixels, preprocessing, window)
     height, width = pixels.shape[:2]
     target = (preprocessing.width, preprocessing.height)
     if (width, height) != target:
@@ -86,15 +102,19 @@ def prepare(
     return torch.from_numpy(np.ascontiguousarray(normalised.transpose(2, 0, 1)))
 
 
-def _within(pixels: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
+def _within(
+    pixels: np.ndarray, preprocessing: Preprocessing, window: Window | None
+) -> np.ndarray:
     """H W 3 with the mean colour outside the area; a copy, unless all of it is inside.
 
     Before resizing: a pixel of the smaller picture would mix what is inside with what is not.
     """
     if preprocessing.area is None:
         return pixels
-    height, width = pixels.shape[:2]
-    outside = ~preprocessing.area.mask(height, width)
+    if window is None:
+        outside = ~preprocessing.area.mask(*pixels.shape[:2])
+    else:
+        outside = ~preprocessing.area.mask(*window.size, window.rows, window.columns)
     if not outside.any():
         return pixels
     mean = np.asarray(preprocessing.mean, dtype=np.float32)

@@ -14,9 +14,9 @@ from itertools import chain, islice, tee
 import torch
 from torch import Tensor
 
-from blemish.data.stream import Found, PictureStream, map_ahead, name_of
+from blemish.data.stream import Found, PictureStream, is_tile, map_ahead, name_of, picture_of
 from blemish.data.transforms import prepare
-from blemish.images import decode, within_memory
+from blemish.images import within_memory
 from blemish.methods.learner import Learner, TrainingBatch
 from blemish.types import ANOMALOUS, NORMAL, Progress
 
@@ -148,10 +148,11 @@ class Feed:
         position, copy = divmod(row, len(stream.copies))
         index = self.usable[position]
         angle, flip = stream.copies[copy]
-        source, window = stream.sources[index], stream.preprocessing.decode_window()
-        with within_memory(name := name_of(source, index)):
-            picture = decode(source, window=window, name=name)
-            return prepare(picture, stream.preprocessing, angle=angle, flip=flip)
+        source = stream.sources[index]
+        with within_memory(name_of(source, index)):
+            picture = picture_of(source, index, stream.preprocessing)
+            part = source.window if is_tile(source) else None
+            return prepare(picture, stream.preprocessing, angle=angle, flip=flip, window=part)
 
 
 def read(method: Learner, stream: PictureStream, *, limit: float, progress: Progress) -> Feed:
