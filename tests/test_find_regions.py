@@ -1,12 +1,15 @@
 """Regions against independent ways to find them: brute force over levels, OpenCV on the whole
 heatmap, run lengths counted one by one."""
 
+import time
+import tracemalloc
 from itertools import groupby
 
 import cv2
 import numpy as np
 import pytest
 
+from blemish.area import SIDE, Area
 from blemish.errors import ConfigError, NonFiniteError
 from blemish.regions import find_regions, region_level
 
@@ -121,6 +124,45 @@ def test_a_picture_smaller_than_its_map_shows_its_region_as_a_pixel() -> None:
     values[30, 30] = 1
     (region,) = find_regions(values, 0.5, (4, 4))
     assert region.area == 1
+
+
+def test_many_regions_of_a_large_map_take_the_time_of_their_own_pixels() -> None:
+    values = np.zeros((5000, 5000), dtype=np.float32)
+    corners = [(y, x) for y in range(100, 5000, 200) for x in range(60, 5000, 250)]
+    for y, x in corners:
+        values[y : y + 12, x : x + 9] = 1
+    started = time.process_time()
+    found = find_regions(values, 0.5, values.shape, background=0)
+    assert time.process_time() - started < 8  # 1 s; a look at the whole map for each takes 40
+    assert {region.box for region in found} == {(x, y, 9, 12) for y, x in corners}
+    assert len(found) == 500
+
+
+def test_a_region_of_a_huge_picture_takes_the_room_of_its_own_pixels() -> None:
+    values = np.zeros((200, 200), dtype=np.float32)
+    values[50:52, 10:190:20] = 1
+    left_half = Area(runs=(0, *[SIDE // 2] * (2 * SIDE)))
+    tracemalloc.start()
+    try:
+        found = find_regions(values, 0.5, (20_000, 20_000), background=0, area=left_half)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert [region.box[0] // 2000 for region in found] == [0, 1, 2, 3, 4]
+    assert most < 20e6  # the whole picture has 400 million pixels
+
+
+def test_windows_of_an_area_are_cut_out_of_the_whole() -> None:
+    rng = np.random.default_rng(3)
+    area = Area.of(cv2.resize(rng.random((9, 7)), (SIDE, SIDE)) > 0.5)
+    for height, width in ((1, 1), (700, 333), (1500, 2111)):
+        whole = area.mask(height, width)
+        assert whole.shape == (height, width)
+        for _ in range(20):
+            rows, columns = (
+                slice(*np.sort(rng.integers(0, side + 1, 2)).tolist()) for side in (height, width)
+            )
+            assert (area.mask(height, width, rows, columns) == whole[rows, columns]).all()
 
 
 @pytest.mark.parametrize(

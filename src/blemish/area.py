@@ -79,14 +79,27 @@ class Area:
     def _places(self) -> dict[tuple[int, int], Mask]:
         return {}
 
-    def mask(self, height: int, width: int) -> Mask:
-        """bool H W: the pixels of a picture whose centres lie inside; may be none of a tiny one."""
-        import numpy as np
+    def mask(
+        self,
+        height: int,
+        width: int,
+        rows: slice = slice(None),
+        columns: slice = slice(None),
+    ) -> Mask:
+        """bool H W: the pixels of a picture whose centres lie inside; may be none of a tiny one.
 
-        rows, columns = (
-            ((2 * np.arange(side) + 1) * SIDE // (2 * side)) for side in (height, width)
+        Args: rows, columns: the window of the picture that is asked for, which alone takes room.
+
+        Example:
+            >>> left_half = Area(runs=(0, *[SIDE // 2] * (2 * SIDE)))
+            >>> left_half.mask(1_000_000, 1_000_000, slice(2), slice(499_999, 500_001)).tolist()
+            [[True, False], [True, False]]
+        """
+        down, across = (
+            (2 * _numbers(side, window) + 1) * SIDE // (2 * side)
+            for side, window in ((height, rows), (width, columns))
         )
-        mask: Mask = self._grid[rows[:, None], columns]
+        mask: Mask = self._grid[down[:, None], across]
         return mask
 
     def places(self, height: int, width: int) -> Mask:
@@ -109,6 +122,13 @@ class Area:
     def digest(self) -> str:
         """32 hex characters that tell areas apart."""
         return hashlib.blake2b(repr(self.runs).encode(), digest_size=16).hexdigest()
+
+
+def _numbers(side: int, window: slice) -> NDArray[np.int64]:
+    """Those of the pixels of a side that lie in a window."""
+    import numpy as np
+
+    return np.arange(*window.indices(side), dtype=np.int64)
 
 
 def _any_along(grid: Mask, count: int) -> Mask:

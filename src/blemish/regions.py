@@ -106,7 +106,7 @@ def region_level(anomaly_map: Map, smallest: float = 0.0) -> float:
     low, high = 0, len(levels) - 1  # at the lowest level the whole map is one part
     while low < high:
         middle = (low + high + 1) // 2
-        if _large(anomaly_map >= levels[middle], needed)[0]:
+        if _parts(anomaly_map >= levels[middle], needed).large:
             low = middle
         else:
             high = middle - 1
@@ -147,14 +147,11 @@ def find_regions(
     above = anomaly_map > level
     if area is not None:
         above &= area.places(*anomaly_map.shape)
-    shown = None if area is None else area.mask(*size)
-    parts, labels = _large(above, _places(anomaly_map, smallest))
+    parts = _parts(above, _places(anomaly_map, smallest))
     found = [
         region
-        for part in parts
-        for region in _outlined(
-            anomaly_map, labels == part, level, (background, outline), size, shown
-        )
+        for label in parts.large
+        for region in _outlined(anomaly_map, parts, label, level, (background, outline), size, area)
     ]
     return tuple(sorted(found, key=lambda region: -region.peak))
 
@@ -166,40 +163,52 @@ def _places(anomaly_map: Map, smallest: float) -> int:
     return max(1, math.ceil(round(smallest * anomaly_map.size, 6)))
 
 
-def _large(above: Mask, needed: int) -> tuple[list[int], NDArray[np.int32]]:
-    """The labels of the connected parts of at least `needed` places, and the map of all labels."""
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """Connected parts of a map. Attributes: large: the labels of those of the size that was asked
+    for. labels: of every place, h w; 0 = in none. facts: of cv2, a row for each label."""
+
+    large: list[int]
+    labels: NDArray[np.int32]
+    facts: NDArray[np.int32]
+
+
+def _parts(above: Mask, needed: int) -> _Parts:
+    """The connected parts, of which those of at least `needed` places are large."""
     import cv2
     import numpy as np
 
-    count, labels, facts, _ = cv2.connectedComponentsWithStats(
+    _, labels, facts, _ = cv2.connectedComponentsWithStats(
         above.view(np.uint8), connectivity=8, ltype=cv2.CV_32S
     )
-    areas = facts[:, cv2.CC_STAT_AREA]
-    return [part for part in range(1, count) if areas[part] >= needed], labels
+    large = 1 + np.flatnonzero(facts[1:, cv2.CC_STAT_AREA] >= needed)
+    return _Parts(large.tolist(), labels, facts)
 
 
 def _outlined(
     anomaly_map: Map,
-    part: Mask,
+    parts: _Parts,
+    label: int,
     level: float,
     outline: tuple[float, float],
     size: tuple[int, int],
-    shown: Mask | None,
+    area: Area | None,
 ) -> Iterator[Region]:
-    """The regions of the picture that one part of the map (bool h w) makes. `outline`: background
-    and fraction. `shown`: bool H W, where they may lie; None = anywhere."""
+    """The regions of the picture that one part of the map makes. `outline`: background and
+    fraction. Only its rectangle is looked at: maps and pictures may be large, and parts many."""
     import cv2
     import numpy as np
 
-    rows, columns = np.flatnonzero(part.any(1)), np.flatnonzero(part.any(0))
-    y = _span(rows[0], rows[-1], len(part), size[0])
-    x = _span(columns[0], columns[-1], part.shape[1], size[1])
+    left, top, width, height = (int(number) for number in parts.facts[label, :4])
+    part = parts.labels[top : top + height, left : left + width] == label
+    peak = float(anomaly_map[top : top + height, left : left + width][part].max())
+    y = _span(top, top + height - 1, len(anomaly_map), size[0])
+    x = _span(left, left + width - 1, anomaly_map.shape[1], size[1])
     values = _interpolated(anomaly_map, y, x, size)
-    peak = float(anomaly_map[part].max())
     # Of the neighbouring parts, which reach into its rectangle, nothing is taken.
-    own = _interpolated(part.astype(np.float32), y, x, size) > 0
-    if shown is not None:
-        own &= shown[y, x]
+    own = _interpolated(parts.labels, y, x, size, label) > 0
+    if area is not None:
+        own &= area.mask(*size, y, x)
         if not own.any():  # a picture smaller than its map has no pixel there
             return
     background, fraction = outline
@@ -210,15 +219,15 @@ def _outlined(
         inside.view(np.uint8), connectivity=8, ltype=cv2.CV_32S
     )
     for each in range(1, count):
-        left, top, width, height, area = (int(number) for number in facts[each])
+        left, top, width, height, pixels = (int(number) for number in facts[each])
         box = (slice(top, top + height), slice(left, left + width))
         mask = labels[box] == each
         corner = (x.start + left, y.start + top)
         scores = values[box][mask]
         yield Region(
             box=(*corner, width, height),
-            area=area,
-            share=area / (size[0] * size[1]),
+            area=pixels,
+            share=pixels / (size[0] * size[1]),
             centroid=(x.start + float(centroids[each, 0]), y.start + float(centroids[each, 1])),
             peak=float(scores.max()),
             mean=float(scores.mean(dtype=np.float64)),
@@ -236,19 +245,30 @@ def _span(first: int, last: int, places: int, pixels: int) -> slice:
     )
 
 
-def _interpolated(values: Map, y: slice, x: slice, size: tuple[int, int]) -> Map:
-    """A part of the map as `Prediction.heatmap` has it (bilinear), without making all of it."""
+def _interpolated(
+    values: Map | NDArray[np.int32],
+    y: slice,
+    x: slice,
+    size: tuple[int, int],
+    label: int | None = None,
+) -> Map:
+    """A part of the map as `Prediction.heatmap` has it (bilinear), without making all of it; with
+    a `label` that of 1 where the values are the label, and 0 elsewhere."""
     import numpy as np
 
-    def along(pixels: slice, places: int, total: int) -> tuple[Any, Any, Any]:
+    def along(pixels: slice, places: int, total: int) -> tuple[slice, Any, Any, Any]:
         at = (np.arange(pixels.start, pixels.stop) + 0.5) * (places / total) - 0.5
         at = np.clip(at, 0, places - 1)
         before = np.floor(at).astype(np.intp)
-        return before, np.minimum(before + 1, places - 1), (at - before).astype(np.float32)
+        after = np.minimum(before + 1, places - 1)
+        reached = slice(int(before[0]), int(after[-1]) + 1)
+        return reached, before - before[0], after - before[0], (at - before).astype(np.float32)
 
-    above, below, down = along(y, values.shape[0], size[0])
-    left, right, across = along(x, values.shape[1], size[1])
-    rows = values[above] * (1 - down[:, None]) + values[below] * down[:, None]
+    tall, above, below, down = along(y, values.shape[0], size[0])
+    wide, left, right, across = along(x, values.shape[1], size[1])
+    here = values[tall, wide]
+    here = here if label is None else (here == label).astype(np.float32)
+    rows = here[above] * (1 - down[:, None]) + here[below] * down[:, None]
     result: Map = rows[:, left] * (1 - across) + rows[:, right] * across
     return result
 
