@@ -20,7 +20,7 @@ from blemish.data.tiles import Tile, TiledPicture
 from blemish.data.tiling import Tiling
 from blemish.data.transforms import Preprocessing
 from blemish.errors import ConfigError
-from blemish.images import Picture
+from blemish.images import open_windows
 from blemish.types import Failure, Progress, Sample
 
 # Pixels of a backbone's input that a defect is to cover: a patch of most ViTs. With fewer it is
@@ -121,17 +121,13 @@ def chosen(
     Args: preprocessing: the size of the backbone's input, and how pictures are decoded.
     """
     every = max(1, -(-len(pictures.sources) // _SIZES))
-    window = preprocessing.decode_window()
-    found = [
-        failing(lambda at=at: open_windows(pictures.sources[at], window=window).size, "")
-        for at in range(0, len(pictures.sources), every)
-    ]
+    found = [_size(source, preprocessing) for source in pictures.sources[::every]]
     sizes = [one for one in found if not isinstance(one, Failure)]
     side = preprocessing.height
     if not sizes:
         return None, "no tiles: none of the pictures that were looked at can be read"
     shorter, longer = (round(median(by(one) for one in sizes)) for by in (min, max))
-    extents = _extents(defects)
+    extents = _extents(defects, preprocessing)
     if extents:
         extent = float(np.quantile(extents, 0.1))
         seen, wanted = extent * side / longer, max(side, round(extent * side / WELL_SEEN))
@@ -148,7 +144,7 @@ def chosen(
     return Tiling(side=wanted, overlap=overlap), f"tiles of {wanted} pixels: {what}"
 
 
-def _extents(defects: Pictures) -> list[int]:
+def _extents(defects: Pictures, preprocessing: Preprocessing) -> list[int]:
     """The longer sides, in pixels, of all that is marked in some of the defects."""
     found: list[int] = []
     every = max(1, -(-len(defects.sources) // _SIZES))
@@ -156,14 +152,20 @@ def _extents(defects: Pictures) -> list[int]:
         sample, source = defects.samples[at], defects.sources[at]
         if not is_placed(sample):
             continue
-        mask = failing(lambda sample=sample, source=source: _mask(sample, source), "")
+        mask = failing(partial(_mask, sample, source, preprocessing), "")
         if not isinstance(mask, Failure):
             _, _, facts, _ = cv2.connectedComponentsWithStats(mask.view(np.uint8), connectivity=8)
             found += facts[1:, [cv2.CC_STAT_WIDTH, cv2.CC_STAT_HEIGHT]].max(1).tolist()
     return found
 
 
-def _mask(sample: Sample, source: Any) -> np.ndarray:
-    mask = marked(sample, *open_windows(source).size)
-    assert mask is not None  # of a defect that is placed
-    return mask
+def _mask(sample: Sample, source: Any, preprocessing: Preprocessing) -> np.ndarray:
+    size = _size(source, preprocessing)
+    mask = None if isinstance(size, Failure) else marked(sample, *size)
+    return np.zeros((1, 1), dtype=bool) if mask is None else mask
+
+
+def _size(source: Any, preprocessing: Preprocessing) -> tuple[int, int] | Failure:
+    """(H, W) of a picture."""
+    window = preprocessing.decode_window()
+    return failing(lambda: open_windows(source, window=window).size, "")

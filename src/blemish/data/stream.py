@@ -93,7 +93,9 @@ class Found:
         def kept(values: Mapping[int, R]) -> dict[int, R]:
             return {at: values[at] for at in first if at in values}
 
-        return Found(*map(kept, (self.digests, self.failures, self.notes, self.thumbnails)))
+        return Found(
+            kept(self.digests), kept(self.failures), kept(self.notes), kept(self.thumbnails)
+        )
 
     def part(self, start: int, stop: int) -> Found:
         """The same about `sources[start:stop]`, by position in these."""
@@ -157,7 +159,9 @@ class PictureStream:
     def only_whole(self, positions: Iterable[int]) -> PictureStream:
         """The same, with all tiles of the pictures at these positions."""
         chosen = set(positions)
-        pictures = {id(one.picture) for one in map(self.sources.__getitem__, chosen) if is_tile(one)}
+        pictures = {
+            id(one.picture) for one in map(self.sources.__getitem__, chosen) if is_tile(one)
+        }
         return self.only(
             at
             for at, one in enumerate(self.sources)
@@ -296,9 +300,10 @@ def _loaded(stream: PictureStream, source: Any, position: int) -> _Loaded:
             for angle, flip in stream.copies
         ]
         del picture  # before the mask is decoded
-    mask = source.marks if is_tile(source) else None
-    if stream.marks and mask is None:
-        mask = _mask(stream.marks[position], preprocessing)
+    mask = None
+    if stream.marks:
+        known = is_tile(source) and source.marks is not None
+        mask = source.marks if known else _mask(stream.marks[position], preprocessing)
     return _Loaded(digest, notes, small, copies, mask)
 
 

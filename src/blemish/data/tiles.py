@@ -80,7 +80,8 @@ class TiledPicture:
             with self._lock:  # of several threads one opens it
                 opened = self._opened = self._opened or self._open_again()
             _RECENT.note(self)
-        return opened.read(window.rows, window.columns)
+        pixels: np.ndarray = opened.read(window.rows, window.columns)
+        return pixels
 
     def _open_again(self) -> Windows:
         with within_memory(self.name):

@@ -14,6 +14,7 @@ from typing import Annotated
 from blemish.config import Range, check
 
 OVERLAP = 0.25
+AUTO = "auto"  # in place of a number: whether there are tiles, and how large, is to be chosen
 
 
 @dataclass(frozen=True, kw_only=True)

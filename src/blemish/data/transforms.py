@@ -102,9 +102,7 @@ def prepare(
     return torch.from_numpy(np.ascontiguousarray(normalised.transpose(2, 0, 1)))
 
 
-def _within(
-    pixels: np.ndarray, preprocessing: Preprocessing, window: Window | None
-) -> np.ndarray:
+def _within(pixels: np.ndarray, preprocessing: Preprocessing, window: Window | None) -> np.ndarray:
     """H W 3 with the mean colour outside the area; a copy, unless all of it is inside.
 
     Before resizing: a pixel of the smaller picture would mix what is inside with what is not.

@@ -21,9 +21,10 @@ import torch
 
 from blemish.data.copies import nearly_same
 from blemish.data.pictures import Pictures, good_pictures, labelled_defects
-from blemish.data.stream import Found, PictureStream
+from blemish.data.stream import Found, PictureStream, is_tile
 from blemish.detector.parts import grouped, part_thresholds, pattern_of
 from blemish.detector.predict import Detector
+from blemish.detector.stitching import Stitching, rows_of
 from blemish.detector.thresholds import Method as CalibrationMethod
 from blemish.detector.thresholds import (
     Of,
@@ -183,6 +184,7 @@ def calibrated(
     """
     if plan.method == "split conformal" and held.stream.sources:
         scored, scale, found = _scored(method, held.stream, progress, smallest_region)
+        found = found.of_pictures(held.stream.sources)
         known = set(learned.found.digests.values())
         counted = [
             at for at in sorted(set(found.originals.values())) if found.digests[at] not in known
@@ -190,21 +192,24 @@ def calibrated(
         copies, alike = len(found.digests) - len(counted), False
         categories, thumbnails = held.categories, found.thumbnails
     else:
-        different = sorted(set(learned.found.originals.values()))
-        categories, thumbnails = learned.categories, learned.found.thumbnails
+        learned_from = learned.found.of_pictures(learned.stream.sources)
+        different = sorted(set(learned_from.originals.values()))
+        categories, thumbnails = learned.categories, learned_from.thumbnails
         able = isinstance(method, LeavesOneOut) and method.leaves_one_out()
         left_out = able and len(different) > method.minimum_images
         one_out = left_out and plan.method == "leave-one-out"
         # Where they only set the scale, some evenly from all: they may be sorted by category.
         every = 1 if one_out else max(1, -(-len(different) // _SCALE_PICTURES))
-        some = learned.stream.only(different[::every])
+        some = learned.stream.only_whole(different[::every])
         scored, scale, _ = _scored(method, some, progress, smallest_region, left_out=left_out)
         # What is kept was measured as it learned, and is what `refine` goes on from.
-        kept = method.good_scores() if one_out and isinstance(method, LeavesOneOut) else None
+        kept = None
+        if one_out and isinstance(method, LeavesOneOut) and some.preprocessing.tiling is None:
+            kept = method.good_scores()
         scored = {at: (one if kept is None else kept[at], two) for at, (one, two) in scored.items()}
         of_category = Counter(categories[at] for at in different)
         counted = [at for at in different if one_out and of_category[categories[at]] > 1]
-        copies = len(learned.found.digests) - len(different)
+        copies = len(learned_from.digests) - len(different)
         alike, found = len(different) == 1 and copies > 0, Found()
     calibration = Calibration(
         scale=scale,
@@ -231,17 +236,21 @@ def _scored(
     heatmaps, and what was found."""
     scored: dict[int, tuple[float, float]] = {}
     samples: list[np.ndarray] = []
+    stitching = Stitching.of(method, stream.preprocessing.area)
     reading = stream.on(method.backbone.device)
     for batch in reported(reading, "calibrating", stream.rows, progress):
         if left_out and isinstance(method, LeavesOneOut):
             found = method.score_left_out(batch)
         else:
             found = method.score(batch.images)
-        maps = found.maps.float().cpu().numpy()
-        levels = [region_level(one, smallest_region) for one in maps]
-        pairs = zip(found.image.float().cpu().tolist(), levels, strict=True)
-        scored |= dict(zip(batch.owners.tolist(), pairs, strict=True))
-        samples.append(maps[:, ::4, ::4].ravel())
+        rows = zip(batch.owners.tolist(), batch.positions, rows_of(found), strict=True)
+        for owner, position, row in rows:
+            source = stream.sources[position]
+            whole = stitching.add(source, row) if is_tile(source) else row
+            if whole is not None:
+                level = region_level(whole.anomaly_map, smallest_region)
+                scored[owner] = whole.score, level
+                samples.append(whole.anomaly_map[::4, ::4].ravel())
     scale = (0.0, 1.0)
     if samples:
         low, high = np.quantile(np.concatenate(samples), [0.5, 0.999])

@@ -18,6 +18,7 @@ from blemish import config as configs
 from blemish.backbones import build
 from blemish.backbones.cache import features_kept
 from blemish.compute import pick_device, pick_precision, precision_name
+from blemish.data.cutting import chosen, cut
 from blemish.data.pictures import (
     NO_PICTURES,
     Pictures,
@@ -27,6 +28,7 @@ from blemish.data.pictures import (
     labelled_defects,
 )
 from blemish.data.stream import Found, Passes, PictureStream, fingerprint, unreadable
+from blemish.data.tiling import AUTO
 from blemish.data.transforms import Preprocessing
 from blemish.detector.calibrate import Calibration, Plan, Seen, calibrated, planned
 from blemish.detector.categories import CategoryFeatures
@@ -65,6 +67,8 @@ def fit(
     window: tuple[float, float] | None = None,
     roi: Any = None,
     ignore: Any = None,
+    tile: int | str | None = None,
+    overlap: float | None = None,
     device: str = "auto",
     precision: str = "auto",
     batch_size: int = BATCH_SIZE,
@@ -94,6 +98,7 @@ def fit(
         seed=seed, shots=shots, window=window, batch_size=batch_size,
         false_alarm_rate=false_alarm_rate, calibration_fraction=calibration_fraction,
         smallest_region=smallest_region or 0.0, roi=roi, ignore=ignore,
+        tile=tile, overlap=overlap,
         device=device, precision=precision, time_budget=time_budget, checkpoint=checkpoint,
         resume=resume, log=log, progress=progress,
     )  # fmt: skip
@@ -104,7 +109,7 @@ def _fitted(request: Request) -> Detector:
     """Pictures, build, pre-train, train, learn, calibrate: as `fit`."""
     started = time.perf_counter()
     good, defects = _pictures(request)
-    built = _build(request, good)
+    built = _build(request, good, defects)
     parts = _divided(request, built, good, defects)
     # Joined once for both trainings: the processes do not find each other again by the addresses
     # of a group that has parted.
@@ -165,7 +170,7 @@ class _Built:
         return dataclasses.replace(self.preprocessing, height=height, width=width)
 
 
-def _build(request: Request, good: Pictures) -> _Built:
+def _build(request: Request, good: Pictures, defects: Pictures) -> _Built:
     """The method, with its backbone. Raises: ConfigError for what it cannot work with."""
     device = distributed.own_device(pick_device(request.device))
     precision = pick_precision(request.precision, device)
@@ -177,10 +182,14 @@ def _build(request: Request, good: Pictures) -> _Built:
     config = dataclasses.replace(config, image_size=(height, width), layers=layers)
     preprocessing = Preprocessing(
         height=height, width=width, mean=backbone.mean, std=backbone.std, window=request.window,
-        area=request.area,
+        area=request.area, tiling=request.tiling,
     )  # fmt: skip
+    if request.tile == AUTO:
+        tiling, why = chosen(good, defects, preprocessing, request.share_in_common)
+        request.progress(why, 0, 0)
+        preprocessing = dataclasses.replace(preprocessing, tiling=tiling)
     method = request.kind(config, backbone)
-    method.set_area(request.area)
+    method.set_area(preprocessing.area_of_input)
     return _Built(
         method=method,
         preprocessing=preprocessing,
@@ -226,6 +235,10 @@ def _divided(request: Request, built: _Built, good: Pictures, defects: Pictures)
         # Said now, not after the work.
         most = len(held.sources if plan.method == "split conformal" else kept.sources)
         calibrate(np.zeros(most), request.rate, method=plan.method, required=True)
+    kept, held = (cut(each, built.preprocessing, request.progress) for each in (kept, held))
+    trained = isinstance(method, TrainedMethod)
+    shown = built.preprocessing if trained else built.scoring
+    defects = cut(defects, shown, request.progress, defects=True)
     learned = PictureStream(
         kept.sources,
         built.preprocessing,
@@ -233,7 +246,6 @@ def _divided(request: Request, built: _Built, good: Pictures, defects: Pictures)
         rotations=method.config.rotations,
         flips=method.config.flips,
     )
-    trained = isinstance(method, TrainedMethod)
     return _Parts(
         plan=plan,
         kept=kept,
@@ -244,7 +256,7 @@ def _divided(request: Request, built: _Built, good: Pictures, defects: Pictures)
         held_out=PictureStream(held.sources, built.scoring, size),
         shown=PictureStream(
             defects.sources,
-            built.preprocessing if trained else built.scoring,
+            shown,
             size,
             marks=() if trained else defects.samples,
         ),
@@ -274,7 +286,7 @@ def _pretrain(request: Request, built: _Built, parts: _Parts) -> tuple[_Built, P
         progress=lambda stage, done, total: request.progress(f"encoder: {stage}", done, total),
     )
     method = request.kind(built.method.config, backbone)
-    method.set_area(request.area)
+    method.set_area(built.preprocessing.area_of_input)
     return dataclasses.replace(built, method=method), record
 
 
@@ -389,7 +401,9 @@ def _record(
     """What the artifact says of itself. Raises: CalibrationError as `fit`."""
     names = sorted({*parts.kept.names, *parts.held.names})
     required = request.false_alarm_rate is not None
-    everything = (outcome.good, held, outcome.defects)
+    sources = (parts.kept.sources, parts.held.sources, parts.defects.sources)
+    found = (outcome.good, held, outcome.defects)
+    everything = [each.of_pictures(those) for each, those in zip(found, sources, strict=True)]
     digests = [tuple(each.digests.values()) for each in everything]
     failures = [failure for each in everything for failure in each.failures.values()]
     # Of a picture that comes twice they are told once.

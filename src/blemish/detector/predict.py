@@ -17,28 +17,27 @@ from torch import Tensor
 from blemish import artifact
 from blemish import config as configs
 from blemish.data.areas import read_area
-from blemish.data.stream import map_ahead, of_picture
-from blemish.data.transforms import Preprocessing, prepare
+from blemish.data.transforms import Preprocessing
 from blemish.detector.categories import features
 from blemish.detector.manifest import BackboneRecord, Manifest
+from blemish.detector.reading import AUTO, BrokenTile, Loaded, Reading
 from blemish.detector.sources import chunks, expanded, opened, several
+from blemish.detector.stitching import Found, Stitching, rows_of
 from blemish.detector.thresholds import RegionThresholds, Threshold, by_hand, p_value, verdict
 from blemish.errors import (
     ConfigError,
     DataError,
     ImageError,
-    NonFiniteError,
     unknown_name,
 )
-from blemish.images import Picture, ran_out
+from blemish.images import ran_out
 from blemish.methods import Method, adapter_of, at_scales
 from blemish.methods.adaptation import Adapted, Mode
 from blemish.methods.base import narrowed
-from blemish.types import Failure, Frame, Prediction, Sample, Scores
+from blemish.types import Failure, Prediction, Scores
 
 BATCH_SIZE = 8
 ADAPTED_BATCH_SIZE = 32  # moments of fewer pictures say less
-AUTO = "auto"  # in place of a category's name
 COMMON = "category not known: judged by the common threshold of all categories"
 NARROWED = (
     "only a part of it counts: the threshold is that of whole pictures, so that at most as many "
@@ -69,7 +68,7 @@ class Detector:
     """
 
     def __init__(self, method: Method, record: Manifest) -> None:
-        method.set_area(record.preprocessing.area)
+        method.set_area(record.preprocessing.area_of_input)
         self.method = method
         self.record = record
         self.manifest = record.to_dict()
@@ -216,62 +215,46 @@ class Detector:
         listed = isinstance(given, (list, tuple))
         found = [one for source in given for one in opened(source)] if listed else expanded(given)
 
-        def load(numbered: tuple[int, Any]) -> _Loaded | Failure:
-            return self._load(*numbered, category, alter)
-
-        loads = map_ahead(load, enumerate(found), ahead=2 * size if listed else size - 1)
+        reading = Reading(
+            preprocessing=self.preprocessing,
+            categories=self.categories,
+            category=category,
+            alter=alter,
+        )
+        loads = reading.loads(found, ahead=2 * size if listed else size - 1)
+        stitching = Stitching.of(self.method, self.area)
         with closing(given) if isinstance(given, Generator) else nullcontext(), closing(loads):
             for chunk in chunks(loads, size):
-                yield from self._score(chunk, scored, whole=adapt is not None)
-
-    def _load(
-        self,
-        index: int,
-        source: Any,
-        category: str,
-        alter: Callable[[np.ndarray], np.ndarray] | None,
-    ) -> _Loaded | Failure:
-        if isinstance(source, Failure):
-            return source
-        known: str | None = category
-        if category in ("", AUTO) and category not in self.categories:
-            known = None if self.categories else ""
-        if isinstance(source, Sample):
-            if source.category:
-                known = source.category if source.category in self.categories else ""
-            source = source.path
-
-        # All that is needed is computed here, in the pool: the pixels would fill the memory.
-        def needed(picture: Picture) -> _Loaded:
-            shown = picture if alter is None else replace(picture, pixels=alter(picture.pixels))
-            return _Loaded(
-                picture.source,
-                picture.size,
-                picture.digest,  # of the picture as it was: it is known by that
-                picture.notes,
-                prepare(shown, self.preprocessing),
-                known,
-                time=source.time if isinstance(source, Frame) else None,
-            )
-
-        return of_picture(needed, source, index, self.preprocessing.decode_window())
+                yield from self._score(chunk, scored, stitching, whole=adapt is not None)
 
     def _score(
         self,
-        chunk: Sequence[_Loaded | Failure],
+        chunk: Sequence[Loaded | Failure],
         scored: Callable[[Tensor], Adapted],
+        stitching: Stitching,
         *,
         whole: bool,
     ) -> Iterator[Prediction | Failure]:
-        loaded = [one for one in chunk if isinstance(one, _Loaded)]
-        results = iter(self._predictions(loaded, scored, whole=whole))
+        loaded = [one for one in chunk if isinstance(one, Loaded)]
+        results = iter(self._judged(loaded, scored, whole=whole))
         for one in chunk:
-            yield one if isinstance(one, Failure) else next(results)
+            result = one if isinstance(one, Failure) else next(results)
+            tile = one.tile if isinstance(one, (Loaded, BrokenTile)) else None
+            if tile is not None and isinstance(result, Failure):
+                if stitching.drop(tile):
+                    yield Failure(source=result.source, reason=result.reason)
+            elif isinstance(result, Failure):
+                yield result
+            elif tile is None:
+                yield self._prediction(result)
+            elif (found := stitching.add(tile, result.found)) is not None:
+                yield self._prediction(replace(result, found=found))
 
-    def _predictions(
-        self, loaded: list[_Loaded], scored: Callable[[Tensor], Adapted], *, whole: bool
-    ) -> Iterator[Prediction | Failure]:
-        """Of a batch. Where memory runs out for it, of its halves; a single picture then fails.
+    def _judged(
+        self, loaded: list[Loaded], scored: Callable[[Tensor], Adapted], *, whole: bool
+    ) -> Iterator[_Judged | Failure]:
+        """What is found of a batch. Where memory runs out for it, of its halves; a single picture
+        then fails.
 
         Not where it must stay `whole`: what a detector that adapts makes of a picture depends on
         the whole batch.
@@ -288,80 +271,64 @@ class Detector:
             return iter((Failure(source=loaded[0].source, reason=_NO_ROOM),))
         middle = len(loaded) // 2
         halves = (loaded[:middle], loaded[middle:])
-        return chain(*(self._predictions(half, scored, whole=False) for half in halves))
+        return chain(*(self._judged(half, scored, whole=False) for half in halves))
 
     def _of_a_batch(
-        self, loaded: list[_Loaded], scored: Callable[[Tensor], Adapted]
-    ) -> Iterator[Prediction]:
+        self, loaded: list[Loaded], scored: Callable[[Tensor], Adapted]
+    ) -> Iterator[_Judged]:
         images = torch.stack([one.tensor for one in loaded]).to(self.device)
-        found = scored(images)
-        judged = self._assigned(loaded, images)
-        if self.area is not None and self.is_narrowed:
-            fraction = self.method.config.top_fraction
-            found = replace(found, scores=narrowed(found.scores, self.area, fraction))
-        scores = found.scores
-        columns: dict[str, Iterable[Any]] = {
-            "score": scores.image.float().cpu().tolist(),
-            "anomaly_map": scores.maps.float().cpu().numpy(),
-        }
-        if scores.votes is not None:
-            columns["votes"] = scores.votes.cpu().tolist()
-        if scores.saliency is not None:
-            columns["saliency"] = scores.saliency.float().cpu().numpy()
-        if scores.boxes is not None:
-            columns["box"] = map(tuple, scores.boxes.float().cpu().tolist())
-        rows = zip(judged, *columns.values(), strict=True)
+        adapted = scored(images)
+        scores = adapted.scores
+        if self.area is not None and self.is_narrowed and self.preprocessing.tiling is None:
+            scores = narrowed(scores, self.area, self.method.config.top_fraction)
+        found = rows_of(scores)
+        for name, row in zip([one.source for one in loaded], found, strict=True):
+            row.check(name)
+        unsaid = [place for place, one in enumerate(loaded) if one.category is None]
+        if unsaid and self.record.category_features is not None:
+            with torch.inference_mode():
+                layers = self.method.config.layers
+                told = features(self.method.backbone, layers, images[unsaid]).cpu().numpy()
+            for place, row in zip(unsaid, told, strict=True):
+                found[place] = replace(found[place], features=row)
         return (
-            self._prediction(one, dict(zip(columns, values, strict=True)), found)
-            for one, *values in rows
+            _Judged(one, row, adapted.adapted, adapted.note)
+            for one, row in zip(loaded, found, strict=True)
         )
 
-    def _assigned(self, loaded: list[_Loaded], images: Tensor) -> list[_Loaded]:
-        """The same, each with the category that it is judged as. `images`: theirs, B 3 H W."""
-        unsaid = [place for place, one in enumerate(loaded) if one.category is None]
-        if not unsaid:
-            return loaded
-        judged, known = list(loaded), self.record.category_features
-        if known is None:
-            for place in unsaid:
-                notes = (*judged[place].notes, COMMON)
-                judged[place] = replace(judged[place], category="", notes=notes)
-            return judged
-        with torch.inference_mode():
-            found = features(self.method.backbone, self.method.config.layers, images[unsaid])
-        for place, name in zip(unsaid, known.nearest(found), strict=True):
-            judged[place] = replace(judged[place], category=name, assigned=True)
-        return judged
-
-    def _prediction(self, one: _Loaded, values: dict[str, Any], found: Adapted) -> Prediction:
-        names = {"score": "score", "anomaly_map": "map", "saliency": "saliency", "box": "crop"}
-        for key, what in names.items():
-            if key in values and not np.isfinite(values[key]).all():
-                raise NonFiniteError(
-                    f"{one.source}: the {what} is not finite; the detector or the picture is "
-                    "damaged"
-                )
-        category = one.category or ""
+    def _prediction(self, judged: _Judged) -> Prediction:
+        one, found = judged.loaded, judged.found
+        category, notes = one.category, one.notes
+        if category is None and found.features is not None and self.record.category_features:
+            told = torch.from_numpy(found.features)[None]
+            (category,) = self.record.category_features.nearest(told)
+        elif category is None:
+            category, notes = "", (*notes, COMMON)
         threshold = self.threshold_for(category)
         limit = None if threshold is None else threshold.value
         region = self.region_threshold_for(category)
+        known = self._scores_of(category)
         return Prediction(
             source=one.source,
+            score=found.score,
+            anomaly_map=found.anomaly_map,
+            votes=found.votes,
+            saliency=found.saliency,
+            box=found.box,
             threshold=limit,
-            p_value=None if found.adapted else p_value(values["score"], self._scores_of(category)),
+            p_value=None if judged.adapted else p_value(found.score, known),
             region_threshold=None if region is None else region.value,
             smallest_region=self.smallest_region,
             background=self.map_scale[0],
-            label=verdict(values["score"], limit),
+            label=verdict(found.score, limit),
             size=one.size,
             digest=one.digest,
-            notes=(*one.notes, *filter(None, [found.note, NARROWED if self.is_narrowed else ""])),
+            notes=(*notes, *filter(None, [judged.note, NARROWED if self.is_narrowed else ""])),
             category=category,
-            category_assigned=one.assigned,
-            adapted=found.adapted,
+            category_assigned=one.category is None and found.features is not None,
+            adapted=judged.adapted,
             time=one.time,
             area=self.area,
-            **values,
         )
 
     def save(self, path: str | Path) -> Path:
@@ -470,18 +437,13 @@ class Detector:
 
 
 @dataclass(frozen=True, slots=True)
-class _Loaded:
-    """What is kept of a decoded picture: how the method takes it (3 H W), and the category it is to
-    be judged as. None = still to be assigned, which `assigned` then says."""
+class _Judged:
+    """What was found of a picture or a tile; adapted, note: as of `Adapted`."""
 
-    source: str
-    size: tuple[int, int]
-    digest: str
-    notes: tuple[str, ...]
-    tensor: Tensor
-    category: str | None
-    assigned: bool = False
-    time: float | None = None
+    loaded: Loaded
+    found: Found
+    adapted: bool
+    note: str
 
 
 def place(method: Method, device: torch.device, dtype: torch.dtype) -> None:

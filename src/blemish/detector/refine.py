@@ -144,6 +144,8 @@ def _check_refinable(detector: Detector) -> None:
             "bank to know what is normal: `blemish fit lda GOOD` (without defects it is that "
             "bank; --set normality=knn for knn)"
         )
+    if detector.preprocessing.tiling is not None:
+        raise ConfigError("a detector of tiles cannot be refined: fit it again with all pictures")
     if detector.categories:
         raise ConfigError(
             "a detector for several categories cannot be refined: fit it again, or one for each "

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from blemish import config as configs
 from blemish.area import Area
 from blemish.data.areas import read_area
+from blemish.data.tiling import AUTO, OVERLAP, Tiling
 from blemish.detector.calibrate import DEFAULT_RATE
 from blemish.detector.thresholds import pictures_needed
 from blemish.errors import ConfigError, unknown_name
@@ -111,6 +112,10 @@ class Request:
             prediction.
         roi, ignore: look only there, and not there; as of `blemish.data.areas.read_area`. Stored:
             what lies outside is neither learned nor scored nor shown, at prediction either.
+        tile, overlap: cut pictures into squares of so many pixels (of their own), which overlap by
+            this share of their side at least, and look at each of them as at a picture: for defects
+            that are small in large pictures. "auto" = whether, and how large, as
+            `blemish.data.cutting.chosen` has it; None = pictures are looked at whole. Stored.
         device, precision: see `blemish.load`.
         batch_size: pictures encoded at once.
         time_budget: minutes that training may take; its schedules are shaped to end there. Where
@@ -142,6 +147,8 @@ class Request:
     window: tuple[float, float] | None
     roi: Any
     ignore: Any
+    tile: int | str | None
+    overlap: float | None
     device: str
     precision: str
     batch_size: int
@@ -169,6 +176,16 @@ class Request:
         pictures_needed(self.rate)  # refuses a rate outside (0, 1)
         check_window(self.window)
         _ = self.area  # reads it
+        if self.overlap is not None and self.tile is None:
+            raise ConfigError("overlap: is that of tiles; name tile, too")
+        if isinstance(self.tile, str) and self.tile != AUTO:
+            raise ConfigError(f"tile: a number of pixels or {AUTO!r} is needed, got {self.tile!r}")
+        _ = self.tiling  # refuses what is out of range
+        height, width = self.chosen.height_width
+        if self.tile is not None and height != width:
+            raise ConfigError(
+                f"tile: tiles are squares, and image_size is {height} × {width}; make it one number"
+            )
         given = {
             "time_budget": self.time_budget is not None,
             "checkpoint": self.checkpoint is not None,
@@ -221,6 +238,21 @@ class Request:
     def area(self) -> Area | None:
         """Where to look; None = everywhere. Raises: ConfigError, ImageError."""
         return read_area(self.roi, self.ignore)
+
+    @property
+    def share_in_common(self) -> float:
+        """The overlap of tiles."""
+        return OVERLAP if self.overlap is None else self.overlap
+
+    @property
+    def tiling(self) -> Tiling | None:
+        """The tiles that were asked for; None where there are none, or still to be chosen.
+
+        Raises: ConfigError.
+        """
+        side = self.tile if isinstance(self.tile, int) else 448
+        made = None if self.tile is None else Tiling(side=side, overlap=self.share_in_common)
+        return None if self.tile == AUTO else made
 
     @property
     def rate(self) -> float:

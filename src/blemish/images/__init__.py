@@ -8,6 +8,7 @@ together; `pixels` is what the readers share.
 from blemish.images.decoder import Picture, decode, decode_mask
 from blemish.images.limits import LIMITS, Limits, ran_out, within_memory
 from blemish.images.sources import EXTENSIONS, Source, sniff
+from blemish.images.windows import Windows, open_windows
 
 __all__ = [
     "EXTENSIONS",
@@ -15,8 +16,10 @@ __all__ = [
     "Limits",
     "Picture",
     "Source",
+    "Windows",
     "decode",
     "decode_mask",
+    "open_windows",
     "ran_out",
     "sniff",
     "within_memory",

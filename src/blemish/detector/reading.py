@@ -1,0 +1,142 @@
+"""What a detector is given to score, as its method takes it: pictures, or the tiles of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from itertools import tee
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from blemish.data.cutting import tiled
+from blemish.data.stream import failing, map_ahead, name_of, of_picture
+from blemish.data.tiles import Tile
+from blemish.data.transforms import Preprocessing, prepare
+from blemish.images import Picture
+from blemish.types import Failure, Frame, Sample
+
+AUTO = "auto"  # in place of a category's name
+Alter = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What is kept of a decoded picture or tile: how the method takes it (3 H W), and the category
+    that it is to be judged as; None = still to be told.
+
+    Attributes: tile: which it is; None = the whole picture.
+    """
+
+    source: str
+    size: tuple[int, int]
+    digest: str
+    notes: tuple[str, ...]
+    tensor: Tensor
+    category: str | None
+    time: float | None = None
+    tile: Tile | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BrokenTile(Failure):
+    """A tile that could not be read, of a picture of which others could."""
+
+    tile: Tile
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How a detector reads pictures.
+
+    Attributes:
+        preprocessing: of the detector. categories: those that it knows.
+        category, alter: as of `Detector.predict_many`.
+    """
+
+    preprocessing: Preprocessing
+    categories: Sequence[str]
+    category: str
+    alter: Alter | None
+
+    def loads(self, sources: Iterable[Any], *, ahead: int) -> Generator[Loaded | Failure]:
+        """Each of the sources in turn, or each of its tiles; `ahead` of them in advance."""
+        if self.preprocessing.tiling is None:
+            yield from map_ahead(self._load, enumerate(sources), ahead=ahead)
+            return
+        with closing(self._tiles(sources, ahead=min(1, ahead))) as tiles:
+            yield from map_ahead(self._load_tile, tiles, ahead=ahead)
+
+    def _load(self, numbered: tuple[int, Any]) -> Loaded | Failure:
+        index, given = numbered
+        if isinstance(given, Failure):
+            return given
+        source, category, time = self._known(given)
+
+        # All that is needed is computed here, in the pool: the pixels would fill the memory.
+        def needed(picture: Picture) -> Loaded:
+            shown, alter = picture, self.alter
+            if alter is not None:
+                shown = replace(picture, pixels=alter(picture.pixels))
+            return Loaded(
+                picture.source,
+                picture.size,
+                picture.digest,  # of the picture as it was: it is known by that
+                picture.notes,
+                prepare(shown, self.preprocessing),
+                category,
+                time,
+            )
+
+        return of_picture(needed, source, index, self.preprocessing.decode_window())
+
+    def _known(self, given: Any) -> tuple[Any, str | None, float | None]:
+        """What is decoded of a source, the category that it is judged as, and its time."""
+        known: str | None = self.category
+        if known in ("", AUTO) and known not in self.categories:
+            known = None if self.categories else ""
+        if isinstance(given, Sample):
+            if given.category:
+                known = given.category if given.category in self.categories else ""
+            return given.path, known, None
+        return given, known, given.time if isinstance(given, Frame) else None
+
+    def _tiles(
+        self, sources: Iterable[Any], *, ahead: int
+    ) -> Generator[tuple[Tile, Any] | Failure]:
+        """The tiles of each picture, and what it was given as; `ahead` are opened in advance."""
+        items, again = tee(sources)
+
+        def opened(numbered: tuple[int, Any]) -> Any:
+            index, given = numbered
+            if isinstance(given, Failure):
+                return given
+            source, name = self._known(given)[0], name_of(self._known(given)[0], index)
+            how = {"name": name, "alter": self.alter}
+            return failing(lambda: tiled(source, self.preprocessing, **how), name)
+
+        with closing(map_ahead(opened, enumerate(items), ahead=ahead)) as pictures:
+            for picture, given in zip(pictures, again, strict=False):
+                if isinstance(picture, Failure):
+                    yield picture
+                else:
+                    yield from ((tile, given) for tile in picture.tiles)
+
+    def _load_tile(self, one: tuple[Tile, Any] | Failure) -> Loaded | Failure:
+        if isinstance(one, Failure):
+            return one
+        tile, given = one
+        _, category, time = self._known(given)
+        picture = tile.picture
+
+        def loaded() -> Loaded:
+            tensor = prepare(tile.cut(), self.preprocessing, window=tile.window)
+            told = (picture.name, picture.size, picture.digest, picture.notes)
+            return Loaded(*told, tensor, category, time, tile)
+
+        found = failing(loaded, picture.name)
+        if isinstance(found, Failure):
+            return BrokenTile(source=found.source, reason=found.reason, tile=tile)
+        return found
