@@ -56,7 +56,8 @@ Saved = Annotated[
     Option(
         metavar="LIST",
         help="What is kept of each picture in --output: overlays, masks (PNG, 255 in a region, at "
-        "the original size) and maps (.npy, float32, as the method works), as in masks,maps. "
+        "the original size), maps (float32 in the unit of the score, as large as the method works, "
+        ".npy) and tiff (the same maps as TIFF), as in masks,tiff. "
         "[default: overlays]",
     ),
 ]

@@ -9,6 +9,7 @@ A folder of predictions holds, beside its rows (`journal`), what is asked for of
     masks/NAME.png       its regions: 8-bit grey, 255 in any, 0 elsewhere, at the original size
     maps/NAME.npy        its anomaly map: float32 h w in the unit of the score, at the resolution
                          that the method works in
+    maps/NAME.tiff       the same as a TIFF picture of one float32 channel ("tiff")
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from blemish.report.heatmap import (
     SALIENCY_SCALE,
     contours,
     encode_jpeg,
+    encode_map,
     encode_mask,
     outline,
     overlay,
@@ -49,7 +51,7 @@ from blemish.report.html import Entry
 from blemish.report.journal import Journal, Row, row_of
 from blemish.types import ANOMALOUS, Evaluation, Failure, Prediction, Sample
 
-SAVED = ("masks", "maps", "overlays")
+SAVED = ("masks", "maps", "tiff", "overlays")
 EMBEDDED = 200  # pictures shown in a report: more would make the file unusable
 OVERLAY_SIDE = (
     1600  # pixels of an overlay's longer side: at 5,000² drawing takes longer than scoring
@@ -116,6 +118,9 @@ def save(
         content = io.BytesIO()
         np.save(content, prediction.anomaly_map.astype(np.float32, copy=False))
         write_whole(folder / files["map"], content.getvalue())
+    if "tiff" in wanted:
+        files["tiff"] = f"maps/{name}.tiff"
+        write_whole(folder / files["tiff"], encode_map(prediction.anomaly_map))
     if "overlays" in wanted:
         view = View.of(prediction, detector, side)
         files["overlay"] = f"overlays/{name}.png"
