@@ -101,12 +101,18 @@ def save(
     folder: Path,
     wanted: Collection[str],
     side: int | None,
+    *,
+    picture: Any = None,
+    version: str = "",
 ) -> dict[str, str]:
     """Writes what is wanted of one picture; gives the names of the files as its row has them.
 
+    Args:
+        picture: what it was decoded from, where that is no file of the name `prediction.source`.
+        version: of the picture, where others may come under the same name.
     Raises: OutputError; ImageError if the picture is gone or broken by now, or memory runs out.
     """
-    name, files = file_name(prediction.source), {}
+    name, files = file_name(prediction.source, version), {}
     if "masks" in wanted and prediction.regions is not None:
         files["mask"] = f"masks/{name}.png"
         with within_memory(prediction.source):
@@ -122,7 +128,7 @@ def save(
         files["tiff"] = f"maps/{name}.tiff"
         write_whole(folder / files["tiff"], encode_map(prediction.anomaly_map))
     if "overlays" in wanted:
-        view = View.of(prediction, detector, side)
+        view = View.of(prediction, detector, side, picture)
         files["overlay"] = f"overlays/{name}.png"
         save_png(folder / files["overlay"], view.heatmap)
         if view.saliency is not None:
@@ -175,14 +181,22 @@ class View:
     saliency: Pixels | None
 
     @classmethod
-    def of(cls, prediction: Prediction, detector: Detector, max_side: int | None = None) -> Self:
-        """At the original size, or reduced to a longer side of `max_side` pixels.
+    def of(
+        cls,
+        prediction: Prediction,
+        detector: Detector,
+        max_side: int | None = None,
+        source: Any = None,
+    ) -> Self:
+        """At the original size, or reduced to a longer side of `max_side` pixels. `source`: as
+        `picture` of `save`.
 
         Raises: ImageError if the picture is gone or broken by now.
         """
         with within_memory(prediction.source):
             window = detector.preprocessing.decode_window()
-            picture: Pixels = decode(prediction.source, window=window).as_uint8()
+            given = prediction.source if source is None else source
+            picture: Pixels = decode(given, window=window).as_uint8()
             if max_side is not None:
                 picture = thumbnail(picture, max_side)
             height, width = picture.shape[:2]
@@ -202,14 +216,15 @@ class View:
             return cls(picture, heatmap, saliency)
 
 
-def file_name(source: str) -> str:
-    """A file name (without suffix) that is safe everywhere and different for every source.
+def file_name(source: str, version: str = "") -> str:
+    """A file name (without suffix) that is safe everywhere and different for every source, and
+    version of it.
 
     Example:
         >>> file_name("a/b/part no. 3.png")
         'part_no._3-1fa41ab7440a'
     """
-    return f"{safe_stem(source)}-{hashlib.sha256(os.fsencode(source)).hexdigest()[:12]}"
+    return f"{safe_stem(source)}-{hashlib.sha256(os.fsencode(source + version)).hexdigest()[:12]}"
 
 
 def safe_stem(source: str) -> str:
