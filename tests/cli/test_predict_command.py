@@ -9,8 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
+import tifffile
 from parts import mask_of, rows_of
 from PIL import Image
 
@@ -208,6 +210,7 @@ def test_overlays_have_a_bounded_size(
         ("", ["overlays"]),
         ("--save masks", ["masks"]),
         ("--save maps,", ["maps"]),
+        ("--save tiff", ["tiff"]),
         ("--save overlays,maps,masks", ["masks", "maps", "overlays"]),
     ],
 )
@@ -229,13 +232,14 @@ def test_only_what_is_asked_for_is_kept(
 
     monkeypatch.setattr(outputs.View, "of", counted)
     assert run("predict", part, four, "--output", out, asked, CPU)[0] == 0
-    assert files_in(out) == dict.fromkeys(kinds, 4)
+    folders = ["maps" if kind == "tiff" else kind for kind in kinds]
+    assert files_in(out) == dict.fromkeys(folders, 4)
     assert len(drawn) == (4 if "overlays" in kinds else 0)
-    named = {"masks": "mask", "maps": "map", "overlays": "overlay"}
+    named = {"masks": "mask", "maps": "map", "tiff": "tiff", "overlays": "overlay"}
     for row in rows_of(out):
         assert {key for key in named.values() if key in row} == {named[kind] for kind in kinds}
-        for kind in kinds:
-            assert (out / row[named[kind]]).parent == out / kind
+        for kind, folder in zip(kinds, folders, strict=True):
+            assert (out / row[named[kind]]).parent == out / folder
             assert (out / row[named[kind]]).is_file()
 
 
@@ -244,7 +248,7 @@ def test_masks_and_maps_are_those_of_the_predictions(
 ) -> None:
     out = tmp_path / "out"
     lower = read(part)[1]["regions"]["threshold"]["value"] * 0.6  # more than one in a picture
-    asked = f"--save masks,maps --batch-size 1 --region-threshold {lower!r}"
+    asked = f"--save masks,maps,tiff --batch-size 1 --region-threshold {lower!r}"
     run("predict", part, four, "--output", out, asked, CPU)
     detector = blemish.load(part, precision="fp32", device="cpu").with_region_threshold(lower)
     assert max(len(row["regions"]) for row in rows_of(out)) > 1
@@ -259,13 +263,21 @@ def test_masks_and_maps_are_those_of_the_predictions(
         kept = np.load(out / row["map"], allow_pickle=False)
         assert kept.dtype == np.float32
         assert np.array_equal(kept, prediction.anomaly_map)
+        with Image.open(out / row["tiff"]) as tiff:
+            assert (tiff.format, tiff.mode) == ("TIFF", "F")
+            assert np.array_equal(np.asarray(tiff), kept)
+        by_opencv = cv2.imread(str(out / row["tiff"]), cv2.IMREAD_UNCHANGED)
+        assert by_opencv.dtype == np.float32
+        assert np.array_equal(by_opencv, kept)
+        assert np.array_equal(tifffile.imread(out / row["tiff"]), kept)
     with (out / "predictions.csv").open(newline="") as file:
         table = list(csv.DictReader(file))
     for line, row in zip(table, rows_of(out), strict=True):
         assert int(line["regions"]) == len(row["regions"])
         assert float(line["region_area"]) == pytest.approx(mask_of(row).mean())
         assert float(line["p_value"]) == row["p_value"]
-        assert (line["mask"], line["map"]) == (row["mask"], row["map"])
+        for name in ("mask", "map", "tiff"):
+            assert line[name] == row[name]
 
 
 def test_what_cannot_be_kept_is_refused(
@@ -275,8 +287,8 @@ def test_what_cannot_be_kept_is_refused(
     out = ("--output", tmp_path / "out")
     said = refused(*predict, *out, "--save masks,overlay")
     assert "unknown part of --save 'overlay'; did you mean 'overlays'?" in said
-    assert "Known: maps, masks, overlays" in said
-    assert "known are masks, maps, overlays" in refused(*predict, *out, "--save ,")
+    assert "Known: maps, masks, overlays, tiff" in said
+    assert "known are masks, maps, tiff, overlays" in refused(*predict, *out, "--save ,")
     assert "name it with --output DIR" in refused(*predict, "--save masks")
     for size in ("--save masks --overlay-size 800", "--save overlays --overlay-size none"):
         assert "one asks for overlays" in refused(*predict, *out, size)

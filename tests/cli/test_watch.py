@@ -19,12 +19,14 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from parts import mask_of, part, rows_of, write_picture
+from parts import mask_of, rows_of, write_picture
+from parts import part as part_of
 
 from blemish import interrupts
 from blemish.data import frames
 from blemish.data.arrivals import Arrivals
 from blemish.detector.predict import Detector
+from blemish.images import decode
 from blemish.report.ledger import Ledger
 from blemish.report.sorting import VERDICTS
 from blemish.report.watching import Watch
@@ -41,9 +43,9 @@ def line(tmp_path: Path) -> Path:
     """A folder with four good and two defective parts, and a broken file, written long ago."""
     folder = tmp_path / "in"
     for seed in range(4):
-        write_picture(folder / f"good-{seed}.png", part(seed))
+        write_picture(folder / f"good-{seed}.png", part_of(seed))
     for seed in range(2):
-        write_picture(folder / "b" / f"bad-{seed}.png", part(seed, defect=True))
+        write_picture(folder / "b" / f"bad-{seed}.png", part_of(seed, defect=True))
     (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     for path in folder.rglob("*.png"):
         os.utime(path, (1e9, 1e9))
@@ -188,16 +190,19 @@ def test_ctrl_c_ends_it_while_it_waits(part: Path, line: Path, tmp_path: Path) -
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
-@pytest.mark.parametrize("way", ["move", "copy"])
+@pytest.mark.parametrize(
+    ("way", "saved", "every"), [("move", "", 3), ("copy", "", 3), ("move", "masks,overlays", 7)]
+)
 def test_killed_at_any_step_nothing_is_lost_or_scored_twice(
-    part: Path, line: Path, tmp_path: Path, way: str
+    part: Path, line: Path, tmp_path: Path, way: str, saved: str, every: int
 ) -> None:
     from fuzzing import commands, forks
 
     command = ["watch", line, part, "--output", None, *ONCE.split(), "--sort", way]
+    command += ["--save", saved] if saved else []
     work = tmp_path / "work"
     kills = 0
-    for step in range(1, 60, 3):
+    for step in range(1, 20 * every, every):
         shutil.rmtree(work, ignore_errors=True)
         shutil.copytree(line, work / "in")
         command[1], command[4] = work / "in", work / "out"
@@ -212,6 +217,11 @@ def test_killed_at_any_step_nothing_is_lost_or_scored_twice(
         out = work / "out"
         kept = [one for verdict in VERDICTS for one in names(out / verdict) if one[0] != "."]
         assert len(kept) == 7, (step, kept)
+        for row, kind in ((row, kind) for row in rows_of(out) for kind in saved.split(",") if kind):
+            if "error" not in row:
+                decode(out / row[kind.removesuffix("s")])  # whole
+        for kind in saved.split(",") if saved else ():
+            assert sum(name[0] != "." for name in names(out / kind)) == 6, (step, kind)
         assert names(work / "in") == ([] if way == "move" else names(line)), step
     assert kills >= 10
 
@@ -272,7 +282,7 @@ def test_a_video_is_scored_once_and_its_frames_are_sorted(
         writer.write(np.random.default_rng(seed).integers(0, 255, (64, 64, 3), np.uint8))
     writer.release()
     path.write_bytes(path.read_bytes()[:-2000])
-    watch = ("watch", path, part, "--output", out, "--sort copy --device cpu")
+    watch = ("watch", path, part, "--output", out, "--sort copy --save overlays --device cpu")
     status, said, _ = run(*watch)
     assert (status, "1 not readable" in said) == (1, True)
     rows = rows_of(out)
@@ -280,6 +290,8 @@ def test_a_video_is_scored_once_and_its_frames_are_sorted(
     assert rows[1]["time"] == pytest.approx(0.1)
     assert "cut off in this frame" in rows[-1]["error"]
     assert names(out / "defect") == [f"line.avi#{index:06d}.png" for index in range(len(rows) - 1)]
+    for row in rows[:-1]:
+        assert decode(out / row["overlay"]).size == (64, 64)
     assert answered(*watch)["scored"] == 0
     path.write_bytes(path.read_bytes() + b"0")
     assert "another folder or camera" in run(*watch)[2]
@@ -327,17 +339,72 @@ def test_a_camera_that_disappears(
     assert "a camera has no end" in refused(*watch, "--once")
 
 
+def test_what_is_asked_for_is_kept_and_nothing_else(
+    run: Run, answered: Answered, part: Path, line: Path, tmp_path: Path
+) -> None:
+    plain, out, judged = tmp_path / "plain", tmp_path / "out", tmp_path / "judged"
+    run("watch", line, part, "--output", plain, ONCE)
+    assert not {path.name for path in plain.iterdir()} & {"overlays", "masks", "maps"}
+    watch = ("watch", line, part, "--output", out, ONCE, "--save masks,overlays,tiff --sort move")
+    shutil.copytree(line, tmp_path / "same")
+    assert run(*watch)[0] == 1
+    run(
+        "predict",
+        part,
+        line.with_name("same"),
+        "--output",
+        judged,
+        "--save masks,overlays --precision fp32 --device cpu",
+    )
+    same = {Path(row["path"]).name: row for row in rows_of(judged)}
+    for row in rows_of(out):
+        if "error" in row:
+            assert "mask" not in row
+            continue
+        other = same[Path(row["path"]).name]
+        boxes = [[region["box"] for region in one["regions"]] for one in (row, other)]
+        assert boxes[0] == boxes[1]
+        assert (decode(out / row["mask"]).pixels[..., 0] == 255 * mask_of(row)).all()
+        assert (out / row["tiff"]).is_file()
+        one, two = (
+            decode(at / each["overlay"]).pixels for at, each in ((out, row), (judged, other))
+        )
+        assert np.abs(one.astype(int) - two).max() <= 3  # batches of another size
+    # The same name once more is another picture, whose files lie beside those of the first.
+    write_picture(line / "good-0.png", part_of(0, defect=True))
+    assert run(*watch)[0] == 0
+    first, second = (row for row in rows_of(out) if row["path"].endswith("good-0.png"))
+    assert first["mask"] != second["mask"]
+    assert not decode(out / first["mask"]).pixels.any()
+    assert decode(out / second["mask"]).pixels.any()
+
+
+def test_only_a_part_is_watched(run: Run, part: Path, line: Path, tmp_path: Path) -> None:
+    out, nowhere = tmp_path / "out", tmp_path / "roi.json"
+    nowhere.write_text("[[[0, 0], [0.1, 0], [0, 0.1]]]")
+    watch = ("watch", line, part, "--output", out, ONCE)
+    assert "6 scored, 0 alarms" in run(*watch, "--roi", nowhere)[1]
+    assert {len(row["regions"]) for row in rows_of(out) if "error" not in row} == {0}
+    assert "another --roi or --ignore" in run(*watch)[2]
+    assert "another --region-threshold" in run(*watch, "--roi", nowhere, "--region-threshold 1")[2]
+
+
 def test_what_cannot_be(refused: Refused, run: Run, part: Path, line: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     watch = ("watch", line, part)
     assert "is the folder that is watched" in refused(*watch, "--output", line)
     among = ("watch", tmp_path / "out" / "good", part)
     (out / "good").mkdir(parents=True)
-    assert "lies among the sorted pictures" in refused(*among, "--output", out)
+    assert "lies among the sorted pictures or results" in refused(*among, "--output", out)
     assert "the artifact comes second" in refused("watch", part, line, "--output", out)
     assert "did you mean 'move'?" in refused(*watch, "--output", out, "--sort mov")
     assert "--margin -1" in refused(*watch, "--output", out, "--margin -1")
     assert "settle -1" in refused(*watch, "--output", out, "--settle -1")
+    assert "no overlays are asked for" in refused(*watch, "--output", out, "--overlay-size 9")
+    assert "unknown part of --save" in refused(*watch, "--output", out, "--save mask")
+    among = ("watch", tmp_path / "out" / "masks", part)
+    (out / "masks").mkdir()
+    assert "or results of" in refused(*among, "--output", out)
     assert "--every is for cameras" in refused(*watch, "--output", out, "--every 1")
     assert "no such file or folder" in refused("watch", tmp_path / "x", part, "--output", out)
     assert run(*watch, "--output", out, ONCE)[0] == 1

@@ -55,6 +55,17 @@ def test_overlays_named_by_patterns_and_shells(run: Run, part: Path, good_folder
         assert len(find_pictures(named)) == 24
 
 
+def test_masks_and_maps_are_results_but_not_those_of_a_data_set(
+    run: Run, part: Path, good_folder: Path
+) -> None:
+    kept = ("--output", good_folder / "out", "--save masks,tiff,maps")
+    assert run("predict", part, good_folder, *kept)[0] == 0
+    assert len(scan(good_folder).pictures) == 24
+    assert len(scan(good_folder).results) == 48
+    (good_folder / "out" / "masks" / "mine.png").write_bytes(b"")
+    assert len(scan(good_folder).results) == 24  # the maps
+
+
 def test_overlays_are_known_by_their_names_alone(run: Run, part: Path, good_folder: Path) -> None:
     assert run("predict", part, good_folder, "--output", good_folder / "results")[0] == 0
     for name in ("run.json", "predictions.jsonl", "predictions.csv"):

@@ -93,7 +93,7 @@ def test_figures(run: Run, part: Path, mvtec: Path, tmp_path: Path, drawn: dict[
     ]
     tiles = [["picture", "mask", "heatmap"]] * 4 + [["picture", "heatmap"]] * 2
     assert [list(row.tiles) for row in shown] == tiles
-    assert options["note"] == ""
+    assert options["note"] == "The outlines are the regions of defects that were found."
     status, _, err = run("figures", part, mvtec, "-o", out)
     assert (status, "holds figures already" in err) == (2, True)
 
@@ -145,6 +145,28 @@ def test_one_pass_scores_and_describes_each_picture_that_is_new(
     assert np.allclose(every[""], alone, atol=1e-4)
     pictures = [row.caption.split("\n", 1)[1] for row in drawn["gallery"][0]]
     assert len(pictures) == len(set(pictures)) == 4 + 3 + 4  # no defect is found and missed
+
+
+def test_regions_are_outlined_where_there_is_a_threshold_of_them(
+    fitted: Callable[..., Detector], mvtec: Path, tmp_path: Path, drawn: dict[str, Any]
+) -> None:
+    detector = fitted()
+    bare = detector.with_region_threshold(None)
+    for name, one in (("with", detector), ("without", bare)):
+        illustration.illustrate({"part": one}, mvtec, tmp_path / name, count=2)
+    (outlined, noted), (plain, silent) = drawn["gallery"], drawn["gallery 2"]
+    assert ("outlines" in noted["note"], silent["note"]) == (True, "")
+    changed = 0
+    for one, other in zip(outlined, plain, strict=True):
+        _, *kind, file, _ = one.caption.split("\n")
+        found = detector.predict(mvtec.joinpath("test", *(kind or ["good"]), file))
+        assert found.mask is not None
+        differs = (one.tiles["heatmap"] != other.tiles["heatmap"]).any(axis=2)
+        assert differs.any() == found.mask.any()
+        inner = np.s_[2:-2, 2:-2]  # at the picture's border the line moves inwards
+        assert not differs[inner][found.mask[inner]].any()  # it is around them
+        changed += differs.any()
+    assert changed >= 4
 
 
 def test_saliency_and_crop_are_in_the_gallery(
@@ -321,7 +343,10 @@ def test_several_detectors_are_compared_on_the_same_pictures(
             score, _, alarm = words[f"by {name}"].partition(", ")
             assert float(score) == pytest.approx(row["score"], rel=2e-3)
             assert alarm == ("alarm" if row["label"] else "")
-    assert options["note"] == "High and low are the scores by part."
+    assert options["note"].splitlines() == [
+        "High and low are the scores by part.",
+        "The outlines are the regions of defects that were found.",
+    ]
     status, _, err = run("figures", part, part, mvtec, "-o", tmp_path / "twice")
     assert (status, "named twice" in err) == (2, True)
 

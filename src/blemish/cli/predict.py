@@ -56,7 +56,8 @@ Saved = Annotated[
     Option(
         metavar="LIST",
         help="What is kept of each picture in --output: overlays, masks (PNG, 255 in a region, at "
-        "the original size) and maps (.npy, float32, as the method works), as in masks,maps. "
+        "the original size), maps (float32 in the unit of the score, as large as the method works, "
+        ".npy) and tiff (the same maps as TIFF), as in masks,tiff. "
         "[default: overlays]",
     ),
 ]
@@ -128,7 +129,7 @@ def predict(
 
     if resume and output is None:
         raise ConfigError("--resume goes on in a folder: name it with --output DIR")
-    saved = _saved(save, output, overlay_size)
+    saved = ("overlays",) if save is None else saved_by(save, output, overlay_size)
     kept = {"saved": saved, "side": options.overlay_side(overlay_size, output)}
     for file in (report, coco):
         if file:
@@ -139,10 +140,11 @@ def predict(
     if adapt is not None:
         adapter_of(detector.method, adapt)  # refuses before anything is written
     detector.threshold_for(category)  # so does this
-    detector = _by_hand(detector, threshold, region_threshold, smallest_region)
+    detector = by_hand(detector, threshold, region_threshold, smallest_region)
     detector, area = options.within(detector, roi, ignore)
     asked = _Asked(artifact, category, found, group_by, report, coco, json)
-    _check_regions(asked, detector, saved)
+    wanted = ["--save masks"] * ("masks" in saved) + ["--coco"] * (coco is not None)
+    check_regions(wanted, detector, artifact, category)
     given = {
         **{"category": category, "adapt": adapt, "scales": scales, "threshold": threshold},
         **{"region_threshold": region_threshold, "smallest_region": smallest_region},
@@ -171,15 +173,13 @@ class _Asked:
     as_json: bool
 
 
-def _saved(text: str | None, output: Path | None, overlay_size: str | None) -> tuple[str, ...]:
+def saved_by(text: str, output: Path | None, overlay_size: str | None) -> tuple[str, ...]:
     """What --save names, in the order of `predictions.SAVED`.
 
     Raises: ConfigError for an unknown name, or for options that contradict each other.
     """
     from blemish.report.predictions import SAVED
 
-    if text is None:
-        return ("overlays",)
     names = options.parts(text)
     for name in names:
         if name not in SAVED:
@@ -196,7 +196,7 @@ def _saved(text: str | None, output: Path | None, overlay_size: str | None) -> t
     return tuple(name for name in SAVED if name in names)
 
 
-def _by_hand(
+def by_hand(
     detector: Detector, threshold: float | None, of_regions: float | None, smallest: float | None
 ) -> Detector:
     """The detector with thresholds by hand, and for regions of another size. Raises: ConfigError,
@@ -224,18 +224,17 @@ def _by_hand(
     return type(detector)(detector.method, replace(detector.record, regions=regions))
 
 
-def _check_regions(asked: _Asked, detector: Detector, saved: Sequence[str]) -> None:
-    """Raises: ConfigError where regions are asked for, and there is no threshold of them for any
-    picture."""
-    wanted = ["--save masks"] * ("masks" in saved) + ["--coco"] * (asked.coco is not None)
-    one, several = asked.category, detector.categories
+def check_regions(wanted: Sequence[str], detector: Detector, artifact: Path, one: str) -> None:
+    """Raises: ConfigError where options want regions, and there is no threshold of them for any
+    picture of the category `one`."""
+    several = detector.categories
     names = [one] if one in several else [one, *several]
     limits = [detector.region_threshold_for(name) for name in names]
     if not wanted or any(limit is not None and limit.value is not None for limit in limits):
         return
     reason = "" if limits[0] is None else f" ({limits[0].reason})"
     raise ConfigError(
-        f"{wanted[0]}: {asked.artifact} has no threshold of regions{reason}; set one with `blemish "
+        f"{wanted[0]}: {artifact} has no threshold of regions{reason}; set one with `blemish "
         "calibrate`, or by hand with --region-threshold SCORE"
     )
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from typer import Argument, Option
 
 from blemish import interrupts
 from blemish.cli import console, options, words
-from blemish.cli.options import Device, Json, Precision, Scales
-from blemish.cli.predict import ByHand, Category
+from blemish.cli.options import Device, Json, OverlaySize, Precision, Scales, SmallestRegion
+from blemish.cli.predict import ByHand, Category, RegionByHand, by_hand, check_regions, saved_by
 from blemish.cli.status import BROKEN_PICTURES, BY_SIGNAL, WELL
 from blemish.errors import ConfigError, unknown_name
 
@@ -54,6 +54,14 @@ Sort = Annotated[
         "(copy).",
     ),
 ]
+Kept = Annotated[
+    str | None,
+    Option(
+        metavar="LIST",
+        help="What is kept of each picture in DIR, as of `blemish predict`: overlays, masks, maps "
+        "(.npy) and tiff, as in masks,overlays. [default: nothing]",
+    ),
+]
 Margin = Annotated[
     float,
     Option(
@@ -93,8 +101,14 @@ def watch(
     output: WatchFolder,
     sort: Sort = None,
     margin: Margin = 0.0,
+    save: Kept = None,
     category: Category = "",
     threshold: ByHand = None,
+    region_threshold: RegionByHand = None,
+    smallest_region: SmallestRegion = None,
+    roi: options.OnlyThere = None,
+    ignore: options.NotThere = None,
+    overlay_size: OverlaySize = None,
     scales: Scales = None,
     once: Once = False,
     every: Every = 0.0,
@@ -114,19 +128,23 @@ def watch(
 
     check_seconds(every=every, interval=interval, settle=settle, patience=patience or 0.0)
     _check(artifact, sort=sort, margin=margin)
+    saved = saved_by(save, output, overlay_size) if save is not None else ()
+    if overlay_size is not None and not saved:
+        raise ConfigError("--overlay-size: no overlays are asked for; --save overlays does")
+    kept = {"saved": saved, "side": options.overlay_side(overlay_size, output)}
     coming = _coming(source, output, settle=settle, patience=patience, every=every, once=once)
     sorter = _sorter(coming, sort, output)
     detector = options.loaded(artifact, device=device, precision=precision, scales=scales)
-    if threshold is not None:
-        detector = detector.with_threshold(threshold)
+    detector = by_hand(detector, threshold, region_threshold, smallest_region)
+    detector, area = options.within(detector, roi, ignore)
+    check_regions(["--save masks"] * ("masks" in saved), detector, artifact, category)
     _check_threshold(detector, category, sort)
-    ways = {
-        "category": category,
-        "adapt": "",
-        "scales": scales or "",
-        "threshold": "" if threshold is None else str(threshold),
-        "watched": coming.identity,
+    given = {
+        **{"category": category, "adapt": None, "scales": scales, "threshold": threshold},
+        **{"region_threshold": region_threshold, "smallest_region": smallest_region},
+        **{"area": area, "watched": coming.identity},
     }
+    ways = {name: "" if value is None else str(value) for name, value in given.items()}
     how = {"category": category, "batch_size": batch_size or coming.batch_size}
     used = precision_name(detector.method.precision)
     with (
@@ -134,15 +152,16 @@ def watch(
         console.progress() as progress,
         interrupts.waiting() as came,
     ):
-        one = Watch(detector, ledger, came, sorter=sorter, margin=margin, progress=progress, **how)
+        told: dict[str, Any] = {"sorter": sorter, "margin": margin, **kept, **how}
+        one = Watch(detector, ledger, came, progress=progress, **told)
         progress(f"watching · {coming.name}", 0, 0)
         if coming.arrivals is not None:
             coming.arrivals.taken = ledger.taken
             one.folder(coming.arrivals, once=once, interval=interval)
         elif coming.stream is not None:
             wait = PATIENCE if patience is None else patience
-            given = frames_of(coming.stream, every=every, patience=wait, note=_note, stop=one.stop)
-            one.stream(given, live=coming.stream.live)
+            shown = frames_of(coming.stream, every=every, patience=wait, note=_note, stop=one.stop)
+            one.stream(shown, live=coming.stream.live)
     return _tell(one.tally, ledger, artifact, coming, output, came.number, as_json=json)
 
 
@@ -223,12 +242,14 @@ def _check_apart(folder: Path, output: Path) -> None:
     """Raises: ConfigError where the results would lie among what is watched, or the reverse."""
     from blemish.report.sorting import VERDICTS
 
+    own = (*VERDICTS, "overlays", "masks", "maps")
     watched, results = folder.resolve(), output.resolve()
     if watched == results:
         raise ConfigError(f"--output {output}: is the folder that is watched; name another one")
-    if any(watched.is_relative_to(results / verdict) for verdict in VERDICTS):
+    if any(watched.is_relative_to(results / name) for name in own):
         raise ConfigError(
-            f"{folder}: lies among the sorted pictures of --output {output}; name another one"
+            f"{folder}: lies among the sorted pictures or results of --output {output}; name "
+            "another one"
         )
 
 

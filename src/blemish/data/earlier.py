@@ -12,10 +12,13 @@ from blemish.errors import DataError
 from blemish.files import TABLE_BYTES, read_whole
 
 # Folders of a result, by the files beside them of which one is enough to know them.
-_FOLDERS = {"overlays": ("predictions.jsonl", "run.json"), "worst": ("evaluation.json",)}
+_FOLDERS = {
+    **dict.fromkeys(("overlays", "masks", "maps"), ("predictions.jsonl", "run.json")),
+    "worst": ("evaluation.json",),
+}
 _FIGURES = (("histogram", "embedding", "gallery"), ("histograms", "embeddings", "comparison"))
 _SHEET = "contact-sheet.png"
-_OVERLAY = re.compile(r".+-[0-9a-f]{12}\.png")
+_FILE = re.compile(r".+-[0-9a-f]{12}(\.saliency)?\.(png|npy|tiff)")
 
 
 def is_result_folder(folder: Path, name: str, beside: Collection[str]) -> bool:
@@ -23,10 +26,10 @@ def is_result_folder(folder: Path, name: str, beside: Collection[str]) -> bool:
     if name not in _FOLDERS:
         simulated = folder / name  # synthetic anomalies of `blemish simulate`
         return os.path.lexists(simulated / _SHEET) and any(simulated.glob("1_*_mask.png"))
-    signs = [sign for sign in _FOLDERS[name] if sign in beside]
-    return any(_is_ours(folder / sign) for sign in signs) or (
-        name == "overlays" and _are_overlays(folder / name)
-    )
+    signed = any(_is_ours(folder / sign) for sign in _FOLDERS[name] if sign in beside)
+    if name in ("masks", "maps"):  # which a data set may have, too
+        return signed and _are_called_so(folder / name)
+    return signed or (name == "overlays" and _are_called_so(folder / name))
 
 
 def is_result(name: str, beside: Collection[str]) -> bool:
@@ -50,13 +53,14 @@ def is_result(name: str, beside: Collection[str]) -> bool:
     )
 
 
-def _are_overlays(folder: Path) -> bool:
-    """Whether all files are called as overlays are; those beside them may have been moved away."""
+def _are_called_so(folder: Path) -> bool:
+    """Whether all files are called as those of pictures are; those beside them may have been moved
+    away."""
     try:
         names = [entry.name for entry in os.scandir(folder) if not entry.name.startswith(".")]
     except OSError:
         return False
-    return bool(names) and all(_OVERLAY.fullmatch(name) for name in names)
+    return bool(names) and all(_FILE.fullmatch(name) for name in names)
 
 
 def _is_ours(sign: Path) -> bool:

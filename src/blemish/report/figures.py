@@ -361,14 +361,15 @@ def gallery(
     Args:
         rows: at least one. Where one lacks a column's picture, its place stays empty.
         columns: the titles in their order; empty = in the order in which they first come.
-        note: a line below all of them.
+        note: lines below all of them.
     Raises: ConfigError without a picture.
     """
     titles = list(columns) or list(dict.fromkeys(title for row in rows for title in row.tiles))
     if not any(title in row.tiles for title in titles for row in rows):
         raise ConfigError("a gallery needs at least one picture")
     wide, high, head = 1.9, 1.7, 0.3  # inches: of a place, and of the line of titles
-    size = wide * (1 + len(titles)), head + high * len(rows) + (head if note else 0.0)
+    foot = head * len(note.splitlines())
+    size = wide * (1 + len(titles)), head + high * len(rows) + foot
     # All in one plot, in inches: one for each picture would take seconds to lay out.
     with _figure(format, width=size[0], height=size[1]) as (figure, sheet):
         axes = figure.add_subplot()
@@ -391,7 +392,7 @@ def gallery(
                 if title in row.labels:
                     corner: Any = {**_TEXT, "fontsize": 8, "va": "top", "bbox": _LABEL}
                     axes.text(left + 0.04, top + 0.04, row.labels[title], **corner)
-        axes.text(size[0] / 2, size[1] - head / 2, note, ha="center", **_TEXT)
+        axes.text(size[0] / 2, size[1] - foot / 2, note, ha="center", **_TEXT)
         axes.set(xlim=(0.0, size[0]), ylim=(size[1], 0.0), aspect="equal")
         axes.axis("off")
     return sheet.getvalue()

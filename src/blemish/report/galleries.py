@@ -5,8 +5,8 @@ A folder of one detector's holds
     histogram.png    how the scores of good and of defective pictures are spread
     embedding.png    their features in the plane (t-SNE), the kinds of defects told apart
     gallery.png      the defects with the highest and with the lowest scores, and the good pictures
-                     with the highest: picture, mask, heatmap, and where the method looked, as far
-                     as there is one
+                     with the highest: picture, mask, heatmap with the regions of defects
+                     outlined, and where the method looked, as far as there is one
 
 and one of several detectors', which are compared on the same pictures,
 
@@ -46,6 +46,7 @@ from blemish.types import ANOMALOUS, NORMAL, Failure, Prediction, Progress, Samp
 _FEWEST = 3  # pictures; t-SNE needs as many
 _TILE = 384  # pixels of the longer side of a picture in the gallery
 _MOST_ROWS = 250  # of a comparison: 61,000 pixels; matplotlib draws up to 65,536
+_OUTLINE = "The outlines are the regions of defects that were found."
 _CROP = "The rectangle is the crop that was looked at again, enlarged."
 _HIGH, _LOW, _GOOD = "defect, high score", "defect, low score", "good, high score"
 
@@ -259,7 +260,7 @@ class _Cases:
         Raises: DataError when no picture is left for the gallery of one detector.
         """
         rows: list[figures.Row] = []
-        boxed = False
+        boxed = outlined = False
         for title, prediction in self._of(category):
             sample, source = self._samples[prediction.source], prediction.source
             told = {self._first: prediction} | {
@@ -291,16 +292,17 @@ class _Cases:
             caption = "\n".join(line for line in lines if line)
             rows.append(figures.Row(caption=caption, tiles=tiles, labels=labels))
             boxed |= any(each.box is not None for each in told.values())
+            outlined |= any(each.regions for each in told.values())
         if not rows:
             if self._others:
                 return None
             raise DataError("none of the pictures for the gallery can be read any more")
-        note, columns = _CROP if boxed else "", []
+        notes, columns = [_OUTLINE] * outlined + [_CROP] * boxed, []
         if self._others:
-            note = f"High and low are the scores by {self._first}. {note}".strip()
+            notes.insert(0, f"High and low are the scores by {self._first}.")
             masks = ["mask"] if any("mask" in row.tiles for row in rows) else []
             columns = ["picture", *masks, *map(_column, self._detectors)]
-        return figures.gallery(rows, columns=columns, note=note)
+        return figures.gallery(rows, columns=columns, note="\n".join(notes))
 
 
 def _column(detector: str) -> str:

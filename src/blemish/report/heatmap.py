@@ -252,6 +252,19 @@ def encode_mask(mask: npt.NDArray[np.bool_]) -> bytes:
     return buffer.getvalue()
 
 
+def encode_map(anomaly_map: npt.NDArray[np.floating[Any]]) -> bytes:
+    """The map (float h w) as a TIFF file of one channel of float32, uncompressed: its values as
+    they are, which Pillow (mode F), OpenCV (`IMREAD_UNCHANGED`) and tifffile read.
+
+    Raises: ConfigError if the map is not h w.
+    """
+    if anomaly_map.ndim != 2 or anomaly_map.size == 0:
+        raise ConfigError(f"an anomaly map is h w; this array has shape {anomaly_map.shape}")
+    buffer = io.BytesIO()
+    Image.fromarray(anomaly_map.astype(np.float32, copy=False)).save(buffer, "TIFF")
+    return buffer.getvalue()
+
+
 def save_png(path: str | Path, picture: Picture) -> Path:
     """Writes the picture (uint8 H W 3, RGB) as a PNG file, whole or not at all.
 

@@ -67,7 +67,7 @@ _BOX = ("box_x", "box_y", "box_width", "box_height")
 _COLUMNS = (
     *("path", "score", "label", "threshold", "p_value", "regions", "region_area", "votes", *_BOX),
     *("adapted", "category", "category_assigned", "height", "width", "digest", "notes"),
-    *("overlay", "saliency", "mask", "map", "error"),
+    *("overlay", "saliency", "mask", "map", "tiff", "error"),
 )
 
 Row = dict[str, Any]
@@ -125,6 +125,7 @@ class _Scored:
     saliency: _Overlay = ""
     mask: Annotated[str, Matching(r"(masks/[\w.-]+)?", "a file in masks/")] = ""
     map: Annotated[str, Matching(r"(maps/[\w.-]+)?", "a file in maps/")] = ""
+    tiff: Annotated[str, Matching(r"(maps/[\w.-]+)?", "a file in maps/")] = ""
     other: Mapping[str, Any] = field(default_factory=dict)
 
 

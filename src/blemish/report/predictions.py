@@ -9,6 +9,7 @@ A folder of predictions holds, beside its rows (`journal`), what is asked for of
     masks/NAME.png       its regions: 8-bit grey, 255 in any, 0 elsewhere, at the original size
     maps/NAME.npy        its anomaly map: float32 h w in the unit of the score, at the resolution
                          that the method works in
+    maps/NAME.tiff       the same as a TIFF picture of one float32 channel ("tiff")
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from blemish.report.heatmap import (
     SALIENCY_SCALE,
     contours,
     encode_jpeg,
+    encode_map,
     encode_mask,
     outline,
     overlay,
@@ -49,7 +51,7 @@ from blemish.report.html import Entry
 from blemish.report.journal import Journal, Row, row_of
 from blemish.types import ANOMALOUS, Evaluation, Failure, Prediction, Sample
 
-SAVED = ("masks", "maps", "overlays")
+SAVED = ("masks", "maps", "tiff", "overlays")
 EMBEDDED = 200  # pictures shown in a report: more would make the file unusable
 OVERLAY_SIDE = (
     1600  # pixels of an overlay's longer side: at 5,000² drawing takes longer than scoring
@@ -99,12 +101,18 @@ def save(
     folder: Path,
     wanted: Collection[str],
     side: int | None,
+    *,
+    picture: Any = None,
+    version: str = "",
 ) -> dict[str, str]:
     """Writes what is wanted of one picture; gives the names of the files as its row has them.
 
+    Args:
+        picture: what it was decoded from, where that is no file of the name `prediction.source`.
+        version: of the picture, where others may come under the same name.
     Raises: OutputError; ImageError if the picture is gone or broken by now, or memory runs out.
     """
-    name, files = file_name(prediction.source), {}
+    name, files = file_name(prediction.source, version), {}
     if "masks" in wanted and prediction.regions is not None:
         files["mask"] = f"masks/{name}.png"
         with within_memory(prediction.source):
@@ -116,8 +124,11 @@ def save(
         content = io.BytesIO()
         np.save(content, prediction.anomaly_map.astype(np.float32, copy=False))
         write_whole(folder / files["map"], content.getvalue())
+    if "tiff" in wanted:
+        files["tiff"] = f"maps/{name}.tiff"
+        write_whole(folder / files["tiff"], encode_map(prediction.anomaly_map))
     if "overlays" in wanted:
-        view = View.of(prediction, detector, side)
+        view = View.of(prediction, detector, side, picture)
         files["overlay"] = f"overlays/{name}.png"
         save_png(folder / files["overlay"], view.heatmap)
         if view.saliency is not None:
@@ -170,14 +181,22 @@ class View:
     saliency: Pixels | None
 
     @classmethod
-    def of(cls, prediction: Prediction, detector: Detector, max_side: int | None = None) -> Self:
-        """At the original size, or reduced to a longer side of `max_side` pixels.
+    def of(
+        cls,
+        prediction: Prediction,
+        detector: Detector,
+        max_side: int | None = None,
+        source: Any = None,
+    ) -> Self:
+        """At the original size, or reduced to a longer side of `max_side` pixels. `source`: as
+        `picture` of `save`.
 
         Raises: ImageError if the picture is gone or broken by now.
         """
         with within_memory(prediction.source):
             window = detector.preprocessing.decode_window()
-            picture: Pixels = decode(prediction.source, window=window).as_uint8()
+            given = prediction.source if source is None else source
+            picture: Pixels = decode(given, window=window).as_uint8()
             if max_side is not None:
                 picture = thumbnail(picture, max_side)
             height, width = picture.shape[:2]
@@ -197,14 +216,15 @@ class View:
             return cls(picture, heatmap, saliency)
 
 
-def file_name(source: str) -> str:
-    """A file name (without suffix) that is safe everywhere and different for every source.
+def file_name(source: str, version: str = "") -> str:
+    """A file name (without suffix) that is safe everywhere and different for every source, and
+    version of it.
 
     Example:
         >>> file_name("a/b/part no. 3.png")
         'part_no._3-1fa41ab7440a'
     """
-    return f"{safe_stem(source)}-{hashlib.sha256(os.fsencode(source)).hexdigest()[:12]}"
+    return f"{safe_stem(source)}-{hashlib.sha256(os.fsencode(source + version)).hexdigest()[:12]}"
 
 
 def safe_stem(source: str) -> str:

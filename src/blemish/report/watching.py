@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Collection, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -14,11 +14,12 @@ from typing import Any, cast
 from blemish.data.arrivals import Arrivals, Stamp
 from blemish.data.frames import pause_after, rest
 from blemish.detector.predict import Detector
-from blemish.errors import BlemishError
+from blemish.errors import BlemishError, InputError
 from blemish.images import decode
 from blemish.interrupts import Waiting
 from blemish.report.journal import Row, row_of
 from blemish.report.ledger import Ledger, stamp_of
+from blemish.report.predictions import OVERLAY_SIDE, save
 from blemish.report.sorting import DEFECT, GOOD, UNSURE, Sorter
 from blemish.text import pluralize
 from blemish.types import ANOMALOUS, Failure, Frame, Prediction, Progress
@@ -60,6 +61,8 @@ class Watch:
         came: interrupts that wait, see `interrupts.waiting`: a row is written whole.
         sorter: what puts the pictures into folders; None = they stay.
         margin: see `verdict_of`.
+        saved, side: what is written of each picture, as of `predictions.record`; nothing else is
+            drawn.
     Attributes:
         tally: what has come so far, without the rows of earlier runs.
     """
@@ -73,11 +76,14 @@ class Watch:
         sorter: Sorter | None,
         margin: float,
         progress: Progress,
+        saved: Collection[str] = (),
+        side: int | None = OVERLAY_SIDE,
         **how: Any,
     ) -> None:
         self.tally = Tally()
         self._detector, self._ledger, self._came, self._how = detector, ledger, came, how
         self._sorter, self._margin, self._progress = sorter, margin, progress
+        self._saved, self._side = saved, side
 
     def stop(self) -> bool:
         """Whether an interrupt has come."""
@@ -130,12 +136,14 @@ class Watch:
     def _record(
         self, one: Frame | Failure, result: Result, stamp: Stamp | None, *, dated: bool = True
     ) -> None:
-        """A picture to its place and its row to the disk; in this order, for whoever is killed in
-        between."""
+        """What is kept of a picture, the picture to its place and its row to the disk; in this
+        order, for whoever is killed in between."""
         verdict = verdict_of(result, self._margin)
         with self._came.whole():
+            kept = self._kept(one, result, stamp)
             placed = self._put(one, verdict)
             row: Row = {**row_of(result), "verdict": verdict, "sorted": placed, "time": None}
+            row |= kept
             row["scored_at"] = _moment(time.time())
             if isinstance(one, Frame):
                 row["time"] = _moment(one.time) if dated else one.time
@@ -150,6 +158,21 @@ class Watch:
         tally.alarms += isinstance(result, Prediction) and result.label == ANOMALOUS
         tally.verdicts[verdict] += 1
         self._progress(f"watching · {tally}", tally.scored + tally.failed, 0)
+
+    def _kept(self, one: Frame | Failure, result: Result, stamp: Stamp | None) -> dict[str, Any]:
+        """The files of a picture, written under a name that is the same if it is scored again; and
+        its notes with a reason, where it is gone or broken by now."""
+        if isinstance(result, Failure) or not self._saved:
+            return {}
+        # A file that is written anew under the same name is another picture.
+        version = "" if stamp is None else f" {stamp.size} {stamp.written}"
+        told: dict[str, Any] = {"picture": one, "version": version}
+        folder = self._ledger.folder
+        assert folder is not None  # a ledger has one
+        try:
+            return save(result, self._detector, folder, self._saved, self._side, **told)
+        except InputError as error:
+            return {"notes": [*result.notes, f"not drawn: {error}"]}
 
     def _put(self, one: Frame | Failure, verdict: str) -> str:
         if self._sorter is None or isinstance(one, Failure):
