@@ -1,6 +1,7 @@
 """Pictures in: one decoder for every source, with limits.
 
-`decoder` gives RGB pixels of what `sources` takes, anything; `raster`, `jpeg`, `tiff` (with
+`decoder` gives RGB pixels of what `sources` takes, anything, as `rendering` says; `windows` reads
+parts of big ones, by the `pieces` of a TIFF; `raster`, `jpeg`, `tiff` (with
 `blocks`) and `dicom` read the formats; `limits` says what a picture may ask for, and all of them
 together; `pixels` is what the readers share.
 """

@@ -10,6 +10,8 @@ import math
 import struct
 import zlib
 from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Protocol
 
 import numpy as np
 
@@ -21,12 +23,22 @@ _MORE = "a TIFF with more pixels than it announces"
 _BROKEN = "the coded data of the TIFF is not whole"
 _TYPES = {1: "B", 3: "H", 4: "I", 7: "B", 16: "Q"}  # the integer types, and opaque bytes
 _TAGS = frozenset((*range(256, 260), 262, 266, 273, 274, 277, 278, 279, 281, 284, 317, 320))
-_TAGS |= {322, 323, 324, 325, 338, 339, 347}
+_TAGS |= {292, 293, 322, 323, 324, 325, 338, 339, 347, 530}
+_MOST_VALUES = 2**20  # of a tag: 16 × 16 tiles of more pixels than are decoded
+_MOST_PAGES = 1000  # that are counted
 UPRIGHT = -274
 _REVERSED = bytes(int(f"{value:08b}"[::-1], 2) for value in range(256))
 
 
-def directories(data: bytes) -> Iterator[dict[int, tuple[int, ...]]]:
+class Stored(Protocol):
+    """The bytes of a file, in memory or on disk."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, part: slice, /) -> bytes: ...
+
+
+def directories(data: Stored) -> Iterator[dict[int, tuple[int, ...]]]:
     """For each page the tags that its pixels need, none of them cut.
 
     Under `UPRIGHT` a page has where the two bytes of its orientation stand in the file.
@@ -34,15 +46,16 @@ def directories(data: bytes) -> Iterator[dict[int, tuple[int, ...]]]:
     order = {b"II": "<", b"MM": ">"}.get(data[:2])
     if order is None:
         raise damaged("a TIFF without a header")
-    big = struct.unpack_from(order + "H", data, 2) == (43,)
-    offset_type, count_type, entry_size = ("Q", "Q", 20) if big else ("I", "H", 12)
-    inline = struct.calcsize("=" + offset_type)
 
     def unpack(kind: str, offset: int) -> tuple[int, ...]:
-        if offset + struct.calcsize("=" + kind) > len(data):
+        end = offset + struct.calcsize("=" + kind)
+        if end > len(data):
             raise Unusable(TRUNCATED)
-        return struct.unpack_from(order + kind, data, offset)
+        return struct.unpack(order + kind, data[offset:end])
 
+    big = unpack("H", 2) == (43,)
+    offset_type, count_type, entry_size = ("Q", "Q", 20) if big else ("I", "H", 12)
+    inline = struct.calcsize("=" + offset_type)
     (offset,) = unpack(offset_type, 8 if big else 4)
     seen: set[int] = set()
     while offset and offset not in seen:
@@ -53,6 +66,11 @@ def directories(data: bytes) -> Iterator[dict[int, tuple[int, ...]]]:
         for entry in range(first, first + entries * entry_size, entry_size):
             tag, kind, count = unpack("HH" + offset_type, entry)
             if tag in _TAGS and kind in _TYPES:
+                if count > _MOST_VALUES:
+                    raise Unusable(
+                        f"is a TIFF with {count:,} values of a tag; the limit is {_MOST_VALUES:,}: "
+                        "save it in larger strips or tiles"
+                    )
                 size = count * struct.calcsize("=" + _TYPES[kind])
                 at = entry + entry_size - inline
                 (start,) = (at,) if size <= inline else unpack(offset_type, at)
@@ -66,7 +84,9 @@ def directories(data: bytes) -> Iterator[dict[int, tuple[int, ...]]]:
 class Page:
     """What the tags of a TIFF say of its one page, and of the strips or tiles (blocks) of it.
 
+    Args: windows: whether the limits of files that are read in windows count.
     Attributes:
+        tags: those that its pixels need, by their number; `order`: b"II" or b"MM".
         height, width, channels, bits: of the page, and of a sample.
         kind: of a sample, as numpy's: "u", "i" or "f"; `deep`: whether it is more than 8 bits.
         photometric: the tag's value: 0 low is bright, 1 grey, 2 RGB, 3 palette, 5 CMYK, 6 YCbCr.
@@ -85,10 +105,12 @@ class Page:
     Raises: Unusable for a file of several pages, too many pixels, or blocks that are not there.
     """
 
-    def __init__(self, data: bytes, limits: Limits) -> None:
-        pages = list(directories(data))
-        check_frames(len(pages), "pages")
-        tags = pages[0] if pages else {}
+    def __init__(self, data: Stored, limits: Limits, *, windows: bool = False) -> None:
+        pages = islice(directories(data), _MOST_PAGES)
+        self.tags = tags = next(pages, {})
+        count = 1 + sum(1 for _ in pages)
+        check_frames(count, "pages or more" if count == _MOST_PAGES else "pages")
+        self.order = data[:2]
 
         def first(tag: int, default: int) -> int:
             return tags.get(tag, (default,))[0]
@@ -97,7 +119,8 @@ class Page:
         if not starts or 256 not in tags or 257 not in tags:
             raise damaged("a TIFF without pixels")
         self.width, self.height = width, height = first(256, 0), first(257, 0)
-        check_size(width, height, limits)
+        kind = "max_pixels_in_windows" if windows else "max_pixels"
+        check_size(width, height, limits, kind)
         if any(start + size > len(data) for start, size in zip(starts, sizes, strict=False)):
             raise Unusable(TRUNCATED)
         self.channels, self.bits = first(277, 1), max(tags.get(258, (1,)))
@@ -110,7 +133,7 @@ class Page:
         tiled = 322 in tags and 323 in tags
         self.across = first(322, width) if tiled else width
         self.down = first(323, height) if tiled else min(height, first(278, height))
-        check_size(self.across, self.down, limits)
+        check_size(self.across, self.down, limits, kind)
         self.column = math.ceil(height / self.down)
         self.last = self.down if tiled else height - (self.column - 1) * self.down
         self.samples = 1 if self.planar else self.channels
@@ -121,33 +144,49 @@ class Page:
         self.reversed, self.tables = tags.get(266) == (2,), bytes(tags.get(347, ()))
         self.fixed = self.photometric != 6 or self.compression == 7
 
+    @property
+    def row(self) -> int:
+        """Bytes of a row of a block, decoded."""
+        return (self.across * self.samples * self.bits + 7) // 8
 
-def check_blocks(data: bytes, page: Page, limits: Limits) -> None:
+    def rows(self, place: int) -> int:
+        """Rows of a block; of a tile all, also where they are below the picture."""
+        return self.last if place % self.column == self.column - 1 else self.down
+
+
+def check_blocks(data: Stored, page: Page, limits: Limits) -> None:
     """That each block decodes to its pixels, as far as its compression tells; none are kept.
 
     Raises: Unusable.
     """
     if not page.fixed:
         return
-    row = (page.across * page.samples * page.bits + 7) // 8
     for place, start in enumerate(page.starts):
-        rows = page.last if place % page.column == page.column - 1 else page.down
+        length = page.row * page.rows(place)
         if page.compression == 1:
-            short = page.sizes and page.sizes[place] < row * rows
-            if short or start + row * rows > len(data):
+            short = page.sizes and page.sizes[place] < length
+            if short or start + length > len(data):
                 raise damaged(FEWER)
         elif page.sizes:
-            coded = data[start : start + page.sizes[place]]
-            if page.reversed:
-                coded = coded.translate(_REVERSED)
-            if page.compression == 7:
-                _check_jpeg(coded, page, limits, rows)
-            elif measure := _MEASURES.get(page.compression):
-                length = measure(coded, row * page.down + 1)
-                if length < row * rows:
-                    raise damaged(FEWER)
-                if length > row * page.down:  # the lowest strip may be as high as the others
-                    raise damaged(_MORE)
+            check_coded(data[start : start + page.sizes[place]], page, place, limits)
+
+
+def check_coded(coded: bytes, page: Page, place: int, limits: Limits) -> None:
+    """That the bytes of one compressed block decode to its pixels.
+
+    Raises: Unusable.
+    """
+    rows = page.rows(place)
+    if page.reversed:
+        coded = coded.translate(_REVERSED)
+    if page.compression == 7:
+        _check_jpeg(coded, page, limits, rows)
+    elif measure := _MEASURES.get(page.compression):
+        length = measure(coded, page.row * page.down + 1)
+        if length < page.row * rows:
+            raise damaged(FEWER)
+        if length > page.row * page.down:  # the lowest strip may be as high as the others
+            raise damaged(_MORE)
 
 
 def _deflate(coded: bytes, most: int) -> int:

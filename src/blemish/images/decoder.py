@@ -9,18 +9,23 @@ corrupt EXIF cannot break a good picture.
 
 from __future__ import annotations
 
-import hashlib
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
-from blemish.errors import ConfigError, ImageError, NonFiniteError
+from blemish.errors import ImageError
 from blemish.images.limits import LIMITS, Limits, within_memory
-from blemish.images.pixels import Array, Raw, full_scale, row_blocks, split, unit
+from blemish.images.pixels import Array, Raw, full_scale, row_blocks, split
+from blemish.images.rendering import (
+    Extent,
+    check_window,
+    digest_of,
+    notes_of,
+    scaling,
+    shown,
+)
 from blemish.images.sources import Source, label_of, read_stored
 
 
@@ -53,8 +58,7 @@ class Picture:
     @cached_property
     def digest(self) -> str:
         """32 hex characters (blake2b) that tell decoded pixels apart, whatever the file."""
-        form = f"{self.pixels.shape} {self.pixels.dtype.name} "
-        state = hashlib.blake2b(form.encode(), digest_size=16)
+        state = digest_of(self.size, self.pixels.dtype)
         state.update(self.pixels.data)
         return state.hexdigest()
 
@@ -115,42 +119,15 @@ def decode(
         >>> decode(np.array([[0, 1000, 65535]], np.uint16), window=(0, 2000)).pixels[..., 0]
         array([[0. , 0.5, 1. ]], dtype=float32)
     """
-    if window is not None and not (all(map(math.isfinite, window)) and window[0] < window[1]):
-        raise ConfigError(
-            f"window {window[0]:g},{window[1]:g}: two finite numbers lo,hi with lo < hi are needed"
-        )
+    check_window(window)
     label = name or label_of(source)
     with within_memory(label) as memory:
         raw = read_stored(source, label, limits)
-        notes = raw.notes if window else (*raw.notes, *_depth_note(raw))
-        scaled, alpha = _scaling(raw, window, label)
-        if alpha is not None and alpha.min() < full_scale(alpha):
-            notes = (*notes, "transparency composed over white")
-        else:
-            alpha = None
-        picture = Picture(_rgb(raw.values, scaled, alpha), label, notes)
+        extent = Extent.of(raw, label)
+        pixels = shown(raw, window, extent, label)
+        picture = Picture(pixels, label, notes_of(raw, window, extent))
         memory.kept = picture.pixels.nbytes
     return picture
-
-
-def _rgb(values: Array, scaled: Callable[[slice], Array], alpha: Array | None) -> Array:
-    """H W 3: the scaled colours over white, a few rows at a time; no copy where they are that."""
-    height, width = values.shape[:2]
-    first = scaled(slice(0, 1))
-    if alpha is None and values.shape[2:] == (3,) and np.may_share_memory(first, values):
-        return np.ascontiguousarray(values)
-    pixels = np.empty((height, width, 3), first.dtype)
-    for rows in row_blocks(height, width):
-        colour = scaled(rows)
-        if alpha is not None:
-            colour = _over_white(colour, alpha[rows])
-        if colour.ndim == 2:
-            import cv2  # many times faster than broadcasting in numpy
-
-            cv2.cvtColor(np.ascontiguousarray(colour), cv2.COLOR_GRAY2RGB, dst=pixels[rows])
-        else:
-            pixels[rows] = colour
-    return pixels
 
 
 _MAX_CLASS = 63  # in masks of class numbers; a quarter of full scale in 8 bits
@@ -184,7 +161,7 @@ def _marked(raw: Raw, label: str) -> npt.NDArray[np.bool_]:
     plain = stored.dtype.kind in "iu" and not raw.inverted and raw.rendered is None
     if plain and stored.max() <= _MAX_CLASS:
         return _any_channel(stored > 0)
-    scaled, _ = _scaling(raw, None, label)
+    scaled, _ = scaling(raw, None, Extent.of(raw, label), label)
     marked = np.empty(stored.shape[:2], bool)
     most = 0.0
     for rows in row_blocks(*stored.shape[:2]):
@@ -202,74 +179,3 @@ def _marked(raw: Raw, label: str) -> npt.NDArray[np.bool_]:
 
 def _any_channel(above: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     return above if above.ndim == 2 else np.any(above, axis=2)
-
-
-def _scaling(
-    raw: Raw, window: tuple[float, float] | None, label: str
-) -> tuple[Callable[[slice], Array], Array | None]:
-    """What gives colour of some rows as uint8, or as float32 in [0, 1], and alpha as stored."""
-    values = raw.values
-    if values.dtype == bool:
-        values = values.astype(np.uint8) * np.uint8(255)
-    stored, alpha = split(values)
-    in_range = False  # of floats
-    if values.dtype.kind == "f":
-        smallest, largest = values.min(), values.max()  # NaN survives both
-        if not (np.isfinite(smallest) and np.isfinite(largest)):
-            raise NonFiniteError(
-                f"{label}: holds NaN or infinite pixels; replace them before decoding"
-            )
-        if alpha is not None and not (alpha.min() >= 0 and alpha.max() <= 1):
-            raise ImageError(label, "has an alpha channel outside [0, 1]")
-        in_range = bool(stored.min() >= 0 and stored.max() <= 1)
-    black_white = window or raw.black_white
-    if window is None and raw.rendered is not None:
-        stored, black_white = raw.rendered, None
-    elif black_white is None and values.dtype == np.uint16:
-        black_white = (0, 65535)
-    elif black_white is None and values.dtype != np.uint8 and not in_range:
-        raise ImageError(
-            label,
-            f"has {values.dtype} pixels from {stored.min():g} to {stored.max():g}: "
-            "say which values are black and white with --window lo,hi (window=(lo, hi))",
-        )
-
-    def scaled(rows: slice) -> Array:
-        colour = stored[rows]
-        if black_white is not None:
-            colour = unit(colour, *black_white)
-        elif colour.dtype != np.uint8:
-            colour = colour.astype(np.float32, copy=False)
-        if raw.inverted:
-            colour = 1 - colour if colour.dtype == np.float32 else 255 - colour
-        return colour
-
-    return scaled, alpha
-
-
-def _depth_note(raw: Raw) -> tuple[str, ...]:
-    """That 16-bit values may be of fewer bits, where they do not go beyond those.
-
-    Read as 16 bits they are nearly black.
-    """
-    if raw.values.dtype != np.uint16 or raw.black_white or raw.rendered is not None:
-        return ()
-    largest = int(split(raw.values)[0].max())
-    top = next((top for top in (raw.top or 0, 255, 4095) if 0 < largest <= top < 65535), None)
-    if top is None:
-        return ()
-    bits = f"{top.bit_length()}-bit data" if top & (top + 1) == 0 else "that range"
-    how = f"for {bits} fit with --window 0,{top}"
-    return (f"16-bit values no higher than {top}, read as 0 to 65535: {how}",)
-
-
-def _over_white(colour: Array, alpha: Array) -> Array:
-    """colour·alpha + white·(1 − alpha), rounded to the nearest for uint8; grey stays (H, W)."""
-    if colour.ndim == 3:
-        alpha = alpha[..., None]
-    if colour.dtype == np.uint8:
-        weight = alpha.astype(np.uint16)
-        return ((colour * weight + 255 * (255 - weight) + 127) // 255).astype(np.uint8)
-    share: Array = alpha.astype(np.float32) / np.float32(full_scale(alpha))
-    composed: Array = colour * share + (1 - share)
-    return np.clip(composed, 0, 1, out=composed)

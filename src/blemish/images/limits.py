@@ -15,7 +15,7 @@ import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from blemish.errors import BlemishError, ConfigError, ImageError
@@ -37,6 +37,8 @@ class Limits:
     Attributes:
         max_bytes: size of the file; checked before it is read.
         max_pixels: height × width; checked before a pixel is decoded.
+        max_bytes_in_windows, max_pixels_in_windows: the same of a file that is read in windows
+            (`open_windows`), which takes disk and time, but no memory in proportion.
         memory: bytes that all pictures being decoded in this process may hold together; one that
             needs more is refused. None: half of what the machine, its container (cgroup) and
             `ulimit -v` leave free; one that needs more is decoded alone if it fits at all.
@@ -44,11 +46,13 @@ class Limits:
 
     max_bytes: int = 512 * 2**20
     max_pixels: int = 200_000_000
+    max_bytes_in_windows: int = 16 * 2**30
+    max_pixels_in_windows: int = 2**32
     memory: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("max_bytes", "max_pixels", "memory"):
-            value = getattr(self, name)
+        for each in fields(self):
+            name, value = each.name, getattr(self, each.name)
             if value is not None and value < 1:
                 raise ConfigError(f"limits must be at least 1: {name} {value}")
 
@@ -65,20 +69,25 @@ def damaged(what: str) -> Unusable:
     return Unusable(f"is damaged: {what}")
 
 
-def check_bytes(size: int, limits: Limits) -> None:
-    """Raises: Unusable for a file of more bytes than there may be."""
-    if size > limits.max_bytes:
-        raise Unusable(f"is {size:,} bytes; the limit is {limits.max_bytes:,} (Limits.max_bytes)")
+def check_bytes(size: int, limits: Limits, kind: str = "max_bytes", advice: str = "") -> None:
+    """Raises: Unusable for a file of more bytes than there may be.
+
+    Args: kind: the limit that counts, a field of `Limits`; advice: what to do beside raising it.
+    """
+    if size > (most := getattr(limits, kind)):
+        raise Unusable(f"is {size:,} bytes; the limit is {most:,} (Limits.{kind}){advice}")
 
 
-def check_size(width: int, height: int, limits: Limits) -> None:
-    """Raises: Unusable for no pixels, or more than there may be."""
+def check_size(
+    width: int, height: int, limits: Limits, kind: str = "max_pixels", advice: str = ""
+) -> None:
+    """Raises: Unusable for no pixels, or more than there may be. Args: as of `check_bytes`."""
     if width < 1 or height < 1:
         raise Unusable(f"has no pixels ({width} × {height})")
-    if width * height > limits.max_pixels:
+    if width * height > (most := getattr(limits, kind)):
         raise Unusable(
             f"is {width:,} × {height:,} = {width * height:,} pixels; "
-            f"the limit is {limits.max_pixels:,} (Limits.max_pixels)"
+            f"the limit is {most:,} (Limits.{kind}){advice}"
         )
 
 

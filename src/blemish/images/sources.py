@@ -8,9 +8,10 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from io import TextIOBase
+from functools import partial
+from io import BufferedReader, TextIOBase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, Union
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, TypeVar, Union
 
 import numpy as np
 from PIL import Image
@@ -37,6 +38,7 @@ from blemish.types import Frame
 if TYPE_CHECKING:
     from torch import Tensor
 
+T = TypeVar("T")
 Source: TypeAlias = Union[str, Path, bytes, BinaryIO, Image.Image, Array, "Tensor", Frame]
 
 EXTENSIONS = frozenset(
@@ -97,36 +99,17 @@ def label_of(source: object) -> str:
     return "array" if isinstance(source, np.ndarray) else type(source).__name__
 
 
-def read_stored(source: Source, label: str, limits: Limits) -> Raw:
-    """The stored values of any source; every failure is an ImageError (or MissingExtraError)."""
+class Reading:
+    """What is being read, for what is said of it. Attributes: what: in a user's words."""
+
     what = "picture"
-    if isinstance(source, Frame):
-        source = source.source
+
+
+def explained(work: Callable[[Reading], T], label: str) -> T:
+    """What `work` gives; every failure is an ImageError of the source, or another BlemishError."""
+    reading = Reading()
     try:
-        if isinstance(source, np.ndarray):
-            return _from_array(source, limits)
-        if isinstance(source, Image.Image):
-            return _from_image(source, limits)
-        if (torch := sys.modules.get("torch")) is not None and isinstance(source, torch.Tensor):
-            return _from_array(_tensor_values(source), limits)
-        if isinstance(source, (str, os.PathLike)):
-            source = _file_bytes(Path(source), limits)
-        elif hasattr(source, "read"):
-            source = _rest_of(source, limits)
-        if not isinstance(source, bytes):
-            raise Unusable(
-                "is not a path, a file, the bytes of one, a PIL image, a numpy array or a torch "
-                "tensor"
-            )
-        check_bytes(len(source), limits)
-        kind = sniff(source[:132])
-        if kind is None:
-            raise Unusable(_not_a_picture(source[:512]))
-        what = {"webp": "WebP", "pnm": "PGM or PPM"}.get(kind, kind.upper())
-        container = _READERS[kind](source, limits)
-        del source  # where it comes from a file, the reader alone holds it, and lets go of it early
-        BUDGET.reserve(_peak(kind, container), limits.memory)
-        return container.decode()
+        return work(reading)
     except Unusable as refusal:
         reason = str(refusal)
     except BlemishError:
@@ -136,37 +119,76 @@ def read_stored(source: Source, label: str, limits: Limits) -> Raw:
         if ran_out(error):
             raise
         raise ImageError(
-            label, f"cannot be decoded: the {what} is damaged or of an unsupported kind"
+            label, f"cannot be decoded: the {reading.what} is damaged or of an unsupported kind"
         ) from error
     # Outside the handlers: nothing that a decoder said is chained to it.
     raise ImageError(label, reason)
 
 
-def _peak(kind: str, container: Container) -> int:
-    """Bytes that a decode holds at its peak beside the file.
+def read_stored(source: Source, label: str, limits: Limits) -> Raw:
+    """The stored values of any source; every failure is an ImageError (or MissingExtraError)."""
+    if isinstance(source, Frame):
+        source = source.source
+    return explained(partial(_stored, source, limits), label)
+
+
+def _stored(source: Any, limits: Limits, reading: Reading) -> Raw:
+    if isinstance(source, np.ndarray):
+        return _from_array(source, limits)
+    if isinstance(source, Image.Image):
+        return _from_image(source, limits)
+    if (torch := sys.modules.get("torch")) is not None and isinstance(source, torch.Tensor):
+        return _from_array(_tensor_values(source), limits)
+    if isinstance(source, (str, os.PathLike)):
+        source = _file_bytes(Path(source), limits)
+    elif hasattr(source, "read"):
+        source = _rest_of(source, limits)
+    if not isinstance(source, bytes):
+        raise Unusable(
+            "is not a path, a file, the bytes of one, a PIL image, a numpy array or a torch tensor"
+        )
+    check_bytes(len(source), limits)
+    kind = sniff(source[:132])
+    if kind is None:
+        raise Unusable(_not_a_picture(source[:512]))
+    reading.what = {"webp": "WebP", "pnm": "PGM or PPM"}.get(kind, kind.upper())
+    container = _READERS[kind](source, limits)
+    del source  # where it comes from a file, the reader alone holds it, and lets go of it early
+    size = container.height * container.width
+    BUDGET.reserve(peak(kind, size, container.channels, container.bits), limits.memory)
+    return container.decode()
+
+
+def peak(kind: str, pixels: int, channels: int, bits: int) -> int:
+    """Bytes that a decode of a format holds at its peak beside the file.
 
     What the library makes and our copy of it, or that copy and the picture (docs/robustness.md has
-    what was measured).
+    what was measured). Args: channels, bits: as of `Container`.
     """
-    sample = next((size for size in (1, 2, 4) if container.bits <= 8 * size), 8)
-    stored = container.channels * sample
+    sample = next((size for size in (1, 2, 4) if bits <= 8 * size), 8)
+    stored = channels * sample
     picture = 3 if sample == 1 and kind != "dicom" else 12
-    # Pillow keeps colour in 4 bytes.
-    library = 4 if sample == 1 and container.channels > 1 else stored
+    library = 4 if sample == 1 and channels > 1 else stored  # Pillow keeps colour in 4 bytes
     if kind == "png":
         library += stored  # inflated and checked before Pillow gets it
-    return container.height * container.width * (stored + max(library, picture))
+    return pixels * (stored + max(library, picture))
 
 
 def _file_bytes(path: Path, limits: Limits) -> bytes:
-    try:
-        with open_regular(path, limit=sys.maxsize, error=Unusable) as file:
-            size = os.fstat(file.fileno()).st_size
-            check_bytes(size, limits)
-            BUDGET.reserve(size, limits.memory)
+    with opened(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        check_bytes(size, limits)
+        BUDGET.reserve(size, limits.memory)
+        try:
             return file.read(size)
-    except OSError as error:
-        raise Unusable(f"cannot be read ({error.strerror or error})") from None
+        except OSError as error:
+            raise Unusable(f"cannot be read ({error.strerror or error})") from None
+
+
+def opened(path: Path) -> BufferedReader:
+    """A named file, a regular one. Raises: Unusable."""
+    try:
+        return open_regular(path, limit=sys.maxsize, error=Unusable)
     except Unusable as refusal:
         if isinstance(refusal.__cause__, FileNotFoundError):
             raise Unusable("does not exist") from None

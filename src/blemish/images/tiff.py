@@ -37,20 +37,21 @@ def tiff(data: bytes, limits: Limits) -> Container:
 
 def _decoded(content: list[bytes], page: Page, limits: Limits) -> Raw:
     """Args: content: the bytes of the file, taken out of the list so that they can be let go."""
-    data = content.pop()
-    check_blocks(data, page, limits)
+    check_blocks(content[0], page, limits)
+    return checked(content, page)
+
+
+def checked(content: list[bytes], page: Page) -> Raw:
+    """The pixels of a TIFF whose blocks are known to be whole. Args: as of `_decoded`."""
     bands = _Bands.of(page)
-    if not page.deep:
-        content.append(data)
-        del data
-        if (shown := _by_pillow(content, page)) is not None:
-            # Without the band that Pillow takes for transparency though the file does not say it.
-            values = shown.values
-            if bands.alpha is None and values.ndim == 3:
-                values = values[..., :3]
-            notes = tuple(dict.fromkeys(shown.notes + bands.notes))
-            return replace(shown, values=values, notes=notes)
-        data = content.pop() if content else b""
+    if not page.deep and (shown := _by_pillow(content, page)) is not None:
+        # Without the band that Pillow takes for transparency though the file does not say it.
+        values = shown.values
+        if bands.alpha is None and values.ndim == 3:
+            values = values[..., :3]
+        notes = tuple(dict.fromkeys(shown.notes + bands.notes))
+        return replace(shown, values=values, notes=notes)
+    data = content.pop()
     with quiet:
         values = _at_its_depth(data, page)
     unsigned = page.kind == "u"
