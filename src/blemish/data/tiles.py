@@ -57,7 +57,7 @@ class TiledPicture:
                 f"is {width} × {height} pixels, smaller than a tile of {tiling.side} × "
                 f"{tiling.side}; it takes a detector that was fitted with smaller tiles, or none",
             )
-        whole = opened.whole
+        whole = opened.read(slice(None), slice(None)) if opened.whole else None
         self.thumbnail = None if whole is None else thumbnail(whole)
         self.tiles = tuple(self._cut(area))
         self._opened: Windows | None = opened
