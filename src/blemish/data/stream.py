@@ -208,6 +208,7 @@ def _batches(stream: PictureStream, device: torch.device | None, found: Found) -
     rows: list[torch.Tensor] = []
     owners: list[int] = []
     masks: list[torch.Tensor] = []
+    sizes: list[tuple[int, int]] = []
     # Copies of a picture count as one, or it would be judged by its own twin.
     first: dict[str, int] = {}
 
@@ -217,6 +218,7 @@ def _batches(stream: PictureStream, device: torch.device | None, found: Found) -
             images if device is None else images.to(device),
             torch.tensor(owners),
             torch.stack(masks) if masks else None,
+            tuple(sizes),
         )
 
     loads = map_ahead(partial(_load, stream), stream.order, ahead=2 * stream.batch_size)
@@ -232,9 +234,10 @@ def _batches(stream: PictureStream, device: torch.device | None, found: Found) -
             rows.append(tensor)
             owners.append(first.setdefault(one.digest, position))
             masks += [] if one.mask is None else [one.mask]
+            sizes.append(one.size)
             if len(rows) == stream.batch_size:
                 yield batch()
-                rows, owners, masks = [], [], []
+                rows, owners, masks, sizes = [], [], [], []
     if rows:
         yield batch()
 
@@ -248,6 +251,7 @@ class _Loaded:
     thumbnail: np.ndarray
     copies: list[torch.Tensor]
     mask: torch.Tensor | None
+    size: tuple[int, int]
 
 
 def _load(stream: PictureStream, position: int) -> _Loaded | Failure:
@@ -256,22 +260,27 @@ def _load(stream: PictureStream, position: int) -> _Loaded | Failure:
     try:
         with within_memory(name):
             picture = decode(source, window=preprocessing.decode_window(), name=name)
-            digest, notes, small = picture.digest, picture.notes, thumbnail(picture.pixels)
+            size, digest, small = picture.size, picture.digest, thumbnail(picture.pixels)
+            notes = preprocessing.notes(picture)
             copies = [prepare(picture, preprocessing, angle=a, flip=f) for a, f in stream.copies]
             del picture  # before the mask is decoded
-        mask = _mask(stream.marks[position], preprocessing) if stream.marks else None
+        mask = _mask(stream.marks[position], preprocessing, size) if stream.marks else None
     except _OF_ONE_PICTURE as error:
         reason = getattr(error, "reason", str(error))
         # A mask may be what is broken.
         return Failure(source=getattr(error, "source", name), reason=reason)
-    return _Loaded(digest, notes, small, copies, mask)
+    return _Loaded(digest, notes, small, copies, mask, size)
 
 
-def _mask(sample: Sample, preprocessing: Preprocessing) -> torch.Tensor:
-    """As in `Batch.masks`: h w."""
+def _mask(sample: Sample, preprocessing: Preprocessing, size: tuple[int, int]) -> torch.Tensor:
+    """As in `Batch.masks`: h w. `size`: of the picture."""
     height, width = preprocessing.height, preprocessing.width
     with within_memory(str(sample.mask or sample.path)):
-        mask = marked(sample, height, width)
+        if preprocessing.is_framed:
+            mask = marked(sample, *size)
+            mask = None if mask is None else preprocessing.placement(size).mask_to_input(mask)
+        else:
+            mask = marked(sample, height, width)
     if mask is None:
         return torch.full((height // 4, width // 4), torch.nan)
     share = torch.from_numpy(mask.astype(np.float32))[None]

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from blemish.data.copies import nearly_same
+from blemish.data.geometry import put_back
 from blemish.data.pictures import Pictures, good_pictures, labelled_defects
 from blemish.data.stream import Found, PictureStream
 from blemish.detector.parts import grouped, part_thresholds, pattern_of
@@ -238,10 +239,12 @@ def _scored(
         else:
             found = method.score(batch.images)
         maps = found.maps.float().cpu().numpy()
-        levels = [region_level(one, smallest_region) for one in maps]
+        placements = [stream.preprocessing.placement(size) for size in batch.sizes]
+        levels = [region_level(one, smallest_region) for one in put_back(maps, placements)]
         pairs = zip(found.image.float().cpu().tolist(), levels, strict=True)
         scored |= dict(zip(batch.owners.tolist(), pairs, strict=True))
-        samples.append(maps[:, ::4, ::4].ravel())
+        parts = [place.part(one) for place, one in zip(placements, maps, strict=True)]
+        samples += [one[::4, ::4].ravel() for one in parts]
     scale = (0.0, 1.0)
     if samples:
         low, high = np.quantile(np.concatenate(samples), [0.5, 0.999])

@@ -18,6 +18,7 @@ from blemish import config as configs
 from blemish.backbones import build
 from blemish.backbones.cache import features_kept
 from blemish.compute import pick_device, pick_precision, precision_name
+from blemish.data.geometry import Resize, fitted_size
 from blemish.data.pictures import (
     NO_PICTURES,
     Pictures,
@@ -26,7 +27,15 @@ from blemish.data.pictures import (
     hold_out_positions,
     labelled_defects,
 )
-from blemish.data.stream import Found, Passes, PictureStream, fingerprint, unreadable
+from blemish.data.stream import (
+    Found,
+    Passes,
+    PictureStream,
+    fingerprint,
+    map_ahead,
+    of_picture,
+    unreadable,
+)
 from blemish.data.transforms import Preprocessing
 from blemish.detector.calibrate import Calibration, Plan, Seen, calibrated, planned
 from blemish.detector.categories import CategoryFeatures
@@ -41,9 +50,10 @@ from blemish.methods.capabilities import Fits, LearnsDefects, LeavesOneOut, Summ
 from blemish.methods.trained import TrainedMethod
 from blemish.training import Training, distributed, train
 from blemish.training.checkpoint import check_free
-from blemish.types import ANOMALOUS, NORMAL, Progress, silent
+from blemish.types import ANOMALOUS, NORMAL, Failure, Progress, silent
 
 __all__ = ["checkpoints", "configure", "fit"]
+_SHAPE_PICTURES = 100  # good pictures, at most, whose shapes decide that of the input
 X_RAYS = {"nih"}  # data layouts of X-ray pictures
 
 
@@ -65,6 +75,7 @@ def fit(
     window: tuple[float, float] | None = None,
     roi: Any = None,
     ignore: Any = None,
+    resize: Resize = "stretch",
     device: str = "auto",
     precision: str = "auto",
     batch_size: int = BATCH_SIZE,
@@ -94,8 +105,8 @@ def fit(
         seed=seed, shots=shots, window=window, batch_size=batch_size,
         false_alarm_rate=false_alarm_rate, calibration_fraction=calibration_fraction,
         smallest_region=smallest_region or 0.0, roi=roi, ignore=ignore,
-        device=device, precision=precision, time_budget=time_budget, checkpoint=checkpoint,
-        resume=resume, log=log, progress=progress,
+        resize=resize, device=device, precision=precision, time_budget=time_budget,
+        checkpoint=checkpoint, resume=resume, log=log, progress=progress,
     )  # fmt: skip
     return _fitted(request)
 
@@ -173,20 +184,43 @@ def _build(request: Request, good: Pictures) -> _Built:
     config = request.chosen.for_pictures(x_rays=good.layout in X_RAYS)
     backbone = build(config.backbone, weights=request.weights, seed=config.seed)
     height, width = backbone.round_size(*config.height_width)
+    if request.resize == "fit":
+        height, width = _fitted_size(request, good, (height, width), backbone.stride)
     layers = backbone.check_layers(config.layers or request.kind.usual_layers(backbone))
     config = dataclasses.replace(config, image_size=(height, width), layers=layers)
     preprocessing = Preprocessing(
         height=height, width=width, mean=backbone.mean, std=backbone.std, window=request.window,
-        area=request.area,
+        area=request.area, resize=request.resize,
     )  # fmt: skip
     method = request.kind(config, backbone)
-    method.set_area(request.area)
+    method.set_area(request.area, framed=preprocessing.is_framed)
     return _Built(
         method=method,
         preprocessing=preprocessing,
         device=device,
         precision=precision,
     )
+
+
+def _fitted_size(
+    request: Request, good: Pictures, size: tuple[int, int], step: int
+) -> tuple[int, int]:
+    """As `fitted_size`, of some of the good pictures, evenly from all. Raises: DataError where none
+    of these can be read."""
+    some = good.sources[:: -(-len(good.sources) // _SHAPE_PICTURES)]
+
+    def look(at: int) -> tuple[int, int] | Failure:
+        return of_picture(lambda picture: picture.size, some[at], at, request.window)
+
+    found = []
+    for one in map_ahead(look, range(len(some)), ahead=BATCH_SIZE):
+        found.append(one)
+        request.progress("looking at the shapes", len(found), len(some))
+    sizes = [one for one in found if not isinstance(one, Failure)]
+    if not sizes:
+        failures = [one for one in found if isinstance(one, Failure)]
+        raise unreadable("none of the good pictures can be read", failures)
+    return fitted_size(sizes, size, step)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,6 +300,7 @@ def _pretrain(request: Request, built: _Built, parts: _Parts) -> tuple[_Built, P
         config,
         window=request.window,
         area=request.area,
+        resize=request.resize,
         precision=built.precision,
         minutes=None if request.time_budget is None else request.time_budget / 2,
         checkpoint=files[1],
@@ -274,7 +309,7 @@ def _pretrain(request: Request, built: _Built, parts: _Parts) -> tuple[_Built, P
         progress=lambda stage, done, total: request.progress(f"encoder: {stage}", done, total),
     )
     method = request.kind(built.method.config, backbone)
-    method.set_area(request.area)
+    method.set_area(request.area, framed=built.preprocessing.is_framed)
     return dataclasses.replace(built, method=method), record
 
 

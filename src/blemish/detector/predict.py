@@ -21,6 +21,7 @@ from blemish.data.stream import map_ahead, of_picture
 from blemish.data.transforms import Preprocessing, prepare
 from blemish.detector.categories import features
 from blemish.detector.manifest import BackboneRecord, Manifest
+from blemish.detector.placing import columns_of, places_of
 from blemish.detector.sources import chunks, expanded, opened, several
 from blemish.detector.thresholds import RegionThresholds, Threshold, by_hand, p_value, verdict
 from blemish.errors import (
@@ -69,7 +70,7 @@ class Detector:
     """
 
     def __init__(self, method: Method, record: Manifest) -> None:
-        method.set_area(record.preprocessing.area)
+        method.set_area(record.preprocessing.area, framed=record.preprocessing.is_framed)
         self.method = method
         self.record = record
         self.manifest = record.to_dict()
@@ -248,7 +249,7 @@ class Detector:
                 picture.source,
                 picture.size,
                 picture.digest,  # of the picture as it was: it is known by that
-                picture.notes,
+                self.preprocessing.notes(picture),
                 prepare(shown, self.preprocessing),
                 known,
                 time=source.time if isinstance(source, Frame) else None,
@@ -296,20 +297,12 @@ class Detector:
         images = torch.stack([one.tensor for one in loaded]).to(self.device)
         found = scored(images)
         judged = self._assigned(loaded, images)
+        placements = [self.preprocessing.placement(one.size) for one in loaded]
         if self.area is not None and self.is_narrowed:
             fraction = self.method.config.top_fraction
-            found = replace(found, scores=narrowed(found.scores, self.area, fraction))
-        scores = found.scores
-        columns: dict[str, Iterable[Any]] = {
-            "score": scores.image.float().cpu().tolist(),
-            "anomaly_map": scores.maps.float().cpu().numpy(),
-        }
-        if scores.votes is not None:
-            columns["votes"] = scores.votes.cpu().tolist()
-        if scores.saliency is not None:
-            columns["saliency"] = scores.saliency.float().cpu().numpy()
-        if scores.boxes is not None:
-            columns["box"] = map(tuple, scores.boxes.float().cpu().tolist())
+            inside = places_of(self.area, placements, found.scores.maps)
+            found = replace(found, scores=narrowed(found.scores, inside, fraction))
+        columns = columns_of(found.scores, placements)
         rows = zip(judged, *columns.values(), strict=True)
         return (
             self._prediction(one, dict(zip(columns, values, strict=True)), found)

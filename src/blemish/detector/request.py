@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from blemish import config as configs
 from blemish.area import Area
 from blemish.data.areas import read_area
+from blemish.data.geometry import Resize, check_resize
 from blemish.detector.calibrate import DEFAULT_RATE
 from blemish.detector.thresholds import pictures_needed
 from blemish.errors import ConfigError, unknown_name
@@ -111,6 +112,8 @@ class Request:
             prediction.
         roi, ignore: look only there, and not there; as of `blemish.data.areas.read_area`. Stored:
             what lies outside is neither learned nor scored nor shown, at prediction either.
+        resize: how pictures come into the input: "stretch", "fit", "pad" or "crop"; see
+            `blemish.data.geometry`.
         device, precision: see `blemish.load`.
         batch_size: pictures encoded at once.
         time_budget: minutes that training may take; its schedules are shaped to end there. Where
@@ -142,6 +145,7 @@ class Request:
     window: tuple[float, float] | None
     roi: Any
     ignore: Any
+    resize: Resize
     device: str
     precision: str
     batch_size: int
@@ -168,6 +172,7 @@ class Request:
             )
         pictures_needed(self.rate)  # refuses a rate outside (0, 1)
         check_window(self.window)
+        self._check_resize()
         _ = self.area  # reads it
         given = {
             "time_budget": self.time_budget is not None,
@@ -195,6 +200,17 @@ class Request:
                 "anomaly_count and anomaly_type say which of the anomalies to learn from; name "
                 "those too"
             )
+
+    def _check_resize(self) -> None:
+        """Raises: ConfigError for an unknown name, and for a shape that the method cannot take."""
+        check_resize(self.resize)
+        if self.resize != "fit":
+            return
+        instead = "the input takes the shape of the pictures; choose pad or crop"
+        if self.chosen.needs_squares:
+            raise ConfigError(f"resize fit: `scales` are sides of squares, and {instead}")
+        if self.chosen.pretraining_config is not None:
+            raise ConfigError(f"resize fit: `pretraining` looks at squares, and {instead}")
 
     @property
     def kind(self) -> type[Method]:
