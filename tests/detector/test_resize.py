@@ -14,10 +14,11 @@ from parts import FIT, Run, Write, part, rows_of, settings_of
 
 import blemish
 from blemish import artifact
+from blemish.data.dataset import Dataset
 from blemish.data.geometry import CUT, RESIZES, Placement
 from blemish.data.transforms import Preprocessing, prepare
 from blemish.detector.predict import Detector
-from blemish.errors import ConfigError, ImageError
+from blemish.errors import ArtifactError, ConfigError, DataError, ImageError
 from blemish.images import decode
 from blemish.methods import frames
 from blemish.types import Failure, Prediction, Sample
@@ -76,8 +77,9 @@ def test_a_defect_is_found_where_it_is(method: str, resize: str) -> None:
         assert abs(at[1] - y) < 0.2
         assert found.regions
         left, top, across, down = found.regions[0].box
-        assert left <= x * WIDTH <= left + across
-        assert top <= y * HEIGHT <= top + down
+        # To a place of the map, of four pixels.
+        assert left - 4 <= x * WIDTH <= left + across + 4
+        assert top - 4 <= y * HEIGHT <= top + down + 4
         assert across * down < WIDTH * HEIGHT / 5
         assert found.score > detector.predict(wide(20)).score
         assert found.mask is not None
@@ -218,11 +220,11 @@ def test_fit_takes_the_shape_of_the_pictures() -> None:
 
 def test_fit_counts_the_pictures_that_can_be_read(tmp_path: Path, write: Write) -> None:
     paths = [write(tmp_path / f"{seed}.png", wide(seed)) for seed in range(5)]
-    broken = tmp_path / "broken.png"
+    broken = tmp_path / "odd.png"
     broken.write_bytes(b"no picture")
     detector = blemish.fit("knn", [broken, *paths], resize="fit", **settings_of("knn"))
     assert detector.preprocessing.width == 2 * detector.preprocessing.height
-    with pytest.raises(blemish.DataError, match=r"none of the good pictures can be read\n.*broken"):
+    with pytest.raises(DataError, match=r"none of the good pictures can be read\n.*odd"):
         blemish.fit("knn", [broken], resize="fit", **settings_of("knn"))
 
 
@@ -252,7 +254,7 @@ def test_hostile_artifacts(value: Any, tmp_path: Path) -> None:
     manifest = json.loads(json.dumps(manifest))
     manifest["preprocessing"]["resize"] = value
     artifact.write(path, tensors, manifest)
-    with pytest.raises(blemish.ArtifactError, match=r"preprocessing\.resize"):
+    with pytest.raises(ArtifactError, match=r"preprocessing\.resize"):
         blemish.load(path)
 
 
@@ -350,8 +352,9 @@ def test_evaluation_meets_the_masks(tmp_path: Path, write: Write) -> None:
         samples.append(Sample(path=bad, mask=masked, label=1, defect="spot"))
         good = write(tmp_path / f"good{seed}.png", wide(40 + seed))
         samples.append(Sample(path=good, label=0, defect="good"))
+    data = Dataset(root=tmp_path, layout="folders", description="", samples=tuple(samples))
     for resize in RESIZES:
-        result = blemish.evaluate(fitted("padim", resize, **BY_PLACE), samples)
+        result = blemish.evaluate(fitted("padim", resize, **BY_PLACE), data)
         assert result.image_auroc == 1
         assert result.pixel_auroc is not None
         assert result.pixel_auroc > 0.95
@@ -366,7 +369,7 @@ def test_pretraining_goes_the_same_way() -> None:
 
 
 def test_refining_goes_the_same_way() -> None:
-    detector = fitted("lda", "pad", **BY_PLACE, bank_size=5000)
+    detector = fitted("lda", "pad", **BY_PLACE)
     refined = blemish.refine(detector, good=[wide(50)], anomalies=[wide(51, PLACES[0])]).detector
     assert refined.preprocessing == detector.preprocessing
     found = refined.predict(wide(20, PLACES[0]))
@@ -387,7 +390,8 @@ def test_the_command_line(tmp_path: Path, write: Write, run: Run) -> None:
     status, text, _ = run(f"inspect {made}")
     assert status == 0
     assert "pictures are cropped, their aspect ratio kept" in text
-    status, text, _ = run(f"predict {made} {tmp_path / 'new'} -o {out}")
+    status, text, told = run(f"predict {made} {tmp_path / 'new'} --output {out} --precision fp32")
+    assert status in (0, 1), told
     assert f"note on 1 of them: {CUT}" in text
     assert CUT in rows_of(out)[0]["notes"]
     status, _, told = run(f"{line} croped")

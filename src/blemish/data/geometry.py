@@ -245,5 +245,5 @@ def _between(values: np.ndarray, lower: np.ndarray, share: np.ndarray) -> np.nda
     upper = np.minimum(lower + 1, len(values) - 1)
     made: np.ndarray = values[lower]
     if share.any():
-        made = made * (1 - share)[:, None] + values[upper] * share[:, None]
+        made = made + (values[upper] - made) * share[:, None]  # exact between equal values
     return made
