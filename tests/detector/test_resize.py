@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +54,16 @@ def wide(
 
 
 def fitted(method: str, resize: str, **more: Any) -> Detector:
+    """One that a test may change."""
     good = [wide(seed) for seed in range(8)]
     settings = {**settings_of(method), "false_alarm_rate": 0.5, "resize": resize, **more}
     return blemish.fit(method, good, **settings)
+
+
+@cache
+def shared(method: str, resize: str) -> Detector:
+    """One that looks at small places, the same for all tests."""
+    return fitted(method, resize, **(NEAR_SIGHTED if method == "guided" else BY_PLACE))
 
 
 def highest(found: Prediction) -> tuple[float, float]:
@@ -68,7 +76,7 @@ def highest(found: Prediction) -> tuple[float, float]:
 @pytest.mark.parametrize("resize", RESIZES)
 @pytest.mark.parametrize("method", METHODS)
 def test_a_defect_is_found_where_it_is(method: str, resize: str) -> None:
-    detector = fitted(method, resize, **(NEAR_SIGHTED if method == "guided" else BY_PLACE))
+    detector = shared(method, resize)
     for place in PLACES:
         found = detector.predict(wide(20, place))
         x, y = place[0] + ACROSS / 2, place[1] + DOWN / 2
@@ -96,7 +104,7 @@ def test_a_defect_is_found_where_it_is(method: str, resize: str) -> None:
 
 @pytest.mark.parametrize("method", ["patchcore", "guided"])
 def test_pictures_of_other_shapes_join_a_batch(method: str) -> None:
-    detector = fitted(method, "pad", **(NEAR_SIGHTED if method == "guided" else BY_PLACE))
+    detector = shared(method, "pad")
     pictures = [wide(20, PLACES[0]), wide(21, height=128, width=64), wide(22, height=90, width=90)]
     together = list(detector.predict_many(pictures))
     for pixels, found in zip(pictures, together, strict=True):
@@ -186,7 +194,7 @@ def test_areas_are_of_the_whole_picture(method: str, resize: str) -> None:
 
 @pytest.mark.parametrize("resize", KEPT)
 def test_within_is_of_the_whole_picture(resize: str) -> None:
-    detector = fitted("knn", resize, **BY_PLACE)
+    detector = shared("knn", resize)
     narrow = detector.within(RIGHT)
     inside, outside = narrow.predict(wide(20, PLACES[0])), narrow.predict(wide(20, PLACES[1]))
     assert inside.score == pytest.approx(detector.predict(wide(20, PLACES[0])).score, rel=0.05)
@@ -200,14 +208,19 @@ def test_an_area_that_is_cut_off_is_said(tmp_path: Path, write: Write) -> None:
     narrow = [wide(seed, height=64, width=64) for seed in range(6)]
     detector = blemish.fit("knn", narrow, roi=ASIDE, resize="crop", **settings_of("knn"))
     path = write(tmp_path / "wide.png", wide(20))
-    with pytest.raises(ImageError, match=r"wide\.png: nothing of the area .* lies in the part"):
+    said = r"wide\.png: nothing of the area .* lies in the part"
+    with pytest.raises(ImageError, match=said):
         detector.predict(path)
+    plain = blemish.fit("knn", narrow, resize="crop", **settings_of("knn"))
+    assert plain.within(ASIDE).predict(narrow[0]).score > 0
+    with pytest.raises(ImageError, match=said):
+        plain.within(ASIDE).predict(path)
     results = list(detector.predict_many([narrow[0], path]))
     assert [isinstance(one, Failure) for one in results] == [False, True]
 
 
 def test_fit_takes_the_shape_of_the_pictures() -> None:
-    detector = fitted("knn", "fit", **BY_PLACE)
+    detector = shared("knn", "fit")
     seen = detector.preprocessing
     assert (seen.height, seen.width) == (96, 192)
     assert detector.method.config.image_size == (96, 192)
@@ -231,7 +244,7 @@ def test_fit_counts_the_pictures_that_can_be_read(tmp_path: Path, write: Write) 
 @pytest.mark.parametrize("method", ["knn", "padim", "agpnet", "guided", "atacnet", "lda"])
 @pytest.mark.parametrize("resize", KEPT)
 def test_it_is_in_the_artifact(method: str, resize: str, tmp_path: Path) -> None:
-    detector = fitted(method, resize)
+    detector = shared(method, resize)
     again = blemish.load(detector.save(tmp_path / "part.blemish"), precision="fp32")
     assert again.preprocessing == detector.preprocessing
     assert again.manifest["preprocessing"]["resize"] == resize
@@ -354,7 +367,7 @@ def test_evaluation_meets_the_masks(tmp_path: Path, write: Write) -> None:
         samples.append(Sample(path=good, label=0, defect="good"))
     data = Dataset(root=tmp_path, layout="folders", description="", samples=tuple(samples))
     for resize in RESIZES:
-        result = blemish.evaluate(fitted("padim", resize, **BY_PLACE), data)
+        result = blemish.evaluate(shared("padim", resize), data)
         assert result.image_auroc == 1
         assert result.pixel_auroc is not None
         assert result.pixel_auroc > 0.95
@@ -369,7 +382,7 @@ def test_pretraining_goes_the_same_way() -> None:
 
 
 def test_refining_goes_the_same_way() -> None:
-    detector = fitted("lda", "pad", **BY_PLACE)
+    detector = shared("lda", "pad")
     refined = blemish.refine(detector, good=[wide(50)], anomalies=[wide(51, PLACES[0])]).detector
     assert refined.preprocessing == detector.preprocessing
     found = refined.predict(wide(20, PLACES[0]))

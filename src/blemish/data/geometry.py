@@ -5,8 +5,9 @@ back to the picture.
     pad      it lies whole in the middle, its aspect ratio kept; the rest, of the mean colour, is
              neither learned nor scored nor shown
     crop     its middle fills the input, its aspect ratio kept; what hangs over is not looked at
-    fit      the input has the shape of the training pictures (`fitted_size`); those of another
-             shape are padded into it
+    fit      the input has the shape of the training pictures (`fitted_size`), which fill it: its
+             sides are rounded to what the backbone divides, and they are stretched by as much, at
+             most by 1/32; those of another shape are padded into it
 
 Everything that leaves a detector is in the coordinates of the whole picture: anomaly maps, saliency
 and boxes are put back here, and an area (`blemish.area.Area`) is one of the whole picture.
@@ -24,12 +25,12 @@ import cv2
 import numpy as np
 
 from blemish.area import SIDE, Area
-from blemish.errors import unknown_name
+from blemish.errors import ImageError, unknown_name
 
 Resize = Literal["stretch", "fit", "pad", "crop"]
 RESIZES: tuple[Resize, ...] = get_args(Resize)
 CUT = "of another shape than the input (--resize crop): its borders are cut off, not looked at"
-NEAR = 1 / 32  # of a side: less than that is no padding of `fit`, for sides are rounded
+NEAR = 1 / 32
 _LONGEST = 8192  # side of an input, in pixels
 _ROUNDING = 4.0  # how much a wrong shape counts beside a wrong number of pixels, for `fit`
 Size = tuple[int, int]
@@ -209,6 +210,18 @@ class Placement:
             held &= (at[1] >= 0) & (at[1] < found.shape[1])
             found[at[0][held], at[1][held]] = True
         return found
+
+
+def check_shown(source: str, placement: Placement, area: Area) -> np.ndarray:
+    """As `Placement.inside`. Raises: ImageError where nothing of the area is in what is shown."""
+    inside = placement.inside(area)
+    if not inside.any():
+        raise ImageError(
+            source,
+            "nothing of the area (--roi, --ignore) lies in the part of the picture that is looked "
+            "at; fit with --resize pad, which looks at all of it",
+        )
+    return inside
 
 
 def put_back(maps: np.ndarray, placements: Sequence[Placement]) -> list[np.ndarray]:

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from blemish.area import Area
 from blemish.config import LARGEST, NEW, Finite, Length, Range, Side, check
-from blemish.data.geometry import CUT, Placement, Resize, check_resize
-from blemish.errors import ConfigError, ImageError
+from blemish.data.geometry import CUT, Placement, Resize, check_resize, check_shown
+from blemish.errors import ConfigError
 from blemish.images import Picture
 
 Colours = Annotated[tuple[Annotated[float, Range(0, 1)], ...], Length(3, 3)]
@@ -122,13 +122,7 @@ def _shown(
     mirrored as the picture is; None where there is none."""
     if preprocessing.area is None:
         return None
-    inside = place.inside(preprocessing.area)[place.filled]
-    if not inside.any():
-        raise ImageError(
-            picture.source,
-            "nothing of the area (--roi, --ignore) lies in the part that is looked at (--resize "
-            f"{preprocessing.resize})",
-        )
+    inside = check_shown(picture.source, place, preprocessing.area)[place.filled]
     if angle % 360 != 0:
         inside = rotate(inside.astype(np.uint8) * 255, angle) > 127
     return inside[:, ::-1] if flip else inside

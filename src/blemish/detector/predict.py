@@ -17,6 +17,7 @@ from torch import Tensor
 from blemish import artifact
 from blemish import config as configs
 from blemish.data.areas import read_area
+from blemish.data.geometry import check_shown
 from blemish.data.stream import map_ahead, of_picture
 from blemish.data.transforms import Preprocessing, prepare
 from blemish.detector.categories import features
@@ -244,6 +245,9 @@ class Detector:
 
         # All that is needed is computed here, in the pool: the pixels would fill the memory.
         def needed(picture: Picture) -> _Loaded:
+            placement = self.preprocessing.placement(picture.size)
+            if self.area is not None and placement.is_cut:
+                check_shown(picture.source, placement, self.area)
             shown = picture if alter is None else replace(picture, pixels=alter(picture.pixels))
             return _Loaded(
                 picture.source,

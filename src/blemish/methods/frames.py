@@ -24,7 +24,7 @@ def places(images: Tensor, size: tuple[int, int]) -> Tensor:
 
 def reached(inside: Tensor, size: tuple[int, int]) -> Tensor:
     """bool B h w: the places in which any of bool B H W is; all where none is."""
-    found = F.adaptive_max_pool2d(inside[:, None].float(), size)[:, 0] > 0
+    found = _any_along(_any_along(inside, size[0]).mT, size[1]).mT
     return found | ~found.flatten(1).any(1)[:, None, None]
 
 
@@ -51,6 +51,15 @@ def extended(values: Tensor, images: Tensor) -> Tensor:
     ]
     each = torch.arange(count, device=values.device)[:, None, None]
     return values[each, at[0][:, :, None], at[1][:, None, :]]
+
+
+def _any_along(inside: Tensor, count: int) -> Tensor:
+    """Whether there is any True in each of `count` equal parts of the rows of bool B H W."""
+    rows = inside.shape[1]
+    sums = F.pad(inside.int().cumsum(1), (0, 0, 1, 0))
+    ends = torch.arange(count + 1, device=inside.device)
+    first, last = ends[:-1] * rows // count, -(-ends[1:] * rows // count)
+    return sums[:, last] > sums[:, first]
 
 
 def _frame(
