@@ -22,6 +22,7 @@ from blemish.detector.predict import Detector
 from blemish.errors import ArtifactError, ConfigError, DataError, ImageError
 from blemish.images import decode
 from blemish.methods import frames
+from blemish.methods.apmask import APMaskConfig
 from blemish.types import Failure, Prediction, Sample
 
 METHODS = ["patchcore", "knn", "padim", "agpnet", "atacnet", "lda", "guided"]
@@ -63,7 +64,8 @@ def fitted(method: str, resize: str, **more: Any) -> Detector:
 @cache
 def shared(method: str, resize: str) -> Detector:
     """One that looks at small places, the same for all tests."""
-    return fitted(method, resize, **(NEAR_SIGHTED if method == "guided" else BY_PLACE))
+    special = {"guided": NEAR_SIGHTED, "atacnet": {**BY_PLACE, "min_steps": 20}}
+    return fitted(method, resize, **special.get(method, BY_PLACE))
 
 
 def highest(found: Prediction) -> tuple[float, float]:
@@ -151,7 +153,7 @@ def test_padding_never_raises_a_score(method: str) -> None:
 
 
 def test_atacnet_does_not_look_at_padding() -> None:
-    detector = fitted("atacnet", "pad", **BY_PLACE)
+    detector = fitted("atacnet", "pad", **BY_PLACE, min_steps=4)
     method: Any = detector.method
     glance, looks = method.glance, []
 
@@ -373,9 +375,12 @@ def test_evaluation_meets_the_masks(tmp_path: Path, write: Write) -> None:
         assert result.pixel_auroc > 0.95
 
 
-def test_pretraining_goes_the_same_way() -> None:
-    settings = {"pretraining": "apmask", "pretraining_epochs": 1, "masking": "random"}
-    detector = fitted("guided", "pad", **settings)
+def test_pretraining_goes_the_same_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    brief = APMaskConfig(
+        hidden=16, bottleneck=8, prototypes=4, local_views=1, train_batch_size=4, min_steps=3
+    )
+    monkeypatch.setattr(APMaskConfig, "recipes", lambda: {"best": lambda: brief})
+    detector = fitted("guided", "pad", pretraining="apmask", pretraining_epochs=1)
     assert detector.record.pretraining is not None
     assert detector.record.pretraining.preprocessing.resize == "pad"
     assert np.isfinite(detector.predict(wide(20)).score)
