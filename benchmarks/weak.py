@@ -61,7 +61,7 @@ class Remembering:
         if known not in self._seen:
             features = self._method.see(images)
             self._seen[known] = self._method.normality.judge(features, images), features
-        return self._method.finished(*self._seen[known])
+        return self._method.finished(*self._seen[known], images)
 
 
 def rows(

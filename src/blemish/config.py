@@ -165,14 +165,14 @@ def to_dict(config: object) -> dict[str, Any]:
     values = {
         field.name: _plain(value)
         for field in fields
-        if (value := getattr(config, field.name)) is not None or not is_new(field)
+        if (value := getattr(config, field.name)) != field.default or not is_new(field)
     }
     other = values.pop("other", {})
     return {**values, **other}
 
 
 def is_new(field: dataclasses.Field[Any]) -> bool:
-    """Whether files of earlier versions lack it: it is left out where it is None."""
+    """Whether files of earlier versions lack it: it is left out where it is the default."""
     return bool(field.metadata.get(NEW))
 
 

@@ -96,12 +96,14 @@ class Batch:
         masks: float32 B h w at a quarter of the images' sides, of labelled defects: the share of
             each place that is marked, NaN where no mask is known; None for other pictures.
         positions: of each row, that of the source that it came from; () where they are not told.
+        sizes: (H, W) of the pictures in pixels, as they were; () where nobody asks.
     """
 
     images: Tensor
     owners: Tensor
     masks: Tensor | None = None
     positions: tuple[int, ...] = ()
+    sizes: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +147,8 @@ class Prediction:
         area: where it was looked at; None = everywhere.
         background: what the map of a normal picture shows at a usual place.
         size: (H, W) of the original picture in pixels.
-        anomaly_map: float32 h×w, unit of the score, at the method's working resolution.
+        anomaly_map: float32 h×w, unit of the score, at the method's working resolution; it lies
+            evenly over the whole picture.
         digest: content hash of the decoded pixels (hex).
         notes: what the decoder did that a person should know ("alpha composed over white").
         category: the category it was judged as; "" where that was not given or the artifact does

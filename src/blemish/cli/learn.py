@@ -24,6 +24,7 @@ from blemish.cli.options import (
     Precision,
     Rate,
     Recipe,
+    Resize,
     Resume,
     Roi,
     Scales,
@@ -115,6 +116,7 @@ def fit(
     window: Window = None,
     roi: Roi = None,
     ignore: Ignore = None,
+    resize: Resize = "stretch",
     time_budget: TimeBudget = None,
     resume: Resume = False,
     device: Device = "auto",
@@ -174,6 +176,8 @@ def fit_lines(manifest: Mapping[str, Any]) -> Iterable[str]:
     yield f"Pictures: {data['count']} used{drawn}, {len(data['failures'])} broken"
     if data["defects"]:
         yield f"Defects learned from: {len(data['defects'])}; {data['defects_layout']}"
+    if resized := words.resized(manifest["preprocessing"]):
+        yield f"Input: {resized}"
     if area := words.area(manifest["preprocessing"]):
         yield f"Looks at: {area}"
     yield from (f"  {line}" for line in words.alike(data))

@@ -138,7 +138,8 @@ def artifact_facts(values: Mapping[str, Any]) -> Facts:
     yield "weights", f"{weights['source']}, licence {weights['licence']}, SHA-256 {sha256}"
     window = seen["window"]
     pixels = f", pixel values {window[0]:g} to {window[1]:g}" if window else ""
-    yield "input", f"{seen['height']}×{seen['width']} (height×width){pixels}"
+    stretched = f"{seen['height']}×{seen['width']} (height×width), pictures are stretched to it"
+    yield "input", f"{words.resized(seen) or stretched}{pixels}"
     if area := words.area(seen):
         yield "looks at", area
     if values.get("categories"):

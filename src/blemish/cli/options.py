@@ -183,6 +183,15 @@ Roi = Annotated[
         "[[[x, y], …], …], x and y from 0 to 1.",
     ),
 ]
+Resize = Annotated[
+    str,
+    Option(
+        metavar="HOW",
+        help="How pictures that are no squares come into the input: stretch (distorted to fill "
+        "it), fit (the input takes their shape), pad (whole, with bars beside it) or crop (the "
+        "middle; the rest is not looked at).",
+    ),
+]
 Ignore = Annotated[Path | None, Option(metavar="FILE", help="Do not look there; as --roi.")]
 OnlyThere = Annotated[
     Path | None,

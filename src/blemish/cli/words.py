@@ -34,6 +34,17 @@ def notices(sentences: Iterable[str]) -> list[str]:
     return [printable(f"  notice: {sentence}") for sentence in sentences]
 
 
+def resized(preprocessing: Mapping[str, Any]) -> str:
+    """The size of the input, and how pictures come into it; "" where they are stretched."""
+    told = {
+        "fit": "in the pictures' shape; others are padded",
+        "pad": "pictures are padded, their aspect ratio kept",
+        "crop": "pictures are cropped, their aspect ratio kept",
+    }.get(preprocessing.get("resize", "stretch"))
+    size = f"{preprocessing['height']}×{preprocessing['width']} (height×width)"
+    return "" if told is None else f"{size}, {told}"
+
+
 def area(preprocessing: Mapping[str, Any]) -> str:
     """How much of a picture is looked at; "" where that is all of it."""
     runs = preprocessing["area"]["runs"] if preprocessing.get("area") else [0, 1]

@@ -234,6 +234,7 @@ def _batches(stream: PictureStream, device: torch.device | None, found: Found) -
     owners: list[int] = []
     positions: list[int] = []
     masks: list[torch.Tensor] = []
+    sizes: list[tuple[int, int]] = []
     # Copies of a picture count as one, or it would be judged by its own twin.
     first: dict[str, int] = {}
 
@@ -244,6 +245,7 @@ def _batches(stream: PictureStream, device: torch.device | None, found: Found) -
             torch.tensor(owners),
             torch.stack(masks) if masks else None,
             tuple(positions),
+            tuple(sizes),
         )
 
     loads = map_ahead(partial(_load, stream), stream.order, ahead=2 * stream.batch_size)
@@ -261,9 +263,10 @@ def _batches(stream: PictureStream, device: torch.device | None, found: Found) -
             owners.append(first.setdefault(one.digest, position))
             positions.append(position)
             masks += [] if one.mask is None else [one.mask]
+            sizes.append(one.size)
             if len(rows) == stream.batch_size:
                 yield batch()
-                rows, owners, positions, masks = [], [], [], []
+                rows, owners, positions, masks, sizes = [], [], [], [], []
     if rows:
         yield batch()
 
@@ -277,6 +280,7 @@ class _Loaded:
     thumbnail: np.ndarray | None
     copies: list[torch.Tensor]
     mask: torch.Tensor | None
+    size: tuple[int, int]
 
 
 def _load(stream: PictureStream, position: int) -> _Loaded | Failure:
@@ -290,11 +294,12 @@ def _loaded(stream: PictureStream, source: Any, position: int) -> _Loaded:
     preprocessing = stream.preprocessing
     with within_memory(name_of(source, position)):
         picture = picture_of(source, position, preprocessing)
+        size, window = picture.size, None
         if is_tile(source):
-            digest, small = source.picture.digest, source.picture.thumbnail
+            digest, small, window = source.picture.digest, source.picture.thumbnail, source.window
         else:
             digest, small = picture.digest, thumbnail(picture.pixels)
-        notes, window = picture.notes, source.window if is_tile(source) else None
+        notes = preprocessing.notes(picture)
         copies = [
             prepare(picture, preprocessing, angle=angle, flip=flip, window=window)
             for angle, flip in stream.copies
@@ -303,8 +308,8 @@ def _loaded(stream: PictureStream, source: Any, position: int) -> _Loaded:
     mask = None
     if stream.marks:
         known = is_tile(source) and source.marks is not None
-        mask = source.marks if known else _mask(stream.marks[position], preprocessing)
-    return _Loaded(digest, notes, small, copies, mask)
+        mask = source.marks if known else _mask(stream.marks[position], preprocessing, size)
+    return _Loaded(digest, notes, small, copies, mask, size)
 
 
 def is_tile(source: Any) -> TypeGuard[Tile]:
@@ -319,11 +324,15 @@ def picture_of(source: Any, index: int, preprocessing: Preprocessing) -> Picture
     return decode(source, window=preprocessing.decode_window(), name=name_of(source, index))
 
 
-def _mask(sample: Sample, preprocessing: Preprocessing) -> torch.Tensor:
-    """As in `Batch.masks`: h w."""
+def _mask(sample: Sample, preprocessing: Preprocessing, size: tuple[int, int]) -> torch.Tensor:
+    """As in `Batch.masks`: h w. `size`: of the picture."""
     height, width = preprocessing.height, preprocessing.width
     with within_memory(str(sample.mask or sample.path)):
-        mask = marked(sample, height, width)
+        if preprocessing.is_framed:
+            mask = marked(sample, *size)
+            mask = None if mask is None else preprocessing.placement(size).mask_to_input(mask)
+        else:
+            mask = marked(sample, height, width)
     if mask is None:
         return torch.full((height // 4, width // 4), torch.nan)
     share = torch.from_numpy(mask.astype(np.float32))[None]

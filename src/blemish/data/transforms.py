@@ -12,11 +12,13 @@ from torch import Tensor
 
 from blemish.area import Area
 from blemish.config import LARGEST, NEW, Finite, Length, Range, Side, check
+from blemish.data.geometry import CUT, Placement, Resize, check_resize, check_shown
 from blemish.data.tiling import Tiling, Window
 from blemish.errors import ConfigError
 from blemish.images import Picture
 
 Colours = Annotated[tuple[Annotated[float, Range(0, 1)], ...], Length(3, 3)]
+_NOT_ZERO = 1e-6  # of a normalised pixel: see `prepare`
 Spreads = Annotated[tuple[Annotated[float, Range(1e-3, 1)], ...], Length(3, 3)]
 
 
@@ -26,7 +28,8 @@ class Preprocessing:
     artifact.
 
     Attributes:
-        height, width: the size it is resized to (the aspect ratio is not kept), in pixels.
+        height, width: of the input that it comes into, in pixels.
+        resize: how it does; see `blemish.data.geometry`.
         mean, std: of the normalisation, per channel, for pixels in [0, 1].
         window: (lo, hi) mapped linearly to 0…1 when decoding; None = 8-bit as it is, 16-bit over
             its full range.
@@ -43,9 +46,11 @@ class Preprocessing:
     window: Annotated[tuple[Finite, ...], Length(2, 2)] | None = None
     area: Area | None = field(default=None, metadata={NEW: True})
     tiling: Tiling | None = field(default=None, metadata={NEW: True})
+    resize: Resize = field(default="stretch", metadata={NEW: True})
 
     def __post_init__(self) -> None:
         check(self)
+        check_resize(self.resize)
         if self.height * self.width > LARGEST:
             raise ConfigError(
                 f"height, width: at most {LARGEST:,} pixels are possible, "
@@ -55,6 +60,21 @@ class Preprocessing:
             raise ConfigError(
                 f"window: two numbers (lo, hi) with lo < hi are needed, got {list(self.window)}"
             )
+
+    @property
+    def is_framed(self) -> bool:
+        """Whether the tensors of pictures say themselves what of them is looked at: see `prepare`.
+        Otherwise it is the area, in all of them alike."""
+        return self.resize != "stretch"
+
+    def placement(self, size: tuple[int, int]) -> Placement:
+        """Where a picture of this size, (H, W), lies in the input."""
+        return Placement.of(size, (self.height, self.width), self.resize)
+
+    def notes(self, picture: Picture) -> tuple[str, ...]:
+        """What a person should know of how a picture was read, and of what is not looked at."""
+        is_cut = self.placement(picture.size).is_cut
+        return (*picture.notes, CUT) if is_cut else picture.notes
 
     @property
     def area_of_input(self) -> Area | None:
@@ -75,17 +95,24 @@ def prepare(
     window: Window | None = None,
 ) -> Tensor:
     """float32 3 H W, without what lies outside the area, resized (area averaging when shrinking,
-    bilinear when growing), rotated, mirrored, normalised.
+    bilinear when growing), rotated, mirrored, normalised, put into its place in the input.
+
+    Where a picture may be padded (`Preprocessing.is_framed`), what is not to be looked at, the
+    padding and what lies outside the area, is 0 in all channels, which no other pixel is: so the
+    tensor says itself what counts (`blemish.methods.frames`), whatever is made of it on the way.
 
     Args:
         angle: degrees counter-clockwise about the centre; corners that come into view are filled by
             mirroring.
         flip: whether what was rotated is then mirrored left to right.
         window: which part of a picture it is; None = the whole.
+    Raises: ImageError where nothing of the area is in what the input shows.
     """
     pixels = _within(picture.pixels, preprocessing, window)
+    place = preprocessing.placement((pixels.shape[0], pixels.shape[1]))
+    pixels = pixels[place.shown]
     height, width = pixels.shape[:2]
-    target = (preprocessing.width, preprocessing.height)
+    target = (place.across.filled, place.down.filled)
     if (width, height) != target:
         shrinks = width >= target[0] and height >= target[1]
         pixels = cv2.resize(
@@ -99,7 +126,33 @@ def prepare(
     mean = np.asarray(preprocessing.mean, dtype=np.float32) * scale
     factor = 1.0 / (np.asarray(preprocessing.std, dtype=np.float32) * scale)
     normalised = (pixels.astype(np.float32) - mean) * factor
+    if preprocessing.is_framed:
+        normalised = _framed(normalised, place, _shown(picture, place, preprocessing, angle, flip))
     return torch.from_numpy(np.ascontiguousarray(normalised.transpose(2, 0, 1)))
+
+
+def _shown(
+    picture: Picture, place: Placement, preprocessing: Preprocessing, angle: float, flip: bool
+) -> np.ndarray | None:
+    """bool h w of the part of the input that a picture fills: where the area lies, rotated and
+    mirrored as the picture is; None where there is none."""
+    if preprocessing.area is None:
+        return None
+    inside = check_shown(picture.source, place, preprocessing.area)[place.filled]
+    if angle % 360 != 0:
+        inside = rotate(inside.astype(np.uint8) * 255, angle) > 127
+    return inside[:, ::-1] if flip else inside
+
+
+def _framed(pixels: np.ndarray, place: Placement, inside: np.ndarray | None) -> np.ndarray:
+    """Normalised pixels h w 3 in their place in the input, H W 3: 0 outside, and nowhere else."""
+    made = np.zeros((place.down.input, place.across.input, 3), np.float32)
+    part = made[place.filled]
+    part[...] = pixels
+    part[~part.any(-1), 0] = _NOT_ZERO
+    if inside is not None:
+        part[~inside] = 0
+    return made
 
 
 def _within(pixels: np.ndarray, preprocessing: Preprocessing, window: Window | None) -> np.ndarray:

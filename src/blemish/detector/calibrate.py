@@ -243,14 +243,16 @@ def _scored(
             found = method.score_left_out(batch)
         else:
             found = method.score(batch.images)
-        rows = zip(batch.owners.tolist(), batch.positions, rows_of(found), strict=True)
-        for owner, position, row in rows:
-            source = stream.sources[position]
+        placements = [stream.preprocessing.placement(size) for size in batch.sizes]
+        maps = found.maps.float().cpu().numpy()
+        for at, row in enumerate(rows_of(found, placements)):
+            source = stream.sources[batch.positions[at]]
             whole = stitching.add(source, row) if is_tile(source) else row
             if whole is not None:
                 level = region_level(whole.anomaly_map, smallest_region)
-                scored[owner] = whole.score, level
-                samples.append(whole.anomaly_map[::4, ::4].ravel())
+                scored[int(batch.owners[at])] = whole.score, level
+                part = whole.anomaly_map if is_tile(source) else placements[at].part(maps[at])
+                samples.append(part[::4, ::4].ravel())
     scale = (0.0, 1.0)
     if samples:
         low, high = np.quantile(np.concatenate(samples), [0.5, 0.999])

@@ -19,6 +19,7 @@ from blemish.backbones import build
 from blemish.backbones.cache import features_kept
 from blemish.compute import pick_device, pick_precision, precision_name
 from blemish.data.cutting import chosen, cut
+from blemish.data.geometry import Resize, fitted_size
 from blemish.data.pictures import (
     NO_PICTURES,
     Pictures,
@@ -27,7 +28,15 @@ from blemish.data.pictures import (
     hold_out_positions,
     labelled_defects,
 )
-from blemish.data.stream import Found, Passes, PictureStream, fingerprint, unreadable
+from blemish.data.stream import (
+    Found,
+    Passes,
+    PictureStream,
+    fingerprint,
+    map_ahead,
+    of_picture,
+    unreadable,
+)
 from blemish.data.tiling import AUTO
 from blemish.data.transforms import Preprocessing
 from blemish.detector.calibrate import Calibration, Plan, Seen, calibrated, planned
@@ -43,9 +52,10 @@ from blemish.methods.capabilities import Fits, LearnsDefects, LeavesOneOut, Summ
 from blemish.methods.trained import TrainedMethod
 from blemish.training import Training, distributed, train
 from blemish.training.checkpoint import check_free
-from blemish.types import ANOMALOUS, NORMAL, Progress, silent
+from blemish.types import ANOMALOUS, NORMAL, Failure, Progress, silent
 
 __all__ = ["checkpoints", "configure", "fit"]
+_SHAPE_PICTURES = 100  # good pictures, at most, whose shapes decide that of the input
 X_RAYS = {"nih"}  # data layouts of X-ray pictures
 
 
@@ -69,6 +79,7 @@ def fit(
     ignore: Any = None,
     tile: int | str | None = None,
     overlap: float | None = None,
+    resize: Resize = "stretch",
     device: str = "auto",
     precision: str = "auto",
     batch_size: int = BATCH_SIZE,
@@ -97,10 +108,9 @@ def fit(
         anomalies=anomalies, anomaly_count=anomaly_count, anomaly_type=anomaly_type,
         seed=seed, shots=shots, window=window, batch_size=batch_size,
         false_alarm_rate=false_alarm_rate, calibration_fraction=calibration_fraction,
-        smallest_region=smallest_region or 0.0, roi=roi, ignore=ignore,
-        tile=tile, overlap=overlap,
-        device=device, precision=precision, time_budget=time_budget, checkpoint=checkpoint,
-        resume=resume, log=log, progress=progress,
+        smallest_region=smallest_region or 0.0, roi=roi, ignore=ignore, resize=resize,
+        tile=tile, overlap=overlap, device=device, precision=precision, time_budget=time_budget,
+        checkpoint=checkpoint, resume=resume, log=log, progress=progress,
     )  # fmt: skip
     return _fitted(request)
 
@@ -178,24 +188,47 @@ def _build(request: Request, good: Pictures, defects: Pictures) -> _Built:
     config = request.chosen.for_pictures(x_rays=good.layout in X_RAYS)
     backbone = build(config.backbone, weights=request.weights, seed=config.seed)
     height, width = backbone.round_size(*config.height_width)
+    if request.resize == "fit":
+        height, width = _fitted_size(request, good, (height, width), backbone.stride)
     layers = backbone.check_layers(config.layers or request.kind.usual_layers(backbone))
     config = dataclasses.replace(config, image_size=(height, width), layers=layers)
     preprocessing = Preprocessing(
         height=height, width=width, mean=backbone.mean, std=backbone.std, window=request.window,
-        area=request.area, tiling=request.tiling,
+        area=request.area, tiling=request.tiling, resize=request.resize,
     )  # fmt: skip
     if request.tile == AUTO:
         tiling, why = chosen(good, defects, preprocessing, request.share_in_common)
         request.progress(why, 0, 0)
         preprocessing = dataclasses.replace(preprocessing, tiling=tiling)
     method = request.kind(config, backbone)
-    method.set_area(preprocessing.area_of_input)
+    method.set_area(preprocessing.area_of_input, framed=preprocessing.is_framed)
     return _Built(
         method=method,
         preprocessing=preprocessing,
         device=device,
         precision=precision,
     )
+
+
+def _fitted_size(
+    request: Request, good: Pictures, size: tuple[int, int], step: int
+) -> tuple[int, int]:
+    """As `fitted_size`, of some of the good pictures, evenly from all. Raises: DataError where none
+    of these can be read."""
+    some = good.sources[:: -(-len(good.sources) // _SHAPE_PICTURES)]
+
+    def look(at: int) -> tuple[int, int] | Failure:
+        return of_picture(lambda picture: picture.size, some[at], at, request.window)
+
+    found = []
+    for one in map_ahead(look, range(len(some)), ahead=BATCH_SIZE):
+        found.append(one)
+        request.progress("looking at the shapes", len(found), len(some))
+    sizes = [one for one in found if not isinstance(one, Failure)]
+    if not sizes:
+        failures = [one for one in found if isinstance(one, Failure)]
+        raise unreadable("none of the good pictures can be read", failures)
+    return fitted_size(sizes, size, step)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,6 +311,7 @@ def _pretrain(request: Request, built: _Built, parts: _Parts) -> tuple[_Built, P
         config,
         window=request.window,
         area=request.area,
+        resize=request.resize,
         precision=built.precision,
         minutes=None if request.time_budget is None else request.time_budget / 2,
         checkpoint=files[1],
@@ -286,7 +320,7 @@ def _pretrain(request: Request, built: _Built, parts: _Parts) -> tuple[_Built, P
         progress=lambda stage, done, total: request.progress(f"encoder: {stage}", done, total),
     )
     method = request.kind(built.method.config, backbone)
-    method.set_area(built.preprocessing.area_of_input)
+    method.set_area(built.preprocessing.area_of_input, framed=built.preprocessing.is_framed)
     return dataclasses.replace(built, method=method), record
 
 

@@ -20,6 +20,7 @@ from blemish.data.areas import read_area
 from blemish.data.transforms import Preprocessing
 from blemish.detector.categories import features
 from blemish.detector.manifest import BackboneRecord, Manifest
+from blemish.detector.placing import places_of
 from blemish.detector.reading import AUTO, BrokenTile, Loaded, Reading
 from blemish.detector.sources import chunks, expanded, opened, several
 from blemish.detector.stitching import Found, Stitching, rows_of
@@ -68,7 +69,7 @@ class Detector:
     """
 
     def __init__(self, method: Method, record: Manifest) -> None:
-        method.set_area(record.preprocessing.area_of_input)
+        method.set_area(record.preprocessing.area_of_input, framed=record.preprocessing.is_framed)
         self.method = method
         self.record = record
         self.manifest = record.to_dict()
@@ -217,6 +218,7 @@ class Detector:
 
         reading = Reading(
             preprocessing=self.preprocessing,
+            area=self.area,
             categories=self.categories,
             category=category,
             alter=alter,
@@ -279,11 +281,13 @@ class Detector:
         images = torch.stack([one.tensor for one in loaded]).to(self.device)
         adapted = scored(images)
         scores = adapted.scores
+        placements = [self.preprocessing.placement(one.shown) for one in loaded]
         if self.area is not None and self.is_narrowed and self.preprocessing.tiling is None:
-            scores = narrowed(scores, self.area, self.method.config.top_fraction)
-        found = rows_of(scores)
-        for name, row in zip([one.source for one in loaded], found, strict=True):
-            row.check(name)
+            inside = places_of(self.area, placements, scores.maps)
+            scores = narrowed(scores, inside, self.method.config.top_fraction)
+        found = rows_of(scores, placements)
+        for one, row in zip(loaded, found, strict=True):
+            row.check(one.source)
         unsaid = [place for place, one in enumerate(loaded) if one.category is None]
         if unsaid and self.record.category_features is not None:
             with torch.inference_mode():

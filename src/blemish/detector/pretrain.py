@@ -37,6 +37,7 @@ from blemish import config as configs
 from blemish.area import Area
 from blemish.backbones import Backbone, WeightsInfo, build
 from blemish.compute import pick_device, pick_precision, precision_name
+from blemish.data.geometry import Resize
 from blemish.data.pictures import Pictures, good_pictures
 from blemish.data.stream import Found, PictureStream, fingerprint, of_picture
 from blemish.data.transforms import Preprocessing, prepare
@@ -190,6 +191,7 @@ def pretrained(
     *,
     window: tuple[float, float] | None,
     area: Area | None = None,
+    resize: Resize = "stretch",
     precision: torch.dtype,
     minutes: float | None,
     checkpoint: str | Path | None,
@@ -204,6 +206,7 @@ def pretrained(
         precision: bf16 or fp32.
         minutes, checkpoint, resume: as of `training.train`. window, log: as of `pretrain`.
         area: where the pictures are looked at; None = everywhere.
+        resize: how they come into squares; not "fit".
     Returns: the backbone, whose `info` names what it was before; how it was trained; and what was
         found of the pictures.
     Raises: as `pretrain`.
@@ -212,8 +215,9 @@ def pretrained(
     learner.set_precision(precision)
     side, before = config.picture_size, backbone.info
     squares = Preprocessing(
-        height=side, width=side, mean=backbone.mean, std=backbone.std, window=window, area=area
-    )
+        height=side, width=side, mean=backbone.mean, std=backbone.std, window=window, area=area,
+        resize=resize,
+    )  # fmt: skip
     stream = PictureStream(sources, squares, batch_size=config.train_batch_size)
     description: dict[str, Any] = {
         "method": learner.name,

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from blemish.area import Area
 from blemish.data.cutting import tiled
+from blemish.data.geometry import check_shown
 from blemish.data.stream import failing, map_ahead, name_of, of_picture
 from blemish.data.tiles import Tile
 from blemish.data.transforms import Preprocessing, prepare
@@ -39,6 +41,14 @@ class Loaded:
     time: float | None = None
     tile: Tile | None = None
 
+    @property
+    def shown(self) -> tuple[int, int]:
+        """(H, W) of what was brought to the method: the picture or the tile."""
+        if self.tile is None:
+            return self.size
+        rows = self.tile.window.rows
+        return rows.stop - rows.start, rows.stop - rows.start
+
 
 @dataclass(frozen=True, kw_only=True)
 class BrokenTile(Failure):
@@ -52,11 +62,12 @@ class Reading:
     """How a detector reads pictures.
 
     Attributes:
-        preprocessing: of the detector. categories: those that it knows.
+        preprocessing, area: of the detector. categories: those that it knows.
         category, alter: as of `Detector.predict_many`.
     """
 
     preprocessing: Preprocessing
+    area: Area | None
     categories: Sequence[str]
     category: str
     alter: Alter | None
@@ -77,6 +88,9 @@ class Reading:
 
         # All that is needed is computed here, in the pool: the pixels would fill the memory.
         def needed(picture: Picture) -> Loaded:
+            placement = self.preprocessing.placement(picture.size)
+            if self.area is not None and placement.is_cut:
+                check_shown(picture.source, placement, self.area)
             shown, alter = picture, self.alter
             if alter is not None:
                 shown = replace(picture, pixels=alter(picture.pixels))
@@ -84,7 +98,7 @@ class Reading:
                 picture.source,
                 picture.size,
                 picture.digest,  # of the picture as it was: it is known by that
-                picture.notes,
+                self.preprocessing.notes(picture),
                 prepare(shown, self.preprocessing),
                 category,
                 time,

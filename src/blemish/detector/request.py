@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from blemish import config as configs
 from blemish.area import Area
 from blemish.data.areas import read_area
+from blemish.data.geometry import Resize, check_resize
 from blemish.data.tiling import AUTO, OVERLAP, Tiling
 from blemish.detector.calibrate import DEFAULT_RATE
 from blemish.detector.thresholds import pictures_needed
@@ -116,6 +117,8 @@ class Request:
             this share of their side at least, and look at each of them as at a picture: for defects
             that are small in large pictures. "auto" = whether, and how large, as
             `blemish.data.cutting.chosen` has it; None = pictures are looked at whole. Stored.
+        resize: how pictures come into the input: "stretch", "fit", "pad" or "crop"; see
+            `blemish.data.geometry`.
         device, precision: see `blemish.load`.
         batch_size: pictures encoded at once.
         time_budget: minutes that training may take; its schedules are shaped to end there. Where
@@ -149,6 +152,7 @@ class Request:
     ignore: Any
     tile: int | str | None
     overlap: float | None
+    resize: Resize
     device: str
     precision: str
     batch_size: int
@@ -175,17 +179,9 @@ class Request:
             )
         pictures_needed(self.rate)  # refuses a rate outside (0, 1)
         check_window(self.window)
+        self._check_resize()
         _ = self.area  # reads it
-        if self.overlap is not None and self.tile is None:
-            raise ConfigError("overlap: is that of tiles; name tile, too")
-        if isinstance(self.tile, str) and self.tile != AUTO:
-            raise ConfigError(f"tile: a number of pixels or {AUTO!r} is needed, got {self.tile!r}")
-        _ = self.tiling  # refuses what is out of range
-        height, width = self.chosen.height_width
-        if self.tile is not None and height != width:
-            raise ConfigError(
-                f"tile: tiles are squares, and image_size is {height} × {width}; make it one number"
-            )
+        self._check_tiles()
         given = {
             "time_budget": self.time_budget is not None,
             "checkpoint": self.checkpoint is not None,
@@ -211,6 +207,37 @@ class Request:
             raise ConfigError(
                 "anomaly_count and anomaly_type say which of the anomalies to learn from; name "
                 "those too"
+            )
+
+    def _check_resize(self) -> None:
+        """Raises: ConfigError for an unknown name, and for a shape that the method cannot take."""
+        check_resize(self.resize)
+        if self.resize != "fit":
+            return
+        instead = "the input takes the shape of the pictures; choose pad or crop"
+        if self.chosen.needs_squares:
+            raise ConfigError(f"resize fit: `scales` are sides of squares, and {instead}")
+        if self.chosen.pretraining_config is not None:
+            raise ConfigError(f"resize fit: `pretraining` looks at squares, and {instead}")
+
+    def _check_tiles(self) -> None:
+        """Raises: ConfigError for what cannot be, and for what tiles cannot have."""
+        if self.tile is None:
+            if self.overlap is not None:
+                raise ConfigError("overlap: is that of tiles; name tile, too")
+            return
+        if isinstance(self.tile, str) and self.tile != AUTO:
+            raise ConfigError(f"tile: a number of pixels or {AUTO!r} is needed, got {self.tile!r}")
+        _ = self.tiling  # refuses what is out of range
+        height, width = self.chosen.height_width
+        if height != width:
+            raise ConfigError(
+                f"tile: tiles are squares, and image_size is {height} × {width}; make it one number"
+            )
+        if self.resize != "stretch":
+            raise ConfigError(
+                f"tile: tiles keep the pictures' shape by themselves; leave resize {self.resize} "
+                "out, or tile"
             )
 
     @property

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from blemish.area import Area
+from blemish.data.geometry import Placement, put_back
 from blemish.data.tiles import Tile, TiledPicture
 from blemish.data.tiling import Tiling, Window
 from blemish.errors import NonFiniteError
@@ -57,8 +58,12 @@ class Found:
                 )
 
 
-def rows_of(scores: Scores) -> list[Found]:
-    """Each row of the scores of a batch."""
+def rows_of(scores: Scores, placements: Sequence[Placement]) -> list[Found]:
+    """What each row of the scores of a batch says of its picture, or tile: maps and crops are those
+    of the whole of it, wherever it lies in the input.
+
+    Args: placements: where each lies.
+    """
 
     def column(values: torch.Tensor | None) -> list[Any]:
         if values is None:
@@ -67,10 +72,11 @@ def rows_of(scores: Scores) -> list[Found]:
 
     columns = zip(
         scores.image.float().cpu().tolist(),
-        column(scores.maps),
+        put_back(scores.maps.float().cpu().numpy(), placements),
         column(scores.votes),
         column(scores.saliency),
         column(scores.boxes),
+        placements,
         strict=True,
     )
     return [
@@ -78,10 +84,10 @@ def rows_of(scores: Scores) -> list[Found]:
             score=score,
             anomaly_map=anomaly_map,
             votes=None if votes is None else float(votes),
-            saliency=saliency,
-            box=None if box is None else _four(box.tolist()),
+            saliency=None if saliency is None else placement.to_picture(saliency),
+            box=None if box is None else placement.box_to_picture(box.tolist()),
         )
-        for score, anomaly_map, votes, saliency, box in columns
+        for score, anomaly_map, votes, saliency, box, placement in columns
     ]
 
 
@@ -184,11 +190,6 @@ def _of_picture(
         across * side / width,
         down * side / height,
     )
-
-
-def _four(values: Sequence[float]) -> tuple[float, float, float, float]:
-    x, y, across, down = values
-    return x, y, across, down
 
 
 class _Mosaic:

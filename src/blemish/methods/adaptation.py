@@ -53,11 +53,13 @@ class Look:
         odds: log-odds of being anomalous, T B; None where no class is predicted.
         entropies: of the heads, T B L, in units of log N: 1 = the head looks everywhere alike;
             None where nothing reads them.
+        inside: the places of the maps that are looked at, bool h w or B h w; None = all.
     """
 
     maps: Tensor
     odds: Tensor | None
     entropies: Tensor | None
+    inside: Tensor | None = None
 
 
 class Adaptable(Protocol):

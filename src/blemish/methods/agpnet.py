@@ -40,7 +40,7 @@ from blemish.backbones import Backbone, Features
 from blemish.backbones.cells import resampled
 from blemish.config import Fraction, FractionBelow1, Layers, NotNegative, Positive, Range
 from blemish.errors import ConfigError
-from blemish.methods.base import map_size, smooth
+from blemish.methods.base import map_size, shown, smooth
 from blemish.methods.decoder import Decoder
 from blemish.methods.guidance import normalise, sharpness, shuffled
 from blemish.methods.learner import TrainingBatch, follow
@@ -385,12 +385,13 @@ class AGPNet(TrainedMethod):
         raw = self.anomaly_map(features)
         if self.config.score_window == 0:
             return self._finish(raw, images)
-        height, width = map_size(images)
-        maps = self._shown(self._spread(raw, images, (height, width))[:, 0])[:, None]
+        raw, (height, width) = self._extended(raw, images), map_size(images)
+        inside = self._inside(images, (height, width))
+        maps = shown(self._spread(raw, images, (height, width))[:, 0], inside)[:, None]
         window = max(1, round(self.config.score_window * max(height, width)))
         pooled = F.avg_pool2d(maps, (min(window, height), min(window, width)), stride=1)
         maps = smooth(maps, self.config.smoothing)[:, 0]
-        return Scores(pooled.flatten(1).amax(1), self._shown(maps))
+        return Scores(pooled.flatten(1).amax(1), shown(maps, inside))
 
 
 def rise(fraction: float, start: float, end: float) -> float:

@@ -63,7 +63,8 @@ from blemish.config import (
 from blemish.errors import ConfigError
 from blemish.losses import mean_over_processes
 from blemish.losses.deviation import deviation_loss
-from blemish.methods.base import map_size, smooth, top_mean
+from blemish.methods import frames
+from blemish.methods.base import map_size, shown, smooth
 from blemish.methods.crops import crop_boxes, cropped, enlarged, merged
 from blemish.methods.embedding import join
 from blemish.methods.guidance import normalise
@@ -193,15 +194,22 @@ class AtacNet(EndToEnd, TrainedMethod):
         if self.config.network == "classifier":
             with torch.autocast(images.device.type, enabled=False):
                 return Look(self.mapper(features.mean(dim=(2, 3)))[:, 0], features, first)
-        config = self.config
-        score = self._highest(first)
+        config, grid = self.config, (first.shape[1], first.shape[2])
+        inside = self._inside(images, grid)
+        score = self._highest(first, inside)
         if config.network == "devnet":
             return Look(score, features, first)
         saliency = normalise(features.detach().mean(1).flatten(1)).reshape(first.shape)
+        if self.framed:  # nobody looks closer at padding
+            saliency = shown(saliency, inside)
         offset = self._offset(first, images)
         boxes = crop_boxes(saliency, active=config.active, padding=config.padding, offset=offset)
-        _, second = self.glance(self.see(cropped(images, boxes)))
-        score = (score + top_mean(second.flatten(1), config.top_fraction)) / 2
+        crops = cropped(images, boxes)
+        _, second = self.glance(self.see(crops))
+        closer = frames.places(crops, grid) if self.framed else None
+        score = (score + self._highest(second, closer)) / 2
+        if self.framed:
+            second = frames.extended(second, crops)
         return Look(score, features, first, second, saliency, boxes)
 
     def glance(self, seen: Features) -> tuple[Tensor, Tensor]:
@@ -354,16 +362,17 @@ class AtacNet(EndToEnd, TrainedMethod):
         """Scores, maps and saliency (at a quarter of the input's sides) and crops of B 3 H W."""
         self._require(self.steps)
         look, size = self.look(images, features), map_size(images)
+        first, inside = self._extended(look.first, images), self._inside(images, size)
         offset = self._offset(look.first, images)
         saliency = None
         if look.saliency is not None:
-            saliency = self._shown(enlarged(look.saliency, size, offset))
+            saliency = shown(enlarged(look.saliency, size, offset), inside)
         if look.second is None or look.boxes is None:
-            maps = enlarged(look.first, size, offset)
+            maps = enlarged(first, size, offset)
         else:
-            maps = merged(look.first, look.second, look.boxes, size, offset)
+            maps = merged(first, look.second, look.boxes, size, offset)
         maps = smooth(maps[:, None], self.config.smoothing)[:, 0]
-        return Scores(look.score, self._shown(maps), saliency=saliency, boxes=look.boxes)
+        return Scores(look.score, shown(maps, inside), saliency=saliency, boxes=look.boxes)
 
     @torch.no_grad()
     def describe(self, features: Features, images: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from blemish.backbones import Backbone, Features
 from blemish.backbones.cells import resampled
 from blemish.config import Fraction, Layers, Length, Range, Seed, Side
 from blemish.errors import ArtifactError, ConfigError, NotFittedError
+from blemish.methods import frames
 from blemish.methods.apmask import APMaskConfig
 from blemish.methods.embedding import join
 from blemish.methods.stored import Stored, check_tensors, weight
@@ -71,6 +72,11 @@ class MethodConfig:
         return None
 
     @property
+    def needs_squares(self) -> bool:
+        """Whether it looks at squares only."""
+        return False
+
+    @property
     def learns_by_gradient(self) -> bool:
         """Whether it is trained step by step, for which time budgets and checkpoints are."""
         return False
@@ -112,6 +118,7 @@ class Method(nn.Module):
         layers: those of the backbone that `judge` reads, the config's first.
         attended: those whose [CLS] attention it reads, too.
         area: where it looks; None = everywhere. Pictures have the mean colour outside it.
+        framed: whether each picture says itself what of it is looked at; see `methods.frames`.
     """
 
     name: ClassVar[str]
@@ -123,6 +130,7 @@ class Method(nn.Module):
     layers: tuple[int, ...]
     attended: tuple[int, ...] = ()
     area: Area | None = None
+    framed: bool = False
 
     def __init__(self, config: MethodConfig, backbone: Backbone) -> None:
         super().__init__()
@@ -144,9 +152,13 @@ class Method(nn.Module):
         """Whether the image score is the mean of the highest values of the map, and no more."""
         return True
 
-    def set_area(self, area: Area | None) -> None:
-        """Look only there from now on; None = everywhere."""
-        self.area = area
+    def set_area(self, area: Area | None, *, framed: bool = False) -> None:
+        """Look only there from now on; None = everywhere.
+
+        Args: framed: the pictures themselves say where, the area included, which is then not
+            needed here: in the input it lies elsewhere for pictures of another shape.
+        """
+        self.area, self.framed = None if framed else area, framed
 
     @property
     def scoring_size(self) -> tuple[int, int]:
@@ -188,16 +200,33 @@ class Method(nn.Module):
         return self.describe(self.see(images), images)
 
     def _finish(self, raw: Tensor, images: Tensor) -> Scores:
-        maps = smooth(self._spread(raw, images, map_size(images)), self.config.smoothing)[:, 0]
-        return Scores(self._highest(maps), self._shown(maps))
+        size = map_size(images)
+        raw = self._extended(raw, images)
+        maps = smooth(self._spread(raw, images, size), self.config.smoothing)[:, 0]
+        inside = self._inside(images, size)
+        return Scores(self._highest(maps, inside), shown(maps, inside))
 
-    def _highest(self, maps: Tensor) -> Tensor:
-        """Mean of the highest fraction of each of the maps B h w, of its places in the area: B."""
-        return highest(maps, self.area, self.config.top_fraction)
+    def _highest(self, maps: Tensor, inside: Tensor | None) -> Tensor:
+        """Mean of the highest fraction of each of the maps B h w, of its places inside: B."""
+        return highest(maps, inside, self.config.top_fraction)
 
-    def _shown(self, maps: Tensor) -> Tensor:
-        """Maps B h w, each with its lowest value of the area outside it."""
-        return shown(maps, self.area)
+    def _inside(self, images: Tensor, size: tuple[int, int]) -> Tensor | None:
+        """The places of maps of B 3 H W in which any of what is looked at lies: bool h w, or B h w
+        where the pictures say it; None where all are.
+        """
+        if self.framed:
+            return frames.places(images, size)
+        return inside_of(self.area, size, images.device)
+
+    def _framed(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
+        """The places of a grid over B 3 H W from which is learned: bool B h w."""
+        if self.framed:
+            return frames.framed(images, grid)
+        return torch.ones(len(images), *grid, dtype=torch.bool, device=images.device)
+
+    def _extended(self, values: Tensor, images: Tensor) -> Tensor:
+        """Values B h w on a grid over B 3 H W, that go on outside the pictures' frames."""
+        return frames.extended(values, images) if self.framed else values
 
     def _spread(self, raw: Tensor, images: Tensor, size: tuple[int, int]) -> Tensor:
         """Values B h w on the backbone's grid for B 3 H W, evenly as B 1 H W of another size."""
@@ -285,37 +314,47 @@ def smooth(maps: Tensor, fraction: float) -> Tensor:
     return F.conv2d(F.pad(maps, (0, 0, radius, radius), mode="reflect"), kernel.mT)
 
 
-def narrowed(scores: Scores, area: Area, fraction: float) -> Scores:
+def narrowed(scores: Scores, inside: Tensor | None, fraction: float) -> Scores:
     """What is left of scores by map (`Method.scores_by_map`) where only an area counts.
 
     The image score is the mean of the highest `fraction` in the area, but never above the one of
     the whole picture, as the mean of fewer values may be: no narrowed score is an alarm where the
     whole one is none.
+
+    Args: inside: its places, as of `highest`.
     """
-    image = torch.minimum(scores.image, highest(scores.maps, area, fraction))
-    return replace(scores, image=image, maps=shown(scores.maps, area))
+    image = torch.minimum(scores.image, highest(scores.maps, inside, fraction))
+    return replace(scores, image=image, maps=shown(scores.maps, inside))
 
 
-def highest(maps: Tensor, area: Area | None, fraction: float) -> Tensor:
-    """Mean of the highest `fraction` of each of the maps B h w, of its places in the area: B."""
-    inside = _inside(maps, area)
+def highest(maps: Tensor, inside: Tensor | None, fraction: float) -> Tensor:
+    """Mean of the highest `fraction` of each of the maps B h w, of its places inside: B.
+
+    Args: inside: bool h w, or B h w, one place at least in each; None = everywhere.
+    """
+    if inside is not None and inside.ndim == 3:
+        pairs = zip(maps, inside, strict=True)
+        return torch.cat([top_mean(one[own][None], fraction) for one, own in pairs])
     return top_mean(maps.flatten(1) if inside is None else maps[:, inside], fraction)
 
 
-def shown(maps: Tensor, area: Area | None) -> Tensor:
-    """Maps B h w, each with its lowest value of the area outside it."""
-    inside = _inside(maps, area)
+def shown(maps: Tensor, inside: Tensor | None) -> Tensor:
+    """Maps B h w, each with its lowest value of the places inside, as of `highest`, outside."""
     if inside is None:
         return maps
-    return torch.where(inside, maps, maps[:, inside].amin(1)[:, None, None])
+    if inside.ndim == 3:
+        lowest = torch.where(inside, maps, torch.inf).flatten(1).amin(1)
+    else:
+        lowest = maps[:, inside].amin(1)
+    return torch.where(inside, maps, lowest[:, None, None])
 
 
-def _inside(maps: Tensor, area: Area | None) -> Tensor | None:
-    """bool h w, the places in which any of the area lies; None where all are."""
+def inside_of(area: Area | None, size: tuple[int, int], device: torch.device) -> Tensor | None:
+    """bool h w, the places in which any of an area lies; None where all are."""
     if area is None:
         return None
-    places = area.places(maps.shape[1], maps.shape[2])
-    return None if places.all() else torch.from_numpy(places).to(maps.device)
+    places = area.places(*size)
+    return None if places.all() else torch.from_numpy(places).to(device)
 
 
 def top_mean(values: Tensor, fraction: float) -> Tensor:

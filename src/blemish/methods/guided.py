@@ -45,7 +45,7 @@ from blemish.losses.dice import dice_loss
 from blemish.methods import alignment
 from blemish.methods.adaptation import Adapter, EntropyAdapter, Look, Mode, attention_entropy
 from blemish.methods.augmentation import augmented
-from blemish.methods.base import reported, smooth
+from blemish.methods.base import reported, shown, smooth
 from blemish.methods.capabilities import Adapts, Batches, LooksAtScales, Summarises
 from blemish.methods.coreset import StreamingCoreset, nearest
 from blemish.methods.embedding import join
@@ -265,7 +265,8 @@ class Guided(FineTuned, TrainedMethod, Summarises, Adapts, LooksAtScales):
         look = self._look(seen, images)
         if self.config.bank_size == 0:
             return look
-        distance = enlarged(self._distance(self._described(seen, images)), look.maps.shape[-2:])
+        distance = self._extended(self._distance(self._described(seen, images)), images)
+        distance = enlarged(distance, look.maps.shape[-2:])
         (middle, far), (unit, width) = self.normal
         learned = self.config.head_weight * (look.maps - middle) / unit
         return replace(look, maps=learned + (distance - far) / width)
@@ -283,10 +284,12 @@ class Guided(FineTuned, TrainedMethod, Summarises, Adapts, LooksAtScales):
         odds = [log_odds(each.logits) for each in looks if each.logits is not None]
         attention = [each.attention.float() for each in looks if each.attention is not None]
         entropies = [attention_entropy(rows) for rows in attention]
+        maps = [enlarged(self._extended(each.mask_logits, images), size) for each in looks]
         return Look(
-            maps=torch.stack([enlarged(each.mask_logits, size) for each in looks]).mean(0),
+            maps=torch.stack(maps).mean(0),
             odds=torch.stack(odds) if odds else None,
             entropies=torch.stack(entropies) if entropies else None,
+            inside=self._inside(images, size),
         )
 
     def _described(self, seen: Mapping[Size, Features], images: Tensor) -> Tensor:
@@ -311,8 +314,8 @@ class Guided(FineTuned, TrainedMethod, Summarises, Adapts, LooksAtScales):
             votes = (look.odds > 0).float().mean(0)
             parts += [look.odds.mean(0)] if self.config.score != "map" else []
         if self.config.score != "class":
-            parts.append(self._highest(maps))
-        return Scores(torch.stack(parts).sum(0), self._shown(maps), votes=votes)
+            parts.append(self._highest(maps, look.inside))
+        return Scores(torch.stack(parts).sum(0), shown(maps, look.inside), votes=votes)
 
     def describe(self, features: Features, images: Tensor) -> Tensor:
         """What pictures are scored by, B D. Where the score reads the class, the final [CLS] token
@@ -340,7 +343,8 @@ class Guided(FineTuned, TrainedMethod, Summarises, Adapts, LooksAtScales):
         """
         size, noted = self.config.bank_size, Noted()
         bank = StreamingCoreset(size, self.backbone.dim, search_dtype=self._computes_in)
-        some: list[tuple[Tensor, Tensor]] = []  # by which the bank is judged, with their owners
+        # By which the bank is judged, which of their places count, and their owners.
+        some: list[tuple[Tensor, Tensor, Tensor]] = []
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.seed)
             for done, batch in enumerate(reported(batches(), "remembering", count, progress)):
@@ -351,11 +355,12 @@ class Guided(FineTuned, TrainedMethod, Summarises, Adapts, LooksAtScales):
                     noted.owners.update(batch.owners.tolist())
                 if size:
                     described = self._described(seen, batch.images)
-                    places = described[0, ..., 0].numel()
-                    bank.add(described.flatten(0, 2).cpu(), batch.owners.repeat_interleave(places))
+                    known = self._framed(batch.images, (described.shape[1], described.shape[2]))
+                    counts = known.flatten(1).sum(1).cpu()
+                    bank.add(described[known].cpu(), batch.owners.repeat_interleave(counts))
                     every = max(1, count // LEFT_OUT)
                     few = slice(-done * len(batch.images) % every, None, every)
-                    some.append((described[few].clone(), batch.owners[few]))
+                    some.append((described[few].clone(), known[few], batch.owners[few]))
         self.reference_guidance = None
         self.reference.keep(noted)
         spreads = [spread(torch.cat([each.flatten() for each in noted.maps]))]
@@ -381,17 +386,20 @@ class Guided(FineTuned, TrainedMethod, Summarises, Adapts, LooksAtScales):
             with alignment.recorded(self.backbone, noted.moments, blocks=self.deepest):
                 seen = self._at_scales(images)
             look = self._look(seen, images)
-        noted.maps.append(look.maps)
+        inside = look.inside if self.framed else None
+        noted.maps.append(look.maps if inside is None else look.maps[:, 0][inside])
         return seen
 
-    def _spread_of_distance(self, some: Sequence[tuple[Tensor, Tensor]], owners: Tensor) -> Tensor:
+    def _spread_of_distance(
+        self, some: Sequence[tuple[Tensor, Tensor, Tensor]], owners: Tensor
+    ) -> Tensor:
         """Mean and spread of the distance of normal pictures, each without its own entries."""
         if bool((owners == owners[0]).all()):  # nothing is known to be far from a single picture
             return self.bank.new_tensor([0.0, 1.0])
         distances = [
-            self._distance(one[None], (owners == owner).to(self.bank.device)).flatten()
-            for described, named in some
-            for one, owner in zip(described, named, strict=True)
+            self._distance(one[None], (owners == owner).to(self.bank.device))[0, places]
+            for described, known, named in some
+            for one, places, owner in zip(described, known, named, strict=True)
         ]
         return spread(torch.cat(distances))
 

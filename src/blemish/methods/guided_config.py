@@ -179,6 +179,10 @@ class GuidedConfig(TrainedConfig, FineTuning):
         return self.trainable_blocks != 0
 
     @property
+    def needs_squares(self) -> bool:
+        return bool(self.scales)
+
+    @property
     def reads_class(self) -> bool:
         """Whether there is a class head: the score reads it, or adaptation by entropies."""
         return self.score != "map" or self.adaptation == "entropies"

@@ -46,7 +46,7 @@ from blemish.backbones.cells import resampled
 from blemish.config import Factor, FractionAbove0, Layers
 from blemish.errors import ArtifactError, ConfigError, DataError, unknown_name
 from blemish.methods.apmask import APMaskConfig
-from blemish.methods.base import Method, MethodConfig, reported
+from blemish.methods.base import Method, MethodConfig, reported, shown
 from blemish.methods.capabilities import Batches, Extends, Fits, LeavesOneOut, Refines, Summarises
 from blemish.methods.stored import UNIT, Free, Stored, numbers
 from blemish.methods.unsupervised import UNSUPERVISED
@@ -118,6 +118,10 @@ class LdaConfig(MethodConfig):
         return self.normality_config.pretraining_config
 
     @property
+    def needs_squares(self) -> bool:
+        return self.normality_config.needs_squares
+
+    @property
     def learns_by_gradient(self) -> bool:
         return self.normality_config.learns_by_gradient
 
@@ -162,9 +166,9 @@ class Lda(Method, Fits, Summarises, LeavesOneOut, Refines):
     def set_precision(self, dtype: torch.dtype) -> None:
         self.normality.set_precision(dtype)
 
-    def set_area(self, area: Area | None) -> None:
-        super().set_area(area)
-        self.normality.set_area(area)
+    def set_area(self, area: Area | None, *, framed: bool = False) -> None:
+        super().set_area(area, framed=framed)
+        self.normality.set_area(area, framed=framed)
 
     @property
     def scoring_size(self) -> tuple[int, int]:
@@ -281,12 +285,12 @@ class Lda(Method, Fits, Summarises, LeavesOneOut, Refines):
 
     def judge(self, features: Features, images: Tensor) -> Scores:
         self._require(self.normality_scores)
-        return self.finished(self.normality.judge(features, images), features)
+        return self.finished(self.normality.judge(features, images), features, images)
 
     def judge_left_out(self, features: Features, batch: Batch) -> Scores:
         self._require(self.normality_scores)
         found = self._normality_left_out(features, batch)
-        return self.finished(found, features, batch.owners.tolist())
+        return self.finished(found, features, batch.images, batch.owners.tolist())
 
     def _normality_left_out(self, features: Features, batch: Batch) -> Scores:
         if self.knows_several():
@@ -305,9 +309,9 @@ class Lda(Method, Fits, Summarises, LeavesOneOut, Refines):
             self.normality.end_leaving_out()
 
     def finished(
-        self, found: Scores, features: Features, owners: list[int] | None = None
+        self, found: Scores, features: Features, images: Tensor, owners: list[int] | None = None
     ) -> Scores:
-        """What the normality detector found, and what the defects have taught beside it.
+        """What the normality detector found in B 3 H W, and what the defects have taught beside it.
 
         Args: owners: of good pictures, each of which is to count as not learned.
         """
@@ -321,7 +325,8 @@ class Lda(Method, Fits, Summarises, LeavesOneOut, Refines):
             likeness = discriminant.likeness_left_out(pooled, owners)
             direction = discriminant.left_out(owners).float().to(pooled.device)
         taught = discriminant.unit * self._likeness_map(levels, found.maps, direction)
-        maps = self._shown(found.maps + taught)
+        size = (found.maps.shape[1], found.maps.shape[2])
+        maps = shown(found.maps + taught, self._inside(images, size))
         return Scores(found.image + discriminant.unit * likeness, maps, found.votes)
 
     def _likeness_map(self, levels: Sequence[Level], maps: Tensor, direction: Tensor) -> Tensor:

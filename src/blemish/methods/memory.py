@@ -115,14 +115,15 @@ class MemoryBank(Method, Fits, Extends, LeavesOneOut):
     def _remember(self, batches: Batches, count: int, progress: Progress, rows: int = 0) -> None:
         collector: _Collector | None = None
         for batch in reported(batches(), "remembering", count, progress):
-            embedded, _ = self.embedded(self.see(batch.images))
-            flat = embedded.flatten(0, 1).cpu()
+            embedded, grid = self.embedded(self.see(batch.images))
+            known = self._framed(batch.images, grid).flatten(1)  # padding is no feature
+            flat = embedded[known].cpu()
             if collector is None:
                 collector = self._collector(flat.shape[1])
                 if rows:
-                    seen = rows * embedded.shape[1]
+                    seen = round(rows * len(flat) / len(embedded))
                     collector.resume(self.bank.float().cpu(), self.owners.cpu(), seen=seen)
-            collector.add(flat, batch.owners.repeat_interleave(embedded.shape[1]))
+            collector.add(flat, batch.owners.repeat_interleave(known.sum(1).cpu()))
         if collector is None:
             raise ConfigError("there is no training picture")
         progress("selecting", 0, 0)
