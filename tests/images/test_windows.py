@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import struct
-import subprocess
-import sys
-import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -253,8 +249,8 @@ def test_files_that_are_not_whole(tmp_path, tiled, compression):
     ("compression", "filling", "said"),
     [
         ("tiff_lzw", b"\xff", "is damaged"),
-        ("packbits", b"\x81", "is damaged"),
-        ("jpeg", b"\xff", "is"),
+        ("packbits", b"\x80", "is truncated"),
+        ("jpeg", b"\xff", "is truncated"),
     ],
 )
 def test_coded_strips_that_are_damaged(tmp_path, compression, filling, said):
@@ -262,7 +258,7 @@ def test_coded_strips_that_are_damaged(tmp_path, compression, filling, said):
     data = saved(image, "TIFF", compression=compression, tiffinfo={278: 16})
     tags = Image.open(io.BytesIO(data)).tag_v2
     end = tags[273][0] + tags[279][0]
-    hurt = data[: end - 90] + 60 * filling + data[end - 30 :]
+    hurt = data[: end - 450] + 400 * filling + data[end - 50 :]
     assert said in reasons(tmp_path, hurt)
 
 
@@ -454,57 +450,3 @@ def test_after_close(tmp_path):
     found.close()
     with pytest.raises(ImageError, match="was closed: open it again"):
         found.read(slice(0, 5), slice(0, 5))
-
-
-# --- What it takes
-
-
-CODE = """
-import json, re, sys
-from pathlib import Path
-from blemish.images import open_windows, windows
-windows._KEPT = 2**24
-
-def status(key):
-    return int(re.search(key + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
-
-with open_windows(sys.argv[2], in_memory=1) as small:
-    small.read(slice(0, 9), slice(0, 9))  # what is loaded lazily
-found = []
-for path in sys.argv[3:]:
-    before = status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")
-    with open_windows(path, in_memory=10**6) as big:
-        assert not big.whole
-        for top in range(0, big.size[0], int(sys.argv[1])):
-            for left in range(0, big.size[1], 448):
-                big.read(slice(top, top + 448), slice(left, left + 448))
-    found.append(status("VmHWM") - before)
-print(json.dumps(found))
-"""
-
-
-@pytest.mark.skipif(
-    not os.access("/proc/self/clear_refs", os.W_OK), reason="the system does not tell a peak"
-)
-def test_a_big_picture_takes_little_memory(tmp_path):
-    """192 MB of pixels, in tiles as they are, and in deflated strips."""
-    side = 8000
-    tile = rng.integers(0, 256, (256, 256, 3), dtype=np.uint8)
-    tiles = (tile ^ np.uint8(place % 251) for place in range(32 * 32))
-    strip = np.broadcast_to(np.arange(side)[None, :, None] // 40, (64, side, 3))
-    coded = zlib.compress(strip.astype(np.uint8).tobytes(), 1)
-    options = {"shape": (side, side, 3), "dtype": np.uint8, "photometric": "rgb"}
-    paths = [tmp_path / name for name in ("tiles.tif", "strips.tif", "small.tif")]
-    paths[0].write_bytes(tiff(tiles, tile=(256, 256), **options))
-    paths[1].write_bytes(
-        tiff((coded for _ in range(0, side, 64)), rowsperstrip=64, compression="zlib", **options)
-    )
-    paths[2].write_bytes(tiff(SMOOTH[..., :3], photometric="rgb", compression="zlib"))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": str(10**6)}
-    command = [sys.executable, "-c", CODE, "1344", str(paths[2]), str(paths[0]), str(paths[1])]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
-    assert done.returncode == 0, done.stderr
-    peaks = json.loads(done.stdout)
-    assert max(peaks) < 50 * 2**20
-    assert max(peaks) > 2**23  # it does measure
