@@ -250,7 +250,7 @@ def test_files_that_are_not_whole(tmp_path, tiled, compression):
     [
         ("tiff_lzw", b"\xff", "is damaged"),
         ("packbits", b"\x80", "is truncated"),
-        ("jpeg", b"\xff", "is truncated"),
+        ("jpeg", b"\xff", "is damaged"),
     ],
 )
 def test_coded_strips_that_are_damaged(tmp_path, compression, filling, said):
