@@ -177,7 +177,7 @@ def test_predictors(tmp_path, values, compression):
 
 
 def test_notes_of_the_whole_picture(tmp_path):
-    """One pixel in the last piece decides."""
+    """One pixel in the last piece or the first decides."""
     options = {"photometric": "minisblack", "rowsperstrip": 9}
     dark = (SMOOTH[..., 0].astype(np.uint16) * 10) % 4096
     assert agrees(tmp_path, tiff(dark, **options))[0].startswith(
@@ -189,8 +189,10 @@ def test_notes_of_the_whole_picture(tmp_path):
     opaque = SMOOTH.copy()
     opaque[..., 3] = 255
     assert agrees(tmp_path, tiff(opaque, **options)) == ()
-    opaque[-1, -1, 3] = 254
-    assert agrees(tmp_path, tiff(opaque, **options)) == ("transparency composed over white",)
+    for place in (-1, 0):
+        clear = opaque.copy()
+        clear[place, place, 3] = 254
+        assert agrees(tmp_path, tiff(clear, **options)) == ("transparency composed over white",)
 
 
 def test_floats_and_windows_of_values(tmp_path):
