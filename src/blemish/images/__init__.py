@@ -1,9 +1,9 @@
 """Pictures in: one decoder for every source, with limits.
 
 `decoder` gives RGB pixels of what `sources` takes, anything, as `rendering` says; `windows` reads
-parts of big ones, by the `pieces` of a TIFF; `raster`, `jpeg`, `tiff` (with
-`blocks`) and `dicom` read the formats; `limits` says what a picture may ask for, and all of them
-together; `pixels` is what the readers share.
+parts of big ones, by the `pieces` of a TIFF; `raster`, `jpeg`, `tiff` (with `blocks`) and `dicom`
+read the formats; `limits` says what a picture may ask for, and all of them together; `pixels` is
+what the readers share.
 """
 
 from blemish.images.decoder import Picture, decode, decode_mask
