@@ -24,6 +24,7 @@ from blemish.data.pictures import Pictures, good_pictures, labelled_defects
 from blemish.data.stream import Found, PictureStream
 from blemish.detector.parts import grouped, part_thresholds, pattern_of
 from blemish.detector.predict import Detector
+from blemish.detector.scoring import scored as scored_so
 from blemish.detector.thresholds import Method as CalibrationMethod
 from blemish.detector.thresholds import (
     Of,
@@ -37,6 +38,7 @@ from blemish.errors import DataError
 from blemish.methods import Method
 from blemish.methods.base import reported
 from blemish.methods.capabilities import LeavesOneOut
+from blemish.methods.foreground import Foreground
 from blemish.regions import region_level
 from blemish.types import Failure, Progress, silent
 
@@ -172,17 +174,20 @@ def calibrated(
     progress: Progress,
     *,
     smallest_region: float = 0.0,
+    foreground: Foreground | None = None,
 ) -> tuple[Calibration, Found]:
     """What the held-out pictures score, or the training pictures each left out in turn.
 
     A training picture that is the only one of its category has nothing to be compared with, and
     is no evidence.
 
-    Args: learned: the training pictures. held: those held out, of which nothing is found yet.
+    Args:
+        learned: the training pictures. held: those held out, of which nothing is found yet.
+        foreground: as of `scoring.scored`.
     Returns: the evidence, and what was found of the pictures held out.
     """
     if plan.method == "split conformal" and held.stream.sources:
-        scored, scale, found = _scored(method, held.stream, progress, smallest_region)
+        scored, scale, found = _scored(method, foreground, held.stream, progress, smallest_region)
         known = set(learned.found.digests.values())
         counted = [
             at for at in sorted(set(found.originals.values())) if found.digests[at] not in known
@@ -198,7 +203,9 @@ def calibrated(
         # Where they only set the scale, some evenly from all: they may be sorted by category.
         every = 1 if one_out else max(1, -(-len(different) // _SCALE_PICTURES))
         some = learned.stream.only(different[::every])
-        scored, scale, _ = _scored(method, some, progress, smallest_region, left_out=left_out)
+        scored, scale, _ = _scored(
+            method, foreground, some, progress, smallest_region, left_out=left_out
+        )
         # What is kept was measured as it learned, and is what `refine` goes on from.
         kept = method.good_scores() if one_out and isinstance(method, LeavesOneOut) else None
         scored = {at: (one if kept is None else kept[at], two) for at, (one, two) in scored.items()}
@@ -221,6 +228,7 @@ def calibrated(
 
 def _scored(
     method: Method,
+    foreground: Foreground | None,
     stream: PictureStream,
     progress: Progress,
     smallest_region: float,
@@ -233,10 +241,7 @@ def _scored(
     samples: list[np.ndarray] = []
     reading = stream.on(method.backbone.device)
     for batch in reported(reading, "calibrating", stream.rows, progress):
-        if left_out and isinstance(method, LeavesOneOut):
-            found = method.score_left_out(batch)
-        else:
-            found = method.score(batch.images)
+        found = scored_so(method, foreground, batch.images, left_out=batch if left_out else None)
         maps = found.maps.float().cpu().numpy()
         levels = [region_level(one, smallest_region) for one in maps]
         pairs = zip(found.image.float().cpu().tolist(), levels, strict=True)

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from blemish import config as configs
 from blemish.data.areas import read_area
 from blemish.data.stream import map_ahead, of_picture
 from blemish.data.transforms import Preprocessing, prepare
+from blemish.detector import scoring
 from blemish.detector.categories import features
 from blemish.detector.manifest import BackboneRecord, Manifest
 from blemish.detector.sources import chunks, expanded, opened, several
@@ -60,6 +62,8 @@ class Detector:
         record: everything that the artifact says of itself; manifest: the same, JSON-ready.
         preprocessing: how pictures reach the method.
         area: where it looks, and shows what it found; None = everywhere. See `within`.
+        foreground: how it tells the part, of which alone it shows what it found; None = it does
+            not, as `record.foreground` says where it was asked to.
         threshold: with the false-alarm rate and its guarantee; its `value` is None where n was too
             small for the rate; None altogether where nothing was held out for it.
         categories: the names of what it was fitted on; empty for one kind of part.
@@ -75,6 +79,7 @@ class Detector:
         self.manifest = record.to_dict()
         self.preprocessing = record.preprocessing
         self.area = record.preprocessing.area
+        self.foreground = scoring.in_use(record.foreground)
         self.threshold = record.threshold
         self.categories = record.categories
         self.thresholds = dict(record.thresholds)
@@ -203,11 +208,12 @@ class Detector:
             it are not to be lost); NonFiniteError when a score is not finite.
         """
         self.threshold_for(category)  # refuses an unknown one before any work
+        by_itself = partial(scoring.scored, self.method, self.foreground)
         if adapt is None:
 
             def scored(images: Tensor) -> Adapted:
                 with torch.inference_mode():
-                    return Adapted((score or self.method.score)(images), adapted=False)
+                    return Adapted((score or by_itself)(images), adapted=False)
 
         else:
             scored = adapter_of(self.method, adapt).score
@@ -296,20 +302,10 @@ class Detector:
         images = torch.stack([one.tensor for one in loaded]).to(self.device)
         found = scored(images)
         judged = self._assigned(loaded, images)
+        scores = scoring.masked(self.method, self.foreground, found.scores, images)
         if self.area is not None and self.is_narrowed:
-            fraction = self.method.config.top_fraction
-            found = replace(found, scores=narrowed(found.scores, self.area, fraction))
-        scores = found.scores
-        columns: dict[str, Iterable[Any]] = {
-            "score": scores.image.float().cpu().tolist(),
-            "anomaly_map": scores.maps.float().cpu().numpy(),
-        }
-        if scores.votes is not None:
-            columns["votes"] = scores.votes.cpu().tolist()
-        if scores.saliency is not None:
-            columns["saliency"] = scores.saliency.float().cpu().numpy()
-        if scores.boxes is not None:
-            columns["box"] = map(tuple, scores.boxes.float().cpu().tolist())
+            scores = narrowed(scores, self.area, self.method.config.top_fraction)
+        columns = scoring.columns_of(scores)
         rows = zip(judged, *columns.values(), strict=True)
         return (
             self._prediction(one, dict(zip(columns, values, strict=True)), found)
@@ -341,6 +337,9 @@ class Detector:
                     f"{one.source}: the {what} is not finite; the detector or the picture is "
                     "damaged"
                 )
+        said = [found.note, NARROWED if self.is_narrowed else ""]
+        if values.get("foreground", ()) is None:
+            said.append(scoring.UNTOLD)
         category = one.category or ""
         threshold = self.threshold_for(category)
         limit = None if threshold is None else threshold.value
@@ -355,7 +354,7 @@ class Detector:
             label=verdict(values["score"], limit),
             size=one.size,
             digest=one.digest,
-            notes=(*one.notes, *filter(None, [found.note, NARROWED if self.is_narrowed else ""])),
+            notes=(*one.notes, *filter(None, said)),
             category=category,
             category_assigned=one.assigned,
             adapted=found.adapted,

@@ -20,6 +20,7 @@ from blemish.methods import Method, MethodConfig, method_class
 from blemish.types import Progress
 
 C = TypeVar("C")
+FOREGROUNDS = ("none", "auto")
 FEW_SHOT_ROTATIONS = 16  # each of them also mirrored: 32 copies of every shot
 
 
@@ -111,6 +112,9 @@ class Request:
             prediction.
         roi, ignore: look only there, and not there; as of `blemish.data.areas.read_area`. Stored:
             what lies outside is neither learned nor scored nor shown, at prediction either.
+        foreground: "auto": only the part is scored and shown, told from its background by the
+            encoder; see `blemish.methods.foreground`, and `detector.record.foreground.abstains`
+            where it says why not. "none" = whole pictures.
         device, precision: see `blemish.load`.
         batch_size: pictures encoded at once.
         time_budget: minutes that training may take; its schedules are shaped to end there. Where
@@ -142,6 +146,7 @@ class Request:
     window: tuple[float, float] | None
     roi: Any
     ignore: Any
+    foreground: str
     device: str
     precision: str
     batch_size: int
@@ -169,6 +174,8 @@ class Request:
         pictures_needed(self.rate)  # refuses a rate outside (0, 1)
         check_window(self.window)
         _ = self.area  # reads it
+        if self.foreground not in FOREGROUNDS:
+            raise unknown_name("foreground", str(self.foreground), FOREGROUNDS)
         given = {
             "time_budget": self.time_budget is not None,
             "checkpoint": self.checkpoint is not None,

@@ -40,6 +40,7 @@ from blemish.report.heatmap import (
     contours,
     encode_jpeg,
     encode_mask,
+    faded,
     outline,
     overlay,
     save_png,
@@ -142,8 +143,16 @@ class Gallery:
             return
         # The maps are slices of their batch's, which must not be kept alive; nor must a full-size
         # heatmap.
-        saliency = None if prediction.saliency is None else prediction.saliency.copy()
-        kept = replace(prediction, anomaly_map=prediction.anomaly_map.copy(), saliency=saliency)
+        saliency, foreground = (
+            None if one is None else one.copy()
+            for one in (prediction.saliency, prediction.foreground)
+        )
+        kept = replace(
+            prediction,
+            anomaly_map=prediction.anomaly_map.copy(),
+            saliency=saliency,
+            foreground=foreground,
+        )
         heapq.heappush(self._heap, (rank, -self._count, kept))
         if len(self._heap) > self._limit:
             heapq.heappop(self._heap)
@@ -160,8 +169,8 @@ class View:
 
     Attributes:
         picture: as it is.
-        heatmap: tinted by what was found in it, with its regions outlined and the crop's rectangle,
-            where there are any.
+        heatmap: tinted by what was found in it, with its regions outlined, the crop's rectangle and
+            the background faded, where there are any.
         saliency: the same for where the method looked; None for methods that do not tell.
     """
 
@@ -190,6 +199,8 @@ class View:
                 return tint if prediction.box is None else outline(tint, prediction.box)
 
             heatmap = tinted(prediction.anomaly_map, detector.map_scale)
+            if prediction.foreground is not None:
+                heatmap = faded(heatmap, prediction.foreground)
             regions = replace(prediction, size=(height, width)).mask
             heatmap = boxed(heatmap if regions is None else contours(heatmap, regions))
             looked = prediction.saliency
@@ -259,6 +270,7 @@ def _thumbnails(predictions: Iterable[Prediction], detector: Detector) -> dict[s
             "picture": encode_jpeg(view.picture),
             "overlay": encode_jpeg(view.heatmap),
             "box": prediction.box,
+            "foreground": prediction.foreground is not None,
         }
         return prediction.source, shown
 
