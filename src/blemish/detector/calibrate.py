@@ -246,7 +246,10 @@ def _scored(
         levels = [region_level(one, smallest_region) for one in maps]
         pairs = zip(found.image.float().cpu().tolist(), levels, strict=True)
         scored |= dict(zip(batch.owners.tolist(), pairs, strict=True))
-        samples.append(maps[:, ::4, ::4].ravel())
+        sample = maps[:, ::4, ::4]
+        if found.foreground is not None:  # what does not count has no value of its own
+            sample = sample[found.foreground[:, ::4, ::4].cpu().numpy()]
+        samples.append(sample.ravel())
     scale = (0.0, 1.0)
     if samples:
         low, high = np.quantile(np.concatenate(samples), [0.5, 0.999])

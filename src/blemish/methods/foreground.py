@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 PICTURES = 32  # at most, that it is learned from
 SEPARATION = 0.75  # of values that are spread evenly; of two values it is 1, of a Gaussian 0.64
-BORDER = 0.85
+CLEARNESS = 0.7  # separation times the share of the border that is background
 AGREEMENT = 0.8
 LEAST_SHARE, MOST_SHARE = 0.1, 0.9
 _LEAST_GRID = 6  # places of a side: on fewer, a dilated place is a third of the picture
@@ -184,10 +184,10 @@ def _reason(*, share: float, separation: float, border: float, agreement: float)
             "the encoder sees no two kinds of places, a part and a background, in the training "
             f"pictures (separation {separation:.2f}, {SEPARATION:g} is needed)"
         )
-    if border < BORDER:
+    if separation * border < CLEARNESS:
         return (
             "no background runs along the border of the training pictures "
-            f"({100 * border:.0f} % of it, {100 * BORDER:g} % are needed)"
+            f"({100 * border:.0f} % of it; {100 * CLEARNESS / separation:.0f} % are needed)"
         )
     if agreement < AGREEMENT:
         return (

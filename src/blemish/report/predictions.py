@@ -198,9 +198,11 @@ class View:
             def boxed(tint: Pixels) -> Pixels:
                 return tint if prediction.box is None else outline(tint, prediction.box)
 
-            heatmap = tinted(prediction.anomaly_map, detector.map_scale)
-            if prediction.foreground is not None:
-                heatmap = faded(heatmap, prediction.foreground)
+            values, scale, part = prediction.anomaly_map, detector.map_scale, prediction.foreground
+            if part is None:
+                heatmap = tinted(values, scale)
+            else:
+                heatmap = faded(tinted(np.where(part, values, scale[0]), scale), part)
             regions = replace(prediction, size=(height, width)).mask
             heatmap = boxed(heatmap if regions is None else contours(heatmap, regions))
             looked = prediction.saliency
