@@ -80,6 +80,7 @@ IMPOSSIBLE: Mapping[str, Sequence[Any]] = {
     "categories": (5, [1], "ab", [None]),
     "thresholds": (5, [], "x", {"a": 1}),
     "data.fitted": (5, None, [1], "x"),
+    "foreground": (5, "x", [], {}, {"abstains": 1}, {"direction": [1.0]}, {"direction": [NAN]}),
 }
 
 
