@@ -136,6 +136,7 @@ def write_detectors(folder: Path, pictures: int = 24) -> dict[str, Path]:
     made = {}
     for method in METHODS:
         more: dict[str, Any] = {"anomalies": bad, "anomaly_count": 2} if method == "lda" else {}
+        more |= {"foreground": "auto"} if method == "knn" else {}
         fraction = {"calibration_fraction": 0.8} if "min_steps" in settings_of(method) else {}
         detector = blemish.fit(method, good, **settings_of(method), **more, **fraction)
         made[method] = detector.save(folder / f"{method}.blemish")

@@ -301,13 +301,13 @@ def _scatter(
     seen, scatter = 0, torch.zeros(2, 0, 0, dtype=torch.float64)
     for tokens, _, inside in _seen(method, batches):
         if seen == 0:
-            scatter = tokens.new_zeros(2, tokens.shape[2], tokens.shape[2], dtype=torch.float64)
+            scatter = scatter.new_zeros(2, tokens.shape[2], tokens.shape[2])
         for one in tokens[:, inside]:
-            centred = (one - one.mean(0)).double()
-            scatter[seen % 2] += centred.T @ centred
+            centred = one - one.mean(0)
+            scatter[seen % 2] += (centred.T @ centred).cpu()  # not every device has float64
             seen += 1
         progress("telling part from background", seen, max(seen, count))
-    return scatter.cpu(), seen
+    return scatter, seen
 
 
 def _directions(scatter: Tensor) -> NDArray[np.float32]:
