@@ -80,6 +80,7 @@ IMPOSSIBLE: Mapping[str, Sequence[Any]] = {
     "categories": (5, [1], "ab", [None]),
     "thresholds": (5, [], "x", {"a": 1}),
     "data.fitted": (5, None, [1], "x"),
+    "foreground": (5, "x", [], {}, {"abstains": 1}, {"direction": [1.0]}, {"direction": [NAN]}),
 }
 
 
@@ -135,6 +136,7 @@ def write_detectors(folder: Path, pictures: int = 24) -> dict[str, Path]:
     made = {}
     for method in METHODS:
         more: dict[str, Any] = {"anomalies": bad, "anomaly_count": 2} if method == "lda" else {}
+        more |= {"foreground": "auto"} if method == "knn" else {}
         fraction = {"calibration_fraction": 0.8} if "min_steps" in settings_of(method) else {}
         detector = blemish.fit(method, good, **settings_of(method), **more, **fraction)
         made[method] = detector.save(folder / f"{method}.blemish")

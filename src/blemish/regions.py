@@ -122,6 +122,7 @@ def find_regions(
     smallest: float = 0.0,
     outline: float = OUTLINE,
     area: Area | None = None,
+    places: Mask | None = None,
 ) -> tuple[Region, ...]:
     """The regions of a map above a level, the highest peak first.
 
@@ -134,6 +135,7 @@ def find_regions(
         smallest: the share of the picture that such a part has at least, in [0, 1).
         outline: where the outline of a part lies between the background and its peak, in [0, 1).
         area: outside it no region lies; None = they lie anywhere.
+        places: bool h w, those of the map where a region may be; None = anywhere.
     Raises: ConfigError for a share or fraction out of range; NonFiniteError for a level or a
         background that is NaN or infinite.
     """
@@ -147,6 +149,8 @@ def find_regions(
     above = anomaly_map > level
     if area is not None:
         above &= area.places(*anomaly_map.shape)
+    if places is not None:
+        above &= places
     parts = _parts(above, _places(anomaly_map, smallest))
     found = [
         region

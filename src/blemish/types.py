@@ -120,6 +120,8 @@ class Scores:
         boxes: float32 B 4: x, y, width, height of the crop that was looked at again, as fractions
             of the picture's width and height, the upper left corner first; None for methods that do
             not crop.
+        foreground: bool B h w: the places of the map that count, all of them where a picture is
+            looked at whole; None where every one is.
     """
 
     image: Tensor
@@ -127,6 +129,7 @@ class Scores:
     votes: Tensor | None = None
     saliency: Tensor | None = None
     boxes: Tensor | None = None
+    foreground: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +165,8 @@ class Prediction:
         box: x, y, width, height of the crop that was looked at again, as fractions of the picture's
             width and height; None for methods that do not crop.
         time: of a frame of a stream, as `Frame.time`; None for any other picture.
+        foreground: bool h×w as the anomaly map is, the places that count: the part without its
+            background; None where the picture was looked at whole.
     """
 
     source: str
@@ -184,6 +189,7 @@ class Prediction:
     smallest_region: float = 0.0
     background: float = 0.0
     area: Area | None = field(default=None, repr=False)
+    foreground: np.ndarray | None = field(default=None, repr=False, compare=False)
 
     @cached_property
     def regions(self) -> tuple[Region, ...] | None:
@@ -200,6 +206,7 @@ class Prediction:
             background=self.background,
             smallest=self.smallest_region,
             area=self.area,
+            places=self.foreground,
         )
 
     @property

@@ -87,6 +87,14 @@ CalibrationFraction = Annotated[
         "else 0.2]"
     ),
 ]
+Foreground = Annotated[
+    str,
+    Option(
+        metavar="none|auto",
+        help="auto: score and show the part alone, told from its background by the encoder; whole "
+        "pictures where it cannot be told, which is said. A picture beside the artifact shows it.",
+    ),
+]
 BatchSize = Annotated[
     int,
     Option(min=1, help="Pictures at once: speed, memory and the last digit of scores only."),
@@ -117,6 +125,7 @@ def fit(
     roi: Roi = None,
     ignore: Ignore = None,
     resize: Resize = "stretch",
+    foreground: Foreground = "none",
     time_budget: TimeBudget = None,
     resume: Resume = False,
     device: Device = "auto",
@@ -142,14 +151,35 @@ def fit(
         request["checkpoint"] = _checkpoint(output)
         kept = fitting.checkpoints(_checkpoint(output))
     log = request["log"] = _log(output) if chosen.pretraining_config else None
+    sheet = _sheet(output) if foreground == "auto" else None
+    if sheet is not None:
+        check_writable(sheet)
     detector = _learned(output, partial(fitting.fit, **request), log=log, checkpoints=kept)
-    return WELL if detector is None else _tell_fit(output, detector.manifest, log, as_json=json)
+    if detector is None:
+        return WELL
+    if sheet is not None:
+        from blemish.report.foregrounds import draw_foreground
+
+        sheet = draw_foreground(detector, good, sheet)
+    return _tell_fit(output, detector.manifest, log, sheet, as_json=json)
 
 
-def _tell_fit(output: Path, manifest: Mapping[str, Any], log: Path | None, *, as_json: bool) -> int:
-    """Answer with what was fitted; gives the exit status."""
+def _tell_fit(
+    output: Path,
+    manifest: Mapping[str, Any],
+    log: Path | None,
+    sheet: Path | None,
+    *,
+    as_json: bool,
+) -> int:
+    """Answer with what was fitted; gives the exit status. `sheet`: the picture of the foreground,
+    where there is one."""
     data = manifest["data"]
     places = _beside(log) if "pretraining" in manifest else {}
+    part = manifest.get("foreground")
+    if part is not None:
+        part = {key: value for key, value in part.items() if key != "direction"}
+        places |= words.places(foreground_picture=sheet)
     told = ("method", "recipe", "config", "categories", "shots")
     made = [name for name in ("pretraining", "training") if name in manifest]
     told_of_data = ("layout", "count", "copies", "nearly_same", "defects", "defects_layout")
@@ -158,6 +188,7 @@ def _tell_fit(output: Path, manifest: Mapping[str, Any], log: Path | None, *, as
         **places,
         **{key: manifest[key] for key in (*told, "seconds", *made)},
         **words.thresholds_of(manifest),
+        "foreground": part,
         **{key: data[key] for key in (*told_of_data, "failures", "notes")},
     }
     written = f"Written: {output} in {manifest['seconds']:.1f} s"
@@ -180,6 +211,8 @@ def fit_lines(manifest: Mapping[str, Any]) -> Iterable[str]:
         yield f"Input: {resized}"
     if area := words.area(manifest["preprocessing"]):
         yield f"Looks at: {area}"
+    if part := words.foreground(manifest.get("foreground")):
+        yield f"Foreground: {part}"
     yield from (f"  {line}" for line in words.alike(data))
     yield from words.broken(data["failures"])
     yield from words.notes(data.get("notes", {}))
@@ -340,6 +373,11 @@ def refine_lines(change: Refined) -> Iterable[str]:
 
 def _checkpoint(output: Path) -> Path:
     return output.with_name(f"{output.name}.training")
+
+
+def _sheet(output: Path) -> Path:
+    """part.foreground.png for part.blemish."""
+    return output.with_name(f"{output.name.removesuffix('.blemish')}.foreground.png")
 
 
 def _log(output: Path) -> Path:

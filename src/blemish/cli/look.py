@@ -142,6 +142,8 @@ def artifact_facts(values: Mapping[str, Any]) -> Facts:
     yield "input", f"{words.resized(seen) or stretched}{pixels}"
     if area := words.area(seen):
         yield "looks at", area
+    if part := words.foreground(values.get("foreground")):
+        yield "foreground", part
     if values.get("categories"):
         yield "categories", ", ".join(values["categories"])
     common, others = words.thresholds(values)

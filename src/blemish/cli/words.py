@@ -52,6 +52,18 @@ def area(preprocessing: Mapping[str, Any]) -> str:
     return "" if share == 1 else f"{100 * share:.3g} % of the picture (--roi, --ignore)"
 
 
+def foreground(told: Mapping[str, Any] | None) -> str:
+    """What is taken of a picture as the part, or why whole pictures are looked at; "" where nobody
+    asked for a foreground."""
+    if not told:
+        return ""
+    if told["abstains"]:
+        return f"whole pictures are looked at, as {told['abstains']}"
+    least, share, most = (100 * told[name] for name in ("least", "share", "most"))
+    spread = f" ({least:.3g} to {most:.3g} %)" if most - least >= 1 else ""
+    return f"the part alone, {share:.3g} % of a picture on average{spread}"
+
+
 def thresholds(manifest: Mapping[str, Any], of: str = "pictures") -> tuple[str, list[str]]:
     """The common threshold of a manifest with what it promises, and those of its categories."""
     common = manifest["threshold"]

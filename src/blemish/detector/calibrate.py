@@ -24,6 +24,7 @@ from blemish.data.pictures import Pictures, good_pictures, labelled_defects
 from blemish.data.stream import Found, PictureStream, is_tile
 from blemish.detector.parts import grouped, part_thresholds, pattern_of
 from blemish.detector.predict import Detector
+from blemish.detector.scoring import scored as scored_so
 from blemish.detector.stitching import Stitching, rows_of
 from blemish.detector.thresholds import Method as CalibrationMethod
 from blemish.detector.thresholds import (
@@ -38,6 +39,7 @@ from blemish.errors import DataError
 from blemish.methods import Method
 from blemish.methods.base import reported
 from blemish.methods.capabilities import LeavesOneOut
+from blemish.methods.foreground import Foreground
 from blemish.regions import region_level
 from blemish.types import Failure, Progress, silent
 
@@ -173,17 +175,20 @@ def calibrated(
     progress: Progress,
     *,
     smallest_region: float = 0.0,
+    foreground: Foreground | None = None,
 ) -> tuple[Calibration, Found]:
     """What the held-out pictures score, or the training pictures each left out in turn.
 
     A training picture that is the only one of its category has nothing to be compared with, and
     is no evidence.
 
-    Args: learned: the training pictures. held: those held out, of which nothing is found yet.
+    Args:
+        learned: the training pictures. held: those held out, of which nothing is found yet.
+        foreground: as of `scoring.scored`.
     Returns: the evidence, and what was found of the pictures held out.
     """
     if plan.method == "split conformal" and held.stream.sources:
-        scored, scale, found = _scored(method, held.stream, progress, smallest_region)
+        scored, scale, found = _scored(method, foreground, held.stream, progress, smallest_region)
         found = found.of_pictures(held.stream.sources)
         known = set(learned.found.digests.values())
         counted = [
@@ -201,7 +206,9 @@ def calibrated(
         # Where they only set the scale, some evenly from all: they may be sorted by category.
         every = 1 if one_out else max(1, -(-len(different) // _SCALE_PICTURES))
         some = learned.stream.only_whole(different[::every])
-        scored, scale, _ = _scored(method, some, progress, smallest_region, left_out=left_out)
+        scored, scale, _ = _scored(
+            method, foreground, some, progress, smallest_region, left_out=left_out
+        )
         # What is kept was measured as it learned, and is what `refine` goes on from.
         kept = None
         if one_out and isinstance(method, LeavesOneOut) and some.preprocessing.tiling is None:
@@ -226,6 +233,7 @@ def calibrated(
 
 def _scored(
     method: Method,
+    foreground: Foreground | None,
     stream: PictureStream,
     progress: Progress,
     smallest_region: float,
@@ -239,10 +247,7 @@ def _scored(
     stitching = Stitching.of(method, stream.preprocessing.area)
     reading = stream.on(method.backbone.device)
     for batch in reported(reading, "calibrating", stream.rows, progress):
-        if left_out and isinstance(method, LeavesOneOut):
-            found = method.score_left_out(batch)
-        else:
-            found = method.score(batch.images)
+        found = scored_so(method, foreground, batch.images, left_out=batch if left_out else None)
         placements = [stream.preprocessing.placement(size) for size in batch.sizes]
         maps = found.maps.float().cpu().numpy()
         for at, row in enumerate(rows_of(found, placements)):
@@ -252,7 +257,11 @@ def _scored(
                 level = region_level(whole.anomaly_map, smallest_region)
                 scored[int(batch.owners[at])] = whole.score, level
                 part = whole.anomaly_map if is_tile(source) else placements[at].part(maps[at])
-                samples.append(part[::4, ::4].ravel())
+                samples.append(
+                    part[::4, ::4]
+                    if row.foreground is None
+                    else part[::4, ::4][row.foreground[::4, ::4]]
+                )
     scale = (0.0, 1.0)
     if samples:
         low, high = np.quantile(np.concatenate(samples), [0.5, 0.999])

@@ -45,10 +45,12 @@ from blemish.detector.manifest import Learned, Manifest, Pretraining, broken
 from blemish.detector.predict import BATCH_SIZE, Detector, describe, place
 from blemish.detector.pretrain import pretrained
 from blemish.detector.request import Request, checkpoints, configure
+from blemish.detector.scoring import check_foreground, in_use
 from blemish.detector.thresholds import calibrate
 from blemish.errors import ConfigError, DataError
 from blemish.methods import Method, MethodConfig
 from blemish.methods.capabilities import Fits, LearnsDefects, LeavesOneOut, Summarises
+from blemish.methods.foreground import PICTURES, Foreground
 from blemish.methods.trained import TrainedMethod
 from blemish.training import Training, distributed, train
 from blemish.training.checkpoint import check_free
@@ -80,6 +82,7 @@ def fit(
     tile: int | str | None = None,
     overlap: float | None = None,
     resize: Resize = "stretch",
+    foreground: str = "none",
     device: str = "auto",
     precision: str = "auto",
     batch_size: int = BATCH_SIZE,
@@ -109,8 +112,9 @@ def fit(
         seed=seed, shots=shots, window=window, batch_size=batch_size,
         false_alarm_rate=false_alarm_rate, calibration_fraction=calibration_fraction,
         smallest_region=smallest_region or 0.0, roi=roi, ignore=ignore, resize=resize,
-        tile=tile, overlap=overlap, device=device, precision=precision, time_budget=time_budget,
-        checkpoint=checkpoint, resume=resume, log=log, progress=progress,
+        tile=tile, overlap=overlap, foreground=foreground,
+        device=device, precision=precision, time_budget=time_budget, checkpoint=checkpoint,
+        resume=resume, log=log, progress=progress,
     )  # fmt: skip
     return _fitted(request)
 
@@ -134,6 +138,7 @@ def _fitted(request: Request) -> Detector:
     keeping = features_kept(method.backbone, method.layers)
     with keeping if outcome is None and again else nullcontext():
         outcome = _learn(request, built, parts, outcome)
+        foreground = _foreground(request, method, parts.scored, outcome.good)
         learned = Seen(parts.scored, parts.kept.categories, outcome.good)
         held_out = Seen(parts.held_out, parts.held.categories, Found())
         calibration, held = calibrated(
@@ -143,10 +148,12 @@ def _fitted(request: Request) -> Detector:
             held_out,
             request.progress,
             smallest_region=request.smallest_region,
+            foreground=in_use(foreground),
         )
     if isinstance(method, LeavesOneOut):
         method.end_leaving_out()
     record = _record(request, built, parts, outcome, calibration, held)
+    record = dataclasses.replace(record, foreground=foreground)
     seconds = round(time.perf_counter() - started, 3)
     return Detector(method, dataclasses.replace(record, pretraining=pretraining, seconds=seconds))
 
@@ -202,6 +209,8 @@ def _build(request: Request, good: Pictures, defects: Pictures) -> _Built:
         preprocessing = dataclasses.replace(preprocessing, tiling=tiling)
     method = request.kind(config, backbone)
     method.set_area(preprocessing.area_of_input, framed=preprocessing.is_framed)
+    if request.foreground == "auto":
+        check_foreground(method)
     return _Built(
         method=method,
         preprocessing=preprocessing,
@@ -409,6 +418,19 @@ def _learn(request: Request, built: _Built, parts: _Parts, trained: _Outcome | N
         heading = "none of the labelled defects can be read"
         raise unreadable(heading, outcome.defects.failures.values())
     return outcome
+
+
+def _foreground(
+    request: Request, method: Method, scored: PictureStream, good: Found
+) -> Foreground | None:
+    """How the part is told from its background, by some of the training pictures, evenly from all
+    that differ; None where that is not asked for."""
+    if request.foreground == "none":
+        return None
+    different = sorted(set(good.originals.values()))
+    some = different[:: -(-len(different) // PICTURES)]
+    passes = Passes(scored.only(some), method.backbone.device)
+    return Foreground.of(method, passes, passes.rows, request.progress)
 
 
 def _check_usable(method: Method, found: Found) -> None:

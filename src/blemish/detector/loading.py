@@ -10,6 +10,7 @@ from blemish.compute import pick_device, pick_precision
 from blemish.config import short
 from blemish.detector.manifest import Manifest, read_manifest, undescribed
 from blemish.detector.predict import Detector, place
+from blemish.detector.scoring import check_foreground
 from blemish.errors import ArtifactError, BlemishError, ConfigError
 from blemish.methods import Method, method_class
 from blemish.methods.earlier import tensors_of_today
@@ -88,7 +89,14 @@ def _check(method: Method, record: Manifest) -> None:
         raise ConfigError(
             f"backbone.spec.timm_name: {name} cannot be used here ({error})"
         ) from error
-    known, dim = record.category_features, seen.tokens[-1].shape[2]
+    foreground, dim = record.foreground, seen.tokens[-1].shape[2]
+    if foreground is not None:
+        check_foreground(method)
+        if foreground.learned and len(foreground.direction) != dim:
+            raise ConfigError(
+                f"foreground.direction: {dim} numbers are needed, got {len(foreground.direction)}"
+            )
+    known = record.category_features
     if known is not None and len(known.spread) != dim:
         raise ConfigError(
             f"category_features.spread: {dim} numbers are needed, got {len(known.spread)}"

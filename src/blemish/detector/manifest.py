@@ -21,6 +21,7 @@ from blemish.detector.categories import CategoryFeatures
 from blemish.detector.thresholds import PartThresholds, RegionThresholds, Threshold
 from blemish.errors import ArtifactError, BlemishError, ConfigError
 from blemish.methods.earlier import manifest_of_today
+from blemish.methods.foreground import Foreground
 from blemish.training import Training
 from blemish.training.checkpoint import CHECKPOINT, CheckpointManifest, read_checkpoint_manifest
 from blemish.types import Failure
@@ -31,6 +32,7 @@ Score = Annotated[float, Range(-3.4e38, 3.4e38)]
 Few = Annotated[int, Range(1, 2**31)]
 # Fields that are left out where there is nothing to say.
 _LEFT_OUT = {"pretraining", "training", "category_features", "refined", "regions", "parts"}
+_LEFT_OUT |= {"foreground"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +142,7 @@ class Manifest(Origin):
         calibration_scores, calibration_scores_by_category: what the thresholds come from.
         regions: the same of the regions of a map; None in artifacts from before there were any.
         parts: the same of parts of several views; None where it was not calibrated on such.
+        foreground: how the part is told from its background; None where that was not asked for.
         data: the pictures. pretraining, training: how these went, where there were any.
         refined: what was added later.
         other: what other versions of blemish have added, as it is.
@@ -164,6 +167,7 @@ class Manifest(Origin):
     calibration_scores_by_category: Mapping[str, tuple[Score, ...]] = field(default_factory=dict)
     regions: RegionThresholds | None = None
     parts: PartThresholds | None = None
+    foreground: Foreground | None = None
     pretraining: Pretraining | None = None
     training: Training | None = None
     category_features: CategoryFeatures | None = None

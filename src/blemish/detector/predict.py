@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from blemish import artifact
 from blemish import config as configs
 from blemish.data.areas import read_area
 from blemish.data.transforms import Preprocessing
+from blemish.detector import scoring
 from blemish.detector.categories import features
 from blemish.detector.manifest import BackboneRecord, Manifest
 from blemish.detector.placing import places_of
@@ -60,6 +62,8 @@ class Detector:
         record: everything that the artifact says of itself; manifest: the same, JSON-ready.
         preprocessing: how pictures reach the method.
         area: where it looks, and shows what it found; None = everywhere. See `within`.
+        foreground: how it tells the part, of which alone it shows what it found; None = it does
+            not, as `record.foreground` says where it was asked to.
         threshold: with the false-alarm rate and its guarantee; its `value` is None where n was too
             small for the rate; None altogether where nothing was held out for it.
         categories: the names of what it was fitted on; empty for one kind of part.
@@ -75,6 +79,7 @@ class Detector:
         self.manifest = record.to_dict()
         self.preprocessing = record.preprocessing
         self.area = record.preprocessing.area
+        self.foreground = scoring.in_use(record.foreground)
         self.threshold = record.threshold
         self.categories = record.categories
         self.thresholds = dict(record.thresholds)
@@ -203,11 +208,12 @@ class Detector:
             it are not to be lost); NonFiniteError when a score is not finite.
         """
         self.threshold_for(category)  # refuses an unknown one before any work
+        by_itself = partial(scoring.scored, self.method, self.foreground)
         if adapt is None:
 
             def scored(images: Tensor) -> Adapted:
                 with torch.inference_mode():
-                    return Adapted((score or self.method.score)(images), adapted=False)
+                    return Adapted((score or by_itself)(images), adapted=False)
 
         else:
             scored = adapter_of(self.method, adapt).score
@@ -280,7 +286,7 @@ class Detector:
     ) -> Iterator[_Judged]:
         images = torch.stack([one.tensor for one in loaded]).to(self.device)
         adapted = scored(images)
-        scores = adapted.scores
+        scores = scoring.masked(self.method, self.foreground, adapted.scores, images)
         placements = [self.preprocessing.placement(one.shown) for one in loaded]
         if self.area is not None and self.is_narrowed and self.preprocessing.tiling is None:
             inside = places_of(self.area, placements, scores.maps)
@@ -302,6 +308,9 @@ class Detector:
 
     def _prediction(self, judged: _Judged) -> Prediction:
         one, found = judged.loaded, judged.found
+        said = [judged.note, NARROWED if self.is_narrowed else ""]
+        if found.is_untold:
+            said.append(scoring.UNTOLD)
         category, notes = one.category, one.notes
         if category is None and found.features is not None and self.record.category_features:
             told = torch.from_numpy(found.features)[None]
@@ -318,6 +327,7 @@ class Detector:
             anomaly_map=found.anomaly_map,
             votes=found.votes,
             saliency=found.saliency,
+            foreground=found.foreground,
             box=found.box,
             threshold=limit,
             p_value=None if judged.adapted else p_value(found.score, known),
@@ -327,7 +337,7 @@ class Detector:
             label=verdict(found.score, limit),
             size=one.size,
             digest=one.digest,
-            notes=(*notes, *filter(None, [judged.note, NARROWED if self.is_narrowed else ""])),
+            notes=(*notes, *filter(None, said)),
             category=category,
             category_assigned=one.category is None and found.features is not None,
             adapted=judged.adapted,

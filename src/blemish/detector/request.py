@@ -22,6 +22,7 @@ from blemish.methods import Method, MethodConfig, method_class
 from blemish.types import Progress
 
 C = TypeVar("C")
+FOREGROUNDS = ("none", "auto")
 FEW_SHOT_ROTATIONS = 16  # each of them also mirrored: 32 copies of every shot
 
 
@@ -119,6 +120,9 @@ class Request:
             `blemish.data.cutting.chosen` has it; None = pictures are looked at whole. Stored.
         resize: how pictures come into the input: "stretch", "fit", "pad" or "crop"; see
             `blemish.data.geometry`.
+        foreground: "auto": only the part is scored and shown, told from its background by the
+            encoder; see `blemish.methods.foreground`, and `detector.record.foreground.abstains`
+            where it says why not. "none" = whole pictures.
         device, precision: see `blemish.load`.
         batch_size: pictures encoded at once.
         time_budget: minutes that training may take; its schedules are shaped to end there. Where
@@ -153,6 +157,7 @@ class Request:
     tile: int | str | None
     overlap: float | None
     resize: Resize
+    foreground: str
     device: str
     precision: str
     batch_size: int
@@ -182,6 +187,7 @@ class Request:
         self._check_resize()
         _ = self.area  # reads it
         self._check_tiles()
+        self._check_foreground()
         given = {
             "time_budget": self.time_budget is not None,
             "checkpoint": self.checkpoint is not None,
@@ -219,6 +225,17 @@ class Request:
             raise ConfigError(f"resize fit: `scales` are sides of squares, and {instead}")
         if self.chosen.pretraining_config is not None:
             raise ConfigError(f"resize fit: `pretraining` looks at squares, and {instead}")
+
+    def _check_foreground(self) -> None:
+        """Raises: ConfigError for an unknown name, and where pictures are not looked at as they
+        are."""
+        if self.foreground not in FOREGROUNDS:
+            raise unknown_name("foreground", str(self.foreground), FOREGROUNDS)
+        if self.foreground != "none" and (self.tile is not None or self.resize != "stretch"):
+            raise ConfigError(
+                "foreground: is told in whole pictures that fill the input; leave it out, or tile "
+                "and resize"
+            )
 
     def _check_tiles(self) -> None:
         """Raises: ConfigError for what cannot be, and for what tiles cannot have."""

@@ -37,6 +37,8 @@ class Found:
     Attributes:
         score, votes: as `Scores.image`, `Scores.votes`.
         anomaly_map, saliency: float32 h w. box: as a row of `Scores.boxes`.
+        foreground: bool h w, the places that count; None where all do. is_untold: whether they all
+            do because no background could be told.
         features: what tells categories apart, D; None where nothing is to be told.
     """
 
@@ -45,6 +47,8 @@ class Found:
     votes: float | None = None
     saliency: Map | None = None
     box: tuple[float, float, float, float] | None = None
+    foreground: NDArray[np.bool_] | None = None
+    is_untold: bool = False
     features: NDArray[np.float32] | None = None
 
     def check(self, name: str) -> None:
@@ -76,6 +80,9 @@ def rows_of(scores: Scores, placements: Sequence[Placement]) -> list[Found]:
         column(scores.votes),
         column(scores.saliency),
         column(scores.boxes),
+        [None] * len(scores.image)
+        if scores.foreground is None
+        else scores.foreground.cpu().numpy(),
         placements,
         strict=True,
     )
@@ -86,8 +93,10 @@ def rows_of(scores: Scores, placements: Sequence[Placement]) -> list[Found]:
             votes=None if votes is None else float(votes),
             saliency=None if saliency is None else placement.to_picture(saliency),
             box=None if box is None else placement.box_to_picture(box.tolist()),
+            foreground=None if inside is None or inside.all() else inside,
+            is_untold=inside is not None and bool(inside.all()),
         )
-        for score, anomaly_map, votes, saliency, box, placement in columns
+        for score, anomaly_map, votes, saliency, box, inside, placement in columns
     ]
 
 

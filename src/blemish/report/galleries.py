@@ -36,9 +36,9 @@ from blemish.data.layouts import Dataset
 from blemish.data.marks import marked
 from blemish.detector.evaluate import known_pictures, labelled
 from blemish.detector.predict import Detector
+from blemish.detector.scoring import masked
 from blemish.errors import BlemishError, ConfigError, DataError, OutputError
 from blemish.files import check_writable, write_whole
-from blemish.methods import Method
 from blemish.report import figures
 from blemish.report.predictions import Gallery, View, file_name, safe_stem
 from blemish.types import ANOMALOUS, NORMAL, Failure, Prediction, Progress, Sample, Scores, silent
@@ -162,7 +162,7 @@ def _see(
     for name, detector in detectors.items():
         stage = "scoring" if len(detectors) == 1 else f"scoring with {name}"
         keep = cases.kept_by(name)
-        seen, embedding = _Seen(), _Embedding(detector.method)
+        seen, embedding = _Seen(), _Embedding(detector)
         results = detector.predict_many(samples, score=embedding)
         for index, (sample, result) in enumerate(zip(samples, results, strict=True)):
             progress(stage, index + 1, len(samples))
@@ -185,15 +185,15 @@ class _Embedding:
     They come from the pass that scores the pictures.
     """
 
-    def __init__(self, method: Method) -> None:
+    def __init__(self, detector: Detector) -> None:
         self.features: deque[Feature] = deque()
-        self._method = method
+        self._method, self._foreground = detector.method, detector.foreground
 
     def __call__(self, images: Tensor) -> Scores:
         seen = self._method.see(images)
         scores = self._method.judge(seen, images)
         self.features.extend(self._method.describe(seen, images).float().cpu().numpy())
-        return scores
+        return masked(self._method, self._foreground, scores, images, seen)
 
 
 class _Cases:

@@ -28,6 +28,7 @@ Picture = npt.NDArray[np.uint8]
 ATTENTION_SCALE = (1.0, 8.0)
 SALIENCY_SCALE = (0.0, 1.0)  # the range that methods give it in
 _ROWS = 256  # drawn at a time
+_GREY = 128  # of what does not count, and of the line around what does
 _LIGHT, _DARK = 255, 0  # of the two lines of what is outlined: one is seen on any ground
 
 # Plasma (van der Walt and Smith 2015): lightness rises steadily, and so it reads without colour
@@ -181,6 +182,31 @@ def contours(picture: Picture, mask: npt.NDArray[np.bool_]) -> Picture:
     for depth, tone in ((2 * line, _LIGHT), (line, _DARK)):
         for edge in (np.s_[:depth], np.s_[-depth:], np.s_[:, :depth], np.s_[:, -depth:]):
             drawn[edge][mask[edge]] = tone
+    return drawn
+
+
+def faded(picture: Picture, part: npt.NDArray[np.bool_]) -> Picture:
+    """The picture with all but a part of it faded towards grey, and a grey line around that.
+
+    Args: picture: uint8 H W 3, RGB. part: bool h w, laid over the whole picture; its border is
+        drawn smooth.
+    Returns: uint8 H W 3; the arguments are left alone.
+    Raises: ConfigError if the picture is no picture.
+
+    Example:
+        >>> left = np.array([[True, False]])
+        >>> faded(np.full((1, 8, 3), 200, np.uint8), left)[0, :, 0].tolist()
+        [200, 200, 200, 128, 160, 160, 160, 160]
+    """
+    _check_picture(picture)
+    height, width = picture.shape[:2]
+    inside = cv2.resize(part.astype(np.float32), (width, height)) > 0.5
+    drawn = picture.copy()
+    away = drawn[~inside].astype(np.uint16)
+    drawn[~inside] = ((away * 4 + _GREY * 5 + 4) // 9).astype(np.uint8)
+    line = max(1, round(max(height, width) / 400))
+    kept = cv2.erode(inside.astype(np.uint8), np.ones((2 * line + 1,) * 2, np.uint8))
+    drawn[inside & (kept == 0)] = _GREY
     return drawn
 
 

@@ -47,6 +47,7 @@ class Entry:
             width and height: the crop that was looked at again; None where none is drawn.
         regions: how many there are and the share of the picture in the largest (0 without any);
             None where that is unknown.
+        foreground: whether the overlay shows what was taken as the part.
     """
 
     source: str
@@ -60,6 +61,7 @@ class Entry:
     overlay: bytes | None = field(default=None, repr=False)
     box: tuple[float, float, float, float] | None = None
     regions: tuple[int, float] | None = None
+    foreground: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ class _Group:
 # What a legend is to explain, where an entry has it.
 _DRAWN: Mapping[str, Callable[[Entry], bool]] = {
     "box": lambda entry: entry.box is not None,
+    "foreground": lambda entry: bool(entry.overlay and entry.foreground),
     "regions": lambda entry: bool(entry.overlay and entry.regions and entry.regions[0]),
 }
 
@@ -182,6 +185,8 @@ def _template() -> jinja2.Template:
         sha256=lambda text: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode(
             "ascii"
         ),
+        # Not the hundreds of numbers by which the encoder tells a part.
+        short=lambda told: {key: value for key, value in told.items() if key != "direction"},
         words=lambda key: str(key).replace("_", " "),
     )
     templates.tests["table"] = lambda value: isinstance(value, Mapping)

@@ -42,6 +42,7 @@ from blemish.report.heatmap import (
     encode_jpeg,
     encode_map,
     encode_mask,
+    faded,
     outline,
     overlay,
     save_png,
@@ -153,8 +154,16 @@ class Gallery:
             return
         # The maps are slices of their batch's, which must not be kept alive; nor must a full-size
         # heatmap.
-        saliency = None if prediction.saliency is None else prediction.saliency.copy()
-        kept = replace(prediction, anomaly_map=prediction.anomaly_map.copy(), saliency=saliency)
+        saliency, foreground = (
+            None if one is None else one.copy()
+            for one in (prediction.saliency, prediction.foreground)
+        )
+        kept = replace(
+            prediction,
+            anomaly_map=prediction.anomaly_map.copy(),
+            saliency=saliency,
+            foreground=foreground,
+        )
         heapq.heappush(self._heap, (rank, -self._count, kept))
         if len(self._heap) > self._limit:
             heapq.heappop(self._heap)
@@ -171,8 +180,8 @@ class View:
 
     Attributes:
         picture: as it is.
-        heatmap: tinted by what was found in it, with its regions outlined and the crop's rectangle,
-            where there are any.
+        heatmap: tinted by what was found in it, with its regions outlined, the crop's rectangle and
+            the background faded, where there are any.
         saliency: the same for where the method looked; None for methods that do not tell.
     """
 
@@ -208,7 +217,11 @@ class View:
             def boxed(tint: Pixels) -> Pixels:
                 return tint if prediction.box is None else outline(tint, prediction.box)
 
-            heatmap = tinted(prediction.anomaly_map, detector.map_scale)
+            values, scale, part = prediction.anomaly_map, detector.map_scale, prediction.foreground
+            if part is None:
+                heatmap = tinted(values, scale)
+            else:
+                heatmap = faded(tinted(np.where(part, values, scale[0]), scale), part)
             regions = replace(prediction, size=(height, width)).mask
             heatmap = boxed(heatmap if regions is None else contours(heatmap, regions))
             looked = prediction.saliency
@@ -279,6 +292,7 @@ def _thumbnails(predictions: Iterable[Prediction], detector: Detector) -> dict[s
             "picture": encode_jpeg(view.picture),
             "overlay": encode_jpeg(view.heatmap),
             "box": prediction.box,
+            "foreground": prediction.foreground is not None,
         }
         return prediction.source, shown
 
