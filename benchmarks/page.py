@@ -232,6 +232,7 @@ def covered(rows: Sequence[Row]) -> Cells:
         changes = departures(row, row["recipe"]).keys() - free
         wishes = [row["recipe"] != "best", row["shots"] is not None]
         wishes.append(row["anomaly_type"] is not None)
+        wishes.append(row.get("false_alarm_rate") is not None)
         height, width = row["resolution"]
         steps = (row["training"] or {}).get("steps", 0)
         nearest = len(changes) + sum(wishes), row["backbone"] != OUR_BACKBONE
