@@ -248,5 +248,5 @@ def test_rows_of_before_there_were_thresholds_are_read_and_stay_apart(tmp_path: 
     assert (plain[1], plain[8]) == ("best", "2")
     assert calibrated[1] == "threshold at 5 % (5 held out)"
     append(tmp_path / "rows.jsonl", a_row(calibration=5))
-    with pytest.raises(DataError, match="line 4: .*calibration"):
+    with pytest.raises(DataError, match=r"line 4: .*calibration"):
         read_rows(tmp_path / "rows.jsonl")
