@@ -288,6 +288,8 @@ def cell(rows: Sequence[Row]) -> str:
 def suites_of(rows: Sequence[Row]) -> tuple[list[str], list[str]]:
     """The tables of the suites that hold a figure of ours, and the names of the others."""
     good = [row for row in rows if row["status"] == results.OK]
+    # A threshold adds nothing to these tables, and may cost a fifth of the training pictures.
+    good = [row for row in good if row.get("false_alarm_rate") is None]
     told: list[str] = []
     empty: list[str] = []
     for name in suites.names():

@@ -22,9 +22,9 @@ the tables of the papers:
   `weak.py`: over the draws of the defects).
 - {" ".join(f"{sign} {meaning}" for sign, meaning in SIGNS.items())}
   Figures under a † do not belong beside published ones.
-- Detectors are fitted on all good training pictures, without a threshold. The last state of a
-  training counts; none is chosen by its test figures. Scores are never normalised over the test
-  set.
+- Detectors are fitted on all good training pictures, without a threshold unless one is named. The
+  last state of a training counts; none is chosen by its test figures. Scores are never normalised
+  over the test set.
 - A time budget makes as many steps as fit in on the machine at hand: the same command elsewhere
   makes another number of them.
 - The number of seeds stands beside the figures. Differences of a point between single seeds mean
