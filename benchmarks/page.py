@@ -3,10 +3,10 @@
     python benchmarks/page.py            # write it
     python benchmarks/page.py --check    # only say whether it is that; the tests do so
 
-Rows are told by their form: those of `blemish bench`, of `weak.py`, of `probe.py`, and of
-`speed.py`, `gpu.py` and `metrics_speed.py`. Of rows that measure the same thing the newest good one
-counts. The same rows give the same bytes, whatever the order of the files. What is said about the
-figures stands in docs/findings.md, written by hand.
+Rows are told by their form: those of `blemish bench`, of `weak.py`, of `probe.py`, of `regions.py`,
+and of `speed.py`, `gpu.py` and `metrics_speed.py`. Of rows that measure the same thing the newest
+good one counts. The same rows give the same bytes, whatever the order of the files. What is said
+about the figures stands in docs/findings.md, written by hand.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from page_regions import regions
 from page_texts import BEYOND, MATRIX, PROBES, READING, WEAK
 
 from blemish.bench import results, suites
@@ -186,7 +187,8 @@ def page(files: Mapping[str, Sequence[Row]]) -> str:
     others = [row for row in lines if not {"schema", "part"} & row.keys()]
     weak = latest((row for row in others if "draw" in row), lambda row: row["key"])
     probes = [row for row in others if row.get("what") == "probe"]
-    speeds = [row for row in others if row.get("what", "probe") != "probe"]
+    marked = [row for row in others if row.get("what") == "regions"]
+    speeds = [row for row in others if row.get("what", "probe") not in ("probe", "regions")]
     cells = covered([*newest(every)[0], *weak])
     told, empty = suites_of(every)
     parts = [READING, coverage(cells), *told]
@@ -196,6 +198,7 @@ def page(files: Mapping[str, Sequence[Row]]) -> str:
     parts += [
         part(rows) for part, rows in ((labelled, weak), (probed, probes), (timed, speeds)) if rows
     ]
+    parts += [sections(regions(marked))] if marked else []
     if known := [row for row in every if row.get("efficiency")]:
         theirs = suites.read("agpnet").efficiency
         parts.append(section("Costs", results.efficiency_page(known, published=theirs)))
@@ -232,6 +235,7 @@ def covered(rows: Sequence[Row]) -> Cells:
         changes = departures(row, row["recipe"]).keys() - free
         wishes = [row["recipe"] != "best", row["shots"] is not None]
         wishes.append(row["anomaly_type"] is not None)
+        wishes.append(row.get("false_alarm_rate") is not None)
         height, width = row["resolution"]
         steps = (row["training"] or {}).get("steps", 0)
         nearest = len(changes) + sum(wishes), row["backbone"] != OUR_BACKBONE
@@ -284,6 +288,8 @@ def cell(rows: Sequence[Row]) -> str:
 def suites_of(rows: Sequence[Row]) -> tuple[list[str], list[str]]:
     """The tables of the suites that hold a figure of ours, and the names of the others."""
     good = [row for row in rows if row["status"] == results.OK]
+    # A threshold adds nothing to these tables, and may cost a fifth of the training pictures.
+    good = [row for row in good if row.get("false_alarm_rate") is None]
     told: list[str] = []
     empty: list[str] = []
     for name in suites.names():

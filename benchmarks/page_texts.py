@@ -22,9 +22,9 @@ the tables of the papers:
   `weak.py`: over the draws of the defects).
 - {" ".join(f"{sign} {meaning}" for sign, meaning in SIGNS.items())}
   Figures under a † do not belong beside published ones.
-- Detectors are fitted on all good training pictures, without a threshold. The last state of a
-  training counts; none is chosen by its test figures. Scores are never normalised over the test
-  set.
+- Detectors are fitted on all good training pictures, without a threshold unless one is named. The
+  last state of a training counts; none is chosen by its test figures. Scores are never normalised
+  over the test set.
 - A time budget makes as many steps as fit in on the machine at hand: the same command elsewhere
   makes another number of them.
 - The number of seeds stands beside the figures. Differences of a point between single seeds mean
@@ -68,3 +68,9 @@ BEYOND = """\
 - **Other data sets.** Of MVTec AD two of 15 categories were at hand, of NIH ChestX-ray14 544 small
   pictures. VisA, MVTec 3D-AD, Head-CT and KolektorSDD were not.
 - **Speed on a GPU**, and so the papers' columns of it."""
+REGIONS = """\
+What is marked in the maps of one detector, by how they are cut; in %, of the pixels of all test
+pictures at their own size. A defect (a connected part of a mask) is found where a region shares a
+pixel with it; a region is false where it meets none. Thresholds: at a rate of 5 %, from the
+training pictures each left out in turn, which also give the quantiles of normal pixels. The best F1
+looks at the test labels: it shows what one level can reach at most, and is no way to set it."""

@@ -55,6 +55,7 @@ def test_the_key_is_what_is_measured(mvtec: Path, tmp_path: Path) -> None:
         *({"weights": it} for it in (None, str(first), str(third))),
         *budgets,
         *({"shifts": it} for it in (["blur"], ["blur", "noise"])),
+        *({"false_alarm_rate": it} for it in (0.05, 0.1)),
         *({**GUIDED, **it} for it in ({}, {"adapt": ["online"]})),
         {**GUIDED, "adapt": ["online"], "shifts": ["blur"]},
         *({**TAUGHT, **it} for it in taught),

@@ -232,3 +232,29 @@ def test_the_suffix_says_what_is_written(
     systems = ["knn", "DRAEM", "UniAD", "DeSTSeg", "SimpleNet", "AGPNet"]
     assert [line[0] for line in body(costs)] == systems
     assert len(body(made("d.md", "--efficiency"))) == 1
+
+
+def test_rows_of_before_there_were_thresholds_are_read_and_stay_apart(tmp_path: Path) -> None:
+    regions = {"normal": 6, "normal_with_region": 1, "region_recall": 0.5, "iou": 0.25}
+    calibration = {"method": "split conformal", "pictures": 5, "held_out": 5}
+    asked: dict[str, Any] = {"key": "k1", "false_alarm_rate": 0.05, "calibration": calibration}
+    verdicts = {"false_positive": 1, "true_negative": 5, "false_negative": 3, "true_positive": 4}
+    told = {"confusion": verdicts, "regions": {**regions, "f1": 0.4, "false_per_picture": 1.5}}
+    rows = [a_row(), a_row(**asked, **told), a_row(key="k2", false_alarm_rate=None)]
+    assert "false_alarm_rate" not in rows[0]
+    for row in rows:
+        append(tmp_path / "rows.jsonl", row)
+    assert read_rows(tmp_path / "rows.jsonl") == rows
+    main, judged = table(rows).split("## widget: verdicts and regions")
+    (plain, calibrated) = body(main)
+    assert (plain[1], plain[8]) == ("best", "2")
+    assert calibrated[1] == "threshold at 5 % (5 held out)"
+    (line,) = body(judged)
+    assert line[2:] == ["16.7", "42.9", "16.7", "50.0", "1.50", "40.0", "25.0", "1"]
+    without_masks = a_row(**asked, confusion=verdicts, regions=None)
+    (line,) = body(table([without_masks]).split("## widget: verdicts and regions")[1])
+    assert line[2:] == ["16.7", "42.9", *["–"] * 5, "1"]
+    assert "verdicts and regions" not in table(rows[:1])
+    append(tmp_path / "rows.jsonl", a_row(calibration=5))
+    with pytest.raises(DataError, match=r"line 4: .*calibration"):
+        read_rows(tmp_path / "rows.jsonl")

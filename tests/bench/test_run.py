@@ -89,6 +89,23 @@ def test_a_trained_method_says_its_schedule(mvtec: Path, monkeypatch: pytest.Mon
     assert (given["shots"], given["time_budget"]) == (4, 15.0)
 
 
+def test_with_a_rate_of_false_alarms_a_row_has_verdicts_and_regions(mvtec: Path) -> None:
+    plain, left_out = (measure(a_run(mvtec, false_alarm_rate=it), **HERE) for it in (None, 0.1))
+    assert [plain[key] for key in ("calibration", "confusion", "regions")] == [None] * 3
+    assert left_out["calibration"] == {"method": "leave-one-out", "pictures": 24, "held_out": 0}
+    assert left_out["image_auroc"] == plain["image_auroc"]  # it has learned from the same pictures
+    held_out = measure(a_run(mvtec, **GUIDED, false_alarm_rate=0.25), **HERE)
+    assert held_out["calibration"] == {"method": "split conformal", "pictures": 5, "held_out": 5}
+    assert held_out["counts"]["fitted"] == 19
+    for row in (left_out, held_out):
+        verdicts, regions, split = row["confusion"], row["regions"], row["split"]
+        assert verdicts["true_positive"] + verdicts["false_negative"] == split["test_anomalous"]
+        assert verdicts["true_negative"] + verdicts["false_positive"] == split["test_normal"]
+        assert (regions["normal"], regions["pictures"]) == (split["test_normal"], 13)
+        assert 0 <= regions["normal_with_region"] <= regions["normal"]
+        assert regions["recall_at"].keys() == {"0.1", "0.5", "1"}
+
+
 def test_few_shots_are_drawn_by_the_seed(mvtec: Path) -> None:
     rows = [measure(a_run(mvtec, shots=2, seed=seed), **HERE) for seed in (0, 0, 1)]
     assert [row["counts"]["fitted"] for row in rows] == [2, 2, 2]

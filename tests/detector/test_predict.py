@@ -20,6 +20,7 @@ import blemish
 from blemish import artifact
 from blemish.cli import look
 from blemish.detector.predict import Detector
+from blemish.detector.reading import Loaded, Reading
 from blemish.errors import (
     BlemishError,
     ConfigError,
@@ -218,8 +219,12 @@ def test_a_single_picture_is_a_list_of_one(folder: Path, picture: Part, fitted: 
 
 
 def test_the_look_ahead_holds_no_pixels(picture: Part, fitted: Fitted) -> None:
-    loaded = fitted()._load(0, picture(1, height=500, width=700), "", None)
-    assert not isinstance(loaded, Failure)
+    detector = fitted()
+    reading = Reading(
+        preprocessing=detector.preprocessing, area=None, categories=(), category="", alter=None
+    )
+    (loaded,) = reading.loads([picture(1, height=500, width=700)], ahead=1)
+    assert isinstance(loaded, Loaded)
     assert loaded.size == (500, 700)
     arrays = [getattr(loaded, name) for name in type(loaded).__slots__]
     assert not any(isinstance(value, np.ndarray) and value.size > 500 for value in arrays)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from blemish.detector.predict import Detector
 from blemish.machine import cores, cpu_name
 
 
@@ -60,3 +61,14 @@ def checkout() -> tuple[str | None, bool | None]:
         return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--", "."))
     except (OSError, subprocess.CalledProcessError):
         return None, None
+
+
+def calibration(detector: Detector) -> dict[str, Any] | None:
+    """Where its threshold comes from, as rows name it: the method, from how many pictures, and how
+    many were held out for it, not learned from; None without a threshold."""
+    threshold = detector.threshold
+    if threshold is None:
+        return None
+    one_out = threshold.method == "leave-one-out"
+    held_out = 0 if one_out else len(detector.record.data.calibrated)
+    return {"method": threshold.method, "pictures": threshold.n, "held_out": held_out}

@@ -51,6 +51,9 @@ class Run:
         anomaly_count, anomaly_type: as of `blemish.fit`, of the data set's own defects, which then
             do not test; None = no defect is learned from.
         time_budget: as of `blemish.fit`; None for a method that is not trained.
+        false_alarm_rate: as of `blemish.fit`, for a threshold that comes about in the method's
+            usual way: from the training pictures each left out in turn, or from a fifth of them,
+            which is then not learned from. None = no threshold, and all are learned from.
         shifts: names of `blemish.data.shifts.SHIFTS`; each once, in the order there.
         adapt: modes of `blemish.methods.adaptation`, in the order there.
         compared_at: side of the square at which maps and masks are compared; None = each picture's
@@ -69,6 +72,7 @@ class Run:
     anomaly_count: int | None = None
     anomaly_type: str | None = None
     time_budget: float | None = None
+    false_alarm_rate: float | None = None
     shifts: Sequence[str] = ()
     adapt: Sequence[str] = ()
     compared_at: int | None = RESOLUTION
@@ -76,7 +80,7 @@ class Run:
 
     def __post_init__(self) -> None:
         """Raises: ConfigError for an unknown shift or mode, a method that cannot adapt, a type
-        without a count, or a time budget that is none."""
+        without a count, or a time budget or rate that is none."""
         if self.anomaly_type is not None and self.anomaly_count is None:
             raise ConfigError(
                 "anomaly_type: say how many of that type to learn from, too (anomaly_count)"
@@ -87,6 +91,10 @@ class Run:
                     f"time_budget: a positive number of minutes is needed, got {self.time_budget:g}"
                 )
             object.__setattr__(self, "time_budget", float(self.time_budget))
+        if self.false_alarm_rate is not None and not 0 < self.false_alarm_rate < 1:
+            raise ConfigError(
+                f"false_alarm_rate: {self.false_alarm_rate:g} is not between 0 and 1 (0.05 for 5 %)"
+            )
         for field_name, kind, known in (
             ("shifts", "shift", tuple(SHIFTS)),
             ("adapt", "mode of adaptation", MODES),
@@ -116,6 +124,8 @@ class Run:
         ConfigError as `config`."""
         parts = {**self.to_dict(), "settings": configs.to_dict(self.config)}
         del parts["path"], parts["label"]
+        if self.false_alarm_rate is None:  # rows of before there was one keep their key
+            del parts["false_alarm_rate"]
         if self.weights is not None and Path(self.weights).is_file():
             with open_regular(self.weights, limit=WEIGHTS_BYTES, error=WeightsError) as file:
                 parts["weights"] = hashlib.file_digest(file, "sha256").hexdigest()
@@ -147,6 +157,7 @@ def plan(
     anomaly_count: int | None = None,
     anomaly_type: str | None = None,
     time_budget: float | None = None,
+    false_alarm_rate: float | None = None,
     shifts: Sequence[str] = (),
     adapt: Sequence[str] = (),
     label: str | None = None,
@@ -161,7 +172,7 @@ def plan(
         assignments: "key=value", what differs from the recipes.
         anomaly_count, anomaly_type: of methods that learn from defects; the others do without.
         time_budget: of trained methods; the others do without.
-        shifts, adapt: as of `Run`.
+        false_alarm_rate, shifts, adapt: as of `Run`.
         label: how tables call these settings; None = the settings themselves.
     Raises: ConfigError for an unknown method, recipe, key, shift or mode, a bad value, or a method
         that cannot adapt.
@@ -185,6 +196,7 @@ def plan(
                 anomaly_count=count if taught else None,
                 anomaly_type=anomaly_type if taught else None,
                 time_budget=time_budget if config.learns_by_gradient else None,
+                false_alarm_rate=false_alarm_rate,
                 shifts=shifts,
                 adapt=(*entry.adapt, *adapt),
                 compared_at=entry.compared_at,

@@ -5,11 +5,12 @@ its own and a crash ends only it; several may run at once. A row is written when
 stopped bench goes on from there.
 
 How it is measured: a detector is fitted on all normal training pictures (no threshold, so nothing
-is held out) and judged on the test split; maps and masks are compared at 256×256, or at the
-pictures' own size where a suite says so of its paper (`compared_at`). `seconds_to_fit` includes
-loading the backbone. `images_per_second` is over one pass of all test pictures, decoding included
-and metrics excluded; `cores_used` is processor time by wall time of that pass, and shows whether
-the machine was shared. Peak memory is that of the process up to the last prediction. On data with
+is held out, unless a rate of false alarms was asked for: `calibration` of a row) and judged on the
+test split; maps and masks are compared at 256×256, or at the pictures' own size where a suite says
+so of its paper (`compared_at`). `seconds_to_fit` includes loading the backbone and calibrating.
+`images_per_second` is over one pass of all test pictures, decoding included and metrics excluded;
+`cores_used` is processor time by wall time of that pass, and shows whether the machine was shared.
+Peak memory is that of the process up to the last prediction. On data with
 several categories one detector learns them all, and the row's metrics are the means over the
 categories, each measured by itself; only the best F1 is that of all pictures together.
 
@@ -41,7 +42,13 @@ import torch
 
 from blemish import config as configs
 from blemish.bench import costs
-from blemish.bench.conditions import checkout, hardware, peak_memory_mib, shared_threads
+from blemish.bench.conditions import (
+    calibration,
+    checkout,
+    hardware,
+    peak_memory_mib,
+    shared_threads,
+)
 from blemish.bench.plan import Run, categories
 from blemish.bench.results.rows import (
     FAILED,
@@ -74,6 +81,8 @@ _OF_EVALUATION = (
     "counts",
     *METRICS,
     "votes",
+    "confusion",
+    "regions",
     "pixel_auroc_anomalous",
     "by_defect",
     "by_category",
@@ -301,7 +310,8 @@ def _fitted(one: Run, device: str, precision: str) -> Detector:
         anomaly_type=one.anomaly_type,
         time_budget=one.time_budget,
         seed=one.seed,
-        calibration_fraction=0,
+        false_alarm_rate=one.false_alarm_rate,
+        calibration_fraction=0 if one.false_alarm_rate is None else None,
         device=device,
         precision=precision,
     )
@@ -328,6 +338,7 @@ def _of_detector(detector: Detector) -> dict[str, Any]:
         ),
         "training": training,
         "pretraining": pretraining,
+        "calibration": calibration(detector),
         "seconds_to_fit": manifest["seconds"],
         "device": hardware(detector.device),
         "precision": manifest["precision"],

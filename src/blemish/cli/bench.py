@@ -99,6 +99,16 @@ Schedule = Annotated[
         "[default: full, without --time-budget]",
     ),
 ]
+FalseAlarmRate = Annotated[
+    float | None,
+    Option(
+        metavar="SHARE",
+        help="Fit with a threshold for this share of false alarms (0.05 for 5 %), and measure the "
+        "verdicts and the regions of defects too. It is set in the method's usual way: from the "
+        "training pictures each left out in turn, or from a fifth of them, which is then not "
+        "learned from. [default: no threshold]",
+    ),
+]
 Shifts = Annotated[
     str,
     Option(
@@ -157,6 +167,7 @@ def bench(
     anomaly_type: AnomalyType = None,
     schedule: Schedule = None,
     time_budget: TimeBudget = None,
+    false_alarm_rate: FalseAlarmRate = None,
     shifts: Shifts = "",
     adapt: Adapt = "",
     label: Label = None,
@@ -185,6 +196,7 @@ def bench(
         **{"weights": weights, "shots": shots, "label": label},
         **{"anomaly_count": anomaly_count, "anomaly_type": anomaly_type},
         "time_budget": _budget(schedule, time_budget),
+        "false_alarm_rate": false_alarm_rate,
         **{"shifts": options.parts(shifts), "adapt": options.parts(adapt)},
     }
     how = {"device": device, "precision": precision, "threads": threads, "jobs": jobs}

@@ -257,11 +257,10 @@ def _scored(
                 level = region_level(whole.anomaly_map, smallest_region)
                 scored[int(batch.owners[at])] = whole.score, level
                 part = whole.anomaly_map if is_tile(source) else placements[at].part(maps[at])
-                samples.append(
-                    part[::4, ::4]
-                    if row.foreground is None
-                    else part[::4, ::4][row.foreground[::4, ::4]]
-                )
+                part = part[::4, ::4]
+                if row.foreground is not None:  # what does not count has no value of its own
+                    part = part[row.foreground[::4, ::4]]
+                samples.append(part.ravel())
     scale = (0.0, 1.0)
     if samples:
         low, high = np.quantile(np.concatenate(samples), [0.5, 0.999])

@@ -69,9 +69,11 @@ def rows_of(scores: Scores, placements: Sequence[Placement]) -> list[Found]:
     Args: placements: where each lies.
     """
 
+    count, counted = len(scores.image), scores.foreground
+
     def column(values: torch.Tensor | None) -> list[Any]:
         if values is None:
-            return [None] * len(scores.image)
+            return [None] * count
         return list(values.float().cpu().numpy())
 
     columns = zip(
@@ -80,9 +82,7 @@ def rows_of(scores: Scores, placements: Sequence[Placement]) -> list[Found]:
         column(scores.votes),
         column(scores.saliency),
         column(scores.boxes),
-        [None] * len(scores.image)
-        if scores.foreground is None
-        else scores.foreground.cpu().numpy(),
+        [None] * count if counted is None else counted.cpu().numpy(),
         placements,
         strict=True,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from blemish.bench.results.rows import (
     HALF_OFF,
@@ -64,7 +65,7 @@ def sheet(
 
 def page(rows: Iterable[Row]) -> Page:
     """A table for each data set, a line for each method with its settings; where rows tell of
-    shifted pictures, a further one of these.
+    shifted pictures, or have verdicts, a further one of these.
 
     Of rows with the same identity the newest good one counts. Runs on different devices are never
     averaged; runs that have only failed are listed below.
@@ -78,6 +79,8 @@ def page(rows: Iterable[Row]) -> Page:
         sheets.append(sheet(data, _OVERVIEW, groups))
         if shifted := [group for group in groups if group[-1]["shifted"]]:
             sheets.append(_shifted(data, shifted))
+        if judged := [group for group in groups if group[-1].get("confusion")]:
+            sheets.append(_judged(data, judged))
     return Page(sheets=tuple(sheets), legend=legend([LEGEND, _MEASURED], sheets), failed=failed)
 
 
@@ -142,6 +145,47 @@ def _shifted(data: str, groups: Iterable[Rows]) -> Sheet:
         columns=("Method", "Settings", "Shift", *adaptation, "Seeds"),
         lines=tuple(lines),
         notes=("mean: over the shifts, without the pictures as they are (none).",),
+    )
+
+
+def _judged(data: str, groups: Iterable[Rows]) -> Sheet:
+    """Verdicts and regions at the threshold."""
+
+    def verdicts(row: Row, wrong: str, right: str) -> float | None:
+        counts = row.get("confusion") or {}
+        of = counts[wrong] + counts[right]
+        return counts[wrong] / of if of else None
+
+    def regions(rows: Rows, *keys: str) -> list[float | None]:
+        found: list[float | None] = []
+        for row in rows:
+            told: Mapping[str, Any] = row.get("regions") or {}
+            values = [told.get(key) for key in keys]
+            whole = values[1] if len(values) > 1 else 1
+            found.append(values[0] / whole if values[0] is not None and whole else None)
+        return found
+
+    lines = sorted(
+        (
+            *(rows[-1]["method"], asked(rows[-1])),
+            figure([verdicts(row, "false_positive", "true_negative") for row in rows], 100),
+            figure([verdicts(row, "false_negative", "true_positive") for row in rows], 100),
+            figure(regions(rows, "normal_with_region", "normal"), 100),
+            figure(regions(rows, "region_recall"), 100),
+            figure(regions(rows, "false_per_picture"), digits=2),
+            *(figure(regions(rows, key), 100) for key in ("f1", "iou")),
+            str(len(rows)),
+        )
+        for rows in groups
+    )
+    return Sheet(
+        title=f"{data}: verdicts and regions",
+        above="At the threshold; in %, but for the false regions a picture.",
+        columns=(
+            *("Method", "Settings", "False alarms", "Missed", "Good with a region"),
+            *("Defects found", "False regions a picture", "Pixel F1", "IoU", "Seeds"),
+        ),
+        lines=tuple(lines),
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import field, make_dataclass
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, Literal, TypedDict, get_type_hints
+from typing import Any, Literal, NotRequired, TypedDict, get_args, get_origin, get_type_hints
 
 from blemish import config as configs
 from blemish.config import Count, Fraction, NotNegative, Positive
@@ -31,7 +31,8 @@ Group = Mapping[str, float | int | None]
 
 
 class Heading(TypedDict):
-    """What every row has, of a failed run too."""
+    """What every row has, of a failed run too. Those of before November 2026 lack the keys that
+    need not be there."""
 
     schema: Count
     status: Literal["ok", "failed"]
@@ -48,6 +49,7 @@ class Heading(TypedDict):
     anomaly_count: Count | None
     anomaly_type: str | None
     time_budget: float | None
+    false_alarm_rate: NotRequired[float | None]
     shifts: tuple[str, ...]
     adapt: tuple[str, ...]
     compared_at: int | str
@@ -70,6 +72,9 @@ class Row(Heading):
 
     Metrics are fractions. `votes`, `training`, `pretraining` and `efficiency` are null where there
     is nothing of the kind, and `shifted` is empty where no shift and no adaptation was asked for.
+    Of a run with a rate of false alarms: `calibration` says the `method` of the threshold, from how
+    many `pictures` it is, and how many were `held_out` for it, which the detector has not learned
+    from; `confusion` and `regions` are as of `blemish.types.Evaluation`. Else they are null.
     """
 
     blemish: str
@@ -92,6 +97,9 @@ class Row(Heading):
     pixel_auroc: Metric
     aupro: Metric
     votes: Mapping[str, float] | None
+    calibration: NotRequired[Mapping[str, str | int] | None]
+    confusion: NotRequired[Mapping[str, Count] | None]
+    regions: NotRequired[Mapping[str, Any] | None]
     pixel_auroc_anomalous: Metric
     by_defect: Mapping[str, Group]
     by_category: Mapping[str, Group]
@@ -113,8 +121,14 @@ def _form(kind: type) -> type:
     """A dataclass with the keys of a row, which `config.from_dict` can hold a JSON object
     against."""
     hints = get_type_hints(kind, include_extras=True)
-    other: tuple[Any, ...] = ("other", Mapping[str, Any], field(default_factory=dict))
-    return make_dataclass(kind.__name__, [*hints.items(), other], kw_only=True)
+    fields: list[tuple[str, Any] | tuple[str, Any, Any]] = []
+    for key, hint in hints.items():
+        if get_origin(hint) is NotRequired:
+            fields.append((key, get_args(hint)[0], field(default=None)))
+        else:
+            fields.append((key, hint))
+    fields.append(("other", Mapping[str, Any], field(default_factory=dict)))
+    return make_dataclass(kind.__name__, fields, kw_only=True)
 
 
 _HEADING, _ROW = _form(Heading), _form(Row)
@@ -204,7 +218,7 @@ def newest(rows: Iterable[Row]) -> tuple[list[Row], tuple[str, ...]]:
 
 
 _LIKENESS = "method recipe settings shots anomaly_count anomaly_type time_budget shifts adapt"
-_LIKENESS += " resolution weights precision device categories compared_at"
+_LIKENESS += " resolution weights precision device categories compared_at false_alarm_rate"
 
 
 def told(row: Row, metric: str) -> float | None:
@@ -217,7 +231,8 @@ def told(row: Row, metric: str) -> float | None:
 def likeness(row: Row, *, but: Collection[str] = ()) -> str:
     """Rows have the same if they differ only in data, seed, date, commit, and in what `but` names:
     settings, and keys of rows and of their devices."""
-    values: dict[str, Any] = {**row, "categories": together(row), "compared_at": compared_at(row)}
+    values: dict[str, Any] = {"false_alarm_rate": None, **row, "categories": together(row)}
+    values["compared_at"] = compared_at(row)
     for part in ("settings", "device"):
         values[part] = {key: it for key, it in values[part].items() if key not in {"seed", *but}}
     return json.dumps([values[key] for key in _LIKENESS.split() if key not in but], sort_keys=True)
@@ -274,10 +289,18 @@ def asked_for(row: Mapping[str, Any]) -> list[str]:
         found.append(pluralize(row["anomaly_count"], "defect") + kind)
     if row["time_budget"] is not None:
         found.append(f"budget {row['time_budget']:g} min")
+    if (rate := row.get("false_alarm_rate")) is not None:
+        found.append(f"threshold at {100 * rate:.4g} %{_held_out(row)}")
     for what in ("shifts", "adapt"):
         if row[what]:
             found.append(f"also {_ALSO[what]}: {', '.join(row[what])}")
     return found
+
+
+def _held_out(row: Mapping[str, Any]) -> str:
+    """How many pictures a row's detector has not learned from for its threshold; "" of a run."""
+    count = (row.get("calibration") or {}).get("held_out")
+    return "" if count is None else f" ({count} held out)"
 
 
 _ALSO = {"shifts": "shifted", "adapt": "adapting"}
