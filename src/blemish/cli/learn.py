@@ -21,6 +21,7 @@ from blemish.cli.options import (
     Ignore,
     ImageSize,
     Json,
+    Overlap,
     Precision,
     Rate,
     Recipe,
@@ -31,6 +32,7 @@ from blemish.cli.options import (
     Seed,
     Settings,
     SmallestRegion,
+    Tile,
     TimeBudget,
     Weights,
     Window,
@@ -125,6 +127,8 @@ def fit(
     roi: Roi = None,
     ignore: Ignore = None,
     resize: Resize = "stretch",
+    tile: Tile = None,
+    overlap: Overlap = None,
     foreground: Foreground = "none",
     time_budget: TimeBudget = None,
     resume: Resume = False,
@@ -146,6 +150,7 @@ def fit(
         shots=shots,
     )
     request = {**options.taken_by(fitting.fit, locals()), "config": None, **configs.to_dict(chosen)}
+    request["tile"] = options.tile(tile)
     kept: Sequence[Path] = ()
     if chosen.learns_by_gradient:
         request["checkpoint"] = _checkpoint(output)
@@ -209,6 +214,8 @@ def fit_lines(manifest: Mapping[str, Any]) -> Iterable[str]:
         yield f"Defects learned from: {len(data['defects'])}; {data['defects_layout']}"
     if resized := words.resized(manifest["preprocessing"]):
         yield f"Input: {resized}"
+    if tiles := words.tiles(manifest):
+        yield f"Tiles: {tiles}"
     if area := words.area(manifest["preprocessing"]):
         yield f"Looks at: {area}"
     if part := words.foreground(manifest.get("foreground")):

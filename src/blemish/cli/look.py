@@ -140,6 +140,8 @@ def artifact_facts(values: Mapping[str, Any]) -> Facts:
     pixels = f", pixel values {window[0]:g} to {window[1]:g}" if window else ""
     stretched = f"{seen['height']}×{seen['width']} (height×width), pictures are stretched to it"
     yield "input", f"{words.resized(seen) or stretched}{pixels}"
+    if tiles := words.tiles(values):
+        yield "tiles", tiles
     if area := words.area(seen):
         yield "looks at", area
     if part := words.foreground(values.get("foreground")):

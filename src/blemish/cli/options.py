@@ -39,6 +39,15 @@ def assignments(settings: Sequence[str] | None, **named: object) -> list[str]:
     return given + list(settings or ())
 
 
+def tile(given: str | None) -> int | str | None:
+    """What --tile says. Raises: ConfigError for what is neither a number nor auto."""
+    if given is None or given == "auto":
+        return given
+    if not given.isdigit():
+        raise ConfigError(f"--tile {given}: a number of pixels, or auto, is needed")
+    return int(given)
+
+
 def taken_by(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """Those of a command's options, its `locals()`, that a function takes by the same name.
 
@@ -190,6 +199,22 @@ Resize = Annotated[
         help="How pictures that are no squares come into the input: stretch (distorted to fill "
         "it), fit (the input takes their shape), pad (whole, with bars beside it) or crop (the "
         "middle; the rest is not looked at).",
+    ),
+]
+Tile = Annotated[
+    str | None,
+    Option(
+        metavar="PIXELS|auto",
+        help="Cut pictures into squares of so many of their own pixels and look at each of them: "
+        "for small defects in large pictures. auto: whether and how large, by the pictures and "
+        "the masks of known defects; it says what it chose.",
+    ),
+]
+Overlap = Annotated[
+    float | None,
+    Option(
+        help="The share of its side that a tile has at least in common with the next. "
+        "[default: 0.25]"
     ),
 ]
 Ignore = Annotated[Path | None, Option(metavar="FILE", help="Do not look there; as --roi.")]

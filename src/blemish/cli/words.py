@@ -45,6 +45,16 @@ def resized(preprocessing: Mapping[str, Any]) -> str:
     return "" if told is None else f"{size}, {told}"
 
 
+def tiles(manifest: Mapping[str, Any]) -> str:
+    """How pictures are cut, and why, where that was chosen; "" where nobody asked for tiles."""
+    tiling, why = manifest["preprocessing"].get("tiling"), manifest["data"].get("tiles", "")
+    if not tiling:
+        return f"none: {why}" if why else ""
+    side, overlap = tiling["side"], 100 * tiling["overlap"]
+    told = f"{side}×{side} pixels, which overlap by {overlap:.3g} % at least"
+    return f"{told} ({why})" if why else told
+
+
 def area(preprocessing: Mapping[str, Any]) -> str:
     """How much of a picture is looked at; "" where that is all of it."""
     runs = preprocessing["area"]["runs"] if preprocessing.get("area") else [0, 1]

@@ -125,7 +125,7 @@ def chosen(
     sizes = [one for one in found if not isinstance(one, Failure)]
     side = preprocessing.height
     if not sizes:
-        return None, "no tiles: none of the pictures that were looked at can be read"
+        return None, "none of the pictures that were looked at can be read"
     shorter, longer = (round(median(by(one) for one in sizes)) for by in (min, max))
     extents = _extents(defects, preprocessing)
     if extents:
@@ -133,15 +133,15 @@ def chosen(
         seen, wanted = extent * side / longer, max(side, round(extent * side / WELL_SEEN))
         what = f"defects of {extent:.0f} pixels cover {seen:.0f} of the backbone's input"
         if seen >= WELL_SEEN:
-            return None, f"no tiles: {what} as it is"
+            return None, f"{what} as it is"
     else:
         wanted = side
         what = f"the pictures are {longer} pixels long, the backbone's input {side}"
         if 3 * side >= 2 * longer:
-            return None, f"no tiles: {what}"
+            return None, what
     if wanted > shorter:
-        return None, f"no tiles: {what}, but the pictures are only {shorter} pixels across"
-    return Tiling(side=wanted, overlap=overlap), f"tiles of {wanted} pixels: {what}"
+        return None, f"{what}, but the pictures are only {shorter} pixels across"
+    return Tiling(side=wanted, overlap=overlap), what
 
 
 def _extents(defects: Pictures, preprocessing: Preprocessing) -> list[int]:

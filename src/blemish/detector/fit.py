@@ -15,11 +15,10 @@ import torch
 
 from blemish import artifact
 from blemish import config as configs
-from blemish.backbones import build
 from blemish.backbones.cache import features_kept
-from blemish.compute import pick_device, pick_precision, precision_name
-from blemish.data.cutting import chosen, cut
-from blemish.data.geometry import Resize, fitted_size
+from blemish.compute import precision_name
+from blemish.data.cutting import cut
+from blemish.data.geometry import Resize
 from blemish.data.pictures import (
     NO_PICTURES,
     Pictures,
@@ -33,19 +32,16 @@ from blemish.data.stream import (
     Passes,
     PictureStream,
     fingerprint,
-    map_ahead,
-    of_picture,
     unreadable,
 )
-from blemish.data.tiling import AUTO
-from blemish.data.transforms import Preprocessing
+from blemish.detector.built import Built, build_method
 from blemish.detector.calibrate import Calibration, Plan, Seen, calibrated, planned
 from blemish.detector.categories import CategoryFeatures
 from blemish.detector.manifest import Learned, Manifest, Pretraining, broken
 from blemish.detector.predict import BATCH_SIZE, Detector, describe, place
 from blemish.detector.pretrain import pretrained
 from blemish.detector.request import Request, checkpoints, configure
-from blemish.detector.scoring import check_foreground, in_use
+from blemish.detector.scoring import in_use
 from blemish.detector.thresholds import calibrate
 from blemish.errors import ConfigError, DataError
 from blemish.methods import Method, MethodConfig
@@ -54,11 +50,9 @@ from blemish.methods.foreground import PICTURES, Foreground
 from blemish.methods.trained import TrainedMethod
 from blemish.training import Training, distributed, train
 from blemish.training.checkpoint import check_free
-from blemish.types import ANOMALOUS, NORMAL, Failure, Progress, silent
+from blemish.types import ANOMALOUS, NORMAL, Progress, silent
 
 __all__ = ["checkpoints", "configure", "fit"]
-_SHAPE_PICTURES = 100  # good pictures, at most, whose shapes decide that of the input
-X_RAYS = {"nih"}  # data layouts of X-ray pictures
 
 
 def fit(
@@ -123,7 +117,7 @@ def _fitted(request: Request) -> Detector:
     """Pictures, build, pre-train, train, learn, calibrate: as `fit`."""
     started = time.perf_counter()
     good, defects = _pictures(request)
-    built = _build(request, good, defects)
+    built = build_method(request, good, defects)
     parts = _divided(request, built, good, defects)
     # Joined once for both trainings: the processes do not find each other again by the addresses
     # of a group that has parted.
@@ -172,75 +166,6 @@ def _pictures(request: Request) -> tuple[Pictures, Pictures]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Built:
-    """A method before it learns, how pictures come to it then, and what it computes in."""
-
-    method: Method
-    preprocessing: Preprocessing
-    device: torch.device
-    precision: torch.dtype
-
-    @property
-    def scoring(self) -> Preprocessing:
-        """How pictures come to it when they are scored."""
-        height, width = self.method.scoring_size
-        return dataclasses.replace(self.preprocessing, height=height, width=width)
-
-
-def _build(request: Request, good: Pictures, defects: Pictures) -> _Built:
-    """The method, with its backbone. Raises: ConfigError for what it cannot work with."""
-    device = distributed.own_device(pick_device(request.device))
-    precision = pick_precision(request.precision, device)
-    request.progress("loading the backbone", 0, 0)
-    config = request.chosen.for_pictures(x_rays=good.layout in X_RAYS)
-    backbone = build(config.backbone, weights=request.weights, seed=config.seed)
-    height, width = backbone.round_size(*config.height_width)
-    if request.resize == "fit":
-        height, width = _fitted_size(request, good, (height, width), backbone.stride)
-    layers = backbone.check_layers(config.layers or request.kind.usual_layers(backbone))
-    config = dataclasses.replace(config, image_size=(height, width), layers=layers)
-    preprocessing = Preprocessing(
-        height=height, width=width, mean=backbone.mean, std=backbone.std, window=request.window,
-        area=request.area, tiling=request.tiling, resize=request.resize,
-    )  # fmt: skip
-    if request.tile == AUTO:
-        tiling, why = chosen(good, defects, preprocessing, request.share_in_common)
-        request.progress(why, 0, 0)
-        preprocessing = dataclasses.replace(preprocessing, tiling=tiling)
-    method = request.kind(config, backbone)
-    method.set_area(preprocessing.area_of_input, framed=preprocessing.is_framed)
-    if request.foreground == "auto":
-        check_foreground(method)
-    return _Built(
-        method=method,
-        preprocessing=preprocessing,
-        device=device,
-        precision=precision,
-    )
-
-
-def _fitted_size(
-    request: Request, good: Pictures, size: tuple[int, int], step: int
-) -> tuple[int, int]:
-    """As `fitted_size`, of some of the good pictures, evenly from all. Raises: DataError where none
-    of these can be read."""
-    some = good.sources[:: -(-len(good.sources) // _SHAPE_PICTURES)]
-
-    def look(at: int) -> tuple[int, int] | Failure:
-        return of_picture(lambda picture: picture.size, some[at], at, request.window)
-
-    found = []
-    for one in map_ahead(look, range(len(some)), ahead=BATCH_SIZE):
-        found.append(one)
-        request.progress("looking at the shapes", len(found), len(some))
-    sizes = [one for one in found if not isinstance(one, Failure)]
-    if not sizes:
-        failures = [one for one in found if isinstance(one, Failure)]
-        raise unreadable("none of the good pictures can be read", failures)
-    return fitted_size(sizes, size, step)
-
-
-@dataclass(frozen=True, kw_only=True)
 class _Parts:
     """What each picture is for: `kept` are learned from, `held` are held out for the threshold.
 
@@ -262,7 +187,7 @@ class _Parts:
     shown: PictureStream
 
 
-def _divided(request: Request, built: _Built, good: Pictures, defects: Pictures) -> _Parts:
+def _divided(request: Request, built: Built, good: Pictures, defects: Pictures) -> _Parts:
     """The pictures, divided. Raises: DataError, CalibrationError where they are too few."""
     method, size = built.method, request.batch_size
     plan = planned(method, len(good.sources), request.calibration_fraction, request.shots)
@@ -305,7 +230,7 @@ def _divided(request: Request, built: _Built, good: Pictures, defects: Pictures)
     )
 
 
-def _pretrain(request: Request, built: _Built, parts: _Parts) -> tuple[_Built, Pretraining | None]:
+def _pretrain(request: Request, built: Built, parts: _Parts) -> tuple[Built, Pretraining | None]:
     """The method on a backbone that was trained further first, where its config asks for that."""
     files = (None, None) if request.checkpoint is None else checkpoints(request.checkpoint)
     for file in files:
@@ -342,7 +267,7 @@ class _Outcome:
     training: Training | None = None
 
 
-def _train(request: Request, built: _Built, parts: _Parts) -> _Outcome | None:
+def _train(request: Request, built: Built, parts: _Parts) -> _Outcome | None:
     """Train what learns by gradient, on the defects as well where it takes them; None where
     nothing of the method does."""
     method = built.method.learner
@@ -385,7 +310,7 @@ def _train(request: Request, built: _Built, parts: _Parts) -> _Outcome | None:
     )
 
 
-def _learn(request: Request, built: _Built, parts: _Parts, trained: _Outcome | None) -> _Outcome:
+def _learn(request: Request, built: Built, parts: _Parts, trained: _Outcome | None) -> _Outcome:
     """What is learned without gradients: from the good pictures where nothing was `trained`, then
     what the method keeps of them as they are scored, and last from the labelled defects."""
     method, progress = built.method, request.progress
@@ -448,7 +373,7 @@ def _check_usable(method: Method, found: Found) -> None:
 
 def _record(
     request: Request,
-    built: _Built,
+    built: Built,
     parts: _Parts,
     outcome: _Outcome,
     calibration: Calibration,
@@ -493,6 +418,7 @@ def _record(
             copies=calibration.copies,
             nearly_same=calibration.nearly_same,
             failures=broken(failures),
+            tiles=built.why_tiles,
             notes=Counter(note for of_one in notes for note in of_one),
         ),
     )

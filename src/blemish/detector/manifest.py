@@ -68,7 +68,7 @@ class Learned:
             recognised as.
         copies, nearly_same: as of `calibration.Calibration`.
         failures: those that could not be read. notes: how often a reader had to say what of a
-            picture.
+            picture. tiles: why they are cut into tiles, or not, where that was chosen.
     """
 
     layout: str
@@ -82,6 +82,7 @@ class Learned:
     copies: Count = 0
     nearly_same: Count = 0
     notes: Mapping[str, Count] = field(default_factory=dict)
+    tiles: str = ""
     other: Mapping[str, Any] = field(default_factory=dict)
 
 
