@@ -40,15 +40,14 @@ class TiledPicture:
         area: Area | None = None,
         alter: Callable[[np.ndarray], np.ndarray] | None = None,
     ) -> None:
-        self.name, self.tiling, self._window = name, tiling, window
+        self.name, self.tiling = name, tiling
         opened = open_windows(source, window=window, name=name)
+        self.digest = opened.digest  # of the picture as it was: it is known by that
+        self._source, self._window = source, window
         if alter is not None:
-            pixels = alter(opened.read(slice(None), slice(None)))
-            self.digest = opened.digest  # of the picture as it was: it is known by that
-            opened = open_windows(pixels, name=name)
-        else:
-            self.digest = opened.digest
-        self._source = source if alter is None else pixels
+            self._source, self._window = alter(opened.read(slice(None), slice(None))), None
+            opened = open_windows(self._source, name=name)
+        self._opens_as = opened.digest
         self.size, self.notes = opened.size, opened.notes
         if min(self.size) < tiling.side:
             height, width = self.size
@@ -86,7 +85,7 @@ class TiledPicture:
     def _open_again(self) -> Windows:
         with within_memory(self.name):
             opened = open_windows(self._source, window=self._window, name=self.name)
-            if opened.digest != self.digest:
+            if opened.digest != self._opens_as:
                 raise ImageError(self.name, "has changed since it was first read")
             return opened
 
