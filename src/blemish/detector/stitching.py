@@ -135,6 +135,14 @@ class Stitching:
         self._begun = None
         return begun.whole(self._area, self._fraction)
 
+    @property
+    def under_way(self) -> tuple[str, int, int] | None:
+        """The picture of which not all tiles have come, how many have, and how many there are."""
+        if self._begun is None:
+            return None
+        picture = self._begun.picture
+        return picture.name, self._begun.count, len(picture.tiles)
+
     def drop(self, tile: Tile) -> bool:
         """Give up a picture, one tile of which has failed; False where it was given up before."""
         is_new = self._dropped is not tile.picture
@@ -150,10 +158,12 @@ class _Begun:
     def __init__(self, picture: TiledPicture) -> None:
         self.picture = picture
         self._best: Found | None = None
+        self.count = 0
         self._mosaics: dict[str, _Mosaic] = {}
         self._features: list[NDArray[np.float32]] = []
 
     def add(self, tile: Tile, found: Found) -> None:
+        self.count += 1
         best, votes = self._best, found.votes
         if best is not None and best.votes is not None and votes is not None:
             votes = max(votes, best.votes)
