@@ -204,8 +204,7 @@ class Detector:
                 detector is as before.
             score: what scores a batch B 3 H W in place of `method.score`; not with `adapt`.
             alter: what is done to the pixels (H W 3) of each picture before anything else.
-            progress: called with (the picture, done, total) of its tiles, after every batch that
-                does not end it.
+            progress: called with (picture, done, total) after each batch of tiles, but its last.
         Raises: ConfigError for an unknown category, or a method that cannot adapt; DataError for a
             path in a list that does not exist (from an iterator it is a Failure, for those before
             it are not to be lost); NonFiniteError when a score is not finite.
@@ -217,12 +216,9 @@ class Detector:
         listed = isinstance(given, (list, tuple))
         found = [one for source in given for one in opened(source)] if listed else expanded(given)
         reading = Reading(
-            preprocessing=self.preprocessing,
-            area=self.area,
-            categories=self.categories,
-            category=category,
-            alter=alter,
-        )
+            preprocessing=self.preprocessing, area=self.area, categories=self.categories,
+            category=category, alter=alter,
+        )  # fmt: skip
         loads = reading.loads(found, ahead=2 * size if listed else size - 1)
         stitching = Stitching.of(self.method, self.area)
         with closing(given) if isinstance(given, Generator) else nullcontext(), closing(loads):

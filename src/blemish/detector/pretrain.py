@@ -206,9 +206,8 @@ def pretrained(
         precision: bf16 or fp32.
         minutes, checkpoint, resume: as of `training.train`. window, log: as of `pretrain`.
         area, resize: where pictures are looked at, and how they come into squares; not "fit".
-    Returns: the backbone, whose `info` names what it was before; how it was trained; and what was
-        found of the pictures.
-    Raises: as `pretrain`.
+    Returns: the backbone, whose `info` names what it was before; how it was trained; what was found
+        of the pictures. Raises: as `pretrain`.
     """
     learner = APMask(config, backbone).to(backbone.device)
     learner.set_precision(precision)
