@@ -14,12 +14,15 @@ from torch import Tensor
 
 import blemish
 from blemish.data.areas import read_area
+from blemish.data.cutting import tiled
 from blemish.data.tiles import TiledPicture
 from blemish.data.tiling import Tiling
+from blemish.data.transforms import prepare
 from blemish.detector.calibrate import recalibrate
 from blemish.detector.predict import Detector
 from blemish.detector.stitching import Found, Stitching
 from blemish.errors import ConfigError, DataError, ImageError
+from blemish.report.galleries import _Embedding
 from blemish.types import Failure, Prediction, Sample, Scores
 
 METHODS = ["patchcore", "knn", "padim", "agpnet", "atacnet", "lda", "guided"]
@@ -448,6 +451,20 @@ def test_auto_says_what_it_chose() -> None:
     whole = blemish.fit("knn", [part(seed) for seed in range(4)], tile="auto", **settings_of("knn"))
     assert whole.preprocessing.tiling is None
     assert "64 pixels long" in whole.record.data.tiles
+
+
+def test_a_gallery_knows_each_picture_by_all_its_tiles(detector: Detector) -> None:
+    found = _Embedding(detector)
+    sources: list[Any] = [large(1), part(2, height=50), large(3)]  # the second is too small
+    features = []
+    for result in detector.predict_many(sources, score=found, batch_size=5):
+        features.append(found.taken(result))
+    assert [each is None for each in features] == [False, True, False]
+    tiles = tiled(large(3), detector.preprocessing, name="x").tiles
+    tensors = [prepare(one.cut(), detector.preprocessing, window=one.window) for one in tiles]
+    with torch.inference_mode():
+        expected = detector.method.embedding(torch.stack(tensors)).mean(0).numpy()
+    assert np.allclose(features[2], expected, atol=1e-4)
 
 
 # The command line
