@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -105,6 +107,10 @@ def test_few_are_held_open(tmp_path: Path, write: Write, monkeypatch: pytest.Mon
         one.tiles[0].cut()
     opened = [one._opened is not None for one in found]
     assert opened == [False, False, False, True, True]
+    alive = [weakref.ref(one) for one in found]
+    del found, one
+    gc.collect()
+    assert [ref() for ref in alive] == [None] * 5
 
 
 def test_a_picture_smaller_than_a_tile() -> None:
