@@ -53,7 +53,7 @@ def test_calibrate_by_parts(
     assert status == BROKEN_PICTURES
     assert "Parts: 9 used, of 1 to 2 views; 1 not whole, left out; 1 picture of no part" in said
     assert "Parts above: " in said
-    assert "A new normal part raises a false alarm with probability at most 20 %" in said
+    assert "; at most 20 % of new normal parts are above it, on average (split conf" in said
     told = answered("calibrate", part, good, "-o", tmp_path / "b", RATE, *BY)["part_thresholds"]
     stored = read(tmp_path / "b")[1]["parts"]
     assert (told["threshold"], told["left_out"]) == (stored["threshold"], 1)
