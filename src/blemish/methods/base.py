@@ -220,10 +220,24 @@ class Method(nn.Module):
         return inside_of(self.area, size, images.device)
 
     def _framed(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
-        """The places of a grid over B 3 H W from which is learned: bool B h w."""
+        """The places of a grid over B 3 H W from which is learned: bool B h w.
+
+        Of an area, all of which a value of the map inside is made, by resampling and smoothing.
+        Where training pictures are turned or mirrored it lies elsewhere in each: then all places.
+        """
         if self.framed:
             return frames.framed(images, grid)
-        return torch.ones(len(images), *grid, dtype=torch.bool, device=images.device)
+        everywhere = torch.ones(len(images), *grid, dtype=torch.bool, device=images.device)
+        turned = self.config.rotations > 1 or self.config.flips
+        inside = None if turned else inside_of(self.area, grid, images.device)
+        if inside is None:
+            return everywhere
+        size = map_size(images)
+        smoothed = round(3 * self.config.smoothing * max(size)) + 1  # pixels of the map
+        cells = max(smoothed * cells / side for cells, side in zip(grid, size, strict=True))
+        reach = math.ceil(cells + abs(self.backbone.offset(grid, images)) + 1)
+        near = F.max_pool2d(inside[None].float(), 2 * reach + 1, stride=1, padding=reach) > 0
+        return everywhere & near
 
     def _extended(self, values: Tensor, images: Tensor) -> Tensor:
         """Values B h w on a grid over B 3 H W, that go on outside the pictures' frames."""
