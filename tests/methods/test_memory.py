@@ -339,7 +339,7 @@ def test_far_from_an_area_nothing_is_learned_that_its_scores_need(name: str) -> 
     method = Knn(config, backbone)
     method.set_area(corner())
     method.fit(lambda: iter([Batch(pictures, torch.arange(2))]), 2, silent)
-    embedded, grid = method.embedded(method.see(pictures))
+    _, grid = method.embedded(method.see(pictures))
     near = method._framed(pictures, grid)
     assert near[:, 0, 0].all()
     assert not near[:, -1, -1].any()
