@@ -326,7 +326,9 @@ def recalibrate(
         copies=pass_.copies,
         nearly_same=0,  # which is not looked for
     )
-    record = dataclasses.replace(detector.record, data=data, parts=parts, **fields)
+    record = dataclasses.replace(
+        detector.record, data=data, parts=parts, precision=detector.precision, **fields
+    )
     return Detector(detector.method, record), pass_.failures, pass_.left_out
 
 
@@ -389,7 +391,9 @@ def recalibrate_on_defects(
     if not pass_.counted:
         raise DataError("no labelled defect is left: all were learned from or could not be read")
     threshold = for_misses([score for score, *_ in pass_.counted.values()], miss_rate)
-    return detector.with_threshold(threshold), pass_.failures, pass_.left_out
+    detector = detector.with_threshold(threshold)
+    record = dataclasses.replace(detector.record, precision=detector.precision)
+    return Detector(detector.method, record), pass_.failures, pass_.left_out
 
 
 @dataclass
