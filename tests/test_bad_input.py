@@ -234,7 +234,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(
         raise AssertionError("work was begun")
 
     for work in (
-        "blemish.detector.fit.build",
+        "blemish.detector.built.build",
         "blemish.detector.predict.Detector.predict_many",
         "blemish.detector.calibrate.recalibrate",
     ):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from blemish import compute
-from blemish.compute import pick_device, pick_precision, precision_name
+from blemish.compute import pick_device, pick_precision, precision_like, precision_name
 from blemish.detector.predict import Detector
 from blemish.errors import ConfigError
 from blemish.methods.trained import TrainedMethod
@@ -77,6 +77,17 @@ def test_auto_on_a_gpu(supported: bool, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", answer)
     assert pick_precision("auto", CUDA) == (torch.bfloat16 if supported else torch.float32)
     assert pick_precision("auto", torch.device("mps")) == torch.float32
+
+
+@pytest.mark.parametrize("computes", [True, False])
+def test_as_an_artifact_was_made(computes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compute, "_cpu_computes_in_bf16", lambda: computes)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: computes)
+    for device in (CPU, CUDA):
+        assert precision_like("fp32", device) == torch.float32
+        assert precision_like("bf16", device) == (torch.bfloat16 if computes else torch.float32)
+    assert precision_like("fp16", CUDA) == torch.float16
+    assert precision_like("fp16", CPU) == torch.float32
 
 
 def test_precisions_by_name() -> None:

@@ -59,6 +59,15 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
     return PRECISIONS[name]
 
 
+def precision_like(made_in: str, device: torch.device) -> torch.dtype:
+    """The precision that an artifact's thresholds come from, where the device computes in it, for
+    scores in another differ from them by up to some per cent; else fp32.
+    """
+    if made_in == "bf16":
+        return pick_precision("auto", device)
+    return torch.float16 if made_in == "fp16" and device.type != "cpu" else torch.float32
+
+
 def precision_name(dtype: torch.dtype) -> Precision:
     return cast(Precision, next(name for name, known in PRECISIONS.items() if known == dtype))
 

@@ -79,3 +79,21 @@ def test_no_pictures_and_wrong_shapes() -> None:
     for donors in (torch.zeros(2, 3, 8, 9), torch.zeros(1, 3, 8, 8), torch.zeros(3, 8, 8)):
         with pytest.raises(ConfigError, match=r"one shape B C H W are needed, got \(2, 3, 8, 8\)"):
             cut_mix(torch.zeros(2, 3, 8, 8), donors)
+
+
+def test_in_an_area_only() -> None:
+    area = torch.zeros(300, 40, 30, dtype=torch.bool)
+    area[:, 30:37, 3:8] = True  # 3 % of the picture
+    area[0] = True
+    torch.manual_seed(5)
+    made = cut_mix(torch.zeros(300, 3, 40, 30), numbered(300, 40, 30), area)
+    changed = (made != 0).any(1)
+    assert not changed[~area].any()
+    assert changed.flatten(1).any(1).all()
+    assert changed[1:].float().mean(0)[area[1]].min() > 0.3  # all of it, some time
+    torch.manual_seed(5)
+    piece = cut_mix(torch.zeros(300, 3, 40, 30), numbered(300, 40, 30))[0]
+    assert (piece != 0).sum() == (made[0] != 0).sum()  # as large as anywhere
+    area[7] = False
+    with pytest.raises(ConfigError, match="an area holds no pixel"):
+        cut_mix(torch.zeros(300, 3, 40, 30), numbered(300, 40, 30), area)

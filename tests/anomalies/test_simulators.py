@@ -181,6 +181,56 @@ def test_settings_out_of_range(kind: Any, settings: dict[str, object]) -> None:
         kind(**settings)
 
 
+@every
+def test_in_an_area_only(name: str) -> None:
+    area = np.zeros((40, 33), dtype=bool)
+    area[4:20, 10:25] = True
+    one = np.zeros_like(area)
+    one[39, 0] = True
+    marked = np.zeros(area.shape)
+    for seed in range(40):
+        image = picture(seed)
+        how: dict[str, Any] = {"other": image[::-1], "attention": np.ones((5, 4))}
+        for inside in (area, one):
+            result = simulator(name)(image, np.random.default_rng(seed), area=inside, **how)
+            assert np.array_equal(result.image[~inside], image[~inside])
+            assert not result.mask[~inside].any()
+            assert not result.label[~inside].any()
+            assert (np.abs(result.image - image).max(2) > VISIBLE)[result.mask].any()
+            assert (result.image.dtype, result.label.dtype) == (np.float32, np.float32)
+            marked += result.mask
+    assert (marked[area] > 0).mean() > 0.7
+    if not simulator(name).needs_attention:
+        every_place = np.ones_like(area)
+        result = simulator(name)(image, np.random.default_rng(9), area=every_place, **how)
+        assert same(result, simulator(name)(image, np.random.default_rng(9), **how))
+
+
+def test_attention_and_the_area_go_together() -> None:
+    attention, area = np.zeros((40, 33)), np.zeros((40, 33), dtype=bool)
+    attention[:20] = 1
+    area[:, :16] = True
+    cut = GuidedCutPaste(sides=(0.01, 0.01), resize=(1, 1), angle=0.0)
+    for looks, both in ((attention, area & (attention > 0)), (1.0 * ~area, area)):
+        found = np.zeros_like(area)
+        for seed in range(60):
+            rng = np.random.default_rng(seed)
+            found |= cut(picture(seed), rng, attention=looks, area=area).mask
+        assert not found[~both].any()
+        assert found[both].mean() > 0.1
+
+
+@pytest.mark.parametrize(
+    "area",
+    [np.ones((40, 33)), np.ones((33, 40), dtype=bool), np.zeros((40, 33), dtype=bool)],
+)
+def test_areas_that_do_not_fit(area: np.ndarray) -> None:
+    with pytest.raises(ConfigError, match="area: "):
+        simulator("cutpaste")(picture(0), np.random.default_rng(0), area=area)
+    with pytest.raises(ConfigError, match="areas: shape"):
+        simulate_batch([simulator("cutpaste")], picture(0)[None], None, [0], areas=area)
+
+
 class TestBatch:
     images = np.stack([picture(seed) for seed in range(7)])
     attention = np.random.default_rng(0).random((7, 3, 3))
@@ -193,6 +243,16 @@ class TestBatch:
     def test_does_not_depend_on_the_number_of_threads(self) -> None:
         alone = self.run(threads=1)
         assert all(same(a, b) for a, b in zip(alone, self.run(threads=5), strict=True))
+
+    def test_each_keeps_to_its_own_area(self) -> None:
+        areas = np.zeros(self.images.shape[:3], dtype=bool)
+        for index, area in enumerate(areas):
+            area[5 * index : 5 * index + 5] = True
+        seeds = range(7)
+        made = simulate_batch(self.all_of_them, self.images, self.attention, seeds, areas=areas)
+        for result, area in zip(made, areas, strict=True):
+            assert result.mask.any()
+            assert not result.mask[~area].any()
 
     def test_simulators_are_drawn_evenly(self) -> None:
         two = (simulator("cutpaste-3way"), simulator("fpi"))

@@ -32,7 +32,7 @@ def test_fit(run: Run, good_folder: Path, tmp_path: Path) -> None:
         "flat layout: 25 pictures",
         "24 used, 1 broken",
         "empty.png: is empty",
-        "About 5 % of new normal pictures",
+        "about 5 % of new normal pictures are above it, usually fewer",
         f"Written: {artifact} in ",
     ):
         assert said in out
@@ -180,7 +180,7 @@ def test_calibrate(
     status, out, _ = run(*calibrate, "0.1")
     assert status == BROKEN_PICTURES
     assert "20 used; 1 left out, the artifact was fitted on them; 1 broken" in out
-    assert "probability at most 10 %" in out
+    assert "at most 10 % of new normal pictures are above it, on average" in out
     threshold = read(artifact)[1]["threshold"]
     assert (threshold["n"], threshold["rate"]) == (20, 0.1)
     assert answered(*calibrate, "0.01")["error"]["kind"] == "CalibrationError"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from blemish.cli import words
+from blemish.detector.thresholds import Method, Threshold, by_hand, calibrate
 
 
 def test_of_many_failures_and_notes_the_first_are_shown() -> None:
@@ -30,3 +33,36 @@ def test_a_category_warning_counts_what_nobody_named() -> None:
     assert "judged 1 as nut, 1 by the common threshold; the common threshold of all" in said
     assert words.category_warning(rows, []) == ""
     assert words.category_warning(rows[1:2], ["bolt", "nut"]) == ""
+
+
+def test_what_thresholds_promise_is_said_once_and_in_short() -> None:
+    def of(n: int, method: Method = "split conformal") -> Threshold:
+        return calibrate(range(n), 0.1, method=method, required=False)
+
+    def lines(score: Threshold, regions: Threshold, **more: Any) -> list[str]:
+        told = {"threshold": score.to_dict(), "regions": {"threshold": regions.to_dict()}}
+        return words.threshold_lines({**told, **more})
+
+    held_out = "at most 10 % of new normal {0} are above it, on average (split conformal, {1} held"
+    assert lines(of(20), of(20)) == [
+        f"Threshold: 18; {held_out.format('pictures', 20)}-out normal pictures)",
+        "Regions above: 18; the same rate of pictures that show any",
+    ]
+    left_out = of(20, "leave-one-out")
+    about = "about 10 % of new normal pictures are above it, usually fewer (leave-one-out, 20"
+    assert lines(left_out, left_out)[0] == f"Threshold: 18; {about} training pictures: approximate)"
+    assert held_out.format("pictures", 30) in lines(of(20), of(30))[1]  # another promise is said
+    few = lines(of(3), of(3))
+    assert few[0].startswith("Threshold: none: a false-alarm rate of 10 % needs at least 9 normal")
+    assert few[1] == "Regions above: none, for the same reason"
+    hand = lines(by_hand(2), by_hand(3))
+    assert hand[0].startswith("Threshold: 2. Set by hand: nothing is known")
+    assert hand[1] == "Regions above: 3; set by hand as well"
+    of_parts = calibrate(range(10), 0.1, method="split conformal", required=True, of="part")
+    said = lines(of(20), of(20), parts={"threshold": of_parts.to_dict()})
+    assert said[0].endswith("normal pictures); nearly, as these are views of parts")
+    assert said[1] == "Regions above: 18; the same rate of pictures that show any"
+    assert said[2] == f"Parts above: 9; {held_out.format('parts', 10)}-out normal parts)"
+    assert words.threshold_lines({"threshold": None}) == [
+        "Threshold: none, as no picture was to be held out for it"
+    ]

@@ -48,7 +48,7 @@ def _made(picture: Part, tmp_path_factory: pytest.TempPathFactory) -> Callable[[
         asked = {"calibration_fraction": 0.3, "false_alarm_rate": 0.05, "adaptation": kind}
         with pytest.MonkeyPatch.context() as patch:
             _shrink(patch)
-            patch.setattr("blemish.detector.fit.build", _sharp)
+            patch.setattr("blemish.detector.built.build", _sharp)
             detector = blemish.fit("guided", good, **asked, **GUIDED)
         return detector, detector.save(tmp_path_factory.mktemp("artifact") / "part.blemish")
 

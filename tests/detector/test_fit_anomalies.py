@@ -265,7 +265,7 @@ def test_what_cannot_be_learned_from_is_said_before_any_work(
     def build(*_: object, **__: object) -> None:
         raise AssertionError("it is said before the backbone is loaded")
 
-    monkeypatch.setattr("blemish.detector.fit.build", build)
+    monkeypatch.setattr("blemish.detector.built.build", build)
     given = {**options, "anomalies": mvtec} if options.get("anomalies") == "here" else options
     with pytest.raises(error, match=says):
         blemish.fit(method, parts(picture, 3), **given, **small)

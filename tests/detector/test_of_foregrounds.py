@@ -17,6 +17,7 @@ from parts import SMALL, mask_of, rows_of, settings_of, write_picture
 
 import blemish
 from blemish import artifact
+from blemish.data import layouts
 from blemish.data.stream import PictureStream
 from blemish.detector import scoring
 from blemish.detector.predict import Detector
@@ -388,6 +389,24 @@ def test_the_commands(
     assert document["foreground_picture"] == str(sheet)
     assert document["foreground"]["abstains"] == ""
     assert "direction" not in document["foreground"]
+    # Of a later fit without a foreground it would tell what is not so.
+    fit = ("fit knn", good, "-o", made, COMMAND, "--false-alarm-rate 0.2")
+    assert "notice" not in run(*fit)[2]
+    assert not sheet.exists()
+    before = write_picture(sheet, disc(0)).read_bytes()
+    said = run(*fit)[2]
+    assert f"notice: {sheet} shows nothing of this artifact; it was not written by blemish" in said
+    assert sheet.read_bytes() == before
+    run("fit knn", good, "-o", made, command)
+    other = sheet.rename(tmp_path / "other.png")
+    sheet.symlink_to(other)
+    assert "was not written by blemish, and stays" in run(*fit)[2]
+    assert other.exists()
+    # A folder with both is read as pictures without the sheet.
+    write_picture(tmp_path / "beside" / "1.png", disc(1))
+    (tmp_path / "beside" / "part.blemish").touch()
+    write_picture(tmp_path / "beside" / "part.foreground.png", disc(2))
+    assert len(layouts.read(tmp_path / "beside").samples) == 1
 
 
 def test_the_commands_say_why_it_abstains(

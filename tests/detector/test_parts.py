@@ -14,8 +14,9 @@ import pytest
 from parts import Fitted, Part, Write
 
 import blemish
+from blemish.detector.grouping import grouped, grouping_of
 from blemish.detector.manifest import read_manifest
-from blemish.detector.parts import grouped, judge, part_thresholds, pattern_of
+from blemish.detector.parts import judge, part_thresholds
 from blemish.detector.predict import Detector
 from blemish.detector.thresholds import PartThresholds, Threshold, calibrate
 from blemish.errors import ArtifactError, CalibrationError, ConfigError, DataError
@@ -55,13 +56,13 @@ def knowing(detector: Detector, scores: Iterable[float], rate: float, **more: An
 
 def test_parts_are_told_by_paths() -> None:
     paths = ["a/part2_x.png", "a/part1_x.png", "b/part2_y.png", "b/lid.png", "part_z.png"]
-    assert grouped(paths, pattern_of(BY)) == ({"2": [0, 2], "1": [1]}, [3, 4])
-    whole = grouped(paths, pattern_of(r"part\d"))[0]
+    assert grouped(paths, grouping_of(BY)) == ({"2": [0, 2], "1": [1]}, [3, 4])
+    whole = grouped(paths, grouping_of(r"part\d"))[0]
     assert list(whole) == ["part2", "part1"]
-    either = grouped(["part7", "x9", "x"], pattern_of(r"part(\d)|x\d?"))
+    either = grouped(["part7", "x9", "x"], grouping_of(r"part(\d)|x\d?"))
     assert either == ({"7": [0]}, [1, 2])  # a group that took no part names nothing
-    assert grouped(paths, pattern_of(r"^(?P<folder>\w+)/"))[0] == {"a": [0, 1], "b": [2, 3]}
-    assert grouped([], pattern_of(BY)) == ({}, [])
+    assert grouped(paths, grouping_of(r"^(?P<folder>\w+)/"))[0] == {"a": [0, 1], "b": [2, 3]}
+    assert grouped([], grouping_of(BY)) == ({}, [])
 
 
 @pytest.mark.parametrize(

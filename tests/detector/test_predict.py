@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from parts import Fitted, Part, Write
+from parts import Fitted, Part, Run, Write
 from PIL import Image
 
 import blemish
-from blemish import artifact
+from blemish import artifact, compute
 from blemish.cli import look
+from blemish.detector.calibrate import recalibrate_on_defects
 from blemish.detector.predict import Detector
 from blemish.detector.reading import Loaded, Reading
 from blemish.errors import (
@@ -295,6 +296,44 @@ def test_reduced_precision(picture: Part, fitted: Fitted, tmp_path: Path) -> Non
         assert other.anomaly_map.dtype == np.float32
         assert other.score == pytest.approx(one.score, abs=0.1)
     assert rough.predict(picture(7, defect=True)).score > rough.predict(picture(7)).score
+
+
+@pytest.mark.parametrize("made_in", ["fp32", "bf16"])
+@pytest.mark.parametrize("computes", ["fp32", "bf16"])
+def test_an_artifact_computes_as_it_was_made_where_it_can(
+    made_in: str,
+    computes: str,
+    picture: Part,
+    fitted: Fitted,
+    run: Run,
+    write: Write,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    there = {"fp32": torch.float32, "bf16": torch.bfloat16}[computes]
+    pick = compute.pick_precision
+    monkeypatch.setattr(
+        compute, "pick_precision", lambda name, on: there if name == "auto" else pick(name, on)
+    )
+    made = blemish.load(fitted().save(tmp_path / "x"), device="cpu", precision=made_in)
+    good = [picture(700 + seed) for seed in range(20)]
+    path = blemish.recalibrate(made, good)[0].save(tmp_path / "y.blemish")
+    found = blemish.load(path, device="cpu")
+    assert found.record.precision == made_in
+    assert found.precision == (made_in if made_in == computes else "fp32")
+    assert blemish.load(path, device="cpu", precision="bf16").precision == "bf16"
+    defects = [picture(900 + seed, defect=True) for seed in range(5)]
+    other = blemish.load(path, device="cpu", precision="fp32")
+    missed = recalibrate_on_defects(other, defects, miss_rate=0.5)[0]
+    assert missed.record.precision == "fp32"
+    if made_in == found.precision:
+        scores = sorted(found.predict(pixels).score for pixels in good)
+        assert scores == pytest.approx(sorted(found.record.calibration_scores), rel=1e-6)
+    new = write(tmp_path / "new.png", picture(3))
+    said = run("predict", path, new, "--device cpu")[2]
+    notice = f"{path} computes in fp32 here, not in bf16 as it was made"
+    assert (notice in said) == (made_in != found.precision)
+    assert notice not in run("predict", path, new, "--precision fp32")[2]
 
 
 # --- Several categories

@@ -15,6 +15,7 @@ from small_atacnet import NETWORKS, TINY, atacnet, backbone_of, batch_of, pictur
 from torch import Tensor
 
 import blemish
+from blemish.area import SIDE, Area
 from blemish.backbones import build
 from blemish.errors import ArtifactError, ConfigError, NotFittedError
 from blemish.losses.deviation import deviation_loss
@@ -57,6 +58,18 @@ def test_without_labelled_defects_half_of_a_batch_is_made() -> None:
         assert set(image.flatten().tolist()) == expected
     with pytest.raises(ConfigError, match="2 at least for each process"):
         method.mixed(numbered(torch.zeros(1)))
+
+
+def test_pieces_are_pasted_in_the_area_only() -> None:
+    inside = np.zeros((SIDE, SIDE), dtype=bool)
+    inside[: SIDE // 2, : SIDE // 4] = True
+    method = atacnet(pseudo=1.0)
+    method.set_area(Area.of(inside))
+    images, labels = method.mixed(numbered(torch.arange(12.0)))
+    changed = (images != images[:, :, -1:, -1:]).any(1)
+    assert torch.equal(changed.flatten(1).any(1), labels == 1)
+    assert not changed[:, 16:].any()
+    assert not changed[:, :, 8:].any()
 
 
 def loss_of(method: AtacNet, batch: TrainingBatch) -> tuple[float, Tensor, Tensor]:

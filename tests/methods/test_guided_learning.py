@@ -28,6 +28,8 @@ from small_guided import (
 from torch import Tensor
 
 from blemish.anomalies import Synthetic
+from blemish.area import SIDE as GRID
+from blemish.area import Area
 from blemish.methods.augmentation import augmented
 from blemish.methods.guided import Guided, log_odds, spread
 from blemish.methods.guided_config import GuidedConfig
@@ -90,7 +92,7 @@ def test_the_loss_of_a_step(
     labels = np.random.default_rng(0).random((2, SIDE, SIDE), dtype=np.float32)
     asked: list[Any] = []
 
-    def simulate(*given: Any) -> list[Synthetic]:
+    def simulate(*given: Any, areas: None) -> list[Synthetic]:
         asked.extend(given)
         parts = zip(given[1], labels, kinds, strict=True)
         return [Synthetic(1 - picture, label > 0, label, kind) for picture, label, kind in parts]
@@ -174,9 +176,62 @@ def test_where_the_anomalies_lie(guidance: str) -> None:
     method = guided(guidance=guidance)
     guide = torch.zeros(48, 4, 4)
     guide[:, 0, 0] = 1
-    _, labels, _ = method._simulated(pictures(48, side=64), guide)
+    _, labels, _ = method._simulated(pictures(48, side=64), guide, None)
     share = float(labels[:, :32, :32].sum() / labels.sum())
     assert share > 0.6 if guidance == "attention" else share < 0.45
+
+
+@pytest.mark.parametrize("simulators", [("guided", "cutpaste"), ("nsa", "fpi")])
+@pytest.mark.parametrize("guidance", ["attention", "uniform", "shuffled"])
+@pytest.mark.parametrize("augment", [True, False])
+def test_anomalies_keep_to_the_area(
+    simulators: tuple[str, ...], guidance: str, augment: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside = np.zeros((GRID, GRID), dtype=bool)
+    inside[GRID // 2 :, : GRID // 2] = True
+    method = guided(guidance=guidance, simulators=simulators, augment=augment)
+    method.set_area(Area.of(inside))
+    images = pictures(8, side=64)
+    images[:, :, :32] = images[:, :, :, 32:] = 0  # as `prepare` paints what lies outside
+    seen: list[tuple[Tensor, ...]] = []
+    simulated = method._simulated
+
+    def noted(*given: Any) -> tuple[Tensor, ...]:
+        seen.append((*given, *(made := simulated(*given))))
+        return made
+
+    monkeypatch.setattr(method, "_simulated", noted)
+    for _ in range(3):
+        method.training_step(batch_of(method, images), 0.5)
+    for given, _, area, twins, masks, _ in seen:
+        assert area.shape == masks.shape
+        assert 0.05 < area.float().mean() < 0.5
+        outside = ~area[:, None].expand_as(given)
+        torch.testing.assert_close(twins[outside], given[outside])
+        assert not masks[~area].any()
+        assert (masks.flatten(1).amax(1) > 0).all()
+
+
+def test_where_pictures_say_what_is_looked_at_or_are_turned() -> None:
+    half = np.zeros((GRID, GRID), dtype=bool)
+    half[:, : GRID // 2] = True
+    images = pictures(2, side=64)
+    images[:, :, :, 32:] = 0
+    images[1, :, 32:] = 0
+    method = guided()
+    method.set_area(None)
+    assert method._looked_at(images) is None
+    method.set_area(None, framed=True)
+    assert method._looked_at(images) is None  # padding alone is as before
+    method.set_area(Area.of(half), framed=True)
+    looked_at = method._looked_at(images)
+    assert looked_at is not None
+    assert torch.equal(looked_at, (images != 0).any(1))
+    turned = guided(flips=True)
+    turned.set_area(Area.of(half))
+    assert turned._looked_at(images) is None
+    turned.set_area(Area.of(half), framed=True)
+    assert turned._looked_at(images) is not None
 
 
 # Augmentation
@@ -195,7 +250,7 @@ def test_the_guide_is_cropped_along_with_the_picture() -> None:
     images, guide = torch.full((16, 3, 64, 64), -1.0), torch.full((16, 16, 16), 0.0)
     images[:, :, 12:24, 40:52] = 1
     guide[:, 3:6, 10:13] = 1
-    cropped, along = augmented(images, guide)
+    cropped, along, _ = augmented(images, guide)
     assert along.shape == guide.shape
     np.testing.assert_allclose(f64(along.sum((1, 2))), 1, rtol=1e-5)
     shown = f64(cropped).mean(1)
@@ -233,10 +288,10 @@ def test_crops_brightness_and_contrast_stay_within_their_bounds() -> None:
 def test_crops_are_as_fine_in_low_precision() -> None:
     images, guide = pictures(4, side=64), torch.rand(4, 4, 4)
     torch.manual_seed(1)
-    expected = augmented(images, guide)
+    expected = augmented(images, guide)[:2]
     torch.manual_seed(1)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        got = augmented(images, guide)
+        got = augmented(images, guide)[:2]
     for one, other in zip(got, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 

@@ -142,7 +142,7 @@ def test_the_statistics_are_those_of_pictures_and_twins_at_every_size(
     images, twins = pictures(7, side=48), pictures(7, 9, side=48)
     given: list[Tensor] = []
 
-    def simulated(some: Tensor, guide: Tensor) -> tuple[Tensor, None, None]:
+    def simulated(some: Tensor, guide: Tensor, _: None) -> tuple[Tensor, None, None]:
         given.append(guide)
         end = sum(map(len, given))
         return twins[end - len(some) : end], None, None
@@ -194,7 +194,7 @@ def test_the_statistics_are_of_some_pictures_evenly_from_all(
     given: list[Tensor] = []
     simulated = method._simulated
     monkeypatch.setattr(
-        method, "_simulated", lambda some, guide: given.append(some) or simulated(some, guide)
+        method, "_simulated", lambda some, *how: given.append(some) or simulated(some, *how)
     )
     listed = batches(images, size)
     method.summarise(lambda: listed, len(images), silent)

@@ -13,6 +13,7 @@ from naive import upsampled
 from numpy.typing import NDArray
 from torch import Tensor
 
+from blemish.area import SIDE, Area
 from blemish.backbones import Backbone, build
 from blemish.errors import ConfigError, NotFittedError
 from blemish.methods.coreset import StreamingSample, farthest_points
@@ -319,3 +320,46 @@ def test_a_full_sample_goes_on_as_one_of_all_that_was_seen() -> None:
     assert np.mean(shares) == pytest.approx(
         0.2, abs=0.03
     )  # the share of the new ones among all 1,000
+
+
+def corner() -> Area:
+    """The upper left eighth of each side."""
+    inside = np.zeros((SIDE, SIDE), dtype=bool)
+    inside[: SIDE // 8, : SIDE // 8] = True
+    return Area.of(inside)
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_resnet"])
+def test_far_from_an_area_nothing_is_learned_that_its_scores_need(name: str) -> None:
+    backbone, pictures = backbone_of(name).eval(), images(2, 192, 160)
+    config = KnnConfig(
+        backbone=name, layers=layers_of(name), image_size=(192, 160), bank_size=9999,
+        top_fraction=0.0, smoothing=0.02,
+    )  # fmt: skip
+    method = Knn(config, backbone)
+    method.set_area(corner())
+    method.fit(lambda: iter([Batch(pictures, torch.arange(2))]), 2, silent)
+    _, grid = method.embedded(method.see(pictures))
+    near = method._framed(pictures, grid)
+    assert near[:, 0, 0].all()
+    assert not near[:, -1, -1].any()
+    assert 0 < near[0].sum() < near[0].numel() / 2
+    assert torch.equal(near[0], near[1])
+    assert len(method.bank) == near.sum()
+    assert method.owners.bincount().tolist() == [near[0].sum()] * 2
+    # What is not in the bank is of no value inside.
+    raw = torch.rand(2, *grid, generator=torch.Generator().manual_seed(1))
+    wild = torch.where(near, raw, 1e6)
+    one, two = (method._finish(values, pictures) for values in (raw, wild))
+    assert torch.equal(one.image, two.image)
+    assert torch.equal(one.maps, two.maps)
+    assert one.maps[0].unique().numel() > 4
+
+
+def test_turned_pictures_and_those_without_an_area_are_learned_whole() -> None:
+    backbone, pictures = backbone_of("test_vit"), images(2, 192, 192)
+    for more, area in (({}, None), ({"flips": True}, corner()), ({"rotations": 4}, corner())):
+        config = KnnConfig(backbone="test_vit", layers=(2,), image_size=(192,), **more)
+        method = Knn(config, backbone)
+        method.set_area(area)
+        assert method._framed(pictures, (12, 12)).all()

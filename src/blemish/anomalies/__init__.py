@@ -53,6 +53,7 @@ def simulate_batch(
     attention: np.ndarray | None,
     seeds: Sequence[int],
     *,
+    areas: np.ndarray | None = None,
     threads: int | None = None,
 ) -> list[Synthetic]:
     """An anomaly in every picture of a batch.
@@ -66,6 +67,7 @@ def simulate_batch(
         images: float B H W C in [0, 1]; not changed.
         attention: B h w on any grid, or None where no simulator needs it.
         seeds: B integers >= 0.
+        areas: bool B H W: where alone there are to be any; None = everywhere.
         threads: how many work at once; None = one for each core, at most 8.
     Raises: ConfigError for arrays that do not fit together or that a simulator cannot use.
     """
@@ -74,6 +76,8 @@ def simulate_batch(
         raise ConfigError("at least one simulator is needed")
     if images.ndim != 4:
         raise ConfigError(f"images: shape {images.shape} given; B H W C is needed")
+    if areas is not None and areas.shape != images.shape[:3]:
+        raise ConfigError(f"areas: shape {areas.shape} given; {images.shape[:3]} is needed")
     if len(seeds) != count or (attention is not None and len(attention) != count):
         guides = "" if attention is None else f" and attention for {len(attention)}"
         raise ConfigError(
@@ -89,7 +93,8 @@ def simulate_batch(
         else:
             other = images[(index + int(rng.integers(1, count))) % count]
         guide = None if attention is None else attention[index]
-        return drawn(images[index], rng, other=other, attention=guide)
+        area = None if areas is None else areas[index]
+        return drawn(images[index], rng, other=other, attention=guide, area=area)
 
     workers = min(count, threads or min(os.cpu_count() or 1, 8))
     if workers <= 1:

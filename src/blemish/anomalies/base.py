@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
 import cv2
@@ -59,6 +59,7 @@ class Simulator(ABC):
         *,
         other: np.ndarray | None = None,
         attention: np.ndarray | None = None,
+        area: np.ndarray | None = None,
     ) -> Synthetic:
         """`image` with an anomaly; outside of what was pasted, `image` clipped to [0, 1].
 
@@ -74,6 +75,8 @@ class Simulator(ABC):
             other: another normal picture, of the same size; ignored by those that need none.
             attention: h w on any grid, non-negative, with a positive sum; ignored by those that
                 need none.
+            area: bool H W, some of it True: nothing changes elsewhere, and attention looks nowhere
+                else; None = everywhere.
         Raises: ConfigError for arrays of the wrong shape or type, or a needed `other` or
         `attention` that is missing.
         """
@@ -94,11 +97,13 @@ class Simulator(ABC):
                     f"{self.name} needs to know where to look: pass attention=, or choose cutpaste"
                 )
             guide = attention
+        if area is not None:
+            guide = _limited(guide, area, (target.shape[0], target.shape[1]))
         for _ in range(TRIES):
-            made = self._attempt(target, rng, second, guide)
+            made = _within(self._attempt(target, rng, second, guide), target, area)
             if ((np.abs(made.image - target) > VISIBLE) & made.mask[..., None]).any():
                 return made
-        return _brightened(target, rng, guide)
+        return _within(_brightened(target, rng, guide), target, area)
 
     @abstractmethod
     def _attempt(
@@ -167,6 +172,32 @@ def _picture(name: str, image: np.ndarray) -> np.ndarray:
     if not np.issubdtype(image.dtype, np.floating):
         raise ConfigError(f"{name}: {image.dtype} given; floating point in [0, 1] is needed")
     return np.asarray(np.clip(image, 0, 1), dtype=np.float32, order="C")
+
+
+def _limited(attention: np.ndarray, area: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Where attention looks in an area, H W; evenly where it looks nowhere in it.
+
+    Raises: ConfigError for an area that does not fit.
+    """
+    if area.shape != size or area.dtype != bool or not area.any():
+        raise ConfigError(
+            f"area: {area.dtype} of shape {area.shape} with {np.count_nonzero(area)} places given; "
+            f"bool {size} with one at least is needed"
+        )
+    inside = np.asarray(place_probability(attention, size) * area)
+    return inside if inside.any() else area.astype(np.float64)
+
+
+def _within(made: Synthetic, target: np.ndarray, area: np.ndarray | None) -> Synthetic:
+    """What of an anomaly lies in the area, which may be nothing."""
+    if area is None:
+        return made
+    return replace(
+        made,
+        image=np.where(area[..., None], made.image, target),
+        mask=made.mask & area,
+        label=np.where(area, made.label, np.float32(0)),
+    )
 
 
 def _brightened(target: np.ndarray, rng: np.random.Generator, attention: np.ndarray) -> Synthetic:

@@ -21,14 +21,16 @@ AREA = (0.02, 0.15)  # share of the picture, drawn evenly
 ASPECT = (0.3, 3.3)
 
 
-def cut_mix(images: Tensor, donors: Tensor) -> Tensor:
+def cut_mix(images: Tensor, donors: Tensor, area: Tensor | None = None) -> Tensor:
     """Pictures B C H W, each with a rectangle cut anywhere out of its donor and pasted anywhere.
 
     Args:
         images, donors: float B C H W; they are not changed.
+        area: bool B H W, some of each True: the middle of what is pasted lies there, and nothing
+            changes elsewhere; None = everywhere.
     Returns: B C H W. All that is random is drawn from torch's global generator on the CPU, so that
         every device gets the same.
-    Raises: ConfigError where the shapes differ.
+    Raises: ConfigError where the shapes differ, or nothing is in an area.
 
     Example:
         >>> made = cut_mix(torch.zeros(1, 3, 100, 100), torch.ones(1, 3, 100, 100))
@@ -41,30 +43,50 @@ def cut_mix(images: Tensor, donors: Tensor) -> Tensor:
             f"{tuple(images.shape)} and {tuple(donors.shape)}"
         )
     count, channels, height, width = images.shape
-    area, end, between, *places = torch.rand(7, count, dtype=torch.float64)
-    area = (AREA[0] + (AREA[1] - AREA[0]) * area) * height * width
+    size, end, between, *places = torch.rand(7, count, dtype=torch.float64)
+    size = (AREA[0] + (AREA[1] - AREA[0]) * size) * height * width
     aspect = 1 + (torch.where(end < 0.5, *ASPECT) - 1) * between
-    tall = (area / aspect).sqrt().round().clamp(1, height)
-    wide = (area * aspect).sqrt().round().clamp(1, width)
-    inside_rows, rows = _along(height, tall, places[0], places[1])
-    inside_columns, columns = _along(width, wide, places[2], places[3])
+    tall = (size / aspect).sqrt().round().clamp(1, height)
+    wide = (size * aspect).sqrt().round().clamp(1, width)
+    down, across = (
+        (places[1] * (height - tall + 1)).floor(),
+        (places[3] * (width - wide + 1)).floor(),
+    )
+    if area is not None:
+        row, column = _drawn(area, places[1])
+        down = (row - (tall / 2).floor()).clamp_min(0).minimum(height - tall)
+        across = (column - (wide / 2).floor()).clamp_min(0).minimum(width - wide)
+    inside_rows, rows = _along(height, tall, places[0], down)
+    inside_columns, columns = _along(width, wide, places[2], across)
     inside = inside_rows[:, :, None] & inside_columns[:, None, :]
     rows, columns, inside = (
         part.to(images.device, non_blocking=True) for part in (rows, columns, inside)
     )
+    if area is not None:
+        inside = inside & area
     pieces = donors.gather(2, rows[:, None, :, None].expand(-1, channels, -1, width))
     pieces = pieces.gather(3, columns[:, None, None, :].expand(-1, channels, height, -1))
     return torch.where(inside[:, None], pieces, images)
+
+
+def _drawn(area: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
+    """A row and a column, B each, of a place in each area bool B H W, by draws B in [0, 1)."""
+    flat = area.flatten(1).cpu()
+    counts = flat.sum(1)
+    if not bool(counts.all()):
+        raise ConfigError("cut_mix: an area holds no pixel of its picture")
+    at = (flat.cumsum(1) > (draws * counts).floor()[:, None]).int().argmax(1)
+    return at // area.shape[2], at % area.shape[2]
 
 
 def _along(side: int, extent: Tensor, cut: Tensor, paste: Tensor) -> tuple[Tensor, Tensor]:
     """Along one side: which positions are pasted over (bool B side), and which of the donor's goes
     to each (int64).
 
-    Args: extent: pixels of each rectangle, B. cut, paste: where it lies, in [0, 1) of the places
-    where it fits, B.
+    Args: extent: pixels of each rectangle, B. cut: where it lies, in [0, 1) of the places where it
+    fits, B. paste: the first position that is pasted over, B.
     """
-    from_there, to_here = ((draw * (side - extent + 1)).floor()[:, None] for draw in (cut, paste))
+    from_there, to_here = (cut * (side - extent + 1)).floor()[:, None], paste[:, None]
     position = torch.arange(side) - to_here
     inside = (position >= 0) & (position < extent[:, None])
     return inside, (from_there + position).clamp(0, side - 1).long()

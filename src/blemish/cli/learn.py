@@ -162,11 +162,14 @@ def fit(
     detector = _learned(output, partial(fitting.fit, **request), log=log, checkpoints=kept)
     if detector is None:
         return WELL
-    if sheet is not None:
-        from blemish.report.foregrounds import draw_foreground
+    from blemish.report.foregrounds import draw_foreground, remove_sheet
 
-        sheet = draw_foreground(detector, good, sheet)
-    return _tell_fit(output, detector.manifest, log, sheet, as_json=json)
+    sheet = None if sheet is None else draw_foreground(detector, good, sheet)
+    stays = "" if sheet else remove_sheet(_sheet(output))
+    status = _tell_fit(output, detector.manifest, log, sheet, as_json=json)
+    if stays:
+        console.complain(f"blemish: notice: {stays}")
+    return status
 
 
 def _tell_fit(

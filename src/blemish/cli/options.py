@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from typer import Argument, Option
 
+from blemish.cli import console
 from blemish.errors import ConfigError, unknown_name
 
 if TYPE_CHECKING:
@@ -64,6 +65,11 @@ def loaded(artifact: Path, *, device: str, precision: str, scales: str | None) -
     from blemish.detector.loading import load
 
     detector = load(artifact, device=device, precision=precision)
+    if detector.precision != (made_in := detector.record.precision) and precision == "auto":
+        console.complain(
+            f"blemish: notice: {artifact} computes in {detector.precision} here, not in {made_in} "
+            "as it was made: its scores differ a little from those that its thresholds come from"
+        )
     if scales is None:
         return detector
     sides = scales.split(",")
@@ -137,7 +143,13 @@ Artifact = Annotated[
 ]
 
 Device = Annotated[str, Option(help="auto, cpu, cuda, cuda:1 or mps.")]
-Precision = Annotated[str, Option(help="auto (bf16 where it is the faster), fp32, bf16 or fp16.")]
+Precision = Annotated[
+    str,
+    Option(
+        help="auto (what an artifact was made in; for a new one bf16 where it is faster), fp32, "
+        "bf16 or fp16."
+    ),
+]
 
 Recipe = Annotated[str, Option(help="A recipe of the method, to which other settings are applied.")]
 Settings = Annotated[

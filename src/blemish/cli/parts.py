@@ -22,6 +22,7 @@ from blemish.types import ANOMALOUS, NORMAL, Failure
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from blemish.detector.grouping import Grouping
     from blemish.detector.parts import PartVerdict, Verdicts
     from blemish.detector.predict import Detector
     from blemish.report.journal import Journal
@@ -39,19 +40,21 @@ GroupBy = Annotated[
     str | None,
     Option(
         "--group-by",
-        metavar="REGEX",
+        metavar="HOW",
         help="Judge parts of several views, too: the regular expression that finds a part's name "
-        r"in the paths of its pictures, by its one group or as a whole, as in 'part(\d+)_'.",
+        r"in the paths of its pictures, by its one group or as a whole, as in 'part(\d+)_'; or the "
+        "column that names it in a table of the pictures, as in views.csv:part.",
     ),
 ]
 GroupGoodBy = Annotated[
     str | None,
     Option(
         "--group-by",
-        metavar="REGEX",
+        metavar="HOW",
         help="Set a threshold of parts of several views, too, each of which counts once: the "
         "regular expression that finds a part's name in the paths of its pictures, by its one "
-        r"group or as a whole, as in 'part(\d+)_'.",
+        r"group or as a whole, as in 'part(\d+)_'; or the column that names it in a table of the "
+        "pictures, as in views.csv:part.",
     ),
 ]
 
@@ -70,16 +73,19 @@ class Told:
     at_fault: bool = False
 
 
-def check(group_by: str | None, pictures: Iterable[Path]) -> None:
-    """Refuse an expression before any work. Raises: ConfigError as `detector.parts.judge`."""
-    if group_by is not None:
-        from blemish.detector.parts import grouped, pattern_of
+def check(group_by: str | None, pictures: Iterable[Path]) -> Grouping | None:
+    """How parts are told, read before any work. Raises: as `detector.parts.judge`."""
+    if group_by is None:
+        return None
+    from blemish.detector.grouping import grouped, grouping_of
 
-        grouped([str(picture) for picture in pictures], pattern_of(group_by))
+    by = grouping_of(group_by)
+    grouped([str(picture) for picture in pictures], by)
+    return by
 
 
 def told(
-    group_by: str | None, journal: Journal, detector: Detector, pictures: Iterable[Path]
+    group_by: Grouping | None, journal: Journal, detector: Detector, pictures: Iterable[Path]
 ) -> Told:
     """The verdicts on parts, in parts.jsonl of the journal's folder, if there is one.
 
@@ -104,7 +110,7 @@ def told(
     return Told(document, human, bool(verdicts.ungrouped))
 
 
-def part_lines(verdicts: Verdicts, detector: Detector, group_by: str) -> Iterator[str | Table]:
+def part_lines(verdicts: Verdicts, detector: Detector, group_by: Grouping) -> Iterator[str | Table]:
     """Verdicts on parts: alarms first, then those without, the first of many; and how many."""
     order = {ANOMALOUS: 0, None: 1, NORMAL: 2}
     parts = sorted(verdicts.parts, key=lambda one: (order[one.label], -_margin(one)))
@@ -122,7 +128,7 @@ def part_lines(verdicts: Verdicts, detector: Detector, group_by: str) -> Iterato
     if len(parts) > _SHOWN:
         yield f"… the first {_SHOWN} of {len(parts)} parts"
     known = detector.record.parts
-    if known is not None and known.pattern != group_by:
+    if known is not None and known.pattern != group_by.pattern:
         yield from words.notices(
             [f"parts were calibrated on by another --group-by {known.pattern}"]
         )

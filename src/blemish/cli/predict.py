@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from blemish.data.folder import Found
+    from blemish.detector.grouping import Grouping
     from blemish.detector.predict import Detector
     from blemish.detector.thresholds import Threshold
     from blemish.report.journal import Journal
@@ -134,14 +135,14 @@ def predict(
     for file in filter(None, (report, coco)):
         check_writable(file)
     found = search(paths)
-    parts.check(group_by, found.pictures)
+    grouping = parts.check(group_by, found.pictures)
     detector = options.loaded(artifact, device=device, precision=precision, scales=scales)
     if adapt is not None:
         adapter_of(detector.method, adapt)  # refuses before anything is written
     detector.threshold_for(category)  # so does this
     detector = by_hand(detector, threshold, region_threshold, smallest_region)
     detector, area = options.within(detector, roi, ignore)
-    asked = _Asked(artifact, category, found, group_by, report, coco, json)
+    asked = _Asked(artifact, category, found, grouping, report, coco, json)
     wanted = ["--save masks"] * ("masks" in saved) + ["--coco"] * (coco is not None)
     check_regions(wanted, detector, artifact, category)
     given = {
@@ -166,7 +167,7 @@ class _Asked:
     artifact: Path
     category: str
     found: Found
-    group_by: str | None
+    group_by: Grouping | None
     report: Path | None
     coco: Path | None
     as_json: bool

@@ -77,10 +77,8 @@ def foreground(told: Mapping[str, Any] | None) -> str:
 def thresholds(manifest: Mapping[str, Any], of: str = "pictures") -> tuple[str, list[str]]:
     """The common threshold of a manifest with what it promises, and those of its categories."""
     common = manifest["threshold"]
-    if common is None:
-        told = "none, as no picture was to be held out for it"
-    elif common["value"] is None:
-        told = f"none: {common['reason']}"
+    if common is None or common["value"] is None:
+        told = f"none{_promise(common, of)}"
     else:
         told = f"{common['value']:.6g}. {common['guarantee']}"
     others = [
@@ -94,17 +92,45 @@ def thresholds(manifest: Mapping[str, Any], of: str = "pictures") -> tuple[str, 
 
 def threshold_lines(manifest: Mapping[str, Any]) -> list[str]:
     """The thresholds of a manifest, a line each: of the image score and, below, of the regions and
-    of parts of several views."""
-    lines = []
+    of parts of several views. What they promise is said in short, and once."""
+    lines: list[str] = []
+    said: set[str] = set()
     for heading, of, units in (
         ("Threshold", manifest, "pictures"),
         ("Regions above", manifest.get("regions"), "pictures"),
         ("Parts above", manifest.get("parts"), "parts"),
     ):
         if of:
-            common, others = thresholds(of, units)
-            lines += [f"{heading}: {common}", *(f"  {other}" for other in others)]
+            common, promise = of["threshold"], _promise(of["threshold"], units)
+            number, again = "none", ", for the same reason"
+            if common is not None and common["value"] is not None:
+                number, again = f"{common['value']:.6g}", "; set by hand as well"
+                if common["rate"] is not None:
+                    again = "; the same rate of pictures that show any"
+            nearly = "; nearly, as these are views of parts"
+            views = units == "pictures" and manifest.get("parts") is not None
+            told = again if promise in said else promise + nearly * views
+            lines.append(f"{heading}: {number}{told}")
+            lines += [f"  {other}" for other in thresholds(of, units)[1]]
+            said.add(promise)
     return lines
+
+
+def _promise(threshold: Mapping[str, Any] | None, units: str) -> str:
+    """What follows the number: what it promises, in short where `blemish inspect` says more; what
+    follows "none": why."""
+    if threshold is None:
+        return ", as no picture was to be held out for it"
+    if threshold["value"] is None:
+        return f": {threshold['reason']}"
+    n, method = threshold["n"], threshold["method"]
+    if method == "split conformal":
+        most = f"at most {100 * threshold['rate']:.4g} % of new normal {units} are above it"
+        return f"; {most}, on average ({method}, {n} held-out normal {units})"
+    if method == "leave-one-out":
+        some = f"about {100 * threshold['rate']:.4g} % of new normal {units} are above it"
+        return f"; {some}, usually fewer ({method}, {n} training {units}: approximate)"
+    return f". {threshold['guarantee']}"
 
 
 def thresholds_of(manifest: Mapping[str, Any]) -> dict[str, Any]:

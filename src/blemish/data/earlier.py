@@ -38,6 +38,8 @@ def is_result(name: str, beside: Collection[str]) -> bool:
     Example:
         >>> is_result("part.health.png", ["part.log.jsonl"]), is_result("gallery.png", ["001.png"])
         (True, False)
+        >>> is_result("part.foreground.png", ["part.blemish"])
+        True
     """
     if not name.endswith(".png"):
         return False
@@ -46,6 +48,8 @@ def is_result(name: str, beside: Collection[str]) -> bool:
         return _SHEET in beside and any(other.endswith("_mask.png") for other in beside)
     if stem.endswith(".health"):
         return f"{stem.removesuffix('.health')}.log.jsonl" in beside
+    if stem.endswith(".foreground"):
+        return f"{stem.removesuffix('.foreground')}.blemish" in beside
     return any(
         stem.partition("-")[0] in figures
         and all(f"{figure}.png" in beside for figure in figures[:2])

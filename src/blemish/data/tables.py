@@ -16,7 +16,7 @@ from typing import TypeVar
 from blemish.data.dataset import SPLITS, Found
 from blemish.data.folder import is_file, place_of
 from blemish.data.names import meaning
-from blemish.errors import DataError
+from blemish.errors import ConfigError, DataError
 from blemish.files import TABLE_BYTES, open_regular, read_whole, write_whole
 from blemish.text import pluralize
 from blemish.types import ANOMALOUS, GOOD, NORMAL, Sample
@@ -149,6 +149,38 @@ def read_table(path: Path) -> Found:
     if unknown := sorted(set(columns) - set(COLUMNS) - {""}):
         found.problems.append(f"columns not known and not read: {', '.join(unknown)}")
     return found
+
+
+def read_column(path: Path, column: str) -> dict[str, str]:
+    """What a column of a table of pictures says of each, by the picture's place (`place_of`).
+
+    Whether the pictures are there is not looked at.
+
+    Raises: DataError where no column names the pictures, or for rows that cannot be used, listed
+        together; ConfigError where there is no such column.
+    """
+    rows = read_rows(path)
+    given = next(rows, (1, []))[1]
+    columns = _columns(path, given)
+    plain = re.sub(r"[\s-]+", "_", column.strip().lower())
+    known = [re.sub(r"[\s-]+", "_", cell.lower()) for cell in given]
+    at = next((names.index(plain) for names in (known, columns) if plain in names), None)
+    if at is None or not plain:
+        there = ", ".join(filter(None, given))
+        raise ConfigError(f"{path}: has no column {column}; there are {there}")
+    said: dict[str, str] = {}
+
+    def parse(line: int, cells: list[str]) -> None:
+        cells = [*cells, *[""] * (len(columns) - len(cells))]
+        name, cell = cells[columns.index("path")], cells[at]
+        if not name:
+            raise ValueError("the path is empty")
+        picture = _inside(path.parent, name)
+        if said.setdefault(place_of(picture), cell) != cell:
+            raise ValueError(f"{picture} is listed already, with another {column}")
+
+    parse_rows(path, rows, parse)
+    return said
 
 
 def _columns(path: Path, header: Iterable[str]) -> list[str]:

@@ -22,7 +22,8 @@ import torch
 from blemish.data.copies import nearly_same
 from blemish.data.pictures import Pictures, good_pictures, labelled_defects
 from blemish.data.stream import Found, PictureStream, is_tile
-from blemish.detector.parts import grouped, part_thresholds, pattern_of
+from blemish.detector.grouping import grouped, grouping_of
+from blemish.detector.parts import part_thresholds
 from blemish.detector.predict import Detector
 from blemish.detector.scoring import scored as scored_so
 from blemish.detector.stitching import Stitching, rows_of
@@ -292,15 +293,17 @@ def recalibrate(
     Args:
         smallest_region: as of `fit`; None = as it was.
         group_by: of parts of several views a threshold, too, in which whole parts count: the
-            regular expression that finds a part's name in the paths, as of `parts.judge`.
+            regular expression that finds a part's name in the paths, or the column of a table,
+            as of `parts.judge`.
     Returns: the detector, the pictures that could not be decoded, and how many were left out.
     Raises: DataError where no picture is left, or none of a category; CalibrationError; ConfigError
         as `parts.judge`.
     """
     pictures = good_pictures(good)
     paths = [str(sample.path) for sample in pictures.samples]
-    if group_by is not None:
-        grouped(paths, pattern_of(group_by))  # refuses before any work
+    by = None if group_by is None else grouping_of(group_by)
+    if by is not None:
+        grouped(paths, by)  # refuses before any work
     names = detector.categories
     categories = _categories(pictures, names)
     if smallest_region is None:
@@ -321,9 +324,9 @@ def recalibrate(
     )
     rate = DEFAULT_RATE if false_alarm_rate is None else false_alarm_rate
     parts = None
-    if group_by is not None:
+    if by is not None:
         scored = {digest: (score, name) for digest, (score, _, name) in pass_.counted.items()}
-        parts = part_thresholds(group_by, paths, pass_.contents, scored, rate, names)
+        parts = part_thresholds(by, paths, pass_.contents, scored, rate, names)
     plan = Plan(1.0, "split conformal")
     fields = _of_views(calibration.fields(plan, rate, names, required=True), parts)
     data = dataclasses.replace(
@@ -332,7 +335,9 @@ def recalibrate(
         copies=pass_.copies,
         nearly_same=0,  # which is not looked for
     )
-    record = dataclasses.replace(detector.record, data=data, parts=parts, **fields)
+    record = dataclasses.replace(
+        detector.record, data=data, parts=parts, precision=detector.precision, **fields
+    )
     return Detector(detector.method, record), pass_.failures, pass_.left_out
 
 
@@ -395,7 +400,9 @@ def recalibrate_on_defects(
     if not pass_.counted:
         raise DataError("no labelled defect is left: all were learned from or could not be read")
     threshold = for_misses([score for score, *_ in pass_.counted.values()], miss_rate)
-    return detector.with_threshold(threshold), pass_.failures, pass_.left_out
+    detector = detector.with_threshold(threshold)
+    record = dataclasses.replace(detector.record, precision=detector.precision)
+    return Detector(detector.method, record), pass_.failures, pass_.left_out
 
 
 @dataclass

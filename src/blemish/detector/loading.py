@@ -6,7 +6,7 @@ from pathlib import Path
 
 from blemish import artifact
 from blemish.backbones import Backbone, hollow, restore
-from blemish.compute import pick_device, pick_precision
+from blemish.compute import pick_device, pick_precision, precision_like
 from blemish.config import short
 from blemish.detector.manifest import Manifest, read_manifest, undescribed
 from blemish.detector.predict import Detector, place
@@ -21,7 +21,8 @@ def load(path: str | Path, *, device: str = "auto", precision: str = "auto") -> 
 
     Args:
         device: auto, cpu, cuda, cuda:1, mps.
-        precision: auto (bf16 where the hardware computes in it), fp32, bf16, fp16.
+        precision: auto (that of its fit, or of its last `recalibrate`, where the device computes in
+            it, else fp32: `Detector.precision` says which), fp32, bf16, fp16.
     Raises: ArtifactError for a file that is not a whole, unaltered artifact of a known format, or
         of which a field or a tensor cannot be: before anything is built, everything is held against
         what a detector of its settings has.
@@ -46,7 +47,11 @@ def load(path: str | Path, *, device: str = "auto", precision: str = "auto") -> 
             f"{path}: {error}; another state of blemish has written it: fit it again"
         ) from error
     chosen = pick_device(device)
-    place(method, chosen, pick_precision(precision, chosen))
+    if precision == "auto":
+        dtype = precision_like(record.precision, chosen)
+    else:
+        dtype = pick_precision(precision, chosen)
+    place(method, chosen, dtype)
     return Detector(method, record)
 
 

@@ -13,12 +13,11 @@ however much they have in common. It needs about k times as many pictures.
 
 from __future__ import annotations
 
-import re
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from blemish.detector.grouping import Grouping, grouped, grouping_of
 from blemish.detector.thresholds import (
     Method,
     PartThresholds,
@@ -28,7 +27,7 @@ from blemish.detector.thresholds import (
     pictures_needed,
     verdict,
 )
-from blemish.errors import ConfigError, DataError
+from blemish.errors import DataError
 from blemish.types import ANOMALOUS, Failure, Prediction
 
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ class PartVerdict:
     """The verdict on a part.
 
     Attributes:
-        part: its name, as the pattern found it.
+        part: its name, as the pattern found it, or as the table has it.
         views: the paths of all its pictures; failed: of those that could not be scored.
         score: of `worst`, the view that is highest above its threshold, or nearest below; in a
             common category the highest score. None where no view was scored.
@@ -83,72 +82,20 @@ class Verdicts:
     ungrouped: tuple[str, ...]
 
 
-def pattern_of(text: str) -> re.Pattern[str]:
-    """The regular expression that tells parts by paths.
-
-    Raises: ConfigError where it does not compile or has more than one group.
-
-    Example:
-        >>> part_of("line 3/part17_left.png", pattern_of(r"part(\\d+)_"))
-        '17'
-    """
-    try:
-        pattern = re.compile(text)
-    except (re.error, OverflowError, RecursionError) as error:
-        raise ConfigError(
-            f"group by {text!r}: is no regular expression ({error}); one that finds the part's "
-            r"name in a path is needed, as in 'part(\d+)_'"
-        ) from error
-    if pattern.groups > 1:
-        raise ConfigError(
-            f"group by {text!r}: has {pattern.groups} groups, and the one that names the part is "
-            "not known; write the others as (?:…)"
-        )
-    return pattern
-
-
-def part_of(path: str, pattern: re.Pattern[str]) -> str | None:
-    """The part that a picture shows: what the pattern's group, or without one the whole pattern,
-    finds first in its path; None where that is nothing."""
-    match = pattern.search(path)
-    return (match.group(pattern.groups) or None) if match else None
-
-
-def grouped(
-    paths: Sequence[str], pattern: re.Pattern[str]
-) -> tuple[dict[str, list[int]], list[int]]:
-    """The positions of the pictures of each part, and of those that are of no part.
-
-    Raises: ConfigError where none is of any.
-
-    Example:
-        >>> grouped(["a1.png", "b.png", "c1.png"], pattern_of(r"\\d"))
-        ({'1': [0, 2]}, [1])
-    """
-    parts: dict[str, list[int]] = defaultdict(list)
-    others: list[int] = []
-    for at, path in enumerate(paths):
-        name = part_of(path, pattern)
-        (others if name is None else parts[name]).append(at)
-    if others and not parts:
-        raise ConfigError(
-            f"group by {pattern.pattern!r}: finds no part in the path of any picture, as in "
-            f"{paths[0]}; letters' case and folders count"
-        )
-    return dict(parts), others
-
-
 def judge(
-    detector: Detector, results: Iterable[Prediction | Failure | Mapping[str, Any]], group_by: str
+    detector: Detector,
+    results: Iterable[Prediction | Failure | Mapping[str, Any]],
+    group_by: str | Grouping,
 ) -> Verdicts:
     """A verdict for each part, at the rate chosen for the part.
 
     Args:
         results: what `Detector.predict_many` gave, or the rows that `blemish predict` writes.
         group_by: the regular expression that finds the part's name in a path: its one group, or
-            without a group the whole of it. A picture in which it finds nothing is of no part.
+            without a group the whole of it. A picture in which it finds nothing is of no part. Or a
+            table of pictures and its column that names the part, as "views.csv:part".
     Raises: ConfigError for an expression that does not compile, has several groups, or finds
-        nothing in any path.
+        nothing in any path; ConfigError or DataError for a table that cannot be used.
 
     Example:
         >>> import blemish, numpy as np
@@ -160,15 +107,16 @@ def judge(
         >>> [(one.part, one.worst, one.label) for one in judge(detector, rows, r"nut\\d+").parts]
         [('nut7', 'nut7_side.png', 1), ('nut8', 'nut8_top.png', 0)]
     """
-    pattern, views = pattern_of(group_by), [_View.of(one) for one in results]
-    found, others = grouped([view.path for view in views], pattern)
+    by = grouping_of(group_by) if isinstance(group_by, str) else group_by
+    views = [_View.of(one) for one in results]
+    found, others = grouped([view.path for view in views], by)
     limits = _Limits(detector)
     parts = tuple(_verdict(name, [views[at] for at in at_], limits) for name, at_ in found.items())
     return Verdicts(parts, tuple(views[at].path for at in others))
 
 
 def part_thresholds(
-    group_by: str,
+    group_by: str | Grouping,
     paths: Sequence[str],
     contents: Sequence[str | None],
     scored: Mapping[str, tuple[float, str]],
@@ -189,7 +137,8 @@ def part_thresholds(
     Raises: ConfigError as `judge`; DataError where no part is whole; CalibrationError where they
         are too few for the rate.
     """
-    found, others = grouped(paths, pattern_of(group_by))
+    by = grouping_of(group_by) if isinstance(group_by, str) else group_by
+    found, others = grouped(paths, by)
     whole = [[contents[at] for at in views] for views in found.values()]
     whole = [views for views in whole if all(one in scored for one in views)]
     different: dict[frozenset[str | None], list[str | None]] = {}
@@ -212,7 +161,7 @@ def part_thresholds(
     how: dict[str, Any] = {"method": _SPLIT, "of": "part"}
     counts = [len(views) for views in different.values()]
     return PartThresholds(
-        pattern=group_by,
+        pattern=by.pattern,
         threshold=calibrate(scores, rate, required=True, remark="; ".join(told), **how),
         thresholds={
             name: calibrate(each, rate, required=False, **how) for name, each in own.items()

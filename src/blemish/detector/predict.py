@@ -17,6 +17,7 @@ from torch import Tensor
 
 from blemish import artifact
 from blemish import config as configs
+from blemish.compute import Precision, precision_name
 from blemish.data.areas import read_area
 from blemish.data.transforms import Preprocessing
 from blemish.detector import scoring
@@ -90,6 +91,12 @@ class Detector:
     def device(self) -> torch.device:
         """Where it computes."""
         return self.method.backbone.device
+
+    @property
+    def precision(self) -> Precision:
+        """What it computes in, which is not always what its thresholds come from:
+        `record.precision`."""
+        return precision_name(self.method.precision)
 
     @property
     def learned(self) -> set[str]:

@@ -129,7 +129,8 @@ class PartThresholds:
     """Above which score of its highest view a part of several views is an alarm.
 
     Attributes:
-        pattern: the regular expression that told parts by the paths of their pictures.
+        pattern: the regular expression that told parts by the paths of their pictures; "column
+            part" where that column of a table did.
         threshold, thresholds: the common one, and that of each category.
         scores, scores_by_category: what they come from: the highest score of each good part.
         fewest, most: views of such a part.

@@ -316,7 +316,7 @@ class AtacNet(EndToEnd, TrainedMethod):
             images, labels = images[order], labels[order]
         normal, other = images[: count - anomalous], images[count - anomalous :]
         made = min(made, len(normal))
-        pseudo = cut_mix(normal[:made], other[:made])
+        pseudo = cut_mix(normal[:made], other[:made], self._looked_at(normal[:made]))
         found = [labels[: count - anomalous], labels[count - anomalous + made :]]
         found.append(labels.new_full((made,), ANOMALOUS))
         return torch.cat([normal, other[made:], pseudo]), torch.cat(found)

@@ -7,10 +7,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def augmented(images: Tensor, guide: Tensor) -> tuple[Tensor, Tensor]:
+def augmented(
+    images: Tensor, guide: Tensor, inside: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Pictures B 3 H W, each cropped to at least 4/5 of its area and resized back, its contrast
     changed by up to a tenth and its brightness by up to 0.1 (normalised); and their guidance B h w,
-    cropped along, with sum 1.
+    cropped along, with sum 1; and what of them is looked at, bool B H W, cropped along
+    (all of one of which nothing is left).
     """
     count, device = len(images), images.device
     draw = torch.rand(count, 5)  # on the host, so that every device draws the same
@@ -29,4 +32,11 @@ def augmented(images: Tensor, guide: Tensor) -> tuple[Tensor, Tensor]:
     contrast = (1 + 0.1 * (2 * draw[:, 3] - 1)).to(device)[:, None, None, None]
     brightness = (0.1 * (2 * draw[:, 4] - 1)).to(device)[:, None, None, None]
     cropped = crop(guide[:, None].float())[:, 0].clamp_min(0)
-    return crop(images) * contrast + brightness, cropped / cropped.sum(dim=(1, 2), keepdim=True)
+    if inside is not None:
+        inside = crop(inside[:, None])[:, 0] > 0.5
+        inside = inside | ~inside.flatten(1).any(1)[:, None, None]
+    return (
+        crop(images) * contrast + brightness,
+        cropped / cropped.sum(dim=(1, 2), keepdim=True),
+        inside,
+    )

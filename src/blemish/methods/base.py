@@ -119,6 +119,7 @@ class Method(nn.Module):
         layers: those of the backbone that `judge` reads, the config's first.
         attended: those whose [CLS] attention it reads, too.
         area: where it looks; None = everywhere. Pictures have the mean colour outside it.
+        bounded: whether there is an area, also where pictures say it themselves.
         framed: whether each picture says itself what of it is looked at; see `methods.frames`.
     """
 
@@ -131,6 +132,7 @@ class Method(nn.Module):
     layers: tuple[int, ...]
     attended: tuple[int, ...] = ()
     area: Area | None = None
+    bounded: bool = False
     framed: bool = False
 
     def __init__(self, config: MethodConfig, backbone: Backbone) -> None:
@@ -160,6 +162,7 @@ class Method(nn.Module):
             needed here: in the input it lies elsewhere for pictures of another shape.
         """
         self.area, self.framed = None if framed else area, framed
+        self.bounded = area is not None
 
     @property
     def scoring_size(self) -> tuple[int, int]:
@@ -220,10 +223,37 @@ class Method(nn.Module):
         return inside_of(self.area, size, images.device)
 
     def _framed(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
-        """The places of a grid over B 3 H W from which is learned: bool B h w."""
+        """The places of a grid over B 3 H W from which is learned: bool B h w.
+
+        Of an area, all of which a value of the map inside is made, by resampling and smoothing.
+        Where training pictures are turned or mirrored it lies elsewhere in each: then all places.
+        """
         if self.framed:
             return frames.framed(images, grid)
-        return torch.ones(len(images), *grid, dtype=torch.bool, device=images.device)
+        everywhere = torch.ones(len(images), *grid, dtype=torch.bool, device=images.device)
+        turned = self.config.rotations > 1 or self.config.flips
+        inside = None if turned else inside_of(self.area, grid, images.device)
+        if inside is None:
+            return everywhere
+        size = map_size(images)
+        smoothed = round(3 * self.config.smoothing * max(size)) + 1  # pixels of the map
+        cells = max(smoothed * cells / side for cells, side in zip(grid, size, strict=True))
+        reach = math.ceil(cells + abs(self.backbone.offset(grid, images)) + 1)
+        near = F.max_pool2d(inside[None].float(), 2 * reach + 1, stride=1, padding=reach) > 0
+        return everywhere & near
+
+    def _looked_at(self, images: Tensor) -> Tensor | None:
+        """bool B H W: the pixels of training pictures B 3 H W that lie in the area, to which
+        synthetic anomalies keep; None where all do, or where the area lies is not known, as of
+        pictures that are turned or mirrored and do not say it."""
+        size = (images.shape[-2], images.shape[-1])
+        if not self.bounded:
+            return None
+        if self.framed:
+            return frames.places(images, size)
+        turned = self.config.rotations > 1 or self.config.flips
+        inside = None if turned else inside_of(self.area, size, images.device)
+        return None if inside is None else inside.expand(len(images), *size)
 
     def _extended(self, values: Tensor, images: Tensor) -> Tensor:
         """Values B h w on a grid over B 3 H W, that go on outside the pictures' frames."""

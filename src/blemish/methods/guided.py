@@ -186,12 +186,13 @@ class Guided(FineTuned, TrainedMethod, Summarises, Adapts, LooksAtScales):
     def training_step(self, batch: TrainingBatch, fraction: float) -> Tensor:
         assert batch.images is not None
         config, images, guide = self.config, batch.images, batch.features["guide"]
+        inside = self._looked_at(images)
         if config.augment:
-            images, guide = augmented(images, guide)
+            images, guide, inside = augmented(images, guide, inside)
         # Within the range of pixels, as the twins are: they must not be told apart by that.
         mean, std = self._colours(images)
         images = ((images * std + mean).clamp(0, 1) - mean) / std
-        twins, masks, kinds = self._simulated(images, guide)
+        twins, masks, kinds = self._simulated(images, guide, inside)
         seen = self.read(self.see(torch.cat([images, twins])))
         loss = seen.mask_logits.new_zeros(())
         if seen.logits is not None:
@@ -205,8 +206,12 @@ class Guided(FineTuned, TrainedMethod, Summarises, Adapts, LooksAtScales):
             loss = loss + config.bce_weight * F.binary_cross_entropy_with_logits(logits, wanted)
         return loss
 
-    def _simulated(self, images: Tensor, guide: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Twins of pictures B 3 H W with guidance B h w: B 3 H W, soft masks B H W, classes B."""
+    def _simulated(
+        self, images: Tensor, guide: Tensor, inside: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Twins of pictures B 3 H W with guidance B h w, of which bool B H W is looked at: B 3 H W,
+        soft masks B H W, classes B.
+        """
         mean, std = self._colours(images)
         pixels: Any = images * std + mean
         if self.config.guidance == "uniform":
@@ -215,7 +220,9 @@ class Guided(FineTuned, TrainedMethod, Summarises, Adapts, LooksAtScales):
             guide = shuffled(guide.flatten(1)).reshape(guide.shape)
         seeds = torch.randint(2**62, (len(images),)).tolist()
         pixels = np.ascontiguousarray(pixels.permute(0, 2, 3, 1).float().cpu().numpy())
-        made = simulate_batch(self.simulators, pixels, guide.float().cpu().numpy(), seeds)
+        areas = None if inside is None else inside.cpu().numpy()
+        guides = guide.float().cpu().numpy()
+        made = simulate_batch(self.simulators, pixels, guides, seeds, areas=areas)
         device = images.device
         twins = torch.from_numpy(np.stack([one.image for one in made])).to(device)
         masks = torch.from_numpy(np.stack([one.label for one in made])).to(device)
@@ -375,7 +382,7 @@ class Guided(FineTuned, TrainedMethod, Summarises, Adapts, LooksAtScales):
         """Note of training pictures what adaptation needs; gives what was seen at each scale."""
         if self.config.adaptation == "entropies":
             guide = self.encode(resized(images, self.config.height_width))["guide"]
-            twins, _, _ = self._simulated(images, guide)
+            twins, _, _ = self._simulated(images, guide, self._looked_at(images))
             seen = self._at_scales(images)
             look = self._look(seen, images)
             twin = self._look(self._at_scales(twins), twins)

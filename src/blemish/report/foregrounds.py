@@ -13,12 +13,13 @@ from PIL import Image, ImageDraw, ImageFont
 
 from blemish.data.pictures import good_pictures
 from blemish.data.stream import PictureStream
-from blemish.report.heatmap import Picture, faded, save_png, thumbnail
+from blemish.report.heatmap import Picture, faded, is_signed, save_png, thumbnail
 
 if TYPE_CHECKING:
     from blemish.detector.predict import Detector
     from blemish.methods.foreground import Foreground
 
+_SIGNED = "blemish foreground"
 PICTURES = 12  # on a sheet, evenly from all
 _COLUMNS = 4
 _PAPER = "#e6e6e6"  # pictures are often white at their edges
@@ -44,7 +45,26 @@ def draw_foreground(detector: Detector, good: Any, path: Path) -> Path | None:
     tiles: list[Picture] = []
     for batch in stream.only(positions).on(detector.device):
         tiles += _tiles(detector, foreground, batch.images)
-    return save_png(path, _sheet(tiles, foreground)) if tiles else None
+    return save_png(path, _sheet(tiles, foreground), signed=_SIGNED) if tiles else None
+
+
+def remove_sheet(path: Path) -> str:
+    """Removes the sheet of an earlier fit, of what this one does not do.
+
+    Returns: a sentence on a file of its name that stays, as `draw_foreground` has not written it or
+        it cannot be removed; "" where there is none.
+    """
+    if not path.exists():
+        return ""
+    why = "was not written by blemish"
+    if is_signed(path, _SIGNED):
+        try:
+            path.unlink()
+        except OSError as error:
+            why = f"could not be removed ({error.strerror})"
+        else:
+            return ""
+    return f"{path} shows nothing of this artifact; it {why}, and stays"
 
 
 @torch.inference_mode()

@@ -16,7 +16,7 @@ from typing import Any
 import cv2
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from blemish.anomalies.base import place_probability
 from blemish.errors import ConfigError, NonFiniteError
@@ -28,6 +28,7 @@ Picture = npt.NDArray[np.uint8]
 # In multiples of the attention's mean: where it is flat, nothing shows.
 ATTENTION_SCALE = (1.0, 8.0)
 SALIENCY_SCALE = (0.0, 1.0)  # the range that methods give it in
+_SIGNATURE = "Software"  # the PNG keyword under which a picture says what it is
 _ROWS = 256  # drawn at a time
 _BAND = 16  # rows of a reduced picture that are read at a time
 _GREY = 128  # of what does not count, and of the line around what does
@@ -310,15 +311,32 @@ def encode_map(anomaly_map: npt.NDArray[np.floating[Any]]) -> bytes:
     return buffer.getvalue()
 
 
-def save_png(path: str | Path, picture: Picture) -> Path:
+def save_png(path: str | Path, picture: Picture, *, signed: str = "") -> Path:
     """Writes the picture (uint8 H W 3, RGB) as a PNG file, whole or not at all.
 
+    Args: signed: what it is, so that it is known again (`is_signed`).
     Raises: OutputError if it cannot be written; ConfigError if the picture is not uint8 H W 3.
     """
-    return write_whole(path, encode_png(picture))
+    info = PngImagePlugin.PngInfo()
+    info.add_text(_SIGNATURE, signed)
+    return write_whole(
+        path, _encode(picture, "PNG", pnginfo=info) if signed else encode_png(picture)
+    )
 
 
-def _encode(picture: Picture, format: str, **options: int) -> bytes:
+def is_signed(path: Path, signed: str) -> bool:
+    """Whether a file is a picture that `save_png` has signed so."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    try:
+        with path.open("rb") as file:
+            head = file.read(256)
+    except OSError:
+        return False
+    return head.startswith(b"\x89PNG") and f"tEXt{_SIGNATURE}\0{signed}".encode() in head
+
+
+def _encode(picture: Picture, format: str, **options: Any) -> bytes:
     _check_picture(picture)
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(picture)).save(buffer, format, **options)
