@@ -43,6 +43,7 @@ from blemish.files import check_writable, locked
 from blemish.types import silent
 
 if TYPE_CHECKING:
+    from blemish.detector.predict import Detector
     from blemish.detector.refine import Refined
 
 Good = Annotated[
@@ -156,20 +157,25 @@ def fit(
         request["checkpoint"] = _checkpoint(output)
         kept = fitting.checkpoints(_checkpoint(output))
     log = request["log"] = _log(output) if chosen.pretraining_config else None
-    sheet = _sheet(output) if foreground == "auto" else None
-    for file in filter(None, [sheet]):
-        check_writable(file)
+    if foreground == "auto":
+        check_writable(_sheet(output))
     detector = _learned(output, partial(fitting.fit, **request), log=log, checkpoints=kept)
     if detector is None:
         return WELL
+    sheet = _drawn(output, detector, good, wanted=foreground == "auto")
+    return _tell_fit(output, detector.manifest, log, sheet, as_json=json)
+
+
+def _drawn(output: Path, detector: Detector, good: Sequence[Path], *, wanted: bool) -> Path | None:
+    """The picture of the foreground, where it is wanted; else that of an earlier artifact is gone,
+    or it is said why it stays."""
     from blemish.report.foregrounds import draw_foreground, remove_sheet
 
-    sheet = None if sheet is None else draw_foreground(detector, good, sheet)
-    stays = "" if sheet else remove_sheet(_sheet(output))
-    status = _tell_fit(output, detector.manifest, log, sheet, as_json=json)
-    if stays:
+    if wanted:
+        return draw_foreground(detector, good, _sheet(output))
+    if stays := remove_sheet(_sheet(output)):
         console.complain(f"blemish: notice: {stays}")
-    return status
+    return None
 
 
 def _tell_fit(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 from typer import Argument, Option
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from blemish.detector.predict import Detector
     from blemish.report.ledger import Ledger
     from blemish.report.sorting import Sorter, Way
-    from blemish.report.watching import Tally
+    from blemish.report.watching import Tally, Watch
 
 _WAYS = ("move", "copy", "link")
 _PATIENCE = 10.0  # seconds for a file that cannot be decoded
@@ -121,17 +121,13 @@ def watch(
     json: Json = False,
 ) -> int:
     """Score what arrives in a folder, or what a camera gives, until Ctrl-C."""
-    from blemish.compute import precision_name
-    from blemish.data.frames import PATIENCE, check_seconds, frames_of
+    from blemish.data.frames import PATIENCE, check_seconds
     from blemish.report.ledger import Ledger
     from blemish.report.watching import Watch
 
     check_seconds(every=every, interval=interval, settle=settle, patience=patience or 0.0)
     _check(artifact, sort=sort, margin=margin)
-    saved = saved_by(save, output, overlay_size) if save is not None else ()
-    if overlay_size is not None and not saved:
-        raise ConfigError("--overlay-size: no overlays are asked for; --save overlays does")
-    kept = {"saved": saved, "side": options.overlay_side(overlay_size, output)}
+    saved, side = _saved(save, output, overlay_size), options.overlay_side(overlay_size, output)
     coming = _coming(source, output, settle=settle, patience=patience, every=every, once=once)
     sorter = _sorter(coming, sort, output)
     detector = options.loaded(artifact, device=device, precision=precision, scales=scales)
@@ -139,30 +135,47 @@ def watch(
     detector, area = options.within(detector, roi, ignore)
     check_regions(["--save masks"] * ("masks" in saved), detector, artifact, category)
     _check_threshold(detector, category, sort)
-    given = {
-        **{"category": category, "adapt": None, "scales": scales, "threshold": threshold},
-        **{"region_threshold": region_threshold, "smallest_region": smallest_region},
-        **{"area": area, "watched": coming.identity},
-    }
-    ways = {name: "" if value is None else str(value) for name, value in given.items()}
-    how = {"category": category, "batch_size": batch_size or coming.batch_size}
-    used = precision_name(detector.method.precision)
+    ways = _ways(
+        category=category, adapt=None, scales=scales, threshold=threshold, area=area,
+        region_threshold=region_threshold, smallest_region=smallest_region, watched=coming.identity,
+    )  # fmt: skip
     with (
-        Ledger(output, artifact=artifact, precision=used, ways=ways) as ledger,
+        Ledger(output, artifact=artifact, precision=detector.precision, ways=ways) as ledger,
         console.progress() as progress,
         interrupts.waiting() as came,
     ):
-        told: dict[str, Any] = {"sorter": sorter, "margin": margin, **kept, **how}
-        one = Watch(detector, ledger, came, progress=progress, **told)
+        one = Watch(
+            detector, ledger, came, sorter=sorter, margin=margin, progress=progress, saved=saved,
+            side=side, category=category, batch_size=batch_size or coming.batch_size,
+        )  # fmt: skip
         progress(f"watching · {coming.name}", 0, 0)
         if coming.arrivals is not None:
             coming.arrivals.taken = ledger.taken
             one.folder(coming.arrivals, once=once, interval=interval)
         elif coming.stream is not None:
-            wait = PATIENCE if patience is None else patience
-            shown = frames_of(coming.stream, every=every, patience=wait, note=_note, stop=one.stop)
-            one.stream(shown, live=coming.stream.live)
+            _look_at(one, coming.stream, every, PATIENCE if patience is None else patience)
     return _tell(one.tally, ledger, artifact, coming, output, came.number, as_json=json)
+
+
+def _look_at(one: Watch, stream: Stream, every: float, patience: float) -> None:
+    """Score the frames of a stream, as `blemish.frames` gives them."""
+    from blemish.data.frames import frames_of
+
+    shown = frames_of(stream, every=every, patience=patience, note=_note, stop=one.stop)
+    one.stream(shown, live=stream.live)
+
+
+def _ways(**given: object) -> dict[str, str]:
+    """How pictures are scored, for the ledger: "" for what is not given."""
+    return {name: "" if value is None else str(value) for name, value in given.items()}
+
+
+def _saved(save: str | None, output: Path, overlay_size: str | None) -> tuple[str, ...]:
+    """As `saved_by`; nothing where nothing is asked for."""
+    saved = saved_by(save, output, overlay_size) if save is not None else ()
+    if overlay_size is not None and not saved:
+        raise ConfigError("--overlay-size: no overlays are asked for; --save overlays does")
+    return saved
 
 
 @dataclass(frozen=True)

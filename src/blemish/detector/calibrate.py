@@ -315,13 +315,9 @@ def recalibrate(
         )
     scores, levels, of_each = zip(*pass_.counted.values(), strict=True)
     calibration = Calibration(
-        scale=detector.map_scale,
-        scores=scores,
-        levels=levels,
-        smallest_region=smallest_region,
-        categories=of_each,
-        copies=pass_.copies,
-    )
+        scale=detector.map_scale, scores=scores, levels=levels, categories=of_each,
+        smallest_region=smallest_region, copies=pass_.copies,
+    )  # fmt: skip
     rate = DEFAULT_RATE if false_alarm_rate is None else false_alarm_rate
     parts = None
     if by is not None:
