@@ -43,6 +43,7 @@ from blemish.files import check_writable, locked
 from blemish.types import silent
 
 if TYPE_CHECKING:
+    from blemish.detector.predict import Detector
     from blemish.detector.refine import Refined
 
 Good = Annotated[
@@ -162,14 +163,8 @@ def fit(
     detector = _learned(output, partial(fitting.fit, **request), log=log, checkpoints=kept)
     if detector is None:
         return WELL
-    from blemish.report.foregrounds import draw_foreground, remove_sheet
-
-    sheet = None if sheet is None else draw_foreground(detector, good, sheet)
-    stays = "" if sheet else remove_sheet(_sheet(output))
-    status = _tell_fit(output, detector.manifest, log, sheet, as_json=json)
-    if stays:
-        console.complain(f"blemish: notice: {stays}")
-    return status
+    sheet = _drawn(sheet, output, detector, good)
+    return _tell_fit(output, detector.manifest, log, sheet, as_json=json)
 
 
 def _tell_fit(
@@ -388,6 +383,18 @@ def _checkpoint(output: Path) -> Path:
 def _sheet(output: Path) -> Path:
     """part.foreground.png for part.blemish."""
     return output.with_name(f"{output.name.removesuffix('.blemish')}.foreground.png")
+
+
+def _drawn(
+    sheet: Path | None, output: Path, detector: Detector, good: Sequence[Path]
+) -> Path | None:
+    """The picture of the foreground, where there is one to show; that of an earlier fit goes."""
+    from blemish.report.foregrounds import draw_foreground, remove_sheet
+
+    made = None if sheet is None else draw_foreground(detector, good, sheet)
+    if made is None and (stays := remove_sheet(_sheet(output))):
+        console.complain(f"blemish: notice: {stays}")
+    return made
 
 
 def _log(output: Path) -> Path:
