@@ -67,12 +67,12 @@ LARGE = np.full((60, 50, 3), 90, np.uint8)
 
 
 @pytest.mark.parametrize("error", RAN_OUT, ids=lambda error: type(error).__name__)
-@pytest.mark.parametrize("stage", ["_from_array", "_scaling", "_rgb", "prepare"])
+@pytest.mark.parametrize("stage", ["_from_array", "scaling", "_rgb", "prepare"])
 def test_a_picture_for_which_memory_runs_out_fails_alone(
     detector: blemish.Detector, monkeypatch: pytest.MonkeyPatch, stage: str, error: Exception
 ) -> None:
-    places = {"prepare": "detector.predict", "_from_array": "images.sources"}
-    home = sys.modules[f"blemish.{places.get(stage, 'images.decoder')}"]
+    places = {"prepare": "detector.reading", "_from_array": "images.sources"}
+    home = sys.modules[f"blemish.{places.get(stage, 'images.rendering')}"]
     monkeypatch.setattr(home, stage, failing_for(LARGE, getattr(home, stage), error))
     results = list(detector.predict_many([GOOD[0], LARGE, GOOD[1], GOOD[2]], batch_size=2))
     assert [isinstance(result, Failure) for result in results] == [False, True, False, False]

@@ -217,12 +217,15 @@ class Prediction:
         if self.regions is None:
             return None
         height, width = self.size
-        columns = np.zeros(height * width, dtype=np.bool_)  # one after the other
+        mask = np.zeros((height, width), dtype=np.bool_)
         for region in self.regions:
-            ends = np.cumsum(region.runs).tolist()
+            left, across = region.box[0], region.box[2]
+            columns = np.zeros(across * height, dtype=np.bool_)  # one after the other
+            ends = (np.cumsum(region.runs) - left * height).tolist()
             for start, end in zip(ends[::2], ends[1::2], strict=False):
                 columns[start:end] = True
-        return np.ascontiguousarray(columns.reshape(width, height).T)
+            mask[:, left : left + across] |= columns.reshape(across, height).T
+        return mask
 
     @cached_property
     def heatmap(self) -> np.ndarray:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 
 _SECONDS_BETWEEN_LINES = 5.0
+_SECONDS_OF_A_PART = 60
 _LINES_OF_A_STAGE = 20  # about; a log is to be read
 _DETAILS = " · "  # between the name of a stage and what is to be said of it
 _ENDLESS = 1_000_000  # columns where the output is no terminal: nothing is cut for a pipe
@@ -130,7 +131,7 @@ def progress() -> Iterator[Progress]:
 
 class _Lines:
     """A line for each stage when it begins, one at each twentieth of it that took five seconds or
-    more, and the last.
+    more, and the last; one a minute of what goes on in a single part of it.
 
     Where it is not known how much there is: one each time that the stage has lasted half as long
     again.
@@ -146,7 +147,9 @@ class _Lines:
         now = time.monotonic()
         if name != self._stage:
             self._stage, self._began, self._first = name, now, done
-        elif done == total == self._told or (done != total and not self._due(now, done, total)):
+        elif done == total == self._told or (
+            done != total and not self._due(now, done, total, bool(details))
+        ):
             return
         self._shown, self._told = now, done
         rate = (done - self._first) / (now - self._began) if now > self._began else None
@@ -156,7 +159,9 @@ class _Lines:
         ]
         print(printable(_DETAILS.join(part for part in parts if part)), file=sys.stderr, flush=True)
 
-    def _due(self, now: float, done: int, total: int) -> bool:
+    def _due(self, now: float, done: int, total: int, detailed: bool) -> bool:
+        if detailed and done == self._told and now - self._shown > _SECONDS_OF_A_PART:
+            return True
         if now - self._shown < _SECONDS_BETWEEN_LINES:
             return False
         if total:

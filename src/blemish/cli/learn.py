@@ -158,8 +158,8 @@ def fit(
         kept = fitting.checkpoints(_checkpoint(output))
     log = request["log"] = _log(output) if chosen.pretraining_config else None
     sheet = _sheet(output) if foreground == "auto" else None
-    if sheet is not None:
-        check_writable(sheet)
+    for file in filter(None, [sheet]):
+        check_writable(file)
     detector = _learned(output, partial(fitting.fit, **request), log=log, checkpoints=kept)
     if detector is None:
         return WELL

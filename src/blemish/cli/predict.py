@@ -132,9 +132,8 @@ def predict(
         raise ConfigError("--resume goes on in a folder: name it with --output DIR")
     saved = ("overlays",) if save is None else saved_by(save, output, overlay_size)
     kept = {"saved": saved, "side": options.overlay_side(overlay_size, output)}
-    for file in (report, coco):
-        if file:
-            check_writable(file)
+    for file in filter(None, (report, coco)):
+        check_writable(file)
     found = search(paths)
     grouping = parts.check(group_by, found.pictures)
     detector = options.loaded(artifact, device=device, precision=precision, scales=scales)
@@ -255,15 +254,23 @@ def _scored(
     from blemish.detector.predict import BATCH_SIZE
     from blemish.report.predictions import record
 
-    todo, again = journal.remaining(pictures, how["batch_size"] or BATCH_SIZE)
+    size = how["batch_size"] or BATCH_SIZE
+    # Tiles are in batches with those of the same picture alone.
+    size = size if detector.preprocessing.tiling is None else 1
+    todo, again = journal.remaining(pictures, size)
     if how["adapt"] is not None:  # what it adapted to is gone
         todo, again = todo[again:], 0
     try:
         with console.progress() as progress:
-            results = detector.predict_many(todo, **how) if todo else []
+            scored, wanted = 0, len(todo) - again
+
+            def tell(stage: str, done: int, total: int) -> None:
+                progress(f"scoring · tile {done} of {total} of {stage}", scored, wanted)
+
+            results = detector.predict_many(todo, **how, progress=tell) if todo else []
             rows = record(journal, detector, islice(results, again, None), gallery, **kept)
-            for done, _ in enumerate(rows, start=1):
-                progress("scoring", done, len(todo) - again)
+            for scored, _ in enumerate(rows, start=1):
+                progress("scoring", scored, wanted)
     except KeyboardInterrupt as error:
         return error
     return None

@@ -88,7 +88,14 @@ class Found:
 
     def of_pictures(self, sources: Sequence[Any]) -> Found:
         """The same with each picture once, where `sources` has it as tiles: by the first."""
-        first = [at for at, each in enumerate(sources) if not is_tile(each) or each.is_first]
+        seen: set[int] = set()
+        first = []
+        for at, each in enumerate(sources):
+            if not is_tile(each):
+                first.append(at)
+            elif id(each.picture) not in seen:
+                seen.add(id(each.picture))
+                first.append(at)
 
         def kept(values: Mapping[int, R]) -> dict[int, R]:
             return {at: values[at] for at in first if at in values}

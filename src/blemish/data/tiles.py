@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +18,7 @@ from blemish.errors import ImageError
 from blemish.images import Picture, Windows, open_windows, within_memory
 
 _AT_HAND = 2**29  # bytes of pictures that are held open, beside the last one
+_OF_WINDOWS = 2**28  # of one that is read in windows, at most
 
 
 class TiledPicture:
@@ -40,15 +41,14 @@ class TiledPicture:
         area: Area | None = None,
         alter: Callable[[np.ndarray], np.ndarray] | None = None,
     ) -> None:
-        self.name, self.tiling, self._window = name, tiling, window
+        self.name, self.tiling = name, tiling
         opened = open_windows(source, window=window, name=name)
+        self.digest = opened.digest  # of the picture as it was: it is known by that
+        self._source, self._window = source, window
         if alter is not None:
-            pixels = alter(opened.read(slice(None), slice(None)))
-            self.digest = opened.digest  # of the picture as it was: it is known by that
-            opened = open_windows(pixels, name=name)
-        else:
-            self.digest = opened.digest
-        self._source = source if alter is None else pixels
+            self._source, self._window = alter(opened.read(slice(None), slice(None))), None
+            opened = open_windows(self._source, name=name)
+        self._opens_as = opened.digest
         self.size, self.notes = opened.size, opened.notes
         if min(self.size) < tiling.side:
             height, width = self.size
@@ -62,7 +62,7 @@ class TiledPicture:
         self.tiles = tuple(self._cut(area))
         self._opened: Windows | None = opened
         self._lock = threading.Lock()
-        self.nbytes = 0 if whole is None else whole.nbytes
+        self.nbytes = _OF_WINDOWS if whole is None else whole.nbytes
 
     def _cut(self, area: Area | None) -> Iterator[Tile]:
         side, (height, width) = self.tiling.side, self.size
@@ -86,7 +86,7 @@ class TiledPicture:
     def _open_again(self) -> Windows:
         with within_memory(self.name):
             opened = open_windows(self._source, window=self._window, name=self.name)
-            if opened.digest != self.digest:
+            if opened.digest != self._opens_as:
                 raise ImageError(self.name, "has changed since it was first read")
             return opened
 
@@ -124,22 +124,27 @@ class Tile:
 
 
 class _Recent:
-    """The pictures that were opened again last, so that their tiles need not open them each."""
+    """The pictures that were opened again last, so that their tiles need not open them each.
+
+    It keeps none of them alive.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._pictures: OrderedDict[int, TiledPicture] = OrderedDict()
+        self._pictures: dict[int, weakref.ref[TiledPicture]] = {}
 
     def note(self, picture: TiledPicture) -> None:
         """Close those that were opened longest ago, where all together are too many bytes."""
         with self._lock:
-            self._pictures[id(picture)] = picture
-            self._pictures.move_to_end(id(picture))
-            while len(self._pictures) > 1 and self._bytes() > _AT_HAND:
-                self._pictures.popitem(last=False)[1].close()
-
-    def _bytes(self) -> int:
-        return sum(each.nbytes for each in self._pictures.values())
+            alive = {key: one for key, ref in self._pictures.items() if (one := ref()) is not None}
+            alive.pop(id(picture), None)
+            alive[id(picture)] = picture
+            held = sum(one.nbytes for one in alive.values())
+            for key in [*alive][:-1]:
+                if held > _AT_HAND:
+                    held -= alive[key].nbytes
+                    alive.pop(key).close()
+            self._pictures = {key: weakref.ref(one) for key, one in alive.items()}
 
 
 _RECENT = _Recent()

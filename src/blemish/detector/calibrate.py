@@ -210,11 +210,8 @@ def calibrated(
         scored, scale, _ = _scored(
             method, foreground, some, progress, smallest_region, left_out=left_out
         )
-        # What is kept was measured as it learned, and is what `refine` goes on from.
-        kept = None
-        if one_out and isinstance(method, LeavesOneOut) and some.preprocessing.tiling is None:
-            kept = method.good_scores()
-        scored = {at: (one if kept is None else kept[at], two) for at, (one, two) in scored.items()}
+        if one_out and isinstance(method, LeavesOneOut):
+            scored = _as_kept(method, some, scored)
         of_category = Counter(categories[at] for at in different)
         counted = [at for at in different if one_out and of_category[categories[at]] > 1]
         copies = len(learned_from.digests) - len(different)
@@ -230,6 +227,15 @@ def calibrated(
         alike=alike,
     )
     return calibration, found
+
+
+def _as_kept(
+    method: LeavesOneOut, stream: PictureStream, scored: Mapping[int, tuple[float, float]]
+) -> Mapping[int, tuple[float, float]]:
+    """With the scores that the method has kept, where it has of whole pictures: these were measured
+    as it learned, and are what `refine` goes on from."""
+    kept = method.good_scores() if stream.preprocessing.tiling is None else None
+    return scored if kept is None else {at: (kept[at], level) for at, (_, level) in scored.items()}
 
 
 def _scored(

@@ -38,7 +38,7 @@ from blemish.images import ran_out
 from blemish.methods import Method, adapter_of, at_scales
 from blemish.methods.adaptation import Adapted, Mode
 from blemish.methods.base import narrowed
-from blemish.types import Failure, Prediction, Scores
+from blemish.types import Failure, Prediction, Progress, Scores, silent
 
 BATCH_SIZE = 8
 ADAPTED_BATCH_SIZE = 32  # moments of fewer pictures say less
@@ -185,6 +185,7 @@ class Detector:
         adapt: Mode | None = None,
         score: Callable[[Tensor], Scores] | None = None,
         alter: Callable[[np.ndarray], np.ndarray] | None = None,
+        progress: Progress = silent,
     ) -> Iterator[Prediction | Failure]:
         """Predictions in the order of `sources`, computed as they are asked for; a Failure for each
         broken picture.
@@ -210,37 +211,43 @@ class Detector:
                 detector is as before.
             score: what scores a batch B 3 H W in place of `method.score`; not with `adapt`.
             alter: what is done to the pixels (H W 3) of each picture before anything else.
+            progress: called with (picture, done, total) after each batch of tiles, but its last.
         Raises: ConfigError for an unknown category, or a method that cannot adapt; DataError for a
             path in a list that does not exist (from an iterator it is a Failure, for those before
             it are not to be lost); NonFiniteError when a score is not finite.
         """
         self.threshold_for(category)  # refuses an unknown one before any work
-        by_itself = partial(scoring.scored, self.method, self.foreground)
-        if adapt is None:
-
-            def scored(images: Tensor) -> Adapted:
-                with torch.inference_mode():
-                    return Adapted((score or by_itself)(images), adapted=False)
-
-        else:
-            scored = adapter_of(self.method, adapt).score
+        scored = self._scorer(adapt, score)
         size = batch_size or (BATCH_SIZE if adapt is None else ADAPTED_BATCH_SIZE)
         given = several(sources)
         listed = isinstance(given, (list, tuple))
         found = [one for source in given for one in opened(source)] if listed else expanded(given)
-
         reading = Reading(
-            preprocessing=self.preprocessing,
-            area=self.area,
-            categories=self.categories,
-            category=category,
-            alter=alter,
-        )
+            preprocessing=self.preprocessing, area=self.area, categories=self.categories,
+            category=category, alter=alter,
+        )  # fmt: skip
         loads = reading.loads(found, ahead=2 * size if listed else size - 1)
         stitching = Stitching.of(self.method, self.area)
         with closing(given) if isinstance(given, Generator) else nullcontext(), closing(loads):
-            for chunk in chunks(loads, size):
+            # Batches end with the tiles of a picture: its scores then depend on no other.
+            for chunk in chunks(loads, size, lambda one: one.ends_picture):
                 yield from self._score(chunk, scored, stitching, whole=adapt is not None)
+                if stitching.under_way is not None:
+                    progress(*stitching.under_way)
+
+    def _scorer(
+        self, adapt: Mode | None, score: Callable[[Tensor], Scores] | None
+    ) -> Callable[[Tensor], Adapted]:
+        """What scores a batch; as of `predict_many`."""
+        if adapt is not None:
+            return adapter_of(self.method, adapt).score
+        by_itself = score or partial(scoring.scored, self.method, self.foreground)
+
+        def scored(images: Tensor) -> Adapted:
+            with torch.inference_mode():
+                return Adapted(by_itself(images), adapted=False)
+
+        return scored
 
     def _score(
         self,

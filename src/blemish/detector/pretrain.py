@@ -205,11 +205,9 @@ def pretrained(
         backbone: on the device that it is trained on; not to be used any more.
         precision: bf16 or fp32.
         minutes, checkpoint, resume: as of `training.train`. window, log: as of `pretrain`.
-        area: where the pictures are looked at; None = everywhere.
-        resize: how they come into squares; not "fit".
-    Returns: the backbone, whose `info` names what it was before; how it was trained; and what was
-        found of the pictures.
-    Raises: as `pretrain`.
+        area, resize: where pictures are looked at, and how they come into squares; not "fit".
+    Returns: the backbone, whose `info` names what it was before; how it was trained; what was found
+        of the pictures. Raises: as `pretrain`.
     """
     learner = APMask(config, backbone).to(backbone.device)
     learner.set_precision(precision)
@@ -226,8 +224,8 @@ def pretrained(
         "precision": precision_name(learner.precision),
     }
     written = {"preprocessing": configs.to_dict(squares), "weights": before.sha256}
-    logged = log is not None and distributed.rank() == 0
-    with closing(_Log(Path(log), learner, stream)) if log and logged else nullcontext() as watch:
+    logged = log if distributed.rank() == 0 else None
+    with closing(_Log(Path(logged), learner, stream)) if logged else nullcontext() as watch:
         training, found = train(
             learner,
             stream,

@@ -42,6 +42,11 @@ class Loaded:
     tile: Tile | None = None
 
     @property
+    def ends_picture(self) -> bool:
+        """Whether it is the last tile of a picture."""
+        return self.tile is not None and self.tile.is_last
+
+    @property
     def shown(self) -> tuple[int, int]:
         """(H, W) of what was brought to the method: the picture or the tile."""
         if self.tile is None:

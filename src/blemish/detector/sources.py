@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -73,16 +73,19 @@ def batch_begun(readable: Iterable[bool], size: int) -> int:
     return pictures
 
 
-def chunks(loads: Iterable[T | Failure], size: int) -> Iterator[list[T | Failure]]:
+def chunks(
+    loads: Iterable[T | Failure], size: int, is_end: Callable[[T], bool]
+) -> Iterator[list[T | Failure]]:
     """In order, `size` readable pictures at a time with the broken ones among them; a broken one
-    waits for no good one."""
+    waits for no good one, and after one that `is_end` there is no wait."""
     chunk: list[T | Failure] = []
     readable = 0
     try:
         for one in loads:
             chunk.append(one)
             readable += not isinstance(one, Failure)
-            if _is_full(len(chunk), readable, size):
+            ends = not isinstance(one, Failure) and is_end(one)
+            if ends or _is_full(len(chunk), readable, size):
                 yield chunk
                 chunk, readable = [], 0
     except Exception:  # of the iterator that they come from: what it gave before is not lost

@@ -1,8 +1,8 @@
 """What the tiles of a picture score, put together to what the picture scores.
 
 The map of a picture is the maps of its tiles side by side; where tiles overlap each counts the less
-the nearer its own border is, so that no seam shows, and little of what a backbone makes of a border
-that is none. The score of a picture is that of its most anomalous tile: a defect counts as much in
+the nearer its own border is, so that no seam shows, nor what a backbone makes of a border that is
+none. The score of a picture is that of its most anomalous tile: a defect counts as much in
 a large picture as in a small one, where the mean of so many of the highest places would drown it.
 """
 
@@ -135,6 +135,14 @@ class Stitching:
         self._begun = None
         return begun.whole(self._area, self._fraction)
 
+    @property
+    def under_way(self) -> tuple[str, int, int] | None:
+        """The picture of which not all tiles have come, how many have, and how many there are."""
+        if self._begun is None:
+            return None
+        picture = self._begun.picture
+        return picture.name, self._begun.count, len(picture.tiles)
+
     def drop(self, tile: Tile) -> bool:
         """Give up a picture, one tile of which has failed; False where it was given up before."""
         is_new = self._dropped is not tile.picture
@@ -150,10 +158,12 @@ class _Begun:
     def __init__(self, picture: TiledPicture) -> None:
         self.picture = picture
         self._best: Found | None = None
+        self.count = 0
         self._mosaics: dict[str, _Mosaic] = {}
         self._features: list[NDArray[np.float32]] = []
 
     def add(self, tile: Tile, found: Found) -> None:
+        self.count += 1
         best, votes = self._best, found.votes
         if best is not None and best.votes is not None and votes is not None:
             votes = max(votes, best.votes)
@@ -264,17 +274,18 @@ class _Axis:
         return sum((self._weights(number) for number in range(len(self._starts))), np.zeros(1))
 
     def _weights(self, number: int) -> NDArray[np.float64]:
-        """How much a tile counts at each place of the picture, before they add up to 1: from 0 at
-        its border to 1 where its neighbour ends; the picture's own border is none."""
+        """How much a tile counts at each place of the picture, before they add up to 1: nothing in
+        the outer quarter of what it has in common with a neighbour, all in the inner one, evenly
+        more between. The picture's own border is none."""
         start, side = self._starts[number], self._tiling.side
         inside = (self._at >= start) & (self._at <= start + side)
         weights = np.ones(self.places)
         if number > 0:
             lap = self._starts[number - 1] + side - start
-            weights = np.minimum(weights, (self._at - start) / max(lap, 1))
+            weights = np.minimum(weights, _ramp((self._at - start) / max(lap, 1)))
         if number + 1 < len(self._starts):
             lap = start + side - self._starts[number + 1]
-            weights = np.minimum(weights, (start + side - self._at) / max(lap, 1))
+            weights = np.minimum(weights, _ramp((start + side - self._at) / max(lap, 1)))
         return np.where(inside, np.maximum(weights, _LEAST), 0.0)
 
     def of(self, start: int) -> tuple[slice, Map]:
@@ -294,3 +305,8 @@ class _Axis:
             matrix *= (weights[places] / self._total[places])[:, None]
             self._known[start] = places, matrix.astype(np.float32)
         return self._known[start]
+
+
+def _ramp(share: NDArray[np.float64]) -> NDArray[np.float64]:
+    """0 up to a quarter, 1 from three quarters on."""
+    return np.clip(2 * share - 0.5, 0.0, 1.0)

@@ -46,7 +46,7 @@ from blemish.backbones.cells import resampled
 from blemish.config import Factor, FractionAbove0, Layers
 from blemish.errors import ArtifactError, ConfigError, DataError, unknown_name
 from blemish.methods.apmask import APMaskConfig
-from blemish.methods.base import Method, MethodConfig, reported, shown
+from blemish.methods.base import Method, MethodConfig, map_size, reported, shown
 from blemish.methods.capabilities import Batches, Extends, Fits, LeavesOneOut, Refines, Summarises
 from blemish.methods.stored import UNIT, Free, Stored, numbers
 from blemish.methods.unsupervised import UNSUPERVISED
@@ -311,9 +311,8 @@ class Lda(Method, Fits, Summarises, LeavesOneOut, Refines):
     def finished(
         self, found: Scores, features: Features, images: Tensor, owners: list[int] | None = None
     ) -> Scores:
-        """What the normality detector found in B 3 H W, and what the defects have taught beside it.
-
-        Args: owners: of good pictures, each of which is to count as not learned.
+        """What the normality detector found in B 3 H W, and what the defects have taught beside it;
+        `owners`: of good pictures, each of which is to count as not learned.
         """
         if not len(self.defects):
             return found
@@ -325,8 +324,7 @@ class Lda(Method, Fits, Summarises, LeavesOneOut, Refines):
             likeness = discriminant.likeness_left_out(pooled, owners)
             direction = discriminant.left_out(owners).float().to(pooled.device)
         taught = discriminant.unit * self._likeness_map(levels, found.maps, direction)
-        size = (found.maps.shape[1], found.maps.shape[2])
-        maps = shown(found.maps + taught, self._inside(images, size))
+        maps = shown(found.maps + taught, self._inside(images, map_size(images)))
         return Scores(found.image + discriminant.unit * likeness, maps, found.votes)
 
     def _likeness_map(self, levels: Sequence[Level], maps: Tensor, direction: Tensor) -> Tensor:
@@ -498,7 +496,5 @@ def _gathered(maps: Tensor, grid: tuple[int, int], offset: float) -> Tensor:
 
 
 def _joined(known: tuple[Tensor, ...], found: Sequence[tuple[Tensor, ...]]) -> Iterator[Tensor]:
-    """Each of the known tensors, then what every batch adds to it; with nothing known they have no
-    width yet.
-    """
+    """Each of the known tensors, then what every batch adds; what is not known has no width yet."""
     return map(torch.cat, zip(*((known, *found) if len(known[0]) else found), strict=True))

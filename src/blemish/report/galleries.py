@@ -166,10 +166,11 @@ def _see(
         results = detector.predict_many(samples, score=embedding)
         for index, (sample, result) in enumerate(zip(samples, results, strict=True)):
             progress(stage, index + 1, len(samples))
+            feature = embedding.taken(result)
             if isinstance(result, Failure):
                 seen.failures.append(result)
                 continue
-            feature = embedding.features.popleft()
+            assert feature is not None  # of a picture that was scored
             if result.digest in known:
                 seen.left_out.append(result.source)
                 continue
@@ -180,20 +181,30 @@ def _see(
 
 
 class _Embedding:
-    """Scores as the method does, and keeps the features of every picture: D each, in order.
+    """Scores as the method does, and keeps the features of every picture or tile: D each, in order.
 
     They come from the pass that scores the pictures.
     """
 
     def __init__(self, detector: Detector) -> None:
-        self.features: deque[Feature] = deque()
+        self._features: deque[Feature] = deque()
+        self._in_tiles = detector.preprocessing.tiling is not None
         self._method, self._foreground = detector.method, detector.foreground
 
     def __call__(self, images: Tensor) -> Scores:
         seen = self._method.see(images)
         scores = self._method.judge(seen, images)
-        self.features.extend(self._method.describe(seen, images).float().cpu().numpy())
+        self._features.extend(self._method.describe(seen, images).float().cpu().numpy())
         return masked(self._method, self._foreground, scores, images, seen)
+
+    def taken(self, result: Prediction | Failure) -> Feature | None:
+        """The features of the picture that is next, the mean of those of its tiles; None where it
+        could not be scored. No batch has tiles of two pictures."""
+        if not self._in_tiles:
+            return None if isinstance(result, Failure) else self._features.popleft()
+        own = [*self._features]
+        self._features.clear()
+        return None if isinstance(result, Failure) else np.mean(own, axis=0)
 
 
 class _Cases:

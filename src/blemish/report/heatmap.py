@@ -21,6 +21,7 @@ from PIL import Image, PngImagePlugin
 from blemish.anomalies.base import place_probability
 from blemish.errors import ConfigError, NonFiniteError
 from blemish.files import write_whole
+from blemish.images import Windows
 
 Picture = npt.NDArray[np.uint8]
 
@@ -29,6 +30,7 @@ ATTENTION_SCALE = (1.0, 8.0)
 SALIENCY_SCALE = (0.0, 1.0)  # the range that methods give it in
 _SIGNATURE = "Software"  # the PNG keyword under which a picture says what it is
 _ROWS = 256  # drawn at a time
+_BAND = 16  # rows of a reduced picture that are read at a time
 _GREY = 128  # of what does not count, and of the line around what does
 _LIGHT, _DARK = 255, 0  # of the two lines of what is outlined: one is seen on any ground
 
@@ -247,6 +249,23 @@ def thumbnail(picture: Picture, max_side: int) -> Picture:
     return np.ascontiguousarray(
         cv2.resize(picture, size, interpolation=cv2.INTER_AREA), dtype=np.uint8
     )
+
+
+def reduced(windows: Windows, max_side: int) -> Picture:
+    """As `thumbnail`, of a picture that is too large to be held: a few rows at a time, by means of
+    squares first."""
+    height, width = windows.size
+    step = max(1, max(height, width) // max_side)
+    bands = []
+    for top in range(0, height - height % step, step * _BAND):
+        rows = slice(top, min(top + step * _BAND, height - height % step))
+        band = windows.read(rows, slice(0, width - width % step))
+        size = (band.shape[1] // step, band.shape[0] // step)
+        bands.append(cv2.resize(band, size, interpolation=cv2.INTER_AREA))
+    found = np.concatenate(bands)
+    if found.dtype != np.uint8:
+        found = np.rint(found * 255).astype(np.uint8)
+    return thumbnail(found, max_side)
 
 
 def encode_jpeg(picture: Picture, quality: int = 85) -> bytes:

@@ -34,7 +34,7 @@ from blemish.data.stream import map_ahead
 from blemish.detector.predict import Detector
 from blemish.errors import BlemishError
 from blemish.files import write_whole
-from blemish.images import decode, within_memory
+from blemish.images import Picture, decode, open_windows, within_memory
 from blemish.report import figures
 from blemish.report.heatmap import (
     SALIENCY_SCALE,
@@ -45,6 +45,7 @@ from blemish.report.heatmap import (
     faded,
     outline,
     overlay,
+    reduced,
     save_png,
     thumbnail,
 )
@@ -205,9 +206,10 @@ class View:
         with within_memory(prediction.source):
             window = detector.preprocessing.decode_window()
             given = prediction.source if source is None else source
-            picture: Pixels = decode(given, window=window).as_uint8()
-            if max_side is not None:
-                picture = thumbnail(picture, max_side)
+            if max_side is None:
+                picture = decode(given, window=window).as_uint8()
+            else:
+                picture = small(given, window, max_side)
             height, width = picture.shape[:2]
 
             def tinted(values: np.ndarray, scale: tuple[float, float]) -> Pixels:
@@ -227,6 +229,16 @@ class View:
             looked = prediction.saliency
             saliency = None if looked is None else boxed(tinted(looked, SALIENCY_SCALE))
             return cls(picture, heatmap, saliency)
+
+
+def small(source: Any, window: tuple[float, float] | None, max_side: int) -> Pixels:
+    """A picture reduced to a longer side of `max_side` pixels, uint8 H W 3; a large one is never
+    held whole where its format allows. Raises: ImageError."""
+    with open_windows(source, window=window) as windows:
+        if not windows.whole:
+            return reduced(windows, max_side)
+        whole = Picture(windows.read(slice(None), slice(None)), windows.source)
+        return thumbnail(whole.as_uint8(), max_side)
 
 
 def file_name(source: str, version: str = "") -> str:
