@@ -157,9 +157,7 @@ def fit(
         request["checkpoint"] = _checkpoint(output)
         kept = fitting.checkpoints(_checkpoint(output))
     log = request["log"] = _log(output) if chosen.pretraining_config else None
-    sheet = _sheet(output) if foreground == "auto" else None
-    for file in filter(None, [sheet]):
-        check_writable(file)
+    sheet = _to_draw(_sheet(output)) if foreground == "auto" else None
     detector = _learned(output, partial(fitting.fit, **request), log=log, checkpoints=kept)
     if detector is None:
         return WELL
@@ -383,6 +381,12 @@ def _checkpoint(output: Path) -> Path:
 def _sheet(output: Path) -> Path:
     """part.foreground.png for part.blemish."""
     return output.with_name(f"{output.name.removesuffix('.blemish')}.foreground.png")
+
+
+def _to_draw(sheet: Path) -> Path:
+    """The same, if it can be written. Raises: OutputError."""
+    check_writable(sheet)
+    return sheet
 
 
 def _drawn(

@@ -70,10 +70,7 @@ def evaluate(
         on_prediction: called for every picture scored, in order.
     Raises: DataError when there is no labelled picture, or only ones the detector already knows.
     """
-    dataset, samples = labelled(data)
-    by = checked(group_by, [str(sample.path) for sample in samples])
-    if adapt is not None:
-        _mix(samples)
+    dataset, samples, by = _asked(data, adapt, group_by)
     exact = len(samples) * (resolution or 1024) ** 2 <= _EXACT_PIXELS
     pixels = _PixelGroups(detector, exact=exact) if any(map(is_placed, samples)) else None
     known = known_pictures(detector)
@@ -106,10 +103,17 @@ def evaluate(
     )
 
 
-def _mix(samples: list[Sample]) -> None:
-    """Bring those of each category into an order drawn once and for all."""
-    random.Random(0).shuffle(samples)
-    samples.sort(key=lambda sample: sample.category)
+def _asked(
+    data: str | Path | Dataset, adapt: Mode | None, group_by: str | None
+) -> tuple[Dataset, list[Sample], Grouping | None]:
+    """The data set, its labelled pictures in the order in which they are scored, and how parts are
+    told. Raises: as `labelled` and `grouping.checked`."""
+    dataset, samples = labelled(data)
+    by = checked(group_by, [str(sample.path) for sample in samples])
+    if adapt is not None:
+        random.Random(0).shuffle(samples)
+        samples.sort(key=lambda sample: sample.category)
+    return dataset, samples, by
 
 
 def _parts(
