@@ -303,6 +303,11 @@ class Evaluation:
         regions: how well the regions meet the masks at the pictures' own size, as
             `blemish.metrics.detections.Detections` has it, with `region_recall` and
             `false_per_picture`; None without masks or without a threshold of the regions.
+        parts: where parts of several views were told: how many `defective` ones there were and were
+            `found`, how many `good` ones and `false_alarms`, each with its share, `recall` and
+            `false_alarm_rate`, beside the `rate` that was chosen; how many parts have no verdict
+            or, for a view that was not scored, are `left_out`, how many pictures are of no part;
+            and `rows`, one for each part, the worst first: the verdict and its `truth`.
         rows: one dict per picture: path, score, threshold, truth, label, defect, category, group,
             votes; and the category that it was judged as, whether that was assigned by its
             features.
@@ -333,6 +338,7 @@ class Evaluation:
     by_group: Mapping[str, Mapping[str, float | int | None]] = field(default_factory=dict)
     votes: Mapping[str, float] | None = None
     regions: Mapping[str, Any] | None = None
+    parts: Mapping[str, Any] | None = None
     left_out: tuple[str, ...] = ()
     failures: tuple[Failure, ...] = ()
     mask_faults: tuple[Failure, ...] = ()

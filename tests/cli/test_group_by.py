@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -291,3 +292,91 @@ def test_a_table_that_is_gone_while_pictures_are_scored(
     monkeypatch.setattr(Detector, "predict_many", then_gone)
     found = answered("predict", of_parts, shots, "--group-by", f"{views}:part_no")
     assert [row["label"] for row in found["parts"]] == [0, 1, 0, 0, 1, 0]
+
+
+# Reports and evaluation
+
+
+@pytest.fixture
+def labelled(tmp_path: Path, picture: Any, write: Any) -> Path:
+    """A data set of six parts of two views, of which 0, 1 and 4 are said to be defective and the
+    last two show it; a view of 2 is broken, and one of 5 is called otherwise."""
+    folder = tmp_path / "labelled"
+    for part in range(6):
+        for view in range(2):
+            defect = part in (1, 4) and view == 1
+            kind = "defective" if defect or (part, view) == (0, 0) else "good"
+            name = "lid.png" if (part, view) == (5, 0) else f"part{part}_{view}.png"
+            write(folder / kind / name, picture(800 + 2 * part + view, defect=defect))
+    (folder / "good" / "part2_0.png").write_bytes(b"no picture")
+    return folder
+
+
+def test_evaluate_by_parts(
+    run: Run, answered: Answered, of_parts: Path, labelled: Path, tmp_path: Path, picture: Any,
+    write: Any,
+) -> None:  # fmt: skip
+    write(labelled / "good" / "part6_0.png", picture(700))  # calibrated on
+    write(labelled / "good" / "part6_1.png", picture(301))
+    write(labelled / "good" / "part7_0.png", picture(302))
+    page = tmp_path / "report.html"
+    evaluate = ("evaluate", of_parts, labelled, *BY)
+    found = answered(*evaluate, "--report", page)["parts"]
+    rows = {row["part"]: row for row in found["rows"]}
+    assert sorted(rows) == ["0", "1", "3", "4", "5", "7"]  # not 2 and 6, which are not whole
+    assert {part for part, row in rows.items() if row["truth"]} == {"0", "1", "4"}
+    alarms = {part for part, row in rows.items() if row["label"]}
+    assert {"1", "4"} <= alarms
+    assert "0" not in alarms  # nothing can be seen
+    assert {row["part"] for row in found["rows"][: len(alarms)]} == alarms  # the worst first
+    assert (found["defective"], found["found"], found["good"]) == (3, 2, 3)
+    assert found["recall"] == pytest.approx(2 / 3)
+    assert found["false_alarms"] == len(alarms - {"1", "4"})
+    assert found["false_alarm_rate"] == pytest.approx(found["false_alarms"] / 3)
+    assert (found["rate"], found["left_out"], found["ungrouped"]) == (0.2, 2, 1)
+    assert found["without_verdict"] == 0
+    said = run(*evaluate)[1]
+    assert "Parts: 2 of 3 defective ones found (66.67 %), " in said
+    assert " of 3 good ones false alarms (" in said
+    assert ", at a rate of 20 %; 2 left out, as not every view was scored; 1 picture of no" in said
+    text = page.read_text()
+    assert '<section id="parts">' in text
+    assert "defective</td>" in text[text.index('id="parts"') : text.index('id="worst"')]
+    assert answered("evaluate", of_parts, labelled)["parts"] is None
+
+
+def test_evaluate_by_parts_without_verdicts(run: Run, part: Path, labelled: Path) -> None:
+    said = run("evaluate", part, labelled, *BY)[1]
+    assert "Parts: 0 of 1 good ones false alarms (0.00 %), at a rate of 5 %; 4 without a" in said
+
+
+def test_evaluate_refuses_a_bad_pattern(refused: Refused, part: Path, labelled: Path) -> None:
+    assert "finds no part in the path" in refused("evaluate", part, labelled, "--group-by", "nut")
+
+
+def test_the_report_of_predictions_lists_parts(
+    run: Run, answered: Answered, of_parts: Path, shots: Path, tmp_path: Path
+) -> None:
+    (shots / "part2_0.png").write_bytes(b"no picture")
+    page = tmp_path / "report.html"
+    found = answered("predict", of_parts, shots, "--report", page, *BY)
+    text = page.read_text()
+    start = text.index('<section id="parts">')
+    section = text[start : text.index("</section>", start)]
+    assert "2 of 6 raised one" in section
+    names = re.findall(r'<th scope="row">(\d)</th>', section)
+    assert set(names[:2]) == {"1", "4"}
+    assert names[2] == "2"  # without a verdict
+    assert "1 of its 2 views could not be scored" in section
+    assert 'part2_0.png <span class="quiet">not scored</span>' in section
+    links = dict(re.findall(r'<a href="#picture-(\d+)">([^<]+)</a>', section))
+    assert len(links) == 11
+    ranked = sorted(found["predictions"], key=lambda row: -row.get("score", -1))
+    for rank, name in links.items():
+        assert ranked[int(rank) - 1]["path"].endswith(name)
+        assert text.count(f'id="picture-{rank}"') == 1
+    worst = [row["worst"] for row in found["parts"] if row["part"] == "1"]
+    assert re.search(rf"<b><a [^>]+>{Path(worst[0]).name}</a></b>", section)
+    run("predict", of_parts, shots, "--report", page)
+    assert 'id="parts"' not in page.read_text()
+    assert 'id="picture-' not in page.read_text()

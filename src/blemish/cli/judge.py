@@ -13,9 +13,11 @@ from typer import Argument, Option
 from blemish.cli import console, options, words
 from blemish.cli.console import table
 from blemish.cli.options import Adapt, Artifact, Device, Json, OverlaySize, Precision, Scales
+from blemish.cli.parts import GroupBy
 from blemish.cli.status import BROKEN_PICTURES, WELL
 from blemish.errors import ConfigError, OutputError
 from blemish.files import check_writable, locked
+from blemish.text import pluralize
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -47,6 +49,7 @@ def evaluate(
     resolution: Resolution = "256",
     scales: Scales = None,
     adapt: Adapt = None,
+    group_by: GroupBy = None,
     roi: options.OnlyThere = None,
     ignore: options.NotThere = None,
     overlay_size: OverlaySize = None,
@@ -73,7 +76,7 @@ def evaluate(
     mistakes = outputs.Mistakes()
     with locked(place) if place else nullcontext():
         with console.progress() as progress:
-            how = {"resolution": side, "adapt": adapt, "progress": progress}
+            how = {"resolution": side, "adapt": adapt, "group_by": group_by, "progress": progress}
             result = measure(detector, data, on_prediction=mistakes.add, **how)
         if output:
             outputs.write_evaluation(output, result, mistakes, detector, side=drawn)
@@ -86,6 +89,7 @@ def evaluate(
             warning=warning,
             entries=mistakes.entries(result, detector),
             evaluation=result,
+            parts=result.parts["rows"] if result.parts else (),
             scale=detector.map_scale,
         )
     places = words.places(output=output, report=report)
@@ -139,6 +143,8 @@ def evaluate_lines(result: Evaluation) -> Iterable[str | Table]:
         )
     if result.regions is not None:
         yield from _region_lines(result.regions)
+    if result.parts is not None:
+        yield from _part_lines(result.parts)
     if result.best_f1 is not None:
         yield (
             f"Best F1: {words.percent(result.best_f1)} % at {result.best_f1_threshold:.6g} "
@@ -170,6 +176,26 @@ def _region_lines(of: Mapping[str, Any]) -> Iterable[str]:
     )
     at = [f"{words.percent(share)} % at {most}" for most, share in of["recall_at"].items()]
     yield f"Defects found at other levels, by false regions a picture: {', '.join(at)}"
+
+
+def _part_lines(of: Mapping[str, Any]) -> Iterable[str]:
+    """How well parts are judged, and which are in no figure."""
+    some = []
+    if of["defective"]:
+        recall = words.percent(of["recall"])
+        some.append(f"{of['found']} of {of['defective']} defective ones found ({recall} %)")
+    if of["good"]:
+        share = words.percent(of["false_alarm_rate"])
+        some.append(f"{of['false_alarms']} of {of['good']} good ones false alarms ({share} %)")
+    at = "" if of["rate"] is None or not some else f", at a rate of {100 * of['rate']:.4g} %"
+    counts = {
+        "without a verdict": of["without_verdict"],
+        "left out, as not every view was scored": of["left_out"],
+    }
+    more = [f"{count} {what}" for what, count in counts.items() if count]
+    if of["ungrouped"]:
+        more.append(pluralize(of["ungrouped"], "picture") + " of no part")
+    yield f"Parts: {'; '.join([', '.join(some) + at, *more] if some else more)}"
 
 
 def _metrics_table(result: Evaluation) -> Table:

@@ -157,25 +157,12 @@ def fit(
         request["checkpoint"] = _checkpoint(output)
         kept = fitting.checkpoints(_checkpoint(output))
     log = request["log"] = _log(output) if chosen.pretraining_config else None
-    if foreground == "auto":
-        check_writable(_sheet(output))
+    sheet = _to_draw(_sheet(output)) if foreground == "auto" else None
     detector = _learned(output, partial(fitting.fit, **request), log=log, checkpoints=kept)
     if detector is None:
         return WELL
-    sheet = _drawn(output, detector, good, wanted=foreground == "auto")
+    sheet = _drawn(sheet, output, detector, good)
     return _tell_fit(output, detector.manifest, log, sheet, as_json=json)
-
-
-def _drawn(output: Path, detector: Detector, good: Sequence[Path], *, wanted: bool) -> Path | None:
-    """The picture of the foreground, where it is wanted; else that of an earlier artifact is gone,
-    or it is said why it stays."""
-    from blemish.report.foregrounds import draw_foreground, remove_sheet
-
-    if wanted:
-        return draw_foreground(detector, good, _sheet(output))
-    if stays := remove_sheet(_sheet(output)):
-        console.complain(f"blemish: notice: {stays}")
-    return None
 
 
 def _tell_fit(
@@ -394,6 +381,24 @@ def _checkpoint(output: Path) -> Path:
 def _sheet(output: Path) -> Path:
     """part.foreground.png for part.blemish."""
     return output.with_name(f"{output.name.removesuffix('.blemish')}.foreground.png")
+
+
+def _to_draw(sheet: Path) -> Path:
+    """The same, if it can be written. Raises: OutputError."""
+    check_writable(sheet)
+    return sheet
+
+
+def _drawn(
+    sheet: Path | None, output: Path, detector: Detector, good: Sequence[Path]
+) -> Path | None:
+    """The picture of the foreground, where there is one to show; that of an earlier fit goes."""
+    from blemish.report.foregrounds import draw_foreground, remove_sheet
+
+    made = None if sheet is None else draw_foreground(detector, good, sheet)
+    if made is None and (stays := remove_sheet(_sheet(output))):
+        console.complain(f"blemish: notice: {stays}")
+    return made
 
 
 def _log(output: Path) -> Path:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from blemish.detector.grouping import Grouping
-    from blemish.detector.parts import PartVerdict, Verdicts
+    from blemish.detector.parts import Verdicts
     from blemish.detector.predict import Detector
     from blemish.report.journal import Journal
 
@@ -66,22 +66,22 @@ class Told:
     Attributes:
         document: for the JSON document. human: the lines.
         at_fault: whether there are pictures of no part.
+        worst_first: the verdicts, for a report.
     """
 
     document: Mapping[str, Any]
     human: Sequence[str | Table]
     at_fault: bool = False
+    worst_first: Sequence[Mapping[str, Any]] = ()
 
 
 def check(group_by: str | None, pictures: Iterable[Path]) -> Grouping | None:
     """How parts are told, read before any work. Raises: as `detector.parts.judge`."""
     if group_by is None:
         return None
-    from blemish.detector.grouping import grouped, grouping_of
+    from blemish.detector.grouping import checked
 
-    by = grouping_of(group_by)
-    grouped([str(picture) for picture in pictures], by)
-    return by
+    return checked(group_by, [str(picture) for picture in pictures])
 
 
 def told(
@@ -107,13 +107,13 @@ def told(
         write_whole(journal.folder / "parts.jsonl", b"".join(lines))
     document = {"parts": rows, "ungrouped": list(verdicts.ungrouped)}
     human = tuple(part_lines(verdicts, detector, group_by))
-    return Told(document, human, bool(verdicts.ungrouped))
+    worst_first = [one.to_dict() for one in verdicts.worst_first]
+    return Told(document, human, bool(verdicts.ungrouped), worst_first)
 
 
 def part_lines(verdicts: Verdicts, detector: Detector, group_by: Grouping) -> Iterator[str | Table]:
     """Verdicts on parts: alarms first, then those without, the first of many; and how many."""
-    order = {ANOMALOUS: 0, None: 1, NORMAL: 2}
-    parts = sorted(verdicts.parts, key=lambda one: (order[one.label], -_margin(one)))
+    parts = verdicts.worst_first
     rows = [
         (
             "–" if one.score is None else f"{one.score:.4f}",
@@ -144,11 +144,6 @@ def part_lines(verdicts: Verdicts, detector: Detector, group_by: Grouping) -> It
     without = f"; {none} without a verdict" if none else ""
     at = f" {' and '.join(rules)}" if rules else ""
     yield f"{pluralize(len(parts), 'part')}: {alarms} alarms, {normal} normal{at}{without}"
-
-
-def _margin(one: PartVerdict) -> float:
-    """How far above its threshold."""
-    return (one.score or 0.0) - (one.threshold or 0.0)
 
 
 def _reasons(sentences: Sequence[str], what: str) -> Iterator[str]:

@@ -296,6 +296,7 @@ def _tell(
     (category,) = judged if len(judged) == 1 else [asked.category]
     limit, of_regions = detector.threshold_for(category), detector.region_threshold_for(category)
     threshold = None if limit is None else limit.to_dict()
+    of_parts = parts.told(asked.group_by, journal, detector, asked.found.pictures)
     if asked.report:
         write_report(
             asked.report,
@@ -304,11 +305,11 @@ def _tell(
             warning=warning,
             entries=prediction_entries(journal, detector, gallery),
             failures=journal.failures,
+            parts=of_parts.worst_first,
             scale=detector.map_scale,
         )
     if asked.coco:
         write_coco(asked.coco, journal.rows)
-    of_parts = parts.told(asked.group_by, journal, detector, asked.found.pictures)
     places = words.places(output=journal.folder, report=asked.report, coco=asked.coco)
     document = {
         "artifact": str(asked.artifact),

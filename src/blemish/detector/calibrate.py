@@ -22,7 +22,7 @@ import torch
 from blemish.data.copies import nearly_same
 from blemish.data.pictures import Pictures, good_pictures, labelled_defects
 from blemish.data.stream import Found, PictureStream, is_tile
-from blemish.detector.grouping import grouped, grouping_of
+from blemish.detector.grouping import checked
 from blemish.detector.parts import part_thresholds
 from blemish.detector.predict import Detector
 from blemish.detector.scoring import scored as scored_so
@@ -293,17 +293,14 @@ def recalibrate(
     Args:
         smallest_region: as of `fit`; None = as it was.
         group_by: of parts of several views a threshold, too, in which whole parts count: the
-            regular expression that finds a part's name in the paths, or the column of a table,
-            as of `parts.judge`.
+            regular expression that finds a part's name in the paths, or more, as of `parts.judge`.
     Returns: the detector, the pictures that could not be decoded, and how many were left out.
     Raises: DataError where no picture is left, or none of a category; CalibrationError; ConfigError
         as `parts.judge`.
     """
     pictures = good_pictures(good)
     paths = [str(sample.path) for sample in pictures.samples]
-    by = None if group_by is None else grouping_of(group_by)
-    if by is not None:
-        grouped(paths, by)  # refuses before any work
+    by = checked(group_by, paths)
     names = detector.categories
     categories = _categories(pictures, names)
     if smallest_region is None:
@@ -331,9 +328,8 @@ def recalibrate(
         copies=pass_.copies,
         nearly_same=0,  # which is not looked for
     )
-    record = dataclasses.replace(
-        detector.record, data=data, parts=parts, precision=detector.precision, **fields
-    )
+    fields |= {"parts": parts, "precision": detector.precision}
+    record = dataclasses.replace(detector.record, data=data, **fields)
     return Detector(detector.method, record), pass_.failures, pass_.left_out
 
 

@@ -14,6 +14,8 @@ import numpy as np
 from blemish.data import layouts
 from blemish.data.layouts import Dataset
 from blemish.data.marks import fault_of, is_placed, is_too_coarse, marked, read_mask
+from blemish.detector.grouping import Grouping, checked
+from blemish.detector.parts import measured
 from blemish.detector.predict import Detector
 from blemish.errors import BlemishError, DataError, ImageError
 from blemish.images import within_memory
@@ -45,6 +47,7 @@ def evaluate(
     *,
     resolution: int | None = RESOLUTION,
     adapt: Mode | None = None,
+    group_by: str | None = None,
     predict: Callable[..., Iterable[Prediction | Failure]] | None = None,
     progress: Progress = silent,
     on_prediction: Callable[[Sample, Prediction], None] = lambda sample, prediction: None,
@@ -62,14 +65,12 @@ def evaluate(
             is stretched (`Evaluation.mask_faults`); one with a pixel for more than 32 × 32 fails.
         adapt: as of `Detector.predict_many`. Each category's pictures then come in an order drawn
             once and for all: in that of the files whole batches are of one kind of defect.
+        group_by: how parts of several views are told, as of `parts.judge`, to measure them, too.
         predict: called with the samples and `adapt=`, in place of `detector.predict_many`.
         on_prediction: called for every picture scored, in order.
     Raises: DataError when there is no labelled picture, or only ones the detector already knows.
     """
-    dataset, samples = labelled(data)
-    if adapt is not None:
-        random.Random(0).shuffle(samples)
-        samples.sort(key=lambda sample: sample.category)
+    dataset, samples, by = _asked(data, adapt, group_by)
     exact = len(samples) * (resolution or 1024) ** 2 <= _EXACT_PIXELS
     pixels = _PixelGroups(detector, exact=exact) if any(map(is_placed, samples)) else None
     known = known_pictures(detector)
@@ -97,8 +98,31 @@ def evaluate(
         left_out=tuple(left_out),
         failures=tuple(failures),
         mask_faults=tuple(mask_faults),
+        parts=None if by is None else _parts(detector, rows, samples, by),
         problems=(*dataset.left_out, *dataset.mask_problems),
     )
+
+
+def _asked(
+    data: str | Path | Dataset, adapt: Mode | None, group_by: str | None
+) -> tuple[Dataset, list[Sample], Grouping | None]:
+    """The data set, its labelled pictures in the order in which they are scored, and how parts are
+    told. Raises: as `labelled` and `grouping.checked`."""
+    dataset, samples = labelled(data)
+    by = checked(group_by, [str(sample.path) for sample in samples])
+    if adapt is not None:
+        random.Random(0).shuffle(samples)
+        samples.sort(key=lambda sample: sample.category)
+    return dataset, samples, by
+
+
+def _parts(
+    detector: Detector, rows: Sequence[Mapping[str, Any]], samples: Iterable[Sample], by: Grouping
+) -> dict[str, Any]:
+    """As `Evaluation.parts`."""
+    scored = {row["path"] for row in rows}
+    missing = [str(sample.path) for sample in samples if str(sample.path) not in scored]
+    return measured(detector, rows, missing, by)
 
 
 def labelled(data: str | Path | Dataset) -> tuple[Dataset, list[Sample]]:

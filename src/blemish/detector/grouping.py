@@ -65,6 +65,16 @@ def grouping_of(text: str) -> Grouping:
     return pattern
 
 
+def checked(text: str | None, paths: Sequence[str]) -> Grouping | None:
+    """How parts are told, where that is asked for, before any work. Raises: as `grouping_of`, and
+    as `grouped` of these paths."""
+    if text is None:
+        return None
+    by = grouping_of(text)
+    grouped(paths, by)
+    return by
+
+
 def part_of(path: str, by: Grouping) -> str | None:
     """The part that a picture shows: what the pattern's group, or without one the whole pattern,
     finds first in its path; or what the table says. None where that is nothing."""

@@ -28,7 +28,7 @@ from blemish.detector.thresholds import (
     verdict,
 )
 from blemish.errors import DataError
-from blemish.types import ANOMALOUS, Failure, Prediction
+from blemish.types import ANOMALOUS, NORMAL, Failure, Prediction
 
 if TYPE_CHECKING:
     from blemish.detector.predict import Detector
@@ -81,6 +81,16 @@ class Verdicts:
     parts: tuple[PartVerdict, ...]
     ungrouped: tuple[str, ...]
 
+    @property
+    def worst_first(self) -> list[PartVerdict]:
+        """The parts: alarms, then those without a verdict, then normal ones; of each kind those
+        first that are farthest above their threshold."""
+        order = {ANOMALOUS: 0, None: 1, NORMAL: 2}
+        return sorted(
+            self.parts,
+            key=lambda one: (order[one.label], (one.threshold or 0.0) - (one.score or 0.0)),
+        )
+
 
 def judge(
     detector: Detector,
@@ -113,6 +123,46 @@ def judge(
     limits = _Limits(detector)
     parts = tuple(_verdict(name, [views[at] for at in at_], limits) for name, at_ in found.items())
     return Verdicts(parts, tuple(views[at].path for at in others))
+
+
+def measured(
+    detector: Detector, rows: Iterable[Mapping[str, Any]], missing: Iterable[str], by: Grouping
+) -> dict[str, Any]:
+    """How well parts are judged, as `Evaluation.parts`.
+
+    A part of which a view has no row is no whole part, and is in no figure. A part is defective if
+    any of its views is.
+
+    Args:
+        rows: as of an `Evaluation`. missing: the paths of the pictures that have none.
+    """
+    scored = {row["path"]: {**row, "category": row["judged_as"]} for row in rows}
+    views = [*scored.values(), *({"path": path, "error": ""} for path in missing)]
+    verdicts = judge(detector, views, by)
+    whole = [one for one in verdicts.worst_first if not one.failed]
+    told = [
+        {**one.to_dict(), "truth": max(scored[view]["truth"] for view in one.views)}
+        for one in whole
+    ]
+    defective, good = (
+        [one["label"] for one in told if one["truth"] == truth and one["label"] is not None]
+        for truth in (ANOMALOUS, NORMAL)
+    )
+    found, alarms = defective.count(ANOMALOUS), good.count(ANOMALOUS)
+    known = detector.record.parts or detector.record
+    return {
+        "defective": len(defective),
+        "found": found,
+        "recall": found / len(defective) if defective else None,
+        "good": len(good),
+        "false_alarms": alarms,
+        "false_alarm_rate": alarms / len(good) if good else None,
+        "rate": None if known.threshold is None else known.threshold.rate,
+        "without_verdict": len(told) - len(defective) - len(good),
+        "left_out": len(verdicts.parts) - len(whole),
+        "ungrouped": len(verdicts.ungrouped),
+        "rows": told,
+    }
 
 
 def part_thresholds(

@@ -89,6 +89,7 @@ def write_report(
     entries: Sequence[Entry],
     failures: Sequence[Failure] = (),
     evaluation: Evaluation | None = None,
+    parts: Sequence[Mapping[str, Any]] = (),
     warning: str = "",
     scale: tuple[float, float],
 ) -> Path:
@@ -100,24 +101,21 @@ def write_report(
         entries: every scored picture, in any order. Those that carry pictures are shown with them.
         failures: pictures that could not be scored; those of the evaluation are added.
         evaluation: adds metrics, curves and tables.
+        parts: those of several views, the worst first, each as `PartVerdict.to_dict` has it; with
+            its `truth`, as of an `Entry`, where there is an evaluation.
         warning: what a reader is to know before anything else.
         scale: (low, high) that the overlays were drawn with; becomes the colour bar.
 
     Raises: NonFiniteError if a score is not finite; ConfigError if the scale is empty; OutputError
         if the file cannot be written.
     """
-    for entry in entries:
-        if not math.isfinite(entry.score):
-            raise NonFiniteError(
-                f"{entry.source}: the score {entry.score} is not finite; a report would hide that"
-            )
+    _check_finite(entries)
     ranked = sorted(entries, key=lambda entry: -entry.score)
     broken = list(dict.fromkeys([*failures, *(evaluation.failures if evaluation else ())]))
     threshold = manifest.get("threshold") or {}
     sources = [entry.source for entry in ranked] + [failure.source for failure in broken]
-    if evaluation is None:
-        pairs = [(entry.truth, entry.score) for entry in ranked]
-    else:
+    pairs = [(entry.truth, entry.score) for entry in ranked]
+    if evaluation is not None:
         pairs = [(row["truth"], row["score"]) for row in evaluation.rows]
     page = _template().render(
         title=title,
@@ -127,6 +125,8 @@ def write_report(
         ranked=ranked,
         failures=broken,
         evaluation=evaluation,
+        parts=parts,
+        rank={entry.source: at for at, entry in enumerate(ranked, start=1)} if parts else {},
         warning=warning,
         alarms=sum(entry.verdict == ANOMALOUS for entry in ranked),
         judged=sum(entry.verdict is not None for entry in ranked),
@@ -141,6 +141,15 @@ def write_report(
     # A name with bytes that are not UTF-8 holds lone surrogates, which no file can hold: they are
     # written out as \udcXX.
     return write_whole(path, page.encode("utf-8", "backslashreplace"))
+
+
+def _check_finite(entries: Sequence[Entry]) -> None:
+    """Raises: NonFiniteError."""
+    for entry in entries:
+        if not math.isfinite(entry.score):
+            raise NonFiniteError(
+                f"{entry.source}: the score {entry.score} is not finite; a report would hide that"
+            )
 
 
 def _worst(ranked: Sequence[Entry]) -> list[_Group]:
