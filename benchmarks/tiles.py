@@ -12,7 +12,8 @@ comparison of speeds have a process each, so that peak memory is that of scoring
 Seconds are of one pass over the test pictures, decoding included and metrics excluded. The ratio
 of speeds is that of tiles to pictures which are such tiles: the same pixels in files of their own
 (uncompressed TIFF), scored by the same detector in the same batches. Both are measured
-`--repeats` times in turn, and the best of each counts.
+`--repeats` times in turn, and the best of each counts. The time of processors beside the method
+(decoding, cutting, resizing, putting together) is measured with scores that are ready.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -41,9 +42,10 @@ from blemish.data.tiles import TiledPicture
 from blemish.data.tiling import OVERLAP, Tiling
 from blemish.detector.evaluate import evaluate
 from blemish.detector.predict import Detector
-from blemish.types import ANOMALOUS, NORMAL, Prediction, Sample
+from blemish.types import ANOMALOUS, NORMAL, Prediction, Sample, Scores
 
 T = TypeVar("T")
+Score = Callable[[torch.Tensor], Scores]
 COMPARED_AT = 1024  # side at which maps and masks are compared: at 256 small defects are gone
 LEAST_INPUTS = 32  # of the encoder, from which a speed is measured
 ENOUGH = 10_000  # pictures: all of them
@@ -143,7 +145,7 @@ def score(case: Case, artifact: Path, **more: Any) -> dict[str, Any]:
 
 def compare(case: Case, artifact: Path, **more: Any) -> dict[str, Any]:
     """The speed of tiles beside that of pictures which are such tiles. `more`: as of `score`."""
-    if case.tile is None:
+    if case.tile is None or not case.repeats:
         return {}
     detector = loaded(artifact, **more)
     plain = dataclasses.replace(detector.record.preprocessing, tiling=None)
@@ -155,17 +157,19 @@ def compare(case: Case, artifact: Path, **more: Any) -> dict[str, Any]:
             if len(crops) < LEAST_INPUTS:
                 pictures.append(sample.path)
                 crops += written(case, sample, Path(folder), len(crops))
-        taken: dict[str, list[tuple[float, float]]] = {"plain": [], "tiles": []}
-        for _ in range(case.repeats):
-            taken["plain"].append(timed(whole, crops))
-            taken["tiles"].append(timed(detector, pictures))
-    seconds, work = ({key: min(one[at] for one in taken[key]) for key in taken} for at in (0, 1))
+        ways = {"plain": (whole, crops), "tiles": (detector, pictures)}
+        quick = unscored(detector)
+        taken = [{key: timed(*way) for key, way in ways.items()} for _ in range(case.repeats)]
+        around = [{key: timed(*way, quick) for key, way in ways.items()} for _ in range(3)]
+    seconds, work = ({key: min(one[key][at] for one in taken) for key in ways} for at in (0, 1))
+    beside = {key: min(one[key][1] for one in around) / len(crops) for key in ways}
     megapixels = len(crops) * case.image_size**2 / 1e6
     return {
         "speed": {
             "inputs": len(crops),
             "repeats": case.repeats,
-            **{f"{key}_megapixels_per_second": megapixels / seconds[key] for key in taken},
+            **{f"{key}_megapixels_per_second": megapixels / seconds[key] for key in ways},
+            **{f"{key}_seconds_beside_method": beside[key] for key in ways},
             "ratio": seconds["plain"] / seconds["tiles"],
             "ratio_of_processor_time": work["plain"] / work["tiles"],
         }
@@ -209,10 +213,29 @@ def written(case: Case, sample: Sample, folder: Path, first: int) -> list[Path]:
     return files
 
 
-def timed(detector: Detector, pictures: Sequence[Path]) -> tuple[float, float]:
-    """Seconds on the clock, and of processors, for scoring all pictures."""
+def unscored(detector: Detector) -> Score:
+    """What gives the same scores to all inputs, and takes no time."""
+    height, width = detector.preprocessing.height, detector.preprocessing.width
+    with torch.inference_mode():
+        blank = detector.method.score(torch.zeros(1, 3, height, width, device=detector.device))
+    found = {one.name: getattr(blank, one.name) for one in dataclasses.fields(blank)}
+    tensors = {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
+
+    def quick(images: torch.Tensor) -> Scores:
+        count = len(images)
+        shown = {name: one.expand(count, *one.shape[1:]) for name, one in tensors.items()}
+        return dataclasses.replace(blank, **shown)
+
+    return quick
+
+
+def timed(
+    detector: Detector, pictures: Sequence[Path], score: Score | None = None
+) -> tuple[float, float]:
+    """Seconds on the clock, and of processors, for scoring all pictures. `score`: as of
+    `predict_many`."""
     began, worked = time.perf_counter(), time.process_time()
-    for result in detector.predict_many(pictures):
+    for result in detector.predict_many(pictures, score=score):
         if not isinstance(result, Prediction):
             raise SystemExit(f"{result.source}: {result.reason}")
     return time.perf_counter() - began, time.process_time() - worked
@@ -267,7 +290,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--good", type=int, default=ENOUGH, help="good pictures to test on")
     found.add_argument("--bad", type=int, default=ENOUGH, help="defective pictures to test on")
     found.add_argument("--rate", type=float, default=0.05, help="of false alarms")
-    found.add_argument("--repeats", type=int, default=3)
+    found.add_argument("--repeats", type=int, default=3, help="0: no comparison of speeds")
     found.add_argument("--threads", type=int, default=1)
     found.add_argument("--results", type=Path)
     found.add_argument("--step", help=argparse.SUPPRESS)
