@@ -4,9 +4,9 @@
     python benchmarks/page.py --check    # only say whether it is that; the tests do so
 
 Rows are told by their form: those of `blemish bench`, of `weak.py`, of `probe.py`, of `regions.py`,
-and of `speed.py`, `gpu.py` and `metrics_speed.py`. Of rows that measure the same thing the newest
-good one counts. The same rows give the same bytes, whatever the order of the files. What is said
-about the figures stands in docs/findings.md, written by hand.
+of `tiles.py`, and of `speed.py`, `gpu.py` and `metrics_speed.py`. Of rows that measure the same
+thing the newest good one counts. The same rows give the same bytes, whatever the order of the
+files. What is said about the figures stands in docs/findings.md, written by hand.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from page_regions import regions
+from page_regions import regions, tiles
 from page_texts import BEYOND, MATRIX, PROBES, READING, WEAK
 
 from blemish.bench import results, suites
@@ -35,6 +35,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS, PAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "results.md"
 OUR_BACKBONE = "focus_vits14"
 GAP = "not measured"
+NO_SPEEDS = ("probe", "regions", "tiles")  # `what` of rows with tables of their own
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,8 @@ def page(files: Mapping[str, Sequence[Row]]) -> str:
     weak = latest((row for row in others if "draw" in row), lambda row: row["key"])
     probes = [row for row in others if row.get("what") == "probe"]
     marked = [row for row in others if row.get("what") == "regions"]
-    speeds = [row for row in others if row.get("what", "probe") not in ("probe", "regions")]
+    tiled = [row for row in others if row.get("what") == "tiles"]
+    speeds = [row for row in others if row.get("what", "probe") not in NO_SPEEDS]
     cells = covered([*newest(every)[0], *weak])
     told, empty = suites_of(every)
     parts = [READING, coverage(cells), *told]
@@ -199,6 +201,7 @@ def page(files: Mapping[str, Sequence[Row]]) -> str:
         part(rows) for part, rows in ((labelled, weak), (probed, probes), (timed, speeds)) if rows
     ]
     parts += [sections(regions(marked))] if marked else []
+    parts += [sections(tiles(tiled))] if tiled else []
     if known := [row for row in every if row.get("efficiency")]:
         theirs = suites.read("agpnet").efficiency
         parts.append(section("Costs", results.efficiency_page(known, published=theirs)))

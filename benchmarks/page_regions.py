@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from page_texts import REGIONS
+from page_texts import REGIONS, TILES
 
 from blemish.bench.results import Sheet
 from blemish.bench.results.overview import commits, device
@@ -49,3 +49,42 @@ def regions(rows: Iterable[Row]) -> Sheet:
     )
     title = "Regions (`regions.py`)"
     return Sheet(title=title, above=REGIONS, columns=columns, lines=tuple(lines))
+
+
+def tiles(rows: Iterable[Row]) -> Sheet:
+    """Big pictures whole and in tiles (`tiles.py`)."""
+    found = newest(rows, ("data", "method", "backbone", "image_size", "tile", "overlap"))
+    found.sort(key=lambda row: (row["data"], row["backbone"], row["tile"] or 0, row["image_size"]))
+    lines = [
+        (
+            *(row["data"], "×".join(map(str, row["picture_size"])), looked_at(row)),
+            f"{row['fitted']}, {row['good']} + {row['pictures'] - row['good']}",
+            *(figure([row[key]], 100) for key in ("image_auroc", "pixel_auroc")),
+            f"{row['found']} of {row['defects']}",
+            figure([row["false_per_picture"]], digits=2),
+            figure([row["iou"]], 100),
+            f"{100 * row['rate']:g} %",
+            figure([row["seconds_per_picture"]], digits=2),
+            figure([row["megapixels_per_second"]], digits=2),
+            figure([row["speed"]["ratio"] if "speed" in row else None], digits=2),
+            figure([row["peak_memory_mib"]], digits=0),
+            *(row["method"], row["backbone"], commits([row]), device(row)),
+        )
+        for row in found
+    ]
+    columns = (
+        *("Data", "Pictures' size", "Looked at", "Learned from, tested on", "I", "P"),
+        *("Defects found", "False regions a picture", "IoU", "Rate", "Seconds a picture"),
+        *("Megapixels/s", "Beside plain pictures", "Peak (MiB)"),
+        *("Method", "Backbone", "Commit", "Device"),
+    )
+    title = "Big pictures whole and in tiles (`tiles.py`)"
+    return Sheet(title=title, above=TILES, columns=columns, lines=tuple(lines))
+
+
+def looked_at(row: Row) -> str:
+    """Of what, and at which size of the encoder's input."""
+    size = f"{row['image_size']}²"
+    if row["tile"] is None:
+        return f"whole at {size}"
+    return f"tiles of {row['tile']}², {100 * row['overlap']:.0f} % in common, at {size}"

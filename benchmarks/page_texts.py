@@ -74,3 +74,11 @@ pictures at their own size. A defect (a connected part of a mask) is found where
 pixel with it; a region is false where it meets none. Thresholds: at a rate of 5 %, from the
 training pictures each left out in turn, which also give the quantiles of normal pixels. The best F1
 looks at the test labels: it shows what one level can reach at most, and is no way to set it."""
+TILES = """\
+What is found on pictures that are larger than the encoder's input. Few pictures: no ranking. The
+plates are made (`large.py`): textures with three defects of 8 to 40 pixels in each defective
+picture. Learned from, tested on: good pictures, and good + defective ones, spread evenly over the
+set where that has more. P: at 1,024². Defects and regions: as above, at the threshold for the rate
+of false alarms. Megapixels/s: of the encoder's input, decoding included. Beside plain pictures: the
+speed of tiles divided by that of the same tiles in files of their own, the best of three runs in
+turn."""

@@ -140,6 +140,29 @@ def test_draws_of_defects_are_a_line_of_the_matrix_and_a_table(
     assert cells(text, "brain_mri")[:9] == told
 
 
+def test_pictures_whole_and_in_tiles_are_a_table_and_no_speeds(
+    script: ModuleType, row: dict[str, Any]
+) -> None:
+    whole: dict[str, Any] = {
+        **{"what": "tiles", "date": "2026-01-01", "data": "plate", "picture_size": [4096, 2048]},
+        **{"image_size": 448, "tile": None, "overlap": None, "fitted": 6, "good": 4, "pictures": 9},
+        **{"image_auroc": 0.5, "pixel_auroc": None, "found": 1, "defects": 15, "iou": 0.25},
+        **{"false_per_picture": 0.5, "rate": 0.2, "seconds_per_picture": 2.0},
+        **{"megapixels_per_second": 0.125, "peak_memory_mib": 1000.4, "method": "knn"},
+        **{"backbone": "test_vit", **{key: row[key] for key in ("commit", "dirty", "device")}},
+    }
+    tiled = {**whole, "tile": 512, "overlap": 0.25, "found": 15, "speed": {"ratio": 0.96}}
+    older = {**tiled, "date": "2025-01-01", "found": 2}
+    text = script.page({"tiles.jsonl": [tiled, whole, older]})
+    lines = [line for line in text.splitlines() if line.startswith("| plate |")]
+    first, second = ([cell.strip() for cell in line.split("|")[2:-1]] for line in lines)
+    assert first[:6] == ["4096×2048", "whole at 448²", "6, 4 + 5", "50.0", "–", "1 of 15"]
+    assert first[6:13] == ["0.50", "25.0", "20 %", "2.00", "0.12", "–", "1000"]
+    assert second[1] == "tiles of 512², 25 % in common, at 448²"
+    assert (second[5], second[11]) == ("15 of 15", "0.96")
+    assert "## Speed and memory" not in text
+
+
 def test_every_table_of_every_suite_has_its_command_and_its_hours() -> None:
     text = REPRODUCE.read_text(encoding="utf-8")
     commands = re.findall(r"blemish bench (\S+) --only (\S+) --data ROOT", text)
