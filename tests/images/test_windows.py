@@ -392,6 +392,18 @@ def test_rows_of_windows_decode_each_tile_at_most_twice(tmp_path, monkeypatch):
     assert max(map(decoded.count, decoded)) <= 2
 
 
+def test_what_lies_far_above_the_latest_window_is_let_go(tmp_path, monkeypatch):
+    monkeypatch.setattr(windows, "_KEPT", 2**20)
+    pixels = SMOOTH[..., :3]
+    found = opened(placed(tmp_path, tiff(pixels, photometric="rgb", tile=(16, 16))))
+    for top in (0, 16, 32, 48, 0):
+        part = found.read(slice(top, top + 16), slice(None))
+        assert np.array_equal(part, pixels[top : top + 16])
+        assert {row for row, _ in found._kept} >= {top // 16}
+        assert all(row >= top // 16 - 1 for row, _ in found._kept)
+    assert found._held == sum(raw.values.nbytes for raw in found._kept.values())
+
+
 def test_many_threads(tmp_path):
     path = placed(tmp_path, tiff(SMOOTH[..., :3], photometric="rgb", compression="zlib"))
     pixels = decode(path).pixels

@@ -102,9 +102,9 @@ def open_windows(
     """A picture to read parts of, which are those of `decode` to the pixel.
 
     A TIFF file of more than `in_memory` pixels is read in windows: its strips or tiles are decoded
-    when they are needed, and up to 256 MiB of them are kept. It is looked through once when it is
-    opened, all of it, so that a damaged one is refused as `decode` refuses it. Everything else is
-    decoded whole, within the limits for that: smaller pictures; those in memory; other formats; and
+    when they are needed, and those near the latest window are kept, up to 256 MiB. It is looked
+    through once when it is opened, all of it, so that a damaged one is refused as `decode` refuses
+    it. Everything else is decoded whole, within the limits for that: smaller pictures; those in memory; other formats; and
     a TIFF that is stored turned, with its bands apart, of floats with transparency, subsampled
     without JPEG, compressed in a rare way, or a row of whose strips or tiles takes over 512 MiB.
 
@@ -316,7 +316,15 @@ class _InPieces(Windows):
 
     def _read(self, down: range, across: range, reading: Reading) -> Array:
         reading.what = "TIFF"
+        self._leave_behind(down)
         return self._assembled(down, across, self._piece, self._extent)
+
+    def _leave_behind(self, down: range) -> None:
+        """Let go of pieces further above these rows than there are rows: a picture is read from its
+        top to its bottom, as a rule. Called by one thread at a time."""
+        first = (down.start - len(down)) // self._grid.down
+        for place in [each for each in self._kept if each[0] < first]:
+            self._held -= self._kept.pop(place).values.nbytes
 
     def _assembled(
         self, down: range, across: range, piece: Callable[[tuple[int, int]], Raw], extent: Extent
