@@ -104,9 +104,10 @@ def open_windows(
     A TIFF file of more than `in_memory` pixels is read in windows: its strips or tiles are decoded
     when they are needed, and those near the latest window are kept, up to 256 MiB. It is looked
     through once when it is opened, all of it, so that a damaged one is refused as `decode` refuses
-    it. Everything else is decoded whole, within the limits for that: smaller pictures; those in memory; other formats; and
-    a TIFF that is stored turned, with its bands apart, of floats with transparency, subsampled
-    without JPEG, compressed in a rare way, or a row of whose strips or tiles takes over 512 MiB.
+    it. Everything else is decoded whole, within the limits for that: smaller pictures; those in
+    memory; other formats; and a TIFF that is stored turned, with its bands apart, of floats with
+    transparency, subsampled without JPEG, compressed in a rare way, or a row of whose strips or
+    tiles takes over 512 MiB.
 
     Args: in_memory: the most pixels that are decoded whole where there is a choice; the others are
         those of `decode`.
