@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,21 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 from runs import HERE, TINY
+from scripts import script_of
 
 import blemish
-
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "regions.py"
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("regions_script", SCRIPT)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return script_of("regions")
 
 
 def artifact(mvtec: Path, folder: Path, **changes: Any) -> Path:

@@ -3,8 +3,6 @@ changed."""
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from argparse import Namespace
 from pathlib import Path
 from types import ModuleType
@@ -12,24 +10,18 @@ from types import ModuleType
 import cv2
 import numpy as np
 import pytest
+from scripts import script_of
 
 from blemish.data import layouts
 from blemish.images import decode, decode_mask
 from blemish.types import ANOMALOUS, NORMAL
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "large.py"
 SIDE = 1024
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("large", SCRIPT)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return script_of("large")
 
 
 def asked(script: ModuleType, folder: Path, *arguments: str) -> Namespace:

@@ -3,9 +3,7 @@ pictures that speeds are compared with are those tiles."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,25 +11,19 @@ from typing import Any
 import numpy as np
 import pytest
 from runs import HERE
+from scripts import script_of
 
 import blemish
 from blemish.data import layouts
 from blemish.data.tiling import Tiling
 from blemish.images import decode
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "tiles.py"
 FIT = {"weights": "random", "layers": [2, 4], "bank_size": 50, **HERE}
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("tiles_script", SCRIPT)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return script_of("tiles")
 
 
 def asked(script: ModuleType, path: Path, *more: str) -> list[Any]:
