@@ -12,6 +12,8 @@
     ├── NonFiniteError        a pixel, weight or score is NaN or infinite
     ├── CollapseError         a pre-training has come to tell nothing apart
     ├── OutputError           a result cannot be written
+    ├── EngineError           an engine cannot run an exported graph
+    ├── ExportError           a graph does not say what its detector says, and is not written
     └── MissingExtraError     an optional dependency is not installed
 
 A message says what was wrong, with which file, and what to do.
@@ -75,6 +77,14 @@ class NonFiniteError(BlemishError):
 
 class CollapseError(BlemishError):
     """A pre-training has come to tell nothing apart: every picture looks the same to it."""
+
+
+class EngineError(BlemishError):
+    """An engine cannot run a graph: it lacks an operator or a device, or failed while it ran."""
+
+
+class ExportError(BlemishError):
+    """An exported graph does not say what its detector says; nothing was written."""
 
 
 class OutputError(BlemishError):

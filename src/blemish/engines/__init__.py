@@ -1,0 +1,1 @@
+"""What runs a detector's arithmetic: PyTorch, or an exported graph in an engine without it."""
