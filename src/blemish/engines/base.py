@@ -1,4 +1,4 @@
-"""The one surface of all engines: prepared pictures in, what a method says of them out, in numpy."""
+"""The one surface of all engines: prepared pictures in, what a method finds out, in numpy."""
 
 from __future__ import annotations
 
