@@ -44,12 +44,14 @@ class Engine(ABC):
         device: where it computes, as a person would say it ("cpu", "cuda:0").
         precision: what it computes in: "fp32", "bf16", "fp16" or "int8".
         input: "normalised": float32 B 3 H W; "pixels": uint8 B H W 3 RGB of the working size.
+        notes: what a person should know of how it computes here, as whole sentences.
     """
 
     name: Name
     device: str
     precision: str
     input: Literal["normalised", "pixels"] = "normalised"
+    notes: tuple[str, ...] = ()
 
     @abstractmethod
     def run(self, images: NDArray[np.float32 | np.uint8], *, category: bool = False) -> Outputs:
