@@ -14,6 +14,7 @@ ROOT = Path(blemish.__file__).parent
 # The rooms, the ground first: each may import those before it, and itself.
 ORDER = (
     *(
+        "lazy",
         "errors",
         "area",
         "regions",
