@@ -15,6 +15,7 @@ ROOT = Path(blemish.__file__).parent
 ORDER = (
     *(
         "errors",
+        "extras",
         "area",
         "regions",
         "types",

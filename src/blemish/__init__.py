@@ -71,7 +71,14 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'blemish' has no attribute {name!r}")
     module, attribute = _HOMES[name]
-    return getattr(importlib.import_module(module), attribute)
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        from blemish.extras import missing
+
+        if (told := missing(error, f"use blemish.{name}")) is None:
+            raise
+        raise told from error
 
 
 def __dir__() -> list[str]:
