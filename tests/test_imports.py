@@ -14,8 +14,9 @@ ROOT = Path(blemish.__file__).parent
 # The rooms, the ground first: each may import those before it, and itself.
 ORDER = (
     *(
-        "lazy",
         "errors",
+        "extras",
+        "lazy",
         "area",
         "regions",
         "types",

@@ -7,6 +7,8 @@ import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from blemish.extras import missing
+
 
 def handing_out(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], Any]:
     """The `__getattr__` and the `__dir__` of a package.
@@ -19,6 +21,11 @@ def handing_out(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str],
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         module, _, own = homes[name].partition(":")
-        return getattr(importlib.import_module(module), own or name)
+        try:
+            return getattr(importlib.import_module(module), own or name)
+        except ModuleNotFoundError as error:
+            if (told := missing(error, f"use {package}.{name}")) is None:
+                raise
+            raise told from error
 
     return get, lambda: sorted(homes)

@@ -16,6 +16,7 @@ from blemish.cli.options import Adapt, Artifact, Device, Json, OverlaySize, Prec
 from blemish.cli.parts import GroupBy
 from blemish.cli.status import BROKEN_PICTURES, WELL
 from blemish.errors import ConfigError, OutputError
+from blemish.extras import require
 from blemish.files import check_writable, locked
 from blemish.text import pluralize
 
@@ -256,6 +257,7 @@ def figures(
     json: Json = False,
 ) -> int:
     """Draw how artifacts see labelled pictures: scores, features (t-SNE), and where they look."""
+    require("torch", "timm", "sklearn", "matplotlib", purpose="draw how artifacts see pictures")
     from blemish.report.galleries import illustrate
 
     if len(set(artifacts)) < len(artifacts):

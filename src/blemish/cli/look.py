@@ -16,6 +16,7 @@ from blemish.cli.console import facts, table
 from blemish.cli.options import Artifact, Device, ImageSize, Json, Precision, Weights, Window
 from blemish.cli.status import BROKEN_PICTURES, WELL
 from blemish.errors import ConfigError
+from blemish.extras import require
 from blemish.text import printable
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ def simulate(
     size, such_as = image_size or "448", "448, or height x width as in 224x448"
     sides = height_width(size) or options.integers("--image-size", size, such_as)
     layers = options.integers("--guide-layers", guide_layers, "9,12")
+    require("torch", "timm", "scipy", purpose="make synthetic anomalies")
     from blemish.report import simulation
 
     with console.progress() as progress:
@@ -109,10 +111,10 @@ def simulate_lines(made: Simulation) -> Iterable[str]:
 def inspect(artifact: Artifact, json: Json = False) -> int:
     """Say what an artifact, a pre-trained encoder or an interrupted training is, and that it is
     whole."""
-    from blemish.artifact import read
+    from blemish.artifact import read_manifest
     from blemish.detector.manifest import read_any
 
-    _, manifest = read(artifact)
+    manifest = read_manifest(artifact)
     told = read_any(artifact, manifest).to_dict()
     size = artifact.stat().st_size
     document = {"artifact": str(artifact), "bytes": size, "whole": True, "manifest": manifest}
@@ -219,6 +221,7 @@ def _origin_facts(values: Mapping[str, Any]) -> Facts:
 
 def backbones(json: Json = False) -> int:
     """List the backbones; any other timm model works too."""
+    require("torch", "timm", purpose="list the backbones")
     from dataclasses import asdict
 
     from blemish.backbones import SPECS
@@ -241,6 +244,7 @@ def methods(
     json: Json = False,
 ) -> int:
     """List the methods or, given the name of one, its settings and recipes."""
+    require("torch", "timm", purpose="list the methods")
     from blemish.methods import METHODS, method_class
 
     if name is not None:
