@@ -16,6 +16,7 @@ ORDER = (
     *(
         "errors",
         "extras",
+        "lazy",
         "area",
         "regions",
         "types",

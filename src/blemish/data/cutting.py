@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
+from blemish.data.ahead import failing, map_ahead, name_of
 from blemish.data.marks import is_placed, marked
 from blemish.data.pictures import Pictures
-from blemish.data.stream import failing, map_ahead, name_of
 from blemish.data.tiles import Tile, TiledPicture
 from blemish.data.tiling import Tiling
 from blemish.data.transforms import Preprocessing

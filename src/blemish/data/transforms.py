@@ -1,4 +1,4 @@
-"""From decoded pixels to the tensor that a backbone sees."""
+"""From decoded pixels to the array that a backbone sees."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from typing import Annotated
 
 import cv2
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from blemish.area import Area
 from blemish.config import LARGEST, NEW, Finite, Length, Range, Side, check
@@ -93,13 +92,13 @@ def prepare(
     angle: float = 0.0,
     flip: bool = False,
     window: Window | None = None,
-) -> Tensor:
+) -> NDArray[np.float32]:
     """float32 3 H W, without what lies outside the area, resized (area averaging when shrinking,
     bilinear when growing), rotated, mirrored, normalised, put into its place in the input.
 
     Where a picture may be padded (`Preprocessing.is_framed`), what is not to be looked at, the
     padding and what lies outside the area, is 0 in all channels, which no other pixel is: so the
-    tensor says itself what counts (`blemish.methods.frames`), whatever is made of it on the way.
+    array says itself what counts (`blemish.methods.frames`), whatever is made of it on the way.
 
     Args:
         angle: degrees counter-clockwise about the centre; corners that come into view are filled by
@@ -128,7 +127,7 @@ def prepare(
     normalised = (pixels.astype(np.float32) - mean) * factor
     if preprocessing.is_framed:
         normalised = _framed(normalised, place, _shown(picture, place, preprocessing, angle, flip))
-    return torch.from_numpy(np.ascontiguousarray(normalised.transpose(2, 0, 1)))
+    return np.ascontiguousarray(normalised.transpose(2, 0, 1))
 
 
 def _shown(

@@ -19,13 +19,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from blemish.data.ahead import is_tile
 from blemish.data.copies import nearly_same
 from blemish.data.pictures import Pictures, good_pictures, labelled_defects
-from blemish.data.stream import Found, PictureStream, is_tile
+from blemish.data.stream import Found, PictureStream
 from blemish.detector.grouping import checked
 from blemish.detector.parts import part_thresholds
 from blemish.detector.predict import Detector
-from blemish.detector.scoring import scored as scored_so
+from blemish.detector.scoring import masked
 from blemish.detector.stitching import Stitching, rows_of
 from blemish.detector.thresholds import Method as CalibrationMethod
 from blemish.detector.thresholds import (
@@ -36,6 +37,7 @@ from blemish.detector.thresholds import (
     calibrate,
     for_misses,
 )
+from blemish.engines.pytorch import TorchEngine
 from blemish.errors import DataError
 from blemish.methods import Method
 from blemish.methods.base import reported
@@ -251,19 +253,20 @@ def _scored(
     heatmaps, and what was found."""
     scored: dict[int, tuple[float, float]] = {}
     samples: list[np.ndarray] = []
-    stitching = Stitching.of(method, stream.preprocessing.area)
+    engine = TorchEngine(method, foreground)
+    stitching = Stitching.of(engine, stream.preprocessing.area)
     reading = stream.on(method.backbone.device)
     for batch in reported(reading, "calibrating", stream.rows, progress):
-        found = scored_so(method, foreground, batch.images, left_out=batch if left_out else None)
+        said = engine.said(batch.images, left_out=batch if left_out else None)
+        found = masked(said, foreground, method.area, engine)
         placements = [stream.preprocessing.placement(size) for size in batch.sizes]
-        maps = found.maps.float().cpu().numpy()
         for at, row in enumerate(rows_of(found, placements)):
             source = stream.sources[batch.positions[at]]
             whole = stitching.add(source, row) if is_tile(source) else row
             if whole is not None:
                 level = region_level(whole.anomaly_map, smallest_region)
                 scored[int(batch.owners[at])] = whole.score, level
-                part = whole.anomaly_map if is_tile(source) else placements[at].part(maps[at])
+                part = whole.anomaly_map if is_tile(source) else placements[at].part(found.map[at])
                 part = part[::4, ::4]
                 if row.foreground is not None:  # what does not count has no value of its own
                     part = part[row.foreground[::4, ::4]]
@@ -330,7 +333,7 @@ def recalibrate(
     )
     fields |= {"parts": parts, "precision": detector.precision}
     record = dataclasses.replace(detector.record, data=data, **fields)
-    return Detector(detector.method, record), pass_.failures, pass_.left_out
+    return detector.with_record(record), pass_.failures, pass_.left_out
 
 
 def _categories(pictures: Pictures, names: Sequence[str]) -> list[str]:
@@ -394,7 +397,7 @@ def recalibrate_on_defects(
     threshold = for_misses([score for score, *_ in pass_.counted.values()], miss_rate)
     detector = detector.with_threshold(threshold)
     record = dataclasses.replace(detector.record, precision=detector.precision)
-    return Detector(detector.method, record), pass_.failures, pass_.left_out
+    return detector.with_record(record), pass_.failures, pass_.left_out
 
 
 @dataclass

@@ -8,9 +8,9 @@ from blemish import artifact
 from blemish.backbones import Backbone, hollow, restore
 from blemish.compute import pick_device, pick_precision, precision_like
 from blemish.config import short
+from blemish.detector.learned import check_foreground, detector_of, place
 from blemish.detector.manifest import Manifest, read_manifest, undescribed
-from blemish.detector.predict import Detector, place
-from blemish.detector.scoring import check_foreground
+from blemish.detector.predict import Detector
 from blemish.errors import ArtifactError, BlemishError, ConfigError
 from blemish.methods import Method, method_class
 from blemish.methods.earlier import tensors_of_today
@@ -52,7 +52,7 @@ def load(path: str | Path, *, device: str = "auto", precision: str = "auto") -> 
     else:
         dtype = pick_precision(precision, chosen)
     place(method, chosen, dtype)
-    return Detector(method, record)
+    return detector_of(method, record)
 
 
 def _backbone(record: Manifest) -> Backbone:

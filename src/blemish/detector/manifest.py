@@ -13,17 +13,21 @@ from dataclasses import dataclass, field, fields
 from typing import Annotated, Any
 
 from blemish import config
-from blemish.backbones import BackboneSpec, WeightsInfo
-from blemish.compute import Precision
+from blemish.backbones.spec import BackboneSpec, WeightsInfo
 from blemish.config import Count, Length, Matching, NotNegative, Range, Seed
 from blemish.data.transforms import Preprocessing
 from blemish.detector.categories import CategoryFeatures
 from blemish.detector.thresholds import PartThresholds, RegionThresholds, Threshold
+from blemish.engines.base import Precision
 from blemish.errors import ArtifactError, BlemishError, ConfigError
 from blemish.methods.earlier import manifest_of_today
 from blemish.methods.foreground import Foreground
-from blemish.training import Training
-from blemish.training.checkpoint import CHECKPOINT, CheckpointManifest, read_checkpoint_manifest
+from blemish.training.records import (
+    CHECKPOINT,
+    CheckpointManifest,
+    Training,
+    read_checkpoint_manifest,
+)
 from blemish.types import Failure
 
 Digest = Annotated[str, Matching("[0-9a-f]{16,128}", "a hash in hexadecimal")]

@@ -9,14 +9,14 @@ from itertools import tee
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from blemish.area import Area
+from blemish.data.ahead import failing, map_ahead, name_of, of_picture
 from blemish.data.cutting import tiled
 from blemish.data.geometry import check_shown
-from blemish.data.stream import failing, map_ahead, name_of, of_picture
 from blemish.data.tiles import Tile
 from blemish.data.transforms import Preprocessing, prepare
+from blemish.engines.base import Floats
 from blemish.images import Picture
 from blemish.types import Failure, Frame, Sample
 
@@ -26,8 +26,8 @@ Alter = Callable[[np.ndarray], np.ndarray]
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What is kept of a decoded picture or tile: how the method takes it (3 H W), and the category
-    that it is to be judged as; None = still to be told.
+    """What is kept of a decoded picture or tile: how the method takes it (float32 3 H W), and
+    the category that it is to be judged as; None = still to be told.
 
     Attributes: tile: which it is; None = the whole picture.
     """
@@ -36,7 +36,7 @@ class Loaded:
     size: tuple[int, int]
     digest: str
     notes: tuple[str, ...]
-    tensor: Tensor
+    pixels: Floats
     category: str | None
     time: float | None = None
     tile: Tile | None = None
@@ -151,9 +151,9 @@ class Reading:
         picture = tile.picture
 
         def loaded() -> Loaded:
-            tensor = prepare(tile.cut(), self.preprocessing, window=tile.window)
+            pixels = prepare(tile.cut(), self.preprocessing, window=tile.window)
             told = (picture.name, picture.size, picture.digest, picture.notes)
-            return Loaded(*told, tensor, category, time, tile)
+            return Loaded(*told, pixels, category, time, tile)
 
         found = failing(loaded, picture.name)
         if isinstance(found, Failure):

@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 import torch
 from PIL import Image
 
+from blemish.data.ahead import name_of
 from blemish.data.folder import find_pictures
-from blemish.data.stream import name_of
 from blemish.errors import DataError
 from blemish.types import Failure, Frame, Sample
 

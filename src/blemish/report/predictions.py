@@ -29,8 +29,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from blemish.data.ahead import map_ahead
 from blemish.data.folder import is_file
-from blemish.data.stream import map_ahead
 from blemish.detector.predict import Detector
 from blemish.errors import BlemishError
 from blemish.files import write_whole
