@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from PIL import Image
 
 from blemish.data.ahead import name_of
@@ -21,7 +21,9 @@ T = TypeVar("T")
 def several(sources: Any) -> Iterable[Any]:
     """What `predict_many` was given as what to go through: a single picture is a list of one."""
     shape = tuple(getattr(sources, "shape", ()))
-    channels = (shape[:1] if isinstance(sources, torch.Tensor) else ()) + shape[2:]
+    # Where nobody has imported torch, nothing is a tensor.
+    is_tensor = (torch := sys.modules.get("torch")) and isinstance(sources, torch.Tensor)
+    channels = (shape[:1] if is_tensor else ()) + shape[2:]
     kinds = (str, Path, bytes, Sample, Frame, Image.Image)
     one = isinstance(sources, kinds) or hasattr(sources, "read")
     if one or len(shape) == 2 or (len(shape) == 3 and not {1, 3, 4}.isdisjoint(channels)):
