@@ -58,6 +58,7 @@ class Engine(ABC):
         top_fraction: the score is the mean of this fraction of the map's highest values, and no
             more, where it `scores_by_map`.
         offset: of the grid of `Outputs.part`, as of `Backbone.offset`.
+        notes: what a person should know of how it computes here, as whole sentences.
     """
 
     name: Name
@@ -67,6 +68,7 @@ class Engine(ABC):
     top_fraction: float
     scores_by_map: bool
     offset: float = 0.0
+    notes: tuple[str, ...] = ()
 
     @abstractmethod
     def run(self, images: NDArray[np.float32 | np.uint8], *, category: bool = False) -> Outputs:
