@@ -14,13 +14,15 @@ import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 
 from blemish.data.ahead import is_tile
 from blemish.data.copies import nearly_same
 from blemish.data.pictures import Pictures, good_pictures, labelled_defects
+from blemish.data.stream import Found, PictureStream
 from blemish.detector.grouping import checked
 from blemish.detector.parts import part_thresholds
 from blemish.detector.predict import Detector
@@ -35,17 +37,14 @@ from blemish.detector.thresholds import (
     calibrate,
     for_misses,
 )
+from blemish.engines.pytorch import TorchEngine
 from blemish.errors import DataError
+from blemish.methods import Method
+from blemish.methods.base import reported
+from blemish.methods.capabilities import LeavesOneOut
 from blemish.methods.foreground import Foreground
 from blemish.regions import region_level
 from blemish.types import Failure, Progress, silent
-
-# What calibrates a new method is imported where that is done: an exported detector is calibrated
-# anew without PyTorch.
-if TYPE_CHECKING:
-    from blemish.data.stream import Found, PictureStream
-    from blemish.methods import Method
-    from blemish.methods.capabilities import LeavesOneOut
 
 DEFAULT_RATE = 0.05
 HELD_OUT = 0.2
@@ -62,8 +61,6 @@ class Plan:
 
 def planned(method: Method, count: int, fraction: float | None, shots: int | None) -> Plan:
     """The plan for a method and `count` pictures; `fraction` and `shots` as of `blemish.fit`."""
-    from blemish.methods.capabilities import LeavesOneOut
-
     if fraction == 0:
         return Plan(0.0, None)
     if fraction is None and isinstance(method, LeavesOneOut) and method.leaves_one_out():
@@ -172,6 +169,7 @@ class Seen:
     found: Found
 
 
+@torch.inference_mode()
 def calibrated(
     method: Method,
     plan: Plan,
@@ -192,9 +190,6 @@ def calibrated(
         foreground: as of `scoring.scored`.
     Returns: the evidence, and what was found of the pictures held out.
     """
-    from blemish.data.stream import Found
-    from blemish.methods.capabilities import LeavesOneOut
-
     if plan.method == "split conformal" and held.stream.sources:
         scored, scale, found = _scored(method, foreground, held.stream, progress, smallest_region)
         found = found.of_pictures(held.stream.sources)
@@ -256,34 +251,26 @@ def _scored(
 ) -> tuple[Mapping[int, tuple[float, float]], tuple[float, float], Found]:
     """The score and the level of the regions of each picture of a stream, the scale of their
     heatmaps, and what was found."""
-    import torch
-
-    from blemish.engines.pytorch import TorchEngine
-    from blemish.methods.base import reported
-
     scored: dict[int, tuple[float, float]] = {}
     samples: list[np.ndarray] = []
     engine = TorchEngine(method, foreground)
     stitching = Stitching.of(engine, stream.preprocessing.area)
     reading = stream.on(method.backbone.device)
-    with torch.inference_mode():
-        for batch in reported(reading, "calibrating", stream.rows, progress):
-            said = engine.said(batch.images, left_out=batch if left_out else None)
-            found = masked(said, foreground, method.area, engine)
-            placements = [stream.preprocessing.placement(size) for size in batch.sizes]
-            for at, row in enumerate(rows_of(found, placements)):
-                source = stream.sources[batch.positions[at]]
-                whole = stitching.add(source, row) if is_tile(source) else row
-                if whole is not None:
-                    level = region_level(whole.anomaly_map, smallest_region)
-                    scored[int(batch.owners[at])] = whole.score, level
-                    part = (
-                        whole.anomaly_map if is_tile(source) else placements[at].part(found.map[at])
-                    )
-                    part = part[::4, ::4]
-                    if row.foreground is not None:  # what does not count has no value of its own
-                        part = part[row.foreground[::4, ::4]]
-                    samples.append(part.ravel())
+    for batch in reported(reading, "calibrating", stream.rows, progress):
+        said = engine.said(batch.images, left_out=batch if left_out else None)
+        found = masked(said, foreground, method.area, engine)
+        placements = [stream.preprocessing.placement(size) for size in batch.sizes]
+        for at, row in enumerate(rows_of(found, placements)):
+            source = stream.sources[batch.positions[at]]
+            whole = stitching.add(source, row) if is_tile(source) else row
+            if whole is not None:
+                level = region_level(whole.anomaly_map, smallest_region)
+                scored[int(batch.owners[at])] = whole.score, level
+                part = whole.anomaly_map if is_tile(source) else placements[at].part(found.map[at])
+                part = part[::4, ::4]
+                if row.foreground is not None:  # what does not count has no value of its own
+                    part = part[row.foreground[::4, ::4]]
+                samples.append(part.ravel())
     scale = (0.0, 1.0)
     if samples:
         low, high = np.quantile(np.concatenate(samples), [0.5, 0.999])

@@ -12,8 +12,9 @@ import numpy as np
 
 from blemish.area import Area
 from blemish.data.ahead import failing, map_ahead, name_of, of_picture
+from blemish.data.cutting import tiled
 from blemish.data.geometry import check_shown
-from blemish.data.tiles import Tile, tiled
+from blemish.data.tiles import Tile
 from blemish.data.transforms import Preprocessing, prepare
 from blemish.engines.base import Floats
 from blemish.images import Picture

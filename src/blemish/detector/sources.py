@@ -21,8 +21,8 @@ T = TypeVar("T")
 def several(sources: Any) -> Iterable[Any]:
     """What `predict_many` was given as what to go through: a single picture is a list of one."""
     shape = tuple(getattr(sources, "shape", ()))
-    # Where nobody has imported torch, nothing is a tensor.
-    is_tensor = (torch := sys.modules.get("torch")) and isinstance(sources, torch.Tensor)
+    torch = sys.modules.get("torch")  # without it nobody has a tensor
+    is_tensor = torch is not None and isinstance(sources, torch.Tensor)
     channels = (shape[:1] if is_tensor else ()) + shape[2:]
     kinds = (str, Path, bytes, Sample, Frame, Image.Image)
     one = isinstance(sources, kinds) or hasattr(sources, "read")
