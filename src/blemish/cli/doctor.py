@@ -264,9 +264,10 @@ def _of_torch() -> tuple[str, ...]:
 
 
 def _of_onnxruntime() -> tuple[str, ...]:
+    from blemish.engines.onnx import PROVIDERS
+
     there = import_module("onnxruntime").get_available_providers()
-    names = (one.removesuffix("ExecutionProvider") for one in there)
-    return tuple(name.lower() for name in names if name != "Azure")  # which asks a server
+    return tuple(name for name, providers in PROVIDERS.items() if providers[0] in there)
 
 
 def _of_openvino() -> tuple[str, ...]:

@@ -41,6 +41,7 @@ from blemish.engines.pytorch import TorchEngine
 from blemish.errors import BlemishError, ConfigError, DataError, OutputError
 from blemish.files import check_writable, write_whole
 from blemish.report import figures
+from blemish.report.charts import Spread
 from blemish.report.predictions import Gallery, View, file_name, safe_stem
 from blemish.types import ANOMALOUS, NORMAL, Failure, Prediction, Progress, Sample, Scores, silent
 
@@ -361,7 +362,7 @@ def _histograms(
             for label in (NORMAL, ANOMALOUS)
         )
         limit = None if detector.threshold is None else detector.threshold.value
-        spreads[name] = figures.Spread(good=good, defective=defective, threshold=limit)
+        spreads[name] = Spread(good=good, defective=defective, threshold=limit)
     return figures.score_histograms(spreads, format="png")
 
 
