@@ -149,7 +149,7 @@ def compare(case: Case, artifact: Path, **more: Any) -> dict[str, Any]:
         return {}
     detector = loaded(artifact, **more)
     plain = dataclasses.replace(detector.record.preprocessing, tiling=None)
-    whole = Detector(detector.method, dataclasses.replace(detector.record, preprocessing=plain))
+    whole = detector.with_record(dataclasses.replace(detector.record, preprocessing=plain))
     pictures: list[Path] = []
     with tempfile.TemporaryDirectory(prefix="blemish-") as folder:
         crops: list[Path] = []

@@ -194,8 +194,8 @@ list(PictureStream(sys.argv[2:], stream.preprocessing, 2))  # what is loaded laz
 pages = int(Path("/proc/self/statm").read_text().split()[0])
 limit = pages * resource.getpagesize() + 2**20 * 60
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-import blemish.data.stream
-blemish.data.stream.WORKERS = 1
+import blemish.data.ahead
+blemish.data.ahead.WORKERS = 1
 reading = iter(stream)
 rows = sum(len(batch.images) for batch in reading)
 print(json.dumps([rows, [failure.reason for failure in reading.found.failures.values()]]))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from parts import FIT, Run, Write, part, rows_of, settings_of
+from parts import FIT, Run, Write, part, prepared, rows_of, settings_of
 from torch import Tensor
 
 import blemish
@@ -17,7 +17,6 @@ from blemish.data.areas import read_area
 from blemish.data.cutting import tiled
 from blemish.data.tiles import TiledPicture
 from blemish.data.tiling import Tiling
-from blemish.data.transforms import prepare
 from blemish.detector.calibrate import recalibrate
 from blemish.detector.predict import Detector
 from blemish.detector.stitching import Found, Stitching
@@ -461,7 +460,7 @@ def test_a_gallery_knows_each_picture_by_all_its_tiles(detector: Detector) -> No
         features.append(found.taken(result))
     assert [each is None for each in features] == [False, True, False]
     tiles = tiled(large(3), detector.preprocessing, name="x").tiles
-    tensors = [prepare(one.cut(), detector.preprocessing, window=one.window) for one in tiles]
+    tensors = [prepared(one.cut(), detector.preprocessing, window=one.window) for one in tiles]
     with torch.inference_mode():
         expected = detector.method.embedding(torch.stack(tensors)).mean(0).numpy()
     assert np.allclose(features[2], expected, atol=1e-4)

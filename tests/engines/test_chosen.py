@@ -108,14 +108,23 @@ def test_alone_without_torch_and_without_a_network(kind: str, tmp_path: Path) ->
 def test_what_is_imported_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
     mark = object()
     monkeypatch.setitem(sys.modules, packages._REPORTS, mark)
-    assert packages._quietly("json", "test").__name__ == "json"
+    assert packages.quietly("json").__name__ == "json"
     assert sys.modules[packages._REPORTS] is mark
-    with pytest.raises(MissingExtraError, match="none_of_this_name is needed to test"):
-        packages._quietly("none_of_this_name", "test")
+    with pytest.raises(ImportError, match="none_of_this_name"):
+        packages.quietly("none_of_this_name")
     assert sys.modules[packages._REPORTS] is mark
     monkeypatch.delitem(sys.modules, packages._REPORTS)
-    assert packages._quietly("json", "test").__name__ == "json"
+    assert packages.quietly("json").__name__ == "json"
     assert packages._REPORTS not in sys.modules
+
+
+@pytest.mark.parametrize(("name", "extra"), [("openvino", "openvino"), ("nncf", "export")])
+def test_a_package_that_is_not_there(
+    name: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(MissingExtraError, match=rf"pip install 'blemish\[{extra}\]'"):
+        getattr(packages, name)()
 
 
 def test_a_package_that_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,4 +133,4 @@ def test_a_package_that_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.syspath_prepend(tmp_path)
     for name, why in (("half_a_package", "a_part_that_it_lacks"), ("no_library", "libtbb")):
         with pytest.raises(EngineError, match=f"installed but cannot be imported .*{why}"):
-            packages._quietly(name, "test")
+            packages._of_extra(name, "test")

@@ -169,7 +169,7 @@ def test_a_manifest_that_is_none(text: str, why: str, tmp_path: Path) -> None:
         *(("kind", "torch"), ("kind", "openvino"), ("precision", "fp64"), ("precision", "bf16")),
         *(("input", "raw"), ("opset", 0), ("opset", 20.0), ("outputs", ["score"])),
         *(("outputs", ["score", "map", "map"]), ("outputs", ["score", "map", "more"])),
-        *(("map_size", [8]), ("map_size", [8, 8, 8]), ("map_size", [0, 8]), ("top_fraction", 0.0)),
+        *(("map_size", [8]), ("map_size", [8, 8, 8]), ("map_size", [0, 8]), ("top_fraction", -0.1)),
         *(("top_fraction", 1.5), ("scores_by_map", 1), ("offset", "left"), ("source", "abc")),
         *(("versions", {"a": 1}), ("proof", []), ("unheard", 1)),
     ],

@@ -63,9 +63,9 @@ from blemish.bench.results.rows import (
 )
 from blemish.compute import pick_device, pick_precision, precision_name
 from blemish.data import layouts
+from blemish.data.ahead import load_picture
 from blemish.data.folder import is_file
 from blemish.data.shifts import SHIFTS
-from blemish.data.stream import load_picture
 from blemish.detector.evaluate import evaluate
 from blemish.detector.fit import fit
 from blemish.detector.predict import Detector
@@ -340,7 +340,7 @@ def _of_detector(detector: Detector) -> dict[str, Any]:
         "pretraining": pretraining,
         "calibration": calibration(detector),
         "seconds_to_fit": manifest["seconds"],
-        "device": hardware(detector.device),
+        "device": hardware(detector.method.backbone.device),
         "precision": manifest["precision"],
         "torch": manifest["versions"]["torch"],
         "python": manifest["versions"]["python"],
@@ -417,7 +417,7 @@ class _Stopwatch:
         self.cores_used = (time.process_time() - worked) / self.seconds
         self.scored = sum(isinstance(result, Prediction) for result in results)
         self.peak_memory_mib = peak_memory_mib()
-        device = self._detector.device
+        device = self._detector.method.backbone.device
         self.peak_gpu_memory_mib = (
             round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
             if device.type == "cuda"

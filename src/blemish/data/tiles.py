@@ -6,16 +6,18 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from blemish.area import Area
 from blemish.data.copies import thumbnail
 from blemish.data.tiling import Tiling, Window
 from blemish.errors import ImageError
 from blemish.images import Picture, Windows, open_windows, within_memory
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _AT_HAND = 2**29  # bytes of pictures that are held open, beside the last one
 _OF_WINDOWS = 2**28  # of one that is read in windows, at most
@@ -106,7 +108,7 @@ class Tile:
 
     picture: TiledPicture = field(repr=False)
     window: Window
-    marks: torch.Tensor | None = field(default=None, repr=False)
+    marks: Tensor | None = field(default=None, repr=False)
 
     @property
     def is_first(self) -> bool:

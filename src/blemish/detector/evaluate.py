@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -19,7 +19,6 @@ from blemish.detector.parts import measured
 from blemish.detector.predict import Detector
 from blemish.errors import BlemishError, DataError, ImageError
 from blemish.images import within_memory
-from blemish.methods.adaptation import Mode
 from blemish.metrics.detections import DetectionMetrics
 from blemish.metrics.ranking import auroc, average_precision, best_f1, confusion
 from blemish.metrics.regions import PixelMetrics, PixelResult, StreamingPixelMetrics
@@ -35,6 +34,9 @@ from blemish.types import (
     Sample,
     silent,
 )
+
+if TYPE_CHECKING:
+    from blemish.methods.adaptation import Mode
 
 # Beyond this the constant-memory mode is used: exact metrics would need more than 2 GB.
 _EXACT_PIXELS = 400_000_000

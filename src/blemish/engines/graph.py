@@ -7,13 +7,14 @@ import re
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from blemish.engines.base import Engine, Outputs
-from blemish.engines.files import ExportedFile
+from blemish.engines.base import Engine, Input, Outputs
+from blemish.engines.files import ExportedFile, write
 from blemish.errors import ArtifactError, BlemishError, ConfigError, EngineError
 from blemish.images import ran_out
 from blemish.machine import cores
@@ -45,12 +46,20 @@ class GraphEngine(Engine):
     size: tuple[int, int]
 
     def __init__(self, file: ExportedFile) -> None:
-        self.path = file.path
+        self.file, self.path = file, file.path
         self.record = file.record
         self.precision = file.record.precision
         self.input = file.record.input
+        self.top_fraction = file.record.top_fraction
+        self.scores_by_map, self.offset = file.record.scores_by_map, file.record.offset
 
-    def run(self, images: NDArray[np.float32 | np.uint8], *, category: bool = False) -> Outputs:
+    def save(self, path: str | Path, manifest: Mapping[str, Any]) -> Path:
+        """As of `Engine`; the graph stays as it is."""
+        model, weights = self.file.model, self.file.weights
+        both = model if weights is None else (model, weights)
+        return write(path, self.record.kind, both, manifest)
+
+    def run(self, images: Input, *, category: bool = False) -> Outputs:
         """As of `Engine`."""
         images = self._checked(images)
         names = [name for name in self.record.outputs if name != _CATEGORY or category]
@@ -68,12 +77,10 @@ class GraphEngine(Engine):
         return self._named(dict(zip(names, values, strict=True)), len(images))
 
     @abstractmethod
-    def _compute(
-        self, images: NDArray[np.float32 | np.uint8], names: Sequence[str]
-    ) -> Sequence[NDArray[Any]]:
+    def _compute(self, images: Input, names: Sequence[str]) -> Sequence[NDArray[Any]]:
         """The outputs of these names, in this order. Raises: anything."""
 
-    def _checked(self, images: NDArray[np.float32 | np.uint8]) -> NDArray[np.float32 | np.uint8]:
+    def _checked(self, images: Input) -> Input:
         """The batch, laid out as an engine needs it. Raises: EngineError for another form."""
         height, width = self.size
         normalised = self.input == "normalised"
@@ -97,7 +104,7 @@ class GraphEngine(Engine):
                 fault = f"is of {value.shape[0]} pictures in place of {count}"
             if fault:
                 raise EngineError(f"{self.path}: the output {name!r} {fault}; export it again")
-        return Outputs(**values)
+        return Outputs(**dict[str, Any](values))
 
     def _fault(self, port: Port) -> str:
         """What of an output is not as the record says; "" for nothing."""

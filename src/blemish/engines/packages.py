@@ -14,16 +14,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from blemish.errors import EngineError, MissingExtraError
+from blemish.errors import EngineError
+from blemish.extras import missing
 
 _REPORTS = "openvino_telemetry"  # the package that openvino and nncf send with, where it is there
 
 
 def onnxruntime() -> Any:
     """The package. Raises: EngineError without it, with what to install."""
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when it is imported
     try:
-        return importlib.import_module("onnxruntime")
+        return quietly("onnxruntime")
     except ImportError as error:
         raise EngineError(
             "onnxruntime is needed to run exported .onnx files: pip install onnxruntime (or "
@@ -33,24 +33,28 @@ def onnxruntime() -> Any:
 
 def openvino() -> Any:
     """The package. Raises: MissingExtraError, or EngineError where it is there and broken."""
-    return _quietly("openvino", "run exported files in OpenVINO")
+    return _of_extra("openvino", "run exported files in OpenVINO")
 
 
 def nncf() -> Any:
     """The package, with which graphs are quantised. Raises: as `openvino`."""
-    openvino()
-    return _quietly("nncf", "export in int8")
+    return _of_extra("nncf", "export in int8")
 
 
-def _quietly(name: str, purpose: str) -> Any:
+def quietly(name: str) -> Any:
+    """A package, imported without its reports. Raises: ImportError."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when onnxruntime is imported
+    with _without_reports():
+        return importlib.import_module(name)
+
+
+def _of_extra(name: str, purpose: str) -> Any:
     try:
-        with _without_reports():
-            return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name != name:
-            raise _broken(name, error) from error
-        raise MissingExtraError(name, extra="openvino", purpose=purpose) from error
+        return quietly(name)
     except ImportError as error:
+        absent = isinstance(error, ModuleNotFoundError) and error.name == name
+        if absent and (told := missing(error, purpose)) is not None:
+            raise told from error
         raise _broken(name, error) from error
 
 

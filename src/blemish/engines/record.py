@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from blemish import config
-from blemish.config import Finite, FractionAbove0, Length, Matching, Range, Side
-from blemish.engines.base import Outputs
+from blemish.config import Finite, Fraction, Length, Matching, Range, Side
+from blemish.engines.base import Precision
 from blemish.errors import ArtifactError, BlemishError, ConfigError
 
 FORMAT = 1  # raised when an older blemish could misread the file
 EXPORT = "export"  # the key of the manifest
-OUTPUTS = tuple(each.name for each in fields(Outputs))
+OUTPUTS = ("score", "map", "votes", "saliency", "box", "part", "category")
 NEEDED = ("score", "map")  # of every graph
 
 Kind = Literal["onnx", "openvino"]
-Precision = Literal["fp32", "bf16", "fp16", "int8"]
 Fingerprint = Annotated[str, Matching("[0-9a-f]{64}", "a SHA-256 in hexadecimal")]
 Opset = Annotated[int, Range(1, 1000)]
 
@@ -49,7 +48,7 @@ class Exported:
     opset: Opset
     outputs: Annotated[tuple[str, ...], Length(len(NEEDED), distinct=True)]
     map_size: Annotated[tuple[Side, ...], Length(2, 2)]
-    top_fraction: FractionAbove0
+    top_fraction: Fraction
     scores_by_map: bool
     offset: Finite = 0.0
     proof: Mapping[str, Any] = field(default_factory=dict)
