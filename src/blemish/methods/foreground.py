@@ -140,16 +140,24 @@ class Foreground:
     def _direction(self) -> Tensor:
         return torch.tensor(self.direction, dtype=torch.float32)
 
+    def along(self, method: Method, features: Features) -> Tensor:
+        """float32 B h w on the backbone's grid: the features along `direction`, of which those
+        above `cut` are of the part.
+
+        Args: features: what `method.see` gave.
+        """
+        tokens, grid = _layer(method, features)
+        values: Tensor = tokens @ self._direction.to(tokens.device)
+        return values.reshape(tokens.shape[0], *grid)
+
     def told(self, method: Method, features: Features) -> Mask:
         """bool B h w on the backbone's grid: the part, as it is told in each picture; where the
         method looks at an area only, within that.
 
         Args: features: what `method.see` gave.
         """
-        tokens, grid = _layer(method, features)
-        values = (tokens @ self._direction.to(tokens.device)).reshape(len(tokens), *grid)
-        raw = (values > self.cut).cpu().numpy()
-        return np.stack([_filled(one) for one in raw]) & _area(method, grid)
+        raw = (self.along(method, features) > self.cut).cpu().numpy()
+        return np.stack([_filled(one) for one in raw]) & _area(method, (raw.shape[1], raw.shape[2]))
 
     def plausible(self, told: Mask, method: Method) -> Mask:
         """bool B: whether what was told covers as much as on training pictures: no less than half

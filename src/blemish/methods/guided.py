@@ -131,7 +131,7 @@ class Guided(FineTuned, TrainedMethod, Summarises, Adapts, LooksAtScales):
             if self.class_head is not None:
                 last = self.backbone.norm(seen.cls[len(self.map_layers)])
                 classes = self.class_head(last).float()
-        mask_logits = torch.stack(logits).sum(0).reshape(len(tokens[0]), *seen.grids[0])
+        mask_logits = torch.stack(logits).sum(0).reshape(tokens[0].shape[0], *seen.grids[0])
         return Read(mask_logits=mask_logits, logits=classes, attention=attention)
 
     # Training
@@ -306,7 +306,7 @@ class Guided(FineTuned, TrainedMethod, Summarises, Adapts, LooksAtScales):
             features = seen.get((height, width)) or self.see(resized(images, (height, width)))
             own = features.layers(slice(len(self.map_layers)))
             described, grid = join(own, "vit", pooling=self.config.pooling)
-        return F.normalize(described, dim=-1).reshape(len(images), *grid, -1)
+        return F.normalize(described, dim=-1).reshape(images.shape[0], *grid, -1)
 
     def _distance(self, described: Tensor, left_out: Tensor | None = None) -> Tensor:
         """Distance of B h w D to the bank, without the entries `left_out` (bool K): B h w."""
