@@ -31,6 +31,7 @@ from blemish.types import Progress, Scores, silent
 
 OPSET = 20
 OUTPUTS = ("score", "map", "votes", "saliency", "box", "part", "category")
+_ATTENTION = torch.ops.aten.scaled_dot_product_attention.default
 LARGEST = 2**31 - 2**20  # bytes of a protobuf, less what is not a weight
 
 
@@ -191,6 +192,7 @@ def _translated(program: torch.export.ExportedProgram, graph: Graph) -> Any:
             output_names=list(graph.outputs),
             opset_version=OPSET,
             dynamo=True,
+            custom_translation_table={_ATTENTION: _attention},
             verbose=False,
         )
     except Exception as error:  # as above
@@ -199,8 +201,33 @@ def _translated(program: torch.export.ExportedProgram, graph: Graph) -> Any:
     return made.model
 
 
-def _untraced(graph: Graph, error: Exception) -> str:
-    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def _attention(
+    query: Any,
+    key: Any,
+    value: Any,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Any:
+    """softmax(q kᵀ · scale) v of … L T d. PyTorch's own translation takes four axes only."""
+    from onnxscript import opset20 as op
+
+    assert attn_mask is None
+    assert not (is_causal or enable_gqa)
+    axes = len(query.shape)
+    swapped = [*range(axes - 2), axes - 1, axes - 2]
+    factor = query.shape[-1] ** -0.5 if scale is None else scale
+    factor = op.CastLike(op.Constant(value_float=float(factor)), query)
+    weights = op.Softmax(op.MatMul(op.Mul(query, factor), op.Transpose(key, perm=swapped)), axis=-1)
+    return op.MatMul(weights, value)
+
+
+def _untraced(graph: Graph, error: BaseException) -> str:
+    while error.__cause__ is not None:  # torch tells the steps, and the last of them the reason
+        error = error.__cause__
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
     return (
         f"{graph.method.name} on {graph.method.backbone.spec.name} cannot be written as ONNX by "
         f"PyTorch {torch.__version__} ({first})"
