@@ -38,6 +38,20 @@ def pick_device(name: str = "auto") -> torch.device:
     return device
 
 
+def use_threads(count: int | None) -> None:
+    """How many threads torch computes with, in this process, from now on; None = as it is.
+
+    Raises: ConfigError for less than one.
+    """
+    import torch
+
+    if count is None:
+        return
+    if count < 1:
+        raise ConfigError(f"threads: at least 1 is needed, got {count}")
+    torch.set_num_threads(count)
+
+
 def pick_precision(name: str, device: torch.device) -> torch.dtype:
     """The precision by name; "auto" is bf16 where the hardware computes in it, else fp32.
 

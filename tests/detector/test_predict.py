@@ -230,7 +230,7 @@ def test_the_look_ahead_holds_no_pixels(picture: Part, fitted: Fitted) -> None:
     arrays = [getattr(loaded, name) for name in type(loaded).__slots__]
     held = [value.size for value in arrays if isinstance(value, np.ndarray)]
     assert held == [3 * detector.preprocessing.height * detector.preprocessing.width]
-    assert loaded.tensor.shape == (3, 64, 64)
+    assert loaded.pixels.shape == (3, 64, 64)
 
 
 def test_where_it_looked_comes_with_the_prediction(picture: Part, fitted: Fitted) -> None:

@@ -49,7 +49,7 @@ class Features:
             raise ConfigError("patches were dropped, so there is no full grid to lay them out on")
         pairs = zip(self.tokens, self.grids, strict=True)
         return tuple(
-            tokens.transpose(1, 2).reshape(len(tokens), -1, *grid) for tokens, grid in pairs
+            tokens.transpose(1, 2).reshape(tokens.shape[0], -1, *grid) for tokens, grid in pairs
         )
 
     def looked_at(self) -> Tensor:

@@ -109,7 +109,7 @@ def resampled(
         y = (2 * torch.arange(rows, device=maps.device) + 1) / rows - 1 + 2 * down / high
         x = (2 * torch.arange(columns, device=maps.device) + 1) / columns - 1 + 2 * right / wide
         grid = torch.stack([x.expand(rows, columns), y[:, None].expand(rows, columns)], dim=-1)
-        places = grid.expand(len(maps), -1, -1, -1)
+        places = grid.expand(maps.shape[0], -1, -1, -1)
         maps = F.grid_sample(maps.float(), places, padding_mode="border", align_corners=False)
     if maps.shape[-2:] == size:
         return maps

@@ -56,6 +56,8 @@ def evaluate(
     overlay_size: OverlaySize = None,
     device: Device = "auto",
     precision: Precision = "auto",
+    engine: options.Engine = "auto",
+    threads: options.Threads = None,
     json: Json = False,
 ) -> int:
     """Measure how good an artifact is on labelled pictures."""
@@ -72,7 +74,9 @@ def evaluate(
         check_writable(place)
         if place.exists():
             raise OutputError(f"{output}: holds an evaluation already; name another folder")
-    detector = options.loaded(artifact, device=device, precision=precision, scales=scales)
+    detector = options.loaded(
+        artifact, device=device, precision=precision, scales=scales, engine=engine, threads=threads
+    )
     detector, _ = options.within(detector, roi, ignore)
     mistakes = outputs.Mistakes()
     with locked(place) if place else nullcontext():
@@ -254,6 +258,8 @@ def figures(
     scales: Scales = None,
     device: Device = "auto",
     precision: Precision = "auto",
+    engine: options.Engine = "auto",
+    threads: options.Threads = None,
     json: Json = False,
 ) -> int:
     """Draw how artifacts see labelled pictures: scores, features (t-SNE), and where they look."""
@@ -266,7 +272,14 @@ def figures(
     if len(set(names)) < len(names):
         names = [str(artifact) for artifact in artifacts]
     detectors = {
-        name: options.loaded(artifact, device=device, precision=precision, scales=scales)
+        name: options.loaded(
+            artifact,
+            device=device,
+            precision=precision,
+            scales=scales,
+            engine=engine,
+            threads=threads,
+        )
         for name, artifact in zip(names, artifacts, strict=True)
     }
     with console.progress() as progress:

@@ -118,6 +118,8 @@ def predict(
     resume: GoOn = False,
     device: Device = "auto",
     precision: Precision = "auto",
+    engine: options.Engine = "auto",
+    threads: options.Threads = None,
     batch_size: BatchSize = None,
     json: Json = False,
 ) -> int:
@@ -134,7 +136,9 @@ def predict(
         check_writable(file)
     found = search(paths)
     grouping = parts.check(group_by, found.pictures)
-    detector = options.loaded(artifact, device=device, precision=precision, scales=scales)
+    detector = options.loaded(
+        artifact, device=device, precision=precision, scales=scales, engine=engine, threads=threads
+    )
     if adapt is not None:
         detector.engine.adapting(adapt)  # refuses before anything is written
     detector.threshold_for(category)  # so does this

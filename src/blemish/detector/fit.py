@@ -29,7 +29,8 @@ from blemish.data.pictures import (
 )
 from blemish.data.stream import Found, Passes, PictureStream, fingerprint, unreadable
 from blemish.detector.built import Built, build_method
-from blemish.detector.calibrate import Calibration, Plan, Seen, calibrated, planned
+from blemish.detector.calibrate import Calibration, Plan
+from blemish.detector.evidence import Seen, calibrated, planned
 from blemish.detector.learned import describe, detector_of, place
 from blemish.detector.manifest import Learned, Manifest, Pretraining, broken
 from blemish.detector.predict import BATCH_SIZE, Detector

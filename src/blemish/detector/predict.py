@@ -223,7 +223,7 @@ class Detector:
         found = [one for source in given for one in opened(source)] if listed else expanded(given)
         reading = Reading(
             preprocessing=self.preprocessing, area=self.area, categories=self.categories,
-            category=category, alter=alter,
+            category=category, alter=alter, raw=engine.input == "pixels",
         )  # fmt: skip
         loads = reading.loads(found, ahead=2 * size if listed else size - 1)
         stitching = Stitching.of(engine, self.area)
@@ -283,7 +283,8 @@ class Detector:
     def _of_a_batch(self, loaded: list[Loaded], engine: Engine) -> list[_Judged]:
         unsaid = any(one.category is None for one in loaded)
         category = unsaid and self.record.category_features is not None
-        found = engine.run(np.stack([one.pixels for one in loaded]), category=category)
+        images: Any = np.stack([one.pixels for one in loaded])
+        found = engine.run(images, category=category)
         looks = self.preprocessing
         within = None if looks.is_framed else looks.area_of_input
         found = scoring.masked(found, self.foreground, within, engine)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from blemish.errors import ConfigError
 
 Floats = NDArray[np.float32]
+Input = NDArray[np.float32 | np.uint8]
 Name = Literal["torch", "onnxruntime", "openvino"]
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
 
@@ -71,7 +72,7 @@ class Engine(ABC):
     notes: tuple[str, ...] = ()
 
     @abstractmethod
-    def run(self, images: NDArray[np.float32 | np.uint8], *, category: bool = False) -> Outputs:
+    def run(self, images: Input, *, category: bool = False) -> Outputs:
         """What the method says of a batch.
 
         Args:

@@ -52,7 +52,8 @@ class ExportedFile:
     Attributes:
         path: of the `.onnx` or `.xml`. manifest: the whole of it, as it was written; `record`: its
             `export`, checked.
-        model: the bytes that an engine takes. weights: those of the `.bin`; None for ONNX.
+        model: the bytes that an engine takes, without manifest and digest.
+        weights: those of the `.bin`; None for ONNX.
     """
 
     path: Path
@@ -187,7 +188,10 @@ def read(path: str | Path) -> ExportedFile:
         raise ArtifactError(f"{path}: its graph is damaged ({error}); {_AGAIN}") from error
     if beyond:
         raise ArtifactError(f"{path}: asks for {beyond}, which no blemish writes; not opened")
-    return _file(path, "onnx", manifest, content, None)
+    entry = protobuf.entry(MANIFEST, texts[0])
+    if signed[-len(entry) :] != entry:
+        raise ArtifactError(f"{path}: its manifest is not where blemish writes it; {_AGAIN}")
+    return _file(path, "onnx", manifest, bytes(signed[: -len(entry)]), None)
 
 
 def _read_pair(path: Path, content: bytes) -> ExportedFile:
@@ -220,7 +224,8 @@ def _read_pair(path: Path, content: bytes) -> ExportedFile:
             f"{path}: it or {beside.name} was altered or damaged, or the two are of different "
             f"exports; {_AGAIN}, both files together"
         )
-    return _file(path, "openvino", manifest, content, weights)
+    plain = before.replace(ir.note(MANIFEST, notes[MANIFEST]), b"") + after.removeprefix(_END)
+    return _file(path, "openvino", manifest, plain, weights)
 
 
 def _refuse_foreign(path: Path, content: bytes) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from blemish.engines.base import Engine, Outputs
+from blemish.engines.base import Engine, Input, Outputs
 from blemish.engines.files import ExportedFile, write
 from blemish.errors import ArtifactError, BlemishError, ConfigError, EngineError
 from blemish.images import ran_out
@@ -59,7 +59,7 @@ class GraphEngine(Engine):
         both = model if weights is None else (model, weights)
         return write(path, self.record.kind, both, manifest)
 
-    def run(self, images: NDArray[np.float32 | np.uint8], *, category: bool = False) -> Outputs:
+    def run(self, images: Input, *, category: bool = False) -> Outputs:
         """As of `Engine`."""
         images = self._checked(images)
         names = [name for name in self.record.outputs if name != _CATEGORY or category]
@@ -77,12 +77,10 @@ class GraphEngine(Engine):
         return self._named(dict(zip(names, values, strict=True)), len(images))
 
     @abstractmethod
-    def _compute(
-        self, images: NDArray[np.float32 | np.uint8], names: Sequence[str]
-    ) -> Sequence[NDArray[Any]]:
+    def _compute(self, images: Input, names: Sequence[str]) -> Sequence[NDArray[Any]]:
         """The outputs of these names, in this order. Raises: anything."""
 
-    def _checked(self, images: NDArray[np.float32 | np.uint8]) -> NDArray[np.float32 | np.uint8]:
+    def _checked(self, images: Input) -> Input:
         """The batch, laid out as an engine needs it. Raises: EngineError for another form."""
         height, width = self.size
         normalised = self.input == "normalised"

@@ -6,9 +6,9 @@ import importlib
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
+from blemish.engines.base import Input
 from blemish.engines.files import ExportedFile
 from blemish.engines.graph import GraphEngine, Port, first, parsed_device, threads_of
 from blemish.errors import ConfigError, EngineError
@@ -73,9 +73,7 @@ class OnnxEngine(GraphEngine):
             map(_port, self._session.get_inputs()), map(_port, self._session.get_outputs())
         )
 
-    def _compute(
-        self, images: NDArray[np.float32 | np.uint8], names: Sequence[str]
-    ) -> Sequence[NDArray[Any]]:
+    def _compute(self, images: Input, names: Sequence[str]) -> Sequence[NDArray[Any]]:
         fed = {self.record.input_name: images}
         values: list[NDArray[Any]] = self._session.run(names, fed, self._paths_only)
         return values

@@ -7,9 +7,9 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
+from blemish.engines.base import Input
 from blemish.engines.files import ExportedFile
 from blemish.engines.graph import GraphEngine, Port, first, parsed_device, threads_of
 from blemish.errors import BlemishError, EngineError, MissingExtraError
@@ -67,9 +67,7 @@ class OpenvinoEngine(GraphEngine):
                 raise
             raise self._cannot_open(error, runtime.__version__.partition("-")[0]) from error
 
-    def _compute(
-        self, images: NDArray[np.float32 | np.uint8], names: Sequence[str]
-    ) -> Sequence[NDArray[Any]]:
+    def _compute(self, images: Input, names: Sequence[str]) -> Sequence[NDArray[Any]]:
         with self._lock:
             request = self._request(names)
             found = request.infer({self.record.input_name: images}, share_inputs=True)

@@ -8,16 +8,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from blemish import artifact
 from blemish.backbones import Features
 from blemish.backbones.glance import features
 from blemish.compute import precision_name
-from blemish.engines.base import Engine, Floats, Outputs, Precision
+from blemish.engines.base import Engine, Floats, Input, Outputs, Precision
 from blemish.methods import Method, adapter_of
 from blemish.methods.adaptation import Adapter, Mode
 from blemish.methods.capabilities import LeavesOneOut
@@ -53,7 +51,7 @@ class TorchEngine(Engine):
         method = self.method
         return method.backbone.shapes(*method.scoring_size, method.config.layers).offsets[-1]
 
-    def run(self, images: NDArray[np.float32 | np.uint8], *, category: bool = False) -> Outputs:
+    def run(self, images: Input, *, category: bool = False) -> Outputs:
         return self.said(torch.from_numpy(images), category=category)
 
     @torch.inference_mode()
@@ -118,7 +116,7 @@ class AdaptingEngine(TorchEngine):
         super().__init__(method, foreground)
         self._adapter: Adapter = adapter_of(method, mode)
 
-    def run(self, images: NDArray[np.float32 | np.uint8], *, category: bool = False) -> Outputs:
+    def run(self, images: Input, *, category: bool = False) -> Outputs:
         method = self.method
         given = torch.from_numpy(images).to(method.backbone.device)
         found = self._adapter.score(given)

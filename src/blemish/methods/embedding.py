@@ -26,7 +26,7 @@ def join(features: Features, kind: str, *, pooling: int = 1) -> tuple[Tensor, tu
     if kind == "vit":
         normalised = [F.layer_norm(tokens, tokens.shape[-1:]) for tokens in features.tokens]
         joined = torch.stack(normalised).mean(0).transpose(1, 2)
-        levels = [_local_mean(joined.reshape(len(joined), -1, *grid), pooling)]
+        levels = [_local_mean(joined.reshape(joined.shape[0], -1, *grid), pooling)]
     else:
         onto = features.offsets[features.grids.index(grid)]
         levels = [

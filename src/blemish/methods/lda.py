@@ -340,12 +340,12 @@ class Lda(Method, Fits, Summarises, LeavesOneOut, Refines):
         alike = torch.zeros_like(maps, dtype=torch.float32)
         for (tokens, grid, offset), part in zip(levels, parts, strict=True):
             along = tokens @ (part if part.ndim == 1 else part[..., None])
-            level = along.reshape(len(tokens), 1, *grid)
+            level = along.reshape(tokens.shape[0], 1, *grid)
             alike += resampled(level, size, offset=offset)[:, 0]
         grid, offset = max((grid, offset) for _, grid, offset in levels)
         share = self._attention(maps, grid, offset)[:, 1]
         share = (share / share.amax(1, keepdim=True)).pow(self.discriminant.trust)
-        share = resampled(share.reshape(len(maps), 1, *grid), size, offset=offset)[:, 0]
+        share = resampled(share.reshape(maps.shape[0], 1, *grid), size, offset=offset)[:, 0]
         return self.discriminant.scaled(alike) * share
 
     @property

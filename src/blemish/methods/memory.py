@@ -146,7 +146,7 @@ class MemoryBank(Method, Fits, Extends, LeavesOneOut):
         self._require(self.bank)
         embedded, grid = self.embedded(features)
         distance, _ = nearest(embedded.flatten(0, 1), self._searched())
-        return distance.reshape(len(embedded), *grid)
+        return distance.reshape(embedded.shape[0], *grid)
 
     def judge(self, features: Features, images: Tensor) -> Scores:
         return self._finish(self.anomaly_map(features), images)

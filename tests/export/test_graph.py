@@ -1,0 +1,113 @@
+"""The graph of every method says in ONNX Runtime what the method says in PyTorch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from numpy.typing import NDArray
+from parts import part, settings_of
+from torch import Tensor
+
+import blemish
+from blemish.detector.predict import Detector
+from blemish.export.graph import OPSET, Graph, opset_of, to_onnx
+from blemish.types import Scores
+
+Found = dict[str, NDArray[np.float32]]
+LIMIT = 1e-4  # of the spread of what is compared
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "patchcore": ("patchcore", {}),
+    "knn": ("knn", {}),
+    "padim": ("padim", {}),
+    "agpnet": ("agpnet", {}),
+}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A detector, its graph in ONNX Runtime, and what this is asked with."""
+
+    detector: Detector
+    graph: Graph
+    model: bytes
+    session: onnxruntime.InferenceSession
+
+    def ask(self, images: Tensor) -> Found:
+        found = self.session.run(list(self.graph.outputs), {self.graph.input: images.numpy()})
+        return dict(zip(self.graph.outputs, found, strict=True))
+
+    def eager(self, images: Tensor) -> Found:
+        with torch.no_grad():
+            found = self.graph(images)
+        return {name: each.numpy() for name, each in zip(self.graph.outputs, found, strict=True)}
+
+
+def session_of(model: bytes) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+@cache
+def exported(case: str) -> Exported:
+    method, settings = CASES[case]
+    pictures = [part(seed) for seed in range(6)]
+    detector = blemish.fit(method, pictures, **{**settings_of(method), **settings})
+    model = to_onnx(detector, precision="fp32")
+    graph = Graph(detector.method, detector.record, pixels=False)
+    return Exported(detector, graph, model, session_of(model))
+
+
+def prepared(detector: Detector, *pictures: NDArray[np.uint8]) -> Tensor:
+    """Pictures as they come to the method."""
+    caught = []
+
+    def score(images: Tensor) -> Scores:
+        caught.append(images)
+        return detector.method.score(images)
+
+    list(detector.predict_many(list(pictures), score=score))
+    return torch.cat(caught)
+
+
+def check_same(found: Found, wanted: Found, limit: float = LIMIT) -> None:
+    assert found.keys() == wanted.keys()
+    for name, values in wanted.items():
+        given = found[name]
+        assert given.dtype == np.float32
+        assert given.shape == values.shape
+        of = wanted["map"] if name == "score" else values
+        spread = max(float(np.ptp(of)), 1e-6)
+        assert np.abs(given - values).max() <= limit * spread, name
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_onnx_says_what_the_method_says_of_any_number_of_pictures(case: str) -> None:
+    one = exported(case)
+    images = prepared(one.detector, part(90), part(91, defect=True), part(92))
+    for count in (1, 3):
+        wanted = one.detector.method.score(images[:count])
+        found = one.ask(images[:count])
+        check_same(found, one.eager(images[:count]))
+        assert found["score"] == pytest.approx(wanted.image.numpy(), rel=1e-3)
+        assert np.ptp(found["map"]) > 0
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_planted_defect_scores_above_its_twin(case: str) -> None:
+    one = exported(case)
+    good, bad = one.ask(prepared(one.detector, part(77), part(77, defect=True)))["score"]
+    assert bad > good
+
+
+def test_a_model_says_its_opset_and_nothing_of_the_machine_that_wrote_it() -> None:
+    model = exported("patchcore").model
+    assert opset_of(model) == OPSET
+    assert b".py" not in model
+    assert b"site-packages" not in model
