@@ -194,6 +194,13 @@ def test_memory_that_runs_out(
     assert caught.value is error
 
 
+def test_memory_that_no_machine_has(tmp_path: Path) -> None:
+    engine = of_model(tmp_path, graphs.greedy_model())
+    with pytest.raises(Exception, match="allocate") as caught:
+        engine.run(graphs.batch())
+    assert ran_out(caught.value), caught.value
+
+
 @pytest.mark.parametrize(
     ("device", "kind"),
     [("tpu", ConfigError), ("cuda:x", ConfigError), ("", ConfigError), ("cpu:1", ConfigError)],

@@ -12,12 +12,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from parts import part, settings_of
+from parts import prepared as of_picture
 from torch import Tensor
 
 import blemish
 from blemish.detector.predict import Detector
 from blemish.export.graph import OPSET, Graph, opset_of, to_onnx
-from blemish.types import Scores
+from blemish.images import decode
 
 Found = dict[str, NDArray[np.float32]]
 LIMIT = 1e-4  # of the spread of what is compared
@@ -66,14 +67,7 @@ def exported(case: str) -> Exported:
 
 def prepared(detector: Detector, *pictures: NDArray[np.uint8]) -> Tensor:
     """Pictures as they come to the method."""
-    caught = []
-
-    def score(images: Tensor) -> Scores:
-        caught.append(images)
-        return detector.method.score(images)
-
-    list(detector.predict_many(list(pictures), score=score))
-    return torch.cat(caught)
+    return torch.stack([of_picture(decode(one), detector.preprocessing) for one in pictures])
 
 
 def check_same(found: Found, wanted: Found, limit: float = LIMIT) -> None:

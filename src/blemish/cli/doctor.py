@@ -11,7 +11,6 @@ import re
 import shutil
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from importlib import import_module
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -264,14 +263,17 @@ def _of_torch() -> tuple[str, ...]:
 
 
 def _of_onnxruntime() -> tuple[str, ...]:
+    from blemish.engines import packages
     from blemish.engines.onnx import PROVIDERS
 
-    there = import_module("onnxruntime").get_available_providers()
+    there = packages.quietly("onnxruntime").get_available_providers()
     return tuple(name for name, providers in PROVIDERS.items() if providers[0] in there)
 
 
 def _of_openvino() -> tuple[str, ...]:
-    there = import_module("openvino").Core().available_devices
+    from blemish.engines import packages
+
+    there = packages.quietly("openvino").Core().available_devices
     return tuple(device.lower() for device in there)
 
 

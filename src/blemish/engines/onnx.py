@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from typing import Any
 
 from numpy.typing import NDArray
 
+from blemish.engines import packages
 from blemish.engines.base import Input
 from blemish.engines.files import ExportedFile
-from blemish.engines.graph import GraphEngine, Port, first, parsed_device, threads_of
+from blemish.engines.graph import GraphEngine, Port, parsed_device, threads_of
 from blemish.errors import ConfigError, EngineError
 from blemish.images import ran_out
 
@@ -41,10 +41,9 @@ class OnnxEngine(GraphEngine):
             than the record says; what `images.ran_out` knows where memory runs out.
         """
         super().__init__(file)
-        runtime = _imported()
+        runtime = packages.onnxruntime()
         if file.record.kind != "onnx":
             raise ConfigError(f"{file.path}: is for OpenVINO; open it with --engine openvino")
-        runtime.disable_telemetry_events()  # of Windows; elsewhere there are none
         kind, number = self._asked(runtime, device)
         options = runtime.SessionOptions()
         options.intra_op_num_threads = threads_of(threads)
@@ -110,17 +109,6 @@ class OnnxEngine(GraphEngine):
                 settings["use_tf32"] = "0"
             told.append((name, settings))
         return told
-
-
-def _imported() -> Any:
-    """The package, which a GPU build of it replaces. Raises: EngineError."""
-    try:
-        return importlib.import_module("onnxruntime")
-    except ImportError as error:
-        raise EngineError(
-            "onnxruntime is needed to run exported .onnx files: pip install onnxruntime (or "
-            f"onnxruntime-gpu for NVIDIA); importing it said: {first(error)}"
-        ) from error
 
 
 def _port(argument: Any) -> Port:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 import threading
 from collections.abc import Sequence
 from typing import Any
 
 from numpy.typing import NDArray
 
+from blemish.engines import packages
 from blemish.engines.base import Input
 from blemish.engines.files import ExportedFile
-from blemish.engines.graph import GraphEngine, Port, first, parsed_device, threads_of
-from blemish.errors import BlemishError, EngineError, MissingExtraError
+from blemish.engines.graph import GraphEngine, Port, parsed_device, threads_of
+from blemish.errors import BlemishError, EngineError
 from blemish.images import ran_out
 
 DEVICES = ("cpu", "gpu", "npu")
@@ -43,7 +43,7 @@ class OpenvinoEngine(GraphEngine):
             another than the record says; what `images.ran_out` knows where memory runs out.
         """
         super().__init__(file)
-        runtime = _imported()
+        runtime = packages.openvino()
         self._core = runtime.Core()
         self._device = self._asked(runtime, device)
         self.device = self._device.lower().replace(".", ":")
@@ -118,21 +118,6 @@ class OpenvinoEngine(GraphEngine):
         )
         self.precision = "fp32"
         return "f32"
-
-
-def _imported() -> Any:
-    """The package. Raises: MissingExtraError."""
-    try:
-        return importlib.import_module("openvino")
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            "openvino", extra="openvino", purpose="run exported files in OpenVINO"
-        ) from error
-    except ImportError as error:  # it is there, and a library that it needs is not
-        raise EngineError(
-            f"openvino is installed but cannot be imported ({first(error)}); install it again: "
-            "pip install --force-reinstall openvino"
-        ) from error
 
 
 def _port(port: Any) -> Port:

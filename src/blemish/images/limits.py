@@ -27,7 +27,7 @@ OUT_OF_MEMORY = (
 )
 _SIGNS = (
     *("out of memory", "can't allocate memory", "not enough memory", "insufficient memory"),
-    *("failed to allocate memory", "bad_alloc", "bad allocation"),  # ONNX Runtime; C++
+    *("failed to allocate", "bad_alloc", "bad allocation"),  # engines; C++
 )
 _UNASKED = 32 * 2**20  # to ask the system takes longer than to decode a picture so small
 _NO_END = 2**60  # cgroup v1 and RLIMIT_AS write "no limit" as a number near 2**63
