@@ -14,8 +14,7 @@ from torch import Tensor
 
 import blemish
 from blemish.data.areas import read_area
-from blemish.data.cutting import tiled
-from blemish.data.tiles import TiledPicture
+from blemish.data.tiles import TiledPicture, tiled
 from blemish.data.tiling import Tiling
 from blemish.detector.calibrate import recalibrate
 from blemish.detector.predict import Detector
