@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from blemish.backbones import Backbone
+from blemish.backbones.cells import resampled
 from blemish.config import Finite, Length, Range
 from blemish.data.stream import PictureStream
 from blemish.errors import ConfigError
@@ -30,7 +31,7 @@ _FLOOR = 1e-3  # of the spread of a feature; a feature of unit length has 1/sqrt
 def features(backbone: Backbone, layers: Sequence[int], images: Tensor) -> Tensor:
     """What tells categories apart in B 3 H W, of the last layer: float32 B D, rows of length 1."""
     size = backbone.round_size(*(min(side, _SIDE) for side in images.shape[-2:]))
-    small = F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
+    small = resampled(images, size, antialias=True)
     tokens: Tensor = backbone(small, backbone.check_layers(layers)[-1:]).tokens[-1]
     return F.normalize(tokens.float().mean(1), dim=-1)
 

@@ -212,10 +212,12 @@ def _attention(
     enable_gqa: bool = False,
 ) -> Any:
     """softmax(q kᵀ · scale) v of … L T d. PyTorch's own translation takes four axes only."""
-    from onnxscript import opset20 as op
+    import onnxscript
 
+    op: Any = onnxscript.opset20
     assert attn_mask is None
-    assert not (is_causal or enable_gqa)
+    assert not is_causal
+    assert not enable_gqa
     axes = len(query.shape)
     swapped = [*range(axes - 2), axes - 1, axes - 2]
     factor = query.shape[-1] ** -0.5 if scale is None else scale
