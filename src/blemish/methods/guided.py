@@ -38,6 +38,7 @@ from torch.nn import functional as F
 
 from blemish.anomalies import simulate_batch, simulator
 from blemish.backbones import Backbone, Features
+from blemish.backbones.cells import resampled
 from blemish.backbones.vit import VitBackbone
 from blemish.config import LARGEST
 from blemish.errors import ArtifactError, ConfigError
@@ -492,6 +493,4 @@ def enlarged(maps: Tensor, size: Sequence[int]) -> Tensor:
 
 def resized(images: Tensor, size: Size) -> Tensor:
     """B 3 H W at another size, antialiased where it shrinks."""
-    if (images.shape[-2], images.shape[-1]) == size:
-        return images
-    return F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
+    return resampled(images, size, antialias=True)
