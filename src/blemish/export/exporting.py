@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from typing import Any, Literal, cast, get_args
 
 import numpy as np
 
+from blemish.artifact import version_of
 from blemish.data.ahead import load_picture
 from blemish.data.pictures import good_pictures
 from blemish.data.transforms import as_pixels, prepare
@@ -237,10 +237,11 @@ def _fingerprint(path: str | Path) -> str:
 
 
 def _of(engine: Engine) -> str:
-    return f"{engine.name} {importlib.metadata.version(engine.name)}"
+    package = packages.onnxruntime() if engine.name == "onnxruntime" else packages.openvino()
+    return f"{engine.name} {package.__version__}"
 
 
 def _versions(kind: Kind, precision: Precision) -> dict[str, str]:
     names = ["blemish", "torch", "onnx", "onnxscript"]
     names += ["openvino"] * (kind == "openvino") + ["nncf"] * (precision == "int8")
-    return {name: importlib.metadata.version(name) for name in names}
+    return {name: version_of(name) for name in names}
