@@ -13,8 +13,7 @@ from parts import FIT, Run, Write, part, prepared, rows_of, settings_of
 
 import blemish
 from blemish.data.areas import read_area
-from blemish.data.cutting import tiled
-from blemish.data.tiles import TiledPicture
+from blemish.data.tiles import TiledPicture, tiled
 from blemish.data.tiling import Tiling
 from blemish.detector.calibrate import recalibrate
 from blemish.detector.predict import Detector
