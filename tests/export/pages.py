@@ -7,10 +7,10 @@ import json
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime
 from browser import Page
 from onnx import TensorProto, helper
@@ -20,16 +20,19 @@ import blemish
 from blemish.data.transforms import prepare
 from blemish.detector.manifest import Manifest
 from blemish.detector.predict import Detector
+from blemish.detector.scoring import masked
 from blemish.detector.thresholds import calibrate
+from blemish.engines.base import Outputs
 from blemish.export.web import write_page
 from blemish.images import decode
 from blemish.regions import region_level
 from blemish.types import Prediction
 
 READY = "['ready', 'broken'].includes(document.body.dataset.state)"
-EXPORT = {
-    "format": 1, "kind": "onnx", "input": "normalised", "precision": "fp32",
-    "outputs": ["score", "map", "votes", "box", "category"],
+EXPORT: dict[str, Any] = {
+    "format": 1, "kind": "onnx", "input": "normalised", "precision": "fp32", "opset": 17,
+    "outputs": ["score", "map", "votes", "box", "part", "category"], "map_size": [16, 16],
+    "top_fraction": 1 / 256, "scores_by_map": True, "offset": 0.125, "source": "0" * 64,
 }  # fmt: skip
 
 
@@ -40,59 +43,58 @@ def fitted() -> Detector:
 
 @cache
 def graph() -> bytes:
-    """Images to how far colours lie from the mean, in squares of four pixels; the highest; and
-    four numbers that tell pictures apart, the share of each channel and 1."""
-    squares = {"kernel_shape": [4, 4], "strides": [4, 4]}
+    """Images to how far colours lie from the mean, in squares of four pixels; the highest of that;
+    how bright squares of eight pixels are, as the part; the mean colour, to tell categories by;
+    votes, and a crop that is always the same."""
+
+    def pooled(side: int) -> dict[str, Any]:
+        return {"kernel_shape": [side, side], "strides": [side, side]}
+
+    quarter = helper.make_tensor("value", TensorProto.FLOAT, [1], [0.25])
     nodes = [
         helper.make_node("Abs", ["images"], ["away"]),
-        helper.make_node("AveragePool", ["away"], ["pooled"], **squares),
-        helper.make_node("ReduceMean", ["pooled"], ["map"], axes=[1], keepdims=0),
+        helper.make_node("AveragePool", ["away"], ["of four"], **pooled(4)),
+        helper.make_node("ReduceMean", ["of four"], ["map"], axes=[1], keepdims=0),
         helper.make_node("ReduceMax", ["map"], ["score"], axes=[1, 2], keepdims=0),
+        helper.make_node("AveragePool", ["images"], ["of eight"], **pooled(8)),
+        helper.make_node("ReduceMean", ["of eight"], ["part"], axes=[1], keepdims=0),
         helper.make_node("ReduceMean", ["images"], ["category"], axes=[2, 3], keepdims=0),
         helper.make_node("Sigmoid", ["score"], ["votes"]),
-        helper.make_node("ConstantOfShape", ["shape"], ["box"], value=_value(0.25)),
-        helper.make_node("Shape", ["images"], ["all"]),
-        helper.make_node("Concat", ["one", "four"], ["shape"], axis=0),
+        helper.make_node("ConstantOfShape", ["shape"], ["box"], value=quarter),
     ]
-    constants = [helper.make_tensor(name, TensorProto.INT64, [1], [value])
-                 for name, value in (("one", 1), ("four", 4))]  # fmt: skip
+    sizes: dict[str, list[int | str]] = {
+        "score": ["B"], "map": ["B", SIDE // 4, SIDE // 4], "votes": ["B"], "box": [1, 4],
+        "part": ["B", SIDE // 8, SIDE // 8], "category": ["B", 3],
+    }  # fmt: skip
     kind = TensorProto.FLOAT
     made = helper.make_graph(
         nodes,
         "test",
         [helper.make_tensor_value_info("images", kind, ["B", 3, SIDE, SIDE])],
-        [
-            helper.make_tensor_value_info("score", kind, ["B"]),
-            helper.make_tensor_value_info("map", kind, ["B", SIDE // 4, SIDE // 4]),
-            helper.make_tensor_value_info("votes", kind, ["B"]),
-            helper.make_tensor_value_info("box", kind, [1, 4]),
-            helper.make_tensor_value_info("category", kind, ["B", 3]),
-        ],
-        constants,
+        [helper.make_tensor_value_info(name, kind, size) for name, size in sizes.items()],
+        [helper.make_tensor("shape", TensorProto.INT64, [2], [1, 4])],
     )
     model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     content: bytes = model.SerializeToString()
     return content
 
 
-def _value(number: float) -> onnx.TensorProto:
-    return helper.make_tensor("value", TensorProto.FLOAT, [1], [number])
-
-
-def run(record: Manifest, pixels: Any) -> dict[str, np.ndarray]:
-    """What the graph says of one picture."""
+def run(record: Manifest, pixels: Any) -> Outputs:
+    """What the graph says of one picture, of the part alone where there is a foreground."""
     images = prepare(decode(pixels), record.preprocessing)[None]
     session = onnxruntime.InferenceSession(graph(), providers=["CPUExecutionProvider"])
     names = EXPORT["outputs"]
-    return dict(zip(names, session.run(names, {"images": images}), strict=True))
+    found = Outputs(**dict(zip(names, session.run(names, {"images": images}), strict=True)))
+    engine: Any = SimpleNamespace(top_fraction=EXPORT["top_fraction"], offset=EXPORT["offset"])
+    return masked(found, record.foreground, record.preprocessing.area, engine)
 
 
 def calibrated(record: Manifest, **changes: Any) -> Manifest:
     """A record with thresholds of the graph's own scores, of 25 good parts."""
     record = replace(record, **changes)
     good = [run(record, part(seed)) for seed in range(25)]
-    scores = tuple(float(one["score"][0]) for one in good)
-    levels = tuple(region_level(one["map"][0]) for one in good)
+    scores = tuple(float(one.score[0]) for one in good)
+    levels = tuple(region_level(one.map[0]) for one in good)
     assert record.regions is not None
     regions = replace(
         record.regions, levels=levels, thresholds={}, levels_by_category={},
@@ -119,13 +121,14 @@ def predicted(record: Manifest, source: Any) -> Prediction:
     assert threshold.value is not None
     assert regions is not None
     assert regions.threshold is not None
-    score = float(found["score"][0])
+    score = float(found.score[0])
     return Prediction(
         source=picture.source, score=score, threshold=threshold.value,
         label=int(score > threshold.value), size=picture.size,
-        anomaly_map=placement.to_picture(found["map"][0]),
+        anomaly_map=placement.to_picture(found.map[0]),
         region_threshold=regions.threshold.value, smallest_region=regions.smallest,
         background=record.map_scale[0], area=record.preprocessing.area, notes=picture.notes,
+        foreground=None if found.foreground is None else found.foreground[0],
     )  # fmt: skip
 
 
@@ -140,6 +143,7 @@ def score(page: Page, *files: Path) -> dict[str, Any] | None:
           label: shown.label, notes: shown.found.notes, votes: shown.found.votes,
           box: shown.found.box, height: shown.found.map.height,
           map: [...shown.found.map.values],
+          counted: shown.found.counted && [...shown.found.counted],
           regions: shown.regions.map(({ box, area, peak }) => ({ box, area, peak })),
         })(window.blemish)"""
     )

@@ -21,6 +21,7 @@ from blemish.detector.categories import CategoryFeatures
 from blemish.detector.manifest import Manifest
 from blemish.detector.thresholds import calibrate, p_value
 from blemish.export.web import write_page
+from blemish.methods.foreground import Foreground
 
 SHAPES = ((64, 64), (150, 200), (40, 90))
 
@@ -43,6 +44,8 @@ def agrees(page: Page, record: Manifest, picture: Path) -> None:
     assert shown["score"] == pytest.approx(wanted.score, abs=1e-5)
     assert shown["label"] == wanted.label
     assert page.text("#verdict") == ["Good", "Defective"][wanted.label or 0]
+    inside = None if wanted.foreground is None else wanted.foreground.ravel().astype(int).tolist()
+    assert shown["counted"] == (None if inside is None or all(inside) else inside)
     shape = wanted.anomaly_map.shape
     found = np.array(shown["map"]).reshape(shape)
     np.testing.assert_allclose(found, wanted.anomaly_map, atol=1e-5)
@@ -85,6 +88,22 @@ def test_with_an_area_and_every_way_to_resize(
         side = page.run("document.querySelector('#unseen').width")
         assert page.run(alpha.format(f"{side - 2}, 1")) > 100
         assert page.run(alpha.format(f"{side * 4 // 10}, {side * 8 // 10}")) == 0
+
+
+def test_the_part_alone_counts(
+    browser: Browser, tmp_path: Path, record: Manifest, pictures: list[Path]
+) -> None:
+    seen = Foreground(direction=(1.0,), cut=0.0, share=0.5, least=0.2, most=0.6)
+    record = replace(record, foreground=seen)
+    dark = write_picture(tmp_path / "dark.png", np.full((64, 64, 3), 20, np.uint8))
+    with served(wrote(tmp_path / "page", record)) as address, browser.page(address) as page:
+        page.wait(READY)
+        for picture in pictures:
+            agrees(page, record, picture)
+            assert "grey: background of the part, not looked at" in page.text("#notes")
+        agrees(page, record, dark)
+        assert "no background could be told" in page.text("#notes")
+        assert page.run("document.querySelector('#unseen').hidden")
 
 
 def test_another_rate_is_another_threshold(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -17,7 +18,10 @@ from PIL import Image, PngImagePlugin
 from blemish.area import SIDE, Area
 from blemish.data.geometry import RESIZES, Placement
 from blemish.data.transforms import Preprocessing, prepare
+from blemish.detector.scoring import masked
+from blemish.engines.base import Outputs
 from blemish.images import decode
+from blemish.methods.foreground import Foreground, filled
 from blemish.regions import find_regions
 
 # Pictures and what they become: shrinking, growing, either, whole factors, near ones, the least.
@@ -178,6 +182,78 @@ def test_regions_are_found_alike(opened: Page, area: Area | None) -> None:
             mask = array(one["mask"], np.uint8, (height, width))
             np.testing.assert_array_equal(mask, region.mask[y : y + height, x : x + width])
             assert one["peak"] == pytest.approx(region.peak, abs=1e-6)
+
+
+def masks(rng: np.random.Generator) -> list[np.ndarray]:
+    """Specks, blots and triangles, of several sizes."""
+    made = []
+    for each in range(90):
+        height, width = rng.integers(6, 40, 2)
+        mask = rng.random((height, width)) < 0.2
+        if each % 3 == 1:
+            mask = cv2.GaussianBlur(rng.normal(size=(height, width)), (0, 0), 1.5) > 0.1
+        elif each % 3 == 2:
+            corners = np.stack([rng.integers(0, width, 3), rng.integers(0, height, 3)], axis=1)
+            drawn = np.zeros((height, width), np.uint8)
+            mask = cv2.fillPoly(drawn, [corners.astype(np.int32)], 1) > 0
+        made.append(mask.astype(np.uint8))
+    return made
+
+
+def test_the_part_is_filled_alike(opened: Page) -> None:
+    given = masks(np.random.default_rng(4))
+    found = in_page(
+        opened,
+        "foreground.js",
+        "return values.masks.map((mask, at) => plain(it.filled(mask, ...values.sizes[at])));",
+        masks=given,
+        sizes=[list(one.shape) for one in given],
+    )
+    for mask, one in zip(given, found, strict=True):
+        np.testing.assert_array_equal(array(one, np.uint8, mask.shape), filled(mask > 0))
+
+
+@pytest.mark.parametrize("area", [None, corner()], ids=["all", "area"])
+def test_the_part_counts_alike(opened: Page, area: Area | None) -> None:
+    rng = np.random.default_rng(5)
+    blots = [cv2.GaussianBlur(rng.normal(size=(10, 12)), (0, 0), 2) * 4 for _ in range(8)]
+    parts = np.stack([np.zeros((10, 12)), *blots]).astype(np.float32)  # of the first, nothing
+    maps = rng.normal(size=(len(parts), 35, 42)).astype(np.float32)
+    foreground = Foreground(direction=(1.0,), cut=0.3, share=0.5, least=0.4, most=0.7)
+    settings = {"cut": 0.3, "least": 0.4, "most": 0.7}
+    engine: Any = SimpleNamespace(top_fraction=0.01, offset=0.25)
+    scores = maps.max((1, 2)) + 1
+    scores[3] = -9.0  # a score is never raised
+    wanted = masked(Outputs(score=scores, map=maps, part=parts), foreground, area, engine)
+    found = in_page(
+        opened,
+        "foreground.js",
+        """const { Area } = await import("./area.js");
+        const area = values.runs && new Area(values.runs);
+        const detector = { foreground: values.settings, top_fraction: 0.01, offset: 0.25 };
+        return values.maps.map((map, at) => {
+          const part = { height: 10, width: 12, values: values.parts[at] };
+          const whole = { height: 35, width: 42, values: map };
+          const made = it.masked(values.scores[at], whole, part, detector, area);
+          return [made.score, plain(made.map.values), made.counted && plain(made.counted)];
+        });""",
+        runs=None if area is None else list(area.runs),
+        settings=settings,
+        maps=list(maps),
+        parts=list(parts),
+        scores=scores.tolist(),
+    )
+    assert wanted.foreground is not None
+    told = 0
+    for at, (score, values, counted) in enumerate(found):
+        assert score == pytest.approx(float(wanted.score[at]), abs=1e-6)
+        np.testing.assert_array_equal(array(values, np.float32, (35, 42)), wanted.map[at])
+        inside = wanted.foreground[at]
+        told += counted is not None
+        assert (counted is None) == inside.all()
+        if counted is not None:
+            np.testing.assert_array_equal(array(counted, np.uint8, (35, 42)), inside)
+    assert 0 < told < len(parts)
 
 
 def saved(picture: Image.Image, kind: str, **options: Any) -> bytes:

@@ -6,7 +6,6 @@ choose come from `blemish.detector.thresholds`, with what they promise.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -16,19 +15,21 @@ import numpy as np
 from blemish import config
 from blemish.detector.manifest import Manifest
 from blemish.detector.thresholds import Of, RegionThresholds, Threshold, calibrate
+from blemish.engines.record import Exported
 from blemish.errors import ExportError
 
 FORMAT = 1
+_PART = ("cut", "least", "most")  # of a `methods.foreground.Foreground`
 RATES = (0.1, 0.05, 0.02, 0.01, 0.005, 0.001)  # of false alarms, that a person may choose
 _CALIBRATED = ("split conformal", "leave-one-out")
-_WANTED = ("score", "map", "votes", "box", "category")  # of a graph's outputs
+_WANTED = ("score", "map", "votes", "box", "part", "category")  # of a graph's outputs
 
 
-def check_page(record: Manifest, export: Mapping[str, Any]) -> None:
+def check_page(record: Manifest, export: Exported) -> None:
     """Raises: ExportError for a detector that the page would not score as `blemish predict`."""
-    preprocessing, foreground = record.preprocessing, record.foreground
+    preprocessing = record.preprocessing
     cannot = ""
-    if export["kind"] != "onnx":
+    if export.kind != "onnx":
         cannot = "it runs an .onnx file; export to one"
     elif preprocessing.tiling is not None:
         cannot = "it does not cut pictures into tiles; fit without --tile, or use blemish predict"
@@ -37,12 +38,7 @@ def check_page(record: Manifest, export: Mapping[str, Any]) -> None:
             "browsers read 8 bits of a picture, and the detector was fitted with --window, for "
             "pictures of more; use blemish predict"
         )
-    elif foreground is not None and not foreground.abstains:
-        cannot = (
-            "it does not tell the part from its background; fit without --foreground, or use "
-            "blemish predict"
-        )
-    elif export["input"] == "pixels" and preprocessing.is_framed:
+    elif export.input == "pixels" and preprocessing.is_framed:
         cannot = (
             "a graph from pixels cannot say which of them are padding; export with --input "
             "normalised"
@@ -51,13 +47,16 @@ def check_page(record: Manifest, export: Mapping[str, Any]) -> None:
         raise ExportError(f"--web: a page cannot score as this detector does: {cannot}")
 
 
-def described(record: Manifest, export: Mapping[str, Any], model_sha256: str) -> dict[str, Any]:
+def described(record: Manifest, export: Exported, model_sha256: str) -> dict[str, Any]:
     """JSON-ready. Args: model_sha256: of the file that is written beside it."""
     spec, weights = record.backbone.spec, record.backbone.weights
     preprocessing = record.preprocessing
-    outputs = [name for name in _WANTED if name in export["outputs"]]
+    outputs = [name for name in _WANTED if name in export.outputs]
     tells = record.category_features is not None and "category" in outputs
     regions = record.regions or RegionThresholds()
+    part = record.foreground
+    if part is not None and part.abstains:
+        part = None
     return {
         "page": FORMAT,
         "title": f"blemish: {', '.join(record.categories) or record.method}",
@@ -88,10 +87,13 @@ def described(record: Manifest, export: Mapping[str, Any], model_sha256: str) ->
             name: sorted(scores) for name, scores in record.calibration_scores_by_category.items()
         },
         "smallest_region": regions.smallest,
+        "foreground": None if part is None else {name: getattr(part, name) for name in _PART},
+        "top_fraction": export.top_fraction,
+        "offset": export.offset,
         "map_scale": list(record.map_scale),
         "colours": _colours(),
         "outputs": outputs,
-        "export": dict(export),
+        "export": export.to_dict(),
         "model_sha256": model_sha256,
     }
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from blemish.detector.manifest import read_manifest
+from blemish.engines.record import read_record
 from blemish.errors import ExportError, OutputError
 from blemish.export.web.described import check_page, described
 from blemish.files import cannot_write
@@ -37,8 +38,8 @@ def write_page(directory: Path, model: bytes, manifest: Mapping[str, Any]) -> Pa
         of the page are damaged; OutputError where it cannot be written, or other files are there;
         ArtifactError for a manifest that is none.
     """
-    described_as = {key: value for key, value in manifest.items() if key != "export"}
-    record, export = read_manifest(directory, described_as), manifest["export"]
+    export = read_record(directory, manifest)
+    record = read_manifest(directory, manifest)
     check_page(record, export)
     digest = hashlib.sha256(model).hexdigest()
     detector = json.dumps(described(record, export, digest), ensure_ascii=False, allow_nan=False)

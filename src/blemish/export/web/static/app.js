@@ -2,7 +2,7 @@
 
 import { Area } from "./area.js";
 import { Camera } from "./camera.js";
-import { drawHeatmap, drawOutlines, drawPicture, drawUnseen } from "./draw.js";
+import { drawHeatmap, drawOutlines, drawPicture, drawUncounted, drawUnseen } from "./draw.js";
 import { findRegions } from "./regions.js";
 import { Scorer } from "./scorer.js";
 import { nearest, pValue, thresholdFor, verdict } from "./verdict.js";
@@ -12,6 +12,8 @@ const WORDS = { 0: ["Good", "good"], 1: ["Defective", "bad"], null: ["No verdict
 const NEAREST_OF_MANY = "category told by the picture's features";
 const COMMON = "category not known: judged by the common threshold of all categories";
 const CUT = "of another shape than the input: its borders are cut off, not looked at";
+const UNTOLD = "no background could be told from the part as on the training pictures: looked at "
+  + "whole";
 const place = (id) => document.getElementById(id);
 
 const scorer = new Scorer();
@@ -192,16 +194,18 @@ function regionsOf(found, { regions }, category) {
   const threshold = regions && thresholdFor(regions, category);
   if (threshold?.value == null) return null;
   const [background, smallest] = [detector.map_scale[0], detector.smallest_region];
-  return findRegions(found.map, threshold.value, found, { background, smallest, area });
+  const places = found.counted;
+  return findRegions(found.map, threshold.value, found, { background, smallest, area, places });
 }
 
 function draw(found, regions) {
   drawPicture(place("picture"), found.picture);
   drawHeatmap(place("heatmap"), found.map, detector.map_scale, detector.colours);
-  const unseen = String([found.height, found.width, found.shown]);
-  if (place("unseen").dataset.drawn !== unseen) drawUnseen(place("unseen"), area, found);
+  const unseen = found.counted ? "" : String([found.height, found.width, found.shown]);
+  if (!unseen) drawUncounted(place("unseen"), found.map, found.counted);
+  else if (place("unseen").dataset.drawn !== unseen) drawUnseen(place("unseen"), area, found);
   place("unseen").dataset.drawn = unseen;
-  place("unseen").hidden = !area && !found.isCut;
+  place("unseen").hidden = !area && !found.isCut && !found.counted;
   drawOutlines(place("outlines"), regions, found.box, found, place("picture"));
 }
 
@@ -209,7 +213,9 @@ function tell(found, more) {
   const notes = [...found.notes, ...more];
   if (found.votes !== null) notes.push(`called a defect at ${percent(found.votes)} of the sizes`);
   if (found.isCut) notes.push(CUT);
-  if (area) notes.push("grey: outside the area, not looked at");
+  if (found.isUntold) notes.push(UNTOLD);
+  if (found.counted) notes.push("grey: background of the part, not looked at");
+  else if (area) notes.push("grey: outside the area, not looked at");
   if (found.box) notes.push("dashed: the part that was looked at again");
   place("notes").replaceChildren(...notes.map((words) => {
     const item = document.createElement("li");

@@ -53,6 +53,16 @@ export function drawUnseen(canvas, area, { height, width, shown }) {
   canvas.getContext("2d").putImageData(image, 0, 0);
 }
 
+/** The same veil over the places of a map that do not count. */
+export function drawUncounted(canvas, { height, width }, counted) {
+  const image = new ImageData(width, height);
+  counted.forEach((isCounted, at) => {
+    if (!isCounted) image.data.set([128, 128, 128, 170], at * 4);
+  });
+  [canvas.width, canvas.height] = [width, height];
+  canvas.getContext("2d").putImageData(image, 0, 0);
+}
+
 /** A light and a dark line around every region, and around the crop that was looked at again. */
 export function drawOutlines(canvas, regions, box, { height, width }, size) {
   [canvas.width, canvas.height] = [size.width, size.height];

@@ -1,16 +1,18 @@
 // Regions of defects in a map: `blemish.regions.find_regions`.
-// A map is { height, width, values } and lies evenly over the whole picture.
+// A map is { height, width, values } and lies evenly over the whole picture. `places`: 1 where on
+// the map a region may be; null = anywhere.
 
 const round = Math.fround;
 const OUTLINE = 0.5; // a region ends where the map has fallen to this share of its height
 
 /** The regions above a level, the highest peak first: { box: [x, y, width, height], area, peak,
  * mask } with `mask` the pixels of the box. */
-export function findRegions(map, level, picture, { background, smallest, area }) {
+export function findRegions(map, level, picture, { background, smallest, area, places }) {
   const count = map.height * map.width;
-  const allowed = area ? area.places(map.height, map.width) : null;
+  const allowed = area ? [area.places(map.height, map.width)] : [];
+  if (places) allowed.push(places);
   const above = Uint8Array.from({ length: count }, (_, at) => {
-    return map.values[at] > round(level) && (!allowed || allowed[at]) ? 1 : 0;
+    return map.values[at] > round(level) && allowed.every((each) => each[at]) ? 1 : 0;
   });
   const needed = Math.max(1, Math.ceil(Number((smallest * count).toFixed(6))));
   const { labels, parts } = connected(above, map.height, map.width);

@@ -2,6 +2,7 @@
 
 import { Area } from "./area.js";
 import { decode, readsFaithfully } from "./decode.js";
+import { masked } from "./foreground.js";
 import * as ort from "./onnxruntime/ort.js";
 import { prepare } from "./prepare.js";
 
@@ -62,10 +63,12 @@ async function score(source) {
   const name = isPixels ? "pixels" : "images";
   const input = new ort.Tensor(isPixels ? "uint8" : "float32", values, shape);
   const found = await session.run({ [name]: input }, detector.outputs);
-  const map = { height: found.map.dims[1], width: found.map.dims[2], values: found.map.data };
+  const { score: raised, map, counted } = judged(found);
   const result = {
-    score: found.score.data[0],
+    score: raised,
     map: placement.toPicture(map),
+    counted,
+    isUntold: Boolean(detector.foreground) && !counted,
     box: found.box ? placement.boxToPicture(found.box.data) : null,
     features: found.category ? found.category.data : null,
     votes: found.votes ? found.votes.data[0] : null,
@@ -78,6 +81,15 @@ async function score(source) {
     throw new Error("the score is not finite; the detector or the picture is damaged");
   }
   return result;
+}
+
+/** The score and the map where the part alone counts, if it is told from its background. */
+function judged(found) {
+  const [map, part] = [found.map, found.part].map((one) => one && {
+    height: one.dims[1], width: one.dims[2], values: one.data,
+  });
+  const whole = { score: found.score.data[0], map, counted: null };
+  return detector.foreground ? masked(whole.score, map, part, detector, area) : whole;
 }
 
 async function answer({ data: { kind, id, source } }) {
