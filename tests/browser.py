@@ -28,6 +28,7 @@ _OPTIONS = (
     "--no-sandbox",
     "--no-first-run",
     "--disable-gpu",
+    "--disable-dev-shm-usage",
     "--disable-extensions",
     "--disable-component-update",
     "--disable-background-networking",

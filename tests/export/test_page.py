@@ -20,6 +20,7 @@ from blemish.area import SIDE, Area
 from blemish.detector.categories import CategoryFeatures
 from blemish.detector.manifest import Manifest
 from blemish.detector.thresholds import calibrate, p_value
+from blemish.export.graph import to_onnx
 from blemish.export.web import write_page
 from blemish.methods.foreground import Foreground
 
@@ -64,6 +65,24 @@ def test_it_says_what_blemish_says(opened: Page, record: Manifest, pictures: lis
     assert rarity is not None
     assert opened.text("#p-value") == f"{100 * rarity:.2g} %"
     assert opened.text("#caption") == "defect 40.png, 90 × 40 pixels"
+
+
+def test_an_exported_detector_scores_as_it_predicts(
+    browser: Browser, tmp_path: Path, pictures: list[Path]
+) -> None:
+    detector = fitted()
+    model = to_onnx(detector, precision="fp32")
+    export = {**EXPORT, "outputs": ["score", "map"]}
+    manifest = {**detector.manifest, "export": export}
+    page_of = write_page(tmp_path / "page", model, manifest)
+    with served(page_of) as address, browser.page(address) as page:
+        page.wait(READY)
+        for picture in pictures:
+            shown, wanted = score(page, picture), detector.predict(picture)
+            assert shown is not None
+            assert shown["score"] == pytest.approx(wanted.score, abs=1e-3)
+            assert shown["label"] == wanted.label
+            assert len(shown["regions"]) == len(wanted.regions or ())
 
 
 def inside() -> Area:

@@ -19,6 +19,7 @@ from blemish.area import SIDE, Area
 from blemish.data.geometry import RESIZES, Placement
 from blemish.data.transforms import Preprocessing, prepare
 from blemish.detector.scoring import masked
+from blemish.detector.thresholds import verdict
 from blemish.engines.base import Outputs
 from blemish.images import decode
 from blemish.methods.foreground import Foreground, filled
@@ -69,7 +70,13 @@ def test_pictures_are_resized_to_the_bit(opened: Page) -> None:
 @pytest.mark.parametrize("area", [None, corner()], ids=["all", "area"])
 def test_pictures_are_prepared_alike(opened: Page, resize: Any, area: Area | None) -> None:
     preprocessing = replace(
-        fitted().preprocessing, resize=resize, area=area, height=48, width=64, std=(0.2, 0.3, 0.25)
+        fitted().preprocessing,
+        resize=resize,
+        area=area,
+        height=48,
+        width=64,
+        std=(0.2, 0.3, 0.25),
+        mean=(0.2, 0.4, 0.6),
     )
     pictures = [part(at, height=h, width=w) for at, (h, w) in enumerate(SHAPES)]
     pictures[0][:20] = 0
@@ -184,6 +191,16 @@ def test_regions_are_found_alike(opened: Page, area: Area | None) -> None:
             assert one["peak"] == pytest.approx(region.peak, abs=1e-6)
 
 
+def test_a_score_at_the_threshold_is_good(opened: Page) -> None:
+    found = in_page(
+        opened,
+        "verdict.js",
+        "return [1.5, 1.6].map((score) => it.verdict(score, { value: 1.5 }))"
+        ".concat(it.verdict(2, null), it.verdict(2, { value: null }));",
+    )
+    assert found == [verdict(1.5, 1.5), verdict(1.6, 1.5), None, None] == [0, 1, None, None]
+
+
 def masks(rng: np.random.Generator) -> list[np.ndarray]:
     """Specks, blots and triangles, of several sizes."""
     made = []
@@ -214,14 +231,15 @@ def test_the_part_is_filled_alike(opened: Page) -> None:
 
 
 @pytest.mark.parametrize("area", [None, corner()], ids=["all", "area"])
-def test_the_part_counts_alike(opened: Page, area: Area | None) -> None:
+@pytest.mark.parametrize("offset", [0.0, 0.25])  # without any, places lie half in the part
+def test_the_part_counts_alike(opened: Page, area: Area | None, offset: float) -> None:
     rng = np.random.default_rng(5)
     blots = [cv2.GaussianBlur(rng.normal(size=(10, 12)), (0, 0), 2) * 4 for _ in range(8)]
     parts = np.stack([np.zeros((10, 12)), *blots]).astype(np.float32)  # of the first, nothing
     maps = rng.normal(size=(len(parts), 35, 42)).astype(np.float32)
     foreground = Foreground(direction=(1.0,), cut=0.3, share=0.5, least=0.4, most=0.7)
     settings = {"cut": 0.3, "least": 0.4, "most": 0.7}
-    engine: Any = SimpleNamespace(top_fraction=0.01, offset=0.25)
+    engine: Any = SimpleNamespace(top_fraction=0.01, offset=offset)
     scores = maps.max((1, 2)) + 1
     scores[3] = -9.0  # a score is never raised
     wanted = masked(Outputs(score=scores, map=maps, part=parts), foreground, area, engine)
@@ -230,7 +248,7 @@ def test_the_part_counts_alike(opened: Page, area: Area | None) -> None:
         "foreground.js",
         """const { Area } = await import("./area.js");
         const area = values.runs && new Area(values.runs);
-        const detector = { foreground: values.settings, top_fraction: 0.01, offset: 0.25 };
+        const detector = { foreground: values.settings, top_fraction: 0.01, offset: values.offset };
         return values.maps.map((map, at) => {
           const part = { height: 10, width: 12, values: values.parts[at] };
           const whole = { height: 35, width: 42, values: map };
@@ -239,6 +257,7 @@ def test_the_part_counts_alike(opened: Page, area: Area | None) -> None:
         });""",
         runs=None if area is None else list(area.runs),
         settings=settings,
+        offset=offset,
         maps=list(maps),
         parts=list(parts),
         scores=scores.tolist(),
