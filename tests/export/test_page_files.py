@@ -19,8 +19,8 @@ from blemish.data.tiling import Tiling
 from blemish.detector.manifest import Manifest
 from blemish.detector.thresholds import by_hand, for_misses
 from blemish.errors import ArtifactError, ExportError, OutputError
+from blemish.export.web import check_place, write_page
 from blemish.export.web import page as pages_module
-from blemish.export.web import write_page
 from blemish.export.web.described import rates
 from blemish.export.web.page import page_files
 from blemish.methods.foreground import Foreground
@@ -141,6 +141,8 @@ def test_an_earlier_page_is_replaced_and_nothing_else(tmp_path: Path, record: Ma
 def test_other_places_are_refused(tmp_path: Path, record: Manifest) -> None:
     file = tmp_path / "file"
     file.write_text("")
+    with pytest.raises(OutputError, match="is no folder"):
+        check_place(file)
     with pytest.raises(OutputError, match="is no folder"):
         wrote(file, record)
     with pytest.raises(OutputError, match="cannot be written"):

@@ -7,7 +7,7 @@ choose come from `blemish.detector.thresholds`, with what they promise.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -15,7 +15,7 @@ import numpy as np
 from blemish import config
 from blemish.detector.manifest import Manifest
 from blemish.detector.thresholds import Of, RegionThresholds, Threshold, calibrate
-from blemish.engines.record import Exported
+from blemish.engines.record import Exported, Kind
 from blemish.errors import ExportError
 
 FORMAT = 1
@@ -25,11 +25,15 @@ _CALIBRATED = ("split conformal", "leave-one-out")
 _WANTED = ("score", "map", "votes", "box", "part", "category")  # of a graph's outputs
 
 
-def check_page(record: Manifest, export: Exported) -> None:
-    """Raises: ExportError for a detector that the page would not score as `blemish predict`."""
+def check_page(record: Manifest, kind: Kind, input: Literal["normalised", "pixels"]) -> None:
+    """Make sure, before any work, that a page can score as a detector does.
+
+    Args: kind, input: as of `blemish.engines.record.Exported`.
+    Raises: ExportError for one that it would not score as `blemish predict`.
+    """
     preprocessing = record.preprocessing
     cannot = ""
-    if export.kind != "onnx":
+    if kind != "onnx":
         cannot = "it runs an .onnx file; export to one"
     elif preprocessing.tiling is not None:
         cannot = "it does not cut pictures into tiles; fit without --tile, or use blemish predict"
@@ -38,7 +42,7 @@ def check_page(record: Manifest, export: Exported) -> None:
             "browsers read 8 bits of a picture, and the detector was fitted with --window, for "
             "pictures of more; use blemish predict"
         )
-    elif export.input == "pixels" and preprocessing.is_framed:
+    elif input == "pixels" and preprocessing.is_framed:
         cannot = (
             "a graph from pixels cannot say which of them are padding; export with --input "
             "normalised"

@@ -25,6 +25,7 @@ _SHA256 = {
     "ort.js": "11e64bd8ffe11bd1a2a2f0d6275fdfbbba7262f0b76b99b53d228a8a22ef3d90",
     "ort.wasm": "3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2",
 }
+MODEL, DETECTOR = "model.onnx", "detector.json"
 _RUNTIME = (*_SHA256, "LICENSE.txt", "notices.txt")
 
 
@@ -40,12 +41,12 @@ def write_page(directory: Path, model: bytes, manifest: Mapping[str, Any]) -> Pa
     """
     export = read_record(directory, manifest)
     record = read_manifest(directory, manifest)
-    check_page(record, export)
+    check_page(record, export.kind, export.input)
     digest = hashlib.sha256(model).hexdigest()
     detector = json.dumps(described(record, export, digest), ensure_ascii=False, allow_nan=False)
     files = page_files()
-    files |= {"model.onnx": model, "detector.json": detector.encode()}
-    _check_free(directory, set(files))
+    files |= {MODEL: model, DETECTOR: detector.encode()}
+    check_place(directory)
     temporary = directory.parent / f".blemish-{secrets.token_hex(8)}.tmp"
     try:
         try:
@@ -91,8 +92,13 @@ def _damaged(why: object) -> ExportError:
     )
 
 
-def _check_free(directory: Path, names: set[str]) -> None:
-    """Raises: OutputError where anything is in the folder that no page has put there."""
+def check_place(directory: Path) -> None:
+    """Make sure, before any work, that a page can be written there.
+
+    Raises: OutputError where anything is in the folder that no page has put there.
+    """
+    names = {path.name for path in _STATIC.iterdir() if path.is_file()}
+    names |= {MODEL, DETECTOR, *(f"onnxruntime/{name}" for name in _RUNTIME)}
     if not directory.exists() and not directory.is_symlink():
         return
     if not directory.is_dir():
@@ -110,7 +116,7 @@ def _check_free(directory: Path, names: set[str]) -> None:
             f"{directory}: holds other files ({strange[0]}), and a page needs a folder of its "
             "own; name a new one"
         )
-    if found and "detector.json" not in found:
+    if found and DETECTOR not in found:
         raise OutputError(f"{directory}: holds files of no page of blemish; name a new folder")
 
 
