@@ -15,10 +15,10 @@ from parts import Write, part, prepared
 
 from blemish.data import tiles as tiles_module
 from blemish.data.areas import read_area
-from blemish.data.cutting import WELL_SEEN, chosen, cut, tiled
+from blemish.data.cutting import WELL_SEEN, chosen, cut
 from blemish.data.pictures import Pictures, good_pictures, labelled_defects
 from blemish.data.stream import Found, PictureStream
-from blemish.data.tiles import Tile, TiledPicture
+from blemish.data.tiles import Tile, TiledPicture, tiled
 from blemish.data.tiling import Tiling
 from blemish.data.transforms import Preprocessing
 from blemish.errors import ConfigError, ImageError

@@ -22,11 +22,41 @@ from blemish.images import decode
 
 Found = dict[str, NDArray[np.float32]]
 LIMIT = 1e-4  # of the spread of what is compared
+DEFECTS = [part(200 + seed, defect=True) for seed in range(3)]
+CNN = {"backbone": "test_resnet", "layers": (1, 2)}
+GUIDED = {"map_head": "features", "score": "both", "trainable_blocks": 2}
+VOTES = ("epochs=1", "min_steps=2", "train_batch_size=4", "zoom=1.0", "score=both")
+AREA = {"roi": [[[0.1, 0.1], [0.7, 0.1], [0.7, 0.9], [0.1, 0.9]]]}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "patchcore": ("patchcore", {}),
     "knn": ("knn", {}),
     "padim": ("padim", {}),
     "agpnet": ("agpnet", {}),
+    "patchcore, a CNN": ("patchcore", CNN),
+    "padim, a CNN": ("padim", CNN),
+    "agpnet, a CNN": ("agpnet", CNN),
+    "agpnet, paper": ("agpnet", {"recipe": "paper", "layers": (1, 2), "score_window": 0.2}),
+    "guided": ("guided", {}),
+    "guided, sizes": ("guided", {"scales": (64, 48), **GUIDED}),
+    "guided, paper": ("guided", {"recipe": "paper", "scales": (64, 48)}),
+    "lda": ("lda", {"anomalies": DEFECTS}),
+    "lda, a CNN": ("lda", {"anomalies": DEFECTS, **CNN}),
+    "lda, votes": (
+        "lda",
+        {"anomalies": DEFECTS, "normality": "guided", "normality_settings": VOTES},
+    ),
+    "atacnet": ("atacnet", {"anomalies": DEFECTS}),
+    "atacnet, a CNN": ("atacnet", {"anomalies": DEFECTS, **CNN, "layers": ()}),
+    "devnet": ("atacnet", {"anomalies": DEFECTS, "recipe": "paper-devnet", **CNN, "layers": ()}),
+    "classifier": ("atacnet", {"anomalies": DEFECTS, "recipe": "paper-classifier"}),
+    "an area": ("patchcore", AREA),
+    "an area, a CNN": ("padim", {**AREA, **CNN}),
+    "padding": ("patchcore", {"resize": "pad"}),
+    "padding, a CNN": ("patchcore", {"resize": "pad", **CNN}),
+    "padding, guided": ("guided", {"resize": "pad", "scales": (64, 48), **GUIDED}),
+    "padding and an area, lda": ("lda", {"resize": "fit", "anomalies": DEFECTS, **AREA}),
+    "padding, atacnet": ("atacnet", {"resize": "pad", "anomalies": DEFECTS}),
+    "padding, agpnet": ("agpnet", {"resize": "pad", "score_window": 0.2}),
 }
 
 
@@ -58,11 +88,17 @@ def session_of(model: bytes) -> onnxruntime.InferenceSession:
 @cache
 def exported(case: str) -> Exported:
     method, settings = CASES[case]
-    pictures = [part(seed) for seed in range(6)]
-    detector = blemish.fit(method, pictures, **{**settings_of(method), **settings})
+    good = [drawn(case, seed) for seed in range(6)]
+    detector = blemish.fit(method, good, **{**settings_of(method), **settings})
     model = to_onnx(detector, precision="fp32")
     graph = Graph(detector.method, detector.record, pixels=False)
     return Exported(detector, graph, model, session_of(model))
+
+
+def drawn(case: str, seed: int, *, defect: bool = False) -> NDArray[np.uint8]:
+    """A part; where pictures may be padded, one that is no square."""
+    height = 40 + 8 * (seed % 2) if "resize" in CASES[case][1] else 64
+    return part(seed, defect=defect, height=height)
 
 
 def prepared(detector: Detector, *pictures: NDArray[np.uint8]) -> Tensor:
@@ -84,7 +120,7 @@ def check_same(found: Found, wanted: Found, limit: float = LIMIT) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_onnx_says_what_the_method_says_of_any_number_of_pictures(case: str) -> None:
     one = exported(case)
-    images = prepared(one.detector, part(90), part(91, defect=True), part(92))
+    images = prepared(one.detector, drawn(case, 90), drawn(case, 91, defect=True), drawn(case, 92))
     for count in (1, 3):
         wanted = one.detector.method.score(images[:count])
         found = one.ask(images[:count])
@@ -96,7 +132,9 @@ def test_onnx_says_what_the_method_says_of_any_number_of_pictures(case: str) -> 
 @pytest.mark.parametrize("case", CASES)
 def test_a_planted_defect_scores_above_its_twin(case: str) -> None:
     one = exported(case)
-    good, bad = one.ask(prepared(one.detector, part(77), part(77, defect=True)))["score"]
+    good, bad = one.ask(prepared(one.detector, drawn(case, 77), drawn(case, 77, defect=True)))[
+        "score"
+    ]
     assert bad > good
 
 

@@ -16,7 +16,7 @@ from blemish.engines.record import Kind
 from blemish.errors import ExportError
 from blemish.export import quantise as room
 from blemish.export.graph import to_onnx
-from blemish.export.openvino import to_openvino
+from blemish.export.openvino import converted
 from blemish.export.quantise import Operation, Quantised, quantise
 from blemish.images import decode
 
@@ -101,11 +101,11 @@ def test_both_kinds_lose_the_same() -> None:
 
 def test_weights_take_a_quarter() -> None:
     model, _, _ = model_and_pictures()
-    _, before = to_openvino(model)
+    _, before = converted(model)
     found = everything("openvino").model
     assert isinstance(found, tuple)
     assert len(found[1]) < 0.5 * len(before)
-    _, half = to_openvino(model, half=True)
+    _, half = converted(model, half=True)
     assert len(half) < 0.55 * len(before)
 
 
@@ -138,14 +138,14 @@ def test_too_few_pictures() -> None:
 
 
 def test_a_graph_without_an_encoder() -> None:
-    from engines import graphs
+    import made_graphs as graphs
 
     kinds: tuple[Kind, ...] = ("onnx", "openvino")
     for kind in kinds:
         with pytest.raises(ExportError, match="no products with weights"):
             quantise(graphs.onnx_bytes(), [graphs.batch(9)], kind=kind, limit=1.0)
     with pytest.raises(ExportError, match=r"OpenVINO .* does not take the graph .*NoSuchOperator"):
-        to_openvino(graphs.onnx_bytes(operator="NoSuchOperator"))
+        converted(graphs.onnx_bytes(operator="NoSuchOperator"))
 
 
 def test_what_nncf_cannot_do() -> None:

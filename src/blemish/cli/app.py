@@ -24,6 +24,7 @@ from blemish.cli import (
     console,
     data,
     doctor,
+    export,
     judge,
     learn,
     look,
@@ -94,6 +95,7 @@ def command_tree() -> Any:
     app.callback()(_root)
     working: tuple[Callable[..., int], ...] = (
         *(learn.fit, learn.pretrain, predict.predict, watch.watch, judge.evaluate, judge.figures),
+        export.export,
         *(calibrate.calibrate, learn.refine, look.simulate),
     )
     for command in working:

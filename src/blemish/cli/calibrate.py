@@ -13,7 +13,6 @@ from blemish.cli.options import Artifact, Device, Json, Precision, Rate, Scales,
 from blemish.cli.parts import GroupGoodBy
 from blemish.cli.status import BROKEN_PICTURES, WELL
 from blemish.errors import ConfigError
-from blemish.extras import require
 from blemish.files import check_writable
 from blemish.types import Failure
 
@@ -72,7 +71,6 @@ def calibrate(
     json: Json = False,
 ) -> int:
     """Set new thresholds: from other pictures of good parts, from labelled defects, or by hand."""
-    require("torch", "timm", purpose="set thresholds anew")
     if group_by is not None and not good:
         raise ConfigError("--group-by is of pictures of good parts: name them")
     _check_ways(good, anomalies, (threshold, region_threshold), (false_alarm_rate, miss_rate))

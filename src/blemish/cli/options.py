@@ -14,6 +14,7 @@ from typer import Argument, Option
 
 from blemish.cli import console
 from blemish.errors import ConfigError, unknown_name
+from blemish.types import MODES
 
 if TYPE_CHECKING:
     from blemish.detector.predict import Detector
@@ -140,8 +141,6 @@ def _interval(text: str) -> Interval:
 
 
 def _mode(text: str) -> str:
-    from blemish.methods.adaptation import MODES
-
     if text not in MODES:
         raise unknown_name("mode of --adapt", text, MODES)
     return text
@@ -195,7 +194,7 @@ Scales = Annotated[
     ),
 ]
 Adapt = Annotated[
-    Any,  # a `methods.adaptation.Mode`, which is not imported before it is needed
+    Any,  # a `types.Mode`
     Option(
         metavar="MODE",
         parser=_mode,

@@ -14,7 +14,7 @@ import numpy as np
 from blemish.data.ahead import failing, map_ahead, name_of
 from blemish.data.marks import is_placed, marked
 from blemish.data.pictures import Pictures
-from blemish.data.tiles import Tile, TiledPicture
+from blemish.data.tiles import Tile, tiled
 from blemish.data.tiling import Tiling
 from blemish.data.transforms import Preprocessing
 from blemish.errors import ConfigError
@@ -88,18 +88,6 @@ def _cut(
     if not tiles:
         return Failure(source=name, reason="nothing of the defect is marked where it is looked at")
     return tiles
-
-
-def tiled(source: Any, preprocessing: Preprocessing, **settings: Any) -> TiledPicture:
-    """A picture as its tiles; see `TiledPicture`."""
-    assert preprocessing.tiling is not None
-    return TiledPicture(
-        source,
-        preprocessing.tiling,
-        window=preprocessing.decode_window(),
-        area=preprocessing.area,
-        **settings,
-    )
 
 
 def _shares(mask: np.ndarray, preprocessing: Preprocessing) -> torch.Tensor:

@@ -19,6 +19,8 @@ from blemish.images import Picture, Windows, open_windows, within_memory
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from blemish.data.transforms import Preprocessing
+
 _AT_HAND = 2**29  # bytes of pictures that are held open, beside the last one
 _OF_WINDOWS = 2**28  # of one that is read in windows, at most
 
@@ -95,6 +97,18 @@ class TiledPicture:
     def close(self) -> None:
         """Let go of its pixels; it opens again when they are asked for."""
         self._opened = None
+
+
+def tiled(source: Any, preprocessing: Preprocessing, **settings: Any) -> TiledPicture:
+    """A picture as its tiles; see `TiledPicture`."""
+    assert preprocessing.tiling is not None
+    return TiledPicture(
+        source,
+        preprocessing.tiling,
+        window=preprocessing.decode_window(),
+        area=preprocessing.area,
+        **settings,
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

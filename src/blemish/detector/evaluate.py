@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cv2
 import numpy as np
@@ -29,14 +29,12 @@ from blemish.types import (
     RESOLUTION,
     Evaluation,
     Failure,
+    Mode,
     Prediction,
     Progress,
     Sample,
     silent,
 )
-
-if TYPE_CHECKING:
-    from blemish.methods.adaptation import Mode
 
 # Beyond this the constant-memory mode is used: exact metrics would need more than 2 GB.
 _EXACT_PIXELS = 400_000_000

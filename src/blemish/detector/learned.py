@@ -26,10 +26,10 @@ def detector_of(method: Method, record: Manifest) -> Detector:
     return Detector(TorchEngine(method, in_use(record.foreground)), record)
 
 
-def with_scales(detector: Detector, scales: Sequence[int]) -> Detector:
-    """As of `Detector.with_scales`."""
-    method = at_scales(detector.method, scales)
-    if method is detector.method:
+def with_scales(detector: Detector, fitted: Method, scales: Sequence[int]) -> Detector:
+    """As of `Detector.with_scales`; `fitted`: its method."""
+    method = at_scales(fitted, scales)
+    if method is fitted:
         return detector
     height, width = method.scoring_size
     threshold = detector.threshold

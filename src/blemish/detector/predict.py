@@ -23,11 +23,10 @@ from blemish.detector.thresholds import RegionThresholds, Threshold, by_hand, p_
 from blemish.engines.base import Engine, Precision
 from blemish.errors import ConfigError, DataError, ImageError, unknown_name
 from blemish.images import ran_out
-from blemish.types import Failure, Prediction, Progress, silent
+from blemish.types import Failure, Mode, Prediction, Progress, silent
 
 if TYPE_CHECKING:
     from blemish.methods import Method
-    from blemish.methods.adaptation import Mode
 
 BATCH_SIZE = 8
 ADAPTED_BATCH_SIZE = 32  # moments of fewer pictures say less
@@ -420,9 +419,10 @@ class Detector:
 
         Raises: ConfigError for a method that looks at one size only.
         """
+        method = self.method  # which an exported graph has not
         from blemish.detector.learned import with_scales
 
-        return with_scales(self, scales)
+        return with_scales(self, method, scales)
 
     def with_record(self, record: Manifest) -> Detector:
         """The same detector, which says something else of itself."""

@@ -12,9 +12,8 @@ import numpy as np
 
 from blemish.area import Area
 from blemish.data.ahead import failing, map_ahead, name_of, of_picture
-from blemish.data.cutting import tiled
 from blemish.data.geometry import check_shown
-from blemish.data.tiles import Tile
+from blemish.data.tiles import Tile, tiled
 from blemish.data.tiling import Window
 from blemish.data.transforms import Preprocessing, as_pixels, prepare
 from blemish.engines.base import Input

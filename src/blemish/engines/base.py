@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blemish.errors import ConfigError
+from blemish.types import Mode
 
 Floats = NDArray[np.float32]
 Input = NDArray[np.float32 | np.uint8]
@@ -82,7 +83,7 @@ class Engine(ABC):
             `images.ran_out` knows, where memory runs out.
         """
 
-    def adapting(self, mode: Literal["online", "episodic"]) -> Engine:
+    def adapting(self, mode: Mode) -> Engine:
         """The same, adapting to the pictures that it scores. Raises: ConfigError where it cannot.
 
         Args: mode: as of `blemish.methods.adaptation`.

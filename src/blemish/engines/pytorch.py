@@ -17,11 +17,11 @@ from blemish.backbones.glance import features
 from blemish.compute import precision_name
 from blemish.engines.base import Engine, Floats, Input, Outputs, Precision
 from blemish.methods import Method, adapter_of
-from blemish.methods.adaptation import Adapter, Mode
+from blemish.methods.adaptation import Adapter
 from blemish.methods.capabilities import LeavesOneOut
 from blemish.methods.foreground import Foreground
 from blemish.methods.telling import seen_along
-from blemish.types import Batch, Scores
+from blemish.types import Batch, Mode, Scores
 
 
 class TorchEngine(Engine):

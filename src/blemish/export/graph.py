@@ -212,10 +212,9 @@ def _attention(
     enable_gqa: bool = False,
 ) -> Any:
     """softmax(q kᵀ · scale) v of … L T d. PyTorch's own translation takes four axes only."""
-    from onnxscript import opset20
+    import onnxscript
 
-    op: Any = opset20
-
+    op: Any = onnxscript.opset20
     assert attn_mask is None
     assert not is_causal
     assert not enable_gqa

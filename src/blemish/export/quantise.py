@@ -26,7 +26,7 @@ from blemish.engines import packages
 from blemish.engines.graph import first, threads_of
 from blemish.engines.record import Kind
 from blemish.errors import ExportError
-from blemish.export.openvino import read, written
+from blemish.export.openvino import read, saved
 from blemish.types import Progress, silent
 
 Images = NDArray[np.float32 | np.uint8]
@@ -237,7 +237,7 @@ class _Openvino:
     def quantised(
         self, model: bytes, pictures: list[Images], kept: list[str]
     ) -> tuple[bytes, bytes]:
-        return written(_of_nncf(read(model), pictures, kept))
+        return saved(_of_nncf(read(model), pictures, kept))
 
     def scores(self, model: bytes | tuple[bytes, bytes], pictures: list[Images]) -> Any:
         return self._said(self._opened(model), pictures, "score")

@@ -350,20 +350,28 @@ def highest(maps: Tensor, inside: Tensor | None, fraction: float) -> Tensor:
 
     Args: inside: bool h w, or B h w, one place at least in each; None = everywhere.
     """
+    if inside is not None and torch.compiler.is_exporting():
+        return _highest_inside(maps, inside, fraction)
     if inside is not None and inside.ndim == 3:
         pairs = zip(maps, inside, strict=True)
         return torch.cat([top_mean(one[own][None], fraction) for one, own in pairs])
     return top_mean(maps.flatten(1) if inside is None else maps[:, inside], fraction)
 
 
+def _highest_inside(maps: Tensor, inside: Tensor, fraction: float) -> Tensor:
+    """As `highest`, in shapes that do not depend on what is inside."""
+    counts = [max(1, round(fraction * size)) for size in range(maps[0].numel() + 1)]
+    values = maps.masked_fill(~inside, -math.inf).flatten(1).topk(counts[-1], dim=1).values
+    count = torch.tensor(counts, device=maps.device)[inside.flatten(-2).sum(-1)][..., None]
+    taken = torch.arange(counts[-1], device=maps.device) < count
+    return (torch.where(taken, values, 0) / count).sum(1)
+
+
 def shown(maps: Tensor, inside: Tensor | None) -> Tensor:
     """Maps B h w, each with its lowest value of the places inside, as of `highest`, outside."""
     if inside is None:
         return maps
-    if inside.ndim == 3:
-        lowest = torch.where(inside, maps, torch.inf).flatten(1).amin(1)
-    else:
-        lowest = maps[:, inside].amin(1)
+    lowest = torch.where(inside, maps, torch.inf).flatten(1).amin(1)
     return torch.where(inside, maps, lowest[:, None, None])
 
 

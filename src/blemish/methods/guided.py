@@ -38,12 +38,13 @@ from torch.nn import functional as F
 
 from blemish.anomalies import simulate_batch, simulator
 from blemish.backbones import Backbone, Features
+from blemish.backbones.cells import resampled
 from blemish.backbones.vit import VitBackbone
 from blemish.config import LARGEST
 from blemish.errors import ArtifactError, ConfigError
 from blemish.losses.dice import dice_loss
 from blemish.methods import alignment
-from blemish.methods.adaptation import Adapter, EntropyAdapter, Look, Mode, attention_entropy
+from blemish.methods.adaptation import Adapter, EntropyAdapter, Look, attention_entropy
 from blemish.methods.augmentation import augmented
 from blemish.methods.base import reported, shown, smooth
 from blemish.methods.capabilities import Adapts, Batches, LooksAtScales, Summarises
@@ -57,7 +58,7 @@ from blemish.methods.learner import FineTuned, TrainingBatch, follow
 from blemish.methods.reference import Noted, Reference, check_reference, check_spreads
 from blemish.methods.stored import Free, Stored, numbers
 from blemish.methods.trained import TrainedMethod
-from blemish.types import Progress, Scores
+from blemish.types import Mode, Progress, Scores
 
 SUMMARISED = 256  # training pictures, about, whose maps and moments or entropies are noted
 LEFT_OUT = 32  # training pictures, about, by which the bank is judged, each without its own
@@ -492,6 +493,4 @@ def enlarged(maps: Tensor, size: Sequence[int]) -> Tensor:
 
 def resized(images: Tensor, size: Size) -> Tensor:
     """B 3 H W at another size, antialiased where it shrinks."""
-    if (images.shape[-2], images.shape[-1]) == size:
-        return images
-    return F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
+    return resampled(images, size, antialias=True)

@@ -42,7 +42,7 @@ from torch.nn import functional as F
 from blemish import config as configs
 from blemish.area import Area
 from blemish.backbones import Backbone, Features
-from blemish.backbones.cells import resampled
+from blemish.backbones.cells import averaged, resampled
 from blemish.config import Factor, FractionAbove0, Layers
 from blemish.errors import ArtifactError, ConfigError, DataError, unknown_name
 from blemish.methods.apmask import APMaskConfig
@@ -493,7 +493,7 @@ def _gathered(maps: Tensor, grid: tuple[int, int], offset: float) -> Tensor:
     """The mean of maps B H W around each place of a grid: B N."""
     cell = maps.shape[1] / grid[0]
     moved = resampled(maps[:, None], (maps.shape[1], maps.shape[2]), onto=offset * cell)
-    return F.adaptive_avg_pool2d(moved, grid).flatten(1)
+    return averaged(moved, grid).flatten(1)
 
 
 def _joined(known: tuple[Tensor, ...], found: Sequence[tuple[Tensor, ...]]) -> Iterator[Tensor]:

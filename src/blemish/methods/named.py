@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from blemish.errors import ConfigError, unknown_name
-from blemish.methods.adaptation import Adapter, Mode
+from blemish.methods.adaptation import Adapter
 from blemish.methods.atacnet import AtacNet
 from blemish.methods.base import Method
 from blemish.methods.capabilities import Adapts, LooksAtScales
 from blemish.methods.lda import Lda
 from blemish.methods.unsupervised import UNSUPERVISED
+from blemish.types import Mode
 
 METHODS: dict[str, type[Method]] = {**UNSUPERVISED, "lda": Lda, "atacnet": AtacNet}
 

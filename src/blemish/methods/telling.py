@@ -6,8 +6,8 @@ is the background, and what is left is dilated and closed. Its authors choose by
 sets are masked: objects, no textures. Deviates: the component and the cut are learned once, from
 good pictures (features of unit length; the spread within each picture, which no lighting adds to;
 the cut by Otsu 1979), and whether they are used is decided by what these pictures show. The limits
-below were chosen on good
-training pictures of five sets alone (docs/log.md), never on defects or labels.
+below were chosen on good training pictures of five sets alone (docs/log.md), never on defects or
+labels.
 """
 
 from __future__ import annotations

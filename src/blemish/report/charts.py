@@ -29,7 +29,7 @@ FONTS = ("system-ui", "Segoe UI", "Helvetica Neue", "Arial", "DejaVu Sans")
 
 # In pixels, as all sizes here: the height of the letters, the width of a sign in the widest of the
 # fonts, and what is left free between things.
-_LETTERS, _SIGN, _GAP = 12.5, 7.75, 8.0
+_LETTERS, _SIGN, _GAP = 13.3, 8.2, 8.0
 _SWATCH = 26.0  # length of a sample in the key
 _STEPS = ((1.0, 0), (2.0, 0), (2.5, 1), (5.0, 0), (10.0, 0))  # of ticks, and decimals of each
 _LINE = f'fill="none" stroke="{NORMAL_COLOUR}" stroke-width="2.6" stroke-linejoin="round"'
@@ -330,7 +330,7 @@ class _Chart:
         at = self._left
         for label, style in entries:
             self._entry(label, style, at, 2 * _GAP)
-            at += _SWATCH + 3 * _GAP + _SIGN * len(label)
+            at += _SWATCH + 2.5 * _GAP + _SIGN * len(label)
 
     def key_inside(self, entries: Key) -> None:
         """What lines are, at the lower right."""

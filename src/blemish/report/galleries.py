@@ -195,8 +195,9 @@ class _Embedding(TorchEngine):
 
     def _scores(self, images: Tensor) -> tuple[Scores, Features | None]:
         seen = self.method.see(images)
+        scores = self.method.judge(seen, images)  # first: where memory runs out, nothing is kept
         self._features.extend(self.method.describe(seen, images).float().cpu().numpy())
-        return self.method.judge(seen, images), seen
+        return scores, seen
 
     def taken(self, result: Prediction | Failure) -> Feature | None:
         """The features of the picture that is next, the mean of those of its tiles; None where it
