@@ -16,10 +16,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import made_graphs as graphs
 import numpy as np
 import pytest
 import torch
-from engines import graphs
 from packaging.requirements import Requirement
 from parts import Fitted, part, write_picture
 
