@@ -15,17 +15,18 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from parts import part, settings_of
+from parts import prepared as of_picture
 from torch import Tensor
 
 import blemish
-from blemish.detector import categories
+from blemish.backbones.glance import features
 from blemish.detector.categories import CategoryFeatures
 from blemish.detector.predict import Detector
 from blemish.errors import ExportError
 from blemish.export.graph import OPSET, Graph, opset_of, to_onnx
 from blemish.export.graph import _serialised as serialised
+from blemish.images import decode
 from blemish.methods.foreground import Foreground
-from blemish.types import Scores
 
 Found = dict[str, NDArray[np.float32]]
 LIMIT = 1e-4  # of the spread of what is compared
@@ -112,14 +113,7 @@ def drawn(case: str, seed: int, *, defect: bool = False) -> NDArray[np.uint8]:
 
 def prepared(detector: Detector, *pictures: NDArray[np.uint8]) -> Tensor:
     """Pictures as they come to the method."""
-    caught = []
-
-    def score(images: Tensor) -> Scores:
-        caught.append(images)
-        return detector.method.score(images)
-
-    list(detector.predict_many(list(pictures), score=score))
-    return torch.cat(caught)
+    return torch.stack([of_picture(decode(one), detector.preprocessing) for one in pictures])
 
 
 def check_same(found: Found, wanted: Found, limit: float = LIMIT) -> None:
@@ -187,8 +181,8 @@ def test_the_part_and_the_category_are_told() -> None:
     plain = exported("patchcore").detector
     method, layers = plain.method, plain.method.config.layers
     images = prepared(plain, part(90), 255 - part(91), part(92))
-    known = categories.features(method.backbone, layers, images)
-    of_two = CategoryFeatures.learned({"dark": known[::2], "light": known[1:2]})
+    known = features(method.backbone, layers, images)
+    of_two = CategoryFeatures.learned({"dark": known[::2].numpy(), "light": known[1:2].numpy()})
     direction = np.random.default_rng(0).normal(size=64)
     direction /= np.linalg.norm(direction)
     record = replace(
@@ -199,15 +193,14 @@ def test_the_part_and_the_category_are_told() -> None:
     )
     graph = Graph(method, record, pixels=False)
     assert graph.outputs == ("score", "map", "part", "category")
-    session = session_of(to_onnx(Detector(method, record), precision="fp32"))
+    session = session_of(to_onnx(Detector(plain.engine, record), precision="fp32"))
     values = session.run(list(graph.outputs), {"images": images.numpy()})
     found: Found = dict(zip(graph.outputs, values, strict=True))
     tokens = method.see(images).tokens[-1]
     unit = (tokens / tokens.norm(dim=2, keepdim=True)).reshape(3, 4, 4, 64).numpy()
     wanted: Found = {"part": unit @ direction.astype(np.float32), "category": known.numpy()}
     check_same({name: found[name] for name in wanted}, wanted)
-    nearest = of_two.nearest(torch.from_numpy(found["category"]))
-    assert nearest == ["dark", "light", "dark"]
+    assert of_two.nearest(found["category"]) == ["dark", "light", "dark"]
 
 
 def test_a_foreground_that_abstains_is_no_output() -> None:
@@ -225,7 +218,7 @@ def test_what_cannot_be_exported_says_why(monkeypatch: pytest.MonkeyPatch) -> No
     framed = replace(detector.record.preprocessing, resize="pad")
     with pytest.raises(ExportError, match="--resize pad"):
         Graph(detector.method, replace(detector.record, preprocessing=framed), pixels=True)
-    coarse = Detector(copy.deepcopy(detector.method), detector.record)
+    coarse = Detector(copy.deepcopy(detector.engine), detector.record)
     coarse.method.set_precision(torch.bfloat16)
     with pytest.raises(ExportError, match=r'bf16.*precision="fp32"'):
         to_onnx(coarse, precision="fp32")

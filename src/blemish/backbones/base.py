@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from blemish.backbones.weights import BackboneSpec, WeightsInfo
+from blemish.backbones.spec import BackboneSpec, WeightsInfo
 from blemish.errors import ConfigError
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from blemish.backbones.base import Backbone, Features
-from blemish.backbones.weights import BackboneSpec, WeightsInfo
+from blemish.backbones.spec import BackboneSpec, WeightsInfo
 from blemish.errors import ConfigError
 
 

@@ -20,13 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from blemish.backbones import VitBackbone
-from blemish.compute import PRECISIONS
-from blemish.detector.categories import features as category_features
+from blemish.backbones.glance import features as category_features
 from blemish.detector.manifest import Manifest
 from blemish.detector.predict import Detector
 from blemish.detector.scoring import in_use
 from blemish.errors import ExportError, MissingExtraError
 from blemish.methods import Method
+from blemish.methods.telling import seen_along
 from blemish.types import Progress, Scores, silent
 
 OPSET = 20
@@ -101,7 +101,7 @@ class Graph(nn.Module):
         seen = self.method.see(images)
         found = _named(self.method.judge(seen, images))
         if self._foreground is not None:
-            found["part"] = self._foreground.along(self.method, seen)
+            found["part"] = seen_along(self.method, seen, self._foreground.direction)
         if self._tells_categories:
             backbone, layers = self.method.backbone, self.method.config.layers
             found["category"] = category_features(backbone, layers, images)
@@ -144,7 +144,7 @@ def to_onnx(
     if isinstance(method.backbone, VitBackbone):
         method.backbone.placed = {}
     graph = Graph(method, detector.record, pixels=pixels).eval()
-    method.set_precision(PRECISIONS[precision])
+    method.set_precision(torch.float16 if precision == "fp16" else torch.float32)
     with _quiet():
         program = _traced(graph)
         progress("writing it as ONNX", 1, 3)

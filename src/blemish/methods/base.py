@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Annotated, Any, ClassVar, Self
 
 import torch
@@ -343,40 +343,6 @@ def smooth(maps: Tensor, fraction: float) -> Tensor:
     kernel = (kernel / kernel.sum())[None, None, None]
     maps = F.conv2d(F.pad(maps, (radius, radius, 0, 0), mode="reflect"), kernel)
     return F.conv2d(F.pad(maps, (0, 0, radius, radius), mode="reflect"), kernel.mT)
-
-
-def narrowed(scores: Scores, inside: Tensor | None, fraction: float) -> Scores:
-    """What is left of scores by map (`Method.scores_by_map`) where only an area counts.
-
-    The image score is the mean of the highest `fraction` in the area, but never above the one of
-    the whole picture, as the mean of fewer values may be: no narrowed score is an alarm where the
-    whole one is none.
-
-    Args: inside: its places, as of `highest`.
-    """
-    image = torch.minimum(scores.image, highest(scores.maps, inside, fraction))
-    return replace(scores, image=image, maps=shown(scores.maps, inside))
-
-
-def foremost(scores: Scores, inside: Tensor, area: Tensor | None, fraction: float) -> Scores:
-    """What is left of scores by map (`Method.scores_by_map`) where only some places count.
-
-    The image score is the mean of as many values as the highest `fraction` of the area has, the
-    highest inside: never above the one before.
-
-    Args: inside: bool B h w, some of each map and nothing outside the area; where it is all of the
-        area, the score stays, and so does the map. area: bool h w; None = everywhere.
-    """
-    size = inside[0].numel() if area is None else int(area.sum())
-    count = max(1, round(fraction * size))
-    values = scores.maps.masked_fill(~inside, -math.inf).flatten(1).topk(count, dim=1).values
-    there = values > -math.inf  # where fewer places count
-    mean = torch.where(there, values, 0).sum(1) / there.sum(1)
-    whole = inside.sum((1, 2)) == size
-    image = torch.where(whole, scores.image, torch.minimum(scores.image, mean))
-    lowest = scores.maps.masked_fill(~inside, math.inf).amin((1, 2))
-    maps = torch.where(inside, scores.maps, lowest[:, None, None])
-    return replace(scores, image=image, maps=maps, foreground=inside | whole[:, None, None])
 
 
 def highest(maps: Tensor, inside: Tensor | None, fraction: float) -> Tensor:

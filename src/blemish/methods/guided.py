@@ -44,20 +44,21 @@ from blemish.config import LARGEST
 from blemish.errors import ArtifactError, ConfigError
 from blemish.losses.dice import dice_loss
 from blemish.methods import alignment
-from blemish.methods.adaptation import Adapter, EntropyAdapter, Look, Mode, attention_entropy
+from blemish.methods.adaptation import Adapter, EntropyAdapter, Look, attention_entropy
 from blemish.methods.augmentation import augmented
 from blemish.methods.base import reported, shown, smooth
 from blemish.methods.capabilities import Adapts, Batches, LooksAtScales, Summarises
 from blemish.methods.coreset import StreamingCoreset, nearest
 from blemish.methods.embedding import join
+from blemish.methods.foreground import UNIT
 from blemish.methods.guidance import sharpness, shuffled
 from blemish.methods.guided_config import GuidedConfig
 from blemish.methods.heads import AttentionMix, ClassHead, PatchHead
 from blemish.methods.learner import FineTuned, TrainingBatch, follow
 from blemish.methods.reference import Noted, Reference, check_reference, check_spreads
-from blemish.methods.stored import UNIT, Free, Stored, numbers
+from blemish.methods.stored import Free, Stored, numbers
 from blemish.methods.trained import TrainedMethod
-from blemish.types import Progress, Scores
+from blemish.types import Mode, Progress, Scores
 
 SUMMARISED = 256  # training pictures, about, whose maps and moments or entropies are noted
 LEFT_OUT = 32  # training pictures, about, by which the bank is judged, each without its own
