@@ -82,7 +82,9 @@ def export(
         nothing is written then. ConfigError for what does not go together, and where `good` is
         needed; MissingExtraError; as `load` and `recalibrate`.
     """
-    path, kind, chosen = Path(path), _kind(path), _precision(precision, _kind(path))
+    path = Path(path)
+    kind = _kind(path)
+    chosen = _precision(precision, kind)
     check_writable(path)
     _require(kind, chosen)
     detector = load(artifact, device="cpu", precision="fp32")
@@ -119,9 +121,9 @@ def export(
         )
         if fault := proof.fault(chosen):
             raise ExportError(f"{path}: not written: {fault}")
-        exported = load(draft).with_record(
-            replace(told, export=replace(record, proof=proof.to_dict()))
-        )
+        exported = load(draft)
+        proven = replace(record, proof=proof.to_dict())
+        exported = exported.with_record(replace(exported.record, export=proven))
         made = _calibrated(exported, good if anew else None, false_alarm_rate, progress)
         made.detector.save(path)
     return replace(made, path=path, proof=proof, detector=load(path))
