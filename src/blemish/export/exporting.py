@@ -85,6 +85,12 @@ def export(
     path = Path(path)
     kind = _kind(path)
     chosen = _precision(precision, kind)
+    if input not in get_args(InputKind):
+        raise ConfigError(f"input {input!r}: normalised or pixels is needed")
+    if files.is_exported(artifact):
+        raise ConfigError(
+            f"{artifact}: is exported already; name the artifact that it was exported from"
+        )
     check_writable(path)
     _require(kind, chosen)
     detector = load(artifact, device="cpu", precision="fp32")
@@ -92,6 +98,11 @@ def export(
     has_threshold = detector.threshold is not None
     if good is None and (chosen == "int8" or (anew and has_threshold)):
         raise ConfigError(_needs_good(artifact, detector, chosen))
+    if false_alarm_rate is not None and not anew:
+        raise ConfigError(
+            f"false_alarm_rate: a graph in {chosen} keeps the thresholds of {artifact}; set others "
+            "with blemish calibrate, which takes exported files, too"
+        )
     samples = None if good is None else good_pictures(good).sources
     model = _model(detector, kind, chosen, input, samples, progress)
     record = Exported(

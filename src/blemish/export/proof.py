@@ -108,8 +108,8 @@ def compare(
         expected, found = both
         _check_alike(expected, found)
         scores.append((expected.score, found.score))
-        apart_score = np.fmax(apart_score, _largest(expected.score, found.score))
-        apart_map = np.fmax(apart_map, _largest(expected.map, found.map))
+        apart_score = np.maximum(apart_score, _largest(expected.score, found.score))
+        apart_map = np.maximum(apart_map, _largest(expected.map, found.map))
         progress("comparing with the detector", done, total)
     if not scores:
         raise DataError("none of the pictures to compare with can be read")
