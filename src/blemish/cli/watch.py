@@ -137,19 +137,17 @@ def watch(
     detector, area = options.within(detector, roi, ignore)
     check_regions(["--save masks"] * ("masks" in saved), detector, artifact, category)
     _check_threshold(detector, category, sort)
-    ways = _ways(
-        category=category, adapt=None, scales=scales, threshold=threshold, area=area,
-        region_threshold=region_threshold, smallest_region=smallest_region, watched=coming.identity,
-    )  # fmt: skip
+    ways = _ways(category=category, adapt=None, scales=scales, threshold=threshold, area=area,
+                 region_threshold=region_threshold, smallest_region=smallest_region,
+                 watched=coming.identity)  # fmt: skip
     with (
         Ledger(output, artifact=artifact, precision=detector.precision, ways=ways) as ledger,
         console.progress() as progress,
         interrupts.waiting() as came,
     ):
-        one = Watch(
-            detector, ledger, came, sorter=sorter, margin=margin, progress=progress, saved=saved,
-            side=side, category=category, batch_size=batch_size or coming.batch_size,
-        )  # fmt: skip
+        one = Watch(detector, ledger, came, sorter=sorter, margin=margin, progress=progress,
+                    saved=saved, side=side, category=category,
+                    batch_size=batch_size or coming.batch_size)  # fmt: skip
         progress(f"watching · {coming.name}", 0, 0)
         if coming.arrivals is not None:
             coming.arrivals.taken = ledger.taken

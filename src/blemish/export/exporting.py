@@ -23,7 +23,7 @@ from blemish.engines import files, packages
 from blemish.engines.base import Engine, Input, Precision
 from blemish.engines.chosen import open_engine
 from blemish.engines.record import Exported, Kind
-from blemish.errors import ConfigError, ExportError
+from blemish.errors import ConfigError
 from blemish.export.graph import OPSET, Graph, to_onnx
 from blemish.export.proof import LIMITS, ROUNDED, Proof, compare
 from blemish.export.web import check_page
@@ -110,8 +110,7 @@ def export(
             version=_of(running),
             progress=progress,
         )
-        if fault := proof.fault(chosen):
-            raise ExportError(f"{path}: not written: {fault}")
+        proof.check(path, chosen)
         told = replace(told, export=replace(record, proof=proof.to_dict()))
         exported = load(draft).with_record(told)
         made = _calibrated(exported, good if anew else None, false_alarm_rate, progress)
