@@ -215,11 +215,12 @@ def test_either_engine_runs_an_onnx_file(pair: Callable[[str], Pair]) -> None:
 
 def test_it_is_narrowed_as_the_artifact_is(pair: Callable[[str], Pair], tmp_path: Path) -> None:
     both = pair("plain")
-    corner = [[[0.0, 0.0], [0.6, 0.0], [0.6, 0.6], [0.0, 0.6]]]
+    corner = [[[0.0, 0.5], [0.5, 0.5], [0.5, 1.0], [0.0, 1.0]]]
     narrow = both.exported.within(ignore=corner)
-    seen, wanted = narrow.predict(part(60)), both.artifact.within(ignore=corner).predict(part(60))
+    picture = part(60, defect=True)
+    seen, wanted = narrow.predict(picture), both.artifact.within(ignore=corner).predict(picture)
     check_same(seen, wanted, both.made.proof.deviation)
-    assert seen.score < both.exported.predict(part(60)).score
+    assert seen.score < both.exported.predict(picture).score
     with pytest.raises(ConfigError, match="narrowed"):
         narrow.save(tmp_path / "narrow.onnx")
 
@@ -458,19 +459,12 @@ def test_its_thresholds_are_of_the_graphs_scores(
     assert made.proof.pictures == 26
 
 
-def test_a_rate_without_thresholds_that_are_set_anew_is_refused(
-    pair: Callable[[str], Pair], tmp_path: Path
-) -> None:
-    good = [part(seed) for seed in range(30, 50)]
-    with pytest.raises(ConfigError, match=r"false_alarm_rate.*blemish calibrate"):
-        export(pair("plain").path, tmp_path / "x.onnx", good=good, false_alarm_rate=0.1)
-
-
 def test_openvino_in_bf16(pair: Callable[[str], Pair], tmp_path: Path) -> None:
     good = [part(seed) for seed in range(30, 60)]
     with pytest.MonkeyPatch.context() as patch:
         # The scores of this small detector lie so closely that rounding is large beside them.
         patch.setitem(LIMITS, "bf16", 10.0)
+        patch.setattr("blemish.export.proof.LEAST_CORRELATION", 0.5)
         made = export(pair("plain").path, tmp_path / "x.xml", precision="bf16", good=good)
     assert made.recalibrated
     again = blemish.load(made.path)
@@ -536,7 +530,8 @@ def test_a_wrong_engine_is_found_by_generated_pictures(tmp_path: Path) -> None:
         ("part.onnx", {"precision": "int8"}, "int8 moves every score a little.*--good FOLDER$"),
         ("part.xml", {"precision": "bf16"}, "bf16 moves every score a little.*--good FOLDER$"),
         ("part.onnx", {"input": "bytes"}, "normalised or pixels"),
-        ("no/such/part.onnx", {}, "no/such"),
+        ("broken.png/part.onnx", {}, "broken.png"),
+        ("part.onnx", {"false_alarm_rate": 0.1, "good": ["broken.png"]}, "rate.*blemish calibrate"),
     ],
 )
 def test_what_cannot_be_exported_is_known_at_once(
@@ -549,9 +544,10 @@ def test_what_cannot_be_exported_is_known_at_once(
 ) -> None:
     both = pair("plain")
     monkeypatch.setattr(exporting, "to_onnx", _not_to_be_called)
+    (tmp_path / "broken.png").write_bytes(b"no folder")
     with pytest.raises(BlemishError, match=said):
         export(both.path, tmp_path / name, **how)
-    assert [*tmp_path.iterdir()] == []
+    assert [each.name for each in tmp_path.iterdir()] == ["broken.png"]
 
 
 def test_an_exported_file_is_not_exported(

@@ -27,8 +27,7 @@ from blemish.methods.base import LARGEST_BANK, Method, MethodConfig, Pooling, re
 from blemish.methods.capabilities import Batches, Extends, Fits, LeavesOneOut
 from blemish.methods.coreset import StreamingCoreset, StreamingSample, nearest
 from blemish.methods.embedding import join
-from blemish.methods.foreground import UNIT
-from blemish.methods.stored import Free, Stored, numbers
+from blemish.methods.stored import UNIT, Free, Stored, numbers
 from blemish.types import Batch, Progress, Scores
 
 
