@@ -106,8 +106,11 @@ def illustrate(
             comparison 1.
     Raises: DataError when there are no labelled pictures, or too few that are new to the detectors
         and can be read; OutputError for a folder that holds such figures already, or cannot be
-        written; ConfigError for a count that gives more rows than fit into a picture.
+        written; ConfigError for a count that gives more rows than fit into a picture, and for an
+        exported graph.
     """
+    for detector in detectors.values():
+        _ = detector.method  # which an exported graph has not
     dataset, samples = labelled(data)
     categories = sorted({sample.category for sample in samples})
     one = len(detectors) == 1
