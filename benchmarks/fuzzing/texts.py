@@ -1,7 +1,7 @@
 """Every file that is read and is no picture and no detector, with the commands that read it.
 
-Tables of pictures, settings, result rows, predictions to go on from, checkpoints, encoders, weights
-and suites: each is made right first, and then damaged or forged.
+Tables of pictures, settings, result rows, predictions to go on from, checkpoints, encoders,
+weights, exported files and suites: each is made right first, and then damaged or forged.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from fuzzing import artifacts
+from fuzzing import artifacts, exported
 from fuzzing.artifacts import Random, command
 from fuzzing.damage import flipped, scribbled, truncated
 
@@ -46,7 +46,7 @@ class Reader:
     Attributes:
         name: what it is. file: its path. right: its content as blemish or a person writes it.
         run: the command that reads it. form: "bytes", "table", "json", "lines" (JSON a line),
-            "artifact", "toml" or "pickle" (of PyTorch).
+            "artifact", "toml", "pickle" (of PyTorch), "onnx" or "xml" (as exported).
         ready: called before each attempt, to put the rest back as it was.
     """
 
@@ -213,6 +213,8 @@ _FORMS: Mapping[str, Callable[[bytes, Random], bytes]] = {
     "artifact": _artifact,
     "pickle": _pickle,
     "toml": _toml,
+    "onnx": exported.hostile_onnx,
+    "xml": exported.hostile_xml,
 }
 
 
@@ -355,7 +357,11 @@ def _kept(folder: Path, good: Path) -> list[Reader]:
     trained = ("fit", "agpnet", good, "-o", folder / "y.blemish", *FIT, *BRIEF, "--resume")
     checkpoint = folder / "y.blemish.training"
     state = _checkpoint(trained, checkpoint)
+    onnx, xml = exported.write(folder, artifact)
+    scored = ("predict", onnx, good, "--threads", "1")
     return [
+        _reader("exported file (.onnx)", onnx, onnx.read_bytes(), "onnx", *scored),
+        _reader("exported file (.xml)", xml, xml.read_bytes(), "xml", "inspect", xml),
         _reader("predictions to go on from", rows, right[0], "lines", *predict, ready=back),
         _reader("run.json of predictions", run, right[1], "json", *predict, ready=back),
         _reader(
