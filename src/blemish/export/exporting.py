@@ -85,16 +85,15 @@ def export(
         nothing is written then. ConfigError for what does not go together, and where `good` is
         needed; MissingExtraError; as `load` and `recalibrate`.
     """
-    kind = _kind(path := Path(path))
-    chosen = _precision(precision, kind)
+    path = Path(path)
+    kind, chosen = _asked(artifact, path, precision, input)
     check_writable(path)
     _require(kind, chosen)
     detector = load(artifact, device="cpu", precision="fp32")
     if web:
         check_page(detector.record, kind, input)
     anew = chosen in ROUNDED or detector.record.precision != "fp32"
-    if good is None and (chosen == "int8" or (anew and detector.threshold is not None)):
-        raise ConfigError(_needs_good(artifact, detector, chosen))
+    _check_good(artifact, detector, chosen, good, false_alarm_rate, anew=anew)
     samples = None if good is None else good_pictures(good).sources
     model = _model(detector, kind, chosen, input, samples, progress)
     record = _record(artifact, detector, kind, chosen, input)
@@ -109,11 +108,25 @@ def export(
             version=_of(running), rounded=rounded, progress=progress,
         )  # fmt: skip
         proof.check(path, chosen)
-        told = replace(told, export=replace(record, proof=proof.to_dict()))
-        exported = load(draft).with_record(told)
+        exported = load(draft)
+        proven = replace(record, proof=proof.to_dict())
+        exported = exported.with_record(replace(exported.record, export=proven))
         made = _calibrated(exported, good if anew else None, false_alarm_rate, progress)
         made.detector.save(path)
     return replace(made, path=path, proof=proof, detector=load(path))
+
+
+def _asked(artifact: str | Path, path: Path, precision: str, input: str) -> tuple[Kind, Precision]:
+    """The kind and precision of the file that is asked for. Raises: ConfigError."""
+    kind = _kind(path)
+    chosen = _precision(precision, kind)
+    if input not in get_args(InputKind):
+        raise ConfigError(f"input {input!r}: normalised or pixels is needed")
+    if files.is_exported(artifact):
+        raise ConfigError(
+            f"{artifact}: is exported already; name the artifact that it was exported from"
+        )
+    return kind, chosen
 
 
 def _kind(path: Path) -> Kind:
@@ -141,6 +154,26 @@ def _require(kind: Kind, precision: Precision) -> None:
         packages.openvino()
     if precision == "int8":
         packages.nncf()
+
+
+def _check_good(
+    artifact: object,
+    detector: Detector,
+    chosen: Precision,
+    good: Any,
+    false_alarm_rate: float | None,
+    *,
+    anew: bool,
+) -> None:
+    """Raises: ConfigError where good pictures are needed and are not there, or a rate is for
+    nothing."""
+    if good is None and (chosen == "int8" or (anew and detector.threshold is not None)):
+        raise ConfigError(_needs_good(artifact, detector, chosen))
+    if false_alarm_rate is not None and not anew:
+        raise ConfigError(
+            f"false_alarm_rate: a graph in {chosen} keeps the thresholds of {artifact}; set others "
+            "with blemish calibrate, which takes exported files, too"
+        )
 
 
 def _needs_good(artifact: object, detector: Detector, precision: Precision) -> str:

@@ -44,6 +44,7 @@ class Proof:
         deviation: that of the stored scores, in their unit; unit_of: "calibration scores", or
             "compared pictures" where none are stored.
         rank_correlation: Spearman's, of the compared pictures' scores; None for fewer than three.
+        least_correlation: that bf16 and int8 need.
         engine: what ran the graph, with its version.
     """
 
@@ -57,6 +58,7 @@ class Proof:
     deviation: float
     unit_of: str
     rank_correlation: float | None
+    least_correlation: float
     engine: str
 
     def to_dict(self) -> dict[str, Any]:
@@ -79,12 +81,12 @@ class Proof:
                     f"its {what} differ from the detector's by up to {value:.3g} deviations of "
                     f"good scores, and at most {limit:.3g} are allowed in {precision}"
                 )
-        least, found = LEAST_CORRELATION, self.rank_correlation
+        least, found = self.least_correlation, self.rank_correlation
         if precision in ROUNDED and (found is None or not found >= least):
             told = "unknown" if found is None else f"{found:.4f}"
             return (
                 "it ranks pictures otherwise than the detector (correlation "
-                f"{told}, {least:g} is needed)"
+                f"{told}, {least:.4g} is needed)"
             )
         return ""
 
@@ -106,7 +108,7 @@ def compare(
         pictures: paths or arrays, of which those that it has learned from do not count; None =
             generated ones, the same every time.
         rounded: of the artifact, run by PyTorch in the graph's precision: where it differs by more
-            than the limit, the graph may differ by half as much again as it does.
+            than the limit, or ranks pictures otherwise, the graph may by half as much again.
     Raises: DataError where none of the pictures can be read and is new to it; ExportError for a
         graph that gives other outputs than the detector.
     """
@@ -138,6 +140,7 @@ def compare(
         deviation=deviation,
         unit_of="calibration scores" if of_stored else "compared pictures",
         rank_correlation=_correlation(ours, theirs),
+        least_correlation=min(LEAST_CORRELATION, own.least_correlation()),
         engine=version,
     )
 
@@ -156,6 +159,14 @@ class _Apart:
         self.scores.append((expected.score.astype(np.float64), found.score.astype(np.float64)))
         self.score = float(np.maximum(self.score, _largest(expected.score, found.score)))
         self.map = float(np.maximum(self.map, _largest(expected.map, found.map)))
+
+    def least_correlation(self) -> float:
+        """Half as far again from 1 as these are, where any are."""
+        if not self.scores:
+            return 1.0
+        ours, theirs = (np.concatenate(each) for each in zip(*self.scores, strict=True))
+        found = _correlation(ours, theirs)
+        return 1.0 if found is None else 1 - _AS_MUCH * (1 - found)
 
 
 def _stacked(batch: Sequence[Picture], detector: Detector, engine: Engine) -> NDArray[Any]:
