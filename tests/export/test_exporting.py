@@ -317,7 +317,7 @@ def test_pictures_of_ones_own_are_what_is_compared_by(
     both = pair("plain")
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no picture")
-    made = export(both.path, tmp_path / "a.onnx", pictures=[part(1), broken, part(2)])
+    made = export(both.path, tmp_path / "a.onnx", pictures=[part(31), broken, part(32)])
     proof = made.proof
     assert (proof.pictures, proof.of, proof.rank_correlation) == (2, "given", None)
     assert made.recalibrated is False

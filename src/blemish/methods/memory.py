@@ -25,7 +25,7 @@ from blemish.config import Range
 from blemish.errors import ConfigError
 from blemish.methods.base import LARGEST_BANK, Method, MethodConfig, Pooling, reported
 from blemish.methods.capabilities import Batches, Extends, Fits, LeavesOneOut
-from blemish.methods.coreset import StreamingCoreset, StreamingSample, nearest
+from blemish.methods.coreset import StreamingCoreset, StreamingSample, distance, nearest
 from blemish.methods.embedding import join
 from blemish.methods.stored import UNIT, Free, Stored, numbers
 from blemish.types import Batch, Progress, Scores
@@ -82,9 +82,13 @@ class _Collector(Protocol):
 
 
 class MemoryBank(Method, Fits, Extends, LeavesOneOut):
-    """A bank of patch features (float32 K D), each with the training picture it came from."""
+    """A bank of patch features (float32 K D), each with the training picture it came from.
+
+    Attributes: rounds: as of `coreset.distance`, for an exported graph.
+    """
 
     config: MemoryConfig
+    rounds: bool = False
     bank: Tensor
     owners: Tensor
 
@@ -144,8 +148,8 @@ class MemoryBank(Method, Fits, Extends, LeavesOneOut):
         """The distance of each location to the bank: B h w."""
         self._require(self.bank)
         embedded, grid = self.embedded(features)
-        distance, _ = nearest(embedded.flatten(0, 1), self._searched())
-        return distance.reshape(embedded.shape[0], *grid)
+        found = distance(embedded.flatten(0, 1), self._searched(), rounds=self.rounds)
+        return found.reshape(embedded.shape[0], *grid)
 
     def judge(self, features: Features, images: Tensor) -> Scores:
         return self._finish(self.anomaly_map(features), images)
