@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import scipy.stats
 from exports import Altered, traced_once
 from parts import part, settings_of, write_picture
 
@@ -19,12 +18,12 @@ import blemish
 from blemish.detector.calibrate import recalibrate
 from blemish.detector.predict import Detector
 from blemish.engines import files
-from blemish.engines.base import Engine, Input, Outputs
+from blemish.engines.base import Engine, Outputs
 from blemish.engines.chosen import open_engine
 from blemish.errors import BlemishError, ConfigError, DataError, ExportError
 from blemish.export import exporting
 from blemish.export.exporting import Made, export
-from blemish.export.proof import LIMITS, Proof, compare
+from blemish.export.proof import LIMITS
 from blemish.types import Failure, Prediction
 
 DEFECTS = {"anomalies": [part(200 + seed, defect=True) for seed in range(3)]}
@@ -167,6 +166,7 @@ def test_the_file_predicts_as_the_artifact(pair: Callable[[str], Pair], name: st
     assert any(one.regions for one in found)
     first = found[0]
     assert (first.votes is not None) == (name == "votes")
+    assert (both.exported.engine.input == "pixels") == (draw is disc)
     assert (first.foreground is not None) == (first.category_assigned) == (draw is disc)
     assert (first.saliency is not None) == (first.box is not None) == (name == "two looks")
     if draw is disc:
@@ -194,13 +194,6 @@ def test_what_is_made_is_what_is_loaded(pair: Callable[[str], Pair]) -> None:
         both.exported.predict(part(80, defect=True)),
         both.made.proof.deviation,
     )
-
-
-def test_pixels_go_in_as_they_are(pair: Callable[[str], Pair]) -> None:
-    engine = pair("categories and a foreground").exported.engine
-    assert engine.input == "pixels"
-    found = engine.run(np.stack([disc(3), disc(4)]))
-    assert found.score.shape == (2,)
 
 
 def test_either_engine_runs_an_onnx_file(pair: Callable[[str], Pair]) -> None:
@@ -340,75 +333,6 @@ def _alter(patch: pytest.MonkeyPatch, change: Callable[[Outputs], Outputs]) -> N
     patch.setattr(exporting, "open_engine", altered)
 
 
-class Saying(Engine):
-    """Says scores that were written down, one after the other."""
-
-    name, device, precision = "onnxruntime", "cpu", "fp32"
-    top_fraction, scores_by_map = 0.01, True
-
-    def __init__(self, scores: np.ndarray) -> None:
-        self._left = list(scores)
-
-    def run(self, images: Input, *, category: bool = False) -> Outputs:
-        told = np.array([self._left.pop(0) for _ in images], np.float32)
-        return Outputs(score=told, map=np.zeros((len(images), 4, 4), np.float32))
-
-    def save(self, path: Any, manifest: Any) -> Any:
-        raise AssertionError("it has no file")
-
-
-def compared(detector: Detector, ours: Any, theirs: Any, precision: str = "int8") -> Proof:
-    """The proof where a detector says these scores, and a graph those."""
-    saying = Detector(Saying(ours), detector.record)
-    pictures = [part(seed) for seed in range(len(ours))]
-    return compare(saying, Saying(theirs), pictures, precision=precision, version="none 1.0")
-
-
-def test_the_order_of_pictures_is_spearmans(pair: Callable[[str], Pair]) -> None:
-    detector = pair("plain").artifact
-    for seed in range(8):
-        random = np.random.default_rng(seed)
-        ours = random.normal(size=5 + seed).round(seed % 3)  # with ties
-        theirs = (ours + random.normal(size=5 + seed)).round(seed % 2)
-        found = compared(detector, ours, theirs)
-        expected = scipy.stats.spearmanr(ours, theirs).statistic
-        assert found.rank_correlation == pytest.approx(expected, abs=1e-9)
-        apart = np.abs(ours.astype(np.float32).astype(float) - theirs.astype(np.float32))
-        stored = np.std(detector.record.calibration_scores)
-        assert found.deviation == pytest.approx(stored)
-        assert found.score == pytest.approx(apart.max() / stored)
-        assert found.mean_score == pytest.approx(apart.mean() / stored)
-    for constant in (compared(detector, [1, 1, 1], [1, 2, 3]), compared(detector, [1, 2], [1, 2])):
-        assert constant.rank_correlation is None
-
-
-def test_a_graph_that_ranks_otherwise_is_refused(pair: Callable[[str], Pair]) -> None:
-    detector = pair("plain").artifact
-    step = 0.001 * float(np.std(detector.record.calibration_scores))
-    ours = step * np.arange(10)
-    proof = compared(detector, ours, ours[::-1])
-    assert proof.rank_correlation == pytest.approx(-1)
-    assert proof.score <= LIMITS["int8"]
-    for precision in ("int8", "bf16"):
-        assert "it ranks pictures otherwise than the detector (correlation -1.0000" in proof.fault(
-            precision
-        )
-    assert compared(detector, ours, ours + step / 10).fault("int8") == ""
-    unknown = compared(detector, ours[:2], ours[:2])
-    assert "correlation unknown" in unknown.fault("int8")
-    # What rounds nothing is judged by its differences alone.
-    assert compared(detector, ours[:2], ours[:2], "fp32").fault("fp32") == ""
-
-
-def test_without_stored_scores_the_pictures_give_the_unit(pair: Callable[[str], Pair]) -> None:
-    both = pair("plain")
-    bare = both.artifact.with_record(replace(both.artifact.record, calibration_scores=()))
-    found = compared(bare, [1.0, 2.0, 3.0], [1.0, 2.0, 3.5])
-    assert found.unit_of == "compared pictures"
-    assert found.deviation == pytest.approx(np.std([1, 2, 3]))
-    assert found.score == pytest.approx(0.5 / found.deviation)
-
-
 # Thresholds of the graph's own
 
 
@@ -456,7 +380,7 @@ def test_its_thresholds_are_of_the_graphs_scores(
     place = 20 if rate is None else 16  # ceil(21 · (1 - rate))
     assert threshold.value == pytest.approx(sorted(scores)[place - 1], abs=1e-7)
     assert made.proof.of == "given"
-    assert made.proof.pictures == 26
+    assert made.proof.pictures == 20  # what it has learned says little of new pictures
 
 
 def test_openvino_in_bf16(pair: Callable[[str], Pair], tmp_path: Path) -> None:
