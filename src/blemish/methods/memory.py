@@ -13,7 +13,8 @@ Deviates: the bank is a uniform random sample under a hard cap; several layers m
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Protocol, Self
 
 import torch
@@ -21,12 +22,23 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from blemish.backbones import Backbone, Features
-from blemish.config import Range
+from blemish.backbones.cells import resampled
+from blemish.config import NEW, Fraction, Range
 from blemish.errors import ConfigError
-from blemish.methods.base import LARGEST_BANK, Method, MethodConfig, Pooling, reported
+from blemish.methods.base import LARGEST_BANK, Method, MethodConfig, Pooling, map_size, reported
 from blemish.methods.capabilities import Batches, Extends, Fits, LeavesOneOut
+from blemish.methods.closer import (
+    COVERED,
+    RESERVE,
+    WITHOUT_PART,
+    CoarseLook,
+    coarse_size,
+    shrunk,
+    weights,
+)
 from blemish.methods.coreset import StreamingCoreset, StreamingSample, nearest
-from blemish.methods.embedding import join
+from blemish.methods.embedding import join, laid_out
+from blemish.methods.foreground import Foreground
 from blemish.methods.stored import UNIT, Free, Stored, numbers
 from blemish.types import Batch, Progress, Scores
 
@@ -40,10 +52,17 @@ class MemoryConfig(MethodConfig):
             time at prediction.
         pooling: side of the square of neighbouring patches that are averaged into one feature; odd,
             1 = none.
+        coarse: longer side, in pixels, of the picture of a first, coarse look, which tells the
+            patches of `image_size` that are worth a second one (`methods.closer`); ViTs only.
+            0 = one look, everywhere.
+        close_share: the share of the patches that gets the second look; 0 = as the good pictures
+            tell, by how much of them is the part.
     """
 
     bank_size: Annotated[int, Range(1, LARGEST_BANK)] = 16_000
     pooling: Pooling = 3
+    coarse: Annotated[int, Range(0, 8192)] = field(default=0, metadata={NEW: True})
+    close_share: Fraction = field(default=0.0, metadata={NEW: True})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,55 +100,123 @@ class _Collector(Protocol):
     def result(self) -> tuple[Tensor, Tensor]: ...
 
 
+Bank = tuple[Tensor, Tensor]  # features K D, and the training picture that each came from, K
+Look = Callable[[Batch], tuple[Tensor, Tensor]]  # features B n D of a batch; bool B n: which count
+
+
+@dataclass(frozen=True)
+class _Closer:
+    """What two looks say of B pictures, on the fine grid h×w.
+
+    Attributes:
+        distances: of the first look, B h w.
+        kept: int64 B K, the patches of the second. embedded: their features, B K D.
+        known: bool B K: those of them that lie where pictures are looked at.
+    """
+
+    distances: Tensor
+    kept: Tensor
+    embedded: Tensor
+    known: Tensor
+
+
 class MemoryBank(Method, Fits, Extends, LeavesOneOut):
-    """A bank of patch features (float32 K D), each with the training picture it came from."""
+    """A bank of patch features (float32 K D), each with the training picture it came from.
+
+    Attributes: coarse: what a first look needs where there are two: `bank` is then of the second.
+    """
 
     config: MemoryConfig
     bank: Tensor
     owners: Tensor
+    coarse: CoarseLook | None
 
     def __init__(self, config: MemoryConfig, backbone: Backbone) -> None:
         super().__init__(config, backbone)
         self.register_buffer("bank", torch.empty(0, 0))
         self.register_buffer("owners", torch.empty(0, dtype=torch.int64))
+        self.coarse = None
+        if config.coarse:
+            self.coarse_size = coarse_size(config.coarse, config.height_width, backbone)
+            self.coarse = CoarseLook()
 
     def _collector(self, dim: int) -> _Collector:
         raise NotImplementedError
 
     def learned_tensors(self) -> dict[str, Stored]:
-        kept = Free("K", 1, self.config.bank_size)
-        return {
-            "bank": Stored(shape=(kept, self._joined_shape()[1]), low=-UNIT, high=UNIT),
-            "owners": numbers(kept),
-        }
+        width, known = self._joined_shape()[1], {}
+        if self.coarse is not None:
+            known = {f"coarse.{name}": it for name, it in self.coarse.stored(width).items()}
+            known |= _stored_bank("coarse.", "k", self.config.bank_size, width)
+        return {**_stored_bank("", "K", self.config.bank_size, width), **known}
+
+    def see(self, images: Tensor, also: Sequence[int] = ()) -> Features:
+        """As of `Method`; where there are two looks, what the first one sees."""
+        small = images if self.coarse is None else shrunk(images, self.coarse_size)
+        return super().see(small, also)
 
     def fit(self, batches: Batches, count: int, progress: Progress) -> None:
+        if self.coarse is not None:
+            self._fit_first(self.coarse, batches, count, progress)
         self._remember(batches, count, progress)
+        if self.coarse is not None:
+            self._match(self.coarse, batches, count, progress)
 
     @torch.no_grad()
     def extend(self, batches: Batches, count: int, progress: Progress, *, rows: int) -> None:
-        """The bank does not grow beyond its size: it is selected anew from old and new patches."""
+        """The bank does not grow beyond its size: it is selected anew from old and new patches.
+
+        Of two looks both banks are; what is looked at closely is told as before.
+        """
         self._require(self.bank)
+        first = self.coarse
+        if first is not None:
+            old = first.bank, first.owners
+            first.bank, first.owners = self._collected(
+                self._seen, batches, count, progress, "remembering a first look", rows, old
+            )
         self._remember(batches, count, progress, rows)
 
     def _remember(self, batches: Batches, count: int, progress: Progress, rows: int = 0) -> None:
+        look = self._seen if self.coarse is None else self._seen_closely
+        old = self.bank, self.owners
+        found = self._collected(look, batches, count, progress, "remembering", rows, old)
+        self.bank, self.owners = found
+
+    def _seen(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        embedded, grid = self.embedded(self.see(batch.images))
+        return embedded, self._framed(batch.images, grid).flatten(1)  # padding is no feature
+
+    def _seen_closely(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        found = self._look_twice(self.see(batch.images), batch.images, batch.owners)
+        return found.embedded, found.known
+
+    def _collected(
+        self,
+        look: Look,
+        batches: Batches,
+        count: int,
+        progress: Progress,
+        stage: str,
+        rows: int = 0,
+        old: Bank | None = None,
+    ) -> Bank:
+        """A bank of what a look gives of the pictures; beside those `rows` of an old one."""
         collector: _Collector | None = None
-        for batch in reported(batches(), "remembering", count, progress):
-            embedded, grid = self.embedded(self.see(batch.images))
-            known = self._framed(batch.images, grid).flatten(1)  # padding is no feature
+        for batch in reported(batches(), stage, count, progress):
+            embedded, known = look(batch)
             flat = embedded[known].cpu()
             if collector is None:
                 collector = self._collector(flat.shape[1])
-                if rows:
+                if rows and old is not None:
                     seen = round(rows * len(flat) / len(embedded))
-                    collector.resume(self.bank.float().cpu(), self.owners.cpu(), seen=seen)
+                    collector.resume(old[0].float().cpu(), old[1].cpu(), seen=seen)
             collector.add(flat, batch.owners.repeat_interleave(known.sum(1).cpu()))
         if collector is None:
             raise ConfigError("there is no training picture")
         progress("selecting", 0, 0)
         bank, owners = collector.result()
-        device = self.backbone.device
-        self.bank, self.owners = bank.to(device), owners.to(device)
+        return bank.to(self.backbone.device), owners.to(self.backbone.device)
 
     def next_owner(self) -> int:
         return int(self.owners.max()) + 1
@@ -140,21 +227,15 @@ class MemoryBank(Method, Fits, Extends, LeavesOneOut):
         joined, grid = join(own, self.backbone.spec.kind, pooling=self.config.pooling)
         return F.normalize(joined, dim=-1), grid
 
-    def anomaly_map(self, features: Features) -> Tensor:
-        """The distance of each location to the bank: B h w."""
-        self._require(self.bank)
-        embedded, grid = self.embedded(features)
-        distance, _ = nearest(embedded.flatten(0, 1), self._searched())
-        return distance.reshape(len(embedded), *grid)
-
     def judge(self, features: Features, images: Tensor) -> Scores:
-        return self._finish(self.anomaly_map(features), images)
+        return self._judged(features, images, None)
 
     def leaves_one_out(self) -> bool:
         return True
 
     def knows_several(self) -> bool:
-        return bool((self.owners != self.owners[:1]).any())
+        both = (self.owners,) if self.coarse is None else (self.owners, self.coarse.owners)
+        return all(bool((owners != owners[:1]).any()) for owners in both)
 
     def judge_left_out(self, features: Features, batch: Batch) -> Scores:
         """Each picture against the bank without its own patches.
@@ -162,23 +243,123 @@ class MemoryBank(Method, Fits, Extends, LeavesOneOut):
         Raises: ConfigError where all of the bank is of one picture, which leaves nothing to compare
         it with.
         """
+        return self._judged(features, batch.images, batch.owners)
+
+    def _judged(self, features: Features, images: Tensor, without: Tensor | None) -> Scores:
+        """`without`: of each picture the owner whose patches do not count; None = all do."""
         self._require(self.bank)
+        if self.coarse is not None:
+            found = self._look_twice(features, images, without)
+            fine = self._distances(found.embedded, (self.bank, self.owners), without)
+            return self._joined(self.coarse, found, fine, images)
         embedded, grid = self.embedded(features)
-        bank = self._searched()
-        maps = []
-        for one, owner in zip(embedded, batch.owners.to(self.owners.device), strict=True):
-            own = self.owners == owner
+        distances = self._distances(embedded, (self.bank, self.owners), without)
+        return self._finish(distances.reshape(-1, *grid), images)
+
+    def anomaly_map(self, features: Features) -> Tensor:
+        """The distance of each location to the bank: B h w. Of two looks that of the first."""
+        self._require(self.bank)
+        first = self.coarse
+        embedded, grid = self.embedded(features)
+        bank = (self.bank, self.owners) if first is None else (first.bank, first.owners)
+        return self._distances(embedded, bank, None).reshape(-1, *grid)
+
+    def _distances(self, embedded: Tensor, of: Bank, without: Tensor | None) -> Tensor:
+        """Of B n D the distances to a bank: B n."""
+        bank, owners = of[0].to(self.backbone.dtype), of[1]  # searched in the backbone's precision
+        if without is None:
+            return nearest(embedded.flatten(0, 1), bank)[0].reshape(embedded.shape[:2])
+        found = []
+        for one, owner in zip(embedded, without.to(owners.device), strict=True):
+            own = owners == owner
             if bool(own.all()):
                 raise ConfigError(
                     "the bank holds patches of one training picture only, which leaves none to "
                     f"compare it with; raise bank_size ({self.config.bank_size})"
                 )
-            maps.append(nearest(one, bank, excluded=own)[0].reshape(grid))
-        return self._finish(torch.stack(maps), batch.images)
+            found.append(nearest(one, bank, excluded=own)[0])
+        return torch.stack(found)
 
-    def _searched(self) -> Tensor:
-        """The bank in the precision that the search runs in: that of the backbone."""
-        return self.bank.to(self.backbone.dtype)
+    # Two looks: see `methods.closer`
+
+    def _fine_grid(self, images: Tensor) -> tuple[int, int]:
+        step = self.backbone.stride
+        return images.shape[-2] // step, images.shape[-1] // step
+
+    def _look_twice(self, features: Features, images: Tensor, without: Tensor | None) -> _Closer:
+        """Look again at B 3 H W, of which the first look gave `features`; `without` as of
+        `_judged`, where there are others to compare with."""
+        first, grid = self.coarse, self._fine_grid(images)
+        assert first is not None
+        if without is not None and not bool((first.owners != first.owners[:1]).any()):
+            without = None
+        embedded, small = self.embedded(features)
+        distances = self._distances(embedded, (first.bank, first.owners), without)
+        distances = resampled(distances.reshape(-1, 1, *small), grid)[:, 0]
+        allowed = self._framed(images, grid)
+        places = grid[0] * grid[1]
+        count = max(1, round(self.config.close_share * places))
+        reserve = min(round(RESERVE * places), max(1, count // 2))
+        last = len(self.config.layers) - 1
+        part = first.part(features, last, grid)
+        kept = first.chosen(part, distances, allowed, count, reserve)
+        embedded, _ = self.embedded(self.backbone(images, self.layers, keep=kept))
+        return _Closer(distances, kept, embedded, allowed.flatten(1).gather(1, kept))
+
+    def _joined(self, first: CoarseLook, found: _Closer, fine: Tensor, images: Tensor) -> Scores:
+        """One map of both looks: the second where it looked, at the same scale."""
+        grid = self._fine_grid(images)
+        share = weights(found.kept, grid)
+        closely = laid_out(fine[:, :, None], found.kept, grid[0] * grid[1]).reshape(share.shape)
+        scores = self._finish(torch.lerp(first.scaled(found.distances), closely, share), images)
+        looked = self._spread(share, images, map_size(images))[:, 0].clamp(0, 1)
+        inside = self._inside(images, map_size(images))
+        return replace(scores, saliency=looked if inside is None else looked * inside)
+
+    def _fit_first(
+        self, first: CoarseLook, batches: Batches, count: int, progress: Progress
+    ) -> None:
+        """Learn the first look, and how much of good pictures is worth a second one."""
+        told = Foreground.of(self, batches, count, progress)
+        first.know_part(told, self._joined_shape()[1])
+        stage = "remembering a first look"
+        first.bank, first.owners = self._collected(self._seen, batches, count, progress, stage)
+        if self.config.close_share:
+            return
+        shares, most = [], 0.0
+        last = len(self.config.layers) - 1
+        for batch in batches():
+            grid = self._fine_grid(batch.images)
+            known = self._framed(batch.images, grid).flatten(1)
+            part = (first.part(self.see(batch.images), last, grid) > 0) & known
+            shares += part.float().mean(1).tolist()
+            most = max(most, float(known.float().mean(1).max()))
+        share = most * WITHOUT_PART
+        if bool(first.direction.any()):
+            share = float(torch.tensor(shares).quantile(COVERED)) + RESERVE * most
+        self.config = replace(self.config, close_share=round(min(share, most), 4))
+
+    def _match(self, first: CoarseLook, batches: Batches, count: int, progress: Progress) -> None:
+        """Bring the distances of both looks to one scale, by those of the training pictures."""
+        coarse, fine = [], []
+        several = self.knows_several()
+        for batch in reported(batches(), "comparing both looks", count, progress):
+            without = batch.owners if several else None
+            found = self._look_twice(self.see(batch.images), batch.images, without)
+            closely = self._distances(found.embedded, (self.bank, self.owners), without)
+            at = found.distances.flatten(1).gather(1, found.kept)
+            coarse.append(at[found.known].float().cpu())
+            fine.append(closely[found.known].float().cpu())
+        first.match(torch.cat(coarse), torch.cat(fine))
+        first.scale = first.scale.to(self.backbone.device)
+
+
+def _stored_bank(begins: str, free: str, size: int, width: int) -> dict[str, Stored]:
+    kept = Free(free, 1, size)
+    return {
+        f"{begins}bank": Stored(shape=(kept, width), low=-UNIT, high=UNIT),
+        f"{begins}owners": numbers(kept),
+    }
 
 
 class PatchCore(MemoryBank):

@@ -1,0 +1,174 @@
+"""Where a second, closer look is worth it, and how the maps of both looks become one.
+
+A first look at a small picture (`coarse`) gives features and distances everywhere. From these a
+fixed number of patches of the large picture is chosen: those of the part, told by the first
+principal component of the features (`methods.foreground`), and those that stand out by their
+distance, wherever they lie, each with a ring of neighbours. Only the chosen ones go through the
+encoder a second time; the others are dropped before its first block (as in SPViT and APMask's
+student). What a patch says depends on which others are there, so the fine bank is learned from
+looks that drop patches in the same way.
+
+Everything that is chosen comes from the good training pictures: how many patches are looked at, and
+how distances of the first look are brought to the scale of the second. All shapes are fixed once it
+is fitted, and nothing but `topk`, `gather` and `scatter` depends on what a picture shows.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from blemish.backbones import Backbone, Features
+from blemish.backbones.cells import resampled
+from blemish.errors import ConfigError
+from blemish.methods.embedding import laid_out
+from blemish.methods.foreground import Foreground
+from blemish.methods.stored import UNIT, Stored
+
+RESERVE = 0.08  # share of the patches that is for what stands out, on the part or beside it
+WITHOUT_PART = 0.5  # share that is looked at where no part can be told
+COVERED = 0.95  # share of the training pictures whose part fits into what is looked at
+MATCHED = (0.5, 0.99)  # quantiles at which the distances of both looks are brought together
+_RING = 3  # side of the square of patches that are looked at around one that is worth it
+_ABOVE_ALL = 1e4
+
+
+class CoarseLook(nn.Module):
+    """What is known of the first look, learned from good pictures.
+
+    Attributes:
+        direction: float32 D, of length 1; features of unit length whose product with it is above
+            `cut` are of the part. All 0 where no part can be told: then what stands out is chosen.
+        scale: (offset, factor): a distance d of the first look counts as offset + factor · d of the
+            second one.
+    """
+
+    direction: Tensor
+    cut: Tensor
+    scale: Tensor
+    bank: Tensor
+    owners: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("bank", torch.empty(0, 0))
+        self.register_buffer("owners", torch.empty(0, dtype=torch.int64))
+        self.register_buffer("direction", torch.empty(0))
+        self.register_buffer("cut", torch.zeros(()))
+        self.register_buffer("scale", torch.tensor([0.0, 1.0]))
+
+    def stored(self, width: int) -> dict[str, Stored]:
+        """What its tensors beside the bank must be, for features of so many channels."""
+        return {
+            "direction": Stored(shape=(width,), low=-UNIT, high=UNIT),
+            "cut": Stored(shape=(), low=-UNIT, high=UNIT),
+            "scale": Stored(shape=(2,)),
+        }
+
+    def know_part(self, part: Foreground, width: int) -> None:
+        """Tell the part as `part` does; not at all where it abstains."""
+        told = not part.abstains
+        self.direction = torch.tensor(part.direction if told else (0.0,) * width)
+        self.cut = torch.tensor(part.cut if told else 0.0)
+
+    def match(self, coarse: Tensor, fine: Tensor) -> None:
+        """Bring distances of the first look to the scale of the second, by those of both looks at
+        the same places of good pictures: float32 n each."""
+        at = torch.tensor(MATCHED, device=coarse.device)
+        low, high = torch.quantile(coarse, at).tolist()
+        first, last = torch.quantile(fine, at).tolist()
+        factor = (last - first) / (high - low) if high - low > 1e-6 and last > first else 1.0
+        self.scale = torch.tensor([first - factor * low, factor], device=coarse.device)
+
+    def scaled(self, distances: Tensor) -> Tensor:
+        """Distances of the first look as those of the second."""
+        return self.scale[0] + self.scale[1] * distances
+
+    def part(self, features: Features, last: int, grid: tuple[int, int]) -> Tensor:
+        """How much each patch of the fine grid h×w is of the part: B N, above 0 inside, with its
+        ring. `last`: which of the layers tells."""
+        tokens = F.normalize(features.tokens[last].float(), dim=-1)
+        values = (tokens @ self.direction.to(tokens.device) - self.cut).reshape(
+            len(tokens), 1, *features.grids[last]
+        )
+        return _ringed(resampled(values, grid))
+
+    def chosen(
+        self, part: Tensor, distances: Tensor, allowed: Tensor, count: int, reserve: int
+    ) -> Tensor:
+        """The patches that are looked at closely: int64 B K, ascending.
+
+        Those `reserve` that stand out most come first, wherever they lie; then those of the part;
+        last what is nearest to it.
+
+        Args:
+            part: B N, of `part`. distances: B h w on the fine grid, of the first look.
+            allowed: bool B h w: others are looked at only where there are not enough of these.
+            count: K. reserve: at most K.
+        """
+        known = allowed.flatten(1)
+        standing = torch.where(known, _ringed(distances[:, None]), -_ABOVE_ALL)
+        first = standing.topk(reserve, dim=1).indices
+        worth = part if bool(self.direction.any()) else standing
+        worth = torch.where(known, worth, worth - _ABOVE_ALL)
+        worth = worth.scatter(1, first, _ABOVE_ALL)
+        return worth.topk(count, dim=1).indices.sort(dim=1).values
+
+
+def coarse_size(coarse: int, size: tuple[int, int], backbone: Backbone) -> tuple[int, int]:
+    """(h, w) of the picture of the first look: its longer side is `coarse` pixels, and its shape
+    that of the second one's picture, of `size`.
+
+    Raises: ConfigError for a backbone that cannot look at some patches alone, and where the first
+        look is not at a smaller picture.
+    """
+    if backbone.spec.kind != "vit":
+        raise ConfigError(
+            f"coarse: a closer look at some patches is for ViTs; {backbone.spec.name} is a CNN, "
+            "which looks at all of a picture: leave it out"
+        )
+    height, width = (round(coarse * side / max(size)) for side in size)
+    first = backbone.round_size(height, width)
+    if first[0] >= size[0] or first[1] >= size[1]:
+        raise ConfigError(
+            f"coarse: a first look at {first[0]}×{first[1]} is no smaller than the second one, "
+            f"image_size {size[0]}×{size[1]}; half of it is usual"
+        )
+    return first
+
+
+def shrunk(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """B 3 H W at h×w by area: every pixel is the mean of what it covers, whole factors or not."""
+    height, width = images.shape[-2:]
+    if height % size[0] == 0 and width % size[1] == 0:
+        return F.avg_pool2d(images, (height // size[0], width // size[1]))
+    down, across = (_shares(*each, images) for each in zip(images.shape[-2:], size, strict=True))
+    return down @ images @ across.mT
+
+
+def weights(kept: Tensor, grid: tuple[int, int]) -> Tensor:
+    """How much the second look counts at each place, B h w in [0, 1]: 0 where it did not look, less
+    than 1 beside that, so that no seam shows."""
+    looked = laid_out(
+        torch.ones_like(kept[:, :, None], dtype=torch.float32), kept, grid[0] * grid[1]
+    )
+    looked = looked.reshape(len(kept), 1, *grid)
+    around = F.avg_pool2d(looked, 3, stride=1, padding=1, count_include_pad=False)
+    return (looked * around)[:, 0]
+
+
+def _ringed(values: Tensor) -> Tensor:
+    """Values B 1 h w as B N, each the highest in the square around it; of those that are alike by
+    this, the one that is higher by itself comes first."""
+    around = F.max_pool2d(values, _RING, stride=1, padding=_RING // 2)
+    return (around + 1e-2 * values).flatten(1)
+
+
+def _shares(length: int, count: int, like: Tensor) -> Tensor:
+    """count × length: how much each of `length` pixels is of each of `count` equal parts."""
+    edges = torch.arange(count + 1, dtype=like.dtype, device=like.device) * (length / count)
+    starts = torch.arange(length, dtype=like.dtype, device=like.device)
+    low = torch.maximum(edges[:-1, None], starts[None])
+    high = torch.minimum(edges[1:, None], starts[None] + 1)
+    return (high - low).clamp_min(0) * (count / length)
