@@ -86,34 +86,28 @@ class CoarseLook(nn.Module):
         return self.scale[0] + self.scale[1] * distances
 
     def part(self, features: Features, last: int, grid: tuple[int, int]) -> Tensor:
-        """How much each patch of the fine grid h×w is of the part: B N, above 0 inside, with its
-        ring. `last`: which of the layers tells."""
+        """How much each patch of the fine grid h×w is of the part: B N, above 0 inside. `last`:
+        which of the layers tells."""
         tokens = F.normalize(features.tokens[last].float(), dim=-1)
         values = (tokens @ self.direction.to(tokens.device) - self.cut).reshape(
             len(tokens), 1, *features.grids[last]
         )
-        return _ringed(resampled(values, grid))
+        return resampled(values, grid).flatten(1)
 
-    def chosen(
-        self, part: Tensor, distances: Tensor, allowed: Tensor, count: int, reserve: int
-    ) -> Tensor:
-        """The patches that are looked at closely: int64 B K, ascending.
-
-        Those `reserve` that stand out most come first, wherever they lie; then those of the part;
-        last what is nearest to it.
+    def worth(self, part: Tensor, distances: Tensor, allowed: Tensor, reserve: int) -> Tensor:
+        """How much each patch is worth a second look: B N. Highest are those `reserve` that stand
+        out most, wherever they lie; then come those of the part, above 0, and what is nearest to
+        it. Where no part can be told it is what stands out, all above 0.
 
         Args:
             part: B N, of `part`. distances: B h w on the fine grid, of the first look.
-            allowed: bool B h w: others are looked at only where there are not enough of these.
-            count: K. reserve: at most K.
+            allowed: bool B N: others come after all of these.
         """
-        known = allowed.flatten(1)
-        standing = torch.where(known, _ringed(distances[:, None]), -_ABOVE_ALL)
+        standing = torch.where(allowed, _ringed(distances[:, None]), -_ABOVE_ALL)
         first = standing.topk(reserve, dim=1).indices
-        worth = part if bool(self.direction.any()) else standing
-        worth = torch.where(known, worth, worth - _ABOVE_ALL)
-        worth = worth.scatter(1, first, _ABOVE_ALL)
-        return worth.topk(count, dim=1).indices.sort(dim=1).values
+        worth = torch.where(self.direction.any(), part, standing)
+        worth = torch.where(allowed, worth, worth - _ABOVE_ALL)
+        return worth.scatter(1, first, _ABOVE_ALL)
 
 
 def coarse_size(coarse: int, size: tuple[int, int], backbone: Backbone) -> tuple[int, int]:
