@@ -28,8 +28,9 @@ from blemish.methods.stored import UNIT, Stored
 
 RESERVE = 0.08  # share of the patches that is for what stands out, on the part or beside it
 WITHOUT_PART = 0.5  # share that is looked at where no part can be told
-COVERED = 0.95  # share of the training pictures whose part fits into what is looked at
+PICTURES = 64  # good ones, about, that tell how much is looked at, and the scale
 MATCHED = (0.5, 0.99)  # quantiles at which the distances of both looks are brought together
+FINE_BANK = 0.5  # of `bank_size`, for the second look, which sees fewer patches
 _RING = 3  # side of the square of patches that are looked at around one that is worth it
 _ABOVE_ALL = 1e4
 
@@ -68,9 +69,9 @@ class CoarseLook(nn.Module):
 
     def know_part(self, part: Foreground, width: int) -> None:
         """Tell the part as `part` does; not at all where it abstains."""
-        told = not part.abstains
-        self.direction = torch.tensor(part.direction if told else (0.0,) * width)
-        self.cut = torch.tensor(part.cut if told else 0.0)
+        told, device = not part.abstains, self.scale.device
+        self.direction = torch.tensor(part.direction if told else (0.0,) * width, device=device)
+        self.cut = torch.tensor(part.cut if told else 0.0, device=device)
 
     def match(self, coarse: Tensor, fine: Tensor) -> None:
         """Bring distances of the first look to the scale of the second, by those of both looks at
@@ -79,7 +80,7 @@ class CoarseLook(nn.Module):
         low, high = torch.quantile(coarse, at).tolist()
         first, last = torch.quantile(fine, at).tolist()
         factor = (last - first) / (high - low) if high - low > 1e-6 and last > first else 1.0
-        self.scale = torch.tensor([first - factor * low, factor], device=coarse.device)
+        self.scale = self.scale.new_tensor([first - factor * low, factor])
 
     def scaled(self, distances: Tensor) -> Tensor:
         """Distances of the first look as those of the second."""
@@ -89,9 +90,7 @@ class CoarseLook(nn.Module):
         """How much each patch of the fine grid h×w is of the part: B N, above 0 inside. `last`:
         which of the layers tells."""
         tokens = F.normalize(features.tokens[last].float(), dim=-1)
-        values = (tokens @ self.direction.to(tokens.device) - self.cut).reshape(
-            len(tokens), 1, *features.grids[last]
-        )
+        values = (tokens @ self.direction - self.cut).reshape(len(tokens), 1, *features.grids[last])
         return resampled(values, grid).flatten(1)
 
     def worth(self, part: Tensor, distances: Tensor, allowed: Tensor, reserve: int) -> Tensor:

@@ -13,7 +13,7 @@ Deviates: the bank is a uniform random sample under a hard cap; several layers m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Protocol, Self
 
@@ -24,11 +24,12 @@ from torch.nn import functional as F
 from blemish.backbones import Backbone, Features
 from blemish.backbones.cells import resampled
 from blemish.config import NEW, Fraction, Range
-from blemish.errors import ConfigError
+from blemish.errors import ArtifactError, ConfigError
 from blemish.methods.base import LARGEST_BANK, Method, MethodConfig, Pooling, map_size, reported
 from blemish.methods.capabilities import Batches, Extends, Fits, LeavesOneOut
 from blemish.methods.closer import (
-    COVERED,
+    FINE_BANK,
+    PICTURES,
     RESERVE,
     WITHOUT_PART,
     CoarseLook,
@@ -63,6 +64,11 @@ class MemoryConfig(MethodConfig):
     pooling: Pooling = 3
     coarse: Annotated[int, Range(0, 8192)] = field(default=0, metadata={NEW: True})
     close_share: Fraction = field(default=0.0, metadata={NEW: True})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.close_share and not self.coarse:
+            raise ConfigError("close_share: is that of a second look; name coarse, too")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +146,7 @@ class MemoryBank(Method, Fits, Extends, LeavesOneOut):
             self.coarse_size = coarse_size(config.coarse, config.height_width, backbone)
             self.coarse = CoarseLook()
 
-    def _collector(self, dim: int) -> _Collector:
+    def _collector(self, size: int, dim: int) -> _Collector:
         raise NotImplementedError
 
     def learned_tensors(self) -> dict[str, Stored]:
@@ -149,6 +155,10 @@ class MemoryBank(Method, Fits, Extends, LeavesOneOut):
             known = {f"coarse.{name}": it for name, it in self.coarse.stored(width).items()}
             known |= _stored_bank("coarse.", "k", self.config.bank_size, width)
         return {**_stored_bank("", "K", self.config.bank_size, width), **known}
+
+    def check_learned(self, tensors: Mapping[str, Tensor]) -> None:
+        if self.coarse is not None and not self.config.close_share:
+            raise ArtifactError("config.close_share: is 0, so nothing would be looked at closely")
 
     def see(self, images: Tensor, also: Sequence[int] = ()) -> Features:
         """As of `Method`; where there are two looks, what the first one sees."""
@@ -169,19 +179,17 @@ class MemoryBank(Method, Fits, Extends, LeavesOneOut):
         Of two looks both banks are; what is looked at closely is told as before.
         """
         self._require(self.bank)
-        first = self.coarse
-        if first is not None:
-            old = first.bank, first.owners
-            first.bank, first.owners = self._collected(
-                self._seen, batches, count, progress, "remembering a first look", rows, old
-            )
+        if self.coarse is not None:
+            self._remember_first(self.coarse, batches, count, progress, rows)
         self._remember(batches, count, progress, rows)
 
     def _remember(self, batches: Batches, count: int, progress: Progress, rows: int = 0) -> None:
-        look = self._seen if self.coarse is None else self._seen_closely
+        look, size = self._seen, self.config.bank_size
+        if self.coarse is not None:
+            look, size = self._seen_closely, max(1, round(size * FINE_BANK))
+        reading = reported(batches(), "remembering", count, progress)
         old = self.bank, self.owners
-        found = self._collected(look, batches, count, progress, "remembering", rows, old)
-        self.bank, self.owners = found
+        self.bank, self.owners = self._collected(look, reading, size, old, rows, progress)
 
     def _seen(self, batch: Batch) -> tuple[Tensor, Tensor]:
         embedded, grid = self.embedded(self.see(batch.images))
@@ -194,21 +202,20 @@ class MemoryBank(Method, Fits, Extends, LeavesOneOut):
     def _collected(
         self,
         look: Look,
-        batches: Batches,
-        count: int,
+        reading: Iterable[Batch],
+        size: int,
+        old: Bank,
+        rows: int,
         progress: Progress,
-        stage: str,
-        rows: int = 0,
-        old: Bank | None = None,
     ) -> Bank:
-        """A bank of what a look gives of the pictures; beside those `rows` of an old one."""
+        """A bank of `size` of what a look gives of pictures, and of an `old` one of `rows`."""
         collector: _Collector | None = None
-        for batch in reported(batches(), stage, count, progress):
+        for batch in reading:
             embedded, known = look(batch)
             flat = embedded[known].cpu()
             if collector is None:
-                collector = self._collector(flat.shape[1])
-                if rows and old is not None:
+                collector = self._collector(size, flat.shape[1])
+                if rows:
                     seen = round(rows * len(flat) / len(embedded))
                     collector.resume(old[0].float().cpu(), old[1].cpu(), seen=seen)
             collector.add(flat, batch.owners.repeat_interleave(known.sum(1).cpu()))
@@ -335,26 +342,36 @@ class MemoryBank(Method, Fits, Extends, LeavesOneOut):
         """Learn the first look, and how much of good pictures is worth a second one."""
         told = Foreground.of(self, batches, count, progress)
         first.know_part(told, self._joined_shape()[1])
-        stage = "remembering a first look"
-        first.bank, first.owners = self._collected(self._seen, batches, count, progress, stage)
+        self._remember_first(first, batches, count, progress)
         if self.config.close_share:
             return
         shares, most = [], 0.0
-        for batch in batches():
+        for batch in _some(batches(), count):
             features = self.see(batch.images)
             _, allowed, worth = self._first_look(features, batch.images, batch.owners)
             shares += ((worth > 0) & allowed).float().mean(1).tolist()
             most = max(most, float(allowed.float().mean(1).max()))
-        share = float(torch.tensor(shares).quantile(COVERED))
+        share = float(torch.tensor(shares).median())
         if told.abstains:
             share = WITHOUT_PART * most
         self.config = replace(self.config, close_share=round(max(share, 1e-4), 4))
+
+    def _remember_first(
+        self, first: CoarseLook, batches: Batches, count: int, progress: Progress, rows: int = 0
+    ) -> None:
+        reading = reported(batches(), "remembering a first look", count, progress)
+        height, width = self.config.height_width
+        share = self.coarse_size[0] * self.coarse_size[1] / (height * width)
+        size = max(1, round(self.config.bank_size * share))
+        old = first.bank, first.owners
+        first.bank, first.owners = self._collected(self._seen, reading, size, old, rows, progress)
 
     def _match(self, first: CoarseLook, batches: Batches, count: int, progress: Progress) -> None:
         """Bring the distances of both looks to one scale, by those of the training pictures."""
         coarse, fine = [], []
         several = self.knows_several()
-        for batch in reported(batches(), "comparing both looks", count, progress):
+        progress("comparing both looks", 0, 0)
+        for batch in _some(batches(), count):
             without = batch.owners if several else None
             found = self._look_twice(self.see(batch.images), batch.images, without)
             closely = self._distances(found.embedded, (self.bank, self.owners), without)
@@ -362,7 +379,16 @@ class MemoryBank(Method, Fits, Extends, LeavesOneOut):
             coarse.append(at[found.known].float().cpu())
             fine.append(closely[found.known].float().cpu())
         first.match(torch.cat(coarse), torch.cat(fine))
-        first.scale = first.scale.to(self.backbone.device)
+
+
+def _some(batches: Iterable[Batch], count: int) -> Iterator[Batch]:
+    """Of batches of `count` pictures about `PICTURES`, evenly from all; all of fewer."""
+    every, seen = -(-count // PICTURES), 0
+    for batch in batches:
+        rows = slice(-seen % every, None, every)
+        seen += len(batch.images)
+        if len(batch.images[rows]):
+            yield Batch(batch.images[rows], batch.owners[rows])
 
 
 def _stored_bank(begins: str, free: str, size: int, width: int) -> dict[str, Stored]:
@@ -381,8 +407,8 @@ class PatchCore(MemoryBank):
     source = "Roth et al. 2022, Towards Total Recall in Industrial Anomaly Detection"
     Config = PatchCoreConfig
 
-    def _collector(self, dim: int) -> _Collector:
-        return StreamingCoreset(self.config.bank_size, dim, search_dtype=self.backbone.dtype)
+    def _collector(self, size: int, dim: int) -> _Collector:
+        return StreamingCoreset(size, dim, search_dtype=self.backbone.dtype)
 
 
 class Knn(MemoryBank):
@@ -393,5 +419,5 @@ class Knn(MemoryBank):
     source = "Damm et al. 2025, AnomalyDINO"
     Config = KnnConfig
 
-    def _collector(self, dim: int) -> _Collector:
-        return StreamingSample(self.config.bank_size, dim, seed=self.config.seed)
+    def _collector(self, size: int, dim: int) -> _Collector:
+        return StreamingSample(size, dim, seed=self.config.seed)
