@@ -53,7 +53,7 @@ from blemish.types import ANOMALOUS, NORMAL, Prediction, Sample, silent
 
 ENOUGH = 10_000  # pictures: all of them
 SIDES = (0.02, 0.04, 0.08)  # of planted defects, as shares of the picture's
-PLANTED = 24  # pictures, at most, in which defects are planted
+PLANTED = 8  # pictures, at most, in which defects are planted
 TRIES = 20
 FAINTEST = 0.04  # mean change of a planted defect's pixels, of 1, that counts as one
 

@@ -29,10 +29,11 @@ from blemish.methods.stored import UNIT, Stored
 RESERVE = 0.08  # share of the patches that is for what stands out, on the part or beside it
 WITHOUT_PART = 0.5  # share that is looked at where no part can be told
 PICTURES = 64  # good ones, about, that tell how much is looked at, and the scale
-MATCHED = (0.5, 0.99)  # quantiles at which the distances of both looks are brought together
+MATCHED = 0.99  # quantile at which the distances of both looks are brought together
 FINE_BANK = 0.5  # of `bank_size`, for the second look, which sees fewer patches
 _RING = 3  # side of the square of patches that are looked at around one that is worth it
 _ABOVE_ALL = 1e4
+_LEAST = 1e-6  # of a distance: below it there is nothing to compare
 
 
 class CoarseLook(nn.Module):
@@ -41,8 +42,8 @@ class CoarseLook(nn.Module):
     Attributes:
         direction: float32 D, of length 1; features of unit length whose product with it is above
             `cut` are of the part. All 0 where no part can be told: then what stands out is chosen.
-        scale: (offset, factor): a distance d of the first look counts as offset + factor · d of the
-            second one.
+        scale: what distances of the first look are multiplied by, to mean what those of the second
+            one do.
     """
 
     direction: Tensor
@@ -57,14 +58,14 @@ class CoarseLook(nn.Module):
         self.register_buffer("owners", torch.empty(0, dtype=torch.int64))
         self.register_buffer("direction", torch.empty(0))
         self.register_buffer("cut", torch.zeros(()))
-        self.register_buffer("scale", torch.tensor([0.0, 1.0]))
+        self.register_buffer("scale", torch.ones(()))
 
     def stored(self, width: int) -> dict[str, Stored]:
         """What its tensors beside the bank must be, for features of so many channels."""
         return {
             "direction": Stored(shape=(width,), low=-UNIT, high=UNIT),
             "cut": Stored(shape=(), low=-UNIT, high=UNIT),
-            "scale": Stored(shape=(2,)),
+            "scale": Stored(shape=(), low=0, above=True),
         }
 
     def know_part(self, part: Foreground, width: int) -> None:
@@ -76,21 +77,18 @@ class CoarseLook(nn.Module):
     def match(self, coarse: Tensor, fine: Tensor) -> None:
         """Bring distances of the first look to the scale of the second, by those of both looks at
         the same places of good pictures: float32 n each."""
-        at = torch.tensor(MATCHED, device=coarse.device)
-        low, high = torch.quantile(coarse, at).tolist()
-        first, last = torch.quantile(fine, at).tolist()
-        factor = (last - first) / (high - low) if high - low > 1e-6 and last > first else 1.0
-        self.scale = self.scale.new_tensor([first - factor * low, factor])
+        low, high = (float(each.quantile(MATCHED)) for each in (coarse, fine))
+        self.scale = self.scale.new_tensor(high / low if min(low, high) > _LEAST else 1.0)
 
     def scaled(self, distances: Tensor) -> Tensor:
         """Distances of the first look as those of the second."""
-        return self.scale[0] + self.scale[1] * distances
+        return self.scale * distances
 
     def part(self, features: Features, last: int, grid: tuple[int, int]) -> Tensor:
         """How much each patch of the fine grid h×w is of the part: B N, above 0 inside. `last`:
         which of the layers tells."""
         tokens = F.normalize(features.tokens[last].float(), dim=-1)
-        values = (tokens @ self.direction - self.cut).reshape(len(tokens), 1, *features.grids[last])
+        values = (tokens @ self.direction - self.cut).reshape(-1, 1, *features.grids[last])
         return resampled(values, grid).flatten(1)
 
     def worth(self, part: Tensor, distances: Tensor, allowed: Tensor, reserve: int) -> Tensor:
@@ -146,7 +144,7 @@ def weights(kept: Tensor, grid: tuple[int, int]) -> Tensor:
     looked = laid_out(
         torch.ones_like(kept[:, :, None], dtype=torch.float32), kept, grid[0] * grid[1]
     )
-    looked = looked.reshape(len(kept), 1, *grid)
+    looked = looked.reshape(-1, 1, *grid)
     around = F.avg_pool2d(looked, 3, stride=1, padding=1, count_include_pad=False)
     return (looked * around)[:, 0]
 

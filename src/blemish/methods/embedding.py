@@ -30,7 +30,7 @@ def join(features: Features, kind: str, *, pooling: int = 1) -> tuple[Tensor, tu
         if features.kept is not None:
             return _mean_of_kept(joined, features.kept, grid, pooling), grid
         joined = joined.transpose(1, 2)
-        levels = [_local_mean(joined.reshape(len(joined), -1, *grid), pooling)]
+        levels = [_local_mean(joined.reshape(joined.shape[0], -1, *grid), pooling)]
     else:
         onto = features.offsets[features.grids.index(grid)]
         levels = [
@@ -49,7 +49,7 @@ def _local_mean(level: Tensor, side: int) -> Tensor:
 
 def laid_out(values: Tensor, kept: Tensor, places: int) -> Tensor:
     """Values B K D of the patches `kept` (B K) among all: B N D, 0 elsewhere."""
-    empty = values.new_zeros(len(values), places, values.shape[2])
+    empty = values.new_zeros(values.shape[0], places, values.shape[2])
     return empty.scatter(1, kept[:, :, None].expand(-1, -1, values.shape[2]), values)
 
 
@@ -60,7 +60,7 @@ def _mean_of_kept(values: Tensor, kept: Tensor, grid: tuple[int, int], side: int
         return values
     ones = torch.ones_like(values[:, :, :1])
     both = laid_out(torch.cat([values, ones], 2), kept, grid[0] * grid[1])
-    square = both.transpose(1, 2).reshape(len(values), -1, *grid)
+    square = both.transpose(1, 2).reshape(values.shape[0], -1, *grid)
     sums = F.avg_pool2d(square, side, stride=1, padding=side // 2).flatten(2).transpose(1, 2)
     sums = sums.gather(1, kept[:, :, None].expand(-1, -1, sums.shape[2]))
     return sums[:, :, :-1] / sums[:, :, -1:]
