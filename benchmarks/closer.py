@@ -47,8 +47,8 @@ from blemish.data.transforms import Preprocessing
 from blemish.detector.evaluate import evaluate
 from blemish.detector.predict import Detector
 from blemish.images import decode
-from blemish.methods.foreground import Foreground
 from blemish.methods.memory import Knn, KnnConfig
+from blemish.methods.telling import foreground_of, seen_along
 from blemish.types import ANOMALOUS, NORMAL, Prediction, Sample, silent
 
 ENOUGH = 10_000  # pictures: all of them
@@ -153,11 +153,12 @@ def parts_of(case: Case, pictures: Sequence[Path]) -> list[np.ndarray]:
     good = [one.path for one in layouts.read(case.path).train() if one.label == NORMAL]
     device = torch.device("cpu")
     passes = Passes(PictureStream(spread(good, PLANTED), preprocessing, 8), device)
-    told = Foreground.of(method, passes, passes.rows, silent)
+    told = foreground_of(method, passes, passes.rows, silent)
     found: list[np.ndarray] = []
     with torch.inference_mode():
         for batch in PictureStream(pictures, preprocessing, 8).on(device):
-            found += list(told.told(method, method.see(batch.images)))
+            seen = seen_along(method, method.see(batch.images), told.direction)
+            found += list(told.told(seen.numpy(), None))
     return found
 
 

@@ -168,7 +168,9 @@ def speeds(
         about |= {"precision": made["precision"], "batch": config.train_batch_size}
         yield about | {"images_per_second": round(made["training"]["pictures_per_second"], 1)}
         return
-    precisions = ("bf16", "fp16", "fp32") if detector.device.type == "cuda" else ("fp32",)
+    precisions = (
+        ("bf16", "fp16", "fp32") if detector.method.backbone.device.type == "cuda" else ("fp32",)
+    )
     with tempfile.TemporaryDirectory() as folder:
         path = detector.save(Path(folder) / "part.blemish")
         for precision, batch in product(precisions, BATCHES):
@@ -181,7 +183,7 @@ def timed(detector: blemish.Detector, batch: int) -> dict[str, float]:
     size = (detector.preprocessing.height, detector.preprocessing.width)
     images = torch.randn(batch, 3, *size, device=detector.device)
     seconds: list[float] = []
-    gpu = detector.device.type == "cuda"
+    gpu = detector.method.backbone.device.type == "cuda"
     if gpu:
         torch.cuda.reset_peak_memory_stats()
     with torch.inference_mode():

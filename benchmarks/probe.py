@@ -46,12 +46,13 @@ from blemish.backbones import build
 from blemish.backbones.vit import VitBackbone
 from blemish.bench import conditions
 from blemish.bench import plan as planning
-from blemish.bench.results import append, ready
+from blemish.bench.results import append
 from blemish.compute import pick_device
 from blemish.data import layouts
 from blemish.data.stream import PictureStream, fingerprint
 from blemish.data.transforms import Preprocessing
 from blemish.errors import BlemishError, ConfigError, DataError
+from blemish.files import end_last_row
 from blemish.metrics.ranking import auroc
 from blemish.types import ANOMALOUS, NORMAL, Sample
 
@@ -76,7 +77,7 @@ def main() -> None:
     if options.seeds < 1:
         parser.error(f"--seeds: at least 1 is needed, got {options.seeds}")
     if options.output:
-        ready(options.output)
+        end_last_row(options.output)
     backbone = build(options.backbone, weights=options.weights).to(pick_device("auto"))
     if not isinstance(backbone, VitBackbone) or backbone.model.cls_token is None:
         raise ConfigError(

@@ -68,7 +68,8 @@ def normal_maps(detector: Detector, path: Path) -> list[np.ndarray]:
     maps: dict[str, np.ndarray] = {}
     if known.method == "leave-one-out":
         assert isinstance(detector.method, LeavesOneOut)
-        reading = PictureStream(pictures.sources, detector.preprocessing, 8).on(detector.device)
+        stream = PictureStream(pictures.sources, detector.preprocessing, 8)
+        reading = stream.on(detector.method.backbone.device)
         for batch in reading:
             found = detector.method.score_left_out(batch).maps.float().cpu().numpy()
             for owner, one in zip(batch.owners.tolist(), found, strict=True):
@@ -177,7 +178,7 @@ def rows(file: Path, name: str, path: Path) -> Iterator[dict[str, Any]]:
             "false_alarm_rate": detector.threshold.rate if detector.threshold else None,
             "calibration": calibration(detector),
             "precision": detector.manifest["precision"],
-            "device": hardware(detector.device),
+            "device": hardware(detector.method.backbone.device),
             "seconds": round(time.perf_counter() - began, 1),
         }
 

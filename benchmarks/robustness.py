@@ -110,16 +110,16 @@ def conditions(options: argparse.Namespace) -> dict[str, Any]:
     """What is in every row."""
     import torch
 
-    from blemish.bench import run as benchmark
+    from blemish.bench.conditions import checkout, hardware
 
-    commit, dirty = benchmark.checkout()
+    commit, dirty = checkout()
     return {
         "seed": options.seed,
         "minutes": options.minutes,
         "corpus": options.corpus.name if options.corpus else "",
         "commit": commit,
         "dirty": dirty,
-        "device": benchmark.hardware(torch.device("cpu")),
+        "device": hardware(torch.device("cpu")),
     }
 
 

@@ -99,9 +99,9 @@ def backbone(size: int, precision: str) -> dict[str, Any]:
     import torch
 
     from blemish.backbones import build
-    from blemish.compute import PRECISIONS as TYPES
+    from blemish.compute import pick_precision
 
-    network = build(BACKBONE).to(TYPES[precision])
+    network = build(BACKBONE).to(pick_precision(precision, torch.device("cpu")))
     images = torch.randn(8, 3, size, size)
     found = {}
     with torch.inference_mode():
@@ -248,11 +248,11 @@ class Passes:
         import torch
 
         from blemish.backbones import build
-        from blemish.compute import PRECISIONS as TYPES
-        from blemish.compute import pick_device
+        from blemish.compute import pick_device, pick_precision
         from blemish.methods.apmask import APMask, APMaskConfig
 
-        self.device, self.type = pick_device("auto"), TYPES[precision]
+        self.device = pick_device("auto")
+        self.type = pick_precision(precision, self.device)
         self.config = APMaskConfig(backbone=BACKBONE, masking="random", mask_ratio=mask_ratio)
         self.student = APMask(self.config, build(BACKBONE)).to(self.device).train()
         self.student.backbone.requires_grad_(True)

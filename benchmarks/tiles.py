@@ -25,12 +25,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 import cv2
+import numpy as np
 import torch
 
 import blemish
@@ -42,10 +43,11 @@ from blemish.data.tiles import TiledPicture
 from blemish.data.tiling import OVERLAP, Tiling
 from blemish.detector.evaluate import evaluate
 from blemish.detector.predict import Detector
-from blemish.types import ANOMALOUS, NORMAL, Prediction, Sample, Scores
+from blemish.engines.base import Engine, Input, Outputs
+from blemish.engines.pytorch import TorchEngine
+from blemish.types import ANOMALOUS, NORMAL, Prediction, Sample
 
 T = TypeVar("T")
-Score = Callable[[torch.Tensor], Scores]
 COMPARED_AT = 1024  # side at which maps and masks are compared: at 256 small defects are gone
 LEAST_INPUTS = 32  # of the encoder, from which a speed is measured
 ENOUGH = 10_000  # pictures: all of them
@@ -139,7 +141,7 @@ def score(case: Case, artifact: Path, **more: Any) -> dict[str, Any]:
         "calibration": calibration(detector),
         "weights": detector.manifest["backbone"]["weights"],
         "precision": detector.manifest["precision"],
-        "device": hardware(detector.device),
+        "device": hardware(detector.method.backbone.device),
     }
 
 
@@ -149,7 +151,7 @@ def compare(case: Case, artifact: Path, **more: Any) -> dict[str, Any]:
         return {}
     detector = loaded(artifact, **more)
     plain = dataclasses.replace(detector.record.preprocessing, tiling=None)
-    whole = Detector(detector.method, dataclasses.replace(detector.record, preprocessing=plain))
+    whole = detector.with_record(dataclasses.replace(detector.record, preprocessing=plain))
     pictures: list[Path] = []
     with tempfile.TemporaryDirectory(prefix="blemish-") as folder:
         crops: list[Path] = []
@@ -158,7 +160,7 @@ def compare(case: Case, artifact: Path, **more: Any) -> dict[str, Any]:
                 pictures.append(sample.path)
                 crops += written(case, sample, Path(folder), len(crops))
         ways = {"plain": (whole, crops), "tiles": (detector, pictures)}
-        quick = unscored(detector)
+        quick = Unscored(detector)
         taken = [{key: timed(*way) for key, way in ways.items()} for _ in range(case.repeats)]
         around = [{key: timed(*way, quick) for key, way in ways.items()} for _ in range(3)]
     seconds, work = ({key: min(one[key][at] for one in taken) for key in ways} for at in (0, 1))
@@ -213,29 +215,32 @@ def written(case: Case, sample: Sample, folder: Path, first: int) -> list[Path]:
     return files
 
 
-def unscored(detector: Detector) -> Score:
+class Unscored(TorchEngine):
     """What gives the same scores to all inputs, and takes no time."""
-    height, width = detector.preprocessing.height, detector.preprocessing.width
-    with torch.inference_mode():
-        blank = detector.method.score(torch.zeros(1, 3, height, width, device=detector.device))
-    found = {one.name: getattr(blank, one.name) for one in dataclasses.fields(blank)}
-    tensors = {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
 
-    def quick(images: torch.Tensor) -> Scores:
+    def __init__(self, detector: Detector) -> None:
+        super().__init__(detector.method, detector.foreground)
+        height, width = detector.preprocessing.height, detector.preprocessing.width
+        self._blank = super().run(np.zeros((1, 3, height, width), np.float32))
+
+    def run(self, images: Input, *, category: bool = False) -> Outputs:
         count = len(images)
-        shown = {name: one.expand(count, *one.shape[1:]) for name, one in tensors.items()}
-        return dataclasses.replace(blank, **shown)
-
-    return quick
+        found = {one.name: getattr(self._blank, one.name) for one in dataclasses.fields(Outputs)}
+        shown = {
+            name: np.broadcast_to(one, (count, *one.shape[1:]))
+            for name, one in found.items()
+            if isinstance(one, np.ndarray)
+        }
+        return dataclasses.replace(self._blank, **shown)
 
 
 def timed(
-    detector: Detector, pictures: Sequence[Path], score: Score | None = None
+    detector: Detector, pictures: Sequence[Path], engine: Engine | None = None
 ) -> tuple[float, float]:
-    """Seconds on the clock, and of processors, for scoring all pictures. `score`: as of
+    """Seconds on the clock, and of processors, for scoring all pictures. `engine`: as of
     `predict_many`."""
     began, worked = time.perf_counter(), time.process_time()
-    for result in detector.predict_many(pictures, score=score):
+    for result in detector.predict_many(pictures, engine=engine):
         if not isinstance(result, Prediction):
             raise SystemExit(f"{result.source}: {result.reason}")
     return time.perf_counter() - began, time.process_time() - worked

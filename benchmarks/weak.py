@@ -42,26 +42,32 @@ from blemish.data import layouts
 from blemish.data.pictures import labelled_defects
 from blemish.data.stream import Passes, PictureStream
 from blemish.detector.evaluate import evaluate
+from blemish.detector.learned import detector_of
 from blemish.detector.predict import Detector
+from blemish.engines.pytorch import TorchEngine
 from blemish.methods.lda import Lda
 from blemish.types import RESOLUTION, Scores, silent
 
 METRICS = ("image_auroc", "image_ap", "best_f1", "pixel_auroc", "aupro")
 
 
-class Remembering:
+class Remembering(TorchEngine):
     """Scores pictures as the method does; it looks at every one once, and finishes the scores of it
     as often as it is asked."""
 
-    def __init__(self, method: Lda, seen: dict[bytes, tuple[Scores, Features]]) -> None:
-        self._method, self._seen = method, seen
+    method: Lda
 
-    def __call__(self, images: Tensor) -> Scores:
+    def __init__(self, method: Lda, seen: dict[bytes, tuple[Scores, Features]]) -> None:
+        super().__init__(method)
+        self._seen = seen
+
+    def _scores(self, images: Tensor) -> tuple[Scores, Features | None]:
         known = hashlib.sha256(images.cpu().numpy().tobytes()).digest()
         if known not in self._seen:
-            features = self._method.see(images)
-            self._seen[known] = self._method.normality.judge(features, images), features
-        return self._method.finished(*self._seen[known], images)
+            features = self.method.see(images)
+            self._seen[known] = self.method.normality.judge(features, images), features
+        scores, features = self._seen[known]
+        return self.method.finished(scores, features, images), features
 
 
 def rows(
@@ -103,14 +109,14 @@ def rows(
             else [dataclasses.replace(each, mask=None) for each in drawn.samples]
         )
         stream = PictureStream(drawn.sources, detector.preprocessing, 8, marks=samples)
-        passes = Passes(stream, detector.device)
+        passes = Passes(stream, method.backbone.device)
         method.learn_defects(passes, passes.rows, silent)
         known = dataclasses.replace(
             detector.record.data, defects=tuple(sorted(passes.found.digests.values()))
         )
-        taught = Detector(method, dataclasses.replace(detector.record, data=known))
+        taught = detector_of(method, dataclasses.replace(detector.record, data=known))
         tested = tuple(it for it in dataset.samples if kind is None or it.defect != kind)
-        alone = partial(taught.predict_many, batch_size=1, score=Remembering(method, seen))
+        alone = partial(taught.predict_many, batch_size=1, engine=Remembering(method, seen))
         found = evaluate(taught, dataclasses.replace(dataset, samples=tested), predict=alone)
         yield {
             "key": key,
@@ -146,7 +152,7 @@ def of_detector(detector: Detector, options: argparse.Namespace) -> dict[str, An
         "resolution": [detector.preprocessing.height, detector.preprocessing.width],
         "weights": detector.manifest["backbone"]["weights"],
         "precision": detector.manifest["precision"],
-        "device": hardware(detector.device),
+        "device": hardware(detector.method.backbone.device),
         **{"schedule": "", "training": None, "multi_class": False, "differs": []},
         "compared_at": RESOLUTION,
     }

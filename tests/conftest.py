@@ -4,7 +4,11 @@ none.
 
 from __future__ import annotations
 
+import os
+
 import pytest
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # for tests that import onnxruntime themselves
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -11,9 +11,13 @@ from typing import Any
 
 import cv2
 import numpy as np
+import torch
 from fuzzing import artifacts
+from torch import Tensor
 
+from blemish.data.transforms import Preprocessing, prepare
 from blemish.detector.predict import Detector
+from blemish.images import Picture
 from blemish.methods import METHODS
 
 # What the fixtures of those names are.
@@ -96,3 +100,8 @@ def mask_of(row: dict[str, Any]) -> np.ndarray:
 def rows_of(folder: Path) -> list[dict[str, Any]]:
     """The rows of predictions.jsonl in a folder."""
     return [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+
+
+def prepared(picture: Picture, preprocessing: Preprocessing, **how: Any) -> Tensor:
+    """A picture as a method takes it: 3 H W."""
+    return torch.from_numpy(prepare(picture, preprocessing, **how))

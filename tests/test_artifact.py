@@ -70,6 +70,9 @@ def refused(path: Path, content: bytes | None = None) -> str:
     with pytest.raises(ArtifactError) as caught:
         artifact.read(path)
     assert str(caught.value).startswith(str(path))
+    with pytest.raises(ArtifactError) as alone:
+        artifact.read_manifest(path)
+    assert str(alone.value) == str(caught.value)
     return str(caught.value)
 
 
@@ -89,6 +92,7 @@ def test_tensors_come_back_bit_by_bit(
     assert found["t"].dtype == dtype
     assert found["t"].shape == shape
     assert bits(found["t"]) == bits(original)  # NaN payloads and signed zeros too
+    assert artifact.read_manifest(tmp_path / "x") == {"format": artifact.FORMAT}
 
 
 def test_the_manifest_comes_back(written: Path) -> None:

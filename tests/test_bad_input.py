@@ -24,7 +24,7 @@ from parts import FIT, rows_of
 from PIL import Image
 
 from blemish.artifact import read
-from blemish.data import stream
+from blemish.data import ahead
 
 Run = Callable[..., tuple[int, str, str]]
 Refused = Callable[..., str]
@@ -320,7 +320,7 @@ def ctrl_c() -> Iterator[None]:
 def test_ctrl_c_in_fit_leaves_nothing(
     run: Run, good_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("blemish.data.stream.decode", interrupt_at("008.png", stream.decode))
+    monkeypatch.setattr("blemish.data.ahead.decode", interrupt_at("008.png", ahead.decode))
     target = tmp_path / "made" / "part.blemish"
     status, out, err = run("fit knn", good_folder, "-o", target, "--batch-size 1", FIT)
     assert (status, out) == (130, "")
@@ -337,7 +337,7 @@ def test_ctrl_c_in_predict_keeps_rows_and_resume_completes_them(
     predict = ("predict", part, good_folder, "--batch-size 1 --precision fp32 --output")
     report = tmp_path / "report.html"
     with monkeypatch.context() as patch:
-        patch.setattr("blemish.data.stream.decode", interrupt_at("015.png", stream.decode))
+        patch.setattr("blemish.data.ahead.decode", interrupt_at("015.png", ahead.decode))
         status, out, err = run(*predict, tmp_path / "out", "--report", report, "--json")
     made = json.loads(out)
     done = len(made["predictions"])

@@ -23,7 +23,7 @@ from blemish.bench import run as bench
 from blemish.bench.plan import Run
 from blemish.data.stream import PictureStream
 from blemish.data.transforms import Preprocessing
-from blemish.detector.fit import place
+from blemish.detector.learned import place
 from blemish.detector.predict import Detector
 from blemish.methods import METHODS, apmask
 from blemish.methods.apmask import APMask, APMaskConfig

@@ -15,6 +15,8 @@ ROOT = Path(blemish.__file__).parent
 ORDER = (
     *(
         "errors",
+        "extras",
+        "lazy",
         "area",
         "regions",
         "types",

@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 
 import blemish
+from blemish.data import ahead
 from blemish.data import stream as streams
 from blemish.data.stream import PictureStream
 from blemish.errors import ImageError
@@ -90,7 +91,8 @@ def test_a_picture_for_which_memory_runs_out_fails_alone(
 def test_a_fit_goes_on_without_it(
     monkeypatch: pytest.MonkeyPatch, stage: str, error: Exception
 ) -> None:
-    monkeypatch.setattr(streams, stage, failing_for(LARGE, getattr(streams, stage), error))
+    home = ahead if stage == "decode" else streams
+    monkeypatch.setattr(home, stage, failing_for(LARGE, getattr(home, stage), error))
     assert isinstance(fitted([*GOOD, LARGE]).predict(GOOD[0]), Prediction)
 
 
@@ -151,7 +153,7 @@ def test_a_decoded_picture_is_let_go_before_its_mask_is_read(
     Image.fromarray(GOOD[0]).save(tmp_path / "a.png")
     Image.fromarray(np.full((40, 36), 255, np.uint8)).save(tmp_path / "mask.png")
     alive: list[Any] = []
-    decode, marked = streams.decode, streams.marked
+    decode, marked = ahead.decode, streams.marked
 
     def decoded(*arguments: Any, **more: Any) -> Any:
         picture = decode(*arguments, **more)
@@ -164,7 +166,7 @@ def test_a_decoded_picture_is_let_go_before_its_mask_is_read(
         assert BUDGET.used == 0
         return marked(*arguments)
 
-    monkeypatch.setattr(streams, "decode", decoded)
+    monkeypatch.setattr(ahead, "decode", decoded)
     monkeypatch.setattr(streams, "marked", looked)
     path = tmp_path / "a.png"
     sample = blemish.types.Sample(path=path, label=1, mask=tmp_path / "mask.png")
@@ -194,8 +196,8 @@ list(PictureStream(sys.argv[2:], stream.preprocessing, 2))  # what is loaded laz
 pages = int(Path("/proc/self/statm").read_text().split()[0])
 limit = pages * resource.getpagesize() + 2**20 * 60
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-import blemish.data.stream
-blemish.data.stream.WORKERS = 1
+import blemish.data.ahead
+blemish.data.ahead.WORKERS = 1
 reading = iter(stream)
 rows = sum(len(batch.images) for batch in reading)
 print(json.dumps([rows, [failure.reason for failure in reading.found.failures.values()]]))

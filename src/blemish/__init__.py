@@ -11,8 +11,9 @@ The public names are imported on first use, so that `import blemish` is instant.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from blemish.lazy import handing_out
 
 if TYPE_CHECKING:
     from blemish.backbones import SPECS as BACKBONES
@@ -47,32 +48,23 @@ __all__ = [
     "refine",
 ]
 
-_HOMES = {
-    "BACKBONES": ("blemish.backbones", "SPECS"),
-    "BlemishError": ("blemish.errors", "BlemishError"),
-    "Detector": ("blemish.detector.predict", "Detector"),
-    "Evaluation": ("blemish.types", "Evaluation"),
-    "Failure": ("blemish.types", "Failure"),
-    "Frame": ("blemish.types", "Frame"),
-    "METHODS": ("blemish.methods", "METHODS"),
-    "Prediction": ("blemish.types", "Prediction"),
-    "configure": ("blemish.detector.fit", "configure"),
-    "evaluate": ("blemish.detector.evaluate", "evaluate"),
-    "fit": ("blemish.detector.fit", "fit"),
-    "frames": ("blemish.data.frames", "frames"),
-    "load": ("blemish.detector.loading", "load"),
-    "pretrain": ("blemish.detector.pretrain", "pretrain"),
-    "recalibrate": ("blemish.detector.calibrate", "recalibrate"),
-    "refine": ("blemish.detector.refine", "refine"),
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'blemish' has no attribute {name!r}")
-    module, attribute = _HOMES[name]
-    return getattr(importlib.import_module(module), attribute)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+if not TYPE_CHECKING:
+    _HOMES = {
+        "BACKBONES": "blemish.backbones.building:SPECS",
+        "BlemishError": "blemish.errors",
+        "Detector": "blemish.detector.predict",
+        "Evaluation": "blemish.types",
+        "Failure": "blemish.types",
+        "Frame": "blemish.types",
+        "METHODS": "blemish.methods.named",
+        "Prediction": "blemish.types",
+        "configure": "blemish.detector.fit",
+        "evaluate": "blemish.detector.evaluate",
+        "fit": "blemish.detector.fit",
+        "frames": "blemish.data.frames",
+        "load": "blemish.detector.loading",
+        "pretrain": "blemish.detector.pretrain",
+        "recalibrate": "blemish.detector.calibrate",
+        "refine": "blemish.detector.refine",
+    }
+    __getattr__, __dir__ = handing_out(__name__, _HOMES)

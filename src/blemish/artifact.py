@@ -14,16 +14,16 @@ import platform
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
-from torch import Tensor
+from safetensors import SafetensorError, deserialize
 
 from blemish.config import parse_json, short
 from blemish.errors import ArtifactError
 from blemish.files import ARTIFACT_BYTES, read_whole, write_whole
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FORMAT = 2  # raised when an older blemish could misread the file
 _LIBRARIES = (
@@ -43,6 +43,8 @@ def provenance() -> dict[str, Any]:
 
 def write(path: str | Path, tensors: Mapping[str, Tensor], manifest: Mapping[str, Any]) -> Path:
     """Write an artifact whole or not at all. Raises: OutputError."""
+    from safetensors.torch import save as save_tensors
+
     text = json.dumps({**manifest, "format": FORMAT}, ensure_ascii=False, allow_nan=False)
     table, data = _parts(save_tensors(dict(tensors)), "the artifact")
     table["__metadata__"] = {"manifest": text, "digest": _digest(text, table, data)}
@@ -57,6 +59,30 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises: ArtifactError when the file cannot be read, is of another kind, truncated, altered or of
     a newer format.
     """
+    from safetensors.torch import load as load_tensors
+
+    content, manifest = _checked(path)
+    try:
+        return load_tensors(content), manifest
+    except (SafetensorError, ValueError, TypeError, KeyError) as error:
+        raise _damaged(path) from error
+
+
+def read_manifest(path: str | Path) -> dict[str, Any]:
+    """The manifest alone, of an artifact that is whole and unaltered; without PyTorch.
+
+    Raises: as `read`.
+    """
+    content, manifest = _checked(path)
+    try:
+        deserialize(content)  # type: ignore[no-untyped-call]
+    except SafetensorError as error:
+        raise _damaged(path) from error
+    return manifest
+
+
+def _checked(path: str | Path) -> tuple[bytes, dict[str, Any]]:
+    """The whole file and its manifest, held against its digest. Raises: as `read`."""
     content = read_whole(path, limit=ARTIFACT_BYTES, error=ArtifactError)
     table, data = _parts(content, path)
     metadata = table.pop("__metadata__", {})
@@ -86,12 +112,11 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise ArtifactError(
             f"{path}: has format {short(version)}, which no blemish has ever written"
         )
-    try:
-        return load_tensors(content), manifest
-    except (SafetensorError, ValueError, TypeError, KeyError) as error:
-        raise ArtifactError(
-            f"{path}: the table of tensors is damaged; fit again or restore a copy"
-        ) from error
+    return content, manifest
+
+
+def _damaged(path: object) -> ArtifactError:
+    return ArtifactError(f"{path}: the table of tensors is damaged; fit again or restore a copy")
 
 
 def _parts(content: bytes, path: object) -> tuple[dict[str, Any], bytes]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,6 +19,8 @@ NORMAL, ANOMALOUS = 0, 1
 GOOD = "good"  # the defect type of a normal picture
 RESOLUTION = 256  # side of the square at which maps and masks meet, where nothing else is said
 ORIGINAL = "original"  # at the pictures' own size instead
+Mode = Literal["online", "episodic"]  # how a detector adapts to the pictures that it scores
+MODES: tuple[Mode, ...] = get_args(Mode)
 
 
 class Progress(Protocol):

@@ -13,7 +13,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from blemish.backbones.weights import BackboneSpec, WeightsInfo, resolve
+from blemish.backbones.spec import BackboneSpec, WeightsInfo
+from blemish.backbones.weights import resolve
 from blemish.errors import NonFiniteError, WeightsError
 
 

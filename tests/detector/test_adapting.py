@@ -9,11 +9,10 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
-from parts import Fitted, Part
+from parts import Fitted, Part, prepared
 from torch import Tensor
 
 import blemish
-from blemish.data.transforms import prepare
 from blemish.detector.predict import Detector
 from blemish.errors import ConfigError
 from blemish.images import decode
@@ -65,7 +64,7 @@ def equal(one: list[Prediction], other: list[Prediction]) -> bool:
 
 
 def tensors(detector: Detector, sources: list[np.ndarray]) -> Tensor:
-    return torch.stack([prepare(decode(source), detector.preprocessing) for source in sources])
+    return torch.stack([prepared(decode(source), detector.preprocessing) for source in sources])
 
 
 # Adapting

@@ -6,31 +6,29 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
 from blemish.backbones import build
+from blemish.backbones.glance import features
 from blemish.config import from_dict, to_dict
-from blemish.detector.categories import CategoryFeatures, features
+from blemish.detector.categories import CategoryFeatures
 
 
-def drawn(centre: list[float], spread: list[float], seed: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.tensor(centre) + torch.tensor(spread) * torch.randn(
-        200, len(centre), generator=generator
-    )
+def drawn(centre: list[float], spread: list[float], seed: int) -> np.ndarray:
+    noise = np.random.default_rng(seed).standard_normal((200, len(centre)))
+    return np.array(centre) + np.array(spread) * noise
 
 
 def test_distances_count_in_units_of_the_spread_within() -> None:
     spread = [0.01, 1.0]  # the second feature varies in every category, the first tells them apart
-    teller = CategoryFeatures.learned(
-        {"a": drawn([0.0, 0.0], spread, 0), "b": drawn([0.1, 0.0], spread, 1)}
-    )
-    new = torch.tensor([[0.0, 2.5], [0.1, -2.5], [0.02, 0.0], [0.08, 1.0]])
+    groups = [drawn([0.0, 0.0], spread, 0), drawn([0.1, 0.0], spread, 1)]
+    teller = CategoryFeatures.learned(dict(zip("ab", groups, strict=True)))
+    new = np.array([[0.0, 2.5], [0.1, -2.5], [0.02, 0.0], [0.08, 1.0]])
     assert teller.nearest(new) == ["a", "b", "a", "b"]
-    within = torch.cat([drawn([0.0, 0.0], spread, 0), drawn([0.1, 0.0], spread, 1)])
-    within = torch.cat([part - part.mean(0) for part in within.split(200)])
-    assert torch.allclose(torch.tensor(teller.spread), (within**2).mean(0).sqrt(), rtol=1e-4)
+    within = np.concatenate([group - group.mean(0) for group in groups])
+    assert np.allclose(teller.spread, np.sqrt((within**2).mean(0)), rtol=1e-4)
 
 
 def test_it_comes_back_from_json() -> None:
@@ -43,10 +41,8 @@ def test_it_comes_back_from_json() -> None:
 
 
 def test_one_picture_of_each_is_enough() -> None:
-    teller = CategoryFeatures.learned(
-        {"a": torch.tensor([[1.0, 0.0]]), "b": torch.tensor([[0.0, 1.0]])}
-    )
-    assert teller.nearest(torch.tensor([[0.9, 0.1], [0.2, 0.9]])) == ["a", "b"]
+    teller = CategoryFeatures.learned({"a": np.array([[1.0, 0.0]]), "b": np.array([[0.0, 1.0]])})
+    assert teller.nearest(np.array([[0.9, 0.1], [0.2, 0.9]])) == ["a", "b"]
 
 
 @pytest.mark.parametrize("name", ["test_vit", "test_resnet"])

@@ -72,7 +72,7 @@ def test_saved_and_loaded_it_gives_equal_scores(
     def fetch(*_args: object, **_options: object) -> None:
         raise AssertionError("the artifact carries its backbone: nothing is fetched")
 
-    monkeypatch.setattr("blemish.backbones.resolve", fetch)
+    monkeypatch.setattr("blemish.backbones.building.resolve", fetch)
     loaded = blemish.load(path, device="cpu", precision="fp32")
     assert loaded.manifest == {**detector.manifest, "format": loaded.manifest["format"]}
     assert loaded.threshold == detector.threshold

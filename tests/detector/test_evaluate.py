@@ -186,7 +186,7 @@ def test_each_picture_is_judged_by_its_category(several: Path, fitted: Fitted) -
     assert plain.threshold is not None
     own = {"bolt": dataclasses.replace(plain.threshold, value=-1.0)}
     record = dataclasses.replace(plain.record, categories=("bolt", "nut"), thresholds=own)
-    detector, common = Detector(plain.method, record), plain.threshold.value
+    detector, common = plain.with_record(record), plain.threshold.value
     result = evaluated(detector, several)
     assert result.threshold == common
     found = {(row["category"], row["threshold"]) for row in result.rows}
@@ -482,7 +482,7 @@ def test_the_defects_that_it_learned_from_are_left_out(mvtec: Path, fitted: Fitt
     known = [mvtec / "test" / "square" / "001.png", mvtec / "test" / "dark" / "002.png"]
     defects = tuple(plain.predict(path).digest for path in known)
     data = dataclasses.replace(plain.record.data, defects=defects)
-    detector = Detector(plain.method, dataclasses.replace(plain.record, data=data))
+    detector = plain.with_record(dataclasses.replace(plain.record, data=data))
     result = blemish.evaluate(detector, mvtec)
     assert sorted(result.left_out) == sorted(map(str, known))
     counts = {name: values["count"] for name, values in result.by_defect.items()}

@@ -14,12 +14,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from parts import Fitted, Part, Write
+from parts import Fitted, Part, Write, prepared
 from PIL import Image
 
 import blemish
 from blemish.backbones import build
-from blemish.data.transforms import prepare
 from blemish.errors import BlemishError, CalibrationError, ConfigError, DataError
 from blemish.images import decode
 from blemish.methods.memory import KnnConfig, PatchCoreConfig
@@ -215,7 +214,7 @@ def test_leave_one_out_holds_nothing_out(picture: Part, fitted: Fitted) -> None:
     assert (threshold.method, threshold.n, threshold.rate) == ("leave-one-out", 24, 0.05)
     scores = detector.manifest["calibration_scores"]
     for index in range(24):
-        image = prepare(decode(picture(index)), detector.preprocessing)[None]
+        image = prepared(decode(picture(index)), detector.preprocessing)[None]
         found = detector.method.score_left_out(Batch(image, torch.tensor([index])))
         assert scores[index] == pytest.approx(found.image.item(), rel=1e-4)
     assert threshold.value == quantile(scores, 0.05) == max(scores)

@@ -21,9 +21,12 @@ from blemish.data import layouts
 from blemish.data.stream import PictureStream
 from blemish.detector import scoring
 from blemish.detector.predict import Detector
+from blemish.engines.base import Outputs
+from blemish.engines.pytorch import TorchEngine
 from blemish.errors import ArtifactError, ConfigError
 from blemish.methods.foreground import Foreground
 from blemish.methods.memory import Knn
+from blemish.methods.telling import seen_along
 from blemish.regions import region_level
 
 SIDE = 128
@@ -149,7 +152,9 @@ def test_the_thresholds_are_of_what_is_scored() -> None:
         seen = method.see(batch.images)
         found = method.judge_left_out(seen, batch)
         assert record.foreground is not None
-        inside = record.foreground.inside(method, seen, batch.images)
+        along = seen_along(method, seen, record.foreground.direction).numpy()
+        size = (found.maps.shape[1], found.maps.shape[2])
+        inside = torch.from_numpy(record.foreground.inside(along, None, size))
         for one, places in zip(found.maps, inside, strict=True):
             expected.append(float(one[places].topk(10).values.mean()))
             shown = torch.where(places, one, one[places].min())
@@ -303,14 +308,16 @@ def test_a_part_within_an_area() -> None:
     assert narrow.score <= fitted().predict(disc(50)).score
 
 
-def test_another_score_is_cut_to_the_part_too() -> None:
+def test_another_engine_is_cut_to_the_part_too() -> None:
     detector, calls = fitted(), []
 
-    def score(images: torch.Tensor) -> Any:
-        calls.append(len(images))
-        return detector.method.score(images)
+    class Counting(TorchEngine):
+        def run(self, images: Any, **how: Any) -> Outputs:
+            calls.append(len(images))
+            return super().run(images, **how)
 
-    (one,) = detector.predict_many([dirty(50)], score=score)
+    engine = Counting(detector.method, detector.foreground)
+    (one,) = detector.predict_many([dirty(50)], engine=engine)
     assert isinstance(one, blemish.Prediction)
     assert calls == [1]
     assert one.score == detector.predict(dirty(50)).score

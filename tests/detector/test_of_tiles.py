@@ -9,21 +9,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from parts import FIT, Run, Write, part, rows_of, settings_of
-from torch import Tensor
+from parts import FIT, Run, Write, part, prepared, rows_of, settings_of
 
 import blemish
 from blemish.data.areas import read_area
-from blemish.data.cutting import tiled
-from blemish.data.tiles import TiledPicture
+from blemish.data.tiles import TiledPicture, tiled
 from blemish.data.tiling import Tiling
-from blemish.data.transforms import prepare
 from blemish.detector.calibrate import recalibrate
 from blemish.detector.predict import Detector
 from blemish.detector.stitching import Found, Stitching
+from blemish.engines.base import Input, Outputs
+from blemish.engines.pytorch import TorchEngine
 from blemish.errors import ConfigError, DataError, ImageError
 from blemish.report.galleries import _Embedding
-from blemish.types import Failure, Prediction, Sample, Scores
+from blemish.types import Failure, Prediction, Sample
 
 METHODS = ["patchcore", "knn", "padim", "agpnet", "atacnet", "lda", "guided"]
 HEIGHT, WIDTH = 150, 200
@@ -157,12 +156,12 @@ def test_a_picture_that_was_given_up_is_passed_over() -> None:
 # Detectors
 
 
-class Bright:
+class Bright(TorchEngine):
     """Scores a batch by how bright it is, place by place."""
 
-    def __call__(self, images: Tensor) -> Scores:
-        maps = torch.nn.functional.avg_pool2d(images.mean(1), 4)
-        return Scores(maps.flatten(1).amax(1), maps)
+    def run(self, images: Input, *, category: bool = False) -> Outputs:
+        maps = torch.nn.functional.avg_pool2d(torch.from_numpy(images).mean(1), 4)
+        return Outputs(score=maps.flatten(1).amax(1).numpy(), map=maps.numpy())
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +172,7 @@ def detector() -> Detector:
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
 def test_the_map_lies_where_the_picture_does(detector: Detector, batch_size: int) -> None:
     sources = [large(7, dot=(120, 33)), large(8, dot=(20, 180))]
-    found = [*detector.predict_many(sources, score=Bright(), batch_size=batch_size)]
+    found = [*detector.predict_many(sources, engine=Bright(detector.method), batch_size=batch_size)]
     for one, (y, x) in zip(found, [(120, 33), (20, 180)], strict=True):
         assert isinstance(one, Prediction)
         assert one.size == (HEIGHT, WIDTH)
@@ -344,15 +343,17 @@ def test_small_ones_among_training_pictures() -> None:
 
 
 def test_memory_that_runs_out_fails_one_picture_once(
-    detector: Detector, monkeypatch: pytest.MonkeyPatch
+    detector: Detector,
 ) -> None:
-    def greedy(images: Tensor) -> Scores:
-        if (images.mean((1, 2, 3)) > 0.9).any():
-            raise MemoryError
-        return Bright()(images)
+    class Greedy(Bright):
+        def run(self, images: Input, *, category: bool = False) -> Outputs:
+            if (images.mean((1, 2, 3)) > 0.9).any():
+                raise MemoryError
+            return super().run(images, category=category)
 
     white = np.full((HEIGHT, WIDTH, 3), 255, np.uint8)
-    found = [*detector.predict_many([large(1), white, large(2)], score=greedy, batch_size=5)]
+    sources, greedy = [large(1), white, large(2)], Greedy(detector.method)
+    found = [*detector.predict_many(sources, engine=greedy, batch_size=5)]
     assert [type(one) for one in found] == [Prediction, Failure, Prediction]
 
 
@@ -457,11 +458,11 @@ def test_a_gallery_knows_each_picture_by_all_its_tiles(detector: Detector) -> No
     found = _Embedding(detector)
     sources: list[Any] = [large(1), part(2, height=50), large(3)]  # the second is too small
     features = []
-    for result in detector.predict_many(sources, score=found, batch_size=5):
+    for result in detector.predict_many(sources, engine=found, batch_size=5):
         features.append(found.taken(result))
     assert [each is None for each in features] == [False, True, False]
     tiles = tiled(large(3), detector.preprocessing, name="x").tiles
-    tensors = [prepare(one.cut(), detector.preprocessing, window=one.window) for one in tiles]
+    tensors = [prepared(one.cut(), detector.preprocessing, window=one.window) for one in tiles]
     with torch.inference_mode():
         expected = detector.method.embedding(torch.stack(tensors)).mean(0).numpy()
     assert np.allclose(features[2], expected, atol=1e-4)

@@ -48,7 +48,7 @@ def knowing(detector: Detector, scores: Iterable[float], rate: float, **more: An
     scores = tuple(scores)
     threshold = calibrate(scores, rate, method=SPLIT, required=False)
     record = replace(detector.record, threshold=threshold, calibration_scores=scores, **more)
-    return Detector(detector.method, record)
+    return detector.with_record(record)
 
 
 # --- Which pictures are of one part
@@ -263,7 +263,7 @@ def test_whole_parts_keep_their_rate_where_views_score_alike(fitted: Fitted) -> 
         scored = {name: (float(one), "") for name, one in zip(names, good.ravel(), strict=True)}
         parts = part_thresholds(BY, names, names, scored, rate, [])
         detector = knowing(fitted("knn"), good.ravel(), rate)
-        knows = Detector(detector.method, replace(detector.record, parts=parts))
+        knows = detector.with_record(replace(detector.record, parts=parts))
         given = [one for part, of in enumerate(drawn(50)) for one in rows_of(of, part)]
         found = judge(knows, given, BY).parts
         assert {one.rule for one in found} == {"parts"}
@@ -276,7 +276,7 @@ def test_whole_parts_keep_their_rate_where_views_score_alike(fitted: Fitted) -> 
 def test_parts_unlike_those_it_was_calibrated_on(fitted: Fitted) -> None:
     threshold = calibrate(range(20), 0.1, method=SPLIT, required=True, of="part")
     parts = PartThresholds(pattern=BY, threshold=threshold, fewest=2, most=3)
-    detector = Detector(fitted("knn").method, replace(fitted("knn").record, parts=parts))
+    detector = fitted("knn").with_record(replace(fitted("knn").record, parts=parts))
     given = [one for part in (1, 2, 4) for one in rows_of([1.0] * part, part)]
     fewer, same, more = judge(detector, given, BY).parts
     assert fewer.notes == ("fewer views (1) than the good parts had (2 at least)",)
@@ -353,7 +353,7 @@ def test_other_sizes_have_no_threshold_of_parts(fitted: Fitted) -> None:
     threshold = calibrate(range(20), 0.1, method=SPLIT, required=True, of="part")
     parts = PartThresholds(pattern=BY, threshold=threshold)
     one = fitted("guided")
-    other = Detector(one.method, replace(one.record, parts=parts)).with_scales((96,))
+    other = one.with_record(replace(one.record, parts=parts)).with_scales((96,))
     assert other.record.parts is None
 
 

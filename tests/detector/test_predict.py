@@ -228,8 +228,9 @@ def test_the_look_ahead_holds_no_pixels(picture: Part, fitted: Fitted) -> None:
     assert isinstance(loaded, Loaded)
     assert loaded.size == (500, 700)
     arrays = [getattr(loaded, name) for name in type(loaded).__slots__]
-    assert not any(isinstance(value, np.ndarray) and value.size > 500 for value in arrays)
-    assert loaded.tensor.shape == (3, 64, 64)
+    held = [value.size for value in arrays if isinstance(value, np.ndarray)]
+    assert held == [3 * detector.preprocessing.height * detector.preprocessing.width]
+    assert loaded.pixels.shape == (3, 64, 64)
 
 
 def test_where_it_looked_comes_with_the_prediction(picture: Part, fitted: Fitted) -> None:
@@ -349,8 +350,8 @@ def two(fitted: Fitted) -> Detector:
     strict = replace(plain.threshold, value=-1.0)
     none = replace(plain.threshold, value=None, reason="too few")
     thresholds = {"bolt": strict, "nut": none}
-    return Detector(
-        plain.method, replace(plain.record, categories=("bolt", "nut"), thresholds=thresholds)
+    return plain.with_record(
+        replace(plain.record, categories=("bolt", "nut"), thresholds=thresholds)
     )
 
 
@@ -499,7 +500,7 @@ def test_other_sizes_have_no_threshold_of_any_category(fitted: Fitted) -> None:
     one, limit = fitted("guided"), fitted("knn").threshold
     assert limit is not None
     record = replace(one.record, categories=("bolt",), threshold=limit, thresholds={"bolt": limit})
-    larger = Detector(one.method, record).with_scales((96,))
+    larger = one.with_record(record).with_scales((96,))
     for category in ("", "bolt"):
         threshold = larger.threshold_for(category)
         assert threshold is not None

@@ -106,10 +106,8 @@ def test_a_normal_picture_with_the_same_score_counts_as_one_that_scores_as_high(
 def test_artifacts_from_before_there_were_regions_have_none(fitted: Fitted, picture: Part) -> None:
     from dataclasses import replace
 
-    from blemish.detector.predict import Detector
-
     detector = fitted("knn", 24)
-    old = Detector(detector.method, replace(detector.record, regions=None))
+    old = detector.with_record(replace(detector.record, regions=None))
     assert "regions" not in old.manifest
     found = old.predict(picture(90, defect=True))
     assert found.regions is found.mask is found.to_dict()["regions"] is None

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from parts import FIT, Run, Write, part, rows_of, settings_of
+from parts import FIT, Run, Write, part, prepared, rows_of, settings_of
 
 import blemish
 from blemish import artifact
 from blemish.data.dataset import Dataset
 from blemish.data.geometry import CUT, RESIZES, Placement
-from blemish.data.transforms import Preprocessing, prepare
+from blemish.data.transforms import Preprocessing
 from blemish.detector.predict import Detector
 from blemish.errors import ArtifactError, ConfigError, DataError, ImageError
 from blemish.images import decode
@@ -343,7 +343,7 @@ def test_tensors_say_what_is_looked_at(resize: str, kind: str) -> None:
     picture = decode(np.ascontiguousarray(pixels))
     placement = seen.placement(picture.size)
     for angle, flip in ((0.0, False), (90.0, True), (20.0, False)):
-        image = prepare(picture, seen, angle=angle, flip=flip)
+        image = prepared(picture, seen, angle=angle, flip=flip)
         looked_at = frames.places(image[None], (64, 64))[0]
         wanted = torch.zeros(64, 64, dtype=torch.bool)
         wanted[placement.filled] = True
@@ -353,9 +353,9 @@ def test_tensors_say_what_is_looked_at(resize: str, kind: str) -> None:
 
 def test_turned_copies_stay_in_their_place() -> None:
     seen = Preprocessing(height=64, width=64, mean=(0.5,) * 3, std=(0.1,) * 3, resize="pad")
-    plain = prepare(decode(wide(0)), seen)
-    mirrored = prepare(decode(wide(0)), seen, flip=True)
-    turned = prepare(decode(wide(0)), seen, angle=180, flip=False)
+    plain = prepared(decode(wide(0)), seen)
+    mirrored = prepared(decode(wide(0)), seen, flip=True)
+    turned = prepared(decode(wide(0)), seen, angle=180, flip=False)
     assert torch.equal(mirrored, plain.flip(2))
     torch.testing.assert_close(turned, plain.flip(1, 2), atol=0.2, rtol=0)
 

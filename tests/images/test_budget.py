@@ -245,5 +245,7 @@ def test_what_says_that_memory_ran_out() -> None:
     assert ran_out(cv2.error("OpenCV: (-4:Insufficient memory) Failed to allocate 9 bytes"))
     assert ran_out(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"))
     assert ran_out(RuntimeError("CUDA out of memory. Tried to allocate"))
+    assert ran_out(RuntimeError("[CPU] Check 'ptr' failed: Failed to allocate 9 bytes of memory"))
+    assert ran_out(RuntimeError("Exception during initialization: std::bad_alloc"))
     assert not ran_out(OSError(2, "out of memory.png"))
     assert not ran_out(ConfigError("out of memory"))

@@ -12,9 +12,9 @@ import torch
 
 from blemish.area import SIDE, Area
 from blemish.backbones import Features
-from blemish.methods.base import foremost, top_mean
 from blemish.methods.foreground import Foreground, otsu
-from blemish.types import Batch, Scores, silent
+from blemish.methods.telling import foreground_of, seen_along
+from blemish.types import Batch, silent
 
 GRID = (16, 16)
 Y, X = np.mgrid[:16, :16]
@@ -43,16 +43,17 @@ class Planted:
             yield Batch(some[:, None, None, None].expand(-1, 3, 64, 64).float(), some)
 
     def learned(self) -> Foreground:
-        return Foreground.of(self, self.batches, len(self.tokens), silent)  # type: ignore[arg-type]
+        return foreground_of(self, self.batches, len(self.tokens), silent)  # type: ignore[arg-type]
+
+    def along(self, foreground: Foreground) -> np.ndarray:
+        features = Features(tokens=(self.tokens,), grids=(GRID,), offsets=(0.0,))
+        return seen_along(self, features, foreground.direction).numpy()  # type: ignore[arg-type]
 
     def told(self, foreground: Foreground) -> np.ndarray:
-        features = Features(tokens=(self.tokens,), grids=(GRID,), offsets=(0.0,))
-        return foreground.told(self, features)  # type: ignore[arg-type]
+        return foreground.told(self.along(foreground), self.area)
 
-    def inside(self, foreground: Foreground) -> torch.Tensor:
-        features = Features(tokens=(self.tokens,), grids=(GRID,), offsets=(0.0,))
-        images = torch.zeros(len(self.tokens), 3, 64, 64)
-        return foreground.inside(self, features, images)  # type: ignore[arg-type]
+    def inside(self, foreground: Foreground) -> np.ndarray:
+        return foreground.inside(self.along(foreground), self.area, (16, 16))
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +122,7 @@ def test_an_implausible_part_is_the_whole_picture(
 ) -> None:
     method = Planted([part])
     told = method.told(known)
-    assert known.plausible(told, method).tolist() == [plausible]  # type: ignore[arg-type]
+    assert known.plausible(told, method.area).tolist() == [plausible]
     inside = method.inside(known)
     assert inside.shape == (1, 16, 16)
     assert bool(inside.all()) == (not plausible)
@@ -203,23 +204,3 @@ def test_otsu_is_the_best_of_all_cuts() -> None:
     best = max(shares, key=lambda cut: shares[cut])
     assert otsu(values) == pytest.approx((best, shares[best]), rel=1e-5)
     assert otsu(np.full(5, 2, dtype=np.float32)) == (2.0, 0.0)
-
-
-def test_the_highest_values_that_count() -> None:
-    maps = torch.rand(4, 8, 8, generator=torch.Generator().manual_seed(0))
-    scores = Scores(top_mean(maps.flatten(1), 0.1), maps)
-    inside = torch.zeros(4, 8, 8, dtype=torch.bool)
-    inside[0, 2:6, 2:6] = True
-    inside[1] = True
-    inside[2, 0, 0] = True  # fewer places than are averaged
-    inside[3, :, :7] = True
-    left = foremost(scores, inside, None, 0.1)
-    for row in range(4):
-        values = sorted(maps[row][inside[row]].tolist(), reverse=True)[:6]
-        assert left.image[row].item() == pytest.approx(sum(values) / len(values))
-        assert left.image[row] <= scores.image[row]
-        assert (left.maps[row][inside[row]] == maps[row][inside[row]]).all()
-        assert (left.maps[row][~inside[row]] == maps[row][inside[row]].min()).all()
-    assert left.image[1] == scores.image[1]
-    assert left.foreground is not None
-    assert left.foreground.flatten(1).all(1).tolist() == [False, True, False, False]

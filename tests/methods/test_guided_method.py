@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from parts import prepared
 from small_guided import FIT, SIDE, TINY, WITH_SCALES, Part, guided, pictures, summarised, taken
 from torch import Tensor
 
 import blemish
 from blemish.backbones import build
-from blemish.data.transforms import prepare
 from blemish.errors import ConfigError
 from blemish.images import decode
 from blemish.methods.apmask import APMaskConfig
@@ -87,7 +87,7 @@ def test_it_is_given_the_pictures_that_it_wants(
     options = {**FIT, "bank_size": bank_size, "min_steps": 1, "batch_size": 3}
     pixels = good(picture, 11)
     detector = blemish.fit("guided", pixels, calibration_fraction=0, **options)
-    everything = [prepare(decode(each), detector.preprocessing) for each in pixels]
+    everything = [prepared(decode(each), detector.preprocessing) for each in pixels]
     assert taken(given, torch.stack(everything)) == expected
 
 

@@ -11,23 +11,16 @@ from xml.etree import ElementTree
 import matplotlib
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from matplotlib.axes import Axes
 from PIL import Image
 
 from blemish.errors import ConfigError, NonFiniteError
+from blemish.report.charts import Spread
 from blemish.report.figures import (
     Row,
-    Spread,
-    _edges,
     _tsne,
     embeddings,
     gallery,
     health,
-    of_scores,
-    precision_recall,
-    roc,
     score_histograms,
 )
 
@@ -55,90 +48,15 @@ def pixels(png: bytes) -> np.ndarray:
         return np.asarray(picture.convert("RGB")).astype(int)
 
 
-def test_curves_name_their_area() -> None:
-    assert "AUROC 0.8750" in text(roc([0, 0, 0.5, 1], [0, 0.5, 1, 1], 0.875))
-    assert "AP 0.8333" in text(precision_recall([1, 1, 0.5, 2 / 3], [0, 0.5, 0.5, 1], 0.83333))
-    assert "AUROC not defined" in text(roc([], [], None))
-    assert "AP not defined" in text(precision_recall([], [], None))
-
-
-def test_a_histogram_names_its_classes_with_counts_and_the_threshold() -> None:
-    pairs = [(0, 1.0), (0, 2.0), (1, 3.0), (None, 4.0), (None, 5.0), (None, 6.0)]
-    words = text(of_scores(pairs, 2.5)["histogram"])
-    for said in ("good (2)", "defective (1)", "scored (3)", "threshold 2.5"):
-        assert said in words
-    words = text(of_scores(pairs[3:], None)["histogram"])
-    assert not any(word in words for word in ("good", "defective", "threshold"))
-
-
-def test_a_bin_holds_its_upper_edge_and_recall_rises(monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-
-    def watch(name: str) -> None:
-        draw = getattr(Axes, name)
-
-        def watched(axes: Axes, *curve: np.ndarray, **options: Any) -> Any:
-            drawn[name] = curve
-            return draw(axes, *curve, **options)
-
-        monkeypatch.setattr(Axes, name, watched)
-
-    watch("stairs")
-    watch("step")
-    score_histogram(good=[0.0, 1.0, 2.0], threshold=1.0)
-    counts, edges = drawn["stairs"]
-    assert counts[list(edges).index(1.0) - 1] == 1  # a score equal to the threshold is no alarm
-    precision_recall([1.0, 0.75, 0.5], [1.0, 0.5, 0.0], 0.9)
-    recall, precision = drawn["step"]
-    assert (list(recall), list(precision)) == ([0.0, 0.5, 1.0], [0.5, 0.75, 1.0])
-
-
-@pytest.mark.parametrize("threshold", [None, 1.0])
-@pytest.mark.parametrize(
-    ("good", "defective"),
-    [([], []), ([1.0], []), ([0.0], [0.0]), ([7.5] * 9, [7.5]), ([1e30], [-1e30]), ([1e-30], [])],
-)
-def test_degenerate_scores_are_drawn(
-    good: list[float], defective: list[float], threshold: float | None
-) -> None:
-    words = text(score_histogram(good=good, defective=defective, threshold=threshold))
-    assert ("no scores" in words) == (not good and not defective)
-
-
-@settings(max_examples=60, deadline=None, derandomize=True)
-@given(
-    scores=st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=30),
-    threshold=st.none() | st.floats(-1e6, 1e6),
-    shift=st.sampled_from([0.0, 1e9]),
-)
-def test_bins_hold_every_score_and_meet_at_the_threshold(
-    scores: list[float], threshold: float | None, shift: float
-) -> None:
-    values = np.array(scores) + shift
-    limit = None if threshold is None else threshold + shift
-    edges = _edges(values, limit)
-    assert (np.diff(edges) > 0).all()
-    assert edges[0] <= values.min()
-    assert values.max() <= edges[-1]
-    assert len(edges) <= 60
-    assert limit is None or limit in edges
-
-
-def test_rounding_does_not_push_the_highest_score_out_of_the_bins() -> None:
-    low, high = 0.4, 1.8
-    assert low + 8 * ((high - low) / 8) < high  # the trap
-    assert _edges(np.array([low, high]), None)[-1] == high
-
-
 def test_the_same_input_gives_the_same_bytes_in_another_process() -> None:
     code = """if True:
         import sys
-        from blemish.report.figures import roc
-        sys.stdout.buffer.write(roc([0, 1], [0, 1], 0.5))
+        from blemish.report.figures import Spread, score_histograms
+        sys.stdout.buffer.write(score_histograms({"": Spread(good=[0, 1])}))
         sys.exit("matplotlib.pyplot" in sys.modules)  # its figures would never be freed
     """
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout
-    assert roc([0, 1], [0, 1], 0.5) == other
+    assert score_histogram(good=[0, 1]) == other
     assert b"<dc:date>" not in other
 
 
@@ -149,12 +67,12 @@ def test_png_is_drawn_without_a_display() -> None:
 
 
 def test_settings_of_the_caller_neither_matter_nor_change() -> None:
-    expected = roc([0, 1], [0, 1], 0.5)
+    expected = score_histogram(good=[0, 1])
     with matplotlib.rc_context(
         {"axes.facecolor": "black", "font.size": 40.0, "svg.fonttype": "path"}
     ):
         before = dict(matplotlib.rcParams)
-        assert roc([0, 1], [0, 1], 0.5) == expected
+        assert score_histogram(good=[0, 1]) == expected
         assert dict(matplotlib.rcParams) == before
 
 
@@ -172,10 +90,6 @@ def test_what_cannot_be_drawn_is_an_error() -> None:
         score_histogram(good=[1.0, np.nan])
     with pytest.raises(NonFiniteError, match="threshold"):
         score_histogram(good=[1.0], threshold=np.inf)
-    with pytest.raises(NonFiniteError, match="tpr"):
-        roc([0, 1], [0, np.nan], 0.5)
-    with pytest.raises(ConfigError, match="precision has 2 values and recall 3"):
-        precision_recall([1, 1], [0, 0.5, 1], 1.0)
 
 
 def test_the_health_of_a_training() -> None:

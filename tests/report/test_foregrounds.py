@@ -43,7 +43,7 @@ def test_overlays_show_what_counts(tmp_path: Path) -> None:
     pixels, known = disc(50), fitted()
     # All of the part is far up the scale, so that the lowest of it, which stands for the ground in
     # the map, would be tinted too.
-    detector = Detector(known.method, dataclasses.replace(known.record, map_scale=(-1.0, -0.5)))
+    detector = known.with_record(dataclasses.replace(known.record, map_scale=(-1.0, -0.5)))
     prediction = detector.predict(write_picture(tmp_path / "a.png", pixels))
     assert prediction.foreground is not None
     view = View.of(prediction, detector)

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from parts import prepared
 from PIL import Image
 
 import blemish
 from blemish.backbones import Features
-from blemish.data.transforms import prepare
 from blemish.detector.predict import Detector
 from blemish.errors import ConfigError, DataError, OutputError
 from blemish.images import decode
@@ -139,9 +139,9 @@ def test_one_pass_scores_and_describes_each_picture_that_is_new(
     every, labels, _, _ = drawn["embeddings"]
     paths = [Path(row["path"]) for row in blemish.evaluate(detector, mvtec).rows]
     assert labels == [int(path.parent.name != "good") for path in paths]
-    prepared = [prepare(decode(path), detector.preprocessing) for path in paths]
+    tensors = [prepared(decode(path), detector.preprocessing) for path in paths]
     with torch.inference_mode():
-        alone = detector.method.embedding(torch.stack(prepared))
+        alone = detector.method.embedding(torch.stack(tensors))
     assert np.allclose(every[""], alone, atol=1e-4)
     pictures = [row.caption.split("\n", 1)[1] for row in drawn["gallery"][0]]
     assert len(pictures) == len(set(pictures)) == 4 + 3 + 4  # no defect is found and missed

@@ -7,7 +7,6 @@ from typing import ClassVar
 
 import cv2
 import numpy as np
-from scipy.special import expit
 
 from blemish.anomalies import poisson
 from blemish.anomalies.base import Simulator, Synthetic, blank
@@ -160,6 +159,8 @@ class NSA(Simulator):
             piece = resized.reshape(height, width, -1)
             patch = put(piece, free_place(rng, (height, width), size), size)
             poisson.melt(canvas, mask, patch, poisson.mixed if self.mixed else poisson.imported)
+        from scipy.special import expit  # here, as the base install has no SciPy
+
         grey_levels = np.float32(255 / target.shape[2])
         change = np.einsum("hwc->hw", np.abs(canvas - target)) * grey_levels
         anomalous = mask & (cv2.medianBlur((change > 1).astype(np.uint8), 5) > 0)

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from scipy.fft import dstn, idstn
 
 from blemish.anomalies.patch import Patch
 
@@ -48,6 +47,8 @@ def solve(
         inside: bool h w.
     Returns: float32 h w C, not clipped. Equal to the target where h or w < 3, as all of it is rim.
     """
+    from scipy.fft import dstn, idstn  # here, as the base install has no SciPy
+
     height, width = target.shape[:2]
     if height < 3 or width < 3:
         return target.copy()

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from blemish.backbones.weights import BackboneSpec, WeightsInfo
+from blemish.backbones.spec import BackboneSpec, WeightsInfo
 from blemish.errors import ConfigError
 
 
@@ -49,7 +49,7 @@ class Features:
             raise ConfigError("patches were dropped, so there is no full grid to lay them out on")
         pairs = zip(self.tokens, self.grids, strict=True)
         return tuple(
-            tokens.transpose(1, 2).reshape(len(tokens), -1, *grid) for tokens, grid in pairs
+            tokens.transpose(1, 2).reshape(tokens.shape[0], -1, *grid) for tokens, grid in pairs
         )
 
     def looked_at(self) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from blemish.backbones.base import Backbone, Features
 from blemish.backbones.cells import cell_offsets
-from blemish.backbones.weights import BackboneSpec, WeightsInfo
+from blemish.backbones.spec import BackboneSpec, WeightsInfo
 from blemish.errors import ConfigError
 
 

@@ -19,14 +19,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from blemish.backbones.base import Backbone, Features
-from blemish.backbones.weights import BackboneSpec, WeightsInfo
+from blemish.backbones.spec import BackboneSpec, WeightsInfo
 from blemish.errors import ConfigError
 
 
 class VitBackbone(Backbone):
-    """A ViT: layer l is the residual stream after block l; `depth` blocks; stride = patch size."""
+    """A ViT: layer l is the residual stream after block l; `depth` blocks; stride = patch size.
+
+    Attributes:
+        placed: the position embeddings (learned, rotary) by grid, as they are then kept once they
+            are made; None = they are made anew in every pass, as where weights may change.
+    """
 
     model: Any
+    placed: dict[tuple[int, int], tuple[Tensor | None, Tensor | None]] | None = None
 
     def __init__(self, spec: BackboneSpec, model: Any, info: WeightsInfo) -> None:
         super().__init__(spec, model, info)
@@ -132,19 +138,33 @@ class VitBackbone(Backbone):
         names = ("cls_token", "dist_token", "reg_token")
         held = [token for name in names if (token := getattr(model, name, None)) is not None]
         prefix = [token.expand(batch, -1, -1) for token in held]
-        if model.pos_embed is not None:
+        positions, rope = self._places((height, width))
+        if positions is not None:
             on_prefix = 0 if model.no_embed_class else self.prefix
-            positions = self._positions(model.pos_embed, on_prefix, (height, width))
             x = x + positions[:, on_prefix:]
             if on_prefix:
                 prefix = [torch.cat(prefix, dim=1) + positions[:, :on_prefix]]
-        rotary = getattr(model, "rope", None)
-        rope = None if rotary is None else rotary.get_embed(shape=(height, width))
         if keep is not None:
             x = x.gather(1, keep[:, :, None].expand(-1, -1, x.shape[-1]))
             if rope is not None:
                 rope = rope[keep][:, None]  # N E -> B 1 K E: each picture's, shared by the heads
         return model.norm_pre(torch.cat([*prefix, x], dim=1)), rope, (height, width)
+
+    def _places(self, grid: tuple[int, int]) -> tuple[Tensor | None, Tensor | None]:
+        """Learned positions (1 prefix+N D) and rotary embedding of a grid, None for those that the
+        model does not have."""
+        if self.placed is not None and grid in self.placed:
+            positions, rope = self.placed[grid]
+            return None if positions is None else positions.to(self.dtype), rope
+        model, positions = self.model, None
+        if model.pos_embed is not None:
+            on_prefix = 0 if model.no_embed_class else self.prefix
+            positions = self._positions(model.pos_embed, on_prefix, grid)
+        rotary = getattr(model, "rope", None)
+        made = positions, None if rotary is None else rotary.get_embed(shape=grid)
+        if self.placed is not None:
+            self.placed[grid] = made
+        return made
 
     def _positions(self, table: Tensor, prefix: int, grid: tuple[int, int]) -> Tensor:
         """The learned positions (1 prefix+N D) on another grid, bicubic."""

@@ -67,10 +67,12 @@ def measure(
         raise ConfigError(f"repeats: at least 1 is needed, got {repeats}")
     if not isinstance(picture, Picture):
         picture = decode(picture, window=detector.preprocessing.decode_window())
-    images = prepare(picture, detector.preprocessing)[None].to(detector.device)
+    images = torch.from_numpy(prepare(picture, detector.preprocessing))[None].to(detector.device)
 
     def score() -> None:
-        images = prepare(picture, detector.preprocessing)[None].to(detector.device)
+        images = torch.from_numpy(prepare(picture, detector.preprocessing))[None].to(
+            detector.device
+        )
         scores = _scored(detector, images)
         scores.image.cpu(), scores.maps.cpu()  # a GPU is waited for
 

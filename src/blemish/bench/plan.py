@@ -27,10 +27,9 @@ from blemish.detector.fit import configure
 from blemish.errors import ConfigError, DataError, WeightsError, unknown_name
 from blemish.files import WEIGHTS_BYTES, open_regular
 from blemish.methods import MethodConfig, method_class
-from blemish.methods.adaptation import MODES
 from blemish.methods.capabilities import Adapts
 from blemish.text import pluralize
-from blemish.types import RESOLUTION
+from blemish.types import MODES, RESOLUTION
 
 ROOT_VARIABLE = "BLEMISH_DATA"
 ELPV = "elpv"  # where its folder is not there, it comes from a PyPI package

@@ -63,17 +63,26 @@ from blemish.bench.results.rows import (
 )
 from blemish.compute import pick_device, pick_precision, precision_name
 from blemish.data import layouts
+from blemish.data.ahead import load_picture
 from blemish.data.folder import is_file
 from blemish.data.shifts import SHIFTS
-from blemish.data.stream import load_picture
 from blemish.detector.evaluate import evaluate
 from blemish.detector.fit import fit
 from blemish.detector.predict import Detector
 from blemish.errors import BlemishError, ConfigError, DataError
 from blemish.files import cannot_write, end_last_row, locked
 from blemish.images import Picture
-from blemish.methods.adaptation import Mode
-from blemish.types import ANOMALOUS, NORMAL, ORIGINAL, Failure, Prediction, Progress, Sample, silent
+from blemish.types import (
+    ANOMALOUS,
+    NORMAL,
+    ORIGINAL,
+    Failure,
+    Mode,
+    Prediction,
+    Progress,
+    Sample,
+    silent,
+)
 
 METRICS = ("image_auroc", "image_ap", "best_f1", "pixel_auroc", "aupro")
 SHIFTED_METRICS = ("image_auroc", "pixel_auroc", "aupro")
@@ -340,7 +349,7 @@ def _of_detector(detector: Detector) -> dict[str, Any]:
         "pretraining": pretraining,
         "calibration": calibration(detector),
         "seconds_to_fit": manifest["seconds"],
-        "device": hardware(detector.device),
+        "device": hardware(detector.method.backbone.device),
         "precision": manifest["precision"],
         "torch": manifest["versions"]["torch"],
         "python": manifest["versions"]["python"],
@@ -417,7 +426,7 @@ class _Stopwatch:
         self.cores_used = (time.process_time() - worked) / self.seconds
         self.scored = sum(isinstance(result, Prediction) for result in results)
         self.peak_memory_mib = peak_memory_mib()
-        device = self._detector.device
+        device = self._detector.method.backbone.device
         self.peak_gpu_memory_mib = (
             round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
             if device.type == "cuda"

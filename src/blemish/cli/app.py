@@ -24,6 +24,7 @@ from blemish.cli import (
     console,
     data,
     doctor,
+    export,
     judge,
     learn,
     look,
@@ -32,6 +33,7 @@ from blemish.cli import (
 )
 from blemish.cli.status import BY_SIGNAL, CLOSED_PIPE, ERROR, EXIT_STATUS
 from blemish.errors import BlemishError, OutputError
+from blemish.extras import missing
 
 # Click's in older releases of typer, its own in newer ones.
 _UsageError = typer.BadParameter.__mro__[1]
@@ -93,6 +95,7 @@ def command_tree() -> Any:
     app.callback()(_root)
     working: tuple[Callable[..., int], ...] = (
         *(learn.fit, learn.pretrain, predict.predict, watch.watch, judge.evaluate, judge.figures),
+        export.export,
         *(calibrate.calibrate, learn.refine, look.simulate),
     )
     for command in working:
@@ -140,6 +143,8 @@ def _explained(error: BaseException) -> tuple[str, str, int]:
             what = str(error) or "no file was left half written"
             status = BY_SIGNAL + interrupts.number_of(error)
             return "Interrupted", f"blemish: interrupted; {what}", status
+        case ImportError() if (told := missing(error)) is not None:
+            return type(told).__name__, f"blemish: {told}", ERROR
         case BlemishError():
             return kind, f"blemish: {error}", ERROR
         case OSError(errno=errno.ENOSPC):

@@ -26,6 +26,7 @@ from blemish.cli.options import (
 )
 from blemish.cli.status import BY_SIGNAL, ERROR, EXIT_STATUS, WELL
 from blemish.errors import ConfigError, unknown_name
+from blemish.extras import require
 from blemish.text import duration
 
 if TYPE_CHECKING:
@@ -222,6 +223,7 @@ def _planned(
 
     Args: data: arguments of `plan.data_sets`. varied: keyword arguments of `plan.plan`.
     """
+    require("torch", "timm", purpose="measure methods")
     from blemish.bench import plan as planning
     from blemish.bench.suites import Entry
     from blemish.data.shifts import SHIFTS
@@ -346,6 +348,7 @@ def bench_table(
     json: Json = False,
 ) -> int:
     """Show results as Markdown or HTML tables."""
+    require("torch", "timm", purpose="read what was measured")
     from blemish.bench import results
     from blemish.files import write_whole
 

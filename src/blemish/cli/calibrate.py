@@ -66,6 +66,8 @@ def calibrate(
     scales: Scales = None,
     device: Device = "auto",
     precision: Precision = "auto",
+    engine: options.Engine = "auto",
+    threads: options.Threads = None,
     json: Json = False,
 ) -> int:
     """Set new thresholds: from other pictures of good parts, from labelled defects, or by hand."""
@@ -73,7 +75,9 @@ def calibrate(
         raise ConfigError("--group-by is of pictures of good parts: name them")
     _check_ways(good, anomalies, (threshold, region_threshold), (false_alarm_rate, miss_rate))
     check_writable(output)
-    detector = options.loaded(artifact, device=device, precision=precision, scales=scales)
+    detector = options.loaded(
+        artifact, device=device, precision=precision, scales=scales, engine=engine, threads=threads
+    )
     if threshold is not None:
         detector = detector.with_threshold(threshold)
     if region_threshold is not None:

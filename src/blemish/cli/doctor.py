@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from blemish.cli import console
 from blemish.cli.options import Json
 from blemish.cli.status import ERROR, WELL
+from blemish.extras import missing
 from blemish.machine import cores, cpu_flags, cpu_name
 
 if TYPE_CHECKING:
@@ -36,6 +37,15 @@ class Package:
     name: str
     version: str | None  # None where it is not installed
     extra: str  # that brings it; "" for one that blemish cannot do without
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """What can run detectors: torch any of them, the others those that were exported."""
+
+    name: str
+    devices: tuple[str, ...]  # that it finds here; none where it does not work
+    remedy: str  # how to get it; "" where it works
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +74,7 @@ class Report:
     python: str
     system: str
     packages: tuple[Package, ...]
+    engines: tuple[Engine, ...]
     cpu: str
     cores: int
     cpu_flags: tuple[str, ...]
@@ -96,7 +107,8 @@ def doctor_lines(found: Report) -> Iterable[str | Table]:
     )
     installed = (f"{one.name} {one.version}" for one in found.packages if one.version)
     flags = " ".join(found.cpu_flags) or "no AVX2"
-    computes = f"on {found.device} in {found.precision}" if found.device else "not at all"
+    computes = f"on {found.device} in {found.precision}" if found.device else "exported ones only"
+    engines = (f"{one.name} ({', '.join(one.devices)})" for one in found.engines if one.devices)
     here = (weights.backbone for weights in found.weights if weights.here)
     variables = (f"{name}={value}" for name, value in found.variables.items())
     facts = [
@@ -104,6 +116,7 @@ def doctor_lines(found: Report) -> Iterable[str | Table]:
         ("packages", ", ".join(installed)),
         ("processor", f"{found.cpu}, {found.cores} cores, {flags}"),
         ("GPU", ", ".join(found.gpus) or "none"),
+        ("engines", ", ".join(engines) or "none"),
         ("computes", computes),
         ("memory", f"{free} free of {total}"),
         ("disk", f"{disk} free in this folder"),
@@ -112,6 +125,9 @@ def doctor_lines(found: Report) -> Iterable[str | Table]:
         ("weights here", ", ".join(here) or "none"),
     ]
     yield console.facts(facts)
+    for engine in found.engines:
+        if engine.remedy:
+            yield f"not here: the engine {engine.name}: {engine.remedy}"
     for weights in found.weights:
         if not weights.here:
             yield f"not here: weights of {weights.backbone}: {weights.remedy}"
@@ -119,8 +135,13 @@ def doctor_lines(found: Report) -> Iterable[str | Table]:
     yield from (f"fault: {fault}" for fault in found.faults)
     if found.faults:
         yield "blemish cannot work here until the faults are mended."
-    else:
+    elif found.device:
         yield "blemish can work here."
+    else:
+        yield (
+            "blemish can run exported detectors here; to learn, and to run others, it needs "
+            f"PyTorch: {_remedy('torch')}"
+        )
 
 
 def examine() -> Report:
@@ -137,9 +158,14 @@ def examine() -> Report:
     gpus: tuple[str, ...] = ()
     device = precision = ""
     weights: tuple[Weights, ...] = ()
+    engines, broken = _engines()
+    faults += broken
     try:
         gpus, device, precision = _compute()
         weights = _weights()
+    except ModuleNotFoundError as error:
+        if missing(error) is None:
+            faults.append(f"torch or timm does not work ({error}); install them again")
     # A broken torch fails in any way, and naming it is what this command is for.
     except Exception as error:
         faults.append(
@@ -159,6 +185,7 @@ def examine() -> Report:
         python=platform.python_version(),
         system=platform.platform(terse=True),
         packages=packages,
+        engines=engines,
         cpu=cpu_name(),
         cores=cores(),
         cpu_flags=tuple(flag for flag in FAST_CPU_FLAGS if flag in flags),
@@ -202,6 +229,52 @@ def _missing_extras(packages: tuple[Package, ...]) -> list[str]:
         f"{', '.join(names)} of the extra {extra!r} not installed: pip install 'blemish[{extra}]'"
         for extra, names in missing.items()
     ]
+
+
+def _engines() -> tuple[tuple[Engine, ...], list[str]]:
+    """What can run detectors here, and what is wrong with an engine that is installed."""
+    found, faults = [], []
+    for name, devices in (
+        ("torch", _of_torch),
+        ("onnxruntime", _of_onnxruntime),
+        ("openvino", _of_openvino),
+    ):
+        try:
+            found.append(Engine(name=name, devices=devices(), remedy=""))
+        except ModuleNotFoundError:
+            found.append(Engine(name=name, devices=(), remedy=_remedy(name)))
+        except Exception as error:  # as of a broken torch
+            found.append(Engine(name=name, devices=(), remedy="install it again"))
+            if name != "torch":  # which is told with timm
+                faults.append(f"{name} does not work ({type(error).__name__}: {error})")
+    return tuple(found), faults
+
+
+def _remedy(engine: str) -> str:
+    extra = "" if engine == "onnxruntime" else f"[{engine}]"
+    return f"pip install 'blemish{extra}'"
+
+
+def _of_torch() -> tuple[str, ...]:
+    import torch
+
+    gpus = ("cuda",) if torch.cuda.is_available() else ()
+    return ("cpu", *gpus, *(("mps",) if torch.backends.mps.is_available() else ()))
+
+
+def _of_onnxruntime() -> tuple[str, ...]:
+    from blemish.engines import packages
+    from blemish.engines.onnx import PROVIDERS
+
+    there = packages.quietly("onnxruntime").get_available_providers()
+    return tuple(name for name, providers in PROVIDERS.items() if providers[0] in there)
+
+
+def _of_openvino() -> tuple[str, ...]:
+    from blemish.engines import packages
+
+    there = packages.quietly("openvino").Core().available_devices
+    return tuple(device.lower() for device in there)
 
 
 def _compute() -> tuple[tuple[str, ...], str, str]:

@@ -16,6 +16,7 @@ from blemish.cli.options import Adapt, Artifact, Device, Json, OverlaySize, Prec
 from blemish.cli.parts import GroupBy
 from blemish.cli.status import BROKEN_PICTURES, WELL
 from blemish.errors import ConfigError, OutputError
+from blemish.extras import require
 from blemish.files import check_writable, locked
 from blemish.text import pluralize
 
@@ -55,6 +56,8 @@ def evaluate(
     overlay_size: OverlaySize = None,
     device: Device = "auto",
     precision: Precision = "auto",
+    engine: options.Engine = "auto",
+    threads: options.Threads = None,
     json: Json = False,
 ) -> int:
     """Measure how good an artifact is on labelled pictures."""
@@ -71,7 +74,9 @@ def evaluate(
         check_writable(place)
         if place.exists():
             raise OutputError(f"{output}: holds an evaluation already; name another folder")
-    detector = options.loaded(artifact, device=device, precision=precision, scales=scales)
+    detector = options.loaded(
+        artifact, device=device, precision=precision, scales=scales, engine=engine, threads=threads
+    )
     detector, _ = options.within(detector, roi, ignore)
     mistakes = outputs.Mistakes()
     with locked(place) if place else nullcontext():
@@ -253,9 +258,12 @@ def figures(
     scales: Scales = None,
     device: Device = "auto",
     precision: Precision = "auto",
+    engine: options.Engine = "auto",
+    threads: options.Threads = None,
     json: Json = False,
 ) -> int:
     """Draw how artifacts see labelled pictures: scores, features (t-SNE), and where they look."""
+    require("torch", "timm", "sklearn", "matplotlib", purpose="draw how artifacts see pictures")
     from blemish.report.galleries import illustrate
 
     if len(set(artifacts)) < len(artifacts):
@@ -264,7 +272,14 @@ def figures(
     if len(set(names)) < len(names):
         names = [str(artifact) for artifact in artifacts]
     detectors = {
-        name: options.loaded(artifact, device=device, precision=precision, scales=scales)
+        name: options.loaded(
+            artifact,
+            device=device,
+            precision=precision,
+            scales=scales,
+            engine=engine,
+            threads=threads,
+        )
         for name, artifact in zip(names, artifacts, strict=True)
     }
     with console.progress() as progress:

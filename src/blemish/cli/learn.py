@@ -39,6 +39,7 @@ from blemish.cli.options import (
 )
 from blemish.cli.status import BROKEN_PICTURES, WELL
 from blemish.errors import CollapseError
+from blemish.extras import require
 from blemish.files import check_writable, locked
 from blemish.types import silent
 
@@ -139,6 +140,7 @@ def fit(
     json: Json = False,
 ) -> int:
     """Learn from pictures of good parts and write an artifact."""
+    require("torch", "timm", purpose="learn a detector")
     from blemish import config as configs
     from blemish.detector import fit as fitting
 
@@ -255,6 +257,7 @@ def pretrain(
     json: Json = False,
 ) -> int:
     """Train an encoder further on pictures of good parts (APMask), for `blemish fit --weights`."""
+    require("torch", "timm", purpose="train an encoder")
     from blemish.config import to_dict
     from blemish.detector import pretrain as pretraining
 
@@ -322,6 +325,7 @@ def refine(
 ) -> int:
     """Add newly confirmed good pictures and defects to an artifact of lda, and set its
     threshold anew."""
+    require("torch", "timm", purpose="refine a detector")
     from blemish.detector import refine as refining
     from blemish.detector.loading import load
 

@@ -16,6 +16,7 @@ from blemish.cli.console import facts, table
 from blemish.cli.options import Artifact, Device, ImageSize, Json, Precision, Weights, Window
 from blemish.cli.status import BROKEN_PICTURES, WELL
 from blemish.errors import ConfigError
+from blemish.extras import require
 from blemish.text import printable
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ def simulate(
     size, such_as = image_size or "448", "448, or height x width as in 224x448"
     sides = height_width(size) or options.integers("--image-size", size, such_as)
     layers = options.integers("--guide-layers", guide_layers, "9,12")
+    require("torch", "timm", "scipy", purpose="make synthetic anomalies")
     from blemish.report import simulation
 
     with console.progress() as progress:
@@ -107,14 +109,20 @@ def simulate_lines(made: Simulation) -> Iterable[str]:
 
 
 def inspect(artifact: Artifact, json: Json = False) -> int:
-    """Say what an artifact, a pre-trained encoder or an interrupted training is, and that it is
-    whole."""
-    from blemish.artifact import read
+    """Say what an artifact, an exported file, a pre-trained encoder or an interrupted training is,
+    and that it is whole."""
+    from blemish.artifact import read_manifest
     from blemish.detector.manifest import read_any
+    from blemish.engines import files
 
-    _, manifest = read(artifact)
+    size = artifact.stat().st_size if artifact.is_file() else 0
+    if files.is_exported(artifact):
+        exported = files.read(artifact)
+        manifest = dict(exported.manifest)
+        size += len(exported.weights or b"")  # which are a file of their own
+    else:
+        manifest = read_manifest(artifact)
     told = read_any(artifact, manifest).to_dict()
-    size = artifact.stat().st_size
     document = {"artifact": str(artifact), "bytes": size, "whole": True, "manifest": manifest}
     heading = f"{artifact}: whole and unaltered, {size / 2**20:.1f} MiB"
     if "method" in manifest:
@@ -131,6 +139,8 @@ def artifact_facts(values: Mapping[str, Any]) -> Facts:
     """What an artifact says of itself."""
     data, weights = values["data"], values["backbone"]["weights"]
     spec, seen = values["backbone"]["spec"], values["preprocessing"]
+    if exported := values.get("export"):
+        yield from _export_facts(exported)
     yield "method", f"{values['method']}, recipe {values['recipe'] or 'of its own'}"
     yield "settings", words.assignments(values["config"])
     yield "backbone", f"{spec['name']} ({spec['about']})"
@@ -176,6 +186,17 @@ def artifact_facts(values: Mapping[str, Any]) -> Facts:
     yield from _origin_facts(values)
 
 
+def _export_facts(record: Mapping[str, Any]) -> Facts:
+    """What an exported graph is, and what was proven of it."""
+    runs = {"onnx": "ONNX Runtime, or OpenVINO", "openvino": "OpenVINO"}[record["kind"]]
+    yield "exported", f"for {runs}, in {record['precision']}, opset {record['opset']}"
+    pictures = {"normalised": "prepared pictures", "pixels": "RGB pixels of the input's size"}
+    yield "", f"from {pictures[record['input']]} to {', '.join(record['outputs'])}"
+    if record["proof"]:
+        yield "proof", words.assignments(record["proof"])
+    yield "of the artifact", f"SHA-256 {record['source']}"
+
+
 def encoder_facts(values: Mapping[str, Any]) -> Facts:
     """What the file of a pre-trained encoder says of itself."""
     data, spec, weights = values["data"], values["backbone"]["spec"], values["backbone"]["weights"]
@@ -211,7 +232,8 @@ def _training_facts(made: Mapping[str, Any]) -> Facts:
 def _origin_facts(values: Mapping[str, Any]) -> Facts:
     """Of which pictures, when, how and by what it was made."""
     yield "fingerprint", values["data"]["fingerprint"]
-    yield "made", f"{values['created']} by blemish {values['blemish']}, format {values['format']}"
+    made_by = f"{values['created']} by blemish {values['blemish']}"
+    yield "made", f"{made_by}, format {values['format']}" if "format" in values else made_by
     where = f"on {values['device']} in {values['precision']}, seed {values['seed']}"
     yield "in", f"{values['seconds']:.1f} s {where}"
     yield "versions", ", ".join(f"{name} {number}" for name, number in values["versions"].items())
@@ -219,6 +241,7 @@ def _origin_facts(values: Mapping[str, Any]) -> Facts:
 
 def backbones(json: Json = False) -> int:
     """List the backbones; any other timm model works too."""
+    require("torch", "timm", purpose="list the backbones")
     from dataclasses import asdict
 
     from blemish.backbones import SPECS
@@ -241,6 +264,7 @@ def methods(
     json: Json = False,
 ) -> int:
     """List the methods or, given the name of one, its settings and recipes."""
+    require("torch", "timm", purpose="list the methods")
     from blemish.methods import METHODS, method_class
 
     if name is not None:

@@ -14,6 +14,7 @@ from typer import Argument, Option
 
 from blemish.cli import console
 from blemish.errors import ConfigError, unknown_name
+from blemish.types import MODES
 
 if TYPE_CHECKING:
     from blemish.detector.predict import Detector
@@ -60,11 +61,21 @@ def taken_by(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str
     return {name: given[name] for name in wanted if name in given}
 
 
-def loaded(artifact: Path, *, device: str, precision: str, scales: str | None) -> Detector:
+def loaded(
+    artifact: Path,
+    *,
+    device: str,
+    precision: str,
+    scales: str | None = None,
+    engine: str = "auto",
+    threads: int | None = None,
+) -> Detector:
     """The detector in an artifact, looking at the sizes of --scales. Raises: ConfigError."""
     from blemish.detector.loading import load
 
-    detector = load(artifact, device=device, precision=precision)
+    detector = load(artifact, engine=engine, device=device, precision=precision, threads=threads)
+    for note in detector.engine.notes:
+        console.complain(f"blemish: notice: {artifact}: {note}")
     if detector.precision != (made_in := detector.record.precision) and precision == "auto":
         console.complain(
             f"blemish: notice: {artifact} computes in {detector.precision} here, not in {made_in} "
@@ -130,8 +141,6 @@ def _interval(text: str) -> Interval:
 
 
 def _mode(text: str) -> str:
-    from blemish.methods.adaptation import MODES
-
     if text not in MODES:
         raise unknown_name("mode of --adapt", text, MODES)
     return text
@@ -142,7 +151,20 @@ Artifact = Annotated[
     Path, Argument(metavar="ARTIFACT", help="A file that `blemish fit` has written.")
 ]
 
-Device = Annotated[str, Option(help="auto, cpu, cuda, cuda:1 or mps.")]
+Device = Annotated[
+    str, Option(help="auto, cpu, cuda, cuda:1 or mps; for exported files tensorrt, gpu, npu.")
+]
+Engine = Annotated[
+    str,
+    Option(
+        metavar="NAME",
+        help="What computes: torch for an artifact; onnxruntime or openvino for an exported file. "
+        "auto = what the file is made for.",
+    ),
+]
+Threads = Annotated[
+    int | None, Option(min=1, help="Of the CPU. [default: what the engine chooses]")
+]
 Precision = Annotated[
     str,
     Option(
@@ -172,7 +194,7 @@ Scales = Annotated[
     ),
 ]
 Adapt = Annotated[
-    Any,  # a `methods.adaptation.Mode`, which is not imported before it is needed
+    Any,  # a `types.Mode`
     Option(
         metavar="MODE",
         parser=_mode,

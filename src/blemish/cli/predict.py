@@ -118,13 +118,13 @@ def predict(
     resume: GoOn = False,
     device: Device = "auto",
     precision: Precision = "auto",
+    engine: options.Engine = "auto",
+    threads: options.Threads = None,
     batch_size: BatchSize = None,
     json: Json = False,
 ) -> int:
     """Score new pictures: a verdict, a heatmap and the regions of defects for each."""
-    from blemish.compute import precision_name
     from blemish.data.folder import search
-    from blemish.methods import adapter_of
     from blemish.report import predictions as outputs
     from blemish.report.journal import Journal
 
@@ -136,9 +136,11 @@ def predict(
         check_writable(file)
     found = search(paths)
     grouping = parts.check(group_by, found.pictures)
-    detector = options.loaded(artifact, device=device, precision=precision, scales=scales)
+    detector = options.loaded(
+        artifact, device=device, precision=precision, scales=scales, engine=engine, threads=threads
+    )
     if adapt is not None:
-        adapter_of(detector.method, adapt)  # refuses before anything is written
+        detector.engine.adapting(adapt)  # refuses before anything is written
     detector.threshold_for(category)  # so does this
     detector = by_hand(detector, threshold, region_threshold, smallest_region)
     detector, area = options.within(detector, roi, ignore)
@@ -151,7 +153,7 @@ def predict(
         **{"save": ",".join(saved), "area": area},
     }
     ways = {name: "" if value is None else str(value) for name, value in given.items()}
-    used = precision_name(detector.method.precision)
+    used = detector.precision
     gallery = outputs.Gallery(outputs.EMBEDDED)
     with Journal(output, artifact=artifact, precision=used, ways=ways, resume=resume) as journal:
         how = {"category": category, "batch_size": batch_size, "adapt": adapt}
@@ -221,7 +223,7 @@ def by_hand(
     # What promises that few normal pictures show a region does so of larger ones, too.
     regions = replace(known, smallest=smallest)
     config.check(regions)
-    return type(detector)(detector.method, replace(detector.record, regions=regions))
+    return detector.with_record(replace(detector.record, regions=regions))
 
 
 def check_regions(wanted: Sequence[str], detector: Detector, artifact: Path, one: str) -> None:

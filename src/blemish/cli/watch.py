@@ -117,6 +117,8 @@ def watch(
     patience: Patience = None,
     device: Device = "auto",
     precision: Precision = "auto",
+    engine: options.Engine = "auto",
+    threads: options.Threads = None,
     batch_size: BatchSize = None,
     json: Json = False,
 ) -> int:
@@ -130,7 +132,9 @@ def watch(
     saved, side = _saved(save, output, overlay_size), options.overlay_side(overlay_size, output)
     coming = _coming(source, output, settle=settle, patience=patience, every=every, once=once)
     sorter = _sorter(coming, sort, output)
-    detector = options.loaded(artifact, device=device, precision=precision, scales=scales)
+    detector = options.loaded(
+        artifact, device=device, precision=precision, scales=scales, engine=engine, threads=threads
+    )
     detector = by_hand(detector, threshold, region_threshold, smallest_region)
     detector, area = options.within(detector, roi, ignore)
     check_regions(["--save masks"] * ("masks" in saved), detector, artifact, category)

@@ -6,22 +6,23 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
-import torch
-from torch.nn import functional as F
 
+from blemish.data.ahead import failing, map_ahead, name_of
 from blemish.data.marks import is_placed, marked
 from blemish.data.pictures import Pictures
-from blemish.data.stream import failing, map_ahead, name_of
-from blemish.data.tiles import Tile, TiledPicture
+from blemish.data.tiles import Tile, tiled
 from blemish.data.tiling import Tiling
 from blemish.data.transforms import Preprocessing
 from blemish.errors import ConfigError
 from blemish.images import open_windows
 from blemish.types import Failure, Progress, Sample
+
+if TYPE_CHECKING:
+    import torch
 
 # Pixels of a backbone's input that a defect is to cover: a patch of most ViTs. With fewer it is
 # less than half of what any feature sees.
@@ -89,20 +90,11 @@ def _cut(
     return tiles
 
 
-def tiled(source: Any, preprocessing: Preprocessing, **settings: Any) -> TiledPicture:
-    """A picture as its tiles; see `TiledPicture`."""
-    assert preprocessing.tiling is not None
-    return TiledPicture(
-        source,
-        preprocessing.tiling,
-        window=preprocessing.decode_window(),
-        area=preprocessing.area,
-        **settings,
-    )
-
-
 def _shares(mask: np.ndarray, preprocessing: Preprocessing) -> torch.Tensor:
     """As of `Batch.masks`: h w."""
+    import torch  # of labelled defects alone, which are learned from
+    from torch.nn import functional as F
+
     size = preprocessing.height // 4, preprocessing.width // 4
     return F.adaptive_avg_pool2d(torch.from_numpy(mask.astype(np.float32))[None], size)[0]
 

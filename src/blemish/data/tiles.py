@@ -6,16 +6,20 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from blemish.area import Area
 from blemish.data.copies import thumbnail
 from blemish.data.tiling import Tiling, Window
 from blemish.errors import ImageError
 from blemish.images import Picture, Windows, open_windows, within_memory
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from blemish.data.transforms import Preprocessing
 
 _AT_HAND = 2**29  # bytes of pictures that are held open, beside the last one
 _OF_WINDOWS = 2**28  # of one that is read in windows, at most
@@ -95,6 +99,18 @@ class TiledPicture:
         self._opened = None
 
 
+def tiled(source: Any, preprocessing: Preprocessing, **settings: Any) -> TiledPicture:
+    """A picture as its tiles; see `TiledPicture`."""
+    assert preprocessing.tiling is not None
+    return TiledPicture(
+        source,
+        preprocessing.tiling,
+        window=preprocessing.decode_window(),
+        area=preprocessing.area,
+        **settings,
+    )
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Tile:
     """A tile of a picture, as a source that is looked at by itself.
@@ -106,7 +122,7 @@ class Tile:
 
     picture: TiledPicture = field(repr=False)
     window: Window
-    marks: torch.Tensor | None = field(default=None, repr=False)
+    marks: Tensor | None = field(default=None, repr=False)
 
     @property
     def is_first(self) -> bool:

@@ -1,4 +1,4 @@
-"""From decoded pixels to the tensor that a backbone sees."""
+"""From decoded pixels to the array that a backbone sees."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from typing import Annotated
 
 import cv2
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from blemish.area import Area
 from blemish.config import LARGEST, NEW, Finite, Length, Range, Side, check
@@ -93,13 +92,13 @@ def prepare(
     angle: float = 0.0,
     flip: bool = False,
     window: Window | None = None,
-) -> Tensor:
+) -> NDArray[np.float32]:
     """float32 3 H W, without what lies outside the area, resized (area averaging when shrinking,
     bilinear when growing), rotated, mirrored, normalised, put into its place in the input.
 
     Where a picture may be padded (`Preprocessing.is_framed`), what is not to be looked at, the
     padding and what lies outside the area, is 0 in all channels, which no other pixel is: so the
-    tensor says itself what counts (`blemish.methods.frames`), whatever is made of it on the way.
+    array says itself what counts (`blemish.methods.frames`), whatever is made of it on the way.
 
     Args:
         angle: degrees counter-clockwise about the centre; corners that come into view are filled by
@@ -108,16 +107,7 @@ def prepare(
         window: which part of a picture it is; None = the whole.
     Raises: ImageError where nothing of the area is in what the input shows.
     """
-    pixels = _within(picture.pixels, preprocessing, window)
-    place = preprocessing.placement((pixels.shape[0], pixels.shape[1]))
-    pixels = pixels[place.shown]
-    height, width = pixels.shape[:2]
-    target = (place.across.filled, place.down.filled)
-    if (width, height) != target:
-        shrinks = width >= target[0] and height >= target[1]
-        pixels = cv2.resize(
-            pixels, target, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-        )
+    place, pixels = _resized(picture, preprocessing, window)
     if angle % 360 != 0:
         pixels = rotate(pixels, angle)
     if flip:
@@ -128,7 +118,35 @@ def prepare(
     normalised = (pixels.astype(np.float32) - mean) * factor
     if preprocessing.is_framed:
         normalised = _framed(normalised, place, _shown(picture, place, preprocessing, angle, flip))
-    return torch.from_numpy(np.ascontiguousarray(normalised.transpose(2, 0, 1)))
+    return np.ascontiguousarray(normalised.transpose(2, 0, 1))
+
+
+def as_pixels(
+    picture: Picture, preprocessing: Preprocessing, *, window: Window | None = None
+) -> NDArray[np.uint8]:
+    """uint8 H W 3: as `prepare`, but not normalised, for a graph that does so itself. Not where
+    pictures may be padded, which nothing but normalised pixels can say."""
+    _, pixels = _resized(picture, preprocessing, window)
+    if pixels.dtype != np.uint8:
+        pixels = np.rint(pixels * 255).astype(np.uint8)
+    return np.ascontiguousarray(pixels)
+
+
+def _resized(
+    picture: Picture, preprocessing: Preprocessing, window: Window | None
+) -> tuple[Placement, np.ndarray]:
+    """Where a picture lies in the input, and what of it is shown there, at that size: h w 3."""
+    pixels = _within(picture.pixels, preprocessing, window)
+    place = preprocessing.placement((pixels.shape[0], pixels.shape[1]))
+    pixels = pixels[place.shown]
+    height, width = pixels.shape[:2]
+    target = (place.across.filled, place.down.filled)
+    if (width, height) != target:
+        shrinks = width >= target[0] and height >= target[1]
+        pixels = cv2.resize(
+            pixels, target, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+        )
+    return place, pixels
 
 
 def _shown(

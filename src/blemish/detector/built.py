@@ -9,15 +9,16 @@ import torch
 
 from blemish.backbones import build
 from blemish.compute import pick_device, pick_precision
+from blemish.data.ahead import map_ahead, of_picture
 from blemish.data.cutting import chosen
 from blemish.data.geometry import fitted_size
 from blemish.data.pictures import Pictures
-from blemish.data.stream import map_ahead, of_picture, unreadable
+from blemish.data.stream import unreadable
 from blemish.data.tiling import AUTO
 from blemish.data.transforms import Preprocessing
+from blemish.detector.learned import check_foreground
 from blemish.detector.predict import BATCH_SIZE
 from blemish.detector.request import Request
-from blemish.detector.scoring import check_foreground
 from blemish.methods import Method
 from blemish.training import distributed
 from blemish.types import Failure

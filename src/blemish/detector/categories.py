@@ -9,30 +9,18 @@ size: what the picture shows is seen at a glance, and costs little beside its sc
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Self
 
-import torch
-from torch import Tensor
-from torch.nn import functional as F
+import numpy as np
+from numpy.typing import NDArray
 
-from blemish.backbones import Backbone
 from blemish.config import Finite, Length, Range
-from blemish.data.stream import PictureStream
 from blemish.errors import ConfigError
 
-PICTURES_OF_EACH = 32  # whose mean is kept
-_SIDE = 112  # pixels; at most those of the pictures
 _FLOOR = 1e-3  # of the spread of a feature; a feature of unit length has 1/sqrt(D) in each
-
-
-def features(backbone: Backbone, layers: Sequence[int], images: Tensor) -> Tensor:
-    """What tells categories apart in B 3 H W, of the last layer: float32 B D, rows of length 1."""
-    size = backbone.round_size(*(min(side, _SIDE) for side in images.shape[-2:]))
-    small = F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
-    tokens: Tensor = backbone(small, backbone.check_layers(layers)[-1:]).tokens[-1]
-    return F.normalize(tokens.float().mean(1), dim=-1)
+Floats = NDArray[np.float32] | NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,52 +43,29 @@ class CategoryFeatures:
                 )
 
     @classmethod
-    def learned(cls, found: Mapping[str, Tensor]) -> Self:
+    def learned(cls, found: Mapping[str, Floats]) -> Self:
         """From the `features` of pictures of each category, N D."""
         means = {name: of_one.mean(0) for name, of_one in found.items()}
-        within = torch.cat([of_one - means[name] for name, of_one in found.items()])
-        spread = within.square().mean(0).sqrt().clamp_min(_FLOOR)
+        within = np.concatenate([of_one - means[name] for name, of_one in found.items()])
+        spread = np.maximum(np.sqrt(np.square(within).mean(0)), _FLOOR)
         return cls(
             means={name: _rounded(mean) for name, mean in means.items()}, spread=_rounded(spread)
         )
 
-    @classmethod
-    def of(
-        cls,
-        backbone: Backbone,
-        layers: Sequence[int],
-        stream: PictureStream,
-        categories: Sequence[str],
-    ) -> Self | None:
-        """From some pictures of each category, evenly; None for fewer than two categories.
-
-        Args: categories: of each of the stream's sources; "" is none.
-        """
-        found: dict[str, Tensor] = {}
-        names = sorted(set(categories) - {""})
-        for name in names:
-            own = [at for at, category in enumerate(categories) if category == name]
-            some = stream.only(own[:: -(-len(own) // PICTURES_OF_EACH)])
-            with torch.inference_mode():
-                batches = some.on(backbone.device)
-                seen = [features(backbone, layers, batch.images) for batch in batches]
-            if seen:
-                found[name] = torch.cat(seen).cpu()
-        return cls.learned(found) if len(found) >= max(len(names), 2) else None
-
-    def nearest(self, found: Tensor) -> list[str]:
+    def nearest(self, found: Floats) -> list[str]:
         """The category of each of B D, of `features`.
 
         Example:
-            >>> nut, bolt = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+            >>> nut, bolt = np.array([[1.0, 0.0]]), np.array([[0.0, 1.0]])
             >>> known = CategoryFeatures.learned({"nut": nut, "bolt": bolt})
-            >>> known.nearest(torch.tensor([[0.2, 0.8]]))
+            >>> known.nearest(np.array([[0.2, 0.8]]))
             ['bolt']
         """
-        means, spread = torch.tensor(list(self.means.values())), torch.tensor(self.spread)
-        places = torch.cdist(found.cpu() / spread, means / spread).argmin(1)
+        means, spread = np.array(list(self.means.values())), np.array(self.spread)
+        apart = (found[:, None] - means) / spread  # B K D
+        places = np.square(apart).sum(-1).argmin(1)
         return [list(self.means)[place] for place in places.tolist()]
 
 
-def _rounded(values: Tensor) -> tuple[float, ...]:
+def _rounded(values: Floats) -> tuple[float, ...]:
     return tuple(float(f"{value:.5g}") for value in values.tolist())

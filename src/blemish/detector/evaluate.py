@@ -19,7 +19,6 @@ from blemish.detector.parts import measured
 from blemish.detector.predict import Detector
 from blemish.errors import BlemishError, DataError, ImageError
 from blemish.images import within_memory
-from blemish.methods.adaptation import Mode
 from blemish.metrics.detections import DetectionMetrics
 from blemish.metrics.ranking import auroc, average_precision, best_f1, confusion
 from blemish.metrics.regions import PixelMetrics, PixelResult, StreamingPixelMetrics
@@ -30,6 +29,7 @@ from blemish.types import (
     RESOLUTION,
     Evaluation,
     Failure,
+    Mode,
     Prediction,
     Progress,
     Sample,

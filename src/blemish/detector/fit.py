@@ -27,26 +27,23 @@ from blemish.data.pictures import (
     hold_out_positions,
     labelled_defects,
 )
-from blemish.data.stream import (
-    Found,
-    Passes,
-    PictureStream,
-    fingerprint,
-    unreadable,
-)
+from blemish.data.stream import Found, Passes, PictureStream, fingerprint, unreadable
 from blemish.detector.built import Built, build_method
-from blemish.detector.calibrate import Calibration, Plan, Seen, calibrated, planned
-from blemish.detector.categories import CategoryFeatures
+from blemish.detector.calibrate import Calibration, Plan
+from blemish.detector.evidence import Seen, calibrated, planned
+from blemish.detector.learned import describe, detector_of, place
 from blemish.detector.manifest import Learned, Manifest, Pretraining, broken
-from blemish.detector.predict import BATCH_SIZE, Detector, describe, place
+from blemish.detector.predict import BATCH_SIZE, Detector
 from blemish.detector.pretrain import pretrained
 from blemish.detector.request import Request, checkpoints, configure
 from blemish.detector.scoring import in_use
+from blemish.detector.telling import category_features
 from blemish.detector.thresholds import calibrate
 from blemish.errors import ConfigError, DataError
 from blemish.methods import Method, MethodConfig
 from blemish.methods.capabilities import Fits, LearnsDefects, LeavesOneOut, Summarises
-from blemish.methods.foreground import PICTURES, Foreground
+from blemish.methods.foreground import Foreground
+from blemish.methods.telling import PICTURES, foreground_of
 from blemish.methods.trained import TrainedMethod
 from blemish.training import Training, distributed, train
 from blemish.training.checkpoint import check_free
@@ -149,7 +146,9 @@ def _fitted(request: Request) -> Detector:
     record = _record(request, built, parts, outcome, calibration, held)
     record = dataclasses.replace(record, foreground=foreground)
     seconds = round(time.perf_counter() - started, 3)
-    return Detector(method, dataclasses.replace(record, pretraining=pretraining, seconds=seconds))
+    return detector_of(
+        method, dataclasses.replace(record, pretraining=pretraining, seconds=seconds)
+    )
 
 
 def _pictures(request: Request) -> tuple[Pictures, Pictures]:
@@ -355,7 +354,7 @@ def _foreground(
     different = sorted(set(good.originals.values()))
     some = different[:: -(-len(different) // PICTURES)]
     passes = Passes(scored.only(some), method.backbone.device)
-    return Foreground.of(method, passes, passes.rows, request.progress)
+    return foreground_of(method, passes, passes.rows, request.progress)
 
 
 def _check_usable(method: Method, found: Found) -> None:
@@ -404,7 +403,7 @@ def _record(
         seconds=0.0,
         training=outcome.training,
         map_scale=calibration.scale,
-        category_features=CategoryFeatures.of(
+        category_features=category_features(
             built.method.backbone, built.method.config.layers, parts.scored, parts.kept.categories
         ),
         data=Learned(

@@ -1,108 +1,82 @@
-"""From an artifact to a detector: everything that it says is held against what can be."""
+"""From a file to a detector: an artifact, which PyTorch runs, or an exported graph."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from blemish import artifact
-from blemish.backbones import Backbone, hollow, restore
-from blemish.compute import pick_device, pick_precision, precision_like
-from blemish.config import short
-from blemish.detector.manifest import Manifest, read_manifest, undescribed
-from blemish.detector.predict import Detector, place
-from blemish.detector.scoring import check_foreground
-from blemish.errors import ArtifactError, BlemishError, ConfigError
-from blemish.methods import Method, method_class
-from blemish.methods.earlier import tensors_of_today
+from blemish.detector.manifest import read_manifest
+from blemish.detector.predict import Detector
+from blemish.engines.chosen import ENGINES, open_engine
+from blemish.engines.files import is_exported
+from blemish.errors import ArtifactError, ConfigError, unknown_name
+from blemish.extras import require
 
 
-def load(path: str | Path, *, device: str = "auto", precision: str = "auto") -> Detector:
-    """The detector in an artifact; nothing is fetched, the artifact carries its backbone.
+def load(
+    path: str | Path,
+    *,
+    engine: str = "auto",
+    device: str = "auto",
+    precision: str = "auto",
+    threads: int | None = None,
+) -> Detector:
+    """The detector in an artifact, or in a file that `blemish export` has written; nothing is
+    fetched, either carries all that it needs.
 
     Args:
-        device: auto, cpu, cuda, cuda:1, mps.
-        precision: auto (that of its fit, or of its last `recalibrate`, where the device computes in
-            it, else fp32: `Detector.precision` says which), fp32, bf16, fp16.
-    Raises: ArtifactError for a file that is not a whole, unaltered artifact of a known format, or
-        of which a field or a tensor cannot be: before anything is built, everything is held against
-        what a detector of its settings has.
+        engine: what runs it: torch for an artifact; onnxruntime or openvino for an exported file.
+            auto = what the file is made for.
+        device: auto, cpu, cuda, cuda:1; mps (torch), tensorrt (onnxruntime), gpu, npu (openvino).
+        precision: of an artifact: auto (that of its fit, or of its last `recalibrate`, where the
+            device computes in it, else fp32: `Detector.precision` says which), fp32, bf16, fp16.
+            An exported file has the one that it was proven in.
+        threads: of a CPU; None = what the engine chooses, at most the cores that there are. Those
+            of torch are set for the whole process.
+    Raises: ArtifactError for a file that is not a whole, unaltered one of a known format, or of
+        which a field or a tensor cannot be: before anything is built, everything is held against
+        what a detector of its settings has. MissingExtraError for an engine that is not installed;
+        EngineError for one that cannot run the graph; ConfigError for what does not go together.
     """
-    tensors, values = artifact.read(path)
+    if engine not in ENGINES:
+        raise unknown_name("engine", engine, ENGINES)
+    if is_exported(path):
+        return _exported(path, engine, device, precision, threads)
+    if engine not in ("auto", "torch"):
+        stem = Path(path).with_suffix("")
+        raise ConfigError(
+            f"{path}: {engine} runs exported files; write one with: blemish export {path} "
+            f"-o {stem}.onnx"
+        )
+    require("torch", "timm", purpose=f"run {path}, which is not exported")
+    from blemish.compute import use_threads
+    from blemish.detector.restoring import restored
+
+    use_threads(threads)
+    return restored(path, device=device, precision=precision)
+
+
+def _exported(
+    path: str | Path, engine: str, device: str, precision: str, threads: int | None
+) -> Detector:
+    """The detector in an exported file."""
+    running, values = open_engine(path, engine=engine, device=device, threads=threads)
+    if precision not in ("auto", running.precision):
+        raise ConfigError(
+            f"{path}: computes in {running.precision}, which it was proven in; export it in "
+            f"{precision}, or leave --precision out"
+        )
     record = read_manifest(path, values)
-    try:
-        kind = method_class(record.method)
-        settings = kind.Config.restored(record.config)
-        with hollow():
-            empty = kind(settings, _backbone(record))
-        _check(empty, record)
-    except BlemishError as error:
-        raise undescribed(path, error) from error
-    try:
-        tensors = tensors_of_today(values, tensors)
-        empty.check_state(tensors)
-        method = kind(settings, _backbone(record))
-        method.restore_state(tensors)
-    except ArtifactError as error:
+    looks, size = record.preprocessing, getattr(running, "size", None)
+    if size is not None and tuple(size) != (looks.height, looks.width):
         raise ArtifactError(
-            f"{path}: {error}; another state of blemish has written it: fit it again"
-        ) from error
-    chosen = pick_device(device)
-    if precision == "auto":
-        dtype = precision_like(record.precision, chosen)
-    else:
-        dtype = pick_precision(precision, chosen)
-    place(method, chosen, dtype)
-    return Detector(method, record)
-
-
-def _backbone(record: Manifest) -> Backbone:
-    """The backbone that an artifact names, with unset weights. Raises: ConfigError."""
-    spec = record.backbone.spec
-    try:
-        return restore(spec, record.backbone.weights)
-    except BlemishError as error:
-        raise ConfigError(f"backbone.spec.{error}") from error
-    except Exception as error:  # of timm's thousand models not every one is as blemish takes it
-        raise ConfigError(
-            f"backbone.spec.timm_name: {spec.timm_name} cannot be built here ({error})"
-        ) from error
-
-
-def _check(method: Method, record: Manifest) -> None:
-    """Whether what an artifact says of its parts goes together. `method`: without storage.
-
-    Raises: ConfigError.
-    """
-    height, width = method.scoring_size
-    preprocessing, backbone = record.preprocessing, method.backbone
-    if method.config.backbone != backbone.spec.name:
-        raise ConfigError(
-            f"config.backbone: {short(method.config.backbone)} is not backbone.spec.name"
+            f"{path}: its graph takes {size[0]}×{size[1]}, its manifest says "
+            f"{looks.height}×{looks.width}; export it again"
         )
-    if (preprocessing.height, preprocessing.width) != (height, width):
-        raise ConfigError(
-            "preprocessing.height, preprocessing.width: "
-            f"{preprocessing.height}×{preprocessing.width} is not the size that the settings give "
-            f"(image_size, scales, zoom), {height}×{width}"
-        )
-    try:
-        seen = backbone.shapes(height, width, method.config.layers)
-    except ConfigError:
-        raise
-    except Exception as error:  # as in `_backbone`
-        name = backbone.spec.timm_name
-        raise ConfigError(
-            f"backbone.spec.timm_name: {name} cannot be used here ({error})"
-        ) from error
-    foreground, dim = record.foreground, seen.tokens[-1].shape[2]
-    if foreground is not None:
-        check_foreground(method)
-        if foreground.learned and len(foreground.direction) != dim:
-            raise ConfigError(
-                f"foreground.direction: {dim} numbers are needed, got {len(foreground.direction)}"
-            )
-    known = record.category_features
-    if known is not None and len(known.spread) != dim:
-        raise ConfigError(
-            f"category_features.spread: {dim} numbers are needed, got {len(known.spread)}"
-        )
+    outputs = () if record.export is None else record.export.outputs
+    for needed, has in (
+        ("part", record.foreground is not None and not record.foreground.abstains),
+        ("category", record.category_features is not None),
+    ):
+        if has and needed not in outputs:
+            raise ArtifactError(f"{path}: its graph lacks the output {needed!r}; export it again")
+    return Detector(running, record)

@@ -13,17 +13,22 @@ from dataclasses import dataclass, field, fields
 from typing import Annotated, Any
 
 from blemish import config
-from blemish.backbones import BackboneSpec, WeightsInfo
-from blemish.compute import Precision
+from blemish.backbones.spec import BackboneSpec, WeightsInfo
 from blemish.config import Count, Length, Matching, NotNegative, Range, Seed
 from blemish.data.transforms import Preprocessing
 from blemish.detector.categories import CategoryFeatures
 from blemish.detector.thresholds import PartThresholds, RegionThresholds, Threshold
+from blemish.engines.base import Precision
+from blemish.engines.record import Exported
 from blemish.errors import ArtifactError, BlemishError, ConfigError
 from blemish.methods.earlier import manifest_of_today
 from blemish.methods.foreground import Foreground
-from blemish.training import Training
-from blemish.training.checkpoint import CHECKPOINT, CheckpointManifest, read_checkpoint_manifest
+from blemish.training.records import (
+    CHECKPOINT,
+    CheckpointManifest,
+    Training,
+    read_checkpoint_manifest,
+)
 from blemish.types import Failure
 
 Digest = Annotated[str, Matching("[0-9a-f]{16,128}", "a hash in hexadecimal")]
@@ -32,7 +37,7 @@ Score = Annotated[float, Range(-3.4e38, 3.4e38)]
 Few = Annotated[int, Range(1, 2**31)]
 # Fields that are left out where there is nothing to say.
 _LEFT_OUT = {"pretraining", "training", "category_features", "refined", "regions", "parts"}
-_LEFT_OUT |= {"foreground"}
+_LEFT_OUT |= {"foreground", "export"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,6 +178,7 @@ class Manifest(Origin):
     training: Training | None = None
     category_features: CategoryFeatures | None = None
     refined: tuple[Refinement, ...] = ()
+    export: Exported | None = None
     other: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -6,39 +6,27 @@ import copy
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from blemish import artifact
 from blemish import config as configs
-from blemish.compute import Precision, precision_name
 from blemish.data.areas import read_area
-from blemish.data.transforms import Preprocessing
 from blemish.detector import scoring
-from blemish.detector.categories import features
-from blemish.detector.manifest import BackboneRecord, Manifest
-from blemish.detector.placing import places_of
+from blemish.detector.manifest import Manifest
 from blemish.detector.reading import AUTO, BrokenTile, Loaded, Reading
 from blemish.detector.sources import chunks, expanded, opened, several
 from blemish.detector.stitching import Found, Stitching, rows_of
 from blemish.detector.thresholds import RegionThresholds, Threshold, by_hand, p_value, verdict
-from blemish.errors import (
-    ConfigError,
-    DataError,
-    ImageError,
-    unknown_name,
-)
+from blemish.engines.base import Engine, Precision
+from blemish.errors import ConfigError, DataError, ImageError, unknown_name
 from blemish.images import ran_out
-from blemish.methods import Method, adapter_of, at_scales
-from blemish.methods.adaptation import Adapted, Mode
-from blemish.methods.base import narrowed
-from blemish.types import Failure, Prediction, Progress, Scores, silent
+from blemish.types import Failure, Mode, Prediction, Progress, silent
+
+if TYPE_CHECKING:
+    from blemish.methods import Method
 
 BATCH_SIZE = 8
 ADAPTED_BATCH_SIZE = 32  # moments of fewer pictures say less
@@ -59,7 +47,7 @@ class Detector:
     Made by `blemish.fit` or `blemish.load`; not by hand.
 
     Attributes:
-        method: the fitted network.
+        engine: what runs the fitted method.
         record: everything that the artifact says of itself; manifest: the same, JSON-ready.
         preprocessing: how pictures reach the method.
         area: where it looks, and shows what it found; None = everywhere. See `within`.
@@ -73,9 +61,8 @@ class Detector:
             99.9 % point above it.
     """
 
-    def __init__(self, method: Method, record: Manifest) -> None:
-        method.set_area(record.preprocessing.area_of_input, framed=record.preprocessing.is_framed)
-        self.method = method
+    def __init__(self, engine: Engine, record: Manifest) -> None:
+        self.engine = engine
         self.record = record
         self.manifest = record.to_dict()
         self.preprocessing = record.preprocessing
@@ -88,15 +75,26 @@ class Detector:
         self._calibration_scores = np.sort(np.array(record.calibration_scores, dtype=np.float64))
 
     @property
-    def device(self) -> torch.device:
+    def method(self) -> Method:
+        """The fitted network. Raises: ConfigError where it is an exported graph, which has none."""
+        method: Method | None = getattr(self.engine, "method", None)
+        if method is None:
+            raise ConfigError(
+                "an exported graph can score and be calibrated, and no more; this needs PyTorch "
+                "and the artifact that it was exported from"
+            )
+        return method
+
+    @property
+    def device(self) -> str:
         """Where it computes."""
-        return self.method.backbone.device
+        return self.engine.device
 
     @property
     def precision(self) -> Precision:
         """What it computes in, which is not always what its thresholds come from:
         `record.precision`."""
-        return precision_name(self.method.precision)
+        return self.engine.precision
 
     @property
     def learned(self) -> set[str]:
@@ -183,7 +181,7 @@ class Detector:
         category: str = "",
         batch_size: int | None = None,
         adapt: Mode | None = None,
-        score: Callable[[Tensor], Scores] | None = None,
+        engine: Engine | None = None,
         alter: Callable[[np.ndarray], np.ndarray] | None = None,
         progress: Progress = silent,
     ) -> Iterator[Prediction | Failure]:
@@ -209,7 +207,7 @@ class Detector:
                 can; see `blemish.methods.adaptation`. The scores then depend on the batch, and the
                 threshold's guarantee is void: such predictions say `adapted`. Afterwards the
                 detector is as before.
-            score: what scores a batch B 3 H W in place of `method.score`; not with `adapt`.
+            engine: what scores in place of its own; not with `adapt`.
             alter: what is done to the pixels (H W 3) of each picture before anything else.
             progress: called with (picture, done, total) after each batch of tiles, but its last.
         Raises: ConfigError for an unknown category, or a method that cannot adapt; DataError for a
@@ -217,48 +215,34 @@ class Detector:
             it are not to be lost); NonFiniteError when a score is not finite.
         """
         self.threshold_for(category)  # refuses an unknown one before any work
-        scored = self._scorer(adapt, score)
+        engine = engine or (self.engine if adapt is None else self.engine.adapting(adapt))
         size = batch_size or (BATCH_SIZE if adapt is None else ADAPTED_BATCH_SIZE)
         given = several(sources)
         listed = isinstance(given, (list, tuple))
         found = [one for source in given for one in opened(source)] if listed else expanded(given)
         reading = Reading(
             preprocessing=self.preprocessing, area=self.area, categories=self.categories,
-            category=category, alter=alter,
+            category=category, alter=alter, raw=engine.input == "pixels",
         )  # fmt: skip
         loads = reading.loads(found, ahead=2 * size if listed else size - 1)
-        stitching = Stitching.of(self.method, self.area)
+        stitching = Stitching.of(engine, self.area)
         with closing(given) if isinstance(given, Generator) else nullcontext(), closing(loads):
             # Batches end with the tiles of a picture: its scores then depend on no other.
             for chunk in chunks(loads, size, lambda one: one.ends_picture):
-                yield from self._score(chunk, scored, stitching, whole=adapt is not None)
+                yield from self._score(chunk, engine, stitching, whole=adapt is not None)
                 if stitching.under_way is not None:
                     progress(*stitching.under_way)
-
-    def _scorer(
-        self, adapt: Mode | None, score: Callable[[Tensor], Scores] | None
-    ) -> Callable[[Tensor], Adapted]:
-        """What scores a batch; as of `predict_many`."""
-        if adapt is not None:
-            return adapter_of(self.method, adapt).score
-        by_itself = score or partial(scoring.scored, self.method, self.foreground)
-
-        def scored(images: Tensor) -> Adapted:
-            with torch.inference_mode():
-                return Adapted(by_itself(images), adapted=False)
-
-        return scored
 
     def _score(
         self,
         chunk: Sequence[Loaded | Failure],
-        scored: Callable[[Tensor], Adapted],
+        engine: Engine,
         stitching: Stitching,
         *,
         whole: bool,
     ) -> Iterator[Prediction | Failure]:
         loaded = [one for one in chunk if isinstance(one, Loaded)]
-        results = iter(self._judged(loaded, scored, whole=whole))
+        results = iter(self._judged(loaded, engine, whole=whole))
         for one in chunk:
             result = one if isinstance(one, Failure) else next(results)
             tile = one.tile if isinstance(one, (Loaded, BrokenTile)) else None
@@ -273,7 +257,7 @@ class Detector:
                 yield self._prediction(replace(result, found=found))
 
     def _judged(
-        self, loaded: list[Loaded], scored: Callable[[Tensor], Adapted], *, whole: bool
+        self, loaded: list[Loaded], engine: Engine, *, whole: bool
     ) -> Iterator[_Judged | Failure]:
         """What is found of a batch. Where memory runs out for it, of its halves; a single picture
         then fails.
@@ -284,7 +268,7 @@ class Detector:
         if not loaded:
             return iter(())
         try:
-            return self._of_a_batch(loaded, scored)
+            return iter(self._of_a_batch(loaded, engine))
         except Exception as error:
             if whole or not ran_out(error):
                 raise
@@ -293,32 +277,28 @@ class Detector:
             return iter((Failure(source=loaded[0].source, reason=_NO_ROOM),))
         middle = len(loaded) // 2
         halves = (loaded[:middle], loaded[middle:])
-        return chain(*(self._judged(half, scored, whole=False) for half in halves))
+        return chain(*(self._judged(half, engine, whole=False) for half in halves))
 
-    def _of_a_batch(
-        self, loaded: list[Loaded], scored: Callable[[Tensor], Adapted]
-    ) -> Iterator[_Judged]:
-        images = torch.stack([one.tensor for one in loaded]).to(self.device)
-        adapted = scored(images)
-        scores = scoring.masked(self.method, self.foreground, adapted.scores, images)
-        placements = [self.preprocessing.placement(one.shown) for one in loaded]
-        if self.area is not None and self.is_narrowed and self.preprocessing.tiling is None:
-            inside = places_of(self.area, placements, scores.maps)
-            scores = narrowed(scores, inside, self.method.config.top_fraction)
-        found = rows_of(scores, placements)
-        for one, row in zip(loaded, found, strict=True):
+    def _of_a_batch(self, loaded: list[Loaded], engine: Engine) -> list[_Judged]:
+        unsaid = any(one.category is None for one in loaded)
+        category = unsaid and self.record.category_features is not None
+        images: Any = np.stack([one.pixels for one in loaded])
+        found = engine.run(images, category=category)
+        looks = self.preprocessing
+        within = None if looks.is_framed else looks.area_of_input
+        found = scoring.masked(found, self.foreground, within, engine)
+        placements = [looks.placement(one.shown) for one in loaded]
+        if self.area is not None and self.is_narrowed and looks.tiling is None:
+            size = (found.map.shape[1], found.map.shape[2])
+            inside = scoring.places_in(self.area, placements, size)
+            found = scoring.narrowed(found, inside, engine.top_fraction)
+        rows = rows_of(found, placements)
+        for one, row in zip(loaded, rows, strict=True):
             row.check(one.source)
-        unsaid = [place for place, one in enumerate(loaded) if one.category is None]
-        if unsaid and self.record.category_features is not None:
-            with torch.inference_mode():
-                layers = self.method.config.layers
-                told = features(self.method.backbone, layers, images[unsaid]).cpu().numpy()
-            for place, row in zip(unsaid, told, strict=True):
-                found[place] = replace(found[place], features=row)
-        return (
-            _Judged(one, row, adapted.adapted, adapted.note)
-            for one, row in zip(loaded, found, strict=True)
-        )
+        return [
+            _Judged(one, row, found.adapted, found.note)
+            for one, row in zip(loaded, rows, strict=True)
+        ]
 
     def _prediction(self, judged: _Judged) -> Prediction:
         one, found = judged.loaded, judged.found
@@ -327,8 +307,7 @@ class Detector:
             said.append(scoring.UNTOLD)
         category, notes = one.category, one.notes
         if category is None and found.features is not None and self.record.category_features:
-            told = torch.from_numpy(found.features)[None]
-            (category,) = self.record.category_features.nearest(told)
+            (category,) = self.record.category_features.nearest(found.features[None])
         elif category is None:
             category, notes = "", (*notes, COMMON)
         threshold = self.threshold_for(category)
@@ -360,10 +339,12 @@ class Detector:
         )
 
     def save(self, path: str | Path) -> Path:
-        """Write the artifact, whole or not at all. Raises: OutputError; ConfigError if narrowed."""
+        """Write the artifact, or the exported file, whole or not at all.
+
+        Raises: OutputError; ConfigError if narrowed.
+        """
         self.check_whole("save")
-        state = {name: tensor.detach().cpu() for name, tensor in self.method.fitted_state().items()}
-        return artifact.write(path, state, self.manifest)
+        return self.engine.save(path, self.manifest)
 
     def with_threshold(self, threshold: Threshold | float | None) -> Detector:
         """The same detector with another threshold, for every category and for parts of several
@@ -374,7 +355,9 @@ class Detector:
         """
         if threshold is not None and not isinstance(threshold, Threshold):
             threshold = by_hand(threshold)
-        return self._with(replace(self.record, threshold=threshold, thresholds={}, parts=None))
+        return self.with_record(
+            replace(self.record, threshold=threshold, thresholds={}, parts=None)
+        )
 
     def with_region_threshold(
         self, threshold: Threshold | float | None, *, smallest: float | None = None
@@ -392,7 +375,7 @@ class Detector:
         share = known.smallest if smallest is None else smallest
         regions = replace(known, threshold=threshold, thresholds={}, smallest=share)
         configs.check(regions)
-        return self._with(replace(self.record, regions=regions))
+        return self.with_record(replace(self.record, regions=regions))
 
     def within(self, roi: Any = None, ignore: Any = None) -> Detector:
         """The same detector, which scores and shows only a part of each picture.
@@ -407,9 +390,9 @@ class Detector:
         area = read_area(roi, ignore)
         if area is None:
             return self
-        if not self.method.scores_by_map:
+        if not self.engine.scores_by_map:
             raise ConfigError(
-                f"roi, ignore: the score of {self.method.name} with these settings is one of the "
+                f"roi, ignore: the score of {self.record.method} with these settings is one of the "
                 "whole picture, which cannot be narrowed afterwards; name them at fit"
             )
         other = copy.copy(self)
@@ -436,30 +419,14 @@ class Detector:
 
         Raises: ConfigError for a method that looks at one size only.
         """
-        method = at_scales(self.method, scales)
-        if method is self.method:
-            return self
-        height, width = method.scoring_size
-        threshold = self.threshold
-        if threshold is not None:
-            reason = (
-                "calibrated at other sizes; `blemish calibrate --scales` sets a threshold for these"
-            )
-            threshold = replace(threshold, value=None, guarantee="", reason=reason)
-        record = replace(
-            self.record,
-            **describe(method, replace(self.preprocessing, height=height, width=width)),
-            threshold=threshold,
-            thresholds={},
-            calibration_scores=(),
-            calibration_scores_by_category={},
-            regions=None,
-            parts=None,
-        )
-        return self._with(record, method)
+        method = self.method  # which an exported graph has not
+        from blemish.detector.learned import with_scales
 
-    def _with(self, record: Manifest, method: Method | None = None) -> Detector:
-        other = Detector(method or self.method, record)
+        return with_scales(self, method, scales)
+
+    def with_record(self, record: Manifest) -> Detector:
+        """The same detector, which says something else of itself."""
+        other = Detector(self.engine, record)
         other.area = self.area
         return other
 
@@ -472,19 +439,3 @@ class _Judged:
     found: Found
     adapted: bool
     note: str
-
-
-def place(method: Method, device: torch.device, dtype: torch.dtype) -> None:
-    """Move a method to a device, to compute in `dtype` there."""
-    method.to(device).eval()
-    method.set_precision(dtype)
-
-
-def describe(method: Method, preprocessing: Preprocessing) -> dict[str, Any]:
-    """The fields of the manifest that `load` rebuilds a method from."""
-    return {
-        "method": method.name,
-        "config": configs.to_dict(method.config),
-        "preprocessing": preprocessing,
-        "backbone": BackboneRecord(spec=method.backbone.spec, weights=method.backbone.info),
-    }

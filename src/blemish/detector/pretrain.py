@@ -37,9 +37,10 @@ from blemish import config as configs
 from blemish.area import Area
 from blemish.backbones import Backbone, WeightsInfo, build
 from blemish.compute import pick_device, pick_precision, precision_name
+from blemish.data.ahead import of_picture
 from blemish.data.geometry import Resize
 from blemish.data.pictures import Pictures, good_pictures
-from blemish.data.stream import Found, PictureStream, fingerprint, of_picture
+from blemish.data.stream import Found, PictureStream, fingerprint
 from blemish.data.transforms import Preprocessing, prepare
 from blemish.detector.manifest import (
     BackboneRecord,
@@ -286,9 +287,9 @@ class _Log:
         preprocessing = dataclasses.replace(self._stream.preprocessing, height=height, width=width)
         for index, source in enumerate(self._stream.sources):
             window = preprocessing.decode_window()
-            image = of_picture(partial(prepare, preprocessing=preprocessing), source, index, window)
-            if not isinstance(image, Failure):
-                return image
+            made = of_picture(partial(prepare, preprocessing=preprocessing), source, index, window)
+            if not isinstance(made, Failure):
+                return torch.from_numpy(made)
         raise DataError("no training picture can be read any more")
 
     def _shown(self) -> str:

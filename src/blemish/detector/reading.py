@@ -9,14 +9,14 @@ from itertools import tee
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from blemish.area import Area
-from blemish.data.cutting import tiled
+from blemish.data.ahead import failing, map_ahead, name_of, of_picture
 from blemish.data.geometry import check_shown
-from blemish.data.stream import failing, map_ahead, name_of, of_picture
-from blemish.data.tiles import Tile
-from blemish.data.transforms import Preprocessing, prepare
+from blemish.data.tiles import Tile, tiled
+from blemish.data.tiling import Window
+from blemish.data.transforms import Preprocessing, as_pixels, prepare
+from blemish.engines.base import Input
 from blemish.images import Picture
 from blemish.types import Failure, Frame, Sample
 
@@ -26,8 +26,8 @@ Alter = Callable[[np.ndarray], np.ndarray]
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What is kept of a decoded picture or tile: how the method takes it (3 H W), and the category
-    that it is to be judged as; None = still to be told.
+    """What is kept of a decoded picture or tile: how the engine takes it (float32 3 H W, or
+    uint8 H W 3), and the category that it is to be judged as; None = still to be told.
 
     Attributes: tile: which it is; None = the whole picture.
     """
@@ -36,7 +36,7 @@ class Loaded:
     size: tuple[int, int]
     digest: str
     notes: tuple[str, ...]
-    tensor: Tensor
+    pixels: Input
     category: str | None
     time: float | None = None
     tile: Tile | None = None
@@ -69,6 +69,7 @@ class Reading:
     Attributes:
         preprocessing, area: of the detector. categories: those that it knows.
         category, alter: as of `Detector.predict_many`.
+        raw: whether the engine takes pixels that are not normalised.
     """
 
     preprocessing: Preprocessing
@@ -76,6 +77,7 @@ class Reading:
     categories: Sequence[str]
     category: str
     alter: Alter | None
+    raw: bool = False
 
     def loads(self, sources: Iterable[Any], *, ahead: int) -> Generator[Loaded | Failure]:
         """Each of the sources in turn, or each of its tiles; `ahead` of them in advance."""
@@ -104,12 +106,17 @@ class Reading:
                 picture.size,
                 picture.digest,  # of the picture as it was: it is known by that
                 self.preprocessing.notes(picture),
-                prepare(shown, self.preprocessing),
+                self._prepared(shown),
                 category,
                 time,
             )
 
         return of_picture(needed, source, index, self.preprocessing.decode_window())
+
+    def _prepared(self, picture: Picture, window: Window | None = None) -> Input:
+        if self.raw:
+            return as_pixels(picture, self.preprocessing, window=window)
+        return prepare(picture, self.preprocessing, window=window)
 
     def _known(self, given: Any) -> tuple[Any, str | None, float | None]:
         """What is decoded of a source, the category that it is judged as, and its time."""
@@ -151,9 +158,9 @@ class Reading:
         picture = tile.picture
 
         def loaded() -> Loaded:
-            tensor = prepare(tile.cut(), self.preprocessing, window=tile.window)
+            pixels = self._prepared(tile.cut(), tile.window)
             told = (picture.name, picture.size, picture.digest, picture.notes)
-            return Loaded(*told, tensor, category, time, tile)
+            return Loaded(*told, pixels, category, time, tile)
 
         found = failing(loaded, picture.name)
         if isinstance(found, Failure):

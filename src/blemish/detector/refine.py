@@ -18,6 +18,7 @@ from blemish.backbones.cache import features_kept
 from blemish.data.pictures import NO_PICTURES, good_pictures, labelled_defects
 from blemish.data.stream import Found, Passes, PictureStream, fingerprint
 from blemish.detector.calibrate import DEFAULT_RATE
+from blemish.detector.learned import detector_of
 from blemish.detector.manifest import Manifest, Refinement, broken
 from blemish.detector.predict import BATCH_SIZE, Detector
 from blemish.detector.thresholds import (
@@ -114,7 +115,7 @@ def refine(
         record = _record(detector.record, found, added.note, failures)
         given = tuple(scores.values())
         record = dataclasses.replace(record, threshold=threshold, calibration_scores=given)
-        refined = Detector(method, record)
+        refined = detector_of(method, record)
         after = _alarms(refined, added.defects)
     was, now = [*old.values()], [scores[owner] for owner in old]
     return Refined(
@@ -305,5 +306,8 @@ def _alarms(detector: Detector, stream: PictureStream) -> int | None:
     if (value := _value(detector)) is None:
         return None
     with torch.inference_mode():
-        found = [detector.method.score(batch.images).image for batch in stream.on(detector.device)]
+        found = [
+            detector.method.score(batch.images).image
+            for batch in stream.on(detector.method.backbone.device)
+        ]
     return _above([score for image in found for score in image.tolist()], value)

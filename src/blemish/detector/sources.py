@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from PIL import Image
 
+from blemish.data.ahead import name_of
 from blemish.data.folder import find_pictures
-from blemish.data.stream import name_of
 from blemish.errors import DataError
 from blemish.types import Failure, Frame, Sample
 
@@ -21,7 +21,9 @@ T = TypeVar("T")
 def several(sources: Any) -> Iterable[Any]:
     """What `predict_many` was given as what to go through: a single picture is a list of one."""
     shape = tuple(getattr(sources, "shape", ()))
-    channels = (shape[:1] if isinstance(sources, torch.Tensor) else ()) + shape[2:]
+    torch = sys.modules.get("torch")  # without it nobody has a tensor
+    is_tensor = torch is not None and isinstance(sources, torch.Tensor)
+    channels = (shape[:1] if is_tensor else ()) + shape[2:]
     kinds = (str, Path, bytes, Sample, Frame, Image.Image)
     one = isinstance(sources, kinds) or hasattr(sources, "read")
     if one or len(shape) == 2 or (len(shape) == 3 and not {1, 3, 4}.isdisjoint(channels)):

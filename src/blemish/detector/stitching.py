@@ -14,17 +14,15 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from blemish.area import Area
 from blemish.data.geometry import Placement, put_back
 from blemish.data.tiles import Tile, TiledPicture
 from blemish.data.tiling import Tiling, Window
+from blemish.detector.scoring import top_mean
+from blemish.engines.base import Engine, Outputs
 from blemish.errors import NonFiniteError
-from blemish.methods import Method
-from blemish.methods.base import top_mean
-from blemish.types import Scores
 
 Map = NDArray[np.float32]
 _LEAST = 1e-6  # of a weight: a place on the very border of two tiles belongs to both
@@ -32,11 +30,11 @@ _LEAST = 1e-6  # of a weight: a place on the very border of two tiles belongs to
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """What was found of a picture: a row of `Scores`, in numpy.
+    """What was found of a picture: a row of `Outputs`.
 
     Attributes:
-        score, votes: as `Scores.image`, `Scores.votes`.
-        anomaly_map, saliency: float32 h w. box: as a row of `Scores.boxes`.
+        score, votes, box: as a row of `Outputs`.
+        anomaly_map, saliency: float32 h w.
         foreground: bool h w, the places that count; None where all do. is_untold: whether they all
             do because no background could be told.
         features: what tells categories apart, D; None where nothing is to be told.
@@ -62,27 +60,24 @@ class Found:
                 )
 
 
-def rows_of(scores: Scores, placements: Sequence[Placement]) -> list[Found]:
-    """What each row of the scores of a batch says of its picture, or tile: maps and crops are those
-    of the whole of it, wherever it lies in the input.
+def rows_of(found: Outputs, placements: Sequence[Placement]) -> list[Found]:
+    """What each row of the outputs of a batch says of its picture, or tile: maps and crops are
+    those of the whole of it, wherever it lies in the input.
 
     Args: placements: where each lies.
     """
 
-    count, counted = len(scores.image), scores.foreground
-
-    def column(values: torch.Tensor | None) -> list[Any]:
-        if values is None:
-            return [None] * count
-        return list(values.float().cpu().numpy())
+    def column(values: NDArray[Any] | None) -> Sequence[Any]:
+        return [None] * len(found.score) if values is None else list(values)
 
     columns = zip(
-        scores.image.float().cpu().tolist(),
-        put_back(scores.maps.float().cpu().numpy(), placements),
-        column(scores.votes),
-        column(scores.saliency),
-        column(scores.boxes),
-        [None] * count if counted is None else counted.cpu().numpy(),
+        found.score.tolist(),
+        put_back(found.map, placements),
+        column(found.votes),
+        column(found.saliency),
+        column(found.box),
+        column(found.foreground),
+        column(found.category),
         placements,
         strict=True,
     )
@@ -95,8 +90,9 @@ def rows_of(scores: Scores, placements: Sequence[Placement]) -> list[Found]:
             box=None if box is None else placement.box_to_picture(box.tolist()),
             foreground=None if inside is None or inside.all() else inside,
             is_untold=inside is not None and bool(inside.all()),
+            features=features,
         )
-        for score, anomaly_map, votes, saliency, box, inside, placement in columns
+        for score, anomaly_map, votes, saliency, box, inside, features, placement in columns
     ]
 
 
@@ -115,9 +111,9 @@ class Stitching:
         self._dropped: TiledPicture | None = None
 
     @classmethod
-    def of(cls, method: Method, area: Area | None) -> Stitching:
-        """That of what a method scores."""
-        return cls(area, method.config.top_fraction if method.scores_by_map else None)
+    def of(cls, engine: Engine, area: Area | None) -> Stitching:
+        """That of what an engine scores."""
+        return cls(area, engine.top_fraction if engine.scores_by_map else None)
 
     def add(self, tile: Tile, found: Found) -> Found | None:
         """What was found of the picture, with its last tile; None before it.
@@ -235,12 +231,12 @@ class _Mosaic:
         inside = None if area is None else area.places(*self._sum.shape)
         for window in self._windows:
             values = self._sum[window]
-            score = _top_mean(values.ravel(), fraction)
+            score = top_mean(values.ravel(), fraction)
             if inside is not None:
                 within = values[inside[window]]
                 if len(within) == 0:  # a corner of the area that its places do not reach
                     continue
-                score = min(score, _top_mean(within, fraction))
+                score = min(score, top_mean(within, fraction))
             yield score
 
     def whole(self, area: Area | None) -> Map:
@@ -250,10 +246,6 @@ class _Mosaic:
             if not inside.all():
                 self._sum[~inside] = self._sum[inside].min()
         return self._sum
-
-
-def _top_mean(values: Map, fraction: float) -> float:
-    return float(top_mean(torch.from_numpy(values)[None], fraction))
 
 
 class _Axis:

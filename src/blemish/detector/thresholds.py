@@ -28,10 +28,10 @@ from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import betaincinv
 
 from blemish import config
 from blemish.config import Count, Finite, Range
+from blemish.detector.beta import quantile
 from blemish.errors import CalibrationError, ConfigError, NonFiniteError, unknown_name
 from blemish.types import ANOMALOUS, NORMAL
 
@@ -369,7 +369,7 @@ def _guarantee(method: Method, rate: float, n: int, k: int, of: Of) -> str:
             "not been learned from, which is approximate and has no distribution-free bound in "
             "the worst case (even jackknife+ promises only twice the rate; Barber et al. 2021)."
         )
-    low, high = (f"{100 * betaincinv(n + 1 - k, k, p):.3g} %" for p in (0.05, 0.95))
+    low, high = (f"{100 * quantile(n + 1 - k, k, p):.3g} %" for p in (0.05, 0.95))
     return (
         f"A new normal {unit} {happens} with probability at most {percent}, on average "
         f"over draws of the {n} held-out normal {unit}s and provided that it is exchangeable with "

@@ -25,7 +25,10 @@ OUT_OF_MEMORY = (
     "needs more memory than there was left when its turn came; score fewer pictures at once, "
     "close other programs, or save it in a smaller size"
 )
-_SIGNS = ("out of memory", "can't allocate memory", "not enough memory", "insufficient memory")
+_SIGNS = (
+    *("out of memory", "can't allocate memory", "not enough memory", "insufficient memory"),
+    *("failed to allocate", "bad_alloc", "bad allocation"),  # engines; C++
+)
 _UNASKED = 32 * 2**20  # to ask the system takes longer than to decode a picture so small
 _NO_END = 2**60  # cgroup v1 and RLIMIT_AS write "no limit" as a number near 2**63
 
@@ -141,7 +144,8 @@ quiet = _Quiet()
 
 
 def ran_out(error: BaseException) -> bool:
-    """Whether an error says that memory ran out: of Python, numpy, Pillow, OpenCV or torch.
+    """Whether an error says that memory ran out: of Python, numpy, Pillow, OpenCV, torch or
+    an engine.
 
     Example:
         >>> ran_out(MemoryError()), ran_out(RuntimeError("CPUAllocator: can't allocate memory"))

@@ -23,20 +23,18 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from blemish.backbones import VitBackbone
 from blemish.errors import ConfigError
-from blemish.types import Scores
+from blemish.types import MODES, Mode, Scores
 
 if TYPE_CHECKING:
     from blemish.methods.reference import Reference
 
-Mode = Literal["online", "episodic"]
-MODES: tuple[Mode, ...] = get_args(Mode)
 LEAST = 8  # pictures; fewer say too little of their distribution
 MOMENTUM, LARGEST_GRADIENT = 0.9, 1.0
 DRAWS, DRAWN, CHANCE = 400, 16, 0.99  # batches of training pictures that show how far chance goes

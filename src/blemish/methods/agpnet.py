@@ -216,7 +216,7 @@ class AGPNet(TrainedMethod):
         onto, brought = self._offsets[self.grid], []
         for layer, grid in zip(layers, grids, strict=True):
             if grid != self.grid:
-                maps = layer.transpose(1, 2).reshape(len(layer), -1, *grid)
+                maps = layer.transpose(1, 2).reshape(layer.shape[0], -1, *grid)
                 offset = self._offsets[grid]
                 maps = resampled(maps, self.grid, offset=offset, onto=onto, antialias=True)
                 layer = maps.flatten(2).transpose(1, 2)
@@ -375,7 +375,7 @@ class AGPNet(TrainedMethod):
             distance: Tensor = (targets - given).square().sum(-1).sqrt()
         else:
             distance = 1 - F.cosine_similarity(given, targets, dim=-1)
-        return distance.mean(1).reshape(len(targets), *self.grid)
+        return distance.mean(1).reshape(targets.shape[0], *self.grid)
 
     @property
     def scores_by_map(self) -> bool:

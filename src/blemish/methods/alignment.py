@@ -31,9 +31,9 @@ from blemish.methods.adaptation import (
     Adaptable,
     Adapted,
     Adapter,
-    Mode,
     drift_limit,
 )
+from blemish.types import Mode
 
 REMEMBERED = 64  # pictures: "online" goes by about so many
 

@@ -236,7 +236,7 @@ class AtacNet(EndToEnd, TrainedMethod):
     def _extracted(self, seen: Features) -> Tensor:
         own = seen.layers(slice(len(self.layers)))
         tokens, grid = join(own, self.backbone.spec.kind)
-        return tokens.transpose(1, 2).reshape(len(tokens), -1, *grid)
+        return tokens.transpose(1, 2).reshape(tokens.shape[0], -1, *grid)
 
     # Training
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Annotated, Any, ClassVar, Self
 
 import torch
@@ -346,59 +346,33 @@ def smooth(maps: Tensor, fraction: float) -> Tensor:
     return F.conv2d(F.pad(maps, (0, 0, radius, radius), mode="reflect"), kernel.mT)
 
 
-def narrowed(scores: Scores, inside: Tensor | None, fraction: float) -> Scores:
-    """What is left of scores by map (`Method.scores_by_map`) where only an area counts.
-
-    The image score is the mean of the highest `fraction` in the area, but never above the one of
-    the whole picture, as the mean of fewer values may be: no narrowed score is an alarm where the
-    whole one is none.
-
-    Args: inside: its places, as of `highest`.
-    """
-    image = torch.minimum(scores.image, highest(scores.maps, inside, fraction))
-    return replace(scores, image=image, maps=shown(scores.maps, inside))
-
-
-def foremost(scores: Scores, inside: Tensor, area: Tensor | None, fraction: float) -> Scores:
-    """What is left of scores by map (`Method.scores_by_map`) where only some places count.
-
-    The image score is the mean of as many values as the highest `fraction` of the area has, the
-    highest inside: never above the one before.
-
-    Args: inside: bool B h w, some of each map and nothing outside the area; where it is all of the
-        area, the score stays, and so does the map. area: bool h w; None = everywhere.
-    """
-    size = inside[0].numel() if area is None else int(area.sum())
-    count = max(1, round(fraction * size))
-    values = scores.maps.masked_fill(~inside, -math.inf).flatten(1).topk(count, dim=1).values
-    there = values > -math.inf  # where fewer places count
-    mean = torch.where(there, values, 0).sum(1) / there.sum(1)
-    whole = inside.sum((1, 2)) == size
-    image = torch.where(whole, scores.image, torch.minimum(scores.image, mean))
-    lowest = scores.maps.masked_fill(~inside, math.inf).amin((1, 2))
-    maps = torch.where(inside, scores.maps, lowest[:, None, None])
-    return replace(scores, image=image, maps=maps, foreground=inside | whole[:, None, None])
-
-
 def highest(maps: Tensor, inside: Tensor | None, fraction: float) -> Tensor:
     """Mean of the highest `fraction` of each of the maps B h w, of its places inside: B.
 
     Args: inside: bool h w, or B h w, one place at least in each; None = everywhere.
     """
+    if inside is not None and torch.compiler.is_exporting():
+        return _highest_inside(maps, inside, fraction)
     if inside is not None and inside.ndim == 3:
         pairs = zip(maps, inside, strict=True)
         return torch.cat([top_mean(one[own][None], fraction) for one, own in pairs])
     return top_mean(maps.flatten(1) if inside is None else maps[:, inside], fraction)
 
 
+def _highest_inside(maps: Tensor, inside: Tensor, fraction: float) -> Tensor:
+    """As `highest`, in shapes that do not depend on what is inside."""
+    counts = [max(1, round(fraction * size)) for size in range(maps[0].numel() + 1)]
+    values = maps.masked_fill(~inside, -math.inf).flatten(1).topk(counts[-1], dim=1).values
+    count = torch.tensor(counts, device=maps.device)[inside.flatten(-2).sum(-1)][..., None]
+    taken = torch.arange(counts[-1], device=maps.device) < count
+    return (torch.where(taken, values, 0) / count).sum(1)
+
+
 def shown(maps: Tensor, inside: Tensor | None) -> Tensor:
     """Maps B h w, each with its lowest value of the places inside, as of `highest`, outside."""
     if inside is None:
         return maps
-    if inside.ndim == 3:
-        lowest = torch.where(inside, maps, torch.inf).flatten(1).amin(1)
-    else:
-        lowest = maps[:, inside].amin(1)
+    lowest = torch.where(inside, maps, torch.inf).flatten(1).amin(1)
     return torch.where(inside, maps, lowest[:, None, None])
 
 

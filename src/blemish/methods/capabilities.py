@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 from torch import Tensor
 
 from blemish.backbones import Features
-from blemish.types import Batch, Progress, Scores
+from blemish.types import Batch, Mode, Progress, Scores
 
 if TYPE_CHECKING:
-    from blemish.methods.adaptation import Adapter, Mode
+    from blemish.methods.adaptation import Adapter
     from blemish.methods.base import Method
 
 Batches = Callable[[], Iterable[Batch]]

@@ -23,8 +23,8 @@ from blemish.backbones import Backbone, Features
 from blemish.backbones.cells import resampled
 from blemish.errors import ConfigError
 from blemish.methods.embedding import laid_out
-from blemish.methods.foreground import Foreground
-from blemish.methods.stored import UNIT, Stored
+from blemish.methods.foreground import UNIT, Foreground
+from blemish.methods.stored import Stored
 
 RESERVE = 0.08  # share of the patches that is for what stands out, on the part or beside it
 WITHOUT_PART = 0.5  # share that is looked at where no part can be told

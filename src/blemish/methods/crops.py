@@ -78,6 +78,6 @@ def _grid(offset: Tensor, scale: Tensor, size: tuple[int, ...]) -> Tensor:
     down, across = ((torch.arange(side, device=offset.device) + 0.5) / side for side in size)
     columns = offset[:, 0, None] + scale[:, 0, None] * across
     rows = offset[:, 1, None] + scale[:, 1, None] * down
-    shape = (len(offset), *size)
+    shape = (offset.shape[0], *size)
     places = columns[:, None, :].expand(shape), rows[:, :, None].expand(shape)
     return 2 * torch.stack(places, dim=-1) - 1

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from blemish import config
 from blemish.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 NORMALITY = "normality."  # how the names of a part's tensors begin
 FORMAT = 1  # of artifacts, in which all has the names of before

@@ -38,25 +38,27 @@ from torch.nn import functional as F
 
 from blemish.anomalies import simulate_batch, simulator
 from blemish.backbones import Backbone, Features
+from blemish.backbones.cells import resampled
 from blemish.backbones.vit import VitBackbone
 from blemish.config import LARGEST
 from blemish.errors import ArtifactError, ConfigError
 from blemish.losses.dice import dice_loss
 from blemish.methods import alignment
-from blemish.methods.adaptation import Adapter, EntropyAdapter, Look, Mode, attention_entropy
+from blemish.methods.adaptation import Adapter, EntropyAdapter, Look, attention_entropy
 from blemish.methods.augmentation import augmented
 from blemish.methods.base import reported, shown, smooth
 from blemish.methods.capabilities import Adapts, Batches, LooksAtScales, Summarises
 from blemish.methods.coreset import StreamingCoreset, nearest
 from blemish.methods.embedding import join
+from blemish.methods.foreground import UNIT
 from blemish.methods.guidance import sharpness, shuffled
 from blemish.methods.guided_config import GuidedConfig
 from blemish.methods.heads import AttentionMix, ClassHead, PatchHead
 from blemish.methods.learner import FineTuned, TrainingBatch, follow
 from blemish.methods.reference import Noted, Reference, check_reference, check_spreads
-from blemish.methods.stored import UNIT, Free, Stored, numbers
+from blemish.methods.stored import Free, Stored, numbers
 from blemish.methods.trained import TrainedMethod
-from blemish.types import Progress, Scores
+from blemish.types import Mode, Progress, Scores
 
 SUMMARISED = 256  # training pictures, about, whose maps and moments or entropies are noted
 LEFT_OUT = 32  # training pictures, about, by which the bank is judged, each without its own
@@ -107,6 +109,7 @@ class Guided(FineTuned, TrainedMethod, Summarises, Adapts, LooksAtScales):
         self.register_buffer("bank", torch.empty(0, backbone.dim))
         self.register_buffer("pictured", torch.tensor(self.scoring_size))
         self.register_buffer("normal", torch.empty(0))
+        self._pictured: Size | None = None  # the same, once it is asked for
         self.reference = Reference()
         self.average: nn.Module | None = None
         self.reference_guidance: Callable[[Tensor], Tensor] | None = None
@@ -131,7 +134,7 @@ class Guided(FineTuned, TrainedMethod, Summarises, Adapts, LooksAtScales):
             if self.class_head is not None:
                 last = self.backbone.norm(seen.cls[len(self.map_layers)])
                 classes = self.class_head(last).float()
-        mask_logits = torch.stack(logits).sum(0).reshape(len(tokens[0]), *seen.grids[0])
+        mask_logits = torch.stack(logits).sum(0).reshape(tokens[0].shape[0], *seen.grids[0])
         return Read(mask_logits=mask_logits, logits=classes, attention=attention)
 
     # Training
@@ -280,7 +283,7 @@ class Guided(FineTuned, TrainedMethod, Summarises, Adapts, LooksAtScales):
 
     def _at_scales(self, images: Tensor, features: Features | None = None) -> dict[Size, Features]:
         """What `see` gives of B 3 H W at each of `scales`; `features` are those of their own."""
-        known = {} if features is None else {tuple(images.shape[-2:]): features}
+        known = {} if features is None else {(images.shape[-2], images.shape[-1]): features}
         return {size: known.get(size) or self.see(resized(images, size)) for size in self.scales}
 
     def _look(self, seen: Mapping[Size, Features], images: Tensor) -> Look:
@@ -301,12 +304,15 @@ class Guided(FineTuned, TrainedMethod, Summarises, Adapts, LooksAtScales):
 
     def _described(self, seen: Mapping[Size, Features], images: Tensor) -> Tensor:
         """Features of length 1 of all patches of B 3 H W in the size of the bank's: B h w D."""
-        height, width = self.pictured.tolist()
+        if self._pictured is None:
+            height, width = self.pictured.tolist()
+            self._pictured = height, width
+        size = self._pictured
         with torch.no_grad():
-            features = seen.get((height, width)) or self.see(resized(images, (height, width)))
+            features = seen.get(size) or self.see(resized(images, size))
             own = features.layers(slice(len(self.map_layers)))
             described, grid = join(own, "vit", pooling=self.config.pooling)
-        return F.normalize(described, dim=-1).reshape(len(images), *grid, -1)
+        return F.normalize(described, dim=-1).reshape(images.shape[0], *grid, -1)
 
     def _distance(self, described: Tensor, left_out: Tensor | None = None) -> Tensor:
         """Distance of B h w D to the bank, without the entries `left_out` (bool K): B h w."""
@@ -487,6 +493,4 @@ def enlarged(maps: Tensor, size: Sequence[int]) -> Tensor:
 
 def resized(images: Tensor, size: Size) -> Tensor:
     """B 3 H W at another size, antialiased where it shrinks."""
-    if tuple(images.shape[-2:]) == size:
-        return images
-    return F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
+    return resampled(images, size, antialias=True)

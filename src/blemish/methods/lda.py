@@ -42,13 +42,14 @@ from torch.nn import functional as F
 from blemish import config as configs
 from blemish.area import Area
 from blemish.backbones import Backbone, Features
-from blemish.backbones.cells import resampled
+from blemish.backbones.cells import averaged, resampled
 from blemish.config import Factor, FractionAbove0, Layers
 from blemish.errors import ArtifactError, ConfigError, DataError, unknown_name
 from blemish.methods.apmask import APMaskConfig
 from blemish.methods.base import Method, MethodConfig, map_size, reported, shown
 from blemish.methods.capabilities import Batches, Extends, Fits, LeavesOneOut, Refines, Summarises
-from blemish.methods.stored import UNIT, Free, Stored, numbers
+from blemish.methods.foreground import UNIT
+from blemish.methods.stored import Free, Stored, numbers
 from blemish.methods.unsupervised import UNSUPERVISED
 from blemish.types import Batch, Progress, Scores
 
@@ -339,12 +340,12 @@ class Lda(Method, Fits, Summarises, LeavesOneOut, Refines):
         alike = torch.zeros_like(maps, dtype=torch.float32)
         for (tokens, grid, offset), part in zip(levels, parts, strict=True):
             along = tokens @ (part if part.ndim == 1 else part[..., None])
-            level = along.reshape(len(tokens), 1, *grid)
+            level = along.reshape(tokens.shape[0], 1, *grid)
             alike += resampled(level, size, offset=offset)[:, 0]
         grid, offset = max((grid, offset) for _, grid, offset in levels)
         share = self._attention(maps, grid, offset)[:, 1]
         share = (share / share.amax(1, keepdim=True)).pow(self.discriminant.trust)
-        share = resampled(share.reshape(len(maps), 1, *grid), size, offset=offset)[:, 0]
+        share = resampled(share.reshape(maps.shape[0], 1, *grid), size, offset=offset)[:, 0]
         return self.discriminant.scaled(alike) * share
 
     @property
@@ -492,7 +493,7 @@ def _gathered(maps: Tensor, grid: tuple[int, int], offset: float) -> Tensor:
     """The mean of maps B H W around each place of a grid: B N."""
     cell = maps.shape[1] / grid[0]
     moved = resampled(maps[:, None], (maps.shape[1], maps.shape[2]), onto=offset * cell)
-    return F.adaptive_avg_pool2d(moved, grid).flatten(1)
+    return averaged(moved, grid).flatten(1)
 
 
 def _joined(known: tuple[Tensor, ...], found: Sequence[tuple[Tensor, ...]]) -> Iterator[Tensor]:

@@ -39,8 +39,9 @@ from blemish.methods.closer import (
 )
 from blemish.methods.coreset import StreamingCoreset, StreamingSample, nearest
 from blemish.methods.embedding import join, laid_out
-from blemish.methods.foreground import Foreground
-from blemish.methods.stored import UNIT, Free, Stored, numbers
+from blemish.methods.foreground import UNIT
+from blemish.methods.stored import Free, Stored, numbers
+from blemish.methods.telling import foreground_of
 from blemish.types import Batch, Progress, Scores
 
 
@@ -340,7 +341,7 @@ class MemoryBank(Method, Fits, Extends, LeavesOneOut):
         self, first: CoarseLook, batches: Batches, count: int, progress: Progress
     ) -> None:
         """Learn the first look, and how much of good pictures is worth a second one."""
-        told = Foreground.of(self, batches, count, progress)
+        told = foreground_of(self, batches, count, progress)
         first.know_part(told, self._joined_shape()[1])
         self._remember_first(first, batches, count, progress)
         if self.config.close_share:

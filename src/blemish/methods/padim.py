@@ -155,7 +155,7 @@ class Padim(Method, Fits, LeavesOneOut):
         """The Mahalanobis distance of each location: B h w."""
         self._require(self.means)
         centred, grid = self._centred(features)
-        return _squares(centred, self.whiteners).sqrt().reshape(len(centred), *grid)
+        return _squares(centred, self.whiteners).sqrt().reshape(centred.shape[0], *grid)
 
     def judge(self, features: Features, images: Tensor) -> Scores:
         return self._finish(self.anomaly_map(features), images)

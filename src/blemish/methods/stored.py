@@ -13,7 +13,6 @@ from blemish.errors import ArtifactError
 
 # In which weights are kept: as they were computed with.
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
-UNIT = 1 + 1e-3  # no coordinate of a feature of length 1 is larger, but for rounding
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,15 +1,14 @@
-"""The figures of a report as SVG or PNG files in memory.
+"""The figures of `blemish figures`, and of a pre-training, as PNG or SVG files in memory.
 
-Drawn with matplotlib's object-oriented interface, without pyplot and its global list of figures.
-The same input gives the same bytes: no date, no random ids. Colours are Okabe and Ito's (2008),
-told apart with any colour vision. Every figure raises NonFiniteError for a value that is not
-finite, and ConfigError for lengths that differ.
+Those of a report are `charts`, which need no matplotlib. These are drawn with its object-oriented
+interface, without pyplot and its global list of figures. The same input gives the same bytes: no
+date, no random ids. Every figure raises NonFiniteError for a value that is not finite, and
+ConfigError for lengths that differ.
 """
 
 from __future__ import annotations
 
 import io
-import math
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,47 +24,54 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from blemish.errors import ConfigError, NonFiniteError
-from blemish.metrics.ranking import precision_recall_curve, roc_curve
+from blemish.errors import ConfigError
+from blemish.report.charts import (
+    ANOMALOUS_COLOUR,
+    FAINT,
+    FONTS,
+    INK,
+    NORMAL_COLOUR,
+    UNLABELLED_COLOUR,
+    Curve,
+    Spread,
+    bins,
+    checked_curve,
+    counts,
+    finite,
+)
 from blemish.text import printable
-from blemish.types import ANOMALOUS, NORMAL, Evaluation
+from blemish.types import ANOMALOUS, NORMAL
 
 Format = Literal["svg", "png"]
-Curve = npt.ArrayLike
 Picture = npt.NDArray[np.uint8]
 
-NORMAL_COLOUR, ANOMALOUS_COLOUR, UNLABELLED_COLOUR = "#0072b2", "#d55e00", "#56707f"
 # Of the kinds of defects, the most frequent first. There are more colours than marks, so that
 # twenty kinds differ in one or the other.
 _KINDS = (ANOMALOUS_COLOUR, "#009e73", "#cc79a7", "#e69f00", "#000000")
 _MARKS = ("^", "s", "D", "v")
 _NAMED = 11  # kinds of defects with a mark of their own; the others share one
-_INK, _FAINT = "#1d2733", "#d5dbe1"
 _STYLE: Any = {  # newer matplotlib types the keys one by one; older has no such type
-    "axes.edgecolor": _FAINT,
+    "axes.edgecolor": FAINT,
     "axes.axisbelow": True,
     "axes.grid": True,
-    "axes.labelcolor": _INK,
+    "axes.labelcolor": INK,
     "axes.spines.right": False,
     "axes.spines.top": False,
     "font.family": ["sans-serif"],
-    # An SVG names its fonts and the browser takes the first it has; the last is matplotlib's own.
-    "font.sans-serif": ["system-ui", "Segoe UI", "Helvetica Neue", "Arial", "DejaVu Sans"],
+    "font.sans-serif": list(FONTS),  # the last is matplotlib's own
     "font.size": 10.0,
-    "grid.color": _FAINT,
+    "grid.color": FAINT,
     "grid.linewidth": 0.6,
     "legend.fontsize": 9.5,
     "legend.frameon": False,
     "svg.fonttype": "none",
     "svg.hashsalt": "blemish",
-    "text.color": _INK,
-    "xtick.color": _FAINT,
-    "xtick.labelcolor": _INK,
-    "ytick.color": _FAINT,
-    "ytick.labelcolor": _INK,
+    "text.color": INK,
+    "xtick.color": FAINT,
+    "xtick.labelcolor": INK,
+    "ytick.color": FAINT,
+    "ytick.labelcolor": INK,
 }
-_LINE: Any = {"color": NORMAL_COLOUR, "linewidth": 2.0, "clip_on": False, "zorder": 3}
-_AREA: Any = {"color": NORMAL_COLOUR, "alpha": 0.08, "linewidth": 0}
 _LABEL: Any = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.5}
 _TEXT: Any = {"fontsize": 9.5, "va": "center", "parse_math": False}
 # Of t-SNE, as van der Maaten and Hinton (2008) use it; of few points a third of their number.
@@ -75,21 +81,6 @@ _BINS = 150  # points of a line over the steps of a training
 # matplotlib reads its settings from one place in the process; two threads must not swap them at
 # the same time.
 _SETTINGS = threading.Lock()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Spread:
-    """The raw scores of a detector.
-
-    Attributes:
-        good, defective, scored: of pictures known good, known defective, and of unknown truth.
-        threshold: in the same unit; None where there is none.
-    """
-
-    good: Curve = ()
-    defective: Curve = ()
-    scored: Curve = ()
-    threshold: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,73 +95,6 @@ class Row:
     caption: str
     tiles: Mapping[str, Picture]
     labels: Mapping[str, str] = field(default_factory=dict)
-
-
-def of_scores(
-    pairs: Sequence[tuple[int | None, float]],
-    threshold: float | None,
-    evaluation: Evaluation | None = None,
-) -> dict[str, bytes]:
-    """The histogram of scored pictures, and of an evaluation its curves where both classes are
-    present: SVG files by name.
-
-    Args: pairs: truth (None = unknown) and score of each picture.
-    """
-    good, defective, unknown = (
-        [score for truth, score in pairs if truth == wanted] for wanted in (NORMAL, ANOMALOUS, None)
-    )
-    spread = Spread(good=good, defective=defective, scored=unknown, threshold=threshold)
-    drawn = {"histogram": score_histograms({"": spread})}
-    if evaluation is not None:
-        truth = [NORMAL] * len(good) + [ANOMALOUS] * len(defective)
-        if (curve := roc_curve(good + defective, truth)) is not None:
-            drawn["roc"] = roc(*curve, evaluation.image_auroc)
-        if (curve := precision_recall_curve(good + defective, truth)) is not None:
-            drawn["pr"] = precision_recall(*curve, evaluation.image_ap)
-    return drawn
-
-
-def roc(fpr: Curve, tpr: Curve, auroc: float | None, *, format: Format = "svg") -> bytes:
-    """The receiver operating characteristic: defects found against false alarms, over all
-    thresholds.
-
-    Args:
-        fpr, tpr: K false- and true-positive rates, 0 to 1, in the order of the thresholds.
-        auroc: the area, named in the figure; None where it is not defined.
-    """
-    x, y = _curve("fpr", fpr, "tpr", tpr)
-    with _figure(format, width=4.2, height=3.6) as (figure, sheet):
-        axes = figure.add_subplot()
-        dots = (0, (2, 3))
-        axes.plot([0, 1], [0, 1], color=_INK, linewidth=1.0, linestyle=dots, label="guessing")
-        axes.plot(x, y, label=_named("AUROC", auroc), **_LINE)
-        axes.fill_between(x, y, **_AREA)
-        axes.set(xlabel="false alarms / good pictures", ylabel="found / defective pictures")
-        _unit_square(axes)
-    return sheet.getvalue()
-
-
-def precision_recall(
-    precision: Curve, recall: Curve, ap: float | None, *, format: Format = "svg"
-) -> bytes:
-    """Precision against recall over all thresholds, as steps: nothing is interpolated.
-
-    Args:
-        precision, recall: K values, 0 to 1, in the order of the thresholds.
-        ap: average precision, named in the figure; None where it is not defined.
-    """
-    y, x = _curve("precision", precision, "recall", recall)
-    if x.size and x[0] > x[-1]:  # from the lowest threshold up
-        x, y = x[::-1], y[::-1]
-    with _figure(format, width=4.2, height=3.6) as (figure, sheet):
-        axes = figure.add_subplot()
-        axes.step(x, y, where="pre", label=_named("AP", ap), **_LINE)
-        axes.fill_between(x, y, step="pre", **_AREA)
-        axes.set(
-            xlabel="recall: found / defective pictures", ylabel="precision: defective / alarms"
-        )
-        _unit_square(axes)
-    return sheet.getvalue()
 
 
 def score_histograms(panels: Mapping[str, Spread], *, format: Format = "svg") -> bytes:
@@ -192,27 +116,17 @@ def score_histograms(panels: Mapping[str, Spread], *, format: Format = "svg") ->
 
 
 def _histogram(axes: Axes, spread: Spread, title: str) -> None:
-    threshold = spread.threshold
-    if threshold is not None and not math.isfinite(threshold):
-        raise NonFiniteError(
-            f"the threshold {threshold} cannot be drawn; give a finite score or None"
-        )
-    classes = {
-        ("good", NORMAL_COLOUR): _finite("scores", spread.good),
-        ("defective", ANOMALOUS_COLOUR): _finite("scores", spread.defective),
-        ("scored", UNLABELLED_COLOUR): _finite("scores", spread.scored),
-    }
-    edges = _edges(np.concatenate(list(classes.values())), threshold)
+    classes, threshold = spread.classes(), spread.threshold
+    edges = bins(np.concatenate(list(classes.values())), threshold)
     for (name, colour), scores in classes.items():
         if scores.size:
-            # Negated, so that a bin is (a, b] in place of [a, b).
-            counts = np.histogram(-scores, -edges[::-1])[0][::-1]
-            axes.stairs(counts, edges, fill=True, color=colour, alpha=0.35)
+            heights = counts(scores, edges)
+            axes.stairs(heights, edges, fill=True, color=colour, alpha=0.35)
             label = f"{name} ({scores.size:,})"
-            axes.stairs(counts, edges, color=colour, linewidth=1.4, label=label)
+            axes.stairs(heights, edges, color=colour, linewidth=1.4, label=label)
     if threshold is not None:
         label = f"threshold {threshold:.4g}"
-        axes.axvline(threshold, color=_INK, linewidth=1.5, linestyle=(0, (4, 2)), label=label)
+        axes.axvline(threshold, color=INK, linewidth=1.5, linestyle=(0, (4, 2)), label=label)
     empty = not any(scores.size for scores in classes.values())
     if empty:
         axes.text(0.5, 0.5, "no scores", transform=axes.transAxes, ha="center", va="center")
@@ -254,7 +168,7 @@ def health(
         above, below = figure.subfigures(2, 1, height_ratios=(3, 2), squeeze=False)[:, 0]
         plots = above.subplots(1, len(curves), squeeze=False)[0]
         for axes, (title, values) in zip(plots, curves.items(), strict=True):
-            x, y = _curve("steps", steps, title, values)
+            x, y = checked_curve("steps", steps, title, values)
             places = np.linspace(0, x.size, min(x.size, _BINS), endpoint=False)
             starts = np.unique(places.astype(np.int64))
             each = np.diff(np.append(starts, x.size))
@@ -343,7 +257,7 @@ def _placed(
             "t-SNE needs 3 or more points of 2 or more features; "
             f"these are of shape {features.shape}"
         )
-    _finite("features", features)
+    finite("features", features)
     if not len(features) == len(truth) == len(kinds):
         raise ConfigError(
             f"{len(features)} points, {len(truth)} labels and {len(kinds)} names; "
@@ -430,53 +344,3 @@ def _shortened(line: str, length: int = _NAME_LENGTH) -> str:
     line = printable(line)
     half = (length - 1) // 2
     return line if len(line) <= length else f"{line[:half]}…{line[-half:]}"
-
-
-def _edges(scores: npt.NDArray[np.float64], threshold: float | None) -> npt.NDArray[np.float64]:
-    """Bin edges over all scores; the threshold is one of them."""
-    values = scores if threshold is None else np.append(scores, threshold)
-    if not values.size:
-        return np.array([0.0, 1.0])
-    low, high = float(values.min()), float(values.max())
-    largest = max(abs(low), abs(high))
-    # Equal scores get a few bins around them, wide enough for readable ticks.
-    if high - low <= 1e-9 * largest:
-        margin = 0.05 * largest or 0.5
-        low, high = low - margin, high + margin
-    step = (high - low) / min(max(math.ceil(2.0 * math.sqrt(scores.size)), 8), 50)
-    anchor = low if threshold is None else threshold
-    first, last = math.floor((low - anchor) / step), math.ceil((high - anchor) / step)
-    edges = np.array([anchor + step * index for index in range(first, last + 1)])
-    # Rounding must not push a score out.
-    edges[0], edges[-1] = min(edges[0], low), max(edges[-1], high)
-    return edges
-
-
-def _finite(name: str, values: Curve) -> npt.NDArray[np.float64]:
-    array = np.asarray(values, dtype=np.float64).ravel()
-    if not np.isfinite(array).all():
-        raise NonFiniteError(f"{name}: NaN or infinite values cannot be drawn")
-    return array
-
-
-def _curve(
-    first_name: str, first: Curve, second_name: str, second: Curve
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    one, other = _finite(first_name, first), _finite(second_name, second)
-    if one.size != other.size:
-        raise ConfigError(
-            f"{first_name} has {one.size} values and {second_name} {other.size}; "
-            "a curve needs as many"
-        )
-    return one, other
-
-
-def _named(name: str, value: float | None) -> str:
-    return f"{name} not defined" if value is None else f"{name} {value:.4f}"
-
-
-def _unit_square(axes: Axes) -> None:
-    axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
-    axes.set_xticks(np.linspace(0, 1, 6))
-    axes.set_yticks(np.linspace(0, 1, 6))
-    axes.legend(loc="lower right")

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from blemish.data.pictures import good_pictures
 from blemish.data.stream import PictureStream
+from blemish.methods.telling import seen_along
 from blemish.report.heatmap import Picture, faded, is_signed, save_png, thumbnail
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def draw_foreground(detector: Detector, good: Any, path: Path) -> Path | None:
     positions = range(len(pictures.sources))[:: -(-len(pictures.sources) // PICTURES)]
     stream = PictureStream(pictures.sources, detector.preprocessing, PICTURES)
     tiles: list[Picture] = []
-    for batch in stream.only(positions).on(detector.device):
+    for batch in stream.only(positions).on(detector.method.backbone.device):
         tiles += _tiles(detector, foreground, batch.images)
     return save_png(path, _sheet(tiles, foreground), signed=_SIGNED) if tiles else None
 
@@ -71,7 +72,10 @@ def remove_sheet(path: Path) -> str:
 def _tiles(detector: Detector, foreground: Foreground, images: torch.Tensor) -> list[Picture]:
     """Pictures B 3 H W of a batch, in their colours."""
     method, looks = detector.method, detector.preprocessing
-    told = foreground.told(method, method.see(images))
+    told = foreground.told(
+        seen_along(method, method.see(images), foreground.direction).float().cpu().numpy(),
+        method.area,
+    )
     mean, std = (np.array(values, dtype=np.float32) for values in (looks.mean, looks.std))
     pixels = images.permute(0, 2, 3, 1).float().cpu().numpy() * std + mean
     colours = np.rint(pixels.clip(0, 1) * 255).astype(np.uint8)

@@ -32,14 +32,16 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from blemish.backbones import Features
 from blemish.data.layouts import Dataset
 from blemish.data.marks import marked
 from blemish.detector.evaluate import known_pictures, labelled
 from blemish.detector.predict import Detector
-from blemish.detector.scoring import masked
+from blemish.engines.pytorch import TorchEngine
 from blemish.errors import BlemishError, ConfigError, DataError, OutputError
 from blemish.files import check_writable, write_whole
 from blemish.report import figures
+from blemish.report.charts import Spread
 from blemish.report.predictions import Gallery, View, file_name, safe_stem
 from blemish.types import ANOMALOUS, NORMAL, Failure, Prediction, Progress, Sample, Scores, silent
 
@@ -163,7 +165,7 @@ def _see(
         stage = "scoring" if len(detectors) == 1 else f"scoring with {name}"
         keep = cases.kept_by(name)
         seen, embedding = _Seen(), _Embedding(detector)
-        results = detector.predict_many(samples, score=embedding)
+        results = detector.predict_many(samples, engine=embedding)
         for index, (sample, result) in enumerate(zip(samples, results, strict=True)):
             progress(stage, index + 1, len(samples))
             feature = embedding.taken(result)
@@ -180,22 +182,22 @@ def _see(
     return everything
 
 
-class _Embedding:
+class _Embedding(TorchEngine):
     """Scores as the method does, and keeps the features of every picture or tile: D each, in order.
 
     They come from the pass that scores the pictures.
     """
 
     def __init__(self, detector: Detector) -> None:
+        super().__init__(detector.method, detector.foreground)
         self._features: deque[Feature] = deque()
         self._in_tiles = detector.preprocessing.tiling is not None
-        self._method, self._foreground = detector.method, detector.foreground
 
-    def __call__(self, images: Tensor) -> Scores:
-        seen = self._method.see(images)
-        scores = self._method.judge(seen, images)
-        self._features.extend(self._method.describe(seen, images).float().cpu().numpy())
-        return masked(self._method, self._foreground, scores, images, seen)
+    def _scores(self, images: Tensor) -> tuple[Scores, Features | None]:
+        seen = self.method.see(images)
+        scores = self.method.judge(seen, images)  # first: where memory runs out, nothing is kept
+        self._features.extend(self.method.describe(seen, images).float().cpu().numpy())
+        return scores, seen
 
     def taken(self, result: Prediction | Failure) -> Feature | None:
         """The features of the picture that is next, the mean of those of its tiles; None where it
@@ -361,7 +363,7 @@ def _histograms(
             for label in (NORMAL, ANOMALOUS)
         )
         limit = None if detector.threshold is None else detector.threshold.value
-        spreads[name] = figures.Spread(good=good, defective=defective, threshold=limit)
+        spreads[name] = Spread(good=good, defective=defective, threshold=limit)
     return figures.score_histograms(spreads, format="png")
 
 

@@ -21,7 +21,7 @@ import jinja2
 
 from blemish.errors import NonFiniteError
 from blemish.files import write_whole
-from blemish.report import figures
+from blemish.report import charts
 from blemish.report.heatmap import colour_bar, encode_png
 from blemish.report.templates import environment
 from blemish.types import ANOMALOUS, NORMAL, Evaluation, Failure
@@ -133,7 +133,7 @@ def write_report(
         groups=_worst(ranked),
         cards=_CARDS,
         folder=_shared_folder(sources),
-        figures=figures.of_scores(pairs, threshold.get("value"), evaluation),
+        figures=charts.of_scores(pairs, threshold.get("value"), evaluation),
         scale=scale,
         bar=encode_png(colour_bar(scale, height=1)),
         drawn=[name for name, is_there in _DRAWN.items() if any(map(is_there, ranked))],

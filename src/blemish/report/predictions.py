@@ -29,13 +29,13 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from blemish.data.ahead import map_ahead
 from blemish.data.folder import is_file
-from blemish.data.stream import map_ahead
 from blemish.detector.predict import Detector
 from blemish.errors import BlemishError
 from blemish.files import write_whole
 from blemish.images import Picture, decode, open_windows, within_memory
-from blemish.report import figures
+from blemish.report import charts
 from blemish.report.heatmap import (
     SALIENCY_SCALE,
     contours,
@@ -373,7 +373,7 @@ def write_evaluation(
     document = json.dumps(evaluation.to_dict(), indent=2, allow_nan=False)
     write_whole(folder / "evaluation.json", document.encode())
     pairs = [(row["truth"], row["score"]) for row in evaluation.rows]
-    drawn = figures.of_scores(pairs, evaluation.threshold, evaluation)
+    drawn = charts.of_scores(pairs, evaluation.threshold, evaluation)
     for name, content in drawn.items():
         write_whole(folder / f"{name}.svg", content)
     if side != 0:

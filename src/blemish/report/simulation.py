@@ -25,9 +25,10 @@ from torch import Tensor
 from blemish.anomalies import Synthetic, simulate_batch, simulator
 from blemish.backbones import VitBackbone, build
 from blemish.compute import pick_device, pick_precision
+from blemish.data.ahead import map_ahead, of_picture
 from blemish.data.pictures import good_pictures
 from blemish.data.splits import few_shot
-from blemish.data.stream import map_ahead, of_picture, unreadable
+from blemish.data.stream import unreadable
 from blemish.data.transforms import Preprocessing, prepare
 from blemish.errors import ConfigError, OutputError
 from blemish.files import check_writable, write_whole
@@ -168,7 +169,8 @@ def _pages(
 
     def load(index: int) -> _Drawn | Failure:
         def needed(picture: Picture) -> _Drawn:
-            return _Drawn(index + 1, picture.source, prepare(picture, as_pixels), seeds[index])
+            pixels = torch.from_numpy(prepare(picture, as_pixels))
+            return _Drawn(index + 1, picture.source, pixels, seeds[index])
 
         return of_picture(needed, drawn[index], index, window)
 

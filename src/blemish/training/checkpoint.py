@@ -12,57 +12,18 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from blemish import artifact, config
-from blemish.config import Count, Finite, Length, NotNegative, Range
+from blemish import artifact
 from blemish.data.stream import Found
-from blemish.errors import ArtifactError, BlemishError, ConfigError, OutputError
+from blemish.errors import ArtifactError, ConfigError, OutputError
 from blemish.methods.learner import Learner
+from blemish.training.records import CHECKPOINT, CheckpointManifest, read_checkpoint_manifest
 
-CHECKPOINT = "checkpoint"  # the name of a checkpoint's header in the manifest of its file
-Steps = Annotated[int, Range(1, 2**31)]
 _LEARNED, _OPTIMIZER = "method.", "optimizer."  # what the names of tensors begin with
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckpointManifest:
-    """What the header of a checkpoint says.
-
-    Attributes:
-        step, steps: steps made, and of how many.
-        loss: smoothed. seconds: so far, over all its runs.
-        curve: what is kept of the loss so far, part by part; nothing in files of earlier versions.
-        identity: what it is the training of, JSON-ready.
-        pictures: fingerprint of the training pictures.
-        scalars: of the state of the optimiser what is no tensor, by name; `save` puts it in.
-        other: what other versions of blemish have added, as it is.
-    """
-
-    step: Count
-    steps: Steps
-    loss: Finite
-    seconds: NotNegative
-    identity: Mapping[str, Any]
-    pictures: str
-    scalars: Mapping[str, bool | int | float | None]
-    curve: tuple[Annotated[tuple[float, ...], Length(2)], ...] = ()
-    other: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if self.step > self.steps:
-            raise ConfigError(
-                f"step: at most {self.steps}, the number of all steps, got {self.step}"
-            )
-        if not isinstance(self.identity.get("config", {}), Mapping):
-            raise ConfigError("identity.config: is no object of named values")
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return config.to_dict(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,18 +157,6 @@ def fingerprint(found: Found) -> str:
     """Of the pictures by position, the broken ones too."""
     content = json.dumps([sorted(found.digests.items()), sorted(found.failures)])
     return hashlib.sha256(content.encode()).hexdigest()
-
-
-def read_checkpoint_manifest(path: object, values: Mapping[str, Any]) -> CheckpointManifest:
-    """What a checkpoint says of itself. Raises: ArtifactError that names the file and the field."""
-    try:
-        return config.from_dict(
-            CheckpointManifest, values[CHECKPOINT], within=CHECKPOINT, strict=True
-        )
-    except BlemishError as error:
-        raise ArtifactError(
-            f"{path}: the manifest does not describe a training ({error})"
-        ) from error
 
 
 def _read(path: Path) -> Checkpoint:

@@ -14,7 +14,8 @@ from itertools import chain, islice, tee
 import torch
 from torch import Tensor
 
-from blemish.data.stream import Found, PictureStream, is_tile, map_ahead, name_of, picture_of
+from blemish.data.ahead import is_tile, map_ahead, name_of, picture_of
+from blemish.data.stream import Found, PictureStream
 from blemish.data.transforms import prepare
 from blemish.images import within_memory
 from blemish.methods.learner import Learner, TrainingBatch
@@ -152,7 +153,8 @@ class Feed:
         with within_memory(name_of(source, index)):
             picture = picture_of(source, index, stream.preprocessing)
             part = source.window if is_tile(source) else None
-            return prepare(picture, stream.preprocessing, angle=angle, flip=flip, window=part)
+            made = prepare(picture, stream.preprocessing, angle=angle, flip=flip, window=part)
+            return torch.from_numpy(made)
 
 
 def read(method: Learner, stream: PictureStream, *, limit: float, progress: Progress) -> Feed:

@@ -19,69 +19,27 @@ import statistics
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 
-from blemish import config as configs
 from blemish import interrupts
-from blemish.config import Count, Finite, Length, NotNegative
-from blemish.data.stream import Found, PictureStream, name_of, unreadable
+from blemish.data.ahead import name_of
+from blemish.data.stream import Found, PictureStream, unreadable
 from blemish.errors import ConfigError
 from blemish.methods.learner import Learner, TrainingBatch, finite
 from blemish.text import duration
 from blemish.training import checkpoint as checkpoints
 from blemish.training import distributed, feed
-from blemish.training.checkpoint import Checkpoint, CheckpointManifest, Steps
+from blemish.training.checkpoint import Checkpoint
 from blemish.training.feed import Feed, seed_of
+from blemish.training.records import CURVE, CheckpointManifest, Training
 from blemish.types import Failure, Progress, silent
 
 BETWEEN_CHECKPOINTS = 60.0  # seconds
-CURVE = 20  # points of the curve that is kept of the loss, or one a step where there are fewer
 SAMPLE = 64  # pictures, or all of them where they are fewer, that a method may start from
 STAGE = "training"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Training:
-    """How a training went, as a manifest keeps it.
-
-    Attributes:
-        steps: optimiser steps, over all runs of a resumed training.
-        epochs: passes over the pictures that they make: over the normal ones, where defects fill
-            half of every batch.
-        seconds: from the call to the end, over all runs.
-        pictures_per_second: in the steps of this run, over all processes; 0 where there was none
-            left to take.
-        loss: the last one, smoothed: the mean of the first 50, then each new one counts 2 %. In
-            several processes that of each one's own pictures.
-        curve: how the loss fell: pairs of a step's number and the mean loss of the steps since the
-            pair before, at most `CURVE` of them. In several processes that of rank 0's own
-            pictures.
-        cached: whether what the frozen part gives was kept in memory.
-        processes: how many have trained together.
-        resumed_at: how many steps had been made when this run began; 0 = it began from the start.
-        findings: what the method found to say of it, by name; see `Learner.findings`.
-        other: what other versions of blemish have added, as it is.
-    """
-
-    steps: Steps
-    epochs: NotNegative
-    seconds: NotNegative
-    pictures_per_second: NotNegative
-    loss: Finite
-    cached: bool
-    processes: Steps
-    resumed_at: Count
-    curve: tuple[Annotated[tuple[Finite, ...], Length(2, 2)], ...] = ()
-    findings: Mapping[str, Finite] = field(default_factory=dict)
-    other: Mapping[str, Any] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return configs.to_dict(self)
 
 
 def train(

@@ -1,0 +1,156 @@
+"""What the pictures of a fit score that are evidence for its thresholds: those held out, or the
+training pictures each left out in turn."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from blemish.data.ahead import is_tile
+from blemish.data.copies import nearly_same
+from blemish.data.stream import Found, PictureStream
+from blemish.detector.calibrate import Calibration, Plan
+from blemish.detector.scoring import masked
+from blemish.detector.stitching import Stitching, rows_of
+from blemish.engines.pytorch import TorchEngine
+from blemish.methods import Method
+from blemish.methods.base import reported
+from blemish.methods.capabilities import LeavesOneOut
+from blemish.methods.foreground import Foreground
+from blemish.regions import region_level
+from blemish.types import Progress
+
+HELD_OUT = 0.2
+_SCALE_PICTURES = 16  # training pictures that set the heatmaps' scale where none is calibrated on
+
+
+def planned(method: Method, count: int, fraction: float | None, shots: int | None) -> Plan:
+    """The plan for a method and `count` pictures; `fraction` and `shots` as of `blemish.fit`."""
+    if fraction == 0:
+        return Plan(0.0, None)
+    if fraction is None and isinstance(method, LeavesOneOut) and method.leaves_one_out():
+        return Plan(0.0, "leave-one-out")
+    share = (HELD_OUT if shots is None else 0.0) if fraction is None else fraction
+    return Plan(share if count > 1 else 0.0, "split conformal")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Pictures as they are scored, the category of each, and what a pass has found of them."""
+
+    stream: PictureStream
+    categories: Sequence[str]
+    found: Found
+
+
+@torch.inference_mode()
+def calibrated(
+    method: Method,
+    plan: Plan,
+    learned: Seen,
+    held: Seen,
+    progress: Progress,
+    *,
+    smallest_region: float = 0.0,
+    foreground: Foreground | None = None,
+) -> tuple[Calibration, Found]:
+    """What the held-out pictures score, or the training pictures each left out in turn.
+
+    A training picture that is the only one of its category has nothing to be compared with, and
+    is no evidence.
+
+    Args:
+        learned: the training pictures. held: those held out, of which nothing is found yet.
+        foreground: as of `scoring.scored`.
+    Returns: the evidence, and what was found of the pictures held out.
+    """
+    if plan.method == "split conformal" and held.stream.sources:
+        scored, scale, found = _scored(method, foreground, held.stream, progress, smallest_region)
+        found = found.of_pictures(held.stream.sources)
+        known = set(learned.found.digests.values())
+        counted = [
+            at for at in sorted(set(found.originals.values())) if found.digests[at] not in known
+        ]
+        copies, alike = len(found.digests) - len(counted), False
+        categories, thumbnails = held.categories, found.thumbnails
+    else:
+        learned_from = learned.found.of_pictures(learned.stream.sources)
+        different = sorted(set(learned_from.originals.values()))
+        categories, thumbnails = learned.categories, learned_from.thumbnails
+        able = isinstance(method, LeavesOneOut) and method.leaves_one_out()
+        left_out = able and len(different) > method.minimum_images
+        one_out = left_out and plan.method == "leave-one-out"
+        # Where they only set the scale, some evenly from all: they may be sorted by category.
+        every = 1 if one_out else max(1, -(-len(different) // _SCALE_PICTURES))
+        some = learned.stream.only_whole(different[::every])
+        scored, scale, _ = _scored(
+            method, foreground, some, progress, smallest_region, left_out=left_out
+        )
+        if one_out and isinstance(method, LeavesOneOut):
+            scored = _as_kept(method, some, scored)
+        of_category = Counter(categories[at] for at in different)
+        counted = [at for at in different if one_out and of_category[categories[at]] > 1]
+        copies = len(learned_from.digests) - len(different)
+        alike, found = len(different) == 1 and copies > 0, Found()
+    calibration = Calibration(
+        scale=scale,
+        scores=[scored[at][0] for at in counted],
+        levels=[scored[at][1] for at in counted],
+        smallest_region=smallest_region,
+        categories=[categories[at] for at in counted],
+        copies=copies,
+        nearly_same=nearly_same([thumbnails[at] for at in counted if at in thumbnails]),
+        alike=alike,
+    )
+    return calibration, found
+
+
+def _as_kept(
+    method: LeavesOneOut, stream: PictureStream, scored: Mapping[int, tuple[float, float]]
+) -> Mapping[int, tuple[float, float]]:
+    """With the scores that the method has kept, where it has of whole pictures: these were measured
+    as it learned, and are what `refine` goes on from."""
+    kept = method.good_scores() if stream.preprocessing.tiling is None else None
+    return scored if kept is None else {at: (kept[at], level) for at, (_, level) in scored.items()}
+
+
+def _scored(
+    method: Method,
+    foreground: Foreground | None,
+    stream: PictureStream,
+    progress: Progress,
+    smallest_region: float,
+    *,
+    left_out: bool = False,
+) -> tuple[Mapping[int, tuple[float, float]], tuple[float, float], Found]:
+    """The score and the level of the regions of each picture of a stream, the scale of their
+    heatmaps, and what was found."""
+    scored: dict[int, tuple[float, float]] = {}
+    samples: list[np.ndarray] = []
+    engine = TorchEngine(method, foreground)
+    stitching = Stitching.of(engine, stream.preprocessing.area)
+    reading = stream.on(method.backbone.device)
+    for batch in reported(reading, "calibrating", stream.rows, progress):
+        said = engine.said(batch.images, left_out=batch if left_out else None)
+        found = masked(said, foreground, method.area, engine)
+        placements = [stream.preprocessing.placement(size) for size in batch.sizes]
+        for at, row in enumerate(rows_of(found, placements)):
+            source = stream.sources[batch.positions[at]]
+            whole = stitching.add(source, row) if is_tile(source) else row
+            if whole is not None:
+                level = region_level(whole.anomaly_map, smallest_region)
+                scored[int(batch.owners[at])] = whole.score, level
+                part = whole.anomaly_map if is_tile(source) else placements[at].part(found.map[at])
+                part = part[::4, ::4]
+                if row.foreground is not None:  # what does not count has no value of its own
+                    part = part[row.foreground[::4, ::4]]
+                samples.append(part.ravel())
+    scale = (0.0, 1.0)
+    if samples:
+        low, high = np.quantile(np.concatenate(samples), [0.5, 0.999])
+        scale = (float(low), float(low) + 2 * max(float(high - low), 1e-6))
+    return scored, scale, reading.found

@@ -1,0 +1,79 @@
+"""Imports the packages of the engines, without what these report to their makers.
+
+Left alone, onnxruntime (from 1.32 at the latest) writes a data base into the user's folder and
+sends from it to Microsoft, and openvino sends to Google Analytics, as soon as they are imported.
+Nothing in blemish does that: whatever imports one of them, does it here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from blemish.errors import EngineError
+from blemish.extras import missing
+
+_REPORTS = "openvino_telemetry"  # the package that openvino and nncf send with, where it is there
+
+
+def onnxruntime() -> Any:
+    """The package. Raises: EngineError without it, with what to install."""
+    try:
+        return quietly("onnxruntime")
+    except ImportError as error:
+        raise EngineError(
+            "onnxruntime is needed to run exported .onnx files: pip install onnxruntime (or "
+            f"onnxruntime-gpu for NVIDIA); importing it said: {error}"
+        ) from error
+
+
+def openvino() -> Any:
+    """The package. Raises: MissingExtraError, or EngineError where it is there and broken."""
+    return _of_extra("openvino", "run exported files in OpenVINO")
+
+
+def nncf() -> Any:
+    """The package, with which graphs are quantised. Raises: as `openvino`."""
+    return _of_extra("nncf", "export in int8")
+
+
+def quietly(name: str) -> Any:
+    """A package, imported without its reports. Raises: ImportError."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when onnxruntime is imported
+    with _without_reports():
+        return importlib.import_module(name)
+
+
+def _of_extra(name: str, purpose: str) -> Any:
+    try:
+        return quietly(name)
+    except ImportError as error:
+        absent = isinstance(error, ModuleNotFoundError) and error.name == name
+        if absent and (told := missing(error, purpose)) is not None:
+            raise told from error
+        raise _broken(name, error) from error
+
+
+def _broken(name: str, error: ImportError) -> EngineError:
+    return EngineError(
+        f"{name} is installed but cannot be imported ({error}); install it again: "
+        f"pip install --force-reinstall {name}"
+    )
+
+
+@contextmanager
+def _without_reports() -> Iterator[None]:
+    """While open, the package that reports is not to be found; both then do without it."""
+    there = sys.modules.get(_REPORTS)
+    sys.modules[_REPORTS] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        if there is None:
+            del sys.modules[_REPORTS]
+        else:
+            sys.modules[_REPORTS] = there

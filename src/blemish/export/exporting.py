@@ -1,0 +1,246 @@
+"""A detector written as a graph for an engine without PyTorch, only where both say the same."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+import numpy as np
+
+from blemish.data.ahead import load_picture
+from blemish.data.pictures import good_pictures
+from blemish.data.transforms import as_pixels, prepare
+from blemish.detector.calibrate import DEFAULT_RATE, recalibrate
+from blemish.detector.loading import load
+from blemish.detector.predict import Detector
+from blemish.engines import files, packages
+from blemish.engines.base import Engine, Input, Precision
+from blemish.engines.chosen import open_engine
+from blemish.engines.record import Exported, Kind
+from blemish.errors import ConfigError, ExportError
+from blemish.export.graph import OPSET, Graph, to_onnx
+from blemish.export.proof import ROUNDED, Proof, compare
+from blemish.extras import require
+from blemish.files import check_writable
+from blemish.types import Failure, Progress, silent
+
+InputKind = Literal["normalised", "pixels"]
+QUANTISED_ON = 128  # good pictures at most, evenly from all
+_BATCH = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """What was exported.
+
+    Attributes:
+        detector: as it is loaded from the file. path: of that. proof: that it says what the
+            artifact says. recalibrated: whether its thresholds were set anew, on the graph.
+        failures: good pictures that could not be read. left_out: how many of them were learned
+            from, and are no evidence.
+    """
+
+    detector: Detector
+    path: Path
+    proof: Proof
+    recalibrated: bool
+    failures: tuple[Failure, ...] = ()
+    left_out: int = 0
+
+
+def export(
+    artifact: str | Path,
+    path: str | Path,
+    *,
+    precision: str = "fp32",
+    input: InputKind = "normalised",
+    good: Any = None,
+    pictures: Sequence[Any] | None = None,
+    false_alarm_rate: float | None = None,
+    progress: Progress = silent,
+) -> Made:
+    """Write the detector in an artifact as a graph, with all that a prediction needs.
+
+    Args:
+        artifact: what `blemish fit` has written.
+        path: of the file: .onnx, or .xml for OpenVINO, which gets a .bin beside it.
+        precision: fp32; fp16; bf16 (.xml only); int8, quantised after training on `good`.
+        input: "normalised": the graph takes what `data.transforms.prepare` gives; "pixels": uint8
+            RGB of the working size, which it normalises itself.
+        good: pictures of good parts that it has not learned from, as of `recalibrate`: needed for
+            int8, bf16, and an artifact that computes in another precision than the graph, as these
+            get thresholds of their own.
+        pictures: to compare both by; None = `good`, or generated ones.
+        false_alarm_rate: of thresholds that are set anew; None = as it was.
+    Raises: ExportError where the graph does not say what the detector says, or cannot be made:
+        nothing is written then. ConfigError for what does not go together, and where `good` is
+        needed; MissingExtraError; as `load` and `recalibrate`.
+    """
+    path, kind, chosen = Path(path), _kind(path), _precision(precision, _kind(path))
+    check_writable(path)
+    _require(kind, chosen)
+    detector = load(artifact, device="cpu", precision="fp32")
+    anew = chosen in ROUNDED or detector.record.precision != "fp32"
+    has_threshold = detector.threshold is not None
+    if good is None and (chosen == "int8" or (anew and has_threshold)):
+        raise ConfigError(_needs_good(artifact, detector, chosen))
+    samples = None if good is None else good_pictures(good).sources
+    model = _model(detector, kind, chosen, input, samples, progress)
+    record = Exported(
+        kind=kind,
+        precision=chosen,
+        input=input,
+        opset=OPSET,
+        **_form(detector, input),
+        top_fraction=detector.engine.top_fraction,
+        scores_by_map=detector.engine.scores_by_map,
+        offset=detector.engine.offset,
+        source=_fingerprint(artifact),
+        versions=_versions(kind, chosen),
+    )
+    with tempfile.TemporaryDirectory(prefix="blemish-") as folder:
+        draft = Path(folder) / f"draft{path.suffix}"
+        told = replace(detector.record, precision=chosen, export=record)
+        files.write(draft, kind, model, told.to_dict())
+        running, _ = open_engine(draft)
+        proof = compare(
+            detector,
+            running,
+            samples if pictures is None else pictures,
+            precision=chosen,
+            version=_of(running),
+            progress=progress,
+        )
+        if fault := proof.fault(chosen):
+            raise ExportError(f"{path}: not written: {fault}")
+        exported = load(draft).with_record(
+            replace(told, export=replace(record, proof=proof.to_dict()))
+        )
+        made = _calibrated(exported, good if anew else None, false_alarm_rate, progress)
+        made.detector.save(path)
+    return replace(made, path=path, proof=proof, detector=load(path))
+
+
+def _kind(path: Path) -> Kind:
+    """Raises: ConfigError for a name that says no kind."""
+    kind = files.SUFFIXES.get(path.suffix.lower())
+    if kind is None:
+        known = " or ".join(files.SUFFIXES)
+        raise ConfigError(f"{path}: the name of an exported file ends in {known}")
+    return kind
+
+
+def _precision(name: str, kind: Kind) -> Precision:
+    """Raises: ConfigError for an unknown one, or one that the kind does not have."""
+    if name not in get_args(Precision):
+        raise ConfigError(f"unknown precision {name!r}. Known: {', '.join(get_args(Precision))}")
+    if name == "bf16" and kind == "onnx":
+        raise ConfigError("bf16 is for OpenVINO (.xml); for .onnx choose fp32, fp16 or int8")
+    return cast(Precision, name)
+
+
+def _require(kind: Kind, precision: Precision) -> None:
+    """Raises: MissingExtraError for what this export needs and is not installed."""
+    require("torch", "timm", "onnx", "onnxscript", purpose="export a detector")
+    if kind == "openvino":
+        packages.openvino()
+    if precision == "int8":
+        packages.nncf()
+
+
+def _needs_good(artifact: object, detector: Detector, precision: Precision) -> str:
+    if precision in ROUNDED:
+        why = f"{precision} moves every score a little, so that its threshold is set anew"
+    else:
+        made_in = detector.record.precision
+        why = (
+            f"the thresholds of {artifact} are of scores in {made_in}, and those in {precision} "
+            "differ, so that they are set anew"
+        )
+    told = f"{why}: name pictures of good parts that it has not learned from, --good FOLDER"
+    if precision in ROUNDED:
+        return told
+    return f"{told}; or fit it with --precision fp32"
+
+
+def _model(
+    detector: Detector,
+    kind: Kind,
+    precision: Precision,
+    input: InputKind,
+    good: Sequence[Any] | None,
+    progress: Progress,
+) -> bytes | tuple[bytes, bytes]:
+    """The graph, as `files.write` takes it."""
+    half: Literal["fp32", "fp16"] = "fp16" if precision == "fp16" and kind == "onnx" else "fp32"
+    model = to_onnx(detector, precision=half, pixels=input == "pixels", progress=progress)
+    if precision == "int8":
+        from blemish.export.quantise import quantise
+
+        assert good is not None
+        progress("quantising", 0, 0)
+        taken = good[:: -(-len(good) // QUANTISED_ON)]
+        return quantise(model, lambda: _prepared(detector, taken, input), kind=kind)
+    if kind == "onnx":
+        return model
+    from blemish.export.openvino import converted
+
+    return converted(model, half=precision == "fp16")
+
+
+def _form(detector: Detector, input: InputKind) -> dict[str, Any]:
+    """What a graph gives, and how large its maps are."""
+    graph = Graph(detector.method, detector.record, pixels=input == "pixels")
+    found = dict(zip(graph.outputs, graph(graph.example(1)), strict=True))
+    return {"outputs": graph.outputs, "map_size": tuple(found["map"].shape[1:])}
+
+
+def _prepared(detector: Detector, good: Sequence[Any], input: InputKind) -> Iterator[Input]:
+    """Batches of good pictures as the graph takes them."""
+    window = detector.preprocessing.decode_window()
+    take: Callable[..., Any] = as_pixels if input == "pixels" else prepare
+    batch: list[Any] = []
+    for index, source in enumerate(good):
+        picture = load_picture(source, index, window)
+        if not isinstance(picture, Failure):
+            batch.append(take(picture, detector.preprocessing))
+        if len(batch) == _BATCH or (batch and index == len(good) - 1):
+            yield np.stack(batch)
+            batch = []
+
+
+def _calibrated(exported: Detector, good: Any, rate: float | None, progress: Progress) -> Made:
+    """With thresholds from scores of the graph itself, where there are good pictures for it."""
+    proof = Proof(**dict(exported.record.export.proof))  # type: ignore[union-attr]
+    told: dict[str, Any] = {"path": Path(), "proof": proof}
+    if good is None:
+        return Made(detector=exported, recalibrated=False, **told)
+    known = exported.threshold
+    if rate is None:
+        rate = DEFAULT_RATE if known is None or known.rate is None else known.rate
+    detector, failures, left_out = recalibrate(
+        exported, good, false_alarm_rate=rate, progress=progress
+    )
+    return Made(
+        detector=detector, recalibrated=True, failures=tuple(failures), left_out=left_out, **told
+    )
+
+
+def _fingerprint(path: str | Path) -> str:
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _of(engine: Engine) -> str:
+    return f"{engine.name} {importlib.metadata.version(engine.name)}"
+
+
+def _versions(kind: Kind, precision: Precision) -> dict[str, str]:
+    names = ["blemish", "torch", "onnx", "onnxscript"]
+    names += ["openvino"] * (kind == "openvino") + ["nncf"] * (precision == "int8")
+    return {name: importlib.metadata.version(name) for name in names}
