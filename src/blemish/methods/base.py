@@ -231,7 +231,7 @@ class Method(nn.Module):
         """
         if self.framed:
             return frames.framed(images, grid)
-        everywhere = torch.ones(len(images), *grid, dtype=torch.bool, device=images.device)
+        everywhere = torch.ones(images.shape[0], *grid, dtype=torch.bool, device=images.device)
         turned = self.config.rotations > 1 or self.config.flips
         inside = None if turned else inside_of(self.area, grid, images.device)
         if inside is None:
