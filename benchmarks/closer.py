@@ -74,10 +74,14 @@ class Case:
     threads: int
 
 
+def looks_of(way: str) -> dict[str, int]:
+    """The settings of a way."""
+    first, _, second = way.rpartition("+")
+    return {"image_size": int(second)} | ({"coarse": int(first)} if first else {})
+
+
 def learn(case: Case, artifact: Path) -> dict[str, Any]:
     """Fit the detector and save it."""
-    first, _, second = case.way.rpartition("+")
-    looks = {"image_size": int(second)} | ({"coarse": int(first)} if first else {})
     good = [sample.path for sample in layouts.read(case.path).train() if sample.label == NORMAL]
     detector = blemish.fit(
         case.method,
@@ -85,7 +89,7 @@ def learn(case: Case, artifact: Path) -> dict[str, Any]:
         backbone=case.backbone,
         precision=case.precision,
         device="cpu",
-        **looks,
+        **looks_of(case.way),
     )
     detector.save(artifact)
     return {"fit_seconds": detector.manifest["seconds"], "fitted": len(detector.record.data.fitted)}
@@ -114,7 +118,7 @@ def score(case: Case, artifact: Path) -> dict[str, Any]:
         "calibration": calibration(detector),
         "weights": detector.manifest["backbone"]["weights"],
         "precision": detector.manifest["precision"],
-        "device": hardware(detector.device),
+        "device": hardware(detector.method.backbone.device),
     }
 
 

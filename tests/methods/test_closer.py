@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fuzzing import artifacts
 from parts import SMALL, part
 from torch import Tensor
 from torch.nn import functional as F
 
 import blemish
+from blemish import artifact
 from blemish.backbones import build
 from blemish.backbones.cache import features_kept
 from blemish.detector.predict import Detector
@@ -105,26 +107,26 @@ def test_all_patches_kept_are_those_of_one_look() -> None:
     torch.testing.assert_close(some, whole, rtol=1e-4, atol=1e-4)
 
 
-def test_what_stands_out_comes_before_the_part_wherever_it_lies() -> None:
+def test_the_part_is_chosen_and_what_stands_out_elsewhere() -> None:
     look = CoarseLook()
     look.direction = torch.tensor([1.0])
     distances = torch.zeros(1, 6, 6)
     distances[0, 5, 0] = 1.0  # far from the part
+    distances[0, 2, 2] = 0.5
     of_part = torch.full((1, 36), -0.5)
     of_part[0, [14, 15]] = 0.5
     allowed = torch.ones(1, 36, dtype=torch.bool)
-    worth = look.worth(of_part, distances, allowed, 4)
-    order = worth[0].argsort(descending=True)
-    assert set(order[:4].tolist()) == {24, 25, 30, 31}  # the place and its ring
-    assert set(order[4:6].tolist()) == {14, 15}
-    assert int((worth > 0).sum()) == 6
+
+    def chosen(count: int, reserve: int) -> list[int]:
+        return look.chosen(of_part, distances, allowed, count, reserve)[0].tolist()
+
+    assert chosen(6, 4) == [14, 15, 24, 25, 30, 31]  # the part; the place and its ring
     allowed[0, [30, 14]] = False
-    worth = look.worth(of_part, distances, allowed, 3)
-    assert set(worth[0].argsort(descending=True)[:4].tolist()) == {24, 25, 31, 15}
+    assert chosen(4, 3) == [15, 24, 25, 31]
+    allowed[:] = True
     look.direction = torch.zeros(1)  # no part: all by what stands out
-    distances[0, 0, 5] = 0.5
-    worth = look.worth(of_part, distances, torch.ones(1, 36, dtype=torch.bool), 2)
-    assert set(worth[0].argsort(descending=True)[:8].tolist()) == {24, 25, 30, 31, 4, 5, 10, 11}
+    distances[0, 0, 5] = 0.7
+    assert chosen(8, 2) == [4, 5, 10, 11, 24, 25, 30, 31]
 
 
 def test_the_second_look_counts_fully_inside_what_it_saw_only() -> None:
@@ -338,8 +340,18 @@ def test_artifacts_of_one_look_say_nothing_of_two(tmp_path: Path) -> None:
         KnnConfig.restored(values)
 
 
-def test_an_artifact_that_looks_at_nothing_closely_is_refused(detector: Detector) -> None:
-    method = detector.method
-    config = dataclasses.replace(method.config, close_share=0.0)
-    with pytest.raises(ArtifactError, match=r"config.close_share: is 0"):
-        type(method)(config, method.backbone).check_state(method.fitted_state())
+def test_an_artifact_whose_looks_cannot_be_is_refused(detector: Detector, tmp_path: Path) -> None:
+    path = detector.save(tmp_path / "a.blemish")
+    tensors, manifest = artifact.read(path)
+    forged = [one for one in artifacts.impossible(manifest) if "close_share" in one[0]]
+    forged += [one for one in artifacts.impossible(manifest) if "coarse" in one[0]]
+    assert len(forged) == 11
+    for name, _, values in forged:
+        path.write_bytes(artifacts.forge(tensors, values))
+        with pytest.raises(ArtifactError, match=name.removeprefix("config.")):
+            blemish.load(path)
+    for name in ("coarse.bank", "coarse.direction", "coarse.scale", "coarse.cut"):
+        others = {key: tensor for key, tensor in tensors.items() if key != name}
+        path.write_bytes(artifacts.forge(others, manifest))
+        with pytest.raises(ArtifactError, match=f"{name}: is missing"):
+            blemish.load(path)

@@ -26,7 +26,7 @@ from blemish.methods.embedding import laid_out
 from blemish.methods.foreground import UNIT, Foreground
 from blemish.methods.stored import Stored
 
-RESERVE = 0.08  # share of the patches that is for what stands out, on the part or beside it
+RESERVE = 0.06  # share of the patches that is for what stands out beside the part
 WITHOUT_PART = 0.5  # share that is looked at where no part can be told
 PICTURES = 64  # good ones, about, that tell how much is looked at, and the scale
 MATCHED = 0.99  # quantile at which the distances of both looks are brought together
@@ -91,20 +91,25 @@ class CoarseLook(nn.Module):
         values = (tokens @ self.direction - self.cut).reshape(-1, 1, *features.grids[last])
         return resampled(values, grid).flatten(1)
 
-    def worth(self, part: Tensor, distances: Tensor, allowed: Tensor, reserve: int) -> Tensor:
-        """How much each patch is worth a second look: B N. Highest are those `reserve` that stand
-        out most, wherever they lie; then come those of the part, above 0, and what is nearest to
-        it. Where no part can be told it is what stands out, all above 0.
+    def chosen(
+        self, part: Tensor, distances: Tensor, allowed: Tensor, count: int, reserve: int
+    ) -> Tensor:
+        """The patches that get a second look: int64 B K, ascending. All but `reserve` of them are
+        those most of the part; the others those that stand out most elsewhere, with their ring.
+        Where no part can be told all are what stands out.
 
         Args:
             part: B N, of `part`. distances: B h w on the fine grid, of the first look.
-            allowed: bool B N: others come after all of these.
+            allowed: bool B N: others are taken only where there are not enough of these.
+            count: K. reserve: at most K.
         """
         standing = torch.where(allowed, _ringed(distances[:, None]), -_ABOVE_ALL)
-        first = standing.topk(reserve, dim=1).indices
         worth = torch.where(self.direction.any(), part, standing)
         worth = torch.where(allowed, worth, worth - _ABOVE_ALL)
-        return worth.scatter(1, first, _ABOVE_ALL)
+        first = worth.topk(count - reserve, dim=1).indices
+        elsewhere = standing.scatter(1, first, -2 * _ABOVE_ALL)
+        others = elsewhere.topk(reserve, dim=1).indices
+        return torch.cat([first, others], dim=1).sort(dim=1).values
 
 
 def coarse_size(coarse: int, size: tuple[int, int], backbone: Backbone) -> tuple[int, int]:

@@ -294,14 +294,9 @@ class MemoryBank(Method, Fits, Extends, LeavesOneOut):
         step = self.backbone.stride
         return images.shape[-2] // step, images.shape[-1] // step
 
-    def _first_look(
-        self, features: Features, images: Tensor, without: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Of B 3 H W, of which the first look gave `features`: distances B h w on the fine grid,
-        bool B N, the places that are looked at, and how much each is worth a second look, B N.
-
-        `without`: as of `_judged`, where there are others to compare with.
-        """
+    def _look_twice(self, features: Features, images: Tensor, without: Tensor | None) -> _Closer:
+        """Look again at B 3 H W, of which the first look gave `features`; `without` as of
+        `_judged`, where there are others to compare with."""
         first, grid = self.coarse, self._fine_grid(images)
         assert first is not None
         if without is not None and not bool((first.owners != first.owners[:1]).any()):
@@ -311,19 +306,9 @@ class MemoryBank(Method, Fits, Extends, LeavesOneOut):
         distances = resampled(distances.reshape(-1, 1, *small), grid)[:, 0]
         allowed = self._framed(images, grid).flatten(1)
         part = first.part(features, len(self.config.layers) - 1, grid)
-        return distances, allowed, first.worth(part, distances, allowed, self._reserve(grid))
-
-    def _reserve(self, grid: tuple[int, int]) -> int:
-        """How many patches are looked at closely because they stand out."""
-        share = self.config.close_share
-        return max(1, round(min(RESERVE, share / 2 if share else 1) * grid[0] * grid[1]))
-
-    def _look_twice(self, features: Features, images: Tensor, without: Tensor | None) -> _Closer:
-        """Look again at B 3 H W, of which the first look gave `features`; `without` as of
-        `_first_look`."""
-        distances, allowed, worth = self._first_look(features, images, without)
-        count = max(1, round(self.config.close_share * worth.shape[1]))
-        kept = worth.topk(count, dim=1).indices.sort(dim=1).values
+        share, places = self.config.close_share, grid[0] * grid[1]
+        count, reserve = (max(1, round(each * places)) for each in (share, min(RESERVE, share / 2)))
+        kept = first.chosen(part, distances, allowed, count, reserve)
         embedded, _ = self.embedded(self.backbone(images, self.layers, keep=kept))
         return _Closer(distances, kept, embedded, allowed.gather(1, kept))
 
@@ -348,13 +333,13 @@ class MemoryBank(Method, Fits, Extends, LeavesOneOut):
             return
         shares, most = [], 0.0
         for batch in _some(batches(), count):
-            features = self.see(batch.images)
-            _, allowed, worth = self._first_look(features, batch.images, batch.owners)
-            shares += ((worth > 0) & allowed).float().mean(1).tolist()
+            grid = self._fine_grid(batch.images)
+            allowed = self._framed(batch.images, grid).flatten(1)
+            part = first.part(self.see(batch.images), len(self.config.layers) - 1, grid) > 0
+            shares += (part & allowed).float().mean(1).tolist()
             most = max(most, float(allowed.float().mean(1).max()))
-        share = float(torch.tensor(shares).median())
-        if told.abstains:
-            share = WITHOUT_PART * most
+        share = WITHOUT_PART if told.abstains else float(torch.tensor(shares).median()) / most
+        share = most * min(share + RESERVE, 1.0)
         self.config = replace(self.config, close_share=round(max(share, 1e-4), 4))
 
     def _remember_first(
