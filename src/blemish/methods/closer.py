@@ -1,16 +1,20 @@
 """Where a second, closer look is worth it, and how the maps of both looks become one.
 
-A first look at a small picture (`coarse`) gives features and distances everywhere. From these a
-fixed number of patches of the large picture is chosen: those of the part, told by the first
-principal component of the features (`methods.foreground`), and those that stand out by their
-distance, wherever they lie, each with a ring of neighbours. Only the chosen ones go through the
-encoder a second time; the others are dropped before its first block (as in SPViT and APMask's
-student). What a patch says depends on which others are there, so the fine bank is learned from
-looks that drop patches in the same way.
+A first look at a small picture (`coarse`) gives features and distances everywhere. By these a fixed
+number of patches of the large picture is chosen: those of the part, told by the first principal
+component of the features (`methods.telling`), and those that stand out most beside it, with a ring
+of neighbours for context. Only they go through the encoder a second time; the others are dropped
+before its first block. What a patch says depends on which others are there, so the bank of the
+second look is learned from looks that drop patches in the same way; each picture is chosen from by
+a first look that does not know it, as new pictures are.
 
-Everything that is chosen comes from the good training pictures: how many patches are looked at, and
-how distances of the first look are brought to the scale of the second. All shapes are fixed once it
-is fitted, and nothing but `topk`, `gather` and `scatter` depends on what a picture shows.
+The map is that of the second look where it looked, and elsewhere that of the first, brought to the
+same scale: no defect outside is seen less than by the first look alone. (The mean of both looks
+where there are two finds less, docs/log.md.)
+
+How many patches are looked at, and the scale, come from good training pictures alone. All shapes
+are fixed once it is fitted, and nothing but `topk`, `gather` and `scatter` depends on what a
+picture shows, so that two looks can be exported as one can.
 """
 
 from __future__ import annotations
@@ -77,7 +81,8 @@ class CoarseLook(nn.Module):
     def match(self, coarse: Tensor, fine: Tensor) -> None:
         """Bring distances of the first look to the scale of the second, by those of both looks at
         the same places of good pictures: float32 n each."""
-        low, high = (float(each.quantile(MATCHED)) for each in (coarse, fine))
+        at = round(MATCHED * (len(coarse) - 1))  # torch's quantile takes 16 million at most
+        low, high = (float(each.sort().values[at]) for each in (coarse, fine))
         self.scale = self.scale.new_tensor(high / low if min(low, high) > _LEAST else 1.0)
 
     def scaled(self, distances: Tensor) -> Tensor:
