@@ -187,7 +187,8 @@ def rows(options: argparse.Namespace, method: str, side: int, data: Path | None,
         good = [one.path for one in own[:: max(1, len(own) // options.train)]]
     held = good[::4]  # which the graphs of other precisions are calibrated on
     kept = [one for one in good if not any(one is other for other in held)]
-    settings = dict(each.split("=", 1) for each in options.set)
+    pairs = (each.split("=", 1) for each in options.set)
+    settings = {key: json.loads(value) for key, value in pairs}
     asked = {"backbone": options.backbone, "weights": options.weights, **settings}
     quick = {"epochs": 1} if method in ("agpnet", "guided") else {}
     scale = {"scales": (side,)} if method == "guided" else {}

@@ -72,6 +72,7 @@ def test_fitted_there_it_scores_alike_everywhere(
     maps = [detector.predict(one).heatmap for one in asked[:2]]
     for device in (DEVICE, "cpu"):
         loaded = blemish.load(path, device=device, precision="fp32")
+        assert loaded.device.split(":")[0] == device
         assert not on(device, loaded.method.state_dict())
         assert scores_of(loaded, asked) == pytest.approx(scores, rel=2e-3, abs=2e-3)
         for one, heatmap in zip(asked, maps, strict=False):

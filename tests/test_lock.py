@@ -25,11 +25,13 @@ PYTHONS = [
 
 
 def asked_for() -> list[Requirement]:
-    """Dependencies, those of every extra, and what builds the package."""
+    """Dependencies, those of every extra, and what builds the package; not the package itself, by
+    which an extra names others."""
     project = PROJECT["project"]
     lists = [project["dependencies"], *project["optional-dependencies"].values()]
     lists.append(PROJECT["build-system"]["requires"])
-    return [Requirement(text) for each in lists for text in each]
+    found = [Requirement(text) for each in lists for text in each]
+    return [each for each in found if each.name != project["name"]]
 
 
 def locked() -> list[tuple[Requirement, int]]:
@@ -75,6 +77,15 @@ def test_what_is_asked_for_is_locked(requirement: Requirement, system: str, mach
         assert len(found) == 1, f"{requirement.name} for Python {python}"
         (version,) = found[0].specifier
         assert requirement.specifier.contains(version.version), f"{found[0]} is not {requirement}"
+
+
+def test_extras_name_only_extras_that_there_are() -> None:
+    project = PROJECT["project"]
+    extras = project["optional-dependencies"]
+    every = [Requirement(text) for each in extras.values() for text in each]
+    own = [each for each in every if each.name == project["name"]]
+    assert {name for each in own for name in each.extras} <= set(extras)
+    assert all(each.extras and not each.specifier and each.url is None for each in own)
 
 
 def test_what_computes_on_a_gpu_is_for_linux_only() -> None:

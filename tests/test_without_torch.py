@@ -16,15 +16,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import made_graphs as graphs
 import numpy as np
 import pytest
 import torch
-from engines import graphs
 from packaging.requirements import Requirement
 from parts import Fitted, part, write_picture
 
 import blemish
-from blemish import artifact
+from blemish import artifact, extras
 from blemish.engines import files
 
 ROOT = Path(__file__).parents[1]
@@ -267,6 +267,15 @@ def test_an_exported_detector_scores_watches_is_evaluated_and_calibrated(
     assert "2 scored" in said[5]
     for words in said[6:]:
         assert "an exported graph can" in words
+
+
+def test_what_is_said_to_bring_a_package_brings_it() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for extra, modules in extras._EXTRAS.items():
+        brought = {Requirement(text).name for text in project["optional-dependencies"][extra]}
+        # Timm brings the hub.
+        names = {"scikit-learn" if one == "sklearn" else one for one in modules}
+        assert names - {"huggingface_hub"} <= brought
 
 
 def _declared() -> set[str]:

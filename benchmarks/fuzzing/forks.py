@@ -336,6 +336,8 @@ _USED = (
         "blemish.detector.predict",
         "blemish.detector.pretrain",
         "blemish.detector.refine",
+        "blemish.detector.restoring",
+        "blemish.detector.loading",
     ),
     *(
         "blemish.detector.calibrate",

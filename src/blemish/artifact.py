@@ -35,10 +35,10 @@ def provenance() -> dict[str, Any]:
     """What every manifest says of how it came about: which blemish made it, when, and with what."""
     versions = {
         "python": platform.python_version(),
-        **{name: _version(name) for name in _LIBRARIES},
+        **{name: version_of(name) for name in _LIBRARIES},
     }
     created = datetime.now(UTC).isoformat(timespec="seconds")
-    return {"blemish": _version("blemish"), "created": created, "versions": versions}
+    return {"blemish": version_of("blemish"), "created": created, "versions": versions}
 
 
 def write(path: str | Path, tensors: Mapping[str, Tensor], manifest: Mapping[str, Any]) -> Path:
@@ -157,7 +157,8 @@ def _digest(manifest: str, table: Mapping[str, Any], data: bytes) -> str:
     return digest.hexdigest()
 
 
-def _version(package: str) -> str:
+def version_of(package: str) -> str:
+    """Of an installed package; "unknown" of one that is not."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

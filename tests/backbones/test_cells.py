@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from blemish.backbones import CnnBackbone, build, restore
-from blemish.backbones.cells import resampled
+from blemish.backbones.cells import averaged, resampled
 from blemish.methods.memory import Knn, KnnConfig
 from blemish.types import Batch, silent
 
@@ -137,3 +137,30 @@ def test_what_knows_its_place_is_laid_there(
     assert inside.sum() >= 3
     np.testing.assert_allclose(found[0].numpy()[:, inside], expected[:, inside], atol=1e-5)
     assert torch.equal(resampled(maps, (8, 8), offset=offset, onto=offset), maps)
+
+
+@pytest.mark.parametrize("antialias", [False, True])
+@pytest.mark.parametrize("size", [(5, 7), (12, 20), (3, 9), (12, 4), (9, 13)])
+@pytest.mark.parametrize(("offset", "onto"), [(0.0, 0.0), (-0.3, 0.0), (0.4, -0.25)])
+def test_an_exported_graph_resamples_alike(
+    monkeypatch: pytest.MonkeyPatch,
+    size: tuple[int, int],
+    offset: float,
+    onto: float,
+    antialias: bool,
+) -> None:
+    maps = torch.randn(2, 3, 9, 13, generator=torch.Generator().manual_seed(0))
+    told = {"offset": offset, "onto": onto, "antialias": antialias}
+    expected = resampled(maps, size, **told)
+    monkeypatch.setattr("torch.compiler.is_exporting", lambda: True)
+    torch.testing.assert_close(resampled(maps, size, **told), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("grid", [(9, 13), (3, 4), (2, 13), (1, 1)])
+def test_an_exported_graph_averages_alike(
+    monkeypatch: pytest.MonkeyPatch, grid: tuple[int, int]
+) -> None:
+    maps = torch.randn(2, 1, 9, 13, generator=torch.Generator().manual_seed(0))
+    expected = averaged(maps, grid)
+    monkeypatch.setattr("torch.compiler.is_exporting", lambda: True)
+    torch.testing.assert_close(averaged(maps, grid), expected, rtol=0, atol=1e-6)

@@ -18,7 +18,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from blemish.backbones import BackboneSpec, VitBackbone, WeightsInfo
+from blemish.backbones import BackboneSpec, VitBackbone, WeightsInfo, build
 from blemish.errors import ConfigError
 
 PATCH, DIM, DEPTH, HEADS = 8, 48, 3, 3
@@ -387,3 +387,15 @@ def test_no_hook_stays_behind(monkeypatch: pytest.MonkeyPatch) -> None:
         backbone(batch, attention=LAYERS)
     assert seen[0] > before  # there were hooks while it ran
     assert hooks_on(backbone) == before
+
+
+@pytest.mark.parametrize("name", ["test_vit", "dinov3_vits16"])
+def test_positions_that_are_kept_change_nothing(name: str) -> None:
+    backbone = build(name, weights="random")
+    assert isinstance(backbone, VitBackbone)
+    images = torch.randn(1, 3, 48, 80, generator=torch.Generator().manual_seed(0))
+    expected = backbone(images, (1,)).tokens[0]
+    backbone.placed = {}
+    for _ in range(2):
+        assert torch.equal(backbone(images, (1,)).tokens[0], expected)
+    assert set(backbone.placed) == {(3, 5)}

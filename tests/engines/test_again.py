@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import made_graphs as graphs
 import numpy as np
 import pytest
-from engines import graphs
 
 from blemish.engines import files
 from blemish.engines.chosen import open_engine

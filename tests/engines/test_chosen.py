@@ -7,9 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import made_graphs as graphs
 import numpy as np
 import pytest
-from engines import graphs
 
 from blemish.engines import packages
 from blemish.engines.chosen import ENGINES, open_engine

@@ -14,10 +14,10 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import made_graphs as graphs
 import onnx
 import pytest
 import safetensors.numpy
-from engines import graphs
 
 import blemish.files
 from blemish.engines import files, ir, protobuf
@@ -363,7 +363,7 @@ def killed(path, content):
     whole(path, content)
     os.kill(os.getpid(), signal.SIGKILL)
 files.write_whole = killed
-from engines import graphs
+import made_graphs as graphs
 files.write({str(path)!r}, "openvino", (b"<net></net>", b"other"), graphs.manifest(kind="openvino"))
 """
     paths = [str(Path(each)) for each in sys.path if each]

@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import made_graphs as graphs
 import numpy as np
 import onnxruntime
 import pytest
-from engines import graphs
 
 from blemish.engines import files
 from blemish.engines.onnx import OnnxEngine

@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import made_graphs as graphs
 import numpy as np
 import pytest
-from engines import graphs
 
 from blemish.engines import files, packages
 from blemish.engines.onnx import OnnxEngine

@@ -14,7 +14,7 @@ from scipy import ndimage
 from blemish.backbones import build
 from blemish.errors import ArtifactError, ConfigError, NotFittedError
 from blemish.methods import METHODS, Method, MethodConfig, method_class
-from blemish.methods.base import smooth, top_mean
+from blemish.methods.base import highest, smooth, top_mean
 from blemish.methods.memory import KnnConfig, MemoryConfig, PatchCoreConfig
 from blemish.methods.padim import PadimConfig
 
@@ -159,3 +159,16 @@ def test_score_finishes_the_raw_map(method: Any) -> None:
         np.testing.assert_allclose(got.numpy(), grown, rtol=1e-4, atol=1e-4)
         highest = np.sort(grown.ravel())[::-1][: max(1, round(method.config.top_fraction * 256))]
         assert score.item() == pytest.approx(highest.mean(), rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.1, 0.5, 1.0])
+def test_an_exported_graph_takes_the_mean_of_the_highest_alike(
+    monkeypatch: pytest.MonkeyPatch, fraction: float
+) -> None:
+    random = torch.Generator().manual_seed(0)
+    maps, inside = torch.randn(3, 6, 5, generator=random), torch.rand(3, 6, 5, generator=random)
+    inside = inside > torch.tensor([0.2, 0.8, -1])[:, None, None]
+    expected = [highest(maps, each, fraction) for each in (inside, inside[1])]
+    monkeypatch.setattr("torch.compiler.is_exporting", lambda: True)
+    for each, wanted in zip((inside, inside[1]), expected, strict=True):
+        torch.testing.assert_close(highest(maps, each, fraction), wanted, rtol=1e-6, atol=1e-6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,7 +16,6 @@ from blemish.extras import require
 
 if TYPE_CHECKING:
     from blemish.export.exporting import Made
-    from blemish.export.proof import Proof
 
 Output = Annotated[
     Path | None,
@@ -107,7 +107,7 @@ def _document(made: Made) -> dict[str, object]:
 
 
 def _lines(made: Made) -> list[str]:
-    lines = [_proven(made.proof)]
+    lines = [f"Proof: {words.proof(asdict(made.proof))}."]
     if made.recalibrated:
         lines += words.threshold_lines(made.detector.manifest)
         if made.left_out:
@@ -123,14 +123,3 @@ def _lines(made: Made) -> list[str]:
 def _files(path: Path) -> list[Path]:
     beside = path.with_suffix(".bin")
     return [path, beside] if path.suffix.lower() == ".xml" and beside.exists() else [path]
-
-
-def _proven(proof: Proof) -> str:
-    told = (
-        f"Proof: {proof.pictures} {proof.of} pictures in {proof.engine}: scores differ by at most "
-        f"{proof.score:.2g}, maps by {proof.map:.2g} deviations of good scores "
-        f"({proof.limit:g} is allowed)"
-    )
-    if proof.rank_correlation is not None:
-        told += f"; rank correlation {proof.rank_correlation:.4f}"
-    return f"{told}."

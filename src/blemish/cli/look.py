@@ -195,7 +195,7 @@ def _export_facts(record: Mapping[str, Any]) -> Facts:
     pictures = {"normalised": "prepared pictures", "pixels": "RGB pixels of the input's size"}
     yield "", f"from {pictures[record['input']]} to {', '.join(record['outputs'])}"
     if record["proof"]:
-        yield "proof", words.assignments(record["proof"])
+        yield "proof", words.proof(record["proof"])
     yield "of the artifact", f"SHA-256 {record['source']}"
 
 

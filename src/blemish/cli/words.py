@@ -192,6 +192,20 @@ def assignments(values: Mapping[str, Any]) -> str:
     return " ".join(f"{key}={json.dumps(value)}" for key, value in shown.items())
 
 
+def proof(told: Mapping[str, Any]) -> str:
+    """How far an exported graph was found to be from its detector."""
+    try:
+        ranks = told.get("rank_correlation")
+        return (
+            f"{told['pictures']} {told['of']} pictures in {told['engine']}: scores differ by at "
+            f"most {told['score']:.2g}, maps by {told['map']:.2g} deviations of good scores "
+            f"({told['limit']:g} is allowed)"
+            + ("" if ranks is None else f"; rank correlation {ranks:.4f}")
+        )
+    except (KeyError, TypeError, ValueError):  # of another version of blemish
+        return printable(assignments(told))
+
+
 def percent(value: float | None) -> str:
     """A share in per cent, without the sign; – where it is not defined."""
     return "–" if value is None else f"{100 * value:.2f}"

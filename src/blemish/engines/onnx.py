@@ -66,15 +66,13 @@ class OnnxEngine(GraphEngine):
             kind = "cpu"
             self.notes += ("CUDA is there but cannot be loaded; the CPU computes.",)
         self.device = kind if kind == "cpu" else f"{kind}:{number or 0}"
-        self._paths_only = runtime.RunOptions()
-        self._paths_only.only_execute_path_to_fetches = True
         self._hold_against(
             map(_port, self._session.get_inputs()), map(_port, self._session.get_outputs())
         )
 
     def _compute(self, images: Input, names: Sequence[str]) -> Sequence[NDArray[Any]]:
         fed = {self.record.input_name: images}
-        values: list[NDArray[Any]] = self._session.run(names, fed, self._paths_only)
+        values: list[NDArray[Any]] = self._session.run(names, fed)
         return values
 
     def _asked(self, runtime: Any, device: str) -> tuple[str, int | None]:

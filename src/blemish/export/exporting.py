@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +12,7 @@ from typing import Any, Literal, cast, get_args
 
 import numpy as np
 
+from blemish.artifact import version_of
 from blemish.data.ahead import load_picture
 from blemish.data.pictures import good_pictures
 from blemish.data.transforms import as_pixels, prepare
@@ -24,13 +25,13 @@ from blemish.engines.chosen import open_engine
 from blemish.engines.record import Exported, Kind
 from blemish.errors import ConfigError, ExportError
 from blemish.export.graph import OPSET, Graph, to_onnx
-from blemish.export.proof import ROUNDED, Proof, compare
+from blemish.export.proof import LIMITS, ROUNDED, Proof, compare
 from blemish.extras import require
 from blemish.files import check_writable
 from blemish.types import Failure, Progress, silent
 
 InputKind = Literal["normalised", "pixels"]
-QUANTISED_ON = 128  # good pictures at most, evenly from all
+QUANTISED_ON = 48  # good pictures at most, evenly from all
 _BATCH = 4
 
 
@@ -183,14 +184,21 @@ def _model(
         from blemish.export.quantise import quantise
 
         assert good is not None
-        progress("quantising", 0, 0)
         taken = good[:: -(-len(good) // QUANTISED_ON)]
-        return quantise(model, lambda: _prepared(detector, taken, input), kind=kind)
+        batches = list(_prepared(detector, taken, input))
+        limit = LIMITS[precision] * _deviation(detector)
+        return quantise(model, batches, kind=kind, limit=limit, progress=progress).model
     if kind == "onnx":
         return model
     from blemish.export.openvino import converted
 
     return converted(model, half=precision == "fp16")
+
+
+def _deviation(detector: Detector) -> float:
+    """That of the stored scores of good pictures; infinite where there are none."""
+    stored = detector.record.calibration_scores
+    return float(np.std(stored)) if len(stored) > 1 else math.inf
 
 
 def _form(detector: Detector, input: InputKind) -> dict[str, Any]:
@@ -237,10 +245,11 @@ def _fingerprint(path: str | Path) -> str:
 
 
 def _of(engine: Engine) -> str:
-    return f"{engine.name} {importlib.metadata.version(engine.name)}"
+    package = packages.onnxruntime() if engine.name == "onnxruntime" else packages.openvino()
+    return f"{engine.name} {package.__version__}"
 
 
 def _versions(kind: Kind, precision: Precision) -> dict[str, str]:
     names = ["blemish", "torch", "onnx", "onnxscript"]
     names += ["openvino"] * (kind == "openvino") + ["nncf"] * (precision == "int8")
-    return {name: importlib.metadata.version(name) for name in names}
+    return {name: version_of(name) for name in names}

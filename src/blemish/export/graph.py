@@ -56,7 +56,7 @@ class Graph(nn.Module):
 
     outputs: tuple[str, ...]
     mean: Tensor
-    std: Tensor
+    factor: Tensor
 
     def __init__(self, method: Method, record: Manifest, *, pixels: bool) -> None:
         super().__init__()
@@ -72,9 +72,11 @@ class Graph(nn.Module):
         self.size = (preprocessing.height, preprocessing.width)
         self._foreground = in_use(record.foreground)
         self._tells_categories = record.category_features is not None
-        for name, values in (("mean", preprocessing.mean), ("std", preprocessing.std)):
-            scaled = 255 * torch.tensor(values, dtype=torch.float32)[:, None, None]
-            self.register_buffer(name, scaled.to(method.backbone.device), persistent=False)
+        # As `prepare` normalises, to the bit.
+        colours = torch.tensor([preprocessing.mean, preprocessing.std], dtype=torch.float32)
+        mean, std = (255 * colours[..., None, None]).to(method.backbone.device)
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("factor", 1 / std, persistent=False)
         found = self._found(self.example(1))
         self.outputs = tuple(name for name in OUTPUTS if name in found)
 
@@ -95,7 +97,7 @@ class Graph(nn.Module):
     @torch.no_grad()
     def _found(self, images: Tensor) -> dict[str, Tensor]:
         if self.pixels:
-            images = (images.permute(0, 3, 1, 2).float() - self.mean) / self.std
+            images = (images.permute(0, 3, 1, 2).float() - self.mean) * self.factor
         seen = self.method.see(images)
         found = _named(self.method.judge(seen, images))
         if self._foreground is not None:
@@ -147,6 +149,7 @@ def to_onnx(
         program = _traced(graph)
         progress("writing it as ONNX", 1, 3)
         model = _translated(program, graph)
+        _cast_once(model)
         progress("writing it as ONNX", 2, 3)
         made = _serialised(model)
     progress("writing it as ONNX", 3, 3)
@@ -234,6 +237,34 @@ def _untraced(graph: Graph, error: BaseException) -> str:
         f"{graph.method.name} on {graph.method.backbone.spec.name} cannot be written as ONNX by "
         f"PyTorch {torch.__version__} ({first})"
     )
+
+
+def _cast_once(model: Any) -> None:
+    """Weights that the graph casts before it uses them, as under autocast, are kept as cast."""
+    import onnx_ir
+
+    graph, made = model.graph, {}
+    for node in list(graph):
+        given = node.inputs[0] if node.op_type == "Cast" else None
+        if (
+            given is None
+            or given.name not in graph.initializers
+            or node.outputs[0].is_graph_output()
+        ):
+            continue
+        dtype = onnx_ir.DataType(node.attributes["to"].as_int())
+        if (given.name, dtype) not in made:
+            array = given.const_value.numpy().astype(dtype.numpy())
+            value = onnx_ir.val(
+                f"{given.name}.{dtype.name.lower()}", const_value=onnx_ir.tensor(array)
+            )
+            graph.register_initializer(value)
+            made[given.name, dtype] = value
+        node.outputs[0].replace_all_uses_with(made[given.name, dtype])
+        graph.remove(node, safe=True)
+    for name, value in list(graph.initializers.items()):
+        if not value.uses() and not value.is_graph_output():
+            del graph.initializers[name]
 
 
 def _serialised(model: Any) -> bytes:

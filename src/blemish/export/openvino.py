@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from blemish.engines import packages
+from blemish.engines.graph import first
 from blemish.errors import ExportError
 
 
@@ -14,17 +15,21 @@ def converted(model: bytes, *, half: bool = False) -> tuple[bytes, bytes]:
     """The .xml and the .bin of an ONNX model.
 
     Args: half: keep the weights in fp16.
-    Raises: ExportError where OpenVINO cannot read it.
+    Raises: MissingExtraError without OpenVINO; ExportError for a graph that it does not take.
     """
+    return saved(read(model), half=half)
+
+
+def read(model: bytes) -> Any:
+    """An `openvino.Model` of an ONNX model. Raises: as `converted`."""
     openvino = packages.openvino()
     try:
-        read = openvino.Core().read_model(model)
+        return openvino.Core().read_model(model)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
+        version = openvino.__version__.partition("-")[0]
         raise ExportError(
-            f"OpenVINO {openvino.__version__} cannot read the graph ({reason})"
+            f"OpenVINO {version} does not take the graph ({first(error)}); export it as .onnx"
         ) from error
-    return saved(read, half=half)
 
 
 def saved(model: Any, *, half: bool = False) -> tuple[bytes, bytes]:

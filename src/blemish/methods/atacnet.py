@@ -435,7 +435,8 @@ def grad_cam(perceptron: nn.Module, features: Tensor) -> Tensor:
     hidden, _, last = cast(nn.Sequential, perceptron)
     open_ = (hidden(features.mean(dim=(2, 3))) > 0).float()
     weights = (open_ * last.weight) @ hidden.weight
-    return F.relu(torch.einsum("bc,bchw->bhw", weights, features))
+    each = weights[:, None] @ features.flatten(2)  # B 1 N
+    return F.relu(each.reshape(features.shape[0], *features.shape[2:]))
 
 
 def class_weights(counts: tuple[int, int]) -> tuple[float, float]:

@@ -60,7 +60,7 @@ def seen_along(method: Method, features: Features, direction: Sequence[float]) -
     """
     tokens, grid = _layer(method, features)
     turned = tokens @ torch.tensor(direction, dtype=torch.float32, device=tokens.device)
-    return turned.reshape(len(tokens), *grid)
+    return turned.reshape(tokens.shape[0], *grid)
 
 
 def _judged(direction: NDArray[np.float32], values: _Values) -> Foreground:
