@@ -124,6 +124,9 @@ def test_the_part_is_chosen_and_what_stands_out_elsewhere() -> None:
     allowed[0, [30, 14]] = False
     assert chosen(4, 3) == [15, 24, 25, 31]
     allowed[:] = True
+    of_part[:] = distances[:] = 0.0
+    assert chosen(6, 4) == [0, 1, 2, 3, 4, 5]  # all alike
+    distances[0, 5, 0] = 1.0
     look.direction = torch.zeros(1)  # no part: all by what stands out
     distances[0, 0, 5] = 0.7
     assert chosen(8, 2) == [4, 5, 10, 11, 24, 25, 30, 31]

@@ -37,6 +37,7 @@ MATCHED = 0.99  # quantile at which the distances of both looks are brought toge
 FINE_BANK = 0.5  # of `bank_size`, for the second look, which sees fewer patches
 _RING = 3  # side of the square of patches that are looked at around one that is worth it
 _ABOVE_ALL = 1e4
+_ALIKE = 2e-3  # what the last of all places is put behind the first, for its place alone
 _LEAST = 1e-6  # of a distance: below it there is nothing to compare
 
 
@@ -108,8 +109,10 @@ class CoarseLook(nn.Module):
             allowed: bool B N: others are taken only where there are not enough of these.
             count: K. reserve: at most K.
         """
-        standing = torch.where(allowed, _ringed(distances[:, None]), -_ABOVE_ALL)
-        worth = torch.where(self.direction.any(), part, standing)
+        # Places that are alike come in one order, whatever engine chooses among them.
+        order = torch.linspace(0, -_ALIKE, part.shape[1], device=part.device)
+        standing = torch.where(allowed, _ringed(distances[:, None]) + order, -_ABOVE_ALL)
+        worth = torch.where(self.direction.any(), part + order, standing)
         worth = torch.where(allowed, worth, worth - _ABOVE_ALL)
         first = worth.topk(count - reserve, dim=1).indices
         elsewhere = standing.scatter(1, first, -2 * _ABOVE_ALL)
