@@ -296,7 +296,7 @@ def test_how_much_is_looked_at_closely_is_told(run: Run, good_folder: Path, tmp_
     artifact = tmp_path / "a.blemish"
     status, out, _ = run("fit knn", good_folder, "-o", artifact, FIT, "--set coarse=32")
     assert status == 0
-    told = "50 % of each picture, told by a first look at 32 pixels"
+    told = "56 % of each picture, told by a first look at 32 pixels"
     assert f"Looks closely at: {told}" in out
     _, shown, _ = run("inspect", artifact)
     assert told in shown

@@ -31,7 +31,7 @@ from blemish.methods.foreground import UNIT, Foreground
 from blemish.methods.stored import Stored
 
 RESERVE = 0.06  # share of the patches that is for what stands out beside the part
-WITHOUT_PART = 0.5  # share that is looked at where no part can be told
+WITHOUT_PART = 0.5  # share that stands for the part where none can be told
 PICTURES = 64  # good ones, about, that tell how much is looked at, and the scale
 MATCHED = 0.99  # quantile at which the distances of both looks are brought together
 FINE_BANK = 0.5  # of `bank_size`, for the second look, which sees fewer patches
