@@ -72,17 +72,8 @@ from blemish.detector.predict import Detector
 from blemish.errors import BlemishError, ConfigError, DataError
 from blemish.files import cannot_write, end_last_row, locked
 from blemish.images import Picture
-from blemish.types import (
-    ANOMALOUS,
-    NORMAL,
-    ORIGINAL,
-    Failure,
-    Mode,
-    Prediction,
-    Progress,
-    Sample,
-    silent,
-)
+from blemish.types import ANOMALOUS, NORMAL, ORIGINAL, Failure, Mode, Prediction, Sample, silent
+from blemish.types import Progress as Progress
 
 METRICS = ("image_auroc", "image_ap", "best_f1", "pixel_auroc", "aupro")
 SHIFTED_METRICS = ("image_auroc", "pixel_auroc", "aupro")

@@ -75,9 +75,7 @@ def calibrate(
         raise ConfigError("--group-by is of pictures of good parts: name them")
     _check_ways(good, anomalies, (threshold, region_threshold), (false_alarm_rate, miss_rate))
     check_writable(output)
-    detector = options.loaded(
-        artifact, device=device, precision=precision, scales=scales, engine=engine, threads=threads
-    )
+    detector = options.loaded(**options.taken_by(options.loaded, locals()))
     if threshold is not None:
         detector = detector.with_threshold(threshold)
     if region_threshold is not None:

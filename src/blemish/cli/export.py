@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 from typer import Option
@@ -26,51 +27,68 @@ Output = Annotated[
         help="The file: .onnx, or .xml for OpenVINO, which gets a .bin beside it.",
     ),
 ]
+ExportPrecision = Annotated[
+    str,
+    Option(
+        metavar="NAME",
+        help="fp32, fp16, bf16 (.xml only) or int8. int8 and bf16 need --good, as their "
+        "thresholds are set anew.",
+    ),
+]
+NewGood = Annotated[
+    list[Path] | None,
+    Option(
+        metavar="GOOD",
+        help="Pictures of good parts that the artifact has not learned from, for thresholds "
+        "of the graph's own; repeatable.",
+    ),
+]
+Compared = Annotated[
+    list[Path] | None,
+    Option(
+        metavar="PICTURES",
+        help="Pictures to compare graph and artifact by; repeatable. [default: those of "
+        "--good, or generated ones]",
+    ),
+]
+NewRate = Annotated[
+    float | None,
+    Option(metavar="RATE", help="Of thresholds that are set anew. [default: as it was]"),
+]
+InputKind = Annotated[
+    str,
+    Option(
+        metavar="KIND",
+        help="normalised, or pixels: the graph takes 8-bit RGB of the working size.",
+    ),
+]
+Page = Annotated[
+    Path | None,
+    Option(
+        metavar="DIR",
+        help="A folder for a web page that scores pictures in the browser alone.",
+    ),
+]
 
 
 def export(
     artifact: Artifact,
     output: Output = None,
-    precision: Annotated[
-        str,
-        Option(
-            metavar="NAME",
-            help="fp32, fp16, bf16 (.xml only) or int8. int8 and bf16 need --good, as their "
-            "thresholds are set anew.",
-        ),
-    ] = "fp32",
-    good: Annotated[
-        list[Path] | None,
-        Option(
-            metavar="GOOD",
-            help="Pictures of good parts that the artifact has not learned from, for thresholds "
-            "of the graph's own; repeatable.",
-        ),
-    ] = None,
-    pictures: Annotated[
-        list[Path] | None,
-        Option(
-            metavar="PICTURES",
-            help="Pictures to compare graph and artifact by; repeatable. [default: those of "
-            "--good, or generated ones]",
-        ),
-    ] = None,
-    false_alarm_rate: Annotated[
-        float | None,
-        Option(metavar="RATE", help="Of thresholds that are set anew. [default: as it was]"),
-    ] = None,
-    input: Annotated[
-        str,
-        Option(
-            metavar="KIND",
-            help="normalised, or pixels: the graph takes 8-bit RGB of the working size.",
-        ),
-    ] = "normalised",
+    precision: ExportPrecision = "fp32",
+    good: NewGood = None,
+    pictures: Compared = None,
+    false_alarm_rate: NewRate = None,
+    input: InputKind = "normalised",
+    web: Page = None,
     json: Json = False,
 ) -> int:
-    """Write an artifact as ONNX or for OpenVINO, only where both say the same."""
-    if output is None:
-        raise ConfigError("export writes a file: name it with --output part.onnx, or part.xml")
+    """Write an artifact as ONNX, for OpenVINO or as a web page, only where both say the same."""
+    if output is None and web is None:
+        raise ConfigError(
+            "export writes a file: name it with --output part.onnx, or part.xml; or a page: --web"
+        )
+    if web is not None and output is not None and output.suffix.lower() != ".onnx":
+        raise ConfigError(f"--web takes an .onnx file, and --output names {output}")
     if input not in ("normalised", "pixels"):
         raise ConfigError(f"--input {input}: normalised or pixels is needed")
     if false_alarm_rate is not None and not good:
@@ -78,12 +96,16 @@ def export(
     require("torch", "timm", "onnx", "onnxscript", purpose="export a detector")
     from blemish.data.folder import search
     from blemish.export.exporting import export as write
+    from blemish.export.web import check_place, write_page
 
+    if web is not None:
+        check_place(web)
     found = None if pictures is None else search(pictures).pictures
-    with console.progress() as progress:
+    with TemporaryDirectory(prefix="blemish-") as folder, console.progress() as progress:
         made = write(
             artifact,
-            output,
+            output or Path(folder) / "page.onnx",
+            web=web is not None,
             precision=precision,
             input="pixels" if input == "pixels" else "normalised",
             good=good,
@@ -91,13 +113,17 @@ def export(
             false_alarm_rate=false_alarm_rate,
             progress=progress,
         )
-    console.answer(_document(made), _lines(made), as_json=json)
+        if web is not None:
+            write_page(web, made.path.read_bytes(), made.detector.record.to_dict())
+        document, lines = _document(made, output, web), _lines(made, output, web)
+    console.answer(document, lines, as_json=json)
     return BROKEN_PICTURES if made.failures else WELL
 
 
-def _document(made: Made) -> dict[str, object]:
+def _document(made: Made, output: Path | None, web: Path | None) -> dict[str, object]:
     return {
-        "exported": str(made.path),
+        "exported": None if output is None else str(output),
+        "page": None if web is None else str(web),
         "proof": made.proof.to_dict(),
         "recalibrated": made.recalibrated,
         **(words.thresholds_of(made.detector.manifest) if made.recalibrated else {}),
@@ -106,7 +132,7 @@ def _document(made: Made) -> dict[str, object]:
     }
 
 
-def _lines(made: Made) -> list[str]:
+def _lines(made: Made, output: Path | None, web: Path | None) -> list[str]:
     lines = [f"Proof: {words.proof(asdict(made.proof))}."]
     if made.recalibrated:
         lines += words.threshold_lines(made.detector.manifest)
@@ -115,9 +141,16 @@ def _lines(made: Made) -> list[str]:
     else:
         lines.append("Thresholds: those of the artifact.")
     lines += [f"Not read: {one.source}: {one.reason}" for one in made.failures]
-    size = sum(one.stat().st_size for one in _files(made.path)) / 2**20
-    names = " and ".join(one.name for one in _files(made.path))
-    return [*lines, f"Written: {made.path} ({names}, {size:.0f} MiB)"]
+    if output is not None:
+        size = sum(one.stat().st_size for one in _files(output)) / 2**20
+        names = " and ".join(one.name for one in _files(output))
+        lines.append(f"Written: {output} ({names}, {size:.0f} MiB)")
+    if web is not None:
+        lines.append(
+            f"Page: {web}. Run python {web / 'serve.py'} and open the address that it prints; "
+            "opened as a file it cannot run."
+        )
+    return lines
 
 
 def _files(path: Path) -> list[Path]:

@@ -40,13 +40,14 @@ Resolution = Annotated[
 ]
 
 
+EvaluationReport = Annotated[Path | None, Option(metavar="FILE", help="A report as one HTML file.")]
+
+
 def evaluate(
     artifact: Artifact,
     data: Labelled,
     output: EvaluationFolder = None,
-    report: Annotated[
-        Path | None, Option(metavar="FILE", help="A report as one HTML file.")
-    ] = None,
+    report: EvaluationReport = None,
     resolution: Resolution = "256",
     scales: Scales = None,
     adapt: Adapt = None,
@@ -74,9 +75,7 @@ def evaluate(
         check_writable(place)
         if place.exists():
             raise OutputError(f"{output}: holds an evaluation already; name another folder")
-    detector = options.loaded(
-        artifact, device=device, precision=precision, scales=scales, engine=engine, threads=threads
-    )
+    detector = options.loaded(**options.taken_by(options.loaded, locals()))
     detector, _ = options.within(detector, roi, ignore)
     mistakes = outputs.Mistakes()
     with locked(place) if place else nullcontext():
@@ -258,8 +257,6 @@ def figures(
     scales: Scales = None,
     device: Device = "auto",
     precision: Precision = "auto",
-    engine: options.Engine = "auto",
-    threads: options.Threads = None,
     json: Json = False,
 ) -> int:
     """Draw how artifacts see labelled pictures: scores, features (t-SNE), and where they look."""
@@ -272,14 +269,7 @@ def figures(
     if len(set(names)) < len(names):
         names = [str(artifact) for artifact in artifacts]
     detectors = {
-        name: options.loaded(
-            artifact,
-            device=device,
-            precision=precision,
-            scales=scales,
-            engine=engine,
-            threads=threads,
-        )
+        name: options.loaded(artifact, device=device, precision=precision, scales=scales)
         for name, artifact in zip(names, artifacts, strict=True)
     }
     with console.progress() as progress:

@@ -136,9 +136,7 @@ def predict(
         check_writable(file)
     found = search(paths)
     grouping = parts.check(group_by, found.pictures)
-    detector = options.loaded(
-        artifact, device=device, precision=precision, scales=scales, engine=engine, threads=threads
-    )
+    detector = options.loaded(**options.taken_by(options.loaded, locals()))
     if adapt is not None:
         detector.engine.adapting(adapt)  # refuses before anything is written
     detector.threshold_for(category)  # so does this

@@ -123,7 +123,7 @@ def watch(
     json: Json = False,
 ) -> int:
     """Score what arrives in a folder, or what a camera gives, until Ctrl-C."""
-    from blemish.data.frames import PATIENCE, check_seconds
+    from blemish.data.frames import check_seconds
     from blemish.report.ledger import Ledger
     from blemish.report.watching import Watch
 
@@ -132,39 +132,36 @@ def watch(
     saved, side = _saved(save, output, overlay_size), options.overlay_side(overlay_size, output)
     coming = _coming(source, output, settle=settle, patience=patience, every=every, once=once)
     sorter = _sorter(coming, sort, output)
-    detector = options.loaded(
-        artifact, device=device, precision=precision, scales=scales, engine=engine, threads=threads
-    )
+    detector = options.loaded(**options.taken_by(options.loaded, locals()))
     detector = by_hand(detector, threshold, region_threshold, smallest_region)
     detector, area = options.within(detector, roi, ignore)
     check_regions(["--save masks"] * ("masks" in saved), detector, artifact, category)
     _check_threshold(detector, category, sort)
-    ways = _ways(
-        category=category, adapt=None, scales=scales, threshold=threshold, area=area,
-        region_threshold=region_threshold, smallest_region=smallest_region, watched=coming.identity,
-    )  # fmt: skip
+    ways = _ways(category=category, adapt=None, scales=scales, threshold=threshold, area=area,
+                 region_threshold=region_threshold, smallest_region=smallest_region,
+                 watched=coming.identity)  # fmt: skip
     with (
         Ledger(output, artifact=artifact, precision=detector.precision, ways=ways) as ledger,
         console.progress() as progress,
         interrupts.waiting() as came,
     ):
-        one = Watch(
-            detector, ledger, came, sorter=sorter, margin=margin, progress=progress, saved=saved,
-            side=side, category=category, batch_size=batch_size or coming.batch_size,
-        )  # fmt: skip
+        one = Watch(detector, ledger, came, sorter=sorter, margin=margin, progress=progress,
+                    saved=saved, side=side, category=category,
+                    batch_size=batch_size or coming.batch_size)  # fmt: skip
         progress(f"watching · {coming.name}", 0, 0)
         if coming.arrivals is not None:
             coming.arrivals.taken = ledger.taken
             one.folder(coming.arrivals, once=once, interval=interval)
         elif coming.stream is not None:
-            _look_at(one, coming.stream, every, PATIENCE if patience is None else patience)
+            _look_at(one, coming.stream, every, patience)
     return _tell(one.tally, ledger, artifact, coming, output, came.number, as_json=json)
 
 
-def _look_at(one: Watch, stream: Stream, every: float, patience: float) -> None:
+def _look_at(one: Watch, stream: Stream, every: float, patience: float | None) -> None:
     """Score the frames of a stream, as `blemish.frames` gives them."""
-    from blemish.data.frames import frames_of
+    from blemish.data.frames import PATIENCE, frames_of
 
+    patience = PATIENCE if patience is None else patience
     shown = frames_of(stream, every=every, patience=patience, note=_note, stop=one.stop)
     one.stream(shown, live=stream.live)
 

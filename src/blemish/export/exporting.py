@@ -23,9 +23,10 @@ from blemish.engines import files, packages
 from blemish.engines.base import Engine, Input, Precision
 from blemish.engines.chosen import open_engine
 from blemish.engines.record import Exported, Kind
-from blemish.errors import ConfigError, ExportError
+from blemish.errors import ConfigError
 from blemish.export.graph import OPSET, Graph, to_onnx
 from blemish.export.proof import LIMITS, ROUNDED, Proof, compare
+from blemish.export.web import check_page
 from blemish.extras import require
 from blemish.files import check_writable
 from blemish.types import Failure, Progress, silent
@@ -63,6 +64,7 @@ def export(
     good: Any = None,
     pictures: Sequence[Any] | None = None,
     false_alarm_rate: float | None = None,
+    web: bool = False,
     progress: Progress = silent,
 ) -> Made:
     """Write the detector in an artifact as a graph, with all that a prediction needs.
@@ -78,6 +80,7 @@ def export(
             get thresholds of their own.
         pictures: to compare both by; None = `good`, or generated ones.
         false_alarm_rate: of thresholds that are set anew; None = as it was.
+        web: whether it is for a page, which cannot do everything: what it cannot is refused.
     Raises: ExportError where the graph does not say what the detector says, or cannot be made:
         nothing is written then. ConfigError for what does not go together, and where `good` is
         needed; MissingExtraError; as `load` and `recalibrate`.
@@ -86,24 +89,14 @@ def export(
     check_writable(path)
     _require(kind, chosen)
     detector = load(artifact, device="cpu", precision="fp32")
+    if web:
+        check_page(detector.record, kind, input)
     anew = chosen in ROUNDED or detector.record.precision != "fp32"
-    has_threshold = detector.threshold is not None
-    if good is None and (chosen == "int8" or (anew and has_threshold)):
+    if good is None and (chosen == "int8" or (anew and detector.threshold is not None)):
         raise ConfigError(_needs_good(artifact, detector, chosen))
     samples = None if good is None else good_pictures(good).sources
     model = _model(detector, kind, chosen, input, samples, progress)
-    record = Exported(
-        kind=kind,
-        precision=chosen,
-        input=input,
-        opset=OPSET,
-        **_form(detector, input),
-        top_fraction=detector.engine.top_fraction,
-        scores_by_map=detector.engine.scores_by_map,
-        offset=detector.engine.offset,
-        source=_fingerprint(artifact),
-        versions=_versions(kind, chosen),
-    )
+    record = _record(artifact, detector, kind, chosen, input)
     with tempfile.TemporaryDirectory(prefix="blemish-") as folder:
         draft = Path(folder) / f"draft{path.suffix}"
         told = replace(detector.record, precision=chosen, export=record)
@@ -117,11 +110,9 @@ def export(
             version=_of(running),
             progress=progress,
         )
-        if fault := proof.fault(chosen):
-            raise ExportError(f"{path}: not written: {fault}")
-        exported = load(draft).with_record(
-            replace(told, export=replace(record, proof=proof.to_dict()))
-        )
+        proof.check(path, chosen)
+        told = replace(told, export=replace(record, proof=proof.to_dict()))
+        exported = load(draft).with_record(told)
         made = _calibrated(exported, good if anew else None, false_alarm_rate, progress)
         made.detector.save(path)
     return replace(made, path=path, proof=proof, detector=load(path))
@@ -199,6 +190,24 @@ def _deviation(detector: Detector) -> float:
     """That of the stored scores of good pictures; infinite where there are none."""
     stored = detector.record.calibration_scores
     return float(np.std(stored)) if len(stored) > 1 else math.inf
+
+
+def _record(
+    artifact: str | Path, detector: Detector, kind: Kind, precision: Precision, input: InputKind
+) -> Exported:
+    """What the file says of its graph, before there is a proof."""
+    return Exported(
+        kind=kind,
+        precision=precision,
+        input=input,
+        opset=OPSET,
+        **_form(detector, input),
+        top_fraction=detector.engine.top_fraction,
+        scores_by_map=detector.engine.scores_by_map,
+        offset=detector.engine.offset,
+        source=_fingerprint(artifact),
+        versions=_versions(kind, precision),
+    )
 
 
 def _form(detector: Detector, input: InputKind) -> dict[str, Any]:

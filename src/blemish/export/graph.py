@@ -51,6 +51,8 @@ class Graph(nn.Module):
         record: what the artifact says.
         pixels: whether it takes pixels, uint8 B H W 3, RGB of the working size; otherwise pictures
             float32 B 3 H W, as `data.transforms.prepare` gives them.
+        half: whether the encoder multiplies in fp16. Its sums, and what is made of its features,
+            stay in float32: else maps differ by a third more.
     Raises: ExportError where pixels do not say what `prepare` says; NotFittedError.
     """
 
@@ -58,7 +60,9 @@ class Graph(nn.Module):
     mean: Tensor
     factor: Tensor
 
-    def __init__(self, method: Method, record: Manifest, *, pixels: bool) -> None:
+    def __init__(
+        self, method: Method, record: Manifest, *, pixels: bool, half: bool = False
+    ) -> None:
         super().__init__()
         preprocessing = record.preprocessing
         if pixels and preprocessing.is_framed:
@@ -68,7 +72,7 @@ class Graph(nn.Module):
             )
         method.set_area(preprocessing.area_of_input, framed=preprocessing.is_framed)
         self.method = method
-        self.pixels = pixels
+        self.pixels, self.is_half = pixels, half
         self.size = (preprocessing.height, preprocessing.width)
         self._foreground = in_use(record.foreground)
         self._tells_categories = record.category_features is not None
@@ -98,7 +102,8 @@ class Graph(nn.Module):
     def _found(self, images: Tensor) -> dict[str, Tensor]:
         if self.pixels:
             images = (images.permute(0, 3, 1, 2).float() - self.mean) * self.factor
-        seen = self.method.see(images)
+        with torch.autocast(images.device.type, dtype=torch.float16, enabled=self.is_half):
+            seen = self.method.see(images)
         found = _named(self.method.judge(seen, images))
         if self._foreground is not None:
             found["part"] = seen_along(self.method, seen, self._foreground.direction)
@@ -127,8 +132,7 @@ def to_onnx(
 
     Args:
         detector: its weights are taken as they are: load it in fp32.
-        precision: what it computes in, as the method itself does in fp16; inputs and outputs are
-            float32 in either.
+        precision: what its encoder multiplies in; inputs and outputs are float32 in either.
         pixels: as of `Graph`.
         progress: called with (stage, done, total).
     Raises: ExportError for a model of more than 2 GB, which ONNX cannot hold in one file, for a
@@ -143,8 +147,7 @@ def to_onnx(
     method = copy.deepcopy(detector.method).cpu().eval()
     if isinstance(method.backbone, VitBackbone):
         method.backbone.placed = {}
-    graph = Graph(method, detector.record, pixels=pixels).eval()
-    method.set_precision(torch.float16 if precision == "fp16" else torch.float32)
+    graph = Graph(method, detector.record, pixels=pixels, half=precision == "fp16").eval()
     with _quiet():
         program = _traced(graph)
         progress("writing it as ONNX", 1, 3)

@@ -61,6 +61,11 @@ class Proof:
         """JSON-ready."""
         return asdict(self)
 
+    def check(self, path: object, precision: str) -> None:
+        """Raises: ExportError where the graph is not to be written to `path`."""
+        if fault := self.fault(precision):
+            raise ExportError(f"{path}: not written: {fault}")
+
     def fault(self, precision: str) -> str:
         """Why the graph is not to be written; "" where it may be."""
         for what, value in (("scores", self.score), ("anomaly maps", self.map)):

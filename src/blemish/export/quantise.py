@@ -31,7 +31,13 @@ from blemish.types import Progress, silent
 
 Images = NDArray[np.float32 | np.uint8]
 FEWEST = 9  # pictures: more make the ranges of values steadier
-SHARES = (0, 1 / 8, 1 / 4, 1 / 2)  # of the products that are given back to float, one after another
+SHARES = (
+    0,
+    1 / 8,
+    1 / 4,
+    1 / 2,
+    3 / 4,
+)  # of the products that are given back to float, one after another
 MEASURED = 4  # pictures on which the products are compared with each other
 _PRODUCTS = {"MatMul", "Gemm", "Conv", "Convolution", "GroupConvolution"}
 _ENCODER = "backbone."  # in the names of its weights

@@ -27,8 +27,8 @@ from blemish.backbones import Backbone, Features
 from blemish.backbones.cells import resampled
 from blemish.errors import ConfigError
 from blemish.methods.embedding import laid_out
-from blemish.methods.foreground import UNIT, Foreground
-from blemish.methods.stored import Stored
+from blemish.methods.foreground import Foreground
+from blemish.methods.stored import UNIT, Stored
 
 RESERVE = 0.06  # share of the patches that is for what stands out beside the part
 WITHOUT_PART = 0.5  # share that stands for the part where none can be told

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from blemish import config as configs
 from blemish.area import Area
+from blemish.backbones.resampling import resampling
 from blemish.config import Fraction, Range
 from blemish.errors import ConfigError
 
@@ -105,7 +106,8 @@ class Foreground:
         told = self.told(values, area)
         told[~self.plausible(told, area)] = True
         down, across = (
-            _spread(cells, side, offset) for cells, side in zip(told.shape[1:], size, strict=True)
+            resampling(cells, side, -offset)
+            for cells, side in zip(told.shape[1:], size, strict=True)
         )
         return np.asarray(down @ told.astype(np.float32) @ across.T > _HALF)
 
@@ -159,15 +161,3 @@ def places_of(area: Area | None, grid: tuple[int, int]) -> Mask:
         return np.ones(grid, dtype=np.bool_)
     places: Mask = area.places(*grid)
     return places
-
-
-def _spread(cells: int, side: int, offset: float) -> NDArray[np.float32]:
-    """What values of cells along a side are multiplied by to be those of `side` places of the same
-    length, bilinear; where they end, the last goes on. As `backbones.cells.resampled`."""
-    at = np.clip((np.arange(side) + 0.5) * (cells / side) - 0.5 - offset, 0, cells - 1)
-    before = np.floor(at).astype(np.intp)
-    share = (at - before).astype(np.float32)
-    matrix = np.zeros((side, cells), dtype=np.float32)
-    np.add.at(matrix, (np.arange(side), before), 1 - share)
-    np.add.at(matrix, (np.arange(side), np.minimum(before + 1, cells - 1)), share)
-    return matrix

@@ -50,13 +50,12 @@ from blemish.methods.base import reported, shown, smooth
 from blemish.methods.capabilities import Adapts, Batches, LooksAtScales, Summarises
 from blemish.methods.coreset import StreamingCoreset, nearest
 from blemish.methods.embedding import join
-from blemish.methods.foreground import UNIT
 from blemish.methods.guidance import sharpness, shuffled
 from blemish.methods.guided_config import GuidedConfig
 from blemish.methods.heads import AttentionMix, ClassHead, PatchHead
 from blemish.methods.learner import FineTuned, TrainingBatch, follow
 from blemish.methods.reference import Noted, Reference, check_reference, check_spreads
-from blemish.methods.stored import Free, Stored, numbers
+from blemish.methods.stored import UNIT, Free, Stored, numbers
 from blemish.methods.trained import TrainedMethod
 from blemish.types import Mode, Progress, Scores
 

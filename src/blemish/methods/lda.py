@@ -48,8 +48,7 @@ from blemish.errors import ArtifactError, ConfigError, DataError, unknown_name
 from blemish.methods.apmask import APMaskConfig
 from blemish.methods.base import Method, MethodConfig, map_size, reported, shown
 from blemish.methods.capabilities import Batches, Extends, Fits, LeavesOneOut, Refines, Summarises
-from blemish.methods.foreground import UNIT
-from blemish.methods.stored import Free, Stored, numbers
+from blemish.methods.stored import UNIT, Free, Stored, numbers
 from blemish.methods.unsupervised import UNSUPERVISED
 from blemish.types import Batch, Progress, Scores
 

@@ -39,8 +39,7 @@ from blemish.methods.closer import (
 )
 from blemish.methods.coreset import StreamingCoreset, StreamingSample, nearest
 from blemish.methods.embedding import join, laid_out
-from blemish.methods.foreground import UNIT
-from blemish.methods.stored import Free, Stored, numbers
+from blemish.methods.stored import UNIT, Free, Stored, numbers
 from blemish.methods.telling import foreground_of
 from blemish.types import Batch, Progress, Scores
 

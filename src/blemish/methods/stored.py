@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from blemish.errors import ArtifactError
+from blemish.methods.foreground import UNIT as UNIT
 
 # In which weights are kept: as they were computed with.
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
