@@ -13,9 +13,9 @@ engine and precision; `torch_ratio` by the speed of `--base` (torch in fp32), an
 that of `Detector.predict_many` there, from decoded pictures to predictions. `p50_ms` and `p95_ms`
 are of single prepared pictures, `first_seconds` of a fresh process from its start to the first
 prediction. With one thread on a CPU the clock is the processor's (`clock`), which other work on the
-machine hardly moves. Every figure is of the best of `--repeats` rounds, in which all engines of a method
-take turns, so that the ratios are of the same minutes. int8 and bf16 graphs have thresholds of
-their own; their proof stands in the row.
+machine hardly moves. Every figure is of the best of `--repeats` rounds, in which all engines of a
+method take turns, so that the ratios are of the same minutes. int8 and bf16 graphs have thresholds
+of their own; their proof stands in the row.
 """
 
 from __future__ import annotations
