@@ -73,6 +73,8 @@ IMPOSSIBLE: Mapping[str, Sequence[Any]] = {
     "config.backbone": (5, None, []),
     "config.attentions": (10**9, -1),
     "config.top_fraction": (-1, 2, NAN, "all"),
+    "config.coarse": (-1, 10**9, "128", 2.5, None, [128]),
+    "config.close_share": (0.0, -0.1, 2, NAN, "all"),
     "threshold.value": (NAN, INF, "0", [0], True),
     "threshold.n": (-5, 1.5, "many", None),
     "threshold.rate": (-1, 2, NAN, "5 %"),

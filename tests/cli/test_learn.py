@@ -290,3 +290,15 @@ def test_refine_leaves_what_it_cannot_change(
     ):
         assert said in refused("refine", teachable, *more)
     assert teachable.read_bytes() == old
+
+
+def test_how_much_is_looked_at_closely_is_told(run: Run, good_folder: Path, tmp_path: Path) -> None:
+    artifact = tmp_path / "a.blemish"
+    status, out, _ = run("fit knn", good_folder, "-o", artifact, FIT, "--set coarse=32")
+    assert status == 0
+    told = "56 % of each picture, told by a first look at 32 pixels"
+    assert f"Looks closely at: {told}" in out
+    _, shown, _ = run("inspect", artifact)
+    assert told in shown
+    _, other, _ = run("fit knn", good_folder, "-o", artifact, FIT)
+    assert "closely" not in other

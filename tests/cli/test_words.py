@@ -71,11 +71,11 @@ def test_what_thresholds_promise_is_said_once_and_in_short() -> None:
 def test_a_proof_is_told_and_one_of_another_version_as_it_is() -> None:
     proof = {
         **{"pictures": 20, "of": "given", "engine": "onnxruntime 1.32", "score": 5.377e-6},
-        **{"map": 5.1e-5, "limit": 1e-3, "rank_correlation": 0.99996, "more": 1},
+        **{"map": 5.1e-5, "limit": 1e-3, "map_limit": 0.25, "rank_correlation": 0.99996, "more": 1},
     }
     assert words.proof(proof) == (
         "20 given pictures in onnxruntime 1.32: scores differ by at most 5.4e-06, maps by 5.1e-05 "
-        "deviations of good scores (0.001 is allowed); rank correlation 1.0000"
+        "deviations of good scores (0.001 and 0.25 are allowed); rank correlation 1.0000"
     )
     assert "rank" not in words.proof({**proof, "rank_correlation": None})
     assert words.proof({"score": "\x1b[2J"}) == 'score="\\u001b[2J"'

@@ -45,10 +45,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "classifier": ("atacnet", {**DEFECTS, "recipe": "paper-classifier"}),
     "an area": ("padim", AREA),
     "padding": ("patchcore", {"resize": "pad"}),
+    "two looks": ("patchcore", {"coarse": 32}),
 }
 # All that a user can fit beside these.
 MORE: dict[str, tuple[str, dict[str, Any]]] = {
     "knn": ("knn", {}),
+    "knn, two looks": ("knn", {"coarse": 32}),
     "padim": ("padim", {}),
     "patchcore, a CNN": ("patchcore", CNN),
     "agpnet, a CNN": ("agpnet", CNN),

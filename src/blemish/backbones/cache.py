@@ -29,7 +29,8 @@ def features_kept(backbone: Backbone, layers: Sequence[int]) -> Iterator[None]:
     encoded again, as where that folder cannot be written. The file has no name, so nothing of it is
     left, however the process ends.
 
-    Only plain calls are kept, of pictures and of some of the `layers` without gradient. The
+    Only calls without gradient for some of the `layers` are kept, of whole pictures or of some of
+    their patches (`keep`; then a picture is known by these as well), none that ask for more. The
     backbone's weights and precision must not change meanwhile. On a GPU nothing is kept: a picture
     is encoded there in about the time that its features take to come back.
     """
@@ -40,18 +41,21 @@ def features_kept(backbone: Backbone, layers: Sequence[int]) -> Iterator[None]:
     encode = backbone.forward
 
     def forward(images: Tensor, layers: Sequence[int] = (), **more: Any) -> Features:
-        wanted = backbone.check_layers(layers)
-        if more or torch.is_grad_enabled() or not set(wanted) <= set(kept):
+        wanted, keep = backbone.check_layers(layers), more.get("keep")
+        if more.keys() - {"keep"} or torch.is_grad_enabled() or not set(wanted) <= set(kept):
             return cast(Features, encode(images, layers, **more))
         names = [_name_of(image) for image in images]
+        if keep is not None:  # the same patches of the same picture
+            names = [one + _name_of(row) for one, row in zip(names, keep, strict=True)]
         # A batch that is not known as a whole is encoded as a whole: kernels are chosen by shape,
         # and in a smaller batch a picture might get other last bits.
         if names and all(store.knows((name, layer)) for name in names for layer in wanted):
             try:
-                return _joined([[store.get((name, layer)) for name in names] for layer in wanted])
+                rows = [[store.get((name, layer)) for name in names] for layer in wanted]
+                return replace(_joined(rows), kept=keep)
             except OSError:  # the file cannot be read back
                 store.close()
-        features: Features = encode(images, kept)
+        features: Features = encode(images, kept, **more)
         for index, layer in enumerate(kept):
             for row, name in enumerate(names):
                 if not store.knows((name, layer)):

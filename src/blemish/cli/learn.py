@@ -216,6 +216,8 @@ def fit_lines(manifest: Mapping[str, Any]) -> Iterable[str]:
         yield f"Tiles: {tiles}"
     if area := words.area(manifest["preprocessing"]):
         yield f"Looks at: {area}"
+    if closer := words.closer(manifest["config"]):
+        yield f"Looks closely at: {closer}"
     if part := words.foreground(manifest.get("foreground")):
         yield f"Foreground: {part}"
     yield from (f"  {line}" for line in words.alike(data))

@@ -154,6 +154,8 @@ def artifact_facts(values: Mapping[str, Any]) -> Facts:
         yield "tiles", tiles
     if area := words.area(seen):
         yield "looks at", area
+    if closer := words.closer(values["config"]):
+        yield "looks closely at", closer
     if part := words.foreground(values.get("foreground")):
         yield "foreground", part
     if values.get("categories"):

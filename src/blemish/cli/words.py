@@ -62,6 +62,14 @@ def area(preprocessing: Mapping[str, Any]) -> str:
     return "" if share == 1 else f"{100 * share:.3g} % of the picture (--roi, --ignore)"
 
 
+def closer(config: Mapping[str, Any]) -> str:
+    """How much of a picture gets a second look, and by which first one; "" where there is one."""
+    if not config.get("coarse"):
+        return ""
+    share = 100 * config["close_share"]
+    return f"{share:.3g} % of each picture, told by a first look at {config['coarse']} pixels"
+
+
 def foreground(told: Mapping[str, Any] | None) -> str:
     """What is taken of a picture as the part, or why whole pictures are looked at; "" where nobody
     asked for a foreground."""

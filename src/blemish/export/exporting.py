@@ -292,7 +292,8 @@ def _fingerprint(path: str | Path) -> str:
 
 def _of(engine: Engine) -> str:
     package = packages.onnxruntime() if engine.name == "onnxruntime" else packages.openvino()
-    return f"{engine.name} {package.__version__}"
+    version, _, _ = package.__version__.partition("-")
+    return f"{engine.name} {version}"
 
 
 def _versions(kind: Kind, precision: Precision) -> dict[str, str]:

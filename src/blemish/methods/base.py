@@ -88,7 +88,8 @@ class MethodConfig:
 
         Raises: ConfigError for one that is missing, unknown, of the wrong type or out of range.
         """
-        if missing := [field.name for field in fields(cls) if field.name not in values]:
+        needed = [field.name for field in fields(cls) if not configs.is_new(field)]
+        if missing := [name for name in needed if name not in values]:
             raise ConfigError(f"config.{missing[0]}: is missing")
         config = configs.from_dict(cls, values, within="config", strict=True)
         if not config.layers:
@@ -230,7 +231,7 @@ class Method(nn.Module):
         """
         if self.framed:
             return frames.framed(images, grid)
-        everywhere = torch.ones(len(images), *grid, dtype=torch.bool, device=images.device)
+        everywhere = torch.ones(images.shape[0], *grid, dtype=torch.bool, device=images.device)
         turned = self.config.rotations > 1 or self.config.flips
         inside = None if turned else inside_of(self.area, grid, images.device)
         if inside is None:

@@ -11,7 +11,8 @@ from blemish.backbones.cells import resampled
 
 
 def join(features: Features, kind: str, *, pooling: int = 1) -> tuple[Tensor, tuple[int, int]]:
-    """Joined features per location: float32 B N D, and the grid (h, w) of the finest layer.
+    """Joined features per location: float32 B N D, and the grid (h, w) of the finest layer. Where
+    patches were dropped, those of the kept ones: B K D.
 
     The layers of a ViT, all of one width and written to one residual stream, are layer-normalised
     (without weights) and averaged: as accurate as joining them end to end, and the search costs a
@@ -25,7 +26,10 @@ def join(features: Features, kind: str, *, pooling: int = 1) -> tuple[Tensor, tu
     grid = max(features.grids)
     if kind == "vit":
         normalised = [F.layer_norm(tokens, tokens.shape[-1:]) for tokens in features.tokens]
-        joined = torch.stack(normalised).mean(0).transpose(1, 2)
+        joined = torch.stack(normalised).mean(0)
+        if features.kept is not None:
+            return _mean_of_kept(joined, features.kept, grid, pooling), grid
+        joined = joined.transpose(1, 2)
         levels = [_local_mean(joined.reshape(joined.shape[0], -1, *grid), pooling)]
     else:
         onto = features.offsets[features.grids.index(grid)]
@@ -41,3 +45,22 @@ def _local_mean(level: Tensor, side: int) -> Tensor:
     if side == 1:
         return level
     return F.avg_pool2d(level, side, stride=1, padding=side // 2, count_include_pad=False)
+
+
+def laid_out(values: Tensor, kept: Tensor, places: int) -> Tensor:
+    """Values B K D of the patches `kept` (B K) among all: B N D, 0 elsewhere."""
+    empty = values.new_zeros(values.shape[0], places, values.shape[2])
+    return empty.scatter(1, kept[:, :, None].expand(-1, -1, values.shape[2]), values)
+
+
+def _mean_of_kept(values: Tensor, kept: Tensor, grid: tuple[int, int], side: int) -> Tensor:
+    """Values B K D of the patches `kept` of a grid, each averaged with those of its neighbours,
+    in a square of odd `side`, that are kept as well."""
+    if side == 1:
+        return values
+    ones = torch.ones_like(values[:, :, :1])
+    both = laid_out(torch.cat([values, ones], 2), kept, grid[0] * grid[1])
+    square = both.transpose(1, 2).reshape(values.shape[0], -1, *grid)
+    sums = F.avg_pool2d(square, side, stride=1, padding=side // 2).flatten(2).transpose(1, 2)
+    sums = sums.gather(1, kept[:, :, None].expand(-1, -1, sums.shape[2]))
+    return sums[:, :, :-1] / sums[:, :, -1:]

@@ -104,8 +104,7 @@ def illustrate(
             and so many good ones with the highest; in a comparison of each kind of defect and each
             category. Fewer where there are not as many; no defect is shown twice. None = 4, in a
             comparison 1.
-    Raises: DataError for too few labelled pictures that are new and can be read; OutputError for a
-        folder that holds figures or cannot be written; ConfigError for a count, or a graph.
+    Raises: DataError for too few pictures that are new and can be read; OutputError; ConfigError.
     """
     for each in detectors.values():
         each.method  # noqa: B018 — an exported graph has none, and says so
