@@ -165,7 +165,7 @@ def test_pretraining(masking: str, precision: str, picture: Part) -> None:
     place(learner, torch.device(DEVICE), {"fp32": torch.float32, "bf16": torch.bfloat16}[precision])
     size = Preprocessing(height=96, width=96, mean=learner.backbone.mean, std=learner.backbone.std)
     stream = PictureStream([picture(seed) for seed in range(24)], size, 8)
-    made = train(learner, stream, seed=0, identity={})
+    made, _ = train(learner, stream, seed=0, identity={})
     assert made.findings["prototype_usage"] > apmask.LEAST_USAGE
     after = learner.backbone.state_dict()
     assert not on(DEVICE, after)

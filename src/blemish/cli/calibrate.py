@@ -76,6 +76,7 @@ def calibrate(
     _check_ways(good, anomalies, (threshold, region_threshold), (false_alarm_rate, miss_rate))
     check_writable(output)
     detector = options.loaded(**options.taken_by(options.loaded, locals()))
+    detector.engine.check_name(output)
     if threshold is not None:
         detector = detector.with_threshold(threshold)
     if region_threshold is not None:

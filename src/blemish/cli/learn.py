@@ -335,6 +335,7 @@ def refine(
     check_writable(output)
     with locked(output):  # what another process adds to it meanwhile would be lost
         detector = load(artifact, device=device, precision=precision)
+        detector.engine.check_name(output)
         with console.progress() as progress:
             refined = refining.refine(
                 detector,
@@ -430,9 +431,11 @@ def _learned(
     the first for it. The checkpoints stay until the result is saved, so that an interrupted
     training can go on from them.
     """
+    from blemish.engines.files import check_name
     from blemish.report import health
     from blemish.training.distributed import rank
 
+    check_name(output, None)
     for path in (output, *((log, health.figure_of(log)) if log else ())):
         check_writable(path)
     first = rank() == 0

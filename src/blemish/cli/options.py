@@ -148,7 +148,7 @@ def _mode(text: str) -> str:
 
 Json = Annotated[bool, Option("--json", help="One JSON document on standard output, no more.")]
 Artifact = Annotated[
-    Path, Argument(metavar="ARTIFACT", help="A file that `blemish fit` has written.")
+    Path, Argument(metavar="ARTIFACT", help="A file that `blemish fit`, or `export`, has written.")
 ]
 
 Device = Annotated[

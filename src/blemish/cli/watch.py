@@ -35,7 +35,7 @@ Source = Annotated[
     ),
 ]
 Detecting = Annotated[
-    Path, Argument(metavar="ARTIFACT", help="A file that `blemish fit` has written.")
+    Path, Argument(metavar="ARTIFACT", help="A file that `blemish fit`, or `export`, has written.")
 ]
 WatchFolder = Annotated[
     Path,

@@ -199,7 +199,7 @@ def proof(told: Mapping[str, Any]) -> str:
         return (
             f"{told['pictures']} {told['of']} pictures in {told['engine']}: scores differ by at "
             f"most {told['score']:.2g}, maps by {told['map']:.2g} deviations of good scores "
-            f"({told['limit']:g} is allowed)"
+            f"({told['limit']:.2g} and {told['map_limit']:.2g} are allowed)"
             + ("" if ranks is None else f"; rank correlation {ranks:.4f}")
         )
     except (KeyError, TypeError, ValueError):  # of another version of blemish

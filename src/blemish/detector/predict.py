@@ -79,9 +79,10 @@ class Detector:
         """The fitted network. Raises: ConfigError where it is an exported graph, which has none."""
         method: Method | None = getattr(self.engine, "method", None)
         if method is None:
+            path = getattr(self.engine, "path", "")
             raise ConfigError(
-                "an exported graph can score and be calibrated, and no more; this needs PyTorch "
-                "and the artifact that it was exported from"
+                f"{path}: an exported graph can score and be calibrated, and no more; this needs "
+                "PyTorch and the artifact that it was exported from"
             )
         return method
 

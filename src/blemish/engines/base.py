@@ -93,6 +93,12 @@ class Engine(ABC):
             "was exported from"
         )
 
+    def check_name(self, path: str | Path) -> None:  # noqa: B027 — any name, unless it says so
+        """Known before any work: whether `save` writes a file of this name.
+
+        Raises: OutputError for one by which the file would be taken for another kind.
+        """
+
     @abstractmethod
     def save(self, path: str | Path, manifest: Mapping[str, Any]) -> Path:
         """Write what it runs to a file, with a manifest, whole or not at all.

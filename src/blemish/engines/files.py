@@ -68,6 +68,21 @@ def is_exported(path: str | Path) -> bool:
     return Path(path).suffix.lower() in SUFFIXES
 
 
+def check_name(path: str | Path, kind: Kind | None) -> None:
+    """Raises: OutputError for a name that does not end as files of the kind do; None = artifacts,
+    which have any ending but these.
+    """
+    path = Path(path)
+    if kind is None and is_exported(path):
+        raise OutputError(
+            f"{path}: is the name of an exported file; name the artifact {path.stem}.blemish, from "
+            f"which blemish export writes {path.name}"
+        )
+    suffix = next((suffix for suffix, each in SUFFIXES.items() if each == kind), "")
+    if kind is not None and path.suffix.lower() != suffix:
+        raise OutputError(f"{path}: a file for {kind} is to be named {path.stem}{suffix}")
+
+
 def write(
     path: str | Path,
     kind: Kind,
@@ -84,9 +99,7 @@ def write(
         cannot be written; ArtifactError where `manifest` has no valid `export`.
     """
     path = Path(path)
-    suffix = next(suffix for suffix, each in SUFFIXES.items() if each == kind)
-    if path.suffix.lower() != suffix:
-        raise OutputError(f"{path}: a file for {kind} is to be named {path.stem}{suffix}")
+    check_name(path, kind)
     record = read_record(path, manifest)
     if record.kind != kind:
         raise ArtifactError(f"{path}: {EXPORT}.kind: is {record.kind!r}, and {kind!r} is written")

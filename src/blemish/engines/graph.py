@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blemish.engines.base import Engine, Input, Outputs
-from blemish.engines.files import ExportedFile, write
+from blemish.engines.files import ExportedFile, check_name, write
 from blemish.errors import ArtifactError, BlemishError, ConfigError, EngineError
 from blemish.images import ran_out
 from blemish.machine import cores
@@ -52,6 +52,10 @@ class GraphEngine(Engine):
         self.input = file.record.input
         self.top_fraction = file.record.top_fraction
         self.scores_by_map, self.offset = file.record.scores_by_map, file.record.offset
+
+    def check_name(self, path: str | Path) -> None:
+        """As of `Engine`."""
+        check_name(path, self.record.kind)
 
     def save(self, path: str | Path, manifest: Mapping[str, Any]) -> Path:
         """As of `Engine`; the graph stays as it is."""

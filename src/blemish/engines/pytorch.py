@@ -16,6 +16,7 @@ from blemish.backbones import Features
 from blemish.backbones.glance import features
 from blemish.compute import precision_name
 from blemish.engines.base import Engine, Floats, Input, Outputs, Precision
+from blemish.engines.files import check_name
 from blemish.methods import Method, adapter_of
 from blemish.methods.adaptation import Adapter
 from blemish.methods.capabilities import LeavesOneOut
@@ -79,7 +80,11 @@ class TorchEngine(Engine):
     def adapting(self, mode: Mode) -> Engine:
         return AdaptingEngine(self.method, self.foreground, mode)
 
+    def check_name(self, path: str | Path) -> None:
+        check_name(path, None)
+
     def save(self, path: str | Path, manifest: Mapping[str, Any]) -> Path:
+        self.check_name(path)
         held = self.method.fitted_state()
         state = {name: tensor.detach().cpu() for name, tensor in held.items()}
         return artifact.write(path, state, manifest)

@@ -85,15 +85,15 @@ def export(
         nothing is written then. ConfigError for what does not go together, and where `good` is
         needed; MissingExtraError; as `load` and `recalibrate`.
     """
-    path, kind, chosen = Path(path), _kind(path), _precision(precision, _kind(path))
+    path = Path(path)
+    kind, chosen = _asked(artifact, path, precision, input)
     check_writable(path)
     _require(kind, chosen)
     detector = load(artifact, device="cpu", precision="fp32")
     if web:
         check_page(detector.record, kind, input)
     anew = chosen in ROUNDED or detector.record.precision != "fp32"
-    if good is None and (chosen == "int8" or (anew and detector.threshold is not None)):
-        raise ConfigError(_needs_good(artifact, detector, chosen))
+    _check_good(artifact, detector, chosen, good, false_alarm_rate, anew=anew)
     samples = None if good is None else good_pictures(good).sources
     model = _model(detector, kind, chosen, input, samples, progress)
     record = _record(artifact, detector, kind, chosen, input)
@@ -102,20 +102,31 @@ def export(
         told = replace(detector.record, precision=chosen, export=record)
         files.write(draft, kind, model, told.to_dict())
         running, _ = open_engine(draft)
+        rounded = _rounded(artifact) if chosen == "bf16" else None
         proof = compare(
-            detector,
-            running,
-            samples if pictures is None else pictures,
-            precision=chosen,
-            version=_of(running),
-            progress=progress,
-        )
+            detector, running, samples if pictures is None else pictures, precision=chosen,
+            version=_of(running), rounded=rounded, progress=progress,
+        )  # fmt: skip
         proof.check(path, chosen)
-        told = replace(told, export=replace(record, proof=proof.to_dict()))
-        exported = load(draft).with_record(told)
+        exported = load(draft)
+        proven = replace(record, proof=proof.to_dict())
+        exported = exported.with_record(replace(exported.record, export=proven))
         made = _calibrated(exported, good if anew else None, false_alarm_rate, progress)
         made.detector.save(path)
     return replace(made, path=path, proof=proof, detector=load(path))
+
+
+def _asked(artifact: str | Path, path: Path, precision: str, input: str) -> tuple[Kind, Precision]:
+    """The kind and precision of the file that is asked for. Raises: ConfigError."""
+    kind = _kind(path)
+    chosen = _precision(precision, kind)
+    if input not in get_args(InputKind):
+        raise ConfigError(f"input {input!r}: normalised or pixels is needed")
+    if files.is_exported(artifact):
+        raise ConfigError(
+            f"{artifact}: is exported already; name the artifact that it was exported from"
+        )
+    return kind, chosen
 
 
 def _kind(path: Path) -> Kind:
@@ -145,6 +156,26 @@ def _require(kind: Kind, precision: Precision) -> None:
         packages.nncf()
 
 
+def _check_good(
+    artifact: object,
+    detector: Detector,
+    chosen: Precision,
+    good: Any,
+    false_alarm_rate: float | None,
+    *,
+    anew: bool,
+) -> None:
+    """Raises: ConfigError where good pictures are needed and are not there, or a rate is for
+    nothing."""
+    if good is None and (chosen == "int8" or (anew and detector.threshold is not None)):
+        raise ConfigError(_needs_good(artifact, detector, chosen))
+    if false_alarm_rate is not None and not anew:
+        raise ConfigError(
+            f"false_alarm_rate: a graph in {chosen} keeps the thresholds of {artifact}; set others "
+            "with blemish calibrate, which takes exported files, too"
+        )
+
+
 def _needs_good(artifact: object, detector: Detector, precision: Precision) -> str:
     if precision in ROUNDED:
         why = f"{precision} moves every score a little, so that its threshold is set anew"
@@ -170,7 +201,8 @@ def _model(
 ) -> bytes | tuple[bytes, bytes]:
     """The graph, as `files.write` takes it."""
     half: Literal["fp32", "fp16"] = "fp16" if precision == "fp16" and kind == "onnx" else "fp32"
-    model = to_onnx(detector, precision=half, pixels=input == "pixels", progress=progress)
+    how: dict[str, Any] = {"pixels": input == "pixels", "rounds": precision == "bf16"}
+    model = to_onnx(detector, precision=half, **how, progress=progress)
     if precision == "int8":
         from blemish.export.quantise import quantise
 
@@ -248,6 +280,11 @@ def _calibrated(exported: Detector, good: Any, rate: float | None, progress: Pro
     )
 
 
+def _rounded(artifact: str | Path) -> Engine:
+    """The artifact in bf16 by PyTorch, which is nobody's error but rounding's."""
+    return load(artifact, device="cpu", precision="bf16").engine
+
+
 def _fingerprint(path: str | Path) -> str:
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -255,7 +292,8 @@ def _fingerprint(path: str | Path) -> str:
 
 def _of(engine: Engine) -> str:
     package = packages.onnxruntime() if engine.name == "onnxruntime" else packages.openvino()
-    return f"{engine.name} {package.__version__}"
+    version, _, _ = package.__version__.partition("-")
+    return f"{engine.name} {version}"
 
 
 def _versions(kind: Kind, precision: Precision) -> dict[str, str]:

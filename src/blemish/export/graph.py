@@ -26,6 +26,7 @@ from blemish.detector.predict import Detector
 from blemish.detector.scoring import in_use
 from blemish.errors import ExportError, MissingExtraError
 from blemish.methods import Method
+from blemish.methods.memory import MemoryBank
 from blemish.methods.telling import seen_along
 from blemish.types import Progress, Scores, silent
 
@@ -123,6 +124,7 @@ def to_onnx(
     detector: Detector,
     *,
     precision: Literal["fp32", "fp16"],
+    rounds: bool = False,
     pixels: bool = False,
     progress: Progress = silent,
 ) -> bytes:
@@ -133,6 +135,7 @@ def to_onnx(
     Args:
         detector: its weights are taken as they are: load it in fp32.
         precision: what its encoder multiplies in; inputs and outputs are float32 in either.
+        rounds: whether the engine is to compute all of it in less than float32.
         pixels: as of `Graph`.
         progress: called with (stage, done, total).
     Raises: ExportError for a model of more than 2 GB, which ONNX cannot hold in one file, for a
@@ -147,6 +150,9 @@ def to_onnx(
     method = copy.deepcopy(detector.method).cpu().eval()
     if isinstance(method.backbone, VitBackbone):
         method.backbone.placed = {}
+    for part in method.modules():
+        if isinstance(part, MemoryBank):
+            part.rounds = rounds
     graph = Graph(method, detector.record, pixels=pixels, half=precision == "fp16").eval()
     with _quiet():
         program = _traced(graph)

@@ -8,7 +8,7 @@ compared pictures' own scores takes their place.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from blemish.data.ahead import load_picture
 from blemish.data.transforms import as_pixels, prepare
 from blemish.detector.predict import Detector
-from blemish.engines.base import Engine, Floats, Outputs
+from blemish.engines.base import Engine, Outputs
 from blemish.errors import DataError, ExportError
 from blemish.images import Picture
 from blemish.types import Failure, Progress, silent
@@ -27,6 +27,7 @@ from blemish.types import Failure, Progress, silent
 LIMITS = {"fp32": 1e-3, "fp16": 1e-2, "bf16": 0.1, "int8": 0.1}
 LEAST_CORRELATION = 0.99
 ROUNDED = ("bf16", "int8")
+_AS_MUCH = 1.5  # times what PyTorch's own rounding moves: the largest of few differences varies
 GENERATED = 12  # pictures
 MOST = 64  # of given ones, evenly from all
 _BATCH = 3  # not what it was traced with, and a last one that is smaller
@@ -38,11 +39,12 @@ class Proof:
 
     Attributes:
         pictures: how many were compared; of: "given" or "generated" ones.
-        score, map: the largest difference of any, in deviations. limit: of both.
+        score, map: the largest difference of any, in deviations. limit, map_limit: of either.
         mean_score: the mean difference of scores, in deviations.
         deviation: that of the stored scores, in their unit; unit_of: "calibration scores", or
             "compared pictures" where none are stored.
         rank_correlation: Spearman's, of the compared pictures' scores; None for fewer than three.
+        least_correlation: that bf16 and int8 need.
         engine: what ran the graph, with its version.
     """
 
@@ -51,10 +53,12 @@ class Proof:
     score: float
     map: float
     limit: float
+    map_limit: float
     mean_score: float
     deviation: float
     unit_of: str
     rank_correlation: float | None
+    least_correlation: float
     engine: str
 
     def to_dict(self) -> dict[str, Any]:
@@ -68,18 +72,21 @@ class Proof:
 
     def fault(self, precision: str) -> str:
         """Why the graph is not to be written; "" where it may be."""
-        for what, value in (("scores", self.score), ("anomaly maps", self.map)):
-            if not value <= self.limit:  # NaN, too
+        for what, value, limit in (
+            ("scores", self.score, self.limit),
+            ("anomaly maps", self.map, self.map_limit),
+        ):
+            if not value <= limit:  # NaN, too
                 return (
                     f"its {what} differ from the detector's by up to {value:.3g} deviations of "
-                    f"good scores, and at most {self.limit:g} are allowed in {precision}"
+                    f"good scores, and at most {limit:.3g} are allowed in {precision}"
                 )
-        least, found = LEAST_CORRELATION, self.rank_correlation
+        least, found = self.least_correlation, self.rank_correlation
         if precision in ROUNDED and (found is None or not found >= least):
             told = "unknown" if found is None else f"{found:.4f}"
             return (
                 "it ranks pictures otherwise than the detector (correlation "
-                f"{told}, {least:g} is needed)"
+                f"{told}, {least:.4g} is needed)"
             )
         return ""
 
@@ -91,49 +98,79 @@ def compare(
     *,
     precision: str,
     version: str,
+    rounded: Engine | None = None,
     progress: Progress = silent,
 ) -> Proof:
     """Both asked of the same prepared pictures.
 
     Args:
         detector: of the artifact, run by PyTorch in fp32. engine: with the graph.
-        pictures: paths or arrays; None = generated ones, the same every time.
-    Raises: DataError where none of the pictures can be read; ExportError for a graph that gives
-        other outputs than the detector.
+        pictures: paths or arrays, of which those that it has learned from do not count; None =
+            generated ones, the same every time.
+        rounded: of the artifact, run by PyTorch in the graph's precision: where it differs by more
+            than the limit, or ranks pictures otherwise, the graph may by half as much again.
+    Raises: DataError where none of the pictures can be read and is new to it; ExportError for a
+        graph that gives other outputs than the detector.
     """
     given = _generated() if pictures is None else _evenly(pictures)
-    scores: list[tuple[Floats, Floats]] = []
-    apart_score, apart_map = 0.0, 0.0
-    total = len(given)
+    graph, own = _Apart(), _Apart()
     for done, batch in _batches(detector, given):
-        both = [
-            one.run(np.stack([_input(each, detector, one) for each in batch]))
-            for one in (detector.engine, engine)
-        ]
-        expected, found = both
-        _check_alike(expected, found)
-        scores.append((expected.score, found.score))
-        apart_score = np.fmax(apart_score, _largest(expected.score, found.score))
-        apart_map = np.fmax(apart_map, _largest(expected.map, found.map))
-        progress("comparing with the detector", done, total)
-    if not scores:
-        raise DataError("none of the pictures to compare with can be read")
-    ours, theirs = (np.concatenate(each).astype(np.float64) for each in zip(*scores, strict=True))
+        expected = detector.engine.run(_stacked(batch, detector, detector.engine))
+        graph.add(expected, engine.run(_stacked(batch, detector, engine)))
+        if rounded is not None:
+            own.add(expected, rounded.run(_stacked(batch, detector, rounded)))
+        progress("comparing with the detector", done, len(given))
+    if not graph.scores:
+        raise DataError(
+            "none of the pictures to compare by can be read, or it has learned from all"
+        )
+    ours, theirs = (np.concatenate(each) for each in zip(*graph.scores, strict=True))
     stored = np.asarray(detector.record.calibration_scores, dtype=np.float64)
     of_stored = stored.size > 1 and float(stored.std()) > 0
     deviation = max(float((stored if of_stored else ours).std()), 1e-12)
+    limit = LIMITS[precision]
     return Proof(
         pictures=len(ours),
         of="generated" if pictures is None else "given",
-        score=float(apart_score) / deviation,
-        map=float(apart_map) / deviation,
-        limit=LIMITS[precision],
+        score=graph.score / deviation,
+        map=graph.map / deviation,
+        limit=max(limit, _AS_MUCH * own.score / deviation),
+        map_limit=max(limit, _AS_MUCH * own.map / deviation),
         mean_score=float(np.abs(theirs - ours).mean()) / deviation,
         deviation=deviation,
         unit_of="calibration scores" if of_stored else "compared pictures",
         rank_correlation=_correlation(ours, theirs),
+        least_correlation=min(LEAST_CORRELATION, own.least_correlation()),
         engine=version,
     )
+
+
+@dataclass
+class _Apart:
+    """How far two engines were apart: the scores of either, batch by batch, and the largest
+    differences, NaN where anything was not finite."""
+
+    scores: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = field(default_factory=list)
+    score: float = 0.0
+    map: float = 0.0
+
+    def add(self, expected: Outputs, found: Outputs) -> None:
+        _check_alike(expected, found)
+        self.scores.append((expected.score.astype(np.float64), found.score.astype(np.float64)))
+        self.score = float(np.maximum(self.score, _largest(expected.score, found.score)))
+        self.map = float(np.maximum(self.map, _largest(expected.map, found.map)))
+
+    def least_correlation(self) -> float:
+        """Half as far again from 1 as these are, where any are."""
+        if not self.scores:
+            return 1.0
+        ours, theirs = (np.concatenate(each) for each in zip(*self.scores, strict=True))
+        found = _correlation(ours, theirs)
+        return 1.0 if found is None else 1 - _AS_MUCH * (1 - found)
+
+
+def _stacked(batch: Sequence[Picture], detector: Detector, engine: Engine) -> NDArray[Any]:
+    return np.stack([_input(each, detector, engine) for each in batch])
 
 
 def _check_alike(expected: Outputs, found: Outputs) -> None:
@@ -173,9 +210,10 @@ def _input(picture: Picture, detector: Detector, engine: Engine) -> NDArray[Any]
 
 def _batches(detector: Detector, given: Sequence[Any]) -> Iterator[tuple[int, list[Picture]]]:
     window, batch = detector.preprocessing.decode_window(), list[Picture]()
+    learned = detector.learned  # at a distance of nothing, which rounding alone makes something
     for index, source in enumerate(given):
         picture = load_picture(source, index, window)
-        if not isinstance(picture, Failure):
+        if not isinstance(picture, Failure) and picture.digest not in learned:
             batch.append(picture)
         if batch and (len(batch) == _BATCH or index == len(given) - 1):
             yield index + 1, batch

@@ -177,6 +177,30 @@ class StreamingSample:
         return self._features, self._owners
 
 
+def distance(queries: Tensor, bank: Tensor, *, rounds: bool = False) -> Tensor:
+    """As the first that `nearest` gives.
+
+    In an exported graph it is |q|² + min (|b|² − 2 q·b), of features about the bank's mean, so that
+    rounding counts by how far they lie apart: engines are slow to find where a maximum lies.
+
+    Args: rounds: whether an engine is to compute the graph in less than float32, where that would
+        be of no use.
+    """
+    if rounds or not torch.compiler.is_exporting():
+        return nearest(queries, bank)[0]
+    centre = bank.mean(0)
+    apart, near = queries - centre, bank - centre
+    halves = near.square().sum(1) / -2
+    edges = [round(part * len(bank) / 4) for part in range(5)]
+    best = [
+        torch.addmm(halves[low:high], apart, near[low:high].T).amax(1)
+        for low, high in pairwise(edges)
+        if high > low
+    ]
+    squares = apart.square().sum(1) - 2 * torch.stack(best).amax(0)
+    return squares.clamp_min(0).sqrt()
+
+
 def nearest(
     queries: Tensor, bank: Tensor, *, excluded: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:

@@ -37,7 +37,7 @@ from blemish.methods.closer import (
     shrunk,
     weights,
 )
-from blemish.methods.coreset import StreamingCoreset, StreamingSample, nearest
+from blemish.methods.coreset import StreamingCoreset, StreamingSample, distance, nearest
 from blemish.methods.embedding import join, laid_out
 from blemish.methods.stored import UNIT, Free, Stored, numbers
 from blemish.methods.telling import foreground_of
@@ -129,10 +129,13 @@ class _Closer:
 class MemoryBank(Method, Fits, Extends, LeavesOneOut):
     """A bank of patch features (float32 K D), each with the training picture it came from.
 
-    Attributes: coarse: what a first look needs where there are two: `bank` is then of the second.
+    Attributes:
+        rounds: as of `coreset.distance`, for an exported graph.
+        coarse: what a first look needs where there are two: `bank` is then of the second.
     """
 
     config: MemoryConfig
+    rounds: bool = False
     bank: Tensor
     owners: Tensor
     coarse: CoarseLook | None
@@ -275,8 +278,9 @@ class MemoryBank(Method, Fits, Extends, LeavesOneOut):
         """Of B n D the distances to a bank: B n."""
         bank, owners = of[0].to(self.backbone.dtype), of[1]  # searched in the backbone's precision
         if without is None:
-            return nearest(embedded.flatten(0, 1), bank)[0].reshape(embedded.shape[:2])
-        found = []
+            found = distance(embedded.flatten(0, 1), bank, rounds=self.rounds)
+            return found.reshape(embedded.shape[:2])
+        each = []
         for one, owner in zip(embedded, without.to(owners.device), strict=True):
             own = owners == owner
             if bool(own.all()):
@@ -284,8 +288,8 @@ class MemoryBank(Method, Fits, Extends, LeavesOneOut):
                     "the bank holds patches of one training picture only, which leaves none to "
                     f"compare it with; raise bank_size ({self.config.bank_size})"
                 )
-            found.append(nearest(one, bank, excluded=own)[0])
-        return torch.stack(found)
+            each.append(nearest(one, bank, excluded=own)[0])
+        return torch.stack(each)
 
     # Two looks: see `methods.closer`
 

@@ -104,10 +104,10 @@ def illustrate(
             and so many good ones with the highest; in a comparison of each kind of defect and each
             category. Fewer where there are not as many; no defect is shown twice. None = 4, in a
             comparison 1.
-    Raises: DataError when there are no labelled pictures, or too few that are new to the detectors
-        and can be read; OutputError for a folder that holds such figures already, or cannot be
-        written; ConfigError for a count that gives more rows than fit into a picture.
+    Raises: DataError for too few pictures that are new and can be read; OutputError; ConfigError.
     """
+    for each in detectors.values():
+        each.method  # noqa: B018 — an exported graph has none, and says so
     dataset, samples = labelled(data)
     categories = sorted({sample.category for sample in samples})
     one = len(detectors) == 1
