@@ -10,12 +10,13 @@ from blemish.bench.results import Sheet
 from blemish.bench.results.overview import commits, device
 from blemish.bench.results.sheets import figure
 
-CLOSER = """Row by row what `closer.py` measured: one look at pictures of one size, "448", or a first \
-look at a small picture and a second one at some patches of a large one, "224+448". GFLOP are of \
-scoring one picture. Images/s, from files to predictions, are of one process, in turn, on a machine \
-that had more to do; `×` is their ratio to the first way. Planted: pieces of the part pasted into \
-the background of good test pictures, squares of three sizes; of those that the first way raises \
-by a standard deviation of good scores, lost are those that this way neither raises so nor looks at."""
+CLOSER = """\
+One look at pictures of one size, "448", or a first one at small pictures and a second one at some
+patches of large ones, "224+448". GFLOP: of scoring one picture. Images/s: from files to
+predictions, in one process, in turn, on a machine that had more to do; ×: the ratio to the first
+way. Planted: pieces of the part pasted into the background of good test pictures, squares of three
+sizes. Raised: by a standard deviation of the good scores. Lost: raised by the first way, and by
+this one neither raised nor looked at closely. Few pictures: no ranking."""
 
 
 def closer(rows: Iterable[Row]) -> Sheet:
