@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from page_closer import closer
 from page_regions import regions, tiles
 from page_texts import BEYOND, MATRIX, PROBES, READING, WEAK
 
@@ -35,7 +36,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS, PAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "results.md"
 OUR_BACKBONE = "focus_vits14"
 GAP = "not measured"
-NO_SPEEDS = ("probe", "regions", "tiles")  # `what` of rows with tables of their own
+NO_SPEEDS = ("closer", "probe", "regions", "tiles")  # `what` of rows with tables of their own
 
 
 @dataclass(frozen=True)
@@ -190,6 +191,7 @@ def page(files: Mapping[str, Sequence[Row]]) -> str:
     probes = [row for row in others if row.get("what") == "probe"]
     marked = [row for row in others if row.get("what") == "regions"]
     tiled = [row for row in others if row.get("what") == "tiles"]
+    looks = [row for row in others if row.get("what") == "closer"]
     speeds = [row for row in others if row.get("what", "probe") not in NO_SPEEDS]
     cells = covered([*newest(every)[0], *weak])
     told, empty = suites_of(every)
@@ -202,6 +204,7 @@ def page(files: Mapping[str, Sequence[Row]]) -> str:
     ]
     parts += [sections(regions(marked))] if marked else []
     parts += [sections(tiles(tiled))] if tiled else []
+    parts += [sections(closer(looks))] if looks else []
     if known := [row for row in every if row.get("efficiency")]:
         theirs = suites.read("agpnet").efficiency
         parts.append(section("Costs", results.efficiency_page(known, published=theirs)))
