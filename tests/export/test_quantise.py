@@ -6,6 +6,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from parts import part, settings_of
 from parts import prepared as of_picture
@@ -177,3 +178,40 @@ def test_the_products_of_the_encoder() -> None:
     # Known by their weights, or by what is added to them, where a transposed weight lost its name.
     assert room._of_encoder(OPERATIONS) == {"patches", "qkv"}
     assert room._first(OPERATIONS) == {"patches"}
+
+
+def test_a_product_of_no_weight_is_one_that_nncf_takes() -> None:
+    """As in the graph of a bank: both factors, and what is added, are computed."""
+    node, of_kind = onnx.helper.make_node, onnx.helper.make_tensor_value_info
+    weights = {"bank": (8, 3), "mean": (3,), "weight": (3, 5), "bias": (5,)}
+    random = np.random.default_rng(0)
+    values = {name: random.normal(size=shape) for name, shape in weights.items()}
+    graph = onnx.helper.make_graph(
+        [
+            node("Sub", ["bank", "mean"], ["near"], name="near"),
+            node("ReduceSum", ["near", "last"], ["halves"], name="halves", keepdims=0),
+            node("Transpose", ["near"], ["turned"], name="turned", perm=[1, 0]),
+            node("Gemm", ["images", "turned", "halves"], ["map"], name="search"),
+            node("Gemm", ["images", "weight", "bias"], ["score"], name="head"),
+        ],
+        "search",
+        [of_kind("images", onnx.TensorProto.FLOAT, ["B", 3])],
+        [of_kind(name, onnx.TensorProto.FLOAT, ["B", None]) for name in ("map", "score")],
+        [
+            *(onnx.numpy_helper.from_array(np.float32(one), name) for name, one in values.items()),
+            onnx.numpy_helper.from_array(np.array([1]), "last"),
+        ],
+    )
+    opsets = [onnx.helper.make_opsetid("", 20)]
+    model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=9)
+    images = random.normal(size=(12, 3)).astype(np.float32)
+    content = model.SerializeToString()
+    before = said(content, images)
+    assert room._parted(model.graph) == ["search.sum"]
+    kinds = {each.name: each.op_type for each in model.graph.node}
+    assert kinds | {"search": "MatMul", "search.sum": "Add", "head": "Gemm"} == kinds
+    onnx.checker.check_model(model)
+    after = said(model.SerializeToString(), images)
+    assert all(np.allclose(before[name], after[name], atol=1e-5) for name in before)
+    made = room._ONNX.quantised(content, [images], ["near", "halves", "turned", "search"])
+    assert np.allclose(said(made, images)["map"], before["map"], atol=1e-5)
