@@ -43,6 +43,8 @@ class Proof:
         mean_score: the mean difference of scores, in deviations.
         deviation: that of the stored scores, in their unit; unit_of: "calibration scores", or
             "compared pictures" where none are stored.
+        other: the largest difference of saliency, boxes, and of what tells parts and categories, in
+            their own units; at most `LIMITS` in fp32 and fp16.
         rank_correlation: Spearman's, of the compared pictures' scores; None for fewer than three.
         least_correlation: that bf16 and int8 need.
         engine: what ran the graph, with its version.
@@ -57,6 +59,7 @@ class Proof:
     mean_score: float
     deviation: float
     unit_of: str
+    other: float
     rank_correlation: float | None
     least_correlation: float
     engine: str
@@ -81,6 +84,12 @@ class Proof:
                     f"its {what} differ from the detector's by up to {value:.3g} deviations of "
                     f"good scores, and at most {limit:.3g} are allowed in {precision}"
                 )
+        if precision not in ROUNDED and not self.other <= LIMITS[precision]:
+            return (
+                f"its saliency, boxes, or what tells parts and categories differ from the "
+                f"detector's by up to {self.other:.3g}, and at most {LIMITS[precision]:g} is "
+                f"allowed in {precision}"
+            )
         least, found = self.least_correlation, self.rank_correlation
         if precision in ROUNDED and (found is None or not found >= least):
             told = "unknown" if found is None else f"{found:.4f}"
@@ -115,10 +124,10 @@ def compare(
     given = _generated() if pictures is None else _evenly(pictures)
     graph, own = _Apart(), _Apart()
     for done, batch in _batches(detector, given):
-        expected = detector.engine.run(_stacked(batch, detector, detector.engine))
-        graph.add(expected, engine.run(_stacked(batch, detector, engine)))
+        expected = _said(detector.engine, batch, detector)
+        graph.add(expected, _said(engine, batch, detector))
         if rounded is not None:
-            own.add(expected, rounded.run(_stacked(batch, detector, rounded)))
+            own.add(expected, _said(rounded, batch, detector))
         progress("comparing with the detector", done, len(given))
     if not graph.scores:
         raise DataError(
@@ -139,6 +148,7 @@ def compare(
         mean_score=float(np.abs(theirs - ours).mean()) / deviation,
         deviation=deviation,
         unit_of="calibration scores" if of_stored else "compared pictures",
+        other=graph.other,
         rank_correlation=_correlation(ours, theirs),
         least_correlation=min(LEAST_CORRELATION, own.least_correlation()),
         engine=version,
@@ -153,12 +163,17 @@ class _Apart:
     scores: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = field(default_factory=list)
     score: float = 0.0
     map: float = 0.0
+    other: float = 0.0
 
     def add(self, expected: Outputs, found: Outputs) -> None:
         _check_alike(expected, found)
         self.scores.append((expected.score.astype(np.float64), found.score.astype(np.float64)))
         self.score = float(np.maximum(self.score, _largest(expected.score, found.score)))
         self.map = float(np.maximum(self.map, _largest(expected.map, found.map)))
+        for name in ("saliency", "box", "part", "category"):
+            one, other = getattr(expected, name), getattr(found, name)
+            if one is not None:
+                self.other = float(np.maximum(self.other, _largest(one, other)))
 
     def least_correlation(self) -> float:
         """Half as far again from 1 as these are, where any are."""
@@ -169,12 +184,14 @@ class _Apart:
         return 1.0 if found is None else 1 - _AS_MUCH * (1 - found)
 
 
-def _stacked(batch: Sequence[Picture], detector: Detector, engine: Engine) -> NDArray[Any]:
-    return np.stack([_input(each, detector, engine) for each in batch])
+def _said(engine: Engine, batch: Sequence[Picture], detector: Detector) -> Outputs:
+    """What an engine says of pictures, of their categories too where the detector tells these."""
+    images: Any = np.stack([_input(each, detector, engine) for each in batch])
+    return engine.run(images, category=detector.record.category_features is not None)
 
 
 def _check_alike(expected: Outputs, found: Outputs) -> None:
-    for name in ("score", "map", "votes", "saliency", "box"):
+    for name in ("score", "map", "votes", "saliency", "box", "part", "category"):
         one, other = (getattr(each, name) for each in (expected, found))
         if (one is None) != (other is None) or (one is not None and one.shape != other.shape):
             raise ExportError(f"the graph's {name} is not of the form of the detector's")
