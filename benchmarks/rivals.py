@@ -29,7 +29,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,7 @@ from blemish.methods.memory import MemoryBank
 from blemish.metrics.ranking import auroc
 from blemish.types import ANOMALOUS, NORMAL
 
+WORKER = Path(__file__).resolve().with_name("rival_anomalib.py")
 BACKBONE = "focus_vits14"
 OURS = {"patchcore": "patchcore", "anomaly_dino": "knn"}
 RIVALS = ("torch:fp32", "openvino:fp32", "openvino:bf16")
@@ -74,8 +75,11 @@ class Rival:
         """Raises: BlemishError with what went wrong there."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        print(json.dumps({"do": do, **what}), file=self.process.stdin, flush=True)
-        answer = json.loads(self.process.stdout.readline() or '{"error": "it ended"}')
+        answer = {"error": "it ended"}
+        with suppress(BrokenPipeError):
+            print(json.dumps({"do": do, **what}), file=self.process.stdin, flush=True)
+            if line := self.process.stdout.readline():
+                answer = json.loads(line)
         if "error" in answer:
             raise BlemishError(f"the rival: {answer['error']}; its log: {self.log}")
         return answer["found"]
@@ -84,7 +88,7 @@ class Rival:
 @contextmanager
 def rival(python: str, threads: int, folder: Path) -> Iterator[Rival]:
     log = folder / "rival.log"
-    command = [python, str(Path(__file__).resolve().with_name("rival_anomalib.py")), str(threads)]
+    command = [python, str(WORKER), str(threads)]
     # Nothing is fetched or sent: CI turns off OpenVINO's telemetry.
     offline = {"HF_HUB_OFFLINE": "1", "CI": "true"}
     environment = {**os.environ, **offline, "OMP_NUM_THREADS": str(threads)}
@@ -98,7 +102,8 @@ def rival(python: str, threads: int, folder: Path) -> Iterator[Rival]:
             yield Rival(process, log)
         finally:
             process.kill()
-            process.wait()
+            with suppress(BrokenPipeError):  # of what it has not read
+                process.communicate()
 
 
 def once(path: Path, make: Callable[[], Any]) -> Any:
