@@ -270,7 +270,7 @@ def compared(case: str, data: Path, options: argparse.Namespace) -> Iterator[dic
         found = list(sides(other, model, side, data, options))
         if options.prepare:
             return
-        speeds = timed(found, options.batch, options.repeats)
+        speeds, load = timed(found, options.batch, options.repeats), os.getloadavg()[0]
     theirs = {
         row["engine"]: speed["images_per_second"]
         for (row, _), speed in zip(found, speeds, strict=True)
@@ -280,7 +280,7 @@ def compared(case: str, data: Path, options: argparse.Namespace) -> Iterator[dic
         ratios = {name: speed["images_per_second"] / each for name, each in theirs.items()}
         yield {
             **{"data": data.name, "model": model, "image_size": side, **row, **speed},
-            **{"ratios": ratios, "batch": options.batch, "threads": options.threads},
+            **{"ratios": ratios, "load": load, "batch": options.batch, "threads": options.threads},
         }
 
 
