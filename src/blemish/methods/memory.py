@@ -262,6 +262,8 @@ class MemoryBank(Method, Fits, Extends, LeavesOneOut):
             found = self._look_twice(features, images, without)
             fine = self._distances(found.embedded, (self.bank, self.owners), without)
             return self._joined(self.coarse, found, fine, images)
+        if without is None:
+            return self._finish(self.anomaly_map(features), images)
         embedded, grid = self.embedded(features)
         distances = self._distances(embedded, (self.bank, self.owners), without)
         return self._finish(distances.reshape(-1, *grid), images)
