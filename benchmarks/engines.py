@@ -108,12 +108,8 @@ def bare(path: Path, engine: str, precision: str, device: str, threads: int) -> 
         session = runtime.InferenceSession(str(path), options, providers=[provider])
         return lambda images: session.run(["features"], {"images": images})
     hint = {"fp32": "f32", "fp16": "f16", "bf16": "bf16", "int8": "f32"}[precision]
-    model = (
-        packages.openvino()
-        .Core()
-        .compile_model(
-            str(path), "CPU", {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": threads}
-        )
+    model = packages.core().compile_model(
+        str(path), "CPU", {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": threads}
     )
     return lambda images: model(images)
 

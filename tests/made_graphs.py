@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from blemish.engines import files
+from blemish.engines import files, packages
 
 SIDE = 8
 OPSET = 20
@@ -133,7 +133,7 @@ def xml_bytes(
     """The same as OpenVINO writes it: .xml and .bin."""
     import openvino
 
-    model = openvino.Core().read_model(onnx_bytes(outputs, pixels=pixels))
+    model = packages.core().read_model(onnx_bytes(outputs, pixels=pixels))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "part.xml"
         openvino.save_model(model, path, compress_to_fp16=False)

@@ -20,7 +20,7 @@ import pytest
 import safetensors.numpy
 
 import blemish.files
-from blemish.engines import files, ir, protobuf
+from blemish.engines import files, ir, packages, protobuf
 from blemish.errors import ArtifactError, OutputError
 
 KINDS = ("onnx", "openvino")
@@ -68,9 +68,9 @@ def test_an_onnx_file_is_one_for_everybody(tmp_path: Path) -> None:
 
 
 def test_an_xml_file_is_one_for_everybody(tmp_path: Path) -> None:
-    openvino = pytest.importorskip("openvino")
+    pytest.importorskip("openvino")
     path = graphs.written(tmp_path, "openvino")
-    model = openvino.Core().read_model(path)
+    model = packages.core().read_model(path)
     note = model.get_rt_info(["blemish_manifest"]).astype(str)
     assert json.loads(note) == graphs.manifest(kind="openvino")
 
@@ -357,7 +357,7 @@ def test_a_process_that_is_killed_between_the_two_files(tmp_path: Path) -> None:
     path = graphs.written(tmp_path, "openvino")
     code = f"""
 import os, signal
-from blemish.engines import files
+from blemish.engines import files, packages
 whole = files.write_whole
 def killed(path, content):
     whole(path, content)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -125,9 +126,8 @@ class Core:
 
 @pytest.fixture
 def core(monkeypatch: pytest.MonkeyPatch) -> Core:
-    runtime = packages.openvino()
-    found = Core(runtime.Core(), ["CPU"], ["FP32", "INT8"])
-    monkeypatch.setattr(runtime, "Core", lambda: found)
+    found = Core(packages.core(), ["CPU"], ["FP32", "INT8"])
+    monkeypatch.setattr(packages, "core", lambda: found)
     return found
 
 
@@ -210,3 +210,24 @@ def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'blemish\[openvino\]'"):
         opened(tmp_path, "onnx")
+
+
+def test_ctrl_c_is_heard_after_engines_have_gone(tmp_path: Path) -> None:
+    """Each with a `Core` of its own, the second to go had the process end by a fault instead."""
+    path = graphs.written(tmp_path, "openvino")
+    code = """
+import gc, signal, sys
+from blemish.engines.chosen import open_engine
+for _ in range(3):
+    one, other = open_engine(sys.argv[1]), open_engine(sys.argv[1])
+    del one, other
+    gc.collect()
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    print("heard")
+"""
+    found = subprocess.run(
+        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False
+    )
+    assert (found.returncode, found.stdout) == (0, "heard\n"), found.stderr

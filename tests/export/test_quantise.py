@@ -51,7 +51,7 @@ def said(model: bytes | tuple[bytes, bytes], images: Any) -> dict[str, Any]:
         )
         found = session.run(["score", "map"], {"images": images})
         return dict(zip(("score", "map"), found, strict=True))
-    core = packages.openvino().Core()
+    core = packages.core()
     compiled = core.compile_model(
         core.read_model(*model), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
     )

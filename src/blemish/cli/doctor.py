@@ -273,7 +273,8 @@ def _of_onnxruntime() -> tuple[str, ...]:
 def _of_openvino() -> tuple[str, ...]:
     from blemish.engines import packages
 
-    there = packages.quietly("openvino").Core().available_devices
+    packages.quietly("openvino")  # where it is not there, it is told as that
+    there = packages.core().available_devices
     return tuple(device.lower() for device in there)
 
 

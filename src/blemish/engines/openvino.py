@@ -44,7 +44,7 @@ class OpenvinoEngine(GraphEngine):
         """
         super().__init__(file)
         runtime = packages.openvino()
-        self._core = runtime.Core()
+        self._core = packages.core()
         self._device = self._asked(runtime, device)
         self.device = self._device.lower().replace(".", ":")
         self._settings: dict[str, Any] = {

@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 from blemish.errors import EngineError
@@ -34,6 +35,19 @@ def onnxruntime() -> Any:
 def openvino() -> Any:
     """The package. Raises: MissingExtraError, or EngineError where it is there and broken."""
     return _of_extra("openvino", "run exported files in OpenVINO")
+
+
+@cache
+def core() -> Any:
+    """OpenVINO's one `Core` of this process, which is never let go.
+
+    The CPU plug-in (2026.4) moves the stack on which signals are handled, and puts it back when its
+    `Core` goes; of two, the second puts back what the first has freed, and Ctrl-C then ends the
+    process with a segmentation fault.
+
+    Raises: as `openvino`.
+    """
+    return openvino().Core()
 
 
 def nncf() -> Any:

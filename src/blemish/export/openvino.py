@@ -24,7 +24,7 @@ def read(model: bytes) -> Any:
     """An `openvino.Model` of an ONNX model. Raises: as `converted`."""
     openvino = packages.openvino()
     try:
-        return openvino.Core().read_model(model)
+        return packages.core().read_model(model)
     except RuntimeError as error:
         version = openvino.__version__.partition("-")[0]
         raise ExportError(

@@ -262,11 +262,11 @@ class _Openvino:
 
     def _opened(self, model: bytes | tuple[bytes, bytes]) -> Any:
         parts = (model,) if isinstance(model, bytes) else model
-        return packages.openvino().Core().read_model(*parts)
+        return packages.core().read_model(*parts)
 
     def _said(self, opened: Any, pictures: list[Images], output: str) -> Any:
         settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads_of(None)}
-        compiled = packages.openvino().Core().compile_model(opened, "CPU", settings)
+        compiled = packages.core().compile_model(opened, "CPU", settings)
         return np.concatenate([compiled(each)[output] for each in pictures])
 
 
