@@ -96,6 +96,12 @@ def _cpu_computes_in_bf16() -> bool:
 
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
+    return not is_held_below_bf16() and not cpu_flags().isdisjoint(_BF16)
+
+
+def is_held_below_bf16() -> bool:
+    """Whether the environment holds oneDNN, which torch and OpenVINO compute with on a CPU, to
+    instructions without bf16."""
     names = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
     limit = next((os.environ[name] for name in names if name in os.environ), "")
-    return limit.upper() not in _WITHOUT_BF16 and not cpu_flags().isdisjoint(_BF16)
+    return limit.upper() in _WITHOUT_BF16

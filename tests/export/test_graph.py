@@ -162,7 +162,8 @@ def test_pixels_are_normalised_in_the_graph() -> None:
     wanted = one.eager(prepared(one.detector, *pixels))
     check_same(dict(zip(graph.outputs, found, strict=True)), wanted)
     (eager,) = graph(torch.from_numpy(pixels))[:1]
-    assert np.array_equal(eager.numpy(), wanted["score"])
+    # Not to the bit: the vectors of other processors add up in another order.
+    assert eager.numpy() == pytest.approx(wanted["score"], rel=1e-6)
 
 
 @pytest.mark.parametrize("case", ["patchcore", pytest.param("atacnet", marks=pytest.mark.slow)])

@@ -8,6 +8,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from blemish.compute import is_held_below_bf16
 from blemish.engines import packages
 from blemish.engines.base import Input
 from blemish.engines.files import ExportedFile
@@ -110,7 +111,10 @@ class OpenvinoEngine(GraphEngine):
         hint, capability = _HINTS[self.precision]
         if not capability:
             return hint
-        if capability in self._core.get_property(self._device, "OPTIMIZATION_CAPABILITIES"):
+        # Of what oneDNN is held to, OpenVINO does not tell.
+        held = capability == "BF16" and self._device == "CPU" and is_held_below_bf16()
+        there = self._core.get_property(self._device, "OPTIMIZATION_CAPABILITIES")
+        if capability in there and not held:
             return hint
         self.notes += (
             f"This {self.device} does not compute in {self.precision}: it computes in fp32, which "
