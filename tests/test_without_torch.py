@@ -273,9 +273,9 @@ def test_what_is_said_to_bring_a_package_brings_it() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     for extra, modules in extras._EXTRAS.items():
         brought = {Requirement(text).name for text in project["optional-dependencies"][extra]}
-        # Timm brings the hub.
-        names = {"scikit-learn" if one == "sklearn" else one for one in modules}
-        assert names - {"huggingface_hub"} <= brought
+        called = {"sklearn": "scikit-learn", "opentelemetry": "opentelemetry-sdk"}
+        names = {called.get(one, one.replace("_", "-")) for one in modules}
+        assert names - {"huggingface-hub"} <= brought  # timm brings the hub
 
 
 def _declared() -> set[str]:

@@ -14,8 +14,14 @@ _EXTRAS = {
     "torch": ("torch", "torchvision", "timm", "huggingface_hub", "scipy", "sklearn", "matplotlib"),
     "openvino": ("openvino",),
     "export": ("onnx", "onnxscript", "nncf"),
+    "serve": ("fastapi", "uvicorn", "python_multipart", "prometheus_client"),
+    "telemetry": ("opentelemetry",),
 }
-_NAMES = {"torch": "PyTorch", "sklearn": "scikit-learn", "openvino": "OpenVINO", "nncf": "NNCF"}
+_NAMES = {
+    **{"torch": "PyTorch", "sklearn": "scikit-learn", "openvino": "OpenVINO", "nncf": "NNCF"},
+    **{"fastapi": "FastAPI", "python_multipart": "python-multipart"},
+    **{"prometheus_client": "prometheus-client", "opentelemetry": "OpenTelemetry"},
+}
 
 
 def require(*modules: str, purpose: str) -> None:

@@ -29,6 +29,7 @@ from blemish.cli import (
     learn,
     look,
     predict,
+    serve,
     watch,
 )
 from blemish.cli.status import BY_SIGNAL, CLOSED_PIPE, ERROR, EXIT_STATUS
@@ -95,7 +96,7 @@ def command_tree() -> Any:
     app.callback()(_root)
     working: tuple[Callable[..., int], ...] = (
         *(learn.fit, learn.pretrain, predict.predict, watch.watch, judge.evaluate, judge.figures),
-        export.export,
+        *(serve.serve, export.export),
         *(calibrate.calibrate, learn.refine, look.simulate),
     )
     for command in working:

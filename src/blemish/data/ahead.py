@@ -11,7 +11,7 @@ from typing import Any, TypeGuard, TypeVar
 from blemish.data.tiles import Tile
 from blemish.data.transforms import Preprocessing
 from blemish.errors import InputError, MissingExtraError, NonFiniteError
-from blemish.images import Picture, decode, within_memory
+from blemish.images import LIMITS, Limits, Picture, decode, within_memory
 from blemish.images.limits import BUDGET
 from blemish.types import Failure, Frame
 
@@ -90,11 +90,15 @@ def load_picture(source: Any, index: int, window: tuple[float, float] | None) ->
 
 
 def of_picture(
-    function: Callable[[Picture], R], source: Any, index: int, window: tuple[float, float] | None
+    function: Callable[[Picture], R],
+    source: Any,
+    index: int,
+    window: tuple[float, float] | None,
+    limits: Limits = LIMITS,
 ) -> R | Failure:
     """What a function makes of a decoded picture, or why it cannot be decoded."""
     name = name_of(source, index)
-    return failing(lambda: function(decode(source, window=window, name=name)), name)
+    return failing(lambda: function(decode(source, window=window, limits=limits, name=name)), name)
 
 
 def failing(function: Callable[[], R], name: str) -> R | Failure:

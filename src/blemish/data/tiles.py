@@ -14,7 +14,7 @@ from blemish.area import Area
 from blemish.data.copies import thumbnail
 from blemish.data.tiling import Tiling, Window
 from blemish.errors import ImageError
-from blemish.images import Picture, Windows, open_windows, within_memory
+from blemish.images import LIMITS, Limits, Picture, Windows, open_windows, within_memory
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,11 +44,12 @@ class TiledPicture:
         window: tuple[float, float] | None = None,
         area: Area | None = None,
         alter: Callable[[np.ndarray], np.ndarray] | None = None,
+        limits: Limits = LIMITS,
     ) -> None:
         self.name, self.tiling = name, tiling
-        opened = open_windows(source, window=window, name=name)
+        opened = open_windows(source, window=window, limits=limits, name=name)
         self.digest = opened.digest  # of the picture as it was: it is known by that
-        self._source, self._window = source, window
+        self._source, self._window, self._limits = source, window, limits
         if alter is not None:
             self._source, self._window = alter(opened.read(slice(None), slice(None))), None
             opened = open_windows(self._source, name=name)
@@ -89,7 +90,9 @@ class TiledPicture:
 
     def _open_again(self) -> Windows:
         with within_memory(self.name):
-            opened = open_windows(self._source, window=self._window, name=self.name)
+            opened = open_windows(
+                self._source, window=self._window, limits=self._limits, name=self.name
+            )
             if opened.digest != self._opens_as:
                 raise ImageError(self.name, "has changed since it was first read")
             return opened

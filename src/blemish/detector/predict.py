@@ -22,7 +22,7 @@ from blemish.detector.stitching import Found, Stitching, rows_of
 from blemish.detector.thresholds import RegionThresholds, Threshold, by_hand, p_value, verdict
 from blemish.engines.base import Engine, Precision
 from blemish.errors import ConfigError, DataError, ImageError, unknown_name
-from blemish.images import ran_out
+from blemish.images import LIMITS, Limits, ran_out
 from blemish.types import Failure, Mode, Prediction, Progress, silent
 
 if TYPE_CHECKING:
@@ -184,6 +184,7 @@ class Detector:
         adapt: Mode | None = None,
         engine: Engine | None = None,
         alter: Callable[[np.ndarray], np.ndarray] | None = None,
+        limits: Limits = LIMITS,
         progress: Progress = silent,
     ) -> Iterator[Prediction | Failure]:
         """Predictions in the order of `sources`, computed as they are asked for; a Failure for each
@@ -210,6 +211,7 @@ class Detector:
                 detector is as before.
             engine: what scores in place of its own; not with `adapt`.
             alter: what is done to the pixels (H W 3) of each picture before anything else.
+            limits: what each picture may ask for.
             progress: called with (picture, done, total) after each batch of tiles, but its last.
         Raises: ConfigError for an unknown category, or a method that cannot adapt; DataError for a
             path in a list that does not exist (from an iterator it is a Failure, for those before
@@ -221,10 +223,8 @@ class Detector:
         given = several(sources)
         listed = isinstance(given, (list, tuple))
         found = [one for source in given for one in opened(source)] if listed else expanded(given)
-        reading = Reading(
-            preprocessing=self.preprocessing, area=self.area, categories=self.categories,
-            category=category, alter=alter, raw=engine.input == "pixels",
-        )  # fmt: skip
+        reading = self.reading(category, limits)
+        reading = replace(reading, alter=alter, raw=engine.input == "pixels")
         loads = reading.loads(found, ahead=2 * size if listed else size - 1)
         stitching = Stitching.of(engine, self.area)
         with closing(given) if isinstance(given, Generator) else nullcontext(), closing(loads):
@@ -233,6 +233,25 @@ class Detector:
                 yield from self._score(chunk, engine, stitching, whole=adapt is not None)
                 if stitching.under_way is not None:
                     progress(*stitching.under_way)
+
+    def reading(self, category: str = "", limits: Limits = LIMITS) -> Reading:
+        """How it reads pictures: for who decodes them elsewhere than `predict_many` does.
+
+        Args: category: as of `predict_many`. limits: what a picture may ask for.
+        Raises: ConfigError for an unknown category.
+        """
+        self.threshold_for(category)
+        return Reading(
+            preprocessing=self.preprocessing, area=self.area, categories=self.categories,
+            category=category, alter=None, raw=self.engine.input == "pixels", limits=limits,
+        )  # fmt: skip
+
+    def predict_loaded(self, loaded: Sequence[Loaded]) -> list[Prediction | Failure]:
+        """Predictions of whole pictures that its `reading` has loaded, in their order, as one batch.
+
+        Raises: NonFiniteError when a score of any is not finite; EngineError.
+        """
+        return [*self._score(loaded, self.engine, Stitching.of(self.engine, None), whole=False)]
 
     def _score(
         self,

@@ -17,7 +17,7 @@ from blemish.data.tiles import Tile, tiled
 from blemish.data.tiling import Window
 from blemish.data.transforms import Preprocessing, as_pixels, prepare
 from blemish.engines.base import Input
-from blemish.images import Picture
+from blemish.images import LIMITS, Limits, Picture
 from blemish.types import Failure, Frame, Sample
 
 AUTO = "auto"  # in place of a category's name
@@ -70,6 +70,7 @@ class Reading:
         preprocessing, area: of the detector. categories: those that it knows.
         category, alter: as of `Detector.predict_many`.
         raw: whether the engine takes pixels that are not normalised.
+        limits: what a picture may ask for.
     """
 
     preprocessing: Preprocessing
@@ -78,17 +79,27 @@ class Reading:
     category: str
     alter: Alter | None
     raw: bool = False
+    limits: Limits = LIMITS
 
     def loads(self, sources: Iterable[Any], *, ahead: int) -> Generator[Loaded | Failure]:
         """Each of the sources in turn, or each of its tiles; `ahead` of them in advance."""
         if self.preprocessing.tiling is None:
-            yield from map_ahead(self._load, enumerate(sources), ahead=ahead)
+            yield from map_ahead(self._numbered, enumerate(sources), ahead=ahead)
             return
         with closing(self._tiles(sources, ahead=min(1, ahead))) as tiles:
             yield from map_ahead(self._load_tile, tiles, ahead=ahead)
 
-    def _load(self, numbered: tuple[int, Any]) -> Loaded | Failure:
-        index, given = numbered
+    def _numbered(self, one: tuple[int, Any]) -> Loaded | Failure:
+        return self.load(one[1], one[0])
+
+    def load(
+        self, given: Any, index: int = 0, see: Callable[[Picture], None] | None = None
+    ) -> Loaded | Failure:
+        """A picture, whole, as the engine takes it.
+
+        Args: index: in its call, for its name. see: called with the decoded picture, before it is
+            let go.
+        """
         if isinstance(given, Failure):
             return given
         source, category, time = self._known(given)
@@ -99,6 +110,8 @@ class Reading:
             if self.area is not None and placement.is_cut:
                 check_shown(picture.source, placement, self.area)
             shown, alter = picture, self.alter
+            if see is not None:
+                see(picture)
             if alter is not None:
                 shown = replace(picture, pixels=alter(picture.pixels))
             return Loaded(
@@ -111,7 +124,8 @@ class Reading:
                 time,
             )
 
-        return of_picture(needed, source, index, self.preprocessing.decode_window())
+        window = self.preprocessing.decode_window()
+        return of_picture(needed, source, index, window, self.limits)
 
     def _prepared(self, picture: Picture, window: Window | None = None) -> Input:
         if self.raw:
@@ -140,7 +154,7 @@ class Reading:
             if isinstance(given, Failure):
                 return given
             source, name = self._known(given)[0], name_of(self._known(given)[0], index)
-            how = {"name": name, "alter": self.alter}
+            how: dict[str, Any] = {"name": name, "alter": self.alter, "limits": self.limits}
             return failing(lambda: tiled(source, self.preprocessing, **how), name)
 
         with closing(map_ahead(opened, enumerate(items), ahead=ahead)) as pictures:

@@ -1,0 +1,127 @@
+"""serve: a service that scores what it is sent, until it is told to stop."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from typer import Argument, Option
+
+from blemish.cli import console, options
+from blemish.cli.options import Device, Precision
+from blemish.cli.status import BY_SIGNAL, WELL
+from blemish.errors import unknown_name
+
+if TYPE_CHECKING:
+    from blemish.serve.service import Service
+
+_MIB = 2**20
+_LOGS = ("auto", "json", "text")
+
+Models = Annotated[
+    list[Path],
+    Argument(
+        metavar="ARTIFACT|FILE|FOLDER...",
+        help="Files that `blemish fit`, or `export`, has written; or a folder of models with "
+        "NAME/VERSION.blemish, .onnx or .xml.",
+        show_default=False,
+    ),
+]
+Address = Annotated[
+    str, Option(help="Where it listens. Any other than of this machine takes --token-file.")
+]
+Port = Annotated[int, Option(min=0, max=65535, help="0 = one that is free.")]
+Host = Annotated[
+    list[str] | None,
+    Option(metavar="NAME", help="A name under which it may be asked, beside IP addresses."),
+]
+TokenFile = Annotated[
+    Path | None,
+    Option(
+        metavar="FILE",
+        help="Lines of ROLE NAME TOKEN, ROLE one of predict, review, admin. Only its owner may be "
+        "able to read it.",
+    ),
+]
+LargestBatch = Annotated[int, Option(min=1, max=1024, help="Pictures that are scored at once.")]
+LongestWait = Annotated[
+    float, Option(metavar="MS", help="For which a picture waits for others that are on their way.")
+]
+Queue = Annotated[
+    int, Option(min=1, max=65536, help="Pictures that may wait; more are refused (503).")
+]
+TimeLimit = Annotated[float, Option(metavar="SECONDS", help="Of a request.")]
+LargestUpload = Annotated[int, Option(metavar="MIB", min=1, max=2**16, help="Of a request.")]
+LargestPicture = Annotated[
+    int, Option(metavar="MEGAPIXELS", min=1, max=4096, help="Of one picture.")
+]
+LogFormat = Annotated[
+    str, Option("--log", metavar="FORMAT", help="json, text, or auto: text on a terminal.")
+]
+Telemetry = Annotated[
+    bool,
+    Option("--telemetry", help="Spans to OpenTelemetry, as OTEL_TRACES_EXPORTER says (console)."),
+]
+
+
+def serve(
+    models: Models,
+    address: Address = "127.0.0.1",
+    port: Port = 8000,
+    host: Host = None,
+    token_file: TokenFile = None,
+    largest_batch: LargestBatch = 32,
+    longest_wait: LongestWait = 10.0,
+    queue: Queue = 256,
+    time_limit: TimeLimit = 60.0,
+    largest_upload: LargestUpload = 128,
+    largest_picture: LargestPicture = 100,
+    log: LogFormat = "auto",
+    telemetry: Telemetry = False,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    engine: options.Engine = "auto",
+    threads: options.Threads = None,
+) -> int:
+    """Score what is sent over HTTP, until Ctrl-C."""
+    from blemish.extras import require
+
+    if log not in _LOGS:
+        raise unknown_name("format of --log", log, _LOGS)
+    require("fastapi", "uvicorn", "python_multipart", "prometheus_client", purpose="serve")
+    from blemish.serve.running import run
+    from blemish.serve.settings import Settings
+
+    settings = Settings(
+        models=tuple(models),
+        address=address,
+        port=port,
+        hosts=tuple(host or ()),
+        token_file=token_file,
+        largest_batch=largest_batch,
+        longest_wait_ms=longest_wait,
+        queue=queue,
+        time_limit_s=time_limit,
+        largest_upload=largest_upload * _MIB,
+        largest_pixels=largest_picture * 1_000_000,
+        log_format=("text" if sys.stderr.isatty() else "json") if log == "auto" else log,
+        telemetry=telemetry,
+        device=device,
+        precision=precision,
+        engine=engine,
+        threads=threads,
+    )
+    number = run(settings, _tell)
+    return BY_SIGNAL + number if number else WELL
+
+
+def _tell(service: Service, url: str) -> None:
+    """Say what is served, and where."""
+    for name in service.models.names:
+        served = service.models.live(name)
+        for sentence in served.detector.engine.notes:
+            console.complain(f"blemish: notice: {name}: {sentence}")
+    live = {name: service.models.live(name).version for name in service.models.names}
+    service.log.note("serving", url=url, models=live, process=os.getpid())

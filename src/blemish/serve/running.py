@@ -1,0 +1,124 @@
+"""A service in its process: it listens, and ends in order when it is asked to."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from ipaddress import IPv6Address, ip_address
+
+import uvicorn
+
+from blemish.errors import ConfigError
+from blemish.serve.app import create_app
+from blemish.serve.logs import Log
+from blemish.serve.service import Service
+from blemish.serve.settings import Settings
+
+_IDLE = 75  # seconds for which a connection stays open without a request
+_CONNECTIONS = 4096
+
+
+class Server(uvicorn.Server):
+    """uvicorn, which tells the service when the end begins. Attributes: number: of the signal."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self._service = service
+        self.number = 0
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """As of uvicorn, but the signal is not raised once more at the end."""
+
+        def asked(number: int, frame: object) -> None:
+            self.number = self.number or number
+            self.handle_exit(number, None)
+
+        before = {}
+        with suppress(ValueError):  # outside the main thread
+            for one in (signal.SIGINT, signal.SIGTERM):
+                before[one] = signal.signal(one, asked)
+        try:
+            yield
+        finally:
+            for one, handler in before.items():
+                signal.signal(one, handler)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """As of uvicorn; those who listen to events would never end by themselves."""
+        self._service.end()
+        await super().shutdown(sockets)
+
+
+def run(settings: Settings, ready: Callable[[Service, str], None]) -> int:
+    """Serve until a signal says to end; gives its number.
+
+    Args: ready: called with the service and its URL, once it takes requests.
+    Raises: BlemishError where it cannot begin.
+    """
+    listener = listening(settings)
+    try:
+        return asyncio.run(_run(settings, listener, ready))
+    finally:
+        listener.close()
+
+
+async def _run(
+    settings: Settings, listener: socket.socket, ready: Callable[[Service, str], None]
+) -> int:
+    log = Log(settings.log_format)
+    app = create_app(settings, log)
+    service: Service = app.state.service
+    try:
+        await service.start()
+        server = Server(_configured(app, settings, log), service)
+        ready(service, url_of(listener))
+        await server.serve(sockets=[listener])
+    finally:
+        await service.stop()
+    return server.number
+
+
+def _configured(app: object, settings: Settings, log: Log) -> uvicorn.Config:
+    told = logging.getLogger("uvicorn.error")
+    told.handlers, told.propagate = [log.handler], False
+    told.setLevel(logging.WARNING)
+    return uvicorn.Config(
+        app,  # type: ignore[arg-type]
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        lifespan="off",
+        ws="none",
+        timeout_keep_alive=_IDLE,
+        limit_concurrency=_CONNECTIONS,
+        timeout_graceful_shutdown=round(settings.grace_s),
+    )
+
+
+def listening(settings: Settings) -> socket.socket:
+    """A socket at the address. Raises: ConfigError where that cannot be had."""
+    address, port = settings.address, settings.port
+    try:
+        is_six = isinstance(ip_address(address), IPv6Address)
+        family = socket.AF_INET6 if is_six else socket.AF_INET
+    except ValueError:
+        family = socket.AF_INET
+    try:
+        return socket.create_server((address, port), family=family, backlog=2048)
+    except OSError as error:
+        raise ConfigError(
+            f"--address {address} --port {port}: cannot be listened at "
+            f"({error.strerror or error}); choose another"
+        ) from error
+
+
+def url_of(listener: socket.socket) -> str:
+    """Where it is asked, as a browser takes it."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -1,0 +1,202 @@
+"""Who may do what: tokens, roles, sessions of browsers, and requests that somebody else forged.
+
+A program brings its token in every request (`Authorization: Bearer`). A browser brings it once, to
+the login, and has a session then: a cookie that no script reads and that goes to no other site.
+Whatever a browser wants to change has to carry the session's CSRF token, in the header
+`X-CSRF-Token`. A service without tokens, which only this machine can reach, has one user, "local",
+who may do everything; the same rules hold for browsers there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import secrets
+import stat
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from blemish.errors import ConfigError
+from blemish.files import DOCUMENT_BYTES, read_whole
+from blemish.serve.refusals import Refusal
+
+ROLES = ("predict", "review", "admin")
+SHORTEST = 16  # characters of a token
+COOKIE, CSRF_HEADER = "blemish_session", "X-CSRF-Token"
+_SESSION_SECONDS = 12 * 3600
+_MOST_SESSIONS = 4096
+_SAFE = ("GET", "HEAD", "OPTIONS")
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """Who asks. role: "predict", "review" or "admin"; each may do what those before it may."""
+
+    name: str
+    role: str
+
+    def may(self, role: str) -> bool:
+        """Whether they may do what takes this role."""
+        return ROLES.index(self.role) >= ROLES.index(role)
+
+
+LOCAL = User("local", "admin")
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A browser that is logged in. csrf: what has to come with every change that it wants."""
+
+    user: User
+    csrf: str
+    ends: float
+
+
+def read_tokens(path: Path) -> dict[bytes, User]:
+    """The users of a file of lines ROLE NAME TOKEN, by the SHA-256 of their tokens.
+
+    Raises: ConfigError for a file that others can read, a line of another form, a short token, and
+        a token that stands there twice.
+    """
+    content = read_whole(path, limit=DOCUMENT_BYTES, error=ConfigError)
+    if os.name == "posix" and stat.S_IMODE(path.stat().st_mode) & 0o077:
+        raise ConfigError(f"{path}: others can read the tokens in it; chmod 600 {path}")
+    users: dict[bytes, User] = {}
+    for number, line in enumerate(content.decode("utf-8", "replace").splitlines(), 1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        words = line.split()
+        where = f"{path}: line {number}"
+        if len(words) != 3 or words[0] not in ROLES:
+            raise ConfigError(f"{where}: ROLE NAME TOKEN is needed, ROLE one of {', '.join(ROLES)}")
+        role, name, token = words
+        if len(token) < SHORTEST or not token.isascii():
+            raise ConfigError(
+                f"{where}: a token has at least {SHORTEST} characters of ASCII; make one with: "
+                "openssl rand -hex 32"
+            )
+        if not name.isprintable() or len(name) > 100:
+            raise ConfigError(f"{where}: the name cannot be shown, or is longer than 100")
+        if (known := _hashed(token)) in users:
+            raise ConfigError(f"{where}: the token stands there already; each needs its own")
+        users[known] = User(name, role)
+    if not users:
+        raise ConfigError(f"{path}: holds no token; write lines of ROLE NAME TOKEN")
+    return users
+
+
+class Gate:
+    """Knows users by their tokens and sessions. Args: tokens: as of `read_tokens`; None = local."""
+
+    def __init__(self, tokens: dict[bytes, User] | None) -> None:
+        self._tokens = tokens
+        self._sessions: dict[bytes, Session] = {}
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether one has to log in."""
+        return self._tokens is not None
+
+    def user_of(self, token: str) -> User | None:
+        """Whose token it is; all are compared, in a time that tells nothing."""
+        given, found = _hashed(token), None
+        for known, user in (self._tokens or {}).items():
+            if hmac.compare_digest(known, given):
+                found = user
+        return found
+
+    def log_in(self, response: Response, token: str, *, secure: bool = False) -> Session:
+        """Open a session for a browser, whose cookie goes with the response.
+
+        Args: token: of a user; anything, where there are none. secure: whether it came by HTTPS.
+        Raises: Refusal for a token that nobody has.
+        """
+        user = self.user_of(token) if self.has_tokens else LOCAL
+        if user is None:
+            raise Refusal(401, "NotKnown", "nobody has that token")
+        return self._opened(response, user, secure)
+
+    def log_out(self, request: Request, response: Response) -> None:
+        """Close the session."""
+        self._sessions.pop(_hashed(request.cookies.get(COOKIE, "")), None)
+        response.delete_cookie(COOKIE, httponly=True, samesite="strict")
+
+    def session(self, request: Request) -> Session | None:
+        """That of a browser; None without one."""
+        found = self._sessions.get(_hashed(request.cookies.get(COOKIE, "")))
+        return found if found is not None and found.ends > time.time() else None
+
+    def page_session(self, request: Request, response: Response) -> Session | None:
+        """For a page: the session, opened where nobody has to log in; None where one has to."""
+        found = self.session(request)
+        if found is None and not self.has_tokens:
+            found = self._opened(response, LOCAL, request.url.scheme == "https")
+        return found
+
+    def known(self, request: Request) -> User:
+        """Who asks. Raises: Refusal for somebody unknown, or a change that may be forged."""
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() == "bearer" and self.has_tokens:
+            user = self.user_of(token.strip())
+            if user is None:
+                raise _unknown("nobody has that token")
+            return user
+        session = self.session(request)
+        if session is None and self.has_tokens:
+            raise _unknown("a token is needed: Authorization: Bearer TOKEN")
+        if request.method not in _SAFE and _by_browser(request):
+            csrf = request.headers.get(CSRF_HEADER, "")
+            if session is None or not hmac.compare_digest(csrf.encode(), session.csrf.encode()):
+                raise Refusal(
+                    403, "Forged", f"a browser needs the header {CSRF_HEADER}; load the page anew"
+                )
+        return LOCAL if session is None else session.user
+
+    def _opened(self, response: Response, user: User, secure: bool) -> Session:
+        now, name = time.time(), secrets.token_urlsafe(32)
+        kept = {key: one for key, one in self._sessions.items() if one.ends > now}
+        while len(kept) >= _MOST_SESSIONS:
+            kept.pop(next(iter(kept)))
+        session = Session(user, secrets.token_urlsafe(32), now + _SESSION_SECONDS)
+        self._sessions = {**kept, _hashed(name): session}
+        response.set_cookie(
+            COOKIE, name, max_age=_SESSION_SECONDS, httponly=True, samesite="strict", secure=secure
+        )
+        return session
+
+
+def needs(role: str) -> Callable[[Request], Awaitable[User]]:
+    """A dependency of FastAPI: the user who asks, where they have the role.
+
+    It raises a Refusal: 401 for somebody unknown, 403 for one who may not.
+    """
+
+    async def user(request: Request) -> User:
+        gate: Any = request.app.state.service.gate
+        found: User = gate.known(request)
+        request.state.user = found.name
+        if not found.may(role):
+            raise Refusal(403, "NotAllowed", f"this takes the role {role}; yours is {found.role}")
+        return found
+
+    return user
+
+
+def _by_browser(request: Request) -> bool:
+    """Whether a browser sends it, as far as that can be seen: they all say where from."""
+    return any(name in request.headers for name in ("origin", "sec-fetch-site", "cookie"))
+
+
+def _unknown(message: str) -> Refusal:
+    return Refusal(401, "NotKnown", message, {"WWW-Authenticate": "Bearer"})
+
+
+def _hashed(token: str) -> bytes:
+    return hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()

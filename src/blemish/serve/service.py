@@ -1,0 +1,250 @@
+"""The service: what comes over HTTP, pages and jobs all use, in one place."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.types import Scope
+
+from blemish.errors import BlemishError, ConfigError, NonFiniteError
+from blemish.serve import guard
+from blemish.serve.batching import Pools, Upload
+from blemish.serve.events import Events
+from blemish.serve.logs import Log
+from blemish.serve.metrics import Metrics
+from blemish.serve.models import Registry, Served
+from blemish.serve.refusals import Refusal, bad_request, busy, too_large, unusable
+from blemish.serve.security import Gate, read_tokens
+from blemish.serve.settings import Settings
+from blemish.types import Prediction
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What is told of a picture.
+
+    Attributes:
+        served: the version that scored it. prediction: what it found.
+        row: JSON-ready, `Prediction.to_dict()` with `id`.
+        id: of its row in the store; None where there is no store, or it cannot be reached now.
+    """
+
+    served: Served
+    prediction: Prediction
+    row: dict[str, Any]
+    id: int | None
+
+
+class Place:
+    """What a request holds of the queue and of memory, until its end."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self.pictures = self.held = 0
+
+    def take(self, pictures: int) -> None:
+        """Have room for so many pictures in all. Raises: Refusal where there is none."""
+        settings, service = self._service.settings, self._service
+        if pictures > min(settings.most_pictures, settings.queue):
+            raise too_large(
+                f"{pictures} pictures; at most {min(settings.most_pictures, settings.queue)} are "
+                "taken at once: send fewer"
+            )
+        if service.queued - self.pictures + pictures > settings.queue:
+            raise busy(service.seconds_left, "the queue is full; send it again later")
+        service.queued += pictures - self.pictures
+        self.pictures = pictures
+        service.metrics.queue.set(service.queued)
+
+    def hold(self, length: int) -> None:
+        """Have room for so many bytes more. Raises: Refusal where there is none."""
+        service = self._service
+        if service.held + length > service.settings.held_bytes:
+            raise busy(service.seconds_left, "too much waits in memory; send it again later")
+        service.held += length
+        self.held += length
+        service.metrics.held.set(service.held)
+
+    def leave(self) -> None:
+        """Give all of it back."""
+        service = self._service
+        service.queued -= self.pictures
+        service.held -= self.held
+        self.pictures = self.held = 0
+        service.metrics.queue.set(service.queued)
+        service.metrics.held.set(service.held)
+
+
+class Service:
+    """Everything of a running service.
+
+    Attributes:
+        settings; models: the versions and which are live; events: what happens, to be listened to;
+        metrics; log; gate: who may do what; pools: threads.
+        store: what was predicted and said; None where nothing is kept.
+        queued: pictures accepted and not answered. held: their bytes.
+        ready: whether it takes requests: loaded, and not about to end.
+    """
+
+    def __init__(self, settings: Settings, log: Log | None = None) -> None:
+        self.settings = settings
+        self.log = log or Log(settings.log_format)
+        tokens = None if settings.token_file is None else read_tokens(settings.token_file)
+        self.gate = Gate(tokens)
+        self.metrics, self.events = Metrics(), Events()
+        self.store: Any = None
+        self.queued = self.held = 0
+        self.ready = False
+        self.answered: Counter[int] = Counter()
+        self._begun = False
+        self._rate = 0.0  # pictures a second, lately
+        self.pools: Pools
+        self.models: Registry
+
+    async def start(self) -> None:
+        """Load what is served, once. Raises: BlemishError."""
+        if self.ready:
+            return
+        self.events.open()
+        self.pools, self._begun = Pools(), True
+        self.models = Registry(self.settings, self.pools, observe=self._batch_done)
+        await self.models.open()
+        for name in self.models.names:
+            self._note_live(name)
+        self.ready = True
+
+    def end(self) -> None:
+        """Take no more requests; those that were accepted are done."""
+        self.ready = False
+        self.events.close()
+
+    async def stop(self) -> None:
+        """End what was accepted, and let go of everything."""
+        self.end()
+        if self._begun:
+            self._begun = False
+            await self.models.close()
+            self.pools.close()
+
+    @contextmanager
+    def place(self) -> Iterator[Place]:
+        """A request's room, for one picture to begin with. Raises: Refusal where it is full."""
+        if not self.ready:
+            raise busy(5, "the service is starting or ending; send it again later")
+        place = Place(self)
+        try:
+            place.take(1)
+            yield place
+        finally:
+            place.leave()
+
+    @property
+    def seconds_left(self) -> float:
+        """About how long what waits will take."""
+        return self.queued / self._rate if self._rate else 1.0
+
+    async def served(self, name: str, version: str | None = None) -> Served:
+        """The live version of a model, or another, which is loaded. Raises: Refusal."""
+        return self.models.live(name) if version is None else await self.models.load(name, version)
+
+    async def score(self, served: Served, upload: Upload) -> Answer:
+        """Score a picture, count it, keep it and tell of it.
+
+        Raises: Refusal for a picture that cannot be scored, with nothing changed for others.
+        """
+        try:
+            served.detector.threshold_for(upload.category)
+        except ConfigError as error:
+            raise bad_request(str(error)) from error
+        try:
+            prediction = await served.predict(upload)
+        except NonFiniteError as error:
+            self.metrics.failures.labels(served.name, served.version).inc()
+            reason = str(error).removeprefix(f"{upload.name}: ")
+            raise unusable(f"cannot be scored: {reason}") from error
+        except Refusal:
+            self.metrics.failures.labels(served.name, served.version).inc()
+            raise
+        for stage, (began, ended) in upload.times.items():
+            self.metrics.stages.labels(stage).observe((ended - began) / 1e9)
+        self.metrics.of_prediction(served.name, served.version, prediction)
+        row = await self.in_pool(prediction.to_dict)  # its regions take a while
+        return Answer(served=served, prediction=prediction, row={**row, "id": None}, id=None)
+
+    async def score_all(self, served: Served, uploads: Sequence[Upload]) -> list[Answer | Refusal]:
+        """Score pictures, each for itself: a Refusal in the place of one that cannot be.
+
+        Raises: what is the fault of none of them.
+        """
+
+        async def one(upload: Upload) -> Answer | Refusal:
+            try:
+                return await self.score(served, upload)
+            except Refusal as refusal:
+                return refusal
+
+        async with asyncio.TaskGroup() as tasks:
+            begun = [tasks.create_task(one(upload)) for upload in uploads]
+        return [task.result() for task in begun]
+
+    async def promote(self, name: str, version: str, who: str, reason: str = "") -> Served:
+        """Make a version live, and tell of it. Raises: Refusal."""
+        before = self.models.live(name).version
+        served = await self.models.promote(name, version, who, reason)
+        self._promoted(name, before, version, who)
+        return served
+
+    async def roll_back(self, name: str, who: str) -> Served:
+        """Make the version before live again, and tell of it. Raises: Refusal."""
+        before = self.models.live(name).version
+        served = await self.models.roll_back(name, who)
+        self._promoted(name, before, served.version, who)
+        return served
+
+    async def in_pool(self, work: Callable[..., Any], *given: Any) -> Any:
+        """What a function gives that takes a while, in one of the threads that decode."""
+        return await asyncio.get_running_loop().run_in_executor(self.pools.decode, work, *given)
+
+    def note_request(
+        self, scope: Scope, status: int, seconds: float, problem: BaseException | None
+    ) -> None:
+        """Count and log a request that was answered."""
+        fields = guard.told(scope)
+        route = fields.pop("route") or "other"
+        self.answered[status] += 1
+        self.metrics.requests.labels(route, status).inc()
+        self.metrics.request_seconds.labels(route).observe(seconds)
+        fields |= {"status": status, "seconds": round(seconds, 4)}
+        if problem is not None:
+            self.log.fail("request", problem, **fields)
+        else:
+            self.log.note("request", **fields)
+
+    def _batch_done(self, name: str, version: str, pictures: int, seconds: float) -> None:
+        self.metrics.of_batch(name, version, pictures, seconds)
+        rate = pictures / max(seconds, 1e-6)
+        self._rate = rate if not self._rate else 0.8 * self._rate + 0.2 * rate
+
+    def _promoted(self, name: str, before: str, after: str, who: str) -> None:
+        self._note_live(name, before)
+        self.log.note("promoted", model=name, version=after, before=before, user=who)
+        self.events.publish(
+            "promotion", {"model": name, "version": after, "before": before, "who": who}
+        )
+
+    def _note_live(self, name: str, before: str | None = None) -> None:
+        if before is not None:
+            self.metrics.live.labels(name, before).set(0)
+        self.metrics.live.labels(name, self.models.live(name).version).set(1)
+
+
+def public(error: BlemishError) -> Refusal:
+    """What a client is told of an error that is not its own: nothing of this machine."""
+    if isinstance(error, Refusal):
+        return error
+    return Refusal(500, type(error).__name__, "the service failed at this; its log says why")
