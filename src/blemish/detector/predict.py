@@ -247,7 +247,7 @@ class Detector:
         )  # fmt: skip
 
     def predict_loaded(self, loaded: Sequence[Loaded]) -> list[Prediction | Failure]:
-        """Predictions of whole pictures that its `reading` has loaded, in their order, as one batch.
+        """Predictions of whole pictures that its `reading` has loaded, as one batch, in order.
 
         Raises: NonFiniteError when a score of any is not finite; EngineError.
         """
