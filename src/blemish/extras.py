@@ -14,8 +14,12 @@ _EXTRAS = {
     "torch": ("torch", "torchvision", "timm", "huggingface_hub", "scipy", "sklearn", "matplotlib"),
     "openvino": ("openvino",),
     "export": ("onnx", "onnxscript", "nncf"),
+    "serve": ("sqlalchemy", "alembic", "psycopg"),
 }
-_NAMES = {"torch": "PyTorch", "sklearn": "scikit-learn", "openvino": "OpenVINO", "nncf": "NNCF"}
+_NAMES = {
+    **{"torch": "PyTorch", "sklearn": "scikit-learn", "openvino": "OpenVINO", "nncf": "NNCF"},
+    **{"sqlalchemy": "SQLAlchemy", "alembic": "Alembic"},
+}
 
 
 def require(*modules: str, purpose: str) -> None:
