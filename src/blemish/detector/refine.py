@@ -96,7 +96,7 @@ def refine(
     Raises: ConfigError for another detector; DataError where nothing new can be read;
         CalibrationError as `fit`.
     """
-    _check_refinable(detector)
+    check_refinable(detector)
     method = detector.method
     assert isinstance(method, Refines)
     if good is None and anomalies is None:
@@ -135,7 +135,7 @@ def refine(
     )
 
 
-def _check_refinable(detector: Detector) -> None:
+def check_refinable(detector: Detector) -> None:
     """Raises: ConfigError for a detector that cannot be refined."""
     detector.check_whole("refine")
     method = detector.method

@@ -131,7 +131,7 @@ class Registry:
 
         Raises: BlemishError where one cannot be loaded.
         """
-        self._files = await self._in_thread(files.found, self._settings.models)
+        self._files = await self._in_thread(files.found, self._settings.sources)
         for name, versions in self._files.items():
             promoted = await self._in_thread(self.promotions.promoted, name)
             version = promoted if promoted in versions else list(versions)[-1]
@@ -215,11 +215,14 @@ class Registry:
 
     def folder_of(self, name: str) -> Path:
         """Where the versions of a model lie. Raises: Refusal where nothing can be added."""
-        folders = [path for path in self._settings.models if path.is_dir()]
-        if not folders:
-            told = "this service was started with files; to take versions in it needs a folder"
+        folder = self._settings.new_models
+        if folder is None:
+            told = (
+                "this service was started with files, and keeps nothing; to take versions in it "
+                "needs a folder of models or a store"
+            )
             raise Refusal(409, "Conflict", told)
-        return folders[0] / check_name("name", name)
+        return folder / check_name("name", name)
 
     async def close(self) -> None:
         """Once everything that was accepted is done."""
@@ -253,7 +256,7 @@ class Registry:
     async def _load_spare(self, name: str, version: str) -> Served:
         self.live(name)
         if version not in self._files[name]:
-            self._files |= await self._in_thread(files.found, self._settings.models)
+            self._files |= await self._in_thread(files.found, self._settings.sources)
         file = self._files[name].get(version)
         if file is None:
             raise not_found("there is no version of that name of this model")

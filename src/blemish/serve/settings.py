@@ -96,6 +96,26 @@ class Settings:
             return False
 
     @property
+    def new_models(self) -> Path | None:
+        """Where new versions are kept: the first folder of models, else one of the store; None
+        where there is neither."""
+        folders = [path for path in self.models if path.is_dir()]
+        if folders:
+            return folders[0]
+        return None if self.store_folder is None else self.store_folder / "models"
+
+    @property
+    def sources(self) -> tuple[Path, ...]:
+        """Where models are: those that were named, and what the store took in."""
+        new = self.new_models
+        more = () if new is None or new in self.models or not _has_models(new) else (new,)
+        return (*self.models, *more)
+
+    @property
     def limits(self) -> Limits:
         """What a picture may ask for."""
         return Limits(max_bytes=self.largest_upload, max_pixels=self.largest_pixels)
+
+
+def _has_models(folder: Path) -> bool:
+    return any(one.is_file() for one in folder.glob("*/[!.]*"))
