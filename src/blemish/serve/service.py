@@ -85,7 +85,7 @@ class Service:
 
     Attributes:
         settings; models: the versions and which are live; events: what happens, to be listened to;
-        metrics; log; gate: who may do what; pools: threads.
+        metrics; log; gate: who may do what; pools: threads; loop: that it runs in.
         store: what was predicted and said; None where nothing is kept.
         queued: pictures accepted and not answered. held: their bytes.
         ready: whether it takes requests: loaded, and not about to end.
@@ -103,6 +103,7 @@ class Service:
         self.answered: Counter[int] = Counter()
         self._begun = False
         self._rate = 0.0  # pictures a second, lately
+        self.loop: asyncio.AbstractEventLoop
         self.pools: Pools
         self.models: Registry
 
@@ -110,6 +111,7 @@ class Service:
         """Load what is served, once. Raises: BlemishError."""
         if self.ready:
             return
+        self.loop = asyncio.get_running_loop()
         self.events.open()
         self.pools, self._begun = Pools(), True
         self.models = Registry(self.settings, self.pools, observe=self._batch_done)
@@ -174,7 +176,12 @@ class Service:
             self.metrics.stages.labels(stage).observe((ended - began) / 1e9)
         self.metrics.of_prediction(served.name, served.version, prediction)
         row = await self.in_pool(prediction.to_dict)  # its regions take a while
-        return Answer(served=served, prediction=prediction, row={**row, "id": None}, id=None)
+        row |= {"id": None}
+        self.events.publish(
+            "prediction",
+            {**row, "model": served.name, "version": served.version, "source": upload.source},
+        )
+        return Answer(served=served, prediction=prediction, row=row, id=None)
 
     async def score_all(self, served: Served, uploads: Sequence[Upload]) -> list[Answer | Refusal]:
         """Score pictures, each for itself: a Refusal in the place of one that cannot be.
