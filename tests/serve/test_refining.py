@@ -71,7 +71,11 @@ def test_a_taught_detector_learns(lda: Path, reviewed: list[Item], tmp_path: Pat
     draft = tmp_path / "draft.blemish"
     steps: list[str] = []
     found = work(task_of(lda, draft, reviewed), lambda stage, done, total: steps.append(stage))
-    assert (found["how"], found["learned"]["good"], found["learned"]["defects"]) == ("refine", 18, 9)
+    assert (found["how"], found["learned"]["good"], found["learned"]["defects"]) == (
+        "refine",
+        18,
+        9,
+    )
     held = found["held"]
     assert (held["good"], held["defects"], len(held["rows"])) == (6, 3, 9)
     assert held["after"]["found"] == 3

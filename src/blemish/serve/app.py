@@ -13,7 +13,7 @@ from starlette.middleware import Middleware
 from starlette.responses import JSONResponse, Response
 
 from blemish.errors import BlemishError
-from blemish.serve import api, inference, managing, manual
+from blemish.serve import api, inference, learning, managing, manual
 from blemish.serve.guard import Guard
 from blemish.serve.logs import Log
 from blemish.serve.refusals import Refusal
@@ -54,7 +54,7 @@ def create_app(settings: Settings, log: Log | None = None) -> FastAPI:
     app.add_exception_handler(BlemishError, _failed)
     app.add_exception_handler(HTTPException, _by_framework)
     app.add_exception_handler(RequestValidationError, _invalid)
-    for one in (api.router, inference.router, managing.router, manual.router):
+    for one in (api.router, inference.router, managing.router, learning.router, manual.router):
         app.include_router(one)
     return app
 

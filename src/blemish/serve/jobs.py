@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from blemish.detector.thresholds import pictures_needed
 from blemish.errors import BlemishError, ConfigError
@@ -27,8 +27,10 @@ from blemish.monitoring.draws import RANDOM
 from blemish.serve.models import Served
 from blemish.serve.refining import How, Item, Task, is_held, way_of
 from blemish.serve.refusals import Refusal, not_found
-from blemish.serve.service import Service
 from blemish.store import Job, OtherScore, Reviewed, VersionRow
+
+if TYPE_CHECKING:
+    from blemish.serve.service import Service
 
 KIND = "refine"
 FOLDER = "jobs"  # of the store
@@ -268,7 +270,8 @@ class Jobs:
             stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE, limit=2**26, env=dict(os.environ),
         )  # fmt: skip
-        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
         words: deque[bytes] = deque(maxlen=20)
         listening = asyncio.create_task(_kept(process.stderr, words))
         last: Mapping[str, Any] = {}
@@ -403,7 +406,7 @@ def _missing(
 
 def _share(line: Mapping[str, Any]) -> float:
     """About how much of a job is done."""
-    of_stage = line["done"] / max(line["total"], 1)
+    of_stage: float = line["done"] / max(line["total"], 1)
     if line["stage"] == "comparing":
         return 0.7 + 0.3 * of_stage
     return 0.1 * of_stage if line["stage"] == "looking for what is new" else 0.1 + 0.6 * of_stage

@@ -15,6 +15,7 @@ from blemish.errors import BlemishError, ConfigError, NonFiniteError
 from blemish.serve import guard
 from blemish.serve.batching import Pools, Upload
 from blemish.serve.events import Events
+from blemish.serve.jobs import Jobs
 from blemish.serve.logs import Log
 from blemish.serve.metrics import Metrics
 from blemish.serve.models import Registry, Served
@@ -86,7 +87,7 @@ class Service:
     Attributes:
         settings; models: the versions and which are live; events: what happens, to be listened to;
         metrics; log; gate: who may do what; pools: threads; loop: that it runs in.
-        store: what was predicted and said; None where nothing is kept.
+        store: what was predicted and said; None where nothing is kept. jobs: what learns from it.
         queued: pictures accepted and not answered. held: their bytes.
         ready: whether it takes requests: loaded, and not about to end.
     """
@@ -98,6 +99,7 @@ class Service:
         self.gate = Gate(tokens)
         self.metrics, self.events = Metrics(), Events()
         self.store: Any = None
+        self.jobs: Jobs | None = None
         self.queued = self.held = 0
         self.ready = False
         self.answered: Counter[int] = Counter()
@@ -130,6 +132,8 @@ class Service:
         self.end()
         if self._begun:
             self._begun = False
+            if self.jobs is not None:
+                await self.jobs.close()
             await self.models.close()
             self.pools.close()
 
