@@ -171,8 +171,8 @@ def _outputs_of(told: Mapping[str, Any]) -> tuple[tuple[str, ...], frozenset[str
         if name not in OUTPUTS:
             raise bad_request(f"outputs: there are {', '.join(OUTPUTS)}")
         names.append(name)
-        own = one.get("parameters")
-        own = own.get("binary_data") if isinstance(own, dict) else None
+        told_of_it = one.get("parameters") if isinstance(one, dict) else None
+        own = told_of_it.get("binary_data") if isinstance(told_of_it, dict) else None
         if own is True or (own is None and everything):
             binary.add(name)
     return tuple(dict.fromkeys(names)), frozenset(binary)
@@ -189,7 +189,7 @@ def written(
     for name, values in outputs:
         is_text = OUTPUTS[name] == "BYTES"
         shape = [len(values)] if is_text else list(values.shape)
-        tensor = {"name": name, "datatype": OUTPUTS[name], "shape": shape}
+        tensor: dict[str, Any] = {"name": name, "datatype": OUTPUTS[name], "shape": shape}
         if name in binary:
             own = _packed(values) if is_text else np.ascontiguousarray(values).tobytes()
             tensor["parameters"] = {"binary_data_size": len(own)}
