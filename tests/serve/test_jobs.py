@@ -116,7 +116,7 @@ def test_from_labels_to_a_version_that_is_promoted(
         row = store.version("part", "2")
         assert (row.base, row.learned_from["defects"]) == ("1", plan["defects"])
         assert len(row.learned_from["pictures"]) == plan["good"] + plan["defects"]
-        known = {one.picture for one in store.reviewed("part")}
+        known = {one.row.picture for one in store.reviewed("part")}
         assert set(row.learned_from["pictures"]) == {one for one in known if not is_held(one)}
         assert {one.version for one in store.other_scores(held["rows"][0]["picture"])} == {"1", "2"}
         # Nothing is left behind, and there is nothing new.

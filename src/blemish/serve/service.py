@@ -116,8 +116,16 @@ class Service:
         self.loop = asyncio.get_running_loop()
         self.events.open()
         self.pools, self._begun = Pools(), True
-        self.models = Registry(self.settings, self.pools, observe=self._batch_done)
+        folder = self.settings.store_folder
+        if folder is not None:
+            from blemish.store import Store
+
+            self.store = await self.in_pool(Store.open, self.settings.store_url, folder)
+        self.models = Registry(self.settings, self.pools, self.store, observe=self._batch_done)
         await self.models.open()
+        if self.store is not None:
+            self.jobs = Jobs(self)
+            await self.jobs.open()
         for name in self.models.names:
             self._note_live(name)
         self.ready = True
