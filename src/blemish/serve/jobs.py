@@ -27,7 +27,7 @@ from blemish.monitoring.draws import RANDOM
 from blemish.serve.models import Served
 from blemish.serve.refining import How, Item, Task, is_held, way_of
 from blemish.serve.refusals import Refusal, not_found
-from blemish.store import Job, OtherScore, Reviewed, VersionRow
+from blemish.store import Job, OtherScore, Reviewed, Store, VersionRow
 
 if TYPE_CHECKING:
     from blemish.serve.service import Service
@@ -65,8 +65,8 @@ class Plan:
 class Jobs:
     """The jobs of a service that has a store."""
 
-    def __init__(self, service: Service) -> None:
-        self._service = service
+    def __init__(self, service: Service, store: Store) -> None:
+        self._service, self._store = service, store
         self._turn = asyncio.Lock()
         self._tasks: dict[int, asyncio.Task[None]] = {}
 
@@ -76,7 +76,7 @@ class Jobs:
         await asyncio.to_thread(shutil.rmtree, folder, True)
         for name in self._service.models.names:
             self._sweep(name, "*")
-        for job in await self._in_pool(self._service.store.jobs):
+        for job in await self._in_pool(self._store.jobs):
             if job.kind == KIND and job.state not in _ENDED:
                 await self._note(job.id, state="failed", message="the service ended; start it anew")
 
@@ -108,7 +108,7 @@ class Jobs:
         told = {"base": served.version, "how": plan.how, "rate": rate}
         told |= {"learn": len(learn), "held": len(held)}
         job = Job(model=name, kind=KIND, who=who, settings=told, message="waits for its turn")
-        id = await self._in_pool(self._service.store.add_job, job)
+        id = await self._in_pool(self._store.add_job, job)
         work = self._worked(id, name, served, plan.how, learn, held, rate)
         self._tasks[id] = asyncio.create_task(work)
         self._tasks[id].add_done_callback(lambda task: self._tasks.pop(id, None))
@@ -126,19 +126,19 @@ class Jobs:
 
     async def jobs(self, name: str | None = None) -> list[Job]:
         """The jobs of a model, or of all, the newest first."""
-        found: list[Job] = await self._in_pool(self._service.store.jobs, name)
+        found: list[Job] = await self._in_pool(self._store.jobs, name)
         return [job for job in found if job.kind == KIND]
 
     async def job(self, id: int) -> Job:
         """One job. Raises: Refusal where there is none."""
-        found: Job | None = await self._in_pool(self._service.store.job, id)
+        found: Job | None = await self._in_pool(self._store.job, id)
         if found is None or found.kind != KIND:
             raise not_found("there is no job of that number")
         return found
 
     @property
     def _folder(self) -> Path:
-        folder: Path = self._service.store.folder
+        folder: Path = self._store.folder
         return folder / FOLDER
 
     async def _in_pool(self, work: Any, *given: Any) -> Any:
@@ -149,7 +149,7 @@ class Jobs:
     ) -> tuple[Plan, list[Item], list[Item]]:
         """What would be done, with which pictures."""
         how, because = way_of(served.detector)
-        found = await self._in_pool(self._service.store.reviewed, served.name)
+        found = await self._in_pool(self._store.reviewed, served.name)
         settled = [one for one in found if one.verdict in ("good", "defect")]
         items = await self._in_pool(self._items, settled)
         held = [one for one in items if is_held(one.digest)]
@@ -175,7 +175,7 @@ class Jobs:
         """Those whose pictures are kept."""
         items = []
         for one in settled:
-            path = self._service.store.picture(one.row.picture)
+            path = self._store.picture(one.row.picture)
             if path is not None:
                 items.append(
                     Item(
@@ -191,7 +191,7 @@ class Jobs:
 
     def _with_masks(self, items: Sequence[Item], folder: Path) -> list[Item]:
         """The items with their masks as files: of the reviewer who drew one last."""
-        found = self._service.store.current_of([one.digest for one in items if one.mask])
+        found = self._store.current_of([one.digest for one in items if one.mask])
         made = []
         for one in items:
             drawn = [label.mask for label in found.get(one.digest, {}).values() if label.mask]
@@ -316,7 +316,7 @@ class Jobs:
         id: int,
     ) -> str:
         """The name of the new version, which is among the others now."""
-        models, store = self._service.models, self._service.store
+        models, store = self._service.models, self._store
         version = next_version([one.version for one in models.versions(name)])
         parts = [draft, draft.with_suffix(".bin")] if draft.suffix == ".xml" else [draft]
         file = await models.add(name, version, parts)
@@ -358,7 +358,7 @@ class Jobs:
     async def _note(self, id: int, **changes: Any) -> None:
         """Write down how far a job is. A store that is out of reach does not end it."""
         try:
-            await asyncio.to_thread(lambda: self._service.store.update_job(id, **changes))
+            await asyncio.to_thread(lambda: self._store.update_job(id, **changes))
         except BlemishError as error:
             self._service.log.warn("job not noted", job=id, reason=str(error))
 
