@@ -14,6 +14,7 @@
     ├── OutputError           a result cannot be written
     ├── EngineError           an engine cannot run an exported graph
     ├── ExportError           a graph does not say what its detector says, and is not written
+    ├── StoreError            what was predicted and reviewed cannot be written down or read
     └── MissingExtraError     an optional dependency is not installed
 
 A message says what was wrong, with which file, and what to do.
@@ -85,6 +86,21 @@ class EngineError(BlemishError):
 
 class ExportError(BlemishError):
     """An exported graph does not say what its detector says; nothing was written."""
+
+
+class StoreError(BlemishError):
+    """What was predicted and reviewed cannot be written down or read.
+
+    Its text names no folder of the machine, save where a store is opened.
+
+    Attributes:
+        retryable: whether the same may succeed later, unchanged: the database is out of reach, held
+            by another process or full. Nothing of what failed was written.
+    """
+
+    def __init__(self, message: str, *, retryable: bool = False) -> None:
+        self.retryable = retryable
+        super().__init__(message)
 
 
 class OutputError(BlemishError):

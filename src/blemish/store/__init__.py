@@ -1,0 +1,20 @@
+"""What was predicted, and what people said of it: in a database, with the pictures beside it.
+
+`Store` is all that others use, with the dataclasses of `records`. `database` opens SQLite or
+PostgreSQL and says what went wrong, `schema` has the tables, `migrations` how they came about;
+`predictions`, `labels`, `reviewing`, `versions`, `jobs` and `media` are the parts of a `Store`,
+`retention` deletes what is old, `exports` writes CSV, COCO and data sets, and `spool` keeps what
+could not be written yet.
+"""
+
+from blemish.lazy import handing_out
+
+_HOMES = {
+    **dict.fromkeys(("Store",), "blemish.store.store"),
+    **dict.fromkeys(("Spool",), "blemish.store.spool"),
+    **dict.fromkeys(
+        ("Draw", "Job", "Label", "Promotion", "Reviewed", "Row", "Scored", "VersionRow"),
+        "blemish.store.records",
+    ),
+}
+__getattr__, __dir__ = handing_out(__name__, _HOMES)

@@ -1,0 +1,198 @@
+"""The tables, as they are now; `migrations` says how they came to be so.
+
+Times are whole microseconds since 1970, UTC, so that both databases compare and group them alike.
+Every index by which pages are made ends with `id`: the newest of a camera are then read off it,
+however many predictions there are.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    String,
+    Table,
+    Text,
+)
+
+from blemish.store.records import CATEGORY, NAME, SOURCE, TEXT
+
+METADATA = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+DIGEST = String(64)
+_ID = BigInteger().with_variant(Integer, "sqlite")  # the only kind that SQLite counts up by itself
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MICROSECOND = timedelta(microseconds=1)
+
+
+def stamp(time: datetime) -> int:
+    """A time as it is stored: microseconds since 1970, UTC."""
+    return (time - _EPOCH) // MICROSECOND
+
+
+def time_of(microseconds: int) -> datetime:
+    """The time of a stamp, in UTC."""
+    return _EPOCH + timedelta(microseconds=microseconds)
+
+
+def _id() -> Column[int]:
+    return Column("id", _ID, primary_key=True, autoincrement=True)
+
+
+PREDICTIONS = Table(
+    "predictions",
+    METADATA,
+    _id(),
+    Column("key", String(32), nullable=False, unique=True),
+    Column("time", BigInteger, nullable=False),
+    Column("picture", DIGEST, nullable=False),
+    Column("model", String(NAME), nullable=False),
+    Column("version", String(NAME), nullable=False),
+    Column("source", String(SOURCE), nullable=False),
+    Column("category", String(CATEGORY), nullable=False),
+    Column("category_assigned", Boolean, nullable=False),
+    Column("score", Double, nullable=False),
+    Column("threshold", Double),
+    Column("label", SmallInteger),
+    Column("p_value", Double),
+    Column("region_threshold", Double),
+    Column("votes", Double),
+    Column("adapted", Boolean, nullable=False),
+    Column("height", Integer, nullable=False),
+    Column("width", Integer, nullable=False),
+    Column("notes", Text, nullable=False),  # JSON
+    Column("regions", LargeBinary),  # JSON, deflated; last, as SQLite reads a row from its start
+    Index(None, "picture", "id"),
+    Index(None, "model", "id"),
+    Index(None, "model", "version", "id"),
+    Index(None, "model", "version", "label", "score"),
+    Index(None, "source", "id"),
+    Index(None, "category", "id"),
+    Index(None, "label", "id"),
+    Index(None, "time", "id"),
+    sqlite_autoincrement=True,  # no number is given twice, also of what was deleted
+)
+
+LABELS = Table(
+    "labels",
+    METADATA,
+    _id(),
+    Column("picture", DIGEST, nullable=False),
+    Column("verdict", String(8), nullable=False),
+    Column("defect", String(NAME), nullable=False),
+    Column("reviewer", String(NAME), nullable=False),
+    Column("time", BigInteger, nullable=False),
+    Column("prediction", _ID, ForeignKey("predictions.id", ondelete="SET NULL")),
+    Column("undone", BigInteger),
+    Column("masked", Boolean, nullable=False),
+    Column("mask", LargeBinary),
+    Index(None, "picture", "reviewer", "id"),
+    Index(None, "reviewer", "id"),
+    Index(None, "prediction"),
+    sqlite_autoincrement=True,
+)
+
+# What the labels on a picture come to, kept by whoever adds or undoes one, in the same transaction.
+CONSENSUS = Table(
+    "consensus",
+    METADATA,
+    Column("picture", DIGEST, primary_key=True),
+    Column("verdict", String(9), nullable=False),  # "" where all labels were undone
+    Column("defect", String(NAME), nullable=False),
+    Column("masked", Boolean, nullable=False),
+    Column("reviewers", Integer, nullable=False),
+    Column("first", BigInteger, nullable=False),  # the times of the labels that count
+    Column("last", BigInteger, nullable=False),
+    Index(None, "verdict", "picture"),
+)
+
+DRAWS = Table(
+    "draws",
+    METADATA,
+    _id(),
+    Column("picture", DIGEST, nullable=False),
+    Column("model", String(NAME), nullable=False),
+    Column("version", String(NAME), nullable=False),
+    Column("stratum", String(NAME), nullable=False),
+    Column("probability", Double, nullable=False),
+    Column("time", BigInteger, nullable=False),
+    Index(None, "picture", "model", "time"),
+    sqlite_autoincrement=True,
+)
+
+# What other versions say of pictures, beside those that were live.
+SCORES = Table(
+    "scores",
+    METADATA,
+    Column("picture", DIGEST, primary_key=True),
+    Column("model", String(NAME), primary_key=True),
+    Column("version", String(NAME), primary_key=True),
+    Column("score", Double, nullable=False),
+    Column("threshold", Double),
+    Column("label", SmallInteger),
+    Column("time", BigInteger, nullable=False),
+)
+
+VERSIONS = Table(
+    "versions",
+    METADATA,
+    Column("model", String(NAME), primary_key=True),
+    Column("version", String(NAME), primary_key=True),
+    Column("sha256", String(64), nullable=False),
+    Column("method", String(NAME), nullable=False),
+    Column("threshold", Double),
+    Column("rate", Double),
+    Column("made", BigInteger, nullable=False),
+    Column("base", String(NAME), nullable=False),
+    Column("learned_from", Text, nullable=False),  # JSON
+    Column("figures", Text, nullable=False),  # JSON
+)
+
+PROMOTIONS = Table(
+    "promotions",
+    METADATA,
+    _id(),
+    Column("model", String(NAME), nullable=False),
+    Column("version", String(NAME), nullable=False),
+    Column("kind", String(9), nullable=False),
+    Column("who", String(NAME), nullable=False),
+    Column("reason", String(TEXT), nullable=False),
+    Column("time", BigInteger, nullable=False),
+    Index(None, "model", "id"),
+    sqlite_autoincrement=True,
+)
+
+JOBS = Table(
+    "jobs",
+    METADATA,
+    _id(),
+    Column("model", String(NAME), nullable=False),
+    Column("kind", String(NAME), nullable=False),
+    Column("state", String(9), nullable=False),
+    Column("progress", Double, nullable=False),
+    Column("message", String(TEXT), nullable=False),
+    Column("who", String(NAME), nullable=False),
+    Column("made", BigInteger, nullable=False),
+    Column("changed", BigInteger, nullable=False),
+    Column("settings", Text, nullable=False),  # JSON
+    Column("result", Text, nullable=False),  # JSON
+    Index(None, "model", "id"),
+    sqlite_autoincrement=True,
+)
