@@ -14,21 +14,17 @@ _EXTRAS = {
     "torch": ("torch", "torchvision", "timm", "huggingface_hub", "scipy", "sklearn", "matplotlib"),
     "openvino": ("openvino",),
     "export": ("onnx", "onnxscript", "nncf"),
-<<<<<<< HEAD
-    "serve": ("fastapi", "uvicorn", "python_multipart", "prometheus_client"),
+    "serve": (
+        *("fastapi", "uvicorn", "python_multipart", "prometheus_client"),
+        *("sqlalchemy", "alembic", "psycopg"),
+    ),
     "telemetry": ("opentelemetry",),
 }
 _NAMES = {
     **{"torch": "PyTorch", "sklearn": "scikit-learn", "openvino": "OpenVINO", "nncf": "NNCF"},
     **{"fastapi": "FastAPI", "python_multipart": "python-multipart"},
     **{"prometheus_client": "prometheus-client", "opentelemetry": "OpenTelemetry"},
-=======
-    "serve": ("sqlalchemy", "alembic", "psycopg"),
-}
-_NAMES = {
-    **{"torch": "PyTorch", "sklearn": "scikit-learn", "openvino": "OpenVINO", "nncf": "NNCF"},
     **{"sqlalchemy": "SQLAlchemy", "alembic": "Alembic"},
->>>>>>> store22
 }
 
 

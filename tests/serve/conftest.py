@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import made_graphs as graphs
 import pytest
 from parts import Fitted, part, write_picture
+
+from blemish.artifact import FORMAT
+from blemish.engines import files
 
 
 @pytest.fixture(scope="session")
@@ -22,3 +27,14 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         write_picture(folder / f"{seed}.png", part(seed, defect=seed % 2 == 0))
         for seed in range(100, 108)
     ]
+
+
+@pytest.fixture(scope="session")
+def made_onnx(fitted: Fitted, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`part.onnx`: a graph of a few operators, with a manifest."""
+    record = fitted("knn").record
+    preprocessing = replace(record.preprocessing, height=graphs.SIDE, width=graphs.SIDE)
+    told = replace(record, preprocessing=preprocessing).to_dict()
+    manifest = {**told, "format": FORMAT, "export": graphs.manifest()["export"]}
+    place = tmp_path_factory.mktemp("exported") / "part.onnx"
+    return files.write(place, "onnx", graphs.onnx_bytes(), manifest)

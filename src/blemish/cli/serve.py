@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from blemish.serve.service import Service
 
 _MIB = 2**20
+_NEEDED = ("fastapi", "uvicorn", "python_multipart", "prometheus_client", "sqlalchemy", "alembic")
+_KEPT = ("pictures", "maps")
 _LOGS = ("auto", "json", "text")
 
 Models = Annotated[
@@ -44,6 +46,34 @@ TokenFile = Annotated[
         help="Lines of ROLE NAME TOKEN, ROLE one of predict, review, admin. Only its owner may be "
         "able to read it.",
     ),
+]
+StoreAt = Annotated[
+    str,
+    Option(
+        "--store",
+        metavar="FOLDER|URL|none",
+        envvar="BLEMISH_STORE",
+        help="What was scored and said of it: in a folder, or in PostgreSQL by its URL "
+        "(postgresql://…), with pictures in --media; none = nothing is kept.",
+    ),
+]
+Media = Annotated[
+    Path, Option(metavar="FOLDER", help="Of pictures and maps, where --store is a URL.")
+]
+Keep = Annotated[
+    str,
+    Option(
+        metavar="LIST",
+        help="What is kept of each picture beside its row and a thumbnail: pictures, maps, both, "
+        "or none.",
+    ),
+]
+KeepDays = Annotated[
+    float | None, Option(metavar="DAYS", help="How long. What is labelled stays. [default: ever]")
+]
+KeepGib = Annotated[
+    float | None,
+    Option("--keep-gib", metavar="GIB", help="How much; then the oldest go. [default: no limit]"),
 ]
 LargestBatch = Annotated[int, Option(min=1, max=1024, help="Pictures that are scored at once.")]
 LongestWait = Annotated[
@@ -72,6 +102,11 @@ def serve(
     port: Port = 8000,
     host: Host = None,
     token_file: TokenFile = None,
+    store: StoreAt = "blemish-store",
+    media: Media = Path("blemish-store"),
+    keep: Keep = "pictures,maps",
+    keep_days: KeepDays = None,
+    keep_gib: KeepGib = None,
     largest_batch: LargestBatch = 32,
     longest_wait: LongestWait = 10.0,
     queue: Queue = 256,
@@ -90,7 +125,11 @@ def serve(
 
     if log not in _LOGS:
         raise unknown_name("format of --log", log, _LOGS)
-    require("fastapi", "uvicorn", "python_multipart", "prometheus_client", purpose="serve")
+    kept = options.parts("" if keep == "none" else keep)
+    for name in kept:
+        if name not in _KEPT:
+            raise unknown_name("kind of --keep", name, _KEPT)
+    require(*_NEEDED, purpose="serve")
     from blemish.serve.running import run
     from blemish.serve.settings import Settings
 
@@ -100,6 +139,12 @@ def serve(
         port=port,
         hosts=tuple(host or ()),
         token_file=token_file,
+        store_url=store if "://" in store else None,
+        store_folder=media if "://" in store else None if store == "none" else Path(store),
+        keep_pictures="pictures" in kept,
+        keep_maps="maps" in kept,
+        keep_days=keep_days,
+        keep_gibibytes=keep_gib,
         largest_batch=largest_batch,
         longest_wait_ms=longest_wait,
         queue=queue,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import APIRouter, Depends, Query, Request
@@ -18,10 +18,12 @@ from blemish.serve.security import User, needs
 from blemish.serve.service import Answer, Place, Service
 
 T = TypeVar("T")
+R = TypeVar("R")
 router = APIRouter()
 Predicting = Annotated[User, Depends(needs("predict"))]
 Drawn = Literal["png", "overlay"]
 _PNG = "image/png"
+_FIELDS = 8  # parts of a body that are no pictures
 
 
 @router.post("/v1/models/{name}/predict", tags=["predictions"])
@@ -38,7 +40,21 @@ async def predict(
     service: Service = request.app.state.service
     wants_png = _PNG in request.headers.get("accept", "")
 
-    async def work(place: Place, files: list[uploads.Part]) -> Response:
+    async def read(place: Place) -> list[uploads.Part]:
+        settings = service.settings
+        found = await uploads.parts(
+            request,
+            limit=settings.largest_upload,
+            most=settings.most_pictures + _FIELDS,
+            hold=place.hold,
+        )
+        files = [one for one in found if one.name or one.field == "picture"]
+        if not files:
+            raise bad_request("the body holds no file; send a picture as a file")
+        place.take(len(files))
+        return files
+
+    async def work(files: list[uploads.Part]) -> Response:
         served = await service.served(name, version)
         pictures = [
             Upload(
@@ -66,43 +82,33 @@ async def predict(
         return JSONResponse({**told, "predictions": rows})
 
     service.models.live(name)
-    return await in_time(request, work)
+    return await in_time(request, read, work)
 
 
-async def in_time(request: Request, work: Any) -> Response:
-    """What is made of the files in a body, within the time limit and while its client is there.
+async def in_time(
+    request: Request,
+    read: Callable[[Place], Awaitable[R]],
+    work: Callable[[R], Coroutine[Any, Any, Response]],
+) -> Response:
+    """What is made of a body, within the time limit and while its client is there.
 
+    Args: read: gives what is in the body, and takes room for its pictures; work: is given that.
     Raises: Refusal: 408 where the body came too slowly, 504 where the answer did.
     """
     service: Service = request.app.state.service
     limit = service.settings.time_limit_s
-    files = None
+    is_read = False
     with service.place() as place:
         try:
             async with asyncio.timeout(limit):
-                files = [
-                    one
-                    for one in await uploads.parts(
-                        request,
-                        limit=service.settings.largest_upload,
-                        most=service.settings.most_pictures + 8,
-                        hold=place.hold,
-                    )
-                    if one.name or one.field == "picture"
-                ]
-                if not files:
-                    raise bad_request("the body holds no file; send a picture as a file")
-                place.take(len(files))
-                return await while_there(request, work(place, files))
+                body = await read(place)
+                is_read = True
+                return await while_there(request, work(body))
         except TimeoutError:
-            if files is None:
-                raise Refusal(
-                    408,
-                    "TooSlow",
-                    f"the body did not come within {limit:g} s",
-                    {"Connection": "close"},
-                ) from None
-            raise too_late(limit) from None
+            if is_read:
+                raise too_late(limit) from None
+            told = f"the body did not come within {limit:g} s, the time limit"
+            raise Refusal(408, "TooSlow", told, {"Connection": "close"}) from None
         except ClientDisconnect:
             raise _gone() from None
 

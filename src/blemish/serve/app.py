@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -12,7 +13,7 @@ from starlette.middleware import Middleware
 from starlette.responses import JSONResponse, Response
 
 from blemish.errors import BlemishError
-from blemish.serve import api
+from blemish.serve import api, inference, managing, manual
 from blemish.serve.guard import Guard
 from blemish.serve.logs import Log
 from blemish.serve.refusals import Refusal
@@ -53,7 +54,8 @@ def create_app(settings: Settings, log: Log | None = None) -> FastAPI:
     app.add_exception_handler(BlemishError, _failed)
     app.add_exception_handler(HTTPException, _by_framework)
     app.add_exception_handler(RequestValidationError, _invalid)
-    app.include_router(api.router)
+    for one in (api.router, inference.router, managing.router, manual.router):
+        app.include_router(one)
     return app
 
 
@@ -91,4 +93,7 @@ async def _answered(request: Request, refusal: Refusal) -> Response:
     page: ErrorPage | None = request.app.state.error_page
     if page is not None and "text/html" in request.headers.get("accept", ""):
         return await page(request, refusal)
-    return JSONResponse(refusal.to_dict(), refusal.status, headers=refusal.headers)
+    body: dict[str, Any] = refusal.to_dict()
+    if request.url.path.startswith("/v2/"):  # whose protocol has a text there
+        body = {"error": str(refusal)}
+    return JSONResponse(body, refusal.status, headers=refusal.headers)

@@ -38,6 +38,7 @@ class Upload:
         source: where it comes from ("camera 2"); category: as of `predict_many`.
         received: in seconds since 1970 (UTC).
         see: called in a thread with the decoded picture (not with one that is cut into tiles).
+        thumbnail: a small JPEG of it, where somebody has made one.
         times: of what was done with it, each (start, end) in ns since 1970: decode, wait, compute.
     """
 
@@ -47,6 +48,7 @@ class Upload:
     category: str = ""
     received: float = field(default_factory=time.time)
     see: See | None = None
+    thumbnail: bytes | None = field(default=None, repr=False)
     times: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     @property

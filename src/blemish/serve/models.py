@@ -42,38 +42,51 @@ class Promotion:
 class Promotions(Protocol):
     """Where it is written down which version is live: the store, or this process's memory."""
 
-    def promote(self, model: str, version: str, who: str, reason: str) -> Any: ...
+    def promote(self, model: str, version: str, who: str, reason: str = "") -> Any: ...
     def promoted(self, model: str) -> str | None: ...
     def promotions(self, model: str) -> Sequence[Any]: ...
-    def roll_back(self, model: str, who: str) -> Any: ...
+    def roll_back(self, model: str, who: str, reason: str = "") -> Any: ...
 
 
 class Remembered:
-    """Promotions that end with the process."""
+    """Promotions that end with the process; as of `Store`."""
 
     def __init__(self) -> None:
         self._told: dict[str, list[Promotion]] = {}
 
-    def promote(self, model: str, version: str, who: str, reason: str) -> None:
+    def promote(self, model: str, version: str, who: str, reason: str = "") -> Promotion:
         """Note that a version is live from now on."""
-        one = Promotion(model=model, version=version, who=who, reason=reason)
-        self._told.setdefault(model, []).append(one)
+        return self._note(Promotion(model=model, version=version, who=who, reason=reason))
 
     def promoted(self, model: str) -> str | None:
         """The version that is live; None where nobody has promoted one."""
-        told = self._told.get(model)
-        return told[-1].version if told else None
+        pile = pile_of(self.promotions(model))
+        return pile[-1] if pile else None
 
     def promotions(self, model: str) -> list[Promotion]:
-        """All, the latest first."""
-        return self._told.get(model, [])[::-1]
+        """All, the oldest first."""
+        return list(self._told.get(model, ()))
 
-    def roll_back(self, model: str, who: str) -> None:
-        """Note that the version before the latest is live again."""
-        told = self._told[model]
-        before = next(one for one in told[::-1] if one.version != told[-1].version)
-        one = Promotion(model=model, version=before.version, who=who, kind="roll back")
-        told.append(one)
+    def roll_back(self, model: str, who: str, reason: str = "") -> Promotion:
+        """Note that the version before the live one is live again."""
+        version = pile_of(self.promotions(model))[-2]
+        told = Promotion(model=model, version=version, who=who, reason=reason, kind="roll back")
+        return self._note(told)
+
+    def _note(self, one: Promotion) -> Promotion:
+        self._told.setdefault(one.model, []).append(one)
+        return one
+
+
+def pile_of(history: Sequence[Any]) -> list[str]:
+    """The versions that were live and can be gone back to, the live one last."""
+    pile: list[str] = []
+    for one in history:
+        if one.kind == "roll back":
+            pile.pop()
+        elif pile[-1:] != [one.version]:
+            pile.append(one.version)
+    return pile
 
 
 class Served:
@@ -184,12 +197,12 @@ class Registry:
         """Make the version live that was so before the latest promotion. Raises: Refusal."""
         self.live(name)
         async with self._changing:
-            history = await self._in_thread(self.promotions.promotions, name)
-            now = self._live[name].version
-            before = next((one.version for one in history if one.version != now), None)
-            if before is None:
+            pile = pile_of(await self._in_thread(self.promotions.promotions, name))
+            if pile[-1:] == [self._live[name].version]:
+                pile.pop()
+            if not pile:
                 raise Refusal(409, "Conflict", "no other version of this model was ever live")
-            return await self._swap(name, before, partial(self.promotions.roll_back, name, who))
+            return await self._swap(name, pile[-1], partial(self.promotions.roll_back, name, who))
 
     async def add(self, name: str, version: str, given: Sequence[Path]) -> ModelFile:
         """Take a new version in: model files (and an `.xml`'s `.bin`) that lie in `folder_of`,
@@ -240,9 +253,10 @@ class Registry:
         if before.version == version:
             raise Refusal(409, "Conflict", "that version is live already")
         after = self.loaded(name, version) or await self._load_spare(name, version)
-        told = await self._in_thread(self.promotions.promotions, name)
-        if before.version not in [one.version for one in told]:
-            await self._in_thread(self.promotions.promote, name, before.version, "start", "")
+        # What was live without being promoted is to be gone back to, too.
+        if await self._in_thread(self.promotions.promoted, name) != before.version:
+            told = (name, before.version, "blemish", "was live before")
+            await self._in_thread(self.promotions.promote, *told)
         await self._in_thread(note)
         del self._spare[(name, version)]
         self._live[name] = after

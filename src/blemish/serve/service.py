@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,16 +12,18 @@ from typing import Any
 
 from starlette.types import Scope
 
-from blemish.errors import BlemishError, ConfigError, NonFiniteError
+from blemish.errors import BlemishError, ConfigError, NonFiniteError, StoreError
 from blemish.serve import guard
 from blemish.serve.batching import Pools, Upload
 from blemish.serve.events import Events
+from blemish.serve.keeping import Keeper
 from blemish.serve.logs import Log
 from blemish.serve.metrics import Metrics
 from blemish.serve.models import Registry, Served
 from blemish.serve.refusals import Refusal, bad_request, busy, too_large, unusable
 from blemish.serve.security import Gate, read_tokens
 from blemish.serve.settings import Settings
+from blemish.store import Store
 from blemish.types import Prediction
 
 
@@ -85,7 +88,7 @@ class Service:
 
     Attributes:
         settings; models: the versions and which are live; events: what happens, to be listened to;
-        metrics; log; gate: who may do what; pools: threads.
+        metrics; log; gate: who may do what; pools: threads; loop: that it runs in.
         store: what was predicted and said; None where nothing is kept.
         queued: pictures accepted and not answered. held: their bytes.
         ready: whether it takes requests: loaded, and not about to end.
@@ -97,12 +100,14 @@ class Service:
         tokens = None if settings.token_file is None else read_tokens(settings.token_file)
         self.gate = Gate(tokens)
         self.metrics, self.events = Metrics(), Events()
-        self.store: Any = None
+        self.store: Store | None = None
+        self.keeper: Keeper | None = None
         self.queued = self.held = 0
         self.ready = False
         self.answered: Counter[int] = Counter()
         self._begun = False
         self._rate = 0.0  # pictures a second, lately
+        self.loop: asyncio.AbstractEventLoop
         self.pools: Pools
         self.models: Registry
 
@@ -110,12 +115,19 @@ class Service:
         """Load what is served, once. Raises: BlemishError."""
         if self.ready:
             return
+        self.loop = asyncio.get_running_loop()
         self.events.open()
         self.pools, self._begun = Pools(), True
-        self.models = Registry(self.settings, self.pools, observe=self._batch_done)
+        settings = self.settings
+        if settings.store_folder is not None:
+            where = (settings.store_url, settings.store_folder)
+            self.store = await self.in_pool(Store.open, *where)
+            self.keeper = Keeper(self.store, settings, self.log)
+        self.models = Registry(settings, self.pools, self.store, self._batch_done)
         await self.models.open()
         for name in self.models.names:
             self._note_live(name)
+            await self._note_version(self.models.live(name))
         self.ready = True
 
     def end(self) -> None:
@@ -129,6 +141,8 @@ class Service:
         if self._begun:
             self._begun = False
             await self.models.close()
+            if self.keeper is not None:
+                await self.keeper.close()
             self.pools.close()
 
     @contextmanager
@@ -161,6 +175,8 @@ class Service:
             served.detector.threshold_for(upload.category)
         except ConfigError as error:
             raise bad_request(str(error)) from error
+        if self.keeper is not None and upload.see is None:
+            upload.see = self.keeper.see(upload)
         try:
             prediction = await served.predict(upload)
         except NonFiniteError as error:
@@ -170,11 +186,21 @@ class Service:
         except Refusal:
             self.metrics.failures.labels(served.name, served.version).inc()
             raise
-        for stage, (began, ended) in upload.times.items():
-            self.metrics.stages.labels(stage).observe((ended - began) / 1e9)
         self.metrics.of_prediction(served.name, served.version, prediction)
         row = await self.in_pool(prediction.to_dict)  # its regions take a while
-        return Answer(served=served, prediction=prediction, row={**row, "id": None}, id=None)
+        id = None
+        if self.keeper is not None:
+            began = time.time_ns()
+            id = await self.keeper.keep(upload, prediction, served)
+            upload.times["store"] = (began, time.time_ns())
+        row["id"] = id
+        for stage, (began, ended) in upload.times.items():
+            self.metrics.stages.labels(stage).observe((ended - began) / 1e9)
+        self.events.publish(
+            "prediction",
+            {**row, "model": served.name, "version": served.version, "source": upload.source},
+        )
+        return Answer(served=served, prediction=prediction, row=row, id=id)
 
     async def score_all(self, served: Served, uploads: Sequence[Upload]) -> list[Answer | Refusal]:
         """Score pictures, each for itself: a Refusal in the place of one that cannot be.
@@ -196,6 +222,7 @@ class Service:
         """Make a version live, and tell of it. Raises: Refusal."""
         before = self.models.live(name).version
         served = await self.models.promote(name, version, who, reason)
+        await self._note_version(served)
         self._promoted(name, before, version, who)
         return served
 
@@ -205,6 +232,15 @@ class Service:
         served = await self.models.roll_back(name, who)
         self._promoted(name, before, served.version, who)
         return served
+
+    async def _note_version(self, served: Served) -> None:
+        """Have the store know what a version is; where it cannot be reached, that is no fault."""
+        if self.keeper is None:
+            return
+        try:
+            await self.keeper.note_version(served)
+        except StoreError as error:
+            self.log.warn("a version is not written down", reason=str(error))
 
     async def in_pool(self, work: Callable[..., Any], *given: Any) -> Any:
         """What a function gives that takes a while, in one of the threads that decode."""
@@ -247,4 +283,6 @@ def public(error: BlemishError) -> Refusal:
     """What a client is told of an error that is not its own: nothing of this machine."""
     if isinstance(error, Refusal):
         return error
+    if isinstance(error, StoreError) and error.retryable:
+        return busy(5, f"{error}; ask again later")
     return Refusal(500, type(error).__name__, "the service failed at this; its log says why")

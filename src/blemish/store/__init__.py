@@ -11,9 +11,11 @@ from blemish.lazy import handing_out
 
 _HOMES = {
     **dict.fromkeys(("Store",), "blemish.store.store"),
-    **dict.fromkeys(("Spool",), "blemish.store.spool"),
     **dict.fromkeys(
-        ("Draw", "Job", "Label", "Promotion", "Reviewed", "Row", "Scored", "VersionRow"),
+        (
+            *("Draw", "Job", "Label", "OtherScore", "Promotion", "Reviewed", "Row", "Scored"),
+            "VersionRow",
+        ),
         "blemish.store.records",
     ),
 }

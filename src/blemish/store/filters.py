@@ -25,18 +25,17 @@ from blemish.store.schema import CONSENSUS, PREDICTIONS, stamp
 LARGEST_ID = 2**63 - 1
 
 
-class Filters(TypedDict, total=False):
-    """Which predictions are meant; a value that is None, or left out, leaves none out.
+class OfOneModel(TypedDict, total=False):
+    """Which predictions of a model are meant; None, or what is left out, leaves none out.
 
     Attributes:
-        model, version, source, category, picture: exactly these.
+        version, source, category, picture: exactly these.
         label: the verdict: 0 normal, 1 anomalous.
         reviewed: True = pictures that somebody has labelled, False = all others; or "good",
             "defect", "unsure" or "disagreed": what their labels come to.
         since, until: predicted at this time or later; before this time.
     """
 
-    model: str | None
     version: str | None
     source: str | None
     category: str | None
@@ -47,6 +46,13 @@ class Filters(TypedDict, total=False):
     until: datetime | None
 
 
+class Filters(OfOneModel, total=False):
+    """The same of any model. Attributes: model: exactly this one."""
+
+    model: str | None
+
+
+_NAMES = (*OfOneModel.__annotations__, "model")
 _LENGTHS = {"model": NAME, "version": NAME, "source": SOURCE, "category": CATEGORY}
 
 
@@ -54,8 +60,8 @@ def conditions(filters: Filters) -> list[ColumnElement[bool]]:
     """Of predictions. Raises: ConfigError for a filter or a value that cannot be."""
     given: dict[str, Any] = dict(filters)
     for name in given:
-        if name not in Filters.__annotations__:
-            raise unknown_name("filter", name, Filters.__annotations__)
+        if name not in _NAMES:
+            raise unknown_name("filter", name, _NAMES)
     found: list[ColumnElement[bool]] = []
     for name, value in given.items():
         if value is None:

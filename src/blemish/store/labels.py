@@ -45,7 +45,7 @@ class Labels(Part):
             if mask is not None and size is not None and mask.shape != size:
                 (height, width), (high, wide) = mask.shape, size
                 raise ImageError("mask", f"is {height}×{width} pixels, its picture {high}×{wide}")
-            self._hold(connection, label.picture)
+            self._hold_picture(connection, label.picture)
             values = {
                 "picture": label.picture,
                 "verdict": label.verdict,
@@ -72,7 +72,7 @@ class Labels(Part):
         last = sql.select(LABELS).where(mine).order_by(LABELS.c.id.desc()).limit(1)
         with self._database.writing() as connection:
             while (found := connection.execute(last).mappings().first()) is not None:
-                self._hold(connection, found["picture"])
+                self._hold_picture(connection, found["picture"])
                 undone = sql.update(LABELS).where(mine, LABELS.c.id == found["id"])
                 when = stamp(now())
                 if connection.execute(undone.values(undone=when)).rowcount:
@@ -112,7 +112,7 @@ class Labels(Part):
                     of_one[row["reviewer"]] = label_of(row)
         return found
 
-    def _hold(self, connection: Connection, picture: str) -> None:
+    def _hold_picture(self, connection: Connection, picture: str) -> None:
         """Have all others wait that label the same picture, until the transaction ends."""
         insert = (sqlite if self._database.is_sqlite else postgresql).insert(CONSENSUS)
         empty = {"picture": picture, "verdict": "", "defect": "", "masked": False}

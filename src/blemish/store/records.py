@@ -305,3 +305,122 @@ class Reviewed:
     masked: bool
     reviewers: int
     draw: Draw | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OtherScore:
+    """What a version says of a picture. Attributes: live: whether it was predicted for somebody;
+    otherwise it was only scored, to compare."""
+
+    picture: str
+    model: str
+    version: str
+    score: float
+    threshold: float | None = None
+    label: int | None = None
+    time: datetime = field(default_factory=now)
+    live: bool = False
+
+    def __post_init__(self) -> None:
+        check_digest(self.picture)
+        check_name("model", self.model)
+        check_name("version", self.version)
+        check_time(self.time)
+        _finite("score", self.score)
+        _finite("threshold", self.threshold)
+        if self.label not in (None, 0, 1):
+            raise ConfigError(f"label {self.label}: is none of 0, 1 and None")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VersionRow:
+    """A version of a model.
+
+    Attributes:
+        sha256: of its file, 64 hexadecimal digits.
+        method: that it was fitted with.
+        threshold: of its verdicts; None without one.
+        rate: the false-alarm rate that this promises, in (0, 1); None where it promises none.
+        made: when.
+        base: the version that it was learned from; "" for one that came as a file.
+        learned_from: JSON-ready: the ids of labels, how many of which verdict…
+        figures: JSON-ready: how good it was on what.
+    """
+
+    model: str
+    version: str
+    sha256: str
+    method: str
+    threshold: float | None = None
+    rate: float | None = None
+    base: str = ""
+    learned_from: Mapping[str, Any] = field(default_factory=dict)
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    made: datetime = field(default_factory=now)
+
+    def __post_init__(self) -> None:
+        check_name("model", self.model)
+        check_name("version", self.version)
+        check_name("method", self.method, empty=True)
+        check_name("base", self.base, empty=True)
+        check_time(self.made)
+        _finite("threshold", self.threshold)
+        _finite("rate", self.rate)
+        if not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
+            raise ConfigError(f"sha256 {_short(self.sha256)}: is not 64 hexadecimal digits")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Promotion:
+    """That a version went live.
+
+    Attributes:
+        kind: "promote", or "roll back": to the version that was live before.
+        who, reason: of the person who did it.
+    """
+
+    model: str
+    version: str
+    kind: str
+    who: str
+    reason: str
+    time: datetime
+    id: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Work in the background.
+
+    Attributes:
+        kind: what is done ("refine"…).
+        state: "waiting", "running", "done", "failed" or "cancelled".
+        progress: in [0, 1].
+        message: what it does now, or why it failed; stored as `storable`.
+        who: started it.
+        made, changed: when it was started, and last updated.
+        settings: what it was started with, JSON-ready. result: what came out, JSON-ready.
+        id: rises; None before it is stored.
+    """
+
+    model: str
+    kind: str
+    who: str
+    state: str = "waiting"
+    progress: float = 0.0
+    message: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    result: Mapping[str, Any] = field(default_factory=dict)
+    made: datetime = field(default_factory=now)
+    changed: datetime = field(default_factory=now)
+    id: int | None = None
+
+    def __post_init__(self) -> None:
+        check_name("model", self.model)
+        check_name("kind of job", self.kind)
+        check_name("who", self.who)
+        check_choice("state", self.state, STATES)
+        check_time(self.made)
+        check_time(self.changed)
+        if not 0 <= self.progress <= 1:
+            raise ConfigError(f"progress {self.progress}: is not in [0, 1]")

@@ -7,12 +7,15 @@ from types import TracebackType
 from typing import Self
 
 from blemish.store.database import Database
+from blemish.store.jobs import Jobs
 from blemish.store.labels import Labels
 from blemish.store.media import Media
 from blemish.store.predictions import Predictions
+from blemish.store.reviewing import Reviewing
+from blemish.store.versions import Versions
 
 
-class Store(Predictions, Labels, Media):
+class Store(Predictions, Labels, Reviewing, Versions, Jobs, Media):
     """What was predicted, and what people said of it. Any number of threads may use one.
 
     Every method raises StoreError where the database or the folder cannot be read or written, and

@@ -1,0 +1,183 @@
+"""What is scored goes to the store: rows of many requests in one transaction, pictures beside them.
+
+A prediction is durable when its client has the answer, where the store can be reached. Where it
+cannot, scoring goes on: rows wait in the spool, a file beside the store, and answers have no id.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from blemish.errors import BlemishError
+from blemish.images import Picture
+from blemish.report.heatmap import encode_jpeg, thumbnail
+from blemish.report.predictions import small
+from blemish.serve.batching import Upload
+from blemish.serve.drawing import THUMBNAIL, encoded
+from blemish.serve.logs import Log
+from blemish.serve.models import Served
+from blemish.serve.settings import Settings
+from blemish.store import Scored, Store, VersionRow
+from blemish.types import Prediction
+
+_PATIENCE = 2.0  # seconds that an answer waits for its row
+_PAUSE = 5.0  # seconds from one try to the next, where the store is out of reach
+_MOST = 512  # rows of a transaction
+_HOUR = 3600.0
+
+
+@dataclass(eq=False)
+class _Waiting:
+    """A row that is to be written."""
+
+    row: Scored
+    id: asyncio.Future[int | None] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
+
+
+class Keeper:
+    """Writes down what was scored.
+
+    Attributes: spooled: rows that wait for the store to be back.
+    """
+
+    def __init__(self, store: Store, settings: Settings, log: Log) -> None:
+        self.store, self._settings, self._log = store, settings, log
+        self._rows: list[_Waiting] = []
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="blemish-store")
+        self._media = ThreadPoolExecutor(2, thread_name_prefix="blemish-media")
+        self._writing: asyncio.Task[None] | None = None
+        self._tasks = [asyncio.create_task(self._look_after())]
+        self._told = 0.0
+
+    async def keep(self, upload: Upload, found: Prediction, served: Served) -> int | None:
+        """Write down a prediction, with its picture; gives its id, None where that is not known."""
+        row = Scored.of(found, model=served.name, version=served.version, source=_source(upload))
+        waiting = _Waiting(row)
+        self._rows.append(waiting)
+        if self._writing is None or self._writing.done():
+            self._writing = asyncio.create_task(self._write())
+        media = self._in(self._media, self._put, upload, found, served)
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                await media
+                return await asyncio.shield(waiting.id)
+        except TimeoutError:
+            return None
+
+    async def note_version(self, served: Served) -> None:
+        """Write down what a version is, where it is not known yet. Raises: StoreError."""
+        await self._in(self._writer, _noted, self.store, served)
+
+    async def close(self) -> None:
+        """Write what is left."""
+        for task in self._tasks:
+            task.cancel()
+        if self._writing is not None:
+            await self._writing
+        self._writer.shutdown(wait=True)
+        self._media.shutdown(wait=True)
+        self.store.close()
+
+    def see(self, upload: Upload) -> Callable[[Picture], None]:
+        """Makes the thumbnail of a picture while it is decoded."""
+
+        def seen(picture: Picture) -> None:
+            upload.thumbnail = encode_jpeg(thumbnail(picture.as_uint8(), THUMBNAIL))
+
+        return seen
+
+    async def _write(self) -> None:
+        """Writes rows, all that wait in one transaction, until none is left."""
+        while self._rows:
+            taken, self._rows = self._rows[:_MOST], self._rows[_MOST:]
+            rows = [one.row for one in taken]
+            ids: list[int | None] = [None] * len(rows)
+            try:
+                ids = await self._in(self._writer, self.store.add_predictions, rows)
+            except BlemishError as error:
+                self._complain("predictions are lost", error, rows=len(rows))
+            for one, id in zip(taken, ids, strict=True):
+                if not one.id.done():
+                    one.id.set_result(id)
+
+    def _put(self, upload: Upload, found: Prediction, served: Served) -> None:
+        """In a thread: the files of a prediction. What cannot be written is told and left out."""
+        store, settings = self.store, self._settings
+        try:
+            if upload.thumbnail is None:
+                window = served.detector.preprocessing.decode_window()
+                upload.thumbnail = encode_jpeg(small(upload.content, window, THUMBNAIL))
+            store.put_thumbnail(found.digest, upload.thumbnail)
+            if settings.keep_maps:
+                store.put_map(found.digest, served.name, served.version, found.anomaly_map)
+            if settings.keep_pictures:
+                store.put_picture(found.digest, _file_of(upload.content))
+        except BlemishError as error:
+            self._complain("a picture is not kept", error)
+
+    async def _look_after(self) -> None:
+        """From time to time: what waits in the spool is written, what is old goes."""
+        cleaned = 0.0
+        while True:
+            await asyncio.sleep(_PAUSE)
+            days, gibibytes = self._settings.keep_days, self._settings.keep_gibibytes
+            due = time.monotonic() - cleaned > _HOUR or not cleaned
+            if due and (days is not None or gibibytes is not None):
+                cleaned = time.monotonic()
+                try:
+                    told = await self._in(self._media, _retained, self.store, days, gibibytes)
+                    self._log.note("retained", deleted=str(told))
+                except BlemishError as error:
+                    self._complain("what is old is not deleted", error)
+
+    def _complain(self, event: str, error: BlemishError, **fields: Any) -> None:
+        """Once a minute, not once a picture."""
+        if time.monotonic() - self._told > 60:
+            self._told = time.monotonic()
+            self._log.warn(event, reason=str(error), kind=type(error).__name__, **fields)
+
+    async def _in(self, pool: ThreadPoolExecutor, work: Callable[..., Any], *given: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(pool, work, *given)
+
+
+def _source(upload: Upload) -> str:
+    """What the store calls it: where it comes from, or else its name."""
+    return upload.source or upload.name
+
+
+def _file_of(content: Any) -> bytes:
+    """What was sent as a file; pixels as PNG."""
+    if isinstance(content, bytes):
+        return content
+    return encoded(np.ascontiguousarray(content[..., ::-1]))
+
+
+def _noted(store: Store, served: Served) -> None:
+    known = store.version(served.name, served.version)
+    if known is not None and known.sha256 == served.digest:
+        return
+    record = served.detector.record
+    threshold = served.detector.threshold
+    store.add_version(
+        VersionRow(
+            model=served.name,
+            version=served.version,
+            sha256=served.digest,
+            method=record.method,
+            threshold=None if threshold is None else threshold.value,
+            rate=None if threshold is None else threshold.rate,
+        )
+    )
+
+
+def _retained(store: Store, days: float | None, gibibytes: float | None) -> Any:
+    return store.retain(days=days, gibibytes=gibibytes)

@@ -1,0 +1,167 @@
+"""What was reviewed: how it was drawn, what came of it, where reviewers or versions disagree."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Unpack
+
+import sqlalchemy as sql
+from sqlalchemy import ColumnElement, Connection, RowMapping
+from sqlalchemy.dialects import postgresql, sqlite
+
+from blemish.store.filters import Filters, OfOneModel, conditions
+from blemish.store.part import Part
+from blemish.store.predictions import row_of, selected
+from blemish.store.records import (
+    DISAGREED,
+    NAME,
+    Draw,
+    OtherScore,
+    Reviewed,
+    Row,
+    check_digest,
+    storable,
+)
+from blemish.store.schema import CONSENSUS, DRAWS, PREDICTIONS, SCORES, stamp, time_of
+
+_AT_ONCE = 500  # values in one statement
+_SAID = ("picture", "model", "version", "score", "threshold", "label")
+
+
+class Reviewing(Part):
+    """The part of a store that holds draws, and reads what was reviewed."""
+
+    def add_draws(self, draws: Sequence[Draw]) -> None:
+        """Write how the review queue drew pictures, in one transaction."""
+        if not draws:
+            return
+        names = ("picture", "model", "version", "stratum", "probability")
+        values = [
+            {**{name: getattr(one, name) for name in names}, "time": stamp(one.time)}
+            for one in draws
+        ]
+        with self._database.writing() as connection:
+            connection.execute(sql.insert(DRAWS), values)
+
+    def draw(self, picture: str, model: str | None = None) -> Draw | None:
+        """How a picture was drawn last; None where it was not. Args: model: None = for any."""
+        where = [DRAWS.c.picture == check_digest(picture)]
+        if model is not None:
+            where.append(DRAWS.c.model == storable(model, NAME))
+        last = sql.select(DRAWS).where(*where).order_by(DRAWS.c.id.desc()).limit(1)
+        with self._database.reading() as connection:
+            found = connection.execute(last).mappings().first()
+        return None if found is None else _draw_of(found)
+
+    def reviewed(self, model: str, **filters: Unpack[OfOneModel]) -> list[Reviewed]:
+        """Every reviewed picture that a model predicted, as it did so last, the oldest first.
+
+        Args: filters: as `OfOneModel`; with `version`, the last predictions of that one.
+        Returns: rows without regions. What their labels come to, see `store.labels`.
+        """
+        said = filters.get("reviewed")
+        asked: Filters = {**filters, "model": model, "reviewed": True if said is None else said}
+        where = conditions(asked)
+        with self._database.reading() as connection:
+            found = connection.execute(_last_of(where)).mappings().all()
+            draws = _draws_of(connection, model, [one["picture"] for one in found])
+        return [
+            Reviewed(
+                row=row_of(one),
+                verdict=one["reviewed"],
+                defect=one["defect"],
+                masked=one["masked"],
+                reviewers=one["reviewers"],
+                draw=_drawn_before(draws.get(one["picture"], ()), one["first"]),
+            )
+            for one in found
+            if one["reviewed"]
+        ]
+
+    def disagreements(self, model: str, **filters: Unpack[OfOneModel]) -> list[Row]:
+        """The pictures that are good to one reviewer and a defect to another, as the model
+        predicted them last, the newest first. `current` says who says what."""
+        asked: Filters = {**filters, "model": model, "reviewed": DISAGREED}
+        where = conditions(asked)
+        with self._database.reading() as connection:
+            found = connection.execute(_last_of(where)).mappings().all()
+        return [row_of(one) for one in reversed(found)]
+
+    def add_scores(self, scores: Iterable[OtherScore]) -> None:
+        """Write what versions say of pictures that they did not predict for anybody, in one
+        transaction. What the same version said of a picture before is replaced."""
+        values = [
+            {**{name: getattr(one, name) for name in _SAID}, "time": stamp(one.time)}
+            for one in {(one.picture, one.model, one.version): one for one in scores}.values()
+        ]
+        if not values:
+            return
+        insert = (sqlite if self._database.is_sqlite else postgresql).insert(SCORES)
+        new = {name: insert.excluded[name] for name in ("score", "threshold", "label", "time")}
+        replacing = insert.on_conflict_do_update(
+            index_elements=["picture", "model", "version"], set_=new
+        )
+        with self._database.writing() as connection:
+            connection.execute(replacing, values)
+
+    def other_scores(self, picture: str, model: str | None = None) -> list[OtherScore]:
+        """What each version said of a picture last, live or not. Args: model: None = of any."""
+        return self.other_scores_of([picture], model).get(picture, [])
+
+    def other_scores_of(
+        self, pictures: Sequence[str], model: str | None = None
+    ) -> dict[str, list[OtherScore]]:
+        """The same of several pictures, by picture, the latest last."""
+        found: dict[tuple[str, str, str], OtherScore] = {}
+        with self._database.reading() as connection:
+            for start in range(0, len(pictures), _AT_ONCE):
+                some = [check_digest(one) for one in pictures[start : start + _AT_ONCE]]
+                for table in (SCORES, PREDICTIONS):
+                    where: list[ColumnElement[bool]] = [table.c.picture.in_(some)]
+                    if model is not None:
+                        where.append(table.c.model == storable(model, NAME))
+                    columns = [table.c[name] for name in (*_SAID, "time")]
+                    order = (table.c.time, table.c.id) if "id" in table.c else (table.c.time,)
+                    rows = connection.execute(sql.select(*columns).where(*where).order_by(*order))
+                    for row in rows.mappings():
+                        given = {name: row[name] for name in _SAID}
+                        live = table is PREDICTIONS
+                        one = OtherScore(**given, time=time_of(row["time"]), live=live)
+                        found[one.picture, one.model, one.version] = one
+        by_picture: dict[str, list[OtherScore]] = {}
+        for one in sorted(found.values(), key=lambda one: one.time):
+            by_picture.setdefault(one.picture, []).append(one)
+        return by_picture
+
+
+def _last_of(where: Sequence[ColumnElement[bool]]) -> sql.Select[Any]:
+    """Of each picture the last of some predictions, the oldest first."""
+    last = sql.select(sql.func.max(PREDICTIONS.c.id)).where(*where).group_by(PREDICTIONS.c.picture)
+    more = (CONSENSUS.c.masked, CONSENSUS.c.reviewers, CONSENSUS.c.first)
+    rows = selected(False).add_columns(*more).where(PREDICTIONS.c.id.in_(last))
+    return rows.order_by(PREDICTIONS.c.id)
+
+
+def _draws_of(
+    connection: Connection, model: str, pictures: Sequence[str]
+) -> dict[str, list[RowMapping]]:
+    """The draws for a model, by picture, in order."""
+    found: dict[str, list[RowMapping]] = {}
+    for start in range(0, len(pictures), _AT_ONCE):
+        some = DRAWS.c.picture.in_(pictures[start : start + _AT_ONCE])
+        of_model = DRAWS.c.model == storable(model, NAME)
+        ordered = sql.select(DRAWS).where(some, of_model).order_by(DRAWS.c.time, DRAWS.c.id)
+        for row in connection.execute(ordered).mappings():
+            found.setdefault(row["picture"], []).append(row)
+    return found
+
+
+def _drawn_before(draws: Sequence[RowMapping], first: int) -> Draw | None:
+    """The last draw that was no later than the first label."""
+    before = [one for one in draws if one["time"] <= first]
+    return _draw_of(before[-1]) if before else None
+
+
+def _draw_of(found: RowMapping) -> Draw:
+    names = ("id", "picture", "model", "version", "stratum", "probability")
+    return Draw(**{name: found[name] for name in names}, time=time_of(found["time"]))

@@ -1,0 +1,83 @@
+"""What was scored is in the store: rows, pictures, thumbnails, maps."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from live import serving
+
+import blemish
+from blemish.images import decode
+from blemish.store import Store
+
+URL = "/v1/models/part/predict"
+
+
+def test_everything_is_kept(artifact: Path, pictures: list[Path], tmp_path: Path) -> None:
+    folder = tmp_path / "store"
+    with serving(artifact, store_folder=folder) as live:
+
+        def ask(path: Path) -> dict[str, object]:
+            with live.client() as client:
+                params = {"source": "camera 1", "name": path.name}
+                answer = client.post(URL, content=path.read_bytes(), params=params)
+            (row,) = answer.json()["predictions"]
+            return dict(row)
+
+        with ThreadPoolExecutor(8) as pool:
+            rows = list(pool.map(ask, pictures))
+        version = live.service.models.live("part").version
+    assert len({row["id"] for row in rows}) == len(pictures)
+    detector = blemish.load(artifact)
+    with Store.open(None, folder) as store:
+        for row, path in zip(rows, pictures, strict=True):
+            known = detector.predict(path)
+            kept = store.prediction(int(str(row["id"])))
+            assert kept is not None
+            assert (kept.picture, kept.label) == (known.digest, known.label)
+            assert (kept.model, kept.version, kept.source) == ("part", version, "camera 1")
+            assert kept.score == pytest.approx(known.score, rel=1e-4)
+            found = store.picture(known.digest)
+            assert found is not None
+            assert found.read_bytes() == path.read_bytes()
+            small = store.thumbnail(known.digest)
+            assert small is not None
+            assert decode(small).size == (64, 64)
+            values = store.map(known.digest, "part", version)
+            assert values == pytest.approx(known.anomaly_map, rel=2e-3, abs=1e-3)
+        assert store.counts().predictions == len(pictures)
+        (told,) = store.versions("part")
+        assert told.method == "knn"
+        assert told.threshold == known.threshold
+
+
+def test_promotions_outlive_the_process(artifact: Path, tmp_path: Path) -> None:
+    own = tmp_path / "models" / "part"
+    own.mkdir(parents=True)
+    for version in ("1", "2"):
+        (own / f"{version}.blemish").write_bytes(artifact.read_bytes())
+    folder = tmp_path / "store"
+    with serving(own.parent, store_folder=folder) as live, live.client() as client:
+        assert client.post("/v1/models/part/promote", json={"version": "1"}).status_code == 200
+    with serving(own.parent, store_folder=folder) as live, live.client() as client:
+        told = client.get("/v1/models/part").json()
+        assert told["version"] == "1"
+        assert [one["version"] for one in told["promotions"]] == ["1", "2"]
+        assert client.post("/v1/models/part/roll-back").json()["version"] == "2"
+    with serving(own.parent, store_folder=folder) as live:
+        assert live.service.models.live("part").version == "2"
+
+
+def test_less_is_kept(artifact: Path, pictures: list[Path], tmp_path: Path) -> None:
+    how = {"store_folder": tmp_path, "keep_pictures": False, "keep_maps": False}
+    with serving(artifact, **how) as live, live.client() as client:
+        client.post(URL, content=pictures[0].read_bytes())
+        tensor = {"name": "images", "datatype": "UINT8", "shape": [1, 64, 64, 3]}
+        tensor["data"] = np.zeros(64 * 64 * 3, int).tolist()
+        client.post("/v2/models/part/infer", json={"inputs": [tensor]})
+    assert {path.name for path in (tmp_path / "media").iterdir()} == {"thumbnails"}
+    with Store.open(None, tmp_path) as store:
+        assert store.counts().predictions == 2
