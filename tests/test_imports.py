@@ -29,7 +29,17 @@ ORDER = (
         "artifact",
     ),
     *("images", "losses", "metrics", "anomalies", "backbones", "data", "methods"),
-    *("training", "engines", "detector", "monitoring", "export", "report", "bench", "cli", "__main__"),
+    *(
+        "training",
+        "engines",
+        "detector",
+        "monitoring",
+        "export",
+        "report",
+        "bench",
+        "cli",
+        "__main__",
+    ),
 )
 # A method takes batches and returns losses or scores; who feeds it and who judges it is not its
 # business.
