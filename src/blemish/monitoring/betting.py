@@ -20,6 +20,8 @@ arithmetic that counts.
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -57,7 +59,12 @@ def stakes(p: Floats | float, tolerance: float = 0.0) -> Floats:
     found[..., 2] = 1 - 6 * p * (1 - p)
     found[..., 3] = 0.5 / np.sqrt(np.maximum(p, 0.25 / _CAP**2))
     found[..., 4] = 0.5 / np.sqrt(np.maximum(1 - p, 0.25 / _CAP**2))
-    return np.asarray(found @ (_PARTS / (1 + tolerance * _RANGES)))
+    return np.asarray(found @ _table(tolerance))
+
+
+@cache
+def _table(tolerance: float) -> Floats:
+    return np.asarray(_PARTS / (1 + tolerance * _RANGES))
 
 
 def opening(*shape: int) -> tuple[Floats, Floats, Floats]:
