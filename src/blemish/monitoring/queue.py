@@ -1,0 +1,249 @@
+"""What to review next: what teaches most, and a random share for honest figures.
+
+Four reasons, each with its share of the reviewing: pictures near the threshold, pictures on which
+versions disagree, pictures unlike those seen before, and any picture at random. `draws` says how
+the shares become an order with known chances.
+
+All is measured in ranks (the share of recent pictures that score as high), so no reason has a unit
+and none depends on how a method's scores are spread. What a picture's sizes are depends on pictures
+that came before it, never on its own waiting time, so the chances stay known.
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from blemish.errors import ConfigError, NonFiniteError
+from blemish.monitoring.draws import RANDOM, Draw, race
+
+REASONS = ("threshold", "disagreement", "unseen")
+_RECENT = 1000  # scores of each version that ranks are told by
+_KNOWN = 256  # descriptors that stand for what was seen
+_USUAL = {"threshold": 0.25, "disagreement": 0.1, "unseen": 1.0}  # before any picture came
+_LARGEST = 20.0  # times the mean that a reason may make of one picture
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opinion:
+    """What one version said of a picture. Attributes: score: finite. threshold: None for none."""
+
+    version: str
+    score: float
+    threshold: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A picture that may be reviewed.
+
+    Attributes:
+        picture: its digest.
+        opinions: of the live version first, then of others that saw the picture.
+        descriptor: D numbers that place it among others, all of one length; None for none.
+    """
+
+    picture: str
+    opinions: tuple[Opinion, ...]
+    descriptor: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        numbers = [one.score for one in self.opinions] + list(self.descriptor or ())
+        numbers += [one.threshold for one in self.opinions if one.threshold is not None]
+        if not self.opinions:
+            raise ConfigError(f"picture {self.picture}: no version has scored it")
+        if not all(math.isfinite(number) for number in numbers):
+            raise NonFiniteError(f"picture {self.picture}: a score or descriptor is not finite")
+
+
+class Queue:
+    """Places pictures in the order of the review, one by one as they come.
+
+    Args:
+        seed: any text or number; the same seed and the same pictures give the same order.
+        random: the share of the reviewing that is by chance, in [0.05, 1].
+        shares: of the rest, by reason; reasons that cannot be told of a picture (no other version,
+            no descriptor) give theirs to the threshold.
+    Raises: ConfigError for shares that are none.
+
+    Example:
+        >>> queue = Queue(seed="screws")
+        >>> seen = (Opinion(version="3", score=1.2, threshold=1.3),)
+        >>> draw = queue.place(Candidate(picture="ab12", opinions=seen))
+        >>> draw.priority > 0, queue.place(Candidate(picture="ab12", opinions=seen)) == draw
+        (True, True)
+    """
+
+    def __init__(
+        self,
+        *,
+        seed: str | int,
+        random: float = 0.2,
+        shares: Mapping[str, float] | None = None,
+    ) -> None:
+        shares = shares or {"threshold": 0.5, "disagreement": 0.25, "unseen": 0.25}
+        total = sum(shares.values())
+        if not 0.05 <= random <= 1 or set(shares) - set(REASONS) or not total > 0:
+            raise ConfigError(
+                f"the random share is {random:g} and the others are {dict(shares)}; needed: "
+                f"0.05 to 1, and shares of {', '.join(REASONS)}"
+            )
+        if min(shares.values()) < 0:
+            raise ConfigError(f"a share of the review cannot be negative: {dict(shares)}")
+        self.seed = seed
+        self.random = random
+        self.shares = {name: shares.get(name, 0.0) / total for name in REASONS}
+        self.turns: list[float] = []
+        self._usual = {name: (value, 10) for name, value in _USUAL.items()}  # mean, count
+        self._recent: dict[str, deque[float]] = {}
+        self._ordered: dict[str, list[float]] = {}  # the same scores, rising
+        self._known: list[list[float]] = []
+        self._placed: dict[str, Draw] = {}
+
+    def place(self, candidate: Candidate) -> Draw:
+        """Where a picture that has just come stands. Keep the draw; never place it twice, except
+        that a copy among the last 1,000 gets the same draw again."""
+        known = self._placed.get(candidate.picture)
+        if known is not None and known.turn == len(self.turns):
+            return known
+        told = self._told(candidate)
+        sizes = self._sizes(told)
+        draw = race(candidate.picture, sizes, seed=self.seed, turn=len(self.turns))
+        self._learn(candidate, told)
+        self._placed[candidate.picture] = draw
+        if len(self._placed) > _RECENT:
+            del self._placed[next(iter(self._placed))]
+        return draw
+
+    def turn(self, clock: float) -> None:
+        """Begin a new turn, for which `again` sets sizes anew.
+
+        Args: clock: the priority of the next in line.
+        Raises: ConfigError for a clock that goes back.
+        """
+        if not (self.turns[-1] if self.turns else 0) <= clock < math.inf:
+            raise ConfigError(f"the queue's clock stood at {self.turns} and cannot go to {clock}")
+        self.turns.append(float(clock))
+
+    def again(self, draw: Draw, candidate: Candidate) -> Draw:
+        """The place of a picture in the present turn; unchanged where it was drawn before it.
+
+        Args: draw: its place so far. candidate: with the opinion of the version now live.
+        """
+        clock = self.turns[-1] if self.turns else 0.0
+        if draw.turn == len(self.turns) or draw.priority < clock or draw.random <= clock:
+            return draw
+        sizes = self._sizes(self._told(candidate))
+        return race(draw.picture, sizes, seed=self.seed, start=clock, turn=len(self.turns))
+
+    def _sizes(self, told: Mapping[str, float]) -> dict[str, float]:
+        sizes = {RANDOM: self.random}
+        rest = 1 - self.random
+        for name in REASONS:
+            share = self.shares[name]
+            if name == "threshold":
+                share += sum(self.shares[each] for each in REASONS if each not in told)
+            if name in told:
+                relative = told[name] / self._usual[name][0]
+                sizes[name] = rest * share * min(relative, _LARGEST)
+        return sizes
+
+    def _told(self, candidate: Candidate) -> dict[str, float]:
+        """How much each reason speaks for a picture, >= 0; a reason that cannot be told is
+        missing."""
+        live, *others = candidate.opinions
+        apart = self._apart(live)
+        # Alarms are few and teach on either verdict, so they lose less by being far away.
+        told = {"threshold": math.exp(-apart / 4 if apart > 0 else apart)}
+        if others:
+            beside = [self._apart(other) for other in others]
+            split = any((apart > 0) != (each > 0) for each in beside)
+            told["disagreement"] = split + min(max(abs(apart - each) for each in beside) / 8, 1)
+        if candidate.descriptor is not None:
+            told["unseen"] = self._distance(candidate.descriptor)
+        return told
+
+    def _apart(self, opinion: Opinion) -> float:
+        """How far above its threshold a score is, in log odds of the rank."""
+        ordered = self._ordered.get(opinion.version, [])
+        own = _odds(ordered, opinion.score)
+        if opinion.threshold is None:
+            return own - math.log(0.95 / 0.05)  # the highest twentieth is what is doubtful
+        apart = own - _odds(ordered, opinion.threshold)
+        # Between the same two scores ranks are equal; the side is still known.
+        return apart or (1e-9 if opinion.score > opinion.threshold else -1e-9)
+
+    def _distance(self, descriptor: Sequence[float]) -> float:
+        if not self._known:
+            return 1.0
+        known = np.asarray(self._known)
+        if known.shape[1] != len(descriptor):
+            raise ConfigError(
+                f"a descriptor has {len(descriptor)} numbers, those before had {known.shape[1]}; "
+                "begin a new queue for another backbone"
+            )
+        return float(np.sqrt(((known - np.asarray(descriptor)) ** 2).sum(1)).min())
+
+    def _learn(self, candidate: Candidate, told: Mapping[str, float]) -> None:
+        for name, value in told.items():
+            mean, count = self._usual[name]
+            if name == "unseen" and not self._known:
+                continue  # nothing to compare the first with
+            if name == "unseen" and count == 10:
+                mean, count = max(value, 1e-12), 11  # its unit is the caller's
+            count = min(count + 1, _RECENT)
+            self._usual[name] = (max(mean + (value - mean) / count, 1e-12), count)
+        for opinion in candidate.opinions:
+            recent = self._recent.setdefault(opinion.version, deque(maxlen=_RECENT))
+            ordered = self._ordered.setdefault(opinion.version, [])
+            if len(recent) == _RECENT:
+                del ordered[bisect.bisect_left(ordered, recent[0])]
+            recent.append(opinion.score)
+            bisect.insort(ordered, opinion.score)
+        far = candidate.descriptor is not None and (
+            not self._known or told["unseen"] >= self._usual["unseen"][0]
+        )
+        if far and len(self._known) < _KNOWN:
+            self._known.append(list(candidate.descriptor or ()))
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready state: at most some thousand numbers and 256 descriptors."""
+        return {
+            "seed": self.seed,
+            "random": self.random,
+            "shares": self.shares,
+            "turns": list(self.turns),
+            "usual": {name: list(pair) for name, pair in self._usual.items()},
+            "recent": {version: list(scores) for version, scores in self._recent.items()},
+            "known": [list(each) for each in self._known],
+            "placed": [draw.to_dict() for draw in self._placed.values()],
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Queue:
+        """What `to_dict` wrote. Raises: ConfigError for what is no such state."""
+        try:
+            found = cls(seed=values["seed"], random=values["random"], shares=values["shares"])
+            found.turns = [float(turn) for turn in values["turns"]]
+            found._usual = {name: (mean, n) for name, (mean, n) in values["usual"].items()}
+            for version, scores in values["recent"].items():
+                found._recent[version] = deque(scores, maxlen=_RECENT)
+                found._ordered[version] = sorted(found._recent[version])
+            found._known = [list(each) for each in values["known"]]
+            draws = [Draw.from_dict(each) for each in values["placed"]]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ConfigError(f"not the state of a review queue: {error}") from error
+        found._placed = {draw.picture: draw for draw in draws}
+        return found
+
+
+def _odds(ordered: Sequence[float], value: float) -> float:
+    """log odds of the share of the scores below a value, with half a score on both sides."""
+    below = (bisect.bisect_left(ordered, value) + bisect.bisect_right(ordered, value)) / 2
+    return math.log((below + 0.5) / (len(ordered) - below + 0.5))

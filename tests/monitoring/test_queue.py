@@ -1,0 +1,134 @@
+"""The review queue: what comes early, and that it is the same after a restart."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from blemish.errors import ConfigError, NonFiniteError
+from blemish.monitoring.draws import Draw
+from blemish.monitoring.queue import Candidate, Opinion, Queue
+
+
+def candidate(
+    name: object,
+    score: float,
+    threshold: float | None = 2.0,
+    other: float | None = None,
+    descriptor: tuple[float, ...] | None = None,
+) -> Candidate:
+    opinions = [Opinion(version="2", score=score, threshold=threshold)]
+    if other is not None:
+        opinions.append(Opinion(version="1", score=other, threshold=threshold))
+    return Candidate(picture=str(name), opinions=tuple(opinions), descriptor=descriptor)
+
+
+def scores(count: int, seed: int = 0) -> list[float]:
+    return [float(each) for each in np.random.default_rng(seed).normal(size=count)]
+
+
+def test_near_the_threshold_comes_early() -> None:
+    queue = Queue(seed=1)
+    found = [(score, queue.place(candidate(at, score))) for at, score in enumerate(scores(1500))]
+    near = [draw.size for score, draw in found[500:] if score > 1.5]
+    far = [draw.size for score, draw in found[500:] if score < 0]
+    assert np.mean(near) > 5 * np.mean(far)
+    assert min(draw.size for _, draw in found) >= 0.2
+    # On average a picture's size is one, so the random share is what it is called.
+    assert abs(np.mean([draw.size for _, draw in found[200:]]) - 1) < 0.1
+    first = sorted((draw for _, draw in found), key=lambda draw: draw.priority)[:100]
+    assert 0.08 < np.mean([draw.stratum == "random" for draw in first]) < 0.32
+
+
+def test_scores_have_no_unit() -> None:
+    plain, scaled = Queue(seed=1), Queue(seed=1)
+    for at, score in enumerate(scores(300)):
+        one = plain.place(candidate(at, score))
+        other = scaled.place(candidate(at, math.exp(score), math.exp(2.0)))
+        assert one == other
+
+
+def test_versions_that_disagree() -> None:
+    queue = Queue(seed=1)
+    for at, score in enumerate(scores(400)):
+        queue.place(candidate(at, score, other=score + 0.1))
+    same = queue.place(candidate("same", 1.0, other=1.0))
+    split = queue.place(candidate("split", 1.0, other=2.5))
+    assert split.size > 2 * same.size
+
+
+def test_unlike_what_was_seen() -> None:
+    queue = Queue(seed=1, shares={"unseen": 1})
+    random = np.random.default_rng(0)
+    for at in range(400):
+        queue.place(candidate(at, 0.0, descriptor=tuple(100 * random.normal(size=4))))
+    usual = queue.place(candidate("usual", 0.0, descriptor=(0.0, 0.0, 0.0, 0.0)))
+    strange = queue.place(candidate("strange", 0.0, descriptor=(900.0, 0.0, 0.0, 0.0)))
+    assert strange.size > 4 * usual.size
+    with pytest.raises(ConfigError, match="begin a new queue for another backbone"):
+        queue.place(candidate("short", 0.0, descriptor=(1.0,)))
+
+
+def test_the_same_after_a_restart() -> None:
+    queue, given = Queue(seed="s"), scores(60)
+    halfway: list[Draw] = []
+    kept = Queue(seed="s")
+    for at, score in enumerate(given):
+        draw = queue.place(candidate(at, score, other=score / 2, descriptor=(score, 1.0)))
+        kept = Queue.from_dict(json.loads(json.dumps(kept.to_dict())))
+        halfway.append(kept.place(candidate(at, score, other=score / 2, descriptor=(score, 1.0))))
+        assert halfway[-1] == draw
+    assert kept.place(candidate(59, given[-1])) == halfway[-1]  # a copy gets the same place
+    assert Queue(seed="t").place(candidate(0, given[0])).priority != halfway[0].priority
+
+
+def test_old_scores_are_forgotten() -> None:
+    queue = Queue(seed=1)
+    for at, score in enumerate(scores(1300)):
+        queue.place(candidate(at, score))
+    state = queue.to_dict()
+    assert len(state["recent"]["2"]) == 1000
+    assert queue._ordered["2"] == sorted(queue._recent["2"])
+    assert len(json.dumps(state)) < 1e6
+
+
+def test_a_new_turn() -> None:
+    queue = Queue(seed=1)
+    placed = [(score, queue.place(candidate(at, score))) for at, score in enumerate(scores(400))]
+    clock = 0.3
+    queue.turn(clock)
+    moved = [queue.again(draw, candidate(draw.picture, score, 0.0)) for score, draw in placed]
+    for (_, before), after in zip(placed, moved, strict=True):
+        if before.priority < clock:
+            assert after is before
+        else:
+            assert after.turn == 1
+            assert after.start == clock < after.priority
+            assert after.random == before.random
+    assert queue.again(moved[-1], candidate(399, 0.0, 0.0)) is moved[-1]
+    with pytest.raises(ConfigError, match="and cannot go to"):
+        queue.turn(0.1)
+
+
+def test_without_a_threshold() -> None:
+    queue = Queue(seed=1)
+    draws = [queue.place(candidate(at, score, None)) for at, score in enumerate(scores(300))]
+    high = queue.place(candidate("high", 2.0, None))
+    assert high.size > np.mean([draw.size for draw in draws])
+
+
+def test_what_cannot_be() -> None:
+    for wrong in ({"random": 0.0}, {"shares": {"other": 1.0}}, {"shares": {"threshold": 0.0}}):
+        with pytest.raises(ConfigError):
+            Queue(seed=1, **wrong)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="cannot be negative"):
+        Queue(seed=1, shares={"threshold": 2.0, "unseen": -1.0})
+    with pytest.raises(NonFiniteError, match="picture x"):
+        candidate("x", math.nan)
+    with pytest.raises(ConfigError, match="no version has scored it"):
+        Candidate(picture="x", opinions=())
+    with pytest.raises(ConfigError, match="not the state of a review queue"):
+        Queue.from_dict({"seed": 1})
