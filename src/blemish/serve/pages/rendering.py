@@ -17,14 +17,16 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from blemish.serve import uploads
 from blemish.serve.refusals import Refusal, bad_request, not_found
+from blemish.serve.reviewing import WHY
 from blemish.serve.security import Session, User
 from blemish.serve.service import Service
 
+THEME = "blemish_theme"  # the cookie by which a person chose light or dark
 FORM = 2**16  # bytes of a form without files
 _SHOWN_DIGITS = 4
 
 TABS = (
-    # name, path, key after "g"
+    # name, path, key beside Shift
     ("Live", "/live", "l"),
     ("Pictures", "/pictures", "p"),
     ("Review", "/review", "r"),
@@ -79,6 +81,8 @@ class Visit:
             "path": request.url.path,
             "tabs": tabs(request),
             "has_tokens": self.service.gate.has_tokens,
+            "theme": chosen(request.cookies.get(THEME), ("light", "dark")),
+            "why": WHY,
         }
         html = environment().get_template(template).render({**known, **values})
         answer = HTMLResponse(html, status)
@@ -167,6 +171,7 @@ def environment() -> jinja2.Environment:
         "moment": moment,
         "iso": iso,
         "query": query,
+        "zipped": zipped,
     }
     made.globals |= {"static": static, "verdict_of": verdict_of}
     return made
@@ -243,6 +248,11 @@ def verdict_of(label: int | None) -> str:
         ('good', 'defect', 'unjudged')
     """
     return "unjudged" if label is None else ("good", "defect")[label]
+
+
+def zipped(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Names as the values of a choice and what is read of them."""
+    return [(name, name) for name in names]
 
 
 def chosen(value: str | None, known: Sequence[str], otherwise: str = "") -> str:
