@@ -187,15 +187,18 @@ def test_an_answer_that_comes_too_late(
     artifact: Path, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     content = pictures[0].read_bytes()
-    with serving(artifact, time_limit_s=0.3) as live, held(monkeypatch) as (free, sizes):
-        with live.client() as client:
-            answer = client.post(URL, content=content)
-            assert answer.status_code == 504
-            assert answer.json()["error"]["kind"] == "TimeUp"
-            late = [client.post(URL, content=content).status_code for _ in range(2)]
-            assert late == [504, 504]
-            free.set()
-            until(lambda: client.post(URL, content=content).status_code == 200)
+    with (
+        serving(artifact, time_limit_s=0.3) as live,
+        held(monkeypatch) as (free, sizes),
+        live.client() as client,
+    ):
+        answer = client.post(URL, content=content)
+        assert answer.status_code == 504
+        assert answer.json()["error"]["kind"] == "TimeUp"
+        late = [client.post(URL, content=content).status_code for _ in range(2)]
+        assert late == [504, 504]
+        free.set()
+        until(lambda: client.post(URL, content=content).status_code == 200)
     assert sizes[:2] == [1, 1]  # what nobody waited for any more was never begun
 
 
@@ -275,12 +278,15 @@ def test_what_was_accepted_is_done_before_the_end(
     artifact: Path, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     content = pictures[0].read_bytes()
-    with ThreadPoolExecutor() as pool:
-        with serving(artifact) as live, held(monkeypatch) as (free, sizes):
-            asked = [pool.submit(client_status, live, content) for _ in range(3)]
-            until(lambda: live.service.queued == 3)
-            with live.client() as client, client.stream("GET", "/v1/events") as stream:
-                live.server.should_exit = True
-                assert list(stream.iter_lines())[-1] == ""  # they end, or it never would
-            free.set()
-            assert [one.result() for one in asked] == [200] * 3
+    with (
+        ThreadPoolExecutor() as pool,
+        serving(artifact) as live,
+        held(monkeypatch) as (free, _),
+    ):
+        asked = [pool.submit(client_status, live, content) for _ in range(3)]
+        until(lambda: live.service.queued == 3)
+        with live.client() as client, client.stream("GET", "/v1/events") as stream:
+            live.server.should_exit = True
+            assert list(stream.iter_lines())[-1] == ""  # they end, or it never would
+        free.set()
+        assert [one.result() for one in asked] == [200] * 3
