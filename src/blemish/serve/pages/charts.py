@@ -8,6 +8,7 @@ from datetime import datetime
 
 from markupsafe import Markup, escape
 
+from blemish.monitoring.estimates import Curve
 from blemish.report.charts import ticks
 from blemish.serve.pages.rendering import clock, count, percent, score
 from blemish.store.predictions import Histogram, Rate
@@ -44,7 +45,7 @@ def histogram(found: Histogram, threshold: float | None, *, width: float = 320) 
     frame = Frame(width, 128, min(ends) - margin, max(ends) + margin)
     most = max(found.counts)
     bars = []
-    for left, right, number in zip(found.edges, found.edges[1:], found.counts, strict=True):
+    for left, right, number in zip(found.edges[:-1], found.edges[1:], found.counts, strict=True):
         if not number:
             continue
         kind = "alarm" if threshold is not None and (left + right) / 2 > threshold else "usual"
@@ -90,6 +91,50 @@ def rates(found: Sequence[Rate], *, width: float = 640, height: float = 132) -> 
         f'y2="{frame.floor}"/><text class="tick" x="{_LEFT}" y="11">{percent(most)}</text>'
     )
     return _svg(frame, f"share of alarms over {len(found)} spans of time", "".join(parts))
+
+
+def curves(found: Curve, threshold: float | None, *, width: float = 720) -> Markup:
+    """False alarms and misses at every threshold, with their intervals; the threshold as a line,
+    which the slider moves."""
+    at = found.thresholds.tolist()
+    if len(at) < 2:
+        return Markup("")
+    ends = [at[0], at[-1], *([] if threshold is None else [threshold])]
+    frame = Frame(width, 220, min(ends), max(ends))
+    parts = []
+    for name, kind in (("false_alarm_rate", "good"), ("miss_rate", "defect")):
+        low, high = found.low[name].tolist(), found.high[name].tolist()
+        value = found.values[name].tolist()
+        band = [(x, y) for x, y in zip(at, high, strict=True)]
+        band += [(x, y) for x, y in zip(reversed(at), reversed(low), strict=True)]
+        line = [(x, y) for x, y in zip(at, value, strict=True) if y == y]
+        parts.append(f'<polygon class="band {kind}" points="{_points(frame, band)}"/>')
+        parts.append(f'<polyline class="rate {kind}" points="{_points(frame, line)}"/>')
+    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
+        y = _up(frame, share)
+        parts.insert(
+            0,
+            f'<line class="axis" x1="{_LEFT}" x2="{width - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+            f'<text class="tick" x="{width - _RIGHT}" y="{y - 3:.1f}" text-anchor="end">'
+            f"{percent(share)}</text>",
+        )
+    if threshold is not None:
+        x = frame.x(threshold)
+        parts.append(
+            f'<line class="threshold" data-line data-left="{frame.x(0) - 0:.4f}" '
+            f'data-step="{frame.x(1) - frame.x(0):.6f}" x1="{x:.1f}" x2="{x:.1f}" y1="4" '
+            f'y2="{frame.floor}"/>'
+        )
+    told = "false alarms fall and misses rise with the threshold; the table has their values"
+    return _svg(frame, told, "".join(parts) + _axis(frame))
+
+
+def _points(frame: Frame, points: Sequence[tuple[float, float]]) -> str:
+    return " ".join(f"{frame.x(x):.1f},{_up(frame, y):.1f}" for x, y in points)
+
+
+def _up(frame: Frame, share: float) -> float:
+    return frame.floor - (frame.floor - _TOP) * share
 
 
 def interval(value: float | None, low: float, high: float, *, most: float = 1.0) -> Markup:

@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from blemish.serve.pages import charts
 from blemish.serve.pages.rendering import Visit, Visiting, chosen
+from blemish.serve.reviewing import Drift, Reviewing
 from blemish.store import Row
 from blemish.store.predictions import Counts
 
@@ -42,7 +43,7 @@ async def live(visit: Visiting, show: str = "all") -> Response:
         rows=rows,
         summary=summary,
         show=show,
-        drift=drift_of(visit),
+        drift=await drift_of(visit),
         kept=visit.service.store is not None,
         categories=_categories(visit),
     )
@@ -59,13 +60,23 @@ async def feed(visit: Visiting, show: str = "all") -> Response:
 @router.get("/live/summary")
 async def summary(visit: Visiting) -> Response:
     """The counts and charts alone."""
-    return visit.page("parts/summary.html", summary=await _summary(visit), drift=drift_of(visit))
+    return visit.page("parts/summary.html", summary=await _summary(visit), drift=await drift_of(visit))
 
 
-def drift_of(visit: Visit) -> Any:
-    """What is known of a change of the pictures; None where nobody watches."""
-    monitors = getattr(visit.service, "monitors", None)
-    return None if monitors is None or not visit.model else monitors.drift(visit.model)
+async def drift_of(visit: Visit) -> list[Drift]:
+    """What is known of a change of the pictures, of all sources together first."""
+    if visit.service.store is None or not visit.model:
+        return []
+    record = visit.service.models.live(visit.model).detector.record
+    reviewing = Reviewing.of(visit.service, visit.model)
+    threshold = None if record.threshold is None else record.threshold.value
+
+    def looked() -> list[Drift]:
+        reviewing.watch(visit.version, record.calibration_scores, threshold)
+        return reviewing.drift()
+
+    found: list[Drift] = await visit.service.in_pool(looked)
+    return found
 
 
 def _categories(visit: Visit) -> tuple[str, ...]:

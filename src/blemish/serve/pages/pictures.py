@@ -9,9 +9,10 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from blemish.errors import ConfigError
+from blemish.serve.likeness import likeness
 from blemish.serve.pages import words
 from blemish.serve.pages.rendering import Visit, Visiting, chosen
-from blemish.serve.refusals import bad_request, not_found
+from blemish.serve.refusals import Refusal, bad_request, not_found
 from blemish.store import Label, OtherScore, Row
 from blemish.store.predictions import ORDERS
 
@@ -77,6 +78,20 @@ async def shown(visit: Visiting, id: int) -> Response:
     """One picture."""
     known = await of_prediction(visit, id)
     return visit.page("picture.html", known=known, row=known.row, types=await types_of(visit))
+
+
+@router.get("/pictures/{id}/likeness")
+async def alike(visit: Visiting, id: int) -> Response:
+    """What it looks most like, as a part of its page."""
+    row = await visit.service.in_pool(visit.store.prediction, id)
+    if row is None:
+        raise not_found("there is no such picture, or it was deleted since")
+    found, reason = None, ""
+    try:
+        found = await likeness(visit.service, row)
+    except Refusal as refusal:
+        reason = str(refusal)
+    return visit.page("parts/likeness.html", row=row, found=found, reason=reason)
 
 
 async def of_prediction(visit: Visit, id: int) -> Known:
