@@ -29,7 +29,7 @@ ORDER = (
         "artifact",
     ),
     *("images", "losses", "metrics", "anomalies", "backbones", "data", "methods"),
-    *("training", "engines", "detector", "export", "report", "monitoring", "store", "serve"),
+    *("training", "engines", "detector", "monitoring", "export", "report", "store", "serve"),
     *("bench", "cli", "__main__"),
 )
 # A method takes batches and returns losses or scores; who feeds it and who judges it is not its

@@ -16,7 +16,7 @@ the interval of Clopper & Pearson 1934 to the last digit. The greatest weight is
 intervals honest: that no miss was seen among pictures that are seldom shown says little, and an
 interval by a normal approximation or the bootstrap, which know only what was seen, has no way to
 tell. No proof is known that the limits of Fay & Feuer always hold; no exception is known either,
-and `tests/monitoring/test_estimates.py` tries them on adaptive queues. Other choices: betting on
+and `tests/monitoring/test_review_estimates.py` tries them on adaptive queues. Other choices: betting on
 each draw (Waudby-Smith & Ramdas 2024; Shekhar et al. 2023) is proven, also when one stops by what
 one sees, but far wider for rare events with unequal weights; LURE (Farquhar et al. 2021) is the
 same estimator for draws of a fixed number from a fixed set.

@@ -16,6 +16,7 @@ from blemish.errors import BlemishError
 from blemish.serve import api, inference, learning, managing, manual
 from blemish.serve.guard import Guard
 from blemish.serve.logs import Log
+from blemish.serve.pages import add_pages
 from blemish.serve.refusals import Refusal
 from blemish.serve.service import Service, public
 from blemish.serve.settings import Settings
@@ -56,6 +57,7 @@ def create_app(settings: Settings, log: Log | None = None) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _invalid)
     for one in (api.router, inference.router, managing.router, learning.router, manual.router):
         app.include_router(one)
+    add_pages(app)
     return app
 
 

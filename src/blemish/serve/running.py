@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -109,13 +110,20 @@ def listening(settings: Settings) -> socket.socket:
         family = socket.AF_INET6 if is_six else socket.AF_INET
     except ValueError:
         family = socket.AF_INET
+    # Named TCP, asyncio sends small answers at once; else each waits 40 ms for the client's system.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
-        return socket.create_server((address, port), family=family, backlog=2048)
+        if os.name == "posix":
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((address, port))
+        listener.listen(2048)
     except OSError as error:
+        listener.close()
         raise ConfigError(
             f"--address {address} --port {port}: cannot be listened at "
             f"({error.strerror or error}); choose another"
         ) from error
+    return listener
 
 
 def url_of(listener: socket.socket) -> str:

@@ -1,0 +1,40 @@
+"""The pages of the service: server-rendered, with small scripts beside them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, FastAPI
+from starlette.responses import Response
+from starlette.staticfiles import StaticFiles
+
+from blemish.serve.pages import (
+    figures,
+    live,
+    login,
+    media,
+    models,
+    pictures,
+    review,
+)
+from blemish.serve.pages.rendering import error_page
+
+_KEPT = "public, max-age=31536000, immutable"  # the address changes with the content
+
+
+class _Static(StaticFiles):
+    async def get_response(self, path: str, scope: Any) -> Response:
+        """A file, which browsers keep where its address says its content."""
+        answer = await super().get_response(path, scope)
+        answer.headers["Cache-Control"] = _KEPT if scope.get("query_string") else "no-cache"
+        return answer
+
+
+def add_pages(app: FastAPI) -> None:
+    """Have an application of `create_app` answer with pages too."""
+    router = APIRouter(include_in_schema=False)
+    for part in (login, live, pictures, review, figures, models, media):
+        router.include_router(part.router)
+    app.include_router(router)
+    app.mount("/static", _Static(packages=[("blemish.serve", "static")]), name="static")
+    app.state.error_page = error_page

@@ -1,0 +1,260 @@
+"""Pages as HTML: the templates, who looks at them, and how numbers and times are written."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cache
+from importlib import resources
+from typing import Annotated, Any
+from urllib.parse import parse_qs, quote, urlencode
+
+import jinja2
+from fastapi import Depends, Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+
+from blemish.serve import uploads
+from blemish.serve.refusals import Refusal, bad_request, not_found
+from blemish.serve.reviewing import WHY
+from blemish.serve.security import Session, User
+from blemish.serve.service import Service
+
+THEME = "blemish_theme"  # the cookie by which a person chose light or dark
+FORM = 2**16  # bytes of a form without files
+_SHOWN_DIGITS = 4
+
+TABS = (
+    # name, path, key beside Shift
+    ("Live", "/live", "l"),
+    ("Pictures", "/pictures", "p"),
+    ("Review", "/review", "r"),
+    ("Figures", "/figures", "f"),
+    ("Refine", "/refine", "e"),
+    ("Models", "/models", "m"),
+)
+
+
+@dataclass
+class Visit:
+    """Somebody looks at a page.
+
+    Attributes:
+        service; request; session: of their browser.
+        model: the model that the page is about; "" where the service has none.
+        opened: a response that holds the cookie of a session that was opened for this visit.
+    """
+
+    request: Request
+    service: Service
+    session: Session
+    model: str
+    opened: Response = field(repr=False)
+
+    @property
+    def user(self) -> User:
+        """Who it is."""
+        return self.session.user
+
+    @property
+    def store(self) -> Any:
+        """What was predicted and said. Raises: Refusal where nothing is kept."""
+        if self.service.store is None:
+            raise Refusal(409, "NothingKept", "this service keeps nothing; start it with a store")
+        return self.service.store
+
+    @property
+    def version(self) -> str:
+        """The live version of the model."""
+        return self.service.models.live(self.model).version if self.model else ""
+
+    def page(self, template: str, status: int = 200, **values: Any) -> Response:
+        """The answer: a page, or a part of one for htmx."""
+        request = self.request
+        known = {
+            "user": self.user,
+            "csrf": self.session.csrf,
+            "model": self.model,
+            "models": self.service.models.names if self.service.ready else [],
+            "version": self.version,
+            "path": request.url.path,
+            "tabs": tabs(request),
+            "has_tokens": self.service.gate.has_tokens,
+            "theme": chosen(request.cookies.get(THEME), ("light", "dark")),
+            "why": WHY,
+        }
+        html = environment().get_template(template).render({**known, **values})
+        answer = HTMLResponse(html, status)
+        for cookie in self.opened.headers.getlist("set-cookie"):
+            answer.headers.append("set-cookie", cookie)
+        return answer
+
+
+async def visited(request: Request) -> Visit:
+    """A dependency of pages: who looks, which takes the role review.
+
+    Raises: Refusal: 401 for somebody who is not logged in, 403 for one who may not.
+    """
+    service: Service = request.app.state.service
+    opened = Response()
+    session = service.gate.page_session(request, opened)
+    if session is None:
+        raise Refusal(401, "NotKnown", "log in first")
+    request.state.user = session.user.name
+    if not session.user.may("review"):
+        raise Refusal(
+            403, "NotAllowed", f"the pages take the role review; yours is {session.user.role}"
+        )
+    names = service.models.names if service.ready else []
+    asked = request.query_params.get("model", "")
+    if asked and asked not in names:
+        raise not_found("there is no model of that name")
+    model = asked or (names[0] if names else "")
+    return Visit(request, service, session, model, opened)
+
+
+Visiting = Annotated[Visit, Depends(visited)]
+
+
+def tabs(request: Request) -> list[tuple[str, str, str]]:
+    """The pages that there are: name, path and the key that leads there."""
+    there = {getattr(route, "path", "").split("/")[1:2][0] for route in _routes(request.app)}
+    return [one for one in TABS if one[1].strip("/") in there]
+
+
+def _routes(app: Any) -> list[Any]:
+    return [one for one in app.routes if getattr(one, "path", "").startswith("/")]
+
+
+async def error_page(request: Request, refusal: Refusal) -> Response:
+    """What somebody who wants a page sees of an error: the login, where they have to log in."""
+    if refusal.status == 401 and request.method == "GET":
+        back = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+        target = f"/login?{urlencode({'next': back})}"
+        if "hx-request" in request.headers:
+            return Response(headers={"HX-Redirect": target})
+        return RedirectResponse(target, 303)
+    values = {"status": refusal.status, "message": str(refusal), "kind": refusal.kind}
+    html = environment().get_template("error.html").render(values)
+    return HTMLResponse(html, refusal.status, headers=refusal.headers)
+
+
+async def form(request: Request) -> dict[str, str]:
+    """The fields of a small form. Raises: Refusal for a body that is none, or too long."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/x-www-form-urlencoded":
+        raise bad_request("a form was expected")
+    body = await uploads.whole(request, FORM, lambda length: None)
+    try:
+        found = parse_qs(body.decode(), keep_blank_values=True, max_num_fields=64)
+    except ValueError as error:
+        raise bad_request("the form cannot be read; load the page anew") from error
+    return {name: values[-1] for name, values in found.items()}
+
+
+@cache
+def environment() -> jinja2.Environment:
+    """For the templates of the pages: what is filled in is text; a missing name is an error."""
+    made = jinja2.Environment(
+        loader=jinja2.PackageLoader("blemish.serve", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters |= {
+        "score": score,
+        "percent": percent,
+        "count": count,
+        "clock": clock,
+        "moment": moment,
+        "iso": iso,
+        "query": query,
+        "zipped": zipped,
+    }
+    made.globals |= {"static": static, "verdict_of": verdict_of}
+    return made
+
+
+@cache
+def static(name: str) -> str:
+    """The address of a file that pages need, another one for every content."""
+    content = (resources.files("blemish.serve") / "static" / name).read_bytes()
+    return f"/static/{quote(name)}?{hashlib.sha256(content).hexdigest()[:12]}"
+
+
+def score(value: float | None) -> str:
+    """A score with four digits.
+
+    Example:
+        >>> score(0.123456), score(-12.5), score(None), score(123456.0)
+        ('0.1235', '−12.50', '–', '1.235e+05')
+    """
+    if value is None:
+        return "–"
+    written = f"{value:#.{_SHOWN_DIGITS}g}".rstrip(".")
+    return written.replace("-", "−", 1) if value < 0 else written
+
+
+def percent(value: float | None) -> str:
+    """A share in percent, with as many digits as are told apart.
+
+    Example:
+        >>> percent(0.5), percent(0.0123), percent(0.00004), percent(None), percent(1.0)
+        ('50 %', '1.2 %', '0.004 %', '–', '100 %')
+    """
+    if value is None:
+        return "–"
+    hundreds = 100 * value
+    digits = 0 if hundreds >= 10 or not hundreds else 1 if hundreds >= 1 else 2
+    digits = 3 if 0 < hundreds < 0.01 else digits
+    return f"{hundreds:.{digits}f} %"
+
+
+def count(value: int) -> str:
+    """A whole number with thin spaces between its thousands."""
+    return f"{value:,}".replace(",", "\u202f")
+
+
+def clock(time: datetime) -> str:
+    """A time of today, or of another day, in UTC."""
+    own = time.astimezone(UTC)
+    today = datetime.now(UTC).date() == own.date()
+    return own.strftime("%H:%M:%S" if today else "%d %b %H:%M")
+
+
+def moment(time: datetime) -> str:
+    """A time in full, in UTC."""
+    return time.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def iso(time: datetime) -> str:
+    """A time for programs."""
+    return time.astimezone(UTC).isoformat(timespec="seconds")
+
+
+def query(values: Mapping[str, Any], **changed: Any) -> str:
+    """A query of the values that say something, some of them changed."""
+    given = {**values, **changed}
+    return urlencode({name: value for name, value in given.items() if value not in (None, "")})
+
+
+def verdict_of(label: int | None) -> str:
+    """The word for a verdict of the detector.
+
+    Example:
+        >>> verdict_of(0), verdict_of(1), verdict_of(None)
+        ('good', 'defect', 'unjudged')
+    """
+    return "unjudged" if label is None else ("good", "defect")[label]
+
+
+def zipped(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Names as the values of a choice and what is read of them."""
+    return [(name, name) for name in names]
+
+
+def chosen(value: str | None, known: Sequence[str], otherwise: str = "") -> str:
+    """A value of a query, where it is one of those known."""
+    return value if value in known else otherwise

@@ -1,0 +1,143 @@
+"""The review: the next picture, what a reviewer says of it, and taking that back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from blemish.errors import ConfigError, ImageError
+from blemish.serve import uploads
+from blemish.serve.pages import pictures
+from blemish.serve.pages.rendering import Visit, Visiting, form
+from blemish.serve.refusals import Refusal, bad_request
+from blemish.serve.reviewing import Next, Reviewing
+from blemish.store import Label
+from blemish.store.records import MASK_BYTES
+
+router = APIRouter(prefix="/review")
+_AHEAD = 3  # pictures whose files the browser fetches beforehand
+
+
+@router.get("")
+async def queue(visit: Visiting, id: int | None = None, after: str = "") -> Response:
+    """The next picture of the queue, or one that is named."""
+    return await _shown(visit, "review.html", id=id, after=after)
+
+
+@router.post("/label")
+async def label(request: Request, visit: Visiting) -> Response:
+    """Keep what a reviewer says, and show the next picture."""
+    visit.service.gate.known(request)
+    given = await _given(request)
+    if given["verdict"] == "skip":
+        passed = [one for one in given["skipped"].split(",") if one][-200:]
+        return await _shown(visit, "parts/review.html", skipped=[*passed, given["picture"]])
+    mask = given["mask"] if given["verdict"] == "defect" else None
+    try:
+        said = Label(
+            picture=given["picture"],
+            verdict=given["verdict"],
+            reviewer=visit.user.name,
+            defect=given["defect"].strip() if given["verdict"] == "defect" else "",
+            mask=mask or None,
+            prediction=int(given["prediction"]) if given["prediction"] else None,
+        )
+        id = await visit.service.in_pool(visit.store.add_label, said)
+    except (ConfigError, ImageError, ValueError) as error:
+        raise Refusal(422, "UnusableLabel", str(error)) from error
+    told = {"id": id, "picture": said.picture, "verdict": said.verdict, "who": said.reviewer}
+    visit.service.events.publish("label", told)
+    if given["then"] == "stay" and said.prediction is not None:
+        return await _one(visit, said.prediction)
+    passed = [one for one in given["skipped"].split(",") if one][-200:]
+    return await _shown(visit, "parts/review.html", skipped=passed, said=said)
+
+
+@router.post("/undo")
+async def undo(request: Request, visit: Visiting) -> Response:
+    """Take the reviewer's last label back, and show its picture again."""
+    visit.service.gate.known(request)
+    given = await form(request)
+    taken: Label | None = await visit.service.in_pool(visit.store.undo_label, visit.user.name)
+    if taken is not None:
+        told = {"id": taken.id, "picture": taken.picture, "verdict": "", "who": taken.reviewer}
+        visit.service.events.publish("label", told)
+        Reviewing.of(visit.service, visit.model).forget(taken.picture)
+    if given.get("then") == "stay" and given.get("prediction", "").isdecimal():
+        return await _one(visit, int(given["prediction"]))
+    return await _shown(
+        visit,
+        "parts/review.html",
+        id=None if taken is None else taken.prediction,
+        undone=taken,
+        nothing_undone=taken is None,
+    )
+
+
+async def _given(request: Request) -> dict[str, Any]:
+    """What a label's form holds. Raises: Refusal."""
+    parts = await uploads.parts(
+        request, limit=MASK_BYTES + 2**16, most=12, hold=lambda length: None
+    )
+    found: dict[str, Any] = dict.fromkeys(
+        ("picture", "prediction", "verdict", "defect", "skipped", "then"), ""
+    )
+    found["mask"] = None
+    for part in parts:
+        if part.field == "mask":
+            found["mask"] = part.content
+        elif part.field in found:
+            found[part.field] = part.content.decode("utf-8", "replace")
+    if not found["verdict"]:
+        raise bad_request("say what the picture is: good, defect or unsure")
+    return found
+
+
+async def _one(visit: Visit, id: int) -> Response:
+    """What was said of one picture, for its page."""
+    known = await pictures.of_prediction(visit, id)
+    types = await pictures.types_of(visit)
+    return visit.page("parts/said.html", known=known, row=known.row, types=types)
+
+
+async def _shown(
+    visit: Visit,
+    template: str,
+    *,
+    id: int | None = None,
+    after: str = "",
+    skipped: list[str] | None = None,
+    said: Label | None = None,
+    undone: Label | None = None,
+    nothing_undone: bool = False,
+) -> Response:
+    values: dict[str, Any] = {"known": None, "next": None, "ahead": [], "left": 0, "types": []}
+    passed = list(skipped or [])
+    if visit.service.store is not None and visit.model:
+        reviewing = Reviewing.of(visit.service, visit.model)
+        coming: list[Next] = await visit.service.in_pool(
+            reviewing.coming, visit.user.name, _AHEAD + 1, tuple(passed)
+        )
+        first = coming[0] if coming else None
+        if id is None and first is not None:
+            id = first.row.id
+        if id is not None:
+            values["known"] = await pictures.of_prediction(visit, id)
+        values |= {
+            "next": next((one for one in coming if one.row.id == id), None),
+            "ahead": [one.row for one in coming if one.row.id != id],
+            "left": await visit.service.in_pool(reviewing.left),
+            "types": await pictures.types_of(visit),
+        }
+    return visit.page(
+        template,
+        row=values["known"].row if values["known"] else None,
+        kept=visit.service.store is not None,
+        skipped=passed,
+        said=said,
+        undone=undone,
+        nothing_undone=nothing_undone,
+        **values,
+    )

@@ -1,0 +1,51 @@
+"""What a score means, in words."""
+
+from __future__ import annotations
+
+from blemish.serve.pages.rendering import percent, score
+from blemish.store import Row
+
+
+def verdict(row: Row) -> str:
+    """One sentence on the verdict.
+
+    It says the score, the threshold and the relation of the two.
+    """
+    if row.threshold is None or row.label is None:
+        return f"Scored {score(row.score)}; without a threshold there is no verdict."
+    side = "above" if row.score > row.threshold else "not above"
+    return f"Scored {score(row.score)}, {side} the threshold of {score(row.threshold)}."
+
+
+def rarity(row: Row) -> str:
+    """What the p-value says; "" without one."""
+    if row.p_value is None:
+        return ""
+    if row.p_value >= 0.5:
+        return "As usual for a good picture: more than half of them score as high or higher."
+    share = percent(row.p_value)
+    if row.label:
+        return f"Of good pictures, at most {share} score as high as this (p = {row.p_value:.3g})."
+    return f"Of good pictures, about {share} score as high or higher (p = {row.p_value:.3g})."
+
+
+def margin(row: Row) -> str:
+    """How near the verdict is to the other one; "" without a threshold."""
+    if row.threshold is None or row.threshold == 0:
+        return ""
+    apart = (row.score - row.threshold) / abs(row.threshold)
+    if abs(apart) < 0.05:
+        return "That is close: a little more light or dust could turn the verdict."
+    return f"That is {percent(abs(apart))} {'above' if apart > 0 else 'below'} the threshold."
+
+
+def regions(row: Row) -> str:
+    """Where it stands out."""
+    if row.regions is None:
+        return "This detector draws no regions."
+    found = len(row.regions)
+    if not found:
+        return "No place stands out."
+    share = percent(sum(float(one["share"]) for one in row.regions))
+    places = "One place stands out" if found == 1 else f"{found} places stand out"
+    return f"{places}, {share} of the picture."
