@@ -36,7 +36,7 @@ KIND = "refine"
 FOLDER = "jobs"  # of the store
 _BETWEEN = 0.5  # seconds between two notes of progress
 _LAST_WORDS = 2000  # bytes of what a process that failed wrote last
-_ENDED = ("done", "failed", "cancelled")
+ENDED = ("done", "failed", "cancelled")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,7 @@ class Jobs:
         for name in self._service.models.names:
             self._sweep(name, "*")
         for job in await self._in_pool(self._store.jobs):
-            if job.kind == KIND and job.state not in _ENDED:
+            if job.kind == KIND and job.state not in ENDED:
                 await self._note(job.id, state="failed", message="the service ended; start it anew")
 
     async def close(self) -> None:
@@ -100,7 +100,7 @@ class Jobs:
         """
         served = self._service.models.live(name)
         self._service.models.folder_of(name)
-        if any(job.state not in _ENDED for job in await self.jobs(name)):
+        if any(job.state not in ENDED for job in await self.jobs(name)):
             raise Refusal(409, "Conflict", "a job of this model is under way; wait for it")
         plan, learn, held = await self._gathered(served, rate)
         if plan.missing:

@@ -15,6 +15,7 @@ from blemish.serve.pages import (
     media,
     models,
     pictures,
+    refine,
     review,
 )
 from blemish.serve.pages.rendering import error_page
@@ -33,7 +34,7 @@ class _Static(StaticFiles):
 def add_pages(app: FastAPI) -> None:
     """Have an application of `create_app` answer with pages too."""
     router = APIRouter(include_in_schema=False)
-    for part in (login, live, pictures, review, figures, models, media):
+    for part in (login, live, pictures, review, figures, refine, models, media):
         router.include_router(part.router)
     app.include_router(router)
     app.mount("/static", _Static(packages=[("blemish.serve", "static")]), name="static")

@@ -83,9 +83,7 @@ def rates(found: Sequence[Rate], *, width: float = 640, height: float = 132) -> 
             f'width="{wide:.1f}" height="{max(tall, 1):.1f}"><title>{escape(said)}</title></rect>'
         )
         if at % step == 0 and x < width - 70:
-            parts.append(
-                f'<text class="tick" x="{x:.1f}" y="{height - 6}">{escape(name)}</text>'
-            )
+            parts.append(f'<text class="tick" x="{x:.1f}" y="{height - 6}">{escape(name)}</text>')
     parts.append(
         f'<line class="axis" x1="{_LEFT}" x2="{width - _RIGHT}" y1="{frame.floor}" '
         f'y2="{frame.floor}"/><text class="tick" x="{_LEFT}" y="11">{percent(most)}</text>'

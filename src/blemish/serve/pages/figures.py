@@ -160,9 +160,7 @@ def _figures(
     if threshold is not None:
         at = np.unique([*at.tolist(), threshold])
     whole = curve(sample, at, level=LEVEL, pool=pool) if len(at) else None
-    estimates = (
-        {} if threshold is None else figures(sample, threshold, level=LEVEL, pool=pool)
-    )
+    estimates = {} if threshold is None else figures(sample, threshold, level=LEVEL, pool=pool)
     chart = Markup("") if whole is None else charts.curves(whole, threshold)
     return Figures(sample, threshold, own, estimates, whole, chart)
 
@@ -171,9 +169,7 @@ def _rates(visit: Visit, span: Any) -> dict[str, Any]:
     store, model = visit.store, visit.model
     spans: list[Rate] = store.verdict_rates(span, model=model)
     tables = {
-        by: sorted(
-            store.verdict_rates(by, model=model), key=lambda one: -one.predictions
-        )[:12]
+        by: sorted(store.verdict_rates(by, model=model), key=lambda one: -one.predictions)[:12]
         for by in ("source", "category", "version")
     }
     return {

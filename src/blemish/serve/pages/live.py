@@ -60,7 +60,9 @@ async def feed(visit: Visiting, show: str = "all") -> Response:
 @router.get("/live/summary")
 async def summary(visit: Visiting) -> Response:
     """The counts and charts alone."""
-    return visit.page("parts/summary.html", summary=await _summary(visit), drift=await drift_of(visit))
+    return visit.page(
+        "parts/summary.html", summary=await _summary(visit), drift=await drift_of(visit)
+    )
 
 
 async def drift_of(visit: Visit) -> list[Drift]:
