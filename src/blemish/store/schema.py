@@ -123,18 +123,19 @@ CONSENSUS = Table(
     Index(None, "verdict", "picture"),
 )
 
+# The place of each picture in the review queue of a model.
 DRAWS = Table(
     "draws",
     METADATA,
-    _id(),
-    Column("picture", DIGEST, nullable=False),
-    Column("model", String(NAME), nullable=False),
+    Column("picture", DIGEST, primary_key=True),
+    Column("model", String(NAME), primary_key=True),
     Column("version", String(NAME), nullable=False),
     Column("stratum", String(NAME), nullable=False),
     Column("probability", Double, nullable=False),
+    Column("priority", Double, nullable=False),
+    Column("record", Text, nullable=False),  # JSON
     Column("time", BigInteger, nullable=False),
-    Index(None, "picture", "model", "time"),
-    sqlite_autoincrement=True,
+    Index(None, "model", "priority"),
 )
 
 # What other versions say of pictures, beside those that were live.
@@ -195,4 +196,13 @@ JOBS = Table(
     Column("result", Text, nullable=False),  # JSON
     Index(None, "model", "id"),
     sqlite_autoincrement=True,
+)
+
+# What others must remember, a JSON document each: the queue, the monitors of drift.
+NOTES = Table(
+    "notes",
+    METADATA,
+    Column("name", String(NAME), primary_key=True),
+    Column("document", Text, nullable=False),
+    Column("time", BigInteger, nullable=False),
 )

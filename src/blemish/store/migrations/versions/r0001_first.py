@@ -80,19 +80,17 @@ def _add_reviews() -> None:
     )
     op.create_table(
         "draws",
-        sa.Column("id", _ID, autoincrement=True, nullable=False),
         sa.Column("picture", sa.String(length=64), nullable=False),
         sa.Column("model", sa.String(length=100), nullable=False),
         sa.Column("version", sa.String(length=100), nullable=False),
         sa.Column("stratum", sa.String(length=100), nullable=False),
         sa.Column("probability", sa.Double(), nullable=False),
+        sa.Column("priority", sa.Double(), nullable=False),
+        sa.Column("record", sa.Text(), nullable=False),
         sa.Column("time", sa.BigInteger(), nullable=False),
-        sa.PrimaryKeyConstraint("id", name="pk_draws"),
-        sqlite_autoincrement=True,
+        sa.PrimaryKeyConstraint("picture", "model", name="pk_draws"),
     )
-    op.create_index(
-        "ix_draws_picture_model_time", "draws", ["picture", "model", "time"], unique=False
-    )
+    op.create_index("ix_draws_model_priority", "draws", ["model", "priority"], unique=False)
     op.create_table(
         "scores",
         sa.Column("picture", sa.String(length=64), nullable=False),
@@ -147,6 +145,13 @@ def _add_models() -> None:
         sqlite_autoincrement=True,
     )
     op.create_index("ix_jobs_model_id", "jobs", ["model", "id"], unique=False)
+    op.create_table(
+        "notes",
+        sa.Column("name", sa.String(length=100), nullable=False),
+        sa.Column("document", sa.Text(), nullable=False),
+        sa.Column("time", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("name", name="pk_notes"),
+    )
     op.create_table(
         "promotions",
         sa.Column("id", _ID, autoincrement=True, nullable=False),
