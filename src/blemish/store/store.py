@@ -54,6 +54,11 @@ class Store(Predictions, Labels, Reviewing, Versions, Jobs, Notes, Media):
         folder = Path(folder)
         return cls(Database.open(url, folder, wait), folder)
 
+    @property
+    def name(self) -> str:
+        """What its database is called in messages: without a path or an address."""
+        return self._database.name
+
     def close(self) -> None:
         """Let go of the database. A closed store may not be used."""
         self._database.close()
