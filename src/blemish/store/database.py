@@ -111,6 +111,14 @@ class Database:
         except (exc.DBAPIError, exc.TimeoutError) as error:
             raise explained(error, name or self.name) from error
 
+    def analyse(self) -> None:
+        """Have SQLite look at a part of its tables, so that it knows which index is worth using.
+        PostgreSQL does so by itself. Raises: StoreError."""
+        if self.is_sqlite:
+            with self.writing() as connection:
+                connection.exec_driver_sql("PRAGMA analysis_limit=1000")
+                connection.exec_driver_sql("ANALYZE")
+
     def _bring_up_to_date(self) -> None:
         """Raises: StoreError, after `wait` seconds where the database is out of reach."""
         until = time.monotonic() + self.wait
@@ -118,6 +126,7 @@ class Database:
             try:
                 with self._explained(self._place), self._engine.connect() as connection:
                     bring_up_to_date(connection, self._place)
+                self.analyse()
                 return
             except StoreError as error:
                 if self.is_sqlite or not error.retryable or time.monotonic() > until:

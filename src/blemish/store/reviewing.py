@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from typing import Any, Unpack
+from typing import Unpack
 
 import sqlalchemy as sql
 from sqlalchemy import ColumnElement, Connection, RowMapping
@@ -89,7 +89,7 @@ class Reviewing(Part):
         asked: Filters = {**filters, "model": model, "reviewed": True if said is None else said}
         where = conditions(asked)
         with self._database.reading() as connection:
-            found = connection.execute(_last_of(where)).mappings().all()
+            found = _last_of(connection, where)
             draws = _draws_of(connection, model, [one["picture"] for one in found])
         return [
             Reviewed(
@@ -110,7 +110,7 @@ class Reviewing(Part):
         asked: Filters = {**filters, "model": model, "reviewed": DISAGREED}
         where = conditions(asked)
         with self._database.reading() as connection:
-            found = connection.execute(_last_of(where)).mappings().all()
+            found = _last_of(connection, where)
         return [row_of(one) for one in reversed(found)]
 
     def add_scores(self, scores: Iterable[OtherScore]) -> None:
@@ -160,12 +160,20 @@ class Reviewing(Part):
         return by_picture
 
 
-def _last_of(where: Sequence[ColumnElement[bool]]) -> sql.Select[Any]:
-    """Of each picture the last of some predictions, the oldest first."""
-    last = sql.select(sql.func.max(PREDICTIONS.c.id)).where(*where).group_by(PREDICTIONS.c.picture)
+def _last_of(connection: Connection, where: Sequence[ColumnElement[bool]]) -> list[RowMapping]:
+    """Of each reviewed picture the last of some predictions, the oldest first."""
+    of = CONSENSUS.alias()
+    mine = PREDICTIONS.c.picture == of.c.picture
+    last = sql.select(sql.func.max(PREDICTIONS.c.id)).where(mine, *where).correlate(of)
+    each = sql.select(last.scalar_subquery()).where(of.c.verdict != "")
+    ids = sorted(id for id in connection.scalars(each) if id is not None)
     more = (CONSENSUS.c.masked, CONSENSUS.c.reviewers)
-    rows = selected(False).add_columns(*more).where(PREDICTIONS.c.id.in_(last))
-    return rows.order_by(PREDICTIONS.c.id)
+    rows = selected(False).add_columns(*more).order_by(PREDICTIONS.c.id)
+    found: list[RowMapping] = []
+    for start in range(0, len(ids), _AT_ONCE):
+        some = PREDICTIONS.c.id.in_(ids[start : start + _AT_ONCE])
+        found += connection.execute(rows.where(some)).mappings().all()
+    return found
 
 
 def _draws_of(connection: Connection, model: str, pictures: Sequence[str]) -> dict[str, Draw]:

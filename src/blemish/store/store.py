@@ -6,6 +6,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from blemish.store.counting import Counting
 from blemish.store.database import Database
 from blemish.store.jobs import Jobs
 from blemish.store.labels import Labels
@@ -16,7 +17,7 @@ from blemish.store.reviewing import Reviewing
 from blemish.store.versions import Versions
 
 
-class Store(Predictions, Labels, Reviewing, Versions, Jobs, Notes, Media):
+class Store(Predictions, Counting, Labels, Reviewing, Versions, Jobs, Notes, Media):
     """What was predicted, and what people said of it. Any number of threads may use one.
 
     Every method raises StoreError where the database or the folder cannot be read or written, and
