@@ -13,11 +13,12 @@ from blemish.store.labels import Labels
 from blemish.store.media import Media
 from blemish.store.notes import Notes
 from blemish.store.predictions import Predictions
+from blemish.store.retention import Retention
 from blemish.store.reviewing import Reviewing
 from blemish.store.versions import Versions
 
 
-class Store(Predictions, Counting, Labels, Reviewing, Versions, Jobs, Notes, Media):
+class Store(Predictions, Counting, Labels, Reviewing, Versions, Jobs, Notes, Media, Retention):
     """What was predicted, and what people said of it. Any number of threads may use one.
 
     Every method raises StoreError where the database or the folder cannot be read or written, and
