@@ -186,7 +186,11 @@ def test_defects_are_no_drift_but_many_alarms_are() -> None:
     assert "alarms alarms True" in said
     assert "usual" not in {one.test for one in many.alarms()}
     assert "More pictures raise an alarm" in many.words()
-    assert not Monitor(Reference.of([1.0, 2.0], None, seed="s"), seed="s").add(0, "a")
+    for threshold in (None, 0.0, 1.5, 9.0):  # also below and above all calibration scores
+        known = Reference.of([1.0, 2.0], threshold, seed="s")
+        lone = Monitor(known, seed="s")
+        assert not [said for at in range(3) for said in lone.add(known.cell(at, str(at)), str(at))]
+        assert all(np.isfinite(list(lone.evidence().values())))
 
 
 def test_state_survives_and_depends_on_keys_alone() -> None:

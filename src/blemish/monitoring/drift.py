@@ -259,7 +259,8 @@ class Monitor:
         self._middle = 1 - (np.cumsum(gaps) - gaps / 2) / gaps.sum()
         above = float(gaps[:top].sum())
         # A tenth of the error of `alarms` is that the threshold's rate is higher than this.
-        rate = float(quantile(above, gaps.sum() - above, 1 - alpha / 30)) if top else 0.0
+        rest = float(gaps.sum()) - above
+        rate = float(quantile(above, rest, 1 - alpha / 30)) if top and rest else float(top > 0)
         self._most = min(defects + (1 - defects) * rate, 0.999)
         self._levels = np.array([alpha / 3, 0.9 * alpha / 3, alpha / 3])
         self._floor = math.log(3 / alpha)
