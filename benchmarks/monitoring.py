@@ -73,6 +73,12 @@ def delay(against: str, n: int, begins: int, change: str) -> dict[str, Any]:
     }
 
 
+def false_alarms(against: str, n: int) -> dict[str, Any]:
+    alarms, _ = first_alarms(n, 5000, 200, seed=1, against=against)  # type: ignore[arg-type]
+    share = float((alarms != NEVER).mean())
+    return {"what": "false", "against": against, "n": n, "alpha": 0.05, "share": share}
+
+
 def with_never(first: np.ndarray, begins: int) -> np.ndarray:
     late = first[first >= begins]
     return np.where(late == NEVER, math.inf, late - begins + 1.0)
@@ -112,6 +118,14 @@ def coverage(pictures: int, budget: int, turns: bool) -> list[dict[str, Any]]:
 def page(rows: list[dict[str, Any]]) -> str:
     delays = [row for row in rows if row["what"] == "delay"]
     lines = [
+        "| against | calibration pictures | streams with a false alarm at 5 % |",
+        "|---|---|---|",
+    ]
+    for row in rows:
+        if row["what"] == "false":
+            lines.append(f"| {row['against']} | {row['n']} | {100 * row['share']:.1f} % |")
+    lines += [
+        "",
         "| against | calibration pictures | pictures before | change | noticed | median delay |",
         "|---|---|---|---|---|---|",
     ]
@@ -166,7 +180,9 @@ def main() -> None:
         # Against itself the calibration set says nothing, and there must be something before.
         if against == "usual" or (n == 200 and begins)
     ]
-    rows = [delay(*case) for case in cases]
+    ways = ("usual", "steady", "the calibration set alone")
+    rows = [false_alarms(against, n) for against in ways for n in (40, 200, 1000)]
+    rows += [delay(*case) for case in cases]
     for season in SEASONS:
         rows += coverage(*season)
     more = {"part": "monitoring", "date": datetime.now(UTC).isoformat(), "commit": commit}
