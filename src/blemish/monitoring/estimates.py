@@ -88,7 +88,7 @@ class Sample:
     """Reviewed pictures with what each stands for.
 
     Attributes:
-        scores: R. truths: R: 0 good, 1 defect, -1 unsure. counts: R weights, >= 1.
+        scores: R. truths: R: 0 good, 1 defect, -1 unsure. counts: R weights, > 0.
         by_chance: R: whether the random share alone would have shown it by now.
         groups: of each.
         clock, turns: of the race, see `draws`.
