@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from scipy.stats import beta
 from streams import NEVER, first_alarms
 
 from blemish.detector.thresholds import p_value
@@ -219,6 +220,13 @@ def test_alarms_come_at_the_stated_levels() -> None:
     assert stands == set(levels)
     assert notices > 1
     assert {one.at for one in monitor.alarms()} == set(monitor._since)
+
+
+def test_how_many_alarms_are_too_many() -> None:
+    """The rate that the threshold has with all but a thirtieth of alpha, besides the defects."""
+    monitor = Monitor(reference(), seed="s", alpha=0.03, defects=0.1)
+    rate = float(beta.ppf(1 - 0.001, 10, 191))  # 9 of 200 scores are above the threshold
+    assert monitor._most == pytest.approx(0.1 + 0.9 * rate)
 
 
 def test_state_survives_and_depends_on_keys_alone() -> None:
