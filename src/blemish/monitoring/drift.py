@@ -38,12 +38,13 @@ false ones at most one in `run` pictures on average, for ever, and again after e
 pictures in any number, if they are exchangeable but for a share `tolerance` of them, which may
 score as it likes: missed defects do not make an alarm, nor does a change too small to matter.
 
-**How soon.** With the defaults and 200 calibration pictures, 1,000 pictures before the change (rows
-of `benchmarks/monitoring.py`): where a picture after it scores higher than one before it 76 times
-in 100, after 40 pictures in the median; 64 times, after 140; 57 times, in 40 % of the streams within
-5,000 pictures, as that is near what the tolerance lets pass (after 10,000 pictures: always, in 810);
-where scores spread half as far again, after 180. With 40 calibration pictures and a change before
-the first picture, only the greatest of these is noticed, for 40 pictures do not say more.
+**How soon.** In the median (rows of `benchmarks/monitoring.py`; the defaults, 200 calibration
+pictures, 1,000 pictures before the change): where a picture after it scores higher than one before
+it 76 times in 100, after 40 pictures; 64 times, after 140; where scores spread half as far again,
+after 180. 57 times in 100 is near what the tolerance lets pass: 40 % of such streams were noticed
+within 5,000 pictures, and all, after 810, where 10,000 had come before. With 40 calibration pictures
+and a change before the first picture, only the greatest of these is noticed as a rule: 40 pictures
+do not say more.
 
 Pictures that come in runs (one lamp, one batch, a camera that looks twice) are not exchangeable:
 have a monitor for each camera, and leave out what is nearly the same as the picture before.
