@@ -42,9 +42,9 @@ score as it likes: missed defects do not make an alarm, nor does a change too sm
 pictures, 1,000 pictures before the change): where a picture after it scores higher than one before
 it 76 times in 100, after 40 pictures; 64 times, after 140; where scores spread half as far again,
 after 180. 57 times in 100 is near what the tolerance lets pass: 40 % of such streams were noticed
-within 5,000 pictures, and all, after 810, where 10,000 had come before. With 40 calibration pictures
-and a change before the first picture, only the greatest of these is noticed as a rule: 40 pictures
-do not say more.
+within 5,000 pictures, and all, after 810, where 10,000 had come before. With 40 calibration
+pictures and a change before the first picture, only the greatest of these is noticed as a rule: 40
+pictures do not say more.
 
 Pictures that come in runs (one lamp, one batch, a camera that looks twice) are not exchangeable:
 have a monitor for each camera, and leave out what is nearly the same as the picture before.
