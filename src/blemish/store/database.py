@@ -24,6 +24,8 @@ from blemish.store.migrating import bring_up_to_date
 
 FILE = "blemish.sqlite"
 _CACHE = 16 * 1024  # KiB of pages that each connection of SQLite holds
+# What PostgreSQL says to whom it lets not in; it gives no code for that.
+_REFUSED = ("does not exist", "authentication failed", "no pg_hba.conf entry", "no password")
 _PAUSE = 0.2  # seconds between attempts to reach a database that is not there yet
 
 
@@ -105,11 +107,38 @@ class Database:
             self._lock.release()
 
     @contextmanager
-    def _explained(self, name: str = "") -> Iterator[None]:
+    def _explained(self, place: str = "") -> Iterator[None]:
+        """Args: place: what only who opens the database may see of it."""
         try:
             yield
         except (exc.DBAPIError, exc.TimeoutError) as error:
-            raise explained(error, name or self.name) from error
+            raise explained(error, place or self.name, opening=bool(place)) from error
+
+    def size(self) -> int:
+        """Bytes of SQLite's database that are in use; 0 of PostgreSQL's. Raises: StoreError."""
+        if not self.is_sqlite:
+            return 0
+        with self.reading() as connection:
+            pages, free, each = (
+                int(connection.exec_driver_sql(f"PRAGMA {name}").scalar_one())
+                for name in ("page_count", "freelist_count", "page_size")
+            )
+        return (pages - free) * each
+
+    def shrink(self) -> None:
+        """Give the pages of SQLite that are not in use back to the disk. Raises: StoreError."""
+        if self.is_sqlite:
+            with self.writing() as connection:
+                raw: Any = connection.connection.driver_connection
+                raw.execute("PRAGMA incremental_vacuum").fetchall()  # a page with every step
+
+    def analyse(self) -> None:
+        """Have SQLite look at a part of its tables, so that it knows which index is worth using.
+        PostgreSQL does so by itself. Raises: StoreError."""
+        if self.is_sqlite:
+            with self.writing() as connection:
+                connection.exec_driver_sql("PRAGMA analysis_limit=1000")
+                connection.exec_driver_sql("ANALYZE")
 
     def _bring_up_to_date(self) -> None:
         """Raises: StoreError, after `wait` seconds where the database is out of reach."""
@@ -118,6 +147,7 @@ class Database:
             try:
                 with self._explained(self._place), self._engine.connect() as connection:
                     bring_up_to_date(connection, self._place)
+                self.analyse()
                 return
             except StoreError as error:
                 if self.is_sqlite or not error.retryable or time.monotonic() > until:
@@ -187,8 +217,11 @@ def _postgresql(text: str, wait: float) -> Engine:
     )
 
 
-def explained(error: exc.DBAPIError | exc.TimeoutError, name: str) -> StoreError:
-    """An error of the database in words. Args: name: what it is called in them."""
+def explained(
+    error: exc.DBAPIError | exc.TimeoutError, name: str, *, opening: bool = False
+) -> StoreError:
+    """An error of the database in words. Args: name: what it is called in them. opening: whether
+    they may say where it is, as the libraries' own do."""
     original = getattr(error, "orig", None)
     if isinstance(original, sqlite3.Error):
         return _of_sqlite(original, name)
@@ -197,11 +230,14 @@ def explained(error: exc.DBAPIError | exc.TimeoutError, name: str) -> StoreError
     state = getattr(original, "sqlstate", None)
     if state is not None:
         return _of_postgresql(str(state), original, name)
+    said = _first_line(original)
+    if any(sign in said for sign in _REFUSED):
+        return StoreError(f"{name} cannot be opened" + (f" ({said})" if opening else ""))
     if isinstance(error, exc.OperationalError | exc.InterfaceError) or getattr(
         error, "connection_invalidated", False
     ):
-        return _gone(name, _first_line(original))
-    return StoreError(f"{name} cannot be used ({_first_line(original or error)})")
+        return _gone(name, said if opening else "it does not answer")
+    return StoreError(f"{name} cannot be used ({type(original).__name__})")
 
 
 def _gone(name: str, reason: str) -> StoreError:
