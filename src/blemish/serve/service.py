@@ -24,6 +24,7 @@ from blemish.serve.models import Registry, Served
 from blemish.serve.refusals import Refusal, bad_request, busy, too_large, unusable
 from blemish.serve.security import Gate, read_tokens
 from blemish.serve.settings import Settings
+from blemish.serve.telemetry import Spans
 from blemish.store import Store
 from blemish.types import Prediction
 
@@ -103,6 +104,7 @@ class Service:
         tokens = None if settings.token_file is None else read_tokens(settings.token_file)
         self.gate = Gate(tokens)
         self.metrics, self.events = Metrics(), Events()
+        self.spans = Spans() if settings.telemetry else None
         self.store: Store | None = None
         self.keeper: Keeper | None = None
         self.queued = self.held = 0
@@ -147,6 +149,8 @@ class Service:
             await self.models.close()
             if self.keeper is not None:
                 await self.keeper.close()
+            if self.spans is not None:
+                await self.in_pool(self.spans.close)
             self.pools.close()
 
     @contextmanager
@@ -200,6 +204,8 @@ class Service:
         row["id"] = id
         for stage, (began, ended) in upload.times.items():
             self.metrics.stages.labels(stage).observe((ended - began) / 1e9)
+        if self.spans is not None:
+            self.spans.of_picture(upload, model=served.name, version=served.version)
         self.events.publish(
             "prediction",
             {**row, "model": served.name, "version": served.version, "source": upload.source},
