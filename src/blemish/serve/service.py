@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from starlette.types import Scope
@@ -24,8 +25,11 @@ from blemish.serve.models import Registry, Served
 from blemish.serve.refusals import Refusal, bad_request, busy, too_large, unusable
 from blemish.serve.security import Gate, read_tokens
 from blemish.serve.settings import Settings
+from blemish.serve.telemetry import Spans
 from blemish.store import Store
 from blemish.types import Prediction
+
+_WAIT = 5.0  # seconds for a store that is busy or gone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +105,7 @@ class Service:
         tokens = None if settings.token_file is None else read_tokens(settings.token_file)
         self.gate = Gate(tokens)
         self.metrics, self.events = Metrics(), Events()
+        self.spans = Spans() if settings.telemetry else None
         self.store: Store | None = None
         self.keeper: Keeper | None = None
         self.jobs: Jobs | None = None
@@ -123,8 +128,9 @@ class Service:
         settings = self.settings
         if settings.store_folder is not None:
             where = (settings.store_url, settings.store_folder)
-            self.store = await self.in_pool(Store.open, *where)
-            self.keeper = Keeper(self.store, settings, self.log)
+            self.store = await self.in_pool(partial(Store.open, wait=_WAIT), *where)
+            keeper = self.keeper = Keeper(self.store, settings, self.log)
+            self.metrics.waiting.set_function(lambda: keeper.spool.waiting)
         self.models = Registry(settings, self.pools, self.store, self._batch_done)
         await self.models.open()
         if self.store is not None:
@@ -150,6 +156,8 @@ class Service:
             await self.models.close()
             if self.keeper is not None:
                 await self.keeper.close()
+            if self.spans is not None:
+                await self.in_pool(self.spans.close)
             self.pools.close()
 
     @contextmanager
@@ -203,6 +211,8 @@ class Service:
         row["id"] = id
         for stage, (began, ended) in upload.times.items():
             self.metrics.stages.labels(stage).observe((ended - began) / 1e9)
+        if self.spans is not None:
+            self.spans.of_picture(upload, model=served.name, version=served.version)
         self.events.publish(
             "prediction",
             {**row, "model": served.name, "version": served.version, "source": upload.source},
