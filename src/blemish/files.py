@@ -269,14 +269,15 @@ def _lock(file: IO[bytes]) -> bool:
     return True
 
 
-def sweep(folder: Path) -> None:
-    """Remove the temporary files that killed processes have left in a folder, once in a process.
+def sweep(folder: Path, *, again: bool = False) -> None:
+    """Remove the temporary files that killed processes have left in a folder, once in a process,
+    or `again`.
 
     One counts as left where no process holds its lock and nothing has been written to it for a
     minute: over a network a lock may not be seen, and between the making of a file and its lock
     there is a moment.
     """
-    if folder in _swept:
+    if folder in _swept and not again:
         return
     _swept.add(folder)
     with suppress(OSError), os.scandir(folder) as entries:

@@ -21,28 +21,44 @@ def at(minutes: float) -> datetime:
 
 
 def drawn(number: int, **changes: Any) -> Draw:
-    given = {"picture": digest(number), "model": "part", "version": "1", "stratum": "at random"}
+    given = {"picture": digest(number), "model": "part", "version": "1", "stratum": "random"}
     return Draw(**{**given, "probability": 0.25, "time": at(0), **changes})
 
 
-def test_the_last_draw(store: Store) -> None:
-    store.add_draws([drawn(1), drawn(2), drawn(1, probability=1.0, stratum="nearest")])
-    store.add_draws([drawn(1, model="lid", probability=0.5)])
+def test_places_in_the_queue(store: Store, scored: Make) -> None:
+    store.add_predictions([scored(number) for number in range(4)])
+    record = {"size": 1.5, "turn": 0}
+    first = drawn(1, priority=0.5, record=record)
+    store.add_draws(
+        [first, drawn(2, priority=0.25), drawn(3, priority=0.75), drawn(1, model="lid")]
+    )
     store.add_draws([])
-    found = store.draw(digest(1), "part")
-    assert found == drawn(1, probability=1.0, stratum="nearest", id=3)
-    last = store.draw(digest(1))
-    assert last is not None
-    assert last.model == "lid"
-    assert store.draw(digest(3)) is None
+    assert store.draw(digest(1), "part") == first
+    assert store.draw(digest(4), "part") is None
     assert store.draw(digest(2), "lid") is None
+    assert [one.picture for one in store.queue("part")] == [digest(2), digest(1), digest(3)]
+    assert [one.picture for one in store.queue("part", limit=1)] == [digest(2)]
+    assert [one.picture for one in store.queue("part", after=0.25)] == [digest(1), digest(3)]
+    store.add_label(Label(picture=digest(1), verdict="unsure", reviewer="Ada"))
+    store.add_draws([drawn(2, priority=0.9), drawn(2, priority=0.8)])
+    assert [one.picture for one in store.queue("part")] == [digest(3), digest(2)]
+    store.undo_label("Ada")
+    assert [one.picture for one in store.queue("part")] == [digest(1), digest(3), digest(2)]
+    with pytest.raises(ConfigError, match="limit"):
+        store.queue("part", limit=0)
 
 
 @pytest.mark.parametrize(
-    "changes", [{"probability": 0.0}, {"probability": 1.01}, {"probability": float("nan")}]
+    "changes",
+    [
+        {"probability": 0.0},
+        {"probability": 1.01},
+        {"probability": float("nan")},
+        {"priority": float("inf")},
+    ],
 )
 def test_probabilities(changes: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="probability"):
+    with pytest.raises(ConfigError, match=r"probability|priority"):
         drawn(1, **changes)
 
 
@@ -51,10 +67,8 @@ def test_reviewed_pictures_with_how_they_were_drawn(store: Store, scored: Make) 
     store.add_predictions([*rows, scored(1, version="2", score=9.0), scored(2, model="lid")])
     store.add_draws(
         [
-            drawn(1, time=at(1), probability=0.1),
-            drawn(1, time=at(3), probability=0.2),
-            drawn(1, time=at(9), probability=0.9),
-            drawn(2, model="lid", time=at(1)),
+            drawn(1, probability=0.2),
+            drawn(2, model="lid"),
         ]
     )
     for number, verdict, who in (
@@ -108,3 +122,14 @@ def test_more_pictures_than_fit_into_a_statement(store: Store, scored: Make) -> 
     store.add_draws([drawn(number) for number in range(1100)])
     assert len(store.other_scores_of([row.picture for row in rows])) == 1100
     assert store.current_of([row.picture for row in rows]) == {}
+
+
+def test_notes(store: Store) -> None:
+    assert store.note("queue part") is None
+    store.put_note("queue part", {"turns": [0.5], "text": "\0\udc80"})
+    store.put_note("queue part", {"turns": [0.5, 1.5]})
+    assert store.note("queue part") == {"turns": [0.5, 1.5]}
+    with pytest.raises(ConfigError):
+        store.put_note("queue part", {"x": float("inf")})
+    with pytest.raises(ConfigError):
+        store.put_note("", {})

@@ -10,7 +10,8 @@ could not be written yet.
 from blemish.lazy import handing_out
 
 _HOMES = {
-    **dict.fromkeys(("Store",), "blemish.store.store"),
+    "Store": "blemish.store.store",
+    "Spool": "blemish.store.spool",
     **dict.fromkeys(
         (
             *("Draw", "Job", "Label", "OtherScore", "Promotion", "Reviewed", "Row", "Scored"),

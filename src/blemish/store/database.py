@@ -111,6 +111,32 @@ class Database:
         except (exc.DBAPIError, exc.TimeoutError) as error:
             raise explained(error, name or self.name) from error
 
+    def size(self) -> int:
+        """Bytes of SQLite's database that are in use; 0 of PostgreSQL's. Raises: StoreError."""
+        if not self.is_sqlite:
+            return 0
+        with self.reading() as connection:
+            pages, free, each = (
+                int(connection.exec_driver_sql(f"PRAGMA {name}").scalar_one())
+                for name in ("page_count", "freelist_count", "page_size")
+            )
+        return (pages - free) * each
+
+    def shrink(self) -> None:
+        """Give the pages of SQLite that are not in use back to the disk. Raises: StoreError."""
+        if self.is_sqlite:
+            with self.writing() as connection:
+                raw: Any = connection.connection.driver_connection
+                raw.execute("PRAGMA incremental_vacuum").fetchall()  # a page with every step
+
+    def analyse(self) -> None:
+        """Have SQLite look at a part of its tables, so that it knows which index is worth using.
+        PostgreSQL does so by itself. Raises: StoreError."""
+        if self.is_sqlite:
+            with self.writing() as connection:
+                connection.exec_driver_sql("PRAGMA analysis_limit=1000")
+                connection.exec_driver_sql("ANALYZE")
+
     def _bring_up_to_date(self) -> None:
         """Raises: StoreError, after `wait` seconds where the database is out of reach."""
         until = time.monotonic() + self.wait
@@ -118,6 +144,7 @@ class Database:
             try:
                 with self._explained(self._place), self._engine.connect() as connection:
                     bring_up_to_date(connection, self._place)
+                self.analyse()
                 return
             except StoreError as error:
                 if self.is_sqlite or not error.retryable or time.monotonic() > until:

@@ -12,9 +12,8 @@ from sqlalchemy import RowMapping
 from blemish.errors import ConfigError
 from blemish.store.filters import check_id
 from blemish.store.part import Part
-from blemish.store.records import NAME, STATES, TEXT, Job, check_choice, now, storable
+from blemish.store.records import NAME, STATES, TEXT, Job, check_choice, document, now, storable
 from blemish.store.schema import JOBS, stamp, time_of
-from blemish.store.versions import document
 
 _PLAIN = ("model", "kind", "who", "state", "progress")
 

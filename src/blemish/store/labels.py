@@ -152,22 +152,35 @@ def _size_of(connection: Connection, label: Label) -> tuple[int, int] | None:
     return None if found is None else (found.height, found.width)
 
 
+def outcome(labels: Sequence[Label]) -> tuple[str, str]:
+    """What the labels of several reviewers, one of each, come to: verdict and type of the defect;
+    "" where there are none. The latest of them comes last."""
+    sure = {label.verdict for label in labels} - {"unsure"}
+    if len(sure) == 2:
+        return DISAGREED, ""
+    verdict = next(iter(sure), "unsure" if labels else "")
+    types = [label.defect for label in labels if label.defect]
+    return verdict, types[-1] if types and verdict == "defect" else ""
+
+
 def _agree(connection: Connection, picture: str) -> None:
     """Write down what the labels on a picture, which is held, come to."""
-    columns = [LABELS.c[name] for name in ("verdict", "defect", "reviewer", "time", "masked")]
-    counting = sql.select(*columns).where(LABELS.c.picture == picture, LABELS.c.undone.is_(None))
-    by_reviewer = {row.reviewer: row for row in connection.execute(counting.order_by(LABELS.c.id))}
-    rows = sorted(by_reviewer.values(), key=lambda row: int(row.time))
-    sure = {row.verdict for row in rows} - {"unsure"}
-    verdict = DISAGREED if len(sure) == 2 else next(iter(sure), "unsure" if rows else "")
-    types = [row.defect for row in rows if row.defect]
+    counting = sql.select(LABELS).where(LABELS.c.picture == picture, LABELS.c.undone.is_(None))
+    rows = connection.execute(counting.order_by(LABELS.c.id)).mappings()
+    by_reviewer: dict[str, Label] = {}
+    for row in rows:
+        by_reviewer.pop(row["reviewer"], None)
+        by_reviewer[row["reviewer"]] = label_of(row)
+    labels = list(by_reviewer.values())
+    verdict, defect = outcome(labels)
+    times = [stamp(label.time) for label in labels] or [0]
     values = {
         "verdict": verdict,
-        "defect": types[-1] if types and verdict == "defect" else "",
-        "masked": any(row.masked for row in rows),
-        "reviewers": len(rows),
-        "first": rows[0].time if rows else 0,
-        "last": rows[-1].time if rows else 0,
+        "defect": defect,
+        "masked": any(label.mask is not None for label in labels),
+        "reviewers": len(labels),
+        "first": min(times),
+        "last": max(times),
     }
     one = sql.update(CONSENSUS).where(CONSENSUS.c.picture == picture)
     connection.execute(one.values(values))

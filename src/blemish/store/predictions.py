@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, Unpack
 
 import sqlalchemy as sql
 from sqlalchemy import ColumnElement, Connection, RowMapping
-from sqlalchemy.dialects import postgresql, sqlite
 
-from blemish.errors import ConfigError
+from blemish.errors import ConfigError, StoreError
+from blemish.store.counting import tally
 from blemish.store.filters import Filters, check_id, conditions
 from blemish.store.part import Part
 from blemish.store.records import (
@@ -29,67 +27,16 @@ from blemish.store.records import (
 from blemish.store.schema import CONSENSUS, PREDICTIONS, stamp, time_of
 
 Order = Literal["newest", "oldest", "highest", "lowest"]
-By = Literal["hour", "day", "source", "category", "version", "model"]
 
 ORDERS = ("newest", "oldest", "highest", "lowest")
 MOST = 10_000  # rows of one page
 REGIONS_BYTES = 16 * 2**20  # of a prediction's regions as JSON
 _TOO_MANY = "its regions take too much room, and were left out"
 _AT_ONCE = 500  # values in one statement
-_HOUR = 3_600_000_000  # microseconds
 _PLAIN = (  # columns that are attributes of a row, as they are
     *("picture", "model", "version", "score", "height", "width", "threshold", "label", "p_value"),
     *("region_threshold", "source", "category", "category_assigned", "adapted", "votes", "key"),
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Counts:
-    """How many predictions there are.
-
-    Attributes:
-        predictions: all. alarms: those whose verdict is anomalous. normal: those called normal.
-        unjudged: those without a verdict.
-        reviewed: those of pictures that somebody has labelled.
-    """
-
-    predictions: int
-    alarms: int
-    normal: int
-    unjudged: int
-    reviewed: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Histogram:
-    """How scores are distributed.
-
-    Attributes:
-        edges: of the bins, one more than there are; () where there are no scores.
-        counts: how many scores lie in each; the last bin has its upper edge too.
-    """
-
-    edges: tuple[float, ...]
-    counts: tuple[int, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rate:
-    """How many of some predictions are alarms.
-
-    Attributes:
-        key: when the hour or day begins (UTC), or the source, category, version or model.
-        predictions: of those with a verdict. alarms: called anomalous.
-    """
-
-    key: str | datetime
-    predictions: int
-    alarms: int
-
-    @property
-    def rate(self) -> float:
-        """The share of alarms, in [0, 1]."""
-        return self.alarms / self.predictions
 
 
 class Predictions(Part):
@@ -104,11 +51,14 @@ class Predictions(Part):
         """
         if not rows:
             return []
-        values = [_values(row) for row in rows]
+        values = {row.key: _values(row) for row in rows}
         with self._database.writing() as connection:
-            insert = (sqlite if self._database.is_sqlite else postgresql).insert(PREDICTIONS)
-            connection.execute(insert.on_conflict_do_nothing(index_elements=["key"]), values)
-            ids = _ids(connection, [row.key for row in rows])
+            there = _ids(connection, list(values))
+            new = [value for key, value in values.items() if key not in there]
+            if new:
+                connection.execute(sql.insert(PREDICTIONS), new)
+                tally(connection, new, 1)
+            ids = there | _ids(connection, [value["key"] for value in new])
         return [ids[row.key] for row in rows]
 
     def predictions(
@@ -126,13 +76,15 @@ class Predictions(Part):
             before: the id of the last row of the page before this one, in the same order; None =
                 the first page.
             limit: how many rows at most, in [1, 10,000].
-            order: by time of writing, or by score.
+            order: by time of writing, or by score, for which a model must be named.
             regions: whether to read these too.
             filters: as `Filters`.
         """
         if not 1 <= limit <= MOST:
             raise ConfigError(f"limit {limit}: is not in [1, {MOST}]")
         check_choice("order", order, ORDERS)
+        if order in ("highest", "lowest") and filters.get("model") is None:
+            raise ConfigError(f"order {order}: scores of several models mean nothing side by side")
         where = conditions(filters)
         with self._database.reading() as connection:
             if before is not None:
@@ -160,80 +112,6 @@ class Predictions(Part):
             yield from page
             last = page[-1].id
 
-    def counts(self, **filters: Unpack[Filters]) -> Counts:
-        """How many predictions there are, by verdict."""
-        where = conditions({**filters, "reviewed": None})
-        asked = filters.get("reviewed")
-        with self._database.reading() as connection:
-            seen = _by_label(connection, [*where, *conditions({"reviewed": asked or True})])
-            all_of = seen if asked else _by_label(connection, where)
-        if asked is False:  # quicker than to look for each whether it has no label
-            all_of, seen = {key: all_of[key] - seen[key] for key in all_of}, {}
-        return Counts(
-            predictions=sum(all_of.values()),
-            alarms=all_of[1],
-            normal=all_of[0],
-            unjudged=all_of[None],
-            reviewed=sum(seen.values()),
-        )
-
-    def score_histogram(self, *, bins: int = 40, **filters: Unpack[Filters]) -> Histogram:
-        """How scores are distributed, in bins of the same width from the lowest to the highest.
-
-        Args: bins: how many, in [1, 1000]. filters: as `Filters`; name one model and version, as
-        the scores of others mean something else.
-        """
-        if not 1 <= bins <= 1000:
-            raise ConfigError(f"bins {bins}: is not in [1, 1000]")
-        where = conditions(filters)
-        score = PREDICTIONS.c.score
-        with self._database.reading() as connection:
-            ends = sql.select(sql.func.min(score), sql.func.max(score)).where(*where)
-            low, high = connection.execute(ends).one()
-            if low is None:
-                return Histogram(edges=(), counts=())
-            half = (high / 2 - low / 2) / bins  # the whole range may be more than a float holds
-            if not half:
-                low, high, half = low - 0.5, high + 0.5, 0.5 / bins
-            place = self._whole((score / 2 - low / 2) / half)
-            binned = sql.select(place.label("bin"), sql.func.count()).where(*where).group_by("bin")
-            counts = [0] * bins
-            for place_of, number in connection.execute(binned):
-                counts[min(max(int(place_of), 0), bins - 1)] += number
-        edges = [*(low + half * at + half * at for at in range(bins)), high]
-        return Histogram(edges=tuple(edges), counts=tuple(counts))
-
-    def verdict_rates(self, by: By, **filters: Unpack[Filters]) -> list[Rate]:
-        """How often the verdict is anomalous, by hour, day (of UTC), source, category, version or
-        model; in order. Predictions without a verdict do not count."""
-        spans = {"hour": _HOUR, "day": 24 * _HOUR}
-        check_choice("by", by, (*spans, "source", "category", "version", "model"))
-        key: ColumnElement[Any] = (
-            PREDICTIONS.c.time // spans[by] if by in spans else (PREDICTIONS.c[by])
-        )
-        where = [*conditions(filters), PREDICTIONS.c.label.is_not(None)]
-        grouped = (
-            sql.select(key.label("of"), sql.func.count(), sql.func.sum(PREDICTIONS.c.label))
-            .where(*where)
-            .group_by("of")
-            .order_by("of")
-        )
-        with self._database.reading() as connection:
-            return [
-                Rate(
-                    key=time_of(int(of) * spans[by]) if by in spans else of,
-                    predictions=number,
-                    alarms=int(alarms),
-                )
-                for of, number, alarms in connection.execute(grouped)
-            ]
-
-    def _whole(self, value: ColumnElement[Any]) -> ColumnElement[Any]:
-        """A number that is not negative, rounded down."""
-        if self._database.is_sqlite:
-            return sql.cast(value, sql.Integer)
-        return sql.func.trunc(value)
-
 
 def _values(row: Scored) -> dict[str, Any]:
     """A prediction as columns."""
@@ -257,13 +135,18 @@ def _values(row: Scored) -> dict[str, Any]:
 
 
 def row_of(found: RowMapping) -> Row:
-    """A row of `selected` as a record."""
-    regions = found.get("regions")
+    """A row of `selected` as a record. Raises: StoreError for one that is damaged."""
+    coded = found.get("regions")
+    try:
+        regions = None if coded is None else tuple(json.loads(zlib.decompress(coded)))
+        notes = tuple(json.loads(found["notes"]))
+    except (zlib.error, ValueError) as error:
+        raise StoreError(f"prediction {found['id']}: is damaged in the database") from error
     return Row(
         id=found["id"],
         time=time_of(found["time"]),
-        notes=tuple(json.loads(found["notes"])),
-        regions=None if regions is None else tuple(json.loads(zlib.decompress(regions))),
+        notes=notes,
+        regions=regions,
         reviewed=found["reviewed"] or "",
         defect=found["defect"] or "",
         **{name: found[name] for name in _PLAIN},
@@ -301,13 +184,6 @@ def _after(connection: Connection, last: int, order: str) -> ColumnElement[bool]
         raise ConfigError(f"before {last}: there is no such prediction any more; begin again")
     further = score < there if order == "highest" else score > there
     return sql.or_(further, sql.and_(score == there, id < last))
-
-
-def _by_label(connection: Connection, where: Iterable[ColumnElement[bool]]) -> dict[Any, int]:
-    label = PREDICTIONS.c.label
-    grouped = sql.select(label, sql.func.count()).where(*where).group_by(label)
-    found = {key: number for key, number in connection.execute(grouped)}
-    return {key: found.get(key, 0) for key in (0, 1, None)}
 
 
 def _ids(connection: Connection, keys: Sequence[str]) -> dict[str, int]:

@@ -7,6 +7,7 @@ pictures, notes) is stored as well as it can be: see `storable`.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import secrets
@@ -27,6 +28,7 @@ SOURCE = 1024
 CATEGORY = 200
 NOTE, NOTES = 500, 20  # of one note, and how many of them
 TEXT = 4000  # of a reason or the message of a job
+DOCUMENT = 4 * 2**20  # of a JSON document
 MASK_BYTES = 16 * 2**20  # of a mask's PNG
 
 VERDICTS = ("good", "defect", "unsure")
@@ -96,6 +98,20 @@ def _short(value: object) -> str:
 def _finite(what: str, value: float | None) -> None:
     if value is not None and not math.isfinite(value):
         raise ConfigError(f"{what} {value}: is not finite")
+
+
+def document(what: str, value: Mapping[str, Any]) -> str:
+    """A mapping as JSON, with escapes for all that is not ASCII, so that any database takes it.
+
+    Raises: ConfigError for what is no JSON, or more than `DOCUMENT` characters of it.
+    """
+    try:
+        text = json.dumps(dict(value), allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{what}: cannot be written as JSON ({error})") from error
+    if len(text) > DOCUMENT:
+        raise ConfigError(f"{what}: is {len(text):,} characters of JSON, at most {DOCUMENT:,} fit")
+    return text
 
 
 def new_key() -> str:
@@ -260,11 +276,14 @@ class Label:
 
 @dataclass(frozen=True, kw_only=True)
 class Draw:
-    """How the review queue drew a picture.
+    """How the review queue placed a picture.
 
     Attributes:
-        stratum: what it was drawn for ("nearest the threshold", "at random"…).
-        probability: how likely it was to be drawn, in (0, 1].
+        version: that scored it then.
+        stratum: what it is shown for ("random", "threshold", "disagreement", "unseen"…).
+        probability: how likely it was to be drawn by then, in (0, 1].
+        priority: its place in the queue: the lowest is reviewed next.
+        record: JSON-ready: whatever else the queue must know of it (`monitoring.draws`).
     """
 
     picture: str
@@ -272,8 +291,9 @@ class Draw:
     version: str
     stratum: str
     probability: float
+    priority: float = 0.0
+    record: Mapping[str, Any] = field(default_factory=dict)
     time: datetime = field(default_factory=now)
-    id: int | None = None
 
     def __post_init__(self) -> None:
         check_digest(self.picture)
@@ -281,6 +301,7 @@ class Draw:
         check_name("version", self.version)
         check_name("stratum", self.stratum)
         check_time(self.time)
+        _finite("priority", self.priority)
         if not 0 < self.probability <= 1:
             raise ConfigError(f"probability {self.probability}: is not in (0, 1]")
 
@@ -295,8 +316,7 @@ class Reviewed:
         defect: the type that was named last; "" without one.
         masked: whether anybody drew a mask.
         reviewers: how many have a label on it.
-        draw: how it came to be reviewed: the last draw before its first label; None where it was
-            not drawn.
+        draw: its place in the review queue; None where it has none.
     """
 
     row: Row

@@ -1,17 +1,19 @@
-"""What was reviewed: how it was drawn, what came of it, where reviewers or versions disagree."""
+"""The review queue, what came of it, where reviewers or versions disagree."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
-from typing import Any, Unpack
+from typing import Unpack
 
 import sqlalchemy as sql
 from sqlalchemy import ColumnElement, Connection, RowMapping
 from sqlalchemy.dialects import postgresql, sqlite
 
+from blemish.errors import ConfigError
 from blemish.store.filters import Filters, OfOneModel, conditions
 from blemish.store.part import Part
-from blemish.store.predictions import row_of, selected
+from blemish.store.predictions import MOST, row_of, selected
 from blemish.store.records import (
     DISAGREED,
     NAME,
@@ -20,38 +22,62 @@ from blemish.store.records import (
     Reviewed,
     Row,
     check_digest,
+    document,
     storable,
 )
 from blemish.store.schema import CONSENSUS, DRAWS, PREDICTIONS, SCORES, stamp, time_of
 
 _AT_ONCE = 500  # values in one statement
+_DRAWN = ("picture", "model", "version", "stratum", "probability", "priority")
 _SAID = ("picture", "model", "version", "score", "threshold", "label")
 
 
 class Reviewing(Part):
-    """The part of a store that holds draws, and reads what was reviewed."""
+    """The part of a store that holds the queue, and reads what was reviewed."""
 
     def add_draws(self, draws: Sequence[Draw]) -> None:
-        """Write how the review queue drew pictures, in one transaction."""
+        """Write the places of pictures in the review queue, in one transaction. A picture has one
+        for each model; a later one replaces it."""
         if not draws:
             return
-        names = ("picture", "model", "version", "stratum", "probability")
         values = [
-            {**{name: getattr(one, name) for name in names}, "time": stamp(one.time)}
-            for one in draws
+            {
+                **{name: getattr(one, name) for name in _DRAWN},
+                "record": document("record", one.record),
+                "time": stamp(one.time),
+            }
+            for one in {(one.picture, one.model): one for one in draws}.values()
         ]
+        insert = (sqlite if self._database.is_sqlite else postgresql).insert(DRAWS)
+        key = ["picture", "model"]
+        new = {name: insert.excluded[name] for name in values[0] if name not in key}
         with self._database.writing() as connection:
-            connection.execute(sql.insert(DRAWS), values)
+            replacing = insert.on_conflict_do_update(index_elements=key, set_=new)
+            connection.execute(replacing, values)
 
-    def draw(self, picture: str, model: str | None = None) -> Draw | None:
-        """How a picture was drawn last; None where it was not. Args: model: None = for any."""
-        where = [DRAWS.c.picture == check_digest(picture)]
-        if model is not None:
-            where.append(DRAWS.c.model == storable(model, NAME))
-        last = sql.select(DRAWS).where(*where).order_by(DRAWS.c.id.desc()).limit(1)
+    def draw(self, picture: str, model: str) -> Draw | None:
+        """The place of a picture in the queue of a model; None where it has none."""
+        where = (DRAWS.c.picture == check_digest(picture), DRAWS.c.model == storable(model, NAME))
         with self._database.reading() as connection:
-            found = connection.execute(last).mappings().first()
+            found = connection.execute(sql.select(DRAWS).where(*where)).mappings().first()
         return None if found is None else _draw_of(found)
+
+    def queue(self, model: str, *, after: float | None = None, limit: int = 50) -> list[Draw]:
+        """The pictures without a label, the next to review first.
+
+        Args: after: the priority of the last one of the page before; None = the first page. limit:
+        in [1, 10,000].
+        """
+        if not 1 <= limit <= MOST:
+            raise ConfigError(f"limit {limit}: is not in [1, {MOST}]")
+        said = CONSENSUS.c.picture == DRAWS.c.picture
+        where = [DRAWS.c.model == storable(model, NAME)]
+        where.append(~sql.exists().where(said, CONSENSUS.c.verdict != ""))
+        if after is not None:
+            where.append(DRAWS.c.priority > after)
+        page = sql.select(DRAWS).where(*where).order_by(DRAWS.c.priority).limit(limit)
+        with self._database.reading() as connection:
+            return [_draw_of(found) for found in connection.execute(page).mappings()]
 
     def reviewed(self, model: str, **filters: Unpack[OfOneModel]) -> list[Reviewed]:
         """Every reviewed picture that a model predicted, as it did so last, the oldest first.
@@ -63,7 +89,7 @@ class Reviewing(Part):
         asked: Filters = {**filters, "model": model, "reviewed": True if said is None else said}
         where = conditions(asked)
         with self._database.reading() as connection:
-            found = connection.execute(_last_of(where)).mappings().all()
+            found = _last_of(connection, where)
             draws = _draws_of(connection, model, [one["picture"] for one in found])
         return [
             Reviewed(
@@ -72,7 +98,7 @@ class Reviewing(Part):
                 defect=one["defect"],
                 masked=one["masked"],
                 reviewers=one["reviewers"],
-                draw=_drawn_before(draws.get(one["picture"], ()), one["first"]),
+                draw=draws.get(one["picture"]),
             )
             for one in found
             if one["reviewed"]
@@ -84,7 +110,7 @@ class Reviewing(Part):
         asked: Filters = {**filters, "model": model, "reviewed": DISAGREED}
         where = conditions(asked)
         with self._database.reading() as connection:
-            found = connection.execute(_last_of(where)).mappings().all()
+            found = _last_of(connection, where)
         return [row_of(one) for one in reversed(found)]
 
     def add_scores(self, scores: Iterable[OtherScore]) -> None:
@@ -134,34 +160,33 @@ class Reviewing(Part):
         return by_picture
 
 
-def _last_of(where: Sequence[ColumnElement[bool]]) -> sql.Select[Any]:
-    """Of each picture the last of some predictions, the oldest first."""
-    last = sql.select(sql.func.max(PREDICTIONS.c.id)).where(*where).group_by(PREDICTIONS.c.picture)
-    more = (CONSENSUS.c.masked, CONSENSUS.c.reviewers, CONSENSUS.c.first)
-    rows = selected(False).add_columns(*more).where(PREDICTIONS.c.id.in_(last))
-    return rows.order_by(PREDICTIONS.c.id)
-
-
-def _draws_of(
-    connection: Connection, model: str, pictures: Sequence[str]
-) -> dict[str, list[RowMapping]]:
-    """The draws for a model, by picture, in order."""
-    found: dict[str, list[RowMapping]] = {}
-    for start in range(0, len(pictures), _AT_ONCE):
-        some = DRAWS.c.picture.in_(pictures[start : start + _AT_ONCE])
-        of_model = DRAWS.c.model == storable(model, NAME)
-        ordered = sql.select(DRAWS).where(some, of_model).order_by(DRAWS.c.time, DRAWS.c.id)
-        for row in connection.execute(ordered).mappings():
-            found.setdefault(row["picture"], []).append(row)
+def _last_of(connection: Connection, where: Sequence[ColumnElement[bool]]) -> list[RowMapping]:
+    """Of each reviewed picture the last of some predictions, the oldest first."""
+    of = CONSENSUS.alias()
+    mine = PREDICTIONS.c.picture == of.c.picture
+    last = sql.select(sql.func.max(PREDICTIONS.c.id)).where(mine, *where).correlate(of)
+    each = sql.select(last.scalar_subquery()).where(of.c.verdict != "")
+    ids = sorted(id for id in connection.scalars(each) if id is not None)
+    more = (CONSENSUS.c.masked, CONSENSUS.c.reviewers)
+    rows = selected(False).add_columns(*more).order_by(PREDICTIONS.c.id)
+    found: list[RowMapping] = []
+    for start in range(0, len(ids), _AT_ONCE):
+        some = PREDICTIONS.c.id.in_(ids[start : start + _AT_ONCE])
+        found += connection.execute(rows.where(some)).mappings().all()
     return found
 
 
-def _drawn_before(draws: Sequence[RowMapping], first: int) -> Draw | None:
-    """The last draw that was no later than the first label."""
-    before = [one for one in draws if one["time"] <= first]
-    return _draw_of(before[-1]) if before else None
+def _draws_of(connection: Connection, model: str, pictures: Sequence[str]) -> dict[str, Draw]:
+    """The places in the queue of a model, by picture."""
+    found: dict[str, Draw] = {}
+    for start in range(0, len(pictures), _AT_ONCE):
+        some = DRAWS.c.picture.in_(pictures[start : start + _AT_ONCE])
+        of_model = DRAWS.c.model == storable(model, NAME)
+        rows = connection.execute(sql.select(DRAWS).where(some, of_model)).mappings()
+        found.update({row["picture"]: _draw_of(row) for row in rows})
+    return found
 
 
 def _draw_of(found: RowMapping) -> Draw:
-    names = ("id", "picture", "model", "version", "stratum", "probability")
-    return Draw(**{name: found[name] for name in names}, time=time_of(found["time"]))
+    given = {name: found[name] for name in _DRAWN}
+    return Draw(**given, record=json.loads(found["record"]), time=time_of(found["time"]))

@@ -1,8 +1,8 @@
 """The tables, as they are now; `migrations` says how they came to be so.
 
 Times are whole microseconds since 1970, UTC, so that both databases compare and group them alike.
-Every index by which pages are made ends with `id`: the newest of a camera are then read off it,
-however many predictions there are.
+The indices of predictions hold all that a page's order and its counts need, so that neither reads
+the rows themselves: the newest of a camera come at once, however many predictions there are.
 """
 
 from __future__ import annotations
@@ -52,6 +52,9 @@ def time_of(microseconds: int) -> datetime:
     return _EPOCH + timedelta(microseconds=microseconds)
 
 
+HOUR = 3_600_000_000  # microseconds
+
+
 def _id() -> Column[int]:
     return Column("id", _ID, primary_key=True, autoincrement=True)
 
@@ -79,15 +82,31 @@ PREDICTIONS = Table(
     Column("width", Integer, nullable=False),
     Column("notes", Text, nullable=False),  # JSON
     Column("regions", LargeBinary),  # JSON, deflated; last, as SQLite reads a row from its start
-    Index(None, "picture", "id"),
-    Index(None, "model", "id"),
-    Index(None, "model", "version", "id"),
-    Index(None, "model", "version", "label", "score"),
-    Index(None, "source", "id"),
-    Index(None, "category", "id"),
+    Index(None, "picture", "model", "id"),
+    # Each page and its counts are read off one of these: what is asked for first, then the order,
+    # then what is counted.
+    Index(None, "model", "id", "label"),
+    Index(None, "model", "version", "id", "label"),
+    Index(None, "model", "time", "label", "version"),
+    Index(None, "model", "score", "id", "version"),
+    Index(None, "source", "id", "label"),
+    Index(None, "category", "id", "label"),
     Index(None, "label", "id"),
-    Index(None, "time", "id"),
+    Index(None, "time", "id", "label"),
     sqlite_autoincrement=True,  # no number is given twice, also of what was deleted
+)
+
+# How many predictions there are, by hour, kept by whoever adds or deletes some, in the same
+# transaction: to count a million takes longer than a page may.
+TALLIES = Table(
+    "tallies",
+    METADATA,
+    Column("model", String(NAME), primary_key=True),
+    Column("version", String(NAME), primary_key=True),
+    Column("category", String(CATEGORY), primary_key=True),
+    Column("hour", BigInteger, primary_key=True, autoincrement=False),  # since 1970
+    Column("label", SmallInteger, primary_key=True, autoincrement=False),  # -1: no verdict
+    Column("number", BigInteger, nullable=False),
 )
 
 LABELS = Table(
@@ -123,18 +142,19 @@ CONSENSUS = Table(
     Index(None, "verdict", "picture"),
 )
 
+# The place of each picture in the review queue of a model.
 DRAWS = Table(
     "draws",
     METADATA,
-    _id(),
-    Column("picture", DIGEST, nullable=False),
-    Column("model", String(NAME), nullable=False),
+    Column("picture", DIGEST, primary_key=True),
+    Column("model", String(NAME), primary_key=True),
     Column("version", String(NAME), nullable=False),
     Column("stratum", String(NAME), nullable=False),
     Column("probability", Double, nullable=False),
+    Column("priority", Double, nullable=False),
+    Column("record", Text, nullable=False),  # JSON
     Column("time", BigInteger, nullable=False),
-    Index(None, "picture", "model", "time"),
-    sqlite_autoincrement=True,
+    Index(None, "model", "priority"),
 )
 
 # What other versions say of pictures, beside those that were live.
@@ -195,4 +215,13 @@ JOBS = Table(
     Column("result", Text, nullable=False),  # JSON
     Index(None, "model", "id"),
     sqlite_autoincrement=True,
+)
+
+# What others must remember, a JSON document each: the queue, the monitors of drift.
+NOTES = Table(
+    "notes",
+    METADATA,
+    Column("name", String(NAME), primary_key=True),
+    Column("document", Text, nullable=False),
+    Column("time", BigInteger, nullable=False),
 )

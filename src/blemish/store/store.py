@@ -6,16 +6,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from blemish.store.counting import Counting
 from blemish.store.database import Database
 from blemish.store.jobs import Jobs
 from blemish.store.labels import Labels
 from blemish.store.media import Media
+from blemish.store.notes import Notes
 from blemish.store.predictions import Predictions
+from blemish.store.retention import Retention
 from blemish.store.reviewing import Reviewing
 from blemish.store.versions import Versions
 
 
-class Store(Predictions, Labels, Reviewing, Versions, Jobs, Media):
+class Store(Predictions, Counting, Labels, Reviewing, Versions, Jobs, Notes, Media, Retention):
     """What was predicted, and what people said of it. Any number of threads may use one.
 
     Every method raises StoreError where the database or the folder cannot be read or written, and
@@ -52,6 +55,11 @@ class Store(Predictions, Labels, Reviewing, Versions, Jobs, Media):
         """
         folder = Path(folder)
         return cls(Database.open(url, folder, wait), folder)
+
+    @property
+    def name(self) -> str:
+        """What its database is called in messages: without a path or an address."""
+        return self._database.name
 
     def close(self) -> None:
         """Let go of the database. A closed store may not be used."""

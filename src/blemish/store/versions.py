@@ -7,8 +7,7 @@ version on a pile, a roll back takes the top one off.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import sqlalchemy as sql
 from sqlalchemy import Connection, RowMapping
@@ -16,25 +15,19 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from blemish.errors import ConfigError
 from blemish.store.part import Part
-from blemish.store.records import NAME, TEXT, Promotion, VersionRow, check_name, now, storable
+from blemish.store.records import (
+    NAME,
+    TEXT,
+    Promotion,
+    VersionRow,
+    check_name,
+    document,
+    now,
+    storable,
+)
 from blemish.store.schema import PROMOTIONS, VERSIONS, stamp, time_of
 
-DOCUMENT = 4 * 2**20  # characters of a JSON document
 _PLAIN = ("model", "version", "sha256", "method", "threshold", "rate", "base")
-
-
-def document(what: str, value: Mapping[str, Any]) -> str:
-    """A mapping as JSON, with escapes for all that is not ASCII, so that any database takes it.
-
-    Raises: ConfigError for what is no JSON, or more than `DOCUMENT` characters of it.
-    """
-    try:
-        text = json.dumps(dict(value), allow_nan=False)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{what}: cannot be written as JSON ({error})") from error
-    if len(text) > DOCUMENT:
-        raise ConfigError(f"{what}: is {len(text):,} characters of JSON, at most {DOCUMENT:,} fit")
-    return text
 
 
 class Versions(Part):

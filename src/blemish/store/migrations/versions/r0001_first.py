@@ -46,21 +46,50 @@ def _add_predictions() -> None:
         sa.UniqueConstraint("key", name="uq_predictions_key"),
         sqlite_autoincrement=True,
     )
-    op.create_index("ix_predictions_category_id", "predictions", ["category", "id"], unique=False)
-    op.create_index("ix_predictions_label_id", "predictions", ["label", "id"], unique=False)
-    op.create_index("ix_predictions_model_id", "predictions", ["model", "id"], unique=False)
     op.create_index(
-        "ix_predictions_model_version_id", "predictions", ["model", "version", "id"], unique=False
+        "ix_predictions_category_id_label", "predictions", ["category", "id", "label"], unique=False
+    )
+    op.create_index("ix_predictions_label_id", "predictions", ["label", "id"], unique=False)
+    op.create_index(
+        "ix_predictions_model_id_label", "predictions", ["model", "id", "label"], unique=False
     )
     op.create_index(
-        "ix_predictions_model_version_label_score",
+        "ix_predictions_model_score_id_version",
         "predictions",
-        ["model", "version", "label", "score"],
+        ["model", "score", "id", "version"],
         unique=False,
     )
-    op.create_index("ix_predictions_picture_id", "predictions", ["picture", "id"], unique=False)
-    op.create_index("ix_predictions_source_id", "predictions", ["source", "id"], unique=False)
-    op.create_index("ix_predictions_time_id", "predictions", ["time", "id"], unique=False)
+    op.create_index(
+        "ix_predictions_model_time_label_version",
+        "predictions",
+        ["model", "time", "label", "version"],
+        unique=False,
+    )
+    op.create_index(
+        "ix_predictions_model_version_id_label",
+        "predictions",
+        ["model", "version", "id", "label"],
+        unique=False,
+    )
+    op.create_index(
+        "ix_predictions_picture_model_id", "predictions", ["picture", "model", "id"], unique=False
+    )
+    op.create_index(
+        "ix_predictions_source_id_label", "predictions", ["source", "id", "label"], unique=False
+    )
+    op.create_index(
+        "ix_predictions_time_id_label", "predictions", ["time", "id", "label"], unique=False
+    )
+    op.create_table(
+        "tallies",
+        sa.Column("model", sa.String(length=100), nullable=False),
+        sa.Column("version", sa.String(length=100), nullable=False),
+        sa.Column("category", sa.String(length=200), nullable=False),
+        sa.Column("hour", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("label", sa.SmallInteger(), autoincrement=False, nullable=False),
+        sa.Column("number", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("model", "version", "category", "hour", "label", name="pk_tallies"),
+    )
 
 
 def _add_reviews() -> None:
@@ -80,19 +109,17 @@ def _add_reviews() -> None:
     )
     op.create_table(
         "draws",
-        sa.Column("id", _ID, autoincrement=True, nullable=False),
         sa.Column("picture", sa.String(length=64), nullable=False),
         sa.Column("model", sa.String(length=100), nullable=False),
         sa.Column("version", sa.String(length=100), nullable=False),
         sa.Column("stratum", sa.String(length=100), nullable=False),
         sa.Column("probability", sa.Double(), nullable=False),
+        sa.Column("priority", sa.Double(), nullable=False),
+        sa.Column("record", sa.Text(), nullable=False),
         sa.Column("time", sa.BigInteger(), nullable=False),
-        sa.PrimaryKeyConstraint("id", name="pk_draws"),
-        sqlite_autoincrement=True,
+        sa.PrimaryKeyConstraint("picture", "model", name="pk_draws"),
     )
-    op.create_index(
-        "ix_draws_picture_model_time", "draws", ["picture", "model", "time"], unique=False
-    )
+    op.create_index("ix_draws_model_priority", "draws", ["model", "priority"], unique=False)
     op.create_table(
         "scores",
         sa.Column("picture", sa.String(length=64), nullable=False),
@@ -147,6 +174,13 @@ def _add_models() -> None:
         sqlite_autoincrement=True,
     )
     op.create_index("ix_jobs_model_id", "jobs", ["model", "id"], unique=False)
+    op.create_table(
+        "notes",
+        sa.Column("name", sa.String(length=100), nullable=False),
+        sa.Column("document", sa.Text(), nullable=False),
+        sa.Column("time", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("name", name="pk_notes"),
+    )
     op.create_table(
         "promotions",
         sa.Column("id", _ID, autoincrement=True, nullable=False),
