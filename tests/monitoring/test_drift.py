@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from scipy.stats import beta
 from streams import NEVER, first_alarms
 
 from blemish.detector.thresholds import p_value
@@ -186,7 +187,46 @@ def test_defects_are_no_drift_but_many_alarms_are() -> None:
     assert "alarms alarms True" in said
     assert "usual" not in {one.test for one in many.alarms()}
     assert "More pictures raise an alarm" in many.words()
-    assert not Monitor(Reference.of([1.0, 2.0], None, seed="s"), seed="s").add(0, "a")
+    for threshold in (None, 0.0, 1.5, 9.0):  # also below and above all calibration scores
+        known = Reference.of([1.0, 2.0], threshold, seed="s")
+        lone = Monitor(known, seed="s")
+        assert not [said for at in range(3) for said in lone.add(known.cell(at, str(at)), str(at))]
+        assert all(np.isfinite(list(lone.evidence().values())))
+
+
+def test_alarms_come_at_the_stated_levels() -> None:
+    """Each with the first picture at which its capital is at the level, and never again; notices
+    with the sums, which then begin anew."""
+    random = np.random.default_rng(8)
+    known = reference()
+    monitor = Monitor(known, seed="s", alpha=0.03, run=500)
+    levels = {"usual": 100.0, "alarms": 100 / 0.9, "steady": 100.0}
+    stands: set[str] = set()
+    notices = 0
+    for at, score in enumerate((random.normal(size=900) + np.arange(900) / 300).tolist()):
+        before = monitor._sums.copy()
+        said = monitor.add(known.cell(score, str(at)), str(at))
+        over = {name for name, each in monitor.evidence().items() if each >= levels[name]}
+        assert {one.test for one in said if one.final} == over - stands
+        stands |= over
+        for row, name in enumerate(levels):
+            noticed = any(one.test == name and not one.final for one in said)
+            assert noticed == (monitor._sums[row].sum() == 0)
+            if not noticed:
+                assert monitor._sums[row].mean() < 3 * 500
+            elif name != "alarms":
+                assert before[row].mean() > 3 * 500 / 5  # no bet pays more than about five
+                notices += 1
+    assert stands == set(levels)
+    assert notices > 1
+    assert {one.at for one in monitor.alarms()} == set(monitor._since)
+
+
+def test_how_many_alarms_are_too_many() -> None:
+    """The rate that the threshold has with all but a thirtieth of alpha, besides the defects."""
+    monitor = Monitor(reference(), seed="s", alpha=0.03, defects=0.1)
+    rate = float(beta.ppf(1 - 0.001, 10, 191))  # 9 of 200 scores are above the threshold
+    assert monitor._most == pytest.approx(0.1 + 0.9 * rate)
 
 
 def test_state_survives_and_depends_on_keys_alone() -> None:

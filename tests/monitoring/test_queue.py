@@ -10,7 +10,7 @@ import pytest
 
 from blemish.errors import ConfigError, NonFiniteError
 from blemish.monitoring.draws import Draw
-from blemish.monitoring.queue import Candidate, Opinion, Queue
+from blemish.monitoring.queue import Candidate, Opinion, Queue, outline
 
 
 def candidate(
@@ -70,6 +70,25 @@ def test_unlike_what_was_seen() -> None:
     assert strange.size > 4 * usual.size
     with pytest.raises(ConfigError, match="begin a new queue for another backbone"):
         queue.place(candidate("short", 0.0, descriptor=(1.0,)))
+
+
+def test_regions_in_place_of_a_descriptor() -> None:
+    scratch = {"box": [10, 40, 40, 4], "share": 0.01}
+    spot = {"box": [80, 80, 6, 6], "share": 0.003}
+    size = (100, 100)
+    assert outline([], size) == (0,) * 6
+    assert outline([scratch, spot], size) == outline([spot, scratch], size)
+    queue = Queue(seed=1, shares={"unseen": 1})
+    random = np.random.default_rng(0)
+    for at in range(300):
+        moved = {**scratch, "box": [10 + int(random.integers(5)), 40, 40, 4]}
+        seen = outline([moved] if at % 2 else [], size)
+        queue.place(candidate(at, 0.0, descriptor=seen))
+    usual = queue.place(candidate("scratch", 0.0, descriptor=outline([scratch], size)))
+    strange = queue.place(candidate("spots", 0.0, descriptor=outline([spot] * 9, size)))
+    assert strange.size > 4 * usual.size
+    with pytest.raises(ConfigError, match="regions without a box"):
+        outline([{"share": 1.0}], size)
 
 
 def test_the_same_after_a_restart() -> None:

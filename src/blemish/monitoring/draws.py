@@ -132,8 +132,8 @@ def race(
 
 
 def weights(draws: Sequence[Draw], clock: float, turns: ArrayLike = ()) -> Floats:
-    """How many pictures each reviewed one stands for: >= 1; 0 for one that the clock has not
-    reached.
+    """How many pictures each reviewed one stands for: >= 1 as long as there was no new turn, a
+    little less at times for one drawn in a later turn; 0 for one that the clock has not reached.
 
     Horvitz & Thompson 1952: 1 / (the probability of having come). With several turns, the mean of
     each turn's estimate weighted by how long it lasted: a picture drawn before a turn counts there
@@ -165,7 +165,7 @@ def heaviest(sizes: ArrayLike, clock: float, turns: ArrayLike = ()) -> Floats:
 
     Args: sizes: N, > 0; the random share alone bounds every picture. clock, turns: as `weights`.
     """
-    inner = [float(turn) for turn in np.asarray(turns, np.float64) if 0 < turn < clock]
+    inner = sorted({float(turn) for turn in np.asarray(turns, np.float64) if 0 < turn < clock})
     edges = [0.0, *inner, clock]
     spans = [(start, end) for at, start in enumerate(edges) for end in edges[at + 1 :]]
     each = [_weight(np.asarray(sizes, np.float64), *span, clock) for span in spans]

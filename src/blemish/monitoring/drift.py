@@ -37,6 +37,15 @@ number depends on nothing else, so the state is the same whenever it is computed
 false ones at most one in `run` pictures on average, for ever, and again after each. Both hold for
 pictures in any number, if they are exchangeable but for a share `tolerance` of them, which may
 score as it likes: missed defects do not make an alarm, nor does a change too small to matter.
+
+**How soon.** In the median (rows of `benchmarks/monitoring.py`; the defaults, 200 calibration
+pictures, 1,000 pictures before the change): where a picture after it scores higher than one before
+it 76 times in 100, after 40 pictures; 64 times, after 140; where scores spread half as far again,
+after 180. 57 times in 100 is near what the tolerance lets pass: 40 % of such streams were noticed
+within 5,000 pictures, and all, after 810, where 10,000 had come before. With 40 calibration
+pictures and a change before the first picture, only the greatest of these is noticed as a rule: 40
+pictures do not say more.
+
 Pictures that come in runs (one lamp, one batch, a camera that looks twice) are not exchangeable:
 have a monitor for each camera, and leave out what is nearly the same as the picture before.
 """
@@ -259,7 +268,8 @@ class Monitor:
         self._middle = 1 - (np.cumsum(gaps) - gaps / 2) / gaps.sum()
         above = float(gaps[:top].sum())
         # A tenth of the error of `alarms` is that the threshold's rate is higher than this.
-        rate = float(quantile(above, gaps.sum() - above, 1 - alpha / 30)) if top else 0.0
+        rest = float(gaps.sum()) - above
+        rate = float(quantile(above, rest, 1 - alpha / 30)) if top and rest else float(top > 0)
         self._most = min(defects + (1 - defects) * rate, 0.999)
         self._levels = np.array([alpha / 3, 0.9 * alpha / 3, alpha / 3])
         self._floor = math.log(3 / alpha)

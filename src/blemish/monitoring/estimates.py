@@ -15,11 +15,12 @@ so distributed, which is a transformed Beta, in closed form. Where all weights a
 the interval of Clopper & Pearson 1934 to the last digit. The greatest weight is what keeps the
 intervals honest: that no miss was seen among pictures that are seldom shown says little, and an
 interval by a normal approximation or the bootstrap, which know only what was seen, has no way to
-tell. No proof is known that the limits of Fay & Feuer always hold; no exception is known either,
-and `tests/monitoring/test_review_estimates.py` tries them on adaptive queues. Other choices: betting on
-each draw (Waudby-Smith & Ramdas 2024; Shekhar et al. 2023) is proven, also when one stops by what
-one sees, but far wider for rare events with unequal weights; LURE (Farquhar et al. 2021) is the
-same estimator for draws of a fixed number from a fixed set.
+tell. No proof is known that the limits of Fay & Feuer always hold, and no exception either;
+`benchmarks/monitoring.py` and the tests try them on adaptive queues. Other choices: betting on each
+draw (Waudby-Smith & Ramdas 2024; Shekhar et al. 2023) is proven and holds whenever one stops, but
+needs a bet for every rate and threshold, and the draws in their order, which several reviewers and
+undone labels do not keep; LURE (Farquhar et al. 2021) is the same estimator for a fixed number of
+draws from a set that does not grow.
 
 An interval speaks of the rate among pictures like those that came; looked at again and again while
 labels come in, it is wrong somewhat more often than its level says.
@@ -87,7 +88,7 @@ class Sample:
     """Reviewed pictures with what each stands for.
 
     Attributes:
-        scores: R. truths: R: 0 good, 1 defect, -1 unsure. counts: R weights, >= 1.
+        scores: R. truths: R: 0 good, 1 defect, -1 unsure. counts: R weights, > 0.
         by_chance: R: whether the random share alone would have shown it by now.
         groups: of each.
         clock, turns: of the race, see `draws`.

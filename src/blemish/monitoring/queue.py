@@ -46,7 +46,8 @@ class Candidate:
     Attributes:
         picture: its digest.
         opinions: of the live version first, then of others that saw the picture.
-        descriptor: D numbers that place it among others, all of one length; None for none.
+        descriptor: D numbers that place it among others, all of one length (an embedding made
+            short, or `outline`); None for none.
     """
 
     picture: str
@@ -60,6 +61,39 @@ class Candidate:
             raise ConfigError(f"picture {self.picture}: no version has scored it")
         if not all(math.isfinite(number) for number in numbers):
             raise NonFiniteError(f"picture {self.picture}: a score or descriptor is not finite")
+
+
+def outline(regions: Sequence[Mapping[str, Any]], size: tuple[int, int]) -> tuple[float, ...]:
+    """A descriptor for where none is at hand: how many regions stand out, how large and where.
+
+    Args: regions: of the picture, as `Region.to_dict` has them, with "box" (x, y, width, height in
+        pixels) and "share" of the picture, in any order. size: (H, W) of the picture.
+    Returns: 6 numbers that differ by about 1 between pictures that look different: of the number of
+        regions and of their share the logarithm, and of the largest the middle (x, y), the
+        logarithm of its share and that of width / height. Zeros where nothing stands out.
+    Raises: ConfigError for regions without these.
+
+    Example:
+        >>> outline([{"box": [0, 0, 50, 50], "share": 0.25}], (100, 100))[2:4]
+        (0.5, 0.5)
+    """
+    if not regions:
+        return (0.0,) * 6
+    try:
+        largest = max(regions, key=lambda one: (one["share"], tuple(one["box"])))
+        x, y, width, height = largest["box"]
+        shares = [float(one["share"]) for one in regions]
+        numbers = (
+            math.log2(1 + len(regions)),
+            math.log10(1 + 1e4 * sum(shares)),
+            2 * (x + width / 2) / size[1],
+            2 * (y + height / 2) / size[0],
+            math.log10(1 + 1e4 * max(shares)),
+            math.log2(width / height) / 2,
+        )
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise ConfigError(f"regions without a box and a share in a picture of {size}") from error
+    return numbers
 
 
 class Queue:

@@ -1,0 +1,135 @@
+"""What holds for any scores, labels, weights and streams."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from blemish.monitoring.comparing import compare
+from blemish.monitoring.draws import Draw, heaviest, race, weights
+from blemish.monitoring.drift import Monitor, Reference
+from blemish.monitoring.estimates import Answer, Waiting, curve, figures, sample
+from blemish.monitoring.queue import Candidate, Opinion, Queue
+
+SCORES = st.floats(-1e30, 1e30) | st.integers(-3, 3).map(float)
+THRESHOLDS = st.none() | SCORES
+quick = settings(max_examples=30, deadline=None, derandomize=True)
+
+
+@st.composite
+def reviews(draw: st.DrawFn) -> tuple[list[Answer], list[Waiting], list[float]]:
+    verdict = st.lists(st.sampled_from(["good", "defect", "unsure"]), min_size=1, max_size=3)
+    turns = sorted(draw(st.lists(st.floats(0, 5), max_size=3)))
+    count = draw(st.integers(0, 12))
+    rows = []
+    for at in range(count):
+        sizes = {"random": 0.2, "threshold": draw(st.floats(0, 40))}
+        turn = draw(st.integers(0, len(turns)))
+        rows.append(race(str(at), sizes, seed=draw(st.integers(0, 5)), turn=turn))
+    answers = [
+        Answer(
+            draw=row if draw(st.booleans()) or draw(st.booleans()) else None,
+            arrived=float(at),
+            score=draw(SCORES),
+            verdicts=tuple(draw(verdict)),
+            groups={"camera": draw(st.sampled_from(["a", "b"]))},
+        )
+        for at, row in enumerate(rows)
+    ]
+    waits = st.builds(Waiting, priority=st.floats(1e-9, 30), arrived=st.floats(-1, 20))
+    return answers, draw(st.lists(waits, max_size=4)), turns
+
+
+@quick
+@given(reviews(), SCORES, st.floats(0.5, 0.999))
+def test_intervals_are_intervals(
+    given_: tuple[list[Answer], list[Waiting], list[float]], threshold: float, level: float
+) -> None:
+    answers, waiting, turns = given_
+    found = sample(answers, waiting, turns)
+    assert len(found.scores) + sum(found.left_out.values()) == len(answers)
+    assert (found.counts > (0 if turns else 1 - 1e-12)).all()
+    assert (found.counts <= found.largest * (1 + 1e-9)).all()
+    for one in figures(found, threshold, level=level).values():
+        assert 0 <= one.low <= one.high <= 1
+        if one.value is not None:
+            assert one.low <= one.value <= one.high
+            assert one.unsure is None or (
+                one.unsure[0] - 1e-12 <= one.value <= one.unsure[1] + 1e-12
+            )
+        json.dumps(one.to_dict(), allow_nan=False)
+    json.dumps(curve(found, level=level).to_dict(), allow_nan=False)
+
+
+@quick
+@given(
+    st.floats(0.05, 1),
+    st.floats(0, 30),
+    st.integers(0, 10**6),
+    st.lists(st.floats(0, 9), max_size=3).map(sorted),
+    st.floats(1e-6, 1e3),
+)
+def test_weights_are_within_their_bounds(
+    share: float, more: float, seed: int, turns: list[float], clock: float
+) -> None:
+    draw = race("a", {"random": share, "unseen": more}, seed=seed)
+    weight = weights([draw], clock, turns)[0]
+    assert weight == 0 or draw.priority < clock
+    assert weight == 0 or (0 if turns else 1 - 1e-12) < weight <= heaviest(share, clock, turns) * (
+        1 + 1e-9
+    )
+    assert 0 <= draw.probability <= 1
+    assert Draw.from_dict(draw.to_dict()) == draw
+
+
+@quick
+@given(st.lists(st.tuples(SCORES, THRESHOLDS, st.none() | SCORES), min_size=1, max_size=15))
+def test_any_scores_can_be_queued(rows: list[tuple[float, float | None, float | None]]) -> None:
+    queue = Queue(seed=0)
+    for at, (score, threshold, other) in enumerate(rows):
+        opinions = [Opinion(version="2", score=score, threshold=threshold)]
+        if other is not None:
+            opinions.append(Opinion(version="1", score=other, threshold=threshold))
+        place = (score, 0.0) if at % 2 else None
+        candidate = Candidate(picture=str(at), opinions=tuple(opinions), descriptor=place)
+        queue = Queue.from_dict(json.loads(json.dumps(queue.to_dict(), allow_nan=False)))
+        draw = queue.place(candidate)
+        assert 0.2 <= draw.size < 20
+        assert 0 < draw.priority <= draw.random < math.inf
+
+
+@quick
+@given(
+    st.lists(SCORES, min_size=1, max_size=30),
+    THRESHOLDS,
+    st.lists(SCORES, min_size=1, max_size=40),
+)
+def test_any_stream_can_be_watched(
+    known: list[float], threshold: float | None, stream: list[float]
+) -> None:
+    reference = Reference.of(known, threshold, seed="s")
+    assert sum(reference.gaps) == len(known) + 1
+    assert min(reference.gaps) >= 1
+    cells = [reference.cell(score, "k") for score in sorted(stream)]
+    assert cells == sorted(cells, reverse=True)
+    monitor = Monitor(reference, seed="s", run=100)
+    for at, score in enumerate(stream):
+        monitor.add(reference.cell(score, str(at)), str(at))
+    again = Monitor.from_dict(json.loads(json.dumps(monitor.to_dict(), allow_nan=False)), reference)
+    assert again.to_dict() == monitor.to_dict()
+    assert all(0 < each < math.inf for each in monitor.evidence().values())
+    assert monitor.words()
+
+
+@quick
+@given(st.lists(st.floats(-1e6, 1e6), min_size=4, max_size=20), st.integers(0, 99))
+def test_any_numbers_can_be_compared(values: list[float], seed: int) -> None:
+    half = len(values) // 2
+    found = compare(values[:half], values[half:], permutations=19, seed=seed)
+    assert 0 < found.p_value <= 1
+    assert found.distance >= 0
+    assert np.isfinite(found.distance)
