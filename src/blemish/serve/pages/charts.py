@@ -93,14 +93,14 @@ def rates(found: Sequence[Rate], *, width: float = 640, height: float = 132) -> 
     return _svg(frame, f"share of alarms over {len(found)} spans of time", "".join(parts))
 
 
-def curves(found: Curve, threshold: float | None, *, width: float = 720) -> Markup:
+def curves(found: Curve, threshold: float | None, *, width: float = 560) -> Markup:
     """False alarms and misses at every threshold, with their intervals; the threshold as a line,
     which the slider moves."""
     at = found.thresholds.tolist()
     if len(at) < 2:
         return Markup("")
     ends = [at[0], at[-1], *([] if threshold is None else [threshold])]
-    frame = Frame(width, 220, min(ends), max(ends))
+    frame = Frame(width, 240, min(ends), max(ends))
     parts = []
     for name, kind in (("false_alarm_rate", "good"), ("miss_rate", "defect")):
         low, high = found.low[name].tolist(), found.high[name].tolist()

@@ -64,7 +64,6 @@ async def undo(request: Request, visit: Visiting) -> Response:
     if taken is not None:
         told = {"id": taken.id, "picture": taken.picture, "verdict": "", "who": taken.reviewer}
         visit.service.events.publish("label", told)
-        Reviewing.of(visit.service, visit.model).forget(taken.picture)
     if given.get("then") == "stay" and given.get("prediction", "").isdecimal():
         return await _one(visit, int(given["prediction"]))
     return await _shown(
