@@ -175,7 +175,9 @@ def _tokens(detector: Detector, paths: dict[str, Path | None]) -> dict[str, _See
     found: dict[str, _Seen] = {}
     for picture, path in paths.items():
         try:
-            loaded = None if path is None else reading.load(Frame(source=path, name=picture, time=0.0))
+            loaded = (
+                None if path is None else reading.load(Frame(source=path, name=picture, time=0.0))
+            )
         except BlemishError:
             continue
         if loaded is None or isinstance(loaded, Failure):

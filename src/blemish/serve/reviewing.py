@@ -151,7 +151,8 @@ class Reviewing:
         """How many pictures wait for a first label."""
         with self._lock:
             self.catch_up()
-            return self._store.counts(model=self._model, reviewed=False).predictions
+            waiting = self._store.counts(model=self._model, reviewed=False)
+            return int(waiting.predictions)
 
     def sample(self, version: str) -> tuple[Sample, Pool]:
         """What the reviewed pictures say of a version that scored them, and all that it scored."""
@@ -216,9 +217,7 @@ class Reviewing:
             self._kept = {key: note[key] for key in ("watched", "monitors", "last") if key in note}
         pages = self._pages()
         known = [one for page in pages for one in page]
-        known += [
-            one.draw for one in self._store.reviewed(self._model) if one.draw is not None
-        ]
+        known += [one.draw for one in self._store.reviewed(self._model) if one.draw is not None]
         for start in range(0, len(known), _PAGE):
             some = known[start : start + _PAGE]
             scores = self._store.other_scores_of([one.picture for one in some], self._model)

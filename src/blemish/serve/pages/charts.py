@@ -11,7 +11,7 @@ from markupsafe import Markup, escape
 from blemish.monitoring.estimates import Curve
 from blemish.report.charts import ticks
 from blemish.serve.pages.rendering import count, hour, percent, score
-from blemish.store.predictions import Histogram, Rate
+from blemish.store.counting import Histogram, Rate
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 8.0, 8.0, 16.0, 22.0
 
@@ -83,9 +83,7 @@ def rates(found: Sequence[Rate], *, width: float = 640, height: float = 132) -> 
             f'width="{wide:.1f}" height="{max(tall, 1):.1f}"><title>{escape(said)}</title></rect>'
         )
         if at % step == 0 and x < width - 70:
-            parts.append(
-                f'<text class="tick" x="{x:.1f}" y="{height - 6}">{escape(name)}</text>'
-            )
+            parts.append(f'<text class="tick" x="{x:.1f}" y="{height - 6}">{escape(name)}</text>')
     parts.append(
         f'<line class="axis" x1="{_LEFT}" x2="{width - _RIGHT}" y1="{frame.floor}" '
         f'y2="{frame.floor}"/><text class="tick" x="{_LEFT}" y="11">{percent(most)}</text>'

@@ -16,7 +16,7 @@ from blemish.serve.pages import charts, live
 from blemish.serve.pages.rendering import Visit, Visiting, chosen
 from blemish.serve.refusals import bad_request
 from blemish.serve.reviewing import ALPHA_CAMERAS, Reviewing, camera_of
-from blemish.store.predictions import Rate
+from blemish.store.counting import Rate
 
 router = APIRouter(prefix="/figures")
 LEVEL = 0.95
@@ -161,9 +161,7 @@ def _figures(
     if threshold is not None:
         at = np.unique([*at.tolist(), threshold])
     whole = curve(sample, at, level=LEVEL, pool=pool) if len(at) else None
-    estimates = (
-        {} if threshold is None else figures(sample, threshold, level=LEVEL, pool=pool)
-    )
+    estimates = {} if threshold is None else figures(sample, threshold, level=LEVEL, pool=pool)
     chart = Markup("") if whole is None else charts.curves(whole, threshold)
     return Figures(sample, threshold, own, estimates, whole, chart)
 

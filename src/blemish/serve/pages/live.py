@@ -14,7 +14,7 @@ from blemish.serve.pages import charts
 from blemish.serve.pages.rendering import Visit, Visiting, chosen
 from blemish.serve.reviewing import Drift, Reviewing
 from blemish.store import Row
-from blemish.store.predictions import Counts
+from blemish.store.counting import Counts
 
 router = APIRouter()
 _SHOWN = 36
@@ -60,7 +60,9 @@ async def feed(visit: Visiting, show: str = "all") -> Response:
 @router.get("/live/summary")
 async def summary(visit: Visiting) -> Response:
     """The counts and charts alone."""
-    return visit.page("parts/summary.html", summary=await _summary(visit), drift=await drift_of(visit))
+    return visit.page(
+        "parts/summary.html", summary=await _summary(visit), drift=await drift_of(visit)
+    )
 
 
 async def drift_of(visit: Visit) -> list[Drift]:

@@ -74,9 +74,7 @@ async def _page(visit: Visit, template: str, done: str = "") -> Response:
     history: list[Any] = []
     if visit.model:
         versions = await visit.service.in_pool(_versions, visit)
-        told = await visit.service.in_pool(
-            visit.service.models.promotions.promotions, visit.model
-        )
+        told = await visit.service.in_pool(visit.service.models.promotions.promotions, visit.model)
         history = sorted(told, key=lambda one: one.time, reverse=True)
     back = _before(history, visit.version)
     return visit.page(

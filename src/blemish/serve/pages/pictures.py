@@ -134,9 +134,7 @@ def _known(visit: Visit, id: int) -> Known | None:
         labels=store.labels(row.picture)[::-1],
         current=store.current(row.picture),
         others=[
-            one
-            for one in store.other_scores(row.picture, row.model)
-            if one.version != row.version
+            one for one in store.other_scores(row.picture, row.model) if one.version != row.version
         ],
         words=said,
         picture=store.picture(row.picture) is not None,

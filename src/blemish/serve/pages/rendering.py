@@ -258,4 +258,4 @@ def zipped(names: Sequence[str]) -> list[tuple[str, str]]:
 
 def chosen(value: str | None, known: Sequence[str], otherwise: str = "") -> str:
     """A value of a query, where it is one of those known."""
-    return value if value in known else otherwise
+    return value if value is not None and value in known else otherwise
