@@ -8,7 +8,7 @@ import re
 import secrets
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
@@ -102,12 +102,13 @@ def read_whole(path: str | Path, *, limit: int, error: Callable[[str], Exception
             raise error(f"{path}: cannot be read ({_reason(problem)})") from problem
 
 
-def write_whole(path: str | Path, content: bytes) -> Path:
+def write_whole(path: str | Path, content: bytes | Iterable[bytes]) -> Path:
     """Write to a temporary file beside `path`, fsync, rename; missing folders are made.
 
     A symbolic link stays, and what it leads to is replaced. A file that is replaced keeps its mode.
     Temporary files that killed processes have left in the folder are removed.
 
+    Args: content: at once, or piece by piece as it is made.
     Raises: OutputError if it cannot be written (no permission, disk full, a folder of that name…).
     """
     path = Path(path)
@@ -120,7 +121,7 @@ def write_whole(path: str | Path, content: bytes) -> Path:
         try:
             with temporary.open("xb") as file:
                 _lock(file)
-                file.write(content)
+                file.writelines([content] if isinstance(content, bytes) else content)
                 file.flush()
                 with suppress(OSError):  # a new file, or a file system without modes
                     os.chmod(temporary, stat.S_IMODE(target.stat().st_mode) & 0o777)  # noqa: PTH101

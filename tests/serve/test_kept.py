@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 from live import serving
+from postgres import Server
 
 import blemish
+from blemish.errors import StoreError
 from blemish.images import decode
 from blemish.store import Store
 
@@ -81,3 +84,78 @@ def test_less_is_kept(artifact: Path, pictures: list[Path], tmp_path: Path) -> N
     assert {path.name for path in (tmp_path / "media").iterdir()} == {"thumbnails"}
     with Store.open(None, tmp_path) as store:
         assert store.counts().predictions == 2
+
+
+def test_scoring_goes_on_while_the_database_is_gone(
+    artifact: Path, pictures: list[Path], tmp_path: Path
+) -> None:
+    server = Server()
+    try:
+        with server.database() as url:
+            how = {"store_url": url, "store_folder": tmp_path / "media"}
+            with serving(artifact, **how) as live, live.client() as client:
+
+                def ask(path: Path) -> dict[str, object]:
+                    answer = client.post(URL, content=path.read_bytes())
+                    assert answer.status_code == 200
+                    (row,) = answer.json()["predictions"]
+                    return dict(row)
+
+                assert ask(pictures[0])["id"] is not None
+                server.stop()
+                gone = [ask(path) for path in pictures[1:4]]
+                assert [row["id"] for row in gone] == [None] * 3
+                assert [row["label"] for row in gone] == [0, 1, 0]
+                answer = client.post("/v1/models/part/promote", json={"version": "x"})
+                assert answer.status_code in (404, 503)
+                told = client.get("/v1/models/part")
+                assert told.status_code == 503
+                assert "retry-after" in told.headers
+                assert str(tmp_path) not in told.text
+                server.start()
+                for _ in range(600):
+                    if not live.service.keeper or not live.service.keeper.spool.waiting:
+                        break
+                    time.sleep(0.05)
+                assert ask(pictures[4])["id"] is not None
+                assert live.service.store is not None
+                assert live.service.store.counts().predictions == 5
+                assert "blemish_store_waiting 0.0" in client.get("/metrics").text
+            assert any(line["event"] == "predictions wait for the store" for line in live.lines)
+    finally:
+        server.remove()
+
+
+def test_what_waits_when_the_service_ends(
+    artifact: Path, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(self: Store, rows: object) -> list[int]:
+        raise StoreError("the database is unreachable; try again", retryable=True)
+
+    with monkeypatch.context() as patch, serving(artifact, store_folder=tmp_path) as live:
+        patch.setattr(Store, "add_predictions", gone)
+        with live.client() as client:
+            for path in pictures[:3]:
+                assert client.post(URL, content=path.read_bytes()).status_code == 200
+    with serving(artifact, store_folder=tmp_path) as live:
+        assert live.service.store is not None
+        for _ in range(200):
+            if live.service.store.counts().predictions == 3:
+                break
+            time.sleep(0.05)
+        assert live.service.store.counts().predictions == 3
+
+
+def test_a_full_disk_harms_no_answer(
+    artifact: Path, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Store, picture: str, content: bytes) -> Path:
+        raise StoreError("a picture cannot be kept (No space left on device)", retryable=True)
+
+    monkeypatch.setattr(Store, "put_picture", full)
+    with serving(artifact, store_folder=tmp_path) as live, live.client() as client:
+        for path in pictures[:2]:
+            answer = client.post(URL, content=path.read_bytes())
+            assert answer.status_code == 200
+            assert answer.json()["predictions"][0]["id"] is not None
+    assert [line["event"] for line in live.lines].count("a picture is not kept") == 1

@@ -287,16 +287,16 @@ class Journal:
             if row.get("regions") is not None:
                 cells["regions"] = len(row["regions"])
                 cells["region_area"] = sum(region["share"] for region in row["regions"])
-            table.writerow({name: _cell(cells[name]) for name in _COLUMNS if name in cells})
+            table.writerow({name: cell(cells[name]) for name in _COLUMNS if name in cells})
         write_whole(self.folder / _TABLE, text.getvalue().encode("utf-8", "backslashreplace"))
 
 
-def _cell(value: Any) -> Any:
+def cell(value: Any) -> Any:
     """A value as a cell that is one line, and that no spreadsheet takes for a formula:
     predictions.jsonl has it as is.
 
     Example:
-        >>> _cell("=1+1"), _cell("a\\rb"), _cell(-0.5)
+        >>> cell("=1+1"), cell("a\\rb"), cell(-0.5)
         ("'=1+1", 'a\\\\rb', -0.5)
     """
     if not isinstance(value, str):

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -24,11 +24,10 @@ from blemish.serve.drawing import THUMBNAIL, encoded
 from blemish.serve.logs import Log
 from blemish.serve.models import Served
 from blemish.serve.settings import Settings
-from blemish.store import Scored, Store, VersionRow
+from blemish.store import Scored, Spool, Store, VersionRow
 from blemish.types import Prediction
 
 _PATIENCE = 2.0  # seconds that an answer waits for its row
-_PAUSE = 5.0  # seconds from one try to the next, where the store is out of reach
 _MOST = 512  # rows of a transaction
 _HOUR = 3600.0
 
@@ -46,16 +45,17 @@ class _Waiting:
 class Keeper:
     """Writes down what was scored.
 
-    Attributes: spooled: rows that wait for the store to be back.
+    Attributes: store; spool: rows that wait for the store to be back.
     """
 
     def __init__(self, store: Store, settings: Settings, log: Log) -> None:
         self.store, self._settings, self._log = store, settings, log
+        self.spool = Spool(store)
         self._rows: list[_Waiting] = []
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="blemish-store")
         self._media = ThreadPoolExecutor(2, thread_name_prefix="blemish-media")
         self._writing: asyncio.Task[None] | None = None
-        self._tasks = [asyncio.create_task(self._look_after())]
+        self._cleaning = asyncio.create_task(self._clean())
         self._told = 0.0
 
     async def keep(self, upload: Upload, found: Prediction, served: Served) -> int | None:
@@ -66,10 +66,11 @@ class Keeper:
         if self._writing is None or self._writing.done():
             self._writing = asyncio.create_task(self._write())
         media = self._in(self._media, self._put, upload, found, served)
+        is_gone = self.spool.waiting > 0  # no answer waits for a store that is gone
         try:
             async with asyncio.timeout(_PATIENCE):
                 await media
-                return await asyncio.shield(waiting.id)
+                return None if is_gone else await asyncio.shield(waiting.id)
         except TimeoutError:
             return None
 
@@ -79,10 +80,10 @@ class Keeper:
 
     async def close(self) -> None:
         """Write what is left."""
-        for task in self._tasks:
-            task.cancel()
+        self._cleaning.cancel()
         if self._writing is not None:
             await self._writing
+        await self._in(self._writer, self.spool.close)
         self._writer.shutdown(wait=True)
         self._media.shutdown(wait=True)
         self.store.close()
@@ -100,12 +101,15 @@ class Keeper:
         while self._rows:
             taken, self._rows = self._rows[:_MOST], self._rows[_MOST:]
             rows = [one.row for one in taken]
-            ids: list[int | None] = [None] * len(rows)
+            ids: list[int] | None = None
             try:
-                ids = await self._in(self._writer, self.store.add_predictions, rows)
+                ids = await self._in(self._writer, self.spool.add, rows)
             except BlemishError as error:
                 self._complain("predictions are lost", error, rows=len(rows))
-            for one, id in zip(taken, ids, strict=True):
+            if self.spool.fault is not None:
+                self._complain("predictions wait for the store", self.spool.fault)
+            known: Sequence[int | None] = ids or [None] * len(rows)
+            for one, id in zip(taken, known, strict=True):
                 if not one.id.done():
                     one.id.set_result(id)
 
@@ -124,20 +128,16 @@ class Keeper:
         except BlemishError as error:
             self._complain("a picture is not kept", error)
 
-    async def _look_after(self) -> None:
-        """From time to time: what waits in the spool is written, what is old goes."""
-        cleaned = 0.0
-        while True:
-            await asyncio.sleep(_PAUSE)
-            days, gibibytes = self._settings.keep_days, self._settings.keep_gibibytes
-            due = time.monotonic() - cleaned > _HOUR or not cleaned
-            if due and (days is not None or gibibytes is not None):
-                cleaned = time.monotonic()
-                try:
-                    told = await self._in(self._media, _retained, self.store, days, gibibytes)
-                    self._log.note("retained", deleted=str(told))
-                except BlemishError as error:
-                    self._complain("what is old is not deleted", error)
+    async def _clean(self) -> None:
+        """Every hour what is old, or too much, goes."""
+        days, gibibytes = self._settings.keep_days, self._settings.keep_gibibytes
+        while days is not None or gibibytes is not None:
+            try:
+                told = await self._in(self._media, _retained, self.store, days, gibibytes)
+                self._log.note("retained", **asdict(told))
+            except BlemishError as error:
+                self._complain("what is old is not deleted", error)
+            await asyncio.sleep(_HOUR)
 
     def _complain(self, event: str, error: BlemishError, **fields: Any) -> None:
         """Once a minute, not once a picture."""

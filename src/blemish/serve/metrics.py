@@ -37,6 +37,9 @@ class Metrics:
         self.queue = Gauge(
             "blemish_queue_pictures", "Pictures accepted and not answered.", registry=own
         )
+        self.waiting = Gauge(
+            "blemish_store_waiting", "Predictions that wait for the store.", registry=own
+        )
         self.held = Gauge("blemish_held_bytes", "Bytes of pictures in memory.", registry=own)
         self.stages = Histogram(
             "blemish_stage_seconds",

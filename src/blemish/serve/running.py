@@ -81,6 +81,7 @@ async def _run(
         await server.serve(sockets=[listener])
     finally:
         await service.stop()
+    log.note("ended", signal=server.number, answered=dict(service.answered))
     return server.number
 
 
@@ -88,6 +89,7 @@ def _configured(app: object, settings: Settings, log: Log) -> uvicorn.Config:
     told = logging.getLogger("uvicorn.error")
     told.handlers, told.propagate = [log.handler], False
     told.setLevel(logging.WARNING)
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # what is damaged is answered
     return uvicorn.Config(
         app,  # type: ignore[arg-type]
         log_config=None,

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from starlette.types import Scope
@@ -25,6 +26,8 @@ from blemish.serve.security import Gate, read_tokens
 from blemish.serve.settings import Settings
 from blemish.store import Store
 from blemish.types import Prediction
+
+_WAIT = 5.0  # seconds for a store that is busy or gone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,8 +124,9 @@ class Service:
         settings = self.settings
         if settings.store_folder is not None:
             where = (settings.store_url, settings.store_folder)
-            self.store = await self.in_pool(Store.open, *where)
-            self.keeper = Keeper(self.store, settings, self.log)
+            self.store = await self.in_pool(partial(Store.open, wait=_WAIT), *where)
+            keeper = self.keeper = Keeper(self.store, settings, self.log)
+            self.metrics.waiting.set_function(lambda: keeper.spool.waiting)
         self.models = Registry(settings, self.pools, self.store, self._batch_done)
         await self.models.open()
         for name in self.models.names:

@@ -24,6 +24,8 @@ from blemish.store.migrating import bring_up_to_date
 
 FILE = "blemish.sqlite"
 _CACHE = 16 * 1024  # KiB of pages that each connection of SQLite holds
+# What PostgreSQL says to whom it lets not in; it gives no code for that.
+_REFUSED = ("does not exist", "authentication failed", "no pg_hba.conf entry", "no password")
 _PAUSE = 0.2  # seconds between attempts to reach a database that is not there yet
 
 
@@ -105,11 +107,12 @@ class Database:
             self._lock.release()
 
     @contextmanager
-    def _explained(self, name: str = "") -> Iterator[None]:
+    def _explained(self, place: str = "") -> Iterator[None]:
+        """Args: place: what only who opens the database may see of it."""
         try:
             yield
         except (exc.DBAPIError, exc.TimeoutError) as error:
-            raise explained(error, name or self.name) from error
+            raise explained(error, place or self.name, opening=bool(place)) from error
 
     def size(self) -> int:
         """Bytes of SQLite's database that are in use; 0 of PostgreSQL's. Raises: StoreError."""
@@ -214,8 +217,11 @@ def _postgresql(text: str, wait: float) -> Engine:
     )
 
 
-def explained(error: exc.DBAPIError | exc.TimeoutError, name: str) -> StoreError:
-    """An error of the database in words. Args: name: what it is called in them."""
+def explained(
+    error: exc.DBAPIError | exc.TimeoutError, name: str, *, opening: bool = False
+) -> StoreError:
+    """An error of the database in words. Args: name: what it is called in them. opening: whether
+    they may say where it is, as the libraries' own do."""
     original = getattr(error, "orig", None)
     if isinstance(original, sqlite3.Error):
         return _of_sqlite(original, name)
@@ -224,11 +230,14 @@ def explained(error: exc.DBAPIError | exc.TimeoutError, name: str) -> StoreError
     state = getattr(original, "sqlstate", None)
     if state is not None:
         return _of_postgresql(str(state), original, name)
+    said = _first_line(original)
+    if any(sign in said for sign in _REFUSED):
+        return StoreError(f"{name} cannot be opened" + (f" ({said})" if opening else ""))
     if isinstance(error, exc.OperationalError | exc.InterfaceError) or getattr(
         error, "connection_invalidated", False
     ):
-        return _gone(name, _first_line(original))
-    return StoreError(f"{name} cannot be used ({_first_line(original or error)})")
+        return _gone(name, said if opening else "it does not answer")
+    return StoreError(f"{name} cannot be used ({type(original).__name__})")
 
 
 def _gone(name: str, reason: str) -> StoreError:

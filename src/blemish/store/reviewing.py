@@ -89,7 +89,7 @@ class Reviewing(Part):
         asked: Filters = {**filters, "model": model, "reviewed": True if said is None else said}
         where = conditions(asked)
         with self._database.reading() as connection:
-            found = _last_of(connection, where)
+            found = last_of(connection, where)
             draws = _draws_of(connection, model, [one["picture"] for one in found])
         return [
             Reviewed(
@@ -110,7 +110,7 @@ class Reviewing(Part):
         asked: Filters = {**filters, "model": model, "reviewed": DISAGREED}
         where = conditions(asked)
         with self._database.reading() as connection:
-            found = _last_of(connection, where)
+            found = last_of(connection, where)
         return [row_of(one) for one in reversed(found)]
 
     def add_scores(self, scores: Iterable[OtherScore]) -> None:
@@ -160,7 +160,7 @@ class Reviewing(Part):
         return by_picture
 
 
-def _last_of(connection: Connection, where: Sequence[ColumnElement[bool]]) -> list[RowMapping]:
+def last_of(connection: Connection, where: Sequence[ColumnElement[bool]]) -> list[RowMapping]:
     """Of each reviewed picture the last of some predictions, the oldest first."""
     of = CONSENSUS.alias()
     mine = PREDICTIONS.c.picture == of.c.picture

@@ -8,17 +8,15 @@ from typing import Self
 
 from blemish.store.counting import Counting
 from blemish.store.database import Database
+from blemish.store.exports import Exports
 from blemish.store.jobs import Jobs
-from blemish.store.labels import Labels
-from blemish.store.media import Media
 from blemish.store.notes import Notes
-from blemish.store.predictions import Predictions
 from blemish.store.retention import Retention
 from blemish.store.reviewing import Reviewing
 from blemish.store.versions import Versions
 
 
-class Store(Predictions, Counting, Labels, Reviewing, Versions, Jobs, Notes, Media, Retention):
+class Store(Exports, Counting, Reviewing, Versions, Jobs, Notes, Retention):
     """What was predicted, and what people said of it. Any number of threads may use one.
 
     Every method raises StoreError where the database or the folder cannot be read or written, and
