@@ -1,28 +1,30 @@
-"""The review queue of a model, and whether its pictures have changed: what the store holds, read by
-`monitoring` as it grows.
+"""The review queue of a model, and whether its pictures have changed: the store's predictions, read
+by `monitoring` as they come.
 
 Nothing here needs to be told of a prediction: `catch_up` reads those that are new, in the order of
-their ids, so that a restart comes to the same queue. It takes about 0.2 ms a picture.
+their ids. Each picture is placed once, and its place is written down, with the chances that it had:
+figures hold only with those. The states of the queue and of the monitors are a note in the store.
 """
 
 from __future__ import annotations
 
-import bisect
+import hashlib
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
 
 import numpy as np
 
+from blemish.errors import ConfigError
 from blemish.images import EXTENSIONS
 from blemish.monitoring import draws
 from blemish.monitoring.drift import Alarm, Monitor, Reference
 from blemish.monitoring.estimates import Answer, Pool, Sample, Waiting, sample
 from blemish.monitoring.queue import Candidate, Opinion, Queue
-from blemish.store import Draw, OtherScore, Row, Store
+from blemish.store import Draw, Label, OtherScore, Row, Store
 
 WHY = {
     "threshold": "near the threshold",
@@ -31,10 +33,13 @@ WHY = {
     "random": "by chance, for honest figures",
     "second": "another reviewer was unsure, or said otherwise",
 }
+ALPHA = 0.01  # the probability of ever a false alarm of all sources together
+ALPHA_CAMERAS = 0.04  # and of all cameras' monitors
+_CAMERAS = 64  # sources with a monitor of their own
 _PAGE = 1000  # predictions that are read at once
 _LEASE = 120.0  # seconds in which a picture that one reviewer looks at is shown to no other
-_CHUNK = 64
-_CAMERAS = 64  # sources with a monitor of their own
+_UNSAVED = 500  # predictions after which the state is written down,
+_UNSAVED_S = 20.0  # or seconds
 
 
 @dataclass(frozen=True)
@@ -46,13 +51,12 @@ class Next:
 
 
 @dataclass(slots=True)
-class _Placed:
-    """A picture in the queue: its draw, and its first prediction."""
+class _Known:
+    """A picture: its place, the id of its first prediction, its score by each version."""
 
     draw: draws.Draw
-    id: int
-    version: str
-    score: float
+    arrived: int
+    scores: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -69,21 +73,22 @@ class Drift:
 
 
 class Reviewing:
-    """Queue and monitors of a model. Any number of threads may use one."""
+    """Queue and monitors of a model. Any number of threads of one process may use one."""
 
     def __init__(self, store: Store, model: str) -> None:
         self._store, self._model = store, model
+        self._note = "reviewing " + hashlib.sha256(model.encode()).hexdigest()[:32]
         self._queue = Queue(seed=model)
-        self._placed: dict[str, _Placed] = {}
-        self._line: list[tuple[float, str]] = []  # priority and picture, the next first
+        self._known: dict[str, _Known] = {}
         self._last: int | None = None
-        self._labelled: set[str] = set()
+        self._begun = False
+        self._unsaved, self._saved = 0, time.monotonic()
         self._handed: dict[str, tuple[str, float]] = {}
-        self._noted: set[str] = set()
         self._lock = threading.RLock()
         self._watched = ""
         self._reference: Reference | None = None
         self._monitors: dict[str, Monitor] = {}
+        self._kept: dict[str, Any] = {}  # the monitors' states, until their version is watched
 
     @classmethod
     def of(cls, service: Any, model: str) -> Reviewing:
@@ -94,94 +99,107 @@ class Reviewing:
         return known[model]
 
     def catch_up(self) -> None:
-        """Place what was predicted since the last time."""
+        """Place what was predicted since the last time, and have the monitors see it."""
         with self._lock:
+            if not self._begun:
+                self._begin()
             while page := self._store.predictions(
                 model=self._model, before=self._last, order="oldest", limit=_PAGE, regions=False
             ):
-                new = [row for row in page if row.picture not in self._placed]
-                others = self._store.other_scores_of([row.picture for row in new], self._model)
+                self._place(page)
                 for row in page:
-                    if row.picture not in self._placed:
-                        self._place(row, others.get(row.picture, []))
                     self._watch(row)
                 self._last = page[-1].id
+                self._unsaved += len(page)
+            late = time.monotonic() - self._saved > _UNSAVED_S
+            if self._unsaved >= _UNSAVED or (self._unsaved and late):
+                self.save()
+
+    def save(self) -> None:
+        """Write down the states of queue and monitors."""
+        with self._lock:
+            monitors = {source: one.to_dict() for source, one in self._monitors.items()}
+            told = {"watched": self._watched, "monitors": monitors} if monitors else self._kept
+            state = {"last": self._last, "queue": self._queue.to_dict(), **told}
+            self._store.put_note(self._note, state)
+            self._unsaved, self._saved = 0, time.monotonic()
 
     def coming(self, reviewer: str, count: int, skipped: Sequence[str] = ()) -> list[Next]:
         """The pictures that a reviewer is shown next; the first is kept for them a while."""
         with self._lock:
             self.catch_up()
-            found = []
             now, passed = time.monotonic(), set(skipped)
-            for picture in self._unlabelled():
-                who, until = self._handed.get(picture, ("", 0.0))
-                if picture in passed or (who != reviewer and until > now):
+            found = []
+            for draw in self._line():
+                who, until = self._handed.get(draw.picture, (reviewer, 0.0))
+                if draw.picture in passed or (who != reviewer and until > now):
                     continue
-                row = self._store.prediction(self._placed[picture].id)
-                if row is None:  # deleted since
-                    continue
-                found.append(Next(row, self._placed[picture].draw.stratum))
+                rows = self._store.predictions(
+                    picture=draw.picture, model=self._model, limit=1, regions=False
+                )
+                found += [Next(row, draw.stratum) for row in rows]
                 if len(found) == count:
                     break
             if len(found) < count:
                 found += self._second_looks(reviewer, count - len(found), passed)
             if found:
-                self._hand(found[0], reviewer, now)
+                kept = {key: value for key, value in self._handed.items() if value[1] > now}
+                self._handed = {**kept, found[0].row.picture: (reviewer, now + _LEASE)}
             return found
 
     def left(self) -> int:
-        """How many wait."""
+        """How many pictures wait for a first label."""
         with self._lock:
-            return sum(1 for _ in self._unlabelled())
-
-    def why(self, picture: str) -> str:
-        """Why a picture was, or will be, shown; "" where the queue does not know it."""
-        placed = self._placed.get(picture)
-        return "" if placed is None else placed.draw.stratum
-
-    def forget(self, picture: str) -> None:
-        """Look again whether a picture has labels: one was undone."""
-        with self._lock:
-            self._labelled.discard(picture)
+            self.catch_up()
+            waiting = self._store.counts(model=self._model, reviewed=False)
+            return int(waiting.predictions)
 
     def sample(self, version: str) -> tuple[Sample, Pool]:
         """What the reviewed pictures say of a version that scored them, and all that it scored."""
         with self._lock:
             self.catch_up()
-            rows = self._store.reviewed(self._model, version=version)
-            current = self._store.current_of([one.row.picture for one in rows])
-            answers = [self._answer(one.row, current) for one in rows]
-            known = {one.row.picture for one in rows}
-            own = [one for one in self._placed.values() if one.version == version]
+            rows = [one.row for one in self._store.reviewed(self._model, version=version)]
+            current = self._store.current_of([row.picture for row in rows])
+            answers = [self._answer(row, current.get(row.picture, {})) for row in rows]
+            labelled = {row.picture for row in rows}
+            own = {key: one for key, one in self._known.items() if version in one.scores}
             waiting = [
-                Waiting(priority=one.draw.priority, arrived=one.id)
-                for one in own
-                if one.draw.picture not in known
+                Waiting(priority=one.draw.priority, arrived=one.arrived)
+                for key, one in own.items()
+                if key not in labelled
             ]
         most = max((one.draw.priority for one in answers if one.draw is not None), default=0.0)
         first = min((one.priority for one in waiting), default=0.0)
         needed = [one for one in waiting if one.priority <= max(most, first)]
         pool = Pool(
-            scores=np.array([one.score for one in own], np.float64),
-            sizes=np.array([one.draw.size for one in own], np.float64),
+            scores=np.array([one.scores[version] for one in own.values()], np.float64),
+            sizes=np.array([one.draw.size for one in own.values()], np.float64),
         )
         return sample(answers, needed, self._queue.turns), pool
 
-    def watch(self, version: str, scores: Any, threshold: float | None) -> None:
+    def watch(self, version: str, scores: Sequence[float], threshold: float | None) -> None:
         """Have monitors compare what a version scores with its calibration scores."""
         with self._lock:
             if version == self._watched:
                 return
-            self._watched, self._monitors, self._reference = "", {}, None
-            self.catch_up()  # what follows reads all that is placed, and no more
-            self._watched = version
+            self.catch_up()  # what follows sees all that is placed, and no more
+            self._watched, self._monitors, self._reference = version, {}, None
             if not len(scores):
                 return
             self._reference = Reference.of(scores, threshold, seed=self._model)
+            if self._kept.get("watched") == version:
+                try:
+                    self._monitors = {
+                        source: Monitor.from_dict(one, self._reference)
+                        for source, one in self._kept["monitors"].items()
+                    }
+                except ConfigError:  # of another calibration: begun anew
+                    self._monitors = {}
+            since = self._kept.get("last") if self._monitors else 0
             for row in self._store.each_prediction(model=self._model, version=version):
-                if row.id > (self._last or 0):
-                    break
-                self._watch(row)
+                if (since or 0) < row.id <= (self._last or 0):
+                    self._watch(row)
+            self.save()
 
     def drift(self) -> list[Drift]:
         """Of all sources together, and of each, those with alarms first."""
@@ -190,16 +208,69 @@ class Reviewing:
             found = [Drift(source, monitor) for source, monitor in self._monitors.items()]
         return sorted(found, key=lambda one: (one.source != "", not one.alarms, one.source))
 
-    def _place(self, row: Row, others: Sequence[OtherScore]) -> None:
-        live = Opinion(version=row.version, score=row.score, threshold=row.threshold)
-        more = [
-            Opinion(version=one.version, score=one.score, threshold=one.threshold)
-            for one in others
-            if one.version != row.version
-        ]
-        draw = self._queue.place(Candidate(picture=row.picture, opinions=(live, *more)))
-        self._placed[row.picture] = _Placed(draw, row.id, row.version, row.score)
-        bisect.insort(self._line, (draw.priority, row.picture))
+    def _begin(self) -> None:
+        """Read what was written down before."""
+        note = self._store.note(self._note)
+        if note is not None:
+            self._queue = Queue.from_dict(note["queue"])
+            self._last = note["last"]
+            self._kept = {key: note[key] for key in ("watched", "monitors", "last") if key in note}
+        pages = self._pages()
+        known = [one for page in pages for one in page]
+        known += [one.draw for one in self._store.reviewed(self._model) if one.draw is not None]
+        for start in range(0, len(known), _PAGE):
+            some = known[start : start + _PAGE]
+            scores = self._store.other_scores_of([one.picture for one in some], self._model)
+            for one in some:
+                self._know(one, scores.get(one.picture, []))
+        self._begun = True
+
+    def _know(self, draw: Draw, scores: Sequence[OtherScore]) -> None:
+        record = dict(draw.record)
+        arrived = int(record.pop("arrived"))
+        live = {one.version: one.score for one in scores if one.live}
+        self._known[draw.picture] = _Known(draws.Draw.from_dict(record), arrived, live)
+
+    def _pages(self) -> Iterator[list[Draw]]:
+        after: float | None = None
+        while page := self._store.queue(self._model, after=after, limit=_PAGE):
+            yield page
+            after = page[-1].priority
+
+    def _line(self) -> Iterator[Draw]:
+        """The pictures without a label, the next first: a few are read at once."""
+        after: float | None = None
+        while page := self._store.queue(self._model, after=after, limit=32):
+            yield from page
+            after = page[-1].priority
+
+    def _place(self, page: Sequence[Row]) -> None:
+        new = list(
+            {row.picture: row for row in reversed(page) if row.picture not in self._known}.values()
+        )[::-1]
+        others = self._store.other_scores_of([row.picture for row in new], self._model)
+        placed = []
+        for row in new:
+            there = self._store.draw(row.picture, self._model)
+            if there is not None:  # written down before this state was
+                self._know(there, [])
+                continue
+            draw = self._queue.place(_candidate(row, others.get(row.picture, [])))
+            self._known[row.picture] = _Known(draw, row.id)
+            placed.append(
+                Draw(
+                    picture=row.picture,
+                    model=row.model,
+                    version=row.version,
+                    stratum=draw.stratum,
+                    probability=draw.probability,
+                    priority=draw.priority,
+                    record={**draw.to_dict(), "arrived": row.id},
+                )
+            )
+        self._store.add_draws(placed)
+        for row in page:
+            self._known[row.picture].scores[row.version] = row.score
 
     def _watch(self, row: Row) -> None:
         if self._reference is None or row.version != self._watched:
@@ -210,17 +281,9 @@ class Reviewing:
                 if len(self._monitors) > _CAMERAS:
                     continue
                 seed = f"{self._model} {row.version} {source}"
-                self._monitors[source] = Monitor(self._reference, seed=seed)
+                alpha = ALPHA_CAMERAS / _CAMERAS if source else ALPHA
+                self._monitors[source] = Monitor(self._reference, seed=seed, alpha=alpha)
             self._monitors[source].add(cell, str(row.id))
-
-    def _unlabelled(self) -> Iterator[str]:
-        """The pictures without a label, in the order of the queue."""
-        for start in range(0, len(self._line), _CHUNK):
-            some = [picture for _, picture in self._line[start : start + _CHUNK]]
-            asked = [picture for picture in some if picture not in self._labelled]
-            if asked:
-                self._labelled |= set(self._store.current_of(asked))
-            yield from (picture for picture in asked if picture not in self._labelled)
 
     def _second_looks(self, reviewer: str, count: int, passed: set[str]) -> list[Next]:
         """Pictures on which another is unsure or reviewers disagree, and this one said nothing."""
@@ -230,43 +293,35 @@ class Reviewing:
                 model=self._model, reviewed=kind, limit=200, regions=False
             )
             current = self._store.current_of([row.picture for row in rows])
-            for row in {row.picture: row for row in rows}.values():
+            for row in {row.picture: row for row in reversed(rows)}.values():
                 if reviewer not in current.get(row.picture, {}) and row.picture not in passed:
                     found.append(Next(row, "second"))
         return found[:count]
 
-    def _hand(self, one: Next, reviewer: str, now: float) -> None:
-        kept = {key: value for key, value in self._handed.items() if value[1] > now}
-        self._handed = {**kept, one.row.picture: (reviewer, now + _LEASE)}
-        placed = self._placed.get(one.row.picture)
-        if placed is not None and one.row.picture not in self._noted and one.why != "second":
-            self._noted.add(one.row.picture)
-            row = one.row
-            if self._store.draw(row.picture, self._model) is None:
-                drawn = Draw(
-                    picture=row.picture,
-                    model=row.model,
-                    version=row.version,
-                    stratum=placed.draw.stratum,
-                    probability=placed.draw.probability,
-                )
-                self._store.add_draws([drawn])
-
-    def _answer(self, row: Row, current: Any) -> Answer:
-        placed = self._placed.get(row.picture)
-        said = current.get(row.picture, {}).values()
+    def _answer(self, row: Row, current: dict[str, Label]) -> Answer:
+        known = self._known.get(row.picture)
         groups = {"day": row.time.date().isoformat()}
         if camera := camera_of(row.source):
             groups["camera"] = camera
         if row.category:
             groups["category"] = row.category
         return Answer(
-            draw=None if placed is None else placed.draw,
-            arrived=row.id if placed is None else placed.id,
+            draw=None if known is None else known.draw,
+            arrived=row.id if known is None else known.arrived,
             score=row.score,
-            verdicts=tuple(one.verdict for one in said),
+            verdicts=tuple(one.verdict for one in current.values()),
             groups=groups,
         )
+
+
+def _candidate(row: Row, others: Sequence[OtherScore]) -> Candidate:
+    live = Opinion(version=row.version, score=row.score, threshold=row.threshold)
+    more = [
+        Opinion(version=one.version, score=one.score, threshold=one.threshold)
+        for one in others
+        if one.version != row.version
+    ]
+    return Candidate(picture=row.picture, opinions=(live, *more))
 
 
 def camera_of(source: str) -> str:

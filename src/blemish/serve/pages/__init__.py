@@ -31,11 +31,18 @@ class _Static(StaticFiles):
         return answer
 
 
-def add_pages(app: FastAPI) -> None:
-    """Have an application of `create_app` answer with pages too."""
+def add_pages(app: FastAPI, *more: APIRouter) -> None:
+    """Have an application of `create_app` answer with pages too.
+
+    Args: more: routers of further pages, each with the prefix of its tab.
+    """
     router = APIRouter(include_in_schema=False)
     for part in (login, live, pictures, review, figures, refine, models, media):
         router.include_router(part.router)
+    for one in more:
+        router.include_router(one)
     app.include_router(router)
     app.mount("/static", _Static(packages=[("blemish.serve", "static")]), name="static")
+    own = ("/live", "/pictures", "/review", "/figures", "/models")
+    app.state.pages = {*own, *(one.prefix for one in more)}
     app.state.error_page = error_page

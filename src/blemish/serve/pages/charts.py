@@ -10,8 +10,8 @@ from markupsafe import Markup, escape
 
 from blemish.monitoring.estimates import Curve
 from blemish.report.charts import ticks
-from blemish.serve.pages.rendering import clock, count, percent, score
-from blemish.store.predictions import Histogram, Rate
+from blemish.serve.pages.rendering import count, hour, percent, score
+from blemish.store.counting import Histogram, Rate
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 8.0, 8.0, 16.0, 22.0
 
@@ -76,7 +76,7 @@ def rates(found: Sequence[Rate], *, width: float = 640, height: float = 132) -> 
     for at, one in enumerate(found):
         tall = (frame.floor - _TOP) * one.rate / most
         x, wide = frame.x(at), max(frame.x(at + 1) - frame.x(at) - 2, 1)
-        name = clock(one.key) if isinstance(one.key, datetime) else str(one.key)
+        name = hour(one.key) if isinstance(one.key, datetime) else str(one.key)
         said = f"{name}: {percent(one.rate)} of {count(one.predictions)}"
         parts.append(
             f'<rect class="bar alarm" x="{x:.1f}" y="{frame.floor - max(tall, 1):.1f}" '
@@ -91,14 +91,14 @@ def rates(found: Sequence[Rate], *, width: float = 640, height: float = 132) -> 
     return _svg(frame, f"share of alarms over {len(found)} spans of time", "".join(parts))
 
 
-def curves(found: Curve, threshold: float | None, *, width: float = 720) -> Markup:
+def curves(found: Curve, threshold: float | None, *, width: float = 560) -> Markup:
     """False alarms and misses at every threshold, with their intervals; the threshold as a line,
     which the slider moves."""
     at = found.thresholds.tolist()
     if len(at) < 2:
         return Markup("")
     ends = [at[0], at[-1], *([] if threshold is None else [threshold])]
-    frame = Frame(width, 220, min(ends), max(ends))
+    frame = Frame(width, 240, min(ends), max(ends))
     parts = []
     for name, kind in (("false_alarm_rate", "good"), ("miss_rate", "defect")):
         low, high = found.low[name].tolist(), found.high[name].tolist()

@@ -15,8 +15,8 @@ from blemish.monitoring.estimates import Curve, Estimate, Pool, Sample, by_group
 from blemish.serve.pages import charts, live
 from blemish.serve.pages.rendering import Visit, Visiting, chosen
 from blemish.serve.refusals import bad_request
-from blemish.serve.reviewing import Reviewing
-from blemish.store.predictions import Rate
+from blemish.serve.reviewing import ALPHA_CAMERAS, Reviewing, camera_of
+from blemish.store.counting import Rate
 
 router = APIRouter(prefix="/figures")
 LEVEL = 0.95
@@ -87,6 +87,7 @@ async def shown(
         spans=_SPANS,
         level=LEVEL,
         interval=charts.interval,
+        alpha_cameras=ALPHA_CAMERAS,
         **values,
     )
 
@@ -169,14 +170,20 @@ def _rates(visit: Visit, span: Any) -> dict[str, Any]:
     store, model = visit.store, visit.model
     spans: list[Rate] = store.verdict_rates(span, model=model)
     tables = {
-        by: sorted(store.verdict_rates(by, model=model), key=lambda one: -one.predictions)[:12]
-        for by in ("source", "category", "version")
+        name: sorted(
+            (one for one in store.verdict_rates(by, model=model) if _is_group(by, one)),
+            key=lambda one: -one.predictions,
+        )[:12]
+        for name, by in (("camera", "source"), ("category", "category"), ("version", "version"))
     }
     return {
         "rates": spans,
         "chart": charts.rates(spans[-60:], width=720, height=150),
-        "tables": {
-            by: rows for by, rows in tables.items() if len(rows) > 1 or (rows and rows[0].key)
-        },
+        "tables": {name: rows for name, rows in tables.items() if rows},
         "disagreements": store.disagreements(model)[:24],
     }
+
+
+def _is_group(by: str, one: Rate) -> bool:
+    """Whether it is a camera, category or version, and not the name of a file, or nothing."""
+    return bool(camera_of(str(one.key)) if by == "source" else one.key)

@@ -14,7 +14,7 @@ from blemish.serve.pages import charts
 from blemish.serve.pages.rendering import Visit, Visiting, chosen
 from blemish.serve.reviewing import Drift, Reviewing
 from blemish.store import Row
-from blemish.store.predictions import Counts
+from blemish.store.counting import Counts
 
 router = APIRouter()
 _SHOWN = 36

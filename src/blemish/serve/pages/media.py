@@ -22,8 +22,9 @@ router = APIRouter(prefix="/media")
 _KEPT = {"Cache-Control": "private, max-age=604800, immutable"}
 _SHOWN = {"jpeg": "image/jpeg", "png": "image/png", "webp": "image/webp", "bmp": "image/bmp"}
 _LARGEST = 256 * 2**20
-# Opaque from the middle of the scale on, as in `report.heatmap`: a faint defect is to be seen.
-_STRENGTHS = np.minimum(np.linspace(0.0, 2.0, 256), 1.0)
+# Opaque from the middle of the scale on, as in `report.heatmap`; less of a haze below, since here
+# a slider makes it stronger.
+_STRENGTHS = np.minimum(np.linspace(0.0, 2.0, 256), 1.0) ** 2
 
 
 @router.get("/pictures/{digest}")

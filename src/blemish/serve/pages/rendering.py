@@ -118,13 +118,9 @@ Visiting = Annotated[Visit, Depends(visited)]
 
 
 def tabs(request: Request) -> list[tuple[str, str, str]]:
-    """The pages that there are: name, path and the key that leads there."""
-    there = {getattr(route, "path", "").split("/")[1:2][0] for route in _routes(request.app)}
-    return [one for one in TABS if one[1].strip("/") in there]
-
-
-def _routes(app: Any) -> list[Any]:
-    return [one for one in app.routes if getattr(one, "path", "").startswith("/")]
+    """The pages that this service has: name, path and the key that leads there."""
+    there = request.app.state.pages
+    return [one for one in TABS if one[1] in there]
 
 
 async def error_page(request: Request, refusal: Refusal) -> Response:
@@ -224,6 +220,11 @@ def clock(time: datetime) -> str:
     return own.strftime("%H:%M:%S" if today else "%d %b %H:%M")
 
 
+def hour(time: datetime) -> str:
+    """The beginning of an hour or a day, in UTC."""
+    return time.astimezone(UTC).strftime("%H:%M" if time.hour else "%d %b")
+
+
 def moment(time: datetime) -> str:
     """A time in full, in UTC."""
     return time.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
@@ -257,4 +258,4 @@ def zipped(names: Sequence[str]) -> list[tuple[str, str]]:
 
 def chosen(value: str | None, known: Sequence[str], otherwise: str = "") -> str:
     """A value of a query, where it is one of those known."""
-    return value if value in known else otherwise
+    return value if value is not None and value in known else otherwise

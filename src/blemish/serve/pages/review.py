@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import cv2
+import numpy as np
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from blemish.errors import ConfigError, ImageError
+from blemish.images import decode_mask
 from blemish.serve import uploads
+from blemish.serve.drawing import encoded
 from blemish.serve.pages import pictures
 from blemish.serve.pages.rendering import Visit, Visiting, form
 from blemish.serve.refusals import Refusal, bad_request
@@ -34,8 +38,10 @@ async def label(request: Request, visit: Visiting) -> Response:
     if given["verdict"] == "skip":
         passed = [one for one in given["skipped"].split(",") if one][-200:]
         return await _shown(visit, "parts/review.html", skipped=[*passed, given["picture"]])
-    mask = given["mask"] if given["verdict"] == "defect" else None
     try:
+        mask = None
+        if given["verdict"] == "defect" and given["mask"]:
+            mask = await visit.service.in_pool(_sized, visit.store, given)
         said = Label(
             picture=given["picture"],
             verdict=given["verdict"],
@@ -64,7 +70,6 @@ async def undo(request: Request, visit: Visiting) -> Response:
     if taken is not None:
         told = {"id": taken.id, "picture": taken.picture, "verdict": "", "who": taken.reviewer}
         visit.service.events.publish("label", told)
-        Reviewing.of(visit.service, visit.model).forget(taken.picture)
     if given.get("then") == "stay" and given.get("prediction", "").isdecimal():
         return await _one(visit, int(given["prediction"]))
     return await _shown(
@@ -93,6 +98,24 @@ async def _given(request: Request) -> dict[str, Any]:
     if not found["verdict"]:
         raise bad_request("say what the picture is: good, defect or unsure")
     return found
+
+
+def _sized(store: Any, given: dict[str, Any]) -> bytes:
+    """The mask at the size of its picture: browsers draw that of a large one smaller.
+
+    Raises: ImageError for what is no mask.
+    """
+    mask: bytes = given["mask"]
+    row = store.prediction(int(given["prediction"]))
+    marked = decode_mask(mask, name="mask")
+    if row is None or marked.shape == (row.height, row.width):
+        return mask
+    shares = row.height / marked.shape[0], row.width / marked.shape[1]
+    if min(shares) < 1 or max(shares) > min(shares) * 1.01:
+        raise ImageError("mask", "has another shape than its picture")
+    values = marked.view(np.uint8) * 255
+    size = (row.width, row.height)
+    return encoded(cv2.resize(values, size, interpolation=cv2.INTER_NEAREST))
 
 
 async def _one(visit: Visit, id: int) -> Response:

@@ -30,13 +30,10 @@ def rarity(row: Row) -> str:
 
 
 def margin(row: Row) -> str:
-    """How near the verdict is to the other one; "" without a threshold."""
-    if row.threshold is None or row.threshold == 0:
+    """That the verdict is near to the other one; "" where it is not, or there is none."""
+    if not row.threshold or abs(row.score - row.threshold) > 0.05 * abs(row.threshold):
         return ""
-    apart = (row.score - row.threshold) / abs(row.threshold)
-    if abs(apart) < 0.05:
-        return "That is close: a little more light or dust could turn the verdict."
-    return f"That is {percent(abs(apart))} {'above' if apart > 0 else 'below'} the threshold."
+    return "That is close: a little light or dust could turn the verdict."
 
 
 def regions(row: Row) -> str:

@@ -7,12 +7,14 @@ const summary = document.querySelector("#summary");
 const state = document.querySelector("#state");
 const pause = document.querySelector("#pause");
 const SHORTEST = 400; // milliseconds between two looks
-const SLOW = 3000; // and between two looks at counts and charts
+const SLOW = 2500; // and between two looks at counts and charts
+const IDLE = 30000; // and between these where nothing comes
 
 let paused = false;
 let waiting = false;
 let last = 0;
 let lastSummary = 0;
+let stale = false; // counts and charts
 
 function said(kind, text) {
   state.className = `state ${kind}`;
@@ -51,7 +53,7 @@ async function look() {
   const asked = new URLSearchParams({ model: feed.dataset.model, show: feed.dataset.show });
   try {
     await fetched(`/live/feed?${asked}`, feed);
-    if (performance.now() - lastSummary > SLOW) await count();
+    stale = true;
   } catch {
     // the stream of events says that the service is away
   }
@@ -59,6 +61,7 @@ async function look() {
 
 async function count() {
   lastSummary = performance.now();
+  stale = false;
   await fetched(`/live/summary?${new URLSearchParams({ model: feed.dataset.model })}`, summary);
 }
 
@@ -73,8 +76,9 @@ for (const kind of ["prediction", "label", "promotion"]) {
   });
 }
 setInterval(() => {
-  if (!paused && performance.now() - lastSummary > 4 * SLOW) count().catch(() => {});
-}, SLOW);
+  const since = performance.now() - lastSummary;
+  if (!paused && since > (stale ? SLOW : IDLE)) count().catch(() => {});
+}, 500);
 
 function toggle() {
   paused = !paused;

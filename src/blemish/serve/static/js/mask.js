@@ -2,6 +2,7 @@
 
 const SIDE = 2048; // the longest side that is drawn in; larger pictures get their mask enlarged
 const COLOUR = "#36e0d0";
+const THINNEST = 0.85; // pixels: less may touch none of them by half
 const KEPT = 40; // steps that can be undone
 
 export class Mask {
@@ -199,10 +200,14 @@ export class Mask {
       context.closePath();
       context.fill();
     } else {
-      context.lineWidth = Math.max(1, 2 * step.radius * factor);
+      const radius = Math.max(THINNEST, step.radius * factor);
+      context.lineWidth = 2 * radius;
       context.moveTo(...points[0]);
       for (const [x, y] of points) context.lineTo(x, y);
-      context.stroke();
+      if (points.length > 1) context.stroke();
+      context.beginPath(); // a line of no length is not drawn
+      context.arc(...points[0], radius, 0, 2 * Math.PI);
+      context.fill();
     }
     context.globalCompositeOperation = "source-over";
   }
