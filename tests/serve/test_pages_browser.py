@@ -2,39 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from browser import CHROMIUM
 from live import Live, serving
 from parts import Fitted, part
 from playwright.sync_api import ConsoleMessage, Page, expect
 
 from blemish.images import decode_mask
 
-CI = bool(os.environ.get("BLEMISH_CI"))
 HOSTILE = '"><img src=x onerror=alert(1)><script>alert(2)</script>{{7*7}}.png'
-
-
-@pytest.fixture(scope="session", autouse=True)
-def chromium() -> None:
-    """Skips where there is no browser, but not in CI."""
-    if not CHROMIUM:
-        (pytest.fail if CI else pytest.skip)("no Chromium: apt-get install chromium")
-
-
-@pytest.fixture(scope="session")
-def browser_type_launch_args() -> dict[str, Any]:
-    return {"executable_path": CHROMIUM, "args": ["--no-sandbox", "--disable-dev-shm-usage"]}
-
-
-@pytest.fixture
-def browser_context_args() -> dict[str, Any]:
-    return {"viewport": {"width": 1280, "height": 800}, "has_touch": True}
 
 
 @pytest.fixture

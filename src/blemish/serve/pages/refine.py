@@ -81,7 +81,7 @@ async def promote(visit: Visiting, id: int) -> Response:
 async def _page(visit: Visit, template: str, id: int | None, done: str = "") -> Response:
     kept = visit.service.jobs is not None and bool(visit.model)
     if not kept:
-        return visit.page(template, kept=False)
+        return visit.page(template, kept=False, done="")
     jobs = _jobs(visit)
     several = await jobs.jobs(visit.model)
     job = next((one for one in several if one.id == id), None)
