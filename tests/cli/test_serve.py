@@ -40,7 +40,9 @@ def process(
     command = [sys.executable, "-c", code, "serve", *map(str, arguments), "--port", "0"]
     with log.open("wb") as file:
         source = {**os.environ, "PYTHONPATH": str(Path(blemish.__file__).parents[1])}
-        running = subprocess.Popen(command, stderr=file, stdout=file, cwd=folder, env=source)
+        running = subprocess.Popen(
+            command, stderr=file, stdout=subprocess.PIPE, cwd=folder, env=source
+        )
     try:
         for _ in range(1200):
             told = [line for line in log.read_bytes().splitlines() if b'"serving"' in line]
@@ -51,7 +53,7 @@ def process(
         yield running, json.loads(told[0])["url"], log
     finally:
         running.kill()
-        running.wait()
+        running.communicate()
 
 
 @pytest.fixture
@@ -158,14 +160,15 @@ def test_a_token_file_in_a_process(exported: Path, picture: Path, tmp_path: Path
     tokens = tmp_path / "tokens"
     tokens.write_text(f"predict line {'p' * 32}\n")
     tokens.chmod(0o600)
-    how: tuple[Any, ...] = (exported, "--token-file", tokens, "--store", "none", "--log", "json")
+    how: tuple[Any, ...] = (exported, "--token-file", tokens, "--store", "none", "--json")
     with process(*how, folder=tmp_path) as (running, url, log):
         target, content = f"{url}/v1/models/part/predict", picture.read_bytes()
         assert httpx.post(target, content=content).status_code == 401
         headers = {"Authorization": f"Bearer {'p' * 32}"}
         assert httpx.post(target, content=content, headers=headers).status_code == 200
         running.send_signal(signal.SIGTERM)
-        running.wait(60)
+        answer = json.loads(running.communicate(timeout=60)[0])
+    assert answer == {"answered": {"200": 1, "401": 1}, "signal": signal.SIGTERM}
     assert "p" * 32 not in log.read_text()
     assert not (tmp_path / "blemish-store").exists()
 

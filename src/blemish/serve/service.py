@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -213,10 +214,7 @@ class Service:
             self.metrics.stages.labels(stage).observe((ended - began) / 1e9)
         if self.spans is not None:
             self.spans.of_picture(upload, model=served.name, version=served.version)
-        self.events.publish(
-            "prediction",
-            {**row, "model": served.name, "version": served.version, "source": upload.source},
-        )
+        self.events.publish("prediction", _told(upload, served, prediction, row))
         return Answer(served=served, prediction=prediction, row=row, id=id)
 
     async def score_all(self, served: Served, uploads: Sequence[Upload]) -> list[Answer | Refusal]:
@@ -294,6 +292,20 @@ class Service:
         if before is not None:
             self.metrics.live.labels(name, before).set(0)
         self.metrics.live.labels(name, self.models.live(name).version).set(1)
+
+
+def _told(upload: Upload, served: Served, found: Prediction, row: dict[str, Any]) -> dict[str, Any]:
+    """What listeners are told of a prediction: little, as there may be many a second."""
+    same = ("id", "category", "score", "threshold", "label", "p_value")
+    return {
+        **{name: row[name] for name in same},
+        "model": served.name,
+        "version": served.version,
+        "picture": found.digest,
+        "source": upload.source or upload.name,
+        "regions": None if row["regions"] is None else len(row["regions"]),
+        "time": datetime.fromtimestamp(upload.received, UTC).isoformat(),
+    }
 
 
 def public(error: BlemishError) -> Refusal:
