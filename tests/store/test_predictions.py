@@ -26,7 +26,13 @@ def test_what_is_read_is_what_was_written(store: Store, scored: Make) -> None:
     region = {"box": [1, 2, 3, 4], "area": 6, "peak": 2.5, "runs": "1 2 61"}
     full = scored(
         3,
-        **{"p_value": 0.25, "region_threshold": 2.0, "source": "line 1/ü.png", "category": "lid"},
+        **{
+            "p_value": 0.25,
+            "region_threshold": 2.0,
+            "source": "line 1",
+            "name": "ü.png",
+            "category": "lid",
+        },
         **{"category_assigned": True, "adapted": True, "votes": 0.5, "notes": ("a", "b")},
         regions=(region,),
         time=datetime(2026, 1, 2, 3, 4, 5, 678901, timezone(timedelta(hours=2))),
@@ -44,7 +50,9 @@ def test_of_a_detectors_prediction(store: Store, fitted: Fitted) -> None:
     [id] = store.add_predictions([Scored.of(predicted, model="part", version="2", source="cam 1")])
     row = store.prediction(id)
     assert row is not None
-    assert (row.score, row.picture, row.source) == (predicted.score, predicted.digest, "cam 1")
+    assert (row.score, row.picture, row.source, row.name) == (
+        predicted.score, predicted.digest, "cam 1", predicted.source,
+    )  # fmt: skip
     assert (row.label, row.threshold, row.height, row.width) == (1, predicted.threshold, 64, 64)
     assert row.regions is not None
     assert predicted.regions is not None
@@ -95,6 +103,7 @@ def test_filters(store: Store, scored: Make) -> None:
             model="part" if number % 2 else "lid",
             version=str(number % 3),
             source=f"camera {number % 4}",
+            name=f"Part_{number % 3}.PNG",
             category="a" if number < 6 else "b",
             time=early + timedelta(hours=number),
         )
@@ -108,6 +117,9 @@ def test_filters(store: Store, scored: Make) -> None:
         ({"model": "part"}, lambda n: n % 2 == 1),
         ({"model": "lid", "version": "1"}, lambda n: n % 2 == 0 and n % 3 == 1),
         ({"source": "camera 2"}, lambda n: n % 4 == 2),
+        ({"name": "part_1.png"}, lambda n: n % 3 == 1),
+        ({"name": "rt_"}, lambda n: True),
+        ({"name": "P_rt"}, lambda n: False),
         ({"category": "b", "label": 1}, lambda n: n >= 6),
         ({"label": 0}, lambda n: n <= 4),
         ({"picture": rows[3].picture}, lambda n: n == 3),
@@ -209,7 +221,7 @@ def test_hostile_texts_are_kept_as_well_as_can_be(store: Store, scored: Make) ->
         "\x1b[2J\r\n\u2028",
     ]
     rows = [
-        scored(at, source=text, category=text, notes=(text,) * 50)
+        scored(at, source=text, name=text, category=text, notes=(text,) * 50)
         for at, text in enumerate(hostile)
     ]
     store.add_predictions(rows)
@@ -218,6 +230,7 @@ def test_hostile_texts_are_kept_as_well_as_can_be(store: Store, scored: Make) ->
         assert len(row.source) <= SOURCE
         assert len(row.notes) == NOTES
         assert "\0" not in row.source
+        assert row.name == row.source
         clean = text.isprintable() and len(text) <= SOURCE
         assert not clean or row.source == text
     assert read[5].source.endswith("x…")

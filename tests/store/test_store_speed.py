@@ -40,11 +40,12 @@ def generate(file: Path) -> None:
                 FROM numbers
             )
             INSERT INTO predictions (
-                key, time, picture, model, version, source, category, category_assigned, score,
-                threshold, label, p_value, adapted, height, width, notes, regions
+                key, time, picture, model, version, source, name, category,
+                category_assigned, score, threshold, label, p_value, adapted, height, width, notes, regions
             )
             SELECT printf('%032x', n), {stamp(START)} + n * {STEP}, lower(hex(randomblob(16))),
-                'part', CAST(1 + n / 500000 AS TEXT), 'camera ' || (n % 4), '', 0, score,
+                'part', CAST(1 + n / 500000 AS TEXT), 'camera ' || (n % 4), n || '.png', '',
+                0, score,
                 1.8, score > 1.8, 0.5, 0, 512, 512, '[]', randomblob(200)
             FROM scored
             """

@@ -60,7 +60,7 @@ class Keeper:
 
     async def keep(self, upload: Upload, found: Prediction, served: Served) -> int | None:
         """Write down a prediction, with its picture; gives its id, None where that is not known."""
-        row = Scored.of(found, model=served.name, version=served.version, source=_source(upload))
+        row = Scored.of(found, model=served.name, version=served.version, source=upload.source)
         waiting = _Waiting(row)
         self._rows.append(waiting)
         if self._writing is None or self._writing.done():
@@ -147,11 +147,6 @@ class Keeper:
 
     async def _in(self, pool: ThreadPoolExecutor, work: Callable[..., Any], *given: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(pool, work, *given)
-
-
-def _source(upload: Upload) -> str:
-    """What the store calls it: where it comes from, or else its name."""
-    return upload.source or upload.name
 
 
 def _file_of(content: Any) -> bytes:

@@ -302,7 +302,8 @@ def _told(upload: Upload, served: Served, found: Prediction, row: dict[str, Any]
         "model": served.name,
         "version": served.version,
         "picture": found.digest,
-        "source": upload.source or upload.name,
+        "source": upload.source,
+        "name": upload.name,
         "regions": None if row["regions"] is None else len(row["regions"]),
         "time": datetime.fromtimestamp(upload.received, UTC).isoformat(),
     }

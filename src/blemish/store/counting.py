@@ -1,7 +1,7 @@
 """How many predictions there are, how their scores and verdicts are distributed.
 
 Counts by model, version, category and time come from `TALLIES`, whole hours at once, and the
-predictions themselves are only counted in the hours that a filter cuts; by source, picture or
+predictions themselves are only counted in the hours that a filter cuts; by source, name, picture or
 review they are counted one by one, which an index makes quick enough.
 """
 
@@ -27,6 +27,7 @@ By = Literal["hour", "day", "source", "category", "version", "model"]
 
 _GROUPS = ("model", "version", "category")  # of which tallies are kept
 _NO_VERDICT = -1
+_ONE_BY_ONE = ("source", "name", "picture", "reviewed")  # filters of which no tally knows
 _SPANS = {"hour": 1, "day": 24}  # hours
 
 
@@ -187,7 +188,7 @@ def _counted(
     connection: Connection, filters: Filters, by: str | None
 ) -> Iterator[tuple[Any, int, int]]:
     """(key, label, number) of the predictions that are meant, some keys more than once."""
-    one_by_one = any(filters.get(name) is not None for name in ("source", "picture", "reviewed"))
+    one_by_one = any(filters.get(name) is not None for name in _ONE_BY_ONE)
     if one_by_one or by == "source":
         yield from _of_rows(connection, conditions(filters), by)
         return

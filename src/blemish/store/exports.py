@@ -35,8 +35,8 @@ from blemish.store.records import Label, Row
 from blemish.store.reviewing import last_of
 
 COLUMNS = (
-    *("id", "time", "model", "version", "source", "category", "score", "threshold", "label"),
-    *("p_value", "reviewed", "defect", "height", "width", "picture", "category_assigned"),
+    *("id", "time", "model", "version", "source", "name", "category", "score", "threshold"),
+    *("label", "p_value", "reviewed", "defect", "height", "width", "picture", "category_assigned"),
     *("adapted", "votes", "notes"),
 )
 _UNNAMED = "defect"  # a defect without a type

@@ -29,7 +29,7 @@ class OfOneModel(TypedDict, total=False):
     """Which predictions of a model are meant; None, or what is left out, leaves none out.
 
     Attributes:
-        version, source, category, picture: exactly these.
+        version, source, category, picture: exactly these. name: holds this text, A as a.
         label: the verdict: 0 normal, 1 anomalous.
         reviewed: True = pictures that somebody has labelled, False = all others; or "good",
             "defect", "unsure" or "disagreed": what their labels come to.
@@ -38,6 +38,7 @@ class OfOneModel(TypedDict, total=False):
 
     version: str | None
     source: str | None
+    name: str | None
     category: str | None
     picture: str | None
     label: int | None
@@ -70,6 +71,9 @@ def conditions(filters: Filters) -> list[ColumnElement[bool]]:
             found.append(PREDICTIONS.c[name] == storable(value, _LENGTHS[name]))
         elif name == "picture":
             found.append(PREDICTIONS.c.picture == check_digest(value))
+        elif name == "name":
+            text = storable(value, SOURCE)
+            found.append(PREDICTIONS.c.name.icontains(text, autoescape=True))
         elif name == "label":
             if value not in (0, 1):
                 raise ConfigError(f"label {value}: is neither 0 nor 1")

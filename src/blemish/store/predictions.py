@@ -35,7 +35,8 @@ _TOO_MANY = "its regions take too much room, and were left out"
 _AT_ONCE = 500  # values in one statement
 _PLAIN = (  # columns that are attributes of a row, as they are
     *("picture", "model", "version", "score", "height", "width", "threshold", "label", "p_value"),
-    *("region_threshold", "source", "category", "category_assigned", "adapted", "votes", "key"),
+    *("region_threshold", "source", "name", "category", "category_assigned", "adapted"),
+    *("votes", "key"),
 )
 
 
@@ -127,6 +128,7 @@ def _values(row: Scored) -> dict[str, Any]:
     return values | {
         "time": stamp(row.time),
         "source": storable(row.source, SOURCE),
+        "name": storable(row.name, SOURCE),
         "category": storable(row.category, CATEGORY),
         "label": None if row.label is None else int(row.label),
         "notes": json.dumps([storable(note, NOTE) for note in notes[:NOTES]]),

@@ -129,7 +129,8 @@ class Scored:
         model, version: which detector predicted.
         height, width: of the picture in pixels.
         label: the verdict: 0 normal, 1 anomalous; None without a threshold.
-        source: the name that the sender gave it, or the camera; stored as `storable`.
+        source: where it came from, as the camera; "" where nobody said. name: what its sender calls
+            it. Both stored as `storable`.
         regions: as `report.journal.row_of` has them, with their `runs` as one text; None without a
             threshold for them.
         time: when it was predicted.
@@ -147,6 +148,7 @@ class Scored:
     p_value: float | None = None
     region_threshold: float | None = None
     source: str = ""
+    name: str = ""
     category: str = ""
     category_assigned: bool = False
     adapted: bool = False
@@ -177,16 +179,17 @@ class Scored:
         *,
         model: str,
         version: str,
-        source: str | None = None,
+        source: str = "",
         time: datetime | None = None,
     ) -> Self:
-        """Of a prediction of a detector. Args: source: in place of the prediction's own."""
+        """Of a prediction of a detector. Args: source: where it came from."""
         row = row_of(prediction)
         return cls(
             picture=prediction.digest,
             model=model,
             version=version,
-            source=row["path"] if source is None else source,
+            source=source,
+            name=row["path"],
             regions=None if row["regions"] is None else tuple(row["regions"]),
             notes=prediction.notes,
             time=now() if time is None else time,

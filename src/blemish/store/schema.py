@@ -69,6 +69,7 @@ PREDICTIONS = Table(
     Column("model", String(NAME), nullable=False),
     Column("version", String(NAME), nullable=False),
     Column("source", String(SOURCE), nullable=False),
+    Column("name", String(SOURCE), nullable=False),
     Column("category", String(CATEGORY), nullable=False),
     Column("category_assigned", Boolean, nullable=False),
     Column("score", Double, nullable=False),

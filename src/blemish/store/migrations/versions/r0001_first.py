@@ -29,6 +29,7 @@ def _add_predictions() -> None:
         sa.Column("model", sa.String(length=100), nullable=False),
         sa.Column("version", sa.String(length=100), nullable=False),
         sa.Column("source", sa.String(length=1024), nullable=False),
+        sa.Column("name", sa.String(length=1024), nullable=False),
         sa.Column("category", sa.String(length=200), nullable=False),
         sa.Column("category_assigned", sa.Boolean(), nullable=False),
         sa.Column("score", sa.Double(), nullable=False),
