@@ -41,7 +41,8 @@ def generate(file: Path) -> None:
             )
             INSERT INTO predictions (
                 key, time, picture, model, version, source, name, category,
-                category_assigned, score, threshold, label, p_value, adapted, height, width, notes, regions
+                category_assigned, score, threshold, label, p_value, adapted, height, width,
+                notes, regions
             )
             SELECT printf('%032x', n), {stamp(START)} + n * {STEP}, lower(hex(randomblob(16))),
                 'part', CAST(1 + n / 500000 AS TEXT), 'camera ' || (n % 4), n || '.png', '',
