@@ -93,12 +93,13 @@ def measured(case: dict[str, Any], beside: Path | None, rounds: int) -> dict[str
     }  # fmt: skip
     if beside:
         ratios = [other / this for (this, _), (other, _) in zip(*times, strict=True)]
-        row["beside"] = {
-            "commit": about[1]["commit"], "dirty": about[1]["dirty"],
-            "processor_ms": round(1000 * of_processor[1], 2),
-            "share": round(own["products"] / of_processor[1], 3),
+        row |= {
             "ratio": round(statistics.median(ratios), 3),
-        }  # fmt: skip
+            "beside_commit": about[1]["commit"],
+            "beside_dirty": about[1]["dirty"],
+            "beside_processor_ms": round(1000 * of_processor[1], 2),
+            "beside_share": round(own["products"] / of_processor[1], 3),
+        }
     return row | {key: own[key] for key in ("commit", "dirty", "device")}
 
 

@@ -39,8 +39,8 @@ def test_a_row_says_what_a_step_computes_and_how_near_it_is_to_that(
         row["flops"] / row["processor_ms"] / 1e6, rel=0.05
     )
     # The same checkout: nothing but noise between them.
-    assert 0.2 < row["beside"]["ratio"] < 5
-    assert row["beside"]["commit"] == row["commit"]
+    assert 0.2 < row["ratio"] < 5
+    assert row["beside_commit"] == row["commit"]
     assert row["device"]["threads"] == 1
 
 
