@@ -79,9 +79,8 @@ def _of_extra(name: str, purpose: str, needed: str) -> Any:
         getattr(package, needed)  # which a folder that an uninstallation has left has not
     except Exception as error:  # files of two versions, or half of them, fail in any way
         absent = isinstance(error, ModuleNotFoundError) and error.name == name
-        if absent and (told := missing(error, purpose)) is not None:
-            raise told from error
-        raise _broken(name, error) from error
+        told = missing(error, purpose) if absent and isinstance(error, ImportError) else None
+        raise told or _broken(name, error) from error
     return package
 
 
