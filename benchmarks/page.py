@@ -132,6 +132,16 @@ SPEED: Mapping[str, tuple[str, Mapping[str, str]]] = {
         "included",
         {**keys(*ON_GPU), "Pictures a step": "batch", "Pictures/s": "images_per_second"},
     ),
+    "steps": (
+        "A step of AGPNet's training beside its products of matrices alone (`steps.py`), in the "
+        "processor's time",
+        {
+            **keys("Size", "Precision"),
+            **{"FLOPs": "flops", "Step (ms)": "processor_ms", "Products (ms)": "products_ms"},
+            **{"Share": "share", "Step before (ms)": "beside_processor_ms"},
+            **{"Share before": "beside_share", "Before / now": "ratio"},
+        },
+    ),
 }
 CASE = [
     "what",

@@ -8,11 +8,11 @@
 The parts: `pictures` (every format, bit depth and compression; damaged, closed, forged; those of
 --corpus in place of generated ones), `bombs` (small files that ask for much), `memory` (large
 pictures, and several at once), `artifacts` (of every method, with fields and tensors that no fit
-has written and a right digest), `texts` (tables, settings, rows, checkpoints, weights), `places`
-(what is no file, as each argument), `names` (hostile file names), `kills` (fit, predict, refine,
-pretrain, watch: at random moments, before and within each write), `signals`, `disks` (full,
-read-only), `together` (two on one output). The same seed makes the same attempts; how many fit in
-is up to the minutes.
+has written and a right digest), `texts` (tables, settings, rows, checkpoints, weights), `graphs`
+(forged ones in exported files with a right digest), `places` (what is no file, as each argument),
+`names` (hostile file names), `kills` (fit, predict, refine, pretrain, watch, export, calibrate: at
+random moments, before and within each write), `signals`, `disks` (full, read-only), `together` (two
+on one output). The same seed makes the same attempts; how many fit in is up to the minutes.
 
 Exit status 1 where anything happened that may not; the table says what, the rows have examples.
 """

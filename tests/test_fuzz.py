@@ -8,18 +8,24 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
+import made_graphs
 import numpy as np
 import pytest
 import torch
-from fuzzing import artifacts, damage, pictures, tallies, texts
+from fuzzing import artifacts, damage, graphs, pictures, tallies, texts
 from fuzzing.texts import FIT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from blemish import artifact
+from blemish.engines import files
+from blemish.engines.onnx import OnnxEngine
+from blemish.errors import BlemishError
 from blemish.images import decode
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -234,6 +240,24 @@ def test_hostile_files(readers: Held, which: int, seed: int) -> None:
     reader = readers[which % len(readers)]
     found = reader.attempt(texts.hostile(reader.right, reader.form, np.random.default_rng(seed)))
     assert found["verdict"] in ("refused", "accepted"), f"{reader.name}: {found}"
+
+
+# --- Forged graphs
+# ----------------------------------------------------------------------------------------------
+
+
+@tries(150)
+@given(SEEDS)
+def test_forged_graphs(tmp_path: Path, seed: int) -> None:
+    # In ONNX Runtime, and of what asks for little; the rest is for `benchmarks/robustness.py`.
+    right = graphs.forged(made_graphs.onnx_bytes(), np.random.default_rng(seed), modest=True)
+    try:
+        path = files.write(tmp_path / "part.onnx", "onnx", right, made_graphs.manifest())
+    except ValueError:
+        return  # no fields to its end
+    with suppress(BlemishError):
+        found = OnnxEngine(files.read(path), threads=1).run(made_graphs.batch(2))
+        assert found.map.shape == (2, made_graphs.SIDE, made_graphs.SIDE)
 
 
 # --- The harness itself

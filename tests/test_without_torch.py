@@ -155,11 +155,12 @@ def test_what_needs_none_of_it_works(data: Path) -> None:
 @pytest.mark.parametrize("as_json", [False, True])
 def test_what_needs_it_says_how_to_get_it(as_json: bool, data: Path, tmp_path: Path) -> None:
     output = str(tmp_path / "part.blemish")
+    made = str(artifact.write(tmp_path / "made.blemish", {}, {"method": "knn"}))
     lines: dict[str, list[str]] = {
         "learn a detector": ["fit", "knn", str(data), "--output", output],
         "train an encoder": ["pretrain", str(data), "--output", output],
         "refine a detector": ["refine", output, "--good", str(data)],
-        f"run {output}, which is not exported": ["predict", output, str(data)],
+        f"run {made}, which is not exported": ["predict", made, str(data)],
         "list the methods": ["methods"],
         "list the backbones": ["backbones"],
         "draw how artifacts see pictures": ["figures", output, str(data), "-o", output],
@@ -178,6 +179,26 @@ def test_what_needs_it_says_how_to_get_it(as_json: bool, data: Path, tmp_path: P
         else:
             assert said == f"blemish: {told}\n"
     assert not Path(output).exists()
+
+
+def test_what_pytorch_would_not_help(exported: Path, data: Path, tmp_path: Path) -> None:
+    missing, renamed = tmp_path / "none.blemish", tmp_path / "part.model"
+    renamed.write_bytes(exported.read_bytes())
+    weights = tmp_path / "part.bin"
+    weights.write_bytes(bytes(64))
+    weights.with_suffix(".xml").write_text("<net/>")
+    wanted = {
+        missing: "cannot be read",
+        renamed: "exported files keep the ending .onnx or .xml",
+        weights: "holds the weights of an exported file; name the .xml beside it",
+        data: "it is a folder",
+    }
+    found = commands(*(["predict", str(path), str(data)] for path in wanted))
+    for (status, said), (path, what) in zip(found, wanted.items(), strict=True):
+        assert status == 2
+        assert said.startswith(f"blemish: {path}: ")
+        assert what in said
+        assert "PyTorch" not in said
 
 
 def test_public_names_say_it_too() -> None:

@@ -71,14 +71,19 @@ def write_inputs(folder: Path) -> None:
     taught = ("--anomalies", folder / "bad", "--anomaly-count", "2")
     lda = ("fit", "lda", folder / "good", "-o", folder / "lda.blemish", *FIT, *fit)
     assert run(*lda, *taught) == 0
+    assert run("export", folder / "knn.blemish", "-o", folder / "knn.onnx") == 0
 
 
 def jobs(inputs: Path) -> list[Job]:
-    """fit, predict, refine, pretrain and watch, on what `write_inputs` has written."""
+    """fit, predict, refine, pretrain, watch, export and calibrate, on what `write_inputs` has
+    written."""
     good, new = inputs / "good", inputs / "new"
 
     def old_artifact(folder: Path) -> None:
         shutil.copy(inputs / "lda.blemish", folder / "part.blemish")
+
+    def old_export(folder: Path) -> None:
+        shutil.copy(inputs / "knn.onnx", folder / "part.onnx")
 
     def nothing(_: Path) -> None:
         return
@@ -132,7 +137,48 @@ def jobs(inputs: Path) -> list[Job]:
             nothing,
             lambda folder: {"rows": _rows(folder / "out" / "predictions.jsonl")},
         ),
+        Job(
+            "export",
+            lambda folder: ("export", inputs / "knn.blemish", "-o", folder / "part.onnx"),
+            (),
+            old_export,
+            lambda folder: {"graph": _graph(folder / "part.onnx")},
+            ("part.onnx",),
+        ),
+        Job(
+            "export, .xml",
+            lambda folder: ("export", inputs / "knn.blemish", "-o", folder / "part.xml"),
+            (),
+            nothing,
+            lambda folder: {"graph": _graph(folder / "part.xml")},
+            ("part.xml",),
+        ),
+        Job(
+            "calibrate",
+            lambda folder: (
+                *("calibrate", folder / "part.onnx", new, "-o", folder / "part.onnx"),
+                *("--false-alarm-rate", "0.2", "--threads", "1"),
+            ),
+            (),
+            old_export,
+            lambda folder: {"graph": _graph(folder / "part.onnx")},
+            ("part.onnx",),
+        ),
     ]
+
+
+def _graph(path: Path) -> dict[str, Any]:
+    """A fingerprint of an exported graph, and the threshold beside it."""
+    import hashlib
+
+    from blemish.engines import files
+
+    file = files.read(path)
+    weights = file.weights or b""
+    return {
+        "graph": hashlib.sha256(file.model + weights).hexdigest(),
+        "threshold": file.manifest["threshold"]["value"],
+    }
 
 
 def _tensors(path: Path) -> dict[str, str]:
@@ -181,6 +227,7 @@ def faults(job: Job, folder: Path, before: Mapping[str, bytes]) -> list[str]:
     `before`: files that were there at the start, by name: the old content is whole, too.
     """
     from blemish import artifact
+    from blemish.engines import files
     from blemish.errors import BlemishError
 
     found = []
@@ -193,7 +240,7 @@ def faults(job: Job, folder: Path, before: Mapping[str, bytes]) -> list[str]:
         if before.get(name) == path.read_bytes():
             continue
         try:
-            artifact.read(path)
+            (files if files.is_exported(path) else artifact).read(path)
         except BlemishError as error:
             found.append(f"not whole: {error}")
     rows = folder / "out" / "predictions.jsonl"

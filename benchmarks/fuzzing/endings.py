@@ -224,8 +224,9 @@ def _ended(
 def of_kills(plan: Plan) -> Iterator[Tally]:
     """Each command killed 50 times: at random moments, before each step of writing, within it."""
     inputs = _inputs(plan)
-    for number, job in enumerate(commands.jobs(inputs)):
-        until = plan.before(1 / (5 - number))
+    jobs = commands.jobs(inputs)
+    for number, job in enumerate(jobs):
+        until = plan.before(1 / (len(jobs) - number))
         wanted, whole, steps, largest = _reference(job, plan.folder / "reference" / job.name)
         random = plan.random(5, number)
         place = plan.folder / "kill"
@@ -262,8 +263,9 @@ def of_signals(plan: Plan) -> Iterator[Tally]:
     inputs = _inputs(plan)
     ways = {"SIGINT": (signal.SIGINT, None, 130), "SIGINT twice": (signal.SIGINT, 0.05, 130)}
     ways["SIGTERM"] = (signal.SIGTERM, None, 143)
-    for number, job in enumerate(commands.jobs(inputs)):
-        until = plan.before(1 / (5 - number))
+    jobs = commands.jobs(inputs)
+    for number, job in enumerate(jobs):
+        until = plan.before(1 / (len(jobs) - number))
         wanted, whole, _, _ = _reference(job, plan.folder / "reference" / job.name)
         tallies = {way: Tally("signals", job.name, way) for way in ways}
         random = plan.random(6, number)
@@ -289,8 +291,9 @@ def of_signals(plan: Plan) -> Iterator[Tally]:
 def of_disks(plan: Plan) -> Iterator[Tally]:
     """Disks that are full at some size, or read-only; and standard output that takes nothing."""
     inputs = _inputs(plan)
-    for number, job in enumerate(commands.jobs(inputs)):
-        until = plan.before(1 / (5 - number))
+    jobs = commands.jobs(inputs)
+    for number, job in enumerate(jobs):
+        until = plan.before(1 / (len(jobs) - number))
         wanted, _, _, largest = _reference(job, plan.folder / "reference" / job.name)
         tally, random = Tally("disks", job.name, "full"), plan.random(7, number)
         for attempt in range(12):
@@ -383,8 +386,9 @@ def _told_to_nobody(inputs: Path) -> Tally:
 def of_together(plan: Plan) -> Iterator[Tally]:
     """Two processes with one output, begun at the same time: one is refused, or both are right."""
     inputs = _inputs(plan)
-    for number, job in enumerate(commands.jobs(inputs)):
-        until = plan.before(1 / (5 - number))
+    jobs = commands.jobs(inputs)
+    for number, job in enumerate(jobs):
+        until = plan.before(1 / (len(jobs) - number))
         wanted, _, _, _ = _reference(job, plan.folder / "reference" / job.name)
         for way in ("begun anew", *(["gone on with"] if job.more else [])):
             tally = Tally("together", job.name, way)

@@ -1,8 +1,7 @@
 """Exported files, right and forged, of a graph of a few operators.
 
-A forged one has the digest that belongs to it, which anybody can compute. Its graph stays as it is:
-what an engine's own parser, in C++, makes of a forged graph is the engine's, and blemish does not
-stand between (docs/security.md says so).
+A forged one has the digest that belongs to it, which anybody can compute. Its graph stays as it is;
+`graphs` forges that.
 """
 
 from __future__ import annotations

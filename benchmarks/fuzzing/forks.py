@@ -321,7 +321,10 @@ def warm_up() -> None:
     import torch
 
     from blemish import cli
+    from blemish.engines import packages
 
+    packages.onnxruntime()
+    packages.openvino()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     with redirect_stdout(io.StringIO()):
@@ -359,5 +362,6 @@ _USED = (
         "timm",
         "PIL.GifImagePlugin",
     ),
+    *("blemish.export.exporting", "torch.onnx", "onnxscript", "torchvision"),
     *("PIL.PpmImagePlugin", "matplotlib.style", "rich.table", "rich.progress", "typer.rich_utils"),
 )

@@ -19,6 +19,7 @@ ABOUT: Mapping[str, str] = {
     "bombs": "small files that ask for much",
     "memory": "large pictures, and eight of them at once",
     "artifacts": "artifacts of every method with fields and tensors that no fit has written",
+    "graphs": "exported files with a forged graph and a right digest, in both engines",
     "texts": "tables, settings, result rows, predictions, checkpoints, encoders, weights, suites",
     "places": "pipes, devices, holes, links and folders as every argument that is a file",
     "names": "pictures with hostile names",

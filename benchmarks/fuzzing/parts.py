@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fuzzing import artifacts, bombs, commands, damage, endings, forks, pictures, texts
+from fuzzing import artifacts, bombs, commands, damage, endings, forks, graphs, pictures, texts
 from fuzzing.tallies import Tally, outcome_of
 
 MANY = 10_000_000  # attempts: the time ends them
@@ -318,6 +318,7 @@ PARTS: Mapping[str, tuple[Callable[[Plan], Iterator[Tally]], float]] = {
     "memory": (of_memory, 1.5),
     "artifacts": (of_artifacts, 2.0),
     "texts": (of_texts, 2.0),
+    "graphs": (graphs.of_graphs, 1.0),
     "places": (endings.of_places, 0.8),
     "names": (endings.of_names, 0.2),
     "kills": (endings.of_kills, 7.0),

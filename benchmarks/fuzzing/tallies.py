@@ -19,6 +19,8 @@ MEANING: Mapping[str, str] = {
     "other": "used, with other scores: a value that may be as it is",
     "accepted": "used; whether rightly is not judged",
     "wrong": "used in silence, though the pixels are others or the value is impossible",
+    "engine": "a forged graph with a right digest crashed its engine or took over 20 s, as "
+    "security.md says that it can",
     "crash": "the process died",
     "hang": "more than 5 s of computing or of waiting for nothing",
     "bug": "an error that blemish did not expect (`this is a bug`, a traceback)",
@@ -113,7 +115,8 @@ def outcome_of(answer: Mapping[str, Any]) -> tuple[str, str]:
     return answer["verdict"], answer.get("why", "")
 
 
-COLUMNS = ("tried", "refused", "right", "changed", "noted", "other", "accepted", "wrong", *FAULTS)
+COLUMNS = ("tried", "refused", "right", "changed", "noted", "other", "accepted", "wrong")
+COLUMNS += ("engine", *FAULTS)
 
 
 def table(head: Sequence[str], lines: Iterable[Sequence[object]]) -> str:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FORMAT = 2  # raised when an older blemish could misread the file
+_EXPORTED = b"blemish_manifest"  # within exported files, see `engines.files`
 _LIBRARIES = (
     *("torch", "torchvision", "timm", "numpy", "pillow", "simplejpeg", "opencv-python-headless"),
 )
@@ -131,10 +132,11 @@ def _parts(content: bytes, path: object) -> tuple[dict[str, Any], bytes]:
                 f"{path}: is a Python or PyTorch object file, which can run code when loaded; "
                 "not opened"
             )
-        looks = content[8:9] == b"{"
-        raise ArtifactError(
-            f"{path}: is {'cut short' if looks else 'not an artifact that blemish fit has written'}"
-        )
+        if content[8:9] == b"{":
+            raise ArtifactError(f"{path}: is cut short")
+        # Named otherwise, an exported file is taken for an artifact.
+        kept = "; exported files keep the ending .onnx or .xml" if _EXPORTED in content else ""
+        raise ArtifactError(f"{path}: is not an artifact that blemish fit has written{kept}")
     try:
         table = parse_json(content[8 : 8 + length].decode("utf-8", "surrogatepass"))
         end = max(

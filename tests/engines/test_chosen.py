@@ -130,7 +130,12 @@ def test_a_package_that_is_not_there(
 def test_a_package_that_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "half_a_package.py").write_text("import a_part_that_it_lacks\n")
     (tmp_path / "no_library.py").write_text("raise ImportError('libtbb.so.12: no such file')\n")
+    (tmp_path / "two_versions.py").write_text("import os; os.of_the_other\n")
+    (tmp_path / "an_empty_folder").mkdir()
     monkeypatch.syspath_prepend(tmp_path)
-    for name, why in (("half_a_package", "a_part_that_it_lacks"), ("no_library", "libtbb")):
+    for name, why in (
+        *(("half_a_package", "a_part_that_it_lacks"), ("no_library", "libtbb")),
+        *(("two_versions", "of_the_other"), ("an_empty_folder", "Core")),
+    ):
         with pytest.raises(EngineError, match=f"installed but cannot be imported .*{why}"):
-            packages._of_extra(name, "test")
+            packages._of_extra(name, "test", "Core")

@@ -20,6 +20,7 @@ import pytest
 import safetensors.numpy
 
 import blemish.files
+from blemish import artifact, load
 from blemish.engines import files, ir, packages, protobuf
 from blemish.errors import ArtifactError, OutputError
 
@@ -374,3 +375,14 @@ files.write({str(path)!r}, "openvino", (b"<net></net>", b"other"), graphs.manife
     assert "of different exports" in refused(path)
     graphs.written(tmp_path, "openvino")  # and writes over it
     files.read(path)
+
+
+def test_weights_beside_an_xml_are_no_artifact(tmp_path: Path) -> None:
+    weights = graphs.written(tmp_path, "openvino").with_suffix(files.WEIGHTS)
+    assert files.is_exported(weights)
+    with pytest.raises(ArtifactError, match=r"name the \.xml beside it"):
+        load(weights)
+    with pytest.raises(OutputError, match="name of an exported file"):
+        files.check_name(weights, None)
+    assert not files.is_exported(tmp_path / "other.bin")
+    assert artifact._EXPORTED.decode() == files.MANIFEST

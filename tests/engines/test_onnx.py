@@ -152,6 +152,22 @@ def test_a_graph_that_is_damaged_though_its_digest_is_right(tmp_path: Path) -> N
         of_model(tmp_path, model.SerializeToString())
 
 
+def test_names_that_are_no_text(tmp_path: Path) -> None:
+    model = graphs.onnx_model()
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "pictures"
+    with pytest.raises(EngineError, match=r"part\.onnx: .* cannot run its graph"):
+        of_model(tmp_path, model.SerializeToString().replace(b"pictures", b"\xff" * 8))
+
+
+def test_nothing_is_printed_but_what_is_raised(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    engine = of_model(tmp_path, graphs.greedy_model(terabytes=2**30))
+    with pytest.raises(EngineError, match="overflow"):
+        engine.run(graphs.batch())
+    assert capfd.readouterr() == ("", "")
+
+
 def test_what_fails_while_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = opened(tmp_path)
 
@@ -189,9 +205,8 @@ def test_memory_that_runs_out(
     assert caught.value is error
     assert ran_out(error)
     monkeypatch.setattr(onnxruntime, "InferenceSession", fails)
-    with pytest.raises(type(error)) as caught:
+    with pytest.raises(EngineError, match=r"part\.onnx: .* has not the memory to open its graph"):
         opened(tmp_path)
-    assert caught.value is error
 
 
 def test_memory_that_no_machine_has(tmp_path: Path) -> None:
@@ -288,3 +303,16 @@ def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(EngineError, match="pip install onnxruntime"):
         opened(tmp_path)
+
+
+def test_what_is_left_of_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = graphs.written(tmp_path)
+    for left, what in (({}, "not whole here"), ({"__init__.py": "1 / 0"}, "division by zero")):
+        folder = tmp_path / what / "onnxruntime"
+        folder.mkdir(parents=True)
+        for name, text in left.items():
+            (folder / name).write_text(text)
+        monkeypatch.delitem(sys.modules, "onnxruntime")
+        monkeypatch.setattr(sys, "path", [str(folder.parent)])
+        with pytest.raises(EngineError, match=f"{what}.*install"):
+            OnnxEngine(files.read(path))

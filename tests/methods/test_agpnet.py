@@ -31,7 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from blemish.backbones import build
 from blemish.errors import ConfigError
 from blemish.methods.agpnet import AGPNet, AGPNetConfig
-from blemish.methods.decoder import Dropout
+from blemish.methods.decoder import Dropout, SelfAttention
 from blemish.methods.guidance import normalise
 from blemish.methods.learner import TrainingBatch
 
@@ -115,6 +115,55 @@ def test_the_decoder_and_its_attention(
     assert expected.std(axis=1).min() > 0.05 * expected.mean()  # far from uniform, to tell apart
     got = method.decoder.attention_received(features)
     np.testing.assert_allclose(f64(got), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("pictures_a_step", "places"), [(2, 5), (1, 5), (1, 1)])
+def test_attention_in_training_is_that_of_scoring_with_autograds_gradient(
+    pictures_a_step: int, places: int
+) -> None:
+    torch.manual_seed(3)
+    attention = SelfAttention(8, 2, softmax=False).double()
+    x = torch.randn(pictures_a_step, places, 8, dtype=torch.float64, requires_grad=True)
+    weights, learned = torch.randn_like(x), (x, *attention.parameters())
+    given, _ = attention(x)
+    watched, looked = attention(x, watch=True)  # the lines of scoring, by autograd
+    assert len(looked) == 1
+    torch.testing.assert_close(given, watched, rtol=1e-12, atol=1e-12)
+    own = torch.autograd.grad((weights * given).sum(), learned)
+    expected = torch.autograd.grad((weights * watched).sum(), learned)
+    for got, true in zip(own, expected, strict=True):
+        assert bool(true.abs().max() > 0)
+        torch.testing.assert_close(got, true, rtol=1e-10, atol=1e-12)
+
+
+def test_attention_in_training_leaves_what_it_is_given_as_it_is() -> None:
+    attention = SelfAttention(8, 1, softmax=False)
+    joined: list[Tensor] = []
+    attention.qkv.register_forward_hook(lambda module, args, result: joined.append(result))
+    copies: list[Tensor] = []
+    attention.qkv.register_forward_hook(
+        lambda module, args, result: copies.append(result.detach().clone())
+    )
+    attention(torch.randn(1, 1, 8, requires_grad=True))
+    assert torch.equal(joined[0], copies[0])
+
+
+def test_attention_in_training_is_as_exact_in_bf16_as_autograd() -> None:
+    torch.manual_seed(4)
+    attention, x = SelfAttention(64, 2, softmax=False), torch.randn(2, 48, 64)
+    weights = torch.randn_like(x)
+
+    def gradient(*, halved: bool, by_autograd: bool) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=halved):
+            given, _ = attention(x, watch=by_autograd)
+        return torch.autograd.grad((weights * given).sum(), attention.qkv.weight)[0]
+
+    exact = gradient(halved=False, by_autograd=True)
+    own, autograds = (
+        float((gradient(halved=True, by_autograd=by) - exact).norm() / exact.norm())
+        for by in (False, True)
+    )
+    assert 1e-4 < own < 1.1 * autograds < 0.1
 
 
 def test_dropout_is_on_what_enters_the_decoder_while_training() -> None:

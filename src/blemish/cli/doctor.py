@@ -110,6 +110,7 @@ def doctor_lines(found: Report) -> Iterable[str | Table]:
     computes = f"on {found.device} in {found.precision}" if found.device else "exported ones only"
     engines = (f"{one.name} ({', '.join(one.devices)})" for one in found.engines if one.devices)
     here = (weights.backbone for weights in found.weights if weights.here)
+    off = " (the hub is switched off)" if found.offline else ""
     variables = (f"{name}={value}" for name, value in found.variables.items())
     facts = [
         ("blemish", f"{found.blemish}, Python {found.python}, {found.system}"),
@@ -120,7 +121,7 @@ def doctor_lines(found: Report) -> Iterable[str | Table]:
         ("computes", computes),
         ("memory", f"{free} free of {total}"),
         ("disk", f"{disk} free in this folder"),
-        ("hub cache", found.hub_cache + (" (the hub is switched off)" if found.offline else "")),
+        ("hub cache", (found.hub_cache or "none") + off),
         ("variables", " ".join(variables) or "none"),
         ("weights here", ", ".join(here) or "none"),
     ]

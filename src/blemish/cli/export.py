@@ -7,10 +7,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
-from typer import Option
+from typer import Argument, Option
 
 from blemish.cli import console, words
-from blemish.cli.options import Artifact, Json
+from blemish.cli.options import Json
 from blemish.cli.status import BROKEN_PICTURES, WELL
 from blemish.errors import ConfigError
 from blemish.extras import require
@@ -18,6 +18,9 @@ from blemish.extras import require
 if TYPE_CHECKING:
     from blemish.export.exporting import Made
 
+Source = Annotated[
+    Path, Argument(metavar="ARTIFACT", help="A file that `blemish fit` has written.")
+]
 Output = Annotated[
     Path | None,
     Option(
@@ -72,7 +75,7 @@ Page = Annotated[
 
 
 def export(
-    artifact: Artifact,
+    artifact: Source,
     output: Output = None,
     precision: ExportPrecision = "fp32",
     good: NewGood = None,

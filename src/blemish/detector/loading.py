@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from blemish.artifact import read_manifest as read_whole_manifest
 from blemish.detector.manifest import read_manifest
 from blemish.detector.predict import Detector
 from blemish.engines.chosen import ENGINES, open_engine
 from blemish.engines.files import is_exported
-from blemish.errors import ArtifactError, ConfigError, unknown_name
+from blemish.errors import ArtifactError, ConfigError, MissingExtraError, unknown_name
 from blemish.extras import require
 
 
@@ -47,7 +48,11 @@ def load(
             f"{path}: {engine} runs exported files; write one with: blemish export {path} "
             f"-o {stem}.onnx"
         )
-    require("torch", "timm", purpose=f"run {path}, which is not exported")
+    try:
+        require("torch", "timm", purpose=f"run {path}, which is not exported")
+    except MissingExtraError:
+        read_whole_manifest(path)  # what is no artifact needs something else than PyTorch
+        raise
     from blemish.compute import use_threads
     from blemish.detector.restoring import restored
 

@@ -64,8 +64,10 @@ class ExportedFile:
 
 
 def is_exported(path: str | Path) -> bool:
-    """Whether a path is named as an exported file is."""
-    return Path(path).suffix.lower() in SUFFIXES
+    """Whether a path is named as an exported file is, or lies beside an .xml as its weights do."""
+    path = Path(path)
+    suffix = path.suffix.lower()
+    return suffix in SUFFIXES or (suffix == WEIGHTS and path.with_suffix(".xml").exists())
 
 
 def check_name(path: str | Path, kind: Kind | None) -> None:

@@ -154,6 +154,12 @@ class GraphEngine(Engine):
 
     def _cannot_open(self, error: Exception, version: str) -> EngineError:
         """Why an engine does not take the graph."""
+        if ran_out(error):
+            return EngineError(
+                f"{self.path}: {self.name} {version} has not the memory to open its graph; free "
+                "some, choose another engine, or export a detector with a smaller --image-size or "
+                "bank_size"
+            )
         return EngineError(
             f"{self.path}: {self.name} {version} cannot run its graph ({first(error)}); it was "
             f"exported with opset {self.record.opset}: pip install --upgrade {self.name}, or "

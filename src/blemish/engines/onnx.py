@@ -12,7 +12,6 @@ from blemish.engines.base import Input
 from blemish.engines.files import ExportedFile
 from blemish.engines.graph import GraphEngine, Port, parsed_device, threads_of
 from blemish.errors import ConfigError, EngineError
-from blemish.images import ran_out
 
 _CPU = "CPUExecutionProvider"
 # In the order in which ONNX Runtime is to try them, the last of them what the others leave over.
@@ -37,8 +36,8 @@ class OnnxEngine(GraphEngine):
         tensorrt or tensorrt:1. threads: of a CPU; None as `graph.threads_of`.
 
         Raises: ConfigError for an unknown device; EngineError without onnxruntime, for a device
-            that is not to be had, or where the graph cannot run; ArtifactError where it is another
-            than the record says; what `images.ran_out` knows where memory runs out.
+            that is not to be had, where the graph cannot run, or memory does not hold it;
+            ArtifactError where it is another than the record says.
         """
         super().__init__(file)
         runtime = packages.onnxruntime()
@@ -48,13 +47,17 @@ class OnnxEngine(GraphEngine):
         options = runtime.SessionOptions()
         options.intra_op_num_threads = threads_of(threads)
         options.log_severity_level = _FATAL
+        runtime.set_default_logger_severity(_FATAL)  # of what is said outside of a session
         try:
             self._session = runtime.InferenceSession(
                 file.model, options, providers=self._providers(kind, number)
             )
+            # Names of a forged graph need not be text.
+            inputs, outputs = (
+                [_port(each) for each in ports]
+                for ports in (self._session.get_inputs(), self._session.get_outputs())
+            )
         except Exception as error:
-            if ran_out(error):
-                raise
             raise self._cannot_open(error, runtime.__version__) from error
         if self._session.get_providers()[0] != PROVIDERS[kind][0]:
             if device != "auto":
@@ -66,9 +69,7 @@ class OnnxEngine(GraphEngine):
             kind = "cpu"
             self.notes += ("CUDA is there but cannot be loaded; the CPU computes.",)
         self.device = kind if kind == "cpu" else f"{kind}:{number or 0}"
-        self._hold_against(
-            map(_port, self._session.get_inputs()), map(_port, self._session.get_outputs())
-        )
+        self._hold_against(inputs, outputs)
 
     def _compute(self, images: Input, names: Sequence[str]) -> Sequence[NDArray[Any]]:
         fed = {self.record.input_name: images}

@@ -14,7 +14,6 @@ from blemish.engines.base import Input
 from blemish.engines.files import ExportedFile
 from blemish.engines.graph import GraphEngine, Port, parsed_device, threads_of
 from blemish.errors import BlemishError, EngineError
-from blemish.images import ran_out
 
 DEVICES = ("cpu", "gpu", "npu")
 # What it computes in by the precision of the file, where the device has the capability named; int8
@@ -40,8 +39,8 @@ class OpenvinoEngine(GraphEngine):
         `graph.threads_of`.
 
         Raises: MissingExtraError without openvino; ConfigError for an unknown device; EngineError
-            for one that is not to be had, or where the graph cannot run; ArtifactError where it is
-            another than the record says; what `images.ran_out` knows where memory runs out.
+            for one that is not to be had, where the graph cannot run, or memory does not hold it;
+            ArtifactError where it is another than the record says.
         """
         super().__init__(file)
         runtime = packages.openvino()
@@ -64,8 +63,6 @@ class OpenvinoEngine(GraphEngine):
         except BlemishError:
             raise
         except Exception as error:
-            if ran_out(error):
-                raise
             raise self._cannot_open(error, runtime.__version__.partition("-")[0]) from error
 
     def _compute(self, images: Input, names: Sequence[str]) -> Sequence[NDArray[Any]]:

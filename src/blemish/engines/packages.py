@@ -22,19 +22,29 @@ _REPORTS = "openvino_telemetry"  # the package that openvino and nncf send with,
 
 
 def onnxruntime() -> Any:
-    """The package. Raises: EngineError without it, with what to install."""
+    """The package. Raises: EngineError without it, or where it is not whole, with what to do."""
     try:
-        return quietly("onnxruntime")
+        package = quietly("onnxruntime")
     except ImportError as error:
         raise EngineError(
             "onnxruntime is needed to run exported .onnx files: pip install onnxruntime (or "
             f"onnxruntime-gpu for NVIDIA); importing it said: {error}"
         ) from error
+    except Exception as error:  # files of two versions, or half of them
+        raise _broken("onnxruntime", error) from error
+    # onnxruntime-gpu has the same folder: who removes one of the two leaves less than half of it.
+    if not hasattr(package, "InferenceSession"):
+        raise EngineError(
+            "onnxruntime is not whole here, as where onnxruntime-gpu was installed beside it and "
+            "one of them removed: pip uninstall onnxruntime onnxruntime-gpu, then install the one "
+            "that you want"
+        )
+    return package
 
 
 def openvino() -> Any:
     """The package. Raises: MissingExtraError, or EngineError where it is there and broken."""
-    return _of_extra("openvino", "run exported files in OpenVINO")
+    return _of_extra("openvino", "run exported files in OpenVINO", "Core")
 
 
 @cache
@@ -52,7 +62,7 @@ def core() -> Any:
 
 def nncf() -> Any:
     """The package, with which graphs are quantised. Raises: as `openvino`."""
-    return _of_extra("nncf", "export in int8")
+    return _of_extra("nncf", "export in int8", "quantize")
 
 
 def quietly(name: str) -> Any:
@@ -62,17 +72,19 @@ def quietly(name: str) -> Any:
         return importlib.import_module(name)
 
 
-def _of_extra(name: str, purpose: str) -> Any:
+def _of_extra(name: str, purpose: str, needed: str) -> Any:
+    """A package that has a name that is needed of it."""
     try:
-        return quietly(name)
-    except ImportError as error:
+        package = quietly(name)
+        getattr(package, needed)  # which a folder that an uninstallation has left has not
+    except Exception as error:  # files of two versions, or half of them, fail in any way
         absent = isinstance(error, ModuleNotFoundError) and error.name == name
-        if absent and (told := missing(error, purpose)) is not None:
-            raise told from error
-        raise _broken(name, error) from error
+        told = missing(error, purpose) if absent and isinstance(error, ImportError) else None
+        raise told or _broken(name, error) from error
+    return package
 
 
-def _broken(name: str, error: ImportError) -> EngineError:
+def _broken(name: str, error: Exception) -> EngineError:
     return EngineError(
         f"{name} is installed but cannot be imported ({error}); install it again: "
         f"pip install --force-reinstall {name}"

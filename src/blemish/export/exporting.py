@@ -108,9 +108,8 @@ def export(
             version=_of(running), rounded=rounded, progress=progress,
         )  # fmt: skip
         proof.check(path, chosen)
-        exported = load(draft)
         proven = replace(record, proof=proof.to_dict())
-        exported = exported.with_record(replace(exported.record, export=proven))
+        exported = Detector(running, replace(told, export=proven))
         made = _calibrated(exported, good if anew else None, false_alarm_rate, progress)
         made.detector.save(path)
     return replace(made, path=path, proof=proof, detector=load(path))
@@ -245,8 +244,7 @@ def _record(
 def _form(detector: Detector, input: InputKind) -> dict[str, Any]:
     """What a graph gives, and how large its maps are."""
     graph = Graph(detector.method, detector.record, pixels=input == "pixels")
-    found = dict(zip(graph.outputs, graph(graph.example(1)), strict=True))
-    return {"outputs": graph.outputs, "map_size": tuple(found["map"].shape[1:])}
+    return {"outputs": graph.outputs, "map_size": graph.map_size}
 
 
 def _prepared(detector: Detector, good: Sequence[Any], input: InputKind) -> Iterator[Input]:

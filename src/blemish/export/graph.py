@@ -45,7 +45,7 @@ class Graph(nn.Module):
             part B gh gw, the product of a foreground's direction with the features on the
             backbone's grid; category B D, what tells categories apart. All float32.
         input: the name of its input: "images" or "pixels".
-        size: (H, W) of the pictures.
+        size: (H, W) of the pictures. map_size: (h, w) of the map.
 
     Args:
         method: fitted; it looks at the area that the record has, from now on.
@@ -84,6 +84,8 @@ class Graph(nn.Module):
         self.register_buffer("factor", 1 / std, persistent=False)
         found = self._found(self.example(1))
         self.outputs = tuple(name for name in OUTPUTS if name in found)
+        height, width = found["map"].shape[1:]
+        self.map_size = (height, width)
 
     @property
     def input(self) -> str:

@@ -40,6 +40,7 @@ from blemish.backbones import Backbone, Features
 from blemish.backbones.cells import resampled
 from blemish.config import Fraction, FractionBelow1, Layers, NotNegative, Positive, Range
 from blemish.errors import ConfigError
+from blemish.losses.cosine import cosine_distance
 from blemish.methods.base import map_size, shown, smooth
 from blemish.methods.decoder import Decoder
 from blemish.methods.guidance import normalise, sharpness, shuffled
@@ -242,7 +243,8 @@ class AGPNet(TrainedMethod):
 
     def optimizer(self) -> torch.optim.Optimizer:
         rate, decay = self.config.learning_rate, self.config.weight_decay
-        return torch.optim.AdamW(self.decoder.parameters(), lr=rate, weight_decay=decay)
+        # Fused: with two pictures a step, the other kind takes a tenth of the step on a CPU.
+        return torch.optim.AdamW(self.decoder.parameters(), lr=rate, weight_decay=decay, fused=True)
 
     def learning_rate_factor(self, fraction: float) -> float:
         if self.config.schedule == "step":
@@ -327,7 +329,7 @@ class AGPNet(TrainedMethod):
             guide = shuffled(guide)
         strength = (self.intensity(fraction) * guide + self.config.beta)[:, :, None]
         if self.config.noise_unit == "std":
-            strength = strength * features.std(dim=(1, 2), keepdim=True)
+            strength = strength * _spread(features)
         return features + strength * torch.randn_like(features)
 
     def _noisy_images(self, images: Tensor, guide: Tensor, fraction: float) -> Tensor:
@@ -348,9 +350,7 @@ class AGPNet(TrainedMethod):
         """
         if self.config.loss == "l2":
             return (given.float() - targets).square().sum(-1).mean()
-        # In the precision of the decoder: float32 would take a third of the step.
-        pairs = F.normalize(given, dim=-1) * F.normalize(targets.to(given.dtype), dim=-1)
-        distance = 1 - pairs.sum(-1, dtype=torch.float32)
+        distance = cosine_distance(given, targets)
         easy = self.config.spared * min(1.0, 10 * fraction)  # everything counts at first
         if easy == 0:
             return distance.mean()
@@ -392,6 +392,17 @@ class AGPNet(TrainedMethod):
         pooled = F.avg_pool2d(maps, (min(window, height), min(window, width)), stride=1)
         maps = smooth(maps, self.config.smoothing)[:, 0]
         return Scores(pooled.flatten(1).amax(1), shown(maps, inside))
+
+
+def _spread(features: Tensor) -> Tensor:
+    """The standard deviation of each picture's features B N D: B 1 1.
+
+    `Tensor.std` takes twenty times as long on a CPU, longer than drawing the noise.
+    """
+    centred = features - features.mean(dim=(1, 2), keepdim=True)
+    count = features[0].numel()
+    norm: Tensor = torch.linalg.vector_norm(centred, dim=(1, 2), keepdim=True)
+    return norm / math.sqrt(count - 1)
 
 
 def rise(fraction: float, start: float, end: float) -> float:

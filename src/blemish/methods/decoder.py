@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 if TYPE_CHECKING:
     from blemish.methods.agpnet import AGPNetConfig
+
+_FLOOR = 0.01  # of φ: what is orthogonal to everything is looked at evenly
 
 
 class Decoder(nn.Module):
@@ -113,7 +116,11 @@ class SelfAttention(nn.Module):
         queries and heads.
         """
         received: list[Tensor] = []
-        split = self.qkv(x).unflatten(-1, (3, self.heads, -1))
+        joined = self.qkv(x)
+        if self.training and not (self.softmax or watch):
+            mixed = _LinearAttention.apply(joined, self.heads)
+            return self.out(mixed), received
+        split = joined.unflatten(-1, (3, self.heads, -1))
         q, k, v = split.permute(2, 0, 3, 1, 4)  # each B L N d
         if self.softmax:
             mixed = F.scaled_dot_product_attention(q, k, v)
@@ -121,12 +128,56 @@ class SelfAttention(nn.Module):
                 logits = q.float() @ k.float().transpose(2, 3) * q.shape[-1] ** -0.5
                 received.append(logits.softmax(-1).mean(dim=(1, 2)))
         else:
-            q, k = F.relu(q) + 0.01, F.relu(k) + 0.01
+            q, k = F.relu(q) + _FLOOR, F.relu(k) + _FLOOR
             total = q @ k.sum(2)[..., None]  # B L N 1
             mixed = (q @ (k.transpose(2, 3) @ v)) / total
             if watch:
                 received.append((k @ (q / total).mean(2)[..., None]).mean(1)[..., 0].float())
         return self.out(mixed.transpose(1, 2).flatten(2)), received
+
+
+class _LinearAttention(torch.autograd.Function):
+    """The linear attention of `SelfAttention` for training: queries, keys and values side by side,
+    B N 3W, to B N W.
+
+    Autograd goes over numbers that lie apart in memory, again and again; here they are copied
+    together once, and the gradient, written by hand, comes back as one tensor. With the queries q,
+    keys k and values v of a head (N d each, φ applied), S = kᵀv and t = q Σk, the result is qS / t.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, joined: Tensor, heads: int) -> Tensor:
+        B, N, _ = joined.shape
+        apart = joined.view(B, N, 3, heads, -1).permute(2, 0, 3, 1, 4)  # 3 B L N d
+        split = apart.clone(memory_format=torch.contiguous_format).flatten(1, 2)  # 3 BL N d
+        split[:2].relu_().add_(_FLOOR)
+        q, k, v = split
+        total = q @ k.sum(1)[..., None]  # BL N 1
+        states = k.transpose(1, 2) @ v  # BL d d
+        mixed = (q @ states).div_(total)
+        ctx.save_for_backward(split, states, total, mixed)
+        result: Tensor = mixed.view(B, heads, N, -1).transpose(1, 2).flatten(2)
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        split, states, total, mixed = ctx.saved_tensors
+        (q, k, v), (B, N, _) = split, gradient.shape
+        apart = gradient.reshape(B, N, -1, q.shape[-1]).transpose(1, 2)  # B L N d
+        of_mixed = apart.flatten(0, 1) / total  # BL N d: the gradient of qS
+        of_total = (of_mixed * mixed).sum(-1, keepdim=True).neg_()
+        of_states = q.transpose(1, 2) @ of_mixed
+        given = torch.empty_like(split)
+        torch.bmm(of_mixed, states.transpose(1, 2), out=given[0])
+        given[0].addcmul_(of_total, k.sum(1, keepdim=True))
+        torch.bmm(v, of_states.transpose(1, 2), out=given[1])
+        given[1].add_(of_total.transpose(1, 2) @ q)
+        torch.bmm(k, of_states, out=given[2])
+        floor = float(split.new_tensor(_FLOOR))  # in this precision: what φ makes of nothing
+        given[:2] = torch.ops.aten.threshold_backward(given[:2], split[:2], floor)
+        together: Tensor = given.view(3, *apart.shape).permute(1, 3, 0, 2, 4).flatten(2)
+        return together, None
 
 
 class Dropout(nn.Module):
