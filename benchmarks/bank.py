@@ -4,11 +4,11 @@
         --results benchmarks/results/bank.jsonl
 
 One row for each data set, size, `bank_loss` and engine. `--train` good pictures are learned from;
-accuracy is that of PyTorch in fp32 on `--good` and `--bad` test pictures (exported files are proven
-to say the same: `proof`). Times are of batches of prepared pictures through the engine alone, all
-losses and engines of a data set and a size in turn in one process, the shortest of `--repeats`; with
-one thread by the clock of the processor, which other work on the machine hardly moves. `speed` is
-the ratio to the same engine with the first of the losses.
+accuracy is that of PyTorch in fp32 on `--good` and `--bad` test pictures (exported files are
+proven to say the same: `proof`). Times are of batches of prepared pictures through the engine
+alone, all losses and engines of a data set and a size in turn in one process, the shortest of
+`--repeats`; with one thread by the clock of the processor, which other work on the machine hardly
+moves. `speed` is the ratio to the same engine with the first of the losses.
 """
 
 from __future__ import annotations
@@ -104,7 +104,6 @@ def learn(
         "threshold": detector.threshold.value if detector.threshold else None,
         **{"good": options.good, "bad": options.bad, "confusion": found.confusion},
         **{key: getattr(found, key) for key in ("image_auroc", "pixel_auroc", "aupro")},
-        "artifact_mib": None,
     }, detector.save(file)
 
 
