@@ -23,7 +23,7 @@ from torch import Tensor
 ROWS = 8  # entries of a column
 COLUMNS = 2  # that are measured
 _REST = 0.5  # of the product of the rests' lengths
-_CHUNK = 1024  # features that are looked for at once; bounds the scratch memory
+_CHUNK = 512  # features that are looked for at once, which keeps the scratch memory in the cache
 
 
 def principal_axes(bank: Tensor, dims: int) -> Tensor:
