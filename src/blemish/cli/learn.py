@@ -192,6 +192,7 @@ def _tell_fit(
         **{key: manifest[key] for key in (*told, "seconds", *made)},
         **words.thresholds_of(manifest),
         "foreground": part,
+        "compression": manifest.get("compression"),
         **{key: data[key] for key in (*told_of_data, "failures", "notes")},
     }
     written = f"Written: {output} in {manifest['seconds']:.1f} s"
@@ -220,6 +221,8 @@ def fit_lines(manifest: Mapping[str, Any]) -> Iterable[str]:
         yield f"Looks closely at: {closer}"
     if part := words.foreground(manifest.get("foreground")):
         yield f"Foreground: {part}"
+    if bank := words.compression(manifest.get("compression")):
+        yield f"Bank: {bank}"
     yield from (f"  {line}" for line in words.alike(data))
     yield from words.broken(data["failures"])
     yield from words.notes(data.get("notes", {}))

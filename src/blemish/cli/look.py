@@ -158,6 +158,8 @@ def artifact_facts(values: Mapping[str, Any]) -> Facts:
         yield "looks closely at", closer
     if part := words.foreground(values.get("foreground")):
         yield "foreground", part
+    if bank := words.compression(values.get("compression")):
+        yield "bank", bank
     if values.get("categories"):
         yield "categories", ", ".join(values["categories"])
     common, others = words.thresholds(values)

@@ -82,6 +82,24 @@ def foreground(told: Mapping[str, Any] | None) -> str:
     return f"the part alone, {share:.3g} % of a picture on average{spread}"
 
 
+def compression(told: Mapping[str, Any] | None) -> str:
+    """What of a memory bank is kept and searched, and how far that was measured to move scores; ""
+    where nobody asked for that."""
+    if not told:
+        return ""
+    kept = f"{told['entries']:,} of {told['whole']:,} features"
+    if told["abstains"]:
+        return f"{kept}, as {told['abstains']}"
+    whole = told["dims"] == told["width"]
+    searched = "all" if whole else f"{told['dims']} of {told['width']}"
+    return (
+        f"{kept} in {told['stored']}, searched in {searched} dimensions; that moves scores of "
+        f"{told['pictures']} good pictures by {told['good']:.2g}, of generated defects by "
+        f"{told['defects']:.2g}, maps by {told['maps']:.2g} deviations of good scores "
+        f"({told['asked']:.2g} is allowed)"
+    )
+
+
 def thresholds(manifest: Mapping[str, Any], of: str = "pictures") -> tuple[str, list[str]]:
     """The common threshold of a manifest with what it promises, and those of its categories."""
     common = manifest["threshold"]

@@ -402,6 +402,7 @@ def _record(
         device=built.device.type,
         seconds=0.0,
         training=outcome.training,
+        compression=built.method.learner.compression,
         map_scale=calibration.scale,
         category_features=category_features(
             built.method.backbone, built.method.config.layers, parts.scored, parts.kept.categories
