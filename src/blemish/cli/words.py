@@ -11,6 +11,7 @@ from typing import Any
 from blemish.text import pluralize, printable
 
 _FAILURES_SHOWN, _NOTES_SHOWN = 10, 5
+AGREES = 0.7  # agreement of a student with its teacher (`methods.student`) below which it is told
 
 
 def broken(failures: Sequence[Mapping[str, Any]], what: str = "broken") -> list[str]:
@@ -80,6 +81,32 @@ def foreground(told: Mapping[str, Any] | None) -> str:
     least, share, most = (100 * told[name] for name in ("least", "share", "most"))
     spread = f" ({least:.3g} to {most:.3g} %)" if most - least >= 1 else ""
     return f"the part alone, {share:.3g} % of a picture on average{spread}"
+
+
+def student(manifest: Mapping[str, Any]) -> str:
+    """Of what the encoder is a student, and how well it agrees with it; "" where it is none."""
+    spec, made = manifest["backbone"]["spec"], manifest.get("pretraining")
+    if not spec.get("blocks") or not made:
+        return ""
+    found, seconds = made["training"]["findings"], made["training"]["seconds"]
+    blocks = ", ".join(map(str, spec["blocks"]))
+    return (
+        f"blocks {blocks} of {spec['name']} ({made['weights']['source']}), taught by it in "
+        f"{made['training']['steps']:,} steps, {seconds:.0f} s; on good pictures that it has not "
+        f"learned it agrees with its teacher by {found['agreement']:.3f}, on synthetic anomalies "
+        f"in them by {found['agreement_on_anomalies']:.3f} (1 = the same)"
+    )
+
+
+def student_doubts(manifest: Mapping[str, Any]) -> list[str]:
+    """What a person should know of a student that agrees little with its teacher."""
+    found = manifest["pretraining"]["training"]["findings"]
+    if min(found["agreement"], found["agreement_on_anomalies"]) >= AGREES:
+        return []
+    return [
+        f"the student agrees by less than {AGREES} with its teacher, and may miss defects that the "
+        "backbone itself would find; more time (--time-budget) or good pictures may help"
+    ]
 
 
 def thresholds(manifest: Mapping[str, Any], of: str = "pictures") -> tuple[str, list[str]]:
