@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -63,14 +63,13 @@ def interrupt_after(step: int, stage: str) -> Progress:
 
 
 @pytest.fixture
-def brief(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     """On the command line a student is as brief as it is here."""
     asked = Request.distillation.fget
     assert asked is not None
     small = property(lambda self: BRIEF if asked(self) else None)
     monkeypatch.setattr(Request, "distillation", small)
     monkeypatch.setattr("blemish.training.loop.BETWEEN_CHECKPOINTS", 0.0)
-    yield
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -183,8 +182,8 @@ def test_it_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["x.training.pretraining"]
     with pytest.raises(OutputError, match="--resume goes on"):
         fit(checkpoint=place)
+    other = StudentConfig(**{**vars(BRIEF), "anomalies": 0.1})
     with pytest.raises(ConfigError, match=r"another training, it differs in config\.anomalies"):
-        other = StudentConfig(**{**vars(BRIEF), "anomalies": 0.1})
         fit(checkpoint=place, resume=True, student=other)
     resumed = fit(checkpoint=place, resume=True)
     assert resumed.manifest["pretraining"]["training"]["resumed_at"] == 3
@@ -226,7 +225,7 @@ def test_what_takes_none_says_so_before_any_work(
 
 
 def test_too_few_pictures_are_said_before_any_work() -> None:
-    with pytest.raises(DataError, match="a student needs at least 8 good pictures .* got 7"):
+    with pytest.raises(DataError, match=r"a student needs at least 8 good pictures .* got 7"):
         fit(count=7)
 
 

@@ -87,7 +87,7 @@ def test_its_layers_go_by_the_numbers_of_its_teacher() -> None:
     found = student(pictures(), (2, 4), attention=(4,))
     assert [tuple(each.shape) for each in found.tokens] == [(4, 9, 64)] * 2
     assert list(found.attention) == [4]
-    with pytest.raises(ConfigError, match="layer 3 does not exist: .* a student with layers 2, 4"):
+    with pytest.raises(ConfigError, match=r"layer 3 does not exist: .* a student with layers 2, 4"):
         student(pictures(), (3,))
     with pytest.raises(ConfigError, match="layer 6 does not exist: test_vit has layers 1 to 4"):
         student(pictures(), (6,))
