@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fuzzing import artifacts
 from parts import FIT, Part, Run, part, settings_of
 
 import blemish
@@ -22,7 +23,7 @@ from blemish.detector import distil
 from blemish.detector import fit as fitting
 from blemish.detector.predict import Detector
 from blemish.detector.request import Request
-from blemish.errors import CollapseError, ConfigError, DataError, OutputError
+from blemish.errors import ArtifactError, CollapseError, ConfigError, DataError, OutputError
 from blemish.export.exporting import export
 from blemish.methods.student import StudentConfig
 from blemish.training import train
@@ -96,6 +97,16 @@ def test_it_is_another_and_smaller_than_its_teacher(tmp_path: Path) -> None:
     big, small = (it.save(tmp_path / "x").stat().st_size for it in (teacher, whole()))
     assert small < 0.7 * big
     assert teacher.predict(part(60)).score != whole().predict(part(60)).score
+
+
+@pytest.mark.parametrize("blocks", artifacts.IMPOSSIBLE["backbone.spec.blocks"], ids=repr)
+def test_blocks_that_cannot_be_are_refused(blocks: Any, tmp_path: Path) -> None:
+    made = whole().save(tmp_path / "a.blemish")
+    tensors, manifest = read(made)
+    forged = artifacts.with_value(manifest, ["backbone", "spec", "blocks"], blocks)
+    (tmp_path / "b.blemish").write_bytes(artifacts.forge(tensors, forged))
+    with pytest.raises(ArtifactError):
+        blemish.load(tmp_path / "b.blemish")
 
 
 def test_what_the_artifact_says() -> None:
