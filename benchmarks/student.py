@@ -44,7 +44,8 @@ TEACHER, STUDENT = "teacher", "student"
 def learned(options: argparse.Namespace, good: Sequence[Any], which: str) -> Detector:
     """A detector, fitted on the backbone or on a student of it."""
     settings = {} if options.steps is None else {"min_steps": options.steps, "epochs": 1}
-    given = StudentConfig(anomalies=options.anomalies, **settings)
+    usual = StudentConfig.for_input(options.size, options.size, seed=0)
+    given = dataclasses.replace(usual, anomalies=options.anomalies, **settings)
     return blemish.fit(
         options.method,
         good,

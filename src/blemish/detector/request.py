@@ -293,10 +293,13 @@ class Request:
 
     @property
     def distillation(self) -> StudentConfig | None:
-        """How a student is made, where one is; by the seed of the method unless it says more."""
+        """How a student is made, where one is: as the size of the input and the method's seed have
+        it, unless all of it is given."""
         if isinstance(self.student, StudentConfig):
             return self.student
-        return StudentConfig(seed=self.chosen.seed) if self.student else None
+        height, width = self.chosen.height_width
+        made = StudentConfig.for_input(height, width, seed=self.chosen.seed)
+        return made if self.student else None
 
     @cached_property
     def area(self) -> Area | None:

@@ -26,7 +26,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import numpy as np
 import torch
@@ -63,7 +63,7 @@ class StudentConfig(FineTuning):
     """
 
     epochs: Annotated[int, Range(1, 2**31)] = 1
-    min_steps: Annotated[int, Range(0, 2**31)] = 600
+    min_steps: Annotated[int, Range(0, 2**31)] = 400
     train_batch_size: Annotated[int, Range(1, 2**20)] = 8
     learning_rate: Positive = 2e-4
     learning_rate_start: NotNegative = 1e-6
@@ -73,6 +73,20 @@ class StudentConfig(FineTuning):
     most_pictures: Annotated[int, Range(1, 2**20)] = 256
     held: Annotated[float, Range(0, 0.5, above=True)] = 0.125
     seed: Seed = 0
+
+    @classmethod
+    def for_input(cls, height: int, width: int, *, seed: int) -> Self:
+        """The settings for pictures of a size: of large ones fewer, as each of their patches
+        teaches.
+
+        Example:
+            >>> [(one.train_batch_size, one.most_pictures) for one in
+            ...  (StudentConfig.for_input(side, side, seed=0) for side in (112, 224, 448, 896))]
+            [(8, 256), (8, 256), (2, 64), (1, 32)]
+        """
+        usual = cls(seed=seed)
+        size = min(max(1, round(8 * 224 * 224 / (height * width))), 8)
+        return replace(usual, train_batch_size=size, most_pictures=32 * size)
 
 
 class Student(FineTuned):
