@@ -41,12 +41,18 @@ from blemish.types import ANOMALOUS, NORMAL, Sample
 TEACHER, STUDENT = "teacher", "student"
 
 
-def learned(options: argparse.Namespace, good: Sequence[Any], which: str) -> Detector:
-    """A detector, fitted on the backbone or on a student of it."""
+def learned(
+    options: argparse.Namespace, good: Sequence[Any], which: str, artifact: Path
+) -> Detector:
+    """A detector, fitted on the backbone or on a student of it, and its file; as that has it, where
+    an earlier run has made it, or from where that was interrupted."""
+    if artifact.exists():
+        return blemish.load(artifact, device="cpu", precision=options.precision)
     settings = {} if options.steps is None else {"min_steps": options.steps, "epochs": 1}
     usual = StudentConfig.for_input(options.size, options.size, seed=0)
     given = dataclasses.replace(usual, anomalies=options.anomalies, **settings)
-    return blemish.fit(
+    training = artifact.with_suffix(".training") if which == STUDENT else None
+    detector = blemish.fit(
         options.method,
         good,
         backbone=options.backbone,
@@ -54,7 +60,11 @@ def learned(options: argparse.Namespace, good: Sequence[Any], which: str) -> Det
         precision=options.precision,
         device="cpu",
         student=given if which == STUDENT else False,
+        checkpoint=training,
+        resume=training is not None,
     )
+    detector.save(artifact)
+    return detector
 
 
 def scored(detector: Detector, dataset: layouts.Dataset, samples: list[Sample]) -> dict[str, Any]:
@@ -123,8 +133,10 @@ def timed(
     return made
 
 
-def rows_of(options: argparse.Namespace, name: str, path: Path) -> list[dict[str, Any]]:
-    """The rows of a data set."""
+def rows_of(
+    options: argparse.Namespace, name: str, path: Path, folder: Path
+) -> list[dict[str, Any]]:
+    """The rows of a data set; its detectors are kept in a folder."""
     commit, dirty = checkout()
     date = datetime.now(UTC).isoformat(timespec="seconds")
     dataset = layouts.read(path)
@@ -137,7 +149,9 @@ def rows_of(options: argparse.Namespace, name: str, path: Path) -> list[dict[str
     learn_from = spread(good, options.train)
     detectors, rows = {}, []
     for encoder in (TEACHER, STUDENT):
-        detector = detectors[encoder] = learned(options, learn_from, encoder)
+        detector = detectors[encoder] = learned(
+            options, learn_from, encoder, folder / f"{name}.{options.size}.{encoder}.blemish"
+        )
         row = {"what": "student", "date": date, "commit": commit, "dirty": dirty, "data": name}
         row |= {key: getattr(options, key) for key in ("method", "backbone", "size")}
         row |= {"encoder": encoder, "train": len(learn_from), "bad": options.bad}
@@ -165,12 +179,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found.add_argument("--repeats", type=int, default=4, help="of timing")
     found.add_argument("--precision", default="auto")
     found.add_argument("--threads", type=int, default=1)
+    found.add_argument("--keep", type=Path, help="folder of detectors, to go on from when killed")
     found.add_argument("--results", type=Path, required=True)
     options = found.parse_args(arguments)
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory(prefix="blemish-") as scratch:
         for name, path in data_sets(options.data, root=None, scratch=Path(scratch)).items():
-            rows = rows_of(options, name, path)
+            rows = rows_of(options, name, path, options.keep or Path(scratch))
             with options.results.open("a", encoding="utf-8") as lines:
                 lines.writelines(json.dumps(row) + "\n" for row in rows)
 
