@@ -63,7 +63,7 @@ class StudentConfig(FineTuning):
     """
 
     epochs: Annotated[int, Range(1, 2**31)] = 1
-    min_steps: Annotated[int, Range(0, 2**31)] = 400
+    min_steps: Annotated[int, Range(0, 2**31)] = 300
     train_batch_size: Annotated[int, Range(1, 2**20)] = 8
     learning_rate: Positive = 2e-4
     learning_rate_start: NotNegative = 1e-6
@@ -150,11 +150,10 @@ class Student(FineTuned):
     # Training
 
     def start_training(self, sample: TrainingBatch) -> None:
-        self.backbone.requires_grad_(True)
-        # What no layer that is learned depends on.
-        for unused in ("norm", "fc_norm"):
-            if getattr(self.backbone.model, unused, None) is not None:
-                getattr(self.backbone.model, unused).requires_grad_(False)
+        # Not what comes after the last block, which no layer depends on.
+        after = ("norm.", "fc_norm.", "attn_pool.", "head")
+        for name, parameter in self.backbone.model.named_parameters():
+            parameter.requires_grad_(not name.startswith(after))
 
     def training_step(self, batch: TrainingBatch, fraction: float) -> Tensor:
         shown, taught = (batch.features[name].float() for name in ("shown", "taught"))
