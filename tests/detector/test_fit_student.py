@@ -30,7 +30,7 @@ from blemish.training import train
 from blemish.types import Progress
 
 STEPS = 6
-BRIEF = StudentConfig(min_steps=STEPS, train_batch_size=4, most_pictures=2)
+BRIEF = StudentConfig(min_steps=STEPS, train_batch_size=4, most_views=16)
 METHODS = ("patchcore", "knn", "padim", "lda")
 Refused = Callable[..., str]
 
@@ -162,7 +162,7 @@ def test_it_learns_from_no_picture_held_out(monkeypatch: pytest.MonkeyPatch) -> 
     detector = fit(good=good, calibration_fraction=0.25, student=BRIEF)
     (learned, (measured,)) = seen
     assert set(learned) <= set(kept)
-    assert len(learned) == 2  # most_pictures
+    assert len(learned) == 16  # of 18, two of which it is measured by
     assert measured == 2
     assert detector.threshold is not None
     assert detector.threshold.method == "split conformal"

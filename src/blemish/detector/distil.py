@@ -57,7 +57,8 @@ def distilled(
     learner.set_precision(precision)
     learned, held = _divided(sources, config)
     learner.held = _held(held, preprocessing)
-    stream = PictureStream(learned, preprocessing, batch_size, rotations=4, flips=True)
+    rotations, flips = config.copies(len(learned))
+    stream = PictureStream(learned, preprocessing, batch_size, rotations=rotations, flips=flips)
     description: dict[str, Any] = {
         "method": learner.name,
         "config": configs.to_dict(config),
@@ -118,10 +119,9 @@ def _divided(sources: Sequence[Any], config: StudentConfig) -> tuple[list[Any], 
     pictures = list(groups.values())
     count = min(max(2, round(config.held * len(pictures))), _MOST_HELD)
     held = {number * len(pictures) // count for number in range(count)}
-    learned = [each for at, each in enumerate(pictures) if at not in held]
-    some = learned[:: -(-len(learned) // config.most_pictures)]
+    learned = [one for at, each in enumerate(pictures) if at not in held for one in each]
     first = [pictures[at][len(pictures[at]) // 2] for at in sorted(held)]  # of tiles the middle one
-    return [one for each in some for one in each], first
+    return learned[:: -(-len(learned) // config.most_views)], first
 
 
 def _held(sources: Sequence[Any], preprocessing: Preprocessing) -> torch.Tensor:

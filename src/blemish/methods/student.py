@@ -55,8 +55,9 @@ class StudentConfig(FineTuning):
         blocks: which of the teacher's blocks the student starts from, ascending, the layers that
             the method reads among them; empty = half of those up to the last of these.
         anomalies: share of what it is shown that has a synthetic anomaly.
-        most_pictures: at most so many of the good pictures are learned from, evenly from all, each
-            at four angles, plain and mirrored.
+        most_views: at most so many views of good pictures (of their tiles) are learned from: eight
+            of each (four angles, plain and mirrored), of many four, two or one, and of more than
+            these some, evenly from all.
         held: the share of the good pictures that it does not learn from, to measure its agreement
             by; between 2 and 16 of them.
         seed: of how the pictures are changed, and of the run.
@@ -70,7 +71,7 @@ class StudentConfig(FineTuning):
     layer_decay: Annotated[float, Range(0, 1, above=True)] = 1.0
     blocks: Layers = ()
     anomalies: Fraction = 0.5
-    most_pictures: Annotated[int, Range(1, 2**20)] = 256
+    most_views: Annotated[int, Range(1, 2**20)] = 768
     held: Annotated[float, Range(0, 0.5, above=True)] = 0.125
     seed: Seed = 0
 
@@ -80,13 +81,23 @@ class StudentConfig(FineTuning):
         teaches.
 
         Example:
-            >>> [(one.train_batch_size, one.most_pictures) for one in
+            >>> [(one.train_batch_size, one.most_views) for one in
             ...  (StudentConfig.for_input(side, side, seed=0) for side in (112, 224, 448, 896))]
-            [(8, 256), (8, 256), (2, 64), (1, 32)]
+            [(8, 768), (8, 768), (2, 192), (1, 96)]
         """
         usual = cls(seed=seed)
         size = min(max(1, round(8 * 224 * 224 / (height * width))), 8)
-        return replace(usual, train_batch_size=size, most_pictures=32 * size)
+        return replace(usual, train_batch_size=size, most_views=96 * size)
+
+    def copies(self, pictures: int) -> tuple[int, bool]:
+        """At how many angles each of so many pictures is learned, and whether mirrored as well.
+
+        Example:
+            >>> [StudentConfig(most_views=80).copies(count) for count in (10, 20, 40, 41, 900)]
+            [(4, True), (4, False), (1, True), (1, False), (1, False)]
+        """
+        each = self.most_views // pictures
+        return (4 if each >= 4 else 1), each >= 8 or 2 <= each < 4
 
 
 class Student(FineTuned):
