@@ -21,7 +21,9 @@ from blemish.cli.status import ERROR, WELL
 from blemish.data.pictures import good_pictures, hold_out_positions
 from blemish.detector import distil
 from blemish.detector import fit as fitting
+from blemish.detector.calibrate import recalibrate
 from blemish.detector.predict import Detector
+from blemish.detector.refine import refine
 from blemish.detector.request import Request
 from blemish.errors import ArtifactError, CollapseError, ConfigError, DataError, OutputError
 from blemish.export.exporting import export
@@ -269,6 +271,17 @@ def test_tiles_area_and_other_shapes(picture: Part) -> None:
         detector = fit(good=big, **options)
         assert np.isfinite(detector.predict(big[0]).score)
         assert detector.record.backbone.spec.blocks == (2, 4)
+
+
+def test_more_is_learned_on_the_same_student(tmp_path: Path) -> None:
+    before = blemish.load(whole("lda").save(tmp_path / "a.blemish"), device="cpu")
+    refined = refine(before, good=[part(70), part(71)], anomalies=[part(95, defect=True)]).detector
+    assert refined.record.backbone == before.record.backbone
+    assert refined.record.pretraining == before.record.pretraining
+    assert refined.threshold is not None
+    assert refined.threshold.n == 26
+    again, *_ = recalibrate(before, [part(200 + seed) for seed in range(24)])
+    assert again.record.backbone == before.record.backbone
 
 
 def test_an_export_says_what_it_says(tmp_path: Path) -> None:
