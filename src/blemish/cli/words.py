@@ -11,7 +11,7 @@ from typing import Any
 from blemish.text import pluralize, printable
 
 _FAILURES_SHOWN, _NOTES_SHOWN = 10, 5
-AGREES = 0.7  # agreement of a student with its teacher (`methods.student`) below which it is told
+AGREES = 0.9  # agreement of a student with its teacher (`methods.student`) below which it is told
 
 
 def broken(failures: Sequence[Mapping[str, Any]], what: str = "broken") -> list[str]:

@@ -23,7 +23,7 @@ from blemish.training import train
 from blemish.types import Progress
 
 FEWEST = 8  # good pictures that a student is distilled on and held against
-LEAST = 0.3  # agreement below which there is no student
+LEAST = 0.5  # agreement below which there is no student
 _MOST_HELD = 16
 
 
