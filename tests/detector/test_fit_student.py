@@ -187,6 +187,16 @@ def test_leave_one_out_says_that_it_is_approximate() -> None:
     assert "approximate" in threshold.guarantee or "about" in threshold.guarantee
 
 
+@pytest.mark.parametrize("held", [False, True])
+def test_what_the_threshold_comes_from_is_told(held: bool) -> None:
+    detector = fit(count=60, calibration_fraction=0.4) if held else whole()
+    threshold = detector.threshold
+    assert threshold is not None
+    assert threshold.value is not None
+    said = "\n".join(learn.fit_lines(detector.manifest))
+    assert ("distilled on the pictures that the threshold comes from" in said) is not held
+
+
 def test_it_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("blemish.training.loop.BETWEEN_CHECKPOINTS", 0.0)
     place = tmp_path / "x.training"

@@ -99,14 +99,22 @@ def student(manifest: Mapping[str, Any]) -> str:
 
 
 def student_doubts(manifest: Mapping[str, Any]) -> list[str]:
-    """What a person should know of a student that agrees little with its teacher."""
-    found = manifest["pretraining"]["training"]["findings"]
-    if min(found["agreement"], found["agreement_on_anomalies"]) >= AGREES:
-        return []
-    return [
-        f"the student agrees by less than {AGREES} with its teacher, and may miss defects that the "
-        "backbone itself would find; more time (--time-budget) or good pictures may help"
-    ]
+    """What a person should know of a student: that it agrees little with its teacher, and that it
+    knows the pictures that the threshold comes from."""
+    found, threshold = manifest["pretraining"]["training"]["findings"], manifest["threshold"]
+    told = []
+    if min(found["agreement"], found["agreement_on_anomalies"]) < AGREES:
+        told.append(
+            f"the student agrees by less than {AGREES} with its teacher, and may miss defects that "
+            "the backbone itself would find; more time (--time-budget) or good pictures may help"
+        )
+    if threshold and threshold["value"] is not None and threshold["method"] == "leave-one-out":
+        told.append(
+            "the student was distilled on the pictures that the threshold comes from, so there may "
+            "be more false alarms than it says; --calibration-fraction 0.2 holds pictures out of "
+            "both"
+        )
+    return told
 
 
 def thresholds(manifest: Mapping[str, Any], of: str = "pictures") -> tuple[str, list[str]]:
