@@ -105,7 +105,8 @@ class Pretrained:
 
 @dataclass(frozen=True, kw_only=True)
 class Pretraining:
-    """How the encoder was pre-trained within `fit`; `weights` are those before."""
+    """How the encoder was pre-trained within `fit`, or distilled as a student; `weights` are those
+    before, or of the teacher."""
 
     method: str
     config: Mapping[str, Any]

@@ -83,6 +83,11 @@ class MethodConfig:
         """Whether it is trained step by step, for which time budgets and checkpoints are."""
         return False
 
+    @property
+    def no_student(self) -> str:
+        """Why no student (`methods.student`) can stand in for its encoder; "" where one can."""
+        return "it is trained step by step on the encoder itself" if self.learns_by_gradient else ""
+
     @classmethod
     def restored(cls, values: Mapping[str, Any]) -> Self:
         """The settings that an artifact carries: all of them, as a detector has them.

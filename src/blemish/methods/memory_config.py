@@ -40,6 +40,10 @@ class MemoryConfig(MethodConfig):
         if self.close_share and not self.coarse:
             raise ConfigError("close_share: is that of a second look; name coarse, too")
 
+    @property
+    def no_student(self) -> str:
+        return "its two looks (coarse) see pictures that a student has not" if self.coarse else ""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PatchCoreConfig(MemoryConfig):
