@@ -4,9 +4,9 @@
     python benchmarks/page.py --check    # only say whether it is that; the tests do so
 
 Rows are told by their form: those of `blemish bench`, of `weak.py`, of `probe.py`, of `regions.py`,
-of `tiles.py`, and of `speed.py`, `gpu.py` and `metrics_speed.py`. Of rows that measure the same
-thing the newest good one counts. The same rows give the same bytes, whatever the order of the
-files. What is said about the figures stands in docs/findings.md, written by hand.
+of `tiles.py`, of `student.py`, and of `speed.py`, `gpu.py` and `metrics_speed.py`. Of rows that
+measure the same thing the newest good one counts. The same rows give the same bytes, whatever the
+order of the files. What is said about the figures stands in docs/findings.md, written by hand.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any
 
 from page_closer import closer
 from page_regions import regions, tiles
+from page_student import students
 from page_texts import BEYOND, MATRIX, PROBES, READING, WEAK
 
 from blemish.bench import results, suites
@@ -36,7 +37,8 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS, PAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "results.md"
 OUR_BACKBONE = "focus_vits14"
 GAP = "not measured"
-NO_SPEEDS = ("closer", "probe", "regions", "tiles")  # `what` of rows with tables of their own
+# `what` of rows with tables of their own.
+NO_SPEEDS = ("closer", "probe", "regions", "student", "tiles")
 
 
 @dataclass(frozen=True)
@@ -202,6 +204,7 @@ def page(files: Mapping[str, Sequence[Row]]) -> str:
     marked = [row for row in others if row.get("what") == "regions"]
     tiled = [row for row in others if row.get("what") == "tiles"]
     looks = [row for row in others if row.get("what") == "closer"]
+    distilled = [row for row in others if row.get("what") == "student"]
     speeds = [row for row in others if row.get("what", "probe") not in NO_SPEEDS]
     cells = covered([*newest(every)[0], *weak])
     told, empty = suites_of(every)
@@ -215,6 +218,7 @@ def page(files: Mapping[str, Sequence[Row]]) -> str:
     parts += [sections(regions(marked))] if marked else []
     parts += [sections(tiles(tiled))] if tiled else []
     parts += [sections(closer(looks))] if looks else []
+    parts += [sections(students(distilled))] if distilled else []
     if known := [row for row in every if row.get("efficiency")]:
         theirs = suites.read("agpnet").efficiency
         parts.append(section("Costs", results.efficiency_page(known, published=theirs)))

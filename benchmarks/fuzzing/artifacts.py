@@ -61,6 +61,7 @@ IMPOSSIBLE: Mapping[str, Sequence[Any]] = {
         *("../x", "vit_giant_patch14_dinov2", "eva02_enormous_patch14_clip_224", "", 7),
     ),
     "backbone.spec.kind": ("rnn", 3, None),
+    "backbone.spec.blocks": ([4, 2], [2, 2], [0, 4], [2, 99], [4], [], [2.5], "24", 2, None),
     "backbone.spec.std": ([-0.5, -0.5, -0.5], [0, 0, 0], [NAN] * 3, [0.5]),
     "backbone.weights.sha256": (5, None, [1]),
     "preprocessing.height": (0, -1, 10**9, "32", 2.5, None, [32]),

@@ -77,7 +77,8 @@ class NonFiniteError(BlemishError):
 
 
 class CollapseError(BlemishError):
-    """A pre-training has come to tell nothing apart: every picture looks the same to it."""
+    """A pre-training has come to tell nothing apart: every picture looks the same to it; or a
+    student does not see what its teacher sees."""
 
 
 class EngineError(BlemishError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -302,3 +303,21 @@ def test_how_much_is_looked_at_closely_is_told(run: Run, good_folder: Path, tmp_
     assert told in shown
     _, other, _ = run("fit knn", good_folder, "-o", artifact, FIT)
     assert "closely" not in other
+
+
+def test_how_a_bank_was_compressed_is_told(run: Run, good_folder: Path, tmp_path: Path) -> None:
+    artifact = tmp_path / "a.blemish"
+    line = ("fit patchcore", good_folder, "-o", artifact, FIT, "--set bank_loss=0.5")
+    status, out, _ = run(*line)
+    assert status == 0
+    told = re.search(r"Bank: (\d+ of \d+ features in fp16, searched in \d+ of 64 dim.*)", out)
+    assert told is not None
+    assert "deviations of good scores (0.5 is allowed)" in told[1]
+    _, shown, _ = run("inspect", artifact)
+    assert told[1] in shown
+    _, document, _ = run(*line, "--json")
+    assert json.loads(document)["compression"]["maps"] <= 0.5
+    _, other, _ = run("fit patchcore", good_folder, "-o", artifact, FIT)
+    assert "Bank" not in other
+    _, kept, _ = run("fit patchcore", good_folder, "-o", artifact, FIT, "--set bank_loss=1e-9")
+    assert "features, as every smaller bank moves scores or maps further" in kept

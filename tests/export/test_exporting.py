@@ -64,6 +64,7 @@ def disc(seed: int, *, blue: bool = False, defect: bool = False) -> np.ndarray:
 
 CASES = {
     "plain": Case("patchcore", {}),
+    "a compressed bank": Case("patchcore", {"bank_loss": 0.3}),
     "categories and a foreground": Case(
         "knn", {**DISC, "foreground": "auto"}, disc, how={"input": "pixels"}
     ),
@@ -164,6 +165,11 @@ def test_the_file_predicts_as_the_artifact(pair: Callable[[str], Pair], name: st
     # What could be missing in both alike.
     assert {one.label for one in found} >= {1}
     assert any(one.regions for one in found)
+    compression = both.exported.record.compression
+    assert compression == both.artifact.record.compression
+    if name == "a compressed bank":
+        assert compression is not None
+        assert compression.dims < compression.width
     first = found[0]
     assert (first.votes is not None) == (name == "votes")
     assert (both.exported.engine.input == "pixels") == (draw is disc)
@@ -196,8 +202,9 @@ def test_what_is_made_is_what_is_loaded(pair: Callable[[str], Pair]) -> None:
     )
 
 
-def test_either_engine_runs_an_onnx_file(pair: Callable[[str], Pair]) -> None:
-    both = pair("plain")
+@pytest.mark.parametrize("name", ["plain", "a compressed bank"])
+def test_either_engine_runs_an_onnx_file(pair: Callable[[str], Pair], name: str) -> None:
+    both = pair(name)
     detector = blemish.load(both.made.path, engine="openvino", threads=1)
     assert detector.engine.name == "openvino"
     for seed in (90, 91):

@@ -46,11 +46,16 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "an area": ("padim", AREA),
     "padding": ("patchcore", {"resize": "pad"}),
     "two looks": ("patchcore", {"coarse": 32}),
+    "two looks, a compressed bank": (
+        "patchcore",
+        {"image_size": 128, "coarse": 64, "bank_loss": 2.0},
+    ),
 }
 # All that a user can fit beside these.
 MORE: dict[str, tuple[str, dict[str, Any]]] = {
     "knn": ("knn", {}),
     "knn, two looks": ("knn", {"coarse": 32}),
+    "knn, a compressed bank": ("knn", {"bank_loss": 2.0, "resize": "pad"}),
     "padim": ("padim", {}),
     "patchcore, a CNN": ("patchcore", CNN),
     "agpnet, a CNN": ("agpnet", CNN),
@@ -139,6 +144,17 @@ def test_onnx_says_what_the_method_says_of_any_number_of_pictures(case: str) -> 
         check_same(found, one.eager(images[:count]))
         assert found["score"] == pytest.approx(wanted.image.numpy(), rel=1e-3)
         assert np.ptp(found["map"]) > 0
+
+
+def test_a_compressed_bank_is_compressed_in_the_file() -> None:
+    one = exported("two looks, a compressed bank")
+    method = one.detector.method
+    assert method.axes.numel()
+    assert method.bank.dtype == torch.float16
+    kept = onnx.load_from_string(one.model).graph.initializer
+    half = {tuple(each.dims) for each in kept if each.data_type == onnx.TensorProto.FLOAT16}
+    assert tuple(method.bank.shape) in half
+    assert all(tuple(each.dims) != tuple(method.bank.shape) for each in kept if each.data_type == 1)
 
 
 @pytest.mark.parametrize("case", EVERY)

@@ -174,7 +174,21 @@ def _create(spec: BackboneSpec) -> nn.Module:
             )
     except (RuntimeError, TypeError) as error:
         raise ConfigError(f"timm cannot build {spec.timm_name!r} for blemish: {error}") from error
+    if spec.blocks:
+        model.blocks = chosen_blocks(model, spec.blocks)
     return model
+
+
+def chosen_blocks(model: Any, numbers: Sequence[int]) -> nn.Module:
+    """Some of the blocks of a ViT of timm, by their numbers from 1, as its `blocks` are kept.
+
+    Raises: ConfigError for one that it does not have.
+    """
+    blocks = model.blocks
+    if max(numbers) > len(blocks):
+        raise ConfigError(f"blocks: the architecture has {len(blocks)}, got {max(numbers)}")
+    some = [blocks[number - 1] for number in numbers]
+    return nn.Sequential(*some) if isinstance(blocks, nn.Sequential) else nn.ModuleList(some)
 
 
 def _wrap(spec: BackboneSpec, model: nn.Module, info: WeightsInfo) -> Backbone:

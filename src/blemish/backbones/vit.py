@@ -24,9 +24,11 @@ from blemish.errors import ConfigError
 
 
 class VitBackbone(Backbone):
-    """A ViT: layer l is the residual stream after block l; `depth` blocks; stride = patch size.
+    """A ViT: layer l is the residual stream after block l; stride = patch size.
 
     Attributes:
+        blocks: the numbers of its blocks, counted from 1: those of the architecture of which a
+            student has some only, and else all. Layers go by them.
         placed: the position embeddings (learned, rotary) by grid, as they are then kept once they
             are made; None = they are made anew in every pass, as where weights may change.
     """
@@ -41,11 +43,22 @@ class VitBackbone(Backbone):
                 f"{spec.name} is a ViT of a kind that blemish does not read: hybrid, or of mixed "
                 "RoPE"
             )
-        self.depth = len(model.blocks)
+        self.blocks = spec.blocks or tuple(range(1, len(model.blocks) + 1))
+        self.depth = self.blocks[-1]
         self.stride = int(model.patch_embed.patch_size[0])
         self.dim = int(model.embed_dim)
         self.prefix = int(model.num_prefix_tokens)
         self.heads = int(model.blocks[0].attn.num_heads)
+
+    def check_layers(self, layers: Sequence[int]) -> tuple[int, ...]:
+        chosen = super().check_layers(layers)
+        if absent := [layer for layer in chosen if layer not in self.blocks]:
+            there = ", ".join(map(str, self.blocks))
+            raise ConfigError(
+                f"layer {absent[0]} does not exist: this {self.spec.name} is a student with "
+                f"layers {there}"
+            )
+        return chosen
 
     def norm(self, tokens: Tensor) -> Tensor:
         normed: Tensor = self.model.norm(tokens.to(self.dtype))
@@ -89,8 +102,8 @@ class VitBackbone(Backbone):
         tokens: dict[int, Tensor] = {}
         looks = {*attention, *full_attention}
         with self._catch_qk(looks) as caught:
-            for layer in range(1, max((*wanted, *looks)) + 1):
-                block = self.model.blocks[layer - 1]
+            last = self.blocks.index(max((*wanted, *looks)))
+            for layer, block in zip(self.blocks[: last + 1], self.model.blocks, strict=False):
                 x = block(x) if rope is None else block(x, rope=rope)
                 if layer in wanted:
                     tokens[layer] = x.float()
@@ -189,7 +202,7 @@ class VitBackbone(Backbone):
             return lambda _module, _inputs, output: caught.update({place: output})
 
         handles = [
-            getattr(self.model.blocks[layer - 1].attn, name).register_forward_hook(
+            getattr(self.model.blocks[self.blocks.index(layer)].attn, name).register_forward_hook(
                 catch((layer, name))
             )
             for layer in layers

@@ -99,6 +99,13 @@ Foreground = Annotated[
         "pictures where it cannot be told, which is said. A picture beside the artifact shows it.",
     ),
 ]
+Student = Annotated[
+    bool,
+    Option(
+        help="Distil a smaller, faster encoder from the backbone (a ViT) on these pictures first, "
+        "and fit the method on it. For patchcore, knn, padim, lda."
+    ),
+]
 BatchSize = Annotated[
     int,
     Option(min=1, help="Pictures at once: speed, memory and the last digit of scores only."),
@@ -132,6 +139,7 @@ def fit(
     tile: Tile = None,
     overlap: Overlap = None,
     foreground: Foreground = "none",
+    student: Student = False,
     time_budget: TimeBudget = None,
     resume: Resume = False,
     device: Device = "auto",
@@ -155,7 +163,7 @@ def fit(
     request = {**options.taken_by(fitting.fit, locals()), "config": None, **configs.to_dict(chosen)}
     request["tile"] = options.tile(tile)
     kept: Sequence[Path] = ()
-    if chosen.learns_by_gradient:
+    if chosen.learns_by_gradient or student:
         request["checkpoint"] = _checkpoint(output)
         kept = fitting.checkpoints(_checkpoint(output))
     log = request["log"] = _log(output) if chosen.pretraining_config else None
@@ -178,7 +186,7 @@ def _tell_fit(
     """Answer with what was fitted; gives the exit status. `sheet`: the picture of the foreground,
     where there is one."""
     data = manifest["data"]
-    places = _beside(log) if "pretraining" in manifest else {}
+    places = _beside(log) if log is not None and "pretraining" in manifest else {}
     part = manifest.get("foreground")
     if part is not None:
         part = {key: value for key, value in part.items() if key != "direction"}
@@ -192,6 +200,7 @@ def _tell_fit(
         **{key: manifest[key] for key in (*told, "seconds", *made)},
         **words.thresholds_of(manifest),
         "foreground": part,
+        "compression": manifest.get("compression"),
         **{key: data[key] for key in (*told_of_data, "failures", "notes")},
     }
     written = f"Written: {output} in {manifest['seconds']:.1f} s"
@@ -220,11 +229,16 @@ def fit_lines(manifest: Mapping[str, Any]) -> Iterable[str]:
         yield f"Looks closely at: {closer}"
     if part := words.foreground(manifest.get("foreground")):
         yield f"Foreground: {part}"
+    if bank := words.compression(manifest.get("compression")):
+        yield f"Bank: {bank}"
     yield from (f"  {line}" for line in words.alike(data))
     yield from words.broken(data["failures"])
     yield from words.notes(data.get("notes", {}))
     yield from words.threshold_lines(manifest)
-    if "pretraining" in manifest:
+    if student := words.student(manifest):
+        yield f"Student: {student}"
+        yield from words.notices(words.student_doubts(manifest))
+    elif "pretraining" in manifest:
         yield from _pretraining_lines(manifest["pretraining"])
 
 

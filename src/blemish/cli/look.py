@@ -158,6 +158,8 @@ def artifact_facts(values: Mapping[str, Any]) -> Facts:
         yield "looks closely at", closer
     if part := words.foreground(values.get("foreground")):
         yield "foreground", part
+    if bank := words.compression(values.get("compression")):
+        yield "bank", bank
     if values.get("categories"):
         yield "categories", ", ".join(values["categories"])
     common, others = words.thresholds(values)
@@ -175,6 +177,8 @@ def artifact_facts(values: Mapping[str, Any]) -> Facts:
     yield "pictures", f"{fitted} fitted on, {calibrated} only calibrated on"
     if values.get("shots"):
         yield "drawn", words.shots(values)
+    if student := words.student(values):
+        yield "student", student
     if "pretraining" in values:
         earlier = values["pretraining"]
         made = words.assignments({**earlier["config"], **earlier["training"]})

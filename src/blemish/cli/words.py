@@ -11,6 +11,7 @@ from typing import Any
 from blemish.text import pluralize, printable
 
 _FAILURES_SHOWN, _NOTES_SHOWN = 10, 5
+AGREES = 0.9  # agreement of a student with its teacher (`methods.student`) below which it is told
 
 
 def broken(failures: Sequence[Mapping[str, Any]], what: str = "broken") -> list[str]:
@@ -80,6 +81,58 @@ def foreground(told: Mapping[str, Any] | None) -> str:
     least, share, most = (100 * told[name] for name in ("least", "share", "most"))
     spread = f" ({least:.3g} to {most:.3g} %)" if most - least >= 1 else ""
     return f"the part alone, {share:.3g} % of a picture on average{spread}"
+
+
+def compression(told: Mapping[str, Any] | None) -> str:
+    """What of a memory bank is kept and searched, and how far that was measured to move scores; ""
+    where nobody asked for that."""
+    if not told:
+        return ""
+    kept = f"{told['entries']:,} of {told['whole']:,} features"
+    if told["abstains"]:
+        return f"{kept}, as {told['abstains']}"
+    whole = told["dims"] == told["width"]
+    searched = "all" if whole else f"{told['dims']} of {told['width']}"
+    return (
+        f"{kept} in {told['stored']}, searched in {searched} dimensions; that moves scores of "
+        f"{told['pictures']} good pictures by {told['good']:.2g}, of generated defects by "
+        f"{told['defects']:.2g}, maps by {told['maps']:.2g} deviations of good scores "
+        f"({told['asked']:.2g} is allowed)"
+    )
+
+
+def student(manifest: Mapping[str, Any]) -> str:
+    """Of what the encoder is a student, and how well it agrees with it; "" where it is none."""
+    spec, made = manifest["backbone"]["spec"], manifest.get("pretraining")
+    if not spec.get("blocks") or not made:
+        return ""
+    found, seconds = made["training"]["findings"], made["training"]["seconds"]
+    blocks = ", ".join(map(str, spec["blocks"]))
+    return (
+        f"blocks {blocks} of {spec['name']} ({made['weights']['source']}), taught by it in "
+        f"{made['training']['steps']:,} steps, {seconds:.0f} s; on good pictures that it has not "
+        f"learned it agrees with its teacher by {found['agreement']:.3f}, on synthetic anomalies "
+        f"in them by {found['agreement_on_anomalies']:.3f} (1 = the same)"
+    )
+
+
+def student_doubts(manifest: Mapping[str, Any]) -> list[str]:
+    """What a person should know of a student: that it agrees little with its teacher, and that it
+    knows the pictures that the threshold comes from."""
+    found, threshold = manifest["pretraining"]["training"]["findings"], manifest["threshold"]
+    told = []
+    if min(found["agreement"], found["agreement_on_anomalies"]) < AGREES:
+        told.append(
+            f"the student agrees by less than {AGREES} with its teacher, and may miss defects that "
+            "the backbone itself would find; more time (--time-budget) or good pictures may help"
+        )
+    if threshold and threshold["value"] is not None and threshold["method"] == "leave-one-out":
+        told.append(
+            "the student was distilled on the pictures that the threshold comes from, so there may "
+            "be more false alarms than it says; --calibration-fraction 0.2 holds pictures out of "
+            "both"
+        )
+    return told
 
 
 def thresholds(manifest: Mapping[str, Any], of: str = "pictures") -> tuple[str, list[str]]:

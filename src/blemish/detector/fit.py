@@ -15,6 +15,7 @@ import torch
 
 from blemish import artifact
 from blemish import config as configs
+from blemish.backbones import Backbone
 from blemish.backbones.cache import features_kept
 from blemish.compute import precision_name
 from blemish.data.cutting import cut
@@ -30,6 +31,7 @@ from blemish.data.pictures import (
 from blemish.data.stream import Found, Passes, PictureStream, fingerprint, unreadable
 from blemish.detector.built import Built, build_method
 from blemish.detector.calibrate import Calibration, Plan
+from blemish.detector.distil import check_pictures, distilled
 from blemish.detector.evidence import Seen, calibrated, planned
 from blemish.detector.learned import describe, detector_of, place
 from blemish.detector.manifest import Learned, Manifest, Pretraining, broken
@@ -41,8 +43,10 @@ from blemish.detector.telling import category_features
 from blemish.detector.thresholds import calibrate
 from blemish.errors import ConfigError, DataError
 from blemish.methods import Method, MethodConfig
+from blemish.methods.apmask import APMaskConfig
 from blemish.methods.capabilities import Fits, LearnsDefects, LeavesOneOut, Summarises
 from blemish.methods.foreground import Foreground
+from blemish.methods.student import StudentConfig
 from blemish.methods.telling import PICTURES, foreground_of
 from blemish.methods.trained import TrainedMethod
 from blemish.training import Training, distributed, train
@@ -74,6 +78,7 @@ def fit(
     overlap: float | None = None,
     resize: Resize = "stretch",
     foreground: str = "none",
+    student: bool | StudentConfig = False,
     device: str = "auto",
     precision: str = "auto",
     batch_size: int = BATCH_SIZE,
@@ -95,7 +100,8 @@ def fit(
 
     Raises: ConfigError, WeightsError; DataError when there is no usable picture, fewer than the
         method needs or than the shots; CalibrationError when a rate given by name is beyond what
-        the pictures support; CollapseError by a pre-training.
+        the pictures support; CollapseError by a pre-training, or for a student that does not see
+        what its teacher sees.
     """
     request = Request(
         method=method, good=good, recipe=recipe, config=config, settings=settings, weights=weights,
@@ -103,7 +109,7 @@ def fit(
         seed=seed, shots=shots, window=window, batch_size=batch_size,
         false_alarm_rate=false_alarm_rate, calibration_fraction=calibration_fraction,
         smallest_region=smallest_region or 0.0, roi=roi, ignore=ignore, resize=resize,
-        tile=tile, overlap=overlap, foreground=foreground,
+        tile=tile, overlap=overlap, foreground=foreground, student=student,
         device=device, precision=precision, time_budget=time_budget, checkpoint=checkpoint,
         resume=resume, log=log, progress=progress,
     )  # fmt: skip
@@ -118,7 +124,7 @@ def _fitted(request: Request) -> Detector:
     parts = _divided(request, built, good, defects)
     # Joined once for both trainings: the processes do not find each other again by the addresses
     # of a group that has parted.
-    joined = built.method.config.pretraining_config is not None
+    joined = built.method.config.pretraining_config is not None or request.distillation is not None
     with distributed.joined(built.device) if joined else nullcontext():
         built, pretraining = _pretrain(request, built, parts)
         place(built.method, built.device, built.precision)
@@ -197,6 +203,8 @@ def _divided(request: Request, built: Built, good: Pictures, defects: Pictures) 
             f"{len(kept.sources)}"
             + (f" ({len(held.sources)} held out for the threshold)" if held.sources else "")
         )
+    if request.distillation is not None:
+        check_pictures(len(kept.sources))
     if plan.method is not None and request.false_alarm_rate is not None:
         # Said now, not after the work.
         most = len(held.sources if plan.method == "split conformal" else kept.sources)
@@ -236,8 +244,21 @@ def _pretrain(request: Request, built: Built, parts: _Parts) -> tuple[Built, Pre
         if file is not None and not request.resume:
             check_free(file)
     config = built.method.config.pretraining_config
-    if config is None:
+    if request.distillation is not None:
+        backbone, record = _distilled(request, built, parts, request.distillation, files[1])
+    elif config is None:
         return built, None
+    else:
+        backbone, record = _pretrained(request, built, parts, config, files[1])
+    method = request.kind(built.method.config, backbone)
+    method.set_area(built.preprocessing.area_of_input, framed=built.preprocessing.is_framed)
+    return dataclasses.replace(built, method=method), record
+
+
+def _pretrained(
+    request: Request, built: Built, parts: _Parts, config: APMaskConfig, checkpoint: Path | None
+) -> tuple[Backbone, Pretraining]:
+    """The backbone, pre-trained further, and how that went."""
     backbone, record, _ = pretrained(
         built.method.backbone.to(built.device),
         parts.kept.sources,
@@ -247,14 +268,37 @@ def _pretrain(request: Request, built: Built, parts: _Parts) -> tuple[Built, Pre
         resize=request.resize,
         precision=built.precision,
         minutes=None if request.time_budget is None else request.time_budget / 2,
-        checkpoint=files[1],
+        checkpoint=checkpoint,
         resume=request.resume,
         log=request.log,
-        progress=lambda stage, done, total: request.progress(f"encoder: {stage}", done, total),
+        progress=_told_as("encoder", request.progress),
     )
-    method = request.kind(built.method.config, backbone)
-    method.set_area(built.preprocessing.area_of_input, framed=built.preprocessing.is_framed)
-    return dataclasses.replace(built, method=method), record
+    return backbone, record
+
+
+def _distilled(
+    request: Request, built: Built, parts: _Parts, config: StudentConfig, checkpoint: Path | None
+) -> tuple[Backbone, Pretraining]:
+    """A student in place of the backbone, and how that went."""
+    method = built.method
+    return distilled(
+        method.backbone.to(built.device),
+        method.layers,
+        parts.kept.sources,
+        config,
+        preprocessing=built.preprocessing,
+        precision=built.precision,
+        batch_size=request.batch_size,
+        minutes=request.time_budget,
+        checkpoint=checkpoint,
+        resume=request.resume,
+        progress=_told_as("student", request.progress),
+    )
+
+
+def _told_as(who: str, progress: Progress) -> Progress:
+    """Progress that says whose it is."""
+    return lambda stage, done, total: progress(f"{who}: {stage}", done, total)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -402,6 +446,7 @@ def _record(
         device=built.device.type,
         seconds=0.0,
         training=outcome.training,
+        compression=built.method.learner.compression,
         map_scale=calibration.scale,
         category_features=category_features(
             built.method.backbone, built.method.config.layers, parts.scored, parts.kept.categories

@@ -21,6 +21,7 @@ from blemish.detector.thresholds import PartThresholds, RegionThresholds, Thresh
 from blemish.engines.base import Precision
 from blemish.engines.record import Exported
 from blemish.errors import ArtifactError, BlemishError, ConfigError
+from blemish.methods.compression import Compression
 from blemish.methods.earlier import manifest_of_today
 from blemish.methods.foreground import Foreground
 from blemish.training.records import (
@@ -37,7 +38,7 @@ Score = Annotated[float, Range(-3.4e38, 3.4e38)]
 Few = Annotated[int, Range(1, 2**31)]
 # Fields that are left out where there is nothing to say.
 _LEFT_OUT = {"pretraining", "training", "category_features", "refined", "regions", "parts"}
-_LEFT_OUT |= {"foreground", "export"}
+_LEFT_OUT |= {"foreground", "export", "compression"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +105,8 @@ class Pretrained:
 
 @dataclass(frozen=True, kw_only=True)
 class Pretraining:
-    """How the encoder was pre-trained within `fit`; `weights` are those before."""
+    """How the encoder was pre-trained within `fit`, or distilled as a student; `weights` are those
+    before, or of the teacher."""
 
     method: str
     config: Mapping[str, Any]
@@ -149,6 +151,7 @@ class Manifest(Origin):
         regions: the same of the regions of a map; None in artifacts from before there were any.
         parts: the same of parts of several views; None where it was not calibrated on such.
         foreground: how the part is told from its background; None where that was not asked for.
+        compression: how its memory bank was compressed; None where that was not asked for.
         data: the pictures. pretraining, training: how these went, where there were any.
         refined: what was added later.
         other: what other versions of blemish have added, as it is.
@@ -174,6 +177,7 @@ class Manifest(Origin):
     regions: RegionThresholds | None = None
     parts: PartThresholds | None = None
     foreground: Foreground | None = None
+    compression: Compression | None = None
     pretraining: Pretraining | None = None
     training: Training | None = None
     category_features: CategoryFeatures | None = None

@@ -83,7 +83,7 @@ class Encoder:
 
         Raises: OutputError.
         """
-        return artifact.write(path, _tensors(self.backbone), self.manifest)
+        return artifact.write(path, tensors_of(self.backbone), self.manifest)
 
 
 def configure(
@@ -241,7 +241,7 @@ def pretrained(
     after = learner.backbone.eval().requires_grad_(False)
     after.info = WeightsInfo(
         source=f"pretrained:{learner.name} on {before.source}",
-        sha256=_digest(_tensors(after)),
+        sha256=digest_of(tensors_of(after)),
         licence=before.licence,
     )
     return after, Pretraining(**description, weights=before, training=training), found
@@ -323,7 +323,7 @@ def _from_step(path: Path, step: int) -> BufferedRandom:
     return file
 
 
-def _tensors(backbone: Backbone) -> dict[str, Tensor]:
+def tensors_of(backbone: Backbone) -> dict[str, Tensor]:
     """The weights by timm's names, float32 on the CPU."""
     return {
         name: tensor.detach().float().cpu().contiguous()
@@ -331,7 +331,7 @@ def _tensors(backbone: Backbone) -> dict[str, Tensor]:
     }
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
+def digest_of(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tuple(tensor.shape)}\n".encode())

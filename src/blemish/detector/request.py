@@ -19,6 +19,7 @@ from blemish.detector.calibrate import DEFAULT_RATE
 from blemish.detector.thresholds import pictures_needed
 from blemish.errors import ConfigError, unknown_name
 from blemish.methods import Method, MethodConfig, method_class
+from blemish.methods.student import StudentConfig
 from blemish.types import Progress
 
 C = TypeVar("C")
@@ -123,14 +124,18 @@ class Request:
         foreground: "auto": only the part is scored and shown, told from its background by the
             encoder; see `blemish.methods.foreground`, and `detector.record.foreground.abstains`
             where it says why not. "none" = whole pictures.
+        student: whether a smaller encoder is distilled first from the backbone, a ViT, on the good
+            pictures kept to learn from, and the method fitted on it (`methods.student`); a
+            `StudentConfig` where not all of its settings are the defaults.
         device, precision: see `blemish.load`.
         batch_size: pictures encoded at once.
         time_budget: minutes that training may take; its schedules are shaped to end there. Where
             the backbone is pre-trained first (`pretraining` of `guided`) each of the two gets half
-            of them. Trained methods only.
+            of them. Trained methods and students only.
         checkpoint: file in which training is kept so that it can be gone on from, a pre-training in
-            a second one beside it; None = nowhere. Trained methods only. Both stay when the
-            training is done: whoever has saved the detector removes them, see `checkpoints`.
+            a second one beside it; None = nowhere. Trained methods and students only. Both stay
+            when the training is done: whoever has saved the detector removes them, see
+            `checkpoints`.
         resume: go on from there. A pre-training that had ended is not repeated.
         log: as of `blemish.pretrain`, of a pre-training where there is one.
         progress: called with (stage, done, total).
@@ -158,6 +163,7 @@ class Request:
     overlap: float | None
     resize: Resize
     foreground: str
+    student: bool | StudentConfig
     device: str
     precision: str
     batch_size: int
@@ -188,6 +194,13 @@ class Request:
         _ = self.area  # reads it
         self._check_tiles()
         self._check_foreground()
+        if self.student and self.chosen.no_student:
+            raise ConfigError(
+                f"student: {self.method} with these settings takes none, as "
+                f"{self.chosen.no_student}; leave it out, or choose patchcore, knn, padim, or lda "
+                "with one of these"
+            )
+        trained = trained or bool(self.student)
         given = {
             "time_budget": self.time_budget is not None,
             "checkpoint": self.checkpoint is not None,
@@ -277,6 +290,16 @@ class Request:
                 f"{self.method} takes a {wanted.__name__}, got a {type(chosen).__name__}"
             )
         return chosen if self.seed is None else dataclasses.replace(chosen, seed=self.seed)
+
+    @property
+    def distillation(self) -> StudentConfig | None:
+        """How a student is made, where one is: as the size of the input and the method's seed have
+        it, unless all of it is given."""
+        if isinstance(self.student, StudentConfig):
+            return self.student
+        height, width = self.chosen.height_width
+        made = StudentConfig.for_input(height, width, seed=self.chosen.seed)
+        return made if self.student else None
 
     @cached_property
     def area(self) -> Area | None:

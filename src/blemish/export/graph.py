@@ -251,7 +251,8 @@ def _untraced(graph: Graph, error: BaseException) -> str:
 
 
 def _cast_once(model: Any) -> None:
-    """Weights that the graph casts before it uses them, as under autocast, are kept as cast."""
+    """Weights that the graph casts before it uses them, as under autocast, are kept as cast, unless
+    they are kept in less: a compressed bank."""
     import onnx_ir
 
     graph, made = model.graph, {}
@@ -264,6 +265,8 @@ def _cast_once(model: Any) -> None:
         ):
             continue
         dtype = onnx_ir.DataType(node.attributes["to"].as_int())
+        if dtype.itemsize > given.dtype.itemsize:
+            continue
         if (given.name, dtype) not in made:
             array = given.const_value.numpy().astype(dtype.numpy())
             value = onnx_ir.val(

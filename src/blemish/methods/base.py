@@ -20,6 +20,7 @@ from blemish.config import Fraction, Layers, Length, Range, Seed, Side
 from blemish.errors import ArtifactError, ConfigError, NotFittedError
 from blemish.methods import frames
 from blemish.methods.apmask import APMaskConfig
+from blemish.methods.compression import Compression
 from blemish.methods.embedding import join
 from blemish.methods.stored import Stored, check_tensors, weight
 from blemish.types import Batch, Progress, Scores
@@ -82,6 +83,11 @@ class MethodConfig:
         """Whether it is trained step by step, for which time budgets and checkpoints are."""
         return False
 
+    @property
+    def no_student(self) -> str:
+        """Why no student (`methods.student`) can stand in for its encoder; "" where one can."""
+        return "it is trained step by step on the encoder itself" if self.learns_by_gradient else ""
+
     @classmethod
     def restored(cls, values: Mapping[str, Any]) -> Self:
         """The settings that an artifact carries: all of them, as a detector has them.
@@ -122,6 +128,7 @@ class Method(nn.Module):
         area: where it looks; None = everywhere. Pictures have the mean colour outside it.
         bounded: whether there is an area, also where pictures say it themselves.
         framed: whether each picture says itself what of it is looked at; see `methods.frames`.
+        compression: how its memory bank was compressed in this fit; None where it was not asked.
     """
 
     name: ClassVar[str]
@@ -135,6 +142,7 @@ class Method(nn.Module):
     area: Area | None = None
     bounded: bool = False
     framed: bool = False
+    compression: Compression | None = None
 
     def __init__(self, config: MethodConfig, backbone: Backbone) -> None:
         super().__init__()
@@ -326,6 +334,16 @@ def reported(
         progress(stage, done, max(done, count))
     if 0 < done < count:
         progress(stage, done, done)
+
+
+def some_of(batches: Iterable[Batch], count: int, number: int) -> Iterator[Batch]:
+    """Of batches of `count` pictures about `number`, evenly from all; all of fewer."""
+    every, seen = -(-count // number), 0
+    for batch in batches:
+        rows = slice(-seen % every, None, every)
+        seen += len(batch.images)
+        if len(batch.images[rows]):
+            yield Batch(batch.images[rows], batch.owners[rows])
 
 
 def map_size(images: Tensor) -> tuple[int, int]:

@@ -118,6 +118,10 @@ class LdaConfig(MethodConfig):
         return self.normality_config.pretraining_config
 
     @property
+    def no_student(self) -> str:
+        return self.normality_config.no_student
+
+    @property
     def needs_squares(self) -> bool:
         return self.normality_config.needs_squares
 

@@ -13,9 +13,10 @@ Deviates: the bank is a uniform random sample under a hard cap; several layers m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Annotated, Protocol, Self
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -23,9 +24,9 @@ from torch.nn import functional as F
 
 from blemish.backbones import Backbone, Features
 from blemish.backbones.cells import resampled
-from blemish.config import NEW, Fraction, Range
 from blemish.errors import ArtifactError, ConfigError
-from blemish.methods.base import LARGEST_BANK, Method, MethodConfig, Pooling, map_size, reported
+from blemish.methods import compressing
+from blemish.methods.base import Method, map_size, reported, some_of
 from blemish.methods.capabilities import Batches, Extends, Fits, LeavesOneOut
 from blemish.methods.closer import (
     FINE_BANK,
@@ -37,67 +38,14 @@ from blemish.methods.closer import (
     shrunk,
     weights,
 )
-from blemish.methods.coreset import StreamingCoreset, StreamingSample, distance, nearest
+from blemish.methods.coreset import StreamingCoreset, StreamingSample, distance, farthest_points
 from blemish.methods.embedding import join, laid_out
+from blemish.methods.memory_config import KnnConfig as KnnConfig
+from blemish.methods.memory_config import MemoryConfig as MemoryConfig
+from blemish.methods.memory_config import PatchCoreConfig as PatchCoreConfig
 from blemish.methods.stored import UNIT, Free, Stored, numbers
 from blemish.methods.telling import foreground_of
 from blemish.types import Batch, Progress, Scores
-
-
-@dataclass(frozen=True, kw_only=True)
-class MemoryConfig(MethodConfig):
-    """Settings of a memory bank.
-
-    Attributes:
-        bank_size: hard cap on the number of patch features remembered. It bounds memory at fit and
-            time at prediction.
-        pooling: side of the square of neighbouring patches that are averaged into one feature; odd,
-            1 = none.
-        coarse: longer side, in pixels, of the picture of a first, coarse look, which tells the
-            patches of `image_size` that are worth a second one (`methods.closer`); ViTs only.
-            0 = one look, everywhere.
-        close_share: the share of the patches that gets the second look; 0 = as the good pictures
-            tell, by how much of them is the part.
-    """
-
-    bank_size: Annotated[int, Range(1, LARGEST_BANK)] = 16_000
-    pooling: Pooling = 3
-    coarse: Annotated[int, Range(0, 8192)] = field(default=0, metadata={NEW: True})
-    close_share: Fraction = field(default=0.0, metadata={NEW: True})
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.close_share and not self.coarse:
-            raise ConfigError("close_share: is that of a second look; name coarse, too")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PatchCoreConfig(MemoryConfig):
-    """PatchCore's settings; `paper` is the published one (WideResNet-50-2, layer2 and layer3,
-    224²).
-    """
-
-    @classmethod
-    def paper(cls) -> Self:
-        """WideResNet-50-2, layers 2 and 3, 224², maximum of the map smoothed with σ = 4 pixels.
-
-        The paper keeps 1 %, 10 % or 25 % of all features; the cap of 16,000 is 10 % of those of 209
-        pictures at 28×28.
-        """
-        return cls(
-            backbone="wide_resnet50_2",
-            image_size=(224,),
-            layers=(2, 3),
-            smoothing=4 / 224,
-            top_fraction=0.0,
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class KnnConfig(MemoryConfig):
-    """Settings of the plain nearest neighbour on patches."""
-
-    pooling: Pooling = 1
 
 
 class _Collector(Protocol):
@@ -107,7 +55,10 @@ class _Collector(Protocol):
 
 
 Bank = tuple[Tensor, Tensor]  # features K D, and the training picture that each came from, K
-Look = Callable[[Batch], tuple[Tensor, Tensor]]  # features B n D of a batch; bool B n: which count
+# Features B n D of a batch; bool B n: which of them count.
+Seeing = Callable[[Batch], tuple[Tensor, Tensor]]
+# What is looked up in the bank, B n D, and what makes scores of its distances, B n.
+Looked = tuple[Tensor, Callable[[Tensor], Scores]]
 
 
 @dataclass(frozen=True)
@@ -132,18 +83,27 @@ class MemoryBank(Method, Fits, Extends, LeavesOneOut):
     Attributes:
         rounds: as of `coreset.distance`, for an exported graph.
         coarse: what a first look needs where there are two: `bank` is then of the second.
+        axes, short: as of `shortlist`, with `bank_loss` alone; empty where all of D is searched.
+        most: how many features `bank` may have, with `bank_loss` alone.
     """
 
     config: MemoryConfig
     rounds: bool = False
     bank: Tensor
     owners: Tensor
+    axes: Tensor
+    short: Tensor
+    most: Tensor
     coarse: CoarseLook | None
 
     def __init__(self, config: MemoryConfig, backbone: Backbone) -> None:
         super().__init__(config, backbone)
         self.register_buffer("bank", torch.empty(0, 0))
         self.register_buffer("owners", torch.empty(0, dtype=torch.int64))
+        if config.bank_loss:
+            self.register_buffer("axes", torch.empty(0, 0))
+            self.register_buffer("short", torch.empty(0, 0, dtype=torch.float16))
+            self.register_buffer("most", torch.tensor(config.bank_size))
         self.coarse = None
         if config.coarse:
             self.coarse_size = coarse_size(config.coarse, config.height_width, backbone)
@@ -157,9 +117,15 @@ class MemoryBank(Method, Fits, Extends, LeavesOneOut):
         if self.coarse is not None:
             known = {f"coarse.{name}": it for name, it in self.coarse.stored(width).items()}
             known |= _stored_bank("coarse.", "k", self.config.bank_size, width)
-        return {**_stored_bank("", "K", self.config.bank_size, width), **known}
+        own = _stored_bank("", "K", self.config.bank_size, width)
+        if self.config.bank_loss:
+            own["bank"] = replace(own["bank"], dtypes=(torch.float32, torch.float16))
+            known |= compressing.stored_short("K", self.config.bank_size, width)
+        return {**own, **known}
 
     def check_learned(self, tensors: Mapping[str, Tensor]) -> None:
+        if self.config.bank_loss:
+            compressing.check_short(tensors)
         if self.coarse is not None and not self.config.close_share:
             raise ArtifactError("config.close_share: is 0, so nothing would be looked at closely")
 
@@ -174,12 +140,15 @@ class MemoryBank(Method, Fits, Extends, LeavesOneOut):
         self._remember(batches, count, progress)
         if self.coarse is not None:
             self._match(self.coarse, batches, count, progress)
+        if self.config.bank_loss:
+            self._compress(batches, count, progress)
 
     @torch.no_grad()
     def extend(self, batches: Batches, count: int, progress: Progress, *, rows: int) -> None:
         """The bank does not grow beyond its size: it is selected anew from old and new patches.
 
-        Of two looks both banks are; what is looked at closely is told as before.
+        Of two looks both banks are; what is looked at closely is told as before. A compressed bank
+        keeps its number of features and the dimensions in which it is searched.
         """
         self._require(self.bank)
         if self.coarse is not None:
@@ -192,7 +161,11 @@ class MemoryBank(Method, Fits, Extends, LeavesOneOut):
             look, size = self._seen_closely, max(1, round(size * FINE_BANK))
         reading = reported(batches(), "remembering", count, progress)
         old = self.bank, self.owners
+        if self.config.bank_loss:
+            size = min(size, int(self.most))
         self.bank, self.owners = self._collected(look, reading, size, old, rows, progress)
+        if rows and old[0].dtype == torch.float16:
+            self._take(compressing.shrunk_along(self.bank, self.owners, self.axes))
 
     def _seen(self, batch: Batch) -> tuple[Tensor, Tensor]:
         embedded, grid = self.embedded(self.see(batch.images))
@@ -204,7 +177,7 @@ class MemoryBank(Method, Fits, Extends, LeavesOneOut):
 
     def _collected(
         self,
-        look: Look,
+        look: Seeing,
         reading: Iterable[Batch],
         size: int,
         old: Bank,
@@ -258,31 +231,55 @@ class MemoryBank(Method, Fits, Extends, LeavesOneOut):
     def _judged(self, features: Features, images: Tensor, without: Tensor | None) -> Scores:
         """`without`: of each picture the owner whose patches do not count; None = all do."""
         self._require(self.bank)
-        if self.coarse is not None:
+        embedded, finish = self.looked(features, images, without)
+        return finish(self._own_distances(embedded, without))
+
+    def looked(self, features: Features, images: Tensor, without: Tensor | None) -> Looked:
+        """What is looked up in the bank, B n D, and what makes scores of its distances, B n."""
+        first = self.coarse
+        if first is not None:
             found = self._look_twice(features, images, without)
-            fine = self._distances(found.embedded, (self.bank, self.owners), without)
-            return self._joined(self.coarse, found, fine, images)
-        if without is None:
-            return self._finish(self.anomaly_map(features), images)
+            return found.embedded, lambda fine: self._joined(first, found, fine, images)
         embedded, grid = self.embedded(features)
-        distances = self._distances(embedded, (self.bank, self.owners), without)
-        return self._finish(distances.reshape(-1, *grid), images)
+        return embedded, lambda each: self._finish(each.reshape(-1, *grid), images)
 
     def anomaly_map(self, features: Features) -> Tensor:
         """The distance of each location to the bank: B h w. Of two looks that of the first."""
         self._require(self.bank)
         first = self.coarse
         embedded, grid = self.embedded(features)
-        bank = (self.bank, self.owners) if first is None else (first.bank, first.owners)
-        return self._distances(embedded, bank, None).reshape(-1, *grid)
+        if first is not None:
+            found = self._distances(embedded, (first.bank, first.owners), None)
+        else:
+            found = self._own_distances(embedded, None)
+        return found.reshape(-1, *grid)
+
+    def _own_distances(self, embedded: Tensor, without: Tensor | None) -> Tensor:
+        """Of B n D the distances to `bank`, searched as it was compressed: B n."""
+        own = self.bank, self.owners
+        if not self.config.bank_loss or not self.axes.numel():
+            return self._distances(embedded, own, without)
+        search = compressing.Short(*own, self.axes, self.short).search(self.backbone.dtype)
+        return self._each(embedded, own, without, search, search)
 
     def _distances(self, embedded: Tensor, of: Bank, without: Tensor | None) -> Tensor:
         """Of B n D the distances to a bank: B n."""
-        bank, owners = of[0].to(self.backbone.dtype), of[1]  # searched in the backbone's precision
+        bank = of[0].to(self.backbone.dtype)  # searched in the backbone's precision
+        plain = partial(distance, bank=bank, rounds=self.rounds)
+        return self._each(embedded, of, without, plain, compressing.searched_whole(bank))
+
+    def _each(
+        self,
+        embedded: Tensor,
+        of: Bank,
+        without: Tensor | None,
+        plain: compressing.Search,
+        leaving: compressing.Search,
+    ) -> Tensor:
+        """Of B n D the distances that `plain` gives, or `leaving` out the owners `without`: B n."""
         if without is None:
-            found = distance(embedded.flatten(0, 1), bank, rounds=self.rounds)
-            return found.reshape(embedded.shape[:2])
-        each = []
+            return plain(embedded.flatten(0, 1)).reshape(embedded.shape[:2])
+        each, owners = [], of[1]
         for one, owner in zip(embedded, without.to(owners.device), strict=True):
             own = owners == owner
             if bool(own.all()):
@@ -290,8 +287,40 @@ class MemoryBank(Method, Fits, Extends, LeavesOneOut):
                     "the bank holds patches of one training picture only, which leaves none to "
                     f"compare it with; raise bank_size ({self.config.bank_size})"
                 )
-            each.append(nearest(one, bank, excluded=own)[0])
+            each.append(leaving(one, excluded=own))
         return torch.stack(each)
+
+    # A smaller bank: see `methods.compressing`
+
+    def _order(self) -> Tensor:
+        """The features of the bank, those first that tell most: int64 K."""
+        raise NotImplementedError
+
+    def _compress(self, batches: Batches, count: int, progress: Progress) -> None:
+        """Make the bank as small as its loss allows, and bring two looks to one scale again."""
+        looks, places = [], self._joined_shape()[0]
+        if self.knows_several():
+            looks = compressing.looks_of(
+                self, batches, count, progress, places=places, inside=self._looked_at
+            )
+        short, self.compression = compressing.compressed(
+            *(self.bank, self.owners, self._order),
+            looks,
+            allowed=self.config.bank_loss,
+            dtype=self.backbone.dtype,
+            progress=progress,
+        )
+        if short is None:
+            return
+        self._take(short)
+        if len(short.bank) < self.compression.whole:
+            self.most = torch.full_like(self.most, len(short.bank))
+        if self.coarse is not None:
+            self._match(self.coarse, batches, count, progress)
+
+    def _take(self, short: compressing.Short) -> None:
+        self.bank, self.owners = short.bank, short.owners
+        self.axes, self.short = short.axes, short.short
 
     # Two looks: see `methods.closer`
 
@@ -337,7 +366,7 @@ class MemoryBank(Method, Fits, Extends, LeavesOneOut):
         if self.config.close_share:
             return
         shares, most = [], 0.0
-        for batch in _some(batches(), count):
+        for batch in some_of(batches(), count, PICTURES):
             grid = self._fine_grid(batch.images)
             allowed = self._framed(batch.images, grid).flatten(1)
             part = first.part(self.see(batch.images), len(self.config.layers) - 1, grid) > 0
@@ -362,24 +391,14 @@ class MemoryBank(Method, Fits, Extends, LeavesOneOut):
         coarse, fine = [], []
         several = self.knows_several()
         progress("comparing both looks", 0, 0)
-        for batch in _some(batches(), count):
+        for batch in some_of(batches(), count, PICTURES):
             without = batch.owners if several else None
             found = self._look_twice(self.see(batch.images), batch.images, without)
-            closely = self._distances(found.embedded, (self.bank, self.owners), without)
+            closely = self._own_distances(found.embedded, without)
             at = found.distances.flatten(1).gather(1, found.kept)
             coarse.append(at[found.known].float().cpu())
             fine.append(closely[found.known].float().cpu())
         first.match(torch.cat(coarse), torch.cat(fine))
-
-
-def _some(batches: Iterable[Batch], count: int) -> Iterator[Batch]:
-    """Of batches of `count` pictures about `PICTURES`, evenly from all; all of fewer."""
-    every, seen = -(-count // PICTURES), 0
-    for batch in batches:
-        rows = slice(-seen % every, None, every)
-        seen += len(batch.images)
-        if len(batch.images[rows]):
-            yield Batch(batch.images[rows], batch.owners[rows])
 
 
 def _stored_bank(begins: str, free: str, size: int, width: int) -> dict[str, Stored]:
@@ -401,6 +420,16 @@ class PatchCore(MemoryBank):
     def _collector(self, size: int, dim: int) -> _Collector:
         return StreamingCoreset(size, dim, search_dtype=self.backbone.dtype)
 
+    def _order(self) -> Tensor:
+        """That of a greedy selection, in which a full bank was made."""
+        size = len(self.bank)
+        if size >= self.config.bank_size:
+            return torch.arange(size)
+        first, _ = farthest_points(self.bank.float().cpu(), max(1, size // 2))
+        others = torch.ones(size, dtype=torch.bool)
+        others[first] = False
+        return torch.cat([first, others.nonzero()[:, 0]])
+
 
 class Knn(MemoryBank):
     """Nearest normal patch, with a uniform random sample of patches as bank."""
@@ -412,3 +441,8 @@ class Knn(MemoryBank):
 
     def _collector(self, size: int, dim: int) -> _Collector:
         return StreamingSample(size, dim, seed=self.config.seed)
+
+    def _order(self) -> Tensor:
+        """A random one: each of them tells the same."""
+        generator = torch.Generator().manual_seed(self.config.seed)
+        return torch.randperm(len(self.bank), generator=generator)

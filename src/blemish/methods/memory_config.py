@@ -1,0 +1,74 @@
+"""The settings of memory banks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Self
+
+from blemish.config import NEW, Fraction, Range
+from blemish.errors import ConfigError
+from blemish.methods.base import LARGEST_BANK, MethodConfig, Pooling
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryConfig(MethodConfig):
+    """Settings of a memory bank.
+
+    Attributes:
+        bank_size: hard cap on the number of patch features remembered. It bounds memory at fit and
+            time at prediction.
+        pooling: side of the square of neighbouring patches that are averaged into one feature; odd,
+            1 = none.
+        coarse: longer side, in pixels, of the picture of a first, coarse look, which tells the
+            patches of `image_size` that are worth a second one (`methods.closer`); ViTs only.
+            0 = one look, everywhere.
+        close_share: the share of the patches that gets the second look; 0 = as the good pictures
+            tell, by how much of them is the part.
+        bank_loss: how far a smaller bank, which is searched in less time, may move scores and maps,
+            as measured on good pictures and on generated defects in them, in standard deviations
+            of the scores of good pictures; 0.05 is little. 0 = the whole bank is searched.
+    """
+
+    bank_size: Annotated[int, Range(1, LARGEST_BANK)] = 16_000
+    pooling: Pooling = 3
+    coarse: Annotated[int, Range(0, 8192)] = field(default=0, metadata={NEW: True})
+    close_share: Fraction = field(default=0.0, metadata={NEW: True})
+    bank_loss: Annotated[float, Range(0, 100)] = field(default=0.0, metadata={NEW: True})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.close_share and not self.coarse:
+            raise ConfigError("close_share: is that of a second look; name coarse, too")
+
+    @property
+    def no_student(self) -> str:
+        return "its two looks (coarse) see pictures that a student has not" if self.coarse else ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchCoreConfig(MemoryConfig):
+    """PatchCore's settings; `paper` is the published one (WideResNet-50-2, layer2 and layer3,
+    224²).
+    """
+
+    @classmethod
+    def paper(cls) -> Self:
+        """WideResNet-50-2, layers 2 and 3, 224², maximum of the map smoothed with σ = 4 pixels.
+
+        The paper keeps 1 %, 10 % or 25 % of all features; the cap of 16,000 is 10 % of those of 209
+        pictures at 28×28.
+        """
+        return cls(
+            backbone="wide_resnet50_2",
+            image_size=(224,),
+            layers=(2, 3),
+            smoothing=4 / 224,
+            top_fraction=0.0,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnnConfig(MemoryConfig):
+    """Settings of the plain nearest neighbour on patches."""
+
+    pooling: Pooling = 1
