@@ -19,6 +19,7 @@ from blemish.store.predictions import ORDERS
 router = APIRouter()
 _PAGE = 60
 _LABELS = {"good": 0, "defect": 1}
+_NO_NAMES: dict[str, list[str]] = {"source": [], "category": [], "version": []}
 _REVIEWED = ("yes", "no", "good", "defect", "unsure", "disagreed")
 
 
@@ -64,7 +65,7 @@ async def listed(
         "order": chosen(order, ORDERS, "newest"),
     }
     if visit.service.store is None or not visit.model:
-        values: dict[str, Any] = {"rows": [], "more": None, "counts": None, "names": {}}
+        values: dict[str, Any] = {"rows": [], "more": None, "counts": None, "names": _NO_NAMES}
     else:
         values = await _page(visit, asked, before)
     part = before is not None and "hx-request" in visit.request.headers

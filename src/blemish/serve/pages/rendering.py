@@ -139,9 +139,9 @@ async def error_page(request: Request, refusal: Refusal) -> Response:
 async def form(request: Request) -> dict[str, str]:
     """The fields of a small form. Raises: Refusal for a body that is none, or too long."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/x-www-form-urlencoded":
-        raise bad_request("a form was expected")
     body = await uploads.whole(request, FORM, lambda length: None)
+    if body and kind != "application/x-www-form-urlencoded":
+        raise bad_request("a form was expected")
     try:
         found = parse_qs(body.decode(), keep_blank_values=True, max_num_fields=64)
     except ValueError as error:
