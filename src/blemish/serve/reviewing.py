@@ -251,10 +251,6 @@ class Reviewing:
         others = self._store.other_scores_of([row.picture for row in new], self._model)
         placed = []
         for row in new:
-            there = self._store.draw(row.picture, self._model)
-            if there is not None:  # written down before this state was
-                self._know(there, [])
-                continue
             draw = self._queue.place(_candidate(row, others.get(row.picture, [])))
             self._known[row.picture] = _Known(draw, row.id)
             placed.append(

@@ -77,7 +77,7 @@ async def drift_of(visit: Visit) -> list[Drift]:
         reviewing.watch(visit.version, record.calibration_scores, threshold)
         return reviewing.drift()
 
-    found: list[Drift] = await visit.service.in_pool(looked)
+    found: list[Drift] = await visit.run(looked)
     return found
 
 
@@ -93,7 +93,7 @@ async def _rows(visit: Visit, show: str) -> list[Row]:
     asked: dict[str, Any] = {"model": visit.model, "limit": _SHOWN, "regions": False}
     if show == "alarms":
         asked["label"] = 1
-    found: list[Row] = await visit.service.in_pool(lambda: visit.store.predictions(**asked))
+    found: list[Row] = await visit.run(lambda: visit.store.predictions(**asked))
     return found
 
 
@@ -116,5 +116,5 @@ async def _summary(visit: Visit) -> Summary | None:
             rates=charts.rates(hours, width=320, height=88),
         )
 
-    found: Summary = await visit.service.in_pool(counted)
+    found: Summary = await visit.run(counted)
     return found

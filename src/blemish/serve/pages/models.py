@@ -80,8 +80,8 @@ async def _page(visit: Visit, template: str, done: str = "") -> Response:
     versions: list[Shown] = []
     history: list[Any] = []
     if visit.model:
-        versions = await visit.service.in_pool(_versions, visit)
-        told = await visit.service.in_pool(visit.service.models.promotions.promotions, visit.model)
+        versions = await visit.run(_versions, visit)
+        told = await visit.run(visit.service.models.promotions.promotions, visit.model)
         history = sorted(told, key=lambda one: one.time, reverse=True)
     back = _before(history, visit.version)
     return visit.page(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
@@ -68,6 +69,12 @@ class Visit:
     def version(self) -> str:
         """The live version of the model."""
         return self.service.models.live(self.model).version if self.model else ""
+
+    async def run(self, work: Callable[..., Any], *given: Any) -> Any:
+        """What a function gives that takes a while, in a thread of the pages: however long they
+        take, pictures are scored meanwhile."""
+        pool = self.service.pools.pages
+        return await asyncio.get_running_loop().run_in_executor(pool, work, *given)
 
     def page(self, template: str, status: int = 200, **values: Any) -> Response:
         """The answer: a page, or a part of one for htmx."""
