@@ -40,7 +40,9 @@ def process(
     command = [sys.executable, "-c", code, "serve", *map(str, arguments), "--port", "0"]
     with log.open("wb") as file:
         source = {**os.environ, "PYTHONPATH": str(Path(blemish.__file__).parents[1])}
-        running = subprocess.Popen(command, stderr=file, stdout=file, cwd=folder, env=source)
+        running = subprocess.Popen(
+            command, stderr=file, stdout=subprocess.PIPE, cwd=folder, env=source
+        )
     try:
         for _ in range(1200):
             told = [line for line in log.read_bytes().splitlines() if b'"serving"' in line]
@@ -51,7 +53,7 @@ def process(
         yield running, json.loads(told[0])["url"], log
     finally:
         running.kill()
-        running.wait()
+        running.communicate()
 
 
 @pytest.fixture
@@ -59,10 +61,20 @@ def picture(tmp_path: Path) -> Path:
     return write_picture(tmp_path / "dent.png", part(200, defect=True))
 
 
-def test_what_was_accepted_is_answered(part: Path, picture: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def exported(fitted: Fitted, tmp_path: Path) -> Path:
+    """A detector of a graph of a few operators: it needs no PyTorch, which takes long to import."""
+    record = fitted("knn").record
+    preprocessing = replace(record.preprocessing, height=graphs.SIDE, width=graphs.SIDE)
+    told = replace(record, preprocessing=preprocessing).to_dict()
+    manifest = {**told, "format": FORMAT, "export": graphs.manifest()["export"]}
+    return files.write(tmp_path / "part.onnx", "onnx", graphs.onnx_bytes(), manifest)
+
+
+def test_what_was_accepted_is_answered(exported: Path, picture: Path, tmp_path: Path) -> None:
     """SIGTERM while pictures are on their way."""
     content = picture.read_bytes()
-    with process(part, "--log", "json", folder=tmp_path) as (running, url, log):
+    with process(exported, "--log", "json", folder=tmp_path) as (running, url, log):
 
         def ask(_: int) -> int:
             return httpx.post(f"{url}/v1/models/part/predict", content=content).status_code
@@ -88,12 +100,7 @@ def test_what_was_accepted_is_answered(part: Path, picture: Path, tmp_path: Path
         assert store.counts().predictions == scored
 
 
-def test_an_exported_file_without_torch(fitted: Fitted, picture: Path, tmp_path: Path) -> None:
-    record = fitted("knn").record
-    preprocessing = replace(record.preprocessing, height=graphs.SIDE, width=graphs.SIDE)
-    told = replace(record, preprocessing=preprocessing).to_dict()
-    manifest = {**told, "format": FORMAT, "export": graphs.manifest()["export"]}
-    exported = files.write(tmp_path / "part.onnx", "onnx", graphs.onnx_bytes(), manifest)
+def test_an_exported_file_without_torch(exported: Path, picture: Path, tmp_path: Path) -> None:
     known = blemish.load(exported).predict(picture)
     code = f"REFUSED = {REFUSED!r}\n{_WITHOUT}\n{_MAIN}"
     with process(exported, code=code, folder=tmp_path) as (running, url, _):
@@ -149,18 +156,19 @@ def test_two_of_one_name(part: Path, refused: Refused, tmp_path: Path) -> None:
     assert "rename one of them" in refused("serve", part, other, "--store", "none")
 
 
-def test_a_token_file_in_a_process(part: Path, picture: Path, tmp_path: Path) -> None:
+def test_a_token_file_in_a_process(exported: Path, picture: Path, tmp_path: Path) -> None:
     tokens = tmp_path / "tokens"
     tokens.write_text(f"predict line {'p' * 32}\n")
     tokens.chmod(0o600)
-    how: tuple[Any, ...] = (part, "--token-file", tokens, "--store", "none", "--log", "json")
+    how: tuple[Any, ...] = (exported, "--token-file", tokens, "--store", "none", "--json")
     with process(*how, folder=tmp_path) as (running, url, log):
         target, content = f"{url}/v1/models/part/predict", picture.read_bytes()
         assert httpx.post(target, content=content).status_code == 401
         headers = {"Authorization": f"Bearer {'p' * 32}"}
         assert httpx.post(target, content=content, headers=headers).status_code == 200
         running.send_signal(signal.SIGTERM)
-        running.wait(60)
+        answer = json.loads(running.communicate(timeout=60)[0])
+    assert answer == {"answered": {"200": 1, "401": 1}, "signal": signal.SIGTERM}
     assert "p" * 32 not in log.read_text()
     assert not (tmp_path / "blemish-store").exists()
 

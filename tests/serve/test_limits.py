@@ -191,6 +191,28 @@ def test_a_body_that_comes_too_slowly(artifact: Path) -> None:
     assert live.service.held == live.service.queued == 0
 
 
+@pytest.mark.parametrize("begun", [b"", b"POST /v1", b"GET /v2/health/live HTTP/1.1\r\nHost: l"])
+def test_a_head_that_never_ends(artifact: Path, begun: bytes) -> None:
+    with serving(artifact, time_limit_s=0.3) as live, connected(live) as raw:
+        raw.sendall(begun)
+        assert raw.recv(4096) == b""  # closed
+        with live.client() as client:
+            for pause in (0.0, 0.2):  # one that goes on is not
+                time.sleep(pause)
+                assert client.get("/v2/health/live").status_code == 200
+
+
+def test_a_second_head_that_never_ends(artifact: Path) -> None:
+    whole = b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with serving(artifact, time_limit_s=0.3) as live, connected(live) as raw:
+        raw.sendall(whole)
+        answer = b""
+        while not answer.endswith(b"}"):
+            answer += raw.recv(4096)
+        raw.sendall(whole[:20])
+        assert raw.recv(4096) == b""
+
+
 def test_an_answer_that_comes_too_late(
     artifact: Path, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

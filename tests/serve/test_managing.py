@@ -210,7 +210,8 @@ def test_events_are_told_of(live: Live, pictures: list[Path]) -> None:
                 told.append(json.loads(line[6:]))
             if len(told) == 2:
                 break
-    assert told[0]["path"] == "<b>.png"
+    assert told[0]["source"] == "<b>.png"
+    assert len(told[0]["picture"]) == 32
     assert told[0]["label"] == 0
     assert (told[1]["version"], told[1]["before"]) == ("9", "10")
 

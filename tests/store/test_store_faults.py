@@ -327,3 +327,21 @@ def test_two_processes_on_one_database(url: str | None, tmp_path: Path) -> None:
     with Store.open(url, tmp_path) as store:
         assert store.counts().predictions == 36
         assert len(store.current(digest(7))) == 36
+
+
+def test_sqlite_is_opened_while_another_writes(tmp_path: Path, scored: Make) -> None:
+    with Store.open(None, tmp_path) as store:
+        store.add_predictions([scored(1)])
+    with closing(sqlite3.connect(tmp_path / FILE, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with Store.open(None, tmp_path, wait=0.1) as store:
+            assert store.counts().predictions == 1
+
+
+def test_what_was_deleted_gives_its_room_back(tmp_path: Path) -> None:
+    with Store.open(None, tmp_path) as store:
+        store.add_predictions([_wide(number) for number in range(2000)])
+        before = store.retain().held
+        store.retain(gibibytes=1e-9)
+        assert store.retain().held < before / 2
+    assert (tmp_path / FILE).stat().st_size < before / 2

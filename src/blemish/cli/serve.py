@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
 from blemish.cli import console, options
-from blemish.cli.options import Device, Precision
+from blemish.cli.options import Device, Json, Precision
 from blemish.cli.status import BY_SIGNAL, WELL
 from blemish.errors import unknown_name
+from blemish.text import pluralize
 
 if TYPE_CHECKING:
     from blemish.serve.service import Service
+    from blemish.serve.settings import Settings
 
 _MIB = 2**20
 _NEEDED = ("fastapi", "uvicorn", "python_multipart", "prometheus_client", "sqlalchemy", "alembic")
 _KEPT = ("pictures", "maps")
+_SAME = (  # options that are called as in `Settings`
+    *("address", "port", "token_file", "keep_days", "largest_batch", "queue", "telemetry"),
+    *("device", "precision", "engine", "threads"),
+)
 _LOGS = ("auto", "json", "text")
 
 Models = Annotated[
@@ -119,47 +126,56 @@ def serve(
     precision: Precision = "auto",
     engine: options.Engine = "auto",
     threads: options.Threads = None,
+    json: Json = False,
 ) -> int:
     """Score what is sent over HTTP, until Ctrl-C."""
     from blemish.extras import require
 
+    require(*_NEEDED, purpose="serve")
+    from blemish.serve.running import run
+
+    settings = _settings(locals())
+    services: list[Service] = []
+
+    def begun(service: Service, url: str) -> None:
+        services.append(service)
+        _tell(service, url)
+
+    number = run(settings, begun)
+    answered = {str(status): count for status, count in sorted(services[0].answered.items())}
+    told = f"{pluralize(sum(answered.values()), 'request')} answered"
+    console.answer({"answered": answered, "signal": number}, [told], as_json=json)
+    return BY_SIGNAL + number if number else WELL
+
+
+def _settings(given: Mapping[str, Any]) -> Settings:
+    """What the options say. Raises: ConfigError."""
+    from blemish.serve.settings import Settings
+
+    log, store, kept = given["log"], given["store"], given["keep"]
     if log not in _LOGS:
         raise unknown_name("format of --log", log, _LOGS)
-    kept = options.parts("" if keep == "none" else keep)
+    kept = options.parts("" if kept == "none" else kept)
     for name in kept:
         if name not in _KEPT:
             raise unknown_name("kind of --keep", name, _KEPT)
-    require(*_NEEDED, purpose="serve")
-    from blemish.serve.running import run
-    from blemish.serve.settings import Settings
-
-    settings = Settings(
-        models=tuple(models),
-        address=address,
-        port=port,
-        hosts=tuple(host or ()),
-        token_file=token_file,
-        store_url=store if "://" in store else None,
-        store_folder=media if "://" in store else None if store == "none" else Path(store),
+    is_url = "://" in store
+    folder = given["media"] if is_url else Path(store)
+    return Settings(
+        models=tuple(given["models"]),
+        hosts=tuple(given["host"] or ()),
+        store_url=store if is_url else None,
+        store_folder=None if store == "none" else folder,
         keep_pictures="pictures" in kept,
         keep_maps="maps" in kept,
-        keep_days=keep_days,
-        keep_gibibytes=keep_gib,
-        largest_batch=largest_batch,
-        longest_wait_ms=longest_wait,
-        queue=queue,
-        time_limit_s=time_limit,
-        largest_upload=largest_upload * _MIB,
-        largest_pixels=largest_picture * 1_000_000,
+        keep_gibibytes=given["keep_gib"],
+        longest_wait_ms=given["longest_wait"],
+        time_limit_s=given["time_limit"],
+        largest_upload=given["largest_upload"] * _MIB,
+        largest_pixels=given["largest_picture"] * 1_000_000,
         log_format=("text" if sys.stderr.isatty() else "json") if log == "auto" else log,
-        telemetry=telemetry,
-        device=device,
-        precision=precision,
-        engine=engine,
-        threads=threads,
+        **{name: given[name] for name in _SAME},
     )
-    number = run(settings, _tell)
-    return BY_SIGNAL + number if number else WELL
 
 
 def _tell(service: Service, url: str) -> None:

@@ -129,8 +129,9 @@ async def me(user: Predicting) -> dict[str, str]:
 @router.get("/metrics", tags=["service"])
 async def metrics(request: Request, user: Predicting) -> Response:
     """What was measured, for Prometheus."""
-    found = request.app.state.service.metrics
-    return Response(found.encoded(), media_type=found.media_type)
+    service: Service = request.app.state.service
+    found = service.metrics
+    return Response(await service.in_pool(found.encoded), media_type=found.media_type)
 
 
 async def _stream(service: Service) -> AsyncIterator[bytes]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summary, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
@@ -15,11 +17,15 @@ _VERDICTS = {0: "normal", 1: "anomalous", None: "none"}
 
 
 class Metrics:
-    """The measures of a service; each is also there by its name, for who sets it."""
+    """The measures of a service; each is also there by its name, for who sets it.
+
+    Attributes: before: called, in a thread, before they are read: to set what is not counted.
+    """
 
     media_type = CONTENT_TYPE_PLAIN_0_0_4
 
     def __init__(self) -> None:
+        self.before: list[Callable[[], None]] = []
         own = self.registry = CollectorRegistry()
         self.requests = Counter(
             "blemish_requests", "Requests answered.", ("route", "status"), registry=own
@@ -93,4 +99,6 @@ class Metrics:
 
     def encoded(self) -> bytes:
         """All of it, as Prometheus reads it."""
+        for work in self.before:
+            work()
         return generate_latest(self.registry)

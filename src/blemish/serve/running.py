@@ -9,9 +9,12 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from ipaddress import IPv6Address, ip_address
+from typing import Any
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from blemish.errors import ConfigError
 from blemish.serve.app import create_app
@@ -21,6 +24,50 @@ from blemish.serve.settings import Settings
 
 _IDLE = 75  # seconds for which a connection stays open without a request
 _CONNECTIONS = 4096
+
+
+class Protocol(H11Protocol):
+    """uvicorn's, which closes a connection that begins a request and does not end its head.
+
+    Args: patience: seconds for that.
+    """
+
+    def __init__(self, *given: Any, patience: float, **more: Any) -> None:
+        super().__init__(*given, **more)
+        self._patience = patience
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """As of asyncio."""
+        super().connection_made(transport)
+        self._look()
+
+    def data_received(self, data: bytes) -> None:
+        """As of asyncio."""
+        super().data_received(data)
+        self._look()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """As of asyncio."""
+        super().connection_lost(exc)
+        self._stop()
+
+    def _look(self) -> None:
+        """Wait for a head, where one is under way, and no longer where it has come."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._stop()
+        elif self._timer is None:
+            self._timer = self.loop.call_later(self._patience, self._give_up)
+
+    def _give_up(self) -> None:
+        self._timer = None
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.close()
+
+    def _stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
 
 class Server(uvicorn.Server):
@@ -98,6 +145,7 @@ def _configured(app: object, settings: Settings, log: Log) -> uvicorn.Config:
         proxy_headers=False,
         lifespan="off",
         ws="none",
+        http=partial(Protocol, patience=settings.time_limit_s),  # type: ignore[arg-type]
         timeout_keep_alive=_IDLE,
         limit_concurrency=_CONNECTIONS,
         timeout_graceful_shutdown=round(settings.grace_s),

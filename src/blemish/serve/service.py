@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -24,6 +25,7 @@ from blemish.serve.models import Registry, Served
 from blemish.serve.refusals import Refusal, bad_request, busy, too_large, unusable
 from blemish.serve.security import Gate, read_tokens
 from blemish.serve.settings import Settings
+from blemish.serve.telemetry import Spans
 from blemish.store import Store
 from blemish.types import Prediction
 
@@ -103,6 +105,7 @@ class Service:
         tokens = None if settings.token_file is None else read_tokens(settings.token_file)
         self.gate = Gate(tokens)
         self.metrics, self.events = Metrics(), Events()
+        self.spans = Spans() if settings.telemetry else None
         self.store: Store | None = None
         self.keeper: Keeper | None = None
         self.queued = self.held = 0
@@ -147,6 +150,8 @@ class Service:
             await self.models.close()
             if self.keeper is not None:
                 await self.keeper.close()
+            if self.spans is not None:
+                await self.in_pool(self.spans.close)
             self.pools.close()
 
     @contextmanager
@@ -200,10 +205,9 @@ class Service:
         row["id"] = id
         for stage, (began, ended) in upload.times.items():
             self.metrics.stages.labels(stage).observe((ended - began) / 1e9)
-        self.events.publish(
-            "prediction",
-            {**row, "model": served.name, "version": served.version, "source": upload.source},
-        )
+        if self.spans is not None:
+            self.spans.of_picture(upload, model=served.name, version=served.version)
+        self.events.publish("prediction", _told(upload, served, prediction, row))
         return Answer(served=served, prediction=prediction, row=row, id=id)
 
     async def score_all(self, served: Served, uploads: Sequence[Upload]) -> list[Answer | Refusal]:
@@ -281,6 +285,20 @@ class Service:
         if before is not None:
             self.metrics.live.labels(name, before).set(0)
         self.metrics.live.labels(name, self.models.live(name).version).set(1)
+
+
+def _told(upload: Upload, served: Served, found: Prediction, row: dict[str, Any]) -> dict[str, Any]:
+    """What listeners are told of a prediction: little, as there may be many a second."""
+    same = ("id", "category", "score", "threshold", "label", "p_value")
+    return {
+        **{name: row[name] for name in same},
+        "model": served.name,
+        "version": served.version,
+        "picture": found.digest,
+        "source": upload.source or upload.name,
+        "regions": None if row["regions"] is None else len(row["regions"]),
+        "time": datetime.fromtimestamp(upload.received, UTC).isoformat(),
+    }
 
 
 def public(error: BlemishError) -> Refusal:

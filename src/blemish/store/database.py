@@ -130,7 +130,8 @@ class Database:
         if self.is_sqlite:
             with self.writing() as connection:
                 raw: Any = connection.connection.driver_connection
-                raw.execute("PRAGMA incremental_vacuum").fetchall()  # a page with every step
+                # As a script: it frees a page with every step, and only these are run to their end.
+                raw.executescript("PRAGMA incremental_vacuum")
 
     def analyse(self) -> None:
         """Have SQLite look at a part of its tables, so that it knows which index is worth using.
@@ -147,12 +148,16 @@ class Database:
             try:
                 with self._explained(self._place), self._engine.connect() as connection:
                     bring_up_to_date(connection, self._place)
-                self.analyse()
-                return
+                break
             except StoreError as error:
                 if self.is_sqlite or not error.retryable or time.monotonic() > until:
                     raise
             time.sleep(_PAUSE)
+        try:
+            self.analyse()
+        except StoreError as error:
+            if not error.retryable:  # another process that is writing keeps nobody from opening
+                raise
 
 
 def _sqlite(file: Path, wait: float) -> Engine:
@@ -167,7 +172,8 @@ def _sqlite(file: Path, wait: float) -> Engine:
     @event.listens_for(engine, "connect")
     def settle(connection: sqlite3.Connection, _: Any) -> None:
         connection.isolation_level = None  # transactions are begun below, and by nobody else
-        connection.execute("PRAGMA auto_vacuum=INCREMENTAL")  # of a new file, so before its tables
+        if not connection.execute("PRAGMA page_count").fetchone()[0]:  # a new file
+            connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
         (mode,) = connection.execute("PRAGMA journal_mode=WAL").fetchone()
         if mode != "wal":
             raise StoreError(

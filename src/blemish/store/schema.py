@@ -87,9 +87,9 @@ PREDICTIONS = Table(
     # then what is counted.
     Index(None, "model", "id", "label"),
     Index(None, "model", "version", "id", "label"),
-    Index(None, "model", "time", "label", "version"),
+    Index(None, "model", "time", "version", "label", "score"),
     Index(None, "model", "score", "id", "version"),
-    Index(None, "source", "id", "label"),
+    Index(None, "source", "id", "label", "model", "version"),
     Index(None, "category", "id", "label"),
     Index(None, "label", "id"),
     Index(None, "time", "id", "label"),

@@ -60,9 +60,9 @@ def _add_predictions() -> None:
         unique=False,
     )
     op.create_index(
-        "ix_predictions_model_time_label_version",
+        "ix_predictions_model_time_version_label_score",
         "predictions",
-        ["model", "time", "label", "version"],
+        ["model", "time", "version", "label", "score"],
         unique=False,
     )
     op.create_index(
@@ -75,7 +75,10 @@ def _add_predictions() -> None:
         "ix_predictions_picture_model_id", "predictions", ["picture", "model", "id"], unique=False
     )
     op.create_index(
-        "ix_predictions_source_id_label", "predictions", ["source", "id", "label"], unique=False
+        "ix_predictions_source_id_label_model_version",
+        "predictions",
+        ["source", "id", "label", "model", "version"],
+        unique=False,
     )
     op.create_index(
         "ix_predictions_time_id_label", "predictions", ["time", "id", "label"], unique=False
