@@ -428,3 +428,23 @@ def test_figures_say_what_reviewers_found(live: Live) -> None:
         assert alarms[at] == 0  # every good one scores at most 1.5
         assert misses[at] > 0.3
         assert client.get("/figures?threshold=nan", headers=HTML).status_code == 400
+
+
+def test_files_of_the_pages_may_be_kept_for_good(live: Live) -> None:
+    with live.client() as client:
+        found = set(re.findall(r'"(/static/[^"]+)"', page(client, "/review")))
+        assert len(found) >= 5
+        editions = {path.split("/")[2] for path in found}
+        assert len(editions) == 1  # so that scripts import the same ones, and those once
+        for path in found:
+            answer = client.get(path)
+            assert answer.status_code == 200
+            assert "immutable" in answer.headers["cache-control"]
+        (edition,) = editions
+        for path in (
+            f"{edition}/../service.py",
+            f"{edition}/%2e%2e/service.py",
+            "x/style.css",
+            "x",
+        ):
+            assert client.get(f"/static/{path}").status_code == 404

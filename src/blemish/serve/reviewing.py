@@ -33,6 +33,13 @@ WHY = {
     "random": "by chance, for honest figures",
     "second": "another reviewer was unsure, or said otherwise",
 }
+CHANGES = {
+    "higher": "scores have become higher",
+    "lower": "scores have become lower",
+    "wider": "scores have become more extreme",
+    "narrower": "scores have become more alike",
+    "alarms": "more alarms than expected",
+}
 ALPHA = 0.01  # the probability of ever a false alarm of all sources together
 ALPHA_CAMERAS = 0.04  # and of all cameras' monitors
 _CAMERAS = 64  # sources with a monitor of their own

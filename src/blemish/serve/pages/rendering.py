@@ -18,7 +18,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from blemish.serve import uploads
 from blemish.serve.refusals import Refusal, bad_request, not_found
-from blemish.serve.reviewing import WHY
+from blemish.serve.reviewing import CHANGES, WHY
 from blemish.serve.security import Session, User
 from blemish.serve.service import Service
 
@@ -90,6 +90,7 @@ class Visit:
             "has_tokens": self.service.gate.has_tokens,
             "theme": chosen(request.cookies.get(THEME), ("light", "dark")),
             "why": WHY,
+            "changes": CHANGES,
         }
         html = environment().get_template(template).render({**known, **values})
         answer = HTMLResponse(html, status)
@@ -182,9 +183,26 @@ def environment() -> jinja2.Environment:
 
 @cache
 def static(name: str) -> str:
-    """The address of a file that pages need, another one for every content."""
-    content = (resources.files("blemish.serve") / "static" / name).read_bytes()
-    return f"/static/{quote(name)}?{hashlib.sha256(content).hexdigest()[:12]}"
+    """The address of a file that pages need.
+
+    It has a part that changes with the content of any of them: so browsers may keep each for good,
+    and a script finds those that it imports beside it.
+    """
+    return f"/static/{edition()}/{quote(name)}"
+
+
+@cache
+def edition() -> str:
+    """A word that is another one whenever any of the files of the pages is."""
+    known = hashlib.sha256()
+    waiting = [resources.files("blemish.serve") / "static"]
+    while waiting:
+        place = waiting.pop()
+        if place.is_dir():
+            waiting += sorted(place.iterdir(), key=lambda one: one.name)
+        else:
+            known.update(place.read_bytes())
+    return known.hexdigest()[:12]
 
 
 def score(value: float | None) -> str:
