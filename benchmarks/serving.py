@@ -269,6 +269,7 @@ def measured(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             "first_third": float(np.mean(memory[:third])),
             "last_third": float(np.mean(memory[-third:])),
             "most": max(memory),
+            "over_time": [round(one) for one in memory[:: max(1, len(memory) // 40)]],
         },
     }
 

@@ -19,7 +19,7 @@ from parts import write_picture
 
 from blemish.detector.predict import Detector
 from blemish.detector.reading import Reading
-from blemish.errors import NonFiniteError
+from blemish.errors import EngineError, NonFiniteError
 
 URL = "/v1/models/part/predict"
 
@@ -320,3 +320,20 @@ def test_what_was_accepted_is_done_before_the_end(
             assert list(stream.iter_lines())[-1] == ""  # they end, or it never would
         free.set()
         assert [one.result() for one in asked] == [200] * 3
+
+
+def test_an_engine_that_fails(
+    artifact: Path, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its message names the file, which is for the log alone."""
+
+    def failing(self: Detector, loaded: Any) -> Any:
+        raise EngineError(f"{artifact}: the engine failed while it ran")
+
+    with serving(artifact) as live, live.client() as client:
+        monkeypatch.setattr(Detector, "predict_loaded", failing)
+        answer = client.post(URL, content=pictures[0].read_bytes())
+        assert answer.status_code == 500
+        assert answer.json()["error"]["kind"] == "EngineError"
+        assert str(artifact) not in answer.text
+    assert any(str(artifact) in line.get("traceback", "") for line in live.lines)

@@ -222,8 +222,11 @@ class Service:
             except Refusal as refusal:
                 return refusal
 
-        async with asyncio.TaskGroup() as tasks:
-            begun = [tasks.create_task(one(upload)) for upload in uploads]
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                begun = [tasks.create_task(one(upload)) for upload in uploads]
+        except ExceptionGroup as group:  # the others were ended with the first
+            raise group.exceptions[0] from None
         return [task.result() for task in begun]
 
     async def promote(self, name: str, version: str, who: str, reason: str = "") -> Served:
