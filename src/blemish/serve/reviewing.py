@@ -42,6 +42,7 @@ CHANGES = {
 }
 ALPHA = 0.01  # the probability of ever a false alarm of all sources together
 ALPHA_CAMERAS = 0.04  # and of all cameras' monitors
+MOST_LEFT = 500  # as many as are counted
 _CAMERAS = 64  # sources with a monitor of their own
 _PAGE = 1000  # predictions that are read at once
 _LEASE = 120.0  # seconds in which a picture that one reviewer looks at is shown to no other
@@ -77,6 +78,11 @@ class Drift:
     def alarms(self) -> list[Alarm]:
         """Those that stand."""
         return self.monitor.alarms()
+
+    @property
+    def first(self) -> Alarm:
+        """The one that came first, of at least one."""
+        return min(self.alarms, key=lambda one: one.at)
 
 
 class Reviewing:
@@ -155,11 +161,10 @@ class Reviewing:
             return found
 
     def left(self) -> int:
-        """How many pictures wait for a first label."""
+        """How many pictures wait for a first label; `MOST_LEFT` where there are more."""
         with self._lock:
             self.catch_up()
-            waiting = self._store.counts(model=self._model, reviewed=False)
-            return int(waiting.predictions)
+            return len(self._store.queue(self._model, limit=MOST_LEFT))
 
     def sample(self, version: str) -> tuple[Sample, Pool]:
         """What the reviewed pictures say of a version that scored them, and all that it scored."""

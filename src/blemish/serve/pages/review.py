@@ -16,7 +16,7 @@ from blemish.serve.drawing import encoded
 from blemish.serve.pages import pictures
 from blemish.serve.pages.rendering import Visit, Visiting, form
 from blemish.serve.refusals import Refusal, bad_request
-from blemish.serve.reviewing import Next, Reviewing
+from blemish.serve.reviewing import MOST_LEFT, Next, Reviewing
 from blemish.store import Label
 from blemish.store.records import MASK_BYTES
 
@@ -162,5 +162,6 @@ async def _shown(
         said=said,
         undone=undone,
         nothing_undone=nothing_undone,
+        most_left=MOST_LEFT,
         **values,
     )
