@@ -377,11 +377,26 @@ def test_help_theme_and_pages_by_keys(live: Live, opened: Page) -> None:
     assert opened.locator("html").get_attribute("data-theme") == theme  # of the server, at once
 
 
-def test_a_finger_draws_and_two_move(live: Live, opened: Page, pictures: list[Path]) -> None:
+def test_a_finger_draws_and_two_zoom(live: Live, opened: Page, pictures: list[Path]) -> None:
     (row,) = sent(live, pictures[:1])
     opened.goto(f"{live.url}/review")
-    opened.keyboard.press("b")
     x, y = middle(opened)
+    opened.locator("[data-tool=brush]").tap()
+    before = opened.locator("[data-zoomed]").inner_text()
+    touches = opened.context.new_cdp_session(opened)
+
+    def touch(kind: str, *points: tuple[float, float]) -> None:
+        given = [{"x": across, "y": down, "id": at} for at, (across, down) in enumerate(points)]
+        touches.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": given})
+
+    touch("touchStart", (x - 40, y))
+    touch("touchStart", (x - 40, y), (x + 40, y))
+    for apart in (60, 90, 120):
+        touch("touchMove", (x - apart, y), (x + apart, y))
+    touch("touchEnd")
+    expect(opened.locator("[data-zoomed]")).not_to_have_text(before)
+    expect(opened.locator("[data-mask-undo]")).to_be_disabled()  # nothing was drawn by it
+    opened.locator("[data-zoom=fit]").tap()
     opened.touchscreen.tap(x, y)
     opened.locator('[data-verdict="d"]').tap()
     expect(opened.locator(".told")).to_contain_text("with its mask")
@@ -446,3 +461,22 @@ def test_without_scripts_pages_are_useful(
         expect(page.locator("#rates")).to_contain_text("Review some")
     finally:
         context.close()
+
+
+def test_logging_in_and_out(artifact: Path, tmp_path: Path, page: Page) -> None:
+    tokens = tmp_path / "tokens"
+    tokens.write_text("review Ada token-of-ada-00001\n")
+    tokens.chmod(0o600)
+    with serving(artifact, store_folder=tmp_path / "store", token_file=tokens) as live:
+        page.goto(f"{live.url}/figures")
+        page.get_by_label("Token").fill("token-of-nobody-1")
+        page.get_by_role("button", name="Log in").click()
+        expect(page.get_by_role("alert")).to_have_text("Nobody has that token.")
+        page.get_by_label("Token").fill("token-of-ada-00001")
+        page.keyboard.press("Enter")
+        page.wait_for_url("**/figures")
+        expect(page.locator(".user")).to_have_text("Ada")
+        page.get_by_role("button", name="Log out").click()
+        page.wait_for_url("**/login")
+        page.goto(f"{live.url}/figures")
+        page.wait_for_url("**/login?*")

@@ -448,3 +448,32 @@ def test_files_of_the_pages_may_be_kept_for_good(live: Live) -> None:
             "x",
         ):
             assert client.get(f"/static/{path}").status_code == 404
+
+
+def test_pictures_that_are_not_kept(artifact: Path, tmp_path: Path, pictures: list[Path]) -> None:
+    asked = {"store_folder": tmp_path / "store", "keep_pictures": False, "keep_maps": False}
+    with serving(artifact, **asked) as live, live.client() as client:
+        (row,) = sent(client, pictures[:1])
+        text = page(client, f"/pictures/{row['id']}")
+        assert "not kept in full" in text
+        assert "/media/heatmaps/" not in text
+        assert "data-draws" not in text  # a mask needs the picture's own pixels
+        told = page(client, f"/pictures/{row['id']}/likeness")
+        assert "That cannot be told: the picture is not kept" in told
+
+
+def test_likeness_shows_good_pictures_alone(live: Live, pictures: list[Path]) -> None:
+    with live.client() as client:
+        rows = sent(client, pictures)
+        headers = csrf_of(page(client, "/review"))
+        defects = [row for row in rows if row["label"]]
+        good = [row for row in rows if not row["label"]]
+        client.post("/review/label", files=said(good[0], "defect"), headers=headers)
+        told = page(client, f"/pictures/{defects[0]['id']}/likeness")
+        shown = re.findall(r'href="/pictures/(\d+)"', told)
+        assert 1 <= len(shown) <= 3
+        usable = {str(row["id"]) for row in good[1:]}
+        assert set(shown) <= usable  # neither alarms nor what people called a defect
+        similar = [float(one) for one in re.findall(r"<figcaption>(\d\.\d+)", told)]
+        assert similar == sorted(similar, reverse=True)
+        assert f"among {len(usable)} kept here" in told
