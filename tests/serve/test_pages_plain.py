@@ -477,3 +477,39 @@ def test_likeness_shows_good_pictures_alone(live: Live, pictures: list[Path]) ->
         similar = [float(one) for one in re.findall(r"<figcaption>(\d\.\d+)", told)]
         assert similar == sorted(similar, reverse=True)
         assert f"among {len(usable)} kept here" in told
+
+
+def test_a_change_is_told_though_nobody_looks(live: Live) -> None:
+    store, follower = live.service.store, live.service.follower
+    assert store is not None
+    assert follower is not None
+    served = live.service.models.live("part")
+    usual = served.detector.record.calibration_scores
+    high = max(usual) * 1.5
+    rows = [
+        Scored(
+            picture=f"{at:032x}",
+            model="part",
+            version=served.version,
+            score=high,
+            threshold=2 * high,
+            label=0,
+            height=64,
+            width=64,
+            source="camera 1",
+        )
+        for at in range(400)
+    ]
+    store.add_predictions(rows)
+    live.run(follower.look())
+    (told, *_) = [one for one in live.lines if one["event"] == "drift"]
+    assert (told["model"], told["version"]) == ("part", served.version)
+    with live.client() as client:
+        assert "alarming" in page(client, "/live")
+        assert "A change was noticed" in page(client, "/figures")
+        evidence = re.search(r"blemish_drift\{.*\} (.*)", client.get("/metrics").text)
+        assert evidence is not None
+        assert float(evidence[1]) > 300
+    before = len(live.lines)
+    live.run(follower.look())  # an alarm that stands is told once
+    assert not [one for one in live.lines[before:] if one["event"] == "drift"]

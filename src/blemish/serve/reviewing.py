@@ -129,8 +129,10 @@ class Reviewing:
                 self.save()
 
     def save(self) -> None:
-        """Write down the states of queue and monitors."""
+        """Write down the states of queue and monitors, if there is something new."""
         with self._lock:
+            if not self._unsaved:
+                return
             monitors = {source: one.to_dict() for source, one in self._monitors.items()}
             told = {"watched": self._watched, "monitors": monitors} if monitors else self._kept
             state = {"last": self._last, "queue": self._queue.to_dict(), **told}
@@ -211,6 +213,7 @@ class Reviewing:
             for row in self._store.each_prediction(model=self._model, version=version):
                 if (since or 0) < row.id <= (self._last or 0):
                     self._watch(row)
+            self._unsaved += 1
             self.save()
 
     def drift(self) -> list[Drift]:

@@ -10,9 +10,10 @@ from fastapi import APIRouter
 from markupsafe import Markup
 from starlette.responses import Response
 
+from blemish.serve import following
 from blemish.serve.pages import charts
 from blemish.serve.pages.rendering import Visit, Visiting, chosen
-from blemish.serve.reviewing import Drift, Reviewing
+from blemish.serve.reviewing import Drift
 from blemish.store import Row
 from blemish.store.counting import Counts
 
@@ -69,15 +70,7 @@ async def drift_of(visit: Visit) -> list[Drift]:
     """What is known of a change of the pictures, of all sources together first."""
     if visit.service.store is None or not visit.model:
         return []
-    record = visit.service.models.live(visit.model).detector.record
-    reviewing = Reviewing.of(visit.service, visit.model)
-    threshold = None if record.threshold is None else record.threshold.value
-
-    def looked() -> list[Drift]:
-        reviewing.watch(visit.version, record.calibration_scores, threshold)
-        return reviewing.drift()
-
-    found: list[Drift] = await visit.run(looked)
+    found: list[Drift] = await visit.run(following.drift_of, visit.service, visit.model)
     return found
 
 
