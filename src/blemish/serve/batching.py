@@ -58,18 +58,20 @@ class Upload:
 
 
 class Pools:
-    """The threads of a service: some that decode, one that computes, one that loads."""
+    """The threads of a service: some that decode, one that computes, one that loads, and some for
+    what the pages ask for."""
 
     def __init__(self, decoders: int = WORKERS) -> None:
         self.decoders = decoders
         self.decode = ThreadPoolExecutor(decoders, thread_name_prefix="blemish-decode")
         self.compute = ThreadPoolExecutor(1, thread_name_prefix="blemish-compute")
         self.load = ThreadPoolExecutor(1, thread_name_prefix="blemish-load")
+        self.pages = ThreadPoolExecutor(4, thread_name_prefix="blemish-pages")
         self.computing = asyncio.Lock()
 
     def close(self) -> None:
         """Let the threads end, once they have done what they are at."""
-        for pool in (self.decode, self.compute, self.load):
+        for pool in (self.decode, self.compute, self.load, self.pages):
             pool.shutdown(wait=False, cancel_futures=True)
 
 

@@ -33,8 +33,16 @@ WHY = {
     "random": "by chance, for honest figures",
     "second": "another reviewer was unsure, or said otherwise",
 }
+CHANGES = {
+    "higher": "scores have become higher",
+    "lower": "scores have become lower",
+    "wider": "scores have become more extreme",
+    "narrower": "scores have become more alike",
+    "alarms": "more alarms than expected",
+}
 ALPHA = 0.01  # the probability of ever a false alarm of all sources together
 ALPHA_CAMERAS = 0.04  # and of all cameras' monitors
+MOST_LEFT = 500  # as many as are counted
 _CAMERAS = 64  # sources with a monitor of their own
 _PAGE = 1000  # predictions that are read at once
 _LEASE = 120.0  # seconds in which a picture that one reviewer looks at is shown to no other
@@ -70,6 +78,11 @@ class Drift:
     def alarms(self) -> list[Alarm]:
         """Those that stand."""
         return self.monitor.alarms()
+
+    @property
+    def first(self) -> Alarm:
+        """The one that came first, of at least one."""
+        return min(self.alarms, key=lambda one: one.at)
 
 
 class Reviewing:
@@ -116,8 +129,10 @@ class Reviewing:
                 self.save()
 
     def save(self) -> None:
-        """Write down the states of queue and monitors."""
+        """Write down the states of queue and monitors, if there is something new."""
         with self._lock:
+            if not self._unsaved:
+                return
             monitors = {source: one.to_dict() for source, one in self._monitors.items()}
             told = {"watched": self._watched, "monitors": monitors} if monitors else self._kept
             state = {"last": self._last, "queue": self._queue.to_dict(), **told}
@@ -148,11 +163,10 @@ class Reviewing:
             return found
 
     def left(self) -> int:
-        """How many pictures wait for a first label."""
+        """How many pictures wait for a first label; `MOST_LEFT` where there are more."""
         with self._lock:
             self.catch_up()
-            waiting = self._store.counts(model=self._model, reviewed=False)
-            return int(waiting.predictions)
+            return len(self._store.queue(self._model, limit=MOST_LEFT))
 
     def sample(self, version: str) -> tuple[Sample, Pool]:
         """What the reviewed pictures say of a version that scored them, and all that it scored."""
@@ -199,6 +213,7 @@ class Reviewing:
             for row in self._store.each_prediction(model=self._model, version=version):
                 if (since or 0) < row.id <= (self._last or 0):
                     self._watch(row)
+            self._unsaved += 1
             self.save()
 
     def drift(self) -> list[Drift]:
@@ -251,10 +266,6 @@ class Reviewing:
         others = self._store.other_scores_of([row.picture for row in new], self._model)
         placed = []
         for row in new:
-            there = self._store.draw(row.picture, self._model)
-            if there is not None:  # written down before this state was
-                self._know(there, [])
-                continue
             draw = self._queue.place(_candidate(row, others.get(row.picture, [])))
             self._known[row.picture] = _Known(draw, row.id)
             placed.append(

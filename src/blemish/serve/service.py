@@ -18,6 +18,7 @@ from blemish.errors import BlemishError, ConfigError, NonFiniteError, StoreError
 from blemish.serve import guard
 from blemish.serve.batching import Pools, Upload
 from blemish.serve.events import Events
+from blemish.serve.following import Follower
 from blemish.serve.jobs import Jobs
 from blemish.serve.keeping import Keeper
 from blemish.serve.logs import Log
@@ -110,6 +111,7 @@ class Service:
         self.store: Store | None = None
         self.keeper: Keeper | None = None
         self.jobs: Jobs | None = None
+        self.follower: Follower | None = None
         self.queued = self.held = 0
         self.ready = False
         self.answered: Counter[int] = Counter()
@@ -140,6 +142,8 @@ class Service:
         for name in self.models.names:
             self._note_live(name)
             await self._note_version(self.models.live(name))
+        if self.store is not None:
+            self.follower = Follower(self)
         self.ready = True
 
     def end(self) -> None:
@@ -156,6 +160,8 @@ class Service:
                 await self.jobs.close()
             await self.models.close()
             if self.keeper is not None:
+                if self.follower is not None:
+                    await self.follower.close()
                 await self.keeper.close()
             if self.spans is not None:
                 await self.in_pool(self.spans.close)

@@ -18,16 +18,20 @@ from blemish.serve.pages import (
     refine,
     review,
 )
-from blemish.serve.pages.rendering import error_page
+from blemish.serve.pages.rendering import edition, error_page
+from blemish.serve.refusals import not_found
 
 _KEPT = "public, max-age=31536000, immutable"  # the address changes with the content
 
 
 class _Static(StaticFiles):
     async def get_response(self, path: str, scope: Any) -> Response:
-        """A file, which browsers keep where its address says its content."""
-        answer = await super().get_response(path, scope)
-        answer.headers["Cache-Control"] = _KEPT if scope.get("query_string") else "no-cache"
+        """A file, named after the edition of all files, which browsers keep for good."""
+        named, _, own = path.replace("\\", "/").partition("/")
+        if named != edition():
+            raise not_found("this file is of another version of the service; load the page anew")
+        answer = await super().get_response(own, scope)
+        answer.headers["Cache-Control"] = _KEPT
         return answer
 
 

@@ -76,7 +76,7 @@ async def shown(
         wanted = version if version in names else visit.version
         values |= {"versions": names, "chosen": wanted}
         values["found"], values["groups"] = await _found(visit, wanted, threshold, asked["by"])
-        values |= await visit.service.in_pool(_rates, visit, asked["span"])
+        values |= await visit.run(_rates, visit, asked["span"])
         values["drift"] = await live.drift_of(visit)
     return visit.page(
         "figures.html",
@@ -139,7 +139,7 @@ async def _found(
         return made, dict(list(grouped.items())[-_MOST_GROUPS:])
 
     answer: tuple[Figures | None, dict[str, dict[str, Estimate]]]
-    answer = await visit.service.in_pool(found)
+    answer = await visit.run(found)
     return answer
 
 

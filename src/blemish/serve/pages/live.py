@@ -10,9 +10,10 @@ from fastapi import APIRouter
 from markupsafe import Markup
 from starlette.responses import Response
 
+from blemish.serve import following
 from blemish.serve.pages import charts
 from blemish.serve.pages.rendering import Visit, Visiting, chosen
-from blemish.serve.reviewing import Drift, Reviewing
+from blemish.serve.reviewing import Drift
 from blemish.store import Row
 from blemish.store.counting import Counts
 
@@ -69,15 +70,7 @@ async def drift_of(visit: Visit) -> list[Drift]:
     """What is known of a change of the pictures, of all sources together first."""
     if visit.service.store is None or not visit.model:
         return []
-    record = visit.service.models.live(visit.model).detector.record
-    reviewing = Reviewing.of(visit.service, visit.model)
-    threshold = None if record.threshold is None else record.threshold.value
-
-    def looked() -> list[Drift]:
-        reviewing.watch(visit.version, record.calibration_scores, threshold)
-        return reviewing.drift()
-
-    found: list[Drift] = await visit.service.in_pool(looked)
+    found: list[Drift] = await visit.run(following.drift_of, visit.service, visit.model)
     return found
 
 
@@ -93,7 +86,7 @@ async def _rows(visit: Visit, show: str) -> list[Row]:
     asked: dict[str, Any] = {"model": visit.model, "limit": _SHOWN, "regions": False}
     if show == "alarms":
         asked["label"] = 1
-    found: list[Row] = await visit.service.in_pool(lambda: visit.store.predictions(**asked))
+    found: list[Row] = await visit.run(lambda: visit.store.predictions(**asked))
     return found
 
 
@@ -116,5 +109,5 @@ async def _summary(visit: Visit) -> Summary | None:
             rates=charts.rates(hours, width=320, height=88),
         )
 
-    found: Summary = await visit.service.in_pool(counted)
+    found: Summary = await visit.run(counted)
     return found

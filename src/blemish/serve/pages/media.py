@@ -42,11 +42,11 @@ async def thumbnail(visit: Visiting, digest: str) -> Response:
 @router.get("/heatmaps/{id}")
 async def heatmap(visit: Visiting, id: int) -> Response:
     """The map of a prediction as colours with opacity, to be laid over the picture."""
-    row = await visit.service.in_pool(visit.store.prediction, id)
+    row = await visit.run(visit.store.prediction, id)
     if row is None:
         raise not_found("there is no such prediction")
     scale = scale_of(visit, row)
-    found = await visit.service.in_pool(_coloured, visit.store, row, scale)
+    found = await visit.run(_coloured, visit.store, row, scale)
     if found is None:
         raise not_found("the map of this picture is not kept")
     return Response(found, media_type="image/png", headers=_KEPT)
@@ -55,7 +55,7 @@ async def heatmap(visit: Visiting, id: int) -> Response:
 @router.get("/masks/{id}")
 async def mask(visit: Visiting, id: int) -> Response:
     """The mask of a label: 255 = the defect."""
-    label = await visit.service.in_pool(visit.store.label, id)
+    label = await visit.run(visit.store.label, id)
     if label is None or label.mask is None:
         raise not_found("there is no such mask")
     return Response(label.mask, media_type="image/png", headers=_KEPT)
@@ -76,7 +76,7 @@ def scale_of(visit: Visit, row: Row) -> tuple[float, float]:
 
 async def _answered(visit: Visit, work: Any, digest: str) -> Response:
     try:
-        found = await visit.service.in_pool(work, visit.store, digest)
+        found = await visit.run(work, visit.store, digest)
     except ConfigError:
         found = None
     if found is None:

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter
 from starlette.responses import Response
 
+from blemish import artifact
+from blemish.detector.manifest import Learned, read_manifest
+from blemish.engines.files import is_exported
+from blemish.errors import BlemishError
+from blemish.serve.files import ModelFile
 from blemish.serve.pages.rendering import Visit, Visiting, form
 from blemish.serve.refusals import Refusal
 from blemish.store import VersionRow
@@ -73,8 +80,8 @@ async def _page(visit: Visit, template: str, done: str = "") -> Response:
     versions: list[Shown] = []
     history: list[Any] = []
     if visit.model:
-        versions = await visit.service.in_pool(_versions, visit)
-        told = await visit.service.in_pool(visit.service.models.promotions.promotions, visit.model)
+        versions = await visit.run(_versions, visit)
+        told = await visit.run(visit.service.models.promotions.promotions, visit.model)
         history = sorted(told, key=lambda one: one.time, reverse=True)
     back = _before(history, visit.version)
     return visit.page(
@@ -117,7 +124,7 @@ def _versions(visit: Visit) -> list[Shown]:
                 loaded=served is not None,
                 digest=file.digest or (row.sha256 if row else ""),
                 known=row,
-                learned=_learned(served, row),
+                learned=_learned(_data(served, file), row),
                 predictions=rate.predictions if rate else 0,
                 alarms=rate.alarms if rate else 0,
             )
@@ -125,11 +132,28 @@ def _versions(visit: Visit) -> list[Shown]:
     return found
 
 
-def _learned(served: Any, row: VersionRow | None) -> list[tuple[str, str]]:
+def _data(served: Any, file: ModelFile) -> Learned | None:
+    """The pictures that a version knows; None where its file does not say so by itself."""
+    if served is not None:
+        data: Learned = served.detector.record.data
+        return data
+    try:
+        return _read(file.path, file.path.stat().st_mtime_ns)
+    except (BlemishError, OSError):
+        return None
+
+
+@lru_cache(maxsize=256)
+def _read(path: Path, written: int) -> Learned | None:
+    if is_exported(path):
+        return None
+    return read_manifest(path, artifact.read_manifest(path)).data
+
+
+def _learned(data: Learned | None, row: VersionRow | None) -> list[tuple[str, str]]:
     """What a version learned from, as far as that is known."""
     found: list[tuple[str, str]] = []
-    if served is not None:
-        data = served.detector.record.data
+    if data is not None:
         found.append(("Good pictures", str(len(data.fitted))))
         if data.calibrated:
             found.append(("For the threshold alone", str(len(data.calibrated))))

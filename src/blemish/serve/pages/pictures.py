@@ -19,6 +19,7 @@ from blemish.store.predictions import ORDERS
 router = APIRouter()
 _PAGE = 60
 _LABELS = {"good": 0, "defect": 1}
+_NO_NAMES: dict[str, list[str]] = {"source": [], "category": [], "version": []}
 _REVIEWED = ("yes", "no", "good", "defect", "unsure", "disagreed")
 
 
@@ -64,7 +65,7 @@ async def listed(
         "order": chosen(order, ORDERS, "newest"),
     }
     if visit.service.store is None or not visit.model:
-        values: dict[str, Any] = {"rows": [], "more": None, "counts": None, "names": {}}
+        values: dict[str, Any] = {"rows": [], "more": None, "counts": None, "names": _NO_NAMES}
     else:
         values = await _page(visit, asked, before)
     part = before is not None and "hx-request" in visit.request.headers
@@ -83,7 +84,7 @@ async def shown(visit: Visiting, id: int) -> Response:
 @router.get("/pictures/{id}/likeness")
 async def alike(visit: Visiting, id: int) -> Response:
     """What it looks most like, as a part of its page."""
-    row = await visit.service.in_pool(visit.store.prediction, id)
+    row = await visit.run(visit.store.prediction, id)
     if row is None:
         raise not_found("there is no such picture, or it was deleted since")
     found, reason = None, ""
@@ -96,7 +97,7 @@ async def alike(visit: Visiting, id: int) -> Response:
 
 async def of_prediction(visit: Visit, id: int) -> Known:
     """What is known of a prediction. Raises: Refusal where there is none."""
-    known: Known | None = await visit.service.in_pool(_known, visit, id)
+    known: Known | None = await visit.run(_known, visit, id)
     if known is None:
         raise not_found("there is no such picture, or it was deleted since")
     if known.row.model in visit.service.models.names:
@@ -113,7 +114,7 @@ async def types_of(visit: Visit) -> list[str]:
         )
         return list(dict.fromkeys(row.defect for row in rows if row.defect))
 
-    names: list[str] = await visit.service.in_pool(found)
+    names: list[str] = await visit.run(found)
     return names[:12]
 
 
@@ -173,7 +174,7 @@ async def _page(visit: Visit, asked: dict[str, str], before: int | None) -> dict
         }
 
     try:
-        values: dict[str, Any] = await visit.service.in_pool(found)
+        values: dict[str, Any] = await visit.run(found)
     except ConfigError as error:
         raise bad_request(str(error)) from error
     return values

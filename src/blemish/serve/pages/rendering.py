@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
@@ -17,7 +18,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from blemish.serve import uploads
 from blemish.serve.refusals import Refusal, bad_request, not_found
-from blemish.serve.reviewing import WHY
+from blemish.serve.reviewing import CHANGES, WHY
 from blemish.serve.security import Session, User
 from blemish.serve.service import Service
 
@@ -69,6 +70,12 @@ class Visit:
         """The live version of the model."""
         return self.service.models.live(self.model).version if self.model else ""
 
+    async def run(self, work: Callable[..., Any], *given: Any) -> Any:
+        """What a function gives that takes a while, in a thread of the pages: however long they
+        take, pictures are scored meanwhile."""
+        pool = self.service.pools.pages
+        return await asyncio.get_running_loop().run_in_executor(pool, work, *given)
+
     def page(self, template: str, status: int = 200, **values: Any) -> Response:
         """The answer: a page, or a part of one for htmx."""
         request = self.request
@@ -83,6 +90,7 @@ class Visit:
             "has_tokens": self.service.gate.has_tokens,
             "theme": chosen(request.cookies.get(THEME), ("light", "dark")),
             "why": WHY,
+            "changes": CHANGES,
         }
         html = environment().get_template(template).render({**known, **values})
         answer = HTMLResponse(html, status)
@@ -139,9 +147,9 @@ async def error_page(request: Request, refusal: Refusal) -> Response:
 async def form(request: Request) -> dict[str, str]:
     """The fields of a small form. Raises: Refusal for a body that is none, or too long."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/x-www-form-urlencoded":
-        raise bad_request("a form was expected")
     body = await uploads.whole(request, FORM, lambda length: None)
+    if body and kind != "application/x-www-form-urlencoded":
+        raise bad_request("a form was expected")
     try:
         found = parse_qs(body.decode(), keep_blank_values=True, max_num_fields=64)
     except ValueError as error:
@@ -175,9 +183,26 @@ def environment() -> jinja2.Environment:
 
 @cache
 def static(name: str) -> str:
-    """The address of a file that pages need, another one for every content."""
-    content = (resources.files("blemish.serve") / "static" / name).read_bytes()
-    return f"/static/{quote(name)}?{hashlib.sha256(content).hexdigest()[:12]}"
+    """The address of a file that pages need.
+
+    It has a part that changes with the content of any of them: so browsers may keep each for good,
+    and a script finds those that it imports beside it.
+    """
+    return f"/static/{edition()}/{quote(name)}"
+
+
+@cache
+def edition() -> str:
+    """A word that is another one whenever any of the files of the pages is."""
+    known = hashlib.sha256()
+    waiting = [resources.files("blemish.serve") / "static"]
+    while waiting:
+        place = waiting.pop()
+        if place.is_dir():
+            waiting += sorted(place.iterdir(), key=lambda one: one.name)
+        else:
+            known.update(place.read_bytes())
+    return known.hexdigest()[:12]
 
 
 def score(value: float | None) -> str:

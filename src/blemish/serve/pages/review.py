@@ -16,7 +16,7 @@ from blemish.serve.drawing import encoded
 from blemish.serve.pages import pictures
 from blemish.serve.pages.rendering import Visit, Visiting, form
 from blemish.serve.refusals import Refusal, bad_request
-from blemish.serve.reviewing import Next, Reviewing
+from blemish.serve.reviewing import MOST_LEFT, Next, Reviewing
 from blemish.store import Label
 from blemish.store.records import MASK_BYTES
 
@@ -41,7 +41,7 @@ async def label(request: Request, visit: Visiting) -> Response:
     try:
         mask = None
         if given["verdict"] == "defect" and given["mask"]:
-            mask = await visit.service.in_pool(_sized, visit.store, given)
+            mask = await visit.run(_sized, visit.store, given)
         said = Label(
             picture=given["picture"],
             verdict=given["verdict"],
@@ -50,7 +50,7 @@ async def label(request: Request, visit: Visiting) -> Response:
             mask=mask or None,
             prediction=int(given["prediction"]) if given["prediction"] else None,
         )
-        id = await visit.service.in_pool(visit.store.add_label, said)
+        id = await visit.run(visit.store.add_label, said)
     except (ConfigError, ImageError, ValueError) as error:
         raise Refusal(422, "UnusableLabel", str(error)) from error
     told = {"id": id, "picture": said.picture, "verdict": said.verdict, "who": said.reviewer}
@@ -66,7 +66,7 @@ async def undo(request: Request, visit: Visiting) -> Response:
     """Take the reviewer's last label back, and show its picture again."""
     visit.service.gate.known(request)
     given = await form(request)
-    taken: Label | None = await visit.service.in_pool(visit.store.undo_label, visit.user.name)
+    taken: Label | None = await visit.run(visit.store.undo_label, visit.user.name)
     if taken is not None:
         told = {"id": taken.id, "picture": taken.picture, "verdict": "", "who": taken.reviewer}
         visit.service.events.publish("label", told)
@@ -140,7 +140,7 @@ async def _shown(
     passed = list(skipped or [])
     if visit.service.store is not None and visit.model:
         reviewing = Reviewing.of(visit.service, visit.model)
-        coming: list[Next] = await visit.service.in_pool(
+        coming: list[Next] = await visit.run(
             reviewing.coming, visit.user.name, _AHEAD + 1, tuple(passed)
         )
         first = coming[0] if coming else None
@@ -151,7 +151,7 @@ async def _shown(
         values |= {
             "next": next((one for one in coming if one.row.id == id), None),
             "ahead": [one.row for one in coming if one.row.id != id],
-            "left": await visit.service.in_pool(reviewing.left),
+            "left": await visit.run(reviewing.left),
             "types": await pictures.types_of(visit),
         }
     return visit.page(
@@ -162,5 +162,6 @@ async def _shown(
         said=said,
         undone=undone,
         nothing_undone=nothing_undone,
+        most_left=MOST_LEFT,
         **values,
     )

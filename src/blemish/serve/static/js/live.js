@@ -75,6 +75,12 @@ for (const kind of ["prediction", "label", "promotion"]) {
     if (data.model === undefined || data.model === feed.dataset.model) look();
   });
 }
+events.addEventListener("drift", (event) => {
+  const data = JSON.parse(event.data);
+  if (data.model !== feed.dataset.model) return;
+  tell(`${data.source || "All sources"}: ${data.change}`, true);
+  count().catch(() => {});
+});
 setInterval(() => {
   const since = performance.now() - lastSummary;
   if (!paused && since > (stale ? SLOW : IDLE)) count().catch(() => {});

@@ -1,0 +1,220 @@
+"""The queue of the review and the monitors of drift, over a store that grows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from blemish.monitoring.estimates import figures
+from blemish.serve.reviewing import ALPHA, Reviewing, camera_of
+from blemish.store import Label, OtherScore, Scored, Store
+
+THRESHOLD = 2.0
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store.open(None, tmp_path / "store") as one:
+        yield one
+
+
+def scored(at: int, score: float, **more: Any) -> Scored:
+    return Scored(
+        **{
+            "picture": f"{at:032x}",
+            "model": "part",
+            "version": "1",
+            "score": score,
+            "threshold": THRESHOLD,
+            "label": int(score > THRESHOLD),
+            "height": 8,
+            "width": 8,
+            "source": f"camera {at % 2}",
+            **more,
+        }
+    )
+
+
+def grown(store: Store, start: int, count: int, shift: float = 0.0, **more: Any) -> None:
+    scores = np.random.default_rng(start).normal(size=count) + shift
+    rows = [scored(start + at, float(one), **more) for at, one in enumerate(scores)]
+    store.add_predictions(rows)
+
+
+def label(store: Store, picture: str, verdict: str, reviewer: str = "Ada") -> None:
+    store.add_label(Label(picture=picture, verdict=verdict, reviewer=reviewer))
+
+
+def order(store: Store) -> list[str]:
+    return [one.picture for one in store.queue("part", limit=1000)]
+
+
+def test_a_restart_goes_on_with_the_same_places(store: Store) -> None:
+    reviewing = Reviewing(store, "part")
+    grown(store, 0, 60)
+    reviewing.catch_up()
+    first = order(store)
+    assert len(first) == 60
+    reviewing.save()
+    grown(store, 100, 40)
+    reviewing.catch_up()
+    placed = {one.picture: one for one in store.queue("part", limit=1000)}
+    # Killed before its state was written: what it had placed keeps its place.
+    again = Reviewing(store, "part")
+    again.catch_up()
+    assert {one.picture: one for one in store.queue("part", limit=1000)} == placed
+    assert [one for one in order(store) if one in set(first)] == first
+    grown(store, 200, 10)
+    again.catch_up()
+    assert len(order(store)) == 110
+
+
+def test_a_picture_that_comes_again_has_one_place(store: Store) -> None:
+    reviewing = Reviewing(store, "part")
+    store.add_predictions([scored(1, 0.5), scored(2, 0.1), scored(1, 0.5)])
+    reviewing.catch_up()
+    assert len(order(store)) == 2
+    store.add_predictions([scored(1, 0.7, version="2")])
+    before = store.draw(f"{1:032x}", "part")
+    reviewing.catch_up()
+    assert store.draw(f"{1:032x}", "part") == before
+
+
+def test_labels_take_pictures_out_and_undoing_puts_them_back(store: Store) -> None:
+    reviewing = Reviewing(store, "part")
+    grown(store, 0, 20)
+    first, second = reviewing.coming("Ada", 2)
+    assert [first.row.picture, second.row.picture] == order(store)[:2]
+    label(store, first.row.picture, "good")
+    assert reviewing.coming("Ada", 1)[0].row == second.row
+    assert reviewing.left() == 19
+    store.undo_label("Ada")
+    assert reviewing.coming("Ada", 1)[0].row.picture == first.row.picture
+
+
+def test_others_are_shown_something_else(store: Store) -> None:
+    reviewing = Reviewing(store, "part")
+    grown(store, 0, 20)
+    (mine,) = reviewing.coming("Ada", 1)
+    (theirs,) = reviewing.coming("Bo", 1)
+    assert mine.row.picture != theirs.row.picture
+    skipped = reviewing.coming("Ada", 1, [mine.row.picture])
+    assert skipped[0].row.picture not in (mine.row.picture, theirs.row.picture)
+
+
+def test_unsure_and_disagreed_pictures_get_a_second_look_by_others(store: Store) -> None:
+    reviewing = Reviewing(store, "part")
+    store.add_predictions([scored(at, 0.1 * at) for at in range(3)])
+    for at, verdict in enumerate(("unsure", "good", "good")):
+        label(store, f"{at:032x}", verdict)
+    assert reviewing.coming("Ada", 4) == []
+    assert [(one.row.picture, one.why) for one in reviewing.coming("Bo", 4)] == [
+        (f"{0:032x}", "second")
+    ]
+    label(store, f"{1:032x}", "defect", "Cy")
+    found = {one.row.picture for one in reviewing.coming("Bo", 4)}
+    assert found == {f"{0:032x}", f"{1:032x}"}
+
+
+def test_versions_that_disagree_bring_a_picture_forward(store: Store) -> None:
+    """Over many seeds of the race: its share of the reviewing grows."""
+    sizes = {}
+    for disagreed in (False, True):
+        reviewing = Reviewing(store, f"part {disagreed}")
+        rows = [scored(at, -1.0 + 0.01 * at, model=f"part {disagreed}") for at in range(50)]
+        store.add_predictions(rows[:-1])
+        last = rows[-1]
+        other = 9.0 if disagreed else last.score
+        store.add_scores(
+            [
+                OtherScore(
+                    picture=last.picture, model=last.model, version="2", score=other, threshold=2.0
+                )
+            ]
+        )
+        store.add_predictions([last])
+        reviewing.catch_up()
+        draw = store.draw(last.picture, last.model)
+        assert draw is not None
+        sizes[disagreed] = draw.record["size"]
+    assert sizes[True] > sizes[False]
+
+
+def test_figures_of_the_queue_hold_the_truth(store: Store) -> None:
+    reviewing = Reviewing(store, "part")
+    grown(store, 0, 600)
+    rows = {row.picture: row for row in store.predictions(model="part", limit=1000)}
+    truth = {key: row.score > 1.5 for key, row in rows.items()}
+    for _ in range(150):
+        (one,) = reviewing.coming("Ada", 1)
+        label(store, one.row.picture, "defect" if truth[one.row.picture] else "good")
+    sample, pool = reviewing.sample("1")
+    assert len(sample.scores) == 150
+    assert len(pool.scores) == 600
+    found = figures(sample, THRESHOLD, pool=pool)
+    missed = [key for key, defect in truth.items() if defect and not rows[key].label]
+    misses = len(missed) / sum(truth.values())
+    assert found["miss_rate"].low <= misses <= found["miss_rate"].high
+    assert found["false_alarm_rate"].value == 0
+    share = sum(truth.values()) / 600
+    assert found["defect_share"].low <= share <= found["defect_share"].high
+    # Of another version, which scored none of them, nothing is known.
+    assert len(reviewing.sample("2")[0].scores) == 0
+
+
+def test_labels_given_out_of_turn_count_once_it_has_come(store: Store) -> None:
+    reviewing = Reviewing(store, "part")
+    grown(store, 0, 30)
+    reviewing.catch_up()
+    last = order(store)[-1]
+    label(store, last, "good")
+    sample, _ = reviewing.sample("1")
+    assert len(sample.scores) == 0
+    assert sample.left_out["early"] == 1
+    for picture in order(store):
+        label(store, picture, "good")
+    assert len(reviewing.sample("1")[0].scores) == 30
+
+
+def test_a_shift_of_one_camera_is_noticed(store: Store) -> None:
+    reviewing = Reviewing(store, "part")
+    known = np.random.default_rng(7).normal(size=300)
+    grown(store, 0, 200)
+    reviewing.watch("1", known.tolist(), THRESHOLD)
+    assert not any(one.alarms for one in reviewing.drift())
+    assert [one.source for one in reviewing.drift()] == ["", "camera 0", "camera 1"]
+    grown(store, 1000, 300, 1.5, source="camera 1")
+    found = {one.source: one for one in reviewing.drift()}
+    assert found["camera 1"].alarms
+    assert not found["camera 0"].alarms
+    assert found[""].monitor.alpha == ALPHA
+    assert found[""].monitor.count == 500
+
+
+def test_monitors_go_on_after_a_restart(store: Store) -> None:
+    known = np.random.default_rng(7).normal(size=100).tolist()
+    reviewing = Reviewing(store, "part")
+    grown(store, 0, 100)
+    reviewing.watch("1", known, THRESHOLD)
+    reviewing.save()
+    grown(store, 500, 50)
+    reviewing.catch_up()
+    wanted = [(one.source, one.monitor.to_dict()) for one in reviewing.drift()]
+    again = Reviewing(store, "part")  # without what came after the state was written
+    again.watch("1", known, THRESHOLD)
+    assert [(one.source, one.monitor.to_dict()) for one in again.drift()] == wanted
+    # Another version is compared with its own calibration, from its first prediction on.
+    grown(store, 900, 20, version="2")
+    again.watch("2", known, THRESHOLD)
+    assert again.drift()[0].monitor.count == 20
+
+
+@pytest.mark.parametrize(
+    ("source", "camera"), [("camera 1", "camera 1"), ("a.PNG", ""), ("", ""), ("line.2", "line.2")]
+)
+def test_the_name_of_a_file_is_no_camera(source: str, camera: str) -> None:
+    assert camera_of(source) == camera
