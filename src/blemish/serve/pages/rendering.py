@@ -86,6 +86,7 @@ class Visit:
             "models": self.service.models.names if self.service.ready else [],
             "version": self.version,
             "path": request.url.path,
+            "base": str(request.base_url),
             "tabs": tabs(request),
             "has_tokens": self.service.gate.has_tokens,
             "theme": chosen(request.cookies.get(THEME), ("light", "dark")),

@@ -54,6 +54,11 @@ document.addEventListener("keydown", (event) => {
   }
 });
 
+// Such forms are htmx's alone: sent by the browser itself, what they say would be lost.
+document.addEventListener("submit", (event) => {
+  if (event.target.matches?.("[hx-post]")) event.preventDefault();
+});
+
 document.addEventListener("change", (event) => {
   if (event.target.matches?.("[data-submits]")) event.target.form.requestSubmit();
 });
