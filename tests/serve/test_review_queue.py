@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from blemish.monitoring.estimates import figures
-from blemish.serve.reviewing import ALPHA, Reviewing, camera_of
+from blemish.serve.reviewing import ALPHA, Reviewing
 from blemish.store import Label, OtherScore, Scored, Store
 
 THRESHOLD = 2.0
@@ -211,10 +211,3 @@ def test_monitors_go_on_after_a_restart(store: Store) -> None:
     grown(store, 900, 20, version="2")
     again.watch("2", known, THRESHOLD)
     assert again.drift()[0].monitor.count == 20
-
-
-@pytest.mark.parametrize(
-    ("source", "camera"), [("camera 1", "camera 1"), ("a.PNG", ""), ("", ""), ("line.2", "line.2")]
-)
-def test_the_name_of_a_file_is_no_camera(source: str, camera: str) -> None:
-    assert camera_of(source) == camera

@@ -13,13 +13,11 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import PurePath
 from typing import Any
 
 import numpy as np
 
 from blemish.errors import ConfigError
-from blemish.images import EXTENSIONS
 from blemish.monitoring import draws
 from blemish.monitoring.drift import Alarm, Monitor, Reference
 from blemish.monitoring.estimates import Answer, Pool, Sample, Waiting, sample
@@ -287,7 +285,7 @@ class Reviewing:
         if self._reference is None or row.version != self._watched:
             return
         cell = self._reference.cell(row.score, str(row.id))
-        for source in dict.fromkeys(("", camera_of(row.source))):
+        for source in dict.fromkeys(("", row.source)):
             if source not in self._monitors:
                 if len(self._monitors) > _CAMERAS:
                     continue
@@ -312,8 +310,8 @@ class Reviewing:
     def _answer(self, row: Row, current: dict[str, Label]) -> Answer:
         known = self._known.get(row.picture)
         groups = {"day": row.time.date().isoformat()}
-        if camera := camera_of(row.source):
-            groups["camera"] = camera
+        if row.source:
+            groups["camera"] = row.source
         if row.category:
             groups["category"] = row.category
         return Answer(
@@ -333,13 +331,3 @@ def _candidate(row: Row, others: Sequence[OtherScore]) -> Candidate:
         if one.version != row.version
     ]
     return Candidate(picture=row.picture, opinions=(live, *more))
-
-
-def camera_of(source: str) -> str:
-    """The source of a picture, where it is a camera and not the name of the file alone.
-
-    Example:
-        >>> camera_of("camera 2"), camera_of("0001.png")
-        ('camera 2', '')
-    """
-    return "" if PurePath(source).suffix.lower() in EXTENSIONS else source

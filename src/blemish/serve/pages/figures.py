@@ -15,7 +15,7 @@ from blemish.monitoring.estimates import Curve, Estimate, Pool, Sample, by_group
 from blemish.serve.pages import charts, live
 from blemish.serve.pages.rendering import Visit, Visiting, chosen
 from blemish.serve.refusals import bad_request
-from blemish.serve.reviewing import ALPHA_CAMERAS, Reviewing, camera_of
+from blemish.serve.reviewing import ALPHA_CAMERAS, Reviewing
 from blemish.store.counting import Rate
 
 router = APIRouter(prefix="/figures")
@@ -171,7 +171,7 @@ def _rates(visit: Visit, span: Any) -> dict[str, Any]:
     spans: list[Rate] = store.verdict_rates(span, model=model)
     tables = {
         name: sorted(
-            (one for one in store.verdict_rates(by, model=model) if _is_group(by, one)),
+            (one for one in store.verdict_rates(by, model=model) if one.key),
             key=lambda one: -one.predictions,
         )[:12]
         for name, by in (("camera", "source"), ("category", "category"), ("version", "version"))
@@ -182,8 +182,3 @@ def _rates(visit: Visit, span: Any) -> dict[str, Any]:
         "tables": {name: rows for name, rows in tables.items() if rows},
         "disagreements": store.disagreements(model)[:24],
     }
-
-
-def _is_group(by: str, one: Rate) -> bool:
-    """Whether it is a camera, category or version, and not the name of a file, or nothing."""
-    return bool(camera_of(str(one.key)) if by == "source" else one.key)

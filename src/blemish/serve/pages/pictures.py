@@ -50,6 +50,7 @@ async def listed(
     verdict: str = "",
     reviewed: str = "",
     source: str = "",
+    name: str = "",
     category: str = "",
     version: str = "",
     order: str = "newest",
@@ -60,6 +61,7 @@ async def listed(
         "verdict": chosen(verdict, tuple(_LABELS)),
         "reviewed": chosen(reviewed, _REVIEWED),
         "source": source[:1024],
+        "name": name[:1024],
         "category": category[:200],
         "version": version[:100],
         "order": chosen(order, ORDERS, "newest"),
@@ -148,7 +150,7 @@ def _known(visit: Visit, id: int) -> Known | None:
 async def _page(visit: Visit, asked: dict[str, str], before: int | None) -> dict[str, Any]:
     store, model = visit.store, visit.model
     filters: dict[str, Any] = {"model": model}
-    for name in ("source", "category", "version"):
+    for name in ("source", "name", "category", "version"):
         if asked[name]:
             filters[name] = asked[name]
     if asked["verdict"]:
