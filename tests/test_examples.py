@@ -14,7 +14,7 @@ ROOT = Path(blemish.__file__).parent
 MODULES = sorted(
     ".".join(("blemish", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__")
     for path in ROOT.rglob("*.py")
-    if path.stem != "__main__"
+    if path.stem != "__main__" and "migrations" not in path.parts  # these run by Alembic alone
 )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from live import Live, serving
 from playwright.sync_api import Page, expect
-from test_jobs import detector, review  # noqa: F401
+from test_learning_jobs import detector, review  # noqa: F401
 
 import blemish
 from blemish.store import Job

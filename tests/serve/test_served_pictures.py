@@ -199,7 +199,7 @@ def test_what_holds_no_picture(live: Live, how: dict[str, Any], status: int, say
 def test_other_addresses(live: Live) -> None:
     with live.client() as client:
         for method, path, status in (
-            ("GET", "/", 404),
+            ("GET", "/nothing", 404),
             ("GET", URL, 405),
             ("POST", "/v1/models/other/predict", 404),
             ("GET", "/v1/models/other", 404),
