@@ -231,6 +231,8 @@ class MemoryBank(Method, Fits, Extends, LeavesOneOut):
     def _judged(self, features: Features, images: Tensor, without: Tensor | None) -> Scores:
         """`without`: of each picture the owner whose patches do not count; None = all do."""
         self._require(self.bank)
+        if self.coarse is None and without is None:
+            return self._finish(self.anomaly_map(features), images)
         embedded, finish = self.looked(features, images, without)
         return finish(self._own_distances(embedded, without))
 
