@@ -364,7 +364,7 @@ def _candidates(
 ) -> list[str]:
     """The versions that may be live at a start, the best first: as they were promoted, what was
     live before; where nothing was, the newest, those first that were named by themselves."""
-    newest = [*reversed(versions)]
+    newest = list(versions)[::-1]
     promoted = [one for one in reversed(pile) if one in versions]
     if not promoted:
         newest.sort(key=lambda one: versions[one].path not in named)
