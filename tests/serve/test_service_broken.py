@@ -187,3 +187,18 @@ def test_a_store_that_cannot_be_opened_is_told(folder: Path, tmp_path: Path) -> 
     (tmp_path / "store").write_text("a file, and no folder")
     with pytest.raises(StoreError), serving(folder, store_folder=tmp_path / "store"):
         pass
+
+
+def test_numbers_of_predictions_that_are_none(folder: Path, tmp_path: Path) -> None:
+    with serving(folder, store_folder=tmp_path / "store") as live, live.client() as client:
+        page = client.get("/live").text
+        csrf = page.partition('name="csrf" content="')[2].partition('"')[0]
+        for number, mask in (("²", b""), ("1" * 5000, b""), ("-1", b""), ("", b"mask")):
+            told = {"picture": "0" * 32, "verdict": "defect", "prediction": number}
+            answer = client.post(
+                "/review/label?model=part",
+                files={name: (None, value) for name, value in told.items()} | {"mask": mask},
+                headers={"X-CSRF-Token": csrf},
+            )
+            assert answer.status_code == 400
+            assert "int" not in answer.json()["error"]["message"]
