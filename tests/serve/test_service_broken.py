@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import io
+import json
+import os
 import shutil
 import threading
 from pathlib import Path
@@ -13,8 +17,9 @@ from live import Live, serving
 from parts import Fitted
 
 from blemish.errors import BlemishError, StoreError
-from blemish.serve import jobs
+from blemish.serve import jobs, running
 from blemish.serve.jobs import Plan
+from blemish.serve.logs import Log
 from blemish.serve.security import COOKIE
 
 
@@ -202,3 +207,34 @@ def test_numbers_of_predictions_that_are_none(folder: Path, tmp_path: Path) -> N
             )
             assert answer.status_code == 400
             assert "int" not in answer.json()["error"]["message"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="no limit of open files")
+def test_as_many_files_as_are_allowed() -> None:
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+        running._have_files()
+        now, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = running._FILES
+        assert now == (wanted if hard == resource.RLIM_INFINITY else min(hard, wanted))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_connections_for_which_there_are_no_files_are_told_once() -> None:
+    written = io.StringIO()
+    unheard = running.Unheard(Log("json", written))
+    loop = asyncio.new_event_loop()
+    try:
+        for _ in range(1000):
+            error = OSError(errno.EMFILE, "Too many open files")
+            unheard(loop, {"message": "socket.accept() out of resources", "exception": error})
+        unheard(loop, {"message": "another", "exception": ValueError("a fault")})
+        unheard(loop, {"message": "without an exception"})
+    finally:
+        loop.close()
+    events = [json.loads(line)["event"] for line in written.getvalue().splitlines()]
+    assert events == ["connections wait", "event loop", "event loop"]
