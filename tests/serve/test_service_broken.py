@@ -238,3 +238,23 @@ def test_connections_for_which_there_are_no_files_are_told_once() -> None:
         loop.close()
     events = [json.loads(line)["event"] for line in written.getvalue().splitlines()]
     assert events == ["connections wait", "event loop", "event loop"]
+
+
+def test_who_may_not_see_the_pages_is_led_to_the_login(folder: Path, tmp_path: Path) -> None:
+    tokens = tmp_path / "tokens"
+    tokens.write_text("predict line token-of-a-camera-1\n")
+    tokens.chmod(0o600)
+    with serving(folder, token_file=tokens) as live, live.client(follow_redirects=True) as client:
+        given = {"token": "token-of-a-camera-1"}
+        answer = client.post("/login", data=given, headers={"Accept": "text/html"})
+    assert answer.status_code == 403
+    assert 'href="/login"' in answer.text
+    assert 'href="/live"' not in answer.text
+
+
+def test_examples_of_the_manual_name_a_model_that_is_there(folder: Path) -> None:
+    (folder / "part").rename(folder / "bottle")
+    with serving(folder) as live, live.client() as client:
+        text = client.get("/docs").text
+    assert "/v1/models/bottle/predict" in text
+    assert "/v1/models/part/" not in text
