@@ -107,7 +107,7 @@ def test_pages_without_pictures_say_so(live: Live, path: str) -> None:
     expected = {
         "/live": "No picture yet",
         "/pictures": "None is as asked for",
-        "/review": "All reviewed",
+        "/review": "Nothing waits for review",
         "/figures": "No picture that version",
         "/models": "nobody has promoted one yet",
     }

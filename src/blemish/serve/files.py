@@ -15,6 +15,7 @@ from blemish.serve.refusals import bad_request
 
 SUFFIXES = (".blemish", ".onnx", ".xml")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+COMING = ".blemish-"  # how the names of versions begin that are on their way: no version's do
 _SHORT = 8  # hexadecimal digits of a file's digest that are its version
 
 

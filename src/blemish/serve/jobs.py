@@ -13,7 +13,7 @@ import os
 import shutil
 import sys
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -67,7 +67,7 @@ class Jobs:
 
     def __init__(self, service: Service, store: Store) -> None:
         self._service, self._store = service, store
-        self._turn = asyncio.Lock()
+        self._turn, self._beginning = asyncio.Lock(), asyncio.Lock()
         self._tasks: dict[int, asyncio.Task[None]] = {}
 
     async def open(self) -> None:
@@ -100,6 +100,11 @@ class Jobs:
         """
         served = self._service.models.live(name)
         self._service.models.folder_of(name)
+        async with self._beginning:  # of two at once, the second sees the first
+            return await self._begun(served, who, rate)
+
+    async def _begun(self, served: Served, who: str, rate: float | None) -> Job:
+        name = served.name
         if any(job.state not in ENDED for job in await self.jobs(name)):
             raise Refusal(409, "Conflict", "a job of this model is under way; wait for it")
         plan, learn, held = await self._gathered(served, rate)
@@ -131,7 +136,10 @@ class Jobs:
 
     async def job(self, id: int) -> Job:
         """One job. Raises: Refusal where there is none."""
-        found: Job | None = await self._in_pool(self._store.job, id)
+        try:
+            found: Job | None = await self._in_pool(self._store.job, id)
+        except ConfigError:  # no number that a job can have
+            found = None
         if found is None or found.kind != KIND:
             raise not_found("there is no job of that number")
         return found
@@ -219,7 +227,8 @@ class Jobs:
                 masked = await self._in_pool(self._with_masks, learn, folder)
                 task = self._task(id, served, how, masked, held, rate)
                 result = await self._learned(id, name, task, folder)
-                version = await self._joined(name, served, Path(task.draft), learn, result, id)
+                joining = self._joined(name, served, Path(task.draft), learn, result, id)
+                version = await _to_its_end(joining)
             await self._note(id, state="done", progress=1.0, message="done",
                              result={**result, "version": version})  # fmt: skip
             self._tell(id, name, "done")
@@ -413,6 +422,8 @@ def _share(line: Mapping[str, Any]) -> float:
 
 
 def _words(line: Mapping[str, Any]) -> str:
+    if not line["total"]:  # nobody knows how much it is
+        return str(line["stage"])
     return f"{line['stage']}: {line['done']} of {line['total']}"
 
 
@@ -427,6 +438,15 @@ def _scores(result: Mapping[str, Any], name: str, version: str) -> list[OtherSco
 async def _kept(stream: asyncio.StreamReader, words: deque[bytes]) -> None:
     async for line in stream:
         words.append(line[-_LAST_WORDS:])
+
+
+async def _to_its_end(work: Coroutine[Any, Any, str]) -> str:
+    """What comes of work that is not left half done: who cancels it comes too late."""
+    task = asyncio.create_task(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        return await task
 
 
 async def _ended(process: asyncio.subprocess.Process) -> None:

@@ -176,7 +176,7 @@ def _told(served: Served) -> dict[str, Any]:
 async def _received(request: Request, service: Service, folder: Path, kind: str) -> list[Path]:
     """The files of a body in a folder, under names of ours. Raises: Refusal, OSError."""
     settings = service.settings
-    stem = f".blemish-{secrets.token_hex(8)}"  # a name that no version has
+    stem = f"{files.COMING}{secrets.token_hex(8)}"
     folder.mkdir(parents=True, exist_ok=True)
     media = parse_options_header(request.headers.get("content-type", ""))[0]
     if media != b"multipart/form-data":

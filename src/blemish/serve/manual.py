@@ -16,7 +16,8 @@ from blemish.serve.security import User, needs
 router = APIRouter(include_in_schema=False)
 Predicting = Annotated[User, Depends(needs("predict"))]
 _BODIES = {
-    "/v1/models/{name}/predict": "multipart/form-data with files, or the bytes of one picture",
+    "/v1/models/{name}/predict": "multipart/form-data with files, or the bytes of one picture, "
+    "which ?name= can call by a name",
     "/v1/models/{name}/versions": "the file, or multipart/form-data: an .xml with its .bin",
     "/v2/models/{name}/infer": "JSON, or JSON and binary tensors",
     "/v2/models/{name}/versions/{version}/infer": "JSON, or JSON and binary tensors",
@@ -46,8 +47,10 @@ async def document(request: Request, user: Predicting) -> Response:
 async def page(request: Request, user: Predicting) -> Response:
     """The same, to be read."""
     url = str(request.base_url).rstrip("/")
-    found = {"groups": _groups(schema_of(request.app), url), "url": url}
-    has_tokens = request.app.state.service.gate.has_tokens
+    service = request.app.state.service
+    model = next(iter(service.models.names if service.ready else ()), "part")
+    found = {"groups": _groups(schema_of(request.app), url, model), "url": url}
+    has_tokens = service.gate.has_tokens
     shown = _PAGES.get_template("manual.html.jinja").render(**found, has_tokens=has_tokens)
     return HTMLResponse(shown)
 
@@ -83,7 +86,7 @@ def _body(told: str) -> dict[str, Any]:
     return {"description": told, "required": True, "content": content}
 
 
-def _groups(schema: dict[str, Any], url: str) -> dict[str, list[dict[str, Any]]]:
+def _groups(schema: dict[str, Any], url: str, model: str) -> dict[str, list[dict[str, Any]]]:
     """The operations of a document, by their tags, as the page shows them."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for path, methods in schema["paths"].items():
@@ -104,7 +107,7 @@ def _groups(schema: dict[str, Any], url: str) -> dict[str, list[dict[str, Any]]]
                     for each in told.get("parameters", ())
                 ],
                 "body": None if body is None else body.get("description") or _fields(schema, body),
-                "example": _example(method.upper(), path, url),
+                "example": _example(method.upper(), path, url, model),
             }
             groups.setdefault(told.get("tags", ["service"])[0], []).append(one)
     return groups
@@ -121,7 +124,7 @@ def _fields(schema: dict[str, Any], body: dict[str, Any]) -> str:
     return f"JSON: {', '.join(schema['components']['schemas'][reference]['properties'])}"
 
 
-def _example(method: str, path: str, url: str) -> str:
+def _example(method: str, path: str, url: str, model: str) -> str:
     words = ["curl", *(["-X", method] if method == "POST" and path not in _SENT else [])]
-    shown = path.replace("{name}", "part").replace("{version}", "2")
+    shown = path.replace("{name}", model).replace("{version}", "2")
     return shlex.join([*words, *_SENT.get(path, ()), f"{url}{shown}{_QUERIES.get(path, '')}"])

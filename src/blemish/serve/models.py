@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -123,7 +123,10 @@ class Served:
 
 
 class Registry:
-    """The versions of all models: what there is on disk, what is loaded and what is live."""
+    """The versions of all models: what there is on disk, what is loaded and what is live.
+
+    Attributes: complaints: what could not be served at the start, for the log.
+    """
 
     def __init__(
         self,
@@ -138,17 +141,38 @@ class Registry:
         self._live: dict[str, Served] = {}
         self._spare: OrderedDict[tuple[str, str], Served] = OrderedDict()
         self._changing = asyncio.Lock()
+        self.complaints: list[str] = []
 
     async def open(self) -> None:
         """Load the live version of each model: that which was promoted last, else the newest.
 
-        Raises: BlemishError where one cannot be loaded.
+        One that is not there or cannot be loaded is not served, but what was live before it, or the
+        next newest; `complaints` say so.
+
+        Raises: BlemishError where no model has a version that can be loaded.
         """
         self._files = await self._in_thread(files.found, self._settings.sources)
+        problem: BlemishError | None = None
         for name, versions in self._files.items():
-            promoted = await self._in_thread(self.promotions.promoted, name)
-            version = promoted if promoted in versions else list(versions)[-1]
-            self._live[name] = await self._loaded(versions[version])
+            pile = pile_of(await self._in_thread(self.promotions.promotions, name))
+            for version in _candidates(pile, versions, self._settings.models):
+                try:
+                    self._live[name] = await self._loaded(versions[version])
+                    break
+                except BlemishError as error:
+                    problem = error
+                    self.complaints.append(f"{name}/{version} cannot be served: {error}")
+            if name not in self._live:
+                self.complaints.append(f"{name}: no version of it can be served")
+            elif pile and self._live[name].version != pile[-1]:
+                served = self._live[name].version
+                told = (
+                    f"{name}: version {served} is live in place of {pile[-1]}, which was promoted"
+                )
+                self.complaints.append(told)
+        if not self._live and problem is not None:
+            raise problem
+        await self._in_thread(self._sweep)
 
     @property
     def names(self) -> list[str]:
@@ -215,6 +239,11 @@ class Registry:
             draft = ModelFile(name=name, version=version, path=given[0])
             with _refusing(draft.path):
                 await self._read(draft)
+            live = self._live.get(name)
+            if live is not None and not await self._in_thread(self.promotions.promotions, name):
+                # Or else the new version, as the newest, would be live after the next start.
+                told = (name, live.version, "blemish", "was live before")
+                await self._in_thread(self.promotions.promote, *told)
             for path in reversed(given):  # the weights first: an .xml without them is no model
                 path.replace(place.with_suffix(path.suffix))
             digest = await self._in_thread(files.digest_of, replace(draft, path=place))
@@ -241,6 +270,12 @@ class Registry:
         """Once everything that was accepted is done."""
         for served in (*self._live.values(), *self._spare.values()):
             await served.drain()
+
+    def _sweep(self) -> None:
+        """Delete what was on its way when the service before was killed."""
+        folder = self._settings.new_models
+        for left in () if folder is None else folder.glob(f"*/{files.COMING}*"):
+            left.unlink(missing_ok=True)
 
     def _free_place(self, name: str, version: str, suffix: str) -> Path:
         folder = self.folder_of(name)
@@ -322,6 +357,19 @@ class Registry:
 
     async def _in_thread(self, work: Callable[..., Any], *given: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._pools.load, work, *given)
+
+
+def _candidates(
+    pile: Sequence[str], versions: Mapping[str, ModelFile], named: Sequence[Path]
+) -> list[str]:
+    """The versions that may be live at a start, the best first: as they were promoted, what was
+    live before; where nothing was, the newest, those first that were named by themselves."""
+    newest = list(versions)[::-1]
+    promoted = [one for one in reversed(pile) if one in versions]
+    if not promoted:
+        newest.sort(key=lambda one: versions[one].path not in named)
+        return newest
+    return list(dict.fromkeys(promoted))
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import signal
@@ -24,6 +25,8 @@ from blemish.serve.settings import Settings
 
 _IDLE = 75  # seconds for which a connection stays open without a request
 _CONNECTIONS = 4096
+_FILES = 3 * _CONNECTIONS  # that are open at once
+_QUIET = 60.0  # seconds between two complaints about them
 
 
 class Protocol(H11Protocol):
@@ -108,6 +111,7 @@ def run(settings: Settings, ready: Callable[[Service, str], None]) -> int:
     Args: ready: called with the service and its URL, once it takes requests.
     Raises: BlemishError where it cannot begin.
     """
+    _have_files()
     listener = listening(settings)
     try:
         return asyncio.run(_run(settings, listener, ready))
@@ -119,6 +123,7 @@ async def _run(
     settings: Settings, listener: socket.socket, ready: Callable[[Service, str], None]
 ) -> int:
     log = Log(settings.log_format)
+    asyncio.get_running_loop().set_exception_handler(Unheard(log))
     app = create_app(settings, log)
     service: Service = app.state.service
     try:
@@ -130,6 +135,46 @@ async def _run(
         await service.stop()
     log.note("ended", signal=server.number, answered=dict(service.answered))
     return server.number
+
+
+class Unheard:
+    """Hears what went wrong in the event loop where nobody waited for it, and logs it.
+
+    Where a process may open no more files, asyncio tells so for each connection that waits, over
+    and over: that is told once a minute.
+    """
+
+    def __init__(self, log: Log) -> None:
+        self._log, self._told = log, -_QUIET
+
+    def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """As asyncio has it."""
+        error = context.get("exception")
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            if loop.time() - self._told >= _QUIET:
+                self._told = loop.time()
+                self._log.warn(
+                    "connections wait",
+                    reason="no more files may be opened: too many connections, or a limit that is "
+                    "too small (ulimit -n)",
+                )
+        elif error is None:
+            self._log.warn("event loop", reason=str(context.get("message", "")))
+        else:
+            self._log.fail("event loop", error, reason=str(context.get("message", "")))
+
+
+def _have_files() -> None:
+    """Be allowed as many open files as this process can be: each connection is one."""
+    if os.name != "posix":
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _FILES if hard == resource.RLIM_INFINITY else min(hard, _FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _configured(app: object, settings: Settings, log: Log) -> uvicorn.Config:

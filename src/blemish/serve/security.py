@@ -52,7 +52,12 @@ LOCAL = User("local", "admin")
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A browser that is logged in. csrf: what has to come with every change that it wants."""
+    """A browser that is logged in.
+
+    Attributes:
+        csrf: what has to come with every change that it wants.
+        ends: when, by the clock that nobody sets (`time.monotonic`).
+    """
 
     user: User
     csrf: str
@@ -93,10 +98,16 @@ def read_tokens(path: Path) -> dict[bytes, User]:
 
 
 class Gate:
-    """Knows users by their tokens and sessions. Args: tokens: as of `read_tokens`; None = local."""
+    """Knows users by their tokens and sessions.
 
-    def __init__(self, tokens: dict[bytes, User] | None) -> None:
-        self._tokens = tokens
+    Args:
+        tokens: as of `read_tokens`; None = local.
+        cookie: its name. Browsers give a cookie to every port of a host, so that two services of
+            one machine each need their own.
+    """
+
+    def __init__(self, tokens: dict[bytes, User] | None, cookie: str = COOKIE) -> None:
+        self._tokens, self._cookie = tokens, cookie
         self._sessions: dict[bytes, Session] = {}
 
     @property
@@ -125,13 +136,13 @@ class Gate:
 
     def log_out(self, request: Request, response: Response) -> None:
         """Close the session."""
-        self._sessions.pop(_hashed(request.cookies.get(COOKIE, "")), None)
-        response.delete_cookie(COOKIE, httponly=True, samesite="strict")
+        self._sessions.pop(_hashed(request.cookies.get(self._cookie, "")), None)
+        response.delete_cookie(self._cookie, httponly=True, samesite="strict")
 
     def session(self, request: Request) -> Session | None:
         """That of a browser; None without one."""
-        found = self._sessions.get(_hashed(request.cookies.get(COOKIE, "")))
-        return found if found is not None and found.ends > time.time() else None
+        found = self._sessions.get(_hashed(request.cookies.get(self._cookie, "")))
+        return found if found is not None and found.ends > time.monotonic() else None
 
     def page_session(self, request: Request, response: Response) -> Session | None:
         """For a page: the session, opened where nobody has to log in; None where one has to."""
@@ -160,14 +171,19 @@ class Gate:
         return LOCAL if session is None else session.user
 
     def _opened(self, response: Response, user: User, secure: bool) -> Session:
-        now, name = time.time(), secrets.token_urlsafe(32)
+        now, name = time.monotonic(), secrets.token_urlsafe(32)
         kept = {key: one for key, one in self._sessions.items() if one.ends > now}
         while len(kept) >= _MOST_SESSIONS:
             kept.pop(next(iter(kept)))
         session = Session(user, secrets.token_urlsafe(32), now + _SESSION_SECONDS)
         self._sessions = {**kept, _hashed(name): session}
         response.set_cookie(
-            COOKIE, name, max_age=_SESSION_SECONDS, httponly=True, samesite="strict", secure=secure
+            self._cookie,
+            name,
+            max_age=_SESSION_SECONDS,
+            httponly=True,
+            samesite="strict",
+            secure=secure,
         )
         return session
 

@@ -25,7 +25,7 @@ from blemish.serve.logs import Log
 from blemish.serve.metrics import Metrics
 from blemish.serve.models import Registry, Served
 from blemish.serve.refusals import Refusal, bad_request, busy, too_large, unusable
-from blemish.serve.security import Gate, read_tokens
+from blemish.serve.security import COOKIE, Gate, read_tokens
 from blemish.serve.settings import Settings
 from blemish.serve.telemetry import Spans
 from blemish.store import Store
@@ -105,7 +105,7 @@ class Service:
         self.settings = settings
         self.log = log or Log(settings.log_format)
         tokens = None if settings.token_file is None else read_tokens(settings.token_file)
-        self.gate = Gate(tokens)
+        self.gate = Gate(tokens, f"{COOKIE}_{settings.port}")
         self.metrics, self.events = Metrics(), Events()
         self.spans = Spans() if settings.telemetry else None
         self.store: Store | None = None
@@ -136,6 +136,8 @@ class Service:
             self.metrics.waiting.set_function(lambda: keeper.spool.waiting)
         self.models = Registry(settings, self.pools, self.store, self._batch_done)
         await self.models.open()
+        for told in self.models.complaints:
+            self.log.warn("a version is not served", reason=told)
         if self.store is not None:
             self.jobs = Jobs(self, self.store)
             await self.jobs.open()
@@ -158,7 +160,8 @@ class Service:
             self._begun = False
             if self.jobs is not None:
                 await self.jobs.close()
-            await self.models.close()
+            if hasattr(self, "models"):  # not where the store could not be opened
+                await self.models.close()
             if self.keeper is not None:
                 if self.follower is not None:
                     await self.follower.close()

@@ -47,6 +47,6 @@ def add_pages(app: FastAPI, *more: APIRouter) -> None:
         router.include_router(one)
     app.include_router(router)
     app.mount("/static", _Static(packages=[("blemish.serve", "static")]), name="static")
-    own = ("/live", "/pictures", "/review", "/figures", "/models")
+    own = ("/live", "/pictures", "/review", "/figures", "/refine", "/models")
     app.state.pages = {*own, *(one.prefix for one in more)}
     app.state.error_page = error_page

@@ -97,6 +97,11 @@ async def _given(request: Request) -> dict[str, Any]:
             found[part.field] = part.content.decode("utf-8", "replace")
     if not found["verdict"]:
         raise bad_request("say what the picture is: good, defect or unsure")
+    number = found["prediction"]
+    if number and not (number.isascii() and number.isdecimal() and len(number) < 20):
+        raise bad_request("the number of the prediction is none; load the page anew")
+    if found["mask"] and not number:
+        raise bad_request("a mask needs the number of the prediction that it was drawn on")
     return found
 
 
