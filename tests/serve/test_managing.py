@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,6 +66,9 @@ def test_no_request_is_lost_while_versions_change(live: Live, pictures: list[Pat
             answer = client.post("/v1/models/part/promote", json={"version": version})
             assert answer.status_code == 200, answer.text
             assert answer.json()["version"] == version
+            before = seen.total()
+            while seen.total() < before + 8:  # two of each, so that some saw it for sure
+                time.sleep(0.005)
     ended.set()
     for thread in threads:
         thread.join(30)

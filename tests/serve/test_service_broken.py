@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import threading
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx2 as httpx
@@ -21,6 +22,7 @@ from blemish.serve import jobs, running
 from blemish.serve.jobs import Plan
 from blemish.serve.logs import Log
 from blemish.serve.security import COOKIE
+from blemish.store import VersionRow
 
 
 @pytest.fixture
@@ -258,3 +260,19 @@ def test_examples_of_the_manual_name_a_model_that_is_there(folder: Path) -> None
         text = client.get("/docs").text
     assert "/v1/models/bottle/predict" in text
     assert "/v1/models/part/" not in text
+
+
+def test_a_name_of_a_version_is_not_given_twice(folder: Path, tmp_path: Path) -> None:
+    """Where somebody deleted the file of version 2, predictions of it are still told of."""
+    with serving(folder, store_folder=tmp_path / "store") as live:
+        store, made = live.service.store, live.service.jobs
+        assert store is not None
+        assert made is not None
+        told = {"sha256": "0" * 64, "method": "knn", "made": datetime.now(UTC)}
+        store.add_version(VersionRow(model="part", version="2", **told))
+        draft = folder / "part" / ".job-1.blemish"
+        shutil.copy(folder / "part" / "1.blemish", draft)
+        result = {"how": "refine", "learned": {"good": 1, "defects": 0}, "held": {"rows": []}}
+        base = live.service.models.live("part")
+        assert live.run(made._joined("part", base, draft, [], result, 1)) == "3"
+        assert live_version(live) == "1"

@@ -326,7 +326,9 @@ class Jobs:
     ) -> str:
         """The name of the new version, which is among the others now."""
         models, store = self._service.models, self._store
-        version = next_version([one.version for one in models.versions(name)])
+        # What the store speaks of is no name for another, even where its file was deleted.
+        rows = await self._in_pool(store.versions, name)
+        version = next_version([one.version for one in (*models.versions(name), *rows)])
         parts = [draft, draft.with_suffix(".bin")] if draft.suffix == ".xml" else [draft]
         file = await models.add(name, version, parts)
         served = await models.load(name, version)

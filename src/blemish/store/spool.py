@@ -63,7 +63,10 @@ class Spool:
                 opened.enter_context(locked(self._file))
                 self._recover()
             except OutputError as error:
-                raise StoreError("another process writes into this store's folder") from error
+                raise StoreError(
+                    f"{self._file.parent}: another process writes into this store; end it, or "
+                    "give this one another"
+                ) from error
             self._open = opened.pop_all()
         if self._waiting:
             self._start()

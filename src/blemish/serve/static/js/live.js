@@ -65,25 +65,42 @@ async function count() {
   await fetched(`/live/summary?${new URLSearchParams({ model: feed.dataset.model })}`, summary);
 }
 
-const events = new EventSource("/v1/events");
-events.addEventListener("open", () => said("on", "live"));
-events.addEventListener("error", () => said("off", "not connected, trying again"));
-for (const kind of ["prediction", "label", "promotion"]) {
-  events.addEventListener(kind, (event) => {
-    if (kind === "promotion") location.reload();
+let events = null;
+
+function listen() {
+  if (events || document.hidden) return;
+  events = new EventSource("/v1/events");
+  events.addEventListener("open", () => said(paused ? "" : "on", paused ? "paused" : "live"));
+  events.addEventListener("error", () => said("off", "not connected, trying again"));
+  for (const kind of ["prediction", "label", "promotion"]) {
+    events.addEventListener(kind, (event) => {
+      if (kind === "promotion") location.reload();
+      const data = JSON.parse(event.data);
+      if (data.model === undefined || data.model === feed.dataset.model) look();
+    });
+  }
+  events.addEventListener("drift", (event) => {
     const data = JSON.parse(event.data);
-    if (data.model === undefined || data.model === feed.dataset.model) look();
+    if (data.model !== feed.dataset.model) return;
+    tell(`${data.source || "All sources"}: ${data.change}`, true);
+    count().catch(() => {});
   });
 }
-events.addEventListener("drift", (event) => {
-  const data = JSON.parse(event.data);
-  if (data.model !== feed.dataset.model) return;
-  tell(`${data.source || "All sources"}: ${data.change}`, true);
-  count().catch(() => {});
+
+// Browsers open six connections to a host, over all tabs: one that nobody looks at keeps none.
+document.addEventListener("visibilitychange", () => {
+  if (document.hidden) {
+    events?.close();
+    events = null;
+  } else {
+    listen();
+    look();
+  }
 });
+listen();
 setInterval(() => {
   const since = performance.now() - lastSummary;
-  if (!paused && since > (stale ? SLOW : IDLE)) count().catch(() => {});
+  if (!paused && !document.hidden && since > (stale ? SLOW : IDLE)) count().catch(() => {});
 }, 500);
 
 function toggle() {

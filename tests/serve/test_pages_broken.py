@@ -1,0 +1,79 @@
+"""Faults of the pages that were found by hand, in a browser."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from live import Live, serving
+from playwright.sync_api import Page, expect
+
+HIDDEN = """hidden => {
+  Object.defineProperty(document, "hidden", { configurable: true, get: () => hidden });
+  document.dispatchEvent(new Event("visibilitychange"));
+}"""
+
+
+@pytest.fixture
+def live(artifact: Path, tmp_path: Path) -> Iterator[Live]:
+    with serving(artifact, store_folder=tmp_path / "store") as one:
+        yield one
+
+
+def send(live: Live, pictures: list[Path]) -> None:
+    with live.client() as client:
+        for path in pictures:
+            client.post("/v1/models/part/predict", content=path.read_bytes()).raise_for_status()
+
+
+def listeners(live: Live, wanted: int) -> bool:
+    until = time.monotonic() + 20
+    while live.service.events.listeners != wanted and time.monotonic() < until:
+        time.sleep(0.02)
+    return live.service.events.listeners == wanted
+
+
+def test_a_tab_that_nobody_looks_at_holds_no_connection(
+    live: Live, page: Page, pictures: list[Path]
+) -> None:
+    page.goto(f"{live.url}/live")
+    expect(page.locator("#state")).to_have_text("live")
+    assert listeners(live, 1)
+    page.evaluate(HIDDEN, True)
+    send(live, pictures[:1])  # the service sees that a listener has gone when it speaks to it
+    assert listeners(live, 0)
+    page.evaluate(HIDDEN, False)
+    assert listeners(live, 1)
+    expect(page.locator("#feed .shown")).to_be_visible()
+
+
+def test_a_key_right_after_a_label_is_heard(live: Live, page: Page, pictures: list[Path]) -> None:
+    """The form of the next picture is wired when it is there, and no tick later."""
+    send(live, pictures)
+    page.goto(f"{live.url}/review")
+    page.evaluate("""() => {
+      let seen = null;
+      new MutationObserver(() => {
+        const id = document.querySelector("#review")?.dataset.pictureId;
+        if (!id || id === seen) return;
+        seen = id;
+        // As soon as scripts can run again: before anything that waits for a timer.
+        setTimeout(() => document.dispatchEvent(new KeyboardEvent("keydown", {key: "g"})), 0);
+      }).observe(document.body, {childList: true, subtree: true});
+    }""")
+    page.keyboard.press("g")
+    expect(page.get_by_text("Nothing waits for review")).to_be_visible(timeout=20_000)
+    assert page.url == f"{live.url}/review"
+    assert live.service.store is not None
+    assert live.service.store.counts(model="part", reviewed=True).predictions == len(pictures)
+
+
+def test_a_picture_without_a_source_can_be_followed(
+    live: Live, page: Page, pictures: list[Path]
+) -> None:
+    send(live, pictures[:1])
+    page.goto(f"{live.url}/review")
+    page.get_by_role("link", name="picture 1").click()
+    expect(page).to_have_title("Picture 1 · blemish")
