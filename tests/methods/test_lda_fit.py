@@ -185,7 +185,7 @@ def test_a_trained_normality_part_takes_a_checkpoint_and_a_time_budget(
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"normality": "lda"}, "unknown method 'lda'.*take labelled defects themselves are none"),
+        ({"normality": "lda"}, "unknown method 'lda'.*take defects themselves are none"),
         ({"normality": "atacnet"}, "unknown method 'atacnet'"),
         ({"normality": "pachcore"}, "did you mean 'patchcore'"),
         ({"normality": "knn", "normality_settings": ("bank_sise=3",)}, "did you mean 'bank_size'"),

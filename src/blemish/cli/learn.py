@@ -154,12 +154,10 @@ def fit(
 
     named = {"backbone": backbone, "image_size": image_size, "layers": layers, "scales": scales}
     chosen = fitting.configure(
-        method,
-        recipe=recipe,
+        method, recipe=recipe, shots=shots,
         values=configs.read_config_file(config) if config else {},
         assignments=options.assignments(settings, **named, seed=seed),
-        shots=shots,
-    )
+    )  # fmt: skip
     request = {**options.taken_by(fitting.fit, locals()), "config": None, **configs.to_dict(chosen)}
     request["tile"] = options.tile(tile)
     kept: Sequence[Path] = ()

@@ -45,10 +45,9 @@ def distilled(
 
     Args:
         teacher: on the device that the student is trained on. layers: those that the method reads.
-        sources: the good pictures kept to learn from; some of them are held to measure by.
-        preprocessing: how they come to the method.
-        precision: bf16 or fp32. batch_size: pictures that the teacher looks at, at once.
-        minutes, checkpoint, resume: as of `training.train`.
+        sources: good pictures; some are held to measure by. preprocessing: as of the method.
+        precision: bf16 or fp32. batch_size: pictures that the teacher looks at, at once. minutes,
+            checkpoint, resume: as of `training.train`.
     Returns: the student, whose `info` and `spec` say of what, and how it was trained.
     Raises: ConfigError for a backbone that can have no student; DataError where no picture can be
         read; CollapseError where it does not see what its teacher sees.
@@ -60,12 +59,10 @@ def distilled(
     rotations, flips = config.copies(len(learned))
     stream = PictureStream(learned, preprocessing, batch_size, rotations=rotations, flips=flips)
     description: dict[str, Any] = {
-        "method": learner.name,
-        "config": configs.to_dict(config),
+        **{"method": learner.name, "config": configs.to_dict(config)},
         "preprocessing": preprocessing,
         "precision": precision_name(learner.precision),
     }
-    before = teacher.info
     training, _ = train(
         learner,
         stream,
@@ -73,7 +70,7 @@ def distilled(
         identity={
             **description,
             "preprocessing": configs.to_dict(preprocessing),
-            "weights": before.sha256,
+            "weights": teacher.info.sha256,
             "blocks": list(learner.backbone.blocks),
         },
         minutes=minutes,
@@ -83,6 +80,7 @@ def distilled(
     )
     check_agreement(training.findings)
     student = learner.backbone.eval().requires_grad_(False)
+    before = teacher.info
     student.info = WeightsInfo(
         source=f"pretrained:{learner.name} on {before.source}",
         sha256=digest_of(tensors_of(student)),

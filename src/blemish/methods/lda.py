@@ -1,5 +1,4 @@
-"""A normality detector that is taught by a few known defects. Ours: it goes beyond ATAC-Net, whose
-task it has.
+"""A normality detector that is taught by a few known defects: ours, for the task of ATAC-Net.
 
 Any unsupervised detector says where a picture differs from the good ones. Here that is where to
 look, three times: at the whole picture, around what differs, and closely at it. Its map, as
@@ -18,10 +17,9 @@ score. The closest look is worth what the normality detector is: its part of x i
 − 1, at least 0, where A is the AUROC of the normality's score between the labelled defects and the
 good pictures. To resemble the known defects adds to a score; not to resemble them takes nothing
 away, as a defect of another kind does not. M labelled defects know their mean √M times better than
-one of them, and count so much more; without any the score is that of the normality detector, to the
-bit. Nothing is learned by gradient: a defect is taught in the time that it takes to look at it.
-Where the mask of a labelled defect is known, the closest look is at the patches in it only; in the
-wider ones the good pictures, which have no masks, would be compared with something else.
+one of them, and count so much more; without any the score is the normality's, to the bit. Where the
+mask of a labelled defect is known, the closest look is at the patches in it only; in the wider ones
+the good pictures, which have no masks, would be compared with something else.
 
 A place of the heatmap adds what a picture that were all like it would, times (α_p(sharpness) / max
 α)^(2 A − 1).
@@ -73,8 +71,7 @@ class LdaConfig(MethodConfig):
             two thirds of the way.
         sharpness: of the attention: 0 = all patches count the same, however often it is looked.
         shrinkage: how far the covariance of the good pictures is drawn towards a sphere, in (0, 1].
-        weight: of what one labelled defect teaches, in standard deviations of the normality's
-            score.
+        weight: of what one labelled defect teaches, in deviations of the normality's score.
     """
 
     normality: str = "patchcore"
@@ -88,10 +85,8 @@ class LdaConfig(MethodConfig):
     def normality_class(self) -> type[Method]:
         """Raises: ConfigError for an unknown method, or one that takes labelled defects itself."""
         if self.normality not in UNSUPERVISED:
-            raise ConfigError(
-                f"normality: {unknown_name('method', self.normality, UNSUPERVISED)}; those that "
-                "take labelled defects themselves are none of them"
-            )
+            unknown = unknown_name("method", self.normality, UNSUPERVISED)
+            raise ConfigError(f"normality: {unknown}; those that take defects themselves are none")
         return UNSUPERVISED[self.normality]
 
     @property

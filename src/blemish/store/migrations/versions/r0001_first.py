@@ -15,7 +15,10 @@ _ID = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 def upgrade() -> None:
     _add_predictions()
+    _index_predictions()
+    _add_tallies()
     _add_reviews()
+    _add_labels()
     _add_models()
 
 
@@ -47,6 +50,9 @@ def _add_predictions() -> None:
         sa.UniqueConstraint("key", name="uq_predictions_key"),
         sqlite_autoincrement=True,
     )
+
+
+def _index_predictions() -> None:
     op.create_index(
         "ix_predictions_category_id_label", "predictions", ["category", "id", "label"], unique=False
     )
@@ -84,6 +90,9 @@ def _add_predictions() -> None:
     op.create_index(
         "ix_predictions_time_id_label", "predictions", ["time", "id", "label"], unique=False
     )
+
+
+def _add_tallies() -> None:
     op.create_table(
         "tallies",
         sa.Column("model", sa.String(length=100), nullable=False),
@@ -135,6 +144,9 @@ def _add_reviews() -> None:
         sa.Column("time", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("picture", "model", "version", name="pk_scores"),
     )
+
+
+def _add_labels() -> None:
     op.create_table(
         "labels",
         sa.Column("id", _ID, autoincrement=True, nullable=False),
