@@ -21,8 +21,10 @@ from blemish.errors import BlemishError, StoreError
 from blemish.serve import jobs, running
 from blemish.serve.jobs import Plan
 from blemish.serve.logs import Log
+from blemish.serve.pages import words
+from blemish.serve.reviewing import WHY
 from blemish.serve.security import COOKIE
-from blemish.store import VersionRow
+from blemish.store import Row, VersionRow
 
 
 @pytest.fixture
@@ -276,3 +278,16 @@ def test_a_name_of_a_version_is_not_given_twice(folder: Path, tmp_path: Path) ->
         base = live.service.models.live("part")
         assert live.run(made._joined("part", base, draft, [], result, 1)) == "3"
         assert live_version(live) == "1"
+
+
+def test_why_a_picture_is_shown_is_true_of_it() -> None:
+    said = {"picture": "0" * 32, "model": "part", "version": "1", "height": 8, "width": 8, "id": 1}
+    for score, label, expected in (
+        (0.27, 0, "its turn has come"),
+        (0.53, 0, "near the threshold"),
+        (0.55, 1, "near the threshold"),
+        (0.9, 1, "an alarm"),
+    ):
+        row = Row(**said, score=score, threshold=0.54, label=label)
+        assert words.why(row, "threshold").startswith(expected)
+        assert words.why(row, "random") == WHY["random"]

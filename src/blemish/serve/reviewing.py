@@ -25,7 +25,7 @@ from blemish.monitoring.queue import Candidate, Opinion, Queue
 from blemish.store import Draw, Label, OtherScore, Row, Store
 
 WHY = {
-    "threshold": "an alarm, or near the threshold",
+    "threshold": "near the threshold",
     "disagreement": "versions disagree on it",
     "unseen": "unlike pictures seen before",
     "random": "by chance, for honest figures",

@@ -18,7 +18,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from blemish.serve import uploads
 from blemish.serve.refusals import Refusal, bad_request, not_found
-from blemish.serve.reviewing import CHANGES, WHY
+from blemish.serve.reviewing import CHANGES
 from blemish.serve.security import Session, User
 from blemish.serve.service import Service
 
@@ -90,7 +90,6 @@ class Visit:
             "tabs": tabs(request),
             "has_tokens": self.service.gate.has_tokens,
             "theme": chosen(request.cookies.get(THEME), ("light", "dark")),
-            "why": WHY,
             "changes": CHANGES,
         }
         html = environment().get_template(template).render({**known, **values})

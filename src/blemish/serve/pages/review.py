@@ -13,7 +13,7 @@ from blemish.errors import ConfigError, ImageError
 from blemish.images import decode_mask
 from blemish.serve import uploads
 from blemish.serve.drawing import encoded
-from blemish.serve.pages import pictures
+from blemish.serve.pages import pictures, words
 from blemish.serve.pages.rendering import Visit, Visiting, form
 from blemish.serve.refusals import Refusal, bad_request
 from blemish.serve.reviewing import MOST_LEFT, Next, Reviewing
@@ -141,7 +141,10 @@ async def _shown(
     undone: Label | None = None,
     nothing_undone: bool = False,
 ) -> Response:
-    values: dict[str, Any] = {"known": None, "next": None, "ahead": [], "left": 0, "types": []}
+    values: dict[str, Any] = {
+        **{"known": None, "next": None, "why": ""},
+        **{"ahead": [], "left": 0, "types": []},
+    }
     passed = list(skipped or [])
     if visit.service.store is not None and visit.model:
         reviewing = Reviewing.of(visit.service, visit.model)
@@ -153,8 +156,10 @@ async def _shown(
             id = first.row.id
         if id is not None:
             values["known"] = await pictures.of_prediction(visit, id)
+        shown = next((one for one in coming if one.row.id == id), None)
         values |= {
-            "next": next((one for one in coming if one.row.id == id), None),
+            "next": shown,
+            "why": words.why(shown.row, shown.why) if shown else "",
             "ahead": [one.row for one in coming if one.row.id != id],
             "left": await visit.run(reviewing.left),
             "types": await pictures.types_of(visit),

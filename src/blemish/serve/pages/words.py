@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from blemish.serve.pages.rendering import percent, score
+from blemish.serve.reviewing import WHY
 from blemish.store import Row
 
 
@@ -34,6 +35,18 @@ def margin(row: Row) -> str:
     if not row.threshold or abs(row.score - row.threshold) > 0.05 * abs(row.threshold):
         return ""
     return "That is close: a little light or dust could turn the verdict."
+
+
+def why(row: Row, reason: str) -> str:
+    """Why the queue shows a picture. Args: reason: as a key of `WHY`.
+
+    Every picture's turn comes; those near the threshold, and alarms, only come sooner.
+    """
+    if reason != "threshold" or margin(row):
+        return WHY[reason]
+    if row.label:
+        return "an alarm"
+    return "its turn has come; pictures nearer to the threshold come sooner"
 
 
 def regions(row: Row) -> str:
