@@ -75,5 +75,17 @@ def test_a_picture_without_a_source_can_be_followed(
 ) -> None:
     send(live, pictures[:1])
     page.goto(f"{live.url}/review")
-    page.get_by_role("link", name="picture 1").click()
-    expect(page).to_have_title("Picture 1 · blemish")
+    page.get_by_role("link", name="picture 0").click()
+    expect(page).to_have_title("picture 0 · blemish")
+
+
+def test_the_name_of_a_file_is_shown(live: Live, page: Page, pictures: list[Path]) -> None:
+    with live.client() as client:
+        client.post(
+            "/v1/models/part/predict?source=camera+1",
+            files={"picture": ("bolt 7.png", pictures[0].read_bytes())},
+        ).raise_for_status()
+    for path in ("/live", "/pictures", "/review", "/pictures/1"):
+        page.goto(live.url + path)
+        expect(page.locator("main")).to_contain_text("bolt 7.png")
+    expect(page.locator(".facts")).to_contain_text("camera 1")

@@ -21,6 +21,7 @@ from blemish.serve.refusals import Refusal, bad_request, not_found
 from blemish.serve.reviewing import CHANGES
 from blemish.serve.security import Session, User
 from blemish.serve.service import Service
+from blemish.store import Row
 
 THEME = "blemish_theme"  # the cookie by which a person chose light or dark
 FORM = 2**16  # bytes of a form without files
@@ -175,6 +176,7 @@ def environment() -> jinja2.Environment:
         "moment": moment,
         "iso": iso,
         "query": query,
+        "named": named,
         "zipped": zipped,
     }
     made.globals |= {"static": static, "verdict_of": verdict_of}
@@ -264,6 +266,11 @@ def query(values: Mapping[str, Any], **changed: Any) -> str:
     """A query of the values that say something, some of them changed."""
     given = {**values, **changed}
     return urlencode({name: value for name, value in given.items() if value not in (None, "")})
+
+
+def named(row: Row) -> str:
+    """What people call a picture: its file's name and where it comes from, else its number."""
+    return " · ".join(filter(None, (row.name, row.source))) or f"picture {row.id}"
 
 
 def verdict_of(label: int | None) -> str:
