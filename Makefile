@@ -41,7 +41,7 @@ NUMERIC = tests/anomalies tests/backbones tests/losses tests/methods tests/metri
 	tests/detector/test_fit_categories.py tests/detector/test_regions_of_pictures.py \
 	tests/detector/test_within_areas.py tests/test_find_regions.py tests/detector/test_of_tiles.py \
 	tests/detector/test_resize.py tests/detector/test_of_foregrounds.py tests/data/test_tiling.py \
-	tests/detector/test_scoring.py tests/engines tests/export
+	tests/detector/test_scoring.py tests/detector/test_fit_student.py tests/engines tests/export
 AVX2 = ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
 # Two threads, so one test at a time: threads that wait for a busy core by spinning take ten times as long.
 PLAIN = ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive
