@@ -23,7 +23,7 @@ def _no_loop_of_a_browser(request: pytest.FixtureRequest) -> Iterator[None]:
     """Playwright leaves an event loop running in its thread, between its tests as well, in which
     others could start none."""
     loop = asyncio._get_running_loop()
-    if loop is None or "page" in request.fixturenames:
+    if loop is None or "playwright" in request.fixturenames:  # which those for tests rest on
         yield
         return
     asyncio._set_running_loop(None)
