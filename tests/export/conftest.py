@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from blemish.detector.manifest import Manifest
 @pytest.fixture(scope="session")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     if not CHROMIUM:
-        pytest.skip("no Chromium: apt-get install chromium")
+        missing = "no Chromium: apt-get install chromium"
+        (pytest.fail if os.environ.get("BLEMISH_CI") else pytest.skip)(missing)
     browser = Browser(tmp_path_factory.mktemp("profile"))
     try:
         yield browser
