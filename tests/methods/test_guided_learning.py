@@ -97,7 +97,7 @@ def test_the_loss_of_a_step(
         parts = zip(given[1], labels, kinds, strict=True)
         return [Synthetic(1 - picture, label > 0, label, kind) for picture, label, kind in parts]
 
-    monkeypatch.setattr("blemish.methods.guided.simulate_batch", simulate)
+    monkeypatch.setattr("blemish.methods.augmentation.simulate_batch", simulate)
     loss = method.training_step(batch, 0.4)
     simulators, pixels, guide, seeds = asked
     assert [each.name for each in simulators] == list(method.config.simulators)

@@ -109,6 +109,11 @@ class Backbone(nn.Module):
         """Where the weights are."""
         return next(self.parameters()).device
 
+    def colours(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation by which pictures are normalised, each 3 1 1, as `images`."""
+        both = images.new_tensor([self.mean, self.std])[..., None, None]
+        return both[0], both[1]
+
     def round_size(self, height: int, width: int) -> tuple[int, int]:
         """The nearest size that the stride divides (at least one stride)."""
         step = self.stride

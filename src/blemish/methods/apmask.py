@@ -195,10 +195,7 @@ class APMask(FineTuned):
         """Of normalised pictures B 3 H W, normalised: the teacher's global view B 3 h w, the
         student's, and its local views V·B 3 h w, view by view.
         """
-        mean, std = (
-            images.new_tensor(each)[:, None, None]
-            for each in (self.backbone.mean, self.backbone.std)
-        )
+        mean, std = self.backbone.colours(images)
         # bf16 places a crop to a fifth of a pixel
         with torch.autocast(images.device.type, enabled=False):
             pixels = (images.float() * std + mean).clamp(0, 1)

@@ -1,10 +1,15 @@
-"""How normal pictures are varied before `guided` pastes into them."""
+"""How normal pictures are varied, and synthetic anomalies put into them, as methods hold them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from blemish.anomalies import Simulator, Synthetic, simulate_batch
 
 
 def augmented(
@@ -40,3 +45,29 @@ def augmented(
         cropped / cropped.sum(dim=(1, 2), keepdim=True),
         inside,
     )
+
+
+def simulated(
+    simulators: Sequence[Simulator],
+    images: Tensor,
+    colours: tuple[Tensor, Tensor],
+    guide: Tensor | None,
+    seeds: Sequence[int],
+    inside: Tensor | None,
+) -> tuple[Tensor, list[Synthetic]]:
+    """Twins of normalised pictures B 3 H W with an anomaly each, and what was put in.
+
+    Args: as of `anomalies.simulate_batch`. colours: as `Backbone.colours`. guide: B h w. inside:
+        bool B H W, where alone it may be; None = anywhere.
+    """
+    mean, std = colours
+    pixels = (images * std + mean).permute(0, 2, 3, 1).float().cpu().numpy()
+    made = simulate_batch(
+        simulators,
+        np.ascontiguousarray(pixels),
+        None if guide is None else guide.float().cpu().numpy(),
+        seeds,
+        areas=None if inside is None else inside.cpu().numpy(),
+    )
+    twins = torch.from_numpy(np.stack([one.image for one in made])).to(images.device)
+    return (twins.permute(0, 3, 1, 2) - mean) / std, made

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from functools import cache, partial
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from blemish.anomalies import simulate_batch, simulator
+from blemish.anomalies import simulator
 from blemish.errors import ArtifactError
+from blemish.methods.augmentation import simulated
 from blemish.methods.base import Method, some_of
 from blemish.methods.capabilities import Batches
 from blemish.methods.compression import Compression
@@ -147,19 +147,10 @@ def spoilt(
     method: Method, images: Tensor, looked_at: Callable[[Tensor], Tensor | None], *, seed: int
 ) -> Tensor:
     """Pictures B 3 H W as a method takes them, each with a generated defect where it looks."""
-    both = images.new_tensor([method.backbone.mean, method.backbone.std])
-    mean, std = both[..., None, None].float()
-    pixels = (images.float() * std + mean).permute(0, 2, 3, 1).cpu().numpy()
-    inside = looked_at(images)
-    made = simulate_batch(
-        [simulator(name) for name in _SIMULATORS],
-        np.ascontiguousarray(pixels),
-        None,
-        range(seed, seed + len(images)),
-        areas=None if inside is None else inside.cpu().numpy(),
-    )
-    twins = torch.from_numpy(np.stack([one.image for one in made])).permute(0, 3, 1, 2)
-    changed = ((twins.to(images.device) - mean) / std).to(images.dtype)
+    chosen = [simulator(name) for name in _SIMULATORS]
+    exact, inside = images.float(), looked_at(images)
+    colours, seeds = method.backbone.colours(exact), range(seed, seed + len(images))
+    changed = simulated(chosen, exact, colours, None, seeds, inside)[0].to(images.dtype)
     # A pixel of exactly 0 says that it is not looked at.
     return changed if inside is None else torch.where(inside[:, None], changed, images)
 

@@ -29,14 +29,13 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from blemish.anomalies import simulate_batch, simulator
+from blemish.anomalies import simulator
 from blemish.backbones import Backbone, Features
 from blemish.backbones.cells import resampled
 from blemish.backbones.vit import VitBackbone
@@ -45,7 +44,7 @@ from blemish.errors import ArtifactError, ConfigError
 from blemish.losses.dice import dice_loss
 from blemish.methods import alignment
 from blemish.methods.adaptation import Adapter, EntropyAdapter, Look, attention_entropy
-from blemish.methods.augmentation import augmented
+from blemish.methods.augmentation import augmented, simulated
 from blemish.methods.base import reported, shown, smooth
 from blemish.methods.capabilities import Adapts, Batches, LooksAtScales, Summarises
 from blemish.methods.coreset import StreamingCoreset, nearest
@@ -192,7 +191,7 @@ class Guided(FineTuned, TrainedMethod, Summarises, Adapts, LooksAtScales):
         if config.augment:
             images, guide, inside = augmented(images, guide, inside)
         # Within the range of pixels, as the twins are: they must not be told apart by that.
-        mean, std = self._colours(images)
+        mean, std = self.backbone.colours(images)
         images = ((images * std + mean).clamp(0, 1) - mean) / std
         twins, masks, kinds = self._simulated(images, guide, inside)
         seen = self.read(self.see(torch.cat([images, twins])))
@@ -214,27 +213,16 @@ class Guided(FineTuned, TrainedMethod, Summarises, Adapts, LooksAtScales):
         """Twins of pictures B 3 H W with guidance B h w, of which bool B H W is looked at: B 3 H W,
         soft masks B H W, classes B.
         """
-        mean, std = self._colours(images)
-        pixels: Any = images * std + mean
         if self.config.guidance == "uniform":
             guide = torch.ones_like(guide)
         elif self.config.guidance == "shuffled":
             guide = shuffled(guide.flatten(1)).reshape(guide.shape)
         seeds = torch.randint(2**62, (len(images),)).tolist()
-        pixels = np.ascontiguousarray(pixels.permute(0, 2, 3, 1).float().cpu().numpy())
-        areas = None if inside is None else inside.cpu().numpy()
-        guides = guide.float().cpu().numpy()
-        made = simulate_batch(self.simulators, pixels, guides, seeds, areas=areas)
-        device = images.device
-        twins = torch.from_numpy(np.stack([one.image for one in made])).to(device)
+        colours, device = self.backbone.colours(images), images.device
+        twins, made = simulated(self.simulators, images, colours, guide, seeds, inside)
         masks = torch.from_numpy(np.stack([one.label for one in made])).to(device)
         kinds = torch.tensor([one.kind for one in made], device=device)
-        return (twins.permute(0, 3, 1, 2) - mean) / std, masks, kinds
-
-    def _colours(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation by which pictures are normalised, each 3 1 1."""
-        both = images.new_tensor([self.backbone.mean, self.backbone.std])[..., None, None]
-        return both[0], both[1]
+        return twins, masks, kinds
 
     def after_step(self, step: int, steps: int) -> None:
         """The average spans about the last tenth of the run."""
