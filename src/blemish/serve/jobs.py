@@ -15,7 +15,7 @@ import sys
 from collections import deque
 from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,7 +110,7 @@ class Jobs:
         plan, learn, held = await self._gathered(served, rate)
         if plan.missing:
             raise Refusal(409, "NothingToLearn", plan.missing)
-        told = {"base": served.version, "how": plan.how, "rate": rate}
+        told: dict[str, Any] = {"base": served.version, "rate": rate, "plan": asdict(plan)}
         told |= {"learn": len(learn), "held": len(held)}
         job = Job(model=name, kind=KIND, who=who, settings=told, message="waits for its turn")
         id = await self._in_pool(self._store.add_job, job)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -60,7 +61,8 @@ class Keeper:
 
     async def keep(self, upload: Upload, found: Prediction, served: Served) -> int | None:
         """Write down a prediction, with its picture; gives its id, None where that is not known."""
-        row = Scored.of(found, model=served.name, version=served.version, source=upload.source)
+        told = {"model": served.name, "version": served.version, "source": upload.source}
+        row = await self._in(self._media, partial(Scored.of, found, **told))  # off the loop
         waiting = _Waiting(row)
         self._rows.append(waiting)
         if self._writing is None or self._writing.done():

@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from blemish.serve.jobs import ENDED, Jobs
+from blemish.serve.jobs import ENDED, Jobs, Plan
 from blemish.serve.models import Served
 from blemish.serve.pages.rendering import Visit, Visiting, form
 from blemish.serve.refusals import Refusal, bad_request, not_found
@@ -88,6 +88,9 @@ async def _page(visit: Visit, template: str, id: int | None, done: str = "") -> 
     if id is not None and job is None:
         raise not_found("there is no job of that number of this model")
     job = job or (several[0] if several else None)
+    under_way = next((one for one in several if one.state not in ENDED), None)
+    # While one is under way what it learns from is shown, and not looked up anew every second.
+    plan = Plan(**under_way.settings["plan"]) if under_way else await jobs.plan(visit.model)
     compared: Sequence[Compared] = ()
     if job is not None and job.state == "done":
         compared = await visit.service.in_pool(_compared, visit, job)
@@ -95,10 +98,10 @@ async def _page(visit: Visit, template: str, id: int | None, done: str = "") -> 
         template,
         kept=True,
         done=done,
-        plan=await jobs.plan(visit.model),
+        plan=plan,
         job=job,
         jobs=several[:50],
-        under_way=next((one for one in several if one.state not in ENDED), None),
+        under_way=under_way,
         compared=compared[:_SHOWN],
         left=max(len(compared) - _SHOWN, 0),
         live=visit.version,
