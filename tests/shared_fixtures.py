@@ -128,9 +128,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str
 
     def execute(*arguments: object) -> tuple[int, str, str]:
         capsys.readouterr()
-        words = [
-            (one.split() or [one]) if isinstance(one, str) else [str(one)] for one in arguments
-        ]
+        words = [one.split() if isinstance(one, str) else [str(one)] for one in arguments]
         status = cli.main([word for part in words for word in part])
         return status, *capsys.readouterr()
 

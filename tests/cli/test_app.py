@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from parts import write_picture
 
+from blemish import cli
 from blemish.cli import app
 
 Run = Callable[..., tuple[int, str, str]]
@@ -64,6 +66,25 @@ def test_wrong_usage(
     assert said in refused(command)
     assert said in answered(command)["error"]["message"]
     assert run(command, "--json")[2] == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["predict", "{part}", ""], "word 3 of the command is empty, after {part}"),
+        (["watch", "", "{part}", "--output", "out", "--sort", "move"], "word 2 of the command"),
+        (["inspect", "{part}", "--device="], "word 3 of the command is empty;"),
+    ],
+)
+def test_an_empty_word_is_not_the_current_folder(
+    part: Path, picture: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch, words: list[str], said: str,
+) -> None:  # fmt: skip
+    kept = write_picture(tmp_path / "here" / "mine.png", picture(1))
+    monkeypatch.chdir(kept.parent)
+    assert cli.main([word.format(part=part) for word in words]) == 2
+    assert said.format(part=part) in capsys.readouterr().err
+    assert list(kept.parent.iterdir()) == [kept]
 
 
 def test_json_behind_two_dashes_is_a_name(refused: Refused) -> None:

@@ -199,7 +199,7 @@ def test_overlays_have_a_bounded_size(
 ) -> None:
     write(tmp_path / "large" / "a.png", picture(1, height=500, width=2000))
     write(tmp_path / "large" / "b.png", picture(2, height=60, width=70))
-    how = ["--output", tmp_path / "out", *filter(None, [given])]
+    how = ["--output", tmp_path / "out", given]
     assert run("predict", part, tmp_path / "large", *how)[0] == 0
     sizes = {decode(file).size for file in (tmp_path / "out" / "overlays").iterdir()}
     assert sizes == {(longer // 4, longer), (60, 70)}
@@ -232,7 +232,7 @@ def test_only_what_is_asked_for_is_kept(
         return view_of(*arguments)
 
     monkeypatch.setattr(outputs.View, "of", counted)
-    assert run("predict", part, four, "--output", out, *filter(None, [asked]), CPU)[0] == 0
+    assert run("predict", part, four, "--output", out, asked, CPU)[0] == 0
     folders = ["maps" if kind == "tiff" else kind for kind in kinds]
     assert files_in(out) == dict.fromkeys(folders, 4)
     assert len(drawn) == (4 if "overlays" in kinds else 0)
@@ -250,7 +250,7 @@ def test_masks_and_maps_are_those_of_the_predictions(
     out = tmp_path / "out"
     lower = read(part)[1]["regions"]["threshold"]["value"] * 0.6  # more than one in a picture
     asked = f"--save masks,maps,tiff --batch-size 1 --region-threshold {lower!r}"
-    run("predict", part, four, "--output", out, *filter(None, [asked]), CPU)
+    run("predict", part, four, "--output", out, asked, CPU)
     detector = blemish.load(part, precision="fp32", device="cpu").with_region_threshold(lower)
     assert max(len(row["regions"]) for row in rows_of(out)) > 1
     for row in rows_of(out):

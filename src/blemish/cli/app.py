@@ -33,7 +33,7 @@ from blemish.cli import (
     watch,
 )
 from blemish.cli.status import BY_SIGNAL, CLOSED_PIPE, ERROR, EXIT_STATUS
-from blemish.errors import BlemishError, OutputError
+from blemish.errors import BlemishError, ConfigError, OutputError
 from blemish.extras import missing
 
 # Click's in older releases of typer, its own in newer ones.
@@ -109,6 +109,7 @@ def command_tree() -> Any:
 
 
 def _run(arguments: list[str]) -> int:
+    _refuse_empty(arguments)
     command = command_tree()
     try:
         with command.make_context("blemish", arguments) as context:
@@ -116,6 +117,20 @@ def _run(arguments: list[str]) -> int:
             return status
     except typer.Exit as end:  # --help, --version
         return end.exit_code
+
+
+def _refuse_empty(arguments: Sequence[str]) -> None:
+    """As a path an empty word would be the current folder, which nobody has named.
+
+    Raises: ConfigError.
+    """
+    for number, word in enumerate(arguments, start=1):
+        if not word or (word.startswith("--") and word.endswith("=")):
+            after = f", after {arguments[number - 2]}" if number > 1 and not word else ""
+            raise ConfigError(
+                f"word {number} of the command is empty{after}; is a variable of the shell not "
+                "set? Leave it out, or name what it stands for (. is the current folder)"
+            )
 
 
 def _report(error: BaseException, *, as_json: bool) -> int:
