@@ -218,6 +218,8 @@ def test_the_curve_is_the_figures_at_every_threshold() -> None:
             assert value is None or line.values[name][at] == pytest.approx(value)
             assert line.low[name][at] == pytest.approx(one[name].low)
             assert line.high[name][at] == pytest.approx(one[name].high)
+    more = curve(found, also=[0.123, 9.0], pool=pool)
+    assert set(more.thresholds) == {*line.thresholds, 0.123, 9.0}
     assert (np.diff(line.values["false_alarm_rate"]) <= 1e-12).all()
     assert (np.diff(line.values["miss_rate"]) >= -1e-12).all()
     assert np.ptp(line.values["defect_share"]) < 1e-12

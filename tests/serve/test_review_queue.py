@@ -166,6 +166,18 @@ def test_figures_of_the_queue_hold_the_truth(store: Store) -> None:
     assert len(reviewing.sample("2")[0].scores) == 0
 
 
+def test_pictures_that_a_version_has_seen_say_nothing_of_it(store: Store) -> None:
+    reviewing = Reviewing(store, "part")
+    grown(store, 0, 60)
+    for _ in range(20):
+        (one,) = reviewing.coming("Ada", 1)
+        label(store, one.row.picture, "good")
+    reviewed = [one.row.picture for one in store.reviewed("part")]
+    waiting = order(store)
+    sample, pool = reviewing.sample("1", {*reviewed[:5], *waiting[:10]})
+    assert (len(sample.scores), len(pool.scores)) == (15, 45)
+
+
 def test_labels_given_out_of_turn_count_once_it_has_come(store: Store) -> None:
     reviewing = Reviewing(store, "part")
     grown(store, 0, 30)

@@ -274,12 +274,14 @@ def curve(
     of: Sample,
     thresholds: Sequence[float] | Floats | None = None,
     *,
+    also: Sequence[float] = (),
     level: float = 0.95,
     pool: Pool | None = None,
 ) -> Curve:
     """The rates at any threshold: above it is an alarm.
 
-    Args: thresholds: those wanted; None for up to 200 at which something changes. level: in (0, 1).
+    Args: thresholds: those wanted; None for up to 200 at which something changes, and `also` these.
+        level: in (0, 1).
     Raises: ConfigError for a level or threshold out of range.
     """
     if not 0 < level < 1:
@@ -287,7 +289,7 @@ def curve(
     if thresholds is None:
         known = np.unique(of.scores[of.truths != UNSURE])
         at = np.unique(np.linspace(0, max(len(known) - 1, 0), _POINTS).astype(int))
-        wanted = known[at] if known.size else known
+        wanted = np.unique([*(known[at] if known.size else known), *also]).astype(np.float64)
     else:
         wanted = np.unique(np.asarray(thresholds, np.float64))
     if not np.isfinite(wanted).all():

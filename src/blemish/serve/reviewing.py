@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -166,15 +166,21 @@ class Reviewing:
             self.catch_up()
             return len(self._store.queue(self._model, limit=MOST_LEFT))
 
-    def sample(self, version: str) -> tuple[Sample, Pool]:
-        """What the reviewed pictures say of a version that scored them, and all that it scored."""
+    def sample(self, version: str, seen: Collection[str] = ()) -> tuple[Sample, Pool]:
+        """What the reviewed pictures say of a version that scored them, and all that it scored,
+        without those that it has `seen` before, by their digests."""
         with self._lock:
             self.catch_up()
-            rows = [one.row for one in self._store.reviewed(self._model, version=version)]
+            reviewed = self._store.reviewed(self._model, version=version)
+            rows = [one.row for one in reviewed if one.row.picture not in seen]
             current = self._store.current_of([row.picture for row in rows])
             answers = [self._answer(row, current.get(row.picture, {})) for row in rows]
             labelled = {row.picture for row in rows}
-            own = {key: one for key, one in self._known.items() if version in one.scores}
+            own = {
+                key: one
+                for key, one in self._known.items()
+                if version in one.scores and key not in seen
+            }
             waiting = [
                 Waiting(priority=one.draw.priority, arrived=one.arrived)
                 for key, one in own.items()

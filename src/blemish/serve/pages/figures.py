@@ -72,7 +72,8 @@ async def shown(
         "chosen": "",
     }
     if visit.service.store is not None and visit.model:
-        names = [one.key for one in visit.store.verdict_rates("version", model=visit.model)]
+        rates = await visit.run(lambda: visit.store.verdict_rates("version", model=visit.model))
+        names = [one.key for one in rates]
         wanted = version if version in names else visit.version
         values |= {"versions": names, "chosen": wanted}
         values["found"], values["groups"] = await _found(visit, wanted, threshold, asked["by"])
@@ -129,7 +130,7 @@ async def _found(
     served = visit.service.models.loaded(visit.model, version)
 
     def found() -> tuple[Figures | None, dict[str, dict[str, Estimate]]]:
-        sample, pool = reviewing.sample(version)
+        sample, pool = reviewing.sample(version, _seen_by(visit, version, served))
         own = _own_threshold(visit, version, served)
         wanted = threshold if threshold is not None else own
         made = _figures(sample, pool, wanted, own)
@@ -151,16 +152,23 @@ def _own_threshold(visit: Visit, version: str, served: Any) -> float | None:
     return None if known is None else known.threshold
 
 
+def _seen_by(visit: Visit, version: str, served: Any) -> set[str]:
+    """The pictures that a version learned from or took its threshold from, as far as is known: they
+    would flatter it."""
+    if served is not None:
+        return {*served.detector.learned, *served.detector.record.data.calibrated}
+    known = visit.store.version(visit.model, version)
+    return set() if known is None else set(known.learned_from.get("pictures", ()))
+
+
 def _figures(
     sample: Sample, pool: Pool, threshold: float | None, own: float | None
 ) -> Figures | None:
     if not len(sample.scores):
         return None
-    known = curve(sample, level=LEVEL, pool=pool)
-    at = np.unique([*known.thresholds.tolist(), *([] if own is None else [own])])
-    if threshold is not None:
-        at = np.unique([*at.tolist(), threshold])
-    whole = curve(sample, at, level=LEVEL, pool=pool) if len(at) else None
+    also = [one for one in (own, threshold) if one is not None]
+    known = curve(sample, also=also, level=LEVEL, pool=pool)
+    whole = known if len(known.thresholds) else None
     estimates = {} if threshold is None else figures(sample, threshold, level=LEVEL, pool=pool)
     chart = Markup("") if whole is None else charts.curves(whole, threshold)
     return Figures(sample, threshold, own, estimates, whole, chart)
