@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from live import Live, serving
 from parts import Fitted, part
-from playwright.sync_api import Browser, ConsoleMessage, Page, expect
+from playwright.sync_api import Browser, ConsoleMessage, Page, Route, expect
 
 from blemish.images import decode_mask
 
@@ -331,6 +331,9 @@ def test_the_slider_shows_both_rates(live: Live, opened: Page, pictures: list[Pa
             opened.keyboard.press(labels[str(id)])
         expect(opened.locator(f'#review[data-picture-id="{id}"]')).to_have_count(0)
         assert at < 20
+    held: list[Route] = []
+    # The slider is moved before the curve is here.
+    opened.route("**/figures/curve*", lambda route: held.append(route))
     opened.goto(f"{live.url}/figures")
     rate = opened.locator('[data-rate="miss_rate"] [data-value]')
     expect(rate).to_have_text("0 %")
@@ -338,6 +341,9 @@ def test_the_slider_shows_both_rates(live: Live, opened: Page, pictures: list[Pa
     slider.focus()
     with opened.expect_response("**/figures/groups*"):
         opened.keyboard.press("End")  # above every score: all defects are missed
+    expect(rate).to_have_text("0 %")
+    (curve,) = held
+    curve.continue_()
     expect(rate).to_have_text("100 %")
     expect(opened.locator("[data-says]")).to_contain_text("100 % misses")
     expect(opened.locator("#groups")).to_contain_text("camera 1")

@@ -54,14 +54,13 @@ function show(curve, value) {
     `At ${score(value)}: ${percent(alarms)} false alarms, ${percent(misses)} misses.`;
 }
 
-async function begin() {
-  const answer = await fetch(place.dataset.curve);
-  if (!answer.ok) return;
-  const curve = await answer.json();
+/** What the slider was moved to while the curve was on its way is shown when it comes. */
+function begin() {
+  let curve;
   let waiting = 0;
   const moved = () => {
     const value = Number(slider.value);
-    show(curve, value);
+    if (curve) show(curve, value);
     clearTimeout(waiting);
     waiting = setTimeout(() => {
       const groups = document.querySelector("#groups");
@@ -69,11 +68,17 @@ async function begin() {
       if (groups) htmx.ajax("GET", address, { target: "#groups", swap: "outerHTML" });
     }, 400);
   };
+  const start = slider.value;
   slider.addEventListener("input", moved);
   place.querySelector("[data-own]")?.addEventListener("click", (event) => {
     if (event.target.dataset.own === "") return;
     slider.value = event.target.dataset.own;
     moved();
+  });
+  return fetch(place.dataset.curve).then(async (answer) => {
+    if (!answer.ok) throw new Error(`the curve: ${answer.status}`);
+    curve = await answer.json();
+    if (slider.value !== start) show(curve, Number(slider.value));
   });
 }
 
