@@ -124,11 +124,11 @@ def mvtec(kept_sets: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     """`run("fit knn", path, …)`: (exit status, standard output, standard error). A string is split
-    at blanks, a path or an empty string is one argument."""
+    at blanks, a path is one argument."""
 
     def execute(*arguments: object) -> tuple[int, str, str]:
         capsys.readouterr()
-        words = [(isinstance(one, str) and one.split()) or [str(one)] for one in arguments]
+        words = [one.split() if isinstance(one, str) else [str(one)] for one in arguments]
         status = cli.main([word for part in words for word in part])
         return status, *capsys.readouterr()
 
