@@ -14,7 +14,7 @@ from live import Live, serving
 from parts import part, settings_of, write_picture
 
 import blemish
-from blemish.serve.jobs import next_version
+from blemish.serve.joining import next_version
 from blemish.serve.refining import is_held
 from blemish.store import Draw, Job, Label, Scored, Store
 

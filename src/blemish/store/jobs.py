@@ -28,8 +28,8 @@ class Jobs(Part):
             return self._add_job(connection, job)
 
     def add_only_job(self, job: Job) -> int | None:
-        """Write a job down, unless another of its model and kind waits or runs: None then, whichever
-        of the services that share the store began it. Returns: its id."""
+        """Write a job down, unless another of its model and kind waits or runs, whichever of the
+        services that share the store began it. Returns: its id; None where there is another."""
         same = (JOBS.c.model == job.model, JOBS.c.kind == job.kind, JOBS.c.state.in_(_OPEN))
         with self._database.writing() as connection:
             if not self._database.is_sqlite:

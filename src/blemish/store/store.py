@@ -60,6 +60,11 @@ class Store(Exports, Counting, Reviewing, Versions, Jobs, Leases, Notes, Retenti
         """What its database is called in messages: without a path or an address."""
         return self._database.name
 
+    @property
+    def is_sqlite(self) -> bool:
+        """Whether its database is SQLite, which is for one service at a time."""
+        return self._database.is_sqlite
+
     def close(self) -> None:
         """Let go of the database. A closed store may not be used."""
         self._database.close()
