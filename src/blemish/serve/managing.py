@@ -120,7 +120,8 @@ async def add(
 async def events(request: Request, user: Annotated[User, Depends(needs("review"))]) -> Response:
     """What happens, as server-sent events: predictions, promotions, versions, jobs, labels."""
     service: Service = request.app.state.service
-    return StreamingResponse(_stream(service), media_type="text/event-stream")
+    unbuffered = {"X-Accel-Buffering": "no"}  # or else nginx keeps events for itself
+    return StreamingResponse(_stream(service), media_type="text/event-stream", headers=unbuffered)
 
 
 @router.get("/v1/me", tags=["service"])

@@ -29,6 +29,7 @@ from blemish.serve.metrics import Metrics
 from blemish.serve.models import Registry, Served
 from blemish.serve.refusals import Refusal, bad_request, busy, too_large, unusable
 from blemish.serve.security import COOKIE, Gate, read_tokens
+from blemish.serve.sessions import Sessions
 from blemish.serve.settings import Settings
 from blemish.serve.telemetry import Spans
 from blemish.serve.together import Together
@@ -140,6 +141,9 @@ class Service:
             self.store = await self.in_pool(partial(Store.open, wait=_WAIT), *where)
             keeper = self.keeper = Keeper(self.store, settings, self.log)
             self.metrics.waiting.set_function(lambda: keeper.spool.waiting)
+            sessions = self.gate.sessions = await self.in_pool(Sessions.kept, settings.store_folder)
+            if sessions.fault:
+                self.log.warn("a restart will end all sessions", reason=sessions.fault)
             self.together = Together(self, self.store)
             await self.together.open()
         self.models = Registry(settings, self.pools, self.store, self._batch_done)
