@@ -216,16 +216,18 @@ def check_writable(path: Path) -> None:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, wait: float = 0.0) -> Iterator[None]:
     """Keeps other processes from what is written at `path` step by step, while open.
 
     By a lock on a hidden file beside it, which the system releases when the process ends in any
     way, and which the next one that locks takes over. Where locks are not to be had, as on Windows
     and some network drives, nothing is locked.
 
+    Args: wait: seconds for another process to let it go.
     Raises: OutputError where another process holds it, or the folder cannot be written.
     """
     place = writable_place(path)
+    until = time.monotonic() + wait
     name = place.with_name(f".{place.name}.lock")
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -239,9 +241,11 @@ def locked(path: Path) -> Iterator[None]:
             except BaseException:
                 file.close()
                 raise
-            if same or not free or _locks is None:
+            if same or _locks is None or (not free and time.monotonic() >= until):
                 break
             file.close()
+            if not free:
+                time.sleep(0.02)
     except OSError as error:
         raise cannot_write(path, error) from error
     with file:

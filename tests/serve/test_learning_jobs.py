@@ -14,7 +14,7 @@ from live import Live, serving
 from parts import part, settings_of, write_picture
 
 import blemish
-from blemish.serve.jobs import next_version
+from blemish.serve.joining import next_version
 from blemish.serve.refining import is_held
 from blemish.store import Draw, Job, Label, Scored, Store
 
@@ -104,6 +104,8 @@ def test_from_labels_to_a_version_that_is_promoted(
         held = result["held"]
         assert held["after"]["found"] == held["defects"] == plan["held_defects"]
         assert all(is_held(row["picture"]) for row in held["rows"])
+        # None of these was drawn at random, so none is evidence for its regions.
+        assert "there are 0" in result["regions"]["after"]["reason"]
 
         versions = client.get("/v1/models/part").json()["versions"]
         assert [(one["version"], one["live"]) for one in versions] == [("1", True), ("2", False)]
@@ -170,6 +172,25 @@ def test_only_pictures_drawn_at_random_set_a_threshold_anew(
         assert (job["state"], job["result"]["how"]) == ("done", "calibrate"), job
         assert live.service.store.version("part", job["result"]["version"]).rate == 0.2
         assert client.post("/v1/models/part/refine?rate=2").status_code == 400
+
+
+def test_regions_after_learning_from_defects(
+    live: Live, detector: blemish.Detector, tmp_path: Path
+) -> None:
+    """They come from good pictures that were drawn at random, learned from or held out."""
+    review(live, detector, good=30, bad=8, drawn="random")
+    with live.client() as client:
+        client.post("/v1/models/part/refine?rate=0.1").raise_for_status()
+        job = ended(live, 1)
+        assert job["state"] == "done", job
+        regions, plan = job["result"]["regions"], job["settings"]["plan"]
+        assert regions["after"]["pictures"] == plan["good"] + plan["held_good"] == 30
+        assert regions["after"]["reason"] == ""
+        assert regions["after"]["threshold"] != regions["before"]["threshold"]
+        page = client.get("/refine?model=part").text
+        assert "Regions are shown from" in page
+    after = blemish.load(tmp_path / "models" / "part" / "2.blemish", device="cpu")
+    assert after.predict(part(777, defect=True)).regions
 
 
 def test_a_job_that_is_cancelled_leaves_nothing(

@@ -243,7 +243,7 @@ def test_sessions_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gate.page_session(request(), response)
     name = response.headers["set-cookie"].partition(";")[0]
     assert gate.session(request(cookie=name)) is not None
-    monkeypatch.setattr("blemish.serve.security.time.monotonic", lambda: 10.0**11)
+    monkeypatch.setattr("blemish.serve.sessions.time.time", lambda: 10.0**11)
     assert gate.session(request(cookie=name)) is None
 
 

@@ -18,13 +18,13 @@ from live import Live, serving
 from parts import Fitted
 
 from blemish.errors import BlemishError, StoreError
-from blemish.serve import jobs, running
+from blemish.serve import jobs, joining, running
 from blemish.serve.jobs import Plan
 from blemish.serve.logs import Log
 from blemish.serve.pages import words
 from blemish.serve.reviewing import WHY
 from blemish.serve.security import COOKIE
-from blemish.store import Row, VersionRow
+from blemish.store import Job, Row, VersionRow
 
 
 @pytest.fixture
@@ -102,9 +102,13 @@ def test_a_damaged_version_does_not_stop_the_rest(
 
 def test_what_was_on_its_way_in_a_crash_is_swept(folder: Path) -> None:
     left = folder / "part" / ".blemish-0011223344556677.onnx"
-    left.write_bytes(b"half")
+    coming = folder / "part" / ".blemish-8899aabbccddeeff.onnx"
+    for one in (left, coming):
+        one.write_bytes(b"half")
+    os.utime(left, (0, 0))
     with serving(folder):
         assert not left.exists()
+        assert coming.exists()  # another service may be receiving it
 
 
 def test_two_services_of_one_machine_leave_each_other_their_sessions(
@@ -275,8 +279,11 @@ def test_a_name_of_a_version_is_not_given_twice(folder: Path, tmp_path: Path) ->
         draft = folder / "part" / ".job-1.blemish"
         shutil.copy(folder / "part" / "1.blemish", draft)
         result = {"how": "refine", "learned": {"good": 1, "defects": 0}, "held": {"rows": []}}
-        base = live.service.models.live("part")
-        assert live.run(made._joined("part", base, draft, [], result, 1)) == "3"
+        id = store.add_job(Job(model="part", kind="refine", who="Ada", service=made._owner))
+        job = joining.made_of(id, "1", [], result)
+        live.run(joining.join(store, live.service.models, "part", draft, job))
+        assert job["version"] == "3"
+        assert store.job(id).state == "done"
         assert live_version(live) == "1"
 
 

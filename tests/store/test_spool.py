@@ -160,3 +160,29 @@ def test_postgresql_gone_and_back(tmp_path: Path, scored: Make) -> None:
             assert scores(store) == list(map(float, range(20)))
     finally:
         server.remove()
+
+
+def unreachable(rows: object) -> None:
+    raise StoreError("the database is unreachable", retryable=True)
+
+
+def test_several_services_of_one_folder(
+    postgres: Server, tmp_path: Path, scored: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each has a file of its own, and what waits for one that was killed goes to the next."""
+    with postgres.database() as url, Store.open(url, tmp_path) as store:
+        with Spool(store) as one, Spool(store, pause=60) as other:
+            assert one.add([scored(0)]) is not None
+            with monkeypatch.context() as gone:
+                gone.setattr(store, "add_predictions", unreachable)
+                assert other.add([scored(1), scored(2)]) is None
+            waiting = [file for file in tmp_path.glob("waiting*") if file.stat().st_size]
+            assert len(waiting) == 1
+            content = waiting[0].read_bytes()
+            # As a third one that was killed would have left it.
+            (tmp_path / "waiting-7.jsonl").write_bytes(content + b'{"half')
+        assert len(store.predictions()) == 3
+        with Spool(store) as after:
+            assert (after.flush(), after.damaged) == (0, 1)
+        assert not list(tmp_path.glob("waiting*"))
+        assert len(store.predictions()) == 3  # their keys were known

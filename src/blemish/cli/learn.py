@@ -329,6 +329,14 @@ def refine(
         list[Path] | None,
         Option(metavar="DEFECTS", help="Newly confirmed pictures of defects; repeatable."),
     ] = None,
+    held: Annotated[
+        list[Path] | None,
+        Option(
+            metavar="GOOD",
+            help="Pictures of good parts that it does not learn from: with the new ones, evidence "
+            "for the regions of defects, whose maps change; repeatable.",
+        ),
+    ] = None,
     output: Annotated[
         Path | None, Option("--output", "-o", help="The artifact to write. [default: the same one]")
     ] = None,
@@ -353,6 +361,7 @@ def refine(
                 detector,
                 good=good,
                 anomalies=anomalies,
+                held=held,
                 false_alarm_rate=false_alarm_rate,
                 progress=progress,
             )
@@ -390,6 +399,13 @@ def refine_lines(change: Refined) -> Iterable[str]:
         yield (
             f"Of the added defects {change.found_before} were found before, {change.found_after} "
             "are now, learned"
+        )
+    regions = change.detector.record.regions
+    if regions is not None and regions.threshold is not None:
+        told = regions.threshold
+        value = "none" if told.value is None else f"{told.value:.4g}"
+        yield f"Regions: {value}, from {told.n} good pictures" + (
+            f" ({told.reason})" if told.value is None else ""
         )
 
 

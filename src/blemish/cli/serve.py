@@ -46,6 +46,14 @@ Host = Annotated[
     list[str] | None,
     Option(metavar="NAME", help="A name under which it may be asked, beside IP addresses."),
 ]
+Proxy = Annotated[
+    list[str] | None,
+    Option(
+        metavar="ADDRESS",
+        help="Of a proxy before it, as 127.0.0.1 or 10.0.0.0/24, which is believed who asks and "
+        "whether by HTTPS. Takes --token-file.",
+    ),
+]
 TokenFile = Annotated[
     Path | None,
     Option(
@@ -108,6 +116,7 @@ def serve(
     address: Address = "127.0.0.1",
     port: Port = 8000,
     host: Host = None,
+    proxy: Proxy = None,
     token_file: TokenFile = None,
     store: StoreAt = "blemish-store",
     media: Media = Path("blemish-store"),
@@ -164,6 +173,7 @@ def _settings(given: Mapping[str, Any]) -> Settings:
     return Settings(
         models=tuple(given["models"]),
         hosts=tuple(given["host"] or ()),
+        proxies=tuple(given["proxy"] or ()),
         store_url=store if is_url else None,
         store_folder=None if store == "none" else folder,
         keep_pictures="pictures" in kept,

@@ -164,7 +164,7 @@ def recalibrate(
     categories = _categories(pictures, names)
     if smallest_region is None:
         smallest_region = detector.smallest_region
-    pass_ = _new_scores(detector, pictures.sources, categories, smallest_region, progress)
+    pass_ = new_scores(detector, pictures.sources, categories, smallest_region, progress)
     if not pass_.counted:
         raise DataError(
             "no picture is left to calibrate on: all were used for fitting or could not be read"
@@ -247,7 +247,7 @@ def recalibrate_on_defects(
     """
     defects = labelled_defects(anomalies)
     none = [""] * len(defects.sources)
-    pass_ = _new_scores(detector, defects.sources, none, 0.0, progress)
+    pass_ = new_scores(detector, defects.sources, none, 0.0, progress)
     if not pass_.counted:
         raise DataError("no labelled defect is left: all were learned from or could not be read")
     threshold = for_misses([score for score, *_ in pass_.counted.values()], miss_rate)
@@ -273,7 +273,7 @@ class _Pass:
     copies: int = 0
 
 
-def _new_scores(
+def new_scores(
     detector: Detector,
     sources: Sequence[Any],
     categories: Sequence[str],

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -109,6 +109,27 @@ def calibrated(
     return calibration, found
 
 
+@torch.inference_mode()
+def levels_left_out(
+    method: Method,
+    foreground: Foreground | None,
+    stream: PictureStream,
+    first_owner: int,
+    progress: Progress,
+    *,
+    smallest_region: float,
+) -> dict[int, float]:
+    """The level of the regions of each of some pictures that a method has learned from, left out,
+    by its position; copies count once.
+
+    Args: stream: as they are scored. first_owner: the number of the first one, as it was learned.
+    """
+    scored, _, _ = _scored(
+        method, foreground, stream, progress, smallest_region, left_out=True, first=first_owner
+    )
+    return {owner - first_owner: level for owner, (_, level) in scored.items()}
+
+
 def _as_kept(
     method: LeavesOneOut, stream: PictureStream, scored: Mapping[int, tuple[float, float]]
 ) -> Mapping[int, tuple[float, float]]:
@@ -126,15 +147,17 @@ def _scored(
     smallest_region: float,
     *,
     left_out: bool = False,
+    first: int = 0,
 ) -> tuple[Mapping[int, tuple[float, float]], tuple[float, float], Found]:
     """The score and the level of the regions of each picture of a stream, the scale of their
-    heatmaps, and what was found."""
+    heatmaps, and what was found. Args: first: added to the numbers of their owners."""
     scored: dict[int, tuple[float, float]] = {}
     samples: list[np.ndarray] = []
     engine = TorchEngine(method, foreground)
     stitching = Stitching.of(engine, stream.preprocessing.area)
     reading = stream.on(method.backbone.device)
     for batch in reported(reading, "calibrating", stream.rows, progress):
+        batch = replace(batch, owners=batch.owners + first)
         said = engine.said(batch.images, left_out=batch if left_out else None)
         found = masked(said, foreground, method.area, engine)
         placements = [stream.preprocessing.placement(size) for size in batch.sizes]

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +17,12 @@ from blemish import artifact
 from blemish.backbones.cache import features_kept
 from blemish.data.pictures import NO_PICTURES, good_pictures, labelled_defects
 from blemish.data.stream import Found, Passes, PictureStream, fingerprint
-from blemish.detector.calibrate import DEFAULT_RATE
+from blemish.detector.calibrate import DEFAULT_RATE, new_scores
+from blemish.detector.evidence import levels_left_out
 from blemish.detector.learned import detector_of
 from blemish.detector.manifest import Manifest, Refinement, broken
 from blemish.detector.predict import BATCH_SIZE, Detector
+from blemish.detector.thresholds import Method as CalibrationMethod
 from blemish.detector.thresholds import (
     RegionThresholds,
     Threshold,
@@ -31,7 +33,7 @@ from blemish.detector.thresholds import (
 from blemish.errors import ConfigError, DataError
 from blemish.methods import Method
 from blemish.methods.base import reported
-from blemish.methods.capabilities import Refines
+from blemish.methods.capabilities import LeavesOneOut, Refines
 from blemish.types import ANOMALOUS, Failure, Progress, Sample, silent
 
 
@@ -78,6 +80,8 @@ def refine(
     *,
     good: Any = None,
     anomalies: Any = None,
+    held: Any = None,
+    drawn: Collection[str] | None = None,
     false_alarm_rate: float | None = None,
     progress: Progress = silent,
 ) -> Refined:
@@ -88,10 +92,17 @@ def refine(
     scores for its normality stays as it was measured: at most too high while the bank has room, and
     a little too low where a full one lets old patches go.
 
+    Defects change the maps, so the thresholds of their regions come from good pictures that can be
+    looked at again: the new ones, each left out, and those held out. Where these are too few there
+    is none, with the reason.
+
     Args:
         detector: of `lda`, the normality part of which is a memory bank (patchcore, knn), of
             one category. It stays as it is; the refined one shares its backbone.
         good, anomalies: as of `blemish.fit`; one of them at least.
+        held: good pictures that are not learned from, as evidence for the regions.
+        drawn: the paths of the new good pictures that are such evidence too; None = all. Pictures
+            that were chosen for their scores are none.
         false_alarm_rate: of the new threshold; None = that of the old one, where there is one.
     Raises: ConfigError for another detector; DataError where nothing new can be read;
         CalibrationError as `fit`.
@@ -116,6 +127,7 @@ def refine(
         given = tuple(scores.values())
         record = dataclasses.replace(record, threshold=threshold, calibration_scores=given)
         refined = detector_of(method, record)
+        refined = _with_regions(refined, detector, added, found, held, drawn, progress)
         after = _alarms(refined, added.defects)
     was, now = [*old.values()], [scores[owner] for owner in old]
     return Refined(
@@ -160,11 +172,13 @@ class _Added:
 
     Attributes:
         good, defects: as they are learned; the defects without their `marks`.
+        first_owner: the number of the first good one.
         note: what the defects were recognised as.
         failures: those given that cannot be read. known: how many are known, or come twice.
     """
 
     good: PictureStream
+    first_owner: int
     defects: PictureStream
     marks: Sequence[Sample]
     note: str
@@ -199,6 +213,7 @@ def _added(
             rotations=detector.method.config.rotations,
             flips=detector.method.config.flips,
         ),
+        first_owner=method.next_owner(),
         defects=dataclasses.replace(plain, sources=[defects.sources[at] for at in unseen]),
         marks=[defects.samples[at] for at in unseen],
         note=defects.note,
@@ -226,7 +241,7 @@ def _unknown(
 def _learn(method: Method, added: _Added, progress: Progress) -> tuple[Found, Found]:
     """Have the method learn from what is new; what was found of the good ones and the defects."""
     assert isinstance(method, Refines)
-    good = Passes(added.good, method.backbone.device, first_owner=method.next_owner())
+    good = Passes(added.good, method.backbone.device, first_owner=added.first_owner)
     marked = dataclasses.replace(added.defects, marks=added.marks)
     defects = Passes(marked, method.backbone.device)
     if added.good.sources:
@@ -262,7 +277,6 @@ def _record(
         versions=now["versions"],
         thresholds={},
         parts=None,
-        regions=_regions(record.regions, changed=bool(found[1].digests)),
         data=dataclasses.replace(
             data,
             count=len(fitted) + len(calibrated),
@@ -280,14 +294,74 @@ def _record(
     )
 
 
-def _regions(known: RegionThresholds | None, *, changed: bool) -> RegionThresholds | None:
-    """The thresholds of the regions: as they were measured, at most too high, while the map is that
-    of a bank that has grown; void where defects have changed the map."""
-    if known is None or known.threshold is None or not changed:
-        return known
-    reason = "refined by defects since; `blemish calibrate` sets one for the new maps"
-    threshold = dataclasses.replace(known.threshold, value=None, guarantee="", reason=reason)
-    return RegionThresholds(smallest=known.smallest, threshold=threshold)
+def _with_regions(
+    refined: Detector,
+    before: Detector,
+    added: _Added,
+    found: tuple[Found, Found],
+    held: Any,
+    drawn: Collection[str] | None,
+    progress: Progress,
+) -> Detector:
+    """With thresholds of the regions: as they were measured, at most too high, while the map is
+    that of a bank that has grown; from pictures that can be looked at again where defects have
+    changed the map, now or before."""
+    known = before.record.regions
+    if known is None or known.threshold is None:
+        return refined
+    if known.threshold.value is not None and not found[1].digests:
+        return refined
+    levels = _levels(refined, added, found[0], drawn, known.smallest, progress)
+    way: CalibrationMethod = "leave-one-out" if levels else "split conformal"
+    if held is not None:
+        pictures = good_pictures(held)
+        none = [""] * len(pictures.sources)
+        more = new_scores(refined, pictures.sources, none, known.smallest, progress)
+        levels += [level for _, level, _ in more.counted.values()]
+    rate = known.threshold.rate or DEFAULT_RATE
+    if refined.threshold is not None and refined.threshold.rate is not None:
+        rate = refined.threshold.rate
+    threshold = calibrate(levels, rate, method=way, required=False, of="region")
+    if threshold.value is None:
+        reason = (
+            "defects have changed the maps since the old ones were measured, and "
+            f"{threshold.reason}; hold more good pictures out, or set it by `blemish calibrate`"
+        )
+        threshold = dataclasses.replace(threshold, reason=reason)
+    regions = RegionThresholds(
+        smallest=known.smallest, threshold=threshold, levels=tuple(map(float, levels))
+    )
+    return refined.with_record(dataclasses.replace(refined.record, regions=regions))
+
+
+def _levels(
+    refined: Detector,
+    added: _Added,
+    found: Found,
+    drawn: Collection[str] | None,
+    smallest: float,
+    progress: Progress,
+) -> list[float]:
+    """The levels of the regions of the new good pictures that are evidence, each left out."""
+    sources = added.good.sources
+    chosen = [
+        at
+        for at in found.digests
+        if drawn is None or str(getattr(sources[at], "path", sources[at])) in drawn
+    ]
+    method = refined.method
+    if not chosen or not isinstance(method, LeavesOneOut) or not method.leaves_one_out():
+        return []
+    plain = PictureStream(sources, refined.preprocessing, BATCH_SIZE).only(chosen)
+    levels = levels_left_out(
+        method,
+        getattr(refined.engine, "foreground", None),
+        plain,
+        added.first_owner,
+        progress,
+        smallest_region=smallest,
+    )
+    return list(levels.values())
 
 
 def _value(detector: Detector) -> float | None:

@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,6 +88,15 @@ def found(sources: Iterable[Path]) -> dict[str, dict[str, ModelFile]]:
         name: dict(sorted(versions.items(), key=lambda item: natural(item[0])))
         for name, versions in sorted(models.items())
     }
+
+
+def in_folders(sources: Iterable[Path]) -> Iterator[ModelFile]:
+    """The versions that folders of models hold now, without reading them. Those of a folder that
+    cannot be read are left out."""
+    for source in sources:
+        with suppress(OSError):
+            if source.is_dir():
+                yield from _of_folder(source)
 
 
 def _of_folder(folder: Path) -> Iterator[ModelFile]:

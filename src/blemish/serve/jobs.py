@@ -1,8 +1,9 @@
 """Learning from what was reviewed, as jobs in the background: one at a time, scoring goes first.
 
 A job works in a process of its own (`refining`), on a copy of what was said when it began. Its new
-version joins the others and is never live by itself: somebody promotes it. What a service leaves
-behind when it is killed is told as failed at the next start, and swept.
+version joins the others (`joining`) and is never live by itself: somebody promotes it. Of several
+services that share a store each does those that it began. What one leaves behind when it is killed
+is told as failed by another, or at its next start, and swept; a version that had joined stays.
 """
 
 from __future__ import annotations
@@ -13,25 +14,27 @@ import os
 import shutil
 import sys
 from collections import deque
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Collection, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from blemish.detector.thresholds import pictures_needed
 from blemish.errors import BlemishError, ConfigError
 from blemish.files import write_whole
 from blemish.monitoring.draws import RANDOM
+from blemish.serve.joining import join, made_of, settle
 from blemish.serve.models import Served
 from blemish.serve.refining import How, Item, Task, is_held, way_of
 from blemish.serve.refusals import Refusal, not_found
-from blemish.store import Job, OtherScore, Reviewed, Store, VersionRow
+from blemish.store import Job, Reviewed, Store
 
 if TYPE_CHECKING:
     from blemish.serve.service import Service
 
+T = TypeVar("T")
 KIND = "refine"
 FOLDER = "jobs"  # of the store
 _BETWEEN = 0.5  # seconds between two notes of progress
@@ -65,20 +68,46 @@ class Plan:
 class Jobs:
     """The jobs of a service that has a store."""
 
-    def __init__(self, service: Service, store: Store) -> None:
-        self._service, self._store = service, store
+    def __init__(self, service: Service, store: Store, owner: str) -> None:
+        self._service, self._store, self._owner = service, store, owner
         self._turn, self._beginning = asyncio.Lock(), asyncio.Lock()
         self._tasks: dict[int, asyncio.Task[None]] = {}
 
-    async def open(self) -> None:
-        """Tell of the jobs that an earlier process left behind, and sweep."""
-        folder = self._folder
-        await asyncio.to_thread(shutil.rmtree, folder, True)
+    async def look_after(self, alive: Collection[str]) -> None:
+        """Tell of the jobs that services left behind which are gone, and sweep what is nobody's;
+        end those of this service that others have ended.
+
+        Args: alive: the services that share the store, this one among them.
+        Raises: StoreError.
+        """
+        models, going = self._service.models, set()
+        for job in await self.jobs():
+            assert job.id is not None
+            is_own = job.service == self._owner
+            if job.state in ENDED:
+                if is_own and job.id in self._tasks and job.state != "done":
+                    self._tasks[job.id].cancel()
+                if job.state != "failed" or not job.result.get("row"):
+                    continue
+            elif is_own or job.service in alive:
+                going.add(job.id)
+                continue
+            if await self._in_pool(settle, self._store, models, job):
+                state = await self._in_pool(self._store.job, job.id)
+                self._tell(job.id, job.model, state.state)
+        await asyncio.to_thread(self._sweep_all, going)
+
+    def _sweep_all(self, going: Collection[int]) -> None:
+        """Delete what belongs to no job that is under way."""
+        for folder in self._folder.glob("*"):
+            if not (folder.name.isdecimal() and int(folder.name) in going):
+                shutil.rmtree(folder, ignore_errors=True)
         for name in self._service.models.names:
-            self._sweep(name, "*")
-        for job in await self._in_pool(self._store.jobs):
-            if job.kind == KIND and job.state not in ENDED:
-                await self._note(job.id, state="failed", message="the service ended; start it anew")
+            with suppress(Refusal):  # where no version can be added there are no drafts
+                for left in self._service.models.folder_of(name).glob(".job-*.*"):
+                    number = left.name.split(".")[1].removeprefix("job-")
+                    if not (number.isdecimal() and int(number) in going):
+                        left.unlink(missing_ok=True)
 
     async def close(self) -> None:
         """Cancel what is under way."""
@@ -105,15 +134,18 @@ class Jobs:
 
     async def _begun(self, served: Served, who: str, rate: float | None) -> Job:
         name = served.name
-        if any(job.state not in ENDED for job in await self.jobs(name)):
-            raise Refusal(409, "Conflict", "a job of this model is under way; wait for it")
         plan, learn, held = await self._gathered(served, rate)
         if plan.missing:
             raise Refusal(409, "NothingToLearn", plan.missing)
         told: dict[str, Any] = {"base": served.version, "rate": rate, "plan": asdict(plan)}
         told |= {"learn": len(learn), "held": len(held)}
-        job = Job(model=name, kind=KIND, who=who, settings=told, message="waits for its turn")
-        id = await self._in_pool(self._store.add_job, job)
+        message = "waits for its turn"
+        job = Job(
+            model=name, kind=KIND, who=who, settings=told, message=message, service=self._owner
+        )
+        id = await self._in_pool(self._store.add_only_job, job)
+        if id is None:
+            raise Refusal(409, "Conflict", "a job of this model is under way; wait for it")
         work = self._worked(id, name, served, plan.how, learn, held, rate)
         self._tasks[id] = asyncio.create_task(work)
         self._tasks[id].add_done_callback(lambda task: self._tasks.pop(id, None))
@@ -124,7 +156,11 @@ class Jobs:
         """End a job. Raises: Refusal where there is none of that id under way."""
         task = self._tasks.get(id)
         if task is None:
-            raise not_found("no job of that number is under way")
+            job = await self.job(id)
+            told = {"state": "cancelled", "message": "was cancelled", "service": job.service}
+            if not await self._in_pool(partial(self._store.update_job, id, **told)):
+                raise not_found("no job of that number is under way")
+            return  # another service does it, and ends it when it looks
         task.cancel()
         with suppress(asyncio.CancelledError):
             await asyncio.wait([task])
@@ -227,10 +263,10 @@ class Jobs:
                 masked = await self._in_pool(self._with_masks, learn, folder)
                 task = self._task(id, served, how, masked, held, rate)
                 result = await self._learned(id, name, task, folder)
-                joining = self._joined(name, served, Path(task.draft), learn, result, id)
-                version = await _to_its_end(joining)
-            await self._note(id, state="done", progress=1.0, message="done",
-                             result={**result, "version": version})  # fmt: skip
+                made = made_of(id, served.version, learn, result)
+                draft = Path(task.draft)
+                await _to_its_end(join(self._store, self._service.models, name, draft, made))
+            self._service.events.publish("version", {"model": name, "version": made["version"]})
             self._tell(id, name, "done")
         except asyncio.CancelledError:
             await self._note(id, state="cancelled", message="was cancelled")
@@ -315,47 +351,6 @@ class Jobs:
             told = told.replace(path, Path(path).name)
         return told
 
-    async def _joined(
-        self,
-        name: str,
-        base: Served,
-        draft: Path,
-        learn: Sequence[Item],
-        result: Mapping[str, Any],
-        id: int,
-    ) -> str:
-        """The name of the new version, which is among the others now."""
-        models, store = self._service.models, self._store
-        # What the store speaks of is no name for another, even where its file was deleted.
-        rows = await self._in_pool(store.versions, name)
-        version = next_version([one.version for one in (*models.versions(name), *rows)])
-        parts = [draft, draft.with_suffix(".bin")] if draft.suffix == ".xml" else [draft]
-        file = await models.add(name, version, parts)
-        served = await models.load(name, version)
-        threshold = served.detector.threshold
-        row = VersionRow(
-            model=name,
-            version=version,
-            sha256=file.digest,
-            method=served.detector.record.method,
-            threshold=None if threshold is None else threshold.value,
-            rate=None if threshold is None else threshold.rate,
-            base=base.version,
-            made=datetime.now(UTC),
-            learned_from={
-                "job": id,
-                "how": result["how"],
-                "good": result["learned"]["good"],
-                "defects": result["learned"]["defects"],
-                "pictures": [one.digest for one in learn],
-            },
-            figures={key: value for key, value in result["held"].items() if key != "rows"},
-        )
-        await self._in_pool(store.add_version, row)
-        await self._in_pool(store.add_scores, list(_scores(result, name, version)))
-        self._service.events.publish("version", {"model": name, "version": version})
-        return version
-
     def _sweep(self, name: str, which: str) -> None:
         """Delete drafts of a model that nobody finishes."""
         with suppress(Refusal):  # where no version can be added there are none
@@ -368,6 +363,7 @@ class Jobs:
 
     async def _note(self, id: int, **changes: Any) -> None:
         """Write down how far a job is. A store that is out of reach does not end it."""
+        changes["service"] = self._owner  # what another has ended stays so
         try:
             await asyncio.to_thread(lambda: self._store.update_job(id, **changes))
         except BlemishError as error:
@@ -375,17 +371,6 @@ class Jobs:
 
     def _tell(self, id: int, name: str, state: str, **more: Any) -> None:
         self._service.events.publish("job", {"job": id, "model": name, "state": state, **more})
-
-
-def next_version(versions: Sequence[str]) -> str:
-    """The name of a new version: the number after the largest.
-
-    Example:
-        >>> next_version(["1", "2", "0a3f55c1"]), next_version(["first"])
-        ('3', '1')
-    """
-    numbers = [int(one) for one in versions if one.isdecimal() and len(one) < 6]
-    return str(max(numbers, default=0) + 1)
 
 
 def _sorted(items: Sequence[Item]) -> tuple[list[Item], list[Item]]:
@@ -429,20 +414,12 @@ def _words(line: Mapping[str, Any]) -> str:
     return f"{line['stage']}: {line['done']} of {line['total']}"
 
 
-def _scores(result: Mapping[str, Any], name: str, version: str) -> list[OtherScore]:
-    """What the new version says of the pictures that were held out."""
-    return [
-        OtherScore(picture=row["picture"], model=name, version=version, **row["after"])
-        for row in result["held"]["rows"]
-    ]
-
-
 async def _kept(stream: asyncio.StreamReader, words: deque[bytes]) -> None:
     async for line in stream:
         words.append(line[-_LAST_WORDS:])
 
 
-async def _to_its_end(work: Coroutine[Any, Any, str]) -> str:
+async def _to_its_end(work: Coroutine[Any, Any, T]) -> T:
     """What comes of work that is not left half done: who cancels it comes too late."""
     task = asyncio.create_task(work)
     try:

@@ -16,12 +16,14 @@ from typing import Any
 
 import numpy as np
 
+from blemish.detector.predict import Detector
 from blemish.errors import BlemishError
 from blemish.images import Picture
 from blemish.report.heatmap import encode_jpeg, thumbnail
 from blemish.report.predictions import small
 from blemish.serve.batching import Upload
 from blemish.serve.drawing import THUMBNAIL, encoded
+from blemish.serve.files import ModelFile
 from blemish.serve.logs import Log
 from blemish.serve.models import Served
 from blemish.serve.settings import Settings
@@ -76,9 +78,9 @@ class Keeper:
         except TimeoutError:
             return None
 
-    async def note_version(self, served: Served) -> None:
+    async def note_version(self, file: ModelFile, detector: Detector) -> None:
         """Write down what a version is, where it is not known yet. Raises: StoreError."""
-        await self._in(self._writer, _noted, self.store, served)
+        await self._in(self._writer, _noted, self.store, file, detector)
 
     async def close(self) -> None:
         """Write what is left."""
@@ -158,18 +160,17 @@ def _file_of(content: Any) -> bytes:
     return encoded(np.ascontiguousarray(content[..., ::-1]))
 
 
-def _noted(store: Store, served: Served) -> None:
-    known = store.version(served.name, served.version)
-    if known is not None and known.sha256 == served.digest:
+def _noted(store: Store, file: ModelFile, detector: Detector) -> None:
+    known = store.version(file.name, file.version)
+    if known is not None and known.sha256 == file.digest:
         return
-    record = served.detector.record
-    threshold = served.detector.threshold
+    threshold = detector.threshold
     store.add_version(
         VersionRow(
-            model=served.name,
-            version=served.version,
-            sha256=served.digest,
-            method=record.method,
+            model=file.name,
+            version=file.version,
+            sha256=file.digest,
+            method=detector.record.method,
             threshold=None if threshold is None else threshold.value,
             rate=None if threshold is None else threshold.rate,
         )

@@ -40,8 +40,11 @@ async def model(request: Request, user: Predicting, name: str) -> dict[str, Any]
     service: Service = request.app.state.service
     live = service.models.live(name)
     history = await service.in_pool(service.models.promotions.promotions, name)
+    behind = service.models.behind.get(name)
     return {
         **_told(live),
+        # What was promoted, by any service of this store, and is not live here.
+        "behind": behind and {"version": behind.version, "reason": behind.reason},
         "versions": [
             {
                 "version": one.version,
@@ -100,7 +103,7 @@ async def add(
     given: list[Path] = []
     try:
         given = await _received(request, service, folder, kind)
-        file = await service.models.add(name, version, given)
+        file = await service.add(name, version, given)
     except OSError as error:
         raise cannot_write("the folder of models", error) from error
     except ClientDisconnect:
@@ -117,7 +120,8 @@ async def add(
 async def events(request: Request, user: Annotated[User, Depends(needs("review"))]) -> Response:
     """What happens, as server-sent events: predictions, promotions, versions, jobs, labels."""
     service: Service = request.app.state.service
-    return StreamingResponse(_stream(service), media_type="text/event-stream")
+    unbuffered = {"X-Accel-Buffering": "no"}  # or else nginx keeps events for itself
+    return StreamingResponse(_stream(service), media_type="text/event-stream", headers=unbuffered)
 
 
 @router.get("/v1/me", tags=["service"])

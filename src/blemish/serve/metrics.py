@@ -81,9 +81,24 @@ class Metrics:
         self.live = Gauge(
             "blemish_live", "1 for the version of a model that is live.", _MODEL, registry=own
         )
+        self.behind = Gauge(
+            "blemish_behind",
+            "1 for a version that was promoted, by any service, and is not live in this one.",
+            _MODEL,
+            registry=own,
+        )
+        self._behind: dict[str, str] = {}
         self.drift = Gauge(
             "blemish_drift", "Evidence of drift, where it is watched.", _MODEL, registry=own
         )
+
+    def of_behind(self, model: str, version: str | None) -> None:
+        """Say which version should be live and is not; None where there is none."""
+        if (before := self._behind.pop(model, None)) is not None:
+            self.behind.remove(model, before)
+        if version is not None:
+            self._behind[model] = version
+            self.behind.labels(model, version).set(1)
 
     def of_batch(self, model: str, version: str, pictures: int, seconds: float) -> None:
         """Count a batch."""

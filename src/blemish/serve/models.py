@@ -3,102 +3,45 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from blemish.detector.loading import load
 from blemish.detector.predict import Detector
 from blemish.errors import BlemishError
+from blemish.files import locked
 from blemish.serve import files
 from blemish.serve.batching import Batcher, Pools, Upload
 from blemish.serve.files import ModelFile, check_name
+from blemish.serve.promotions import Promotions, Remembered, pile_of
 from blemish.serve.refusals import Refusal, not_found, unusable
 from blemish.serve.settings import Settings
 from blemish.types import Failure, Prediction
 
 Observe = Callable[[str, str, int, float], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Promotion:
-    """A version that was made live: which, when, by whom and why."""
-
-    model: str
-    version: str
-    who: str
-    reason: str = ""
-    kind: str = "promote"
-    time: datetime = field(default_factory=lambda: datetime.now(UTC))
-
-
-class Promotions(Protocol):
-    """Where it is written down which version is live: the store, or this process's memory."""
-
-    def promote(self, model: str, version: str, who: str, reason: str = "") -> Any: ...
-    def promoted(self, model: str) -> str | None: ...
-    def promotions(self, model: str) -> Sequence[Any]: ...
-    def roll_back(self, model: str, who: str, reason: str = "") -> Any: ...
-
-
-class Remembered:
-    """Promotions that end with the process; as of `Store`."""
-
-    def __init__(self) -> None:
-        self._told: dict[str, list[Promotion]] = {}
-
-    def promote(self, model: str, version: str, who: str, reason: str = "") -> Promotion:
-        """Note that a version is live from now on."""
-        return self._note(Promotion(model=model, version=version, who=who, reason=reason))
-
-    def promoted(self, model: str) -> str | None:
-        """The version that is live; None where nobody has promoted one."""
-        pile = pile_of(self.promotions(model))
-        return pile[-1] if pile else None
-
-    def promotions(self, model: str) -> list[Promotion]:
-        """All, the oldest first."""
-        return list(self._told.get(model, ()))
-
-    def roll_back(self, model: str, who: str, reason: str = "") -> Promotion:
-        """Note that the version before the live one is live again."""
-        version = pile_of(self.promotions(model))[-2]
-        told = Promotion(model=model, version=version, who=who, reason=reason, kind="roll back")
-        return self._note(told)
-
-    def _note(self, one: Promotion) -> Promotion:
-        self._told.setdefault(one.model, []).append(one)
-        return one
-
-
-def pile_of(history: Sequence[Any]) -> list[str]:
-    """The versions that were live and can be gone back to, the live one last."""
-    pile: list[str] = []
-    for one in history:
-        if one.kind == "roll back":
-            pile.pop()
-        elif pile[-1:] != [one.version]:
-            pile.append(one.version)
-    return pile
+Joining = Callable[[ModelFile, Detector], Awaitable[None]]
+_ABANDONED = 600.0  # seconds without a byte after which nobody brings a version any more
+_PATIENCE = 30.0  # for a service that gives another version its name
 
 
 class Served:
     """A version of a detector that is loaded, and scores in batches.
 
     Attributes:
-        name, version: as it is asked for. digest: SHA-256 of its file.
+        file; name, version: as it is asked for. digest: SHA-256 of its file.
         users: requests that hold it.
     """
 
     def __init__(self, file: ModelFile, detector: Detector, batcher: Batcher) -> None:
-        self.detector, self._batcher = detector, batcher
+        self.detector, self._batcher, self.file = detector, batcher, file
         self.name, self.version, self.digest = file.name, file.version, file.digest
         self.users = 0
 
@@ -122,10 +65,26 @@ class Served:
             await asyncio.sleep(0.01)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Behind:
+    """A version that was promoted and is not live here.
+
+    Attributes:
+        version; reason: why not, without a path of this machine.
+        state: of its file when that was tried: nothing is tried again before it is another.
+    """
+
+    version: str
+    reason: str
+    state: tuple[int, int] | None
+
+
 class Registry:
     """The versions of all models: what there is on disk, what is loaded and what is live.
 
-    Attributes: complaints: what could not be served at the start, for the log.
+    Attributes:
+        complaints: what could not be served at the start, for the log.
+        behind: by model, what should be live by the history of promotions, and is not here.
     """
 
     def __init__(
@@ -142,6 +101,7 @@ class Registry:
         self._spare: OrderedDict[tuple[str, str], Served] = OrderedDict()
         self._changing = asyncio.Lock()
         self.complaints: list[str] = []
+        self.behind: dict[str, Behind] = {}
 
     async def open(self) -> None:
         """Load the live version of each model: that which was promoted last, else the newest.
@@ -151,33 +111,107 @@ class Registry:
 
         Raises: BlemishError where no model has a version that can be loaded.
         """
-        self._files = await self._in_thread(files.found, self._settings.sources)
+        self._files = await self.in_thread(files.found, self._settings.sources)
         problem: BlemishError | None = None
-        for name, versions in self._files.items():
-            pile = pile_of(await self._in_thread(self.promotions.promotions, name))
-            for version in _candidates(pile, versions, self._settings.models):
-                try:
-                    self._live[name] = await self._loaded(versions[version])
-                    break
-                except BlemishError as error:
-                    problem = error
-                    self.complaints.append(f"{name}/{version} cannot be served: {error}")
-            if name not in self._live:
-                self.complaints.append(f"{name}: no version of it can be served")
-            elif pile and self._live[name].version != pile[-1]:
-                served = self._live[name].version
-                told = (
-                    f"{name}: version {served} is live in place of {pile[-1]}, which was promoted"
-                )
-                self.complaints.append(told)
+        for name in self._files:
+            problem = await self._open(name) or problem
         if not self._live and problem is not None:
             raise problem
-        await self._in_thread(self._sweep)
+        await self.in_thread(self._sweep)
+
+    async def _open(self, name: str) -> BlemishError | None:
+        """Load the live version of a model; the last problem with those that may be so."""
+        versions, problem = self._files[name], None
+        pile = pile_of(await self.in_thread(self.promotions.promotions, name))
+        for version in _candidates(pile, versions, self._settings.models):
+            try:
+                self._live[name] = await self._loaded(versions[version])
+                break
+            except BlemishError as error:
+                problem = error
+                self.complaints.append(f"{name}/{version} cannot be served: {error}")
+        if name not in self._live:
+            self.complaints.append(f"{name}: no version of it can be served")
+        elif pile and self._live[name].version != pile[-1]:
+            served = self._live[name].version
+            self.complaints.append(
+                f"{name}: version {served} is live in place of {pile[-1]}, which was promoted"
+            )
+            reason = "it could not be loaded when this service started"
+            if pile[-1] not in versions:
+                reason = "its file is not here"
+            state = _state_of(versions.get(pile[-1]))
+            self.behind[name] = Behind(version=pile[-1], reason=reason, state=state)
+        return problem
+
+    async def look_again(self) -> list[ModelFile]:
+        """The versions that have come into the folders of models since, also of models that are not
+        served yet. Those of served models are among the others from now on."""
+        seen = await self.in_thread(lambda: list(files.in_folders(self._settings.sources)))
+        new = []
+        for file in seen:
+            versions = self._files.setdefault(file.name, {})
+            if file.version not in versions:
+                versions[file.version] = file
+                new.append(file)
+        for name in {file.name for file in new}:
+            self._files[name] = _in_order(self._files[name])
+        return new
+
+    async def begin(self, name: str) -> bool:
+        """Serve a model that is new, as at a start; whether it can be."""
+        async with self._changing:
+            if name not in self._live:
+                await self._open(name)
+            return name in self._live
+
+    async def follow(
+        self, name: str, digest_of: Callable[[str, str], str]
+    ) -> tuple[Served, Any] | None:
+        """Make the version live that was promoted last, maybe by another service. Where that cannot
+        be, `behind` says why, and what was live stays so.
+
+        Args: digest_of: SHA-256 that the file of a version is to have; "" where it is not known.
+        Returns: what was live before, and the last promotion; None where nothing changed.
+        """
+        async with self._changing:
+            before = self.live(name)
+            history = await self.in_thread(self.promotions.promotions, name)
+            version = (pile_of(history) or [before.version])[-1]
+            if before.version == version:
+                self.behind.pop(name, None)
+                return None
+            known, state = self.behind.get(name), _state_of(self._files[name].get(version))
+            if known is not None and (known.version, known.state) == (version, state):
+                return None
+            try:
+                digest = await self.in_thread(digest_of, name, version)
+                spare = self._spare.get((name, version))
+                if spare is not None and digest not in ("", spare.digest):
+                    del self._spare[(name, version)]  # its file was another one, or still is
+                after = self.loaded(name, version) or await self._load_spare(name, version)
+                if digest and after.digest != digest:
+                    reason = "the file of that version here is another one (by its SHA-256)"
+                    raise Refusal(409, "Conflict", reason)
+            except BlemishError as error:
+                reason = str(error)
+                if version not in self._files[name]:
+                    reason = "its file is not here"
+                state = _state_of(self._files[name].get(version))
+                self.behind[name] = Behind(version=version, reason=reason, state=state)
+                return None
+            await self._exchange(before, after)
+            return before, history[-1]
 
     @property
     def names(self) -> list[str]:
         """Of all models."""
         return list(self._live)
+
+    @property
+    def unserved(self) -> list[str]:
+        """The models that have files, of which none is live."""
+        return [name for name in self._files if name not in self._live]
 
     def live(self, name: str) -> Served:
         """The version that is live. Raises: Refusal for an unknown model."""
@@ -213,43 +247,56 @@ class Registry:
         Raises: Refusal for an unknown version, or one that cannot be loaded: nothing changes then.
         """
         async with self._changing:
-            return await self._swap(
-                name, version, partial(self.promotions.promote, name, version, who, reason)
-            )
+            before = self.live(name).version
+            promoted = await self.in_thread(self.promotions.promoted, name)
+            is_known = promoted == before and name not in self.behind
+            if before == version and (is_known or promoted is None):
+                raise Refusal(409, "Conflict", "that version is live already")
+            after = self.loaded(name, version) or await self._load_spare(name, version)
+            # What was live without being promoted is to be gone back to, too.
+            if before != version and (promoted is None or name in self.behind):
+                await self.in_thread(
+                    self.promotions.promote, name, before, "blemish", "was live before"
+                )
+            await self.in_thread(self.promotions.promote, name, version, who, reason)
+            return await self._exchange(self.live(name), after)
 
     async def roll_back(self, name: str, who: str) -> Served:
         """Make the version live that was so before the latest promotion. Raises: Refusal."""
         self.live(name)
         async with self._changing:
-            pile = pile_of(await self._in_thread(self.promotions.promotions, name))
-            if pile[-1:] == [self._live[name].version]:
-                pile.pop()
-            if not pile:
+            pile = pile_of(await self.in_thread(self.promotions.promotions, name))
+            if len(pile) < 2:
                 raise Refusal(409, "Conflict", "no other version of this model was ever live")
-            return await self._swap(name, pile[-1], partial(self.promotions.roll_back, name, who))
+            version = pile[-2]
+            after = self.loaded(name, version) or await self._load_spare(name, version)
+            await self.in_thread(self.promotions.roll_back, name, who)
+            return await self._exchange(self.live(name), after)
 
-    async def add(self, name: str, version: str, given: Sequence[Path]) -> ModelFile:
+    async def add(
+        self, name: str, version: str, given: Sequence[Path], joining: Joining | None = None
+    ) -> ModelFile:
         """Take a new version in: model files (and an `.xml`'s `.bin`) that lie in `folder_of`,
         renamed to what they will be called. They are loaded first: what cannot be is refused.
 
+        Args: joining: told of the file, as it will be, and of its detector before it is renamed.
         Raises: Refusal, and nothing changes.
         """
         async with self._changing:
             place = self._free_place(name, version, given[0].suffix)
             draft = ModelFile(name=name, version=version, path=given[0])
             with _refusing(draft.path):
-                await self._read(draft)
+                detector, digest = await self._read(draft)
             live = self._live.get(name)
-            if live is not None and not await self._in_thread(self.promotions.promotions, name):
+            if live is not None and not await self.in_thread(self.promotions.promotions, name):
                 # Or else the new version, as the newest, would be live after the next start.
                 told = (name, live.version, "blemish", "was live before")
-                await self._in_thread(self.promotions.promote, *told)
-            for path in reversed(given):  # the weights first: an .xml without them is no model
-                path.replace(place.with_suffix(path.suffix))
-            digest = await self._in_thread(files.digest_of, replace(draft, path=place))
+                await self.in_thread(self.promotions.promote, *told)
             file = ModelFile(name=name, version=version, path=place, digest=digest)
-            known = {**self._files.get(name, {}), version: file}
-            self._files[name] = dict(sorted(known.items(), key=lambda x: files.natural(x[0])))
+            if joining is not None:
+                await joining(file, detector)
+            await self.in_thread(self._rename, given, file)
+            self._files[name] = _in_order({**self._files.get(name, {}), version: file})
             if name not in self._live:
                 with _refusing(place):
                     self._live[name] = await self._loaded(file)
@@ -272,10 +319,19 @@ class Registry:
             await served.drain()
 
     def _sweep(self) -> None:
-        """Delete what was on its way when the service before was killed."""
+        """Delete what was on its way when a service was killed: nothing has come for a while."""
         folder = self._settings.new_models
         for left in () if folder is None else folder.glob(f"*/{files.COMING}*"):
-            left.unlink(missing_ok=True)
+            with suppress(OSError):
+                if time.time() - left.stat().st_mtime > _ABANDONED:
+                    left.unlink()
+
+    def _rename(self, given: Sequence[Path], file: ModelFile) -> None:
+        """Give model files their names, of which another service takes none meanwhile."""
+        with locked(file.path.with_name("versions"), wait=_PATIENCE):
+            self._free_place(file.name, file.version, file.path.suffix)
+            for path in reversed(given):  # the weights first: an .xml without them is no model
+                path.replace(file.path.with_suffix(path.suffix))
 
     def _free_place(self, name: str, version: str, suffix: str) -> Path:
         folder = self.folder_of(name)
@@ -286,26 +342,20 @@ class Registry:
             raise Refusal(409, "Conflict", "there is a version of that name; give it another")
         return folder / f"{version}{suffix}"
 
-    async def _swap(self, name: str, version: str, note: Callable[[], Any]) -> Served:
-        before = self.live(name)
-        if before.version == version:
-            raise Refusal(409, "Conflict", "that version is live already")
-        after = self.loaded(name, version) or await self._load_spare(name, version)
-        # What was live without being promoted is to be gone back to, too.
-        if await self._in_thread(self.promotions.promoted, name) != before.version:
-            told = (name, before.version, "blemish", "was live before")
-            await self._in_thread(self.promotions.promote, *told)
-        await self._in_thread(note)
-        del self._spare[(name, version)]
-        self._live[name] = after
-        self._keep(before)
-        await before.drain()
+    async def _exchange(self, before: Served, after: Served) -> Served:
+        """Have requests go to another version from now on; the one before ends what it has."""
+        self.behind.pop(before.name, None)
+        if after is not before:
+            self._spare.pop((after.name, after.version), None)
+            self._live[after.name] = after
+            self._keep(before)
+            await before.drain()
         return after
 
     async def _load_spare(self, name: str, version: str) -> Served:
         self.live(name)
         if version not in self._files[name]:
-            self._files |= await self._in_thread(files.found, self._settings.sources)
+            self._files |= await self.in_thread(files.found, self._settings.sources)
         file = self._files[name].get(version)
         if file is None:
             raise not_found("there is no version of that name of this model")
@@ -350,13 +400,27 @@ class Registry:
             )
             return detector, files.digest_of(file)
 
-        detector, digest = await self._in_thread(read)
+        detector, digest = await self.in_thread(read)
         async with self._pools.computing:
             await asyncio.get_running_loop().run_in_executor(self._pools.compute, warm, detector)
         return detector, digest
 
-    async def _in_thread(self, work: Callable[..., Any], *given: Any) -> Any:
+    async def in_thread(self, work: Callable[..., Any], *given: Any) -> Any:
+        """What a function gives that takes a while, in the thread that loads versions."""
         return await asyncio.get_running_loop().run_in_executor(self._pools.load, work, *given)
+
+
+def _state_of(file: ModelFile | None) -> tuple[int, int] | None:
+    """What tells whether a file is another than it was: its time and size; None without one."""
+    with suppress(OSError):
+        if file is not None:
+            found = file.path.stat()
+            return found.st_mtime_ns, found.st_size
+    return None
+
+
+def _in_order(versions: Mapping[str, ModelFile]) -> dict[str, ModelFile]:
+    return dict(sorted(versions.items(), key=lambda item: files.natural(item[0])))
 
 
 def _candidates(

@@ -3,11 +3,12 @@
     python -m blemish.serve.refining TASK.json
 
 A detector of `lda` on a memory bank takes the good pictures and the defects in, and has a new
-threshold (`blemish.detector.refine`). Any other keeps what it has learned, and only its thresholds
-are set anew, from good pictures that were drawn at random: those that the queue chose because they
-score near the threshold would raise it (`blemish.detector.calibrate`). Pictures that are held out
-are scored by both, and are never learned from, by this job or a later one: `is_held` goes by their
-content.
+threshold (`blemish.detector.refine`); the thresholds of its regions come from good pictures that
+were drawn at random, each left out or held out. Any other keeps what it has learned, and only its
+thresholds are set anew, from good pictures that were drawn at random: those that the queue chose
+because they score near the threshold would raise it (`blemish.detector.calibrate`). Pictures that
+are held out are scored by both, and are never learned from, by this job or a later one: `is_held`
+goes by their content.
 
 A line of JSON for each step goes to standard output: {"stage", "done", "total"}, and in the end
 {"result": …} or {"error": {"kind", "message"}}.
@@ -125,8 +126,8 @@ def work(task: Task, tell: Progress) -> dict[str, Any]:
     """Do a job: the new version lies at `task.draft` then.
 
     Returns: what came of it, JSON-ready: `how`, `learned` (good, defects, known, failures),
-        `thresholds` (before, after), and `held`: of each version how many good pictures raised an
-        alarm and how many defects were found, and a row for each picture.
+        `thresholds` and `regions` (before, after), and `held`: of each version how many good
+        pictures raised an alarm and how many defects were found, and a row for each picture.
     Raises: BlemishError as `refine`, `recalibrate` and `load`.
     """
     before = load(
@@ -148,6 +149,7 @@ def work(task: Task, tell: Progress) -> dict[str, Any]:
             name: None if one.threshold is None else one.threshold.value
             for name, one in (("before", before), ("after", after))
         },
+        "regions": {"before": _regions(before), "after": _regions(after)},
         "held": {"known": len(task.held) - len(held), **_counted(rows), "rows": rows},
     }
 
@@ -157,10 +159,13 @@ def _refined(before: Detector, task: Task, tell: Progress) -> tuple[Detector, di
 
     good = [one.sample for one in task.learn if not one.defective]
     defects = [one.sample for one in task.learn if one.defective]
+    held = [one.sample for one in task.held if one.drawn and not one.defective]
     found = refine(
         before,
         good=good or None,
         anomalies=defects or None,
+        held=held or None,
+        drawn={one.path for one in task.learn if one.drawn},
         false_alarm_rate=task.rate,
         progress=tell,
     )
@@ -179,6 +184,15 @@ def _calibrated(before: Detector, task: Task, tell: Progress) -> tuple[Detector,
     read = len(good) - known - len(failures)
     told = {"good": read, "defects": 0, "known": known, "failures": _shown(failures, task)}
     return after, told
+
+
+def _regions(detector: Detector) -> dict[str, Any] | None:
+    """The threshold of the regions of defects, of how many pictures, and why there is none."""
+    regions = detector.record.regions
+    if regions is None or regions.threshold is None:
+        return None
+    told = regions.threshold
+    return {"threshold": told.value, "pictures": told.n, "reason": told.reason}
 
 
 def _shown(failures: Sequence[Failure], task: Task) -> list[dict[str, str]]:

@@ -4,6 +4,7 @@ by `monitoring` as they come.
 Nothing here needs to be told of a prediction: `catch_up` reads those that are new, in the order of
 their ids. Each picture is placed once, and its place is written down, with the chances that it had:
 figures hold only with those. The states of the queue and of the monitors are a note in the store.
+Of several services one does so (`leading`), and the others read its places and its note.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from blemish.monitoring import draws
 from blemish.monitoring.drift import Alarm, Monitor, Reference
 from blemish.monitoring.estimates import Answer, Pool, Sample, Waiting, sample
 from blemish.monitoring.queue import Candidate, Opinion, Queue
-from blemish.store import Draw, Label, OtherScore, Row, Store
+from blemish.serve.leading import Lead
+from blemish.store import Draw, Label, LeaseLost, OtherScore, Row, Store
 
 WHY = {
     "threshold": "near the threshold",
@@ -84,18 +86,26 @@ class Drift:
 
 
 class Reviewing:
-    """Queue and monitors of a model. Any number of threads of one process may use one."""
+    """Queue and monitors of a model. Any number of threads of one process may use one.
 
-    def __init__(self, store: Store, model: str) -> None:
+    Args: owner: the instance of this service, where others may share the store.
+    """
+
+    def __init__(self, store: Store, model: str, owner: str | None = None) -> None:
         self._store, self._model = store, model
-        self._note = "reviewing " + hashlib.sha256(model.encode()).hexdigest()[:32]
-        self._queue = Queue(seed=model)
+        hashed = hashlib.sha256(model.encode()).hexdigest()[:32]
+        self._note, self._shown = f"reviewing {hashed}", f"shown {hashed} "
+        self._lead, self._led, self._read_at = Lead(store, self._note, owner), False, 0
+        self._lock = threading.RLock()
+        self._forget()
+
+    def _forget(self) -> None:
+        """Know nothing that is not in the store."""
+        self._queue = Queue(seed=self._model)
         self._known: dict[str, _Known] = {}
         self._last: int | None = None
         self._begun = False
         self._unsaved, self._saved = 0, time.monotonic()
-        self._handed: dict[str, tuple[str, float]] = {}
-        self._lock = threading.RLock()
         self._watched = ""
         self._reference: Reference | None = None
         self._monitors: dict[str, Monitor] = {}
@@ -106,58 +116,99 @@ class Reviewing:
         """That of a running service."""
         known: dict[str, Reviewing] = service.__dict__.setdefault("_reviewing", {})
         if model not in known:
-            known[model] = cls(service.store, model)
+            together = service.together
+            known[model] = cls(service.store, model, None if together is None else together.id)
         return known[model]
 
     def catch_up(self) -> None:
-        """Place what was predicted since the last time, and have the monitors see it."""
+        """Place what was predicted since the last time, and have the monitors see it; or read what
+        the service did that leads."""
         with self._lock:
-            if not self._begun:
-                self._begin()
-            while page := self._store.predictions(
-                model=self._model, before=self._last, order="oldest", limit=_PAGE, regions=False
-            ):
-                self._place(page)
-                for row in page:
-                    self._watch(row)
-                self._last = page[-1].id
-                self._unsaved += len(page)
-            late = time.monotonic() - self._saved > _UNSAVED_S
-            if self._unsaved >= _UNSAVED or (self._unsaved and late):
-                self.save()
+            leads = self._lead.has()
+            if leads != self._led:  # what this one knows may be old
+                self._led = leads
+                self._forget()
+            try:
+                self._catch_up() if leads else self._read()
+            except LeaseLost:
+                self._lead.lose()
+                self._led = False
+                self._forget()
+                self._read()
+
+    def _catch_up(self) -> None:
+        if not self._begun:
+            self._begin()
+        for page in self._new_pages():
+            self._place(page)
+            for row in page:
+                self._watch(row)
+            self._last = page[-1].id
+            self._unsaved += len(page)
+        late = time.monotonic() - self._saved > _UNSAVED_S
+        if self._unsaved >= _UNSAVED or (self._unsaved and late):
+            self.save()
+
+    def _read(self) -> None:
+        """Read the note where it is new, and the places of pictures as far as they have one."""
+        written = self._store.note_time(self._note) or 0
+        if not self._begun or written != self._read_at:
+            self._read_at = written
+            self._begin(pictures=not self._begun)
+        for page in self._new_pages():
+            new = [one.picture for one in page if one.picture not in self._known]
+            for draw in self._store.draws(new, self._model).values():
+                self._know(draw, [])
+            for row in page:
+                if row.picture not in self._known:
+                    return  # it waits for the one that leads
+                self._known[row.picture].scores[row.version] = row.score
+                self._last = row.id
+
+    def _new_pages(self) -> Iterator[list[Row]]:
+        """The predictions after the last one that was seen, none of which may still have others
+        before it that are being written."""
+        end = self._store.last_settled()
+        while page := self._store.predictions(
+            model=self._model, before=self._last, order="oldest", limit=_PAGE, regions=False
+        ):
+            settled = [row for row in page if row.id <= end]
+            if settled:
+                yield settled
+            if len(settled) < len(page):
+                return
 
     def save(self) -> None:
         """Write down the states of queue and monitors, if there is something new."""
         with self._lock:
-            if not self._unsaved:
+            if not self._unsaved or not self._led:
                 return
             monitors = {source: one.to_dict() for source, one in self._monitors.items()}
             told = {"watched": self._watched, "monitors": monitors} if monitors else self._kept
             state = {"last": self._last, "queue": self._queue.to_dict(), **told}
-            self._store.put_note(self._note, state)
+            self._store.put_note(self._note, state, self._lead.held)
             self._unsaved, self._saved = 0, time.monotonic()
 
     def coming(self, reviewer: str, count: int, skipped: Sequence[str] = ()) -> list[Next]:
         """The pictures that a reviewer is shown next; the first is kept for them a while."""
         with self._lock:
             self.catch_up()
-            now, passed = time.monotonic(), set(skipped)
-            found = []
+            passed, shown = set(skipped), self._store.leased(self._shown)
+            found: list[Next] = []
             for draw in self._line():
-                who, until = self._handed.get(draw.picture, (reviewer, 0.0))
-                if draw.picture in passed or (who != reviewer and until > now):
+                name = self._shown + draw.picture
+                if draw.picture in passed or shown.get(name, reviewer) != reviewer:
                     continue
                 rows = self._store.predictions(
                     picture=draw.picture, model=self._model, limit=1, regions=False
                 )
+                if rows and not found and not self._store.lease(name, reviewer, _LEASE):
+                    continue  # another was quicker
                 found += [Next(row, draw.stratum) for row in rows]
                 if len(found) == count:
                     break
             if len(found) < count:
                 found += self._second_looks(reviewer, count - len(found), passed)
-            if found:
-                kept = {key: value for key, value in self._handed.items() if value[1] > now}
-                self._handed = {**kept, found[0].row.picture: (reviewer, now + _LEASE)}
             return found
 
     def left(self) -> int:
@@ -198,27 +249,34 @@ class Reviewing:
     def watch(self, version: str, scores: Sequence[float], threshold: float | None) -> None:
         """Have monitors compare what a version scores with its calibration scores."""
         with self._lock:
+            self.catch_up()  # what follows sees all that is placed, and no more
             if version == self._watched:
                 return
-            self.catch_up()  # what follows sees all that is placed, and no more
             self._watched, self._monitors, self._reference = version, {}, None
             if not len(scores):
                 return
             self._reference = Reference.of(scores, threshold, seed=self._model)
-            if self._kept.get("watched") == version:
-                try:
-                    self._monitors = {
-                        source: Monitor.from_dict(one, self._reference)
-                        for source, one in self._kept["monitors"].items()
-                    }
-                except ConfigError:  # of another calibration: begun anew
-                    self._monitors = {}
+            self._monitors = self._kept_monitors()
+            if not self._led:
+                return
             since = self._kept.get("last") if self._monitors else 0
             for row in self._store.each_prediction(model=self._model, version=version):
                 if (since or 0) < row.id <= (self._last or 0):
                     self._watch(row)
             self._unsaved += 1
             self.save()
+
+    def _kept_monitors(self) -> dict[str, Monitor]:
+        """Those that were written down, where they are of the version that is watched."""
+        if self._reference is None or self._kept.get("watched") != self._watched:
+            return {}
+        try:
+            return {
+                source: Monitor.from_dict(one, self._reference)
+                for source, one in self._kept["monitors"].items()
+            }
+        except ConfigError:  # of another calibration: begun anew
+            return {}
 
     def drift(self) -> list[Drift]:
         """Of all sources together, and of each, those with alarms first."""
@@ -227,13 +285,17 @@ class Reviewing:
             found = [Drift(source, monitor) for source, monitor in self._monitors.items()]
         return sorted(found, key=lambda one: (one.source != "", not one.alarms, one.source))
 
-    def _begin(self) -> None:
-        """Read what was written down before."""
+    def _begin(self, pictures: bool = True) -> None:
+        """Read what was written down before. Args: pictures: those too, and where they stand."""
         note = self._store.note(self._note)
         if note is not None:
             self._queue = Queue.from_dict(note["queue"])
-            self._last = note["last"]
             self._kept = {key: note[key] for key in ("watched", "monitors", "last") if key in note}
+            if not self._led:
+                self._monitors = self._kept_monitors()
+        if not pictures:
+            return
+        self._last = None if note is None else note["last"]
         pages = self._pages()
         known = [one for page in pages for one in page]
         known += [one.draw for one in self._store.reviewed(self._model) if one.draw is not None]
@@ -283,7 +345,7 @@ class Reviewing:
                     record={**draw.to_dict(), "arrived": row.id},
                 )
             )
-        self._store.add_draws(placed)
+        self._store.add_draws(placed, self._lead.held)
         for row in page:
             self._known[row.picture].scores[row.version] = row.score
 

@@ -187,7 +187,8 @@ def _configured(app: object, settings: Settings, log: Log) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
-        proxy_headers=False,
+        proxy_headers=bool(settings.proxies),
+        forwarded_allow_ips=list(settings.proxies),
         lifespan="off",
         ws="none",
         http=partial(Protocol, patience=settings.time_limit_s),  # type: ignore[arg-type]

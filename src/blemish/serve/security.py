@@ -3,8 +3,9 @@
 A program brings its token in every request (`Authorization: Bearer`). A browser brings it once, to
 the login, and has a session then: a cookie that no script reads and that goes to no other site.
 Whatever a browser wants to change has to carry the session's CSRF token, in the header
-`X-CSRF-Token`. A service without tokens, which only this machine can reach, has one user, "local",
-who may do everything; the same rules hold for browsers there.
+`X-CSRF-Token`. Both outlast a restart (`sessions`). A service without tokens, which only this
+machine can reach, has one user, "local", who may do everything; the same rules hold for browsers
+there.
 """
 
 from __future__ import annotations
@@ -12,9 +13,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
-import secrets
 import stat
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,13 +24,13 @@ from starlette.responses import Response
 
 from blemish.errors import ConfigError
 from blemish.files import DOCUMENT_BYTES, read_whole
+from blemish.serve.attempts import Attempts
 from blemish.serve.refusals import Refusal
+from blemish.serve.sessions import SECONDS, Sessions
 
 ROLES = ("predict", "review", "admin")
 SHORTEST = 16  # characters of a token
 COOKIE, CSRF_HEADER = "blemish_session", "X-CSRF-Token"
-_SESSION_SECONDS = 12 * 3600
-_MOST_SESSIONS = 4096
 _SAFE = ("GET", "HEAD", "OPTIONS")
 
 
@@ -56,7 +55,7 @@ class Session:
 
     Attributes:
         csrf: what has to come with every change that it wants.
-        ends: when, by the clock that nobody sets (`time.monotonic`).
+        ends: when, in seconds since 1970.
     """
 
     user: User
@@ -104,58 +103,77 @@ class Gate:
         tokens: as of `read_tokens`; None = local.
         cookie: its name. Browsers give a cookie to every port of a host, so that two services of
             one machine each need their own.
+
+    Attributes: sessions: of browsers.
     """
 
     def __init__(self, tokens: dict[bytes, User] | None, cookie: str = COOKIE) -> None:
         self._tokens, self._cookie = tokens, cookie
-        self._sessions: dict[bytes, Session] = {}
+        self.sessions, self._attempts = Sessions(), Attempts()
 
     @property
     def has_tokens(self) -> bool:
         """Whether one has to log in."""
         return self._tokens is not None
 
-    def user_of(self, token: str) -> User | None:
-        """Whose token it is; all are compared, in a time that tells nothing."""
+    def user_of(self, token: str, client: str | None = None) -> User | None:
+        """Whose token it is; all are compared, in a time that tells nothing.
+
+        Args: client: the address that it comes from. Raises: Refusal for one that guesses.
+        """
+        self._attempts.check(client)
         given, found = _hashed(token), None
         for known, user in (self._tokens or {}).items():
             if hmac.compare_digest(known, given):
                 found = user
+        (self._attempts.wrong if found is None else self._attempts.right)(client)
         return found
 
-    def log_in(self, response: Response, token: str, *, secure: bool = False) -> Session:
+    def log_in(
+        self, response: Response, token: str, *, secure: bool = False, client: str | None = None
+    ) -> Session:
         """Open a session for a browser, whose cookie goes with the response.
 
         Args: token: of a user; anything, where there are none. secure: whether it came by HTTPS.
-        Raises: Refusal for a token that nobody has.
+            client: the address that it comes from.
+        Raises: Refusal for a token that nobody has, and for an address that guesses.
         """
-        user = self.user_of(token) if self.has_tokens else LOCAL
+        user = self.user_of(token, client) if self.has_tokens else LOCAL
         if user is None:
             raise Refusal(401, "NotKnown", "nobody has that token")
-        return self._opened(response, user, secure)
+        return self._opened(response, user, _hashed(token) if self.has_tokens else b"", secure)
 
     def log_out(self, request: Request, response: Response) -> None:
         """Close the session."""
-        self._sessions.pop(_hashed(request.cookies.get(self._cookie, "")), None)
-        response.delete_cookie(self._cookie, httponly=True, samesite="strict")
+        found = self.sessions.read(request.cookies.get(self._cookie, ""))
+        if found is not None:
+            self.sessions.end(found)
+        secure = request.url.scheme == "https"
+        response.delete_cookie(self._cookie, httponly=True, samesite="strict", secure=secure)
 
     def session(self, request: Request) -> Session | None:
-        """That of a browser; None without one."""
-        found = self._sessions.get(_hashed(request.cookies.get(self._cookie, "")))
-        return found if found is not None and found.ends > time.monotonic() else None
+        """That of a browser; None without one, or where its user's token is not there any more."""
+        found = self.sessions.read(request.cookies.get(self._cookie, ""))
+        if found is None:
+            return None
+        users = {b"": LOCAL} if self._tokens is None else self._tokens
+        for token, user in users.items():
+            if self.sessions.owner(token) == found.owner:
+                return Session(user, self.sessions.csrf(found), found.ends)
+        return None
 
     def page_session(self, request: Request, response: Response) -> Session | None:
         """For a page: the session, opened where nobody has to log in; None where one has to."""
         found = self.session(request)
         if found is None and not self.has_tokens:
-            found = self._opened(response, LOCAL, request.url.scheme == "https")
+            found = self._opened(response, LOCAL, b"", request.url.scheme == "https")
         return found
 
     def known(self, request: Request) -> User:
         """Who asks. Raises: Refusal for somebody unknown, or a change that may be forged."""
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer" and self.has_tokens:
-            user = self.user_of(token.strip())
+            user = self.user_of(token.strip(), request.client.host if request.client else None)
             if user is None:
                 raise _unknown("nobody has that token")
             return user
@@ -164,28 +182,22 @@ class Gate:
             raise _unknown("a token is needed: Authorization: Bearer TOKEN")
         if request.method not in _SAFE and _by_browser(request):
             csrf = request.headers.get(CSRF_HEADER, "")
+            if not csrf:
+                told = f"a browser needs the header {CSRF_HEADER}; load the page anew"
+                raise Refusal(403, "Forged", told)
             if session is None or not hmac.compare_digest(csrf.encode(), session.csrf.encode()):
-                raise Refusal(
-                    403, "Forged", f"a browser needs the header {CSRF_HEADER}; load the page anew"
-                )
+                told = f"{CSRF_HEADER} is of a session that has ended; load the page anew"
+                raise Refusal(403, "Stale", told)
         return LOCAL if session is None else session.user
 
-    def _opened(self, response: Response, user: User, secure: bool) -> Session:
-        now, name = time.monotonic(), secrets.token_urlsafe(32)
-        kept = {key: one for key, one in self._sessions.items() if one.ends > now}
-        while len(kept) >= _MOST_SESSIONS:
-            kept.pop(next(iter(kept)))
-        session = Session(user, secrets.token_urlsafe(32), now + _SESSION_SECONDS)
-        self._sessions = {**kept, _hashed(name): session}
+    def _opened(self, response: Response, user: User, token: bytes, secure: bool) -> Session:
+        cookie = self.sessions.open(self.sessions.owner(token))
+        opened = self.sessions.read(cookie)
+        assert opened is not None
         response.set_cookie(
-            self._cookie,
-            name,
-            max_age=_SESSION_SECONDS,
-            httponly=True,
-            samesite="strict",
-            secure=secure,
+            self._cookie, cookie, max_age=SECONDS, httponly=True, samesite="strict", secure=secure
         )
-        return session
+        return Session(user, self.sessions.csrf(opened), opened.ends)
 
 
 def needs(role: str) -> Callable[[Request], Awaitable[User]]:

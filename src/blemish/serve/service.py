@@ -10,14 +10,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from starlette.types import Scope
 
+from blemish.detector.predict import Detector
 from blemish.errors import BlemishError, ConfigError, NonFiniteError, StoreError
 from blemish.serve import guard
 from blemish.serve.batching import Pools, Upload
 from blemish.serve.events import Events
+from blemish.serve.files import ModelFile
 from blemish.serve.following import Follower
 from blemish.serve.jobs import Jobs
 from blemish.serve.keeping import Keeper
@@ -26,8 +29,10 @@ from blemish.serve.metrics import Metrics
 from blemish.serve.models import Registry, Served
 from blemish.serve.refusals import Refusal, bad_request, busy, too_large, unusable
 from blemish.serve.security import COOKIE, Gate, read_tokens
+from blemish.serve.sessions import Sessions
 from blemish.serve.settings import Settings
 from blemish.serve.telemetry import Spans
+from blemish.serve.together import Together
 from blemish.store import Store
 from blemish.types import Prediction
 
@@ -97,6 +102,7 @@ class Service:
         settings; models: the versions and which are live; events: what happens, to be listened to;
         metrics; log; gate: who may do what; pools: threads; loop: that it runs in.
         store: what was predicted and said; None where nothing is kept. jobs: what learns from it.
+        together: this service among those that share the store.
         queued: pictures accepted and not answered. held: their bytes.
         ready: whether it takes requests: loaded, and not about to end.
     """
@@ -112,6 +118,7 @@ class Service:
         self.keeper: Keeper | None = None
         self.jobs: Jobs | None = None
         self.follower: Follower | None = None
+        self.together: Together | None = None
         self.queued = self.held = 0
         self.ready = False
         self.answered: Counter[int] = Counter()
@@ -134,17 +141,21 @@ class Service:
             self.store = await self.in_pool(partial(Store.open, wait=_WAIT), *where)
             keeper = self.keeper = Keeper(self.store, settings, self.log)
             self.metrics.waiting.set_function(lambda: keeper.spool.waiting)
+            sessions = self.gate.sessions = await self.in_pool(Sessions.kept, settings.store_folder)
+            if sessions.fault:
+                self.log.warn("a restart will end all sessions", reason=sessions.fault)
+            self.together = Together(self, self.store)
+            await self.together.open()
         self.models = Registry(settings, self.pools, self.store, self._batch_done)
         await self.models.open()
         for told in self.models.complaints:
             self.log.warn("a version is not served", reason=told)
-        if self.store is not None:
-            self.jobs = Jobs(self, self.store)
-            await self.jobs.open()
         for name in self.models.names:
-            self._note_live(name)
-            await self._note_version(self.models.live(name))
-        if self.store is not None:
+            self.note_live(name)
+            await self._note_live_version(self.models.live(name))
+        if self.store is not None and self.together is not None:
+            self.jobs = Jobs(self, self.store, self.together.id)
+            await self.together.follow()
             self.follower = Follower(self)
         self.ready = True
 
@@ -165,6 +176,8 @@ class Service:
             if self.keeper is not None:
                 if self.follower is not None:
                     await self.follower.close()
+                if self.together is not None:
+                    await self.together.close()
                 await self.keeper.close()
             if self.spans is not None:
                 await self.in_pool(self.spans.close)
@@ -249,23 +262,37 @@ class Service:
         """Make a version live, and tell of it. Raises: Refusal."""
         before = self.models.live(name).version
         served = await self.models.promote(name, version, who, reason)
-        await self._note_version(served)
-        self._promoted(name, before, version, who)
+        await self._note_live_version(served)
+        self.note_promotion(name, before, version, who)
         return served
 
     async def roll_back(self, name: str, who: str) -> Served:
         """Make the version before live again, and tell of it. Raises: Refusal."""
         before = self.models.live(name).version
         served = await self.models.roll_back(name, who)
-        self._promoted(name, before, served.version, who)
+        self.note_promotion(name, before, served.version, who)
         return served
 
-    async def _note_version(self, served: Served) -> None:
+    async def add(self, name: str, version: str, given: Sequence[Path]) -> ModelFile:
+        """Take a new version in, as `Registry.add`, and have the store know it. Raises: Refusal."""
+        read: list[Detector] = []
+
+        async def joining(file: ModelFile, detector: Detector) -> None:
+            read.append(detector)
+
+        file = await self.models.add(name, version, given, joining)
+        await self._note_version(file, read[0])
+        return file
+
+    async def _note_live_version(self, served: Served) -> None:
+        await self._note_version(served.file, served.detector)
+
+    async def _note_version(self, file: ModelFile, detector: Detector) -> None:
         """Have the store know what a version is; where it cannot be reached, that is no fault."""
         if self.keeper is None:
             return
         try:
-            await self.keeper.note_version(served)
+            await self.keeper.note_version(file, detector)
         except StoreError as error:
             self.log.warn("a version is not written down", reason=str(error))
 
@@ -293,14 +320,17 @@ class Service:
         rate = pictures / max(seconds, 1e-6)
         self._rate = rate if not self._rate else 0.8 * self._rate + 0.2 * rate
 
-    def _promoted(self, name: str, before: str, after: str, who: str) -> None:
-        self._note_live(name, before)
+    def note_promotion(self, name: str, before: str, after: str, who: str) -> None:
+        """Tell everybody that another version is live."""
+        self.note_live(name, before)
         self.log.note("promoted", model=name, version=after, before=before, user=who)
         self.events.publish(
             "promotion", {"model": name, "version": after, "before": before, "who": who}
         )
 
-    def _note_live(self, name: str, before: str | None = None) -> None:
+    def note_live(self, name: str, before: str | None = None) -> None:
+        """Have the metrics say which version is live."""
+        self.metrics.of_behind(name, None)
         if before is not None:
             self.metrics.live.labels(name, before).set(0)
         self.metrics.live.labels(name, self.models.live(name).version).set(1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Annotated
 
@@ -27,6 +27,8 @@ class Settings:
             or .xml; at least one.
         address, port: where it listens; port 0 = one that is free.
         hosts: names beside IP addresses and localhost under which it may be asked.
+        proxies: addresses and networks of proxies before it, whose X-Forwarded-For and
+            X-Forwarded-Proto are believed.
         token_file: lines of ROLE NAME TOKEN; needed wherever the address is not of this machine.
         store_url: of PostgreSQL; None = SQLite in `store_folder`.
         store_folder: what was predicted and said of it, pictures and maps; None = nothing is kept.
@@ -50,6 +52,7 @@ class Settings:
     address: str = "127.0.0.1"
     port: Port = 8000
     hosts: tuple[str, ...] = ()
+    proxies: tuple[str, ...] = ()
     token_file: Path | None = None
     store_url: str | None = None
     store_folder: Path | None = None
@@ -84,6 +87,17 @@ class Settings:
                 f"--address {self.address}: others can reach it, so it takes tokens; write lines "
                 "of ROLE NAME TOKEN into a file that only you can read, and name it: --token-file"
             )
+
+        for proxy in self.proxies:
+            try:
+                ip_network(proxy)
+            except ValueError as error:
+                raise ConfigError(
+                    f"--proxy {proxy}: is neither an IP address nor a network ({error}); name "
+                    "where the proxy's requests come from, as 127.0.0.1"
+                ) from error
+        if self.proxies and self.token_file is None:
+            raise ConfigError("--proxy: a proxy lets others in, so it takes tokens: --token-file")
 
     @property
     def is_local(self) -> bool:

@@ -33,6 +33,7 @@ MOST = 10_000  # rows of one page
 REGIONS_BYTES = 16 * 2**20  # of a prediction's regions as JSON
 _TOO_MANY = "its regions take too much room, and were left out"
 _AT_ONCE = 500  # values in one statement
+_ADDING = {"of": 0x626C656D616464}  # "blemadd": the number of PostgreSQL's advisory lock
 _PLAIN = (  # columns that are attributes of a row, as they are
     *("picture", "model", "version", "score", "height", "width", "threshold", "label", "p_value"),
     *("region_threshold", "source", "name", "category", "category_assigned", "adapted"),
@@ -54,6 +55,8 @@ class Predictions(Part):
             return []
         values = {row.key: _values(row) for row in rows}
         with self._database.writing() as connection:
+            if not self._database.is_sqlite:  # see `last_settled`
+                connection.execute(sql.text("SELECT pg_advisory_xact_lock_shared(:of)"), _ADDING)
             there = _ids(connection, list(values))
             new = [value for key, value in values.items() if key not in there]
             if new:
@@ -61,6 +64,18 @@ class Predictions(Part):
                 tally(connection, new, 1)
             ids = there | _ids(connection, [value["key"] for value in new])
         return [ids[row.key] for row in rows]
+
+    def last_settled(self) -> int:
+        """The id of the last prediction before which none can come any more; 0 without any.
+
+        PostgreSQL gives ids before it writes, so that of two services one may write a lower id
+        after a higher one can be read. Those who add hold a lock meanwhile, which this waits for.
+        """
+        last = sql.select(sql.func.max(PREDICTIONS.c.id))
+        with self._database.reading() as connection:
+            if not self._database.is_sqlite:
+                connection.execute(sql.text("SELECT pg_advisory_xact_lock(:of)"), _ADDING)
+            return int(connection.scalar(last) or 0)
 
     def predictions(
         self,

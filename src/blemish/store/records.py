@@ -24,6 +24,7 @@ from blemish.types import Prediction
 
 # The most characters of a text.
 NAME = 100  # of a model, version, reviewer, defect type, stratum
+LEASE = 200  # of the name of a lease
 SOURCE = 1024
 CATEGORY = 200
 NOTE, NOTES = 500, 20  # of one note, and how many of them
@@ -423,6 +424,7 @@ class Job:
         who: started it.
         made, changed: when it was started, and last updated.
         settings: what it was started with, JSON-ready. result: what came out, JSON-ready.
+        service: the instance that does it; "" of none that is known.
         id: rises; None before it is stored.
     """
 
@@ -436,14 +438,24 @@ class Job:
     result: Mapping[str, Any] = field(default_factory=dict)
     made: datetime = field(default_factory=now)
     changed: datetime = field(default_factory=now)
+    service: str = ""
     id: int | None = None
 
     def __post_init__(self) -> None:
         check_name("model", self.model)
         check_name("kind of job", self.kind)
+        check_name("service", self.service, empty=True)
         check_name("who", self.who)
         check_choice("state", self.state, STATES)
         check_time(self.made)
         check_time(self.changed)
         if not 0 <= self.progress <= 1:
             raise ConfigError(f"progress {self.progress}: is not in [0, 1]")
+
+
+@dataclass(frozen=True)
+class Held:
+    """A lease under which something is written. Attributes: name; holder: who must have it."""
+
+    name: str
+    holder: str

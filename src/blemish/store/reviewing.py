@@ -18,6 +18,7 @@ from blemish.store.records import (
     DISAGREED,
     NAME,
     Draw,
+    Held,
     OtherScore,
     Reviewed,
     Row,
@@ -35,9 +36,12 @@ _SAID = ("picture", "model", "version", "score", "threshold", "label")
 class Reviewing(Part):
     """The part of a store that holds the queue, and reads what was reviewed."""
 
-    def add_draws(self, draws: Sequence[Draw]) -> None:
+    def add_draws(self, draws: Sequence[Draw], held: Held | None = None) -> None:
         """Write the places of pictures in the review queue, in one transaction. A picture has one
-        for each model; a later one replaces it."""
+        for each model; a later one replaces it.
+
+        Args: held: a lease without which none is written. Raises: LeaseLost.
+        """
         if not draws:
             return
         values = [
@@ -52,8 +56,14 @@ class Reviewing(Part):
         key = ["picture", "model"]
         new = {name: insert.excluded[name] for name in values[0] if name not in key}
         with self._database.writing() as connection:
+            self._under(connection, held)
             replacing = insert.on_conflict_do_update(index_elements=key, set_=new)
             connection.execute(replacing, values)
+
+    def draws(self, pictures: Sequence[str], model: str) -> dict[str, Draw]:
+        """The places of pictures in the queue of a model, by picture, of those that have one."""
+        with self._database.reading() as connection:
+            return _draws_of(connection, model, [check_digest(one) for one in pictures])
 
     def draw(self, picture: str, model: str) -> Draw | None:
         """The place of a picture in the queue of a model; None where it has none."""

@@ -25,7 +25,7 @@ from sqlalchemy import (
     Text,
 )
 
-from blemish.store.records import CATEGORY, NAME, SOURCE, TEXT
+from blemish.store.records import CATEGORY, LEASE, NAME, SOURCE, TEXT
 
 METADATA = MetaData(
     naming_convention={
@@ -214,8 +214,18 @@ JOBS = Table(
     Column("changed", BigInteger, nullable=False),
     Column("settings", Text, nullable=False),  # JSON
     Column("result", Text, nullable=False),  # JSON
+    Column("service", String(NAME), nullable=False, server_default=""),
     Index(None, "model", "id"),
     sqlite_autoincrement=True,
+)
+
+# What belongs to one of several services, or to one reviewer, until a time.
+LEASES = Table(
+    "leases",
+    METADATA,
+    Column("name", String(LEASE), primary_key=True),
+    Column("holder", String(NAME), nullable=False),
+    Column("until", BigInteger, nullable=False),
 )
 
 # What others must remember, a JSON document each: the queue, the monitors of drift.

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from datetime import datetime
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -24,6 +25,7 @@ from blemish.store.records import Scored
 from blemish.store.store import Store
 
 FILE = "waiting.jsonl"
+SERVICES = 16  # that may share a folder, each with a file of its own
 MOST = 100_000  # predictions that wait at most
 LARGEST = 256 * 2**20  # bytes of them
 _AT_ONCE = 500  # predictions in one transaction
@@ -40,7 +42,8 @@ class Spool:
     Attributes:
         fault: why the last attempt failed; None where it did not.
         damaged: lines of an earlier process's file that could not be read.
-    Raises: StoreError where another process has the folder's spool, or its file cannot be read.
+    Raises: StoreError where its file cannot be read; where another process has the folder's spool,
+        for SQLite, and where `SERVICES` have one, for PostgreSQL.
     """
 
     def __init__(
@@ -51,7 +54,6 @@ class Spool:
         self.fault: StoreError | None = None
         self.damaged = 0
         self._store, self._most, self._largest, self._pause = store, most, largest, pause
-        self._file = store.folder / FILE
         self._waiting: deque[bytes] = deque()
         self._bytes = 0
         self._lock = threading.Lock()  # of the two above and the file
@@ -59,14 +61,9 @@ class Spool:
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
         with ExitStack() as opened:
-            try:
-                opened.enter_context(locked(self._file))
-                self._recover()
-            except OutputError as error:
-                raise StoreError(
-                    f"{self._file.parent}: another process writes into this store; end it, or "
-                    "give this one another"
-                ) from error
+            self._file = self._own_file(opened)
+            self._recover(self._file)
+            self._take_up()
             self._open = opened.pop_all()
         if self._waiting:
             self._start()
@@ -176,11 +173,37 @@ class Spool:
                 with suppress(OSError):
                     self._file.unlink()
 
-    def _recover(self) -> None:
+    def _own_file(self, opened: ExitStack) -> Path:
+        """A file that no other process has, locked. Raises: StoreError."""
+        files = _files(self._store)
+        for file in files:
+            try:
+                opened.enter_context(locked(file))
+            except OutputError as error:
+                if file == files[-1]:
+                    raise StoreError(
+                        f"{file.parent}: another process writes into this store; end it, or give "
+                        "this one another"
+                    ) from error
+            else:
+                return file
+        raise AssertionError("there is a file")
+
+    def _take_up(self) -> None:
+        """Make what waits for processes that are gone this one's."""
+        for file in _files(self._store):
+            if file != self._file and file.is_file():
+                with suppress(OutputError), locked(file):
+                    known = len(self._waiting)
+                    self._recover(file)
+                    self._write([self._waiting[at] for at in range(known, len(self._waiting))])
+                    file.unlink(missing_ok=True)
+
+    def _recover(self, file: Path) -> None:
         """Take up what an earlier process left; half a line at the end is what a kill leaves."""
-        if not self._file.is_file():
+        if not file.is_file():
             return
-        content = read_whole(self._file, limit=ROWS_BYTES, error=StoreError)
+        content = read_whole(file, limit=ROWS_BYTES, error=StoreError)
         for line in content.splitlines(keepends=True):
             try:
                 _read(line)
@@ -191,8 +214,8 @@ class Spool:
             self._waiting.append(whole)
             self._bytes += len(whole)
         if self.damaged and content and not content.endswith(b"\n"):
-            with suppress(OSError), self._file.open("ab") as file:
-                file.write(b"\n")  # or the next line would be added to the damaged one
+            with suppress(OSError), file.open("ab") as opened:
+                opened.write(b"\n")  # or the next line would be added to the damaged one
 
     def _start(self) -> None:
         with self._lock:
@@ -205,6 +228,15 @@ class Spool:
     def _run(self) -> None:
         while not self._closed.wait(self._pause):
             self.flush()
+
+
+def _files(store: Store) -> list[Path]:
+    """Where predictions may wait: SQLite is for one process at a time."""
+    first = store.folder / FILE
+    if store.is_sqlite:
+        return [first]
+    more = [first.with_stem(f"{first.stem}-{number}") for number in range(2, SERVICES + 1)]
+    return [first, *more]
 
 
 def _line(row: Scored) -> bytes:

@@ -10,13 +10,14 @@ from blemish.store.counting import Counting
 from blemish.store.database import Database
 from blemish.store.exports import Exports
 from blemish.store.jobs import Jobs
+from blemish.store.leases import Leases
 from blemish.store.notes import Notes
 from blemish.store.retention import Retention
 from blemish.store.reviewing import Reviewing
 from blemish.store.versions import Versions
 
 
-class Store(Exports, Counting, Reviewing, Versions, Jobs, Notes, Retention):
+class Store(Exports, Counting, Reviewing, Versions, Jobs, Leases, Notes, Retention):
     """What was predicted, and what people said of it. Any number of threads may use one.
 
     Every method raises StoreError where the database or the folder cannot be read or written, and
@@ -58,6 +59,11 @@ class Store(Exports, Counting, Reviewing, Versions, Jobs, Notes, Retention):
     def name(self) -> str:
         """What its database is called in messages: without a path or an address."""
         return self._database.name
+
+    @property
+    def is_sqlite(self) -> bool:
+        """Whether its database is SQLite, which is for one service at a time."""
+        return self._database.is_sqlite
 
     def close(self) -> None:
         """Let go of the database. A closed store may not be used."""

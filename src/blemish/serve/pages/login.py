@@ -37,12 +37,14 @@ async def log_in(request: Request) -> Response:
     given = await form(request)
     target = own_path(given.get("next", FIRST))
     answer = RedirectResponse(target, 303)
+    client = request.client.host if request.client else None
     try:
-        session = service.gate.log_in(
-            answer, given.get("token", "").strip(), secure=request.url.scheme == "https"
-        )
-    except Refusal:
-        service.log.note("login refused", client=request.client.host if request.client else None)
+        token, secure = given.get("token", "").strip(), request.url.scheme == "https"
+        session = service.gate.log_in(answer, token, secure=secure, client=client)
+    except Refusal as refusal:
+        service.log.note("login refused", client=client, status=refusal.status)
+        if refusal.status == 429:
+            return _page(target, "Too many attempts. Wait a minute, then try again.", 429)
         return _page(target, "Nobody has that token.", 401)
     request.state.user = session.user.name
     return answer

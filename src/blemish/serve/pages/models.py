@@ -90,6 +90,7 @@ async def _page(visit: Visit, template: str, done: str = "") -> Response:
         history=history[:50],
         back=back,
         done=done,
+        behind=visit.service.models.behind.get(visit.model),
         may=visit.user.may("admin"),
     )
 
