@@ -3,6 +3,7 @@ batches of rows."""
 
 from blemish.lazy import handing_out
 
-__all__ = ["Scorer"]
+__all__ = ["Scorer", "predict_many"]
 
-__getattr__, __dir__ = handing_out(__name__, {"Scorer": "blemish.scale.scorer"})
+_HOMES = {"Scorer": "blemish.scale.scorer", "predict_many": "blemish.scale.predict:predict"}
+__getattr__, __dir__ = handing_out(__name__, _HOMES)

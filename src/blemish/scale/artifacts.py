@@ -31,12 +31,11 @@ def shipped(artifact: str | Path) -> Shipped:
     """The bytes of an artifact. Raises: ArtifactError where it cannot be read; ConfigError as of
     `place_of`."""
     place = place_of(artifact)
-    name = place.path.rpartition("/")[2] if not place.is_local else Path(place.path).name
+    folder, _, name = place.path.replace("\\", "/").rpartition("/")
     names = [name, f"{name[:-4]}.bin"] if name.endswith(".xml") else [name]
-    folder = place.path[: len(place.path) - len(name)].rstrip("/\\")
     files = []
     for each in names:
-        there = place if each == name else place_of(f"{folder}/{each}", place.filesystem)
+        there = place if each == name else place.at(f"{folder}/{each}")
         files.append((each, read_bytes(there, limit=ARTIFACT_BYTES, error=ArtifactError)))
     return Shipped(str(artifact), hashlib.sha256(files[0][1]).hexdigest(), tuple(files))
 

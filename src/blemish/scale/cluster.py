@@ -9,8 +9,10 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 import socket
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -54,6 +56,7 @@ def joined(address: str | None = None, *, cpus: int | None = None) -> Iterator[C
     """
     require("ray", "pyarrow", purpose="work on a cluster")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it would write to standard error
     import ray
 
     if ray.is_initialized():
@@ -70,7 +73,7 @@ def joined(address: str | None = None, *, cpus: int | None = None) -> Iterator[C
             yield _found("")
         return
     _check(address)
-    with _explained(f"{address}: "):
+    with _explained(f"{address}: "), _signals_kept(), _unheard():
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     try:
         with _quiet():
@@ -126,7 +129,7 @@ def _started(cpus: int) -> Iterator[None]:
     how |= {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
     how |= {"object_store_memory": memory} if memory else {}
     try:
-        with _explained("Ray cannot be started here: "):
+        with _explained("Ray cannot be started here: "), _signals_kept(), _unheard():
             ray.init(address="local", num_cpus=cpus, **how)
         try:
             yield
@@ -135,6 +138,38 @@ def _started(cpus: int) -> Iterator[None]:
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = had
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Ray takes SIGTERM for itself, and would end the process in the middle of a file."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _unheard() -> Iterator[None]:
+    """While open, nothing comes to standard error: in its C++, Ray says there which level of log it
+    was told, and there is no level for that. What fails is raised."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # it is closed
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _free_shared_memory() -> int:
@@ -152,6 +187,7 @@ def _quiet() -> Iterator[None]:
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    context.raise_original_map_exception = True  # else of what a worker raised the text alone comes
     loggers = [logging.getLogger(name) for name in ("ray", "ray.data")]
     handlers = [one for each in loggers for one in each.handlers]
     shown = [one for one in handlers if isinstance(one, logging.StreamHandler)]

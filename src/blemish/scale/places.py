@@ -10,7 +10,7 @@ import os
 import re
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -30,20 +30,32 @@ class Place:
     """A file, or a folder, that need not be there.
 
     Attributes:
-        name: as its user calls it.
+        name: as its user calls it, and as `place_of` finds it again, with the same file system.
         filesystem: of pyarrow. path: in it, without a slash at its end.
         is_local: whether `path` is one of this machine.
+        root: what stands for `base` at the beginning of a path, to make it a URI.
     """
 
     name: str
     filesystem: Any
     path: str
     is_local: bool
+    root: str = ""
+    base: str = ""
+
+    @property
+    def whole(self) -> str:
+        """Its name for another process, which may have another working folder."""
+        return self.path if self.is_local else self.name
+
+    def at(self, path: str) -> Place:
+        """Another file of the same file system."""
+        name = self.root + path.removeprefix(self.base) if self.root else path
+        return replace(self, name=name, path=path)
 
     def __truediv__(self, name: str) -> Place:
         """What lies in a folder under this name."""
-        return Place(f"{self.name.rstrip('/')}/{name}", self.filesystem, f"{self.path}/{name}",
-                     self.is_local)  # fmt: skip
+        return replace(self, name=f"{self.name.rstrip('/')}/{name}", path=f"{self.path}/{name}")
 
     @property
     def is_object_store(self) -> bool:
@@ -80,8 +92,12 @@ def place_of(name: str | Path, filesystem: Any = None) -> Place:
     if scheme in ("", "file"):
         path = str(Path(text.removeprefix("file://")).absolute())
         return Place(text, fs.LocalFileSystem(), path, True)
-    found, path = _reached(text, scheme)
-    return Place(text, found, _trimmed(path), False)
+    begin, _, rest = text.partition("://")
+    authority, slash, path = rest.partition("/")
+    # A glob's ? and [ are none of a URI's: the file system is that of its beginning.
+    root = f"{begin}://{authority}"
+    found, base = _by_authority(scheme, root)
+    return Place(text, found, _trimmed(base + slash + path), False, root, base)
 
 
 def _trimmed(path: str) -> str:
@@ -96,15 +112,6 @@ def _of_pyarrow(filesystem: Any) -> Any:
     return fs.PyFileSystem(fs.FSSpecHandler(filesystem))
 
 
-def _reached(uri: str, scheme: str) -> tuple[Any, str]:
-    """The file system of a URI, and the path in it."""
-    begin, _, rest = uri.partition("://")
-    authority, slash, path = rest.partition("/")
-    # A glob's ? and [ are none of a URI's: the file system is that of its beginning.
-    found, base = _by_authority(scheme, f"{begin}://{authority}")
-    return found, base.rstrip("/") + slash + path
-
-
 @cache
 def _by_authority(scheme: str, uri: str) -> tuple[Any, str]:
     import pyarrow
@@ -112,7 +119,7 @@ def _by_authority(scheme: str, uri: str) -> tuple[Any, str]:
 
     try:
         found, base = fs.FileSystem.from_uri(f"{uri}/x")
-        return found, base.removesuffix("x")
+        return found, base.removesuffix("/x")
     except pyarrow.ArrowInvalid:
         pass  # it does not know the scheme, or this form of it
     except (OSError, pyarrow.ArrowException) as error:
@@ -133,7 +140,7 @@ def _by_authority(scheme: str, uri: str) -> tuple[Any, str]:
         ) from error
     except Exception as error:
         raise ConfigError(f"{uri}: {_in_short(error)}") from error
-    return _of_pyarrow(other), str(base).removesuffix("x")
+    return _of_pyarrow(other), str(base).removesuffix("/x")
 
 
 def told(place: Place | str, error: BaseException, kind: Callable[[str], BlemishError], what: str

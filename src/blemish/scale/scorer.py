@@ -94,7 +94,7 @@ class Loader:
     """
 
     def __init__(self, reading: Reading, filesystem: Any = None) -> None:
-        self._reading, self._filesystem = reading, filesystem
+        self.reading, self._filesystem = reading, filesystem
         self.in_tiles = reading.preprocessing.tiling is not None
 
     def load(self, one: Given) -> Loaded | Failure:
@@ -109,9 +109,9 @@ class Loader:
         return self._of(one.category).category
 
     def _of(self, category: str) -> Reading:
-        if category and category in self._reading.categories:
-            return replace(self._reading, category=category)
-        return self._reading
+        if category and category in self.reading.categories:
+            return replace(self.reading, category=category)
+        return self.reading
 
     def fetched(self, one: Given) -> Path | Frame | Failure:
         """What is decoded of a row: a file of this machine, or the bytes of one."""
@@ -125,7 +125,7 @@ class Loader:
             place = place_of(one.path, self._filesystem)
             if place.is_local:
                 return Path(place.path)
-            limit = self._reading.limits.max_bytes
+            limit = self.reading.limits.max_bytes
             content = read_bytes(place, limit=limit, error=DataError)
         except BlemishError as error:
             return Failure(source=one.name, reason=str(error).removeprefix(f"{one.path}: "))
@@ -155,10 +155,10 @@ class Scorer:
     Raises: as `blemish.load`; ArtifactError; ConfigError.
 
     Example:
-        >>> import blemish, numpy as np, pathlib
+        >>> import blemish, numpy as np, tempfile
         >>> good = [np.full((32, 32, 3), 90 + i, dtype=np.uint8) for i in range(3)]
         >>> tiny = {"backbone": "test_vit", "weights": "random", "image_size": 32}
-        >>> path = blemish.fit("knn", good, **tiny).save(getfixture("tmp_path") / "part.blemish")
+        >>> path = blemish.fit("knn", good, **tiny).save(f"{tempfile.mkdtemp()}/part.blemish")
         >>> Scorer(path)({"path": ["missing.png"]})["error"][0]
         'does not exist'
     """
