@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, Option
 
 from blemish import interrupts
-from blemish.cli import console, options, parts, words
+from blemish.cli import cluster, console, options, parts, words
 from blemish.cli.console import table
 from blemish.cli.options import (
     Adapt,
-    Artifact,
     Device,
     Json,
     OverlaySize,
@@ -43,11 +42,23 @@ if TYPE_CHECKING:
 _SHOWN_WHOLE, _SHOWN_OF_MANY = 50, 20
 _VERDICTS = {NORMAL: "normal", ANOMALOUS: "alarm", None: "–"}
 
-Paths = Annotated[list[Path], Argument(metavar="PATH", help="Pictures: files, folders, patterns.")]
+AnyArtifact = Annotated[
+    Path,  # or, with --engine ray, the text of a URI: `cluster.place`
+    Argument(
+        metavar="ARTIFACT",
+        parser=cluster.place,
+        help="A file that `blemish fit`, or `export`, has written.",
+    ),
+]
+Paths = Annotated[
+    list[Path],
+    Argument(metavar="PATH", parser=cluster.place, help="Pictures: files, folders, patterns."),
+]
 PredictionsFolder = Annotated[
     Path | None,
     Option(
         metavar="DIR",
+        parser=cluster.place,
         help="Folder for predictions.jsonl, predictions.csv, what --save says, and with --group-by "
         "parts.jsonl.",
     ),
@@ -99,7 +110,7 @@ BatchSize = Annotated[
 
 
 def predict(
-    artifact: Artifact,
+    artifact: AnyArtifact,
     paths: Paths,
     output: PredictionsFolder = None,
     save: Saved = None,
@@ -118,12 +129,18 @@ def predict(
     resume: GoOn = False,
     device: Device = "auto",
     precision: Precision = "auto",
-    engine: options.Engine = "auto",
+    engine: cluster.Engine = "auto",
+    address: cluster.Address = None,
+    num_workers: cluster.Workers = None,
+    gpus_per_worker: cluster.GpusPerWorker = None,
+    partition_by: cluster.PartitionBy = None,
     threads: options.Threads = None,
     batch_size: BatchSize = None,
     json: Json = False,
 ) -> int:
     """Score new pictures: a verdict, a heatmap and the regions of defects for each."""
+    if cluster.is_meant(locals()):
+        return cluster.predict(locals())
     from blemish.data.folder import search
     from blemish.report import predictions as outputs
     from blemish.report.journal import Journal
@@ -145,19 +162,20 @@ def predict(
     asked = _Asked(artifact, category, found, grouping, report, coco, json)
     wanted = ["--save masks"] * ("masks" in saved) + ["--coco"] * (coco is not None)
     check_regions(wanted, detector, artifact, category)
-    given = {
-        **{"category": category, "adapt": adapt, "scales": scales, "threshold": threshold},
-        **{"region_threshold": region_threshold, "smallest_region": smallest_region},
-        **{"save": ",".join(saved), "area": area},
-    }
-    ways = {name: "" if value is None else str(value) for name, value in given.items()}
-    used = detector.precision
+    ways, used = _ways(locals(), saved), detector.precision
     gallery = outputs.Gallery(outputs.EMBEDDED)
     with Journal(output, artifact=artifact, precision=used, ways=ways, resume=resume) as journal:
         how = {"category": category, "batch_size": batch_size, "adapt": adapt}
         interrupted = _scored(journal, detector, found.pictures, gallery, kept, **how)
         journal.write_table()
     return _tell(asked, journal, detector, gallery, interrupted)
+
+
+def _ways(given: Mapping[str, Any], saved: Sequence[str]) -> dict[str, str]:
+    """How pictures are judged, as of `Journal`. Args: given: as `predict` takes it."""
+    names = ("category", "adapt", "scales", "threshold", "region_threshold", "smallest_region")
+    told = {**{name: given[name] for name in names}, "save": ",".join(saved), "area": given["area"]}
+    return {name: "" if value is None else str(value) for name, value in told.items()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,329 @@
+"""Pictures by the million, scored on a cluster by Ray Data: fetched and decoded on its CPUs, scored
+by actors that hold the detector, written down here.
+
+A part of the source is one task of decoding, and what it makes one block of the object store. Ray
+holds decoding back while blocks wait: memory does not grow with the number of pictures. Rows come
+back in any order. What is lost with a worker or a machine is computed again from its part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from blemish.data.ahead import map_ahead
+from blemish.detector.reading import Loaded, Reading
+from blemish.errors import BlemishError, ClusterError, ConfigError
+from blemish.extras import require
+from blemish.scale import rows
+from blemish.scale.artifacts import Shipped, shipped
+from blemish.scale.cluster import Cluster, explained, joined
+from blemish.scale.output import ROWS_PER_FILE, Output, check_column
+from blemish.scale.scorer import Given, Loader, Scorer, Settings, pictures_of, settings_told
+from blemish.scale.sources import FILE, GROUP, ROW, Source, contents, found, units, without
+from blemish.types import Failure, Progress, silent
+
+BLOCK_BYTES = 16 * 2**20  # of decoded pictures that are handed on at once, about
+# What Ray counts for a task of decoding. Stages that ask for the same are run as one, and then one
+# waits for the other: the actors ask for no memory.
+_DECODING_BYTES = 8 * BLOCK_BYTES
+LARGEST_UNIT = 256
+_PIXELS = ("_pixels", "_shape", "_raw", "_size", "_digest", "_notes", "_category", "_error")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Done:
+    """What a run came to.
+
+    Attributes: pictures: in the source. earlier: that had a row before. scored, alarms, failed: of
+        this run. files: written by it. workers: that scored. left_out: as of `Source`.
+    """
+
+    pictures: int
+    earlier: int
+    scored: int
+    alarms: int
+    failed: int
+    files: int
+    workers: int
+    output: str
+    left_out: tuple[str, ...]
+    interrupted: KeyboardInterrupt | None = None
+
+
+def predict(
+    artifact: str | Path,
+    source: str | Path,
+    output: str | Path,
+    *,
+    address: str | None = None,
+    num_workers: int | None = None,
+    gpus_per_worker: float = 0.0,
+    resume: bool = False,
+    partition_by: str | None = None,
+    rows_per_file: int = ROWS_PER_FILE,
+    filesystem: Any = None,
+    progress: Progress = silent,
+    **settings: Any,
+) -> Done:
+    """Score the pictures of a source on a cluster, and write a row for each, none twice.
+
+    Args:
+        artifact: a path or a URI; the workers are handed its bytes.
+        source: as of `blemish.scale.sources.found`. output: as of `blemish.scale.output.Output`.
+        address: as of `blemish.scale.cluster.joined`.
+        num_workers: actors that score; None = a core each here, half of the cores of a cluster, or
+            as many as it has GPUs for. gpus_per_worker: of each, parts allowed.
+        resume, partition_by, rows_per_file: as of `Output`.
+        filesystem: in which source and output are; None = by their URI.
+        settings: as of `Scorer`; `threads` is 1 where it is not said.
+    Raises: MissingExtraError, DataError, ConfigError, OutputError, ArtifactError, and ClusterError
+        for a cluster that is out of reach, has no room, or is lost.
+    """
+    require("ray", "pyarrow", purpose="predict with --engine ray")
+    how = Settings(**{"threads": 1, **settings, "filesystem": filesystem})
+    pictures = found(source, filesystem)
+    brought = shipped(artifact)
+    here = Scorer(brought, **vars_of(how))
+    schema = _schema(pictures, how)
+    check_column(partition_by, schema)
+    run = {"artifact": here.digest, **settings_told(how)}
+    kept = {"partition_by": partition_by, "rows_per_file": rows_per_file, "filesystem": filesystem}
+    with Output(output, run, schema, resume=resume, **kept) as target:
+        todo = without(pictures, target.ids)
+        counts = {"scored": 0, "alarms": 0, "failed": 0}
+        earlier, workers, stopped = len(pictures.rows) - len(todo), 0, None
+        if len(todo):
+            progress("joining the cluster", 0, 0)
+            with joined(address) as cluster, explained():
+                workers = _workers(cluster, num_workers, gpus_per_worker, how.threads or 1)
+                asked = _Asked(pictures, todo, brought, how, here, workers, gpus_per_worker)
+                try:
+                    for table in _scored(asked):
+                        target.add(table)
+                        _count(counts, table)
+                        progress("scoring", earlier + sum(counts.values()) - counts["alarms"],
+                                 len(pictures.rows))  # fmt: skip
+                except KeyboardInterrupt as error:
+                    stopped = error
+        target.flush()
+        if stopped is None:
+            target.check(pictures.rows.column("id"))
+        return Done(
+            pictures=len(pictures.rows), earlier=earlier, files=target.files, workers=workers,
+            output=target.place.name, left_out=pictures.left_out, interrupted=stopped, **counts,
+        )  # fmt: skip
+
+
+def vars_of(settings: Settings) -> dict[str, Any]:
+    """The settings by name."""
+    return {name: getattr(settings, name) for name in settings.__dataclass_fields__}
+
+
+@dataclass(frozen=True)
+class _Asked:
+    source: Source
+    todo: Any
+    artifact: Shipped
+    settings: Settings
+    here: Scorer
+    workers: int
+    gpus: float
+
+
+def _schema(source: Source, how: Settings) -> Any:
+    """Of the rows that are written: those of an answer, then the further columns of the source."""
+    names = source.rows.column_names
+    further = rows.further(
+        {name: source.rows.schema.field(name) for name in names if name not in (FILE, GROUP, ROW)},
+        maps=how.maps, masks=how.masks,
+    )  # fmt: skip
+    made = rows.schema(maps=how.maps, masks=how.masks)
+    for column in further.values():
+        made = made.append(column)
+    return made
+
+
+def _workers(cluster: Cluster, wanted: int | None, gpus: float, threads: int) -> int:
+    """How many actors score. Raises: ClusterError where the cluster has no room for them;
+    ConfigError."""
+    if (wanted is not None and wanted < 1) or gpus < 0:
+        raise ConfigError("--num-workers: at least 1 is needed; --gpus-per-worker: 0 or more")
+    by_cpu = max(1, int(cluster.cpus / 2 // threads))
+    if wanted is None:
+        wanted = min(by_cpu, int(cluster.gpus // gpus)) if gpus else by_cpu
+    what = f"the cluster has {cluster.cpus:g} CPUs and {cluster.gpus:g} GPUs"
+    if wanted < 1 or wanted * gpus > cluster.gpus + 1e-9:
+        raise ClusterError(
+            f"--gpus-per-worker {gpus:g}: {what}, too few for {max(wanted, 1)} workers"
+        )
+    if wanted * threads + 1 > cluster.cpus:
+        raise ClusterError(
+            f"--num-workers {wanted} with {threads} threads each: {what}, and one must be left to "
+            "decode; choose fewer"
+        )
+    return wanted
+
+
+def _scored(asked: _Asked) -> Iterator[Any]:
+    """Tables of rows, in the order in which they come."""
+    import ray
+    import ray.data
+    from ray.data import DataContext
+
+    context = DataContext.get_current()
+    context.target_max_block_size = 2 * BLOCK_BYTES
+    reading, batch = asked.here.loader.reading, asked.settings.batch_size
+    size = unit_size(reading, batch, len(asked.todo), asked.workers)
+    parts = [part.combine_chunks() for part in units(asked.todo, size)]
+    artifact = ray.put(asked.artifact)
+    decode = Decoding(reading, asked.source.filesystem, size)
+    how = {"batch_format": "pyarrow", "batch_size": None}
+    dataset = (
+        ray.data.from_arrow(parts)
+        .map_batches(decode, num_cpus=1, memory=_DECODING_BYTES, **how)
+        .map_batches(
+            _Actor,
+            fn_constructor_args=(artifact, asked.settings),
+            compute=ray.data.ActorPoolStrategy(size=asked.workers),
+            num_cpus=asked.settings.threads or 1,
+            num_gpus=asked.gpus or None,
+            **how,
+        )
+    )
+    yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
+
+
+def unit_size(reading: Reading, batch: int, count: int, workers: int) -> int:
+    """How many pictures are one task: whole batches, about `BLOCK_BYTES` when decoded; fewer where
+    there would be nothing for some of the workers."""
+    looks = reading.preprocessing
+    if looks.tiling is not None:
+        return 1
+    each = 3 * looks.height * looks.width * (1 if reading.raw else 4)
+    most = min(LARGEST_UNIT, BLOCK_BYTES // each, -(-count // (4 * workers)))
+    return max(batch, most // batch * batch)
+
+
+class Decoding:
+    """What a task does with its part of the source: fetches and decodes it."""
+
+    def __init__(self, reading: Reading, filesystem: Any, size: int) -> None:
+        self._reading, self._filesystem, self._size = reading, filesystem, size
+
+    def __call__(self, unit: Any) -> Iterator[Any]:
+        loader = Loader(self._reading, self._filesystem)
+        parts = [unit]
+        if FILE in unit.column_names:
+            parts = contents(unit, self._filesystem, self._size)  # type: ignore[assignment]
+        for part in parts:
+            yield _decoded(part, loader)
+
+
+def _decoded(part: Any, loader: Loader) -> Any:
+    """Rows with what was made of their pictures in place of the bytes; those that are cut into
+    tiles are decoded where they are scored."""
+    if loader.in_tiles:
+        return part
+    given, _ = pictures_of({name: part.column(name) for name in part.column_names})
+    loads = list(map_ahead(loader.load, given, ahead=2 * len(given)))
+    if "bytes" in part.column_names:
+        part = part.drop_columns(["bytes"])
+    return packed(part, loads)
+
+
+def packed(part: Any, loads: list[Loaded | Failure]) -> Any:
+    """Rows with columns of decoded pictures."""
+    import pyarrow as pa
+
+    made: dict[str, list[Any]] = {name: [] for name in _PIXELS}
+    for one in loads:
+        good = one if isinstance(one, Loaded) else None
+        error = one.reason if isinstance(one, Failure) else None
+        values = (
+            good and np.ascontiguousarray(good.pixels).tobytes(),
+            good and list(good.pixels.shape),
+            good and good.pixels.dtype == np.uint8,
+            good and list(good.size),
+            good and good.digest,
+            good and list(good.notes),
+            good and good.category,
+            error,
+        )
+        for name, value in zip(_PIXELS, values, strict=True):
+            made[name].append(value)
+    kinds = (
+        *(pa.large_binary(), pa.list_(pa.int32()), pa.bool_(), pa.list_(pa.int32()), pa.string()),
+        *(pa.list_(pa.string()), pa.string(), pa.string()),
+    )
+    for name, kind in zip(_PIXELS, kinds, strict=True):
+        part = part.append_column(name, pa.array(made[name], type=kind))
+    return part
+
+
+def unpacked(part: Any, given: list[Given]) -> list[Loaded | Failure]:
+    """What `packed` was given."""
+    columns = {name: part.column(name) for name in _PIXELS}
+    loads: list[Loaded | Failure] = []
+    for place, one in enumerate(given):
+        row = {name: column[place] for name, column in columns.items()}
+        if row["_error"].is_valid:
+            loads.append(Failure(source=one.name, reason=row["_error"].as_py()))
+            continue
+        kind = np.uint8 if row["_raw"].as_py() else np.float32
+        pixels = np.frombuffer(row["_pixels"].as_buffer(), dtype=kind)
+        height, width = row["_size"].as_py()
+        loads.append(
+            Loaded(
+                one.name,
+                (height, width),
+                row["_digest"].as_py(),
+                tuple(row["_notes"].as_py()),
+                pixels.reshape(row["_shape"].as_py()),
+                row["_category"].as_py(),
+            )
+        )
+    return loads
+
+
+class _Actor:
+    """Scores blocks of decoded pictures; holds the detector.
+
+    What keeps it from loading is raised with its first block: what ends an actor as it begins is
+    told by Ray as text alone, and tried again.
+    """
+
+    def __init__(self, artifact: Any, settings: Settings) -> None:
+        import ray
+
+        self._failed: BlemishError | ImportError | None = None
+        try:
+            brought = ray.get(artifact) if isinstance(artifact, ray.ObjectRef) else artifact
+            self._scorer = Scorer.of(brought, settings)
+        except (BlemishError, ImportError) as error:
+            self._failed = error
+
+    def __call__(self, block: Any) -> Any:
+        if self._failed is not None:
+            raise self._failed
+        scorer = self._scorer
+        columns = {name: block.column(name) for name in block.column_names if name not in _PIXELS}
+        given, ids = pictures_of(columns)
+        if scorer.loader.in_tiles:
+            results = scorer.tiled(given)
+        else:
+            results = scorer.scored(unpacked(block, given))
+        return scorer.answer("arrow", columns, given, ids, results)
+
+
+def _count(counts: dict[str, int], table: Any) -> None:
+    import pyarrow.compute as pc
+
+    failed = len(table) - table.column("error").null_count
+    counts["failed"] += failed
+    counts["scored"] += len(table) - failed
+    counts["alarms"] += pc.sum(pc.equal(table.column("verdict"), "alarm")).as_py() or 0
