@@ -12,6 +12,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from blemish.errors import ConfigError
 from blemish.store.filters import Filters, OfOneModel, conditions
+from blemish.store.judging import unlabelled
 from blemish.store.part import Part
 from blemish.store.predictions import MOST, row_of, selected
 from blemish.store.records import (
@@ -45,6 +46,8 @@ class Reviewing(Part):
                 **{name: getattr(one, name) for name in _DRAWN},
                 "record": document("record", one.record),
                 "time": stamp(one.time),
+                "size": one.record.get("size"),
+                "arrived": one.record.get("arrived"),
             }
             for one in {(one.picture, one.model): one for one in draws}.values()
         ]
@@ -54,6 +57,11 @@ class Reviewing(Part):
         with self._database.writing() as connection:
             replacing = insert.on_conflict_do_update(index_elements=key, set_=new)
             connection.execute(replacing, values)
+
+    def draws(self, pictures: Sequence[str], model: str) -> dict[str, Draw]:
+        """The places of pictures in the queue of a model, by picture, of those that have one."""
+        with self._database.reading() as connection:
+            return _draws_of(connection, model, [check_digest(one) for one in pictures])
 
     def draw(self, picture: str, model: str) -> Draw | None:
         """The place of a picture in the queue of a model; None where it has none."""
@@ -70,9 +78,7 @@ class Reviewing(Part):
         """
         if not 1 <= limit <= MOST:
             raise ConfigError(f"limit {limit}: is not in [1, {MOST}]")
-        said = CONSENSUS.c.picture == DRAWS.c.picture
-        where = [DRAWS.c.model == storable(model, NAME)]
-        where.append(~sql.exists().where(said, CONSENSUS.c.verdict != ""))
+        where = [DRAWS.c.model == storable(model, NAME), unlabelled()]
         if after is not None:
             where.append(DRAWS.c.priority > after)
         page = sql.select(DRAWS).where(*where).order_by(DRAWS.c.priority).limit(limit)

@@ -10,13 +10,14 @@ from blemish.store.counting import Counting
 from blemish.store.database import Database
 from blemish.store.exports import Exports
 from blemish.store.jobs import Jobs
+from blemish.store.judging import Judging
 from blemish.store.notes import Notes
 from blemish.store.retention import Retention
 from blemish.store.reviewing import Reviewing
 from blemish.store.versions import Versions
 
 
-class Store(Exports, Counting, Reviewing, Versions, Jobs, Notes, Retention):
+class Store(Exports, Counting, Reviewing, Judging, Versions, Jobs, Notes, Retention):
     """What was predicted, and what people said of it. Any number of threads may use one.
 
     Every method raises StoreError where the database or the folder cannot be read or written, and
