@@ -9,8 +9,9 @@ the last byte of the answer, in seconds.
 
 A row has, for each page, `first`, the first answer after a start (the median of the starts; the
 service is asked for nothing else before), and `warm`, the median of the later ones; `first_most`
-and `warm_most`, the longest of each; and `label`, which labels a picture in the review and brings
-the next.
+and `warm_most`, the longest of each; `first_processor` and `warm_processor`, what the process of
+the service computed meanwhile, which other work on the machine hardly moves; and `label`, which
+labels a picture in the review and brings the next.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ import cv2
 import httpx2 as httpx
 import numpy as np
 import torch
-from serving import made, service
+from serving import made, processor_seconds, service
 
 import blemish
 from blemish.bench.conditions import checkout, hardware
@@ -95,13 +96,13 @@ def season(store: Store, detector: Detector, predictions: int, labels: int) -> N
 
 
 @contextmanager
-def running(folder: Path, given: argparse.Namespace) -> Iterator[httpx.Client]:
-    """Somebody who asks a service that has just been started."""
+def running(folder: Path, given: argparse.Namespace) -> Iterator[tuple[int, httpx.Client]]:
+    """A service that has just been started, its process, and somebody who asks it."""
     with (
-        service(folder / "models", folder, given) as (_, host, port),
+        service(folder / "models", folder, given) as (pid, host, port),
         httpx.Client(base_url=f"http://{host}:{port}", timeout=120) as client,
     ):
-        yield client
+        yield pid, client
 
 
 def asked(client: httpx.Client, path: str) -> tuple[float, str]:
@@ -152,17 +153,22 @@ def measured(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     given = argparse.Namespace(threads=1, largest_batch=1, clients=1, store=True)
     pages: dict[str, dict[str, float]] = {}
     for page in PAGES:
-        first, warm = [], []
+        first, warm, computed = [], [], []
         for _ in range(options.starts):
-            with running(folder, given) as client:
+            with running(folder, given) as (pid, client):
+                before = processor_seconds(pid)
                 first.append(asked(client, f"/{page}")[0])
+                between = processor_seconds(pid)
                 warm += [asked(client, f"/{page}")[0] for _ in range(options.times)]
+                computed.append((between - before, processor_seconds(pid) - between))
         pages[page] = {
             **{"first": statistics.median(first), "first_most": max(first)},
             **{"warm": statistics.median(warm), "warm_most": max(warm)},
+            "first_processor": statistics.median(one for one, _ in computed),
+            "warm_processor": statistics.median(one for _, one in computed) / options.times,
         }
         complain(f"{page}: {pages[page]}")
-    with running(folder, given) as client:
+    with running(folder, given) as (_, client):
         took = labelled(client, options.times)
     return {
         **{"predictions": options.predictions, "labels": options.labels},

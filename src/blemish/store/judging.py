@@ -66,6 +66,13 @@ class Judging(Part):
         with self._database.reading() as connection:
             return [Said(*row) for row in connection.execute(counting).all()]
 
+    def labels_state(self) -> tuple[int, int]:
+        """Another one whenever a label is given or undone."""
+        last = sql.select(sql.func.max(LABELS.c.id))
+        undone = sql.select(sql.func.count()).where(LABELS.c.undone.is_not(None))
+        with self._database.reading() as connection:
+            return connection.scalar(last) or 0, connection.scalar(undone) or 0
+
     def placed(
         self, model: str, version: str, *, after: int = 0, until: int | None = None
     ) -> Iterator[Placed]:

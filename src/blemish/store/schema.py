@@ -124,6 +124,8 @@ LABELS = Table(
     Column("masked", Boolean, nullable=False),
     Column("mask", LargeBinary),
     Column("revealed", Boolean),  # NULL: nobody knows
+    # All that figures need of all labels, without their masks.
+    Index(None, "undone", "id", "picture", "reviewer", "verdict", "revealed"),
     Index(None, "picture", "reviewer", "id"),
     Index(None, "reviewer", "id"),
     Index(None, "prediction"),

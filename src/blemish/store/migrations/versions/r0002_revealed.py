@@ -13,6 +13,8 @@ depends_on = None
 
 def upgrade() -> None:
     op.add_column("labels", sa.Column("revealed", sa.Boolean(), nullable=True))
+    columns = ["undone", "id", "picture", "reviewer", "verdict", "revealed"]
+    op.create_index(f"ix_labels_{'_'.join(columns)}", "labels", columns)
     for name in ("size", "arrived"):
         op.add_column("draws", sa.Column(name, sa.Double(), nullable=True))
         if op.get_bind().dialect.name == "sqlite":
