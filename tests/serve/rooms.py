@@ -1,4 +1,4 @@
-"""A service whose pages are full: pictures with long names, reviewed by two, and jobs that ended."""
+"""A service whose pages are full: long names, pictures reviewed by two, and jobs that ended."""
 
 from __future__ import annotations
 

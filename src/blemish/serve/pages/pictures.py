@@ -81,7 +81,10 @@ async def listed(
 async def shown(visit: Visiting, id: int) -> Response:
     """One picture."""
     known = await of_prediction(visit, id)
-    return visit.page("picture.html", known=known, row=known.row, types=await types_of(visit))
+    types = await types_of(visit)
+    return visit.page(
+        "picture.html", known=known, row=known.row, types=types, blind=False, oob=False
+    )
 
 
 @router.get("/pictures/{id}/likeness")
