@@ -49,27 +49,6 @@ def test_a_tab_that_nobody_looks_at_holds_no_connection(
     expect(page.locator("#feed .shown")).to_be_visible()
 
 
-def test_a_key_right_after_a_label_is_heard(live: Live, page: Page, pictures: list[Path]) -> None:
-    """The form of the next picture is wired when it is there, and no tick later."""
-    send(live, pictures)
-    page.goto(f"{live.url}/review")
-    page.evaluate("""() => {
-      let seen = null;
-      new MutationObserver(() => {
-        const id = document.querySelector("#review")?.dataset.pictureId;
-        if (!id || id === seen) return;
-        seen = id;
-        // As soon as scripts can run again: before anything that waits for a timer.
-        setTimeout(() => document.dispatchEvent(new KeyboardEvent("keydown", {key: "g"})), 0);
-      }).observe(document.body, {childList: true, subtree: true});
-    }""")
-    page.keyboard.press("g")
-    expect(page.get_by_text("Nothing waits for review")).to_be_visible(timeout=20_000)
-    assert page.url == f"{live.url}/review"
-    assert live.service.store is not None
-    assert live.service.store.counts(model="part", reviewed=True).predictions == len(pictures)
-
-
 def test_a_picture_without_a_source_can_be_followed(
     live: Live, page: Page, pictures: list[Path]
 ) -> None:

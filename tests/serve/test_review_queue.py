@@ -152,7 +152,8 @@ def test_figures_of_the_queue_hold_the_truth(store: Store) -> None:
     for _ in range(150):
         (one,) = reviewing.coming("Ada", 1)
         label(store, one.row.picture, "defect" if truth[one.row.picture] else "good")
-    sample, pool = reviewing.sample("1")
+    judged = reviewing.judged("1")
+    sample, pool = judged.sample, judged.pool
     assert len(sample.scores) == 150
     assert len(pool.scores) == 600
     found = figures(sample, THRESHOLD, pool=pool)
@@ -163,7 +164,7 @@ def test_figures_of_the_queue_hold_the_truth(store: Store) -> None:
     share = sum(truth.values()) / 600
     assert found["defect_share"].low <= share <= found["defect_share"].high
     # Of another version, which scored none of them, nothing is known.
-    assert len(reviewing.sample("2")[0].scores) == 0
+    assert len(reviewing.judged("2").sample.scores) == 0
 
 
 def test_pictures_that_a_version_has_seen_say_nothing_of_it(store: Store) -> None:
@@ -174,7 +175,8 @@ def test_pictures_that_a_version_has_seen_say_nothing_of_it(store: Store) -> Non
         label(store, one.row.picture, "good")
     reviewed = [one.row.picture for one in store.reviewed("part")]
     waiting = order(store)
-    sample, pool = reviewing.sample("1", {*reviewed[:5], *waiting[:10]})
+    judged = reviewing.judged("1", {*reviewed[:5], *waiting[:10]})
+    sample, pool = judged.sample, judged.pool
     assert (len(sample.scores), len(pool.scores)) == (15, 45)
 
 
@@ -184,12 +186,12 @@ def test_labels_given_out_of_turn_count_once_it_has_come(store: Store) -> None:
     reviewing.catch_up()
     last = order(store)[-1]
     label(store, last, "good")
-    sample, _ = reviewing.sample("1")
+    sample = reviewing.judged("1").sample
     assert len(sample.scores) == 0
     assert sample.left_out["early"] == 1
     for picture in order(store):
         label(store, picture, "good")
-    assert len(reviewing.sample("1")[0].scores) == 30
+    assert len(reviewing.judged("1").sample.scores) == 30
 
 
 def test_a_shift_of_one_camera_is_noticed(store: Store) -> None:

@@ -23,11 +23,15 @@ def below(a: ArrayLike, b: ArrayLike, x: ArrayLike) -> Floats:
     Args: a, b: from 0.5 to 1e7. x: in [0, 1]; all of shapes that go together.
     """
     a, b, x = np.broadcast_arrays(*(np.asarray(one, np.float64) for one in (a, b, x)))
+    return _below(a, b, x, _log_front(a, b))
+
+
+def _below(a: Floats, b: Floats, x: Floats, log_front: Floats) -> Floats:
     turned = x > (a + 1) / (a + b + 2)  # there the fraction of the other side converges fast
     p, q, y = np.where(turned, b, a), np.where(turned, a, b), np.where(turned, 1 - x, x)
     inside = (y > 0) & (y < 1)
     y = np.where(inside, y, 0.5)
-    front = np.exp(_log_front(p, q) + p * np.log(y) + q * np.log1p(-y)) / p
+    front = np.exp(log_front + p * np.log(y) + q * np.log1p(-y)) / p
     found = np.where(inside, front * _fraction(p, q, y), 0.0)
     return np.asarray(np.clip(np.where(turned, 1 - found, found), 0, 1))
 
@@ -39,25 +43,35 @@ def quantile(a: ArrayLike, b: ArrayLike, p: ArrayLike) -> Floats:
         >>> [round(float(quantile(*case)), 9) for case in ((1, 1, 0.25), (1, 19, 0.95))]
         [0.25, 0.145868503]
     """
-    a, b, p = np.broadcast_arrays(*(np.asarray(one, np.float64) for one in (a, b, p)))
+    every = np.broadcast_arrays(*(np.asarray(one, np.float64) for one in (a, b, p)))
+    return _quantile(*(one.ravel() for one in every)).reshape(every[0].shape)
+
+
+def _quantile(a: Floats, b: Floats, p: Floats) -> Floats:
     low, high, x = np.zeros(a.shape), np.ones(a.shape), a / (a + b)
     spread = np.sqrt(x * (1 - x) / (a + b + 1))
     sideways = 4.91 * (p**0.14 - (1 - p) ** 0.14)  # of a normal distribution, Tukey's form
     x = np.clip(x + sideways * spread, x / 50, 1 - (1 - x) / 50)
     front = _log_front(a, b)
+    left, found = np.arange(a.size), np.empty(a.size)
     for _ in range(100):
-        share = below(a, b, x)
+        share = _below(a, b, x, front)
         low, high = np.where(share < p, x, low), np.where(share < p, high, x)
         with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
             density = np.exp(front + (a - 1) * np.log(x) + (b - 1) * np.log1p(-x))
             following = x - (share - p) / density
+            close = np.abs(following - x) <= 1e-6 * x  # each step doubles the digits
+        following = np.where(close, np.clip(following, low, high), following)
         outside = ~((following >= low) & (following <= high) & (following > 0) & (following < 1))
-        following = np.where(outside, (low + high) / 2, following)
-        close = np.all((np.abs(following - x) <= 1e-6 * following) & ~outside)
-        x = following  # each step doubles the digits
-        if close:
+        x = np.where(outside, (low + high) / 2, following)
+        close = (close & ~outside) | (high - low <= 1e-15 * x)
+        found[left] = x
+        go = ~close
+        if not go.any():
             break
-    return np.asarray(x)
+        left = left[go]
+        a, b, p, x, low, high, front = (one[go] for one in (a, b, p, x, low, high, front))
+    return found
 
 
 def _log_front(a: Floats, b: Floats) -> Floats:

@@ -147,16 +147,19 @@ def weights(draws: Sequence[Draw], clock: float, turns: ArrayLike = ()) -> Float
         turns: the clocks at which turns 1, 2, … began, rising.
     Returns: R weights.
     """
-    began = np.asarray(turns, np.float64)
+    priority, size, began = (
+        np.array([getattr(one, name) for one in draws], np.float64)
+        for name in ("priority", "size", "start")
+    )
+    edges = np.r_[np.asarray(turns, np.float64), np.inf]
+    # The turns after the one in which it was placed, whether its size was set anew then or not.
+    first = np.minimum([one.turn for one in draws], len(edges) - 1).astype(np.int64)
+    drawn_in = np.searchsorted(edges, priority, side="right")
+    start = np.where(drawn_in > first, np.maximum(began, edges[drawn_in - 1]), began)
+    end = np.minimum(clock, edges[np.maximum(drawn_in, first)])
     found = np.zeros(len(draws))
-    for at, one in enumerate(draws):
-        if one.priority < clock:
-            own = began[
-                one.turn :
-            ]  # turns after it was placed, whether its size was set anew or not
-            start = max([one.start, *own[own <= one.priority].tolist()])
-            end = min([clock, *own[own > one.priority].tolist()])
-            found[at] = _weight(one.size, start, end, clock)
+    kept = priority < clock
+    found[kept] = _weight(size[kept], start[kept], end[kept], clock)
     return found
 
 
@@ -172,7 +175,7 @@ def heaviest(sizes: ArrayLike, clock: float, turns: ArrayLike = ()) -> Floats:
     return np.max(each, axis=0)  # type: ignore[no-any-return]
 
 
-def _weight(size: Floats | float, start: float, end: float, clock: float) -> Floats:
+def _weight(size: Floats, start: Floats | float, end: Floats | float, clock: float) -> Floats:
     if math.isinf(clock):  # the last turn is without end and counts alone: all were drawn
         return np.ones_like(size)
     length = end - start

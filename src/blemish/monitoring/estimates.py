@@ -32,6 +32,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -113,7 +114,7 @@ class Sample:
 
     def only(self, kept: NDArray[np.bool_]) -> Sample:
         """Some of its pictures."""
-        groups = tuple(one for one, keep in zip(self.groups, kept.tolist(), strict=True) if keep)
+        groups = tuple(compress(self.groups, kept.tolist()))
         parts = {"scores": self.scores, "truths": self.truths, "counts": self.counts}
         values = {**self.__dict__, **{name: each[kept] for name, each in parts.items()}}
         return Sample(**{**values, "by_chance": self.by_chance[kept], "groups": groups})
@@ -195,7 +196,8 @@ def sample(
     clock, until = _clock(priorities, arrived, waiting)
     before = arrived < until
     kept = before & (priorities < clock)
-    truths = np.array([consensus(one.verdicts) for one in placed], np.int64)
+    said = {one.verdicts: consensus(one.verdicts) for one in placed}  # few differ
+    truths = np.array([said[one.verdicts] for one in placed], np.int64)
     split = [{"good", "defect"} <= set(one.verdicts) for one in placed]
     share = min((one.share for one in draws), default=1.0)
     out = {
@@ -223,14 +225,24 @@ def _clock(priorities: Floats, arrived: Floats, waiting: Sequence[Waiting]) -> t
     """The priority of the next in line, and before which moment pictures are spoken of."""
     best = (-1, 0.0, math.inf)
     clock = math.inf
-    for one in [*sorted(waiting, key=lambda each: each.arrived), None]:
+    for one in [*_lower_than_before(waiting), None]:
         until = math.inf if one is None else one.arrived
         count = int(((priorities < clock) & (arrived < until)).sum())
         if count >= best[0]:
             best = (count, clock, until)
         if one is not None:
-            clock = min(clock, one.priority)
+            clock = one.priority
     return best[1], best[2]
+
+
+def _lower_than_before(waiting: Sequence[Waiting]) -> list[Waiting]:
+    """In the order in which they came, those that are to be reviewed before all that came before
+    them. Only these matter: as long as the next in line stays the same, later is better."""
+    found: list[Waiting] = []
+    for one in sorted(waiting, key=lambda each: (each.arrived, each.priority)):
+        if not found or one.priority < found[-1].priority:
+            found.append(one)
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -455,14 +467,23 @@ def _if_known(of: Sample, name: str, alarm: NDArray[np.bool_]) -> tuple[float, f
 
 
 def by_group(
-    of: Sample, key: str, threshold: float, *, level: float = 0.95
+    of: Sample, key: str, threshold: float, *, level: float = 0.95, most: int | None = None
 ) -> dict[str, dict[str, Estimate]]:
     """The figures of each camera, category or day: `key` names the group. Where there are too few,
     each estimate says so, and its interval is as wide as it must be.
 
+    Args: most: as many groups at most, the last by name; None = all.
+
     With k groups, some interval among k is wrong more often than each by itself; ask for a level
     of 1 - (1 - level) / k where the worst one is to be picked out.
     """
-    names = sorted({one[key] for one in of.groups if key in one})
-    chosen = {name: np.array([one.get(key) == name for one in of.groups]) for name in names}
-    return {name: figures(of.only(kept), threshold, level=level) for name, kept in chosen.items()}
+    members: dict[str, list[int]] = {}
+    for at, one in enumerate(of.groups):
+        if key in one:
+            members.setdefault(one[key], []).append(at)
+    found = {}
+    for name in sorted(members)[0 if most is None else -most :]:
+        kept = np.zeros(len(of.groups), bool)
+        kept[members[name]] = True
+        found[name] = figures(of.only(kept), threshold, level=level)
+    return found

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from blemish.errors import BlemishError, StoreError
+from blemish.serve.population import Judged
 from blemish.serve.reviewing import CHANGES, Drift, Reviewing
 
 if TYPE_CHECKING:
@@ -51,14 +53,19 @@ class Follower:
                         self._tell(name, version, one, alarm)
 
     async def _follow(self) -> None:
+        begun = False
         while True:
-            await asyncio.sleep(_PAUSE)
             try:
                 await self.look()
+                if not begun:  # so that nobody waits for it who asks for the figures
+                    for name in self._service.models.names:
+                        await self._run(judged, self._service, name)
+                    begun = True
             except BlemishError as error:
                 if time.monotonic() - self._complained > _COMPLAINTS:
                     self._complained = time.monotonic()
                     self._service.log.warn("the review does not follow", reason=str(error))
+            await asyncio.sleep(_PAUSE)
 
     def _tell(self, model: str, version: str, one: Drift, alarm: Any) -> None:
         told = {
@@ -85,6 +92,22 @@ def drift_of(service: Service, model: str) -> list[Drift]:
     reviewing = Reviewing.of(service, model)
     reviewing.watch(served.version, record.calibration_scores, threshold)
     return reviewing.drift()
+
+
+def judged(service: Service, model: str, version: str | None = None) -> Judged:
+    """What reviewed pictures say of a version, None = the live one, without those that it learned
+    from or took its threshold from, as far as is known: they would flatter it.
+
+    Takes a while the first time. Raises: BlemishError where the store cannot be read.
+    """
+    version = service.models.live(model).version if version is None else version
+    served, store = service.models.loaded(model, version), service.store
+    seen: Collection[str] = ()
+    if served is not None:
+        seen = {*served.detector.learned, *served.detector.record.data.calibrated}
+    elif store is not None and (known := store.version(model, version)) is not None:
+        seen = known.learned_from.get("pictures", ())
+    return Reviewing.of(service, model).judged(version, seen)
 
 
 def _saved(service: Service) -> None:

@@ -13,18 +13,15 @@ import hashlib
 import threading
 import time
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from blemish.errors import ConfigError
-from blemish.monitoring import draws
 from blemish.monitoring.drift import Alarm, Monitor, Reference
-from blemish.monitoring.estimates import Answer, Pool, Sample, Waiting, sample
 from blemish.monitoring.queue import Candidate, Opinion, Queue
 from blemish.serve.leading import Lead
-from blemish.store import Draw, Label, LeaseLost, OtherScore, Row, Store
+from blemish.serve.population import Judged, Population
+from blemish.store import Draw, LeaseLost, OtherScore, Row, Store
 
 WHY = {
     "threshold": "near the threshold",
@@ -48,6 +45,7 @@ _PAGE = 1000  # predictions that are read at once
 _LEASE = 120.0  # seconds in which a picture that one reviewer looks at is shown to no other
 _UNSAVED = 500  # predictions after which the state is written down,
 _UNSAVED_S = 20.0  # or seconds
+_POPULATIONS = 4  # versions whose pictures are held for figures
 
 
 @dataclass(frozen=True)
@@ -56,15 +54,6 @@ class Next:
 
     row: Row
     why: str
-
-
-@dataclass(slots=True)
-class _Known:
-    """A picture: its place, the id of its first prediction, its score by each version."""
-
-    draw: draws.Draw
-    arrived: int
-    scores: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -96,13 +85,13 @@ class Reviewing:
         hashed = hashlib.sha256(model.encode()).hexdigest()[:32]
         self._note, self._shown = f"reviewing {hashed}", f"shown {hashed} "
         self._lead, self._led, self._read_at = Lead(store, self._note, owner), False, 0
+        self._populations: dict[str, Population] = {}  # those asked for last at the end
         self._lock = threading.RLock()
         self._forget()
 
     def _forget(self) -> None:
         """Know nothing that is not in the store."""
         self._queue = Queue(seed=self._model)
-        self._known: dict[str, _Known] = {}
         self._last: int | None = None
         self._begun = False
         self._unsaved, self._saved = 0, time.monotonic()
@@ -154,15 +143,12 @@ class Reviewing:
         written = self._store.note_time(self._note) or 0
         if not self._begun or written != self._read_at:
             self._read_at = written
-            self._begin(pictures=not self._begun)
+            self._begin()
         for page in self._new_pages():
-            new = [one.picture for one in page if one.picture not in self._known]
-            for draw in self._store.draws(new, self._model).values():
-                self._know(draw, [])
+            there = self._store.draws([row.picture for row in page], self._model)
             for row in page:
-                if row.picture not in self._known:
+                if row.picture not in there:
                     return  # it waits for the one that leads
-                self._known[row.picture].scores[row.version] = row.score
                 self._last = row.id
 
     def _new_pages(self) -> Iterator[list[Row]]:
@@ -215,36 +201,21 @@ class Reviewing:
         """How many pictures wait for a first label; `MOST_LEFT` where there are more."""
         with self._lock:
             self.catch_up()
-            return len(self._store.queue(self._model, limit=MOST_LEFT))
+            left: int = self._store.waiting(self._model, MOST_LEFT)
+            return left
 
-    def sample(self, version: str, seen: Collection[str] = ()) -> tuple[Sample, Pool]:
+    def judged(self, version: str, seen: Collection[str] = ()) -> Judged:
         """What the reviewed pictures say of a version that scored them, and all that it scored,
         without those that it has `seen` before, by their digests."""
         with self._lock:
             self.catch_up()
-            reviewed = self._store.reviewed(self._model, version=version)
-            rows = [one.row for one in reviewed if one.row.picture not in seen]
-            current = self._store.current_of([row.picture for row in rows])
-            answers = [self._answer(row, current.get(row.picture, {})) for row in rows]
-            labelled = {row.picture for row in rows}
-            own = {
-                key: one
-                for key, one in self._known.items()
-                if version in one.scores and key not in seen
-            }
-            waiting = [
-                Waiting(priority=one.draw.priority, arrived=one.arrived)
-                for key, one in own.items()
-                if key not in labelled
-            ]
-        most = max((one.draw.priority for one in answers if one.draw is not None), default=0.0)
-        first = min((one.priority for one in waiting), default=0.0)
-        needed = [one for one in waiting if one.priority <= max(most, first)]
-        pool = Pool(
-            scores=np.array([one.scores[version] for one in own.values()], np.float64),
-            sizes=np.array([one.draw.size for one in own.values()], np.float64),
-        )
-        return sample(answers, needed, self._queue.turns), pool
+            population = self._populations.pop(version, None)
+            if population is None:
+                population = Population(self._store, self._model, version)
+            kept = list(self._populations.items())[1 - _POPULATIONS :]
+            self._populations = {**dict(kept), version: population}
+            last, turns = self._last or 0, tuple(self._queue.turns)
+        return population.judged(last, turns, seen)
 
     def watch(self, version: str, scores: Sequence[float], threshold: float | None) -> None:
         """Have monitors compare what a version scores with its calibration scores."""
@@ -259,10 +230,11 @@ class Reviewing:
             self._monitors = self._kept_monitors()
             if not self._led:
                 return
-            since = self._kept.get("last") if self._monitors else 0
-            for row in self._store.each_prediction(model=self._model, version=version):
-                if (since or 0) < row.id <= (self._last or 0):
-                    self._watch(row)
+            since = self._kept.get("last") if self._monitors else None
+            for row in self._store.each_prediction(model=self._model, version=version, after=since):
+                if row.id > (self._last or 0):
+                    break
+                self._watch(row)
             self._unsaved += 1
             self.save()
 
@@ -285,38 +257,17 @@ class Reviewing:
             found = [Drift(source, monitor) for source, monitor in self._monitors.items()]
         return sorted(found, key=lambda one: (one.source != "", not one.alarms, one.source))
 
-    def _begin(self, pictures: bool = True) -> None:
-        """Read what was written down before. Args: pictures: those too, and where they stand."""
+    def _begin(self) -> None:
+        """Read what was written down before."""
         note = self._store.note(self._note)
         if note is not None:
             self._queue = Queue.from_dict(note["queue"])
             self._kept = {key: note[key] for key in ("watched", "monitors", "last") if key in note}
             if not self._led:
                 self._monitors = self._kept_monitors()
-        if not pictures:
-            return
-        self._last = None if note is None else note["last"]
-        pages = self._pages()
-        known = [one for page in pages for one in page]
-        known += [one.draw for one in self._store.reviewed(self._model) if one.draw is not None]
-        for start in range(0, len(known), _PAGE):
-            some = known[start : start + _PAGE]
-            scores = self._store.other_scores_of([one.picture for one in some], self._model)
-            for one in some:
-                self._know(one, scores.get(one.picture, []))
+        if not self._begun:
+            self._last = None if note is None else note["last"]
         self._begun = True
-
-    def _know(self, draw: Draw, scores: Sequence[OtherScore]) -> None:
-        record = dict(draw.record)
-        arrived = int(record.pop("arrived"))
-        live = {one.version: one.score for one in scores if one.live}
-        self._known[draw.picture] = _Known(draws.Draw.from_dict(record), arrived, live)
-
-    def _pages(self) -> Iterator[list[Draw]]:
-        after: float | None = None
-        while page := self._store.queue(self._model, after=after, limit=_PAGE):
-            yield page
-            after = page[-1].priority
 
     def _line(self) -> Iterator[Draw]:
         """The pictures without a label, the next first: a few are read at once."""
@@ -326,14 +277,13 @@ class Reviewing:
             after = page[-1].priority
 
     def _place(self, page: Sequence[Row]) -> None:
-        new = list(
-            {row.picture: row for row in reversed(page) if row.picture not in self._known}.values()
-        )[::-1]
+        first = {row.picture: row for row in reversed(page)}
+        there = self._store.draws(list(first), self._model)
+        new = [row for row in reversed(first.values()) if row.picture not in there]
         others = self._store.other_scores_of([row.picture for row in new], self._model)
         placed = []
         for row in new:
             draw = self._queue.place(_candidate(row, others.get(row.picture, [])))
-            self._known[row.picture] = _Known(draw, row.id)
             placed.append(
                 Draw(
                     picture=row.picture,
@@ -346,8 +296,6 @@ class Reviewing:
                 )
             )
         self._store.add_draws(placed, self._lead.held)
-        for row in page:
-            self._known[row.picture].scores[row.version] = row.score
 
     def _watch(self, row: Row) -> None:
         if self._reference is None or row.version != self._watched:
@@ -374,21 +322,6 @@ class Reviewing:
                 if reviewer not in current.get(row.picture, {}) and row.picture not in passed:
                     found.append(Next(row, "second"))
         return found[:count]
-
-    def _answer(self, row: Row, current: dict[str, Label]) -> Answer:
-        known = self._known.get(row.picture)
-        groups = {"day": row.time.date().isoformat()}
-        if row.source:
-            groups["camera"] = row.source
-        if row.category:
-            groups["category"] = row.category
-        return Answer(
-            draw=None if known is None else known.draw,
-            arrived=row.id if known is None else known.arrived,
-            score=row.score,
-            verdicts=tuple(one.verdict for one in current.values()),
-            groups=groups,
-        )
 
 
 def _candidate(row: Row, others: Sequence[OtherScore]) -> Candidate:

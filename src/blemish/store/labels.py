@@ -28,6 +28,8 @@ from blemish.store.part import Part
 from blemish.store.records import DISAGREED, Label, check_digest, check_name, now
 from blemish.store.schema import CONSENSUS, LABELS, PREDICTIONS, stamp, time_of
 
+_PLAIN = ("picture", "verdict", "defect", "reviewer", "prediction", "mask", "revealed")
+
 
 class Labels(Part):
     """The part of a store that holds labels."""
@@ -56,6 +58,7 @@ class Labels(Part):
                 "undone": None,
                 "masked": mask is not None and bool(mask.any()),
                 "mask": None if mask is None or not mask.any() else _png(mask),
+                "revealed": label.revealed,
             }
             adding = sql.insert(LABELS).values(values).returning(LABELS.c.id)
             id = connection.scalars(adding).one()
@@ -128,10 +131,7 @@ def label_of(found: RowMapping) -> Label:
         id=found["id"],
         time=time_of(found["time"]),
         undone=None if undone is None else time_of(undone),
-        **{
-            name: found[name]
-            for name in ("picture", "verdict", "defect", "reviewer", "prediction", "mask")
-        },
+        **{name: found[name] for name in _PLAIN},
     )
 
 

@@ -118,10 +118,13 @@ class Predictions(Part):
         return None if found is None else row_of(found)
 
     def each_prediction(
-        self, *, regions: bool = False, **filters: Unpack[Filters]
+        self, *, after: int | None = None, regions: bool = False, **filters: Unpack[Filters]
     ) -> Iterator[Row]:
-        """All predictions, the oldest first, page by page: those that are written meanwhile too."""
-        last: int | None = None
+        """All predictions, the oldest first, page by page: those that are written meanwhile too.
+
+        Args: after: an id; those up to this one are left out.
+        """
+        last = after
         while page := self.predictions(
             before=last, limit=1000, order="oldest", regions=regions, **filters
         ):

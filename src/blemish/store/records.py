@@ -241,6 +241,8 @@ class Label:
         time: when.
         prediction: id of the prediction that was looked at; None where there was none, or it is
             deleted.
+        revealed: whether the reviewer had seen what the detector says of the picture; None where
+            nobody knows.
         id: rises with every label; None before it is stored.
         undone: when it was taken back; None where it was not.
     """
@@ -252,6 +254,7 @@ class Label:
     mask: bytes | None = field(default=None, repr=False)
     prediction: int | None = None
     time: datetime = field(default_factory=now)
+    revealed: bool | None = None
     id: int | None = None
     undone: datetime | None = None
 

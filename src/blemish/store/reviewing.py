@@ -12,6 +12,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from blemish.errors import ConfigError
 from blemish.store.filters import Filters, OfOneModel, conditions
+from blemish.store.judging import unlabelled
 from blemish.store.part import Part
 from blemish.store.predictions import MOST, row_of, selected
 from blemish.store.records import (
@@ -49,6 +50,8 @@ class Reviewing(Part):
                 **{name: getattr(one, name) for name in _DRAWN},
                 "record": document("record", one.record),
                 "time": stamp(one.time),
+                "size": one.record.get("size"),
+                "arrived": one.record.get("arrived"),
             }
             for one in {(one.picture, one.model): one for one in draws}.values()
         ]
@@ -80,9 +83,7 @@ class Reviewing(Part):
         """
         if not 1 <= limit <= MOST:
             raise ConfigError(f"limit {limit}: is not in [1, {MOST}]")
-        said = CONSENSUS.c.picture == DRAWS.c.picture
-        where = [DRAWS.c.model == storable(model, NAME)]
-        where.append(~sql.exists().where(said, CONSENSUS.c.verdict != ""))
+        where = [DRAWS.c.model == storable(model, NAME), unlabelled()]
         if after is not None:
             where.append(DRAWS.c.priority > after)
         page = sql.select(DRAWS).where(*where).order_by(DRAWS.c.priority).limit(limit)

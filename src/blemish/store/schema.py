@@ -123,6 +123,9 @@ LABELS = Table(
     Column("undone", BigInteger),
     Column("masked", Boolean, nullable=False),
     Column("mask", LargeBinary),
+    Column("revealed", Boolean),  # NULL: nobody knows
+    # All that figures need of all labels, without their masks.
+    Index(None, "undone", "id", "picture", "reviewer", "verdict", "revealed"),
     Index(None, "picture", "reviewer", "id"),
     Index(None, "reviewer", "id"),
     Index(None, "prediction"),
@@ -155,6 +158,9 @@ DRAWS = Table(
     Column("priority", Double, nullable=False),
     Column("record", Text, nullable=False),  # JSON
     Column("time", BigInteger, nullable=False),
+    # Of the record, for those who need them of all pictures.
+    Column("size", Double),
+    Column("arrived", Double),
     Index(None, "model", "priority"),
 )
 

@@ -10,6 +10,7 @@ from blemish.store.counting import Counting
 from blemish.store.database import Database
 from blemish.store.exports import Exports
 from blemish.store.jobs import Jobs
+from blemish.store.judging import Judging
 from blemish.store.leases import Leases
 from blemish.store.notes import Notes
 from blemish.store.retention import Retention
@@ -17,7 +18,7 @@ from blemish.store.reviewing import Reviewing
 from blemish.store.versions import Versions
 
 
-class Store(Exports, Counting, Reviewing, Versions, Jobs, Leases, Notes, Retention):
+class Store(Exports, Counting, Reviewing, Judging, Versions, Jobs, Leases, Notes, Retention):
     """What was predicted, and what people said of it. Any number of threads may use one.
 
     Every method raises StoreError where the database or the folder cannot be read or written, and

@@ -11,11 +11,13 @@ from fastapi import APIRouter
 from markupsafe import Markup
 from starlette.responses import JSONResponse, Response
 
-from blemish.monitoring.estimates import Curve, Estimate, Pool, Sample, by_group, curve, figures
+from blemish.monitoring.estimates import Curve, Estimate, Sample, by_group, curve, figures
+from blemish.serve import following
 from blemish.serve.pages import charts, live
 from blemish.serve.pages.rendering import Visit, Visiting, chosen
+from blemish.serve.population import Judged
 from blemish.serve.refusals import bad_request
-from blemish.serve.reviewing import ALPHA_CAMERAS, Reviewing
+from blemish.serve.reviewing import ALPHA_CAMERAS
 from blemish.store.counting import Rate
 
 router = APIRouter(prefix="/figures")
@@ -37,12 +39,13 @@ class Figures:
     """What is known at a threshold.
 
     Attributes:
-        sample: the reviewed pictures that count; threshold: that of the figures; own: the one that
-        the version judges by. estimates: by name. curve: at all thresholds, None where nothing was
-        reviewed; chart: of it.
+        sample: the reviewed pictures that count; revealed: as of `Judged`. threshold: that of the
+        figures; own: the one that the version judges by. estimates: by name. curve: at all
+        thresholds, None where nothing was reviewed; chart: of it.
     """
 
     sample: Sample
+    revealed: int
     threshold: float | None
     own: float | None
     estimates: dict[str, Estimate]
@@ -126,18 +129,17 @@ async def _found(
 ) -> tuple[Figures | None, dict[str, dict[str, Estimate]]]:
     if threshold is not None and not np.isfinite(threshold):
         raise bad_request("a threshold is a finite number")
-    reviewing = Reviewing.of(visit.service, visit.model)
     served = visit.service.models.loaded(visit.model, version)
 
     def found() -> tuple[Figures | None, dict[str, dict[str, Estimate]]]:
-        sample, pool = reviewing.sample(version, _seen_by(visit, version, served))
+        judged = following.judged(visit.service, visit.model, version)
         own = _own_threshold(visit, version, served)
         wanted = threshold if threshold is not None else own
-        made = _figures(sample, pool, wanted, own)
+        made = _figures(judged, wanted, own)
         grouped: dict[str, dict[str, Estimate]] = {}
-        if by and wanted is not None and len(sample.scores):
-            grouped = by_group(sample, by, wanted, level=LEVEL)
-        return made, dict(list(grouped.items())[-_MOST_GROUPS:])
+        if by and wanted is not None and made is not None:
+            grouped = by_group(judged.sample, by, wanted, level=LEVEL, most=_MOST_GROUPS)
+        return made, grouped
 
     answer: tuple[Figures | None, dict[str, dict[str, Estimate]]]
     answer = await visit.run(found)
@@ -152,18 +154,8 @@ def _own_threshold(visit: Visit, version: str, served: Any) -> float | None:
     return None if known is None else known.threshold
 
 
-def _seen_by(visit: Visit, version: str, served: Any) -> set[str]:
-    """The pictures that a version learned from or took its threshold from, as far as is known: they
-    would flatter it."""
-    if served is not None:
-        return {*served.detector.learned, *served.detector.record.data.calibrated}
-    known = visit.store.version(visit.model, version)
-    return set() if known is None else set(known.learned_from.get("pictures", ()))
-
-
-def _figures(
-    sample: Sample, pool: Pool, threshold: float | None, own: float | None
-) -> Figures | None:
+def _figures(judged: Judged, threshold: float | None, own: float | None) -> Figures | None:
+    sample, pool = judged.sample, judged.pool
     if not len(sample.scores):
         return None
     also = [one for one in (own, threshold) if one is not None]
@@ -171,7 +163,7 @@ def _figures(
     whole = known if len(known.thresholds) else None
     estimates = {} if threshold is None else figures(sample, threshold, level=LEVEL, pool=pool)
     chart = Markup("") if whole is None else charts.curves(whole, threshold)
-    return Figures(sample, threshold, own, estimates, whole, chart)
+    return Figures(sample, judged.revealed, threshold, own, estimates, whole, chart)
 
 
 def _rates(visit: Visit, span: Any) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Request
-from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 
 from blemish.serve.pages.rendering import Visiting, environment, form
 from blemish.serve.refusals import Refusal
@@ -48,6 +48,12 @@ async def log_in(request: Request) -> Response:
         return _page(target, "Nobody has that token.", 401)
     request.state.user = session.user.name
     return answer
+
+
+@router.get("/session")
+async def session(visit: Visiting) -> Response:
+    """What has to come with every change, for a page that was loaded in a session that is gone."""
+    return visit.with_cookies(JSONResponse({"csrf": visit.session.csrf}))
 
 
 @router.post("/logout")

@@ -18,6 +18,7 @@ from blemish.store.predictions import ORDERS
 
 router = APIRouter()
 _PAGE = 60
+_TYPES = 12
 _LABELS = {"good": 0, "defect": 1}
 _NO_NAMES: dict[str, list[str]] = {"source": [], "category": [], "version": []}
 _REVIEWED = ("yes", "no", "good", "defect", "unsure", "disagreed")
@@ -80,7 +81,10 @@ async def listed(
 async def shown(visit: Visiting, id: int) -> Response:
     """One picture."""
     known = await of_prediction(visit, id)
-    return visit.page("picture.html", known=known, row=known.row, types=await types_of(visit))
+    types = await types_of(visit)
+    return visit.page(
+        "picture.html", known=known, row=known.row, types=types, blind=False, oob=False
+    )
 
 
 @router.get("/pictures/{id}/likeness")
@@ -110,14 +114,8 @@ async def of_prediction(visit: Visit, id: int) -> Known:
 async def types_of(visit: Visit) -> list[str]:
     """The types of defects that were named so far, the latest first."""
 
-    def found() -> list[str]:
-        rows = visit.store.predictions(
-            model=visit.model, reviewed="defect", limit=500, regions=False
-        )
-        return list(dict.fromkeys(row.defect for row in rows if row.defect))
-
-    names: list[str] = await visit.run(found)
-    return names[:12]
+    names: list[str] = await visit.run(visit.store.defect_types, visit.model, _TYPES)
+    return names
 
 
 def _known(visit: Visit, id: int) -> Known | None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi import APIRouter
@@ -18,6 +19,7 @@ from blemish.store import Job, Row
 router = APIRouter(prefix="/refine")
 _SHOWN = 60  # pictures that were held out, those first about which the versions disagree
 _REASON = 500
+_PLAN_S = 60.0  # seconds for which what would be learned from is not looked up again
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ async def _page(visit: Visit, template: str, id: int | None, done: str = "") -> 
     job = job or (several[0] if several else None)
     under_way = next((one for one in several if one.state not in ENDED), None)
     # While one is under way what it learns from is shown, and not looked up anew every second.
-    plan = Plan(**under_way.settings["plan"]) if under_way else await jobs.plan(visit.model)
+    plan = Plan(**under_way.settings["plan"]) if under_way else await _plan(visit, jobs)
     compared: Sequence[Compared] = ()
     if job is not None and job.state == "done":
         compared = await visit.service.in_pool(_compared, visit, job)
@@ -143,11 +145,12 @@ def _there(visit: Visit, job: Job | None) -> bool:
 
 
 def _compared(visit: Visit, job: Job) -> list[Compared]:
-    """What was held out: first what became worse or better, then what is close to a threshold."""
-    rows = {one.row.picture: one.row for one in visit.store.reviewed(visit.model)}
+    """What was held out: first what became worse or better, then what is close to a threshold.
+    Those that are shown have their predictions."""
+    order = {"worse": 0, "better": 1, "same": 2}
     found = [
         Compared(
-            row=rows.get(one["picture"]),
+            row=None,
             picture=one["picture"],
             defective=one["defective"],
             before=one["before"],
@@ -155,5 +158,19 @@ def _compared(visit: Visit, job: Job) -> list[Compared]:
         )
         for one in job.result.get("held", {}).get("rows", ())
     ]
-    order = {"worse": 0, "better": 1, "same": 2}
-    return sorted(found, key=lambda one: (order[one.became], not one.defective, one.picture))
+    found.sort(key=lambda one: (order[one.became], not one.defective, one.picture))
+    for at, one in enumerate(found[:_SHOWN]):
+        beside = {"picture": one.picture, "model": visit.model, "limit": 1, "regions": False}
+        found[at] = replace(one, row=next(iter(visit.store.predictions(**beside)), None))
+    return found
+
+
+async def _plan(visit: Visit, jobs: Jobs) -> Plan:
+    """What would be learned from now: looked up anew where labels or the live version changed, or
+    after a while, as pictures may have been deleted."""
+    state = (visit.version, await visit.run(visit.store.labels_state))
+    known: dict[str, tuple[Any, float, Plan]] = visit.service.__dict__.setdefault("_plans", {})
+    found = known.get(visit.model)
+    if found is None or found[0] != state or time.monotonic() - found[1] > _PLAN_S:
+        found = known[visit.model] = (state, time.monotonic(), await jobs.plan(visit.model))
+    return found[2]

@@ -94,7 +94,10 @@ class Visit:
             "changes": CHANGES,
         }
         html = environment().get_template(template).render({**known, **values})
-        answer = HTMLResponse(html, status)
+        return self.with_cookies(HTMLResponse(html, status))
+
+    def with_cookies(self, answer: Response) -> Response:
+        """An answer with the cookie of the session that was opened for this visit."""
         for cookie in self.opened.headers.getlist("set-cookie"):
             answer.headers.append("set-cookie", cookie)
         return answer

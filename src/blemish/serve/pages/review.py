@@ -17,7 +17,7 @@ from blemish.serve.pages import pictures, words
 from blemish.serve.pages.rendering import Visit, Visiting, form
 from blemish.serve.refusals import Refusal, bad_request
 from blemish.serve.reviewing import MOST_LEFT, Next, Reviewing
-from blemish.store import Label
+from blemish.store import Label, Row, Store
 from blemish.store.records import MASK_BYTES
 
 router = APIRouter(prefix="/review")
@@ -25,9 +25,21 @@ _AHEAD = 3  # pictures whose files the browser fetches beforehand
 
 
 @router.get("")
-async def queue(visit: Visiting, id: int | None = None, after: str = "") -> Response:
-    """The next picture of the queue, or one that is named."""
-    return await _shown(visit, "review.html", id=id, after=after)
+async def queue(visit: Visiting, id: int | None = None, shown: bool = False) -> Response:
+    """The next picture of the queue, or one that is named. What the detector says of it is not in
+    the page, unless it is asked for: who sees it first is led by it."""
+    return await _shown(visit, "review.html", id=id, blind=not shown)
+
+
+@router.get("/hints")
+async def hints(visit: Visiting, id: int) -> Response:
+    """What the detector and others say of a picture that is being reviewed."""
+    known = await pictures.of_prediction(visit, id)
+    draw = await visit.run(visit.store.draw, known.row.picture, known.row.model)
+    why = "" if draw is None else words.why(known.row, draw.stratum)
+    return visit.page(
+        "parts/revealed_hints.html", known=known, row=known.row, why=why, blind=False, oob=False
+    )
 
 
 @router.post("/label")
@@ -49,8 +61,9 @@ async def label(request: Request, visit: Visiting) -> Response:
             defect=given["defect"].strip() if given["verdict"] == "defect" else "",
             mask=mask or None,
             prediction=int(given["prediction"]) if given["prediction"] else None,
+            revealed=given["revealed"] == "1",
         )
-        id = await visit.run(visit.store.add_label, said)
+        id = await visit.run(_kept, visit.store, said)
     except (ConfigError, ImageError, ValueError) as error:
         raise Refusal(422, "UnusableLabel", str(error)) from error
     told = {"id": id, "picture": said.picture, "verdict": said.verdict, "who": said.reviewer}
@@ -76,6 +89,7 @@ async def undo(request: Request, visit: Visiting) -> Response:
         visit,
         "parts/review.html",
         id=None if taken is None else taken.prediction,
+        blind=taken is None,
         undone=taken,
         nothing_undone=taken is None,
     )
@@ -87,7 +101,7 @@ async def _given(request: Request) -> dict[str, Any]:
         request, limit=MASK_BYTES + 2**16, most=12, hold=lambda length: None
     )
     found: dict[str, Any] = dict.fromkeys(
-        ("picture", "prediction", "verdict", "defect", "skipped", "then"), ""
+        ("picture", "prediction", "verdict", "defect", "skipped", "then", "revealed"), ""
     )
     found["mask"] = None
     for part in parts:
@@ -103,6 +117,23 @@ async def _given(request: Request) -> dict[str, Any]:
     if found["mask"] and not number:
         raise bad_request("a mask needs the number of the prediction that it was drawn on")
     return found
+
+
+def _kept(store: Store, said: Label) -> int:
+    """Keep a label. One that is sent again, as its answer was lost, is there once."""
+    before: Label | None = store.current(said.picture).get(said.reviewer)
+    if before is not None and before.id is not None:
+        names = ("verdict", "defect", "prediction")
+        same = all(getattr(before, name) == getattr(said, name) for name in names)
+        if same and _marks(before) == _marks(said):
+            return int(before.id)
+    id: int = store.add_label(said)
+    return id
+
+
+def _marks(label: Label) -> bytes:
+    """The pixels of a mask; none without one."""
+    return b"" if label.mask is None else decode_mask(label.mask, name="mask").tobytes()
 
 
 def _sized(store: Any, given: dict[str, Any]) -> bytes:
@@ -127,7 +158,9 @@ async def _one(visit: Visit, id: int) -> Response:
     """What was said of one picture, for its page."""
     known = await pictures.of_prediction(visit, id)
     types = await pictures.types_of(visit)
-    return visit.page("parts/said.html", known=known, row=known.row, types=types)
+    return visit.page(
+        "parts/said.html", known=known, row=known.row, types=types, blind=False, oob=False
+    )
 
 
 async def _shown(
@@ -135,7 +168,7 @@ async def _shown(
     template: str,
     *,
     id: int | None = None,
-    after: str = "",
+    blind: bool = True,
     skipped: list[str] | None = None,
     said: Label | None = None,
     undone: Label | None = None,
@@ -143,7 +176,7 @@ async def _shown(
 ) -> Response:
     values: dict[str, Any] = {
         **{"known": None, "next": None, "why": ""},
-        **{"ahead": [], "left": 0, "types": []},
+        **{"ahead": [], "left": 0, "types": [], "differs": None},
     }
     passed = list(skipped or [])
     if visit.service.store is not None and visit.model:
@@ -164,8 +197,12 @@ async def _shown(
             "left": await visit.run(reviewing.left),
             "types": await pictures.types_of(visit),
         }
+    if said is not None and said.prediction is not None and not said.revealed:
+        values["differs"] = await visit.run(_differs, visit.store, said)
     return visit.page(
         template,
+        blind=blind,
+        oob=False,
         row=values["known"].row if values["known"] else None,
         kept=visit.service.store is not None,
         skipped=passed,
@@ -175,3 +212,13 @@ async def _shown(
         most_left=MOST_LEFT,
         **values,
     )
+
+
+def _differs(store: Store, said: Label) -> Row | None:
+    """The prediction that a label contradicts, of somebody who had not seen it; None where it does
+    not. A second look is worth while: one of the two has overlooked something."""
+    row = None if said.prediction is None else store.prediction(said.prediction)
+    verdicts = {"good": 0, "defect": 1}
+    if row is None or row.label is None or verdicts.get(said.verdict, row.label) == row.label:
+        return None
+    return row

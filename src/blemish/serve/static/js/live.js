@@ -1,6 +1,6 @@
 // The live page: asks for the newest pictures whenever the service says that there are some.
 
-import { csrf, isTyping, problem, tell } from "./main.js";
+import { csrf, hold, isTyping, problem, renew, tell } from "./main.js";
 
 const feed = document.querySelector("#feed");
 const summary = document.querySelector("#summary");
@@ -15,6 +15,9 @@ let waiting = false;
 let last = 0;
 let lastSummary = 0;
 let stale = false; // counts and charts
+let sending = 0; // pictures on their way
+let moved = false; // another version is live
+const asked = new WeakMap(); // how often a place was asked for
 
 function said(kind, text) {
   state.className = `state ${kind}`;
@@ -22,13 +25,19 @@ function said(kind, text) {
 }
 
 async function fetched(address, place) {
+  const number = (asked.get(place) ?? 0) + 1;
+  asked.set(place, number);
   const answer = await fetch(address, { headers: { "HX-Request": "true", Accept: "text/html" } });
   if (answer.headers.has("HX-Redirect")) location.assign(answer.headers.get("HX-Redirect"));
   if (!answer.ok) return;
+  const text = await answer.text();
+  if (asked.get(place) !== number) return; // a later one knows more
   const scrolled = place.querySelector(".tiles")?.scrollLeft ?? 0;
-  place.innerHTML = await answer.text();
+  const focused = place.contains(document.activeElement) && document.activeElement.getAttribute("href");
+  place.innerHTML = text;
   const tiles = place.querySelector(".tiles");
   if (tiles) tiles.scrollLeft = scrolled;
+  if (focused) place.querySelector(`a[href="${CSS.escape(focused)}"]`)?.focus();
   sharpen();
 }
 
@@ -74,7 +83,10 @@ function listen() {
   events.addEventListener("error", () => said("off", "not connected, trying again"));
   for (const kind of ["prediction", "label", "promotion"]) {
     events.addEventListener(kind, (event) => {
-      if (kind === "promotion") location.reload();
+      if (kind === "promotion") {
+        moved = true;
+        anew();
+      }
       const data = JSON.parse(event.data);
       if (data.model === undefined || data.model === feed.dataset.model) look();
     });
@@ -103,6 +115,11 @@ setInterval(() => {
   if (!paused && !document.hidden && since > (stale ? SLOW : IDLE)) count().catch(() => {});
 }, 500);
 
+/** Loads the page for another version, but not while pictures are on their way. */
+function anew() {
+  if (moved && !sending) location.reload();
+}
+
 function toggle() {
   paused = !paused;
   pause.setAttribute("aria-pressed", String(paused));
@@ -120,32 +137,69 @@ document.addEventListener("keydown", (event) => {
 // Pictures that are dropped or chosen go to the model, a few at a time.
 const upload = document.querySelector("#upload");
 
+async function posted(address, pictures) {
+  const body = new FormData();
+  for (const one of pictures) body.append("picture", one, one.name);
+  return fetch(address, { method: "POST", body, headers: { "X-CSRF-Token": csrf() } });
+}
+
+/** The answer for some pictures; with another token, or later, where that helps. */
+async function answered(address, pictures) {
+  for (let attempt = 1; ; attempt += 1) {
+    const answer = await posted(address, pictures);
+    if (answer.ok || attempt > 4) return answer;
+    if (answer.status === 403 && (await renew())) continue;
+    if (answer.status !== 503) return answer;
+    const seconds = Math.min(Number(answer.headers.get("Retry-After")) || 1, 20);
+    await new Promise((done) => setTimeout(done, 1000 * seconds));
+  }
+}
+
 async function send(files) {
   const pictures = [...files];
   const asked = new URLSearchParams();
   const category = upload.elements.category?.value;
   if (category) asked.set("category", category);
   const address = `/v1/models/${encodeURIComponent(upload.dataset.model)}/predict?${asked}`;
+  const left = []; // those that the service has not looked at
   let done = 0;
+  let why = "";
+  sending += 1;
   for (let at = 0; at < pictures.length; at += 4) {
-    const body = new FormData();
-    for (const one of pictures.slice(at, at + 4)) body.append("picture", one, one.name);
-    const answer = await fetch(address, { method: "POST", body, headers: { "X-CSRF-Token": csrf } });
-    if (!answer.ok) {
-      tell(await problem(answer), true);
-      continue;
-    }
-    for (const row of (await answer.json()).predictions) {
-      if (row.error) tell(`${row.path}: ${row.error.message}`, true);
-      else done += 1;
+    const some = pictures.slice(at, at + 4);
+    try {
+      const answer = await answered(address, some);
+      if (answer.status === 422 && some.length === 1) tell(await problem(answer), true); // the picture's own
+      else if (!answer.ok) throw new Error(await problem(answer));
+      else {
+        for (const row of (await answer.json()).predictions) {
+          if (row.error) tell(`${row.path}: ${row.error.message}`, true);
+          else done += 1;
+        }
+      }
+    } catch (error) {
+      why = error instanceof TypeError ? "the service cannot be reached" : error.message;
+      left.push(...some);
     }
   }
+  sending -= 1;
   if (done) tell(done === 1 ? "1 picture was scored" : `${done} pictures were scored`);
+  if (left.length) {
+    const many = left.length === 1 ? "1 picture was" : `${left.length} pictures were`;
+    const notice = hold(`${many} not scored: ${why}`, true, {
+      "Send again": () => {
+        notice.close();
+        send(left);
+      },
+      Close: () => notice.close(),
+    });
+  }
+  anew();
 }
 
 if (upload) {
   upload.elements.picture.addEventListener("change", (event) => {
-    send(event.target.files).catch(() => tell("the pictures could not be sent", true));
+    send(event.target.files);
     event.target.value = "";
   });
   document.addEventListener("dragover", (event) => {
@@ -158,7 +212,7 @@ if (upload) {
   document.addEventListener("drop", (event) => {
     event.preventDefault();
     document.body.classList.remove("dropping");
-    send(event.dataTransfer.files).catch(() => tell("the pictures could not be sent", true));
+    send(event.dataTransfer.files);
   });
 }
 sharpen();

@@ -3,7 +3,6 @@
 const SIDE = 2048; // the longest side that is drawn in; larger pictures get their mask enlarged
 const COLOUR = "#36e0d0";
 const THINNEST = 0.85; // pixels: less may touch none of them by half
-const KEPT = 40; // steps that can be undone
 
 export class Mask {
   constructor(stage) {
@@ -109,6 +108,7 @@ export class Mask {
     }
     this.corners.push(point);
     this.outline();
+    this.changed();
   }
 
   /** Fill the polygon. */
@@ -139,30 +139,40 @@ export class Mask {
 
   add(step) {
     this.steps.push(step);
-    if (this.steps.length > KEPT) this.flatten();
+    this.changed();
+  }
+
+  changed() {
     this.enable();
     this.stage.place.dispatchEvent(new CustomEvent("mask:changed", { bubbles: true }));
   }
 
-  /** The oldest step becomes part of what cannot be undone. */
-  flatten() {
-    const kept = this.steps;
-    this.steps = kept.slice(0, 1);
+  /** What was drawn, as JSON takes it; null where nothing was. */
+  get draft() {
+    if (!this.steps.length && !this.corners.length) return null;
+    const short = (points) => points.map((point) => point.map((value) => Math.round(value * 10) / 10));
+    const steps = this.steps.map((step) => (step.points ? { ...step, points: short(step.points) } : step));
+    return { steps, corners: short(this.corners) };
+  }
+
+  set draft({ steps, corners }) {
+    [this.steps, this.corners] = [steps, corners];
     this.redraw();
-    this.base = new OffscreenCanvas(this.canvas.width, this.canvas.height);
-    this.base.getContext("2d").drawImage(this.canvas, 0, 0);
-    this.steps = kept.slice(1);
-    this.redraw();
+    if (corners.length) {
+      this.choose("polygon");
+      this.outline();
+    }
   }
 
   undo() {
     if (this.corners.length) {
       this.corners.pop();
       this.outline();
-      return;
+    } else {
+      this.steps.pop();
+      this.redraw();
     }
-    this.steps.pop();
-    this.redraw();
+    this.changed();
   }
 
   clear() {

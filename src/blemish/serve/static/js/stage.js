@@ -1,5 +1,7 @@
 // A picture that is zoomed and moved, with its heatmap and regions.
 
+import { remembered } from "./main.js";
+
 const MOST = 64;
 
 /** Everything of one stage. Coordinates of the picture are in its pixels, from its upper left. */
@@ -27,29 +29,45 @@ export class Stage {
     for (const button of place.querySelectorAll("[data-zoom]")) {
       on(button, "click", () => this.zoom(button.dataset.zoom));
     }
-    const opacity = place.querySelector("[data-opacity]");
-    const heat = place.querySelector("[data-heat]");
-    if (opacity && heat) {
-      const kept = localStorage.getItem("blemish-opacity");
-      if (kept !== null) opacity.value = kept;
-      const show = () => {
-        heat.style.opacity = String(opacity.value / 100);
-        if (opacity.value > 0) localStorage.setItem("blemish-opacity", opacity.value);
-      };
-      on(opacity, "input", show);
-      show();
-    }
-    const regions = place.querySelector("[data-show-regions]");
-    const drawn = place.querySelector("[data-regions]");
-    if (regions && drawn) {
-      const show = () => drawn.toggleAttribute("hidden", !regions.checked);
-      on(regions, "change", show);
-    }
+    this.hints();
     this.apply();
   }
 
   close() {
     this.ended.abort();
+  }
+
+  /** What the detector says: there from the beginning, or shown when somebody asks for it. */
+  hints() {
+    const { place } = this;
+    const [opacity, heat] = [place.querySelector("[data-opacity]"), place.querySelector("[data-heat]")];
+    if (opacity && heat && this.opacity !== opacity) {
+      this.opacity = opacity;
+      this.before = remembered.get("opacity") ?? opacity.value;
+      opacity.value = remembered.get("heat") === "off" ? 0 : this.before;
+      const fade = () => {
+        heat.style.opacity = String(opacity.value / 100);
+      };
+      opacity.addEventListener("input", () => {
+        fade();
+        remembered.set("heat", opacity.value > 0 ? "on" : "off");
+        if (opacity.value > 0) remembered.set("opacity", opacity.value);
+      });
+      heat.addEventListener("error", () => heat.remove());
+      fade();
+    }
+    const regions = place.querySelector("[data-show-regions]");
+    const drawn = place.querySelector("[data-regions]");
+    if (regions && drawn && this.regions !== regions) {
+      this.regions = regions;
+      regions.checked = remembered.get("regions") !== "off";
+      const show = () => drawn.toggleAttribute("hidden", !regions.checked);
+      regions.addEventListener("change", () => {
+        show();
+        remembered.set("regions", regions.checked ? "on" : "off");
+      });
+      show();
+    }
   }
 
   /** Pixels of the screen to one of the picture, where the whole is seen. */
@@ -199,7 +217,9 @@ export class Stage {
     else if (event.key === "-") this.zoom("out");
     else if (event.key === "0") this.zoom("fit");
     else if (event.key === "1") this.zoom("own");
-    else if (event.key === "h") this.toggleHeat();
+    else if ("hr".includes(event.key) && this.place.querySelector("[data-reveal]")) {
+      this.place.querySelector("[data-reveal]").click();
+    } else if (event.key === "h") this.toggleHeat();
     else if (event.key === "r") this.place.querySelector("[data-show-regions]")?.click();
     else return false;
     return true;
