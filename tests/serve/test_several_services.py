@@ -184,10 +184,7 @@ def test_no_picture_is_placed_twice_or_shown_to_two(url: str, models: Path, tmp_
             reviewing.catch_up()
         assert {one.picture: one for one in store.queue("part", limit=1000)} == before
         assert sorted(one._led for one in both) == [False, True]
-        # Both know the same places, and count the same.
-        places = [{key: one.draw for key, one in each._known.items()} for each in both]
-        assert places[0] == places[1]
-        assert len(places[0]) == len(pictures)
+        assert both[0]._last == both[1]._last  # both know them all
         shown = [
             reviewing.coming(f"{name} of {at}", 1)[0].row.picture
             for at, reviewing in enumerate(both)
@@ -197,10 +194,11 @@ def test_no_picture_is_placed_twice_or_shown_to_two(url: str, models: Path, tmp_
         assert both[1].coming("Ada of 0", 1)[0].row.picture == shown[0]  # her own, anywhere
         for picture in shown:
             store.add_label(Label(picture=picture, verdict="good", reviewer="Ada"))
-        samples = [each.sample("2") for each in both]
-        assert repr(samples[0][0]) == repr(samples[1][0])
-        pools = [sorted(zip(one.scores, one.sizes, strict=True)) for _, one in samples]
+        judged = [each.judged("2") for each in both]
+        assert repr(judged[0].sample) == repr(judged[1].sample)
+        pools = [sorted(zip(one.pool.scores, one.pool.sizes, strict=True)) for one in judged]
         assert pools[0] == pools[1]
+        assert len(pools[0]) == len(pictures)
         # Who leads ends: the other goes on where it was.
         leading = next(live for live in lives if Reviewing.of(live.service, "part")._led)
         other = next(live for live in lives if live is not leading)
@@ -240,11 +238,11 @@ def test_who_slept_through_its_lease_writes_nothing(url: str, tmp_path: Path, mo
         assert other._led
         draws = {one.picture: one for one in other._store.queue("part")}
         assert len(draws) == 5
-        leads._known.clear()  # it would place them anew
         leads._last = None
+        leads._store.draws = lambda pictures, model: {}  # so that it would place them anew
         leads.catch_up()
+        del leads._store.draws
         assert not leads._led
         assert {one.picture: one for one in other._store.queue("part")} == draws
-        assert {key: one.draw for key, one in leads._known.items()} == {
-            key: one.draw for key, one in other._known.items()
-        }
+        leads.catch_up()
+        assert leads._last == other._last

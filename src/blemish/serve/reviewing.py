@@ -118,12 +118,18 @@ class Reviewing:
                 self._led = leads
                 self._forget()
             try:
-                self._catch_up() if leads else self._read()
+                if leads:
+                    self._catch_up()
             except LeaseLost:
-                self._lead.lose()
-                self._led = False
-                self._forget()
+                self._lost()
+            if not self._led:
                 self._read()
+
+    def _lost(self) -> None:
+        """Another service leads by now."""
+        self._lead.lose()
+        self._led = False
+        self._forget()
 
     def _catch_up(self) -> None:
         if not self._begun:
@@ -172,7 +178,11 @@ class Reviewing:
             monitors = {source: one.to_dict() for source, one in self._monitors.items()}
             told = {"watched": self._watched, "monitors": monitors} if monitors else self._kept
             state = {"last": self._last, "queue": self._queue.to_dict(), **told}
-            self._store.put_note(self._note, state, self._lead.held)
+            try:
+                self._store.put_note(self._note, state, self._lead.held)
+            except LeaseLost:
+                self._lost()
+                return
             self._unsaved, self._saved = 0, time.monotonic()
 
     def coming(self, reviewer: str, count: int, skipped: Sequence[str] = ()) -> list[Next]:
