@@ -2,13 +2,15 @@
 
     python client.py http://127.0.0.1:8000 part FOLDER [--source NAME] [--token TOKEN]
 
-By the standard library alone. A service that is busy says when to come again; that is done.
+By the standard library alone. A service that is busy says when to come again; that is done. The
+token may stand in the environment instead, as BLEMISH_TOKEN, where other users do not see it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 import urllib.error
 import urllib.parse
@@ -46,9 +48,11 @@ def scored(url: str, model: str, path: Path, source: str, token: str) -> dict[st
                 time.sleep(float(error.headers.get("Retry-After", "1")))
                 continue
             told: dict[str, Any] = json.load(error)
-            if error.code == 422:  # of this picture
+            if error.code in (413, 422):  # of this picture
                 return told
             raise SystemExit(f"{error.code}: {told['error']['message']}") from error
+        except OSError as error:
+            raise SystemExit(f"{url}: does not answer ({error})") from error
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -57,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("model")
     parser.add_argument("pictures", type=Path)
     parser.add_argument("--source", default="")
-    parser.add_argument("--token", default="")
+    parser.add_argument("--token", default=os.environ.get("BLEMISH_TOKEN", ""))
     options = parser.parse_args(arguments)
     for path in pictures(options.pictures):
         row = scored(options.url, options.model, path, options.source, options.token)

@@ -70,13 +70,13 @@ def test_a_restart_ends_no_session(artifact: Path, tmp_path: Path, token: str) -
             assert (csrf_of(page.text), "set-cookie" in page.headers) == (csrf, False)
         # Of another session it is not taken.
         other = opened(live, token)[1]
-        assert changing(live, other, csrf).json()["error"]["kind"] == "Stale"
+        assert changing(live, other, csrf).json()["error"]["kind"] == "Forged"
     # With the key all sessions are gone.
     key.unlink()
     with serving(artifact, **how) as live:
         answer = changing(live, cookie, csrf)
         kind = answer.json()["error"]["kind"]
-        assert (answer.status_code, kind) == ((401, "NotKnown") if token else (403, "Stale"))
+        assert (answer.status_code, kind) == ((401, "NotKnown") if token else (403, "Forged"))
 
 
 def test_who_logs_out_is_out_everywhere(artifact: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
@@ -70,3 +71,46 @@ def test_an_exporter_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
         telemetry._provider()
     monkeypatch.setenv("OTEL_TRACES_EXPORTER", "console")
     telemetry._provider().shutdown()
+
+
+class _Exporter(InMemorySpanExporter):
+    """One that is installed."""
+
+
+def _installed(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    found = [
+        EntryPoint(name=name, value=f"{__name__}:_Exporter", group=telemetry._GROUP)
+        for name in names
+    ]
+    monkeypatch.setattr(telemetry, "entry_points", lambda group: found)
+
+
+@pytest.mark.parametrize(
+    ("asked", "installed", "exporters"),
+    [
+        ("", ("console",), 1),  # as if it were not set
+        (" ", ("console", "otlp_proto_http"), 1),
+        ("none", (), 0),
+        ("otlp", ("otlp_proto_grpc", "otlp_proto_http"), 1),
+        ("console, otlp", ("console", "otlp"), 2),
+    ],
+)
+def test_exporters_are_named_as_opentelemetry_has_it(
+    monkeypatch: pytest.MonkeyPatch, asked: str, installed: tuple[str, ...], exporters: int
+) -> None:
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", asked)
+    _installed(monkeypatch, *installed)
+    provider = telemetry._provider()
+    assert len(provider._active_span_processor._span_processors) == exporters
+    provider.shutdown()
+    if "otlp_proto_http" in installed and asked == "otlp":
+        assert telemetry._exporter("otlp").name == "otlp_proto_http"
+
+
+def test_without_an_exporter_for_otlp_it_is_said_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "otlp")
+    _installed(monkeypatch, "console")
+    with pytest.raises(ConfigError, match="pip install opentelemetry-exporter-otlp-proto-http"):
+        telemetry._provider()

@@ -187,7 +187,7 @@ class Gate:
                 raise Refusal(403, "Forged", told)
             if session is None or not hmac.compare_digest(csrf.encode(), session.csrf.encode()):
                 told = f"{CSRF_HEADER} is of a session that has ended; load the page anew"
-                raise Refusal(403, "Stale", told)
+                raise Refusal(403, "Forged", told)
         return LOCAL if session is None else session.user
 
     def _opened(self, response: Response, user: User, token: bytes, secure: bool) -> Session:

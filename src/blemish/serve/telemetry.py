@@ -1,18 +1,19 @@
 """Spans of OpenTelemetry: of each picture, with decode, wait, compute and store within it.
 
 They lie within the request's span, where FastAPI is new enough to make one, and go where the
-process's tracer provider sends them. Where none is set, one is made, whose exporter
-`OTEL_TRACES_EXPORTER` names: "console", or any that is installed, as "otlp".
+process's tracer provider sends them. Where none is set, one is made, whose exporters
+`OTEL_TRACES_EXPORTER` names, as OpenTelemetry has it: "console", which is the default here, "otlp",
+"none", any other that is installed, or several with commas between them.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from blemish.errors import ConfigError, unknown_name
+from blemish.errors import BlemishError, ConfigError, unknown_name
 from blemish.extras import require
 from blemish.serve.batching import Upload
 
@@ -52,20 +53,41 @@ class Spans:
 
 
 def _provider() -> Any:
-    """A provider with the exporter that the environment names. Raises: ConfigError."""
+    """A provider with the exporters that the environment names. Raises: ConfigError."""
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-    name = os.environ.get("OTEL_TRACES_EXPORTER", "console")
-    known = {one.name: one for one in entry_points(group=_GROUP)}
-    if name not in known:
-        raise unknown_name("exporter of OTEL_TRACES_EXPORTER", name, known)
-    try:
-        exporter = known[name].load()()
-    except Exception as error:  # whatever an exporter's package raises of its settings
-        raise ConfigError(f"OTEL_TRACES_EXPORTER {name}: cannot be used ({error})") from error
-    service = os.environ.get("OTEL_SERVICE_NAME", "blemish")
+    service = os.environ.get("OTEL_SERVICE_NAME") or "blemish"
     provider = TracerProvider(resource=Resource.create({"service.name": service}))
-    provider.add_span_processor(BatchSpanProcessor(exporter))
+    asked = os.environ.get("OTEL_TRACES_EXPORTER", "").strip() or "console"
+    for name in (one.strip() for one in asked.split(",")):
+        if name in ("", "none"):
+            continue
+        try:
+            exporter = _exporter(name).load()()
+        except BlemishError:
+            raise
+        except Exception as error:  # whatever an exporter's package raises of its settings
+            raise ConfigError(f"OTEL_TRACES_EXPORTER {name}: cannot be used ({error})") from error
+        provider.add_span_processor(BatchSpanProcessor(exporter))
     return provider
+
+
+def _exporter(name: str) -> EntryPoint:
+    """That of a name. "otlp" is any that speaks it: its packages call it by their transport, too.
+
+    Raises: ConfigError.
+    """
+    known = {one.name: one for one in entry_points(group=_GROUP)}
+    if name == "otlp" and name not in known:
+        speaking = sorted((one for one in known if one.startswith("otlp")), reverse=True)
+        if not speaking:
+            raise ConfigError(
+                "OTEL_TRACES_EXPORTER otlp: no exporter for it is installed; "
+                "pip install opentelemetry-exporter-otlp-proto-http"
+            )
+        name = speaking[0]  # by HTTP before gRPC
+    if name not in known:
+        raise unknown_name("exporter of OTEL_TRACES_EXPORTER", name, [*known, "otlp", "none"])
+    return known[name]
