@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from browser import CHROMIUM, OPTIONS
 from parts import part, settings_of, write_picture
 
 import blemish
@@ -189,3 +190,13 @@ def interrupted_pretraining() -> Callable[[], AbstractContextManager[None]]:
             yield
 
     return interruption
+
+
+@pytest.fixture(scope="session")
+def browser_type_launch_args() -> dict[str, Any]:
+    """Debian's Chromium. Skips where there is none, but not in CI."""
+    if not CHROMIUM:
+        (pytest.fail if os.environ.get("BLEMISH_CI") else pytest.skip)(
+            "no Chromium: apt-get install chromium"
+        )
+    return {"executable_path": CHROMIUM, "args": list(OPTIONS)}

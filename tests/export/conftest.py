@@ -1,26 +1,14 @@
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pages
 import pytest
-from browser import CHROMIUM, Browser, Page, served
+from browser import served, shown, text, until
+from playwright.sync_api import Browser, Page
 
 from blemish.detector.manifest import Manifest
-
-
-@pytest.fixture(scope="session")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    if not CHROMIUM:
-        missing = "no Chromium: apt-get install chromium"
-        (pytest.fail if os.environ.get("BLEMISH_CI") else pytest.skip)(missing)
-    browser = Browser(tmp_path_factory.mktemp("profile"))
-    try:
-        yield browser
-    finally:
-        browser.close()
 
 
 @pytest.fixture(scope="session")
@@ -38,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, record: Manifest) -> Path:
 @pytest.fixture(scope="module")
 def opened(browser: Browser, folder: Path) -> Iterator[Page]:
     """The page, ready."""
-    with served(folder) as address, browser.page(address) as page:
-        page.wait(pages.READY)
-        assert page.text("#error") == ""
+    with served(folder) as address, shown(browser, address) as page:
+        until(page, pages.READY)
+        assert text(page, "#error") == ""
         yield page

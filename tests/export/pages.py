@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-from browser import Page
+from browser import until
 from onnx import TensorProto, helper
 from parts import SIDE, part, settings_of
+from playwright.sync_api import Page
 
 import blemish
 from blemish.data.transforms import prepare
@@ -134,11 +135,11 @@ def predicted(record: Manifest, source: Any) -> Prediction:
 
 def score(page: Page, *files: Path) -> dict[str, Any] | None:
     """Give files to a page; what it shows of the last, None where that could not be scored."""
-    count = page.run("document.querySelectorAll('#list tbody tr').length")
-    page.choose("#files", *files)
-    page.wait(f"document.querySelectorAll('#list tbody tr').length === {count + len(files)}")
-    page.wait(READY)
-    found: dict[str, Any] | None = page.run(
+    count = page.evaluate("document.querySelectorAll('#list tbody tr').length")
+    page.set_input_files("#files", files)
+    until(page, f"document.querySelectorAll('#list tbody tr').length === {count + len(files)}")
+    until(page, READY)
+    found: dict[str, Any] | None = page.evaluate(
         """(({ shown }) => shown && { name: shown.name, score: shown.found.score,
           label: shown.label, notes: shown.found.notes, votes: shown.found.votes,
           box: shown.found.box, height: shown.found.map.height,
@@ -171,7 +172,7 @@ def in_page(page: Page, module: str, body: str, **values: Any) -> Any:
     and of floats become typed ones; `plain` makes text of one, for `array`."""
     given = json.dumps(json.dumps({name: _given(value) for name, value in values.items()}))
     revived = f"JSON.parse({given}, (_, value) => (value?.kind ? typed(value) : value))"
-    return page.run(
+    return page.evaluate(
         f"(async () => {{ {_PRELUDE} const values = {revived};"
         f"const it = await import('./{module}'); {body} }})()"
     )

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from browser import Browser, Page, served
+from browser import served, shown, text, until
 from pages import EXPORT, READY, calibrated, fitted, graph, predicted, score, wrote
 from parts import part, write_picture
+from playwright.sync_api import Browser, Page
 
 from blemish.area import SIDE, Area
 from blemish.detector.categories import CategoryFeatures
@@ -39,20 +40,20 @@ def pictures(tmp_path: Path) -> list[Path]:
 
 def agrees(page: Page, record: Manifest, picture: Path) -> None:
     """The page says what blemish says."""
-    shown, wanted = score(page, picture), predicted(record, picture)
-    assert shown is not None, page.text("#error")
-    assert shown["name"] == picture.name
-    assert shown["score"] == pytest.approx(wanted.score, abs=1e-5)
-    assert shown["label"] == wanted.label
-    assert page.text("#verdict") == ["Good", "Defective"][wanted.label or 0]
+    found, wanted = score(page, picture), predicted(record, picture)
+    assert found is not None, text(page, "#error")
+    assert found["name"] == picture.name
+    assert found["score"] == pytest.approx(wanted.score, abs=1e-5)
+    assert found["label"] == wanted.label
+    assert text(page, "#verdict") == ["Good", "Defective"][wanted.label or 0]
     inside = None if wanted.foreground is None else wanted.foreground.ravel().astype(int).tolist()
-    assert shown["counted"] == (None if inside is None or all(inside) else inside)
+    assert found["counted"] == (None if inside is None or all(inside) else inside)
     shape = wanted.anomaly_map.shape
-    found = np.array(shown["map"]).reshape(shape)
-    np.testing.assert_allclose(found, wanted.anomaly_map, atol=1e-5)
+    drawn = np.array(found["map"]).reshape(shape)
+    np.testing.assert_allclose(drawn, wanted.anomaly_map, atol=1e-5)
     regions = [(list(one.box), one.area) for one in wanted.regions or ()]
-    assert [(one["box"], one["area"]) for one in shown["regions"]] == regions
-    assert page.text("#regions") == str(len(regions))
+    assert [(one["box"], one["area"]) for one in found["regions"]] == regions
+    assert text(page, "#regions") == str(len(regions))
     if wanted.label:
         assert regions
 
@@ -63,8 +64,8 @@ def test_it_says_what_blemish_says(opened: Page, record: Manifest, pictures: lis
     known = np.sort(record.calibration_scores)
     rarity = p_value(predicted(record, pictures[-1]).score, known)
     assert rarity is not None
-    assert opened.text("#p-value") == f"{100 * rarity:.2g} %"
-    assert opened.text("#caption") == "defect 40.png, 90 × 40 pixels"
+    assert text(opened, "#p-value") == f"{100 * rarity:.2g} %"
+    assert text(opened, "#caption") == "defect 40.png, 90 × 40 pixels"
 
 
 def test_an_exported_detector_scores_as_it_predicts(
@@ -75,14 +76,14 @@ def test_an_exported_detector_scores_as_it_predicts(
     export = {**EXPORT, "outputs": ["score", "map"]}
     manifest = {**detector.manifest, "export": export}
     page_of = write_page(tmp_path / "page", model, manifest)
-    with served(page_of) as address, browser.page(address) as page:
-        page.wait(READY)
+    with served(page_of) as address, shown(browser, address) as page:
+        until(page, READY)
         for picture in pictures:
-            shown, wanted = score(page, picture), detector.predict(picture)
-            assert shown is not None
-            assert shown["score"] == pytest.approx(wanted.score, abs=1e-3)
-            assert shown["label"] == wanted.label
-            assert len(shown["regions"]) == len(wanted.regions or ())
+            found, wanted = score(page, picture), detector.predict(picture)
+            assert found is not None
+            assert found["score"] == pytest.approx(wanted.score, abs=1e-3)
+            assert found["label"] == wanted.label
+            assert len(found["regions"]) == len(wanted.regions or ())
 
 
 def inside() -> Area:
@@ -96,17 +97,19 @@ def test_with_an_area_and_every_way_to_resize(
 ) -> None:
     preprocessing = replace(fitted().preprocessing, resize=resize, area=inside())
     record = calibrated(fitted().record, preprocessing=preprocessing)
-    with served(wrote(tmp_path / "page", record)) as address, browser.page(address) as page:
-        page.wait(READY)
+    with served(wrote(tmp_path / "page", record)) as address, shown(browser, address) as page:
+        until(page, READY)
         for picture in pictures:
             agrees(page, record, picture)
-        assert "grey: outside the area, not looked at" in page.text("#notes")
-        assert page.run("getComputedStyle(document.querySelector('#unseen')).display") != "none"
+        assert "grey: outside the area, not looked at" in text(page, "#notes")
+        assert (
+            page.evaluate("getComputedStyle(document.querySelector('#unseen')).display") != "none"
+        )
         # A veil over the upper right, which lies outside, and none over the lower left.
         alpha = "document.querySelector('#unseen').getContext('2d').getImageData({}, 1, 1).data[3]"
-        side = page.run("document.querySelector('#unseen').width")
-        assert page.run(alpha.format(f"{side - 2}, 1")) > 100
-        assert page.run(alpha.format(f"{side * 4 // 10}, {side * 8 // 10}")) == 0
+        side = page.evaluate("document.querySelector('#unseen').width")
+        assert page.evaluate(alpha.format(f"{side - 2}, 1")) > 100
+        assert page.evaluate(alpha.format(f"{side * 4 // 10}, {side * 8 // 10}")) == 0
 
 
 def test_the_part_alone_counts(
@@ -115,39 +118,39 @@ def test_the_part_alone_counts(
     seen = Foreground(direction=(1.0,), cut=0.0, share=0.5, least=0.2, most=0.6)
     record = replace(record, foreground=seen)
     dark = write_picture(tmp_path / "dark.png", np.full((64, 64, 3), 20, np.uint8))
-    with served(wrote(tmp_path / "page", record)) as address, browser.page(address) as page:
-        page.wait(READY)
+    with served(wrote(tmp_path / "page", record)) as address, shown(browser, address) as page:
+        until(page, READY)
         for picture in pictures:
             agrees(page, record, picture)
-            assert "grey: background of the part, not looked at" in page.text("#notes")
+            assert "grey: background of the part, not looked at" in text(page, "#notes")
         agrees(page, record, dark)
-        assert "no background could be told" in page.text("#notes")
-        assert page.run("document.querySelector('#unseen').hidden")
+        assert "no background could be told" in text(page, "#notes")
+        assert page.evaluate("document.querySelector('#unseen').hidden")
 
 
 def test_another_rate_is_another_threshold(
     opened: Page, record: Manifest, pictures: list[Path]
 ) -> None:
     score(opened, pictures[0])
-    names = opened.run("[...document.querySelectorAll('#rate option')].map((one) => one.text)")
+    names = opened.evaluate("[...document.querySelectorAll('#rate option')].map((one) => one.text)")
     assert names == ["≤ 10 %", "≤ 5 % (calibrated)"]
-    assert opened.run("document.querySelector('#rate').selectedIndex") == 1
+    assert opened.evaluate("document.querySelector('#rate').selectedIndex") == 1
     choose(opened, "rate", 0)
     scores = record.calibration_scores
     other = calibrate(scores, 0.1, method="split conformal", required=True)
     assert other.value is not None
     assert record.threshold is not None
     assert other.value != record.threshold.value
-    assert opened.text("#threshold") == f"{other.value:.5g}"
-    opened.run("document.querySelector('details').open = true")
-    assert opened.text("#guarantee") == other.guarantee
-    opened.run("document.querySelector('details').open = false")
+    assert text(opened, "#threshold") == f"{other.value:.5g}"
+    opened.evaluate("document.querySelector('details').open = true")
+    assert text(opened, "#guarantee") == other.guarantee
+    opened.evaluate("document.querySelector('details').open = false")
     choose(opened, "rate", 1)
-    assert opened.text("#threshold") == f"{record.threshold.value:.5g}"
+    assert text(opened, "#threshold") == f"{record.threshold.value:.5g}"
 
 
 def choose(page: Page, name: str, value: object) -> None:
-    page.run(
+    page.evaluate(
         f"(() => {{ const one = document.getElementById({name!r}); one.value = {str(value)!r};"
         " one.dispatchEvent(new Event('change')); })()"
     )
@@ -171,17 +174,17 @@ def test_a_category_is_told_or_chosen(
         write_picture(tmp_path / f"{tone}.png", np.full((64, 64, 3), tone, np.uint8))
         for tone in (255, 0)
     )
-    with served(wrote(tmp_path / "page", record)) as address, browser.page(address) as page:
-        page.wait(READY)
+    with served(wrote(tmp_path / "page", record)) as address, shown(browser, address) as page:
+        until(page, READY)
         score(page, white)
-        assert page.text("#threshold") == "100"
-        assert "category told by the picture's features: nut" in page.text("#notes")
-        assert page.text("#verdict") == "Good"
+        assert text(page, "#threshold") == "100"
+        assert "category told by the picture's features: nut" in text(page, "#notes")
+        assert text(page, "#verdict") == "Good"
         score(page, black)
-        assert "features: bolt" in page.text("#notes")
-        assert page.text("#verdict") == "Defective"
+        assert "features: bolt" in text(page, "#notes")
+        assert text(page, "#verdict") == "Defective"
         choose(page, "category", "nut")
-        assert page.text("#verdict") == "Good"
+        assert text(page, "#verdict") == "Good"
 
 
 def test_what_is_no_picture_is_told(opened: Page, tmp_path: Path, pictures: list[Path]) -> None:
@@ -201,76 +204,77 @@ def test_what_is_no_picture_is_told(opened: Page, tmp_path: Path, pictures: list
         (damaged, "damaged.png: is damaged: the browser cannot decode it"),
     ):
         assert score(opened, path) is None
-        assert opened.text("#error") == said
-        assert opened.text("#result") == ""
-        assert "not scored" in opened.text("#list tbody tr:first-child")
+        assert text(opened, "#error") == said
+        assert text(opened, "#result") == ""
+        assert "not scored" in text(opened, "#list tbody tr:first-child")
     assert score(opened, pictures[0]) is not None
-    assert opened.text("#error") == ""
+    assert text(opened, "#error") == ""
 
 
 def test_several_at_once_are_listed_and_shown_again(opened: Page, pictures: list[Path]) -> None:
     score(opened, *pictures)
-    rows = opened.run(
+    rows = opened.evaluate(
         "[...document.querySelectorAll('#list tbody tr')].map((one) => one.innerText)"
     )
     names = [row.split("\t")[0] for row in rows[: len(pictures)]]
     assert names == [path.name for path in reversed(pictures)]
     assert rows[0].split("\t")[2] == "Defective"
-    opened.run("document.querySelector('#list tbody tr:nth-child(4) button').click()")
-    opened.wait(f"document.querySelector('#caption').innerText.startsWith({pictures[0].name!r})")
+    opened.evaluate("document.querySelector('#list tbody tr:nth-child(4) button').click()")
+    until(opened, f"document.querySelector('#caption').innerText.startsWith({pictures[0].name!r})")
 
 
 def test_the_heatmap_lies_over_the_picture(opened: Page, pictures: list[Path]) -> None:
     score(opened, pictures[2])
-    places = opened.run(
+    places = opened.evaluate(
         "['picture', 'heatmap', 'outlines'].map((id) => {"
         " const box = document.getElementById(id).getBoundingClientRect();"
         " return [box.x, box.y, box.width, box.height]; })"
     )
     assert places[0] == places[1] == places[2]
     assert places[0][2] / places[0][3] == pytest.approx(200 / 150, rel=0.01)
-    opened.run(
+    opened.evaluate(
         "(() => { const one = document.getElementById('opacity'); one.value = 20;"
         " one.dispatchEvent(new Event('input')); })()"
     )
-    assert opened.run("getComputedStyle(document.getElementById('heatmap')).opacity") == "0.2"
+    assert opened.evaluate("getComputedStyle(document.getElementById('heatmap')).opacity") == "0.2"
     drawn = "[...document.getElementById('outlines').getContext('2d').getImageData(0, 0, 200, 150)"
-    assert opened.run(f"{drawn}.data].some((value) => value > 0)")
-    opened.run("document.getElementById('outlined').click()")
-    assert opened.run("document.getElementById('outlines').hidden")
-    opened.run("document.getElementById('outlined').click()")
+    assert opened.evaluate(f"{drawn}.data].some((value) => value > 0)")
+    opened.evaluate("document.getElementById('outlined').click()")
+    assert opened.evaluate("document.getElementById('outlines').hidden")
+    opened.evaluate("document.getElementById('outlined').click()")
 
 
 @pytest.mark.parametrize("width", [1280, 390])
 def test_nothing_is_wider_than_the_window(
     opened: Page, tmp_path: Path, pictures: list[Path], width: int
 ) -> None:
-    opened.resize(width, 800)
+    opened.set_viewport_size({"width": width, "height": 800})
     long = pictures[1].rename(tmp_path / f"{'a-very-long-name' * 12}.png")
     score(opened, long)
-    assert opened.run("document.documentElement.scrollWidth") <= width
-    beside = opened.run(
+    assert opened.evaluate("document.documentElement.scrollWidth") <= width
+    beside = opened.evaluate(
         "document.querySelector('#facts').getBoundingClientRect().left"
         " > document.querySelector('figure').getBoundingClientRect().right"
     )
     assert beside == (width > 800)
-    opened.resize(1280, 900)
+    opened.set_viewport_size({"width": 1280, "height": 900})
 
 
 def test_it_asks_for_its_own_folder_alone(
     browser: Browser, folder: Path, pictures: list[Path]
 ) -> None:
-    with served(folder) as address, browser.page(address) as page:
-        page.wait(READY)
-        del browser.asked[:]
-        page.call("Page.reload")
-        page.wait(f"document.readyState === 'complete' && {READY}")
+    with served(folder) as address, shown(browser, address) as page:
+        until(page, READY)
+        every: list[str] = []
+        page.on("request", lambda one: every.append(one.url))
+        page.reload()
+        until(page, READY)
         score(page, pictures[1])
-        asked = {one for one in browser.asked if not one.startswith(("data:", "blob:"))}
+        asked = {one for one in every if not one.startswith(("data:", "blob:"))}
         assert asked
         assert all(one.startswith(address) for one in asked)
         # And could not otherwise: the page forbids itself to.
-        refused = page.run(
+        refused = page.evaluate(
             "new Promise((done) => { addEventListener('securitypolicyviolation',"
             " ({ violatedDirective }) => done(violatedDirective));"
             " fetch('http://127.0.0.1:9/').catch(() => setTimeout(done, 2000, 'unreachable')); })"
@@ -279,15 +283,15 @@ def test_it_asks_for_its_own_folder_alone(
 
 
 def test_a_camera_is_scored(opened: Page) -> None:
-    opened.run("document.getElementById('camera').click()")
-    opened.wait("blemish.shown?.name === 'camera' && blemish.shown.found.width > 100")
-    opened.run("window.first = blemish.shown.found")
-    opened.wait("blemish.shown.found !== first")  # and again
-    assert opened.text("#camera") == "Stop the camera"
-    assert opened.text("#verdict") in ("Good", "Defective")
-    opened.run("document.getElementById('camera').click()")
-    assert opened.text("#camera") == "Use a camera"
-    assert opened.text("#error") == ""
+    opened.evaluate("document.getElementById('camera').click()")
+    until(opened, "blemish.shown?.name === 'camera' && blemish.shown.found.width > 100")
+    opened.evaluate("window.first = blemish.shown.found")
+    until(opened, "blemish.shown.found !== first")  # and again
+    assert text(opened, "#camera") == "Stop the camera"
+    assert text(opened, "#verdict") in ("Good", "Defective")
+    opened.evaluate("document.getElementById('camera').click()")
+    assert text(opened, "#camera") == "Use a camera"
+    assert text(opened, "#error") == ""
 
 
 @pytest.mark.parametrize(
@@ -307,20 +311,19 @@ def test_a_damaged_page_says_so(
     (copy / name).unlink()
     if how == "damaged":
         (copy / name).write_bytes(content[: len(content) // 2])
-    with served(copy) as address, browser.page(address) as page:
-        page.wait(READY)
+    with served(copy) as address, shown(browser, address) as page:
+        until(page, READY)
         missing = "The detector cannot be loaded: model.onnx: the server answers 404"
         wanted = missing if (name, how) == ("model.onnx", "missing") else said
-        assert wanted in page.text("#error")
-        assert page.run("document.body.dataset.state") == "broken"
+        assert wanted in text(page, "#error")
+        assert page.evaluate("document.body.dataset.state") == "broken"
 
 
 def test_as_a_file_it_says_how_to_serve_it(browser: Browser, folder: Path) -> None:
-    with browser.page((folder / "index.html").as_uri()) as page:
-        page.wait(
-            "document.querySelector('#unstarted').checkVisibility({ visibilityProperty: true })"
-        )
-        assert "python serve.py" in page.text("#unstarted")
+    with shown(browser, (folder / "index.html").as_uri()) as page:
+        told = page.locator("#unstarted")
+        told.wait_for(state="visible")
+        assert "python serve.py" in told.inner_text()
 
 
 @pytest.fixture
@@ -339,10 +342,10 @@ def test_its_own_server_allows_threads(
     browser: Browser, own_server: str, record: Manifest, pictures: list[Path]
 ) -> None:
     assert own_server.startswith("http://127.0.0.1:")
-    with browser.page(own_server) as page:
-        page.wait(READY)
-        assert page.text("#error") == ""
-        assert page.run("crossOriginIsolated")
+    with shown(browser, own_server) as page:
+        until(page, READY)
+        assert text(page, "#error") == ""
+        assert page.evaluate("crossOriginIsolated")
         agrees(page, record, pictures[1])
 
 
@@ -351,7 +354,7 @@ def test_a_graph_that_cannot_run_is_told(
 ) -> None:
     foreign = graph().replace(b"AveragePool", b"AveragePoof")
     page_of = write_page(tmp_path / "page", foreign, {**record.to_dict(), "export": EXPORT})
-    with served(page_of) as address, browser.page(address) as page:
-        page.wait(READY)
-        assert "The detector cannot be loaded" in page.text("#error")
-        assert "AveragePoof" in page.text("#error")
+    with served(page_of) as address, shown(browser, address) as page:
+        until(page, READY)
+        assert "The detector cannot be loaded" in text(page, "#error")
+        assert "AveragePoof" in text(page, "#error")

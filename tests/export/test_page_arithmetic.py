@@ -10,10 +10,10 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from browser import Page
 from pages import array, fitted, in_page
 from parts import part
 from PIL import Image, PngImagePlugin
+from playwright.sync_api import Page
 
 from blemish.area import SIDE, Area
 from blemish.data.geometry import RESIZES, Placement

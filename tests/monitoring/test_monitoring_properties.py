@@ -14,6 +14,7 @@ from blemish.monitoring.draws import Draw, heaviest, race, weights
 from blemish.monitoring.drift import Monitor, Reference
 from blemish.monitoring.estimates import Answer, Waiting, curve, figures, sample
 from blemish.monitoring.queue import Candidate, Opinion, Queue
+from blemish.serve.population import first_in_line
 
 SCORES = st.floats(-1e30, 1e30) | st.integers(-3, 3).map(float)
 THRESHOLDS = st.none() | SCORES
@@ -23,7 +24,7 @@ quick = settings(max_examples=30, deadline=None, derandomize=True)
 @st.composite
 def reviews(draw: st.DrawFn) -> tuple[list[Answer], list[Waiting], list[float]]:
     verdict = st.lists(st.sampled_from(["good", "defect", "unsure"]), min_size=1, max_size=3)
-    turns = sorted(draw(st.lists(st.floats(0, 5), max_size=3)))
+    turns = sorted(draw(st.lists(st.floats(0, 5, allow_subnormal=False), max_size=3)))
     count = draw(st.integers(0, 12))
     rows = []
     for at in range(count):
@@ -133,3 +134,41 @@ def test_any_numbers_can_be_compared(values: list[float], seed: int) -> None:
     assert 0 < found.p_value <= 1
     assert found.distance >= 0
     assert np.isfinite(found.distance)
+
+
+@quick
+@given(reviews())
+def test_the_moment_is_the_one_with_which_most_count(
+    given_: tuple[list[Answer], list[Waiting], list[float]],
+) -> None:
+    """Against a look at every picture that waits, each as the next in line."""
+    answers, waiting, turns = given_
+    found = sample(answers, waiting, turns)
+    placed = [(one.draw.priority, one.arrived) for one in answers if one.draw is not None]
+    best, clock = (-1, 0.0, math.inf), math.inf
+    line = sorted(waiting, key=lambda one: (one.arrived, one.priority))
+    for until, following in [*((one.arrived, one.priority) for one in line), (math.inf, 0.0)]:
+        count = sum(priority < clock and arrived < until for priority, arrived in placed)
+        if count >= best[0]:
+            best = (count, clock, until)
+        clock = min(clock, following)
+    assert len(found.scores) == best[0]
+    if best[0]:
+        assert (found.clock, found.until or math.inf) == best[1:]
+
+
+@quick
+@given(reviews())
+def test_few_of_those_that_wait_matter(
+    given_: tuple[list[Answer], list[Waiting], list[float]],
+) -> None:
+    answers, waiting, turns = given_
+    line = sorted(waiting, key=lambda one: (one.arrived, one.priority))
+    arrived, priority = (
+        np.array([getattr(one, name) for one in line]) for name in ("arrived", "priority")
+    )
+    few = first_in_line(arrived, priority)
+    assert len(few) <= len(waiting)
+    found, wanted = sample(answers, few, turns), sample(answers, waiting, turns)
+    assert found.left_out == wanted.left_out
+    np.testing.assert_array_equal(found.counts, wanted.counts)

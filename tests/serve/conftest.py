@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import made_graphs as graphs
 import pytest
-from browser import CHROMIUM
 from parts import Fitted, part, write_picture
 
 from blemish.artifact import FORMAT
@@ -41,16 +39,6 @@ def made_onnx(fitted: Fitted, tmp_path_factory: pytest.TempPathFactory) -> Path:
     manifest = {**told, "format": FORMAT, "export": graphs.manifest()["export"]}
     place = tmp_path_factory.mktemp("exported") / "part.onnx"
     return files.write(place, "onnx", graphs.onnx_bytes(), manifest)
-
-
-@pytest.fixture(scope="session")
-def browser_type_launch_args() -> dict[str, Any]:
-    """Debian's Chromium. Skips where there is none, but not in CI."""
-    if not CHROMIUM:
-        (pytest.fail if os.environ.get("BLEMISH_CI") else pytest.skip)(
-            "no Chromium: apt-get install chromium"
-        )
-    return {"executable_path": CHROMIUM, "args": ["--no-sandbox", "--disable-dev-shm-usage"]}
 
 
 @pytest.fixture

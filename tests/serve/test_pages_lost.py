@@ -202,7 +202,7 @@ def test_a_picture_that_has_not_come_is_not_judged(
     page.route(re.compile("/media/pictures/"), lambda route: held.append(route))
     page.goto(f"{live.url}/review", wait_until="domcontentloaded")
     page.locator(".zooms").wait_for()
-    page.wait_for_function("document.querySelector('[data-zoomed]').textContent !== '100 %'")
+    expect(page.locator("[data-zoomed]")).not_to_have_text("100 %")  # the scripts have begun
     page.keyboard.press("g")
     expect(page.locator(".toast")).to_contain_text("still on its way")
     assert not labels(live)

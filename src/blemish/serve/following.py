@@ -55,6 +55,7 @@ class Follower:
     async def _follow(self) -> None:
         begun = False
         while True:
+            await asyncio.sleep(_PAUSE)
             try:
                 await self.look()
                 if not begun:  # so that nobody waits for it who asks for the figures
@@ -65,7 +66,6 @@ class Follower:
                 if time.monotonic() - self._complained > _COMPLAINTS:
                     self._complained = time.monotonic()
                     self._service.log.warn("the review does not follow", reason=str(error))
-            await asyncio.sleep(_PAUSE)
 
     def _tell(self, model: str, version: str, one: Drift, alarm: Any) -> None:
         told = {
