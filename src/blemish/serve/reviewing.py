@@ -2,8 +2,9 @@
 by `monitoring` as they come.
 
 Nothing here needs to be told of a prediction: `catch_up` reads those that are new, in the order of
-their ids. Each picture is placed once, and its place is written down, with the chances that it had:
-figures hold only with those. The states of the queue and of the monitors are a note in the store.
+their ids, and before them which pictures people have decided on since. Each picture is placed once,
+and its place is written down, with the chances that it had: figures hold only with those. The
+states of the queue and of the monitors are a note in the store.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -22,12 +24,13 @@ from blemish.monitoring import draws
 from blemish.monitoring.drift import Alarm, Monitor, Reference
 from blemish.monitoring.estimates import Answer, Pool, Sample, Waiting, sample
 from blemish.monitoring.queue import Candidate, Opinion, Queue
-from blemish.store import Draw, Label, OtherScore, Row, Store
+from blemish.serve.appearance import Appearance
+from blemish.store import Descriptor, Draw, Label, OtherScore, Row, Store
 
 WHY = {
     "threshold": "near the threshold",
     "disagreement": "versions disagree on it",
-    "unseen": "unlike pictures seen before",
+    "unseen": "unlike all that was reviewed",
     "random": "by chance, for honest figures",
     "second": "another reviewer was unsure, or said otherwise",
 }
@@ -37,6 +40,7 @@ CHANGES = {
     "wider": "scores have become more extreme",
     "narrower": "scores have become more alike",
     "alarms": "more alarms than expected",
+    "looks": "pictures look otherwise than at first",
 }
 ALPHA = 0.01  # the probability of ever a false alarm of all sources together
 ALPHA_CAMERAS = 0.04  # and of all cameras' monitors
@@ -92,6 +96,7 @@ class Reviewing:
         self._queue = Queue(seed=model)
         self._known: dict[str, _Known] = {}
         self._last: int | None = None
+        self._decided = 0  # the last label that the queue knows of
         self._begun = False
         self._unsaved, self._saved = 0, time.monotonic()
         self._handed: dict[str, tuple[str, float]] = {}
@@ -99,6 +104,7 @@ class Reviewing:
         self._watched = ""
         self._reference: Reference | None = None
         self._monitors: dict[str, Monitor] = {}
+        self._appearance = Appearance()
         self._kept: dict[str, Any] = {}  # the monitors' states, until their version is watched
 
     @classmethod
@@ -117,9 +123,10 @@ class Reviewing:
             while page := self._store.predictions(
                 model=self._model, before=self._last, order="oldest", limit=_PAGE, regions=False
             ):
-                self._place(page)
-                for row in page:
-                    self._watch(row)
+                described = self._store.descriptors([row.id for row in page])
+                self._cover()
+                self._place(page, described)
+                self._watch(page, described)
                 self._last = page[-1].id
                 self._unsaved += len(page)
             late = time.monotonic() - self._saved > _UNSAVED_S
@@ -131,9 +138,13 @@ class Reviewing:
         with self._lock:
             if not self._unsaved:
                 return
-            monitors = {source: one.to_dict() for source, one in self._monitors.items()}
-            told = {"watched": self._watched, "monitors": monitors} if monitors else self._kept
-            state = {"last": self._last, "queue": self._queue.to_dict(), **told}
+            told = self._kept
+            if self._watched:
+                monitors = {source: one.to_dict() for source, one in self._monitors.items()}
+                told = {"watched": self._watched, "monitors": monitors}
+                told["appearance"] = self._appearance.to_dict()
+            state = {"queue": self._queue.to_dict(), "decided": self._decided, **told}
+            state["last"] = self._last
             self._store.put_note(self._note, state)
             self._unsaved, self._saved = 0, time.monotonic()
 
@@ -195,30 +206,59 @@ class Reviewing:
         )
         return sample(answers, needed, self._queue.turns), pool
 
-    def watch(self, version: str, scores: Sequence[float], threshold: float | None) -> None:
-        """Have monitors compare what a version scores with its calibration scores."""
+    def watch(
+        self,
+        version: str,
+        scores: Sequence[float],
+        threshold: float | None,
+        space: str | None = None,
+    ) -> None:
+        """Have monitors compare what a version scores with its calibration scores, and how its
+        pictures look with how they looked at first.
+
+        Args: space: of the version's descriptors; None where it makes none.
+        """
         with self._lock:
-            if version == self._watched:
+            if version == self._watched and (space or "") == self._appearance.space:
                 return
             self.catch_up()  # what follows sees all that is placed, and no more
             self._watched, self._monitors, self._reference = version, {}, None
-            if not len(scores):
-                return
-            self._reference = Reference.of(scores, threshold, seed=self._model)
-            if self._kept.get("watched") == version:
-                try:
-                    self._monitors = {
-                        source: Monitor.from_dict(one, self._reference)
-                        for source, one in self._kept["monitors"].items()
-                    }
-                except ConfigError:  # of another calibration: begun anew
-                    self._monitors = {}
-            since = self._kept.get("last") if self._monitors else 0
-            for row in self._store.each_prediction(model=self._model, version=version):
-                if (since or 0) < row.id <= (self._last or 0):
-                    self._watch(row)
+            if len(scores):
+                self._reference = Reference.of(scores, threshold, seed=self._model)
+            goes_on = self._restored(version, space or "")
+            since = (self._kept.get("last") or 0) if goes_on else 0
+            rows = self._store.each_prediction(model=self._model, version=version)
+            new = (row for row in rows if since < row.id <= (self._last or 0))
+            while page := list(islice(new, _PAGE)):
+                self._watch(page, self._store.descriptors([row.id for row in page]))
             self._unsaved += 1
             self.save()
+
+    def _restored(self, version: str, space: str) -> bool:
+        """Go on with what was kept, if it is of this version with this calibration; otherwise all
+        begins anew. What is of other descriptors, or of before there were any, begins now."""
+        self._appearance = Appearance(space, self._model)
+        if self._kept.get("watched") != version:
+            return False
+        if self._reference is not None:
+            try:
+                self._monitors = {
+                    source: Monitor.from_dict(one, self._reference)
+                    for source, one in self._kept["monitors"].items()
+                }
+            except ConfigError:
+                self._monitors = {}
+                return False
+        kept = self._kept.get("appearance")
+        if kept is not None and kept["space"] == space:
+            self._appearance = Appearance.from_dict(kept)
+        return True
+
+    def appearance(self) -> Appearance:
+        """How pictures look beside the first ones of the version that is watched."""
+        with self._lock:
+            self.catch_up()
+            return self._appearance
 
     def drift(self) -> list[Drift]:
         """Of all sources together, and of each, those with alarms first."""
@@ -233,7 +273,9 @@ class Reviewing:
         if note is not None:
             self._queue = Queue.from_dict(note["queue"])
             self._last = note["last"]
-            self._kept = {key: note[key] for key in ("watched", "monitors", "last") if key in note}
+            self._decided = note.get("decided", 0)
+            names = ("watched", "monitors", "appearance", "last")
+            self._kept = {key: note[key] for key in names if key in note}
         pages = self._pages()
         known = [one for page in pages for one in page]
         known += [one.draw for one in self._store.reviewed(self._model) if one.draw is not None]
@@ -263,14 +305,24 @@ class Reviewing:
             yield from page
             after = page[-1].priority
 
-    def _place(self, page: Sequence[Row]) -> None:
+    def _cover(self) -> None:
+        """Tell the queue which pictures people have decided on since the last time."""
+        while labels := self._store.decided(self._model, self._decided):
+            for id, one in labels:
+                if one is not None:
+                    self._queue.cover(one.numbers, one.space)
+                self._decided = id
+            self._unsaved += 1
+
+    def _place(self, page: Sequence[Row], described: Mapping[int, Descriptor]) -> None:
         new = list(
             {row.picture: row for row in reversed(page) if row.picture not in self._known}.values()
         )[::-1]
         others = self._store.other_scores_of([row.picture for row in new], self._model)
         placed = []
         for row in new:
-            draw = self._queue.place(_candidate(row, others.get(row.picture, [])))
+            others_of_it = others.get(row.picture, [])
+            draw = self._queue.place(_candidate(row, others_of_it, described.get(row.id)))
             self._known[row.picture] = _Known(draw, row.id)
             placed.append(
                 Draw(
@@ -287,8 +339,14 @@ class Reviewing:
         for row in page:
             self._known[row.picture].scores[row.version] = row.score
 
-    def _watch(self, row: Row) -> None:
-        if self._reference is None or row.version != self._watched:
+    def _watch(self, page: Sequence[Row], described: Mapping[int, Descriptor]) -> None:
+        for row in page:
+            if row.version == self._watched:
+                self._monitor(row)
+                self._appearance.add(row, described.get(row.id))
+
+    def _monitor(self, row: Row) -> None:
+        if self._reference is None:
             return
         cell = self._reference.cell(row.score, str(row.id))
         for source in dict.fromkeys(("", row.source)):
@@ -329,11 +387,15 @@ class Reviewing:
         )
 
 
-def _candidate(row: Row, others: Sequence[OtherScore]) -> Candidate:
+def _candidate(row: Row, others: Sequence[OtherScore], own: Descriptor | None) -> Candidate:
     live = Opinion(version=row.version, score=row.score, threshold=row.threshold)
     more = [
         Opinion(version=one.version, score=one.score, threshold=one.threshold)
         for one in others
         if one.version != row.version
     ]
-    return Candidate(picture=row.picture, opinions=(live, *more))
+    if own is None:
+        return Candidate(picture=row.picture, opinions=(live, *more))
+    return Candidate(
+        picture=row.picture, opinions=(live, *more), descriptor=own.numbers, space=own.space
+    )

@@ -2,9 +2,9 @@
 
 `Store` is all that others use, with the dataclasses of `records`. `database` opens SQLite or
 PostgreSQL and says what went wrong, `schema` has the tables, `migrations` how they came about;
-`predictions`, `labels`, `reviewing`, `versions`, `jobs` and `media` are the parts of a `Store`,
-`retention` deletes what is old, `exports` writes CSV, COCO and data sets, and `spool` keeps what
-could not be written yet.
+`predictions`, `descriptors`, `labels`, `reviewing`, `versions`, `jobs` and `media` are the parts of
+a `Store`, `retention` deletes what is old, `exports` writes CSV, COCO and data sets, and `spool`
+keeps what could not be written yet.
 """
 
 from blemish.lazy import handing_out
@@ -15,7 +15,7 @@ _HOMES = {
     **dict.fromkeys(
         (
             *("Draw", "Job", "Label", "OtherScore", "Promotion", "Reviewed", "Row", "Scored"),
-            "VersionRow",
+            *("Descriptor", "VersionRow"),
         ),
         "blemish.store.records",
     ),

@@ -66,6 +66,7 @@ async def shown(
         "rates": [],
         "chart": "",
         "drift": [],
+        "appearance": None,
         "versions": [],
         "disagreements": [],
         "tables": {},
@@ -79,6 +80,7 @@ async def shown(
         values["found"], values["groups"] = await _found(visit, wanted, threshold, asked["by"])
         values |= await visit.run(_rates, visit, asked["span"])
         values["drift"] = await live.drift_of(visit)
+        values["appearance"] = await live.appearance_of(visit)
     return visit.page(
         "figures.html",
         asked=asked,
