@@ -93,6 +93,6 @@ class Appearance:
 ADVICE = (
     "Look at the newest pictures beside older ones: light, focus, position, background, another "
     "part or batch. If that is wrong, put it right. If it is to stay and scores have not changed, "
-    "the detector copes with it; review some to be sure. If scores have changed too, refine or "
-    "calibrate anew. A new version begins with pictures as they are then."
+    "the detector copes with it: review some to be sure, then compare with new ones. If scores "
+    "have changed too, refine or calibrate anew; a new version begins anew."
 )

@@ -52,8 +52,11 @@ class Follower:
                         self._tell(name, version, one.source, alarm.kind, alarm.advice)
             look = await self._run(appearance_of, service, name)
             service.metrics.note_appearance(name, version, look)
-            if look.since and (name, version, "", "looks") not in self._told:
-                self._told.add((name, version, "", "looks"))
+            key = (name, version, "", "looks")
+            if not look.since:
+                self._told.discard(key)
+            elif key not in self._told:
+                self._told.add(key)
                 self._tell(name, version, "", "looks", look.advice())
 
     async def _follow(self) -> None:
@@ -91,6 +94,13 @@ def drift_of(service: Service, model: str) -> list[Drift]:
 def appearance_of(service: Service, model: str) -> Appearance:
     """How a model's pictures look beside the first ones of its live version. As `drift_of`."""
     return _watching(service, model).appearance()
+
+
+def look_anew(service: Service, model: str) -> Appearance:
+    """Compare how pictures look with those that come from now on. As `drift_of`."""
+    reviewing = _watching(service, model)
+    reviewing.look_anew()
+    return reviewing.appearance()
 
 
 def _watching(service: Service, model: str) -> Reviewing:

@@ -260,6 +260,14 @@ class Reviewing:
             self.catch_up()
             return self._appearance
 
+    def look_anew(self) -> None:
+        """Compare how pictures look with those that come from now on: an alarm ends."""
+        with self._lock:
+            self.catch_up()
+            self._appearance = Appearance(self._appearance.space, self._model)
+            self._unsaved += 1
+            self.save()
+
     def drift(self) -> list[Drift]:
         """Of all sources together, and of each, those with alarms first."""
         with self._lock:

@@ -12,6 +12,7 @@ from markupsafe import Markup
 from starlette.responses import JSONResponse, Response
 
 from blemish.monitoring.estimates import Curve, Estimate, Pool, Sample, by_group, curve, figures
+from blemish.serve import following
 from blemish.serve.pages import charts, live
 from blemish.serve.pages.rendering import Visit, Visiting, chosen
 from blemish.serve.refusals import bad_request
@@ -93,6 +94,15 @@ async def shown(
         alpha_cameras=ALPHA_CAMERAS,
         **values,
     )
+
+
+@router.post("/looks")
+async def looks_anew(visit: Visiting) -> Response:
+    """Compare how pictures look with those that come from now on."""
+    visit.service.gate.known(visit.request)
+    appearance = await visit.run(following.look_anew, visit.service, visit.model)
+    visit.service.log.note("looks anew", model=visit.model, user=visit.user.name)
+    return visit.page("parts/looks.html", appearance=appearance)
 
 
 @router.get("/groups")
