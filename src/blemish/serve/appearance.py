@@ -58,20 +58,21 @@ class Appearance:
                 f"How pictures look is compared once {looks.needed:,} more have come without an "
                 f"alarm: windows of {looks.window} with the first {looks.first} of this version."
             )
-        share = f"{100 * looks.last.comparison.share:.0f} %"
+        apart = f"{100 * looks.last.comparison.share:.0f} % apart (0 %: alike; 100 %: not at all)"
+        rate = (
+            f"in {looks.per} windows a false alarm comes with a probability of at most "
+            f"{100 * looks.alpha:g} %"
+        )
         if not looks.since:
             return (
                 f"The last {looks.window} pictures without an alarm look like the first "
-                f"{looks.first} of this version ({share} of the distance between them is not found "
-                f"among either; {100 * looks.least:.0f} % would count). {looks.count:,} windows "
-                "were compared."
+                f"{looks.first} of this version: {apart}. {looks.count:,} windows were compared; "
+                f"{rate}."
             )
         now = "still differ" if looks.last.differs else "look as at first again"
         return (
             f"Pictures look otherwise than at first, noticed with picture {looks.since:,} of "
-            f"{looks.pictures:,} (in {looks.per} windows such an alarm comes without a change with "
-            f"a probability of at most {100 * looks.alpha:g} %). The last {looks.window} {now} "
-            f"({share})."
+            f"{looks.pictures:,} without an alarm ({rate}). The last {looks.window} {now}: {apart}."
         )
 
     def advice(self) -> str:
