@@ -240,12 +240,12 @@ def test_where_its_memory_runs_out_batches_are_halved(
     detector = blemish.fit(method, [picture(seed) for seed in range(12)], **there)
     asked = [picture(seed) for seed in range(40, 48)]
     expected = scores_of(detector, asked)
-    score = detector.method.score
+    judge = detector.method.judge
 
-    def hungry(images: torch.Tensor) -> Any:
+    def hungry(seen: Any, images: torch.Tensor) -> Any:
         if len(images) > 2:
             torch.empty(2**44, dtype=torch.uint8, device=DEVICE)
-        return score(images)
+        return judge(seen, images)
 
-    detector.method.score = hungry  # type: ignore[method-assign]
+    detector.method.judge = hungry  # type: ignore[method-assign]
     assert scores_of(detector, asked) == pytest.approx(expected, rel=1e-4, abs=1e-5)

@@ -169,6 +169,8 @@ class Prediction:
         time: of a frame of a stream, as `Frame.time`; None for any other picture.
         foreground: bool h×w as the anomaly map is, the places that count: the part without its
             background; None where the picture was looked at whole.
+        descriptor: float32 D, where the picture lies among others as the encoder sees it; only
+            compared with those of the same `Detector.descriptor_space`. None where there is none.
     """
 
     source: str
@@ -192,6 +194,7 @@ class Prediction:
     background: float = 0.0
     area: Area | None = field(default=None, repr=False)
     foreground: np.ndarray | None = field(default=None, repr=False, compare=False)
+    descriptor: np.ndarray | None = field(default=None, repr=False, compare=False)
 
     @cached_property
     def regions(self) -> tuple[Region, ...] | None:

@@ -37,9 +37,11 @@ def scored_by(
     detector: Detector, change: Callable[[torch.Tensor, Scores], Scores]
 ) -> Iterator[None]:
     """What the method scores goes through `change`, with the pictures that it scores."""
-    score = detector.method.score
+    judge = detector.method.judge
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(detector.method, "score", lambda images: change(images, score(images)))
+        patch.setattr(
+            detector.method, "judge", lambda seen, images: change(images, judge(seen, images))
+        )
         yield
 
 

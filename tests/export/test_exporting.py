@@ -138,7 +138,7 @@ def check_same(found: Prediction, wanted: Prediction, unit: float) -> None:
     assert found.category_assigned == wanted.category_assigned
     assert (found.area is None) == (wanted.area is None)
     assert found.box == pytest.approx(wanted.box, abs=1e-4)
-    for name, most in (("saliency", 1e-4), ("foreground", 0)):
+    for name, most in (("saliency", 1e-4), ("foreground", 0), ("descriptor", 1e-3)):
         one, other = getattr(found, name), getattr(wanted, name)
         assert (one is None) == (other is None), name
         assert one is None or np.abs(one.astype(float) - other).max() <= most, name
@@ -164,6 +164,9 @@ def test_the_file_predicts_as_the_artifact(pair: Callable[[str], Pair], name: st
         check_same(one, other, both.made.proof.deviation)
     # What could be missing in both alike.
     assert {one.label for one in found} >= {1}
+    assert found[0].descriptor is not None
+    assert both.exported.describes
+    assert both.exported.descriptor_space == both.artifact.descriptor_space
     assert any(one.regions for one in found)
     compression = both.exported.record.compression
     assert compression == both.artifact.record.compression

@@ -211,7 +211,7 @@ def test_the_part_and_the_category_are_told() -> None:
         foreground=Foreground(direction=tuple(direction.tolist())),
     )
     graph = Graph(method, record, pixels=False)
-    assert graph.outputs == ("score", "map", "part", "category")
+    assert graph.outputs == ("score", "map", "part", "category", "descriptor")
     session = session_of(to_onnx(Detector(plain.engine, record), precision="fp32"))
     values = session.run(list(graph.outputs), {"images": images.numpy()})
     found: Found = dict(zip(graph.outputs, values, strict=True))
@@ -225,7 +225,11 @@ def test_the_part_and_the_category_are_told() -> None:
 def test_a_foreground_that_abstains_is_no_output() -> None:
     one = exported("patchcore")
     record = replace(one.detector.record, foreground=Foreground(abstains="it is all part"))
-    assert Graph(one.detector.method, record, pixels=False).outputs == ("score", "map")
+    assert Graph(one.detector.method, record, pixels=False).outputs == (
+        "score",
+        "map",
+        "descriptor",
+    )
 
 
 def test_what_cannot_be_exported_says_why(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,7 +62,7 @@ def test_what_it_finds() -> None:
 
 def test_looks() -> None:
     random = np.random.default_rng(0)
-    looks = Looks(window=40, per=10, seed=1)
+    looks = Looks(window=40, per=10, seed=1, least=0.02)
     found: list[Look] = []
     for at in range(400):
         again = Looks.from_dict(json.loads(json.dumps(looks.to_dict())))
@@ -71,10 +71,10 @@ def test_looks() -> None:
         assert look == other
         found += [look] if look else []
     assert [look.number for look in found] == list(range(1, 10))
-    assert [look.alarm for look in found] == [False] * 4 + [True] * 5
-    assert "could as well be" in found[0].words
-    assert "at most 5 %" in found[-1].words
-    json.dumps(found[0].to_dict())
+    assert [look.differs for look in found] == [False] * 4 + [True] * 5
+    assert looks.since == 240
+    assert looks.last == again.last == found[-1]
+    assert found[0].comparison.share < 0.02 < found[-1].comparison.share
 
 
 def test_false_alarms_over_many_looks() -> None:
@@ -84,7 +84,7 @@ def test_false_alarms_over_many_looks() -> None:
     for _ in range(40):
         looks = Looks(window=20, per=5, alpha=0.2, reference=random.normal(size=30))
         found = [looks.add(float(value)) for value in random.normal(size=100)]
-        alarms += any(look.alarm for look in found if look)
+        alarms += any(look.differs for look in found if look)
     assert alarms / 40 <= 0.2 + 3.1 * np.sqrt(0.16 / 40)
 
 
@@ -103,7 +103,49 @@ def test_what_cannot_be() -> None:
         looks.add([1.0])
     with pytest.raises(NonFiniteError):
         looks.add([1.0, np.inf])
-    with pytest.raises(ConfigError, match="window of 20 to 2000"):
+    with pytest.raises(ConfigError, match="a reference of 20 to 2000"):
         Looks(window=3)
     with pytest.raises(ConfigError, match="not the state"):
         Looks.from_dict({"alpha": 0.1})
+
+
+def test_how_much_two_sets_differ() -> None:
+    """Nothing, however many pictures there are, and all of it for two points."""
+    random = np.random.default_rng(0)
+    for size in (30, 300):
+        same = [
+            compare(random.normal(size=(size, 4)), random.normal(size=(size, 4)), permutations=19)
+            for _ in range(5)
+        ]
+        assert np.mean([one.share for one in same]) < 0.6 / size
+    apart = compare(np.full((20, 2), 7.0), np.zeros((20, 2)), permutations=99)
+    assert apart.share == 1
+    a, b = random.normal(size=(150, 4)), random.normal(size=(150, 4)) + 0.1
+    slight = Looks(window=150, least=0.05, reference=a)
+    assert not any(look.differs for look in map(slight.add, b) if look)
+
+
+def test_p_values_hold_where_dividing_ends_early() -> None:
+    random = np.random.default_rng(0)
+    found = np.array(
+        [
+            compare(*random.normal(size=(2, 15)), permutations=999, enough=5, seed=at).p_value
+            for at in range(300)
+        ]
+    )
+    for level in (0.02, 0.1, 0.5):
+        assert (found <= level).mean() <= level + 3.1 * np.sqrt(level * (1 - level) / 300)
+    assert (found <= 0.5).mean() > 0.35
+    moved = compare(np.zeros(30), np.ones(30), permutations=999, enough=5)
+    assert moved.p_value == 1 / 1000
+    with pytest.raises(ConfigError, match="at least 5"):
+        compare(np.zeros(30), np.ones(30), enough=1)
+
+
+def test_how_many_pictures_are_missing() -> None:
+    looks = Looks(window=20, first=30)
+    assert looks.needed == 50
+    for at in range(50):
+        looks.add(float(at % 5))
+        assert looks.needed == max(0, 49 - at)
+    assert looks.last is not None

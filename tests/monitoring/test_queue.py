@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 
@@ -11,6 +12,8 @@ import pytest
 from blemish.errors import ConfigError, NonFiniteError
 from blemish.monitoring.draws import Draw
 from blemish.monitoring.queue import Candidate, Opinion, Queue, outline
+
+USUAL = {"threshold": [0.25, 10], "disagreement": [0.1, 10]}
 
 
 def candidate(
@@ -68,8 +71,55 @@ def test_unlike_what_was_seen() -> None:
     usual = queue.place(candidate("usual", 0.0, descriptor=(0.0, 0.0, 0.0, 0.0)))
     strange = queue.place(candidate("strange", 0.0, descriptor=(900.0, 0.0, 0.0, 0.0)))
     assert strange.size > 4 * usual.size
-    with pytest.raises(ConfigError, match="begin a new queue for another backbone"):
+    with pytest.raises(ConfigError, match="give those of another backbone another space"):
         queue.place(candidate("short", 0.0, descriptor=(1.0,)))
+
+
+def test_a_region_stays_unseen_until_somebody_looks() -> None:
+    queue = Queue(seed=1, shares={"unseen": 1})
+    random = np.random.default_rng(0)
+
+    def at(*middle: float) -> tuple[float, ...]:
+        return tuple(np.asarray(middle) + random.normal(size=2))
+
+    for number in range(300):
+        queue.place(candidate(number, 0.0, descriptor=at(0, 0)))
+    new = [queue.place(candidate(f"new {at_}", 0.0, descriptor=at(40, 0))) for at_ in range(3)]
+    usual = queue.place(candidate("usual", 0.0, descriptor=(0.1, 0.0)))
+    assert min(one.size for one in new) > 10 * usual.size  # the third as well as the first
+    other = at(0, 40)
+    queue.cover((40.0, 0.0))
+    queue.cover((40.0, 0.0))  # the same again is no news
+    known = queue.place(candidate("known", 0.0, descriptor=(40.3, 0.2)))
+    assert known.size < min(one.size for one in new) / 5
+    assert queue.place(candidate("other", 0.0, descriptor=other)).size > 5 * known.size
+    assert len(queue.to_dict()["spaces"][""]["reviewed"]) == 1
+    # Alarms are no reference of what is good, however early they come.
+    fresh = Queue(seed=1, shares={"unseen": 1})
+    for number in range(60):
+        defect = number % 10 == 9
+        where = (40.0, 0.0) if defect else at(0, 0)
+        last = fresh.place(candidate(number, 9.0 if defect else 0.0, descriptor=where))
+    assert last.size > 4
+
+
+def test_spaces_are_kept_apart() -> None:
+    queue = Queue(seed=1, shares={"unseen": 1})
+    for at in range(40):
+        for space in "ab":
+            one = candidate(f"{space} {at}", 0.0, descriptor=(float(at % 3), 1.0))
+            if space == "b":
+                one = dataclasses.replace(one, descriptor=(9.0,), space="b")
+            queue.place(one)
+    state = queue.to_dict()["spaces"]
+    assert {name: len(one["reference"][0]) for name, one in state.items()} == {"": 2, "b": 1}
+    for name in "cdef":
+        queue.cover((1.0, 2.0, 3.0), name)
+    assert list(queue.to_dict()["spaces"]) == ["c", "d", "e", "f"]  # those used last
+    # The state of a queue that knew of no spaces.
+    before = {**Queue(seed=1).to_dict(), "known": [], "usual": {**USUAL, "unseen": [1.0, 10]}}
+    del before["spaces"]
+    assert Queue.from_dict(before).to_dict() == Queue(seed=1).to_dict()
 
 
 def test_regions_in_place_of_a_descriptor() -> None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from parts import mask_of, rows_of
 
+from blemish.backbones import Features
 from blemish.detector.predict import Detector
 from blemish.images import decode
 from blemish.report.heatmap import contours, outline, overlay
@@ -29,10 +30,10 @@ BOX = (0.25, 0.5, 0.5, 0.375)
 def looking(fitted: Callable[..., Detector], monkeypatch: pytest.MonkeyPatch) -> None:
     """The banks of `fitted` look at the right half of a picture, and again at `BOX`."""
     kind = type(fitted().method)
-    score = kind.score
+    judge = kind.judge
 
-    def look(self: torch.nn.Module, images: torch.Tensor) -> Scores:
-        scores = score(self, images)  # type: ignore[arg-type]
+    def look(self: torch.nn.Module, seen: Features, images: torch.Tensor) -> Scores:
+        scores = judge(self, seen, images)  # type: ignore[arg-type]
         saliency = torch.zeros(len(images), 4, 4)
         saliency[..., 2:] = 1.0
         return Scores(
@@ -42,7 +43,7 @@ def looking(fitted: Callable[..., Detector], monkeypatch: pytest.MonkeyPatch) ->
             boxes=torch.tensor(BOX).expand(len(images), 4),
         )
 
-    monkeypatch.setattr(kind, "score", look)
+    monkeypatch.setattr(kind, "judge", look)
 
 
 @pytest.fixture

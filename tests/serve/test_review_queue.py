@@ -11,7 +11,7 @@ import pytest
 
 from blemish.monitoring.estimates import figures
 from blemish.serve.reviewing import ALPHA, Reviewing
-from blemish.store import Label, OtherScore, Scored, Store
+from blemish.store import Descriptor, Label, OtherScore, Scored, Store
 
 THRESHOLD = 2.0
 
@@ -225,3 +225,112 @@ def test_monitors_go_on_after_a_restart(store: Store) -> None:
     grown(store, 900, 20, version="2")
     again.watch("2", known, THRESHOLD)
     assert again.drift()[0].monitor.count == 20
+
+
+SPACE = "ab" * 16
+
+
+def looking(
+    store: Store, start: int, count: int, middle: tuple[float, ...] = (0.0, 0.0), **more: Any
+) -> None:
+    """Pictures of which only the descriptors differ."""
+    random = np.random.default_rng(start)
+    rows = [
+        scored(
+            start + at,
+            float(random.normal()),
+            **{"descriptor": Descriptor.of(SPACE, random.normal(size=2) + middle), **more},
+        )
+        for at in range(count)
+    ]
+    store.add_predictions(rows)
+
+
+def sizes(store: Store, start: int, count: int) -> list[float]:
+    found = [store.draw(f"{start + at:032x}", "part") for at in range(count)]
+    return [one.record["size"] for one in found if one is not None]
+
+
+def test_pictures_unlike_all_that_was_reviewed_come_early(store: Store) -> None:
+    reviewing = Reviewing(store, "part")
+    looking(store, 0, 300)
+    looking(store, 1000, 20, (60.0, 0.0))
+    reviewing.catch_up()
+    assert np.mean(sizes(store, 1000, 20)) > 2.5 * np.mean(sizes(store, 0, 300))
+    coming = reviewing.coming("Ada", 20)
+    assert sum(one.why == "unseen" for one in coming) >= 3
+    assert sum(one.row.picture >= f"{1000:032x}" for one in coming) >= 3
+    reviewing.save()
+    # Once one of them is reviewed, also after a restart, others like it come as any do.
+    label(store, f"{1003:032x}", "good")
+    again = Reviewing(store, "part")
+    looking(store, 2000, 20, (60.0, 0.0))
+    again.catch_up()
+    assert np.mean(sizes(store, 2000, 20)) < np.mean(sizes(store, 1000, 20)) / 2
+
+
+def test_figures_hold_where_the_unseen_come_early(store: Store) -> None:
+    """Reviewed as the queue asks, and placed by what was reviewed: the truth stays in the
+    interval, and the mean of the estimates near it."""
+    found, truth = [], []
+    for season in range(6):
+        model = f"part {season}"
+        reviewing = Reviewing(store, model)
+        defects = {}
+        random = np.random.default_rng(season)
+        for start in range(0, 500, 50):
+            rows = []
+            for at in range(10_000 * season + start, 10_000 * season + start + 50):
+                odd = random.random() < 0.1
+                defects[f"{at:032x}"] = odd
+                middle = np.array([30.0, 0.0]) if odd else np.zeros(2)
+                near = Descriptor.of(SPACE, random.normal(size=2) + middle)
+                rows.append(scored(at, float(random.normal()), model=model, descriptor=near))
+            store.add_predictions(rows)
+            for one in reviewing.coming("Ada", 10):
+                label(store, one.row.picture, "defect" if defects[one.row.picture] else "good")
+        judged = reviewing.judged("1")
+        share = figures(judged.sample, THRESHOLD, pool=judged.pool)["defect_share"]
+        found.append(share)
+        truth.append(sum(defects.values()) / 500)
+    assert sum(one.low <= each <= one.high for one, each in zip(found, truth, strict=True)) >= 5
+    assert np.mean([one.value for one in found]) == pytest.approx(np.mean(truth), abs=0.04)
+
+
+def test_a_change_that_scores_do_not_show_is_noticed(store: Store) -> None:
+    known = np.random.default_rng(7).normal(size=300).tolist()
+    reviewing = Reviewing(store, "part")
+    looking(store, 0, 350)
+    reviewing.watch("1", known, THRESHOLD, SPACE)
+    assert "is compared once 5" in reviewing.appearance().words()
+    looking(store, 1000, 400)
+    calm = reviewing.appearance()
+    assert (calm.since, calm.looks.count) == (0, 4)
+    assert "look like the first 300" in calm.words()
+    reviewing.save()
+    looking(store, 2000, 60, (1.0, 0.0))
+    looking(store, 2500, 100, (1.0, 0.0), descriptor=None)  # without one they are passed over
+    looking(store, 2700, 100, (9.0, 0.0), label=1)  # and alarms are others' business
+    assert not reviewing.appearance().since
+    looking(store, 3000, 120, (1.0, 0.0))
+    found = reviewing.appearance()
+    assert found.since > 700
+    assert "noticed with picture" in found.words()
+    assert "still differ" in found.words()
+    assert not any(one.alarms for one in reviewing.drift())
+    # The same after a restart without what came after the state was written.
+    again = Reviewing(store, "part")
+    again.watch("1", known, THRESHOLD, SPACE)
+    assert again.appearance().to_dict() == found.to_dict()
+    looking(store, 4000, 200)
+    assert "look as at first again" in again.appearance().words()
+    # Other descriptors begin anew, and so does another version.
+    again.save()
+    other = Reviewing(store, "part")
+    other.watch("1", known, THRESHOLD, "cd" * 16)
+    assert other.appearance().looks.pictures == 0
+    assert other.drift()[0].monitor.count > 700
+    other.watch("2", known, THRESHOLD, SPACE)
+    assert other.appearance().looks.pictures == 0
+    other.watch("2", known, THRESHOLD, None)
+    assert "exported by an earlier blemish" in other.appearance().words()

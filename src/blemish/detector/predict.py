@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from blemish.detector import scoring
 from blemish.detector.manifest import Manifest
 from blemish.detector.reading import AUTO, BrokenTile, Loaded, Reading
 from blemish.detector.sources import chunks, expanded, opened, several
+from blemish.detector.spaces import space_of
 from blemish.detector.stitching import Found, Stitching, rows_of
 from blemish.detector.thresholds import RegionThresholds, Threshold, by_hand, p_value, verdict
 from blemish.engines.base import Engine, Precision
@@ -96,6 +98,21 @@ class Detector:
         """What it computes in, which is not always what its thresholds come from:
         `record.precision`."""
         return self.engine.precision
+
+    @cached_property
+    def descriptor_space(self) -> str:
+        """A name of 32 hexadecimal digits for how it makes descriptors: those of two detectors can
+        be compared where it is the same. It stays where only thresholds, or what was learned beside
+        the encoder, have changed.
+        """
+        return space_of(self.record, self.precision)
+
+    @property
+    def describes(self) -> bool:
+        """Whether its predictions have descriptors; those of a graph that was exported before
+        there were any have none."""
+        exported = self.record.export
+        return exported is None or "descriptor" in exported.outputs
 
     @property
     def learned(self) -> set[str]:
@@ -356,6 +373,7 @@ class Detector:
             adapted=judged.adapted,
             time=one.time,
             area=self.area,
+            descriptor=found.descriptor,
         )
 
     def save(self, path: str | Path) -> Path:

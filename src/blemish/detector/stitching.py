@@ -38,6 +38,7 @@ class Found:
         foreground: bool h w, the places that count; None where all do. is_untold: whether they all
             do because no background could be told.
         features: what tells categories apart, D; None where nothing is to be told.
+        descriptor: where it lies among others, D, as of `Outputs`; of tiles their mean.
     """
 
     score: float
@@ -48,11 +49,12 @@ class Found:
     foreground: NDArray[np.bool_] | None = None
     is_untold: bool = False
     features: NDArray[np.float32] | None = None
+    descriptor: NDArray[np.float32] | None = None
 
     def check(self, name: str) -> None:
         """Raises: NonFiniteError where anything of the picture of this name is not finite."""
         told: dict[str, Any] = {"score": self.score, "map": self.anomaly_map}
-        told |= {"saliency": self.saliency, "crop": self.box}
+        told |= {"saliency": self.saliency, "crop": self.box, "descriptor": self.descriptor}
         for what, values in told.items():
             if values is not None and not np.isfinite(values).all():
                 raise NonFiniteError(
@@ -78,6 +80,7 @@ def rows_of(found: Outputs, placements: Sequence[Placement]) -> list[Found]:
         column(found.box),
         column(found.foreground),
         column(found.category),
+        column(found.descriptor),
         placements,
         strict=True,
     )
@@ -91,8 +94,11 @@ def rows_of(found: Outputs, placements: Sequence[Placement]) -> list[Found]:
             foreground=None if inside is None or inside.all() else inside,
             is_untold=inside is not None and bool(inside.all()),
             features=features,
+            descriptor=descriptor,
         )
-        for score, anomaly_map, votes, saliency, box, inside, features, placement in columns
+        for score, anomaly_map, votes, saliency, box, inside, features, descriptor, placement in (
+            columns
+        )
     ]
 
 
@@ -157,6 +163,7 @@ class _Begun:
         self.count = 0
         self._mosaics: dict[str, _Mosaic] = {}
         self._features: list[NDArray[np.float32]] = []
+        self._descriptors: list[NDArray[np.float32]] = []
 
     def add(self, tile: Tile, found: Found) -> None:
         self.count += 1
@@ -169,6 +176,8 @@ class _Begun:
         self._best = replace(best, votes=votes)
         if found.features is not None:
             self._features.append(found.features)
+        if found.descriptor is not None:
+            self._descriptors.append(found.descriptor)
         for name in ("anomaly_map", "saliency"):
             values = getattr(found, name)
             if values is not None:
@@ -189,6 +198,7 @@ class _Begun:
             anomaly_map=mosaic.whole(area),
             saliency=None if saliency is None else saliency.whole(None),
             features=np.mean(self._features, axis=0) if self._features else None,
+            descriptor=np.mean(self._descriptors, axis=0) if self._descriptors else None,
         )
 
 

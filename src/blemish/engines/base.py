@@ -32,6 +32,8 @@ class Outputs:
         part: B gh gw on the backbone's grid, how much of the part is seen there: what a
             foreground's cut is compared with; None where none is in use.
         category: B D, rows of length 1: what tells categories apart; None where nobody asked.
+        descriptor: B D, where each picture lies among others, as `methods.descriptor` has it; None
+            of graphs that were exported before there was one, and while a method adapts.
         foreground: bool B h w: the places of the map that count, all of them where a picture is
             looked at whole; None where every one is. A detector adds it.
         adapted: whether test-time adaptation took part; note: why not, where it was asked for.
@@ -44,6 +46,7 @@ class Outputs:
     box: Floats | None = None
     part: Floats | None = None
     category: Floats | None = None
+    descriptor: Floats | None = None
     foreground: NDArray[np.bool_] | None = None
     adapted: bool = False
     note: str = ""

@@ -19,7 +19,8 @@ from blemish.errors import ArtifactError, BlemishError, ConfigError, EngineError
 from blemish.images import ran_out
 from blemish.machine import cores
 
-_RANKS = {"score": 1, "map": 3, "votes": 1, "saliency": 3, "box": 2, "part": 3, "category": 2}
+_RANKS = {"score": 1, "map": 3, "votes": 1, "saliency": 3, "box": 2, "part": 3}
+_RANKS |= {"category": 2, "descriptor": 2}
 _FLOAT, _BYTE = "float32", "uint8"
 _CATEGORY = "category"
 _DEVICE = re.compile(r"([a-z]+)(?::(\d{1,3}))?")

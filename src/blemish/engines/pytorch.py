@@ -20,6 +20,7 @@ from blemish.engines.files import check_name
 from blemish.methods import Method, adapter_of
 from blemish.methods.adaptation import Adapter
 from blemish.methods.capabilities import LeavesOneOut
+from blemish.methods.descriptor import descriptor
 from blemish.methods.foreground import Foreground
 from blemish.methods.telling import seen_along
 from blemish.types import Batch, Mode, Scores
@@ -65,17 +66,18 @@ class TorchEngine(Engine):
             what it has taught; only for what leaves one out.
         """
         method, images = self.method, images.to(self.method.backbone.device)
-        if left_out is None:
-            scores, seen = self._scores(images)
-        elif self.foreground is None:
+        if left_out is not None and self.foreground is None:
             assert isinstance(method, LeavesOneOut)
             return self._outputs(method.score_left_out(left_out), None)
+        if left_out is None:
+            scores, seen = self._scores(images)
         else:
             assert isinstance(method, LeavesOneOut)
             seen = method.see(images)
             scores = method.judge_left_out(seen, left_out)
         told = features(method.backbone, method.config.layers, images) if category else None
-        return self._outputs(scores, self._part(seen), told)
+        found = self._outputs(scores, self._part(seen), told)
+        return replace(found, descriptor=_array(descriptor(method, seen)))
 
     def adapting(self, mode: Mode) -> Engine:
         return AdaptingEngine(self.method, self.foreground, mode)
@@ -89,15 +91,13 @@ class TorchEngine(Engine):
         state = {name: tensor.detach().cpu() for name, tensor in held.items()}
         return artifact.write(path, state, manifest)
 
-    def _scores(self, images: Tensor) -> tuple[Scores, Features | None]:
-        """Scores of B 3 H W, and what was seen for them, where that is asked for."""
-        if self.foreground is None:
-            return self.method.score(images), None
+    def _scores(self, images: Tensor) -> tuple[Scores, Features]:
+        """Scores of B 3 H W, and what was seen for them."""
         seen = self.method.see(images)
         return self.method.judge(seen, images), seen
 
-    def _part(self, seen: Features | None) -> Tensor | None:
-        if self.foreground is None or seen is None:
+    def _part(self, seen: Features) -> Tensor | None:
+        if self.foreground is None:
             return None
         return seen_along(self.method, seen, self.foreground.direction)
 

@@ -13,7 +13,7 @@ from blemish.errors import ArtifactError, BlemishError, ConfigError
 
 FORMAT = 1  # raised when an older blemish could misread the file
 EXPORT = "export"  # the key of the manifest
-OUTPUTS = ("score", "map", "votes", "saliency", "box", "part", "category")
+OUTPUTS = ("score", "map", "votes", "saliency", "box", "part", "category", "descriptor")
 NEEDED = ("score", "map")  # of every graph
 
 Kind = Literal["onnx", "openvino"]

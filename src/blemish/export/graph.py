@@ -24,14 +24,15 @@ from blemish.backbones.glance import features as category_features
 from blemish.detector.manifest import Manifest
 from blemish.detector.predict import Detector
 from blemish.detector.scoring import in_use
+from blemish.engines.record import OUTPUTS
 from blemish.errors import ExportError, MissingExtraError
 from blemish.methods import Method
+from blemish.methods.descriptor import descriptor
 from blemish.methods.memory import MemoryBank
 from blemish.methods.telling import seen_along
 from blemish.types import Progress, Scores, silent
 
 OPSET = 20
-OUTPUTS = ("score", "map", "votes", "saliency", "box", "part", "category")
 _ATTENTION = torch.ops.aten.scaled_dot_product_attention.default
 LARGEST = 2**31 - 2**20  # bytes of a protobuf, less what is not a weight
 
@@ -43,7 +44,8 @@ class Graph(nn.Module):
         outputs: the names of the tensors, those of `OUTPUTS` that there are, in this order: score
             B; map B h w, in the same unit; votes B; saliency B h w; box B 4, as of `types.Scores`;
             part B gh gw, the product of a foreground's direction with the features on the
-            backbone's grid; category B D, what tells categories apart. All float32.
+            backbone's grid; category B D, what tells categories apart; descriptor B D, as
+            `methods.descriptor` has it. All float32.
         input: the name of its input: "images" or "pixels".
         size: (H, W) of the pictures. map_size: (h, w) of the map.
 
@@ -113,6 +115,7 @@ class Graph(nn.Module):
         if self._tells_categories:
             backbone, layers = self.method.backbone, self.method.config.layers
             found["category"] = category_features(backbone, layers, images)
+        found["descriptor"] = descriptor(self.method, seen)
         return {name: tensor.float() for name, tensor in found.items()}
 
 

@@ -18,6 +18,7 @@ from blemish.data.ahead import load_picture
 from blemish.data.transforms import as_pixels, prepare
 from blemish.detector.predict import Detector
 from blemish.engines.base import Engine, Outputs
+from blemish.engines.record import OUTPUTS
 from blemish.errors import DataError, ExportError
 from blemish.images import Picture
 from blemish.types import Failure, Progress, silent
@@ -43,8 +44,8 @@ class Proof:
         mean_score: the mean difference of scores, in deviations.
         deviation: that of the stored scores, in their unit; unit_of: "calibration scores", or
             "compared pictures" where none are stored.
-        other: the largest difference of saliency, boxes, and of what tells parts and categories, in
-            their own units; at most `LIMITS` in fp32 and fp16.
+        other: the largest difference of saliency, boxes, descriptors, and of what tells parts and
+            categories, in their own units; at most `LIMITS` in fp32 and fp16.
         rank_correlation: Spearman's, of the compared pictures' scores; None for fewer than three.
         least_correlation: that bf16 and int8 need.
         engine: what ran the graph, with its version.
@@ -86,8 +87,8 @@ class Proof:
                 )
         if precision not in ROUNDED and not self.other <= LIMITS[precision]:
             return (
-                f"its saliency, boxes, or what tells parts and categories differ from the "
-                f"detector's by up to {self.other:.3g}, and at most {LIMITS[precision]:g} is "
+                "its saliency, boxes, descriptors, or what tells parts and categories differ from "
+                f"the detector's by up to {self.other:.3g}, and at most {LIMITS[precision]:g} is "
                 f"allowed in {precision}"
             )
         least, found = self.least_correlation, self.rank_correlation
@@ -170,7 +171,7 @@ class _Apart:
         self.scores.append((expected.score.astype(np.float64), found.score.astype(np.float64)))
         self.score = float(np.maximum(self.score, _largest(expected.score, found.score)))
         self.map = float(np.maximum(self.map, _largest(expected.map, found.map)))
-        for name in ("saliency", "box", "part", "category"):
+        for name in ("saliency", "box", "part", "category", "descriptor"):
             one, other = getattr(expected, name), getattr(found, name)
             if one is not None:
                 self.other = float(np.maximum(self.other, _largest(one, other)))
@@ -191,7 +192,7 @@ def _said(engine: Engine, batch: Sequence[Picture], detector: Detector) -> Outpu
 
 
 def _check_alike(expected: Outputs, found: Outputs) -> None:
-    for name in ("score", "map", "votes", "saliency", "box", "part", "category"):
+    for name in OUTPUTS:
         one, other = (getattr(each, name) for each in (expected, found))
         if (one is None) != (other is None) or (one is not None and one.shape != other.shape):
             raise ExportError(f"the graph's {name} is not of the form of the detector's")

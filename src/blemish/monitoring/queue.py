@@ -1,12 +1,14 @@
 """What to review next: what teaches most, and a random share for honest figures.
 
 Four reasons, each with its share of the reviewing: pictures near the threshold, pictures on which
-versions disagree, pictures unlike those seen before, and any picture at random. `draws` says how
+versions disagree, pictures unlike all that is known, and any picture at random. `draws` says how
 the shares become an order with known chances.
 
-All is measured in ranks (the share of recent pictures that score as high), so no reason has a unit
-and none depends on how a method's scores are spread. What a picture's sizes are depends on pictures
-that came before it, never on its own waiting time, so the chances stay known.
+Scores are measured in ranks (the share of recent pictures that score as high), so no reason has a
+unit and none depends on how a method's scores are spread. Unlike all that is known is a picture far
+from every one that was reviewed before it came, and from the first ones that raised no alarm; far
+is measured by what is usual. What a picture's sizes are depends on pictures that came before it,
+and on what people had said of these, never on its own waiting time, so the chances stay known.
 """
 
 from __future__ import annotations
@@ -25,8 +27,11 @@ from blemish.monitoring.draws import RANDOM, Draw, race
 
 REASONS = ("threshold", "disagreement", "unseen")
 _RECENT = 1000  # scores of each version that ranks are told by
-_KNOWN = 256  # descriptors that stand for what was seen
-_USUAL = {"threshold": 0.25, "disagreement": 0.1, "unseen": 1.0}  # before any picture came
+_FIRST = 256  # pictures of which those without an alarm are the reference,
+_REFERENCE = 128  # and how many of these are kept
+_REVIEWED = 256  # descriptors that stand for what was reviewed
+_SPACES = 4  # that are kept apart, those used last
+_USUAL = {"threshold": 0.25, "disagreement": 0.1}  # before any picture came
 _LARGEST = 20.0  # times the mean that a reason may make of one picture
 
 
@@ -46,13 +51,15 @@ class Candidate:
     Attributes:
         picture: its digest.
         opinions: of the live version first, then of others that saw the picture.
-        descriptor: D numbers that place it among others, all of one length (an embedding made
-            short, or `outline`); None for none.
+        descriptor: D numbers that place it among others (an embedding made short, or `outline`);
+            None for none.
+        space: which descriptors it is compared with: of one space all have one length.
     """
 
     picture: str
     opinions: tuple[Opinion, ...]
     descriptor: tuple[float, ...] | None = None
+    space: str = ""
 
     def __post_init__(self) -> None:
         numbers = [one.score for one in self.opinions] + list(self.descriptor or ())
@@ -137,7 +144,7 @@ class Queue:
         self._usual = {name: (value, 10) for name, value in _USUAL.items()}  # mean, count
         self._recent: dict[str, deque[float]] = {}
         self._ordered: dict[str, list[float]] = {}  # the same scores, rising
-        self._known: list[list[float]] = []
+        self._spaces: dict[str, _Space] = {}  # the one used last is last
         self._placed: dict[str, Draw] = {}
 
     def place(self, candidate: Candidate) -> Draw:
@@ -154,6 +161,11 @@ class Queue:
         if len(self._placed) > _RECENT:
             del self._placed[next(iter(self._placed))]
         return draw
+
+    def cover(self, descriptor: Sequence[float], space: str = "") -> None:
+        """Somebody has decided on a picture: pictures like it are unseen no longer. Changes nothing
+        of what is placed. Args: as of `Candidate`."""
+        self._space(space).cover(descriptor)
 
     def turn(self, clock: float) -> None:
         """Begin a new turn, for which `again` sets sizes anew.
@@ -184,13 +196,14 @@ class Queue:
             if name == "threshold":
                 share += sum(self.shares[each] for each in REASONS if each not in told)
             if name in told:
-                relative = told[name] / self._usual[name][0]
+                usual = told["usual"] if name == "unseen" else self._usual[name][0]
+                relative = told[name] / usual
                 sizes[name] = rest * share * min(relative, _LARGEST)
         return sizes
 
     def _told(self, candidate: Candidate) -> dict[str, float]:
         """How much each reason speaks for a picture, >= 0; a reason that cannot be told is
-        missing."""
+        missing. Of "unseen", what is "usual" too."""
         live, *others = candidate.opinions
         apart = self._apart(live)
         # Alarms are few and teach on either verdict, so they lose less by being far away.
@@ -200,8 +213,16 @@ class Queue:
             split = any((apart > 0) != (each > 0) for each in beside)
             told["disagreement"] = split + min(max(abs(apart - each) for each in beside) / 8, 1)
         if candidate.descriptor is not None:
-            told["unseen"] = self._distance(candidate.descriptor)
+            space = self._space(candidate.space)
+            told |= {"unseen": space.distance(candidate.descriptor), "usual": space.mean}
         return told
+
+    def _space(self, name: str) -> _Space:
+        found = self._spaces.pop(name, None) or _Space()
+        self._spaces[name] = found
+        while len(self._spaces) > _SPACES:
+            del self._spaces[next(iter(self._spaces))]
+        return found
 
     def _apart(self, opinion: Opinion) -> float:
         """How far above its threshold a score is, in log odds of the rank."""
@@ -213,26 +234,11 @@ class Queue:
         # Between the same two scores ranks are equal; the side is still known.
         return apart or (1e-9 if opinion.score > opinion.threshold else -1e-9)
 
-    def _distance(self, descriptor: Sequence[float]) -> float:
-        if not self._known:
-            return 1.0
-        known = np.asarray(self._known)
-        if known.shape[1] != len(descriptor):
-            raise ConfigError(
-                f"a descriptor has {len(descriptor)} numbers, those before had {known.shape[1]}; "
-                "begin a new queue for another backbone"
-            )
-        return float(np.sqrt(((known - np.asarray(descriptor)) ** 2).sum(1)).min())
-
     def _learn(self, candidate: Candidate, told: Mapping[str, float]) -> None:
-        for name, value in told.items():
-            mean, count = self._usual[name]
-            if name == "unseen" and not self._known:
-                continue  # nothing to compare the first with
-            if name == "unseen" and count == 10:
-                mean, count = max(value, 1e-12), 11  # its unit is the caller's
-            count = min(count + 1, _RECENT)
-            self._usual[name] = (max(mean + (value - mean) / count, 1e-12), count)
+        for name, (mean, count) in self._usual.items():
+            if name in told:
+                count = min(count + 1, _RECENT)
+                self._usual[name] = (max(mean + (told[name] - mean) / count, 1e-12), count)
         for opinion in candidate.opinions:
             recent = self._recent.setdefault(opinion.version, deque(maxlen=_RECENT))
             ordered = self._ordered.setdefault(opinion.version, [])
@@ -240,14 +246,14 @@ class Queue:
                 del ordered[bisect.bisect_left(ordered, recent[0])]
             recent.append(opinion.score)
             bisect.insort(ordered, opinion.score)
-        far = candidate.descriptor is not None and (
-            not self._known or told["unseen"] >= self._usual["unseen"][0]
-        )
-        if far and len(self._known) < _KNOWN:
-            self._known.append(list(candidate.descriptor or ()))
+        if candidate.descriptor is not None:
+            live = candidate.opinions[0]
+            quiet = live.threshold is None or live.score <= live.threshold
+            self._space(candidate.space).learn(candidate.descriptor, told["unseen"], quiet)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready state: at most some thousand numbers and 256 descriptors."""
+        """JSON-ready state: at most some thousand numbers, and some hundred descriptors of each of
+        four spaces."""
         return {
             "seed": self.seed,
             "random": self.random,
@@ -255,7 +261,7 @@ class Queue:
             "turns": list(self.turns),
             "usual": {name: list(pair) for name, pair in self._usual.items()},
             "recent": {version: list(scores) for version, scores in self._recent.items()},
-            "known": [list(each) for each in self._known],
+            "spaces": {name: space.to_dict() for name, space in self._spaces.items()},
             "placed": [draw.to_dict() for draw in self._placed.values()],
         }
 
@@ -265,15 +271,81 @@ class Queue:
         try:
             found = cls(seed=values["seed"], random=values["random"], shares=values["shares"])
             found.turns = [float(turn) for turn in values["turns"]]
-            found._usual = {name: (mean, n) for name, (mean, n) in values["usual"].items()}
+            found._usual = {name: tuple(values["usual"][name]) for name in _USUAL}
             for version, scores in values["recent"].items():
                 found._recent[version] = deque(scores, maxlen=_RECENT)
                 found._ordered[version] = sorted(found._recent[version])
-            found._known = [list(each) for each in values["known"]]
+            for name, space in values.get("spaces", {}).items():  # not written at first
+                found._spaces[name] = _Space.from_dict(space)
             draws = [Draw.from_dict(each) for each in values["placed"]]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ConfigError(f"not the state of a review queue: {error}") from error
         found._placed = {draw.picture: draw for draw in draws}
+        return found
+
+
+class _Space:
+    """What is known of pictures, by descriptors that can be compared.
+
+    Attributes: mean: how far away from all that is known pictures are, on average.
+    """
+
+    def __init__(self) -> None:
+        self.mean, self._count = 1.0, 0
+        self._seen = 0
+        self._reference: list[list[float]] = []
+        self._reviewed: deque[list[float]] = deque(maxlen=_REVIEWED)
+
+    def distance(self, descriptor: Sequence[float]) -> float:
+        """To what is known; the mean where nothing is.
+
+        Raises: ConfigError for a descriptor of another length than those before.
+        """
+        known = [*self._reference, *self._reviewed]
+        if not known:
+            return self.mean
+        if len(known[0]) != len(descriptor):
+            raise ConfigError(
+                f"a descriptor has {len(descriptor)} numbers, those before had {len(known[0])}; "
+                "give those of another backbone another space"
+            )
+        return float(np.sqrt(((np.asarray(known) - np.asarray(descriptor)) ** 2).sum(1)).min())
+
+    def learn(self, descriptor: Sequence[float], distance: float, quiet: bool) -> None:
+        """Take in a picture that was placed. Args: quiet: whether it raised no alarm."""
+        self._seen += 1
+        if self._reference or self._reviewed:
+            self._count = min(self._count + 1, _RECENT)
+            step = (distance - self.mean) / self._count  # the first sets the unit
+            self.mean = max(self.mean + step, 1e-12)
+        far = not self._reference or distance >= self.mean
+        if quiet and far and self._seen <= _FIRST and len(self._reference) < _REFERENCE:
+            self._reference.append([float(each) for each in descriptor])
+
+    def cover(self, descriptor: Sequence[float]) -> None:
+        """Take in a picture that was reviewed, unless one is known that is nearly the same."""
+        known = self._reference or self._reviewed
+        if not known or self.distance(descriptor) > self.mean / 4:
+            self._reviewed.append([float(each) for each in descriptor])
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {
+            "mean": self.mean,
+            "count": self._count,
+            "seen": self._seen,
+            "reference": self._reference,
+            "reviewed": list(self._reviewed),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> _Space:
+        """What `to_dict` gave."""
+        found = cls()
+        found.mean, found._count = float(values["mean"]), int(values["count"])
+        found._seen = int(values["seen"])
+        found._reference = [list(each) for each in values["reference"]]
+        found._reviewed.extend(list(each) for each in values["reviewed"])
         return found
 
 

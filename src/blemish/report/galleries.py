@@ -193,7 +193,7 @@ class _Embedding(TorchEngine):
         self._features: deque[Feature] = deque()
         self._in_tiles = detector.preprocessing.tiling is not None
 
-    def _scores(self, images: Tensor) -> tuple[Scores, Features | None]:
+    def _scores(self, images: Tensor) -> tuple[Scores, Features]:
         seen = self.method.see(images)
         scores = self.method.judge(seen, images)  # first: where memory runs out, nothing is kept
         self._features.extend(self.method.describe(seen, images).float().cpu().numpy())

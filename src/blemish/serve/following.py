@@ -9,6 +9,7 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from blemish.errors import BlemishError, StoreError
+from blemish.serve.appearance import Appearance
 from blemish.serve.population import Judged
 from blemish.serve.reviewing import CHANGES, Drift, Reviewing
 
@@ -50,7 +51,15 @@ class Follower:
                     key = (name, version, one.source, alarm.test)
                     if key not in self._told:
                         self._told.add(key)
-                        self._tell(name, version, one, alarm)
+                        self._tell(name, version, one.source, alarm.kind, alarm.advice)
+            look = await self._run(appearance_of, service, name)
+            service.metrics.note_appearance(name, version, look)
+            key = (name, version, "", "looks")
+            if not look.since:
+                self._told.discard(key)
+            elif key not in self._told:
+                self._told.add(key)
+                self._tell(name, version, "", "looks", look.advice())
 
     async def _follow(self) -> None:
         begun = False
@@ -67,13 +76,13 @@ class Follower:
                     self._complained = time.monotonic()
                     self._service.log.warn("the review does not follow", reason=str(error))
 
-    def _tell(self, model: str, version: str, one: Drift, alarm: Any) -> None:
+    def _tell(self, model: str, version: str, source: str, kind: str, advice: str) -> None:
         told = {
             "model": model,
             "version": version,
-            "source": one.source,
-            "change": CHANGES[alarm.kind],
-            "advice": alarm.advice,
+            "source": source,
+            "change": CHANGES[kind],
+            "advice": advice,
         }
         self._service.log.warn("drift", **told)
         self._service.events.publish("drift", told)
@@ -86,12 +95,29 @@ class Follower:
 def drift_of(service: Service, model: str) -> list[Drift]:
     """What is known of a change of a model's pictures under its live version: of all sources
     together first. Takes a while. Raises: BlemishError where the store cannot be read."""
+    return _watching(service, model).drift()
+
+
+def appearance_of(service: Service, model: str) -> Appearance:
+    """How a model's pictures look beside the first ones of its live version. As `drift_of`."""
+    return _watching(service, model).appearance()
+
+
+def look_anew(service: Service, model: str) -> Appearance:
+    """Compare how pictures look with those that come from now on. As `drift_of`."""
+    reviewing = _watching(service, model)
+    reviewing.look_anew()
+    return reviewing.appearance()
+
+
+def _watching(service: Service, model: str) -> Reviewing:
     served = service.models.live(model)
     record = served.detector.record
     threshold = None if record.threshold is None else record.threshold.value
     reviewing = Reviewing.of(service, model)
-    reviewing.watch(served.version, record.calibration_scores, threshold)
-    return reviewing.drift()
+    space = served.detector.descriptor_space if served.detector.describes else None
+    reviewing.watch(served.version, record.calibration_scores, threshold, space)
+    return reviewing
 
 
 def judged(service: Service, model: str, version: str | None = None) -> Judged:

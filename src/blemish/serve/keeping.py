@@ -64,6 +64,7 @@ class Keeper:
     async def keep(self, upload: Upload, found: Prediction, served: Served) -> int | None:
         """Write down a prediction, with its picture; gives its id, None where that is not known."""
         told = {"model": served.name, "version": served.version, "source": upload.source}
+        told["space"] = served.detector.descriptor_space
         row = await self._in(self._media, partial(Scored.of, found, **told))  # off the loop
         waiting = _Waiting(row)
         self._rows.append(waiting)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summary, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
+from blemish.serve.appearance import Appearance
 from blemish.types import Prediction
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -92,6 +93,19 @@ class Metrics:
             "blemish_drift", "Evidence of drift, where it is watched.", _MODEL, registry=own
         )
 
+        self.looks = Gauge(
+            "blemish_looks_otherwise",
+            "1 once pictures look otherwise than the first ones of this version did.",
+            _MODEL,
+            registry=own,
+        )
+        self.apart = Gauge(
+            "blemish_looks_share",
+            "How far the newest pictures lie from the first ones, in [0, 1]: from 0.05 it counts.",
+            _MODEL,
+            registry=own,
+        )
+
     def of_behind(self, model: str, version: str | None) -> None:
         """Say which version should be live and is not; None where there is none."""
         if (before := self._behind.pop(model, None)) is not None:
@@ -99,6 +113,13 @@ class Metrics:
         if version is not None:
             self._behind[model] = version
             self.behind.labels(model, version).set(1)
+
+    def note_appearance(self, model: str, version: str, found: Appearance) -> None:
+        """Set what is known of how pictures look; nothing before the first look."""
+        last = found.looks.last
+        if last is not None:
+            self.looks.labels(model, version).set(1 if found.since else 0)
+            self.apart.labels(model, version).set(last.comparison.share)
 
     def of_batch(self, model: str, version: str, pictures: int, seconds: float) -> None:
         """Count a batch."""

@@ -2,9 +2,10 @@
 by `monitoring` as they come.
 
 Nothing here needs to be told of a prediction: `catch_up` reads those that are new, in the order of
-their ids. Each picture is placed once, and its place is written down, with the chances that it had:
-figures hold only with those. The states of the queue and of the monitors are a note in the store.
-Of several services one does so (`leading`), and the others read its places and its note.
+their ids, and before them which pictures people have decided on since. Each picture is placed once,
+and its place is written down, with the chances that it had: figures hold only with those. The
+states of the queue and of the monitors are a note in the store. Of several services one does so
+(`leading`), and the others read its places and its note.
 """
 
 from __future__ import annotations
@@ -12,21 +13,23 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice, takewhile
 from typing import Any
 
 from blemish.errors import ConfigError
 from blemish.monitoring.drift import Alarm, Monitor, Reference
 from blemish.monitoring.queue import Candidate, Opinion, Queue
+from blemish.serve.appearance import Appearance
 from blemish.serve.leading import Lead
 from blemish.serve.population import Judged, Population
-from blemish.store import Draw, LeaseLost, OtherScore, Row, Store
+from blemish.store import Descriptor, Draw, LeaseLost, OtherScore, Row, Store
 
 WHY = {
     "threshold": "near the threshold",
     "disagreement": "versions disagree on it",
-    "unseen": "unlike pictures seen before",
+    "unseen": "unlike all that was reviewed",
     "random": "by chance, for honest figures",
     "second": "another reviewer was unsure, or said otherwise",
 }
@@ -36,6 +39,7 @@ CHANGES = {
     "wider": "scores have become more extreme",
     "narrower": "scores have become more alike",
     "alarms": "more alarms than expected",
+    "looks": "pictures look otherwise than at first",
 }
 ALPHA = 0.01  # the probability of ever a false alarm of all sources together
 ALPHA_CAMERAS = 0.04  # and of all cameras' monitors
@@ -84,6 +88,7 @@ class Reviewing:
         self._store, self._model = store, model
         hashed = hashlib.sha256(model.encode()).hexdigest()[:32]
         self._note, self._shown = f"reviewing {hashed}", f"shown {hashed} "
+        self._anew = f"looking anew {hashed}"
         self._lead, self._led, self._read_at = Lead(store, self._note, owner), False, 0
         self._populations: dict[str, Population] = {}  # those asked for last at the end
         self._lock = threading.RLock()
@@ -93,11 +98,14 @@ class Reviewing:
         """Know nothing that is not in the store."""
         self._queue = Queue(seed=self._model)
         self._last: int | None = None
+        self._decided = 0  # the last label that the queue knows of
+        self._anew_at = 0  # when somebody last wanted looks to begin anew
         self._begun = False
         self._unsaved, self._saved = 0, time.monotonic()
         self._watched = ""
         self._reference: Reference | None = None
         self._monitors: dict[str, Monitor] = {}
+        self._appearance = Appearance()
         self._kept: dict[str, Any] = {}  # the monitors' states, until their version is watched
 
     @classmethod
@@ -134,10 +142,12 @@ class Reviewing:
     def _catch_up(self) -> None:
         if not self._begun:
             self._begin()
+        self._begin_anew()
         for page in self._new_pages():
-            self._place(page)
-            for row in page:
-                self._watch(row)
+            described = self._store.descriptors([row.id for row in page])
+            self._cover()
+            self._place(page, described)
+            self._watch(page, described)
             self._last = page[-1].id
             self._unsaved += len(page)
         late = time.monotonic() - self._saved > _UNSAVED_S
@@ -175,11 +185,20 @@ class Reviewing:
         with self._lock:
             if not self._unsaved or not self._led:
                 return
-            monitors = {source: one.to_dict() for source, one in self._monitors.items()}
-            told = {"watched": self._watched, "monitors": monitors} if monitors else self._kept
-            state = {"last": self._last, "queue": self._queue.to_dict(), **told}
+            told = self._kept
+            if self._watched:
+                monitors = {source: one.to_dict() for source, one in self._monitors.items()}
+                told = {"watched": self._watched, "monitors": monitors}
+                told["appearance"] = self._appearance.to_dict()
+            state = {
+                "queue": self._queue.to_dict(),
+                "decided": self._decided,
+                "anew": self._anew_at,
+            }
             try:
-                self._store.put_note(self._note, state, self._lead.held)
+                self._store.put_note(
+                    self._note, {"last": self._last, **state, **told}, self._lead.held
+                )
             except LeaseLost:
                 self._lost()
                 return
@@ -227,38 +246,78 @@ class Reviewing:
             last, turns = self._last or 0, tuple(self._queue.turns)
         return population.judged(last, turns, seen)
 
-    def watch(self, version: str, scores: Sequence[float], threshold: float | None) -> None:
-        """Have monitors compare what a version scores with its calibration scores."""
+    def watch(
+        self,
+        version: str,
+        scores: Sequence[float],
+        threshold: float | None,
+        space: str | None = None,
+    ) -> None:
+        """Have monitors compare what a version scores with its calibration scores, and how its
+        pictures look with how they looked at first.
+
+        Args: space: of the version's descriptors; None where it makes none.
+        """
         with self._lock:
             self.catch_up()  # what follows sees all that is placed, and no more
-            if version == self._watched:
+            if version == self._watched and (space or "") == self._appearance.space:
                 return
             self._watched, self._monitors, self._reference = version, {}, None
-            if not len(scores):
-                return
-            self._reference = Reference.of(scores, threshold, seed=self._model)
-            self._monitors = self._kept_monitors()
+            if len(scores):
+                self._reference = Reference.of(scores, threshold, seed=self._model)
+            goes_on = self._restored(version, space or "")
             if not self._led:
                 return
-            since = self._kept.get("last") if self._monitors else None
-            for row in self._store.each_prediction(model=self._model, version=version, after=since):
-                if row.id > (self._last or 0):
-                    break
-                self._watch(row)
+            since, end = self._kept.get("last") if goes_on else None, self._last or 0
+            rows = self._store.each_prediction(model=self._model, version=version, after=since)
+            new = takewhile(lambda row: row.id <= end, rows)
+            while page := list(islice(new, _PAGE)):
+                self._watch(page, self._store.descriptors([row.id for row in page]))
             self._unsaved += 1
             self.save()
 
-    def _kept_monitors(self) -> dict[str, Monitor]:
-        """Those that were written down, where they are of the version that is watched."""
-        if self._reference is None or self._kept.get("watched") != self._watched:
-            return {}
-        try:
-            return {
-                source: Monitor.from_dict(one, self._reference)
-                for source, one in self._kept["monitors"].items()
-            }
-        except ConfigError:  # of another calibration: begun anew
-            return {}
+    def _restored(self, version: str, space: str) -> bool:
+        """Go on with what was kept, if it is of this version with this calibration; otherwise all
+        begins anew. What is of other descriptors, or of before there were any, begins now."""
+        self._appearance, self._monitors = Appearance(space, self._model), {}
+        if self._kept.get("watched") != version:
+            return False
+        if self._reference is not None:
+            try:
+                self._monitors = {
+                    source: Monitor.from_dict(one, self._reference)
+                    for source, one in self._kept["monitors"].items()
+                }
+            except ConfigError:
+                self._monitors = {}
+                return False
+        kept = self._kept.get("appearance")
+        if kept is not None and kept["space"] == space:
+            self._appearance = Appearance.from_dict(kept)
+        return True
+
+    def appearance(self) -> Appearance:
+        """How pictures look beside the first ones of the version that is watched."""
+        with self._lock:
+            self.catch_up()
+            return self._appearance
+
+    def look_anew(self) -> None:
+        """Compare how pictures look with those that come from now on: an alarm ends."""
+        with self._lock:
+            self._store.put_note(self._anew, {})  # for the service that leads
+            self.catch_up()
+
+    def _begin_anew(self) -> None:
+        """Do what `look_anew` asked for, here or in another service."""
+        asked = self._store.note_time(self._anew) or 0
+        if asked > self._anew_at:
+            self._anew_at = asked
+            self._unsaved += 1
+            self._kept.pop("appearance", None)
+            self._appearance = Appearance(self._appearance.space, self._model)
+            self._unsaved += 1
+            self.save()
 
     def drift(self) -> list[Drift]:
         """Of all sources together, and of each, those with alarms first."""
@@ -272,9 +331,11 @@ class Reviewing:
         note = self._store.note(self._note)
         if note is not None:
             self._queue = Queue.from_dict(note["queue"])
-            self._kept = {key: note[key] for key in ("watched", "monitors", "last") if key in note}
-            if not self._led:
-                self._monitors = self._kept_monitors()
+            names = ("watched", "monitors", "appearance", "last")
+            self._kept = {key: note[key] for key in names if key in note}
+            self._decided, self._anew_at = note.get("decided", 0), note.get("anew", 0)
+            if not self._led and self._watched:
+                self._restored(self._watched, self._appearance.space)
         if not self._begun:
             self._last = None if note is None else note["last"]
         self._begun = True
@@ -286,14 +347,24 @@ class Reviewing:
             yield from page
             after = page[-1].priority
 
-    def _place(self, page: Sequence[Row]) -> None:
+    def _cover(self) -> None:
+        """Tell the queue which pictures people have decided on since the last time."""
+        while labels := self._store.decided(self._model, self._decided):
+            for id, one in labels:
+                if one is not None:
+                    self._queue.cover(one.numbers, one.space)
+                self._decided = id
+            self._unsaved += 1
+
+    def _place(self, page: Sequence[Row], described: Mapping[int, Descriptor]) -> None:
         first = {row.picture: row for row in reversed(page)}
         there = self._store.draws(list(first), self._model)
         new = [row for row in reversed(first.values()) if row.picture not in there]
         others = self._store.other_scores_of([row.picture for row in new], self._model)
         placed = []
         for row in new:
-            draw = self._queue.place(_candidate(row, others.get(row.picture, [])))
+            others_of_it = others.get(row.picture, [])
+            draw = self._queue.place(_candidate(row, others_of_it, described.get(row.id)))
             placed.append(
                 Draw(
                     picture=row.picture,
@@ -307,8 +378,14 @@ class Reviewing:
             )
         self._store.add_draws(placed, self._lead.held)
 
-    def _watch(self, row: Row) -> None:
-        if self._reference is None or row.version != self._watched:
+    def _watch(self, page: Sequence[Row], described: Mapping[int, Descriptor]) -> None:
+        for row in page:
+            if row.version == self._watched:
+                self._monitor(row)
+                self._appearance.add(row, described.get(row.id))
+
+    def _monitor(self, row: Row) -> None:
+        if self._reference is None:
             return
         cell = self._reference.cell(row.score, str(row.id))
         for source in dict.fromkeys(("", row.source)):
@@ -334,11 +411,15 @@ class Reviewing:
         return found[:count]
 
 
-def _candidate(row: Row, others: Sequence[OtherScore]) -> Candidate:
+def _candidate(row: Row, others: Sequence[OtherScore], own: Descriptor | None) -> Candidate:
     live = Opinion(version=row.version, score=row.score, threshold=row.threshold)
     more = [
         Opinion(version=one.version, score=one.score, threshold=one.threshold)
         for one in others
         if one.version != row.version
     ]
-    return Candidate(picture=row.picture, opinions=(live, *more))
+    if own is None:
+        return Candidate(picture=row.picture, opinions=(live, *more))
+    return Candidate(
+        picture=row.picture, opinions=(live, *more), descriptor=own.numbers, space=own.space
+    )

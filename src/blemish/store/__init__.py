@@ -2,9 +2,9 @@
 
 `Store` is all that others use, with the dataclasses of `records`. `database` opens SQLite or
 PostgreSQL and says what went wrong, `schema` has the tables, `migrations` how they came about;
-`predictions`, `labels`, `reviewing`, `versions`, `jobs`, `leases` and `media` are the parts of a
-`Store`, `retention` deletes what is old, `exports` writes CSV, COCO and data sets, and `spool`
-keeps what could not be written yet.
+`predictions`, `descriptors`, `labels`, `reviewing`, `judging`, `versions`, `jobs`, `leases` and
+`media` are the parts of a `Store`, `retention` deletes what is old, `exports` writes CSV, COCO and
+data sets, and `spool` keeps what could not be written yet.
 """
 
 from blemish.lazy import handing_out
@@ -15,18 +15,8 @@ _HOMES = {
     "LeaseLost": "blemish.store.part",
     **dict.fromkeys(
         (
-            *(
-                "Draw",
-                "Held",
-                "Job",
-                "Label",
-                "OtherScore",
-                "Promotion",
-                "Reviewed",
-                "Row",
-                "Scored",
-            ),
-            "VersionRow",
+            *("Descriptor", "Draw", "Held", "Job", "Label", "OtherScore", "Promotion"),
+            *("Reviewed", "Row", "Scored", "VersionRow"),
         ),
         "blemish.store.records",
     ),

@@ -12,6 +12,7 @@ from sqlalchemy import ColumnElement, Connection, RowMapping
 
 from blemish.errors import ConfigError, StoreError
 from blemish.store.counting import tally
+from blemish.store.descriptors import write as write_descriptors
 from blemish.store.filters import Filters, check_id, conditions
 from blemish.store.part import Part
 from blemish.store.records import (
@@ -62,7 +63,9 @@ class Predictions(Part):
             if new:
                 connection.execute(sql.insert(PREDICTIONS), new)
                 tally(connection, new, 1)
-            ids = there | _ids(connection, [value["key"] for value in new])
+            added = _ids(connection, [value["key"] for value in new])
+            write_descriptors(connection, {row.key: row for row in rows}, added)
+        ids = there | added
         return [ids[row.key] for row in rows]
 
     def last_settled(self) -> int:

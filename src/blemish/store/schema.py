@@ -97,6 +97,22 @@ PREDICTIONS = Table(
     sqlite_autoincrement=True,  # no number is given twice, also of what was deleted
 )
 
+# Where the picture of a prediction lies among others: a table of its own, as no page of predictions
+# needs it. It goes with its prediction.
+DESCRIPTORS = Table(
+    "descriptors",
+    METADATA,
+    Column(
+        "prediction",
+        _ID,
+        ForeignKey("predictions.id", ondelete="CASCADE"),
+        primary_key=True,
+        autoincrement=False,
+    ),
+    Column("space", String(32), nullable=False),
+    Column("content", LargeBinary, nullable=False),  # float16
+)
+
 # How many predictions there are, by hour, kept by whoever adds or deletes some, in the same
 # transaction: to count a million takes longer than a page may.
 TALLIES = Table(

@@ -21,7 +21,7 @@ from typing import Any, Self
 from blemish.config import parse_json
 from blemish.errors import BlemishError, ConfigError, OutputError, StoreError
 from blemish.files import ROWS_BYTES, locked, read_whole, write_whole
-from blemish.store.records import Scored
+from blemish.store.records import Descriptor, Scored
 from blemish.store.store import Store
 
 FILE = "waiting.jsonl"
@@ -255,10 +255,11 @@ def _read(line: bytes) -> Scored:
 
 
 def _scored(found: Mapping[str, Any]) -> Scored:
-    regions = found["regions"]
+    regions, descriptor = found["regions"], found.get("descriptor")
     return Scored(
         **{
             **found,
+            "descriptor": None if descriptor is None else Descriptor.from_dict(descriptor),
             "notes": tuple(found["notes"]),
             "regions": None if regions is None else tuple(regions),
             "time": datetime.fromisoformat(found["time"]),

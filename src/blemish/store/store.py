@@ -8,6 +8,7 @@ from typing import Self
 
 from blemish.store.counting import Counting
 from blemish.store.database import Database
+from blemish.store.descriptors import Descriptors
 from blemish.store.exports import Exports
 from blemish.store.jobs import Jobs
 from blemish.store.judging import Judging
@@ -18,7 +19,9 @@ from blemish.store.reviewing import Reviewing
 from blemish.store.versions import Versions
 
 
-class Store(Exports, Counting, Reviewing, Judging, Versions, Jobs, Leases, Notes, Retention):
+class Store(
+    Exports, Counting, Reviewing, Judging, Descriptors, Versions, Jobs, Leases, Notes, Retention
+):
     """What was predicted, and what people said of it. Any number of threads may use one.
 
     Every method raises StoreError where the database or the folder cannot be read or written, and

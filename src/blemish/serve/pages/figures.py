@@ -69,6 +69,7 @@ async def shown(
         "rates": [],
         "chart": "",
         "drift": [],
+        "appearance": None,
         "versions": [],
         "disagreements": [],
         "tables": {},
@@ -82,6 +83,7 @@ async def shown(
         values["found"], values["groups"] = await _found(visit, wanted, threshold, asked["by"])
         values |= await visit.run(_rates, visit, asked["span"])
         values["drift"] = await live.drift_of(visit)
+        values["appearance"] = await live.appearance_of(visit)
     return visit.page(
         "figures.html",
         asked=asked,
@@ -94,6 +96,15 @@ async def shown(
         alpha_cameras=ALPHA_CAMERAS,
         **values,
     )
+
+
+@router.post("/looks")
+async def looks_anew(visit: Visiting) -> Response:
+    """Compare how pictures look with those that come from now on."""
+    visit.service.gate.known(visit.request)
+    appearance = await visit.run(following.look_anew, visit.service, visit.model)
+    visit.service.log.note("looks anew", model=visit.model, user=visit.user.name)
+    return visit.page("parts/looks.html", appearance=appearance)
 
 
 @router.get("/groups")

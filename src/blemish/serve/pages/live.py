@@ -11,6 +11,7 @@ from markupsafe import Markup
 from starlette.responses import Response
 
 from blemish.serve import following
+from blemish.serve.appearance import Appearance
 from blemish.serve.pages import charts
 from blemish.serve.pages.rendering import Visit, Visiting, chosen
 from blemish.serve.reviewing import Drift
@@ -45,6 +46,7 @@ async def live(visit: Visiting, show: str = "all") -> Response:
         summary=summary,
         show=show,
         drift=await drift_of(visit),
+        appearance=await appearance_of(visit),
         kept=visit.service.store is not None,
         categories=_categories(visit),
     )
@@ -62,7 +64,10 @@ async def feed(visit: Visiting, show: str = "all") -> Response:
 async def summary(visit: Visiting) -> Response:
     """The counts and charts alone."""
     return visit.page(
-        "parts/summary.html", summary=await _summary(visit), drift=await drift_of(visit)
+        "parts/summary.html",
+        summary=await _summary(visit),
+        drift=await drift_of(visit),
+        appearance=await appearance_of(visit),
     )
 
 
@@ -71,6 +76,14 @@ async def drift_of(visit: Visit) -> list[Drift]:
     if visit.service.store is None or not visit.model:
         return []
     found: list[Drift] = await visit.run(following.drift_of, visit.service, visit.model)
+    return found
+
+
+async def appearance_of(visit: Visit) -> Appearance | None:
+    """How the pictures look beside the first ones; None where nothing is kept."""
+    if visit.service.store is None or not visit.model:
+        return None
+    found: Appearance = await visit.run(following.appearance_of, visit.service, visit.model)
     return found
 
 
