@@ -12,10 +12,11 @@ from blemish.lazy import handing_out
 _HOMES = {
     "Store": "blemish.store.store",
     "Spool": "blemish.store.spool",
+    "Descriptor": "blemish.store.descriptor",
     **dict.fromkeys(
         (
             *("Draw", "Job", "Label", "OtherScore", "Promotion", "Reviewed", "Row", "Scored"),
-            *("Descriptor", "VersionRow"),
+            "VersionRow",
         ),
         "blemish.store.records",
     ),
