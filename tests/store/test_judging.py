@@ -121,6 +121,7 @@ def test_a_store_of_before_is_brought_up_to_date(
                 connection.execute(sql.text(f"ALTER TABLE draws DROP COLUMN {name}"))
             for name in ("leases", "descriptors"):
                 connection.execute(sql.text(f"DROP TABLE {name}"))
+            connection.execute(sql.text("ALTER TABLE jobs DROP COLUMN service"))
             config.attributes["connection"] = connection
             command.stamp(config, "0001")
     with Store.open(url, folder) as store:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from blemish.errors import ConfigError, NonFiniteError
 from blemish.monitoring.draws import RANDOM, Draw, race
@@ -295,21 +296,23 @@ class _Space:
         self._seen = 0
         self._reference: list[list[float]] = []
         self._reviewed: deque[list[float]] = deque(maxlen=_REVIEWED)
+        self._known: NDArray[np.float64] | None = None  # both, until either changes
 
     def distance(self, descriptor: Sequence[float]) -> float:
         """To what is known; the mean where nothing is.
 
         Raises: ConfigError for a descriptor of another length than those before.
         """
-        known = [*self._reference, *self._reviewed]
-        if not known:
+        if not (self._reference or self._reviewed):
             return self.mean
-        if len(known[0]) != len(descriptor):
+        if self._known is None:
+            self._known = np.array([*self._reference, *self._reviewed], np.float64)
+        if self._known.shape[1] != len(descriptor):
             raise ConfigError(
-                f"a descriptor has {len(descriptor)} numbers, those before had {len(known[0])}; "
-                "give those of another backbone another space"
+                f"a descriptor has {len(descriptor)} numbers, those before had "
+                f"{self._known.shape[1]}; give those of another backbone another space"
             )
-        return float(np.sqrt(((np.asarray(known) - np.asarray(descriptor)) ** 2).sum(1)).min())
+        return float(np.sqrt(((self._known - np.asarray(descriptor)) ** 2).sum(1).min()))
 
     def learn(self, descriptor: Sequence[float], distance: float, quiet: bool) -> None:
         """Take in a picture that was placed. Args: quiet: whether it raised no alarm."""
@@ -321,12 +324,14 @@ class _Space:
         far = not self._reference or distance >= self.mean
         if quiet and far and self._seen <= _FIRST and len(self._reference) < _REFERENCE:
             self._reference.append([float(each) for each in descriptor])
+            self._known = None
 
     def cover(self, descriptor: Sequence[float]) -> None:
         """Take in a picture that was reviewed, unless one is known that is nearly the same."""
         known = self._reference or self._reviewed
         if not known or self.distance(descriptor) > self.mean / 4:
             self._reviewed.append([float(each) for each in descriptor])
+            self._known = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""

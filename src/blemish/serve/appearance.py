@@ -17,7 +17,6 @@ from blemish.store import Descriptor, Row
 ALPHA, PER = 0.01, 500  # of a false alarm in so many looks in a row
 FIRST, WINDOW = 300, 100  # pictures
 LEAST = 0.05  # `Comparison.share` that counts
-_DIGITS = 5  # of a number that is kept
 
 
 class Appearance:
@@ -38,7 +37,7 @@ class Appearance:
         """Take a prediction in. One without a descriptor of this space, or with an alarm, is passed
         over."""
         if descriptor is not None and descriptor.space == self.space and row.label != 1:
-            self.looks.add([round(each, _DIGITS) for each in descriptor.numbers])
+            self.looks.add(descriptor.numbers)
 
     @property
     def since(self) -> int:

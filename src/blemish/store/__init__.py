@@ -13,9 +13,10 @@ _HOMES = {
     "Store": "blemish.store.store",
     "Spool": "blemish.store.spool",
     "LeaseLost": "blemish.store.part",
+    "Descriptor": "blemish.store.descriptor",
     **dict.fromkeys(
         (
-            *("Descriptor", "Draw", "Held", "Job", "Label", "OtherScore", "Promotion"),
+            *("Draw", "Held", "Job", "Label", "OtherScore", "Promotion"),
             *("Reviewed", "Row", "Scored", "VersionRow"),
         ),
         "blemish.store.records",

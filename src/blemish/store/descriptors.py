@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 import sqlalchemy as sql
 from sqlalchemy import Connection
 
+from blemish.store.descriptor import Descriptor
 from blemish.store.part import Part
-from blemish.store.records import NAME, Descriptor, Scored, storable
+from blemish.store.records import NAME, Scored, storable
 from blemish.store.schema import DESCRIPTORS, LABELS, PREDICTIONS
 
 _AT_ONCE = 500  # values in one statement

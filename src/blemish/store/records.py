@@ -17,10 +17,9 @@ from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any, Self
 
-import numpy as np
-
 from blemish.errors import ConfigError
 from blemish.report.journal import row_of
+from blemish.store.descriptor import Descriptor
 from blemish.text import printable
 from blemish.types import Prediction
 
@@ -32,7 +31,6 @@ CATEGORY = 200
 NOTE, NOTES = 500, 20  # of one note, and how many of them
 TEXT = 4000  # of a reason or the message of a job
 DOCUMENT = 4 * 2**20  # of a JSON document
-DESCRIPTOR = 1024  # numbers of one
 MASK_BYTES = 16 * 2**20  # of a mask's PNG
 
 VERDICTS = ("good", "defect", "unsure")
@@ -40,7 +38,6 @@ DISAGREED = "disagreed"  # what is said of a picture that is good and defective 
 STATES = ("waiting", "running", "done", "failed", "cancelled")
 KINDS = ("promote", "roll back")
 
-_MOST_HALF = 65504.0  # what a float16 holds
 _DIGEST = re.compile(r"[0-9a-f]{32,64}")
 
 
@@ -123,48 +120,6 @@ def new_key() -> str:
     """32 hexadecimal digits that no other prediction has, later ones greater: so that one that is
     written twice, as nobody knew whether the first time succeeded, is there once."""
     return f"{clock.time_ns():016x}{secrets.token_hex(8)}"
-
-
-@dataclass(frozen=True)
-class Descriptor:
-    """Where a picture lies among others, as an encoder sees it.
-
-    Attributes:
-        space: which descriptors it can be compared with: `Detector.descriptor_space`.
-        content: its numbers, as many float16, little-endian.
-    Raises: ConfigError for a space that is none, and for none or too many numbers.
-    """
-
-    space: str
-    content: bytes = field(repr=False)
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.space, str) or not re.fullmatch(r"[0-9a-f]{32}", self.space):
-            raise ConfigError(f"space {_short(self.space)}: is not 32 hexadecimal digits")
-        if not 0 < len(self.content) <= 2 * DESCRIPTOR or len(self.content) % 2:
-            raise ConfigError(f"descriptor: is {len(self.content)} bytes")
-        if not all(map(math.isfinite, self.numbers)):
-            raise ConfigError("descriptor: a number of it is not finite")
-
-    @classmethod
-    def of(cls, space: str, numbers: Sequence[float] | np.ndarray) -> Self:
-        """Of D numbers, 1 to 1,024, which are rounded."""
-        values = np.asarray(numbers, np.float64)
-        return cls(space, np.clip(values, -_MOST_HALF, _MOST_HALF).astype("<f2").tobytes())
-
-    @property
-    def numbers(self) -> tuple[float, ...]:
-        """D, as they were rounded."""
-        return tuple(np.frombuffer(self.content, "<f2").astype(np.float64).tolist())
-
-    def to_dict(self) -> dict[str, str]:
-        """JSON-ready."""
-        return {"space": self.space, "content": self.content.hex()}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, str]) -> Self:
-        """What `to_dict` gave. Raises: ConfigError, KeyError, TypeError, ValueError."""
-        return cls(values["space"], bytes.fromhex(values["content"]))
 
 
 @dataclass(frozen=True, kw_only=True)

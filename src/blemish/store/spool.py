@@ -21,7 +21,8 @@ from typing import Any, Self
 from blemish.config import parse_json
 from blemish.errors import BlemishError, ConfigError, OutputError, StoreError
 from blemish.files import ROWS_BYTES, locked, read_whole, write_whole
-from blemish.store.records import Descriptor, Scored
+from blemish.store.descriptor import Descriptor
+from blemish.store.records import Scored
 from blemish.store.store import Store
 
 FILE = "waiting.jsonl"
