@@ -63,14 +63,14 @@ def test_rates_that_are_none(live: Live, detector: blemish.Detector) -> None:  #
 
 
 def test_what_is_told_of_a_job_is_text(live: Live) -> None:
-    hostile = '<script>alert(1)</script>{{7*7}}"'
+    hostile = '<script>alert(1)</script>{{1234567*7654321}}"'
     job = Job(model="part", kind="refine", who="Ada", state="failed", message=hostile,
               settings={"base": "1", "learn": 3})  # fmt: skip
     live.service.store.add_job(job)
     page = shown(live)
     assert "<script>alert(1)" not in page
     assert "&lt;script&gt;alert(1)" in page
-    assert "49" not in page
+    assert "9449772114007" not in page
     with live.client() as client:
         assert client.get("/refine?job=99", headers=HTML).status_code == 404
 

@@ -87,55 +87,45 @@ def refine(
 ) -> Refined:
     """A detector that has learned from more good pictures and more defects, with a new threshold.
 
-    The bank takes the new good pictures in, within its size; the defects join those it knows. The
+    The bank takes new good pictures in, within its size; defects join those it knows. The
     threshold comes from all good pictures, old and new, each left out in turn; what an old one
     scores for its normality stays as it was measured: at most too high while the bank has room, and
     a little too low where a full one lets old patches go.
 
-    Defects change the maps, so the thresholds of their regions come from good pictures that can be
-    looked at again: the new ones, each left out, and those held out. Where these are too few there
-    is none, with the reason.
+    Defects change the maps: the thresholds of regions come from good pictures that can be looked at
+    again, the new ones, each left out, and those held out; where they are too few it says so.
 
     Args:
         detector: of `lda`, the normality part of which is a memory bank (patchcore, knn), of
             one category. It stays as it is; the refined one shares its backbone.
         good, anomalies: as of `blemish.fit`; one of them at least.
-        held: good pictures that are not learned from, as evidence for the regions.
-        drawn: the paths of the new good pictures that are such evidence too; None = all. Pictures
-            that were chosen for their scores are none.
+        held: good pictures that are not learned from, as evidence for the regions. drawn: paths of
+            new ones that are such too (None = all): those chosen for their scores are not.
         false_alarm_rate: of the new threshold; None = that of the old one, where there is one.
     Raises: ConfigError for another detector; DataError where nothing new can be read;
         CalibrationError as `fit`.
     """
+    _check_asked(good, anomalies, false_alarm_rate)
     check_refinable(detector)
     method = detector.method
     assert isinstance(method, Refines)
-    if good is None and anomalies is None:
-        raise ConfigError("refine: name good pictures, defects or both")
-    if false_alarm_rate is not None:
-        pictures_needed(false_alarm_rate)  # refuses a rate outside (0, 1) before any work
     added = _added(detector, method, good, anomalies, progress)
     # The backbone is shared: it does not learn.
     method = copy.deepcopy(method, {id(method.backbone): method.backbone})
     with features_kept(method.backbone, method.layers):  # defects are looked at three times
         before, old = _alarms(detector, added.defects), method.good_scores()
         found = _learn(method, added, progress)
-        of_masks = [failure for each in found for failure in each.failures.values()]
-        failures, scores = (*added.failures, *of_masks), method.good_scores()
-        threshold = _threshold(detector, scores, false_alarm_rate)
-        record = _record(detector.record, found, added.note, failures)
-        given = tuple(scores.values())
-        record = dataclasses.replace(record, threshold=threshold, calibration_scores=given)
-        refined = detector_of(method, record)
+        scores = method.good_scores()
+        refined = _with_threshold(detector, method, added, found, scores, false_alarm_rate)
         refined = _with_regions(refined, detector, added, found, held, drawn, progress)
         after = _alarms(refined, added.defects)
-    was, now = [*old.values()], [scores[owner] for owner in old]
+    was, now = list(old.values()), [scores[owner] for owner in old]
     return Refined(
         detector=refined,
         good=len(found[0].digests),
         defects=len(found[1].digests),
         known=added.known,
-        failures=failures,
+        failures=_failures(added, found),
         before=_value(detector),
         after=_value(refined),
         alarms_before=_above(was, _value(detector)),
@@ -145,6 +135,37 @@ def refine(
         found_before=before,
         found_after=after,
     )
+
+
+def _with_threshold(
+    detector: Detector,
+    method: Refines,
+    added: _Added,
+    found: tuple[Found, Found],
+    scores: Mapping[int, float],
+    rate: float | None,
+) -> Detector:
+    """The detector of a method that has learned, and what it says of itself."""
+    assert isinstance(method, Method)
+    threshold = _threshold(detector, scores, rate)
+    record = _record(detector.record, found, added.note, _failures(added, found))
+    given = tuple(scores.values())
+    record = dataclasses.replace(record, threshold=threshold, calibration_scores=given)
+    return detector_of(method, record)
+
+
+def _check_asked(good: Any, anomalies: Any, rate: float | None) -> None:
+    """Before any work. Raises: ConfigError for no pictures, or a rate outside (0, 1)."""
+    if good is None and anomalies is None:
+        raise ConfigError("refine: name good pictures, defects or both")
+    if rate is not None:
+        pictures_needed(rate)
+
+
+def _failures(added: _Added, found: tuple[Found, Found]) -> tuple[Failure, ...]:
+    """The pictures that could not be read, and those whose masks could not."""
+    of_masks = [failure for each in found for failure in each.failures.values()]
+    return (*added.failures, *of_masks)
 
 
 def check_refinable(detector: Detector) -> None:

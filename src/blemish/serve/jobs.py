@@ -80,9 +80,10 @@ class Jobs:
         Args: alive: the services that share the store, this one among them.
         Raises: StoreError.
         """
-        models, going = self._service.models, set()
+        models, going, newest = self._service.models, set(), 0
         for job in await self.jobs():
             assert job.id is not None
+            newest = max(newest, job.id)
             is_own = job.service == self._owner
             if job.state in ENDED:
                 if is_own and job.id in self._tasks and job.state != "done":
@@ -95,18 +96,22 @@ class Jobs:
             if await self._in_pool(settle, self._store, models, job):
                 state = await self._in_pool(self._store.job, job.id)
                 self._tell(job.id, job.model, state.state)
-        await asyncio.to_thread(self._sweep_all, going)
+        await asyncio.to_thread(self._sweep_all, going, newest)
 
-    def _sweep_all(self, going: Collection[int]) -> None:
-        """Delete what belongs to no job that is under way."""
+    def _sweep_all(self, going: Collection[int], newest: int) -> None:
+        """Delete what belongs to a job that is not under way any more. Args: newest: the last one
+        that is known: a later one may have begun just now, here or in another service."""
+
+        def is_left(number: str) -> bool:
+            return number.isdecimal() and int(number) <= newest and int(number) not in going
+
         for folder in self._folder.glob("*"):
-            if not (folder.name.isdecimal() and int(folder.name) in going):
+            if is_left(folder.name):
                 shutil.rmtree(folder, ignore_errors=True)
         for name in self._service.models.names:
             with suppress(Refusal):  # where no version can be added there are no drafts
                 for left in self._service.models.folder_of(name).glob(".job-*.*"):
-                    number = left.name.split(".")[1].removeprefix("job-")
-                    if not (number.isdecimal() and int(number) in going):
+                    if is_left(left.name.split(".")[1].removeprefix("job-")):
                         left.unlink(missing_ok=True)
 
     async def close(self) -> None:

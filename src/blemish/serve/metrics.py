@@ -79,19 +79,15 @@ class Metrics:
             registry=own,
             buckets=_RATIOS,
         )
-        self.live = Gauge(
-            "blemish_live", "1 for the version of a model that is live.", _MODEL, registry=own
-        )
-        self.behind = Gauge(
-            "blemish_behind",
-            "1 for a version that was promoted, by any service, and is not live in this one.",
-            _MODEL,
-            registry=own,
-        )
+        self.live = self._of_version("live", "1 for the version of a model that is live.")
+        told = "1 for a version that was promoted, by any service, and is not live in this one."
+        self.behind = self._of_version("behind", told)
         self._behind: dict[str, str] = {}
-        self.drift = Gauge(
-            "blemish_drift", "Evidence of drift, where it is watched.", _MODEL, registry=own
-        )
+        self.drift = self._of_version("drift", "Evidence of drift, where it is watched.")
+
+    def _of_version(self, name: str, told: str) -> Gauge:
+        """A measure of each version of each model."""
+        return Gauge(f"blemish_{name}", told, _MODEL, registry=self.registry)
 
         self.looks = Gauge(
             "blemish_looks_otherwise",
