@@ -152,7 +152,7 @@ def measured(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         complain("the store is filled")
     given = argparse.Namespace(threads=1, largest_batch=1, clients=1, store=True)
     pages: dict[str, dict[str, float]] = {}
-    for page in PAGES:
+    for page in options.pages:
         first, warm, computed = [], [], []
         for _ in range(options.starts):
             with running(folder, given) as (pid, client):
@@ -181,6 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--predictions", type=int, default=100_000)
     parser.add_argument("--labels", type=int, default=8_000)
+    parser.add_argument("--pages", nargs="+", choices=PAGES, default=PAGES)
     parser.add_argument("--starts", type=int, default=3)
     parser.add_argument("--times", type=int, default=10)
     parser.add_argument("--folder", type=Path, help="holds the store from one call to the next")

@@ -164,6 +164,34 @@ def log_in(page: Page, address: str = "") -> None:
     page.locator("[data-stage]").wait_for()
 
 
+def test_a_drawing_on_a_skipped_picture_comes_again(
+    live: Live, page: Page, pictures: list[Path]
+) -> None:
+    sent(live, pictures[:1])
+    page.goto(f"{live.url}/review")
+    draw(page)
+    marked = drawn(page)
+    press(page, "s")
+    page.get_by_role("link", name="Begin with them again").click()
+    page.locator("[data-stage][data-ready]").wait_for()
+    assert drawn(page) == marked
+
+
+def test_a_part_of_a_page_leads_to_the_whole_page_after_the_login(
+    artifact: Path, tmp_path: Path
+) -> None:
+    tokens = tmp_path / "tokens"
+    tokens.write_text(TOKENS)
+    tokens.chmod(0o600)
+    with serving(artifact, store_folder=tmp_path / "store", token_file=tokens) as live:
+        for part in ("/live/feed?show=all", "/review/hints?id=3"):
+            headers = {"Accept": "text/html", "HX-Request": "true"}
+            headers["HX-Current-URL"] = f"{live.url}/review?id=3"
+            with live.client() as client:
+                answer = client.get(part, headers=headers)
+            assert answer.headers["HX-Redirect"] == "/login?next=%2Freview%3Fid%3D3"
+
+
 @pytest.mark.parametrize("how", ["keys", "clicks"])
 def test_twice_is_once(live: Live, page: Page, pictures: list[Path], how: str) -> None:
     """While a label is on its way, and right after the next picture has come."""
@@ -178,9 +206,12 @@ def test_twice_is_once(live: Live, page: Page, pictures: list[Path], how: str) -
             page.keyboard.press("g")
         else:
             page.locator("[data-verdict=g]").click(force=True)
-    page.evaluate("""() => new MutationObserver(() => {
-      document.dispatchEvent(new KeyboardEvent("keydown", {key: "g"}));
-      document.querySelector("[data-verdict=g]")?.click();
+    page.evaluate("""() => new MutationObserver((_, observer) => {
+      observer.disconnect();
+      for (const after of [0, 40, 80, 120, 160]) setTimeout(() => {
+        document.dispatchEvent(new KeyboardEvent("keydown", {key: "g"}));
+        document.querySelector("[data-verdict=g]")?.click();
+      }, after);
     }).observe(document.querySelector("main"), {childList: true})""")
     (route,) = held
     route.continue_()

@@ -101,7 +101,8 @@ class Population:
         answered = np.array([one.arrived for one in answers if one.draw is not None])
         waits = kept & ~np.isin(arrived, answered)
         line = first_in_line(arrived[waits], priority[waits])
-        pool = Pool(scores=score[kept], sizes=size[kept])
+        order = np.argsort(score[kept])  # once, as each rate needs them so
+        pool = Pool(scores=score[kept][order], sizes=size[kept][order])
         return Judged(sample(answers, line, turns), pool, revealed)
 
     def _look_up(self, pictures: Sequence[str]) -> None:

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from functools import cache
 from importlib import resources
 from typing import Annotated, Any
-from urllib.parse import parse_qs, quote, urlencode
+from urllib.parse import parse_qs, quote, urlencode, urlsplit
 
 import jinja2
 from fastapi import Depends, Request
@@ -138,7 +138,10 @@ def tabs(request: Request) -> list[tuple[str, str, str]]:
 async def error_page(request: Request, refusal: Refusal) -> Response:
     """What somebody who wants a page sees of an error: the login, where they have to log in."""
     if refusal.status == 401 and request.method == "GET":
-        back = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+        at = urlsplit(str(request.url))
+        if "hx-request" in request.headers:  # for a part of the page that the browser shows
+            at = urlsplit(request.headers.get("hx-current-url", "/"))
+        back = at.path + (f"?{at.query}" if at.query else "")
         target = f"/login?{urlencode({'next': back})}"
         if "hx-request" in request.headers:
             return Response(headers={"HX-Redirect": target})

@@ -27,7 +27,8 @@ function said(kind, text) {
 async function fetched(address, place) {
   const number = (asked.get(place) ?? 0) + 1;
   asked.set(place, number);
-  const answer = await fetch(address, { headers: { "HX-Request": "true", Accept: "text/html" } });
+  const headers = { "HX-Request": "true", "HX-Current-URL": location.href, Accept: "text/html" };
+  const answer = await fetch(address, { headers });
   if (answer.headers.has("HX-Redirect")) location.assign(answer.headers.get("HX-Redirect"));
   if (!answer.ok) return;
   const text = await answer.text();

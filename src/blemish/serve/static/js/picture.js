@@ -16,8 +16,10 @@ let making = false; // a mask is on its way into a file
 const form = () => document.querySelector("#label");
 const type = () => form()?.elements.defect;
 const picture = () => form()?.elements.picture.value;
-const sending = new Sending(form, () => keep(sent, null));
 let sent = null; // the picture whose label is on its way
+const sending = new Sending(form, (verdict) => {
+  if (verdict !== "skip") keep(sent, null); // what was skipped comes again, with what was drawn
+});
 
 function open() {
   const place = document.querySelector("[data-stage]");

@@ -5,7 +5,8 @@ import { failure, hold, renew } from "./main.js";
 const LONGEST = 30; // seconds between two attempts
 const WORTH = [0, 408, 425, 429, 500, 502, 503, 504]; // out of reach, or busy: it may go well later
 
-/** What became of the labels of a form. Args: form: finds it; done: called when one is kept. */
+/** What became of the labels of a form. Args: form: finds it; done: called with the verdict when
+ * one is kept. */
 export class Sending {
   constructor(form, done) {
     this.form = form;
@@ -38,7 +39,7 @@ export class Sending {
   async answered({ successful, xhr }) {
     if (successful) {
       this.end();
-      this.done();
+      this.done(this.verdict);
       return;
     }
     const found = failure(xhr);
