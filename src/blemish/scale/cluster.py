@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import signal
 import socket
@@ -182,6 +183,7 @@ def _free_shared_memory() -> int:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Ray Data's own bars and messages stay in its log file."""
+    from ray._private import worker
     from ray.data import DataContext
 
     context = DataContext.get_current().copy()
@@ -194,10 +196,14 @@ def _quiet() -> Iterator[None]:
     levels = [one.level for one in shown]
     for one in shown:
         one.setLevel(logging.CRITICAL)
+    # What Ray says of processes that died is printed, whatever it was told of its log.
+    printed = worker.print_to_stdstream
+    worker.print_to_stdstream = lambda *given, **named: None
     try:
         with DataContext.current(context):
             yield
     finally:
+        worker.print_to_stdstream = printed
         for one, level in zip(shown, levels, strict=True):
             one.setLevel(level)
 
@@ -245,7 +251,16 @@ def _told(error: Exception) -> Exception:
             "a worker was ended as its machine ran out of memory; start fewer workers "
             "(--num-workers), or smaller batches (--batch-size)"
         )
-    if isinstance(error, lost) and not isinstance(error, of_ray.RayTaskError):
+    if isinstance(error, of_ray.WorkerCrashedError):
+        return ClusterError(
+            "a process ended again and again at the same pictures: one of them may bring a decoder "
+            "down; `blemish data check` finds it, or the machines have too little memory"
+        )
+    of_program = isinstance(error, of_ray.RayTaskError)
+    if of_program and isinstance(error, of_ray.RaySystemError):
+        lacks = re.search(r"No module named '[\w.]+'", str(error))
+        return ClusterError(f"a worker of the cluster: {lacks[0] if lacks else error}; {_DESPITE}")
+    if isinstance(error, lost) and not of_program:
         return ClusterError(
             f"the cluster lost what it computed ({_in_short(error)}); what was written is whole: "
             "the same command goes on from it"

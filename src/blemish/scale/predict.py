@@ -31,6 +31,8 @@ BLOCK_BYTES = 16 * 2**20  # of decoded pictures that are handed on at once, abou
 # What Ray counts for a task of decoding. Stages that ask for the same are run as one, and then one
 # waits for the other: the actors ask for no memory.
 _DECODING_BYTES = 8 * BLOCK_BYTES
+# Of a part whose process or machine died. Ray would go on for ever where a picture is what kills.
+_TRIES = 5
 LARGEST_UNIT = 256
 _PIXELS = ("_pixels", "_shape", "_raw", "_size", "_digest", "_notes", "_category", "_error")
 
@@ -85,6 +87,7 @@ def predict(
         for a cluster that is out of reach, has no room, or is lost.
     """
     require("ray", "pyarrow", purpose="predict with --engine ray")
+    _check_travels(filesystem)
     how = Settings(**{"threads": 1, **settings, "filesystem": filesystem})
     pictures = found(source, filesystem)
     brought = shipped(artifact)
@@ -117,6 +120,19 @@ def predict(
             pictures=len(pictures.rows), earlier=earlier, files=target.files, workers=workers,
             output=target.place.name, left_out=pictures.left_out, interrupted=stopped, **counts,
         )  # fmt: skip
+
+
+def _check_travels(filesystem: Any) -> None:
+    """Raises: ConfigError for a file system that no worker can be handed."""
+    from ray import cloudpickle
+
+    try:
+        cloudpickle.dumps(filesystem)
+    except Exception as error:
+        raise ConfigError(
+            f"filesystem: {type(filesystem).__name__} cannot be pickled, and so be handed to the "
+            f"workers ({error}); define it in a module that they can import"
+        ) from error
 
 
 def vars_of(settings: Settings) -> dict[str, Any]:
@@ -185,7 +201,7 @@ def _scored(asked: _Asked) -> Iterator[Any]:
     how = {"batch_format": "pyarrow", "batch_size": None}
     dataset = (
         ray.data.from_arrow(parts)
-        .map_batches(decode, num_cpus=1, memory=_DECODING_BYTES, **how)
+        .map_batches(decode, num_cpus=1, memory=_DECODING_BYTES, ray_remote_args_fn=_tries, **how)
         .map_batches(
             _Actor,
             fn_constructor_args=(artifact, asked.settings),
@@ -196,6 +212,10 @@ def _scored(asked: _Asked) -> Iterator[Any]:
         )
     )
     yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
+
+
+def _tries() -> dict[str, Any]:
+    return {"max_retries": _TRIES}
 
 
 def unit_size(reading: Reading, batch: int, count: int, workers: int) -> int:
