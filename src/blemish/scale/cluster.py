@@ -17,6 +17,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from blemish.errors import BlemishError, ClusterError, ConfigError
@@ -25,6 +26,7 @@ from blemish.machine import cores
 
 LOOPBACK = "127.0.0.1"
 REACHED_WITHIN = 10.0  # seconds in which a cluster has to answer
+_FOLDER = "blemish-ray-"
 _STORE_BYTES = 2 * 2**30  # of the memory in which a local Ray hands blocks on, at most
 _DESPITE = "blemish must be installed there in the same version, with the extras that it needs"
 
@@ -124,7 +126,8 @@ def _started(cpus: int) -> Iterator[None]:
     # There is no other way to say it. tests/scale/test_cluster.py looks who listens.
     had = ray_constants.ENABLE_RAY_CLUSTER
     ray_constants.ENABLE_RAY_CLUSTER = False
-    folder = tempfile.mkdtemp(prefix="blemish-ray-")
+    _sweep()
+    folder = tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-")
     memory = min(_STORE_BYTES, _free_shared_memory() // 2)
     how: dict[str, Any] = {"_node_ip_address": LOOPBACK, "_temp_dir": folder}
     how |= {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
@@ -139,6 +142,23 @@ def _started(cpus: int) -> Iterator[None]:
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = had
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sweep() -> None:
+    """Remove the folders of processes that were killed."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDER}*-*"):
+        number = folder.name.removeprefix(_FOLDER).partition("-")[0]
+        with suppress(OSError, AttributeError):  # of users Windows knows nothing
+            if number.isdigit() and folder.stat().st_uid == os.getuid() and not _runs(int(number)):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except OSError:
+        return False
+    return True
 
 
 @contextmanager

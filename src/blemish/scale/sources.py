@@ -196,7 +196,10 @@ def _rows_of(place: Place, opened: Any) -> Any:
             (GROUP, [group] * count, pa.int32()),
             (ROW, range(count), pa.int64()),
         ):
-            table = table.append_column(name, pa.array(values, type=kind))
+            column = pa.array(values, type=kind)
+            table = table.append_column(
+                name, column.dictionary_encode() if name == FILE else column
+            )
         groups.append(table)
     return pa.concat_tables(groups) if groups else opened.read(columns=names)
 
