@@ -53,6 +53,7 @@ from blemish.types import Failure
 
 SIDE = 64
 _TOLERANCE = 1e-6
+DEADLY = "0000007.png"
 _DELAY = 0.02  # seconds that a slow file takes to be opened
 
 
@@ -123,6 +124,15 @@ class Slow(LocalFileSystem):  # type: ignore[misc]
     def _open(self, *arguments: Any, **options: Any) -> Any:
         time.sleep(_DELAY)
         return super()._open(*arguments, **options)
+
+
+class Deadly(Slow):
+    """One of the pictures ends the process that opens it."""
+
+    def _open(self, path: str, *arguments: Any, **options: Any) -> Any:
+        if str(path).endswith(DEADLY):
+            os._exit(1)
+        return super()._open(path, *arguments, **options)
 
 
 @contextmanager
