@@ -32,7 +32,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -174,7 +174,9 @@ def killed(*kinds: str) -> list[int]:
     found = []
     for kind in kinds:
         for process in psutil.Process().children(recursive=True):
-            name = " ".join(process.cmdline())
+            name = ""
+            with suppress(psutil.NoSuchProcess):
+                name = " ".join(process.cmdline())
             if name.startswith(kind) and process.pid not in found:
                 process.kill()
                 found.append(process.pid)

@@ -3,6 +3,7 @@ and it is right."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,12 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 COUNT = 400
+
+
+@pytest.fixture(autouse=True)
+def _workers_find_the_bench(monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [str(Path(bench.__file__).parent), os.environ.get("PYTHONPATH", "")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
 
 
 @pytest.fixture(scope="module")
