@@ -6,14 +6,18 @@ import io
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 import pytest
+from fuzzing.damage import flipped, scribbled
 
 from blemish.errors import BlemishError, ConfigError, DataError
 from blemish.scale import sources
 from blemish.scale.places import place_of, read_bytes, write_bytes
+
+DAMAGES = (flipped, scribbled, lambda data, random: data[: random.integers(len(data))])
 
 
 def columns(source: sources.Source) -> dict[str, list[Any]]:
@@ -201,3 +205,26 @@ def test_files_by_fsspec_and_limits() -> None:
     listed = io.StringIO()
     print(place.filesystem.get_file_info(pyarrow.fs.FileSelector("folder")), file=listed)
     assert "_unfinished" not in listed.getvalue()
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_damaged_tables_end_in_a_sentence(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"t.{suffix}"
+    table = pa.table({"id": [str(number) for number in range(40)], "path": ["a/b.png"] * 40})
+    if suffix == "csv":
+        rows = [f"{row['id']},{row['path']}" for row in table.to_pylist()]
+        path.write_text("\n".join(["id,path", *rows]))
+    else:
+        pq.write_table(table, path, row_group_size=16)
+    right, random = path.read_bytes(), np.random.default_rng(0)
+    said = []
+    for _ in range(200):
+        path.write_bytes(DAMAGES[random.integers(len(DAMAGES))](right, random))
+        try:
+            found = sources.found(path)
+        except BlemishError as error:
+            said.append(str(error))
+        else:
+            assert len(found.rows) <= 41
+    assert len(said) > 20
+    assert not [one for one in said if "\n" in one or not one.startswith(str(path))]
