@@ -18,7 +18,7 @@ $(VENV)/installed: requirements.lock pyproject.toml
 # Instead of them the newest that pyproject.toml allows, tried or not.
 install-newest:
 	$(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[export,serve,telemetry,offline,demo,medical,dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[export,serve,telemetry,ray,offline,demo,medical,dev]'
 	touch $(VENV)/installed
 
 # Writes requirements.lock for every system and Python. It keeps the versions that are there, as far

@@ -130,5 +130,15 @@ def test_errors_of_ray_in_our_words() -> None:
     with pytest.raises(ClusterError, match="a worker of the cluster: PyTorch is needed"):  # noqa: SIM117
         with cluster.explained():
             raise ray.exceptions.RayTaskError("f", "…", lacking, pid=1, ip="127.0.0.1")
+    crashed = ray.exceptions.WorkerCrashedError()
+    with pytest.raises(ClusterError, match="may bring a decoder down"), cluster.explained():
+        raise crashed
+    system = ray.exceptions.RaySystemError("No module named 'blemish'", "Traceback …")
+    of_task = ray.exceptions.RayTaskError(
+        "f", "…: No module named 'blemish'", system, pid=1, ip="x"
+    )
+    with pytest.raises(ClusterError, match="worker of the cluster: No module named 'blemish'; bl"):  # noqa: SIM117
+        with cluster.explained():
+            raise of_task.as_instanceof_cause()
     with pytest.raises(DataError), cluster.explained():
         raise DataError("stays")

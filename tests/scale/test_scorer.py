@@ -103,6 +103,9 @@ def test_every_kind_of_batch_gets_its_own_kind(pictures: list[Path], artifact: P
     assert expected.mask is not None
     shown = cv2.imdecode(np.frombuffer(plain["mask"][0], np.uint8), cv2.IMREAD_UNCHANGED)
     assert np.array_equal(shown > 0, expected.mask)
+    # As Spark makes rows of a frame.
+    spark = pa.Table.from_pandas(frame[rows.schema(masks=True).names], rows.schema(masks=True))
+    assert spark.replace_schema_metadata() == table.drop_columns(["line"])
     record = scorer(pa.RecordBatch.from_pydict(batch))
     assert record.equals(table)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import signal
 import socket
@@ -16,6 +17,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from blemish.errors import BlemishError, ClusterError, ConfigError
@@ -24,6 +26,7 @@ from blemish.machine import cores
 
 LOOPBACK = "127.0.0.1"
 REACHED_WITHIN = 10.0  # seconds in which a cluster has to answer
+_FOLDER = "blemish-ray-"
 _STORE_BYTES = 2 * 2**30  # of the memory in which a local Ray hands blocks on, at most
 _DESPITE = "blemish must be installed there in the same version, with the extras that it needs"
 
@@ -123,7 +126,8 @@ def _started(cpus: int) -> Iterator[None]:
     # There is no other way to say it. tests/scale/test_cluster.py looks who listens.
     had = ray_constants.ENABLE_RAY_CLUSTER
     ray_constants.ENABLE_RAY_CLUSTER = False
-    folder = tempfile.mkdtemp(prefix="blemish-ray-")
+    _sweep()
+    folder = tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-")
     memory = min(_STORE_BYTES, _free_shared_memory() // 2)
     how: dict[str, Any] = {"_node_ip_address": LOOPBACK, "_temp_dir": folder}
     how |= {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
@@ -138,6 +142,23 @@ def _started(cpus: int) -> Iterator[None]:
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = had
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sweep() -> None:
+    """Remove the folders of processes that were killed."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDER}*-*"):
+        number = folder.name.removeprefix(_FOLDER).partition("-")[0]
+        with suppress(OSError, AttributeError):  # of users Windows knows nothing
+            if number.isdigit() and folder.stat().st_uid == os.getuid() and not _runs(int(number)):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except OSError:
+        return False
+    return True
 
 
 @contextmanager
@@ -182,6 +203,7 @@ def _free_shared_memory() -> int:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Ray Data's own bars and messages stay in its log file."""
+    from ray._private import worker
     from ray.data import DataContext
 
     context = DataContext.get_current().copy()
@@ -194,10 +216,14 @@ def _quiet() -> Iterator[None]:
     levels = [one.level for one in shown]
     for one in shown:
         one.setLevel(logging.CRITICAL)
+    # What Ray says of processes that died is printed, whatever it was told of its log.
+    printed = worker.print_to_stdstream
+    worker.print_to_stdstream = lambda *given, **named: None
     try:
         with DataContext.current(context):
             yield
     finally:
+        worker.print_to_stdstream = printed
         for one, level in zip(shown, levels, strict=True):
             one.setLevel(level)
 
@@ -245,7 +271,16 @@ def _told(error: Exception) -> Exception:
             "a worker was ended as its machine ran out of memory; start fewer workers "
             "(--num-workers), or smaller batches (--batch-size)"
         )
-    if isinstance(error, lost) and not isinstance(error, of_ray.RayTaskError):
+    if isinstance(error, of_ray.WorkerCrashedError):
+        return ClusterError(
+            "a process ended again and again at the same pictures: one of them may bring a decoder "
+            "down; `blemish data check` finds it, or the machines have too little memory"
+        )
+    of_program = isinstance(error, of_ray.RayTaskError)
+    if of_program and isinstance(error, of_ray.RaySystemError):
+        lacks = re.search(r"No module named '[\w.]+'", str(error))
+        return ClusterError(f"a worker of the cluster: {lacks[0] if lacks else error}; {_DESPITE}")
+    if isinstance(error, lost) and not of_program:
         return ClusterError(
             f"the cluster lost what it computed ({_in_short(error)}); what was written is whole: "
             "the same command goes on from it"

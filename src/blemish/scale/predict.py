@@ -13,26 +13,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from blemish.data.ahead import map_ahead
-from blemish.detector.reading import Loaded, Reading
+from blemish.detector.reading import Reading
 from blemish.errors import BlemishError, ClusterError, ConfigError
 from blemish.extras import require
 from blemish.scale import rows
 from blemish.scale.artifacts import Shipped, shipped
 from blemish.scale.cluster import Cluster, explained, joined
+from blemish.scale.decoding import PIXELS, Decoding, unpacked, watching
 from blemish.scale.output import ROWS_PER_FILE, Output, check_column
-from blemish.scale.scorer import Given, Loader, Scorer, Settings, pictures_of, settings_told
-from blemish.scale.sources import FILE, GROUP, ROW, Source, contents, found, units, without
-from blemish.types import Failure, Progress, silent
+from blemish.scale.scorer import Scorer, Settings, pictures_of, settings_told
+from blemish.scale.sources import FILE, GROUP, ROW, Source, found, units, without
+from blemish.types import Progress, silent
 
 BLOCK_BYTES = 16 * 2**20  # of decoded pictures that are handed on at once, about
 # What Ray counts for a task of decoding. Stages that ask for the same are run as one, and then one
 # waits for the other: the actors ask for no memory.
 _DECODING_BYTES = 8 * BLOCK_BYTES
 LARGEST_UNIT = 256
-_PIXELS = ("_pixels", "_shape", "_raw", "_size", "_digest", "_notes", "_category", "_error")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +82,7 @@ def predict(
         for a cluster that is out of reach, has no room, or is lost.
     """
     require("ray", "pyarrow", purpose="predict with --engine ray")
+    _check_travels(filesystem)
     how = Settings(**{"threads": 1, **settings, "filesystem": filesystem})
     pictures = found(source, filesystem)
     brought = shipped(artifact)
@@ -117,6 +115,19 @@ def predict(
             pictures=len(pictures.rows), earlier=earlier, files=target.files, workers=workers,
             output=target.place.name, left_out=pictures.left_out, interrupted=stopped, **counts,
         )  # fmt: skip
+
+
+def _check_travels(filesystem: Any) -> None:
+    """Raises: ConfigError for a file system that no worker can be handed."""
+    from ray import cloudpickle
+
+    try:
+        cloudpickle.dumps(filesystem)
+    except Exception as error:
+        raise ConfigError(
+            f"filesystem: {type(filesystem).__name__} cannot be pickled, and so be handed to the "
+            f"workers ({error}); define it in a module that they can import"
+        ) from error
 
 
 def vars_of(settings: Settings) -> dict[str, Any]:
@@ -181,7 +192,7 @@ def _scored(asked: _Asked) -> Iterator[Any]:
     size = unit_size(reading, batch, len(asked.todo), asked.workers)
     parts = [part.combine_chunks() for part in units(asked.todo, size)]
     artifact = ray.put(asked.artifact)
-    decode = Decoding(reading, asked.source.filesystem, size)
+    decode = Decoding(reading, asked.source.filesystem, size, watching())
     how = {"batch_format": "pyarrow", "batch_size": None}
     dataset = (
         ray.data.from_arrow(parts)
@@ -209,87 +220,6 @@ def unit_size(reading: Reading, batch: int, count: int, workers: int) -> int:
     return max(batch, most // batch * batch)
 
 
-class Decoding:
-    """What a task does with its part of the source: fetches and decodes it."""
-
-    def __init__(self, reading: Reading, filesystem: Any, size: int) -> None:
-        self._reading, self._filesystem, self._size = reading, filesystem, size
-
-    def __call__(self, unit: Any) -> Iterator[Any]:
-        loader = Loader(self._reading, self._filesystem)
-        parts = [unit]
-        if FILE in unit.column_names:
-            parts = contents(unit, self._filesystem, self._size)  # type: ignore[assignment]
-        for part in parts:
-            yield _decoded(part, loader)
-
-
-def _decoded(part: Any, loader: Loader) -> Any:
-    """Rows with what was made of their pictures in place of the bytes; those that are cut into
-    tiles are decoded where they are scored."""
-    if loader.in_tiles:
-        return part
-    given, _ = pictures_of({name: part.column(name) for name in part.column_names})
-    loads = list(map_ahead(loader.load, given, ahead=2 * len(given)))
-    if "bytes" in part.column_names:
-        part = part.drop_columns(["bytes"])
-    return packed(part, loads)
-
-
-def packed(part: Any, loads: list[Loaded | Failure]) -> Any:
-    """Rows with columns of decoded pictures."""
-    import pyarrow as pa
-
-    made: dict[str, list[Any]] = {name: [] for name in _PIXELS}
-    for one in loads:
-        good = one if isinstance(one, Loaded) else None
-        error = one.reason if isinstance(one, Failure) else None
-        values = (
-            good and np.ascontiguousarray(good.pixels).tobytes(),
-            good and list(good.pixels.shape),
-            good and good.pixels.dtype == np.uint8,
-            good and list(good.size),
-            good and good.digest,
-            good and list(good.notes),
-            good and good.category,
-            error,
-        )
-        for name, value in zip(_PIXELS, values, strict=True):
-            made[name].append(value)
-    kinds = (
-        *(pa.large_binary(), pa.list_(pa.int32()), pa.bool_(), pa.list_(pa.int32()), pa.string()),
-        *(pa.list_(pa.string()), pa.string(), pa.string()),
-    )
-    for name, kind in zip(_PIXELS, kinds, strict=True):
-        part = part.append_column(name, pa.array(made[name], type=kind))
-    return part
-
-
-def unpacked(part: Any, given: list[Given]) -> list[Loaded | Failure]:
-    """What `packed` was given."""
-    columns = {name: part.column(name) for name in _PIXELS}
-    loads: list[Loaded | Failure] = []
-    for place, one in enumerate(given):
-        row = {name: column[place] for name, column in columns.items()}
-        if row["_error"].is_valid:
-            loads.append(Failure(source=one.name, reason=row["_error"].as_py()))
-            continue
-        kind = np.uint8 if row["_raw"].as_py() else np.float32
-        pixels = np.frombuffer(row["_pixels"].as_buffer(), dtype=kind)
-        height, width = row["_size"].as_py()
-        loads.append(
-            Loaded(
-                one.name,
-                (height, width),
-                row["_digest"].as_py(),
-                tuple(row["_notes"].as_py()),
-                pixels.reshape(row["_shape"].as_py()),
-                row["_category"].as_py(),
-            )
-        )
-    return loads
-
-
 class _Actor:
     """Scores blocks of decoded pictures; holds the detector.
 
@@ -311,7 +241,7 @@ class _Actor:
         if self._failed is not None:
             raise self._failed
         scorer = self._scorer
-        columns = {name: block.column(name) for name in block.column_names if name not in _PIXELS}
+        columns = {name: block.column(name) for name in block.column_names if name not in PIXELS}
         given, ids = pictures_of(columns)
         if scorer.loader.in_tiles:
             results = scorer.tiled(given)

@@ -191,17 +191,13 @@ def answered(
         import pandas as pd
 
         index = next((one.index for one in further.values() if hasattr(one, "index")), None)
-        frame = pd.DataFrame({name: _series(values) for name, values in columns.items()})
+        frame = pd.DataFrame(
+            {name: pd.Series(_array(name, values)) for name, values in columns.items()}
+        )
         if index is not None and len(further):
             frame.index = index
         return frame.assign(**further)
     return {**{name: _array(name, values) for name, values in columns.items()}, **further}
-
-
-def _series(values: list[Any]) -> Any:
-    import pandas as pd
-
-    return pd.Series(values, dtype=object)
 
 
 _NUMBERS = {"score", "p_value", "threshold", "region_threshold"}

@@ -155,7 +155,7 @@ def _of_csv(place: Place, filesystem: Any) -> Source:
             parse_options=csv.ParseOptions(delimiter=between, newlines_in_values=True),
             convert_options=csv.ConvertOptions(column_types=text, strings_can_be_null=True),
         )
-    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
+    except (ValueError, pa.ArrowException) as error:
         raise told(place, error, DataError, "be read as a table") from error
     return _of_table(place, place, table, filesystem)
 
@@ -174,7 +174,7 @@ def _of_parquet(place: Place, files: Sequence[Place], filesystem: Any) -> Source
                 first = first or (each, here)
                 _check_same(each, here, first)
                 tables.append(_rows_of(each, opened))
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, ValueError, pa.ArrowException) as error:  # ValueError: names in no UTF-8
             raise told(each, error, DataError, "be read as Parquet") from error
     return _of_table(place, files[0], pa.concat_tables(tables), filesystem)
 
@@ -196,7 +196,10 @@ def _rows_of(place: Place, opened: Any) -> Any:
             (GROUP, [group] * count, pa.int32()),
             (ROW, range(count), pa.int64()),
         ):
-            table = table.append_column(name, pa.array(values, type=kind))
+            column = pa.array(values, type=kind)
+            table = table.append_column(
+                name, column.dictionary_encode() if name == FILE else column
+            )
         groups.append(table)
     return pa.concat_tables(groups) if groups else opened.read(columns=names)
 
@@ -218,17 +221,25 @@ def _of_table(place: Place, file: Place, table: Any, filesystem: Any) -> Source:
     import pyarrow as pa
     import pyarrow.compute as pc
 
+    try:
+        table.validate(full=True)  # Parquet may hold texts that are none
+    except (ValueError, pa.ArrowException) as error:
+        raise told(place, error, DataError, "be read as a table") from error
     if FILE not in table.column_names and "path" not in table.column_names:
         there = ", ".join(table.column_names) or "none"
         raise DataError(f"{place.name}: needs a column path or bytes, it has {there}")
     own = "id" if "id" in table.column_names else "path"
     if own not in table.column_names:
         raise DataError(f"{place.name}: needs a column id, as its pictures have no path")
-    ids = table.column(own).cast(pa.string())
-    columns = {"id": ids}
-    if "path" in table.column_names:
-        folder = file.whole.rpartition("/")[0]
-        given = table.column("path").cast(pa.string())
+    texts = {}
+    for name in {own, "path"} & set(table.column_names):
+        try:
+            texts[name] = table.column(name).cast(pa.string())
+        except (ValueError, pa.ArrowException) as error:
+            raise DataError(f"{place.name}: its column {name} is no text ({error})") from error
+    columns = {"id": texts[own]}
+    if "path" in texts:
+        folder, given = file.whole.rpartition("/")[0], texts["path"]
         whole = pc.match_substring_regex(given, r"^(/|[A-Za-z][A-Za-z0-9+.-]+://|[A-Za-z]:[\\/])")
         beside = pc.binary_join_element_wise(pa.scalar(folder or "."), given, "/")
         columns["path"] = pc.if_else(pc.fill_null(whole, True), given, beside)
