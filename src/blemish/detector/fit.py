@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from blemish import artifact
 from blemish import config as configs
@@ -41,10 +40,11 @@ from blemish.detector.request import Request, checkpoints, configure
 from blemish.detector.scoring import in_use
 from blemish.detector.telling import category_features
 from blemish.detector.thresholds import calibrate
-from blemish.errors import ConfigError, DataError
+from blemish.detector.ways import HERE, Way, check_usable
+from blemish.errors import DataError
 from blemish.methods import Method, MethodConfig
 from blemish.methods.apmask import APMaskConfig
-from blemish.methods.capabilities import Fits, LearnsDefects, LeavesOneOut, Summarises
+from blemish.methods.capabilities import LearnsDefects, LeavesOneOut, Summarises
 from blemish.methods.foreground import Foreground
 from blemish.methods.student import StudentConfig
 from blemish.methods.telling import PICTURES, foreground_of
@@ -53,7 +53,7 @@ from blemish.training import Training, distributed, train
 from blemish.training.checkpoint import check_free
 from blemish.types import ANOMALOUS, NORMAL, Progress, silent
 
-__all__ = ["checkpoints", "configure", "fit"]
+__all__ = ["checkpoints", "configure", "fit", "fitted"]
 
 
 def fit(
@@ -113,11 +113,12 @@ def fit(
         device=device, precision=precision, time_budget=time_budget, checkpoint=checkpoint,
         resume=resume, log=log, progress=progress,
     )  # fmt: skip
-    return _fitted(request)
+    return fitted(request)
 
 
-def _fitted(request: Request) -> Detector:
-    """Pictures, build, pre-train, train, learn, calibrate: as `fit`."""
+def fitted(request: Request, way: Way = HERE) -> Detector:
+    """Pictures, build, pre-train, train, learn, calibrate: as `fit`; `way`: who goes through the
+    pictures."""
     started = time.perf_counter()
     good, defects = _pictures(request)
     built = build_method(request, good, defects)
@@ -133,8 +134,8 @@ def _fitted(request: Request) -> Detector:
     method = built.method
     again = parts.plan.method == "leave-one-out" or method.learner is not method
     keeping = features_kept(method.backbone, method.layers)
-    with keeping if outcome is None and again else nullcontext():
-        outcome = _learn(request, built, parts, outcome)
+    with keeping if outcome is None and again and way.here else nullcontext():
+        outcome = _learn(request, built, parts, outcome, way)
         foreground = _foreground(request, method, parts.scored, outcome.good)
         learned = Seen(parts.scored, parts.kept.categories, outcome.good)
         held_out = Seen(parts.held_out, parts.held.categories, Found())
@@ -146,11 +147,12 @@ def _fitted(request: Request) -> Detector:
             request.progress,
             smallest_region=request.smallest_region,
             foreground=in_use(foreground),
+            scoring=way.score,
         )
     if isinstance(method, LeavesOneOut):
         method.end_leaving_out()
     record = _record(request, built, parts, outcome, calibration, held)
-    record = dataclasses.replace(record, foreground=foreground)
+    record = dataclasses.replace(record, foreground=foreground, in_parts=way.told())
     seconds = round(time.perf_counter() - started, 3)
     return detector_of(
         method, dataclasses.replace(record, pretraining=pretraining, seconds=seconds)
@@ -345,7 +347,7 @@ def _train(request: Request, built: Built, parts: _Parts) -> _Outcome | None:
         progress=request.progress,
     )
     of_good = found.part(0, good)
-    _check_usable(method, of_good)
+    check_usable(method, of_good)
     return _Outcome(
         good=of_good,
         defects=found.part(good, good + of_defects),
@@ -353,23 +355,15 @@ def _train(request: Request, built: Built, parts: _Parts) -> _Outcome | None:
     )
 
 
-def _learn(request: Request, built: Built, parts: _Parts, trained: _Outcome | None) -> _Outcome:
+def _learn(
+    request: Request, built: Built, parts: _Parts, trained: _Outcome | None, way: Way
+) -> _Outcome:
     """What is learned without gradients: from the good pictures where nothing was `trained`, then
     what the method keeps of them as they are scored, and last from the labelled defects."""
     method, progress = built.method, request.progress
     outcome = trained
     if outcome is None:
-        passes = Passes(parts.learned, built.device)
-        assert isinstance(method, Fits)
-        try:
-            with torch.inference_mode():
-                method.fit(passes, passes.rows, progress)
-        except ConfigError:
-            # Where too few can be read that is the reason, and it names them.
-            _check_usable(method, passes.found)
-            raise
-        _check_usable(method, passes.found)
-        outcome = _Outcome(good=passes.found, defects=Found())
+        outcome = _Outcome(good=way.learn(method, parts.learned, progress), defects=Found())
     scored = dataclasses.replace(parts.learned, preprocessing=built.scoring)
     for part in (method,) if method.learner is method else (method.learner, method):
         if isinstance(part, Summarises):
@@ -399,19 +393,6 @@ def _foreground(
     some = different[:: -(-len(different) // PICTURES)]
     passes = Passes(scored.only(some), method.backbone.device)
     return foreground_of(method, passes, passes.rows, request.progress)
-
-
-def _check_usable(method: Method, found: Found) -> None:
-    """Raises: DataError where too few of the pictures could be decoded, or they are all alike."""
-    usable, different = len(found.digests), len(set(found.digests.values()))
-    if different < method.minimum_images:
-        heading = (
-            f"{method.name} needs at least {method.minimum_images} readable training pictures, "
-            f"got {usable}"
-        )
-        if different < usable:
-            heading += ", all of the same content"
-        raise unreadable(heading, found.failures.values())
 
 
 def _record(
