@@ -29,8 +29,8 @@ ORDER = (
         "artifact",
     ),
     *("images", "losses", "metrics", "anomalies", "backbones", "data", "methods"),
-    *("training", "engines", "detector", "monitoring", "export", "report", "store", "serve"),
-    *("bench", "cli", "__main__"),
+    *("training", "engines", "detector", "monitoring", "export", "report"),
+    *("scale", "store", "serve", "bench", "cli", "__main__"),
 )
 # A method takes batches and returns losses or scores; who feeds it and who judges it is not its
 # business.

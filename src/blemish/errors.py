@@ -14,6 +14,7 @@
     ├── OutputError           a result cannot be written
     ├── EngineError           an engine cannot run an exported graph
     ├── ExportError           a graph does not say what its detector says, and is not written
+    ├── ClusterError          a cluster is out of reach, or lost what it computed
     ├── StoreError            what was predicted and reviewed cannot be written down or read
     └── MissingExtraError     an optional dependency is not installed
 
@@ -87,6 +88,10 @@ class EngineError(BlemishError):
 
 class ExportError(BlemishError):
     """An exported graph does not say what its detector says; nothing was written."""
+
+
+class ClusterError(BlemishError):
+    """A cluster is out of reach, has no room, or lost what it computed."""
 
 
 class StoreError(BlemishError):

@@ -19,12 +19,13 @@ _EXTRAS = {
         *("sqlalchemy", "alembic", "psycopg"),
     ),
     "telemetry": ("opentelemetry",),
+    "ray": ("ray", "pyarrow", "fsspec"),
 }
 _NAMES = {
     **{"torch": "PyTorch", "sklearn": "scikit-learn", "openvino": "OpenVINO", "nncf": "NNCF"},
     **{"fastapi": "FastAPI", "python_multipart": "python-multipart"},
     **{"prometheus_client": "prometheus-client", "opentelemetry": "OpenTelemetry"},
-    **{"sqlalchemy": "SQLAlchemy", "alembic": "Alembic"},
+    **{"sqlalchemy": "SQLAlchemy", "alembic": "Alembic", "ray": "Ray"},
 }
 
 
