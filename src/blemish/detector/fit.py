@@ -53,7 +53,7 @@ from blemish.training import Training, distributed, train
 from blemish.training.checkpoint import check_free
 from blemish.types import ANOMALOUS, NORMAL, Progress, silent
 
-__all__ = ["checkpoints", "configure", "fit", "fitted"]
+__all__ = ["checkpoints", "configure", "fit"]
 
 
 def fit(
@@ -87,12 +87,14 @@ def fit(
     resume: bool = False,
     log: str | Path | None = None,
     progress: Progress = silent,
+    way: Way = HERE,
     **settings: Any,
 ) -> Detector:
     """A detector fitted on good pictures, of one kind of part or of several.
 
     The arguments are told of in `blemish.detector.request.Request`; `settings` are single settings
-    of the method, as `backbone="focus_vits14"`, `image_size=224`.
+    of the method, as `backbone="focus_vits14"`, `image_size=224`. `way`: who goes through the
+    pictures; `blemish.scale.learning.fit` gives it.
 
     Pictures that cannot be decoded are left out and named in `detector.record.data.failures`.
     Copies of a picture are learned from, but count once for the threshold (`data.copies`); how many
@@ -113,12 +115,11 @@ def fit(
         device=device, precision=precision, time_budget=time_budget, checkpoint=checkpoint,
         resume=resume, log=log, progress=progress,
     )  # fmt: skip
-    return fitted(request)
+    return _fitted(request, way)
 
 
-def fitted(request: Request, way: Way = HERE) -> Detector:
-    """Pictures, build, pre-train, train, learn, calibrate: as `fit`; `way`: who goes through the
-    pictures."""
+def _fitted(request: Request, way: Way) -> Detector:
+    """Pictures, build, pre-train, train, learn, calibrate: as `fit`."""
     started = time.perf_counter()
     good, defects = _pictures(request)
     built = build_method(request, good, defects)

@@ -38,9 +38,6 @@ class Fits(Protocol):
 class LearnsInParts(Fits, Protocol):
     """What parts of the pictures teach it can be merged: see `methods.merging`."""
 
-    def needs_all(self) -> str:
-        """Which of the settings needs all pictures at once; "" where none does."""
-
     def learn_part(self, batches: Batches, count: int, progress: Progress) -> State:
         """What some of the pictures teach; as `Fits.fit`, but nothing of it is kept here. The
         batches say the pictures' `positions`. Gives no tensor where there is no picture."""

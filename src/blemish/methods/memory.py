@@ -144,11 +144,6 @@ class MemoryBank(Method, LearnsInParts, Extends, LeavesOneOut):
         if self.config.bank_loss:
             self._compress(batches, count, progress)
 
-    def needs_all(self) -> str:
-        if self.config.coarse:
-            return "coarse, whose two looks are learned one after the other"
-        return "bank_loss, which is measured as the bank is made" if self.config.bank_loss else ""
-
     def learn_part(self, batches: Batches, count: int, progress: Progress) -> State:
         part: SamplePart | CoresetPart | None = None
         for batch in reported(batches(), "remembering", count, progress):

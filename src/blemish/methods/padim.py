@@ -92,9 +92,6 @@ class Padim(Method, LearnsInParts, LeavesOneOut):
         progress("inverting", 0, 0)
         self.take(state, {})
 
-    def needs_all(self) -> str:
-        return ""
-
     def learn_part(self, batches: Batches, count: int, progress: Progress) -> State:
         rows: Counter[int] = Counter()
         seen = 0
