@@ -122,8 +122,10 @@ def test_errors_of_ray_in_our_words() -> None:
         raise ray.exceptions.OwnerDiedError("00" * 28, None, "")
     with pytest.raises(ClusterError, match="ran out of memory"), cluster.explained():
         raise ray.exceptions.OutOfMemoryError("killed")
-    with pytest.raises(ValueError, match="x"), cluster.explained():  # a mistake in a program stays
-        raise inner.as_instanceof_cause()
+    mistake = inner.as_instanceof_cause()
+    with pytest.raises(ValueError, match="pid=1") as caught, cluster.explained():
+        raise mistake  # in a program: it stays as it is
+    assert caught.value is mistake
     lacking = ModuleNotFoundError("No module named 'torch'", name="torch")
     with pytest.raises(ClusterError, match="a worker of the cluster: PyTorch is needed"):  # noqa: SIM117
         with cluster.explained():

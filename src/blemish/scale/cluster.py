@@ -204,14 +204,12 @@ def _told(error: Exception) -> Exception:
         if isinstance(cause, ImportError):
             said = missing(cause, "score there")
             return ClusterError(f"a worker of the cluster: {said or cause}; {_DESPITE}")
-    if isinstance(error, of_ray.RayTaskError):
-        return error
     if isinstance(error, memory):
         return ClusterError(
             "a worker was ended as its machine ran out of memory; start fewer workers "
             "(--num-workers), or smaller batches (--batch-size)"
         )
-    if isinstance(error, lost):
+    if isinstance(error, lost) and not isinstance(error, of_ray.RayTaskError):
         return ClusterError(
             f"the cluster lost what it computed ({_in_short(error)}); what was written is whole: "
             "the same command goes on from it"
