@@ -318,6 +318,7 @@ def ray_joined() -> Iterator[None]:
         yield
 
 
+@pytest.mark.filterwarnings("ignore")  # Ray's own
 def test_on_ray_the_same_to_the_bit(good: Path, ray_joined: None) -> None:
     from blemish.scale.hands import on_ray
 
