@@ -1,0 +1,97 @@
+"""Who does the work of a command, this process or a cluster: the options, and what they ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from typer import Option
+
+from blemish.errors import ConfigError, unknown_name
+
+if TYPE_CHECKING:
+    from blemish.detector.predict import Detector
+
+_ENGINES = ("here", "parts", "ray")
+
+FitEngine = Annotated[
+    str,
+    Option(
+        metavar="here|parts|ray",
+        help="parts: learn the pictures in parts that are merged (patchcore, knn, padim); --resume "
+        "goes on from those that are done. ray: the same, by workers of a Ray cluster.",
+    ),
+]
+Address = Annotated[
+    str | None,
+    Option(
+        metavar="HOST:PORT",
+        help="The head of a Ray cluster, or auto on one of its nodes. [default: a Ray of this "
+        "machine alone, for this command]",
+    ),
+]
+NumWorkers = Annotated[
+    int | None,
+    Option(metavar="N", help="Workers at once. [default: as many as there is room for]"),
+]
+GpusPerWorker = Annotated[
+    float | None, Option(metavar="G", help="GPUs of each worker; 0.5 where two share one.")
+]
+PartPictures = Annotated[
+    int | None,
+    Option(
+        metavar="N",
+        help="Pictures of a part. [default: 64, or more where there would be over 256 parts]",
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the options ask for. Raises: ConfigError for what does not go together."""
+
+    engine: str
+    address: str | None
+    num_workers: int | None
+    gpus_per_worker: float | None
+    part_pictures: int | None
+
+    def __post_init__(self) -> None:
+        if self.engine not in _ENGINES:
+            raise unknown_name("engine of fit", self.engine, _ENGINES)
+        of_ray = {
+            "--address": self.address,
+            "--num-workers": self.num_workers,
+            "--gpus-per-worker": self.gpus_per_worker,
+        }
+        for option, value in of_ray.items():
+            if value is not None and self.engine != "ray":
+                raise ConfigError(f"{option}: is for workers of a cluster; add --engine ray")
+        if self.part_pictures is not None and not self.in_parts:
+            raise ConfigError("--part-pictures: is of parts; add --engine parts, or --engine ray")
+
+    @property
+    def in_parts(self) -> bool:
+        return self.engine != "here"
+
+    def fit(self, request: Mapping[str, Any], keep: Path) -> Callable[..., Detector]:
+        """A fit in parts, that is still to be called. Raises: ConfigError where there is none."""
+        from blemish.scale import learning
+        from blemish.scale.hands import on_ray
+
+        learning.check(request["method"], request)
+        request = {**request, "keep": keep, "part_pictures": self.part_pictures}
+
+        def fit(**more: Any) -> Detector:
+            if self.engine == "parts":
+                return learning.fit(**request, **more)
+            with on_ray(
+                self.address,
+                num_workers=self.num_workers,
+                gpus_per_worker=self.gpus_per_worker or 0.0,
+            ) as hands:
+                return learning.fit(**request, hands=hands, **more)
+
+        return fit
