@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +14,8 @@ from blemish.errors import ConfigError, unknown_name
 
 if TYPE_CHECKING:
     from blemish.detector.predict import Detector
+    from blemish.scale.hands import OnRay
+    from blemish.types import Evaluation
 
 _ENGINES = ("here", "parts", "ray")
 
@@ -22,6 +25,14 @@ FitEngine = Annotated[
         metavar="here|parts|ray",
         help="parts: learn the pictures in parts that are merged (patchcore, knn, padim); --resume "
         "goes on from those that are done. ray: the same, by workers of a Ray cluster.",
+    ),
+]
+EvaluateEngine = Annotated[
+    str,
+    Option(
+        metavar="NAME",
+        help="What computes: torch for an artifact; onnxruntime or openvino for an exported file. "
+        "auto = what the file is made for. ray: that, by workers of a Ray cluster.",
     ),
 ]
 Address = Annotated[
@@ -79,7 +90,6 @@ class Asked:
     def fit(self, request: Mapping[str, Any], keep: Path) -> Callable[..., Detector]:
         """A fit in parts, that is still to be called. Raises: ConfigError where there is none."""
         from blemish.scale import learning
-        from blemish.scale.hands import on_ray
 
         learning.check(request["method"], request)
         request = {**request, "keep": keep, "part_pictures": self.part_pictures}
@@ -87,11 +97,28 @@ class Asked:
         def fit(**more: Any) -> Detector:
             if self.engine == "parts":
                 return learning.fit(**request, **more)
-            with on_ray(
-                self.address,
-                num_workers=self.num_workers,
-                gpus_per_worker=self.gpus_per_worker or 0.0,
-            ) as hands:
+            with self._on_ray() as hands:
                 return learning.fit(**request, hands=hands, **more)
 
         return fit
+
+    def evaluate(self, artifact: Path, data: Path, **how: Any) -> Evaluation:
+        """An evaluation by workers of Ray; `how`: as of `scale.evaluating.evaluate`."""
+        from blemish.scale import evaluating
+
+        with self._on_ray() as hands:
+            return evaluating.evaluate(artifact, data, hands=hands, **how)
+
+    def refuse(self, **options: object) -> None:
+        """Raises: ConfigError for an option that was given and is for one process alone."""
+        for name, value in options.items():
+            if value is not None:
+                raise ConfigError(
+                    f"--{name.replace('_', '-')}: is of one process; leave it out, or --engine ray"
+                )
+
+    def _on_ray(self) -> AbstractContextManager[OnRay]:
+        from blemish.scale.hands import on_ray
+
+        gpus = self.gpus_per_worker or 0.0
+        return on_ray(self.address, num_workers=self.num_workers, gpus_per_worker=gpus)
