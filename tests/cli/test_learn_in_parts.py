@@ -99,3 +99,19 @@ def test_what_does_not_go_together(
     artifact = tmp_path / "part.blemish"
     assert what in refused("fit", arguments, good_folder, "-o", artifact, FIT)
     assert [*tmp_path.iterdir()] in ([], [good_folder])
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        ("--engine ray --adapt online", "--adapt: is of one process"),
+        ("--engine ray --output there", "--output: is of one process"),
+        ("--engine ray --overlay-size 40", "--overlay-size: is of one process"),
+        ("--num-workers 2", "--num-workers: is for workers of a cluster; add --engine ray"),
+        ("--engine ray --address head", "HOST:PORT is needed"),
+    ],
+)
+def test_what_an_evaluation_on_ray_has_not(
+    refused: Refused, mvtec: Path, tmp_path: Path, options: str, what: str
+) -> None:
+    assert what in refused("evaluate", tmp_path / "part.blemish", mvtec, options)

@@ -4,6 +4,8 @@ where they were, and what is said where they cannot be.
 
 from __future__ import annotations
 
+import json
+import pickle
 import random
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -13,11 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from parts import part, settings_of, write_picture
+from parts import FIT, part, settings_of, write_picture
 
 import blemish
+from blemish.compute import pick_device
 from blemish.detector.predict import Detector
-from blemish.errors import ConfigError, DataError, OutputError
+from blemish.errors import ClusterError, ConfigError, DataError, OutputError
 from blemish.scale import kept, learning
 from blemish.scale.hands import Alone, Job
 from blemish.scale.jobs import learn_part, merge_parts, score_part
@@ -87,7 +90,14 @@ class Shuffled:
         self._running.rotate(self._random.randrange(len(self._running)))
         key, job, given = self._running.popleft()
         self.done.append(job)
-        return key, job(self._shared, *given)
+        return key, handed_over(job(self._shared, *given))
+
+
+def handed_over(value: Any) -> Any:
+    """As it comes from another process over Ray: a copy, of which no array can be written to."""
+    buffers: list[pickle.PickleBuffer] = []
+    content = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
+    return pickle.loads(content, buffers=[bytes(one.raw()) for one in buffers])
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -328,6 +338,44 @@ def test_on_ray_the_same_to_the_bit(good: Path, ray_joined: None) -> None:
     }
     for workers in (1, 2, 3):
         with on_ray(num_workers=workers) as hands:
-            for method, expected in alone.items():
+            for method in METHODS if workers == 2 else METHODS[:1]:
+                expected = alone[method]
                 made = learning.fit(method, good, part_pictures=4, hands=hands, **small(method))
                 assert same(made, expected), (method, workers)
+
+
+@pytest.mark.filterwarnings("ignore")  # Ray's own
+def test_commands_on_ray(run: Any, mvtec: Path, tmp_path: Path, ray_joined: None) -> None:
+    artifact, workers = tmp_path / "part.blemish", "--engine ray --num-workers 2"
+    fit = ("fit knn", mvtec, "-o", artifact, FIT, "--part-pictures 8")
+    status, _, err = run(*fit, workers)
+    assert status == 0, err
+    made = blemish.load(artifact)
+    assert run(*fit, "--engine parts")[0] == 0
+    assert same(made, blemish.load(artifact))
+    status, out, _ = run("evaluate", artifact, mvtec, workers, "--json")
+    assert status == 0
+    whole = blemish.evaluate(made, mvtec)
+    assert json.loads(out)["image_auroc"] == pytest.approx(whole.image_auroc, abs=1e-6)
+    assert json.loads(out)["aupro"] == pytest.approx(whole.aupro, abs=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore")  # Ray's own
+def test_errors_of_workers_are_told_as_they_are(good: Path, ray_joined: None) -> None:
+    from blemish.scale.hands import on_ray
+
+    with on_ray(num_workers=2) as hands:
+        hands.hold("abacus")
+        hands.start(1, pick_device)
+        with pytest.raises(ConfigError, match="device 'abacus' is not available here"):
+            hands.next()
+    with (
+        pytest.raises(ClusterError, match=r"no worker has room: .* 99 CPUs"),
+        on_ray(threads=99),
+    ):
+        pass
+    with (
+        pytest.raises(ClusterError, match="and 2 GPUs, and the cluster has 3 and 0"),
+        on_ray(gpus_per_worker=2),
+    ):
+        pass

@@ -287,12 +287,7 @@ class _PixelGroups:
             keys.add(("defect", sample.category, sample.defect))
             keys |= {("anomalous", "", ""), ("anomalous", sample.group, "")}
         for key in keys:
-            if key not in self._groups:
-                exact = self._exact
-                self._groups[key] = (
-                    PixelMetrics() if exact else StreamingPixelMetrics(*self._range, bins=1 << 20)
-                )
-            self._groups[key].add(anomaly_map, mask, inside)
+            self._group(key).add(anomaly_map, mask, inside)
         if sample.label == NORMAL and self._exact:
             self._normals.append((anomaly_map, inside, sample.category))
 
@@ -302,11 +297,17 @@ class _PixelGroups:
         self.detections.merge(other.detections)
         self._normals += other._normals
         for key, group in other._groups.items():
-            if key in self._groups:
-                mine: Any = self._groups[key]  # of one kind, as `exact` says
-                mine.merge(group)
-            else:
-                self._groups[key] = group
+            # Of one kind, as `exact` says; a copy, for what comes from elsewhere may be read-only.
+            mine: Any = self._group(key)
+            mine.merge(group)
+
+    def _group(self, key: tuple[str, str, str]) -> PixelMetrics | StreamingPixelMetrics:
+        if key not in self._groups:
+            exact = self._exact
+            self._groups[key] = (
+                PixelMetrics() if exact else StreamingPixelMetrics(*self._range, bins=1 << 20)
+            )
+        return self._groups[key]
 
     def result(self, kind: str, name: str = "", defect: str = "") -> PixelResult | None:
         group = self._groups.get((kind, name, defect))
