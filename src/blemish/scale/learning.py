@@ -155,7 +155,8 @@ class _InParts:
         if needed := method.config.needs_all:
             raise ConfigError(f"{needed}, does not go with learning in parts; leave it out")
         parts = divided(len(stream.order), self.part_pictures)
-        self.kept = Kept(self.keep, _plan(method, stream, parts), resume=self.resume)
+        plan = {} if self.keep is None else _plan(method, stream, parts)
+        self.kept = Kept(self.keep, plan, resume=self.resume)
         self._share(method, stream)
         learning = _Learning(self.hands, self.kept, stream, parts, progress)
         found, state = learning.run()
