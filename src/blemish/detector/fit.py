@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from blemish import artifact
 from blemish import config as configs
@@ -364,7 +365,9 @@ def _learn(
     method, progress = built.method, request.progress
     outcome = trained
     if outcome is None:
-        outcome = _Outcome(good=way.learn(method, parts.learned, progress), defects=Found())
+        with torch.inference_mode():
+            found = way.learn(method, parts.learned, progress)
+        outcome = _Outcome(good=found, defects=Found())
     scored = dataclasses.replace(parts.learned, preprocessing=built.scoring)
     for part in (method,) if method.learner is method else (method.learner, method):
         if isinstance(part, Summarises):

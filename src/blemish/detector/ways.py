@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
-
 from blemish.data.stream import Found, Passes, PictureStream, unreadable
 from blemish.detector.evidence import Scoring, scored_here
 from blemish.errors import ConfigError
@@ -27,8 +25,7 @@ def learned_here(method: Method, stream: PictureStream, progress: Progress) -> F
     passes = Passes(stream, method.backbone.device)
     assert isinstance(method, Fits)
     try:
-        with torch.inference_mode():
-            method.fit(passes, passes.rows, progress)
+        method.fit(passes, passes.rows, progress)
     except ConfigError:
         # Where too few can be read that is the reason, and it names them.
         check_usable(method, passes.found)
