@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -196,3 +197,32 @@ def test_a_size_is_a_height_and_a_width(text: str) -> None:
 def test_what_is_no_size(assignment: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         config.override(Sized(), [assignment])
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Many:
+    scores: tuple[Annotated[float, Range(-1, 1)], ...] = ()
+    names: tuple[Annotated[str, Matching("[a-f]{2}", "two letters")], ...] = ()
+    odd: tuple[Annotated[float, Range(1, 9, odd=True)], ...] = ()
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, 1.5, -2, "x", True, None])
+def test_one_wrong_number_among_many_is_found(wrong: object) -> None:
+    scores = [0.5] * 50
+    assert config.from_dict(_Many, {"scores": scores}, strict=True).scores == tuple(scores)
+    assert config.from_dict(_Many, {"scores": [0, 1.0]}, strict=True).scores == (0.0, 1.0)
+    with pytest.raises(ConfigError, match=r"^scores: "):
+        config.from_dict(_Many, {"scores": [*scores, wrong, *scores]}, strict=True)
+
+
+@pytest.mark.parametrize("wrong", ["ag", "abc", "", "ab\n", 3])
+def test_one_wrong_text_among_many_is_found(wrong: object) -> None:
+    names = ["ab", "cd"] * 30
+    assert config.from_dict(_Many, {"names": names}, strict=True).names == tuple(names)
+    with pytest.raises(ConfigError, match=r"^names: "):
+        config.from_dict(_Many, {"names": [*names, wrong]}, strict=True)
+
+
+def test_an_even_number_among_odd_ones_is_found() -> None:
+    with pytest.raises(ConfigError, match=r"odd: an odd number from 1 to 9 is needed, got 4\.0"):
+        config.from_dict(_Many, {"odd": [1.0, 4.0, 9.0]}, strict=True)

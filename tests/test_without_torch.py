@@ -36,10 +36,11 @@ NEEDING = (
     *("backbones.cells", "backbones.checkpoint", "backbones.cnn", "backbones.glance"),
     *("backbones.offline", "backbones.vit", "backbones.weights", "data.stream", "losses"),
     *("detector.built", "detector.distil", "detector.evidence", "detector.fit"),
-    "detector.learned",
+    *("detector.learned", "detector.ways"),
     *("detector.pretrain", "detector.refine", "detector.request", "detector.restoring"),
     *("detector.telling", "engines.pytorch", "report.figures", "report.foregrounds"),
     *("report.galleries", "report.simulation", "training.checkpoint", "training.distributed"),
+    *("scale.evaluating", "scale.jobs", "scale.learning", "scale.pieces"),
     *("training.feed", "training.loop"),
 )
 # Rooms in which a module may need it.

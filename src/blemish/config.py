@@ -137,11 +137,30 @@ def _verify(key: str, value: Any, hint: Any, instead: str = "") -> None:
                 if option is not type(None):
                     _verify(key, value, option, "null or " if type(None) in arguments else "")
     elif origin is tuple:
-        for item in value:
-            _verify(key, item, arguments[0])
+        if not _all_follow(value, arguments[0]):
+            for item in value:
+                _verify(key, item, arguments[0])
     elif origin in (Mapping, dict):
         for name, item in value.items():
             _verify(f"{key}.{name}", item, arguments[1])
+
+
+def _all_follow(values: Sequence[Any], hint: Any) -> bool:
+    """Whether many values follow the rules of their type, told at once: an artifact names every
+    picture that it knows, and there may be a million. False also where that is not told."""
+    if typing.get_origin(hint) is not Annotated or not values:
+        return False
+    for rule in hint.__metadata__:
+        if isinstance(rule, Matching) and hint.__origin__ is str:
+            if not all(map(re.compile(rule.pattern).fullmatch, values)):
+                return False
+        elif isinstance(rule, Range) and hint.__origin__ is float and not rule.odd:
+            # Of NaN neither the least nor the greatest would tell.
+            if math.isnan(sum(values)) or min(values) not in rule or max(values) not in rule:
+                return False
+        else:
+            return False
+    return True
 
 
 def _follow(key: str, value: Any, rule: object, instead: str) -> None:
@@ -345,6 +364,9 @@ def _coerce(key: str, value: Any, hint: Any, strict: bool) -> Any:
                 [value] if isinstance(value, (int, float, str)) and not strict else value
             )
             if isinstance(items, (list, tuple)):
+                kind = _bare(typing.get_args(option)[0])
+                if kind in (float, str) and all(type(item) is kind for item in items):
+                    return tuple(items)
                 return tuple(
                     _coerce(key, item, typing.get_args(option)[0], strict) for item in items
                 )

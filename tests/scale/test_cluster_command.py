@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from parts import Run
 
-from blemish.cli import cluster
+from blemish.cli import predict_cluster
 
 RAY = "--engine ray"
 
@@ -72,6 +72,6 @@ def test_without_ray(
 
 
 def test_paths_and_uris() -> None:
-    assert cluster.place("a/b") == Path("a/b")
-    assert cluster.place("s3://a/b") == "s3://a/b"
-    assert cluster.place("s3:/a") == Path("s3:/a")
+    assert predict_cluster.place("a/b") == Path("a/b")
+    assert predict_cluster.place("s3://a/b") == "s3://a/b"
+    assert predict_cluster.place("s3:/a") == Path("s3:/a")

@@ -270,3 +270,29 @@ def test_the_environment_of_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "first")
     with pytest.raises(ConfigError, match="RANK is 'first'"):
         distributed.rank()
+
+
+def test_processes_that_see_different_checkpoints(tmp_path: Path) -> None:
+    """As on two machines without a shared drive, of which one alone has the file."""
+    config, path = ToyConfig(epochs=1, min_steps=4), tmp_path / "toy.checkpoint"
+    assert together([tmp_path / "0", tmp_path / "1"], config, checkpoint=path, resume=True) == [
+        0,
+        0,
+    ]
+    assert step_of(path) == 4
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = str(one.getsockname()[1])
+    started = []
+    for rank, at in enumerate((path, tmp_path / "elsewhere" / "toy.checkpoint")):
+        own = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        own |= {"RANK": str(rank), "LOCAL_RANK": "0"}
+        how = {"environment": own, "checkpoint": at, "resume": True}
+        started.append(start(tmp_path / f"result{rank}", config, **how))
+    for each in started:
+        each.join(120)
+    codes = [each.exitcode for each in started]
+    for each in started:
+        each.kill()
+    assert codes == [1, 1]
+    assert not (tmp_path / "result0").exists()

@@ -29,6 +29,7 @@ from blemish.cli import (
     learn,
     look,
     predict,
+    refine,
     serve,
     watch,
 )
@@ -97,7 +98,7 @@ def command_tree() -> Any:
     working: tuple[Callable[..., int], ...] = (
         *(learn.fit, learn.pretrain, predict.predict, watch.watch, judge.evaluate, judge.figures),
         *(serve.serve, export.export),
-        *(calibrate.calibrate, learn.refine, look.simulate),
+        *(calibrate.calibrate, refine.refine, look.simulate),
     )
     for command in working:
         app.command(epilog=EXIT_STATUS)(command)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, Option
 
 from blemish.cli import console, options, words
+from blemish.cli.clusters import Address, Asked, EvaluateEngine, GpusPerWorker, NumWorkers
 from blemish.cli.console import table
 from blemish.cli.options import Adapt, Artifact, Device, Json, OverlaySize, Precision, Scales
 from blemish.cli.parts import GroupBy
@@ -57,11 +58,27 @@ def evaluate(
     overlay_size: OverlaySize = None,
     device: Device = "auto",
     precision: Precision = "auto",
-    engine: options.Engine = "auto",
+    engine: EvaluateEngine = "auto",
+    address: Address = None,
+    num_workers: NumWorkers = None,
+    gpus_per_worker: GpusPerWorker = None,
     threads: options.Threads = None,
     json: Json = False,
 ) -> int:
     """Measure how good an artifact is on labelled pictures."""
+    asked = Asked("ray" if engine == "ray" else "here", address, num_workers, gpus_per_worker, None)
+    if asked.engine == "ray":
+        asked.refuse(
+            output=output, report=report, scales=scales, adapt=adapt, roi=roi, ignore=ignore,
+            threads=threads, overlay_size=overlay_size,
+        )  # fmt: skip
+        side = None if resolution == "original" else _side(resolution)
+        with console.progress() as progress:
+            result = asked.evaluate(
+                artifact, data, resolution=side, group_by=group_by, device=device,
+                precision=precision, progress=progress,
+            )  # fmt: skip
+        return _tell_evaluation(artifact, data, result, {}, json)
     from blemish.detector.evaluate import evaluate as measure
     from blemish.report import predictions as outputs
     from blemish.report.html import write_report
@@ -97,9 +114,21 @@ def evaluate(
             scale=detector.map_scale,
         )
     places = words.places(output=output, report=report)
+    return _tell_evaluation(artifact, data, result, places, json, warning)
+
+
+def _tell_evaluation(
+    artifact: Path,
+    data: Path,
+    result: Evaluation,
+    places: Mapping[str, str | None],
+    as_json: bool,
+    warning: str = "",
+) -> int:
+    """Answer with what was measured; gives the exit status."""
     said = {"artifact": str(artifact), "data": str(data), **places, "warning": warning}
     human = [*evaluate_lines(result), *words.written(places)]
-    console.answer({**said, **result.to_dict()}, human, as_json=json)
+    console.answer({**said, **result.to_dict()}, human, as_json=as_json)
     if warning:
         console.complain(f"blemish: warning: {warning}")
     return BROKEN_PICTURES if result.failures or result.mask_faults else WELL

@@ -1,4 +1,4 @@
-"""fit, pretrain, refine: the commands that make artifacts by learning, and what they print."""
+"""fit, pretrain: the commands that learn from good pictures, and what they print."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, Option
 
 from blemish import interrupts
-from blemish.cli import console, options, words
+from blemish.cli import clusters, console, options, words
+from blemish.cli.clusters import Address, FitEngine, GpusPerWorker, NumWorkers, PartPictures
 from blemish.cli.options import (
     AnomalyCount,
     AnomalyType,
-    Artifact,
     Backbone,
     Device,
     Ignore,
@@ -45,7 +45,6 @@ from blemish.types import silent
 
 if TYPE_CHECKING:
     from blemish.detector.predict import Detector
-    from blemish.detector.refine import Refined
 
 Good = Annotated[
     list[Path],
@@ -142,6 +141,11 @@ def fit(
     student: Student = False,
     time_budget: TimeBudget = None,
     resume: Resume = False,
+    engine: FitEngine = "here",
+    address: Address = None,
+    num_workers: NumWorkers = None,
+    gpus_per_worker: GpusPerWorker = None,
+    part_pictures: PartPictures = None,
     device: Device = "auto",
     precision: Precision = "auto",
     batch_size: BatchSize = 8,
@@ -152,6 +156,7 @@ def fit(
     from blemish import config as configs
     from blemish.detector import fit as fitting
 
+    asked = clusters.Asked(engine, address, num_workers, gpus_per_worker, part_pictures)
     named = {"backbone": backbone, "image_size": image_size, "layers": layers, "scales": scales}
     chosen = fitting.configure(
         method, recipe=recipe, shots=shots,
@@ -164,9 +169,13 @@ def fit(
     if chosen.learns_by_gradient or student:
         request["checkpoint"] = _checkpoint(output)
         kept = fitting.checkpoints(_checkpoint(output))
-    log = request["log"] = _log(output) if chosen.pretraining_config else None
+    learn: Callable[..., Detector] = partial(fitting.fit, **request)
+    if asked.in_parts:
+        kept = [_kept_parts(output)]
+        learn = asked.fit(request, kept[0])
+    log = _log(output) if chosen.pretraining_config else None
     sheet = _to_draw(_sheet(output)) if foreground == "auto" else None
-    detector = _learned(output, partial(fitting.fit, **request), log=log, checkpoints=kept)
+    detector = _learned(output, partial(learn, log=log), log=log, checkpoints=kept)
     if detector is None:
         return WELL
     sheet = _drawn(sheet, output, detector, good)
@@ -199,6 +208,7 @@ def _tell_fit(
         **words.thresholds_of(manifest),
         "foreground": part,
         "compression": manifest.get("compression"),
+        "in_parts": manifest.get("in_parts"),
         **{key: data[key] for key in (*told_of_data, "failures", "notes")},
     }
     written = f"Written: {output} in {manifest['seconds']:.1f} s"
@@ -229,6 +239,8 @@ def fit_lines(manifest: Mapping[str, Any]) -> Iterable[str]:
         yield f"Foreground: {part}"
     if bank := words.compression(manifest.get("compression")):
         yield f"Bank: {bank}"
+    if parts := words.in_parts(manifest.get("in_parts")):
+        yield f"Learned in parts: {parts}"
     yield from (f"  {line}" for line in words.alike(data))
     yield from words.broken(data["failures"])
     yield from words.notes(data.get("notes", {}))
@@ -319,98 +331,13 @@ def _pretraining_lines(told: Mapping[str, Any]) -> Iterable[str]:
     yield f"Health: {', '.join(readings)}"
 
 
-def refine(
-    artifact: Artifact,
-    good: Annotated[
-        list[Path] | None,
-        Option(metavar="GOOD", help="Newly confirmed pictures of good parts; repeatable."),
-    ] = None,
-    anomalies: Annotated[
-        list[Path] | None,
-        Option(metavar="DEFECTS", help="Newly confirmed pictures of defects; repeatable."),
-    ] = None,
-    held: Annotated[
-        list[Path] | None,
-        Option(
-            metavar="GOOD",
-            help="Pictures of good parts that it does not learn from: with the new ones, evidence "
-            "for the regions of defects, whose maps change; repeatable.",
-        ),
-    ] = None,
-    output: Annotated[
-        Path | None, Option("--output", "-o", help="The artifact to write. [default: the same one]")
-    ] = None,
-    false_alarm_rate: Rate = None,
-    device: Device = "auto",
-    precision: Precision = "auto",
-    json: Json = False,
-) -> int:
-    """Add newly confirmed good pictures and defects to an artifact of lda, and set its
-    threshold anew."""
-    require("torch", "timm", purpose="refine a detector")
-    from blemish.detector import refine as refining
-    from blemish.detector.loading import load
-
-    output = output or artifact
-    check_writable(output)
-    with locked(output):  # what another process adds to it meanwhile would be lost
-        detector = load(artifact, device=device, precision=precision)
-        detector.engine.check_name(output)
-        with console.progress() as progress:
-            refined = refining.refine(
-                detector,
-                good=good,
-                anomalies=anomalies,
-                held=held,
-                false_alarm_rate=false_alarm_rate,
-                progress=progress,
-            )
-        refined.detector.save(output)
-    document = {
-        "artifact": str(output),
-        "threshold": refined.detector.manifest["threshold"],
-        **refined.to_dict(),
-    }
-    console.answer(document, [*refine_lines(refined), f"Written: {output}"], as_json=json)
-    return BROKEN_PICTURES if refined.failures else WELL
-
-
-def refine_lines(change: Refined) -> Iterable[str]:
-    """What `blemish refine` has changed."""
-    known = f", {change.known} known already" if change.known else ""
-    yield (
-        f"Added: {change.good} good pictures, {change.defects} defects{known}; "
-        f"{len(change.failures)} broken"
-    )
-    yield from words.broken([failure.to_dict() for failure in change.failures])
-    threshold = change.detector.threshold
-    reason = f" ({threshold.reason})" if threshold is not None and threshold.value is None else ""
-    before, after = (
-        "none" if value is None else f"{value:.4g}" for value in (change.before, change.after)
-    )
-    yield f"Threshold: {before} before, {after} now{reason}"
-    if change.alarms_before is not None and change.alarms_after is not None:
-        yield (
-            f"Of the {change.calibrated} good pictures it knew, {change.alarms_before} were above "
-            f"the threshold before and {change.alarms_after} are now; their scores changed by "
-            f"{change.mean_change:+.4g} on average"
-        )
-    if change.found_before is not None and change.found_after is not None and change.defects:
-        yield (
-            f"Of the added defects {change.found_before} were found before, {change.found_after} "
-            "are now, learned"
-        )
-    regions = change.detector.record.regions
-    if regions is not None and regions.threshold is not None:
-        told = regions.threshold
-        value = "none" if told.value is None else f"{told.value:.4g}"
-        yield f"Regions: {value}, from {told.n} good pictures" + (
-            f" ({told.reason})" if told.value is None else ""
-        )
-
-
 def _checkpoint(output: Path) -> Path:
     return output.with_name(f"{output.name}.training")
+
+
+def _kept_parts(output: Path) -> Path:
+    """Where what parts gave is kept until the artifact is."""
+    return output.with_name(f"{output.name}.parts")
 
 
 def _sheet(output: Path) -> Path:
@@ -492,5 +419,10 @@ def _learned(
 
 
 def _forget(checkpoints: Sequence[Path]) -> None:
+    from blemish.scale.kept import forget
+
     for checkpoint in checkpoints:
-        checkpoint.unlink(missing_ok=True)
+        if checkpoint.is_dir():
+            forget(checkpoint)
+        else:
+            checkpoint.unlink(missing_ok=True)

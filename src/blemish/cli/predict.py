@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, Option
 
 from blemish import interrupts
-from blemish.cli import cluster, console, options, parts, words
+from blemish.cli import console, options, parts, predict_cluster, words
+from blemish.cli.clusters import Address, GpusPerWorker, NumWorkers
 from blemish.cli.console import table
 from blemish.cli.options import (
     Adapt,
@@ -43,22 +44,24 @@ _SHOWN_WHOLE, _SHOWN_OF_MANY = 50, 20
 _VERDICTS = {NORMAL: "normal", ANOMALOUS: "alarm", None: "–"}
 
 AnyArtifact = Annotated[
-    Path,  # or, with --engine ray, the text of a URI: `cluster.place`
+    Path,  # or, with --engine ray, the text of a URI: `predict_cluster.place`
     Argument(
         metavar="ARTIFACT",
-        parser=cluster.place,
+        parser=predict_cluster.place,
         help="A file that `blemish fit`, or `export`, has written.",
     ),
 ]
 Paths = Annotated[
     list[Path],
-    Argument(metavar="PATH", parser=cluster.place, help="Pictures: files, folders, patterns."),
+    Argument(
+        metavar="PATH", parser=predict_cluster.place, help="Pictures: files, folders, patterns."
+    ),
 ]
 PredictionsFolder = Annotated[
     Path | None,
     Option(
         metavar="DIR",
-        parser=cluster.place,
+        parser=predict_cluster.place,
         help="Folder for predictions.jsonl, predictions.csv, what --save says, and with --group-by "
         "parts.jsonl.",
     ),
@@ -129,18 +132,18 @@ def predict(
     resume: GoOn = False,
     device: Device = "auto",
     precision: Precision = "auto",
-    engine: cluster.Engine = "auto",
-    address: cluster.Address = None,
-    num_workers: cluster.Workers = None,
-    gpus_per_worker: cluster.GpusPerWorker = None,
-    partition_by: cluster.PartitionBy = None,
+    engine: predict_cluster.Engine = "auto",
+    address: Address = None,
+    num_workers: NumWorkers = None,
+    gpus_per_worker: GpusPerWorker = None,
+    partition_by: predict_cluster.PartitionBy = None,
     threads: options.Threads = None,
     batch_size: BatchSize = None,
     json: Json = False,
 ) -> int:
     """Score new pictures: a verdict, a heatmap and the regions of defects for each."""
-    if cluster.is_meant(locals()):
-        return cluster.predict(locals())
+    if predict_cluster.is_meant(locals()):
+        return predict_cluster.predict(locals())
     from blemish.data.folder import search
     from blemish.report import predictions as outputs
     from blemish.report.journal import Journal

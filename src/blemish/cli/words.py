@@ -101,6 +101,21 @@ def compression(told: Mapping[str, Any] | None) -> str:
     )
 
 
+def in_parts(told: Mapping[str, Any] | None) -> str:
+    """Of how many parts it was put together, and how far features lie from its bank; "" where it
+    learned from all pictures at once."""
+    if not told:
+        return ""
+    made = f"{pluralize(told['parts'], 'part')}, merged over {pluralize(told['levels'], 'level')}"
+    if told["farthest"] is None:
+        return made
+    bound = "" if told["bound"] is None else f", by all selections {told['bound']:.3g} at most"
+    return (
+        f"{made}; features of {pluralize(told['measured'], 'picture')} lie up to "
+        f"{told['farthest']:.3g} from the bank{bound}"
+    )
+
+
 def student(manifest: Mapping[str, Any]) -> str:
     """Of what the encoder is a student, and how well it agrees with it; "" where it is none."""
     spec, made = manifest["backbone"]["spec"], manifest.get("pretraining")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,40 +70,108 @@ def evaluate(
         on_prediction: called for every picture scored, in order.
     Raises: DataError when there is no labelled picture, or only ones the detector already knows.
     """
-    dataset, samples, by = _asked(data, adapt, group_by)
-    exact = len(samples) * (resolution or 1024) ** 2 <= _EXACT_PIXELS
-    pixels = _PixelGroups(detector, exact=exact) if any(map(is_placed, samples)) else None
+    dataset, samples, by = asked(data, adapt, group_by)
+    found = Judged.of(detector, samples, resolution)
+    judge(
+        *(detector, samples, found),
+        resolution=resolution,
+        adapt=adapt,
+        predict=predict,
+        progress=progress,
+        on_prediction=on_prediction,
+    )
+    return summed(detector, dataset, samples, by, found)
+
+
+@dataclass
+class Judged:
+    """What is known of labelled pictures once a detector has scored them. Such of several parts of
+    a data set merge into that of all of them.
+
+    Attributes:
+        exact: whether pixel metrics are exact; else in constant memory, within a bound.
+        rows: as of `Evaluation`, and so the next three. pixels: None where no defect is placed.
+    """
+
+    exact: bool
+    pixels: _PixelGroups | None
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    mask_faults: list[Failure] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, detector: Detector, samples: Sequence[Sample], resolution: int | None) -> Judged:
+        """Of nothing yet, for all of these pictures."""
+        exact = len(samples) * (resolution or 1024) ** 2 <= _EXACT_PIXELS
+        placed = any(map(is_placed, samples))
+        return cls(exact, _PixelGroups(detector, exact=exact) if placed else None)
+
+    def empty(self, detector: Detector) -> Judged:
+        """Another of nothing yet, for a part of the same pictures."""
+        pixels = None if self.pixels is None else _PixelGroups(detector, exact=self.exact)
+        return Judged(self.exact, pixels)
+
+    def merge(self, other: Judged) -> None:
+        """Adds what is known of other pictures, which come after those here."""
+        for name in ("rows", "failures", "left_out", "mask_faults"):
+            getattr(self, name).extend(getattr(other, name))
+        if self.pixels is not None and other.pixels is not None:
+            self.pixels.merge(other.pixels)
+
+
+def judge(
+    detector: Detector,
+    samples: Sequence[Sample],
+    found: Judged,
+    *,
+    resolution: int | None = RESOLUTION,
+    adapt: Mode | None = None,
+    predict: Callable[..., Iterable[Prediction | Failure]] | None = None,
+    progress: Progress = silent,
+    on_prediction: Callable[[Sample, Prediction], None] = lambda sample, prediction: None,
+) -> None:
+    """Score labelled pictures and add what is found of them; as `evaluate`."""
     known = known_pictures(detector)
-    rows: list[dict[str, Any]] = []
-    failures: list[Failure] = []
-    left_out: list[str] = []
-    mask_faults: list[Failure] = []
     results = (predict or detector.predict_many)(samples, adapt=adapt)
     for done, (sample, result) in enumerate(zip(samples, results, strict=True), start=1):
         progress("scoring", done, len(samples))
         if isinstance(result, Failure):
-            failures.append(result)
+            found.failures.append(result)
         elif result.digest in known:
-            left_out.append(result.source)
+            found.left_out.append(result.source)
         else:
-            if pixels is not None:
-                failures += pixels.compare(sample, result, resolution, mask_faults)
-            rows.append(_row(sample, result))
+            if found.pixels is not None:
+                found.failures += found.pixels.compare(
+                    sample, result, resolution, found.mask_faults
+                )
+            found.rows.append(_row(sample, result))
             on_prediction(sample, result)
-    if not rows:
+
+
+def summed(
+    detector: Detector,
+    dataset: Dataset,
+    samples: Sequence[Sample],
+    by: Grouping | None,
+    found: Judged,
+) -> Evaluation:
+    """The metrics of all that was judged. Raises: DataError where that is nothing."""
+    if not found.rows:
         why = "no picture is left to evaluate: all are known to the detector or unreadable"
         raise DataError(f"{dataset.root}: {why}")
+    counts = len(found.failures), len(found.left_out)
     return replace(
-        _summary(detector, rows, pixels, len(failures), len(left_out)),
-        left_out=tuple(left_out),
-        failures=tuple(failures),
-        mask_faults=tuple(mask_faults),
-        parts=None if by is None else _parts(detector, rows, samples, by),
+        _summary(detector, found.rows, found.pixels, *counts),
+        left_out=tuple(found.left_out),
+        failures=tuple(found.failures),
+        mask_faults=tuple(found.mask_faults),
+        parts=None if by is None else _parts(detector, found.rows, samples, by),
         problems=(*dataset.left_out, *dataset.mask_problems),
     )
 
 
-def _asked(
+def asked(
     data: str | Path | Dataset, adapt: Mode | None, group_by: str | None
 ) -> tuple[Dataset, list[Sample], Grouping | None]:
     """The data set, its labelled pictures in the order in which they are scored, and how parts are
@@ -219,14 +287,27 @@ class _PixelGroups:
             keys.add(("defect", sample.category, sample.defect))
             keys |= {("anomalous", "", ""), ("anomalous", sample.group, "")}
         for key in keys:
-            if key not in self._groups:
-                exact = self._exact
-                self._groups[key] = (
-                    PixelMetrics() if exact else StreamingPixelMetrics(*self._range, bins=1 << 20)
-                )
-            self._groups[key].add(anomaly_map, mask, inside)
+            self._group(key).add(anomaly_map, mask, inside)
         if sample.label == NORMAL and self._exact:
             self._normals.append((anomaly_map, inside, sample.category))
+
+    def merge(self, other: _PixelGroups) -> None:
+        """Adds what is known of other pictures, which come after those here."""
+        self.unmasked += other.unmasked
+        self.detections.merge(other.detections)
+        self._normals += other._normals
+        for key, group in other._groups.items():
+            # Of one kind, as `exact` says; a copy, for what comes from elsewhere may be read-only.
+            mine: Any = self._group(key)
+            mine.merge(group)
+
+    def _group(self, key: tuple[str, str, str]) -> PixelMetrics | StreamingPixelMetrics:
+        if key not in self._groups:
+            exact = self._exact
+            self._groups[key] = (
+                PixelMetrics() if exact else StreamingPixelMetrics(*self._range, bins=1 << 20)
+            )
+        return self._groups[key]
 
     def result(self, kind: str, name: str = "", defect: str = "") -> PixelResult | None:
         group = self._groups.get((kind, name, defect))

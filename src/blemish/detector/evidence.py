@@ -4,7 +4,7 @@ training pictures each left out in turn."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -47,6 +47,34 @@ class Seen:
     found: Found
 
 
+@dataclass(frozen=True)
+class Scored:
+    """What the pictures of a pass score.
+
+    Attributes:
+        scored: by position, the score and the level of the regions of each.
+        samples: some values of the maps, with the position of the picture that each is of.
+        found: what the pass has found.
+    """
+
+    scored: Mapping[int, tuple[float, float]]
+    samples: Sequence[tuple[int, np.ndarray]]
+    found: Found
+
+    @property
+    def scale(self) -> tuple[float, float]:
+        """That of the heatmaps."""
+        if not self.samples:
+            return 0.0, 1.0
+        values = np.concatenate([each for _, each in self.samples])
+        low, high = np.quantile(values, [0.5, 0.999])
+        return float(low), float(low) + 2 * max(float(high - low), 1e-6)
+
+
+# Method, foreground, stream, progress, the smallest region, whether each is left out.
+Scoring = Callable[[Method, Foreground | None, PictureStream, Progress, float, bool], Scored]
+
+
 @torch.inference_mode()
 def calibrated(
     method: Method,
@@ -57,6 +85,7 @@ def calibrated(
     *,
     smallest_region: float = 0.0,
     foreground: Foreground | None = None,
+    scoring: Scoring | None = None,
 ) -> tuple[Calibration, Found]:
     """What the held-out pictures score, or the training pictures each left out in turn.
 
@@ -65,12 +94,13 @@ def calibrated(
 
     Args:
         learned: the training pictures. held: those held out, of which nothing is found yet.
-        foreground: as of `scoring.scored`.
+        foreground: as of `scoring.scored`. scoring: who scores them; None = this process.
     Returns: the evidence, and what was found of the pictures held out.
     """
+    scoring = scoring or scored_here
     if plan.method == "split conformal" and held.stream.sources:
-        scored, scale, found = _scored(method, foreground, held.stream, progress, smallest_region)
-        found = found.of_pictures(held.stream.sources)
+        seen = scoring(method, foreground, held.stream, progress, smallest_region, False)
+        scored, found = seen.scored, seen.found.of_pictures(held.stream.sources)
         known = set(learned.found.digests.values())
         counted = [
             at for at in sorted(set(found.originals.values())) if found.digests[at] not in known
@@ -87,9 +117,8 @@ def calibrated(
         # Where they only set the scale, some evenly from all: they may be sorted by category.
         every = 1 if one_out else max(1, -(-len(different) // _SCALE_PICTURES))
         some = learned.stream.only_whole(different[::every])
-        scored, scale, _ = _scored(
-            method, foreground, some, progress, smallest_region, left_out=left_out
-        )
+        seen = scoring(method, foreground, some, progress, smallest_region, left_out)
+        scored = seen.scored
         if one_out and isinstance(method, LeavesOneOut):
             scored = _as_kept(method, some, scored)
         of_category = Counter(categories[at] for at in different)
@@ -97,7 +126,7 @@ def calibrated(
         copies = len(learned_from.digests) - len(different)
         alike, found = len(different) == 1 and copies > 0, Found()
     calibration = Calibration(
-        scale=scale,
+        scale=seen.scale,
         scores=[scored[at][0] for at in counted],
         levels=[scored[at][1] for at in counted],
         smallest_region=smallest_region,
@@ -124,10 +153,8 @@ def levels_left_out(
 
     Args: stream: as they are scored. first_owner: the number of the first one, as it was learned.
     """
-    scored, _, _ = _scored(
-        method, foreground, stream, progress, smallest_region, left_out=True, first=first_owner
-    )
-    return {owner - first_owner: level for owner, (_, level) in scored.items()}
+    seen = scored_here(method, foreground, stream, progress, smallest_region, True, first_owner)
+    return {owner - first_owner: level for owner, (_, level) in seen.scored.items()}
 
 
 def _as_kept(
@@ -139,20 +166,19 @@ def _as_kept(
     return scored if kept is None else {at: (kept[at], level) for at, (_, level) in scored.items()}
 
 
-def _scored(
+def scored_here(
     method: Method,
     foreground: Foreground | None,
     stream: PictureStream,
     progress: Progress,
     smallest_region: float,
-    *,
-    left_out: bool = False,
+    left_out: bool,
     first: int = 0,
-) -> tuple[Mapping[int, tuple[float, float]], tuple[float, float], Found]:
-    """The score and the level of the regions of each picture of a stream, the scale of their
-    heatmaps, and what was found. Args: first: added to the numbers of their owners."""
+) -> Scored:
+    """What the pictures of a stream score; `left_out`: each without what it has taught; `first`:
+    added to the numbers of their owners."""
     scored: dict[int, tuple[float, float]] = {}
-    samples: list[np.ndarray] = []
+    samples: list[tuple[int, np.ndarray]] = []
     engine = TorchEngine(method, foreground)
     stitching = Stitching.of(engine, stream.preprocessing.area)
     reading = stream.on(method.backbone.device)
@@ -171,9 +197,5 @@ def _scored(
                 part = part[::4, ::4]
                 if row.foreground is not None:  # what does not count has no value of its own
                     part = part[row.foreground[::4, ::4]]
-                samples.append(part.ravel())
-    scale = (0.0, 1.0)
-    if samples:
-        low, high = np.quantile(np.concatenate(samples), [0.5, 0.999])
-        scale = (float(low), float(low) + 2 * max(float(high - low), 1e-6))
-    return scored, scale, reading.found
+                samples.append((batch.positions[at], part.ravel()))
+    return Scored(scored, samples, reading.found)

@@ -41,10 +41,11 @@ from blemish.detector.request import Request, checkpoints, configure
 from blemish.detector.scoring import in_use
 from blemish.detector.telling import category_features
 from blemish.detector.thresholds import calibrate
-from blemish.errors import ConfigError, DataError
+from blemish.detector.ways import HERE, Way, check_usable
+from blemish.errors import DataError
 from blemish.methods import Method, MethodConfig
 from blemish.methods.apmask import APMaskConfig
-from blemish.methods.capabilities import Fits, LearnsDefects, LeavesOneOut, Summarises
+from blemish.methods.capabilities import LearnsDefects, LeavesOneOut, Summarises
 from blemish.methods.foreground import Foreground
 from blemish.methods.student import StudentConfig
 from blemish.methods.telling import PICTURES, foreground_of
@@ -87,12 +88,14 @@ def fit(
     resume: bool = False,
     log: str | Path | None = None,
     progress: Progress = silent,
+    way: Way = HERE,
     **settings: Any,
 ) -> Detector:
     """A detector fitted on good pictures, of one kind of part or of several.
 
     The arguments are told of in `blemish.detector.request.Request`; `settings` are single settings
-    of the method, as `backbone="focus_vits14"`, `image_size=224`.
+    of the method, as `backbone="focus_vits14"`, `image_size=224`. `way`: who goes through the
+    pictures; `blemish.scale.learning.fit` gives it.
 
     Pictures that cannot be decoded are left out and named in `detector.record.data.failures`.
     Copies of a picture are learned from, but count once for the threshold (`data.copies`); how many
@@ -113,10 +116,10 @@ def fit(
         device=device, precision=precision, time_budget=time_budget, checkpoint=checkpoint,
         resume=resume, log=log, progress=progress,
     )  # fmt: skip
-    return _fitted(request)
+    return _fitted(request, way)
 
 
-def _fitted(request: Request) -> Detector:
+def _fitted(request: Request, way: Way) -> Detector:
     """Pictures, build, pre-train, train, learn, calibrate: as `fit`."""
     started = time.perf_counter()
     good, defects = _pictures(request)
@@ -133,8 +136,8 @@ def _fitted(request: Request) -> Detector:
     method = built.method
     again = parts.plan.method == "leave-one-out" or method.learner is not method
     keeping = features_kept(method.backbone, method.layers)
-    with keeping if outcome is None and again else nullcontext():
-        outcome = _learn(request, built, parts, outcome)
+    with keeping if outcome is None and again and way.here else nullcontext():
+        outcome = _learn(request, built, parts, outcome, way)
         foreground = _foreground(request, method, parts.scored, outcome.good)
         learned = Seen(parts.scored, parts.kept.categories, outcome.good)
         held_out = Seen(parts.held_out, parts.held.categories, Found())
@@ -146,11 +149,12 @@ def _fitted(request: Request) -> Detector:
             request.progress,
             smallest_region=request.smallest_region,
             foreground=in_use(foreground),
+            scoring=way.score,
         )
     if isinstance(method, LeavesOneOut):
         method.end_leaving_out()
     record = _record(request, built, parts, outcome, calibration, held)
-    record = dataclasses.replace(record, foreground=foreground)
+    record = dataclasses.replace(record, foreground=foreground, in_parts=way.told())
     seconds = round(time.perf_counter() - started, 3)
     return detector_of(
         method, dataclasses.replace(record, pretraining=pretraining, seconds=seconds)
@@ -345,7 +349,7 @@ def _train(request: Request, built: Built, parts: _Parts) -> _Outcome | None:
         progress=request.progress,
     )
     of_good = found.part(0, good)
-    _check_usable(method, of_good)
+    check_usable(method, of_good)
     return _Outcome(
         good=of_good,
         defects=found.part(good, good + of_defects),
@@ -353,23 +357,17 @@ def _train(request: Request, built: Built, parts: _Parts) -> _Outcome | None:
     )
 
 
-def _learn(request: Request, built: Built, parts: _Parts, trained: _Outcome | None) -> _Outcome:
+def _learn(
+    request: Request, built: Built, parts: _Parts, trained: _Outcome | None, way: Way
+) -> _Outcome:
     """What is learned without gradients: from the good pictures where nothing was `trained`, then
     what the method keeps of them as they are scored, and last from the labelled defects."""
     method, progress = built.method, request.progress
     outcome = trained
     if outcome is None:
-        passes = Passes(parts.learned, built.device)
-        assert isinstance(method, Fits)
-        try:
-            with torch.inference_mode():
-                method.fit(passes, passes.rows, progress)
-        except ConfigError:
-            # Where too few can be read that is the reason, and it names them.
-            _check_usable(method, passes.found)
-            raise
-        _check_usable(method, passes.found)
-        outcome = _Outcome(good=passes.found, defects=Found())
+        with torch.inference_mode():
+            found = way.learn(method, parts.learned, progress)
+        outcome = _Outcome(good=found, defects=Found())
     scored = dataclasses.replace(parts.learned, preprocessing=built.scoring)
     for part in (method,) if method.learner is method else (method.learner, method):
         if isinstance(part, Summarises):
@@ -399,19 +397,6 @@ def _foreground(
     some = different[:: -(-len(different) // PICTURES)]
     passes = Passes(scored.only(some), method.backbone.device)
     return foreground_of(method, passes, passes.rows, request.progress)
-
-
-def _check_usable(method: Method, found: Found) -> None:
-    """Raises: DataError where too few of the pictures could be decoded, or they are all alike."""
-    usable, different = len(found.digests), len(set(found.digests.values()))
-    if different < method.minimum_images:
-        heading = (
-            f"{method.name} needs at least {method.minimum_images} readable training pictures, "
-            f"got {usable}"
-        )
-        if different < usable:
-            heading += ", all of the same content"
-        raise unreadable(heading, found.failures.values())
 
 
 def _record(

@@ -24,6 +24,7 @@ from blemish.errors import ArtifactError, BlemishError, ConfigError
 from blemish.methods.compression import Compression
 from blemish.methods.earlier import manifest_of_today
 from blemish.methods.foreground import Foreground
+from blemish.methods.in_parts import InParts
 from blemish.training.records import (
     CHECKPOINT,
     CheckpointManifest,
@@ -38,7 +39,7 @@ Score = Annotated[float, Range(-3.4e38, 3.4e38)]
 Few = Annotated[int, Range(1, 2**31)]
 # Fields that are left out where there is nothing to say.
 _LEFT_OUT = {"pretraining", "training", "category_features", "refined", "regions", "parts"}
-_LEFT_OUT |= {"foreground", "export", "compression"}
+_LEFT_OUT |= {"foreground", "export", "compression", "in_parts"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +153,7 @@ class Manifest(Origin):
         parts: the same of parts of several views; None where it was not calibrated on such.
         foreground: how the part is told from its background; None where that was not asked for.
         compression: how its memory bank was compressed; None where that was not asked for.
+        in_parts: how it learned in parts of the pictures; None where it did from all at once.
         data: the pictures. pretraining, training: how these went, where there were any.
         refined: what was added later.
         other: what other versions of blemish have added, as it is.
@@ -178,6 +180,7 @@ class Manifest(Origin):
     parts: PartThresholds | None = None
     foreground: Foreground | None = None
     compression: Compression | None = None
+    in_parts: InParts | None = None
     pretraining: Pretraining | None = None
     training: Training | None = None
     category_features: CategoryFeatures | None = None

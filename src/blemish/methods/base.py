@@ -84,6 +84,12 @@ class MethodConfig:
         return False
 
     @property
+    def needs_all(self) -> str:
+        """Which of the settings needs all pictures in one place; "" where none does. Asked of what
+        learns in parts (`capabilities.LearnsInParts`)."""
+        return ""
+
+    @property
     def no_student(self) -> str:
         """Why no student (`methods.student`) can stand in for its encoder; "" where one can."""
         return "it is trained step by step on the encoder itself" if self.learns_by_gradient else ""

@@ -5,7 +5,7 @@ Ask with `isinstance(method, Adapts)`, or of a class with `issubclass`; `methods
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -16,6 +16,7 @@ from blemish.types import Batch, Mode, Progress, Scores
 if TYPE_CHECKING:
     from blemish.methods.adaptation import Adapter
     from blemish.methods.base import Method
+    from blemish.methods.merging import State
 
 Batches = Callable[[], Iterable[Batch]]
 
@@ -31,6 +32,30 @@ class Fits(Protocol):
             batches: each call starts a new pass over the training pictures.
             count: number of pictures in a pass (each copy counts), for progress.
         """
+
+
+@runtime_checkable
+class LearnsInParts(Fits, Protocol):
+    """What parts of the pictures teach it can be merged: see `methods.merging`."""
+
+    def learn_part(self, batches: Batches, count: int, progress: Progress) -> State:
+        """What some of the pictures teach; as `Fits.fit`, but nothing of it is kept here. The
+        batches say the pictures' `positions`. Gives no tensor where there is no picture."""
+
+    def merged(self, left: State, right: State) -> State:
+        """What two parts teach together, of which `left` comes first."""
+
+    def take(self, state: State, originals: Mapping[int, int]) -> None:
+        """Have learned what a state says.
+
+        Args: originals: of each picture the first one of the same content, by position, where it
+            is another one.
+        """
+
+    def farthest(self, batch: Batch) -> float | None:
+        """How far a feature of these pictures lies from what was learned, at most; None where
+        nothing of the pictures was left out."""
+        return None
 
 
 @runtime_checkable

@@ -91,6 +91,9 @@ class StreamingCoreset:
     Args:
         size: hard cap on the points kept. dim: D.
         search_dtype: precision in which arriving points are compared with the kept ones.
+    Attributes:
+        radius: the sum of the radii of all reductions so far: no point that has come lies farther
+            from what is kept.
     """
 
     def __init__(self, size: int, dim: int, *, search_dtype: torch.dtype = torch.float32) -> None:
@@ -100,6 +103,7 @@ class StreamingCoreset:
         self._owners = torch.empty(2 * size, dtype=torch.int64)
         self._filled = 0
         self._radius = 0.0
+        self.radius = 0.0
         self._kept = self._features[:0].to(search_dtype)
 
     def add(self, features: Tensor, owners: Tensor) -> None:
@@ -130,6 +134,7 @@ class StreamingCoreset:
         self._features[: self._filled] = self._features[chosen]
         self._owners[: self._filled] = self._owners[chosen]
         self._radius = max(self._radius, radius)
+        self.radius += radius
         self._kept = self._features[: self._filled].to(self._dtype)
 
     def result(self) -> tuple[Tensor, Tensor]:

@@ -25,9 +25,9 @@ from torch.nn import functional as F
 from blemish.backbones import Backbone, Features
 from blemish.backbones.cells import resampled
 from blemish.errors import ArtifactError, ConfigError
-from blemish.methods import compressing
+from blemish.methods import compressing, merging
 from blemish.methods.base import Method, map_size, reported, some_of
-from blemish.methods.capabilities import Batches, Extends, Fits, LeavesOneOut
+from blemish.methods.capabilities import Batches, Extends, LearnsInParts, LeavesOneOut
 from blemish.methods.closer import (
     FINE_BANK,
     PICTURES,
@@ -43,6 +43,7 @@ from blemish.methods.embedding import join, laid_out
 from blemish.methods.memory_config import KnnConfig as KnnConfig
 from blemish.methods.memory_config import MemoryConfig as MemoryConfig
 from blemish.methods.memory_config import PatchCoreConfig as PatchCoreConfig
+from blemish.methods.merging import CoresetPart, SamplePart, State
 from blemish.methods.stored import UNIT, Free, Stored, numbers
 from blemish.methods.telling import foreground_of
 from blemish.types import Batch, Progress, Scores
@@ -77,7 +78,7 @@ class _Closer:
     known: Tensor
 
 
-class MemoryBank(Method, Fits, Extends, LeavesOneOut):
+class MemoryBank(Method, LearnsInParts, Extends, LeavesOneOut):
     """A bank of patch features (float32 K D), each with the training picture it came from.
 
     Attributes:
@@ -142,6 +143,31 @@ class MemoryBank(Method, Fits, Extends, LeavesOneOut):
             self._match(self.coarse, batches, count, progress)
         if self.config.bank_loss:
             self._compress(batches, count, progress)
+
+    def learn_part(self, batches: Batches, count: int, progress: Progress) -> State:
+        part: SamplePart | CoresetPart | None = None
+        for batch in reported(batches(), "remembering", count, progress):
+            embedded, known = self._seen(batch)
+            counts, flat = known.sum(1).cpu(), embedded[known].cpu()
+            part = part or self._part(flat.shape[1])
+            rows = zip(batch.positions, counts.tolist(), strict=True)
+            part.add(flat, batch.owners.repeat_interleave(counts), [*rows])
+        return {} if part is None else part.state()
+
+    def _part(self, dim: int) -> SamplePart | CoresetPart:
+        """What takes in the features of a part, of this width."""
+        raise NotImplementedError
+
+    def take(self, state: State, originals: Mapping[int, int]) -> None:
+        if not state:
+            raise ConfigError("there is no training picture")
+        self.bank = state["features"].to(self.backbone.device)
+        self.owners = merging.renamed(state["owners"], originals).to(self.backbone.device)
+
+    def farthest(self, batch: Batch) -> float:
+        embedded, known = self._seen(batch)
+        found = self._distances(embedded, (self.bank, self.owners), None)
+        return float(found[known].max()) if known.any() else 0.0
 
     @torch.no_grad()
     def extend(self, batches: Batches, count: int, progress: Progress, *, rows: int) -> None:
@@ -422,6 +448,12 @@ class PatchCore(MemoryBank):
     def _collector(self, size: int, dim: int) -> _Collector:
         return StreamingCoreset(size, dim, search_dtype=self.backbone.dtype)
 
+    def _part(self, dim: int) -> CoresetPart:
+        return CoresetPart(self.config.bank_size, dim, search_dtype=self.backbone.dtype)
+
+    def merged(self, left: State, right: State) -> State:
+        return merging.merged_coresets(left, right, self.config.bank_size)
+
     def _order(self) -> Tensor:
         """That of a greedy selection, in which a full bank was made."""
         size = len(self.bank)
@@ -443,6 +475,12 @@ class Knn(MemoryBank):
 
     def _collector(self, size: int, dim: int) -> _Collector:
         return StreamingSample(size, dim, seed=self.config.seed)
+
+    def _part(self, dim: int) -> SamplePart:
+        return SamplePart(self.config.bank_size, self.config.seed)
+
+    def merged(self, left: State, right: State) -> State:
+        return merging.merged_samples(left, right, self.config.bank_size)
 
     def _order(self) -> Tensor:
         """A random one: each of them tells the same."""

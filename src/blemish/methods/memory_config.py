@@ -41,6 +41,12 @@ class MemoryConfig(MethodConfig):
             raise ConfigError("close_share: is that of a second look; name coarse, too")
 
     @property
+    def needs_all(self) -> str:
+        if self.coarse:
+            return "coarse, whose two looks are learned one after the other"
+        return "bank_loss, which is measured as the bank is made" if self.bank_loss else ""
+
+    @property
     def no_student(self) -> str:
         return "its two looks (coarse) see pictures that a student has not" if self.coarse else ""
 

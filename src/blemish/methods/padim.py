@@ -32,8 +32,9 @@ from blemish.backbones import Backbone, Features
 from blemish.config import Length, Positive, Range, Side
 from blemish.errors import ArtifactError, ConfigError, NonFiniteError
 from blemish.methods.base import Method, MethodConfig, reported
-from blemish.methods.capabilities import Batches, Fits, LeavesOneOut
+from blemish.methods.capabilities import Batches, LearnsInParts, LeavesOneOut
 from blemish.methods.embedding import join
+from blemish.methods.merging import State, merged_moments, renamed
 from blemish.methods.stored import Stored, numbers
 from blemish.types import Batch, Progress, Scores
 
@@ -66,7 +67,7 @@ class PadimConfig(MethodConfig):
         )
 
 
-class Padim(Method, Fits, LeavesOneOut):
+class Padim(Method, LearnsInParts, LeavesOneOut):
     """A Gaussian per location: means N d, and inverse Cholesky factors N d d of the covariances."""
 
     name = "padim"
@@ -87,35 +88,61 @@ class Padim(Method, Fits, LeavesOneOut):
         self._learned: _Learned | None = None
 
     def fit(self, batches: Batches, count: int, progress: Progress) -> None:
+        state = self.learn_part(batches, count, progress)
+        progress("inverting", 0, 0)
+        self.take(state, {})
+
+    def learn_part(self, batches: Batches, count: int, progress: Progress) -> State:
         rows: Counter[int] = Counter()
         seen = 0
-        sums = products = shift = torch.empty(0)
+        sums = products = shift = subset = torch.empty(0)
         for batch in reported(batches(), "measuring", count, progress):
             features, _ = self._joined(self.see(batch.images))
             if seen == 0:
                 width = min(self.config.channels, features.shape[2])
                 generator = torch.Generator().manual_seed(self.config.seed)
                 order = torch.randperm(features.shape[2], generator=generator)
-                self.subset = order[:width].sort().values.to(features.device)
-                shift = features[:, :, self.subset].mean(0)  # keeps the sums of squares small: N d
+                subset = order[:width].sort().values.to(features.device)
+                shift = features[:, :, subset].mean(0)  # keeps the sums of squares small: N d
                 sums = torch.zeros_like(shift)
                 products = shift.new_zeros(len(shift), width, width)
-            centred = features[:, :, self.subset] - shift
+            centred = features[:, :, subset] - shift
             seen += len(centred)
             rows.update(batch.owners.tolist())
             sums += centred.sum(0)
             by_location = centred.transpose(0, 1)  # N B d
             products += by_location.transpose(1, 2) @ by_location
+        if not seen:
+            return {}
+        mean = sums / seen
+        return {
+            "seen": torch.tensor(seen),
+            "mean": mean + shift,
+            "scatter": products.sub_(seen * mean[:, :, None] * mean[:, None, :]),
+            "subset": subset,
+            "owners": torch.tensor([*rows]),
+            "rows": torch.tensor([*rows.values()]),
+        }
+
+    def merged(self, left: State, right: State) -> State:
+        return merged_moments(left, right)
+
+    def take(self, state: State, originals: Mapping[int, int]) -> None:
+        seen = int(state["seen"]) if state else 0
         if seen < self.minimum_images:
             raise ConfigError(
                 f"padim needs at least {self.minimum_images} training pictures, got {seen}"
             )
-        progress("inverting", 0, 0)
-        mean = sums / seen
-        scatter = products.sub_(seen * mean[:, :, None] * mean[:, None, :])
+        device = self.backbone.device
+        scatter = state["scatter"].to(device)
         self.whiteners = self._whitened(scatter / (seen - 1))
-        self.means = mean + shift
+        self.means, self.subset = state["mean"].to(device), state["subset"].to(device)
         if self.leaves_one_out():
+            rows: Counter[int] = Counter()
+            for owner, count in zip(
+                renamed(state["owners"], originals).tolist(), state["rows"].tolist(), strict=True
+            ):
+                rows[owner] += count
             self._learned = _Learned(scatter, rows)
 
     def learned_tensors(self) -> dict[str, Stored]:

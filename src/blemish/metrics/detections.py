@@ -142,6 +142,13 @@ class DetectionMetrics:
             self._false_at[place] += int(large.sum()) - len(hit)
             self._found_at[place] += len(np.unique(owners[shown & (owners > 0)]))
 
+    def merge(self, other: DetectionMetrics) -> None:
+        """Adds all that `other` has, of the same levels."""
+        assert np.array_equal(self._levels, other._levels)
+        for name, value in vars(other).items():
+            if name != "_levels":
+                setattr(self, name, getattr(self, name) + value)
+
     def compute(self) -> Detections:
         """The metrics of everything added; more may be added afterwards."""
         either = self._marked + self._true - self._both

@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -29,6 +29,7 @@ from numpy.typing import ArrayLike, NDArray
 from blemish.errors import ConfigError, NonFiniteError
 
 FPR_LIMIT = 0.3
+_HISTOGRAMS = ("_pixels", "_positives", "_weights")  # of `StreamingPixelMetrics`
 T = TypeVar("T", bound=np.generic)
 
 
@@ -99,6 +100,17 @@ class PixelMetrics:
             self._scores.append(scores[mask])
             self._weights.append(weights)
             self._regions += regions
+
+    def merge(self, other: PixelMetrics) -> None:
+        """Adds all that `other` has, after what is here: as if its pictures had been added."""
+        end = self._count + other._count
+        if end > self._pixels.size:
+            self._pixels.resize(end, refcheck=False)
+        self._pixels[self._count : end] = other._pixels[: other._count]
+        self._count = end
+        self._scores += other._scores
+        self._weights += other._weights
+        self._regions += other._regions
 
     def compute(self, fpr_limit: float = FPR_LIMIT) -> PixelResult:
         """The metrics of everything added; more may be added afterwards.
@@ -174,6 +186,36 @@ class StreamingPixelMetrics:
             self._positives += np.bincount(bins[mask], minlength=self._bins)
             self._weights += np.bincount(bins[mask], weights, minlength=self._bins)
             self._regions += regions
+
+    def merge(self, other: StreamingPixelMetrics) -> None:
+        """Adds all that `other` has: counts exactly, weights up to rounding; the bound is that of
+        all of it. Raises: ConfigError where its bins are others."""
+        mine, others = ((each._low, each._high, each._bins) for each in (self, other))
+        if mine != others:
+            raise ConfigError(
+                f"bins: {others[2]} from {others[0]} to {others[1]} do not merge with {mine[2]} "
+                f"from {mine[0]} to {mine[1]}"
+            )
+        self._pixels += other._pixels
+        self._positives += other._positives
+        self._weights += other._weights
+        self._regions += other._regions
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Most bins are empty, so what is handed to another process are the others."""
+        state = dict(self.__dict__)
+        for name in _HISTOGRAMS:
+            used = np.flatnonzero(state[name])
+            state[name] = used, state[name][used]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        for name in _HISTOGRAMS:
+            used, values = state[name]
+            whole = np.zeros(self._bins, dtype=values.dtype)
+            whole[used] = values
+            setattr(self, name, whole)
 
     def compute(self, fpr_limit: float = FPR_LIMIT) -> PixelResult:
         """The metrics and error bounds of everything added; as `PixelMetrics.compute`."""

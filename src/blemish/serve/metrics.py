@@ -84,23 +84,17 @@ class Metrics:
         self.behind = self._of_version("behind", told)
         self._behind: dict[str, str] = {}
         self.drift = self._of_version("drift", "Evidence of drift, where it is watched.")
+        self.looks = self._of_version(
+            "looks_otherwise", "1 once pictures look otherwise than the first ones did."
+        )
+        self.apart = self._of_version(
+            "looks_share",
+            "How far the newest pictures lie from the first ones, in [0, 1]: from 0.05 it counts.",
+        )
 
     def _of_version(self, name: str, told: str) -> Gauge:
         """A measure of each version of each model."""
         return Gauge(f"blemish_{name}", told, _MODEL, registry=self.registry)
-
-        self.looks = Gauge(
-            "blemish_looks_otherwise",
-            "1 once pictures look otherwise than the first ones of this version did.",
-            _MODEL,
-            registry=own,
-        )
-        self.apart = Gauge(
-            "blemish_looks_share",
-            "How far the newest pictures lie from the first ones, in [0, 1]: from 0.05 it counts.",
-            _MODEL,
-            registry=own,
-        )
 
     def of_behind(self, model: str, version: str | None) -> None:
         """Say which version should be live and is not; None where there is none."""

@@ -87,12 +87,25 @@ def train(
     generators = [device] if device.type == "cuda" else []
     with distributed.joined(device), torch.random.fork_rng(generators):
         first = 0 if found is None else found.step
+        _refuse_apart(first, checkpoint)
         rows, pictures = _read(method, stream, progress, size=size, first=first)
         fingerprint = checkpoints.fingerprint(pictures)
         run = _Run(method, rows, size, seed, started, checkpoint, identity, fingerprint, found)
         if minutes is not None and found is None:
             run.fit_to(started + 60 * minutes, progress)
         return run.to_the_end(progress, watch), pictures
+
+
+def _refuse_apart(first: int, checkpoint: Path | None) -> None:
+    """Raises: ConfigError where not all processes go on from the same step: they would wait for
+    each other for ever."""
+    starts = distributed.exchange(first)
+    if len(set(starts)) > 1:
+        raise ConfigError(
+            f"checkpoint {checkpoint}: the processes would go on from different steps "
+            f"({', '.join(map(str, starts))}); put it where all machines see the same file, as on "
+            "a shared drive"
+        )
 
 
 def _rows_of_a_step(method: Learner, minutes: float | None) -> int:

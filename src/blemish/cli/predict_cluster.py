@@ -34,26 +34,6 @@ Engine = Annotated[
         "and --output may be on other file systems (s3://, gs://, abfs://, hdfs://).",
     ),
 ]
-Address = Annotated[
-    str | None,
-    Option(
-        metavar="HOST:PORT",
-        help="Of a Ray cluster, or auto on one of its machines, for --engine ray. [default: a Ray "
-        "of this machine alone]",
-    ),
-]
-Workers = Annotated[
-    int | None,
-    Option(
-        min=1,
-        metavar="N",
-        help="Processes that score, for --engine ray. [default: half of the cores, or as the GPUs "
-        "allow]",
-    ),
-]
-GpusPerWorker = Annotated[
-    float | None, Option(min=0, metavar="G", help="Of each of them, as 1 or 0.5. [default: 0]")
-]
 PartitionBy = Annotated[
     str | None,
     Option(
