@@ -144,6 +144,15 @@ SPEED: Mapping[str, tuple[str, Mapping[str, str]]] = {
             **{"Share before": "beside_share", "Before / now": "ratio"},
         },
     ),
+    "in_parts": (
+        "Learned in parts, and of all pictures at once (`in_parts.py`)",
+        {
+            **{"Data": "data", "Method": "method", "Learned of": "way", "Seed": "seed"},
+            **{"Size": "image_size", "Bank": "bank_size", "Pictures": "train"},
+            **{"Image AUROC": "image_auroc", "Pixel AUROC": "pixel_auroc", "AUPRO": "aupro"},
+            **{"Processor (s)": "seconds"},
+        },
+    ),
 }
 CASE = [
     "what",
@@ -379,7 +388,7 @@ def probed(rows: Sequence[Row]) -> str:
 
 def timed(rows: Sequence[Row]) -> str:
     """Speed and memory (`speed.py`, `gpu.py`, `metrics_speed.py`)."""
-    found = latest(rows, lambda row: (*map(row.get, CASE), device(row)))
+    found = latest(rows, case)
     sheets: list[Sheet] = []
     for what in dict.fromkeys([*SPEED, *(row["what"] for row in rows)]):
         if cases := [row for row in found if row["what"] == what]:
@@ -394,6 +403,12 @@ def timed(rows: Sequence[Row]) -> str:
             sheets.append(Sheet(title=title, columns=(*columns, "Commit", "Device"), lines=ordered))
     title = "Speed and memory (`speed.py`, `gpu.py`, `metrics_speed.py`)"
     return section(title, Page(sheets=tuple(sheets)))
+
+
+def case(row: Row) -> tuple[Any, ...]:
+    """What a row measures: of two of the same the newer one counts."""
+    own = ("data", "way", "seed", "bank_size") if row["what"] == "in_parts" else ()
+    return (*map(row.get, (*CASE, *own)), device(row))
 
 
 def in_order(cells: Sequence[str]) -> list[tuple[float, str]]:
