@@ -100,14 +100,7 @@ def predict(
             with joined(address) as cluster, explained():
                 workers = _workers(cluster, num_workers, gpus_per_worker, how.threads or 1)
                 asked = _Asked(pictures, todo, brought, how, here, workers, gpus_per_worker)
-                try:
-                    for table in _scored(asked):
-                        target.add(table)
-                        _count(counts, table)
-                        progress("scoring", earlier + sum(counts.values()) - counts["alarms"],
-                                 len(pictures.rows))  # fmt: skip
-                except KeyboardInterrupt as error:
-                    stopped = error
+                stopped = _kept(asked, target, counts, progress)
         target.flush()
         if stopped is None:
             target.check(pictures.rows.column("id"))
@@ -115,6 +108,23 @@ def predict(
             pictures=len(pictures.rows), earlier=earlier, files=target.files, workers=workers,
             output=target.place.name, left_out=pictures.left_out, interrupted=stopped, **counts,
         )  # fmt: skip
+
+
+def _kept(
+    asked: _Asked, target: Output, counts: dict[str, int], progress: Progress
+) -> KeyboardInterrupt | None:
+    """Hand rows to where they are kept as they come, and count them; gives what interrupted it."""
+    total = len(asked.source.rows)
+    done = total - len(asked.todo)
+    try:
+        for table in _scored(asked):
+            target.add(table)
+            _count(counts, table)
+            done += len(table)
+            progress("scoring", done, total)
+    except KeyboardInterrupt as error:
+        return error
+    return None
 
 
 def _check_travels(filesystem: Any) -> None:
