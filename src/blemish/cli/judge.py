@@ -24,6 +24,8 @@ from blemish.text import pluralize
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from blemish.detector.predict import Detector
+    from blemish.report.predictions import Mistakes
     from blemish.types import Evaluation
 
 Labelled = Annotated[
@@ -66,22 +68,12 @@ def evaluate(
     json: Json = False,
 ) -> int:
     """Measure how good an artifact is on labelled pictures."""
+    given = dict(locals())
     asked = Asked("ray" if engine == "ray" else "here", address, num_workers, gpus_per_worker, None)
     if asked.engine == "ray":
-        asked.refuse(
-            output=output, report=report, scales=scales, adapt=adapt, roi=roi, ignore=ignore,
-            threads=threads, overlay_size=overlay_size,
-        )  # fmt: skip
-        side = None if resolution == "original" else _side(resolution)
-        with console.progress() as progress:
-            result = asked.evaluate(
-                artifact, data, resolution=side, group_by=group_by, device=device,
-                precision=precision, progress=progress,
-            )  # fmt: skip
-        return _tell_evaluation(artifact, data, result, {}, json)
+        return _on_ray(asked, given)
     from blemish.detector.evaluate import evaluate as measure
     from blemish.report import predictions as outputs
-    from blemish.report.html import write_report
 
     side = None if resolution == "original" else _side(resolution)
     drawn = options.overlay_side(overlay_size, output)
@@ -103,18 +95,44 @@ def evaluate(
             outputs.write_evaluation(output, result, mistakes, detector, side=drawn)
     warning = words.category_warning(result.rows, detector.categories)
     if report:
-        write_report(
-            report,
-            title=f"{artifact.stem}: evaluation",
-            manifest=detector.manifest,
-            warning=warning,
-            entries=mistakes.entries(result, detector),
-            evaluation=result,
-            parts=result.parts["rows"] if result.parts else (),
-            scale=detector.map_scale,
-        )
+        _report(report, artifact, detector, result, mistakes, warning)
     places = words.places(output=output, report=report)
     return _tell_evaluation(artifact, data, result, places, json, warning)
+
+
+def _on_ray(asked: Asked, given: Mapping[str, Any]) -> int:
+    """The same by workers of a cluster. Args: given: as `evaluate` takes it."""
+    of_one = ("output", "report", "scales", "adapt", "roi", "ignore", "threads", "overlay_size")
+    asked.refuse(**{name: given[name] for name in of_one})
+    side = None if given["resolution"] == "original" else _side(given["resolution"])
+    how = {name: given[name] for name in ("group_by", "device", "precision")}
+    with console.progress() as progress:
+        result = asked.evaluate(
+            given["artifact"], given["data"], resolution=side, progress=progress, **how
+        )
+    return _tell_evaluation(given["artifact"], given["data"], result, {}, given["json"])
+
+
+def _report(
+    path: Path,
+    artifact: Path,
+    detector: Detector,
+    result: Evaluation,
+    mistakes: Mistakes,
+    warning: str,
+) -> None:
+    from blemish.report.html import write_report
+
+    write_report(
+        path,
+        title=f"{artifact.stem}: evaluation",
+        manifest=detector.manifest,
+        warning=warning,
+        entries=mistakes.entries(result, detector),
+        evaluation=result,
+        parts=result.parts["rows"] if result.parts else (),
+        scale=detector.map_scale,
+    )
 
 
 def _tell_evaluation(

@@ -153,26 +153,7 @@ def fit(
 ) -> int:
     """Learn from pictures of good parts and write an artifact."""
     require("torch", "timm", purpose="learn a detector")
-    from blemish import config as configs
-    from blemish.detector import fit as fitting
-
-    asked = clusters.Asked(engine, address, num_workers, gpus_per_worker, part_pictures)
-    named = {"backbone": backbone, "image_size": image_size, "layers": layers, "scales": scales}
-    chosen = fitting.configure(
-        method, recipe=recipe, shots=shots,
-        values=configs.read_config_file(config) if config else {},
-        assignments=options.assignments(settings, **named, seed=seed),
-    )  # fmt: skip
-    request = {**options.taken_by(fitting.fit, locals()), "config": None, **configs.to_dict(chosen)}
-    request["tile"] = options.tile(tile)
-    kept: Sequence[Path] = ()
-    if chosen.learns_by_gradient or student:
-        request["checkpoint"] = _checkpoint(output)
-        kept = fitting.checkpoints(_checkpoint(output))
-    learn: Callable[..., Detector] = partial(fitting.fit, **request)
-    if asked.in_parts:
-        kept = [_kept_parts(output)]
-        learn = asked.fit(request, kept[0])
+    chosen, learn, kept = _to_learn(dict(locals()))
     log = _log(output) if chosen.pretraining_config else None
     sheet = _to_draw(_sheet(output)) if foreground == "auto" else None
     detector = _learned(output, partial(learn, log=log), log=log, checkpoints=kept)
@@ -180,6 +161,33 @@ def fit(
         return WELL
     sheet = _drawn(sheet, output, detector, good)
     return _tell_fit(output, detector.manifest, log, sheet, as_json=json)
+
+
+def _to_learn(given: dict[str, Any]) -> tuple[Any, Callable[..., Detector], Sequence[Path]]:
+    """What is fitted, how, and the files that it can go on from. Args: given: as `fit` takes it."""
+    from blemish import config as configs
+    from blemish.detector import fit as fitting
+
+    of_clusters = ("engine", "address", "num_workers", "gpus_per_worker", "part_pictures")
+    asked = clusters.Asked(**{name: given[name] for name in of_clusters})
+    named = {name: given[name] for name in ("backbone", "image_size", "layers", "scales", "seed")}
+    chosen = fitting.configure(
+        given["method"],
+        recipe=given["recipe"],
+        shots=given["shots"],
+        values=configs.read_config_file(given["config"]) if given["config"] else {},
+        assignments=options.assignments(given["settings"], **named),
+    )
+    request = {**options.taken_by(fitting.fit, given), "config": None, **configs.to_dict(chosen)}
+    request["tile"] = options.tile(given["tile"])
+    output = given["output"]
+    if asked.in_parts:
+        kept = _kept_parts(output)
+        return chosen, asked.fit(request, kept), [kept]
+    if chosen.learns_by_gradient or given["student"]:
+        request["checkpoint"] = _checkpoint(output)
+        return chosen, partial(fitting.fit, **request), fitting.checkpoints(_checkpoint(output))
+    return chosen, partial(fitting.fit, **request), ()
 
 
 def _tell_fit(

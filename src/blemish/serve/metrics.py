@@ -79,10 +79,13 @@ class Metrics:
             registry=own,
             buckets=_RATIOS,
         )
+        self._behind: dict[str, str] = {}
+        self._note_versions()
+
+    def _note_versions(self) -> None:
         self.live = self._of_version("live", "1 for the version of a model that is live.")
         told = "1 for a version that was promoted, by any service, and is not live in this one."
         self.behind = self._of_version("behind", told)
-        self._behind: dict[str, str] = {}
         self.drift = self._of_version("drift", "Evidence of drift, where it is watched.")
         self.looks = self._of_version(
             "looks_otherwise", "1 once pictures look otherwise than the first ones did."
