@@ -1,19 +1,19 @@
 """How scoring on a cluster scales from 1 to 64 workers, by simulation from measured times.
 
-    python benchmarks/scaling.py part.blemish PICTURES --results benchmarks/results/scaling.jsonl
+    python benchmarks/scaling.py --results benchmarks/results/scaling.jsonl
 
 First it measures on this machine, in processor time of one core: what a picture costs to decode and
-to score (`Scorer`), and what Ray itself costs a block of pictures (`overheads`: a pipeline of the
-same stages that does nothing, so that all its time is Ray's), on the driver, which is one process
-however large the cluster is, and in the workers. Then blocks go through a model of the cluster
-(SimPy): driver, storage, decoding and scoring, each with its places and a queue, and as much in
-flight as back-pressure lets in. One row for each number of workers: pictures/s, the share of the
-time in which each part was busy, and which of them holds the others up.
+to score, by the very code of the workers, and what Ray itself costs a block of pictures, by a
+pipeline of the same stages that does nothing, so that all its time is Ray's: on the driver (the
+command and Ray's control service, one each however large the cluster is) and in the workers (with
+the daemon of their machine). Then blocks go through a model of the cluster (SimPy): driver,
+storage, decoding and scoring, each with its places and a queue, and as much in flight as
+back-pressure lets in. One row for each number of workers: pictures/s, the share of the time in
+which each part was busy, and which of them holds the others up.
 
-A worker is a scoring process on `--cores` cores of its machine, with one more core that decodes.
-Times vary from block to block as the measured ones did (log-normal). What it leaves out: nodes that
-fail, other users of the storage, and networks between the nodes (blocks are scored where they were
-decoded, as Ray prefers).
+A worker is a scoring process on a core, with one more core that decodes. Times vary from block to
+block as the measured ones did (log-normal). What it leaves out: nodes that fail, other users of the
+storage, and networks between the nodes (blocks are scored where they were decoded, as Ray prefers).
 """
 
 from __future__ import annotations
@@ -22,14 +22,28 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import asdict, dataclass
+import tempfile
+import time
+from collections.abc import Generator, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
+import pyarrow as pa
 import simpy
+from scale import fitted, made
+
+from blemish.bench.conditions import checkout
+from blemish.machine import cores, cpu_name
+from blemish.scale import predict as scale
+from blemish.scale.artifacts import shipped
+from blemish.scale.cluster import joined
+from blemish.scale.decoding import Decoding, watching
+from blemish.scale.scorer import Scorer, Settings
+from blemish.scale.sources import found, units
 
 PARTS = ("driver", "storage", "decoding", "scoring")
 WORKERS = (1, 2, 4, 8, 16, 32, 64)
@@ -128,3 +142,126 @@ def simulate(times: Times, workers: int, *, blocks: int = 0, seed: int = 0) -> O
         busy=busy,
         holds_up=max(busy, key=busy.__getitem__),
     )
+
+
+def service(artifact: Path, folder: Path) -> dict[str, Any]:
+    """What a picture costs to decode and to score here, in seconds of a core."""
+    brought = shipped(artifact)
+    how = Settings(threads=1)
+    here = Scorer(brought, threads=1)
+    rows = found(folder, None).rows
+    size = scale.unit_size(here.loader.reading, how.batch_size, len(rows), 1)
+    parts = [part.combine_chunks() for part in units(rows, size)]
+    decode = Decoding(here.loader.reading, None, size, watching())
+    score = scale._Actor(brought, how)
+    times: dict[str, list[float]] = {"decode": [], "score": []}
+    for number, part in enumerate(parts):
+        began = time.process_time()
+        blocks = list(decode(part))
+        decoded = time.process_time()
+        for block in blocks:
+            score(block)
+        if number and len(part) == size:  # the first one warms up
+            times["decode"].append((decoded - began) / size)
+            times["score"].append((time.process_time() - decoded) / size)
+    spread = max(float(np.std(each) / np.mean(each)) for each in times.values())
+    bytes_ = [one.stat().st_size for one in folder.iterdir()]
+    return {
+        "block": size,
+        "spread": spread,
+        "megabytes": float(np.mean(bytes_)) / 1e6,
+        **{name: float(np.mean(each)) for name, each in times.items()},
+        "decoded_bytes": blocks[0].nbytes // max(len(blocks[0]), 1),
+    }
+
+
+class _Idle:
+    """In the place of who scores."""
+
+    def __call__(self, block: Any) -> Any:
+        return block.select(["id"])
+
+
+def overheads(blocks: int, pictures: int, each: int) -> dict[str, float]:
+    """What Ray costs a block, in seconds of a core. Args: each: bytes of a decoded picture."""
+    import ray
+    import ray.data
+
+    content = pa.array([b"\0" * each] * pictures)
+
+    def idle(block: Any) -> Any:
+        return block.append_column("pixels", content)
+
+    ids = pa.table({"id": [str(number) for number in range(pictures)]})
+    how = {"batch_format": "pyarrow", "batch_size": None}
+    dataset = (
+        ray.data.from_arrow([ids] * blocks)
+        .map_batches(idle, num_cpus=1, memory=scale._DECODING_BYTES, **how)
+        .map_batches(_Idle, compute=ray.data.ActorPoolStrategy(size=2), num_cpus=1, **how)
+    )
+    marks = []
+    for number, _ in enumerate(dataset.iter_batches(batch_size=None, batch_format="pyarrow")):
+        if number in (blocks // 5, blocks - 1):
+            marks.append((number, _spent()))
+    (first, before), (last, after) = marks
+    return {name: (after[name] - before[name]) / (last - first) for name in after}
+
+
+def _spent() -> dict[str, float]:
+    here = psutil.Process()
+    found = {"driver": sum(here.cpu_times()[:2]), "worker": 0.0}
+    for one in here.children(recursive=True):
+        try:
+            name, times = one.name(), one.cpu_times()
+        except psutil.NoSuchProcess:
+            continue
+        found["driver" if "gcs" in name else "worker"] += times.user + times.system
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--artifact", type=Path, help="[default: one that is fitted here]")
+    parser.add_argument("--pictures", type=Path, help="a folder [default: small ones, made here]")
+    parser.add_argument("--method", default="padim")
+    parser.add_argument("--backbone", default="efficientnet_lite0")
+    parser.add_argument("--side", type=int, default=224)
+    parser.add_argument(
+        "--bandwidth", type=float, default=1000.0, help="megabytes/s of the storage"
+    )
+    parser.add_argument("--latency", type=float, default=0.02, help="seconds to open a file")
+    parser.add_argument("--results", type=Path)
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as scratch, joined():
+        folder = options.pictures or made(Path(scratch) / "pictures", 1200)
+        artifact = options.artifact or fitted(
+            Path(scratch), options.method, options.backbone, options.side
+        )
+        told = service(artifact, folder)
+        each = told.pop("decoded_bytes")
+        times = Times(
+            **told,
+            **overheads(300, told["block"], each),
+            bandwidth=options.bandwidth,
+            latency=options.latency,
+        )
+    commit, dirty = checkout()
+    conditions = {
+        **{"what": "scaling", "date": datetime.now(UTC).isoformat(timespec="seconds")},
+        **{"commit": commit, "dirty": dirty, "cpu": cpu_name(), "cores": cores()},
+        **{"method": options.method, "backbone": options.backbone, "image_size": options.side},
+    }
+    for workers in WORKERS:
+        outcome = simulate(times, workers)
+        row = {**conditions, "times": asdict(times), **asdict(outcome)}
+        without = simulate(replace(times, worker=0.0, driver=0.0), workers)
+        row["without_ray"] = without.pictures_per_second
+        print(json.dumps(row), flush=True)
+        if options.results:
+            with options.results.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
