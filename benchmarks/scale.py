@@ -6,11 +6,11 @@
 Pictures are made here. Each case is a row:
 
     throughput  two workers of one thread on a Ray of this machine, and `blemish predict` with two
-                threads on the same pictures, in turns, each in a process of its own. Rates are of
-                the time between the first rows and the last, so that neither start counts; the
-                whole times stand beside them. `processor_ratio` is the same by processor time,
-                which other work on the machine hardly moves. `memory_mib`: the most that the
-                process that was started had at each tenth of the pictures.
+                threads on the same pictures, in turns, each in a process of its own, and on a few
+                pictures before. Rates are of what the others took longer than the few, so that no
+                start counts; the whole times stand beside them. `processor_ratio` is the same by
+                processor time, which other work on the machine hardly moves. `memory_mib`: of the
+                process that was started, at each tenth of the pictures.
     worker      a process that scores is killed in the middle, and one that decodes
     node        a whole node of three is killed in the middle
     driver      the process that was started is killed in the middle, and started again
@@ -303,34 +303,38 @@ _MEASURED = """if True:
             for rows, one in enumerate(found.predict_many(pictures), start=1):
                 file.write(json.dumps(row_of(one)) + "\\n")
                 tell("scoring", rows, len(pictures))
-    print(json.dumps(dict(marks=marks, seconds=time.monotonic() - began)))
+    last = marks[-1]
+    told = dict(rows=last["rows"], seconds=last["clock"] - began, cpu=last["cpu"])
+    print(json.dumps({**told, "memory": [round(mark["memory"]) for mark in marks]}))
 """
+
+
+def _spent(kind: str, artifact: Path, folder: Path, output: Path) -> dict[str, Any]:
+    """Rows, seconds, processor seconds and memory of one process and those that it started."""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    command = [sys.executable, "-c", _MEASURED, kind, str(artifact), str(folder), str(output)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+    told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return told
 
 
 def throughput(artifact: Path, folder: Path, output: Path, rounds: int = 2) -> dict[str, Any]:
     """Both in turns."""
+    few = made(output.with_name("few"), 64, seed=2)
     rates: dict[str, list[float]] = {"ray": [], "plain": []}
     costs: dict[str, list[float]] = {"ray": [], "plain": []}
     whole: dict[str, list[float]] = {"ray": [], "plain": []}
     memory: list[float] = []
-    environment = {**os.environ, "OMP_NUM_THREADS": ""}
-    del environment["OMP_NUM_THREADS"]
     for number in range(rounds):
         for kind in rates:
             place = output if (kind, number) == ("ray", 0) else Path(f"{output}-{kind}-{number}")
-            command = [sys.executable, "-c", _MEASURED, kind, artifact, folder, place]
-            done = subprocess.run(
-                list(map(str, command)), check=True, capture_output=True, text=True,
-                env=environment,
-            )  # fmt: skip
-            told = json.loads(done.stdout.splitlines()[-1])
-            first, last = told["marks"][0], told["marks"][-1]
-            rows = last["rows"] - first["rows"]
-            rates[kind].append(rows / (last["clock"] - first["clock"]))
-            costs[kind].append((last["cpu"] - first["cpu"]) / rows)
+            start = _spent(kind, artifact, few, Path(f"{output}-few-{kind}-{number}"))
+            told = _spent(kind, artifact, folder, place)
+            rows = told["rows"] - start["rows"]
+            rates[kind].append(rows / max(told["seconds"] - start["seconds"], 1e-9))
+            costs[kind].append((told["cpu"] - start["cpu"]) / rows)
             whole[kind].append(told["seconds"])
-            if kind == "ray":
-                memory = [round(mark["memory"]) for mark in told["marks"]]
+            memory = told["memory"] if kind == "ray" else memory
     mean = {kind: float(np.mean(found)) for kind, found in rates.items()}
     cost = {kind: float(np.mean(found)) for kind, found in costs.items()}
     return {
