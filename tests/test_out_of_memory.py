@@ -103,15 +103,15 @@ def test_a_batch_too_large_for_memory_is_scored_in_halves(
     new = [np.flipud(pixels).copy() for pixels in GOOD]  # those that were learned score nearly 0
     expected = [result.score for result in detector.predict_many(new, batch_size=1)]
     assert min(expected) > 0.01
-    score, seen = detector.method.score, []
+    judge, seen = detector.method.judge, []
 
-    def small_only(images: Any) -> Any:
+    def small_only(features: Any, images: Any) -> Any:
         seen.append(len(images))
         if len(images) > limit:
             raise RAN_OUT[2]
-        return score(images)
+        return judge(features, images)
 
-    monkeypatch.setattr(detector.method, "score", small_only)
+    monkeypatch.setattr(detector.method, "judge", small_only)
     results = list(detector.predict_many([*new[:2], b"broken", *new[2:]], batch_size=5))
     assert isinstance(results.pop(2), Failure)
     assert [result.score for result in results] == pytest.approx(expected, abs=1e-5)
@@ -122,14 +122,14 @@ def test_a_batch_too_large_for_memory_is_scored_in_halves(
 def test_one_that_cannot_be_scored_even_alone_fails_alone(
     detector: blemish.Detector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    score = detector.method.score
+    judge = detector.method.judge
 
-    def not_white(images: Any) -> Any:
+    def not_white(features: Any, images: Any) -> Any:
         if (images.flatten(1).min(1).values > 0.5).any():
             raise RAN_OUT[2]
-        return score(images)
+        return judge(features, images)
 
-    monkeypatch.setattr(detector.method, "score", not_white)
+    monkeypatch.setattr(detector.method, "judge", not_white)
     white = np.full((40, 36, 3), 255, np.uint8)
     results = list(detector.predict_many([GOOD[0], GOOD[1], white, GOOD[2]], batch_size=4))
     assert [isinstance(result, Failure) for result in results] == [False, False, True, False]
@@ -139,10 +139,10 @@ def test_one_that_cannot_be_scored_even_alone_fails_alone(
 def test_another_error_of_the_model_is_not_taken_for_that(
     detector: blemish.Detector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(images: Any) -> Any:
+    def broken(features: Any, images: Any) -> Any:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
-    monkeypatch.setattr(detector.method, "score", broken)
+    monkeypatch.setattr(detector.method, "judge", broken)
     with pytest.raises(RuntimeError, match="mat1"):
         list(detector.predict_many(GOOD[:2]))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,6 +15,7 @@ from blemish.serve.pages.rendering import count, hour, percent, score
 from blemish.store.counting import Histogram, Rate
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 8.0, 8.0, 16.0, 22.0
+_NAME = 52.0  # that the name of an hour or a day takes, and some room
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def rates(found: Sequence[Rate], *, width: float = 640, height: float = 132) -> 
     frame = Frame(width, height, 0, max(len(found), 12))
     most = max(max(one.rate for one in found), 0.02)
     parts = []
-    step = max(1, len(found) // 6)
+    step = max(1, len(found) // 6, math.ceil(_NAME / (frame.x(1) - frame.x(0))))
     for at, one in enumerate(found):
         tall = (frame.floor - _TOP) * one.rate / most
         x, wide = frame.x(at), max(frame.x(at + 1) - frame.x(at) - 2, 1)
