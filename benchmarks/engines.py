@@ -177,13 +177,16 @@ def detectors(
         yield name, detector, path, {**told, "file_mib": round(size / 2**20, 1)}
 
 
-def rows(options: argparse.Namespace, method: str, side: int, data: Path | None, folder: Path):
-    """The rows of a method at a size."""
+def learned(
+    options: argparse.Namespace, method: str, side: int, data: Path | None, folder: Path
+) -> tuple[Detector, Path, Sequence[Any], Sequence[Any]]:
+    """A detector of a method at a size, its file, the good pictures, and those of them that it did
+    not learn from, which the graphs of other precisions are calibrated on."""
     good: Sequence[Any] = pictures(24, 300, 0)
     if data is not None:
         own = [one for one in layouts.read(data).train() if one.label == NORMAL]
         good = [one.path for one in own[:: max(1, len(own) // options.train)]]
-    held = good[::4]  # which the graphs of other precisions are calibrated on
+    held = good[::4]
     kept = [one for one in good if not any(one is other for other in held)]
     pairs = (each.split("=", 1) for each in options.set)
     settings = {key: json.loads(value) for key, value in pairs}
@@ -194,7 +197,12 @@ def rows(options: argparse.Namespace, method: str, side: int, data: Path | None,
         method, kept, image_size=side, precision="fp32", device=options.device,
         **{**quick, **scale, **asked},
     )  # fmt: skip
-    fitted = detector.save(folder / f"{method}-{side}.blemish")
+    return detector, detector.save(folder / f"{method}-{side}.blemish"), good, held
+
+
+def rows(options: argparse.Namespace, method: str, side: int, data: Path | None, folder: Path):
+    """The rows of a method at a size."""
+    detector, fitted, good, held = learned(options, method, side, data, folder)
     side = detector.preprocessing.height  # rounded to what the backbone divides
     ready = np.random.default_rng(0).normal(size=(options.batch, 3, side, side)).astype(np.float32)
     cpu = blemish.load(fitted, device="cpu", precision="fp32")

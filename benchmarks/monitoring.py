@@ -35,7 +35,7 @@ CHANGES = {
     "76 % score higher": (1.0, 1.0),
     "spread × 1.5": (0.0, 1.5),
 }
-SEASONS = ((200, 20, False), (500, 60, True), (3000, 300, True), (3000, 1000, False))
+SEASONS = ((200, 20), (500, 60), (3000, 300), (3000, 1000))
 TIMES = 200
 
 
@@ -84,9 +84,9 @@ def with_never(first: np.ndarray, begins: int) -> np.ndarray:
     return np.where(late == NEVER, math.inf, late - begins + 1.0)
 
 
-def coverage(pictures: int, budget: int, turns: bool) -> list[dict[str, Any]]:
+def coverage(pictures: int, budget: int) -> list[dict[str, Any]]:
     right = truth(THRESHOLD)
-    kept = [reviewed(seed, pictures, budget, turns) for seed in range(TIMES)]
+    kept = [reviewed(seed, pictures, budget) for seed in range(TIMES)]
     rows = []
     for way in ("weighted", "random share"):
         for level in (0.9, 0.95):
@@ -102,7 +102,7 @@ def coverage(pictures: int, budget: int, turns: bool) -> list[dict[str, Any]]:
                 rows.append(
                     {
                         "what": "coverage",
-                        **{"pictures": pictures, "budget": budget, "turns": turns},
+                        **{"pictures": pictures, "budget": budget},
                         **{"way": way, "level": level, "rate": name, "true": right[name]},
                         "mean": float(np.mean(values)),
                         "covered": float(
@@ -137,23 +137,23 @@ def page(rows: list[dict[str, Any]]) -> str:
         )
     lines += [
         "",
-        "| pictures | reviewed | turn | rate | true | mean | held at 90 % | held at 95 % | width "
+        "| pictures | reviewed | rate | true | mean | held at 90 % | held at 95 % | width "
         "at 95 % | width by the random share |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     by = {
-        (row["pictures"], row["budget"], row["turns"], row["rate"], row["way"], row["level"]): row
+        (row["pictures"], row["budget"], row["rate"], row["way"], row["level"]): row
         for row in rows
         if row["what"] == "coverage"
     }
-    for pictures, budget, turns in SEASONS:
+    for pictures, budget in SEASONS:
         for name in RATES:
             one, two, other = (
-                by[pictures, budget, turns, name, way, level]
+                by[pictures, budget, name, way, level]
                 for way, level in (("weighted", 0.9), ("weighted", 0.95), ("random share", 0.95))
             )
             lines.append(
-                f"| {pictures} | {budget} | {'yes' if turns else 'no'} | {name} | "
+                f"| {pictures} | {budget} | {name} | "
                 f"{one['true']:.3f} | {one['mean']:.3f} | {one['covered']:.3f} | "
                 f"{two['covered']:.3f} | {two['width']:.3f} | {other['width']:.3f} |"
             )

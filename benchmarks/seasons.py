@@ -27,12 +27,9 @@ def truth(threshold: float) -> dict[str, float]:
     return dict(zip(RATES, (alarm, miss, precision, DEFECTS), strict=True))
 
 
-def reviewed(
-    seed: int, pictures: int, budget: int, turns: bool = False
-) -> tuple[Sample, np.ndarray, Pool]:
+def reviewed(seed: int, pictures: int, budget: int) -> tuple[Sample, np.ndarray, Pool]:
     """A season: pictures with scores and sizes much as the queue's own, of which `budget` are
-    reviewed. With `turns` in two sittings, between which a version is promoted whose threshold, and
-    with it all sizes, follows what the first sitting found.
+    reviewed.
 
     Returns: the sample, bool N (which pictures are defects), the pool.
     """
@@ -40,24 +37,11 @@ def reviewed(
     bad = random.random(pictures) < DEFECTS
     scores = random.normal(size=pictures) + APART * bad
 
-    def sizes(at: float) -> np.ndarray:
-        apart = 2 * (scores - at)
-        near = np.exp(np.where(apart > 0, -apart / 4, apart))
-        return 0.2 + 0.8 * near / near.mean()
-
-    size = sizes(THRESHOLD)
+    apart = 2 * (scores - THRESHOLD)
+    near = np.exp(np.where(apart > 0, -apart / 4, apart))
+    size = 0.2 + 0.8 * near / near.mean()
     by_chance = random.exponential(size=pictures) / 0.2
     other = random.exponential(size=pictures) / (size - 0.2)
-    start, turn, began = np.zeros(pictures), np.zeros(pictures, int), []
-    if turns:
-        first = np.argsort(np.minimum(by_chance, other))
-        clock = float(np.minimum(by_chance, other)[first[budget // 2]])
-        begun = np.minimum(by_chance, other) >= clock
-        found = scores[first[: budget // 2]][bad[first[: budget // 2]]]
-        size = np.where(begun, sizes(float(found.mean()) if len(found) else 1.0), size)
-        again = clock + random.exponential(size=pictures) / (size - 0.2)
-        other = np.where(begun, again, other)
-        start, turn, began = np.where(begun, clock, 0.0), begun.astype(int), [clock]
     priority = np.minimum(by_chance, other)
     order = np.argsort(priority)
     answers = [
@@ -69,8 +53,6 @@ def reviewed(
                 size=float(size[at]),
                 share=0.2,
                 random=float(by_chance[at]),
-                start=float(start[at]),
-                turn=int(turn[at]),
             ),
             arrived=float(at),
             score=float(scores[at]),
@@ -82,4 +64,4 @@ def reviewed(
         Waiting(priority=float(priority[at]), arrived=float(at))
         for at in order[budget : budget + 1]
     ]
-    return sample(answers, waiting, began), bad, Pool(scores=scores, sizes=size)
+    return sample(answers, waiting), bad, Pool(scores=scores, sizes=size)

@@ -77,16 +77,18 @@ def write_inputs(folder: Path) -> None:
 def jobs(inputs: Path) -> list[Job]:
     """fit, predict, refine, pretrain, watch, export and calibrate, on what `write_inputs` has
     written."""
+    return [*_of_artifacts(inputs), *_of_graphs(inputs)]
+
+
+def _nothing(_: Path) -> None:
+    return
+
+
+def _of_artifacts(inputs: Path) -> list[Job]:
     good, new = inputs / "good", inputs / "new"
 
     def old_artifact(folder: Path) -> None:
         shutil.copy(inputs / "lda.blemish", folder / "part.blemish")
-
-    def old_export(folder: Path) -> None:
-        shutil.copy(inputs / "knn.onnx", folder / "part.onnx")
-
-    def nothing(_: Path) -> None:
-        return
 
     return [
         Job(
@@ -95,7 +97,7 @@ def jobs(inputs: Path) -> list[Job]:
                 *("fit", "agpnet", good, "-o", folder / "part.blemish", *FIT, *SMALL, *STEPS),
             ),
             ("--resume",),
-            nothing,
+            _nothing,
             lambda folder: {"tensors": _tensors(folder / "part.blemish")},
             ("part.blemish", "part.blemish.training"),
         ),
@@ -106,7 +108,7 @@ def jobs(inputs: Path) -> list[Job]:
                 *("--report", folder / "report.html", *DEVICE, "--batch-size", "3"),
             ),
             ("--resume",),
-            nothing,
+            _nothing,
             lambda folder: {"rows": _rows(folder / "out" / "predictions.jsonl")},
         ),
         Job(
@@ -123,7 +125,7 @@ def jobs(inputs: Path) -> list[Job]:
                 *("pretrain", good, "-o", folder / "encoder.safetensors", *APMASK, *STEPS),
             ),
             ("--resume",),
-            nothing,
+            _nothing,
             lambda folder: {"tensors": _tensors(folder / "encoder.safetensors")},
             ("encoder.safetensors", "encoder.safetensors.training"),
         ),
@@ -134,9 +136,17 @@ def jobs(inputs: Path) -> list[Job]:
                 *("--sort", "copy", *DEVICE, "--batch-size", "3"),
             ),
             (),
-            nothing,
+            _nothing,
             lambda folder: {"rows": _rows(folder / "out" / "predictions.jsonl")},
         ),
+    ]
+
+
+def _of_graphs(inputs: Path) -> list[Job]:
+    def old_export(folder: Path) -> None:
+        shutil.copy(inputs / "knn.onnx", folder / "part.onnx")
+
+    return [
         Job(
             "export",
             lambda folder: ("export", inputs / "knn.blemish", "-o", folder / "part.onnx"),
@@ -149,14 +159,14 @@ def jobs(inputs: Path) -> list[Job]:
             "export, .xml",
             lambda folder: ("export", inputs / "knn.blemish", "-o", folder / "part.xml"),
             (),
-            nothing,
+            _nothing,
             lambda folder: {"graph": _graph(folder / "part.xml")},
             ("part.xml",),
         ),
         Job(
             "calibrate",
             lambda folder: (
-                *("calibrate", folder / "part.onnx", new, "-o", folder / "part.onnx"),
+                *("calibrate", folder / "part.onnx", inputs / "new", "-o", folder / "part.onnx"),
                 *("--false-alarm-rate", "0.2", "--threads", "1"),
             ),
             (),

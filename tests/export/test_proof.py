@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import scipy.stats
-from parts import Fitted, part
+from exports import traced_once
+from parts import Fitted, part, settings_of
 
+import blemish
 from blemish.detector.predict import Detector
 from blemish.engines.base import Engine, Input, Outputs
+from blemish.errors import ExportError
+from blemish.export.exporting import export
 from blemish.export.proof import LIMITS, Proof, compare
 
 
@@ -115,3 +120,26 @@ def test_without_stored_scores_the_pictures_give_the_unit(fitted: Fitted) -> Non
     assert found.unit_of == "compared pictures"
     assert found.deviation == pytest.approx(np.std([1, 2, 3]))
     assert found.score == pytest.approx(0.5 / found.deviation)
+
+
+def test_a_wrong_engine_is_found_by_generated_pictures(tmp_path: Path) -> None:
+    """OpenVINO 2026.4 computes a square product of this network as if it were transposed."""
+    good = [part(seed) for seed in range(24)]
+    classifier = {"recipe": "paper-classifier", "layers": (1, 2)}
+    defects = {"anomalies": [part(200 + seed, defect=True) for seed in range(3)]}
+    fitted = blemish.fit("atacnet", good, **{**settings_of("atacnet"), **defects, **classifier})
+    path = fitted.save(tmp_path / "part.blemish")
+    artifact = blemish.load(path, precision="fp32", device="cpu")
+    fault = ""
+    with traced_once():
+        assert export(path, tmp_path / "part.onnx").proof.of == "generated"
+        try:
+            found = export(path, tmp_path / "part.xml").detector.predict(part(90)).anomaly_map
+        except ExportError as error:
+            fault = str(error)
+    if fault:
+        assert "anomaly maps differ from the detector's by up to" in fault
+        assert not (tmp_path / "part.xml").exists()
+    else:  # a version that computes it right
+        wanted = artifact.predict(part(90)).anomaly_map
+        assert np.abs(wanted - found).max() <= 1e-3 * np.std(artifact.record.calibration_scores)

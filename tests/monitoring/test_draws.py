@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from blemish.errors import ConfigError
-from blemish.monitoring.draws import Draw, heaviest, race, uniform, weights
+from blemish.monitoring.draws import Draw, race, uniform, weights
 
 SIZES = {"random": 0.2, "threshold": 0.5, "unseen": 0.1}
 
@@ -47,46 +47,27 @@ def test_the_next_is_drawn_in_proportion_to_size() -> None:
 
 
 def test_every_picture_counts_once_on_average() -> None:
-    """With two turns, also for one that came in the second, and whatever its sizes were."""
-    turn, clock = 0.7, 1.9
-    totals = np.zeros(3)
+    """Whatever its size is."""
+    clock, totals = 1.9, np.zeros(3)
     for seed in range(6000):
-        old = race("old", SIZES, seed=seed)
-        if old.priority >= turn:
-            old = race("old", {**SIZES, "threshold": 1.5}, seed=seed, start=turn, turn=1)
-        kept = race("kept", SIZES, seed=seed)  # nobody set its size anew
-        new = race("new", {**SIZES, "threshold": 0.05}, seed=seed, turn=1)
-        totals += weights([old, kept, new], clock, [turn])
+        for at, more in enumerate((0.5, 1.5, 0.05)):
+            draw = race(str(at), {**SIZES, "threshold": more}, seed=seed)
+            totals[at] += weights(draw.size, clock) if draw.priority < clock else 0
     assert np.allclose(totals / 6000, 1, atol=0.06)
 
 
-def test_the_random_share_runs_through_all_turns() -> None:
-    first = [race(str(at), SIZES, seed=1) for at in range(3000)]
-    left = [one for one in first if one.priority >= 0.5]
-    sizes = {"random": 0.2, "unseen": 9}
-    again = [race(one.picture, sizes, seed=1, start=0.5, turn=1) for one in left]
-    assert [one.random for one in again] == [one.random for one in left]
-    assert all(one.priority > 0.5 for one in again)
-    drawn = next(one for one in first if one.random < 0.5)
-    with pytest.raises(ConfigError, match="keeps its place"):
-        race(drawn.picture, SIZES, seed=1, start=0.5, turn=1)
-
-
 def test_weights_at_the_ends() -> None:
-    draw = race("a", SIZES, seed=1)
-    assert weights([draw], math.inf).tolist() == [1]
-    assert weights([draw], math.inf, [0.1]).tolist() == [1]
-    assert weights([draw], draw.priority).tolist() == [0]
-    late = weights([draw], draw.priority + 1)[0]
-    assert late == pytest.approx(1 / -math.expm1(-0.8 * (draw.priority + 1)))
-    assert late <= heaviest(0.2, draw.priority + 1)
-    assert float(heaviest(0.2, math.inf, [0.5])) == 1
+    assert weights([0.2, 0.8], math.inf).tolist() == [1, 1]
+    assert weights([0.2, 0.8], 3.0) == pytest.approx([1 / -math.expm1(-0.6), 1 / -math.expm1(-2.4)])
+    assert weights(0.8, 1e-9) == pytest.approx(1.25e9)
 
 
 def test_records() -> None:
     draw = race("a", SIZES, seed=1)
     assert Draw.from_dict(json.loads(json.dumps(draw.to_dict()))) == draw
-    for change in ({"size": 0.0}, {"priority": -1.0}, {"share": 2.0}, {"other": 1}):
+    before = {**draw.to_dict(), "start": 0.0, "turn": 0}  # as it was once written
+    assert Draw.from_dict(json.loads(json.dumps(before))) == draw
+    for change in ({"size": 0.0}, {"priority": -1.0}, {"share": 2.0}, {"other": 1}, {"start": 0.1}):
         with pytest.raises(ConfigError, match="not the record of a draw"):
             Draw.from_dict({**draw.to_dict(), **change})
     with pytest.raises(ConfigError, match="needed: 'random' > 0"):

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blemish.monitoring.comparing import compare
-from blemish.monitoring.draws import Draw, heaviest, race, weights
+from blemish.monitoring.draws import Draw, race, weights
 from blemish.monitoring.drift import Monitor, Reference
 from blemish.monitoring.estimates import Answer, Waiting, curve, figures, sample
 from blemish.monitoring.queue import Candidate, Opinion, Queue
@@ -22,15 +22,13 @@ quick = settings(max_examples=30, deadline=None, derandomize=True)
 
 
 @st.composite
-def reviews(draw: st.DrawFn) -> tuple[list[Answer], list[Waiting], list[float]]:
+def reviews(draw: st.DrawFn) -> tuple[list[Answer], list[Waiting]]:
     verdict = st.lists(st.sampled_from(["good", "defect", "unsure"]), min_size=1, max_size=3)
-    turns = sorted(draw(st.lists(st.floats(0, 5, allow_subnormal=False), max_size=3)))
     count = draw(st.integers(0, 12))
     rows = []
     for at in range(count):
         sizes = {"random": 0.2, "threshold": draw(st.floats(0, 40))}
-        turn = draw(st.integers(0, len(turns)))
-        rows.append(race(str(at), sizes, seed=draw(st.integers(0, 5)), turn=turn))
+        rows.append(race(str(at), sizes, seed=draw(st.integers(0, 5))))
     answers = [
         Answer(
             draw=row if draw(st.booleans()) or draw(st.booleans()) else None,
@@ -42,18 +40,18 @@ def reviews(draw: st.DrawFn) -> tuple[list[Answer], list[Waiting], list[float]]:
         for at, row in enumerate(rows)
     ]
     waits = st.builds(Waiting, priority=st.floats(1e-9, 30), arrived=st.floats(-1, 20))
-    return answers, draw(st.lists(waits, max_size=4)), turns
+    return answers, draw(st.lists(waits, max_size=4))
 
 
 @quick
 @given(reviews(), SCORES, st.floats(0.5, 0.999))
 def test_intervals_are_intervals(
-    given_: tuple[list[Answer], list[Waiting], list[float]], threshold: float, level: float
+    given_: tuple[list[Answer], list[Waiting]], threshold: float, level: float
 ) -> None:
-    answers, waiting, turns = given_
-    found = sample(answers, waiting, turns)
+    answers, waiting = given_
+    found = sample(answers, waiting)
     assert len(found.scores) + sum(found.left_out.values()) == len(answers)
-    assert (found.counts > (0 if turns else 1 - 1e-12)).all()
+    assert (found.counts >= 1).all()
     assert (found.counts <= found.largest * (1 + 1e-9)).all()
     for one in figures(found, threshold, level=level).values():
         assert 0 <= one.low <= one.high <= 1
@@ -71,18 +69,13 @@ def test_intervals_are_intervals(
     st.floats(0.05, 1),
     st.floats(0, 30),
     st.integers(0, 10**6),
-    st.lists(st.floats(0, 9), max_size=3).map(sorted),
     st.floats(1e-6, 1e3),
 )
 def test_weights_are_within_their_bounds(
-    share: float, more: float, seed: int, turns: list[float], clock: float
+    share: float, more: float, seed: int, clock: float
 ) -> None:
     draw = race("a", {"random": share, "unseen": more}, seed=seed)
-    weight = weights([draw], clock, turns)[0]
-    assert weight == 0 or draw.priority < clock
-    assert weight == 0 or (0 if turns else 1 - 1e-12) < weight <= heaviest(share, clock, turns) * (
-        1 + 1e-9
-    )
+    assert 1 <= weights(draw.size, clock) <= weights(share, clock) * (1 + 1e-9)
     assert 0 <= draw.probability <= 1
     assert Draw.from_dict(draw.to_dict()) == draw
 
@@ -139,11 +132,11 @@ def test_any_numbers_can_be_compared(values: list[float], seed: int) -> None:
 @quick
 @given(reviews())
 def test_the_moment_is_the_one_with_which_most_count(
-    given_: tuple[list[Answer], list[Waiting], list[float]],
+    given_: tuple[list[Answer], list[Waiting]],
 ) -> None:
     """Against a look at every picture that waits, each as the next in line."""
-    answers, waiting, turns = given_
-    found = sample(answers, waiting, turns)
+    answers, waiting = given_
+    found = sample(answers, waiting)
     placed = [(one.draw.priority, one.arrived) for one in answers if one.draw is not None]
     best, clock = (-1, 0.0, math.inf), math.inf
     line = sorted(waiting, key=lambda one: (one.arrived, one.priority))
@@ -160,15 +153,15 @@ def test_the_moment_is_the_one_with_which_most_count(
 @quick
 @given(reviews())
 def test_few_of_those_that_wait_matter(
-    given_: tuple[list[Answer], list[Waiting], list[float]],
+    given_: tuple[list[Answer], list[Waiting]],
 ) -> None:
-    answers, waiting, turns = given_
+    answers, waiting = given_
     line = sorted(waiting, key=lambda one: (one.arrived, one.priority))
     arrived, priority = (
         np.array([getattr(one, name) for one in line]) for name in ("arrived", "priority")
     )
     few = first_in_line(arrived, priority)
     assert len(few) <= len(waiting)
-    found, wanted = sample(answers, few, turns), sample(answers, waiting, turns)
+    found, wanted = sample(answers, few), sample(answers, waiting)
     assert found.left_out == wanted.left_out
     np.testing.assert_array_equal(found.counts, wanted.counts)

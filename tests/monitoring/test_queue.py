@@ -164,22 +164,16 @@ def test_old_scores_are_forgotten() -> None:
     assert len(json.dumps(state)) < 1e6
 
 
-def test_a_new_turn() -> None:
+def test_a_state_that_was_written_when_there_were_turns() -> None:
     queue = Queue(seed=1)
-    placed = [(score, queue.place(candidate(at, score))) for at, score in enumerate(scores(400))]
-    clock = 0.3
-    queue.turn(clock)
-    moved = [queue.again(draw, candidate(draw.picture, score, 0.0)) for score, draw in placed]
-    for (_, before), after in zip(placed, moved, strict=True):
-        if before.priority < clock:
-            assert after is before
-        else:
-            assert after.turn == 1
-            assert after.start == clock < after.priority
-            assert after.random == before.random
-    assert queue.again(moved[-1], candidate(399, 0.0, 0.0)) is moved[-1]
-    with pytest.raises(ConfigError, match="and cannot go to"):
-        queue.turn(0.1)
+    for at, score in enumerate(scores(20)):
+        queue.place(candidate(at, score))
+    state = json.loads(json.dumps(queue.to_dict()))
+    placed = [{**one, "start": 0.0, "turn": 0} for one in state["placed"]]
+    before = Queue.from_dict({**state, "turns": [], "placed": placed})
+    assert before.to_dict() == state
+    for name in (3, "new"):
+        assert before.place(candidate(name, 1.0)) == queue.place(candidate(name, 1.0))
 
 
 def test_without_a_threshold() -> None:

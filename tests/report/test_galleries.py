@@ -287,6 +287,45 @@ def test_pictures_that_go_before_they_are_drawn_are_listed(
     assert Image.open(io.BytesIO(made.files[2].read_bytes())).format == "PNG"
 
 
+def check_compared(
+    shown: Sequence[figures.Row],
+    options: dict[str, Any],
+    rows: dict[str, Any],
+    mvtec: Path,
+) -> None:
+    """The gallery shows the pictures at both ends of the first detector's scores, as both see them.
+
+    Args: rows: of the evaluations of "part" and "padim $x$".
+    """
+    of = {
+        kind: [Path(row["path"]).name for row in ranked(rows["part"]) if row["defect"] == kind]
+        for kind in ("dark", "square", "good")
+    }
+    ends = [of["dark"][0], of["dark"][-1], of["square"][0], of["square"][-1]]
+    heads = ["defect, high score", "defect, low score"] * 2
+    assert titles(shown) == [
+        *zip(heads, ends, strict=True),
+        ("good, high score", of["good"][0]),
+    ]
+    assert options["columns"] == ["picture", "mask", "by part", "by padim $x$"]
+    assert [len(row.tiles) for row in shown] == [4, 4, 4, 4, 3]
+    scores = {(name, row["path"]): row for name, own in rows.items() for row in own}
+    for one, (_, file) in zip(shown, titles(shown), strict=True):
+        lines = one.caption.split("\n")
+        kind = next((kind for kind in ("dark", "square") if kind in lines), "good")
+        tiles, words = one.tiles, one.labels
+        assert (tiles["by part"] != tiles["by padim $x$"]).any()
+        for name in rows:
+            row = scores[name, str(mvtec / "test" / kind / file)]
+            score, _, alarm = words[f"by {name}"].partition(", ")
+            assert float(score) == pytest.approx(row["score"], rel=2e-3)
+            assert alarm == ("alarm" if row["label"] else "")
+    assert options["note"].splitlines() == [
+        "High and low are the scores by part.",
+        "The outlines are the regions of defects that were found.",
+    ]
+
+
 def test_several_detectors_are_compared_on_the_same_pictures(
     run: Run,
     part: Path,
@@ -320,33 +359,7 @@ def test_several_detectors_are_compared_on_the_same_pictures(
         assert spread.threshold == rows[name][0]["threshold"]
     assert [each.shape[0] for each in drawn["embeddings"][0].values()] == [13, 13]
     shown, options = drawn["gallery"]
-    of = {
-        kind: [Path(row["path"]).name for row in ranked(rows["part"]) if row["defect"] == kind]
-        for kind in ("dark", "square", "good")
-    }
-    ends = [of["dark"][0], of["dark"][-1], of["square"][0], of["square"][-1]]
-    heads = ["defect, high score", "defect, low score"] * 2
-    assert titles(shown) == [
-        *zip(heads, ends, strict=True),
-        ("good, high score", of["good"][0]),
-    ]
-    assert options["columns"] == ["picture", "mask", "by part", "by padim $x$"]
-    assert [len(row.tiles) for row in shown] == [4, 4, 4, 4, 3]
-    scores = {(name, row["path"]): row for name, own in rows.items() for row in own}
-    for one, (_, file) in zip(shown, titles(shown), strict=True):
-        lines = one.caption.split("\n")
-        kind = next((kind for kind in ("dark", "square") if kind in lines), "good")
-        tiles, words = one.tiles, one.labels
-        assert (tiles["by part"] != tiles["by padim $x$"]).any()
-        for name in rows:
-            row = scores[name, str(mvtec / "test" / kind / file)]
-            score, _, alarm = words[f"by {name}"].partition(", ")
-            assert float(score) == pytest.approx(row["score"], rel=2e-3)
-            assert alarm == ("alarm" if row["label"] else "")
-    assert options["note"].splitlines() == [
-        "High and low are the scores by part.",
-        "The outlines are the regions of defects that were found.",
-    ]
+    check_compared(shown, options, rows, mvtec)
     status, _, err = run("figures", part, part, mvtec, "-o", tmp_path / "twice")
     assert (status, "named twice" in err) == (2, True)
 

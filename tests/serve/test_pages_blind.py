@@ -10,8 +10,8 @@ import pytest
 from live import Live, serving
 from playwright.sync_api import Page, expect
 from test_pages_browser import press, sent
-from test_pages_plain import csrf_of
-from test_pages_plain import page as text_of
+from visits import csrf_of
+from visits import page as text_of
 
 from blemish.store import Label
 

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from blemish.monitoring import draws
 from blemish.monitoring.estimates import figures
+from blemish.monitoring.queue import Queue
 from blemish.serve.reviewing import ALPHA, Reviewing
 from blemish.store import Descriptor, Label, OtherScore, Scored, Store
 
@@ -165,6 +167,30 @@ def test_figures_of_the_queue_hold_the_truth(store: Store) -> None:
     assert found["defect_share"].low <= share <= found["defect_share"].high
     # Of another version, which scored none of them, nothing is known.
     assert len(reviewing.judged("2").sample.scores) == 0
+
+
+def test_a_store_from_when_the_queue_had_turns(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw, queue = draws.Draw.to_dict, Queue.to_dict
+    with monkeypatch.context() as before:
+        before.setattr(draws.Draw, "to_dict", lambda one: {**draw(one), "start": 0.0, "turn": 0})
+        before.setattr(Queue, "to_dict", lambda one: {**queue(one), "turns": []})
+        reviewing = Reviewing(store, "part")
+        grown(store, 0, 60)
+        reviewing.catch_up()
+        reviewing.save()
+    records = store.records([f"{at:032x}" for at in range(60)], "part")
+    assert all((one["start"], one["turn"]) == (0, 0) for one in records.values())
+    first, again = order(store), Reviewing(store, "part")
+    for picture in first[:20]:
+        (one,) = again.coming("Ada", 1)
+        assert one.row.picture == picture
+        label(store, picture, "good")
+    counts = again.judged("1").sample.counts
+    clock = store.queue("part", limit=1)[0].priority
+    sizes = [records[one]["size"] for one in first[:20]]
+    assert sorted(counts) == pytest.approx(sorted(draws.weights(sizes, clock)))
 
 
 def test_pictures_that_a_version_has_seen_say_nothing_of_it(store: Store) -> None:

@@ -27,7 +27,7 @@ def drawn(number: int, **changes: Any) -> Draw:
 
 def test_places_in_the_queue(store: Store, scored: Make) -> None:
     store.add_predictions([scored(number) for number in range(4)])
-    record = {"size": 1.5, "turn": 0}
+    record = {"size": 1.5, "share": 0.2}
     first = drawn(1, priority=0.5, record=record)
     store.add_draws(
         [first, drawn(2, priority=0.25), drawn(3, priority=0.75), drawn(1, model="lid")]
@@ -126,9 +126,9 @@ def test_more_pictures_than_fit_into_a_statement(store: Store, scored: Make) -> 
 
 def test_notes(store: Store) -> None:
     assert store.note("queue part") is None
-    store.put_note("queue part", {"turns": [0.5], "text": "\0\udc80"})
-    store.put_note("queue part", {"turns": [0.5, 1.5]})
-    assert store.note("queue part") == {"turns": [0.5, 1.5]}
+    store.put_note("queue part", {"recent": [0.5], "text": "\0\udc80"})
+    store.put_note("queue part", {"recent": [0.5, 1.5]})
+    assert store.note("queue part") == {"recent": [0.5, 1.5]}
     with pytest.raises(ConfigError):
         store.put_note("queue part", {"x": float("inf")})
     with pytest.raises(ConfigError):

@@ -40,7 +40,7 @@ from numpy.typing import NDArray
 
 from blemish.errors import ConfigError, NonFiniteError
 from blemish.monitoring import beta
-from blemish.monitoring.draws import Draw, heaviest, weights
+from blemish.monitoring.draws import Draw, weights
 
 Floats = NDArray[np.float64]
 GOOD, DEFECT, UNSURE = 0, 1, -1
@@ -92,7 +92,7 @@ class Sample:
         scores: R. truths: R: 0 good, 1 defect, -1 unsure. counts: R weights, > 0.
         by_chance: R: whether the random share alone would have shown it by now.
         groups: of each.
-        clock, turns: of the race, see `draws`.
+        clock: of the race, see `draws`.
         largest: the greatest weight that any picture may have.
         until: only pictures that came before this are spoken of; None for all.
         left_out: answers that do not count: "unplaced" (looked at without the queue), "early"
@@ -106,7 +106,6 @@ class Sample:
     by_chance: NDArray[np.bool_]
     groups: tuple[Mapping[str, str], ...]
     clock: float
-    turns: tuple[float, ...]
     largest: float
     until: float | None
     left_out: Mapping[str, int]
@@ -169,9 +168,7 @@ def consensus(verdicts: Iterable[str]) -> int:
     return UNSURE if lead == 0 else DEFECT if lead > 0 else GOOD
 
 
-def sample(
-    answers: Sequence[Answer], waiting: Sequence[Waiting], turns: Sequence[float] = ()
-) -> Sample:
+def sample(answers: Sequence[Answer], waiting: Sequence[Waiting]) -> Sample:
     """The reviewed pictures that together speak for all.
 
     Of pictures that came before some moment, those count whose turn came before that of the next in
@@ -183,7 +180,6 @@ def sample(
             as "unsure", else its place in the line holds up all after it.
         waiting: pictures without an answer: at least the one of lowest priority, and all whose
             priority is below the greatest of an answer; none where all are reviewed.
-        turns: of the queue.
     Raises: ConfigError for an unknown verdict; NonFiniteError for a score.
     """
     placed = [one for one in answers if one.draw is not None]
@@ -208,12 +204,11 @@ def sample(
     whole = Sample(
         scores=scores,
         truths=truths,
-        counts=weights(draws, clock, turns),
+        counts=weights([one.size for one in draws], clock),
         by_chance=np.array([one.random < clock for one in draws], bool),
         groups=tuple(one.groups for one in placed),
         clock=clock,
-        turns=tuple(turns),
-        largest=float(heaviest(share, clock, turns)) if kept.any() else 1.0,
+        largest=float(weights(share, clock)) if kept.any() else 1.0,
         until=until if math.isfinite(until) else None,
         left_out=out,
         disagreements=int((np.array(split, bool) & kept).sum()),
@@ -346,7 +341,7 @@ def _greatest(of: Sample, pool: Pool | None, thresholds: Floats, alarm: bool) ->
     if pool is None:
         return np.full(len(thresholds), of.largest)
     order = np.argsort(pool.scores, kind="stable")  # fast where they are in order already
-    each = heaviest(pool.sizes[order], of.clock, of.turns)
+    each = weights(pool.sizes[order], of.clock)
     running = np.maximum.accumulate(each[::-1])[::-1] if alarm else np.maximum.accumulate(each)
     at = np.searchsorted(pool.scores[order], thresholds, side="right")
     ends = np.r_[running, 1.0] if alarm else np.r_[1.0, running]

@@ -141,7 +141,6 @@ class Queue:
         self.seed = seed
         self.random = random
         self.shares = {name: shares.get(name, 0.0) / total for name in REASONS}
-        self.turns: list[float] = []
         self._usual = {name: (value, 10) for name, value in _USUAL.items()}  # mean, count
         self._recent: dict[str, deque[float]] = {}
         self._ordered: dict[str, list[float]] = {}  # the same scores, rising
@@ -152,11 +151,11 @@ class Queue:
         """Where a picture that has just come stands. Keep the draw; never place it twice, except
         that a copy among the last 1,000 gets the same draw again."""
         known = self._placed.get(candidate.picture)
-        if known is not None and known.turn == len(self.turns):
+        if known is not None:
             return known
         told = self._told(candidate)
         sizes = self._sizes(told)
-        draw = race(candidate.picture, sizes, seed=self.seed, turn=len(self.turns))
+        draw = race(candidate.picture, sizes, seed=self.seed)
         self._learn(candidate, told)
         self._placed[candidate.picture] = draw
         if len(self._placed) > _RECENT:
@@ -167,27 +166,6 @@ class Queue:
         """Somebody has decided on a picture: pictures like it are unseen no longer. Changes nothing
         of what is placed. Args: as of `Candidate`."""
         self._space(space).cover(descriptor)
-
-    def turn(self, clock: float) -> None:
-        """Begin a new turn, for which `again` sets sizes anew.
-
-        Args: clock: the priority of the next in line.
-        Raises: ConfigError for a clock that goes back.
-        """
-        if not (self.turns[-1] if self.turns else 0) <= clock < math.inf:
-            raise ConfigError(f"the queue's clock stood at {self.turns} and cannot go to {clock}")
-        self.turns.append(float(clock))
-
-    def again(self, draw: Draw, candidate: Candidate) -> Draw:
-        """The place of a picture in the present turn; unchanged where it was drawn before it.
-
-        Args: draw: its place so far. candidate: with the opinion of the version now live.
-        """
-        clock = self.turns[-1] if self.turns else 0.0
-        if draw.turn == len(self.turns) or draw.priority < clock or draw.random <= clock:
-            return draw
-        sizes = self._sizes(self._told(candidate))
-        return race(draw.picture, sizes, seed=self.seed, start=clock, turn=len(self.turns))
 
     def _sizes(self, told: Mapping[str, float]) -> dict[str, float]:
         sizes = {RANDOM: self.random}
@@ -259,7 +237,6 @@ class Queue:
             "seed": self.seed,
             "random": self.random,
             "shares": self.shares,
-            "turns": list(self.turns),
             "usual": {name: list(pair) for name, pair in self._usual.items()},
             "recent": {version: list(scores) for version, scores in self._recent.items()},
             "spaces": {name: space.to_dict() for name, space in self._spaces.items()},
@@ -271,7 +248,6 @@ class Queue:
         """What `to_dict` wrote. Raises: ConfigError for what is no such state."""
         try:
             found = cls(seed=values["seed"], random=values["random"], shares=values["shares"])
-            found.turns = [float(turn) for turn in values["turns"]]
             found._usual = {name: tuple(values["usual"][name]) for name in _USUAL}
             for version, scores in values["recent"].items():
                 found._recent[version] = deque(scores, maxlen=_RECENT)

@@ -49,19 +49,19 @@ class Population:
         self._made: tuple[Any, Judged] | None = None
         self._lock = threading.Lock()
 
-    def judged(self, until: int, turns: Sequence[float], seen: Collection[str] = ()) -> Judged:
+    def judged(self, until: int, seen: Collection[str] = ()) -> Judged:
         """What is known now.
 
-        Args: until: the id of the last prediction that has its place. turns: of the queue. seen:
-        pictures that the version has seen before, by their digests: they are left out.
+        Args: until: the id of the last prediction that has its place. seen: pictures that the
+        version has seen before, by their digests: they are left out.
         """
         with self._lock:
             said, before = self._store.said(), frozenset(seen)
-            key = (self._read(until), tuple(turns), before)
+            key = (self._read(until), before)
             if self._made is not None and self._made[0] == key and said == self._said:
                 return self._made[1]
             self._said = said
-            found = self._judge(said, tuple(turns), before)
+            found = self._judge(said, before)
             self._made = (key, found)
             return found
 
@@ -81,9 +81,7 @@ class Population:
             self._pictures = every[:, last]
         return self._last
 
-    def _judge(
-        self, said: Sequence[Said], turns: tuple[float, ...], seen: frozenset[str]
-    ) -> Judged:
+    def _judge(self, said: Sequence[Said], seen: frozenset[str]) -> Judged:
         verdicts: dict[str, dict[str, Said]] = {}
         for one in said:
             of_one = verdicts.setdefault(one.picture, {})
@@ -103,7 +101,7 @@ class Population:
         line = first_in_line(arrived[waits], priority[waits])
         order = np.argsort(score[kept])  # once, as each rate needs them so
         pool = Pool(scores=score[kept][order], sizes=size[kept][order])
-        return Judged(sample(answers, line, turns), pool, revealed)
+        return Judged(sample(answers, line), pool, revealed)
 
     def _look_up(self, pictures: Sequence[str]) -> None:
         scenes = self._store.scenes(pictures, self._model, self._version)

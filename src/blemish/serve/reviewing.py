@@ -243,8 +243,8 @@ class Reviewing:
                 population = Population(self._store, self._model, version)
             kept = list(self._populations.items())[1 - _POPULATIONS :]
             self._populations = {**dict(kept), version: population}
-            last, turns = self._last or 0, tuple(self._queue.turns)
-        return population.judged(last, turns, seen)
+            last = self._last or 0
+        return population.judged(last, seen)
 
     def watch(
         self,
