@@ -12,6 +12,8 @@ from live import Live, serving
 from playwright.sync_api import Page, Route, expect
 from test_pages_browser import middle, press, sent
 
+from blemish.serve.sessions import Sessions
+
 TOKENS = "review Ada token-of-ada-00001\n"
 
 
@@ -57,7 +59,7 @@ def test_a_session_that_is_gone_is_opened_anew(
     sent(live, pictures[:2])
     page.goto(f"{live.url}/review")
     draw(page)
-    live.service.gate._sessions = {}
+    live.service.gate.sessions = Sessions()  # with another key
     page.keyboard.press("d")
     expect(page.locator(".told")).to_have_text("Kept: defect, scratch, with its mask.")
     (label,) = labels(live)
@@ -144,7 +146,7 @@ def test_a_drawing_outlives_a_login(
         draw(page)
         marked = drawn(page)
         id = page.locator("#review").get_attribute("data-picture-id")
-        live.service.gate._sessions = {}
+        live.service.gate.sessions = Sessions()  # with another key
         page.keyboard.press("d")
         expect(page.locator(".toast.wrong")).to_contain_text("you are logged out")
         page.get_by_role("button", name="Log in").click()
@@ -251,7 +253,7 @@ def test_pictures_that_were_not_sent_can_be_sent_again(
     page.route("**/predict*", lambda route: route.abort(), times=1)
     page.set_input_files("#files", pictures[:6])
     expect(page.locator(".toast.wrong")).to_contain_text("4 pictures were not scored")
-    live.service.gate._sessions = {}
+    live.service.gate.sessions = Sessions()  # with another key
     page.get_by_role("button", name="Send again").click()
     expect(page.locator("#feed .tile")).to_have_count(5)
 
@@ -273,6 +275,6 @@ def test_a_form_in_a_dialog_says_what_went_wrong_and_keeps_what_was_typed(
         # In the dialog: what is outside of it cannot be read while it is open.
         expect(page.locator("dialog[open] .toast.wrong")).to_contain_text("cannot be reached")
         expect(page.get_by_label("Why")).to_have_value("fewer false alarms")
-        live.service.gate._sessions = {}
+        live.service.gate.sessions = Sessions()  # with another key
         promote.click()
         expect(page.locator("#models > .told")).to_have_text("Version 1 is live now.")
