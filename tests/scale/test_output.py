@@ -175,10 +175,10 @@ def test_no_permission(tmp_path: Path, s3: str) -> None:
 
 
 def test_the_column_to_divide_by() -> None:
-    check_column(None, SCHEMA)
-    check_column("line", SCHEMA)
-    with pytest.raises(DataError, match=r"--partition-by day: .* there are id, score, line"):
-        check_column("day", SCHEMA)
+    check_column(None, SCHEMA, rows(0, 1))
+    check_column("line", SCHEMA, rows(0, 1))
+    with pytest.raises(DataError, match=r"--partition-by day: .* there are score, line"):
+        check_column("day", SCHEMA, rows(0, 1))
 
 
 def test_names_say_what_is_in_a_file(tmp_path: Path) -> None:
@@ -191,3 +191,58 @@ def test_names_say_what_is_in_a_file(tmp_path: Path) -> None:
         table = pq.read_table(make(name))
         assert len(table) == 3
     assert names[0] == names[1]
+
+
+def test_each_row_goes_to_one_folder(folder: str) -> None:
+    values = [float("nan"), 0.0, -0.0, None, 1.5, float("nan")]
+    table = pa.table({"id": list("abcdef"), "by": pa.array(values, pa.float64())})
+    with opened(folder, schema=table.schema, partition_by="by") as output:
+        output.add(table)
+        output.flush()
+        output.check(table.column("id"))
+        assert (output.files, output.rows) == (5, 6)
+    assert sorted(
+        opened(folder, schema=table.schema, partition_by="by", resume=True).ids.to_pylist()
+    ) == list("abcdef")
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("id", "which has no few values; choose of score, line, _day, kind"),
+        ("tags", "which has no few values"),
+        ("regions", "which has no few values"),
+        ("_day", "readers leave out folders called _"),
+        ("line", r"no folder can be called line=xxx.*… \(305 bytes\)"),
+    ],
+)
+def test_columns_that_divide_nothing(name: str, what: str) -> None:
+    columns = {
+        "line": ["x" * 300],
+        "_day": ["a"],
+        "kind": ["a"],
+        "tags": [["a"]],
+        "regions": [[{"a": 1}]],
+    }
+    source = pa.table(columns)
+    schema = pa.schema([("id", pa.string()), ("score", pa.float64()), *source.schema])
+    with pytest.raises(DataError, match=what):
+        check_column(name, schema, source)
+    check_column("kind", schema, source)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[" * 100_000,
+        '{"version": 1, "artifact": "ARTIFACT", "partition_by": "", "columns": 5}',
+        "\xff",
+    ],
+)
+def test_a_damaged_account_of_the_run(content: str, tmp_path: Path) -> None:
+    with opened(tmp_path) as output:
+        output.add(rows(0, 3))
+    told = content.replace("ARTIFACT", RUN["artifact"] or "")
+    (tmp_path / "_blemish.json").write_text(told)
+    with pytest.raises(OutputError, match=r"does not say what|other columns"):
+        opened(tmp_path, resume=True)

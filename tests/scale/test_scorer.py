@@ -17,9 +17,10 @@ from exports import traced_once
 from parts import Fitted, part, write_picture
 
 import blemish
-from blemish.errors import ArtifactError, ConfigError, DataError
+from blemish.errors import ArtifactError, BlemishError, ConfigError, DataError
 from blemish.export.exporting import export
 from blemish.scale import Scorer, rows
+from blemish.scale.artifacts import shipped
 from blemish.types import Failure, Prediction
 
 COUNT = 11
@@ -189,3 +190,17 @@ def test_the_schema_is_said_for_spark_too() -> None:
     assert "`regions` array<struct<box: array<int>, area: bigint" in told
     assert told.endswith("`map_height` int, `map_width` int, `mask` binary")
     assert told.startswith(rows.spark_schema())
+
+
+def test_what_is_wrong_with_an_artifact_is_told_by_its_own_name(
+    fitted: Fitted, tmp_path: Path
+) -> None:
+    path = fitted("knn").save(tmp_path / "mine.blemish")
+    for engine, what in (
+        ("onnxruntime", f"blemish export {path} -o {tmp_path / 'mine.onnx'}"),
+        ("nonesuch", "unknown engine 'nonesuch'"),
+    ):
+        with pytest.raises(BlemishError) as caught:
+            Scorer(shipped(path), engine=engine)
+        assert what in str(caught.value)
+        assert "/blemish-" not in str(caught.value)

@@ -165,7 +165,7 @@ def test_what_cannot_be_read(tmp_path: Path, s3: str) -> None:
         (f"{s3}/none", "no such file or folder"),
         ("s3://nobody/x", "no such file or folder"),
         (tmp_path / "*.tif", "nothing matches this pattern"),
-        (tmp_path / "empty", "no pictures and no tables found"),
+        (tmp_path / "empty", "no pictures found"),
         (tmp_path / "cut.csv", "cannot be read as a table"),
         (tmp_path / "none.parquet", "cannot be read as Parquet"),
     ):

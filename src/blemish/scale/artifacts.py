@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from blemish.errors import ArtifactError
+from blemish.errors import ArtifactError, BlemishError
 from blemish.files import ARTIFACT_BYTES, open_regular
 from blemish.scale.places import place_of, read_bytes, scheme_of
 
@@ -53,4 +54,9 @@ def at_hand(artifact: str | Path | Shipped) -> Iterator[tuple[Path, str]]:
     with tempfile.TemporaryDirectory(prefix="blemish-") as folder:
         for name, content in artifact.files:
             Path(folder, name).write_bytes(content)
-        yield Path(folder, artifact.files[0][0]), artifact.digest
+        try:
+            yield Path(folder, artifact.files[0][0]), artifact.digest
+        except BlemishError as error:  # is told of the file that its user knows
+            known = artifact.name.removesuffix(artifact.files[0][0])
+            error.args = tuple(str(one).replace(f"{folder}{os.sep}", known) for one in error.args)
+            raise

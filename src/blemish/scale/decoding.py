@@ -18,10 +18,9 @@ import numpy as np
 from blemish.data.ahead import map_ahead
 from blemish.detector.reading import Loaded, Reading
 from blemish.scale.scorer import Given, Loader, pictures_of
-from blemish.scale.sources import FILE, contents
+from blemish.scale.sources import FILE, PIXELS, contents
 from blemish.types import Failure
 
-PIXELS = ("_pixels", "_shape", "_raw", "_size", "_digest", "_notes", "_category", "_error")
 _BEFORE_CARE = 2  # tries of a part that may end without a word
 _DEATHS = 2  # at a picture, before it is left out
 DEADLY = "brought down the process that decoded it, twice: it is damaged, or takes too much memory"

@@ -32,6 +32,8 @@ ROWS_PER_FILE = 10_000
 BYTES_PER_FILE = 256 * 2**20  # maps are large
 SECONDS_PER_FILE = 60.0  # what a killed run loses, at most
 _NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
+_LONGEST = 255  # bytes of a folder's name
+_OF_ONE_ROW = ("id", "path", "error", "mask")  # it is by the id that a run goes on
 
 
 class Output:
@@ -110,7 +112,6 @@ class Output:
 
     def _parts(self) -> list[Place]:
         """The files of rows that are there; what a killed writer has left is removed."""
-        import pyarrow
         from pyarrow import fs
 
         files, found = self.place.filesystem, []
@@ -124,7 +125,7 @@ class Output:
                 elif one.path.endswith(".parquet"):
                     inside = one.path[len(self.place.path) + 1 :]
                     found.append(self.place / inside)
-        except (OSError, pyarrow.ArrowException) as error:
+        except Exception as error:  # packages of fsspec raise what they like
             raise told(self.place, error, OutputError, "be written to") from error
         return sorted(found, key=lambda place: place.path)
 
@@ -132,12 +133,15 @@ class Output:
         from pyarrow import fs
 
         place = self.place / RUN
-        if place.filesystem.get_file_info(place.path).type != fs.FileType.File:
-            return None
+        try:
+            if place.filesystem.get_file_info(place.path).type != fs.FileType.File:
+                return None
+        except Exception as error:  # packages of fsspec raise what they like
+            raise told(place, error, OutputError, "be read") from error
         content = read_bytes(place, limit=DOCUMENT_BYTES, error=OutputError)
         try:
             found = json.loads(content)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise self._unknown() from error
         if not isinstance(found, dict) or found.get("version") != 1:
             raise self._unknown()
@@ -156,8 +160,9 @@ class Output:
             if known == value:
                 continue
             if name == "columns":
-                other = sorted(set(value) ^ set(known or {})) or sorted(
-                    one for one in value if value[one] != (known or {}).get(one)
+                known = known if isinstance(known, dict) else {}
+                other = sorted(set(value) ^ set(known)) or sorted(
+                    one for one in value if value[one] != known.get(one)
                 )
                 how = f"other columns ({', '.join(other)})"
             elif name == "artifact":
@@ -210,19 +215,25 @@ class Output:
                 self._write(folder, rows)
 
     def _divided(self, table: Any) -> list[tuple[Place, Any]]:
-        """Rows by the folder that they go to."""
+        """Rows by the folder that they go to, each in one."""
+        import pyarrow as pa
         import pyarrow.compute as pc
 
         if self._by is None:
             return [(self.place, table)]
-        column = table.column(self._by)
-        found = []
-        for value in column.unique():
-            same = pc.equal(column, value) if value.is_valid else pc.is_null(column)
-            name = quote(str(value.as_py()), safe="") if value.is_valid else _NO_VALUE
-            rows = table.filter(same).drop_columns([self._by])
-            found.append((self.place / f"{self._by}={name}", rows))
-        return found
+        column = table.column(self._by).combine_chunks()
+        if not pa.types.is_dictionary(column.type):
+            column = column.dictionary_encode()
+        # By name, not by value: NaN equals nothing, and 0.0 equals -0.0.
+        names = [_folder_of(self._by, value) for value in column.dictionary]
+        names.append(_folder_of(self._by, None))
+        places = pc.fill_null(column.indices.cast(pa.int64()), len(names) - 1)
+        named = pa.array(names).take(places)
+        rest = table.drop_columns([self._by])
+        return [
+            (self.place / name, rest.filter(pc.equal(named, name)))
+            for name in named.unique().to_pylist()
+        ]
 
     def _write(self, folder: Place, rows: Any) -> None:
         import pyarrow as pa
@@ -258,8 +269,35 @@ class Output:
             )
 
 
-def check_column(name: str | None, schema: Any) -> None:
-    """Raises: DataError for a column to divide rows by that there is not."""
-    if name is not None and name not in schema.names:
-        known = ", ".join(schema.names)
-        raise DataError(f"--partition-by {name}: there is no such column; there are {known}")
+def _folder_of(column: str, value: Any) -> str:
+    """The name of the folder of rows with a value of a column; None, or null, has its own."""
+    known = value is not None and value.is_valid
+    name = quote(str(value.as_py()), safe="") if known else _NO_VALUE
+    return f"{quote(column, safe='')}={name}"
+
+
+def check_column(name: str | None, schema: Any, rows: Any) -> None:
+    """Raises: DataError for a column by which rows cannot be divided.
+
+    Args: schema: of what is written. rows: of the source.
+    """
+    import pyarrow as pa
+
+    if name is None:
+        return
+    able = ", ".join(
+        field.name
+        for field in schema
+        if not pa.types.is_nested(field.type) and field.name not in _OF_ONE_ROW
+    )
+    if name not in schema.names:
+        raise DataError(f"--partition-by {name}: there is no such column; there are {able}")
+    before = f"--partition-by {name}: rows cannot be divided by this column, "
+    if name not in able.split(", "):
+        raise DataError(f"{before}which has no few values; choose of {able}")
+    if name.startswith(("_", ".")):
+        raise DataError(f"{before}as readers leave out folders called {name[0]}…; rename it")
+    if name in rows.column_names:
+        folders = (_folder_of(name, value) for value in rows.column(name).unique())
+        if long := next((each for each in folders if len(each) > _LONGEST), None):
+            raise DataError(f"{before}as no folder can be called {long[:40]}… ({len(long)} bytes)")

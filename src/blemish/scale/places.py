@@ -163,15 +163,15 @@ def _in_short(error: BaseException) -> str:
 
 def read_bytes(place: Place, *, limit: int, error: Callable[[str], BlemishError]) -> bytes:
     """The content of a file of at most `limit` bytes. Raises: `error`."""
-    import pyarrow
-
     try:
         with place.filesystem.open_input_file(place.path) as file:
             size = file.size()
             if size > limit:
                 raise error(f"{place.name}: is {size:,} bytes, and at most {limit:,} are read")
             return bytes(file.read())
-    except (OSError, pyarrow.ArrowException) as problem:
+    except BlemishError:
+        raise
+    except Exception as problem:  # packages of fsspec raise what they like
         raise told(place, problem, error, "be read") from problem
 
 
@@ -181,8 +181,6 @@ def write_bytes(place: Place, content: Any, *, error: Callable[[str], BlemishErr
     Args: content: bytes, or a buffer of pyarrow.
     Raises: `error`; OutputError of a local place.
     """
-    import pyarrow
-
     if place.is_local:
         write_whole(place.path, [memoryview(content)])  # type: ignore[list-item]
         return
@@ -197,7 +195,7 @@ def write_bytes(place: Place, content: Any, *, error: Callable[[str], BlemishErr
         if files.get_file_info(place.path).is_file:
             files.delete_file(place.path)
         files.move(draft, place.path)
-    except (OSError, pyarrow.ArrowException) as problem:
+    except Exception as problem:
         raise told(place, problem, error, "be written") from problem
 
 

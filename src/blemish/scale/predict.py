@@ -19,10 +19,10 @@ from blemish.extras import require
 from blemish.scale import rows
 from blemish.scale.artifacts import Shipped, shipped
 from blemish.scale.cluster import Cluster, explained, joined
-from blemish.scale.decoding import PIXELS, Decoding, unpacked, watching
+from blemish.scale.decoding import Decoding, unpacked, watching
 from blemish.scale.output import ROWS_PER_FILE, Output, check_column
 from blemish.scale.scorer import Scorer, Settings, pictures_of, settings_told
-from blemish.scale.sources import FILE, GROUP, ROW, Source, found, units, without
+from blemish.scale.sources import FILE, GROUP, PIXELS, ROW, Source, found, units, without
 from blemish.types import Progress, silent
 
 BLOCK_BYTES = 16 * 2**20  # of decoded pictures that are handed on at once, about
@@ -88,7 +88,7 @@ def predict(
     brought = shipped(artifact)
     here = Scorer(brought, **vars_of(how))
     schema = _schema(pictures, how)
-    check_column(partition_by, schema)
+    check_column(partition_by, schema, pictures.rows)
     run = {"artifact": here.digest, **settings_told(how)}
     kept = {"partition_by": partition_by, "rows_per_file": rows_per_file, "filesystem": filesystem}
     with Output(output, run, schema, resume=resume, **kept) as target:
@@ -174,6 +174,8 @@ def _workers(cluster: Cluster, wanted: int | None, gpus: float, threads: int) ->
     ConfigError."""
     if (wanted is not None and wanted < 1) or gpus < 0:
         raise ConfigError("--num-workers: at least 1 is needed; --gpus-per-worker: 0 or more")
+    if gpus and not _is_share(gpus):
+        raise ConfigError(f"--gpus-per-worker {gpus:g}: a whole number, or 0.001 to 1, is needed")
     by_cpu = max(1, int(cluster.cpus / 2 // threads))
     if wanted is None:
         wanted = min(by_cpu, int(cluster.gpus // gpus)) if gpus else by_cpu
@@ -188,6 +190,11 @@ def _workers(cluster: Cluster, wanted: int | None, gpus: float, threads: int) ->
             "decode; choose fewer"
         )
     return wanted
+
+
+def _is_share(gpus: float) -> bool:
+    """Whether Ray hands out so many GPUs to one: whole ones, or a part of one."""
+    return 0.001 <= gpus <= 1 or (gpus > 1 and gpus == int(min(gpus, 2**31)))
 
 
 def _scored(asked: _Asked) -> Iterator[Any]:

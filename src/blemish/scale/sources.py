@@ -7,6 +7,7 @@ table with a column `bytes` is read again, row group by row group, where it is d
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,8 +15,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from blemish.data.folder import no_pictures, search
-from blemish.errors import DataError
+from blemish.data.folder import no_pictures, scan, search
+from blemish.errors import BlemishError, DataError
 from blemish.files import TABLE_BYTES
 from blemish.images import EXTENSIONS
 from blemish.scale.places import UNFINISHED, Place, place_of, read_bytes, told
@@ -23,6 +24,8 @@ from blemish.text import pluralize
 
 # Of a table with bytes: the file of a row, its row group there, and its place in that.
 FILE, GROUP, ROW = "_file", "_group", "_row"
+# What a decoded picture is handed on as.
+PIXELS = ("_pixels", "_shape", "_raw", "_size", "_digest", "_notes", "_category", "_error")
 _TABLES = (".csv", ".tsv")
 _SHOWN = 5
 
@@ -77,7 +80,6 @@ def _is_picture(place: Place) -> bool:
 
 def _files(place: Place) -> list[Place]:
     """The files that a name stands for, in path order; hidden ones are left out."""
-    import pyarrow
     from pyarrow import fs
 
     files = place.filesystem
@@ -90,23 +92,42 @@ def _files(place: Place) -> list[Place]:
         if info.type == fs.FileType.NotFound:
             if not any(sign in place.path for sign in "*?["):
                 raise DataError(f"{place.name}: no such file or folder")
-            pattern = re.compile(_translated(place.path))
+            pattern = _matching(place)
             folder = re.split(r"[*?\[]", place.path, maxsplit=1)[0].rpartition("/")[0]
-        listed = files.get_file_info(fs.FileSelector(folder, recursive=True))
-    except (OSError, pyarrow.ArrowException) as error:
+        paths = _listed(files, folder)
+    except BlemishError:
+        raise
+    except Exception as error:  # packages of fsspec raise what they like
         raise told(place, error, DataError, "be read") from error
     inside = len(folder.rstrip("/")) + 1
-    paths = sorted(one.path for one in listed if one.type == fs.FileType.File)
     kept = []
     for path in paths:
         if any(part.startswith((".", "_")) for part in path[inside:].split("/")):
             continue
         if pattern is None or pattern.fullmatch(path):
             kept.append(place.at(path))
-    if not kept:
+    if not kept and not place.is_local:  # of a folder here, `search` says what there is
         what = "nothing matches this pattern" if pattern else "no pictures and no tables found"
         raise DataError(f"{place.name}: {what}")
     return kept
+
+
+def _listed(files: Any, folder: str) -> list[str]:
+    """The paths of the files below a folder, in order."""
+    from pyarrow import fs
+
+    if isinstance(files, fs.LocalFileSystem):  # pyarrow's would go round in links that lead back
+        tree = scan(folder or "/")
+        return sorted(map(str, (*tree.pictures, *tree.others)))
+    found = files.get_file_info(fs.FileSelector(folder, recursive=True))
+    return sorted(one.path for one in found if one.type == fs.FileType.File)
+
+
+def _matching(place: Place) -> re.Pattern[str]:
+    try:
+        return re.compile(_translated(place.path))
+    except re.error as error:
+        raise DataError(f"{place.name}: is no pattern ({error.msg})") from error
 
 
 def _translated(pattern: str) -> str:
@@ -138,7 +159,19 @@ def _of_pictures(place: Place, files: list[Place], filesystem: Any) -> Source:
     folder = place.whole.rstrip("/") + "/"
     inside = all(path.startswith(folder) for path in paths)
     ids = [path.removeprefix(folder) if inside else path for path in paths]
-    return Source(place.name, pa.table({"id": ids, "path": paths}), filesystem, left_out)
+    try:
+        rows = pa.table({"id": ids, "path": paths})
+    except UnicodeError as error:
+        bad = next(path for path in paths if _is_no_text(path))
+        raise DataError(
+            f"{bad!a}: this name is not UTF-8, and rows call a picture by its name; rename it"
+        ) from error
+    return Source(place.name, rows, filesystem, left_out)
+
+
+def _is_no_text(name: str) -> bool:
+    """Whether a name holds bytes that are no UTF-8, as names of files may."""
+    return any("\ud800" <= sign <= "\udfff" for sign in name)
 
 
 def _of_csv(place: Place, filesystem: Any) -> Source:
@@ -146,17 +179,30 @@ def _of_csv(place: Place, filesystem: Any) -> Source:
     from pyarrow import csv
 
     content = read_bytes(place, limit=TABLE_BYTES, error=DataError)
-    first = content[:65536].split(b"\n", 1)[0].decode("utf-8-sig", "replace")
+    try:
+        first = content.decode("utf-8-sig").partition("\n")[0]
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{place.name}: is not in UTF-8 (byte {error.start}); save it as CSV in UTF-8"
+        ) from error
     between = max(",;\t", key=first.count)
     text = dict.fromkeys(("id", "path", "category"), pa.string())
     try:
         table = csv.read_csv(
             pa.BufferReader(content),
             parse_options=csv.ParseOptions(delimiter=between, newlines_in_values=True),
-            convert_options=csv.ConvertOptions(column_types=text, strings_can_be_null=True),
+            convert_options=csv.ConvertOptions(
+                column_types=text, strings_can_be_null=True, null_values=[""]
+            ),  # "NA" and "null" are names as good as others
         )
     except (ValueError, pa.ArrowException) as error:
         raise told(place, error, DataError, "be read as a table") from error
+    _check_columns(place, table.schema)
+    if "bytes" in table.column_names:
+        raise DataError(
+            f"{place.name}: has a column bytes, and a CSV file holds text; name files by a column "
+            "path, or write it as Parquet"
+        )
     return _of_table(place, place, table, filesystem)
 
 
@@ -171,12 +217,15 @@ def _of_parquet(place: Place, files: Sequence[Place], filesystem: Any) -> Source
             with each.filesystem.open_input_file(each.path) as file:
                 opened = parquet.ParquetFile(file)
                 here = opened.schema_arrow.remove_metadata()
+                _check_columns(each, here)
                 first = first or (each, here)
                 _check_same(each, here, first)
                 tables.append(_rows_of(each, opened))
         except (OSError, ValueError, pa.ArrowException) as error:  # ValueError: names in no UTF-8
             raise told(each, error, DataError, "be read as Parquet") from error
-    return _of_table(place, files[0], pa.concat_tables(tables), filesystem)
+    names = tables[0].column_names  # they may come in another order
+    whole = pa.concat_tables([one.select(names) for one in tables])
+    return _of_table(place, files[0], whole, filesystem)
 
 
 def _rows_of(place: Place, opened: Any) -> Any:
@@ -202,6 +251,28 @@ def _rows_of(place: Place, opened: Any) -> Any:
             )
         groups.append(table)
     return pa.concat_tables(groups) if groups else opened.read(columns=names)
+
+
+def _check_columns(place: Place, schema: Any) -> None:
+    """Raises: DataError for two columns of one name, a name that is needed here, and bytes that are
+    none."""
+    import pyarrow as pa
+
+    doubled = [name for name, count in Counter(schema.names).items() if count > 1]
+    if doubled:
+        raise DataError(f"{place.name}: has several columns {doubled[0]}; give each its own name")
+    for name in (FILE, GROUP, ROW, *PIXELS):
+        if name in schema.names:
+            raise DataError(
+                f"{place.name}: its column {name} is called as one that blemish adds on the way; "
+                "call it otherwise"
+            )
+    if "bytes" in schema.names:
+        kind = schema.field("bytes").type
+        if kind not in (pa.binary(), pa.large_binary(), pa.binary_view()):
+            raise DataError(
+                f"{place.name}: its column bytes is {kind}, and the content of files is binary"
+            )
 
 
 def _check_same(place: Place, schema: Any, first: tuple[Place, Any]) -> None:
@@ -256,9 +327,9 @@ def _check(source: Source) -> None:
     ids = source.rows.column("id")
     if len(ids) == 0:
         raise DataError(f"{source.name}: has no rows")
-    if ids.null_count:
+    if missing := pc.sum(pc.equal(pc.fill_null(ids, ""), "")).as_py():
         raise DataError(
-            f"{source.name}: {pluralize(ids.null_count, 'row')} without an id; give every picture "
+            f"{source.name}: {pluralize(missing, 'row')} without an id; give every picture "
             "one, as results are told apart by it"
         )
     counted = pc.value_counts(ids)
