@@ -76,6 +76,11 @@ def test_broken_pictures_are_named_and_the_rest_is_scored(
         assert said in reason
     (gone,) = fitted().predict_many([folder / "7.png"])  # named by itself it is no less broken
     assert isinstance(gone, Failure)
+    (folder / "7.png").unlink()
+    (folder / "7.png").symlink_to("/dev/null")
+    device = list(fitted().predict_many([folder]))[-1]
+    assert isinstance(device, Failure)
+    assert "device" in device.reason
     for index in (0, 2, 4, 5):
         one = fitted().predict(folder / f"{index}.png")
         assert results[index].score == pytest.approx(one.score, rel=1e-4)  # type: ignore[union-attr]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -47,12 +48,17 @@ def expanded(sources: Iterable[Any]) -> Iterator[Any]:
 def opened(source: Any) -> Sequence[Any]:
     """The pictures that a source stands for: itself, where it is no path. Raises: DataError."""
     path = source.path if isinstance(source, Sample) else source
-    # A link that leads nowhere is a broken picture among others, as in a folder.
-    if not isinstance(path, (str, Path)) or (Path(path).is_symlink() and not Path(path).exists()):
+    if not isinstance(path, (str, Path)) or _is_no_picture(Path(path)):
         return [source]
     if isinstance(source, Sample):
         return [replace(source, path=found) for found in find_pictures(source.path)]
     return find_pictures(source)
+
+
+def _is_no_picture(path: Path) -> bool:
+    """Whether it is there and is neither a file nor a folder, as a link that leads nowhere or to a
+    device: a broken picture among others."""
+    return os.path.lexists(path) and not path.is_file() and not path.is_dir()
 
 
 def _is_full(pictures: int, readable: int, size: int) -> bool:
