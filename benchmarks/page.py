@@ -144,6 +144,14 @@ SPEED: Mapping[str, tuple[str, Mapping[str, str]]] = {
             **{"Share before": "beside_share", "Before / now": "ratio"},
         },
     ),
+    "scaling": (
+        "Scoring on a cluster, simulated from measured times (`scaling.py`)",
+        {
+            **{"Method": "method", "Backbone": "backbone", "Size": "image_size"},
+            **{"Workers": "workers", "Pictures/s": "pictures_per_second"},
+            **{"Without Ray's own time": "without_ray", "Held up by": "holds_up"},
+        },
+    ),
     "in_parts": (
         "Learned in parts, and of all pictures at once (`in_parts.py`)",
         {
@@ -407,8 +415,8 @@ def timed(rows: Sequence[Row]) -> str:
 
 def case(row: Row) -> tuple[Any, ...]:
     """What a row measures: of two of the same the newer one counts."""
-    own = ("data", "way", "seed", "bank_size") if row["what"] == "in_parts" else ()
-    return (*map(row.get, (*CASE, *own)), device(row))
+    own = {"in_parts": ("data", "way", "seed", "bank_size"), "scaling": ("workers",)}
+    return (*map(row.get, (*CASE, *own.get(row["what"], ()))), device(row))
 
 
 def in_order(cells: Sequence[str]) -> list[tuple[float, str]]:

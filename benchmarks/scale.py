@@ -42,12 +42,12 @@ import numpy as np
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from fsspec.implementations.local import LocalFileSystem
 from fuzzing.damage import scribbled
 
 import blemish
-from blemish.bench.conditions import checkout
-from blemish.machine import cores, cpu_name
+from blemish.bench.conditions import checkout, hardware
 from blemish.scale import predict as scale
 from blemish.types import Failure
 
@@ -382,7 +382,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     commit, dirty = checkout()
-    failed = False
+    failed, machine = False, hardware(torch.device("cpu"))
     with tempfile.TemporaryDirectory(prefix="scale-") as name:
         folder = Path(name)
         how = (options.method, options.backbone, options.side)
@@ -395,7 +395,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             row = measured(case, artifact, pictures, folder / case)
             conditions = {
                 **{"date": datetime.now(UTC).isoformat(timespec="seconds"), "commit": commit},
-                **{"dirty": dirty, "cpu": cpu_name(), "cores": cores(), "pyarrow": pa.__version__},
+                **{"dirty": dirty, "device": machine, "pyarrow": pa.__version__},
                 **{"method": how[0], "backbone": how[1], "image_size": how[2]},
             }
             print(json.dumps(row, indent=2), flush=True)

@@ -34,10 +34,10 @@ import numpy as np
 import psutil
 import pyarrow as pa
 import simpy
+import torch
 from scale import fitted, made
 
-from blemish.bench.conditions import checkout
-from blemish.machine import cores, cpu_name
+from blemish.bench.conditions import checkout, hardware
 from blemish.scale import predict as scale
 from blemish.scale.artifacts import shipped
 from blemish.scale.cluster import joined
@@ -248,7 +248,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commit, dirty = checkout()
     conditions = {
         **{"what": "scaling", "date": datetime.now(UTC).isoformat(timespec="seconds")},
-        **{"commit": commit, "dirty": dirty, "cpu": cpu_name(), "cores": cores()},
+        **{"commit": commit, "dirty": dirty, "device": hardware(torch.device("cpu"))},
         **{"method": options.method, "backbone": options.backbone, "image_size": options.side},
     }
     for workers in WORKERS:
