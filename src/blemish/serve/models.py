@@ -21,9 +21,10 @@ from blemish.files import locked
 from blemish.serve import files
 from blemish.serve.batching import Batcher, Pools, Upload
 from blemish.serve.files import ModelFile, check_name
-from blemish.serve.promotions import Promotions, Remembered, pile_of
+from blemish.serve.promotions import Promotions, Remembered
 from blemish.serve.refusals import Refusal, not_found, unusable
 from blemish.serve.settings import Settings
+from blemish.store.records import pile_of
 from blemish.types import Failure, Prediction
 
 Observe = Callable[[str, str, int, float], None]

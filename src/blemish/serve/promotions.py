@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
+from blemish.store.records import pile_of
+
 
 @dataclass(frozen=True, kw_only=True)
 class Promotion:
@@ -58,14 +60,3 @@ class Remembered:
     def _note(self, one: Promotion) -> Promotion:
         self._told.setdefault(one.model, []).append(one)
         return one
-
-
-def pile_of(history: Sequence[Any]) -> list[str]:
-    """The versions that were live and can be gone back to, the live one last."""
-    pile: list[str] = []
-    for one in history:
-        if one.kind == "roll back":
-            pile.pop()
-        elif pile[-1:] != [one.version]:
-            pile.append(one.version)
-    return pile

@@ -422,6 +422,20 @@ class Promotion:
     id: int
 
 
+def pile_of(history: Sequence[Any]) -> list[str]:
+    """The versions that were live and can be gone back to, the live one last, none twice in a row.
+
+    Args: history: of a model, the oldest first: `Promotion`s, or what has `kind` and `version`.
+    """
+    pile: list[str] = []
+    for one in history:
+        if one.kind == "roll back":
+            pile.pop()
+        elif pile[-1:] != [one.version]:
+            pile.append(one.version)
+    return pile
+
+
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """Work in the background.

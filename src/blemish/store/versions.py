@@ -7,7 +7,6 @@ version on a pile, a roll back takes the top one off.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 
 import sqlalchemy as sql
 from sqlalchemy import Connection, RowMapping
@@ -23,6 +22,7 @@ from blemish.store.records import (
     check_name,
     document,
     now,
+    pile_of,
     storable,
 )
 from blemish.store.schema import PROMOTIONS, VERSIONS, stamp, time_of
@@ -72,7 +72,7 @@ class Versions(Part):
 
     def promoted(self, model: str) -> str | None:
         """The version that is live; None where none was promoted."""
-        pile = _pile(self.promotions(model))
+        pile = pile_of(self.promotions(model))
         return pile[-1] if pile else None
 
     def promotions(self, model: str) -> list[Promotion]:
@@ -88,7 +88,7 @@ class Versions(Part):
         check_name("model", model)
         with self._database.writing() as connection:
             self._hold_promotions(connection)
-            pile = _pile(_history(connection, model))
+            pile = pile_of(_history(connection, model))
             if len(pile) < 2:
                 raise ConfigError(
                     f"model {model}: no other version was live before; promote one instead"
@@ -99,17 +99,6 @@ class Versions(Part):
         """Have all others wait that change what is live. On SQLite they do anyway."""
         if not self._database.is_sqlite:
             connection.execute(sql.text("LOCK TABLE promotions IN SHARE ROW EXCLUSIVE MODE"))
-
-
-def _pile(history: Sequence[Promotion]) -> list[str]:
-    """The versions that can be rolled back to, the live one last; none twice in a row."""
-    pile: list[str] = []
-    for one in history:
-        if one.kind == "roll back":
-            pile.pop()
-        elif pile[-1:] != [one.version]:
-            pile.append(one.version)
-    return pile
 
 
 def _history(connection: Connection, model: str) -> list[Promotion]:
