@@ -16,6 +16,8 @@ Pictures are made here. Each case is a row:
     driver      the process that was started is killed in the middle, and started again
     hostile     one picture of a hundred is damaged
     slow        every file takes a while to be opened
+    rows        a table of so many rows, which name a thousand pictures over and over: memory at
+                each tenth, of the process that was started, and of all that it started as well
 
 Of each: `missing`, `doubled` and `wrong` rows, by what `Detector.predict_many` says of the same
 pictures. It ends with 1 where there are any.
@@ -84,8 +86,22 @@ def fitted(folder: Path, method: str, backbone: str, side: int) -> Path:
 Known = dict[str, Any]
 
 
-def known(artifact: Path, folder: Path) -> Known:
+def listed(folder: Path, count: int) -> Path:
+    """A table of so many rows, each with an id of its own and one of the pictures."""
+    paths = sorted(str(one.relative_to(folder.parent)) for one in folder.rglob("*.png"))
+    ids = [f"{number:08d}" for number in range(count)]
+    columns = {"id": ids, "path": [paths[number % len(paths)] for number in range(count)]}
+    pq.write_table(pa.table(columns), folder.parent / "table.parquet")
+    return folder.parent / "table.parquet"
+
+
+def known(artifact: Path, source: Path) -> Known:
     """What `predict_many` says of each picture: its score and digest, or why there is none."""
+    if source.is_file():
+        table = pq.read_table(source).to_pydict()
+        told = known(artifact, source.parent)
+        return {name: told[path] for name, path in zip(*table.values(), strict=True)}
+    folder = source
     found = blemish.load(artifact, threads=1).predict_many([folder])
     return {
         str(Path(one.source).relative_to(folder)): one.reason
@@ -267,10 +283,28 @@ def slow(artifact: Path, folder: Path, output: Path) -> dict[str, Any]:
     return {"seconds_of_opening": waited, "seconds": seconds, "at_once": waited / seconds}
 
 
+def rows(artifact: Path, table: Path, output: Path) -> dict[str, Any]:
+    """As it is: how the memory grows with the rows."""
+    told = _spent("ray", artifact, table, output)
+    return {
+        "images_per_second": told["rows"] / told["seconds"],
+        "memory_mib": told["memory"],
+        "memory_of_all_mib": told["all"],
+    }
+
+
 _MEASURED = """if True:
     import json, os, sys, time
     import psutil
     here, marks = psutil.Process(), []
+    def of_all():
+        found = 0
+        for one in [here, *here.children(recursive=True)]:
+            try:
+                found += one.memory_full_info().pss  # what several share counts once
+            except psutil.Error:
+                pass
+        return found / 2**20
     def spent():
         found = here.cpu_times()
         total = found.user + found.system
@@ -286,7 +320,8 @@ _MEASURED = """if True:
         if stage == "scoring" and (not marks or tenth > marks[-1]["tenth"]):
             memory = here.memory_info().rss / 2**20
             now = time.monotonic()
-            marks.append(dict(tenth=tenth, rows=rows, clock=now, cpu=spent(), memory=memory))
+            mark = dict(tenth=tenth, rows=rows, clock=now, cpu=spent(), memory=memory)
+            marks.append({**mark, "all": of_all()})
     kind, artifact, folder, output = sys.argv[1:]
     began = time.monotonic()
     if kind == "ray":
@@ -305,7 +340,9 @@ _MEASURED = """if True:
                 tell("scoring", rows, len(pictures))
     last = marks[-1]
     told = dict(rows=last["rows"], seconds=last["clock"] - began, cpu=last["cpu"])
-    print(json.dumps({**told, "memory": [round(mark["memory"]) for mark in marks]}))
+    for kind in ("memory", "all"):
+        told[kind] = [round(mark[kind]) for mark in marks]
+    print(json.dumps(told))
 """
 
 
@@ -357,6 +394,7 @@ CASES: dict[str, Callable[[Path, Path, Path], dict[str, Any]]] = {
     "driver": lost_driver,
     "hostile": hostile,
     "slow": slow,
+    "rows": rows,
 }
 
 
@@ -387,9 +425,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folder = Path(name)
         how = (options.method, options.backbone, options.side)
         artifact = options.artifact or fitted(folder, *how)
-        whole = made(folder / "whole", options.count)
+        whole = (
+            folder / "whole" if options.cases == ["rows"] else made(folder / "whole", options.count)
+        )
         for case in options.cases:
             pictures = whole
+            if case == "rows":
+                pictures = listed(made(folder / "table" / "few", 1000), options.count)
             if case == "hostile":
                 pictures = made(folder / "damaged", options.count, damaged=0.01)
             row = measured(case, artifact, pictures, folder / case)
