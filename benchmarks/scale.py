@@ -26,6 +26,7 @@ pictures. It ends with 1 where there are any.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import signal
@@ -95,6 +96,7 @@ def listed(folder: Path, count: int) -> Path:
     return folder.parent / "table.parquet"
 
 
+@functools.cache
 def known(artifact: Path, source: Path) -> Known:
     """What `predict_many` says of each picture: its score and digest, or why there is none."""
     if source.is_file():
