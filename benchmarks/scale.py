@@ -204,8 +204,11 @@ def killed(*kinds: str) -> list[int]:
 
 # Small parts, and files that take a while: what is killed is killed in the middle.
 @contextmanager
-def in_small_parts(size: int = 16) -> Iterator[None]:
-    had, scale.LARGEST_UNIT = scale.LARGEST_UNIT, size
+def in_small_parts(folder: str | Path) -> Iterator[None]:
+    """At least a hundred of them, of 16 pictures or more each."""
+    count = sum(1 for _ in Path(folder).rglob("*.png"))
+    had = scale.LARGEST_UNIT
+    scale.LARGEST_UNIT = min(had, max(16, count // 100))
     try:
         yield
     finally:
@@ -216,7 +219,7 @@ def lost_worker(artifact: Path, folder: Path, output: Path) -> dict[str, Any]:
     """One that scores and one that decodes are killed."""
     gone: list[int] = []
     tell = at(0.3, lambda: gone.extend(killed("ray::MapWorker", "ray::MapBatches(Decoding)")))
-    with nodes(2) as (cluster, _), in_small_parts():
+    with nodes(2) as (cluster, _), in_small_parts(folder):
         how = {"address": cluster.address, "num_workers": 2, "filesystem": Slow()}
         scale.predict(artifact, folder, output, progress=tell, **how)
     return {"killed": len(gone)}
@@ -224,7 +227,7 @@ def lost_worker(artifact: Path, folder: Path, output: Path) -> dict[str, Any]:
 
 def lost_node(artifact: Path, folder: Path, output: Path) -> dict[str, Any]:
     """A machine of three is gone."""
-    with nodes(3) as (cluster, others), in_small_parts():
+    with nodes(3) as (cluster, others), in_small_parts(folder):
         tell = at(0.3, lambda: cluster.remove_node(others[-1], allow_graceful=False))
         how = {"address": cluster.address, "num_workers": 3, "filesystem": Slow()}
         scale.predict(artifact, folder, output, progress=tell, **how)
@@ -238,7 +241,7 @@ _DRIVER = """if True:
         print(rows if stage == "scoring" else 0, flush=True)
     from blemish.scale import output
     output.SECONDS_PER_FILE = 0.0
-    with bench.in_small_parts():
+    with bench.in_small_parts(sys.argv[2]):
         bench.scale.predict(
             *sys.argv[1:4], num_workers=2, resume=True, progress=tell, filesystem=bench.Slow()
         )
