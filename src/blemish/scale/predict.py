@@ -36,12 +36,14 @@ LARGEST_UNIT = 256
 class Done:
     """What a run came to.
 
-    Attributes: pictures: in the source. earlier: that had a row before. scored, alarms, failed: of
-        this run. files: written by it. workers: that scored. left_out: as of `Source`.
+    Attributes: pictures: in the source. earlier: rows that were there before, `earlier_failed` of
+        them with an error. scored, alarms, failed: of this run. files: written by it. workers: that
+        scored. left_out: as of `Source`.
     """
 
     pictures: int
     earlier: int
+    earlier_failed: int
     scored: int
     alarms: int
     failed: int
@@ -105,7 +107,8 @@ def predict(
         if stopped is None:
             target.check(pictures.rows.column("id"))
         return Done(
-            pictures=len(pictures.rows), earlier=earlier, files=target.files, workers=workers,
+            pictures=len(pictures.rows), earlier=earlier, earlier_failed=target.failed,
+            files=target.files, workers=workers,
             output=target.place.name, left_out=pictures.left_out, interrupted=stopped, **counts,
         )  # fmt: skip
 
