@@ -18,7 +18,7 @@ from blemish.errors import BlemishError, ClusterError, ConfigError
 from blemish.extras import require
 from blemish.scale import rows
 from blemish.scale.artifacts import Shipped, shipped
-from blemish.scale.cluster import Cluster, explained, joined
+from blemish.scale.cluster import Cluster, cpus_here, explained, joined
 from blemish.scale.decoding import Decoding, unpacked, watching
 from blemish.scale.output import ROWS_PER_FILE, Output, check_column
 from blemish.scale.scorer import Scorer, Settings, pictures_of, settings_told
@@ -86,6 +86,7 @@ def predict(
     require("ray", "pyarrow", purpose="predict with --engine ray")
     _check_travels(filesystem)
     how = Settings(**{"threads": 1, **settings, "filesystem": filesystem})
+    _check_workers(num_workers, gpus_per_worker, how.threads or 1, address)
     pictures = found(source, filesystem)
     brought = shipped(artifact)
     here = Scorer(brought, **vars_of(how))
@@ -173,12 +174,7 @@ def _schema(source: Source, how: Settings) -> Any:
 
 
 def _workers(cluster: Cluster, wanted: int | None, gpus: float, threads: int) -> int:
-    """How many actors score. Raises: ClusterError where the cluster has no room for them;
-    ConfigError."""
-    if (wanted is not None and wanted < 1) or gpus < 0:
-        raise ConfigError("--num-workers: at least 1 is needed; --gpus-per-worker: 0 or more")
-    if gpus and not _is_share(gpus):
-        raise ConfigError(f"--gpus-per-worker {gpus:g}: a whole number, or 0.001 to 1, is needed")
+    """How many actors score. Raises: ClusterError where the cluster has no room for them."""
     by_cpu = max(1, int(cluster.cpus / 2 // threads))
     if wanted is None:
         wanted = min(by_cpu, int(cluster.gpus // gpus)) if gpus else by_cpu
@@ -187,12 +183,31 @@ def _workers(cluster: Cluster, wanted: int | None, gpus: float, threads: int) ->
         raise ClusterError(
             f"--gpus-per-worker {gpus:g}: {what}, too few for {max(wanted, 1)} workers"
         )
-    if wanted * threads + 1 > cluster.cpus:
+    _check_room(wanted, threads, cluster.cpus, what)
+    return wanted
+
+
+def _check_room(workers: int, threads: int, cpus: float, what: str) -> None:
+    """Raises: ClusterError where so many CPUs are too few. Args: what: there is, in words."""
+    if workers * threads + 1 > cpus:
         raise ClusterError(
-            f"--num-workers {wanted} with {threads} threads each: {what}, and one must be left to "
+            f"--num-workers {workers} with {threads} threads each: {what}, and one must be left to "
             "decode; choose fewer"
         )
-    return wanted
+
+
+def _check_workers(wanted: int | None, gpus: float, threads: int, address: str | None) -> None:
+    """Raises: ConfigError for workers that there cannot be; ClusterError where this machine has no
+    room for them. Before any work."""
+    import ray
+
+    if (wanted is not None and wanted < 1) or gpus < 0:
+        raise ConfigError("--num-workers: at least 1 is needed; --gpus-per-worker: 0 or more")
+    if gpus and not _is_share(gpus):
+        raise ConfigError(f"--gpus-per-worker {gpus:g}: a whole number, or 0.001 to 1, is needed")
+    if address is None and not ray.is_initialized():
+        here = f"Ray of this machine counts {cpus_here()} CPUs"
+        _check_room(wanted or 1, threads, cpus_here(), here)
 
 
 def _is_share(gpus: float) -> bool:
