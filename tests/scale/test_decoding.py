@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,23 @@ def test_how_many_are_one_task(exported: Path) -> None:
     assert scale.unit_size(reading, 8, 100, 4) == 8  # something for each of them
     assert scale.unit_size(reading, 6, 200, 2) == 24
     assert scale.unit_size(reading, 300, 1_000_000, 1) == 300
+
+
+def test_blocks_grow_with_the_workers_and_the_pictures(exported: Path) -> None:
+    """As the one process that hands them out takes as long for any; within bounds of memory."""
+    reading = blemish.load(exported).reading()
+    looks = replace(reading.preprocessing, height=224, width=224)
+    reading = replace(reading, preprocessing=looks, raw=False)
+    each = 3 * 224 * 224 * 4
+    sizes = {
+        workers: scale.unit_size(reading, 8, 1_000_000, workers) for workers in (1, 8, 16, 32, 999)
+    }
+    assert sizes == {1: 24, 8: 24, 16: 48, 32: 104, 999: 104}
+    for workers, size in sizes.items():
+        assert size * each <= scale.block_bytes(workers) <= 64 * 2**20
+        assert scale.decoding_bytes(workers) == 8 * scale.block_bytes(workers)
+    assert scale.unit_size(reading, 8, 1000, 32) == 8  # of few pictures each gets some
+    assert scale.unit_size(replace(reading, raw=True), 8, 1_000_000, 32) == 256
 
 
 def test_how_many_score() -> None:

@@ -25,11 +25,13 @@ from blemish.scale.scorer import Scorer, Settings, pictures_of, settings_told
 from blemish.scale.sources import FILE, GROUP, PIXELS, ROW, Source, found, units, without
 from blemish.types import Progress, silent
 
-BLOCK_BYTES = 16 * 2**20  # of decoded pictures that are handed on at once, about
-# What Ray counts for a task of decoding. Stages that ask for the same are run as one, and then one
-# waits for the other: the actors ask for no memory.
-_DECODING_BYTES = 8 * BLOCK_BYTES
-LARGEST_UNIT = 256
+# Bytes of decoded pictures that are handed on at once, about. The one process that hands them out
+# takes as long for a block whatever is in it, so blocks grow with the number of workers, up to what
+# some of them may take of the memory beside each worker.
+BLOCK_BYTES, MOST_BLOCK_BYTES = 16 * 2**20, 64 * 2**20
+_BYTES_PER_WORKER = 2 * 2**20
+_DECODING = 8  # times a block's bytes: what a task of decoding takes, with its decoders
+LARGEST_UNIT = 256  # pictures: what is lost with a worker is a few of these
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,7 +224,7 @@ def _scored(asked: _Asked) -> Iterator[Any]:
     from ray.data import DataContext
 
     context = DataContext.get_current()
-    context.target_max_block_size = 2 * BLOCK_BYTES
+    context.target_max_block_size = 2 * block_bytes(asked.workers)
     reading, batch = asked.here.loader.reading, asked.settings.batch_size
     size = unit_size(reading, batch, len(asked.todo), asked.workers)
     parts = [part.combine_chunks() for part in units(asked.todo, size)]
@@ -231,7 +233,7 @@ def _scored(asked: _Asked) -> Iterator[Any]:
     how = {"batch_format": "pyarrow", "batch_size": None}
     dataset = (
         ray.data.from_arrow(parts)
-        .map_batches(decode, num_cpus=1, memory=_DECODING_BYTES, **how)
+        .map_batches(decode, num_cpus=1, memory=decoding_bytes(asked.workers), **how)
         .map_batches(
             _Actor,
             fn_constructor_args=(artifact, asked.settings),
@@ -244,14 +246,30 @@ def _scored(asked: _Asked) -> Iterator[Any]:
     yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
 
 
+def block_bytes(workers: int) -> int:
+    """About how many bytes of decoded pictures are handed on at once.
+
+    Example:
+        >>> [block_bytes(workers) // 2**20 for workers in (1, 8, 16, 32, 64)]
+        [16, 16, 32, 64, 64]
+    """
+    return min(max(BLOCK_BYTES, workers * _BYTES_PER_WORKER), MOST_BLOCK_BYTES)
+
+
+def decoding_bytes(workers: int) -> int:
+    """What Ray counts for a task of decoding. Stages that ask for the same are run as one, and then
+    one waits for the other: the actors ask for no memory."""
+    return _DECODING * block_bytes(workers)
+
+
 def unit_size(reading: Reading, batch: int, count: int, workers: int) -> int:
-    """How many pictures are one task: whole batches, about `BLOCK_BYTES` when decoded; fewer where
-    there would be nothing for some of the workers."""
+    """How many pictures are one task: whole batches, about `block_bytes` when decoded; fewer where
+    there would be less than four for each of the workers."""
     looks = reading.preprocessing
     if looks.tiling is not None:
         return 1
     each = 3 * looks.height * looks.width * (1 if reading.raw else 4)
-    most = min(LARGEST_UNIT, BLOCK_BYTES // each, -(-count // (4 * workers)))
+    most = min(LARGEST_UNIT, block_bytes(workers) // each, -(-count // (4 * workers)))
     return max(batch, most // batch * batch)
 
 
