@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -128,6 +128,25 @@ def test_signs_of_life(folder: Place) -> None:
             claim.check()
     assert claims_in(folder) == []
     assert not folder.filesystem.get_file_info(sign.path).is_file
+
+
+def test_file_systems_that_remember_are_asked_afresh(tmp_path: Path) -> None:
+    from fsspec.implementations.local import LocalFileSystem
+
+    class Remembering(LocalFileSystem):  # as s3fs, gcsfs and adlfs do
+        known: ClassVar[dict[str, Any]] = {}
+
+        def find(self, path: str, *given: Any, **named: Any) -> Any:
+            if path not in self.known:
+                self.known[path] = super().find(path, *given, **named)
+            return self.known[path]
+
+        def invalidate_cache(self, path: str | None = None) -> None:
+            self.known.clear()
+
+    folder = place_of(tmp_path.as_posix(), Remembering(skip_instance_cache=True))
+    with closing(Claim(folder)), pytest.raises(OutputError, match="another run writes there"):
+        Claim(folder)
 
 
 def test_of_those_who_begin_at_once_one_at_most_writes(

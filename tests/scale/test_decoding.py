@@ -89,8 +89,14 @@ def test_how_many_score() -> None:
     assert scale._workers(large, None, 0.5, 1) == 16
     with pytest.raises(blemish.BlemishError, match="one must be left to decode"):
         scale._workers(small, 4, 0, 1)
-    with pytest.raises(blemish.BlemishError, match="at least 1 is needed"):
-        scale._workers(small, 0, 0, 1)
+    for workers, gpus, what in (
+        (0, 0, "at least 1 is needed"),
+        (1, -1, "0 or more"),
+        (1, 1.5, "a whole number, or 0.001 to 1, is needed"),
+        (10_000, 0, "Ray of this machine counts"),
+    ):
+        with pytest.raises(blemish.BlemishError, match=what):
+            scale._check_workers(workers, gpus, 1, None)
 
 
 def test_the_page_has_the_columns() -> None:

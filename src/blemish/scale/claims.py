@@ -65,7 +65,7 @@ class Claim:
     def check(self) -> None:
         """Raises: OutputError where the claim has been taken over, or cannot be looked up."""
         try:
-            found = self._folder.filesystem.get_file_info(self._place.path)
+            found = _afresh(self._folder.filesystem).get_file_info(self._place.path)
         except Exception as error:  # packages of fsspec raise what they like
             raise told(self._place, error, OutputError, "be read") from error
         if not found.is_file:
@@ -121,7 +121,7 @@ def claims_in(folder: Place) -> list[tuple[Place, datetime | None]]:
 
     try:
         chosen = fs.FileSelector(folder.path, allow_not_found=True)
-        found = folder.filesystem.get_file_info(chosen)
+        found = _afresh(folder.filesystem).get_file_info(chosen)
     except Exception as error:  # packages of fsspec raise what they like
         raise told(folder, error, OutputError, "be written to") from error
     heard = {each.path.rpartition("/")[2]: each.mtime for each in found if each.is_file}
@@ -130,6 +130,14 @@ def claims_in(folder: Place) -> list[tuple[Place, datetime | None]]:
         for name, time in heard.items()
         if name.startswith(_CLAIM)
     ]
+
+
+def _afresh(filesystem: Any) -> Any:
+    """The same file system, which forgets what it knew: those of fsspec remember listings."""
+    handler = getattr(filesystem, "handler", None)
+    if (known := getattr(handler, "fs", None)) is not None:
+        known.invalidate_cache()
+    return filesystem
 
 
 def _sign_of(claim: str) -> str:
