@@ -6,7 +6,8 @@ First it measures on this machine, in processor time of one core: what a picture
 to score, by the very code of the workers, and what Ray itself costs a block of pictures, by a
 pipeline of the same stages that does nothing, so that all its time is Ray's: on the driver (the
 command and Ray's control service, one each however large the cluster is) and in the workers (with
-the daemon of their machine). Then blocks go through a model of the cluster (SimPy): driver,
+the daemon of their machine), for each of the sizes that blocks have by the number of workers. Then
+blocks go through a model of the cluster (SimPy): driver,
 storage, decoding and scoring, each with its places and a queue, and as much in flight as
 back-pressure lets in. One row for each number of workers: pictures/s, the share of the time in
 which each part was busy, and which of them holds the others up.
@@ -47,6 +48,8 @@ from blemish.scale.sources import found, units
 
 PARTS = ("driver", "storage", "decoding", "scoring")
 WORKERS = (1, 2, 4, 8, 16, 32, 64)
+MANY = 1_000_000  # pictures of the job that is simulated
+OVERHEADS = 7200  # pictures of the pipeline that does nothing, for each size of its blocks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,12 +148,13 @@ def simulate(times: Times, workers: int, *, blocks: int = 0, seed: int = 0) -> O
 
 
 def service(artifact: Path, folder: Path) -> dict[str, Any]:
-    """What a picture costs to decode and to score here, in seconds of a core."""
+    """What a picture costs to decode and to score here, in seconds of a core; and of how many
+    `blocks` are by the number of workers."""
     brought = shipped(artifact)
     how = Settings(threads=1)
     here = Scorer(brought, threads=1)
     rows = found(folder, None).rows
-    size = scale.unit_size(here.loader.reading, how.batch_size, len(rows), 1)
+    size = _pictures_of_a_block(here, how, 1)
     parts = [part.combine_chunks() for part in units(rows, size)]
     decode = Decoding(here.loader.reading, None, size, watching())
     score = scale._Actor(brought, how)
@@ -167,12 +171,16 @@ def service(artifact: Path, folder: Path) -> dict[str, Any]:
     spread = max(float(np.std(each) / np.mean(each)) for each in times.values())
     bytes_ = [one.stat().st_size for one in folder.iterdir()]
     return {
-        "block": size,
         "spread": spread,
         "megabytes": float(np.mean(bytes_)) / 1e6,
         **{name: float(np.mean(each)) for name, each in times.items()},
         "decoded_bytes": blocks[0].nbytes // max(len(blocks[0]), 1),
+        "blocks": {workers: _pictures_of_a_block(here, how, workers) for workers in WORKERS},
     }
+
+
+def _pictures_of_a_block(scorer: Scorer, how: Settings, workers: int) -> int:
+    return scale.unit_size(scorer.loader.reading, how.batch_size, MANY, workers)
 
 
 class _Idle:
@@ -196,7 +204,7 @@ def overheads(blocks: int, pictures: int, each: int) -> dict[str, float]:
     how = {"batch_format": "pyarrow", "batch_size": None}
     dataset = (
         ray.data.from_arrow([ids] * blocks)
-        .map_batches(idle, num_cpus=1, memory=scale._DECODING_BYTES, **how)
+        .map_batches(idle, num_cpus=1, memory=scale.decoding_bytes(1), **how)
         .map_batches(_Idle, compute=ray.data.ActorPoolStrategy(size=2), num_cpus=1, **how)
     )
     marks = []
@@ -238,13 +246,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             Path(scratch), options.method, options.backbone, options.side
         )
         told = service(artifact, folder)
-        each = told.pop("decoded_bytes")
-        times = Times(
-            **told,
-            **overheads(300, told["block"], each),
-            bandwidth=options.bandwidth,
-            latency=options.latency,
-        )
+        each, blocks = told.pop("decoded_bytes"), told.pop("blocks")
+        rays = {size: overheads(OVERHEADS // size, size, each) for size in {*blocks.values()}}
+        times = {
+            workers: Times(
+                **told,
+                **{**rays[size], "block": size},
+                **{"bandwidth": options.bandwidth, "latency": options.latency},
+            )
+            for workers, size in blocks.items()
+        }
     commit, dirty = checkout()
     conditions = {
         **{"what": "scaling", "date": datetime.now(UTC).isoformat(timespec="seconds")},
@@ -252,9 +263,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         **{"method": options.method, "backbone": options.backbone, "image_size": options.side},
     }
     for workers in WORKERS:
-        outcome = simulate(times, workers)
-        row = {**conditions, "times": asdict(times), **asdict(outcome)}
-        without = simulate(replace(times, worker=0.0, driver=0.0), workers)
+        known = times[workers]
+        outcome = simulate(known, workers)
+        row = {**conditions, "times": asdict(known), **asdict(outcome)}
+        without = simulate(replace(known, worker=0.0, driver=0.0), workers)
         row["without_ray"] = without.pictures_per_second
         print(json.dumps(row), flush=True)
         if options.results:

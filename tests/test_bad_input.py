@@ -157,7 +157,10 @@ def test_only_broken_pictures(run: Run, refused: Refused, part: Path, tmp_path: 
         ("--recipe bets", "unknown recipe of knn 'bets'; did you mean 'best'?"),
         ("--layers 99", "layer 99 does not exist"),
         ("--image-size big", "image_size: 'big' is no size; 448, or height and width"),
-        ("--false-alarm-rate 5", "5.0 is not between 0 and 1"),
+        (
+            "--false-alarm-rate 5",
+            "--false-alarm-rate 5: a fraction in (0, 1) is needed (0.05 for 5 %)",
+        ),
         ("--window 12", "two numbers lo,hi"),
         ("--device gpu", "device 'gpu' is not available here"),
         ("--precision fp8", "unknown precision 'fp8'"),

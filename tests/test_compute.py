@@ -10,8 +10,15 @@ import pytest
 import torch
 
 from blemish import compute
-from blemish.compute import pick_device, pick_precision, precision_like, precision_name
+from blemish.compute import (
+    pick_device,
+    pick_precision,
+    precision_like,
+    precision_name,
+    use_threads,
+)
 from blemish.detector.predict import Detector
+from blemish.engines.graph import threads_of
 from blemish.errors import ConfigError
 from blemish.methods.trained import TrainedMethod
 
@@ -129,3 +136,10 @@ def test_a_training_ends_on_the_device_it_was_on(
     assert isinstance(trained, TrainedMethod)
     trained.end_training(3)
     assert {tensor.device.type for tensor in trained.state_dict().values()} == {"meta"}
+
+
+@pytest.mark.parametrize("count", [0, -1, 1025, 10**12])
+def test_threads_that_no_machine_has(count: int) -> None:
+    for use in (use_threads, threads_of):
+        with pytest.raises(ConfigError, match=f"threads: 1 to 1024 are possible, got {count}"):
+            use(count)

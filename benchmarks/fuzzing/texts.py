@@ -1,7 +1,8 @@
 """Every file that is read and is no picture and no detector, with the commands that read it.
 
-Tables of pictures, settings, result rows, predictions to go on from, checkpoints, encoders,
-weights, exported files and suites: each is made right first, and then damaged or forged.
+Tables of pictures, what a cluster is given, settings, result rows, predictions to go on from,
+checkpoints, encoders, weights, exported files and suites: each is made right first, and then
+damaged or forged.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ import json
 import shutil
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fuzzing import artifacts, exported
+from fuzzing import artifacts, exported, sources
 from fuzzing.artifacts import Random, command
 from fuzzing.damage import flipped, scribbled, truncated
 
@@ -46,7 +48,7 @@ class Reader:
     Attributes:
         name: what it is. file: its path. right: its content as blemish or a person writes it.
         run: the command that reads it. form: "bytes", "table", "json", "lines" (JSON a line),
-            "artifact", "toml", "pickle" (of PyTorch), "onnx" or "xml" (as exported).
+            "artifact", "toml", "pickle" (of PyTorch), "onnx" or "xml" (as exported), "parquet".
         ready: called before each attempt, to put the rest back as it was.
     """
 
@@ -215,6 +217,7 @@ _FORMS: Mapping[str, Callable[[bytes, Random], bytes]] = {
     "toml": _toml,
     "onnx": exported.hostile_onnx,
     "xml": exported.hostile_xml,
+    "parquet": sources.hostile_parquet,
 }
 
 
@@ -232,7 +235,12 @@ def readers(folder: Path) -> list[Reader]:
     bad = folder / "bad"
     bad.mkdir(exist_ok=True)
     Image.fromarray(artifacts.parts(1, seed=5)[0]).save(bad / "0.png")
-    return [*_tables(folder, good), *_settings(folder, good), *_kept(folder, good)]
+    return [
+        *_tables(folder, good),
+        *_of_clusters(folder, good),
+        *_settings(folder, good),
+        *_kept(folder, good),
+    ]
 
 
 def _tables(folder: Path, good: Path) -> list[Reader]:
@@ -277,6 +285,36 @@ def _tables(folder: Path, good: Path) -> list[Reader]:
         )
         for name, file, text, line, ready in reading
     ]
+
+
+def _of_clusters(folder: Path, good: Path) -> list[Reader]:
+    """What `predict --engine ray` is given."""
+    artifact, pictures = folder / "part.blemish", sorted(good.glob("*.png"))
+    ids = [f"{number:03d}" for number in range(len(pictures))]
+    paths = [f"good/{picture.name}" for picture in pictures]
+    rows = zip(ids, paths, "ABABAB", strict=True)
+    text = "id,path,line\n" + "".join(f"{','.join(row)}\n" for row in rows)
+    lines = {"id": ids, "path": paths, "line": [*range(len(ids))]}
+    held = {"id": ids, "bytes": [picture.read_bytes() for picture in pictures]}
+    pattern = folder / "pattern.txt"
+    whole = {
+        "cluster's table": (folder / "cluster.csv", text.encode(), "table"),
+        "cluster's Parquet": (folder / "cluster.parquet", sources.parquet(**lines), "parquet"),
+        "cluster's pictures": (folder / "held.parquet", sources.parquet(**held), "parquet"),
+    }
+    return [
+        *(
+            Reader(
+                name=name, file=file, right=right, form=form,
+                run=partial(sources.scored, artifact, str(file)),
+            )
+            for name, (file, right, form) in whole.items()
+        ),
+        Reader(
+            name="cluster's pattern", file=pattern, right=b"good/[0-9]*.png", form="bytes",
+            run=partial(sources.matched, artifact, folder, pattern),
+        ),
+    ]  # fmt: skip
 
 
 def _settings(folder: Path, good: Path) -> list[Reader]:

@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING, Literal, cast
 
 from blemish.errors import ConfigError
-from blemish.machine import cpu_flags
+from blemish.machine import MOST_THREADS, cpu_flags
 
 if TYPE_CHECKING:  # imported where it is used: the base install has no PyTorch
     import torch
@@ -41,14 +41,14 @@ def pick_device(name: str = "auto") -> torch.device:
 def use_threads(count: int | None) -> None:
     """How many threads torch computes with, in this process, from now on; None = as it is.
 
-    Raises: ConfigError for less than one.
+    Raises: ConfigError for a number that no machine has.
     """
     import torch
 
     if count is None:
         return
-    if count < 1:
-        raise ConfigError(f"threads: at least 1 is needed, got {count}")
+    if not 1 <= count <= MOST_THREADS:
+        raise ConfigError(f"threads: 1 to {MOST_THREADS} are possible, got {count}")
     torch.set_num_threads(count)
 
 

@@ -35,6 +35,7 @@ DOCUMENT_BYTES = 16 * 2**20  # of settings, of a suite, of what a run says of it
 _TEMPORARY = re.compile(r"\.blemish-[0-9a-f]{16}\.tmp")
 # Seconds since something was written to a temporary file, which was in memory already.
 _ABANDONED = 60.0
+_URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.+)")  # two letters at least: C:\ is a drive
 _STREAM = re.compile(r"/dev/(stdin|stdout|stderr|fd(/.*)?)|/proc/.*")
 _BLOCK = 2**16  # bytes that are read at once from the end of a file of rows
 _swept: set[Path] = set()  # folders that this process has looked through for what killed ones left
@@ -46,6 +47,19 @@ _KINDS = (
     (stat.S_ISCHR, "a device; name a file"),
     (stat.S_ISBLK, "a device; name a file"),
 )
+
+
+def uri_of(path: str | Path) -> str:
+    """The URI that a path was named as, such as s3://bucket/parts; "" where it is a path.
+
+    Example:
+        >>> uri_of(Path("s3://bucket/parts")), uri_of(Path("parts/a.png"))
+        ('s3://bucket/parts', '')
+    """
+    found = _URI.fullmatch(str(path))
+    if found is None or Path(f"{found[1]}:").is_dir():
+        return ""
+    return f"{found[1]}://{found[2]}"
 
 
 def open_regular(
@@ -141,8 +155,13 @@ def writable_place(path: Path) -> Path:
     """Where a file named `path` is written: behind the links, where it is one.
 
     Raises: OutputError for what is there and is no file (a folder is refused when it is written
-    to).
+    to), and for a URI.
     """
+    if uri := uri_of(path):
+        raise OutputError(
+            f"{uri}: is on another file system, where `predict --engine ray` alone writes; name a "
+            "path, and copy the file there"
+        )
     target = path
     try:
         if path.is_symlink():

@@ -7,6 +7,8 @@ import platform
 from contextlib import suppress
 from pathlib import Path
 
+MOST_THREADS = 1024  # that anybody may ask for; no machine has more cores
+
 
 def cpu_name() -> str:
     """The name of the processor's model or, where the system does not say, its architecture."""

@@ -246,8 +246,6 @@ def test_watch_evaluate_and_calibrate_take_it(
         ("part.onnx", "--engine openvino --device cuda", "unknown device 'cuda'. Known: cpu, gpu"),
         ("part.xml", "--engine onnxruntime", "is for OpenVINO; open it with --engine openvino"),
         ("part.xml", "--device tensorrt", "unknown device 'tensorrt'"),
-        ("part.onnx", "--threads 9999", "threads: 1 to 1024 are possible, got 9999"),
-        ("part.onnx", "--threads 0", "--threads"),
         ("part.blemish", "--engine onnxruntime", "onnxruntime runs exported files; write one with"),
         ("part.blemish", "--engine openvino", "openvino runs exported files; write one with"),
         ("part.blemish", "--device tensorrt", "tensorrt"),

@@ -237,7 +237,7 @@ def test_on_the_command_line(
     assert cli.main(["inspect", str(artifact)]) == 0
     assert "resumed_at=3" in capsys.readouterr().out
     assert cli.main([*command, "--time-budget", "0"]) == ERROR
-    assert "positive number of minutes" in capsys.readouterr().err
+    assert "--time-budget 0: a positive finite number" in capsys.readouterr().err
 
 
 def test_only_the_first_process_writes_and_speaks(

@@ -379,7 +379,7 @@ def test_a_wrong_command(run: Run, good_folder: Path, tmp_path: Path) -> None:
         (("--masking", "attentive"), "masking: 'attentive' is not one of none, random"),
         (("--set", "mask_ration=0.2"), "did you mean 'mask_ratio'"),
         (("--set", "backbone=test_resnet"), "apmask needs a ViT"),
-        (("--time-budget", "0"), "positive number of minutes"),
+        (("--time-budget", "0"), "--time-budget 0: a positive finite number"),
     ]:
         status, out, err = run(*command, *more)
         assert (status, out) == (ERROR, "")

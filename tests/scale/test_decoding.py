@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,23 @@ def test_how_many_are_one_task(exported: Path) -> None:
     assert scale.unit_size(reading, 300, 1_000_000, 1) == 300
 
 
+def test_blocks_grow_with_the_workers_and_the_pictures(exported: Path) -> None:
+    """As the one process that hands them out takes as long for any; within bounds of memory."""
+    reading = blemish.load(exported).reading()
+    looks = replace(reading.preprocessing, height=224, width=224)
+    reading = replace(reading, preprocessing=looks, raw=False)
+    each = 3 * 224 * 224 * 4
+    sizes = {
+        workers: scale.unit_size(reading, 8, 1_000_000, workers) for workers in (1, 8, 16, 32, 999)
+    }
+    assert sizes == {1: 24, 8: 24, 16: 48, 32: 104, 999: 104}
+    for workers, size in sizes.items():
+        assert size * each <= scale.block_bytes(workers) <= 64 * 2**20
+        assert scale.decoding_bytes(workers) == 8 * scale.block_bytes(workers)
+    assert scale.unit_size(reading, 8, 1000, 32) == 8  # of few pictures each gets some
+    assert scale.unit_size(replace(reading, raw=True), 8, 1_000_000, 32) == 256
+
+
 def test_how_many_score() -> None:
     small = Cluster(address="", nodes=1, cpus=4, gpus=0)
     large = Cluster(address="h:1", nodes=9, cpus=100, gpus=8)
@@ -71,8 +89,14 @@ def test_how_many_score() -> None:
     assert scale._workers(large, None, 0.5, 1) == 16
     with pytest.raises(blemish.BlemishError, match="one must be left to decode"):
         scale._workers(small, 4, 0, 1)
-    with pytest.raises(blemish.BlemishError, match="at least 1 is needed"):
-        scale._workers(small, 0, 0, 1)
+    for workers, gpus, what in (
+        (0, 0, "at least 1 is needed"),
+        (1, -1, "0 or more"),
+        (1, 1.5, "a whole number, or 0.001 to 1, is needed"),
+        (10_000, 0, "Ray of this machine counts"),
+    ):
+        with pytest.raises(blemish.BlemishError, match=what):
+            scale._check_workers(workers, gpus, 1, None)
 
 
 def test_the_page_has_the_columns() -> None:

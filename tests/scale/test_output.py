@@ -16,17 +16,23 @@ import pytest
 
 from blemish.errors import DataError, OutputError
 from blemish.scale import output as module
+from blemish.scale.claims import claims_in
 from blemish.scale.output import Output, check_column
 from blemish.scale.places import place_of
 
-SCHEMA = pa.schema([("id", pa.string()), ("score", pa.float64()), ("line", pa.string())])
+SCHEMA = pa.schema(
+    [("id", pa.string()), ("score", pa.float64()), ("line", pa.string()), ("error", pa.string())]
+)
 RUN = {"artifact": "a" * 64, "threshold": None}
 
 
 def rows(start: int, count: int) -> pa.Table:
     ids = [str(number) for number in range(start, start + count)]
     lines = ["A/B", "=x", None]
-    given = {"id": ids, "score": [1.0] * count, "line": [lines[int(one) % 3] for one in ids]}
+    given = {
+        **{"id": ids, "score": [1.0] * count, "line": [lines[int(one) % 3] for one in ids]},
+        "error": ["damaged" if int(one) % 7 == 5 else None for one in ids],
+    }
     return pa.table(given, schema=SCHEMA)
 
 
@@ -53,6 +59,7 @@ def test_rows_come_back_and_are_gone_on_from(folder: str) -> None:
     place = place_of(folder)
     with opened(folder, resume=True) as output:
         assert sorted(output.ids.to_pylist(), key=int) == [str(number) for number in range(12)]
+        assert output.failed == 1  # the fifth
         output.add(rows(12, 3))
         output.flush()
         output.check(rows(0, 15).column("id"))
@@ -62,7 +69,7 @@ def test_rows_come_back_and_are_gone_on_from(folder: str) -> None:
     assert table.schema == SCHEMA
     assert sorted(table.column("id").to_pylist(), key=int) == [str(one) for one in range(15)]
     told = json.loads(place.filesystem.open_input_file(f"{place.path}/_blemish.json").read())
-    assert told["columns"] == {"id": "string", "score": "double", "line": "string"}
+    assert told["columns"] == {field.name: str(field.type) for field in SCHEMA}
 
 
 def test_divided_by_a_column(folder: str) -> None:
@@ -99,7 +106,9 @@ def test_what_is_not_gone_on_from(change: dict[str, Any], what: str, tmp_path: P
 def test_what_others_left(tmp_path: Path) -> None:
     with opened(tmp_path) as output:
         output.add(rows(0, 3))
-        with pytest.raises(OutputError, match="another process of blemish is writing it"):
+        with pytest.raises(
+            OutputError, match=rf"another run writes there .*process {os.getpid()}, "
+        ):
             opened(tmp_path, resume=True)
     (part,) = tmp_path.glob("*.parquet")
     whole = part.read_bytes()
@@ -130,6 +139,25 @@ def test_leftovers_are_removed(folder: str) -> None:
     with opened(folder, resume=True):
         pass
     assert not place.filesystem.get_file_info(f"{place.path}/_unfinished-01").is_file
+
+
+def test_two_never_write_into_one_folder(folder: str) -> None:
+    """The second is refused while the first writes; where it has taken over, as nothing was heard
+    of the first one, that one writes no more."""
+    with opened(folder, rows_per_file=2) as first:
+        first.add(rows(0, 2))
+        with pytest.raises(
+            OutputError, match=r"another run writes there .*, process \d+, since 20"
+        ):
+            opened(folder, resume=True)
+        first.add(rows(2, 2))
+        place = place_of(folder)
+        for claim, _ in claims_in(place):
+            place.filesystem.delete_file(claim.path)
+        with pytest.raises(OutputError, match="another run has taken over"):
+            first.add(rows(4, 2))
+    with opened(folder, resume=True) as second:
+        assert sorted(second.ids.to_pylist()) == ["0", "1", "2", "3"]
 
 
 def test_a_local_writer_that_was_killed_leaves_what_is_swept(tmp_path: Path) -> None:
@@ -195,15 +223,15 @@ def test_names_say_what_is_in_a_file(tmp_path: Path) -> None:
 
 def test_each_row_goes_to_one_folder(folder: str) -> None:
     values = [float("nan"), 0.0, -0.0, None, 1.5, float("nan")]
-    table = pa.table({"id": list("abcdef"), "by": pa.array(values, pa.float64())})
+    errors = pa.nulls(6, pa.string())
+    table = pa.table({"id": [*"abcdef"], "by": pa.array(values, pa.float64()), "error": errors})
     with opened(folder, schema=table.schema, partition_by="by") as output:
         output.add(table)
         output.flush()
         output.check(table.column("id"))
         assert (output.files, output.rows) == (5, 6)
-    assert sorted(
-        opened(folder, schema=table.schema, partition_by="by", resume=True).ids.to_pylist()
-    ) == list("abcdef")
+    with opened(folder, schema=table.schema, partition_by="by", resume=True) as output:
+        assert sorted(output.ids.to_pylist()) == list("abcdef")
 
 
 @pytest.mark.parametrize(

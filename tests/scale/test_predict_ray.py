@@ -78,7 +78,9 @@ def test_a_folder_from_the_command_line(
     assert (status, "go on from them with --resume" in error) == (2, True)
     status, said, _ = run(*command, "--output", out, "--save maps,masks --resume --json")
     told = json.loads(said)
+    assert status == 1  # as the first one
     assert (told["earlier"], told["scored"], told["files"]) == (COUNT, 0, 0)
+    assert (told["earlier_failed"], told["failed"]) == (1, 0)
 
 
 def test_a_table_with_bytes_on_s3(exported: Path, pictures: Path, s3: str) -> None:

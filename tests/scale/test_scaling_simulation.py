@@ -46,6 +46,17 @@ def test_no_part_does_more_than_it_can_and_more_workers_never_less() -> None:
     assert rates[-1] < 1.01 * 64 / 0.2  # of the driver: 64 pictures in 0.2 s
 
 
+def test_larger_blocks_keep_the_driver_from_holding_up() -> None:
+    """By the measured times of benchmarks/results/scaling.jsonl, in blocks as they were measured
+    and as they are for 64 workers."""
+    times = Times(decode=0.0019, score=0.0088, worker=0.017, driver=0.0097, block=24)
+    small = simulate(times, 64)
+    assert small.holds_up == "driver"
+    large = simulate(replace(times, block=104), 64)
+    assert large.holds_up == "scoring"
+    assert large.pictures_per_second > 2.5 * small.pictures_per_second
+
+
 def test_the_same_seed_the_same_run() -> None:
     times = replace(EVEN, spread=0.3)
     assert simulate(times, 4, seed=1) == simulate(times, 4, seed=1) != simulate(times, 4, seed=2)

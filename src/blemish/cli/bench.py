@@ -27,6 +27,7 @@ from blemish.cli.options import (
 from blemish.cli.status import BY_SIGNAL, ERROR, EXIT_STATUS, WELL
 from blemish.errors import ConfigError, unknown_name
 from blemish.extras import require
+from blemish.machine import MOST_THREADS
 from blemish.text import duration
 
 if TYPE_CHECKING:
@@ -104,6 +105,7 @@ FalseAlarmRate = Annotated[
     float | None,
     Option(
         metavar="SHARE",
+        callback=options.in_range(options.INNER_SHARE),
         help="Fit with a threshold for this share of false alarms (0.05 for 5 %), and measure the "
         "verdicts and the regions of defects too. It is set in the method's usual way: from the "
         "training pictures each left out in turn, or from a fifth of them, which is then not "
@@ -134,10 +136,20 @@ Root = Annotated[
 ]
 Threads = Annotated[
     int | None,
-    Option(min=1, help="Of torch, in each run. [default: torch's choice; cores by --jobs]"),
+    Option(
+        min=1,
+        max=MOST_THREADS,
+        help="Of torch, in each run. [default: torch's choice; cores by --jobs]",
+    ),
 ]
 Jobs = Annotated[
-    int, Option(min=1, metavar="N", help="Runs at once; several GPUs are shared out among them.")
+    int,
+    Option(
+        min=1,
+        max=MOST_THREADS,
+        metavar="N",
+        help="Runs at once; several GPUs are shared out among them.",
+    ),
 ]
 Keep = Annotated[
     Path | None,

@@ -24,6 +24,7 @@ MissRate = Annotated[
     float | None,
     Option(
         metavar="SHARE",
+        callback=options.in_range(options.INNER_SHARE),
         help="The threshold that misses at most this share of defects like those of --anomalies, "
         "whatever it raises in false alarms; 0.05 for 5 %.",
     ),
@@ -41,6 +42,7 @@ def calibrate(
         float | None,
         Option(
             metavar="SCORE",
+            callback=options.in_range(options.SCORE),
             help="Set this threshold by hand, for every category, in place of one from pictures: "
             "it promises nothing.",
         ),
@@ -49,6 +51,7 @@ def calibrate(
         float | None,
         Option(
             metavar="SCORE",
+            callback=options.in_range(options.SCORE),
             help="By hand, the score of the map above which regions of defects lie.",
         ),
     ] = None,

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Option
 
+from blemish.cli.options import in_range
+from blemish.config import Range
 from blemish.errors import ConfigError, unknown_name
 
 if TYPE_CHECKING:
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from blemish.scale.hands import OnRay
     from blemish.types import Evaluation
 
+MOST_WORKERS, MOST_GPUS = 10_000, 64  # of a cluster, and of one machine
 _ENGINES = ("here", "parts", "ray")
 
 FitEngine = Annotated[
@@ -47,6 +50,7 @@ NumWorkers = Annotated[
     int | None,
     Option(
         min=1,
+        max=MOST_WORKERS,
         metavar="N",
         help="Workers at once, for --engine ray. [default: as many as there is room for; half of "
         "the cores where they score, or as the GPUs allow]",
@@ -54,11 +58,16 @@ NumWorkers = Annotated[
 ]
 GpusPerWorker = Annotated[
     float | None,
-    Option(min=0, metavar="G", help="GPUs of each worker; 0.5 where two share one. [default: 0]"),
+    Option(
+        metavar="G",
+        callback=in_range(Range(0, MOST_GPUS)),
+        help="GPUs of each worker; 0.5 where two share one. [default: 0]",
+    ),
 ]
 PartPictures = Annotated[
     int | None,
     Option(
+        min=1,
         metavar="N",
         help="Pictures of a part. [default: 64, or more where there would be over 256 parts]",
     ),

@@ -101,6 +101,7 @@ ElpvTable = Annotated[
 Cells = Annotated[
     int | None,
     Option(
+        min=1,
         metavar="N",
         help="Only N cells to learn from and N to test on, half of them defective. "
         "[default: 1,131 and 1,092]",
@@ -110,7 +111,7 @@ Cells = Annotated[
 
 def elpv(
     output: ElpvTable,
-    seed: Annotated[int, Option(help="Of the draw of the cells.")] = 0,
+    seed: Annotated[int, Option(min=0, max=2**63 - 1, help="Of the draw of the cells.")] = 0,
     cells: Cells = None,
     json: Json = False,
 ) -> int:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
-from blemish.cli import console, words
+from blemish.cli import console, options, words
 from blemish.cli.options import Json
 from blemish.cli.status import BROKEN_PICTURES, WELL
 from blemish.errors import ConfigError
@@ -56,7 +56,11 @@ Compared = Annotated[
 ]
 NewRate = Annotated[
     float | None,
-    Option(metavar="RATE", help="Of thresholds that are set anew. [default: as it was]"),
+    Option(
+        metavar="RATE",
+        callback=options.in_range(options.INNER_SHARE),
+        help="Of thresholds that are set anew. [default: as it was]",
+    ),
 ]
 InputKind = Annotated[
     str,

@@ -77,6 +77,7 @@ Config = Annotated[
 Shots = Annotated[
     int | None,
     Option(
+        min=1,
         metavar="K",
         help="Learn from K pictures of each category, drawn by the seed, each at 16 angles, plain "
         "and mirrored (unless --set rotations=… or flips=… says otherwise).",
@@ -85,9 +86,10 @@ Shots = Annotated[
 CalibrationFraction = Annotated[
     float | None,
     Option(
+        callback=options.in_range(options.SHARE),
         help="Share of the pictures held out for the threshold; 0 = no threshold. [default: none "
         "for memory banks and padim, which leave out one picture at a time, and with --shots; "
-        "else 0.2]"
+        "else 0.2]",
     ),
 ]
 Foreground = Annotated[
@@ -107,7 +109,11 @@ Student = Annotated[
 ]
 BatchSize = Annotated[
     int,
-    Option(min=1, help="Pictures at once: speed, memory and the last digit of scores only."),
+    Option(
+        min=1,
+        max=options.MOST_AT_ONCE,
+        help="Pictures at once: speed, memory and the last digit of scores only.",
+    ),
 ]
 
 

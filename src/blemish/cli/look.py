@@ -49,7 +49,7 @@ def simulate(
     output: Output = None,
     simulator: Annotated[str, Option(metavar="NAME", help="A simulator of --list.")] = "guided",
     count: Annotated[int, Option(min=1, help="Pictures to draw.")] = 16,
-    seed: Annotated[int, Option(min=0, help="Of the draw and the anomalies.")] = 0,
+    seed: Annotated[int, Option(min=0, max=2**63 - 1, help="Of the draw and the anomalies.")] = 0,
     backbone: Guide = "dinov2_vits14",
     weights: Weights = None,
     image_size: ImageSize = None,

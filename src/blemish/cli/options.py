@@ -10,16 +10,19 @@ from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
-from typer import Argument, Option
+from typer import Argument, CallbackParam, Option
 
 from blemish.cli import console
+from blemish.config import Range
 from blemish.errors import ConfigError, unknown_name
+from blemish.machine import MOST_THREADS
 from blemish.types import MODES
 
 if TYPE_CHECKING:
     from blemish.detector.predict import Detector
 
 LARGEST_SIDE = 8192  # pixels of a picture as a backbone sees it
+MOST_AT_ONCE = 65_536  # pictures of a batch
 
 
 def parts(text: str) -> list[str]:
@@ -146,6 +149,24 @@ def _mode(text: str) -> str:
     return text
 
 
+def in_range(rule: Range) -> Callable[[CallbackParam, Any], Any]:
+    """What an option's `callback` is to be: it refuses a number out of a range before any work.
+
+    Whole numbers have `min` and `max`, which the help shows; these know of no NaN and no open ends.
+    """
+
+    def checked(param: CallbackParam, value: float | None) -> float | None:
+        if value is not None and value not in rule:
+            such_as = " (0.05 for 5 %)" if rule.high <= 1 else ""
+            raise ConfigError(f"{param.opts[0]} {value:g}: {rule.needed(value)}{such_as}")
+        return value
+
+    return checked
+
+
+SCORE, SHARE, INNER_SHARE = Range(), Range(0, 1, below=True), Range(0, 1, above=True, below=True)
+SECONDS = Range(0)
+
 Json = Annotated[bool, Option("--json", help="One JSON document on standard output, no more.")]
 Artifact = Annotated[
     Path, Argument(metavar="ARTIFACT", help="A file that `blemish fit`, or `export`, has written.")
@@ -163,7 +184,8 @@ Engine = Annotated[
     ),
 ]
 Threads = Annotated[
-    int | None, Option(min=1, help="Of the CPU. [default: what the engine chooses]")
+    int | None,
+    Option(min=1, max=MOST_THREADS, help="Of the CPU. [default: what the engine chooses]"),
 ]
 Precision = Annotated[
     str,
@@ -178,7 +200,9 @@ Settings = Annotated[
     list[str] | None,
     Option("--set", metavar="KEY=VALUE", help="Any setting; may be given more than once."),
 ]
-Seed = Annotated[int | None, Option(help="Of everything random. [default: 0]")]
+Seed = Annotated[
+    int | None, Option(min=0, max=2**63 - 1, help="Of everything random. [default: 0]")
+]
 Backbone = Annotated[str | None, Option(help="One of `blemish backbones`, or any timm model.")]
 Weights = Annotated[str | None, Option(metavar="FILE", help="Weights for the backbone to take.")]
 ImageSize = Annotated[
@@ -206,6 +230,7 @@ SmallestRegion = Annotated[
     float | None,
     Option(
         metavar="SHARE",
+        callback=in_range(SHARE),
         help="The share of the picture that a region of its map has at least, to be shown and "
         "counted; 0.001 for 0.1 %. [default: 0, or as it was]",
     ),
@@ -247,8 +272,9 @@ Tile = Annotated[
 Overlap = Annotated[
     float | None,
     Option(
+        callback=in_range(Range(0, 0.9)),
         help="The share of its side that a tile has at least in common with the next. "
-        "[default: 0.25]"
+        "[default: 0.25]",
     ),
 ]
 Ignore = Annotated[Path | None, Option(metavar="FILE", help="Do not look there; as --roi.")]
@@ -282,12 +308,17 @@ AnomalyType = Annotated[
 Rate = Annotated[
     float | None,
     Option(
+        callback=in_range(INNER_SHARE),
         help="Share of good pictures that may raise an alarm. [default: 0.05, without a threshold "
-        "where there are too few pictures for it]"
+        "where there are too few pictures for it]",
     ),
 ]
 TimeBudget = Annotated[
     float | None,
-    Option(metavar="MINUTES", help="For training, which is shaped to end there."),
+    Option(
+        metavar="MINUTES",
+        callback=in_range(Range(0, above=True)),
+        help="For training, which is shaped to end there.",
+    ),
 ]
 Resume = Annotated[bool, Option("--resume", help="Go on with a training that was interrupted.")]

@@ -84,6 +84,7 @@ RegionByHand = Annotated[
     float | None,
     Option(
         metavar="SCORE",
+        callback=options.in_range(options.SCORE),
         help="A place of the map above it belongs to a region: set by hand, in place of the "
         "artifact's.",
     ),
@@ -103,12 +104,19 @@ Category = Annotated[
 ByHand = Annotated[
     float | None,
     Option(
-        metavar="SCORE", help="Judge by this threshold, set by hand, in place of the artifact's."
+        metavar="SCORE",
+        callback=options.in_range(options.SCORE),
+        help="Judge by this threshold, set by hand, in place of the artifact's.",
     ),
 ]
 GoOn = Annotated[bool, Option("--resume", help="Go on in a folder that has rows already.")]
 BatchSize = Annotated[
-    int | None, Option(min=1, help="Pictures at once. [default: 8, or 32 with --adapt]")
+    int | None,
+    Option(
+        min=1,
+        max=options.MOST_AT_ONCE,
+        help="Pictures at once. [default: 8, or 32 with --adapt]",
+    ),
 ]
 
 

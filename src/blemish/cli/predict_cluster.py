@@ -113,13 +113,14 @@ def _option(name: str) -> str:
 def _tell(done: Done, artifact: str, *, as_json: bool) -> int:
     document = {
         **{"artifact": artifact, "output": done.output, "pictures": done.pictures},
-        **{"earlier": done.earlier, "scored": done.scored, "alarms": done.alarms},
-        **{"failed": done.failed, "files": done.files, "workers": done.workers},
+        **{"earlier": done.earlier, "earlier_failed": done.earlier_failed},
+        **{"scored": done.scored, "alarms": done.alarms, "failed": done.failed},
+        **{"files": done.files, "workers": done.workers},
         **{"interrupted": done.interrupted is not None, "left_out": list(done.left_out)},
     }
     console.answer(document, _lines(done), as_json=as_json)
     if done.interrupted is None:
-        return BROKEN_PICTURES if done.failed else WELL
+        return BROKEN_PICTURES if done.failed or done.earlier_failed else WELL
     rows = done.earlier + done.scored + done.failed
     console.complain(
         f"blemish: interrupted after {rows} of {done.pictures} pictures; the same command with "
@@ -131,7 +132,8 @@ def _tell(done: Done, artifact: str, *, as_json: bool) -> int:
 def _lines(done: Done) -> Iterable[str]:
     yield from words.notices(done.left_out)
     if done.earlier:
-        yield f"{pluralize(done.earlier, 'picture')} had a row already"
+        errors = f", {done.earlier_failed} of them with an error" if done.earlier_failed else ""
+        yield f"{pluralize(done.earlier, 'picture')} had a row already{errors}"
     failed = f"; {done.failed} could not be read: their rows have an error" if done.failed else ""
     yield f"{done.scored} scored: {done.alarms} alarms{failed}"
     yield f"rows: {done.output} ({pluralize(done.files, 'file')} of Parquet written)"

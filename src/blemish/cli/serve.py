@@ -13,6 +13,7 @@ from typer import Argument, Option
 from blemish.cli import console, options
 from blemish.cli.options import Device, Json, Precision
 from blemish.cli.status import BY_SIGNAL, WELL
+from blemish.config import Range
 from blemish.errors import unknown_name
 from blemish.text import pluralize
 
@@ -83,21 +84,44 @@ Keep = Annotated[
         "or none.",
     ),
 ]
+KEPT = Range(0, 1_000_000, above=True, below=True)
 KeepDays = Annotated[
-    float | None, Option(metavar="DAYS", help="How long. What is labelled stays. [default: ever]")
+    float | None,
+    Option(
+        metavar="DAYS",
+        callback=options.in_range(KEPT),
+        help="How long. What is labelled stays. [default: ever]",
+    ),
 ]
 KeepGib = Annotated[
     float | None,
-    Option("--keep-gib", metavar="GIB", help="How much; then the oldest go. [default: no limit]"),
+    Option(
+        "--keep-gib",
+        metavar="GIB",
+        callback=options.in_range(KEPT),
+        help="How much; then the oldest go. [default: no limit]",
+    ),
 ]
 LargestBatch = Annotated[int, Option(min=1, max=1024, help="Pictures that are scored at once.")]
 LongestWait = Annotated[
-    float, Option(metavar="MS", help="For which a picture waits for others that are on their way.")
+    float,
+    Option(
+        metavar="MS",
+        callback=options.in_range(Range(0, 60_000)),
+        help="For which a picture waits for others that are on their way.",
+    ),
 ]
 Queue = Annotated[
     int, Option(min=1, max=65536, help="Pictures that may wait; more are refused (503).")
 ]
-TimeLimit = Annotated[float, Option(metavar="SECONDS", help="Of a request.")]
+TimeLimit = Annotated[
+    float,
+    Option(
+        metavar="SECONDS",
+        callback=options.in_range(Range(0, 86_400, above=True)),
+        help="Of a request.",
+    ),
+]
 LargestUpload = Annotated[int, Option(metavar="MIB", min=1, max=2**16, help="Of a request.")]
 LargestPicture = Annotated[
     int, Option(metavar="MEGAPIXELS", min=1, max=4096, help="Of one picture.")

@@ -13,6 +13,7 @@ from blemish.cli import console, options, words
 from blemish.cli.options import Device, Json, OverlaySize, Precision, Scales, SmallestRegion
 from blemish.cli.predict import ByHand, Category, RegionByHand, by_hand, check_regions, saved_by
 from blemish.cli.status import BROKEN_PICTURES, BY_SIGNAL, WELL
+from blemish.config import Range
 from blemish.errors import ConfigError, unknown_name
 
 if TYPE_CHECKING:
@@ -66,32 +67,48 @@ Margin = Annotated[
     float,
     Option(
         metavar="SCORE",
+        callback=options.in_range(Range(0)),
         help="Unsure is what scores within so much of the threshold, on both sides, and what "
         "cannot be read.",
     ),
 ]
 Once = Annotated[bool, Option("--once", help="End when nothing is left, rather than wait.")]
 Every = Annotated[
-    float, Option(metavar="SECONDS", help="From one frame of a camera to the next, at least.")
+    float,
+    Option(
+        metavar="SECONDS",
+        callback=options.in_range(options.SECONDS),
+        help="From one frame of a camera to the next, at least.",
+    ),
 ]
 Interval = Annotated[
-    float, Option(metavar="SECONDS", help="From one look at the folder to the next.")
+    float,
+    Option(
+        metavar="SECONDS",
+        callback=options.in_range(Range(0, above=True)),
+        help="From one look at the folder to the next.",
+    ),
 ]
 Settle = Annotated[
     float,
-    Option(metavar="SECONDS", help="For which a new file must not have changed to be taken."),
+    Option(
+        metavar="SECONDS",
+        callback=options.in_range(options.SECONDS),
+        help="For which a new file must not have changed to be taken.",
+    ),
 ]
 Patience = Annotated[
     float | None,
     Option(
         metavar="SECONDS",
+        callback=options.in_range(options.SECONDS),
         help="For which a new file that cannot be decoded is tried again, or a camera that is gone "
         "is waited for. [default: 10 for a file, 300 for a camera]",
     ),
 ]
 BatchSize = Annotated[
     int | None,
-    Option(min=1, help="Pictures at once. [default: 8; 1 for a camera]"),
+    Option(min=1, max=options.MOST_AT_ONCE, help="Pictures at once. [default: 8; 1 for a camera]"),
 ]
 
 
@@ -123,11 +140,9 @@ def watch(
     json: Json = False,
 ) -> int:
     """Score what arrives in a folder, or what a camera gives, until Ctrl-C."""
-    from blemish.data.frames import check_seconds
     from blemish.report.ledger import Ledger
     from blemish.report.watching import Watch
 
-    check_seconds(every=every, interval=interval, settle=settle, patience=patience or 0.0)
     _check(artifact, sort=sort, margin=margin)
     saved, side = _saved(save, output, overlay_size), options.overlay_side(overlay_size, output)
     coming = _coming(source, output, settle=settle, patience=patience, every=every, once=once)

@@ -13,6 +13,7 @@ from pathlib import Path
 from blemish.data.earlier import is_result, is_result_folder
 from blemish.data.masks import masks_among
 from blemish.errors import DataError
+from blemish.files import uri_of
 from blemish.images import EXTENSIONS, sniff
 from blemish.text import listed, pluralize
 
@@ -171,6 +172,17 @@ def search(paths: str | Path | Iterable[str | Path]) -> Found:
     return Found(list(found.values()), tuple(left_out))
 
 
+def not_there(path: Path) -> DataError:
+    """That there is nothing of a name, and what to do where it is a URI."""
+    if uri := uri_of(path):
+        return DataError(
+            f"{uri}: is on another file system, from which `predict --engine ray` alone reads; "
+            "mount it as a folder, for a cluster under the same name on every machine (mount-s3, "
+            "gcsfuse, …), or copy the pictures to a drive"
+        )
+    return DataError(f"{path}: no such file or folder")
+
+
 def no_pictures(where: str | Path, left_out: Iterable[str]) -> str:
     """What to say where nothing is found."""
     found = [
@@ -224,8 +236,8 @@ def _expand(path: Path, *, among_others: bool = False) -> Tree:
         return replace(tree, pictures=shown, masks=tuple(sorted(masks)))
     if is_file(path):
         return Tree(pictures=(path,), folders=(), others=())
-    if not is_pattern(path):
-        raise DataError(f"{path}: no such file or folder")
+    if uri_of(path) or not is_pattern(path):
+        raise not_there(path)
     hits = [Path(hit) for hit in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207 - skips hidden files
     if not hits:
         raise DataError(f"{path}: nothing matches this pattern")

@@ -17,14 +17,13 @@ from blemish.engines.base import Engine, Input, Outputs
 from blemish.engines.files import ExportedFile, check_name, write
 from blemish.errors import ArtifactError, BlemishError, ConfigError, EngineError
 from blemish.images import ran_out
-from blemish.machine import cores
+from blemish.machine import MOST_THREADS, cores
 
 _RANKS = {"score": 1, "map": 3, "votes": 1, "saliency": 3, "box": 2, "part": 3}
 _RANKS |= {"category": 2, "descriptor": 2}
 _FLOAT, _BYTE = "float32", "uint8"
 _CATEGORY = "category"
 _DEVICE = re.compile(r"([a-z]+)(?::(\d{1,3}))?")
-MOST_THREADS = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,7 +24,7 @@ from blemish.methods.base import Method, some_of
 from blemish.methods.capabilities import Batches
 from blemish.methods.compression import Compression
 from blemish.methods.coreset import nearest
-from blemish.methods.shortlist import COLUMNS, ROWS, principal_axes, shortened, shortlisted
+from blemish.methods.shortlist import MEASURED, ROWS, principal_axes, shortened, shortlisted
 from blemish.methods.stored import UNIT, Free, Stored, numbers
 from blemish.types import Progress, Scores
 
@@ -263,7 +263,7 @@ def compressed(
 
 def _plans(sizes: Sequence[int], width: int) -> list[tuple[int, int]]:
     """Entries and dimensions, those of which the search costs least first; at last the whole."""
-    exact = ROWS * COLUMNS * width
+    exact = ROWS * MEASURED * width
     cost = {
         (size, dims): size * (dims + 1) + exact for size, dims in itertools.product(sizes, DIMS)
     }

@@ -11,6 +11,17 @@ are left). Entries are arranged in columns of `ROWS`. Of each feature the column
 highest products are taken whole, and the distance to all of their entries is exact: so it is never
 below that to the nearest, and equal to it where this is among them.
 
+Which columns those are would hang on the last digits of products, and these differ between engines.
+So twice as many are measured, `MEASURED`, as count wholly, `COLUMNS`, and the others count the less
+the lower their highest product s is: the squared distances to their entries are taken as
+
+    |q − b|² + 2 (t − s) (t − f) / (s − f)    f < s < t
+
+where t is the highest product of the last column that counts wholly, and f that of the first which
+is not measured. The surcharge begins as 2 (t − s), which is what the column looks to be farther
+away, and grows beyond all bounds towards f. So the distance that is found is continuous in the
+features and the products: it moves little where these do, whichever columns change places.
+
 Only products, elementwise maxima over whole rows and a small `topk` depend on the size of the bank,
 which all engines are quick at; an argmax over all of it costs them more than the product.
 """
@@ -20,9 +31,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-ROWS = 8  # entries of a column
-COLUMNS = 2  # that are measured
+ROWS = 2  # entries of a column
+COLUMNS = 4  # that count wholly
+MEASURED = 8  # with those that count less
 _REST = 0.5  # of the product of the rests' lengths
+_NEVER = -4.0  # below all products of features of length 1; infinities have no differences
+_LEAST = 1e-30  # in the place of 0 where nothing lies between
 _CHUNK = 512  # features that are looked for at once, which keeps the scratch memory in the cache
 
 
@@ -77,12 +91,27 @@ def shortlisted(
     for start in starts:
         products = asked @ near[start : start + width].T
         if excluded is not None:
-            products.masked_fill_(excluded[start : start + width], -torch.inf)
+            products.masked_fill_(excluded[start : start + width], _NEVER)
         best = products if best is None else torch.maximum(best, products)
     assert best is not None
-    columns = best.topk(min(COLUMNS, width), dim=1).indices
-    at = (columns[:, :, None] + torch.tensor(starts, device=bank.device)).flatten(1)
-    squares = (queries[:, None] - bank[at].float()).square().sum(2)
+    highest, columns = best.topk(min(MEASURED + 1, width), dim=1)
+    measured = columns[:, :MEASURED, None]
+    at = (measured + torch.tensor(starts, device=bank.device)).flatten(1)
+    squares = (queries[:, None] - bank[at].to(queries.dtype)).square().sum(2)
     if excluded is not None:
         squares.masked_fill_(excluded[at], torch.inf)
-    return squares.amin(1).sqrt()
+    if width <= MEASURED:  # all of it
+        return squares.amin(1).sqrt()
+    nearest = squares.unflatten(1, (MEASURED, ROWS)).amin(2)
+    return (nearest + _surcharge(highest.to(squares.dtype))).amin(1).sqrt()
+
+
+def _surcharge(highest: Tensor) -> Tensor:
+    """What is added to the squared distances to columns, by their highest products: n `MEASURED`.
+
+    Args: highest: of those that are measured and of the one after them, the highest first.
+    """
+    last, beyond = highest[:, COLUMNS - 1 : COLUMNS], highest[:, -1:]
+    own = highest[:, :-1]
+    below = (last - own).clamp_min(0)
+    return 2 * below * (last - beyond) / (own - beyond).clamp_min(_LEAST)

@@ -27,6 +27,7 @@ from blemish.machine import cores
 LOOPBACK = "127.0.0.1"
 REACHED_WITHIN = 10.0  # seconds in which a cluster has to answer
 _FOLDER = "blemish-ray-"
+_MOST_PER_CORE = 16  # CPUs that Ray is told of here: it starts a process for each
 _STORE_BYTES = 2 * 2**30  # of the memory in which a local Ray hands blocks on, at most
 _DESPITE = "blemish must be installed there in the same version, with the extras that it needs"
 
@@ -45,6 +46,12 @@ class Cluster:
     gpus: float
 
 
+def cpus_here() -> int:
+    """How many CPUs a Ray counts that is started here, where nobody says it: twice the cores, so
+    that whoever decodes finds a place beside those who compute."""
+    return 2 * cores()
+
+
 @contextmanager
 def joined(address: str | None = None, *, cpus: int | None = None) -> Iterator[Cluster]:
     """Ray, while open; one that this process had joined before stays as it is.
@@ -52,8 +59,7 @@ def joined(address: str | None = None, *, cpus: int | None = None) -> Iterator[C
     Args:
         address: of a cluster's head, "host:6379", or "auto" on one of its nodes; None = a Ray of
             this process alone, whatever RAY_ADDRESS says.
-        cpus: how many Ray is to count here; None = twice the cores, so that whoever decodes finds a
-            place beside those who compute. Only of a Ray that is started.
+        cpus: how many Ray is to count here; None = `cpus_here`. Only of a Ray that is started.
     Raises: MissingExtraError without Ray; ClusterError where none can be reached or started;
         ConfigError for what is no address.
     """
@@ -72,7 +78,12 @@ def joined(address: str | None = None, *, cpus: int | None = None) -> Iterator[C
             yield _found(own)
         return
     if address is None:
-        with _started(cpus or 2 * cores()), _quiet():
+        if cpus is not None and cpus > _MOST_PER_CORE * cores():
+            raise ConfigError(
+                f"{cpus:,} CPUs are asked for (workers, times the threads of each), and this "
+                f"machine has {cores()}; ask for fewer, or name a cluster with --address"
+            )
+        with _started(cpus or cpus_here()), _quiet():
             yield _found("")
         return
     _check(address)

@@ -5,8 +5,8 @@
                                              and by a hash of their ids
     OUTPUT/line=A/part-…                     the same, where they are divided by a column
 
-One process writes: the one that was started. A killed one leaves whole files and at most some that
-readers of Parquet leave out, which the next one removes.
+One process writes: the one that was started (`claims`). A killed one leaves whole files and at most
+some that readers of Parquet leave out, which the next one removes.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote
 
 from blemish.errors import DataError, OutputError
 from blemish.files import DOCUMENT_BYTES, locked, sweep
+from blemish.scale.claims import Claim, claims_in, taken, who_claims
 from blemish.scale.places import Place, place_of, read_bytes, told, write_bytes
 from blemish.scale.sources import is_unfinished
 from blemish.text import pluralize
@@ -47,8 +47,8 @@ class Output:
         partition_by: a column, by whose values they are divided into folders.
         rows_per_file: at most.
         filesystem: in which `output` is; None = by its URI.
-    Attributes: ids: of the rows that are there, an array of Arrow. files, rows: how many have been
-        written by this process.
+    Attributes: ids: of the rows that were there at first, an array of Arrow. failed: how many of
+        these have an error. files, rows: how many have been written by this process.
     Raises: OutputError where nothing can be written, or has rows that are not to be gone on from.
     """
 
@@ -73,10 +73,20 @@ class Output:
         run = {**run, "partition_by": partition_by or "", "columns": columns}
         with ExitStack() as started:
             if self.place.is_local:
-                started.enter_context(locked(Path(self.place.path, RUN)))
+                self._lock(started)
                 sweep(Path(self.place.path), again=True)
+            self._claim = started.enter_context(closing(Claim(self.place)))
             self._begin(run, resume)
             self._open = started.pop_all()
+
+    def _lock(self, started: ExitStack) -> None:
+        """Keep other processes of this machine out, until this one ends in any way."""
+        try:
+            started.enter_context(locked(Path(self.place.path, RUN)))
+        except OutputError as error:
+            for place, _ in claims_in(self.place):
+                raise taken(self.place, place, who_claims(place)) from error
+            raise
 
     def _begin(self, run: Mapping[str, Any], resume: bool) -> None:
         there = self._parts()
@@ -95,18 +105,13 @@ class Output:
             self._check_same(earlier, run)
         content = json.dumps({"version": 1, **run}, indent=2).encode()
         write_bytes(self.place / RUN, content, error=OutputError)
-        self.ids = self.written()
+        self.ids, self.failed = self.written()
         self._number = len(there)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         with self._open:  # what has come is kept, whatever has ended it
             self.flush()
 
@@ -174,23 +179,27 @@ class Output:
                 "were made, or name another folder"
             )
 
-    def written(self) -> Any:
-        """The ids of the rows that are there. Raises: OutputError for a file that is damaged."""
+    def written(self) -> tuple[Any, int]:
+        """The ids of the rows that are there, and how many of these have an error.
+
+        Raises: OutputError for a file that is damaged.
+        """
         import pyarrow as pa
         from pyarrow import parquet
 
-        arrays = []
+        arrays, failed = [], 0
         for part in self._parts():
             try:
                 with part.filesystem.open_input_file(part.path) as file:
-                    column = parquet.ParquetFile(file).read(columns=["id"]).column("id")
-                arrays += column.cast(pa.string()).chunks
+                    known = parquet.ParquetFile(file).read(columns=["id", "error"])
+                arrays += known.column("id").cast(pa.string()).chunks
+                failed += len(known) - known.column("error").null_count
             except (OSError, pa.ArrowException, KeyError) as error:
                 raise OutputError(
                     f"{part.name}: is damaged or no file of rows ({error}); remove it, and go on "
                     "with --resume"
                 ) from error
-        return pa.chunked_array(arrays, type=pa.string()).combine_chunks()
+        return pa.chunked_array(arrays, type=pa.string()).combine_chunks(), failed
 
     def add(self, rows: Any) -> None:
         """Take rows; they are written when there are enough, or have waited long enough."""
@@ -239,6 +248,7 @@ class Output:
         import pyarrow as pa
         from pyarrow import parquet
 
+        self._claim.check()
         ids = "\n".join(rows.column("id").to_pylist())
         name = f"part-{self._number:06d}-{hashlib.sha256(ids.encode()).hexdigest()[:16]}.parquet"
         sink = pa.BufferOutputStream()
@@ -254,7 +264,7 @@ class Output:
         """Make sure that each of these ids has one row. Raises: OutputError."""
         import pyarrow.compute as pc
 
-        there = self.written()
+        there, _ = self.written()
         doubled = len(there) - len(pc.unique(there))
         missing = len(ids) - pc.sum(pc.is_in(ids, value_set=there)).as_py()
         if doubled:

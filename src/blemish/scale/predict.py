@@ -18,30 +18,34 @@ from blemish.errors import BlemishError, ClusterError, ConfigError
 from blemish.extras import require
 from blemish.scale import rows
 from blemish.scale.artifacts import Shipped, shipped
-from blemish.scale.cluster import Cluster, explained, joined
+from blemish.scale.cluster import Cluster, cpus_here, explained, joined
 from blemish.scale.decoding import Decoding, unpacked, watching
 from blemish.scale.output import ROWS_PER_FILE, Output, check_column
 from blemish.scale.scorer import Scorer, Settings, pictures_of, settings_told
 from blemish.scale.sources import FILE, GROUP, PIXELS, ROW, Source, found, units, without
 from blemish.types import Progress, silent
 
-BLOCK_BYTES = 16 * 2**20  # of decoded pictures that are handed on at once, about
-# What Ray counts for a task of decoding. Stages that ask for the same are run as one, and then one
-# waits for the other: the actors ask for no memory.
-_DECODING_BYTES = 8 * BLOCK_BYTES
-LARGEST_UNIT = 256
+# Bytes of decoded pictures that are handed on at once, about. The one process that hands them out
+# takes as long for a block whatever is in it, so blocks grow with the number of workers, up to what
+# some of them may take of the memory beside each worker.
+BLOCK_BYTES, MOST_BLOCK_BYTES = 16 * 2**20, 64 * 2**20
+_BYTES_PER_WORKER = 2 * 2**20
+_DECODING = 8  # times a block's bytes: what a task of decoding takes, with its decoders
+LARGEST_UNIT = 256  # pictures: what is lost with a worker is a few of these
 
 
 @dataclass(frozen=True, kw_only=True)
 class Done:
     """What a run came to.
 
-    Attributes: pictures: in the source. earlier: that had a row before. scored, alarms, failed: of
-        this run. files: written by it. workers: that scored. left_out: as of `Source`.
+    Attributes: pictures: in the source. earlier: rows that were there before, `earlier_failed` of
+        them with an error. scored, alarms, failed: of this run. files: written by it. workers: that
+        scored. left_out: as of `Source`.
     """
 
     pictures: int
     earlier: int
+    earlier_failed: int
     scored: int
     alarms: int
     failed: int
@@ -84,6 +88,7 @@ def predict(
     require("ray", "pyarrow", purpose="predict with --engine ray")
     _check_travels(filesystem)
     how = Settings(**{"threads": 1, **settings, "filesystem": filesystem})
+    _check_workers(num_workers, gpus_per_worker, how.threads or 1, address)
     pictures = found(source, filesystem)
     brought = shipped(artifact)
     here = Scorer(brought, **vars_of(how))
@@ -105,7 +110,8 @@ def predict(
         if stopped is None:
             target.check(pictures.rows.column("id"))
         return Done(
-            pictures=len(pictures.rows), earlier=earlier, files=target.files, workers=workers,
+            pictures=len(pictures.rows), earlier=earlier, earlier_failed=target.failed,
+            files=target.files, workers=workers,
             output=target.place.name, left_out=pictures.left_out, interrupted=stopped, **counts,
         )  # fmt: skip
 
@@ -170,12 +176,7 @@ def _schema(source: Source, how: Settings) -> Any:
 
 
 def _workers(cluster: Cluster, wanted: int | None, gpus: float, threads: int) -> int:
-    """How many actors score. Raises: ClusterError where the cluster has no room for them;
-    ConfigError."""
-    if (wanted is not None and wanted < 1) or gpus < 0:
-        raise ConfigError("--num-workers: at least 1 is needed; --gpus-per-worker: 0 or more")
-    if gpus and not _is_share(gpus):
-        raise ConfigError(f"--gpus-per-worker {gpus:g}: a whole number, or 0.001 to 1, is needed")
+    """How many actors score. Raises: ClusterError where the cluster has no room for them."""
     by_cpu = max(1, int(cluster.cpus / 2 // threads))
     if wanted is None:
         wanted = min(by_cpu, int(cluster.gpus // gpus)) if gpus else by_cpu
@@ -184,12 +185,31 @@ def _workers(cluster: Cluster, wanted: int | None, gpus: float, threads: int) ->
         raise ClusterError(
             f"--gpus-per-worker {gpus:g}: {what}, too few for {max(wanted, 1)} workers"
         )
-    if wanted * threads + 1 > cluster.cpus:
+    _check_room(wanted, threads, cluster.cpus, what)
+    return wanted
+
+
+def _check_room(workers: int, threads: int, cpus: float, what: str) -> None:
+    """Raises: ClusterError where so many CPUs are too few. Args: what: there is, in words."""
+    if workers * threads + 1 > cpus:
         raise ClusterError(
-            f"--num-workers {wanted} with {threads} threads each: {what}, and one must be left to "
+            f"--num-workers {workers} with {threads} threads each: {what}, and one must be left to "
             "decode; choose fewer"
         )
-    return wanted
+
+
+def _check_workers(wanted: int | None, gpus: float, threads: int, address: str | None) -> None:
+    """Raises: ConfigError for workers that there cannot be; ClusterError where this machine has no
+    room for them. Before any work."""
+    import ray
+
+    if (wanted is not None and wanted < 1) or gpus < 0:
+        raise ConfigError("--num-workers: at least 1 is needed; --gpus-per-worker: 0 or more")
+    if gpus and not _is_share(gpus):
+        raise ConfigError(f"--gpus-per-worker {gpus:g}: a whole number, or 0.001 to 1, is needed")
+    if address is None and not ray.is_initialized():
+        here = f"Ray of this machine counts {cpus_here()} CPUs"
+        _check_room(wanted or 1, threads, cpus_here(), here)
 
 
 def _is_share(gpus: float) -> bool:
@@ -204,7 +224,7 @@ def _scored(asked: _Asked) -> Iterator[Any]:
     from ray.data import DataContext
 
     context = DataContext.get_current()
-    context.target_max_block_size = 2 * BLOCK_BYTES
+    context.target_max_block_size = 2 * block_bytes(asked.workers)
     reading, batch = asked.here.loader.reading, asked.settings.batch_size
     size = unit_size(reading, batch, len(asked.todo), asked.workers)
     parts = [part.combine_chunks() for part in units(asked.todo, size)]
@@ -213,7 +233,7 @@ def _scored(asked: _Asked) -> Iterator[Any]:
     how = {"batch_format": "pyarrow", "batch_size": None}
     dataset = (
         ray.data.from_arrow(parts)
-        .map_batches(decode, num_cpus=1, memory=_DECODING_BYTES, **how)
+        .map_batches(decode, num_cpus=1, memory=decoding_bytes(asked.workers), **how)
         .map_batches(
             _Actor,
             fn_constructor_args=(artifact, asked.settings),
@@ -226,14 +246,30 @@ def _scored(asked: _Asked) -> Iterator[Any]:
     yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
 
 
+def block_bytes(workers: int) -> int:
+    """About how many bytes of decoded pictures are handed on at once.
+
+    Example:
+        >>> [block_bytes(workers) // 2**20 for workers in (1, 8, 16, 32, 64)]
+        [16, 16, 32, 64, 64]
+    """
+    return min(max(BLOCK_BYTES, workers * _BYTES_PER_WORKER), MOST_BLOCK_BYTES)
+
+
+def decoding_bytes(workers: int) -> int:
+    """What Ray counts for a task of decoding. Stages that ask for the same are run as one, and then
+    one waits for the other: the actors ask for no memory."""
+    return _DECODING * block_bytes(workers)
+
+
 def unit_size(reading: Reading, batch: int, count: int, workers: int) -> int:
-    """How many pictures are one task: whole batches, about `BLOCK_BYTES` when decoded; fewer where
-    there would be nothing for some of the workers."""
+    """How many pictures are one task: whole batches, about `block_bytes` when decoded; fewer where
+    there would be less than four for each of the workers."""
     looks = reading.preprocessing
     if looks.tiling is not None:
         return 1
     each = 3 * looks.height * looks.width * (1 if reading.raw else 4)
-    most = min(LARGEST_UNIT, BLOCK_BYTES // each, -(-count // (4 * workers)))
+    most = min(LARGEST_UNIT, block_bytes(workers) // each, -(-count // (4 * workers)))
     return max(batch, most // batch * batch)
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from blemish.data.dataset import Dataset
-from blemish.data.folder import is_file, is_folder, no_pictures, scan
+from blemish.data.folder import is_file, is_folder, no_pictures, not_there, scan
 from blemish.data.layouts.folders import read_folder, read_picture
 from blemish.data.layouts.official import differences, recognised
 from blemish.data.tables import TABLES, read_table
@@ -40,7 +40,7 @@ def _read(root: Path, unlabelled: int) -> Dataset:
     if is_file(root):
         return read_picture(root, unlabelled)
     if not is_folder(root):
-        raise DataError(f"{root}: no such file or folder")
+        raise not_there(root)
     official = recognised(root)
     if official is not None and official.read is not None:
         return official.read(root).described(root, official.name, f"{official.title} layout")
