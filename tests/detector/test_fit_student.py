@@ -33,7 +33,7 @@ from blemish.types import Progress
 
 STEPS = 6
 BRIEF = StudentConfig(min_steps=STEPS, train_batch_size=4, most_views=16)
-METHODS = ("patchcore", "knn", "padim", "lda")
+METHODS = ("patchcore", "knn", "padim", "lda", "spade")
 Refused = Callable[..., str]
 
 
