@@ -18,6 +18,7 @@ to compare with as in the memory bank of 16,000 of the other methods.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
@@ -32,6 +33,7 @@ from blemish.methods.base import Method, MethodConfig, Pooling, reported
 from blemish.methods.capabilities import Batches, LeavesOneOut
 from blemish.methods.coreset import least_squares
 from blemish.methods.embedding import join
+from blemish.methods.frames import filled
 from blemish.methods.stored import Free, Stored, numbers
 from blemish.types import Batch, Progress, Scores
 
@@ -108,8 +110,8 @@ class Spade(Method, LeavesOneOut):
 
     def embedded(self, features: Features) -> tuple[Tensor, tuple[int, int]]:
         """One feature per place: float32 B N D, and the grid (h, w)."""
-        own = features.layers(self._pyramid)
-        return join(own, self.backbone.spec.kind, pooling=self.config.pooling)
+        kind, pooling = self.backbone.spec.kind, self.config.pooling
+        return join(features.layers(self._pyramid), kind, pooling=pooling)
 
     def mean_features(self, features: Features, images: Tensor) -> Tensor:
         """The mean of the global layer over the places looked at: float32 B C."""
@@ -121,21 +123,17 @@ class Spade(Method, LeavesOneOut):
 
     def fit(self, batches: Batches, count: int, progress: Progress) -> None:
         kept: list[tuple[float, Tensor, Tensor, int]] = []  # with a random key each
-        number = 0
+        seeds = itertools.count()
         for batch in reported(batches(), "remembering", count, progress):
             seen = self.see(batch.images)
             embedded, grid = self.embedded(seen)
-            known = self._framed(batch.images, grid).flatten(1)
             # What is not looked at is no feature: one that is there already stands in its place.
-            first = known.int().argmax(1, keepdim=True)
-            at = torch.where(known, torch.arange(known.shape[1], device=known.device), first)
-            embedded = embedded.gather(1, at[:, :, None].expand_as(embedded))
+            embedded = filled(embedded, self._framed(batch.images, grid).flatten(1))
             half = embedded.clamp(-_LARGEST, _LARGEST).half().cpu()
             means = self.mean_features(seen, batch.images).cpu()
             for places, mean, owner in zip(half, means, batch.owners.tolist(), strict=True):
-                key = float(np.random.default_rng([self.config.seed, number]).random())
+                key = np.random.default_rng([self.config.seed, next(seeds)]).random()
                 kept.append((key, places.clone(), mean, owner))
-                number += 1
                 if len(kept) > self.config.gallery_size:
                     kept.pop(min(range(len(kept)), key=lambda index: kept[index][0]))
         if not kept:
@@ -155,37 +153,39 @@ class Spade(Method, LeavesOneOut):
             "owners": numbers(kept),
         }
 
-    # Scoring
-
     @property
     def scores_by_map(self) -> bool:
         return self.config.score == "map"
 
     def judge(self, features: Features, images: Tensor) -> Scores:
+        return self._judged(features, images, None)
+
+    def _judged(self, features: Features, images: Tensor, others: Tensor | None) -> Scores:
+        """`others`: bool B G, the good pictures that count, one of each row; None = all."""
         self._require(self.means)
-        return self._judged(features, images, self._nearest(self.mean_features(features, images)))
-
-    def _nearest(self, means: Tensor, others: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Of means B C the mean squared distance to the K nearest pictures, B, and these, B K.
-
-        Args: others: bool G, one at least True: the pictures that count; None = all.
-        """
-        squares, count = (means[:, None] - self.means).square().sum(2), len(self.means)
-        if others is not None:
-            squares, count = squares.masked_fill(~others, torch.inf), int(others.sum())
-        found = squares.topk(min(self.config.neighbours, count), dim=1, largest=False)
-        return found.values.mean(1), found.indices
-
-    def _judged(self, features: Features, images: Tensor, nearest: tuple[Tensor, Tensor]) -> Scores:
-        embedded, grid = self.embedded(features)
-        distances, pictures = nearest
-        best: Tensor | None = None
+        means, (embedded, grid) = self.mean_features(features, images), self.embedded(features)
+        distances, pictures = self._nearest(means, others)
+        best = embedded.new_full(embedded.shape[:2], torch.inf)
         for column in range(pictures.shape[1]):
             found = least_squares(embedded, self.gallery[pictures[:, column]], rounds=self.rounds)
-            best = found if best is None else torch.minimum(best, found)
-        assert best is not None
+            best = torch.minimum(best, found)
         scores = self._finish(best.reshape(-1, *grid), images)
         return scores if self.scores_by_map else Scores(distances, scores.maps)
+
+    def _nearest(self, means: Tensor, others: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Of means B C the mean squared distance to the K nearest pictures, B, and these, B K:
+        where there are fewer `others`, some twice.
+        """
+        squares = (means[:, None] - self.means).square().sum(2)
+        if others is not None:
+            squares = squares.masked_fill(~others, torch.inf)
+        count = min(self.config.neighbours, len(self.means))
+        values, pictures = squares.topk(count, dim=1, largest=False)
+        if others is None:
+            return values.mean(1), pictures
+        found = values.isfinite()
+        distances = values.masked_fill(~found, 0).sum(1) / found.sum(1)
+        return distances, torch.where(found, pictures, pictures[:, :1])
 
     def leaves_one_out(self) -> bool:
         return True
@@ -198,19 +198,10 @@ class Spade(Method, LeavesOneOut):
 
         Raises: ConfigError where all of the gallery is of one picture.
         """
-        self._require(self.means)
-        distances, pictures = [], []
-        means = self.mean_features(features, batch.images)
-        for mean, owner in zip(means, batch.owners.to(self.owners.device), strict=True):
-            others = self.owners != owner
-            if not bool(others.any()):
-                raise ConfigError(
-                    "the gallery holds one training picture only, which leaves none to compare it "
-                    f"with; raise gallery_size ({self.config.gallery_size})"
-                )
-            distance, found = self._nearest(mean[None], others)
-            distances.append(distance)
-            pictures.append(found[0])
-        most = max(map(len, pictures))  # of fewer, some come twice
-        shared = [each[torch.arange(most, device=each.device) % len(each)] for each in pictures]
-        return self._judged(features, batch.images, (torch.cat(distances), torch.stack(shared)))
+        others = batch.owners.to(self.owners.device)[:, None] != self.owners
+        if not bool(others.any(1).all()):
+            raise ConfigError(
+                "the gallery holds one training picture only, which leaves none to compare it "
+                f"with; raise gallery_size ({self.config.gallery_size})"
+            )
+        return self._judged(features, batch.images, others)
