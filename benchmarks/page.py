@@ -59,10 +59,11 @@ class Line:
 
 NETWORKS = {"ATAC-Net's network": "atacnet", "DevNet": "devnet", "CutMix classifier": "classifier"}
 LINES = (
-    *(Line(f"`{method}`", method) for method in ("knn", "patchcore", "padim")),
+    *(Line(f"`{method}`", method) for method in ("knn", "patchcore", "padim", "spade")),
     Line("`guided`", "guided", {"pretraining": "none"}),
     Line("`guided` after APMask", "guided", {"pretraining": "apmask"}),
     Line("`agpnet`", "agpnet"),
+    Line("`simplenet`", "simplenet"),
     *(Line(f"`lda`, M = {count}", "lda", {}, count) for count in (0, 1, 10)),
     *(
         Line(f"{title}, M = {count}", "atacnet", {"network": network}, count)

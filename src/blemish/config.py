@@ -251,8 +251,10 @@ def from_dict(
         raise type(error)(f"{prefix}{error}") from error
 
 
-def override(config: C, assignments: Iterable[str]) -> C:
+def override(config: C, assignments: Iterable[str], *, within: str = "") -> C:
     """A copy with `key=value` assignments applied; values are JSON, or bare words for strings.
+
+    Args: within: as of `from_dict`.
 
     Example:
         >>> @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -262,18 +264,19 @@ def override(config: C, assignments: Iterable[str]) -> C:
         >>> override(Demo(), ["layers=4,8", "name=b"])
         Demo(layers=(4, 8), name='b')
     """
-    return from_dict(type(config), assigned(assignments), base=config)
+    return from_dict(type(config), assigned(assignments, within), base=config, within=within)
 
 
-def assigned(assignments: Iterable[str]) -> dict[str, Any]:
+def assigned(assignments: Iterable[str], within: str = "") -> dict[str, Any]:
     """The values of `key=value` assignments, unchecked. Raises: ConfigError for one of another
-    form.
+    form, which names what it is `within`.
     """
     values: dict[str, Any] = {}
     for assignment in assignments:
         key, sign, text = assignment.partition("=")
         if not sign or not key.strip():
-            raise ConfigError(f"{assignment!r} is not of the form key=value")
+            place = f"{within}: " if within else ""
+            raise ConfigError(f"{place}{assignment!r} is not of the form key=value")
         values[key.strip()] = _parse(text.strip())
     return values
 

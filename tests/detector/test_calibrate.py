@@ -36,7 +36,7 @@ def evidence(detector: Detector) -> tuple[int, int, float | None]:
 # --- Copies
 
 
-@pytest.mark.parametrize("method", ["knn", "patchcore", "padim", "lda"])
+@pytest.mark.parametrize("method", ["knn", "patchcore", "padim", "lda", "spade"])
 def test_copies_of_training_pictures_are_no_evidence(
     method: str, picture: Part, small: Any
 ) -> None:
@@ -214,7 +214,7 @@ SAME = ("calibration_scores", "map_scale", "threshold")
 
 @pytest.mark.parametrize("in_memory", [2**30, 60_000, 0])
 @pytest.mark.parametrize("copies", [{}, {"rotations": 3, "flips": True}])
-@pytest.mark.parametrize("method", ["knn", "patchcore", "padim", "lda"])
+@pytest.mark.parametrize("method", ["knn", "patchcore", "padim", "lda", "spade"])
 def test_a_fit_encodes_each_picture_once(
     method: str,
     copies: dict[str, Any],

@@ -33,7 +33,7 @@ from blemish.types import Progress
 
 STEPS = 6
 BRIEF = StudentConfig(min_steps=STEPS, train_batch_size=4, most_views=16)
-METHODS = ("patchcore", "knn", "padim", "lda")
+METHODS = ("patchcore", "knn", "padim", "lda", "spade")
 Refused = Callable[..., str]
 
 
@@ -231,7 +231,7 @@ def test_it_gets_the_time_budget(monkeypatch: pytest.MonkeyPatch) -> None:
         ("guided", {}, "guided with these settings takes none, as it is trained step by step"),
         ("agpnet", {}, "agpnet with these settings takes none"),
         ("atacnet", {"backbone": "test_resnet", "layers": (1, 2)}, "takes none"),
-        ("lda", {"normality": "agpnet"}, "choose patchcore, knn, padim, or lda with one of these"),
+        ("lda", {"normality": "agpnet"}, "choose patchcore, knn, padim, spade, or lda with"),
         ("knn", {"coarse": 32}, "its two looks"),
         ("knn", {"backbone": "test_resnet", "layers": (2, 3)}, "test_resnet is a CNN"),
         ("knn", {"layers": (1, 2)}, "no block can be left out"),

@@ -304,6 +304,9 @@ def test_tensors_that_cannot_be(
         ("guided", "pictured", lambda pictured: pictured + 1, "pictured"),
         ("guided", "reference.patch_counts", lambda counts: -counts, "patch_counts: holds"),
         ("agpnet", "steps", torch.zeros_like, "steps: holds 0"),
+        ("spade", "gallery", lambda gallery: gallery.float(), "gallery: is float32, not float16"),
+        ("spade", "gallery", lambda gallery: gallery / 0, "gallery: holds NaN or infinite"),
+        ("simplenet", "discriminator.norm.running_var", lambda var: var - 9, "running_var: holds"),
         (
             "knn",
             "backbone.model.surplus",

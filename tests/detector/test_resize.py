@@ -26,7 +26,7 @@ from blemish.methods.apmask import APMaskConfig
 from blemish.regions import region_level
 from blemish.types import Failure, Prediction, Sample
 
-METHODS = ["patchcore", "knn", "padim", "agpnet", "atacnet", "lda", "guided"]
+METHODS = ["patchcore", "knn", "padim", "agpnet", "atacnet", "lda", "guided", "simplenet", "spade"]
 KEPT = ["fit", "pad", "crop"]
 HEIGHT, WIDTH = 64, 128
 # Upper left corners as shares of the picture, in the half that `crop` shows.
@@ -131,7 +131,7 @@ def test_padding_is_not_remembered(method: str) -> None:
     assert method == "patchcore" or len(bank) >= 8 * 16 * 16 * 0.5
 
 
-@pytest.mark.parametrize("method", ["patchcore", "padim", "agpnet", "lda"])
+@pytest.mark.parametrize("method", ["patchcore", "padim", "agpnet", "lda", "simplenet"])
 def test_padding_never_raises_a_score(method: str) -> None:
     """Whatever the method says of the padding: neither score nor map heed it."""
     detector = fitted(method, "pad", **{**BY_PLACE, "smoothing": 0.05})

@@ -237,7 +237,7 @@ def test_processes_agree_on_batch_norms_statistics(monkeypatch: pytest.MonkeyPat
     before = {name: tensor.clone() for name, tensor in method.state_dict().items()}
     method.after_step(1, 10)
     assert all(torch.equal(tensor, before[name]) for name, tensor in method.state_dict().items())
-    monkeypatch.setattr(module, "mean_over_processes", lambda tensor: 2 * tensor)
+    monkeypatch.setattr("blemish.methods.learner.mean_over_processes", lambda each: 2 * each)
     method.after_step(2, 10)
     for name, tensor in method.state_dict().items():
         factor = 2 if name.endswith(("running_mean", "running_var")) else 1

@@ -88,8 +88,8 @@ CalibrationFraction = Annotated[
     Option(
         callback=options.in_range(options.SHARE),
         help="Share of the pictures held out for the threshold; 0 = no threshold. [default: none "
-        "for memory banks and padim, which leave out one picture at a time, and with --shots; "
-        "else 0.2]",
+        "for memory banks, padim and spade, which leave out one picture at a time, and with "
+        "--shots; else 0.2]",
     ),
 ]
 Foreground = Annotated[
@@ -104,7 +104,7 @@ Student = Annotated[
     bool,
     Option(
         help="Distil a smaller, faster encoder from the backbone (a ViT) on these pictures first, "
-        "and fit the method on it. For patchcore, knn, padim, lda."
+        "and fit the method on it. For patchcore, knn, padim, spade, lda."
     ),
 ]
 BatchSize = Annotated[

@@ -107,8 +107,8 @@ class Request:
             threshold where the pictures are too few for it. A category with too few is judged by
             the common threshold.
         calibration_fraction: share of the pictures held out for the threshold, of each category.
-            None = what the method does best: leave-one-out (nothing held out) for memory banks and
-            padim, else 0.2. 0 = no threshold.
+            None = what the method does best: leave-one-out (nothing held out) for memory banks,
+            padim and spade, else 0.2. 0 = no threshold.
         smallest_region: the share of a picture that a region of its map has at least, in [0, 1):
             smaller ones are neither shown nor counted, for the threshold of the regions either.
         window: (lo, hi) of the pixel values, for 16-bit and DICOM pictures; stored and used at
@@ -197,8 +197,8 @@ class Request:
         if self.student and self.chosen.no_student:
             raise ConfigError(
                 f"student: {self.method} with these settings takes none, as "
-                f"{self.chosen.no_student}; leave it out, or choose patchcore, knn, padim, or lda "
-                "with one of these"
+                f"{self.chosen.no_student}; leave it out, or choose patchcore, knn, padim, spade, "
+                "or lda with one of these"
             )
         trained = trained or bool(self.student)
         given = {

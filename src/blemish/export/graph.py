@@ -29,6 +29,7 @@ from blemish.errors import ExportError, MissingExtraError
 from blemish.methods import Method
 from blemish.methods.descriptor import descriptor
 from blemish.methods.memory import MemoryBank
+from blemish.methods.spade import Spade
 from blemish.methods.telling import seen_along
 from blemish.types import Progress, Scores, silent
 
@@ -156,7 +157,7 @@ def to_onnx(
     if isinstance(method.backbone, VitBackbone):
         method.backbone.placed = {}
     for part in method.modules():
-        if isinstance(part, MemoryBank):
+        if isinstance(part, (MemoryBank, Spade)):
             part.rounds = rounds
     graph = Graph(method, detector.record, pixels=pixels, half=precision == "fp16").eval()
     with _quiet():

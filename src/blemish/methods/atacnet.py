@@ -61,14 +61,13 @@ from blemish.config import (
     Side,
 )
 from blemish.errors import ConfigError
-from blemish.losses import mean_over_processes
 from blemish.losses.deviation import deviation_loss
 from blemish.methods import frames
 from blemish.methods.base import map_size, shown, smooth
 from blemish.methods.crops import crop_boxes, cropped, enlarged, merged
 from blemish.methods.embedding import join
 from blemish.methods.guidance import normalise
-from blemish.methods.learner import EndToEnd, TrainingBatch
+from blemish.methods.learner import EndToEnd, TrainingBatch, share_statistics
 from blemish.methods.stored import Stored, numbers
 from blemish.methods.trained import TrainedConfig, TrainedMethod
 from blemish.types import ANOMALOUS, NORMAL, Scores
@@ -321,15 +320,8 @@ class AtacNet(EndToEnd, TrainedMethod):
         found.append(labels.new_full((made,), ANOMALOUS))
         return torch.cat([normal, other[made:], pseudo]), torch.cat(found)
 
-    @torch.no_grad()
     def after_step(self, step: int, steps: int) -> None:
-        """Batch norm's statistics are of the pictures of all processes."""
-        ends = ("running_mean", "running_var")
-        kept = [each for name, each in self.named_buffers() if name.endswith(ends)]
-        if kept:
-            agreed = mean_over_processes(torch.cat(kept)).split([len(each) for each in kept])  # type: ignore[no-untyped-call]
-            for statistic, mean in zip(kept, agreed, strict=True):
-                statistic.copy_(mean)
+        share_statistics(self)
 
     def findings(self, sample: TrainingBatch) -> dict[str, float]:
         """The mean scores of both classes, and the share of the picture that crops cover."""

@@ -237,3 +237,23 @@ def nearest(
     nearest_one = distances.min(1)
     index = candidates.gather(1, nearest_one.indices[:, None])[:, 0]
     return nearest_one.values.sqrt(), index
+
+
+def least_squares(queries: Tensor, points: Tensor, *, rounds: bool = False) -> Tensor:
+    """Squared distance of each of the queries B N D to the nearest of the points B M D: B N.
+
+    In an exported graph it is |q|² + min (|p|² − 2 q·p), about the points' mean, as of
+    `distance`; elsewhere the nearest one is found so and its distance measured.
+
+    Args: rounds: whether an engine is to compute the graph in less than float32, where that would
+        be of no use.
+    """
+    points = points.float()
+    centre = points.mean(1, keepdim=True)
+    apart, near = queries - centre, points - centre
+    halves = near.square().sum(2)[:, None] / -2
+    products = torch.baddbmm(halves, apart, near.mT)  # the highest is of the nearest
+    if torch.compiler.is_exporting() and not rounds:
+        return (apart.square().sum(2) - 2 * products.amax(2)).clamp_min(0)
+    nearest = products.argmax(2, keepdim=True).expand_as(queries)
+    return (queries - points.gather(1, nearest)).square().sum(2)

@@ -53,6 +53,14 @@ def extended(values: Tensor, images: Tensor) -> Tensor:
     return values[each, at[0][:, :, None], at[1][:, None, :]]
 
 
+def filled(values: Tensor, known: Tensor) -> Tensor:
+    """Values B N D; of the places that are not known (bool B N, one at least in each is), those of
+    the first one that is."""
+    first = known.int().argmax(1, keepdim=True)
+    at = torch.where(known, torch.arange(known.shape[1], device=known.device), first)
+    return values.gather(1, at[:, :, None].expand_as(values))
+
+
 def _any_along(inside: Tensor, count: int) -> Tensor:
     """Whether there is any True in each of `count` equal parts of the rows of bool B H W."""
     rows = inside.shape[1]

@@ -98,7 +98,7 @@ class LdaConfig(MethodConfig):
                 raise ConfigError(f"normality_settings: {key} is the detector's own; set it there")
         best = self.normality_class.Config.best()
         base = configs.from_dict(type(best), shared, base=best)
-        return configs.override(base, self.normality_settings)
+        return configs.override(base, self.normality_settings, within="normality_settings")
 
     def for_pictures(self, *, x_rays: bool) -> Self:
         """What the pictures change in the normality part's settings."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from blemish.backbones import Backbone
 from blemish.config import FractionAbove0, FractionBelow1, NotNegative, Positive, Range, check
 from blemish.errors import NonFiniteError
+from blemish.losses import mean_over_processes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,3 +259,14 @@ def follow(average: nn.Module, learned: nn.Module, decay: float) -> None:
     """One step of an exponential moving average: θ ← decay · θ + (1 − decay) · the learned θ."""
     for slow, fast in zip(average.parameters(), learned.parameters(), strict=True):
         slow.lerp_(fast, 1 - decay)
+
+
+@torch.no_grad()
+def share_statistics(module: nn.Module) -> None:
+    """Make the running statistics of batch norm those of the pictures of all processes."""
+    ends = ("running_mean", "running_var")
+    kept = [each for name, each in module.named_buffers() if name.endswith(ends)]
+    if kept:
+        agreed = mean_over_processes(torch.cat(kept)).split([len(each) for each in kept])  # type: ignore[no-untyped-call]
+        for statistic, mean in zip(kept, agreed, strict=True):
+            statistic.copy_(mean)

@@ -7,11 +7,15 @@ from blemish.methods.base import Method
 from blemish.methods.guided import Guided
 from blemish.methods.memory import Knn, PatchCore
 from blemish.methods.padim import Padim
+from blemish.methods.simplenet import SimpleNet
+from blemish.methods.spade import Spade
 
 UNSUPERVISED: dict[str, type[Method]] = {
     "patchcore": PatchCore,
     "knn": Knn,
     "padim": Padim,
+    "spade": Spade,
     "agpnet": AGPNet,
+    "simplenet": SimpleNet,
     "guided": Guided,
 }
