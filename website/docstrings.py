@@ -12,6 +12,7 @@ from typing import Any
 from griffe import Extension
 
 _INLINE = re.compile(r"^(Args|Attributes|Returns|Raises|Yields):[ ]+(?=\S)", re.MULTILINE)
+_SEVERAL = re.compile(r"^( +\w+(?:, \w+)+)(?=: )")
 _EXAMPLE = re.compile(r"^Example:\s*\n", re.MULTILINE)
 
 
@@ -25,5 +26,6 @@ class Docstrings(Extension):
             for line in _EXAMPLE.sub("Examples:\n", text).split("\n"):
                 if _INLINE.match(line):
                     line = "\n" + _INLINE.sub(r"**\1:** ", line)
-                lines.append(line)
+                # With a blank after the comma, the second name would be taken for a type.
+                lines.append(_SEVERAL.sub(lambda found: found[1].replace(", ", ",\xa0"), line))
             obj.docstring.value = "\n".join(lines)

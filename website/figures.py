@@ -25,11 +25,11 @@ from blemish.data.flange import DEFECTS
 from blemish.data.synthetic import write_synthetic
 from blemish.images import decode
 from blemish.report.heatmap import attention_overlay, contours, faded, overlay
-from blemish.report.predictions import View
 
 BACKBONE = "focus_vits14"
 SIDE, SMALL, GAP = 256, 224, 8  # pixels
 PAPER = 255
+GREEN = (20, 190, 90)  # over what was drawn
 
 Pixels = np.ndarray
 Rows = list[list[Pixels]]
@@ -68,23 +68,19 @@ def attention_of(pictures: Sequence[Pixels]) -> np.ndarray:
 
 
 def part(data: Path) -> Rows:
-    """Of each kind of defect: the picture, its heatmap, its regions, and what was drawn."""
+    """Of each kind of defect: the picture, its heatmap, and its regions over what was drawn."""
     detector = blemish.fit("patchcore", data, backbone=BACKBONE, image_size=448)
-    rows: Rows = [[], [], [], []]
+    rows: Rows = [[], [], []]
     for kind in DEFECTS:
         path = data / "test" / kind / "001.png"
-        found = detector.predict(path)
-        view = View.of(found, detector)
-        picture = decode(path).as_uint8()
+        found, picture = detector.predict(path), decode(path).as_uint8()
         drawn = decode(data / "ground_truth" / kind / "001_mask.png").as_uint8()[..., 0] > 0
-        heat = overlay(picture, found.heatmap, detector.map_scale)
         assert found.mask is not None
-        for row, tile in zip(
-            rows,
-            (view.picture, heat, contours(picture, found.mask), white_where(drawn)),
-            strict=True,
-        ):
-            row.append(tile)
+        green = picture.copy()
+        green[drawn] = picture[drawn] // 4 + np.array(GREEN, np.uint8)
+        rows[0].append(picture)
+        rows[1].append(overlay(picture, found.heatmap, detector.map_scale))
+        rows[2].append(contours(green, found.mask))
     return rows
 
 
@@ -119,39 +115,31 @@ def reconstruction(data: Path) -> Rows:
     detector = blemish.fit(
         "agpnet", data, backbone=BACKBONE, image_size=SMALL, time_budget=1.5, seed=0
     )
-    paths = [
-        data / "test" / kind / "001.png" for kind in ("scratch", "dent", "stain", "missing_piece")
-    ]
+    kinds = ("scratch", "dent", "stain", "missing_piece")
+    paths = [data / "test" / kind / "001.png" for kind in kinds]
     pictures = [pixels_of(path, SMALL) for path in paths]
-    looked = [
-        attention_overlay(*each) for each in zip(pictures, attention_of(pictures), strict=True)
-    ]
-    found = [detector.predict(path) for path in paths]
-    maps = [cv2.resize(one.anomaly_map, (SMALL, SMALL)) for one in found]
-    errors = [
-        overlay(picture, each, detector.map_scale)
-        for picture, each in zip(pictures, maps, strict=True)
-    ]
+    maps = attention_of(pictures)
+    looked = [attention_overlay(*each) for each in zip(pictures, maps, strict=True)]
+    errors = []
+    for path, picture in zip(paths, pictures, strict=True):
+        error = cv2.resize(detector.predict(path).anomaly_map, (SMALL, SMALL))
+        errors.append(overlay(picture, error, detector.map_scale))
     return [pictures, looked, errors]
 
 
 def two_looks(data: Path) -> Rows:
-    """ATAC-Net: the picture, where it looked with the rectangle of the crop, the crop, the map."""
-    detector = blemish.fit(
-        "atacnet", data, anomalies=data / "test", anomaly_count=10, backbone=BACKBONE,
-        image_size=SMALL, extractor_rate=0.0, time_budget=1.5, seed=0,
-    )  # fmt: skip
-    rows: Rows = []
+    """`--set coarse=224`: the picture, where it looked again, and the map of both looks."""
+    detector = blemish.fit("patchcore", data, backbone=BACKBONE, image_size=448, coarse=224)
+    rows: Rows = [[], [], []]
     for kind in ("scratch", "dent", "stain", "contamination"):
         path = data / "test" / kind / "006.png"
-        found = detector.predict(path)
-        view = View.of(found, detector)
-        assert found.box is not None
-        assert view.saliency is not None
-        x, y, across, down = (round(each * SIDE) for each in found.box)
-        crop = decode(path).as_uint8()[y : y + down, x : x + across]
-        rows.append([view.picture, view.saliency, cv2.resize(crop, (SIDE, SIDE)), view.heatmap])
-    return [list(each) for each in zip(*rows, strict=True)]
+        found, picture = detector.predict(path), decode(path).as_uint8()
+        assert found.saliency is not None
+        looked = cv2.resize(found.saliency, (SIDE, SIDE)) > 0
+        rows[0].append(picture)
+        rows[1].append(faded(picture, looked))
+        rows[2].append(overlay(picture, found.heatmap, detector.map_scale))
+    return rows
 
 
 def background(data: Path) -> Rows:

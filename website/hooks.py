@@ -102,7 +102,7 @@ def leaves() -> Iterator[tuple[str, Any]]:
     def below(name: str, command: Any) -> Iterator[tuple[str, Any]]:
         for word, one in getattr(command, "commands", {}).items():
             yield from below(f"{name} {word}".strip(), one)
-        if not hasattr(command, "commands") or command.params and name == "bench":
+        if not hasattr(command, "commands") or (command.params and name == "bench"):
             yield name, command
 
     yield from below("", app.command_tree())
@@ -151,33 +151,22 @@ def methods_page() -> str:
     lines = [
         "# Methods and their settings",
         "",
-        "What `blemish methods` and `blemish methods NAME` say, of every method. Settings are given "
-        "as `--set NAME=VALUE`, or by name to `blemish.fit`.",
+        "What `blemish methods` and `blemish methods NAME` say, of every method. Settings are "
+        "given as `--set NAME=VALUE`, or by name to `blemish.fit`.",
         "",
     ]
     for listed in answer("methods"):
         one = answer("methods", listed["name"])
-        lines += [
-            f"## {one['name']}",
-            "",
-            plain(one["summary"]),
-            "",
-            f"*{plain(one['source'])}*",
-            "",
-        ]
+        lines += [f"## {one['name']}", "", plain(one["summary"]) + "."]
+        lines += ["", f"*{plain(one['source'])}*", ""]
         lines += ["| setting | default | meaning |", "|---|---|---|"]
         for setting in one["settings"]:
             default = json.dumps(setting["default"], ensure_ascii=False)
             lines.append(f"| `{setting['name']}` | {code(default)} | {plain(setting['about'])} |")
         for recipe in one["recipes"]:
-            changes = ", ".join(
-                f"{key}={json.dumps(value)}" for key, value in recipe["changes"].items()
-            )
-            about = plain(recipe["about"])
-            lines += [
-                "",
-                f"Recipe `{recipe['name']}`: {about}" + (f" {code(changes)}" if changes else ""),
-            ]
+            changes = [f"{key}={json.dumps(value)}" for key, value in recipe["changes"].items()]
+            told = f" {code(', '.join(changes))}" if changes else ""
+            lines += ["", f"Recipe `{recipe['name']}`: {plain(recipe['about'])}{told}"]
         lines.append("")
     return "\n".join(lines)
 
