@@ -12,6 +12,7 @@ from PIL import Image
 
 import blemish
 from blemish.data.synthetic import write_synthetic
+from blemish.export.exporting import export
 from blemish.images import decode
 from blemish.report.heatmap import contours, overlay
 
@@ -105,8 +106,6 @@ for adapt in (None, "episodic"):
 # same as the artifact, on these pictures.
 
 # %%
-from blemish.export.exporting import export  # noqa: E402
-
 artifact = detector.save("flange.blemish")
 export(artifact, "flange.onnx", pictures=[data / "test" / "good" / "000.png"])
 exported = blemish.load("flange.onnx").predict(data / "test" / "stain" / "001.png")
