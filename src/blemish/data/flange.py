@@ -169,7 +169,8 @@ def _steel(draws: Draws, u: Plane, v: Plane, light: tuple[float, float]) -> tupl
 
 
 def _length(x: Plane, y: Plane) -> Plane:
-    return np.sqrt(x * x + y * y)
+    length: Plane = np.sqrt(x * x + y * y)
+    return length
 
 
 # --- defects: each gives what a pixel becomes, and how much of it is covered, in [0, 1]
