@@ -133,7 +133,8 @@ def _belt(
     away = _length(u + 0.05 * light[0], v + 0.05 * light[1]) - RIM
     dark = np.clip(1 - away / 0.1, 0, 1)
     values *= 1 - 0.55 * dark * dark
-    return values[..., None] * np.array(_BELT)
+    belt: Colours = values[..., None] * np.array(_BELT)
+    return belt
 
 
 def _steel(draws: Draws, u: Plane, v: Plane, light: tuple[float, float]) -> tuple[Plane, Plane]:
