@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 DEMO = build/demo
 
-.PHONY: install install-newest lock test check demo clean
+.PHONY: install install-newest lock test check docs demo clean
 
 # The versions that were tried, file by file, as requirements.lock names them.
 install: $(VENV)/installed
@@ -18,7 +18,7 @@ $(VENV)/installed: requirements.lock pyproject.toml
 # Instead of them the newest that pyproject.toml allows, tried or not.
 install-newest:
 	$(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[export,serve,telemetry,ray,offline,demo,medical,dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[export,serve,telemetry,ray,offline,demo,medical,docs,dev]'
 	touch $(VENV)/installed
 
 # Writes requirements.lock for every system and Python. It keeps the versions that are there, as far
@@ -62,6 +62,11 @@ demo: install
 	$(BIN)/blemish data elpv -o $(DEMO)/solar.csv $(if $(DEMO_CELLS),--cells $(DEMO_CELLS))
 	$(BIN)/blemish fit patchcore $(DEMO)/solar.csv -o $(DEMO)/solar.blemish --backbone focus_vits14 --image-size 224 --set bank_size=8000
 	$(BIN)/blemish evaluate $(DEMO)/solar.blemish $(DEMO)/solar.csv --report $(DEMO)/report.html
+
+# The documentation, into build/site; a broken link or reference is an error. The tests build it too.
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: install
+	$(BIN)/python -m mkdocs build --strict
 
 clean:
 	rm -rf build .pytest_cache .mypy_cache .ruff_cache

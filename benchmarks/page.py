@@ -1,4 +1,4 @@
-"""docs/results.md, from the rows in benchmarks/results.
+"""docs/results.md and the table of README.md, from the rows in benchmarks/results.
 
     python benchmarks/page.py            # write it
     python benchmarks/page.py --check    # only say whether it is that; the tests do so
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from page_closer import closer
+from page_readme import with_measured
 from page_regions import regions, tiles
 from page_student import students
 from page_texts import BEYOND, MATRIX, PROBES, READING, WEAK
@@ -35,6 +36,7 @@ from blemish.bench.results.sheets import NONE, figure
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, PAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "results.md"
+README = ROOT / "README.md"
 OUR_BACKBONE = "focus_vits14"
 GAP = "not measured"
 # `what` of rows with tables of their own.
@@ -192,13 +194,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=PAGE, help="the page")
     options = parser.parse_args(arguments)
     text = page({file.name: read(file) for file in sorted(options.results.glob("*.jsonl"))})
-    if not options.check:
-        options.output.write_text(text, encoding="utf-8")
-    elif not options.output.exists() or options.output.read_text(encoding="utf-8") != text:
-        sys.exit(
-            f"{options.output}: is not what the rows make; write it anew with python "
-            "benchmarks/page.py"
-        )
+    made = {options.output: text}
+    if options.output == PAGE:
+        made[README] = with_measured(README.read_text(encoding="utf-8"), text)
+    for file, content in made.items():
+        if not options.check:
+            file.write_text(content, encoding="utf-8")
+        elif not file.exists() or file.read_text(encoding="utf-8") != content:
+            sys.exit(
+                f"{file}: is not what the rows make; write it anew with python benchmarks/page.py"
+            )
 
 
 def read(file: Path) -> list[Row]:

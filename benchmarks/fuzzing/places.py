@@ -89,6 +89,7 @@ def writing_lines(inputs: Path, out: Path) -> Lines:
         "pretrain -o": ("pretrain", good, "-o", out, *APMASK, *BRIEF),
         "simulate -o": ("simulate", good, "-o", out, *FIT[:4], "--count", "1"),
         "data elpv -o": ("data", "elpv", "-o", out, "--cells", "2"),
+        "data synthetic": ("data", "synthetic", out, "--count", "1", "--size", "64"),
         "bench table -o": ("bench", "table", rows, "-o", out),
     }
 

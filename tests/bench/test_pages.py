@@ -20,7 +20,12 @@ from blemish.cli import app
 from blemish.data.layouts import OFFICIAL
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+# Pages of the site that `website/hooks.py` makes.
+MADE = {
+    *(ROOT / "docs" / name for name in ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")),
+    ROOT / "docs" / "reference" / "methods.md",
+}
 REPRODUCE = ROOT / "docs" / "reproduce.md"
 
 
@@ -76,6 +81,18 @@ def test_the_page_is_what_the_rows_make_and_a_row_that_it_does_not_have_is_notic
         file.write(json.dumps(like(row, "another", seed=1, image_auroc=0.5)) + "\n")
     with pytest.raises(SystemExit, match=r"results\.md: is not what the rows make"):
         script.main(["--check", *arguments])
+
+
+def test_the_table_of_the_readme_is_lines_of_the_page(script: ModuleType) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    page = script.PAGE.read_text(encoding="utf-8")
+    other = re.sub(r"^\| `patchcore` \|.*$", "| `patchcore` | 12.3 |", page, count=1, flags=re.M)
+    assert script.with_measured(readme, page) == readme
+    assert "| `patchcore` | 12.3 |\n" in script.with_measured(readme, other)
+    with pytest.raises(ValueError, match="no line `patchcore`"):
+        script.with_measured(readme, page.replace("| `patchcore` |", "| `other` |"))
+    with pytest.raises(ValueError, match="no place for the table"):
+        script.with_measured("# blemish", page)
 
 
 def test_a_damaged_row_is_named(script: ModuleType, tmp_path: Path) -> None:
@@ -209,12 +226,13 @@ def test_what_the_pages_tell_to_type_exists() -> None:
     assert seen > 40
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_between_pages_lead_somewhere(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     linked = [target for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text) if "://" not in target]
     named = re.findall(r"`((?:docs|benchmarks)/[\w./-]+\.(?:md|py|jsonl))`", text)
-    assert [target for target in linked if not (page.parent / target).exists()] == []
+    places = [(page.parent / target).resolve() for target in linked]
+    assert [place for place in places if not place.exists() and place not in MADE] == []
     assert [target for target in named if not (ROOT / target).exists()] == []
 
 

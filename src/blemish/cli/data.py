@@ -1,4 +1,4 @@
-"""data check, layouts, elpv: the commands that look at data sets, and what they print."""
+"""data check, layouts, elpv, synthetic: what looks at data sets or writes one, and its words."""
 
 from __future__ import annotations
 
@@ -135,7 +135,35 @@ def elpv(
     return WELL
 
 
-app = Typer(help="Look at data sets, or write the demo set's table.", rich_markup_mode=None)
+def synthetic(
+    output: Annotated[Path, Argument(metavar="OUT", help="Folder for the data set: a new one.")],
+    count: Annotated[
+        int, Option(min=1, help="Good pictures to learn from; half as many more to test on.")
+    ] = 60,
+    defects: Annotated[int, Option(min=1, help="Pictures of each kind of defect.")] = 8,
+    seed: Annotated[int, Option(min=0, help="Of the drawing.")] = 0,
+    size: Annotated[int, Option(metavar="PIXELS", help="Side of the square pictures.")] = 256,
+    json: Json = False,
+) -> int:
+    """Draw a data set: a turned flange on a belt, good and with five kinds of defects, with exact
+    masks. No photograph, nobody's licence; the same seed gives the same pixels everywhere."""
+    from blemish.data.synthetic import write_synthetic
+
+    with console.progress() as progress:
+        made = write_synthetic(
+            output, count=count, defects=defects, seed=seed, size=size, progress=progress
+        )
+    told = ", ".join(f"{number} {kind}" for kind, number in made.defects.items())
+    lines = [
+        f"{made.train} good pictures to learn from; to test on {made.good} good, {told}",
+        f"Written: {made.folder}",
+    ]
+    console.answer(made.to_dict(), lines, as_json=json)
+    return WELL
+
+
+app = Typer(help="Look at data sets, write the demo's table, or draw one.", rich_markup_mode=None)
 app.command("check", epilog=EXIT_STATUS)(check)
 app.command("layouts")(layouts)
 app.command("elpv")(elpv)
+app.command("synthetic")(synthetic)
