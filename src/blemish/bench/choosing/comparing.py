@@ -1,0 +1,318 @@
+"""A user's own pictures, several methods and resolutions: which of them to take.
+
+A folder holds all of it: `plan.json` (what each picture is for), `rows.jsonl` (a line a candidate,
+with the score of every picture), `generated/` (pictures with generated defects, and without), and
+while candidates are to be measured `features/`. The same call goes on where an earlier one ended.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from blemish import interrupts
+from blemish.bench.choosing import trial
+from blemish.bench.choosing.candidates import Candidate
+from blemish.bench.choosing.pictures import divided
+from blemish.bench.choosing.plan import Plan, fingerprint, name_of
+from blemish.bench.choosing.trial import Order
+from blemish.bench.processes import answer_of
+from blemish.bench.results.rows import FAILED, OK, append
+from blemish.config import parse_json
+from blemish.data.dataset import Dataset
+from blemish.data.folder import is_file, is_pattern
+from blemish.data.layouts import read
+from blemish.data.pictures import NO_PICTURES, Pictures, good_pictures, labelled_defects
+from blemish.data.tables import TABLES
+from blemish.errors import ConfigError, DataError, WeightsError
+from blemish.files import ROWS_BYTES, check_writable, end_last_row, locked, read_whole
+from blemish.types import Progress, Sample, silent
+
+MODULE = "blemish.bench.choosing.trial"
+MINUTES = 10.0
+_LEAST = 120.0  # seconds that any candidate may take that is begun
+_FAIR = 3.0  # times its even share that one may take which is not trained: the first at a size
+#              encodes the pictures for all others
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What is to be compared, and how.
+
+    Attributes:
+        candidates: in the order in which they are measured.
+        backbone, weights: of all of them; `weights` as of `blemish.fit`.
+        minutes: that may be spent on what is not measured yet.
+        rate: of false alarms; None = the default, without a threshold where pictures are too few.
+        device, precision: as of `blemish.fit`.
+    """
+
+    candidates: Sequence[Candidate]
+    backbone: str
+    weights: str | None = None
+    minutes: float = MINUTES
+    rate: float | None = None
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "auto"
+
+    def __post_init__(self) -> None:
+        if not self.candidates:
+            raise ConfigError("there is nothing to compare: name methods and resolutions")
+        if not 0 < self.minutes < float("inf"):
+            raise ConfigError(f"minutes: a positive number is needed, got {self.minutes}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """What was measured.
+
+    Attributes:
+        plan: with what each picture was for.
+        good: how the pictures were recognised. counts: how many good and labelled ones there are.
+        rows: of the candidates, in their order, new or of an earlier call; good or failed.
+        missing: those for which there was no time.
+    """
+
+    plan: Plan
+    good: str
+    counts: Mapping[str, int]
+    rows: Sequence[tuple[Candidate, Mapping[str, Any]]]
+    missing: Sequence[Candidate] = field(default=())
+
+
+def compare(
+    good: Sequence[Path],
+    asked: Asked,
+    folder: Path,
+    *,
+    anomalies: Sequence[Path] = (),
+    progress: Progress = silent,
+) -> Compared:
+    """Measure what the folder does not hold yet. Rows of candidates that failed say why, and are
+    tried again by the next call.
+
+    Args:
+        good: as of `blemish.fit`, paths alone. Of a data set that labels defects these choose, too.
+        anomalies: more labelled defects.
+        progress: called with ("comparing · CANDIDATE: stage …", candidates done, in all).
+    Raises: DataError for too few pictures, or a folder that holds a comparison of other pictures;
+        ConfigError, WeightsError; OutputError; Interrupted, after which the rows so far are there.
+    """
+    pictures = good_pictures(list(good)).of_one_or_several()
+    defects = _labelled(good, anomalies, pictures)
+    results = folder / "rows.jsonl"
+    ends = time.monotonic() + 60 * asked.minutes
+    check_writable(results)
+    with locked(results):
+        try:
+            plan = _planned(pictures, defects, asked, folder, progress)
+            end_last_row(results)
+            rows, missing = _measured(plan, asked, folder, ends, progress)
+        except KeyboardInterrupt as error:
+            what = f"what was measured is kept in {folder}: the same command goes on from there"
+            raise interrupts.Interrupted(what, interrupts.number_of(error)) from None
+    if not missing:
+        shutil.rmtree(folder / "features", ignore_errors=True)
+    progress("comparing · done", len(asked.candidates), len(asked.candidates))
+    return Compared(
+        plan=plan,
+        good=pictures.note,
+        counts={"good": len(pictures.samples), "labelled": len(defects)},
+        rows=rows,
+        missing=missing,
+    )
+
+
+def _labelled(good: Sequence[Path], anomalies: Sequence[Path], pictures: Pictures) -> list[Sample]:
+    """The labelled defects, each once, of a category only where the good pictures have it."""
+    found = []
+    for path in good:
+        if is_pattern(path) or (is_file(path) and path.suffix.lower() not in TABLES):
+            continue
+        dataset: Dataset = read(path)
+        found += dataset.anomalies()
+    more = labelled_defects(list(anomalies)) if anomalies else NO_PICTURES
+    known = set(pictures.names)
+    each = {str(one.path): one for one in [*found, *more.samples]}
+    return [
+        one if one.category in known else dataclasses.replace(one, category="")
+        for one in each.values()
+    ]
+
+
+def _planned(
+    pictures: Pictures, defects: Sequence[Sample], asked: Asked, folder: Path, progress: Progress
+) -> Plan:
+    """The plan of the folder, or a new one that fits into the minutes."""
+    place = folder / "plan.json"
+    told = [asked.seed, asked.rate, asked.backbone, asked.weights, asked.device, asked.precision]
+    wanted = fingerprint(told, [*pictures.samples, *defects])
+    sizes = {name_of(size): size for size in (one.config.height_width for one in asked.candidates)}
+    division = divided(pictures, defects, seed=asked.seed)
+    plan = Plan.load(place) if is_file(place) else None
+    if plan is not None and plan.fingerprint != wanted:
+        raise DataError(
+            f"{folder}: holds a comparison of other pictures, or with another seed, rate, backbone "
+            "or device; name another folder with --output, or remove it"
+        )
+    unknown = [list(size) for name, size in sizes.items() if plan is None or name not in
+               plan.seconds]  # fmt: skip
+    if plan is not None and not unknown:
+        return plan
+    some = division.good if plan is None else plan.division.good
+    made = _prepared(some, unknown, asked, folder, progress)
+    if plan is not None:
+        plan = dataclasses.replace(plan, seconds={**plan.seconds, **made["seconds"]})
+    else:
+        plan = Plan(
+            fingerprint=wanted,
+            division=division,
+            generated=tuple(made["generated"]),
+            seconds=made["seconds"],
+            failures=tuple(made["failures"]),
+        ).within(asked.minutes, asked.candidates)
+    plan.save(place)
+    return plan
+
+
+def _prepared(
+    good: Sequence[Sample],
+    sizes: Sequence[Sequence[int]],
+    asked: Asked,
+    folder: Path,
+    progress: Progress,
+) -> Mapping[str, Any]:
+    """As of `trial.prepared`. Raises: DataError or WeightsError with its reason."""
+    order = {
+        "work": "prepare",
+        "good": [(str(one.path), one.category) for one in good],
+        "folder": str(folder / "generated"),
+        "sizes": sizes,
+        **{key: getattr(asked, key) for key in ("backbone", "weights", "device", "precision")},
+        "seed": asked.seed,
+    }
+    total = len(asked.candidates)
+    seconds = max(600.0, 60 * asked.minutes)
+    made, why = answer_of(MODULE, order, seconds=seconds, progress=_told("", 0, total, progress))
+    if made is None:
+        raise DataError(f"the comparison could not be prepared: {why}")
+    if made.get("status") == FAILED:
+        error = WeightsError if "weights" in made["error"] else DataError
+        raise error(made["error"])
+    return made
+
+
+def _told(label: str, done: int, total: int, progress: Progress) -> Progress:
+    """What a process says, beside the number of candidates that are done."""
+
+    def tell(stage: str, at: int, of: int) -> None:
+        step = f"{stage} {at} of {of}" if of else stage
+        progress(f"comparing · {label}{': ' if label else ''}{step}", done, total)
+
+    return tell
+
+
+def _measured(
+    plan: Plan, asked: Asked, folder: Path, ends: float, progress: Progress
+) -> tuple[list[tuple[Candidate, Mapping[str, Any]]], list[Candidate]]:
+    """The rows of all candidates that were measured, now or before, and those that were not.
+
+    Args: ends: when no candidate is begun any more, but the first, by `time.monotonic`.
+    """
+    results = folder / "rows.jsonl"
+    keys = {plan.key_of(one): one for one in asked.candidates}
+    rows = {key: row for key, row in read_rows(results).items() if key in keys}
+    left = [(key, one) for key, one in keys.items() if rows.get(key, {}).get("status") != OK]
+    missing: list[Candidate] = []
+    for at, (key, one) in enumerate(left):
+        seconds = ends - time.monotonic()
+        if at and seconds <= 0:
+            missing.append(one)
+            continue
+        share = max(seconds, _LEAST) / (len(left) - at)
+        done = len(keys) - len(left) + at
+        row = _tried(plan, one, asked, folder, share, _told(one.label, done, len(keys), progress))
+        row = {"key": key, "label": one.label, **one.to_dict(), **row}
+        append(results, row)
+        rows[key] = row
+    return [(one, rows[key]) for key, one in keys.items() if key in rows], missing
+
+
+def _tried(
+    plan: Plan, one: Candidate, asked: Asked, folder: Path, share: float, progress: Progress
+) -> dict[str, Any]:
+    """The row of a candidate, made in a process of its own; one that failed says why.
+
+    Args: share: seconds that it may take, if all that are left take as many.
+    """
+    seconds = plan.seconds_of(one)
+    judged = plan.judged
+    # What a trained one has left for its training once its pictures are scored.
+    scoring = 20 + 1.5 * seconds * (len(plan.learned) + len(judged))
+    minutes = max(0.25, (share - scoring) / 60)
+    order = Order(
+        candidate=one.to_dict(),
+        learned=plan.learned,
+        judged=judged,
+        rate=asked.rate,
+        minutes=round(minutes, 2),
+        features=str(folder / "features"),
+        seconds_of_picture=seconds,
+        device=asked.device,
+        precision=asked.precision,
+        weights=asked.weights,
+    )
+    most = max(_LEAST, _FAIR * share)
+    told = {"work": "measure", "order": dataclasses.asdict(order)}
+    began = time.monotonic()
+    row, why = answer_of(MODULE, told, seconds=most, progress=progress)
+    spent = round(time.monotonic() - began, 1)
+    if row is None:
+        row = {"schema": trial.SCHEMA, "status": FAILED, "error": why}
+    return {**row, "seconds": spent}
+
+
+def read_rows(path: Path) -> dict[str, Mapping[str, Any]]:
+    """The newest row of each key. Raises: DataError for a file that holds others."""
+    if not is_file(path):
+        return {}
+    content = read_whole(path, limit=ROWS_BYTES, error=DataError)
+    found: dict[str, Mapping[str, Any]] = {}
+    lines = content.decode("utf-8", "replace").split("\n")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = parse_json(line)
+            well = row["schema"] == trial.SCHEMA and (row["status"] == FAILED or _whole(row))
+            found[str(row["key"])] = row
+        except (ValueError, TypeError, KeyError):
+            if number == len(lines):  # cut short by a kill
+                continue
+            well = False
+        if not well:
+            raise DataError(
+                f"{path}, line {number}: is no row of `blemish compare` of this version; remove it"
+            )
+    return found
+
+
+_NUMBERS: tuple[Callable[[Mapping[str, Any]], Any], ...] = (
+    lambda row: row["seconds_to_fit"],
+    lambda row: row["efficiency"]["latency_p50_ms"],
+    lambda row: row["efficiency"]["artifact_mib"],
+    lambda row: row["fitted"],
+)
+
+
+def _whole(row: Mapping[str, Any]) -> bool:
+    """Whether a row has what is made of it. Raises: KeyError, TypeError."""
+    scores = cast(Mapping[str, Any], row["scores"])
+    numbers = [*scores.values(), *(of(row) for of in _NUMBERS)]
+    return all(isinstance(one, (int, float)) for one in numbers)

@@ -1,0 +1,159 @@
+"""Generated defects, small and faint ones among them, in good pictures that were left out.
+
+A simulator of `blemish.anomalies` works on the whole picture, or on a window of a half or a quarter
+of its sides, so that what it makes is smaller; what it made is then laid over the picture with an
+opacity. Where they would all be large and plain, every method would find them all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+
+from blemish.anomalies import Synthetic, simulator
+from blemish.anomalies.base import SMALLEST
+from blemish.backbones import Backbone, VitBackbone
+from blemish.data.ahead import load_picture
+from blemish.data.transforms import Preprocessing, prepare
+from blemish.files import write_whole
+from blemish.images import Picture
+from blemish.report.heatmap import encode_mask, encode_png
+from blemish.types import Failure, Progress, Sample
+
+KINDS = ("guided", "cutpaste", "cutpaste-scar", "nsa")
+EACH = 2  # defects made of a picture, of kinds that take turns
+WINDOWS = (1.0, 0.5, 0.25)  # of the picture's sides
+OPACITY = (0.3, 1.0)
+LONGEST = 1344  # pixels: larger pictures are made smaller, with a defect and without alike
+_GUIDED_SIDE = 224
+
+
+def seed_of(*parts: object) -> int:
+    """A seed that depends on the parts alone."""
+    told = "/".join(map(str, parts)).encode()
+    return int.from_bytes(hashlib.sha256(told).digest()[:6], "big")
+
+
+def spoilt(
+    pixels: np.ndarray,
+    other: np.ndarray,
+    kind: str,
+    random: np.random.Generator,
+    attention: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """A picture with a generated defect, and its mask.
+
+    Args:
+        pixels, other: uint8 H W 3 of the same size: the picture, and another good one.
+        kind: a name of `blemish.anomalies`.
+        attention: h w, where a guided simulator looks.
+    Returns: uint8 H W 3, the same as `pixels` outside the mask, and bool H W, the pixels that
+        differ.
+    """
+    height, width = pixels.shape[:2]
+    share = random.choice(WINDOWS)
+    tall, wide = (max(min(side, 2 * SMALLEST), round(share * side)) for side in (height, width))
+    top, left = (int(random.integers(n + 1)) for n in (height - tall, width - wide))
+    place = slice(top, top + tall), slice(left, left + wide)
+    guide = None
+    if attention is not None:
+        large = cv2.resize(attention.astype(np.float32), (width, height))
+        guide = np.maximum(large[place], 0) + 1e-9
+    window = pixels[place].astype(np.float32) / 255
+    made: Synthetic = simulator(kind)(
+        window, random, other=other[place].astype(np.float32) / 255, attention=guide
+    )
+    opacity = np.float32(random.uniform(*OPACITY))
+    mixed = window + opacity * (made.image - window)
+    result = pixels.copy()
+    changed = np.where(made.mask[..., None], np.rint(255 * mixed), pixels[place])
+    result[place] = np.clip(changed, 0, 255).astype(np.uint8)
+    return result, (result != pixels).any(2)
+
+
+def made_of(
+    samples: Sequence[Sample],
+    folder: Path,
+    backbone: Backbone,
+    *,
+    seed: int,
+    progress: Progress,
+) -> tuple[list[dict[str, Any]], list[Failure]]:
+    """Good pictures as they are and with generated defects, as files in a folder.
+
+    Returns: of each file: `path`, `of` (the position of the sample), and with a defect `kind` and
+        `mask`; and the pictures that cannot be read.
+    """
+    rows: list[dict[str, Any]] = []
+    failures: list[Failure] = []
+    before: dict[str, np.ndarray] = {}  # of each category, the picture before
+    guide = _guide(backbone)
+    kinds = [kind for kind in KINDS if guide or not simulator(kind).needs_attention]
+    for at, pixels in _pictures(samples, failures, progress):
+        height, width = pixels.shape[:2]
+        category = samples[at].category
+        other = cv2.resize(before.get(category, pixels[:, ::-1]), (width, height))
+        before[category] = pixels
+        clean = write_whole(folder / f"{at:04d}.png", encode_png(pixels))
+        rows.append({"path": str(clean), "of": at})
+        attention = guide(pixels) if guide else None
+        for turn in range(EACH):
+            kind = kinds[(EACH * at + turn) % len(kinds)]
+            random = np.random.default_rng(seed_of(seed, at, kind))
+            result, mask = spoilt(pixels, other, kind, random, attention)
+            if not mask.any():  # too faint for 8 bits
+                continue
+            stem = f"{at:04d}_{kind}"
+            path = write_whole(folder / f"{stem}.png", encode_png(result))
+            marked = write_whole(folder / f"{stem}_mask.png", encode_mask(mask))
+            rows.append({"path": str(path), "of": at, "kind": kind, "mask": str(marked)})
+    return rows, failures
+
+
+def _pictures(
+    samples: Sequence[Sample], failures: list[Failure], progress: Progress
+) -> Iterator[tuple[int, np.ndarray]]:
+    """The position and the pixels of each that can be read, uint8 H W 3, not larger than needed;
+    the others join `failures`."""
+    for at, sample in enumerate(samples):
+        progress("generating defects", at, len(samples))
+        picture = load_picture(sample.path, at, None)
+        if isinstance(picture, Failure):
+            failures.append(picture)
+            continue
+        pixels = picture.as_uint8()
+        factor = LONGEST / max(picture.size)
+        if min(picture.size) < 2 * SMALLEST:
+            failures.append(
+                Failure(
+                    source=str(sample.path),
+                    reason=f"{picture.size[1]}×{picture.size[0]} pixels are too few for a defect",
+                )
+            )
+            continue
+        if factor < 1:
+            pixels = cv2.resize(pixels, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
+        yield at, np.ascontiguousarray(pixels)
+
+
+def _guide(backbone: Backbone) -> Any:
+    """What gives the [CLS] attention of uint8 H W 3, h w; None where the backbone has none."""
+    if not isinstance(backbone, VitBackbone) or backbone.model.cls_token is None:
+        return None
+    height, width = backbone.round_size(_GUIDED_SIDE, _GUIDED_SIDE)
+    looks = Preprocessing(height=height, width=width, mean=backbone.mean, std=backbone.std)
+
+    @torch.inference_mode()
+    def look(pixels: np.ndarray) -> np.ndarray:
+        image = torch.from_numpy(prepare(Picture(pixels=pixels, source=""), looks))
+        images = image[None].to(backbone.device)
+        seen: np.ndarray = backbone.guidance(images, (backbone.depth,))[0].float().cpu().numpy()
+        return seen
+
+    return look
