@@ -86,7 +86,8 @@ def features_kept(
         yield
     finally:
         del backbone.forward
-        store.close()
+        if folder is None:
+            store.close()
 
 
 @dataclass(frozen=True, slots=True)

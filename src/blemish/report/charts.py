@@ -203,7 +203,10 @@ def tradeoff(choices: Sequence[Choice], *, names: tuple[str, str]) -> bytes:
 
 
 def _decades(low: float, high: float) -> list[tuple[float, str]]:
-    """Ticks of an axis of decimal logarithms: 1, 2 and 5 of each power of ten."""
+    """Ticks of an axis of decimal logarithms: 1, 2 and 5 of each power of ten, or evenly apart
+    where it spans less than one."""
+    if high - low < 1:
+        return [(math.log10(at), told) for at, told in ticks(10**low, 10**high, most=6) if at > 0]
     found = [
         (math.log10(digit) + power, f"{digit * 10.0**power:g}")
         for power in range(math.floor(low), math.ceil(high) + 1)

@@ -18,7 +18,7 @@ from typing import Any, cast
 from blemish import interrupts
 from blemish.bench.choosing import trial
 from blemish.bench.choosing.candidates import Candidate
-from blemish.bench.choosing.pictures import divided
+from blemish.bench.choosing.pictures import Division, divided
 from blemish.bench.choosing.plan import Plan, fingerprint, name_of
 from blemish.bench.choosing.trial import Order
 from blemish.bench.processes import answer_of
@@ -74,16 +74,16 @@ class Compared:
 
     Attributes:
         plan: with what each picture was for.
-        good: how the pictures were recognised. counts: how many good and labelled ones there are.
         rows: of the candidates, in their order, new or of an earlier call; good or failed.
         missing: those for which there was no time.
+        good: how the pictures were recognised. counts: how many good and labelled ones there are.
     """
 
     plan: Plan
-    good: str
-    counts: Mapping[str, int]
     rows: Sequence[tuple[Candidate, Mapping[str, Any]]]
-    missing: Sequence[Candidate] = field(default=())
+    missing: Sequence[Candidate]
+    good: str = ""
+    counts: Mapping[str, int] = field(default_factory=dict)
 
 
 def compare(
@@ -94,39 +94,45 @@ def compare(
     anomalies: Sequence[Path] = (),
     progress: Progress = silent,
 ) -> Compared:
-    """Measure what the folder does not hold yet. Rows of candidates that failed say why, and are
-    tried again by the next call.
+    """Measure candidates on a user's pictures, as `measure`.
 
     Args:
         good: as of `blemish.fit`, paths alone. Of a data set that labels defects these choose, too.
         anomalies: more labelled defects.
-        progress: called with ("comparing · CANDIDATE: stage …", candidates done, in all).
-    Raises: DataError for too few pictures, or a folder that holds a comparison of other pictures;
-        ConfigError, WeightsError; OutputError; Interrupted, after which the rows so far are there.
+    Raises: DataError for too few pictures; as `measure`.
     """
     pictures = good_pictures(list(good)).of_one_or_several()
     defects = _labelled(good, anomalies, pictures)
+    found = measure(divided(pictures, defects, seed=asked.seed), asked, folder, progress=progress)
+    counts = {"good": len(pictures.samples), "labelled": len(defects)}
+    return dataclasses.replace(found, good=pictures.note, counts=counts)
+
+
+def measure(
+    division: Division, asked: Asked, folder: Path, *, progress: Progress = silent
+) -> Compared:
+    """Measure what the folder does not hold yet. Rows of candidates that failed say why, and are
+    tried again by the next call.
+
+    Args: progress: called with ("comparing · CANDIDATE: stage …", candidates done, in all).
+    Raises: DataError for a folder that holds a comparison of other pictures; ConfigError,
+        WeightsError; OutputError; Interrupted, after which the rows so far are there.
+    """
     results = folder / "rows.jsonl"
     ends = time.monotonic() + 60 * asked.minutes
     check_writable(results)
     with locked(results):
         try:
-            plan = _planned(pictures, defects, asked, folder, progress)
+            plan = _planned(division, asked, folder, progress)
             end_last_row(results)
             rows, missing = _measured(plan, asked, folder, ends, progress)
         except KeyboardInterrupt as error:
             what = f"what was measured is kept in {folder}: the same command goes on from there"
             raise interrupts.Interrupted(what, interrupts.number_of(error)) from None
-    if not missing:
+    if not missing and all(row["status"] == OK for _, row in rows):
         shutil.rmtree(folder / "features", ignore_errors=True)
     progress("comparing · done", len(asked.candidates), len(asked.candidates))
-    return Compared(
-        plan=plan,
-        good=pictures.note,
-        counts={"good": len(pictures.samples), "labelled": len(defects)},
-        rows=rows,
-        missing=missing,
-    )
+    return Compared(plan=plan, rows=rows, missing=missing)
 
 
 def _labelled(good: Sequence[Path], anomalies: Sequence[Path], pictures: Pictures) -> list[Sample]:
@@ -146,15 +152,12 @@ def _labelled(good: Sequence[Path], anomalies: Sequence[Path], pictures: Picture
     ]
 
 
-def _planned(
-    pictures: Pictures, defects: Sequence[Sample], asked: Asked, folder: Path, progress: Progress
-) -> Plan:
+def _planned(division: Division, asked: Asked, folder: Path, progress: Progress) -> Plan:
     """The plan of the folder, or a new one that fits into the minutes."""
     place = folder / "plan.json"
     told = [asked.seed, asked.rate, asked.backbone, asked.weights, asked.device, asked.precision]
-    wanted = fingerprint(told, [*pictures.samples, *defects])
+    wanted = fingerprint(told, division)
     sizes = {name_of(size): size for size in (one.config.height_width for one in asked.candidates)}
-    division = divided(pictures, defects, seed=asked.seed)
     plan = Plan.load(place) if is_file(place) else None
     if plan is not None and plan.fingerprint != wanted:
         raise DataError(

@@ -30,6 +30,9 @@ KINDS = ("guided", "cutpaste", "cutpaste-scar", "nsa")
 EACH = 2  # defects made of a picture, of kinds that take turns
 WINDOWS = (1.0, 0.5, 0.25)  # of the picture's sides
 OPACITY = (0.3, 1.0)
+FAINTEST = 4.0  # of 255: mean change of a defect's pixels
+FEWEST = 5e-4  # of the picture's pixels; smaller ones nobody could find
+TRIES = 8
 LONGEST = 1344  # pixels: larger pictures are made smaller, with a defect and without alike
 _GUIDED_SIDE = 224
 
@@ -46,8 +49,9 @@ def spoilt(
     kind: str,
     random: np.random.Generator,
     attention: np.ndarray | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """A picture with a generated defect, and its mask.
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """A picture with a generated defect, and its mask; None where eight tries have given none that
+    is large and plain enough to be one (as in a black picture).
 
     Args:
         pixels, other: uint8 H W 3 of the same size: the picture, and another good one.
@@ -56,6 +60,23 @@ def spoilt(
     Returns: uint8 H W 3, the same as `pixels` outside the mask, and bool H W, the pixels that
         differ.
     """
+    for _ in range(TRIES):
+        result = _tried(pixels, other, kind, random, attention)
+        mask = (result != pixels).any(2)
+        change = np.abs(result[mask].astype(np.float32) - pixels[mask])
+        if mask.mean() >= FEWEST and change.mean() >= FAINTEST:
+            return result, mask
+    return None
+
+
+def _tried(
+    pixels: np.ndarray,
+    other: np.ndarray,
+    kind: str,
+    random: np.random.Generator,
+    attention: np.ndarray | None,
+) -> np.ndarray:
+    """One draw of place, size, defect and opacity."""
     height, width = pixels.shape[:2]
     share = random.choice(WINDOWS)
     tall, wide = (max(min(side, 2 * SMALLEST), round(share * side)) for side in (height, width))
@@ -74,7 +95,7 @@ def spoilt(
     result = pixels.copy()
     changed = np.where(made.mask[..., None], np.rint(255 * mixed), pixels[place])
     result[place] = np.clip(changed, 0, 255).astype(np.uint8)
-    return result, (result != pixels).any(2)
+    return result
 
 
 def made_of(
@@ -106,9 +127,10 @@ def made_of(
         for turn in range(EACH):
             kind = kinds[(EACH * at + turn) % len(kinds)]
             random = np.random.default_rng(seed_of(seed, at, kind))
-            result, mask = spoilt(pixels, other, kind, random, attention)
-            if not mask.any():  # too faint for 8 bits
+            found = spoilt(pixels, other, kind, random, attention)
+            if found is None:
                 continue
+            result, mask = found
             stem = f"{at:04d}_{kind}"
             path = write_whole(folder / f"{stem}.png", encode_png(result))
             marked = write_whole(folder / f"{stem}_mask.png", encode_mask(mask))

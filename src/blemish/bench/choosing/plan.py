@@ -103,8 +103,9 @@ class Plan:
 
     def key_of(self, one: Candidate) -> str:
         """What the row of a candidate is known by, on these pictures."""
-        told = {**asdict(self.division), "generated": [dict(row) for row in self.generated]}
-        whole = [one.identity, self.fingerprint, json.dumps(told, sort_keys=True, default=str)]
+        counts = {name: len(samples) for name, samples in vars(self.division).items()}
+        generated = [(row["of"], row.get("kind")) for row in self.generated]
+        whole = [one.identity, self.fingerprint, counts, generated]
         return hashlib.sha256(json.dumps(whole).encode()).hexdigest()[:16]
 
     def seconds_of(self, one: Candidate) -> float:
@@ -161,15 +162,18 @@ def name_of(size: tuple[int, int]) -> str:
     return f"{size[0]}x{size[1]}"
 
 
-def fingerprint(parts: Sequence[object], pictures: Sequence[Sample]) -> str:
-    """Of pictures, by their names, sizes and times of writing, and of whatever else counts."""
+def fingerprint(parts: Sequence[object], division: Division) -> str:
+    """Of pictures and what each is for, by their names, sizes and times of writing, and of whatever
+    else counts."""
     state = hashlib.sha256(json.dumps([str(one) for one in parts]).encode())
-    for one in pictures:
-        path = Path(one.path)
-        try:
-            status = path.stat()
-            told = (str(path.resolve()), status.st_size, status.st_mtime_ns)
-        except OSError:
-            told = (str(path), -1, -1)
-        state.update(json.dumps([*told, one.category, one.defect]).encode("utf-8", "replace"))
+    for name, samples in vars(division).items():
+        for one in samples:
+            path = Path(one.path)
+            try:
+                status = path.stat()
+                told = (status.st_size, status.st_mtime_ns)
+            except OSError:
+                told = (-1, -1)
+            row = [name, str(path.resolve()), *told, one.category, one.defect]
+            state.update(json.dumps(row).encode("utf-8", "replace"))
     return state.hexdigest()[:16]

@@ -72,8 +72,8 @@ def verdict(found: Findings) -> str:
         return f"Only {label} was measured."
     if alike:
         return (
-            f"Take {label}: these pictures show none that is better, and it is the quickest of "
-            f"{1 + len(alike)} that are alike."
+            f"Take {label}: these pictures show none that is better, and of {1 + len(alike)} that "
+            "are alike none is quicker."
         )
     some = " of those that were measured" if found.failed or found.missing else ""
     return f"Take {label}: it is the best{some}."
