@@ -42,7 +42,12 @@ def answer_of(
     try:
         with tempfile.TemporaryFile() as errors, _started(module, errors) as child:
             late = threading.Event()
-            timer = threading.Timer(max(0.1, seconds), lambda: (late.set(), child.kill()))
+
+            def end() -> None:
+                late.set()
+                child.kill()
+
+            timer = threading.Timer(max(0.1, seconds), end)
             timer.daemon = True
             timer.start()
             try:

@@ -130,8 +130,11 @@ def compare(
         ),
         backbone=chosen,
         weights=None if weights is None else str(weights),
+        minutes=minutes,
         rate=false_alarm_rate,
-        **{"minutes": minutes, "seed": first, "device": device, "precision": precision},
+        seed=first,
+        device=device,
+        precision=precision,
     )
     with console.progress() as progress:
         compared = comparing.compare(

@@ -154,9 +154,7 @@ def _quickest(contenders: Sequence[Contender], chosen: int, left: Sequence[int])
     mine, others = contenders[chosen].seconds, contenders[slowest].seconds
     label = contenders[chosen].label
     if others <= AS_QUICK * mine:
-        return (
-            f"They take about as long, {1000 * mine:.3g} ms a picture; {label} is best."
-        )
+        return f"They take about as long, {1000 * mine:.3g} ms a picture; {label} is best."
     return (
         f"Of these {label} is the quickest: {1000 * mine:.3g} ms a picture, "
         f"{contenders[slowest].label} takes {1000 * others:.3g} ms."

@@ -10,10 +10,10 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, Literal
 
 from blemish import interrupts
 from blemish.bench.choosing import trial
@@ -23,13 +23,22 @@ from blemish.bench.choosing.plan import Plan, fingerprint, name_of
 from blemish.bench.choosing.trial import Order
 from blemish.bench.processes import answer_of
 from blemish.bench.results.rows import FAILED, OK, append
-from blemish.config import parse_json
+from blemish.config import (
+    Count,
+    Finite,
+    Fraction,
+    NotNegative,
+    Positive,
+    Range,
+    from_dict,
+    parse_json,
+)
 from blemish.data.dataset import Dataset
 from blemish.data.folder import is_file, is_pattern
 from blemish.data.layouts import read
 from blemish.data.pictures import NO_PICTURES, Pictures, good_pictures, labelled_defects
 from blemish.data.tables import TABLES
-from blemish.errors import ConfigError, DataError, WeightsError
+from blemish.errors import BlemishError, ConfigError, DataError, WeightsError
 from blemish.files import ROWS_BYTES, check_writable, end_last_row, locked, read_whole
 from blemish.types import Progress, Sample, silent
 
@@ -137,7 +146,7 @@ def measure(
 
 def _labelled(good: Sequence[Path], anomalies: Sequence[Path], pictures: Pictures) -> list[Sample]:
     """The labelled defects, each once, of a category only where the good pictures have it."""
-    found = []
+    found: list[Sample] = []
     for path in good:
         if is_pattern(path) or (is_file(path) and path.suffix.lower() not in TABLES):
             continue
@@ -206,17 +215,17 @@ def _prepared(
     if made is None:
         raise DataError(f"the comparison could not be prepared: {why}")
     if made.get("status") == FAILED:
-        error = WeightsError if "weights" in made["error"] else DataError
-        raise error(made["error"])
+        kinds = {one.__name__: one for one in (ConfigError, WeightsError)}
+        raise kinds.get(made["kind"], DataError)(made["error"])
     return made
 
 
-def _told(label: str, done: int, total: int, progress: Progress) -> Progress:
-    """What a process says, beside the number of candidates that are done."""
+def _told(label: str, measured: int, candidates: int, progress: Progress) -> Progress:
+    """What a process says, beside the number of candidates that are measured."""
 
-    def tell(stage: str, at: int, of: int) -> None:
-        step = f"{stage} {at} of {of}" if of else stage
-        progress(f"comparing · {label}{': ' if label else ''}{step}", done, total)
+    def tell(stage: str, done: int, total: int) -> None:
+        step = f"{stage} {done} of {total}" if total else stage
+        progress(f"comparing · {label}{': ' if label else ''}{step}", measured, candidates)
 
     return tell
 
@@ -293,9 +302,10 @@ def read_rows(path: Path) -> dict[str, Mapping[str, Any]]:
             continue
         try:
             row = parse_json(line)
-            well = row["schema"] == trial.SCHEMA and (row["status"] == FAILED or _whole(row))
-            found[str(row["key"])] = row
-        except (ValueError, TypeError, KeyError):
+            _check(row)
+            found[row["key"]] = row
+            well = True
+        except (ValueError, TypeError, KeyError, BlemishError):
             if number == len(lines):  # cut short by a kill
                 continue
             well = False
@@ -306,16 +316,59 @@ def read_rows(path: Path) -> dict[str, Mapping[str, Any]]:
     return found
 
 
-_NUMBERS: tuple[Callable[[Mapping[str, Any]], Any], ...] = (
-    lambda row: row["seconds_to_fit"],
-    lambda row: row["efficiency"]["latency_p50_ms"],
-    lambda row: row["efficiency"]["artifact_mib"],
-    lambda row: row["fitted"],
-)
+@dataclass(frozen=True, kw_only=True)
+class _Heading:
+    """What every row has."""
+
+    schema: Count
+    status: Literal["ok", "failed"]
+    key: str
 
 
-def _whole(row: Mapping[str, Any]) -> bool:
-    """Whether a row has what is made of it. Raises: KeyError, TypeError."""
-    scores = cast(Mapping[str, Any], row["scores"])
-    numbers = [*scores.values(), *(of(row) for of in _NUMBERS)]
-    return all(isinstance(one, (int, float)) for one in numbers)
+@dataclass(frozen=True, kw_only=True)
+class _Failed:
+    error: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Costs:
+    latency_p50_ms: Positive
+    artifact_mib: NotNegative
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Measured:
+    """What is made use of in a row of a candidate that was measured."""
+
+    scores: Mapping[str, Finite]
+    thresholds: Mapping[str, Finite | None]
+    threshold: Finite | None
+    reason: str
+    rate: Fraction | None
+    aupro: Fraction | None
+    seconds_to_fit: NotNegative
+    fitted: Annotated[int, Range(1)]
+    nearly_same: Count
+    peak_memory_mib: NotNegative | None
+    failures: tuple[Mapping[str, str], ...]
+    efficiency: _Costs
+
+
+def _check(row: Any) -> None:
+    """Raises: KeyError, TypeError, ConfigError for what is no row of this version."""
+    heading = from_dict(_Heading, _some(row, _Heading), strict=True)
+    if heading.schema != trial.SCHEMA:
+        raise TypeError("of another version")
+    if heading.status == FAILED:
+        from_dict(_Failed, _some(row, _Failed), strict=True)
+        return
+    values = _some(row, _Measured)
+    values["efficiency"] = _some(values["efficiency"], _Costs)
+    from_dict(_Measured, values, strict=True)
+    for one in row["failures"]:
+        _ = one["path"], one["error"]
+
+
+def _some(row: Any, kind: type) -> dict[str, Any]:
+    """What of a row a class of it has."""
+    return {one.name: row[one.name] for one in dataclasses.fields(kind)}

@@ -30,7 +30,7 @@ KINDS = ("guided", "cutpaste", "cutpaste-scar", "nsa")
 EACH = 2  # defects made of a picture, of kinds that take turns
 WINDOWS = (1.0, 0.5, 0.25)  # of the picture's sides
 OPACITY = (0.3, 1.0)
-FAINTEST = 4.0  # of 255: mean change of a defect's pixels
+FAINTEST = 0.02  # of the picture's contrast: mean change of a defect's pixels
 FEWEST = 5e-4  # of the picture's pixels; smaller ones nobody could find
 TRIES = 8
 LONGEST = 1344  # pixels: larger pictures are made smaller, with a defect and without alike
@@ -54,17 +54,18 @@ def spoilt(
     is large and plain enough to be one (as in a black picture).
 
     Args:
-        pixels, other: uint8 H W 3 of the same size: the picture, and another good one.
+        pixels, other: H W 3 of the same size, uint8 or uint16: the picture, and another good one.
         kind: a name of `blemish.anomalies`.
         attention: h w, where a guided simulator looks.
-    Returns: uint8 H W 3, the same as `pixels` outside the mask, and bool H W, the pixels that
+    Returns: H W 3 of the same type, the same as `pixels` outside the mask, and bool H W, the pixels that
         differ.
     """
+    dark, bright = np.percentile(pixels, [1, 99])
     for _ in range(TRIES):
         result = _tried(pixels, other, kind, random, attention)
         mask = (result != pixels).any(2)
         change = np.abs(result[mask].astype(np.float32) - pixels[mask])
-        if mask.mean() >= FEWEST and change.mean() >= FAINTEST:
+        if mask.mean() >= FEWEST and change.mean() >= FAINTEST * (bright - dark):
             return result, mask
     return None
 
@@ -78,6 +79,7 @@ def _tried(
 ) -> np.ndarray:
     """One draw of place, size, defect and opacity."""
     height, width = pixels.shape[:2]
+    top_value = np.float32(np.iinfo(pixels.dtype).max)
     share = random.choice(WINDOWS)
     tall, wide = (max(min(side, 2 * SMALLEST), round(share * side)) for side in (height, width))
     top, left = (int(random.integers(n + 1)) for n in (height - tall, width - wide))
@@ -86,15 +88,15 @@ def _tried(
     if attention is not None:
         large = cv2.resize(attention.astype(np.float32), (width, height))
         guide = np.maximum(large[place], 0) + 1e-9
-    window = pixels[place].astype(np.float32) / 255
+    window = pixels[place] / top_value
     made: Synthetic = simulator(kind)(
-        window, random, other=other[place].astype(np.float32) / 255, attention=guide
+        window, random, other=other[place] / top_value, attention=guide
     )
     opacity = np.float32(random.uniform(*OPACITY))
     mixed = window + opacity * (made.image - window)
     result = pixels.copy()
-    changed = np.where(made.mask[..., None], np.rint(255 * mixed), pixels[place])
-    result[place] = np.clip(changed, 0, 255).astype(np.uint8)
+    changed = np.where(made.mask[..., None], np.rint(top_value * mixed), pixels[place])
+    result[place] = np.clip(changed, 0, top_value).astype(pixels.dtype)
     return result
 
 
@@ -121,7 +123,7 @@ def made_of(
         category = samples[at].category
         other = cv2.resize(before.get(category, pixels[:, ::-1]), (width, height))
         before[category] = pixels
-        clean = write_whole(folder / f"{at:04d}.png", encode_png(pixels))
+        clean = write_whole(folder / f"{at:04d}.png", _png(pixels))
         rows.append({"path": str(clean), "of": at})
         attention = guide(pixels) if guide else None
         for turn in range(EACH):
@@ -132,7 +134,7 @@ def made_of(
                 continue
             result, mask = found
             stem = f"{at:04d}_{kind}"
-            path = write_whole(folder / f"{stem}.png", encode_png(result))
+            path = write_whole(folder / f"{stem}.png", _png(result))
             marked = write_whole(folder / f"{stem}_mask.png", encode_mask(mask))
             rows.append({"path": str(path), "of": at, "kind": kind, "mask": str(marked)})
     return rows, failures
@@ -141,15 +143,17 @@ def made_of(
 def _pictures(
     samples: Sequence[Sample], failures: list[Failure], progress: Progress
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """The position and the pixels of each that can be read, uint8 H W 3, not larger than needed;
-    the others join `failures`."""
+    """The position and the pixels of each that can be read, H W 3 and not larger than needed, uint8
+    or of deeper pictures uint16; the others join `failures`."""
     for at, sample in enumerate(samples):
         progress("generating defects", at, len(samples))
         picture = load_picture(sample.path, at, None)
         if isinstance(picture, Failure):
             failures.append(picture)
             continue
-        pixels = picture.as_uint8()
+        pixels = picture.pixels
+        if pixels.dtype != np.uint8:
+            pixels = np.rint(65535 * pixels).astype(np.uint16)
         factor = LONGEST / max(picture.size)
         if min(picture.size) < 2 * SMALLEST:
             failures.append(
@@ -164,8 +168,17 @@ def _pictures(
         yield at, np.ascontiguousarray(pixels)
 
 
+def _png(pixels: np.ndarray) -> bytes:
+    """A PNG file of uint8 or uint16 H W 3."""
+    if pixels.dtype == np.uint8:
+        return encode_png(pixels)
+    encoded, content = cv2.imencode(".png", np.ascontiguousarray(pixels[..., ::-1]))
+    assert encoded  # of 16 bits
+    return content.tobytes()
+
+
 def _guide(backbone: Backbone) -> Any:
-    """What gives the [CLS] attention of uint8 H W 3, h w; None where the backbone has none."""
+    """What gives the [CLS] attention of H W 3, uint8 or uint16, as h w; None where there is none."""
     if not isinstance(backbone, VitBackbone) or backbone.model.cls_token is None:
         return None
     height, width = backbone.round_size(_GUIDED_SIDE, _GUIDED_SIDE)
@@ -173,6 +186,8 @@ def _guide(backbone: Backbone) -> Any:
 
     @torch.inference_mode()
     def look(pixels: np.ndarray) -> np.ndarray:
+        if pixels.dtype != np.uint8:
+            pixels = pixels / np.float32(65535)
         image = torch.from_numpy(prepare(Picture(pixels=pixels, source=""), looks))
         images = image[None].to(backbone.device)
         seen: np.ndarray = backbone.guidance(images, (backbone.depth,))[0].float().cpu().numpy()

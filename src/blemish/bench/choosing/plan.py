@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from blemish.bench.choosing.candidates import Candidate
 from blemish.bench.choosing.evidence import Evidence
 from blemish.bench.choosing.pictures import Division
 from blemish.bench.choosing.trial import CHECKING, CHECKING_GOOD, GENERATED, GOOD, LABELLED
-from blemish.errors import DataError
+from blemish.config import Count, Fraction, NotNegative
+from blemish.errors import BlemishError, DataError
 from blemish.files import ROWS_BYTES, read_whole, write_whole
 from blemish.types import Sample
 
@@ -126,35 +127,82 @@ class Plan:
 
     def save(self, path: Path) -> None:
         """Raises: OutputError."""
-        told = {"schema": SCHEMA, **asdict(self)}
-        write_whole(path, json.dumps(told, indent=1, default=str).encode("utf-8", "replace"))
+        division = {
+            name: [
+                {"path": str(one.path), "category": one.category, "defect": one.defect}
+                for one in samples
+            ]
+            for name, samples in vars(self.division).items()
+        }
+        told = {"schema": SCHEMA, **vars(self), "division": division}
+        write_whole(path, json.dumps(told, indent=1).encode("utf-8", "backslashreplace"))
 
     @classmethod
     def load(cls, path: Path) -> Plan:
         """Raises: DataError for a file that is none of these."""
         content = read_whole(path, limit=ROWS_BYTES, error=DataError)
         try:
-            told = configs.parse_json(content)
-            if told.pop("schema") != SCHEMA:
-                raise ValueError("of another version")
+            told = configs.from_dict(_File, configs.parse_json(content), strict=True)
+            if told.schema != SCHEMA:
+                raise ValueError(f"it is of version {told.schema}, not {SCHEMA}")
             parts = {
-                name: tuple(_sample(one) for one in samples)
-                for name, samples in told.pop("division").items()
+                name: tuple(
+                    Sample(path=Path(one.path), category=one.category, defect=one.defect)
+                    for one in samples
+                )
+                for name, samples in told.division.items()
             }
-            for one in told["generated"]:
-                if not 0 <= one["of"] < len(parts["good"]) or not isinstance(one["path"], str):
-                    raise ValueError("a generated defect is of no picture")
-            rows = {key: tuple(told.pop(key)) for key in ("generated", "failures")}
-            return cls(division=Division(**parts), **rows, **told)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            plan = cls(
+                fingerprint=told.fingerprint,
+                division=Division(**parts),
+                generated=tuple(_row(one) for one in told.generated),
+                seconds=told.seconds,
+                failures=told.failures,
+                reduced=told.reduced,
+            )
+            plan.evidence()  # every generated defect is of a picture that is there
+        except (ValueError, TypeError, KeyError, IndexError, BlemishError) as error:
             raise DataError(
                 f"{path}: is not the plan of a comparison ({error}); remove it with its folder, or "
                 "name another one"
             ) from error
+        return plan
 
 
-def _sample(told: Mapping[str, Any]) -> Sample:
-    return Sample(path=Path(told["path"]), category=told["category"], defect=told["defect"])
+@dataclass(frozen=True, kw_only=True)
+class _Picture:
+    path: str
+    category: str
+    defect: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Made:
+    path: str
+    of: Count
+    kind: str = ""
+    mask: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _File:
+    """What a file has to hold."""
+
+    schema: Count
+    fingerprint: str
+    division: Mapping[str, tuple[_Picture, ...]]
+    generated: tuple[_Made, ...]
+    seconds: Mapping[str, NotNegative]
+    failures: tuple[Mapping[str, str], ...]
+    reduced: Fraction
+
+
+def _row(one: _Made) -> dict[str, Any]:
+    """As `defects.made_of` gives it. Raises: ValueError for a defect without a mask."""
+    if bool(one.kind) != bool(one.mask):
+        raise ValueError("a generated defect has no mask, or no kind")
+    more = {"kind": one.kind, "mask": one.mask} if one.kind else {}
+    return {"path": one.path, "of": one.of, **more}
 
 
 def name_of(size: tuple[int, int]) -> str:

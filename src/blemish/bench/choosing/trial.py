@@ -279,10 +279,10 @@ def _worker() -> None:
             answer = prepared(order, told)
         else:
             answer = measured(Order(**order["order"]), told)
-    except BlemishError as error:
-        answer = {"schema": SCHEMA, "status": FAILED, "error": str(error)}
     except Exception as error:
-        answer = {"schema": SCHEMA, "status": FAILED, "error": f"{type(error).__name__}: {error}"}
+        kind = type(error).__name__
+        said = str(error) if isinstance(error, BlemishError) else f"{kind}: {error}"
+        answer = {"schema": SCHEMA, "status": FAILED, "kind": kind, "error": said}
     print(json.dumps(answer, allow_nan=False))
 
 
