@@ -57,8 +57,8 @@ def spoilt(
         pixels, other: H W 3 of the same size, uint8 or uint16: the picture, and another good one.
         kind: a name of `blemish.anomalies`.
         attention: h w, where a guided simulator looks.
-    Returns: H W 3 of the same type, the same as `pixels` outside the mask, and bool H W, the pixels that
-        differ.
+    Returns: H W 3 of the same type, the same as `pixels` outside the mask, and bool H W, the
+        pixels that differ.
     """
     dark, bright = np.percentile(pixels, [1, 99])
     for _ in range(TRIES):
@@ -178,7 +178,7 @@ def _png(pixels: np.ndarray) -> bytes:
 
 
 def _guide(backbone: Backbone) -> Any:
-    """What gives the [CLS] attention of H W 3, uint8 or uint16, as h w; None where there is none."""
+    """What gives the [CLS] attention h w of H W 3, uint8 or uint16; None where there is none."""
     if not isinstance(backbone, VitBackbone) or backbone.model.cls_token is None:
         return None
     height, width = backbone.round_size(_GUIDED_SIDE, _GUIDED_SIDE)
