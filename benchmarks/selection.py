@@ -1,7 +1,7 @@
 """Settings chosen from good pictures and generated defects alone, and what that costs against a
 choice that looks at test labels.
 
-    python benchmarks/selection.py bottle screw magnetic_tile --method patchcore --image-size 224 \\
+    python benchmarks/selection.py bottle screw magnetic_tile --methods patchcore --image-size 224 \\
         --set bank_size=4000 --vary layers=4,6,8 --vary layers=6,8,10 --vary top_fraction=0.001 \\
         --vary top_fraction=0.01 --results benchmarks/results/selection.jsonl
 
@@ -54,7 +54,7 @@ def row_of(name: str, path: Path, asked: Asked, options: argparse.Namespace) -> 
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         **{"commit": commit, "dirty": dirty, "data": name, "counts": counts},
         "generated": sum("kind" in one for one in compared.plan.generated),
-        "method": options.method,
+        "methods": options.methods,
         "backbone": asked.backbone,
         "settings": assigned(options.set),
         "image_size": options.image_size,
@@ -130,7 +130,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("data", nargs="+", help="as of `blemish bench --data`")
-    parser.add_argument("--method", default="patchcore")
+    parser.add_argument("--methods", nargs="+", default=["patchcore"])
     parser.add_argument("--backbone", default="focus_vits14")
     parser.add_argument("--image-size", type=int, nargs="+", default=[224])
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
@@ -145,7 +145,7 @@ def main() -> None:
     lines = options.results.read_text(encoding="utf-8").splitlines()
     done = {json.loads(line)["key"] for line in lines}
     found = candidates(
-        [options.method],
+        options.methods,
         [(size, size) for size in options.image_size],
         backbone=options.backbone,
         settings=assigned(options.set),

@@ -1,8 +1,8 @@
 """Generated defects, small and faint ones among them, in good pictures that were left out.
 
 A simulator of `blemish.anomalies` works on the whole picture, or on a window of a half or a quarter
-of its sides, so that what it makes is smaller; what it made is then laid over the picture with an
-opacity. Where they would all be large and plain, every method would find them all.
+of its sides, where attention draws it, so that what it makes is smaller; what it made is then laid
+over the picture with an opacity. Were all of them large and plain, every method would find them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from blemish.anomalies import Synthetic, simulator
-from blemish.anomalies.base import SMALLEST
+from blemish.anomalies.base import SMALLEST, draw_places
 from blemish.backbones import Backbone, VitBackbone
 from blemish.data.ahead import load_picture
 from blemish.data.transforms import Preprocessing, prepare
@@ -56,7 +56,7 @@ def spoilt(
     Args:
         pixels, other: H W 3 of the same size, uint8 or uint16: the picture, and another good one.
         kind: a name of `blemish.anomalies`.
-        attention: h w, where a guided simulator looks.
+        attention: h w, where windows lie and a guided simulator looks; None = anywhere.
     Returns: H W 3 of the same type, the same as `pixels` outside the mask, and bool H W, the
         pixels that differ.
     """
@@ -79,24 +79,29 @@ def _tried(
 ) -> np.ndarray:
     """One draw of place, size, defect and opacity."""
     height, width = pixels.shape[:2]
-    top_value = np.float32(np.iinfo(pixels.dtype).max)
+    full = np.float32(np.iinfo(pixels.dtype).max)
     share = random.choice(WINDOWS)
     tall, wide = (max(min(side, 2 * SMALLEST), round(share * side)) for side in (height, width))
-    top, left = (int(random.integers(n + 1)) for n in (height - tall, width - wide))
+    if attention is None:
+        centre = tuple(int(random.integers(side)) for side in (height, width))
+    else:  # on the part, as a rule
+        (centre,) = draw_places(attention, (height, width), random, 1)
+    top, left = (
+        min(max(at - size // 2, 0), side - size)
+        for at, size, side in zip(centre, (tall, wide), (height, width), strict=True)
+    )
     place = slice(top, top + tall), slice(left, left + wide)
     guide = None
     if attention is not None:
         large = cv2.resize(attention.astype(np.float32), (width, height))
         guide = np.maximum(large[place], 0) + 1e-9
-    window = pixels[place] / top_value
-    made: Synthetic = simulator(kind)(
-        window, random, other=other[place] / top_value, attention=guide
-    )
+    window = pixels[place] / full
+    made: Synthetic = simulator(kind)(window, random, other=other[place] / full, attention=guide)
     opacity = np.float32(random.uniform(*OPACITY))
     mixed = window + opacity * (made.image - window)
     result = pixels.copy()
-    changed = np.where(made.mask[..., None], np.rint(top_value * mixed), pixels[place])
-    result[place] = np.clip(changed, 0, top_value).astype(pixels.dtype)
+    changed = np.where(made.mask[..., None], np.rint(full * mixed), pixels[place])
+    result[place] = np.clip(changed, 0, full).astype(pixels.dtype)
     return result
 
 
