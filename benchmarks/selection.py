@@ -1,9 +1,9 @@
 """Settings chosen from good pictures and generated defects alone, and what that costs against a
 choice that looks at test labels.
 
-    python benchmarks/selection.py bottle screw magnetic_tile --methods patchcore --image-size 224 \\
-        --set bank_size=4000 --vary layers=4,6,8 --vary layers=6,8,10 --vary top_fraction=0.001 \\
-        --vary top_fraction=0.01 --results benchmarks/results/selection.jsonl
+    python benchmarks/selection.py bottle screw magnetic_tile --image-size 168 \\
+        --set bank_size=2000 --vary layers=4,6,8 --vary layers=6,8,10 --vary top_fraction=0.001 \\
+        --vary top_fraction=0.02 --results benchmarks/results/selection.jsonl
 
 The machinery is that of `blemish compare`: some good training pictures are learned from, others are
 left out, and defects are generated in these. The test pictures are scored in the same runs, and
@@ -32,6 +32,7 @@ from blemish.bench.choosing.findings import Findings, Standing, findings
 from blemish.bench.choosing.pictures import Division, divided
 from blemish.bench.conditions import checkout
 from blemish.bench.plan import data_sets
+from blemish.bench.results.rows import append
 from blemish.cli.console import complain, progress
 from blemish.config import assigned
 from blemish.data import layouts
@@ -125,22 +126,8 @@ def key_of(name: str, options: argparse.Namespace, found: list[Candidate]) -> st
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("data", nargs="+", help="as of `blemish bench --data`")
-    parser.add_argument("--methods", nargs="+", default=["patchcore"])
-    parser.add_argument("--backbone", default="focus_vits14")
-    parser.add_argument("--image-size", type=int, nargs="+", default=[224])
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--vary", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--test", type=int, default=100, help="test pictures of a label, at most")
-    parser.add_argument("--minutes", type=float, default=20)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--folder", type=Path, help="to keep what is measured; of one data set")
-    parser.add_argument("--results", type=Path, required=True)
-    options = parser.parse_args()
+def measured(options: argparse.Namespace) -> None:
+    """Add the rows that are not there yet."""
     end_last_row(options.results)
     lines = options.results.read_text(encoding="utf-8").splitlines()
     done = {json.loads(line)["key"] for line in lines}
@@ -153,7 +140,11 @@ def main() -> None:
         seed=options.seed,
     )
     asked = Asked(
-        candidates=found, backbone=options.backbone, minutes=options.minutes, seed=options.seed
+        candidates=found,
+        backbone=options.backbone,
+        weights=options.weights,
+        minutes=options.minutes,
+        seed=options.seed,
     )
     with TemporaryDirectory(prefix="blemish-selection-") as scratch:
         sets = data_sets(options.data, root=None, scratch=Path(scratch))
@@ -162,10 +153,29 @@ def main() -> None:
             if key in done:
                 continue
             row = {"key": key, **row_of(name, path, asked, options)}
-            with options.results.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row, allow_nan=False) + "\n")
+            append(options.results, row)
             complain(f"{name}: {row['chosen']} costs {row['cost']} points")
 
 
+def parser() -> argparse.ArgumentParser:
+    """Of the command line."""
+    made = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("data", nargs="+", help="as of `blemish bench --data`")
+    made.add_argument("--methods", nargs="+", default=["patchcore"])
+    made.add_argument("--backbone", default="focus_vits14")
+    made.add_argument("--weights", help="as of `blemish.fit`")
+    made.add_argument("--image-size", type=int, nargs="+", default=[224])
+    made.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    made.add_argument("--vary", action="append", default=[], metavar="KEY=VALUE")
+    made.add_argument("--test", type=int, default=100, help="test pictures of a label, at most")
+    made.add_argument("--minutes", type=float, default=20)
+    made.add_argument("--seed", type=int, default=0)
+    made.add_argument("--folder", type=Path, help="to keep what is measured; of one data set")
+    made.add_argument("--results", type=Path, required=True)
+    return made
+
+
 if __name__ == "__main__":
-    main()
+    measured(parser().parse_args())

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from runs import answering_here
 
 import blemish
 from blemish import cli
@@ -17,7 +18,6 @@ from blemish.bench.choosing.candidates import usual_methods
 from blemish.bench.processes import answer_of
 from blemish.cli.status import BROKEN_PICTURES, BY_SIGNAL, ERROR
 from blemish.methods import METHODS
-from blemish.types import Progress, silent
 
 Run = Callable[..., tuple[int, str, str]]
 TINY = "--backbone test_vit --weights random --precision fp32 --set layers=2,4 --resolutions 32,64"
@@ -28,24 +28,7 @@ FIRST = ("--methods", "padim,knn", "--minutes", "5")
 def here(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """Processes work in this one, which is quicker; gives their orders."""
     orders: list[dict[str, Any]] = []
-
-    def answer(
-        module: str, order: dict[str, Any], *, seconds: float, progress: Progress = silent
-    ) -> tuple[dict[str, Any] | None, str]:
-        assert module == trial.__name__
-        assert seconds > 0
-        told = json.loads(json.dumps(order))
-        orders.append(told)
-        try:
-            if told["work"] == "prepare":
-                return json.loads(json.dumps(trial.prepared(told, progress))), ""
-            return json.loads(
-                json.dumps(trial.measured(trial.Order(**told["order"]), progress))
-            ), ""
-        except blemish.errors.BlemishError as error:
-            return {"schema": 1, "status": "failed", "error": str(error)}, ""
-
-    monkeypatch.setattr(comparing, "answer_of", answer)
+    monkeypatch.setattr(comparing, "answer_of", answering_here(orders))
     return orders
 
 

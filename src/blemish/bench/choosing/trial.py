@@ -270,21 +270,20 @@ def _seconds(backbone: Backbone, height: int, width: int, pictures: Sequence[Pic
     return (time.perf_counter() - began) / len(images)
 
 
-def _worker() -> None:
-    """Read an order, work, and print the answer as the last line."""
-    order = configs.parse_json(sys.stdin.read())
-    told = Told()
+def answer(order: Mapping[str, Any], progress: Progress) -> None:
+    """Work, and print the answer as one line; one that failed says why."""
     try:
         if order["work"] == "prepare":
-            answer = prepared(order, told)
+            made = prepared(order, progress)
         else:
-            answer = measured(Order(**order["order"]), told)
+            made = measured(Order(**order["order"]), progress)
+        printed = json.dumps(made, allow_nan=False)
     except Exception as error:
         kind = type(error).__name__
         said = str(error) if isinstance(error, BlemishError) else f"{kind}: {error}"
-        answer = {"schema": SCHEMA, "status": FAILED, "kind": kind, "error": said}
-    print(json.dumps(answer, allow_nan=False))
+        printed = json.dumps({"schema": SCHEMA, "status": FAILED, "kind": kind, "error": said})
+    print(printed)
 
 
 if __name__ == "__main__":
-    _worker()
+    answer(configs.parse_json(sys.stdin.read()), Told())
