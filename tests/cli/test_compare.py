@@ -146,9 +146,12 @@ def test_it_goes_on_and_makes_nothing_twice(
     here.clear()
     assert run("compare", good_folder, TINY, *FIRST, "-o", out)[0] == 0
     assert here == []
+    for one in (out / "generated").glob("000?_*.png"):
+        one.unlink()  # they are made again
     more = ("--methods", "padim,knn,patchcore", "--minutes", "5", "--set", "bank_size=50")
     assert run("compare", good_folder, TINY, "--methods patchcore", "-o", out)[0] == 0
-    assert [one["work"] for one in here] == ["measure", "measure"]
+    assert [one["work"] for one in here] == ["prepare", "measure", "measure"]
+    assert json.loads((out / "comparison.json").read_text())["failures"] == []
     assert "error" in json.loads(run("compare", good_folder, TINY, *more, "-o", out, "--json")[1])
 
 

@@ -26,6 +26,7 @@ LITTLE = 0.02  # of AUROC: what may be given up for time where pictures cannot t
 ENOUGH = 5  # labelled defects by which to choose
 CEILING = 0.995
 AS_QUICK = 1.2
+_SURE, _FAIRLY = 0.95, 0.8  # of the draws
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,7 @@ class Advice:
 
     Attributes:
         chosen: position of the candidate. alike: positions of those that are not told from it.
-        reasons: sentences. sure: how sure that is, a sentence.
+        reasons: sentences. sure: how sure that is, a sentence; doubtful: whether it is not.
         by: what decided: so many labelled defects, generated ones, or both.
     """
 
@@ -57,6 +58,7 @@ class Advice:
     alike: tuple[int, ...]
     reasons: tuple[str, ...]
     sure: str
+    doubtful: bool
     by: str
 
 
@@ -90,11 +92,13 @@ def advised(contenders: Sequence[Contender], labelled: int) -> Advice | None:
     chosen = max(quick, key=lambda at: known[at][0])
     if len(left) > 1:
         reasons.append(_quickest(contenders, chosen, left))
+    within = _within(contenders, chosen, labelled >= ENOUGH)
     return Advice(
         chosen=chosen,
         alike=tuple(at for at in left if at != chosen),
         reasons=tuple(reasons),
-        sure=_sure(contenders, chosen, labelled >= ENOUGH),
+        sure=_sure(within, "labelled" if labelled >= ENOUGH else "generated"),
+        doubtful=within < _FAIRLY,
         by=" and ".join(judged),
     )
 
@@ -161,18 +165,19 @@ def _quickest(contenders: Sequence[Contender], chosen: int, left: Sequence[int])
     )
 
 
-def _sure(contenders: Sequence[Contender], chosen: int, labelled: bool) -> str:
-    """How often the chosen one would be within the margin of the best, were the pictures drawn
-    again."""
+def _within(contenders: Sequence[Contender], chosen: int, labelled: bool) -> float:
+    """The share of the draws in which the chosen one is within the margin of the best."""
     rows = [one.labelled if labelled else one.generated for one in contenders]
     known = np.stack([row for row in rows if row is not None])
     own = rows[chosen]
     assert own is not None  # it was chosen by it
-    within = float((known.max(0) - own <= LITTLE)[1:].mean())
-    word = "sure" if within >= 0.95 else "fairly sure" if within >= 0.8 else "not sure"
-    what = "labelled defects" if labelled else "generated defects"
+    return float((known.max(0) - own <= LITTLE)[1:].mean())
+
+
+def _sure(within: float, what: str) -> str:
+    word = "sure" if within >= _SURE else "fairly sure" if within >= _FAIRLY else "not sure"
     return (
-        f"This is {word}, as far as {what} go: drawn again from these pictures, it is "
+        f"This is {word}, as far as {what} defects go: drawn again from these pictures, it is "
         f"within {100 * LITTLE:g} points of the best in {100 * within:.0f} % of the draws."
     )
 

@@ -127,6 +127,7 @@ def measure(
     Raises: DataError for a folder that holds a comparison of other pictures; ConfigError,
         WeightsError; OutputError; Interrupted, after which the rows so far are there.
     """
+    division, folder = division.absolute(), folder.absolute()
     results = folder / "rows.jsonl"
     ends = time.monotonic() + 60 * asked.minutes
     check_writable(results)
@@ -173,9 +174,9 @@ def _planned(division: Division, asked: Asked, folder: Path, progress: Progress)
             f"{folder}: holds a comparison of other pictures, or with another seed, rate, backbone "
             "or device; name another folder with --output, or remove it"
         )
-    unknown = [list(size) for name, size in sizes.items() if plan is None or name not in
-               plan.seconds]  # fmt: skip
-    if plan is not None and not unknown:
+    known = {} if plan is None else plan.seconds
+    unknown = [list(size) for name, size in sizes.items() if name not in known]
+    if plan is not None and not unknown and plan.is_there():
         return plan
     some = division.good if plan is None else plan.division.good
     made = _prepared(some, unknown, asked, folder, progress)

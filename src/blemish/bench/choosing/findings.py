@@ -4,7 +4,7 @@ and what a person has to know beside that."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from blemish.bench.choosing.advice import ENOUGH, Advice, Contender, advised
@@ -124,8 +124,7 @@ def findings(
         standings=standings, failed=failed, missing=compared.missing, advice=advice, notes=(),
         command=command,
     )  # fmt: skip
-    notes = tuple(_notes(compared, found, parts))
-    return Findings(**{**vars(found), "notes": notes})
+    return replace(found, notes=tuple(_notes(compared, found, parts)))
 
 
 def _standing(

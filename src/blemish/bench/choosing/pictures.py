@@ -44,6 +44,14 @@ class Division:
     checking_good: tuple[Sample, ...] = ()
     checking_defects: tuple[Sample, ...] = ()
 
+    def absolute(self) -> Division:
+        """The same, by names that hold in any folder."""
+        parts = {
+            name: tuple(replace(one, path=one.path.absolute()) for one in samples)
+            for name, samples in vars(self).items()
+        }
+        return Division(**parts)
+
     def reduced(self, share: float) -> Division:
         """The beginning of each part: this share of it, but no fewer than is worth anything."""
 

@@ -125,6 +125,11 @@ class Plan:
         kept = [one for one in self.generated if one["of"] < len(division.good)]
         return replace(self, division=division, generated=tuple(kept), reduced=round(share, 3))
 
+    def is_there(self) -> bool:
+        """Whether the generated defects are still where they were written."""
+        files = [Path(one[key]) for one in self.generated for key in ("path", "mask") if key in one]
+        return all(file.is_file() for file in files)
+
     def save(self, path: Path) -> None:
         """Raises: OutputError."""
         division = {

@@ -62,21 +62,25 @@ def write(folder: Path, compared: Compared, found: Findings) -> dict[str, Path]:
 
 def verdict(found: Findings) -> str:
     """What to take, in a sentence."""
-    if found.chosen is None:
+    if not found.standings:
         return "Nothing can be said: no candidate was measured."
-    alike = (
-        [found.standings[at].candidate.label for at in found.advice.alike] if found.advice else []
-    )
+    if found.chosen is None or found.advice is None:
+        return (
+            "Nothing can be said: there is no defect, generated or labelled, and no good picture "
+            "beside it, that all candidates have scored."
+        )
+    alike = found.advice.alike
     label = found.chosen.candidate.label
     if len(found.standings) == 1:
         return f"Only {label} was measured."
     if alike:
         return (
-            f"Take {label}: these pictures show none that is better, and of {1 + len(alike)} that "
-            "are alike none is quicker."
+            f"Take {label}: these pictures show none that is better, and of {1 + len(alike)} that are "
+            "alike it is among the quickest."
         )
     some = " of those that were measured" if found.failed or found.missing else ""
-    return f"Take {label}: it is the best{some}."
+    best = "probably the best" if found.advice.doubtful else "the best"
+    return f"Take {label}: it is {best}{some}."
 
 
 def checked(found: Findings) -> Iterable[str]:
