@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +72,20 @@ def test_what_is_wrong_is_said(tmp_path: Path) -> None:
     place.write_text("{}\n{}\n")
     with pytest.raises(DataError, match="x, line 1: is no row of `blemish compare`"):
         read_rows(place)
+
+
+def test_small_defects_ask_for_a_larger_size(tmp_path: Path) -> None:
+    plan = a_plan()
+    row = a_row(plan)
+    low = {key: -value for key, value in row["scores"].items()}  # type: ignore[attr-defined]
+    large = Candidate(method="knn", settings={"backbone": "test_vit", "image_size": [64]})
+
+    def notes(*rows: tuple[Candidate, dict[str, object]]) -> str:
+        alone = replace(plan, division=replace(plan.division, defects=()))
+        return " ".join(findings(Compared(plan=alone, rows=rows, missing=[]), ["g"]).notes)
+
+    assert "smaller than 2 %" in notes((ONE, row), (large, {**row, "scores": low}))
+    assert "smaller than 2 %" not in notes((ONE, {**row, "scores": low}), (large, row))
 
 
 @pytest.mark.parametrize("seed", range(60))

@@ -3,6 +3,7 @@ and what a person has to know beside that."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -198,6 +199,7 @@ def _notes(compared: Compared, found: Findings, parts: Sequence[Evidence]) -> li
             f"There was time for {100 * plan.reduced:.0f} % of the pictures: learned from "
             f"{len(plan.division.learned)}. More --minutes, in another --output, use more."
         )
+    notes += _small(found, labelled)
     notes += _flattered(found.standings)
     notes += _alike(found.standings)
     late = [one for one in found.standings if one.false_alarms and one.row["rate"] is not None]
@@ -214,6 +216,21 @@ def _notes(compared: Compared, found: Findings, parts: Sequence[Evidence]) -> li
         labels = ", ".join(one.label for one in found.missing)
         notes.append(f"No time was left for {labels}: the same command measures what is missing.")
     return notes
+
+
+def _small(found: Findings, labelled: int) -> list[str]:
+    """That defects may be smaller than any that was generated, where a larger input was not
+    taken."""
+    one = found.chosen
+    if one is None or labelled >= ENOUGH:
+        return []
+    areas = [math.prod(each.candidate.config.height_width) for each in found.standings]
+    if math.prod(one.candidate.config.height_width) == max(areas):
+        return []
+    return [
+        "Generated defects are seldom smaller than 2 % of a picture's side. Where yours are, take "
+        "a larger resolution than these figures ask for, or label some."
+    ]
 
 
 def _flattered(standings: Sequence[Standing]) -> list[str]:
