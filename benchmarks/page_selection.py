@@ -12,8 +12,9 @@ ABOVE = """\
 Candidates compared as `blemish compare` does: good training pictures that were left out, and
 defects generated in them, choose; the test's labels take no part. Cost: points of image AUROC on
 the test pictures by which the best candidate, found by looking at their labels, lies above the
-chosen one; beside it the cost of the candidate in the middle. Rank correlation: of the candidates
-by generated and by real defects (Spearman)."""
+chosen one; beside it the cost of the candidate in the middle. Smallest: about the sides of the
+smallest generated defects, as a share of the picture's. Rank correlation: of the candidates by
+generated and by real defects (Spearman)."""
 
 
 def selections(rows: Sequence[Row]) -> Sheet:
@@ -24,7 +25,13 @@ def selections(rows: Sequence[Row]) -> Sheet:
         title="What a choice without test labels costs (`selection.py`)",
         above=ABOVE,
         columns=(
-            *("Data", "Chosen by generated defects", "test AUROC", "Best by the test's labels"),
+            *(
+                "Data",
+                "Smallest",
+                "Chosen by generated defects",
+                "test AUROC",
+                "Best by the test's labels",
+            ),
             *("test AUROC", "Cost", "Cost in the middle", "Rank correlation", "Candidates"),
             *("Test pictures", "Commit"),
         ),
@@ -36,6 +43,7 @@ def _line(row: Row) -> tuple[str, ...]:
     counts = row["counts"]
     return (
         row["data"],
+        f"{100 * row.get('smallest_defect', 0.025):g} %",
         row["chosen"]["label"],
         f"{100 * row['chosen']['test_auroc']:.1f}",
         row["looked"]["label"],

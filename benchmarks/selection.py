@@ -28,6 +28,7 @@ import numpy as np
 
 from blemish.bench.choosing.candidates import Candidate, candidates
 from blemish.bench.choosing.comparing import Asked, measure
+from blemish.bench.choosing.defects import SMALLEST_DEFECT
 from blemish.bench.choosing.findings import Findings, Standing, findings
 from blemish.bench.choosing.pictures import Division, divided
 from blemish.bench.conditions import checkout
@@ -59,6 +60,7 @@ def row_of(name: str, path: Path, asked: Asked, options: argparse.Namespace) -> 
         "backbone": asked.backbone,
         "settings": assigned(options.set),
         "image_size": options.image_size,
+        "smallest_defect": options.smallest_defect,
         "device": found.chosen.row["device"],
         "precision": found.chosen.row["precision"],
         "failed": [one.candidate.label for one in (*found.failed,)]
@@ -123,6 +125,7 @@ def with_test(path: Path, most: int, seed: int) -> Division:
 def key_of(name: str, options: argparse.Namespace, found: list[Candidate]) -> str:
     """What a row is recognised by."""
     told = [name, options.test, options.seed, sorted(one.identity for one in found)]
+    told += [] if options.smallest_defect == SMALLEST_DEFECT else [options.smallest_defect]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
 
@@ -144,6 +147,7 @@ def measured(options: argparse.Namespace) -> None:
         backbone=options.backbone,
         weights=options.weights,
         minutes=options.minutes,
+        smallest=options.smallest_defect,
         seed=options.seed,
     )
     with TemporaryDirectory(prefix="blemish-selection-") as scratch:
@@ -169,6 +173,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--image-size", type=int, nargs="+", default=[224])
     made.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     made.add_argument("--vary", action="append", default=[], metavar="KEY=VALUE")
+    made.add_argument("--smallest-defect", type=float, default=SMALLEST_DEFECT)
     made.add_argument("--test", type=int, default=100, help="test pictures of a label, at most")
     made.add_argument("--minutes", type=float, default=20)
     made.add_argument("--seed", type=int, default=0)

@@ -37,6 +37,7 @@ def a_plan() -> Plan:
             defects=tuple(Sample(path=Path(f"d{at}.png"), defect="dent") for at in range(6)),
         ),
         generated=tuple(generated),
+        smallest=0.025,
         seconds={"32x32": 0.01},
         failures=({"path": "x.png", "error": "broken"},),
     )
@@ -84,8 +85,8 @@ def test_small_defects_ask_for_a_larger_size(tmp_path: Path) -> None:
         alone = replace(plan, division=replace(plan.division, defects=()))
         return " ".join(findings(Compared(plan=alone, rows=rows, missing=[]), ["g"]).notes)
 
-    assert "smaller than 2 %" in notes((ONE, row), (large, {**row, "scores": low}))
-    assert "smaller than 2 %" not in notes((ONE, {**row, "scores": low}), (large, row))
+    assert "smaller than 2.5 %" in notes((ONE, row), (large, {**row, "scores": low}))
+    assert "smaller than 2.5 %" not in notes((ONE, {**row, "scores": low}), (large, row))
 
 
 @pytest.mark.parametrize("seed", range(60))

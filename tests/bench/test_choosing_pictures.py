@@ -13,7 +13,7 @@ from blemish.anomalies import SIMULATORS, Synthetic
 from blemish.backbones import build
 from blemish.bench.choosing import defects
 from blemish.bench.choosing.candidates import Candidate
-from blemish.bench.choosing.defects import FAINTEST, FEWEST, KINDS, made_of, spoilt
+from blemish.bench.choosing.defects import FAINTEST, KINDS, made_of, spoilt, windows
 from blemish.bench.choosing.pictures import Division, divided, halves
 from blemish.bench.choosing.plan import Plan, fingerprint
 from blemish.data.pictures import Pictures
@@ -98,7 +98,7 @@ def test_a_generated_defect_is_where_its_mask_is(kind: str) -> None:
         assert (result == again[0]).all()
         assert ((result != pixels).any(2) == mask).all()
         assert (pixels == part(0)).all()
-        assert mask.mean() >= FEWEST
+        assert mask.mean() >= 0.8 * 0.025**2
         contrast = np.subtract(*np.percentile(pixels, [99, 1]))
         assert np.abs(result[mask].astype(float) - pixels[mask]).mean() >= FAINTEST * contrast
         sizes.append(mask.mean())
@@ -115,6 +115,19 @@ def test_where_nothing_can_be_seen_there_is_no_defect(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(defects, "simulator", lambda _: made)
     assert spoilt(part(0), part(1), "nsa", random) is None
+
+
+def test_small_defects_are_made_where_they_are_asked_for() -> None:
+    large = cv2.resize(part(0), (512, 512)), cv2.resize(part(1), (512, 512))
+    means = []
+    for smallest in (0.1, 0.01):
+        found = [
+            spoilt(*large, "cutpaste", np.random.default_rng(seed), None, smallest)
+            for seed in range(12)
+        ]
+        means.append(np.median([made[1].mean() for made in found if made is not None]))
+    assert windows(0.1) == (1.0,)
+    assert means[1] < 0.3 * means[0]
 
 
 def test_defects_are_written_with_their_masks_and_the_pictures_without(tmp_path: Path) -> None:
@@ -186,6 +199,7 @@ def a_plan(tmp_path: Path) -> Plan:
             checking_defects=tuple(samples(6, defect="hole")),
         ),
         generated=tuple(generated),
+        smallest=0.025,
         seconds={"64x64": 0.1, "128x128": 0.4},
     )
 

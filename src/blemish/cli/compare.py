@@ -67,6 +67,14 @@ Minutes = Annotated[
         "command again.",
     ),
 ]
+SmallestDefect = Annotated[
+    float,
+    Option(
+        metavar="SHARE",
+        help="About the size of the smallest defects that matter, as a share of the picture's "
+        "sides (0.01 for 1 %): so small some generated ones are.",
+    ),
+]
 Folder = Annotated[
     Path,
     Option(
@@ -100,6 +108,7 @@ def compare(
     resolutions: Resolutions = "224,448",
     minutes: Minutes = 10.0,
     output: Folder = Path("comparison"),
+    smallest_defect: SmallestDefect = 0.025,
     vary: Vary = None,
     settings: Settings = None,
     backbone: Backbone = None,
@@ -132,6 +141,7 @@ def compare(
         weights=None if weights is None else str(weights),
         minutes=minutes,
         rate=false_alarm_rate,
+        smallest=smallest_defect,
         seed=first,
         device=device,
         precision=precision,

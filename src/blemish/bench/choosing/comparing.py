@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 from blemish import interrupts
 from blemish.bench.choosing import trial
 from blemish.bench.choosing.candidates import Candidate
+from blemish.bench.choosing.defects import SMALLEST_DEFECT
 from blemish.bench.choosing.pictures import Division, divided
 from blemish.bench.choosing.plan import Plan, fingerprint, name_of
 from blemish.bench.choosing.trial import Order
@@ -44,6 +45,7 @@ from blemish.types import Progress, Sample, silent
 
 MODULE = "blemish.bench.choosing.trial"
 MINUTES = 10.0
+LEAST_DEFECT, MOST_DEFECT = 0.002, 0.1
 _LEAST = 120.0  # seconds that any candidate may take that is begun
 _FAIR = 3.0  # times its even share that one may take which is not trained: the first at a size
 #              encodes the pictures for all others
@@ -57,6 +59,8 @@ class Asked:
         candidates: in the order in which they are measured.
         backbone, weights: of all of them; `weights` as of `blemish.fit`.
         minutes: that may be spent on what is not measured yet.
+        smallest: about the sides of the smallest defects that matter, as a share of the picture's:
+            so small generated ones are made.
         rate: of false alarms; None = the default, without a threshold where pictures are too few.
         device, precision: as of `blemish.fit`.
     """
@@ -66,6 +70,7 @@ class Asked:
     weights: str | None = None
     minutes: float = MINUTES
     rate: float | None = None
+    smallest: float = SMALLEST_DEFECT
     seed: int = 0
     device: str = "auto"
     precision: str = "auto"
@@ -75,6 +80,11 @@ class Asked:
             raise ConfigError("there is nothing to compare: name methods and resolutions")
         if not 0 < self.minutes < float("inf"):
             raise ConfigError(f"minutes: a positive number is needed, got {self.minutes}")
+        if not LEAST_DEFECT <= self.smallest <= MOST_DEFECT:
+            raise ConfigError(
+                f"smallest_defect: a share of the picture's sides from {LEAST_DEFECT:g} to "
+                f"{MOST_DEFECT:g} is needed, got {self.smallest:g}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,13 +176,14 @@ def _planned(division: Division, asked: Asked, folder: Path, progress: Progress)
     """The plan of the folder, or a new one that fits into the minutes."""
     place = folder / "plan.json"
     told = [asked.seed, asked.rate, asked.backbone, asked.weights, asked.device, asked.precision]
+    told.append(asked.smallest)
     wanted = fingerprint(told, division)
     sizes = {name_of(size): size for size in (one.config.height_width for one in asked.candidates)}
     plan = Plan.load(place) if is_file(place) else None
     if plan is not None and plan.fingerprint != wanted:
         raise DataError(
-            f"{folder}: holds a comparison of other pictures, or with another seed, rate, backbone "
-            "or device; name another folder with --output, or remove it"
+            f"{folder}: holds a comparison of other pictures, or with another seed, rate, device, "
+            "backbone or smallest defect; name another folder with --output, or remove it"
         )
     known = {} if plan is None else plan.seconds
     unknown = [list(size) for name, size in sizes.items() if name not in known]
@@ -186,6 +197,7 @@ def _planned(division: Division, asked: Asked, folder: Path, progress: Progress)
         plan = Plan(
             fingerprint=wanted,
             division=division,
+            smallest=asked.smallest,
             generated=tuple(made["generated"]),
             seconds=made["seconds"],
             failures=tuple(made["failures"]),
@@ -208,7 +220,7 @@ def _prepared(
         "folder": str(folder / "generated"),
         "sizes": sizes,
         **{key: getattr(asked, key) for key in ("backbone", "weights", "device", "precision")},
-        "seed": asked.seed,
+        **{"seed": asked.seed, "smallest": asked.smallest},
     }
     total = len(asked.candidates)
     seconds = max(600.0, 60 * asked.minutes)

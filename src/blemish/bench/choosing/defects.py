@@ -1,8 +1,9 @@
 """Generated defects, small and faint ones among them, in good pictures that were left out.
 
-A simulator of `blemish.anomalies` works on the whole picture, or on a window of a half or a quarter
-of its sides, where attention draws it, so that what it makes is smaller; what it made is then laid
-over the picture with an opacity. Were all of them large and plain, every method would find them.
+A simulator of `blemish.anomalies` works on the whole picture, or on a window of a half of its
+sides, a quarter or less, where attention draws it, so that what it makes is smaller; what it made
+is then laid over the picture with an opacity. Were all of them large and plain, every method would
+find them.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ from blemish.types import Failure, Progress, Sample
 
 KINDS = ("guided", "cutpaste", "cutpaste-scar", "nsa")
 EACH = 2  # defects made of a picture, of kinds that take turns
-WINDOWS = (1.0, 0.5, 0.25)  # of the picture's sides
+SMALLEST_DEFECT = 0.025  # of the picture's sides, about
+_PATCH = 0.1  # of a window's sides: the smallest that simulators paste, as a rule
 OPACITY = (0.3, 1.0)
 FAINTEST = 0.02  # of the picture's contrast: mean change of a defect's pixels
-FEWEST = 5e-4  # of the picture's pixels; smaller ones nobody could find
 TRIES = 8
 LONGEST = 1344  # pixels: larger pictures are made smaller, with a defect and without alike
 _GUIDED_SIDE = 224
@@ -43,12 +44,27 @@ def seed_of(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256(told).digest()[:6], "big")
 
 
+def windows(smallest: float) -> tuple[float, ...]:
+    """Shares of the picture's sides in which defects are made: each half of the one before, the
+    last one so that they are about as small as asked for.
+
+    Example:
+        >>> windows(0.025), windows(0.01)
+        ((1.0, 0.5, 0.25), (1.0, 0.5, 0.25, 0.125))
+    """
+    found = [1.0]
+    while _PATCH * found[-1] / 2 >= smallest:
+        found.append(found[-1] / 2)
+    return tuple(found)
+
+
 def spoilt(
     pixels: np.ndarray,
     other: np.ndarray,
     kind: str,
     random: np.random.Generator,
     attention: np.ndarray | None = None,
+    smallest: float = SMALLEST_DEFECT,
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """A picture with a generated defect, and its mask; None where eight tries have given none that
     is large and plain enough to be one (as in a black picture).
@@ -57,15 +73,17 @@ def spoilt(
         pixels, other: H W 3 of the same size, uint8 or uint16: the picture, and another good one.
         kind: a name of `blemish.anomalies`.
         attention: h w, where windows lie and a guided simulator looks; None = anywhere.
+        smallest: about the sides of the smallest defects, as a share of the picture's.
     Returns: H W 3 of the same type, the same as `pixels` outside the mask, and bool H W, the
         pixels that differ.
     """
     dark, bright = np.percentile(pixels, [1, 99])
     for _ in range(TRIES):
-        result = _tried(pixels, other, kind, random, attention)
+        share = random.choice(windows(smallest))
+        result = _tried(pixels, other, kind, random, attention, share)
         mask = (result != pixels).any(2)
         change = np.abs(result[mask].astype(np.float32) - pixels[mask])
-        if mask.mean() >= FEWEST and change.mean() >= FAINTEST * (bright - dark):
+        if mask.mean() >= 0.8 * smallest**2 and change.mean() >= FAINTEST * (bright - dark):
             return result, mask
     return None
 
@@ -76,11 +94,11 @@ def _tried(
     kind: str,
     random: np.random.Generator,
     attention: np.ndarray | None,
+    share: float,
 ) -> np.ndarray:
-    """One draw of place, size, defect and opacity."""
+    """One draw of place, defect and opacity, in a window of this share of the sides."""
     height, width = pixels.shape[:2]
     full = np.float32(np.iinfo(pixels.dtype).max)
-    share = random.choice(WINDOWS)
     tall, wide = (max(min(side, 2 * SMALLEST), round(share * side)) for side in (height, width))
     if attention is None:
         centre = tuple(int(random.integers(side)) for side in (height, width))
@@ -111,10 +129,12 @@ def made_of(
     backbone: Backbone,
     *,
     seed: int,
+    smallest: float = SMALLEST_DEFECT,
     progress: Progress,
 ) -> tuple[list[dict[str, Any]], list[Failure]]:
     """Good pictures as they are and with generated defects, as files in a folder.
 
+    Args: smallest: as of `spoilt`.
     Returns: of each file: `path`, `of` (the position of the sample), and with a defect `kind` and
         `mask`; and the pictures that cannot be read.
     """
@@ -134,7 +154,7 @@ def made_of(
         for turn in range(EACH):
             kind = kinds[(EACH * at + turn) % len(kinds)]
             random = np.random.default_rng(seed_of(seed, at, kind))
-            found = spoilt(pixels, other, kind, random, attention)
+            found = spoilt(pixels, other, kind, random, attention, smallest)
             if found is None:
                 continue
             result, mask = found

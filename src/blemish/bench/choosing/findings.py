@@ -199,7 +199,7 @@ def _notes(compared: Compared, found: Findings, parts: Sequence[Evidence]) -> li
             f"There was time for {100 * plan.reduced:.0f} % of the pictures: learned from "
             f"{len(plan.division.learned)}. More --minutes, in another --output, use more."
         )
-    notes += _small(found, labelled)
+    notes += _small(found, labelled, plan.smallest)
     notes += _flattered(found.standings)
     notes += _alike(found.standings)
     late = [one for one in found.standings if one.false_alarms and one.row["rate"] is not None]
@@ -218,7 +218,7 @@ def _notes(compared: Compared, found: Findings, parts: Sequence[Evidence]) -> li
     return notes
 
 
-def _small(found: Findings, labelled: int) -> list[str]:
+def _small(found: Findings, labelled: int, smallest: float) -> list[str]:
     """That defects may be smaller than any that was generated, where a larger input was not
     taken."""
     one = found.chosen
@@ -228,8 +228,9 @@ def _small(found: Findings, labelled: int) -> list[str]:
     if math.prod(one.candidate.config.height_width) == max(areas):
         return []
     return [
-        "Generated defects are seldom smaller than 2 % of a picture's side. Where yours are, take "
-        "a larger resolution than these figures ask for, or label some."
+        f"Generated defects are seldom smaller than {100 * smallest:.3g} % of a picture's side. "
+        "Where yours are, a larger resolution may be needed than these figures ask for: say how "
+        "small with --smallest-defect, or label some."
     ]
 
 

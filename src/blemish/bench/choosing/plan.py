@@ -15,7 +15,7 @@ from blemish.bench.choosing.candidates import Candidate
 from blemish.bench.choosing.evidence import Evidence
 from blemish.bench.choosing.pictures import Division
 from blemish.bench.choosing.trial import CHECKING, CHECKING_GOOD, GENERATED, GOOD, LABELLED
-from blemish.config import Count, Fraction, NotNegative
+from blemish.config import Count, Fraction, FractionAbove0, NotNegative
 from blemish.errors import BlemishError, DataError
 from blemish.files import ROWS_BYTES, read_whole, write_whole
 from blemish.types import Sample
@@ -32,6 +32,7 @@ class Plan:
         fingerprint: of what was asked for: the pictures, and all that the plan depends on.
         division: the pictures, as far as there is time for them.
         generated: as of `defects.made_of`; `of` is a position in `division.good`.
+        smallest: as of `defects.spoilt`.
         seconds: of encoding a picture, by size ("224x224").
         failures: good pictures that could not be read when defects were generated.
         reduced: the share of the pictures that there is time for.
@@ -40,6 +41,7 @@ class Plan:
     fingerprint: str
     division: Division
     generated: tuple[Mapping[str, Any], ...]
+    smallest: float
     seconds: Mapping[str, float] = field(default_factory=dict)
     failures: tuple[Mapping[str, Any], ...] = ()
     reduced: float = 1.0
@@ -160,6 +162,7 @@ class Plan:
             plan = cls(
                 fingerprint=told.fingerprint,
                 division=Division(**parts),
+                smallest=told.smallest,
                 generated=tuple(_row(one) for one in told.generated),
                 seconds=told.seconds,
                 failures=told.failures,
@@ -197,6 +200,7 @@ class _File:
     fingerprint: str
     division: Mapping[str, tuple[_Picture, ...]]
     generated: tuple[_Made, ...]
+    smallest: FractionAbove0
     seconds: Mapping[str, NotNegative]
     failures: tuple[Mapping[str, str], ...]
     reduced: Fraction

@@ -229,7 +229,8 @@ def prepared(order: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
 
     Args:
         order: `backbone`, `weights`, `device`, `precision`; `sizes`, each height and width; `good`,
-            path and category of each picture to put defects into; `folder` for them; `seed`.
+            path and category of each picture to put defects into; `folder` for them; `seed`;
+            `smallest`, as of `defects.spoilt`.
     """
     progress("loading the backbone", 0, 0)
     device = pick_device(order["device"])
@@ -238,7 +239,12 @@ def prepared(order: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     backbone = backbone.to(device, precision).eval()
     samples = [Sample(path=Path(path), category=category) for path, category in order["good"]]
     rows, failures = made_of(
-        samples, Path(order["folder"]), backbone, seed=order["seed"], progress=progress
+        samples,
+        Path(order["folder"]),
+        backbone,
+        seed=order["seed"],
+        smallest=order["smallest"],
+        progress=progress,
     )
     if not rows:
         why = f": {failures[0].source}: {failures[0].reason}" if failures else ""
