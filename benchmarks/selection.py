@@ -11,7 +11,8 @@ take no part in the choice. A row is one data set: of every candidate the AUROC 
 and by the test's, with intervals of 95 %; which is `chosen` (as `blemish compare` chooses, by time
 among equals), and which has the highest AUROC by generated defects (`highest`) or by the test's
 (`looked`). `cost`: points of test AUROC by which `looked` lies above `chosen`. Rows that the file
-holds already are not made again.
+holds already are not made again; there is none where a candidate was not measured, for want of
+time (`--minutes`) say, and with `--folder` the same command goes on.
 """
 
 from __future__ import annotations
@@ -157,6 +158,9 @@ def measured(options: argparse.Namespace) -> None:
             if key in done:
                 continue
             row = {"key": key, **row_of(name, path, asked, options)}
+            if row["failed"]:
+                complain(f"{name}: no row, as these were not measured: {', '.join(row['failed'])}")
+                continue
             append(options.results, row)
             complain(f"{name}: {row['chosen']} costs {row['cost']} points")
 
