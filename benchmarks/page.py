@@ -4,9 +4,10 @@
     python benchmarks/page.py --check    # only say whether it is that; the tests do so
 
 Rows are told by their form: those of `blemish bench`, of `weak.py`, of `probe.py`, of `regions.py`,
-of `tiles.py`, of `student.py`, and of `speed.py`, `gpu.py` and `metrics_speed.py`. Of rows that
-measure the same thing the newest good one counts. The same rows give the same bytes, whatever the
-order of the files. What is said about the figures stands in docs/findings.md, written by hand.
+of `tiles.py`, of `student.py`, of `selection.py`, and of `speed.py`, `gpu.py` and
+`metrics_speed.py`. Of rows that measure the same thing the newest good one counts. The same rows
+give the same bytes, whatever the order of the files. What is said about the figures stands in
+docs/findings.md, written by hand.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any
 from page_closer import closer
 from page_readme import with_measured
 from page_regions import regions, tiles
+from page_selection import selections
 from page_student import students
 from page_texts import BEYOND, MATRIX, PROBES, READING, WEAK
 
@@ -227,6 +229,7 @@ def page(files: Mapping[str, Sequence[Row]]) -> str:
     marked = [row for row in others if row.get("what") == "regions"]
     tiled = [row for row in others if row.get("what") == "tiles"]
     looks = [row for row in others if row.get("what") == "closer"]
+    selected = [row for row in others if "looked" in row]
     distilled = [row for row in others if row.get("what") == "student"]
     speeds = [row for row in others if row.get("what", "probe") not in NO_SPEEDS]
     cells = covered([*newest(every)[0], *weak])
@@ -242,6 +245,7 @@ def page(files: Mapping[str, Sequence[Row]]) -> str:
     parts += [sections(tiles(tiled))] if tiled else []
     parts += [sections(closer(looks))] if looks else []
     parts += [sections(students(distilled))] if distilled else []
+    parts += [sections(selections(selected))] if selected else []
     if known := [row for row in every if row.get("efficiency")]:
         theirs = suites.read("agpnet").efficiency
         parts.append(section("Costs", results.efficiency_page(known, published=theirs)))

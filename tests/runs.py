@@ -16,10 +16,12 @@ import pytest
 
 from blemish import config as configs
 from blemish.bench import run as benchmark
+from blemish.bench.choosing import trial
 from blemish.bench.plan import Run
 from blemish.bench.results import Row, markdown, page, suite_page
 from blemish.bench.suites import Comparison, Entry, Figure, Published, Suite, Table
 from blemish.detector.fit import configure
+from blemish.types import Progress, silent
 
 HERE = {"device": "cpu", "precision": "fp32"}
 TINY = {"backbone": "test_vit", "image_size": [32], "layers": [2, 4], "bank_size": 50}
@@ -95,6 +97,23 @@ def in_this_process(launched: list[Run]) -> Callable[..., Row]:
         return row
 
     return launch
+
+
+def answering_here(orders: list[dict[str, Any]]) -> Callable[..., Any]:
+    """What works as the process of a comparison's candidate does, here; notes its orders."""
+
+    def answer(
+        module: str, order: dict[str, Any], *, seconds: float, progress: Progress = silent
+    ) -> tuple[dict[str, Any] | None, str]:
+        assert module == trial.__name__
+        assert seconds > 0
+        told = json.loads(json.dumps(order))
+        orders.append(told)
+        with redirect_stdout(io.StringIO()) as printed:
+            trial.answer(told, progress)
+        return json.loads(printed.getvalue()), ""
+
+    return answer
 
 
 def table(rows: Iterable[Row]) -> str:

@@ -3,24 +3,40 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from io import FileIO
-from typing import Any, cast
+from pathlib import Path
+from typing import Any, Protocol, cast
 
+import safetensors
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from blemish.backbones.base import Backbone, Features
 
 IN_MEMORY = 2 * 2**30  # bytes of features that stay in main memory; a file takes the others
+Key = tuple[bytes, int]  # a picture by its content, and the layer
+
+
+class Store(Protocol):
+    """Where features are kept."""
+
+    def knows(self, key: Key) -> bool: ...
+    def get(self, key: Key) -> _Kept: ...
+    def put(self, key: Key, kept: _Kept) -> None: ...
+    def close(self) -> None: ...
 
 
 @contextmanager
-def features_kept(backbone: Backbone, layers: Sequence[int]) -> Iterator[None]:
+def features_kept(
+    backbone: Backbone, layers: Sequence[int], folder: FeatureFolder | None = None
+) -> Iterator[None]:
     """While open, a picture that comes again gets the features of the first time, to the bit.
 
     A picture is known by its content. Of each those of all `layers` are kept, whichever are asked
@@ -33,11 +49,14 @@ def features_kept(backbone: Backbone, layers: Sequence[int]) -> Iterator[None]:
     their patches (`keep`; then a picture is known by these as well), none that ask for more. The
     backbone's weights and precision must not change meanwhile. On a GPU nothing is kept: a picture
     is encoded there in about the time that its features take to come back.
+
+    Args: folder: keeps them instead, also for processes to come.
     """
     if backbone.device.type != "cpu":
         yield
         return
-    store, kept = _Store(IN_MEMORY), tuple(dict.fromkeys(layers))
+    kept = tuple(dict.fromkeys(layers))
+    store: Store = _Store(IN_MEMORY) if folder is None else folder
     encode = backbone.forward
 
     def forward(images: Tensor, layers: Sequence[int] = (), **more: Any) -> Features:
@@ -67,7 +86,8 @@ def features_kept(backbone: Backbone, layers: Sequence[int]) -> Iterator[None]:
         yield
     finally:
         del backbone.forward
-        store.close()
+        if folder is None:
+            store.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,16 +141,16 @@ class _Store:
 
     def __init__(self, in_memory: int) -> None:
         self._room = in_memory
-        self._near: dict[tuple[bytes, int], _Kept] = {}
-        self._far: dict[tuple[bytes, int], tuple[int, _Kept]] = {}  # place in the file; no content
+        self._near: dict[Key, _Kept] = {}
+        self._far: dict[Key, tuple[int, _Kept]] = {}  # place in the file; no content
         self._file: FileIO | None = None
         self._end = self._limit = 0
         self._full = False
 
-    def knows(self, key: tuple[bytes, int]) -> bool:
+    def knows(self, key: Key) -> bool:
         return key in self._near or key in self._far
 
-    def get(self, key: tuple[bytes, int]) -> _Kept:
+    def get(self, key: Key) -> _Kept:
         """Raises: OSError where the file cannot be read back."""
         if key in self._near:
             return self._near[key]
@@ -142,7 +162,7 @@ class _Store:
             raise OSError("the file of features has been cut")
         return kept
 
-    def put(self, key: tuple[bytes, int], kept: _Kept) -> None:
+    def put(self, key: Key, kept: _Kept) -> None:
         size = kept.tokens.nbytes
         if size <= self._room:
             self._room -= size
@@ -169,3 +189,71 @@ class _Store:
         if self._file is not None:
             self._file.close()
         self._near, self._far, self._room, self._full = {}, {}, 0, True
+
+
+class FeatureFolder:
+    """Features by picture and layer, a file each in a folder, for one backbone in one precision.
+
+    A file that a killed process has left half written is never read: each gets its name once it is
+    whole. What cannot be written, for want of room or of leave, is not kept.
+
+    Attributes:
+        found: the pictures whose features were there before this process, of those asked for.
+    """
+
+    def __init__(self, folder: str | Path, most: int) -> None:
+        """Args: most: bytes that all files in it may have; half of what the disk has free is never
+        exceeded."""
+        self.found: set[bytes] = set()
+        self._folder = Path(folder)
+        self._made: set[Key] = set()
+        self._room, self._open = 0, True
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            taken = sum(one.stat().st_size for one in self._folder.iterdir() if one.is_file())
+            self._room = min(most - taken, shutil.disk_usage(self._folder).free // 2)
+        except OSError:
+            self._open = False
+
+    def _place(self, key: Key) -> Path:
+        return self._folder / f"{key[0].hex()}-{key[1]}.safetensors"
+
+    def knows(self, key: Key) -> bool:
+        return self._open and (key in self._made or self._place(key).is_file())
+
+    def get(self, key: Key) -> _Kept:
+        """Raises: OSError where the file cannot be read back."""
+        try:
+            with safetensors.safe_open(self._place(key), framework="pt") as file:
+                told, tokens = file.metadata(), file.get_tensor("tokens")
+            height, width = map(int, told["grid"].split(","))
+            kept = _Kept(tokens, (height, width), float(told["offset"]), told["cls"] == "1")
+        except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise OSError(f"{self._place(key)}: holds no features") from error
+        if key not in self._made:
+            self.found.add(key[0])
+        return kept
+
+    def put(self, key: Key, kept: _Kept) -> None:
+        if not self._open or kept.tokens.nbytes > self._room:
+            return
+        place = self._place(key)
+        begun = place.with_name(f"{place.name}.{os.getpid()}.tmp")
+        told = {
+            "grid": ",".join(map(str, kept.grid)),
+            "offset": repr(kept.offset),
+            "cls": str(int(kept.cls)),
+        }
+        try:
+            save_file({"tokens": kept.tokens.contiguous()}, begun, metadata=told)
+            begun.replace(place)
+        except (OSError, safetensors.SafetensorError):  # no room, no right to write there
+            begun.unlink(missing_ok=True)
+            self._room = 0
+            return
+        self._room -= kept.tokens.nbytes
+        self._made.add(key)
+
+    def close(self) -> None:
+        """Give nothing back from here on: what is there cannot be trusted."""
+        self._open = False

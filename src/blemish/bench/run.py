@@ -50,6 +50,7 @@ from blemish.bench.conditions import (
     shared_threads,
 )
 from blemish.bench.plan import Run, categories
+from blemish.bench.processes import ending
 from blemish.bench.results.rows import (
     FAILED,
     NEITHER,
@@ -471,11 +472,7 @@ def _launch(order: Order, gpu: str | None, children: set[subprocess.Popen[str]])
     row = parse((printed.splitlines() or [""])[-1])  # libraries may have printed before it
     if row is not None:
         return row
-    if (code := child.returncode) < 0:
-        killed = " (out of memory?)" if code == -9 else ""
-        return _failed(order.run, f"the process was ended by signal {-code}{killed}")
-    last = (said.strip().splitlines() or ["it said nothing"])[-1]
-    return _failed(order.run, f"the process ended with status {code}: {last}")
+    return _failed(order.run, ending(child.returncode, said))
 
 
 def _command(order: str) -> list[str]:

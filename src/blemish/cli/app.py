@@ -21,6 +21,7 @@ from blemish import interrupts
 from blemish.cli import (
     bench,
     calibrate,
+    compare,
     console,
     data,
     doctor,
@@ -98,7 +99,7 @@ def command_tree() -> Any:
     working: tuple[Callable[..., int], ...] = (
         *(learn.fit, learn.pretrain, predict.predict, watch.watch, judge.evaluate, judge.figures),
         *(serve.serve, export.export),
-        *(calibrate.calibrate, refine.refine, look.simulate),
+        *(calibrate.calibrate, refine.refine, look.simulate, compare.compare),
     )
     for command in working:
         app.command(epilog=EXIT_STATUS)(command)

@@ -70,14 +70,26 @@ def draw_anomalies(
     return _draw(items, m, seed, path)
 
 
-def _draw(
-    items: list[T], count: int, seed: int, path: Callable[[T], Path]
-) -> tuple[list[T], list[T]]:
-    """The first `count` of the shuffled ones, and the others."""
+def shuffled(items: Iterable[T], seed: int, *, path: Callable[[T], Path] = _PATH) -> list[T]:
+    """In the order in which the seed draws them, so that every beginning is a draw."""
+    ordered, order = _ordered(items, seed, path)
+    return [ordered[index] for index in order]
+
+
+def _ordered(items: Iterable[T], seed: int, path: Callable[[T], Path]) -> tuple[list[T], list[int]]:
+    """The items by their paths, and the positions as the seed draws them."""
     if seed < 0:
         raise ConfigError(f"the seed is {seed}; it cannot be negative")
     ordered = sorted(items, key=lambda item: path(item).as_posix())
     order = np.random.Generator(np.random.PCG64(seed)).permutation(len(ordered))
-    first = set(order[:count].tolist())
+    return ordered, order.tolist()
+
+
+def _draw(
+    items: list[T], count: int, seed: int, path: Callable[[T], Path]
+) -> tuple[list[T], list[T]]:
+    """The first `count` of the shuffled ones, and the others."""
+    ordered, order = _ordered(items, seed, path)
+    first = set(order[:count])
     drawn = [item for index, item in enumerate(ordered) if index in first]
     return drawn, [item for index, item in enumerate(ordered) if index not in first]

@@ -159,6 +159,62 @@ def histogram(spread: Spread) -> bytes:
     return chart.file()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """A point of `tradeoff`.
+
+    Attributes:
+        label: beside it. cost: > 0, as a time.
+        value, low, high: a fraction and its interval.
+        chosen: drawn so that it stands out.
+    """
+
+    label: str
+    cost: float
+    value: float
+    low: float
+    high: float
+    chosen: bool = False
+
+
+def tradeoff(choices: Sequence[Choice], *, names: tuple[str, str]) -> bytes:
+    """Accuracy against cost: a point each with its interval, the cost on a logarithmic axis.
+
+    Args: choices: one at least. names: of the cost and of the accuracy.
+    """
+    costs = finite("costs", [math.log10(one.cost) for one in choices])
+    lows = finite("values", [number for one in choices for number in (one.value, one.low)])
+    highs = finite("values", [one.high for one in choices])
+    apart = max(0.3, float(np.ptp(costs)))
+    # Room for the labels, which stand to the right of the points.
+    across = (float(costs.min()) - 0.1 * apart, float(costs.max()) + 0.35 * apart)
+    room = max(0.02, float(highs.max() - lows.min()))
+    up = (max(0.0, float(lows.min()) - 0.06 * room), float(highs.max()) + 0.06 * room)
+    chart = _Chart(
+        (730.0, 400.0), (across, _decades(*across)), (up, ticks(*up, most=6)),
+        names=names, grid=(True, True), key=False,
+    )  # fmt: skip
+    for one, cost in zip(choices, costs.tolist(), strict=True):
+        colour = ANOMALOUS_COLOUR if one.chosen else NORMAL_COLOUR
+        chart.line([(cost, one.low), (cost, one.high)], f'stroke="{colour}" stroke-width="1.6"')
+        chart.dot((cost, one.value), colour, 7.0 if one.chosen else 5.0)
+    chart.labels([((cost, one.value), one.label) for one, cost in zip(choices, costs, strict=True)])
+    return chart.file()
+
+
+def _decades(low: float, high: float) -> list[tuple[float, str]]:
+    """Ticks of an axis of decimal logarithms: 1, 2 and 5 of each power of ten, or evenly apart
+    where it spans less than one."""
+    if high - low < 1:
+        return [(math.log10(at), told) for at, told in ticks(10**low, 10**high, most=6) if at > 0]
+    found = [
+        (math.log10(digit) + power, f"{digit * 10.0**power:g}")
+        for power in range(math.floor(low), math.ceil(high) + 1)
+        for digit in (1, 2, 5)
+    ]
+    return [one for one in found if low <= one[0] <= high]
+
+
 def bins(scores: Values, threshold: float | None) -> Values:
     """The edges of bins over all scores; the threshold is one of them."""
     values = scores if threshold is None else np.append(scores, threshold)
@@ -320,6 +376,35 @@ class _Chart:
     def line(self, places: Places, style: str) -> None:
         """A line from place to place."""
         self._path(self._pixels(places), style)
+
+    def dot(self, place: tuple[float, float], colour: str, radius: float) -> None:
+        """A filled circle."""
+        ((x, y),) = self._pixels([place])
+        self._parts.append(
+            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:g}" fill="{colour}" '
+            'stroke="white" stroke-width="1"/>'
+        )
+
+    def labels(self, entries: Sequence[tuple[tuple[float, float], str]]) -> None:
+        """Words to the right of places, or to their left at the edge, moved up or down until they
+        stand apart."""
+        taken: list[tuple[float, float, float]] = []
+        for place, words in entries:
+            ((x, y),) = self._pixels([place])
+            width = _SIGN * len(words)
+            right = x + 1.4 * _GAP + width <= self._right
+            start = x + 1.4 * _GAP if right else x - 1.4 * _GAP - width
+            for step in range(2 * len(entries) + 1):
+                at = y + 1.15 * _LETTERS * ((step + 1) // 2) * (1 if step % 2 else -1)
+                clear = all(
+                    abs(at - other) >= 1.1 * _LETTERS or start > end or start + width < begin
+                    for begin, end, other in taken
+                )
+                if clear and self._top <= at <= self._bottom:
+                    break
+            taken.append((start, start + width, at))
+            anchor = 'text-anchor="start"' if right else 'text-anchor="end"'
+            self.text(words, start if right else start + width, at + 0.35 * _LETTERS, anchor)
 
     def text(self, words: str, x: float, y: float, more: str = 'text-anchor="middle"') -> None:
         """Words at pixels: above them, in their middle where `more` says nothing else."""

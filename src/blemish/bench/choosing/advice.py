@@ -1,0 +1,194 @@
+"""Which candidate to take, and why, in words.
+
+In three steps, each among what the one before has left:
+
+1. labelled defects that choose, where there are five of them or more;
+2. generated defects;
+3. time: of what these pictures cannot tell apart, the quickest; where others take less than a fifth
+   more, which a busy machine may do, the best of these.
+
+A step leaves the candidate with the highest AUROC, and those that are not told from it: the 95 %
+interval of the difference, over the same draws of pictures, holds 0, and the difference is not
+above two points, which few pictures alone may hide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from blemish.bench.choosing.evidence import Estimate, Values, difference
+from blemish.text import pluralize
+
+LITTLE = 0.02  # of AUROC: what may be given up for time where pictures cannot tell
+ENOUGH = 5  # labelled defects by which to choose
+CEILING = 0.995
+AS_QUICK = 1.2
+_SURE, _FAIRLY = 0.95, 0.8  # of the draws
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contender:
+    """A candidate that has been measured.
+
+    Attributes:
+        label: how people call it. seconds: for a picture.
+        generated, labelled: its row of `evidence.aurocs`; None where there is none.
+    """
+
+    label: str
+    seconds: float
+    generated: Values | None
+    labelled: Values | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Advice:
+    """What to take.
+
+    Attributes:
+        chosen: position of the candidate. alike: positions of those that are not told from it.
+        reasons: sentences. sure: how sure that is, a sentence; doubtful: whether it is not.
+        by: what decided: so many labelled defects, generated ones, or both.
+    """
+
+    chosen: int
+    alike: tuple[int, ...]
+    reasons: tuple[str, ...]
+    sure: str
+    doubtful: bool
+    by: str
+
+
+def advised(contenders: Sequence[Contender], labelled: int) -> Advice | None:
+    """What to take of those measured; None where there is none, or nothing to choose by.
+
+    Args: labelled: how many labelled defects choose.
+    """
+    left = list(range(len(contenders)))
+    reasons: list[str] = []
+    judged: list[str] = []
+    known: dict[int, Values] = {}
+    steps: list[tuple[str, Callable[[Contender], Values | None]]] = []
+    if labelled >= ENOUGH:
+        steps.append((pluralize(labelled, "labelled defect"), lambda one: one.labelled))
+    steps.append(("generated defects", lambda one: one.generated))
+    for what, row_of in steps:
+        if judged and len(left) == 1:
+            break
+        found = {at: row for at in left if (row := row_of(contenders[at])) is not None}
+        if not found:
+            continue
+        known = found
+        best, left = _not_told_apart(known, [one.seconds for one in contenders])
+        judged.append(what)
+        reasons += _reasons(what, contenders, known, best, left)
+    if not judged:
+        return None
+    quickest = AS_QUICK * min(contenders[at].seconds for at in left)
+    quick = [at for at in left if contenders[at].seconds <= quickest]
+    chosen = max(quick, key=lambda at: known[at][0])
+    if len(left) > 1:
+        reasons.append(_quickest(contenders, chosen, left))
+    within = _within(contenders, chosen, labelled >= ENOUGH)
+    return Advice(
+        chosen=chosen,
+        alike=tuple(at for at in left if at != chosen),
+        reasons=tuple(reasons),
+        sure=_sure(within, "labelled" if labelled >= ENOUGH else "generated"),
+        doubtful=within < _FAIRLY,
+        by=" and ".join(judged),
+    )
+
+
+def _not_told_apart(known: dict[int, Values], seconds: Sequence[float]) -> tuple[int, list[int]]:
+    """The best of some candidates, the quickest of several that are equal, and all that these
+    pictures do not tell from it, itself included."""
+    best = max(known, key=lambda at: (known[at][0], -seconds[at]))
+    left = [best]
+    for at, row in known.items():
+        apart = difference(known[best], row)
+        if at != best and apart.low <= 0 and apart.value <= LITTLE:
+            left.append(at)
+    return best, sorted(left)
+
+
+def _reasons(
+    what: str,
+    contenders: Sequence[Contender],
+    known: dict[int, Values],
+    best: int,
+    left: Sequence[int],
+) -> list[str]:
+    """What a step has found, in words."""
+    top = contenders[best].label
+    if len(known) == 1:
+        return []
+    said = []
+    if len(left) == 1:
+        second = max((at for at in known if at != best), key=lambda at: known[at][0])
+        apart = difference(known[best], known[second])
+        doubt = "" if apart.low > 0 else ", so this may be chance, but they may differ by much"
+        said.append(
+            f"By {what} {top} is best: {_points(apart.value)} points of AUROC above "
+            f"{contenders[second].label}, the next ({_interval(apart)}){doubt}."
+        )
+    else:
+        others = [at for at in left if at != best]
+        farthest = max(others, key=lambda at: known[best][0] - known[at][0])
+        apart = difference(known[best], known[farthest])
+        names = _named([contenders[at].label for at in sorted(left)])
+        said.append(
+            f"By {what} there is no difference between {names} that these pictures could show: "
+            f"{top} is {_points(apart.value)} points of AUROC above "
+            f"{contenders[farthest].label} ({_interval(apart)})."
+        )
+    worse = [at for at in known if at not in left]
+    if worse and len(left) > 1:
+        said.append(f"Worse by {what}: {_named([contenders[at].label for at in worse])}.")
+    if known[best][0] >= CEILING and len(left) > 1:
+        said.append(f"Nearly all of the {what} are found by each of them: harder ones might tell.")
+    return said
+
+
+def _quickest(contenders: Sequence[Contender], chosen: int, left: Sequence[int]) -> str:
+    slowest = max(left, key=lambda at: contenders[at].seconds)
+    mine, others = contenders[chosen].seconds, contenders[slowest].seconds
+    label = contenders[chosen].label
+    if others <= AS_QUICK * mine:
+        return f"They take about as long, {1000 * mine:.3g} ms a picture; {label} is best."
+    return (
+        f"Of these {label} is the quickest: {1000 * mine:.3g} ms a picture, "
+        f"{contenders[slowest].label} takes {1000 * others:.3g} ms."
+    )
+
+
+def _within(contenders: Sequence[Contender], chosen: int, labelled: bool) -> float:
+    """The share of the draws in which the chosen one is within the margin of the best."""
+    rows = [one.labelled if labelled else one.generated for one in contenders]
+    known = np.stack([row for row in rows if row is not None])
+    own = rows[chosen]
+    assert own is not None  # it was chosen by it
+    return float((known.max(0) - own <= LITTLE)[1:].mean())
+
+
+def _sure(within: float, what: str) -> str:
+    word = "sure" if within >= _SURE else "fairly sure" if within >= _FAIRLY else "not sure"
+    return (
+        f"This is {word}, as far as {what} defects go: drawn again from these pictures, it is "
+        f"within {100 * LITTLE:g} points of the best in {100 * within:.0f} % of the draws."
+    )
+
+
+def _points(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def _interval(apart: Estimate) -> str:
+    return f"95 % interval {_points(apart.low)} to {_points(apart.high)}"
+
+
+def _named(labels: Sequence[str]) -> str:
+    return labels[0] if len(labels) == 1 else f"{', '.join(labels[:-1])} and {labels[-1]}"

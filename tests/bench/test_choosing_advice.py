@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import numpy as np
+
+from blemish.bench.choosing.advice import Advice, Contender, advised
+from blemish.bench.choosing.evidence import Values
+
+
+def row(value: float, spread: float, seed: int = 0) -> Values:
+    """An AUROC with draws around it."""
+    random = np.random.default_rng(seed)
+    return np.concatenate([[value], value + spread * random.normal(size=500)])
+
+
+def of(label: str, seconds: float, generated: Values | None, labelled: Values | None = None) -> (
+    Contender
+):  # fmt: skip
+    return Contender(label=label, seconds=seconds, generated=generated, labelled=labelled)
+
+
+def taken(*contenders: Contender, labelled: int = 0) -> Advice:
+    found = advised(contenders, labelled)
+    assert found is not None
+    return found
+
+
+def test_of_what_cannot_be_told_apart_the_quickest_is_taken() -> None:
+    slow, quick = of("slow", 0.05, row(0.91, 0.02)), of("quick", 0.01, row(0.90, 0.02, seed=1))
+    found = taken(slow, quick)
+    assert (found.chosen, found.alike) == (1, (0,))
+    said = " ".join(found.reasons)
+    assert "no difference between slow and quick that these pictures could show" in said
+    assert "quick is the quickest: 10 ms a picture, slow takes 50 ms" in said
+
+
+def test_of_equally_quick_ones_the_best_is_taken() -> None:
+    better, worse = of("better", 0.0111, row(0.91, 0.02)), of("worse", 0.01, row(0.9, 0.02, seed=1))
+    found = taken(worse, better, of("slow", 0.05, row(0.905, 0.02, seed=2)))
+    assert (found.chosen, found.alike) == (1, (0, 2))
+    assert "about as long" in taken(worse, better).reasons[-1]
+
+
+def test_what_is_surely_better_is_taken_whatever_it_costs() -> None:
+    same = row(0.80, 0.02)
+    found = taken(of("slow", 0.05, same + 0.015), of("quick", 0.01, same))  # in every draw
+    assert (found.chosen, found.alike) == (0, ())
+    assert "By generated defects slow is best: 1.5 points of AUROC above quick" in found.reasons[0]
+    assert "may be chance" not in found.reasons[0]
+    assert "This is sure" in found.sure
+
+
+def test_few_pictures_do_not_excuse_what_is_much_worse() -> None:
+    found = taken(of("slow", 0.05, row(0.9, 0.2)), of("quick", 0.01, row(0.8, 0.2, seed=1)))
+    assert found.chosen == 0
+    assert "may be chance" in found.reasons[0]
+    assert "not sure" in found.sure
+
+
+def test_labelled_defects_decide_where_there_are_five() -> None:
+    good, bad = row(0.95, 0.005), row(0.80, 0.005, seed=1)
+    one, other = of("one", 0.01, good, bad), of("other", 0.05, bad, good)
+    assert taken(one, other, labelled=5).chosen == 1
+    assert taken(one, other, labelled=5).by == "5 labelled defects"
+    assert taken(one, other, labelled=4).chosen == 0
+    assert taken(one, other, labelled=4).by == "generated defects"
+
+
+def test_generated_defects_decide_among_what_labelled_ones_leave() -> None:
+    equal = row(0.9, 0.02)
+    better = of("better", 0.05, row(0.95, 0.005), equal)
+    worse = of("worse", 0.01, row(0.80, 0.005, seed=1), equal)
+    out = of("out", 0.001, row(0.99, 0.005), row(0.5, 0.005, seed=2))
+    found = taken(better, worse, out, labelled=20)
+    assert found.chosen == 0
+    assert "Worse by 20 labelled defects: out." in found.reasons
+    assert "generated defects" in found.by
+
+
+def test_easy_defects_are_called_easy() -> None:
+    found = taken(of("one", 0.05, np.ones(50)), of("other", 0.01, np.ones(50)))
+    assert found.chosen == 1
+    assert any("harder ones might tell" in sentence for sentence in found.reasons)
+
+
+def test_without_anything_to_choose_by_there_is_no_advice() -> None:
+    assert advised([], 0) is None
+    assert advised([of("one", 0.01, None)], 0) is None
+
+
+def test_a_single_candidate_needs_no_reason() -> None:
+    found = taken(of("one", 0.01, row(0.9, 0.01)))
+    assert (found.chosen, found.reasons) == (0, ())
