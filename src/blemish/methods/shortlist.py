@@ -102,8 +102,9 @@ def shortlisted(
         squares.masked_fill_(excluded[at], torch.inf)
     if width <= MEASURED:  # all of it
         return squares.amin(1).sqrt()
-    nearest = squares.unflatten(1, (MEASURED, ROWS)).amin(2)
-    return (nearest + _surcharge(highest.to(squares.dtype))).amin(1).sqrt()
+    nearest = squares.reshape(-1, MEASURED, ROWS).amin(2)
+    found: Tensor = (nearest + _surcharge(highest.to(squares.dtype))).amin(1).sqrt()
+    return found
 
 
 def _surcharge(highest: Tensor) -> Tensor:
