@@ -25,7 +25,7 @@ from blemish.types import Prediction, Sample
 ROI = [[[0.25, 0.25], [0.75, 0.25], [0.7, 0.8], [0.3, 0.75]]]
 WHOLE = [[[0, 0], [1, 0], [1, 1], [0, 1]]]
 METHODS = ["knn", "padim", "patchcore"]
-OTHERS = ["guided", "agpnet", "atacnet", "lda", "simplenet", "spade"]
+OTHERS = ["guided", "agpnet", "atacnet", "lda", "simplenet", "spade", "rd4ad"]
 
 
 def fitted(method: str, **more: Any) -> Detector:

@@ -7,6 +7,7 @@ from blemish.methods.base import Method
 from blemish.methods.guided import Guided
 from blemish.methods.memory import Knn, PatchCore
 from blemish.methods.padim import Padim
+from blemish.methods.rd4ad import RD4AD
 from blemish.methods.simplenet import SimpleNet
 from blemish.methods.spade import Spade
 
@@ -17,5 +18,6 @@ UNSUPERVISED: dict[str, type[Method]] = {
     "spade": Spade,
     "agpnet": AGPNet,
     "simplenet": SimpleNet,
+    "rd4ad": RD4AD,
     "guided": Guided,
 }
