@@ -26,7 +26,7 @@ from blemish.methods.apmask import APMaskConfig
 from blemish.regions import region_level
 from blemish.types import Failure, Prediction, Sample
 
-METHODS = ["patchcore", "knn", "padim", "agpnet", "atacnet", "lda", "guided"]
+METHODS = ["patchcore", "knn", "padim", "agpnet", "dinomaly", "vitad", "atacnet", "lda", "guided"]
 KEPT = ["fit", "pad", "crop"]
 HEIGHT, WIDTH = 64, 128
 # Upper left corners as shares of the picture, in the half that `crop` shows.

@@ -39,6 +39,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "patchcore": ("patchcore", {}),
     "padim, a CNN": ("padim", CNN),
     "agpnet": ("agpnet", {}),
+    "dinomaly": ("dinomaly", {}),
+    "vitad": ("vitad", {}),
     "guided, sizes": ("guided", SIZES),
     "lda": ("lda", DEFECTS),
     "atacnet, a CNN": ("atacnet", {**DEFECTS, **CNN, "layers": (2,)}),
@@ -60,6 +62,8 @@ MORE: dict[str, tuple[str, dict[str, Any]]] = {
     "patchcore, a CNN": ("patchcore", CNN),
     "agpnet, a CNN": ("agpnet", CNN),
     "agpnet, paper": ("agpnet", {"recipe": "paper", "score_window": 0.2}),
+    "dinomaly, paper": ("dinomaly", {"recipe": "paper", "depth": 2}),
+    "vitad, paper": ("vitad", {"recipe": "paper", "score_window": 0.2}),
     "guided": ("guided", {}),
     "guided, paper": ("guided", {"recipe": "paper-bmvc"}),
     "lda, a CNN": ("lda", {**DEFECTS, **CNN}),
@@ -73,6 +77,7 @@ MORE: dict[str, tuple[str, dict[str, Any]]] = {
     "padding and an area, lda": ("lda", {"resize": "fit", **DEFECTS, **AREA}),
     "padding, atacnet": ("atacnet", {"resize": "pad", **DEFECTS}),
     "padding, agpnet": ("agpnet", {"resize": "pad", "score_window": 0.2}),
+    "padding, vitad": ("vitad", {"resize": "pad", "score_window": 0.2}),
 }
 EVERY = [*CASES, *(pytest.param(case, marks=pytest.mark.slow) for case in MORE)]
 

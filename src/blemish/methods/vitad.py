@@ -21,8 +21,8 @@ depths have the targets at a quarter, a half and three quarters of the encoder; 
 others, the last named is shown and the ones before it are given back (the one, where there is but
 one).
 
-`best`, the default, is for a CPU: many small steps at a higher rate that falls as a cosine, and
-scores as every method has them.
+`best`, the default, is for a CPU: a block for each target, many small steps at a higher rate that
+falls as a cosine, and scores as every method has them.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ class ViTADConfig(TrainedConfig):
     epochs: Annotated[int, Range(1, 2**31)] = 20
     min_steps: Annotated[int, Range(0, 2**31)] = 2500
     train_batch_size: Annotated[int, Range(1, 2**20)] = 2
-    learning_rate: Positive = 5e-4
-    depth: Annotated[int, Range(1, 64)] = 9
+    learning_rate: Positive = 2e-3
+    depth: Annotated[int, Range(1, 64)] = 3
     schedule: Literal["step", "cosine"] = "cosine"
     score_window: FractionBelow1 = 0.0
 
@@ -80,6 +80,7 @@ class ViTADConfig(TrainedConfig):
             min_steps=0,
             train_batch_size=8,
             learning_rate=1e-4,
+            depth=9,
             schedule="step",
             score_window=16 / 256,
         )
