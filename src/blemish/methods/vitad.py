@@ -141,7 +141,7 @@ class ViTAD(Reconstruction):
         self._require(self.steps)
         last, targets = self._apart(features)
         distance = 1 - F.cosine_similarity(self.reconstructed(last), targets, dim=-1)
-        return distance.mean(1).reshape(len(last), *features.grids[0])
+        return distance.mean(1).reshape(last.shape[0], *features.grids[0])
 
     @property
     def scores_by_map(self) -> bool:
