@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from naive import f64, gelu
+from parts import Part, settings_of
 from plain_vit import backbone_of, block, distances, linear, pictures, shaken, state_of
 from torch import Tensor
 
+import blemish
+from blemish import artifact
 from blemish.backbones import build
 from blemish.errors import ConfigError
 from blemish.losses.loose import loose_cosine
 from blemish.methods.dinomaly import Dinomaly, DinomalyConfig
 from blemish.methods.learner import TrainingBatch
+from blemish.training.checkpoint import _check_state
 
 TINY: dict[str, Any] = {
     "backbone": "test_vit",
@@ -249,3 +254,38 @@ def test_a_cnn_is_refused() -> None:
     config = DinomalyConfig(backbone="test_resnet", image_size=(64,))
     with pytest.raises(ConfigError, match="dinomaly needs a ViT, which test_resnet is not"):
         Dinomaly(config, backbone_of("test_resnet"))
+
+
+def test_an_interrupted_training_goes_on_to_the_same_weights(
+    picture: Part, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second moments' maxima, too, are in the checkpoint."""
+    monkeypatch.setattr("blemish.training.loop.BETWEEN_CHECKPOINTS", 0.0)
+    options = {**settings_of("dinomaly"), "calibration_fraction": 0, "min_steps": 6}
+    good, place = [picture(seed) for seed in range(9)], tmp_path / "x.training"
+    whole = blemish.fit("dinomaly", good, **options)
+
+    def stop(stage: str, done: int, total: int) -> None:
+        if stage.startswith("training") and done == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        blemish.fit("dinomaly", good, checkpoint=place, progress=stop, **options)
+    assert any(name.endswith(".max_exp_avg_sq") for name in artifact.read(place)[0])
+    again = blemish.fit("dinomaly", good, checkpoint=place, resume=True, **options)
+    assert again.manifest["training"]["resumed_at"] == 4
+    for name, tensor in whole.method.state_dict().items():
+        assert torch.equal(tensor, again.method.state_dict()[name]), name
+
+
+def test_a_checkpoint_without_the_maxima_is_refused() -> None:
+    optimizer = dinomaly().optimizer()
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    state = {number: dict(each) for number, each in optimizer.state_dict()["state"].items()}
+    _check_state(state, optimizer)
+    del state[1]["max_exp_avg_sq"]
+    with pytest.raises(ValueError, match=r"optimizer\.1 is not the state of a parameter"):
+        _check_state(state, optimizer)
