@@ -17,7 +17,8 @@ _EASY = 0.1  # what an easy place weighs
 
 
 def hard_weights(distance: Tensor, easy: float) -> Tensor:
-    """What each distance weighs: 0.1 below the ⌊easy · n⌋ + 1st smallest of all n, and else 1.
+    """What each distance weighs: 0.1 where it is below the ⌊easy · n⌋ + 1st smallest of all n,
+    else 1.
 
     Args: distance: any shape. easy: in [0, 1).
     """
@@ -32,8 +33,8 @@ def loose_cosine(given: Tensor, wanted: Tensor, *, easy: float) -> Tensor:
         mean over pictures and groups of 1 − cos(all N · D values given, all that are wanted)
 
     On its way to `given` the gradient of a place is multiplied by 0.1 where it is among the `easy`
-    share of its group's places, of all pictures, that have the smallest cosine distance; so the
-    value is not changed, and no gradient of it either but that of `given`.
+    share of its group's places, of all pictures, that have the smallest cosine distance. The value
+    itself stays as it is.
 
     Args: given: B G N D, float32 or bf16. wanted: B G N D, float32, which gets no gradient. easy:
         in [0, 1).
@@ -43,5 +44,7 @@ def loose_cosine(given: Tensor, wanted: Tensor, *, easy: float) -> Tensor:
         with torch.no_grad():
             apart = cosine_distance(given, wanted).unbind(1)
             weights = torch.stack([hard_weights(group, easy) for group in apart], 1)[..., None]
-        own.register_hook(lambda gradient: gradient * weights.to(gradient.dtype))
+        own.register_hook(  # type: ignore[no-untyped-call]
+            lambda gradient: gradient * weights.to(gradient.dtype)
+        )
     return cosine_distance(own.flatten(2), wanted.flatten(2)).mean()
