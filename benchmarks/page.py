@@ -62,7 +62,7 @@ LINES = (
     *(Line(f"`{method}`", method) for method in ("knn", "patchcore", "padim")),
     Line("`guided`", "guided", {"pretraining": "none"}),
     Line("`guided` after APMask", "guided", {"pretraining": "apmask"}),
-    *(Line(f"`{method}`", method) for method in ("agpnet", "dinomaly", "vitad")),
+    Line("`agpnet`", "agpnet"),
     *(Line(f"`lda`, M = {count}", "lda", {}, count) for count in (0, 1, 10)),
     *(
         Line(f"{title}, M = {count}", "atacnet", {"network": network}, count)
