@@ -24,7 +24,19 @@ from blemish.errors import ConfigError, DataError, ImageError
 from blemish.report.galleries import _Embedding
 from blemish.types import Failure, Prediction, Sample
 
-METHODS = ["patchcore", "knn", "padim", "agpnet", "atacnet", "lda", "guided", "simplenet", "spade"]
+METHODS = [
+    "patchcore",
+    "knn",
+    "padim",
+    "agpnet",
+    "atacnet",
+    "lda",
+    "guided",
+    "simplenet",
+    "spade",
+    "dinomaly",
+    "vitad",
+]
 HEIGHT, WIDTH = 150, 200
 TILE = {"tile": 64, "overlap": 0.25}
 

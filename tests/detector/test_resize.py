@@ -26,13 +26,25 @@ from blemish.methods.apmask import APMaskConfig
 from blemish.regions import region_level
 from blemish.types import Failure, Prediction, Sample
 
-METHODS = ["patchcore", "knn", "padim", "agpnet", "atacnet", "lda", "guided", "simplenet", "spade"]
+METHODS = [
+    "patchcore",
+    "knn",
+    "padim",
+    "agpnet",
+    "atacnet",
+    "lda",
+    "guided",
+    "simplenet",
+    "spade",
+    "dinomaly",
+    "vitad",
+]
 KEPT = ["fit", "pad", "crop"]
 HEIGHT, WIDTH = 64, 128
 # Upper left corners as shares of the picture, in the half that `crop` shows.
 PLACES = [(0.5625, 0.625), (0.3, 0.1)]
 ACROSS, DOWN = 0.1, 0.2
-# Of random weights, these say what lies where; guided needs a ViT.
+# Of random weights, these say what lies where; some methods need a ViT.
 NEAR_SIGHTED: dict[str, Any] = {"layers": (1,), "image_size": 128, "smoothing": 0.0}
 BY_PLACE: dict[str, Any] = {**NEAR_SIGHTED, "backbone": "test_resnet", "layers": (1, 2)}
 RIGHT = [[[0.5, 0], [1, 0], [1, 1], [0.5, 1]]]
@@ -65,7 +77,12 @@ def fitted(method: str, resize: str, **more: Any) -> Detector:
 @cache
 def shared(method: str, resize: str) -> Detector:
     """One that looks at small places, the same for all tests."""
-    special = {"guided": NEAR_SIGHTED, "atacnet": {**BY_PLACE, "min_steps": 20}}
+    special = {
+        "guided": NEAR_SIGHTED,
+        "dinomaly": {**NEAR_SIGHTED, "min_steps": 60},
+        "vitad": {**NEAR_SIGHTED, "min_steps": 60},
+        "atacnet": {**BY_PLACE, "min_steps": 20},
+    }
     return fitted(method, resize, **special.get(method, BY_PLACE))
 
 

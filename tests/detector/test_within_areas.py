@@ -25,7 +25,7 @@ from blemish.types import Prediction, Sample
 ROI = [[[0.25, 0.25], [0.75, 0.25], [0.7, 0.8], [0.3, 0.75]]]
 WHOLE = [[[0, 0], [1, 0], [1, 1], [0, 1]]]
 METHODS = ["knn", "padim", "patchcore"]
-OTHERS = ["guided", "agpnet", "atacnet", "lda", "simplenet", "spade", "rd4ad"]
+OTHERS = ["guided", "agpnet", "atacnet", "lda", "simplenet", "spade", "rd4ad", "dinomaly", "vitad"]
 
 
 def fitted(method: str, **more: Any) -> Detector:
@@ -208,7 +208,7 @@ def test_the_commands(
 # What only narrows what is shown.
 
 
-@pytest.mark.parametrize("method", [*METHODS, "agpnet", "guided", "lda"])
+@pytest.mark.parametrize("method", [*METHODS, "agpnet", "dinomaly", "vitad", "guided", "lda"])
 def test_narrowed_afterwards_it_raises_no_new_alarm(method: str) -> None:
     more = {"score_window": 0} if method == "agpnet" else {}
     whole = fitted(method, top_fraction=0.02, **more)
@@ -268,9 +268,10 @@ def test_it_is_narrowed_within_the_area_of_the_fit() -> None:
         detector.within([[[0, 0], [0.2, 0], [0.2, 0.2]]])
 
 
-@pytest.mark.parametrize("method", ["atacnet", "agpnet", "guided"])
+@pytest.mark.parametrize("method", ["atacnet", "agpnet", "vitad", "guided"])
 def test_a_score_of_the_whole_picture_cannot_be_narrowed(method: str) -> None:
-    more = {"guided": {"score": "class"}, "agpnet": {"score_window": 0.1}}.get(method, {})
+    window = {"score_window": 0.1}
+    more = {"guided": {"score": "class"}, "agpnet": window, "vitad": window}.get(method, {})
     with pytest.raises(ConfigError, match=r"one of the whole picture, .* name them at fit"):
         fitted(method, **more).within(ROI)
 

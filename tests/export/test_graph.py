@@ -42,6 +42,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "simplenet": ("simplenet", {}),
     "rd4ad": ("rd4ad", {}),
     "spade": ("spade", {"neighbours": 3}),
+    "dinomaly": ("dinomaly", {}),
+    "vitad": ("vitad", {}),
     "guided, sizes": ("guided", SIZES),
     "lda": ("lda", DEFECTS),
     "atacnet, a CNN": ("atacnet", {**DEFECTS, **CNN, "layers": (2,)}),
@@ -68,6 +70,8 @@ MORE: dict[str, tuple[str, dict[str, Any]]] = {
     "padding, spade": ("spade", {"resize": "pad"}),
     "simplenet, a CNN": ("simplenet", {"recipe": "paper", **CNN}),
     "agpnet, paper": ("agpnet", {"recipe": "paper", "score_window": 0.2}),
+    "dinomaly, paper": ("dinomaly", {"recipe": "paper", "depth": 2}),
+    "vitad, paper": ("vitad", {"recipe": "paper", "score_window": 0.2}),
     "guided": ("guided", {}),
     "guided, paper": ("guided", {"recipe": "paper-bmvc"}),
     "lda, a CNN": ("lda", {**DEFECTS, **CNN}),
@@ -81,6 +85,7 @@ MORE: dict[str, tuple[str, dict[str, Any]]] = {
     "padding and an area, lda": ("lda", {"resize": "fit", **DEFECTS, **AREA}),
     "padding, atacnet": ("atacnet", {"resize": "pad", **DEFECTS}),
     "padding, agpnet": ("agpnet", {"resize": "pad", "score_window": 0.2}),
+    "padding, vitad": ("vitad", {"resize": "pad", "score_window": 0.2}),
 }
 EVERY = [*CASES, *(pytest.param(case, marks=pytest.mark.slow) for case in MORE)]
 

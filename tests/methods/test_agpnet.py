@@ -31,7 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from blemish.backbones import build
 from blemish.errors import ConfigError
 from blemish.methods.agpnet import AGPNet, AGPNetConfig
-from blemish.methods.decoder import Dropout, SelfAttention
+from blemish.methods.decoder import Dropout, Kernel, SelfAttention
 from blemish.methods.guidance import normalise
 from blemish.methods.learner import TrainingBatch
 
@@ -117,12 +117,13 @@ def test_the_decoder_and_its_attention(
     np.testing.assert_allclose(f64(got), expected, rtol=1e-4)
 
 
+@pytest.mark.parametrize("kernel", ["relu", "elu"])
 @pytest.mark.parametrize(("pictures_a_step", "places"), [(2, 5), (1, 5), (1, 1)])
 def test_attention_in_training_is_that_of_scoring_with_autograds_gradient(
-    pictures_a_step: int, places: int
+    pictures_a_step: int, places: int, kernel: Kernel
 ) -> None:
     torch.manual_seed(3)
-    attention = SelfAttention(8, 2, softmax=False).double()
+    attention = SelfAttention(8, 2, kernel).double()
     x = torch.randn(pictures_a_step, places, 8, dtype=torch.float64, requires_grad=True)
     weights, learned = torch.randn_like(x), (x, *attention.parameters())
     given, _ = attention(x)
@@ -136,8 +137,9 @@ def test_attention_in_training_is_that_of_scoring_with_autograds_gradient(
         torch.testing.assert_close(got, true, rtol=1e-10, atol=1e-12)
 
 
-def test_attention_in_training_leaves_what_it_is_given_as_it_is() -> None:
-    attention = SelfAttention(8, 1, softmax=False)
+@pytest.mark.parametrize("kernel", ["relu", "elu"])
+def test_attention_in_training_leaves_what_it_is_given_as_it_is(kernel: Kernel) -> None:
+    attention = SelfAttention(8, 1, kernel)
     joined: list[Tensor] = []
     attention.qkv.register_forward_hook(lambda module, args, result: joined.append(result))
     copies: list[Tensor] = []
@@ -148,9 +150,10 @@ def test_attention_in_training_leaves_what_it_is_given_as_it_is() -> None:
     assert torch.equal(joined[0], copies[0])
 
 
-def test_attention_in_training_is_as_exact_in_bf16_as_autograd() -> None:
+@pytest.mark.parametrize("kernel", ["relu", "elu"])
+def test_attention_in_training_is_as_exact_in_bf16_as_autograd(kernel: Kernel) -> None:
     torch.manual_seed(4)
-    attention, x = SelfAttention(64, 2, softmax=False), torch.randn(2, 48, 64)
+    attention, x = SelfAttention(64, 2, kernel), torch.randn(2, 48, 64)
     weights = torch.randn_like(x)
 
     def gradient(*, halved: bool, by_autograd: bool) -> Tensor:

@@ -41,12 +41,12 @@ from blemish.backbones.cells import resampled
 from blemish.config import Fraction, FractionBelow1, Layers, NotNegative, Positive, Range
 from blemish.errors import ConfigError
 from blemish.losses.cosine import cosine_distance
-from blemish.methods.base import map_size, shown, smooth
+from blemish.losses.loose import hard_weights
 from blemish.methods.decoder import Decoder
 from blemish.methods.guidance import normalise, sharpness, shuffled
 from blemish.methods.learner import TrainingBatch, follow
-from blemish.methods.stored import Stored, numbers
-from blemish.methods.trained import TrainedConfig, TrainedMethod
+from blemish.methods.reconstruction import Reconstruction, grouped
+from blemish.methods.trained import TrainedConfig
 from blemish.types import Scores
 
 Noise = Literal["none", "random", "attention", "shuffled"]
@@ -160,7 +160,7 @@ class AGPNetConfig(TrainedConfig):
         )
 
 
-class AGPNet(TrainedMethod):
+class AGPNet(Reconstruction):
     """Encoder, decoder and, while training, the teacher."""
 
     name = "agpnet"
@@ -168,12 +168,11 @@ class AGPNet(TrainedMethod):
     source = "Attention-Guided Perturbation for Unsupervised Image Anomaly Detection (AGPNet)"
     Config = AGPNetConfig
     config: AGPNetConfig
-    steps: Tensor
+    decoder: Decoder
 
     def __init__(self, config: AGPNetConfig, backbone: Backbone) -> None:
         super().__init__(config, backbone)
-        self.register_buffer("steps", torch.empty(0, dtype=torch.int64))
-        probe = backbone.shapes(*backbone.round_size(*config.height_width), self.layers)
+        probe = self.trained_on()
         self.grid: tuple[int, int] = min(probe.grids)
         self._offsets = dict(zip(probe.grids, probe.offsets, strict=True))
         widths = [tokens.shape[2] for tokens in probe.tokens]
@@ -194,8 +193,7 @@ class AGPNet(TrainedMethod):
         normed = [F.layer_norm(layer, layer.shape[-1:]) for layer in tokens]
         if self.backbone.spec.kind == "cnn":
             return torch.cat(self._on_grid(normed, grids), 2)[:, None]
-        split = torch.tensor_split(torch.stack(normed, 1), self.groups, dim=1)
-        return torch.stack([group.sum(1) for group in split], 1)
+        return grouped(normed, self.groups)
 
     def encode(self, images: Tensor) -> dict[str, Tensor]:
         """`targets` B G N D in the backbone's precision; `prior` B N, the encoder's attention."""
@@ -289,8 +287,7 @@ class AGPNet(TrainedMethod):
 
     def end_training(self, steps: int) -> None:
         self.teacher = None
-        self.decoder.requires_grad_(False)
-        self.steps = self.steps.new_tensor([steps])
+        super().end_training(steps)
 
     def _guide(self, targets: Tensor, prior: Tensor | None) -> Tensor:
         """Eq. 2, the mask that guides the noise: B N in [0, 1]."""
@@ -354,12 +351,7 @@ class AGPNet(TrainedMethod):
         easy = self.config.spared * min(1.0, 10 * fraction)  # everything counts at first
         if easy == 0:
             return distance.mean()
-        known = distance.detach().flatten()
-        limit = known.kthvalue(math.floor(easy * known.numel()) + 1).values
-        return (distance * torch.where(distance.detach() < limit, 0.1, 1.0)).mean()
-
-    def learned_tensors(self) -> dict[str, Stored]:
-        return {"steps": numbers(1, low=1)}
+        return (distance * hard_weights(distance, easy)).mean()
 
     # Scoring
 
@@ -368,9 +360,7 @@ class AGPNet(TrainedMethod):
         self._require(self.steps)
         own = features.layers(slice(len(self.layers)))
         targets = self.targets(own.tokens, own.grids)
-        dtype = self.backbone.dtype
-        with torch.autocast(targets.device.type, dtype=dtype, enabled=dtype != torch.float32):
-            given: Tensor = self.decoder(targets.sum(1)).float()
+        given = self.reconstructed(targets.sum(1))
         if self.config.loss == "l2":
             distance: Tensor = (targets - given).square().sum(-1).sqrt()
         else:
@@ -385,13 +375,7 @@ class AGPNet(TrainedMethod):
         raw = self.anomaly_map(features)
         if self.config.score_window == 0:
             return self._finish(raw, images)
-        raw, (height, width) = self._extended(raw, images), map_size(images)
-        inside = self._inside(images, (height, width))
-        maps = shown(self._spread(raw, images, (height, width))[:, 0], inside)[:, None]
-        window = max(1, round(self.config.score_window * max(height, width)))
-        pooled = F.avg_pool2d(maps, (min(window, height), min(window, width)), stride=1)
-        maps = smooth(maps, self.config.smoothing)[:, 0]
-        return Scores(pooled.flatten(1).amax(1), shown(maps, inside))
+        return self._windowed(raw, images, self.config.score_window, smoothed=False)
 
 
 def _spread(features: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
-"""What AGPNet reconstructs features with: a light, plain transformer with nothing around it."""
+"""What features are reconstructed with: plain transformer layers, and AGPNet's light decoder."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,9 @@ from torch.nn import functional as F
 if TYPE_CHECKING:
     from blemish.methods.agpnet import AGPNetConfig
 
-_FLOOR = 0.01  # of φ: what is orthogonal to everything is looked at evenly
+_FLOOR = 0.01  # of φ = relu + 0.01: what is orthogonal to everything is looked at evenly
+# Of attention: a softmax, or linear in the number of patches with φ = relu + 0.01 or elu + 1.
+Kernel = Literal["softmax", "relu", "elu"]
 
 
 class Decoder(nn.Module):
@@ -26,7 +29,11 @@ class Decoder(nn.Module):
         self.inward = nn.Linear(dim, width)
         self.rows = nn.Parameter(0.02 * torch.randn(grid[0], width // 2))
         self.columns = nn.Parameter(0.02 * torch.randn(grid[1], width // 2))
-        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.depth))
+        kernel: Kernel = "softmax" if config.softmax else "relu"
+        self.layers = nn.ModuleList(
+            DecoderLayer(width, config.heads, kernel, attentions=config.attentions)
+            for _ in range(config.depth)
+        )
         self.norm = nn.LayerNorm(width)
         self.outward = nn.Linear(width, groups * dim)
 
@@ -80,14 +87,26 @@ class Decoder(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Self-attentions, then a feed-forward part, each behind a norm and beside a residual."""
+    """Self-attentions, then a feed-forward part, each behind a norm and beside a residual.
 
-    def __init__(self, config: AGPNetConfig) -> None:
+    Args: epsilon: of the norms. activation: of the feed-forward part, four times as wide.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        kernel: Kernel,
+        *,
+        attentions: int = 1,
+        activation: Callable[[Tensor], Tensor] = F.relu,
+        epsilon: float = 1e-5,
+    ) -> None:
         super().__init__()
-        width, count = config.width, config.attentions
-        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(count + 1))
+        self.activation = activation
+        self.norms = nn.ModuleList(nn.LayerNorm(width, epsilon) for _ in range(attentions + 1))
         self.attentions = nn.ModuleList(
-            SelfAttention(width, config.heads, softmax=config.softmax) for _ in range(count)
+            SelfAttention(width, heads, kernel) for _ in range(attentions)
         )
         self.hidden = nn.Linear(width, 4 * width)
         self.out = nn.Linear(4 * width, width)
@@ -98,16 +117,16 @@ class DecoderLayer(nn.Module):
             given, looked = attention(norm(x), watch=watch)
             x = x + given
             received += looked
-        return x + self.out(F.relu(self.hidden(self.norms[-1](x)))), received
+        return x + self.out(self.activation(self.hidden(self.norms[-1](x)))), received
 
 
 class SelfAttention(nn.Module):
-    """Attention of B N W: softmax, or linear (Katharopoulos et al. 2020, with φ = relu + 0.01)."""
+    """Attention of B N W: softmax, or linear (Katharopoulos et al. 2020, whose φ is elu + 1)."""
 
-    def __init__(self, width: int, heads: int, *, softmax: bool) -> None:
+    def __init__(self, width: int, heads: int, kernel: Kernel) -> None:
         super().__init__()
         self.heads = heads
-        self.softmax = softmax
+        self.kernel = kernel
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
 
@@ -117,23 +136,28 @@ class SelfAttention(nn.Module):
         """
         received: list[Tensor] = []
         joined = self.qkv(x)
-        if self.training and not (self.softmax or watch):
-            mixed = _LinearAttention.apply(joined, self.heads)
+        if self.training and not (self.kernel == "softmax" or watch):
+            mixed = _LinearAttention.apply(joined, self.heads, self.kernel == "elu")
             return self.out(mixed), received
         split = joined.unflatten(-1, (3, self.heads, -1))
         q, k, v = split.permute(2, 0, 3, 1, 4)  # each B L N d
-        if self.softmax:
+        if self.kernel == "softmax":
             mixed = F.scaled_dot_product_attention(q, k, v)
             if watch:
                 logits = q.float() @ k.float().transpose(2, 3) * q.shape[-1] ** -0.5
                 received.append(logits.softmax(-1).mean(dim=(1, 2)))
         else:
-            q, k = F.relu(q) + _FLOOR, F.relu(k) + _FLOOR
+            q, k = (_elu_plus_1(x) if self.kernel == "elu" else F.relu(x) + _FLOOR for x in (q, k))
             total = q @ k.sum(2)[..., None]  # B L N 1
             mixed = (q @ (k.transpose(2, 3) @ v)) / total
             if watch:
                 received.append((k @ (q / total).mean(2)[..., None]).mean(1)[..., 0].float())
         return self.out(mixed.transpose(1, 2).flatten(2)), received
+
+
+def _elu_plus_1(x: Tensor) -> Tensor:
+    """x + 1 from 0 on, and eˣ below it, which does not round to 0 as elu(x) + 1 does."""
+    return F.relu(x) + x.clamp(max=0).exp()
 
 
 class _LinearAttention(torch.autograd.Function):
@@ -146,11 +170,15 @@ class _LinearAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, joined: Tensor, heads: int) -> Tensor:
+    def forward(ctx: Any, joined: Tensor, heads: int, elu: bool) -> Tensor:
         B, N, _ = joined.shape
         apart = joined.view(B, N, 3, heads, -1).permute(2, 0, 3, 1, 4)  # 3 B L N d
         split = apart.clone(memory_format=torch.contiguous_format).flatten(1, 2)  # 3 BL N d
-        split[:2].relu_().add_(_FLOOR)
+        if elu:
+            split[:2] = _elu_plus_1(split[:2])
+        else:
+            split[:2].relu_().add_(_FLOOR)
+        ctx.elu = elu
         q, k, v = split
         total = q @ k.sum(1)[..., None]  # BL N 1
         states = k.transpose(1, 2) @ v  # BL d d
@@ -161,7 +189,7 @@ class _LinearAttention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         split, states, total, mixed = ctx.saved_tensors
         (q, k, v), (B, N, _) = split, gradient.shape
         apart = gradient.reshape(B, N, -1, q.shape[-1]).transpose(1, 2)  # B L N d
@@ -174,10 +202,13 @@ class _LinearAttention(torch.autograd.Function):
         torch.bmm(v, of_states.transpose(1, 2), out=given[1])
         given[1].add_(of_total.transpose(1, 2) @ q)
         torch.bmm(k, of_states, out=given[2])
-        floor = float(split.new_tensor(_FLOOR))  # in this precision: what φ makes of nothing
-        given[:2] = torch.ops.aten.threshold_backward(given[:2], split[:2], floor)
+        if ctx.elu:  # the slope of φ is 1 from 0 on, where φ is at least 1, and below it φ itself
+            given[:2].mul_(split[:2].clamp(max=1))
+        else:
+            floor = float(split.new_tensor(_FLOOR))  # in this precision: what φ makes of nothing
+            given[:2] = torch.ops.aten.threshold_backward(given[:2], split[:2], floor)
         together: Tensor = given.view(3, *apart.shape).permute(1, 3, 0, 2, 4).flatten(2)
-        return together, None
+        return together, None, None
 
 
 class Dropout(nn.Module):

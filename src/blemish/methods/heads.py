@@ -21,11 +21,13 @@ def projection(dim: int, hidden: int = 2048, bottleneck: int = 256) -> nn.Sequen
     )
 
 
-def initialise(head: nn.Module) -> None:
-    """Draw the weights of linear layers as DINO does: truncated normal, 0.02; biases 0."""
+def initialise(head: nn.Module, *, deviation: float = 0.02, limit: float = 2.0) -> None:
+    """Draw the weights of linear layers as DINO does, from a normal distribution that is cut off at
+    ±`limit`; biases 0.
+    """
     for module in head.modules():
         if isinstance(module, nn.Linear):
-            nn.init.trunc_normal_(module.weight, std=0.02)
+            nn.init.trunc_normal_(module.weight, std=deviation, a=-limit, b=limit)
             nn.init.zeros_(module.bias)
 
 

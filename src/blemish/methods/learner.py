@@ -230,9 +230,9 @@ def layerwise_adamw(learner: Learner, decay: float) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups)
 
 
-def warm_up_then_cosine(fraction: float, *, start: float, warmup: float) -> float:
+def warm_up_then_cosine(fraction: float, *, start: float, warmup: float, end: float = 0.0) -> float:
     """A factor of learning rates at `fraction` in [0, 1]: a line from `start` to 1 until `warmup`,
-    then a cosine to 0.
+    then a cosine to `end`.
 
     Example:
         >>> shares = (0, 0.1, 0.2, 0.6, 1)
@@ -241,7 +241,7 @@ def warm_up_then_cosine(fraction: float, *, start: float, warmup: float) -> floa
     """
     if fraction < warmup:
         return start + (1 - start) * fraction / warmup
-    return 0.5 * (1 + math.cos(math.pi * (fraction - warmup) / (1 - warmup)))
+    return end + (1 - end) * 0.5 * (1 + math.cos(math.pi * (fraction - warmup) / (1 - warmup)))
 
 
 def finite(loss: Tensor, step: int) -> Tensor:

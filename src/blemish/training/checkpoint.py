@@ -104,6 +104,8 @@ def _check_state(state: Mapping[int, Mapping[str, Any]], optimizer: torch.optim.
     """
     parameters = [each for group in optimizer.param_groups for each in group["params"]]
     needed = {"step", "exp_avg", "exp_avg_sq"} if isinstance(optimizer, torch.optim.Adam) else set()
+    if optimizer.defaults.get("amsgrad"):
+        needed.add("max_exp_avg_sq")
     for number, values in state.items():  # of one that was never changed there is none
         if not 0 <= number < len(parameters) or not needed <= values.keys():
             raise ValueError(f"{_OPTIMIZER}{number} is not the state of a parameter that learns")
