@@ -34,7 +34,7 @@ from blemish.errors import (
     OutputError,
     WeightsError,
 )
-from blemish.methods import apmask
+from blemish.methods import selfsupervised
 from blemish.report import figures, health
 from blemish.types import Progress
 
@@ -107,8 +107,8 @@ def interrupt_after(step: int) -> Progress:
 
 
 def collapse_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(apmask, "SETTLED", step)
-    monkeypatch.setattr(apmask, "LEAST_USAGE", 100.0)
+    monkeypatch.setattr(selfsupervised, "SETTLED", step)
+    monkeypatch.setattr(selfsupervised, "LEAST_USAGE", 100.0)
 
 
 def not_blank(path: Path) -> bool:
