@@ -1,4 +1,4 @@
-"""The oracles of MSN, SwAV and iBOT: float64, from the equations, one picture and view at a time."""
+"""The oracles of MSN, SwAV and iBOT: float64, from the equations, a picture and view at a time."""
 
 from __future__ import annotations
 
@@ -10,14 +10,12 @@ import torch
 from naive_apmask import (
     Weights,
     encoded,
-    gelu,
-    linear,
     log_shares,
+    projected,
     readings,
     sinkhorn,
     softmax,
     tokens_of,
-    unit,
 )
 from torch import Tensor
 
@@ -27,11 +25,6 @@ from blemish.methods.swav import SwAVConfig
 
 Found = tuple[Tensor, dict[str, float]]
 Views = tuple[Tensor, Tensor, Tensor]
-
-
-def projected(weights: Weights, token: Tensor) -> Tensor:
-    hidden = gelu(linear(gelu(linear(token, weights, "head.layers.0")), weights, "head.layers.2"))
-    return unit(linear(hidden, weights, "head.layers.4"))
 
 
 def cross_entropy(target: Sequence[float], predicted: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ from blemish.detector.manifest import (
     broken,
 )
 from blemish.detector.request import check_whole, check_window, of_recipe
-from blemish.errors import DataError
+from blemish.errors import ConfigError, DataError
 from blemish.files import cannot_write
 from blemish.methods.objectives import objective_class, objective_of
 from blemish.methods.selfsupervised import SelfSupervised, SelfSupervisedConfig
@@ -150,6 +150,10 @@ def pretrain(
     """
     started = time.perf_counter()
     check_whole(config, recipe, settings)
+    if config is not None and objective not in ("apmask", objective_of(config).name):
+        raise ConfigError(
+            f"objective {objective} and a config of {objective_of(config).name}: give one of them"
+        )
     chosen = config or configure(objective=objective, recipe=recipe, values=settings)
     chosen = chosen if seed is None else dataclasses.replace(chosen, seed=seed)
     check_window(window)

@@ -195,10 +195,10 @@ class GuidedConfig(TrainedConfig, FineTuning):
         """The recipe's views are for pictures of 224²; these are in proportion to `image_size`."""
         if self.pretraining == "none":
             return None
-        kind = objective_class(self.pretraining).Config
-        recipe = kind.recipes()[self.pretraining_recipe]()
+        name = "apmask" if self.pretraining == "published" else self.pretraining
+        recipe = objective_class(name).Config.recipes()[self.pretraining_recipe]()
         masks: dict[str, Any] = {}
-        if self.pretraining in ("apmask", "dino"):
+        if name in ("apmask", "dino"):
             masks = {"masking": self.masking, "mask_ratio": self.mask_ratio}
         height, width = self.height_width
         enlarged = math.sqrt(height * width) / recipe.image_size

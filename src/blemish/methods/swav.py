@@ -8,9 +8,9 @@ ones (multi-crop):
 
     L = 1/2 Σ_i 1/(V−1) Σ_{v≠i} 1/B Σ H(q_i, p_v)
 
-A small batch cannot be divided evenly among many prototypes, so features of earlier batches are
-balanced along with it: a queue for each global view, from a share of the run on, read once it is
-full. The prototypes learn nothing at first (one of 200 epochs).
+A small batch cannot be divided evenly among many prototypes, so in `paper` features of earlier
+batches are balanced along with it: a queue for each global view, from a share of the run on, read
+once it is full. The prototypes learn nothing at first (one of 200 epochs).
 
 There is no teacher: assignments come from the student's own features, without gradient. What is
 kept in the end, the `teacher` of the base class, follows at once, so it is the student.
@@ -54,7 +54,7 @@ class SwAVConfig(SelfSupervisedConfig):
     momentum: Fraction = 0.0
     epsilon: Positive = 0.05
     iterations: Annotated[int, Range(1, 1000)] = 3
-    queue: Annotated[int, Range(0, 2**20)] = 240  # 15 batches, as published
+    queue: Annotated[int, Range(0, 2**20)] = 0  # where prototypes are as few as pictures
     queue_from: Fraction = 15 / 200
     frozen_prototypes: Fraction = 1 / 200
 
